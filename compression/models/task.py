@@ -23,6 +23,7 @@ labels stay hidden unless a scenario asks for them; every choice (early stopping
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, NamedTuple
 
@@ -42,11 +43,6 @@ class Examples(NamedTuple):
 
     inputs: Tensor
     targets: Tensor
-
-    @property
-    def count(self) -> int:
-        """How many examples: N."""
-        return len(self.targets)
 
     def take(self, indices: NDArray[np.int64] | Tensor) -> Examples:
         """The examples at `indices`, int64 of shape (M,), in that order, as a copy."""
@@ -90,7 +86,8 @@ class Task(ABC):
         return outputs.argmax(dim=1) == targets
 
 
-class Evaluation(NamedTuple):
+@dataclass(frozen=True)
+class Evaluation:
     """What `evaluate` saw: mean loss, accuracy as a fraction, and the number of examples."""
 
     loss: float
@@ -108,14 +105,15 @@ def evaluate(
     Raises:
         ValueError: There are no examples.
     """
-    if examples.count == 0:
+    count = len(examples.targets)
+    if count == 0:
         raise ValueError("evaluate: got 0 examples, expected at least 1; is this split of the task empty?")
     modes = {module: module.training for module in model.modules()}
     model.to(device).eval()
     loss, right = 0.0, 0
     try:
         with torch.no_grad():
-            for start in range(0, examples.count, batch_size):
+            for start in range(0, count, batch_size):
                 inputs = examples.inputs[start : start + batch_size].to(device)
                 targets = examples.targets[start : start + batch_size].to(device)
                 outputs = model(inputs)
@@ -124,7 +122,7 @@ def evaluate(
     finally:
         for module, training in modes.items():
             module.training = training
-    return Evaluation(loss / examples.count, right / examples.count, examples.count)
+    return Evaluation(loss / count, right / count, count)
 
 
 def check_splits(splits: Splits) -> None:
@@ -142,7 +140,7 @@ def check_splits(splits: Splits) -> None:
                 f"split {name!r}: {len(part.inputs)} inputs but {len(part.targets)} targets, expected one target for"
                 " each input; were only the inputs shuffled or cut?"
             )
-        if part.count == 0:
+        if len(part.targets) == 0:
             raise ValueError(
                 f"split {name!r}: got 0 examples, expected at least 1; is the hold-out larger than the data?"
             )
@@ -184,4 +182,5 @@ def disjoint(*index_sets: NDArray[np.integer[Any]]) -> None:
 
 
 def _form(part: Examples) -> str:
-    return f"{part.inputs.dtype} {tuple(part.inputs.shape[1:])} with targets {part.targets.dtype} {tuple(part.targets.shape[1:])}"
+    inputs, targets = part.inputs, part.targets
+    return f"{inputs.dtype} {tuple(inputs.shape[1:])} with targets {targets.dtype} {tuple(targets.shape[1:])}"
