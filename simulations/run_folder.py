@@ -1,0 +1,267 @@
+"""The folder that a run leaves behind, and the figures in it.
+
+    scenario.yaml        what was run, complete: running it again gives the same model
+    results.json         the figures (`Results`), written again after every round
+    ledger.csv           every byte: round, node, direction, kind, bytes (`fedpress.compression.ledger`)
+    model.safetensors    the global model at the end
+    bundles/             the students as published
+    downloads/           the students as clients received them
+    run.log              what was logged
+    report.html          the page that `fedpress report` makes
+
+A folder stays readable however the run ends: results.json is replaced as a whole, never written in place,
+and its `status` says whether the run finished.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from fedpress.compression.errors import FedpressError
+
+RUNS = Path("runs")  # where a run goes that is not told where to go; git ignores it
+
+
+class RunFolderError(FedpressError, ValueError):
+    """A run folder cannot be made, or is missing, torn or not what was expected."""
+
+
+class Record(BaseModel):
+    """A part of results.json. Keys that a later version adds are ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class RoundResult(Record):
+    """One round. Accuracy (a fraction) and loss are those of the held model on test data; None: not evaluated."""
+
+    round: int
+    accuracy: float | None
+    loss: float | None
+    up_bytes: int
+    down_bytes: int
+    replies: int  # accepted
+    refused: int
+    reasons: dict[str, int] = {}  # refused, by reason
+    virtual_seconds: float = 0.0  # on the scenario's own clock, from the run's start
+
+
+class StudentResult(Record):
+    """One student of one published version. Accuracies are fractions on test data."""
+
+    tier: str
+    version: int
+    parameters: int
+    bundle_bytes: int
+    accuracy: float  # of the bundle as downloaded and rebuilt by a client
+    teacher_accuracy: float  # of the global model that it was made from
+    student_accuracy: float  # before quantisation
+    quantized_accuracy: float  # after it, before it was written to a bundle
+    sha256: str  # of the bundle file
+
+
+class LayerDensity(Record):
+    """How much of one tensor was sent."""
+
+    name: str
+    size: int  # entries of the tensor
+    sent: float  # mean entries sent per update
+
+    @property
+    def density(self) -> float:
+        """The part of the tensor's entries that a mean update holds; 0 for an empty tensor."""
+        return self.sent / self.size if self.size else 0.0
+
+
+class Totals(Record):
+    """Bytes of the whole run; `dense_*`: one really serialised dense message times the messages of this run."""
+
+    up_bytes: int
+    down_bytes: int
+    dense_up_bytes: int
+    dense_down_bytes: int
+    bundle_bytes: int = 0
+
+    @property
+    def up_ratio(self) -> float | None:
+        """How many times fewer bytes went up than dense messages would have; None: nothing was sent."""
+        return self.dense_up_bytes / self.up_bytes if self.up_bytes else None
+
+    @property
+    def down_ratio(self) -> float | None:
+        """How many times fewer bytes went down than dense messages would have; None: nothing was sent."""
+        return self.dense_down_bytes / self.down_bytes if self.down_bytes else None
+
+
+class ModelInfo(Record):
+    """The global model at the end of the run."""
+
+    parameters: int
+    sha256: str
+
+
+class Results(Record):
+    """All figures of a run, as in results.json.
+
+    `accuracy` is the mean over the last 10 evaluated rounds: one round alone swings by several points.
+    """
+
+    scenario: dict[str, Any]
+    seed: int
+    status: Literal["running", "finished", "interrupted"]
+    rounds: list[RoundResult]
+    totals: Totals
+    model: ModelInfo
+    students: list[StudentResult] = []
+    layers: list[LayerDensity] = []
+    accuracy: float | None
+    seconds: float
+
+    @property
+    def name(self) -> str:
+        """The scenario's name."""
+        return str(self.scenario.get("name", "run"))
+
+
+class RunFolder:
+    """The paths of a run, and the writing and reading of its figures."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.scenario = path / "scenario.yaml"
+        self.results = path / "results.json"
+        self.ledger = path / "ledger.csv"
+        self.model = path / "model.safetensors"
+        self.bundles = path / "bundles"
+        self.downloads = path / "downloads"
+        self.log = path / "run.log"
+        self.report = path / "report.html"
+
+    @classmethod
+    def create(cls, path: Path | str | None = None, *, name: str = "run") -> RunFolder:
+        """Makes an empty run folder.
+
+        Args:
+            path: where; None: a new folder under `runs/`, called by `name` and the time.
+            name: the scenario's name.
+
+        Raises:
+            RunFolderError: `path` is a file, or a folder that is not empty, or cannot be made.
+        """
+        if path is None:
+            return cls(_new_folder(RUNS, f"{name}-{datetime.now():%Y%m%d-%H%M%S}"))
+        folder = Path(path)
+        if folder.exists() and not folder.is_dir():
+            raise RunFolderError(f"{folder} is a file; a run needs a folder of its own")
+        if folder.is_dir() and any(folder.iterdir()):
+            raise RunFolderError(
+                f"{folder} is not empty, and a run never mixes with what is there; "
+                "give another folder, or remove this one if it is an old run that you no longer need"
+            )
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunFolderError(f"cannot make the run folder {folder}: {error.strerror or error}") from error
+        return cls(folder)
+
+    @classmethod
+    def open(cls, path: Path | str) -> RunFolder:
+        """The run folder at `path`, which must exist and hold a results.json.
+
+        Raises:
+            RunFolderError: there is no such folder, or it is not a run's.
+        """
+        folder = Path(path)
+        if not folder.exists():
+            raise RunFolderError(f"there is no run folder {folder}{_recent_runs()}")
+        if not folder.is_dir():
+            raise RunFolderError(f"{folder} is a file; expected the folder of a run (the one that holds results.json)")
+        run = cls(folder)
+        if not run.results.is_file():
+            raise RunFolderError(
+                f"{folder} holds no results.json: it is not a run folder, or its run ended before the first figures"
+            )
+        return run
+
+    def write_scenario(self, text: str) -> None:
+        """Writes scenario.yaml."""
+        write_atomically(self.scenario, text.encode())
+
+    def save_results(self, results: Results) -> None:
+        """Replaces results.json; a reader sees the old figures or the new ones, never a half."""
+        write_atomically(self.results, (results.model_dump_json(indent=1) + "\n").encode())
+
+    def load_results(self) -> Results:
+        """Reads results.json.
+
+        Raises:
+            RunFolderError: it is missing, torn, or lacks keys.
+        """
+        try:
+            data = self.results.read_bytes()
+        except OSError as error:
+            raise RunFolderError(f"cannot read {self.results}: {error.strerror or error}") from error
+        try:
+            return Results.model_validate_json(data)
+        except ValidationError as error:
+            raise RunFolderError(_explain(self.results, error)) from error
+
+
+def load(path: Path | str) -> Results:
+    """The figures of the run at `path`.
+
+    Raises:
+        RunFolderError: there is no such folder, it is not a run's, or its results.json is torn or lacks keys.
+    """
+    return RunFolder.open(path).load_results()
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Writes a file that is there as a whole or not at all, also after a crash: temporary file, fsync, rename."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _new_folder(parent: Path, name: str) -> Path:
+    """A folder that was not there before; two runs begun in the same second get different ones."""
+    number = 1
+    while True:
+        folder = parent / (name if number == 1 else f"{name}-{number}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            number += 1
+        except OSError as error:
+            raise RunFolderError(f"cannot make the run folder {folder}: {error.strerror or error}") from error
+        else:
+            return folder
+
+
+def _recent_runs(most: int = 3) -> str:
+    """The newest runs, to name in an error; an empty text when there are none."""
+    found = sorted(RUNS.glob("*/results.json"), key=lambda file: file.stat().st_mtime, reverse=True)
+    return "; the newest are " + ", ".join(str(file.parent) for file in found[:most]) if found else ""
+
+
+def _explain(path: Path, error: ValidationError) -> str:
+    problems: Sequence[Mapping[str, Any]] = error.errors(include_url=False)
+    if problems[0]["type"] == "json_invalid":
+        return f"{path} is torn or not JSON: {problems[0]['ctx']['error']}; was it edited or copied in part?"
+    found = "; ".join(
+        f"{'.'.join(map(str, problem['loc'])) or 'the file'}: {problem['msg']}" for problem in problems[:5]
+    )
+    more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+    return f"{path} is not a results.json of this version: {found}{more}"
