@@ -21,9 +21,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
 from fedpress.compression.errors import FedpressError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 RUNS = Path("runs")  # where a run goes that is not told where to go; git ignores it
 
