@@ -1,0 +1,52 @@
+# Development and demonstration. Every target sets up what it needs in .venv; CI calls the same targets (.ci/run).
+# Another Python: make PYTHON=python3.12 ...   More for pytest or simulate: make test ARGS="-m 'not slow'"
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+ARGS ?=
+
+export FLWR_TELEMETRY_ENABLED := 0
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help simulate test lint format docs-check clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+simulate: $(VENV)/simulation.stamp ## Train on real data with sparse updates, deliver students, write a report
+	$(BIN)/fedpress simulate $(ARGS)
+
+test: $(VENV)/dev.stamp ## Run all tests and print the coverage
+	$(BIN)/python -m pytest -q --cov --cov-report=term:skip-covered $(ARGS)
+
+lint: $(VENV)/dev.stamp ## Check style, types and the direction of imports
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	PYTHONPATH=.pkg $(BIN)/lint-imports
+
+format: $(VENV)/dev.stamp ## Format the code and sort the imports
+	$(BIN)/ruff check --fix-only --quiet
+	$(BIN)/ruff format
+
+docs-check: $(VENV)/dev.stamp ## Check the links of the Markdown files and run their examples
+	$(BIN)/python -m pytest -q tests/test_docs.py
+
+clean: ## Remove caches and build products (not .venv, not runs/)
+	rm -rf build dist *.egg-info .coverage .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+
+# The stamps are made by the installations that they stand for; `dev` contains `simulation`.
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"fedpress needs Python 3.11 or newer and $(PYTHON) is {sys.version.split()[0]}; name another: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/simulation.stamp: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) -e '.[simulation]'
+	@touch $@
+
+$(VENV)/dev.stamp: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) -e '.[dev]'
+	@touch $(VENV)/simulation.stamp $@
