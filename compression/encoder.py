@@ -1,0 +1,85 @@
+"""Encoders: an update -> the bytes of one payload.
+
+An encoder is a few pure functions and a state that is handed back, as in optax. Wrappers (`feedback`) take an
+encoder and return one.
+"""
+
+from collections.abc import Callable
+from typing import Generic, NamedTuple, TypeVar
+
+from fedpress.compression import selection, vector, wire
+from fedpress.compression.shared import Shared
+from fedpress.compression.update import Dense, Sparse
+from fedpress.compression.values import FLOAT32, ValueFormat
+from fedpress.compression.vector import Layout, Vector
+from fedpress.compression.wire import decode
+
+__all__ = ["Encoder", "Shared", "decode", "dense", "sparse"]
+
+S = TypeVar("S")
+
+
+def _no_offset(state: S) -> Vector | None:
+    return None
+
+
+def _unchanged(state: S, accepted: bool) -> S:
+    return state
+
+
+class Encoder(NamedTuple, Generic[S]):
+    """How an update becomes a payload.
+
+    A state is a NamedTuple whose leaves are numpy arrays, None or such NamedTuples, so that any store can save it.
+
+    Donation: `state` and `update` belong to `encode` once they are handed over. It may write into the arrays of the
+    state, and into `update` where that is writeable, or keep it as part of the new state; the caller must not touch
+    either again. A wrapper that still needs the update hands its inner encoder a read-only view. If `encode` raises,
+    the state is as it was.
+
+    Attributes:
+        init: layout -> the first state.
+        encode: update (n,), state, shared, seed -> payload, new state. Raises NonFiniteError, LayoutError.
+        start: state -> what is added to the held model before training, (n,), or None for nothing.
+        settle: state, whether the server accepted the last payload -> state. Settling twice changes nothing.
+    """
+
+    init: Callable[[Layout], S]
+    encode: Callable[[Vector, S, Shared, int], tuple[bytes, S]]
+    start: Callable[[S], Vector | None] = _no_offset
+    settle: Callable[[S, bool], S] = _unchanged
+
+
+def _no_state(layout: Layout) -> None:
+    return None
+
+
+def sparse(select: selection.Selector, values: ValueFormat) -> Encoder[None]:
+    """Send the entries that `select` chooses, written as `values`.
+
+    >>> import numpy as np
+    >>> from fedpress.compression.values import TERNARY
+    >>> layout = Layout((vector.TensorSpec("weight", (4,), "float32"),))
+    >>> encoder = sparse(selection.top_k(0.5), TERNARY)
+    >>> payload, _ = encoder.encode(np.array([1, -8, 0, 6], np.float32), None, Shared(layout), 0)
+    >>> len(payload), decode(payload, Shared(layout)).dense().tolist()
+    (28, [0.0, -7.0, 0.0, 7.0])
+    """
+
+    def encode(update: Vector, state: None, shared: Shared, seed: int) -> tuple[bytes, None]:
+        vector.check(update, shared.layout)
+        positions = select(update, shared, seed)
+        return wire.pack(Sparse(positions, update[positions], len(update)), shared.layout, values), None
+
+    return Encoder(_no_state, encode)
+
+
+def dense(values: ValueFormat = FLOAT32) -> Encoder[None]:
+    """Send every entry, written as `values`."""
+
+    def encode(update: Vector, state: None, shared: Shared, seed: int) -> tuple[bytes, None]:
+        vector.check(update, shared.layout)
+        vector.check_finite(update)
+        return wire.pack(Dense(update), shared.layout, values), None
+
+    return Encoder(_no_state, encode)

@@ -1,0 +1,192 @@
+"""Positions: k strictly increasing integers below n <-> bytes.
+
+Three forms; the exact cost of each is known before anything is packed, and the smallest is taken:
+
+* Rice: the gaps between positions, in the Golomb-Rice code with the parameter that fits the data best (Golomb 1966,
+  "Run-length encodings"; Rice 1979). The low bits of all gaps come first, then the high parts in unary, so that both
+  are read and written by vector operations.
+* bitmap: one bit for each of the n places.
+* raw: each position in the least number of whole bytes that holds n - 1. Wins at the very smallest k only.
+
+The index tag of the header is the form; a Rice tag carries the parameter as well: `RICE + b`.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedpress.compression import errors
+
+Positions = NDArray[np.int64]
+
+ALL = 0  # no positions at all: every place is there, k = n
+RAW = 1
+BITMAP = 2
+RICE = 32  # 32 to 63: RICE + b, where b is the number of low bits
+MAX_RICE = 31
+
+
+def pack(positions: Positions, n: int) -> tuple[int, bytes]:
+    """Return the index tag and the bytes of `positions`, in the smallest form.
+
+    Args:
+        positions: int64, shape (k,), strictly increasing, in [0, n).
+        n: Size of the vector.
+
+    >>> pack(np.array([3, 10, 12]), 100)
+    (33, b'\\x15\\x03')
+    >>> pack(np.array([0, 1, 2, 3]), 4)
+    (0, b'')
+    """
+    k = len(positions)
+    if k == n:
+        return ALL, b""
+    gaps = np.diff(positions, prepend=-1) - 1
+    b, bits = _best_rice(gaps)
+    costs = ((-(-bits // 8), RICE + b), (-(-n // 8), BITMAP), (k * _width(n), RAW))
+    _, tag = min(costs, key=lambda cost: cost[0])
+    if tag == BITMAP:
+        return tag, _pack_bitmap(positions, n)
+    if tag == RAW:
+        return tag, _pack_raw(positions, n)
+    return tag, _pack_rice(gaps, b, bits)
+
+
+def known(tag: int) -> bool:
+    """Return whether this build reads the index tag.
+
+    >>> known(RICE + 5), known(77)
+    (True, False)
+    """
+    return tag in (ALL, RAW, BITMAP) or RICE <= tag <= RICE + MAX_RICE
+
+
+def name(tag: int) -> str:
+    """Return the name of a known tag, for tables.
+
+    >>> name(RICE + 5)
+    'rice 5'
+    """
+    return {ALL: "all", RAW: "raw", BITMAP: "bitmap"}.get(tag, f"rice {tag - RICE}")
+
+
+def length(tag: int, n: int, k: int) -> tuple[int, int]:
+    """Return the least and the greatest number of bytes that k positions below n take in this form.
+
+    >>> length(BITMAP, 100, 5), length(RICE + 3, 100, 5)
+    ((13, 13), (3, 4))
+    """
+    if tag == ALL:
+        return 0, 0
+    if tag == RAW:
+        return k * _width(n), k * _width(n)
+    if tag == BITMAP:
+        return -(-n // 8), -(-n // 8)
+    b = tag - RICE
+    # k low parts, k ones that end the high parts; the high parts sum to at most (n - k) / 2^b.
+    least = k * (b + 1)
+    return -(-least // 8), -(-(least + ((n - k) >> b if k else 0)) // 8)
+
+
+def unpack(tag: int, data: bytes | memoryview, n: int, k: int) -> Positions:
+    """Return the positions that `pack` wrote: int64, shape (k,), strictly increasing and below n.
+
+    Args:
+        tag: A known index tag.
+        data: The bytes; their number must lie within `length(tag, n, k)`.
+        n: Size of the vector.
+        k: Number of positions, at most n.
+
+    Raises:
+        InvalidPositions: They repeat, fall, leave [0, n), or are not k.
+        LengthMismatch: Bytes are left over.
+    """
+    if tag == ALL:
+        return np.arange(n, dtype=np.int64)
+    if tag == RAW:
+        return _unpack_raw(data, n, k)
+    if tag == BITMAP:
+        return _unpack_bitmap(data, n, k)
+    return _unpack_rice(data, tag - RICE, n, k)
+
+
+# Rice
+
+
+def _best_rice(gaps: Positions) -> tuple[int, int]:
+    """Return the number of low bits that costs least, and that cost in bits.
+
+    cost(b) = k (b + 1) + sum(gap >> b). It is convex in b: cost(b + 1) - cost(b) = k - sum(ceil((gap >> b) / 2)), and
+    that sum falls with b. Once 2^b is above the mean gap it is less than k, so the best b lies below: walk down.
+    """
+    k = len(gaps)
+    if not k:
+        return 0, 0
+
+    def cost(b: int) -> int:
+        return k * (b + 1) + int((gaps >> b).sum())
+
+    b = min(MAX_RICE, (int(gaps.sum()) // k).bit_length())
+    best = cost(b)
+    while b > 0 and (lower := cost(b - 1)) <= best:
+        b, best = b - 1, lower
+    return b, best
+
+
+def _pack_rice(gaps: Positions, b: int, bits: int) -> bytes:
+    k = len(gaps)
+    unpacked = np.zeros(bits, np.uint8)
+    if b:
+        unpacked[: k * b].reshape(k, b)[...] = (gaps[:, None] >> np.arange(b)) & 1
+    ends = np.cumsum((gaps >> b) + 1) - 1
+    unpacked[k * b + ends] = 1
+    return np.packbits(unpacked, bitorder="little").tobytes()
+
+
+def _unpack_rice(data: bytes | memoryview, b: int, n: int, k: int) -> Positions:
+    unpacked = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")
+    ends = np.flatnonzero(unpacked[k * b :])
+    if len(ends) != k:
+        raise errors.InvalidPositions(f"the Rice code ends {len(ends)} gaps, the header says {k}")
+    if k and len(data) != -(-(k * b + int(ends[-1]) + 1) // 8):
+        raise errors.LengthMismatch("bytes are left over after the last gap of the Rice code")
+    high = np.diff(ends, prepend=-1) - 1
+    low = unpacked[: k * b].reshape(k, b) @ (1 << np.arange(b, dtype=np.int64)) if b else 0
+    positions: Positions = np.cumsum((high << b) + low + 1) - 1
+    if k and positions[-1] >= n:
+        raise errors.InvalidPositions(f"the last position is {positions[-1]}, the vector has {n} entries")
+    return positions
+
+
+# bitmap, raw
+
+
+def _pack_bitmap(positions: Positions, n: int) -> bytes:
+    there = np.zeros(n, np.uint8)
+    there[positions] = 1
+    return np.packbits(there, bitorder="little").tobytes()
+
+
+def _unpack_bitmap(data: bytes | memoryview, n: int, k: int) -> Positions:
+    there = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")
+    positions = np.flatnonzero(there)
+    if len(positions) != k or (k and positions[-1] >= n):
+        raise errors.InvalidPositions(f"the bitmap marks {len(positions)} places, the header says {k} of {n}")
+    return positions
+
+
+def _width(n: int) -> int:
+    return -(-(n - 1).bit_length() // 8) if n > 1 else 0
+
+
+def _pack_raw(positions: Positions, n: int) -> bytes:
+    columns = positions.astype("<i8").view(np.uint8).reshape(-1, 8)
+    return columns[:, : _width(n)].tobytes()
+
+
+def _unpack_raw(data: bytes | memoryview, n: int, k: int) -> Positions:
+    columns = np.zeros((k, 8), np.uint8)
+    columns[:, : _width(n)] = np.frombuffer(data, np.uint8).reshape(k, _width(n))
+    positions: Positions = columns.view("<i8").reshape(k).astype(np.int64)
+    if k and (positions[-1] >= n or (np.diff(positions) <= 0).any()):
+        raise errors.InvalidPositions("raw positions must rise strictly and stay below the size of the vector")
+    return positions

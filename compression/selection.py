@@ -1,0 +1,141 @@
+"""Selectors: which entries of an update are sent.
+
+Law: positions are strictly increasing, and no selected entry is zero. A vector that holds NaN or infinity is refused.
+"""
+
+from typing import Literal, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedpress.compression import errors
+from fedpress.compression.shared import Shared
+from fedpress.compression.vector import Vector, check_finite
+
+Positions: TypeAlias = NDArray[np.int64]
+Magnitudes: TypeAlias = NDArray[np.uint32]
+
+_INFINITY = 0x7F800000  # as integers, the bit patterns of magnitudes are ordered: finite < infinity < NaN
+
+
+class Selector(Protocol):
+    """Chooses the entries to send."""
+
+    def __call__(self, vector: Vector, shared: Shared, seed: int) -> Positions:
+        """Return the positions of the entries to send: int64, strictly increasing, none of a zero.
+
+        Args:
+            vector: float32, shape (n,); read, never written.
+            shared: What both sides know.
+            seed: The only source of randomness.
+
+        Raises:
+            NonFiniteError: `vector` holds NaN or infinity.
+        """
+
+
+def top_k(
+    density: float | None = None, *, k: int | None = None, scope: Literal["global", "layer"] = "global"
+) -> Selector:
+    """Select the k entries of largest magnitude: exactly min(k, non-zeros) of them, ties by lowest position.
+
+    Args:
+        density: The part to send, 0 < density <= 1; k = max(1, round(density * n)).
+        k: The number to send, instead of a density.
+        scope: "global" ranks the whole vector; "layer" ranks within each tensor, density or k being per tensor.
+
+    Raises:
+        ValueError: Neither or both of density and k are given, or out of range.
+
+    >>> from fedpress.compression.vector import Layout, TensorSpec
+    >>> shared = Shared(Layout((TensorSpec("a", (3,), "float32"), TensorSpec("b", (2,), "float32"))))
+    >>> vector = np.array([5, -9, 7, 0, 1], np.float32)
+    >>> top_k(0.4)(vector, shared, 0).tolist(), top_k(k=1, scope="layer")(vector, shared, 0).tolist()
+    ([1, 2], [1, 4])
+    """
+    if (density is None) == (k is None):
+        raise ValueError(f"give either a density or k, not both or neither (density={density}, k={k})")
+    if density is not None:
+        _check_density(density)
+    if k is not None and k < 1:
+        raise ValueError(f"k is {k}, expected at least 1")
+    if scope not in ("global", "layer"):
+        raise ValueError(f"scope {scope!r} is not one of global, layer")
+
+    def count(n: int) -> int:
+        wanted = k if k is not None else max(1, round((density or 0) * n))
+        return min(n, wanted)
+
+    def select(vector: Vector, shared: Shared, seed: int) -> Positions:
+        if scope == "global":
+            return _largest(vector, count(len(vector)))
+        offsets = shared.layout.offsets
+        parts = [
+            _largest(vector[start:stop], count(int(stop - start))) + start
+            for start, stop in zip(offsets[:-1], offsets[1:], strict=True)
+        ]
+        return np.concatenate(parts) if parts else np.empty(0, np.int64)
+
+    return select
+
+
+def random_k(density: float) -> Selector:
+    """Select max(1, round(density * n)) places at random by the seed, and of these the entries that are not zero.
+
+    The places depend on the seed and n alone, not on the data.
+
+    Args:
+        density: The part to draw, 0 < density <= 1.
+
+    Raises:
+        ValueError: The density is out of range.
+    """
+    _check_density(density)
+
+    def select(vector: Vector, shared: Shared, seed: int) -> Positions:
+        check_finite(vector)
+        n = len(vector)
+        if not n:
+            return np.empty(0, np.int64)
+        drawn = np.random.default_rng(seed).choice(n, max(1, round(density * n)), replace=False, shuffle=False)
+        places = np.sort(drawn).astype(np.int64)
+        return places[vector[places] != 0]
+
+    return select
+
+
+def threshold(value: float) -> Selector:
+    """Select the entries whose magnitude is at least `value` and not zero.
+
+    Args:
+        value: Finite, not negative.
+
+    Raises:
+        ValueError: The value is negative or not finite.
+    """
+    if not 0 <= value < np.inf:
+        raise ValueError(f"threshold {value} is not a finite number >= 0")
+
+    def select(vector: Vector, shared: Shared, seed: int) -> Positions:
+        check_finite(vector)
+        positions: Positions = np.flatnonzero((np.abs(vector) >= np.float32(value)) & (vector != 0))
+        return positions
+
+    return select
+
+
+_NOT_FINITE = "the update holds NaN or infinity, so nothing can be selected; did training diverge?"
+
+
+def _check_density(density: float) -> None:
+    if not 0 < density <= 1:
+        raise ValueError(f"density {density} is out of range; expected 0 < density <= 1, such as 0.01 for 1 %")
+
+
+def _largest(vector: Vector, k: int) -> Positions:
+    bits = vector.view(np.uint32) & 0x7FFFFFFF
+    order = np.argsort(-bits.astype(np.int64), kind="stable")[:k]
+    kept: Positions = np.sort(order[bits[order] > 0])
+    if (bits[kept] >= _INFINITY).any():
+        raise errors.NonFiniteError(_NOT_FINITE)
+    return kept

@@ -1,0 +1,100 @@
+"""What a payload says, in a form that adds itself in place.
+
+Law of the accumulator: adding decoded payloads == adding their dense forms.
+"""
+
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedpress.compression.vector import Vector
+
+BLOCK = 1 << 16  # elements that stay in the second-level cache
+
+
+class Sparse(NamedTuple):
+    """Some entries of a vector; an entry that is not there means "no change".
+
+    >>> update = Sparse(np.array([1, 3]), np.array([5, -1], np.float32), 4)
+    >>> accumulator = np.zeros(4)
+    >>> update.add_to(accumulator, weight=2.0)
+    >>> accumulator.tolist()
+    [0.0, 10.0, 0.0, -2.0]
+    """
+
+    positions: NDArray[np.int64]  # (k,), strictly increasing
+    values: Vector  # (k,)
+    size: int  # n
+
+    @property
+    def count(self) -> int:  # type: ignore[override]  # k, as on the wire; nobody needs tuple.count here
+        """k, the number of entries."""
+        return len(self.values)
+
+    def add_to(self, accumulator: NDArray[Any], weight: float = 1.0) -> None:
+        """Add `weight` times this update to `accumulator` (float32 or float64, (n,)), in place, in O(k)."""
+        _check(accumulator, self.size)
+        # Cast first: np.add.at is ten times slower on mixed dtypes.
+        scaled = self.values.astype(accumulator.dtype)
+        if weight != 1.0:
+            scaled *= weight
+        np.add.at(accumulator, self.positions, scaled)
+
+    def sparse(self) -> "Sparse":
+        """Return this update."""
+        return self
+
+    def dense(self) -> Vector:
+        """Return the whole vector, zeros included."""
+        vector = np.zeros(self.size, np.float32)
+        vector[self.positions] = self.values
+        return vector
+
+
+class Dense(NamedTuple):
+    """All entries of a vector.
+
+    >>> Dense(np.array([0, 2], np.float32)).sparse().positions.tolist()
+    [0, 1]
+    """
+
+    values: Vector  # (n,)
+
+    @property
+    def size(self) -> int:
+        """n, the length of the vector."""
+        return len(self.values)
+
+    @property
+    def count(self) -> int:  # type: ignore[override]
+        """k, the number of entries; here n."""
+        return len(self.values)
+
+    def add_to(self, accumulator: NDArray[Any], weight: float = 1.0) -> None:
+        """Add `weight` times this update to `accumulator` (float32 or float64, (n,)), in place."""
+        _check(accumulator, self.size)
+        for start in range(0, self.size, BLOCK):
+            scaled = self.values[start : start + BLOCK].astype(accumulator.dtype)
+            if weight != 1.0:
+                scaled *= weight
+            accumulator[start : start + BLOCK] += scaled
+
+    def sparse(self) -> Sparse:
+        """Return the same entries with their positions, all n of them."""
+        return Sparse(np.arange(self.size, dtype=np.int64), self.values, self.size)
+
+    def dense(self) -> Vector:
+        """Return the values, not copied."""
+        return self.values
+
+
+Update: TypeAlias = Sparse | Dense
+
+
+def _check(accumulator: NDArray[Any], size: int) -> None:
+    if accumulator.shape != (size,) or accumulator.dtype not in (np.float32, np.float64):
+        raise ValueError(
+            f"expected an accumulator of float32 or float64 and shape ({size},), "
+            f"got {accumulator.dtype} of shape {accumulator.shape}"
+        )

@@ -1,0 +1,312 @@
+"""Named arrays <-> one flat float32 vector.
+
+A model travels as one vector: its parameters in the order of its `Layout`, each flattened row by row and cast to
+float32. Buffers (running means and variances, counters) are not parameters: they stay out of the vector, out of
+selection, residuals and server rates, and travel apart in their own dtypes (`pack_buffers`).
+"""
+
+import functools
+import hashlib
+import math
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedpress.compression import errors
+
+Vector: TypeAlias = NDArray[np.float32]
+"""A flat update or model, shape (n,), C-contiguous."""
+
+FLOATS = ("float16", "bfloat16", "float32", "float64")
+"""Dtypes of tensors that may enter the vector."""
+
+BUFFER_NAMES = ("running_mean", "running_var", "num_batches_tracked")
+"""The usual last names of buffers: what `Layout.of_arrays` goes by, having no model to ask."""
+
+
+class TensorSpec(NamedTuple):
+    """One tensor of a layout."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str  # numpy's and torch's common name: "float32", "bfloat16", "int64", ...
+
+    @property
+    def size(self) -> int:
+        """Number of elements; 1 for a 0-d tensor, 0 for an empty one."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which tensors a vector holds, in which order; and which buffers travel beside it.
+
+    Attributes:
+        parameters: The tensors of the vector, in its order.
+        buffers: The tensors that travel apart, in the order of `pack_buffers`.
+        tied: Pairs (alias, canonical name) of tensors that are one in memory; an alias takes no room in the vector.
+
+    >>> layout = Layout((TensorSpec("weight", (2, 3), "float32"), TensorSpec("bias", (2,), "float32")))
+    >>> layout.size, layout.offsets.tolist(), f"{layout.fingerprint:08x}"
+    (8, [0, 6, 8], '15ccf025')
+    """
+
+    parameters: tuple[TensorSpec, ...]
+    buffers: tuple[TensorSpec, ...] = ()
+    tied: tuple[tuple[str, str], ...] = ()
+
+    def __post_init__(self) -> None:
+        names = [spec.name for spec in (*self.parameters, *self.buffers)] + [alias for alias, _ in self.tied]
+        if len(set(names)) != len(names):
+            twice = sorted({name for name in names if names.count(name) > 1})
+            raise errors.LayoutError(f"these names stand more than once in the layout: {', '.join(twice)}")
+        for spec in self.parameters:
+            if spec.dtype not in FLOATS:
+                raise errors.LayoutError(
+                    f"parameter {spec.name!r} has dtype {spec.dtype}; a vector takes {', '.join(FLOATS)} only. "
+                    "Integers belong among the buffers."
+                )
+        own = {spec.name for spec in self.parameters}
+        for alias, canonical in self.tied:
+            if canonical not in own:
+                raise errors.LayoutError(f"{alias!r} is tied to {canonical!r}, which is no parameter of the layout")
+
+    @functools.cached_property
+    def offsets(self) -> NDArray[np.int64]:
+        """Start of each tensor in the vector, and the end of the last: int64, shape (tensors + 1,)."""
+        return np.cumsum([0, *(spec.size for spec in self.parameters)], dtype=np.int64)
+
+    @functools.cached_property
+    def size(self) -> int:
+        """n, the length of the vector."""
+        return int(self.offsets[-1])
+
+    @functools.cached_property
+    def fingerprint(self) -> int:
+        """32 bits of the names, shapes and dtypes of the parameters, the same in every process (docs/wire.md)."""
+        digest = hashlib.sha256()
+        for spec in self.parameters:
+            for text in (spec.name, spec.dtype):
+                encoded = text.encode()
+                digest.update(struct.pack("<I", len(encoded)) + encoded)
+            digest.update(struct.pack(f"<I{len(spec.shape)}Q", len(spec.shape), *spec.shape))
+        return int.from_bytes(digest.digest()[:4], "little")
+
+    @classmethod
+    def of(cls, model: Any) -> "Layout":
+        """Return the layout of a torch module (known by its methods; torch itself is not needed here).
+
+        Tied parameters count once, under their first name. A buffer that is not part of `state_dict()` stays out.
+        Integer and boolean parameters count as buffers, since they cannot be averaged.
+
+        Args:
+            model: An object with `named_parameters`, `named_buffers` and `state_dict`, as `torch.nn.Module` has them.
+        """
+        kept = set(model.state_dict().keys())
+        parameters: list[TensorSpec] = []
+        buffers: list[TensorSpec] = []
+        tied: list[tuple[str, str]] = []
+        first: dict[int, str] = {}  # id of the tensor -> its first name; the model keeps the tensors alive
+        for name, tensor in model.named_parameters(remove_duplicate=False):
+            spec = TensorSpec(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+            if _is_integer(spec.dtype):
+                buffers.append(spec)
+            elif id(tensor) in first:
+                tied.append((name, first[id(tensor)]))
+            else:
+                first[id(tensor)] = name
+                parameters.append(spec)
+        for name, tensor in model.named_buffers(remove_duplicate=False):
+            if name in kept:
+                buffers.append(TensorSpec(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch.")))
+        return cls(tuple(parameters), tuple(buffers), tuple(tied))
+
+    @classmethod
+    def of_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> "Layout":
+        """Return the layout of named arrays, when there is no model to ask.
+
+        The rule: an array is a buffer if its dtype is integer or boolean, or if the last part of its dotted name is
+        `running_mean`, `running_var` or `num_batches_tracked`. Anything else is a parameter. Ties cannot be seen.
+
+        >>> arrays = {"0.weight": np.zeros((2, 2), np.float32), "1.running_mean": np.zeros(2, np.float32)}
+        >>> [spec.name for spec in Layout.of_arrays(arrays).buffers]
+        ['1.running_mean']
+        """
+        parameters: list[TensorSpec] = []
+        buffers: list[TensorSpec] = []
+        for name, array in arrays.items():
+            spec = TensorSpec(name, tuple(array.shape), array.dtype.name)
+            apart = _is_integer(spec.dtype) or name.rpartition(".")[2] in BUFFER_NAMES
+            (buffers if apart else parameters).append(spec)
+        return cls(tuple(parameters), tuple(buffers))
+
+
+def flatten(arrays: Mapping[str, NDArray[Any]], layout: Layout) -> Vector:
+    """Return the parameters among `arrays` as one float32 vector of shape (n,).
+
+    Buffers and aliases of the layout may be there and are passed over. float64 is rounded to the nearest float32
+    (beyond its range: infinity, which encoders refuse). bfloat16 comes as an array of that dtype or as its uint16
+    bit patterns.
+
+    Raises:
+        LayoutError: A parameter is missing, a name is unknown, or a shape or dtype differs.
+
+    >>> layout = Layout((TensorSpec("weight", (2,), "float16"), TensorSpec("scale", (), "float64")))
+    >>> flatten({"scale": np.array(3.0), "weight": np.array([1, 2], np.float16)}, layout)
+    array([1., 2., 3.], dtype=float32)
+    """
+    _check_names(arrays, layout)
+    vector = np.empty(layout.size, np.float32)
+    for spec, start in zip(layout.parameters, layout.offsets, strict=False):
+        array = _checked(arrays, spec)
+        part = vector[start : start + spec.size].reshape(spec.shape)
+        if spec.dtype == "bfloat16":
+            part.view(np.uint32)[...] = array.view(np.uint16).astype(np.uint32) << 16
+        else:
+            with np.errstate(over="ignore"):  # refused by the encoder, with a better message
+                part[...] = array
+    return vector
+
+
+def unflatten(vector: Vector, layout: Layout) -> dict[str, NDArray[Any]]:
+    """Return the parameters in `vector`, copied, in the layout's shapes and dtypes; aliases included, buffers not.
+
+    Values are rounded to the nearest, ties to even. bfloat16 is returned as uint16 bit patterns, since numpy has
+    no such dtype.
+
+    Raises:
+        LayoutError: The vector is not float32 of shape (n,).
+
+    >>> layout = Layout((TensorSpec("weight", (2, 1), "float32"),), tied=(("head", "weight"),))
+    >>> sorted(unflatten(np.array([1, 2], np.float32), layout))
+    ['head', 'weight']
+    """
+    check(vector, layout)
+    arrays: dict[str, NDArray[Any]] = {}
+    for spec, start in zip(layout.parameters, layout.offsets, strict=False):
+        part = vector[start : start + spec.size].reshape(spec.shape)
+        if spec.dtype == "bfloat16":
+            arrays[spec.name] = _to_bfloat16(part)
+        else:
+            with np.errstate(over="ignore"):
+                arrays[spec.name] = part.astype(spec.dtype)
+    for alias, canonical in layout.tied:
+        arrays[alias] = arrays[canonical]
+    return arrays
+
+
+def check(vector: NDArray[Any], layout: Layout) -> None:
+    """Raise LayoutError unless `vector` is a C-contiguous float32 vector of the layout's size."""
+    if vector.dtype != np.float32 or vector.shape != (layout.size,) or not vector.flags.c_contiguous:
+        raise errors.LayoutError(
+            f"expected a contiguous float32 vector of shape ({layout.size},), got {vector.dtype} of shape "
+            f"{vector.shape}; was it made by `flatten` with the same layout?"
+        )
+
+
+def check_finite(vector: Vector) -> None:
+    """Raise NonFiniteError if `vector` holds NaN or infinity."""
+    if not np.isfinite(vector).all():
+        raise errors.NonFiniteError("the update holds NaN or infinity; did training diverge?")
+
+
+def pack_buffers(arrays: Mapping[str, NDArray[Any]], layout: Layout) -> bytes:
+    """Return the buffers among `arrays` as little-endian bytes, one after the other in the order of the layout.
+
+    Raises:
+        LayoutError: A buffer is missing, or its shape or dtype differs.
+        NonFiniteError: A buffer holds NaN or infinity.
+
+    >>> layout = Layout((), (TensorSpec("num_batches_tracked", (), "int64"),))
+    >>> pack_buffers({"num_batches_tracked": np.array(258)}, layout)
+    b'\\x02\\x01\\x00\\x00\\x00\\x00\\x00\\x00'
+    """
+    parts = []
+    for spec in layout.buffers:
+        array = _checked(arrays, spec)
+        if not _finite(array.view(np.uint16) if spec.dtype == "bfloat16" else array, spec.dtype):
+            raise errors.NonFiniteError(f"buffer {spec.name!r} holds NaN or infinity; did training diverge?")
+        parts.append(array.view(np.uint16) if spec.dtype == "bfloat16" else array)
+    return b"".join(part.astype(part.dtype.newbyteorder("<")).tobytes() for part in parts)
+
+
+def unpack_buffers(data: bytes, layout: Layout) -> dict[str, NDArray[Any]]:
+    """Return the buffers that `pack_buffers` wrote, in the layout's shapes and dtypes (bfloat16 as uint16 patterns).
+
+    Raises:
+        Truncated, LengthMismatch: `data` is shorter or longer than the layout's buffers.
+        NonFiniteValues: A buffer holds NaN or infinity.
+        NegativeVariance: An entry of a `running_var` is below zero.
+    """
+    expected = sum(spec.size * _dtype(spec.dtype).itemsize for spec in layout.buffers)
+    if len(data) != expected:
+        fault = errors.Truncated if len(data) < expected else errors.LengthMismatch
+        raise fault(f"buffers take {expected} bytes in this layout, got {len(data)}; another model?")
+    arrays: dict[str, NDArray[Any]] = {}
+    start = 0
+    for spec in layout.buffers:
+        dtype = _dtype(spec.dtype)
+        stop = start + spec.size * dtype.itemsize
+        raw = np.frombuffer(data[start:stop], dtype.newbyteorder("<"))
+        array = (raw != 0 if dtype.kind == "b" else raw.astype(dtype)).reshape(spec.shape)
+        if not _finite(array, spec.dtype):
+            raise errors.NonFiniteValues(f"buffer {spec.name!r} holds NaN or infinity")
+        if spec.name.rpartition(".")[2] == "running_var" and _negative(array, spec.dtype):
+            raise errors.NegativeVariance(f"buffer {spec.name!r} is a variance and holds a value below zero")
+        arrays[spec.name] = array
+        start = stop
+    return arrays
+
+
+def _is_integer(dtype: str) -> bool:
+    return dtype == "bool" or dtype.startswith(("int", "uint"))
+
+
+def _dtype(name: str) -> np.dtype[Any]:
+    return np.dtype("uint16" if name == "bfloat16" else name)
+
+
+def _check_names(arrays: Mapping[str, NDArray[Any]], layout: Layout) -> None:
+    known = {spec.name for spec in (*layout.parameters, *layout.buffers)} | {alias for alias, _ in layout.tied}
+    unknown = [name for name in arrays if name not in known]
+    if unknown:
+        raise errors.LayoutError(
+            f"{len(unknown)} arrays are not in the layout, the first is {unknown[0]!r}; is it another model's layout?"
+        )
+
+
+def _checked(arrays: Mapping[str, NDArray[Any]], spec: TensorSpec) -> NDArray[Any]:
+    """Return the array of this name if its shape and dtype are those of the layout."""
+    if spec.name not in arrays:
+        raise errors.LayoutError(f"array {spec.name!r} of shape {spec.shape} is missing; is it another model's layout?")
+    array = np.asarray(arrays[spec.name])
+    allowed = ("bfloat16", "uint16") if spec.dtype == "bfloat16" else (spec.dtype,)
+    if array.shape != spec.shape or array.dtype.name not in allowed:
+        raise errors.LayoutError(
+            f"array {spec.name!r} is {array.dtype.name} of shape {array.shape}, "
+            f"the layout has {spec.dtype} of shape {spec.shape}"
+        )
+    return array
+
+
+def _to_bfloat16(values: Vector) -> NDArray[np.uint16]:
+    """Return the bit patterns of the nearest bfloat16 values, ties to even; a NaN stays one."""
+    bits = np.ascontiguousarray(values).reshape(values.shape).view(np.uint32).astype(np.uint64)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    return np.where((bits & 0x7FFFFFFF) > 0x7F800000, (bits >> 16) | 0x40, rounded).astype(np.uint16)
+
+
+def _finite(array: NDArray[Any], dtype: str) -> bool:
+    if dtype == "bfloat16":
+        return bool(np.all((array & 0x7F80) != 0x7F80))
+    return bool(np.isfinite(array).all())
+
+
+def _negative(array: NDArray[Any], dtype: str) -> bool:
+    if dtype == "bfloat16":
+        return bool(np.any(array > 0x8000))  # the sign bit, but not of a zero
+    return bool((array < 0).any())

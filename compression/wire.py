@@ -1,0 +1,160 @@
+"""The payload: header, positions, values. docs/wire.md is the specification.
+
+`decode` validates before it allocates; each fault is an exception of its own (see `errors`).
+"""
+
+import struct
+import zlib
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fedpress.compression import errors, positions, values
+from fedpress.compression.shared import Shared
+from fedpress.compression.update import Dense, Sparse, Update
+from fedpress.compression.values import ValueFormat
+from fedpress.compression.vector import Layout
+
+MAGIC = b"FP"
+VERSION = 1
+MAX_SIZE = 2**32 - 1
+"""The largest n and k that the header holds."""
+
+_PREFIX = struct.Struct("<2sBBBBIII")  # all of the header but the checksum
+_CHECKSUM = struct.Struct("<I")
+HEADER_BYTES = _PREFIX.size + _CHECKSUM.size
+
+
+class _Header(NamedTuple):
+    version: int
+    value_tag: int
+    index_tag: int
+    flags: int
+    n: int
+    k: int
+    fingerprint: int
+    checksum: int
+
+
+def pack(update: Update, layout: Layout, format: ValueFormat) -> bytes:
+    """Return the payload of `update`.
+
+    Args:
+        update: Finite values; positions strictly increasing and below n.
+        layout: The tensors of the vector, n = layout.size.
+        format: How values are written.
+
+    Raises:
+        LayoutError: The update is not of the layout's size, or too large for the header.
+    """
+    if update.size != layout.size or update.size > MAX_SIZE:
+        raise errors.LayoutError(
+            f"the update has {update.size} entries, the layout {layout.size}; a payload holds at most {MAX_SIZE}"
+        )
+    if isinstance(update, Dense):
+        tag, places = positions.ALL, b""
+    else:
+        tag, places = positions.pack(update.positions, update.size)
+    body = places + format.pack(update.values)
+    prefix = _PREFIX.pack(
+        MAGIC, VERSION, format.tag, tag, 0, update.size, update.count, layout.fingerprint
+    )  # fmt: skip
+    return b"".join((prefix, _CHECKSUM.pack(zlib.crc32(body, zlib.crc32(prefix))), body))
+
+
+def decode(payload: bytes | memoryview, shared: Shared) -> Update:
+    """Return what a payload says; this is all that a server needs.
+
+    Args:
+        payload: Bytes from anywhere.
+        shared: What both sides know; the layout must be the sender's.
+
+    Raises:
+        PayloadError: One subclass for each fault, see `errors`.
+    """
+    data = memoryview(payload).cast("B")
+    header, format = _read_header(data)
+    layout = shared.layout
+    if header.n != layout.size:
+        raise errors.SizeMismatch(f"the payload is for {header.n} entries, the layout here has {layout.size}")
+    if header.fingerprint != layout.fingerprint:
+        raise errors.LayoutMismatch(
+            f"the payload's layout has the fingerprint {header.fingerprint:08x}, the one here {layout.fingerprint:08x}:"
+            " same size, other tensors; another model, or another order?"
+        )
+    split = _check_body(data, header, format)
+    numbers = format.unpack(data[split:], header.k)
+    places = positions.unpack(header.index_tag, data[HEADER_BYTES:split], header.n, header.k)
+    if not np.isfinite(numbers).all():
+        raise errors.NonFiniteValues("the payload holds values that are NaN or infinite")
+    if header.index_tag == positions.ALL:
+        return Dense(numbers)
+    return Sparse(places, numbers, header.n)
+
+
+def inspect(payload: bytes | memoryview) -> dict[str, Any]:
+    """Return what the header says and how the bytes are divided; no layout is needed.
+
+    Raises:
+        PayloadError: One subclass for each fault that can be seen without a layout.
+    """
+    data = memoryview(payload).cast("B")
+    header, format = _read_header(data)
+    split = _check_body(data, header, format)
+    return {
+        "version": header.version,
+        "values": format.name,
+        "positions": positions.name(header.index_tag),
+        "size": header.n,
+        "count": header.k,
+        "fingerprint": f"{header.fingerprint:08x}",
+        "bytes": len(data),
+        "header_bytes": HEADER_BYTES,
+        "position_bytes": split - HEADER_BYTES,
+        "value_bytes": len(data) - split,
+    }
+
+
+def _read_header(data: memoryview) -> tuple[_Header, ValueFormat]:
+    if len(data) < HEADER_BYTES:
+        raise errors.Truncated(f"the payload has {len(data)} bytes, its header alone takes {HEADER_BYTES}")
+    magic, *fields = _PREFIX.unpack_from(data)
+    header = _Header(*fields, *_CHECKSUM.unpack_from(data, _PREFIX.size))
+    if magic != MAGIC:
+        raise errors.BadMagic(f"the payload begins with {magic!r}, expected {MAGIC!r}; is it a fedpress payload?")
+    if header.version != VERSION:
+        raise errors.UnsupportedVersion(f"the payload is of wire version {header.version}, this build reads {VERSION}")
+    format = values.by_tag(header.value_tag)
+    if format is None:
+        raise errors.UnknownFormat(f"value tag {header.value_tag} is unknown; is the sender newer?")
+    if not positions.known(header.index_tag):
+        raise errors.UnknownFormat(f"index tag {header.index_tag} is unknown; is the sender newer?")
+    if header.flags:
+        raise errors.UnknownFormat(f"flags are {header.flags:#04x}, version {VERSION} knows none")
+    if header.k > header.n:
+        raise errors.CountTooLarge(f"the payload claims {header.k} entries of {header.n}")
+    return header, format
+
+
+def _check_body(data: memoryview, header: _Header, format: ValueFormat) -> int:
+    """Check length and checksum; return where the values begin."""
+    if header.index_tag == positions.ALL and header.k != header.n:
+        raise errors.InvalidPositions(f"a payload without positions has {header.k} of {header.n} entries")
+    least, most = positions.length(header.index_tag, header.n, header.k)
+    split = len(data) - format.length(header.k)
+    if split - HEADER_BYTES < least:
+        raise errors.Truncated(
+            f"the payload has {len(data)} bytes, its header announces at least "
+            f"{HEADER_BYTES + least + format.length(header.k)}"
+        )
+    if split - HEADER_BYTES > most:
+        raise errors.LengthMismatch(
+            f"the payload has {len(data)} bytes, its header announces at most "
+            f"{HEADER_BYTES + most + format.length(header.k)}"
+        )
+    checksum = zlib.crc32(data[HEADER_BYTES:], zlib.crc32(data[: _PREFIX.size]))
+    if checksum != header.checksum:
+        raise errors.ChecksumMismatch(
+            f"the checksum is {checksum:08x}, the header says {header.checksum:08x}; damaged on the way"
+        )
+    return split
