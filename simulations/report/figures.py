@@ -1,0 +1,159 @@
+"""The figures of a report, as SVG whose colours are CSS variables of the page that holds it.
+
+Matplotlib draws with stand-in colours, one for each role; the finished SVG names the page's variables in their
+place. So one drawing reads well on a light and on a dark page.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from io import StringIO
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
+
+if TYPE_CHECKING:
+    from matplotlib.typing import RcKeyType
+
+WIDTH: Final = 5.6  # inches; 10-point text is then 1/40 of the figure's width
+# Stand-in -> CSS variable. The stand-ins occur nowhere else in what Matplotlib writes.
+INK: Final = "#010203"  # text
+MUTED: Final = "#010204"  # axes, secondary text
+GRID: Final = "#010205"
+FIRST: Final = "#010206"  # the first series, and bars
+SECOND: Final = "#010207"
+VARIABLES: Final = {INK: "--ink", MUTED: "--muted", GRID: "--grid", FIRST: "--first", SECOND: "--second"}
+STYLE: Final[dict[RcKeyType, Any]] = {
+    "svg.hashsalt": "fedpress",  # the same ids every time
+    "svg.fonttype": "none",  # real text: it can be selected, read aloud and takes the page's font
+    "text.parse_math": False,  # a layer's name may hold a dollar sign
+    "font.size": 10,
+    "text.color": INK,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": MUTED,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 4,
+    "legend.frameon": False,
+    "legend.handlelength": 1.6,
+    "patch.force_edgecolor": False,
+}
+
+
+class Curve(NamedTuple):
+    """One line of a figure."""
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+
+
+class Bar(NamedTuple):
+    """One bar: its name, its length, the text at its end, and whether it stands for all others together."""
+
+    label: str
+    length: float
+    text: str
+    whole: bool = False
+
+
+def format_bytes(size: float) -> str:
+    """A size in decimal units, three figures: `1.23 MB`."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 999.5 or unit == "GB":
+            break
+        size /= 1000
+    digits = 0 if unit == "B" or size >= 99.95 else 1 if size >= 9.995 else 2
+    return f"{size:.{digits}f} {unit}"
+
+
+def accuracy_over_rounds(curve: Curve, mean: float | None, mean_label: str) -> str:
+    """Accuracy (fractions) of the rounds that were evaluated, and the run's own figure as a level line."""
+
+    def draw(axes: Axes) -> None:
+        axes.plot(curve.x, curve.y, color=FIRST, marker="o" if len(curve.x) <= 60 else "", label=curve.label)
+        if mean is not None:
+            axes.axhline(mean, color=SECOND, linewidth=1.2, linestyle=(0, (4, 3)), label=mean_label)
+        axes.set_xlabel("round")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+        _accuracy_axis(axes)
+
+    return _svg("rounds", 3.2, draw)
+
+
+def accuracy_over_bytes(curves: Sequence[Curve], dense: float | None) -> str:
+    """Accuracy over bytes sent so far (log scale), and what dense messages would have cost as a vertical line."""
+
+    def draw(axes: Axes) -> None:
+        for curve, color in zip(curves, (FIRST, SECOND), strict=False):
+            axes.plot(curve.x, curve.y, color=color, marker="o" if len(curve.x) <= 60 else "", label=curve.label)
+        axes.set_xscale("log")
+        if dense is not None:
+            label = f"dense, up: {format_bytes(dense)}"
+            axes.axvline(dense, color=MUTED, linewidth=1.2, linestyle=(0, (4, 3)), label=label)
+        axes.set_xlabel("bytes so far")
+        axes.xaxis.set_major_locator(LogLocator(numticks=6))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: re.sub(r"\.0+", "", format_bytes(value))))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        _accuracy_axis(axes)
+
+    return _svg("bytes", 3.2, draw)
+
+
+def bars(name: str, items: Sequence[Bar]) -> str:
+    """Horizontal bars in the given order, each with its text at its end."""
+
+    def draw(axes: Axes) -> None:
+        places = range(len(items))
+        colors = [SECOND if item.whole else FIRST for item in items]
+        axes.barh(places, [item.length for item in items], height=0.62, color=colors)
+        longest = max((item.length for item in items), default=0.0) or 1.0
+        for place, item in zip(places, items, strict=True):
+            axes.text(item.length + 0.01 * longest, place, item.text, va="center")
+        axes.set_yticks(places, [item.label for item in items], color=INK)
+        axes.set_ylim(len(items) - 0.4, -0.6)
+        axes.set_xlim(0, 1.4 * longest)  # room for the text of the longest
+        axes.tick_params(axis="y", length=0)
+        axes.xaxis.set_visible(False)
+        axes.spines["bottom"].set_visible(False)
+
+    return _svg(name, 0.2 + 0.26 * len(items), draw)
+
+
+def _accuracy_axis(axes: Axes) -> None:
+    axes.set_ylabel("accuracy on test data")
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], min_n_ticks=3))
+    axes.grid(axis="y")
+    # Above the axes, where no curve can run through it.
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0, borderpad=0.3, labelcolor=INK)
+
+
+def _svg(name: str, height: float, draw: Callable[[Axes], None]) -> str:
+    """Draws one figure; `name` keeps its ids apart from those of the page's other figures."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        draw(figure.add_subplot())
+        text = StringIO()
+        figure.savefig(
+            text, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        )
+    svg = text.getvalue()
+    svg = svg[svg.index("<svg") :]  # an HTML page takes no XML declaration and no doctype
+    svg = re.sub(
+        r"<defs>\s*<style.*?</defs>", "", svg, count=1, flags=re.DOTALL
+    )  # its rule would hold for the whole page
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
+    for color, variable in VARIABLES.items():
+        svg = svg.replace(color, f"var({variable})")
+    return svg
