@@ -8,14 +8,11 @@ from typing import Literal, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpress.compression import errors
+from fedpress.compression.largest import largest
 from fedpress.compression.shared import Shared
 from fedpress.compression.vector import Vector, check_finite
 
 Positions: TypeAlias = NDArray[np.int64]
-Magnitudes: TypeAlias = NDArray[np.uint32]
-
-_INFINITY = 0x7F800000  # as integers, the bit patterns of magnitudes are ordered: finite < infinity < NaN
 
 
 class Selector(Protocol):
@@ -68,10 +65,10 @@ def top_k(
 
     def select(vector: Vector, shared: Shared, seed: int) -> Positions:
         if scope == "global":
-            return _largest(vector, count(len(vector)))
+            return largest(vector, count(len(vector)))
         offsets = shared.layout.offsets
         parts = [
-            _largest(vector[start:stop], count(int(stop - start))) + start
+            largest(vector[start:stop], count(int(stop - start))) + start
             for start, stop in zip(offsets[:-1], offsets[1:], strict=True)
         ]
         return np.concatenate(parts) if parts else np.empty(0, np.int64)
@@ -124,18 +121,6 @@ def threshold(value: float) -> Selector:
     return select
 
 
-_NOT_FINITE = "the update holds NaN or infinity, so nothing can be selected; did training diverge?"
-
-
 def _check_density(density: float) -> None:
     if not 0 < density <= 1:
         raise ValueError(f"density {density} is out of range; expected 0 < density <= 1, such as 0.01 for 1 %")
-
-
-def _largest(vector: Vector, k: int) -> Positions:
-    bits = vector.view(np.uint32) & 0x7FFFFFFF
-    order = np.argsort(-bits.astype(np.int64), kind="stable")[:k]
-    kept: Positions = np.sort(order[bits[order] > 0])
-    if (bits[kept] >= _INFINITY).any():
-        raise errors.NonFiniteError(_NOT_FINITE)
-    return kept

@@ -1,0 +1,121 @@
+"""The exact k largest magnitudes of a vector, in linear time on any data.
+
+1. A sample gives a bound that a little more than k magnitudes probably reach.
+2. One pass over blocks that stay in the cache collects those candidates.
+3. The k-th largest among them is found digit by digit: bit patterns of magnitudes are ordered like the magnitudes, so
+   three histograms of 11, 10 and 10 bits give all 31 bits of it (a radix select).
+
+Where the bound was bad (the sample misled, or many magnitudes are equal), the histograms run over the whole vector
+instead: slower by a constant, still linear. Comparison-based selection (`np.partition`) degrades on equal values,
+and a threshold alone keeps more or fewer than k of them.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedpress.compression import errors
+from fedpress.compression.vector import Vector
+
+Magnitudes: TypeAlias = NDArray[np.uint32]
+"""Bit patterns of float32 magnitudes: as integers 0 < subnormal < normal < infinity < NaN."""
+
+BLOCK = 1 << 16  # elements; a block, its magnitudes and its mask stay in the second-level cache
+SAMPLE = 1 << 14
+_DIGITS = ((20, 11), (10, 10), (0, 10))  # (shift, bits), from the top of the 31 bits
+_FIRST_NOT_FINITE = 0x7F8  # the top digit of infinity; NaN lies above
+
+
+def largest(vector: Vector, k: int) -> NDArray[np.int64]:
+    """Return the positions of the k entries of largest magnitude, rising; ties by lowest position, never a zero.
+
+    Args:
+        vector: float32, shape (n,), contiguous.
+        k: At least 1; min(k, non-zeros) positions come back.
+
+    Raises:
+        NonFiniteError: The vector holds NaN or infinity.
+
+    >>> largest(np.array([3, -4, 0, 4, 4], np.float32), 2)
+    array([1, 3])
+    """
+    patterns = vector.view(np.uint32)
+    if len(vector) > SAMPLE and k <= len(vector) // 8:
+        candidates = _reaching(patterns, _bound(patterns, k), room=2 * k + BLOCK)
+        if candidates is not None and len(candidates[0]) >= k:
+            positions, magnitudes = candidates
+            return positions[_cut(lambda: [(0, magnitudes)], k)]
+    return _cut(lambda: _blocks(patterns), k)
+
+
+def _blocks(patterns: NDArray[np.uint32]) -> Iterator[tuple[int, Magnitudes]]:
+    """Yield (start, magnitudes) of each block; the array is overwritten by the next one."""
+    buffer = np.empty(min(BLOCK, len(patterns)), np.uint32)
+    for start in range(0, len(patterns), BLOCK):
+        block = patterns[start : start + BLOCK]
+        yield start, np.bitwise_and(block, 0x7FFFFFFF, out=buffer[: len(block)])
+
+
+def _bound(patterns: NDArray[np.uint32], k: int) -> int:
+    """Return a magnitude that probably at least k entries reach, and few more."""
+    sample = patterns[:: len(patterns) // SAMPLE] & np.uint32(0x7FFFFFFF)
+    expected = k * len(sample) / len(patterns)
+    rank = int(expected + 4 * expected**0.5) + 8  # four standard deviations of the binomial, and some for small k
+    return _kth(lambda: [(0, sample)], rank)[0]
+
+
+def _reaching(patterns: NDArray[np.uint32], bound: int, room: int) -> tuple[NDArray[np.int64], Magnitudes] | None:
+    """Return the positions and magnitudes of all entries that reach `bound`, or None if they are more than `room`."""
+    positions, magnitudes, found = [], [], 0
+    for start, block in _blocks(patterns):
+        places = np.flatnonzero(block >= np.uint32(bound))
+        found += len(places)
+        if found > room:
+            return None
+        magnitudes.append(block[places])
+        places += start
+        positions.append(places)
+    return np.concatenate(positions), np.concatenate(magnitudes)
+
+
+def _kth(blocks: Callable[[], Iterable[tuple[int, Magnitudes]]], k: int) -> tuple[int, int]:
+    """Return the k-th largest magnitude, and how many entries equal to it are among the k largest.
+
+    With fewer than k non-zeros the answer is (1, k): every non-zero is wanted.
+    """
+    prefix, wanted = 0, k
+    for level, (shift, bits) in enumerate(_DIGITS):
+        counts = np.zeros(1 << bits, np.int64)
+        for _, block in blocks():
+            if level:
+                block = block[block >> np.uint32(shift + bits) == prefix]
+            digits = block >> np.uint32(shift)
+            if level:
+                digits &= np.uint32((1 << bits) - 1)
+            counts += np.bincount(digits, minlength=1 << bits)
+        if not level and counts[_FIRST_NOT_FINITE:].any():
+            raise errors.NonFiniteError("the update holds NaN or infinity, so it has no largest entries")
+        reached = np.cumsum(counts[::-1])  # entries whose digit is at least the last, the last but one, ...
+        step = int(np.searchsorted(reached, wanted))
+        if step == 1 << bits:
+            return 1, k
+        wanted -= int(reached[step - 1]) if step else 0
+        prefix = prefix << bits | ((1 << bits) - 1 - step)
+    return (prefix, wanted) if prefix else (1, k)
+
+
+def _cut(blocks: Callable[[], Iterable[tuple[int, Magnitudes]]], k: int) -> NDArray[np.int64]:
+    """Return where the k largest magnitudes stand in the blocks, rising."""
+    bound, ties = _kth(blocks, k)
+    parts = [np.empty(0, np.int64)]
+    for start, block in blocks():
+        places = np.flatnonzero(block >= np.uint32(bound))
+        equal = np.flatnonzero(block[places] == bound)
+        if len(equal) > ties:
+            places = np.delete(places, equal[ties:])
+        ties -= min(ties, len(equal))
+        places += start
+        parts.append(places)
+    return np.concatenate(parts)
