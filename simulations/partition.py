@@ -1,0 +1,166 @@
+"""Which client has which training examples.
+
+Parts of uneven, natural sizes come from flwr-datasets' partitioners, run on an in-memory data set (nothing is
+downloaded); parts of equal size are ours, because its partitioners have none for skewed labels.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedpress.compression import seeds
+from fedpress.compression.errors import FedpressError
+
+Kind = Literal["iid", "dirichlet", "labels"]
+Sizes = Literal["natural", "equal"]
+Indices = NDArray[np.int64]
+
+ATTEMPTS = 20
+"""Draws before a partition that leaves a client empty is given up."""
+
+
+class PartitionError(FedpressError, ValueError):
+    """The training data cannot be partitioned as asked."""
+
+
+def partition(
+    targets: Indices,
+    clients: int,
+    kind: Kind,
+    *,
+    alpha: float = 0.5,
+    labels_per_client: int = 2,
+    sizes: Sizes = "natural",
+    seed: int = 0,
+) -> list[Indices]:
+    """Deal out the training examples to the clients.
+
+    No client is empty and no example is given twice. With `sizes="natural"` every example is given to somebody; with
+    "equal" each client has exactly N // clients, and the few that are left over go to nobody.
+
+    Args:
+        targets: Label of each training example, (N,).
+        clients: How many parts.
+        kind: "iid": at random. "dirichlet": label skew after Yurochkin et al. (2019) for natural sizes (each label is
+            divided among the clients by Dir(alpha)) and after Hsu et al. (2019) for equal ones (each client draws its
+            mix of labels from Dir(alpha)). "labels": each client has few labels, after McMahan et al. (2017).
+        alpha: Concentration; small is skewed, large is close to iid.
+        labels_per_client: Labels that a client has, for kind "labels". With equal sizes a client may get one or two
+            more where its own have run out.
+        sizes: "natural" or "equal".
+        seed: Draws all of it.
+
+    Returns:
+        One index array for each client, in a shuffled order.
+
+    Raises:
+        PartitionError: More clients than examples, more labels than there are, or no draw without an empty client.
+    """
+    targets = np.asarray(targets, dtype=np.int64)
+    if clients > len(targets):
+        raise PartitionError(
+            f"clients: {clients} clients cannot share {len(targets)} training examples; each needs at least one"
+        )
+    labels = len(np.unique(targets))
+    if kind == "labels" and labels_per_client > labels:
+        raise PartitionError(f"partition.labels_per_client: got {labels_per_client}, but the data has {labels} labels")
+    if sizes == "equal":
+        return _equal(targets, clients, kind, alpha, labels_per_client, seed)
+    return _natural(targets, clients, kind, alpha, labels_per_client, seed)
+
+
+def _natural(
+    targets: Indices, clients: int, kind: Kind, alpha: float, labels_per_client: int, seed: int
+) -> list[Indices]:
+    # Imported here: it takes two to three seconds, and only natural sizes need it.
+    import datasets
+    from flwr_datasets import partitioner
+
+    # The partitioners deal out a label in the order of the data, so that order is drawn first.
+    order = np.random.default_rng(seeds.derive("partition", seed, "order")).permutation(len(targets))
+    table = datasets.Dataset.from_dict({"label": targets[order], "index": order})
+    problem = ""
+    for attempt in range(ATTEMPTS):
+        drawn = seeds.derive("partition", seed, kind, attempt)
+        made: Any
+        if kind == "iid":
+            made = partitioner.IidPartitioner(clients)
+        elif kind == "dirichlet":
+            made = partitioner.DirichletPartitioner(clients, "label", alpha, min_partition_size=1, seed=drawn)
+        else:
+            made = partitioner.PathologicalPartitioner(
+                clients, "label", labels_per_client, class_assignment_mode="first-deterministic", seed=drawn
+            )
+        made.dataset = table
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # advice that is followed here: another draw
+                parts = [np.asarray(made.load_partition(client)["index"], np.int64) for client in range(clients)]
+        except ValueError as error:
+            problem = str(error)
+            continue
+        if all(len(part) for part in parts) and sum(map(len, parts)) == len(targets):
+            return parts
+        problem = "a client was left empty, or a label without a client"
+    raise PartitionError(
+        f"partition: no draw in {ATTEMPTS} gives each of {clients} clients an example (kind {kind!r}, alpha {alpha},"
+        f" labels_per_client {labels_per_client}, {len(targets)} examples); use fewer clients, a larger alpha or"
+        f" `sizes: equal`. The last attempt said: {problem}"
+    )
+
+
+def _equal(
+    targets: Indices, clients: int, kind: Kind, alpha: float, labels_per_client: int, seed: int
+) -> list[Indices]:
+    draw = np.random.default_rng(seeds.derive("partition", seed, kind, "equal"))
+    size = len(targets) // clients
+    if kind == "iid":
+        return np.split(draw.permutation(len(targets))[: size * clients].astype(np.int64), clients)
+    values = np.unique(targets)
+    stock = [draw.permutation(np.flatnonzero(targets == value)) for value in values]
+    left = np.array([len(indices) for indices in stock])
+    if kind == "dirichlet":
+        mixes = draw.dirichlet(np.full(len(values), alpha), clients)
+    else:
+        mixes = _label_mixes(clients, len(values), labels_per_client, draw)
+    # Clients take turns in a drawn order, so that being late, when a label may have run out, is nobody's fixed lot.
+    counts = np.zeros((clients, len(values)), dtype=np.int64)
+    for client in draw.permutation(clients):
+        counts[client] = _take(mixes[client], size, left, draw)
+        left -= counts[client]
+    ends = np.cumsum(counts, axis=0)
+    return [
+        draw.permutation(
+            np.concatenate(
+                [pile[end - count : end] for pile, end, count in zip(stock, ends[client], counts[client], strict=True)]
+            )
+        )
+        for client in range(clients)
+    ]
+
+
+def _label_mixes(clients: int, labels: int, labels_per_client: int, draw: np.random.Generator) -> NDArray[np.float64]:
+    """Give each client its labels in equal shares; all labels are used equally often, give or take one."""
+    mixes = np.zeros((clients, labels))
+    used = np.zeros(labels)
+    for client in range(clients):
+        chosen = np.lexsort((draw.random(labels), used))[:labels_per_client]
+        used[chosen] += 1
+        mixes[client, chosen] = 1 / labels_per_client
+    return mixes
+
+
+def _take(mix: NDArray[np.float64], size: int, left: Indices, draw: np.random.Generator) -> Indices:
+    """Draw `size` labels from the mix as long as there are some left; returns how many of each."""
+    taken = np.zeros_like(left)
+    while (open_ := size - taken.sum()) > 0:
+        available = left - taken
+        weights = np.where(available > 0, mix, 0.0)
+        if weights.sum() <= 0:
+            weights = available.astype(np.float64)  # the client's own labels have run out: the commonest ones left
+        taken += np.minimum(draw.multinomial(open_, weights / weights.sum()), available)
+    return taken

@@ -1,0 +1,393 @@
+"""Scenarios: a whole run in one YAML file, checked key by key before anything starts.
+
+>>> scenario = load("digits", ["rounds=3", "partition.alpha=0.1"])
+>>> scenario.rounds, scenario.partition.alpha
+(3, 0.1)
+>>> load("digits", ["round=3"])
+Traceback (most recent call last):
+fedpress.simulations.scenario.ScenarioError: scenario 'digits': 1 problem
+  round: unknown key (value given: 3); did you mean 'rounds'?
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from fedpress.compression import values
+from fedpress.compression.errors import FedpressError
+from fedpress.simulations import scenario_errors, scenario_yaml
+from fedpress.simulations.tasks import registry
+
+FOLDER = Path(__file__).parent / "scenarios"
+"""The scenarios that come with fedpress."""
+
+
+class ScenarioError(FedpressError, ValueError):
+    """A scenario cannot be read; the text lists every problem with its key, the value given and what is allowed."""
+
+
+class Section(BaseModel):
+    """Common rules: no unknown keys, no silent conversions (`rounds: "3"` is an error), finite numbers, read-only."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, validate_default=True)
+
+
+Positive = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+
+
+class TaskChoice(Section):
+    """Model, data and loss. Keys besides these two are options of the task, such as `data_dir` of fashion-mnist."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str = Field(description="A built-in task (digits, fashion-mnist) or your own class as 'module:Class'.")
+    folder: str | None = Field(
+        default=None,
+        description="Where the module of your own class is looked for; by default beside the scenario file.",
+    )
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        registry.check_name(name)
+        return name
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Keyword arguments for the task's class."""
+        return dict(self.model_extra or {})
+
+
+class Partition(Section):
+    """Which client has which training examples."""
+
+    kind: Literal["iid", "dirichlet", "labels"] = Field(
+        default="dirichlet", description="iid: at random; dirichlet: skewed labels; labels: few labels for each client."
+    )
+    alpha: Positive = Field(
+        default=0.5, description="Dirichlet concentration: 0.1 is very skewed, 100 is close to iid."
+    )
+    labels_per_client: int = Field(default=2, ge=1, description="How many labels a client has, for kind labels.")
+    sizes: Literal["natural", "equal"] = Field(
+        default="natural", description="natural: as the draw falls, uneven; equal: N // clients examples for everyone."
+    )
+
+
+class Sampling(Section):
+    """Who takes part in a round, and when the round closes."""
+
+    per_round: int = Field(default=10, ge=1, description="Clients whose replies a round waits for.")
+    over_selection: int = Field(
+        default=0,
+        ge=0,
+        description="Clients asked besides; the round closes with the first per_round replies. Needs network.",
+    )
+    min_replies: int = Field(default=1, ge=1, description="Good replies below which a round changes nothing.")
+    deadline: Positive | None = Field(
+        default=None, description="Virtual seconds after which a round closes without the late ones. Needs network."
+    )
+
+
+class Training(Section):
+    """What a client does with the model: SGD in PyTorch."""
+
+    epochs: int | None = Field(
+        default=None, ge=1, description="Local passes over the client's examples; 1 without steps."
+    )
+    steps: int | None = Field(default=None, ge=1, description="Local steps, in place of epochs.")
+    batch_size: int = Field(default=32, ge=1, description="Examples in a step.")
+    learning_rate: Positive = Field(default=0.1, description="Local learning rate.")
+    momentum: float = Field(default=0.0, ge=0, lt=1, description="Local momentum; starts from zero in every round.")
+    weight_decay: float = Field(default=0.0, ge=0, description="L2 penalty of the local steps.")
+    proximal: float = Field(
+        default=0.0, ge=0, description="FedProx's mu: pulls towards the weights that training started from."
+    )
+    device: Literal["cpu", "cuda"] = Field(default="cpu", description="Where clients train and models are evaluated.")
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Training:
+        if self.epochs is not None and self.steps is not None:
+            raise ValueError("epochs and steps: give one and set the other to null")
+        if self.epochs is None and self.steps is None:
+            object.__setattr__(self, "epochs", 1)
+        return self
+
+
+class EncoderChoice(Section):
+    """What a client sends of its update. The share of entries is the top-level key `density`."""
+
+    kind: Literal["top_k", "random_k", "dense"] = Field(
+        default="top_k",
+        description="top_k: the largest entries; random_k: random ones; dense: everything, as FedAvg does.",
+    )
+    scope: Literal["global", "layer"] = Field(
+        default="global", description="top_k over the whole model, or in every tensor by itself."
+    )
+    values: str = Field(
+        default="float16", description=f"Number format of the entries sent: {', '.join(values.names())}."
+    )
+    feedback: Literal["none", "residual", "step_ahead"] = Field(
+        default="step_ahead",
+        description="What happens to the entries not sent: none: lost; residual: added to the next update (error"
+        " feedback); step_ahead: besides, training starts from the model plus what is kept back (SA-PEF).",
+    )
+    clip_norm: Positive | None = Field(
+        default=None, description="Largest L2 norm of an update; longer ones are scaled down."
+    )
+    warm_up_rounds: int = Field(default=0, ge=0, description="Rounds in which the density falls to its value (DGC).")
+    warm_up_density: Fraction = Field(default=0.25, description="Density in the first round of the warm-up.")
+
+    @field_validator("values")
+    @classmethod
+    def _format(cls, name: str) -> str:
+        if name not in values.names():
+            raise ValueError(f"expected {scenario_errors.choices(values.names(), name)}")
+        return name
+
+
+class ServerOptimizer(Section):
+    """How the server steps along the mean update (Reddi et al., "Adaptive Federated Optimization", 2021)."""
+
+    optimizer: Literal["sgd", "adam", "yogi", "adagrad"] = Field(default="sgd", description="Rule of the step.")
+    learning_rate: Positive = Field(default=1.0, description="Server learning rate; 1 with sgd is FedAvg.")
+    momentum: float = Field(default=0.0, ge=0, lt=1, description="For sgd.")
+    beta1: float = Field(default=0.9, ge=0, lt=1, description="For adam and yogi: decay of the first moment.")
+    beta2: float = Field(default=0.99, ge=0, lt=1, description="For adam and yogi: decay of the second moment.")
+    epsilon: float = Field(
+        default=1e-3,
+        ge=1e-3,
+        description="For adam, yogi and adagrad: keeps coordinates that nobody sends from exploding.",
+    )
+
+    @model_validator(mode="after")
+    def _used(self) -> ServerOptimizer:
+        takes = {"sgd": {"momentum"}, "adagrad": {"epsilon"}}.get(self.optimizer, {"beta1", "beta2", "epsilon"})
+        for key in ("momentum", "beta1", "beta2", "epsilon"):
+            if key not in takes and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{key} has no meaning for optimizer {self.optimizer}, which takes {sorted(takes)}")
+        return self
+
+
+class Evaluation(Section):
+    """When the model that clients hold is evaluated on test data, on the server. Round 1 and the last 10 always are."""
+
+    every: int = Field(default=1, ge=1, description="Rounds from one evaluation to the next.")
+
+
+class Tier(Section):
+    """A class of devices, and how large its student may be: one of the two budgets."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", description="Letters, digits, - and _.")
+    parameters: int | float | None = Field(
+        default=None, description="Most parameters: a whole number, or a fraction of the global model's."
+    )
+    bundle_bytes: int | None = Field(default=None, ge=1, description="Most bytes of the download file.")
+
+    @field_validator("parameters", mode="before")
+    @classmethod
+    def _count_or_fraction(cls, given: Any) -> Any:
+        whole, part = type(given) is int and given >= 1, type(given) is float and 0 < given < 1
+        if given is not None and not (whole or part):
+            raise ValueError("expected a whole number >= 1, or a fraction of the global model's, 0 < fraction < 1")
+        return given
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> Tier:
+        if (self.parameters is None) == (self.bundle_bytes is None):
+            raise ValueError("give one budget, either parameters or bundle_bytes")
+        return self
+
+
+class Students(Section):
+    """The small models that are made from the global one and offered for download."""
+
+    tiers: tuple[Tier, ...] = Field(
+        default=(), strict=False, description="One student each: {name, parameters} or {name, bundle_bytes}."
+    )
+    every: int = Field(default=0, ge=0, description="Rounds from one publication to the next; 0: only at the end.")
+    temperature: Positive = Field(default=4.0, description="Of the distillation: softens the teacher's answers.")
+    epochs: int = Field(default=60, ge=1, description="Passes over the proxy data.")
+    learning_rate: Positive = Field(default=0.003, description="Of the distillation.")
+    labels: bool = Field(default=False, description="Let the students see the labels of the proxy data.")
+    downloads_per_tier: int = Field(
+        default=1, ge=0, description="Clients of each tier that download and check the bundle."
+    )
+
+    @field_validator("tiers")
+    @classmethod
+    def _distinct(cls, tiers: tuple[Tier, ...]) -> tuple[Tier, ...]:
+        names = [tier.name for tier in tiers]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two tiers have the same name, in {names}")
+        return tiers
+
+
+class NetworkChoice(Section):
+    """Links and speeds of the clients on a virtual clock: it decides who is late, and costs no real time."""
+
+    up_mbit: Positive = Field(default=1.0, description="Upload of the median client, 10^6 bits a second.")
+    down_mbit: Positive = Field(default=10.0, description="Download of the median client.")
+    examples_per_second: Positive = Field(default=100.0, description="Training speed of the median client.")
+    latency: float = Field(default=0.1, ge=0, description="Seconds a message takes besides its bytes, each way.")
+    spread: float = Field(
+        default=0.5, ge=0, description="Unevenness: deviation of the logarithms; 0: all clients alike."
+    )
+    dropout: float = Field(
+        default=0.0, ge=0, lt=1, description="Chance that a client does not answer. Needs a deadline."
+    )
+
+
+def _named(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+class Scenario(Section):
+    """Everything that a run depends on; the same scenario gives the same model, to the bit."""
+
+    name: str = Field(
+        default="scenario", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="Names the run's folder."
+    )
+    task: Annotated[TaskChoice, BeforeValidator(_named)] = Field(
+        description="A name, or {name, and the task's options}."
+    )
+    clients: int = Field(ge=1, description="How many clients share the training data.")
+    rounds: int = Field(ge=1, description="How many rounds.")
+    density: Fraction = Field(
+        default=0.01, description="Share of an update's entries that a client sends, 0 < density <= 1."
+    )
+    seed: int = Field(default=1, ge=0, lt=2**63, description="Draws everything: data, sampling, initial weights.")
+    workers: int = Field(
+        default=0, ge=0, description="Processes that train; 0: one for each core. The result does not depend on it."
+    )
+    engine: Literal["inline", "flower"] = Field(
+        default="inline",
+        description="inline: fedpress's own worker processes; flower: Flower's simulation engine (Ray).",
+    )
+    partition: Partition = Field(default=Partition(), description="Which client has which examples.")
+    sampling: Sampling = Field(default=Sampling(), description="Who takes part in a round.")
+    training: Training = Field(default=Training(), description="What a client does.")
+    encoder: EncoderChoice = Field(default=EncoderChoice(), description="What a client sends.")
+    server: ServerOptimizer = Field(default=ServerOptimizer(), description="What the server does with it.")
+    evaluation: Evaluation = Field(default=Evaluation(), description="When the model is evaluated.")
+    students: Students = Field(default=Students(), description="The small models made from it.")
+    network: NetworkChoice | None = Field(
+        default=None, description="Links and speeds of the clients; null: time stands still."
+    )
+
+    @model_validator(mode="after")
+    def _together(self) -> Scenario:
+        sampling, encoder = self.sampling, self.encoder
+        asked = sampling.per_round + sampling.over_selection
+        problems = []
+        if asked > self.clients:
+            problems.append(
+                f"sampling.per_round + over_selection: {asked} clients asked each round, but clients is {self.clients}"
+            )
+        if sampling.min_replies > sampling.per_round:
+            problems.append(
+                f"sampling.min_replies: got {sampling.min_replies}, expected at most per_round, {sampling.per_round}"
+            )
+        if self.network is None:
+            for key in ("over_selection", "deadline"):
+                if getattr(sampling, key):
+                    problems.append(f"sampling.{key}: needs `network`; without it all replies come at the same time")
+        elif self.network.dropout > 0 and sampling.deadline is None:
+            problems.append("network.dropout: needs `sampling.deadline`; a round would wait for ever")
+        if encoder.warm_up_rounds >= self.rounds:
+            problems.append(
+                f"encoder.warm_up_rounds: got {encoder.warm_up_rounds}, expected less than rounds, {self.rounds}"
+            )
+        if encoder.warm_up_rounds and encoder.warm_up_density < self.density:
+            problems.append(
+                f"encoder.warm_up_density: got {encoder.warm_up_density}, expected at least density, {self.density}"
+            )
+        if problems:
+            raise scenario_errors.Problems(problems)
+        return self
+
+    @property
+    def worker_count(self) -> int:
+        """Worker processes to start: `workers`, or one for each usable core; never more than are asked in a round."""
+        usable = self.workers or len(os.sched_getaffinity(0))
+        return min(usable, self.sampling.per_round + self.sampling.over_selection)
+
+    @classmethod
+    def from_json(cls, text: str) -> Scenario:
+        """Read what `to_json` wrote.
+
+        Raises:
+            ScenarioError: It is no valid scenario.
+        """
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            raise _invalid("from JSON", error) from None
+
+    def to_json(self) -> str:
+        """The whole scenario, defaults included, on one line."""
+        return self.model_dump_json()
+
+    def to_yaml(self) -> str:
+        """The whole scenario, defaults included; `load` reads it back."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def names() -> list[str]:
+    """The scenarios that come with fedpress."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def load(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Scenario:
+    """Read a scenario.
+
+    Args:
+        path_or_name: Name of a scenario that comes with fedpress, a YAML file, or a folder with a scenario.yaml.
+        overrides: "key=value" each, nested keys with dots ("partition.alpha=0.1"), values in YAML; applied in order.
+
+    Raises:
+        ScenarioError: No such scenario, no YAML, or invalid: all problems are listed.
+    """
+    path = _locate(path_or_name)
+    try:
+        raw = scenario_yaml.read(path.read_text(encoding="utf-8"))
+        for override in overrides:
+            scenario_yaml.override(raw, override)
+    except (OSError, ValueError) as error:
+        raise ScenarioError(f"scenario {str(path_or_name)!r}: {error}") from None
+    raw.setdefault("name", path.parent.name if path.stem == "scenario" else path.stem)
+    try:
+        scenario = Scenario.model_validate(raw)
+    except ValidationError as error:
+        raise _invalid(repr(str(path_or_name)), error) from None
+    if ":" not in scenario.task.name or scenario.task.folder is not None:
+        return scenario
+    # Worker processes and reports find the class too, wherever they are started.
+    task = scenario.task.model_copy(update={"folder": str(path.parent.resolve())})
+    return scenario.model_copy(update={"task": task})
+
+
+def _locate(path_or_name: str | Path) -> Path:
+    known, given = names(), Path(path_or_name)
+    if str(path_or_name) in known:
+        return FOLDER / f"{path_or_name}.yaml"
+    path = given / "scenario.yaml" if given.is_dir() else given
+    if path.is_file():
+        return path
+    what = f"{given} has no scenario.yaml" if given.is_dir() else "there is no such file"
+    raise ScenarioError(
+        f"scenario {str(path_or_name)!r}: {what}; expected a YAML file, a folder with a scenario.yaml, or one of"
+        f" {scenario_errors.choices(known, given.stem)}"
+    )
+
+
+def _invalid(origin: str, error: ValidationError) -> ScenarioError:
+    problems = scenario_errors.explain(error, Scenario)
+    count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+    return ScenarioError("\n  ".join([f"scenario {origin}: {count}", *problems]))

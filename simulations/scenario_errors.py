@@ -1,0 +1,158 @@
+"""What is wrong with a scenario, in words: the key, the value given, what is allowed, and the nearest match."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+
+class Problems(ValueError):
+    """Several problems found at once by a check over more than one key; each text begins with its key."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = list(problems)
+
+
+def choices(allowed: Iterable[str], given: object) -> str:
+    """The allowed values in a row, and the nearest to what was given.
+
+    >>> choices(["top_k", "random_k"], "topk")
+    "top_k, random_k; did you mean 'top_k'?"
+    """
+    allowed = list(allowed)
+    near = difflib.get_close_matches(str(given).lower().replace("-", "_"), allowed, 1) or difflib.get_close_matches(
+        str(given), allowed, 1
+    )
+    return ", ".join(allowed) + (f"; did you mean {near[0]!r}?" if near else "")
+
+
+def explain(error: ValidationError, model: type[BaseModel]) -> list[str]:
+    """One line a problem, in the order of the keys.
+
+    Args:
+        error: What pydantic found.
+        model: The whole scenario's class, to know which keys there are.
+    """
+    lines: dict[str, None] = {}
+    for item in error.errors(include_url=False):
+        raised = item.get("ctx", {}).get("error")
+        if isinstance(raised, Problems):
+            lines.update(dict.fromkeys(raised.problems))
+            continue
+        # Integers in the place name an item of a list; pydantic adds the member of a union, which is no key.
+        keys = _keys(item["loc"], model)
+        lines[f"{'.'.join(map(str, keys)) or 'scenario'}: {_text(item, keys, model)}"] = None
+    return list(lines)
+
+
+def _text(item: Any, keys: list[str | int], model: type[BaseModel]) -> str:
+    kind, given, context = item["type"], item["input"], item.get("ctx", {})
+    if kind == "missing":
+        field = _field(keys, model)
+        return f"missing{f' ({field.description})' if field is not None and field.description else ''}"
+    if kind == "extra_forbidden":
+        return f"unknown key (value given: {_shown(given)}); {_nearest_key(keys, model)}"
+    if kind == "literal_error":
+        field = _field(keys, model)
+        return f"got {_shown(given)}, expected {choices(map(str, get_args(field.annotation)), given)}"
+    if kind in ("model_type", "dict_type", "model_attributes_type"):
+        return f"got {_shown(given)}, expected a section with the keys {', '.join(_section(keys, model).model_fields)}"
+    if "error" in context and kind == "value_error":
+        return f"{context['error']}{'' if isinstance(given, dict) else f' (value given: {_shown(given)})'}"
+    if kind in ("greater_than", "greater_than_equal", "less_than", "less_than_equal"):
+        return f"got {_shown(given)}, expected {_range(keys, model)}"
+    wanted = _WANTED.get(kind)
+    expected = wanted.format(**context) if wanted else item["msg"]
+    return f"got {_shown(given)}, expected {expected}"
+
+
+def _range(keys: list[str | int], model: type[BaseModel]) -> str:
+    """The limits of a number, such as "0 < density <= 1"."""
+    field = _field(keys, model)
+    limits = [*field.metadata, *(limit for part in get_args(field.annotation) for limit in _metadata(part))]
+    found = {sign: f"{getattr(limit, sign):g}" for limit in limits for sign in _SIGNS if hasattr(limit, sign)}
+    low = "".join(f"{value} {_SIGNS[sign]} " for sign, value in found.items() if sign in ("gt", "ge"))
+    high = "".join(f" {_SIGNS[sign]} {value}" for sign, value in found.items() if sign in ("lt", "le"))
+    return f"{low}{keys[-1]}{high}"
+
+
+def _metadata(annotation: Any) -> Iterator[Any]:
+    for limit in getattr(annotation, "__metadata__", ()):
+        yield from limit.metadata if hasattr(limit, "metadata") else (limit,)
+
+
+_SIGNS = {"gt": "<", "ge": "<=", "lt": "<", "le": "<="}
+
+
+_WANTED = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "string_pattern_mismatch": "letters, digits, - and _ (pattern {pattern})",
+    "tuple_type": "a list",
+    "json_invalid": "JSON ({error})",
+}
+
+
+def _shown(value: object) -> str:
+    text = "null" if value is None else repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _models(part)
+
+
+def _section(keys: Sequence[str | int], model: type[BaseModel]) -> type[BaseModel]:
+    """The class of the section that `keys` lead to."""
+    for key in keys:
+        if isinstance(key, str) and key in model.model_fields:
+            model = next(_models(model.model_fields[key].annotation), model)
+    return model
+
+
+def _field(keys: Sequence[str | int], model: type[BaseModel]) -> Any:
+    return _section(keys[:-1], model).model_fields.get(str(keys[-1]))
+
+
+def _keys(place: Sequence[str | int], model: type[BaseModel]) -> list[str | int]:
+    """Cut pydantic's place down to the keys of the file: a plain value's members of a union are dropped."""
+    keys: list[str | int] = []
+    for key in place:
+        field = _field(keys, model) if keys else None
+        if field is not None and isinstance(key, str) and not any(_models(field.annotation)):
+            break
+        keys.append(key)
+    return keys
+
+
+def _nearest_key(keys: Sequence[str | int], model: type[BaseModel]) -> str:
+    """The key that was probably meant: a similar one beside it, or the same one in another section."""
+    here = list(_section(keys[:-1], model).model_fields)
+    wrong = str(keys[-1])
+    elsewhere = [".".join(path) for path in _paths(model) if path[-1] == wrong]
+    if elsewhere:
+        where = "is a key of the top level" if elsewhere[0] == wrong else f"is written {' or '.join(elsewhere)}"
+        return f"{wrong!r} {where}"
+    near = difflib.get_close_matches(wrong.lower().replace("-", "_"), here, 1)
+    if near:
+        return f"did you mean {near[0]!r}?"
+    section = ".".join(map(str, keys[:-1]))
+    return f"{section or 'a scenario'} has the keys {', '.join(here)}"
+
+
+def _paths(model: type[BaseModel], above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for key, field in model.model_fields.items():
+        yield (*above, key)
+        for section in _models(field.annotation):
+            yield from _paths(section, (*above, key))

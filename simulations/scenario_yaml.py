@@ -1,0 +1,106 @@
+"""YAML as scenarios use it: 1e-3 is a number, a key given twice is an error, and `key=value` changes one value."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import yaml
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML with two corrections."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Refuse a key given twice; PyYAML would take the last one without a word."""
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, str) and key in seen:
+                raise ValueError(f"{key}: given twice, the second time in line {key_node.start_mark.line + 1}")
+            if isinstance(key, str):
+                seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+# YAML 1.1, which PyYAML follows, asks for a dot in 1.0e-3 and reads 1e-3 as text.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def parse(text: str) -> Any:
+    """Read a YAML value.
+
+    Raises:
+        ValueError: No YAML, or a key is given twice; the text names the line.
+    """
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise ValueError(f"not YAML: {place}{error.problem or error.context}") from None
+    except yaml.YAMLError as error:
+        raise ValueError(f"not YAML: {error}") from None
+
+
+def read(text: str) -> dict[str, Any]:
+    """Read a scenario file into nested dictionaries.
+
+    Raises:
+        ValueError: As `parse`, or the file is not a list of `key: value`.
+    """
+    found = parse(text)
+    if not isinstance(found, dict):
+        raise ValueError(f"expected `key: value` lines, found {'nothing' if found is None else repr(found)[:60]}")
+    return {str(key): value for key, value in found.items()}
+
+
+def override(raw: dict[str, Any], assignment: str) -> None:
+    """Change one value in place; sections on the way are made where there are none.
+
+    >>> raw = {"task": "fashion-mnist", "students": {"tiers": [{"name": "a"}]}}
+    >>> override(raw, "task.data_dir=/data")
+    >>> override(raw, "students.tiers.0.parameters=0.1")
+    >>> raw
+    {'task': {'name': 'fashion-mnist', 'data_dir': '/data'}, 'students': {'tiers': [{'name': 'a', 'parameters': 0.1}]}}
+
+    Args:
+        raw: A scenario as read from YAML.
+        assignment: "key=value"; the value is YAML.
+
+    Raises:
+        ValueError: No key=value, or the key leads into a plain value.
+    """
+    path, equals, text = assignment.partition("=")
+    keys = path.strip().split(".")
+    if not equals or not all(keys):
+        raise ValueError(f"override {assignment!r}: expected key=value, such as training.learning_rate=0.05")
+    try:
+        value = parse(text)
+    except ValueError as error:
+        raise ValueError(f"override {assignment!r}: {error}") from None
+    place: Any = raw
+    for depth, key in enumerate(keys[:-1]):
+        step = _step(place, key, keys[: depth + 1], assignment)
+        if isinstance(place, dict):
+            if isinstance(place.get(step), str) and step == "task":
+                place[step] = {"name": place[step]}
+            elif place.get(step) is None:
+                place[step] = {}
+        place = place[step]
+    place[_step(place, keys[-1], keys, assignment)] = value
+
+
+def _step(place: Any, key: str, path: list[str], assignment: str) -> Any:
+    if isinstance(place, dict):
+        return key
+    above = ".".join(path[:-1])
+    if isinstance(place, list):
+        if key.isdigit() and int(key) < len(place):
+            return int(key)
+        raise ValueError(
+            f"override {assignment!r}: {above} is a list of {len(place)}; expected an index from 0, got {key!r}"
+        )
+    raise ValueError(f"override {assignment!r}: {above} is the value {place!r} and has no keys")

@@ -1,0 +1,70 @@
+"""Task `digits`: 1,797 handwritten digits of 8x8 pixels, which scikit-learn carries with it; no download.
+
+Source: E. Alpaydin, C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository, 1998.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from fedpress.compression.models.task import Examples, Splits, Task, disjoint
+from fedpress.simulations.tasks.hold_out import stratified
+
+TEST, PROXY, VALIDATION = 360, 300, 100
+"""Examples held out of training; the other 1,037 are the clients'."""
+
+
+class Digits(Task):
+    """Digits with a convolutional network of 105,226 parameters.
+
+    Inputs are float32 (N, 1, 8, 8) in [0, 1], not normalised further. The parts are stratified by digit and the same
+    in every run: seeds of runs do not change them. Central training with SGD reaches 97 to 98 % on the test part.
+    """
+
+    name = "digits"
+
+    def model(self) -> nn.Module:
+        """Two 3x3 convolutions of 16 and 32 channels, 2x2 max pool, 192 hidden units."""
+        return nn.Sequential(
+            nn.Conv2d(1, 16, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(16, 32, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Linear(32 * 4 * 4, 192),
+            nn.ReLU(),
+            nn.Linear(192, 10),
+        )
+
+    def data(self) -> Splits:
+        """1,037 examples to train, 300 proxy, 100 validation, 360 test."""
+        return _splits()
+
+
+def split_indices(targets: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
+    """Index set of each part, by name of the part.
+
+    Args:
+        targets: Labels of the whole data set, (N,).
+    """
+    return stratified(targets, {"test": TEST, "proxy": PROXY, "validation": VALIDATION}, seed=0)
+
+
+@cache
+def _splits() -> Splits:
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    targets = np.asarray(data.target, dtype=np.int64)
+    indices = split_indices(targets)
+    disjoint(*indices.values())
+    everything = Examples(
+        torch.from_numpy((data.images / 16).astype(np.float32)[:, None]), torch.from_numpy(targets.copy())
+    )
+    return Splits(**{part: everything.take(chosen) for part, chosen in indices.items()})
