@@ -1,0 +1,162 @@
+"""What a user installs: the layout that keeps imports right, and the wheel with its base dependencies alone."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+import venv
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = ("client", "compression", "server", "simulations")
+
+
+def project() -> dict[str, Any]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def shipped() -> list[Path]:
+    """Every file of the four folders, relative to the root."""
+    files = [file for folder in FOLDERS for file in (ROOT / folder).rglob("*") if file.is_file()]
+    return sorted(file.relative_to(ROOT) for file in files if "__pycache__" not in file.parts)
+
+
+def test_there_is_no_init_file() -> None:
+    """Flower puts the root on sys.path, and Python 3.14 has a standard-library package `compression`: a regular
+    package of that name at the root would hide it, and `import gzip` would fail. A namespace folder hides nothing."""
+    assert [str(file) for file in shipped() if file.name == "__init__.py"] == []
+
+
+def test_no_module_is_named_like_one_of_the_standard_library() -> None:
+    """A script run from inside a folder has that folder first on sys.path: its `types.py` would be everybody's."""
+    modules = [file for file in shipped() if file.suffix == ".py"]
+    names = {str(file): {file.stem, *file.parts[1:-1]} for file in modules}
+    assert {file: found for file, parts in names.items() if (found := parts & sys.stdlib_module_names)} == {}
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_the_links_for_static_tools_lead_to_the_folders(folder: str) -> None:
+    link = ROOT / ".pkg" / "fedpress" / folder
+    assert link.is_symlink()
+    assert os.readlink(link) == f"../../{folder}"  # relative: right in every clone
+    assert link.resolve() == (ROOT / folder).resolve()
+
+
+def test_every_folder_with_files_is_a_listed_package() -> None:
+    """setuptools is told the packages by name; one that is not listed is missing from the wheel."""
+    folders = {"fedpress." + ".".join(file.parent.parts) for file in shipped()}
+    assert folders == set(project()["tool"]["setuptools"]["packages"])
+
+
+def test_constraints_pin_every_direct_dependency_within_its_range() -> None:
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    versions = {}
+    for pin in pins:
+        (specifier,) = pin.specifier
+        assert specifier.operator == "==", pin
+        versions[canonicalize_name(pin.name)] = specifier.version
+    metadata = project()["project"]
+    extras = metadata["optional-dependencies"].values()
+    wanted = [Requirement(text) for group in (metadata["dependencies"], *extras) for text in group]
+    for requirement in wanted:
+        if requirement.name != "fedpress":
+            version = versions.get(canonicalize_name(requirement.name))
+            assert version is not None, f"constraints.txt does not pin {requirement.name}"
+            assert requirement.specifier.contains(version), f"{requirement} does not allow the pinned {version}"
+
+
+def run(*command: str | Path, cwd: Path, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Runs a command that must not see this checkout, and shows its output when it fails."""
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    result = subprocess.run(
+        [str(part) for part in command], cwd=cwd, env=environment, capture_output=True, text=True, timeout=600
+    )
+    assert not check or result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
+    return result
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built from the source distribution, built from a copy of this tree."""
+    folder = tmp_path_factory.mktemp("build")
+    kept = (*FOLDERS, "pyproject.toml", "README.md", "LICENSE")
+    (folder / "source").mkdir()
+    for name in kept:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, folder / "source" / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / name, folder / "source" / name)
+    run(sys.executable, "-m", "build", "--outdir", folder / "dist", cwd=folder / "source")
+    (found,) = (folder / "dist").glob("*.whl")
+    assert len(list((folder / "dist").glob("*.tar.gz"))) == 1
+    return found
+
+
+@pytest.fixture(scope="session")
+def bare(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the commands of a new virtual environment that holds the wheel and its base dependencies."""
+    folder = tmp_path_factory.mktemp("bare")
+    venv.create(folder / "venv", with_pip=True)
+    commands = folder / "venv" / ("Scripts" if os.name == "nt" else "bin")
+    run(commands / "python", "-m", "pip", "install", "-q", "-c", ROOT / "constraints.txt", wheel, cwd=folder)
+    return commands
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_the_tree(wheel: Path) -> None:
+    """The wheel is built from the source distribution, so this holds for both."""
+    with zipfile.ZipFile(wheel) as archive:
+        held = {name for name in archive.namelist() if name.startswith("fedpress/")}
+    assert held == {"fedpress/" + file.as_posix() for file in shipped()}
+
+
+@pytest.mark.slow
+def test_the_base_installation_has_neither_torch_nor_flower(bare: Path) -> None:
+    for module in ("torch", "flwr"):
+        result = run(bare / "python", "-c", f"import {module}", cwd=bare, check=False)
+        assert "ModuleNotFoundError" in result.stderr
+
+
+@pytest.mark.slow
+def test_the_command_says_its_version_and_helps(bare: Path) -> None:
+    version = project()["project"]["version"]
+    assert version in run(bare / "fedpress", "--version", cwd=bare).stdout
+    text = run(bare / "fedpress", "--help", cwd=bare).stdout
+    for command in ("simulate", "report", "inspect", "init"):
+        assert command in text
+
+
+@pytest.mark.slow
+def test_a_command_that_misses_an_extra_names_it(bare: Path, tmp_path: Path) -> None:
+    result = run(bare / "fedpress", "simulate", cwd=tmp_path, check=False)
+    assert result.returncode != 0
+    assert "pip install 'fedpress[simulation]'" in result.stdout + result.stderr
+    assert "Traceback" not in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+CODEC = """
+import numpy as np
+from fedpress.compression import encoder, selection, values, vector
+layout = vector.Layout.of_arrays({"weight": np.zeros((100, 10), np.float32)})
+shared = encoder.Shared(layout)
+update = np.arange(1000, dtype=np.float32)
+codec = encoder.sparse(selection.top_k(0.01), values.FLOAT32)
+payload, _ = codec.encode(update.copy(), codec.init(layout), shared, 1)
+assert (encoder.decode(payload, shared).dense()[990:] == update[990:]).all()
+open("payload.bin", "wb").write(payload)
+"""
+
+
+@pytest.mark.slow
+def test_the_codec_needs_the_base_installation_alone(bare: Path, tmp_path: Path) -> None:
+    run(bare / "python", "-c", CODEC, cwd=tmp_path)
+    assert "float32" in run(bare / "fedpress", "inspect", "payload.bin", cwd=tmp_path).stdout
