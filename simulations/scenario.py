@@ -109,7 +109,7 @@ class Training(Section):
     proximal: float = Field(
         default=0.0, ge=0, description="FedProx's mu: pulls towards the weights that training started from."
     )
-    device: Literal["cpu", "cuda"] = Field(default="cpu", description="Where clients train and models are evaluated.")
+    device: Literal["cpu", "cuda"] = Field(default="cpu", description="Where clients train and models are evaluated: cpu or cuda.")
 
     @model_validator(mode="after")
     def _one_length(self) -> Training:
@@ -155,7 +155,7 @@ class EncoderChoice(Section):
 class ServerOptimizer(Section):
     """How the server steps along the mean update (Reddi et al., "Adaptive Federated Optimization", 2021)."""
 
-    optimizer: Literal["sgd", "adam", "yogi", "adagrad"] = Field(default="sgd", description="Rule of the step.")
+    optimizer: Literal["sgd", "adam", "yogi", "adagrad"] = Field(default="sgd", description="Rule of the step: sgd, adam, yogi or adagrad.")
     learning_rate: Positive = Field(default=1.0, description="Server learning rate; 1 with sgd is FedAvg.")
     momentum: float = Field(default=0.0, ge=0, lt=1, description="For sgd.")
     beta1: float = Field(default=0.9, ge=0, lt=1, description="For adam and yogi: decay of the first moment.")

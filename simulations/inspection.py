@@ -1,0 +1,128 @@
+"""`fedpress inspect`: what a payload, a bundle or a run folder holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.filesize import decimal as size
+
+from fedpress.compression import wire
+from fedpress.compression.errors import FedpressError
+from fedpress.simulations.run_folder import Results, RunFolder
+
+
+class InspectionError(FedpressError, ValueError):
+    """It is none of the things that can be inspected."""
+
+
+class Found(NamedTuple):
+    """What was found: its kind, one line for each fact, and the same as plain data for JSON."""
+
+    kind: str  # "payload", "bundle" or "run"
+    facts: list[tuple[str, str]]
+    data: dict[str, Any]
+    columns: tuple[str, ...] = ()  # of a table, if there is one
+    rows: Sequence[tuple[str, ...]] = ()
+
+
+def inspect(path: Path) -> Found:
+    """Read and check a payload, a bundle or a run folder.
+
+    Raises:
+        InspectionError: There is no such file, or it is something else.
+        FedpressError: It is damaged: each fault has its own class, see `fedpress.compression.errors`.
+    """
+    if path.is_dir() or path.name == "results.json":
+        return _run(path if path.is_dir() else path.parent)
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise InspectionError(f"there is no file or folder {path}") from None
+    except OSError as error:
+        raise InspectionError(f"cannot read {path}: {error.strerror or error}") from None
+    from fedpress.compression.models import bundle
+
+    if data.startswith(bundle.MAGIC):
+        return _bundle(data)
+    if data.startswith(wire.MAGIC):
+        return _payload(data)
+    raise InspectionError(
+        f"{path} is neither a payload nor a bundle nor a run folder: it begins with {data[:8]!r}, a payload with"
+        f" {wire.MAGIC!r}, a bundle with {bundle.MAGIC!r}"
+    )
+
+
+def _payload(data: bytes) -> Found:
+    held = wire.inspect(data)
+    entries, count = held["size"], held["count"]
+    facts = [
+        ("wire version", str(held["version"])),
+        ("entries sent", f"{count:,} of {entries:,} ({count / entries if entries else 0:.3%})"),
+        ("values", held["values"]),
+        ("positions", held["positions"]),
+        ("layout", held["fingerprint"]),
+        ("header", size(held["header_bytes"])),
+        ("positions", _each(held["position_bytes"], count)),
+        ("values", _each(held["value_bytes"], count)),
+        ("in all", f"{size(len(data))}, {4 * entries / len(data):.1f}x less than float32"),
+    ]
+    return Found("payload", facts, held)
+
+
+def _each(length: int, count: int) -> str:
+    return size(length) + (f" ({8 * length / count:.2f} bits an entry)" if count else "")
+
+
+def _run(path: Path) -> Found:
+    results = RunFolder.open(path).load_results()
+    return Found("run", run_facts(results), results.model_dump(mode="json"), STUDENT_COLUMNS, student_rows(results))
+
+
+def run_facts(results: Results) -> list[tuple[str, str]]:
+    """The figures of a run, one line each."""
+    totals, planned = results.totals, results.scenario.get("rounds")
+    refused = sum(one.refused for one in results.rounds)
+    return [
+        ("scenario", f"{results.name}, seed {results.seed}"),
+        ("status", results.status),
+        ("rounds", f"{len(results.rounds)} of {planned}" + (f", {refused} replies refused" if refused else "")),
+        ("accuracy", "not evaluated" if results.accuracy is None else f"{results.accuracy:.2%}, mean of the last 10"),
+        ("bytes up", _against(totals.up_bytes, totals.up_ratio)),
+        ("bytes down", _against(totals.down_bytes, totals.down_ratio)),
+        ("model", f"{results.model.parameters:,} parameters, sha256 {results.model.sha256[:16]}"),
+        ("seconds", f"{results.seconds:.0f}"),
+    ]
+
+
+def _against(sent: int, ratio: float | None) -> str:
+    return size(sent) + ("" if ratio is None else f", {ratio:,.1f}x less than dense")
+
+
+STUDENT_COLUMNS = ("student", "parameters", "bundle", "teacher", "student", "int8", "downloaded")
+
+
+def student_rows(results: Results) -> list[tuple[str, ...]]:
+    """The students of the last version, one row each under `STUDENT_COLUMNS`; accuracies on test data."""
+    last = max((student.version for student in results.students), default=0)
+    return [
+        (
+            student.tier,
+            f"{student.parameters:,}",
+            size(student.bundle_bytes),
+            f"{student.teacher_accuracy:.2%}",
+            f"{student.student_accuracy:.2%}",
+            f"{student.quantized_accuracy:.2%}",
+            f"{student.accuracy:.2%}",
+        )
+        for student in results.students
+        if student.version == last
+    ]
+
+
+def _bundle(data: bytes) -> Found:
+    from fedpress.compression.models import bundle
+
+    opened = bundle.open_bundle(data)
+    return Found("bundle", [(key, str(value)) for key, value in opened._asdict().items()], {})

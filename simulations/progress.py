@@ -1,0 +1,118 @@
+"""What `fedpress simulate` shows while it runs, and the tables at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from types import TracebackType
+
+from rich.console import Console
+from rich.filesize import decimal as size
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from fedpress.simulations import inspection
+from fedpress.simulations.run_folder import Results, RoundResult, RunFolder, StudentResult
+from fedpress.simulations.scenario import Scenario
+
+
+class Display:
+    """Follows a run: a line for each round with accuracy and bytes, and on a terminal a bar below them.
+
+    Use as a context manager around the run; on a terminal it restores the cursor however the run ends.
+    """
+
+    def __init__(self, console: Console, rounds: int) -> None:
+        self._console = console
+        self._rounds = rounds
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+            transient=True,
+        )
+        self._task = self._bar.add_task("starting", total=rounds)
+        self._up = self._down = 0
+        self.done = 0
+
+    def __enter__(self) -> Display:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def on_start(self, scenario: Scenario, folder: RunFolder) -> None:
+        """Say what runs and where its files go."""
+        self._print(
+            f"{scenario.name}: task {scenario.task.name}, {scenario.clients} clients,"
+            f" {scenario.sampling.per_round} a round, density {scenario.density:.3g}, seed {scenario.seed};"
+            f" files in {folder.path}"
+        )
+        self._print(f"{'round':>9}  {'accuracy':>8}  {'loss':>7}  {'bytes up':>9}  {'bytes down':>10}")
+
+    def on_round(self, result: RoundResult) -> None:
+        """Add the round's line; bytes are those of the round."""
+        self.done = result.round
+        self._up += result.up_bytes
+        self._down += result.down_bytes
+        accuracy = "-" if result.accuracy is None else f"{result.accuracy:.2%}"
+        loss = "-" if result.loss is None else f"{result.loss:.4f}"
+        line = (
+            f"{result.round:>4}/{self._rounds:<4}  {accuracy:>8}  {loss:>7}  {size(result.up_bytes):>9}"
+            f"  {size(result.down_bytes):>10}"
+        )
+        if result.refused:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in result.reasons.items())
+            line += f"  {result.refused} refused: {reasons}"
+        self._print(line)
+        last = f"accuracy {accuracy}, " if result.accuracy is not None else ""
+        self._bar.update(
+            self._task, completed=result.round, description=f"{last}{size(self._up)} up, {size(self._down)} down"
+        )
+
+    def on_student(self, result: StudentResult) -> None:
+        """Say that a student was downloaded and what it is worth."""
+        self._print(
+            f"student {result.tier}: {result.parameters:,} parameters, {size(result.bundle_bytes)},"
+            f" downloaded, checked: accuracy {result.accuracy:.2%} (teacher {result.teacher_accuracy:.2%})"
+        )
+
+    def on_end(self, results: Results) -> None:
+        """Nothing more to show; the tables follow when the display is closed."""
+
+    def _print(self, line: str) -> None:
+        self._bar.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def print_run(console: Console, results: Results) -> None:
+    """The tables of a run: its figures, and its students."""
+    print_facts(console, inspection.run_facts(results))
+    rows = inspection.student_rows(results)
+    if rows:
+        console.print()
+        print_rows(console, inspection.STUDENT_COLUMNS, rows)
+
+
+def print_facts(console: Console, facts: Iterable[tuple[str, str]]) -> None:
+    """One line for each name and value."""
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for name, value in facts:
+        table.add_row(name, value)
+    console.print(table, highlight=False, markup=False)
+
+
+def print_rows(console: Console, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A table; all but the first column are numbers."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    console.print(table, highlight=False, markup=False)
