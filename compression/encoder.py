@@ -79,7 +79,6 @@ def dense(values: ValueFormat = FLOAT32) -> Encoder[None]:
 
     def encode(update: Vector, state: None, shared: Shared, seed: int) -> tuple[bytes, None]:
         vector.check(update, shared.layout)
-        vector.check_finite(update)
         return wire.pack(Dense(update), shared.layout, values), None
 
     return Encoder(_no_state, encode)

@@ -1,7 +1,8 @@
-"""Wrappers: an encoder in, an encoder out."""
+"""Wrappers that change what an encoder is asked to send: an encoder in, an encoder out."""
 
+import math
 from collections.abc import Callable
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,8 +10,8 @@ from numpy.typing import NDArray
 from fedpress.compression import errors, vector, wire
 from fedpress.compression.encoder import Encoder
 from fedpress.compression.shared import Shared
-from fedpress.compression.update import Dense, Sparse
-from fedpress.compression.vector import Layout, Vector
+from fedpress.compression.update import Dense, Sparse, Update
+from fedpress.compression.vector import BLOCK, Layout, Vector
 
 S = TypeVar("S")
 
@@ -18,79 +19,114 @@ S = TypeVar("S")
 class Residual(NamedTuple, Generic[S]):
     """The state of `error_feedback`.
 
-    `sent_positions` and `sent_values` say what the last payload said until its verdict comes, so that the mass of a
-    refused payload can go back. A payload of all n entries leaves the positions empty.
+    `sent_positions` and `sent_values` are what the last payload says, until its verdict comes: the mass of a refused
+    payload goes back into the residual. A payload of all n entries has no positions.
     """
 
     inner: S
-    residual: Vector  # (n,)
-    sent_positions: NDArray[np.int64]  # (k,)
+    residual: Vector  # (n,): asked minus sent
+    sent_positions: NDArray[np.int64]  # (k,), or (0,)
     sent_values: Vector  # (k,)
 
 
 def error_feedback(inner: Encoder[S]) -> Encoder[Residual[S]]:
     """Keep back what a payload does not say, and add it to the next update.
 
-    Law: the sum of what accepted payloads say + residual == the sum of the updates, but for float32 rounding: each
-    round rounds once when the residual is added to the update and once when the sent values are taken off.
+    Law: sum of what accepted payloads say + residual == sum of the updates. Both sides are exact but for two roundings
+    of float32 a round, in asked = update + residual and in residual' = asked - said, so that every entry of the two
+    sides differs by at most 2^-24 (|asked| + |residual'|) summed over the rounds; a refused payload adds one more,
+    2^-24 |residual''|, where residual'' = residual' + said. What is sent as float32 leaves a residual of exactly zero.
 
-    Seide et al. 2014, "1-bit stochastic gradient descent", section 3; Stich et al. 2018, "Sparsified SGD with memory",
-    algorithm 1. A payload that is not settled when the next one is encoded counts as accepted.
+    A payload that has no verdict when the next update is encoded counts as accepted. If `encode` raises (NaN, infinity,
+    also where update + residual overflows), the residual is as it was.
+
+    Seide et al. 2014, "1-Bit Stochastic Gradient Descent and its Application to Data-Parallel Distributed Training of
+    Speech DNNs", section 3; Stich et al. 2018, "Sparsified SGD with Memory", algorithm 1.
+
+    >>> from fedpress.compression import encoder, selection, values
+    >>> shared = Shared(Layout((vector.TensorSpec("weight", (3,), "float32"),)))
+    >>> feedback = error_feedback(encoder.sparse(selection.top_k(k=1), values.FLOAT32))
+    >>> payload, state = feedback.encode(np.array([3, 1, 2], np.float32), feedback.init(shared.layout), shared, 0)
+    >>> encoder.decode(payload, shared).dense().tolist(), state.residual.tolist()
+    ([3.0, 0.0, 0.0], [0.0, 1.0, 2.0])
+    >>> feedback.settle(state, False).residual.tolist()
+    [3.0, 1.0, 2.0]
     """
 
     def init(layout: Layout) -> Residual[S]:
-        return Residual(inner.init(layout), np.zeros(layout.size, np.float32), *_NOTHING_SENT)
+        return Residual(inner.init(layout), np.zeros(layout.size, np.float32), *_nothing())
 
     def encode(update: Vector, state: Residual[S], shared: Shared, seed: int) -> tuple[bytes, Residual[S]]:
         vector.check(update, shared.layout)
         asked = update if update.flags.writeable else update.copy()
         with np.errstate(over="ignore", invalid="ignore"):  # the inner encoder refuses what is not finite
             asked += state.residual
-        reading = asked.view()
-        reading.flags.writeable = False
-        payload, inner_state = inner.encode(reading, state.inner, shared, seed)
+        payload, inner_state = inner.encode(_read_only(asked), state.inner, shared, seed)
         said = wire.decode(payload, shared)
-        said.add_to(asked, -1.0)  # what was asked becomes the residual: no third vector
-        positions = said.positions if isinstance(said, Sparse) else _NOTHING_SENT[0]
+        # What was asked becomes the new residual: no third vector, and the old one is untouched until all went well.
+        said.add_to(asked, -1.0)
+        positions = said.positions if isinstance(said, Sparse) else _nothing()[0]
         return payload, Residual(inner_state, asked, positions, said.values)
+
+    def start(state: Residual[S]) -> Vector | None:
+        return inner.start(state.inner)
 
     def settle(state: Residual[S], accepted: bool) -> Residual[S]:
         if not accepted:
-            dense = len(state.sent_values) == len(state.residual)
-            said = (
-                Dense(state.sent_values)
-                if dense
-                else Sparse(state.sent_positions, state.sent_values, len(state.residual))
-            )
-            said.add_to(state.residual)
-        return Residual(inner.settle(state.inner, accepted), state.residual, *_NOTHING_SENT)
+            _said(state).add_to(state.residual)
+        return Residual(inner.settle(state.inner, accepted), state.residual, *_nothing())
 
-    return Encoder(init, encode, lambda state: inner.start(state.inner), settle)
-
-
-_NOTHING_SENT = (np.empty(0, np.int64), np.empty(0, np.float32))
+    return Encoder(init, encode, start, settle)
 
 
 def step_ahead(inner: Encoder[Residual[S]], factor: float = 1.0) -> Encoder[Residual[S]]:
-    """Train from the held model + `factor` times the residual (SA-PEF), so that an old residual does less harm."""
+    """Train from the held model + `factor` times the residual; what is encoded stays the same.
+
+    The gradients are then taken where the model will be once the residual has been sent, which keeps an old residual
+    from undoing newer steps. The update is measured from that start (trained - start), so that the residual counts
+    once.
+
+    Redie, Arablouei and Werner 2026, "SA-PEF: Step-Ahead Partial Error Feedback for Efficient Federated Learning".
+
+    Args:
+        inner: An encoder whose state is a `Residual`: `error_feedback(...)`, or a wrapper around it.
+        factor: The step-ahead coefficient, 0 (plain error feedback) to 1 (the whole residual).
+
+    Raises:
+        ValueError: The factor is outside [0, 1].
+        TypeError: From `init`: the inner encoder has no residual.
+    """
+    if not 0 <= factor <= 1:
+        raise ValueError(f"factor is {factor}, expected 0 to 1: the part of the residual that training starts ahead by")
 
     def init(layout: Layout) -> Residual[S]:
         state = inner.init(layout)
         if not isinstance(state, Residual):
             raise TypeError(
-                f"step_ahead needs an encoder with a residual, got one with the state {type(state).__name__}; "
-                "write step_ahead(error_feedback(...))"
+                f"step_ahead needs an encoder that keeps a residual, this one's state is {type(state).__name__}; "
+                "did you mean step_ahead(error_feedback(...))?"
             )
         return state
 
     def start(state: Residual[S]) -> Vector | None:
-        return np.float32(factor) * state.residual if state.residual.any() else None
+        return np.float32(factor) * state.residual if factor and state.residual.any() else None
 
     return inner._replace(init=init, start=start)
 
 
 def clipped(inner: Encoder[S], max_norm: float) -> Encoder[S]:
-    """Scale an update down to the L2 norm `max_norm` if it is longer."""
+    """Scale an update that is longer than `max_norm` (L2) down to it.
+
+    Around `error_feedback` it bounds what one round of training adds, and what is cut off is lost on purpose; inside
+    it bounds what is sent, and what is cut off stays in the residual.
+
+    Args:
+        inner: The encoder of the clipped update.
+        max_norm: Greatest L2 norm of the whole update, finite and above 0.
+
+    Raises:
+        ValueError: The norm is out of range.
+    """
     if not 0 < max_norm < np.inf:
         raise ValueError(f"max_norm is {max_norm}, expected a finite number above 0")
 
@@ -98,7 +134,7 @@ def clipped(inner: Encoder[S], max_norm: float) -> Encoder[S]:
         vector.check(update, shared.layout)
         norm = _norm(update)
         if not np.isfinite(norm):
-            raise errors.NonFiniteError("the update holds NaN or infinity; did training diverge?")
+            raise errors.NonFiniteError("the update holds NaN or infinity, so it has no norm; did training diverge?")
         if norm > max_norm:
             update = np.multiply(update, np.float32(max_norm / norm), out=update if update.flags.writeable else None)
         return inner.encode(update, state, shared, seed)
@@ -107,26 +143,56 @@ def clipped(inner: Encoder[S], max_norm: float) -> Encoder[S]:
 
 
 def warmed_up(make: Callable[[float], Encoder[S]], start: float, end: float, rounds: int) -> Encoder[S]:
-    """Let the density fall exponentially from `start` to `end` over the first `rounds` rounds (by `shared.round`).
+    """Let the density go from `start` to `end` exponentially over the first `rounds` rounds.
+
+    In round r of `Shared.round` it is start * (end / start)^(r / rounds), from round `rounds` on it is `end`.
 
     Lin et al. 2018, "Deep Gradient Compression", section 3.3.
+
+    Args:
+        make: density -> encoder; its state must not depend on the density.
+        start: Density in round 0, 0 < start <= 1.
+        end: Density after the warm-up, 0 < end <= 1.
+        rounds: Length of the warm-up; 0 for none.
+
+    Raises:
+        ValueError: A density or the number of rounds is out of range.
     """
     for density in (start, end):
         if not 0 < density <= 1:
-            raise ValueError(f"density {density} is out of range; expected 0 < density <= 1")
+            raise ValueError(f"density {density} is out of range; expected 0 < density <= 1, such as 0.01 for 1 %")
     if rounds < 0:
         raise ValueError(f"rounds is {rounds}, expected at least 0")
 
     def encode(update: Vector, state: S, shared: Shared, seed: int) -> tuple[bytes, S]:
-        part = min(1.0, shared.round / rounds) if rounds else 1.0
-        return make(start * (end / start) ** part).encode(update, state, shared, seed)
+        done = shared.round >= rounds
+        density = end if done else start * (end / start) ** (shared.round / rounds)
+        return make(density).encode(update, state, shared, seed)
 
     return make(end)._replace(encode=encode)
 
 
+def _nothing() -> tuple[NDArray[np.int64], Vector]:
+    """Return the positions and values of no payload; new arrays, since a state owns its leaves."""
+    return np.empty(0, np.int64), np.empty(0, np.float32)
+
+
+def _said(state: Residual[S]) -> Update:
+    if len(state.sent_values) == len(state.residual):
+        return Dense(state.sent_values)
+    return Sparse(state.sent_positions, state.sent_values, len(state.residual))
+
+
+def _read_only(update: Vector) -> Vector:
+    view = update.view()
+    view.flags.writeable = False
+    return view
+
+
 def _norm(update: Vector) -> float:
+    """Return the L2 norm, summed in float64 by blocks: float32 squares overflow above 2^64."""
     total = 0.0
-    for first in range(0, len(update), 1 << 16):
-        block: NDArray[Any] = update[first : first + (1 << 16)].astype(np.float64)
+    for first in range(0, len(update), BLOCK):
+        block = update[first : first + BLOCK].astype(np.float64)
         total += float(block @ block)
-    return float(np.sqrt(total))
+    return math.sqrt(total)

@@ -17,15 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedpress.compression import errors
-from fedpress.compression.vector import Vector
+from fedpress.compression.vector import BLOCK, Vector
 
 Magnitudes: TypeAlias = NDArray[np.uint32]
 """Bit patterns of float32 magnitudes: as integers 0 < subnormal < normal < infinity < NaN."""
 
-BLOCK = 1 << 16  # elements; a block, its magnitudes and its mask stay in the second-level cache
 SAMPLE = 1 << 14
 _DIGITS = ((20, 11), (10, 10), (0, 10))  # (shift, bits), from the top of the 31 bits
 _FIRST_NOT_FINITE = 0x7F8  # the top digit of infinity; NaN lies above
+_NOT_FINITE = "the update holds NaN or infinity, so nothing can be selected; did training diverge?"
 
 
 def largest(vector: Vector, k: int) -> NDArray[np.int64]:
@@ -43,11 +43,30 @@ def largest(vector: Vector, k: int) -> NDArray[np.int64]:
     """
     patterns = vector.view(np.uint32)
     if len(vector) > SAMPLE and k <= len(vector) // 8:
-        candidates = _reaching(patterns, _bound(patterns, k), room=2 * k + BLOCK)
-        if candidates is not None and len(candidates[0]) >= k:
-            positions, magnitudes = candidates
+        room = 2 * k + BLOCK
+        positions, magnitudes = _reaching(patterns, _bound(patterns, k), room)
+        if k <= len(positions) <= room:
             return positions[_cut(lambda: [(0, magnitudes)], k)]
     return _cut(lambda: _blocks(patterns), k)
+
+
+def at_least(vector: Vector, bound: np.float32) -> NDArray[np.int64]:
+    """Return the positions of the entries whose magnitude is at least `bound`, rising, never a zero.
+
+    Args:
+        vector: float32, shape (n,), contiguous.
+        bound: Not negative.
+
+    Raises:
+        NonFiniteError: The vector holds NaN or infinity.
+
+    >>> at_least(np.array([3, -4, 0, 4, 4], np.float32), np.float32(4))
+    array([1, 3, 4])
+    """
+    positions, magnitudes = _reaching(vector.view(np.uint32), max(1, int(bound.view(np.uint32))), room=len(vector))
+    if len(magnitudes) and int(magnitudes.max()) >> _DIGITS[0][0] >= _FIRST_NOT_FINITE:
+        raise errors.NonFiniteError(_NOT_FINITE)
+    return positions
 
 
 def _blocks(patterns: NDArray[np.uint32]) -> Iterator[tuple[int, Magnitudes]]:
@@ -66,17 +85,17 @@ def _bound(patterns: NDArray[np.uint32], k: int) -> int:
     return _kth(lambda: [(0, sample)], rank)[0]
 
 
-def _reaching(patterns: NDArray[np.uint32], bound: int, room: int) -> tuple[NDArray[np.int64], Magnitudes] | None:
-    """Return the positions and magnitudes of all entries that reach `bound`, or None if they are more than `room`."""
-    positions, magnitudes, found = [], [], 0
+def _reaching(patterns: NDArray[np.uint32], bound: int, room: int) -> tuple[NDArray[np.int64], Magnitudes]:
+    """Return the positions and magnitudes of the entries that reach `bound`: all, or more than `room` of them."""
+    positions, magnitudes, found = [np.empty(0, np.int64)], [np.empty(0, np.uint32)], 0
     for start, block in _blocks(patterns):
         places = np.flatnonzero(block >= np.uint32(bound))
-        found += len(places)
-        if found > room:
-            return None
         magnitudes.append(block[places])
         places += start
         positions.append(places)
+        found += len(places)
+        if found > room:
+            break
     return np.concatenate(positions), np.concatenate(magnitudes)
 
 
@@ -96,7 +115,7 @@ def _kth(blocks: Callable[[], Iterable[tuple[int, Magnitudes]]], k: int) -> tupl
                 digits &= np.uint32((1 << bits) - 1)
             counts += np.bincount(digits, minlength=1 << bits)
         if not level and counts[_FIRST_NOT_FINITE:].any():
-            raise errors.NonFiniteError("the update holds NaN or infinity, so it has no largest entries")
+            raise errors.NonFiniteError(_NOT_FINITE)
         reached = np.cumsum(counts[::-1])  # entries whose digit is at least the last, the last but one, ...
         step = int(np.searchsorted(reached, wanted))
         if step == 1 << bits:

@@ -3,20 +3,22 @@
 Three forms; the exact cost of each is known before anything is packed, and the smallest is taken:
 
 * Rice: the gaps between positions, in the Golomb-Rice code with the parameter that fits the data best (Golomb 1966,
-  "Run-length encodings"; Rice 1979). The low bits of all gaps come first, then the high parts in unary, so that both
-  are read and written by vector operations.
-* bitmap: one bit for each of the n places.
+  "Run-length encodings"; Rice and Plaunt 1971, "Adaptive variable-length coding"). The low bits of all gaps come
+  first, then all high parts in unary, so that both are written and read by vector operations.
+* bitmap: one bit for each of the n places. No other form is ever longer, which a decoder relies on.
 * raw: each position in the least number of whole bytes that holds n - 1. Wins at the very smallest k only.
 
 The index tag of the header is the form; a Rice tag carries the parameter as well: `RICE + b`.
 """
+
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedpress.compression import errors
 
-Positions = NDArray[np.int64]
+Positions: TypeAlias = NDArray[np.int64]
 
 ALL = 0  # no positions at all: every place is there, k = n
 RAW = 1
@@ -32,18 +34,23 @@ def pack(positions: Positions, n: int) -> tuple[int, bytes]:
         positions: int64, shape (k,), strictly increasing, in [0, n).
         n: Size of the vector.
 
+    Raises:
+        ValueError: The positions do not rise strictly, or leave [0, n).
+
     >>> pack(np.array([3, 10, 12]), 100)
     (33, b'\\x15\\x03')
     >>> pack(np.array([0, 1, 2, 3]), 4)
     (0, b'')
     """
     k = len(positions)
+    gaps = np.diff(positions, prepend=-1) - 1
+    if k and (gaps.min() < 0 or positions[-1] >= n):
+        raise ValueError(f"positions must rise strictly and stay in [0, {n}); sort them and drop doubles")
     if k == n:
         return ALL, b""
-    gaps = np.diff(positions, prepend=-1) - 1
     b, bits = _best_rice(gaps)
-    costs = ((-(-bits // 8), RICE + b), (-(-n // 8), BITMAP), (k * _width(n), RAW))
-    _, tag = min(costs, key=lambda cost: cost[0])
+    costs = {RICE + b: _bytes(bits), BITMAP: _bytes(n), RAW: k * _width(n)}
+    tag = min(costs, key=costs.__getitem__)  # the first of equals
     if tag == BITMAP:
         return tag, _pack_bitmap(positions, n)
     if tag == RAW:
@@ -80,11 +87,12 @@ def length(tag: int, n: int, k: int) -> tuple[int, int]:
     if tag == RAW:
         return k * _width(n), k * _width(n)
     if tag == BITMAP:
-        return -(-n // 8), -(-n // 8)
+        return _bytes(n), _bytes(n)
     b = tag - RICE
-    # k low parts, k ones that end the high parts; the high parts sum to at most (n - k) / 2^b.
+    # k low parts and k ones that end the high parts; the high parts sum to at most (n - k) / 2^b.
     least = k * (b + 1)
-    return -(-least // 8), -(-(least + ((n - k) >> b if k else 0)) // 8)
+    most = least + ((n - k) >> b) if k else 0
+    return _bytes(least), min(_bytes(most), _bytes(n))
 
 
 def unpack(tag: int, data: bytes | memoryview, n: int, k: int) -> Positions:
@@ -135,8 +143,9 @@ def _best_rice(gaps: Positions) -> tuple[int, int]:
 def _pack_rice(gaps: Positions, b: int, bits: int) -> bytes:
     k = len(gaps)
     unpacked = np.zeros(bits, np.uint8)
-    if b:
-        unpacked[: k * b].reshape(k, b)[...] = (gaps[:, None] >> np.arange(b)) & 1
+    low = unpacked[: k * b].reshape(k, b)
+    for j in range(b):  # by columns: b vector operations
+        low[:, j] = (gaps >> j) & 1
     ends = np.cumsum((gaps >> b) + 1) - 1
     unpacked[k * b + ends] = 1
     return np.packbits(unpacked, bitorder="little").tobytes()
@@ -147,11 +156,13 @@ def _unpack_rice(data: bytes | memoryview, b: int, n: int, k: int) -> Positions:
     ends = np.flatnonzero(unpacked[k * b :])
     if len(ends) != k:
         raise errors.InvalidPositions(f"the Rice code ends {len(ends)} gaps, the header says {k}")
-    if k and len(data) != -(-(k * b + int(ends[-1]) + 1) // 8):
+    if k and len(data) != _bytes(k * b + int(ends[-1]) + 1):
         raise errors.LengthMismatch("bytes are left over after the last gap of the Rice code")
-    high = np.diff(ends, prepend=-1) - 1
-    low = unpacked[: k * b].reshape(k, b) @ (1 << np.arange(b, dtype=np.int64)) if b else 0
-    positions: Positions = np.cumsum((high << b) + low + 1) - 1
+    gaps = (np.diff(ends, prepend=-1) - 1) << b
+    low = unpacked[: k * b].reshape(k, b)
+    for j in range(b):
+        gaps |= low[:, j].astype(np.int64) << j
+    positions: Positions = np.cumsum(gaps + 1) - 1
     if k and positions[-1] >= n:
         raise errors.InvalidPositions(f"the last position is {positions[-1]}, the vector has {n} entries")
     return positions
@@ -175,7 +186,7 @@ def _unpack_bitmap(data: bytes | memoryview, n: int, k: int) -> Positions:
 
 
 def _width(n: int) -> int:
-    return -(-(n - 1).bit_length() // 8) if n > 1 else 0
+    return _bytes((n - 1).bit_length()) if n else 0
 
 
 def _pack_raw(positions: Positions, n: int) -> bytes:
@@ -190,3 +201,7 @@ def _unpack_raw(data: bytes | memoryview, n: int, k: int) -> Positions:
     if k and (positions[-1] >= n or (np.diff(positions) <= 0).any()):
         raise errors.InvalidPositions("raw positions must rise strictly and stay below the size of the vector")
     return positions
+
+
+def _bytes(bits: int) -> int:
+    return -(-bits // 8)

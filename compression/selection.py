@@ -8,9 +8,10 @@ from typing import Literal, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpress.compression.largest import largest
+from fedpress.compression import errors
+from fedpress.compression.largest import at_least, largest
 from fedpress.compression.shared import Shared
-from fedpress.compression.vector import Vector, check_finite
+from fedpress.compression.vector import Vector
 
 Positions: TypeAlias = NDArray[np.int64]
 
@@ -90,33 +91,36 @@ def random_k(density: float) -> Selector:
     _check_density(density)
 
     def select(vector: Vector, shared: Shared, seed: int) -> Positions:
-        check_finite(vector)
+        if not np.isfinite(vector).all():
+            raise errors.NonFiniteError("the update holds NaN or infinity; did training diverge?")
         n = len(vector)
         if not n:
             return np.empty(0, np.int64)
         drawn = np.random.default_rng(seed).choice(n, max(1, round(density * n)), replace=False, shuffle=False)
         places = np.sort(drawn).astype(np.int64)
-        return places[vector[places] != 0]
+        positions: Positions = places[vector[places] != 0]
+        return positions
 
     return select
 
 
 def threshold(value: float) -> Selector:
-    """Select the entries whose magnitude is at least `value` and not zero.
-
-    Args:
-        value: Finite, not negative.
+    """Select the entries whose magnitude is at least `value` (rounded to float32), and not zero.
 
     Raises:
-        ValueError: The value is negative or not finite.
+        ValueError: The value is negative, or not finite as a float32.
+
+    >>> from fedpress.compression.vector import Layout, TensorSpec
+    >>> shared = Shared(Layout((TensorSpec("weight", (4,), "float32"),)))
+    >>> threshold(2.0)(np.array([-2, 1, 0, 3], np.float32), shared, 0)
+    array([0, 3])
     """
-    if not 0 <= value < np.inf:
-        raise ValueError(f"threshold {value} is not a finite number >= 0")
+    if not 0 <= value <= np.finfo(np.float32).max:
+        raise ValueError(f"threshold {value} is not a finite float32 of at least 0")
+    bound = np.float32(value)
 
     def select(vector: Vector, shared: Shared, seed: int) -> Positions:
-        check_finite(vector)
-        positions: Positions = np.flatnonzero((np.abs(vector) >= np.float32(value)) & (vector != 0))
-        return positions
+        return at_least(vector, bound)
 
     return select
 

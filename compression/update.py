@@ -8,9 +8,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpress.compression.vector import Vector
-
-BLOCK = 1 << 16  # elements that stay in the second-level cache
+from fedpress.compression.vector import BLOCK, Vector
 
 
 class Sparse(NamedTuple):

@@ -21,8 +21,14 @@ from fedpress.compression import errors
 Vector: TypeAlias = NDArray[np.float32]
 """A flat update or model, shape (n,), C-contiguous."""
 
+BLOCK = 1 << 16
+"""Elements of a vector that are worked on at a time: with what is derived from them they stay in the L2 cache."""
+
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 """Dtypes of tensors that may enter the vector."""
+
+INTEGERS = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+"""Dtypes of tensors that are always buffers."""
 
 BUFFER_NAMES = ("running_mean", "running_var", "num_batches_tracked")
 """The usual last names of buffers: what `Layout.of_arrays` goes by, having no model to ask."""
@@ -68,7 +74,12 @@ class Layout:
             if spec.dtype not in FLOATS:
                 raise errors.LayoutError(
                     f"parameter {spec.name!r} has dtype {spec.dtype}; a vector takes {', '.join(FLOATS)} only. "
-                    "Integers belong among the buffers."
+                    "integers belong among the buffers"
+                )
+        for spec in self.buffers:
+            if spec.dtype not in (*FLOATS, *INTEGERS):
+                raise errors.LayoutError(
+                    f"buffer {spec.name!r} has dtype {spec.dtype}, expected one of {', '.join((*FLOATS, *INTEGERS))}"
                 )
         own = {spec.name for spec in self.parameters}
         for alias, canonical in self.tied:
@@ -113,7 +124,7 @@ class Layout:
         first: dict[int, str] = {}  # id of the tensor -> its first name; the model keeps the tensors alive
         for name, tensor in model.named_parameters(remove_duplicate=False):
             spec = TensorSpec(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
-            if _is_integer(spec.dtype):
+            if spec.dtype in INTEGERS:
                 buffers.append(spec)
             elif id(tensor) in first:
                 tied.append((name, first[id(tensor)]))
@@ -140,7 +151,7 @@ class Layout:
         buffers: list[TensorSpec] = []
         for name, array in arrays.items():
             spec = TensorSpec(name, tuple(array.shape), array.dtype.name)
-            apart = _is_integer(spec.dtype) or name.rpartition(".")[2] in BUFFER_NAMES
+            apart = spec.dtype in INTEGERS or name.rpartition(".")[2] in BUFFER_NAMES
             (buffers if apart else parameters).append(spec)
         return cls(tuple(parameters), tuple(buffers))
 
@@ -161,7 +172,7 @@ def flatten(arrays: Mapping[str, NDArray[Any]], layout: Layout) -> Vector:
     """
     _check_names(arrays, layout)
     vector = np.empty(layout.size, np.float32)
-    for spec, start in zip(layout.parameters, layout.offsets, strict=False):
+    for spec, start in zip(layout.parameters, layout.offsets[:-1], strict=True):
         array = _checked(arrays, spec)
         part = vector[start : start + spec.size].reshape(spec.shape)
         if spec.dtype == "bfloat16":
@@ -187,7 +198,7 @@ def unflatten(vector: Vector, layout: Layout) -> dict[str, NDArray[Any]]:
     """
     check(vector, layout)
     arrays: dict[str, NDArray[Any]] = {}
-    for spec, start in zip(layout.parameters, layout.offsets, strict=False):
+    for spec, start in zip(layout.parameters, layout.offsets[:-1], strict=True):
         part = vector[start : start + spec.size].reshape(spec.shape)
         if spec.dtype == "bfloat16":
             arrays[spec.name] = _to_bfloat16(part)
@@ -208,12 +219,6 @@ def check(vector: NDArray[Any], layout: Layout) -> None:
         )
 
 
-def check_finite(vector: Vector) -> None:
-    """Raise NonFiniteError if `vector` holds NaN or infinity."""
-    if not np.isfinite(vector).all():
-        raise errors.NonFiniteError("the update holds NaN or infinity; did training diverge?")
-
-
 def pack_buffers(arrays: Mapping[str, NDArray[Any]], layout: Layout) -> bytes:
     """Return the buffers among `arrays` as little-endian bytes, one after the other in the order of the layout.
 
@@ -228,14 +233,18 @@ def pack_buffers(arrays: Mapping[str, NDArray[Any]], layout: Layout) -> bytes:
     parts = []
     for spec in layout.buffers:
         array = _checked(arrays, spec)
-        if not _finite(array.view(np.uint16) if spec.dtype == "bfloat16" else array, spec.dtype):
+        if spec.dtype == "bfloat16":
+            array = array.view(np.uint16)
+        if not _finite(array, spec.dtype):
             raise errors.NonFiniteError(f"buffer {spec.name!r} holds NaN or infinity; did training diverge?")
-        parts.append(array.view(np.uint16) if spec.dtype == "bfloat16" else array)
-    return b"".join(part.astype(part.dtype.newbyteorder("<")).tobytes() for part in parts)
+        parts.append(array.astype(array.dtype.newbyteorder("<")).tobytes())
+    return b"".join(parts)
 
 
 def unpack_buffers(data: bytes, layout: Layout) -> dict[str, NDArray[Any]]:
     """Return the buffers that `pack_buffers` wrote, in the layout's shapes and dtypes (bfloat16 as uint16 patterns).
+
+    Law: unpack_buffers(pack_buffers(arrays, layout), layout) == the buffers among arrays, bit for bit.
 
     Raises:
         Truncated, LengthMismatch: `data` is shorter or longer than the layout's buffers.
@@ -251,8 +260,11 @@ def unpack_buffers(data: bytes, layout: Layout) -> dict[str, NDArray[Any]]:
     for spec in layout.buffers:
         dtype = _dtype(spec.dtype)
         stop = start + spec.size * dtype.itemsize
-        raw = np.frombuffer(data[start:stop], dtype.newbyteorder("<"))
-        array = (raw != 0 if dtype.kind == "b" else raw.astype(dtype)).reshape(spec.shape)
+        if dtype == np.bool_:  # any byte may come; only 0 and 1 are valid in memory
+            array = np.frombuffer(data[start:stop], np.uint8) != 0
+        else:
+            array = np.frombuffer(data[start:stop], dtype.newbyteorder("<")).astype(dtype)
+        array = array.reshape(spec.shape)
         if not _finite(array, spec.dtype):
             raise errors.NonFiniteValues(f"buffer {spec.name!r} holds NaN or infinity")
         if spec.name.rpartition(".")[2] == "running_var" and _negative(array, spec.dtype):
@@ -260,10 +272,6 @@ def unpack_buffers(data: bytes, layout: Layout) -> dict[str, NDArray[Any]]:
         arrays[spec.name] = array
         start = stop
     return arrays
-
-
-def _is_integer(dtype: str) -> bool:
-    return dtype == "bool" or dtype.startswith(("int", "uint"))
 
 
 def _dtype(name: str) -> np.dtype[Any]:
@@ -295,7 +303,7 @@ def _checked(arrays: Mapping[str, NDArray[Any]], spec: TensorSpec) -> NDArray[An
 
 def _to_bfloat16(values: Vector) -> NDArray[np.uint16]:
     """Return the bit patterns of the nearest bfloat16 values, ties to even; a NaN stays one."""
-    bits = np.ascontiguousarray(values).reshape(values.shape).view(np.uint32).astype(np.uint64)
+    bits = values.view(np.uint32).astype(np.uint64)
     rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
     return np.where((bits & 0x7FFFFFFF) > 0x7F800000, (bits >> 16) | 0x40, rounded).astype(np.uint16)
 

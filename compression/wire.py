@@ -13,7 +13,7 @@ from fedpress.compression import errors, positions, values
 from fedpress.compression.shared import Shared
 from fedpress.compression.update import Dense, Sparse, Update
 from fedpress.compression.values import ValueFormat
-from fedpress.compression.vector import Layout
+from fedpress.compression.vector import Layout, Vector
 
 MAGIC = b"FP"
 VERSION = 1
@@ -46,19 +46,26 @@ def pack(update: Update, layout: Layout, format: ValueFormat) -> bytes:
 
     Raises:
         LayoutError: The update is not of the layout's size, or too large for the header.
+        NonFiniteError: A value is NaN or infinite.
+        ValueError: The positions do not rise strictly, or leave [0, n).
+
+    >>> from fedpress.compression.vector import TensorSpec
+    >>> layout = Layout((TensorSpec("weight", (1000,), "float32"),))
+    >>> pack(Sparse(np.array([7, 300]), np.array([1, -1], np.float32), 1000), layout, values.TERNARY).hex(" ", 4)
+    '4650 01042600 e8030000 02000000 6cc337a3 861ca691 07190200 00803f02'
     """
     if update.size != layout.size or update.size > MAX_SIZE:
         raise errors.LayoutError(
             f"the update has {update.size} entries, the layout {layout.size}; a payload holds at most {MAX_SIZE}"
         )
+    if not np.isfinite(update.values).all():
+        raise errors.NonFiniteError("the update holds NaN or infinity; did training diverge?")
     if isinstance(update, Dense):
         tag, places = positions.ALL, b""
     else:
         tag, places = positions.pack(update.positions, update.size)
     body = places + format.pack(update.values)
-    prefix = _PREFIX.pack(
-        MAGIC, VERSION, format.tag, tag, 0, update.size, update.count, layout.fingerprint
-    )  # fmt: skip
+    prefix = _PREFIX.pack(MAGIC, VERSION, format.tag, tag, 0, update.size, update.count, layout.fingerprint)
     return b"".join((prefix, _CHECKSUM.pack(zlib.crc32(body, zlib.crc32(prefix))), body))
 
 
@@ -83,13 +90,10 @@ def decode(payload: bytes | memoryview, shared: Shared) -> Update:
             " same size, other tensors; another model, or another order?"
         )
     split = _check_body(data, header, format)
-    numbers = format.unpack(data[split:], header.k)
-    places = positions.unpack(header.index_tag, data[HEADER_BYTES:split], header.n, header.k)
-    if not np.isfinite(numbers).all():
-        raise errors.NonFiniteValues("the payload holds values that are NaN or infinite")
     if header.index_tag == positions.ALL:
-        return Dense(numbers)
-    return Sparse(places, numbers, header.n)
+        return Dense(_numbers(data[split:], header, format))
+    places = positions.unpack(header.index_tag, data[HEADER_BYTES:split], header.n, header.k)
+    return Sparse(places, _numbers(data[split:], header, format), header.n)
 
 
 def inspect(payload: bytes | memoryview) -> dict[str, Any]:
@@ -158,3 +162,10 @@ def _check_body(data: memoryview, header: _Header, format: ValueFormat) -> int:
             f"the checksum is {checksum:08x}, the header says {header.checksum:08x}; damaged on the way"
         )
     return split
+
+
+def _numbers(data: memoryview, header: _Header, format: ValueFormat) -> Vector:
+    numbers = format.unpack(data, header.k)
+    if not np.isfinite(numbers).all():
+        raise errors.NonFiniteValues("the payload holds values that are NaN or infinite")
+    return numbers
