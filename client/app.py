@@ -1,0 +1,126 @@
+"""The ClientApp: trains on the client's own examples, sends encoded updates, downloads its student.
+
+What to train on comes from the run's configuration: `workload` names a function that takes the run's configuration
+and returns a `Work`. torch is imported only where it is needed: Flower starts a process for every message.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from fedpress.client import state
+from fedpress.client.mod import compress
+from fedpress.compression import records, references, seeds
+from fedpress.compression.encoder import Encoder
+from fedpress.compression.vector import Layout
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from fedpress.client.train import Training
+    from fedpress.compression.models.task import Examples, Task
+
+
+class Work(Protocol):
+    """What a client needs to know about the job."""
+
+    @property
+    def task(self) -> Task:
+        """Model, loss and data."""
+
+    @property
+    def training(self) -> Training:
+        """How to train."""
+
+    @property
+    def encoder(self) -> Encoder[Any]:
+        """How to send the update."""
+
+    @property
+    def layout(self) -> Layout:
+        """Which arrays are parameters and which are buffers."""
+
+    def fresh_model(self) -> nn.Module:
+        """Return a model that nobody else holds; its weights do not matter."""
+
+    def examples(self, client: int) -> Examples:
+        """Return the client's own training examples."""
+
+    def downloads(self, client: int) -> Path:
+        """Return the folder where the client keeps downloaded students."""
+
+
+def _work(context: Context) -> Work:
+    return _cached_work(tuple(sorted(context.run_config.items())))
+
+
+@lru_cache(maxsize=1)
+def _cached_work(run_config: tuple[tuple[str, Any], ...]) -> Work:
+    config = dict(run_config)
+    if "workload" not in config:
+        raise ValueError(
+            "the run's configuration has no 'workload' (\"module:function\" that returns the client's work); "
+            "add it to [tool.flwr.app.config] or to --run-config"
+        )
+    work: Work = references.load(str(config["workload"]))(config)
+    return work
+
+
+app = ClientApp(mods=[compress(lambda context: _work(context).encoder, layout=lambda context: _work(context).layout)])
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Train the received model on the client's examples; the mod turns the weights into an update."""
+    from fedpress.client import train as local
+
+    work = _work(context)
+    client = state.client_index(context)
+    order = records.read_order(message.content)
+    examples = work.examples(client)
+    model = _loaded(work, message)
+    seed = seeds.derive(order.federation, order.round, client, "train")
+    loss = local.train(model, examples, work.task.loss, work.training, seed)
+    metrics = MetricRecord({"num-examples": len(examples.targets), "train-loss": loss})
+    return Message(RecordDict({"arrays": ArrayRecord(model.state_dict()), "metrics": metrics}), reply_to=message)
+
+
+@app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    """Evaluate the received model on the client's own examples."""
+    from fedpress.compression.models import task
+
+    work = _work(context)
+    found = task.evaluate(_loaded(work, message), work.task, work.examples(state.client_index(context)))
+    metrics = MetricRecord({"num-examples": found.count, "loss": found.loss, "accuracy": found.accuracy})
+    return Message(RecordDict({"metrics": metrics}), reply_to=message)
+
+
+@app.query("student")
+def student(message: Message, context: Context) -> Message:
+    """Take a student's bundle: verify it, keep it, rebuild it and evaluate it on test data."""
+    from fedpress.client import download
+    from fedpress.compression.models import bundle, task
+
+    work = _work(context)
+    offer: ConfigRecord = next(iter(message.content.config_records.values()))
+    data, sha256 = offer["bundle"], offer["sha256"]
+    if not isinstance(data, bytes) or not isinstance(sha256, str):
+        raise ValueError("the offer of a student must hold 'bundle' (bytes) and 'sha256' (text)")
+    path = download.receive(data, sha256, work.downloads(state.client_index(context)))
+    model = bundle.rebuild(bundle.open_bundle(path.read_bytes()), work.task)
+    found = task.evaluate(model, work.task, work.task.data().test)
+    metrics = MetricRecord({"num-examples": found.count, "loss": found.loss, "accuracy": found.accuracy})
+    return Message(RecordDict({"metrics": metrics}), reply_to=message)
+
+
+def _loaded(work: Work, message: Message) -> nn.Module:
+    model = work.fresh_model()
+    _, arrays = records.only_arrays(message.content)
+    model.load_state_dict(arrays.to_torch_state_dict())
+    return model

@@ -1,0 +1,199 @@
+"""A client's durable state: the encoder's state and the ticket it last answered.
+
+`open_store(context, federation)` picks the home: a file per federation and client when the node's configuration names a
+`state-folder`, else Flower's `Context.state` (which dies with the SuperNode, shared by nobody else).
+"""
+
+import os
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context
+from numpy.typing import NDArray
+
+from fedpress.compression import seeds
+from fedpress.compression.errors import FedpressError
+
+FORMAT = 1
+_KEY = "fedpress.state"
+
+
+class StateError(FedpressError):
+    """Stored client state cannot be read or written."""
+
+
+class Stored(NamedTuple):
+    """What a client keeps between rounds."""
+
+    arrays: Mapping[str, NDArray[Any]]  # the encoder's state, flat; see `flatten_state`
+    meta: Mapping[str, str]
+
+
+class Store(Protocol):
+    """A home for one client's state in one federation.
+
+    Law: `load()` after `save(stored)` returns equal arrays and meta; a crash during `save` leaves the previous state.
+    """
+
+    def load(self) -> Stored | None:
+        """Return the state, or None for a new client. Raises StateError when it is damaged."""
+
+    def save(self, stored: Stored) -> None:
+        """Replace the state. Raises StateError when it cannot be written."""
+
+
+def client_index(context: Context) -> int:
+    """Return the client's stable number: the partition in simulations, the node id elsewhere."""
+    return int(context.node_config.get("partition-id", context.node_id))
+
+
+def open_store(context: Context, federation: str) -> Store:
+    """Return the store that the node's configuration asks for."""
+    folder = context.node_config.get("state-folder")
+    if folder:
+        return FolderStore(Path(str(folder)), federation, client_index(context))
+    return ContextStore(context, federation)
+
+
+class ContextStore:
+    """State in Flower's `Context.state`."""
+
+    def __init__(self, context: Context, federation: str) -> None:
+        self._records = context.state
+        self._federation = federation
+
+    def load(self) -> Stored | None:
+        """Return the state, or None when there is none for this federation."""
+        meta = self._records.config_records.get(f"{_KEY}.meta")
+        arrays = self._records.array_records.get(_KEY)
+        if meta is None or arrays is None or meta.get("federation") != self._federation:
+            return None
+        return Stored(
+            # A copy: the encoder owns and overwrites its state, a record is read-only.
+            {
+                name: np.frombuffer(array.data, array.dtype).reshape(array.shape).copy()
+                for name, array in arrays.items()
+            },
+            {key: str(value) for key, value in meta.items() if key != "federation"},
+        )
+
+    def save(self, stored: Stored) -> None:
+        """Replace the state."""
+        self._records[_KEY] = ArrayRecord(
+            {
+                name: Array(str(array.dtype), tuple(array.shape), "fedpress.state/1", array.tobytes())
+                for name, array in stored.arrays.items()
+            }
+        )
+        self._records[f"{_KEY}.meta"] = ConfigRecord({"federation": self._federation, **stored.meta})
+
+
+class FolderStore:
+    """State in `FOLDER/FEDERATION/client-INDEX.safetensors`; written beside it, flushed to disk, then renamed."""
+
+    def __init__(self, folder: Path, federation: str, index: int) -> None:
+        # A federation's name comes from the server: it must not lead out of the folder, nor may two names meet in one.
+        safe = "".join(c if c.isalnum() or c in "-_" else "_" for c in federation)[:40]
+        self.path = folder / f"{safe}-{seeds.derive(federation):016x}" / f"client-{index}.safetensors"
+
+    def load(self) -> Stored | None:
+        """Return the state, or None when there is no file."""
+        import safetensors.numpy
+        from safetensors import SafetensorError, safe_open
+
+        if not self.path.exists():
+            return None
+        try:
+            arrays = safetensors.numpy.load_file(self.path)
+            with safe_open(self.path, framework="numpy") as file:
+                meta = dict(file.metadata() or {})
+        except (SafetensorError, OSError, ValueError) as error:
+            raise StateError(self._damaged(str(error))) from error
+        if meta.pop("format", None) != str(FORMAT):
+            raise StateError(self._damaged(f"it is not in format {FORMAT}"))
+        if meta.pop("checksum", None) != _checksum(arrays, meta):
+            raise StateError(self._damaged("its checksum does not fit its content"))
+        return Stored(arrays, meta)
+
+    def save(self, stored: Stored) -> None:
+        """Replace the state atomically."""
+        import safetensors.numpy
+
+        arrays = {name: np.ascontiguousarray(array) for name, array in stored.arrays.items()}
+        meta = dict(stored.meta)
+        data = safetensors.numpy.save(
+            arrays, metadata={**meta, "format": str(FORMAT), "checksum": _checksum(arrays, meta)}
+        )
+        temporary = self.path.with_suffix(".tmp")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, self.path)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise StateError(
+                f"cannot write the client's state to {self.path}: {error}; the last good state is untouched"
+            ) from error
+
+    def _damaged(self, reason: str) -> str:
+        return f"the client state {self.path} cannot be used: {reason}. Restore a backup, or remove it to start anew"
+
+
+def _checksum(arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, str]) -> str:
+    crc = zlib.crc32(repr(sorted(meta.items())).encode())
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        crc = zlib.crc32(f"{name} {array.dtype} {array.shape}".encode(), crc)
+        crc = zlib.crc32(array.tobytes(), crc)
+    return f"{crc:08x}"
+
+
+def flatten_state(state: Any) -> dict[str, NDArray[Any]]:
+    """Return the arrays of an encoder's state by path.
+
+    A state is None, an array, or a NamedTuple of states.
+
+    Raises:
+        TypeError: the state holds anything else.
+    """
+    return dict(_leaves(state, ""))
+
+
+def _leaves(state: Any, path: str) -> Iterator[tuple[str, NDArray[Any]]]:
+    if state is None:
+        return
+    if isinstance(state, np.ndarray):
+        yield path or "state", state
+    elif isinstance(state, tuple) and hasattr(state, "_fields"):
+        for name in state._fields:
+            yield from _leaves(getattr(state, name), f"{path}.{name}" if path else name)
+    else:
+        raise TypeError(
+            f"encoder state at {path!r} is a {type(state).__name__}; it must be None, an array or a NamedTuple"
+        )
+
+
+def restore_state(template: Any, arrays: Mapping[str, NDArray[Any]], path: str = "") -> Any:
+    """Return a state shaped like `template` (from the encoder's `init`) with its leaves taken from `arrays`.
+
+    Raises:
+        StateError: a leaf is missing or has another type: the state belongs to another encoder.
+    """
+    if template is None:
+        return None
+    if isinstance(template, np.ndarray):
+        found = arrays.get(path or "state")
+        if found is None or found.dtype != template.dtype or found.ndim != template.ndim:
+            raise StateError(
+                f"stored state has no fitting {path!r}: it was made by another encoder; remove it to start anew"
+            )
+        return found
+    return type(template)(
+        *(restore_state(getattr(template, f), arrays, f"{path}.{f}" if path else f) for f in template._fields)
+    )

@@ -1,0 +1,108 @@
+"""Local training with torch: SGD over a client's own examples."""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fedpress.compression.models.task import Examples
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a client trains.
+
+    Attributes:
+        epochs: passes over the client's examples; ignored when `steps` is given.
+        steps: number of batches instead of whole epochs.
+        batch_size: examples a step; the last batch of an epoch may be smaller.
+        proximal: weight mu of FedProx's term mu/2 * |w - start|^2 (Li et al. 2020, section 3), anchored at where
+            training starts.
+        device: "cpu" or "cuda".
+    """
+
+    epochs: int = 1
+    steps: int | None = None
+    batch_size: int = 50
+    learning_rate: float = 0.1
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    proximal: float = 0.0
+    device: str = "cpu"
+
+
+def deterministic(seed: int) -> None:
+    """Make torch, numpy and random repeat themselves in this process, on one thread.
+
+    One thread whatever the number of workers: sums differ between one and two threads.
+    """
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
+def train(
+    model: nn.Module,
+    examples: Examples,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    settings: Training,
+    seed: int,
+) -> float:
+    """Train `model` in place and return the mean loss over the examples seen.
+
+    Args:
+        model: holds the start weights; afterwards the trained ones.
+        examples: inputs (N, ...) and targets (N,), N >= 1.
+        loss: mean loss over a batch.
+        settings: the rule.
+        seed: for the order of the examples and all that the model draws.
+
+    Raises:
+        ValueError: no examples, or a CUDA device is asked for and there is none.
+    """
+    count = len(examples.targets)
+    if count == 0:
+        raise ValueError("a client needs at least one example to train on, and has none")
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("training.device is 'cuda', but torch finds no CUDA device here; use 'cpu'")
+    deterministic(seed)
+    device = torch.device(settings.device)
+    model.to(device).train()
+    anchor = [p.detach().clone() for p in model.parameters()] if settings.proximal else []
+    optimizer = torch.optim.SGD(
+        model.parameters(),
+        lr=settings.learning_rate,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+    )
+    order = torch.Generator().manual_seed(seed)
+    total, seen = torch.zeros((), dtype=torch.float64, device=device), 0
+    for batch in _batches(count, settings, order):
+        inputs, targets = examples.inputs[batch].to(device), examples.targets[batch].to(device)
+        optimizer.zero_grad()
+        value = loss(model(inputs), targets)
+        penalty = sum(
+            ((p - a).square().sum() for p, a in zip(model.parameters(), anchor, strict=False)), torch.zeros(())
+        )
+        objective = value + settings.proximal / 2 * penalty if anchor else value
+        objective.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        total += value.detach().double() * len(batch)
+        seen += len(batch)
+    model.to("cpu")
+    return float(total) / seen
+
+
+def _batches(count: int, settings: Training, order: torch.Generator) -> list[Tensor]:
+    """Return the index batches of the whole training, shuffled anew every epoch."""
+    per_epoch = -(-count // settings.batch_size)
+    steps = settings.steps if settings.steps is not None else settings.epochs * per_epoch
+    batches: list[Tensor] = []
+    while len(batches) < steps:
+        batches.extend(torch.randperm(count, generator=order).split(settings.batch_size))
+    return batches[:steps]

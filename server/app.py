@@ -1,0 +1,174 @@
+"""The ServerApp: federated rounds, evaluation of the held model, students made and delivered.
+
+What to do comes from a `Plan`; `app` gets it from the run's configuration, where `workload` names a function that
+returns an object with a method `plan`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from fedpress.server.publish import Published, Publisher
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app.user_config import UserConfig
+from flwr.serverapp import Grid, ServerApp
+from torch import nn
+
+from fedpress.compression import records, references
+from fedpress.compression.models.task import Evaluation, Task, evaluate
+from fedpress.server.strategy import RoundSummary, SparseFed
+
+FINAL_ROUNDS = 10
+"""A run's accuracy is the mean over this many last rounds: one round alone swings by several points."""
+
+
+class Delivery(NamedTuple):
+    """A student as one client received it."""
+
+    student: Published
+    node: int
+    accuracy: float | None  # on test data, by the client; None: the client did not manage
+    error: str = ""
+
+
+class Watcher(Protocol):
+    """Is told what happens."""
+
+    def on_round(self, summary: RoundSummary, evaluation: Evaluation | None) -> None:
+        """A round is over; `evaluation` is that of the held model on test data, where it was due."""
+
+    def on_students(self, deliveries: list[Delivery]) -> None:
+        """Students were published, and delivered."""
+
+    def on_end(self, model: nn.Module, digest: str) -> None:
+        """The run is over; `digest` is the SHA-256 of `server_digest`."""
+
+
+@dataclass
+class Plan:
+    """What the server does.
+
+    Attributes:
+        task: model, data and loss.
+        strategy: the rounds.
+        model: the initial model; afterwards it holds the final weights.
+        rounds: how many.
+        evaluate_every: the held model is evaluated every so many rounds, and after the first and each of the last ten.
+        publisher: makes the students; None: there are none.
+        publish_every: rounds from one publication to the next; 0: only at the end.
+        downloads_per_tier: how many clients of each tier get its student.
+        watcher: is told what happens.
+    """
+
+    task: Task
+    strategy: SparseFed
+    model: nn.Module
+    rounds: int
+    watcher: Watcher
+    evaluate_every: int = 1
+    publisher: Publisher | None = None
+    publish_every: int = 0
+    downloads_per_tier: int = 1
+    device: str = "cpu"
+
+
+def serve(plan: Plan, grid: Grid) -> None:
+    """Carry the plan out on a grid."""
+    latest: Evaluation | None = None
+
+    def load(arrays: ArrayRecord) -> nn.Module:
+        plan.model.load_state_dict(arrays.to_torch_state_dict())
+        return plan.model
+
+    def evaluate_held(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
+        nonlocal latest
+        latest = None
+        due = server_round == 1 or server_round % plan.evaluate_every == 0
+        if server_round and (due or server_round > plan.rounds - FINAL_ROUNDS):
+            latest = evaluate(load(arrays), plan.task, plan.task.data().test, device=plan.device)
+            plan.model.to("cpu")
+            return MetricRecord({"accuracy": latest.accuracy, "loss": latest.loss})
+        return None
+
+    def after_round(summary: RoundSummary) -> None:
+        plan.watcher.on_round(summary, latest)
+        last = summary.round == plan.rounds
+        if plan.publisher and (last or (plan.publish_every and summary.round % plan.publish_every == 0)):
+            students = plan.publisher.publish(summary.round, load(summary.arrays))
+            plan.watcher.on_students(deliver(plan, grid, summary.round, students))
+
+    plan.strategy.on_round = after_round
+    result = plan.strategy.start(
+        grid, ArrayRecord(plan.model.state_dict()), num_rounds=plan.rounds, evaluate_fn=evaluate_held
+    )
+    plan.watcher.on_end(load(result.arrays), server_digest(plan.strategy, result.arrays))
+
+
+def deliver(plan: Plan, grid: Grid, server_round: int, students: list[Published]) -> list[Delivery]:
+    """Send each student to some clients of its tier and return what they report.
+
+    Clients belong to the tiers in turn: client i to tier i modulo the number of tiers.
+    """
+    nodes = sorted(grid.get_node_ids())
+    offers: dict[int, Published] = {}
+    for number, published in enumerate(students):
+        for node in nodes[number :: len(students)][: plan.downloads_per_tier]:
+            offers[node] = published
+    messages = []
+    for node, published in offers.items():
+        offer = ConfigRecord(
+            {"bundle": published.path.read_bytes(), "sha256": published.sha256, "tier": published.tier}
+        )
+        messages.append(Message(RecordDict({"student": offer}), dst_node_id=node, message_type="query.student"))
+    for message in messages:
+        plan.strategy.bill(server_round, message.metadata.dst_node_id, "down", message)
+    deliveries = []
+    for reply in sorted(grid.send_and_receive(messages), key=lambda reply: reply.metadata.src_node_id):
+        node = reply.metadata.src_node_id
+        plan.strategy.bill(server_round, node, "up", reply)
+        if reply.has_error():
+            deliveries.append(Delivery(offers[node], node, None, str(reply.error.reason)))
+        else:
+            accuracy = next(iter(reply.content.metric_records.values()))["accuracy"]
+            deliveries.append(Delivery(offers[node], node, float(accuracy)))  # type: ignore[arg-type]
+    return deliveries
+
+
+def server_digest(strategy: SparseFed, arrays: ArrayRecord) -> str:
+    """Return the SHA-256 over master, held model, buffers and optimiser state."""
+    digest = sha256(strategy.master.tobytes())
+    for name, array in records.to_numpy(arrays).items():
+        digest.update(name.encode() + str(array.dtype).encode() + np.ascontiguousarray(array).tobytes())
+    for index, state in sorted(strategy.optimizer.state_dict()["state"].items()):
+        for name in sorted(state):
+            value: Any = state[name]
+            data = value.numpy().tobytes() if isinstance(value, torch.Tensor) else repr(value).encode()
+            digest.update(f"{index} {name}".encode() + data)
+    return digest.hexdigest()
+
+
+def server_app(plan_of: Callable[[UserConfig], Plan]) -> ServerApp:
+    """Return a ServerApp that carries out the plan made from the run's configuration."""
+    made = ServerApp()
+
+    @made.main()
+    def main(grid: Grid, context: Context) -> None:
+        serve(plan_of(context.run_config), grid)
+
+    return made
+
+
+def _plan_from_config(run_config: UserConfig) -> Plan:
+    if "workload" not in run_config:
+        raise ValueError(
+            "the run's configuration has no 'workload' (\"module:function\" whose result has a method `plan`); "
+            "add it to [tool.flwr.app.config] or to --run-config"
+        )
+    plan: Plan = references.load(str(run_config["workload"]))(run_config).plan()
+    return plan
+
+
+app = server_app(_plan_from_config)

@@ -1,0 +1,103 @@
+"""Server optimisers: torch's rules (and Yogi) on the pseudo-gradient, the mean update with its sign turned.
+
+Reddi et al. 2021, "Adaptive Federated Optimization" (ICLR). An optimiser is made by a constructor from the master
+vector, whose memory it shares and steps in place; its state is torch's `state_dict()`. The adaptive rules step
+densely: a coordinate that nobody sent is a pseudo-gradient of zero. Their epsilon must be at least 1e-3 (section 5
+    there), or such coordinates explode when first sent.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch.optim import Optimizer
+
+from fedpress.compression.vector import Vector
+
+ServerOptimizer = Callable[[Vector], Optimizer]
+"""Takes the master vector (n,), float32, and returns the torch optimiser that steps it in place."""
+
+MIN_EPSILON = 1e-3
+
+
+def sgd(learning_rate: float = 1.0, momentum: float = 0.0) -> ServerOptimizer:
+    """Gradient descent; `learning_rate=1` without momentum is FedAvg, with momentum FedAvgM (Hsu et al. 2019)."""
+    _positive("learning_rate", learning_rate)
+    if not 0 <= momentum < 1:
+        raise ValueError(f"server momentum must be in [0, 1), and is {momentum}")
+    return lambda master: torch.optim.SGD([_shared(master)], lr=learning_rate, momentum=momentum)
+
+
+def adam(
+    learning_rate: float = 1e-2, beta1: float = 0.9, beta2: float = 0.99, epsilon: float = MIN_EPSILON
+) -> ServerOptimizer:
+    """FedAdam, with torch's bias correction."""
+    _check_adaptive(learning_rate, epsilon)
+    return lambda master: torch.optim.Adam([_shared(master)], lr=learning_rate, betas=(beta1, beta2), eps=epsilon)
+
+
+def yogi(
+    learning_rate: float = 1e-2, beta1: float = 0.9, beta2: float = 0.99, epsilon: float = MIN_EPSILON
+) -> ServerOptimizer:
+    """FedYogi (Reddi et al. 2021, algorithm 2)."""
+    _check_adaptive(learning_rate, epsilon)
+    return lambda master: Yogi([_shared(master)], learning_rate, beta1, beta2, epsilon)
+
+
+def adagrad(learning_rate: float = 1e-1, epsilon: float = MIN_EPSILON) -> ServerOptimizer:
+    """FedAdagrad."""
+    _check_adaptive(learning_rate, epsilon)
+    return lambda master: torch.optim.Adagrad([_shared(master)], lr=learning_rate, eps=epsilon)
+
+
+def step(optimizer: Optimizer, mean_update: Vector) -> None:
+    """Move the optimiser's master vector in place by one step along the mean update (n,)."""
+    (parameter,) = optimizer.param_groups[0]["params"]
+    parameter.grad = torch.from_numpy(np.negative(mean_update))
+    optimizer.step()
+    parameter.grad = None
+
+
+class Yogi(Optimizer):
+    """The rule that torch lacks: v += (1 - beta2) * sign(g^2 - v) * g^2, so that v cannot jump.
+
+    Zaheer et al. 2018, "Adaptive Methods for Nonconvex Optimization" (NeurIPS), algorithm 2.
+    """
+
+    def __init__(
+        self, parameters: Iterable[torch.Tensor], lr: float, beta1: float, beta2: float, epsilon: float
+    ) -> None:
+        super().__init__(parameters, {"lr": lr, "beta1": beta1, "beta2": beta2, "epsilon": epsilon})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Take one step with the gradients at hand."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                gradient, state = parameter.grad, self.state[parameter]
+                if not state:
+                    state["mean"] = torch.zeros_like(parameter)
+                    state["variance"] = torch.full_like(parameter, group["epsilon"] ** 2)
+                mean, variance = state["mean"], state["variance"]
+                square = gradient.square()
+                mean.lerp_(gradient, 1 - group["beta1"])
+                variance.addcmul_(torch.sign(square - variance), square, value=1 - group["beta2"])
+                parameter.addcdiv_(mean, variance.sqrt().add_(group["epsilon"]), value=-group["lr"])
+
+
+def _shared(master: Vector) -> torch.Tensor:
+    return torch.from_numpy(master)
+
+
+def _positive(name: str, value: float) -> None:
+    if not value > 0:
+        raise ValueError(f"server {name} must be positive, and is {value}")
+
+
+def _check_adaptive(learning_rate: float, epsilon: float) -> None:
+    _positive("learning_rate", learning_rate)
+    if epsilon < MIN_EPSILON:
+        raise ValueError(
+            f"server epsilon must be at least {MIN_EPSILON}, and is {epsilon}: rarely sent coordinates would explode"
+        )

@@ -1,0 +1,615 @@
+"""`SparseFed`: a Flower strategy that adds up encoded updates, in place of `FedAvg`.
+
+Unlike Flower's own, one odd reply costs that client this round and nobody else, no dense vector is made for a
+client, and `start` pushes and pulls, so that a round can end at a deadline or once enough replies are in.
+"""
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from logging import INFO, WARNING
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result, Strategy
+from flwr.supercore import log
+from numpy.typing import NDArray
+
+from fedpress.compression import records, seeds, vector, wire
+from fedpress.compression.encoder import Shared
+from fedpress.compression.errors import PayloadError
+from fedpress.compression.ledger import Direction, Ledger
+from fedpress.compression.update import Sparse
+from fedpress.compression.vector import Layout, Vector
+from fedpress.server import optimize
+from fedpress.server.accumulate import Accumulator, BufferMean
+from fedpress.server.optimize import ServerOptimizer
+
+MAX_EXAMPLES = 1e9
+"""Default cap on the number of examples that a reply may claim: its weight in the mean."""
+
+
+class Refusal(NamedTuple):
+    """A reply that did not count."""
+
+    round: int
+    node: int
+    reason: str  # one of a few words, for counting
+    detail: str
+
+
+@dataclass
+class RoundSummary:
+    """What one round did."""
+
+    round: int
+    arrays: ArrayRecord  # the held model after the round
+    replies: int = 0  # that counted
+    refusals: list[Refusal] = field(default_factory=list)
+    up_bytes: int = 0
+    down_bytes: int = 0
+    seconds: float = 0.0  # by the grid's clock, virtual in simulations
+    train: MetricRecord | None = None
+    evaluation: MetricRecord | None = None  # from `evaluate_fn`
+
+    @property
+    def reasons(self) -> dict[str, int]:
+        """Return the number of refusals by reason."""
+        return dict(Counter(refusal.reason for refusal in self.refusals))
+
+
+class Clock(Protocol):
+    """The time that deadlines follow."""
+
+    def now(self) -> float:
+        """Return seconds since some fixed moment."""
+
+    def wait(self, until: float) -> None:
+        """Wait for news from the grid, at the latest until `until`."""
+
+
+class WallClock:
+    """Real time; asks the grid for news every `interval` seconds."""
+
+    def __init__(self, interval: float = 0.5) -> None:
+        self._interval = interval
+
+    def now(self) -> float:
+        """Return seconds since some fixed moment."""
+        return time.monotonic()
+
+    def wait(self, until: float) -> None:
+        """Sleep for one interval, or until `until` when that is sooner."""
+        time.sleep(max(0.0, min(self._interval, until - self.now())))
+
+
+class _Open(NamedTuple):
+    """A message whose reply has not been pulled."""
+
+    node: int
+    ticket: int
+    round: int
+
+
+class SparseFed(Strategy):
+    """Federated averaging of encoded updates: a drop-in for `FedAvg` where clients use `compress(...)`.
+
+    The first block of arguments is FedAvg's, with the same meaning and defaults.
+
+    Args:
+        optimizer: the server's rule on the mean update; `optimize.sgd(1.0)` is FedAvg.
+        layout: which arrays are parameters and which buffers; by default guessed by the usual names. Clients must
+            use the same.
+        over_selection: nodes sampled beyond the wanted number; the round ends once the wanted number has answered, and
+            later replies are refused (their mass stays with the client).
+        min_replies: with fewer replies that count, the round makes no step and refuses them all.
+        deadline: seconds after which a round's open replies are refused; None waits for `start`'s timeout.
+        max_examples: replies that claim more examples are refused.
+        federation: names the federation; clients keep their state under it.
+        seed: for sampling nodes.
+        ledger: counts every message's serialised content; by default a fresh one, in `self.ledger`.
+        on_round: called with each round's summary.
+        clock: what deadlines follow; by default the grid's own `clock` if it has one, else real time.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        fraction_train: float = 1.0,
+        fraction_evaluate: float = 1.0,
+        min_train_nodes: int = 2,
+        min_evaluate_nodes: int = 2,
+        min_available_nodes: int = 2,
+        weighted_by_key: str = "num-examples",
+        arrayrecord_key: str = "arrays",
+        configrecord_key: str = "config",
+        train_metrics_aggr_fn: Callable[[list[RecordDict], str], MetricRecord] | None = None,
+        evaluate_metrics_aggr_fn: Callable[[list[RecordDict], str], MetricRecord] | None = None,
+        *,
+        optimizer: ServerOptimizer | None = None,
+        layout: Layout | None = None,
+        over_selection: int = 0,
+        min_replies: int = 1,
+        deadline: float | None = None,
+        max_examples: float = MAX_EXAMPLES,
+        federation: str = "default",
+        seed: int = 0,
+        ledger: Ledger | None = None,
+        on_round: Callable[[RoundSummary], None] | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        for name, value in (("fraction_train", fraction_train), ("fraction_evaluate", fraction_evaluate)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} must be between 0 and 1, and is {value}")
+        if over_selection < 0 or min_replies < 1:
+            raise ValueError(
+                f"over_selection must be at least 0 and min_replies at least 1; got {over_selection} and {min_replies}"
+            )
+        if deadline is not None and not deadline > 0:
+            raise ValueError(f"deadline must be a positive number of seconds or None, and is {deadline}")
+        self.fraction_train = fraction_train
+        self.fraction_evaluate = fraction_evaluate
+        self.min_train_nodes = min_train_nodes
+        self.min_evaluate_nodes = min_evaluate_nodes if fraction_evaluate else 0
+        self.min_available_nodes = min_available_nodes
+        self.weighted_by_key = weighted_by_key
+        self.arrayrecord_key = arrayrecord_key
+        self.configrecord_key = configrecord_key
+        self.train_metrics_aggr_fn = train_metrics_aggr_fn or weighted_metrics
+        self.evaluate_metrics_aggr_fn = evaluate_metrics_aggr_fn or weighted_metrics
+        self.over_selection = over_selection
+        self.min_replies = min_replies
+        self.deadline = deadline
+        self.max_examples = max_examples
+        self.federation = federation
+        self.seed = seed
+        self.ledger = ledger if ledger is not None else Ledger()
+        self.on_round = on_round
+        self.refusals: list[Refusal] = []
+        self.messages = {"up": 0, "down": 0}  # billed, for training
+        self._make_optimizer = optimizer or optimize.sgd()
+        self._layout = layout
+        self._clock = clock
+        self._tickets = 0
+        self._accepted: dict[int, int] = {}  # node -> ticket of its last accepted upload
+        self._orders: dict[int, records.Order] = {}  # node -> its open order of this round
+        self._late: dict[str, _Open] = {}  # message id -> order that was closed without a reply
+        self._wanted = 0
+        self._master: Vector | None = None
+
+    # ---- Flower's hooks --------------------------------------------------------------------------------------------
+
+    def summary(self) -> None:
+        """Log what this strategy will do."""
+        log(INFO, "\t├──> Sampling: fraction %.2f, over-selection %d", self.fraction_train, self.over_selection)
+        log(INFO, "\t├──> A round needs %d replies, deadline %s", self.min_replies, self.deadline or "none")
+        log(INFO, "\t└──> Federation: %r", self.federation)
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> list[Message]:
+        """Sample nodes and open a ticket for each."""
+        if self.fraction_train == 0.0:
+            return []
+        self._adopt(arrays)
+        self._orders = {}
+        messages = []
+        for node in self._sample(
+            grid, self.fraction_train, self.min_train_nodes, self.over_selection, server_round, "train"
+        ):
+            self._tickets += 1
+            order = records.Order(
+                federation=self.federation,
+                ticket=self._tickets,
+                round=server_round,
+                epoch=0,
+                version=server_round - 1,
+                accepted=self._accepted.get(node, 0),
+            )
+            self._orders[node] = order
+            own = ConfigRecord({**config, "server-round": server_round, **records.write_order(order)})
+            content = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: own})
+            messages.append(Message(content=content, message_type=MessageType.TRAIN, dst_node_id=node))
+        self._wanted = max(1, len(messages) - self.over_selection)
+        return messages
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Add up the updates of this round's good replies and step the model; refuse the others, each for itself."""
+        layout, master = self._held()
+        first_refusal = len(self.refusals)
+        answers = sorted(self._answers(server_round, replies), key=lambda answer: answer.node)  # the sum's fixed order
+        shared = Shared(layout=layout, round=server_round)
+        total, buffers = self._total, BufferMean(layout)
+        total.reset()
+        counted: list[_Checked] = []
+        for answer in answers:
+            try:
+                update = wire.decode(answer.payload, shared)
+                own = vector.unpack_buffers(answer.buffers, layout) if layout.buffers else {}
+            except PayloadError as error:
+                self._refuse(server_round, answer.node, "undecodable", f"{type(error).__name__}: {error}")
+                continue
+            total.add(update, answer.weight)
+            buffers.add(own, answer.weight)
+            self._count_by_layer(update)
+            counted.append(answer)
+        heard = {answer.node for answer in answers} | {refusal.node for refusal in self.refusals[first_refusal:]}
+        for node in self._orders:
+            if node not in heard:
+                self._refuse(server_round, node, "late", "no reply before the round was closed")
+        self._orders = {}
+        if len(counted) < self.min_replies:
+            for answer in counted:
+                self._refuse(
+                    server_round,
+                    answer.node,
+                    "too few",
+                    f"{len(counted)} replies, {self.min_replies} are needed for a step",
+                )
+            counted = []
+        metrics = MetricRecord()
+        if counted:
+            optimize.step(self._optimizer, total.mean())
+            self._check_master(server_round, master)
+            self._buffers = buffers.result(self._buffers)
+            for answer in counted:
+                self._accepted[answer.node] = answer.ticket
+            metrics = self.train_metrics_aggr_fn([answer.content for answer in counted], self.weighted_by_key)
+        refused = self.refusals[first_refusal:]
+        metrics["replies"] = len(counted)
+        metrics["refused"] = len(refused)
+        for reason, count in Counter(refusal.reason for refusal in refused).items():
+            metrics[f"refused-{reason.replace(' ', '-')}"] = count
+        return (self._arrays() if counted else None), metrics
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> list[Message]:
+        """Sample nodes that evaluate the model on their own data."""
+        if self.fraction_evaluate == 0.0:
+            return []
+        content = RecordDict(
+            {
+                self.arrayrecord_key: arrays,
+                self.configrecord_key: ConfigRecord({**config, "server-round": server_round}),
+            }
+        )
+        nodes = self._sample(grid, self.fraction_evaluate, self.min_evaluate_nodes, 0, server_round, "evaluate")
+        return [Message(content=content, message_type=MessageType.EVALUATE, dst_node_id=node) for node in nodes]
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Average the metrics of the replies that hold some."""
+        contents = []
+        for reply in sorted(replies, key=lambda reply: reply.metadata.src_node_id):
+            node = reply.metadata.src_node_id
+            if reply.has_error():
+                self._refuse(server_round, node, "evaluation", str(reply.error.reason))
+                continue
+            try:
+                self._weight(reply.content)
+            except records.MessageError as error:
+                self._refuse(server_round, node, "evaluation", str(error))
+                continue
+            contents.append(reply.content)
+        return self.evaluate_metrics_aggr_fn(contents, self.weighted_by_key) if contents else None
+
+    def start(
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord,
+        num_rounds: int = 3,
+        timeout: float = 3600,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
+    ) -> Result:
+        """Run the rounds: Flower's `Strategy.start`, with push and pull in place of a blocking exchange.
+
+        Raises:
+            LayoutError: the initial arrays do not fit the layout.
+        """
+        log(INFO, "Starting %s: %d rounds", type(self).__name__, num_rounds)
+        self.summary()
+        result = Result(arrays=initial_arrays)
+        arrays = initial_arrays
+        if evaluate_fn and (first := evaluate_fn(0, arrays)) is not None:
+            result.evaluate_metrics_serverapp[0] = first
+        clock = self._clock or getattr(grid, "clock", None) or WallClock()
+        for server_round in range(1, num_rounds + 1):
+            began, first_refusal = clock.now(), len(self.refusals)
+            limit = timeout if self.deadline is None else min(timeout, self.deadline)
+            messages = self.configure_train(server_round, arrays, train_config or ConfigRecord(), grid)
+            replies = self._exchange(grid, clock, server_round, messages, self._wanted, limit)
+            stepped, metrics = self.aggregate_train(server_round, replies) if messages else (None, None)
+            if stepped is not None:
+                arrays = result.arrays = stepped
+            if metrics is not None:
+                result.train_metrics_clientapp[server_round] = metrics
+            messages = self.configure_evaluate(server_round, arrays, evaluate_config or ConfigRecord(), grid)
+            if messages:
+                replies = self._exchange(grid, clock, server_round, messages, len(messages), timeout)
+                evaluated = self.aggregate_evaluate(server_round, replies)
+                if evaluated is not None:
+                    result.evaluate_metrics_clientapp[server_round] = evaluated
+            evaluation = evaluate_fn(server_round, arrays) if evaluate_fn else None
+            if evaluation is not None:
+                result.evaluate_metrics_serverapp[server_round] = evaluation
+            self._finish(server_round, arrays, metrics, evaluation, first_refusal, clock.now() - began)
+        return result
+
+    # ---- what a report asks for ------------------------------------------------------------------------------------
+
+    def density_by_layer(self) -> list[tuple[str, int, float]]:
+        """Return for each parameter its name, its size and the mean number of its entries in an accepted update."""
+        layout, _ = self._held()
+        sent = self._sent_by_layer / max(1, self._updates_seen)
+        return [
+            (spec.name, int(size), float(mean))
+            for spec, size, mean in zip(layout.parameters, np.diff(layout.offsets), sent, strict=True)
+        ]
+
+    @property
+    def master(self) -> Vector:
+        """The server's model (n,), float32; not to be written to."""
+        return self._held()[1]
+
+    @property
+    def optimizer(self) -> Any:
+        """The torch optimiser that steps the master."""
+        self._held()
+        return self._optimizer
+
+    # ---- the exchange of messages ----------------------------------------------------------------------------------
+
+    def _sample(
+        self, grid: Grid, fraction: float, least: int, extra: int, server_round: int, purpose: str
+    ) -> list[int]:
+        waited = 0
+        while True:
+            nodes = sorted(grid.get_node_ids())
+            wanted = max(int(len(nodes) * fraction), least)
+            if len(nodes) >= max(self.min_available_nodes, wanted):
+                break
+            if waited % 30 == 0:
+                log(
+                    INFO,
+                    "Waiting for nodes: %d are connected, %d are needed",
+                    len(nodes),
+                    max(self.min_available_nodes, wanted),
+                )
+            time.sleep(1)
+            waited += 1
+        generator = np.random.default_rng(seeds.derive(self.federation, self.seed, server_round, purpose))
+        chosen = generator.choice(len(nodes), min(len(nodes), wanted + extra), replace=False)
+        return sorted(nodes[index] for index in chosen)
+
+    def _exchange(
+        self, grid: Grid, clock: Clock, server_round: int, messages: list[Message], wanted: int, limit: float
+    ) -> Iterator[Message]:
+        """Send `messages` and yield this round's replies as they come, until `wanted` of them carry an update.
+
+        Every message is billed, those too that come late and count for nothing.
+        """
+        known: dict[int, int] = {}
+        if messages:
+            shared_record = messages[0].content[self.arrayrecord_key]
+            known[id(shared_record)] = records.item_size(self.arrayrecord_key, shared_record)
+        for message in messages:
+            self.bill(server_round, message.metadata.dst_node_id, "down", message, known)
+        pending: dict[str, _Open] = {}
+        for message, message_id in zip(messages, grid.push_messages(messages), strict=True):
+            node = message.metadata.dst_node_id
+            order = self._orders.get(node)
+            if message_id:
+                pending[message_id] = _Open(node, order.ticket if order else 0, server_round)
+            else:
+                self._refuse(server_round, node, "unreachable", "the message could not be delivered to the SuperLink")
+        closes, good = clock.now() + limit, 0
+        while pending and good < wanted:
+            for reply in grid.pull_messages([*pending, *self._late]):
+                message_id = reply.metadata.reply_to_message_id
+                late = self._late.pop(message_id, None)
+                if late is not None:
+                    self.bill(late.round, late.node, "up", reply)
+                    continue
+                if pending.pop(message_id, None) is None:
+                    continue
+                self.bill(server_round, reply.metadata.src_node_id, "up", reply)
+                if good < wanted:  # else it came in the same pull, but too late
+                    good += _carries_update(reply)
+                    yield reply
+            if not pending or good >= wanted or clock.now() >= closes:
+                break
+            clock.wait(closes)
+        self._late.update(pending)
+
+    def _answers(self, server_round: int, replies: Iterable[Message]) -> Iterator["_Checked"]:
+        """Yield the replies that fit their tickets; refuse the others."""
+        for reply in replies:
+            node = reply.metadata.src_node_id
+            order = self._orders.get(node)
+            if reply.has_error():
+                self._refuse(server_round, node, "error", str(reply.error.reason))
+                continue
+            try:
+                answer = records.read_answer(reply.content)
+                weight = self._weight(reply.content)
+            except records.MessageError as error:
+                self._refuse(server_round, node, "malformed", str(error))
+                continue
+            if answer.error:
+                self._refuse(server_round, node, "client error", answer.error)
+            elif order is None or answer.ticket != order.ticket:
+                self._refuse(
+                    server_round, node, "wrong ticket", f"ticket {answer.ticket}, open: {order and order.ticket}"
+                )
+            elif answer.version != order.version:
+                self._refuse(server_round, node, "wrong version", f"version {answer.version}, sent: {order.version}")
+            else:
+                yield _Checked(
+                    node, answer.ticket, weight, answer.payload, answer.buffers, _metrics_only(reply.content)
+                )
+
+    def _weight(self, content: RecordDict) -> float:
+        """Return the number of examples that a reply claims. Raises MessageError when it is missing or out of range."""
+        found = [record for record in content.metric_records.values() if self.weighted_by_key in record]
+        if len(found) != 1:
+            raise records.MessageError(
+                f"expected one MetricRecord with {self.weighted_by_key!r} in the app's reply, found {len(found)}"
+            )
+        value = found[0][self.weighted_by_key]
+        if isinstance(value, list) or not (math.isfinite(value) and 0 < value <= self.max_examples):
+            raise records.MessageError(
+                f"{self.weighted_by_key!r} must be a number above 0 and at most {self.max_examples:g}, and is {value}"
+            )
+        return float(value)
+
+    # ---- the model -------------------------------------------------------------------------------------------------
+
+    def _adopt(self, arrays: ArrayRecord) -> None:
+        """Take the model from outside, at the start or when it is not the one that this strategy made last."""
+        if self._master is not None and arrays is self._made:
+            return
+        named = records.to_numpy(arrays)
+        if self._layout is None:
+            self._layout = Layout.of_arrays(named)
+        flat = vector.flatten(named, self._layout)
+        if self._master is None:
+            self._master = flat
+            self._total = Accumulator(self._layout.size)
+            self._optimizer = self._make_optimizer(self._master)
+            self._sent_by_layer: NDArray[np.int64] = np.zeros(len(self._layout.parameters), np.int64)
+            self._updates_seen = 0
+        else:
+            self._master[:] = flat  # the optimiser shares this memory
+        self._buffers = {spec.name: named[spec.name] for spec in self._layout.buffers}
+        self._made = arrays
+
+    def _held(self) -> tuple[Layout, Vector]:
+        if self._layout is None or self._master is None:
+            raise RuntimeError("SparseFed has no model yet; it gets one from `start` or `configure_train`")
+        return self._layout, self._master
+
+    def _arrays(self) -> ArrayRecord:
+        layout, master = self._held()
+        named = {**vector.unflatten(master, layout), **self._buffers}
+        self._made = records.from_numpy({name: named[name] for name in self._made})  # in the application's own order
+        return self._made
+
+    def _check_master(self, server_round: int, master: Vector) -> None:
+        if not np.isfinite(master).all():
+            raise FloatingPointError(
+                f"round {server_round}: the model is no longer finite; is the server's learning rate too high?"
+            )
+
+    def _count_by_layer(self, update: Any) -> None:
+        layout, _ = self._held()
+        if isinstance(update, Sparse):
+            self._sent_by_layer += np.diff(np.searchsorted(update.positions, layout.offsets))
+        else:
+            self._sent_by_layer += np.diff(layout.offsets)
+        self._updates_seen += 1
+
+    # ---- the books -------------------------------------------------------------------------------------------------
+
+    def bill(
+        self, server_round: int, node: int, direction: Direction, message: Message, known: dict[int, int] | None = None
+    ) -> None:
+        """Enter the serialised content of a message in the ledger.
+
+        Args:
+            server_round: round that the message belongs to.
+            node: the node that sends or gets it.
+            direction: "up" to the server, "down" from it.
+            message: the message.
+            known: sizes of records already measured, by `id(record)`.
+        """
+        self.messages[direction] += message.metadata.message_type.partition(".")[0] == "train"
+        for kind, size in records.sizes(message, known).items():
+            self.ledger.record(server_round, node, direction, kind, size)
+
+    def _refuse(self, server_round: int, node: int, reason: str, detail: str) -> None:
+        self.refusals.append(Refusal(server_round, node, reason, detail))
+        log(WARNING, "round %d: reply of node %d refused (%s): %s", server_round, node, reason, detail)
+
+    def _finish(
+        self,
+        server_round: int,
+        arrays: ArrayRecord,
+        metrics: MetricRecord | None,
+        evaluation: MetricRecord | None,
+        first_refusal: int,
+        seconds: float,
+    ) -> None:
+        summary = RoundSummary(
+            round=server_round,
+            arrays=arrays,
+            replies=int(metrics["replies"]) if metrics else 0,  # type: ignore[arg-type]
+            refusals=self.refusals[first_refusal:],
+            up_bytes=self.ledger.total(direction="up", round=server_round),
+            down_bytes=self.ledger.total(direction="down", round=server_round),
+            seconds=seconds,
+            train=metrics,
+            evaluation=evaluation,
+        )
+        log(
+            INFO,
+            "round %d: %d replies, %d refused, %d bytes up, %d bytes down",
+            server_round, summary.replies, len(summary.refusals), summary.up_bytes, summary.down_bytes,
+        )  # fmt: skip
+        if self.on_round:
+            self.on_round(summary)
+
+
+class _Checked(NamedTuple):
+    """A reply that fits its ticket; its payload is still to be decoded."""
+
+    node: int
+    ticket: int
+    weight: float
+    payload: bytes
+    buffers: bytes
+    content: RecordDict  # without the payload
+
+
+def _carries_update(reply: Message) -> bool:
+    """Tell whether a reply carries an update, before it is decoded: what an early close counts."""
+    answer = None if reply.has_error() else reply.content.config_records.get(records.ANSWER)
+    return answer is not None and "update" in answer
+
+
+def _metrics_only(content: RecordDict) -> RecordDict:
+    return RecordDict(dict(content.metric_records))
+
+
+def weighted_metrics(contents: list[RecordDict], weighted_by_key: str) -> MetricRecord:
+    """Return the weighted mean of every scalar metric, over the replies that have it.
+
+    Unlike Flower's own, replies need not hold the same metrics.
+
+    Args:
+        contents: replies, each with one MetricRecord that holds `weighted_by_key`.
+        weighted_by_key: the weight's name; it is left out of the result.
+    """
+    sums: dict[str, float] = {}
+    weights: dict[str, float] = {}
+    for content in contents:
+        scalars = {
+            name: float(value)
+            for record in content.metric_records.values()
+            for name, value in record.items()
+            if not isinstance(value, list) and math.isfinite(value)
+        }
+        weight = scalars.pop(weighted_by_key)
+        for name, value in scalars.items():
+            sums[name] = sums.get(name, 0.0) + weight * value
+            weights[name] = weights.get(name, 0.0) + weight
+    return MetricRecord({name: value / weights[name] for name, value in sums.items()})

@@ -1,0 +1,499 @@
+"""The inline engine: a Flower `Grid` in this process, with warm worker processes that run the ClientApp.
+
+It runs the same ServerApp and ClientApp as Flower's own engines. Each worker loads the app once and then answers one
+message after the other, so data, models and caches stay in memory. What a client keeps (`Context.state`) lies in a
+file of its own in a temporary folder, so any worker can run any client, and the result depends neither on their
+number nor on who ran what. A record that goes to many clients, such as the model, is serialised once and read once
+by each worker.
+
+Time is virtual: a `Network` says how long each reply takes, and deadlines follow `grid.clock`. Without one, replies
+take no time.
+"""
+
+import contextlib
+import os
+import signal
+import sys
+import tempfile
+import traceback
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Mapping
+from hashlib import sha256
+from logging import DEBUG, ERROR, FileHandler, Formatter, Logger, getLogger
+from multiprocessing import connection, get_context
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from time import perf_counter
+from types import TracebackType
+from typing import Any, NamedTuple
+
+from flwr.app import ArrayRecord, Context, Error, Message, RecordDict
+from flwr.app.user_config import UserConfig, UserConfigValue
+from flwr.common import serde
+from flwr.common.constant import ErrorCode
+from flwr.proto.message_pb2 import Message as ProtoMessage
+from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
+from flwr.serverapp import Grid, ServerApp
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+from fedpress.compression import records, references
+from fedpress.compression.errors import FedpressError
+from fedpress.simulations.network import Network, VirtualClock
+
+RUN_ID = 1
+SHARED_BYTES = 1 << 16
+"""A record of at least this size is handed to the workers once, as a file, and not with every message."""
+KEPT_RECORDS = 2
+"""Shared records that a worker keeps in memory: the model of this round, and of the evaluation after it."""
+SHORT_TASK = 5e-3
+"""Seconds: tasks shorter than this are sent ahead, so that a worker never waits for the pipe."""
+SENT_AHEAD = 16
+"""How many short tasks a worker may hold. With at most `SMALL_MESSAGE` bytes each, all fit the pipe's own buffer:
+were the parent to block on a full pipe while the worker blocks on its reply, both would wait for ever."""
+SMALL_MESSAGE = 2048
+MAX_DEATHS = 3
+
+
+class EngineError(FedpressError):
+    """The engine cannot go on: the ClientApp does not load, or the workers keep dying."""
+
+
+class _Task(NamedTuple):
+    """One message on its way to a worker."""
+
+    message_id: str
+    client: int
+    message: bytes  # serialised, without the shared records
+    keys: tuple[str, ...]  # of all records, in their order
+    shared: tuple[tuple[str, str], ...]  # key of a record, name of its file
+
+
+class _Done(NamedTuple):
+    """A worker's reply."""
+
+    message_id: str
+    reply: bytes
+    seconds: float
+
+
+class SimulatedClock:
+    """Virtual time that jumps to the next reply, or to the end of the wait."""
+
+    def __init__(self, grid: "InlineGrid") -> None:
+        self._grid = grid
+        self._time = VirtualClock()
+
+    def now(self) -> float:
+        """Return virtual seconds since the engine started."""
+        return self._time.now()
+
+    def wait(self, until: float) -> None:
+        """Go to the next reply's arrival, or to `until` when that is sooner."""
+        arrival = self._grid.next_arrival()
+        if arrival is not None:
+            self._time.advance_to(max(self.now(), min(arrival, until)))
+
+
+class InlineGrid(Grid):
+    """An in-process grid over `workers` processes; use it as a context manager.
+
+    Nodes are numbered from 1 in the order of the client indices, whatever the number of workers.
+
+    Args:
+        client_app: the ClientApp, as "module:attribute".
+        clients: number of simulated clients.
+        workers: number of processes.
+        run_config: what the apps find in `context.run_config`.
+        network: link and speed of each client; None: replies take no virtual time.
+        examples: how many examples a client trains on in a round, for `network` and to start long tasks first.
+        log_file: where the workers write Flower's log; None: their standard error.
+
+    Raises:
+        EngineError: the ClientApp cannot be loaded, or the workers keep dying (also raised later, by `pull_messages`).
+    """
+
+    def __init__(
+        self,
+        client_app: str,
+        *,
+        clients: int,
+        workers: int = 2,
+        run_config: Mapping[str, UserConfigValue] | None = None,
+        network: Network | None = None,
+        examples: Callable[[int], int] | None = None,
+        log_file: Path | None = None,
+    ) -> None:
+        if clients < 1 or workers < 1:
+            raise ValueError(f"clients and workers must be at least 1; they are {clients} and {workers}")
+        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = RUN_ID, 1, 0
+        self.clock = SimulatedClock(self)
+        self._run = Run.create_empty(RUN_ID)
+        self._clients = clients
+        self._network = network
+        self._examples = examples
+        self._folder = tempfile.TemporaryDirectory(prefix="fedpress-")
+        self._start = _WorkerStart(
+            client_app, clients, dict(run_config or {}), Path(self._folder.name), log_file, tuple(sys.path)
+        )
+        self._files: OrderedDict[int, tuple[ArrayRecord, str]] = OrderedDict()  # id -> the record itself, its file
+        self._references: dict[str, int] = {}  # file -> messages under way that need it
+        self._queue: deque[_Task] = deque()
+        self._tasks: dict[str, _Task] = {}  # under way or queued
+        self._meta: dict[str, tuple[Message, float]] = {}  # message id -> order (without content), when it was sent
+        self._ready: dict[str, tuple[float, Message]] = {}  # message id -> arrival, reply
+        self._sent = 0
+        self._mean_seconds = 1.0
+        self._deaths = 0
+        self._workers = [_Worker(self._start) for _ in range(workers)]
+
+    def __enter__(self) -> "InlineGrid":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop the workers and remove the clients' state."""
+        for worker in self._workers:
+            worker.stop()
+        self._workers = []
+        self._folder.cleanup()
+
+    # ---- Flower's Grid ---------------------------------------------------------------------------------------------
+
+    def set_run(self, run: Run) -> None:
+        """Set the run that this grid belongs to."""
+        self._run = run
+
+    @property
+    def run(self) -> Run:
+        """The run that this grid belongs to."""
+        return self._run
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        """Return a new message; `Message(...)` does the same."""
+        return Message(content, dst_node_id=dst_node_id, message_type=message_type, group_id=group_id, ttl=ttl)
+
+    def get_node_ids(self) -> list[int]:
+        """Return the ids of all nodes: client index + 1."""
+        return list(range(1, self._clients + 1))
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        """Queue the messages for the workers and return their ids.
+
+        Raises:
+            ValueError: a message goes to a node that does not exist.
+        """
+        tasks, ids = [], []
+        for message in messages:
+            client = message.metadata.dst_node_id - 1
+            if not 0 <= client < self._clients:
+                raise ValueError(f"there is no node {client + 1}; this grid has nodes 1 to {self._clients}")
+            self._sent += 1
+            message_id = f"message-{self._sent}"
+            message.metadata.__dict__["_message_id"] = message_id
+            ids.append(message_id)
+            if self._network and not self._answers(self._network, message):
+                continue
+            self._meta[message_id] = (message, self.clock.now())
+            tasks.append(self._task(message_id, client, message))
+        if self._examples:  # long ones first; replies are put in order by the strategy
+            weigh = self._examples
+            tasks.sort(key=lambda task: -weigh(task.client))
+        for task in tasks:
+            self._tasks[task.message_id] = task
+        self._queue.extend(tasks)
+        self._pump()
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        """Return the replies that have arrived; waits (really) for work under way, never for virtual time."""
+        wanted = set(message_ids)
+        while self._tasks and (self._network or not any(m in self._ready for m in wanted)):
+            self._receive()
+        now = self.clock.now()
+        arrived = sorted(
+            (arrival, reply.metadata.src_node_id, message_id)
+            for message_id in wanted
+            if message_id in self._ready
+            for arrival, reply in [self._ready[message_id]]
+            if arrival <= now
+        )
+        return [self._ready.pop(message_id)[1] for _, _, message_id in arrived]
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        """Push the messages and return all replies that arrive within `timeout` virtual seconds."""
+        pending = set(self.push_messages(messages))
+        until = float("inf") if timeout is None else self.clock.now() + timeout
+        replies: list[Message] = []
+        while pending:
+            for reply in self.pull_messages(pending):
+                pending.discard(reply.metadata.reply_to_message_id)
+                replies.append(reply)
+            if self.clock.now() >= until or self.next_arrival() == float("inf"):
+                break
+            self.clock.wait(until)
+        return replies
+
+    def states_digest(self) -> str:
+        """Return the SHA-256 over the state that every client keeps."""
+        digest = sha256()
+        for client in range(self._clients):
+            path = self._start.folder / f"state-{client}"
+            digest.update(str(client).encode())
+            digest.update(path.read_bytes() if path.exists() else b"none")
+        return digest.hexdigest()
+
+    def next_arrival(self) -> float | None:
+        """Return when the next reply arrives, None while that is still being worked out.
+
+        Infinite when no reply is on its way.
+        """
+        if self._tasks:
+            return None
+        return min((arrival for arrival, _ in self._ready.values()), default=float("inf"))
+
+    # ---- work ------------------------------------------------------------------------------------------------------
+
+    def _task(self, message_id: str, client: int, message: Message) -> _Task:
+        own, shared = RecordDict(), []
+        for key, record in message.content.items():
+            if isinstance(record, ArrayRecord) and record.count_bytes() >= SHARED_BYTES:
+                name = self._file_of(record)
+                self._references[name] = self._references.get(name, 0) + 1
+                shared.append((key, name))
+            else:
+                own[key] = record
+        slim = Message(own, metadata=message.metadata)  # type: ignore[call-overload]
+        data = serde.message_to_proto(slim).SerializeToString()
+        return _Task(message_id, client, data, tuple(message.content), tuple(shared))
+
+    def _file_of(self, record: ArrayRecord) -> str:
+        known = self._files.get(id(record))
+        if known is not None:
+            return known[1]
+        name = f"record-{self._sent}-{len(self._references)}"
+        proto = serde.recorddict_to_proto(RecordDict({"record": record}))
+        (self._start.folder / name).write_bytes(proto.SerializeToString())
+        self._files[id(record)] = (record, name)  # holding the record keeps its id from being used again
+        while len(self._files) > KEPT_RECORDS:
+            _, (_, old) = self._files.popitem(last=False)
+            self._drop_file(old)
+        return name
+
+    def _drop_file(self, name: str) -> None:
+        if not self._references.get(name) and name not in {kept for _, kept in self._files.values()}:
+            self._references.pop(name, None)
+            (self._start.folder / name).unlink(missing_ok=True)
+
+    def _pump(self) -> None:
+        """Hand queued tasks to the workers: one each, more ahead when they are short and small."""
+        for level in range(1, SENT_AHEAD + 1):
+            for worker in self._workers:
+                if self._queue and len(worker.under_way) < level:
+                    worker.send(self._queue.popleft())
+            ahead = self._mean_seconds < SHORT_TASK and self._queue and len(self._queue[0].message) <= SMALL_MESSAGE
+            if not ahead:
+                break
+
+    def _receive(self) -> None:
+        """Wait for news from any worker and take it in."""
+        ready = connection.wait([worker.pipe for worker in self._workers])
+        for worker in [worker for worker in self._workers if worker.pipe in ready]:
+            try:
+                while worker.pipe.poll():
+                    self._take(worker, worker.pipe.recv())
+            except (EOFError, OSError):
+                self._replace(worker)
+        self._pump()
+
+    def _take(self, worker: "_Worker", news: Any) -> None:
+        if isinstance(news, str):
+            raise EngineError(f"the ClientApp {self._start.client_app!r} cannot be loaded:\n{news}")
+        worker.under_way.remove(news.message_id)
+        self._deaths = 0
+        self._mean_seconds = 0.9 * self._mean_seconds + 0.1 * news.seconds
+        reply = serde.message_from_proto(ProtoMessage.FromString(news.reply))
+        self._finish(news.message_id, reply)
+
+    def _finish(self, message_id: str, reply: Message) -> None:
+        task = self._tasks.pop(message_id)
+        for _, name in task.shared:
+            self._references[name] -= 1
+            self._drop_file(name)
+        order, sent_at = self._meta.pop(message_id)
+        seconds = 0.0
+        if self._network and order.metadata.message_type == "train":
+            seconds = self._network.seconds(
+                client=task.client,
+                round=records.read_order(order.content).round,
+                down_bytes=records.serialized_size(order),
+                examples=self._examples(task.client) if self._examples else 0,
+                up_bytes=records.serialized_size(reply),
+            )
+        self._ready[message_id] = (sent_at + seconds, reply)
+
+    def _answers(self, network: Network, message: Message) -> bool:
+        if message.metadata.message_type != "train":
+            return True
+        return network.answers(message.metadata.dst_node_id - 1, records.read_order(message.content).round)
+
+    def _replace(self, dead: "_Worker") -> None:
+        """Answer for a worker that died, with an error for each message it held, and start another."""
+        dead.stop()
+        self._deaths += 1
+        getLogger("flwr").log(ERROR, "a worker died (exit code %s)", dead.process.exitcode)
+        for message_id in list(dead.under_way):
+            order, _ = self._meta[message_id]
+            reason = f"the worker process died with exit code {dead.process.exitcode}"
+            self._finish(message_id, Message(Error(ErrorCode.CLIENT_APP_CRASHED, reason), reply_to=order))
+        self._workers.remove(dead)
+        if self._deaths >= MAX_DEATHS:
+            raise EngineError(
+                f"{self._deaths} workers died one after the other, the last with exit code {dead.process.exitcode}; "
+                "out of memory, most likely: try fewer workers"
+            )
+        self._workers.append(_Worker(self._start))
+
+
+def run(server_app: ServerApp, grid: InlineGrid, run_config: Mapping[str, UserConfigValue] | None = None) -> None:
+    """Run a ServerApp on the grid, as Flower's engines do."""
+    context = Context(run_id=RUN_ID, node_id=1, node_config={}, state=RecordDict(), run_config=dict(run_config or {}))
+    server_app(grid, context)
+
+
+# ---- the worker process --------------------------------------------------------------------------------------------
+
+
+class _WorkerStart(NamedTuple):
+    """All that a worker is told at its start."""
+
+    client_app: str
+    clients: int
+    run_config: UserConfig
+    folder: Path
+    log_file: Path | None
+    search_path: tuple[str, ...]
+
+
+class _Worker:
+    """The parent's end of a worker process."""
+
+    def __init__(self, start: _WorkerStart) -> None:
+        context = get_context("spawn")
+        self.pipe, child = context.Pipe()
+        self.under_way: list[str] = []
+        self.process: BaseProcess = context.Process(target=_work, args=(child, start), daemon=True)
+        with _single_threaded():
+            self.process.start()
+        child.close()
+
+    def send(self, task: _Task) -> None:
+        self.under_way.append(task.message_id)
+        with contextlib.suppress(BrokenPipeError):  # `_receive` sees the end of the pipe and answers for the worker
+            self.pipe.send(task)
+
+    def stop(self) -> None:
+        self.pipe.close()
+        self.process.join(timeout=2)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+
+
+@contextlib.contextmanager
+def _single_threaded() -> Any:
+    """Let child processes start with one thread each in numpy's and torch's libraries."""
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def log_to_file(path: Path) -> Logger:
+    """Send Flower's log to a file instead of the terminal."""
+    logger = getLogger("flwr")
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+    handler = FileHandler(path)
+    handler.setFormatter(Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger.addHandler(handler)
+    return logger
+
+
+def _work(pipe: connection.Connection, start: _WorkerStart) -> None:
+    """Answer messages until the parent closes the pipe."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
+    sys.path[:] = start.search_path
+    logger = log_to_file(start.log_file) if start.log_file else getLogger("flwr")
+    TaskIdentity.run_id, TaskIdentity.task_id = RUN_ID, 0
+    try:
+        app = references.load(start.client_app)
+    except Exception:
+        pipe.send(traceback.format_exc())
+        return
+    cache: OrderedDict[str, ArrayRecord] = OrderedDict()
+    with contextlib.suppress(EOFError, BrokenPipeError):
+        while True:
+            task: _Task = pipe.recv()
+            began = perf_counter()
+            message = serde.message_from_proto(ProtoMessage.FromString(task.message))
+            own = message.content
+            shared = {key: _shared_record(start.folder / name, cache) for key, name in task.shared}
+            message.content = RecordDict({key: shared[key] if key in shared else own[key] for key in task.keys})
+            TaskIdentity.node_id = task.client + 1
+            context = _context(start, task.client)
+            try:
+                reply = app(message, context)
+            except Exception as error:
+                logger.log(ERROR, "client %d failed:\n%s", task.client, traceback.format_exc())
+                reason = f"{type(error).__name__}: {error}"
+                reply = Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
+            else:
+                _save_state(start.folder, task.client, context.state)
+            data = serde.message_to_proto(reply).SerializeToString()
+            logger.log(DEBUG, "client %d answered in %.3f s", task.client, perf_counter() - began)
+            pipe.send(_Done(task.message_id, data, perf_counter() - began))
+
+
+def _shared_record(path: Path, cache: OrderedDict[str, ArrayRecord]) -> ArrayRecord:
+    if path.name not in cache:
+        content = serde.recorddict_from_proto(ProtoRecordDict.FromString(path.read_bytes()))
+        cache[path.name] = content.array_records["record"]
+        while len(cache) > KEPT_RECORDS:
+            cache.popitem(last=False)
+    return ArrayRecord(dict(cache[path.name]))  # a record of the client's own: apps and mods may change it
+
+
+def _context(start: _WorkerStart, client: int) -> Context:
+    path = start.folder / f"state-{client}"
+    state = RecordDict()
+    with contextlib.suppress(FileNotFoundError):
+        state = serde.recorddict_from_proto(ProtoRecordDict.FromString(path.read_bytes()))
+    return Context(
+        run_id=RUN_ID,
+        node_id=client + 1,
+        node_config={"partition-id": client, "num-partitions": start.clients},
+        state=state,
+        run_config=dict(start.run_config),
+    )
+
+
+def _save_state(folder: Path, client: int, state: RecordDict) -> None:
+    if not state:
+        return
+    temporary = folder / f"state-{client}.tmp"
+    temporary.write_bytes(serde.recorddict_to_proto(state).SerializeToString())
+    temporary.replace(folder / f"state-{client}")

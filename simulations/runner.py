@@ -1,0 +1,248 @@
+"""A whole run of a scenario: the server's plan, the run folder kept up to date, the engine started and stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from hashlib import sha256
+from logging import WARNING, getLogger
+from pathlib import Path
+from time import monotonic
+from typing import Literal, Protocol
+
+import safetensors.torch
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.common import serde
+from torch import nn
+
+from fedpress.compression.errors import FedpressError
+from fedpress.compression.models.task import Evaluation
+from fedpress.server import app as server
+from fedpress.server import optimize
+from fedpress.server.strategy import RoundSummary, SparseFed
+from fedpress.simulations import engine
+from fedpress.simulations.run_folder import (
+    LayerDensity,
+    ModelInfo,
+    Results,
+    RoundResult,
+    RunFolder,
+    StudentResult,
+    Totals,
+)
+from fedpress.simulations.scenario import Scenario
+from fedpress.simulations.workload import REFERENCE, Workload
+
+HOPELESS_ROUNDS = 3
+"""A run whose first rounds saw not one good reply is stopped: the scenario or the task is at fault, not a client."""
+
+
+class RunError(FedpressError):
+    """A run cannot go on."""
+
+
+class Observer(Protocol):
+    """Follows a run: a progress bar, a test."""
+
+    def on_start(self, scenario: Scenario, folder: RunFolder) -> None:
+        """The run begins; nothing has been loaded yet."""
+
+    def on_round(self, result: RoundResult) -> None:
+        """A round is over."""
+
+    def on_student(self, result: StudentResult) -> None:
+        """A student was made, downloaded and evaluated."""
+
+    def on_end(self, results: Results) -> None:
+        """The run is over, finished or interrupted; the folder holds these results."""
+
+
+def plan(workload: Workload, observer: Observer | None = None) -> server.Plan:
+    """Return the server's plan, which keeps the run folder up to date."""
+    scenario = workload.scenario
+    choice = scenario.server
+    rules: dict[str, Callable[[], optimize.ServerOptimizer]] = {
+        "sgd": lambda: optimize.sgd(choice.learning_rate, choice.momentum),
+        "adam": lambda: optimize.adam(choice.learning_rate, choice.beta1, choice.beta2, choice.epsilon),
+        "yogi": lambda: optimize.yogi(choice.learning_rate, choice.beta1, choice.beta2, choice.epsilon),
+        "adagrad": lambda: optimize.adagrad(choice.learning_rate, choice.epsilon),
+    }
+    asked = scenario.sampling.per_round
+    strategy = SparseFed(
+        fraction_train=asked / scenario.clients,
+        fraction_evaluate=0.0,
+        min_train_nodes=asked,
+        min_available_nodes=scenario.clients,
+        optimizer=rules[choice.optimizer](),
+        layout=workload.layout,
+        over_selection=scenario.sampling.over_selection,
+        min_replies=scenario.sampling.min_replies,
+        deadline=scenario.sampling.deadline,
+        federation=workload.federation,
+        seed=scenario.seed,
+    )
+    writer = Writer(workload, strategy, observer)
+    return server.Plan(
+        task=workload.task,
+        strategy=strategy,
+        model=workload.fresh_model(),
+        rounds=scenario.rounds,
+        watcher=writer,
+        evaluate_every=scenario.evaluation.every,
+        publisher=publisher(workload),
+        publish_every=scenario.students.every,
+        downloads_per_tier=scenario.students.downloads_per_tier,
+        device=scenario.training.device,
+    )
+
+
+@dataclass
+class Writer:
+    """Keeps the run folder up to date and passes the news on."""
+
+    workload: Workload
+    strategy: SparseFed
+    observer: Observer | None
+    status: Literal["running", "finished", "interrupted"] = "running"
+    rounds: list[RoundResult] = field(default_factory=list)
+    students: list[StudentResult] = field(default_factory=list)
+    digest: str = ""
+    began: float = field(default_factory=monotonic)
+    virtual_seconds: float = 0.0
+
+    def on_round(self, summary: RoundSummary, evaluation: Evaluation | None) -> None:
+        """Enter a round."""
+        self.virtual_seconds += summary.seconds
+        result = RoundResult(
+            round=summary.round,
+            accuracy=evaluation.accuracy if evaluation else None,
+            loss=evaluation.loss if evaluation else None,
+            up_bytes=summary.up_bytes,
+            down_bytes=summary.down_bytes,
+            replies=summary.replies,
+            refused=len(summary.refusals),
+            reasons=summary.reasons,
+            virtual_seconds=self.virtual_seconds,
+        )
+        self.rounds.append(result)
+        self.workload.folder.save_results(self.results())
+        if self.observer:
+            self.observer.on_round(result)
+        if summary.round == HOPELESS_ROUNDS and not any(r.replies for r in self.rounds):
+            reason = summary.refusals[-1].detail if summary.refusals else "no reply at all"
+            raise RunError(f"the first {HOPELESS_ROUNDS} rounds brought no usable reply; the last one: {reason}")
+
+    def on_students(self, deliveries: list[server.Delivery]) -> None:
+        """Enter the students that were downloaded; one line each, however many clients took it."""
+        by_tier: dict[str, list[server.Delivery]] = {}
+        for delivery in deliveries:
+            by_tier.setdefault(delivery.student.tier, []).append(delivery)
+        for tier, received in by_tier.items():
+            good = [delivery for delivery in received if delivery.accuracy is not None]
+            for bad in received:
+                if bad.error:
+                    getLogger("flwr").log(WARNING, "node %d could not take student %s: %s", bad.node, tier, bad.error)
+            if not good:
+                continue
+            result = student_result(good[0])
+            self.students.append(result)
+            if self.observer:
+                self.observer.on_student(result)
+
+    def on_end(self, model: nn.Module, digest: str) -> None:
+        """Save the final model."""
+        self.digest = digest
+        safetensors.torch.save_model(model, str(self.workload.folder.model))
+        self.finish("finished", "")
+
+    def finish(self, status: Literal["finished", "interrupted"], states: str) -> None:
+        """Bring the folder to its final form.
+
+        Args:
+            status: "finished" or "interrupted".
+            states: digest of the clients' states, where the engine knows it: the model's SHA-256 then covers them too.
+        """
+        self.status = status
+        if states:
+            self.digest = sha256(f"{self.digest} {states}".encode()).hexdigest()
+        self.strategy.ledger.save(self.workload.folder.ledger)
+        results = self.results()
+        self.workload.folder.save_results(results)
+
+    def results(self) -> Results:
+        """Return the figures so far."""
+        strategy, ledger = self.strategy, self.strategy.ledger
+        evaluated = [r.accuracy for r in self.rounds[-server.FINAL_ROUNDS :] if r.accuracy is not None]
+        up, down = self._dense_sizes
+        return Results(
+            scenario=self.workload.scenario.model_dump(mode="json"),
+            seed=self.workload.scenario.seed,
+            status=self.status,
+            rounds=self.rounds,
+            totals=Totals(
+                up_bytes=ledger.total(direction="up"),
+                down_bytes=ledger.total(direction="down"),
+                dense_up_bytes=up * strategy.messages["up"],
+                dense_down_bytes=down * strategy.messages["down"],
+                bundle_bytes=ledger.total(kind="bundle"),
+            ),
+            model=ModelInfo(parameters=self.workload.layout.size, sha256=self.digest),
+            students=self.students,
+            layers=[LayerDensity(name=n, size=size, sent=sent) for n, size, sent in strategy.density_by_layer()],
+            accuracy=sum(evaluated) / len(evaluated) if evaluated else None,
+            seconds=monotonic() - self.began,
+        )
+
+    @cached_property
+    def _dense_sizes(self) -> tuple[int, int]:
+        """Serialised size of a dense reply and of a dense order, as plain Flower sends them for this model."""
+        arrays = ArrayRecord(self.workload.fresh_model().state_dict())
+        metrics = MetricRecord({"num-examples": 100, "train-loss": 1.0})
+        reply = RecordDict({"arrays": arrays, "metrics": metrics})
+        order = RecordDict({"arrays": arrays, "config": ConfigRecord({"server-round": 1})})
+        return serde.recorddict_to_proto(reply).ByteSize(), serde.recorddict_to_proto(order).ByteSize()
+
+
+def simulate(scenario: Scenario, out: Path | str | None = None, observer: Observer | None = None) -> Results:
+    """Run a scenario and return its results, which the run folder holds too.
+
+    Args:
+        scenario: what to run.
+        out: the run folder, new or empty; None makes a new one under `runs/`.
+        observer: is told what happens.
+
+    Raises:
+        RunFolderError: `out` is not empty, or cannot be made.
+        KeyboardInterrupt: passed on once the folder is whole.
+    """
+    folder = RunFolder.create(out, name=scenario.name)
+    folder.write_scenario(scenario.to_yaml())
+    if observer:
+        observer.on_start(scenario, folder)
+    logger = engine.log_to_file(folder.log)
+    config = {"workload": REFERENCE, "scenario": scenario.to_json(), "out": str(folder.path.resolve())}
+    workload = Workload(scenario, folder.path)
+    planned = plan(workload, observer)
+    writer = planned.watcher
+    assert isinstance(writer, Writer)
+    try:
+        with engine.InlineGrid(
+            "fedpress.client.app:app",
+            clients=scenario.clients,
+            workers=scenario.worker_count,
+            run_config=config,
+            network=workload.network,
+            examples=workload.examples_a_round,
+            log_file=folder.log,
+        ) as grid:
+            engine.run(server.server_app(lambda _: planned), grid, config)
+            writer.finish("finished", grid.states_digest())
+    except BaseException as error:
+        logger.exception("the run stopped: %s", type(error).__name__)
+        writer.finish("interrupted", "")
+        raise
+    finally:
+        if observer:
+            observer.on_end(folder.load_results())
+    return folder.load_results()

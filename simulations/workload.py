@@ -1,0 +1,151 @@
+"""From a scenario to the work of the two apps.
+
+The apps find `load` through the run's configuration (`workload`, `scenario`, `out`), so that server and client
+import nothing from here. Both sides build the same things from the same scenario; what is expensive is made once a
+process.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from fedpress.client.train import Training
+from fedpress.compression import encoder as encoders
+from fedpress.compression import feedback, seeds, selection, values
+from fedpress.compression.encoder import Encoder
+from fedpress.compression.models.task import Examples, Task
+from fedpress.compression.vector import Layout
+from fedpress.simulations import scenario as scenarios
+from fedpress.simulations.network import Network
+from fedpress.simulations.partition import partition
+from fedpress.simulations.run_folder import RunFolder
+from fedpress.simulations.scenario import Scenario
+from fedpress.simulations.tasks import registry
+
+if TYPE_CHECKING:
+    from fedpress.server.app import Plan
+
+REFERENCE = "fedpress.simulations.workload:load"
+
+
+class Workload:
+    """A scenario's work, for the client (`fedpress.client.app.Work`) and for the server (`plan`)."""
+
+    def __init__(self, scenario: Scenario, out: Path) -> None:
+        self.scenario = scenario
+        self.folder = RunFolder(out)
+        self.federation = f"{scenario.name}-{scenario.seed}"
+
+    @cached_property
+    def task(self) -> Task:
+        """Model, loss and data."""
+        choice = self.scenario.task
+        return registry.create(choice.name, choice.options, choice.folder)
+
+    @cached_property
+    def _model(self) -> nn.Module:
+        """The initial global model, drawn from the seed."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seeds.derive(self.federation, self.scenario.seed, "model"))
+            return self.task.model()
+
+    def fresh_model(self) -> nn.Module:
+        """Return a copy of the initial model."""
+        return copy.deepcopy(self._model)
+
+    @cached_property
+    def layout(self) -> Layout:
+        """The model's layout."""
+        return Layout.of(self._model)
+
+    @cached_property
+    def encoder(self) -> Encoder[Any]:
+        """The scenario's encoder, from public parts."""
+        choice, density = self.scenario.encoder, self.scenario.density
+        number_format = values.by_name(choice.values)
+
+        def at(density: float) -> Encoder[Any]:
+            if choice.kind == "dense":
+                made: Encoder[Any] = encoders.dense(number_format)
+            elif choice.kind == "random_k":
+                made = encoders.sparse(selection.random_k(density), number_format)
+            else:
+                made = encoders.sparse(selection.top_k(density, scope=choice.scope), number_format)
+            if choice.feedback == "none":
+                return made
+            made = feedback.error_feedback(made)
+            return feedback.step_ahead(made) if choice.feedback == "step_ahead" else made
+
+        made = at(density)
+        if choice.warm_up_rounds:
+            made = feedback.warmed_up(at, choice.warm_up_density, density, choice.warm_up_rounds)
+        return feedback.clipped(made, choice.clip_norm) if choice.clip_norm else made
+
+    @cached_property
+    def training(self) -> Training:
+        """How clients train."""
+        return Training(**{**self.scenario.training.model_dump(), "epochs": self.scenario.training.epochs or 1})
+
+    @cached_property
+    def parts(self) -> list[Any]:
+        """Index array of each client into the training split."""
+        choice = self.scenario.partition
+        return partition(
+            self.task.data().train.targets.numpy(),
+            self.scenario.clients,
+            choice.kind,
+            alpha=choice.alpha,
+            labels_per_client=choice.labels_per_client,
+            sizes=choice.sizes,
+            seed=seeds.derive(self.scenario.seed, "partition"),
+        )
+
+    def examples(self, client: int) -> Examples:
+        """Return the client's own training examples."""
+        return self.task.data().train.take(self.parts[client])
+
+    def examples_a_round(self, client: int) -> int:
+        """Return how many examples the client sees in a round, counted as often as it sees them."""
+        training = self.training
+        if training.steps is not None:
+            return training.steps * training.batch_size
+        return training.epochs * len(self.parts[client])
+
+    def downloads(self, client: int) -> Path:
+        """Return the folder where the client keeps downloaded students."""
+        return self.folder.downloads / f"client-{client}"
+
+    @cached_property
+    def network(self) -> Network | None:
+        """Links and speeds of the clients."""
+        choice = self.scenario.network
+        return Network(**choice.model_dump(), seed=self.scenario.seed) if choice else None
+
+    def plan(self) -> Plan:
+        """Return the server's plan, which keeps the run folder up to date."""
+        from fedpress.simulations import runner  # the server's half; clients do without it
+
+        return runner.plan(self)
+
+
+def load(run_config: Mapping[str, Any]) -> Workload:
+    """Return the workload that a run's configuration names.
+
+    Args:
+        run_config: `scenario` is a scenario as JSON, a scenario's name or a path; `out` the run folder (for a name
+            or path: by default a new one under `runs/`).
+
+    Raises:
+        ScenarioError: the scenario is not valid.
+    """
+    text = str(run_config.get("scenario", "digits"))
+    chosen = Scenario.from_json(text) if text.lstrip().startswith("{") else scenarios.load(text)
+    out = run_config.get("out")
+    return Workload(chosen, Path(str(out)) if out else Path("runs") / chosen.name)
