@@ -100,22 +100,23 @@ def simulate(
         _check_writable(json_file)
         from fedpress.simulations import progress, workload
         from fedpress.simulations.report import page
-        from fedpress.simulations.run_folder import RunFolder
+        from fedpress.simulations.run_folder import load
         from fedpress.simulations.tasks import registry
 
+        # Absent data are found out before there is a run folder.
         registry.create(chosen.task.name, chosen.task.options, chosen.task.folder).data()
-        folder = RunFolder.create(out, name=chosen.name)
         console = Console()
         interrupted = False
         with progress.Display(console, chosen.rounds) as display:
             try:
-                results = workload.simulate(chosen, folder.path, display)
+                results = workload.simulate(chosen, out, display)
             except KeyboardInterrupt:
                 interrupted = True
-        if interrupted and not folder.results.is_file():
-            _leave(f"interrupted before the first round was over; {folder.path} holds no figures yet", INTERRUPTED)
+        folder = display.folder
+        if folder is None or not folder.results.is_file():
+            _leave("interrupted before the first round", INTERRUPTED)
         if interrupted:
-            results = folder.load_results()
+            results = load(folder.path)
         page.write(folder.path)
         console.print()
         progress.print_run(console, results)
@@ -210,6 +211,8 @@ def _clear_errors(extra: str) -> Iterator[None]:
         yield
     except FedpressError as error:
         _leave(f"error: {error}", 2)
+    except KeyboardInterrupt:
+        _leave("interrupted", INTERRUPTED)
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in EXTRA_MODULES:
             raise

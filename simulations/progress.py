@@ -37,7 +37,7 @@ class Display:
         )
         self._task = self._bar.add_task("starting", total=rounds)
         self._up = self._down = 0
-        self.done = 0
+        self.folder: RunFolder | None = None  # known once the run has begun
 
     def __enter__(self) -> Display:
         self._bar.start()
@@ -50,6 +50,7 @@ class Display:
 
     def on_start(self, scenario: Scenario, folder: RunFolder) -> None:
         """Say what runs and where its files go."""
+        self.folder = folder
         self._print(
             f"{scenario.name}: task {scenario.task.name}, {scenario.clients} clients,"
             f" {scenario.sampling.per_round} a round, density {scenario.density:.3g}, seed {scenario.seed};"
@@ -59,7 +60,6 @@ class Display:
 
     def on_round(self, result: RoundResult) -> None:
         """Add the round's line; bytes are those of the round."""
-        self.done = result.round
         self._up += result.up_bytes
         self._down += result.down_bytes
         accuracy = "-" if result.accuracy is None else f"{result.accuracy:.2%}"

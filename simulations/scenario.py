@@ -109,7 +109,9 @@ class Training(Section):
     proximal: float = Field(
         default=0.0, ge=0, description="FedProx's mu: pulls towards the weights that training started from."
     )
-    device: Literal["cpu", "cuda"] = Field(default="cpu", description="Where clients train and models are evaluated: cpu or cuda.")
+    device: Literal["cpu", "cuda"] = Field(
+        default="cpu", description="Where clients train and models are evaluated: cpu or cuda."
+    )
 
     @model_validator(mode="after")
     def _one_length(self) -> Training:
@@ -155,7 +157,9 @@ class EncoderChoice(Section):
 class ServerOptimizer(Section):
     """How the server steps along the mean update (Reddi et al., "Adaptive Federated Optimization", 2021)."""
 
-    optimizer: Literal["sgd", "adam", "yogi", "adagrad"] = Field(default="sgd", description="Rule of the step: sgd, adam, yogi or adagrad.")
+    optimizer: Literal["sgd", "adam", "yogi", "adagrad"] = Field(
+        default="sgd", description="Rule of the step: sgd, adam, yogi or adagrad."
+    )
     learning_rate: Positive = Field(default=1.0, description="Server learning rate; 1 with sgd is FedAvg.")
     momentum: float = Field(default=0.0, ge=0, lt=1, description="For sgd.")
     beta1: float = Field(default=0.9, ge=0, lt=1, description="For adam and yogi: decay of the first moment.")
@@ -315,8 +319,8 @@ class Scenario(Section):
     @property
     def worker_count(self) -> int:
         """Worker processes to start: `workers`, or one for each usable core; never more than are asked in a round."""
-        usable = self.workers or len(os.sched_getaffinity(0))
-        return min(usable, self.sampling.per_round + self.sampling.over_selection)
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return min(self.workers or cores, self.sampling.per_round + self.sampling.over_selection)
 
     @classmethod
     def from_json(cls, text: str) -> Scenario:

@@ -1,0 +1,264 @@
+"""Scenarios: what is accepted, what is refused, and in which words."""
+
+from __future__ import annotations
+
+import doctest
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedpress.compression import values
+from fedpress.compression.errors import FedpressError
+from fedpress.simulations import scenario, scenario_errors, scenario_yaml
+from fedpress.simulations.scenario import Scenario, ScenarioError, load
+
+
+def problems(*overrides: str, base: str = "digits") -> str:
+    """The error's lines without the first."""
+    with pytest.raises(ScenarioError) as caught:
+        load(base, overrides)
+    return str(caught.value).partition("\n")[2] or str(caught.value)
+
+
+@pytest.mark.parametrize("module", [scenario, scenario_yaml, scenario_errors])
+def test_examples_in_docstrings(module):
+    outcome = doctest.testmod(module)
+    assert outcome.attempted > 0
+    assert outcome.failed == 0
+
+
+@pytest.mark.parametrize("name", scenario.names())
+def test_shipped_scenarios_are_valid_and_carry_their_own_name(name):
+    loaded = load(name)
+    assert loaded.name == name
+    assert loaded.students.tiers
+
+
+def test_the_default_scenario_is_the_one_promised():
+    digits = load("digits")
+    assert (digits.task.name, digits.clients, digits.density) == ("digits", 20, 0.01)
+    assert (digits.partition.kind, digits.partition.alpha) == ("dirichlet", 0.5)
+
+
+def test_fashion_mnist_100_is_the_one_promised():
+    chosen = load("fashion-mnist-100")
+    assert (chosen.clients, chosen.rounds, chosen.density, chosen.sampling.per_round) == (100, 60, 0.01, 10)
+    assert (chosen.partition.kind, chosen.partition.alpha, chosen.partition.sizes) == ("dirichlet", 0.3, "equal")
+    training = chosen.training
+    assert (training.epochs, training.batch_size, training.learning_rate, training.momentum) == (1, 50, 0.1, 0)
+    assert chosen.encoder.feedback == "step_ahead"
+
+
+@given(
+    rounds=st.integers(1, 10_000),
+    density=st.floats(1e-6, 1),
+    alpha=st.floats(1e-3, 1e3),
+    kind=st.sampled_from(["iid", "dirichlet", "labels"]),
+    number_format=st.sampled_from(values.names()),
+    deadline=st.none() | st.floats(0.1, 1e4),
+    parameters=st.integers(1, 10**9) | st.floats(1e-6, 0.999),
+)
+def test_json_and_yaml_give_the_scenario_back(rounds, density, alpha, kind, number_format, deadline, parameters):
+    original = Scenario.model_validate(
+        {
+            "task": "digits",
+            "clients": 20,
+            "rounds": rounds,
+            "density": density,
+            "partition": {"kind": kind, "alpha": alpha},
+            "encoder": {"values": number_format},
+            "sampling": {"deadline": deadline},
+            "network": {},
+            "students": {"tiers": [{"name": "phone", "parameters": parameters}]},
+        }
+    )
+    assert Scenario.from_json(original.to_json()) == original
+    assert Scenario.model_validate(scenario_yaml.read(original.to_yaml())) == original
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("density=0", "density: got 0, expected 0 < density <= 1"),
+        ("density=2", "density: got 2, expected 0 < density <= 1"),
+        ("density=.nan", "density: got nan, expected a finite number"),
+        ("rounds=three", "rounds: got 'three', expected a whole number"),
+        ("rounds=2.5", "rounds: got 2.5, expected a whole number"),
+        ("rounds=true", "rounds: got True, expected a whole number"),
+        ("clients=", "clients: got null, expected a whole number"),
+        ("encoder.kind=topk", "got 'topk', expected top_k, random_k, dense; did you mean 'top_k'?"),
+        ("encoder.values=ternery", "did you mean 'ternary'? (value given: 'ternery')"),
+        ("task=digts", "task.name: expected digits, fashion-mnist or a class of your own as 'module:Class'; did you"),
+        ("roundz=3", "roundz: unknown key (value given: 3); did you mean 'rounds'?"),
+        ("trainig.epochs=2", "trainig: unknown key (value given: {'epochs': 2}); did you mean 'training'?"),
+        ("encoder.density=0.1", "encoder.density: unknown key (value given: 0.1); 'density' is a key of the top level"),
+        ("batch_size=3", "'batch_size' is written training.batch_size"),
+        ("colour=red", "a scenario has the keys name, task, clients, rounds"),
+        ("partition=iid", "partition: got 'iid', expected a section with the keys kind, alpha"),
+        ("training.steps=3", "epochs and steps: give one and set the other to null"),
+        ("server.momentum=1", "server.momentum: got 1, expected 0 <= momentum < 1"),
+        ("server.beta1=0.5", "server: beta1 has no meaning for optimizer sgd"),
+        ("server.epsilon=1e-8", "server.epsilon: got 1e-08, expected 0.001 <= epsilon"),
+        ("students.tiers=5", "students.tiers: got 5, expected a list"),
+        ("students.tiers.0.parameters=3", "students.tiers.0: give one budget, either parameters or bundle_bytes"),
+        ("students.tiers=[{name: a, parameters: 1.5}]", "expected a whole number >= 1, or a fraction of the global"),
+        ("students.tiers=[{name: a, parameters: 3}, {name: a, parameters: 4}]", "two tiers have the same name"),
+        ("students.tiers=[{name: a/b, parameters: 3}]", "students.tiers.0.name: got 'a/b', expected letters"),
+        ("sampling.per_round=21", "21 clients asked each round, but clients is 20"),
+        ("sampling.min_replies=11", "sampling.min_replies: got 11, expected at most per_round, 10"),
+        ("sampling.deadline=3", "sampling.deadline: needs `network`"),
+        ("sampling.over_selection=3", "sampling.over_selection: needs `network`"),
+        ("network.dropout=0.1", "network.dropout: needs `sampling.deadline`"),
+        ("encoder.warm_up_rounds=900", "encoder.warm_up_rounds: got 900, expected less than rounds"),
+        ("encoder={warm_up_rounds: 2, warm_up_density: 0.001}", "expected at least density, 0.01"),
+        ("name=a/b", "name: got 'a/b', expected letters"),
+        ("rounds.x=3", "rounds is the value"),
+        ("students.tiers.7.name=x", "students.tiers is a list of 2; expected an index from 0, got '7'"),
+        ("rounds", "expected key=value"),
+        ("rounds=[1", "override 'rounds=[1': not YAML"),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_is_allowed(override, expected):
+    assert expected in problems(override)
+
+
+def test_all_problems_are_listed_at_once():
+    told = problems("rounds=0", "density=2", "encoder.kind=topk")
+    assert [line.split(":")[0].strip() for line in told.splitlines()] == ["rounds", "density", "encoder.kind"]
+
+
+def test_missing_keys_are_named_with_their_meaning(tmp_path):
+    path = tmp_path / "short.yaml"
+    path.write_text("task: digits\n")
+    told = problems(base=str(path))
+    assert "clients: missing (How many clients share the training data.)" in told
+    assert "rounds: missing" in told
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("rounds: [1,\n", "not YAML: line 2"),
+        ("- a\n- b\n", "expected `key: value` lines"),
+        ("", "expected `key: value` lines, found nothing"),
+        ("task: digits\nrounds: 1\nrounds: 2\n", "rounds: given twice, the second time in line 3"),
+        ("task: !!python/object/apply:os.getcwd []\n", "not YAML"),
+    ],
+)
+def test_a_file_that_is_no_scenario(tmp_path, text, expected):
+    path = tmp_path / "broken.yaml"
+    path.write_text(text)
+    assert expected in problems(base=str(path))
+
+
+def test_a_file_that_is_not_text(tmp_path):
+    path = tmp_path / "broken.yaml"
+    path.write_bytes(b"\xff\xfe\x00")
+    assert "broken.yaml" in problems(base=str(path))
+
+
+def test_unknown_scenario_names_the_nearest():
+    assert problems(base="digit").endswith("digits, fashion-mnist-100; did you mean 'digits'?")
+
+
+def test_a_run_folder_can_be_run_again(tmp_path):
+    original = load("digits", ["seed=7"])
+    (tmp_path / "scenario.yaml").write_text(original.to_yaml())
+    assert load(tmp_path) == original
+
+
+def test_a_file_without_a_name_is_called_after_the_file(tmp_path):
+    text = "task: digits\nclients: 20\nrounds: 1\n"
+    (tmp_path / "mine.yaml").write_text(text)
+    (tmp_path / "scenario.yaml").write_text(text)
+    assert load(tmp_path / "mine.yaml").name == "mine"
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study" / "scenario.yaml").write_text(text)
+    assert load(tmp_path / "study").name == "study"
+
+
+def test_overrides_apply_in_order_and_reach_options_and_absent_sections():
+    changed = load(
+        "digits",
+        ["rounds=3", "rounds=4", "task=fashion-mnist", "task.data_dir=/data", "network.up_mbit=2", "seed=1"],
+    )
+    assert changed.rounds == 4
+    assert (changed.task.name, changed.task.options) == ("fashion-mnist", {"data_dir": "/data"})
+    assert changed.network is not None and changed.network.up_mbit == 2.0
+    assert load("digits", ["network.up_mbit=2", "network=null"]).network is None
+
+
+def test_numbers_without_a_dot_are_numbers():
+    assert load("digits", ["training.learning_rate=1e-2"]).training.learning_rate == 0.01
+
+
+def test_steps_replace_epochs():
+    training = load("digits", ["training.epochs=null", "training.steps=7"]).training
+    assert (training.epochs, training.steps) == (None, 7)
+    assert Scenario(task={"name": "digits"}, clients=10, rounds=1).training.epochs == 1
+
+
+def test_a_scenario_cannot_be_changed_after_it_was_checked():
+    with pytest.raises(ValueError, match="frozen"):
+        load("digits").rounds = 0  # type: ignore[misc]
+
+
+def test_workers_default_to_the_cores_and_never_exceed_a_round(monkeypatch):
+    monkeypatch.setattr(scenario.os, "sched_getaffinity", lambda _: set(range(64)))
+    assert load("digits").worker_count == 10
+    assert load("digits", ["workers=2"]).worker_count == 2
+
+
+def test_errors_are_fedpress_errors_and_value_errors():
+    with pytest.raises(FedpressError):
+        load("nothing")
+    with pytest.raises(ValueError):
+        Scenario.from_json("{")
+
+
+def test_a_class_of_ones_own_is_looked_for_beside_its_scenario(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("task: mine:Task\nclients: 10\nrounds: 1\n")
+    assert load(path).task.folder == str(tmp_path.resolve())
+    # Saved into a run folder and read again, it still points to where the class is.
+    copy = tmp_path / "run" / "scenario.yaml"
+    copy.parent.mkdir()
+    copy.write_text(load(path).to_yaml())
+    assert load(copy).task.folder == str(tmp_path.resolve())
+
+
+def test_every_key_is_described():
+    def undescribed(model, path=""):
+        for key, field in model.model_fields.items():
+            if not field.description:
+                yield path + key
+            for section in scenario_errors._models(field.annotation):
+                yield from undescribed(section, f"{path}{key}.")
+
+    assert list(undescribed(Scenario)) == []
+
+
+def test_scenario_files_explain_themselves():
+    for name in scenario.names():
+        text = (scenario.FOLDER / f"{name}.yaml").read_text()
+        assert text.startswith("#")
+        assert set(yaml.safe_load(text)) <= set(Scenario.model_fields)
+
+
+def test_reading_scenarios_needs_no_torch():
+    import subprocess
+    import sys
+
+    code = (
+        "import sys; from fedpress.simulations import scenario; scenario.load('digits');"
+        "print([m for m in ('torch', 'flwr', 'sklearn', 'pandas', 'flwr_datasets') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_folder_of_scenarios_is_packaged():
+    assert Path(scenario.FOLDER, "digits.yaml").is_file()
