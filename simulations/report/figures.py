@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from matplotlib.typing import RcKeyType
 
 WIDTH: Final = 5.6  # inches; 10-point text is then 1/40 of the figure's width
+LETTER: Final = 6.3  # points that a letter of 10-point text takes, rather too many than too few
+MOST_LETTERS: Final = 30  # of a bar's label
 # Stand-in -> CSS variable. The stand-ins occur nowhere else in what Matplotlib writes.
 INK: Final = "#010203"  # text
 MUTED: Final = "#010204"  # axes, secondary text
@@ -43,7 +45,7 @@ STYLE: Final[dict[RcKeyType, Any]] = {
     "grid.color": GRID,
     "grid.linewidth": 0.8,
     "lines.linewidth": 1.8,
-    "lines.markersize": 4,
+    "lines.markersize": 3.5,
     "legend.frameon": False,
     "legend.handlelength": 1.6,
     "patch.force_edgecolor": False,
@@ -77,13 +79,13 @@ def format_bytes(size: float) -> str:
     return f"{size:.{digits}f} {unit}"
 
 
-def accuracy_over_rounds(curve: Curve, mean: float | None, mean_label: str) -> str:
-    """Accuracy (fractions) of the rounds that were evaluated, and the run's own figure as a level line."""
+def accuracy_over_rounds(single: Curve, mean: Curve) -> str:
+    """Accuracy (fractions) of the rounds that were evaluated, and its running mean."""
 
     def draw(axes: Axes) -> None:
-        axes.plot(curve.x, curve.y, color=FIRST, marker="o" if len(curve.x) <= 60 else "", label=curve.label)
-        if mean is not None:
-            axes.axhline(mean, color=SECOND, linewidth=1.2, linestyle=(0, (4, 3)), label=mean_label)
+        _plot(axes, single, FIRST)
+        axes.plot(mean.x, mean.y, color=SECOND, label=mean.label)
+        axes.set_xlim(0, 1.02 * max(single.x))
         axes.set_xlabel("round")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
         _accuracy_axis(axes)
@@ -96,7 +98,7 @@ def accuracy_over_bytes(curves: Sequence[Curve], dense: float | None) -> str:
 
     def draw(axes: Axes) -> None:
         for curve, color in zip(curves, (FIRST, SECOND), strict=False):
-            axes.plot(curve.x, curve.y, color=color, marker="o" if len(curve.x) <= 60 else "", label=curve.label)
+            _plot(axes, curve, color)
         axes.set_xscale("log")
         if dense is not None:
             label = f"dense, up: {format_bytes(dense)}"
@@ -112,6 +114,7 @@ def accuracy_over_bytes(curves: Sequence[Curve], dense: float | None) -> str:
 
 def bars(name: str, items: Sequence[Bar]) -> str:
     """Horizontal bars in the given order, each with its text at its end."""
+    labels = [_shortened(item.label) for item in items]
 
     def draw(axes: Axes) -> None:
         places = range(len(items))
@@ -120,9 +123,12 @@ def bars(name: str, items: Sequence[Bar]) -> str:
         longest = max((item.length for item in items), default=0.0) or 1.0
         for place, item in zip(places, items, strict=True):
             axes.text(item.length + 0.01 * longest, place, item.text, va="center")
-        axes.set_yticks(places, [item.label for item in items], color=INK)
+        axes.set_yticks(places, labels, color=INK)
         axes.set_ylim(len(items) - 0.4, -0.6)
-        axes.set_xlim(0, 1.4 * longest)  # room for the text of the longest
+        # Room for the text of the longest bar, which depends on how much width the labels leave.
+        width = 72 * WIDTH - LETTER * max(map(len, labels))
+        text = LETTER * max(len(item.text) for item in items)
+        axes.set_xlim(0, longest * width / max(width - text, 0.2 * width))
         axes.tick_params(axis="y", length=0)
         axes.xaxis.set_visible(False)
         axes.spines["bottom"].set_visible(False)
@@ -130,9 +136,22 @@ def bars(name: str, items: Sequence[Bar]) -> str:
     return _svg(name, 0.2 + 0.26 * len(items), draw)
 
 
+def _plot(axes: Axes, curve: Curve, color: str) -> None:
+    """Draws a curve so that few points are seen as points and many do not become a band."""
+    few = len(curve.x) <= 60
+    axes.plot(
+        curve.x, curve.y, color=color, linewidth=1.5 if few else 0.7, marker="o" if few else "", label=curve.label
+    )
+
+
+def _shortened(label: str) -> str:
+    """The end of a long label: names of layers differ there."""
+    return label if len(label) <= MOST_LETTERS else "…" + label[1 - MOST_LETTERS :]
+
+
 def _accuracy_axis(axes: Axes) -> None:
     axes.set_ylabel("accuracy on test data")
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], min_n_ticks=3))
     axes.grid(axis="y")
     # Above the axes, where no curve can run through it.

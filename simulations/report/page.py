@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from itertools import accumulate
 from pathlib import Path
+from statistics import fmean
 
 import jinja2
 import yaml
@@ -16,6 +17,7 @@ from fedpress.simulations.report.figures import Bar, Curve, format_bytes
 from fedpress.simulations.run_folder import Results, RunFolder, RunFolderError, write_atomically
 
 TEMPLATE = Path(__file__).with_name("page.html")
+AVERAGED = 10  # rounds that a run's accuracy is the mean of
 MOST_LAYERS = 40  # a figure of more cannot be read; the rest is said in words
 
 
@@ -55,15 +57,10 @@ def render(results: Results, ledger: Ledger | None) -> str:
         accuracy_over_bytes=Markup(_accuracy_over_bytes(results)),
         bytes_by_kind=Markup(_bytes_by_kind(ledger) if ledger else ""),
         density_by_layer=Markup(_density_by_layer(results)),
-        averaged=averaged(results),
+        averaged=min(AVERAGED, len(results.rounds)),
         most_layers=MOST_LAYERS,
         scenario=yaml.safe_dump(results.scenario, sort_keys=False, allow_unicode=True),
     )
-
-
-def averaged(results: Results) -> int:
-    """How many rounds the run's accuracy is the mean of."""
-    return min(10, len(results.rounds))
 
 
 def format_percent(fraction: float | None, digits: int = 1) -> str:
@@ -85,9 +82,11 @@ def _accuracy_over_rounds(results: Results) -> str:
     evaluated = [(result.round, result.accuracy) for result in results.rounds if result.accuracy is not None]
     if not evaluated:
         return ""
-    curve = Curve("one round", [number for number, _ in evaluated], [accuracy for _, accuracy in evaluated])
-    mean = f"mean of the last {averaged(results)}: {format_percent(results.accuracy)}"
-    return figures.accuracy_over_rounds(curve, results.accuracy, mean)
+    rounds = [number for number, _ in evaluated]
+    single = Curve("one round", rounds, [accuracy for _, accuracy in evaluated])
+    running = [fmean(accuracy for number, accuracy in evaluated if last - AVERAGED < number <= last) for last in rounds]
+    label = f"mean of {AVERAGED} rounds, the last {format_percent(running[-1])}"
+    return figures.accuracy_over_rounds(single, Curve(label, rounds, running))
 
 
 def _accuracy_over_bytes(results: Results) -> str:

@@ -154,7 +154,7 @@ def test_the_page_of_a_run_folder_holds_every_figure(tmp_path: Path) -> None:
         "Bytes up27.0 kB200x fewer than dense (5.40 MB)",
         "Bytes down1.20 MBdense: 1.20 MB",
         "Student downloads38.0 kB",
-        "Replies refused2of 12",
+        "Replies refused2of 12 replies",
         "up: update",
         "26.4 kB (2.1 %)",
         "down: model",
@@ -229,9 +229,18 @@ def test_accuracy_stands_over_the_bytes_of_all_rounds_so_far() -> None:
 def test_rounds_that_were_not_evaluated_are_not_drawn() -> None:
     rounds = [a_round(number, accuracy=0.5 if number in (1, 4, 5) else None) for number in range(1, 6)]
     svg = re.findall(r"<svg.*?</svg>", page.render(some_results(rounds=rounds), None), flags=re.DOTALL)[0]
-    (line,) = [line for line in curves(svg) if len(line) == 3]
-    steps = [after[0] - before[0] for before, after in pairwise(line)]
-    assert steps[0] == pytest.approx(3 * steps[1], rel=1e-3)
+    single, mean = [line for line in curves(svg) if len(line) == 3]
+    for line in (single, mean):
+        steps = [after[0] - before[0] for before, after in pairwise(line)]
+        assert steps[0] == pytest.approx(3 * steps[1], rel=1e-3)
+
+
+def test_the_mean_runs_over_the_last_ten_rounds() -> None:
+    rounds = [a_round(number, accuracy=0.2 if number <= 10 else 0.6) for number in range(1, 21)]
+    svg = re.findall(r"<svg.*?</svg>", page.render(some_results(rounds=rounds), None), flags=re.DOTALL)[0]
+    _, mean = [[y for _, y in line] for line in curves(svg) if len(line) == 20]
+    assert mean[14] == pytest.approx((mean[0] + mean[19]) / 2, abs=1e-3)  # round 15: five of each
+    assert "mean of 10 rounds, the last 60.0 %" in svg
 
 
 @pytest.mark.parametrize(
