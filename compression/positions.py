@@ -5,7 +5,8 @@ Three forms; the exact cost of each is known before anything is packed, and the 
 * Rice: the gaps between positions, in the Golomb-Rice code with the parameter that fits the data best (Golomb 1966,
   "Run-length encodings"; Rice and Plaunt 1971, "Adaptive variable-length coding"). The low bits of all gaps come
   first, then all high parts in unary, so that both are written and read by vector operations.
-* bitmap: one bit for each of the n places. No other form is ever longer, which a decoder relies on.
+* bitmap: one bit for each of the n places. Rice with b = 0 is the bitmap cut off after its last one, so it is never
+  longer; where both are equal the bitmap is taken, which is read faster.
 * raw: each position in the least number of whole bytes that holds n - 1. Wins at the very smallest k only.
 
 The index tag of the header is the form; a Rice tag carries the parameter as well: `RICE + b`.
@@ -49,7 +50,7 @@ def pack(positions: Positions, n: int) -> tuple[int, bytes]:
     if k == n:
         return ALL, b""
     b, bits = _best_rice(gaps)
-    costs = {RICE + b: _bytes(bits), BITMAP: _bytes(n), RAW: k * _width(n)}
+    costs = {BITMAP: _bytes(n), RICE + b: _bytes(bits), RAW: k * _width(n)}
     tag = min(costs, key=costs.__getitem__)  # the first of equals
     if tag == BITMAP:
         return tag, _pack_bitmap(positions, n)

@@ -115,7 +115,7 @@ def threshold(value: float) -> Selector:
     >>> threshold(2.0)(np.array([-2, 1, 0, 3], np.float32), shared, 0)
     array([0, 3])
     """
-    if not 0 <= value <= np.finfo(np.float32).max:
+    if not 0 <= value <= float(np.finfo(np.float32).max):
         raise ValueError(f"threshold {value} is not a finite float32 of at least 0")
     bound = np.float32(value)
 
