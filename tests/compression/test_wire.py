@@ -1,0 +1,318 @@
+"""The payload: golden bytes, one crafted payload for each fault, and nothing invalid gets through."""
+
+import struct
+import tracemalloc
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedpress.compression import errors, positions, values, wire
+from fedpress.compression.shared import Shared
+from fedpress.compression.update import Dense, Sparse, Update
+from fedpress.compression.values import ValueFormat
+from fedpress.compression.vector import Layout, TensorSpec
+
+GOLDEN = Path(__file__).parent / "golden"
+
+SUPPORTS: dict[str, tuple[int, list[int]]] = {
+    "rice": (1000, [7, 8, 9, 300, 301, 555, 998]),
+    "raw": (256, [255]),
+    "bitmap": (1000, [p for p in range(1000) if p % 3]),
+    "all": (1000, list(range(1000))),
+    "empty": (1000, []),
+}
+
+
+def example(support: str) -> Sparse:
+    n, places = SUPPORTS[support]
+    chosen = np.array(places, np.int64)
+    # Exact in float16, of different scales for int8, of both signs.
+    magnitudes = (chosen * 37 % 64 + 1) / 32 * np.where(chosen < 500, 1.0, 8.0)
+    return Sparse(chosen, (magnitudes * np.where(chosen % 2, -1, 1)).astype(np.float32), n)
+
+
+def layout_of(n: int) -> Layout:
+    return Layout((TensorSpec("weight", (n,), "float32"),))
+
+
+LAYOUT = layout_of(1000)
+SHARED = Shared(LAYOUT)
+
+
+@pytest.mark.parametrize("support", SUPPORTS)
+@pytest.mark.parametrize("format", [values.by_name(name) for name in values.names()], ids=values.names())
+def test_golden_bytes_of_version_1(support: str, format: ValueFormat) -> None:
+    """The files stay as they are for ever: every later build must read them."""
+    golden = (GOLDEN / f"1-{format.name}-{support}.bin").read_bytes()
+    update = example(support)
+    layout = layout_of(update.size)
+    assert wire.pack(update, layout, format) == golden
+    decoded = wire.decode(golden, Shared(layout))
+    np.testing.assert_array_equal(decoded.sparse().positions, update.positions)
+    np.testing.assert_array_equal(decoded.values, format.unpack(format.pack(update.values), update.count))
+    assert isinstance(decoded, Dense) == (support == "all")
+    assert wire.inspect(golden)["positions"].startswith("rice" if support == "empty" else support)
+
+
+def test_the_example_of_the_specification() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "wire.md").read_text()
+    lines = page.split("## Example")[1].split("```")[1].strip().splitlines()
+    payload = bytes.fromhex("".join(line[:24] for line in lines))
+    update = Sparse(np.array([7, 300]), np.array([1, -1], np.float32), 1000)
+    assert wire.pack(update, LAYOUT, values.TERNARY) == payload
+
+
+@st.composite
+def updates(draw: st.DrawFn) -> tuple[Update, Layout]:
+    n = draw(st.integers(0, 300))
+    layout = layout_of(n)
+    numbers = st.floats(width=32, allow_nan=False, allow_infinity=False)
+    chosen = sorted(draw(st.sets(st.integers(0, n - 1)))) if n else []
+    filled = np.array(draw(st.lists(numbers, min_size=len(chosen), max_size=len(chosen))), np.float32)
+    if draw(st.booleans()):
+        return Dense(np.resize(filled, n) if len(filled) else np.zeros(n, np.float32)), layout
+    return Sparse(np.array(chosen, np.int64), filled, n), layout
+
+
+@given(updates(), st.sampled_from(values.names()))
+def test_what_is_packed_is_decoded(made: tuple[Update, Layout], name: str) -> None:
+    update, layout = made
+    format = values.by_name(name)
+    payload = wire.pack(update, layout, format)
+    for data in (payload, bytearray(payload), memoryview(payload)):
+        decoded = wire.decode(data, Shared(layout))
+        assert decoded.size == layout.size and decoded.count == update.count
+        np.testing.assert_array_equal(decoded.sparse().positions, update.sparse().positions)
+        np.testing.assert_array_equal(decoded.values, format.unpack(format.pack(update.values), update.count))
+    seen = wire.inspect(payload)
+    assert seen["bytes"] == seen["header_bytes"] + seen["position_bytes"] + seen["value_bytes"] == len(payload)
+    assert (seen["size"], seen["count"], seen["values"]) == (layout.size, update.count, name)
+
+
+def test_header_and_padding_take_at_most_24_bytes() -> None:
+    for k in range(1, 200):
+        chosen = np.arange(k) * 5
+        payload = wire.pack(Sparse(chosen, np.ones(k, np.float32), 1000), LAYOUT, values.TERNARY)
+        bits = min((b + 1) * k + sum(gap >> b for gap in [0] + [4] * (k - 1)) for b in range(8))
+        assert len(payload) - (bits + 32 + k) / 8 <= 24  # 32 bits for the magnitude, k for the signs
+
+
+# Faults. A payload is taken apart, one thing is changed, and the checksum is made to fit again.
+
+FIELDS = struct.Struct("<2sBBBBIII")
+NAMES = ("magic", "version", "value_tag", "index_tag", "flags", "n", "k", "fingerprint")
+
+
+def crafted(body: bytes | None = None, **changes: object) -> bytes:
+    """Return the example payload with fields and body changed and the checksum fitting."""
+    payload = wire.pack(example("rice"), LAYOUT, values.FLOAT32)
+    fields = dict(zip(NAMES, FIELDS.unpack_from(payload), strict=True)) | changes
+    head = FIELDS.pack(*fields.values())
+    body = payload[wire.HEADER_BYTES :] if body is None else body
+    return head + struct.pack("<I", zlib.crc32(head + body)) + body
+
+
+BODY = wire.pack(example("rice"), LAYOUT, values.FLOAT32)[wire.HEADER_BYTES :]
+RICE = BODY[: -4 * 7]
+FLOATS = BODY[-4 * 7 :]
+NAN = struct.pack("<f", float("nan"))
+INFINITY = struct.pack("<f", float("inf"))
+MINUS_INFINITY_16 = b"\x00\xfc"
+
+FAULTS: dict[str, tuple[Callable[[], bytes], type[errors.PayloadError]]] = {
+    "nothing": (lambda: b"", errors.Truncated),
+    "half a header": (lambda: crafted()[:21], errors.Truncated),
+    "a header only": (lambda: crafted()[:22], errors.Truncated),
+    "values cut off": (lambda: crafted()[:30], errors.Truncated),
+    "another magic": (lambda: crafted(magic=b"PK"), errors.BadMagic),
+    "version 0": (lambda: crafted(version=0), errors.UnsupportedVersion),
+    "version 2": (lambda: crafted(version=2), errors.UnsupportedVersion),
+    "value tag 0": (lambda: crafted(value_tag=0), errors.UnknownFormat),
+    "value tag 255": (lambda: crafted(value_tag=255), errors.UnknownFormat),
+    "index tag 3": (lambda: crafted(index_tag=3), errors.UnknownFormat),
+    "index tag 64": (lambda: crafted(index_tag=64), errors.UnknownFormat),
+    "a flag": (lambda: crafted(flags=1), errors.UnknownFormat),
+    "k above n": (lambda: crafted(k=1001), errors.CountTooLarge),
+    "k of 2^32 - 1": (lambda: crafted(k=2**32 - 1), errors.CountTooLarge),
+    "another n": (lambda: crafted(n=999), errors.SizeMismatch),
+    "n of 2^32 - 1": (lambda: crafted(n=2**32 - 1), errors.SizeMismatch),
+    "another layout": (lambda: crafted(fingerprint=1), errors.LayoutMismatch),
+    "all, but k < n": (lambda: crafted(index_tag=positions.ALL), errors.InvalidPositions),
+    "all, too short": (lambda: crafted(index_tag=positions.ALL, k=1000), errors.Truncated),
+    "a byte too many": (lambda: crafted(BODY + b"\0" * 200), errors.LengthMismatch),
+    "raw of another length": (lambda: crafted(index_tag=positions.RAW), errors.Truncated),
+    "raw and a byte": (lambda: crafted(b"\0" * 15 + FLOATS, index_tag=positions.RAW), errors.LengthMismatch),
+    "bitmap and a byte": (lambda: crafted(b"\0" * 126 + FLOATS, index_tag=positions.BITMAP), errors.LengthMismatch),
+    "Rice longer than the bitmap": (
+        lambda: crafted(b"\xff" * 126 + b"\0" * 4000, index_tag=positions.RICE, k=1000),
+        errors.LengthMismatch,
+    ),
+    "one bit of the body": (lambda: crafted()[:-1] + bytes([crafted()[-1] ^ 1]), errors.ChecksumMismatch),
+    "one bit of the checksum": (
+        lambda: crafted()[:18] + bytes([crafted()[18] ^ 1]) + crafted()[19:],
+        errors.ChecksumMismatch,
+    ),
+    "Rice, one gap open": (lambda: crafted(RICE[:-1] + b"\0" + FLOATS), errors.InvalidPositions),
+    "Rice, one gap more": (lambda: crafted(RICE[:-1] + b"\xff" + FLOATS), errors.InvalidPositions),
+    "Rice, a byte of zeros": (lambda: crafted(RICE + b"\0" + FLOATS), errors.LengthMismatch),
+    "Rice, beyond n": (
+        lambda: crafted(b"\xff" * 6 + b"\0\xfe" + FLOATS, index_tag=positions.RICE + 7),
+        errors.InvalidPositions,
+    ),
+    "raw, falling": (
+        lambda: crafted(struct.pack("<7H", 1, 2, 3, 5, 4, 6, 7) + FLOATS, index_tag=positions.RAW),
+        errors.InvalidPositions,
+    ),
+    "raw, twice": (
+        lambda: crafted(struct.pack("<7H", 1, 2, 3, 3, 4, 6, 7) + FLOATS, index_tag=positions.RAW),
+        errors.InvalidPositions,
+    ),
+    "raw, n": (
+        lambda: crafted(struct.pack("<7H", 1, 2, 3, 4, 5, 6, 1000) + FLOATS, index_tag=positions.RAW),
+        errors.InvalidPositions,
+    ),
+    "bitmap, eight of seven": (
+        lambda: crafted(b"\xff" + b"\0" * 124 + FLOATS, index_tag=positions.BITMAP),
+        errors.InvalidPositions,
+    ),
+    "NaN": (lambda: crafted(RICE + NAN + FLOATS[4:]), errors.NonFiniteValues),
+    "infinity": (lambda: crafted(RICE + FLOATS[:-4] + INFINITY), errors.NonFiniteValues),
+    "float16 infinity": (
+        lambda: crafted(RICE + MINUS_INFINITY_16 + b"\0" * 12, value_tag=values.FLOAT16.tag),
+        errors.NonFiniteValues,
+    ),
+    "int8, scale NaN, all zero": (
+        lambda: crafted(RICE + NAN + b"\0" * 7, value_tag=values.INT8.tag),
+        errors.NonFiniteValues,
+    ),
+    "int8, product overflows": (
+        lambda: crafted(RICE + struct.pack("<f", 3e38) + b"\x02" * 7, value_tag=values.INT8.tag),
+        errors.NonFiniteValues,
+    ),
+    "ternary infinity": (
+        lambda: crafted(RICE + INFINITY + b"\0", value_tag=values.TERNARY.tag),
+        errors.NonFiniteValues,
+    ),
+}
+
+
+def test_the_uncrafted_payload_is_valid() -> None:
+    assert wire.decode(crafted(), SHARED).count == 7
+    assert crafted() == wire.pack(example("rice"), LAYOUT, values.FLOAT32)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_each_fault_has_its_own_exception(fault: str) -> None:
+    craft, expected = FAULTS[fault]
+    with pytest.raises(errors.PayloadError) as raised:
+        wire.decode(craft(), SHARED)
+    assert type(raised.value) is expected, raised.value
+
+
+def test_every_exception_of_a_payload_is_among_the_faults() -> None:
+    buffers_only = {errors.NegativeVariance}
+    assert {fault for _, fault in FAULTS.values()} == set(errors.PayloadError.__subclasses__()) - buffers_only
+
+
+def test_inspect_finds_what_can_be_found_without_a_layout() -> None:
+    needs_layout = (errors.SizeMismatch, errors.LayoutMismatch)
+    unpacked = ("Rice, ", "raw, ", "bitmap, ", "NaN", "infinity", "float16 inf", "int8, ", "ternary")
+    for fault, (craft, expected) in FAULTS.items():
+        if expected not in needs_layout and not fault.startswith(unpacked):
+            with pytest.raises(expected):
+                wire.inspect(craft())
+
+
+def test_every_flipped_bit_and_every_shorter_payload_is_refused() -> None:
+    payload = wire.pack(example("rice"), LAYOUT, values.INT8)
+    for bit in range(8 * len(payload)):
+        changed = bytearray(payload)
+        changed[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(errors.PayloadError):
+            wire.decode(bytes(changed), SHARED)
+    for length in range(len(payload)):
+        with pytest.raises(errors.PayloadError):
+            wire.decode(payload[:length], SHARED)
+
+
+def checked(payload: bytes, shared: Shared) -> None:
+    """Decode; what is not refused must be valid."""
+    try:
+        update = wire.decode(payload, shared)
+    except errors.PayloadError:
+        return
+    assert np.isfinite(update.values).all()
+    chosen = update.sparse().positions
+    assert len(chosen) == update.count <= update.size == shared.layout.size
+    assert (np.diff(chosen) > 0).all()
+    assert not len(chosen) or (chosen[0] >= 0 and chosen[-1] < update.size)
+
+
+@settings(max_examples=500)
+@given(
+    st.integers(0, 40),
+    st.integers(0, 40),
+    st.sampled_from([values.by_name(name).tag for name in values.names()]),
+    st.sampled_from([positions.ALL, positions.RAW, positions.BITMAP, *range(32, 64)]),
+    st.binary(max_size=80),
+)
+def test_any_body_is_refused_or_valid(n: int, k: int, value_tag: int, index_tag: int, body: bytes) -> None:
+    layout = layout_of(n)
+    fields = dict(value_tag=value_tag, index_tag=index_tag, n=n, k=k, fingerprint=layout.fingerprint)
+    checked(crafted(body, **fields), Shared(layout))
+    # And of the length that gets past the first checks:
+    format = values.by_tag(value_tag)
+    if format is not None and k <= n:
+        for length in set(positions.length(index_tag, n, k)):
+            whole = (body * 400)[: length + format.length(k)].ljust(length + format.length(k), b"\0")
+            checked(crafted(whole, **fields), Shared(layout))
+
+
+@settings(max_examples=300)
+@given(st.binary(max_size=120), st.sampled_from(["start", "alone"]))
+def test_any_bytes_are_refused_or_valid(data: bytes, where: str) -> None:
+    checked(data if where == "alone" else crafted()[:22] + data, SHARED)
+
+
+@pytest.mark.parametrize(
+    "index_tag", [positions.ALL, positions.RAW, positions.BITMAP, positions.RICE, positions.RICE + 31]
+)
+@pytest.mark.parametrize("name", values.names())
+def test_a_short_payload_cannot_ask_for_much_memory(index_tag: int, name: str) -> None:
+    huge = layout_of(2**32 - 1)
+    payload = crafted(
+        bytes(1000),
+        value_tag=values.by_name(name).tag,
+        index_tag=index_tag,
+        n=2**32 - 1,
+        k=2**32 - 1,
+        fingerprint=huge.fingerprint,
+    )
+    tracemalloc.start()
+    try:
+        with pytest.raises(errors.Truncated):
+            wire.decode(payload, Shared(huge))
+        assert tracemalloc.get_traced_memory()[1] < 100_000
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("update", "fault"),
+    [
+        (Dense(np.zeros(5, np.float32)), errors.LayoutError),
+        (Sparse(np.array([1]), np.ones(1, np.float32), 999), errors.LayoutError),
+        (Sparse(np.array([1]), np.array([np.nan], np.float32), 1000), errors.NonFiniteError),
+        (Dense(np.full(1000, np.inf, np.float32)), errors.NonFiniteError),
+        (Sparse(np.array([2, 1]), np.ones(2, np.float32), 1000), ValueError),
+        (Sparse(np.array([1000]), np.ones(1, np.float32), 1000), ValueError),
+    ],
+)
+def test_nothing_is_packed_that_a_decoder_would_refuse(update: Update, fault: type[Exception]) -> None:
+    with pytest.raises(fault):
+        wire.pack(update, LAYOUT, values.FLOAT32)
