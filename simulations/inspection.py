@@ -42,12 +42,12 @@ def inspect(path: Path) -> Found:
         raise InspectionError(f"there is no file or folder {path}") from None
     except OSError as error:
         raise InspectionError(f"cannot read {path}: {error.strerror or error}") from None
-    from fedpress.compression.models import bundle
+    if data.startswith(wire.MAGIC):
+        return _payload(data)
+    from fedpress.compression.models import bundle  # needs torch; a payload does not
 
     if data.startswith(bundle.MAGIC):
         return _bundle(data)
-    if data.startswith(wire.MAGIC):
-        return _payload(data)
     raise InspectionError(
         f"{path} is neither a payload nor a bundle nor a run folder: it begins with {data[:8]!r}, a payload with"
         f" {wire.MAGIC!r}, a bundle with {bundle.MAGIC!r}"
