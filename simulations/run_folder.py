@@ -21,8 +21,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from fedpress.compression.errors import FedpressError
 from pydantic import BaseModel, ConfigDict, ValidationError
+
+from fedpress.compression.errors import FedpressError
 
 RUNS = Path("runs")  # where a run goes that is not told where to go; git ignores it
 
