@@ -1,0 +1,158 @@
+"""The architecture of a pruned model, as the shapes of its tensors.
+
+A structurally pruned model is the task's model with fewer channels and neurons, so the shapes say all there is to
+say: `shapes` reads them, and `shrink` cuts a fresh model of the task down to them. Nothing is executed that came with
+the shapes.
+
+>>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+>>> shrink(model, {"0.weight": (3, 4), "0.bias": (3,), "2.weight": (2, 3), "2.bias": (2,)})
+>>> model(torch.zeros(1, 4)).shape, model[0].out_features
+(torch.Size([1, 2]), 3)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from fedpress.compression.errors import FedpressError
+
+Shape = tuple[int, ...]
+
+
+class ArchitectureError(FedpressError, ValueError):
+    """The shapes are not those of a pruned version of this model."""
+
+
+class UnsupportedLayer(FedpressError, ValueError):
+    """A layer of this kind cannot be cut to another size."""
+
+
+RESIZABLE: tuple[type[nn.Module], ...] = (
+    _ConvNd,
+    nn.Linear,
+    _NormBase,
+    nn.GroupNorm,
+    nn.LayerNorm,
+    nn.Embedding,
+    nn.PReLU,
+)
+"""The kinds of layers whose channels may be removed; any other keeps its shape."""
+
+
+def shapes(model: nn.Module) -> dict[str, Shape]:
+    """The shape of every tensor of the model's state dict, by name."""
+    return {name: tuple(tensor.shape) for name, tensor in tensors(model).items()}
+
+
+def tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The model's state dict, each tensor once: of tied ones, the first name.
+
+    Raises:
+        UnsupportedLayer: The state dict holds something that is no tensor (a module's extra state).
+    """
+    found: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, value in model.state_dict(keep_vars=True).items():
+        if not isinstance(value, Tensor):
+            raise UnsupportedLayer(f"{name!r} of the state dict is a {type(value).__name__}, expected tensors only")
+        if id(value) not in seen:
+            seen.add(id(value))
+            found[name] = value.detach()
+    return found
+
+
+def shrink(model: nn.Module, wanted: Mapping[str, Shape]) -> None:
+    """Cut a model's tensors down to `wanted`, in place; the values of tensors that shrink are left undefined.
+
+    Everything is checked before anything is allocated or changed. Tied tensors stay tied.
+
+    Args:
+        model: A model as the task makes it.
+        wanted: Shapes by name, as `shapes` of the pruned model gave them.
+
+    Raises:
+        ArchitectureError: Names are missing or unknown, a dimension grows or is empty, or a layer's tensors disagree.
+        UnsupportedLayer: A layer would change that is not of a kind in `RESIZABLE`.
+    """
+    own = tensors(model)
+    if missing := own.keys() - wanted.keys():
+        raise ArchitectureError(f"no shape for {sorted(missing)}: was this made for another model?")
+    if unknown := wanted.keys() - own.keys():
+        raise ArchitectureError(f"the model has no tensor {sorted(unknown)}: was this made for another model?")
+    for name, shape in wanted.items():
+        whole = tuple(own[name].shape)
+        smaller = len(shape) == len(whole) and all(1 <= size <= most for size, most in zip(shape, whole, strict=True))
+        if not smaller and shape != whole:
+            raise ArchitectureError(
+                f"{name!r} is to be {shape}, but the model's own is {whole}: expected as many dimensions, each at least"
+                " 1 and at most the model's; was this made for another model?"
+            )
+    canonical = {id(tensor): name for name, tensor in model.state_dict(keep_vars=True).items() if name in own}
+    changed = []
+    for path, module in model.named_modules():
+        local = {key: canonical.get(id(tensor)) for key, tensor in _own_tensors(module).items()}
+        new = {key: tuple(wanted[name]) for key, name in local.items() if name is not None}
+        if any(new[key] != tuple(tensor.shape) for key, tensor in _own_tensors(module).items() if key in new):
+            if not isinstance(module, RESIZABLE):
+                raise UnsupportedLayer(f"layer {path!r} is a {type(module).__name__}, which cannot change its shape")
+            _check(path, module, new)
+            changed.append((module, new))
+    for module, new in changed:
+        for key, tensor in _own_tensors(module).items():
+            if key in new and tuple(tensor.shape) != new[key]:
+                tensor.data = torch.empty(new[key], dtype=tensor.dtype)  # in place, so that a tied tensor stays one
+        _describe(module)
+
+
+def _own_tensors(module: nn.Module) -> dict[str, Tensor]:
+    found = dict(module.named_parameters(recurse=False, remove_duplicate=False))
+    return {**found, **dict(module.named_buffers(recurse=False, remove_duplicate=False))}
+
+
+def _check(path: str, module: nn.Module, new: Mapping[str, Shape]) -> None:
+    """Check that the tensors of one layer agree with each other and with what cannot change, such as a kernel."""
+    weight = new["weight"] if "weight" in new else next(shape for shape in new.values() if shape)
+    channels = weight[1] * module.groups if isinstance(module, _ConvTransposeNd) else weight[0]
+    for key, shape in new.items():
+        if key != "weight" and shape not in ((), weight if isinstance(module, nn.LayerNorm) else (channels,)):
+            raise ArchitectureError(f"layer {path!r}: {key} {shape} does not fit weight {weight}")
+    if isinstance(module, _ConvNd):
+        if weight[2:] != tuple(module.kernel_size):
+            raise ArchitectureError(f"layer {path!r}: kernel {weight[2:]}, expected {tuple(module.kernel_size)}")
+        if not _depthwise(module) and weight[0] % module.groups:
+            raise ArchitectureError(f"layer {path!r}: {weight[0]} channels cannot be cut into {module.groups} groups")
+    if isinstance(module, nn.GroupNorm) and channels % module.num_groups:
+        raise ArchitectureError(f"layer {path!r}: {channels} channels cannot be cut into {module.num_groups} groups")
+
+
+def _depthwise(module: _ConvNd) -> bool:
+    return module.groups > 1 and module.groups == module.in_channels == module.out_channels
+
+
+def _describe(module: nn.Module) -> None:
+    """Set the sizes that a layer keeps beside its tensors to what its tensors now say."""
+    if isinstance(module, _ConvNd):
+        first, second = module.weight.shape[:2]
+        if _depthwise(module):
+            module.groups = module.in_channels = module.out_channels = first
+        elif isinstance(module, _ConvTransposeNd):
+            module.in_channels, module.out_channels = first, second * module.groups
+        else:
+            module.in_channels, module.out_channels = second * module.groups, first
+    elif isinstance(module, nn.Linear):
+        module.out_features, module.in_features = module.weight.shape
+    elif isinstance(module, _NormBase):
+        module.num_features = next(len(t) for t in (module.weight, module.running_mean) if t is not None)
+    elif isinstance(module, nn.GroupNorm):
+        module.num_channels = len(module.weight)
+    elif isinstance(module, nn.LayerNorm):
+        module.normalized_shape = tuple(module.weight.shape)
+    elif isinstance(module, nn.Embedding):
+        module.num_embeddings, module.embedding_dim = module.weight.shape
+    elif isinstance(module, nn.PReLU):
+        module.num_parameters = len(module.weight)
