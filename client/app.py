@@ -105,7 +105,7 @@ def evaluate(message: Message, context: Context) -> Message:
 def student(message: Message, context: Context) -> Message:
     """Take a student's bundle: verify it, keep it, rebuild it and evaluate it on test data."""
     from fedpress.client import download
-    from fedpress.compression.models import bundle, task
+    from fedpress.compression.models import task
 
     work = _work(context)
     offer: ConfigRecord = next(iter(message.content.config_records.values()))
@@ -113,8 +113,7 @@ def student(message: Message, context: Context) -> Message:
     if not isinstance(data, bytes) or not isinstance(sha256, str):
         raise ValueError("the offer of a student must hold 'bundle' (bytes) and 'sha256' (text)")
     path = download.receive(data, sha256, work.downloads(state.client_index(context)))
-    model = bundle.rebuild(bundle.open_bundle(path.read_bytes()), work.task)
-    found = task.evaluate(model, work.task, work.task.data().test)
+    found = task.evaluate(download.load(path, work.task), work.task, work.task.data().test)
     metrics = MetricRecord({"num-examples": found.count, "loss": found.loss, "accuracy": found.accuracy})
     return Message(RecordDict({"metrics": metrics}), reply_to=message)
 

@@ -4,6 +4,7 @@
 `state-folder`, else Flower's `Context.state` (which dies with the SuperNode, shared by nobody else).
 """
 
+import contextlib
 import os
 import zlib
 from collections.abc import Iterator, Mapping
@@ -136,7 +137,8 @@ class FolderStore:
                 os.fsync(file.fileno())
             os.replace(temporary, self.path)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                temporary.unlink()
             raise StateError(
                 f"cannot write the client's state to {self.path}: {error}; the last good state is untouched"
             ) from error

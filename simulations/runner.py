@@ -17,9 +17,13 @@ from flwr.common import serde
 from torch import nn
 
 from fedpress.compression.errors import FedpressError
+from fedpress.compression.models.distill import Distillation
+from fedpress.compression.models.student import Budget
 from fedpress.compression.models.task import Evaluation
 from fedpress.server import app as server
 from fedpress.server import optimize
+from fedpress.server.publish import Publisher, Tier
+from fedpress.server.store import ModelStore
 from fedpress.server.strategy import RoundSummary, SparseFed
 from fedpress.simulations import engine
 from fedpress.simulations.run_folder import (
@@ -97,6 +101,21 @@ def plan(workload: Workload, observer: Observer | None = None) -> server.Plan:
     )
 
 
+def publisher(workload: Workload) -> Publisher | None:
+    """Return the maker of the scenario's students; None: it has none."""
+    choice = workload.scenario.students
+    if not choice.tiers:
+        return None
+    return Publisher(
+        workload.task,
+        ModelStore(workload.folder.bundles),
+        [Tier(tier.name, Budget(tier.parameters, tier.bundle_bytes)) for tier in choice.tiers],
+        Distillation(epochs=choice.epochs, learning_rate=choice.learning_rate, temperature=choice.temperature),
+        labels=choice.labels,
+        seed=workload.scenario.seed,
+    )
+
+
 @dataclass
 class Writer:
     """Keeps the run folder up to date and passes the news on."""
@@ -145,7 +164,9 @@ class Writer:
                     getLogger("flwr").log(WARNING, "node %d could not take student %s: %s", bad.node, tier, bad.error)
             if not good:
                 continue
-            result = student_result(good[0])
+            student, accuracy = good[0].student, good[0].accuracy
+            assert accuracy is not None
+            result = StudentResult(**student._asdict(), accuracy=accuracy)
             self.students.append(result)
             if self.observer:
                 self.observer.on_student(result)

@@ -1,10 +1,19 @@
-"""Shared by all tests: no telemetry, no threads that fight, Flower's home in a temporary folder, the example apps importable."""
+"""Shared by all tests: no telemetry, Flower's home in a temporary folder, the example apps importable."""
 
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
-os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
-os.environ["FLWR_HOME"] = tempfile.mkdtemp(prefix="fedpress-flwr-")
-sys.path.insert(0, str(Path(__file__).parent / "apps"))
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent / "apps"))  # worker processes get the parent's path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quiet_flower() -> Iterator[None]:
+    with tempfile.TemporaryDirectory(prefix="fedpress-flwr-") as home:
+        os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
+        os.environ["FLWR_HOME"] = home
+        yield

@@ -1,0 +1,153 @@
+"""`compress`: what is summed, and what becomes of replies that are lost or refused."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Context, Message, MetricRecord, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedpress.client import mod, state
+from fedpress.compression import encoder, feedback, records, selection, values, wire
+from fedpress.compression.encoder import Encoder, Shared
+from fedpress.compression.errors import FedpressError
+from fedpress.compression.vector import Layout, TensorSpec
+
+LAYOUT = Layout((TensorSpec("a", (5, 7), "float32"), TensorSpec("b", (13,), "float32")))
+
+
+@pytest.fixture(autouse=True)
+def _identity() -> Iterator[None]:
+    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 0
+    yield
+
+
+def context(**node_config: Any) -> Context:
+    return Context(run_id=1, node_id=1, node_config=node_config, state=RecordDict(), run_config={})
+
+
+def order_message(ticket: int, accepted: int, held: dict[str, Any], kind: str = "train") -> Message:
+    order = records.Order("test", ticket, round=ticket, epoch=0, version=ticket - 1, accepted=accepted)
+    from flwr.app import ConfigRecord
+
+    content = RecordDict({"arrays": records.from_numpy(held), "config": ConfigRecord(dict(records.write_order(order)))})
+    return Message(content, dst_node_id=1, message_type=kind)
+
+
+def zeros() -> dict[str, Any]:
+    return {"a": np.zeros((5, 7), np.float32), "b": np.zeros(13, np.float32)}
+
+
+def trained_reply(message: Message, update: np.ndarray[Any, Any]) -> Message:
+    """Answer with the received weights plus `update`, as an application does."""
+    arrays = records.to_numpy(message.content["arrays"])
+    arrays["a"] = arrays["a"] + update[:35].reshape(5, 7)
+    arrays["b"] = arrays["b"] + update[35:]
+    metrics = MetricRecord({"num-examples": 3})
+    return Message(RecordDict({"weights": records.from_numpy(arrays), "metrics": metrics}), reply_to=message)
+
+
+ENCODERS = {
+    "residual": lambda: feedback.error_feedback(encoder.sparse(selection.top_k(0.1), values.TERNARY)),
+    "step ahead": lambda: feedback.step_ahead(
+        feedback.error_feedback(encoder.sparse(selection.top_k(0.1), values.INT8))
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+@settings(deadline=None, max_examples=30)
+@given(
+    fates=st.lists(st.sampled_from(["accepted", "refused", "lost"]), min_size=1, max_size=12), seed=st.integers(0, 99)
+)
+def test_nothing_is_lost_whatever_becomes_of_the_replies(name: str, fates: list[str], seed: int) -> None:
+    """accepted + pending + residual == sum of updates."""
+    made = ENCODERS[name]()
+    applied = mod.compress(made, layout=LAYOUT)
+    here, draw = context(), np.random.default_rng(seed)
+    asked, accepted_sum = np.zeros(48), np.zeros(48)
+    accepted = 0
+    for ticket, fate in enumerate(fates, start=1):
+        update = draw.standard_normal(48).astype(np.float32)
+        asked += update
+        reply = applied(order_message(ticket, accepted, zeros()), here, lambda m, c, u=update: trained_reply(m, u))
+        answer = records.read_answer(reply.content)
+        assert (answer.ticket, answer.version, answer.error) == (ticket, ticket - 1, "")
+        if fate == "accepted":
+            wire.decode(answer.payload, Shared(LAYOUT)).add_to(accepted_sum)
+            accepted = ticket
+    # one more order settles the last reply: it trains nothing, and its own payload counts as pending
+    reply = applied(order_message(len(fates) + 1, accepted, zeros()), here, lambda m, c: trained_reply(m, np.zeros(48, np.float32)))
+    pending = wire.decode(records.read_answer(reply.content).payload, Shared(LAYOUT)).dense()
+    stored = state.open_store(here, "test").load()
+    assert stored is not None
+    np.testing.assert_allclose(accepted_sum + pending + stored.arrays["residual"], asked, atol=1e-5)
+
+
+def test_step_ahead_starts_from_the_model_plus_the_residual() -> None:
+    here, seen = context(), []
+
+    def application(message: Message, _: Context) -> Message:
+        seen.append(records.to_numpy(message.content["arrays"]))
+        return trained_reply(message, np.arange(48, dtype=np.float32))
+
+    applied = mod.compress(ENCODERS["step ahead"](), layout=LAYOUT)
+    applied(order_message(1, 0, zeros()), here, application)
+    stored = state.open_store(here, "test").load()
+    assert stored is not None
+    residual = stored.arrays["residual"].copy()
+    applied(order_message(2, 1, zeros()), here, application)
+    assert not np.any(seen[0]["a"])
+    np.testing.assert_array_equal(np.concatenate([seen[1]["a"].ravel(), seen[1]["b"]]), residual)
+
+
+def test_a_nan_is_answered_with_a_reason_and_leaves_the_state_whole() -> None:
+    here = context()
+    applied = mod.compress(ENCODERS["residual"](), layout=LAYOUT)
+    applied(order_message(1, 0, zeros()), here, lambda m, c: trained_reply(m, np.ones(48, np.float32)))
+    before = state.open_store(here, "test").load()
+    reply = applied(order_message(2, 0, zeros()), here, lambda m, c: trained_reply(m, np.full(48, np.nan, np.float32)))
+    answer = records.read_answer(reply.content)
+    assert answer.payload == b"" and "NaN" in answer.error
+    after = state.open_store(here, "test").load()
+    assert before is not None and after is not None
+    # the first payload was not accepted: its mass is back, and nothing of the NaN is in
+    np.testing.assert_allclose(after.arrays["residual"], np.ones(48), atol=1e-6)
+
+
+def test_only_train_messages_are_touched() -> None:
+    message = order_message(1, 0, zeros(), kind="evaluate")
+    applied = mod.compress(ENCODERS["residual"](), layout=LAYOUT)
+    assert applied(message, context(), lambda m, c: m) is message
+
+
+def test_an_order_of_another_strategy_is_refused_with_the_likely_mistake() -> None:
+    message = Message(RecordDict({"arrays": records.from_numpy(zeros())}), dst_node_id=1, message_type="train")
+    with pytest.raises(records.MessageError, match="SparseFed"):
+        mod.compress(ENCODERS["residual"](), layout=LAYOUT)(message, context(), lambda m, c: m)
+
+
+def test_the_state_of_another_model_is_refused() -> None:
+    here = context()
+    mod.compress(ENCODERS["residual"](), layout=LAYOUT)(
+        order_message(1, 0, zeros()), here, lambda m, c: trained_reply(m, np.ones(48, np.float32))
+    )
+    other = Layout((TensorSpec("a", (5, 7), "float32"), TensorSpec("c", (13,), "float32")))
+    with pytest.raises(FedpressError, match="another model"):
+        held = {"a": np.zeros((5, 7), np.float32), "c": np.zeros(13, np.float32)}
+        mod.compress(ENCODERS["residual"](), layout=other)(order_message(2, 1, held), here, lambda m, c: m)
+
+
+def test_an_encoder_may_depend_on_the_context() -> None:
+    chosen: list[Context] = []
+
+    def pick(here: Context) -> Encoder[Any]:
+        chosen.append(here)
+        return encoder.dense()
+
+    here = context()
+    mod.compress(pick, layout=LAYOUT)(order_message(1, 0, zeros()), here, lambda m, c: trained_reply(m, np.ones(48, np.float32)))
+    assert chosen == [here]

@@ -1,0 +1,119 @@
+"""Client state survives, and damaged state is never used."""
+
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from flwr.app import Context, RecordDict
+
+from fedpress.client import state
+from fedpress.client.state import ContextStore, FolderStore, StateError, Stored
+
+
+class Inner(NamedTuple):
+    mean: Any
+
+
+class Outer(NamedTuple):
+    inner: Any
+    residual: Any
+
+
+def context(**node_config: Any) -> Context:
+    return Context(run_id=1, node_id=77, node_config=node_config, state=RecordDict(), run_config={})
+
+
+def stored() -> Stored:
+    arrays = {
+        "residual": np.arange(6, dtype=np.float32).reshape(2, 3),
+        "sent": np.array([], np.int64),
+        "one": np.array(3.0),
+    }
+    return Stored(arrays, {"ticket": "4", "layout": "123"})
+
+
+def stores(folder: Path) -> list[state.Store]:
+    return [ContextStore(context(), "home"), FolderStore(folder, "home", 3)]
+
+
+def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
+    for store in stores(tmp_path):
+        assert store.load() is None
+        store.save(Stored({"residual": np.ones(3)}, {"ticket": "1"}))
+        store.save(stored())
+        found = store.load()
+        assert found is not None
+        assert found.meta == {"ticket": "4", "layout": "123"}
+        assert found.arrays.keys() == stored().arrays.keys()
+        for name, array in stored().arrays.items():
+            np.testing.assert_array_equal(found.arrays[name], array)
+            assert found.arrays[name].dtype == array.dtype
+            assert found.arrays[name].flags.writeable
+
+
+def test_federations_and_clients_do_not_share_state(tmp_path: Path) -> None:
+    here = context()
+    ContextStore(here, "home").save(stored())
+    assert ContextStore(here, "away").load() is None
+    FolderStore(tmp_path, "home", 3).save(stored())
+    assert FolderStore(tmp_path, "home", 4).load() is None
+    assert FolderStore(tmp_path, "away", 3).load() is None
+
+
+def test_a_hostile_name_stays_in_the_folder_and_similar_names_stay_apart(tmp_path: Path) -> None:
+    names = ["../../etc", "..", "a/b", "a_b", "x" * 300, ""]
+    paths = [FolderStore(tmp_path, name, 0).path for name in names]
+    assert len(set(paths)) == len(names)
+    for path in paths:
+        assert path.resolve().is_relative_to(tmp_path.resolve())
+        FolderStore(tmp_path, names[paths.index(path)], 0).save(stored())
+
+
+def test_the_node_configuration_chooses_the_home(tmp_path: Path) -> None:
+    assert isinstance(state.open_store(context(), "home"), ContextStore)
+    chosen = state.open_store(context(**{"state-folder": str(tmp_path), "partition-id": 5}), "home")
+    assert isinstance(chosen, FolderStore)
+    assert chosen.path.name == "client-5.safetensors"
+    assert state.client_index(context()) == 77
+
+
+def test_any_damage_to_the_file_is_found(tmp_path: Path) -> None:
+    store = FolderStore(tmp_path, "home", 0)
+    store.save(stored())
+    good = store.path.read_bytes()
+    for position in range(0, len(good), 3):
+        for bad in (good[:position], good[:position] + bytes([good[position] ^ 16]) + good[position + 1 :]):
+            store.path.write_bytes(bad)
+            with pytest.raises(StateError, match="cannot be used"):
+                store.load()
+            assert store.path.read_bytes() == bad  # kept for whoever wants to look
+
+
+def test_a_write_that_fails_leaves_the_last_good_state(tmp_path: Path) -> None:
+    store = FolderStore(tmp_path, "home", 0)
+    store.save(stored())
+    os.mkdir(store.path.with_suffix(".tmp"))  # the temporary file cannot be opened
+    with pytest.raises(StateError, match="last good state is untouched"):
+        store.save(Stored({"residual": np.zeros(9)}, {}))
+    found = store.load()
+    assert found is not None and found.meta["ticket"] == "4"
+
+
+def test_states_are_flattened_by_path_and_restored() -> None:
+    full = Outer(Inner(np.arange(3.0)), np.ones(2, np.float32))
+    flat = state.flatten_state(full)
+    assert list(flat) == ["inner.mean", "residual"]
+    back = state.restore_state(Outer(Inner(np.zeros(3)), np.zeros(2, np.float32)), flat)
+    assert isinstance(back, Outer) and isinstance(back.inner, Inner)
+    np.testing.assert_array_equal(back.inner.mean, full.inner.mean)
+    assert state.flatten_state(None) == {} and state.restore_state(None, {}) is None
+    assert list(state.flatten_state(Outer(None, np.ones(1)))) == ["residual"]
+
+
+def test_the_state_of_another_encoder_is_refused() -> None:
+    with pytest.raises(StateError, match="made by another encoder"):
+        state.restore_state(Outer(None, np.zeros(2, np.float32)), {"residual": np.zeros(2, np.float64)})
+    with pytest.raises(TypeError, match="NamedTuple"):
+        state.flatten_state(Outer(None, [1, 2]))

@@ -1,0 +1,72 @@
+"""Server optimisers against the rules run by hand."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from fedpress.server import optimize
+
+UPDATES = [np.random.default_rng(i).standard_normal(50).astype(np.float32) for i in range(4)]
+
+
+def run(rule: optimize.ServerOptimizer) -> np.ndarray:
+    master = np.linspace(-1, 1, 50).astype(np.float32)
+    optimizer = rule(master)
+    for update in UPDATES:
+        optimize.step(optimizer, update)
+    return master
+
+
+def start() -> np.ndarray:
+    return np.linspace(-1, 1, 50).astype(np.float32)
+
+
+def test_sgd_with_rate_one_adds_the_mean_update() -> None:
+    np.testing.assert_allclose(run(optimize.sgd(1.0)), start() + sum(UPDATES), rtol=1e-5, atol=1e-6)
+
+
+def test_momentum_is_fedavgm() -> None:
+    by_hand, velocity = start(), np.zeros(50, np.float32)
+    for update in UPDATES:
+        velocity = 0.9 * velocity + update
+        by_hand += 0.3 * velocity
+    np.testing.assert_allclose(run(optimize.sgd(0.3, momentum=0.9)), by_hand, rtol=1e-5, atol=1e-6)
+
+
+def test_yogi_is_algorithm_2() -> None:
+    by_hand, mean, variance = start(), np.zeros(50), np.full(50, 1e-6)
+    for update in UPDATES:
+        mean = 0.9 * mean + 0.1 * update
+        variance -= 0.01 * update**2 * np.sign(variance - update**2)
+        by_hand += 0.05 * mean / (np.sqrt(variance) + 1e-3)
+    np.testing.assert_allclose(run(optimize.yogi(0.05)), by_hand, rtol=1e-4, atol=1e-5)
+
+
+def test_adagrad_sums_squares() -> None:
+    by_hand, squares = start(), np.zeros(50)
+    for update in UPDATES:
+        squares += update**2
+        by_hand += 0.1 * update / (np.sqrt(squares) + 1e-3)
+    np.testing.assert_allclose(run(optimize.adagrad(0.1)), by_hand, rtol=1e-4, atol=1e-5)
+
+
+def test_adam_takes_steps_of_its_learning_rate_along_a_steady_update() -> None:
+    master = np.zeros(3, np.float32)
+    optimizer = optimize.adam(0.01)(master)
+    for _ in range(5):
+        optimize.step(optimizer, np.array([5, -5, 0], np.float32))
+    np.testing.assert_allclose(master, [0.05, -0.05, 0], rtol=1e-2)
+
+
+@pytest.mark.parametrize("rule", [optimize.adam, optimize.yogi, optimize.adagrad])
+def test_a_small_epsilon_is_refused(rule: Callable[..., optimize.ServerOptimizer]) -> None:
+    with pytest.raises(ValueError, match="at least 0.001, and is 1e-08"):
+        rule(epsilon=1e-8)
+
+
+def test_rates_out_of_range_are_refused() -> None:
+    with pytest.raises(ValueError, match="learning_rate must be positive, and is 0"):
+        optimize.sgd(0)
+    with pytest.raises(ValueError, match="momentum must be in"):
+        optimize.sgd(1.0, momentum=1.0)
