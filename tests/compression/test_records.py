@@ -1,0 +1,113 @@
+"""Orders and answers as Flower records, and the size of everything that is sent."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.common import serde
+from flwr.supercore.task_identity import TaskIdentity
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedpress.compression import records
+from fedpress.compression.records import Answer, MessageError, Order
+
+INT = st.integers(0, 2**62)
+
+
+@pytest.fixture(autouse=True)
+def _identity() -> Iterator[None]:
+    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 0
+    yield
+
+
+def through_the_wire(content: RecordDict) -> RecordDict:
+    return serde.recorddict_from_proto(serde.recorddict_to_proto(content))
+
+
+@given(st.builds(Order, federation=st.text(), ticket=INT, round=INT, epoch=INT, version=INT, accepted=INT))
+def test_orders_arrive_as_they_were_sent(order: Order) -> None:
+    record = ConfigRecord({"lr": 0.1, **records.write_order(order)})
+    assert records.read_order(through_the_wire(RecordDict({"config": record}))) == order
+
+
+@given(
+    st.one_of(
+        st.builds(Answer, ticket=INT, version=INT, payload=st.binary(), buffers=st.binary(), error=st.just("")),
+        st.builds(
+            Answer, ticket=INT, version=INT, payload=st.just(b""), buffers=st.just(b""), error=st.text(min_size=1)
+        ),
+    )
+)
+def test_answers_arrive_as_they_were_sent(answer: Answer) -> None:
+    content = RecordDict({records.ANSWER: records.write_answer(answer)})
+    assert records.read_answer(through_the_wire(content)) == answer
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (RecordDict(), "no ConfigRecord 'fedpress'"),
+        (RecordDict({"arrays": ArrayRecord()}), r"mods=\[compress"),
+        (RecordDict({"fedpress": ConfigRecord({"version": 1})}), "entry 'ticket' must be a int, and holds nothing"),
+        (
+            RecordDict({"fedpress": ConfigRecord({"ticket": True, "version": 1})}),
+            "entry 'ticket' must be a int, and holds a bool",
+        ),
+        (
+            RecordDict({"fedpress": ConfigRecord({"ticket": 1, "version": 1, "update": "text"})}),
+            "entry 'update' must be a bytes, and holds a str",
+        ),
+    ],
+)
+def test_answers_that_do_not_hold_what_they_should_are_refused(content: RecordDict, words: str) -> None:
+    with pytest.raises(MessageError, match=words):
+        records.read_answer(content)
+
+
+def test_the_model_must_be_in_one_record() -> None:
+    with pytest.raises(MessageError, match="found 0"):
+        records.only_arrays(RecordDict())
+    with pytest.raises(MessageError, match=r"found 2 \['a', 'b'\]"):
+        records.only_arrays(RecordDict({"a": ArrayRecord(), "b": ArrayRecord()}))
+
+
+def messages() -> list[Message]:
+    arrays = records.from_numpy({"w": np.arange(1000, dtype=np.float32)})
+    order = Message(
+        RecordDict({"arrays": arrays, "config": ConfigRecord({"lr": 0.1})}), dst_node_id=3, message_type="train"
+    )
+    answer = records.write_answer(Answer(3, 2, b"p" * 400, b"b" * 20, ""))
+    metrics = MetricRecord({"num-examples": 10, "loss": 0.5})
+    return [
+        order,
+        Message(RecordDict({records.ANSWER: answer, "metrics": metrics}), reply_to=order),
+        Message(Error(2, "it failed"), reply_to=order),
+        Message(RecordDict({"arrays": arrays}), dst_node_id=3, message_type="evaluate"),
+        Message(
+            RecordDict({"s": ConfigRecord({"bundle": b"x" * 99})}), dst_node_id=3, message_type="query.student"
+        ),
+        Message(RecordDict(), dst_node_id=3, message_type="train"),
+    ]
+
+
+def test_sizes_by_kind_sum_to_what_is_serialised() -> None:
+    for message in messages():
+        proto = serde.message_to_proto(message)
+        part = proto.content if message.has_content() else proto.error
+        assert records.serialized_size(message) == len(part.SerializeToString())
+        assert sum(records.sizes(message).values()) == len(part.SerializeToString())
+
+
+def test_sizes_are_named_by_what_the_bytes_are_for() -> None:
+    order, reply, error, evaluation, offer, _ = (records.sizes(message) for message in messages())
+    assert order.keys() == {"model", "control"} and order["model"] > 4000
+    assert reply.keys() == {"update", "buffers", "control", "metrics"}
+    assert (reply["update"], reply["buffers"]) == (400, 20)
+    assert error.keys() == {"control"} and evaluation.keys() == {"evaluate"} and offer.keys() == {"bundle"}
+
+
+def test_a_record_measured_before_is_not_measured_again() -> None:
+    order = messages()[0]
+    assert records.sizes(order, {id(order.content["arrays"]): 7})["model"] == 7
