@@ -149,7 +149,7 @@ FAULTS: dict[str, tuple[Callable[[], bytes], type[errors.PayloadError]]] = {
     "raw and a byte": (lambda: crafted(b"\0" * 15 + FLOATS, index_tag=positions.RAW), errors.LengthMismatch),
     "bitmap and a byte": (lambda: crafted(b"\0" * 126 + FLOATS, index_tag=positions.BITMAP), errors.LengthMismatch),
     "Rice longer than the bitmap": (
-        lambda: crafted(b"\xff" * 126 + b"\0" * 4000, index_tag=positions.RICE, k=1000),
+        lambda: crafted(b"\xff" * 376 + b"\0" * 4 * 500, index_tag=positions.RICE + 5, k=500),
         errors.LengthMismatch,
     ),
     "one bit of the body": (lambda: crafted()[:-1] + bytes([crafted()[-1] ^ 1]), errors.ChecksumMismatch),
