@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
-from logging import WARNING, getLogger
+from logging import INFO, WARNING, getLogger
 from pathlib import Path
 from time import monotonic
 from typing import Literal, Protocol
@@ -62,7 +62,15 @@ class Observer(Protocol):
         """The run is over, finished or interrupted; the folder holds these results."""
 
 
-def plan(workload: Workload, observer: Observer | None = None) -> server.Plan:
+def new_folder(scenario: Scenario, out: Path | str | None) -> RunFolder:
+    """Make the run folder and write the scenario into it. Raises RunFolderError when `out` is not empty."""
+    folder = RunFolder.create(out, name=scenario.name)
+    folder.write_scenario(scenario.to_yaml())
+    getLogger("flwr").log(INFO, "run folder: %s", folder.path.resolve())
+    return folder
+
+
+def plan(workload: Workload, folder: RunFolder, observer: Observer | None = None) -> server.Plan:
     """Return the server's plan, which keeps the run folder up to date."""
     scenario = workload.scenario
     choice = scenario.server
@@ -86,7 +94,7 @@ def plan(workload: Workload, observer: Observer | None = None) -> server.Plan:
         federation=workload.federation,
         seed=scenario.seed,
     )
-    writer = Writer(workload, strategy, observer)
+    writer = Writer(workload, folder, strategy, observer)
     return server.Plan(
         task=workload.task,
         strategy=strategy,
@@ -94,21 +102,21 @@ def plan(workload: Workload, observer: Observer | None = None) -> server.Plan:
         rounds=scenario.rounds,
         watcher=writer,
         evaluate_every=scenario.evaluation.every,
-        publisher=publisher(workload),
+        publisher=publisher(workload, folder),
         publish_every=scenario.students.every,
         downloads_per_tier=scenario.students.downloads_per_tier,
         device=scenario.training.device,
     )
 
 
-def publisher(workload: Workload) -> Publisher | None:
+def publisher(workload: Workload, folder: RunFolder) -> Publisher | None:
     """Return the maker of the scenario's students; None: it has none."""
     choice = workload.scenario.students
     if not choice.tiers:
         return None
     return Publisher(
         workload.task,
-        ModelStore(workload.folder.bundles),
+        ModelStore(folder.bundles),
         [Tier(tier.name, Budget(tier.parameters, tier.bundle_bytes)) for tier in choice.tiers],
         Distillation(epochs=choice.epochs, learning_rate=choice.learning_rate, temperature=choice.temperature),
         labels=choice.labels,
@@ -121,6 +129,7 @@ class Writer:
     """Keeps the run folder up to date and passes the news on."""
 
     workload: Workload
+    folder: RunFolder
     strategy: SparseFed
     observer: Observer | None
     status: Literal["running", "finished", "interrupted"] = "running"
@@ -145,7 +154,7 @@ class Writer:
             virtual_seconds=self.virtual_seconds,
         )
         self.rounds.append(result)
-        self.workload.folder.save_results(self.results())
+        self.folder.save_results(self.results())
         if self.observer:
             self.observer.on_round(result)
         if summary.round == HOPELESS_ROUNDS and not any(r.replies for r in self.rounds):
@@ -174,7 +183,7 @@ class Writer:
     def on_end(self, model: nn.Module, digest: str) -> None:
         """Save the final model."""
         self.digest = digest
-        safetensors.torch.save_model(model, str(self.workload.folder.model))
+        safetensors.torch.save_model(model, str(self.folder.model))
         self.finish("finished", "")
 
     def finish(self, status: Literal["finished", "interrupted"], states: str) -> None:
@@ -187,9 +196,9 @@ class Writer:
         self.status = status
         if states:
             self.digest = sha256(f"{self.digest} {states}".encode()).hexdigest()
-        self.strategy.ledger.save(self.workload.folder.ledger)
+        self.strategy.ledger.save(self.folder.ledger)
         results = self.results()
-        self.workload.folder.save_results(results)
+        self.folder.save_results(results)
 
     def results(self) -> Results:
         """Return the figures so far."""
@@ -237,14 +246,13 @@ def simulate(scenario: Scenario, out: Path | str | None = None, observer: Observ
         RunFolderError: `out` is not empty, or cannot be made.
         KeyboardInterrupt: passed on once the folder is whole.
     """
-    folder = RunFolder.create(out, name=scenario.name)
-    folder.write_scenario(scenario.to_yaml())
+    folder = new_folder(scenario, out)
     if observer:
         observer.on_start(scenario, folder)
     logger = engine.log_to_file(folder.log)
     config = {"workload": REFERENCE, "scenario": scenario.to_json(), "out": str(folder.path.resolve())}
     workload = Workload(scenario, folder.path)
-    planned = plan(workload, observer)
+    planned = plan(workload, folder, observer)
     writer = planned.watcher
     assert isinstance(writer, Writer)
     try:

@@ -8,6 +8,7 @@ process.
 from __future__ import annotations
 
 import copy
+import tempfile
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -38,9 +39,9 @@ REFERENCE = "fedpress.simulations.workload:load"
 class Workload:
     """A scenario's work, for the client (`fedpress.client.app.Work`) and for the server (`plan`)."""
 
-    def __init__(self, scenario: Scenario, out: Path) -> None:
+    def __init__(self, scenario: Scenario, out: Path | None = None) -> None:
         self.scenario = scenario
-        self.folder = RunFolder(out)
+        self.out = out
         self.federation = f"{scenario.name}-{scenario.seed}"
 
     @cached_property
@@ -120,7 +121,8 @@ class Workload:
 
     def downloads(self, client: int) -> Path:
         """Return the folder where the client keeps downloaded students."""
-        return self.folder.downloads / f"client-{client}"
+        place = RunFolder(self.out).downloads if self.out else Path(tempfile.gettempdir(), "fedpress", self.federation)
+        return place / f"client-{client}"
 
     @cached_property
     def network(self) -> Network | None:
@@ -129,18 +131,18 @@ class Workload:
         return Network(**choice.model_dump(), seed=self.scenario.seed) if choice else None
 
     def plan(self) -> Plan:
-        """Return the server's plan, which keeps the run folder up to date."""
+        """Return the server's plan, with a run folder made for it: what a ServerApp on Flower's own engines asks for."""
         from fedpress.simulations import runner  # the server's half; clients do without it
 
-        return runner.plan(self)
+        return runner.plan(self, runner.new_folder(self.scenario, self.out))
 
 
 def load(run_config: Mapping[str, Any]) -> Workload:
     """Return the workload that a run's configuration names.
 
     Args:
-        run_config: `scenario` is a scenario as JSON, a scenario's name or a path; `out` the run folder (for a name
-            or path: by default a new one under `runs/`).
+        run_config: `scenario` is a whole scenario as JSON, the name of one, or the path of a YAML file; `out` the run
+            folder (absent or empty: a new one under `runs/`).
 
     Raises:
         ScenarioError: the scenario is not valid.
@@ -148,4 +150,4 @@ def load(run_config: Mapping[str, Any]) -> Workload:
     text = str(run_config.get("scenario", "digits"))
     chosen = Scenario.from_json(text) if text.lstrip().startswith("{") else scenarios.load(text)
     out = run_config.get("out")
-    return Workload(chosen, Path(str(out)) if out else Path("runs") / chosen.name)
+    return Workload(chosen, Path(str(out)) if out else None)
