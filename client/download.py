@@ -38,9 +38,8 @@ def receive(data: bytes, sha256: str, folder: Path) -> Path:
             " another file; download it again"
         )
     manifest = bundle.open_bundle(data).manifest
-    tier = "".join(letter if letter.isalnum() else "-" for letter in manifest.tier)  # never a path
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{tier}-{manifest.version:010d}.fpb"
+    path = folder / f"{manifest.tier}-{manifest.version:010d}.fpb"
     handle, temporary = tempfile.mkstemp(dir=folder, prefix=".", suffix=".part")
     try:
         with os.fdopen(handle, "wb") as file:

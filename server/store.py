@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fedpress.compression.errors import FedpressError
+from fedpress.compression.models.bundle import TIER_NAME
 
 SUFFIX = ".fpb"
-TIER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
 class StoreError(FedpressError, ValueError):
@@ -121,8 +121,8 @@ class ModelStore:
         return sorted(found)
 
     def _path(self, tier: str, version: int) -> Path:
-        if not TIER_NAME.fullmatch(tier):
-            raise StoreError(f"tier {tier!r}: expected letters, digits, - and _, as it names a folder")
+        if not re.fullmatch(TIER_NAME, tier):
+            raise StoreError(f"tier {tier!r}: expected at most 64 letters, digits, - and _, as it names a folder")
         if version < 0:
             raise StoreError(f"version {version}: expected 0 or more")
         return self.folder / tier / f"{version:010d}{SUFFIX}"

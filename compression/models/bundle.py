@@ -60,12 +60,14 @@ from fedpress.compression.models.task import Task
 MAGIC: Final = b"\x89FPB"
 VERSION: Final = 1
 MAX_MANIFEST_BYTES: Final = 1 << 20
-MAX_WEIGHTS_BYTES: Final = 1 << 30
+MAX_WEIGHTS_BYTES: Final = 1 << 28
 MAX_INPUT_ENTRIES: Final = 1 << 24
 HEADER: Final = struct.Struct("<4sBIII")
 DIGEST_BYTES: Final = 32
 ROOM_BYTES: Final = 256
 """What `largest_bytes` leaves for names and metrics in the manifest."""
+TIER_NAME: Final = "[A-Za-z0-9][A-Za-z0-9_-]{0,63}"
+"""Tiers name files and folders."""
 SCALES: Final = "/scales"
 DTYPES: Final = {
     "BOOL": np.bool_,
@@ -141,7 +143,7 @@ class Manifest(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     task: str
-    tier: str
+    tier: str = pydantic.Field(pattern=f"^{TIER_NAME}$")
     version: int = pydantic.Field(ge=0)
     parameters: int = pydantic.Field(ge=0)
     metrics: dict[str, float] = {}
@@ -214,11 +216,19 @@ def save(
 
 
 def largest_bytes(student: nn.Module, example_input: Tensor) -> int:
-    """The most that a student's file may come to, whatever its weights will be, in bytes."""
-    weights = quantize.quantize(student)
-    served = save(student, weights, example_input, task="", tier="", version=0, metrics={})
-    plain = _pack_weights(weights)
-    return len(served) - len(_deflate(plain)) + len(zlib.compress(plain, 0)) + ROOM_BYTES
+    """The most that a student's file will come to, whatever its weights turn out to be, in bytes.
+
+    It is the length of a real file, filled with noise that no entropy code shortens, and room for names and metrics.
+    """
+    draw = np.random.default_rng(0)
+    noise: Tensors = {}
+    for name, tensor in quantize.quantize(student).items():
+        if isinstance(tensor, Quantized):
+            codes = draw.integers(-quantize.LEVELS, quantize.LEVELS, tensor.codes.shape, np.int8, endpoint=True)
+            noise[name] = Quantized(codes, draw.random(len(codes), np.float32))
+        else:
+            noise[name] = draw.random(tensor.shape, np.float32).astype(tensor.dtype)
+    return len(save(student, noise, example_input, task="", tier="x", version=0, metrics={})) + ROOM_BYTES
 
 
 def open_bundle(data: bytes) -> Bundle:
@@ -279,7 +289,7 @@ def rebuild(bundle: Bundle, task: Task) -> nn.Module:
             quantize.load(model, bundle.weights)
             example = torch.zeros((1, *manifest.input_shape), dtype=INPUT_DTYPES[manifest.input_dtype])
             answer = _answer_shape(model, example)
-        except (architecture.ArchitectureError, architecture.UnsupportedLayer, RuntimeError, TypeError) as error:
+        except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise DoesNotFit(
                 f"the student does not fit the model of task {task.name!r}: {error}; has that model changed since?"
             ) from error
@@ -342,7 +352,7 @@ def _pack_weights(weights: Tensors) -> bytes:
             arrays[name], arrays[name + SCALES] = tensor.codes, tensor.scales
         else:
             arrays[name] = tensor
-    packed: bytes = safetensors_bytes({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+    packed: bytes = safetensors_bytes({name: np.asarray(array, order="C") for name, array in arrays.items()})
     return packed
 
 

@@ -142,6 +142,7 @@ def distill(
                 torch.autograd.backward(loss)
                 optimizer.step()
                 schedule.step()
+        optimizer.zero_grad()
     for module, trained in zip(student.modules(), learner.modules(), strict=True):
         trained.training = module.training
     return learner

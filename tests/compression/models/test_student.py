@@ -1,0 +1,75 @@
+"""Budgets in parameters, as a fraction and in bytes of the file; each met and used."""
+
+import pytest
+import torch
+from torch import nn
+
+from fedpress.compression.models import bundle, prune, quantize
+from fedpress.compression.models.student import Budget, student_of
+
+EXAMPLE = torch.zeros(1, 1, 8, 8)
+
+
+def teacher() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(512, 192),
+        nn.ReLU(),
+        nn.Linear(192, 10),
+    )
+
+
+def file_bytes(student: nn.Module) -> int:
+    weights = quantize.quantize(student)
+    metrics = {"validation_accuracy": 0.9876}
+    return len(bundle.save(student, weights, EXAMPLE, task="digits", tier="phone", version=60, metrics=metrics))
+
+
+@pytest.mark.parametrize("budget", [Budget(parameters=20_000), Budget(parameters=0.2)])
+def test_a_budget_of_parameters(budget: Budget) -> None:
+    most = 20_000 if isinstance(budget.parameters, int) else 0.2 * 105_226
+    assert 0.9 * most < prune.parameters_of(student_of(teacher(), EXAMPLE, budget)) <= most
+
+
+@pytest.mark.parametrize("most", [20_000, 10_000, 5_000])
+def test_a_budget_of_bytes(most: int) -> None:
+    student = student_of(teacher(), EXAMPLE, Budget(bundle_bytes=most))
+    assert 0.75 * most < file_bytes(student) <= most
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter.uniform_(-1, 1)  # whatever distillation makes of the weights
+    assert file_bytes(student) <= most
+
+
+def test_a_teacher_within_the_budget_is_its_own_student() -> None:
+    student = student_of(model := teacher(), EXAMPLE, Budget(parameters=1.0))
+    assert student is not model
+    assert all(torch.equal(a, b) for a, b in zip(student.parameters(), model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("budget", [Budget(parameters=10), Budget(parameters=1e-4), Budget(bundle_bytes=300)])
+def test_an_impossible_budget_is_refused(budget: Budget) -> None:
+    with pytest.raises(prune.BudgetError, match="impossible.*105,226"):
+        student_of(teacher(), EXAMPLE, budget)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, "either"),
+        ({"parameters": 5, "bundle_bytes": 5}, "either"),
+        ({"parameters": 0.0}, r"in \(0, 1\], got 0.0"),
+        ({"parameters": 1.5}, r"in \(0, 1\], got 1.5"),
+        ({"parameters": 0}, "at least 1, got 0"),
+        ({"bundle_bytes": -3}, "at least 1, got -3"),
+    ],
+)
+def test_a_budget_that_makes_no_sense_is_refused(given: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Budget(**given)

@@ -1,0 +1,95 @@
+"""Evaluation is a mean over examples; splits that leak or do not fit are refused."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from fedpress.compression.models.task import Examples, Splits, Task, check_splits, disjoint, evaluate
+
+
+class Rows(Task):
+    """Ten numbers, of which the model's sign is asked."""
+
+    name = "rows"
+
+    def model(self) -> nn.Module:
+        return nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 2))
+
+    def data(self) -> Splits:
+        inputs = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
+        parts = [Examples(inputs[i : i + 10], (inputs[i : i + 10].sum(1) > 0).long()) for i in range(0, 40, 10)]
+        return Splits(*parts)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 10, 64])
+def test_evaluation_does_not_depend_on_the_batches(batch_size: int) -> None:
+    task = Rows()
+    torch.manual_seed(0)
+    model, examples = task.model(), task.data().train
+    with torch.no_grad():
+        outputs = model.eval()(examples.inputs)
+    expected = nn.functional.cross_entropy(outputs, examples.targets)
+
+    found = evaluate(model, task, examples, batch_size=batch_size)
+
+    assert found.loss == pytest.approx(float(expected), rel=1e-5)
+    assert found.accuracy == float((outputs.argmax(1) == examples.targets).float().mean())
+    assert found.count == 10
+
+
+def test_evaluation_leaves_the_model_as_it_was() -> None:
+    model = Rows().model().train()
+    model[1].eval()  # a layer that a user froze
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+    evaluate(model, Rows(), Rows().data().train)
+
+    assert [module.training for module in model] == [True, False, True, True] and model.training
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_evaluation_of_nothing_is_refused() -> None:
+    nothing = Rows().data().train.take(np.array([], dtype=np.int64))
+    with pytest.raises(ValueError, match="0 examples"):
+        evaluate(Rows().model(), Rows(), nothing)
+
+
+def test_good_splits_pass() -> None:
+    check_splits(Rows().data())
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda part: Examples(part.inputs[:9], part.targets), "9 inputs but 10 targets"),
+        (lambda part: part.take(np.array([], dtype=np.int64)), "0 examples"),
+        (lambda part: Examples(part.inputs.double(), part.targets), "float64"),
+        (lambda part: Examples(part.inputs[:, :2], part.targets), r"\(2,\)"),
+        (lambda part: Examples(part.inputs, part.targets.int()), "int32"),
+    ],
+)
+def test_splits_that_do_not_fit_are_refused(spoil, message) -> None:
+    splits = Rows().data()
+    with pytest.raises(ValueError, match=message):
+        check_splits(splits._replace(proxy=spoil(splits.proxy)))
+
+
+@given(st.permutations(range(12)), st.lists(st.integers(0, 12), max_size=3))
+def test_parts_of_a_permutation_are_disjoint(order: list[int], cuts: list[int]) -> None:
+    disjoint(*np.split(np.array(order), sorted(cuts)))
+
+
+@given(st.sets(st.integers(0, 50), min_size=1), st.data())
+def test_a_shared_index_is_found(indices: set[int], data: st.DataObject) -> None:
+    leaked = data.draw(st.sampled_from(sorted(indices)))
+    with pytest.raises(ValueError, match=f"share 1 example, the first is {leaked}"):
+        disjoint(np.array(sorted(indices)), np.arange(100, 110), np.array([leaked, 99]))
+
+
+def test_an_index_twice_in_one_set_is_found() -> None:
+    with pytest.raises(ValueError, match="index set 1 holds an index twice"):
+        disjoint(np.array([0]), np.array([1, 1]))

@@ -1,0 +1,165 @@
+"""Students on real data: within their budgets, near their teacher, the same twice, and the global model untouched."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fedpress.compression.errors import NonFiniteError
+from fedpress.compression.models import bundle, distill, prune
+from fedpress.compression.models.student import Budget
+from fedpress.compression.models.task import Examples, Splits, Task, evaluate
+from fedpress.server.publish import Publisher, PublishError, Tier
+from fedpress.server.store import ModelStore
+from fedpress.simulations.tasks.digits import Digits
+from fedpress.simulations.tasks.fashion_mnist import DEBIAN, FashionMNIST
+
+TIERS = [Tier("phone", Budget(bundle_bytes=20_000)), Tier("sensor", Budget(bundle_bytes=10_000))]
+
+
+def trained(task: Task, examples: Examples, epochs: int, learning_rate: float, batch_size: int) -> nn.Module:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model = task.model()
+    optimizer = torch.optim.SGD(model.parameters(), learning_rate)
+    for _ in range(epochs):
+        for batch in torch.randperm(len(examples.targets)).split(batch_size):
+            optimizer.zero_grad()
+            task.loss(model(examples.inputs[batch]), examples.targets[batch]).backward()
+            optimizer.step()
+    return model
+
+
+@pytest.fixture(scope="module")
+def teacher() -> nn.Module:
+    return trained(Digits(), Digits().data().train, epochs=8, learning_rate=0.1, batch_size=20)
+
+
+def test_students_of_digits_are_small_good_and_reproducible(tmp_path: Path, teacher: nn.Module) -> None:
+    task, store = Digits(), ModelStore(tmp_path / "one")
+    settings = distill.Distillation(epochs=60)
+    before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
+    generator = torch.random.get_rng_state()
+
+    students = Publisher(task, store, TIERS, settings, seed=1).publish(12, teacher)
+    again = Publisher(task, ModelStore(tmp_path / "two"), TIERS, settings, seed=1).publish(12, teacher)
+
+    assert [student.sha256 for student in students] == [student.sha256 for student in again]
+    assert all(torch.equal(before[name], tensor) for name, tensor in teacher.state_dict().items())
+    assert torch.equal(generator, torch.random.get_rng_state())
+    expected = evaluate(teacher, task, task.data().test).accuracy
+    float32_bytes = 4 * prune.parameters_of(teacher)
+    for tier, student in zip(TIERS, students, strict=True):
+        data = store.get(tier.name, 12)
+        opened = bundle.open_bundle(data)
+        assert (student.tier, student.version, student.path) == (tier.name, 12, store.latest(tier.name).path)
+        assert (student.bundle_bytes, student.sha256) == (len(data), hashlib.sha256(data).hexdigest())
+        assert student.bundle_bytes <= min(float32_bytes / 20, tier.budget.bundle_bytes or 0)
+        assert student.parameters == opened.manifest.parameters
+        assert student.teacher_accuracy == expected > 0.9
+        assert evaluate(bundle.rebuild(opened, task), task, task.data().test).accuracy == student.quantized_accuracy
+        assert student.quantized_accuracy >= expected - 0.03
+        assert abs(student.quantized_accuracy - student.student_accuracy) < 0.01
+        found = evaluate(bundle.rebuild(opened, task), task, task.data().validation).accuracy
+        assert opened.manifest.metrics == {"validation_accuracy": pytest.approx(found, abs=1e-4)}
+
+
+class Watched(Digits):
+    """Digits whose held-out labels are wrong wherever a student must not look."""
+
+    def __init__(self, hidden: str) -> None:
+        self.hidden = hidden
+
+    def data(self) -> Splits:
+        splits = super().data()
+        part: Examples = getattr(splits, self.hidden)
+        return splits._replace(**{self.hidden: part._replace(targets=(part.targets + 1) % 10)})
+
+
+@pytest.mark.parametrize("hidden", ["proxy", "test", "train"])
+def test_students_see_neither_test_nor_training_data_nor_proxy_labels(
+    tmp_path: Path, teacher: nn.Module, hidden: str
+) -> None:
+    settings = distill.Distillation(epochs=1)
+    made = [
+        Publisher(task, ModelStore(tmp_path / str(number)), TIERS[:1], settings).publish(1, teacher)[0].sha256
+        for number, task in enumerate([Digits(), Watched(hidden)])
+    ]
+    assert made[0] == made[1]
+
+
+def test_students_see_proxy_labels_if_they_may(tmp_path: Path, teacher: nn.Module) -> None:
+    settings = distill.Distillation(epochs=1)
+    made = [
+        Publisher(Digits(), ModelStore(tmp_path / str(labels)), TIERS[:1], settings, labels=labels)
+        .publish(1, teacher)[0]
+        .sha256
+        for labels in (False, True)
+    ]
+    assert made[0] != made[1]
+
+
+def test_a_budget_that_cannot_be_met_publishes_nothing(tmp_path: Path, teacher: nn.Module) -> None:
+    store = ModelStore(tmp_path)
+    with pytest.raises(prune.BudgetError, match="50 parameters"):
+        Publisher(Digits(), store, [Tier("grain", Budget(parameters=50))]).publish(1, teacher)
+    assert store.list() == []
+
+
+def test_a_student_that_diverges_is_not_published(tmp_path: Path, teacher: nn.Module) -> None:
+    store = ModelStore(tmp_path)
+    with pytest.raises(NonFiniteError, match="Lower the learning rate"):
+        Publisher(Digits(), store, TIERS, distill.Distillation(learning_rate=1e30, epochs=1)).publish(1, teacher)
+    assert store.list() == []
+
+
+class Frozen(nn.Module):
+    """A random projection that is not in the state dict, so that no bundle can carry it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("projection", torch.randn(64, 64), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1) @ self.projection
+
+
+class Projected(Digits):
+    def model(self) -> nn.Module:
+        return nn.Sequential(Frozen(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+
+
+def test_a_model_that_its_state_dict_does_not_hold_is_not_published(tmp_path: Path) -> None:
+    task, store = Projected(), ModelStore(tmp_path)
+    tier = Tier("phone", Budget(parameters=0.5))
+    with pytest.raises(PublishError, match="answers otherwise once its bundle is opened"):
+        Publisher(task, store, [tier], distill.Distillation(epochs=1)).publish(1, task.model())
+    assert store.list() == []
+
+
+class Wordy(Digits):
+    name = "".join(f"{number * 2654435761 % 2**32:08x}" for number in range(500))
+
+
+def test_a_bundle_beyond_its_budget_is_not_published(tmp_path: Path, teacher: nn.Module) -> None:
+    """The budget is reserved for weights and an ordinary manifest; this task's name alone is 4,000 letters."""
+    store = ModelStore(tmp_path)
+    with pytest.raises(PublishError, match="its budget is 5,000"):
+        tier = Tier("phone", Budget(bundle_bytes=5000))
+        Publisher(Wordy(), store, [tier], distill.Distillation(epochs=1)).publish(1, teacher)
+    assert store.list() == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not DEBIAN.is_dir(), reason="needs Fashion-MNIST: apt-get install dataset-fashion-mnist")
+def test_students_of_fashion_mnist_lose_at_most_two_points(tmp_path: Path) -> None:
+    task = FashionMNIST()
+    model = trained(task, task.data().train.take(np.arange(10_000)), epochs=1, learning_rate=0.1, batch_size=20)
+    tiers = [Tier("phone", Budget(bundle_bytes=110_000)), Tier("sensor", Budget(bundle_bytes=55_000))]
+    students = Publisher(task, ModelStore(tmp_path), tiers, distill.Distillation(epochs=6)).publish(1, model)
+    for student in students:
+        assert student.bundle_bytes <= 4 * 582_026 / 20
+        assert student.quantized_accuracy >= student.teacher_accuracy - 0.02 > 0.7
