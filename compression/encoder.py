@@ -30,7 +30,10 @@ def _unchanged(state: S, accepted: bool) -> S:
 class Encoder(NamedTuple, Generic[S]):
     """How an update becomes a payload.
 
-    A state is a NamedTuple whose leaves are numpy arrays, None or such NamedTuples, so that any store can save it.
+    Law: what `decode` reads from the payload is what `encode` put into it, and the state accounts for the rest.
+
+    A state is None or a NamedTuple whose leaves are numpy arrays, None or such NamedTuples, so that any store can keep
+    it. A store that brings a state back gives writeable arrays.
 
     Donation: `state` and `update` belong to `encode` once they are handed over. It may write into the arrays of the
     state, and into `update` where that is writeable, or keep it as part of the new state; the caller must not touch
@@ -75,7 +78,14 @@ def sparse(select: selection.Selector, values: ValueFormat) -> Encoder[None]:
 
 
 def dense(values: ValueFormat = FLOAT32) -> Encoder[None]:
-    """Send every entry, written as `values`."""
+    """Send every entry, written as `values`.
+
+    >>> import numpy as np
+    >>> shared = Shared(Layout((vector.TensorSpec("weight", (2,), "float32"),)))
+    >>> payload, _ = dense().encode(np.array([1, -8], np.float32), None, shared, 0)
+    >>> len(payload), decode(payload, shared).dense().tolist()
+    (30, [1.0, -8.0])
+    """
 
     def encode(update: Vector, state: None, shared: Shared, seed: int) -> tuple[bytes, None]:
         vector.check(update, shared.layout)

@@ -95,6 +95,13 @@ def step_ahead(inner: Encoder[Residual[S]], factor: float = 1.0) -> Encoder[Resi
     Raises:
         ValueError: The factor is outside [0, 1].
         TypeError: From `init`: the inner encoder has no residual.
+
+    >>> from fedpress.compression import encoder, selection, values
+    >>> shared = Shared(Layout((vector.TensorSpec("weight", (3,), "float32"),)))
+    >>> ahead = step_ahead(error_feedback(encoder.sparse(selection.top_k(k=1), values.FLOAT32)), 0.5)
+    >>> _, state = ahead.encode(np.array([3, 1, 2], np.float32), ahead.init(shared.layout), shared, 0)
+    >>> ahead.start(state)
+    array([0. , 0.5, 1. ], dtype=float32)
     """
     if not 0 <= factor <= 1:
         raise ValueError(f"factor is {factor}, expected 0 to 1: the part of the residual that training starts ahead by")
@@ -126,6 +133,12 @@ def clipped(inner: Encoder[S], max_norm: float) -> Encoder[S]:
 
     Raises:
         ValueError: The norm is out of range.
+
+    >>> from fedpress.compression import encoder
+    >>> shared = Shared(Layout((vector.TensorSpec("weight", (2,), "float32"),)))
+    >>> payload, _ = clipped(encoder.dense(), 2.5).encode(np.array([3, -4], np.float32), None, shared, 0)
+    >>> encoder.decode(payload, shared).dense().tolist()
+    [1.5, -2.0]
     """
     if not 0 < max_norm < np.inf:
         raise ValueError(f"max_norm is {max_norm}, expected a finite number above 0")
@@ -157,6 +170,17 @@ def warmed_up(make: Callable[[float], Encoder[S]], start: float, end: float, rou
 
     Raises:
         ValueError: A density or the number of rounds is out of range.
+
+    >>> from fedpress.compression import encoder, selection, values
+    >>> layout = Layout((vector.TensorSpec("weight", (100,), "float32"),))
+    >>> warm = warmed_up(lambda density: encoder.sparse(selection.top_k(density), values.TERNARY), 1, 0.01, 2)
+    >>> for round in range(4):
+    ...     payload, _ = warm.encode(np.ones(100, np.float32), None, Shared(layout, round), 0)
+    ...     print(wire.inspect(payload)["count"])
+    100
+    10
+    1
+    1
     """
     for density in (start, end):
         if not 0 < density <= 1:

@@ -108,6 +108,9 @@ def unpack(tag: int, data: bytes | memoryview, n: int, k: int) -> Positions:
     Raises:
         InvalidPositions: They repeat, fall, leave [0, n), or are not k.
         LengthMismatch: Bytes are left over.
+
+    >>> unpack(33, b"\\x15\\x03", 100, 3)
+    array([ 3, 10, 12])
     """
     if tag == ALL:
         return np.arange(n, dtype=np.int64)

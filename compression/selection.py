@@ -87,6 +87,12 @@ def random_k(density: float) -> Selector:
 
     Raises:
         ValueError: The density is out of range.
+
+    >>> from fedpress.compression.vector import Layout, TensorSpec
+    >>> shared = Shared(Layout((TensorSpec("weight", (8,), "float32"),)))
+    >>> select = random_k(0.5)
+    >>> len(select(np.ones(8, np.float32), shared, 7)), len(select(np.zeros(8, np.float32), shared, 7))
+    (4, 0)
     """
     _check_density(density)
 

@@ -21,8 +21,8 @@ from fedpress.compression.vector import Vector
 class ValueFormat(NamedTuple):
     """How values are written.
 
-    Law: `len(pack(v)) == length(len(v))`, `unpack(pack(v), len(v))` is finite, and packing that again changes
-    nothing.
+    Law: `len(pack(v)) == length(len(v))`; `unpack(pack(v), len(v))` is finite, flips no sign, and is no further from v
+    than zeros would be (so that error feedback converges).
 
     Attributes:
         name: For scenarios and tables.
@@ -146,6 +146,9 @@ def by_name(name: str) -> ValueFormat:
 
     Raises:
         ValueError: There is none.
+
+    >>> by_name("ternary").length(80)
+    14
     """
     if name not in _BY_NAME:
         raise ValueError(f"value format {name!r} is not one of {', '.join(_BY_NAME)}")
@@ -153,5 +156,9 @@ def by_name(name: str) -> ValueFormat:
 
 
 def by_tag(tag: int) -> ValueFormat | None:
-    """Return the format of this tag on the wire, or None if there is none."""
+    """Return the format of this tag on the wire, or None if there is none.
+
+    >>> by_tag(3).name, by_tag(0)
+    ('int8', None)
+    """
     return _BY_TAG.get(tag)

@@ -303,9 +303,10 @@ def _checked(arrays: Mapping[str, NDArray[Any]], spec: TensorSpec) -> NDArray[An
 
 def _to_bfloat16(values: Vector) -> NDArray[np.uint16]:
     """Return the bit patterns of the nearest bfloat16 values, ties to even; a NaN stays one."""
-    bits = values.view(np.uint32).astype(np.uint64)
-    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-    return np.where((bits & 0x7FFFFFFF) > 0x7F800000, (bits >> 16) | 0x40, rounded).astype(np.uint16)
+    bits = values.reshape(-1).view(np.uint32)
+    nan = (bits & 0x7FFFFFFF) > 0x7F800000
+    rounded = (bits.astype(np.uint64) + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    return np.where(nan, (bits >> 16) | 0x40, rounded).astype(np.uint16).reshape(values.shape)
 
 
 def _finite(array: NDArray[Any], dtype: str) -> bool:

@@ -78,6 +78,16 @@ def decode(payload: bytes | memoryview, shared: Shared) -> Update:
 
     Raises:
         PayloadError: One subclass for each fault, see `errors`.
+
+    >>> from fedpress.compression.vector import TensorSpec
+    >>> layout = Layout((TensorSpec("weight", (4,), "float32"),))
+    >>> payload = pack(Sparse(np.array([1, 3]), np.array([5, -1], np.float32), 4), layout, values.FLOAT32)
+    >>> decode(payload, Shared(layout)).dense()
+    array([ 0.,  5.,  0., -1.], dtype=float32)
+    >>> decode(payload[:-9], Shared(layout))
+    Traceback (most recent call last):
+    ...
+    fedpress.compression.errors.Truncated: the payload has 22 bytes, its header announces at least 31
     """
     data = memoryview(payload).cast("B")
     header, format = _read_header(data)

@@ -1,5 +1,6 @@
 """Seeds: stable, unambiguous, of 63 bits."""
 
+import os
 import subprocess
 import sys
 
@@ -26,7 +27,11 @@ def test_other_parts_give_another_seed(one: list[str | int], other: list[str | i
 def test_the_same_in_another_process_with_another_hash_seed() -> None:
     code = "from fedpress.compression import seeds; print(seeds.derive('run', 7, 'batches'))"
     out = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": "5"}
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"PYTHONHASHSEED": "5"},
     )
     assert int(out.stdout) == seeds.derive("run", 7, "batches") == 5076444500786594853
 

@@ -47,7 +47,10 @@ SHARED = Shared(LAYOUT)
 @pytest.mark.parametrize("support", SUPPORTS)
 @pytest.mark.parametrize("format", [values.by_name(name) for name in values.names()], ids=values.names())
 def test_golden_bytes_of_version_1(support: str, format: ValueFormat) -> None:
-    """The files stay as they are for ever: every later build must read them."""
+    """The files stay as they are for ever: every later build must read them.
+
+    The files of a new format are what `wire.pack(example(support), layout, format)` gives when it is added.
+    """
     golden = (GOLDEN / f"1-{format.name}-{support}.bin").read_bytes()
     update = example(support)
     layout = layout_of(update.size)
