@@ -100,6 +100,8 @@ def serve(plan: Plan, grid: Grid) -> None:
             students = plan.publisher.publish(summary.round, load(summary.arrays))
             plan.watcher.on_students(deliver(plan, grid, summary.round, students))
 
+    if plan.publisher:
+        plan.publisher.check(plan.model)
     plan.strategy.on_round = after_round
     result = plan.strategy.start(
         grid, ArrayRecord(plan.model.state_dict()), num_rounds=plan.rounds, evaluate_fn=evaluate_held

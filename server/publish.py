@@ -88,6 +88,23 @@ class Publisher:
         self.labels = labels
         self.seed = seed
 
+    def check(self, model: nn.Module) -> None:
+        """Find out before the first round what would otherwise fail after the last: can each tier's student be made?
+
+        Args:
+            model: The global model, with any weights; left as it is.
+
+        Raises:
+            BudgetError: A tier's budget cannot be met.
+            PruneError: The model cannot be pruned.
+            ValueError: The task holds out no proxy data.
+        """
+        example = self.task.data().proxy.inputs[:1]
+        if len(example) == 0:
+            raise ValueError(f"task {self.task.name!r} holds out no proxy data, which its students would learn on")
+        for tier in self.tiers:
+            student.student_of(model, example, tier.budget)
+
     def publish(self, version: int, model: nn.Module) -> list[Published]:
         """Make and publish one student for each tier from the global model, which is left as it is.
 

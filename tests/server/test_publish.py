@@ -104,9 +104,28 @@ def test_students_see_proxy_labels_if_they_may(tmp_path: Path, teacher: nn.Modul
 
 def test_a_budget_that_cannot_be_met_publishes_nothing(tmp_path: Path, teacher: nn.Module) -> None:
     store = ModelStore(tmp_path)
+    publisher = Publisher(Digits(), store, [*TIERS, Tier("grain", Budget(parameters=50))])
     with pytest.raises(prune.BudgetError, match="50 parameters"):
-        Publisher(Digits(), store, [Tier("grain", Budget(parameters=50))]).publish(1, teacher)
+        publisher.check(Digits().model())  # before the first round
+    with pytest.raises(prune.BudgetError, match="50 parameters"):
+        Publisher(Digits(), store, publisher.tiers[2:]).publish(1, teacher)
     assert store.list() == []
+
+
+def test_tiers_that_can_be_met_pass_the_check(tmp_path: Path, teacher: nn.Module) -> None:
+    before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
+    Publisher(Digits(), ModelStore(tmp_path), TIERS).check(teacher)
+    assert all(torch.equal(before[name], tensor) for name, tensor in teacher.state_dict().items())
+
+
+def test_a_task_without_proxy_data_is_found_by_the_check(tmp_path: Path) -> None:
+    class NoProxy(Digits):
+        def data(self) -> Splits:
+            splits = super().data()
+            return splits._replace(proxy=splits.proxy.take(np.array([], dtype=np.int64)))
+
+    with pytest.raises(ValueError, match="'digits' holds out no proxy data"):
+        Publisher(NoProxy(), ModelStore(tmp_path), TIERS).check(Digits().model())
 
 
 def test_a_student_that_diverges_is_not_published(tmp_path: Path, teacher: nn.Module) -> None:
