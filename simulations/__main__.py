@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,6 +34,15 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change one key of the scenario; may be given again."),
 ]
+
+
+def _positive(count: int) -> int:
+    if count < 1:
+        raise typer.BadParameter(f"got {count}, expected at least 1")
+    return count
+
+
+COUNT: dict[str, Any] = {"metavar": "N", "show_default": False, "callback": _positive}
 
 
 def _version(wanted: bool) -> None:
@@ -98,7 +108,13 @@ def simulate(
 
         chosen = scenarios.load(scenario, overrides or ())
         _check_writable(json_file)
-        from fedpress.simulations import progress, workload
+        if chosen.engine == "flower":
+            _leave(
+                "error: engine: this command is the inline engine; on Flower's own, a scenario runs from the folder of"
+                f" fedpress's sources with: flwr run . --run-config 'scenario=\"{scenario}\"'",
+                2,
+            )
+        from fedpress.simulations import progress, runner
         from fedpress.simulations.report import page
         from fedpress.simulations.run_folder import load
         from fedpress.simulations.tasks import registry
@@ -109,7 +125,7 @@ def simulate(
         interrupted = False
         with progress.Display(console, chosen.rounds) as display:
             try:
-                results = workload.simulate(chosen, out, display)
+                results = runner.simulate(chosen, out, display)
             except KeyboardInterrupt:
                 interrupted = True
         folder = display.folder
@@ -202,6 +218,122 @@ def init(
         for path in skeleton.write(folder):
             typer.echo(f"wrote {path}")
         typer.echo(f"run it: fedpress simulate {folder}")
+
+
+@bench.command("engine")
+def bench_engine(
+    messages: Annotated[int, typer.Option(help="Messages in each repetition (2000).", **COUNT)] = 2000,
+    workers: Annotated[int, typer.Option(help="Worker processes (2).", **COUNT)] = 2,
+    repetitions: Annotated[int, typer.Option(help="Repetitions; the median counts (5).", **COUNT)] = 5,
+    json_file: JsonOption = None,
+) -> None:
+    """Measure what the engine costs beside the clients' work.
+
+    Prints the time from the start to the first reply of every worker, and how many
+    trivial messages a second go to clients and back.
+
+    \b
+    Example:
+      fedpress bench engine --workers 4
+    """
+    with _clear_errors("simulation"):
+        _check_writable(json_file)
+        from rich.console import Console
+
+        from fedpress.simulations import engine_bench, progress
+
+        figures = engine_bench.run(messages, workers, repetitions)
+        facts = [
+            ("workers", str(figures.workers)),
+            ("start", f"{figures.start_seconds:.2f} s"),
+            ("messages a second", f"{figures.messages_per_second:,.0f}"),
+        ]
+        progress.print_facts(Console(), facts)
+        _write_json(json_file, figures._asdict())
+
+
+FEDAVG = ("encoder={kind: dense, values: float32, feedback: none}", "server={optimizer: sgd, learning_rate: 1.0}")
+"""What makes a scenario dense FedAvg."""
+
+
+@bench.command("paired")
+def bench_paired(
+    scenario: Annotated[str, typer.Argument(**DOCUMENTED)] = "digits",
+    overrides: SetOption = None,
+    baseline: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Change one key of the baseline; may be given again."),
+    ] = None,
+    seeds: Annotated[
+        str, typer.Option(metavar="SEEDS", show_default=False, help="Such as 1-10 or 3,5,8. Default: 1-10.")
+    ] = "1-10",
+    json_file: JsonOption = None,
+) -> None:
+    """Compare a scenario with dense FedAvg, seed by seed.
+
+    SCENARIO is as for `fedpress simulate`. Both runs of a pair share data, clients,
+    initial weights and sampling; the baseline sends whole float32 updates, and its
+    server takes the mean (optimiser sgd, rate 1) unless --baseline says otherwise.
+    Prints the difference in accuracy with its 95 % interval, and the bytes saved.
+
+    \b
+    Examples:
+      fedpress bench paired
+      fedpress bench paired digits --set density=0.005 --seeds 1-3
+      fedpress bench paired fashion-mnist-100 --baseline server.learning_rate=1.5
+    """
+    with _clear_errors("simulation"):
+        chosen = _parse_seeds(seeds)
+        _check_writable(json_file)
+        from fedpress.simulations import scenario as scenarios
+
+        ours = scenarios.load(scenario, overrides or ())
+        theirs = scenarios.load(scenario, [*(overrides or ()), *FEDAVG, *(baseline or ())])
+        from rich.console import Console
+
+        from fedpress.simulations import paired, progress
+
+        typer.echo(f"{'seed':>6}  {'scenario':>8}  {'baseline':>8}  {'difference':>10}")
+
+        def show(pair: paired.Pair) -> None:
+            typer.echo(
+                f"{pair.seed:>6}  {pair.accuracy:>8.2%}  {pair.baseline_accuracy:>8.2%}"
+                f"  {100 * pair.difference:>+10.2f}"
+            )
+
+        found = paired.run(ours, theirs, chosen, show)
+        certain = math.isfinite(found.half_width)
+        interval = f" +- {100 * found.half_width:.2f} (95 % interval)" if certain else " (one seed: no interval)"
+        facts = [
+            ("accuracy against the baseline", f"{100 * found.difference:+.2f} points{interval}"),
+            ("bytes up", f"{found.up_ratio:,.1f}x less"),
+        ]
+        typer.echo()
+        progress.print_facts(Console(), facts)
+        _write_json(
+            json_file,
+            {
+                "scenario": ours.model_dump(mode="json"),
+                "baseline": theirs.model_dump(mode="json"),
+                "pairs": [{**pair._asdict(), "difference": pair.difference} for pair in found.pairs],
+                "difference": found.difference,
+                "half_width": found.half_width if certain else None,
+                "up_ratio": found.up_ratio,
+            },
+        )
+
+
+def _parse_seeds(text: str) -> list[int]:
+    """Read "1-10" and "3,5,8"."""
+    chosen: list[int] = []
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        if not first.strip().isdigit() or (last and not last.strip().isdigit()):
+            _leave(f"error: --seeds {text}: expected a range such as 1-10 or numbers such as 3,5,8", 2)
+        chosen += range(int(first), int(last or first) + 1)
+    if not chosen or len(set(chosen)) < len(chosen):
+        _leave(f"error: --seeds {text}: expected at least one seed, and each once", 2)
+    return chosen
 
 
 @contextmanager

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich.filesize import decimal as size
 
 from fedpress.compression import wire
 from fedpress.compression.errors import FedpressError
 from fedpress.simulations.run_folder import Results, RunFolder
+
+if TYPE_CHECKING:
+    from fedpress.compression.models.bundle import Bundle
 
 
 class InspectionError(FedpressError, ValueError):
@@ -47,7 +50,7 @@ def inspect(path: Path) -> Found:
     from fedpress.compression.models import bundle  # needs torch; a payload does not
 
     if data.startswith(bundle.MAGIC):
-        return _bundle(data)
+        return _bundle(bundle.open_bundle(data))
     raise InspectionError(
         f"{path} is neither a payload nor a bundle nor a run folder: it begins with {data[:8]!r}, a payload with"
         f" {wire.MAGIC!r}, a bundle with {bundle.MAGIC!r}"
@@ -84,14 +87,15 @@ def run_facts(results: Results) -> list[tuple[str, str]]:
     """The figures of a run, one line each."""
     totals, planned = results.totals, results.scenario.get("rounds")
     refused = sum(one.refused for one in results.rounds)
+    last = "last 10 rounds" if len(results.rounds) >= 10 else "rounds so far"
     return [
         ("scenario", f"{results.name}, seed {results.seed}"),
         ("status", results.status),
         ("rounds", f"{len(results.rounds)} of {planned}" + (f", {refused} replies refused" if refused else "")),
-        ("accuracy", "not evaluated" if results.accuracy is None else f"{results.accuracy:.2%}, mean of the last 10"),
+        ("accuracy", "not evaluated" if results.accuracy is None else f"{results.accuracy:.2%}, mean of the {last}"),
         ("bytes up", _against(totals.up_bytes, totals.up_ratio)),
         ("bytes down", _against(totals.down_bytes, totals.down_ratio)),
-        ("model", f"{results.model.parameters:,} parameters, sha256 {results.model.sha256[:16]}"),
+        ("model", f"{results.model.parameters:,} parameters, sha256 {results.model.sha256[:16] or 'not yet'}"),
         ("seconds", f"{results.seconds:.0f}"),
     ]
 
@@ -121,8 +125,18 @@ def student_rows(results: Results) -> list[tuple[str, ...]]:
     ]
 
 
-def _bundle(data: bytes) -> Found:
-    from fedpress.compression.models import bundle
-
-    opened = bundle.open_bundle(data)
-    return Found("bundle", [(key, str(value)) for key, value in opened._asdict().items()], {})
+def _bundle(opened: Bundle) -> Found:
+    manifest = opened.manifest
+    facts = [
+        ("task", manifest.task),
+        ("tier", manifest.tier),
+        ("version", str(manifest.version)),
+        ("parameters", f"{manifest.parameters:,}"),
+        ("size", size(opened.size)),
+        ("sha256", opened.sha256),
+        ("checked", "whole and undamaged"),
+        *((name.replace("_", " "), f"{value:.4g}") for name, value in manifest.metrics.items()),
+    ]
+    rows = [(name, "x".join(map(str, shape))) for name, shape in manifest.shapes.items()]
+    data = {"sha256": opened.sha256, "size": opened.size, **manifest.model_dump(mode="json")}
+    return Found("bundle", facts, data, ("tensor", "shape"), rows)

@@ -8,7 +8,6 @@ from types import TracebackType
 from rich.console import Console
 from rich.filesize import decimal as size
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 
 from fedpress.simulations import inspection
 from fedpress.simulations.run_folder import Results, RoundResult, RunFolder, StudentResult
@@ -88,7 +87,7 @@ class Display:
         """Nothing more to show; the tables follow when the display is closed."""
 
     def _print(self, line: str) -> None:
-        self._bar.console.print(line, highlight=False, markup=False, soft_wrap=True)
+        _print_line(self._bar.console, line)
 
 
 def print_run(console: Console, results: Results) -> None:
@@ -102,17 +101,20 @@ def print_run(console: Console, results: Results) -> None:
 
 def print_facts(console: Console, facts: Iterable[tuple[str, str]]) -> None:
     """One line for each name and value."""
-    table = Table(show_header=False, box=None, pad_edge=False)
+    facts = list(facts)
+    width = max(len(name) for name, _ in facts)
     for name, value in facts:
-        table.add_row(name, value)
-    console.print(table, highlight=False, markup=False)
+        _print_line(console, f"{name:<{width}}  {value}")
 
 
 def print_rows(console: Console, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A table; all but the first column are numbers."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number else "left", no_wrap=True)
-    for row in rows:
-        table.add_row(*row)
-    console.print(table, highlight=False, markup=False)
+    """A table, never cut to the width of the screen; all but the first column are numbers, set to the right."""
+    lines = [tuple(columns), *map(tuple, rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for first, *rest in lines:
+        numbers = (f"  {cell:>{width}}" for cell, width in zip(rest, widths[1:], strict=True))
+        _print_line(console, f"{first:<{widths[0]}}{''.join(numbers)}")
+
+
+def _print_line(console: Console, line: str) -> None:
+    console.print(line, highlight=False, markup=False, soft_wrap=True)

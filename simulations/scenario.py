@@ -188,7 +188,7 @@ class Evaluation(Section):
 class Tier(Section):
     """A class of devices, and how large its student may be: one of the two budgets."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", description="Letters, digits, - and _.")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$", description="Letters, digits, - and _.")
     parameters: int | float | None = Field(
         default=None, description="Most parameters: a whole number, or a fraction of the global model's."
     )

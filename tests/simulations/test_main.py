@@ -1,0 +1,257 @@
+"""The command line as a user meets it: help, errors with exit code 2, a whole run, Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from fedpress.compression import encoder, selection, values, vector
+from fedpress.compression.encoder import Shared
+from fedpress.simulations import run_folder
+from fedpress.simulations.__main__ import main
+
+COMMAND = [sys.executable, "-m", "fedpress.simulations"]
+SHORT = ["--set", "rounds=2", "--set", "students.epochs=2", "--set", "workers=1"]
+
+
+def fedpress(*arguments: object, cwd: Path, **more: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *map(str, arguments)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "COLUMNS": "100"},
+        **more,  # type: ignore[call-overload]
+    )
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """A short run of what `fedpress init` writes, which several tests look at."""
+    folder = tmp_path_factory.mktemp("main")
+    assert fedpress("init", "study", cwd=folder).returncode == 0
+    done = fedpress("simulate", "study", *SHORT, "--out", "run", "--json", "figures.json", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder, done
+
+
+# --- help ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["simulate", "report", "inspect", "init", "bench engine", "bench paired"])
+def test_every_command_has_a_help_page_with_an_example(command):
+    done = CliRunner().invoke(main, [*command.split(), "--help"])
+    assert done.exit_code == 0
+    assert re.search(rf"Examples?:\n +fedpress {command}", done.stdout)
+    assert "\\[" not in done.stdout  # typer's escaping of brackets, seen where it shows defaults
+
+
+def test_help_lists_every_command_in_whole_sentences():
+    done = CliRunner().invoke(main, ["--help"])
+    listed = re.findall(r"^  (\w+)  +(.*)$", done.stdout.partition("Commands:")[2], re.M)
+    assert [name for name, _ in listed] == ["simulate", "report", "inspect", "init", "bench"]
+    assert all(text.endswith(".") and "..." not in text for _, text in listed)
+
+
+def test_help_and_version_import_nothing_heavy(tmp_path):
+    code = (
+        "import sys\nfrom fedpress.simulations.__main__ import main\n"
+        "try: main(['--help'])\nexcept SystemExit: pass\n"
+        "print([m for m in ('torch', 'flwr', 'sklearn', 'pandas', 'numpy', 'pydantic') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert re.fullmatch(r"fedpress \d+\.\d+\.\d+\n", fedpress("--version", cwd=tmp_path).stdout)
+
+
+# --- bad input -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["simulate", "digitz"], "did you mean 'digits'?"),
+        (["simulate", "--set", "density=0"], "density: got 0, expected 0 < density <= 1"),
+        (["simulate", "--set", "density=2"], "density: got 2, expected 0 < density <= 1"),
+        (["simulate", "--set", "trainig.epochs=2"], "trainig: unknown key"),
+        (["simulate", "--set", "task.colour=red"], "task.colour: task 'digits' does not take it"),
+        (["simulate", "--set", "task=nowhere:Task"], "there is no module 'nowhere'"),
+        (["simulate", "fashion-mnist-100", "--set", "task.data_dir=nowhere"], "apt-get install dataset-fashion-mnist"),
+        (["simulate", "--out", "full"], "full is not empty"),
+        (["simulate", "--json", "nowhere/figures.json"], "there is no folder nowhere"),
+        (["simulate", "--nonsense"], "No such option"),
+        (["simulate", "--set", "engine=flower"], "flwr run . --run-config 'scenario=\"digits\"'"),
+        (["report", "nowhere"], "there is no run folder nowhere"),
+        (["report", "full"], "holds no results.json"),
+        (["inspect", "nowhere"], "there is no file or folder nowhere"),
+        (["inspect", "full"], "holds no results.json"),
+        (["inspect", "full/text"], "neither a payload nor a bundle nor a run folder"),
+        (["init", "full/text"], "cannot write into full/text"),
+        (["bench", "engine", "--workers", "0"], "got 0, expected at least 1"),
+        (["bench", "paired", "--seeds", "1-x"], "expected a range such as 1-10 or numbers such as 3,5,8"),
+        (["bench", "paired", "--seeds", "1-3,2"], "expected at least one seed, and each once"),
+        (["bench", "paired", "--seeds", "3-1"], "expected at least one seed"),
+        (["bench", "paired", "--baseline", "rounds=3"], "rounds differs"),
+    ],
+)
+def test_bad_input_is_explained_without_a_traceback(arguments, text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "text").write_text("hello")
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 2
+    assert isinstance(done.exception, SystemExit)  # not an exception that Python would show with a traceback
+    assert text in " ".join(done.stderr.split())
+    assert [path.name for path in tmp_path.iterdir()] == ["full"]  # no half-made run folder is left behind
+
+
+def test_a_missing_extra_is_named(tmp_path):
+    # The base installation, as far as imports go: torch cannot be found.
+    code = "import sys; sys.modules['torch'] = None\nfrom fedpress.simulations.__main__ import main\nmain(['simulate'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "needs torch, which is not installed: pip install 'fedpress[simulation]'" in done.stderr
+
+
+# --- a run -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_run_shows_each_round_and_ends_with_its_figures(run):
+    _, done = run
+    assert re.search(r"^ +1/2 +\d+\.\d\d% +\d\.\d{4} +[\d.]+ \w+ +[\d.]+ \w+$", done.stdout, re.M)
+    assert re.search(r"^bytes up +[\d.]+ \w+, [\d.]+x less than dense", done.stdout, re.M)
+    assert re.search(r"^phone +[\d,]+ +[\d.]+ \w+( +[\d.]+%){4}$", done.stdout, re.M)
+    assert "report: run/report.html" in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_run_leaves_a_whole_folder(run):
+    folder, _ = run
+    out = folder / "run"
+    results = run_folder.load(out)
+    assert results.status == "finished"
+    assert [one.round for one in results.rounds] == [1, 2]
+    assert json.loads((folder / "figures.json").read_text()) == json.loads((out / "results.json").read_text())
+    assert yaml.safe_load((out / "scenario.yaml").read_text())["rounds"] == 2
+    ledger = pandas.read_csv(out / "ledger.csv")
+    by_direction = ledger.groupby("direction")["bytes"].sum()
+    assert by_direction["up"] == results.totals.up_bytes
+    assert by_direction["down"] == results.totals.down_bytes
+    assert (out / "report.html").read_text().startswith("<!")
+    assert (out / "run.log").is_file() and (out / "model.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_running_the_saved_scenario_gives_the_same_model(run):
+    folder, _ = run
+    done = fedpress("simulate", "run", "--set", "workers=2", "--out", "again", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert run_folder.load(folder / "again").model.sha256 == run_folder.load(folder / "run").model.sha256
+
+
+@pytest.mark.slow
+def test_report_can_be_made_again(run):
+    folder, _ = run
+    (folder / "run" / "report.html").unlink()
+    done = CliRunner().invoke(main, ["report", str(folder / "run")])
+    assert (done.exit_code, done.stdout) == (0, f"{folder}/run/report.html\n")
+    assert (folder / "run" / "report.html").is_file()
+
+
+@pytest.mark.slow
+def test_inspect_a_run(run):
+    folder, _ = run
+    done = CliRunner().invoke(main, ["inspect", str(folder / "run"), "--json", str(folder / "inspected.json")])
+    assert done.exit_code == 0, done.stderr
+    assert "/run: a run" in done.stdout and "2 of 2" in done.stdout
+    assert json.loads((folder / "inspected.json").read_text())["status"] == "finished"
+
+
+@pytest.mark.slow
+def test_inspect_a_bundle_and_one_with_a_flipped_bit(run):
+    folder, _ = run
+    bundle = next(path for path in sorted((folder / "run" / "bundles").rglob("*")) if path.is_file())
+    done = CliRunner().invoke(main, ["inspect", str(bundle)])
+    assert done.exit_code == 0, done.stderr
+    assert ": a bundle" in done.stdout and "tier" in done.stdout
+    damaged = bytearray(bundle.read_bytes())
+    damaged[len(damaged) // 2] ^= 4
+    (folder / "damaged").write_bytes(damaged)
+    refused = CliRunner().invoke(main, ["inspect", str(folder / "damaged")])
+    assert refused.exit_code == 2
+    assert refused.stderr.startswith("error: ") and isinstance(refused.exception, SystemExit)
+
+
+def test_inspect_a_payload_and_a_truncated_one(tmp_path):
+    import numpy as np
+
+    layout = vector.Layout.of_arrays({"weight": np.zeros((100, 10), np.float32)})
+    update = np.random.default_rng(0).normal(size=1000).astype(np.float32)
+    made = encoder.sparse(selection.top_k(0.05), values.by_name("ternary"))
+    payload, _ = made.encode(update, made.init(layout), Shared(layout), 1)
+    (tmp_path / "payload").write_bytes(payload)
+    done = CliRunner().invoke(main, ["inspect", str(tmp_path / "payload"), "--json", str(tmp_path / "payload.json")])
+    assert done.exit_code == 0, done.stderr
+    assert "payload: a payload" in done.stdout
+    assert "50 of 1,000 (5.000%)" in done.stdout
+    assert json.loads((tmp_path / "payload.json").read_text())["count"] == 50
+    (tmp_path / "payload").write_bytes(payload[:-1])
+    refused = CliRunner().invoke(main, ["inspect", str(tmp_path / "payload")])
+    assert refused.exit_code == 2
+    assert refused.stderr.startswith("error: ") and isinstance(refused.exception, SystemExit)
+
+
+def test_init_explains_what_comes_next_and_overwrites_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    made = CliRunner().invoke(main, ["init", "study"])
+    assert made.exit_code == 0
+    assert made.stdout.splitlines()[-1] == "run it: fedpress simulate study"
+    again = CliRunner().invoke(main, ["init", "study"])
+    assert again.exit_code == 2
+    assert "are left as they are" in again.stderr
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_a_readable_folder_and_says_so(tmp_path):
+    process = subprocess.Popen(
+        [*COMMAND, "simulate", "--set", "rounds=500", "--set", "workers=1", "--out", "run"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "2/500" in line:
+            break
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers too
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert re.search(r"interrupted after round \d+ of 500", err)
+    assert "Traceback" not in out + err
+    results = run_folder.load(tmp_path / "run")
+    assert results.status == "interrupted"
+    assert len(results.rounds) >= 2
+    assert (tmp_path / "run" / "report.html").is_file()
+    for _ in range(50):
+        left = subprocess.run(["ps", "-o", "stat=", "--sid", str(process.pid)], capture_output=True, text=True)
+        if not left.stdout.strip("Z+< \n"):  # only what has ended and waits to be reaped
+            break
+        time.sleep(0.1)
+    else:
+        pytest.fail(f"a worker outlives the run: {left.stdout}")
