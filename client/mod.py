@@ -93,7 +93,7 @@ def _layout(
     if guessed.buffers and round <= 1:
         log(
             INFO,
-            "compress: without a layout, these are taken as buffers by name and type: %s; layout=Layout.of(model) is exact",
+            "compress: no layout, so these are buffers by name and type: %s; layout=Layout.of(model) is exact",
             ", ".join(spec.name for spec in guessed.buffers),
         )
     return guessed

@@ -86,10 +86,9 @@ def train(
         inputs, targets = examples.inputs[batch].to(device), examples.targets[batch].to(device)
         optimizer.zero_grad()
         value = loss(model(inputs), targets)
-        penalty = sum(
-            ((p - a).square().sum() for p, a in zip(model.parameters(), anchor, strict=False)), torch.zeros(())
-        )
-        objective = value + settings.proximal / 2 * penalty if anchor else value
+        objective = value
+        for parameter, start in zip(model.parameters(), anchor, strict=False):
+            objective = objective + settings.proximal / 2 * (parameter - start).square().sum()
         objective.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         total += value.detach().double() * len(batch)
@@ -104,5 +103,5 @@ def _batches(count: int, settings: Training, order: torch.Generator) -> list[Ten
     steps = settings.steps if settings.steps is not None else settings.epochs * per_epoch
     batches: list[Tensor] = []
     while len(batches) < steps:
-        batches.extend(torch.randperm(count, generator=order).split(settings.batch_size))
+        batches.extend(torch.split(torch.randperm(count, generator=order), settings.batch_size))
     return batches[:steps]

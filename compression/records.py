@@ -152,13 +152,13 @@ def from_numpy(arrays: Mapping[str, NDArray[Any]]) -> ArrayRecord:
 
 def item_size(key: str, record: ArrayRecord | ConfigRecord | MetricRecord) -> int:
     """Return how many bytes the record adds to its message's serialised content."""
-    return serde.recorddict_to_proto(RecordDict({key: record})).ByteSize()
+    return int(serde.recorddict_to_proto(RecordDict({key: record})).ByteSize())
 
 
 def serialized_size(message: Message) -> int:
     """Return the size of the message's serialised content, or of its error, in bytes."""
     proto = serde.message_to_proto(message)
-    return proto.content.ByteSize() if message.has_content() else proto.error.ByteSize()
+    return int(proto.content.ByteSize() if message.has_content() else proto.error.ByteSize())
 
 
 def sizes(message: Message, known: Mapping[int, int] | None = None) -> dict[str, int]:

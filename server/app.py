@@ -11,7 +11,6 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from fedpress.server.publish import Published, Publisher
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.app.user_config import UserConfig
 from flwr.serverapp import Grid, ServerApp
@@ -19,6 +18,7 @@ from torch import nn
 
 from fedpress.compression import records, references
 from fedpress.compression.models.task import Evaluation, Task, evaluate
+from fedpress.server.publish import Published, Publisher
 from fedpress.server.strategy import RoundSummary, SparseFed
 
 FINAL_ROUNDS = 10
@@ -141,10 +141,10 @@ def deliver(plan: Plan, grid: Grid, server_round: int, students: list[Published]
 
 def server_digest(strategy: SparseFed, arrays: ArrayRecord) -> str:
     """Return the SHA-256 over master, held model, buffers and optimiser state."""
-    digest = sha256(strategy.master.tobytes())
+    digest = sha256(strategy.model.master.tobytes())
     for name, array in records.to_numpy(arrays).items():
         digest.update(name.encode() + str(array.dtype).encode() + np.ascontiguousarray(array).tobytes())
-    for index, state in sorted(strategy.optimizer.state_dict()["state"].items()):
+    for index, state in sorted(strategy.model.optimizer.state_dict()["state"].items()):
         for name in sorted(state):
             value: Any = state[name]
             data = value.numpy().tobytes() if isinstance(value, torch.Tensor) else repr(value).encode()

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from logging import INFO, WARNING
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -23,10 +23,11 @@ from fedpress.compression import records, seeds, vector, wire
 from fedpress.compression.encoder import Shared
 from fedpress.compression.errors import PayloadError
 from fedpress.compression.ledger import Direction, Ledger
-from fedpress.compression.update import Sparse
-from fedpress.compression.vector import Layout, Vector
+from fedpress.compression.update import Sparse, Update
+from fedpress.compression.vector import Layout
 from fedpress.server import optimize
 from fedpress.server.accumulate import Accumulator, BufferMean
+from fedpress.server.global_model import GlobalModel
 from fedpress.server.optimize import ServerOptimizer
 
 MAX_EXAMPLES = 1e9
@@ -181,7 +182,10 @@ class SparseFed(Strategy):
         self._orders: dict[int, records.Order] = {}  # node -> its open order of this round
         self._late: dict[str, _Open] = {}  # message id -> order that was closed without a reply
         self._wanted = 0
-        self._master: Vector | None = None
+        self._model: GlobalModel | None = None
+        self._total = Accumulator(0)
+        self._sent_by_layer: NDArray[np.int64] = np.zeros(0, np.int64)
+        self._updates_seen = 0
 
     # ---- Flower's hooks --------------------------------------------------------------------------------------------
 
@@ -223,7 +227,7 @@ class SparseFed(Strategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Add up the updates of this round's good replies and step the model; refuse the others, each for itself."""
-        layout, master = self._held()
+        layout = self.model.layout
         first_refusal = len(self.refusals)
         answers = sorted(self._answers(server_round, replies), key=lambda answer: answer.node)  # the sum's fixed order
         shared = Shared(layout=layout, round=server_round)
@@ -257,9 +261,7 @@ class SparseFed(Strategy):
             counted = []
         metrics = MetricRecord()
         if counted:
-            optimize.step(self._optimizer, total.mean())
-            self._check_master(server_round, master)
-            self._buffers = buffers.result(self._buffers)
+            self.model.step(total.mean(), buffers.result(self.model.buffers))
             for answer in counted:
                 self._accepted[answer.node] = answer.ticket
             metrics = self.train_metrics_aggr_fn([answer.content for answer in counted], self.weighted_by_key)
@@ -268,7 +270,7 @@ class SparseFed(Strategy):
         metrics["refused"] = len(refused)
         for reason, count in Counter(refusal.reason for refusal in refused).items():
             metrics[f"refused-{reason.replace(' ', '-')}"] = count
-        return (self._arrays() if counted else None), metrics
+        return (self.model.arrays if counted else None), metrics
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -344,28 +346,6 @@ class SparseFed(Strategy):
                 result.evaluate_metrics_serverapp[server_round] = evaluation
             self._finish(server_round, arrays, metrics, evaluation, first_refusal, clock.now() - began)
         return result
-
-    # ---- what a report asks for ------------------------------------------------------------------------------------
-
-    def density_by_layer(self) -> list[tuple[str, int, float]]:
-        """Return for each parameter its name, its size and the mean number of its entries in an accepted update."""
-        layout, _ = self._held()
-        sent = self._sent_by_layer / max(1, self._updates_seen)
-        return [
-            (spec.name, int(size), float(mean))
-            for spec, size, mean in zip(layout.parameters, np.diff(layout.offsets), sent, strict=True)
-        ]
-
-    @property
-    def master(self) -> Vector:
-        """The server's model (n,), float32; not to be written to."""
-        return self._held()[1]
-
-    @property
-    def optimizer(self) -> Any:
-        """The torch optimiser that steps the master."""
-        self._held()
-        return self._optimizer
 
     # ---- the exchange of messages ----------------------------------------------------------------------------------
 
@@ -472,50 +452,42 @@ class SparseFed(Strategy):
             )
         return float(value)
 
-    # ---- the model -------------------------------------------------------------------------------------------------
+    # ---- the model --------------------------------------------------------------------------------------------------
 
     def _adopt(self, arrays: ArrayRecord) -> None:
         """Take the model from outside, at the start or when it is not the one that this strategy made last."""
-        if self._master is not None and arrays is self._made:
-            return
-        named = records.to_numpy(arrays)
-        if self._layout is None:
-            self._layout = Layout.of_arrays(named)
-        flat = vector.flatten(named, self._layout)
-        if self._master is None:
-            self._master = flat
-            self._total = Accumulator(self._layout.size)
-            self._optimizer = self._make_optimizer(self._master)
-            self._sent_by_layer: NDArray[np.int64] = np.zeros(len(self._layout.parameters), np.int64)
-            self._updates_seen = 0
-        else:
-            self._master[:] = flat  # the optimiser shares this memory
-        self._buffers = {spec.name: named[spec.name] for spec in self._layout.buffers}
-        self._made = arrays
+        if self._model is None:
+            self._model = GlobalModel(arrays, self._layout, self._make_optimizer)
+            self._total = Accumulator(self._model.layout.size)
+            self._sent_by_layer = np.zeros(len(self._model.layout.parameters), np.int64)
+        elif arrays is not self._model.arrays:
+            self._model.replace(arrays)
 
-    def _held(self) -> tuple[Layout, Vector]:
-        if self._layout is None or self._master is None:
+    @property
+    def model(self) -> GlobalModel:
+        """The global model. Raises RuntimeError before `start` or `configure_train` has given one."""
+        if self._model is None:
             raise RuntimeError("SparseFed has no model yet; it gets one from `start` or `configure_train`")
-        return self._layout, self._master
+        return self._model
 
-    def _arrays(self) -> ArrayRecord:
-        layout, master = self._held()
-        named = {**vector.unflatten(master, layout), **self._buffers}
-        self._made = records.from_numpy({name: named[name] for name in self._made})  # in the application's own order
-        return self._made
+    def density_by_layer(self) -> list[tuple[str, int, float]]:
+        """Return for each parameter its name, its size and the mean number of its entries in an accepted update.
 
-    def _check_master(self, server_round: int, master: Vector) -> None:
-        if not np.isfinite(master).all():
-            raise FloatingPointError(
-                f"round {server_round}: the model is no longer finite; is the server's learning rate too high?"
-            )
+        Empty before the first round.
+        """
+        if self._model is None:
+            return []
+        layout = self._model.layout
+        sent = self._sent_by_layer / max(1, self._updates_seen)
+        return [
+            (spec.name, int(size), float(mean))
+            for spec, size, mean in zip(layout.parameters, np.diff(layout.offsets), sent, strict=True)
+        ]
 
-    def _count_by_layer(self, update: Any) -> None:
-        layout, _ = self._held()
-        if isinstance(update, Sparse):
-            self._sent_by_layer += np.diff(np.searchsorted(update.positions, layout.offsets))
-        else:
-            self._sent_by_layer += np.diff(layout.offsets)
+    def _count_by_layer(self, update: Update) -> None:
+        offsets = self.model.layout.offsets
+        within = np.searchsorted(update.positions, offsets) if isinstance(update, Sparse) else offsets
+        self._sent_by_layer += np.diff(within)
         self._updates_seen += 1
 
     # ---- the books -------------------------------------------------------------------------------------------------

@@ -17,10 +17,10 @@ import sys
 import tempfile
 import traceback
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from hashlib import sha256
 from logging import DEBUG, ERROR, FileHandler, Formatter, Logger, getLogger
-from multiprocessing import connection, get_context
+from multiprocessing import connection, get_context, resource_tracker
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from time import perf_counter
@@ -389,7 +389,7 @@ class _Worker:
         self.pipe, child = context.Pipe()
         self.under_way: list[str] = []
         self.process: BaseProcess = context.Process(target=_work, args=(child, start), daemon=True)
-        with _single_threaded():
+        with _single_threaded(), _deaf_to_ctrl_c():
             self.process.start()
         child.close()
 
@@ -407,7 +407,7 @@ class _Worker:
 
 
 @contextlib.contextmanager
-def _single_threaded() -> Any:
+def _single_threaded() -> Iterator[None]:
     """Let child processes start with one thread each in numpy's and torch's libraries."""
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
     before = {name: os.environ.get(name) for name in names}
@@ -422,22 +422,38 @@ def _single_threaded() -> Any:
                 os.environ[name] = value
 
 
-def log_to_file(path: Path) -> Logger:
-    """Send Flower's log to a file instead of the terminal."""
+@contextlib.contextmanager
+def _deaf_to_ctrl_c() -> Iterator[None]:
+    """Let child processes start with SIGINT blocked: a terminal sends it to all, and it is the parent's business."""
+    resource_tracker.ensure_running()  # its own start unblocks SIGINT, so it comes first
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def log_to_file(path: Path | None) -> Iterator[Logger]:
+    """Send Flower's log to the end of a file instead of the terminal; with None, leave it where it goes."""
     logger = getLogger("flwr")
-    for handler in list(logger.handlers):
-        logger.removeHandler(handler)
+    if path is None:
+        yield logger
+        return
+    before = list(logger.handlers)
     handler = FileHandler(path)
     handler.setFormatter(Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logger.addHandler(handler)
-    return logger
+    logger.handlers[:] = [handler]
+    try:
+        yield logger
+    finally:
+        logger.handlers[:] = before
+        handler.close()
 
 
 def _work(pipe: connection.Connection, start: _WorkerStart) -> None:
     """Answer messages until the parent closes the pipe."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
     sys.path[:] = start.search_path
-    logger = log_to_file(start.log_file) if start.log_file else getLogger("flwr")
     TaskIdentity.run_id, TaskIdentity.task_id = RUN_ID, 0
     try:
         app = references.load(start.client_app)
@@ -445,7 +461,7 @@ def _work(pipe: connection.Connection, start: _WorkerStart) -> None:
         pipe.send(traceback.format_exc())
         return
     cache: OrderedDict[str, ArrayRecord] = OrderedDict()
-    with contextlib.suppress(EOFError, BrokenPipeError):
+    with log_to_file(start.log_file) as logger, contextlib.suppress(EOFError, ConnectionError):
         while True:
             task: _Task = pipe.recv()
             began = perf_counter()

@@ -1,7 +1,7 @@
 """`fedpress bench paired`: one scenario against another, on the same seeds.
 
-Both share each seed's data split, initial weights and sampling, so the difference by seed varies far less than either accuracy;
-its mean is given with Student's 95 % interval.
+Both share each seed's data split, initial weights and sampling, so the difference by seed varies far less than
+either accuracy; its mean is given with Student's 95 % interval.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@
     results.json         the figures (`Results`), written again after every round
     ledger.csv           every byte: round, node, direction, kind, bytes (`fedpress.compression.ledger`)
     model.safetensors    the global model at the end
+    partition.npz        which client has which examples: `client-0`, ... are indices into the training split
     bundles/             the students as published
     downloads/           the students as clients received them
     run.log              what was logged
@@ -138,6 +139,7 @@ class RunFolder:
         self.results = path / "results.json"
         self.ledger = path / "ledger.csv"
         self.model = path / "model.safetensors"
+        self.partition = path / "partition.npz"
         self.bundles = path / "bundles"
         self.downloads = path / "downloads"
         self.log = path / "run.log"

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
-from logging import INFO, WARNING, getLogger
+from logging import WARNING, getLogger
 from pathlib import Path
 from time import monotonic
 from typing import Literal, Protocol
@@ -66,7 +66,6 @@ def new_folder(scenario: Scenario, out: Path | str | None) -> RunFolder:
     """Make the run folder and write the scenario into it. Raises RunFolderError when `out` is not empty."""
     folder = RunFolder.create(out, name=scenario.name)
     folder.write_scenario(scenario.to_yaml())
-    getLogger("flwr").log(INFO, "run folder: %s", folder.path.resolve())
     return folder
 
 
@@ -81,6 +80,7 @@ def plan(workload: Workload, folder: RunFolder, observer: Observer | None = None
         "adagrad": lambda: optimize.adagrad(choice.learning_rate, choice.epsilon),
     }
     asked = scenario.sampling.per_round
+    workload.save_parts(folder)
     strategy = SparseFed(
         fraction_train=asked / scenario.clients,
         fraction_evaluate=0.0,
@@ -249,29 +249,29 @@ def simulate(scenario: Scenario, out: Path | str | None = None, observer: Observ
     folder = new_folder(scenario, out)
     if observer:
         observer.on_start(scenario, folder)
-    logger = engine.log_to_file(folder.log)
-    config = {"workload": REFERENCE, "scenario": scenario.to_json(), "out": str(folder.path.resolve())}
-    workload = Workload(scenario, folder.path)
-    planned = plan(workload, folder, observer)
-    writer = planned.watcher
-    assert isinstance(writer, Writer)
-    try:
-        with engine.InlineGrid(
-            "fedpress.client.app:app",
-            clients=scenario.clients,
-            workers=scenario.worker_count,
-            run_config=config,
-            network=workload.network,
-            examples=workload.examples_a_round,
-            log_file=folder.log,
-        ) as grid:
-            engine.run(server.server_app(lambda _: planned), grid, config)
-            writer.finish("finished", grid.states_digest())
-    except BaseException as error:
-        logger.exception("the run stopped: %s", type(error).__name__)
-        writer.finish("interrupted", "")
-        raise
-    finally:
-        if observer:
-            observer.on_end(folder.load_results())
-    return folder.load_results()
+    with engine.log_to_file(folder.log) as logger:
+        config = {"workload": REFERENCE, "scenario": scenario.to_json(), "out": str(folder.path.resolve())}
+        workload = Workload(scenario, folder.path)
+        planned = plan(workload, folder, observer)
+        writer = planned.watcher
+        assert isinstance(writer, Writer)
+        try:
+            with engine.InlineGrid(
+                "fedpress.client.app:app",
+                clients=scenario.clients,
+                workers=scenario.worker_count,
+                run_config=config,
+                network=workload.network,
+                examples=workload.examples_a_round,
+                log_file=folder.log,
+            ) as grid:
+                engine.run(server.server_app(lambda _: planned), grid, config)
+                writer.finish("finished", grid.states_digest())
+        except BaseException as error:
+            logger.exception("the run stopped: %s", type(error).__name__)
+            writer.finish("interrupted", "")
+            raise
+        finally:
+            if observer:
+                observer.on_end(folder.load_results())
+        return folder.load_results()

@@ -8,13 +8,17 @@ process.
 from __future__ import annotations
 
 import copy
+import io
 import tempfile
 from collections.abc import Mapping
 from functools import cached_property
+from logging import INFO, getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from fedpress.client.train import Training
@@ -26,7 +30,7 @@ from fedpress.compression.vector import Layout
 from fedpress.simulations import scenario as scenarios
 from fedpress.simulations.network import Network
 from fedpress.simulations.partition import partition
-from fedpress.simulations.run_folder import RunFolder
+from fedpress.simulations.run_folder import RunFolder, write_atomically
 from fedpress.simulations.scenario import Scenario
 from fedpress.simulations.tasks import registry
 
@@ -95,8 +99,12 @@ class Workload:
         return Training(**{**self.scenario.training.model_dump(), "epochs": self.scenario.training.epochs or 1})
 
     @cached_property
-    def parts(self) -> list[Any]:
-        """Index array of each client into the training split."""
+    def parts(self) -> list[NDArray[np.int64]]:
+        """Index array of each client into the training split; read from the run folder where the server has put it."""
+        shared = RunFolder(self.out).partition if self.out else None
+        if shared and shared.exists():
+            with np.load(shared, allow_pickle=False) as file:
+                return [file[f"client-{client}"] for client in range(self.scenario.clients)]
         choice = self.scenario.partition
         return partition(
             self.task.data().train.targets.numpy(),
@@ -107,6 +115,13 @@ class Workload:
             sizes=choice.sizes,
             seed=seeds.derive(self.scenario.seed, "partition"),
         )
+
+    def save_parts(self, folder: RunFolder) -> None:
+        """Put the partition into the run folder: workers need not draw it again, and a reader can look it up."""
+        data = io.BytesIO()
+        named: dict[str, Any] = {f"client-{client}": part for client, part in enumerate(self.parts)}
+        np.savez_compressed(data, **named)
+        write_atomically(folder.partition, data.getvalue())
 
     def examples(self, client: int) -> Examples:
         """Return the client's own training examples."""
@@ -131,10 +146,12 @@ class Workload:
         return Network(**choice.model_dump(), seed=self.scenario.seed) if choice else None
 
     def plan(self) -> Plan:
-        """Return the server's plan, with a run folder made for it: what a ServerApp on Flower's own engines asks for."""
+        """Make a run folder and return the server's plan: what a ServerApp on Flower's own engines asks for."""
         from fedpress.simulations import runner  # the server's half; clients do without it
 
-        return runner.plan(self, runner.new_folder(self.scenario, self.out))
+        folder = runner.new_folder(self.scenario, self.out)
+        getLogger("flwr").log(INFO, "run folder: %s", folder.path.resolve())
+        return runner.plan(self, folder)
 
 
 def load(run_config: Mapping[str, Any]) -> Workload:

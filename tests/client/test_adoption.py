@@ -34,8 +34,10 @@ def adopt(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "client": (
             "app = ClientApp()",
             "app = ClientApp(mods=[compress(error_feedback(sparse(top_k(0.02), TERNARY)))])",
-            "from fedpress.client.mod import compress\nfrom fedpress.compression.encoder import sparse\n"
-            "from fedpress.compression.feedback import error_feedback\nfrom fedpress.compression.selection import top_k\n"
+            "from fedpress.client.mod import compress\n"
+            "from fedpress.compression.encoder import sparse\n"
+            "from fedpress.compression.feedback import error_feedback\n"
+            "from fedpress.compression.selection import top_k\n"
             "from fedpress.compression.values import TERNARY\n",
         ),
         "server": (

@@ -41,6 +41,10 @@ def zeros() -> dict[str, Any]:
     return {"a": np.zeros((5, 7), np.float32), "b": np.zeros(13, np.float32)}
 
 
+def nothing(message: Message, _: Context) -> Message:
+    return trained_reply(message, np.zeros(48, np.float32))
+
+
 def trained_reply(message: Message, update: np.ndarray[Any, Any]) -> Message:
     """Answer with the received weights plus `update`, as an application does."""
     arrays = records.to_numpy(message.content["arrays"])
@@ -80,7 +84,7 @@ def test_nothing_is_lost_whatever_becomes_of_the_replies(name: str, fates: list[
             wire.decode(answer.payload, Shared(LAYOUT)).add_to(accepted_sum)
             accepted = ticket
     # one more order settles the last reply: it trains nothing, and its own payload counts as pending
-    reply = applied(order_message(len(fates) + 1, accepted, zeros()), here, lambda m, c: trained_reply(m, np.zeros(48, np.float32)))
+    reply = applied(order_message(len(fates) + 1, accepted, zeros()), here, nothing)
     pending = wire.decode(records.read_answer(reply.content).payload, Shared(LAYOUT)).dense()
     stored = state.open_store(here, "test").load()
     assert stored is not None
@@ -149,5 +153,5 @@ def test_an_encoder_may_depend_on_the_context() -> None:
         return encoder.dense()
 
     here = context()
-    mod.compress(pick, layout=LAYOUT)(order_message(1, 0, zeros()), here, lambda m, c: trained_reply(m, np.ones(48, np.float32)))
+    mod.compress(pick, layout=LAYOUT)(order_message(1, 0, zeros()), here, nothing)
     assert chosen == [here]

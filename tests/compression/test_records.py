@@ -85,9 +85,7 @@ def messages() -> list[Message]:
         Message(RecordDict({records.ANSWER: answer, "metrics": metrics}), reply_to=order),
         Message(Error(2, "it failed"), reply_to=order),
         Message(RecordDict({"arrays": arrays}), dst_node_id=3, message_type="evaluate"),
-        Message(
-            RecordDict({"s": ConfigRecord({"bundle": b"x" * 99})}), dst_node_id=3, message_type="query.student"
-        ),
+        Message(RecordDict({"s": ConfigRecord({"bundle": b"x" * 99})}), dst_node_id=3, message_type="query.student"),
         Message(RecordDict(), dst_node_id=3, message_type="train"),
     ]
 

@@ -1,0 +1,68 @@
+"""The model that the server keeps: the master vector, its optimiser, and the buffers."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from flwr.app import ArrayRecord
+from numpy.typing import NDArray
+
+from fedpress.compression import records, vector
+from fedpress.compression.vector import Layout, Vector
+from fedpress.server import optimize
+from fedpress.server.optimize import ServerOptimizer
+
+
+class GlobalModel:
+    """Master parameters in float32, stepped in place by the server's optimiser; buffers as values beside them.
+
+    Args:
+        arrays: the initial model, every array of it.
+        layout: which arrays are parameters and which buffers; None: guessed by the usual names.
+        optimizer: makes the optimiser from the master.
+
+    Attributes:
+        layout: of the parameters and buffers.
+        master: the parameters, float32 (n,); not to be written to from outside.
+        optimizer: torch's, over the master's memory.
+        arrays: the model as clients get it, in the application's own order and types.
+
+    Raises:
+        LayoutError: the arrays do not fit the layout.
+    """
+
+    def __init__(self, arrays: ArrayRecord, layout: Layout | None, optimizer: ServerOptimizer) -> None:
+        named = records.to_numpy(arrays)
+        self.layout = layout if layout is not None else Layout.of_arrays(named)
+        self.master: Vector = vector.flatten(named, self.layout)
+        self.optimizer = optimizer(self.master)
+        self.arrays = arrays
+        self._buffers = self._buffers_of(named)
+
+    def replace(self, arrays: ArrayRecord) -> None:
+        """Take another model's values; the optimiser keeps its state."""
+        named = records.to_numpy(arrays)
+        self.master[:] = vector.flatten(named, self.layout)
+        self._buffers = self._buffers_of(named)
+        self.arrays = arrays
+
+    @property
+    def buffers(self) -> Mapping[str, NDArray[Any]]:
+        """The buffers by name."""
+        return self._buffers
+
+    def step(self, mean_update: Vector, buffers: dict[str, NDArray[Any]]) -> None:
+        """Move the master along the mean update (n,) and take over the buffers.
+
+        Raises:
+            FloatingPointError: the master is no longer finite.
+        """
+        optimize.step(self.optimizer, mean_update)
+        if not np.isfinite(self.master).all():
+            raise FloatingPointError("the model is no longer finite; is the server's learning rate too high?")
+        self._buffers = buffers
+        named = {**vector.unflatten(self.master, self.layout), **buffers}
+        self.arrays = records.from_numpy({name: named[name] for name in self.arrays})
+
+    def _buffers_of(self, named: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        return {spec.name: named[spec.name] for spec in self.layout.buffers}

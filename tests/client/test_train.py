@@ -1,0 +1,79 @@
+"""Local training: repeats itself, follows its settings, and counts what it saw."""
+
+import pytest
+import torch
+from torch import nn
+
+from fedpress.client.train import Training, train
+from fedpress.compression.models.task import Examples
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def model() -> nn.Module:
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 2))
+
+
+def examples(count: int = 50) -> Examples:
+    inputs = torch.randn(count, 4, generator=torch.Generator().manual_seed(3))
+    return Examples(inputs, (inputs[:, 0] > 0).long())
+
+
+def trained(settings: Training, seed: int = 5) -> torch.Tensor:
+    made = model()
+    train(made, examples(), nn.functional.cross_entropy, settings, seed)
+    return torch.cat([p.detach().flatten() for p in made.parameters()])
+
+
+def test_the_same_seed_gives_the_same_weights_to_the_bit_and_another_seed_others() -> None:
+    settings = Training(epochs=2, batch_size=16, momentum=0.9)
+    assert torch.equal(trained(settings), trained(settings))
+    assert not torch.equal(trained(settings), trained(settings, seed=6))
+
+
+def test_training_lowers_the_loss() -> None:
+    made = model()
+    first = train(made, examples(), nn.functional.cross_entropy, Training(epochs=1, batch_size=10), seed=1)
+    later = train(made, examples(), nn.functional.cross_entropy, Training(epochs=10, batch_size=10), seed=2)
+    assert later < first
+
+
+def test_steps_replace_epochs() -> None:
+    one_epoch = Training(epochs=1, batch_size=10)
+    assert torch.equal(trained(one_epoch), trained(Training(epochs=9, steps=5, batch_size=10)))
+    assert not torch.equal(trained(one_epoch), trained(Training(steps=4, batch_size=10)))
+    assert trained(Training(steps=12, batch_size=10)).isfinite().all()  # more than two epochs
+
+
+def test_the_proximal_term_anchors_at_the_start() -> None:
+    start = torch.cat([p.detach().flatten() for p in model().parameters()])
+    far = (trained(Training(epochs=5)) - start).norm()
+    near = (trained(Training(epochs=5, proximal=5.0)) - start).norm()
+    assert near < 0.7 * far
+    plain = nn.Linear(1, 1, bias=False)
+    plain.weight.data.fill_(2.0)
+    data = Examples(torch.ones(1, 1), torch.zeros(1))
+    # the first step leaves the anchor by -rate * gradient; the second is pulled back by rate * mu * (w - anchor)
+    train(plain, data, lambda out, _: out.mean(), Training(steps=2, learning_rate=0.1, proximal=1.0), seed=0)
+    assert plain.weight.item() == pytest.approx(2.0 - 0.1 - 0.1 + 0.1 * 0.1)
+
+
+def test_clear_errors() -> None:
+    with pytest.raises(ValueError, match="at least one example"):
+        train(model(), examples(0), nn.functional.cross_entropy, Training(), seed=0)
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="no CUDA device"):
+            train(model(), examples(), nn.functional.cross_entropy, Training(device="cuda"), seed=0)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_training_on_cuda_learns_and_comes_back_to_the_cpu() -> None:
+    made = model()
+    settings = Training(epochs=20, batch_size=10, device="cuda")
+    assert train(made, examples(), nn.functional.cross_entropy, settings, seed=0) < 0.5
+    assert all(p.device.type == "cpu" for p in made.parameters())

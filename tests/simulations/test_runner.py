@@ -1,0 +1,170 @@
+"""Whole runs: the figures that the folder holds, and that they repeat themselves."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fedpress.compression.ledger import Ledger
+from fedpress.compression.models import bundle
+from fedpress.simulations import paired, runner, scenario
+from fedpress.simulations.paired import PairedError
+from fedpress.simulations.run_folder import Results, RunFolder, RunFolderError
+from fedpress.simulations.tasks.digits import Digits
+
+BROKEN_TASK = """
+from fedpress.simulations.tasks.digits import Digits
+
+class Broken(Digits):
+    def loss(self, outputs, targets):
+        if outputs.requires_grad:
+            raise RuntimeError("no such loss")
+        return super().loss(outputs, targets)
+"""
+SHORT = ["rounds=3", "training.epochs=1", "students.tiers=[]"]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def run(out: Path, *overrides: str) -> Results:
+    return runner.simulate(scenario.load("digits", [*SHORT, *overrides]), out)
+
+
+@pytest.mark.slow
+def test_the_same_seed_gives_the_same_model_with_one_and_two_workers(tmp_path: Path) -> None:
+    first = run(tmp_path / "a", "workers=1")
+    again = run(tmp_path / "b", "workers=1")
+    two = run(tmp_path / "c", "workers=2")
+    other = run(tmp_path / "d", "seed=2")
+    assert first.model.sha256 == again.model.sha256 == two.model.sha256 != other.model.sha256
+    assert first.rounds == two.rounds
+    models = [load_file(tmp_path / name / "model.safetensors") for name in "ac"]
+    assert all(torch.equal(models[0][key], models[1][key]) for key in models[0])
+
+
+@pytest.mark.slow
+def test_a_run_leaves_every_figure_of_the_path_from_gradient_to_download(tmp_path: Path) -> None:
+    chosen = scenario.load("digits", ["rounds=4", "students.epochs=2"])
+    results = runner.simulate(chosen, tmp_path / "run")
+    folder = RunFolder(tmp_path / "run")
+    raw: dict[str, Any] = json.loads(folder.results.read_text())
+    assert raw.keys() >= {"scenario", "seed", "rounds", "totals", "model", "students", "accuracy", "seconds"}
+    keys = {"round", "accuracy", "loss", "up_bytes", "down_bytes", "replies", "refused"}
+    assert all(entry.keys() >= keys for entry in raw["rounds"])
+    assert [entry["round"] for entry in raw["rounds"]] == [1, 2, 3, 4]
+    assert raw["totals"].keys() >= {"up_bytes", "down_bytes", "dense_up_bytes", "dense_down_bytes"}
+    assert results.accuracy == pytest.approx(sum(r["accuracy"] for r in raw["rounds"]) / 4)
+    # bytes: the rounds, the ledger and the totals agree; bundles are apart and in all
+    ledger = Ledger.load(folder.ledger)
+    assert results.totals.up_bytes == ledger.total(direction="up")
+    assert results.totals.bundle_bytes == ledger.total(kind="bundle") > sum(s.bundle_bytes for s in results.students)
+    assert (
+        sum(r.up_bytes for r in results.rounds)
+        == ledger.total(direction="up") - ledger.total(direction="up", round=4) + results.rounds[-1].up_bytes
+    )
+    parameters = results.model.parameters
+    assert results.totals.dense_up_bytes > 40 * 4 * parameters
+    assert results.totals.up_ratio is not None and results.totals.up_ratio > 100
+    # density by layer: together the 1 % that was asked
+    assert sum(layer.size for layer in results.layers) == parameters
+    assert sum(layer.sent for layer in results.layers) == pytest.approx(0.01 * parameters, rel=0.01)
+    # students: published, downloaded, the same bytes, within a twentieth of the float32 model
+    assert [s.tier for s in results.students] == [tier.name for tier in chosen.students.tiers]
+    for student in results.students:
+        published = next((folder.bundles / student.tier).glob("*.fpb")).read_bytes()
+        (received,) = folder.downloads.glob(f"client-*/{student.tier}-*.fpb")
+        assert received.read_bytes() == published
+        assert len(published) == student.bundle_bytes <= 4 * parameters / 20
+        rebuilt = bundle.rebuild(bundle.open_bundle(published), Digits())
+        assert sum(p.numel() for p in rebuilt.parameters()) == student.parameters
+        assert student.accuracy == student.quantized_accuracy
+
+
+@pytest.mark.slow
+def test_clients_that_never_manage_stop_the_run_early_with_their_reason(tmp_path: Path) -> None:
+    (tmp_path / "task.py").write_text(BROKEN_TASK)
+    (tmp_path / "scenario.yaml").write_text("task: task:Broken\nclients: 2\nrounds: 30\nsampling: {per_round: 2}\n")
+    with pytest.raises(runner.RunError, match="no such loss"):
+        runner.simulate(scenario.load(tmp_path), tmp_path / "run")
+    results = RunFolder.open(tmp_path / "run").load_results()
+    assert (results.status, len(results.rounds)) == ("interrupted", 3)
+
+
+def test_a_folder_that_is_not_empty_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("data")
+    with pytest.raises(RunFolderError, match="not empty"):
+        run(tmp_path)
+    assert (tmp_path / "precious").read_text() == "data"
+
+
+def ends(group: int, within: float = 10.0) -> bool:
+    """Tell whether no process of the group is left; multiprocessing's tracker ends a moment after its parent."""
+    deadline = time.monotonic() + within
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_a_readable_folder_and_no_process(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "fedpress.simulations", "simulate", "digits", "--out", str(out)]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not (out / "results.json").exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.1)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the whole group
+        output, _ = process.communicate(timeout=60)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 130, output
+    assert str(out) in output and "Traceback" not in output
+    results = RunFolder.open(out).load_results()
+    assert results.status == "interrupted" and len(results.rounds) >= 1
+    assert Ledger.load(out / "ledger.csv").total() > 0
+    assert ends(process.pid), "a process of the run outlived it"
+
+
+@pytest.mark.slow
+def test_paired_runs_share_what_the_seed_draws() -> None:
+    ours = scenario.load("digits", [*SHORT, "rounds=1"])
+    pairs: list[paired.Pair] = []
+    same = paired.run(ours, ours.model_copy(update={"name": "other"}), [3, 1], pairs.append)
+    assert [(pair.seed, pair.difference) for pair in same.pairs] == [(3, 0.0), (1, 0.0)]
+    assert same.pairs == pairs and same.up_ratio == 1.0 and same.half_width == 0.0
+
+
+def test_what_is_no_pair_is_refused() -> None:
+    ours = scenario.load("digits", SHORT)
+    with pytest.raises(PairedError, match="at least one seed"):
+        paired.run(ours, ours, [])
+    with pytest.raises(PairedError, match="rounds differs"):
+        paired.run(ours, scenario.load("digits", ["rounds=7"]), [1])
+
+
+def test_the_interval_is_students() -> None:
+    pairs = [paired.Pair(s, 0.9 + d, 0.9, 10, 1000) for s, d in enumerate((0.01, 0.02, 0.03))]
+    comparison = paired.Comparison("a", "b", pairs)
+    assert comparison.difference == pytest.approx(0.02)
+    assert comparison.half_width == pytest.approx(4.3027 * 0.01 / 3**0.5, rel=1e-3)
+    assert comparison.up_ratio == 100
+    assert paired.Comparison("a", "b", pairs[:1]).half_width == float("inf")
