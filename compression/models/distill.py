@@ -33,6 +33,9 @@ WEIGHTS = Weights()
 class Distillation:
     """Settings of the distillation of one student.
 
+    The defaults are where the optimum is flat (docs/students.md); the table there is printed by
+    `python -m fedpress.simulations.distillation_study fashion-mnist`.
+
     Attributes:
         epochs: Passes over the proxy data.
         learning_rate: The highest of AdamW's; it rises over the first tenth of the steps and falls to zero by a cosine.
