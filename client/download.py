@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 from pathlib import Path
 
 from torch import nn
 
+from fedpress.compression import files
 from fedpress.compression.models import bundle
 from fedpress.compression.models.task import Task
 
@@ -40,16 +39,7 @@ def receive(data: bytes, sha256: str, folder: Path) -> Path:
     manifest = bundle.open_bundle(data).manifest
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{manifest.tier}-{manifest.version:010d}.fpb"
-    handle, temporary = tempfile.mkstemp(dir=folder, prefix=".", suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    files.write_atomically(path, data)
     return path
 
 

@@ -4,8 +4,6 @@
 `state-folder`, else Flower's `Context.state` (which dies with the SuperNode, shared by nobody else).
 """
 
-import contextlib
-import os
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,7 +13,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context
 from numpy.typing import NDArray
 
-from fedpress.compression import seeds
+from fedpress.compression import files, seeds
 from fedpress.compression.errors import FedpressError
 
 FORMAT = 1
@@ -128,17 +126,10 @@ class FolderStore:
         data = safetensors.numpy.save(
             arrays, metadata={**meta, "format": str(FORMAT), "checksum": _checksum(arrays, meta)}
         )
-        temporary = self.path.with_suffix(".tmp")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with open(temporary, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, self.path)
+            files.write_atomically(self.path, data)
         except OSError as error:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
             raise StateError(
                 f"cannot write the client's state to {self.path}: {error}; the last good state is untouched"
             ) from error

@@ -5,11 +5,13 @@ records `len(serialised)`, never a formula.
 """
 
 import csv
+import io
 import itertools
-import os
 from collections import Counter
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
+
+from fedpress.compression import files
 
 Direction = Literal["up", "down"]
 DIRECTIONS: tuple[str, ...] = get_args(Direction)
@@ -67,14 +69,11 @@ class Ledger:
 
     def save(self, path: Path) -> None:
         """Write the ledger as CSV with the header `round,node,direction,kind,bytes`; readers see all of it or none."""
-        temporary = path.with_name(path.name + ".part")
-        with temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(Entry._fields)
-            writer.writerows(self.rows)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(Entry._fields)
+        writer.writerows(self.rows)
+        files.write_atomically(path, text.getvalue().encode())
 
     @classmethod
     def load(cls, path: Path) -> "Ledger":

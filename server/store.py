@@ -8,13 +8,12 @@ version never changes.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
-import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
+from fedpress.compression import files
 from fedpress.compression.errors import FedpressError
 from fedpress.compression.models.bundle import TIER_NAME
 
@@ -62,14 +61,7 @@ class ModelStore:
         """
         path = self._path(tier, version)
         path.parent.mkdir(exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
-        temporary = Path(name)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(bundle)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.chmod(0o644)  # mkstemp's files are for their owner alone
+        with files.flushed(bundle, path.parent) as temporary:
             try:
                 os.link(temporary, path)  # unlike a rename, fails where the version exists
             except FileExistsError:
@@ -78,10 +70,7 @@ class ModelStore:
                         f"version {version} of tier {tier!r} is published already, with other bytes: a version never"
                         " changes; publish a new one, or use another folder"
                     ) from None
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                temporary.unlink()
-        _sync_folder(path.parent)
+        files.sync_folder(path.parent)
         return path
 
     def get(self, tier: str, version: int) -> bytes:
@@ -126,12 +115,3 @@ class ModelStore:
         if version < 0:
             raise StoreError(f"version {version}: expected 0 or more")
         return self.folder / tier / f"{version:010d}{SUFFIX}"
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a new name in a folder survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -16,7 +16,6 @@ and its `status` says whether the run finished.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -25,6 +24,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from fedpress.compression.errors import FedpressError
+from fedpress.compression.files import write_atomically
 
 RUNS = Path("runs")  # where a run goes that is not told where to go; git ignores it
 
@@ -222,19 +222,6 @@ def load(path: Path | str) -> Results:
         RunFolderError: there is no such folder, it is not a run's, or its results.json is torn or lacks keys.
     """
     return RunFolder.open(path).load_results()
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Writes a file that is there as a whole or not at all, also after a crash: temporary file, fsync, rename."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _new_folder(parent: Path, name: str) -> Path:

@@ -25,12 +25,13 @@ from fedpress.client.train import Training
 from fedpress.compression import encoder as encoders
 from fedpress.compression import feedback, seeds, selection, values
 from fedpress.compression.encoder import Encoder
+from fedpress.compression.files import write_atomically
 from fedpress.compression.models.task import Examples, Task
 from fedpress.compression.vector import Layout
 from fedpress.simulations import scenario as scenarios
 from fedpress.simulations.network import Network
 from fedpress.simulations.partition import partition
-from fedpress.simulations.run_folder import RunFolder, write_atomically
+from fedpress.simulations.run_folder import RunFolder
 from fedpress.simulations.scenario import Scenario
 from fedpress.simulations.tasks import registry
 

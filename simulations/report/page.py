@@ -11,10 +11,11 @@ import jinja2
 import yaml
 from markupsafe import Markup
 
+from fedpress.compression.files import write_atomically
 from fedpress.compression.ledger import Ledger
 from fedpress.simulations.report import figures
 from fedpress.simulations.report.figures import Bar, Curve, format_bytes
-from fedpress.simulations.run_folder import Results, RunFolder, RunFolderError, write_atomically
+from fedpress.simulations.run_folder import Results, RunFolder, RunFolderError
 
 TEMPLATE = Path(__file__).with_name("page.html")
 AVERAGED = 10  # rounds that a run's accuracy is the mean of

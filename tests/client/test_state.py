@@ -1,6 +1,6 @@
 """Client state survives, and damaged state is never used."""
 
-import os
+import resource
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -91,14 +91,19 @@ def test_any_damage_to_the_file_is_found(tmp_path: Path) -> None:
             assert store.path.read_bytes() == bad  # kept for whoever wants to look
 
 
-def test_a_write_that_fails_leaves_the_last_good_state(tmp_path: Path) -> None:
+def test_a_disk_that_is_full_leaves_the_last_good_state(tmp_path: Path) -> None:
     store = FolderStore(tmp_path, "home", 0)
     store.save(stored())
-    os.mkdir(store.path.with_suffix(".tmp"))  # the temporary file cannot be opened
-    with pytest.raises(StateError, match="last good state is untouched"):
-        store.save(Stored({"residual": np.zeros(9)}, {}))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))  # the write fails half-way, as on a full disk
+    try:
+        with pytest.raises(StateError, match="last good state is untouched"):
+            store.save(Stored({"residual": np.zeros(9000)}, {}))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     found = store.load()
     assert found is not None and found.meta["ticket"] == "4"
+    assert list(store.path.parent.iterdir()) == [store.path]
 
 
 def test_states_are_flattened_by_path_and_restored() -> None:
