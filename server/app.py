@@ -7,6 +7,7 @@ returns an object with a method `plan`.
 from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
+from logging import WARNING
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -14,9 +15,11 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.app.user_config import UserConfig
 from flwr.serverapp import Grid, ServerApp
+from flwr.supercore import log
 from torch import nn
 
 from fedpress.compression import records, references
+from fedpress.compression.errors import FedpressError
 from fedpress.compression.models.task import Evaluation, Task, evaluate
 from fedpress.server.publish import Published, Publisher
 from fedpress.server.strategy import RoundSummary, SparseFed
@@ -44,7 +47,7 @@ class Watcher(Protocol):
         """Students were published, and delivered."""
 
     def on_end(self, model: nn.Module, digest: str) -> None:
-        """The run is over; `digest` is the SHA-256 of `server_digest`."""
+        """The rounds are over, the last students still to come; `digest` is that of `server_digest`."""
 
 
 @dataclass
@@ -93,12 +96,18 @@ def serve(plan: Plan, grid: Grid) -> None:
             return MetricRecord({"accuracy": latest.accuracy, "loss": latest.loss})
         return None
 
+    def publish(version: int, arrays: ArrayRecord, publisher: Publisher) -> None:
+        students = publisher.publish(version, load(arrays))
+        plan.watcher.on_students(deliver(plan, grid, version, students))
+
     def after_round(summary: RoundSummary) -> None:
         plan.watcher.on_round(summary, latest)
-        last = summary.round == plan.rounds
-        if plan.publisher and (last or (plan.publish_every and summary.round % plan.publish_every == 0)):
-            students = plan.publisher.publish(summary.round, load(summary.arrays))
-            plan.watcher.on_students(deliver(plan, grid, summary.round, students))
+        due = plan.publish_every and summary.round % plan.publish_every == 0
+        if plan.publisher and due and summary.round < plan.rounds:
+            try:
+                publish(summary.round, summary.arrays, plan.publisher)
+            except FedpressError as error:  # the rounds are worth more than one set of students; the last must succeed
+                log(WARNING, "no students of version %d: %s", summary.round, error)
 
     if plan.publisher:
         plan.publisher.check(plan.model)
@@ -107,6 +116,8 @@ def serve(plan: Plan, grid: Grid) -> None:
         grid, ArrayRecord(plan.model.state_dict()), num_rounds=plan.rounds, evaluate_fn=evaluate_held
     )
     plan.watcher.on_end(load(result.arrays), server_digest(plan.strategy, result.arrays))
+    if plan.publisher:
+        publish(plan.rounds, result.arrays, plan.publisher)
 
 
 def deliver(plan: Plan, grid: Grid, server_round: int, students: list[Published]) -> list[Delivery]:

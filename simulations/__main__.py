@@ -108,12 +108,6 @@ def simulate(
 
         chosen = scenarios.load(scenario, overrides or ())
         _check_writable(json_file)
-        if chosen.engine == "flower":
-            _leave(
-                "error: engine: this command is the inline engine; on Flower's own, a scenario runs from the folder of"
-                f" fedpress's sources with: flwr run . --run-config 'scenario=\"{scenario}\"'",
-                2,
-            )
         from fedpress.simulations import progress, runner
         from fedpress.simulations.report import page
         from fedpress.simulations.run_folder import load

@@ -179,18 +179,19 @@ class Writer:
             self.students.append(result)
             if self.observer:
                 self.observer.on_student(result)
+        self.finish(self.status, "")
 
     def on_end(self, model: nn.Module, digest: str) -> None:
-        """Save the final model."""
+        """Save the final model and the figures so far."""
         self.digest = digest
         safetensors.torch.save_model(model, str(self.folder.model))
         self.finish("finished", "")
 
-    def finish(self, status: Literal["finished", "interrupted"], states: str) -> None:
-        """Bring the folder to its final form.
+    def finish(self, status: Literal["running", "finished", "interrupted"], states: str) -> None:
+        """Bring ledger and figures in the folder up to date.
 
         Args:
-            status: "finished" or "interrupted".
+            status: how far the run is.
             states: digest of the clients' states, where the engine knows it: the model's SHA-256 then covers them too.
         """
         self.status = status

@@ -216,8 +216,8 @@ class Students(Section):
         default=(), strict=False, description="One student each: {name, parameters} or {name, bundle_bytes}."
     )
     every: int = Field(default=0, ge=0, description="Rounds from one publication to the next; 0: only at the end.")
-    temperature: Positive = Field(default=4.0, description="Of the distillation: softens the teacher's answers.")
-    epochs: int = Field(default=60, ge=1, description="Passes over the proxy data.")
+    temperature: Positive = Field(default=2.0, description="Of the distillation: softens the teacher's answers.")
+    epochs: int = Field(default=20, ge=1, description="Passes over the proxy data.")
     learning_rate: Positive = Field(default=0.003, description="Of the distillation.")
     labels: bool = Field(default=False, description="Let the students see the labels of the proxy data.")
     downloads_per_tier: int = Field(
@@ -269,10 +269,6 @@ class Scenario(Section):
     seed: int = Field(default=1, ge=0, lt=2**63, description="Draws everything: data, sampling, initial weights.")
     workers: int = Field(
         default=0, ge=0, description="Processes that train; 0: one for each core. The result does not depend on it."
-    )
-    engine: Literal["inline", "flower"] = Field(
-        default="inline",
-        description="inline: fedpress's own worker processes; flower: Flower's simulation engine (Ray).",
     )
     partition: Partition = Field(default=Partition(), description="Which client has which examples.")
     sampling: Sampling = Field(default=Sampling(), description="Who takes part in a round.")

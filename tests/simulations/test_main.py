@@ -92,7 +92,6 @@ def test_help_and_version_import_nothing_heavy(tmp_path):
         (["simulate", "--out", "full"], "full is not empty"),
         (["simulate", "--json", "nowhere/figures.json"], "there is no folder nowhere"),
         (["simulate", "--nonsense"], "No such option"),
-        (["simulate", "--set", "engine=flower"], "flwr run . --run-config 'scenario=\"digits\"'"),
         (["report", "nowhere"], "there is no run folder nowhere"),
         (["report", "full"], "holds no results.json"),
         (["inspect", "nowhere"], "there is no file or folder nowhere"),

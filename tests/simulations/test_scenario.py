@@ -262,3 +262,14 @@ def test_reading_scenarios_needs_no_torch():
 
 def test_folder_of_scenarios_is_packaged():
     assert Path(scenario.FOLDER, "digits.yaml").is_file()
+
+
+def test_the_defaults_of_students_are_those_of_the_distillation() -> None:
+    from fedpress.compression.models.distill import DEFAULTS
+
+    students = Scenario(task="digits", clients=20, rounds=1).students
+    assert (students.epochs, students.learning_rate, students.temperature) == (
+        DEFAULTS.epochs,
+        DEFAULTS.learning_rate,
+        DEFAULTS.temperature,
+    )
