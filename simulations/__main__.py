@@ -108,13 +108,11 @@ def simulate(
 
         chosen = scenarios.load(scenario, overrides or ())
         _check_writable(json_file)
-        from fedpress.simulations import progress, runner
+        from fedpress.simulations import progress, runner, workload
         from fedpress.simulations.report import page
         from fedpress.simulations.run_folder import load
-        from fedpress.simulations.tasks import registry
 
-        # Absent data are found out before there is a run folder.
-        registry.create(chosen.task.name, chosen.task.options, chosen.task.folder).data()
+        workload.Workload(chosen).examples(0)  # absent data, or too few, are found out before there is a run folder
         console = Console()
         interrupted = False
         with progress.Display(console, chosen.rounds) as display:
