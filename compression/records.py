@@ -2,7 +2,7 @@
 
 Down, beside the application's own records, the server's order stands in the ConfigRecord that Flower's strategies
 send anyway (one object less on the wire than a record of its own). Up, the client's answer is one ConfigRecord: a
-payload in a ConfigRecord costs three objects and about 150 bytes less than the same bytes in an ArrayRecord.
+payload in a ConfigRecord is one object, in an ArrayRecord three (docs/decisions/0003-payload-in-a-configrecord.md).
 """
 
 from collections.abc import Mapping

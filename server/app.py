@@ -20,7 +20,7 @@ from torch import nn
 
 from fedpress.compression import records, references
 from fedpress.compression.errors import FedpressError
-from fedpress.compression.models.task import Evaluation, Task, evaluate
+from fedpress.compression.models.task import Evaluation, Examples, Task, evaluate
 from fedpress.server.publish import Published, Publisher
 from fedpress.server.strategy import RoundSummary, SparseFed
 
@@ -41,7 +41,7 @@ class Watcher(Protocol):
     """Is told what happens."""
 
     def on_round(self, summary: RoundSummary, evaluation: Evaluation | None) -> None:
-        """A round is over; `evaluation` is that of the held model on test data, where it was due."""
+        """A round is over; `evaluation` is that of the held model, where it was due."""
 
     def on_students(self, deliveries: list[Delivery]) -> None:
         """Students were published, and delivered."""
@@ -59,6 +59,7 @@ class Plan:
         strategy: the rounds.
         model: the initial model; afterwards it holds the final weights.
         rounds: how many.
+        evaluate_on: what the held model is evaluated on.
         evaluate_every: the held model is evaluated every so many rounds, and after the first and each of the last ten.
         publisher: makes the students; None: there are none.
         publish_every: rounds from one publication to the next; 0: only at the end.
@@ -71,6 +72,7 @@ class Plan:
     model: nn.Module
     rounds: int
     watcher: Watcher
+    evaluate_on: Examples
     evaluate_every: int = 1
     publisher: Publisher | None = None
     publish_every: int = 0
@@ -91,7 +93,7 @@ def serve(plan: Plan, grid: Grid) -> None:
         latest = None
         due = server_round == 1 or server_round % plan.evaluate_every == 0
         if server_round and (due or server_round > plan.rounds - FINAL_ROUNDS):
-            latest = evaluate(load(arrays), plan.task, plan.task.data().test, device=plan.device)
+            latest = evaluate(load(arrays), plan.task, plan.evaluate_on, device=plan.device)
             plan.model.to("cpu")
             return MetricRecord({"accuracy": latest.accuracy, "loss": latest.loss})
         return None

@@ -24,7 +24,7 @@ class PairedError(FedpressError, ValueError):
 
 
 class Pair(NamedTuple):
-    """One seed's two runs. Accuracies are fractions: the mean of the last ten rounds' held models on test data."""
+    """One seed's two runs. Accuracies are fractions: the mean of the last ten rounds' held models."""
 
     seed: int
     accuracy: float

@@ -40,7 +40,10 @@ class Record(BaseModel):
 
 
 class RoundResult(Record):
-    """One round. Accuracy (a fraction) and loss are those of the held model on test data; None: not evaluated."""
+    """One round. Accuracy (a fraction) and loss are those of the held model; None: not evaluated.
+
+    On test data, unless the scenario's `evaluation.split` says validation.
+    """
 
     round: int
     accuracy: float | None
@@ -123,6 +126,11 @@ class Results(Record):
     layers: list[LayerDensity] = []
     accuracy: float | None
     seconds: float
+
+    @property
+    def split(self) -> str:
+        """What the rounds were evaluated on: "test" or "validation" data."""
+        return str(self.scenario.get("evaluation", {}).get("split", "test"))
 
     @property
     def name(self) -> str:

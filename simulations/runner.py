@@ -101,6 +101,7 @@ def plan(workload: Workload, folder: RunFolder, observer: Observer | None = None
         model=workload.fresh_model(),
         rounds=scenario.rounds,
         watcher=writer,
+        evaluate_on=getattr(workload.task.data(), scenario.evaluation.split),
         evaluate_every=scenario.evaluation.every,
         publisher=publisher(workload, folder),
         publish_every=scenario.students.every,

@@ -180,9 +180,13 @@ class ServerOptimizer(Section):
 
 
 class Evaluation(Section):
-    """When the model that clients hold is evaluated on test data, on the server. Round 1 and the last 10 always are."""
+    """When and on what the server evaluates the model that clients hold. Round 1 and the last 10 always are."""
 
     every: int = Field(default=1, ge=1, description="Rounds from one evaluation to the next.")
+    split: Literal["test", "validation"] = Field(
+        default="test",
+        description="test: for what is reported; validation: for whatever is chosen by it, such as a learning rate.",
+    )
 
 
 class Tier(Section):

@@ -150,7 +150,7 @@ def _shortened(label: str) -> str:
 
 
 def _accuracy_axis(axes: Axes) -> None:
-    axes.set_ylabel("accuracy on test data")
+    axes.set_ylabel("accuracy")
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], min_n_ticks=3))
     axes.grid(axis="y")
