@@ -101,7 +101,9 @@ def run_facts(results: Results) -> list[tuple[str, str]]:
 
 
 def _against(sent: int, ratio: float | None) -> str:
-    return size(sent) + ("" if ratio is None else f", {ratio:,.1f}x less than dense")
+    if ratio is None:
+        return size(sent)
+    return f"{size(sent)}, as dense" if 0.95 < ratio < 1.05 else f"{size(sent)}, {ratio:,.1f}x less than dense"
 
 
 STUDENT_COLUMNS = ("student", "parameters", "bundle", "teacher", "student", "int8", "downloaded")
