@@ -95,6 +95,16 @@ def test_an_entry_that_waits_too_long_is_dropped_and_begins_anew() -> None:
     assert not np.delete(state.discarded, 1).any()
 
 
+def test_waiting_begins_when_the_residual_does() -> None:
+    chosen = fading(values.FLOAT32, max_age=2)
+    state = chosen.init(LAYOUT)
+    for round in range(4, 8):
+        update = np.where(np.isin(np.arange(N), (0, 2, 3, 4)), 9, 0).astype(np.float32)
+        update[1] = round == 6
+        _, state = chosen.encode(update, state, shared_at(round), 0)
+    assert one_left(state) == 1 and not state.discarded.any()
+
+
 @pytest.mark.parametrize("accepted", [True, False])
 def test_a_refused_entry_keeps_its_age(accepted: bool) -> None:
     chosen = decay.decayed(feedback.error_feedback(encoder.dense(values.TERNARY)), max_age=2)
