@@ -73,19 +73,6 @@ def pack(update: Update, layout: Layout, format: ValueFormat) -> bytes:
     return b"".join((prefix, _CHECKSUM.pack(zlib.crc32(body, zlib.crc32(prefix))), body))
 
 
-def pack_whole(form: Form, parameter: int, body: bytes, layout: Layout) -> bytes:
-    """Return the payload of a whole update that `form` has written as `body`.
-
-    Raises:
-        LayoutError: The layout is too large for the header.
-    """
-    if layout.size > MAX_SIZE:
-        raise errors.LayoutError(f"the layout has {layout.size} entries, a payload holds at most {MAX_SIZE}")
-    prefix = _PREFIX.pack(MAGIC, VERSION, form.tag, positions.ALL, 0, layout.size, layout.size, layout.fingerprint)
-    body = bytes([parameter]) + body
-    return b"".join((prefix, _CHECKSUM.pack(zlib.crc32(body, zlib.crc32(prefix))), body))
-
-
 def decode(payload: bytes | memoryview, shared: Shared) -> Update:
     """Return what a payload says; this is all that a server needs.
 
@@ -116,8 +103,8 @@ def decode(payload: bytes | memoryview, shared: Shared) -> Update:
             f"the payload's layout has the fingerprint {header.fingerprint:08x}, the one here {layout.fingerprint:08x}:"
             " same size, other tensors; another model, or another order?"
         )
-    if isinstance(format, Form):
-        return _whole(data, header, format, layout)
+    if header.value_tag in FORMS:
+        return _whole(data, header, FORMS[header.value_tag], layout)
     split = _check_body(data, header, format)
     if header.index_tag == positions.ALL:
         return Dense(_numbers(data[split:], header, format))
@@ -133,12 +120,7 @@ def inspect(payload: bytes | memoryview) -> dict[str, Any]:
     """
     data = memoryview(payload).cast("B")
     header, format = _read_header(data)
-    if isinstance(format, Form):  # how long its body must be depends on a layout
-        split = HEADER_BYTES
-        _check_all(header)
-        _check_sum(data, header)
-    else:
-        split = _check_body(data, header, format)
+    split = _check_body(data, header, format)
     return {
         "version": header.version,
         "values": format.name,
@@ -153,7 +135,20 @@ def inspect(payload: bytes | memoryview) -> dict[str, Any]:
     }
 
 
-def _read_header(data: memoryview) -> tuple[_Header, ValueFormat | Form]:
+def pack_whole(form: Form, parameter: int, body: bytes, layout: Layout) -> bytes:
+    """Return the payload of a whole update that `form` has written as `body`.
+
+    Raises:
+        LayoutError: The layout is too large for the header.
+    """
+    if layout.size > MAX_SIZE:
+        raise errors.LayoutError(f"the layout has {layout.size} entries, a payload holds at most {MAX_SIZE}")
+    prefix = _PREFIX.pack(MAGIC, VERSION, form.tag, positions.ALL, 0, layout.size, layout.size, layout.fingerprint)
+    body = bytes([parameter]) + body
+    return b"".join((prefix, _CHECKSUM.pack(zlib.crc32(body, zlib.crc32(prefix))), body))
+
+
+def _read_header(data: memoryview) -> tuple[_Header, ValueFormat]:
     if len(data) < HEADER_BYTES:
         raise errors.Truncated(f"the payload has {len(data)} bytes, its header alone takes {HEADER_BYTES}")
     magic, *fields = _PREFIX.unpack_from(data)
@@ -162,14 +157,16 @@ def _read_header(data: memoryview) -> tuple[_Header, ValueFormat | Form]:
         raise errors.BadMagic(f"the payload begins with {magic!r}, expected {MAGIC!r}; is it a fedpress payload?")
     if header.version != VERSION:
         raise errors.UnsupportedVersion(f"the payload is of wire version {header.version}, this build reads {VERSION}")
-    format = values.by_tag(header.value_tag) or FORMS.get(header.value_tag)
+    form = FORMS.get(header.value_tag)
+    # How long the body of a form must be is known with a layout only (`_whole`).
+    format = values.by_tag(header.value_tag) if form is None else _of_length(form, len(data) - HEADER_BYTES)
     if format is None:
         raise errors.UnknownFormat(f"value tag {header.value_tag} is unknown; is the sender newer?")
     if not positions.known(header.index_tag):
         raise errors.UnknownFormat(f"index tag {header.index_tag} is unknown; is the sender newer?")
-    if isinstance(format, Form) and header.index_tag != positions.ALL:
+    if form is not None and header.index_tag != positions.ALL:
         raise errors.UnknownFormat(
-            f"index tag {header.index_tag} with value tag {format.tag}, which is a form of whole updates"
+            f"index tag {header.index_tag} with value tag {form.tag}, which is a form of whole updates"
         )
     if header.flags:
         raise errors.UnknownFormat(f"flags are {header.flags:#04x}, version {VERSION} knows none")
@@ -180,7 +177,8 @@ def _read_header(data: memoryview) -> tuple[_Header, ValueFormat | Form]:
 
 def _check_body(data: memoryview, header: _Header, format: ValueFormat) -> int:
     """Check length and checksum; return where the values begin."""
-    _check_all(header)
+    if header.index_tag == positions.ALL and header.k != header.n:
+        raise errors.InvalidPositions(f"a payload without positions has {header.k} of {header.n} entries")
     least, most = positions.length(header.index_tag, header.n, header.k)
     split = len(data) - format.length(header.k)
     if split - HEADER_BYTES < least:
@@ -193,40 +191,12 @@ def _check_body(data: memoryview, header: _Header, format: ValueFormat) -> int:
             f"the payload has {len(data)} bytes, its header announces at most "
             f"{HEADER_BYTES + most + format.length(header.k)}"
         )
-    _check_sum(data, header)
-    return split
-
-
-def _check_all(header: _Header) -> None:
-    if header.index_tag == positions.ALL and header.k != header.n:
-        raise errors.InvalidPositions(f"a payload without positions has {header.k} of {header.n} entries")
-
-
-def _check_sum(data: memoryview, header: _Header) -> None:
     checksum = zlib.crc32(data[HEADER_BYTES:], zlib.crc32(data[: _PREFIX.size]))
     if checksum != header.checksum:
         raise errors.ChecksumMismatch(
             f"the checksum is {checksum:08x}, the header says {header.checksum:08x}; damaged on the way"
         )
-
-
-def _whole(data: memoryview, header: _Header, form: Form, layout: Layout) -> Update:
-    """Check and read a body that `form` rules: a byte for the parameter, then what it says."""
-    _check_all(header)
-    if len(data) == HEADER_BYTES:
-        raise errors.Truncated(f"the payload has {len(data)} bytes and no parameter of its form, {form.name}")
-    parameter, body = data[HEADER_BYTES], data[HEADER_BYTES + 1 :]
-    expected = form.length(parameter, layout)
-    if expected is None:
-        raise errors.UnknownFormat(f"parameter {parameter} of the form {form.name} is unknown; is the sender newer?")
-    if len(body) != expected:
-        fault = errors.Truncated if len(body) < expected else errors.LengthMismatch
-        raise fault(f"the body of the form {form.name} has {len(body)} bytes, expected {expected}")
-    _check_sum(data, header)
-    update = form.unpack(parameter, body, layout)
-    if isinstance(update, Dense) and not np.isfinite(update.values).all():
-        raise errors.NonFiniteValues("the payload holds values that are NaN or infinite")
-    return update
+    return split
 
 
 def _numbers(data: memoryview, header: _Header, format: ValueFormat) -> Vector:
@@ -234,3 +204,23 @@ def _numbers(data: memoryview, header: _Header, format: ValueFormat) -> Vector:
     if not np.isfinite(numbers).all():
         raise errors.NonFiniteValues("the payload holds values that are NaN or infinite")
     return numbers
+
+
+def _whole(data: memoryview, header: _Header, form: Form, layout: Layout) -> Update:
+    """Check and read a body that `form` rules: a byte for the parameter, then what it says."""
+    if len(data) == HEADER_BYTES:
+        raise errors.Truncated(f"the payload has {len(data)} bytes and no parameter of its form, {form.name}")
+    parameter, body = data[HEADER_BYTES], data[HEADER_BYTES + 1 :]
+    length = form.length(parameter, layout)
+    if length is None:
+        raise errors.UnknownFormat(f"parameter {parameter} of the form {form.name} is unknown; is the sender newer?")
+    _check_body(data, header, _of_length(form, 1 + length))
+    update = form.unpack(parameter, body, layout)
+    if isinstance(update, Dense) and not np.isfinite(update.values).all():
+        raise errors.NonFiniteValues("the payload holds values that are NaN or infinite")
+    return update
+
+
+def _of_length(form: Form, length: int) -> ValueFormat:
+    """Return `form` as a value format, so that its body is checked like any other: of this length whatever k is."""
+    return values.FLOAT32._replace(name=form.name, tag=form.tag, length=lambda k: length)
