@@ -7,14 +7,17 @@ encoder and return one.
 from collections.abc import Callable
 from typing import Generic, NamedTuple, TypeVar
 
-from fedpress.compression import selection, vector, wire
+import numpy as np
+
+from fedpress.compression import errors, selection, vector, wire
+from fedpress.compression.form import Scheme
 from fedpress.compression.shared import Shared
 from fedpress.compression.update import Dense, Sparse
 from fedpress.compression.values import FLOAT32, ValueFormat
 from fedpress.compression.vector import Layout, Vector
 from fedpress.compression.wire import decode
 
-__all__ = ["Encoder", "Shared", "decode", "dense", "sparse"]
+__all__ = ["Encoder", "Shared", "decode", "dense", "quantised", "sparse"]
 
 S = TypeVar("S")
 
@@ -90,5 +93,26 @@ def dense(values: ValueFormat = FLOAT32) -> Encoder[None]:
     def encode(update: Vector, state: None, shared: Shared, seed: int) -> tuple[bytes, None]:
         vector.check(update, shared.layout)
         return wire.pack(Dense(update), shared.layout, values), None
+
+    return Encoder(_no_state, encode)
+
+
+def quantised(scheme: Scheme) -> Encoder[None]:
+    """Send every entry, written by a scheme that rules the whole body: `qsgd.scheme(4)`, `eden.scheme(2)`, ...
+
+    >>> import numpy as np
+    >>> from fedpress.compression import terngrad
+    >>> shared = Shared(Layout((vector.TensorSpec("weight", (2,), "float32"),)))
+    >>> payload, _ = quantised(terngrad.scheme()).encode(np.array([5, -5], np.float32), None, shared, 0)
+    >>> len(payload), decode(payload, shared).dense().tolist()
+    (28, [5.0, -5.0])
+    """
+
+    def encode(update: Vector, state: None, shared: Shared, seed: int) -> tuple[bytes, None]:
+        vector.check(update, shared.layout)
+        if not np.isfinite(update).all():
+            raise errors.NonFiniteError("the update holds NaN or infinity; did training diverge?")
+        body = scheme.pack(update, shared.layout, seed)
+        return wire.pack_whole(scheme.form, scheme.parameter, body, shared.layout), None
 
     return Encoder(_no_state, encode)

@@ -86,6 +86,10 @@ def step_ahead(inner: Encoder[Residual[S]], factor: float = 1.0) -> Encoder[Resi
     from undoing newer steps. The update is measured from that start (trained - start), so that the residual counts
     once.
 
+    This is SA-PEF, its partial carry included: the paper measures trained - held, which holds factor * residual
+    already, and adds the remaining (1 - factor) * residual. The sum is the same, so the law of `error_feedback` stays,
+    and nothing is discarded whatever the factor.
+
     Redie, Arablouei and Werner 2026, "SA-PEF: Step-Ahead Partial Error Feedback for Efficient Federated Learning".
 
     Args:

@@ -5,7 +5,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpress.compression.vector import Layout
+from fedpress.compression.vector import Layout, Vector
 
 Mask: TypeAlias = NDArray[np.int64]
 """The positions that exist at all when a model is pruned: sorted, strictly increasing."""
@@ -23,6 +23,7 @@ class Shared(NamedTuple):
         epoch: Rises when the layout or the mask changes.
         mask: The positions that exist, or None for all.
         reference: A support that both sides hold, or None.
+        predictor: What both sides expect the update to be, such as the last global update: (n,), or None.
     """
 
     layout: Layout
@@ -30,3 +31,4 @@ class Shared(NamedTuple):
     epoch: int = 0
     mask: Mask | None = None
     reference: Support | None = None
+    predictor: Vector | None = None

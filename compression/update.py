@@ -3,6 +3,7 @@
 Law of the accumulator: adding decoded payloads == adding their dense forms.
 """
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -87,7 +88,69 @@ class Dense(NamedTuple):
         return self.values
 
 
-Update: TypeAlias = Sparse | Dense
+class Factors(NamedTuple):
+    """A matrix as a product: left @ right.T."""
+
+    left: NDArray[np.float32]  # (rows, rank)
+    right: NDArray[np.float32]  # (columns, rank)
+
+
+class LowRank(NamedTuple):
+    """All entries of a vector whose tensors are matrices of low rank, or small enough to be there as they are.
+
+    >>> outer = Factors(np.array([[1], [2]], np.float32), np.array([[3], [0], [1]], np.float32))
+    >>> update = LowRank((outer, np.array([9], np.float32)))
+    >>> accumulator = np.zeros(7)
+    >>> update.add_to(accumulator, weight=2.0)
+    >>> accumulator.tolist()
+    [6.0, 0.0, 2.0, 12.0, 0.0, 4.0, 18.0]
+    """
+
+    blocks: tuple[Vector | Factors, ...]  # in the order of the vector; a matrix stands there row by row
+
+    @property
+    def size(self) -> int:
+        """n, the length of the vector."""
+        return sum(len(b.left) * len(b.right) if isinstance(b, Factors) else len(b) for b in self.blocks)
+
+    @property
+    def count(self) -> int:  # type: ignore[override]
+        """k, the number of entries; here n."""
+        return self.size
+
+    @property
+    def values(self) -> Vector:
+        """All entries, multiplied out: (n,)."""
+        return self.dense()
+
+    def add_to(self, accumulator: NDArray[Any], weight: float = 1.0) -> None:
+        """Add `weight` times this update to `accumulator` (float32 or float64, (n,)), in place, by blocks of rows."""
+        _check(accumulator, self.size)
+        start = 0
+        for part in self._pieces():
+            Dense(part).add_to(accumulator[start : start + len(part)], weight)
+            start += len(part)
+
+    def sparse(self) -> Sparse:
+        """Return the same entries with their positions, all n of them."""
+        return Dense(self.dense()).sparse()
+
+    def dense(self) -> Vector:
+        """Return all entries, multiplied out."""
+        return np.concatenate([np.empty(0, np.float32), *self._pieces()])
+
+    def _pieces(self) -> Iterator[Vector]:
+        """Yield the vector piece by piece, always cut in the same places, so that every sum has the same bits."""
+        for block in self.blocks:
+            if not isinstance(block, Factors):
+                yield block
+                continue
+            rows = max(1, BLOCK // max(1, len(block.right)))
+            for first in range(0, len(block.left), rows):
+                yield (block.left[first : first + rows] @ block.right.T).ravel()
+
+
+Update: TypeAlias = Sparse | Dense | LowRank
 
 
 def _check(accumulator: NDArray[Any], size: int) -> None:

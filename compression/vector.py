@@ -219,6 +219,13 @@ def check(vector: NDArray[Any], layout: Layout) -> None:
         )
 
 
+def read_only(vector: Vector) -> Vector:
+    """Return a view that cannot be written: for a wrapper that still needs what it hands on."""
+    view = vector.view()
+    view.flags.writeable = False
+    return view
+
+
 def pack_buffers(arrays: Mapping[str, NDArray[Any]], layout: Layout) -> bytes:
     """Return the buffers among `arrays` as little-endian bytes, one after the other in the order of the layout.
 

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedpress.compression import errors, positions, values
+from fedpress.compression import eden, errors, lowrank, positions, qsgd, terngrad, values
+from fedpress.compression.form import Form
 from fedpress.compression.shared import Shared
 from fedpress.compression.update import Dense, Sparse, Update
 from fedpress.compression.values import ValueFormat
@@ -23,6 +24,9 @@ MAX_SIZE = 2**32 - 1
 _PREFIX = struct.Struct("<2sBBBBIII")  # all of the header but the checksum
 _CHECKSUM = struct.Struct("<I")
 HEADER_BYTES = _PREFIX.size + _CHECKSUM.size
+
+FORMS = {form.tag: form for form in (qsgd.FORM, terngrad.FORM, eden.FORM, lowrank.FORM)}
+"""Value tag -> form, for payloads of a whole update that are no list of values; their tags are 64 and more."""
 
 
 class _Header(NamedTuple):
@@ -60,7 +64,7 @@ def pack(update: Update, layout: Layout, format: ValueFormat) -> bytes:
         )
     if not np.isfinite(update.values).all():
         raise errors.NonFiniteError("the update holds NaN or infinity; did training diverge?")
-    if isinstance(update, Dense):
+    if not isinstance(update, Sparse):
         tag, places = positions.ALL, b""
     else:
         tag, places = positions.pack(update.positions, update.size)
@@ -99,6 +103,8 @@ def decode(payload: bytes | memoryview, shared: Shared) -> Update:
             f"the payload's layout has the fingerprint {header.fingerprint:08x}, the one here {layout.fingerprint:08x}:"
             " same size, other tensors; another model, or another order?"
         )
+    if header.value_tag in FORMS:
+        return _whole(data, header, FORMS[header.value_tag], layout)
     split = _check_body(data, header, format)
     if header.index_tag == positions.ALL:
         return Dense(_numbers(data[split:], header, format))
@@ -129,6 +135,19 @@ def inspect(payload: bytes | memoryview) -> dict[str, Any]:
     }
 
 
+def pack_whole(form: Form, parameter: int, body: bytes, layout: Layout) -> bytes:
+    """Return the payload of a whole update that `form` has written as `body`.
+
+    Raises:
+        LayoutError: The layout is too large for the header.
+    """
+    if layout.size > MAX_SIZE:
+        raise errors.LayoutError(f"the layout has {layout.size} entries, a payload holds at most {MAX_SIZE}")
+    prefix = _PREFIX.pack(MAGIC, VERSION, form.tag, positions.ALL, 0, layout.size, layout.size, layout.fingerprint)
+    body = bytes([parameter]) + body
+    return b"".join((prefix, _CHECKSUM.pack(zlib.crc32(body, zlib.crc32(prefix))), body))
+
+
 def _read_header(data: memoryview) -> tuple[_Header, ValueFormat]:
     if len(data) < HEADER_BYTES:
         raise errors.Truncated(f"the payload has {len(data)} bytes, its header alone takes {HEADER_BYTES}")
@@ -138,11 +157,17 @@ def _read_header(data: memoryview) -> tuple[_Header, ValueFormat]:
         raise errors.BadMagic(f"the payload begins with {magic!r}, expected {MAGIC!r}; is it a fedpress payload?")
     if header.version != VERSION:
         raise errors.UnsupportedVersion(f"the payload is of wire version {header.version}, this build reads {VERSION}")
-    format = values.by_tag(header.value_tag)
+    form = FORMS.get(header.value_tag)
+    # How long the body of a form must be is known with a layout only (`_whole`).
+    format = values.by_tag(header.value_tag) if form is None else _of_length(form, len(data) - HEADER_BYTES)
     if format is None:
         raise errors.UnknownFormat(f"value tag {header.value_tag} is unknown; is the sender newer?")
     if not positions.known(header.index_tag):
         raise errors.UnknownFormat(f"index tag {header.index_tag} is unknown; is the sender newer?")
+    if form is not None and header.index_tag != positions.ALL:
+        raise errors.UnknownFormat(
+            f"index tag {header.index_tag} with value tag {form.tag}, which is a form of whole updates"
+        )
     if header.flags:
         raise errors.UnknownFormat(f"flags are {header.flags:#04x}, version {VERSION} knows none")
     if header.k > header.n:
@@ -179,3 +204,23 @@ def _numbers(data: memoryview, header: _Header, format: ValueFormat) -> Vector:
     if not np.isfinite(numbers).all():
         raise errors.NonFiniteValues("the payload holds values that are NaN or infinite")
     return numbers
+
+
+def _whole(data: memoryview, header: _Header, form: Form, layout: Layout) -> Update:
+    """Check and read a body that `form` rules: a byte for the parameter, then what it says."""
+    if len(data) == HEADER_BYTES:
+        raise errors.Truncated(f"the payload has {len(data)} bytes and no parameter of its form, {form.name}")
+    parameter, body = data[HEADER_BYTES], data[HEADER_BYTES + 1 :]
+    length = form.length(parameter, layout)
+    if length is None:
+        raise errors.UnknownFormat(f"parameter {parameter} of the form {form.name} is unknown; is the sender newer?")
+    _check_body(data, header, _of_length(form, 1 + length))
+    update = form.unpack(parameter, body, layout)
+    if isinstance(update, Dense) and not np.isfinite(update.values).all():
+        raise errors.NonFiniteValues("the payload holds values that are NaN or infinite")
+    return update
+
+
+def _of_length(form: Form, length: int) -> ValueFormat:
+    """Return `form` as a value format, so that its body is checked like any other: of this length whatever k is."""
+    return values.FLOAT32._replace(name=form.name, tag=form.tag, length=lambda k: length)

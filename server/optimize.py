@@ -51,6 +51,28 @@ def adagrad(learning_rate: float = 1e-1, epsilon: float = MIN_EPSILON) -> Server
     return lambda master: torch.optim.Adagrad([_shared(master)], lr=learning_rate, eps=epsilon)
 
 
+def majority_vote(learning_rate: float) -> ServerOptimizer:
+    """Move every weight by `learning_rate` in the direction that most clients, weighted by examples, voted for.
+
+    For clients that send signs (`compression.signs`); a tie moves nothing. Bernstein et al. 2018, "signSGD: Compressed
+    Optimisation for Non-Convex Problems" (ICML), algorithm 1, the distributed form.
+    """
+    _positive("learning_rate", learning_rate)
+    return lambda master: MajorityVote([_shared(master)], learning_rate)
+
+
+def ef21(learning_rate: float = 1.0) -> ServerOptimizer:
+    """Step along the sum of all mean updates so far, for clients that send changes (`compression.ef21`).
+
+    That sum is the mean of the clients' estimates only if all of them take part in every round with the same weights;
+    with fewer it would count the estimates of some for those of all. Richtárik, Sokolov and Fatkhullin 2021, "EF21: A
+    New, Simpler, Theoretically Better, and Practically Faster Error Feedback" (NeurIPS), algorithm 2.
+    """
+    _positive("learning_rate", learning_rate)
+    # torch's momentum is not damped: the buffer of momentum 1 is the plain sum of the gradients.
+    return lambda master: torch.optim.SGD([_shared(master)], lr=learning_rate, momentum=1.0)
+
+
 def step(optimizer: Optimizer, mean_update: Vector) -> None:
     """Move the optimiser's master vector in place by one step along the mean update (n,)."""
     (parameter,) = optimizer.param_groups[0]["params"]
@@ -84,6 +106,20 @@ class Yogi(Optimizer):
                 mean.lerp_(gradient, 1 - group["beta1"])
                 variance.addcmul_(torch.sign(square - variance), square, value=1 - group["beta2"])
                 parameter.addcdiv_(mean, variance.sqrt().add_(group["epsilon"]), value=-group["lr"])
+
+
+class MajorityVote(Optimizer):
+    """The rule that torch lacks: a step of the same length for every weight, against the sign of its gradient."""
+
+    def __init__(self, parameters: Iterable[torch.Tensor], lr: float) -> None:
+        super().__init__(parameters, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Take one step with the gradients at hand."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.sub_(parameter.grad.sign(), alpha=group["lr"])
 
 
 def _shared(master: Vector) -> torch.Tensor:

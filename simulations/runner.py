@@ -78,6 +78,7 @@ def plan(workload: Workload, folder: RunFolder, observer: Observer | None = None
         "adam": lambda: optimize.adam(choice.learning_rate, choice.beta1, choice.beta2, choice.epsilon),
         "yogi": lambda: optimize.yogi(choice.learning_rate, choice.beta1, choice.beta2, choice.epsilon),
         "adagrad": lambda: optimize.adagrad(choice.learning_rate, choice.epsilon),
+        "majority_vote": lambda: optimize.majority_vote(choice.learning_rate),
     }
     asked = scenario.sampling.per_round
     workload.save_parts(folder)

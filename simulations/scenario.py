@@ -19,7 +19,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from fedpress.compression import values
+from fedpress.compression import recipes, values
+from fedpress.compression.encoder import Encoder
 from fedpress.compression.errors import FedpressError
 from fedpress.simulations import scenario_errors, scenario_yaml
 from fedpress.simulations.tasks import registry
@@ -123,8 +124,14 @@ class Training(Section):
 
 
 class EncoderChoice(Section):
-    """What a client sends of its update. The share of entries is the top-level key `density`."""
+    """What a client sends of its update: its parts, or a recipe. The share of entries is the top-level `density`."""
 
+    recipe: str | None = Field(
+        default=None,
+        description=f"A published method in place of kind, scope, values and feedback: {', '.join(recipes.RECIPES)}.",
+    )
+    bits: int | None = Field(default=None, description="For the recipes qsgd (2 to 8) and eden (1 to 4).")
+    rank: int | None = Field(default=None, description="For the recipe powersgd.")
     kind: Literal["top_k", "random_k", "dense"] = Field(
         default="top_k",
         description="top_k: the largest entries; random_k: random ones; dense: everything, as FedAvg does.",
@@ -153,12 +160,48 @@ class EncoderChoice(Section):
             raise ValueError(f"expected {scenario_errors.choices(values.names(), name)}")
         return name
 
+    @field_validator("recipe")
+    @classmethod
+    def _known(cls, name: str | None) -> str | None:
+        if name is not None and name not in recipes.RECIPES:
+            raise ValueError(f"expected {scenario_errors.choices(recipes.RECIPES, name)}")
+        return name
+
+    @model_validator(mode="after")
+    def _of_the_recipe(self) -> EncoderChoice:
+        takes = recipes.RECIPES[self.recipe].takes if self.recipe else ()
+        for key in ("bits", "rank"):
+            if getattr(self, key) is not None and key not in takes:
+                taking = [name for name, recipe in recipes.RECIPES.items() if key in recipe.takes]
+                raise ValueError(f"{key} is for the recipes {', '.join(taking)}; recipe is {self.recipe or 'null'}")
+        if self.recipe is None:
+            return self
+        for key in ("kind", "scope", "values", "feedback"):
+            if getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{key} has no meaning beside recipe {self.recipe}, which rules it; leave one out")
+        if self.warm_up_rounds and "density" not in takes:
+            raise ValueError(f"warm_up_rounds has no meaning for recipe {self.recipe}, which has no density")
+        self.made_by_recipe(1.0)  # refuses bits or a rank out of range
+        return self
+
+    def made_by_recipe(self, density: float) -> Encoder[Any]:
+        """Return the encoder of the recipe, which must be given."""
+        recipe = recipes.RECIPES[str(self.recipe)]
+        options = {"density": density, "bits": self.bits, "rank": self.rank}
+        return recipe.make(**{key: options[key] for key in recipe.takes if options[key] is not None})
+
+
+def _recipe(value: Any) -> Any:
+    return {"recipe": value} if isinstance(value, str) else value
+
 
 class ServerOptimizer(Section):
     """How the server steps along the mean update (Reddi et al., "Adaptive Federated Optimization", 2021)."""
 
-    optimizer: Literal["sgd", "adam", "yogi", "adagrad"] = Field(
-        default="sgd", description="Rule of the step: sgd, adam, yogi or adagrad."
+    optimizer: Literal["sgd", "adam", "yogi", "adagrad", "majority_vote"] = Field(
+        default="sgd",
+        description="Rule of the step: sgd, adam, yogi, adagrad; majority_vote for the encoder signsgd, every weight"
+        " moves by the learning rate.",
     )
     learning_rate: Positive = Field(default=1.0, description="Server learning rate; 1 with sgd is FedAvg.")
     momentum: float = Field(default=0.0, ge=0, lt=1, description="For sgd.")
@@ -172,10 +215,11 @@ class ServerOptimizer(Section):
 
     @model_validator(mode="after")
     def _used(self) -> ServerOptimizer:
-        takes = {"sgd": {"momentum"}, "adagrad": {"epsilon"}}.get(self.optimizer, {"beta1", "beta2", "epsilon"})
+        takes: dict[str, set[str]] = {"sgd": {"momentum"}, "adagrad": {"epsilon"}, "majority_vote": set()}
+        own = takes.get(self.optimizer, {"beta1", "beta2", "epsilon"})
         for key in ("momentum", "beta1", "beta2", "epsilon"):
-            if key not in takes and getattr(self, key) != type(self).model_fields[key].default:
-                raise ValueError(f"{key} has no meaning for optimizer {self.optimizer}, which takes {sorted(takes)}")
+            if key not in own and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{key} has no meaning for optimizer {self.optimizer}, which takes {sorted(own)}")
         return self
 
 
@@ -277,7 +321,9 @@ class Scenario(Section):
     partition: Partition = Field(default=Partition(), description="Which client has which examples.")
     sampling: Sampling = Field(default=Sampling(), description="Who takes part in a round.")
     training: Training = Field(default=Training(), description="What a client does.")
-    encoder: EncoderChoice = Field(default=EncoderChoice(), description="What a client sends.")
+    encoder: Annotated[EncoderChoice, BeforeValidator(_recipe)] = Field(
+        default=EncoderChoice(), description="What a client sends: a recipe's name, or its parts."
+    )
     server: ServerOptimizer = Field(default=ServerOptimizer(), description="What the server does with it.")
     evaluation: Evaluation = Field(default=Evaluation(), description="When the model is evaluated.")
     students: Students = Field(default=Students(), description="The small models made from it.")
@@ -311,6 +357,11 @@ class Scenario(Section):
         if encoder.warm_up_rounds and encoder.warm_up_density < self.density:
             problems.append(
                 f"encoder.warm_up_density: got {encoder.warm_up_density}, expected at least density, {self.density}"
+            )
+        if (encoder.recipe == "signsgd") != (self.server.optimizer == "majority_vote"):
+            problems.append(
+                f"server.optimizer: got {self.server.optimizer!r} with encoder.recipe {encoder.recipe!r}; signsgd and"
+                " majority_vote go together, such as server={optimizer: majority_vote, learning_rate: 0.001}"
             )
         if problems:
             raise scenario_errors.Problems(problems)

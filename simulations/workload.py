@@ -78,6 +78,8 @@ class Workload:
         number_format = values.by_name(choice.values)
 
         def at(density: float) -> Encoder[Any]:
+            if choice.recipe:
+                return choice.made_by_recipe(density)
             if choice.kind == "dense":
                 made: Encoder[Any] = encoders.dense(number_format)
             elif choice.kind == "random_k":

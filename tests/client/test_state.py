@@ -10,6 +10,8 @@ from flwr.app import Context, RecordDict
 
 from fedpress.client import state
 from fedpress.client.state import ContextStore, FolderStore, StateError, Stored
+from fedpress.compression import cafe, decay, ef21, encoder, momentum, recipes, selection, values
+from fedpress.compression.vector import Layout, TensorSpec
 
 
 class Inner(NamedTuple):
@@ -122,3 +124,38 @@ def test_the_state_of_another_encoder_is_refused() -> None:
         state.restore_state(Outer(None, np.zeros(2, np.float32)), {"residual": np.zeros(2, np.float64)})
     with pytest.raises(TypeError, match="NamedTuple"):
         state.flatten_state(Outer(None, [1, 2]))
+
+
+CHAINS: dict[str, encoder.Encoder[Any]] = {
+    **{
+        name: made.make(**({"density": 0.1} if "density" in made.takes else {}))
+        for name, made in recipes.RECIPES.items()
+    },
+    "decayed": decay.decayed(recipes.stc(0.1), 0.9, max_age=3),
+    "decayed without a cap": decay.decayed(recipes.stc(0.1), 0.9),
+    "ef21": ef21.ef21(encoder.sparse(selection.top_k(0.1), values.FLOAT16)),
+    "cafe": cafe.aggregate_feedback(encoder.dense()),
+    "all together": momentum.momentum_corrected(decay.decayed(recipes.fedpress(0.1), 0.9, max_age=3)),
+}
+
+
+@pytest.mark.parametrize("accepted", [True, False])
+@pytest.mark.parametrize("name", CHAINS)
+def test_every_encoder_goes_on_from_its_file_as_if_nothing_had_been(tmp_path: Path, name: str, accepted: bool) -> None:
+    layout = Layout((TensorSpec("a", (8, 9), "float32"), TensorSpec("b", (5,), "float32")))
+    chosen, store = CHAINS[name], FolderStore(tmp_path, "fed", 0)
+    payloads = []
+    for stored in (False, True):
+        current = chosen.init(layout)
+        for round in range(6):
+            update = np.random.default_rng(round).standard_normal(layout.size).astype(np.float32)
+            shared = encoder.Shared(layout, round)
+            payload, current = chosen.encode(update, current, shared, round)
+            if stored:
+                store.save(Stored(state.flatten_state(current), {}))
+                found = store.load()
+                assert found is not None
+                current = state.restore_state(chosen.init(layout), found.arrays)
+            current = chosen.settle(current, accepted or round % 2 > 0)
+        payloads.append(payload)
+    assert payloads[0] == payloads[1]

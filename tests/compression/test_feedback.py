@@ -229,6 +229,27 @@ def test_step_ahead_counts_the_residual_once() -> None:
         np.testing.assert_allclose(said + state.residual, -5 * gradient, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("factor", [0.0, 0.4, 1.0])
+def test_step_ahead_is_sa_pef_as_published(factor: float) -> None:
+    """The paper encodes (trained - held) + (1 - factor) * residual: the same payloads, the same residual."""
+    held, random = np.zeros(N, np.float32), np.random.default_rng(1)
+    plain = encoder.sparse(selection.top_k(0.1), values.FLOAT32)
+    ahead, published = feedback.step_ahead(feedback.error_feedback(plain), factor), np.zeros(N, np.float32)
+    state = ahead.init(LAYOUT)
+    for round in range(8):
+        steps = random.standard_normal(N).astype(np.float32)
+        offset = ahead.start(state)
+        ours, state = ahead.encode(steps.copy(), state, shared_at(round), 0)
+        start = held + np.float32(factor) * published
+        np.testing.assert_allclose(start, held if offset is None else held + offset, atol=1e-5)
+        asked = (start + steps - held) + np.float32(1 - factor) * published
+        theirs, _ = plain.encode(asked, None, shared_at(round), 0)
+        published = asked - encoder.decode(theirs, shared_at(round)).dense()
+        one, other = (encoder.decode(payload, shared_at(round)).dense() for payload in (ours, theirs))
+        np.testing.assert_allclose(one, other, atol=1e-5)
+        np.testing.assert_allclose(state.residual, published, atol=1e-5)
+
+
 def test_step_ahead_of_an_encoder_without_a_residual_is_named() -> None:
     ahead = feedback.step_ahead(encoder.dense())  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"state is NoneType; did you mean step_ahead\(error_feedback"):

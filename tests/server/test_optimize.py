@@ -1,11 +1,16 @@
 """Server optimisers against the rules run by hand."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 
-from fedpress.server import optimize
+from fedpress.compression import ef21, encoder, selection, values
+from fedpress.compression.encoder import Encoder
+from fedpress.compression.shared import Shared
+from fedpress.compression.vector import Layout, TensorSpec
+from fedpress.server import accumulate, optimize
 
 UPDATES = [np.random.default_rng(i).standard_normal(50).astype(np.float32) for i in range(4)]
 
@@ -57,6 +62,50 @@ def test_adam_takes_steps_of_its_learning_rate_along_a_steady_update() -> None:
     for _ in range(5):
         optimize.step(optimizer, np.array([5, -5, 0], np.float32))
     np.testing.assert_allclose(master, [0.05, -0.05, 0], rtol=1e-2)
+
+
+def test_the_majority_decides_and_every_step_is_as_long() -> None:
+    by_hand = start()
+    for update in UPDATES:
+        by_hand += np.float32(0.01) * np.sign(update)
+    np.testing.assert_allclose(run(optimize.majority_vote(0.01)), by_hand, rtol=1e-5, atol=1e-6)
+    master = np.ones(3, np.float32)
+    votes = np.array([[1, 1, -1], [1, -1, -1], [-1, 1, -1], [1, -1, -1]], np.float32)
+    optimize.step(optimize.majority_vote(0.5)(master), votes.mean(axis=0))
+    assert master.tolist() == [1.5, 1.0, 0.5]  # three to one, a tie, all against
+
+
+def test_ef21_steps_along_the_sum() -> None:
+    by_hand = start()
+    for round in range(len(UPDATES)):
+        by_hand += 0.5 * np.sum(UPDATES[: round + 1], axis=0)
+    np.testing.assert_allclose(run(optimize.ef21(0.5)), by_hand, rtol=1e-5, atol=1e-5)
+
+
+def test_ef21_gets_to_the_minimum_where_top_k_alone_does_not() -> None:
+    """Three clients pull so hard in directions of their own that top-1 never says where they agree.
+
+    Beznosikov et al. 2020, "On Biased Compression for Distributed Learning", example 1: the payloads cancel out.
+    """
+    shared = Shared(Layout((TensorSpec("weight", (3,), "float32"),)))
+    pulls = np.array([[-3, 2, 2], [2, -3, 2], [2, 2, -3]], np.float32)
+
+    def distance(chosen: Encoder[Any], rule: optimize.ServerOptimizer) -> float:
+        master = np.ones(3, np.float32)
+        optimizer, states = rule(master), [chosen.init(shared.layout) for _ in pulls]
+        for _ in range(1500):
+            total = accumulate.Accumulator(3)
+            for client, pull in enumerate(pulls):
+                update = np.float32(-0.02) * (pull @ master) * pull - np.float32(0.01) * master
+                payload, states[client] = chosen.encode(update, states[client], shared, 0)
+                states[client] = chosen.settle(states[client], True)
+                total.add(encoder.decode(payload, shared), 1.0)
+            optimize.step(optimizer, total.mean())
+        return float(np.abs(master).max())
+
+    top = encoder.sparse(selection.top_k(k=1), values.FLOAT32)
+    assert distance(top, optimize.sgd(1.0)) > 1
+    assert distance(ef21.ef21(top), optimize.ef21(0.5)) < 0.01
 
 
 @pytest.mark.parametrize("rule", [optimize.adam, optimize.yogi, optimize.adagrad])

@@ -49,6 +49,14 @@ def test_the_same_seed_gives_the_same_model_with_one_and_two_workers(tmp_path: P
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["dgc", "eden", "powersgd", "signsgd"])
+def test_a_recipe_runs_from_end_to_end(tmp_path: Path, recipe: str) -> None:
+    server = ["server={optimizer: majority_vote, learning_rate: 0.01}"] if recipe == "signsgd" else []
+    results = run(tmp_path / "run", "rounds=2", "workers=1", "sampling.per_round=3", f"encoder={recipe}", *server)
+    assert [one.refused for one in results.rounds] == [0, 0] and results.model.sha256
+
+
+@pytest.mark.slow
 def test_a_run_leaves_every_figure_of_the_path_from_gradient_to_download(tmp_path: Path) -> None:
     chosen = scenario.load("digits", ["rounds=4", "students.epochs=2"])
     results = runner.simulate(chosen, tmp_path / "run")

@@ -10,7 +10,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedpress.compression import values
+from fedpress.compression import recipes, values
 from fedpress.compression.errors import FedpressError
 from fedpress.simulations import scenario, scenario_errors, scenario_yaml
 from fedpress.simulations.scenario import Scenario, ScenarioError, load
@@ -114,6 +114,17 @@ def test_json_and_yaml_give_the_scenario_back(rounds, density, alpha, kind, numb
         ("network.dropout=0.1", "network.dropout: needs `sampling.deadline`"),
         ("encoder.warm_up_rounds=900", "encoder.warm_up_rounds: got 900, expected less than rounds"),
         ("encoder={warm_up_rounds: 2, warm_up_density: 0.001}", "expected at least density, 0.01"),
+        ("encoder=qsdg", "encoder.recipe: expected fedpress, stc, dgc, random_k, qsgd, terngrad, eden, signsgd"),
+        ("encoder=qsdg", "did you mean 'qsgd'? (value given: 'qsdg')"),
+        ("encoder={recipe: qsgd, bits: 9}", "encoder: bits is 9, expected 2 to 8"),
+        ("encoder={recipe: powersgd, rank: 0}", "encoder: rank is 0, expected 1 to 255"),
+        ("encoder={recipe: stc, bits: 4}", "encoder: bits is for the recipes qsgd, eden; recipe is stc"),
+        ("encoder={rank: 4}", "encoder: rank is for the recipes powersgd; recipe is null"),
+        ("encoder={recipe: stc, values: int8}", "encoder: values has no meaning beside recipe stc"),
+        ("encoder={recipe: eden, warm_up_rounds: 3}", "warm_up_rounds has no meaning for recipe eden"),
+        ("encoder=signsgd", "server.optimizer: got 'sgd' with encoder.recipe 'signsgd'; signsgd and majority_vote go"),
+        ("server={optimizer: majority_vote, learning_rate: 0.01}", "with encoder.recipe None; signsgd and majority"),
+        ("server={optimizer: majority_vote, momentum: 0.9}", "momentum has no meaning for optimizer majority_vote"),
         ("name=a/b", "name: got 'a/b', expected letters"),
         ("rounds.x=3", "rounds is the value"),
         ("students.tiers.7.name=x", "students.tiers is a list of 2; expected an index from 0, got '7'"),
@@ -123,6 +134,16 @@ def test_json_and_yaml_give_the_scenario_back(rounds, density, alpha, kind, numb
 )
 def test_a_wrong_value_is_named_with_what_is_allowed(override, expected):
     assert expected in problems(override)
+
+
+@pytest.mark.parametrize("recipe", recipes.RECIPES)
+def test_a_scenario_can_name_a_recipe(recipe):
+    server = ["server={optimizer: majority_vote, learning_rate: 0.01}"] if recipe == "signsgd" else []
+    chosen = load("digits", [f"encoder={recipe}", *server])
+    assert chosen.encoder.recipe == recipe
+    assert chosen == load("digits", [f"encoder={{recipe: {recipe}}}", *server])
+    assert Scenario.from_json(chosen.to_json()) == chosen
+    assert Scenario.model_validate(scenario_yaml.read(chosen.to_yaml())) == chosen
 
 
 def test_all_problems_are_listed_at_once():

@@ -1,0 +1,82 @@
+"""Forms: how a whole update is written that is no list of values, each by itself.
+
+A value format (`values`) writes entries one by one and its length follows from their number. A form rules the whole
+body of a payload: it may need the layout (a scale for each tensor, factors of matrices) and has one parameter, such as
+the bits of a value. docs/wire.md specifies the forms; the registry is `wire.FORMS`.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedpress.compression.update import Update
+from fedpress.compression.vector import BLOCK, Layout, Vector
+
+
+class Form(NamedTuple):
+    """How a body is read.
+
+    Attributes:
+        name: For tables.
+        tag: The value tag on the wire, 64 or more; never used again for something else.
+        length: parameter, layout -> bytes of the body behind the parameter, or None if there is no such parameter.
+            Must not allocate anything of the size of the vector.
+        unpack: parameter, body of that length, layout -> the update.
+    """
+
+    name: str
+    tag: int
+    length: Callable[[int, Layout], int | None]
+    unpack: Callable[[int, memoryview, Layout], Update]
+
+
+class Scheme(NamedTuple):
+    """A form with its parameter, and how an update is written in it: what `encoder.quantised` takes.
+
+    Law: `len(pack(v, layout, seed)) == form.length(parameter, layout)`; the same seed gives the same bytes.
+
+    Attributes:
+        form: How it is read.
+        parameter: 0 to 255.
+        pack: Finite update (n,), layout, seed -> the body behind the parameter.
+    """
+
+    form: Form
+    parameter: int
+    pack: Callable[[Vector, Layout, int], bytes]
+
+
+def pack_codes(codes: NDArray[np.uint8], bits: int) -> bytes:
+    """Return `bits` bits (1 to 8) of each code as one bit string, least significant first, filled up with zeros.
+
+    >>> pack_codes(np.array([1, 2, 3], np.uint8), 3).hex()
+    'd100'
+    """
+    parts = []
+    for start in range(0, len(codes), BLOCK):  # a multiple of 8 codes, so that each block ends with a byte
+        block = np.unpackbits(codes[start : start + BLOCK, None], axis=1, count=bits, bitorder="little")
+        parts.append(np.packbits(block, bitorder="little").tobytes())
+    return b"".join(parts)
+
+
+def unpack_codes(data: memoryview, count: int, bits: int) -> NDArray[np.uint8]:
+    """Return what `pack_codes` wrote, uint8 of shape (count,).
+
+    >>> unpack_codes(memoryview(bytes.fromhex("d100")), 3, 3).tolist()
+    [1, 2, 3]
+    """
+    codes = np.empty(count, np.uint8)
+    raw = np.frombuffer(data, np.uint8)
+    for start in range(0, count, BLOCK):
+        size = min(BLOCK, count - start)
+        part = raw[start // 8 * bits :]
+        flags = np.unpackbits(part[: codes_length(size, bits)], count=size * bits, bitorder="little")
+        codes[start : start + size] = np.packbits(flags.reshape(size, bits), axis=1, bitorder="little")[:, 0]
+    return codes
+
+
+def codes_length(count: int, bits: int) -> int:
+    """Return how many bytes `count` codes of `bits` bits take."""
+    return -(-count * bits // 8)
