@@ -23,6 +23,7 @@ SUPPORTS: dict[str, tuple[int, list[int]]] = {
     "rice": (1000, [7, 8, 9, 300, 301, 555, 998]),
     "raw": (256, [255]),
     "bitmap": (1000, [p for p in range(1000) if p % 3]),
+    "groups": (9000, [*range(0, 600, 2), *range(700, 9000, 83)]),
     "all": (1000, list(range(1000))),
     "empty": (1000, []),
 }
@@ -137,7 +138,7 @@ FAULTS: dict[str, tuple[Callable[[], bytes], type[errors.PayloadError]]] = {
     "version 2": (lambda: crafted(version=2), errors.UnsupportedVersion),
     "value tag 0": (lambda: crafted(value_tag=0), errors.UnknownFormat),
     "value tag 255": (lambda: crafted(value_tag=255), errors.UnknownFormat),
-    "index tag 3": (lambda: crafted(index_tag=3), errors.UnknownFormat),
+    "index tag 4": (lambda: crafted(index_tag=4), errors.UnknownFormat),
     "index tag 64": (lambda: crafted(index_tag=64), errors.UnknownFormat),
     "a flag": (lambda: crafted(flags=1), errors.UnknownFormat),
     "k above n": (lambda: crafted(k=1001), errors.CountTooLarge),
@@ -166,6 +167,15 @@ FAULTS: dict[str, tuple[Callable[[], bytes], type[errors.PayloadError]]] = {
     "Rice, beyond n": (
         lambda: crafted(b"\xff" * 6 + b"\0\xfe" + FLOATS, index_tag=positions.RICE + 7),
         errors.InvalidPositions,
+    ),
+    "groups, one gap open": (
+        lambda: crafted(b"\0\0\x3f" + FLOATS, index_tag=positions.GROUPS),
+        errors.InvalidPositions,
+    ),
+    "groups, too short": (lambda: crafted(b"\0\0" + FLOATS, index_tag=positions.GROUPS), errors.Truncated),
+    "groups longer than the bitmap": (
+        lambda: crafted(b"\0\0" + b"\x7f" * 124 + FLOATS, index_tag=positions.GROUPS),
+        errors.LengthMismatch,
     ),
     "raw, falling": (
         lambda: crafted(struct.pack("<7H", 1, 2, 3, 5, 4, 6, 7) + FLOATS, index_tag=positions.RAW),
@@ -224,7 +234,7 @@ def test_every_exception_of_a_payload_is_among_the_faults() -> None:
 
 def test_inspect_finds_what_can_be_found_without_a_layout() -> None:
     needs_layout = (errors.SizeMismatch, errors.LayoutMismatch)
-    unpacked = ("Rice, ", "raw, ", "bitmap, ", "NaN", "infinity", "float16 inf", "int8, ", "ternary")
+    unpacked = ("Rice, ", "groups, one", "raw, ", "bitmap, ", "NaN", "infinity", "float16 inf", "int8, ", "ternary")
     for fault, (craft, expected) in FAULTS.items():
         if expected not in needs_layout and not fault.startswith(unpacked):
             with pytest.raises(expected):
@@ -261,7 +271,7 @@ def checked(payload: bytes, shared: Shared) -> None:
     st.integers(0, 40),
     st.integers(0, 40),
     st.sampled_from([values.by_name(name).tag for name in values.names()]),
-    st.sampled_from([positions.ALL, positions.RAW, positions.BITMAP, *range(32, 64)]),
+    st.sampled_from([positions.ALL, positions.RAW, positions.BITMAP, positions.GROUPS, *range(32, 64)]),
     st.binary(max_size=80),
 )
 def test_any_body_is_refused_or_valid(n: int, k: int, value_tag: int, index_tag: int, body: bytes) -> None:
@@ -283,7 +293,8 @@ def test_any_bytes_are_refused_or_valid(data: bytes, where: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "index_tag", [positions.ALL, positions.RAW, positions.BITMAP, positions.RICE, positions.RICE + 31]
+    "index_tag",
+    [positions.ALL, positions.RAW, positions.BITMAP, positions.GROUPS, positions.RICE, positions.RICE + 31],
 )
 @pytest.mark.parametrize("name", values.names())
 def test_a_short_payload_cannot_ask_for_much_memory(index_tag: int, name: str) -> None:
