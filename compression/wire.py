@@ -65,6 +65,8 @@ def pack(update: Update, layout: Layout, format: ValueFormat) -> bytes:
     else:
         tag, places = positions.pack(update.positions, update.size)
     body = places + format.pack(update.values)
+    if format.varies and update.count:
+        body += _trailer(len(body) - len(places), len(body))
     prefix = _PREFIX.pack(MAGIC, VERSION, format.tag, tag, 0, update.size, update.count, layout.fingerprint)
     return b"".join((prefix, _CHECKSUM.pack(zlib.crc32(body, zlib.crc32(prefix))), body))
 
@@ -99,11 +101,11 @@ def decode(payload: bytes | memoryview, shared: Shared) -> Update:
             f"the payload's layout has the fingerprint {header.fingerprint:08x}, the one here {layout.fingerprint:08x}:"
             " same size, other tensors; another model, or another order?"
         )
-    split = _check_body(data, header, format)
+    split, end = _check_body(data, header, format)
     if header.index_tag == positions.ALL:
-        return Dense(_numbers(data[split:], header, format))
+        return Dense(_numbers(data[split:end], header, format))
     places = positions.unpack(header.index_tag, data[HEADER_BYTES:split], header.n, header.k)
-    return Sparse(places, _numbers(data[split:], header, format), header.n)
+    return Sparse(places, _numbers(data[split:end], header, format), header.n)
 
 
 def inspect(payload: bytes | memoryview) -> dict[str, Any]:
@@ -114,7 +116,7 @@ def inspect(payload: bytes | memoryview) -> dict[str, Any]:
     """
     data = memoryview(payload).cast("B")
     header, format = _read_header(data)
-    split = _check_body(data, header, format)
+    split, _ = _check_body(data, header, format)
     return {
         "version": header.version,
         "values": format.name,
@@ -125,7 +127,7 @@ def inspect(payload: bytes | memoryview) -> dict[str, Any]:
         "bytes": len(data),
         "header_bytes": HEADER_BYTES,
         "position_bytes": split - HEADER_BYTES,
-        "value_bytes": len(data) - split,
+        "value_bytes": len(data) - split,  # with their length, where it varies
     }
 
 
@@ -150,28 +152,45 @@ def _read_header(data: memoryview) -> tuple[_Header, ValueFormat]:
     return header, format
 
 
-def _check_body(data: memoryview, header: _Header, format: ValueFormat) -> int:
-    """Check length and checksum; return where the values begin."""
+def _trailer(length: int, body: int) -> bytes:
+    """Return the length of the values in the least whole bytes that hold the body's whole length, these included."""
+    width = 1
+    while body + width >= 256**width:
+        width += 1
+    return length.to_bytes(width, "little")
+
+
+def _values_span(data: memoryview, header: _Header, format: ValueFormat) -> tuple[int, int]:
+    """Return where the values begin and end; they begin too early in a payload that is too short for them."""
+    least = format.length(header.k)
+    if not format.varies or not header.k:
+        return len(data) - least, len(data)
+    end = len(data) - -(-(len(data) - HEADER_BYTES).bit_length() // 8)
+    if end - least < HEADER_BYTES:
+        return end - least, end
+    stated = int.from_bytes(data[end:], "little")
+    if stated < least:
+        raise errors.InvalidValues(f"the values are said to take {stated} bytes, {header.k} take at least {least}")
+    return end - stated, end
+
+
+def _check_body(data: memoryview, header: _Header, format: ValueFormat) -> tuple[int, int]:
+    """Check length and checksum; return where the values begin and end."""
     if header.index_tag == positions.ALL and header.k != header.n:
         raise errors.InvalidPositions(f"a payload without positions has {header.k} of {header.n} entries")
     least, most = positions.length(header.index_tag, header.n, header.k)
-    split = len(data) - format.length(header.k)
+    split, end = _values_span(data, header, format)
+    rest = HEADER_BYTES + len(data) - split
     if split - HEADER_BYTES < least:
-        raise errors.Truncated(
-            f"the payload has {len(data)} bytes, its header announces at least "
-            f"{HEADER_BYTES + least + format.length(header.k)}"
-        )
+        raise errors.Truncated(f"the payload has {len(data)} bytes, its header announces at least {rest + least}")
     if split - HEADER_BYTES > most:
-        raise errors.LengthMismatch(
-            f"the payload has {len(data)} bytes, its header announces at most "
-            f"{HEADER_BYTES + most + format.length(header.k)}"
-        )
+        raise errors.LengthMismatch(f"the payload has {len(data)} bytes, its header announces at most {rest + most}")
     checksum = zlib.crc32(data[HEADER_BYTES:], zlib.crc32(data[: _PREFIX.size]))
     if checksum != header.checksum:
         raise errors.ChecksumMismatch(
             f"the checksum is {checksum:08x}, the header says {header.checksum:08x}; damaged on the way"
         )
-    return split
+    return split, end
 
 
 def _numbers(data: memoryview, header: _Header, format: ValueFormat) -> Vector:

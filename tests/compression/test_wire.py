@@ -128,6 +128,14 @@ NAN = struct.pack("<f", float("nan"))
 INFINITY = struct.pack("<f", float("inf"))
 MINUS_INFINITY_16 = b"\x00\xfc"
 
+STEPS = values.STEP.pack(example("rice").values)
+
+
+def stepped(length: int, steps: bytes = STEPS) -> bytes:
+    """Return the example payload with values in steps, said to take `length` bytes."""
+    return crafted(RICE + steps + bytes([length]), value_tag=values.STEP.tag)
+
+
 FAULTS: dict[str, tuple[Callable[[], bytes], type[errors.PayloadError]]] = {
     "nothing": (lambda: b"", errors.Truncated),
     "half a header": (lambda: crafted()[:21], errors.Truncated),
@@ -193,6 +201,27 @@ FAULTS: dict[str, tuple[Callable[[], bytes], type[errors.PayloadError]]] = {
         lambda: crafted(b"\xff" + b"\0" * 124 + FLOATS, index_tag=positions.BITMAP),
         errors.InvalidPositions,
     ),
+    "step, no length": (lambda: crafted(RICE, value_tag=values.STEP.tag), errors.Truncated),
+    "step, said to be longer than the payload": (lambda: stepped(255), errors.Truncated),
+    "step, said to be shorter than it can be": (lambda: stepped(11), errors.InvalidValues),
+    "step, a byte of the positions": (lambda: stepped(len(STEPS) + 1), errors.InvalidPositions),
+    "step, a byte less": (lambda: stepped(len(STEPS) - 1), errors.LengthMismatch),
+    "step, a byte over": (lambda: stepped(len(STEPS) + 1, STEPS + b"\0"), errors.InvalidValues),
+    "step, no numbers": (lambda: stepped(len(STEPS), STEPS[:11] + b"\0" * (len(STEPS) - 11)), errors.InvalidValues),
+    "step, base NaN": (lambda: stepped(len(STEPS), NAN + STEPS[4:]), errors.NonFiniteValues),
+    "step, sum overflows": (
+        lambda: stepped(len(STEPS), struct.pack("<ff", 3e38, 3e38) + STEPS[8:]),
+        errors.NonFiniteValues,
+    ),
+    "log4, levels beyond float32": (
+        lambda: crafted(RICE + b"\xff\x1f" + b"\x77" * 4, value_tag=values.LOG4.tag),
+        errors.NonFiniteValues,
+    ),
+    "int4, product overflows": (
+        lambda: crafted(RICE + struct.pack("<f", 3e38) + b"\x77" * 4, value_tag=values.INT4.tag),
+        errors.NonFiniteValues,
+    ),
+    "sign, NaN": (lambda: crafted(RICE + NAN + b"\0", value_tag=values.SIGN.tag), errors.NonFiniteValues),
     "NaN": (lambda: crafted(RICE + NAN + FLOATS[4:]), errors.NonFiniteValues),
     "infinity": (lambda: crafted(RICE + FLOATS[:-4] + INFINITY), errors.NonFiniteValues),
     "float16 infinity": (
@@ -235,14 +264,16 @@ def test_every_exception_of_a_payload_is_among_the_faults() -> None:
 def test_inspect_finds_what_can_be_found_without_a_layout() -> None:
     needs_layout = (errors.SizeMismatch, errors.LayoutMismatch)
     unpacked = ("Rice, ", "groups, one", "raw, ", "bitmap, ", "NaN", "infinity", "float16 inf", "int8, ", "ternary")
+    unpacked += ("step, a", "step, no numbers", "step, base", "step, sum", "log4, ", "int4, ", "sign, ")
     for fault, (craft, expected) in FAULTS.items():
         if expected not in needs_layout and not fault.startswith(unpacked):
             with pytest.raises(expected):
                 wire.inspect(craft())
 
 
-def test_every_flipped_bit_and_every_shorter_payload_is_refused() -> None:
-    payload = wire.pack(example("rice"), LAYOUT, values.INT8)
+@pytest.mark.parametrize("name", ["int8", "step"])
+def test_every_flipped_bit_and_every_shorter_payload_is_refused(name: str) -> None:
+    payload = wire.pack(example("rice"), LAYOUT, values.by_name(name))
     for bit in range(8 * len(payload)):
         changed = bytearray(payload)
         changed[bit // 8] ^= 1 << bit % 8
@@ -283,6 +314,8 @@ def test_any_body_is_refused_or_valid(n: int, k: int, value_tag: int, index_tag:
     if format is not None and k <= n:
         for length in set(positions.length(index_tag, n, k)):
             whole = (body * 400)[: length + format.length(k)].ljust(length + format.length(k), b"\0")
+            if format.varies:  # nowhere above 255 bytes here but for bitmaps of a few
+                whole += bytes([min(255, format.length(k) + len(body) % 9)])
             checked(crafted(whole, **fields), Shared(layout))
 
 
