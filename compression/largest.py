@@ -1,7 +1,8 @@
 """The exact k largest magnitudes of a vector, in linear time on any data.
 
 1. A sample gives a bound that a little more than k magnitudes probably reach.
-2. One pass over blocks that stay in the cache collects those candidates.
+2. One pass over blocks that stay in the cache collects those candidates. Where the vector is a sum (an update and
+   the residual of error feedback), each block is added just before it is read: memory is what limits all of this.
 3. The k-th largest among them is found digit by digit: bit patterns of magnitudes are ordered like the magnitudes, so
    three histograms of 11, 10 and 10 bits give all 31 bits of it (a radix select).
 
@@ -28,12 +29,14 @@ _FIRST_NOT_FINITE = 0x7F8  # the top digit of infinity; NaN lies above
 _NOT_FINITE = "the update holds NaN or infinity, so nothing can be selected; did training diverge?"
 
 
-def largest(vector: Vector, k: int) -> NDArray[np.int64]:
+def largest(vector: Vector, k: int, addend: Vector | None = None) -> NDArray[np.int64]:
     """Return the positions of the k entries of largest magnitude, rising; ties by lowest position, never a zero.
 
     Args:
         vector: float32, shape (n,), contiguous.
         k: At least 1; min(k, non-zeros) positions come back.
+        addend: float32, shape (n,): added to `vector`, in place, before anything else. The whole of it is added also
+            where this raises.
 
     Raises:
         NonFiniteError: The vector holds NaN or infinity.
@@ -41,21 +44,23 @@ def largest(vector: Vector, k: int) -> NDArray[np.int64]:
     >>> largest(np.array([3, -4, 0, 4, 4], np.float32), 2)
     array([1, 3])
     """
-    patterns = vector.view(np.uint32)
     if len(vector) > SAMPLE and k <= len(vector) // 8:
         room = 2 * k + BLOCK
-        positions, magnitudes = _reaching(patterns, _bound(patterns, k), room)
+        positions, magnitudes = _reaching(_blocks(vector, addend), _bound(vector, addend, k), room)
         if k <= len(positions) <= room:
             return positions[_cut(lambda: [(0, magnitudes)], k)]
-    return _cut(lambda: _blocks(patterns), k)
+    elif addend is not None:
+        add(vector, addend)
+    return _cut(lambda: _blocks(vector), k)
 
 
-def at_least(vector: Vector, bound: np.float32) -> NDArray[np.int64]:
+def at_least(vector: Vector, bound: np.float32, addend: Vector | None = None) -> NDArray[np.int64]:
     """Return the positions of the entries whose magnitude is at least `bound`, rising, never a zero.
 
     Args:
         vector: float32, shape (n,), contiguous.
         bound: Not negative.
+        addend: As for `largest`.
 
     Raises:
         NonFiniteError: The vector holds NaN or infinity.
@@ -63,39 +68,54 @@ def at_least(vector: Vector, bound: np.float32) -> NDArray[np.int64]:
     >>> at_least(np.array([3, -4, 0, 4, 4], np.float32), np.float32(4))
     array([1, 3, 4])
     """
-    positions, magnitudes = _reaching(vector.view(np.uint32), max(1, int(bound.view(np.uint32))), room=len(vector))
+    lowest = max(1, int(bound.view(np.uint32)))
+    positions, magnitudes = _reaching(_blocks(vector, addend), lowest, room=len(vector))
     if len(magnitudes) and int(magnitudes.max()) >> _DIGITS[0][0] >= _FIRST_NOT_FINITE:
         raise errors.NonFiniteError(_NOT_FINITE)
     return positions
 
 
-def _blocks(patterns: NDArray[np.uint32]) -> Iterator[tuple[int, Magnitudes]]:
-    """Yield (start, magnitudes) of each block; the array is overwritten by the next one."""
+def add(vector: Vector, addend: Vector) -> None:
+    """Add in place; a sum that overflows becomes infinite, and selection refuses it."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        np.add(vector, addend, out=vector)
+
+
+def _blocks(vector: Vector, addend: Vector | None = None) -> Iterator[tuple[int, Magnitudes]]:
+    """Yield (start, magnitudes) of each block, after adding to it; the array is overwritten by the next one."""
+    patterns = vector.view(np.uint32)
     buffer = np.empty(min(BLOCK, len(patterns)), np.uint32)
     for start in range(0, len(patterns), BLOCK):
+        if addend is not None:
+            add(vector[start : start + BLOCK], addend[start : start + BLOCK])
         block = patterns[start : start + BLOCK]
         yield start, np.bitwise_and(block, 0x7FFFFFFF, out=buffer[: len(block)])
 
 
-def _bound(patterns: NDArray[np.uint32], k: int) -> int:
+def _bound(vector: Vector, addend: Vector | None, k: int) -> int:
     """Return a magnitude that probably at least k entries reach, and few more."""
-    sample = patterns[:: len(patterns) // SAMPLE] & np.uint32(0x7FFFFFFF)
-    expected = k * len(sample) / len(patterns)
+    step = len(vector) // SAMPLE
+    drawn = vector[::step].copy()
+    if addend is not None:
+        add(drawn, addend[::step])
+    sample = drawn.view(np.uint32) & np.uint32(0x7FFFFFFF)
+    expected = k * len(sample) / len(vector)
     rank = int(expected + 4 * expected**0.5) + 8  # four standard deviations of the binomial, and some for small k
     return _kth(lambda: [(0, sample)], rank)[0]
 
 
-def _reaching(patterns: NDArray[np.uint32], bound: int, room: int) -> tuple[NDArray[np.int64], Magnitudes]:
+def _reaching(blocks: Iterator[tuple[int, Magnitudes]], bound: int, room: int) -> tuple[NDArray[np.int64], Magnitudes]:
     """Return the positions and magnitudes of the entries that reach `bound`: all, or more than `room` of them."""
     positions, magnitudes, found = [np.empty(0, np.int64)], [np.empty(0, np.uint32)], 0
-    for start, block in _blocks(patterns):
+    for start, block in blocks:
         places = np.flatnonzero(block >= np.uint32(bound))
         magnitudes.append(block[places])
         places += start
         positions.append(places)
         found += len(places)
         if found > room:
-            break
+            for _ in blocks:  # nothing more to find, but the rest is still to be added
+                pass
     return np.concatenate(positions), np.concatenate(magnitudes)
 
 

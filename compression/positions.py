@@ -172,7 +172,7 @@ def _pack_rice(gaps: Positions, b: int, bits: int) -> bytes:
 
 def _unpack_rice(data: bytes | memoryview, b: int, n: int, k: int) -> Positions:
     unpacked = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")
-    ends = np.flatnonzero(unpacked[k * b :])
+    ends = np.flatnonzero(unpacked[k * b :].view(np.bool_))  # ten times as fast as of integers
     if len(ends) != k:
         raise errors.InvalidPositions(f"the Rice code ends {len(ends)} gaps, the header says {k}")
     if k and len(data) != _bytes(k * b + int(ends[-1]) + 1):
@@ -218,7 +218,7 @@ def _pack_bitmap(positions: Positions, n: int) -> bytes:
 
 def _unpack_bitmap(data: bytes | memoryview, n: int, k: int) -> Positions:
     there = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")
-    positions = np.flatnonzero(there)
+    positions = np.flatnonzero(there.view(np.bool_))
     if len(positions) != k or (k and positions[-1] >= n):
         raise errors.InvalidPositions(f"the bitmap marks {len(positions)} places, the header says {k} of {n}")
     return positions

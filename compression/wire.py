@@ -54,19 +54,36 @@ def pack(update: Update, layout: Layout, format: ValueFormat) -> bytes:
     >>> pack(Sparse(np.array([7, 300]), np.array([1, -1], np.float32), 1000), layout, values.TERNARY).hex(" ", 4)
     '4650 01042600 e8030000 02000000 6cc337a3 861ca691 07190200 00803f02'
     """
+    return _assemble(update, layout, format, _pack_values(update, layout, format))
+
+
+def pack_said(update: Update, layout: Layout, format: ValueFormat) -> tuple[bytes, Vector]:
+    """Return the payload of `update` and the values that a decoder will read from it.
+
+    Args and errors are those of `pack`. Faster than `decode` of the payload: the positions are at hand.
+    """
+    body = _pack_values(update, layout, format)
+    return _assemble(update, layout, format, body), format.unpack(body, update.count)
+
+
+def _pack_values(update: Update, layout: Layout, format: ValueFormat) -> bytes:
     if update.size != layout.size or update.size > MAX_SIZE:
         raise errors.LayoutError(
             f"the update has {update.size} entries, the layout {layout.size}; a payload holds at most {MAX_SIZE}"
         )
     if not np.isfinite(update.values).all():
         raise errors.NonFiniteError("the update holds NaN or infinity; did training diverge?")
+    return format.pack(update.values)
+
+
+def _assemble(update: Update, layout: Layout, format: ValueFormat, numbers: bytes) -> bytes:
     if isinstance(update, Dense):
         tag, places = positions.ALL, b""
     else:
         tag, places = positions.pack(update.positions, update.size)
-    body = places + format.pack(update.values)
+    body = places + numbers
     if format.varies and update.count:
-        body += _trailer(len(body) - len(places), len(body))
+        body += _trailer(len(numbers), len(body))
     prefix = _PREFIX.pack(MAGIC, VERSION, format.tag, tag, 0, update.size, update.count, layout.fingerprint)
     return b"".join((prefix, _CHECKSUM.pack(zlib.crc32(body, zlib.crc32(prefix))), body))
 
