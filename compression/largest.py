@@ -24,6 +24,7 @@ Magnitudes: TypeAlias = NDArray[np.uint32]
 """Bit patterns of float32 magnitudes: as integers 0 < subnormal < normal < infinity < NaN."""
 
 SAMPLE = 1 << 14
+_MAGNITUDE = np.uint32(0x7FFFFFFF)
 _DIGITS = ((20, 11), (10, 10), (0, 10))  # (shift, bits), from the top of the 31 bits
 _FIRST_NOT_FINITE = 0x7F8  # the top digit of infinity; NaN lies above
 _NOT_FINITE = "the update holds NaN or infinity, so nothing can be selected; did training diverge?"
@@ -46,7 +47,7 @@ def largest(vector: Vector, k: int, addend: Vector | None = None) -> NDArray[np.
     """
     if len(vector) > SAMPLE and k <= len(vector) // 8:
         room = 2 * k + BLOCK
-        positions, magnitudes = _reaching(_blocks(vector, addend), _bound(vector, addend, k), room)
+        positions, magnitudes = _reaching(vector, addend, _bound(vector, addend, k), room)
         if k <= len(positions) <= room:
             return positions[_cut(lambda: [(0, magnitudes)], k)]
     elif addend is not None:
@@ -69,7 +70,7 @@ def at_least(vector: Vector, bound: np.float32, addend: Vector | None = None) ->
     array([1, 3, 4])
     """
     lowest = max(1, int(bound.view(np.uint32)))
-    positions, magnitudes = _reaching(_blocks(vector, addend), lowest, room=len(vector))
+    positions, magnitudes = _reaching(vector, addend, lowest, room=len(vector))
     if len(magnitudes) and int(magnitudes.max()) >> _DIGITS[0][0] >= _FIRST_NOT_FINITE:
         raise errors.NonFiniteError(_NOT_FINITE)
     return positions
@@ -81,15 +82,13 @@ def add(vector: Vector, addend: Vector) -> None:
         np.add(vector, addend, out=vector)
 
 
-def _blocks(vector: Vector, addend: Vector | None = None) -> Iterator[tuple[int, Magnitudes]]:
-    """Yield (start, magnitudes) of each block, after adding to it; the array is overwritten by the next one."""
+def _blocks(vector: Vector) -> Iterator[tuple[int, Magnitudes]]:
+    """Yield (start, magnitudes) of each block; the array is overwritten by the next one."""
     patterns = vector.view(np.uint32)
     buffer = np.empty(min(BLOCK, len(patterns)), np.uint32)
     for start in range(0, len(patterns), BLOCK):
-        if addend is not None:
-            add(vector[start : start + BLOCK], addend[start : start + BLOCK])
         block = patterns[start : start + BLOCK]
-        yield start, np.bitwise_and(block, 0x7FFFFFFF, out=buffer[: len(block)])
+        yield start, np.bitwise_and(block, _MAGNITUDE, out=buffer[: len(block)])
 
 
 def _bound(vector: Vector, addend: Vector | None, k: int) -> int:
@@ -98,24 +97,34 @@ def _bound(vector: Vector, addend: Vector | None, k: int) -> int:
     drawn = vector[::step].copy()
     if addend is not None:
         add(drawn, addend[::step])
-    sample = drawn.view(np.uint32) & np.uint32(0x7FFFFFFF)
+    sample = drawn.view(np.uint32) & _MAGNITUDE
     expected = k * len(sample) / len(vector)
     rank = int(expected + 4 * expected**0.5) + 8  # four standard deviations of the binomial, and some for small k
     return _kth(lambda: [(0, sample)], rank)[0]
 
 
-def _reaching(blocks: Iterator[tuple[int, Magnitudes]], bound: int, room: int) -> tuple[NDArray[np.int64], Magnitudes]:
-    """Return the positions and magnitudes of the entries that reach `bound`: all, or more than `room` of them."""
+def _reaching(vector: Vector, addend: Vector | None, bound: int, room: int) -> tuple[NDArray[np.int64], Magnitudes]:
+    """Return the positions and magnitudes of the entries that reach `bound`: all, or more than `room` of them.
+
+    `addend` is added to the whole vector, block by block, just before the block is read.
+    """
     positions, magnitudes, found = [np.empty(0, np.int64)], [np.empty(0, np.uint32)], 0
-    for start, block in blocks:
-        places = np.flatnonzero(block >= np.uint32(bound))
-        magnitudes.append(block[places])
+    patterns = vector.view(np.uint32)
+    buffer, reaching = np.empty(min(BLOCK, len(vector)), np.uint32), np.empty(min(BLOCK, len(vector)), np.bool_)
+    for start in range(0, len(vector), BLOCK):
+        block = slice(start, start + BLOCK)
+        if addend is not None:
+            add(vector[block], addend[block])
+        if found > room:  # nothing more to find, but the rest is still to be added
+            continue
+        here = patterns[block]
+        size = len(here)
+        masked = np.bitwise_and(here, _MAGNITUDE, out=buffer[:size])
+        places = np.flatnonzero(np.greater_equal(masked, np.uint32(bound), out=reaching[:size]))
+        magnitudes.append(masked[places])
         places += start
         positions.append(places)
         found += len(places)
-        if found > room:
-            for _ in blocks:  # nothing more to find, but the rest is still to be added
-                pass
     return np.concatenate(positions), np.concatenate(magnitudes)
 
 
