@@ -96,7 +96,7 @@ class SparseEncode:
         Law: the same payload as `encode` of the sum; what is returned beside is what `decode` reads from it.
 
         Args:
-            update: float32, shape (n,), writeable; where this raises it holds no more than the sum.
+            update: float32, shape (n,), writeable; where this raises it holds the sum in part.
             addend: float32, shape (n,); read only.
             shared: As for `Encoder.encode`.
             seed: As for `Encoder.encode`.

@@ -59,8 +59,8 @@ def plan(numbers: Numbers) -> Plan:
     wide = bool(numbers.max() >> np.uint32(24))
     codes, costs = _best(rows, sizes, wide)
     bits = int(costs.sum()) + len(codes) * _width(codes)
-    # One code for all can win only where a few codes are near each other, or the groups are few.
-    if codes.max() > codes.min() and (_width(codes) <= 2 or len(codes) <= 16):
+    # One code for all can win only where the codes are near each other.
+    if 0 < _width(codes) <= 2:
         one, cost = _best_single(rows, sizes, wide, int(np.median(codes)))
         if cost <= bits:
             return Plan(rows, len(numbers), np.full_like(codes, one), cost)
@@ -191,13 +191,17 @@ def _width(codes: _Codes) -> int:
     return int(codes.max() - codes.min()).bit_length()
 
 
+_EVERY = np.arange(MAX_CODE + 1)
+_THREES = (_EVERY % 2 == 0) & (_EVERY > 0)
+_SHIFTS = np.where(_THREES, _EVERY // 2 - 1, (_EVERY + 1) // 2)
+
+
 def _parts(codes: _Codes) -> tuple[_Codes, NDArray[np.bool_]]:
     """Return s of each code's modulus 2^s or 3 * 2^s, and whether it has the 3.
 
     Codes 0, 1, 2, 3, 4, 5, 6 stand for 1, 2, 3, 4, 6, 8, 12.
     """
-    threes = (codes % 2 == 0) & (codes > 0)
-    return np.where(threes, codes // 2 - 1, (codes + 1) // 2), threes
+    return _SHIFTS[codes], _THREES[codes]
 
 
 def _moduli(codes: _Codes) -> _Codes:

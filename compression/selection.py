@@ -36,7 +36,8 @@ class Selector(Protocol):
 class SumSelector:
     """A selector that can add as it reads: `of_sum` selects from `vector + addend` in one pass over memory.
 
-    Law: `of_sum(v, a, ...)` leaves v + a in v, also where it raises, and returns what the selector says of that.
+    Law: `of_sum(v, a, ...)` leaves v + a in v and returns what the selector says of that. Where it raises, v holds the
+    sum in part.
     """
 
     def __init__(self, select: Callable[[Vector, Vector | None, Shared, int], Positions]) -> None:
@@ -96,7 +97,7 @@ def top_k(
         if scope == "global":
             return largest(vector, count(len(vector)), addend)
         if addend is not None:
-            add(vector, addend)  # at once: a layer that is refused must not leave the rest without it
+            add(vector, addend)
         offsets = shared.layout.offsets
         parts = [
             largest(vector[start:stop], count(int(stop - start))) + start

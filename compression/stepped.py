@@ -29,15 +29,25 @@ def pack(values: Vector, relative_error: float) -> bytes:
     """
     if not len(values):
         return b""
-    magnitudes = np.abs(values).astype(np.float64)
+    k = len(values)
+    magnitudes = values.astype(np.float64)
+    np.abs(magnitudes, out=magnitudes)
+    mean = float(magnitudes.mean())
+    # Not by BLAS, whose sums depend on the number of its threads, and no array for the squares.
+    square = float(np.einsum("i,i->", magnitudes, magnitudes)) / k
     # An error that is uniform over a step has a standard deviation of step / sqrt(12).
-    step = float(np.float32(relative_error * np.sqrt(12 * np.mean(magnitudes * magnitudes))))
-    lowest = float(magnitudes.min())
-    steps = np.floor((magnitudes - lowest) / step) if step else np.zeros(len(values))
-    # The base that makes the mean error zero: the same as each step's values said by their mean, roughly.
-    base = float(np.float32(np.mean(magnitudes - steps * step)))
+    step = float(np.float32(relative_error * np.sqrt(12 * square)))
+    steps = magnitudes
     if step:
-        steps = np.minimum(steps, (_LARGEST - base) // step)  # saturates
+        steps -= magnitudes.min()
+        steps /= step
+        np.floor(steps, out=steps)
+    else:
+        steps[:] = 0
+    # The base that makes the mean error zero: it is the lowest value and the mean of what the floor cuts off.
+    base = float(np.float32(max(0.0, mean - float(steps.mean()) * step)))
+    if step:
+        np.minimum(steps, (_LARGEST - base) // step, out=steps)  # saturates
     signs = np.packbits(np.signbit(values), bitorder="little").tobytes()
     return _HEAD.pack(base, step) + signs + golomb.pack(golomb.plan(steps.astype(np.uint32)))
 
@@ -61,9 +71,13 @@ def unpack(data: bytes | memoryview, k: int) -> Vector:
         steps = golomb.unpack(data[split:], k)
     except golomb.BitsError as error:
         raise errors.InvalidValues(f"the magnitudes cannot be read: {error}") from None
+    sums = steps.astype(np.float64)
     with np.errstate(over="ignore", invalid="ignore"):  # the decoder refuses what is not finite
-        magnitudes: Vector = (base + steps * np.float64(step)).astype(np.float32)
-    np.negative(magnitudes, out=magnitudes, where=negative.astype(bool))
+        sums *= step
+        sums += base
+        magnitudes: Vector = sums.astype(np.float32)
+    patterns = magnitudes.view(np.uint32)
+    patterns ^= negative.astype(np.uint32) << np.uint32(31)
     return magnitudes
 
 
