@@ -169,22 +169,23 @@ def unpack(data: bytes | memoryview, k: int) -> Numbers:
     if len(unpacked) - at - int(ends[-1]) > 8:
         raise BitsError("bytes are left over after the last number")
     ends[1:] -= ends[:-1] + 1
-    rows = _filled(ends)
-    if (rows.max(axis=1) > (2**32 - 1) // _moduli(codes)).any():
-        raise BitsError("a number is not below 2^32")
+    tall = _filled(ends)  # int64, so that three times as much is no overflow
     if threes.any():
-        rows[threes] = rows[threes] * 3 + _filled(thirds)
+        tall[threes] = tall[threes] * 3 + _filled(thirds)
+    # What stands above the s low bits, before it is shifted there in words of 32 bits.
+    if (tall.max(axis=1) > (2**32 - 1) >> shifts).any():
+        raise BitsError("a number is not below 2^32")
+    rows = tall.astype(np.uint32)
     if planes:
-        rows <<= shifts[:, None]
+        rows <<= shifts[:, None].astype(np.uint32)
         for j, (chosen, plane) in enumerate(planes):
-            shifted = _filled(plane).astype(np.int64) << j
+            shifted = _filled(plane).astype(np.uint32)
+            shifted <<= np.uint32(j)
             if chosen.all():
                 rows |= shifted
             else:
                 rows[chosen] |= shifted
-    if int(rows.max()) >> 32:  # by the thirds alone
-        raise BitsError("a number is not below 2^32")
-    return rows.reshape(-1)[:k].astype(np.uint32)
+    return rows.reshape(-1)[:k]
 
 
 def _width(codes: _Codes) -> int:
@@ -202,11 +203,6 @@ def _parts(codes: _Codes) -> tuple[_Codes, NDArray[np.bool_]]:
     Codes 0, 1, 2, 3, 4, 5, 6 stand for 1, 2, 3, 4, 6, 8, 12.
     """
     return _SHIFTS[codes], _THREES[codes]
-
-
-def _moduli(codes: _Codes) -> _Codes:
-    shifts, threes = _parts(codes)
-    return np.where(threes, 3, 1) << shifts
 
 
 def _sizes(k: int) -> _Codes:

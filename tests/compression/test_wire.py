@@ -99,9 +99,10 @@ def test_what_is_packed_is_decoded(made: tuple[Update, Layout], name: str) -> No
 
 
 def test_header_and_padding_take_at_most_24_bytes() -> None:
-    for k in range(1, 200):
+    layout = layout_of(5000)
+    for k in [*range(1, 200), *range(200, 1000, 101), 999]:
         chosen = np.arange(k) * 5
-        payload = wire.pack(Sparse(chosen, np.ones(k, np.float32), 1000), LAYOUT, values.TERNARY)
+        payload = wire.pack(Sparse(chosen, np.ones(k, np.float32), 5000), layout, values.TERNARY)
         bits = min((b + 1) * k + sum(gap >> b for gap in [0] + [4] * (k - 1)) for b in range(8))
         assert len(payload) - (bits + 32 + k) / 8 <= 24  # 32 bits for the magnitude, k for the signs
 
