@@ -72,12 +72,46 @@ def sparse(select: selection.Selector, values: ValueFormat) -> Encoder[None]:
     (28, [0.0, -7.0, 0.0, 7.0])
     """
 
-    def encode(update: Vector, state: None, shared: Shared, seed: int) -> tuple[bytes, None]:
-        vector.check(update, shared.layout)
-        positions = select(update, shared, seed)
-        return wire.pack(Sparse(positions, update[positions], len(update)), shared.layout, values), None
+    return Encoder(_no_state, SparseEncode(select, values))
 
-    return Encoder(_no_state, encode)
+
+class SparseEncode:
+    """The `encode` of `sparse`. It can also encode a sum and keep what is left of it, in one pass over memory.
+
+    `feedback.error_feedback` looks for this. It is a matter of the function and not a field of `Encoder`, so that a
+    wrapper that puts another `encode` in its place cannot leave it standing beside.
+    """
+
+    def __init__(self, select: selection.Selector, values: ValueFormat) -> None:
+        """Args: select, values: as for `sparse`."""
+        self._select = select
+        self._values = values
+
+    def __call__(self, update: Vector, state: None, shared: Shared, seed: int) -> tuple[bytes, None]:
+        """Encode; see `Encoder`."""
+        vector.check(update, shared.layout)
+        positions = self._select(update, shared, seed)
+        return wire.pack(Sparse(positions, update[positions], len(update)), shared.layout, self._values), None
+
+    def of_sum(self, update: Vector, addend: Vector, shared: Shared, seed: int) -> tuple[bytes, Sparse]:
+        """Encode update + addend; `update` becomes what the payload does not say of it.
+
+        Law: the same payload as `encode` of the sum; what is returned beside is what `decode` reads from it.
+
+        Args:
+            update: float32, shape (n,), writeable; where this raises it holds the sum in part.
+            addend: float32, shape (n,); read only.
+            shared: As for `Encoder.encode`.
+            seed: As for `Encoder.encode`.
+
+        Raises:
+            NonFiniteError: The sum holds NaN or infinity.
+        """
+        positions = selection.of_sum(self._select, update, addend, shared, seed)
+        asked = update[positions]
+        payload, values = wire.pack_said(Sparse(positions, asked, len(update)), shared.layout, self._values)
+        update[positions] = asked - values
+        return payload, Sparse(positions, values, len(update))
 
 
 def dense(values: ValueFormat = FLOAT32) -> Encoder[None]:

@@ -14,6 +14,7 @@
         ├── LengthMismatch                  bytes left over, or a body of an impossible length
         ├── ChecksumMismatch                damaged on the way
         ├── InvalidPositions                positions that repeat, fall, or lie outside the vector
+        ├── InvalidValues                   values whose bits no encoder writes
         ├── NonFiniteValues                 values that are NaN or infinite
         └── NegativeVariance                a running variance below zero (buffers only)
 
@@ -75,6 +76,10 @@ class ChecksumMismatch(PayloadError):
 
 class InvalidPositions(PayloadError):
     """The positions repeat, fall, lie outside the vector, or are not as many as announced."""
+
+
+class InvalidValues(PayloadError):
+    """Values of variable length are cut off, too long, or not as many as announced."""
 
 
 class NonFiniteValues(PayloadError):

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedpress.compression import errors, vector, wire
-from fedpress.compression.encoder import Encoder
+from fedpress.compression.encoder import Encoder, SparseEncode
 from fedpress.compression.shared import Shared
 from fedpress.compression.update import Dense, Sparse, Update
 from fedpress.compression.vector import BLOCK, Layout, Vector
@@ -59,6 +59,11 @@ def error_feedback(inner: Encoder[S]) -> Encoder[Residual[S]]:
     def encode(update: Vector, state: Residual[S], shared: Shared, seed: int) -> tuple[bytes, Residual[S]]:
         vector.check(update, shared.layout)
         asked = update if update.flags.writeable else update.copy()
+        if isinstance(inner.encode, SparseEncode):  # the same in one pass; its state is None
+            payload, sent = inner.encode.of_sum(asked, state.residual, shared, seed)
+            if sent.count == sent.size:
+                sent = sent._replace(positions=_nothing()[0])
+            return payload, Residual(state.inner, asked, sent.positions, sent.values)
         with np.errstate(over="ignore", invalid="ignore"):  # the inner encoder refuses what is not finite
             asked += state.residual
         payload, inner_state = inner.encode(_read_only(asked), state.inner, shared, seed)

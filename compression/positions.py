@@ -1,10 +1,13 @@
 """Positions: k strictly increasing integers below n <-> bytes.
 
-Three forms; the exact cost of each is known before anything is packed, and the smallest is taken:
+Four forms; the exact cost of each is known before anything is packed, and the smallest is taken:
 
 * Rice: the gaps between positions, in the Golomb-Rice code with the parameter that fits the data best (Golomb 1966,
   "Run-length encodings"; Rice and Plaunt 1971, "Adaptive variable-length coding"). The low bits of all gaps come
   first, then all high parts in unary, so that both are written and read by vector operations.
+* groups: the gaps by groups of 256, each with a Golomb parameter of its own (`golomb`). The largest entries of an
+  update cluster by layer, and so this goes far below the entropy of independent positions; on uniform ones it stays
+  within 1 % of it. Loses to Rice where there are too few gaps to pay for its two bytes of header.
 * bitmap: one bit for each of the n places. Rice with b = 0 is the bitmap cut off after its last one, so it is never
   longer; where both are equal the bitmap is taken, which is read faster.
 * raw: each position in the least number of whole bytes that holds n - 1. Wins at the very smallest k only.
@@ -17,15 +20,18 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpress.compression import errors
+from fedpress.compression import errors, golomb
 
 Positions: TypeAlias = NDArray[np.int64]
 
 ALL = 0  # no positions at all: every place is there, k = n
 RAW = 1
 BITMAP = 2
+GROUPS = 3
 RICE = 32  # 32 to 63: RICE + b, where b is the number of low bits
 MAX_RICE = 31
+
+_NAMES = {ALL: "all", RAW: "raw", BITMAP: "bitmap", GROUPS: "groups"}
 
 
 def pack(positions: Positions, n: int) -> tuple[int, bytes]:
@@ -51,7 +57,12 @@ def pack(positions: Positions, n: int) -> tuple[int, bytes]:
         return ALL, b""
     b, bits = _best_rice(gaps)
     costs = {BITMAP: _bytes(n), RICE + b: _bytes(bits), RAW: k * _width(n)}
+    if k:
+        groups = golomb.plan(gaps.astype(np.uint32))
+        costs[GROUPS] = golomb.length(groups)
     tag = min(costs, key=costs.__getitem__)  # the first of equals
+    if tag == GROUPS:
+        return tag, golomb.pack(groups)
     if tag == BITMAP:
         return tag, _pack_bitmap(positions, n)
     if tag == RAW:
@@ -65,7 +76,7 @@ def known(tag: int) -> bool:
     >>> known(RICE + 5), known(77)
     (True, False)
     """
-    return tag in (ALL, RAW, BITMAP) or RICE <= tag <= RICE + MAX_RICE
+    return tag in _NAMES or RICE <= tag <= RICE + MAX_RICE
 
 
 def name(tag: int) -> str:
@@ -74,7 +85,7 @@ def name(tag: int) -> str:
     >>> name(RICE + 5)
     'rice 5'
     """
-    return {ALL: "all", RAW: "raw", BITMAP: "bitmap"}.get(tag, f"rice {tag - RICE}")
+    return _NAMES.get(tag, f"rice {tag - RICE}")
 
 
 def length(tag: int, n: int, k: int) -> tuple[int, int]:
@@ -89,6 +100,8 @@ def length(tag: int, n: int, k: int) -> tuple[int, int]:
         return k * _width(n), k * _width(n)
     if tag == BITMAP:
         return _bytes(n), _bytes(n)
+    if tag == GROUPS:
+        return (golomb.least(k), max(golomb.least(k), _bytes(n))) if k else (0, 0)
     b = tag - RICE
     # k low parts and k ones that end the high parts; the high parts sum to at most (n - k) / 2^b.
     least = k * (b + 1)
@@ -118,6 +131,8 @@ def unpack(tag: int, data: bytes | memoryview, n: int, k: int) -> Positions:
         return _unpack_raw(data, n, k)
     if tag == BITMAP:
         return _unpack_bitmap(data, n, k)
+    if tag == GROUPS:
+        return _unpack_groups(data, n, k)
     return _unpack_rice(data, tag - RICE, n, k)
 
 
@@ -157,7 +172,7 @@ def _pack_rice(gaps: Positions, b: int, bits: int) -> bytes:
 
 def _unpack_rice(data: bytes | memoryview, b: int, n: int, k: int) -> Positions:
     unpacked = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")
-    ends = np.flatnonzero(unpacked[k * b :])
+    ends = np.flatnonzero(unpacked[k * b :].view(np.bool_))  # ten times as fast as of integers
     if len(ends) != k:
         raise errors.InvalidPositions(f"the Rice code ends {len(ends)} gaps, the header says {k}")
     if k and len(data) != _bytes(k * b + int(ends[-1]) + 1):
@@ -172,6 +187,26 @@ def _unpack_rice(data: bytes | memoryview, b: int, n: int, k: int) -> Positions:
     return positions
 
 
+# groups
+
+
+def _unpack_groups(data: bytes | memoryview, n: int, k: int) -> Positions:
+    if not k:
+        return np.empty(0, np.int64)
+    try:
+        gaps = golomb.unpack(data, k)
+    except golomb.BitsError as error:
+        raise errors.InvalidPositions(f"the gaps by groups cannot be read: {error}") from None
+    end = int(gaps.sum(dtype=np.uint64)) + k  # fewer than 2^32 gaps below 2^32: no overflow, unlike int64
+    if end > n:
+        raise errors.InvalidPositions(f"the last position is {end - 1}, the vector has {n} entries")
+    positions = gaps.astype(np.int64)
+    positions += 1
+    np.cumsum(positions, out=positions)
+    positions -= 1
+    return positions
+
+
 # bitmap, raw
 
 
@@ -183,7 +218,7 @@ def _pack_bitmap(positions: Positions, n: int) -> bytes:
 
 def _unpack_bitmap(data: bytes | memoryview, n: int, k: int) -> Positions:
     there = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")
-    positions = np.flatnonzero(there)
+    positions = np.flatnonzero(there.view(np.bool_))
     if len(positions) != k or (k and positions[-1] >= n):
         raise errors.InvalidPositions(f"the bitmap marks {len(positions)} places, the header says {k} of {n}")
     return positions

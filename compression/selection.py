@@ -3,13 +3,14 @@
 Law: positions are strictly increasing, and no selected entry is zero. A vector that holds NaN or infinity is refused.
 """
 
+from collections.abc import Callable
 from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedpress.compression import errors
-from fedpress.compression.largest import at_least, largest
+from fedpress.compression.largest import add, at_least, largest
 from fedpress.compression.shared import Shared
 from fedpress.compression.vector import Vector
 
@@ -30,6 +31,34 @@ class Selector(Protocol):
         Raises:
             NonFiniteError: `vector` holds NaN or infinity.
         """
+
+
+class SumSelector:
+    """A selector that can add as it reads: `of_sum` selects from `vector + addend` in one pass over memory.
+
+    Law: `of_sum(v, a, ...)` leaves v + a in v and returns what the selector says of that. Where it raises, v holds the
+    sum in part.
+    """
+
+    def __init__(self, select: Callable[[Vector, Vector | None, Shared, int], Positions]) -> None:
+        """Args: select: (vector, addend or None, shared, seed) -> positions; adds in place."""
+        self._select = select
+
+    def __call__(self, vector: Vector, shared: Shared, seed: int) -> Positions:
+        """Select; see `Selector`."""
+        return self._select(vector, None, shared, seed)
+
+    def of_sum(self, vector: Vector, addend: Vector, shared: Shared, seed: int) -> Positions:
+        """Add `addend` to `vector`, in place, and select; errors are those of `Selector`."""
+        return self._select(vector, addend, shared, seed)
+
+
+def of_sum(select: Selector, vector: Vector, addend: Vector, shared: Shared, seed: int) -> Positions:
+    """Add `addend` to `vector`, in place, and select, in one pass if the selector can."""
+    if isinstance(select, SumSelector):
+        return select.of_sum(vector, addend, shared, seed)
+    add(vector, addend)
+    return select(vector, shared, seed)
 
 
 def top_k(
@@ -64,9 +93,11 @@ def top_k(
         wanted = k if k is not None else max(1, round((density or 0) * n))
         return min(n, wanted)
 
-    def select(vector: Vector, shared: Shared, seed: int) -> Positions:
+    def select(vector: Vector, addend: Vector | None, shared: Shared, seed: int) -> Positions:
         if scope == "global":
-            return largest(vector, count(len(vector)))
+            return largest(vector, count(len(vector)), addend)
+        if addend is not None:
+            add(vector, addend)
         offsets = shared.layout.offsets
         parts = [
             largest(vector[start:stop], count(int(stop - start))) + start
@@ -74,7 +105,7 @@ def top_k(
         ]
         return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
-    return select
+    return SumSelector(select)
 
 
 def random_k(density: float) -> Selector:
@@ -125,10 +156,10 @@ def threshold(value: float) -> Selector:
         raise ValueError(f"threshold {value} is not a finite float32 of at least 0")
     bound = np.float32(value)
 
-    def select(vector: Vector, shared: Shared, seed: int) -> Positions:
-        return at_least(vector, bound)
+    def select(vector: Vector, addend: Vector | None, shared: Shared, seed: int) -> Positions:
+        return at_least(vector, bound, addend)
 
-    return select
+    return SumSelector(select)
 
 
 def _check_density(density: float) -> None:

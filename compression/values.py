@@ -4,32 +4,36 @@ A format is one entry in `_FORMATS`: a name for scenarios, a tag for the wire, a
 scenario files and the tests find it there. Every format
 
 * takes finite values only (encoders have checked) and gives finite values back: it saturates instead of overflowing;
-* has a length that follows from k alone, so that a decoder can check it before it reads.
+* has a length that follows from k alone, so that a decoder can check it before it reads; or says that its length
+  varies, and then the wire says what it is.
 
 Values that round to something else are not lost: `feedback.error_feedback` keeps the difference.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedpress.compression import logarithmic, stepped
 from fedpress.compression.vector import Vector
 
 
 class ValueFormat(NamedTuple):
     """How values are written.
 
-    Law: `len(pack(v)) == length(len(v))`; `unpack(pack(v), len(v))` is finite, flips no sign, and is no further from v
-    than zeros would be (so that error feedback converges).
+    Law: `len(pack(v)) == length(len(v))`, or at least that if it varies; `unpack(pack(v), len(v))` is finite, flips no
+    sign, and is no further from v than zeros would be (so that error feedback converges).
 
     Attributes:
         name: For scenarios and tables.
         tag: For the wire; never used again for another format.
         pack: Finite float32 values, shape (k,) -> bytes.
         unpack: Bytes of the right length, k -> float32, shape (k,); what they say may be non-finite.
-        length: k -> bytes that k values take. `length(0) == 0`.
+        length: k -> bytes that k values take, or the least that they can take. `length(0) == 0`.
+        varies: Whether the length depends on the values.
 
     >>> TERNARY.unpack(TERNARY.pack(np.array([1, -3, 2], np.float32)), 3)
     array([ 2., -2.,  2.], dtype=float32)
@@ -40,6 +44,7 @@ class ValueFormat(NamedTuple):
     pack: Callable[[Vector], bytes]
     unpack: Callable[[bytes | memoryview, int], Vector]
     length: Callable[[int], int]
+    varies: bool = False
 
 
 # float32, float16
@@ -64,38 +69,87 @@ def _unpack_float16(data: bytes | memoryview, k: int) -> Vector:
     return np.frombuffer(data, "<f2", k).astype(np.float32)
 
 
-# int8: groups of 256 values, each group with the float32 scale that maps its largest magnitude to 127
+# int8, int4: groups of 256 values, each group with the float32 scale that maps its largest magnitude to 127, or 7
 
 GROUP = 256
 
 
-def _pack_int8(values: Vector) -> bytes:
+def _pack_integers(values: Vector, largest: int) -> tuple[bytes, NDArray[np.int8]]:
+    """Return the scales' bytes and the quotients, -largest to largest."""
     k = len(values)
-    scales = _int8_scales(values)
+    scales = _scales(values, largest)
     steps = np.repeat(scales.astype(np.float64), GROUP)[:k]
     # A scale is zero if all of its group round to zero; float64, since a subnormal scale is a coarse one.
     quotients = np.divide(values, steps, out=np.zeros(k), where=steps > 0)
-    return scales.astype("<f4").tobytes() + np.clip(np.rint(quotients), -127, 127).astype(np.int8).tobytes()
+    return scales.astype("<f4").tobytes(), np.clip(np.rint(quotients), -largest, largest).astype(np.int8)
 
 
-def _int8_scales(values: Vector) -> Vector:
+def _scales(values: Vector, largest: int) -> Vector:
     if not len(values):
         return np.empty(0, np.float32)
     peaks = np.maximum.reduceat(np.abs(values), np.arange(0, len(values), GROUP))
-    scales = (peaks.astype(np.float64) / 127).astype(np.float32)
-    # 127 times the rounded scale may lie beyond float32: the next smaller scale does not.
-    return np.where(scales.astype(np.float64) * 127 > np.finfo(np.float32).max, np.nextafter(scales, 0), scales)
+    scales = (peaks.astype(np.float64) / largest).astype(np.float32)
+    # `largest` times the rounded scale may lie beyond float32: the next smaller scale does not.
+    beyond = scales.astype(np.float64) * largest > np.finfo(np.float32).max
+    return np.where(beyond, np.nextafter(scales, 0), scales)
+
+
+def _unpack_scales(data: bytes | memoryview, k: int) -> Vector:
+    return np.repeat(np.frombuffer(data, "<f4", -(-k // GROUP)).astype(np.float32), GROUP)[:k]
+
+
+def _pack_int8(values: Vector) -> bytes:
+    scales, quotients = _pack_integers(values, 127)
+    return scales + quotients.tobytes()
 
 
 def _unpack_int8(data: bytes | memoryview, k: int) -> Vector:
-    groups = -(-k // GROUP)
-    scales: NDArray[np.float32] = np.frombuffer(data, "<f4", groups).astype(np.float32)
     with np.errstate(over="ignore", invalid="ignore"):  # the decoder refuses what is not finite
-        return np.frombuffer(data, np.int8, k, 4 * groups) * np.repeat(scales, GROUP)[:k]
+        return np.frombuffer(data, np.int8, k, 4 * -(-k // GROUP)) * _unpack_scales(data, k)
 
 
 def _length_int8(k: int) -> int:
     return k + 4 * -(-k // GROUP)
+
+
+def _pack_int4(values: Vector) -> bytes:
+    scales, quotients = _pack_integers(values, 7)
+    return scales + logarithmic.pack_nibbles(quotients.view(np.uint8) & np.uint8(15))
+
+
+def _unpack_int4(data: bytes | memoryview, k: int) -> Vector:
+    nibbles = logarithmic.unpack_nibbles(data[4 * -(-k // GROUP) :], k)
+    quotients = (nibbles ^ np.uint8(8)).view(np.int8) - np.int8(8)  # two's complement of four bits
+    with np.errstate(over="ignore", invalid="ignore"):
+        return quotients * _unpack_scales(data, k)
+
+
+def _length_int4(k: int) -> int:
+    return -(-k // 2) + 4 * -(-k // GROUP)
+
+
+# sign: a sign each, and the mean magnitude of each group of 256. Groups of neighbours are nearly always of one layer,
+# so that this is the sign with a scale by layer (Karimireddy et al. 2019, "Error Feedback Fixes SignSGD and other
+# Gradient Compression Schemes", section 4), without the layers having to be known where values are read.
+
+
+def _pack_sign(values: Vector) -> bytes:
+    if not len(values):
+        return b""
+    starts = np.arange(0, len(values), GROUP)
+    sums = np.add.reduceat(np.abs(values).astype(np.float64), starts)
+    means = sums / np.diff(starts, append=len(values))
+    return means.astype("<f4").tobytes() + np.packbits(np.signbit(values), bitorder="little").tobytes()
+
+
+def _unpack_sign(data: bytes | memoryview, k: int) -> Vector:
+    magnitudes = _unpack_scales(data, k)
+    negative = np.unpackbits(np.frombuffer(data, np.uint8, -1, 4 * -(-k // GROUP)), count=k, bitorder="little")
+    return np.negative(magnitudes, out=magnitudes, where=negative.astype(bool))
+
+
+def _length_sign(k: int) -> int:
+    return -(-k // 8) + 4 * -(-k // GROUP)
 
 
 # ternary: a sign each, and one magnitude: the mean over the entries that are sent, which is what sits in the k kept
@@ -126,8 +180,31 @@ FLOAT32 = ValueFormat("float32", 1, _pack_float32, _unpack_float32, lambda k: 4 
 FLOAT16 = ValueFormat("float16", 2, _pack_float16, _unpack_float16, lambda k: 2 * k)
 INT8 = ValueFormat("int8", 3, _pack_int8, _unpack_int8, _length_int8)
 TERNARY = ValueFormat("ternary", 4, _pack_ternary, _unpack_ternary, _length_ternary)
+LOG4 = ValueFormat("log4", 5, logarithmic.pack, logarithmic.unpack, logarithmic.length)
+INT4 = ValueFormat("int4", 6, _pack_int4, _unpack_int4, _length_int4)
+SIGN = ValueFormat("sign", 7, _pack_sign, _unpack_sign, _length_sign)
 
-_FORMATS = (FLOAT32, FLOAT16, INT8, TERNARY)
+
+def stepped_to(relative_error: float) -> ValueFormat:
+    """Return the format `step` with steps for this relative error of the values sent.
+
+    A decoder reads every one of them: the step is in the payload.
+
+    Raises:
+        ValueError: The error is out of range.
+
+    >>> stepped_to(0.05).name
+    'step'
+    """
+    if not 0 < relative_error <= 0.5:
+        raise ValueError(f"relative_error is {relative_error}, expected above 0 and at most 0.5, such as 0.08")
+    pack = partial(stepped.pack, relative_error=relative_error)
+    return ValueFormat("step", 8, pack, stepped.unpack, stepped.least, varies=True)
+
+
+STEP = stepped_to(0.08)
+
+_FORMATS = (FLOAT32, FLOAT16, INT8, TERNARY, LOG4, INT4, SIGN, STEP)
 _BY_NAME = {entry.name: entry for entry in _FORMATS}
 _BY_TAG = {entry.tag: entry for entry in _FORMATS}
 
@@ -136,7 +213,7 @@ def names() -> tuple[str, ...]:
     """Return the names of all formats.
 
     >>> names()
-    ('float32', 'float16', 'int8', 'ternary')
+    ('float32', 'float16', 'int8', 'ternary', 'log4', 'int4', 'sign', 'step')
     """
     return tuple(_BY_NAME)
 

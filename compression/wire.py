@@ -58,17 +58,36 @@ def pack(update: Update, layout: Layout, format: ValueFormat) -> bytes:
     >>> pack(Sparse(np.array([7, 300]), np.array([1, -1], np.float32), 1000), layout, values.TERNARY).hex(" ", 4)
     '4650 01042600 e8030000 02000000 6cc337a3 861ca691 07190200 00803f02'
     """
+    return _assemble(update, layout, format, _pack_values(update, layout, format))
+
+
+def pack_said(update: Update, layout: Layout, format: ValueFormat) -> tuple[bytes, Vector]:
+    """Return the payload of `update` and the values that a decoder will read from it.
+
+    Args and errors are those of `pack`. Faster than `decode` of the payload: the positions are at hand.
+    """
+    body = _pack_values(update, layout, format)
+    return _assemble(update, layout, format, body), format.unpack(body, update.count)
+
+
+def _pack_values(update: Update, layout: Layout, format: ValueFormat) -> bytes:
     if update.size != layout.size or update.size > MAX_SIZE:
         raise errors.LayoutError(
             f"the update has {update.size} entries, the layout {layout.size}; a payload holds at most {MAX_SIZE}"
         )
     if not np.isfinite(update.values).all():
         raise errors.NonFiniteError("the update holds NaN or infinity; did training diverge?")
+    return format.pack(update.values)
+
+
+def _assemble(update: Update, layout: Layout, format: ValueFormat, numbers: bytes) -> bytes:
     if not isinstance(update, Sparse):
         tag, places = positions.ALL, b""
     else:
         tag, places = positions.pack(update.positions, update.size)
-    body = places + format.pack(update.values)
+    body = places + numbers
+    if format.varies and update.count:
+        body += _trailer(len(numbers), len(body))
     prefix = _PREFIX.pack(MAGIC, VERSION, format.tag, tag, 0, update.size, update.count, layout.fingerprint)
     return b"".join((prefix, _CHECKSUM.pack(zlib.crc32(body, zlib.crc32(prefix))), body))
 
@@ -105,11 +124,11 @@ def decode(payload: bytes | memoryview, shared: Shared) -> Update:
         )
     if header.value_tag in FORMS:
         return _whole(data, header, FORMS[header.value_tag], layout)
-    split = _check_body(data, header, format)
+    split, end = _check_body(data, header, format)
     if header.index_tag == positions.ALL:
-        return Dense(_numbers(data[split:], header, format))
+        return Dense(_numbers(data[split:end], header, format))
     places = positions.unpack(header.index_tag, data[HEADER_BYTES:split], header.n, header.k)
-    return Sparse(places, _numbers(data[split:], header, format), header.n)
+    return Sparse(places, _numbers(data[split:end], header, format), header.n)
 
 
 def inspect(payload: bytes | memoryview) -> dict[str, Any]:
@@ -120,7 +139,7 @@ def inspect(payload: bytes | memoryview) -> dict[str, Any]:
     """
     data = memoryview(payload).cast("B")
     header, format = _read_header(data)
-    split = _check_body(data, header, format)
+    split, _ = _check_body(data, header, format)
     return {
         "version": header.version,
         "values": format.name,
@@ -131,7 +150,7 @@ def inspect(payload: bytes | memoryview) -> dict[str, Any]:
         "bytes": len(data),
         "header_bytes": HEADER_BYTES,
         "position_bytes": split - HEADER_BYTES,
-        "value_bytes": len(data) - split,
+        "value_bytes": len(data) - split,  # with their length, where it varies
     }
 
 
@@ -175,28 +194,45 @@ def _read_header(data: memoryview) -> tuple[_Header, ValueFormat]:
     return header, format
 
 
-def _check_body(data: memoryview, header: _Header, format: ValueFormat) -> int:
-    """Check length and checksum; return where the values begin."""
+def _trailer(length: int, body: int) -> bytes:
+    """Return the length of the values in the least whole bytes that hold the body's whole length, these included."""
+    width = 1
+    while body + width >= 256**width:
+        width += 1
+    return length.to_bytes(width, "little")
+
+
+def _values_span(data: memoryview, header: _Header, format: ValueFormat) -> tuple[int, int]:
+    """Return where the values begin and end; they begin too early in a payload that is too short for them."""
+    least = format.length(header.k)
+    if not format.varies or not header.k:
+        return len(data) - least, len(data)
+    end = len(data) - -(-(len(data) - HEADER_BYTES).bit_length() // 8)
+    if end - least < HEADER_BYTES:
+        return end - least, end
+    stated = int.from_bytes(data[end:], "little")
+    if stated < least:
+        raise errors.InvalidValues(f"the values are said to take {stated} bytes, {header.k} take at least {least}")
+    return end - stated, end
+
+
+def _check_body(data: memoryview, header: _Header, format: ValueFormat) -> tuple[int, int]:
+    """Check length and checksum; return where the values begin and end."""
     if header.index_tag == positions.ALL and header.k != header.n:
         raise errors.InvalidPositions(f"a payload without positions has {header.k} of {header.n} entries")
     least, most = positions.length(header.index_tag, header.n, header.k)
-    split = len(data) - format.length(header.k)
+    split, end = _values_span(data, header, format)
+    rest = HEADER_BYTES + len(data) - split
     if split - HEADER_BYTES < least:
-        raise errors.Truncated(
-            f"the payload has {len(data)} bytes, its header announces at least "
-            f"{HEADER_BYTES + least + format.length(header.k)}"
-        )
+        raise errors.Truncated(f"the payload has {len(data)} bytes, its header announces at least {rest + least}")
     if split - HEADER_BYTES > most:
-        raise errors.LengthMismatch(
-            f"the payload has {len(data)} bytes, its header announces at most "
-            f"{HEADER_BYTES + most + format.length(header.k)}"
-        )
+        raise errors.LengthMismatch(f"the payload has {len(data)} bytes, its header announces at most {rest + most}")
     checksum = zlib.crc32(data[HEADER_BYTES:], zlib.crc32(data[: _PREFIX.size]))
     if checksum != header.checksum:
         raise errors.ChecksumMismatch(
             f"the checksum is {checksum:08x}, the header says {header.checksum:08x}; damaged on the way"
         )
-    return split
+    return split, end
 
 
 def _numbers(data: memoryview, header: _Header, format: ValueFormat) -> Vector:

@@ -244,6 +244,48 @@ def bench_engine(
         _write_json(json_file, figures._asdict())
 
 
+@bench.command("codec")
+def bench_codec(
+    size: Annotated[int, typer.Option(help="Entries of the vector (1000000).", **COUNT)] = 1_000_000,
+    density: Annotated[
+        float, typer.Option(metavar="P", show_default=False, help="Part of the entries that is sent (0.01).")
+    ] = 0.01,
+    data: Annotated[
+        str, typer.Option(metavar="DATA", show_default=False, help="What the vector is like (clustered).")
+    ] = "clustered",
+    number_format: Annotated[
+        str, typer.Option("--values", metavar="FORMAT", show_default=False, help="Number format (step).")
+    ] = "step",
+    json_file: JsonOption = None,
+) -> None:
+    """Measure time and bytes of the codec on one vector.
+
+    Compares the client's whole step (residual, exact top-k, payload, residual) with a
+    copy of the vector, with the naive form of the same step and with Flower's dense
+    serialisation, all in one run; and the positions with their entropy.
+
+    \b
+    DATA is one of
+      clustered            like an update: large entries cluster by layer
+      uniform              independent normal values
+      equal, zeros, one-value, few-values, subnormal
+                           nasty: ties, 99.9 % zero, 99.9 % one value
+      FILE.npy             a float32 vector, such as an update saved from a run
+    \b
+    Example:
+      fedpress bench codec --size 10000000 --density 0.01
+    """
+    with _clear_errors("simulation"):
+        _check_writable(json_file)
+        from rich.console import Console
+
+        from fedpress.simulations import codec_bench, progress
+
+        figures = codec_bench.run(size, density, data, number_format)
+        progress.print_facts(Console(), codec_bench.facts(figures))
+        _write_json(json_file, figures._asdict())
+
+
 FEDAVG = ("encoder={kind: dense, values: float32, feedback: none}", "server={optimizer: sgd, learning_rate: 1.0}")
 """What makes a scenario dense FedAvg."""
 

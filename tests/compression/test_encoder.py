@@ -39,7 +39,8 @@ def test_a_dense_payload_says_every_entry(format: values.ValueFormat, seed: int,
     update = np.random.default_rng(seed).standard_normal(n).astype(np.float32)
     payload, _ = encoder.dense(format).encode(update, None, shared_of((n,)), seed)
     said = encoder.decode(payload, shared_of((n,)))
-    assert isinstance(said, Dense) and len(payload) == wire.HEADER_BYTES + format.length(n)
+    assert isinstance(said, Dense)
+    assert len(payload) == wire.HEADER_BYTES + format.length(n) or format.varies and n
     np.testing.assert_array_equal(said.values, format.unpack(format.pack(update), n))
 
 
@@ -57,6 +58,25 @@ def test_every_size_of_vector_zero_or_not(format: values.ValueFormat, shapes: tu
             said = encoder.decode(payload, shared)
             assert said.count == min(n, 1) or n > 1
             np.testing.assert_allclose(said.values, 1, rtol=1e-6)
+
+
+@every_format
+@given(seed=st.integers(0, 2**32), n=st.integers(0, 200), density=st.floats(0, 1, exclude_min=True))
+def test_encoding_a_sum_is_adding_encoding_and_subtracting(
+    format: values.ValueFormat, seed: int, n: int, density: float
+) -> None:
+    random = np.random.default_rng(seed)
+    update, addend = random.standard_normal((2, n)).astype(np.float32)
+    shared, made = shared_of((n,)), encoder.sparse(selection.top_k(density), format)
+    assert isinstance(made.encode, encoder.SparseEncode)
+    total = update + addend
+    expected, _ = made.encode(total.copy(), None, shared, seed)
+    payload, said = made.encode.of_sum(update, addend, shared, seed)
+    assert payload == expected
+    decoded = encoder.decode(payload, shared)
+    np.testing.assert_array_equal(said.dense().view(np.uint32), decoded.dense().view(np.uint32))
+    decoded.add_to(total, -1.0)
+    np.testing.assert_array_equal(update, total)
 
 
 ENCODERS: dict[str, Encoder[None]] = {

@@ -6,7 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from fedpress.compression import errors, positions
+from fedpress.compression import errors, golomb, positions
+from fedpress.compression.largest import largest
+from fedpress.simulations.codec_data import clustered
 
 Positions = NDArray[np.int64]
 
@@ -57,7 +59,47 @@ def test_no_form_and_no_parameter_is_shorter(given_: tuple[Positions, int]) -> N
     rice = min(len(to_bytes(rice_bits(support, b))) for b in range(32))
     width = ((n - 1).bit_length() + 7) // 8 if n else 0
     others = [(n + 7) // 8, width * len(support), rice]
+    if len(support):
+        gaps = (np.diff(support, prepend=-1) - 1).astype(np.uint32)
+        others.append(len(golomb.pack(golomb.plan(gaps))))
     assert len(data) == (0 if len(support) == n else min(others))
+
+
+@st.composite
+def numbers(draw: st.DrawFn) -> NDArray[np.uint32]:
+    """Numbers whose scale changes along the way, from none to large."""
+    random = np.random.default_rng(draw(st.integers(0, 2**32)))
+    scales = draw(st.lists(st.sampled_from([0.0, 0.4, 1.5, 7.0, 300.0, 5e4, 2e8]), min_size=1, max_size=5))
+    parts = [random.exponential(scale, draw(st.integers(1, 400))) for scale in scales]
+    return np.minimum(np.concatenate(parts), 2**32 - 1).astype(np.uint32)
+
+
+def group_bits(chosen: NDArray[np.uint32], codes: list[int]) -> str:
+    """The string of numbers by groups as docs/wire.md words it, number by number."""
+    width = (max(codes) - min(codes)).bit_length()
+    moduli = [1] + [m for s in range(31) for m in (2 << s, 3 << s)]
+    bits = "".join(str(code - min(codes) >> j & 1) for j in range(width) for code in codes)
+    each = [(x, moduli[codes[i // 256]]) for i, x in enumerate(chosen.tolist())]
+    shifts = [(m // 3 if m % 3 == 0 else m).bit_length() - 1 for _, m in each]
+    for j in range(max(shifts)):
+        bits += "".join(str(x >> j & 1) for (x, _), s in zip(each, shifts, strict=True) if s > j)
+    thirds = [(x >> s) % 3 for (x, m), s in zip(each, shifts, strict=True) if m % 3 == 0]
+    bits += "".join("1" if third else "0" for third in thirds)
+    bits += "".join("1" if third == 2 else "0" for third in thirds if third)
+    return bits + "".join("0" * (x // m) + "1" for x, m in each)
+
+
+@given(numbers())
+def test_groups_are_what_the_specification_says(chosen: NDArray[np.uint32]) -> None:
+    planned = golomb.plan(chosen)
+    data = golomb.pack(planned)
+    codes = planned.codes.tolist()
+    bits = group_bits(chosen, codes)
+    assert data == bytes([min(codes), (max(codes) - min(codes)).bit_length()]) + to_bytes(bits)
+    assert len(data) == golomb.length(planned) >= golomb.least(len(chosen)) and planned.bits == len(bits)
+    again = golomb.unpack(data, len(chosen))
+    assert again.dtype == np.uint32
+    np.testing.assert_array_equal(again, chosen)
 
 
 @given(supports(), st.integers(0, 31))
@@ -102,13 +144,37 @@ def test_the_form_that_is_taken(support: list[int], n: int, name: str) -> None:
     np.testing.assert_array_equal(positions.unpack(tag, data, n, len(support)), support)
 
 
-def test_uniform_positions_cost_little_more_than_their_entropy() -> None:
-    n, k = 10**6, 10**4
-    support = np.sort(np.random.default_rng(1).choice(n, k, replace=False))
+def entropy(p: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Bits of one entry that is there with probability p."""
+    return -(p * np.log2(p) + (1 - p) * np.log2(1 - p))
+
+
+@pytest.mark.parametrize("density", [0.001, 0.0075, 0.01, 0.1, 0.2])
+def test_uniform_positions_cost_at_most_a_percent_more_than_their_entropy(density: float) -> None:
+    k = 100_000
+    n = round(k / density)
+    support = np.flatnonzero(np.random.default_rng(1).random(n) < density)
     _, data = positions.pack(support, n)
-    p = k / n
-    entropy = -(p * np.log2(p) + (1 - p) * np.log2(1 - p)) / p
-    assert 8 * len(data) / k < 1.015 * entropy
+    assert 8 * len(data) <= 1.01 * n * entropy(np.array(len(support) / n))
+
+
+@pytest.mark.parametrize("density", [0.001, 0.01, 0.1])
+def test_clustered_positions_cost_at_most_four_percent_more_than_the_entropy_of_their_blocks(density: float) -> None:
+    n, block = 2_000_000, 1 << 16
+    support = largest(clustered(n), round(density * n))
+    tag, data = positions.pack(support, n)
+    sizes = np.diff(np.append(np.arange(0, n, block), n))
+    parts = np.bincount(support // block, minlength=len(sizes)) / sizes
+    inside = (parts > 0) & (parts < 1)
+    assert positions.name(tag) == "groups"
+    assert 8 * len(data) <= 1.04 * (sizes[inside] * entropy(parts[inside])).sum()
+
+
+@pytest.mark.parametrize("k", [100, 300, 1000])
+def test_small_supports_pay_nothing_for_what_they_do_not_need(k: int) -> None:
+    support = largest(clustered(100 * k), k)
+    _, data = positions.pack(support, 100 * k)
+    assert len(data) <= min(len(to_bytes(rice_bits(support, b))) for b in range(12))
 
 
 @pytest.mark.parametrize("support", [[3, 3], [4, 2], [-1, 2], [2, 10]])
@@ -118,6 +184,8 @@ def test_what_is_no_support_is_not_packed(support: list[int]) -> None:
 
 
 RICE3 = positions.RICE + 3
+HEAD4 = "00100000" + "00000000"  # the lowest code is 4 (modulus 6), no bits for each group
+HUGE = "01011100" + "00000000"  # code 58 (modulus 3 * 2^28)
 
 
 @pytest.mark.parametrize(
@@ -130,6 +198,19 @@ RICE3 = positions.RICE + 3
         (RICE3, "010" + "110" + "1" + "1" + "0" * 8, 10, 2, errors.LengthMismatch),  # a byte too many
         (RICE3, "010" + "110" + "1" + "1", 6, 2, errors.InvalidPositions),  # the last is 6 of 6
         (RICE3, "010" + "110" + "1" + "01", 10, 2, errors.InvalidPositions),  # the last is 14 of 10
+        # gaps 0, 5, 9 = 0 * 6 + 0, 0 * 6 + 5, 1 * 6 + 3: bit 0: 011; thirds above 0: 011; second of them 1, 0
+        (positions.GROUPS, HEAD4 + "011" + "011" + "10" + "1" + "1" + "01", 17, 3, None),
+        (positions.GROUPS, HEAD4 + "011" + "011" + "10" + "1" + "1" + "01", 16, 3, errors.InvalidPositions),
+        (positions.GROUPS, HEAD4 + "011" + "011" + "10" + "1" + "1" + "0", 17, 3, errors.InvalidPositions),
+        (positions.GROUPS, HEAD4 + "011" + "011" + "10" + "1" + "1" + "011", 17, 3, errors.InvalidPositions),
+        (positions.GROUPS, HEAD4 + "011" + "011" + "10" + "1" + "1" + "01" + "0" * 8, 17, 3, errors.InvalidPositions),
+        (positions.GROUPS, HEAD4 + "011" + "01", 17, 3, errors.InvalidPositions),  # ends in the thirds
+        (positions.GROUPS, HEAD4 + "000" + "111" + "00", 17, 3, errors.InvalidPositions),  # and in the second bits
+        (positions.GROUPS, "11111100" + "00000000" + "1" * 200, 2**32 - 1, 3, errors.InvalidPositions),  # code 63
+        (positions.GROUPS, "00000000" + "11100000" + "1" * 200, 2**32 - 1, 3, errors.InvalidPositions),  # 7 bits
+        (positions.GROUPS, "01111100" + "10000000" + "1" * 200, 2**32 - 1, 3, errors.InvalidPositions),  # 62 + 1
+        (positions.GROUPS, HUGE + "0" * 28 + "0" + "0" * 6 + "1", 2**32 - 1, 1, errors.InvalidPositions),  # 6 of them
+        (positions.GROUPS, HUGE + "0" * 28 + "0" + "0" * 5 + "1", 2**32 - 1, 1, None),  # five are below 2^32 - 1
         (positions.BITMAP, "0110000000", 10, 2, None),
         (positions.BITMAP, "0110000001", 10, 2, errors.InvalidPositions),  # three of two
         (positions.BITMAP, "01000000001", 10, 2, errors.InvalidPositions),  # place 10 of 10

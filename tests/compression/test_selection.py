@@ -103,6 +103,17 @@ def test_random_k_draws_by_the_seed_alone(n: int, density: float, seed: int) -> 
     np.testing.assert_array_equal(select(data, shared, seed), full[data[full] != 0])
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("n", [1, 1000, 65537, 150_000])
+@pytest.mark.parametrize("name", ["top_k", "top_k of nearly all", "top_k by layer", "random_k", "threshold"])
+def test_selecting_from_a_sum_is_selecting_after_adding(name: str, kind: str, n: int) -> None:
+    vector, addend = drawn(kind, n, 1), drawn(kind, n, 2)
+    total = vector + addend
+    chosen = selection.of_sum(SELECTORS[name], vector, addend, shared_of(n), 3)
+    np.testing.assert_array_equal(vector.view(np.uint32), total.view(np.uint32))
+    np.testing.assert_array_equal(chosen, SELECTORS[name](total, shared_of(n), 3))
+
+
 def test_random_k_draws_every_place_equally_often() -> None:
     select, shared, vector = selection.random_k(0.25), shared_of(40), np.ones(40, np.float32)
     counts = np.zeros(40)

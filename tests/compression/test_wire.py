@@ -23,6 +23,7 @@ SUPPORTS: dict[str, tuple[int, list[int]]] = {
     "rice": (1000, [7, 8, 9, 300, 301, 555, 998]),
     "raw": (256, [255]),
     "bitmap": (1000, [p for p in range(1000) if p % 3]),
+    "groups": (9000, [*range(0, 600, 2), *range(700, 9000, 83)]),
     "all": (1000, list(range(1000))),
     "empty": (1000, []),
 }
@@ -98,9 +99,10 @@ def test_what_is_packed_is_decoded(made: tuple[Update, Layout], name: str) -> No
 
 
 def test_header_and_padding_take_at_most_24_bytes() -> None:
-    for k in range(1, 200):
+    layout = layout_of(5000)
+    for k in [*range(1, 200), *range(200, 1000, 101), 999]:
         chosen = np.arange(k) * 5
-        payload = wire.pack(Sparse(chosen, np.ones(k, np.float32), 1000), LAYOUT, values.TERNARY)
+        payload = wire.pack(Sparse(chosen, np.ones(k, np.float32), 5000), layout, values.TERNARY)
         bits = min((b + 1) * k + sum(gap >> b for gap in [0] + [4] * (k - 1)) for b in range(8))
         assert len(payload) - (bits + 32 + k) / 8 <= 24  # 32 bits for the magnitude, k for the signs
 
@@ -127,6 +129,14 @@ NAN = struct.pack("<f", float("nan"))
 INFINITY = struct.pack("<f", float("inf"))
 MINUS_INFINITY_16 = b"\x00\xfc"
 
+STEPS = values.STEP.pack(example("rice").values)
+
+
+def stepped(length: int, steps: bytes = STEPS) -> bytes:
+    """Return the example payload with values in steps, said to take `length` bytes."""
+    return crafted(RICE + steps + bytes([length]), value_tag=values.STEP.tag)
+
+
 FAULTS: dict[str, tuple[Callable[[], bytes], type[errors.PayloadError]]] = {
     "nothing": (lambda: b"", errors.Truncated),
     "half a header": (lambda: crafted()[:21], errors.Truncated),
@@ -137,7 +147,7 @@ FAULTS: dict[str, tuple[Callable[[], bytes], type[errors.PayloadError]]] = {
     "version 2": (lambda: crafted(version=2), errors.UnsupportedVersion),
     "value tag 0": (lambda: crafted(value_tag=0), errors.UnknownFormat),
     "value tag 255": (lambda: crafted(value_tag=255), errors.UnknownFormat),
-    "index tag 3": (lambda: crafted(index_tag=3), errors.UnknownFormat),
+    "index tag 4": (lambda: crafted(index_tag=4), errors.UnknownFormat),
     "index tag 64": (lambda: crafted(index_tag=64), errors.UnknownFormat),
     "a flag": (lambda: crafted(flags=1), errors.UnknownFormat),
     "k above n": (lambda: crafted(k=1001), errors.CountTooLarge),
@@ -167,6 +177,15 @@ FAULTS: dict[str, tuple[Callable[[], bytes], type[errors.PayloadError]]] = {
         lambda: crafted(b"\xff" * 6 + b"\0\xfe" + FLOATS, index_tag=positions.RICE + 7),
         errors.InvalidPositions,
     ),
+    "groups, one gap open": (
+        lambda: crafted(b"\0\0\x3f" + FLOATS, index_tag=positions.GROUPS),
+        errors.InvalidPositions,
+    ),
+    "groups, too short": (lambda: crafted(b"\0\0" + FLOATS, index_tag=positions.GROUPS), errors.Truncated),
+    "groups longer than the bitmap": (
+        lambda: crafted(b"\0\0" + b"\x7f" * 124 + FLOATS, index_tag=positions.GROUPS),
+        errors.LengthMismatch,
+    ),
     "raw, falling": (
         lambda: crafted(struct.pack("<7H", 1, 2, 3, 5, 4, 6, 7) + FLOATS, index_tag=positions.RAW),
         errors.InvalidPositions,
@@ -183,6 +202,27 @@ FAULTS: dict[str, tuple[Callable[[], bytes], type[errors.PayloadError]]] = {
         lambda: crafted(b"\xff" + b"\0" * 124 + FLOATS, index_tag=positions.BITMAP),
         errors.InvalidPositions,
     ),
+    "step, no length": (lambda: crafted(RICE, value_tag=values.STEP.tag), errors.Truncated),
+    "step, said to be longer than the payload": (lambda: stepped(255), errors.Truncated),
+    "step, said to be shorter than it can be": (lambda: stepped(11), errors.InvalidValues),
+    "step, a byte of the positions": (lambda: stepped(len(STEPS) + 1), errors.InvalidPositions),
+    "step, a byte less": (lambda: stepped(len(STEPS) - 1), errors.LengthMismatch),
+    "step, a byte over": (lambda: stepped(len(STEPS) + 1, STEPS + b"\0"), errors.InvalidValues),
+    "step, no numbers": (lambda: stepped(len(STEPS), STEPS[:11] + b"\0" * (len(STEPS) - 11)), errors.InvalidValues),
+    "step, base NaN": (lambda: stepped(len(STEPS), NAN + STEPS[4:]), errors.NonFiniteValues),
+    "step, sum overflows": (
+        lambda: stepped(len(STEPS), struct.pack("<ff", 3e38, 3e38) + STEPS[8:]),
+        errors.NonFiniteValues,
+    ),
+    "log4, levels beyond float32": (
+        lambda: crafted(RICE + b"\xff\x1f" + b"\x77" * 4, value_tag=values.LOG4.tag),
+        errors.NonFiniteValues,
+    ),
+    "int4, product overflows": (
+        lambda: crafted(RICE + struct.pack("<f", 3e38) + b"\x77" * 4, value_tag=values.INT4.tag),
+        errors.NonFiniteValues,
+    ),
+    "sign, NaN": (lambda: crafted(RICE + NAN + b"\0", value_tag=values.SIGN.tag), errors.NonFiniteValues),
     "NaN": (lambda: crafted(RICE + NAN + FLOATS[4:]), errors.NonFiniteValues),
     "infinity": (lambda: crafted(RICE + FLOATS[:-4] + INFINITY), errors.NonFiniteValues),
     "float16 infinity": (
@@ -224,15 +264,17 @@ def test_every_exception_of_a_payload_is_among_the_faults() -> None:
 
 def test_inspect_finds_what_can_be_found_without_a_layout() -> None:
     needs_layout = (errors.SizeMismatch, errors.LayoutMismatch)
-    unpacked = ("Rice, ", "raw, ", "bitmap, ", "NaN", "infinity", "float16 inf", "int8, ", "ternary")
+    unpacked = ("Rice, ", "groups, one", "raw, ", "bitmap, ", "NaN", "infinity", "float16 inf", "int8, ", "ternary")
+    unpacked += ("step, a", "step, no numbers", "step, base", "step, sum", "log4, ", "int4, ", "sign, ")
     for fault, (craft, expected) in FAULTS.items():
         if expected not in needs_layout and not fault.startswith(unpacked):
             with pytest.raises(expected):
                 wire.inspect(craft())
 
 
-def test_every_flipped_bit_and_every_shorter_payload_is_refused() -> None:
-    payload = wire.pack(example("rice"), LAYOUT, values.INT8)
+@pytest.mark.parametrize("name", ["int8", "step"])
+def test_every_flipped_bit_and_every_shorter_payload_is_refused(name: str) -> None:
+    payload = wire.pack(example("rice"), LAYOUT, values.by_name(name))
     for bit in range(8 * len(payload)):
         changed = bytearray(payload)
         changed[bit // 8] ^= 1 << bit % 8
@@ -261,7 +303,7 @@ def checked(payload: bytes, shared: Shared) -> None:
     st.integers(0, 40),
     st.integers(0, 40),
     st.sampled_from([values.by_name(name).tag for name in values.names()]),
-    st.sampled_from([positions.ALL, positions.RAW, positions.BITMAP, *range(32, 64)]),
+    st.sampled_from([positions.ALL, positions.RAW, positions.BITMAP, positions.GROUPS, *range(32, 64)]),
     st.binary(max_size=80),
 )
 def test_any_body_is_refused_or_valid(n: int, k: int, value_tag: int, index_tag: int, body: bytes) -> None:
@@ -273,6 +315,8 @@ def test_any_body_is_refused_or_valid(n: int, k: int, value_tag: int, index_tag:
     if format is not None and k <= n:
         for length in set(positions.length(index_tag, n, k)):
             whole = (body * 400)[: length + format.length(k)].ljust(length + format.length(k), b"\0")
+            if format.varies:  # nowhere above 255 bytes here but for bitmaps of a few
+                whole += bytes([min(255, format.length(k) + len(body) % 9)])
             checked(crafted(whole, **fields), Shared(layout))
 
 
@@ -283,7 +327,8 @@ def test_any_bytes_are_refused_or_valid(data: bytes, where: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "index_tag", [positions.ALL, positions.RAW, positions.BITMAP, positions.RICE, positions.RICE + 31]
+    "index_tag",
+    [positions.ALL, positions.RAW, positions.BITMAP, positions.GROUPS, positions.RICE, positions.RICE + 31],
 )
 @pytest.mark.parametrize("name", values.names())
 def test_a_short_payload_cannot_ask_for_much_memory(index_tag: int, name: str) -> None:

@@ -50,7 +50,9 @@ def run(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess[str]]:
 # --- help ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", ["simulate", "report", "inspect", "init", "bench engine", "bench paired"])
+@pytest.mark.parametrize(
+    "command", ["simulate", "report", "inspect", "init", "bench engine", "bench paired", "bench codec"]
+)
 def test_every_command_has_a_help_page_with_an_example(command):
     done = CliRunner().invoke(main, [*command.split(), "--help"])
     assert done.exit_code == 0
@@ -100,6 +102,10 @@ def test_help_and_version_import_nothing_heavy(tmp_path):
         (["inspect", "full/text"], "neither a payload nor a bundle nor a run folder"),
         (["init", "full/text"], "cannot write into full/text"),
         (["bench", "engine", "--workers", "0"], "got 0, expected at least 1"),
+        (["bench", "codec", "--density", "2"], "density 2.0 is out of range; expected 0 < density <= 1"),
+        (["bench", "codec", "--values", "int9"], "'int9' is not one of float32"),
+        (["bench", "codec", "--data", "cluster"], "data is 'cluster', expected one of clustered, uniform"),
+        (["bench", "codec", "--data", "none.npy"], "cannot read none.npy"),
         (["bench", "paired", "--seeds", "1-x"], "expected a range such as 1-10 or numbers such as 3,5,8"),
         (["bench", "paired", "--seeds", "1-3,2"], "expected at least one seed, and each once"),
         (["bench", "paired", "--seeds", "3-1"], "expected at least one seed"),

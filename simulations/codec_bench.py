@@ -1,0 +1,265 @@
+"""`fedpress bench codec`: time and bytes of the codec, as ratios to other things in the same run.
+
+A ratio to `np.copyto` of the same vector says how far the codec is from the speed of memory, and holds on other
+machines better than seconds do. All figures are medians.
+"""
+
+from __future__ import annotations
+
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import NamedTuple
+
+import numpy as np
+
+from fedpress.compression import encoder, feedback, selection, values, vector, wire
+from fedpress.compression.errors import FedpressError
+from fedpress.compression.shared import Shared
+from fedpress.compression.update import Sparse
+from fedpress.compression.vector import Vector
+from fedpress.simulations import codec_data
+
+REPETITIONS = 7
+PAYLOADS = 8
+ENTROPY_BLOCK = 1 << 16
+
+
+class BenchError(FedpressError, ValueError):
+    """What is to be measured cannot be."""
+
+
+class CodecFigures(NamedTuple):
+    """What the codec costs; None where a figure has no meaning or could not be measured.
+
+    Attributes:
+        size: n, entries of the vector.
+        density: k/n that was asked for.
+        data: name of the data, or the path of a file.
+        values: the value format.
+        sent: entries sent; fewer than asked if fewer are not zero.
+        encode_over_copy: residual added, selected, written, residual settled: seconds over those of `np.copyto`.
+        encode_ms: the same in milliseconds.
+        encode_memory_over_vector: most memory that it takes beside update and residual, over the vector's own.
+        naive_over_encode: the same step with `torch.topk`, int32 and float32; one thread.
+        flower_over_encode: Flower's serialisation of the dense vector (ArrayRecord to protobuf).
+        nncodec_over_encode: None: nncodec needs an older numpy than fedpress.
+        payload_bytes: length of the payload.
+        bits_per_nonzero: 8 payload_bytes / sent.
+        relative_error: norm(decoded - kept) / norm(kept), over the entries sent.
+        index_bits_over_entropy: bits of the positions over their entropy: n H(k/n) for uniform data, else the sum of
+            that over blocks of 64Ki.
+        decode_accumulate_mnnz_per_s: millions of entries a second, bytes to float64 sum, over several payloads.
+        accumulate_over_dense_add: seconds of that for one payload over those of a dense float64 += float32.
+    """
+
+    size: int
+    density: float
+    data: str
+    values: str
+    sent: int
+    encode_over_copy: float
+    encode_ms: float
+    encode_memory_over_vector: float
+    naive_over_encode: float | None
+    flower_over_encode: float | None
+    nncodec_over_encode: float | None
+    payload_bytes: int
+    bits_per_nonzero: float | None
+    relative_error: float | None
+    index_bits_over_entropy: float | None
+    decode_accumulate_mnnz_per_s: float | None
+    accumulate_over_dense_add: float
+
+
+def run(
+    size: int, density: float, data: str = "clustered", format: str = "step", repetitions: int = REPETITIONS
+) -> CodecFigures:
+    """Measure one vector.
+
+    Args:
+        size: n; with a file, at most its length.
+        density: k/n, 0 < density <= 1.
+        data: A name of `codec_data.KINDS`, or a .npy file with a vector, such as an update saved from a run.
+        format: Name of a value format.
+        repetitions: Of each measurement; the median counts.
+
+    Raises:
+        BenchError: The data, the density or the format cannot be used.
+    """
+    if size < 1 or repetitions < 1:
+        raise BenchError(f"size is {size} and repetitions is {repetitions}, expected at least 1 each")
+    try:
+        number_format, select = values.by_name(format), selection.top_k(density)
+    except ValueError as error:
+        raise BenchError(str(error)) from None
+    update = _load(data, size)
+    n = len(update)
+    shared = Shared(vector.Layout((vector.TensorSpec("update", (n,), "float32"),)))
+    codec = feedback.error_feedback(encoder.sparse(select, number_format))
+
+    # Into the same arrays each time: pages that the system has yet to hand over are no work of the codec.
+    donated, target = update.copy(), np.empty_like(update)
+    payload, first = codec.encode(donated, codec.init(shared.layout), shared, 0)
+    residual, donated = first.residual, update.copy()
+
+    def restore() -> None:
+        np.copyto(donated, update)
+
+    def encode() -> None:
+        codec.encode(donated, first._replace(residual=residual), shared, 0)
+
+    copied = _seconds(lambda: np.copyto(target, update), repetitions)
+    encoded = _seconds(encode, repetitions, restore)
+    naive = _naive(donated, residual, density, repetitions, restore)
+    flower = _flower(update, repetitions)
+
+    restore()
+    tracemalloc.start()
+    encode()
+    memory = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+
+    said = wire.decode(payload, shared).sparse()
+    kept = update[said.positions].astype(np.float64)
+    norm = float(np.linalg.norm(kept))
+    entropy = _entropy(said, n if data == "uniform" else ENTROPY_BLOCK)
+
+    payloads = [payload]
+    plain = encoder.sparse(select, number_format)
+    for turn in range(1, PAYLOADS):
+        payloads.append(plain.encode(np.roll(update, turn * n // PAYLOADS), None, shared, 0)[0])
+    total = np.zeros(n)
+
+    def accumulate() -> None:
+        for one in payloads:
+            wire.decode(one, shared).add_to(total)
+
+    accumulated = _seconds(accumulate, repetitions)
+    added = _seconds(lambda: np.add(total, update, out=total), repetitions)
+    return CodecFigures(
+        size=n,
+        density=density,
+        data=data,
+        values=format,
+        sent=said.count,
+        encode_over_copy=encoded / copied,
+        encode_ms=1e3 * encoded,
+        encode_memory_over_vector=memory / update.nbytes,
+        naive_over_encode=None if naive is None else naive / encoded,
+        flower_over_encode=None if flower is None else flower / encoded,
+        nncodec_over_encode=None,
+        payload_bytes=len(payload),
+        bits_per_nonzero=8 * len(payload) / said.count if said.count else None,
+        relative_error=float(np.linalg.norm(said.values - kept)) / norm if norm else None,
+        index_bits_over_entropy=8 * wire.inspect(payload)["position_bytes"] / entropy if entropy else None,
+        decode_accumulate_mnnz_per_s=said.count * PAYLOADS / accumulated / 1e6 if said.count else None,
+        accumulate_over_dense_add=accumulated / PAYLOADS / added,
+    )
+
+
+def facts(figures: CodecFigures) -> list[tuple[str, str]]:
+    """Return the figures, one line each, for people."""
+
+    def ratio(value: float | None, unit: str = "x") -> str:
+        return "not measured" if value is None else f"{value:,.2f}{unit}"
+
+    return [
+        ("data", f"{figures.data}, {figures.size:,} entries, {figures.sent:,} sent as {figures.values}"),
+        ("client step", f"{figures.encode_ms:,.2f} ms, {ratio(figures.encode_over_copy)} a copy of the vector"),
+        ("memory of it", f"{figures.encode_memory_over_vector:.2f}x the vector, beside update and residual"),
+        ("naive top-k", f"{ratio(figures.naive_over_encode)} the client step"),
+        ("Flower, dense", f"{ratio(figures.flower_over_encode)} the client step"),
+        ("nncodec", "not measured: it needs an older numpy than fedpress"),
+        ("payload", f"{figures.payload_bytes:,} bytes, {ratio(figures.bits_per_nonzero, ' bits an entry')}"),
+        ("relative error", ratio(figures.relative_error, " of the entries sent")),
+        ("positions", f"{ratio(figures.index_bits_over_entropy)} their entropy"),
+        ("decode and add", ratio(figures.decode_accumulate_mnnz_per_s, " million entries a second")),
+        ("a payload added", f"{ratio(figures.accumulate_over_dense_add)} a dense vector added"),
+    ]
+
+
+def _load(data: str, size: int) -> Vector:
+    if data in codec_data.KINDS:
+        return codec_data.KINDS[data](size, 0)
+    path = Path(data)
+    if path.suffix != ".npy":
+        raise BenchError(
+            f"data is {data!r}, expected one of {', '.join(codec_data.KINDS)}, or a file that ends in .npy"
+        )
+    try:
+        loaded = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise BenchError(f"cannot read {path}: {error}") from None
+    if loaded.dtype != np.float32 or loaded.ndim != 1 or len(loaded) < size:
+        raise BenchError(
+            f"{path} holds {loaded.dtype} of shape {loaded.shape}, expected float32 of one dimension and at least"
+            f" {size} entries; flatten the update, or give a smaller --size"
+        )
+    found: Vector = np.array(loaded[:size])
+    return found
+
+
+def _seconds(work: Callable[[], object], repetitions: int, prepare: Callable[[], None] | None = None) -> float:
+    """Return the median time of `work`, after one run that does not count; `prepare` is not timed."""
+    times = []
+    for _ in range(repetitions + 1):
+        if prepare is not None:
+            prepare()
+        began = perf_counter()
+        work()
+        times.append(perf_counter() - began)
+    return median(times[1:])
+
+
+def _naive(
+    donated: Vector, residual: Vector, density: float, repetitions: int, restore: Callable[[], None]
+) -> float | None:
+    """Return the seconds of what one would write first, or None without torch."""
+    try:
+        import torch
+    except ModuleNotFoundError:
+        return None
+    k = max(1, round(density * len(donated)))
+    update, before = torch.from_numpy(donated), torch.from_numpy(residual)
+
+    def work() -> bytes:
+        asked = update.add_(before)
+        places = torch.topk(asked.abs(), k).indices
+        chosen = asked[places]
+        asked[places] = 0
+        return places.to(torch.int32).numpy().tobytes() + chosen.numpy().tobytes()
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _seconds(work, repetitions, restore)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _flower(update: Vector, repetitions: int) -> float | None:
+    """Return the seconds of Flower's own way, or None without it."""
+    try:
+        from flwr.app import ArrayRecord, RecordDict
+        from flwr.common.serde import recorddict_to_proto
+    except ModuleNotFoundError:
+        return None
+
+    def work() -> bytes:
+        record = RecordDict({"arrays": ArrayRecord([update])})
+        return bytes(recorddict_to_proto(record).SerializeToString())
+
+    return _seconds(work, repetitions)
+
+
+def _entropy(said: Sparse, block: int) -> float:
+    """Return the sum of the entropies of the blocks' positions in bits, each block by its own density."""
+    starts = np.arange(0, said.size, block)
+    sizes = np.diff(starts, append=said.size)
+    parts = np.bincount(said.positions // block, minlength=len(sizes)) / sizes
+    inside = (parts > 0) & (parts < 1)
+    p, counts = parts[inside], sizes[inside]
+    return float(-(counts * (p * np.log2(p) + (1 - p) * np.log2(1 - p))).sum())
