@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from fedpress.compression import vector, wire
 from fedpress.compression.encoder import Encoder
 from fedpress.compression.shared import Shared
-from fedpress.compression.update import Dense, Sparse, Update
+from fedpress.compression.update import Sparse, nothing, remembered
 from fedpress.compression.vector import Layout, Vector
 
 S = TypeVar("S")
@@ -58,11 +58,11 @@ def ef21(inner: Encoder[S]) -> Encoder[Estimate[S]]:
     """
 
     def init(layout: Layout) -> Estimate[S]:
-        return Estimate(inner.init(layout), np.zeros(layout.size, np.float32), *_nothing())
+        return Estimate(inner.init(layout), np.zeros(layout.size, np.float32), *nothing())
 
     def encode(update: Vector, state: Estimate[S], shared: Shared, seed: int) -> tuple[bytes, Estimate[S]]:
         vector.check(update, shared.layout)
-        pending = _said(state)
+        pending = remembered(state.sent_positions, state.sent_values, len(state.estimate))
         asked = update if update.flags.writeable else update.copy()
         with np.errstate(over="ignore", invalid="ignore"):  # the inner encoder refuses what is not finite
             asked -= state.estimate
@@ -70,7 +70,7 @@ def ef21(inner: Encoder[S]) -> Encoder[Estimate[S]]:
         payload, inner_state = inner.encode(asked, state.inner, shared, seed)
         pending.add_to(state.estimate)
         said = wire.decode(payload, shared)
-        positions = said.positions if isinstance(said, Sparse) else _nothing()[0]
+        positions = said.positions if isinstance(said, Sparse) else nothing()[0]
         return payload, Estimate(inner_state, state.estimate, positions, said.values)
 
     def start(state: Estimate[S]) -> Vector | None:
@@ -78,17 +78,7 @@ def ef21(inner: Encoder[S]) -> Encoder[Estimate[S]]:
 
     def settle(state: Estimate[S], accepted: bool) -> Estimate[S]:
         if accepted:
-            _said(state).add_to(state.estimate)
-        return Estimate(inner.settle(state.inner, accepted), state.estimate, *_nothing())
+            remembered(state.sent_positions, state.sent_values, len(state.estimate)).add_to(state.estimate)
+        return Estimate(inner.settle(state.inner, accepted), state.estimate, *nothing())
 
     return Encoder(init, encode, start, settle)
-
-
-def _nothing() -> tuple[NDArray[np.int64], Vector]:
-    return np.empty(0, np.int64), np.empty(0, np.float32)
-
-
-def _said(state: Estimate[S]) -> Update:
-    if len(state.sent_values) == len(state.estimate):
-        return Dense(state.sent_values)
-    return Sparse(state.sent_positions, state.sent_values, len(state.estimate))

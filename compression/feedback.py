@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from fedpress.compression import errors, vector, wire
 from fedpress.compression.encoder import Encoder, SparseEncode
 from fedpress.compression.shared import Shared
-from fedpress.compression.update import Dense, Sparse, Update
+from fedpress.compression.update import Sparse, nothing, remembered
 from fedpress.compression.vector import BLOCK, Layout, Vector
 
 S = TypeVar("S")
@@ -54,7 +54,7 @@ def error_feedback(inner: Encoder[S]) -> Encoder[Residual[S]]:
     """
 
     def init(layout: Layout) -> Residual[S]:
-        return Residual(inner.init(layout), np.zeros(layout.size, np.float32), *_nothing())
+        return Residual(inner.init(layout), np.zeros(layout.size, np.float32), *nothing())
 
     def encode(update: Vector, state: Residual[S], shared: Shared, seed: int) -> tuple[bytes, Residual[S]]:
         vector.check(update, shared.layout)
@@ -62,15 +62,15 @@ def error_feedback(inner: Encoder[S]) -> Encoder[Residual[S]]:
         if isinstance(inner.encode, SparseEncode):  # the same in one pass; its state is None
             payload, sent = inner.encode.of_sum(asked, state.residual, shared, seed)
             if sent.count == sent.size:
-                sent = sent._replace(positions=_nothing()[0])
+                sent = sent._replace(positions=nothing()[0])
             return payload, Residual(state.inner, asked, sent.positions, sent.values)
         with np.errstate(over="ignore", invalid="ignore"):  # the inner encoder refuses what is not finite
             asked += state.residual
-        payload, inner_state = inner.encode(_read_only(asked), state.inner, shared, seed)
+        payload, inner_state = inner.encode(vector.read_only(asked), state.inner, shared, seed)
         said = wire.decode(payload, shared)
         # What was asked becomes the new residual: no third vector, and the old one is untouched until all went well.
         said.add_to(asked, -1.0)
-        positions = said.positions if isinstance(said, Sparse) else _nothing()[0]
+        positions = said.positions if isinstance(said, Sparse) else nothing()[0]
         return payload, Residual(inner_state, asked, positions, said.values)
 
     def start(state: Residual[S]) -> Vector | None:
@@ -78,8 +78,8 @@ def error_feedback(inner: Encoder[S]) -> Encoder[Residual[S]]:
 
     def settle(state: Residual[S], accepted: bool) -> Residual[S]:
         if not accepted:
-            _said(state).add_to(state.residual)
-        return Residual(inner.settle(state.inner, accepted), state.residual, *_nothing())
+            remembered(state.sent_positions, state.sent_values, len(state.residual)).add_to(state.residual)
+        return Residual(inner.settle(state.inner, accepted), state.residual, *nothing())
 
     return Encoder(init, encode, start, settle)
 
@@ -203,23 +203,6 @@ def warmed_up(make: Callable[[float], Encoder[S]], start: float, end: float, rou
         return make(density).encode(update, state, shared, seed)
 
     return make(end)._replace(encode=encode)
-
-
-def _nothing() -> tuple[NDArray[np.int64], Vector]:
-    """Return the positions and values of no payload; new arrays, since a state owns its leaves."""
-    return np.empty(0, np.int64), np.empty(0, np.float32)
-
-
-def _said(state: Residual[S]) -> Update:
-    if len(state.sent_values) == len(state.residual):
-        return Dense(state.sent_values)
-    return Sparse(state.sent_positions, state.sent_values, len(state.residual))
-
-
-def _read_only(update: Vector) -> Vector:
-    view = update.view()
-    view.flags.writeable = False
-    return view
 
 
 def _norm(update: Vector) -> float:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from fedpress.compression import vector, wire
 from fedpress.compression.encoder import Encoder
 from fedpress.compression.shared import Shared
-from fedpress.compression.update import Sparse
+from fedpress.compression.update import Sparse, nothing
 from fedpress.compression.vector import Layout, Vector
 
 S = TypeVar("S")
@@ -65,7 +65,7 @@ def momentum_corrected(inner: Encoder[S], momentum: float = 0.9) -> Encoder[Mome
         raise ValueError(f"momentum is {momentum}, expected 0 <= momentum < 1, such as 0.9")
 
     def init(layout: Layout) -> Momentum[S]:
-        return Momentum(inner.init(layout), np.zeros(layout.size, np.float32), *_nothing())
+        return Momentum(inner.init(layout), np.zeros(layout.size, np.float32), *nothing())
 
     def encode(update: Vector, state: Momentum[S], shared: Shared, seed: int) -> tuple[bytes, Momentum[S]]:
         vector.check(update, shared.layout)
@@ -75,7 +75,7 @@ def momentum_corrected(inner: Encoder[S], momentum: float = 0.9) -> Encoder[Mome
         payload, inner_state = inner.encode(vector.read_only(velocity), state.inner, shared, seed)
         said = wire.decode(payload, shared)
         if not isinstance(said, Sparse):
-            return payload, Momentum(inner_state, np.zeros_like(velocity), _nothing()[0], velocity)
+            return payload, Momentum(inner_state, np.zeros_like(velocity), nothing()[0], velocity)
         masked = velocity[said.positions]
         velocity[said.positions] = 0
         return payload, Momentum(inner_state, velocity, said.positions, masked)
@@ -89,10 +89,6 @@ def momentum_corrected(inner: Encoder[S], momentum: float = 0.9) -> Encoder[Mome
             velocity = state.masked_values
         elif not accepted:
             velocity[state.masked_positions] = state.masked_values
-        return Momentum(inner.settle(state.inner, accepted), velocity, *_nothing())
+        return Momentum(inner.settle(state.inner, accepted), velocity, *nothing())
 
     return Encoder(init, encode, start, settle)
-
-
-def _nothing() -> tuple[NDArray[np.int64], Vector]:
-    return np.empty(0, np.int64), np.empty(0, np.float32)

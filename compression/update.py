@@ -153,6 +153,16 @@ class LowRank(NamedTuple):
 Update: TypeAlias = Sparse | Dense | LowRank
 
 
+def nothing() -> tuple[NDArray[np.int64], Vector]:
+    """Return the positions and values of no payload; new arrays, since a state owns its leaves."""
+    return np.empty(0, np.int64), np.empty(0, np.float32)
+
+
+def remembered(positions: NDArray[np.int64], values: Vector, size: int) -> Update:
+    """Return the update that a state remembers by positions and values; all `size` values need no positions."""
+    return Dense(values) if len(values) == size else Sparse(positions, values, size)
+
+
 def _check(accumulator: NDArray[Any], size: int) -> None:
     if accumulator.shape != (size,) or accumulator.dtype not in (np.float32, np.float64):
         raise ValueError(
