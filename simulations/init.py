@@ -23,7 +23,7 @@ EXAMPLE = Scenario.model_validate(
         "clients": 20,
         "rounds": 20,
         "density": 0.05,
-        "students": {"tiers": [{"name": "phone", "parameters": 0.25}, {"name": "sensor", "bundle_bytes": 2500}]},
+        "students": {"tiers": [{"name": "phone", "parameters": 0.25}, {"name": "sensor", "bundle_bytes": 1500}]},
     }
 )
 
