@@ -19,8 +19,8 @@ from fedpress.compression.powersgd import Factored
 
 
 def fedpress(density: float) -> Encoder[Residual[None]]:
-    """The default: top-k as float16 with error feedback, and training starts ahead by the whole residual."""
-    return feedback.step_ahead(feedback.error_feedback(encoder.sparse(selection.top_k(density), values.FLOAT16)))
+    """The default: top-k as ternary with error feedback, and training starts ahead by the whole residual."""
+    return feedback.step_ahead(feedback.error_feedback(encoder.sparse(selection.top_k(density), values.TERNARY)))
 
 
 def stc(density: float) -> Encoder[Residual[None]]:

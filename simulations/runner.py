@@ -174,7 +174,7 @@ class Writer:
                 if bad.error:
                     getLogger("flwr").log(WARNING, "node %d could not take student %s: %s", bad.node, tier, bad.error)
             if not good:
-                continue
+                raise RunError(f"student {tier!r} was published, but no client could take it: {received[-1].error}")
             student, accuracy = good[0].student, good[0].accuracy
             assert accuracy is not None
             result = StudentResult(**student._asdict(), accuracy=accuracy)
