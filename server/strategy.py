@@ -92,7 +92,6 @@ class _Open(NamedTuple):
     """A message whose reply has not been pulled."""
 
     node: int
-    ticket: int
     round: int
 
 
@@ -387,9 +386,8 @@ class SparseFed(Strategy):
         pending: dict[str, _Open] = {}
         for message, message_id in zip(messages, grid.push_messages(messages), strict=True):
             node = message.metadata.dst_node_id
-            order = self._orders.get(node)
             if message_id:
-                pending[message_id] = _Open(node, order.ticket if order else 0, server_round)
+                pending[message_id] = _Open(node, server_round)
             else:
                 self._refuse(server_round, node, "unreachable", "the message could not be delivered to the SuperLink")
         closes, good = clock.now() + limit, 0
@@ -434,6 +432,7 @@ class SparseFed(Strategy):
             elif answer.version != order.version:
                 self._refuse(server_round, node, "wrong version", f"version {answer.version}, sent: {order.version}")
             else:
+                del self._orders[node]  # the ticket is closed: the same answer again does not fit it
                 yield _Checked(
                     node, answer.ticket, weight, answer.payload, answer.buffers, _metrics_only(reply.content)
                 )

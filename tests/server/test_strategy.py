@@ -7,7 +7,7 @@ from typing import Any
 import faulty_client
 import numpy as np
 import pytest
-from flwr.app import ArrayRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp.strategy import FedAvg
 
 from fedpress.compression import records
@@ -78,6 +78,16 @@ def test_bad_replies_cost_their_clients_the_round_and_are_counted_by_reason() ->
     assert strategy.ledger.total(direction="down") == passed["down"]
     assert strategy.ledger.total(direction="up") == passed["up"]
     assert passed["up"] > 0
+
+
+def test_a_doubled_reply_counts_once() -> None:
+    strategy = SparseFed(fraction_evaluate=0.0)
+    with InlineGrid("faulty_client:app", clients=2, workers=1) as grid:
+        messages = strategy.configure_train(1, initial_arrays(), ConfigRecord(), grid)
+        replies = grid.send_and_receive(messages)
+    _, metrics = strategy.aggregate_train(1, [*replies, replies[0]])
+    assert metrics is not None
+    assert (metrics["replies"], metrics["refused"], metrics["refused-wrong-ticket"]) == (2, 1, 1)
 
 
 def test_a_round_without_enough_replies_changes_nothing_and_returns_the_mass() -> None:
