@@ -110,7 +110,7 @@ class SparseEncode:
         positions = selection.of_sum(self._select, update, addend, shared, seed)
         asked = update[positions]
         payload, values = wire.pack_said(Sparse(positions, asked, len(update)), shared.layout, self._values)
-        update[positions] = asked - values
+        update[positions] = np.subtract(asked, values, out=asked)
         return payload, Sparse(positions, values, len(update))
 
 

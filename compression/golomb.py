@@ -16,11 +16,16 @@ from typing import NamedTuple, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from fedpress.compression.vector import BLOCK
+
 Numbers: TypeAlias = NDArray[np.uint32]
 """What is coded: shape (k,)."""
 
 _Rows: TypeAlias = NDArray[np.uint32]
 """The same by groups, shape (groups, GROUP); the last row is filled up with zeros that are not coded."""
+
+_Wide: TypeAlias = NDArray[np.uint32 | np.uint64]
+"""Rows in words that hold the sum of a row."""
 
 _Codes: TypeAlias = NDArray[np.int64]
 _Bits: TypeAlias = NDArray[np.uint8]
@@ -56,12 +61,12 @@ def plan(numbers: Numbers) -> Plan:
     rows = _filled(numbers)
     sizes = _sizes(len(numbers))
     # Sums of a group fit into the words themselves, which is twice as fast, unless there are numbers of 2^24 and more.
-    wide = bool(numbers.max() >> np.uint32(24))
-    codes, costs = _best(rows, sizes, wide)
+    wide = rows.astype(np.uint64) if numbers.max() >> 24 else rows
+    codes, costs = _best(wide, sizes)
     bits = int(costs.sum()) + len(codes) * _width(codes)
     # One code for all can win only where the codes are near each other.
     if 0 < _width(codes) <= 2:
-        one, cost = _best_single(rows, sizes, wide, int(np.median(codes)))
+        one, cost = _best_single(wide, sizes, int(np.median(codes)))
         if cost <= bits:
             return Plan(rows, len(numbers), np.full_like(codes, one), cost)
     return Plan(rows, len(numbers), codes, bits)
@@ -91,32 +96,43 @@ def pack(plan: Plan) -> bytes:
     >>> pack(plan(np.array([0, 9, 5], np.uint32))).hex()
     '02001c05'
     """
-    rows, codes = plan.rows, plan.codes
+    rows, codes, sizes = plan.rows, plan.codes, _sizes(plan.k)
     lowest = int(codes.min())
     width = _width(codes)
     shifts, threes = _parts(codes)
-    unpacked = np.zeros(plan.bits, np.uint8)
+    unpacked = np.zeros(plan.bits, np.uint8)  # a bit each: zero, or anything else
     at = 0
 
-    def put(bits: NDArray[np.bool_ | np.uint8]) -> None:
+    def room(count: int) -> _Bits:
         nonlocal at
-        unpacked[at : at + len(bits)] = bits
-        at += len(bits)
+        at += count
+        return unpacked[at - count : at]
 
     for j in range(width):
-        put(((codes - lowest) >> j & 1).astype(np.uint8))
+        np.bitwise_and(codes - lowest, 1 << j, out=room(len(codes)), casting="unsafe")
+    octet = rows.astype(np.uint8)
     for j in range(int(shifts.max())):
+        if j and not j % 8:
+            octet = (rows >> np.uint32(j)).astype(np.uint8)
         chosen = shifts > j
-        put(_flat((rows if chosen.all() else rows[chosen]) >> np.uint32(j) & np.uint32(1), chosen, plan.k))
+        place = room(int(sizes[chosen].sum()))
+        np.bitwise_and(_flat(_only(octet, chosen), len(place)), np.uint8(1 << j % 8), out=place)
     highs = rows >> shifts[:, None].astype(np.uint32)
     if threes.any():
-        quotients = highs[threes] // np.uint32(3)
-        thirds = _flat(highs[threes] - quotients * np.uint32(3), threes, plan.k)
+        tall = _only(highs, threes)
+        quotients = tall // np.uint32(3)
+        thirds = _flat((tall - quotients * np.uint32(3)).astype(np.uint8), int(sizes[threes].sum()))
         highs[threes] = quotients
-        put(thirds > 0)
-        put(thirds[thirds > 0] == 2)
-    ends = np.cumsum(highs.reshape(-1)[: plan.k].astype(np.int64) + 1) - 1
-    unpacked[at + ends] = 1
+        room(len(thirds))[:] = thirds
+        thirds = thirds[np.flatnonzero(thirds > 0)]  # of booleans: ten times as fast as of integers
+        np.bitwise_and(thirds, np.uint8(2), out=room(len(thirds)))
+    highs += np.uint32(1)
+    end = at - 1
+    for first in range(0, plan.k, BLOCK):  # by blocks, whose sums stay in the cache
+        ends = np.cumsum(_flat(highs, plan.k)[first : first + BLOCK], dtype=np.int64)
+        ends += end
+        unpacked[ends] = 1
+        end = int(ends[-1])
     return bytes((lowest, width)) + np.packbits(unpacked, bitorder="little").tobytes()
 
 
@@ -157,13 +173,26 @@ def unpack(data: bytes | memoryview, k: int) -> Numbers:
     if len(unpacked) < at + int(sizes @ (shifts + threes)) + k:
         raise BitsError(f"the string has {len(unpacked)} bits, fewer than its codes ask for")
 
-    planes = []
-    for j in range(int(shifts.max())):
+    lows = np.zeros((len(codes), GROUP), np.uint32)
+    octet = np.zeros((len(codes), GROUP), np.uint8)
+    deepest = int(shifts.max())
+    for j in range(deepest):
         chosen = shifts > j
-        planes.append((chosen, take(int(sizes[chosen].sum()))))
+        plane = _filled(take(int(sizes[chosen].sum())))
+        plane <<= np.uint8(j % 8)
+        if chosen.all():
+            octet |= plane
+        else:
+            octet[chosen] |= plane
+        if j % 8 == 7 or j == deepest - 1:
+            wide = octet.astype(np.uint32)
+            wide <<= np.uint32(j - j % 8)
+            lows |= wide
+            octet[:] = 0
     thirds = take(int(sizes[threes].sum())).copy()
-    thirds[thirds > 0] += take(int(np.count_nonzero(thirds)))
-    ends = np.flatnonzero(unpacked[at:].view(np.bool_))  # ten times as fast as of integers
+    some = np.flatnonzero(thirds.view(np.bool_))
+    thirds[some] += take(len(some))
+    ends = np.flatnonzero(unpacked[at:].view(np.bool_))
     if len(ends) != k:
         raise BitsError(f"the string ends {len(ends)} numbers, expected {k}")
     if len(unpacked) - at - int(ends[-1]) > 8:
@@ -176,15 +205,8 @@ def unpack(data: bytes | memoryview, k: int) -> Numbers:
     if (tall.max(axis=1) > (2**32 - 1) >> shifts).any():
         raise BitsError("a number is not below 2^32")
     rows = tall.astype(np.uint32)
-    if planes:
-        rows <<= shifts[:, None].astype(np.uint32)
-        for j, (chosen, plane) in enumerate(planes):
-            shifted = _filled(plane).astype(np.uint32)
-            shifted <<= np.uint32(j)
-            if chosen.all():
-                rows |= shifted
-            else:
-                rows[chosen] |= shifted
+    rows <<= shifts[:, None].astype(np.uint32)
+    rows |= lows
     return rows.reshape(-1)[:k]
 
 
@@ -219,28 +241,31 @@ def _filled(numbers: NDArray[_T]) -> NDArray[_T]:
     return numbers.reshape(-1, GROUP)
 
 
-def _flat(rows: _Rows, chosen: NDArray[np.bool_], k: int) -> _Bits:
-    """Return the numbers of the chosen rows without what fills up the last row."""
-    flat = rows.astype(np.uint8).reshape(-1)
-    return flat[: len(flat) - (-k % GROUP)] if chosen[-1] else flat
+def _flat(rows: NDArray[_T], count: int) -> NDArray[_T]:
+    """Return the numbers of the rows without what fills up the last one."""
+    return rows.reshape(-1)[:count]
 
 
-def _best(rows: _Rows, sizes: _Codes, wide: bool) -> tuple[_Codes, _Codes]:
+def _only(rows: NDArray[_T], chosen: NDArray[np.bool_]) -> NDArray[_T]:
+    return rows if chosen.all() else rows[chosen]
+
+
+def _best(rows: _Wide, sizes: _Codes) -> tuple[_Codes, _Codes]:
     """Return the code of each row and its cost in bits: from the mean's own code downhill, where that is not up.
 
     What fills up the last row is zero and costs nothing here: the fixed cost of a number counts by `sizes`.
     """
-    means = _sums(rows, wide) / sizes
+    means = _sums(rows) / sizes
     # ln 2 times the mean is the best modulus of a geometric distribution; half octaves from there.
     codes = np.clip(np.rint(2 * np.log2(np.maximum(means * 0.69, 0.5))), 0, MAX_CODE).astype(np.int64)
-    costs = _costs(rows, sizes, codes, wide)
+    costs = _costs(rows, sizes, codes)
     settled = np.zeros(len(rows), np.bool_)  # has gone down, so that up is no way
     for direction in (-1, 1):
         going = np.flatnonzero(~settled)
         while len(going):
             going = going[(codes[going] + direction >= 0) & (codes[going] + direction <= MAX_CODE)]
             tried = codes[going] + direction
-            found = _costs(rows if len(going) == len(rows) else rows[going], sizes[going], tried, wide)
+            found = _costs(rows if len(going) == len(rows) else rows[going], sizes[going], tried)
             better = found < costs[going]
             going = going[better]
             codes[going], costs[going] = tried[better], found[better]
@@ -248,11 +273,11 @@ def _best(rows: _Rows, sizes: _Codes, wide: bool) -> tuple[_Codes, _Codes]:
     return codes, costs
 
 
-def _best_single(rows: _Rows, sizes: _Codes, wide: bool, code: int) -> tuple[int, int]:
+def _best_single(rows: _Wide, sizes: _Codes, code: int) -> tuple[int, int]:
     """Return the one code for all rows that costs least, and that cost: from `code` downhill, else uphill."""
 
     def cost(code: int) -> int:
-        return int(_costs(rows, sizes, np.full(len(rows), code), wide).sum())
+        return int(_costs(rows, sizes, np.full(len(rows), code)).sum())
 
     least = cost(code)
     for direction in (-1, 1):
@@ -261,22 +286,18 @@ def _best_single(rows: _Rows, sizes: _Codes, wide: bool, code: int) -> tuple[int
     return code, least
 
 
-def _costs(rows: _Rows, sizes: _Codes, codes: _Codes, wide: bool) -> _Codes:
+def _costs(rows: _Wide, sizes: _Codes, codes: _Codes) -> _Codes:
     """Return the bits that each row takes with its code."""
     shifts, threes = _parts(codes)
-    highs = rows >> shifts[:, None].astype(np.uint32) if shifts.any() else rows
-    costs = sizes * (shifts + threes + 1)
-    if not threes.any():
-        return costs + _sums(highs, wide)
-    costs[~threes] += _sums(highs[~threes], wide)
-    chosen = highs[threes]
-    quotients = chosen // np.uint32(3)
-    costs[threes] += _sums(quotients, wide)
-    quotients *= np.uint32(3)
-    costs[threes] += np.count_nonzero(chosen > quotients, axis=1)
-    return costs
+    highs = rows >> shifts[:, None].astype(rows.dtype)
+    if threes.any():  # a quotient, and a bit more where the remainder is not zero: the quotient rounded up
+        tall = _only(highs, threes)
+        tall += 2
+        tall //= 3
+        highs[threes] = tall
+    return sizes * (shifts + threes + 1) + _sums(highs)
 
 
-def _sums(rows: _Rows, wide: bool) -> _Codes:
-    sums: _Codes = rows.sum(axis=1, dtype=np.int64 if wide else np.uint32).astype(np.int64)
+def _sums(rows: _Wide) -> _Codes:
+    sums: _Codes = rows.sum(axis=1, dtype=rows.dtype).astype(np.int64)
     return sums

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedpress.compression import errors, golomb
+from fedpress.compression.vector import BLOCK
 
 Positions: TypeAlias = NDArray[np.int64]
 
@@ -50,15 +51,19 @@ def pack(positions: Positions, n: int) -> tuple[int, bytes]:
     (0, b'')
     """
     k = len(positions)
-    gaps = np.diff(positions, prepend=-1) - 1
-    if k and (gaps.min() < 0 or positions[-1] >= n):
+    if k and not (positions[0] >= 0 and positions[-1] < n and (positions[1:] > positions[:-1]).all()):
         raise ValueError(f"positions must rise strictly and stay in [0, {n}); sort them and drop doubles")
     if k == n:
         return ALL, b""
+    gaps = np.empty(k, np.uint32)  # words of 32 bits, as n is; straight from the difference, without one of 64 bits
+    if k:
+        gaps[0] = positions[0]
+        np.subtract(positions[1:], positions[:-1], out=gaps[1:], casting="unsafe")
+        gaps[1:] -= 1
     b, bits = _best_rice(gaps)
     costs = {BITMAP: _bytes(n), RICE + b: _bytes(bits), RAW: k * _width(n)}
     if k:
-        groups = golomb.plan(gaps.astype(np.uint32))
+        groups = golomb.plan(gaps)
         costs[GROUPS] = golomb.length(groups)
     tag = min(costs, key=costs.__getitem__)  # the first of equals
     if tag == GROUPS:
@@ -139,7 +144,7 @@ def unpack(tag: int, data: bytes | memoryview, n: int, k: int) -> Positions:
 # Rice
 
 
-def _best_rice(gaps: Positions) -> tuple[int, int]:
+def _best_rice(gaps: golomb.Numbers) -> tuple[int, int]:
     """Return the number of low bits that costs least, and that cost in bits.
 
     cost(b) = k (b + 1) + sum(gap >> b). It is convex in b: cost(b + 1) - cost(b) = k - sum(ceil((gap >> b) / 2)), and
@@ -150,22 +155,27 @@ def _best_rice(gaps: Positions) -> tuple[int, int]:
         return 0, 0
 
     def cost(b: int) -> int:
-        return k * (b + 1) + int((gaps >> b).sum())
+        return k * (b + 1) + _sum(gaps, b)
 
-    b = min(MAX_RICE, (int(gaps.sum()) // k).bit_length())
+    b = min(MAX_RICE, (_sum(gaps, 0) // k).bit_length())
     best = cost(b)
     while b > 0 and (lower := cost(b - 1)) <= best:
         b, best = b - 1, lower
     return b, best
 
 
-def _pack_rice(gaps: Positions, b: int, bits: int) -> bytes:
+def _sum(gaps: golomb.Numbers, b: int) -> int:
+    """Return the sum of gap >> b, by blocks that stay in the cache."""
+    return sum(int((gaps[i : i + BLOCK] >> b).sum(dtype=np.uint64)) for i in range(0, len(gaps), BLOCK))
+
+
+def _pack_rice(gaps: golomb.Numbers, b: int, bits: int) -> bytes:
     k = len(gaps)
     unpacked = np.zeros(bits, np.uint8)
     low = unpacked[: k * b].reshape(k, b)
     for j in range(b):  # by columns: b vector operations
         low[:, j] = (gaps >> j) & 1
-    ends = np.cumsum((gaps >> b) + 1) - 1
+    ends = np.cumsum((gaps >> b).astype(np.int64) + 1) - 1
     unpacked[k * b + ends] = 1
     return np.packbits(unpacked, bitorder="little").tobytes()
 

@@ -34,6 +34,7 @@ class ValueFormat(NamedTuple):
         unpack: Bytes of the right length, k -> float32, shape (k,); what they say may be non-finite.
         length: k -> bytes that k values take, or the least that they can take. `length(0) == 0`.
         varies: Whether the length depends on the values.
+        write: For formats that know what `unpack` will read without reading it: values -> bytes, and that.
 
     >>> TERNARY.unpack(TERNARY.pack(np.array([1, -3, 2], np.float32)), 3)
     array([ 2., -2.,  2.], dtype=float32)
@@ -45,6 +46,14 @@ class ValueFormat(NamedTuple):
     unpack: Callable[[bytes | memoryview, int], Vector]
     length: Callable[[int], int]
     varies: bool = False
+    write: Callable[[Vector], tuple[bytes, Vector]] | None = None
+
+    def pack_said(self, values: Vector) -> tuple[bytes, Vector]:
+        """Return the bytes of `values`, and what `unpack` reads from them."""
+        if self.write is not None:
+            return self.write(values)
+        packed = self.pack(values)
+        return packed, self.unpack(packed, len(values))
 
 
 # float32, float16
@@ -167,9 +176,12 @@ def _pack_ternary(values: Vector) -> bytes:
 def _unpack_ternary(data: bytes | memoryview, k: int) -> Vector:
     if not k:
         return np.empty(0, np.float32)
-    magnitude = np.frombuffer(data, "<f4", 1).astype(np.float32)
+    magnitude = np.frombuffer(data, "<u4", 1).astype(np.uint32)
     negative = np.unpackbits(np.frombuffer(data, np.uint8, -1, 4), count=k, bitorder="little")
-    return np.concatenate([magnitude, -magnitude])[negative]
+    patterns = negative.astype(np.uint32)
+    patterns <<= 31
+    patterns ^= magnitude
+    return patterns.view(np.float32)
 
 
 def _length_ternary(k: int) -> int:
@@ -198,8 +210,8 @@ def stepped_to(relative_error: float) -> ValueFormat:
     """
     if not 0 < relative_error <= 0.5:
         raise ValueError(f"relative_error is {relative_error}, expected above 0 and at most 0.5, such as 0.08")
-    pack = partial(stepped.pack, relative_error=relative_error)
-    return ValueFormat("step", 8, pack, stepped.unpack, stepped.least, varies=True)
+    write = partial(stepped.pack_said, relative_error=relative_error)
+    return ValueFormat("step", 8, lambda v: write(v)[0], stepped.unpack, stepped.least, varies=True, write=write)
 
 
 STEP = stepped_to(0.08)

@@ -58,7 +58,8 @@ def pack(update: Update, layout: Layout, format: ValueFormat) -> bytes:
     >>> pack(Sparse(np.array([7, 300]), np.array([1, -1], np.float32), 1000), layout, values.TERNARY).hex(" ", 4)
     '4650 01042600 e8030000 02000000 6cc337a3 861ca691 07190200 00803f02'
     """
-    return _assemble(update, layout, format, _pack_values(update, layout, format))
+    _check_update(update, layout)
+    return _assemble(update, layout, format, format.pack(update.values))
 
 
 def pack_said(update: Update, layout: Layout, format: ValueFormat) -> tuple[bytes, Vector]:
@@ -66,18 +67,18 @@ def pack_said(update: Update, layout: Layout, format: ValueFormat) -> tuple[byte
 
     Args and errors are those of `pack`. Faster than `decode` of the payload: the positions are at hand.
     """
-    body = _pack_values(update, layout, format)
-    return _assemble(update, layout, format, body), format.unpack(body, update.count)
+    _check_update(update, layout)
+    numbers, said = format.pack_said(update.values)
+    return _assemble(update, layout, format, numbers), said
 
 
-def _pack_values(update: Update, layout: Layout, format: ValueFormat) -> bytes:
+def _check_update(update: Update, layout: Layout) -> None:
     if update.size != layout.size or update.size > MAX_SIZE:
         raise errors.LayoutError(
             f"the update has {update.size} entries, the layout {layout.size}; a payload holds at most {MAX_SIZE}"
         )
     if not np.isfinite(update.values).all():
         raise errors.NonFiniteError("the update holds NaN or infinity; did training diverge?")
-    return format.pack(update.values)
 
 
 def _assemble(update: Update, layout: Layout, format: ValueFormat, numbers: bytes) -> bytes:
