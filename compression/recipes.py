@@ -16,11 +16,18 @@ from fedpress.compression.encoder import Encoder
 from fedpress.compression.feedback import Residual
 from fedpress.compression.momentum import Momentum, momentum_corrected
 from fedpress.compression.powersgd import Factored
+from fedpress.compression.values import ValueFormat
 
 
-def fedpress(density: float) -> Encoder[Residual[None]]:
-    """The default: top-k as ternary with error feedback, and training starts ahead by the whole residual."""
-    return feedback.step_ahead(feedback.error_feedback(encoder.sparse(selection.top_k(density), values.TERNARY)))
+def fedpress(density: float = 0.01, format: ValueFormat = values.STEP) -> Encoder[Residual[None]]:
+    """The default: top-k with error feedback, and training starts ahead by the whole residual.
+
+    Args:
+        density: The part of the entries that is sent.
+        format: How they are written. `values.STEP` is right to 8 %; `values.TERNARY` takes fewer bytes and wants a
+            higher server rate (docs/decisions/0006-default-values.md).
+    """
+    return feedback.step_ahead(feedback.error_feedback(encoder.sparse(selection.top_k(density), format)))
 
 
 def stc(density: float) -> Encoder[Residual[None]]:

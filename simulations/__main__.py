@@ -256,11 +256,13 @@ def bench_codec(
     number_format: Annotated[
         str, typer.Option("--values", metavar="FORMAT", show_default=False, help="Number format (step).")
     ] = "step",
+    payloads: Annotated[int, typer.Option(help="Different payloads to decode and add (8).", **COUNT)] = 8,
     json_file: JsonOption = None,
 ) -> None:
     """Measure time and bytes of the codec on one vector.
 
-    Compares the client's whole step (residual, exact top-k, payload, residual) with a
+    Compares the client's whole step (residual, exact top-k, payload, residual: what
+    recipes.fedpress does) with a
     copy of the vector, with the naive form of the same step and with Flower's dense
     serialisation, all in one run; and the positions with their entropy.
 
@@ -281,7 +283,7 @@ def bench_codec(
 
         from fedpress.simulations import codec_bench, progress
 
-        figures = codec_bench.run(size, density, data, number_format)
+        figures = codec_bench.run(size, density, data, number_format, payloads)
         progress.print_facts(Console(), codec_bench.facts(figures))
         _write_json(json_file, figures._asdict())
 

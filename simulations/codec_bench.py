@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fedpress.compression import encoder, feedback, selection, values, vector, wire
+from fedpress.compression import recipes, values, vector, wire
 from fedpress.compression.errors import FedpressError
 from fedpress.compression.shared import Shared
 from fedpress.compression.update import Sparse
@@ -75,7 +75,12 @@ class CodecFigures(NamedTuple):
 
 
 def run(
-    size: int, density: float, data: str = "clustered", format: str = "step", repetitions: int = REPETITIONS
+    size: int,
+    density: float,
+    data: str = "clustered",
+    format: str = "step",
+    payloads: int = PAYLOADS,
+    repetitions: int = REPETITIONS,
 ) -> CodecFigures:
     """Measure one vector.
 
@@ -83,22 +88,22 @@ def run(
         size: n; with a file, at most its length.
         density: k/n, 0 < density <= 1.
         data: A name of `codec_data.KINDS`, or a .npy file with a vector, such as an update saved from a run.
-        format: Name of a value format.
+        format: Name of a value format; the encoder is `recipes.fedpress`.
+        payloads: Different ones to decode and add, one after the other.
         repetitions: Of each measurement; the median counts.
 
     Raises:
         BenchError: The data, the density or the format cannot be used.
     """
-    if size < 1 or repetitions < 1:
-        raise BenchError(f"size is {size} and repetitions is {repetitions}, expected at least 1 each")
+    if size < 1 or repetitions < 1 or payloads < 1:
+        raise BenchError(f"size, payloads, repetitions: {size}, {payloads}, {repetitions}; expected at least 1 each")
     try:
-        number_format, select = values.by_name(format), selection.top_k(density)
+        codec = recipes.fedpress(density, values.by_name(format))
     except ValueError as error:
         raise BenchError(str(error)) from None
     update = _load(data, size)
     n = len(update)
     shared = Shared(vector.Layout((vector.TensorSpec("update", (n,), "float32"),)))
-    codec = feedback.error_feedback(encoder.sparse(select, number_format))
 
     # Into the same arrays each time: pages that the system has yet to hand over are no work of the codec.
     donated, target = update.copy(), np.empty_like(update)
@@ -127,14 +132,15 @@ def run(
     norm = float(np.linalg.norm(kept))
     entropy = _entropy(said, n if data == "uniform" else ENTROPY_BLOCK)
 
-    payloads = [payload]
-    plain = encoder.sparse(select, number_format)
-    for turn in range(1, PAYLOADS):
-        payloads.append(plain.encode(np.roll(update, turn * n // PAYLOADS), None, shared, 0)[0])
+    # The same update, turned: what it costs to read depends on nothing else, and each touches other memory.
+    received = [payload]
+    for turn in range(1, payloads):
+        turned = np.roll(update, turn * n // payloads)
+        received.append(codec.encode(turned, codec.init(shared.layout), shared, 0)[0])
     total = np.zeros(n)
 
     def accumulate() -> None:
-        for one in payloads:
+        for one in received:
             wire.decode(one, shared).add_to(total)
 
     accumulated = _seconds(accumulate, repetitions)
@@ -155,8 +161,8 @@ def run(
         bits_per_nonzero=8 * len(payload) / said.count if said.count else None,
         relative_error=float(np.linalg.norm(said.values - kept)) / norm if norm else None,
         index_bits_over_entropy=8 * wire.inspect(payload)["position_bytes"] / entropy if entropy else None,
-        decode_accumulate_mnnz_per_s=said.count * PAYLOADS / accumulated / 1e6 if said.count else None,
-        accumulate_over_dense_add=accumulated / PAYLOADS / added,
+        decode_accumulate_mnnz_per_s=said.count * payloads / accumulated / 1e6 if said.count else None,
+        accumulate_over_dense_add=accumulated / payloads / added,
     )
 
 

@@ -140,7 +140,7 @@ class EncoderChoice(Section):
         default="global", description="top_k over the whole model, or in every tensor by itself."
     )
     values: str = Field(
-        default="ternary", description=f"Number format of the entries sent: {', '.join(values.names())}."
+        default="step", description=f"Number format of the entries sent: {', '.join(values.names())}."
     )
     feedback: Literal["none", "residual", "step_ahead"] = Field(
         default="step_ahead",

@@ -31,7 +31,7 @@ def test_the_json_has_the_promised_keys(tmp_path: Path) -> None:
 
 
 def test_bytes_are_those_of_a_payload() -> None:
-    figures = codec_bench.run(50_000, 0.02, "uniform", "ternary", repetitions=1)
+    figures = codec_bench.run(50_000, 0.02, "uniform", "ternary", payloads=2, repetitions=1)
     update = codec_data.uniform(50_000)
     shared = Shared(Layout((TensorSpec("update", (50_000,), "float32"),)))
     payload, _ = encoder.sparse(selection.top_k(0.02), values.TERNARY).encode(update, None, shared, 0)
@@ -42,7 +42,7 @@ def test_bytes_are_those_of_a_payload() -> None:
 
 @pytest.mark.parametrize("kind", codec_data.KINDS)
 def test_every_kind_of_data_is_measured(kind: str) -> None:
-    figures = codec_bench.run(30_000, 0.01, kind, repetitions=1)
+    figures = codec_bench.run(30_000, 0.01, kind, payloads=2, repetitions=1)
     assert figures.sent == min(300, np.count_nonzero(codec_data.KINDS[kind](30_000, 0)))
     assert figures.relative_error is not None and figures.relative_error < 0.15
 
