@@ -7,8 +7,8 @@
 
 Where the first bound was bad (the sample misled, or many magnitudes are equal), the k-th largest of the whole vector is
 found digit by digit instead: bit patterns of magnitudes are ordered like the magnitudes, so three histograms of 11, 10
-and 10 bits give all 31 bits of it (a radix select). Slower by a constant, still linear and without a copy of the vector.
-A threshold alone would keep more or fewer than k of equal values.
+and 10 bits give all 31 bits of it (a radix select). Slower by a constant, still linear, and no copy of the vector is
+made. A threshold alone would keep more or fewer than k of equal values.
 """
 
 from collections.abc import Iterable, Iterator

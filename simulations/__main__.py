@@ -36,8 +36,8 @@ SetOption = Annotated[
 ]
 
 
-def _positive(count: int) -> int:
-    if count < 1:
+def _positive(count: int | None) -> int | None:
+    if count is not None and count < 1:
         raise typer.BadParameter(f"got {count}, expected at least 1")
     return count
 
@@ -246,7 +246,9 @@ def bench_engine(
 
 @bench.command("codec")
 def bench_codec(
-    size: Annotated[int, typer.Option(help="Entries of the vector (1000000).", **COUNT)] = 1_000_000,
+    size: Annotated[
+        int | None, typer.Option(help="Entries of the vector (1000000, or all that DATA has).", **COUNT)
+    ] = None,
     density: Annotated[
         float, typer.Option(metavar="P", show_default=False, help="Part of the entries that is sent (0.01).")
     ] = 0.01,
@@ -272,7 +274,8 @@ def bench_codec(
       uniform              independent normal values
       equal, zeros, one-value, few-values, subnormal
                            nasty: ties, 99.9 % zero, 99.9 % one value
-      FILE.npy             a float32 vector, such as an update saved from a run
+      FILE.npy             a float32 vector, such as an update of your own
+      SCENARIO             the update of its first client in the first round, trained here
     \b
     Example:
       fedpress bench codec --size 10000000 --density 0.01

@@ -22,6 +22,7 @@ from fedpress.compression.update import Sparse
 from fedpress.compression.vector import Vector
 from fedpress.simulations import codec_data
 
+SIZE = 1_000_000
 REPETITIONS = 7
 PAYLOADS = 8
 ENTROPY_BLOCK = 1 << 16
@@ -75,7 +76,7 @@ class CodecFigures(NamedTuple):
 
 
 def run(
-    size: int,
+    size: int | None,
     density: float,
     data: str = "clustered",
     format: str = "step",
@@ -85,9 +86,10 @@ def run(
     """Measure one vector.
 
     Args:
-        size: n; with a file, at most its length.
+        size: n, 1,000,000 unless it is given; of a file or a real update the first n entries, or all.
         density: k/n, 0 < density <= 1.
-        data: A name of `codec_data.KINDS`, or a .npy file with a vector, such as an update saved from a run.
+        data: A name of `codec_data.KINDS`; or a .npy file with a vector; or a scenario, for the update that its first
+            client makes in the first round.
         format: Name of a value format; the encoder is `recipes.fedpress`.
         payloads: Different ones to decode and add, one after the other.
         repetitions: Of each measurement; the median counts.
@@ -95,7 +97,7 @@ def run(
     Raises:
         BenchError: The data, the density or the format cannot be used.
     """
-    if size < 1 or repetitions < 1 or payloads < 1:
+    if (size is not None and size < 1) or repetitions < 1 or payloads < 1:
         raise BenchError(f"size, payloads, repetitions: {size}, {payloads}, {repetitions}; expected at least 1 each")
     try:
         codec = recipes.fedpress(density, values.by_name(format))
@@ -187,22 +189,20 @@ def facts(figures: CodecFigures) -> list[tuple[str, str]]:
     ]
 
 
-def _load(data: str, size: int) -> Vector:
+def _load(data: str, size: int | None) -> Vector:
     if data in codec_data.KINDS:
-        return codec_data.KINDS[data](size, 0)
+        return codec_data.KINDS[data](SIZE if size is None else size, 0)
     path = Path(data)
-    if path.suffix != ".npy":
-        raise BenchError(
-            f"data is {data!r}, expected one of {', '.join(codec_data.KINDS)}, or a file that ends in .npy"
-        )
     try:
-        loaded = np.load(path, mmap_mode="r", allow_pickle=False)
+        loaded = np.load(path, mmap_mode="r", allow_pickle=False) if path.suffix == ".npy" else codec_data.trained(data)
     except (OSError, ValueError) as error:
-        raise BenchError(f"cannot read {path}: {error}") from None
-    if loaded.dtype != np.float32 or loaded.ndim != 1 or len(loaded) < size:
         raise BenchError(
-            f"{path} holds {loaded.dtype} of shape {loaded.shape}, expected float32 of one dimension and at least"
-            f" {size} entries; flatten the update, or give a smaller --size"
+            f"data is {data!r}: {error}; expected one of {', '.join(codec_data.KINDS)}, a .npy file, or a scenario"
+        ) from None
+    if loaded.dtype != np.float32 or loaded.ndim != 1 or (size is not None and len(loaded) < size):
+        raise BenchError(
+            f"{data} holds {loaded.dtype} of shape {loaded.shape}, expected float32 of one dimension and at least"
+            f" {size or 1} entries; flatten the update, or give a smaller --size"
         )
     found: Vector = np.array(loaded[:size])
     return found

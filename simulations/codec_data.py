@@ -1,4 +1,4 @@
-"""Vectors to measure the codec on: like updates, and nasty ones."""
+"""Vectors to measure the codec on: updates, what is like them, and nasty ones."""
 
 from collections.abc import Callable
 
@@ -37,6 +37,29 @@ def clustered(n: int, seed: int = 0) -> Vector:
 def uniform(n: int, seed: int = 0) -> Vector:
     """Return independent normal values, shape (n,): their largest stand at uniform positions."""
     return np.random.default_rng(seed).standard_normal(n, dtype=np.float32)
+
+
+def trained(scenario_name: str) -> Vector:
+    """Return the update of the scenario's first client in round 0, as in a run: trained minus initial weights.
+
+    Raises:
+        ScenarioError: There is no such scenario, or its data are missing.
+    """
+    from fedpress.client import train as local
+    from fedpress.compression import seeds, vector
+    from fedpress.simulations import scenario
+    from fedpress.simulations.workload import Workload
+
+    def weights() -> Vector:
+        arrays = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+        return vector.flatten(arrays, work.layout)
+
+    work = Workload(scenario.load(scenario_name))
+    model = work.fresh_model()
+    before = weights()
+    seed = seeds.derive(work.federation, 0, 0, "train")
+    local.train(model, work.examples(0), work.task.loss, work.training, seed)
+    return weights() - before
 
 
 def _rare(n: int, seed: int, common: float) -> Vector:

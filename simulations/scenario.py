@@ -139,9 +139,7 @@ class EncoderChoice(Section):
     scope: Literal["global", "layer"] = Field(
         default="global", description="top_k over the whole model, or in every tensor by itself."
     )
-    values: str = Field(
-        default="step", description=f"Number format of the entries sent: {', '.join(values.names())}."
-    )
+    values: str = Field(default="step", description=f"Number format of the entries sent: {', '.join(values.names())}.")
     feedback: Literal["none", "residual", "step_ahead"] = Field(
         default="step_ahead",
         description="What happens to the entries not sent: none: lost; residual: added to the next update (error"

@@ -65,3 +65,11 @@ def test_an_update_of_zeros_is_measured(tmp_path: Path) -> None:
     figures = codec_bench.run(100, 0.5, str(path), repetitions=1)
     assert figures.sent == 0 and figures.bits_per_nonzero is None and figures.index_bits_over_entropy is None
     assert dict(codec_bench.facts(figures))["relative error"] == "not measured"
+
+
+def test_the_update_of_a_real_client_is_measured() -> None:
+    figures = codec_bench.run(None, 0.01, "digits", payloads=1, repetitions=1)
+    assert (figures.size, figures.sent) == (105_226, 1052)
+    np.testing.assert_array_equal(codec_data.trained("digits"), codec_data.trained("digits"))
+    with pytest.raises(codec_bench.BenchError, match="did you mean 'digits'"):
+        codec_bench.run(None, 0.01, "digts", repetitions=1)
