@@ -1,17 +1,23 @@
-"""`compress(encoder)`: a Flower mod that sends the encoded update instead of the trained weights."""
+"""`compress(encoder)`: a Flower mod that sends the encoded update instead of the trained weights.
+
+Where the server sends deltas (`SparseFed(downlink=...)`), the mod keeps the model, brings it to the server's version
+and hands it to the application, which sees no difference.
+"""
 
 from collections.abc import Callable
 from logging import INFO, WARNING
-from typing import Any
+from typing import Any, NamedTuple
 
-from flwr.app import ArrayRecord, Context, Message, RecordDict
+from flwr.app import Context, Message, RecordDict
 from flwr.clientapp.typing import ClientAppCallable, Mod
 from flwr.supercore import log
 
-from fedpress.client import state
+from fedpress.client import model, state
+from fedpress.client.memory import Memory
 from fedpress.compression import records, seeds, vector
 from fedpress.compression.encoder import Encoder, Shared
 from fedpress.compression.errors import NonFiniteError
+from fedpress.compression.records import Answer, Order
 from fedpress.compression.vector import Layout
 
 
@@ -23,8 +29,10 @@ def compress(
     """Return a mod for any ClientApp that answers `train` with the trained weights in one ArrayRecord.
 
     The application sees the model as usual (plus what the encoder's `start` adds) and answers as usual; on the wire
-    its ArrayRecord is replaced by the encoded update (trained - start). Other messages pass untouched. The server
-    needs the strategy `SparseFed`.
+    its ArrayRecord is replaced by the encoded update (trained - start). Messages to `evaluate` get the model in the
+    same way, others pass untouched. The server needs the strategy `SparseFed`.
+
+    An order that comes again is answered with the same bytes again, and nothing is trained twice.
 
     Args:
         encoder: the encoder, or a function of Flower's Context that returns it.
@@ -33,53 +41,165 @@ def compress(
     """
 
     def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-        if message.metadata.message_type.partition(".")[0] != "train":
-            return call_next(message, context)
-        order = records.read_order(message.content)
-        key, sent = records.only_arrays(message.content)
-        arrays = records.to_numpy(sent)
-        agreed = _layout(layout, context, arrays, order.round)
-        chosen = encoder if isinstance(encoder, Encoder) else encoder(context)
+        category = message.metadata.message_type.partition(".")[0]
+        if category == "train" or (category == "evaluate" and records.has_order(message.content)):
+            order = records.read_order(message.content)
+            chosen = encoder if isinstance(encoder, Encoder) else encoder(context)
+            client = _Client(message, context, order, chosen, layout)
+            return client.train(call_next) if category == "train" else client.evaluate(call_next)
+        return call_next(message, context)
 
-        store = state.open_store(context, order.federation)
-        encoder_state = _settled(chosen, agreed, store.load(), order)
+    return mod
 
-        start = vector.flatten(arrays, agreed)
-        offset = chosen.start(encoder_state)
+
+class _Start(NamedTuple):
+    """What a client starts an order with."""
+
+    layout: Layout
+    key: str  # of the ArrayRecord for the application
+    arrays: dict[str, Any]  # the held model
+    kept: model.Kept | None  # the same, where clients hold one
+
+    @property
+    def tag(self) -> bytes:
+        return self.kept.held.tag(0) if self.kept else b""
+
+
+class _Client:
+    """One order, from its arrival to the reply."""
+
+    def __init__(
+        self,
+        message: Message,
+        context: Context,
+        order: Order,
+        encoder: Encoder[Any],
+        layout: Layout | Callable[[Context], Layout] | None,
+    ) -> None:
+        self._message = message
+        self._context = context
+        self._order = order
+        self._encoder = encoder
+        self._layout = layout
+        self._store = state.open_store(context, order.federation)
+        stored = self._store.load()
+        self._memory = None if stored is None else Memory.of(stored)
+
+    def train(self, call_next: ClientAppCallable) -> Message:
+        """Train from the held model and answer with the encoded update."""
+        order, memory = self._order, self._memory
+        if memory is not None and memory.ticket == order.ticket and memory.reply:
+            log(INFO, "ticket %d comes again: the same answer is sent again", order.ticket)
+            return Message(records.content_from_bytes(memory.reply), reply_to=self._message)
+        began = self._start()
+        if began is None:
+            return self._needs_model()
+        agreed, sent = began.layout, began.arrays
+        encoder_state, lost = self._settled(agreed)
+        start = vector.flatten(sent, agreed)
+        offset = self._encoder.start(encoder_state)
         if offset is not None:
             start += offset
             moved = vector.unflatten(start, agreed)
             start = vector.flatten(moved, agreed)  # what the application really gets, in the layout's dtypes
-            message.content[key] = ArrayRecord({**sent, **records.from_numpy(moved)})
-
-        reply = call_next(message, context)
+            sent = {**sent, **moved}
+        if offset is not None or began.kept:
+            self._message.content[began.key] = records.from_numpy(sent)
+        reply = call_next(self._message, self._context)
         if reply.has_error():
             return reply
-        reply_key, trained_record = records.only_arrays(reply.content)
+        key, trained_record = records.only_arrays(reply.content)
         trained = records.to_numpy(trained_record)
         update = vector.flatten(trained, agreed)
         update -= start
-
         shared = Shared(layout=agreed, round=order.round, epoch=order.epoch)
-        seed = seeds.derive(order.federation, order.round, state.client_index(context), "encode")
+        seed = seeds.derive(order.federation, order.round, state.client_index(self._context), "encode")
+        answer = Answer(order.ticket, order.version, tag=began.tag, lost_state=lost)
         try:
-            payload, encoder_state = chosen.encode(update, encoder_state, shared, seed)
+            payload, encoder_state = self._encoder.encode(update, encoder_state, shared, seed)
         except NonFiniteError as error:
             log(WARNING, "round %d: no update is sent: %s", order.round, error)
-            answer = records.Answer(order.ticket, order.version, b"", b"", str(error))
+            answer = answer._replace(error=str(error))
         else:
             buffers = vector.pack_buffers(trained, agreed) if agreed.buffers else b""
-            answer = records.Answer(order.ticket, order.version, payload, buffers, "")
+            answer = answer._replace(payload=payload, buffers=buffers)
+        others = {name: record for name, record in reply.content.items() if name != key}
+        reply.content = records.folded(RecordDict({records.ANSWER: records.write_answer(answer), **others}))
         # Durable before the reply leaves: a kill in between loses the reply, and the server's next order brings its
-        # mass back.
-        meta = {"ticket": str(order.ticket), "layout": str(agreed.fingerprint)}
-        store.save(state.Stored(state.flatten_state(encoder_state), meta))
-        reply.content = RecordDict(
-            {records.ANSWER: records.write_answer(answer), **{k: v for k, v in reply.content.items() if k != reply_key}}
-        )
+        # mass back, or asks for the same again.
+        self._save(began, encoder_state, order.ticket, records.content_to_bytes(reply.content))
         return reply
 
-    return mod
+    def evaluate(self, call_next: ClientAppCallable) -> Message:
+        """Let the application evaluate the held model."""
+        began = self._start()
+        if began is None:
+            return self._needs_model()
+        self._message.content[began.key] = records.from_numpy(began.arrays)
+        if began.kept:  # the upload that is under way stays as it is
+            ticket, pending = (self._memory.ticket, self._memory.reply) if self._memory else (0, b"")
+            encoder_state = self._restored(began.layout) if self._memory else self._encoder.init(began.layout)
+            self._save(began, encoder_state, ticket, pending)
+        reply = call_next(self._message, self._context)
+        if not reply.has_error():
+            answer = Answer(self._order.ticket, self._order.version, tag=began.tag)
+            reply.content[records.ANSWER] = records.write_answer(answer)
+        return reply
+
+    def _start(self) -> _Start | None:
+        """Return the model at the order's version; None when the delta does not fit what this client holds."""
+        content, order = self._message.content, self._order
+        if content.array_records:
+            key, record = records.only_arrays(content)
+            arrays = records.to_numpy(record)
+        elif order.download is None:
+            raise records.MessageError("the order names no delta, and the message holds no ArrayRecord with the model")
+        else:
+            key, arrays = "arrays", {}
+        agreed = _layout(self._layout, self._context, arrays, order.round)
+        if not agreed.parameters and self._memory and self._memory.layout:
+            agreed = self._memory.layout
+        if not agreed.parameters:
+            return None  # a new client that has neither a layout nor the arrays: it must see them once
+        if order.download is None:
+            return _Start(agreed, key, arrays, None)
+        kept = self._memory.kept if self._memory and self._memory.fingerprint == agreed.fingerprint else None
+        kept = model.receive(order, order.download, kept, content, agreed)
+        if kept is None:
+            return None
+        buffers = vector.unpack_buffers(kept.held.buffers, agreed) if agreed.buffers else {}
+        return _Start(agreed, key, {**vector.unflatten(kept.held.floats(agreed), agreed), **buffers}, kept)
+
+    def _needs_model(self) -> Message:
+        answer = Answer(self._order.ticket, self._order.version, needs_model=True)
+        return Message(RecordDict({records.ANSWER: records.write_answer(answer)}), reply_to=self._message)
+
+    def _settled(self, layout: Layout) -> tuple[Any, bool]:
+        """Return the encoder's state with the server's verdict on the last upload, and whether state was lost.
+
+        The order names the last upload that was accepted. Whatever this client sent after that one was lost, late or
+        refused, and its mass goes back into the state. An accepted upload that this client knows nothing of means
+        that its state is gone or comes from a backup: it starts anew, lest it send twice what the backup keeps back.
+        """
+        accepted = self._order.accepted
+        if self._memory is None or self._memory.ticket < accepted:
+            if accepted:
+                log(WARNING, "ticket %d was accepted, and the state here is older: it starts anew", accepted)
+            return self._encoder.init(layout), accepted > 0
+        return self._encoder.settle(self._restored(layout), self._memory.ticket == accepted), False
+
+    def _restored(self, layout: Layout) -> Any:
+        assert self._memory is not None
+        if self._memory.fingerprint != layout.fingerprint:
+            raise state.StateError(
+                f"the stored state belongs to another model (layout {self._memory.fingerprint}, this one is "
+                f"{layout.fingerprint}); give the federation a new name, or remove the state"
+            )
+        return state.restore_state(self._encoder.init(layout), self._memory.encoder)
+
+    def _save(self, began: _Start, encoder_state: Any, ticket: int, reply: bytes) -> None:
+        flat = state.flatten_state(encoder_state)
+        self._store.save(Memory(flat, ticket, began.layout.fingerprint, began.layout, reply, began.kept).stored())
 
 
 def _layout(
@@ -97,21 +217,3 @@ def _layout(
             ", ".join(spec.name for spec in guessed.buffers),
         )
     return guessed
-
-
-def _settled(encoder: Encoder[Any], layout: Layout, stored: state.Stored | None, order: records.Order) -> Any:
-    """Return the encoder's state with the server's verdict on the last upload applied.
-
-    The order names the last upload that was accepted. Whatever this client sent after that one was lost, late or
-    refused, and its mass goes back into the state.
-    """
-    fresh = encoder.init(layout)
-    if stored is None:
-        return fresh
-    if stored.meta.get("layout") != str(layout.fingerprint):
-        raise state.StateError(
-            f"the stored state belongs to another model (layout {stored.meta.get('layout')}, this one is "
-            f"{layout.fingerprint}); give the federation a new name, or remove the state"
-        )
-    encoder_state = state.restore_state(fresh, stored.arrays)
-    return encoder.settle(encoder_state, stored.meta.get("ticket") == str(order.accepted))

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.common import serde
+from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 from numpy.typing import NDArray
 
 from fedpress.compression.errors import FedpressError
@@ -19,6 +20,7 @@ ANSWER = "fedpress"
 """Key of the answer's ConfigRecord in a reply."""
 
 _PREFIX = "fedpress."
+_METRIC = "metric."
 
 T = TypeVar("T")
 
@@ -27,8 +29,18 @@ class MessageError(FedpressError, ValueError):
     """A message lacks what the protocol asks for, or holds it in the wrong form."""
 
 
+class Download(NamedTuple):
+    """What brings a client to the version that its order names (docs/architecture.md, "What clients hold")."""
+
+    tag: bytes  # proves that the client has got there
+    base: int | None  # version that the delta is added to; None: the model is there as an ArrayRecord
+    delta: bytes = b""  # a payload; empty where base is the order's version already, or None
+    origin: bytes = b""  # how a client that has nothing begins: the packed `held.Draw`, or `held.Grid` with the arrays
+    buffers: bytes = b""  # of the order's version
+
+
 class Order(NamedTuple):
-    """What the server tells a sampled client besides the model (docs/architecture.md, "Messages")."""
+    """What the server tells a client besides the model (docs/architecture.md, "Messages")."""
 
     federation: str  # names the federation; client state belongs to it
     ticket: int  # one open ticket per node; the answer repeats it
@@ -36,6 +48,7 @@ class Order(NamedTuple):
     epoch: int  # rises when the layout or the mask changes
     version: int  # of the model sent with this order
     accepted: int  # ticket of this client's last accepted upload, 0 for none: whatever came later was refused
+    download: Download | None = None  # None: the model is there as an ArrayRecord, and clients keep none
 
 
 class Answer(NamedTuple):
@@ -43,14 +56,17 @@ class Answer(NamedTuple):
 
     ticket: int
     version: int
-    payload: bytes
-    buffers: bytes
-    error: str  # empty when `payload` counts
+    payload: bytes = b""
+    buffers: bytes = b""
+    error: str = ""  # empty when `payload` counts
+    tag: bytes = b""  # of the model that it holds, where clients hold one
+    needs_model: bool = False  # the delta did not fit: the client asks for the model from its beginning
+    lost_state: bool = False  # what it kept back of earlier updates is gone
 
 
-def write_order(order: Order) -> dict[str, int | str]:
-    """Return the order as entries for a ConfigRecord."""
-    return {
+def write_order(order: Order) -> dict[str, int | str | bytes]:
+    """Return the order as entries for a ConfigRecord; empty parts are left out."""
+    entries: dict[str, int | str | bytes] = {
         f"{_PREFIX}federation": order.federation,
         f"{_PREFIX}ticket": order.ticket,
         f"{_PREFIX}round": order.round,
@@ -58,6 +74,20 @@ def write_order(order: Order) -> dict[str, int | str]:
         f"{_PREFIX}version": order.version,
         f"{_PREFIX}accepted": order.accepted,
     }
+    if order.download:
+        parts = order.download._asdict().items()
+        entries |= {f"{_PREFIX}{name}": value for name, value in parts if value is not None and value != b""}
+    return entries
+
+
+def has_order(content: RecordDict) -> bool:
+    """Tell whether a message carries an order."""
+    return any(f"{_PREFIX}ticket" in record for record in content.config_records.values())
+
+
+def without_order(record: ConfigRecord) -> dict[str, Any]:
+    """Return the entries of a ConfigRecord that are no part of an order."""
+    return {key: value for key, value in record.items() if not key.startswith(_PREFIX)}
 
 
 def read_order(content: RecordDict) -> Order:
@@ -83,13 +113,61 @@ def _order(record: ConfigRecord) -> Order:
         epoch=_typed(record, f"{_PREFIX}epoch", int),
         version=_typed(record, f"{_PREFIX}version", int),
         accepted=_typed(record, f"{_PREFIX}accepted", int),
+        download=_download(record) if f"{_PREFIX}tag" in record else None,
     )
+
+
+def _download(record: ConfigRecord) -> Download:
+    def part(name: str) -> bytes:
+        return _typed(record, f"{_PREFIX}{name}", bytes) if f"{_PREFIX}{name}" in record else b""
+
+    base = _typed(record, f"{_PREFIX}base", int) if f"{_PREFIX}base" in record else None
+    return Download(part("tag"), base, part("delta"), part("origin"), part("buffers"))
+
+
+def folded(content: RecordDict) -> RecordDict:
+    """Return a reply with its metrics inside the answer's record: each record is an object of its own on the wire."""
+    metrics = list(content.metric_records.items())
+    if len(metrics) != 1 or "." in metrics[0][0] or any(isinstance(value, list) for value in metrics[0][1].values()):
+        return content
+    (name, values), answer = metrics[0], content.config_records[ANSWER]
+    for key, value in values.items():
+        answer[f"{_METRIC}{name}.{key}"] = value
+    return RecordDict({key: record for key, record in content.items() if key != name})
+
+
+def unfolded(content: RecordDict) -> RecordDict:
+    """Return a reply with its metrics in records of their own again."""
+    answer = content.config_records.get(ANSWER)
+    found: dict[str, dict[str, Any]] = {}
+    for key in [] if answer is None else [key for key in answer if key.startswith(_METRIC)]:
+        name, _, metric = key.removeprefix(_METRIC).partition(".")
+        value = answer[key]  # type: ignore[index]
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            found.setdefault(name, {})[metric] = value
+    return RecordDict({**content, **{name: MetricRecord(values) for name, values in found.items()}})
+
+
+def content_to_bytes(content: RecordDict) -> bytes:
+    """Return a message's records as bytes, to be kept."""
+    return bytes(serde.recorddict_to_proto(content).SerializeToString())
+
+
+def content_from_bytes(data: bytes) -> RecordDict:
+    """Return what `content_to_bytes` has kept."""
+    return serde.recorddict_from_proto(ProtoRecordDict.FromString(data))
 
 
 def write_answer(answer: Answer) -> ConfigRecord:
     """Return the answer as a ConfigRecord; empty parts are left out."""
     record = ConfigRecord({"ticket": answer.ticket, "version": answer.version})
-    if answer.error:
+    if answer.tag:
+        record["tag"] = answer.tag
+    if answer.lost_state:
+        record["lost-state"] = True
+    if answer.needs_model:
+        record["needs-model"] = True
+    elif answer.error:
         record["error"] = answer.error
     else:
         record["update"] = answer.payload
@@ -109,12 +187,16 @@ def read_answer(content: RecordDict) -> Answer:
         hint = "; is `mods=[compress(...)]` missing from the ClientApp?" if content.array_records else ""
         raise MessageError(f"the reply has no ConfigRecord {ANSWER!r}, but {sorted(content)}{hint}")
     error = _typed(record, "error", str) if "error" in record else ""
+    needs_model = "needs-model" in record
     return Answer(
         ticket=_typed(record, "ticket", int),
         version=_typed(record, "version", int),
-        payload=b"" if error else _typed(record, "update", bytes),
+        payload=b"" if error or needs_model else _typed(record, "update", bytes),
         buffers=_typed(record, "buffers", bytes) if "buffers" in record else b"",
         error=error,
+        tag=_typed(record, "tag", bytes) if "tag" in record else b"",
+        needs_model=needs_model,
+        lost_state="lost-state" in record,
     )
 
 
@@ -189,9 +271,11 @@ def sizes(message: Message, known: Mapping[int, int] | None = None) -> dict[str,
             kind = "metrics"
         else:
             kind = "control"
-            for part, name in (("update", "update"), ("buffers", "buffers")):
-                value = record.get(part) if key == ANSWER else None
+            parts = ("update", "buffers") if key == ANSWER else (f"{_PREFIX}delta", f"{_PREFIX}buffers")
+            for part in parts:
+                value = record.get(part)
                 if isinstance(value, bytes):
+                    name = part.removeprefix(_PREFIX).replace("delta", "model")
                     by_kind[name] = by_kind.get(name, 0) + len(value)
                     size -= len(value)
         by_kind[kind] = by_kind.get(kind, 0) + size

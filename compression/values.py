@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpress.compression import logarithmic, stepped
+from fedpress.compression import dyadic, logarithmic, stepped
 from fedpress.compression.vector import Vector
 
 
@@ -215,8 +215,9 @@ def stepped_to(relative_error: float) -> ValueFormat:
 
 
 STEP = stepped_to(0.08)
+DYADIC = ValueFormat("dyadic", 11, dyadic.pack, dyadic.unpack, dyadic.least, varies=True)
 
-_FORMATS = (FLOAT32, FLOAT16, INT8, TERNARY, LOG4, INT4, SIGN, STEP)
+_FORMATS = (FLOAT32, FLOAT16, INT8, TERNARY, LOG4, INT4, SIGN, STEP, DYADIC)
 _BY_NAME = {entry.name: entry for entry in _FORMATS}
 _BY_TAG = {entry.tag: entry for entry in _FORMATS}
 

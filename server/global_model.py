@@ -11,6 +11,7 @@ from fedpress.compression import records, vector
 from fedpress.compression.vector import Layout, Vector
 from fedpress.server import optimize
 from fedpress.server.optimize import ServerOptimizer
+from fedpress.server.versions import Downlink, Versions
 
 
 class GlobalModel:
@@ -20,24 +21,42 @@ class GlobalModel:
         arrays: the initial model, every array of it.
         layout: which arrays are parameters and which buffers; None: guessed by the usual names.
         optimizer: makes the optimiser from the master.
+        downlink: how clients get new versions; None: they get the master itself, whole.
 
     Attributes:
         layout: of the parameters and buffers.
         master: the parameters, float32 (n,); not to be written to from outside.
         optimizer: torch's, over the master's memory.
-        arrays: the model as clients get it, in the application's own order and types.
+        arrays: the held model: as clients have it, in the application's own order and types.
+        versions: of the held model, with a downlink.
 
     Raises:
         LayoutError: the arrays do not fit the layout.
     """
 
-    def __init__(self, arrays: ArrayRecord, layout: Layout | None, optimizer: ServerOptimizer) -> None:
+    def __init__(
+        self,
+        arrays: ArrayRecord,
+        layout: Layout | None,
+        optimizer: ServerOptimizer,
+        downlink: Downlink | None = None,
+    ) -> None:
         named = records.to_numpy(arrays)
         self.layout = layout if layout is not None else Layout.of_arrays(named)
         self.master: Vector = vector.flatten(named, self.layout)
         self.optimizer = optimizer(self.master)
         self.arrays = arrays
+        self._steps = 0
         self._buffers = self._buffers_of(named)
+        self.versions: Versions | None = None
+        if downlink:
+            self.versions = Versions(self.master, self._packed_buffers(), self.layout, downlink)
+            self.arrays = self._held_arrays()
+
+    @property
+    def version(self) -> int:
+        """The number of the held model: how many steps made it."""
+        return self._steps
 
     def replace(self, arrays: ArrayRecord) -> None:
         """Take another model's values; the optimiser keeps its state."""
@@ -61,8 +80,18 @@ class GlobalModel:
         if not np.isfinite(self.master).all():
             raise FloatingPointError("the model is no longer finite; is the server's learning rate too high?")
         self._buffers = buffers
-        named = {**vector.unflatten(self.master, self.layout), **buffers}
-        self.arrays = records.from_numpy({name: named[name] for name in self.arrays})
+        self._steps += 1
+        if self.versions:
+            self.versions.advance(self.master, self._packed_buffers())
+        self.arrays = self._held_arrays()
+
+    def _held_arrays(self) -> ArrayRecord:
+        held = self.versions.held.floats(self.layout) if self.versions else self.master
+        named = {**vector.unflatten(held, self.layout), **self._buffers}
+        return records.from_numpy({name: named[name] for name in self.arrays})
+
+    def _packed_buffers(self) -> bytes:
+        return vector.pack_buffers(self._buffers, self.layout) if self.layout.buffers else b""
 
     def _buffers_of(self, named: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         return {spec.name: named[spec.name] for spec in self.layout.buffers}

@@ -7,10 +7,10 @@ client, and `start` pushes and pulls, so that a round can end at a deadline or o
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from logging import INFO, WARNING
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -29,7 +29,10 @@ from fedpress.server import optimize
 from fedpress.server.accumulate import Accumulator, BufferMean
 from fedpress.server.global_model import GlobalModel
 from fedpress.server.optimize import ServerOptimizer
+from fedpress.server.versions import Downlink
 
+MAX_HELP = 2
+"""How often in a round a node that cannot use a delta is sent the model in another form."""
 MAX_EXAMPLES = 1e9
 """Default cap on the number of examples that a reply may claim: its weight in the mean."""
 
@@ -102,6 +105,7 @@ class SparseFed(Strategy):
 
     Args:
         optimizer: the server's rule on the mean update; `optimize.sgd(1.0)` is FedAvg.
+        downlink: how the model goes down: deltas of a held model that clients keep (`versions.Downlink`); None: whole.
         layout: which arrays are parameters and which buffers; by default guessed by the usual names. Clients must
             use the same.
         over_selection: nodes sampled beyond the wanted number; the round ends once the wanted number has answered, and
@@ -133,6 +137,7 @@ class SparseFed(Strategy):
         evaluate_metrics_aggr_fn: Callable[[list[RecordDict], str], MetricRecord] | None = None,
         *,
         optimizer: ServerOptimizer | None = None,
+        downlink: Downlink | None = None,
         layout: Layout | None = None,
         over_selection: int = 0,
         min_replies: int = 1,
@@ -172,12 +177,15 @@ class SparseFed(Strategy):
         self.ledger = ledger if ledger is not None else Ledger()
         self.on_round = on_round
         self.refusals: list[Refusal] = []
+        self.lost_states = 0  # answers of clients that had lost their state
         self.messages = {"up": 0, "down": 0}  # billed, for training
         self._make_optimizer = optimizer or optimize.sgd()
+        self._downlink = downlink
         self._layout = layout
         self._clock = clock
         self._tickets = 0
         self._accepted: dict[int, int] = {}  # node -> ticket of its last accepted upload
+        self._confirmed: dict[int, int] = {}  # node -> version that it has shown to hold
         self._orders: dict[int, records.Order] = {}  # node -> its open order of this round
         self._late: dict[str, _Open] = {}  # message id -> order that was closed without a reply
         self._wanted = 0
@@ -207,18 +215,9 @@ class SparseFed(Strategy):
             grid, self.fraction_train, self.min_train_nodes, self.over_selection, server_round, "train"
         ):
             self._tickets += 1
-            order = records.Order(
-                federation=self.federation,
-                ticket=self._tickets,
-                round=server_round,
-                epoch=0,
-                version=server_round - 1,
-                accepted=self._accepted.get(node, 0),
-            )
-            self._orders[node] = order
-            own = ConfigRecord({**config, "server-round": server_round, **records.write_order(order)})
-            content = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: own})
-            messages.append(Message(content=content, message_type=MessageType.TRAIN, dst_node_id=node))
+            message = self._message(node, server_round, self._tickets, MessageType.TRAIN, config)
+            self._orders[node] = records.read_order(message.content)
+            messages.append(message)
         self._wanted = max(1, len(messages) - self.over_selection)
         return messages
 
@@ -277,14 +276,9 @@ class SparseFed(Strategy):
         """Sample nodes that evaluate the model on their own data."""
         if self.fraction_evaluate == 0.0:
             return []
-        content = RecordDict(
-            {
-                self.arrayrecord_key: arrays,
-                self.configrecord_key: ConfigRecord({**config, "server-round": server_round}),
-            }
-        )
+        self._adopt(arrays)
         nodes = self._sample(grid, self.fraction_evaluate, self.min_evaluate_nodes, 0, server_round, "evaluate")
-        return [Message(content=content, message_type=MessageType.EVALUATE, dst_node_id=node) for node in nodes]
+        return [self._message(node, server_round, 0, MessageType.EVALUATE, config) for node in nodes]
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Average the metrics of the replies that hold some."""
@@ -295,6 +289,11 @@ class SparseFed(Strategy):
                 self._refuse(server_round, node, "evaluation", str(reply.error.reason))
                 continue
             try:
+                if self.model.versions is not None:
+                    answer = records.read_answer(reply.content)
+                    if answer.tag != self.model.versions.tag:
+                        raise records.MessageError(f"the client holds another model, tag {answer.tag.hex()}")
+                    self._confirmed[node] = answer.version
                 self._weight(reply.content)
             except records.MessageError as error:
                 self._refuse(server_round, node, "evaluation", str(error))
@@ -319,8 +318,9 @@ class SparseFed(Strategy):
         """
         log(INFO, "Starting %s: %d rounds", type(self).__name__, num_rounds)
         self.summary()
-        result = Result(arrays=initial_arrays)
-        arrays = initial_arrays
+        self._adopt(initial_arrays)
+        arrays = self.model.arrays
+        result = Result(arrays=arrays)
         if evaluate_fn and (first := evaluate_fn(0, arrays)) is not None:
             result.evaluate_metrics_serverapp[0] = first
         clock = self._clock or getattr(grid, "clock", None) or WallClock()
@@ -377,19 +377,22 @@ class SparseFed(Strategy):
 
         Every message is billed, those too that come late and count for nothing.
         """
-        known: dict[int, int] = {}
-        if messages:
-            shared_record = messages[0].content[self.arrayrecord_key]
-            known[id(shared_record)] = records.item_size(self.arrayrecord_key, shared_record)
-        for message in messages:
-            self.bill(server_round, message.metadata.dst_node_id, "down", message, known)
+        key, arrays = self.arrayrecord_key, self.model.arrays
+        known = {id(arrays): records.item_size(key, arrays)} if any(key in m.content for m in messages) else {}
         pending: dict[str, _Open] = {}
-        for message, message_id in zip(messages, grid.push_messages(messages), strict=True):
-            node = message.metadata.dst_node_id
-            if message_id:
-                pending[message_id] = _Open(node, server_round)
-            else:
-                self._refuse(server_round, node, "unreachable", "the message could not be delivered to the SuperLink")
+
+        def push(messages: list[Message]) -> None:
+            for message in messages:
+                self.bill(server_round, message.metadata.dst_node_id, "down", message, known)
+            for message, message_id in zip(messages, grid.push_messages(messages), strict=True):
+                node = message.metadata.dst_node_id
+                if message_id:
+                    pending[message_id] = _Open(node, server_round)
+                else:
+                    self._refuse(server_round, node, "unreachable", "the message could not be delivered")
+
+        push(messages)
+        helped: Counter[int] = Counter()  # how often nodes were sent the model from its beginning
         closes, good = clock.now() + limit, 0
         while pending and good < wanted:
             for reply in grid.pull_messages([*pending, *self._late]):
@@ -400,7 +403,14 @@ class SparseFed(Strategy):
                     continue
                 if pending.pop(message_id, None) is None:
                     continue
-                self.bill(server_round, reply.metadata.src_node_id, "up", reply)
+                node = reply.metadata.src_node_id
+                self.bill(server_round, node, "up", reply)
+                if not reply.has_error():
+                    reply.content = records.unfolded(reply.content)
+                if _needs_model(reply) and helped[node] < MAX_HELP and good < wanted:
+                    helped[node] += 1
+                    push([self._from_the_beginning(next(m for m in messages if m.metadata.dst_node_id == node))])
+                    continue
                 if good < wanted:  # else it came in the same pull, but too late
                     good += _carries_update(reply)
                     yield reply
@@ -408,6 +418,31 @@ class SparseFed(Strategy):
                 break
             clock.wait(closes)
         self._late.update(pending)
+
+    def _message(
+        self, node: int, server_round: int, ticket: int, kind: str, config: Mapping[str, Any], whole: bool = False
+    ) -> Message:
+        """Return an order to a node, with what brings it to the newest version; `whole`: with all arrays."""
+        versions = self.model.versions
+        order = records.Order(self.federation, ticket, server_round, 0, self.model.version, self._accepted.get(node, 0))
+        if versions is not None:
+            order = order._replace(download=versions.download(self._confirmed.get(node), whole))
+        own = ConfigRecord({**config, "server-round": server_round, **records.write_order(order)})
+        content = RecordDict({self.configrecord_key: own})
+        if order.download is None or order.download.base is None:
+            content = RecordDict({self.arrayrecord_key: self.model.arrays, self.configrecord_key: own})
+        return Message(content=content, message_type=kind, dst_node_id=node)
+
+    def _from_the_beginning(self, message: Message) -> Message:
+        """Return the same order for a client that could not use the delta that it was sent."""
+        node = message.metadata.dst_node_id
+        held = self._confirmed.pop(node, None)
+        log(WARNING, "node %d cannot get from version %s to %d by a delta", node, held, self.model.version)
+        order = records.read_order(message.content)
+        config = records.without_order(message.content.config_records[self.configrecord_key])
+        # A client that was thought to hold nothing had all that is needed, but for names and shapes.
+        kind = message.metadata.message_type
+        return self._message(node, order.round, order.ticket, kind, config, whole=held is None)
 
     def _answers(self, server_round: int, replies: Iterable[Message]) -> Iterator["_Checked"]:
         """Yield the replies that fit their tickets; refuse the others."""
@@ -423,7 +458,10 @@ class SparseFed(Strategy):
             except records.MessageError as error:
                 self._refuse(server_round, node, "malformed", str(error))
                 continue
-            if answer.error:
+            if answer.needs_model:
+                self._confirmed.pop(node, None)
+                self._refuse(server_round, node, "no model", "the client could not use the model that it was sent")
+            elif answer.error:
                 self._refuse(server_round, node, "client error", answer.error)
             elif order is None or answer.ticket != order.ticket:
                 self._refuse(
@@ -431,7 +469,14 @@ class SparseFed(Strategy):
                 )
             elif answer.version != order.version:
                 self._refuse(server_round, node, "wrong version", f"version {answer.version}, sent: {order.version}")
+            elif order.download and answer.tag != order.download.tag:
+                self._refuse(server_round, node, "wrong model", f"tag {answer.tag.hex()} for version {answer.version}")
             else:
+                if order.download:
+                    self._confirmed[node] = answer.version
+                if answer.lost_state:
+                    log(WARNING, "node %d has lost what it kept back of earlier updates", node)
+                    self.lost_states += 1
                 del self._orders[node]  # the ticket is closed: the same answer again does not fit it
                 yield _Checked(
                     node, answer.ticket, weight, answer.payload, answer.buffers, _metrics_only(reply.content)
@@ -456,7 +501,7 @@ class SparseFed(Strategy):
     def _adopt(self, arrays: ArrayRecord) -> None:
         """Take the model from outside, at the start or when it is not the one that this strategy made last."""
         if self._model is None:
-            self._model = GlobalModel(arrays, self._layout, self._make_optimizer)
+            self._model = GlobalModel(arrays, self._layout, self._make_optimizer, self._downlink)
             self._total = Accumulator(self._model.layout.size)
             self._sent_by_layer = np.zeros(len(self._model.layout.parameters), np.int64)
         elif arrays is not self._model.arrays:
@@ -555,6 +600,11 @@ def _carries_update(reply: Message) -> bool:
     """Tell whether a reply carries an update, before it is decoded: what an early close counts."""
     answer = None if reply.has_error() else reply.content.config_records.get(records.ANSWER)
     return answer is not None and "update" in answer
+
+
+def _needs_model(reply: Message) -> bool:
+    answer = None if reply.has_error() else reply.content.config_records.get(records.ANSWER)
+    return answer is not None and "needs-model" in answer
 
 
 def _metrics_only(content: RecordDict) -> RecordDict:

@@ -1,0 +1,100 @@
+"""What a client remembers between two messages, and how a store keeps it: arrays and short texts."""
+
+import json
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedpress.client.model import Kept
+from fedpress.client.state import StateError, Stored
+from fedpress.compression.held import Grid, Held
+from fedpress.compression.update import Sparse
+from fedpress.compression.vector import Layout, TensorSpec
+
+FORMAT = "2"
+"""1 held the encoder's state alone, under its bare names; it is read as such."""
+_ENCODER = "encoder/"
+
+
+class Memory(NamedTuple):
+    """What a client remembers.
+
+    Attributes:
+        encoder: the encoder's state, flat (`state.flatten_state`).
+        ticket: of the last order that it answered, 0 for none.
+        fingerprint: of the layout.
+        layout: the layout; None in a state of format 1.
+        reply: the answer to that order, as it was sent; empty in a state of format 1.
+        kept: the held model, where clients hold one.
+    """
+
+    encoder: Mapping[str, NDArray[Any]]
+    ticket: int
+    fingerprint: int
+    layout: Layout | None = None
+    reply: bytes = b""
+    kept: Kept | None = None
+
+    def stored(self) -> Stored:
+        """Return this in the form that a store takes."""
+        arrays: dict[str, NDArray[Any]] = {_ENCODER + name: array for name, array in self.encoder.items()}
+        meta = {"memory": FORMAT, "ticket": str(self.ticket), "layout": str(self.fingerprint)}
+        if self.layout:
+            meta["tensors"] = json.dumps([self.layout.parameters, self.layout.buffers, self.layout.tied])
+        if self.reply:
+            arrays["reply"] = _array(self.reply)
+        if self.kept:
+            held = self.kept.held
+            arrays["held"] = held.integers
+            arrays["buffers"] = _array(held.buffers)
+            meta |= {"version": str(held.version), "grid": json.dumps(held.grid.exponents)}
+            if self.kept.undo is not None:
+                arrays["undo.positions"], arrays["undo.values"] = self.kept.undo.positions, self.kept.undo.values
+                meta["base"] = str(self.kept.base)
+        return Stored(arrays, meta)
+
+    @classmethod
+    def of(cls, stored: Stored) -> "Memory":
+        """Read what a store has kept.
+
+        Raises:
+            StateError: a part is missing or malformed; a newer fedpress has written it, most likely.
+        """
+        arrays, meta = stored.arrays, stored.meta
+        found = meta.get("memory", "1")
+        try:
+            if found == "1":
+                return cls(arrays, int(meta["ticket"]), int(meta["layout"]))
+            if found != FORMAT:
+                raise StateError(f"the client's state has format {found}, this fedpress reads 1 and {FORMAT}")
+            encoder = {name.removeprefix(_ENCODER): a for name, a in arrays.items() if name.startswith(_ENCODER)}
+            reply = arrays["reply"].tobytes() if "reply" in arrays else b""
+            layout = _layout(meta["tensors"]) if "tensors" in meta else None
+            return cls(encoder, int(meta["ticket"]), int(meta["layout"]), layout, reply, _kept(arrays, meta))
+        except (KeyError, ValueError, TypeError) as error:
+            raise StateError(f"the client's state cannot be read: {error!r}; remove it to start anew") from error
+
+
+def _kept(arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, str]) -> Kept | None:
+    if "held" not in arrays:
+        return None
+    grid = Grid(tuple(int(exponent) for exponent in json.loads(meta["grid"])))
+    held = Held(int(meta["version"]), grid, arrays["held"], arrays["buffers"].tobytes())
+    if "base" not in meta:
+        return Kept(held)
+    return Kept(held, int(meta["base"]), Sparse(arrays["undo.positions"], arrays["undo.values"], len(held.integers)))
+
+
+def _layout(text: str) -> Layout:
+    parameters, buffers, tied = json.loads(text)
+
+    def specs(entries: list[Any]) -> tuple[TensorSpec, ...]:
+        return tuple(TensorSpec(name, tuple(shape), dtype) for name, shape, dtype in entries)
+
+    return Layout(specs(parameters), specs(buffers), tuple((alias, name) for alias, name in tied))
+
+
+def _array(data: bytes) -> NDArray[np.uint8]:
+    return np.frombuffer(data, np.uint8)

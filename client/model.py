@@ -1,0 +1,87 @@
+"""The model that a client holds between messages, and how an order brings it to the server's version."""
+
+from logging import WARNING
+from typing import NamedTuple
+
+import numpy as np
+from flwr.app import RecordDict
+from flwr.supercore import log
+
+from fedpress.compression import records, vector, wire
+from fedpress.compression.errors import PayloadError
+from fedpress.compression.held import Draw, Grid, Held, HeldError
+from fedpress.compression.records import Download, Order
+from fedpress.compression.shared import Shared
+from fedpress.compression.update import Sparse
+from fedpress.compression.vector import Layout
+
+
+class Kept(NamedTuple):
+    """A held model and the way back to the one before it.
+
+    The server may not have heard that this client moved on: the reply was lost. Its next delta then starts from the
+    version before, so the client can undo its last move, bit for bit.
+    """
+
+    held: Held
+    base: int | None = None  # the version before
+    undo: Sparse | None = None  # the delta back to it; the buffers of an old version are never needed
+
+    def at(self, version: int, layout: Layout) -> Held | None:
+        """Return the model of this version, None when it is not at hand."""
+        if self.held.version == version:
+            return self.held
+        if self.base == version and self.undo is not None:
+            return self.held.changed(self.undo, version, b"", layout)
+        return None
+
+
+def receive(order: Order, download: Download, kept: Kept | None, content: RecordDict, layout: Layout) -> Kept | None:
+    """Return the client's model at the order's version; None when the delta does not fit what it holds.
+
+    Args:
+        order: the server's order.
+        download: its download.
+        kept: what the client holds, None for a new one.
+        content: the message, for the model as arrays.
+        layout: of the model.
+    """
+    try:
+        before = _base(order, download, kept, content, layout)
+        if before is None:
+            return None
+        if not download.delta:
+            after = before._replace(version=order.version, buffers=download.buffers)
+        else:
+            delta = wire.decode(download.delta, Shared(layout))
+            after = before.changed(delta, order.version, download.buffers, layout)
+    except (PayloadError, HeldError) as error:
+        log(WARNING, "round %d: the model's delta cannot be used, the whole model is asked for: %s", order.round, error)
+        return None
+    if after.tag(order.epoch) != download.tag:
+        log(WARNING, "round %d: the model held differs from the server's, the whole one is asked for", order.round)
+        return None
+    if kept is None or kept.held.grid != after.grid:
+        return Kept(after)
+    if before is kept.held and not download.delta:
+        return kept._replace(held=after)
+    old = None if download.base is None else kept.at(download.base, layout)
+    old = old or kept.held
+    return Kept(after, old.version, after.delta_to(old.integers, layout))
+
+
+def _base(order: Order, download: Download, kept: Kept | None, content: RecordDict, layout: Layout) -> Held | None:
+    """Return the model that the delta is added to."""
+    if download.base is None:
+        grid = Grid.unpack(download.origin, layout)
+        _, arrays = records.only_arrays(content)
+        weights = vector.flatten(records.to_numpy(arrays), layout)
+        return Held(order.version, grid, grid.integers(weights, layout))
+    if kept is not None and (found := kept.at(download.base, layout)) is not None:
+        return found
+    if download.base == 0 and download.origin:
+        draw = Draw.unpack(download.origin, layout)
+        return Held(0, draw.grid, draw.integers(layout))
+    if download.base < 0 and kept is not None:
+        return Held(download.base, kept.held.grid, np.zeros(layout.size, np.int32))
+    return None

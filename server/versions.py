@@ -1,0 +1,183 @@
+"""The versions of the held model, and what brings a client from the one it has to the newest.
+
+From one version to the next only the largest entries of master - held change, all by the same magnitude: this is the
+download's own top-k and ternary quantiser, and what it leaves out stays in master - held. Magnitudes are 2^j or
+1.5 * 2^j, so that the sum of several versions is made of few, small multiples of one unit (`dyadic`).
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedpress.compression import wire
+from fedpress.compression.held import LIMIT, Draw, Grid, Held, Integers
+from fedpress.compression.largest import largest
+from fedpress.compression.records import Download
+from fedpress.compression.update import Dense, Update
+from fedpress.compression.values import DYADIC
+from fedpress.compression.vector import Layout, Vector
+
+FROM_NOTHING = -1
+"""The version before the first: every weight is zero. A delta from it is a snapshot."""
+_HISTORY = 0.5
+"""Deltas of the past that are kept: as many entries as this part of the model's."""
+
+
+class Downlink(NamedTuple):
+    """How the model goes down.
+
+    Attributes:
+        density: the part of the entries that one version changes, above 0 and at most 1.
+        draw: how version 0 is drawn from a seed; None: it is sent.
+        levels: how many multiples of the magnitude an entry may change by; 1: ternary.
+    """
+
+    density: float = 0.005
+    draw: Draw | None = None
+    levels: int = 1
+
+
+class Delta(NamedTuple):
+    """What brings a client to the newest version."""
+
+    base: int  # version that it is added to; `FROM_NOTHING` for a snapshot
+    payload: bytes  # empty: there is nothing new
+
+
+class _Change(NamedTuple):
+    """From one version to the next."""
+
+    positions: NDArray[np.uint32]
+    steps: NDArray[np.int32]
+
+
+class Versions:
+    """The held model and how it came about.
+
+    Args:
+        master: the initial model, float32, shape (n,).
+        buffers: the initial buffers, as `vector.pack_buffers` writes them.
+        layout: of both.
+        downlink: how the model goes down.
+
+    Attributes:
+        held: the newest version.
+
+    Raises:
+        ValueError: the density or the number of levels is out of range.
+    """
+
+    def __init__(self, master: Vector, buffers: bytes, layout: Layout, downlink: Downlink) -> None:
+        if not 0 < downlink.density <= 1 or downlink.levels < 1:
+            raise ValueError(
+                f"downlink: density {downlink.density} and levels {downlink.levels}, expected a density above 0 and at "
+                "most 1, such as 0.005, and at least 1 level"
+            )
+        self._layout = layout
+        self._downlink = downlink
+        self._changes: dict[int, _Change] = {}  # version -> what made it of the one before
+        self._deltas: dict[int, Delta] = {}  # base -> the delta from there to the newest version
+        grid = downlink.draw.grid if downlink.draw else Grid.of(master, layout)
+        integers = downlink.draw.integers(layout) if downlink.draw else grid.integers(master, layout)
+        self.held = Held(0, grid, integers, buffers)
+        self.tag = self.held.tag(0)
+
+    def advance(self, master: Vector, buffers: bytes) -> None:
+        """Make the next version, nearer to `master` in the entries that differ most.
+
+        Args:
+            master: float32, shape (n,).
+            buffers: of the next version.
+        """
+        held = self.held
+        missing = held.floats(self._layout)
+        np.subtract(master, missing, out=missing)
+        positions = largest(missing, max(1, round(self._downlink.density * len(missing))))
+        steps = self._steps(missing[positions], positions)
+        integers = held.integers.copy()
+        moved = integers[positions] + steps
+        kept = np.flatnonzero((steps != 0) & (np.abs(moved) <= LIMIT))
+        integers[positions[kept]] = moved[kept]
+        self._take(Held(held.version + 1, held.grid, integers, buffers))
+        self._changes[self.held.version] = _Change(positions[kept].astype(np.uint32), steps[kept])
+        while sum(len(change.steps) for change in self._changes.values()) > _HISTORY * self._layout.size:
+            del self._changes[min(self._changes)]
+
+    def delta(self, base: int | None) -> Delta | None:
+        """Return the smallest delta to the newest version.
+
+        Args:
+            base: the version that the client has, None if it has none.
+
+        Returns:
+            The delta. It may start from version 0, where that is drawn, or from nothing. None for a client that has
+            nothing, where version 0 is not drawn: it needs the arrays, names and shapes included.
+        """
+        if base == self.held.version:
+            return Delta(base, b"")
+        found = []
+        if base is not None:
+            found += [self._encoded(base)] if base + 1 in self._changes else [self._encoded(FROM_NOTHING)]
+        if self._downlink.draw:
+            found.append(self._encoded(0))
+        return min(found, key=lambda delta: len(delta.payload), default=None)
+
+    def download(self, base: int | None, whole: bool = False) -> Download:
+        """Return what an order says of the newest version.
+
+        Args:
+            base: the version that the client has, None if it has none.
+            whole: the arrays go with the order, since the client lacks their names and shapes.
+        """
+        delta = None if whole else self.delta(base)
+        if delta is None:
+            return Download(self.tag, None, origin=self.held.grid.pack(), buffers=self.held.buffers)
+        draw = self._downlink.draw
+        origin = draw.pack() if draw and delta.base == 0 and base != 0 else b""
+        return Download(self.tag, delta.base, delta.payload, origin, self.held.buffers)
+
+    def _take(self, held: Held) -> None:
+        self.held = held
+        self.tag = held.tag(0)
+        self._deltas = {}
+
+    def _steps(self, missing: Vector, positions: NDArray[np.int64]) -> NDArray[np.int32]:
+        """Return how many spacings of the grid each entry moves."""
+        magnitudes = np.abs(missing).astype(np.float64)
+        if not len(magnitudes):
+            return np.empty(0, np.int32)
+        unit = _dyadic(float(magnitudes.mean()))
+        levels = np.clip(np.rint(magnitudes / unit), 1, self._downlink.levels)
+        wanted = np.copysign(levels * unit, missing)
+        steps = np.rint(np.ldexp(wanted, -self.held.grid.spacing(positions, self._layout)))
+        return np.clip(steps, -LIMIT, LIMIT).astype(np.int32)
+
+    def _encoded(self, base: int) -> Delta:
+        if base not in self._deltas:
+            payload = wire.pack(self._difference(base), self._layout, DYADIC)
+            self._deltas[base] = Delta(base, payload)
+        return self._deltas[base]
+
+    def _difference(self, base: int) -> Update:
+        held, layout = self.held, self._layout
+        if base == FROM_NOTHING:
+            return Dense(held.floats(layout))
+        if base == 0 and self._downlink.draw:
+            return Held(0, held.grid, self._downlink.draw.integers(layout)).delta_to(held.integers, layout)
+        before: Integers = held.integers.copy()
+        for version in range(held.version, base, -1):
+            change = self._changes[version]
+            before[change.positions] -= change.steps
+        return Held(base, held.grid, before).delta_to(held.integers, layout)
+
+
+def _dyadic(magnitude: float) -> float:
+    """Return the nearest of 2^j and 1.5 * 2^j, by ratio.
+
+    >>> _dyadic(0.9), _dyadic(1.3), _dyadic(100.0)
+    (1.0, 1.5, 96.0)
+    """
+    mantissa, exponent = np.frexp(magnitude)  # 0.5 to below 1
+    nearest = min((0.5, 0.75, 1.0), key=lambda candidate: abs(np.log(mantissa / candidate)))
+    return float(np.ldexp(nearest, exponent))
