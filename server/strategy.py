@@ -405,8 +405,6 @@ class SparseFed(Strategy):
                     continue
                 node = reply.metadata.src_node_id
                 self.bill(server_round, node, "up", reply)
-                if not reply.has_error():
-                    reply.content = records.unfolded(reply.content)
                 if _needs_model(reply) and helped[node] < MAX_HELP and good < wanted:
                     helped[node] += 1
                     push([self._from_the_beginning(next(m for m in messages if m.metadata.dst_node_id == node))])
@@ -452,9 +450,10 @@ class SparseFed(Strategy):
             if reply.has_error():
                 self._refuse(server_round, node, "error", str(reply.error.reason))
                 continue
+            content = records.unfolded(reply.content)
             try:
-                answer = records.read_answer(reply.content)
-                weight = self._weight(reply.content)
+                answer = records.read_answer(content)
+                weight = self._weight(content)
             except records.MessageError as error:
                 self._refuse(server_round, node, "malformed", str(error))
                 continue
@@ -478,9 +477,7 @@ class SparseFed(Strategy):
                     log(WARNING, "node %d has lost what it kept back of earlier updates", node)
                     self.lost_states += 1
                 del self._orders[node]  # the ticket is closed: the same answer again does not fit it
-                yield _Checked(
-                    node, answer.ticket, weight, answer.payload, answer.buffers, _metrics_only(reply.content)
-                )
+                yield _Checked(node, answer.ticket, weight, answer.payload, answer.buffers, _metrics_only(content))
 
     def _weight(self, content: RecordDict) -> float:
         """Return the number of examples that a reply claims. Raises MessageError when it is missing or out of range."""

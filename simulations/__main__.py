@@ -291,7 +291,11 @@ def bench_codec(
         _write_json(json_file, figures._asdict())
 
 
-FEDAVG = ("encoder={kind: dense, values: float32, feedback: none}", "server={optimizer: sgd, learning_rate: 1.0}")
+FEDAVG = (
+    "encoder={kind: dense, values: float32, feedback: none}",
+    "server={optimizer: sgd, learning_rate: 1.0}",
+    "downlink=null",
+)
 """What makes a scenario dense FedAvg."""
 
 

@@ -25,6 +25,7 @@ from fedpress.server import optimize
 from fedpress.server.publish import Publisher, Tier
 from fedpress.server.store import ModelStore
 from fedpress.server.strategy import RoundSummary, SparseFed
+from fedpress.server.versions import Downlink
 from fedpress.simulations import engine
 from fedpress.simulations.run_folder import (
     LayerDensity,
@@ -88,6 +89,7 @@ def plan(workload: Workload, folder: RunFolder, observer: Observer | None = None
         min_train_nodes=asked,
         min_available_nodes=scenario.clients,
         optimizer=rules[choice.optimizer](),
+        downlink=Downlink(down.density, workload.draw, down.levels) if (down := scenario.downlink) else None,
         layout=workload.layout,
         over_selection=scenario.sampling.over_selection,
         min_replies=scenario.sampling.min_replies,

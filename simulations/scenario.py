@@ -193,6 +193,15 @@ def _recipe(value: Any) -> Any:
     return {"recipe": value} if isinstance(value, str) else value
 
 
+class DownlinkChoice(Section):
+    """How the model goes down: clients keep it, and get what has changed since they were last here."""
+
+    density: Fraction = Field(default=0.005, description="Share of the model's entries that one round changes.")
+    levels: int = Field(
+        default=1, ge=1, le=255, description="Steps that an entry may move in a round; 1: all move as far (ternary)."
+    )
+
+
 class ServerOptimizer(Section):
     """How the server steps along the mean update (Reddi et al., "Adaptive Federated Optimization", 2021)."""
 
@@ -323,6 +332,9 @@ class Scenario(Section):
         default=EncoderChoice(), description="What a client sends: a recipe's name, or its parts."
     )
     server: ServerOptimizer = Field(default=ServerOptimizer(), description="What the server does with it.")
+    downlink: DownlinkChoice | None = Field(
+        default=DownlinkChoice(), description="How the model goes down; null: whole, in every round."
+    )
     evaluation: Evaluation = Field(default=Evaluation(), description="When the model is evaluated.")
     students: Students = Field(default=Students(), description="The small models made from it.")
     network: NetworkChoice | None = Field(

@@ -23,9 +23,10 @@ from torch import nn
 
 from fedpress.client.train import Training
 from fedpress.compression import encoder as encoders
-from fedpress.compression import feedback, seeds, selection, values
+from fedpress.compression import feedback, seeds, selection, values, vector
 from fedpress.compression.encoder import Encoder
 from fedpress.compression.files import write_atomically
+from fedpress.compression.held import Draw
 from fedpress.compression.models.task import Examples, Task
 from fedpress.compression.vector import Layout
 from fedpress.simulations import scenario as scenarios
@@ -57,10 +58,24 @@ class Workload:
 
     @cached_property
     def _model(self) -> nn.Module:
-        """The initial global model, drawn from the seed."""
+        """The initial global model, drawn from the seed in a way that is the same on every device."""
+        model, layout = self._initialised, self.layout
+        drawn = vector.unflatten(self.draw.grid.floats(self.draw.integers(layout), layout), layout)
+        model.load_state_dict({**model.state_dict(), **{name: torch.from_numpy(a) for name, a in drawn.items()}})
+        return model
+
+    @cached_property
+    def _initialised(self) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seeds.derive(self.federation, self.scenario.seed, "model"))
             return self.task.model()
+
+    @cached_property
+    def draw(self) -> Draw:
+        """How the initial weights are drawn: like the task's own initialisation, tensor by tensor."""
+        arrays = {name: tensor.numpy() for name, tensor in self._initialised.state_dict().items()}
+        seed = seeds.derive(self.federation, self.scenario.seed, "weights")
+        return Draw.like(vector.flatten(arrays, self.layout), self.layout, seed)
 
     def fresh_model(self) -> nn.Module:
         """Return a copy of the initial model."""
@@ -69,7 +84,7 @@ class Workload:
     @cached_property
     def layout(self) -> Layout:
         """The model's layout."""
-        return Layout.of(self._model)
+        return Layout.of(self._initialised)
 
     @cached_property
     def encoder(self) -> Encoder[Any]:

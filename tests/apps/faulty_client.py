@@ -39,7 +39,9 @@ def saboteur(message: Message, context: Context, call_next: ClientAppCallable) -
     elif fault == "infinite payload":
         answer["update"] = crafted_infinity(answer["update"])
     elif fault == "dense":
-        reply.content = RecordDict({"arrays": message.content["arrays"], "metrics": reply.content["metrics"]})
+        reply.content = RecordDict(
+            {"arrays": message.content["arrays"], "metrics": records.unfolded(reply.content)["metrics"]}
+        )
     return reply
 
 

@@ -88,7 +88,7 @@ def test_nothing_is_lost_whatever_becomes_of_the_replies(name: str, fates: list[
     pending = wire.decode(records.read_answer(reply.content).payload, Shared(LAYOUT)).dense()
     stored = state.open_store(here, "test").load()
     assert stored is not None
-    np.testing.assert_allclose(accepted_sum + pending + stored.arrays["residual"], asked, atol=1e-5)
+    np.testing.assert_allclose(accepted_sum + pending + stored.arrays["encoder/residual"], asked, atol=1e-5)
 
 
 def test_step_ahead_starts_from_the_model_plus_the_residual() -> None:
@@ -102,7 +102,7 @@ def test_step_ahead_starts_from_the_model_plus_the_residual() -> None:
     applied(order_message(1, 0, zeros()), here, application)
     stored = state.open_store(here, "test").load()
     assert stored is not None
-    residual = stored.arrays["residual"].copy()
+    residual = stored.arrays["encoder/residual"].copy()
     applied(order_message(2, 1, zeros()), here, application)
     assert not np.any(seen[0]["a"])
     np.testing.assert_array_equal(np.concatenate([seen[1]["a"].ravel(), seen[1]["b"]]), residual)
@@ -119,7 +119,7 @@ def test_a_nan_is_answered_with_a_reason_and_leaves_the_state_whole() -> None:
     after = state.open_store(here, "test").load()
     assert before is not None and after is not None
     # the first payload was not accepted: its mass is back, and nothing of the NaN is in
-    np.testing.assert_allclose(after.arrays["residual"], np.ones(48), atol=1e-6)
+    np.testing.assert_allclose(after.arrays["encoder/residual"], np.ones(48), atol=1e-6)
 
 
 def test_only_train_messages_are_touched() -> None:
