@@ -315,6 +315,21 @@ def test_factors_whose_product_overflows_are_refused() -> None:
         encoder.decode(crafted(example("lowrank"), bytes(body)), EXAMPLE)
 
 
+def test_factors_are_refused_whose_product_is_rounded_to_infinity() -> None:
+    """Each small product is just above half a unit in the last place of the sum: every addition rounds up so far."""
+    shared, small = shared_of((600, 600)), 2.0**103 * 1.01
+    below = float(np.finfo(np.float32).max) - 255 * small  # so that the exact sum is a float32
+    for largest, fits in ((below, False), (3.39e38, True)):
+        right = np.tile(np.array([largest] + [small] * 254, np.float32), (600, 1))
+        body = lowrank.pack(update.LowRank((update.Factors(np.ones((600, 255), np.float32), right),)))
+        payload = wire.pack_whole(lowrank.FORM, 255, body, shared.layout)
+        if fits:
+            assert np.isfinite(encoder.decode(payload, shared).dense()).all()
+            continue
+        with pytest.raises(errors.NonFiniteValues):
+            encoder.decode(payload, shared)
+
+
 @given(name=st.sampled_from(list(EXAMPLES)), body=st.binary(max_size=120), parameter=st.integers(0, 9))
 def test_any_body_is_read_or_refused(name: str, body: bytes, parameter: int) -> None:
     payload = example(name)
