@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hypothesis import settings
 
-sys.path.insert(0, str(Path(__file__).parent))  # laws, reference_decoder
+sys.path.insert(0, str(Path(__file__).parent))  # aimed, laws, reference_decoder
 
 settings.register_profile("fedpress", deadline=None)
 settings.load_profile("fedpress")

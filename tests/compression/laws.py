@@ -3,8 +3,6 @@
 Each function takes a payload from anywhere and what the receiver knows; it returns quietly or fails with what is wrong.
 """
 
-import struct
-import zlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,33 +13,32 @@ from fedpress.compression.shared import Shared
 from fedpress.compression.update import Dense, Factors, LowRank, Sparse, Update
 from fedpress.compression.vector import Layout, TensorSpec
 
-HEAD = struct.Struct("<2sBBBBIII")
 
-
-def repaired(payload: bytes) -> bytes:
-    """Return the payload with a checksum that fits, so that what is wrong with it is found further down."""
-    if len(payload) < wire.HEADER_BYTES:
-        return payload
-    checksum = zlib.crc32(payload[wire.HEADER_BYTES :], zlib.crc32(payload[: HEAD.size]))
-    return payload[: HEAD.size] + struct.pack("<I", checksum) + payload[wire.HEADER_BYTES :]
+def held(payload: bytes, shared: Shared) -> str:
+    """Check all of them; return the name of the fault, or "" if the payload is valid."""
+    update = decoded(payload, shared)
+    if update is not None:
+        said_again(update, shared)
+    return agreed(payload, shared)
 
 
 def decoded(payload: bytes, shared: Shared) -> Update | None:
-    """Decode; nothing but a `PayloadError` is raised (and None returned), and what is accepted is valid.
-
-    What is sent again as float32 says the same again.
-    """
+    """Decode; nothing but a `PayloadError` is raised (and None returned), and what is accepted is valid."""
     try:
         update = wire.decode(payload, shared)
     except errors.PayloadError:
         return None
     _check(update, shared.layout)
+    return update
+
+
+def said_again(update: Update, shared: Shared) -> None:
+    """Pack what was decoded as float32 and decode it: the same comes out."""
     if isinstance(update, LowRank):
-        return update
+        update = Dense(update.values)
     again = wire.decode(wire.pack(update, shared.layout, values.FLOAT32), shared)
     assert again.values.tobytes() == update.values.tobytes(), "other values after a float32 payload"
     assert np.array_equal(again.sparse().positions, update.sparse().positions), "other positions after a payload"
-    return update
 
 
 def _check(update: Update, layout: Layout) -> None:

@@ -4,6 +4,7 @@ import re
 import struct
 from pathlib import Path
 
+import aimed
 import laws
 import numpy as np
 import pytest
@@ -76,8 +77,8 @@ def test_it_knows_every_tag() -> None:
 
 
 def payload_of(value_tag: int, index_tag: int, n: int, k: int, body: bytes, layout: Layout) -> bytes:
-    head = laws.HEAD.pack(b"FP", 1, value_tag, index_tag, 0, n, k, layout.fingerprint)
-    return laws.repaired(head + bytes(4) + body)
+    head = aimed.HEAD.pack(b"FP", 1, value_tag, index_tag, 0, n, k, layout.fingerprint)
+    return aimed.repaired(head + bytes(4) + body)
 
 
 def bits(flags: list[int]) -> bytes:
@@ -205,6 +206,10 @@ def test_random_forms(which: int, n: int | None, seed: int, exponent: int) -> No
 # Damage: both refuse for the same fault, or read the same.
 
 
+WORDS = [struct.pack("<I", word) for word in (0x7F7FFFFF, 0xFF800000, 0x7FC00000, 0x7F800001)]
+"""The largest float32, minus infinity, a NaN, and one of which numpy warns."""
+
+
 @st.composite
 def damaged(draw: st.DrawFn) -> tuple[bytes, Shared]:
     """A payload in any format and form with a few changes, most of them with a checksum that fits again."""
@@ -229,7 +234,7 @@ def damaged(draw: st.DrawFn) -> tuple[bytes, Shared]:
         elif kind == "byte":
             data[place : place + 1] = draw(st.sampled_from([b"\0", b"\1", b"\x7f", b"\x80", b"\xff"]))
         elif kind == "word":
-            data[place : place + 4] = np.array(draw(st.sampled_from([3e38, -np.inf, np.nan])), "<f4").tobytes()
+            data[place : place + 4] = draw(st.sampled_from(WORDS))
         elif kind == "head":  # and the first bytes of the body
             place = draw(st.sampled_from([0, 2, 3, 4, 4, 5, 6, 10, 10, 11, 14, 22, 23]))
             data[place : place + 1] = draw(st.binary(min_size=1, max_size=1))
@@ -237,13 +242,13 @@ def damaged(draw: st.DrawFn) -> tuple[bytes, Shared]:
             del data[len(data) - draw(st.integers(1, 9)) :]
         elif kind == "insert":
             data[place:place] = draw(st.binary(min_size=1, max_size=3))
-    return laws.repaired(bytes(data)) if draw(st.integers(0, 9)) else bytes(data), shared
+    return aimed.repaired(bytes(data)) if draw(st.integers(0, 9)) else bytes(data), shared
 
 
 @settings(max_examples=1000)
 @given(damaged())
 def test_damaged_payloads(case: tuple[bytes, Shared]) -> None:
-    laws.agreed(*case)
+    laws.held(*case)
 
 
 @given(st.binary(max_size=70), st.booleans())
