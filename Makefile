@@ -11,7 +11,7 @@ export FLWR_TELEMETRY_ENABLED := 0
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help simulate test lint format docs-check clean
+.PHONY: help simulate test lint format docs-check fuzz clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,8 +35,13 @@ format: $(VENV)/dev.stamp ## Format the code and sort the imports
 docs-check: $(VENV)/dev.stamp ## Check the links of the Markdown files and run their examples
 	$(BIN)/python -m pytest -q tests/test_docs.py
 
+fuzz: $(VENV)/fuzz.stamp ## Fuzz the decoder for a minute; for longer: ARGS=-max_total_time=3600
+	@mkdir -p .fuzz/corpus
+	PYTHONPATH=.pkg OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/decode.py -max_len=2100 -max_total_time=60 \
+		-artifact_prefix=.fuzz/ $(ARGS) .fuzz/corpus tests/fuzz/corpus tests/compression/golden
+
 clean: ## Remove caches and build products (not .venv, not runs/)
-	rm -rf build dist *.egg-info .coverage .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf build dist *.egg-info .coverage .fuzz .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 
 # The stamps are made by the installations that they stand for; `dev` contains `simulation`.
 $(BIN)/python:
@@ -50,3 +55,7 @@ $(VENV)/simulation.stamp: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/dev.stamp: pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) -e '.[dev]'
 	@touch $(VENV)/simulation.stamp $@
+
+$(VENV)/fuzz.stamp: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) -e '.[fuzz]'
+	@touch $@

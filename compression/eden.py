@@ -128,9 +128,10 @@ def _unpack(bits: int, body: memoryview, layout: Layout) -> Dense:
     n, levels = layout.size, _levels(bits)
     rotations, coordinates = _sizes(n)
     seed = int.from_bytes(body[:8], "little")
-    scales = np.frombuffer(body, "<f4", rotations, 8).astype(np.float64)
-    if not np.isfinite(scales).all():
+    read = np.frombuffer(body, "<f4", rotations, 8)
+    if not np.isfinite(read).all():
         raise errors.NonFiniteValues("the payload holds scales that are NaN or infinite")
+    scales = read.astype(np.float64)  # only now: numpy warns of a signalling NaN that becomes a quiet one
     codes = unpack_codes(body[8 + 4 * rotations :], coordinates, bits)
     said = np.empty(n, np.float32)
     done = 0

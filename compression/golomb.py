@@ -173,28 +173,24 @@ def unpack(data: bytes | memoryview, k: int) -> Numbers:
     if len(unpacked) < at + int(sizes @ (shifts + threes)) + k:
         raise BitsError(f"the string has {len(unpacked)} bits, fewer than its codes ask for")
 
-    lows = np.zeros((len(codes), GROUP), np.uint32)
-    octet = np.zeros((len(codes), GROUP), np.uint8)
-    deepest = int(shifts.max())
-    for j in range(deepest):
+    octets = []  # of the low bits of each number
+    for j in range(int(shifts.max())):
+        if not j % 8:
+            octets.append(np.zeros((len(codes), GROUP), np.uint8))
         chosen = shifts > j
         plane = _filled(take(int(sizes[chosen].sum())))
         plane <<= np.uint8(j % 8)
         if chosen.all():
-            octet |= plane
+            octets[-1] |= plane
         else:
-            octet[chosen] |= plane
-        if j % 8 == 7 or j == deepest - 1:
-            wide = octet.astype(np.uint32)
-            wide <<= np.uint32(j - j % 8)
-            lows |= wide
-            octet[:] = 0
+            octets[-1][chosen] |= plane
     thirds = take(int(sizes[threes].sum())).copy()
     some = np.flatnonzero(thirds.view(np.bool_))
     thirds[some] += take(len(some))
-    ends = np.flatnonzero(unpacked[at:].view(np.bool_))
-    if len(ends) != k:
-        raise BitsError(f"the string ends {len(ends)} numbers, expected {k}")
+    found = np.count_nonzero(unpacked[at:].view(np.bool_))  # before a word is made for each
+    if found != k:
+        raise BitsError(f"the string ends {found} numbers, expected {k}")
+    ends = np.flatnonzero(unpacked[at:].view(np.bool_))  # ten times as fast as of integers
     if len(unpacked) - at - int(ends[-1]) > 8:
         raise BitsError("bytes are left over after the last number")
     ends[1:] -= ends[:-1] + 1
@@ -206,7 +202,8 @@ def unpack(data: bytes | memoryview, k: int) -> Numbers:
         raise BitsError("a number is not below 2^32")
     rows = tall.astype(np.uint32)
     rows <<= shifts[:, None].astype(np.uint32)
-    rows |= lows
+    for place, octet in enumerate(octets):
+        rows |= octet if not place else octet.astype(np.uint32) << np.uint32(8 * place)
     return rows.reshape(-1)[:k]
 
 

@@ -15,6 +15,9 @@ from fedpress.compression.vector import Layout, Vector
 
 MAX_RANK = 255
 LARGEST = float(np.finfo(np.float32).max)
+LIMIT = 3.4e38
+"""Above what two factors may say. A float32 sum of 255 products may round up by 255 / 2^24 of it, and 3.4e38 is further
+than that below infinity."""
 
 
 class Part(NamedTuple):
@@ -69,7 +72,7 @@ def _unpack(rank: int, body: memoryview, layout: Layout) -> LowRank:
             continue
         factors = Factors(*(side.reshape(-1, rank) for side in np.split(own, [part.rows * rank])))
         peaks = [np.abs(side).max(axis=0).astype(np.float64) for side in factors]
-        if float(peaks[0] @ peaks[1]) > LARGEST:
+        if float(peaks[0] @ peaks[1]) > LIMIT:
             raise errors.NonFiniteValues("the product of two factors may be infinite")
         blocks.append(factors)
     return LowRank(tuple(blocks))

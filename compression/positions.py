@@ -182,16 +182,24 @@ def _pack_rice(gaps: golomb.Numbers, b: int, bits: int) -> bytes:
 
 def _unpack_rice(data: bytes | memoryview, b: int, n: int, k: int) -> Positions:
     unpacked = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")
-    ends = np.flatnonzero(unpacked[k * b :].view(np.bool_))  # ten times as fast as of integers
-    if len(ends) != k:
-        raise errors.InvalidPositions(f"the Rice code ends {len(ends)} gaps, the header says {k}")
+    high = unpacked[k * b :].view(np.bool_)  # whose places are found ten times as fast as those of integers
+    found = np.count_nonzero(high)  # before a word is made for each
+    if found != k:
+        raise errors.InvalidPositions(f"the Rice code ends {found} gaps, the header says {k}")
+    ends = np.flatnonzero(high)
     if k and len(data) != _bytes(k * b + int(ends[-1]) + 1):
         raise errors.LengthMismatch("bytes are left over after the last gap of the Rice code")
-    gaps = (np.diff(ends, prepend=-1) - 1) << b
+    positions: Positions = ends  # in place from here: first the gaps
+    positions[1:] -= ends[:-1] + 1
+    positions <<= b
     low = unpacked[: k * b].reshape(k, b)
     for j in range(b):
-        gaps |= low[:, j].astype(np.int64) << j
-    positions: Positions = np.cumsum(gaps + 1) - 1
+        plane = low[:, j].astype(np.int64)
+        plane <<= j
+        positions |= plane
+    positions += 1
+    np.cumsum(positions, out=positions)
+    positions -= 1
     if k and positions[-1] >= n:
         raise errors.InvalidPositions(f"the last position is {positions[-1]}, the vector has {n} entries")
     return positions
@@ -227,11 +235,11 @@ def _pack_bitmap(positions: Positions, n: int) -> bytes:
 
 
 def _unpack_bitmap(data: bytes | memoryview, n: int, k: int) -> Positions:
-    there = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")
-    positions = np.flatnonzero(there.view(np.bool_))
-    if len(positions) != k or (k and positions[-1] >= n):
-        raise errors.InvalidPositions(f"the bitmap marks {len(positions)} places, the header says {k} of {n}")
-    return positions
+    there = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little").view(np.bool_)
+    found = np.count_nonzero(there)  # before a word is made for each
+    if found != k or there[n:].any():
+        raise errors.InvalidPositions(f"the bitmap marks {found} places, the header says {k} of {n}")
+    return np.flatnonzero(there)
 
 
 def _width(n: int) -> int:

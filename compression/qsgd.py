@@ -63,10 +63,10 @@ def _length(bits: int, layout: Layout) -> int | None:
 
 def _unpack(bits: int, body: memoryview, layout: Layout) -> Dense:
     n, levels = layout.size, _levels(bits)
-    scales = np.frombuffer(body, "<f4", -(-n // BUCKET)).astype(np.float64) / levels
-    codes = unpack_codes(body[4 * len(scales) :], n, bits)
+    codes = unpack_codes(body[4 * -(-n // BUCKET) :], n, bits)
     said = np.empty(n, np.float32)
     with np.errstate(over="ignore", invalid="ignore"):  # the decoder refuses what is not finite
+        scales = np.frombuffer(body, "<f4", -(-n // BUCKET)).astype(np.float64) / levels
         for start in range(0, n, BLOCK):
             block = codes[start : start + BLOCK].astype(np.float64) - levels
             steps = np.repeat(scales[start // BUCKET : start // BUCKET + BLOCK // BUCKET], BUCKET)[: len(block)]

@@ -192,6 +192,8 @@ def _read_header(data: memoryview) -> tuple[_Header, ValueFormat]:
         raise errors.UnknownFormat(f"flags are {header.flags:#04x}, version {VERSION} knows none")
     if header.k > header.n:
         raise errors.CountTooLarge(f"the payload claims {header.k} entries of {header.n}")
+    if header.index_tag == positions.ALL and header.k != header.n:
+        raise errors.InvalidPositions(f"a payload without positions has {header.k} of {header.n} entries")
     return header, format
 
 
@@ -219,8 +221,6 @@ def _values_span(data: memoryview, header: _Header, format: ValueFormat) -> tupl
 
 def _check_body(data: memoryview, header: _Header, format: ValueFormat) -> tuple[int, int]:
     """Check length and checksum; return where the values begin and end."""
-    if header.index_tag == positions.ALL and header.k != header.n:
-        raise errors.InvalidPositions(f"a payload without positions has {header.k} of {header.n} entries")
     least, most = positions.length(header.index_tag, header.n, header.k)
     split, end = _values_span(data, header, format)
     rest = HEADER_BYTES + len(data) - split

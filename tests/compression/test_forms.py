@@ -299,11 +299,11 @@ def test_each_fault_is_named(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_scales_and_factors_that_are_not_finite_are_refused(name: str, value: float) -> None:
+@pytest.mark.parametrize("value", [0x7FC00000, 0x7F800000, 0x7F800001], ids=["NaN", "infinity", "signalling NaN"])
+def test_scales_and_factors_that_are_not_finite_are_refused(name: str, value: int) -> None:
     body = bytearray(example(name)[wire.HEADER_BYTES :])
     place = 1 + (8 if name == "eden" else 0)
-    body[place : place + 4] = np.array(value, "<f4").tobytes()
+    body[place : place + 4] = struct.pack("<I", value)  # numpy warns of the last of them, which is an error in tests
     with pytest.raises(errors.NonFiniteValues):
         encoder.decode(crafted(example(name), bytes(body)), EXAMPLE)
 
@@ -313,6 +313,21 @@ def test_factors_whose_product_overflows_are_refused() -> None:
     body[1 : 1 + 44] = np.full(11, 1e30, "<f4").tobytes()
     with pytest.raises(errors.NonFiniteValues, match="product of two factors"):
         encoder.decode(crafted(example("lowrank"), bytes(body)), EXAMPLE)
+
+
+def test_factors_are_refused_whose_product_is_rounded_to_infinity() -> None:
+    """Each small product is just above half a unit in the last place of the sum: every addition rounds up so far."""
+    shared, small = shared_of((600, 600)), 2.0**103 * 1.01
+    below = float(np.finfo(np.float32).max) - 255 * small  # so that the exact sum is a float32
+    for largest, fits in ((below, False), (3.39e38, True)):
+        right = np.tile(np.array([largest] + [small] * 254, np.float32), (600, 1))
+        body = lowrank.pack(update.LowRank((update.Factors(np.ones((600, 255), np.float32), right),)))
+        payload = wire.pack_whole(lowrank.FORM, 255, body, shared.layout)
+        if fits:
+            assert np.isfinite(encoder.decode(payload, shared).dense()).all()
+            continue
+        with pytest.raises(errors.NonFiniteValues):
+            encoder.decode(payload, shared)
 
 
 @given(name=st.sampled_from(list(EXAMPLES)), body=st.binary(max_size=120), parameter=st.integers(0, 9))

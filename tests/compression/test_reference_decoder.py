@@ -1,0 +1,271 @@
+"""fedpress and a decoder that was written from docs/wire.md alone read the same, and refuse the same."""
+
+import re
+import struct
+from pathlib import Path
+
+import aimed
+import laws
+import numpy as np
+import pytest
+import reference_decoder as reference
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedpress.compression import (
+    eden,
+    encoder,
+    errors,
+    golomb,
+    positions,
+    powersgd,
+    qsgd,
+    terngrad,
+    values,
+    vector,
+    wire,
+)
+from fedpress.compression.shared import Shared
+from fedpress.compression.update import Sparse
+from fedpress.compression.vector import Layout, TensorSpec
+
+GOLDEN = Path(__file__).parent / "golden"
+FORMATS = [values.by_name(name) for name in values.names()]
+
+
+def flat(n: int) -> Shared:
+    return Shared(Layout((TensorSpec("weight", (n,), "float32"),)))
+
+
+TENSORS = Shared(
+    Layout(
+        (
+            TensorSpec("0.weight", (6, 5), "float32"),
+            TensorSpec("0.bias", (7,), "bfloat16"),
+            TensorSpec("é", (), "float64"),
+            TensorSpec("empty", (3, 0, 2), "float16"),
+            TensorSpec("2.weight", (4, 2, 5), "float32"),
+        )
+    )
+)
+
+
+@pytest.mark.parametrize("golden", sorted(GOLDEN.glob("1-*.bin")), ids=lambda path: path.stem)
+def test_golden_files(golden: Path) -> None:
+    payload = golden.read_bytes()
+    if "form" in golden.stem:
+        known = Shared(Layout((TensorSpec("0", (6, 5), "float32"), TensorSpec("1", (7,), "float32"))))
+    else:
+        known = flat(struct.unpack_from("<I", payload, 6)[0])
+    assert laws.agreed(payload, known) == ""
+    said = reference.decode(payload, laws.tensors(known.layout.parameters))
+    assert len(said.positions) == len(said.values) == struct.unpack_from("<I", payload, 10)[0]
+
+
+def test_it_imports_nothing_but_the_standard_library() -> None:
+    source = Path(reference.__file__).read_text()
+    imported = set(re.findall(r"^(?:from|import) (\w+)", source, re.MULTILINE))
+    assert imported == {"collections", "hashlib", "math", "struct", "typing", "zlib"}
+
+
+def test_it_knows_every_tag() -> None:
+    assert set(reference.LEAST) == set(reference.READ) == {format.tag for format in FORMATS}
+    assert set(reference.FORMS) == set(wire.FORMS)
+
+
+# Payloads in every form, also in those that the encoder would not choose.
+
+
+def payload_of(value_tag: int, index_tag: int, n: int, k: int, body: bytes, layout: Layout) -> bytes:
+    head = aimed.HEAD.pack(b"FP", 1, value_tag, index_tag, 0, n, k, layout.fingerprint)
+    return aimed.repaired(head + bytes(4) + body)
+
+
+def bits(flags: list[int]) -> bytes:
+    return bytes(sum(bit << j for j, bit in enumerate(flags[at : at + 8])) for at in range(0, len(flags), 8))
+
+
+def written(tag: int, chosen: list[int], n: int) -> bytes:
+    """The positions in this form, written one by one: no code of fedpress's but that of the groups."""
+    gaps = [p - q - 1 for q, p in zip([-1, *chosen], chosen, strict=False)]
+    if tag == positions.ALL or (not chosen and tag != positions.BITMAP):
+        return b""
+    if tag == positions.RAW:
+        width = -(-(n - 1).bit_length() // 8)
+        return b"".join(p.to_bytes(width, "little") for p in chosen)
+    if tag == positions.BITMAP:
+        there = set(chosen)
+        return bits([int(p in there) for p in range(n)])
+    if tag == positions.GROUPS:
+        return golomb.pack(golomb.plan(np.array(gaps, np.uint32)))
+    b = tag - positions.RICE
+    low = [gap >> j & 1 for gap in gaps for j in range(b)]
+    return bits(low + [bit for gap in gaps for bit in [0] * (gap >> b) + [1]])
+
+
+def packed(update: Sparse, tag: int, format: values.ValueFormat, layout: Layout) -> bytes:
+    """The payload of the update with its positions in this form."""
+    numbers = format.pack(update.values)
+    body = written(tag, update.positions.tolist(), update.size) + numbers
+    if format.varies and update.count:
+        width = next(width for width in range(1, 5) if len(body) + width < 256**width)
+        body += len(numbers).to_bytes(width, "little")
+    return payload_of(format.tag, tag, update.size, update.count, body, layout)
+
+
+@st.composite
+def supports(draw: st.DrawFn) -> tuple[list[int], int]:
+    """Positions of several kinds, and n: none, all, clusters, single ones far away, and more than a group of 256."""
+    kind = draw(st.sampled_from(["few", "none", "all", "dense", "clusters", "far"]))
+    if kind == "few":
+        n = draw(st.integers(1, 300))
+        return sorted(draw(st.sets(st.integers(0, n - 1), max_size=40))), n
+    if kind == "none":
+        return [], draw(st.sampled_from([0, 1, 7, 8, 9, 255, 256, 257, 70_000]))
+    if kind == "all":
+        n = draw(st.sampled_from([0, 1, 2, 8, 9, 256, 257, 600]))
+        return list(range(n)), n
+    random = np.random.default_rng(draw(st.integers(0, 2**32)))
+    if kind == "dense":
+        n = draw(st.integers(500, 1500))
+        return np.flatnonzero(random.random(n) < draw(st.sampled_from([0.3, 0.6, 0.95]))).tolist(), n
+    if kind == "clusters":
+        gaps = np.concatenate([random.geometric(p, 256) for p in random.choice([0.9, 0.3, 0.05, 0.01], 3)])
+        chosen = np.cumsum(gaps) - 1
+        cut = draw(st.integers(250, len(chosen)))
+        return chosen[:cut].tolist(), int(chosen[cut - 1]) + 1 + draw(st.integers(0, 9))
+    n = draw(st.sampled_from([65_536, 65_537, 300_000]))
+    return sorted({*draw(st.sets(st.integers(0, n - 1), max_size=6)), 0, n - 1}), n
+
+
+def filled(count: int, seed: int, exponent: int) -> vector.Vector:
+    random = np.random.default_rng(seed)
+    with np.errstate(over="ignore", under="ignore"):
+        numbers = (random.standard_normal(count) * 10.0 ** (exponent * random.random(count))).astype(np.float32)
+    numbers[random.random(count) < 0.05] = 0
+    return np.clip(numbers, -3.4e38, 3.4e38)
+
+
+def tags_for(chosen: list[int], n: int) -> list[int]:
+    """Every form that may hold these positions: of Rice's parameters, those that are not longer than the bitmap."""
+    found = [positions.RAW, positions.BITMAP, positions.GROUPS] + [positions.ALL] * (len(chosen) == n)
+    for b in (0, 1, 2, 5, 9, 17, 31):
+        bits = sum((p - q - 1 >> b) + b + 1 for q, p in zip([-1, *chosen], chosen, strict=False))
+        if -(-bits // 8) <= -(-n // 8):
+            found.append(positions.RICE + b)
+    return found
+
+
+def numbers(count: int, seed: int, exponent: int) -> vector.Vector:
+    """Values of many scales, some of them zero, the largest near the end of float32."""
+    random = np.random.default_rng(seed)
+    made = random.standard_normal(count) * 10.0 ** (exponent * random.random(count))
+    made[random.random(count) < 0.05] = 0
+    return np.clip(made, -3.4e38, 3.4e38).astype(np.float32)
+
+
+EXPONENTS = st.sampled_from([-40, -3, 0, 3, 38])
+SEEDS = st.integers(0, 2**32)
+
+
+@settings(max_examples=60)
+@given(supports(), SEEDS, EXPONENTS)
+def test_random_payloads_in_every_format_and_form(support: tuple[list[int], int], seed: int, exponent: int) -> None:
+    chosen, n = support
+    shared, tags = flat(n), tags_for(*support)
+    update = Sparse(np.array(chosen, np.int64), numbers(len(chosen), seed, exponent), n)
+    for index, format in enumerate(FORMATS):
+        tag = tags[(index + seed) % len(tags)]
+        payload = packed(update, tag, format, shared.layout)
+        longer = tag == positions.GROUPS and len(written(tag, chosen, n)) > positions.length(tag, n, len(chosen))[1]
+        assert laws.agreed(payload, shared) == ("LengthMismatch" if longer else "")
+
+
+SCHEMES = [*(qsgd.scheme(b) for b in range(2, 9)), *(eden.scheme(b) for b in range(1, 5)), terngrad.scheme()]
+
+
+def whole(which: int, shared: Shared, seed: int, exponent: int) -> bytes:
+    """The payload of a form: one of `SCHEMES`, or behind these PowerSGD of a rank."""
+    update = numbers(shared.layout.size, seed, exponent)
+    if which < len(SCHEMES):
+        return encoder.quantised(SCHEMES[which]).encode(update, None, shared, seed)[0]
+    chosen = powersgd.powersgd(which - len(SCHEMES) + 1)
+    return chosen.encode(update, chosen.init(shared.layout), shared, seed)[0]
+
+
+FORM_CASES = st.integers(0, len(SCHEMES) + 2)
+
+
+@settings(max_examples=60)
+@given(FORM_CASES, st.sampled_from([None, 0, 1, 2, 511, 512, 513, 8192, 8193]), SEEDS, EXPONENTS)
+def test_random_forms(which: int, n: int | None, seed: int, exponent: int) -> None:
+    shared = TENSORS if n is None else flat(n)
+    assert laws.agreed(whole(which, shared, seed, exponent), shared) == ""
+
+
+# Damage: both refuse for the same fault, or read the same.
+
+
+WORDS = [struct.pack("<I", word) for word in (0x7F7FFFFF, 0xFF800000, 0x7FC00000, 0x7F800001)]
+"""The largest float32, minus infinity, a NaN, and one of which numpy warns."""
+
+
+@st.composite
+def damaged(draw: st.DrawFn) -> tuple[bytes, Shared]:
+    """A payload in any format and form with a few changes, most of them with a checksum that fits again."""
+    seed, exponent = draw(SEEDS), draw(EXPONENTS)
+    if draw(st.integers(0, 3)):
+        n = draw(st.sampled_from([1, 9, 40, 300, 3000]))
+        random = np.random.default_rng(seed)
+        chosen = np.flatnonzero(random.random(n) < draw(st.sampled_from([0.02, 0.2, 0.7, 1.0])))
+        shared, tags = flat(n), tags_for(chosen.tolist(), n)
+        update = Sparse(chosen, numbers(len(chosen), seed, exponent), n)
+        payload = packed(update, draw(st.sampled_from(tags)), draw(st.sampled_from(FORMATS)), shared.layout)
+    else:
+        shared = TENSORS if draw(st.booleans()) else flat(draw(st.sampled_from([0, 1, 70, 600])))
+        payload = whole(draw(FORM_CASES), shared, seed, exponent)
+    data = bytearray(payload)
+    for kind in draw(
+        st.lists(st.sampled_from(["bit", "byte", "word", "head", "cut", "insert"]), min_size=1, max_size=4)
+    ):
+        place = draw(st.integers(wire.HEADER_BYTES, max(len(data), wire.HEADER_BYTES)))
+        if kind == "bit" and place < len(data):
+            data[place] ^= 1 << draw(st.integers(0, 7))
+        elif kind == "byte":
+            data[place : place + 1] = draw(st.sampled_from([b"\0", b"\1", b"\x7f", b"\x80", b"\xff"]))
+        elif kind == "word":
+            data[place : place + 4] = draw(st.sampled_from(WORDS))
+        elif kind == "head":  # and the first bytes of the body
+            place = draw(st.sampled_from([0, 2, 3, 4, 4, 5, 6, 10, 10, 11, 14, 22, 23]))
+            data[place : place + 1] = draw(st.binary(min_size=1, max_size=1))
+        elif kind == "cut":
+            del data[len(data) - draw(st.integers(1, 9)) :]
+        elif kind == "insert":
+            data[place:place] = draw(st.binary(min_size=1, max_size=3))
+    return aimed.repaired(bytes(data)) if draw(st.integers(0, 9)) else bytes(data), shared
+
+
+@settings(max_examples=1000)
+@given(damaged())
+def test_damaged_payloads(case: tuple[bytes, Shared]) -> None:
+    laws.held(*case)
+
+
+@given(st.binary(max_size=70), st.booleans())
+def test_buffers(data: bytes, fits: bool) -> None:
+    names = ["bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"]
+    names += ["float16", "bfloat16", "float32", "float64"]
+    specs = [TensorSpec(f"{dtype}.running_var", (1,), dtype) for dtype in names] + [TensorSpec("x", (2, 2), "float32")]
+    layout = Layout((), tuple(specs))
+    data = data.ljust(59, b"\x01")[:59] if fits else data
+    try:
+        expected = reference.decode_buffers(data, laws.tensors(specs))
+    except reference.Refused as refused:
+        with pytest.raises(getattr(errors, str(refused))):
+            vector.unpack_buffers(data, layout)
+        return
+    for spec, entries in zip(specs, expected, strict=True):
+        array = vector.unpack_buffers(data, layout)[spec.name]
+        if spec.dtype == "bfloat16":
+            array = (array.astype(np.uint32) << 16).view(np.float32)
+        assert array.ravel().tolist() == entries
