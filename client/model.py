@@ -77,11 +77,11 @@ def _base(order: Order, download: Download, kept: Kept | None, content: RecordDi
         _, arrays = records.only_arrays(content)
         weights = vector.flatten(records.to_numpy(arrays), layout)
         return Held(order.version, grid, grid.integers(weights, layout))
-    if kept is not None and (found := kept.at(download.base, layout)) is not None:
-        return found
     if download.base == 0 and download.origin:
         draw = Draw.unpack(download.origin, layout)
         return Held(0, draw.grid, draw.integers(layout))
-    if download.base < 0 and kept is not None:
+    if kept is None:
+        return None
+    if download.base < 0:
         return Held(download.base, kept.held.grid, np.zeros(layout.size, np.int32))
-    return None
+    return kept.at(download.base, layout)
