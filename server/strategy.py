@@ -401,7 +401,8 @@ class SparseFed(Strategy):
                 if late is not None:
                     self.bill(late.round, late.node, "up", reply)
                     continue
-                if pending.pop(message_id, None) is None:
+                if pending.pop(message_id, None) is None:  # the same reply again
+                    self.bill(server_round, reply.metadata.src_node_id, "up", reply)
                     continue
                 node = reply.metadata.src_node_id
                 self.bill(server_round, node, "up", reply)

@@ -39,6 +39,8 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from fedpress.compression import records, references
 from fedpress.compression.errors import FedpressError
+from fedpress.simulations import faults
+from fedpress.simulations.faults import CRASHES, DAMAGED, DIVERGES, DOUBLED, FORGETS, LATE, LOST, Faults
 from fedpress.simulations.network import Network, VirtualClock
 
 RUN_ID = 1
@@ -67,6 +69,7 @@ class _Task(NamedTuple):
     message: bytes  # serialised, without the shared records
     keys: tuple[str, ...]  # of all records, in their order
     shared: tuple[tuple[str, str], ...]  # key of a record, name of its file
+    faults: frozenset[str] = frozenset()  # that strike the client
 
 
 class _Done(NamedTuple):
@@ -106,6 +109,7 @@ class InlineGrid(Grid):
         workers: number of processes.
         run_config: what the apps find in `context.run_config`.
         network: link and speed of each client; None: replies take no virtual time.
+        injected: faults that strike on purpose.
         examples: how many examples a client trains on in a round, for `network` and to start long tasks first.
         log_file: where the workers write Flower's log; None: their standard error.
 
@@ -121,6 +125,7 @@ class InlineGrid(Grid):
         workers: int = 2,
         run_config: Mapping[str, UserConfigValue] | None = None,
         network: Network | None = None,
+        injected: Faults | None = None,
         examples: Callable[[int], int] | None = None,
         log_file: Path | None = None,
     ) -> None:
@@ -131,6 +136,7 @@ class InlineGrid(Grid):
         self._run = Run.create_empty(RUN_ID)
         self._clients = clients
         self._network = network
+        self._faults = injected
         self._examples = examples
         self._folder = tempfile.TemporaryDirectory(prefix="fedpress-")
         self._start = _WorkerStart(
@@ -142,6 +148,7 @@ class InlineGrid(Grid):
         self._tasks: dict[str, _Task] = {}  # under way or queued
         self._meta: dict[str, tuple[Message, float]] = {}  # message id -> order (without content), when it was sent
         self._ready: dict[str, tuple[float, Message]] = {}  # message id -> arrival, reply
+        self._doubled: set[str] = set()  # ids of messages whose replies arrive twice
         self._sent = 0
         self._mean_seconds = 1.0
         self._deaths = 0
@@ -214,7 +221,7 @@ class InlineGrid(Grid):
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         """Return the replies that have arrived; waits (really) for work under way, never for virtual time."""
         wanted = set(message_ids)
-        while self._tasks and (self._network or not any(m in self._ready for m in wanted)):
+        while self._tasks and (self._network or self._faults or not any(m in self._ready for m in wanted)):
             self._receive()
         now = self.clock.now()
         arrived = sorted(
@@ -224,7 +231,12 @@ class InlineGrid(Grid):
             for arrival, reply in [self._ready[message_id]]
             if arrival <= now
         )
-        return [self._ready.pop(message_id)[1] for _, _, message_id in arrived]
+        replies = []
+        for _, _, message_id in arrived:
+            reply = self._ready.pop(message_id)[1]
+            replies += [reply, reply] if message_id in self._doubled else [reply]
+            self._doubled.discard(message_id)
+        return replies
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
         """Push the messages and return all replies that arrive within `timeout` virtual seconds."""
@@ -271,7 +283,14 @@ class InlineGrid(Grid):
                 own[key] = record
         slim = Message(own, metadata=message.metadata)  # type: ignore[call-overload]
         data = serde.message_to_proto(slim).SerializeToString()
-        return _Task(message_id, client, data, tuple(message.content), tuple(shared))
+        struck = self._fate(message)
+        return _Task(message_id, client, data, tuple(message.content), tuple(shared), struck)
+
+    def _fate(self, order: Message) -> frozenset[str]:
+        """Return the faults that strike a client that gets this order."""
+        if self._faults is None or order.metadata.message_type != "train":
+            return frozenset()
+        return self._faults.of(order.metadata.dst_node_id - 1, records.read_order(order.content).round)
 
     def _file_of(self, record: ArrayRecord) -> str:
         known = self._files.get(id(record))
@@ -336,6 +355,17 @@ class InlineGrid(Grid):
                 examples=self._examples(task.client) if self._examples else 0,
                 up_bytes=records.serialized_size(reply),
             )
+        if self._faults:
+            for kind in task.faults:
+                self._faults.struck[kind] += 1
+            if LOST in task.faults:
+                return
+            if DAMAGED in task.faults:
+                reply = self._faults.damaged(reply, task.client, records.read_order(order.content).round)
+            if DOUBLED in task.faults:
+                self._doubled.add(message_id)
+            if LATE in task.faults:
+                seconds += self._faults.chances.late_seconds
         self._ready[message_id] = (sent_at + seconds, reply)
 
     def _answers(self, network: Network, message: Message) -> bool:
@@ -470,9 +500,14 @@ def _work(pipe: connection.Connection, start: _WorkerStart) -> None:
             shared = {key: _shared_record(start.folder / name, cache) for key, name in task.shared}
             message.content = RecordDict({key: shared[key] if key in shared else own[key] for key in task.keys})
             TaskIdentity.node_id = task.client + 1
+            if FORGETS in task.faults:
+                (start.folder / f"state-{task.client}").unlink(missing_ok=True)
+            faults.here.diverges = DIVERGES in task.faults
             context = _context(start, task.client)
             try:
                 reply = app(message, context)
+                if CRASHES in task.faults:
+                    raise ConnectionResetError("the client died on purpose")
             except Exception as error:
                 logger.log(ERROR, "client %d failed:\n%s", task.client, traceback.format_exc())
                 reason = f"{type(error).__name__}: {error}"

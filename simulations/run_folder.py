@@ -113,6 +113,8 @@ class ModelInfo(Record):
 class Results(Record):
     """All figures of a run, as in results.json.
 
+    `faults` counts what went wrong on purpose; `lost_states` the replies of clients that had lost their state.
+
     `accuracy` is the mean over the last 10 evaluated rounds: one round alone swings by several points.
     """
 
@@ -124,6 +126,8 @@ class Results(Record):
     model: ModelInfo
     students: list[StudentResult] = []
     layers: list[LayerDensity] = []
+    faults: dict[str, int] = {}
+    lost_states: int = 0
     accuracy: float | None
     seconds: float
 

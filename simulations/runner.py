@@ -225,6 +225,8 @@ class Writer:
             model=ModelInfo(parameters=self.workload.layout.size, sha256=self.digest),
             students=self.students,
             layers=[LayerDensity(name=n, size=size, sent=sent) for n, size, sent in strategy.density_by_layer()],
+            faults=dict(sorted(self.workload.faults.struck.items())) if self.workload.faults else {},
+            lost_states=strategy.lost_states,
             accuracy=sum(evaluated) / len(evaluated) if evaluated else None,
             seconds=monotonic() - self.began,
         )
@@ -267,6 +269,7 @@ def simulate(scenario: Scenario, out: Path | str | None = None, observer: Observ
                 workers=scenario.worker_count,
                 run_config=config,
                 network=workload.network,
+                injected=workload.faults,
                 examples=workload.examples_a_round,
                 log_file=folder.log,
             ) as grid:

@@ -303,6 +303,19 @@ class NetworkChoice(Section):
     )
 
 
+class FaultChoice(Section):
+    """What goes wrong on purpose: a chance of each fault for every client and round."""
+
+    crashes: float = Field(default=0.0, ge=0, le=1, description="A client dies at work; its state stays as it was.")
+    forgets: float = Field(default=0.0, ge=0, le=1, description="A client starts without the state that it had kept.")
+    diverges: float = Field(default=0.0, ge=0, le=1, description="Its training ends in NaN.")
+    lost: float = Field(default=0.0, ge=0, le=1, description="Its reply never arrives.")
+    doubled: float = Field(default=0.0, ge=0, le=1, description="Its reply arrives twice.")
+    late: float = Field(default=0.0, ge=0, le=1, description="Its reply takes late_seconds more.")
+    damaged: float = Field(default=0.0, ge=0, le=1, description="A bit of its update flips on the way.")
+    late_seconds: Positive = Field(default=60.0, description="Virtual seconds.")
+
+
 def _named(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
@@ -340,6 +353,7 @@ class Scenario(Section):
     network: NetworkChoice | None = Field(
         default=None, description="Links and speeds of the clients; null: time stands still."
     )
+    faults: FaultChoice | None = Field(default=None, description="What goes wrong on purpose; null: nothing.")
 
     @model_validator(mode="after")
     def _together(self) -> Scenario:

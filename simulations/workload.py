@@ -29,6 +29,7 @@ from fedpress.compression.files import write_atomically
 from fedpress.compression.held import Draw
 from fedpress.compression.models.task import Examples, Task
 from fedpress.compression.vector import Layout
+from fedpress.simulations import faults
 from fedpress.simulations import scenario as scenarios
 from fedpress.simulations.network import Network
 from fedpress.simulations.partition import partition
@@ -111,10 +112,17 @@ class Workload:
             made = feedback.warmed_up(at, choice.warm_up_density, density, choice.warm_up_rounds)
         return feedback.clipped(made, choice.clip_norm) if choice.clip_norm else made
 
-    @cached_property
+    @property
     def training(self) -> Training:
         """How clients train."""
-        return Training(**{**self.scenario.training.model_dump(), "epochs": self.scenario.training.epochs or 1})
+        chosen = {**self.scenario.training.model_dump(), "epochs": self.scenario.training.epochs or 1}
+        return Training(**(chosen | {"learning_rate": float("nan")} if faults.here.diverges else chosen))
+
+    @cached_property
+    def faults(self) -> faults.Faults | None:
+        """What goes wrong on purpose."""
+        choice = self.scenario.faults
+        return faults.Faults(faults.Chances(**choice.model_dump()), self.scenario.seed) if choice else None
 
     @cached_property
     def parts(self) -> list[NDArray[np.int64]]:
