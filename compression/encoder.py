@@ -63,6 +63,8 @@ def _no_state(layout: Layout) -> None:
 def sparse(select: selection.Selector, values: ValueFormat) -> Encoder[None]:
     """Send the entries that `select` chooses, written as `values`.
 
+    Where there is a `Shared.reference`, positions are coded against it if that is shorter; the receiver then needs it.
+
     >>> import numpy as np
     >>> from fedpress.compression.values import TERNARY
     >>> layout = Layout((vector.TensorSpec("weight", (4,), "float32"),))
@@ -91,7 +93,8 @@ class SparseEncode:
         """Encode; see `Encoder`."""
         vector.check(update, shared.layout)
         positions = self._select(update, shared, seed)
-        return wire.pack(Sparse(positions, update[positions], len(update)), shared.layout, self._values), None
+        chosen = Sparse(positions, update[positions], len(update))
+        return wire.pack(chosen, shared.layout, self._values, shared.reference), None
 
     def of_sum(self, update: Vector, addend: Vector, shared: Shared, seed: int) -> tuple[bytes, Sparse]:
         """Encode update + addend; `update` becomes what the payload does not say of it.
@@ -109,7 +112,8 @@ class SparseEncode:
         """
         positions = selection.of_sum(self._select, update, addend, shared, seed)
         asked = update[positions]
-        payload, values = wire.pack_said(Sparse(positions, asked, len(update)), shared.layout, self._values)
+        chosen = Sparse(positions, asked, len(update))
+        payload, values = wire.pack_said(chosen, shared.layout, self._values, shared.reference)
         update[positions] = asked - values
         return payload, Sparse(positions, values, len(update))
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from fedpress.compression import eden, errors, lowrank, positions, qsgd, terngrad, values
 from fedpress.compression.form import Form
-from fedpress.compression.shared import Shared
+from fedpress.compression.shared import Shared, Support
 from fedpress.compression.update import Dense, Sparse, Update
 from fedpress.compression.values import ValueFormat
 from fedpress.compression.vector import Layout, Vector
@@ -40,16 +40,17 @@ class _Header(NamedTuple):
     checksum: int
 
 
-def pack(update: Update, layout: Layout, format: ValueFormat) -> bytes:
+def pack(update: Update, layout: Layout, format: ValueFormat, reference: Support | None = None) -> bytes:
     """Return the payload of `update`.
 
     Args:
         update: Finite values; positions strictly increasing and below n.
         layout: The tensors of the vector, n = layout.size.
         format: How values are written.
+        reference: A support that the receiver holds as well (`Shared.reference`); used where that is shorter.
 
     Raises:
-        LayoutError: The update is not of the layout's size, or too large for the header.
+        LayoutError: The update is not of the layout's size, or too large for the header; or the reference does not fit.
         NonFiniteError: A value is NaN or infinite.
         ValueError: The positions do not rise strictly, or leave [0, n).
 
@@ -58,16 +59,18 @@ def pack(update: Update, layout: Layout, format: ValueFormat) -> bytes:
     >>> pack(Sparse(np.array([7, 300]), np.array([1, -1], np.float32), 1000), layout, values.TERNARY).hex(" ", 4)
     '4650 01042600 e8030000 02000000 6cc337a3 861ca691 07190200 00803f02'
     """
-    return _assemble(update, layout, format, _pack_values(update, layout, format))
+    return _assemble(update, layout, format, _pack_values(update, layout, format), reference)
 
 
-def pack_said(update: Update, layout: Layout, format: ValueFormat) -> tuple[bytes, Vector]:
+def pack_said(
+    update: Update, layout: Layout, format: ValueFormat, reference: Support | None = None
+) -> tuple[bytes, Vector]:
     """Return the payload of `update` and the values that a decoder will read from it.
 
     Args and errors are those of `pack`. Faster than `decode` of the payload: the positions are at hand.
     """
     body = _pack_values(update, layout, format)
-    return _assemble(update, layout, format, body), format.unpack(body, update.count)
+    return _assemble(update, layout, format, body, reference), format.unpack(body, update.count)
 
 
 def _pack_values(update: Update, layout: Layout, format: ValueFormat) -> bytes:
@@ -80,11 +83,11 @@ def _pack_values(update: Update, layout: Layout, format: ValueFormat) -> bytes:
     return format.pack(update.values)
 
 
-def _assemble(update: Update, layout: Layout, format: ValueFormat, numbers: bytes) -> bytes:
+def _assemble(update: Update, layout: Layout, format: ValueFormat, numbers: bytes, reference: Support | None) -> bytes:
     if not isinstance(update, Sparse):
         tag, places = positions.ALL, b""
     else:
-        tag, places = positions.pack(update.positions, update.size)
+        tag, places = positions.pack(update.positions, update.size, reference)
     body = places + numbers
     if format.varies and update.count:
         body += _trailer(len(numbers), len(body))
@@ -97,7 +100,7 @@ def decode(payload: bytes | memoryview, shared: Shared) -> Update:
 
     Args:
         payload: Bytes from anywhere.
-        shared: What both sides know; the layout must be the sender's.
+        shared: What both sides know; the layout must be the sender's, and so must the reference if one was used.
 
     Raises:
         PayloadError: One subclass for each fault, see `errors`.
@@ -127,7 +130,7 @@ def decode(payload: bytes | memoryview, shared: Shared) -> Update:
     split, end = _check_body(data, header, format)
     if header.index_tag == positions.ALL:
         return Dense(_numbers(data[split:end], header, format))
-    places = positions.unpack(header.index_tag, data[HEADER_BYTES:split], header.n, header.k)
+    places = positions.unpack(header.index_tag, data[HEADER_BYTES:split], header.n, header.k, shared.reference)
     return Sparse(places, _numbers(data[split:end], header, format), header.n)
 
 
