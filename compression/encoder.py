@@ -17,7 +17,7 @@ from fedpress.compression.values import FLOAT32, ValueFormat
 from fedpress.compression.vector import Layout, Vector
 from fedpress.compression.wire import decode
 
-__all__ = ["Encoder", "Shared", "decode", "dense", "quantised", "sparse"]
+__all__ = ["Encoder", "Shared", "decode", "dense", "quantised", "seeded", "sparse"]
 
 S = TypeVar("S")
 
@@ -116,6 +116,41 @@ class SparseEncode:
         payload, values = wire.pack_said(chosen, shared.layout, self._values, shared.reference)
         update[positions] = asked - values
         return payload, Sparse(positions, values, len(update))
+
+
+def seeded(density: float, values: ValueFormat) -> Encoder[None]:
+    """Send k = max(1, round(density * n)) entries at random, at most n, written as `values`; zeros are sent as zeros.
+
+    The places depend on the seed, n and k alone, not on the data. The seed travels in their place, so that an entry
+    costs its value and nothing else (`positions.drawn`).
+
+    Args:
+        density: The part to draw, 0 < density <= 1.
+        values: How they are written.
+
+    Raises:
+        ValueError: The density is out of range.
+
+    >>> import numpy as np
+    >>> from fedpress.compression.values import FLOAT32
+    >>> shared = Shared(Layout((vector.TensorSpec("weight", (100,), "float32"),)))
+    >>> payload, _ = seeded(0.05, FLOAT32).encode(np.arange(100, dtype=np.float32), None, shared, 7)
+    >>> len(payload) - wire.HEADER_BYTES, decode(payload, shared).values.tolist()
+    (28, [12.0, 29.0, 51.0, 68.0, 99.0])
+    """
+    selection.check_density(density)
+
+    def encode(update: Vector, state: None, shared: Shared, seed: int) -> tuple[bytes, None]:
+        vector.check(update, shared.layout)
+        if not np.isfinite(update).all():
+            raise errors.NonFiniteError("the update holds NaN or infinity; did training diverge?")
+        n = len(update)
+        k = min(n, max(1, round(density * n)))
+        if k == n:  # nothing to draw
+            return wire.pack(Dense(update), shared.layout, values), None
+        return wire.pack_drawn(update, k, seed, shared.layout, values), None
+
+    return Encoder(_no_state, encode)
 
 
 def dense(values: ValueFormat = FLOAT32) -> Encoder[None]:

@@ -19,6 +19,10 @@ Where both sides hold a reference, a support sent before or the mask of a pruned
   Sparsification for Communication-Efficient Federated Learning"). All of the reference and nothing else takes less than
   twenty bytes, whatever its size.
 
+And one that is no list at all:
+
+* seeded: places drawn at random; the seed travels, 8 bytes, and both sides draw.
+
 The index tag of the header is the form; a Rice tag carries the parameter as well: `RICE + b`.
 """
 
@@ -29,7 +33,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpress.compression import errors, golomb
+from fedpress.compression import errors, golomb, seeds
 from fedpress.compression.shared import Support
 
 Positions: TypeAlias = NDArray[np.int64]
@@ -39,10 +43,11 @@ RAW = 1
 BITMAP = 2
 GROUPS = 3
 REFERENCE = 4
+SEEDED = 5
 RICE = 32  # 32 to 63: RICE + b, where b is the number of low bits
 MAX_RICE = 31
 
-_NAMES = {ALL: "all", RAW: "raw", BITMAP: "bitmap", GROUPS: "groups", REFERENCE: "reference"}
+_NAMES = {ALL: "all", RAW: "raw", BITMAP: "bitmap", GROUPS: "groups", REFERENCE: "reference", SEEDED: "seeded"}
 _HEAD = struct.Struct("<IBB")  # of the reference form: fingerprint, index tags of the two parts
 
 
@@ -130,6 +135,8 @@ def length(tag: int, n: int, k: int) -> tuple[int, int]:
         return (golomb.least(k), max(golomb.least(k), _bytes(n))) if k else (0, 0)
     if tag == REFERENCE:
         return _head_bytes(n), max(_head_bytes(n), _bytes(n))
+    if tag == SEEDED:
+        return SEED_BYTES, SEED_BYTES
     b = tag - RICE
     # k low parts and k ones that end the high parts; the high parts sum to at most (n - k) / 2^b.
     least = k * (b + 1)
@@ -166,7 +173,37 @@ def unpack(tag: int, data: bytes | memoryview, n: int, k: int, reference: Suppor
         return _unpack_groups(data, n, k)
     if tag == REFERENCE:
         return _unpack_reference(data, n, k, reference)
+    if tag == SEEDED:
+        return drawn(int.from_bytes(data, "little"), n, k)
     return _unpack_rice(data, tag - RICE, n, k)
+
+
+# seeded
+
+SEED_BYTES = 8
+
+
+def drawn(seed: int, n: int, k: int) -> Positions:
+    """Return k places below n at random, one of each of k strata of a circle: int64, strictly increasing.
+
+    Law: over the seeds, each place is drawn equally often. The same seed gives the same places; docs/wire.md says how.
+
+    Args:
+        seed: 0 to 2^64 - 1.
+        n: Size of the vector.
+        k: 0 to n.
+
+    >>> drawn(7, 100, 5)
+    array([12, 29, 51, 68, 99])
+    """
+    if not k:
+        return np.empty(0, np.int64)
+    random = seeds.split_mix(seed, 0, k + 1)
+    bounds = np.arange(k + 1, dtype=np.uint64) * np.uint64(n) // np.uint64(k)  # (2^32 - 1)^2 is below 2^64
+    places = bounds[:-1] + random[:k] % np.diff(bounds)
+    turned = (places + random[k] % np.uint64(n)).astype(np.int64)
+    below = np.searchsorted(turned, n)
+    return np.concatenate([turned[below:] - n, turned[:below]])
 
 
 # reference
@@ -248,7 +285,7 @@ def _unpack_reference(data: bytes | memoryview, n: int, k: int, reference: Suppo
 
 def _part(tag: int, data: bytes | memoryview, places: int, count: int) -> Positions:
     """Return `count` positions below `places`, in a form that stands alone."""
-    if not known(tag) or tag == REFERENCE:
+    if not known(tag) or tag in (REFERENCE, SEEDED):
         raise errors.UnknownFormat(f"a part of the positions has the index tag {tag}; is the sender newer?")
     if count > places or (tag == ALL and count != places):
         raise errors.InvalidPositions(f"a part of the positions has {count} of {places} places")

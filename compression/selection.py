@@ -83,7 +83,7 @@ def top_k(
     if (density is None) == (k is None):
         raise ValueError(f"give either a density or k, not both or neither (density={density}, k={k})")
     if density is not None:
-        _check_density(density)
+        check_density(density)
     if k is not None and k < 1:
         raise ValueError(f"k is {k}, expected at least 1")
     if scope not in ("global", "layer"):
@@ -131,7 +131,7 @@ def correlated(density: float, fresh: float = 0.1) -> Selector:
     >>> correlated(0.5, 1 / 3)(np.array([2, 9, 3, 8, 1, 7], np.float32), shared, 0)
     array([0, 1, 2])
     """
-    _check_density(density)
+    check_density(density)
     if not 0 <= fresh <= 1:
         raise ValueError(f"fresh is {fresh}, expected 0 to 1: the part of the entries sent from outside the reference")
 
@@ -158,39 +158,6 @@ def _largest(vector: Vector, k: int) -> Positions:
     return np.empty(0, np.int64)
 
 
-def random_k(density: float) -> Selector:
-    """Select max(1, round(density * n)) places at random by the seed, and of these the entries that are not zero.
-
-    The places depend on the seed and n alone, not on the data.
-
-    Args:
-        density: The part to draw, 0 < density <= 1.
-
-    Raises:
-        ValueError: The density is out of range.
-
-    >>> from fedpress.compression.vector import Layout, TensorSpec
-    >>> shared = Shared(Layout((TensorSpec("weight", (8,), "float32"),)))
-    >>> select = random_k(0.5)
-    >>> len(select(np.ones(8, np.float32), shared, 7)), len(select(np.zeros(8, np.float32), shared, 7))
-    (4, 0)
-    """
-    _check_density(density)
-
-    def select(vector: Vector, shared: Shared, seed: int) -> Positions:
-        if not np.isfinite(vector).all():
-            raise errors.NonFiniteError("the update holds NaN or infinity; did training diverge?")
-        n = len(vector)
-        if not n:
-            return np.empty(0, np.int64)
-        drawn = np.random.default_rng(seed).choice(n, max(1, round(density * n)), replace=False, shuffle=False)
-        places = np.sort(drawn).astype(np.int64)
-        positions: Positions = places[vector[places] != 0]
-        return positions
-
-    return select
-
-
 def threshold(value: float) -> Selector:
     """Select the entries whose magnitude is at least `value` (rounded to float32), and not zero.
 
@@ -212,6 +179,7 @@ def threshold(value: float) -> Selector:
     return SumSelector(select)
 
 
-def _check_density(density: float) -> None:
+def check_density(density: float) -> None:
+    """Raise ValueError unless 0 < density <= 1."""
     if not 0 < density <= 1:
         raise ValueError(f"density {density} is out of range; expected 0 < density <= 1, such as 0.01 for 1 %")

@@ -59,7 +59,7 @@ def pack(update: Update, layout: Layout, format: ValueFormat, reference: Support
     >>> pack(Sparse(np.array([7, 300]), np.array([1, -1], np.float32), 1000), layout, values.TERNARY).hex(" ", 4)
     '4650 01042600 e8030000 02000000 6cc337a3 861ca691 07190200 00803f02'
     """
-    return _assemble(update, layout, format, _pack_values(update, layout, format), reference)
+    return _assemble(update, layout, format, _pack_values(update, layout, format), *_pack_positions(update, reference))
 
 
 def pack_said(
@@ -70,7 +70,35 @@ def pack_said(
     Args and errors are those of `pack`. Faster than `decode` of the payload: the positions are at hand.
     """
     body = _pack_values(update, layout, format)
-    return _assemble(update, layout, format, body, reference), format.unpack(body, update.count)
+    payload = _assemble(update, layout, format, body, *_pack_positions(update, reference))
+    return payload, format.unpack(body, update.count)
+
+
+def pack_drawn(update: Vector, k: int, seed: int, layout: Layout, format: ValueFormat) -> bytes:
+    """Return the payload of k entries at places that are drawn from the seed: no positions are written, the seed is.
+
+    Args:
+        update: float32, shape (n,); the entries that are drawn are finite.
+        k: 0 to n.
+        seed: Taken modulo 2^64.
+        layout: As for `pack`.
+        format: As for `pack`.
+
+    Raises:
+        LayoutError: As for `pack`.
+        NonFiniteError: As for `pack`.
+    """
+    seed &= (1 << 64) - 1
+    places = positions.drawn(seed, len(update), k)
+    chosen = Sparse(places, update[places], len(update))
+    written = seed.to_bytes(positions.SEED_BYTES, "little")
+    return _assemble(chosen, layout, format, _pack_values(chosen, layout, format), positions.SEEDED, written)
+
+
+def _pack_positions(update: Update, reference: Support | None) -> tuple[int, bytes]:
+    if not isinstance(update, Sparse):
+        return positions.ALL, b""
+    return positions.pack(update.positions, update.size, reference)
 
 
 def _pack_values(update: Update, layout: Layout, format: ValueFormat) -> bytes:
@@ -83,11 +111,7 @@ def _pack_values(update: Update, layout: Layout, format: ValueFormat) -> bytes:
     return format.pack(update.values)
 
 
-def _assemble(update: Update, layout: Layout, format: ValueFormat, numbers: bytes, reference: Support | None) -> bytes:
-    if not isinstance(update, Sparse):
-        tag, places = positions.ALL, b""
-    else:
-        tag, places = positions.pack(update.positions, update.size, reference)
+def _assemble(update: Update, layout: Layout, format: ValueFormat, numbers: bytes, tag: int, places: bytes) -> bytes:
     body = places + numbers
     if format.varies and update.count:
         body += _trailer(len(numbers), len(body))

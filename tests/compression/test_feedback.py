@@ -33,7 +33,7 @@ WRAPPED: dict[str, Callable[[ValueFormat], Encoder[Residual[None]]]] = {
     "top_k by layer": lambda format: feedback.error_feedback(
         encoder.sparse(selection.top_k(k=2, scope="layer"), format)
     ),
-    "random_k": lambda format: feedback.error_feedback(encoder.sparse(selection.random_k(0.3), format)),
+    "random_k": lambda format: feedback.error_feedback(encoder.seeded(0.3, format)),
     "correlated": lambda format: feedback.error_feedback(encoder.sparse(selection.correlated(0.3, 0.5), format)),
     "threshold": lambda format: feedback.error_feedback(encoder.sparse(selection.threshold(1.0), format)),
     "everything": lambda format: feedback.error_feedback(encoder.sparse(selection.top_k(1.0), format)),

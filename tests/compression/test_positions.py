@@ -123,6 +123,34 @@ def test_a_support_like_the_reference_takes_a_part_of_the_bits() -> None:
     assert 8 * len(alone) / len(support) > 8 and 8 * len(against) / len(support) < 1.05 * (0.47 + 1.14)
 
 
+def split_mix(seed: int, i: int) -> int:
+    """Number i of SplitMix64, as docs/wire.md words it."""
+    z = (seed + (i + 1) * 0x9E3779B97F4A7C15) % 2**64
+    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+    z = (z ^ z >> 27) * 0x94D049BB133111EB % 2**64
+    return z ^ z >> 31
+
+
+@given(st.integers(0, 2**64 - 1), st.one_of(st.integers(1, 300), st.integers(2**31, 2**32 - 1)), st.data())
+def test_drawn_places_are_what_the_specification_says(seed: int, n: int, data: st.DataObject) -> None:
+    k = data.draw(st.integers(0, min(n, 300)))
+    turn = split_mix(seed, k) % n
+    expected = []
+    for i in range(k):
+        start, stop = i * n // k, (i + 1) * n // k
+        expected.append((start + split_mix(seed, i) % (stop - start) + turn) % n)
+    again = positions.unpack(positions.SEEDED, seed.to_bytes(8, "little"), n, k)
+    assert again.dtype == np.int64 and again.tolist() == sorted(set(expected)) and len(again) == k
+
+
+@pytest.mark.parametrize(("n", "k"), [(40, 10), (11, 7), (40, 1)])
+def test_every_place_is_drawn_equally_often(n: int, k: int) -> None:
+    counts, seeds, p = np.zeros(n), 4000, k / n
+    for seed in range(seeds):
+        counts[positions.drawn(seed, n, k)] += 1
+    assert np.abs(counts - seeds * p).max() < 5 * (seeds * p * (1 - p)) ** 0.5
+
+
 @st.composite
 def numbers(draw: st.DrawFn) -> NDArray[np.uint32]:
     """Numbers whose scale changes along the way, from none to large."""

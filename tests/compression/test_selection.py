@@ -133,21 +133,9 @@ def test_threshold_takes_all_that_reach_it(vector: Vector, value: float) -> None
     np.testing.assert_array_equal(chosen, np.flatnonzero((np.abs(vector) >= value) & (vector != 0)))
 
 
-@given(st.integers(0, 300), st.floats(0, 1, exclude_min=True), st.integers(0, 2**63 - 1))
-def test_random_k_draws_by_the_seed_alone(n: int, density: float, seed: int) -> None:
-    select, shared = selection.random_k(density), shared_of(n)
-    full = select(np.ones(n, np.float32), shared, seed)
-    assert len(full) == (max(1, round(density * n)) if n else 0)
-    assert (np.diff(full) > 0).all() and (not len(full) or (full[0] >= 0 and full[-1] < n))
-    data = np.arange(n).astype(np.float32) % 3
-    np.testing.assert_array_equal(select(data, shared, seed), full[data[full] != 0])
-
-
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("n", [1, 1000, 65537, 150_000])
-@pytest.mark.parametrize(
-    "name", ["top_k", "top_k of nearly all", "top_k by layer", "correlated", "random_k", "threshold"]
-)
+@pytest.mark.parametrize("name", ["top_k", "top_k of nearly all", "top_k by layer", "correlated", "threshold"])
 def test_selecting_from_a_sum_is_selecting_after_adding(name: str, kind: str, n: int) -> None:
     vector, addend = drawn(kind, n, 1), drawn(kind, n, 2)
     total = vector + addend
@@ -156,21 +144,11 @@ def test_selecting_from_a_sum_is_selecting_after_adding(name: str, kind: str, n:
     np.testing.assert_array_equal(chosen, SELECTORS[name](total, shared_of(n), 3))
 
 
-def test_random_k_draws_every_place_equally_often() -> None:
-    select, shared, vector = selection.random_k(0.25), shared_of(40), np.ones(40, np.float32)
-    counts = np.zeros(40)
-    for seed in range(2000):
-        counts[select(vector, shared, seed)] += 1
-    # Binomial(2000, 1/4): mean 500, standard deviation 19.4; five of them.
-    assert np.abs(counts - 500).max() < 97
-
-
 SELECTORS = {
     "top_k": selection.top_k(0.01),
     "top_k of nearly all": selection.top_k(0.9),
     "top_k by layer": selection.top_k(0.01, scope="layer"),
     "correlated": selection.correlated(0.01, 0.2),
-    "random_k": selection.random_k(0.01),
     "threshold": selection.threshold(1e30),
 }
 
@@ -195,7 +173,7 @@ def test_empty_and_all_zero_vectors_give_nothing(selector: str) -> None:
 
 @pytest.mark.parametrize("density", [0, 2, -0.5, float("nan"), 1.0001])
 def test_a_density_out_of_range_is_named(density: float) -> None:
-    for make in (selection.top_k, selection.correlated, selection.random_k):
+    for make in (selection.top_k, selection.correlated):
         with pytest.raises(ValueError, match=f"density {density} is out of range; expected 0 < density <= 1"):
             make(density)
 

@@ -40,6 +40,9 @@ def example(support: str) -> Sparse:
     return Sparse(chosen, (magnitudes * np.where(chosen % 2, -1, 1)).astype(np.float32), n)
 
 
+DRAWN = (1000, 35, 2**64 - 5)  # n, k and the seed
+
+
 def layout_of(n: int) -> Layout:
     return Layout((TensorSpec("weight", (n,), "float32"),))
 
@@ -65,6 +68,18 @@ def test_golden_bytes_of_version_1(support: str, format: ValueFormat) -> None:
     np.testing.assert_array_equal(decoded.values, format.unpack(format.pack(update.values), update.count))
     assert isinstance(decoded, Dense) == (support == "all")
     assert wire.inspect(golden)["positions"].startswith("rice" if support == "empty" else support)
+
+
+@pytest.mark.parametrize("name", values.names())
+def test_golden_bytes_of_seeded_payloads(name: str) -> None:
+    n, k, seed = DRAWN
+    update = np.arange(n, dtype=np.float32) / 8 - 40
+    golden = (GOLDEN / f"1-{name}-seeded.bin").read_bytes()
+    format, layout = values.by_name(name), layout_of(n)
+    assert wire.pack_drawn(update, k, seed, layout, format) == golden
+    said = wire.decode(golden, Shared(layout)).sparse()
+    np.testing.assert_array_equal(said.positions, positions.drawn(seed, n, k))
+    np.testing.assert_array_equal(said.values, format.unpack(format.pack(update[said.positions]), k))
 
 
 def test_the_example_of_the_specification() -> None:
@@ -209,6 +224,9 @@ FAULTS: dict[str, tuple[Callable[[], bytes], type[errors.PayloadError]]] = {
     ),
     "reference, another": (lambda: referred(mark=MARK + 1), errors.ReferenceMismatch),
     "reference within the reference": (lambda: referred(tags=(4, 1)), errors.UnknownFormat),
+    "seeded within the reference": (lambda: referred(tags=(1, 5)), errors.UnknownFormat),
+    "half a seed": (lambda: crafted(b"\0" * 4 + FLOATS, index_tag=positions.SEEDED), errors.Truncated),
+    "a seed and a byte": (lambda: crafted(b"\0" * 9 + FLOATS, index_tag=positions.SEEDED), errors.LengthMismatch),
     "reference, unknown tag": (lambda: referred(tags=(1, 31)), errors.UnknownFormat),
     "reference, more than k in it": (lambda: referred(inside=8), errors.InvalidPositions),
     "reference, too many beside it": (
@@ -337,7 +355,17 @@ def test_every_exception_of_a_payload_is_among_the_faults() -> None:
 def test_inspect_finds_what_can_be_found_without_a_layout() -> None:
     needs_layout = (errors.SizeMismatch, errors.LayoutMismatch)
     unpacked = ("Rice, ", "groups, one", "raw, ", "bitmap, ", "NaN", "infinity", "float16 inf", "int8, ", "ternary")
-    unpacked += ("reference", "step, a", "step, no numbers", "step, base", "step, sum", "log4, ", "int4, ", "sign, ")
+    unpacked += (
+        "reference",
+        "seeded within",
+        "step, a",
+        "step, no numbers",
+        "step, base",
+        "step, sum",
+        "log4, ",
+        "int4, ",
+        "sign, ",
+    )
     for fault, (craft, expected) in FAULTS.items():
         if expected not in needs_layout and not fault.startswith(unpacked):
             with pytest.raises(expected):
@@ -375,7 +403,7 @@ def checked(payload: bytes, shared: Shared) -> None:
     st.integers(0, 40),
     st.integers(0, 40),
     st.sampled_from([values.by_name(name).tag for name in values.names()]),
-    st.sampled_from([positions.ALL, positions.RAW, positions.BITMAP, positions.GROUPS, *range(32, 64)]),
+    st.sampled_from([*range(positions.REFERENCE), positions.SEEDED, *range(32, 64)]),
     st.binary(max_size=80),
 )
 def test_any_body_is_refused_or_valid(n: int, k: int, value_tag: int, index_tag: int, body: bytes) -> None:
@@ -395,7 +423,7 @@ def test_any_body_is_refused_or_valid(n: int, k: int, value_tag: int, index_tag:
 @settings(max_examples=500)
 @given(
     st.integers(0, 40),
-    st.tuples(*[st.sampled_from([*range(5), 32, 33, 34])] * 2),
+    st.tuples(*[st.sampled_from([*range(6), 32, 33, 34])] * 2),
     st.integers(0, 20),
     st.integers(0, 9),
     st.binary(max_size=80),
@@ -418,7 +446,7 @@ def test_any_bytes_are_refused_or_valid(data: bytes, where: str) -> None:
 
 @pytest.mark.parametrize(
     "index_tag",
-    [*range(positions.REFERENCE + 1), positions.RICE, positions.RICE + 31],
+    [*range(positions.SEEDED + 1), positions.RICE, positions.RICE + 31],
 )
 @pytest.mark.parametrize("name", values.names())
 def test_a_short_payload_cannot_ask_for_much_memory(index_tag: int, name: str) -> None:
