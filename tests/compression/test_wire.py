@@ -290,6 +290,14 @@ FAULTS: dict[str, tuple[Callable[[], bytes], type[errors.PayloadError]]] = {
         lambda: crafted(RICE + b"\xff\x1f" + b"\x77" * 4, value_tag=values.LOG4.tag),
         errors.NonFiniteValues,
     ),
+    "log6, levels beyond float32": (
+        lambda: crafted(RICE + b"\xff\x1f" + b"\xff" * 6, value_tag=values.LOG6.tag),
+        errors.NonFiniteValues,
+    ),
+    "log8, levels beyond float32": (
+        lambda: crafted(RICE + b"\xf9\x07" + b"\x7f" * 7, value_tag=values.LOG8.tag),
+        errors.NonFiniteValues,
+    ),
     "int4, product overflows": (
         lambda: crafted(RICE + struct.pack("<f", 3e38) + b"\x77" * 4, value_tag=values.INT4.tag),
         errors.NonFiniteValues,
@@ -362,7 +370,7 @@ def test_inspect_finds_what_can_be_found_without_a_layout() -> None:
         "step, no numbers",
         "step, base",
         "step, sum",
-        "log4, ",
+        "log",
         "int4, ",
         "sign, ",
     )
