@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpress.compression import errors
+from fedpress.compression import errors, seeds
 from fedpress.compression.form import Form, Scheme, codes_length, pack_codes, unpack_codes
 from fedpress.compression.update import Dense
 from fedpress.compression.vector import BLOCK, Layout, Vector
@@ -91,12 +91,8 @@ def _batches(n: int) -> Iterator[tuple[int, int, int]]:
 
 
 def _signs(seed: int, first: int, count: int) -> NDArray[np.float64]:
-    """Return +1 or -1 for each coordinate: the top bit of SplitMix64 (Steele, Lea and Flood 2014), by position."""
-    mixed = np.arange(first + 1, first + count + 1, dtype=np.uint64)
-    mixed = mixed * np.uint64(0x9E3779B97F4A7C15) + np.uint64(seed)
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return np.where((mixed ^ (mixed >> np.uint64(31))) >> np.uint64(63), -1.0, 1.0)
+    """Return +1 or -1 for each coordinate: the top bit of SplitMix64, by position."""
+    return np.where(seeds.split_mix(seed, first, count) >> np.uint64(63), -1.0, 1.0)
 
 
 def _hadamard(rows: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -17,7 +17,7 @@ from fedpress.compression.values import FLOAT32, ValueFormat
 from fedpress.compression.vector import Layout, Vector
 from fedpress.compression.wire import decode
 
-__all__ = ["Encoder", "Shared", "decode", "dense", "quantised", "sparse"]
+__all__ = ["Encoder", "Shared", "decode", "dense", "quantised", "seeded", "sparse"]
 
 S = TypeVar("S")
 
@@ -63,6 +63,8 @@ def _no_state(layout: Layout) -> None:
 def sparse(select: selection.Selector, values: ValueFormat) -> Encoder[None]:
     """Send the entries that `select` chooses, written as `values`.
 
+    Where there is a `Shared.reference`, positions are coded against it if that is shorter; the receiver then needs it.
+
     >>> import numpy as np
     >>> from fedpress.compression.values import TERNARY
     >>> layout = Layout((vector.TensorSpec("weight", (4,), "float32"),))
@@ -91,7 +93,8 @@ class SparseEncode:
         """Encode; see `Encoder`."""
         vector.check(update, shared.layout)
         positions = self._select(update, shared, seed)
-        return wire.pack(Sparse(positions, update[positions], len(update)), shared.layout, self._values), None
+        chosen = Sparse(positions, update[positions], len(update))
+        return wire.pack(chosen, shared.layout, self._values, shared.reference), None
 
     def of_sum(self, update: Vector, addend: Vector, shared: Shared, seed: int) -> tuple[bytes, Sparse]:
         """Encode update + addend; `update` becomes what the payload does not say of it.
@@ -109,9 +112,45 @@ class SparseEncode:
         """
         positions = selection.of_sum(self._select, update, addend, shared, seed)
         asked = update[positions]
-        payload, values = wire.pack_said(Sparse(positions, asked, len(update)), shared.layout, self._values)
+        chosen = Sparse(positions, asked, len(update))
+        payload, values = wire.pack_said(chosen, shared.layout, self._values, shared.reference)
         update[positions] = np.subtract(asked, values, out=asked)
         return payload, Sparse(positions, values, len(update))
+
+
+def seeded(density: float, values: ValueFormat) -> Encoder[None]:
+    """Send k = max(1, round(density * n)) entries at random, at most n, written as `values`; zeros are sent as zeros.
+
+    The places depend on the seed, n and k alone, not on the data. The seed travels in their place, so that an entry
+    costs its value and nothing else (`positions.drawn`).
+
+    Args:
+        density: The part to draw, 0 < density <= 1.
+        values: How they are written.
+
+    Raises:
+        ValueError: The density is out of range.
+
+    >>> import numpy as np
+    >>> from fedpress.compression.values import FLOAT32
+    >>> shared = Shared(Layout((vector.TensorSpec("weight", (100,), "float32"),)))
+    >>> payload, _ = seeded(0.05, FLOAT32).encode(np.arange(100, dtype=np.float32), None, shared, 7)
+    >>> len(payload) - wire.HEADER_BYTES, decode(payload, shared).values.tolist()
+    (28, [12.0, 29.0, 51.0, 68.0, 99.0])
+    """
+    selection.check_density(density)
+
+    def encode(update: Vector, state: None, shared: Shared, seed: int) -> tuple[bytes, None]:
+        vector.check(update, shared.layout)
+        if not np.isfinite(update).all():
+            raise errors.NonFiniteError("the update holds NaN or infinity; did training diverge?")
+        n = len(update)
+        k = min(n, max(1, round(density * n)))
+        if k == n:  # nothing to draw
+            return wire.pack(Dense(update), shared.layout, values), None
+        return wire.pack_drawn(update, k, seed, shared.layout, values), None
+
+    return Encoder(_no_state, encode)
 
 
 def dense(values: ValueFormat = FLOAT32) -> Encoder[None]:

@@ -11,6 +11,7 @@
         ├── CountTooLarge                   claims more entries than the vector has
         ├── SizeMismatch                    made for a vector of another size
         ├── LayoutMismatch                  same size, other tensors
+        ├── ReferenceMismatch               positions coded against a support that is not held here
         ├── LengthMismatch                  bytes left over, or a body of an impossible length
         ├── ChecksumMismatch                damaged on the way
         ├── InvalidPositions                positions that repeat, fall, or lie outside the vector
@@ -64,6 +65,10 @@ class SizeMismatch(PayloadError):
 
 class LayoutMismatch(PayloadError):
     """The payload was made for a vector of the same size, but of other tensors."""
+
+
+class ReferenceMismatch(PayloadError):
+    """The positions are coded against a reference that this receiver does not hold, or another than it holds."""
 
 
 class LengthMismatch(PayloadError):

@@ -54,6 +54,9 @@ def pack_codes(codes: NDArray[np.uint8], bits: int) -> bytes:
     >>> pack_codes(np.array([1, 2, 3], np.uint8), 3).hex()
     'd100'
     """
+    if bits == 4:  # the same, and ten times as fast
+        even = np.append(codes, np.zeros(len(codes) % 2, np.uint8))
+        return (even[::2] | even[1::2] << 4).tobytes()
     parts = []
     for start in range(0, len(codes), BLOCK):  # a multiple of 8 codes, so that each block ends with a byte
         block = np.unpackbits(codes[start : start + BLOCK, None], axis=1, count=bits, bitorder="little")
@@ -67,8 +70,11 @@ def unpack_codes(data: memoryview, count: int, bits: int) -> NDArray[np.uint8]:
     >>> unpack_codes(memoryview(bytes.fromhex("d100")), 3, 3).tolist()
     [1, 2, 3]
     """
-    codes = np.empty(count, np.uint8)
     raw = np.frombuffer(data, np.uint8)
+    if bits == 4:
+        packed = raw[: codes_length(count, 4)]
+        return np.stack([packed & 15, packed >> 4], axis=1).reshape(-1)[:count]
+    codes = np.empty(count, np.uint8)
     for start in range(0, count, BLOCK):
         size = min(BLOCK, count - start)
         part = raw[start // 8 * bits :]

@@ -1,6 +1,6 @@
 """Positions: k strictly increasing integers below n <-> bytes.
 
-Four forms; the exact cost of each is known before anything is packed, and the smallest is taken:
+Four forms stand alone; the exact cost of each is known before anything is packed, and the smallest is taken:
 
 * Rice: the gaps between positions, in the Golomb-Rice code with the parameter that fits the data best (Golomb 1966,
   "Run-length encodings"; Rice and Plaunt 1971, "Adaptive variable-length coding"). The low bits of all gaps come
@@ -12,15 +12,29 @@ Four forms; the exact cost of each is known before anything is packed, and the s
   longer; where both are equal the bitmap is taken, which is read faster.
 * raw: each position in the least number of whole bytes that holds n - 1. Wins at the very smallest k only.
 
+Where both sides hold a reference, a support sent before or the mask of a pruned model, there is one more:
+
+* reference: which places of the reference are there (or missing, if those are fewer), then which others, each as
+  positions of their own in the smallest of the forms above (Ozfatura, Ozfatura and Gündüz 2021, "Time-Correlated
+  Sparsification for Communication-Efficient Federated Learning"). All of the reference and nothing else takes less than
+  twenty bytes, whatever its size.
+
+And one that is no list at all:
+
+* seeded: places drawn at random; the seed travels, 8 bytes, and both sides draw.
+
 The index tag of the header is the form; a Rice tag carries the parameter as well: `RICE + b`.
 """
 
+import struct
+import zlib
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpress.compression import errors, golomb
+from fedpress.compression import errors, golomb, seeds
+from fedpress.compression.shared import Support
 from fedpress.compression.vector import BLOCK
 
 Positions: TypeAlias = NDArray[np.int64]
@@ -29,27 +43,44 @@ ALL = 0  # no positions at all: every place is there, k = n
 RAW = 1
 BITMAP = 2
 GROUPS = 3
+REFERENCE = 4
+SEEDED = 5
 RICE = 32  # 32 to 63: RICE + b, where b is the number of low bits
 MAX_RICE = 31
 
-_NAMES = {ALL: "all", RAW: "raw", BITMAP: "bitmap", GROUPS: "groups"}
+_NAMES = {ALL: "all", RAW: "raw", BITMAP: "bitmap", GROUPS: "groups", REFERENCE: "reference", SEEDED: "seeded"}
+_HEAD = struct.Struct("<IBB")  # of the reference form: fingerprint, index tags of the two parts
 
 
-def pack(positions: Positions, n: int) -> tuple[int, bytes]:
+def pack(positions: Positions, n: int, reference: Support | None = None) -> tuple[int, bytes]:
     """Return the index tag and the bytes of `positions`, in the smallest form.
 
     Args:
         positions: int64, shape (k,), strictly increasing, in [0, n).
         n: Size of the vector.
+        reference: A support that the decoder holds as well, int64, shape (m,), strictly increasing, in [0, n).
 
     Raises:
         ValueError: The positions do not rise strictly, or leave [0, n).
+        LayoutError: The same of the reference.
 
     >>> pack(np.array([3, 10, 12]), 100)
     (33, b'\\x15\\x03')
     >>> pack(np.array([0, 1, 2, 3]), 4)
     (0, b'')
+    >>> support = np.arange(1000) ** 2
+    >>> tag, data = pack(support, 1_000_000, reference=support)
+    >>> name(tag), len(data), len(pack(support, 1_000_000)[1])
+    ('reference', 12, 1391)
     """
+    tag, data = _smallest(positions, n)
+    if reference is None:
+        return tag, data
+    coded = _pack_reference(positions, n, reference)
+    return (REFERENCE, coded) if len(coded) < len(data) else (tag, data)
+
+
+def _smallest(positions: Positions, n: int) -> tuple[int, bytes]:
     k = len(positions)
     if k and not (positions[0] >= 0 and positions[-1] < n and (positions[1:] > positions[:-1]).all()):
         raise ValueError(f"positions must rise strictly and stay in [0, {n}); sort them and drop doubles")
@@ -107,6 +138,10 @@ def length(tag: int, n: int, k: int) -> tuple[int, int]:
         return _bytes(n), _bytes(n)
     if tag == GROUPS:
         return (golomb.least(k), max(golomb.least(k), _bytes(n))) if k else (0, 0)
+    if tag == REFERENCE:
+        return _head_bytes(n), max(_head_bytes(n), _bytes(n))
+    if tag == SEEDED:
+        return SEED_BYTES, SEED_BYTES
     b = tag - RICE
     # k low parts and k ones that end the high parts; the high parts sum to at most (n - k) / 2^b.
     least = k * (b + 1)
@@ -114,7 +149,7 @@ def length(tag: int, n: int, k: int) -> tuple[int, int]:
     return _bytes(least), min(_bytes(most), _bytes(n))
 
 
-def unpack(tag: int, data: bytes | memoryview, n: int, k: int) -> Positions:
+def unpack(tag: int, data: bytes | memoryview, n: int, k: int, reference: Support | None = None) -> Positions:
     """Return the positions that `pack` wrote: int64, shape (k,), strictly increasing and below n.
 
     Args:
@@ -122,10 +157,13 @@ def unpack(tag: int, data: bytes | memoryview, n: int, k: int) -> Positions:
         data: The bytes; their number must lie within `length(tag, n, k)`.
         n: Size of the vector.
         k: Number of positions, at most n.
+        reference: The support that they may be coded against; as for `pack`.
 
     Raises:
+        ReferenceMismatch: They are coded against another reference, or against one where none is given.
         InvalidPositions: They repeat, fall, leave [0, n), or are not k.
         LengthMismatch: Bytes are left over.
+        LayoutError: The reference given is none of n entries.
 
     >>> unpack(33, b"\\x15\\x03", 100, 3)
     array([ 3, 10, 12])
@@ -138,7 +176,128 @@ def unpack(tag: int, data: bytes | memoryview, n: int, k: int) -> Positions:
         return _unpack_bitmap(data, n, k)
     if tag == GROUPS:
         return _unpack_groups(data, n, k)
+    if tag == REFERENCE:
+        return _unpack_reference(data, n, k, reference)
+    if tag == SEEDED:
+        return drawn(int.from_bytes(data, "little"), n, k)
     return _unpack_rice(data, tag - RICE, n, k)
+
+
+# seeded
+
+SEED_BYTES = 8
+
+
+def drawn(seed: int, n: int, k: int) -> Positions:
+    """Return k places below n at random, one of each of k strata of a circle: int64, strictly increasing.
+
+    Law: over the seeds, each place is drawn equally often. The same seed gives the same places; docs/wire.md says how.
+
+    Args:
+        seed: 0 to 2^64 - 1.
+        n: Size of the vector.
+        k: 0 to n.
+
+    >>> drawn(7, 100, 5)
+    array([12, 29, 51, 68, 99])
+    """
+    if not k:
+        return np.empty(0, np.int64)
+    random = seeds.split_mix(seed, 0, k + 1)
+    bounds = np.arange(k + 1, dtype=np.uint64) * np.uint64(n) // np.uint64(k)  # (2^32 - 1)^2 is below 2^64
+    places = bounds[:-1] + random[:k] % np.diff(bounds)
+    turned = (places + random[k] % np.uint64(n)).astype(np.int64)
+    below = np.searchsorted(turned, n)
+    return np.concatenate([turned[below:] - n, turned[:below]])
+
+
+# reference
+
+
+def fingerprint(reference: Support, n: int) -> int:
+    """Return the CRC-32 of m and then of the m positions, each as a u32, little-endian.
+
+    Args:
+        reference: int64, shape (m,).
+        n: Size of the vector.
+
+    Raises:
+        LayoutError: The positions do not rise strictly, or leave [0, n).
+
+    >>> f"{fingerprint(np.array([3, 10, 12]), 100):08x}"
+    '69fb8e27'
+    """
+    m = len(reference)
+    if m and (reference[0] < 0 or reference[-1] >= n or (np.diff(reference) <= 0).any()):
+        raise errors.LayoutError(
+            f"the reference must rise strictly and stay in [0, {n}); is it sorted, and of this epoch's layout?"
+        )
+    return zlib.crc32(reference.astype("<u4").tobytes(), zlib.crc32(m.to_bytes(4, "little")))
+
+
+def _head_bytes(n: int) -> int:
+    return _HEAD.size + 2 * _width(n + 1)
+
+
+def _pack_reference(positions: Positions, n: int, reference: Support) -> bytes:
+    mark = fingerprint(reference, n)
+    below = np.searchsorted(reference, positions)  # places of the reference below each position
+    known = np.append(reference, n)[below] == positions
+    ranks, others = below[known], ~known
+    shared, m = len(ranks), len(reference)
+    inside_tag, inside = _smallest(_without(ranks, m) if 2 * shared > m else ranks, m)
+    outside_tag, outside = _smallest(positions[others] - below[others], n - m)
+    width = _width(n + 1)
+    counts = shared.to_bytes(width, "little") + len(inside).to_bytes(width, "little")
+    return _HEAD.pack(mark, inside_tag, outside_tag) + counts + inside + outside
+
+
+def _without(ranks: Positions, m: int) -> Positions:
+    """Return the ranks below m that are not among these."""
+    missing = np.ones(m, np.bool_)
+    missing[ranks] = False
+    return np.flatnonzero(missing)
+
+
+def _unpack_reference(data: bytes | memoryview, n: int, k: int, reference: Support | None) -> Positions:
+    mark, inside_tag, outside_tag = _HEAD.unpack_from(data)
+    if reference is None:
+        raise errors.ReferenceMismatch(
+            f"the positions are coded against the reference {mark:08x}, and none is given here; "
+            "does the sender take this receiver for one that has it?"
+        )
+    own = fingerprint(reference, n)
+    if own != mark:
+        raise errors.ReferenceMismatch(
+            f"the positions are coded against the reference {mark:08x}, the one here is {own:08x}: another round's?"
+        )
+    m, width, head = len(reference), _width(n + 1), _head_bytes(n)
+    shared = int.from_bytes(data[_HEAD.size : _HEAD.size + width], "little")
+    length = int.from_bytes(data[_HEAD.size + width : head], "little")
+    if shared > min(k, m) or length > len(data) - head:
+        raise errors.InvalidPositions(
+            f"{shared} positions are said to be of the reference and to take {length} bytes; "
+            f"there are {k} positions, {m} of the reference, and {len(data) - head} bytes"
+        )
+    missing = 2 * shared > m
+    ranks = _part(inside_tag, data[head : head + length], m, m - shared if missing else shared)
+    ranks = _without(ranks, m) if missing else ranks
+    others = _part(outside_tag, data[head + length :], n - m, k - shared)
+    # Place r of those that are not in the reference has below it the j-th of the reference where reference[j] - j <= r.
+    others = others + np.searchsorted(reference - np.arange(m), others, side="right")
+    return np.sort(np.concatenate([reference[ranks], others]), kind="stable")  # two rising runs: a merge
+
+
+def _part(tag: int, data: bytes | memoryview, places: int, count: int) -> Positions:
+    """Return `count` positions below `places`, in a form that stands alone."""
+    if not known(tag) or tag in (REFERENCE, SEEDED):
+        raise errors.UnknownFormat(f"a part of the positions has the index tag {tag}; is the sender newer?")
+    if count > places or (tag == ALL and count != places):
+        raise errors.InvalidPositions(f"a part of the positions has {count} of {places} places")
+    least, most = length(tag, places, count)
+    if not least <= len(data) <= most:
+        raise errors.InvalidPositions(f"a part of the positions has {len(data)} bytes, expected {least} to {most}")
+    return unpack(tag, data, places, count)
 
 
 # Rice

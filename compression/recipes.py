@@ -64,11 +64,11 @@ def dgc(
 
 
 def random_k(density: float) -> Encoder[Residual[None]]:
-    """Entries at random as float32, with error feedback.
+    """Entries at random as float32, with error feedback; places travel as a seed.
 
     Stich, Cordonnier and Jaggi 2018, "Sparsified SGD with Memory", NeurIPS.
     """
-    return feedback.error_feedback(encoder.sparse(selection.random_k(density), values.FLOAT32))
+    return feedback.error_feedback(encoder.seeded(density, values.FLOAT32))
 
 
 def qsgd(bits: int = 4) -> Encoder[None]:

@@ -1,7 +1,10 @@
-"""Seeds that are the same in every process and on every machine."""
+"""Seeds, and numbers from a seed, that are the same in every process, on every machine and in every language."""
 
 import hashlib
 import operator
+
+import numpy as np
+from numpy.typing import NDArray
 
 
 def derive(*parts: str | int) -> int:
@@ -24,3 +27,23 @@ def derive(*parts: str | int) -> int:
         encoded = text.encode()
         digest.update(f"{kind}{len(encoded)}:".encode() + encoded)
     return int.from_bytes(digest.digest()[:8], "little") >> 1
+
+
+def split_mix(seed: int, first: int, count: int) -> NDArray[np.uint64]:
+    """Return numbers `first` to `first + count - 1` of SplitMix64, uint64; docs/wire.md has the arithmetic.
+
+    Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators".
+
+    Args:
+        seed: 0 to 2^64 - 1.
+        first: Of the numbers, counted from 0.
+        count: How many.
+
+    >>> [f"{number:016x}" for number in split_mix(1234567, 0, 2)]
+    ['599ed017fb08fc85', '2c73f08458540fa5']
+    """
+    mixed = np.arange(first + 1, first + count + 1, dtype=np.uint64)
+    mixed = mixed * np.uint64(0x9E3779B97F4A7C15) + np.uint64(seed)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))

@@ -83,7 +83,7 @@ def top_k(
     if (density is None) == (k is None):
         raise ValueError(f"give either a density or k, not both or neither (density={density}, k={k})")
     if density is not None:
-        _check_density(density)
+        check_density(density)
     if k is not None and k < 1:
         raise ValueError(f"k is {k}, expected at least 1")
     if scope not in ("global", "layer"):
@@ -108,37 +108,54 @@ def top_k(
     return SumSelector(select)
 
 
-def random_k(density: float) -> Selector:
-    """Select max(1, round(density * n)) places at random by the seed, and of these the entries that are not zero.
+def correlated(density: float, fresh: float = 0.1) -> Selector:
+    """Select the largest entries within `Shared.reference`, and a few of the largest outside.
 
-    The places depend on the seed and n alone, not on the data.
+    Ozfatura, Ozfatura and Gündüz 2021, "Time-Correlated Sparsification for Communication-Efficient Federated Learning".
+    Nearly all positions then are of the reference, and cost little (`positions`).
+
+    Law: with k = max(1, round(density * n)), at most n, these are the min(k - round(fresh * k), non-zeros) largest of
+    the reference, and of the other entries as many of the largest as are missing to k, or all non-zeros if those are
+    fewer; ties by lowest position. Without a reference, or with an empty one, it is `top_k`.
 
     Args:
-        density: The part to draw, 0 < density <= 1.
+        density: The part to send, 0 < density <= 1.
+        fresh: The part of the k entries that are kept for places outside the reference, 0 to 1. With 0 the support
+            hardly ever moves.
 
     Raises:
-        ValueError: The density is out of range.
+        ValueError: The density or `fresh` is out of range.
 
     >>> from fedpress.compression.vector import Layout, TensorSpec
-    >>> shared = Shared(Layout((TensorSpec("weight", (8,), "float32"),)))
-    >>> select = random_k(0.5)
-    >>> len(select(np.ones(8, np.float32), shared, 7)), len(select(np.zeros(8, np.float32), shared, 7))
-    (4, 0)
+    >>> shared = Shared(Layout((TensorSpec("weight", (6,), "float32"),)), reference=np.array([0, 2, 4]))
+    >>> correlated(0.5, 1 / 3)(np.array([2, 9, 3, 8, 1, 7], np.float32), shared, 0)
+    array([0, 1, 2])
     """
-    _check_density(density)
+    check_density(density)
+    if not 0 <= fresh <= 1:
+        raise ValueError(f"fresh is {fresh}, expected 0 to 1: the part of the entries sent from outside the reference")
 
     def select(vector: Vector, shared: Shared, seed: int) -> Positions:
-        if not np.isfinite(vector).all():
-            raise errors.NonFiniteError("the update holds NaN or infinity; did training diverge?")
-        n = len(vector)
-        if not n:
-            return np.empty(0, np.int64)
-        drawn = np.random.default_rng(seed).choice(n, max(1, round(density * n)), replace=False, shuffle=False)
-        places = np.sort(drawn).astype(np.int64)
-        positions: Positions = places[vector[places] != 0]
-        return positions
+        k = min(len(vector), max(1, round(density * len(vector))))
+        reference = shared.reference
+        if reference is None or not len(reference):
+            return largest(vector, k)
+        inside = reference[_largest(vector[reference], k - round(fresh * k))]
+        others = vector.copy()
+        others[reference] = 0
+        outside = _largest(others, k - len(inside))
+        return np.sort(np.concatenate([inside, outside]), kind="stable")  # two rising runs: a merge
 
     return select
+
+
+def _largest(vector: Vector, k: int) -> Positions:
+    """Return the k largest, as `largest` does, for k = 0 as well."""
+    if k:
+        return largest(vector, k)
+    if not np.isfinite(vector).all():
+        raise errors.NonFiniteError("the update holds NaN or infinity; did training diverge?")
+    return np.empty(0, np.int64)
 
 
 def threshold(value: float) -> Selector:
@@ -162,6 +179,7 @@ def threshold(value: float) -> Selector:
     return SumSelector(select)
 
 
-def _check_density(density: float) -> None:
+def check_density(density: float) -> None:
+    """Raise ValueError unless 0 < density <= 1."""
     if not 0 < density <= 1:
         raise ValueError(f"density {density} is out of range; expected 0 < density <= 1, such as 0.01 for 1 %")

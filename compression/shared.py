@@ -7,11 +7,8 @@ from numpy.typing import NDArray
 
 from fedpress.compression.vector import Layout, Vector
 
-Mask: TypeAlias = NDArray[np.int64]
-"""The positions that exist at all when a model is pruned: sorted, strictly increasing."""
-
 Support: TypeAlias = NDArray[np.int64]
-"""Positions that both sides hold, to code others against: sorted, strictly increasing."""
+"""Positions: strictly increasing, shape (m,)."""
 
 
 class Shared(NamedTuple):
@@ -20,15 +17,14 @@ class Shared(NamedTuple):
     Attributes:
         layout: The tensors of the vector.
         round: The round of training, from 0.
-        epoch: Rises when the layout or the mask changes.
-        mask: The positions that exist, or None for all.
-        reference: A support that both sides hold, or None.
+        epoch: Rises when the layout or the mask of a pruned model changes.
+        reference: A support that both sides hold, to code positions against, or None: positions sent before, or the
+            places that a pruned model still has.
         predictor: What both sides expect the update to be, such as the last global update: (n,), or None.
     """
 
     layout: Layout
     round: int = 0
     epoch: int = 0
-    mask: Mask | None = None
     reference: Support | None = None
     predictor: Vector | None = None

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedpress.compression import dyadic, logarithmic, stepped
+from fedpress.compression.form import codes_length, pack_codes, unpack_codes
 from fedpress.compression.vector import Vector
 
 
@@ -123,18 +124,18 @@ def _length_int8(k: int) -> int:
 
 def _pack_int4(values: Vector) -> bytes:
     scales, quotients = _pack_integers(values, 7)
-    return scales + logarithmic.pack_nibbles(quotients.view(np.uint8) & np.uint8(15))
+    return scales + pack_codes(quotients.view(np.uint8) & np.uint8(15), 4)
 
 
 def _unpack_int4(data: bytes | memoryview, k: int) -> Vector:
-    nibbles = logarithmic.unpack_nibbles(data[4 * -(-k // GROUP) :], k)
+    nibbles = unpack_codes(memoryview(data)[4 * -(-k // GROUP) :], k, 4)
     quotients = (nibbles ^ np.uint8(8)).view(np.int8) - np.int8(8)  # two's complement of four bits
     with np.errstate(over="ignore", invalid="ignore"):
         return quotients * _unpack_scales(data, k)
 
 
 def _length_int4(k: int) -> int:
-    return -(-k // 2) + 4 * -(-k // GROUP)
+    return codes_length(k, 4) + 4 * -(-k // GROUP)
 
 
 # sign: a sign each, and the mean magnitude of each group of 256. Groups of neighbours are nearly always of one layer,
@@ -188,11 +189,24 @@ def _length_ternary(k: int) -> int:
     return 4 + -(-k // 8) if k else 0
 
 
+# log4, log6, log8: a sign and a logarithmic level
+
+
+def _logarithmic(tag: int, bits: int) -> ValueFormat:
+    return ValueFormat(
+        f"log{bits}",
+        tag,
+        partial(logarithmic.pack, bits=bits),
+        partial(logarithmic.unpack, bits=bits),
+        partial(logarithmic.length, bits=bits),
+    )
+
+
 FLOAT32 = ValueFormat("float32", 1, _pack_float32, _unpack_float32, lambda k: 4 * k)
 FLOAT16 = ValueFormat("float16", 2, _pack_float16, _unpack_float16, lambda k: 2 * k)
 INT8 = ValueFormat("int8", 3, _pack_int8, _unpack_int8, _length_int8)
 TERNARY = ValueFormat("ternary", 4, _pack_ternary, _unpack_ternary, _length_ternary)
-LOG4 = ValueFormat("log4", 5, logarithmic.pack, logarithmic.unpack, logarithmic.length)
+LOG4 = _logarithmic(5, 4)
 INT4 = ValueFormat("int4", 6, _pack_int4, _unpack_int4, _length_int4)
 SIGN = ValueFormat("sign", 7, _pack_sign, _unpack_sign, _length_sign)
 
@@ -215,9 +229,11 @@ def stepped_to(relative_error: float) -> ValueFormat:
 
 
 STEP = stepped_to(0.08)
+LOG6 = _logarithmic(9, 6)
+LOG8 = _logarithmic(10, 8)
 DYADIC = ValueFormat("dyadic", 11, dyadic.pack, dyadic.unpack, dyadic.least, varies=True)
 
-_FORMATS = (FLOAT32, FLOAT16, INT8, TERNARY, LOG4, INT4, SIGN, STEP, DYADIC)
+_FORMATS = (FLOAT32, FLOAT16, INT8, TERNARY, LOG4, INT4, SIGN, STEP, LOG6, LOG8, DYADIC)
 _BY_NAME = {entry.name: entry for entry in _FORMATS}
 _BY_TAG = {entry.tag: entry for entry in _FORMATS}
 
@@ -226,7 +242,7 @@ def names() -> tuple[str, ...]:
     """Return the names of all formats.
 
     >>> names()
-    ('float32', 'float16', 'int8', 'ternary', 'log4', 'int4', 'sign', 'step')
+    ('float32', 'float16', 'int8', 'ternary', 'log4', 'int4', 'sign', 'step', 'log6', 'log8')
     """
     return tuple(_BY_NAME)
 

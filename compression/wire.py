@@ -11,7 +11,7 @@ import numpy as np
 
 from fedpress.compression import eden, errors, lowrank, positions, qsgd, terngrad, values
 from fedpress.compression.form import Form
-from fedpress.compression.shared import Shared
+from fedpress.compression.shared import Shared, Support
 from fedpress.compression.update import Dense, Sparse, Update
 from fedpress.compression.values import ValueFormat
 from fedpress.compression.vector import Layout, Vector
@@ -40,16 +40,17 @@ class _Header(NamedTuple):
     checksum: int
 
 
-def pack(update: Update, layout: Layout, format: ValueFormat) -> bytes:
+def pack(update: Update, layout: Layout, format: ValueFormat, reference: Support | None = None) -> bytes:
     """Return the payload of `update`.
 
     Args:
         update: Finite values; positions strictly increasing and below n.
         layout: The tensors of the vector, n = layout.size.
         format: How values are written.
+        reference: A support that the receiver holds as well (`Shared.reference`); used where that is shorter.
 
     Raises:
-        LayoutError: The update is not of the layout's size, or too large for the header.
+        LayoutError: The update is not of the layout's size, or too large for the header; or the reference does not fit.
         NonFiniteError: A value is NaN or infinite.
         ValueError: The positions do not rise strictly, or leave [0, n).
 
@@ -59,17 +60,47 @@ def pack(update: Update, layout: Layout, format: ValueFormat) -> bytes:
     '4650 01042600 e8030000 02000000 6cc337a3 861ca691 07190200 00803f02'
     """
     _check_update(update, layout)
-    return _assemble(update, layout, format, format.pack(update.values))
+    return _assemble(update, layout, format, format.pack(update.values), *_pack_positions(update, reference))
 
 
-def pack_said(update: Update, layout: Layout, format: ValueFormat) -> tuple[bytes, Vector]:
+def pack_said(
+    update: Update, layout: Layout, format: ValueFormat, reference: Support | None = None
+) -> tuple[bytes, Vector]:
     """Return the payload of `update` and the values that a decoder will read from it.
 
     Args and errors are those of `pack`. Faster than `decode` of the payload: the positions are at hand.
     """
     _check_update(update, layout)
     numbers, said = format.pack_said(update.values)
-    return _assemble(update, layout, format, numbers), said
+    return _assemble(update, layout, format, numbers, *_pack_positions(update, reference)), said
+
+
+def pack_drawn(update: Vector, k: int, seed: int, layout: Layout, format: ValueFormat) -> bytes:
+    """Return the payload of k entries at places that are drawn from the seed: no positions are written, the seed is.
+
+    Args:
+        update: float32, shape (n,); the entries that are drawn are finite.
+        k: 0 to n.
+        seed: Taken modulo 2^64.
+        layout: As for `pack`.
+        format: As for `pack`.
+
+    Raises:
+        LayoutError: As for `pack`.
+        NonFiniteError: As for `pack`.
+    """
+    seed &= (1 << 64) - 1
+    places = positions.drawn(seed, len(update), k)
+    chosen = Sparse(places, update[places], len(update))
+    _check_update(chosen, layout)
+    written = seed.to_bytes(positions.SEED_BYTES, "little")
+    return _assemble(chosen, layout, format, format.pack(chosen.values), positions.SEEDED, written)
+
+
+def _pack_positions(update: Update, reference: Support | None) -> tuple[int, bytes]:
+    if not isinstance(update, Sparse):
+        return positions.ALL, b""
+    return positions.pack(update.positions, update.size, reference)
 
 
 def _check_update(update: Update, layout: Layout) -> None:
@@ -81,11 +112,7 @@ def _check_update(update: Update, layout: Layout) -> None:
         raise errors.NonFiniteError("the update holds NaN or infinity; did training diverge?")
 
 
-def _assemble(update: Update, layout: Layout, format: ValueFormat, numbers: bytes) -> bytes:
-    if not isinstance(update, Sparse):
-        tag, places = positions.ALL, b""
-    else:
-        tag, places = positions.pack(update.positions, update.size)
+def _assemble(update: Update, layout: Layout, format: ValueFormat, numbers: bytes, tag: int, places: bytes) -> bytes:
     body = places + numbers
     if format.varies and update.count:
         body += _trailer(len(numbers), len(body))
@@ -98,7 +125,7 @@ def decode(payload: bytes | memoryview, shared: Shared) -> Update:
 
     Args:
         payload: Bytes from anywhere.
-        shared: What both sides know; the layout must be the sender's.
+        shared: What both sides know; the layout must be the sender's, and so must the reference if one was used.
 
     Raises:
         PayloadError: One subclass for each fault, see `errors`.
@@ -128,7 +155,7 @@ def decode(payload: bytes | memoryview, shared: Shared) -> Update:
     split, end = _check_body(data, header, format)
     if header.index_tag == positions.ALL:
         return Dense(_numbers(data[split:end], header, format))
-    places = positions.unpack(header.index_tag, data[HEADER_BYTES:split], header.n, header.k)
+    places = positions.unpack(header.index_tag, data[HEADER_BYTES:split], header.n, header.k, shared.reference)
     return Sparse(places, _numbers(data[split:end], header, format), header.n)
 
 

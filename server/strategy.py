@@ -117,6 +117,7 @@ class SparseFed(Strategy):
         seed: for sampling nodes.
         ledger: counts every message's serialised content; by default a fresh one, in `self.ledger`.
         on_round: called with each round's summary.
+        on_accepted: called with round, node and payload of each reply that counted, in the order of the nodes.
         clock: what deadlines follow; by default the grid's own `clock` if it has one, else real time.
 
     Raises:
@@ -147,6 +148,7 @@ class SparseFed(Strategy):
         seed: int = 0,
         ledger: Ledger | None = None,
         on_round: Callable[[RoundSummary], None] | None = None,
+        on_accepted: Callable[[int, int, bytes], None] | None = None,
         clock: Clock | None = None,
     ) -> None:
         for name, value in (("fraction_train", fraction_train), ("fraction_evaluate", fraction_evaluate)):
@@ -176,6 +178,7 @@ class SparseFed(Strategy):
         self.seed = seed
         self.ledger = ledger if ledger is not None else Ledger()
         self.on_round = on_round
+        self.on_accepted = on_accepted
         self.refusals: list[Refusal] = []
         self.lost_states = 0  # answers of clients that had lost their state
         self.messages = {"up": 0, "down": 0}  # billed, for training
@@ -262,6 +265,8 @@ class SparseFed(Strategy):
             self.model.step(total.mean(), buffers.result(self.model.buffers))
             for answer in counted:
                 self._accepted[answer.node] = answer.ticket
+                if self.on_accepted:
+                    self.on_accepted(server_round, answer.node, answer.payload)
             metrics = self.train_metrics_aggr_fn([answer.content for answer in counted], self.weighted_by_key)
         refused = self.refusals[first_refusal:]
         metrics["replies"] = len(counted)

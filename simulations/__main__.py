@@ -77,6 +77,9 @@ def simulate(
         Path | None,
         typer.Option(metavar="DIR", help="Folder for the run's files; must be new or empty. Default: under runs/."),
     ] = None,
+    keep_payloads: Annotated[
+        bool, typer.Option("--keep-payloads", help="Keep every accepted payload as a file of the run folder.")
+    ] = False,
     json_file: JsonOption = None,
 ) -> None:
     """Run a scenario in worker processes on this machine.
@@ -117,7 +120,7 @@ def simulate(
         interrupted = False
         with progress.Display(console, chosen.rounds) as display:
             try:
-                results = runner.simulate(chosen, out, display)
+                results = runner.simulate(chosen, out, display, keep_payloads=keep_payloads)
             except KeyboardInterrupt:
                 interrupted = True
         folder = display.folder
@@ -289,6 +292,43 @@ def bench_codec(
         figures = codec_bench.run(size, density, data, number_format, payloads)
         progress.print_facts(Console(), codec_bench.facts(figures))
         _write_json(json_file, figures._asdict())
+
+
+@bench.command("reuse")
+def bench_reuse(
+    run: Annotated[Path, typer.Argument(metavar="RUN", **DOCUMENTED)],
+    json_file: JsonOption = None,
+) -> None:
+    """Measure what positions would cost, coded against earlier supports.
+
+    RUN is the folder of a run that kept its payloads (fedpress simulate digits
+    --keep-payloads). Their positions are written again against the client's own last
+    accepted support (own), against all places that the round before touched (union),
+    and against the places where its sum is largest (top). A reference is used where
+    it is shorter. The row correlated is about the positions that a selection with
+    10 % of its entries from outside the own last support would send. The JSON has
+    every payload.
+
+    \b
+    Example:
+      fedpress bench reuse runs/digits-20261123-101500
+    """
+    with _clear_errors("simulation"):
+        _check_writable(json_file)
+        from rich.console import Console
+
+        from fedpress.simulations import progress, reuse_bench
+
+        coded = reuse_bench.run(run)
+        made = reuse_bench.summaries(coded)
+        progress.print_rows(Console(), reuse_bench.COLUMNS, reuse_bench.rows(made))
+        _write_json(
+            json_file,
+            {
+                "references": [{**one._asdict(), "gain": one.gain} for one in made],
+                "payloads": [one._asdict() for one in coded],
+            },
+        )
 
 
 FEDAVG = (

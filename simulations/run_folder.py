@@ -7,6 +7,7 @@
     partition.npz        which client has which examples: `client-0`, ... are indices into the training split
     bundles/             the students as published
     downloads/           the students as clients received them
+    payloads/            every accepted payload, `round-0007/node-12.fp`, of a run that keeps them
     run.log              what was logged
     report.html          the page that `fedpress report` makes
 
@@ -154,6 +155,7 @@ class RunFolder:
         self.partition = path / "partition.npz"
         self.bundles = path / "bundles"
         self.downloads = path / "downloads"
+        self.payloads = path / "payloads"
         self.log = path / "run.log"
         self.report = path / "report.html"
 
@@ -206,6 +208,12 @@ class RunFolder:
     def write_scenario(self, text: str) -> None:
         """Writes scenario.yaml."""
         write_atomically(self.scenario, text.encode())
+
+    def save_payload(self, round: int, node: int, payload: bytes) -> None:
+        """Writes an accepted payload under `payloads/`."""
+        path = self.payloads / f"round-{round:04}" / f"node-{node}.fp"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(payload)
 
     def save_results(self, results: Results) -> None:
         """Replaces results.json; a reader sees the old figures or the new ones, never a half."""

@@ -70,7 +70,9 @@ def new_folder(scenario: Scenario, out: Path | str | None) -> RunFolder:
     return folder
 
 
-def plan(workload: Workload, folder: RunFolder, observer: Observer | None = None) -> server.Plan:
+def plan(
+    workload: Workload, folder: RunFolder, observer: Observer | None = None, *, keep_payloads: bool = False
+) -> server.Plan:
     """Return the server's plan, which keeps the run folder up to date."""
     scenario = workload.scenario
     choice = scenario.server
@@ -96,6 +98,7 @@ def plan(workload: Workload, folder: RunFolder, observer: Observer | None = None
         deadline=scenario.sampling.deadline,
         federation=workload.federation,
         seed=scenario.seed,
+        on_accepted=folder.save_payload if keep_payloads else None,
     )
     writer = Writer(workload, folder, strategy, observer)
     return server.Plan(
@@ -241,13 +244,16 @@ class Writer:
         return serde.recorddict_to_proto(reply).ByteSize(), serde.recorddict_to_proto(order).ByteSize()
 
 
-def simulate(scenario: Scenario, out: Path | str | None = None, observer: Observer | None = None) -> Results:
+def simulate(
+    scenario: Scenario, out: Path | str | None = None, observer: Observer | None = None, *, keep_payloads: bool = False
+) -> Results:
     """Run a scenario and return its results, which the run folder holds too.
 
     Args:
         scenario: what to run.
         out: the run folder, new or empty; None makes a new one under `runs/`.
         observer: is told what happens.
+        keep_payloads: whether the folder gets every accepted payload as a file.
 
     Raises:
         RunFolderError: `out` is not empty, or cannot be made.
@@ -259,7 +265,7 @@ def simulate(scenario: Scenario, out: Path | str | None = None, observer: Observ
     with engine.log_to_file(folder.log) as logger:
         config = {"workload": REFERENCE, "scenario": scenario.to_json(), "out": str(folder.path.resolve())}
         workload = Workload(scenario, folder.path)
-        planned = plan(workload, folder, observer)
+        planned = plan(workload, folder, observer, keep_payloads=keep_payloads)
         writer = planned.watcher
         assert isinstance(writer, Writer)
         try:

@@ -99,7 +99,7 @@ class Workload:
             if choice.kind == "dense":
                 made: Encoder[Any] = encoders.dense(number_format)
             elif choice.kind == "random_k":
-                made = encoders.sparse(selection.random_k(density), number_format)
+                made = encoders.seeded(density, number_format)
             else:
                 made = encoders.sparse(selection.top_k(density, scope=choice.scope), number_format)
             if choice.feedback == "none":

@@ -16,7 +16,7 @@ N = 20
 SHARED = Shared(Layout((TensorSpec("weight", (N,), "float32"),)))
 INNER: dict[str, Encoder[Any]] = {
     "top_k": encoder.sparse(selection.top_k(0.2), values.FLOAT16),
-    "random_k": encoder.sparse(selection.random_k(0.2), values.FLOAT32),
+    "random_k": encoder.seeded(0.2, values.FLOAT32),
     "dense": encoder.dense(values.TERNARY),
 }
 

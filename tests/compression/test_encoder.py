@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedpress.compression import encoder, errors, feedback, selection, values, wire
+from fedpress.compression import encoder, errors, feedback, positions, selection, values, wire
 from fedpress.compression.encoder import Encoder, Shared
 from fedpress.compression.update import Dense, Sparse
 from fedpress.compression.vector import Layout, TensorSpec, Vector, flatten
@@ -49,7 +49,7 @@ def test_a_dense_payload_says_every_entry(format: values.ValueFormat, seed: int,
 def test_every_size_of_vector_zero_or_not(format: values.ValueFormat, shapes: tuple[tuple[int, ...], ...]) -> None:
     shared = shared_of(*shapes)
     n = shared.layout.size
-    for select in (selection.top_k(0.01), selection.top_k(0.01, scope="layer"), selection.random_k(1.0)):
+    for select in (selection.top_k(0.01), selection.top_k(0.01, scope="layer"), selection.correlated(0.01)):
         for sparse in (encoder.sparse(select, format), feedback.error_feedback(encoder.sparse(select, format))):
             nothing, _ = sparse.encode(np.zeros(n, np.float32), sparse.init(shared.layout), shared, 0)
             assert len(nothing) == wire.HEADER_BYTES + (format.length(0) if n else 0)
@@ -79,7 +79,31 @@ def test_encoding_a_sum_is_adding_encoding_and_subtracting(
     np.testing.assert_array_equal(update, total)
 
 
+@every_format
+@given(seed=st.integers(0, 2**70), n=st.integers(0, 200), density=st.floats(0, 1, exclude_min=True))
+def test_a_seeded_payload_says_the_entries_that_the_seed_draws(
+    format: values.ValueFormat, seed: int, n: int, density: float
+) -> None:
+    update = np.random.default_rng(seed).integers(-3, 4, n).astype(np.float32)  # a seventh of them are zero
+    shared, k = shared_of((n,)), min(n, max(1, round(density * n)))
+    payload, state = encoder.seeded(density, format).encode(update.copy(), None, shared, seed)
+    said = encoder.decode(payload, shared)
+    chosen = positions.drawn(seed % 2**64, n, k)
+    assert state is None and said.count == k
+    np.testing.assert_array_equal(said.sparse().positions, chosen)
+    np.testing.assert_array_equal(said.values, format.unpack(format.pack(update[chosen]), k))
+    held = wire.inspect(payload)
+    assert (held["positions"], held["position_bytes"]) == (("seeded", 8) if k < n else ("all", 0))
+
+
+@pytest.mark.parametrize("density", [0, 2, float("nan")])
+def test_a_density_out_of_range_is_named(density: float) -> None:
+    with pytest.raises(ValueError, match=f"density {density} is out of range"):
+        encoder.seeded(density, values.FLOAT32)
+
+
 ENCODERS: dict[str, Encoder[None]] = {
+    "seeded": encoder.seeded(0.5, values.FLOAT32),
     "sparse": encoder.sparse(selection.top_k(0.5), values.TERNARY),
     "dense": encoder.dense(),
     "clipped": feedback.clipped(encoder.dense(), 0.1),
@@ -114,7 +138,7 @@ def test_a_read_only_update_is_left_alone(name: str) -> None:
 
 def test_the_same_seed_gives_the_same_payload() -> None:
     update, shared = np.arange(1, 101, dtype=np.float32), shared_of((100,))
-    random = encoder.sparse(selection.random_k(0.1), values.FLOAT32)
+    random = encoder.seeded(0.1, values.FLOAT32)
     first, again, other = (random.encode(update.copy(), None, shared, seed)[0] for seed in (1, 1, 2))
     assert first == again != other
 

@@ -24,7 +24,7 @@ every_format = pytest.mark.parametrize("format", FORMATS, ids=values.names())
 
 
 def shared_at(round: int) -> Shared:
-    return Shared(LAYOUT, round=round)
+    return Shared(LAYOUT, round=round, reference=np.arange(round % 2, N, 4))
 
 
 # What is wrapped: makes an encoder with a residual from a value format.
@@ -33,7 +33,8 @@ WRAPPED: dict[str, Callable[[ValueFormat], Encoder[Residual[None]]]] = {
     "top_k by layer": lambda format: feedback.error_feedback(
         encoder.sparse(selection.top_k(k=2, scope="layer"), format)
     ),
-    "random_k": lambda format: feedback.error_feedback(encoder.sparse(selection.random_k(0.3), format)),
+    "random_k": lambda format: feedback.error_feedback(encoder.seeded(0.3, format)),
+    "correlated": lambda format: feedback.error_feedback(encoder.sparse(selection.correlated(0.3, 0.5), format)),
     "threshold": lambda format: feedback.error_feedback(encoder.sparse(selection.threshold(1.0), format)),
     "everything": lambda format: feedback.error_feedback(encoder.sparse(selection.top_k(1.0), format)),
     "dense": lambda format: feedback.error_feedback(encoder.dense(format)),

@@ -1,5 +1,7 @@
 """Positions: every form gives back what it was given; the cost is known before; the smallest form is taken."""
 
+import zlib
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -63,6 +65,90 @@ def test_no_form_and_no_parameter_is_shorter(given_: tuple[Positions, int]) -> N
         gaps = (np.diff(support, prepend=-1) - 1).astype(np.uint32)
         others.append(len(golomb.pack(golomb.plan(gaps))))
     assert len(data) == (0 if len(support) == n else min(others))
+
+
+@st.composite
+def supports_with_reference(draw: st.DrawFn) -> tuple[Positions, Positions, int]:
+    """A support, one that resembles it more or less, and n."""
+    support, n = draw(supports())
+    other = draw(st.sets(st.integers(0, n - 1), max_size=n)) if n else set()
+    kept = set(support.tolist()[:: draw(st.integers(1, 5))])
+    return support, np.array(sorted(draw(st.sampled_from([kept, other, kept | other, kept ^ other]))), np.int64), n
+
+
+@given(supports_with_reference())
+def test_the_reference_form_is_what_the_specification_says_and_taken_where_it_is_shorter(
+    given_: tuple[Positions, Positions, int],
+) -> None:
+    support, reference, n = given_
+    held, chosen = reference.tolist(), set(support.tolist())
+    others = [place for place in range(n) if place not in held]
+    shared = len(chosen & set(held))
+    inside = [rank for rank, place in enumerate(held) if (place in chosen) != (2 * shared > len(held))]
+    outside = [rank for rank, place in enumerate(others) if place in chosen]
+    first_tag, first = positions.pack(np.array(inside, np.int64), len(held))
+    second_tag, second = positions.pack(np.array(outside, np.int64), len(others))
+    mark = zlib.crc32(b"".join(number.to_bytes(4, "little") for number in (len(held), *held)))
+    width = 0 if n == 0 else 1 if n < 256 else 2
+    data = mark.to_bytes(4, "little") + bytes([first_tag, second_tag])
+    data += shared.to_bytes(width, "little") + len(first).to_bytes(width, "little") + first + second
+    np.testing.assert_array_equal(positions.unpack(positions.REFERENCE, data, n, len(support), reference), support)
+    plain = positions.pack(support, n)
+    smaller = (positions.REFERENCE, data) if len(data) < len(plain[1]) else plain
+    assert positions.pack(support, n, reference) == smaller
+    assert positions.length(positions.REFERENCE, n, len(support))[0] <= len(data)
+
+
+def test_the_example_of_the_specification() -> None:
+    data = bytes.fromhex("b3 b8 22 b6 20 25 03 01 02 55")
+    again = positions.unpack(positions.REFERENCE, data, 100, 4, np.array([10, 20, 30, 40]))
+    assert again.tolist() == [10, 30, 40, 57]
+
+
+def test_all_of_the_reference_and_nothing_else_takes_a_few_bytes() -> None:
+    """The shared mask of a pruned model: its values travel alone."""
+    mask = np.flatnonzero(np.random.default_rng(1).random(1_000_000) < 0.1)
+    tag, data = positions.pack(mask, 1_000_000, mask)
+    assert tag == positions.REFERENCE and len(data) == 12
+    np.testing.assert_array_equal(positions.unpack(tag, data, 1_000_000, len(mask), mask), mask)
+
+
+def test_a_support_like_the_reference_takes_a_part_of_the_bits() -> None:
+    random = np.random.default_rng(1)
+    reference = np.flatnonzero(random.random(1_000_000) < 0.01)
+    others = random.choice(1_000_000, len(reference) // 10, replace=False)
+    support = np.union1d(reference[random.random(len(reference)) < 0.9], others)
+    alone, against = positions.pack(support, 1_000_000)[1], positions.pack(support, 1_000_000, reference)[1]
+    # H(0.1) = 0.47 bits for each of the reference, and for each tenth entry about 11.4 bits.
+    assert 8 * len(alone) / len(support) > 8 and 8 * len(against) / len(support) < 1.05 * (0.47 + 1.14)
+
+
+def split_mix(seed: int, i: int) -> int:
+    """Number i of SplitMix64, as docs/wire.md words it."""
+    z = (seed + (i + 1) * 0x9E3779B97F4A7C15) % 2**64
+    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+    z = (z ^ z >> 27) * 0x94D049BB133111EB % 2**64
+    return z ^ z >> 31
+
+
+@given(st.integers(0, 2**64 - 1), st.one_of(st.integers(1, 300), st.integers(2**31, 2**32 - 1)), st.data())
+def test_drawn_places_are_what_the_specification_says(seed: int, n: int, data: st.DataObject) -> None:
+    k = data.draw(st.integers(0, min(n, 300)))
+    turn = split_mix(seed, k) % n
+    expected = []
+    for i in range(k):
+        start, stop = i * n // k, (i + 1) * n // k
+        expected.append((start + split_mix(seed, i) % (stop - start) + turn) % n)
+    again = positions.unpack(positions.SEEDED, seed.to_bytes(8, "little"), n, k)
+    assert again.dtype == np.int64 and again.tolist() == sorted(set(expected)) and len(again) == k
+
+
+@pytest.mark.parametrize(("n", "k"), [(40, 10), (11, 7), (40, 1)])
+def test_every_place_is_drawn_equally_often(n: int, k: int) -> None:
+    counts, seeds, p = np.zeros(n), 4000, k / n
+    for seed in range(seeds):
+        counts[positions.drawn(seed, n, k)] += 1
+    assert np.abs(counts - seeds * p).max() < 5 * (seeds * p * (1 - p)) ** 0.5
 
 
 @st.composite

@@ -87,25 +87,55 @@ def test_by_layer_is_top_k_of_each_tensor(sizes: list[int], density: float, seed
     assert chosen.tolist() == expected
 
 
+@given(VECTORS, st.floats(0, 1, exclude_min=True), st.floats(0, 1), st.data())
+def test_correlated_is_top_k_of_the_reference_and_then_of_the_rest(
+    vector: Vector, density: float, fresh: float, data: st.DataObject
+) -> None:
+    n = len(vector)
+    held = data.draw(st.sets(st.integers(0, n - 1))) if n else set()
+    reference = np.array(sorted(held), np.int64)
+    rest = np.setdiff1d(np.arange(n), reference)
+    before = vector.copy()
+    chosen = selection.correlated(density, fresh)(vector, shared_of(n)._replace(reference=reference), 0)
+    k = max(1, round(density * n)) if n else 0
+    wanted = k - round(fresh * k) if held else 0
+    inside = reference[by_sorting(vector[reference], wanted)]
+    outside = rest[by_sorting(vector[rest], k - len(inside))]
+    assert chosen.dtype == np.int64 and chosen.tolist() == sorted([*inside, *outside])
+    np.testing.assert_array_equal(vector, before)
+    # So many of them are of the reference, and so many are sent in all.
+    assert len(inside) == min(wanted, np.count_nonzero(vector[reference]))
+    assert len(chosen) == min(k, len(inside) + np.count_nonzero(vector[rest]))
+
+
+@given(VECTORS, st.floats(0, 1, exclude_min=True), st.floats(0, 1))
+def test_correlated_without_a_reference_is_top_k(vector: Vector, density: float, fresh: float) -> None:
+    shared = shared_of(len(vector))
+    expected = selection.top_k(density)(vector, shared, 0)
+    for reference in (None, np.empty(0, np.int64)):
+        chosen = selection.correlated(density, fresh)(vector, shared._replace(reference=reference), 0)
+        np.testing.assert_array_equal(chosen, expected)
+
+
+@pytest.mark.parametrize("fresh", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("place", [3, 4])
+def test_correlated_finds_what_is_not_finite_in_and_outside_the_reference(fresh: float, place: int) -> None:
+    vector = np.ones(100, np.float32)
+    vector[place] = np.nan
+    shared = shared_of(100)._replace(reference=np.arange(0, 100, 2))
+    with pytest.raises(errors.NonFiniteError, match="did training diverge"):
+        selection.correlated(0.1, fresh)(vector, shared, 0)
+
+
 @given(VECTORS, st.floats(0, 2.0**100, width=32))
 def test_threshold_takes_all_that_reach_it(vector: Vector, value: float) -> None:
     chosen = selection.threshold(value)(vector, shared_of(len(vector)), 0)
     np.testing.assert_array_equal(chosen, np.flatnonzero((np.abs(vector) >= value) & (vector != 0)))
 
 
-@given(st.integers(0, 300), st.floats(0, 1, exclude_min=True), st.integers(0, 2**63 - 1))
-def test_random_k_draws_by_the_seed_alone(n: int, density: float, seed: int) -> None:
-    select, shared = selection.random_k(density), shared_of(n)
-    full = select(np.ones(n, np.float32), shared, seed)
-    assert len(full) == (max(1, round(density * n)) if n else 0)
-    assert (np.diff(full) > 0).all() and (not len(full) or (full[0] >= 0 and full[-1] < n))
-    data = np.arange(n).astype(np.float32) % 3
-    np.testing.assert_array_equal(select(data, shared, seed), full[data[full] != 0])
-
-
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("n", [1, 1000, 65537, 150_000])
-@pytest.mark.parametrize("name", ["top_k", "top_k of nearly all", "top_k by layer", "random_k", "threshold"])
+@pytest.mark.parametrize("name", ["top_k", "top_k of nearly all", "top_k by layer", "correlated", "threshold"])
 def test_selecting_from_a_sum_is_selecting_after_adding(name: str, kind: str, n: int) -> None:
     vector, addend = drawn(kind, n, 1), drawn(kind, n, 2)
     total = vector + addend
@@ -114,20 +144,11 @@ def test_selecting_from_a_sum_is_selecting_after_adding(name: str, kind: str, n:
     np.testing.assert_array_equal(chosen, SELECTORS[name](total, shared_of(n), 3))
 
 
-def test_random_k_draws_every_place_equally_often() -> None:
-    select, shared, vector = selection.random_k(0.25), shared_of(40), np.ones(40, np.float32)
-    counts = np.zeros(40)
-    for seed in range(2000):
-        counts[select(vector, shared, seed)] += 1
-    # Binomial(2000, 1/4): mean 500, standard deviation 19.4; five of them.
-    assert np.abs(counts - 500).max() < 97
-
-
 SELECTORS = {
     "top_k": selection.top_k(0.01),
     "top_k of nearly all": selection.top_k(0.9),
     "top_k by layer": selection.top_k(0.01, scope="layer"),
-    "random_k": selection.random_k(0.01),
+    "correlated": selection.correlated(0.01, 0.2),
     "threshold": selection.threshold(1e30),
 }
 
@@ -152,7 +173,7 @@ def test_empty_and_all_zero_vectors_give_nothing(selector: str) -> None:
 
 @pytest.mark.parametrize("density", [0, 2, -0.5, float("nan"), 1.0001])
 def test_a_density_out_of_range_is_named(density: float) -> None:
-    for make in (selection.top_k, selection.random_k):
+    for make in (selection.top_k, selection.correlated):
         with pytest.raises(ValueError, match=f"density {density} is out of range; expected 0 < density <= 1"):
             make(density)
 
@@ -164,6 +185,8 @@ def test_a_density_out_of_range_is_named(density: float) -> None:
         (lambda: selection.top_k(0.1, k=3), "not both or neither"),
         (lambda: selection.top_k(k=0), "k is 0, expected at least 1"),
         (lambda: selection.top_k(0.1, scope="tensor"), "'tensor' is not one of global, layer"),  # type: ignore[arg-type]
+        (lambda: selection.correlated(0.1, -0.5), "fresh is -0.5, expected 0 to 1"),
+        (lambda: selection.correlated(0.1, float("nan")), "fresh is nan, expected 0 to 1"),
         (lambda: selection.threshold(-1), "threshold -1 is not a finite float32"),
         (lambda: selection.threshold(1e39), "is not a finite float32"),
         (lambda: selection.threshold(float("nan")), "is not a finite float32"),

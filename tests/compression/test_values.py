@@ -75,12 +75,14 @@ def test_tags_and_names_never_change() -> None:
         "int4": 6,
         "sign": 7,
         "step": 8,
+        "log6": 9,
+        "log8": 10,
     }
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
     with pytest.raises(
-        ValueError, match="'int9' is not one of float32, float16, int8, ternary, log4, int4, sign, step"
+        ValueError, match="'int9' is not one of float32, float16, int8, ternary, log4, int4, sign, step, log6, log8"
     ):
         values.by_name("int9")
     assert values.by_tag(0) is None
@@ -149,16 +151,40 @@ def test_sign_sends_the_mean_magnitude_of_each_group(vector: Vector) -> None:
     np.testing.assert_array_equal(np.signbit(again), np.signbit(vector))
 
 
+@pytest.mark.parametrize(("name", "bound"), [("log4", 0.2), ("log6", 0.06), ("log8", 0.015)])
 @given(st.integers(0, 2**32), st.floats(-30, 30), st.floats(0.1, 3))
-def test_log4_is_off_by_a_fifth_within_three_octaves(seed: int, scale: float, octaves: float) -> None:
-    """1.25 is the farthest from its neighbours 1 and 1.5, in proportion; groups may do better than that together."""
+def test_logarithmic_values_are_off_by_half_a_level_within_three_octaves(
+    name: str, bound: float, seed: int, scale: float, octaves: float
+) -> None:
+    """With 4 bits and four octaves 1.25 is the farthest from its neighbours 1 and 1.5, in proportion: a fifth.
+
+    Two bits more divide the distance of the levels by four; the lowest level may lie an eighth of an octave higher.
+    """
     random = np.random.default_rng(seed)
     magnitudes = 2 ** random.uniform(scale, scale + octaves, 700)
     vector = (magnitudes * random.choice([-1, 1], 700)).astype(np.float32)
-    missed = values.LOG4.unpack(values.LOG4.pack(vector), 700) - vector
+    format = values.by_name(name)
+    missed = format.unpack(format.pack(vector), 700) - vector
     for start in range(0, 700, 256):
         part = slice(start, start + 256)
-        assert np.linalg.norm(missed[part]) <= 0.2 * np.linalg.norm(vector[part])
+        assert np.linalg.norm(missed[part]) <= bound * np.linalg.norm(vector[part])
+
+
+@pytest.mark.parametrize("bits", [4, 6, 8])
+@given(vector=VECTORS)
+def test_logarithmic_values_are_read_as_the_specification_says(bits: int, vector: Vector) -> None:
+    format, k = values.by_name(f"log{bits}"), len(vector)
+    data = format.pack(vector)
+    heads = np.frombuffer(data, "<u2", -(-k // 256)).tolist()
+    string = int.from_bytes(data[2 * len(heads) :], "little")
+    expected = []
+    for i in range(k):
+        code, head = string >> bits * i & (1 << bits) - 1, heads[i // 256]
+        level, shift = code % (1 << bits - 1), 24 - bits + head // 2**11 % 4
+        pattern = head % 2**11 * 2 ** max(shift, 20) + level * 2**shift
+        pattern *= not (level == 0 and head // 2**13 % 2)
+        expected.append(pattern | (code >> bits - 1) << 31)
+    np.testing.assert_array_equal(format.unpack(data, k).view(np.uint32), np.array(expected, np.uint32))
 
 
 @given(st.integers(0, 2**32), st.floats(-30, 30), st.sampled_from([0.02, 0.08, 0.2]))
@@ -196,6 +222,9 @@ def test_an_error_out_of_range_is_named(wanted: float) -> None:
         # Levels of half an octave from 2^-1.5 (index 249 of shift 22) up to 2 (256); the lowest says zero.
         (values.LOG4, "f930 f5 00"),
         (values.INT4, "2549923e 93 00"),
+        # Span 4 octaves with zero: level 0 is 2^20 times 993, 31/8 octaves below 2; codes 23, 32 + 31 and 0.
+        (values.LOG6, "e133 d70f00"),
+        (values.LOG8, "e133 5cfc00"),
         (values.SIGN, "0000803f 02"),
         # Base 0.165 and 0.08 sqrt(12 * 5 / 3) = 0.358 a step; 2, 5 and 0 steps with code 1 (modulus 2).
         (values.STEP, "852a293e bf2db73e 02 0100 9201"),

@@ -24,9 +24,12 @@ SUPPORTS: dict[str, tuple[int, list[int]]] = {
     "raw": (256, [255]),
     "bitmap": (1000, [p for p in range(1000) if p % 3]),
     "groups": (9000, [*range(0, 600, 2), *range(700, 9000, 83)]),
+    "reference": (9000, [*range(0, 6000, 37), 6001, *range(6050, 9000, 74)]),
     "all": (1000, list(range(1000))),
     "empty": (1000, []),
 }
+
+REFERENCES = {"reference": np.arange(0, 9000, 37)}
 
 
 def example(support: str) -> Sparse:
@@ -37,12 +40,16 @@ def example(support: str) -> Sparse:
     return Sparse(chosen, (magnitudes * np.where(chosen % 2, -1, 1)).astype(np.float32), n)
 
 
+DRAWN = (1000, 35, 2**64 - 5)  # n, k and the seed
+
+
 def layout_of(n: int) -> Layout:
     return Layout((TensorSpec("weight", (n,), "float32"),))
 
 
 LAYOUT = layout_of(1000)
-SHARED = Shared(LAYOUT)
+REFERENCE = np.arange(0, 1000, 3)
+SHARED = Shared(LAYOUT, reference=REFERENCE)
 
 
 @pytest.mark.parametrize("support", SUPPORTS)
@@ -50,17 +57,29 @@ SHARED = Shared(LAYOUT)
 def test_golden_bytes_of_version_1(support: str, format: ValueFormat) -> None:
     """The files stay as they are for ever: every later build must read them.
 
-    The files of a new format are what `wire.pack(example(support), layout, format)` gives when it is added.
+    The files of a new format are what `wire.pack` gives here when it is added.
     """
     golden = (GOLDEN / f"1-{format.name}-{support}.bin").read_bytes()
     update = example(support)
-    layout = layout_of(update.size)
-    assert wire.pack(update, layout, format) == golden
-    decoded = wire.decode(golden, Shared(layout))
+    layout, reference = layout_of(update.size), REFERENCES.get(support)
+    assert wire.pack(update, layout, format, reference) == golden
+    decoded = wire.decode(golden, Shared(layout, reference=reference))
     np.testing.assert_array_equal(decoded.sparse().positions, update.positions)
     np.testing.assert_array_equal(decoded.values, format.unpack(format.pack(update.values), update.count))
     assert isinstance(decoded, Dense) == (support == "all")
     assert wire.inspect(golden)["positions"].startswith("rice" if support == "empty" else support)
+
+
+@pytest.mark.parametrize("name", values.names())
+def test_golden_bytes_of_seeded_payloads(name: str) -> None:
+    n, k, seed = DRAWN
+    update = np.arange(n, dtype=np.float32) / 8 - 40
+    golden = (GOLDEN / f"1-{name}-seeded.bin").read_bytes()
+    format, layout = values.by_name(name), layout_of(n)
+    assert wire.pack_drawn(update, k, seed, layout, format) == golden
+    said = wire.decode(golden, Shared(layout)).sparse()
+    np.testing.assert_array_equal(said.positions, positions.drawn(seed, n, k))
+    np.testing.assert_array_equal(said.values, format.unpack(format.pack(update[said.positions]), k))
 
 
 def test_the_example_of_the_specification() -> None:
@@ -137,6 +156,18 @@ def stepped(length: int, steps: bytes = STEPS) -> bytes:
     return crafted(RICE + steps + bytes([length]), value_tag=values.STEP.tag)
 
 
+MARK = positions.fingerprint(REFERENCE, 1000)
+THREE, FOUR = struct.pack("<3H", 0, 8, 333), struct.pack("<4H", 0, 5, 6, 665)  # ranks, raw
+
+
+def referred(
+    body: bytes = THREE + FOUR, *, mark: int = MARK, tags: tuple[int, int] = (1, 1), inside: int = 3, length: int = 6
+) -> bytes:
+    """Return the example payload with other positions, of which three are in the reference."""
+    head = struct.pack("<IBBHH", mark, *tags, inside, length)
+    return crafted(head + body + FLOATS, index_tag=positions.REFERENCE)
+
+
 FAULTS: dict[str, tuple[Callable[[], bytes], type[errors.PayloadError]]] = {
     "nothing": (lambda: b"", errors.Truncated),
     "half a header": (lambda: crafted()[:21], errors.Truncated),
@@ -147,7 +178,7 @@ FAULTS: dict[str, tuple[Callable[[], bytes], type[errors.PayloadError]]] = {
     "version 2": (lambda: crafted(version=2), errors.UnsupportedVersion),
     "value tag 0": (lambda: crafted(value_tag=0), errors.UnknownFormat),
     "value tag 255": (lambda: crafted(value_tag=255), errors.UnknownFormat),
-    "index tag 4": (lambda: crafted(index_tag=4), errors.UnknownFormat),
+    "index tag 31": (lambda: crafted(index_tag=31), errors.UnknownFormat),
     "index tag 64": (lambda: crafted(index_tag=64), errors.UnknownFormat),
     "a flag": (lambda: crafted(flags=1), errors.UnknownFormat),
     "k above n": (lambda: crafted(k=1001), errors.CountTooLarge),
@@ -186,6 +217,47 @@ FAULTS: dict[str, tuple[Callable[[], bytes], type[errors.PayloadError]]] = {
         lambda: crafted(b"\0\0" + b"\x7f" * 124 + FLOATS, index_tag=positions.GROUPS),
         errors.LengthMismatch,
     ),
+    "no whole reference": (lambda: crafted(b"\0" * 9 + FLOATS, index_tag=positions.REFERENCE), errors.Truncated),
+    "a reference longer than the bitmap": (
+        lambda: crafted(b"\0" * 126 + FLOATS, index_tag=positions.REFERENCE),
+        errors.LengthMismatch,
+    ),
+    "reference, another": (lambda: referred(mark=MARK + 1), errors.ReferenceMismatch),
+    "reference within the reference": (lambda: referred(tags=(4, 1)), errors.UnknownFormat),
+    "seeded within the reference": (lambda: referred(tags=(1, 5)), errors.UnknownFormat),
+    "half a seed": (lambda: crafted(b"\0" * 4 + FLOATS, index_tag=positions.SEEDED), errors.Truncated),
+    "a seed and a byte": (lambda: crafted(b"\0" * 9 + FLOATS, index_tag=positions.SEEDED), errors.LengthMismatch),
+    "reference, unknown tag": (lambda: referred(tags=(1, 31)), errors.UnknownFormat),
+    "reference, more than k in it": (lambda: referred(inside=8), errors.InvalidPositions),
+    "reference, too many beside it": (
+        lambda: crafted(
+            struct.pack("<IBBHH", MARK, 1, 2, 0, 0) + bytes(84) + bytes(4 + 84),
+            index_tag=positions.REFERENCE,
+            value_tag=values.TERNARY.tag,
+            k=667,
+        ),
+        errors.InvalidPositions,
+    ),
+    "reference, all of it, but three": (lambda: referred(FOUR, tags=(0, 1), length=0), errors.InvalidPositions),
+    "reference, more than it has": (
+        lambda: crafted(
+            struct.pack("<IBBHH", MARK, 32, 32, 335, 0) + bytes(4 + 42),
+            index_tag=positions.REFERENCE,
+            value_tag=values.TERNARY.tag,
+            k=335,
+        ),
+        errors.InvalidPositions,
+    ),
+    "reference, part beyond the end": (lambda: referred(length=15), errors.InvalidPositions),
+    "reference, part too short": (lambda: referred(length=5), errors.InvalidPositions),
+    "reference, rank beyond it": (
+        lambda: referred(struct.pack("<3H", 0, 8, 334) + FOUR),
+        errors.InvalidPositions,
+    ),
+    "reference, place beyond n": (
+        lambda: referred(THREE + struct.pack("<4H", 0, 5, 6, 666)),
+        errors.InvalidPositions,
+    ),
     "raw, falling": (
         lambda: crafted(struct.pack("<7H", 1, 2, 3, 5, 4, 6, 7) + FLOATS, index_tag=positions.RAW),
         errors.InvalidPositions,
@@ -218,6 +290,14 @@ FAULTS: dict[str, tuple[Callable[[], bytes], type[errors.PayloadError]]] = {
         lambda: crafted(RICE + b"\xff\x1f" + b"\x77" * 4, value_tag=values.LOG4.tag),
         errors.NonFiniteValues,
     ),
+    "log6, levels beyond float32": (
+        lambda: crafted(RICE + b"\xff\x1f" + b"\xff" * 6, value_tag=values.LOG6.tag),
+        errors.NonFiniteValues,
+    ),
+    "log8, levels beyond float32": (
+        lambda: crafted(RICE + b"\xf9\x07" + b"\x7f" * 7, value_tag=values.LOG8.tag),
+        errors.NonFiniteValues,
+    ),
     "int4, product overflows": (
         lambda: crafted(RICE + struct.pack("<f", 3e38) + b"\x77" * 4, value_tag=values.INT4.tag),
         errors.NonFiniteValues,
@@ -247,6 +327,24 @@ FAULTS: dict[str, tuple[Callable[[], bytes], type[errors.PayloadError]]] = {
 def test_the_uncrafted_payload_is_valid() -> None:
     assert wire.decode(crafted(), SHARED).count == 7
     assert crafted() == wire.pack(example("rice"), LAYOUT, values.FLOAT32)
+    # Ranks 0, 8 and 333 of every third place; 0, 5, 6 and 665 of the others.
+    assert wire.decode(referred(), SHARED).sparse().positions.tolist() == [0, 1, 8, 10, 24, 998, 999]
+
+
+def test_a_decoder_without_the_reference_refuses() -> None:
+    for reference in (None, np.arange(0), REFERENCE[:-1]):
+        with pytest.raises(errors.ReferenceMismatch, match=f"against the reference {MARK:08x}"):
+            wire.decode(referred(), Shared(LAYOUT, reference=reference))
+    assert wire.decode(crafted(), Shared(LAYOUT, reference=REFERENCE[:-1])).count == 7  # needs none
+
+
+@pytest.mark.parametrize("wrong", [[3, 3], [5, 4], [-1, 4], [4, 1000]])
+def test_a_reference_that_is_no_support_is_refused_on_both_sides(wrong: list[int]) -> None:
+    reference = np.array(wrong)
+    with pytest.raises(errors.LayoutError, match="the reference must rise strictly"):
+        wire.pack(example("rice"), LAYOUT, values.FLOAT32, reference)
+    with pytest.raises(errors.LayoutError, match="the reference must rise strictly"):
+        wire.decode(referred(), Shared(LAYOUT, reference=reference))
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -265,7 +363,17 @@ def test_every_exception_of_a_payload_is_among_the_faults() -> None:
 def test_inspect_finds_what_can_be_found_without_a_layout() -> None:
     needs_layout = (errors.SizeMismatch, errors.LayoutMismatch)
     unpacked = ("Rice, ", "groups, one", "raw, ", "bitmap, ", "NaN", "infinity", "float16 inf", "int8, ", "ternary")
-    unpacked += ("step, a", "step, no numbers", "step, base", "step, sum", "log4, ", "int4, ", "sign, ")
+    unpacked += (
+        "reference",
+        "seeded within",
+        "step, a",
+        "step, no numbers",
+        "step, base",
+        "step, sum",
+        "log",
+        "int4, ",
+        "sign, ",
+    )
     for fault, (craft, expected) in FAULTS.items():
         if expected not in needs_layout and not fault.startswith(unpacked):
             with pytest.raises(expected):
@@ -303,7 +411,7 @@ def checked(payload: bytes, shared: Shared) -> None:
     st.integers(0, 40),
     st.integers(0, 40),
     st.sampled_from([values.by_name(name).tag for name in values.names()]),
-    st.sampled_from([positions.ALL, positions.RAW, positions.BITMAP, positions.GROUPS, *range(32, 64)]),
+    st.sampled_from([*range(positions.REFERENCE), positions.SEEDED, *range(32, 64)]),
     st.binary(max_size=80),
 )
 def test_any_body_is_refused_or_valid(n: int, k: int, value_tag: int, index_tag: int, body: bytes) -> None:
@@ -320,6 +428,24 @@ def test_any_body_is_refused_or_valid(n: int, k: int, value_tag: int, index_tag:
             checked(crafted(whole, **fields), Shared(layout))
 
 
+@settings(max_examples=500)
+@given(
+    st.integers(0, 40),
+    st.tuples(*[st.sampled_from([*range(6), 32, 33, 34])] * 2),
+    st.integers(0, 20),
+    st.integers(0, 9),
+    st.binary(max_size=80),
+)
+def test_any_body_with_the_right_reference_is_refused_or_valid(
+    k: int, tags: tuple[int, int], inside: int, length: int, body: bytes
+) -> None:
+    shared = Shared(layout_of(200), reference=np.arange(0, 200, 11))
+    head = struct.pack("<IBBBB", positions.fingerprint(np.arange(0, 200, 11), 200), *tags, inside, length)
+    whole = (head + body)[:25] + bytes(4 + -(-k // 8)) * (k > 0)
+    fields = dict(value_tag=values.TERNARY.tag, index_tag=positions.REFERENCE, n=200, k=k)
+    checked(crafted(whole, **fields, fingerprint=shared.layout.fingerprint), shared)
+
+
 @settings(max_examples=300)
 @given(st.binary(max_size=120), st.sampled_from(["start", "alone"]))
 def test_any_bytes_are_refused_or_valid(data: bytes, where: str) -> None:
@@ -328,7 +454,7 @@ def test_any_bytes_are_refused_or_valid(data: bytes, where: str) -> None:
 
 @pytest.mark.parametrize(
     "index_tag",
-    [positions.ALL, positions.RAW, positions.BITMAP, positions.GROUPS, positions.RICE, positions.RICE + 31],
+    [*range(positions.SEEDED + 1), positions.RICE, positions.RICE + 31],
 )
 @pytest.mark.parametrize("name", values.names())
 def test_a_short_payload_cannot_ask_for_much_memory(index_tag: int, name: str) -> None:

@@ -10,7 +10,8 @@ import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp.strategy import FedAvg
 
-from fedpress.compression import records
+from fedpress.compression import records, wire
+from fedpress.compression.shared import Shared
 from fedpress.server import optimize
 from fedpress.server.strategy import RoundSummary, SparseFed
 from fedpress.simulations.engine import InlineGrid
@@ -49,7 +50,10 @@ class RecordingGrid(InlineGrid):
 
 def test_bad_replies_cost_their_clients_the_round_and_are_counted_by_reason() -> None:
     rounds: list[RoundSummary] = []
-    strategy = SparseFed(fraction_evaluate=0.0, on_round=rounds.append)
+    accepted: list[tuple[int, int, bytes]] = []
+    strategy = SparseFed(
+        fraction_evaluate=0.0, on_round=rounds.append, on_accepted=lambda *reply: accepted.append(reply)
+    )
     clients = len(faulty_client.FAULTS)
     with RecordingGrid("faulty_client:app", clients=clients, workers=2, run_config={"faults": True}) as grid:
         result = strategy.start(grid, initial_arrays(), num_rounds=2)
@@ -64,6 +68,9 @@ def test_bad_replies_cost_their_clients_the_round_and_are_counted_by_reason() ->
     }
     assert [summary.reasons for summary in rounds] == [expected, expected]
     assert [summary.replies for summary in rounds] == [2, 2]
+    assert [reply[:2] for reply in accepted] == [(1, 1), (1, 2), (2, 1), (2, 2)]
+    said = [wire.decode(payload, Shared(strategy.model.layout)).dense() for _, _, payload in accepted]
+    np.testing.assert_array_equal(said, np.full((4, SIZE), faulty_client.STEP, np.float32))
     final = records.to_numpy(result.arrays)
     np.testing.assert_array_equal(final["weight"], np.full(SIZE, 2 * faulty_client.STEP, np.float32))
     np.testing.assert_array_equal(final["norm.running_mean"], np.full(4, 2, np.float32))
@@ -91,11 +98,13 @@ def test_a_doubled_reply_counts_once() -> None:
 
 
 def test_a_round_without_enough_replies_changes_nothing_and_returns_the_mass() -> None:
-    strategy = SparseFed(fraction_evaluate=0.0, min_replies=3)
+    accepted: list[tuple[int, int]] = []
+    strategy = SparseFed(fraction_evaluate=0.0, min_replies=3, on_accepted=lambda *reply: accepted.append(reply[:2]))
     with InlineGrid("faulty_client:app", clients=2, workers=1) as grid:
         result = strategy.start(grid, initial_arrays(), num_rounds=1)
         assert {refusal.reason for refusal in strategy.refusals} == {"too few"}
         np.testing.assert_array_equal(records.to_numpy(result.arrays)["weight"], np.zeros(SIZE))
+        assert accepted == []
         strategy.min_replies = 1
         result = strategy.start(grid, result.arrays, num_rounds=1)
     # this round's step and the refused one's, from the residuals

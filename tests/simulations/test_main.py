@@ -51,7 +51,7 @@ def run(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess[str]]:
 
 
 @pytest.mark.parametrize(
-    "command", ["simulate", "report", "inspect", "init", "bench engine", "bench paired", "bench codec"]
+    "command", ["simulate", "report", "inspect", "init", "bench engine", "bench paired", "bench codec", "bench reuse"]
 )
 def test_every_command_has_a_help_page_with_an_example(command):
     done = CliRunner().invoke(main, [*command.split(), "--help"])
@@ -106,6 +106,7 @@ def test_help_and_version_import_nothing_heavy(tmp_path):
         (["bench", "codec", "--values", "int9"], "'int9' is not one of float32"),
         (["bench", "codec", "--data", "cluster"], "data is 'cluster': scenario 'cluster': there is no such file"),
         (["bench", "codec", "--data", "none.npy"], "expected one of clustered, uniform"),
+        (["bench", "reuse", "nowhere"], "there is no run folder nowhere"),
         (["bench", "paired", "--seeds", "1-x"], "expected a range such as 1-10 or numbers such as 3,5,8"),
         (["bench", "paired", "--seeds", "1-3,2"], "expected at least one seed, and each once"),
         (["bench", "paired", "--seeds", "3-1"], "expected at least one seed"),

@@ -1,6 +1,7 @@
 """Whole runs: the figures that the folder holds, and that they repeat themselves."""
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from fedpress.compression import wire
 from fedpress.compression.ledger import Ledger
 from fedpress.compression.models import bundle
 from fedpress.simulations import paired, runner, scenario
@@ -59,7 +61,7 @@ def test_a_recipe_runs_from_end_to_end(tmp_path: Path, recipe: str) -> None:
 @pytest.mark.slow
 def test_a_run_leaves_every_figure_of_the_path_from_gradient_to_download(tmp_path: Path) -> None:
     chosen = scenario.load("digits", ["rounds=4", "students.epochs=2"])
-    results = runner.simulate(chosen, tmp_path / "run")
+    results = runner.simulate(chosen, tmp_path / "run", keep_payloads=True)
     folder = RunFolder(tmp_path / "run")
     raw: dict[str, Any] = json.loads(folder.results.read_text())
     assert raw.keys() >= {"scenario", "seed", "rounds", "totals", "model", "students", "accuracy", "seconds"}
@@ -82,6 +84,11 @@ def test_a_run_leaves_every_figure_of_the_path_from_gradient_to_download(tmp_pat
     # density by layer: together the 1 % that was asked
     assert sum(layer.size for layer in results.layers) == parameters
     assert sum(layer.sent for layer in results.layers) == pytest.approx(0.01 * parameters, rel=0.01)
+    # payloads: each that counted, and they are what the density by layer was counted from
+    files = sorted(folder.payloads.glob("round-*/node-*.fp"))
+    assert Counter(path.parent.name for path in files) == {f"round-{r.round:04}": r.replies for r in results.rounds}
+    counts = [wire.inspect(path.read_bytes())["count"] for path in files]
+    assert sum(counts) / len(counts) == pytest.approx(sum(layer.sent for layer in results.layers))
     # students: published, downloaded, the same bytes, within a twentieth of the float32 model
     assert [s.tier for s in results.students] == [tier.name for tier in chosen.students.tiers]
     for student in results.students:
