@@ -242,7 +242,7 @@ def names() -> tuple[str, ...]:
     """Return the names of all formats.
 
     >>> names()
-    ('float32', 'float16', 'int8', 'ternary', 'log4', 'int4', 'sign', 'step', 'log6', 'log8')
+    ('float32', 'float16', 'int8', 'ternary', 'log4', 'int4', 'sign', 'step', 'log6', 'log8', 'dyadic')
     """
     return tuple(_BY_NAME)
 
