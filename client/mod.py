@@ -112,7 +112,8 @@ class _Client:
         trained = records.to_numpy(trained_record)
         update = vector.flatten(trained, agreed)
         update -= start
-        shared = Shared(layout=agreed, round=order.round, epoch=order.epoch)
+        reference = model.support(order.download, agreed)
+        shared = Shared(agreed, order.round, order.epoch, reference)
         seed = seeds.derive(order.federation, order.round, state.client_index(self._context), "encode")
         answer = Answer(order.ticket, order.version, tag=began.tag, lost_state=lost)
         try:

@@ -11,9 +11,17 @@ from fedpress.compression import records, vector, wire
 from fedpress.compression.errors import PayloadError
 from fedpress.compression.held import Draw, Grid, Held, HeldError
 from fedpress.compression.records import Download, Order
-from fedpress.compression.shared import Shared
+from fedpress.compression.shared import Shared, Support
 from fedpress.compression.update import Sparse
 from fedpress.compression.vector import Layout
+
+
+def support(download: Download | None, layout: Layout) -> Support | None:
+    """Return where the delta changed the model: both sides know it, so that positions can be coded against it."""
+    if download is None or download.base is None or not download.delta:
+        return None
+    delta = wire.decode(download.delta, Shared(layout))
+    return delta.positions if isinstance(delta, Sparse) else None
 
 
 class Kept(NamedTuple):

@@ -23,6 +23,7 @@ from fedpress.compression import records, seeds, vector, wire
 from fedpress.compression.encoder import Shared
 from fedpress.compression.errors import PayloadError
 from fedpress.compression.ledger import Direction, Ledger
+from fedpress.compression.records import Download
 from fedpress.compression.update import Sparse, Update
 from fedpress.compression.vector import Layout
 from fedpress.server import optimize
@@ -231,13 +232,14 @@ class SparseFed(Strategy):
         layout = self.model.layout
         first_refusal = len(self.refusals)
         answers = sorted(self._answers(server_round, replies), key=lambda answer: answer.node)  # the sum's fixed order
-        shared = Shared(layout=layout, round=server_round)
+        versions = self.model.versions
         total, buffers = self._total, BufferMean(layout)
         total.reset()
         counted: list[_Checked] = []
         for answer in answers:
             try:
-                update = wire.decode(answer.payload, shared)
+                reference = versions.support(answer.download) if versions else None
+                update = wire.decode(answer.payload, Shared(layout, server_round, reference=reference))
                 own = vector.unpack_buffers(answer.buffers, layout) if layout.buffers else {}
             except PayloadError as error:
                 self._refuse(server_round, answer.node, "undecodable", f"{type(error).__name__}: {error}")
@@ -483,7 +485,8 @@ class SparseFed(Strategy):
                     log(WARNING, "node %d has lost what it kept back of earlier updates", node)
                     self.lost_states += 1
                 del self._orders[node]  # the ticket is closed: the same answer again does not fit it
-                yield _Checked(node, answer.ticket, weight, answer.payload, answer.buffers, _metrics_only(content))
+                metrics = _metrics_only(content)
+                yield _Checked(node, answer.ticket, weight, answer.payload, answer.buffers, metrics, order.download)
 
     def _weight(self, content: RecordDict) -> float:
         """Return the number of examples that a reply claims. Raises MessageError when it is missing or out of range."""
@@ -597,6 +600,7 @@ class _Checked(NamedTuple):
     payload: bytes
     buffers: bytes
     content: RecordDict  # without the payload
+    download: Download | None  # that the client trained from
 
 
 def _carries_update(reply: Message) -> bool:

@@ -14,7 +14,8 @@ from fedpress.compression import wire
 from fedpress.compression.held import LIMIT, Draw, Grid, Held, Integers
 from fedpress.compression.largest import largest
 from fedpress.compression.records import Download
-from fedpress.compression.update import Dense, Update
+from fedpress.compression.shared import Support
+from fedpress.compression.update import Dense, Sparse, Update
 from fedpress.compression.values import DYADIC
 from fedpress.compression.vector import Layout, Vector
 
@@ -43,6 +44,7 @@ class Delta(NamedTuple):
 
     base: int  # version that it is added to; `FROM_NOTHING` for a snapshot
     payload: bytes  # empty: there is nothing new
+    support: Support | None = None  # where it changes the model; None: everywhere, or there is nothing new
 
 
 class _Change(NamedTuple):
@@ -137,6 +139,11 @@ class Versions:
         origin = draw.pack() if draw and delta.base == 0 and base != 0 else b""
         return Download(self.tag, delta.base, delta.payload, origin, self.held.buffers)
 
+    def support(self, download: Download | None) -> Support | None:
+        """Return what a client with this download codes its positions against: where the newest delta changed it."""
+        delta = None if download is None or download.base is None else self._deltas.get(download.base)
+        return delta.support if delta else None
+
     def _take(self, held: Held) -> None:
         self.held = held
         self.tag = held.tag(0)
@@ -155,8 +162,9 @@ class Versions:
 
     def _encoded(self, base: int) -> Delta:
         if base not in self._deltas:
-            payload = wire.pack(self._difference(base), self._layout, DYADIC)
-            self._deltas[base] = Delta(base, payload)
+            difference = self._difference(base)
+            payload = wire.pack(difference, self._layout, DYADIC)
+            self._deltas[base] = Delta(base, payload, difference.positions if isinstance(difference, Sparse) else None)
         return self._deltas[base]
 
     def _difference(self, base: int) -> Update:

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedpress.compression import positions, wire
-from fedpress.compression.errors import FedpressError
+from fedpress.compression.errors import FedpressError, ReferenceMismatch
 from fedpress.compression.largest import largest
 from fedpress.compression.shared import Shared, Support
 from fedpress.compression.update import Sparse
@@ -120,7 +120,13 @@ def _coded(found: list[tuple[int, int, Path]], layout: Layout) -> Iterator[Coded
         if round != now:
             now, before, touched = round, total, reached
             total, reached = np.zeros(n), np.zeros(n, np.bool_)
-        said = wire.decode(path.read_bytes(), Shared(layout))
+        try:
+            said = wire.decode(path.read_bytes(), Shared(layout))
+        except ReferenceMismatch:
+            raise ReuseError(
+                f"the positions of {path} were coded against the client's last download already; "
+                "keep the payloads of a run with --set downlink=null"
+            ) from None
         if not isinstance(said, Sparse) or not said.count:
             continue
         said.add_to(total)
