@@ -448,7 +448,10 @@ class SparseFed(Strategy):
         config = records.without_order(message.content.config_records[self.configrecord_key])
         # A client that was thought to hold nothing had all that is needed, but for names and shapes.
         kind = message.metadata.message_type
-        return self._message(node, order.round, order.ticket, kind, config, whole=held is None)
+        again = self._message(node, order.round, order.ticket, kind, config, whole=held is None)
+        if node in self._orders:
+            self._orders[node] = records.read_order(again.content)
+        return again
 
     def _answers(self, server_round: int, replies: Iterable[Message]) -> Iterator["_Checked"]:
         """Yield the replies that fit their tickets; refuse the others."""

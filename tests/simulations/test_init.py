@@ -30,12 +30,13 @@ def test_every_key_is_written_below_a_comment():
     check(Scenario, "")
 
 
-def test_the_commented_out_network_is_valid_too():
-    text = init.commented(init.EXAMPLE)
-    head, _, tail = text.partition("network: null\n")
-    network = "\n".join(line.removeprefix("# ") for line in tail.splitlines())
-    raw = scenario_yaml.read(f"{head}{network}\n")
-    assert Scenario.model_validate(raw).network == scenario.NetworkChoice()
+@pytest.mark.parametrize(("key", "chosen"), [("network", scenario.NetworkChoice()), ("faults", scenario.FaultChoice())])
+def test_what_is_commented_out_is_valid_too(key, chosen):
+    head, _, tail = init.commented(init.EXAMPLE).partition(f"{key}: null\n")
+    section, _, rest = tail.partition("\n\n")
+    section = "\n".join(line.removeprefix("# ") for line in section.splitlines())
+    raw = scenario_yaml.read(f"{head}{section}\n\n{rest}\n")
+    assert getattr(Scenario.model_validate(raw), key) == chosen
 
 
 def test_nothing_is_overwritten(tmp_path):
