@@ -256,6 +256,10 @@ def bench_codec(
     number_format: Annotated[
         str, typer.Option("--values", metavar="FORMAT", show_default=False, help="Number format (step).")
     ] = "step",
+    nncodec_python: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Python of an environment with nncodec, to measure that too."),
+    ] = None,
     json_file: JsonOption = None,
 ) -> None:
     """Measure time and bytes of the codec on one vector.
@@ -281,7 +285,7 @@ def bench_codec(
 
         from fedpress.simulations import codec_bench, progress
 
-        figures = codec_bench.run(size, density, data, number_format)
+        figures = codec_bench.run(size, density, data, number_format, nncodec_python=nncodec_python)
         progress.print_facts(Console(), codec_bench.facts(figures))
         _write_json(json_file, figures._asdict())
 
