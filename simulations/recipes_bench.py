@@ -45,7 +45,7 @@ ROWS = (
     Row("fedpress, step values", "{values: step, feedback: step_ahead}", _sgd(1.5, 0.7)),
     Row("stc, step values", "{values: step, feedback: residual}", _sgd(1.0, 0.5)),
     Row("dgc", "dgc", _sgd(0.2)),
-    Row("random_k", "random_k", _sgd(1.0)),
+    Row("random_k", "random_k", _sgd(1.0, 0.5)),
     Row("qsgd(4)", "{recipe: qsgd, bits: 4}", _sgd(1.0, 0.5)),
     Row("terngrad", "terngrad", _sgd(1.0, 0.5)),
     Row("eden(4)", "{recipe: eden, bits: 4}", _sgd(1.0, 0.5)),
