@@ -20,7 +20,7 @@ from fedpress.compression.errors import FedpressError
 from fedpress.compression.shared import Shared
 from fedpress.compression.update import Sparse
 from fedpress.compression.vector import Vector
-from fedpress.simulations import codec_data
+from fedpress.simulations import codec_data, nncodec_bench
 
 SIZE = 1_000_000
 REPETITIONS = 7
@@ -46,7 +46,10 @@ class CodecFigures(NamedTuple):
         encode_memory_over_vector: most memory that it takes beside update and residual, over the vector's own.
         naive_over_encode: the same step with `torch.topk`, int32 and float32; one thread.
         flower_over_encode: Flower's serialisation of the dense vector (ArrayRecord to protobuf).
-        nncodec_over_encode: None: nncodec needs an older numpy than fedpress.
+        nncodec_over_encode: nncodec's quantising and coding of the same entries, over our whole step; None: no
+            interpreter for it was given.
+        nncodec_bits_per_nonzero: the same for its bytes.
+        nncodec_relative_error: the same for its error.
         payload_bytes: length of the payload.
         bits_per_nonzero: 8 payload_bytes / sent.
         relative_error: norm(decoded - kept) / norm(kept), over the entries sent.
@@ -67,6 +70,8 @@ class CodecFigures(NamedTuple):
     naive_over_encode: float | None
     flower_over_encode: float | None
     nncodec_over_encode: float | None
+    nncodec_bits_per_nonzero: float | None
+    nncodec_relative_error: float | None
     payload_bytes: int
     bits_per_nonzero: float | None
     relative_error: float | None
@@ -82,6 +87,7 @@ def run(
     format: str = "step",
     payloads: int = PAYLOADS,
     repetitions: int = REPETITIONS,
+    nncodec_python: Path | None = None,
 ) -> CodecFigures:
     """Measure one vector.
 
@@ -93,9 +99,11 @@ def run(
         format: Name of a value format; the encoder is `recipes.fedpress`.
         payloads: Different ones to decode and add, one after the other.
         repetitions: Of each measurement; the median counts.
+        nncodec_python: Interpreter of an environment with nncodec, which is then measured too.
 
     Raises:
         BenchError: The data, the density or the format cannot be used.
+        NncodecError: nncodec cannot be run.
     """
     if (size is not None and size < 1) or repetitions < 1 or payloads < 1:
         raise BenchError(f"size, payloads, repetitions: {size}, {payloads}, {repetitions}; expected at least 1 each")
@@ -132,6 +140,12 @@ def run(
     said = wire.decode(payload, shared).sparse()
     kept = update[said.positions].astype(np.float64)
     norm = float(np.linalg.norm(kept))
+    relative_error = float(np.linalg.norm(said.values - kept)) / norm if norm else None
+    beside = None
+    if nncodec_python is not None and relative_error is not None:
+        sparse = np.zeros_like(update)
+        sparse[said.positions] = update[said.positions]
+        beside = nncodec_bench.measure(nncodec_python, sparse, relative_error, repetitions)
     entropy = _entropy(said, n if data == "uniform" else ENTROPY_BLOCK)
 
     # The same update, turned: what it costs to read depends on nothing else, and each touches other memory.
@@ -158,10 +172,12 @@ def run(
         encode_memory_over_vector=memory / update.nbytes,
         naive_over_encode=None if naive is None else naive / encoded,
         flower_over_encode=None if flower is None else flower / encoded,
-        nncodec_over_encode=None,
+        nncodec_over_encode=beside.seconds / encoded if beside else None,
+        nncodec_bits_per_nonzero=8 * beside.bytes / said.count if beside else None,
+        nncodec_relative_error=beside.relative_error if beside else None,
         payload_bytes=len(payload),
         bits_per_nonzero=8 * len(payload) / said.count if said.count else None,
-        relative_error=float(np.linalg.norm(said.values - kept)) / norm if norm else None,
+        relative_error=relative_error,
         index_bits_over_entropy=8 * wire.inspect(payload)["position_bytes"] / entropy if entropy else None,
         decode_accumulate_mnnz_per_s=said.count * payloads / accumulated / 1e6 if said.count else None,
         accumulate_over_dense_add=accumulated / payloads / added,
@@ -174,13 +190,20 @@ def facts(figures: CodecFigures) -> list[tuple[str, str]]:
     def ratio(value: float | None, unit: str = "x") -> str:
         return "not measured" if value is None else f"{value:,.2f}{unit}"
 
+    nncodec = "not measured: it needs an environment of its own, see --nncodec-python"
+    if figures.nncodec_over_encode is not None:
+        nncodec = (
+            f"{ratio(figures.nncodec_over_encode)} the client step,"
+            f" {ratio(figures.nncodec_bits_per_nonzero, ' bits an entry')},"
+            f" relative error {ratio(figures.nncodec_relative_error, '')}"
+        )
     return [
         ("data", f"{figures.data}, {figures.size:,} entries, {figures.sent:,} sent as {figures.values}"),
         ("client step", f"{figures.encode_ms:,.2f} ms, {ratio(figures.encode_over_copy)} a copy of the vector"),
         ("memory of it", f"{figures.encode_memory_over_vector:.2f}x the vector, beside update and residual"),
         ("naive top-k", f"{ratio(figures.naive_over_encode)} the client step"),
         ("Flower, dense", f"{ratio(figures.flower_over_encode)} the client step"),
-        ("nncodec", "not measured: it needs an older numpy than fedpress"),
+        ("nncodec", nncodec),
         ("payload", f"{figures.payload_bytes:,} bytes, {ratio(figures.bits_per_nonzero, ' bits an entry')}"),
         ("relative error", ratio(figures.relative_error, " of the entries sent")),
         ("positions", f"{ratio(figures.index_bits_over_entropy)} their entropy"),

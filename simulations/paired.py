@@ -91,7 +91,7 @@ def run(
             raise PairedError(f"{key} differs ({ours} and {theirs}); a pair may differ only in how it learns and sends")
     pairs = []
     for seed in seeds:
-        ours, theirs = _results(scenario, seed), _results(baseline.model_copy(update={"name": scenario.name}), seed)
+        ours, theirs = results(scenario, seed), results(baseline.model_copy(update={"name": scenario.name}), seed)
         assert ours.accuracy is not None and theirs.accuracy is not None  # the last ten rounds are always evaluated
         pair = Pair(seed, ours.accuracy, theirs.accuracy, ours.totals.up_bytes, theirs.totals.up_bytes)
         pairs.append(pair)
@@ -100,7 +100,8 @@ def run(
     return Comparison(scenario.name, baseline.name, pairs)
 
 
-def _results(scenario: Scenario, seed: int) -> Results:
+def results(scenario: Scenario, seed: int) -> Results:
+    """Run a scenario with a seed, without students and with the last ten rounds evaluated; its folder is not kept."""
     alone = scenario.model_copy(
         update={
             "seed": seed,

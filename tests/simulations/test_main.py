@@ -51,7 +51,18 @@ def run(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess[str]]:
 
 
 @pytest.mark.parametrize(
-    "command", ["simulate", "report", "inspect", "init", "bench engine", "bench paired", "bench codec", "bench reuse"]
+    "command",
+    [
+        "simulate",
+        "report",
+        "inspect",
+        "init",
+        "bench engine",
+        "bench paired",
+        "bench codec",
+        "bench reuse",
+        "bench recipes",
+    ],  # fmt: skip
 )
 def test_every_command_has_a_help_page_with_an_example(command):
     done = CliRunner().invoke(main, [*command.split(), "--help"])
@@ -111,6 +122,9 @@ def test_help_and_version_import_nothing_heavy(tmp_path):
         (["bench", "paired", "--seeds", "1-3,2"], "expected at least one seed, and each once"),
         (["bench", "paired", "--seeds", "3-1"], "expected at least one seed"),
         (["bench", "paired", "--baseline", "rounds=3"], "rounds differs"),
+        (["bench", "recipes", "--seeds", "0-x"], "expected a range such as 1-10 or numbers such as 3,5,8"),
+        (["bench", "recipes", "--only", "dcg"], "there is no row 'dcg'"),
+        (["bench", "recipes", "--set", "density=0"], "density: got 0, expected 0 < density <= 1"),
     ],
 )
 def test_bad_input_is_explained_without_a_traceback(arguments, text, tmp_path, monkeypatch):
