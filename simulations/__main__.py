@@ -359,8 +359,8 @@ def bench_paired(
     """Compare a scenario with dense FedAvg, seed by seed.
 
     SCENARIO is as for `fedpress simulate`. Both runs of a pair share data, clients,
-    initial weights and sampling; the baseline sends whole float32 updates, and its
-    server takes the mean (optimiser sgd, rate 1) unless --baseline says otherwise.
+    initial weights and sampling; the baseline sends and gets whole float32 models, and
+    its server takes the mean (optimiser sgd, rate 1) unless --baseline says otherwise.
     Prints the difference in accuracy with its 95 % interval, and the bytes saved.
 
     \b
@@ -394,6 +394,7 @@ def bench_paired(
         facts = [
             ("accuracy against the baseline", f"{100 * found.difference:+.2f} points{interval}"),
             ("bytes up", f"{found.up_ratio:,.1f}x less"),
+            ("bytes up and down", f"{found.both_ratio:,.1f}x less"),
         ]
         typer.echo()
         progress.print_facts(Console(), facts)
@@ -406,6 +407,7 @@ def bench_paired(
                 "difference": found.difference,
                 "half_width": found.half_width if certain else None,
                 "up_ratio": found.up_ratio,
+                "both_ratio": found.both_ratio,
             },
         )
 

@@ -31,6 +31,8 @@ class Pair(NamedTuple):
     baseline_accuracy: float
     up_bytes: int
     baseline_up_bytes: int
+    both_bytes: int  # up and down
+    baseline_both_bytes: int
 
     @property
     def difference(self) -> float:
@@ -65,6 +67,11 @@ class Comparison(NamedTuple):
         """Return how many times fewer bytes went up, over all seeds."""
         return sum(pair.baseline_up_bytes for pair in self.pairs) / sum(pair.up_bytes for pair in self.pairs)
 
+    @property
+    def both_ratio(self) -> float:
+        """Return the same for both directions together."""
+        return sum(pair.baseline_both_bytes for pair in self.pairs) / sum(pair.both_bytes for pair in self.pairs)
+
 
 def run(
     scenario: Scenario,
@@ -93,7 +100,15 @@ def run(
     for seed in seeds:
         ours, theirs = results(scenario, seed), results(baseline.model_copy(update={"name": scenario.name}), seed)
         assert ours.accuracy is not None and theirs.accuracy is not None  # the last ten rounds are always evaluated
-        pair = Pair(seed, ours.accuracy, theirs.accuracy, ours.totals.up_bytes, theirs.totals.up_bytes)
+        pair = Pair(
+            seed,
+            ours.accuracy,
+            theirs.accuracy,
+            ours.totals.up_bytes,
+            theirs.totals.up_bytes,
+            ours.totals.both_bytes,
+            theirs.totals.both_bytes,
+        )
         pairs.append(pair)
         if on_pair:
             on_pair(pair)

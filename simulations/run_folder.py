@@ -94,6 +94,11 @@ class Totals(Record):
     bundle_bytes: int = 0
 
     @property
+    def both_bytes(self) -> int:
+        """Bytes of training and evaluation in both directions, students apart."""
+        return self.up_bytes + self.down_bytes - self.bundle_bytes
+
+    @property
     def up_ratio(self) -> float | None:
         """How many times fewer bytes went up than dense messages would have; None: nothing was sent."""
         return self.dense_up_bytes / self.up_bytes if self.up_bytes else None

@@ -136,9 +136,9 @@ def test_what_is_no_pair_is_refused() -> None:
 
 
 def test_the_interval_is_students() -> None:
-    pairs = [paired.Pair(s, 0.9 + d, 0.9, 10, 1000) for s, d in enumerate((0.01, 0.02, 0.03))]
+    pairs = [paired.Pair(s, 0.9 + d, 0.9, 10, 1000, 30, 3030) for s, d in enumerate((0.01, 0.02, 0.03))]
     comparison = paired.Comparison("a", "b", pairs)
     assert comparison.difference == pytest.approx(0.02)
     assert comparison.half_width == pytest.approx(4.3027 * 0.01 / 3**0.5, rel=1e-3)
-    assert comparison.up_ratio == 100
+    assert (comparison.up_ratio, comparison.both_ratio) == (100, 101)
     assert paired.Comparison("a", "b", pairs[:1]).half_width == float("inf")
