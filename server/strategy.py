@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from logging import INFO, WARNING
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -25,14 +25,13 @@ from fedpress.compression.errors import PayloadError
 from fedpress.compression.ledger import Direction, Ledger
 from fedpress.compression.update import Sparse, Update
 from fedpress.compression.vector import Layout
-from fedpress.server import optimize
+from fedpress.server import exchange, optimize
 from fedpress.server.accumulate import Accumulator, BufferMean
+from fedpress.server.exchange import Clock, WallClock
 from fedpress.server.global_model import GlobalModel
 from fedpress.server.optimize import ServerOptimizer
 from fedpress.server.versions import Downlink
 
-MAX_HELP = 2
-"""How often in a round a node that cannot use a delta is sent the model in another form."""
 MAX_EXAMPLES = 1e9
 """Default cap on the number of examples that a reply may claim: its weight in the mean."""
 
@@ -64,38 +63,6 @@ class RoundSummary:
     def reasons(self) -> dict[str, int]:
         """Return the number of refusals by reason."""
         return dict(Counter(refusal.reason for refusal in self.refusals))
-
-
-class Clock(Protocol):
-    """The time that deadlines follow."""
-
-    def now(self) -> float:
-        """Return seconds since some fixed moment."""
-
-    def wait(self, until: float) -> None:
-        """Wait for news from the grid, at the latest until `until`."""
-
-
-class WallClock:
-    """Real time; asks the grid for news every `interval` seconds."""
-
-    def __init__(self, interval: float = 0.5) -> None:
-        self._interval = interval
-
-    def now(self) -> float:
-        """Return seconds since some fixed moment."""
-        return time.monotonic()
-
-    def wait(self, until: float) -> None:
-        """Sleep for one interval, or until `until` when that is sooner."""
-        time.sleep(max(0.0, min(self._interval, until - self.now())))
-
-
-class _Open(NamedTuple):
-    """A message whose reply has not been pulled."""
-
-    node: int
-    round: int
 
 
 class SparseFed(Strategy):
@@ -187,7 +154,7 @@ class SparseFed(Strategy):
         self._accepted: dict[int, int] = {}  # node -> ticket of its last accepted upload
         self._confirmed: dict[int, int] = {}  # node -> version that it has shown to hold
         self._orders: dict[int, records.Order] = {}  # node -> its open order of this round
-        self._late: dict[str, _Open] = {}  # message id -> order that was closed without a reply
+        self._late: dict[str, exchange.Open] = {}  # message id -> order that was closed without a reply
         self._wanted = 0
         self._model: GlobalModel | None = None
         self._total = Accumulator(0)
@@ -373,49 +340,16 @@ class SparseFed(Strategy):
     def _exchange(
         self, grid: Grid, clock: Clock, server_round: int, messages: list[Message], wanted: int, limit: float
     ) -> Iterator[Message]:
-        """Send `messages` and yield this round's replies as they come, until `wanted` of them carry an update.
-
-        Every message is billed, those too that come late and count for nothing.
-        """
         key, arrays = self.arrayrecord_key, self.model.arrays
         known = {id(arrays): records.item_size(key, arrays)} if any(key in m.content for m in messages) else {}
-        pending: dict[str, _Open] = {}
 
-        def push(messages: list[Message]) -> None:
-            for message in messages:
-                self.bill(server_round, message.metadata.dst_node_id, "down", message, known)
-            for message, message_id in zip(messages, grid.push_messages(messages), strict=True):
-                node = message.metadata.dst_node_id
-                if message_id:
-                    pending[message_id] = _Open(node, server_round)
-                else:
-                    self._refuse(server_round, node, "unreachable", "the message could not be delivered")
+        def bill(server_round: int, node: int, direction: Direction, message: Message) -> None:
+            self.bill(server_round, node, direction, message, known)
 
-        push(messages)
-        helped: Counter[int] = Counter()  # how often nodes were sent the model from its beginning
-        closes, good = clock.now() + limit, 0
-        while pending and good < wanted:
-            for reply in grid.pull_messages([*pending, *self._late]):
-                message_id = reply.metadata.reply_to_message_id
-                late = self._late.pop(message_id, None)
-                if late is not None:
-                    self.bill(late.round, late.node, "up", reply)
-                    continue
-                if pending.pop(message_id, None) is None:
-                    continue
-                node = reply.metadata.src_node_id
-                self.bill(server_round, node, "up", reply)
-                if _needs_model(reply) and helped[node] < MAX_HELP and good < wanted:
-                    helped[node] += 1
-                    push([self._from_the_beginning(next(m for m in messages if m.metadata.dst_node_id == node))])
-                    continue
-                if good < wanted:  # else it came in the same pull, but too late
-                    good += _carries_update(reply)
-                    yield reply
-            if not pending or good >= wanted or clock.now() >= closes:
-                break
-            clock.wait(closes)
-        self._late.update(pending)
+        return exchange.exchange(
+            grid, clock, server_round, messages, wanted=wanted, limit=limit, late=self._late, bill=bill,
+            refuse=self._refuse, from_the_beginning=self._from_the_beginning,
+        )  # fmt: skip
 
     def _message(
         self, node: int, server_round: int, ticket: int, kind: str, config: Mapping[str, Any], whole: bool = False
@@ -591,17 +525,6 @@ class _Checked(NamedTuple):
     payload: bytes
     buffers: bytes
     content: RecordDict  # without the payload
-
-
-def _carries_update(reply: Message) -> bool:
-    """Tell whether a reply carries an update, before it is decoded: what an early close counts."""
-    answer = None if reply.has_error() else reply.content.config_records.get(records.ANSWER)
-    return answer is not None and "update" in answer
-
-
-def _needs_model(reply: Message) -> bool:
-    answer = None if reply.has_error() else reply.content.config_records.get(records.ANSWER)
-    return answer is not None and "needs-model" in answer
 
 
 def _metrics_only(content: RecordDict) -> RecordDict:
