@@ -514,12 +514,11 @@ def _work(pipe: connection.Connection, start: _WorkerStart) -> None:
             context = _context(start, task.client)
             try:
                 reply = app(message, context)
+                _save_state(start, task.client, context.state)
             except Exception as error:
                 logger.log(ERROR, "client %d failed:\n%s", task.client, traceback.format_exc())
                 reason = f"{type(error).__name__}: {error}"
                 reply = Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
-            else:
-                _save_state(start, task.client, context.state)
             data = serde.message_to_proto(reply).SerializeToString()
             logger.log(DEBUG, "client %d answered in %.3f s", task.client, perf_counter() - began)
             pipe.send(_Done(task.message_id, data, perf_counter() - began))
