@@ -5,7 +5,7 @@ and hands it to the application, which sees no difference.
 """
 
 from collections.abc import Callable
-from logging import INFO, WARNING
+from logging import ERROR, INFO, WARNING
 from typing import Any, NamedTuple
 
 from flwr.app import Context, Message, RecordDict
@@ -82,7 +82,12 @@ class _Client:
         self._encoder = encoder
         self._layout = layout
         self._store = state.open_store(context, order.federation)
-        stored = self._store.load()
+        self._damaged = False
+        try:
+            stored = self._store.load()
+        except state.DamagedState as error:
+            log(ERROR, "%s; what it kept back is lost, and this client takes part as a new one", error)
+            stored, self._damaged = None, True
         self._memory = None if stored is None else Memory.of(stored)
 
     def train(self, call_next: ClientAppCallable) -> Message:
@@ -186,7 +191,7 @@ class _Client:
         if self._memory is None or self._memory.ticket < accepted:
             if accepted:
                 log(WARNING, "ticket %d was accepted, and the state here is older: it starts anew", accepted)
-            return self._encoder.init(layout), accepted > 0
+            return self._encoder.init(layout), accepted > 0 or self._damaged
         return self._encoder.settle(self._restored(layout), self._memory.ticket == accepted), False
 
     def _restored(self, layout: Layout) -> Any:

@@ -24,6 +24,10 @@ class StateError(FedpressError):
     """Stored client state cannot be read or written."""
 
 
+class DamagedState(StateError):
+    """Stored client state is torn or foreign. It has been moved aside: the client is as one that has none."""
+
+
 class Stored(NamedTuple):
     """What a client keeps between rounds."""
 
@@ -38,7 +42,12 @@ class Store(Protocol):
     """
 
     def load(self) -> Stored | None:
-        """Return the state, or None for a new client. Raises StateError when it is damaged."""
+        """Return the state, or None for a new client.
+
+        Raises:
+            DamagedState: it is torn or foreign; it is moved aside, and the next `load` returns None.
+            StateError: it cannot be read.
+        """
 
     def save(self, stored: Stored) -> None:
         """Replace the state. Raises StateError when it cannot be written."""
@@ -109,12 +118,14 @@ class FolderStore:
             arrays = safetensors.numpy.load_file(self.path)
             with safe_open(self.path, framework="numpy") as file:
                 meta = dict(file.metadata() or {})
-        except (SafetensorError, OSError, ValueError) as error:
-            raise StateError(self._damaged(str(error))) from error
+        except OSError as error:
+            raise StateError(f"cannot read the client's state {self.path}: {error}") from error
+        except (SafetensorError, ValueError) as error:
+            raise self._damaged(str(error)) from error
         if meta.pop("format", None) != str(FORMAT):
-            raise StateError(self._damaged(f"it is not in format {FORMAT}"))
+            raise self._damaged(f"it is not in format {FORMAT}")
         if meta.pop("checksum", None) != _checksum(arrays, meta):
-            raise StateError(self._damaged("its checksum does not fit its content"))
+            raise self._damaged("its checksum does not fit its content")
         return Stored(arrays, meta)
 
     def save(self, stored: Stored) -> None:
@@ -134,8 +145,14 @@ class FolderStore:
                 f"cannot write the client's state to {self.path}: {error}; the last good state is untouched"
             ) from error
 
-    def _damaged(self, reason: str) -> str:
-        return f"the client state {self.path} cannot be used: {reason}. Restore a backup, or remove it to start anew"
+    def _damaged(self, reason: str) -> DamagedState:
+        try:
+            aside = files.move_aside(self.path)
+        except OSError as error:
+            raise StateError(
+                f"the client state {self.path} cannot be used: {reason}; nor can it be moved aside: {error}"
+            ) from error
+        return DamagedState(f"the client state {self.path} cannot be used: {reason}. It is now {aside.name}")
 
 
 def _checksum(arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, str]) -> str:

@@ -6,6 +6,10 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+DAMAGED = ".damaged"
+"""Ends the name of a file that was moved aside."""
+_PART = ".part"
+
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write or replace a file; a reader, a crash or a full disk never sees or leaves half of it.
@@ -25,7 +29,7 @@ def flushed(data: bytes, folder: Path) -> Iterator[Path]:
     Raises:
         OSError: it cannot be written; nothing is left behind.
     """
-    handle, name = tempfile.mkstemp(dir=folder, prefix=".", suffix=".part")
+    handle, name = tempfile.mkstemp(dir=folder, prefix=".", suffix=_PART)
     temporary = Path(name)
     try:
         with os.fdopen(handle, "wb") as file:
@@ -45,3 +49,29 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def move_aside(path: Path) -> Path:
+    """Rename a damaged file, so that nobody reads it by mistake and whoever wants to can look; return its new path.
+
+    Raises:
+        OSError: it cannot be renamed.
+    """
+    number = 1
+    while True:
+        aside = path.with_name(path.name + DAMAGED + (f"-{number}" if number > 1 else ""))
+        if not aside.exists():
+            os.replace(path, aside)
+            sync_folder(path.parent)
+            return aside
+        number += 1
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what writes that were killed have left in a folder; nobody may be writing there.
+
+    Raises:
+        OSError: one cannot be removed.
+    """
+    for path in folder.glob(f".*{_PART}"):
+        path.unlink(missing_ok=True)

@@ -8,8 +8,12 @@ import csv
 import io
 import itertools
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+from numpy.typing import NDArray
 
 from fedpress.compression import files
 
@@ -66,6 +70,25 @@ class Ledger:
     def total(self, direction: Direction | None = None, kind: str | None = None, round: int | None = None) -> int:
         """Return the bytes of one direction, kind and round; None stands for all."""
         return self._sums[direction, kind, round]
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Return the rows as arrays, one for each column; directions and kinds by their number."""
+        rounds, nodes, directions, kinds, sizes = zip(*self.rows, strict=True) if self.rows else ((),) * 5
+        return {
+            "round": np.array(rounds, np.uint32),
+            "node": np.array(nodes, np.uint64),
+            "direction": np.array([DIRECTIONS.index(direction) for direction in directions], np.uint8),
+            "kind": np.array([KINDS.index(kind) for kind in kinds], np.uint8),
+            "bytes": np.array(sizes, np.uint64),
+        }
+
+    def replace(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Take the rows that `arrays` returned, in place of those here."""
+        self.rows.clear()
+        self._sums.clear()
+        columns = (arrays[name].tolist() for name in Entry._fields)
+        for round, node, direction, kind, size in zip(*columns, strict=True):
+            self.record(round, node, DIRECTIONS[direction], KINDS[kind], size)
 
     def save(self, path: Path) -> None:
         """Write the ledger as CSV with the header `round,node,direction,kind,bytes`; readers see all of it or none."""

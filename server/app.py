@@ -49,6 +49,9 @@ class Watcher(Protocol):
     def on_end(self, model: nn.Module, digest: str) -> None:
         """The rounds are over, the last students still to come; `digest` is that of `server_digest`."""
 
+    def on_finished(self) -> None:
+        """Nothing is left to do."""
+
 
 @dataclass
 class Plan:
@@ -81,7 +84,7 @@ class Plan:
 
 
 def serve(plan: Plan, grid: Grid) -> None:
-    """Carry the plan out on a grid."""
+    """Carry the plan out on a grid; a strategy that finds a checkpoint goes on from there."""
     latest: Evaluation | None = None
 
     def load(arrays: ArrayRecord) -> nn.Module:
@@ -120,6 +123,7 @@ def serve(plan: Plan, grid: Grid) -> None:
     plan.watcher.on_end(load(result.arrays), server_digest(plan.strategy, result.arrays))
     if plan.publisher:
         publish(plan.rounds, result.arrays, plan.publisher)
+    plan.watcher.on_finished()
 
 
 def deliver(plan: Plan, grid: Grid, server_round: int, students: list[Published]) -> list[Delivery]:

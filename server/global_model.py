@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from fedpress.compression import records, vector
 from fedpress.compression.vector import Layout, Vector
 from fedpress.server import optimize
+from fedpress.server.checkpoint import CheckpointError, State
 from fedpress.server.optimize import ServerOptimizer
 from fedpress.server.versions import Downlink, Versions
 
@@ -83,6 +84,37 @@ class GlobalModel:
         self._steps += 1
         if self.versions:
             self.versions.advance(self.master, self._packed_buffers())
+        self.arrays = self._held_arrays()
+
+    def saved(self) -> State:
+        """Return master, optimiser, buffers and versions."""
+        own = State(
+            {"master": self.master, **{f"buffers/{name}": array for name, array in self._buffers.items()}},
+            {"layout": self.layout.fingerprint, "steps": self._steps, "downlink": self.versions is not None},
+        )
+        parts = {"own": own, "optimizer": optimize.saved(self.optimizer)}
+        return State.of(**parts, **({"versions": self.versions.saved()} if self.versions else {}))
+
+    def restore(self, state: State) -> None:
+        """Take up what `saved` returned: from here on this model goes on as that one would have.
+
+        Raises:
+            CheckpointError: it is of another model, or of one that went down in another way.
+        """
+        own = state.part("own")
+        if own.meta["layout"] != self.layout.fingerprint:
+            raise CheckpointError(
+                f"the checkpoint is of another model (layout {own.meta['layout']}, this one is"
+                f" {self.layout.fingerprint}); give the federation a folder of its own"
+            )
+        if own.meta["downlink"] != (self.versions is not None):
+            raise CheckpointError("the checkpoint was made with another `downlink`; keep it, or take a new folder")
+        self.master[:] = own.arrays["master"]
+        self._buffers = {spec.name: own.arrays[f"buffers/{spec.name}"] for spec in self.layout.buffers}
+        self._steps = own.meta["steps"]
+        optimize.restore(self.optimizer, state.part("optimizer"))
+        if self.versions:
+            self.versions.restore(state.part("versions"))
         self.arrays = self._held_arrays()
 
     def _held_arrays(self) -> ArrayRecord:

@@ -14,6 +14,7 @@ import torch
 from torch.optim import Optimizer
 
 from fedpress.compression.vector import Vector
+from fedpress.server.checkpoint import State
 
 ServerOptimizer = Callable[[Vector], Optimizer]
 """Takes the master vector (n,), float32, and returns the torch optimiser that steps it in place."""
@@ -79,6 +80,36 @@ def step(optimizer: Optimizer, mean_update: Vector) -> None:
     parameter.grad = torch.from_numpy(np.negative(mean_update))
     optimizer.step()
     parameter.grad = None
+
+
+def saved(optimizer: Optimizer) -> State:
+    """Return what the optimiser keeps of the master between steps; rates and the like come from its constructor.
+
+    Raises:
+        TypeError: it keeps something other than tensors, numbers and None.
+    """
+    (parameter,) = optimizer.param_groups[0]["params"]
+    found = State({}, {})
+    for name, value in optimizer.state[parameter].items() if parameter in optimizer.state else ():
+        if isinstance(value, torch.Tensor):
+            found.arrays[name] = value.detach().numpy()
+        elif value is None or isinstance(value, bool | int | float):
+            found.meta[name] = value
+        else:
+            raise TypeError(
+                f"the server's optimiser keeps {name!r}, a {type(value).__name__}; a checkpoint holds tensors, numbers"
+                " and None"
+            )
+    return found
+
+
+def restore(optimizer: Optimizer, state: State) -> None:
+    """Take up what `saved` returned."""
+    (parameter,) = optimizer.param_groups[0]["params"]
+    tensors = {name: torch.from_numpy(array.copy()) for name, array in state.arrays.items()}
+    optimizer.state[parameter] = {**tensors, **state.meta}
+    if not optimizer.state[parameter]:
+        del optimizer.state[parameter]  # the rules look whether there is a state at all
 
 
 class Yogi(Optimizer):

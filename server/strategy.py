@@ -10,7 +10,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from logging import INFO, WARNING
-from typing import Any, NamedTuple, Protocol
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -26,14 +27,14 @@ from fedpress.compression.ledger import Direction, Ledger
 from fedpress.compression.records import Download
 from fedpress.compression.update import Sparse, Update
 from fedpress.compression.vector import Layout
-from fedpress.server import optimize
+from fedpress.server import exchange, optimize, resume
 from fedpress.server.accumulate import Accumulator, BufferMean
+from fedpress.server.checkpoint import CheckpointError, CheckpointFolder, Resumable, State, pairs
+from fedpress.server.exchange import Clock, WallClock
 from fedpress.server.global_model import GlobalModel
 from fedpress.server.optimize import ServerOptimizer
 from fedpress.server.versions import Downlink
 
-MAX_HELP = 2
-"""How often in a round a node that cannot use a delta is sent the model in another form."""
 MAX_EXAMPLES = 1e9
 """Default cap on the number of examples that a reply may claim: its weight in the mean."""
 
@@ -67,38 +68,6 @@ class RoundSummary:
         return dict(Counter(refusal.reason for refusal in self.refusals))
 
 
-class Clock(Protocol):
-    """The time that deadlines follow."""
-
-    def now(self) -> float:
-        """Return seconds since some fixed moment."""
-
-    def wait(self, until: float) -> None:
-        """Wait for news from the grid, at the latest until `until`."""
-
-
-class WallClock:
-    """Real time; asks the grid for news every `interval` seconds."""
-
-    def __init__(self, interval: float = 0.5) -> None:
-        self._interval = interval
-
-    def now(self) -> float:
-        """Return seconds since some fixed moment."""
-        return time.monotonic()
-
-    def wait(self, until: float) -> None:
-        """Sleep for one interval, or until `until` when that is sooner."""
-        time.sleep(max(0.0, min(self._interval, until - self.now())))
-
-
-class _Open(NamedTuple):
-    """A message whose reply has not been pulled."""
-
-    node: int
-    round: int
-
-
 class SparseFed(Strategy):
     """Federated averaging of encoded updates: a drop-in for `FedAvg` where clients use `compress(...)`.
 
@@ -120,6 +89,11 @@ class SparseFed(Strategy):
         on_round: called with each round's summary.
         on_accepted: called with round, node and payload of each reply that counted, in the order of the nodes.
         clock: what deadlines follow; by default the grid's own `clock` if it has one, else real time.
+        checkpoints: folder for a checkpoint of every round, from which `start` goes on by itself after a kill; None:
+            there are none. One federation to a folder.
+
+    Attributes:
+        companions: other parts of the run that go into its checkpoints, by name. The grid does by itself, if it can.
 
     Raises:
         ValueError: an argument is out of range.
@@ -151,6 +125,7 @@ class SparseFed(Strategy):
         on_round: Callable[[RoundSummary], None] | None = None,
         on_accepted: Callable[[int, int, bytes], None] | None = None,
         clock: Clock | None = None,
+        checkpoints: CheckpointFolder | Path | str | None = None,
     ) -> None:
         for name, value in (("fraction_train", fraction_train), ("fraction_evaluate", fraction_evaluate)):
             if not 0 <= value <= 1:
@@ -183,6 +158,8 @@ class SparseFed(Strategy):
         self.refusals: list[Refusal] = []
         self.lost_states = 0  # answers of clients that had lost their state
         self.messages = {"up": 0, "down": 0}  # billed, for training
+        self.companions: dict[str, Resumable] = {}
+        self.checkpoints = CheckpointFolder(checkpoints) if isinstance(checkpoints, Path | str) else checkpoints
         self._make_optimizer = optimizer or optimize.sgd()
         self._downlink = downlink
         self._layout = layout
@@ -191,7 +168,7 @@ class SparseFed(Strategy):
         self._accepted: dict[int, int] = {}  # node -> ticket of its last accepted upload
         self._confirmed: dict[int, int] = {}  # node -> version that it has shown to hold
         self._orders: dict[int, records.Order] = {}  # node -> its open order of this round
-        self._late: dict[str, _Open] = {}  # message id -> order that was closed without a reply
+        self._late: dict[str, exchange.Open] = {}  # message id -> order that was closed without a reply
         self._wanted = 0
         self._model: GlobalModel | None = None
         self._total = Accumulator(0)
@@ -320,27 +297,39 @@ class SparseFed(Strategy):
     ) -> Result:
         """Run the rounds: Flower's `Strategy.start`, with push and pull in place of a blocking exchange.
 
+        Where `checkpoints` holds one of this federation, the rounds go on from there: its step is not taken again, all
+        that came after the step is. The result holds the metrics of the rounds before, too.
+
         Raises:
             LayoutError: the initial arrays do not fit the layout.
+            CheckpointError: the checkpoints are of another federation or model, or one cannot be written.
         """
         log(INFO, "Starting %s: %d rounds", type(self).__name__, num_rounds)
         self.summary()
-        self._adopt(initial_arrays)
-        arrays = self.model.arrays
-        result = Result(arrays=arrays)
-        if evaluate_fn and (first := evaluate_fn(0, arrays)) is not None:
+        result = Result(arrays=initial_arrays)
+        resumed = self._resume(grid, result)
+        arrays = result.arrays
+        if resumed is None and evaluate_fn and (first := evaluate_fn(0, arrays)) is not None:
             result.evaluate_metrics_serverapp[0] = first
         clock = self._clock or getattr(grid, "clock", None) or WallClock()
-        for server_round in range(1, num_rounds + 1):
-            began, first_refusal = clock.now(), len(self.refusals)
-            limit = timeout if self.deadline is None else min(timeout, self.deadline)
-            messages = self.configure_train(server_round, arrays, train_config or ConfigRecord(), grid)
-            replies = self._exchange(grid, clock, server_round, messages, self._wanted, limit)
-            stepped, metrics = self.aggregate_train(server_round, replies) if messages else (None, None)
-            if stepped is not None:
-                arrays = result.arrays = stepped
-            if metrics is not None:
-                result.train_metrics_clientapp[server_round] = metrics
+        for server_round in range(resumed.round if resumed else 1, num_rounds + 1):
+            if resumed and server_round == resumed.round:
+                step = resumed
+            else:
+                began, first_refusal = clock.now(), len(self.refusals)
+                limit = timeout if self.deadline is None else min(timeout, self.deadline)
+                messages = self.configure_train(server_round, arrays, train_config or ConfigRecord(), grid)
+                replies = self._exchange(grid, clock, server_round, messages, self._wanted, limit)
+                stepped, metrics = self.aggregate_train(server_round, replies) if messages else (None, None)
+                if stepped is not None:
+                    arrays = result.arrays = stepped
+                if metrics is not None:
+                    result.train_metrics_clientapp[server_round] = metrics
+                step = resume.Step(server_round, clock.now() - began, first_refusal)
+                # Durable before any message says what came of this round.
+                if self.checkpoints:
+                    self._checkpoint(self.checkpoints, grid, result, step)
+            since = clock.now()
             messages = self.configure_evaluate(server_round, arrays, evaluate_config or ConfigRecord(), grid)
             if messages:
                 replies = self._exchange(grid, clock, server_round, messages, len(messages), timeout)
@@ -350,8 +339,91 @@ class SparseFed(Strategy):
             evaluation = evaluate_fn(server_round, arrays) if evaluate_fn else None
             if evaluation is not None:
                 result.evaluate_metrics_serverapp[server_round] = evaluation
-            self._finish(server_round, arrays, metrics, evaluation, first_refusal, clock.now() - began)
+            seconds = step.seconds + (clock.now() - since)
+            metrics = result.train_metrics_clientapp.get(server_round)
+            self._finish(server_round, arrays, metrics, evaluation, step.first_refusal, seconds)
         return result
+
+    # ---- checkpoints -----------------------------------------------------------------------------------------------
+
+    def saved(self) -> State:
+        """Return all that the rounds depend on, after a round's step and before the next round's orders."""
+        own = State(
+            {"sent_by_layer": self._sent_by_layer},
+            {
+                "federation": self.federation,
+                "seed": self.seed,
+                "tickets": self._tickets,
+                "accepted": pairs(self._accepted),
+                "confirmed": pairs(self._confirmed),
+                "late": [(message_id, *order) for message_id, order in self._late.items()],
+                "refusals": self.refusals,
+                "lost_states": self.lost_states,
+                "messages": self.messages,
+                "updates_seen": self._updates_seen,
+            },
+        )
+        return State.of(own=own, model=self.model.saved(), ledger=State(self.ledger.arrays(), {}))
+
+    def restore(self, state: State, arrays: ArrayRecord) -> None:
+        """Take up what `saved` returned.
+
+        Args:
+            state: what `saved` returned.
+            arrays: a model of the same arrays, for their order; the values do not matter.
+
+        Raises:
+            CheckpointError: the state is of another federation, seed or model.
+        """
+        own = state.part("own")
+        for name in ("federation", "seed"):
+            if own.meta[name] != getattr(self, name):
+                raise CheckpointError(
+                    f"the checkpoint has {name} {own.meta[name]!r}, this run has {getattr(self, name)!r}; give each"
+                    " federation a folder of its own"
+                )
+        self._adopt(arrays)
+        self.model.restore(state.part("model"))
+        self.ledger.replace(state.part("ledger").arrays)
+        self._sent_by_layer = own.arrays["sent_by_layer"]
+        self._updates_seen = own.meta["updates_seen"]
+        self._tickets = own.meta["tickets"]
+        self._accepted, self._confirmed = dict(own.meta["accepted"]), dict(own.meta["confirmed"])
+        self._late = {message_id: exchange.Open(node, number) for message_id, node, number in own.meta["late"]}
+        self.refusals = [Refusal(*entry) for entry in own.meta["refusals"]]
+        self.lost_states, self.messages = own.meta["lost_states"], own.meta["messages"]
+
+    def _checkpoint(self, folder: CheckpointFolder, grid: Grid, result: Result, step: resume.Step) -> None:
+        parts = {"strategy": self.saved(), "result": resume.saved(result, step)}
+        parts |= {name: companion.saved() for name, companion in self._with_grid(grid).items()}
+        folder.save(step.round, State.of(**parts))
+
+    def _resume(self, grid: Grid, result: Result) -> resume.Step | None:
+        """Go back to the newest checkpoint; without one, take the result's arrays as the model."""
+        if self.checkpoints and self._model is not None:
+            raise CheckpointError(
+                "with checkpoints a strategy runs `start` once; make another one, with its own folder"
+            )
+        found = self.checkpoints.newest() if self.checkpoints else None
+        if found is None:
+            self._adopt(result.arrays)
+            result.arrays = self.model.arrays
+            return None
+        self.restore(found.state.part("strategy"), result.arrays)
+        result.arrays = self.model.arrays
+        step = resume.restore(found.state.part("result"), result)
+        companions = self._with_grid(grid)
+        for name, companion in companions.items():
+            companion.restore(found.state.part(name))
+        if "grid" not in companions:
+            self._late = {}  # nobody brings these replies any more
+        if found.skipped:  # clients may have seen tickets that this checkpoint knows nothing of
+            self._tickets += resume.TICKETS_APART
+        log(INFO, "Resumed from the checkpoint of round %d", step.round)
+        return step
+
+    def _with_grid(self, grid: Grid) -> dict[str, Resumable]:
+        return {**self.companions, **({"grid": grid} if isinstance(grid, Resumable) else {})}
 
     # ---- the exchange of messages ----------------------------------------------------------------------------------
 
@@ -380,50 +452,16 @@ class SparseFed(Strategy):
     def _exchange(
         self, grid: Grid, clock: Clock, server_round: int, messages: list[Message], wanted: int, limit: float
     ) -> Iterator[Message]:
-        """Send `messages` and yield this round's replies as they come, until `wanted` of them carry an update.
-
-        Every message is billed, those too that come late and count for nothing.
-        """
         key, arrays = self.arrayrecord_key, self.model.arrays
         known = {id(arrays): records.item_size(key, arrays)} if any(key in m.content for m in messages) else {}
-        pending: dict[str, _Open] = {}
 
-        def push(messages: list[Message]) -> None:
-            for message in messages:
-                self.bill(server_round, message.metadata.dst_node_id, "down", message, known)
-            for message, message_id in zip(messages, grid.push_messages(messages), strict=True):
-                node = message.metadata.dst_node_id
-                if message_id:
-                    pending[message_id] = _Open(node, server_round)
-                else:
-                    self._refuse(server_round, node, "unreachable", "the message could not be delivered")
+        def bill(server_round: int, node: int, direction: Direction, message: Message) -> None:
+            self.bill(server_round, node, direction, message, known)
 
-        push(messages)
-        helped: Counter[int] = Counter()  # how often nodes were sent the model from its beginning
-        closes, good = clock.now() + limit, 0
-        while pending and good < wanted:
-            for reply in grid.pull_messages([*pending, *self._late]):
-                message_id = reply.metadata.reply_to_message_id
-                late = self._late.pop(message_id, None)
-                if late is not None:
-                    self.bill(late.round, late.node, "up", reply)
-                    continue
-                if pending.pop(message_id, None) is None:  # the same reply again
-                    self.bill(server_round, reply.metadata.src_node_id, "up", reply)
-                    continue
-                node = reply.metadata.src_node_id
-                self.bill(server_round, node, "up", reply)
-                if _needs_model(reply) and helped[node] < MAX_HELP and good < wanted:
-                    helped[node] += 1
-                    push([self._from_the_beginning(next(m for m in messages if m.metadata.dst_node_id == node))])
-                    continue
-                if good < wanted:  # else it came in the same pull, but too late
-                    good += _carries_update(reply)
-                    yield reply
-            if not pending or good >= wanted or clock.now() >= closes:
-                break
-            clock.wait(closes)
-        self._late.update(pending)
+        return exchange.exchange(
+            grid, clock, server_round, messages, wanted=wanted, limit=limit, late=self._late, bill=bill,
+            refuse=self._refuse, from_the_beginning=self._from_the_beginning,
+        )  # fmt: skip
 
     def _message(
         self, node: int, server_round: int, ticket: int, kind: str, config: Mapping[str, Any], whole: bool = False
@@ -604,17 +642,6 @@ class _Checked(NamedTuple):
     buffers: bytes
     content: RecordDict  # without the payload
     download: Download | None  # that the client trained from
-
-
-def _carries_update(reply: Message) -> bool:
-    """Tell whether a reply carries an update, before it is decoded: what an early close counts."""
-    answer = None if reply.has_error() else reply.content.config_records.get(records.ANSWER)
-    return answer is not None and "update" in answer
-
-
-def _needs_model(reply: Message) -> bool:
-    answer = None if reply.has_error() else reply.content.config_records.get(records.ANSWER)
-    return answer is not None and "needs-model" in answer
 
 
 def _metrics_only(content: RecordDict) -> RecordDict:

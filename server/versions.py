@@ -5,7 +5,7 @@ download's own top-k and ternary quantiser, and what it leaves out stays in mast
 1.5 * 2^j, so that the sum of several versions is made of few, small multiples of one unit (`dyadic`).
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from fedpress.compression.shared import Support
 from fedpress.compression.update import Dense, Sparse, Update
 from fedpress.compression.values import DYADIC
 from fedpress.compression.vector import Layout, Vector
+from fedpress.server.checkpoint import State, as_array
 
 FROM_NOTHING = -1
 """The version before the first: every weight is zero. A delta from it is a snapshot."""
@@ -143,6 +144,35 @@ class Versions:
         """Return what a client with this download codes its positions against: where the newest delta changed it."""
         delta = None if download is None or download.base is None else self._deltas.get(download.base)
         return delta.support if delta else None
+
+    def saved(self) -> State:
+        """Return the newest version, and what is kept of the way there."""
+        held, draw = self.held, self._downlink.draw
+        kept = self._changes.values()
+        arrays: dict[str, NDArray[Any]] = {
+            "integers": held.integers,
+            "buffers": as_array(held.buffers),
+            "grid": as_array(held.grid.pack()),
+            "positions": np.concatenate([np.empty(0, np.uint32), *(change.positions for change in kept)]),
+            "steps": np.concatenate([np.empty(0, np.int32), *(change.steps for change in kept)]),
+        }
+        if draw:
+            arrays["draw"] = as_array(draw.pack())
+        counts = [(version, len(change.steps)) for version, change in self._changes.items()]
+        return State(arrays, {"version": held.version, "changes": counts})
+
+    def restore(self, state: State) -> None:
+        """Take up what `saved` returned. Version 0 is then drawn as it was there, whatever the downlink says."""
+        arrays, layout = state.arrays, self._layout
+        draw = Draw.unpack(arrays["draw"].tobytes(), layout) if "draw" in arrays else None
+        self._downlink = self._downlink._replace(draw=draw)
+        grid = Grid.unpack(arrays["grid"].tobytes(), layout)
+        self._take(Held(state.meta["version"], grid, arrays["integers"], arrays["buffers"].tobytes()))
+        self._changes, begin = {}, 0
+        for version, count in state.meta["changes"]:
+            part = slice(begin, begin + count)
+            self._changes[version] = _Change(arrays["positions"][part], arrays["steps"][part])
+            begin += count
 
     def _take(self, held: Held) -> None:
         self.held = held

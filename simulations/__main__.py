@@ -71,7 +71,7 @@ def _root(
 
 @main.command()
 def simulate(
-    scenario: Annotated[str, typer.Argument(**DOCUMENTED)] = "digits",
+    scenario: Annotated[str | None, typer.Argument(**DOCUMENTED)] = None,
     overrides: SetOption = None,
     out: Annotated[
         Path | None,
@@ -79,6 +79,12 @@ def simulate(
     ] = None,
     keep_payloads: Annotated[
         bool, typer.Option("--keep-payloads", help="Keep every accepted payload as a file of the run folder.")
+    ] = False,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Go on with the run in folder RUN, killed or interrupted.")
+    ] = None,
+    keep_state: Annotated[
+        bool, typer.Option("--keep-state", help="Keep RUN/state after the end: checkpoints, clients' states.")
     ] = False,
     json_file: JsonOption = None,
 ) -> None:
@@ -91,6 +97,9 @@ def simulate(
     holds the scenario, results.json, ledger.csv, the model, the students' bundles
     and report.html. Ctrl-C stops a run; what there is so far stays readable.
 
+    A run that was stopped, killed or cut off by a power cut goes on with --resume,
+    and ends with the same model as if nothing had been.
+
     \b
     Scenarios that come with fedpress:
       digits             20 clients, 105,226 parameters, about two minutes
@@ -101,6 +110,7 @@ def simulate(
       fedpress simulate digits --set rounds=20 --set partition.alpha=0.1
       fedpress simulate fashion-mnist-100 --set task.data_dir=~/fashion --out runs/fashion
       fedpress simulate study/scenario.yaml --json figures.json
+      fedpress simulate --resume runs/fashion
     \b
     Every key of a scenario is explained in the file that `fedpress init` writes.
     """
@@ -109,18 +119,26 @@ def simulate(
 
         from fedpress.simulations import scenario as scenarios
 
-        chosen = scenarios.load(scenario, overrides or ())
+        if resume is not None and (scenario or overrides or out):
+            _leave(f"error: --resume {resume} goes on as the run began; leave out SCENARIO, --set and --out", 2)
+        chosen = scenarios.load(scenario or "digits", overrides or ()) if resume is None else None
         _check_writable(json_file)
         from fedpress.simulations import progress, runner, workload
         from fedpress.simulations.report import page
         from fedpress.simulations.run_folder import load
 
+        if chosen is None:
+            assert resume is not None
+            _, chosen = runner.unfinished(resume)
         workload.Workload(chosen).examples(0)  # absent data, or too few, are found out before there is a run folder
         console = Console()
         interrupted = False
         with progress.Display(console, chosen.rounds) as display:
             try:
-                results = runner.simulate(chosen, out, display, keep_payloads=keep_payloads)
+                if resume is not None:
+                    results = runner.resume(resume, display, keep_state=keep_state, keep_payloads=keep_payloads)
+                else:
+                    results = runner.simulate(chosen, out, display, keep_state=keep_state, keep_payloads=keep_payloads)
             except KeyboardInterrupt:
                 interrupted = True
         folder = display.folder
@@ -135,7 +153,7 @@ def simulate(
         if interrupted:
             _leave(
                 f"interrupted after round {len(results.rounds)} of {chosen.rounds}; the figures so far are in"
-                f" {folder.path}, and {folder.report} shows them",
+                f" {folder.path}, and {folder.report} shows them. To go on: fedpress simulate --resume {folder.path}",
                 INTERRUPTED,
             )
         typer.echo(f"\nreport: {folder.report}")

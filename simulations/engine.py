@@ -2,28 +2,31 @@
 
 It runs the same ServerApp and ClientApp as Flower's own engines. Each worker loads the app once and then answers one
 message after the other, so data, models and caches stay in memory. What a client keeps (`Context.state`) lies in a
-file of its own in a temporary folder, so any worker can run any client, and the result depends neither on their
-number nor on who ran what. A record that goes to many clients, such as the model, is serialised once and read once
-by each worker.
+file of its own, in a temporary folder unless another is named, so any worker can run any client, and the result
+depends neither on their number nor on who ran what. A record that goes to many clients, such as the model, is
+serialised once and read once by each worker.
 
 Time is virtual: a `Network` says how long each reply takes, and deadlines follow `grid.clock`. Without one, replies
 take no time.
 """
 
 import contextlib
+import fcntl
 import os
+import shutil
 import signal
 import sys
 import tempfile
 import traceback
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from hashlib import sha256
 from logging import DEBUG, ERROR, FileHandler, Formatter, Logger, getLogger
-from multiprocessing import connection, get_context, resource_tracker
+from multiprocessing import connection, get_context, parent_process, resource_tracker
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from time import perf_counter
+from threading import Thread
+from time import perf_counter, sleep
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -37,8 +40,9 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedpress.compression import records, references
+from fedpress.compression import files, records, references
 from fedpress.compression.errors import FedpressError
+from fedpress.server.checkpoint import State, as_array
 from fedpress.simulations import faults
 from fedpress.simulations.faults import CRASHES, DAMAGED, DIVERGES, DOUBLED, FORGETS, LATE, LOST, Faults
 from fedpress.simulations.network import Network, VirtualClock
@@ -55,6 +59,10 @@ SENT_AHEAD = 16
 were the parent to block on a full pipe while the worker blocks on its reply, both would wait for ever."""
 SMALL_MESSAGE = 2048
 MAX_DEATHS = 3
+RECORDS = "fedpress-"
+"""Begins the name of the folder for shared records."""
+LOCK_SECONDS = 10.0
+"""How long to wait for what is left of a killed run: its workers end by themselves, at once."""
 
 
 class EngineError(FedpressError):
@@ -91,6 +99,10 @@ class SimulatedClock:
         """Return virtual seconds since the engine started."""
         return self._time.now()
 
+    def go_to(self, time: float) -> None:
+        """Go forward to `time`: where a run goes on."""
+        self._time.advance_to(time)
+
     def wait(self, until: float) -> None:
         """Go to the next reply's arrival, or to `until` when that is sooner."""
         arrival = self._grid.next_arrival()
@@ -112,8 +124,11 @@ class InlineGrid(Grid):
         injected: faults that strike on purpose.
         examples: how many examples a client trains on in a round, for `network` and to start long tasks first.
         log_file: where the workers write Flower's log; None: their standard error.
+        states: folder for what clients keep, which then outlives the engine: another one goes on with it after a kill.
+            None: a temporary one.
 
     Raises:
+        EngineError: `states` is in use by another run.
         EngineError: the ClientApp cannot be loaded, or the workers keep dying (also raised later, by `pull_messages`).
     """
 
@@ -128,6 +143,7 @@ class InlineGrid(Grid):
         injected: Faults | None = None,
         examples: Callable[[int], int] | None = None,
         log_file: Path | None = None,
+        states: Path | None = None,
     ) -> None:
         if clients < 1 or workers < 1:
             raise ValueError(f"clients and workers must be at least 1; they are {clients} and {workers}")
@@ -138,9 +154,12 @@ class InlineGrid(Grid):
         self._network = network
         self._faults = injected
         self._examples = examples
-        self._folder = tempfile.TemporaryDirectory(prefix="fedpress-")
+        self._lock = _locked(states) if states else None
+        # Beside the states it is found and removed after a kill, too.
+        self._folder = tempfile.TemporaryDirectory(prefix=RECORDS, dir=states)
+        home = Path(self._folder.name)
         self._start = _WorkerStart(
-            client_app, clients, dict(run_config or {}), Path(self._folder.name), log_file, tuple(sys.path)
+            client_app, clients, dict(run_config or {}), home, states or home, self._lock, log_file, tuple(sys.path)
         )
         self._files: OrderedDict[int, tuple[ArrayRecord, str]] = OrderedDict()  # id -> the record itself, its file
         self._references: dict[str, int] = {}  # file -> messages under way that need it
@@ -163,10 +182,12 @@ class InlineGrid(Grid):
         self.close()
 
     def close(self) -> None:
-        """Stop the workers and remove the clients' state."""
+        """Stop the workers and remove the clients' state, unless it has a folder of its own."""
         for worker in self._workers:
             worker.stop()
         self._workers = []
+        if self._lock:
+            self._lock.close()
         self._folder.cleanup()
 
     # ---- Flower's Grid ---------------------------------------------------------------------------------------------
@@ -256,10 +277,35 @@ class InlineGrid(Grid):
         """Return the SHA-256 over the state that every client keeps."""
         digest = sha256()
         for client in range(self._clients):
-            path = self._start.folder / f"state-{client}"
+            path = self._start.states / f"state-{client}"
             digest.update(str(client).encode())
             digest.update(path.read_bytes() if path.exists() else b"none")
         return digest.hexdigest()
+
+    def saved(self) -> State:
+        """Return the time, and the replies that have arrived or will, for a checkpoint."""
+        arrays = {
+            message_id: as_array(serde.message_to_proto(reply).SerializeToString())
+            for message_id, (_, reply) in self._ready.items()
+        }
+        arrivals = {message_id: arrival for message_id, (arrival, _) in self._ready.items()}
+        struck = dict(self._faults.struck) if self._faults else {}
+        doubled = sorted(self._doubled)
+        return State(
+            arrays,
+            {"now": self.clock.now(), "sent": self._sent, "arrivals": arrivals, "struck": struck, "doubled": doubled},
+        )
+
+    def restore(self, state: State) -> None:
+        """Take up what `saved` returned."""
+        self.clock.go_to(state.meta["now"])
+        self._sent = state.meta["sent"]
+        self._doubled = set(state.meta["doubled"])
+        if self._faults:
+            self._faults.struck = Counter(state.meta["struck"])
+        for message_id, arrival in state.meta["arrivals"].items():
+            reply = serde.message_from_proto(ProtoMessage.FromString(state.arrays[message_id].tobytes()))
+            self._ready[message_id] = (arrival, reply)
 
     def next_arrival(self) -> float | None:
         """Return when the next reply arrives, None while that is still being worked out.
@@ -406,7 +452,9 @@ class _WorkerStart(NamedTuple):
     client_app: str
     clients: int
     run_config: UserConfig
-    folder: Path
+    folder: Path  # of shared records
+    states: Path
+    lock: connection.Connection | None  # held by the workers too, so that nobody writes states beside them
     log_file: Path | None
     search_path: tuple[str, ...]
 
@@ -482,7 +530,8 @@ def log_to_file(path: Path | None) -> Iterator[Logger]:
 
 
 def _work(pipe: connection.Connection, start: _WorkerStart) -> None:
-    """Answer messages until the parent closes the pipe."""
+    """Answer messages until the parent closes the pipe, or is killed."""
+    Thread(target=_end_with_parent, daemon=True).start()
     sys.path[:] = start.search_path
     TaskIdentity.run_id, TaskIdentity.task_id = RUN_ID, 0
     try:
@@ -501,19 +550,18 @@ def _work(pipe: connection.Connection, start: _WorkerStart) -> None:
             message.content = RecordDict({key: shared[key] if key in shared else own[key] for key in task.keys})
             TaskIdentity.node_id = task.client + 1
             if FORGETS in task.faults:
-                (start.folder / f"state-{task.client}").unlink(missing_ok=True)
+                (start.states / f"state-{task.client}").unlink(missing_ok=True)
             faults.here.diverges = DIVERGES in task.faults
             context = _context(start, task.client)
             try:
                 reply = app(message, context)
                 if CRASHES in task.faults:
                     raise ConnectionResetError("the client died on purpose")
+                _save_state(start, task.client, context.state)
             except Exception as error:
                 logger.log(ERROR, "client %d failed:\n%s", task.client, traceback.format_exc())
                 reason = f"{type(error).__name__}: {error}"
                 reply = Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
-            else:
-                _save_state(start.folder, task.client, context.state)
             data = serde.message_to_proto(reply).SerializeToString()
             logger.log(DEBUG, "client %d answered in %.3f s", task.client, perf_counter() - began)
             pipe.send(_Done(task.message_id, data, perf_counter() - began))
@@ -528,11 +576,48 @@ def _shared_record(path: Path, cache: OrderedDict[str, ArrayRecord]) -> ArrayRec
     return ArrayRecord(dict(cache[path.name]))  # a record of the client's own: apps and mods may change it
 
 
+def _end_with_parent() -> None:
+    """End this process as soon as the parent has ended, also in the middle of training."""
+    parent = parent_process()
+    if parent:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+
+def _locked(states: Path) -> connection.Connection:
+    """Make the folder of the clients' states and lock it, against other engines and what is left of killed ones.
+
+    The lock belongs to the file's description, which the workers get too: as a connection, since that is what
+    `multiprocessing` hands on to a process. It is free once this process and all its workers have ended.
+    """
+    states.mkdir(parents=True, exist_ok=True)
+    lock = connection.Connection(os.open(states / "lock", os.O_RDWR | os.O_CREAT, 0o644))
+    patience = perf_counter() + LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(lock.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if perf_counter() > patience:
+                lock.close()
+                raise EngineError(f"another run is at work in {states}; wait for its end, or stop it") from None
+            sleep(0.05)
+        else:
+            files.remove_leftovers(states)
+            for folder in states.glob(f"{RECORDS}*"):
+                shutil.rmtree(folder)
+            return lock
+
+
 def _context(start: _WorkerStart, client: int) -> Context:
-    path = start.folder / f"state-{client}"
+    path = start.states / f"state-{client}"
     state = RecordDict()
-    with contextlib.suppress(FileNotFoundError):
+    try:
         state = serde.recorddict_from_proto(ProtoRecordDict.FromString(path.read_bytes()))
+    except FileNotFoundError:
+        pass
+    except Exception as error:  # protobuf's, or one from records that make no sense
+        aside = files.move_aside(path)
+        getLogger("flwr").log(ERROR, "the state of client %d is damaged (%s), and is now %s", client, error, aside)
     return Context(
         run_id=RUN_ID,
         node_id=client + 1,
@@ -542,9 +627,13 @@ def _context(start: _WorkerStart, client: int) -> Context:
     )
 
 
-def _save_state(folder: Path, client: int, state: RecordDict) -> None:
+def _save_state(start: _WorkerStart, client: int, state: RecordDict) -> None:
     if not state:
         return
-    temporary = folder / f"state-{client}.tmp"
-    temporary.write_bytes(serde.recorddict_to_proto(state).SerializeToString())
-    temporary.replace(folder / f"state-{client}")
+    path, data = start.states / f"state-{client}", serde.recorddict_to_proto(state).SerializeToString()
+    if start.lock:  # states that outlive the engine are on the disk before the reply leaves
+        files.write_atomically(path, data)
+        return
+    temporary = path.with_suffix(".tmp")
+    temporary.write_bytes(data)
+    temporary.replace(path)

@@ -57,6 +57,12 @@ class Display:
         )
         self._print(f"{'round':>9}  {'accuracy':>8}  {'loss':>7}  {'bytes up':>9}  {'bytes down':>10}")
 
+    def on_resume(self, rounds: list[RoundResult]) -> None:
+        """Say where the run goes on; the bar and its sums take in the rounds before."""
+        self._up, self._down = sum(done.up_bytes for done in rounds), sum(done.down_bytes for done in rounds)
+        self._print(f"goes on after round {rounds[-1].round} of {self._rounds}")
+        self._bar.update(self._task, completed=rounds[-1].round, description="resuming")
+
     def on_round(self, result: RoundResult) -> None:
         """Add the round's line; bytes are those of the round."""
         self._up += result.up_bytes

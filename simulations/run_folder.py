@@ -9,6 +9,7 @@
     downloads/           the students as clients received them
     payloads/            every accepted payload, `round-0007/node-12.fp`, of a run that keeps them
     run.log              what was logged
+    state/               while a run is not finished: checkpoints of the server, what clients keep
     report.html          the page that `fedpress report` makes
 
 A folder stays readable however the run ends: results.json is replaced as a whole, never written in place,
@@ -17,6 +18,7 @@ and its `status` says whether the run finished.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -25,7 +27,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from fedpress.compression.errors import FedpressError
-from fedpress.compression.files import write_atomically
+from fedpress.compression.files import remove_leftovers, write_atomically
 
 RUNS = Path("runs")  # where a run goes that is not told where to go; git ignores it
 
@@ -163,6 +165,10 @@ class RunFolder:
         self.payloads = path / "payloads"
         self.log = path / "run.log"
         self.report = path / "report.html"
+        self.state = path / "state"
+        self.checkpoints = self.state / "server"
+        self.client_states = self.state / "clients"
+        self.begun = self.state / "scenario.json"  # as it was when the run began
 
     @classmethod
     def create(cls, path: Path | str | None = None, *, name: str = "run") -> RunFolder:
@@ -180,6 +186,8 @@ class RunFolder:
         folder = Path(path)
         if folder.exists() and not folder.is_dir():
             raise RunFolderError(f"{folder} is a file; a run needs a folder of its own")
+        if folder.is_dir():
+            remove_leftovers(folder)  # of a run that was killed before it had anything
         if folder.is_dir() and any(folder.iterdir()):
             raise RunFolderError(
                 f"{folder} is not empty, and a run never mixes with what is there; "
@@ -219,6 +227,35 @@ class RunFolder:
         path = self.payloads / f"round-{round:04}" / f"node-{node}.fp"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(payload)
+
+    @classmethod
+    def unfinished(cls, path: Path | str) -> RunFolder:
+        """The folder of a run that was killed or interrupted, at any moment, and can go on.
+
+        Raises:
+            RunFolderError: there is no such folder, it is not a run's, or its run is finished.
+        """
+        folder = Path(path)
+        if not folder.is_dir():
+            raise RunFolderError(f"there is no run folder {folder}{_recent_runs()}")
+        run = cls(folder)
+        if not run.scenario.is_file():
+            raise RunFolderError(f"{folder} holds no scenario.yaml: it is not a run folder, so no run can go on there")
+        if run.results.is_file() and run.load_results().status == "finished":
+            raise RunFolderError(
+                f"the run in {folder} is finished, nothing is left to do; its report: fedpress report {folder}; to run"
+                f" its scenario again: fedpress simulate {folder}"
+            )
+        if not run.begun.is_file() and (run.results.exists() or run.state.exists() and any(run.state.glob("*/"))):
+            raise RunFolderError(
+                f"{folder} has no {run.begun.relative_to(folder)}, so its run cannot go on: was its state removed?"
+                f" To run its scenario again: fedpress simulate {folder}"
+            )
+        return run
+
+    def clear_state(self) -> None:
+        """Removes what only a run that goes on needs."""
+        shutil.rmtree(self.state, ignore_errors=True)
 
     def save_results(self, results: Results) -> None:
         """Replaces results.json; a reader sees the old figures or the new ones, never a half."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,22 +18,26 @@ from flwr.common import serde
 from torch import nn
 
 from fedpress.compression.errors import FedpressError
+from fedpress.compression.files import write_atomically
 from fedpress.compression.models.distill import Distillation
 from fedpress.compression.models.student import Budget
 from fedpress.compression.models.task import Evaluation
 from fedpress.server import app as server
 from fedpress.server import optimize
+from fedpress.server.checkpoint import State
 from fedpress.server.publish import Publisher, Tier
 from fedpress.server.store import ModelStore
 from fedpress.server.strategy import RoundSummary, SparseFed
 from fedpress.server.versions import Downlink
 from fedpress.simulations import engine
+from fedpress.simulations import scenario as scenarios
 from fedpress.simulations.run_folder import (
     LayerDensity,
     ModelInfo,
     Results,
     RoundResult,
     RunFolder,
+    RunFolderError,
     StudentResult,
     Totals,
 )
@@ -53,6 +58,9 @@ class Observer(Protocol):
     def on_start(self, scenario: Scenario, folder: RunFolder) -> None:
         """The run begins; nothing has been loaded yet."""
 
+    def on_resume(self, rounds: list[RoundResult]) -> None:
+        """The run goes on after these rounds; comes after `on_start`, and not at all when there were none."""
+
     def on_round(self, result: RoundResult) -> None:
         """A round is over."""
 
@@ -67,6 +75,48 @@ def new_folder(scenario: Scenario, out: Path | str | None) -> RunFolder:
     """Make the run folder and write the scenario into it. Raises RunFolderError when `out` is not empty."""
     folder = RunFolder.create(out, name=scenario.name)
     folder.write_scenario(scenario.to_yaml())
+    _begin(folder, scenario)
+    return folder
+
+
+def _begin(folder: RunFolder, scenario: Scenario) -> None:
+    folder.state.mkdir(exist_ok=True)
+    write_atomically(folder.begun, scenario.to_json().encode())
+
+
+def unfinished(path: Path | str) -> tuple[RunFolder, Scenario]:
+    """Return the folder and the scenario of a run that was killed or interrupted.
+
+    Raises:
+        RunFolderError: it is no such folder, its run is finished, or its scenario has been changed since.
+        ScenarioError: its scenario.yaml is no longer valid.
+    """
+    folder = RunFolder.unfinished(path)
+    scenario = scenarios.load(folder.scenario)
+    if not folder.begun.is_file():  # killed before anything else
+        _begin(folder, scenario)
+    begun = json.loads(folder.begun.read_text(encoding="utf-8"))
+    now = json.loads(scenario.to_json())
+    changed = sorted(key for key in {*begun, *now} - {"workers"} if begun.get(key) != now.get(key))
+    if changed:
+        raise RunFolderError(
+            f"{folder.scenario} has been changed since the run began ({', '.join(changed)}); a run goes on only as it"
+            f" began: undo the change, or run it anew: fedpress simulate {folder.scenario} --out ANOTHER"
+        )
+    return folder, scenario
+
+
+def folder_of(scenario: Scenario, out: Path | str | None) -> RunFolder:
+    """Return the run folder at `out`: of a run of this scenario that is not finished, else a new one.
+
+    Raises:
+        RunFolderError: it holds something else.
+    """
+    if out is None or not RunFolder(Path(out)).begun.is_file():
+        return new_folder(scenario, out)
+    folder, begun = unfinished(out)
+    if begun.model_dump(exclude={"workers"}) != scenario.model_dump(exclude={"workers"}):
+        raise RunFolderError(f"{folder.path} holds an unfinished run of another scenario; give another folder")
     return folder
 
 
@@ -84,7 +134,8 @@ def plan(
         "majority_vote": lambda: optimize.majority_vote(choice.learning_rate),
     }
     asked = scenario.sampling.per_round
-    workload.save_parts(folder)
+    if not folder.partition.exists():
+        workload.save_parts(folder)
     strategy = SparseFed(
         fraction_train=asked / scenario.clients,
         fraction_evaluate=0.0,
@@ -99,8 +150,10 @@ def plan(
         federation=workload.federation,
         seed=scenario.seed,
         on_accepted=folder.save_payload if keep_payloads else None,
+        checkpoints=folder.checkpoints,
     )
     writer = Writer(workload, folder, strategy, observer)
+    strategy.companions["results"] = writer
     return server.Plan(
         task=workload.task,
         strategy=strategy,
@@ -145,6 +198,28 @@ class Writer:
     digest: str = ""
     began: float = field(default_factory=monotonic)
     virtual_seconds: float = 0.0
+    keep_state: bool = False
+    states: Callable[[], str] = str
+    """Digest of the clients' states, where the engine knows it: the model's SHA-256 then covers them too."""
+
+    def saved(self) -> State:
+        """Return the figures so far."""
+        meta = {
+            "rounds": [result.model_dump(mode="json") for result in self.rounds],
+            "students": [result.model_dump(mode="json") for result in self.students],
+            "virtual_seconds": self.virtual_seconds,
+            "seconds": monotonic() - self.began,
+        }
+        return State({}, meta)
+
+    def restore(self, state: State) -> None:
+        """Take up the figures of the rounds before."""
+        self.rounds = [RoundResult(**entry) for entry in state.meta["rounds"]]
+        self.students = [StudentResult(**entry) for entry in state.meta["students"]]
+        self.virtual_seconds = state.meta["virtual_seconds"]
+        self.began = monotonic() - state.meta["seconds"]
+        if self.observer and self.rounds:
+            self.observer.on_resume(self.rounds)
 
     def on_round(self, summary: RoundSummary, evaluation: Evaluation | None) -> None:
         """Enter a round."""
@@ -186,27 +261,27 @@ class Writer:
             self.students.append(result)
             if self.observer:
                 self.observer.on_student(result)
-        self.finish(self.status, "")
+        self.write("running")
 
     def on_end(self, model: nn.Module, digest: str) -> None:
         """Save the final model and the figures so far."""
         self.digest = digest
         safetensors.torch.save_model(model, str(self.folder.model))
-        self.finish("finished", "")
+        self.write("running")
 
-    def finish(self, status: Literal["running", "finished", "interrupted"], states: str) -> None:
-        """Bring ledger and figures in the folder up to date.
-
-        Args:
-            status: how far the run is.
-            states: digest of the clients' states, where the engine knows it: the model's SHA-256 then covers them too.
-        """
-        self.status = status
-        if states:
+    def on_finished(self) -> None:
+        """Complete the digest, say that the run is finished, and remove what it would need to go on."""
+        if states := self.states():
             self.digest = sha256(f"{self.digest} {states}".encode()).hexdigest()
+        self.write("finished")
+        if not self.keep_state:
+            self.folder.clear_state()
+
+    def write(self, status: Literal["running", "finished", "interrupted"]) -> None:
+        """Bring ledger and figures in the folder up to date."""
+        self.status = status
         self.strategy.ledger.save(self.folder.ledger)
-        results = self.results()
-        self.folder.save_results(results)
+        self.folder.save_results(self.results())
 
     def results(self) -> Results:
         """Return the figures so far."""
@@ -245,7 +320,12 @@ class Writer:
 
 
 def simulate(
-    scenario: Scenario, out: Path | str | None = None, observer: Observer | None = None, *, keep_payloads: bool = False
+    scenario: Scenario,
+    out: Path | str | None = None,
+    observer: Observer | None = None,
+    *,
+    keep_state: bool = False,
+    keep_payloads: bool = False,
 ) -> Results:
     """Run a scenario and return its results, which the run folder holds too.
 
@@ -254,12 +334,38 @@ def simulate(
         out: the run folder, new or empty; None makes a new one under `runs/`.
         observer: is told what happens.
         keep_payloads: whether the folder gets every accepted payload as a file.
+        keep_state: whether checkpoints and clients' states stay in the folder after the end.
 
     Raises:
         RunFolderError: `out` is not empty, or cannot be made.
         KeyboardInterrupt: passed on once the folder is whole.
     """
-    folder = new_folder(scenario, out)
+    return _run(new_folder(scenario, out), scenario, observer, keep_state, keep_payloads)
+
+
+def resume(
+    path: Path | str, observer: Observer | None = None, *, keep_state: bool = False, keep_payloads: bool = False
+) -> Results:
+    """Go on with a run that was killed or interrupted; its end is that of the undisturbed run, to the bit.
+
+    Args:
+        path: the run folder.
+        observer: is told what happens from here on.
+        keep_state: whether checkpoints and clients' states stay in the folder after the end.
+        keep_payloads: whether the folder gets every payload accepted from here on as a file.
+
+    Raises:
+        RunFolderError: it is no such folder, its run is finished, or its scenario has been changed since.
+        CheckpointError: its checkpoints cannot be used.
+        EngineError: the run is still going on in another process.
+        KeyboardInterrupt: passed on once the folder is whole.
+    """
+    return _run(*unfinished(path), observer, keep_state, keep_payloads)
+
+
+def _run(
+    folder: RunFolder, scenario: Scenario, observer: Observer | None, keep_state: bool, keep_payloads: bool
+) -> Results:
     if observer:
         observer.on_start(scenario, folder)
     with engine.log_to_file(folder.log) as logger:
@@ -268,6 +374,7 @@ def simulate(
         planned = plan(workload, folder, observer, keep_payloads=keep_payloads)
         writer = planned.watcher
         assert isinstance(writer, Writer)
+        writer.keep_state = keep_state
         try:
             with engine.InlineGrid(
                 "fedpress.client.app:app",
@@ -278,12 +385,14 @@ def simulate(
                 injected=workload.faults,
                 examples=workload.examples_a_round,
                 log_file=folder.log,
+                states=folder.client_states,
             ) as grid:
+                writer.states = grid.states_digest
                 engine.run(server.server_app(lambda _: planned), grid, config)
-                writer.finish("finished", grid.states_digest())
         except BaseException as error:
             logger.exception("the run stopped: %s", type(error).__name__)
-            writer.finish("interrupted", "")
+            if writer.rounds or not folder.results.exists():
+                writer.write("interrupted")
             raise
         finally:
             if observer:

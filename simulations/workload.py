@@ -172,10 +172,16 @@ class Workload:
         return Network(**choice.model_dump(), seed=self.scenario.seed) if choice else None
 
     def plan(self) -> Plan:
-        """Make a run folder and return the server's plan: what a ServerApp on Flower's own engines asks for."""
+        """Return the server's plan, with a run folder: what a ServerApp on Flower's own engines asks for.
+
+        The run folder is a new one, or that of a run of this scenario that was killed: it then goes on.
+
+        Raises:
+            RunFolderError: the folder holds something else.
+        """
         from fedpress.simulations import runner  # the server's half; clients do without it
 
-        folder = runner.new_folder(self.scenario, self.out)
+        folder = runner.folder_of(self.scenario, self.out)
         getLogger("flwr").log(INFO, "run folder: %s", folder.path.resolve())
         return runner.plan(self, folder)
 

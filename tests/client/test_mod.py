@@ -1,6 +1,7 @@
 """`compress`: what is summed, and what becomes of replies that are lost or refused."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -155,3 +156,55 @@ def test_an_encoder_may_depend_on_the_context() -> None:
     here = context()
     mod.compress(pick, layout=LAYOUT)(order_message(1, 0, zeros()), here, nothing)
     assert chosen == [here]
+
+
+def test_a_client_whose_file_is_damaged_says_so_and_takes_part_as_new(tmp_path: Path) -> None:
+    here = context(**{"state-folder": str(tmp_path)})
+    applied = mod.compress(ENCODERS["residual"](), layout=LAYOUT)
+    applied(order_message(1, 0, zeros()), here, lambda m, c: trained_reply(m, np.ones(48, np.float32)))
+    (path,) = tmp_path.glob("*/client-1.safetensors")
+    path.write_bytes(path.read_bytes()[:-7])
+    answers = [
+        records.read_answer(applied(order_message(ticket, 0, zeros()), here, nothing).content) for ticket in (2, 3)
+    ]
+    assert [answer.lost_state for answer in answers] == [True, False]
+    assert not answers[0].error and not wire.decode(answers[0].payload, Shared(LAYOUT)).dense().any()
+    assert path.exists() and path.with_name(path.name + ".damaged").exists()
+
+
+@pytest.mark.parametrize("moment", ["before the state is written", "after it, before the reply leaves"])
+def test_a_client_that_is_killed_answers_the_same_ticket_with_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """What the state's file holds decides: the stored answer is sent again, or the ticket is trained from the start."""
+    applied = mod.compress(ENCODERS["step ahead"](), layout=LAYOUT)
+    trained: list[int] = []
+
+    def run(folder: Path, ticket: int, accepted: int) -> bytes:
+        def application(message: Message, _: Context) -> Message:
+            trained.append(ticket)
+            return trained_reply(message, np.random.default_rng(ticket).standard_normal(48).astype(np.float32))
+
+        here = context(**{"state-folder": str(folder)})  # every time as in a process of its own
+        return records.content_to_bytes(applied(order_message(ticket, accepted, zeros()), here, application).content)
+
+    class Killed(BaseException):
+        pass
+
+    expected = [run(tmp_path / "undisturbed", ticket, ticket - 1) for ticket in (1, 2, 3)]
+    trained.clear()
+    found = [run(tmp_path / "killed", 1, 0)]
+    with monkeypatch.context() as patch:
+        save = state.FolderStore.save
+
+        def killed(store: state.FolderStore, stored: state.Stored) -> None:
+            if moment.startswith("after"):
+                save(store, stored)
+            raise Killed
+
+        patch.setattr(state.FolderStore, "save", killed)
+        with pytest.raises(Killed):
+            run(tmp_path / "killed", 2, 1)
+    found += [run(tmp_path / "killed", 2, 1), run(tmp_path / "killed", 3, 2)]
+    assert found == expected
+    assert trained == ([1, 2, 3] if moment.startswith("after") else [1, 2, 2, 3])

@@ -9,7 +9,7 @@ import pytest
 from flwr.app import Context, RecordDict
 
 from fedpress.client import state
-from fedpress.client.state import ContextStore, FolderStore, StateError, Stored
+from fedpress.client.state import ContextStore, DamagedState, FolderStore, StateError, Stored
 from fedpress.compression import cafe, decay, ef21, encoder, momentum, recipes, selection, values
 from fedpress.compression.vector import Layout, TensorSpec
 
@@ -88,9 +88,33 @@ def test_any_damage_to_the_file_is_found(tmp_path: Path) -> None:
     for position in range(0, len(good), 3):
         for bad in (good[:position], good[:position] + bytes([good[position] ^ 16]) + good[position + 1 :]):
             store.path.write_bytes(bad)
-            with pytest.raises(StateError, match="cannot be used"):
+            with pytest.raises(DamagedState, match="cannot be used.*is now client-0.safetensors.damaged"):
                 store.load()
-            assert store.path.read_bytes() == bad  # kept for whoever wants to look
+            assert store.load() is None
+            aside = store.path.with_name("client-0.safetensors.damaged")
+            assert aside.read_bytes() == bad  # kept for whoever wants to look
+            aside.unlink()
+
+
+def test_a_second_damaged_file_does_not_replace_the_first(tmp_path: Path) -> None:
+    store = FolderStore(tmp_path, "home", 0)
+    store.path.parent.mkdir()
+    for number in (b"1", b"2"):
+        store.path.write_bytes(number)
+        with pytest.raises(DamagedState):
+            store.load()
+    assert {path.name: path.read_bytes() for path in store.path.parent.iterdir()} == {
+        "client-0.safetensors.damaged": b"1",
+        "client-0.safetensors.damaged-2": b"2",
+    }
+
+
+def test_what_cannot_be_read_is_left_where_it_is(tmp_path: Path) -> None:
+    store = FolderStore(tmp_path, "home", 0)
+    store.path.mkdir(parents=True)  # as good as a file without permission, also for root
+    with pytest.raises(StateError, match="cannot read the client's state"):
+        store.load()
+    assert store.path.is_dir()
 
 
 def test_a_disk_that_is_full_leaves_the_last_good_state(tmp_path: Path) -> None:

@@ -104,6 +104,9 @@ def test_help_and_version_import_nothing_heavy(tmp_path):
         (["simulate", "fashion-mnist-100", "--set", "task.data_dir=nowhere"], "apt-get install dataset-fashion-mnist"),
         (["simulate", "--set", "clients=2000"], "2000 clients cannot share 1037 training examples"),
         (["simulate", "--out", "full"], "full is not empty"),
+        (["simulate", "--resume", "nowhere"], "there is no run folder nowhere"),
+        (["simulate", "--resume", "full"], "full holds no scenario.yaml: it is not a run folder"),
+        (["simulate", "digits", "--resume", "full"], "goes on as the run began; leave out SCENARIO, --set and --out"),
         (["simulate", "--json", "nowhere/figures.json"], "there is no folder nowhere"),
         (["simulate", "--nonsense"], "No such option"),
         (["report", "nowhere"], "there is no run folder nowhere"),
@@ -247,9 +250,19 @@ def test_init_explains_what_comes_next_and_overwrites_nothing(tmp_path, monkeypa
 
 
 @pytest.mark.slow
-def test_ctrl_c_leaves_a_readable_folder_and_says_so(tmp_path):
+def test_ctrl_c_leaves_a_readable_folder_that_goes_on_and_says_so(tmp_path):
+    first = interrupted(tmp_path, ["--set", "rounds=500", "--set", "workers=1", "--out", "run"], "2/500")
+    done = len(run_folder.load(tmp_path / "run").rounds)
+    again = interrupted(tmp_path, ["--resume", "run"], f"{done + 1}/500")
+    assert "goes on after round" not in first
+    assert re.search(rf"^goes on after round ({done - 1}|{done}) of 500\n +({done}|{done + 1})/500", again, re.M)
+    assert len(run_folder.load(tmp_path / "run").rounds) > done
+
+
+def interrupted(tmp_path: Path, arguments: list[str], line_to_wait_for: str) -> str:
+    """Press Ctrl-C once a line is there; check what is left behind, and return what was shown."""
     process = subprocess.Popen(
-        [*COMMAND, "simulate", "--set", "rounds=500", "--set", "workers=1", "--out", "run"],
+        [*COMMAND, "simulate", *arguments],
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -257,13 +270,16 @@ def test_ctrl_c_leaves_a_readable_folder_and_says_so(tmp_path):
         start_new_session=True,
     )
     assert process.stdout is not None
+    shown = []
     for line in process.stdout:
-        if "2/500" in line:
+        shown.append(line)
+        if line_to_wait_for in line:
             break
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers too
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert re.search(r"interrupted after round \d+ of 500", err)
+    assert "To go on: fedpress simulate --resume run" in err
     assert "Traceback" not in out + err
     results = run_folder.load(tmp_path / "run")
     assert results.status == "interrupted"
@@ -276,3 +292,4 @@ def test_ctrl_c_leaves_a_readable_folder_and_says_so(tmp_path):
         time.sleep(0.1)
     else:
         pytest.fail(f"a worker outlives the run: {left.stdout}")
+    return "".join(shown)
