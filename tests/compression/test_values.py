@@ -77,6 +77,7 @@ def test_tags_and_names_never_change() -> None:
         "step": 8,
         "log6": 9,
         "log8": 10,
+        "dyadic": 11,
     }
 
 
