@@ -204,11 +204,18 @@ def drawn(seed: int, n: int, k: int) -> Positions:
     if not k:
         return np.empty(0, np.int64)
     random = seeds.split_mix(seed, 0, k + 1)
-    bounds = np.arange(k + 1, dtype=np.uint64) * np.uint64(n) // np.uint64(k)  # (2^32 - 1)^2 is below 2^64
-    places = bounds[:-1] + random[:k] % np.diff(bounds)
-    turned = (places + random[k] % np.uint64(n)).astype(np.int64)
+    bounds = np.arange(k + 1, dtype=np.uint64)
+    bounds *= np.uint64(n)  # (2^32 - 1)^2 is below 2^64
+    bounds //= np.uint64(k)
+    places = random[:k]  # in place from here
+    places %= np.diff(bounds)
+    places += bounds[:-1]
+    del bounds
+    places += random[k] % np.uint64(n)
+    turned = places.view(np.int64)
     below = np.searchsorted(turned, n)
-    return np.concatenate([turned[below:] - n, turned[:below]])
+    turned[below:] -= n
+    return np.roll(turned, -below)
 
 
 # reference
