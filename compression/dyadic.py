@@ -70,26 +70,30 @@ def unpack(data: bytes | memoryview, k: int) -> Vector:
     exponent, least = _HEAD.unpack_from(data)
     split = _HEAD.size + -(-k // 8)
     negative = np.unpackbits(np.frombuffer(data[_HEAD.size : split], np.uint8), count=k, bitorder="little")
-    equal = exponent >= _EQUAL // 2
-    if equal:
-        exponent -= _EQUAL
+    patterns = negative.astype(np.uint32)
+    patterns <<= np.uint32(31)
+    if exponent >= _EQUAL // 2:
         if len(data) > split:
             raise errors.InvalidValues(f"{len(data) - split} bytes are left over behind equal magnitudes")
-        magnitudes = np.full(k, least, np.float64)
-    else:
-        try:
-            units = golomb.unpack(data[split:], k)
-        except golomb.BitsError as error:
-            raise errors.InvalidValues(f"the magnitudes cannot be read: {error}") from None
-        if int(units.max()) + least > _MOST:
-            raise errors.InvalidValues("a magnitude reaches 2^32 units")
-        units += np.uint32(least)
-        magnitudes = units.astype(np.float64)
+        patterns ^= _patterns(np.full(1, least, np.uint32), exponent - _EQUAL)
+        return patterns.view(np.float32)
+    try:
+        units = golomb.unpack(data[split:], k)
+    except golomb.BitsError as error:
+        raise errors.InvalidValues(f"the magnitudes cannot be read: {error}") from None
+    if int(units.max()) + least > _MOST:
+        raise errors.InvalidValues("a magnitude reaches 2^32 units")
+    units += np.uint32(least)
+    patterns ^= _patterns(units, exponent)
+    return patterns.view(np.float32)
+
+
+def _patterns(units: golomb.Numbers, exponent: int) -> np.ndarray:
+    """Return the bits of units times 2^exponent as float32, uint32 like `units`."""
+    magnitudes = units.astype(np.float64)
     with np.errstate(over="ignore"):  # the decoder refuses what is not finite
-        said: Vector = np.ldexp(magnitudes, exponent).astype(np.float32)
-    patterns = said.view(np.uint32)
-    patterns ^= negative.astype(np.uint32) << np.uint32(31)
-    return said
+        np.ldexp(magnitudes, exponent, out=magnitudes)
+        return magnitudes.astype(np.float32).view(np.uint32)
 
 
 def least(k: int) -> int:

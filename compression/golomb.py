@@ -140,7 +140,7 @@ def unpack(data: bytes | memoryview, k: int) -> Numbers:
     """Return the k numbers that `pack` wrote.
 
     Args:
-        data: At least `least(k)` bytes, so that k is bounded by what was received.
+        data: The bytes. That they are at least `least(k)` is checked first: k is bounded by what was received.
         k: At least 1.
 
     Raises:
@@ -149,6 +149,8 @@ def unpack(data: bytes | memoryview, k: int) -> Numbers:
     >>> unpack(bytes.fromhex("02001c05"), 3)
     array([0, 9, 5], dtype=uint32)
     """
+    if len(data) < least(k):
+        raise BitsError(f"there are {len(data)} bytes, {k} numbers take at least {least(k)}")
     lowest, width = data[0], data[1]
     if lowest > MAX_CODE or width > MAX_CODE.bit_length():
         raise BitsError(f"the lowest code is {lowest} and the codes have {width} bits; expected at most {MAX_CODE}, 6")

@@ -204,11 +204,18 @@ def drawn(seed: int, n: int, k: int) -> Positions:
     if not k:
         return np.empty(0, np.int64)
     random = seeds.split_mix(seed, 0, k + 1)
-    bounds = np.arange(k + 1, dtype=np.uint64) * np.uint64(n) // np.uint64(k)  # (2^32 - 1)^2 is below 2^64
-    places = bounds[:-1] + random[:k] % np.diff(bounds)
-    turned = (places + random[k] % np.uint64(n)).astype(np.int64)
+    bounds = np.arange(k + 1, dtype=np.uint64)
+    bounds *= np.uint64(n)  # (2^32 - 1)^2 is below 2^64
+    bounds //= np.uint64(k)
+    places = random[:k]  # in place from here
+    places %= np.diff(bounds)
+    places += bounds[:-1]
+    del bounds
+    places += random[k] % np.uint64(n)
+    turned = places.view(np.int64)
     below = np.searchsorted(turned, n)
-    return np.concatenate([turned[below:] - n, turned[:below]])
+    turned[below:] -= n
+    return np.roll(turned, -below)
 
 
 # reference
@@ -274,30 +281,34 @@ def _unpack_reference(data: bytes | memoryview, n: int, k: int, reference: Suppo
     m, width, head = len(reference), _width(n + 1), _head_bytes(n)
     shared = int.from_bytes(data[_HEAD.size : _HEAD.size + width], "little")
     length = int.from_bytes(data[_HEAD.size + width : head], "little")
-    if shared > min(k, m) or length > len(data) - head:
-        raise errors.InvalidPositions(
-            f"{shared} positions are said to be of the reference and to take {length} bytes; "
-            f"there are {k} positions, {m} of the reference, and {len(data) - head} bytes"
-        )
     missing = 2 * shared > m
-    ranks = _part(inside_tag, data[head : head + length], m, m - shared if missing else shared)
+    parts = (
+        (inside_tag, data[head : head + length], m, m - shared if missing else shared),
+        (outside_tag, data[head + length :], n - m, k - shared),
+    )
+    for tag in (inside_tag, outside_tag):
+        if not known(tag) or tag in (REFERENCE, SEEDED):
+            raise errors.UnknownFormat(f"a part of the positions has the index tag {tag}; is the sender newer?")
+    if shared > min(k, m) or k - shared > n - m or length > len(data) - head:
+        raise errors.InvalidPositions(
+            f"{shared} of {k} positions are said to be of the reference and to take {length} bytes; "
+            f"there are {n} places, {m} of them of the reference, and {len(data) - head} bytes"
+        )
+    for part in parts:
+        _check_part(*part)
+    ranks, others = (unpack(*part) for part in parts)
     ranks = _without(ranks, m) if missing else ranks
-    others = _part(outside_tag, data[head + length :], n - m, k - shared)
     # Place r of those that are not in the reference has below it the j-th of the reference where reference[j] - j <= r.
     others = others + np.searchsorted(reference - np.arange(m), others, side="right")
     return np.sort(np.concatenate([reference[ranks], others]), kind="stable")  # two rising runs: a merge
 
 
-def _part(tag: int, data: bytes | memoryview, places: int, count: int) -> Positions:
-    """Return `count` positions below `places`, in a form that stands alone."""
-    if not known(tag) or tag in (REFERENCE, SEEDED):
-        raise errors.UnknownFormat(f"a part of the positions has the index tag {tag}; is the sender newer?")
-    if count > places or (tag == ALL and count != places):
-        raise errors.InvalidPositions(f"a part of the positions has {count} of {places} places")
+def _check_part(tag: int, data: bytes | memoryview, places: int, count: int) -> None:
+    if tag == ALL and count != places:
+        raise errors.InvalidPositions(f"a part of the positions has {count} of {places} places, and says it has all")
     least, most = length(tag, places, count)
     if not least <= len(data) <= most:
         raise errors.InvalidPositions(f"a part of the positions has {len(data)} bytes, expected {least} to {most}")
-    return unpack(tag, data, places, count)
 
 
 # Rice

@@ -43,7 +43,11 @@ def split_mix(seed: int, first: int, count: int) -> NDArray[np.uint64]:
     ['599ed017fb08fc85', '2c73f08458540fa5']
     """
     mixed = np.arange(first + 1, first + count + 1, dtype=np.uint64)
-    mixed = mixed * np.uint64(0x9E3779B97F4A7C15) + np.uint64(seed)
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return mixed ^ (mixed >> np.uint64(31))
+    mixed *= np.uint64(0x9E3779B97F4A7C15)
+    mixed += np.uint64(seed)
+    mixed ^= mixed >> np.uint64(30)
+    mixed *= np.uint64(0xBF58476D1CE4E5B9)
+    mixed ^= mixed >> np.uint64(27)
+    mixed *= np.uint64(0x94D049BB133111EB)
+    mixed ^= mixed >> np.uint64(31)
+    return mixed

@@ -36,7 +36,7 @@ def said_again(update: Update, shared: Shared) -> None:
     """Pack what was decoded as float32 and decode it: the same comes out."""
     if isinstance(update, LowRank):
         update = Dense(update.values)
-    again = wire.decode(wire.pack(update, shared.layout, values.FLOAT32), shared)
+    again = wire.decode(wire.pack(update, shared.layout, values.FLOAT32, shared.reference), shared)
     assert again.values.tobytes() == update.values.tobytes(), "other values after a float32 payload"
     assert np.array_equal(again.sparse().positions, update.sparse().positions), "other positions after a payload"
 
@@ -63,7 +63,8 @@ def agreed(payload: bytes, shared: Shared) -> str:
     """
     fault = ""
     try:
-        expected = reference.decode(payload, tensors(shared.layout.parameters))
+        support = None if shared.reference is None else shared.reference.tolist()
+        expected = reference.decode(payload, tensors(shared.layout.parameters), support)
     except reference.Refused as refused:
         fault = str(refused)
     try:

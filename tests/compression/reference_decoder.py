@@ -75,14 +75,14 @@ def fingerprint(layout: Sequence[Tensor]) -> int:
 # The payload
 
 
-def decode(payload: bytes, layout: Sequence[Tensor]) -> Decoded:
-    """Return what the payload says to a receiver that has this layout, or raise `Refused`."""
+def decode(payload: bytes, layout: Sequence[Tensor], support: Sequence[int] | None = None) -> Decoded:
+    """Return what the payload says to a receiver with this layout, and maybe a reference, or raise `Refused`."""
     check(len(payload) >= 22, "Truncated")
     magic, version, value_tag, index_tag, flags, n, k, sender, checksum = struct.unpack_from("<2sBBBBIIII", payload)
     check(magic == b"FP", "BadMagic")
     check(version == 1, "UnsupportedVersion")
     check(value_tag in LEAST or value_tag in FORMS, "UnknownFormat")
-    check(index_tag in (0, 1, 2, 3) or 32 <= index_tag <= 63, "UnknownFormat")
+    check(index_tag in ALONE or index_tag in (4, 5), "UnknownFormat")
     check(value_tag in LEAST or index_tag == 0, "UnknownFormat")
     check(flags == 0, "UnknownFormat")
     check(k <= n, "CountTooLarge")
@@ -105,7 +105,10 @@ def decode(payload: bytes, layout: Sequence[Tensor]) -> Decoded:
     if value_tag in FORMS:
         places, values = list(range(n)), list(read(body[0], body[1:], layout))
     else:
-        places = read_positions(index_tag, body[:start], n, k)
+        if index_tag == 4:
+            places = read_reference(body[:start], n, k, support)
+        else:
+            places = read_positions(index_tag, body[:start], n, k)
         values = READ[value_tag](body[start:end], k)
     check(all(math.isfinite(value) for value in values), "NonFiniteValues")
     return Decoded(places, values)
@@ -114,7 +117,7 @@ def decode(payload: bytes, layout: Sequence[Tensor]) -> Decoded:
 def values_span(body: bytes, value_tag: int, k: int) -> tuple[int, int]:
     """Where in the body the values begin and end; they begin below 0 where the body is too short."""
     least = LEAST[value_tag](k)
-    if value_tag != 8 or k == 0:
+    if value_tag not in (8, 11) or k == 0:
         return len(body) - least, len(body)
     w = bytes_for(len(body))
     end = len(body) - w
@@ -134,6 +137,9 @@ def bytes_for(largest: int) -> int:
 
 # Positions
 
+ALONE = {0, 1, 2, 3, *range(32, 64)}
+"""The index tags of positions that may be a part of those of tag 4."""
+
 
 def positions_length(index_tag: int, n: int, k: int) -> tuple[int, int]:
     """The fewest and the most bytes that the positions may take."""
@@ -145,6 +151,11 @@ def positions_length(index_tag: int, n: int, k: int) -> tuple[int, int]:
         return raw, raw
     if index_tag == 2:
         return bitmap, bitmap
+    if index_tag == 4:
+        least = 6 + 2 * bytes_for(n)
+        return least, max(least, bitmap)
+    if index_tag == 5:
+        return 8, 8
     if k == 0:
         return 0, 0
     if index_tag == 3:
@@ -166,11 +177,46 @@ def read_positions(index_tag: int, data: bytes, n: int, k: int) -> list[int]:
         gaps = read_numbers(data, k, "InvalidPositions") if k else []
         check(all(gap < n for gap in gaps), "InvalidPositions")
         places = risen(gaps)
+    elif index_tag == 5:
+        places = drawn(number(data, 0, 64), n, k)
     else:
         places = risen(read_rice(data, index_tag - 32, k))
     check(all(p < n for p in places), "InvalidPositions")
     check(all(p < q for p, q in zip(places, places[1:], strict=False)), "InvalidPositions")
     return places
+
+
+def read_reference(data: bytes, n: int, k: int, support: Sequence[int] | None) -> list[int]:
+    check(support is not None, "ReferenceMismatch")
+    m, w = len(support), bytes_for(n)
+    check(number(data, 0, 32) == zlib.crc32(struct.pack(f"<{m + 1}I", m, *support)), "ReferenceMismatch")
+    check(data[4] in ALONE and data[5] in ALONE, "UnknownFormat")
+    h, length = number(data, 48, 8 * w), number(data, 48 + 8 * w, 8 * w)
+    rest = data[6 + 2 * w :]
+    check(h <= k and h <= m and k - h <= n - m and length <= len(rest), "InvalidPositions")
+    missing = 2 * h > m
+    parts = [(data[4], rest[:length], m, m - h if missing else h), (data[5], rest[length:], n - m, k - h)]
+    for tag, part, of, count in parts:
+        check(tag != 0 or count == of, "InvalidPositions")
+        least, most = positions_length(tag, of, count)
+        check(least <= len(part) <= most, "InvalidPositions")
+    inside, outside = (read_positions(tag, part, of, count) for tag, part, of, count in parts)
+    within, known = set(inside), set(support)
+    others = [p for p in range(n) if p not in known]
+    return sorted([support[r] for r in range(m) if (r in within) != missing] + [others[r] for r in outside])
+
+
+def drawn(seed: int, n: int, k: int) -> list[int]:
+    bounds = [i * n // k for i in range(k + 1)] if k else []
+    return sorted((bounds[i] + mixed(seed, i) % (bounds[i + 1] - bounds[i]) + mixed(seed, k) % n) % n for i in range(k))
+
+
+def mixed(seed: int, i: int) -> int:
+    """Number i of SplitMix64."""
+    z = (seed + (i + 1) * 0x9E3779B97F4A7C15) % 2**64
+    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+    z = (z ^ z >> 27) * 0x94D049BB133111EB % 2**64
+    return z ^ z >> 31
 
 
 def risen(gaps: list[int]) -> list[int]:
@@ -269,16 +315,29 @@ def read_ternary(data: bytes, k: int) -> list[float]:
 
 
 def read_log4(data: bytes, k: int) -> list[float]:
+    return read_logarithmic(data, k, 4)
+
+
+def read_log6(data: bytes, k: int) -> list[float]:
+    return read_logarithmic(data, k, 6)
+
+
+def read_log8(data: bytes, k: int) -> list[float]:
+    return read_logarithmic(data, k, 8)
+
+
+def read_logarithmic(data: bytes, k: int, bits: int) -> list[float]:
     groups = ceil(k, 256)
     heads = struct.unpack_from(f"<{groups}H", data)
     values = []
     for i in range(k):
-        head, nibble = heads[i // 256], nibble_of(data[2 * groups :], i)
-        lowest, shift, zero, level = head % 2048, 20 + head // 2048 % 4, head // 8192 % 2, nibble % 8
-        pattern = 0 if zero and level == 0 else lowest + level << shift
+        head, code = heads[i // 256], number(data, 16 * groups + i * bits, bits)
+        shift, zero, level = 24 - bits + head // 2048 % 4, head // 8192 % 2, code % 2 ** (bits - 1)
+        lowest = head % 2048 * 2 ** max(shift, 20)
+        pattern = 0 if zero and level == 0 else lowest + level * 2**shift
         check(pattern < 0x7F800000, "NonFiniteValues")
         magnitude = struct.unpack("<f", struct.pack("<I", pattern))[0]
-        values.append(-magnitude if nibble >= 8 else magnitude)
+        values.append(-magnitude if code >= 2 ** (bits - 1) else magnitude)
     return values
 
 
@@ -303,6 +362,27 @@ def read_step(data: bytes, k: int) -> list[float]:
     return signed([rounded(base + x * step) for x in read_numbers(rest, k, "InvalidValues")], signs)
 
 
+def read_dyadic(data: bytes, k: int) -> list[float]:
+    if k == 0:
+        return []
+    h, a = struct.unpack_from("<hI", data)
+    signs, rest = data[6 : 6 + ceil(k, 8)], data[6 + ceil(k, 8) :]
+    if h >= 8192:
+        check(not rest, "InvalidValues")
+        return signed([doubled(a, h - 16384)] * k, signs)
+    x = read_numbers(rest, k, "InvalidValues")
+    check(all(a + value < 2**32 for value in x), "InvalidValues")
+    return signed([doubled(a + value, h) for value in x], signs)
+
+
+def doubled(integer: int, e: int) -> float:
+    """integer * 2^e, rounded to the nearest float32."""
+    try:
+        return rounded(math.ldexp(integer, e))
+    except OverflowError:
+        return math.inf
+
+
 def nibble_of(data: bytes, i: int) -> int:
     return data[i // 2] >> 4 * (i % 2) & 15
 
@@ -321,6 +401,9 @@ LEAST = {
     6: lambda k: 4 * ceil(k, 256) + ceil(k, 2),
     7: lambda k: 4 * ceil(k, 256) + ceil(k, 8),
     8: lambda k: 8 + ceil(k, 8) + 2 + ceil(k, 8) if k else 0,
+    9: lambda k: 2 * ceil(k, 256) + ceil(6 * k, 8),
+    10: lambda k: 2 * ceil(k, 256) + k,
+    11: lambda k: 6 + ceil(k, 8) if k else 0,
 }
 READ = {
     1: read_float32,
@@ -331,6 +414,9 @@ READ = {
     6: read_int4,
     7: read_sign,
     8: read_step,
+    9: read_log6,
+    10: read_log8,
+    11: read_dyadic,
 }
 
 
@@ -417,10 +503,7 @@ def hadamard(q: list[float]) -> list[float]:
 
 
 def eden_sign(seed: int, i: int) -> int:
-    z = (seed + (i + 1) * 0x9E3779B97F4A7C15) % 2**64
-    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 % 2**64
-    z = (z ^ z >> 27) * 0x94D049BB133111EB % 2**64
-    return -1 if (z ^ z >> 31) >> 63 else 1
+    return -1 if mixed(seed, i) >> 63 else 1
 
 
 def as_factors(tensor: Tensor, rank: int) -> tuple[int, int] | None:

@@ -1,5 +1,6 @@
 """Whatever comes in is refused with its own error or valid; `make fuzz` holds the same for as long as one likes."""
 
+import struct
 from pathlib import Path
 
 import aimed
@@ -27,10 +28,15 @@ def inputs(draw: st.DrawFn) -> bytes:
     """Bytes that look like a payload; `aimed` makes them one for a receiver that exists."""
     n = draw(st.sampled_from([receiver.layout.size for receiver in aimed.RECEIVERS]))
     k = draw(st.one_of(st.integers(0, 40), st.integers(0, n)))
-    value_tag = draw(st.sampled_from([*range(1, 9), *wire.FORMS]))
-    index_tag = draw(st.sampled_from([0, 1, 2, 3, 3, 3, *range(32, 42), 63]))
-    flags = draw(st.sampled_from([0, 0, 0, 1]))
-    return aimed.HEAD.pack(b"FP", 1, value_tag, index_tag, flags, n, k, 0) + bytes(4) + draw(BODIES)
+    value_tag = draw(st.sampled_from([*range(1, 12), *wire.FORMS]))
+    index_tag = draw(st.sampled_from([0, 1, 2, 3, 3, 3, 4, 4, 4, 4, 5, *range(32, 42), 63]))
+    flags = draw(st.sampled_from([0, 0, 0, 1, 2, 3]))
+    body = draw(BODIES)
+    if index_tag == positions.REFERENCE:
+        part = st.sampled_from([0, 1, 1, 2, 3, 3, 4, 5, 32, 33, 35, 63])
+        counts = draw(st.tuples(st.integers(0, 40), st.integers(0, 30)))
+        body = struct.pack("<IBBHH", 0, draw(part), draw(part), *counts) + body
+    return aimed.HEAD.pack(b"FP", 1, value_tag, index_tag, flags, n, k, 0) + bytes(4) + body
 
 
 @settings(max_examples=1500)
@@ -68,5 +74,5 @@ def test_the_laws_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
         patched.setattr(wire, "_numbers", lambda data, header, format: format.unpack(data, header.k))
         laws.held(payload, receiver)
     with monkeypatch.context() as patched, pytest.raises(IndexError):
-        patched.setattr(positions, "unpack", lambda tag, data, n, k: [][0])
+        patched.setattr(positions, "unpack", lambda tag, data, n, k, reference: [][0])
         laws.held(payload, receiver)

@@ -2,6 +2,7 @@
 
 import re
 import struct
+import zlib
 from pathlib import Path
 
 import aimed
@@ -57,8 +58,12 @@ def test_golden_files(golden: Path) -> None:
         known = Shared(Layout((TensorSpec("0", (6, 5), "float32"), TensorSpec("1", (7,), "float32"))))
     else:
         known = flat(struct.unpack_from("<I", payload, 6)[0])
+    if "reference" in golden.stem:
+        assert laws.agreed(payload, known) == "ReferenceMismatch"
+        known = known._replace(reference=np.arange(0, 9000, 37))
     assert laws.agreed(payload, known) == ""
-    said = reference.decode(payload, laws.tensors(known.layout.parameters))
+    support = None if known.reference is None else known.reference.tolist()
+    said = reference.decode(payload, laws.tensors(known.layout.parameters), support)
     assert len(said.positions) == len(said.values) == struct.unpack_from("<I", payload, 10)[0]
 
 
@@ -85,8 +90,20 @@ def bits(flags: list[int]) -> bytes:
     return bytes(sum(bit << j for j, bit in enumerate(flags[at : at + 8])) for at in range(0, len(flags), 8))
 
 
-def written(tag: int, chosen: list[int], n: int) -> bytes:
-    """The positions in this form, written one by one: no code of fedpress's but that of the groups."""
+def written(tag: int, chosen: list[int], n: int, support: list[int] | None = None, seed: int = 0) -> bytes:
+    """The positions in this form, written one by one: no code of fedpress's but that of the groups.
+
+    Args:
+        tag: The form; of the parts of positions against a reference, the seed says which.
+        chosen: The positions.
+        n: Size of the vector.
+        support: For positions against a reference.
+        seed: For drawn positions.
+    """
+    if tag == positions.SEEDED:
+        return seed.to_bytes(8, "little")
+    if tag == positions.REFERENCE:
+        return written_against(support or [], chosen, n, seed)
     gaps = [p - q - 1 for q, p in zip([-1, *chosen], chosen, strict=False)]
     if tag == positions.ALL or (not chosen and tag != positions.BITMAP):
         return b""
@@ -103,10 +120,37 @@ def written(tag: int, chosen: list[int], n: int) -> bytes:
     return bits(low + [bit for gap in gaps for bit in [0] * (gap >> b) + [1]])
 
 
-def packed(update: Sparse, tag: int, format: values.ValueFormat, layout: Layout) -> bytes:
+def written_against(support: list[int], chosen: list[int], n: int, seed: int) -> bytes:
+    there, known = set(chosen), set(support)
+    places = [p for p in range(n) if p not in known]
+    ranks, others = [r for r, p in enumerate(support) if p in there], [r for r, p in enumerate(places) if p in there]
+    shared = len(ranks)
+    if 2 * shared > len(support):
+        ranks = [r for r, p in enumerate(support) if p not in there]
+    tags, parts = [], []
+    for listed, of in ((ranks, len(support)), (others, len(places))):
+        forms = [(tag, written(tag, listed, of)) for tag in tags_for(listed, of)]
+        forms = [(tag, data) for tag, data in forms if len(data) <= positions.length(tag, of, len(listed))[1]]
+        tag, part = forms[seed % len(forms)]
+        tags.append(tag)
+        parts.append(part)
+    width = next(width for width in range(5) if n < 256**width)
+    mark = zlib.crc32(b"".join(p.to_bytes(4, "little") for p in [len(support), *support]))
+    counts = shared.to_bytes(width, "little") + len(parts[0]).to_bytes(width, "little")
+    return mark.to_bytes(4, "little") + bytes(tags) + counts + b"".join(parts)
+
+
+def packed(
+    update: Sparse,
+    tag: int,
+    format: values.ValueFormat,
+    layout: Layout,
+    support: list[int] | None = None,
+    seed: int = 0,
+) -> bytes:
     """The payload of the update with its positions in this form."""
     numbers = format.pack(update.values)
-    body = written(tag, update.positions.tolist(), update.size) + numbers
+    body = written(tag, update.positions.tolist(), update.size, support, seed) + numbers
     if format.varies and update.count:
         width = next(width for width in range(1, 5) if len(body) + width < 256**width)
         body += len(numbers).to_bytes(width, "little")
@@ -181,6 +225,70 @@ def test_random_payloads_in_every_format_and_form(support: tuple[list[int], int]
         assert laws.agreed(payload, shared) == ("LengthMismatch" if longer else "")
 
 
+@settings(max_examples=60)
+@given(supports(), st.sampled_from(["subset", "most", "other", "same", "none", "all"]), SEEDS, EXPONENTS)
+def test_random_payloads_against_a_reference(
+    support: tuple[list[int], int], kind: str, seed: int, exponent: int
+) -> None:
+    chosen, n = support
+    random = np.random.default_rng(seed)
+    there = np.zeros(n, np.bool_)
+    there[chosen] = kind not in ("other", "none")
+    if kind in ("subset", "most"):
+        there[random.random(n) < {"subset": 0.01, "most": 0.3}[kind]] ^= True
+    elif kind == "other":
+        there[random.random(n) < 0.05] = True
+    elif kind == "all":
+        there[:] = True
+    held = np.flatnonzero(there)
+    right, format = flat(n)._replace(reference=held), FORMATS[seed % len(FORMATS)]
+    update = Sparse(np.array(chosen, np.int64), numbers(len(chosen), seed, exponent), n)
+    payload = packed(update, positions.REFERENCE, format, right.layout, held.tolist(), seed)
+    length = len(written(positions.REFERENCE, chosen, n, held.tolist(), seed))
+    fault = "LengthMismatch" if length > positions.length(positions.REFERENCE, n, len(chosen))[1] else ""
+    assert laws.agreed(payload, right) == fault
+    ours = wire.pack(update, right.layout, format, held)
+    assert laws.agreed(ours, right) == ""
+    for wrong in (None, held[1:], np.append(held, n) - 1):
+        if wrong is None or (len(held) and held[0] > 0):
+            found = laws.agreed(payload, right._replace(reference=wrong))
+            assert found == (fault or "ReferenceMismatch")
+
+
+@settings(max_examples=60)
+@given(
+    st.sampled_from([1, 2, 9, 255, 1000, 65_537]),
+    st.floats(0, 1),
+    st.one_of(st.integers(0, 2**64 - 1), st.sampled_from([0, 2**63, 2**64 - 1])),
+    EXPONENTS,
+)
+def test_random_seeded_payloads(n: int, density: float, seed: int, exponent: int) -> None:
+    k = round(n * density) if n < 2000 else round(600 * density)
+    shared, format = flat(n), FORMATS[seed % len(FORMATS)]
+    update = np.zeros(n, np.float32)
+    update[:] = numbers(n, seed, exponent)
+    assert laws.agreed(wire.pack_drawn(update, k, seed, shared.layout, format), shared) == ""
+
+
+def test_an_example_of_each_new_way_to_write_positions() -> None:
+    """The examples of the page."""
+    support = [10, 20, 30, 40]
+    data = bytes.fromhex("b3b822b6 2025 0301 02 55")
+    assert reference.read_reference(data, 100, 4, support) == [10, 30, 40, 57]
+    assert reference.drawn(7, 100, 5) == [12, 29, 51, 68, 99]
+    assert [f"{reference.mixed(1234567, i):X}" for i in (0, 1)] == ["599ED017FB08FC85", "2C73F08458540FA5"]
+
+
+def test_dyadic_values_end_before_their_numbers() -> None:
+    """Of the least length that the header allows, where the integers should follow: once an `IndexError`."""
+    for end in (b"", b"\0", b"\0\0"):
+        for k in (1, 8, 9):
+            numbers = struct.pack("<hI", 0, 1) + bytes(-(-k // 8)) + end
+            body = numbers + bytes([len(numbers)])
+            shared = flat(k)
+            assert laws.agreed(payload_of(11, 0, k, k, body, shared.layout), shared) == "InvalidValues"
+
+
 SCHEMES = [*(qsgd.scheme(b) for b in range(2, 9)), *(eden.scheme(b) for b in range(1, 5)), terngrad.scheme()]
 
 
@@ -219,8 +327,17 @@ def damaged(draw: st.DrawFn) -> tuple[bytes, Shared]:
         random = np.random.default_rng(seed)
         chosen = np.flatnonzero(random.random(n) < draw(st.sampled_from([0.02, 0.2, 0.7, 1.0])))
         shared, tags = flat(n), tags_for(chosen.tolist(), n)
+        support = np.flatnonzero(random.random(n) < draw(st.sampled_from([0.0, 0.05, 0.5, 1.0])))
+        if draw(st.booleans()):  # near what is sent
+            support = np.setxor1d(chosen, support[::20])
+        shared = shared._replace(reference=draw(st.sampled_from([support, support, support, support[1:], None])))
+        if draw(st.integers(0, 9)) == 0:
+            chosen, tags = positions.drawn(seed, n, len(chosen)), [positions.SEEDED]
+        elif draw(st.integers(0, 2)) == 0:
+            tags = [positions.REFERENCE]
         update = Sparse(chosen, numbers(len(chosen), seed, exponent), n)
-        payload = packed(update, draw(st.sampled_from(tags)), draw(st.sampled_from(FORMATS)), shared.layout)
+        tag, format = draw(st.sampled_from(tags)), draw(st.sampled_from(FORMATS))
+        payload = packed(update, tag, format, shared.layout, support.tolist(), seed)
     else:
         shared = TENSORS if draw(st.booleans()) else flat(draw(st.sampled_from([0, 1, 70, 600])))
         payload = whole(draw(FORM_CASES), shared, seed, exponent)
@@ -236,7 +353,7 @@ def damaged(draw: st.DrawFn) -> tuple[bytes, Shared]:
         elif kind == "word":
             data[place : place + 4] = draw(st.sampled_from(WORDS))
         elif kind == "head":  # and the first bytes of the body
-            place = draw(st.sampled_from([0, 2, 3, 4, 4, 5, 6, 10, 10, 11, 14, 22, 23]))
+            place = draw(st.sampled_from([0, 2, 3, 4, 4, 5, 6, 10, 10, 11, 14, 22, 23, *range(26, 34)]))
             data[place : place + 1] = draw(st.binary(min_size=1, max_size=1))
         elif kind == "cut":
             del data[len(data) - draw(st.integers(1, 9)) :]
