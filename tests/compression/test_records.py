@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedpress.compression import records
-from fedpress.compression.records import Answer, MessageError, Order
+from fedpress.compression.records import Answer, Download, MessageError, Order
 
 INT = st.integers(0, 2**62)
 
@@ -26,7 +26,28 @@ def through_the_wire(content: RecordDict) -> RecordDict:
     return serde.recorddict_from_proto(serde.recorddict_to_proto(content))
 
 
-@given(st.builds(Order, federation=st.text(), ticket=INT, round=INT, epoch=INT, version=INT, accepted=INT))
+DOWNLOADS = st.builds(
+    Download,
+    tag=st.binary(min_size=1),
+    base=st.none() | st.integers(-1, 2**62),
+    delta=st.binary(),
+    origin=st.binary(),
+    buffers=st.binary(),
+)
+
+
+@given(
+    st.builds(
+        Order,
+        federation=st.text(),
+        ticket=INT,
+        round=INT,
+        epoch=INT,
+        version=INT,
+        accepted=INT,
+        download=st.none() | DOWNLOADS,
+    )
+)
 def test_orders_arrive_as_they_were_sent(order: Order) -> None:
     record = ConfigRecord({"lr": 0.1, **records.write_order(order)})
     assert records.read_order(through_the_wire(RecordDict({"config": record}))) == order
@@ -34,15 +55,39 @@ def test_orders_arrive_as_they_were_sent(order: Order) -> None:
 
 @given(
     st.one_of(
-        st.builds(Answer, ticket=INT, version=INT, payload=st.binary(), buffers=st.binary(), error=st.just("")),
         st.builds(
-            Answer, ticket=INT, version=INT, payload=st.just(b""), buffers=st.just(b""), error=st.text(min_size=1)
-        ),
+            lambda payload, buffers, tag, lost: Answer(7, 3, payload, buffers, "", tag, False, lost),
+            st.binary(),
+            st.binary(),
+            st.binary(),
+            st.booleans(),
+        ),  # fmt: skip
+        st.builds(lambda error, tag: Answer(2**62, 0, error=error, tag=tag), st.text(min_size=1), st.binary()),
+        st.just(Answer(1, 2, needs_model=True)),
     )
 )
 def test_answers_arrive_as_they_were_sent(answer: Answer) -> None:
     content = RecordDict({records.ANSWER: records.write_answer(answer)})
     assert records.read_answer(through_the_wire(content)) == answer
+
+
+@given(st.dictionaries(st.text(min_size=1), st.floats(allow_nan=False) | st.integers(0, 2**62), max_size=5))
+def test_metrics_travel_in_the_answer_and_come_out_again(values: dict[str, float | int]) -> None:
+    answer = Answer(1, 2, b"payload")
+    content = RecordDict({records.ANSWER: records.write_answer(answer), "metrics": MetricRecord(values)})
+    folded = records.folded(content)
+    assert list(folded) == [records.ANSWER]
+    again = records.unfolded(through_the_wire(folded))
+    assert records.read_answer(again) == answer
+    if values:
+        assert again["metrics"] == MetricRecord(values)
+
+
+def test_records_that_do_not_fit_the_answer_stay_beside_it() -> None:
+    answer = records.write_answer(Answer(1, 2, b"payload"))
+    for metrics in ({"a": MetricRecord({"x": [1.0]})}, {"a": MetricRecord({"x": 1}), "b": MetricRecord({"x": 2})}):
+        content = RecordDict({records.ANSWER: answer, **metrics})
+        assert set(records.folded(content)) == {records.ANSWER, *metrics}
 
 
 @pytest.mark.parametrize(
