@@ -253,6 +253,11 @@ class RunFolder:
             )
         return run
 
+    def remove_leftovers(self) -> None:
+        """Removes what killed writes have left anywhere in the folder; nobody may be writing there."""
+        for place in [self.path, *(path for path in self.path.rglob("*") if path.is_dir())]:
+            remove_leftovers(place)
+
     def clear_state(self) -> None:
         """Removes what only a run that goes on needs."""
         shutil.rmtree(self.state, ignore_errors=True)

@@ -387,6 +387,7 @@ def _run(
                 log_file=folder.log,
                 states=folder.client_states,
             ) as grid:
+                folder.remove_leftovers()  # the engine's lock is held: no other run is at work here
                 writer.states = grid.states_digest
                 engine.run(server.server_app(lambda _: planned), grid, config)
         except BaseException as error:

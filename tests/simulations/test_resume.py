@@ -94,6 +94,8 @@ def test_an_interrupted_run_goes_on_to_the_same_end(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_crash_of_the_workers_and_a_damaged_checkpoint_do_not_end_a_run(tmp_path: Path) -> None:
     folder = interrupted(tmp_path / "run", stop=4, crash=2)
+    (folder.path / "bundles").mkdir()
+    (folder.path / "bundles" / ".half.part").write_bytes(b"what a killed write leaves")
     crashed = folder.load_results().rounds[2]
     assert crashed.reasons.get("error", 0) >= 1 and crashed.replies + crashed.refused == 3
     newest = max(folder.checkpoints.iterdir())
@@ -102,6 +104,7 @@ def test_a_crash_of_the_workers_and_a_damaged_checkpoint_do_not_end_a_run(tmp_pa
     results = runner.resume(tmp_path / "run", watch)
     assert (watch.resumed_after, watch.rounds) == ([1, 2], [3, 4, 5])
     assert (results.status, [one.round for one in results.rounds]) == ("finished", [1, 2, 3, 4, 5])
+    assert not list(folder.path.rglob("*.part"))
     assert "round-00000004.safetensors.damaged" in folder.log.read_text()
     assert all(one.replies == 3 for one in results.rounds[3:])
 

@@ -1,0 +1,165 @@
+"""The law over thousands of orders: what the server took in + what the clients keep back == what was trained.
+
+The real strategy, the real mod and the real files, with a link between them that loses, doubles, delays and reorders
+messages, and a server that is killed now and then.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.common import serde
+from flwr.serverapp import Grid
+from flwr.supercore.task_identity import TaskIdentity
+
+from fedpress.client import mod, state
+from fedpress.client.memory import Memory
+from fedpress.compression import encoder, feedback, records, selection, values
+from fedpress.compression.encoder import Encoder
+from fedpress.compression.vector import Layout, TensorSpec
+from fedpress.server import checkpoint
+from fedpress.server.strategy import SparseFed
+from fedpress.server.versions import Downlink
+
+SIZE = 40
+LAYOUT = Layout((TensorSpec("weight", (SIZE,), "float32"),))
+NODES = 5
+ROUNDS = 400
+
+
+def initial() -> ArrayRecord:
+    return records.from_numpy({"weight": np.linspace(-1, 1, SIZE).astype(np.float32)})
+
+
+@pytest.fixture(autouse=True)
+def _identity() -> Iterator[None]:
+    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 0
+    yield
+
+
+class Link(Grid):
+    """Between the server and the clients: what is sent may come never, twice, or rounds later, in any order."""
+
+    def __init__(self, folder: Path, made: Encoder[Any], draw: np.random.Generator) -> None:
+        self.folder, self.draw = folder, draw
+        self.asked = np.zeros(SIZE)
+        self.trained = 0
+        self.seen: dict[str, int] = {"lost": 0, "doubled": 0, "late": 0}
+        self._applied = mod.compress(made, layout=LAYOUT)
+        self._under_way: list[tuple[int, Message]] = []  # round from which on it may come, reply
+
+    def get_node_ids(self) -> list[int]:
+        return list(range(1, NODES + 1))
+
+    def context(self, node: int) -> Context:
+        config: Any = {"state-folder": str(self.folder), "partition-id": node}
+        return Context(run_id=1, node_id=node, node_config=config, state=RecordDict(), run_config={})
+
+    def exchange(self, server_round: int, messages: list[Message], perfect: bool = False) -> list[Message]:
+        """Return the replies that come in this round: of this one, and of earlier ones."""
+        for message in messages:
+            times = 1 if perfect else int(self.draw.choice([0, 1, 2], p=[0.1, 0.8, 0.1]))
+            self._count(times)
+            for _ in range(times):  # an order may come twice
+                reply = self._answer(message)
+                copies = 1 if perfect else int(self.draw.choice([0, 1, 2], p=[0.15, 0.7, 0.15]))
+                self._count(copies)
+                for _ in range(copies):
+                    late = 0 if perfect else int(self.draw.choice([0, 1, 2, 7], p=[0.7, 0.1, 0.1, 0.1]))
+                    self.seen["late"] += late > 0
+                    self._under_way.append((server_round + late, reply))
+        come = [reply for due, reply in self._under_way if due <= server_round]
+        self._under_way = [(due, reply) for due, reply in self._under_way if due > server_round]
+        return [come[index] for index in self.draw.permutation(len(come))]
+
+    def _count(self, times: int) -> None:
+        self.seen["lost"] += times == 0
+        self.seen["doubled"] += times == 2
+
+    def _answer(self, message: Message) -> Message:
+        def application(message: Message, _: Context) -> Message:
+            update = self.draw.standard_normal(SIZE).astype(np.float32) * np.float32(0.01)
+            self.asked += update
+            self.trained += 1
+            arrays = records.to_numpy(message.content["arrays"])
+            trained = records.from_numpy({"weight": arrays["weight"] + update})
+            content = RecordDict({"arrays": trained, "metrics": MetricRecord({"num-examples": 3})})
+            return Message(content, reply_to=message)
+
+        own = serde.message_from_proto(serde.message_to_proto(message))  # as it comes over the wire
+        return self._applied(own, self.context(message.metadata.dst_node_id), application)
+
+    def residuals(self) -> np.ndarray[Any, Any]:
+        """What all clients keep back."""
+        total = np.zeros(SIZE)
+        for node in self.get_node_ids():
+            stored = state.open_store(self.context(node), "default").load()
+            if stored is not None:
+                total += Memory.of(stored).encoder["residual"]
+        return total
+
+    # Not used here: the hooks of the strategy are called by the test.
+    set_run = create_message = push_messages = pull_messages = send_and_receive = run = None  # type: ignore[assignment]
+
+
+ENCODERS = {
+    "residual": lambda: feedback.error_feedback(encoder.sparse(selection.top_k(0.1), values.TERNARY)),
+    "step ahead": lambda: feedback.step_ahead(
+        feedback.error_feedback(encoder.sparse(selection.top_k(0.1), values.INT8))
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("downlink", [None, Downlink(0.2)], ids=["whole", "deltas"])
+@pytest.mark.parametrize("name", ENCODERS)
+def test_nothing_is_lost_over_thousands_of_orders(tmp_path: Path, name: str, downlink: Downlink | None) -> None:
+    draw = np.random.default_rng(4)
+    link = Link(tmp_path, ENCODERS[name](), draw)
+
+    def fresh() -> SparseFed:
+        return SparseFed(fraction_train=0.8, min_replies=2, layout=LAYOUT, downlink=downlink)
+
+    strategy, arrays = fresh(), initial()
+    taken, kills = np.zeros(SIZE), 0
+    saved = b""
+    for number in range(1, ROUNDS + 1):
+        if number > 1 and draw.random() < 0.1:
+            # Killed in the last round after its orders had left, or before: the same tickets are issued again.
+            if draw.random() < 0.5:
+                link.exchange(number, strategy.configure_train(number, arrays, ConfigRecord(), link))
+            strategy, kills = fresh(), kills + 1
+            strategy.restore(checkpoint.unpack(saved), initial())
+            arrays = strategy.model.arrays
+        last = number == ROUNDS
+        if last:
+            strategy.fraction_train, strategy.min_replies = 1.0, 1
+        orders = strategy.configure_train(number, arrays, ConfigRecord(), link)
+        before = strategy.model.master.astype(np.float64)
+        stepped, metrics = strategy.aggregate_train(number, link.exchange(number, orders, perfect=last))
+        assert metrics is not None
+        taken += metrics["replies"] * (strategy.model.master - before)  # type: ignore[operator]
+        arrays = stepped if stepped is not None else arrays
+        saved = checkpoint.pack(strategy.saved())
+    assert metrics["replies"] == NODES  # nothing is under way any more
+    assert link.trained > 1000 and kills > 20 and min(link.seen.values()) > 200
+    assert strategy.lost_states == 0
+    np.testing.assert_allclose(taken + link.residuals(), link.asked, atol=2e-4)
+
+
+def test_orders_that_come_in_the_wrong_order_never_count_twice(tmp_path: Path) -> None:
+    """The one case in which something is lost: an old order after a newer one. The client says so."""
+    link = Link(tmp_path, ENCODERS["residual"](), np.random.default_rng(1))
+    strategy = SparseFed(layout=LAYOUT, min_train_nodes=NODES)
+    old = strategy.configure_train(1, initial(), ConfigRecord(), link)
+    strategy.aggregate_train(1, [])
+    new = strategy.configure_train(2, strategy.model.arrays, ConfigRecord(), link)
+    _, metrics = strategy.aggregate_train(2, link.exchange(2, new, perfect=True))
+    assert metrics is not None and metrics["replies"] == NODES
+    link.exchange(2, old, perfect=True)  # too late for everybody
+    third = strategy.configure_train(3, strategy.model.arrays, ConfigRecord(), link)
+    strategy.aggregate_train(3, link.exchange(3, third, perfect=True))
+    assert strategy.lost_states == NODES
