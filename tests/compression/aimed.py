@@ -34,6 +34,11 @@ RECEIVERS = (
     _flat(70_000),
 )
 _BY_SIZE = {receiver.layout.size: receiver for receiver in RECEIVERS}
+_MARKS = {
+    receiver.layout.size: struct.pack("<I", positions.fingerprint(receiver.reference, receiver.layout.size))
+    for receiver in RECEIVERS
+    if receiver.reference is not None
+}
 _VALUE_TAGS = sorted([values.by_name(name).tag for name in values.names()] + list(wire.FORMS))
 _INDEX_TAGS = [tag for tag in range(64) if positions.known(tag)]
 _PARTS = [tag for tag in _INDEX_TAGS if tag not in (positions.REFERENCE, positions.SEEDED)]
@@ -65,7 +70,7 @@ def aimed(data: bytes) -> tuple[bytes, Shared]:
     k = n if index_tag == positions.ALL else k if k <= n else k % (n + 1)
     body = data[wire.HEADER_BYTES :]
     if index_tag == positions.REFERENCE and receiver.reference is not None and flags // 2 % 2 == 0:
-        body = struct.pack("<I", positions.fingerprint(receiver.reference, n)) + body[4:]
+        body = _MARKS[n] + body[4:]
     if flags % 2 == 0:
         body = (
             _whole(body, value_tag, receiver)

@@ -156,6 +156,14 @@ def stepped(length: int, steps: bytes = STEPS) -> bytes:
     return crafted(RICE + steps + bytes([length]), value_tag=values.STEP.tag)
 
 
+DYADIC = values.DYADIC.pack(example("rice").values)
+
+
+def dyadic(numbers: bytes = DYADIC) -> bytes:
+    """Return the example payload with dyadic values."""
+    return crafted(RICE + numbers + bytes([len(numbers)]), value_tag=values.DYADIC.tag)
+
+
 MARK = positions.fingerprint(REFERENCE, 1000)
 THREE, FOUR = struct.pack("<3H", 0, 8, 333), struct.pack("<4H", 0, 5, 6, 665)  # ranks, raw
 
@@ -286,6 +294,21 @@ FAULTS: dict[str, tuple[Callable[[], bytes], type[errors.PayloadError]]] = {
         lambda: stepped(len(STEPS), struct.pack("<ff", 3e38, 3e38) + STEPS[8:]),
         errors.NonFiniteValues,
     ),
+    "dyadic, shorter than it can be": (lambda: dyadic(DYADIC[:6]), errors.InvalidValues),
+    "dyadic, numbers missing": (lambda: dyadic(DYADIC[:7]), errors.InvalidValues),
+    "dyadic, numbers cut off": (lambda: dyadic(DYADIC[:9]), errors.InvalidValues),
+    "dyadic, a byte over": (lambda: dyadic(DYADIC + b"\0"), errors.InvalidValues),
+    "dyadic, numbers behind equal magnitudes": (
+        lambda: dyadic(struct.pack("<h", 16384) + DYADIC[2:]),
+        errors.InvalidValues,
+    ),
+    "dyadic, 2^32 units": (lambda: dyadic(DYADIC[:2] + b"\xff" * 4 + DYADIC[6:]), errors.InvalidValues),
+    "dyadic, beyond float32": (lambda: dyadic(struct.pack("<h", 127) + DYADIC[2:]), errors.NonFiniteValues),
+    "dyadic, far beyond float32": (lambda: dyadic(struct.pack("<h", 8191) + DYADIC[2:]), errors.NonFiniteValues),
+    "dyadic, equal, beyond float32": (
+        lambda: dyadic(struct.pack("<hI", 16384 + 128, 1) + DYADIC[6:7]),
+        errors.NonFiniteValues,
+    ),
     "log4, levels beyond float32": (
         lambda: crafted(RICE + b"\xff\x1f" + b"\x77" * 4, value_tag=values.LOG4.tag),
         errors.NonFiniteValues,
@@ -327,6 +350,7 @@ FAULTS: dict[str, tuple[Callable[[], bytes], type[errors.PayloadError]]] = {
 def test_the_uncrafted_payload_is_valid() -> None:
     assert wire.decode(crafted(), SHARED).count == 7
     assert crafted() == wire.pack(example("rice"), LAYOUT, values.FLOAT32)
+    assert dyadic() == wire.pack(example("rice"), LAYOUT, values.DYADIC)
     # Ranks 0, 8 and 333 of every third place; 0, 5, 6 and 665 of the others.
     assert wire.decode(referred(), SHARED).sparse().positions.tolist() == [0, 1, 8, 10, 24, 998, 999]
 
@@ -370,6 +394,12 @@ def test_inspect_finds_what_can_be_found_without_a_layout() -> None:
         "step, no numbers",
         "step, base",
         "step, sum",
+        "dyadic, n",
+        "dyadic, a",
+        "dyadic, 2",
+        "dyadic, b",
+        "dyadic, f",
+        "dyadic, e",
         "log",
         "int4, ",
         "sign, ",
@@ -380,7 +410,7 @@ def test_inspect_finds_what_can_be_found_without_a_layout() -> None:
                 wire.inspect(craft())
 
 
-@pytest.mark.parametrize("name", ["int8", "step"])
+@pytest.mark.parametrize("name", ["int8", "step", "dyadic"])
 def test_every_flipped_bit_and_every_shorter_payload_is_refused(name: str) -> None:
     payload = wire.pack(example("rice"), LAYOUT, values.by_name(name))
     for bit in range(8 * len(payload)):
