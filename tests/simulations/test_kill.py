@@ -17,7 +17,7 @@ import pytest
 from fedpress.compression.ledger import Ledger
 from fedpress.simulations.run_folder import RunFolder
 
-KILLS = int(os.environ.get("FEDPRESS_KILLS", "3"))
+KILLS = int(os.environ.get("FEDPRESS_KILLS", "2"))
 SEED = int(os.environ.get("FEDPRESS_KILL_SEED", "1"))
 COMMAND = [sys.executable, "-m", "fedpress.simulations", "simulate"]
 # Small, and with all that a checkpoint must carry: late replies under way, an optimiser with state, deltas, students.
