@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from fedpress.compression import records, vector
 from fedpress.compression.vector import Layout, Vector
 from fedpress.server import optimize
+from fedpress.server.average import Average
 from fedpress.server.checkpoint import CheckpointError, State
 from fedpress.server.optimize import ServerOptimizer
 from fedpress.server.versions import Downlink, Versions
@@ -23,6 +24,7 @@ class GlobalModel:
         layout: which arrays are parameters and which buffers; None: guessed by the usual names.
         optimizer: makes the optimiser from the master.
         downlink: how clients get new versions; None: they get the master itself, whole.
+        averaging: decay of the mean that is published (`average.Average`); 0: the newest model is published.
 
     Attributes:
         layout: of the parameters and buffers.
@@ -41,6 +43,7 @@ class GlobalModel:
         layout: Layout | None,
         optimizer: ServerOptimizer,
         downlink: Downlink | None = None,
+        averaging: float = 0.0,
     ) -> None:
         named = records.to_numpy(arrays)
         self.layout = layout if layout is not None else Layout.of_arrays(named)
@@ -48,6 +51,7 @@ class GlobalModel:
         self.optimizer = optimizer(self.master)
         self.arrays = arrays
         self._steps = 0
+        self._average = Average(averaging) if averaging else None
         self._buffers = self._buffers_of(named)
         self.versions: Versions | None = None
         if downlink:
@@ -58,6 +62,13 @@ class GlobalModel:
     def version(self) -> int:
         """The number of the held model: how many steps made it."""
         return self._steps
+
+    @property
+    def published(self) -> ArrayRecord:
+        """The model to evaluate and to publish: the mean of the held models so far, or the newest."""
+        if self._average is None or not self._average.arrays:
+            return self.arrays
+        return records.from_numpy({name: self._average.arrays[name] for name in self.arrays})
 
     def replace(self, arrays: ArrayRecord) -> None:
         """Take another model's values; the optimiser keeps its state."""
@@ -85,15 +96,26 @@ class GlobalModel:
         if self.versions:
             self.versions.advance(self.master, self._packed_buffers())
         self.arrays = self._held_arrays()
+        if self._average:
+            self._average.add(self._held())
 
     def saved(self) -> State:
         """Return master, optimiser, buffers and versions."""
         own = State(
             {"master": self.master, **{f"buffers/{name}": array for name, array in self._buffers.items()}},
-            {"layout": self.layout.fingerprint, "steps": self._steps, "downlink": self.versions is not None},
+            {
+                "layout": self.layout.fingerprint,
+                "steps": self._steps,
+                "downlink": self.versions is not None,
+                "averaging": self._average is not None,
+            },
         )
         parts = {"own": own, "optimizer": optimize.saved(self.optimizer)}
-        return State.of(**parts, **({"versions": self.versions.saved()} if self.versions else {}))
+        if self.versions:
+            parts["versions"] = self.versions.saved()
+        if self._average:
+            parts["average"] = self._average.saved()
+        return State.of(**parts)
 
     def restore(self, state: State) -> None:
         """Take up what `saved` returned: from here on this model goes on as that one would have.
@@ -107,20 +129,26 @@ class GlobalModel:
                 f"the checkpoint is of another model (layout {own.meta['layout']}, this one is"
                 f" {self.layout.fingerprint}); give the federation a folder of its own"
             )
-        if own.meta["downlink"] != (self.versions is not None):
-            raise CheckpointError("the checkpoint was made with another `downlink`; keep it, or take a new folder")
+        for name, part in (("downlink", self.versions), ("averaging", self._average)):
+            if own.meta.get(name, False) != (part is not None):
+                raise CheckpointError(f"the checkpoint was made with another `{name}`; keep it, or take a new folder")
         self.master[:] = own.arrays["master"]
         self._buffers = {spec.name: own.arrays[f"buffers/{spec.name}"] for spec in self.layout.buffers}
         self._steps = own.meta["steps"]
         optimize.restore(self.optimizer, state.part("optimizer"))
         if self.versions:
             self.versions.restore(state.part("versions"))
+        if self._average:
+            self._average.restore(state.part("average"))
         self.arrays = self._held_arrays()
 
     def _held_arrays(self) -> ArrayRecord:
-        held = self.versions.held.floats(self.layout) if self.versions else self.master
-        named = {**vector.unflatten(held, self.layout), **self._buffers}
+        named = self._held()
         return records.from_numpy({name: named[name] for name in self.arrays})
+
+    def _held(self) -> dict[str, NDArray[Any]]:
+        held = self.versions.held.floats(self.layout) if self.versions else self.master
+        return {**vector.unflatten(held, self.layout), **self._buffers}
 
     def _packed_buffers(self) -> bytes:
         return vector.pack_buffers(self._buffers, self.layout) if self.layout.buffers else b""

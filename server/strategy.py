@@ -53,7 +53,7 @@ class RoundSummary:
     """What one round did."""
 
     round: int
-    arrays: ArrayRecord  # the held model after the round
+    arrays: ArrayRecord  # the model after the round: held, or the mean of held models with `averaging`
     replies: int = 0  # that counted
     refusals: list[Refusal] = field(default_factory=list)
     up_bytes: int = 0
@@ -76,6 +76,8 @@ class SparseFed(Strategy):
     Args:
         optimizer: the server's rule on the mean update; `optimize.sgd(1.0)` is FedAvg.
         downlink: how the model goes down: deltas of a held model that clients keep (`versions.Downlink`); None: whole.
+        averaging: decay of the mean over the rounds that is evaluated and returned (`average.Average`), in [0, 1);
+            0: the newest model is.
         layout: which arrays are parameters and which buffers; by default guessed by the usual names. Clients must
             use the same.
         over_selection: nodes sampled beyond the wanted number; the round ends once the wanted number has answered, and
@@ -114,6 +116,7 @@ class SparseFed(Strategy):
         *,
         optimizer: ServerOptimizer | None = None,
         downlink: Downlink | None = None,
+        averaging: float = 0.0,
         layout: Layout | None = None,
         over_selection: int = 0,
         min_replies: int = 1,
@@ -130,6 +133,8 @@ class SparseFed(Strategy):
         for name, value in (("fraction_train", fraction_train), ("fraction_evaluate", fraction_evaluate)):
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} must be between 0 and 1, and is {value}")
+        if not 0 <= averaging < 1:
+            raise ValueError(f"averaging must be in [0, 1), and is {averaging}")
         if over_selection < 0 or min_replies < 1:
             raise ValueError(
                 f"over_selection must be at least 0 and min_replies at least 1; got {over_selection} and {min_replies}"
@@ -162,6 +167,7 @@ class SparseFed(Strategy):
         self.checkpoints = CheckpointFolder(checkpoints) if isinstance(checkpoints, Path | str) else checkpoints
         self._make_optimizer = optimizer or optimize.sgd()
         self._downlink = downlink
+        self._averaging = averaging
         self._layout = layout
         self._clock = clock
         self._tickets = 0
@@ -336,12 +342,14 @@ class SparseFed(Strategy):
                 evaluated = self.aggregate_evaluate(server_round, replies)
                 if evaluated is not None:
                     result.evaluate_metrics_clientapp[server_round] = evaluated
-            evaluation = evaluate_fn(server_round, arrays) if evaluate_fn else None
+            published = self.model.published
+            evaluation = evaluate_fn(server_round, published) if evaluate_fn else None
             if evaluation is not None:
                 result.evaluate_metrics_serverapp[server_round] = evaluation
             seconds = step.seconds + (clock.now() - since)
             metrics = result.train_metrics_clientapp.get(server_round)
-            self._finish(server_round, arrays, metrics, evaluation, step.first_refusal, seconds)
+            self._finish(server_round, published, metrics, evaluation, step.first_refusal, seconds)
+        result.arrays = self.model.published
         return result
 
     # ---- checkpoints -----------------------------------------------------------------------------------------------
@@ -548,7 +556,7 @@ class SparseFed(Strategy):
     def _adopt(self, arrays: ArrayRecord) -> None:
         """Take the model from outside, at the start or when it is not the one that this strategy made last."""
         if self._model is None:
-            self._model = GlobalModel(arrays, self._layout, self._make_optimizer, self._downlink)
+            self._model = GlobalModel(arrays, self._layout, self._make_optimizer, self._downlink, self._averaging)
             self._total = Accumulator(self._model.layout.size)
             self._sent_by_layer = np.zeros(len(self._model.layout.parameters), np.int64)
         elif arrays is not self._model.arrays:

@@ -110,6 +110,11 @@ class Training(Section):
     proximal: float = Field(
         default=0.0, ge=0, description="FedProx's mu: pulls towards the weights that training started from."
     )
+    precision: Literal["float32", "bfloat16"] = Field(
+        default="float32",
+        description="Of the local forward and backward pass; bfloat16 is faster on recent processors (autocast), and"
+        " the weights stay float32.",
+    )
     device: Literal["cpu", "cuda"] = Field(
         default="cpu", description="Where clients train and models are evaluated: cpu or cuda."
     )
@@ -220,6 +225,14 @@ class ServerOptimizer(Section):
         description="For adam, yogi and adagrad: keeps coordinates that nobody sends from exploding.",
     )
 
+    averaging: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Decay of the mean of the models of all rounds, which is then what is evaluated and published; 0.9:"
+        " of about ten rounds; 0: the newest model.",
+    )
+
     @model_validator(mode="after")
     def _used(self) -> ServerOptimizer:
         takes: dict[str, set[str]] = {"sgd": {"momentum"}, "adagrad": {"epsilon"}, "majority_vote": set()}
@@ -234,9 +247,10 @@ class Evaluation(Section):
     """When and on what the server evaluates the model that clients hold. Round 1 and the last 10 always are."""
 
     every: int = Field(default=1, ge=1, description="Rounds from one evaluation to the next.")
-    split: Literal["test", "validation"] = Field(
+    split: Literal["test", "validation", "proxy"] = Field(
         default="test",
-        description="test: for what is reported; validation: for whatever is chosen by it, such as a learning rate.",
+        description="test: for what is reported; validation: for whatever is chosen by it, such as a learning rate;"
+        " proxy: the same on the larger part that students are distilled on, for runs without students.",
     )
 
 

@@ -52,7 +52,7 @@ class FashionMNIST(Task):
 
     def model(self) -> nn.Module:
         """Two 5x5 convolutions of 32 and 64 channels, each with ReLU and 2x2 max pool, then 512 hidden units."""
-        return nn.Sequential(
+        model = nn.Sequential(
             nn.Conv2d(1, 32, 5),
             nn.ReLU(),
             nn.MaxPool2d(2),
@@ -64,6 +64,8 @@ class FashionMNIST(Task):
             nn.ReLU(),
             nn.Linear(512, 10),
         )
+        # Convolutions and pooling are a third faster so on a CPU.
+        return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
     def data(self) -> Splits:
         """54,000 examples to train, 5,000 proxy, 1,000 validation, 10,000 test.

@@ -42,6 +42,14 @@ def test_training_lowers_the_loss() -> None:
     assert later < first
 
 
+def test_bfloat16_learns_about_the_same_and_keeps_float32_weights() -> None:
+    full = trained(Training(epochs=5, batch_size=10))
+    half = trained(Training(epochs=5, batch_size=10, precision="bfloat16"))
+    start = torch.cat([p.detach().flatten() for p in model().parameters()])
+    assert half.dtype == torch.float32 and not torch.equal(half, full)
+    assert (half - full).norm() < 0.1 * (full - start).norm()
+
+
 def test_steps_replace_epochs() -> None:
     one_epoch = Training(epochs=1, batch_size=10)
     assert torch.equal(trained(one_epoch), trained(Training(epochs=9, steps=5, batch_size=10)))

@@ -199,9 +199,11 @@ def run(
 def test_a_run_that_goes_on_is_the_undisturbed_run(tmp_path: Path, optimizer: str) -> None:
     rule, downlink = OPTIMIZERS[optimizer], None if optimizer == "sgd" else Downlink(0.05)
     expected: list[RoundSummary] = []
-    undisturbed, result = run(tmp_path / "a", 6, expected, optimizer=rule, downlink=downlink)
+    averaging = 0.5 if optimizer == "momentum" else 0.0
+    options: dict[str, Any] = {"optimizer": rule, "downlink": downlink, "averaging": averaging}
+    undisturbed, result = run(tmp_path / "a", 6, expected, **options)
     seen: list[RoundSummary] = []
-    options: dict[str, Any] = {"optimizer": rule, "downlink": downlink, "checkpoints": tmp_path / "checkpoints"}
+    options["checkpoints"] = tmp_path / "checkpoints"
     for kill in (2, 3):
         with pytest.raises(Killed):
             run(tmp_path / "b", 6, seen, kill, **options)
@@ -211,7 +213,7 @@ def test_a_run_that_goes_on_is_the_undisturbed_run(tmp_path: Path, optimizer: st
     assert whole(resumed) == whole(undisturbed)
     assert ended.train_metrics_clientapp == result.train_metrics_clientapp
     assert ended.evaluate_metrics_serverapp == result.evaluate_metrics_serverapp
-    assert list(ended.arrays) == list(result.arrays)
+    assert ended.arrays == result.arrays
     for client in range(4):
         assert (tmp_path / "a" / f"state-{client}").read_bytes() == (tmp_path / "b" / f"state-{client}").read_bytes()
 
@@ -294,6 +296,7 @@ def test_a_finished_run_has_nothing_left_to_do_and_can_be_made_longer(tmp_path: 
         ({"federation": "other"}, "has federation 'default', this run has 'other'"),
         ({"seed": 7}, "has seed 0, this run has 7"),
         ({"downlink": Downlink(0.1)}, "another `downlink`"),
+        ({"averaging": 0.9}, "another `averaging`"),
         ({"initial": records.from_numpy({"weight": np.zeros(7, np.float32)})}, "another model"),
     ],
 )
