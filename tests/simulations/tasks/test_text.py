@@ -82,9 +82,9 @@ def test_the_real_books():
 
 
 def test_the_model_sees_no_character_ahead():
+    torch.manual_seed(0)
     model = Text().model()
     assert sum(parameter.numel() for parameter in model.parameters()) == 311_121 == Layout.of(model).size
-    torch.manual_seed(0)
     one = torch.randint(0, len(ALPHABET) + 1, (2, LENGTH))
     other = one.clone()
     other[:, 40:] = (other[:, 40:] + 1) % len(ALPHABET)
