@@ -60,7 +60,7 @@ def train(
 
     Args:
         model: holds the start weights; afterwards the trained ones.
-        examples: inputs (N, ...) and targets (N,), N >= 1.
+        examples: inputs (N, ...) and targets (N,) or (N, L), N >= 1.
         loss: mean loss over a batch.
         settings: the rule.
         seed: for the order of the examples and all that the model draws.

@@ -97,9 +97,15 @@ class Publisher:
         Raises:
             BudgetError: A tier's budget cannot be met.
             PruneError: The model cannot be pruned.
+            PublishError: The task's targets are sequences, which distillation does not know.
             ValueError: The task holds out no proxy data.
         """
-        example = self.task.data().proxy.inputs[:1]
+        example, targets = self.task.data().proxy.inputs[:1], self.task.data().proxy.targets
+        if targets.ndim > 1:
+            raise PublishError(
+                f"task {self.task.name!r} has sequences of {targets.shape[1:].numel()} labels as targets, and students"
+                " are made for one label an example only; leave them out: students={tiers: []}"
+            )
         if len(example) == 0:
             raise ValueError(f"task {self.task.name!r} holds out no proxy data, which its students would learn on")
         for tier in self.tiers:

@@ -104,6 +104,7 @@ def simulate(
     Scenarios that come with fedpress:
       digits             20 clients, 105,226 parameters, about two minutes
       fashion-mnist-100  100 clients, 582,026 parameters; needs the data (see its error)
+      text-books         66 clients, a book each, 311,121 parameters; needs the data, too
     \b
     Examples:
       fedpress simulate

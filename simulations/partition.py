@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from fedpress.compression import seeds
 from fedpress.compression.errors import FedpressError
 
-Kind = Literal["iid", "dirichlet", "labels"]
+Kind = Literal["iid", "dirichlet", "labels", "natural"]
 Sizes = Literal["natural", "equal"]
 Indices = NDArray[np.int64]
 
@@ -35,6 +35,7 @@ def partition(
     alpha: float = 0.5,
     labels_per_client: int = 2,
     sizes: Sizes = "natural",
+    groups: Indices | None = None,
     seed: int = 0,
 ) -> list[Indices]:
     """Deal out the training examples to the clients.
@@ -43,24 +44,34 @@ def partition(
     "equal" each client has exactly N // clients, and the few that are left over go to nobody.
 
     Args:
-        targets: Label of each training example, (N,).
+        targets: Label of each training example, (N,); for "iid" and "natural" also sequences, (N, L).
         clients: How many parts.
         kind: "iid": at random. "dirichlet": label skew after Yurochkin et al. (2019) for natural sizes (each label is
             divided among the clients by Dir(alpha)) and after Hsu et al. (2019) for equal ones (each client draws its
             mix of labels from Dir(alpha)). "labels": each client has few labels, after McMahan et al. (2017).
+            "natural": each client is one of the data's own groups, in the order of their numbers; nothing is drawn.
         alpha: Concentration; small is skewed, large is close to iid.
         labels_per_client: Labels that a client has, for kind "labels". With equal sizes a client may get one or two
             more where its own have run out.
-        sizes: "natural" or "equal".
+        sizes: "natural" or "equal"; groups have their own.
+        groups: Whose each training example is, (N,), for kind "natural".
         seed: Draws all of it.
 
     Returns:
-        One index array for each client, in a shuffled order.
+        One index array for each client, in a shuffled order (a group's: ascending).
 
     Raises:
-        PartitionError: More clients than examples, more labels than there are, or no draw without an empty client.
+        PartitionError: More clients than examples, more labels than there are, or no draw without an empty client;
+            labels asked of sequences; no groups, or another number of them than clients.
     """
+    if kind == "natural":
+        return _groups(groups, clients)
     targets = np.asarray(targets, dtype=np.int64)
+    if targets.ndim > 1 and kind != "iid":
+        raise PartitionError(
+            f"partition.kind: {kind!r} goes by the label of each example, but the task's targets are sequences of"
+            f" {targets[0].size} labels; use natural (by the task's own groups) or iid"
+        )
     if clients > len(targets):
         raise PartitionError(
             f"clients: {clients} clients cannot share {len(targets)} training examples; each needs at least one"
@@ -73,6 +84,18 @@ def partition(
     return _natural(targets, clients, kind, alpha, labels_per_client, seed)
 
 
+def _groups(groups: Indices | None, clients: int) -> list[Indices]:
+    if groups is None:
+        raise PartitionError("partition.kind: 'natural', but the task has no groups; use iid, dirichlet or labels")
+    owners = np.unique(groups)
+    if clients != len(owners):
+        raise PartitionError(
+            f"clients: got {clients}, but the data has {len(owners)} groups and partition.kind natural gives each a"
+            f" client; write clients: {len(owners)}"
+        )
+    return [np.flatnonzero(groups == owner).astype(np.int64) for owner in owners]
+
+
 def _natural(
     targets: Indices, clients: int, kind: Kind, alpha: float, labels_per_client: int, seed: int
 ) -> list[Indices]:
@@ -82,7 +105,7 @@ def _natural(
 
     # The partitioners deal out a label in the order of the data, so that order is drawn first.
     order = np.random.default_rng(seeds.derive("partition", seed, "order")).permutation(len(targets))
-    table = datasets.Dataset.from_dict({"label": targets[order], "index": order})
+    table = datasets.Dataset.from_dict({"index": order} | ({"label": targets[order]} if kind != "iid" else {}))
     problem = ""
     for attempt in range(ATTEMPTS):
         drawn = seeds.derive("partition", seed, kind, attempt)

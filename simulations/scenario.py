@@ -48,7 +48,7 @@ class TaskChoice(Section):
 
     model_config = ConfigDict(extra="allow")
 
-    name: str = Field(description="A built-in task (digits, fashion-mnist) or your own class as 'module:Class'.")
+    name: str = Field(description="A built-in task (digits, fashion-mnist, text) or your own class as 'module:Class'.")
     folder: str | None = Field(
         default=None,
         description="Where the module of your own class is looked for; by default beside the scenario file.",
@@ -69,8 +69,10 @@ class TaskChoice(Section):
 class Partition(Section):
     """Which client has which training examples."""
 
-    kind: Literal["iid", "dirichlet", "labels"] = Field(
-        default="dirichlet", description="iid: at random; dirichlet: skewed labels; labels: few labels for each client."
+    kind: Literal["iid", "dirichlet", "labels", "natural"] = Field(
+        default="dirichlet",
+        description="iid: at random; dirichlet: skewed labels; labels: few labels for each client; natural: by the"
+        " task's own groups, a client is a book of `text`.",
     )
     alpha: Positive = Field(
         default=0.5, description="Dirichlet concentration: 0.1 is very skewed, 100 is close to iid."
@@ -79,6 +81,12 @@ class Partition(Section):
     sizes: Literal["natural", "equal"] = Field(
         default="natural", description="natural: as the draw falls, uneven; equal: N // clients examples for everyone."
     )
+
+    @model_validator(mode="after")
+    def _groups_as_they_are(self) -> Partition:
+        if self.kind == "natural" and self.sizes == "equal":
+            raise ValueError("sizes: equal does not go with kind natural, whose groups keep their own sizes")
+        return self
 
 
 class Sampling(Section):

@@ -136,6 +136,7 @@ class Workload:
             self.task.data().train.targets.numpy(),
             self.scenario.clients,
             choice.kind,
+            groups=self.task.groups() if choice.kind == "natural" else None,
             alpha=choice.alpha,
             labels_per_client=choice.labels_per_client,
             sizes=choice.sizes,

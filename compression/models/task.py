@@ -37,8 +37,8 @@ class Examples(NamedTuple):
     """Examples held in memory.
 
     Attributes:
-        inputs: What the model is called with, float32 of shape (N, ...).
-        targets: What it should answer, int64 of shape (N,).
+        inputs: What the model is called with, of shape (N, ...): float32, or int64 where it looks up embeddings.
+        targets: What it should answer, int64: one label for each example, (N,), or a sequence of L of them, (N, L).
     """
 
     inputs: Tensor
@@ -62,9 +62,9 @@ class Splits(NamedTuple):
 class Task(ABC):
     """A model, its data and its loss.
 
-    A subclass gives `name`, `model` and `data`, and may replace `loss` and `correct`; these two defaults are those of
-    classification with one label for each example. Instances are made in every worker process, so constructors are
-    cheap and `data` loads on its first call.
+    A subclass gives `name`, `model` and `data`, and may replace `loss` and `correct`, whose defaults are those of
+    classification with one label for each example, and `groups`. Instances are made in every worker process, so
+    constructors are cheap and `data` loads on its first call.
     """
 
     name: str
@@ -77,18 +77,25 @@ class Task(ABC):
     def data(self) -> Splits:
         """The four parts; the same tensors on every call, never written to."""
 
+    def groups(self) -> NDArray[np.int64] | None:
+        """Whose each training example is, (N,), equal numbers for one owner: a writer, a book, a device.
+
+        The partition `natural` gives each of them a client. None, the default: the data do not say.
+        """
+        return None
+
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The mean loss of a batch, a scalar: by default cross-entropy of logits (N, classes) and labels (N,)."""
         return nn.functional.cross_entropy(outputs, targets)
 
     def correct(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Which answers are right, bool (N,): by default those whose largest logit is the label's."""
+        """Which answers are right, bool, of the targets' shape: by default those whose largest logit is the label's."""
         return outputs.argmax(dim=1) == targets
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `evaluate` saw: mean loss, accuracy as a fraction, and the number of examples."""
+    """What `evaluate` saw: mean loss, accuracy as a fraction of all answers, and the number of examples."""
 
     loss: float
     accuracy: float
@@ -100,6 +107,7 @@ def evaluate(
 ) -> Evaluation:
     """Mean loss and accuracy of a model, in evaluation mode and without gradients.
 
+    Each answer that `task.correct` judges counts alike: one an example, or one for each place of a sequence.
     The modules' training modes are put back afterwards, each its own; the model stays on `device`.
 
     Raises:
@@ -110,7 +118,7 @@ def evaluate(
         raise ValueError("evaluate: got 0 examples, expected at least 1; is this split of the task empty?")
     modes = {module: module.training for module in model.modules()}
     model.to(device).eval()
-    loss, right = 0.0, 0
+    loss, right, answers = 0.0, 0, 0
     try:
         with torch.no_grad():
             for start in range(0, count, batch_size):
@@ -118,11 +126,13 @@ def evaluate(
                 targets = examples.targets[start : start + batch_size].to(device)
                 outputs = model(inputs)
                 loss += float(task.loss(outputs, targets)) * len(targets)
-                right += int(task.correct(outputs, targets).sum())
+                correct = task.correct(outputs, targets)
+                right += int(correct.sum())
+                answers += correct.numel()
     finally:
         for module, training in modes.items():
             module.training = training
-    return Evaluation(loss / count, right / count, count)
+    return Evaluation(loss / count, right / answers, count)
 
 
 def check_splits(splits: Splits) -> None:

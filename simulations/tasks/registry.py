@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 BUILT_IN = {
     "digits": "fedpress.simulations.tasks.digits:Digits",
     "fashion-mnist": "fedpress.simulations.tasks.fashion_mnist:FashionMNIST",
+    "text": "fedpress.simulations.tasks.text:Text",
 }
 """Name of a built-in task -> where its class is."""
 

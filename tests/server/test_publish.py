@@ -128,6 +128,15 @@ def test_a_task_without_proxy_data_is_found_by_the_check(tmp_path: Path) -> None
         Publisher(NoProxy(), ModelStore(tmp_path), TIERS).check(Digits().model())
 
 
+def test_a_task_with_sequences_is_found_by_the_check(tmp_path: Path) -> None:
+    class Sequences(Digits):
+        def data(self) -> Splits:
+            return Splits(*(part._replace(targets=part.targets[:, None].repeat(1, 5)) for part in super().data()))
+
+    with pytest.raises(PublishError, match=r"'digits' has sequences of 5 labels .* students=\{tiers: \[\]\}"):
+        Publisher(Sequences(), ModelStore(tmp_path), TIERS).check(Digits().model())
+
+
 def test_a_student_that_diverges_is_not_published(tmp_path: Path, teacher: nn.Module) -> None:
     store = ModelStore(tmp_path)
     with pytest.raises(NonFiniteError, match="Lower the learning rate"):

@@ -102,6 +102,8 @@ def test_help_and_version_import_nothing_heavy(tmp_path):
         (["simulate", "--set", "task.colour=red"], "task.colour: task 'digits' does not take it"),
         (["simulate", "--set", "task=nowhere:Task"], "there is no module 'nowhere'"),
         (["simulate", "fashion-mnist-100", "--set", "task.data_dir=nowhere"], "apt-get install dataset-fashion-mnist"),
+        (["simulate", "text-books", "--set", "task.data_dir=nowhere"], "the folder nowhere does not exist"),
+        (["simulate", "--set", "partition.kind=natural"], "partition.kind: 'natural', but the task has no groups"),
         (["simulate", "--set", "clients=2000"], "2000 clients cannot share 1037 training examples"),
         (["simulate", "--out", "full"], "full is not empty"),
         (["simulate", "--resume", "nowhere"], "there is no run folder nowhere"),

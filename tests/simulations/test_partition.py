@@ -60,6 +60,23 @@ def test_natural_parts_cover_everything_once(kind, clients, seed):
     assert sum(map(len, parts)) == len(targets)
 
 
+@given(groups=st.lists(st.integers(-3, 40), min_size=1, max_size=200))
+def test_groups_are_clients_whole_and_in_order(groups):
+    targets, owners = np.zeros((len(groups), 5), np.int64), np.array(groups, np.int64)
+    parts = partition(targets, len(set(groups)), "natural", groups=owners)
+    check(parts, targets, len(set(groups)))
+    assert sum(map(len, parts)) == len(groups)
+    assert [set(owners[part].tolist()) for part in parts] == [{owner} for owner in sorted(set(groups))]
+
+
+@pytest.mark.parametrize("sizes", ["natural", "equal"])
+def test_sequences_are_dealt_out_at_random(sizes):
+    targets = labels(600).reshape(60, 10)
+    parts = partition(targets, 7, "iid", sizes=sizes, seed=1)
+    check(parts, targets, 7)
+    assert {len(part) for part in parts} <= {8, 9}
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("sizes", ["natural", "equal"])
 def test_the_seed_decides(kind, sizes):
@@ -114,9 +131,18 @@ def test_natural_iid_sizes_differ_by_one_at_most_and_labels_are_mixed():
         ({"clients": 4, "kind": "labels", "labels_per_client": 5}, "got 5, but the data has 4 labels"),
         ({"clients": 40, "kind": "dirichlet", "alpha": 0.01}, "no draw in 20 gives each of 40 clients an example"),
         ({"clients": 1, "kind": "labels", "labels_per_client": 2}, "a label without a client"),
+        ({"clients": 4, "kind": "natural"}, "the task has no groups"),
+        ({"clients": 4, "kind": "natural", "groups": np.arange(40) // 8}, "got 4, .* 5 groups .* write clients: 5"),
     ],
 )
 def test_what_cannot_be_done_is_said(arguments, text):
     clients, kind = arguments.pop("clients"), arguments.pop("kind")
     with pytest.raises(PartitionError, match=text):
         partition(labels(40, 4), clients, kind, **arguments)
+
+
+@pytest.mark.parametrize("kind", ["dirichlet", "labels"])
+@pytest.mark.parametrize("sizes", ["natural", "equal"])
+def test_labels_of_sequences_are_refused(kind, sizes):
+    with pytest.raises(PartitionError, match=f"'{kind}' goes by the label of each example, .* sequences of 10 labels"):
+        partition(labels(400).reshape(40, 10), 4, kind, sizes=sizes)

@@ -34,7 +34,7 @@ def test_examples_in_docstrings(module):
 def test_shipped_scenarios_are_valid_and_carry_their_own_name(name):
     loaded = load(name)
     assert loaded.name == name
-    assert loaded.students.tiers
+    assert bool(loaded.students.tiers) == (loaded.task.name != "text")
 
 
 def test_the_default_scenario_is_the_one_promised():
@@ -56,7 +56,7 @@ def test_fashion_mnist_100_is_the_one_promised():
     rounds=st.integers(1, 10_000),
     density=st.floats(1e-6, 1),
     alpha=st.floats(1e-3, 1e3),
-    kind=st.sampled_from(["iid", "dirichlet", "labels"]),
+    kind=st.sampled_from(["iid", "dirichlet", "labels", "natural"]),
     number_format=st.sampled_from(values.names()),
     deadline=st.none() | st.floats(0.1, 1e4),
     parameters=st.integers(1, 10**9) | st.floats(1e-6, 0.999),
@@ -91,12 +91,13 @@ def test_json_and_yaml_give_the_scenario_back(rounds, density, alpha, kind, numb
         ("clients=", "clients: got null, expected a whole number"),
         ("encoder.kind=topk", "got 'topk', expected top_k, random_k, dense; did you mean 'top_k'?"),
         ("encoder.values=ternery", "did you mean 'ternary'? (value given: 'ternery')"),
-        ("task=digts", "task.name: expected digits, fashion-mnist or a class of your own as 'module:Class'; did you"),
+        ("task=digts", "task.name: expected digits, fashion-mnist, text or a class of your own as 'module:Class'; did"),
         ("roundz=3", "roundz: unknown key (value given: 3); did you mean 'rounds'?"),
         ("trainig.epochs=2", "trainig: unknown key (value given: {'epochs': 2}); did you mean 'training'?"),
         ("encoder.density=0.1", "encoder.density: unknown key (value given: 0.1); 'density' is a key of the top level"),
         ("batch_size=3", "'batch_size' is written training.batch_size"),
         ("colour=red", "a scenario has the keys name, task, clients, rounds"),
+        ("partition={kind: natural, sizes: equal}", "sizes: equal does not go with kind natural, whose groups keep"),
         ("partition=iid", "partition: got 'iid', expected a section with the keys kind, alpha"),
         ("training.steps=3", "epochs and steps: give one and set the other to null"),
         ("server.momentum=1", "server.momentum: got 1, expected 0 <= momentum < 1"),
@@ -182,7 +183,7 @@ def test_a_file_that_is_not_text(tmp_path):
 
 
 def test_unknown_scenario_names_the_nearest():
-    assert problems(base="digit").endswith("digits, fashion-mnist-100; did you mean 'digits'?")
+    assert problems(base="digit").endswith("digits, fashion-mnist-100, text-books; did you mean 'digits'?")
 
 
 def test_a_run_folder_can_be_run_again(tmp_path):

@@ -40,6 +40,33 @@ def test_evaluation_does_not_depend_on_the_batches(batch_size: int) -> None:
     assert found.count == 10
 
 
+class Places(Task):
+    """At each of three places the sign of a number; right from 0.5 on, so that accuracy and loss differ."""
+
+    name = "places"
+
+    def model(self) -> nn.Module:
+        return nn.Identity()
+
+    def data(self) -> Splits:
+        raise NotImplementedError
+
+    def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return (outputs - targets).square().mean()
+
+    def correct(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return (outputs >= 0.5) == (targets == 1)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+def test_each_place_of_a_sequence_is_an_answer(batch_size: int) -> None:
+    inputs = torch.tensor([[0.9, 0.1, 0.6], [0.2, 0.2, 0.2], [0.7, 0.4, 0.8]])
+    targets = torch.tensor([[1, 1, 1], [0, 0, 0], [1, 0, 0]])
+    found = evaluate(nn.Identity(), Places(), Examples(inputs, targets), batch_size=batch_size)
+    assert (found.accuracy, found.count) == (pytest.approx(7 / 9), 3)
+    assert found.loss == pytest.approx(float((inputs - targets).square().mean()))
+
+
 def test_evaluation_leaves_the_model_as_it_was() -> None:
     model = Rows().model().train()
     model[1].eval()  # a layer that a user froze

@@ -1,0 +1,169 @@
+"""Task `text`: the next character, where a client is a book.
+
+After the Shakespeare task of H. B. McMahan et al., "Communication-Efficient Learning of Deep Networks from
+Decentralized Data", AISTATS 2017, where a client is a role in a play. Here it is one of the 66 books of the King James
+Bible, which Debian's package bible-kjv-text installs, or a file of one's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from fedpress.compression.models.task import Examples, Splits, Task, disjoint
+from fedpress.simulations.tasks import kjv
+from fedpress.simulations.tasks.registry import TaskError
+
+LENGTH = 64
+"""Characters that a window asks for; it takes one more from the book, to begin with."""
+
+ALPHABET = " abcdefghijklmnopqrstuvwxyz0123456789.,;:!?'\"()-"
+"""Label 1 and on; label 0 is every other character. Fixed, so that a client need not know the others' texts."""
+
+HELD_OUT = {"proxy": 0.02, "validation": 0.02, "test": 0.04}
+"""Share of a book's windows in each part, at least one, in this order at its end; the rest is trained on."""
+
+EMBEDDING, HIDDEN = 32, 256
+
+
+class Text(Task):
+    """Windows of text with an LSTM of 311,121 parameters that says the next character at each of 64 places.
+
+    Inputs and targets are int64 (N, 64), the targets one character ahead. Text is in lower case, every run of white
+    space is one space, and what is not in `ALPHABET` is one label of its own. A book is cut into windows that share no
+    character; the last of them are held out (`HELD_OUT`), each part a stretch of its own, the same in every run. The
+    partition `natural` makes every book a client, with as many examples as it is long.
+
+    Args:
+        data_dir: Folder whose .txt files, in UTF-8, are the books, in the order of their names; by default the King
+            James Bible as Debian's package bible-kjv-text has it.
+    """
+
+    name = "text"
+
+    def __init__(self, data_dir: str | None = None) -> None:
+        self.data_dir = None if data_dir is None else Path(data_dir).expanduser()
+
+    def model(self) -> nn.Module:
+        """An embedding of 32, an LSTM of 256 units, a linear layer; logits (N, 64, 49)."""
+        return NextCharacter()
+
+    def data(self) -> Splits:
+        """66 books: 58,529 windows to train, 1,275 proxy, 1,275 validation, 2,545 test.
+
+        Raises:
+            TaskError: The package, the folder or its files are absent, unreadable or too short.
+        """
+        return _corpus(self.data_dir).splits
+
+    def groups(self) -> NDArray[np.int64]:
+        """The book of each training example, from 0, (N,)."""
+        return _corpus(self.data_dir).books
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Mean cross-entropy of a character, of logits (N, L, labels) and characters (N, L)."""
+        return nn.functional.cross_entropy(outputs.flatten(0, 1), targets.flatten())
+
+    def correct(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Which characters are right, bool (N, L)."""
+        return outputs.argmax(dim=-1) == targets
+
+
+class NextCharacter(nn.Module):
+    """Embedding, LSTM and a linear layer: characters (N, L) to logits of the next one (N, L, labels)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        labels = len(ALPHABET) + 1
+        self.embedding = nn.Embedding(labels, EMBEDDING)
+        self.lstm = nn.LSTM(EMBEDDING, HIDDEN, batch_first=True)
+        self.output = nn.Linear(HIDDEN, labels)
+
+    def forward(self, characters: Tensor) -> Tensor:
+        """Logits at each place, from that character and those before it; every window starts from a state of zeros."""
+        hidden, _ = self.lstm(self.embedding(characters))
+        logits: Tensor = self.output(hidden)
+        return logits
+
+
+class Corpus(NamedTuple):
+    """The four parts, and the book of each training example."""
+
+    splits: Splits
+    books: NDArray[np.int64]
+
+
+@cache
+def _corpus(folder: Path | None) -> Corpus:
+    texts = kjv.books() if folder is None else _read(folder)
+    books = [windows(text, name) for name, text in texts.items()]
+    parts = split_indices([len(book) for book in books])
+    disjoint(*parts.values())
+    everything = torch.from_numpy(np.concatenate(books))
+    examples = Examples(everything[:, :-1], everything[:, 1:])
+    owners = np.repeat(np.arange(len(books)), [len(book) for book in books])
+    return Corpus(Splits(**{part: examples.take(chosen) for part, chosen in parts.items()}), owners[parts["train"]])
+
+
+def windows(text: str, name: str) -> NDArray[np.int64]:
+    """Cut a text into windows of labels, (N, LENGTH + 1), that share no character; what is left at its end is dropped.
+
+    Raises:
+        TaskError: The text, `name`, is too short to be in every part, or most of it is not in the alphabet.
+    """
+    labels = {character: label for label, character in enumerate(ALPHABET, 1)}
+    line = " ".join(text.lower().split())
+    written = np.array([labels.get(character, 0) for character in line], dtype=np.int64)
+    count, least = len(written) // (LENGTH + 1), len(HELD_OUT) + 1
+    if count < least:
+        raise TaskError(
+            f"task text: {name} has {len(written)} characters, expected at least {least * (LENGTH + 1)}, a window of"
+            f" {LENGTH + 1} for each of train, {', '.join(HELD_OUT)}; leave it out or join it to another"
+        )
+    if 2 * np.count_nonzero(written) < len(written):
+        raise TaskError(
+            f"task text: {np.mean(written == 0):.0%} of {name} is not in the alphabet {ALPHABET!r}; expected text in"
+            " Latin letters"
+        )
+    return written[: count * (LENGTH + 1)].reshape(count, LENGTH + 1)
+
+
+def split_indices(counts: list[int]) -> dict[str, NDArray[np.int64]]:
+    """Index set of each part into the windows of all books in a row, by name of the part.
+
+    Args:
+        counts: Windows of each book.
+    """
+    parts: Mapping[str, list[NDArray[np.int64]]] = {part: [] for part in ("train", *HELD_OUT)}
+    start = 0
+    for count in counts:
+        sizes = [max(1, round(share * count)) for share in HELD_OUT.values()]
+        ends = np.cumsum([count - sum(sizes), *sizes])
+        for part, chosen in zip(parts, np.split(np.arange(start, start + count), ends[:-1]), strict=True):
+            parts[part].append(chosen)
+        start += count
+    return {part: np.concatenate(chosen) for part, chosen in parts.items()}
+
+
+def _read(folder: Path) -> dict[str, str]:
+    if not folder.is_dir():
+        raise TaskError(f"task.data_dir: the folder {folder} does not exist; expected a folder of .txt files")
+    paths = sorted(folder.glob("*.txt"))
+    if not paths:
+        raise TaskError(f"task.data_dir: {folder} has no .txt files; each is a client, the folders in it are not read")
+    texts = {}
+    for path in paths:
+        try:
+            texts[str(path)] = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise TaskError(f"{path}: byte {error.start} is not UTF-8; save it as UTF-8") from None
+        except OSError as error:
+            raise TaskError(f"{path}: cannot be read: {error.strerror}") from None
+    return texts
