@@ -502,7 +502,7 @@ class SparseFed(Strategy):
             content = records.unfolded(reply.content)
             try:
                 answer = records.read_answer(content)
-                weight = self._weight(content)
+                weight = 0.0 if answer.error or answer.needs_model else self._weight(content)
             except records.MessageError as error:
                 self._refuse(server_round, node, "malformed", str(error))
                 continue
