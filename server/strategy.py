@@ -244,6 +244,7 @@ class SparseFed(Strategy):
             self.model.step(total.mean(), buffers.result(self.model.buffers))
             for answer in counted:
                 self._accepted[answer.node] = answer.ticket
+                self.lost_states += answer.lost_state
                 if self.on_accepted:
                     self.on_accepted(server_round, answer.node, answer.payload)
             metrics = self.train_metrics_aggr_fn([answer.content for answer in counted], self.weighted_by_key)
@@ -510,6 +511,7 @@ class SparseFed(Strategy):
                 self._confirmed.pop(node, None)
                 self._refuse(server_round, node, "no model", "the client could not use the model that it was sent")
             elif answer.error:
+                self._tickets = max(self._tickets, answer.answered)  # this server began anew, and its tickets are old
                 self._refuse(server_round, node, "client error", answer.error)
             elif order is None or answer.ticket != order.ticket:
                 self._refuse(
@@ -524,10 +526,12 @@ class SparseFed(Strategy):
                     self._confirmed[node] = answer.version
                 if answer.lost_state:
                     log(WARNING, "node %d has lost what it kept back of earlier updates", node)
-                    self.lost_states += 1
                 del self._orders[node]  # the ticket is closed: the same answer again does not fit it
                 metrics = _metrics_only(content)
-                yield _Checked(node, answer.ticket, weight, answer.payload, answer.buffers, metrics, order.download)
+                yield _Checked(
+                    node, answer.ticket, weight, answer.payload, answer.buffers, metrics, order.download,
+                    answer.lost_state,
+                )  # fmt: skip
 
     def _weight(self, content: RecordDict) -> float:
         """Return the number of examples that a reply claims. Raises MessageError when it is missing or out of range."""
@@ -642,6 +646,7 @@ class _Checked(NamedTuple):
     buffers: bytes
     content: RecordDict  # without the payload
     download: Download | None  # that the client trained from
+    lost_state: bool  # it has lost what it kept back
 
 
 def _metrics_only(content: RecordDict) -> RecordDict:
