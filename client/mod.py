@@ -59,11 +59,8 @@ class _Start(NamedTuple):
     layout: Layout
     key: str  # of the ArrayRecord for the application
     arrays: dict[str, Any]  # the held model
-    kept: model.Kept | None  # the same, where clients hold one
-
-    @property
-    def tag(self) -> bytes:
-        return self.kept.held.tag(0) if self.kept else b""
+    kept: model.Kept | None = None  # the same, where clients hold one
+    tag: bytes = b""  # of that
 
 
 class _Client:
@@ -83,12 +80,12 @@ class _Client:
         self._encoder = encoder
         self._layout = layout
         self._store = state.open_store(context, order.federation)
-        self._damaged = False
+        self._lost = False
         try:
             stored = self._store.load()
         except state.DamagedState as error:
             log(ERROR, "%s; what it kept back is lost, and this client takes part as a new one", error)
-            stored, self._damaged = None, True
+            stored, self._lost = None, True
         self._memory = None if stored is None else Memory.of(stored)
 
     def train(self, call_next: ClientAppCallable) -> Message:
@@ -102,6 +99,9 @@ class _Client:
             error = f"ticket {order.ticket} is older than {memory.ticket}, the last one answered here"
             log(WARNING, "%s: nothing is done", error)
             return self._reply(Answer(order.ticket, order.version, error=error, answered=memory.ticket))
+        if memory is not None and memory.epoch != order.epoch:
+            log(WARNING, "epoch %d follows %d: what was kept back for another model is lost", order.epoch, memory.epoch)
+            self._memory, self._lost = None, True
         began = self._start()
         if began is None:
             return self._reply(Answer(order.ticket, order.version, needs_model=True))
@@ -145,12 +145,17 @@ class _Client:
     def evaluate(self, call_next: ClientAppCallable) -> Message:
         """Let the application evaluate the held model."""
         order, memory = self._order, self._memory
+        if memory is not None and memory.epoch != order.epoch:
+            raise records.MessageError(
+                f"the model to evaluate is of epoch {order.epoch}, this client has that of epoch {memory.epoch}, until "
+                "an order to train brings another"
+            )
         began = self._start()
         if began is None:
             return self._reply(Answer(order.ticket, order.version, needs_model=True))
         self._message.content[began.key] = records.from_numpy(began.arrays)
         if began.kept:  # the upload that is under way stays as it is
-            ticket, pending, lost = (memory.ticket, memory.reply, memory.lost) if memory else (0, b"", self._damaged)
+            ticket, pending, lost = (memory.ticket, memory.reply, memory.lost) if memory else (0, b"", self._lost)
             encoder_state = self._restored(began.layout) if memory else self._encoder.init(began.layout)
             self._save(began, encoder_state, ticket, pending, lost)
         reply = call_next(self._message, self._context)
@@ -175,13 +180,14 @@ class _Client:
         if not agreed.parameters:
             return None  # a new client that has neither a layout nor the arrays: it must see them once
         if order.download is None:
-            return _Start(agreed, key, arrays, None)
+            return _Start(agreed, key, arrays)
         kept = self._memory.kept if self._memory and self._memory.fingerprint == agreed.fingerprint else None
         kept = model.receive(order, order.download, kept, content, agreed)
         if kept is None:
             return None
         buffers = vector.unpack_buffers(kept.held.buffers, agreed) if agreed.buffers else {}
-        return _Start(agreed, key, {**vector.unflatten(kept.held.floats(agreed), agreed), **buffers}, kept)
+        arrays = {**vector.unflatten(kept.held.floats(agreed), agreed), **buffers}
+        return _Start(agreed, key, arrays, kept, order.download.tag)
 
     def _reply(self, answer: Answer) -> Message:
         return Message(RecordDict({records.ANSWER: records.write_answer(answer)}), reply_to=self._message)
@@ -198,7 +204,7 @@ class _Client:
         if self._memory is None or self._memory.ticket < accepted:
             if accepted:
                 log(WARNING, "ticket %d was accepted, and the state here is older: it starts anew", accepted)
-            return self._encoder.init(layout), accepted > 0 or self._damaged
+            return self._encoder.init(layout), accepted > 0 or self._lost
         taken = self._memory.ticket == accepted
         return self._encoder.settle(self._restored(layout), taken), self._memory.lost and not taken
 
@@ -213,7 +219,8 @@ class _Client:
 
     def _save(self, began: _Start, encoder_state: Any, ticket: int, reply: bytes, lost: bool) -> None:
         flat, layout = state.flatten_state(encoder_state), began.layout
-        self._store.save(Memory(flat, ticket, layout.fingerprint, layout, reply, began.kept, lost).stored())
+        memory = Memory(flat, ticket, layout.fingerprint, layout, reply, began.kept, lost, self._order.epoch)
+        self._store.save(memory.stored())
 
 
 def _layout(
