@@ -145,6 +145,11 @@ class EncoderChoice(Section):
         description="What happens to the entries not sent: none: lost; residual: added to the next update (error"
         " feedback); step_ahead: besides, training starts from the model plus what is kept back (SA-PEF).",
     )
+    residual: Literal["float32", "float16"] = Field(
+        default="float32",
+        description="How a client keeps what it keeps back: float16 takes half the disk; what its rounding drops is"
+        " counted.",
+    )
     clip_norm: Positive | None = Field(
         default=None, description="Largest L2 norm of an update; longer ones are scaled down."
     )
@@ -172,9 +177,11 @@ class EncoderChoice(Section):
             if getattr(self, key) is not None and key not in takes:
                 taking = [name for name, recipe in recipes.RECIPES.items() if key in recipe.takes]
                 raise ValueError(f"{key} is for the recipes {', '.join(taking)}; recipe is {self.recipe or 'null'}")
+        if self.residual != "float32" and self.feedback == "none":
+            raise ValueError(f"residual {self.residual} has no meaning with feedback none, which keeps nothing back")
         if self.recipe is None:
             return self
-        for key in ("kind", "scope", "values", "feedback"):
+        for key in ("kind", "scope", "values", "feedback", "residual"):
             if getattr(self, key) != type(self).model_fields[key].default:
                 raise ValueError(f"{key} has no meaning beside recipe {self.recipe}, which rules it; leave one out")
         if self.warm_up_rounds and "density" not in takes:

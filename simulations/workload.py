@@ -23,7 +23,7 @@ from torch import nn
 
 from fedpress.client.train import Training
 from fedpress.compression import encoder as encoders
-from fedpress.compression import feedback, seeds, selection, values, vector
+from fedpress.compression import feedback, half, seeds, selection, values, vector
 from fedpress.compression.encoder import Encoder
 from fedpress.compression.files import write_atomically
 from fedpress.compression.held import Draw
@@ -105,7 +105,9 @@ class Workload:
             if choice.feedback == "none":
                 return made
             made = feedback.error_feedback(made)
-            return feedback.step_ahead(made) if choice.feedback == "step_ahead" else made
+            if choice.feedback == "step_ahead":
+                made = feedback.step_ahead(made)
+            return half.half_precision(made) if choice.residual == "float16" else made
 
         made = at(density)
         if choice.warm_up_rounds:

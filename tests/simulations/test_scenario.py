@@ -121,6 +121,8 @@ def test_json_and_yaml_give_the_scenario_back(rounds, density, alpha, kind, numb
         ("encoder={recipe: stc, bits: 4}", "encoder: bits is for the recipes qsgd, eden; recipe is stc"),
         ("encoder={rank: 4}", "encoder: rank is for the recipes powersgd; recipe is null"),
         ("encoder={recipe: stc, values: int8}", "encoder: values has no meaning beside recipe stc"),
+        ("encoder={feedback: none, residual: float16}", "residual float16 has no meaning with feedback none"),
+        ("encoder={recipe: stc, residual: float16}", "encoder: residual has no meaning beside recipe stc"),
         ("encoder={recipe: eden, warm_up_rounds: 3}", "warm_up_rounds has no meaning for recipe eden"),
         ("encoder=signsgd", "server.optimizer: got 'sgd' with encoder.recipe 'signsgd'; signsgd and majority_vote go"),
         ("server={optimizer: majority_vote, learning_rate: 0.01}", "with encoder.recipe None; signsgd and majority"),
