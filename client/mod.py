@@ -15,7 +15,7 @@ from flwr.supercore import log
 from fedpress.client import model, state
 from fedpress.client.memory import Memory
 from fedpress.compression import records, seeds, vector
-from fedpress.compression.encoder import Encoder, Shared
+from fedpress.compression.encoder import Encoder
 from fedpress.compression.errors import NonFiniteError
 from fedpress.compression.records import Answer, Order
 from fedpress.compression.vector import Layout
@@ -123,8 +123,7 @@ class _Client:
         trained = records.to_numpy(trained_record)
         update = vector.flatten(trained, agreed)
         update -= start
-        reference = model.support(order.download, agreed)
-        shared = Shared(agreed, order.round, order.epoch, reference)
+        shared = model.shared(order, agreed)
         seed = seeds.derive(order.federation, order.round, state.client_index(self._context), "encode")
         answer = Answer(order.ticket, order.version, tag=began.tag, lost_state=lost)
         try:

@@ -76,6 +76,8 @@ class SparseFed(Strategy):
     Args:
         optimizer: the server's rule on the mean update; `optimize.sgd(1.0)` is FedAvg.
         downlink: how the model goes down: deltas of a held model that clients keep (`versions.Downlink`); None: whole.
+        prediction: factor of what the download predicts of an update; 0: nothing. Other than 0 exactly where clients
+            use `cafe.aggregate_feedback`, and then the same as there. Needs a downlink.
         layout: which arrays are parameters and which buffers; by default guessed by the usual names. Clients must
             use the same.
         over_selection: nodes sampled beyond the wanted number; the round ends once the wanted number has answered, and
@@ -114,6 +116,7 @@ class SparseFed(Strategy):
         *,
         optimizer: ServerOptimizer | None = None,
         downlink: Downlink | None = None,
+        prediction: float = 0.0,
         layout: Layout | None = None,
         over_selection: int = 0,
         min_replies: int = 1,
@@ -136,6 +139,10 @@ class SparseFed(Strategy):
             )
         if deadline is not None and not deadline > 0:
             raise ValueError(f"deadline must be a positive number of seconds or None, and is {deadline}")
+        if prediction and downlink is None:
+            raise ValueError(
+                f"prediction is {prediction:g} without a downlink, but what is predicted is its last delta"
+            )
         self.fraction_train = fraction_train
         self.fraction_evaluate = fraction_evaluate
         self.min_train_nodes = min_train_nodes
@@ -148,6 +155,7 @@ class SparseFed(Strategy):
         self.evaluate_metrics_aggr_fn = evaluate_metrics_aggr_fn or weighted_metrics
         self.over_selection = over_selection
         self.min_replies = min_replies
+        self.prediction = prediction
         self.deadline = deadline
         self.max_examples = max_examples
         self.federation = federation
@@ -221,7 +229,10 @@ class SparseFed(Strategy):
             except PayloadError as error:
                 self._refuse(server_round, answer.node, "undecodable", f"{type(error).__name__}: {error}")
                 continue
-            total.add(update, answer.weight)
+            predictor = None
+            if versions and self.prediction:
+                predictor = versions.predictor(answer.download, answer.version)
+            total.add(update, answer.weight, predictor, self.prediction)
             buffers.add(own, answer.weight)
             self._count_by_layer(update)
             counted.append(answer)
@@ -529,8 +540,8 @@ class SparseFed(Strategy):
                 del self._orders[node]  # the ticket is closed: the same answer again does not fit it
                 metrics = _metrics_only(content)
                 yield _Checked(
-                    node, answer.ticket, weight, answer.payload, answer.buffers, metrics, order.download,
-                    answer.lost_state,
+                    node, answer.ticket, weight, answer.payload, answer.buffers, metrics, answer.version,
+                    order.download, answer.lost_state,
                 )  # fmt: skip
 
     def _weight(self, content: RecordDict) -> float:
@@ -645,7 +656,8 @@ class _Checked(NamedTuple):
     payload: bytes
     buffers: bytes
     content: RecordDict  # without the payload
-    download: Download | None  # that the client trained from
+    version: int  # that the client trained from
+    download: Download | None  # that brought it there
     lost_state: bool  # it has lost what it kept back
 
 

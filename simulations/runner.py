@@ -143,6 +143,7 @@ def plan(
         min_available_nodes=scenario.clients,
         optimizer=rules[choice.optimizer](),
         downlink=Downlink(down.density, workload.draw, down.levels) if (down := scenario.downlink) else None,
+        prediction=workload.prediction,
         layout=workload.layout,
         over_selection=scenario.sampling.over_selection,
         min_replies=scenario.sampling.min_replies,
