@@ -28,6 +28,8 @@ class Memory(NamedTuple):
         layout: the layout; None in a state of format 1.
         reply: the answer to that order, as it was sent; empty in a state of format 1.
         kept: the held model, where clients hold one.
+        lost: earlier state was lost, and no answer that says so has been accepted yet.
+        epoch: of the last order that it answered.
     """
 
     encoder: Mapping[str, NDArray[Any]]
@@ -36,13 +38,17 @@ class Memory(NamedTuple):
     layout: Layout | None = None
     reply: bytes = b""
     kept: Kept | None = None
+    lost: bool = False
+    epoch: int = 0
 
     def stored(self) -> Stored:
         """Return this in the form that a store takes."""
         arrays: dict[str, NDArray[Any]] = {_ENCODER + name: array for name, array in self.encoder.items()}
-        meta = {"memory": FORMAT, "ticket": str(self.ticket), "layout": str(self.fingerprint)}
+        meta = {"memory": FORMAT, "ticket": str(self.ticket), "layout": str(self.fingerprint), "epoch": str(self.epoch)}
         if self.layout:
             meta["tensors"] = json.dumps([self.layout.parameters, self.layout.buffers, self.layout.tied])
+        if self.lost:
+            meta["lost"] = "yes"
         if self.reply:
             arrays["reply"] = _array(self.reply)
         if self.kept:
@@ -72,7 +78,8 @@ class Memory(NamedTuple):
             encoder = {name.removeprefix(_ENCODER): a for name, a in arrays.items() if name.startswith(_ENCODER)}
             reply = arrays["reply"].tobytes() if "reply" in arrays else b""
             layout = _layout(meta["tensors"]) if "tensors" in meta else None
-            return cls(encoder, int(meta["ticket"]), int(meta["layout"]), layout, reply, _kept(arrays, meta))
+            kept, lost, epoch = _kept(arrays, meta), "lost" in meta, int(meta.get("epoch", "0"))
+            return cls(encoder, int(meta["ticket"]), int(meta["layout"]), layout, reply, kept, lost, epoch)
         except (KeyError, ValueError, TypeError) as error:
             raise StateError(f"the client's state cannot be read: {error!r}; remove it to start anew") from error
 

@@ -15,7 +15,7 @@ from flwr.supercore import log
 from fedpress.client import model, state
 from fedpress.client.memory import Memory
 from fedpress.compression import records, seeds, vector
-from fedpress.compression.encoder import Encoder, Shared
+from fedpress.compression.encoder import Encoder
 from fedpress.compression.errors import NonFiniteError
 from fedpress.compression.records import Answer, Order
 from fedpress.compression.vector import Layout
@@ -32,7 +32,8 @@ def compress(
     its ArrayRecord is replaced by the encoded update (trained - start). Messages to `evaluate` get the model in the
     same way, others pass untouched. The server needs the strategy `SparseFed`.
 
-    An order that comes again is answered with the same bytes again, and nothing is trained twice.
+    An order that comes again is answered with the same bytes again, and nothing is trained twice. An order older than
+    the last one answered changes nothing: the answer is an error.
 
     Args:
         encoder: the encoder, or a function of Flower's Context that returns it.
@@ -58,11 +59,8 @@ class _Start(NamedTuple):
     layout: Layout
     key: str  # of the ArrayRecord for the application
     arrays: dict[str, Any]  # the held model
-    kept: model.Kept | None  # the same, where clients hold one
-
-    @property
-    def tag(self) -> bytes:
-        return self.kept.held.tag(0) if self.kept else b""
+    kept: model.Kept | None = None  # the same, where clients hold one
+    tag: bytes = b""  # of that
 
 
 class _Client:
@@ -82,12 +80,12 @@ class _Client:
         self._encoder = encoder
         self._layout = layout
         self._store = state.open_store(context, order.federation)
-        self._damaged = False
+        self._lost = False
         try:
             stored = self._store.load()
         except state.DamagedState as error:
             log(ERROR, "%s; what it kept back is lost, and this client takes part as a new one", error)
-            stored, self._damaged = None, True
+            stored, self._lost = None, True
         self._memory = None if stored is None else Memory.of(stored)
 
     def train(self, call_next: ClientAppCallable) -> Message:
@@ -96,9 +94,17 @@ class _Client:
         if memory is not None and memory.ticket == order.ticket and memory.reply:
             log(INFO, "ticket %d comes again: the same answer is sent again", order.ticket)
             return Message(records.content_from_bytes(memory.reply), reply_to=self._message)
+        if memory is not None and order.ticket < memory.ticket:
+            # Its verdict is as old as it is: to believe it would take back an upload that may have been accepted.
+            error = f"ticket {order.ticket} is older than {memory.ticket}, the last one answered here"
+            log(WARNING, "%s: nothing is done", error)
+            return self._reply(Answer(order.ticket, order.version, error=error, answered=memory.ticket))
+        if memory is not None and memory.epoch != order.epoch:
+            log(WARNING, "epoch %d follows %d: what was kept back for another model is lost", order.epoch, memory.epoch)
+            self._memory, self._lost = None, True
         began = self._start()
         if began is None:
-            return self._needs_model()
+            return self._reply(Answer(order.ticket, order.version, needs_model=True))
         agreed, sent = began.layout, began.arrays
         encoder_state, lost = self._settled(agreed)
         start = vector.flatten(sent, agreed)
@@ -117,8 +123,7 @@ class _Client:
         trained = records.to_numpy(trained_record)
         update = vector.flatten(trained, agreed)
         update -= start
-        reference = model.support(order.download, agreed)
-        shared = Shared(agreed, order.round, order.epoch, reference)
+        shared = model.shared(order, agreed)
         seed = seeds.derive(order.federation, order.round, state.client_index(self._context), "encode")
         answer = Answer(order.ticket, order.version, tag=began.tag, lost_state=lost)
         try:
@@ -133,22 +138,28 @@ class _Client:
         reply.content = records.folded(RecordDict({records.ANSWER: records.write_answer(answer), **others}))
         # Durable before the reply leaves: a kill in between loses the reply, and the server's next order brings its
         # mass back, or asks for the same again.
-        self._save(began, encoder_state, order.ticket, records.content_to_bytes(reply.content))
+        self._save(began, encoder_state, order.ticket, records.content_to_bytes(reply.content), lost)
         return reply
 
     def evaluate(self, call_next: ClientAppCallable) -> Message:
         """Let the application evaluate the held model."""
+        order, memory = self._order, self._memory
+        if memory is not None and memory.epoch != order.epoch:
+            raise records.MessageError(
+                f"the model to evaluate is of epoch {order.epoch}, this client has that of epoch {memory.epoch}, until "
+                "an order to train brings another"
+            )
         began = self._start()
         if began is None:
-            return self._needs_model()
+            return self._reply(Answer(order.ticket, order.version, needs_model=True))
         self._message.content[began.key] = records.from_numpy(began.arrays)
         if began.kept:  # the upload that is under way stays as it is
-            ticket, pending = (self._memory.ticket, self._memory.reply) if self._memory else (0, b"")
-            encoder_state = self._restored(began.layout) if self._memory else self._encoder.init(began.layout)
-            self._save(began, encoder_state, ticket, pending)
+            ticket, pending, lost = (memory.ticket, memory.reply, memory.lost) if memory else (0, b"", self._lost)
+            encoder_state = self._restored(began.layout) if memory else self._encoder.init(began.layout)
+            self._save(began, encoder_state, ticket, pending, lost)
         reply = call_next(self._message, self._context)
         if not reply.has_error():
-            answer = Answer(self._order.ticket, self._order.version, tag=began.tag)
+            answer = Answer(order.ticket, order.version, tag=began.tag)
             reply.content[records.ANSWER] = records.write_answer(answer)
         return reply
 
@@ -168,31 +179,33 @@ class _Client:
         if not agreed.parameters:
             return None  # a new client that has neither a layout nor the arrays: it must see them once
         if order.download is None:
-            return _Start(agreed, key, arrays, None)
+            return _Start(agreed, key, arrays)
         kept = self._memory.kept if self._memory and self._memory.fingerprint == agreed.fingerprint else None
         kept = model.receive(order, order.download, kept, content, agreed)
         if kept is None:
             return None
         buffers = vector.unpack_buffers(kept.held.buffers, agreed) if agreed.buffers else {}
-        return _Start(agreed, key, {**vector.unflatten(kept.held.floats(agreed), agreed), **buffers}, kept)
+        arrays = {**vector.unflatten(kept.held.floats(agreed), agreed), **buffers}
+        return _Start(agreed, key, arrays, kept, order.download.tag)
 
-    def _needs_model(self) -> Message:
-        answer = Answer(self._order.ticket, self._order.version, needs_model=True)
+    def _reply(self, answer: Answer) -> Message:
         return Message(RecordDict({records.ANSWER: records.write_answer(answer)}), reply_to=self._message)
 
     def _settled(self, layout: Layout) -> tuple[Any, bool]:
-        """Return the encoder's state with the server's verdict on the last upload, and whether state was lost.
+        """Return the encoder's state with the server's verdict on the last upload, and whether a loss is to be told.
 
         The order names the last upload that was accepted. Whatever this client sent after that one was lost, late or
         refused, and its mass goes back into the state. An accepted upload that this client knows nothing of means
         that its state is gone or comes from a backup: it starts anew, lest it send twice what the backup keeps back.
+        That is said until an answer that says it has been accepted.
         """
         accepted = self._order.accepted
         if self._memory is None or self._memory.ticket < accepted:
             if accepted:
                 log(WARNING, "ticket %d was accepted, and the state here is older: it starts anew", accepted)
-            return self._encoder.init(layout), accepted > 0 or self._damaged
-        return self._encoder.settle(self._restored(layout), self._memory.ticket == accepted), False
+            return self._encoder.init(layout), accepted > 0 or self._lost
+        taken = self._memory.ticket == accepted
+        return self._encoder.settle(self._restored(layout), taken), self._memory.lost and not taken
 
     def _restored(self, layout: Layout) -> Any:
         assert self._memory is not None
@@ -203,9 +216,10 @@ class _Client:
             )
         return state.restore_state(self._encoder.init(layout), self._memory.encoder)
 
-    def _save(self, began: _Start, encoder_state: Any, ticket: int, reply: bytes) -> None:
-        flat = state.flatten_state(encoder_state)
-        self._store.save(Memory(flat, ticket, began.layout.fingerprint, began.layout, reply, began.kept).stored())
+    def _save(self, began: _Start, encoder_state: Any, ticket: int, reply: bytes, lost: bool) -> None:
+        flat, layout = state.flatten_state(encoder_state), began.layout
+        memory = Memory(flat, ticket, layout.fingerprint, layout, reply, began.kept, lost, self._order.epoch)
+        self._store.save(memory.stored())
 
 
 def _layout(

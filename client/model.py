@@ -7,21 +7,25 @@ import numpy as np
 from flwr.app import RecordDict
 from flwr.supercore import log
 
-from fedpress.compression import records, vector, wire
+from fedpress.compression import cafe, records, vector, wire
 from fedpress.compression.errors import PayloadError
 from fedpress.compression.held import Draw, Grid, Held, HeldError
 from fedpress.compression.records import Download, Order
-from fedpress.compression.shared import Shared, Support
+from fedpress.compression.shared import Shared
 from fedpress.compression.update import Sparse
 from fedpress.compression.vector import Layout
 
 
-def support(download: Download | None, layout: Layout) -> Support | None:
-    """Return where the delta changed the model: both sides know it, so that positions can be coded against it."""
+def shared(order: Order, layout: Layout) -> Shared:
+    """Return what this client and the server both know of an update: where and how the delta moves the model."""
+    known, download = Shared(layout, order.round, order.epoch), order.download
     if download is None or download.base is None or not download.delta:
-        return None
-    delta = wire.decode(download.delta, Shared(layout))
-    return delta.positions if isinstance(delta, Sparse) else None
+        return known
+    delta = wire.decode(download.delta, known)
+    return known._replace(
+        reference=delta.positions if isinstance(delta, Sparse) else None,
+        predictor=cafe.predictor(delta, download.base, order.version),
+    )
 
 
 class Kept(NamedTuple):

@@ -10,34 +10,37 @@ import numpy as np
 from fedpress.compression import errors, vector
 from fedpress.compression.encoder import Encoder
 from fedpress.compression.shared import Shared
+from fedpress.compression.update import Dense, Sparse, Update
 from fedpress.compression.vector import Layout, Vector
 
 
-def aggregate_feedback(inner: Encoder[None]) -> Encoder[None]:
-    """Encode update - `Shared.predictor`; without a predictor, as in the first round, the update itself.
+def aggregate_feedback(inner: Encoder[None], scale: float = 1.0) -> Encoder[None]:
+    """Encode update - scale * `Shared.predictor`; without a predictor, as in the first round, the update itself.
 
     The predictor must be what this client really holds, the same bits as on the server. A client that was away and
-    does not hold the last global update must be given none, and its reply be read without one.
+    holds none must be given none, and its reply be read without one.
 
-    Law: the mean of what the payloads say + predictor (`restored`) == the mean of the updates + the mean of the inner
-    encoder's errors on update - predictor. A lossless inner encoder gives the mean of the updates; one that contracts
-    misses each update by at most (1 - a)^(1/2) |update - predictor|.
+    Law: what the payload says + scale * predictor == the update + the inner encoder's error on update - scale *
+    predictor. A lossless inner encoder gives the update; one that contracts misses it by at most
+    (1 - a)^(1/2) |update - scale * predictor|.
 
     Args:
         inner: An encoder without a state. A residual inside would lose the predictor's part of a refused payload, and
             one outside would take the prediction for something that is still to be sent.
+        scale: From the units of the predictor to those of an update; the server must use the same.
 
     Raises:
         TypeError: From `init`: the inner encoder has a state.
 
     >>> from fedpress.compression import encoder, selection, values
     >>> layout = Layout((vector.TensorSpec("weight", (3,), "float32"),))
-    >>> shared = Shared(layout, predictor=np.array([2, 2, 0], np.float32))
+    >>> shared = Shared(layout, predictor=Dense(np.array([2, 2, 0], np.float32)))
     >>> feedback = aggregate_feedback(encoder.sparse(selection.top_k(k=1), values.FLOAT32))
     >>> payload, _ = feedback.encode(np.array([2, 3, 0], np.float32), None, shared, 0)
     >>> said = encoder.decode(payload, shared).dense()
-    >>> said.tolist(), restored(said, shared).tolist()
-    ([0.0, 1.0, 0.0], [2.0, 3.0, 0.0])
+    >>> shared.predictor.add_to(said)
+    >>> said.tolist()
+    [2.0, 3.0, 0.0]
     """
 
     def init(layout: Layout) -> None:
@@ -52,34 +55,31 @@ def aggregate_feedback(inner: Encoder[None]) -> Encoder[None]:
         vector.check(update, shared.layout)
         if shared.predictor is None:
             return inner.encode(update, state, shared, seed)
-        _check(shared)
+        if shared.predictor.size != len(update):
+            raise errors.LayoutError(
+                f"the predictor has {shared.predictor.size} entries, expected {len(update)}; is it of an older epoch, "
+                "with another layout?"
+            )
+        asked = update if update.flags.writeable else update.copy()
         with np.errstate(over="ignore", invalid="ignore"):  # the inner encoder refuses what is not finite
-            asked = np.subtract(update, shared.predictor, out=update if update.flags.writeable else None)
+            shared.predictor.add_to(asked, -scale)
         return inner.encode(asked, state, shared, seed)
 
     return Encoder(init, encode)
 
 
-def restored(mean: Vector, shared: Shared) -> Vector:
-    """Return the mean update that the mean of this round's decoded payloads stands for: the predictor is added.
+def predictor(delta: Update, base: int, version: int) -> Update | None:
+    """Return how far a version has moved the model that clients hold, on the mean over those that a delta merges.
 
     Args:
-        mean: The mean of what payloads say, float32, shape (n,).
-        shared: With the predictor that the clients had, or None.
+        delta: What was added to the model of version `base`; a server knows which of its deltas it has sent to whom.
+        base: The version that it starts from; below 0, from nothing, it predicts nothing.
+        version: The version that it leads to.
 
-    Raises:
-        LayoutError: The predictor does not fit the layout.
+    >>> predictor(Sparse(np.array([1]), np.array([6], np.float32), 3), 4, 7).dense().tolist()
+    [0.0, 2.0, 0.0]
     """
-    if shared.predictor is None:
-        return mean
-    _check(shared)
-    return mean + shared.predictor
-
-
-def _check(shared: Shared) -> None:
-    given = shared.predictor
-    if given is not None and (given.shape != (shared.layout.size,) or given.dtype != np.float32):
-        raise errors.LayoutError(
-            f"the predictor is {given.dtype} of shape {given.shape}, expected float32 of shape "
-            f"({shared.layout.size},); is it of an older epoch, with another layout?"
-        )
+    if base < 0 or version <= base:
+        return None
+    moved = delta.values / np.float32(version - base)
+    return Sparse(delta.positions, moved, delta.size) if isinstance(delta, Sparse) else Dense(moved)

@@ -18,6 +18,8 @@ from fedpress.compression.errors import FedpressError
 
 ANSWER = "fedpress"
 """Key of the answer's ConfigRecord in a reply."""
+MAX_TICKET = 2**62
+"""What a client may claim to have answered; the server counts on from there, in 63 bits."""
 
 _PREFIX = "fedpress."
 _METRIC = "metric."
@@ -62,6 +64,7 @@ class Answer(NamedTuple):
     tag: bytes = b""  # of the model that it holds, where clients hold one
     needs_model: bool = False  # the delta did not fit: the client asks for the model from its beginning
     lost_state: bool = False  # what it kept back of earlier updates is gone
+    answered: int = 0  # beside the error of an order that is older: the ticket that it has answered last
 
 
 def write_order(order: Order) -> dict[str, int | str | bytes]:
@@ -169,6 +172,8 @@ def write_answer(answer: Answer) -> ConfigRecord:
         record["needs-model"] = True
     elif answer.error:
         record["error"] = answer.error
+        if answer.answered:
+            record["answered"] = answer.answered
     else:
         record["update"] = answer.payload
         if answer.buffers:
@@ -188,6 +193,9 @@ def read_answer(content: RecordDict) -> Answer:
         raise MessageError(f"the reply has no ConfigRecord {ANSWER!r}, but {sorted(content)}{hint}")
     error = _typed(record, "error", str) if "error" in record else ""
     needs_model = "needs-model" in record
+    answered = _typed(record, "answered", int) if "answered" in record else 0
+    if not 0 <= answered <= MAX_TICKET:
+        raise MessageError(f"entry 'answered' is {answered}, expected a ticket, 0 to {MAX_TICKET}")
     return Answer(
         ticket=_typed(record, "ticket", int),
         version=_typed(record, "version", int),
@@ -197,6 +205,7 @@ def read_answer(content: RecordDict) -> Answer:
         tag=_typed(record, "tag", bytes) if "tag" in record else b"",
         needs_model=needs_model,
         lost_state="lost-state" in record,
+        answered=answered,
     )
 
 

@@ -5,7 +5,8 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpress.compression.vector import Layout, Vector
+from fedpress.compression.update import Update
+from fedpress.compression.vector import Layout
 
 Support: TypeAlias = NDArray[np.int64]
 """Positions: strictly increasing, shape (m,)."""
@@ -20,11 +21,12 @@ class Shared(NamedTuple):
         epoch: Rises when the layout or the mask of a pruned model changes.
         reference: A support that both sides hold, to code positions against, or None: positions sent before, or the
             places that a pruned model still has.
-        predictor: What both sides expect the update to be, such as the last global update: (n,), or None.
+        predictor: What both sides expect of the update, n entries, up to a factor: how the model that clients hold has
+            moved; or None.
     """
 
     layout: Layout
     round: int = 0
     epoch: int = 0
     reference: Support | None = None
-    predictor: Vector | None = None
+    predictor: Update | None = None

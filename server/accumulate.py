@@ -29,9 +29,18 @@ class Accumulator:
         self.weight = 0.0
         self.count = 0
 
-    def add(self, update: Update, weight: float) -> None:
-        """Add one client's update; an entry that it does not hold is "no change"."""
+    def add(self, update: Update, weight: float, predictor: Update | None = None, scale: float = 1.0) -> None:
+        """Add one client's update; an entry that it does not hold is "no change".
+
+        Args:
+            update: what its payload says.
+            weight: of the client.
+            predictor: what the payload leaves out, since both sides know it (`cafe.aggregate_feedback`).
+            scale: that factor of the predictor.
+        """
         update.add_to(self._sum, weight)
+        if predictor is not None:
+            predictor.add_to(self._sum, weight * scale)
         self.weight += weight
         self.count += 1
 

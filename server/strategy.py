@@ -78,6 +78,8 @@ class SparseFed(Strategy):
         downlink: how the model goes down: deltas of a held model that clients keep (`versions.Downlink`); None: whole.
         averaging: decay of the mean over the rounds that is evaluated and returned (`average.Average`), in [0, 1);
             0: the newest model is.
+        prediction: factor of what the download predicts of an update; 0: nothing. Other than 0 exactly where clients
+            use `cafe.aggregate_feedback`, and then the same as there. Needs a downlink.
         layout: which arrays are parameters and which buffers; by default guessed by the usual names. Clients must
             use the same.
         over_selection: nodes sampled beyond the wanted number; the round ends once the wanted number has answered, and
@@ -117,6 +119,7 @@ class SparseFed(Strategy):
         optimizer: ServerOptimizer | None = None,
         downlink: Downlink | None = None,
         averaging: float = 0.0,
+        prediction: float = 0.0,
         layout: Layout | None = None,
         over_selection: int = 0,
         min_replies: int = 1,
@@ -141,6 +144,10 @@ class SparseFed(Strategy):
             )
         if deadline is not None and not deadline > 0:
             raise ValueError(f"deadline must be a positive number of seconds or None, and is {deadline}")
+        if prediction and downlink is None:
+            raise ValueError(
+                f"prediction is {prediction:g} without a downlink, but what is predicted is its last delta"
+            )
         self.fraction_train = fraction_train
         self.fraction_evaluate = fraction_evaluate
         self.min_train_nodes = min_train_nodes
@@ -153,6 +160,7 @@ class SparseFed(Strategy):
         self.evaluate_metrics_aggr_fn = evaluate_metrics_aggr_fn or weighted_metrics
         self.over_selection = over_selection
         self.min_replies = min_replies
+        self.prediction = prediction
         self.deadline = deadline
         self.max_examples = max_examples
         self.federation = federation
@@ -227,7 +235,10 @@ class SparseFed(Strategy):
             except PayloadError as error:
                 self._refuse(server_round, answer.node, "undecodable", f"{type(error).__name__}: {error}")
                 continue
-            total.add(update, answer.weight)
+            predictor = None
+            if versions and self.prediction:
+                predictor = versions.predictor(answer.download, answer.version)
+            total.add(update, answer.weight, predictor, self.prediction)
             buffers.add(own, answer.weight)
             self._count_by_layer(update)
             counted.append(answer)
@@ -250,6 +261,7 @@ class SparseFed(Strategy):
             self.model.step(total.mean(), buffers.result(self.model.buffers))
             for answer in counted:
                 self._accepted[answer.node] = answer.ticket
+                self.lost_states += answer.lost_state
                 if self.on_accepted:
                     self.on_accepted(server_round, answer.node, answer.payload)
             metrics = self.train_metrics_aggr_fn([answer.content for answer in counted], self.weighted_by_key)
@@ -510,7 +522,7 @@ class SparseFed(Strategy):
             content = records.unfolded(reply.content)
             try:
                 answer = records.read_answer(content)
-                weight = self._weight(content)
+                weight = 0.0 if answer.error or answer.needs_model else self._weight(content)
             except records.MessageError as error:
                 self._refuse(server_round, node, "malformed", str(error))
                 continue
@@ -518,6 +530,7 @@ class SparseFed(Strategy):
                 self._confirmed.pop(node, None)
                 self._refuse(server_round, node, "no model", "the client could not use the model that it was sent")
             elif answer.error:
+                self._tickets = max(self._tickets, answer.answered)  # this server began anew, and its tickets are old
                 self._refuse(server_round, node, "client error", answer.error)
             elif order is None or answer.ticket != order.ticket:
                 self._refuse(
@@ -532,10 +545,12 @@ class SparseFed(Strategy):
                     self._confirmed[node] = answer.version
                 if answer.lost_state:
                     log(WARNING, "node %d has lost what it kept back of earlier updates", node)
-                    self.lost_states += 1
                 del self._orders[node]  # the ticket is closed: the same answer again does not fit it
                 metrics = _metrics_only(content)
-                yield _Checked(node, answer.ticket, weight, answer.payload, answer.buffers, metrics, order.download)
+                yield _Checked(
+                    node, answer.ticket, weight, answer.payload, answer.buffers, metrics, answer.version,
+                    order.download, answer.lost_state,
+                )  # fmt: skip
 
     def _weight(self, content: RecordDict) -> float:
         """Return the number of examples that a reply claims. Raises MessageError when it is missing or out of range."""
@@ -649,7 +664,9 @@ class _Checked(NamedTuple):
     payload: bytes
     buffers: bytes
     content: RecordDict  # without the payload
-    download: Download | None  # that the client trained from
+    version: int  # that the client trained from
+    download: Download | None  # that brought it there
+    lost_state: bool  # it has lost what it kept back
 
 
 def _metrics_only(content: RecordDict) -> RecordDict:

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpress.compression import wire
+from fedpress.compression import cafe, wire
 from fedpress.compression.held import LIMIT, Draw, Grid, Held, Integers
 from fedpress.compression.largest import largest
 from fedpress.compression.records import Download
-from fedpress.compression.shared import Support
+from fedpress.compression.shared import Shared, Support
 from fedpress.compression.update import Dense, Sparse, Update
 from fedpress.compression.values import DYADIC
 from fedpress.compression.vector import Layout, Vector
@@ -144,6 +144,12 @@ class Versions:
         """Return what a client with this download codes its positions against: where the newest delta changed it."""
         delta = None if download is None or download.base is None else self._deltas.get(download.base)
         return delta.support if delta else None
+
+    def predictor(self, download: Download | None, version: int) -> Update | None:
+        """Return what a client that got to `version` by this download expects of its update (`cafe.predictor`)."""
+        if download is None or download.base is None or not download.delta:
+            return None
+        return cafe.predictor(wire.decode(download.delta, Shared(self._layout)), download.base, version)
 
     def saved(self) -> State:
         """Return the newest version, and what is kept of the way there."""

@@ -144,6 +144,7 @@ def plan(
         optimizer=rules[choice.optimizer](),
         downlink=Downlink(down.density, workload.draw, down.levels) if (down := scenario.downlink) else None,
         averaging=choice.averaging,
+        prediction=workload.prediction,
         layout=workload.layout,
         over_selection=scenario.sampling.over_selection,
         min_replies=scenario.sampling.min_replies,

@@ -153,10 +153,16 @@ class EncoderChoice(Section):
         default="global", description="top_k over the whole model, or in every tensor by itself."
     )
     values: str = Field(default="step", description=f"Number format of the entries sent: {', '.join(values.names())}.")
-    feedback: Literal["none", "residual", "step_ahead"] = Field(
+    feedback: Literal["none", "residual", "step_ahead", "cafe"] = Field(
         default="step_ahead",
         description="What happens to the entries not sent: none: lost; residual: added to the next update (error"
-        " feedback); step_ahead: besides, training starts from the model plus what is kept back (SA-PEF).",
+        " feedback); step_ahead: besides, training starts from the model plus what is kept back (SA-PEF); cafe: lost,"
+        " but what is sent is the difference from how the model moved lately (CAFe). Needs downlink and optimizer sgd.",
+    )
+    residual: Literal["float32", "float16"] = Field(
+        default="float32",
+        description="How a client keeps what it keeps back: float16 takes half the disk; what its rounding drops is"
+        " counted.",
     )
     clip_norm: Positive | None = Field(
         default=None, description="Largest L2 norm of an update; longer ones are scaled down."
@@ -185,9 +191,13 @@ class EncoderChoice(Section):
             if getattr(self, key) is not None and key not in takes:
                 taking = [name for name, recipe in recipes.RECIPES.items() if key in recipe.takes]
                 raise ValueError(f"{key} is for the recipes {', '.join(taking)}; recipe is {self.recipe or 'null'}")
+        if self.residual != "float32" and self.feedback in ("none", "cafe"):
+            raise ValueError(
+                f"residual {self.residual} has no meaning with feedback {self.feedback}: nothing is kept back"
+            )
         if self.recipe is None:
             return self
-        for key in ("kind", "scope", "values", "feedback"):
+        for key in ("kind", "scope", "values", "feedback", "residual"):
             if getattr(self, key) != type(self).model_fields[key].default:
                 raise ValueError(f"{key} has no meaning beside recipe {self.recipe}, which rules it; leave one out")
         if self.warm_up_rounds and "density" not in takes:
@@ -408,6 +418,11 @@ class Scenario(Section):
             problems.append(
                 f"server.optimizer: got {self.server.optimizer!r} with encoder.recipe {encoder.recipe!r}; signsgd and"
                 " majority_vote go together, such as server={optimizer: majority_vote, learning_rate: 0.001}"
+            )
+        if encoder.feedback == "cafe" and (self.downlink is None or self.server.optimizer != "sgd"):
+            problems.append(
+                "encoder.feedback: cafe predicts from what goes down, in steps of sgd; it needs `downlink` and"
+                f" server.optimizer sgd, got {self.server.optimizer!r}"
             )
         if problems:
             raise scenario_errors.Problems(problems)

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from fedpress.client.train import Training
+from fedpress.compression import cafe, feedback, half, seeds, selection, values, vector
 from fedpress.compression import encoder as encoders
-from fedpress.compression import feedback, seeds, selection, values, vector
 from fedpress.compression.encoder import Encoder
 from fedpress.compression.files import write_atomically
 from fedpress.compression.held import Draw
@@ -104,13 +104,26 @@ class Workload:
                 made = encoders.sparse(selection.top_k(density, scope=choice.scope), number_format)
             if choice.feedback == "none":
                 return made
+            if choice.feedback == "cafe":
+                return cafe.aggregate_feedback(made, self.prediction)
             made = feedback.error_feedback(made)
-            return feedback.step_ahead(made) if choice.feedback == "step_ahead" else made
+            if choice.feedback == "step_ahead":
+                made = feedback.step_ahead(made)
+            return half.half_precision(made) if choice.residual == "float16" else made
 
         made = at(density)
         if choice.warm_up_rounds:
             made = feedback.warmed_up(at, choice.warm_up_density, density, choice.warm_up_rounds)
         return feedback.clipped(made, choice.clip_norm) if choice.clip_norm else made
+
+    @property
+    def prediction(self) -> float:
+        """How much of an update goes with a step of the model that clients hold; 0: nothing is predicted.
+
+        Updates that stay the same make steps of learning_rate / (1 - momentum) times the update.
+        """
+        server = self.scenario.server
+        return (1 - server.momentum) / server.learning_rate if self.scenario.encoder.feedback == "cafe" else 0.0
 
     @property
     def training(self) -> Training:

@@ -12,7 +12,7 @@ from fedpress.compression import encoder, feedback, records, selection, values
 
 FAULTS = (
     "none", "none", "nan", "raises", "dense", "truncated", "ticket", "version", "weight", "no weight", "foreign",
-    "buffers", "dies", "infinite payload",
+    "buffers", "dies", "infinite payload", "no model",
 )  # fmt: skip
 STEP = 0.5
 
@@ -38,6 +38,8 @@ def saboteur(message: Message, context: Context, call_next: ClientAppCallable) -
         reply.content = RecordDict({"hello": ConfigRecord({"what": "is this"})})
     elif fault == "infinite payload":
         answer["update"] = crafted_infinity(answer["update"])
+    elif fault == "no model":
+        reply.content = RecordDict({records.ANSWER: records.write_answer(records.Answer(1, 0, needs_model=True))})
     elif fault == "dense":
         reply.content = RecordDict(
             {"arrays": message.content["arrays"], "metrics": records.unfolded(reply.content)["metrics"]}

@@ -30,8 +30,8 @@ def context(**node_config: Any) -> Context:
     return Context(run_id=1, node_id=1, node_config=node_config, state=RecordDict(), run_config={})
 
 
-def order_message(ticket: int, accepted: int, held: dict[str, Any], kind: str = "train") -> Message:
-    order = records.Order("test", ticket, round=ticket, epoch=0, version=ticket - 1, accepted=accepted)
+def order_message(ticket: int, accepted: int, held: dict[str, Any], kind: str = "train", epoch: int = 0) -> Message:
+    order = records.Order("test", ticket, round=ticket, epoch=epoch, version=ticket - 1, accepted=accepted)
     from flwr.app import ConfigRecord
 
     content = RecordDict({"arrays": records.from_numpy(held), "config": ConfigRecord(dict(records.write_order(order)))})
@@ -146,6 +146,41 @@ def test_the_state_of_another_model_is_refused() -> None:
         mod.compress(ENCODERS["residual"](), layout=other)(order_message(2, 1, held), here, lambda m, c: m)
 
 
+@pytest.mark.parametrize("names", ["ab", "ac"], ids=["another mask", "another layout"])
+def test_an_order_of_another_epoch_starts_anew_and_says_what_is_lost(names: str) -> None:
+    shapes = (5, 7), (13,)
+    layout = Layout(tuple(TensorSpec(name, shape, "float32") for name, shape in zip(names, shapes, strict=True)))
+    here, made = context(), ENCODERS["residual"]()
+
+    def answered(agreed: Layout, *order: int, epoch: int, kind: str = "train") -> records.Answer:
+        def application(message: Message, _: Context) -> Message:
+            arrays = {name: array + 1 for name, array in records.to_numpy(message.content["arrays"]).items()}
+            content = {"w": records.from_numpy(arrays), "metrics": MetricRecord({"num-examples": 3})}
+            return Message(RecordDict(content), reply_to=message)
+
+        held = {spec.name: np.zeros(spec.shape, np.float32) for spec in agreed.parameters}
+        message = order_message(*order, held, kind, epoch)
+        return records.read_answer(mod.compress(made, layout=agreed)(message, here, application).content)
+
+    def kept() -> Any:
+        stored = state.open_store(here, "test").load()
+        assert stored is not None
+        return stored.arrays["encoder/residual"].copy()
+
+    answered(LAYOUT, 1, 0, epoch=0)
+    first = answered(layout, 2, 1, epoch=1)
+    assert first.lost_state and not first.error
+    said = wire.decode(first.payload, Shared(layout)).dense()
+    np.testing.assert_allclose(said + kept(), np.ones(48))  # nothing of epoch 0 is in it
+    assert "is older than 2" in answered(LAYOUT, 1, 0, epoch=0).error
+    with pytest.raises(records.MessageError, match="to evaluate is of epoch 2, this client has that of epoch 1"):
+        answered(layout, 0, 2, epoch=2, kind="evaluate")
+    np.testing.assert_allclose(said + kept(), np.ones(48))
+    second = answered(layout, 3, 2, epoch=1)
+    assert not second.lost_state
+    np.testing.assert_allclose(said + wire.decode(second.payload, Shared(layout)).dense() + kept(), np.full(48, 2))
+
+
 def test_an_encoder_may_depend_on_the_context() -> None:
     chosen: list[Context] = []
 
@@ -165,9 +200,10 @@ def test_a_client_whose_file_is_damaged_says_so_and_takes_part_as_new(tmp_path: 
     (path,) = tmp_path.glob("*/client-1.safetensors")
     path.write_bytes(path.read_bytes()[:-7])
     answers = [
-        records.read_answer(applied(order_message(ticket, 0, zeros()), here, nothing).content) for ticket in (2, 3)
+        records.read_answer(applied(order_message(ticket, accepted, zeros()), here, nothing).content)
+        for ticket, accepted in ((2, 0), (3, 0), (4, 3))
     ]
-    assert [answer.lost_state for answer in answers] == [True, False]
+    assert [answer.lost_state for answer in answers] == [True, True, False]  # until an answer that says so is accepted
     assert not answers[0].error and not wire.decode(answers[0].payload, Shared(LAYOUT)).dense().any()
     assert path.exists() and path.with_name(path.name + ".damaged").exists()
 

@@ -10,7 +10,7 @@ from flwr.app import Context, RecordDict
 
 from fedpress.client import state
 from fedpress.client.state import ContextStore, DamagedState, FolderStore, StateError, Stored
-from fedpress.compression import cafe, decay, ef21, encoder, momentum, recipes, selection, values
+from fedpress.compression import cafe, decay, ef21, encoder, half, momentum, recipes, selection, values
 from fedpress.compression.vector import Layout, TensorSpec
 
 
@@ -158,6 +158,7 @@ CHAINS: dict[str, encoder.Encoder[Any]] = {
     "decayed": decay.decayed(recipes.stc(0.1), 0.9, max_age=3),
     "decayed without a cap": decay.decayed(recipes.stc(0.1), 0.9),
     "ef21": ef21.ef21(encoder.sparse(selection.top_k(0.1), values.FLOAT16)),
+    "half": half.half_precision(recipes.fedpress(0.1)),
     "cafe": cafe.aggregate_feedback(encoder.dense()),
     "all together": momentum.momentum_corrected(decay.decayed(recipes.fedpress(0.1), 0.9, max_age=3)),
 }

@@ -64,6 +64,7 @@ def test_orders_arrive_as_they_were_sent(order: Order) -> None:
         ),  # fmt: skip
         st.builds(lambda error, tag: Answer(2**62, 0, error=error, tag=tag), st.text(min_size=1), st.binary()),
         st.just(Answer(1, 2, needs_model=True)),
+        st.builds(lambda last: Answer(1, 2, error="too old", answered=last), INT),
     )
 )
 def test_answers_arrive_as_they_were_sent(answer: Answer) -> None:
@@ -103,6 +104,10 @@ def test_records_that_do_not_fit_the_answer_stay_beside_it() -> None:
         (
             RecordDict({"fedpress": ConfigRecord({"ticket": 1, "version": 1, "update": "text"})}),
             "entry 'update' must be a bytes, and holds a str",
+        ),
+        (
+            RecordDict({"fedpress": ConfigRecord({"ticket": 1, "version": 1, "error": "x", "answered": 2**62 + 1})}),
+            "entry 'answered' is 4611686018427387905, expected a ticket",
         ),
     ],
 )

@@ -1,9 +1,10 @@
 """The law over thousands of orders: what the server took in + what the clients keep back == what was trained.
 
 The real strategy, the real mod and the real files, with a link between them that loses, doubles, delays and reorders
-messages, and a server that is killed now and then.
+messages, and a server that is killed now and then; in the last test, clients that lose their state besides.
 """
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,9 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from fedpress.client import mod, state
 from fedpress.client.memory import Memory
-from fedpress.compression import encoder, feedback, records, selection, values
-from fedpress.compression.encoder import Encoder
-from fedpress.compression.vector import Layout, TensorSpec
+from fedpress.compression import encoder, feedback, records, selection, values, wire
+from fedpress.compression.encoder import Encoder, Shared
+from fedpress.compression.vector import Layout, TensorSpec, Vector
 from fedpress.server import checkpoint
 from fedpress.server.strategy import SparseFed
 from fedpress.server.versions import Downlink
@@ -30,8 +31,8 @@ NODES = 5
 ROUNDS = 400
 
 
-def initial() -> ArrayRecord:
-    return records.from_numpy({"weight": np.linspace(-1, 1, SIZE).astype(np.float32)})
+def initial(size: int = SIZE) -> ArrayRecord:
+    return records.from_numpy({"weight": np.linspace(-1, 1, size).astype(np.float32)})
 
 
 @pytest.fixture(autouse=True)
@@ -41,15 +42,20 @@ def _identity() -> Iterator[None]:
 
 
 class Link(Grid):
-    """Between the server and the clients: what is sent may come never, twice, or rounds later, in any order."""
+    """Between the server and the clients: what is sent, either way, may come never, twice, or rounds later.
 
-    def __init__(self, folder: Path, made: Encoder[Any], draw: np.random.Generator) -> None:
-        self.folder, self.draw = folder, draw
-        self.asked = np.zeros(SIZE)
+    So an order may come after newer ones, with a verdict that is as old as it is.
+    """
+
+    def __init__(self, folder: Path, made: Encoder[Any], draw: np.random.Generator, layout: Layout = LAYOUT) -> None:
+        self.folder, self.draw, self.layout = folder, draw, layout
+        self.asked = np.zeros(layout.size)
         self.trained = 0
-        self.seen: dict[str, int] = {"lost": 0, "doubled": 0, "late": 0}
-        self._applied = mod.compress(made, layout=LAYOUT)
-        self._under_way: list[tuple[int, Message]] = []  # round from which on it may come, reply
+        self.seen: dict[str, int] = {"lost": 0, "doubled": 0, "late": 0, "too old": 0}
+        self._applied = mod.compress(made, layout=layout)
+        # Round from which on it may come, message.
+        self._orders: list[tuple[int, Message]] = []
+        self._replies: list[tuple[int, Message]] = []
 
     def get_node_ids(self) -> list[int]:
         return list(range(1, NODES + 1))
@@ -61,27 +67,32 @@ class Link(Grid):
     def exchange(self, server_round: int, messages: list[Message], perfect: bool = False) -> list[Message]:
         """Return the replies that come in this round: of this one, and of earlier ones."""
         for message in messages:
-            times = 1 if perfect else int(self.draw.choice([0, 1, 2], p=[0.1, 0.8, 0.1]))
-            self._count(times)
-            for _ in range(times):  # an order may come twice
-                reply = self._answer(message)
-                copies = 1 if perfect else int(self.draw.choice([0, 1, 2], p=[0.15, 0.7, 0.15]))
-                self._count(copies)
-                for _ in range(copies):
-                    late = 0 if perfect else int(self.draw.choice([0, 1, 2, 7], p=[0.7, 0.1, 0.1, 0.1]))
-                    self.seen["late"] += late > 0
-                    self._under_way.append((server_round + late, reply))
-        come = [reply for due, reply in self._under_way if due <= server_round]
-        self._under_way = [(due, reply) for due, reply in self._under_way if due > server_round]
-        return [come[index] for index in self.draw.permutation(len(come))]
+            self._send(self._orders, server_round, message, 1 if perfect else 0.8)
+        for message in self._arrived(self._orders, server_round):
+            self._send(self._replies, server_round, self._answer(message), 1 if perfect else 0.7)
+        return self._arrived(self._replies, server_round)
 
-    def _count(self, times: int) -> None:
+    def _send(self, way: list[tuple[int, Message]], now: int, message: Message, well: float) -> None:
+        times = 1 if self.draw.random() < well else int(self.draw.choice([0, 2]))
         self.seen["lost"] += times == 0
         self.seen["doubled"] += times == 2
+        for _ in range(times):
+            late = 0 if self.draw.random() < well else int(self.draw.choice([1, 2, 7]))
+            self.seen["late"] += late > 0
+            way.append((now + late, message))
+
+    def _arrived(self, way: list[tuple[int, Message]], now: int) -> list[Message]:
+        come = [message for due, message in way if due <= now]
+        way[:] = [(due, message) for due, message in way if due > now]
+        return [come[index] for index in self.draw.permutation(len(come))]
+
+    def update(self, node: int) -> Vector:
+        """What a client's training makes."""
+        return self.draw.standard_normal(self.layout.size).astype(np.float32) * np.float32(0.01)
 
     def _answer(self, message: Message) -> Message:
         def application(message: Message, _: Context) -> Message:
-            update = self.draw.standard_normal(SIZE).astype(np.float32) * np.float32(0.01)
+            update = self.update(message.metadata.dst_node_id)
             self.asked += update
             self.trained += 1
             arrays = records.to_numpy(message.content["arrays"])
@@ -90,11 +101,13 @@ class Link(Grid):
             return Message(content, reply_to=message)
 
         own = serde.message_from_proto(serde.message_to_proto(message))  # as it comes over the wire
-        return self._applied(own, self.context(message.metadata.dst_node_id), application)
+        reply = self._applied(own, self.context(message.metadata.dst_node_id), application)
+        self.seen["too old"] += not reply.has_error() and "is older than" in records.read_answer(reply.content).error
+        return reply
 
     def residuals(self) -> np.ndarray[Any, Any]:
         """What all clients keep back."""
-        total = np.zeros(SIZE)
+        total = np.zeros(self.layout.size)
         for node in self.get_node_ids():
             stored = state.open_store(self.context(node), "default").load()
             if stored is not None:
@@ -150,8 +163,7 @@ def test_nothing_is_lost_over_thousands_of_orders(tmp_path: Path, name: str, dow
     np.testing.assert_allclose(taken + link.residuals(), link.asked, atol=2e-4)
 
 
-def test_orders_that_come_in_the_wrong_order_never_count_twice(tmp_path: Path) -> None:
-    """The one case in which something is lost: an old order after a newer one. The client says so."""
+def test_an_order_that_comes_after_a_newer_one_changes_nothing(tmp_path: Path) -> None:
     link = Link(tmp_path, ENCODERS["residual"](), np.random.default_rng(1))
     strategy = SparseFed(layout=LAYOUT, min_train_nodes=NODES)
     old = strategy.configure_train(1, initial(), ConfigRecord(), link)
@@ -159,7 +171,115 @@ def test_orders_that_come_in_the_wrong_order_never_count_twice(tmp_path: Path) -
     new = strategy.configure_train(2, strategy.model.arrays, ConfigRecord(), link)
     _, metrics = strategy.aggregate_train(2, link.exchange(2, new, perfect=True))
     assert metrics is not None and metrics["replies"] == NODES
-    link.exchange(2, old, perfect=True)  # too late for everybody
+    before = link.residuals()
+    replies = link.exchange(2, old, perfect=True)  # too late for everybody
+    assert {records.read_answer(reply.content).error for reply in replies} == {
+        f"ticket {n} is older than {n + NODES}, the last one answered here" for n in range(1, NODES + 1)
+    }
+    np.testing.assert_array_equal(link.residuals(), before)
     third = strategy.configure_train(3, strategy.model.arrays, ConfigRecord(), link)
-    strategy.aggregate_train(3, link.exchange(3, third, perfect=True))
-    assert strategy.lost_states == NODES
+    _, metrics = strategy.aggregate_train(3, link.exchange(3, third, perfect=True))
+    assert metrics is not None and metrics["replies"] == NODES and strategy.lost_states == 0
+
+
+def test_a_server_that_begins_anew_passes_the_tickets_that_clients_have_answered(tmp_path: Path) -> None:
+    """The same federation, without a checkpoint: one round is lost, and nothing that clients keep back."""
+    link = Link(tmp_path, ENCODERS["residual"](), np.random.default_rng(1))
+    counts = []
+    for _ in range(2):
+        strategy, arrays = SparseFed(layout=LAYOUT, min_train_nodes=NODES), initial()
+        for number in range(1, 4):
+            orders = strategy.configure_train(number, arrays, ConfigRecord(), link)
+            stepped, metrics = strategy.aggregate_train(number, link.exchange(number, orders, perfect=True))
+            assert metrics is not None
+            counts.append(metrics["replies"])
+            arrays = stepped if stepped is not None else arrays
+    assert counts == [NODES, NODES, NODES, 0, NODES, NODES]
+    assert strategy.lost_states == 0
+
+
+class Marked(Link):
+    """Every training puts 1 into two entries that no other one touches, so that what counted can be counted.
+
+    Clients lose their state or get it back from a backup. The way there doubles no order (see the test).
+    """
+
+    TOUCHED = 2
+
+    def __init__(self, folder: Path, made: Encoder[Any], draw: np.random.Generator, size: int) -> None:
+        super().__init__(folder, made, draw, Layout((TensorSpec("weight", (size,), "float32"),)))
+        self.accidents = {"gone": 0, "backup": 0}
+        self.owner = np.zeros(size, int)  # of each entry
+        self.since = dict.fromkeys(self.get_node_ids(), 0)  # first entry trained since state was last in danger
+        self.in_danger: set[int] = set()
+
+    def update(self, node: int) -> Vector:
+        update = np.zeros(self.layout.size, np.float32)
+        touched = slice(self.TOUCHED * self.trained, self.TOUCHED * (self.trained + 1))
+        update[touched], self.owner[touched] = 1, node
+        return update
+
+    def _send(self, way: list[tuple[int, Message]], now: int, message: Message, well: float) -> None:
+        if way is not self._orders:
+            super()._send(way, now, message, well)
+        elif self.draw.random() < (1 + well) / 2:
+            self._orders.append((now if self.draw.random() < well else now + int(self.draw.integers(1, 9)), message))
+
+    def accident(self, node: int) -> None:
+        """Bring the client's state to nothing, or to what the backup has."""
+        store = state.open_store(self.context(node), "default")
+        assert isinstance(store, state.FolderStore)
+        backup = store.path.with_suffix(".backup")
+        if store.path.exists() and self.draw.random() < 0.15:
+            shutil.copy(store.path, backup)
+        if store.path.exists() and self.draw.random() < 0.05:
+            kind = "backup" if backup.exists() and self.draw.random() < 0.6 else "gone"
+            if kind == "backup":
+                shutil.copy(backup, store.path)
+            else:
+                store.path.unlink()
+            self.accidents[kind] += 1
+            self.in_danger.add(node)
+
+    def accepted(self, node: int) -> None:
+        """From here on the client's state is in step with the server's verdicts again, if it was not."""
+        if node in self.in_danger:
+            self.in_danger.remove(node)
+            self.since[node] = self.TOUCHED * self.trained
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2])
+def test_clients_that_lose_their_state_count_nothing_twice_and_lose_nothing_else(tmp_path: Path, seed: int) -> None:
+    """Each training counts once; only what was trained before a loss was noticed may count never.
+
+    One case is left out: an order that comes twice, to a client that got back an old state in between.
+    """
+    rounds, draw = 250, np.random.default_rng(seed)
+    top = feedback.error_feedback(encoder.sparse(selection.top_k(k=3), values.FLOAT32))
+    link = Marked(tmp_path, top, draw, Marked.TOUCHED * NODES * rounds)
+    shared, counted = Shared(link.layout), np.zeros(link.layout.size)
+
+    def accepted(round: int, node: int, payload: bytes) -> None:
+        wire.decode(payload, shared).add_to(counted)
+        link.accepted(node)
+
+    strategy = SparseFed(fraction_train=0.8, min_replies=2, layout=link.layout, on_accepted=accepted)
+    arrays = initial(link.layout.size)
+    for number in range(1, rounds + 1):
+        for node in link.get_node_ids():
+            link.accident(node)
+        last = number == rounds
+        if last:
+            strategy.fraction_train, strategy.min_replies = 1.0, 1
+        orders = strategy.configure_train(number, arrays, ConfigRecord(), link)
+        stepped, metrics = strategy.aggregate_train(number, link.exchange(number, orders, perfect=last))
+        arrays = stepped if stepped is not None else arrays
+    assert metrics is not None and metrics["replies"] == NODES
+    assert link.trained > 500 and min(link.accidents.values()) > 10 and min(link.seen.values()) > 50
+    assert 0 < strategy.lost_states <= sum(link.accidents.values())
+    total = (counted + link.residuals()).round(4)  # trained - start is not exactly 1
+    assert set(total) <= {0, 1}
+    for node, first in link.since.items():
+        own = np.flatnonzero(link.owner == node)
+        assert np.all(total[own[own >= first]] == 1)

@@ -51,7 +51,7 @@ def test_the_same_seed_gives_the_same_model_with_one_and_two_workers(tmp_path: P
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", ["dgc", "eden", "powersgd", "signsgd"])
+@pytest.mark.parametrize("recipe", ["dgc", "eden", "powersgd", "signsgd", "{residual: float16}", "{feedback: cafe}"])
 def test_a_recipe_runs_from_end_to_end(tmp_path: Path, recipe: str) -> None:
     server = ["server={optimizer: majority_vote, learning_rate: 0.01}"] if recipe == "signsgd" else []
     results = run(tmp_path / "run", "rounds=2", "workers=1", "sampling.per_round=3", f"encoder={recipe}", *server)

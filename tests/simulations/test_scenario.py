@@ -122,6 +122,9 @@ def test_json_and_yaml_give_the_scenario_back(rounds, density, alpha, kind, numb
         ("encoder={recipe: stc, bits: 4}", "encoder: bits is for the recipes qsgd, eden; recipe is stc"),
         ("encoder={rank: 4}", "encoder: rank is for the recipes powersgd; recipe is null"),
         ("encoder={recipe: stc, values: int8}", "encoder: values has no meaning beside recipe stc"),
+        ("encoder={feedback: none, residual: float16}", "residual float16 has no meaning with feedback none"),
+        ("encoder={feedback: cafe, residual: float16}", "residual float16 has no meaning with feedback cafe"),
+        ("encoder={recipe: stc, residual: float16}", "encoder: residual has no meaning beside recipe stc"),
         ("encoder={recipe: eden, warm_up_rounds: 3}", "warm_up_rounds has no meaning for recipe eden"),
         ("encoder=signsgd", "server.optimizer: got 'sgd' with encoder.recipe 'signsgd'; signsgd and majority_vote go"),
         ("server={optimizer: majority_vote, learning_rate: 0.01}", "with encoder.recipe None; signsgd and majority"),
@@ -135,6 +138,12 @@ def test_json_and_yaml_give_the_scenario_back(rounds, density, alpha, kind, numb
 )
 def test_a_wrong_value_is_named_with_what_is_allowed(override, expected):
     assert expected in problems(override)
+
+
+@pytest.mark.parametrize("without", ["downlink=null", "server={optimizer: adam}"])
+def test_cafe_needs_what_it_predicts_from(without):
+    with pytest.raises(ScenarioError, match="encoder.feedback: cafe predicts from what goes down, in steps of sgd"):
+        load("digits", ["encoder={feedback: cafe}", without])
 
 
 @pytest.mark.parametrize("recipe", recipes.RECIPES)
