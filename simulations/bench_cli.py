@@ -262,6 +262,45 @@ def bench_recipes(
         )
 
 
+@bench.command("wire")
+def bench_wire(
+    scenario: Annotated[str, typer.Argument(**cli.DOCUMENTED)] = "digits",
+    overrides: cli.SetOption = None,
+    nodes: Annotated[int, typer.Option(help="SuperNodes, all in each round (2).", **cli.COUNT)] = 2,
+    rounds: Annotated[int, typer.Option(help="Rounds of each run, at least 2 (6).", **cli.COUNT)] = 6,
+    idle: Annotated[
+        float, typer.Option(metavar="SECONDS", show_default=False, help="How long to watch waiting nodes (15).")
+    ] = 15.0,
+    json_file: cli.JsonOption = None,
+) -> None:
+    """Measure the bytes on the wire of Flower's own processes.
+
+    Starts a SuperLink and SuperNodes on this machine, insecure, on free ports and with
+    a Flower home of their own, and stops them at the end. Runs fedpress on SCENARIO
+    (as for `fedpress simulate`, without students) and then plain FedAvg with 1 kB each
+    way. Prints what goes up and down for each client and round: the payload, the
+    requests beside it, and polls while a node waits for work. Bytes are those of the
+    TCP streams, with HTTP's headers, without those of TCP and IP.
+
+    \b
+    Example:
+      fedpress bench wire --nodes 3 --rounds 10
+    """
+    with cli.clear_errors("simulation", json_file):
+        if rounds < 2:
+            cli.leave(f"error: --rounds {rounds}: expected at least 2, since the first is left out", 2)
+        from fedpress.simulations import scenario as scenarios
+        from fedpress.simulations import wire_bench
+
+        size = [f"clients={nodes}", f"sampling.per_round={nodes}", f"rounds={rounds}", "students.tiers=[]"]
+        chosen = scenarios.load(scenario, [*size, *(overrides or ())])
+        figures = wire_bench.run(chosen, idle, lambda line: typer.echo(f"{line} ...", err=True))
+        cli.show_rows(wire_bench.COLUMNS, wire_bench.rows(figures))
+        typer.echo()
+        cli.show_facts(wire_bench.facts(figures))
+        cli.write_json(json_file, wire_bench.as_json(figures))
+
+
 def _parse_seeds(text: str) -> list[int]:
     """Read "1-10" and "3,5,8"."""
     chosen: list[int] = []

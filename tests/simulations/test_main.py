@@ -62,6 +62,7 @@ def run(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess[str]]:
         "bench codec",
         "bench reuse",
         "bench recipes",
+        "bench wire",
     ],  # fmt: skip
 )
 def test_every_command_has_a_help_page_with_an_example(command):
