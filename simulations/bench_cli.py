@@ -301,6 +301,45 @@ def bench_wire(
         cli.write_json(json_file, wire_bench.as_json(figures))
 
 
+@bench.command("memory")
+def bench_memory(
+    scenario: Annotated[str, typer.Argument(**cli.DOCUMENTED)] = "digits",
+    overrides: cli.SetOption = None,
+    rounds: Annotated[int, typer.Option(help="Rounds to run (1000).", **cli.COUNT)] = 1000,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also draw the memory over the rounds as SVG to FILE.")
+    ] = None,
+    json_file: cli.JsonOption = None,
+) -> None:
+    """Measure whether a long run's memory grows.
+
+    SCENARIO is as for `fedpress simulate`; it runs without students, with checkpoints,
+    in a folder that is removed at the end. After each round the resident memory of the
+    server's process and of each worker is read, and after a fifth of the rounds a line
+    is fitted. Linux only.
+
+    \b
+    Examples:
+      fedpress bench memory --plot memory.svg
+      fedpress bench memory digits --rounds 200 --set downlink=null
+    """
+    with cli.clear_errors("simulation", json_file, plot):
+        from rich.console import Console
+
+        from fedpress.simulations import memory_bench, progress
+        from fedpress.simulations import scenario as scenarios
+
+        chosen = scenarios.load(scenario, ["students.tiers=[]", f"rounds={rounds}", *(overrides or ())])
+        with progress.Display(Console(), chosen.rounds) as display:
+            found = memory_bench.run(chosen, display)
+        typer.echo()
+        cli.show_rows(memory_bench.COLUMNS, memory_bench.rows(found))
+        if plot is not None:
+            plot.write_text(memory_bench.plot(found), encoding="utf-8")
+            typer.echo(f"plot: {plot}")
+        cli.write_json(json_file, memory_bench.as_json(chosen, found))
+
+
 def _parse_seeds(text: str) -> list[int]:
     """Read "1-10" and "3,5,8"."""
     chosen: list[int] = []

@@ -47,15 +47,17 @@ COUNT: dict[str, Any] = {"metavar": "N", "show_default": False, "callback": _pos
 
 
 @contextmanager
-def clear_errors(extra: str, json_file: Path | None = None) -> Iterator[None]:
+def clear_errors(extra: str, json_file: Path | None = None, plot: Path | None = None) -> Iterator[None]:
     """Turn what a user can mend into one message and exit code 2: bad input, or an extra that is not installed.
 
     Args:
         extra: what the command needs; the message names it where a module is missing.
         json_file: where the command will write its figures; that it can is found out before a long run, not after it.
+        plot: where it will draw them.
     """
-    if json_file is not None and not json_file.parent.is_dir():
-        leave(f"error: --json {json_file}: there is no folder {json_file.parent}", 2)
+    for option, path in (("--json", json_file), ("--plot", plot)):
+        if path is not None and not path.parent.is_dir():
+            leave(f"error: {option} {path}: there is no folder {path.parent}", 2)
     try:
         yield
     except FedpressError as error:
