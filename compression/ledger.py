@@ -6,8 +6,7 @@ records `len(serialised)`, never a formula.
 
 import csv
 import io
-import itertools
-from collections import Counter
+from array import array
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -35,6 +34,10 @@ class Entry(NamedTuple):
     bytes: int
 
 
+TYPES = "IQBBQ"
+"""Of the columns, as `array` names them: unsigned, of 4, 8, 1, 1 and 8 bytes."""
+
+
 class Ledger:
     """The bytes of a run, in the order in which they were recorded.
 
@@ -46,16 +49,22 @@ class Ledger:
     """
 
     def __init__(self) -> None:
-        self.rows: list[Entry] = []
-        # Running sums under every combination of the three keys, None standing for all: a total is one look-up,
-        # also after thousands of rounds.
-        self._sums: Counter[tuple[str | None, str | None, int | None]] = Counter()
+        # A column each, 22 bytes a row: a run of thousands of rounds keeps all its rows.
+        self._columns = tuple(array(code) for code in TYPES)
+
+    @property
+    def rows(self) -> list[Entry]:
+        """Return the rows, made anew from the columns."""
+        return [
+            Entry(round, node, DIRECTIONS[direction], KINDS[kind], size)
+            for round, node, direction, kind, size in zip(*self._columns, strict=True)
+        ]
 
     def record(self, round: int, node: int, direction: Direction, kind: str, size: int) -> None:
         """Add `size` bytes.
 
         Raises:
-            ValueError: An unknown direction or kind, or a negative size.
+            ValueError: An unknown direction or kind, a negative size, or a number that its column cannot hold.
         """
         if direction not in DIRECTIONS:
             raise ValueError(f"direction {direction!r} is not one of {', '.join(DIRECTIONS)}")
@@ -63,32 +72,41 @@ class Ledger:
             raise ValueError(f"kind {kind!r} is not one of {', '.join(KINDS)}")
         if size < 0:
             raise ValueError(f"size {size} is negative; a size is the length of serialised bytes")
-        self.rows.append(Entry(round, node, direction, kind, size))
-        for key in itertools.product((direction, None), (kind, None), (round, None)):
-            self._sums[key] += size
+        if not (0 <= round < 1 << 32 and 0 <= node < 1 << 64 and size < 1 << 64):
+            raise ValueError(f"round {round}, node {node} or size {size} is out of range; ids have 64 bits, rounds 32")
+        entry = (round, node, DIRECTIONS.index(direction), KINDS.index(kind), size)
+        for column, value in zip(self._columns, entry, strict=True):
+            column.append(value)
 
     def total(self, direction: Direction | None = None, kind: str | None = None, round: int | None = None) -> int:
         """Return the bytes of one direction, kind and round; None stands for all."""
-        return self._sums[direction, kind, round]
+        columns = self._views()
+        counts = np.ones(len(columns["bytes"]), bool)
+        if direction is not None:
+            counts &= columns["direction"] == DIRECTIONS.index(direction)
+        if kind is not None:
+            counts &= columns["kind"] == KINDS.index(kind)
+        if round is not None:
+            counts &= columns["round"] == round
+        return int(columns["bytes"][counts].sum())
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Return the rows as arrays, one for each column; directions and kinds by their number."""
-        rounds, nodes, directions, kinds, sizes = zip(*self.rows, strict=True) if self.rows else ((),) * 5
-        return {
-            "round": np.array(rounds, np.uint32),
-            "node": np.array(nodes, np.uint64),
-            "direction": np.array([DIRECTIONS.index(direction) for direction in directions], np.uint8),
-            "kind": np.array([KINDS.index(kind) for kind in kinds], np.uint8),
-            "bytes": np.array(sizes, np.uint64),
-        }
+        return {name: view.copy() for name, view in self._views().items()}
 
     def replace(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Take the rows that `arrays` returned, in place of those here."""
-        self.rows.clear()
-        self._sums.clear()
+        self._columns = Ledger()._columns
         columns = (arrays[name].tolist() for name in Entry._fields)
         for round, node, direction, kind, size in zip(*columns, strict=True):
             self.record(round, node, DIRECTIONS[direction], KINDS[kind], size)
+
+    def _views(self) -> dict[str, NDArray[Any]]:
+        """Return the columns without copying them; a row can be added only once the views are gone."""
+        return {
+            name: np.frombuffer(column, column.typecode)
+            for name, column in zip(Entry._fields, self._columns, strict=True)
+        }
 
     def save(self, path: Path) -> None:
         """Write the ledger as CSV with the header `round,node,direction,kind,bytes`; readers see all of it or none."""

@@ -29,6 +29,8 @@ GRID: Final = "#010205"
 FIRST: Final = "#010206"  # the first series, and bars
 SECOND: Final = "#010207"
 VARIABLES: Final = {INK: "--ink", MUTED: "--muted", GRID: "--grid", FIRST: "--first", SECOND: "--second"}
+LIGHT: Final = {INK: "#1b1d21", MUTED: "#5d636d", GRID: "#e4e6ea", FIRST: "#1f63c7", SECOND: "#b8500b"}
+"""The page's colours on a light screen, for a figure that is a file of its own."""
 STYLE: Final[dict[RcKeyType, Any]] = {
     "svg.hashsalt": "fedpress",  # the same ids every time
     "svg.fonttype": "none",  # real text: it can be selected, read aloud and takes the page's font
@@ -136,6 +138,30 @@ def bars(name: str, items: Sequence[Bar]) -> str:
     return _svg(name, 0.2 + 0.26 * len(items), draw)
 
 
+def memory_over_rounds(curves: Sequence[Curve], begin: int) -> str:
+    """Resident bytes of a server (first curve) and its workers over the rounds, as an SVG file of its own.
+
+    Args:
+        curves: one for each process.
+        begin: the round where the warm-up ends; a vertical line marks it.
+    """
+
+    def draw(axes: Axes) -> None:
+        axes.plot(curves[0].x, curves[0].y, color=FIRST, linewidth=1.2, label=curves[0].label)
+        for number, curve in enumerate(curves[1:]):  # workers are alike: dashes let the others show through
+            axes.plot(curve.x, curve.y, color=SECOND, linewidth=1.2, linestyle=(6 * number, (6, 5)), label=curve.label)
+        axes.axvline(begin, color=MUTED, linewidth=1.2, linestyle=(0, (4, 3)), label="warm-up ends")
+        axes.set_xlim(0, 1.02 * max(curves[0].x))
+        axes.set_ylim(0, 1.1 * max(max(curve.y) for curve in curves))
+        axes.set_xlabel("round")
+        axes.set_ylabel("resident memory")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: re.sub(r"\.0+", "", format_bytes(value))))
+        _legend(axes, columns=2)
+
+    return _standalone(_svg("memory", 3.2, draw))
+
+
 def _plot(axes: Axes, curve: Curve, color: str) -> None:
     """Draws a curve so that few points are seen as points and many do not become a band."""
     few = len(curve.x) <= 60
@@ -153,9 +179,13 @@ def _accuracy_axis(axes: Axes) -> None:
     axes.set_ylabel("accuracy")
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], min_n_ticks=3))
+    _legend(axes, columns=3)
+
+
+def _legend(axes: Axes, columns: int) -> None:
+    """A legend above the axes, where no curve can run through it, and lines to read heights by."""
     axes.grid(axis="y")
-    # Above the axes, where no curve can run through it.
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0, borderpad=0.3, labelcolor=INK)
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, borderaxespad=0, borderpad=0.3, labelcolor=INK)
 
 
 def _svg(name: str, height: float, draw: Callable[[Axes], None]) -> str:
@@ -176,3 +206,11 @@ def _svg(name: str, height: float, draw: Callable[[Axes], None]) -> str:
     for color, variable in VARIABLES.items():
         svg = svg.replace(color, f"var({variable})")
     return svg
+
+
+def _standalone(svg: str) -> str:
+    """The figure with a background and the colours of a light page, for where there is no page."""
+    for color, variable in VARIABLES.items():
+        svg = svg.replace(f"var({variable})", LIGHT[color])
+    opening, rest = svg.split(">", 1)
+    return f'{opening}><rect width="100%" height="100%" fill="#ffffff"/>{rest}'

@@ -1,5 +1,6 @@
 """The ledger: totals are the sums of its rows, also after a trip through a file."""
 
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,27 @@ def test_a_wrong_entry_is_refused_and_counts_nothing(direction: str, kind: str, 
     with pytest.raises(ValueError, match=words):
         ledger.record(1, 1, direction, kind, size)  # type: ignore[arg-type]
     assert ledger.rows == [] and ledger.total() == 0
+
+
+@pytest.mark.parametrize(("round", "node", "size"), [(1 << 32, 1, 1), (-1, 1, 1), (1, 1 << 64, 1), (1, 1, 1 << 64)])
+def test_a_number_that_its_column_cannot_hold_is_refused_whole(round: int, node: int, size: int) -> None:
+    ledger = Ledger()
+    with pytest.raises(ValueError, match="out of range"):
+        ledger.record(round, node, "up", "update", size)
+    assert ledger.rows == []
+    ledger.record(2, 3, "up", "update", 4)
+    assert ledger.rows == [Entry(2, 3, "up", "update", 4)]
+
+
+def test_a_row_takes_a_few_bytes() -> None:
+    ledger = Ledger()
+    tracemalloc.start()
+    try:
+        for number in range(10_000):
+            ledger.record(number, (1 << 64) - 1 - number, "up", "update", 10**6 + number)
+        assert tracemalloc.get_traced_memory()[0] < 30 * 10_000  # 22 bytes, and what the columns are ahead of need
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from fedpress.compression.ledger import Ledger
+from fedpress.simulations import deployment
 from fedpress.simulations.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
@@ -51,19 +52,18 @@ def test_flwr_run_trains_and_leaves_a_run_folder(tmp_path: Path, flower_home: Pa
         shutil.copytree(ROOT / name, app / name, ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "scenario.yaml").write_text(SCENARIO)
     out = tmp_path / "run"
-    environment = {
-        **os.environ,
-        "FLWR_HOME": str(flower_home),
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-        "PATH": f"{flwr.parent}{os.pathsep}{os.environ['PATH']}",
-    }
     command = [
         str(flwr), "run", ".", "--stream", "--federation-config", "num-supernodes=4",
         "--run-config", f'scenario="{tmp_path / "scenario.yaml"}" out="{out}"',
     ]  # fmt: skip
     ended = subprocess.run(
-        command, cwd=app, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=240
+        command,
+        cwd=app,
+        env=deployment.environment(flower_home),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=240,
     )
     assert out.exists(), ended.stdout + ended.stderr
     run = RunFolder.open(out)

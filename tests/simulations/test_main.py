@@ -62,6 +62,8 @@ def run(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess[str]]:
         "bench codec",
         "bench reuse",
         "bench recipes",
+        "bench wire",
+        "bench memory",
     ],  # fmt: skip
 )
 def test_every_command_has_a_help_page_with_an_example(command):
@@ -127,6 +129,7 @@ def test_help_and_version_import_nothing_heavy(tmp_path):
         (["bench", "paired", "--seeds", "1-3,2"], "expected at least one seed, and each once"),
         (["bench", "paired", "--seeds", "3-1"], "expected at least one seed"),
         (["bench", "paired", "--baseline", "rounds=3"], "rounds differs"),
+        (["bench", "memory", "--plot", "nowhere/memory.svg"], "--plot nowhere/memory.svg: there is no folder nowhere"),
         (["bench", "recipes", "--seeds", "0-x"], "expected a range such as 1-10 or numbers such as 3,5,8"),
         (["bench", "recipes", "--only", "dcg"], "there is no row 'dcg'"),
         (["bench", "recipes", "--set", "density=0"], "density: got 0, expected 0 < density <= 1"),

@@ -1,0 +1,353 @@
+"""The commands of `fedpress bench`."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedpress.simulations import cli
+
+bench = typer.Typer(no_args_is_help=True, help="Measure this build on this machine.", **cli.PLAIN)
+
+
+@bench.command("engine")
+def bench_engine(
+    messages: Annotated[int, typer.Option(help="Messages in each repetition (2000).", **cli.COUNT)] = 2000,
+    workers: Annotated[int, typer.Option(help="Worker processes (2).", **cli.COUNT)] = 2,
+    repetitions: Annotated[int, typer.Option(help="Repetitions; the median counts (5).", **cli.COUNT)] = 5,
+    json_file: cli.JsonOption = None,
+) -> None:
+    """Measure what the engine costs beside the clients' work.
+
+    Prints the time from the start to the first reply of every worker, and how many
+    trivial messages a second go to clients and back.
+
+    \b
+    Example:
+      fedpress bench engine --workers 4
+    """
+    with cli.clear_errors("simulation", json_file):
+        from fedpress.simulations import engine_bench
+
+        figures = engine_bench.run(messages, workers, repetitions)
+        facts = [
+            ("workers", str(figures.workers)),
+            ("start", f"{figures.start_seconds:.2f} s"),
+            ("messages a second", f"{figures.messages_per_second:,.0f}"),
+        ]
+        cli.show_facts(facts)
+        cli.write_json(json_file, figures._asdict())
+
+
+@bench.command("codec")
+def bench_codec(
+    size: Annotated[
+        int | None, typer.Option(help="Entries of the vector (1000000, or all that DATA has).", **cli.COUNT)
+    ] = None,
+    density: Annotated[
+        float, typer.Option(metavar="P", show_default=False, help="Part of the entries that is sent (0.01).")
+    ] = 0.01,
+    data: Annotated[
+        str, typer.Option(metavar="DATA", show_default=False, help="What the vector is like (clustered).")
+    ] = "clustered",
+    number_format: Annotated[
+        str, typer.Option("--values", metavar="FORMAT", show_default=False, help="Number format (step).")
+    ] = "step",
+    payloads: Annotated[int, typer.Option(help="Different payloads to decode and add (8).", **cli.COUNT)] = 8,
+    nncodec_python: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Python of an environment with nncodec, to measure that too."),
+    ] = None,
+    json_file: cli.JsonOption = None,
+) -> None:
+    """Measure time and bytes of the codec on one vector.
+
+    Compares the client's whole step (residual, exact top-k, payload, residual: what
+    recipes.fedpress does) with a
+    copy of the vector, with the naive form of the same step and with Flower's dense
+    serialisation, all in one run; and the positions with their entropy.
+
+    \b
+    DATA is one of
+      clustered            like an update: large entries cluster by layer
+      uniform              independent normal values
+      equal, zeros, one-value, few-values, subnormal
+                           nasty: ties, 99.9 % zero, 99.9 % one value
+      FILE.npy             a float32 vector, such as an update of your own
+      SCENARIO             the update of its first client in the first round, trained here
+    \b
+    Example:
+      fedpress bench codec --size 10000000 --density 0.01
+    """
+    with cli.clear_errors("simulation", json_file):
+        from fedpress.simulations import codec_bench
+
+        figures = codec_bench.run(size, density, data, number_format, payloads, nncodec_python=nncodec_python)
+        cli.show_facts(codec_bench.facts(figures))
+        cli.write_json(json_file, figures._asdict())
+
+
+@bench.command("reuse")
+def bench_reuse(
+    run: Annotated[Path, typer.Argument(metavar="RUN", **cli.DOCUMENTED)],
+    json_file: cli.JsonOption = None,
+) -> None:
+    """Measure what positions would cost, coded against earlier supports.
+
+    RUN is the folder of a run that kept its payloads (fedpress simulate digits
+    --keep-payloads). Their positions are written again against the client's own last
+    accepted support (own), against all places that the round before touched (union),
+    and against the places where its sum is largest (top). A reference is used where
+    it is shorter. The row correlated is about the positions that a selection with
+    10 % of its entries from outside the own last support would send. The JSON has
+    every payload.
+
+    \b
+    Example:
+      fedpress bench reuse runs/digits-20261123-101500
+    """
+    with cli.clear_errors("simulation", json_file):
+        from fedpress.simulations import reuse_bench
+
+        coded = reuse_bench.run(run)
+        made = reuse_bench.summaries(coded)
+        cli.show_rows(reuse_bench.COLUMNS, reuse_bench.rows(made))
+        cli.write_json(
+            json_file,
+            {
+                "references": [{**one._asdict(), "gain": one.gain} for one in made],
+                "payloads": [one._asdict() for one in coded],
+            },
+        )
+
+
+FEDAVG = (
+    "encoder={kind: dense, values: float32, feedback: none}",
+    "server={optimizer: sgd, learning_rate: 1.0}",
+    "downlink=null",
+)
+"""What makes a scenario dense FedAvg."""
+
+
+@bench.command("paired")
+def bench_paired(
+    scenario: Annotated[str, typer.Argument(**cli.DOCUMENTED)] = "digits",
+    overrides: cli.SetOption = None,
+    baseline: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Change one key of the baseline; may be given again."),
+    ] = None,
+    seeds: Annotated[
+        str, typer.Option(metavar="SEEDS", show_default=False, help="Such as 1-10 or 3,5,8. Default: 1-10.")
+    ] = "1-10",
+    json_file: cli.JsonOption = None,
+) -> None:
+    """Compare a scenario with dense FedAvg, seed by seed.
+
+    SCENARIO is as for `fedpress simulate`. Both runs of a pair share data, clients,
+    initial weights and sampling; the baseline sends and gets whole float32 models, and
+    its server takes the mean (optimiser sgd, rate 1) unless --baseline says otherwise.
+    Prints the difference in accuracy with its 95 % interval, and the bytes saved.
+
+    \b
+    Examples:
+      fedpress bench paired
+      fedpress bench paired digits --set density=0.005 --seeds 1-3
+      fedpress bench paired fashion-mnist-100 --baseline server.learning_rate=1.5
+    """
+    with cli.clear_errors("simulation", json_file):
+        chosen = _parse_seeds(seeds)
+        from fedpress.simulations import paired
+        from fedpress.simulations import scenario as scenarios
+
+        ours = scenarios.load(scenario, overrides or ())
+        theirs = scenarios.load(scenario, [*(overrides or ()), *FEDAVG, *(baseline or ())])
+        typer.echo(f"{'seed':>6}  {'scenario':>8}  {'baseline':>8}  {'difference':>10}")
+
+        def show(pair: paired.Pair) -> None:
+            typer.echo(
+                f"{pair.seed:>6}  {pair.accuracy:>8.2%}  {pair.baseline_accuracy:>8.2%}"
+                f"  {100 * pair.difference:>+10.2f}"
+            )
+
+        found = paired.run(ours, theirs, chosen, show)
+        certain = math.isfinite(found.half_width)
+        interval = f" +- {100 * found.half_width:.2f} (95 % interval)" if certain else " (one seed: no interval)"
+        facts = [
+            ("accuracy against the baseline", f"{100 * found.difference:+.2f} points{interval}"),
+            ("bytes up", f"{found.up_ratio:,.1f}x less"),
+            ("bytes up and down", f"{found.both_ratio:,.1f}x less"),
+        ]
+        typer.echo()
+        cli.show_facts(facts)
+        cli.write_json(
+            json_file,
+            {
+                "scenario": ours.model_dump(mode="json"),
+                "baseline": theirs.model_dump(mode="json"),
+                "pairs": [{**pair._asdict(), "difference": pair.difference} for pair in found.pairs],
+                "difference": found.difference,
+                "half_width": found.half_width if certain else None,
+                "up_ratio": found.up_ratio,
+                "both_ratio": found.both_ratio,
+            },
+        )
+
+
+@bench.command("recipes")
+def bench_recipes(
+    scenario: Annotated[str, typer.Argument(**cli.DOCUMENTED)] = "digits",
+    overrides: cli.SetOption = None,
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="RECIPE", help="Only this row of the table; may be given again.")
+    ] = None,
+    seeds: Annotated[
+        str, typer.Option(metavar="SEEDS", show_default=False, help="Such as 1-3 or 3,5,8. Default: 1-3.")
+    ] = "1-3",
+    json_file: cli.JsonOption = None,
+) -> None:
+    """Compare the recipes on a scenario, on the same seeds.
+
+    SCENARIO is as for `fedpress simulate`. Each row but one replaces its encoder and
+    its server; the server is the best of a few tried on validation data of
+    `digits`, so for another scenario, set one that suits it. Prints accuracy with its
+    standard deviation over the seeds, and the bytes that a run sends up, against
+    dense float32 updates as plain Flower sends them.
+
+    \b
+    Examples:
+      fedpress bench recipes
+      fedpress bench recipes --only dgc --seeds 101 --set evaluation.split=validation \\
+          --set server.learning_rate=0.5
+    """
+    with cli.clear_errors("simulation", json_file):
+        numbers = _parse_seeds(seeds)
+        from rich.console import Console
+
+        from fedpress.simulations import recipes_bench
+
+        rows = [
+            (row.name, recipes_bench.load(scenario, row, overrides or ())) for row in recipes_bench.chosen(only or ())
+        ]
+        console = Console()
+
+        def show(line: str) -> None:
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+        show(recipes_bench.line())
+        with console.status("") as status:
+            found = recipes_bench.run(
+                rows,
+                numbers,
+                lambda name, seed: status.update(f"{name}, seed {seed}"),
+                lambda outcome: show(recipes_bench.line(recipes_bench.cells(outcome))),
+            )
+        by_name = {name: chosen.model_dump(mode="json") for name, chosen in rows}
+        cli.write_json(
+            json_file,
+            [
+                {
+                    **outcome._asdict(),
+                    "seeds": numbers,
+                    "accuracy": outcome.accuracy,
+                    "spread": outcome.spread,
+                    "up_ratio": outcome.up_ratio,
+                    "scenario": by_name[outcome.name],
+                }
+                for outcome in found
+            ],
+        )
+
+
+@bench.command("wire")
+def bench_wire(
+    scenario: Annotated[str, typer.Argument(**cli.DOCUMENTED)] = "digits",
+    overrides: cli.SetOption = None,
+    nodes: Annotated[int, typer.Option(help="SuperNodes, all in each round (2).", **cli.COUNT)] = 2,
+    rounds: Annotated[int, typer.Option(help="Rounds of each run, at least 2 (6).", **cli.COUNT)] = 6,
+    idle: Annotated[
+        float, typer.Option(metavar="SECONDS", show_default=False, help="How long to watch waiting nodes (15).")
+    ] = 15.0,
+    json_file: cli.JsonOption = None,
+) -> None:
+    """Measure the bytes on the wire of Flower's own processes.
+
+    Starts a SuperLink and SuperNodes on this machine, insecure, on free ports and with
+    a Flower home of their own, and stops them at the end. Runs fedpress on SCENARIO
+    (as for `fedpress simulate`, without students) and then plain FedAvg with 1 kB each
+    way. Prints what goes up and down for each client and round: the payload, the
+    requests beside it, and polls while a node waits for work. Bytes are those of the
+    TCP streams, with HTTP's headers, without those of TCP and IP.
+
+    \b
+    Example:
+      fedpress bench wire --nodes 3 --rounds 10
+    """
+    with cli.clear_errors("simulation", json_file):
+        if rounds < 2:
+            cli.leave(f"error: --rounds {rounds}: expected at least 2, since the first is left out", 2)
+        from fedpress.simulations import scenario as scenarios
+        from fedpress.simulations import wire_bench
+
+        size = [f"clients={nodes}", f"sampling.per_round={nodes}", f"rounds={rounds}", "students.tiers=[]"]
+        chosen = scenarios.load(scenario, [*size, *(overrides or ())])
+        figures = wire_bench.run(chosen, idle, lambda line: typer.echo(f"{line} ...", err=True))
+        cli.show_rows(wire_bench.COLUMNS, wire_bench.rows(figures))
+        typer.echo()
+        cli.show_facts(wire_bench.facts(figures))
+        cli.write_json(json_file, wire_bench.as_json(figures))
+
+
+@bench.command("memory")
+def bench_memory(
+    scenario: Annotated[str, typer.Argument(**cli.DOCUMENTED)] = "digits",
+    overrides: cli.SetOption = None,
+    rounds: Annotated[int, typer.Option(help="Rounds to run (1000).", **cli.COUNT)] = 1000,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also draw the memory over the rounds as SVG to FILE.")
+    ] = None,
+    json_file: cli.JsonOption = None,
+) -> None:
+    """Measure whether a long run's memory grows.
+
+    SCENARIO is as for `fedpress simulate`; it runs without students, with checkpoints,
+    in a folder that is removed at the end. After each round the resident memory of the
+    server's process and of each worker is read, and after a fifth of the rounds a line
+    is fitted. Linux only.
+
+    \b
+    Examples:
+      fedpress bench memory --plot memory.svg
+      fedpress bench memory digits --rounds 200 --set downlink=null
+    """
+    with cli.clear_errors("simulation", json_file, plot):
+        from rich.console import Console
+
+        from fedpress.simulations import memory_bench, progress
+        from fedpress.simulations import scenario as scenarios
+
+        chosen = scenarios.load(scenario, ["students.tiers=[]", f"rounds={rounds}", *(overrides or ())])
+        with progress.Display(Console(), chosen.rounds) as display:
+            found = memory_bench.run(chosen, display)
+        typer.echo()
+        cli.show_rows(memory_bench.COLUMNS, memory_bench.rows(found))
+        if plot is not None:
+            plot.write_text(memory_bench.plot(found), encoding="utf-8")
+            typer.echo(f"plot: {plot}")
+        cli.write_json(json_file, memory_bench.as_json(chosen, found))
+
+
+def _parse_seeds(text: str) -> list[int]:
+    """Read "1-10" and "3,5,8"."""
+    chosen: list[int] = []
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        if not first.strip().isdigit() or (last and not last.strip().isdigit()):
+            cli.leave(f"error: --seeds {text}: expected a range such as 1-10 or numbers such as 3,5,8", 2)
+        chosen += range(int(first), int(last or first) + 1)
+    if not chosen or len(set(chosen)) < len(chosen):
+        cli.leave(f"error: --seeds {text}: expected at least one seed, and each once", 2)
+    return chosen

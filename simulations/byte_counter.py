@@ -1,0 +1,117 @@
+"""A TCP forwarder that counts the bytes of HTTP requests and of their responses.
+
+It stands between a client and a server and passes everything on unchanged. Bytes are those of the TCP streams: with
+HTTP's request lines and headers, without the headers of TCP and IP. TLS would be counted as well, but its requests
+could not be told apart.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from types import TracebackType
+
+CHUNK = 1 << 16
+
+
+@dataclass
+class Request:
+    """One request and its response.
+
+    Attributes:
+        began: monotonic seconds when its first bytes came.
+        path: what it asks for, such as `/v1/fleet/pull-messages`.
+        up: bytes of the request.
+        down: bytes of the response.
+    """
+
+    began: float
+    path: str
+    up: int = 0
+    down: int = 0
+
+
+class ByteCounter:
+    """Forwards TCP connections to a port of 127.0.0.1 and counts; use it as a context manager.
+
+    Law: the requests' bytes, up and down, sum to what went through the connections.
+
+    A request begins with the first bytes from the client after a response, or after the connection's beginning: over
+    HTTP/1.1 Flower's client sends one at a time.
+
+    Args:
+        target: the port to forward to.
+
+    Attributes:
+        port: where it listens.
+    """
+
+    def __init__(self, target: int) -> None:
+        self._target = target
+        self._requests: list[Request] = []
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
+        self.port = 0
+
+    def __enter__(self) -> ByteCounter:
+        self._thread.start()
+        self._ready.wait()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join()
+
+    def requests(self) -> list[Request]:
+        """Return the requests so far, in the order in which they began."""
+        return list(self._requests)
+
+    async def _serve(self) -> None:
+        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        server = await asyncio.start_server(self._forward, "127.0.0.1", 0)
+        self.port = server.sockets[0].getsockname()[1]
+        self._ready.set()
+        await self._stop.wait()
+        server.close()
+
+    async def _forward(self, client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
+        try:
+            server, to_server = await asyncio.open_connection("127.0.0.1", self._target)
+        except OSError:  # nobody listens: the client sees its connection closed
+            to_client.close()
+            return
+        own: list[Request] = []  # of this connection
+
+        async def up() -> None:
+            while data := await client.read(CHUNK):
+                if not own or own[-1].down:
+                    own.append(Request(time.monotonic(), _path(data)))
+                    self._requests.append(own[-1])
+                own[-1].up += len(data)
+                to_server.write(data)
+                await to_server.drain()
+            to_server.write_eof()
+
+        async def down() -> None:
+            while data := await server.read(CHUNK):
+                own[-1].down += len(data)
+                to_client.write(data)
+                await to_client.drain()
+            to_client.write_eof()
+
+        # One side has gone, or the counter is closed: what came until then is counted.
+        with suppress(OSError, asyncio.CancelledError):
+            await asyncio.gather(up(), down())
+        to_client.close()
+        to_server.close()
+
+
+def _path(request: bytes) -> str:
+    """Return the path of an HTTP request's first line, or "?"."""
+    words = request.split(b"\r\n", 1)[0].split(b" ")
+    return words[1].decode("latin-1") if len(words) == 3 else "?"
