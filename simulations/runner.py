@@ -24,10 +24,11 @@ from fedpress.compression.models.student import Budget
 from fedpress.compression.models.task import Evaluation
 from fedpress.server import app as server
 from fedpress.server import optimize
+from fedpress.server.books import RoundSummary
 from fedpress.server.checkpoint import State
 from fedpress.server.publish import Publisher, Tier
 from fedpress.server.store import ModelStore
-from fedpress.server.strategy import RoundSummary, SparseFed
+from fedpress.server.strategy import SparseFed
 from fedpress.server.versions import Downlink
 from fedpress.simulations import engine
 from fedpress.simulations import scenario as scenarios
@@ -296,15 +297,15 @@ class Writer:
             totals=Totals(
                 up_bytes=ledger.total(direction="up"),
                 down_bytes=ledger.total(direction="down"),
-                dense_up_bytes=up * strategy.messages["up"],
-                dense_down_bytes=down * strategy.messages["down"],
+                dense_up_bytes=up * strategy.books.messages["up"],
+                dense_down_bytes=down * strategy.books.messages["down"],
                 bundle_bytes=ledger.total(kind="bundle"),
             ),
             model=ModelInfo(parameters=self.workload.layout.size, sha256=self.digest),
             students=self.students,
             layers=[LayerDensity(name=n, size=size, sent=sent) for n, size, sent in strategy.density_by_layer()],
             faults=dict(sorted(self.workload.faults.struck.items())) if self.workload.faults else {},
-            lost_states=strategy.lost_states,
+            lost_states=strategy.books.lost_states,
             accuracy=sum(evaluated) / len(evaluated) if evaluated else None,
             seconds=monotonic() - self.began,
         )

@@ -15,8 +15,9 @@ from fedpress.compression.held import Draw
 from fedpress.compression.ledger import Ledger
 from fedpress.compression.vector import Layout, flatten
 from fedpress.server import checkpoint, optimize
+from fedpress.server.books import RoundSummary
 from fedpress.server.checkpoint import CheckpointError, CheckpointFolder, Damaged, State
-from fedpress.server.strategy import RoundSummary, SparseFed
+from fedpress.server.strategy import SparseFed
 from fedpress.server.versions import Downlink
 from fedpress.simulations.engine import EngineError, InlineGrid
 from fedpress.simulations.network import Network
@@ -274,7 +275,7 @@ def test_after_a_damaged_checkpoint_no_ticket_is_used_twice(tmp_path: Path) -> N
     seen: list[RoundSummary] = []
     resumed, _ = run(tmp_path / "states", 6, seen, **options)
     assert [(summary.round, summary.replies) for summary in seen] == [(3, 4), (4, 4), (5, 4), (6, 4)]
-    assert all(ticket > 1_000_000 for ticket in resumed._accepted.values())
+    assert all(ticket > 1_000_000 for ticket in resumed._orders._accepted.values())
 
 
 def test_a_finished_run_has_nothing_left_to_do_and_can_be_made_longer(tmp_path: Path) -> None:

@@ -146,7 +146,7 @@ def test_nothing_is_lost_over_thousands_of_orders(tmp_path: Path, name: str, dow
         saved = checkpoint.pack(strategy.saved())
     assert metrics["replies"] == NODES  # nothing is under way any more
     assert link.trained > 1000 and kills > 20 and min(link.seen.values()) > 200
-    assert strategy.lost_states == 0
+    assert strategy.books.lost_states == 0
     np.testing.assert_allclose(taken + link.residuals(), link.asked, atol=2e-4)
 
 
@@ -162,4 +162,4 @@ def test_orders_that_come_in_the_wrong_order_never_count_twice(tmp_path: Path) -
     link.exchange(2, old, perfect=True)  # too late for everybody
     third = strategy.configure_train(3, strategy.model.arrays, ConfigRecord(), link)
     strategy.aggregate_train(3, link.exchange(3, third, perfect=True))
-    assert strategy.lost_states == NODES
+    assert strategy.books.lost_states == NODES
