@@ -39,6 +39,8 @@ class RoundSummary:
     seconds: float = 0.0  # by the grid's clock, virtual in simulations
     train: MetricRecord | None = None
     evaluation: MetricRecord | None = None  # from `evaluate_fn`
+    staleness: float | None = None  # of the replies that counted, in steps of the model, mean; None: no buffer
+    max_staleness: int | None = None
 
     @property
     def reasons(self) -> dict[str, int]:
@@ -133,6 +135,8 @@ class Books:
             seconds=seconds,
             train=metrics,
             evaluation=evaluation,
+            staleness=metrics.get("staleness-mean") if metrics else None,  # type: ignore[arg-type]
+            max_staleness=metrics.get("staleness-max") if metrics else None,  # type: ignore[arg-type]
         )
         log(
             INFO,

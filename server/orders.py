@@ -10,7 +10,7 @@ from flwr.supercore import log
 from fedpress.compression import records
 from fedpress.compression.records import Download, Order
 from fedpress.server.books import Books
-from fedpress.server.checkpoint import State, pairs
+from fedpress.server.checkpoint import State, as_array, pairs
 from fedpress.server.global_model import GlobalModel
 
 
@@ -24,6 +24,7 @@ class Checked(NamedTuple):
     buffers: bytes
     content: RecordDict  # its metrics
     download: Download | None  # that the client trained from
+    staleness: int  # steps since the version that it trained from
 
 
 class Orders:
@@ -61,35 +62,48 @@ class Orders:
         """Return the message that asks a node to evaluate the model."""
         return self._message(node, server_round, 0, MessageType.EVALUATE, config, model)
 
-    def from_the_beginning(self, message: Message, model: GlobalModel) -> Message:
-        """Return the same order for a client that could not use the delta that it was sent."""
-        node = message.metadata.dst_node_id
+    def from_the_beginning(
+        self, node: int, server_round: int, kind: str, config: Mapping[str, Any], model: GlobalModel
+    ) -> Message:
+        """Return an order again, for a client that could not use the delta that it was sent."""
         held = self._confirmed.pop(node, None)
         log(WARNING, "node %d cannot get from version %s to %d by a delta", node, held, model.version)
-        order = records.read_order(message.content)
-        config = records.without_order(message.content.config_records[self._configrecord_key])
         # A client that was thought to hold nothing had all that is needed, but for names and shapes.
-        kind, whole = message.metadata.message_type, held is None
+        whole = held is None
+        if kind == MessageType.EVALUATE:
+            return self._message(node, server_round, 0, kind, config, model, whole)
+        order = self.open[node]
         again = self._message(node, order.round, order.ticket, kind, config, model, whole)
-        if node in self.open:
-            self.open[node] = records.read_order(again.content)
+        self.open[node] = records.read_order(again.content)
         return again
 
-    def checked(self, server_round: int, reply: Message, examples: Callable[[RecordDict], float]) -> Checked | None:
+    def checked(
+        self,
+        server_round: int,
+        reply: Message,
+        examples: Callable[[RecordDict], float],
+        version: int,
+        max_staleness: int | None = None,
+    ) -> Checked | None:
         """Return a reply that fits its ticket, which closes it; any other is refused.
 
         Args:
             server_round: the round that the reply counts in.
             reply: a client's answer to an order.
             examples: reads its weight; raises MessageError.
+            version: of the model now.
+            max_staleness: how far the version that it trained from may be behind that.
         """
         try:
-            return self._fitting(reply, examples)
+            found = self._fitting(reply, examples, version)
+            if max_staleness is not None and found.staleness > max_staleness:
+                raise _Misfit("stale", f"{found.staleness} steps behind, at most {max_staleness} count")
+            return found
         except _Misfit as misfit:
             self._books.refuse(server_round, reply.metadata.src_node_id, misfit.reason, misfit.detail)
             return None
 
-    def _fitting(self, reply: Message, examples: Callable[[RecordDict], float]) -> Checked:
+    def _fitting(self, reply: Message, examples: Callable[[RecordDict], float], version: int) -> Checked:
         node = reply.metadata.src_node_id
         order = self.open.get(node)
         if reply.has_error():
@@ -118,7 +132,8 @@ class Orders:
             self._books.lost_states += 1
         del self.open[node]  # the same answer again does not fit it
         metrics = RecordDict(dict(content.metric_records))
-        return Checked(node, answer.ticket, weight, answer.payload, answer.buffers, metrics, order.download)
+        staleness = version - order.version
+        return Checked(node, answer.ticket, weight, answer.payload, answer.buffers, metrics, order.download, staleness)
 
     def accept(self, answer: Checked) -> None:
         """Say in the node's next order that its upload counted."""
@@ -136,10 +151,18 @@ class Orders:
     def saved(self) -> State:
         """Return all of it, between two rounds."""
         meta = {"tickets": self.tickets, "accepted": pairs(self._accepted), "confirmed": pairs(self._confirmed)}
-        return State({}, meta)
+        opened = {
+            str(node): as_array(records.content_to_bytes(RecordDict({"": ConfigRecord(records.write_order(order))})))
+            for node, order in self.open.items()
+        }
+        return State(opened, meta)
 
     def restore(self, state: State) -> None:
         """Take up what `saved` returned."""
+        self.open = {
+            int(node): records.read_order(records.content_from_bytes(data.tobytes()))
+            for node, data in state.arrays.items()
+        }
         self.tickets = state.meta["tickets"]
         self._accepted, self._confirmed = dict(state.meta["accepted"]), dict(state.meta["confirmed"])
 

@@ -22,5 +22,7 @@ def available(grid: Grid, least: int) -> list[int]:
 
 def draw(nodes: Sequence[int], count: int, seed: int) -> list[int]:
     """Return `count` of the nodes in order, or all where there are fewer."""
+    if count < 1 or not nodes:
+        return []
     chosen = np.random.default_rng(seed).choice(len(nodes), min(len(nodes), count), replace=False)
     return sorted(nodes[index] for index in chosen)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from logging import INFO
 from pathlib import Path
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from flwr.supercore import log
@@ -22,10 +22,11 @@ from fedpress.server import exchange, optimize, resume, sampling, weighting
 from fedpress.server.accumulate import ReplyMean
 from fedpress.server.books import Books, RoundSummary
 from fedpress.server.checkpoint import CheckpointError, CheckpointFolder, Resumable, State
-from fedpress.server.exchange import Clock, WallClock
+from fedpress.server.exchange import Clock, UnderWay, WallClock
 from fedpress.server.global_model import GlobalModel
 from fedpress.server.optimize import ServerOptimizer
 from fedpress.server.orders import Checked, Orders
+from fedpress.server.schedule import Buffered
 from fedpress.server.versions import Downlink
 
 MAX_EXAMPLES = 1e9
@@ -42,10 +43,12 @@ class SparseFed(Strategy):
         downlink: how the model goes down: deltas of a held model that clients keep (`versions.Downlink`); None: whole.
         layout: which arrays are parameters and which buffers; by default guessed by the usual names. Clients must
             use the same.
+        schedule: None: synchronous rounds. `Buffered(size)`: `fraction_train` of the nodes are at work at any time,
+            and a round is what happens until `size` replies are in and the model steps.
         over_selection: nodes sampled beyond the wanted number; the round ends once the wanted number has answered, and
             later replies are refused (their mass stays with the client).
         min_replies: with fewer replies that count, the round makes no step and refuses them all.
-        deadline: seconds after which a round's open replies are refused; None waits for `start`'s timeout.
+        deadline: seconds after which an order without a reply is closed as refused; None waits for `start`'s timeout.
         max_examples: replies that claim more examples are refused.
         federation: names the federation; clients keep their state under it.
         seed: for sampling nodes.
@@ -80,6 +83,7 @@ class SparseFed(Strategy):
         optimizer: ServerOptimizer | None = None,
         downlink: Downlink | None = None,
         layout: Layout | None = None,
+        schedule: Buffered | None = None,
         over_selection: int = 0,
         min_replies: int = 1,
         deadline: float | None = None,
@@ -99,6 +103,12 @@ class SparseFed(Strategy):
             raise ValueError(
                 f"over_selection must be at least 0 and min_replies at least 1; got {over_selection} and {min_replies}"
             )
+        if schedule is not None:
+            schedule.check()
+            if over_selection:
+                raise ValueError(
+                    "over_selection has no meaning with a buffer; fraction_train says how many are at work"
+                )
         if deadline is not None and not deadline > 0:
             raise ValueError(f"deadline must be a positive number of seconds or None, and is {deadline}")
         self.fraction_train = fraction_train
@@ -111,6 +121,7 @@ class SparseFed(Strategy):
         self.configrecord_key = configrecord_key
         self.train_metrics_aggr_fn = train_metrics_aggr_fn or weighting.weighted_metrics
         self.evaluate_metrics_aggr_fn = evaluate_metrics_aggr_fn or weighting.weighted_metrics
+        self.schedule = schedule
         self.over_selection = over_selection
         self.min_replies = min_replies
         self.deadline = deadline
@@ -128,8 +139,10 @@ class SparseFed(Strategy):
         self._layout = layout
         self._clock = clock
         self._orders = Orders(federation, arrayrecord_key, configrecord_key, self.books)
-        self._late: dict[str, exchange.Open] = {}  # message id -> order that was closed without a reply
+        self._under_way = UnderWay()
+        self._buffer: list[Checked] = []  # replies that the next step takes in; empty after it
         self._wanted = 0
+        self._asked: set[int] = set()  # nodes with an order in this round: one each, whatever comes of it
         self._model: GlobalModel | None = None
         self._mean = ReplyMean(Layout(()))
 
@@ -144,40 +157,54 @@ class SparseFed(Strategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
-        """Sample nodes and open a ticket for each."""
+        """Sample nodes and open a ticket for each; with a buffer, for as many as are to be at work and are not."""
         if self.fraction_train == 0.0:
             return []
         self._adopt(arrays)
-        self._orders.open = {}
-        nodes = self._sample(grid, self.fraction_train, self.min_train_nodes, server_round, "train")
-        messages = [self._orders.train(node, server_round, config, self.model) for node in nodes]
-        self._wanted = max(1, len(messages) - self.over_selection)
+        if self.schedule is None:
+            self._orders.open = {}
+        self._asked = set(self._orders.open)
+        messages = self._orders_for(server_round, len(self._orders.open), config, grid)
+        self._wanted = self.schedule.size if self.schedule else max(1, len(messages) - self.over_selection)
         return messages
+
+    def _orders_for(self, server_round: int, at_work: int, config: ConfigRecord, grid: Grid) -> list[Message]:
+        """Open tickets for nodes that had none in this round, until enough nodes are at work."""
+        purpose = f"train {self._orders.tickets}" if self._asked else "train"
+        nodes = self._sample(grid, self.fraction_train, self.min_train_nodes, server_round, purpose, at_work)
+        self._asked.update(nodes)
+        return [self._orders.train(node, server_round, config, self.model) for node in nodes]
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Add up the updates of this round's good replies and step the model; refuse the others, each for itself."""
         first_refusal = len(self.refusals)
-        checked = (self._orders.checked(server_round, reply, self._examples) for reply in replies)
-        answers = sorted(filter(None, checked), key=lambda answer: answer.node)  # the sum's fixed order
+        limit = self.schedule.max_staleness if self.schedule else None
+        for reply in replies:
+            answer = self._orders.checked(server_round, reply, self._examples, self.model.version, limit)
+            if answer:
+                self._buffer.append(answer)
+        answers = sorted(self._buffer, key=lambda answer: answer.node)  # the sum's fixed order: a node is there once
+        self._buffer = []
         versions = self.model.versions
         self._mean.reset()
         counted: list[Checked] = []
         for answer in answers:
             reference = versions.support(answer.download) if versions else None
+            weight = answer.weight * (self.schedule.discount(answer.staleness) if self.schedule else 1.0)
             try:
-                update = self._mean.add(answer.payload, answer.buffers, answer.weight, reference)
+                update = self._mean.add(answer.payload, answer.buffers, weight, reference)
             except PayloadError as error:
                 self.books.refuse(server_round, answer.node, "undecodable", f"{type(error).__name__}: {error}")
                 continue
             self.books.count_entries(update, self.model.layout)
             counted.append(answer)
         heard = {answer.node for answer in answers} | {refusal.node for refusal in self.refusals[first_refusal:]}
-        for node in self._orders.open:
-            if node not in heard:
-                self.books.refuse(server_round, node, "late", "no reply before the round was closed")
-        self._orders.open = {}
+        at_work = self._under_way.nodes()  # nobody, without a buffer
+        for node in sorted(self._orders.open.keys() - heard - at_work):
+            self.books.refuse(server_round, node, "late", "no reply before the order was closed")
+        self._orders.open = {node: order for node, order in self._orders.open.items() if node in at_work}
         if len(counted) < self.min_replies:
             detail = f"{len(counted)} replies, {self.min_replies} are needed for a step"
             for answer in counted:
@@ -191,6 +218,9 @@ class SparseFed(Strategy):
                 if self.on_accepted:
                     self.on_accepted(server_round, answer.node, answer.payload)
             metrics = self.train_metrics_aggr_fn([answer.content for answer in counted], self.weighted_by_key)
+            if self.schedule:
+                behind = [answer.staleness for answer in counted]
+                metrics["staleness-mean"], metrics["staleness-max"] = sum(behind) / len(behind), max(behind)
         refused = self.refusals[first_refusal:]
         metrics["replies"] = len(counted)
         metrics["refused"] = len(refused)
@@ -258,9 +288,11 @@ class SparseFed(Strategy):
             else:
                 began, first_refusal = clock.now(), len(self.refusals)
                 limit = timeout if self.deadline is None else min(timeout, self.deadline)
-                messages = self.configure_train(server_round, arrays, train_config or ConfigRecord(), grid)
-                replies = self._exchange(grid, clock, server_round, messages, self._wanted, limit)
-                stepped, metrics = self.aggregate_train(server_round, replies) if messages else (None, None)
+                config = train_config or ConfigRecord()
+                messages = self.configure_train(server_round, arrays, config, grid)
+                replies = self._exchange(grid, clock, server_round, messages, config, self._under_way, limit)
+                asked = messages or self._orders.open
+                stepped, metrics = self.aggregate_train(server_round, replies) if asked else (None, None)
                 if stepped is not None:
                     arrays = result.arrays = stepped
                 if metrics is not None:
@@ -272,9 +304,11 @@ class SparseFed(Strategy):
                     parts |= {name: companion.saved() for name, companion in self._with_grid(grid).items()}
                     self.checkpoints.save(server_round, State.of(**parts))
             since = clock.now()
-            messages = self.configure_evaluate(server_round, arrays, evaluate_config or ConfigRecord(), grid)
+            config = evaluate_config or ConfigRecord()
+            messages = self.configure_evaluate(server_round, arrays, config, grid)
             if messages:
-                replies = self._exchange(grid, clock, server_round, messages, len(messages), timeout)
+                apart = UnderWay(late=self._under_way.late)
+                replies = self._exchange(grid, clock, server_round, messages, config, apart, timeout)
                 evaluated = self.aggregate_evaluate(server_round, replies)
                 if evaluated is not None:
                     result.evaluate_metrics_clientapp[server_round] = evaluated
@@ -292,9 +326,14 @@ class SparseFed(Strategy):
 
     def saved(self) -> State:
         """Return all that the rounds depend on, after a round's step and before the next round's orders."""
-        late = [(message_id, *order) for message_id, order in self._late.items()]
-        own = State({}, {"federation": self.federation, "seed": self.seed, "late": late})
-        return State.of(own=own, orders=self._orders.saved(), model=self.model.saved(), books=self.books.saved())
+        own = State({}, {"federation": self.federation, "seed": self.seed})
+        parts: dict[str, Resumable] = {
+            "orders": self._orders,
+            "under_way": self._under_way,
+            "model": self.model,
+            "books": self.books,
+        }
+        return State.of(own=own, **{name: part.saved() for name, part in parts.items()})
 
     def restore(self, state: State, arrays: ArrayRecord) -> None:
         """Take up what `saved` returned.
@@ -316,8 +355,8 @@ class SparseFed(Strategy):
         self._adopt(arrays)
         self.model.restore(state.part("model"))
         self._orders.restore(state.part("orders"))
+        self._under_way.restore(state.part("under_way"))
         self.books.restore(state.part("books"))
-        self._late = {message_id: exchange.Open(node, number) for message_id, node, number in own.meta["late"]}
 
     def _resume(self, grid: Grid, result: Result) -> resume.Step | None:
         """Go back to the newest checkpoint; without one, take the result's arrays as the model."""
@@ -336,10 +375,17 @@ class SparseFed(Strategy):
         companions = self._with_grid(grid)
         for name, companion in companions.items():
             companion.restore(found.state.part(name))
-        if "grid" not in companions:
-            self._late = {}  # nobody brings these replies any more
-        if found.skipped:  # clients may have seen tickets that this checkpoint knows nothing of
+        lost: set[int] = set()
+        if "grid" not in companions:  # nobody brings these replies any more
+            lost = {order.node for order in self._under_way.pending.values()}
+            self._under_way.pending, self._under_way.late = {}, {}
+        if found.skipped or (
+            self.schedule and "grid" not in companions
+        ):  # clients may have seen tickets that this checkpoint knows nothing of
             self._orders.tickets += resume.TICKETS_APART
+        for node in sorted(lost):
+            self.books.refuse(step.round, node, "restart", "the server was started again before the reply came")
+            del self._orders.open[node]
         log(INFO, "Resumed from the checkpoint of round %d", step.round)
         return step
 
@@ -348,24 +394,46 @@ class SparseFed(Strategy):
 
     # ---- the exchange of messages ----------------------------------------------------------------------------------
 
-    def _sample(self, grid: Grid, fraction: float, least: int, server_round: int, purpose: str) -> list[int]:
-        nodes = sampling.available(grid, max(least, self.min_available_nodes))
-        wanted = max(int(len(nodes) * fraction), least) + (self.over_selection if purpose == "train" else 0)
-        return sampling.draw(nodes, wanted, seeds.derive(self.federation, self.seed, server_round, purpose))
+    def _sample(
+        self, grid: Grid, fraction: float, least: int, server_round: int, purpose: str, at_work: int = 0
+    ) -> list[int]:
+        first = purpose in ("train", "evaluate")  # where some are at work already, nobody waits for more to connect
+        nodes = sampling.available(grid, max(least, self.min_available_nodes) if first else 0)
+        wanted = max(int(len(nodes) * fraction), least) - at_work
+        free = nodes
+        if purpose != "evaluate":
+            wanted += self.over_selection
+            free = [node for node in nodes if node not in self._asked]
+        return sampling.draw(free, wanted, seeds.derive(self.federation, self.seed, server_round, purpose))
 
     def _exchange(
-        self, grid: Grid, clock: Clock, server_round: int, messages: list[Message], wanted: int, limit: float
+        self,
+        grid: Grid,
+        clock: Clock,
+        server_round: int,
+        messages: list[Message],
+        config: ConfigRecord,
+        under_way: UnderWay,
+        limit: float,
     ) -> Iterator[Message]:
+        training = under_way is self._under_way
+        kind = MessageType.TRAIN if training else MessageType.EVALUATE
         key, arrays = self.arrayrecord_key, self.model.arrays
         known = {id(arrays): records.item_size(key, arrays)} if any(key in m.content for m in messages) else {}
 
         def bill(server_round: int, node: int, direction: Direction, message: Message) -> None:
             self.books.bill(server_round, node, direction, message, known)
 
+        def refill(at_work: int) -> list[Message]:
+            return self._orders_for(server_round, at_work, config, grid)
+
         return exchange.exchange(
-            grid, clock, server_round, messages, wanted=wanted, limit=limit, late=self._late, bill=bill,
-            refuse=self.books.refuse,
-            from_the_beginning=lambda message: self._orders.from_the_beginning(message, self.model),
+            grid, clock, server_round, messages, under_way, limit=limit, bill=bill, refuse=self.books.refuse,
+            enough=lambda: training and len(self._buffer) >= self._wanted,
+            from_the_beginning=lambda node: self._orders.from_the_beginning(
+                node, server_round, kind, config, self.model
+            ),
+            refill=refill if training and self.schedule else None,
         )  # fmt: skip
 
     def _examples(self, content: RecordDict) -> float:

@@ -14,7 +14,7 @@ from fedpress.compression import wire
 from fedpress.compression.held import LIMIT, Draw, Grid, Held, Integers
 from fedpress.compression.largest import largest
 from fedpress.compression.records import Download
-from fedpress.compression.shared import Support
+from fedpress.compression.shared import Shared, Support
 from fedpress.compression.update import Dense, Sparse, Update
 from fedpress.compression.values import DYADIC
 from fedpress.compression.vector import Layout, Vector
@@ -141,9 +141,17 @@ class Versions:
         return Download(self.tag, delta.base, delta.payload, origin, self.held.buffers)
 
     def support(self, download: Download | None) -> Support | None:
-        """Return what a client with this download codes its positions against: where the newest delta changed it."""
-        delta = None if download is None or download.base is None else self._deltas.get(download.base)
-        return delta.support if delta else None
+        """Return what a client with this download codes its positions against: where the delta changed its model.
+
+        The download may be one of an earlier version.
+        """
+        if download is None or download.base is None or not download.delta:
+            return None
+        newest = self._deltas.get(download.base)
+        if newest and newest.payload == download.delta:
+            return newest.support
+        delta = wire.decode(download.delta, Shared(self._layout))
+        return delta.positions if isinstance(delta, Sparse) else None
 
     def saved(self) -> State:
         """Return the newest version, and what is kept of the way there."""

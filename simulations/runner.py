@@ -27,6 +27,7 @@ from fedpress.server import optimize
 from fedpress.server.books import RoundSummary
 from fedpress.server.checkpoint import State
 from fedpress.server.publish import Publisher, Tier
+from fedpress.server.schedule import Buffered
 from fedpress.server.store import ModelStore
 from fedpress.server.strategy import SparseFed
 from fedpress.server.versions import Downlink
@@ -134,7 +135,9 @@ def plan(
         "adagrad": lambda: optimize.adagrad(choice.learning_rate, choice.epsilon),
         "majority_vote": lambda: optimize.majority_vote(choice.learning_rate),
     }
-    asked = scenario.sampling.per_round
+    sampling = scenario.sampling
+    buffered = sampling.schedule == "buffered"
+    asked = scenario.clients_at_work - sampling.over_selection
     if not folder.partition.exists():
         workload.save_parts(folder)
     strategy = SparseFed(
@@ -145,9 +148,10 @@ def plan(
         optimizer=rules[choice.optimizer](),
         downlink=Downlink(down.density, workload.draw, down.levels) if (down := scenario.downlink) else None,
         layout=workload.layout,
-        over_selection=scenario.sampling.over_selection,
-        min_replies=scenario.sampling.min_replies,
-        deadline=scenario.sampling.deadline,
+        schedule=Buffered(sampling.per_round, sampling.staleness, sampling.max_staleness) if buffered else None,
+        over_selection=sampling.over_selection,
+        min_replies=sampling.min_replies,
+        deadline=sampling.deadline,
         federation=workload.federation,
         seed=scenario.seed,
         on_accepted=folder.save_payload if keep_payloads else None,
@@ -235,6 +239,8 @@ class Writer:
             refused=len(summary.refusals),
             reasons=summary.reasons,
             virtual_seconds=self.virtual_seconds,
+            staleness=summary.staleness,
+            max_staleness=summary.max_staleness,
         )
         self.rounds.append(result)
         self.folder.save_results(self.results())

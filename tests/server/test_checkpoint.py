@@ -17,6 +17,7 @@ from fedpress.compression.vector import Layout, flatten
 from fedpress.server import checkpoint, optimize
 from fedpress.server.books import RoundSummary
 from fedpress.server.checkpoint import CheckpointError, CheckpointFolder, Damaged, State
+from fedpress.server.schedule import Buffered
 from fedpress.server.strategy import SparseFed
 from fedpress.server.versions import Downlink
 from fedpress.simulations.engine import EngineError, InlineGrid
@@ -232,6 +233,29 @@ def test_late_replies_of_the_round_before_the_kill_are_still_billed(tmp_path: Pa
     resumed, _ = run(tmp_path / "b", 8, seen, checkpoints=tmp_path / "checkpoints", **options)
     assert [figures(summary) for summary in seen] == [figures(summary) for summary in expected]
     assert whole(resumed) == whole(undisturbed)
+
+
+@pytest.mark.parametrize("spread", [0.0, 1.0], ids=["all at once", "one by one"])
+def test_with_a_buffer_what_is_under_way_and_open_comes_back_too(tmp_path: Path, spread: float) -> None:
+    """With no spread all replies come at the same moment, so that some are pulled and not in the buffer yet."""
+    network = Network(
+        up_mbit=1.0, down_mbit=1.0, examples_per_second=100.0, latency=0.1, spread=spread, dropout=0.1, seed=3
+    )
+    expected: list[RoundSummary] = []
+    options: dict[str, Any] = {
+        "network": network, "deadline": 4.0, "downlink": Downlink(0.05), "schedule": Buffered(2, max_staleness=3),
+        "fraction_train": 0.75,
+    }  # fmt: skip
+    undisturbed, _ = run(tmp_path / "a", 9, expected, **options)
+    assert max(summary.max_staleness or 0 for summary in expected) > 0
+    seen: list[RoundSummary] = []
+    for kill in (2, 3, 6):
+        with pytest.raises(Killed):
+            run(tmp_path / "b", 9, seen, kill, checkpoints=tmp_path / "checkpoints", **options)
+    resumed, _ = run(tmp_path / "b", 9, seen, checkpoints=tmp_path / "checkpoints", **options)
+    assert [figures(summary) for summary in seen] == [figures(summary) for summary in expected]
+    assert whole(resumed) == whole(undisturbed)
+    assert resumed.saved().part("orders").arrays  # open tickets
 
 
 def test_versions_come_back_with_every_delta(tmp_path: Path) -> None:

@@ -21,6 +21,8 @@ from fedpress.compression import encoder, feedback, records, selection, values
 from fedpress.compression.encoder import Encoder
 from fedpress.compression.vector import Layout, TensorSpec
 from fedpress.server import checkpoint
+from fedpress.server.accumulate import ReplyMean
+from fedpress.server.schedule import Buffered
 from fedpress.server.strategy import SparseFed
 from fedpress.server.versions import Downlink
 
@@ -163,3 +165,105 @@ def test_orders_that_come_in_the_wrong_order_never_count_twice(tmp_path: Path) -
     third = strategy.configure_train(3, strategy.model.arrays, ConfigRecord(), link)
     strategy.aggregate_train(3, link.exchange(3, third, perfect=True))
     assert strategy.books.lost_states == NODES
+
+
+class Killed(BaseException):
+    """In place of SIGKILL: nobody catches it."""
+
+
+class TimedLink(Link):
+    """Pushes and pulls on a virtual clock: a reply comes after some seconds, never, twice or damaged.
+
+    It is a deployment's grid in one respect: nobody saves what is under way when the server is killed.
+    """
+
+    def __init__(self, folder: Path, made: Encoder[Any], draw: np.random.Generator) -> None:
+        super().__init__(folder, made, draw)
+        self.time, self.pushed, self.kills = 0.0, 0, 0.0  # `kills`: chance of one at each pull
+        self.ready: list[tuple[float, str, Message]] = []
+
+    @property
+    def clock(self) -> "TimedLink":
+        return self
+
+    def now(self) -> float:
+        return self.time
+
+    def wait(self, until: float) -> None:
+        self.time = min([until, *(arrival for arrival, _, _ in self.ready if arrival > self.time)])
+
+    def push_messages(self, messages: Any) -> list[str]:
+        ids = []
+        for message in messages:
+            self.pushed += 1
+            ids.append(f"message-{self.pushed}")
+            message.metadata.__dict__["_message_id"] = ids[-1]
+            times = int(self.draw.choice([0, 1, 2], p=[0.05, 0.9, 0.05]))
+            self._count(times)
+            for _ in range(times):
+                reply = self._answer(message)
+                if self.draw.random() < 0.05:
+                    answer = reply.content.config_records[records.ANSWER]
+                    if "update" in answer:
+                        update = bytes(answer["update"])  # type: ignore[arg-type]
+                        answer["update"] = update[:-1] + bytes([update[-1] ^ 1])
+                copies = int(self.draw.choice([0, 1, 2], p=[0.1, 0.8, 0.1]))
+                self._count(copies)
+                seconds = float(self.draw.exponential(1.0))
+                self.seen["late"] += seconds > 3
+                self.ready += [(self.time + seconds, ids[-1], reply)] * copies
+        return ids
+
+    def pull_messages(self, message_ids: Any) -> list[Message]:
+        if self.draw.random() < self.kills:
+            raise Killed
+        wanted = set(message_ids)
+        come = sorted((one for one in self.ready if one[0] <= self.time and one[1] in wanted), key=lambda one: one[:2])
+        self.ready = [one for one in self.ready if one not in come]
+        return [reply for _, _, reply in come]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("downlink", [None, Downlink(0.2)], ids=["whole", "deltas"])
+@pytest.mark.parametrize("name", ENCODERS)
+def test_nothing_is_lost_with_a_buffer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, downlink: Downlink | None
+) -> None:
+    link = TimedLink(tmp_path / "states", ENCODERS[name](), np.random.default_rng(5))
+    link.kills = 0.01
+    taken, weights = np.zeros(SIZE), set[float]()
+    add = ReplyMean.add
+
+    def counted(self: ReplyMean, payload: bytes, buffers: bytes, weight: float, reference: Any) -> Any:
+        update = add(self, payload, buffers, weight, reference)
+        taken[:] += update.dense()  # between here and the checkpoint, nothing can be killed
+        weights.add(weight)
+        return update
+
+    monkeypatch.setattr(ReplyMean, "add", counted)
+
+    def fresh() -> SparseFed:
+        return SparseFed(
+            fraction_train=0.8, fraction_evaluate=0.0, layout=LAYOUT, downlink=downlink, deadline=3.0,
+            schedule=Buffered(2, max_staleness=2), checkpoints=tmp_path / "checkpoints",
+        )  # fmt: skip
+
+    kills = 0
+    while True:
+        strategy = fresh()
+        try:
+            strategy.start(link, initial(), num_rounds=ROUNDS)
+            break
+        except Killed:
+            kills += 1
+    # Everybody settles what is open: one round in which nothing goes wrong.
+    strategy.schedule, strategy.fraction_train, link.kills = None, 1.0, 0.0
+    orders = strategy.configure_train(ROUNDS + 1, strategy.model.arrays, ConfigRecord(), link)
+    _, metrics = strategy.aggregate_train(ROUNDS + 1, link.exchange(ROUNDS + 1, orders, perfect=True))
+    assert metrics is not None and metrics["replies"] == NODES
+    reasons = {refusal.reason for refusal in strategy.refusals}
+    assert {"late", "stale", "undecodable", "restart"} <= reasons
+    assert link.trained > 800 and kills > 5 and min(link.seen.values()) > 40
+    assert strategy.books.lost_states == 0
+    np.testing.assert_allclose(sorted(weights), [3 / np.sqrt(3), 3 / np.sqrt(2), 3])
+    np.testing.assert_allclose(taken + link.residuals(), link.asked, atol=2e-4)
