@@ -21,7 +21,7 @@ from fedpress.compression.vector import Layout
 from fedpress.server import exchange, optimize, resume, sampling, weighting
 from fedpress.server.accumulate import ReplyMean
 from fedpress.server.books import Books, RoundSummary
-from fedpress.server.checkpoint import CheckpointError, CheckpointFolder, Resumable, State
+from fedpress.server.checkpoint import CheckpointFolder, Resumable
 from fedpress.server.exchange import Clock, UnderWay, WallClock
 from fedpress.server.global_model import GlobalModel
 from fedpress.server.optimize import ServerOptimizer
@@ -33,7 +33,7 @@ MAX_EXAMPLES = 1e9
 """Default cap on the number of examples that a reply may claim: its weight in the mean."""
 
 
-class SparseFed(Strategy):
+class SparseFed(resume.Resuming, Strategy):
     """Federated averaging of encoded updates: a drop-in for `FedAvg` where clients use `compress(...)`.
 
     The first block of arguments is FedAvg's, with the same meaning and defaults.
@@ -300,9 +300,7 @@ class SparseFed(Strategy):
                 step = resume.Step(server_round, clock.now() - began, first_refusal)
                 # Durable before any message says what came of this round.
                 if self.checkpoints:
-                    parts = {"strategy": self.saved(), "result": resume.saved(result, step)}
-                    parts |= {name: companion.saved() for name, companion in self._with_grid(grid).items()}
-                    self.checkpoints.save(server_round, State.of(**parts))
+                    self._save(self.checkpoints, grid, result, step)
             since = clock.now()
             config = evaluate_config or ConfigRecord()
             messages = self.configure_evaluate(server_round, arrays, config, grid)
@@ -321,76 +319,6 @@ class SparseFed(Strategy):
             if self.on_round:
                 self.on_round(summary)
         return result
-
-    # ---- checkpoints -----------------------------------------------------------------------------------------------
-
-    def saved(self) -> State:
-        """Return all that the rounds depend on, after a round's step and before the next round's orders."""
-        own = State({}, {"federation": self.federation, "seed": self.seed})
-        parts: dict[str, Resumable] = {
-            "orders": self._orders,
-            "under_way": self._under_way,
-            "model": self.model,
-            "books": self.books,
-        }
-        return State.of(own=own, **{name: part.saved() for name, part in parts.items()})
-
-    def restore(self, state: State, arrays: ArrayRecord) -> None:
-        """Take up what `saved` returned.
-
-        Args:
-            state: what `saved` returned.
-            arrays: a model of the same arrays, for their order; the values do not matter.
-
-        Raises:
-            CheckpointError: the state is of another federation, seed or model.
-        """
-        own = state.part("own")
-        for name in ("federation", "seed"):
-            if own.meta[name] != getattr(self, name):
-                raise CheckpointError(
-                    f"the checkpoint has {name} {own.meta[name]!r}, this run has {getattr(self, name)!r}; give each"
-                    " federation a folder of its own"
-                )
-        self._adopt(arrays)
-        self.model.restore(state.part("model"))
-        self._orders.restore(state.part("orders"))
-        self._under_way.restore(state.part("under_way"))
-        self.books.restore(state.part("books"))
-
-    def _resume(self, grid: Grid, result: Result) -> resume.Step | None:
-        """Go back to the newest checkpoint; without one, take the result's arrays as the model."""
-        if self.checkpoints and self._model is not None:
-            raise CheckpointError(
-                "with checkpoints a strategy runs `start` once; make another one, with its own folder"
-            )
-        found = self.checkpoints.newest() if self.checkpoints else None
-        if found is None:
-            self._adopt(result.arrays)
-            result.arrays = self.model.arrays
-            return None
-        self.restore(found.state.part("strategy"), result.arrays)
-        result.arrays = self.model.arrays
-        step = resume.restore(found.state.part("result"), result)
-        companions = self._with_grid(grid)
-        for name, companion in companions.items():
-            companion.restore(found.state.part(name))
-        lost: set[int] = set()
-        if "grid" not in companions:  # nobody brings these replies any more
-            lost = {order.node for order in self._under_way.pending.values()}
-            self._under_way.pending, self._under_way.late = {}, {}
-        if found.skipped or (
-            self.schedule and "grid" not in companions
-        ):  # clients may have seen tickets that this checkpoint knows nothing of
-            self._orders.tickets += resume.TICKETS_APART
-        for node in sorted(lost):
-            self.books.refuse(step.round, node, "restart", "the server was started again before the reply came")
-            del self._orders.open[node]
-        log(INFO, "Resumed from the checkpoint of round %d", step.round)
-        return step
-
-    def _with_grid(self, grid: Grid) -> dict[str, Resumable]:
-        return {**self.companions, **({"grid": grid} if isinstance(grid, Resumable) else {})}
 
     # ---- the exchange of messages ----------------------------------------------------------------------------------
 

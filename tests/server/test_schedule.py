@@ -80,7 +80,7 @@ def test_clients_work_all_the_time_and_the_model_steps_when_the_buffer_is_full()
 
 
 def test_the_result_does_not_depend_on_the_number_of_workers() -> None:
-    one, two = (run(workers, Buffered(3, max_staleness=2)) for workers in (1, 2))
+    one, two = (run(workers, Buffered(3, max_staleness=1)) for workers in (1, 2))
     assert one[0].model.master.tobytes() == two[0].model.master.tobytes()
     assert one[0].refusals == two[0].refusals and {"stale", "late"} <= {r.reason for r in one[0].refusals}
     assert sorted(one[0].ledger.rows) == sorted(two[0].ledger.rows)
