@@ -67,9 +67,9 @@ class Answer(NamedTuple):
     answered: int = 0  # beside the error of an order that is older: the ticket that it has answered last
 
 
-def write_order(order: Order) -> dict[str, int | str | bytes]:
+def write_order(order: Order) -> dict[str, Any]:
     """Return the order as entries for a ConfigRecord; empty parts are left out."""
-    entries: dict[str, int | str | bytes] = {
+    entries: dict[str, Any] = {
         f"{_PREFIX}federation": order.federation,
         f"{_PREFIX}ticket": order.ticket,
         f"{_PREFIX}round": order.round,
@@ -86,11 +86,6 @@ def write_order(order: Order) -> dict[str, int | str | bytes]:
 def has_order(content: RecordDict) -> bool:
     """Tell whether a message carries an order."""
     return any(f"{_PREFIX}ticket" in record for record in content.config_records.values())
-
-
-def without_order(record: ConfigRecord) -> dict[str, Any]:
-    """Return the entries of a ConfigRecord that are no part of an order."""
-    return {key: value for key, value in record.items() if not key.startswith(_PREFIX)}
 
 
 def read_order(content: RecordDict) -> Order:

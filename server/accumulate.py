@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedpress.compression import vector, wire
+from fedpress.compression.shared import Shared, Support
 from fedpress.compression.update import Update
 from fedpress.compression.vector import Layout, Vector
 
@@ -82,3 +84,53 @@ class BufferMean:
         for name, value in self._sums.items():
             mean[name] = (value / self._weight if value.dtype == np.float64 else value).astype(held[name].dtype)
         return mean
+
+
+class ReplyMean:
+    """The weighted mean of replies, payload after payload: of their updates, and of their buffers.
+
+    Args:
+        layout: of the model.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        self._updates = Accumulator(layout.size)
+        self._buffers = BufferMean(layout)
+
+    def add(
+        self,
+        payload: bytes,
+        buffers: bytes,
+        weight: float,
+        reference: Support | None,
+        predictor: Update | None = None,
+        scale: float = 1.0,
+    ) -> Update:
+        """Decode a reply, add it, and return its update; one that cannot be decoded adds nothing.
+
+        Args:
+            payload: the encoded update.
+            buffers: as `vector.pack_buffers` writes them.
+            weight: above 0.
+            reference: the support that the payload's positions may be coded against.
+            predictor: what the payload leaves out, since both sides know it.
+            scale: that factor of the predictor.
+
+        Raises:
+            PayloadError: one of the two cannot be decoded.
+        """
+        update = wire.decode(payload, Shared(self._layout, reference=reference))
+        own = vector.unpack_buffers(buffers, self._layout) if self._layout.buffers else {}
+        self._updates.add(update, weight, predictor, scale)
+        self._buffers.add(own, weight)
+        return update
+
+    def result(self, held: Mapping[str, NDArray[Any]]) -> tuple[Vector, dict[str, NDArray[Any]]]:
+        """Return the mean update, float32 (n,), and the buffers after it. Raises ValueError when nothing was added."""
+        return self._updates.mean(), self._buffers.result(held)
+
+    def reset(self) -> None:
+        """Empty the sums, keeping their memory."""
+        self._updates.reset()
+        self._buffers = BufferMean(self._layout)

@@ -21,8 +21,9 @@ from torch import nn
 from fedpress.compression import records, references
 from fedpress.compression.errors import FedpressError
 from fedpress.compression.models.task import Evaluation, Examples, Task, evaluate
+from fedpress.server.books import RoundSummary
 from fedpress.server.publish import Published, Publisher
-from fedpress.server.strategy import RoundSummary, SparseFed
+from fedpress.server.strategy import SparseFed
 
 FINAL_ROUNDS = 10
 """A run's accuracy is the mean over this many last rounds: one round alone swings by several points."""
@@ -143,11 +144,11 @@ def deliver(plan: Plan, grid: Grid, server_round: int, students: list[Published]
         )
         messages.append(Message(RecordDict({"student": offer}), dst_node_id=node, message_type="query.student"))
     for message in messages:
-        plan.strategy.bill(server_round, message.metadata.dst_node_id, "down", message)
+        plan.strategy.books.bill(server_round, message.metadata.dst_node_id, "down", message)
     deliveries = []
     for reply in sorted(grid.send_and_receive(messages), key=lambda reply: reply.metadata.src_node_id):
         node = reply.metadata.src_node_id
-        plan.strategy.bill(server_round, node, "up", reply)
+        plan.strategy.books.bill(server_round, node, "up", reply)
         if reply.has_error():
             deliveries.append(Delivery(offers[node], node, None, str(reply.error.reason)))
         else:

@@ -141,9 +141,17 @@ class Versions:
         return Download(self.tag, delta.base, delta.payload, origin, self.held.buffers)
 
     def support(self, download: Download | None) -> Support | None:
-        """Return what a client with this download codes its positions against: where the newest delta changed it."""
-        delta = None if download is None or download.base is None else self._deltas.get(download.base)
-        return delta.support if delta else None
+        """Return what a client with this download codes its positions against: where the delta changed its model.
+
+        The download may be one of an earlier version.
+        """
+        if download is None or download.base is None or not download.delta:
+            return None
+        newest = self._deltas.get(download.base)
+        if newest and newest.payload == download.delta:
+            return newest.support
+        delta = wire.decode(download.delta, Shared(self._layout))
+        return delta.positions if isinstance(delta, Sparse) else None
 
     def predictor(self, download: Download | None, version: int) -> Update | None:
         """Return what a client that got to `version` by this download expects of its update (`cafe.predictor`)."""

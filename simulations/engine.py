@@ -294,7 +294,9 @@ class InlineGrid(Grid):
         return digest.hexdigest()
 
     def saved(self) -> State:
-        """Return the time, and the replies that have arrived or will, for a checkpoint."""
+        """Return the time, and the replies that have arrived or will, for a checkpoint; waits for work under way."""
+        while self._tasks:
+            self._receive()
         arrays = {
             message_id: as_array(serde.message_to_proto(reply).SerializeToString())
             for message_id, (_, reply) in self._ready.items()

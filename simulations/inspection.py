@@ -88,10 +88,15 @@ def run_facts(results: Results) -> list[tuple[str, str]]:
     totals, planned = results.totals, results.scenario.get("rounds")
     refused = sum(one.refused for one in results.rounds)
     last = "last 10 rounds" if len(results.rounds) >= 10 else "rounds so far"
+    mean, most = results.staleness
+    stale = [
+        ("staleness", f"{mean:.2f} steps on average, {most} at most, over {results.flushes} flushes of the buffer")
+    ]
     return [
         ("scenario", f"{results.name}, seed {results.seed}"),
         ("status", results.status),
         ("rounds", f"{len(results.rounds)} of {planned}" + (f", {refused} replies refused" if refused else "")),
+        *(stale if results.flushes else []),
         ("accuracy", "not evaluated" if results.accuracy is None else f"{results.accuracy:.2%}, mean of the {last}"),
         ("bytes up", _against(totals.up_bytes, totals.up_ratio)),
         ("bytes down", _against(totals.down_bytes, totals.down_ratio)),

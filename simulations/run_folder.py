@@ -57,6 +57,8 @@ class RoundResult(Record):
     refused: int
     reasons: dict[str, int] = {}  # refused, by reason
     virtual_seconds: float = 0.0  # on the scenario's own clock, from the run's start
+    staleness: float | None = None  # of the accepted replies, mean; None: a synchronous round, or none accepted
+    max_staleness: int | None = None
 
 
 class StudentResult(Record):
@@ -138,6 +140,18 @@ class Results(Record):
     lost_states: int = 0
     accuracy: float | None
     seconds: float
+
+    @property
+    def flushes(self) -> int:
+        """How often a buffer of replies was taken in; 0: the rounds were synchronous."""
+        return sum(result.staleness is not None for result in self.rounds)
+
+    @property
+    def staleness(self) -> tuple[float, int]:
+        """Mean and largest staleness of the accepted replies of a buffered run, in steps."""
+        taken = [r for r in self.rounds if r.staleness is not None]
+        weighted = sum(r.replies * (r.staleness or 0.0) for r in taken)
+        return weighted / max(1, sum(r.replies for r in taken)), max((r.max_staleness or 0 for r in taken), default=0)
 
     @property
     def split(self) -> str:

@@ -24,10 +24,12 @@ from fedpress.compression.models.student import Budget
 from fedpress.compression.models.task import Evaluation
 from fedpress.server import app as server
 from fedpress.server import optimize
+from fedpress.server.books import RoundSummary
 from fedpress.server.checkpoint import State
 from fedpress.server.publish import Publisher, Tier
+from fedpress.server.schedule import Buffered
 from fedpress.server.store import ModelStore
-from fedpress.server.strategy import RoundSummary, SparseFed
+from fedpress.server.strategy import SparseFed
 from fedpress.server.versions import Downlink
 from fedpress.simulations import engine
 from fedpress.simulations import scenario as scenarios
@@ -133,7 +135,9 @@ def plan(
         "adagrad": lambda: optimize.adagrad(choice.learning_rate, choice.epsilon),
         "majority_vote": lambda: optimize.majority_vote(choice.learning_rate),
     }
-    asked = scenario.sampling.per_round
+    sampling = scenario.sampling
+    buffered = sampling.schedule == "buffered"
+    asked = scenario.clients_at_work - sampling.over_selection
     if not folder.partition.exists():
         workload.save_parts(folder)
     strategy = SparseFed(
@@ -146,9 +150,10 @@ def plan(
         averaging=choice.averaging,
         prediction=workload.prediction,
         layout=workload.layout,
-        over_selection=scenario.sampling.over_selection,
-        min_replies=scenario.sampling.min_replies,
-        deadline=scenario.sampling.deadline,
+        schedule=Buffered(sampling.per_round, sampling.staleness, sampling.max_staleness) if buffered else None,
+        over_selection=sampling.over_selection,
+        min_replies=sampling.min_replies,
+        deadline=sampling.deadline,
         federation=workload.federation,
         seed=scenario.seed,
         on_accepted=folder.save_payload if keep_payloads else None,
@@ -236,6 +241,8 @@ class Writer:
             refused=len(summary.refusals),
             reasons=summary.reasons,
             virtual_seconds=self.virtual_seconds,
+            staleness=summary.staleness,
+            max_staleness=summary.max_staleness,
         )
         self.rounds.append(result)
         self.folder.save_results(self.results())
@@ -298,15 +305,15 @@ class Writer:
             totals=Totals(
                 up_bytes=ledger.total(direction="up"),
                 down_bytes=ledger.total(direction="down"),
-                dense_up_bytes=up * strategy.messages["up"],
-                dense_down_bytes=down * strategy.messages["down"],
+                dense_up_bytes=up * strategy.books.messages["up"],
+                dense_down_bytes=down * strategy.books.messages["down"],
                 bundle_bytes=ledger.total(kind="bundle"),
             ),
             model=ModelInfo(parameters=self.workload.layout.size, sha256=self.digest),
             students=self.students,
             layers=[LayerDensity(name=n, size=size, sent=sent) for n, size, sent in strategy.density_by_layer()],
             faults=dict(sorted(self.workload.faults.struck.items())) if self.workload.faults else {},
-            lost_states=strategy.lost_states,
+            lost_states=strategy.books.lost_states,
             accuracy=sum(evaluated) / len(evaluated) if evaluated else None,
             seconds=monotonic() - self.began,
         )

@@ -92,7 +92,21 @@ class Partition(Section):
 class Sampling(Section):
     """Who takes part in a round, and when the round closes."""
 
+    schedule: Literal["synchronous", "buffered"] = Field(
+        default="synchronous",
+        description="synchronous: all clients of a round train from the same model; buffered: FedBuff, clients work all"
+        " the time, and the model steps once per_round replies are in. buffered needs network.",
+    )
     per_round: int = Field(default=10, ge=1, description="Clients whose replies a round waits for.")
+    concurrency: int | None = Field(default=None, ge=1, description="For buffered: clients at work at any time.")
+    staleness: float = Field(
+        default=0.5,
+        ge=0,
+        description="For buffered: a reply s steps behind counts (1 + s)^-staleness of its examples; 0: all alike.",
+    )
+    max_staleness: int | None = Field(
+        default=None, ge=0, description="For buffered: replies that are more steps behind are refused."
+    )
     over_selection: int = Field(
         default=0,
         ge=0,
@@ -390,11 +404,26 @@ class Scenario(Section):
     @model_validator(mode="after")
     def _together(self) -> Scenario:
         sampling, encoder = self.sampling, self.encoder
-        asked = sampling.per_round + sampling.over_selection
         problems = []
+        if sampling.schedule == "buffered":
+            if sampling.concurrency is None:
+                problems.append(
+                    "sampling.concurrency: missing; for buffered, the number of clients at work at any time,"
+                    f" such as {2 * sampling.per_round}"
+                )
+            if self.network is None:
+                problems.append("sampling.schedule: buffered needs `network`; without it all replies come at once")
+            if sampling.over_selection:
+                problems.append("sampling.over_selection: has no meaning for a buffered schedule; raise concurrency")
+        else:
+            for key in ("concurrency", "staleness", "max_staleness"):
+                if getattr(sampling, key) != type(sampling).model_fields[key].default:
+                    problems.append(f"sampling.{key}: needs `sampling.schedule: buffered`")
+        asked = self.clients_at_work
         if asked > self.clients:
             problems.append(
-                f"sampling.per_round + over_selection: {asked} clients asked each round, but clients is {self.clients}"
+                f"sampling.{'concurrency' if sampling.concurrency else 'per_round + over_selection'}: {asked} clients"
+                f" asked each round, but clients is {self.clients}"
             )
         if sampling.min_replies > sampling.per_round:
             problems.append(
@@ -430,9 +459,14 @@ class Scenario(Section):
 
     @property
     def worker_count(self) -> int:
-        """Worker processes to start: `workers`, or one for each usable core; never more than are asked in a round."""
+        """Worker processes to start: `workers`, or one for each usable core; never more than clients at work."""
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return min(self.workers or cores, self.sampling.per_round + self.sampling.over_selection)
+        return min(self.workers or cores, self.clients_at_work)
+
+    @property
+    def clients_at_work(self) -> int:
+        """How many clients are asked at the same time."""
+        return self.sampling.concurrency or self.sampling.per_round + self.sampling.over_selection
 
     @classmethod
     def from_json(cls, text: str) -> Scenario:

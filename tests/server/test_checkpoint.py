@@ -15,8 +15,10 @@ from fedpress.compression.held import Draw
 from fedpress.compression.ledger import Ledger
 from fedpress.compression.vector import Layout, flatten
 from fedpress.server import checkpoint, optimize
+from fedpress.server.books import RoundSummary
 from fedpress.server.checkpoint import CheckpointError, CheckpointFolder, Damaged, State
-from fedpress.server.strategy import RoundSummary, SparseFed
+from fedpress.server.schedule import Buffered
+from fedpress.server.strategy import SparseFed
 from fedpress.server.versions import Downlink
 from fedpress.simulations.engine import EngineError, InlineGrid
 from fedpress.simulations.network import Network
@@ -235,6 +237,29 @@ def test_late_replies_of_the_round_before_the_kill_are_still_billed(tmp_path: Pa
     assert whole(resumed) == whole(undisturbed)
 
 
+@pytest.mark.parametrize("spread", [0.0, 1.0], ids=["all at once", "one by one"])
+def test_with_a_buffer_what_is_under_way_and_open_comes_back_too(tmp_path: Path, spread: float) -> None:
+    """With no spread all replies come at the same moment, so that some are pulled and not in the buffer yet."""
+    network = Network(
+        up_mbit=1.0, down_mbit=1.0, examples_per_second=100.0, latency=0.1, spread=spread, dropout=0.1, seed=3
+    )
+    expected: list[RoundSummary] = []
+    options: dict[str, Any] = {
+        "network": network, "deadline": 4.0, "downlink": Downlink(0.05), "schedule": Buffered(2, max_staleness=3),
+        "fraction_train": 0.75,
+    }  # fmt: skip
+    undisturbed, _ = run(tmp_path / "a", 9, expected, **options)
+    assert max(summary.max_staleness or 0 for summary in expected) > 0
+    seen: list[RoundSummary] = []
+    for kill in (2, 3, 6):
+        with pytest.raises(Killed):
+            run(tmp_path / "b", 9, seen, kill, checkpoints=tmp_path / "checkpoints", **options)
+    resumed, _ = run(tmp_path / "b", 9, seen, checkpoints=tmp_path / "checkpoints", **options)
+    assert [figures(summary) for summary in seen] == [figures(summary) for summary in expected]
+    assert whole(resumed) == whole(undisturbed)
+    assert resumed.saved().part("orders").arrays  # open tickets
+
+
 def test_versions_come_back_with_every_delta(tmp_path: Path) -> None:
     arrays = initial_arrays()
     layout = Layout.of_arrays(records.to_numpy(arrays))
@@ -276,7 +301,7 @@ def test_after_a_damaged_checkpoint_no_ticket_is_used_twice(tmp_path: Path) -> N
     seen: list[RoundSummary] = []
     resumed, _ = run(tmp_path / "states", 6, seen, **options)
     assert [(summary.round, summary.replies) for summary in seen] == [(3, 4), (4, 4), (5, 4), (6, 4)]
-    assert all(ticket > 1_000_000 for ticket in resumed._accepted.values())
+    assert all(ticket > 1_000_000 for ticket in resumed._orders._accepted.values())
 
 
 def test_a_finished_run_has_nothing_left_to_do_and_can_be_made_longer(tmp_path: Path) -> None:

@@ -22,6 +22,8 @@ from fedpress.compression import encoder, feedback, records, selection, values, 
 from fedpress.compression.encoder import Encoder, Shared
 from fedpress.compression.vector import Layout, TensorSpec, Vector
 from fedpress.server import checkpoint
+from fedpress.server.accumulate import ReplyMean
+from fedpress.server.schedule import Buffered
 from fedpress.server.strategy import SparseFed
 from fedpress.server.versions import Downlink
 
@@ -29,6 +31,7 @@ SIZE = 40
 LAYOUT = Layout((TensorSpec("weight", (SIZE,), "float32"),))
 NODES = 5
 ROUNDS = 400
+BUFFERED_ROUNDS = 200
 
 
 def initial(size: int = SIZE) -> ArrayRecord:
@@ -74,12 +77,15 @@ class Link(Grid):
 
     def _send(self, way: list[tuple[int, Message]], now: int, message: Message, well: float) -> None:
         times = 1 if self.draw.random() < well else int(self.draw.choice([0, 2]))
-        self.seen["lost"] += times == 0
-        self.seen["doubled"] += times == 2
+        self._count(times)
         for _ in range(times):
             late = 0 if self.draw.random() < well else int(self.draw.choice([1, 2, 7]))
             self.seen["late"] += late > 0
             way.append((now + late, message))
+
+    def _count(self, times: int) -> None:
+        self.seen["lost"] += times == 0
+        self.seen["doubled"] += times == 2
 
     def _arrived(self, way: list[tuple[int, Message]], now: int) -> list[Message]:
         come = [message for due, message in way if due <= now]
@@ -159,7 +165,7 @@ def test_nothing_is_lost_over_thousands_of_orders(tmp_path: Path, name: str, dow
         saved = checkpoint.pack(strategy.saved())
     assert metrics["replies"] == NODES  # nothing is under way any more
     assert link.trained > 1000 and kills > 20 and min(link.seen.values()) > 200
-    assert strategy.lost_states == 0
+    assert strategy.books.lost_states == 0
     np.testing.assert_allclose(taken + link.residuals(), link.asked, atol=2e-4)
 
 
@@ -179,7 +185,7 @@ def test_an_order_that_comes_after_a_newer_one_changes_nothing(tmp_path: Path) -
     np.testing.assert_array_equal(link.residuals(), before)
     third = strategy.configure_train(3, strategy.model.arrays, ConfigRecord(), link)
     _, metrics = strategy.aggregate_train(3, link.exchange(3, third, perfect=True))
-    assert metrics is not None and metrics["replies"] == NODES and strategy.lost_states == 0
+    assert metrics is not None and metrics["replies"] == NODES and strategy.books.lost_states == 0
 
 
 def test_a_server_that_begins_anew_passes_the_tickets_that_clients_have_answered(tmp_path: Path) -> None:
@@ -195,7 +201,7 @@ def test_a_server_that_begins_anew_passes_the_tickets_that_clients_have_answered
             counts.append(metrics["replies"])
             arrays = stepped if stepped is not None else arrays
     assert counts == [NODES, NODES, NODES, 0, NODES, NODES]
-    assert strategy.lost_states == 0
+    assert strategy.books.lost_states == 0
 
 
 class Marked(Link):
@@ -277,9 +283,112 @@ def test_clients_that_lose_their_state_count_nothing_twice_and_lose_nothing_else
         arrays = stepped if stepped is not None else arrays
     assert metrics is not None and metrics["replies"] == NODES
     assert link.trained > 500 and min(link.accidents.values()) > 10 and min(link.seen.values()) > 50
-    assert 0 < strategy.lost_states <= sum(link.accidents.values())
+    assert 0 < strategy.books.lost_states <= sum(link.accidents.values())
     total = (counted + link.residuals()).round(4)  # trained - start is not exactly 1
     assert set(total) <= {0, 1}
     for node, first in link.since.items():
         own = np.flatnonzero(link.owner == node)
         assert np.all(total[own[own >= first]] == 1)
+
+
+class Killed(BaseException):
+    """In place of SIGKILL: nobody catches it."""
+
+
+class TimedLink(Link):
+    """Pushes and pulls on a virtual clock: a reply comes after some seconds, never, twice or damaged.
+
+    It is a deployment's grid in one respect: nobody saves what is under way when the server is killed.
+    """
+
+    def __init__(self, folder: Path, made: Encoder[Any], draw: np.random.Generator) -> None:
+        super().__init__(folder, made, draw)
+        self.time, self.pushed, self.kills = 0.0, 0, 0.0  # `kills`: chance of one at each pull
+        self.ready: list[tuple[float, str, Message]] = []
+
+    @property
+    def clock(self) -> "TimedLink":
+        return self
+
+    def now(self) -> float:
+        return self.time
+
+    def wait(self, until: float) -> None:
+        self.time = min([until, *(arrival for arrival, _, _ in self.ready if arrival > self.time)])
+
+    def push_messages(self, messages: Any) -> list[str]:
+        ids = []
+        for message in messages:
+            self.pushed += 1
+            ids.append(f"message-{self.pushed}")
+            message.metadata.__dict__["_message_id"] = ids[-1]
+            times = int(self.draw.choice([0, 1, 2], p=[0.05, 0.9, 0.05]))
+            self._count(times)
+            for _ in range(times):
+                reply = self._answer(message)
+                if self.draw.random() < 0.05:
+                    answer = reply.content.config_records[records.ANSWER]
+                    if "update" in answer:
+                        update = bytes(answer["update"])  # type: ignore[arg-type]
+                        answer["update"] = update[:-1] + bytes([update[-1] ^ 1])
+                copies = int(self.draw.choice([0, 1, 2], p=[0.1, 0.8, 0.1]))
+                self._count(copies)
+                seconds = float(self.draw.exponential(1.0))
+                self.seen["late"] += seconds > 3
+                self.ready += [(self.time + seconds, ids[-1], reply)] * copies
+        return ids
+
+    def pull_messages(self, message_ids: Any) -> list[Message]:
+        if self.draw.random() < self.kills:
+            raise Killed
+        wanted = set(message_ids)
+        come = sorted((one for one in self.ready if one[0] <= self.time and one[1] in wanted), key=lambda one: one[:2])
+        self.ready = [one for one in self.ready if one not in come]
+        return [reply for _, _, reply in come]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("downlink", [None, Downlink(0.2)], ids=["whole", "deltas"])
+@pytest.mark.parametrize("name", ENCODERS)
+def test_nothing_is_lost_with_a_buffer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, downlink: Downlink | None
+) -> None:
+    link = TimedLink(tmp_path / "states", ENCODERS[name](), np.random.default_rng(5))
+    link.kills = 0.01
+    taken, weights = np.zeros(SIZE), set[float]()
+    add = ReplyMean.add
+
+    def counted(self: ReplyMean, payload: bytes, buffers: bytes, weight: float, reference: Any) -> Any:
+        update = add(self, payload, buffers, weight, reference)
+        taken[:] += update.dense()  # between here and the checkpoint, nothing can be killed
+        weights.add(weight)
+        return update
+
+    monkeypatch.setattr(ReplyMean, "add", counted)
+
+    def fresh() -> SparseFed:
+        return SparseFed(
+            fraction_train=0.8, fraction_evaluate=0.0, layout=LAYOUT, downlink=downlink, deadline=3.0,
+            schedule=Buffered(2, max_staleness=2), checkpoints=tmp_path / "checkpoints",
+        )  # fmt: skip
+
+    kills = 0
+    while True:
+        strategy = fresh()
+        try:
+            strategy.start(link, initial(), num_rounds=BUFFERED_ROUNDS)
+            break
+        except Killed:
+            kills += 1
+    # Everybody settles what is open: one round in which nothing goes wrong.
+    strategy.schedule, strategy.fraction_train, link.kills = None, 1.0, 0.0
+    orders = strategy.configure_train(BUFFERED_ROUNDS + 1, strategy.model.arrays, ConfigRecord(), link)
+    _, metrics = strategy.aggregate_train(BUFFERED_ROUNDS + 1, link.exchange(BUFFERED_ROUNDS + 1, orders, perfect=True))
+    assert metrics is not None and metrics["replies"] == NODES
+    reasons = {refusal.reason for refusal in strategy.refusals}
+    assert {"late", "stale", "undecodable", "restart"} <= reasons
+    del link.seen["too old"]  # every order came at once
+    assert link.trained > 400 and kills > 2 and min(link.seen.values()) > 20
+    assert strategy.books.lost_states == 0
+    np.testing.assert_allclose(sorted(weights), [3 / np.sqrt(3), 3 / np.sqrt(2), 3])
+    np.testing.assert_allclose(taken + link.residuals(), link.asked, atol=2e-4)

@@ -13,7 +13,8 @@ from flwr.serverapp.strategy import FedAvg
 from fedpress.compression import records, wire
 from fedpress.compression.shared import Shared
 from fedpress.server import optimize
-from fedpress.server.strategy import RoundSummary, SparseFed
+from fedpress.server.books import RoundSummary
+from fedpress.server.strategy import SparseFed
 from fedpress.simulations.engine import InlineGrid
 from fedpress.simulations.network import Network
 
@@ -176,7 +177,7 @@ def test_sampling_repeats_itself_and_differs_between_rounds_and_seeds() -> None:
     def nodes(seed: int) -> list[list[int]]:
         strategy = SparseFed(fraction_train=0.25, seed=seed)
         with InlineGrid("faulty_client:app", clients=20, workers=1) as grid:
-            return [strategy._sample(grid, 0.25, 2, 0, number, "train") for number in (1, 2, 3)]
+            return [strategy._sample(grid, 0.25, 2, number, "train") for number in (1, 2, 3)]
 
     first = nodes(0)
     assert first == nodes(0)
@@ -209,7 +210,7 @@ def test_a_diverged_model_stops_the_run_with_the_likely_mistake() -> None:
 def test_metrics_are_averaged_by_weight_over_the_replies_that_hold_them() -> None:
     from flwr.app import RecordDict
 
-    from fedpress.server.strategy import weighted_metrics
+    from fedpress.server.weighting import weighted_metrics
 
     contents = [
         RecordDict({"m": MetricRecord({"n": 1, "loss": 2.0, "extra": 7.0})}),

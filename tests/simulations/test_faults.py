@@ -60,8 +60,12 @@ def test_a_client_that_forgets_takes_part_again(tmp_path: Path) -> None:
     assert 0 < results.lost_states <= results.faults["forgets"]
 
 
-def test_everything_at_once_is_survived_and_repeats_itself(tmp_path: Path) -> None:
-    chances = [f"faults.{kind}=0.1" for kind in KINDS]
+BUFFERED = ["network={spread: 1.0}", "sampling={schedule: buffered, per_round: 3, concurrency: 5, deadline: 60}"]
+
+
+@pytest.mark.parametrize("schedule", [[], BUFFERED], ids=["synchronous", "buffered"])
+def test_everything_at_once_is_survived_and_repeats_itself(tmp_path: Path, schedule: list[str]) -> None:
+    chances = [*schedule, *(f"faults.{kind}=0.1" for kind in KINDS)]
     one, two = (run(tmp_path / str(workers), *chances, f"workers={workers}") for workers in (1, 2))
     assert one.model.sha256 == two.model.sha256 != ""
     assert one.faults == two.faults and set(one.faults) == set(KINDS)

@@ -119,7 +119,7 @@ def test_a_server_app_on_another_engine_goes_on_by_itself(tmp_path: Path) -> Non
         server.serve(plan, grid)
     results = RunFolder.open(tmp_path / "run").load_results()
     assert (results.status, [one.replies for one in results.rounds]) == ("finished", [3] * 5)
-    assert plan.strategy.lost_states == 4
+    assert plan.strategy.books.lost_states == 4
     with pytest.raises(RunFolderError, match="not empty"):
         Workload(chosen(), tmp_path / "run").plan()
 
