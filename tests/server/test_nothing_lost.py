@@ -358,8 +358,8 @@ def test_nothing_is_lost_with_a_buffer(
     taken, weights = np.zeros(SIZE), set[float]()
     add = ReplyMean.add
 
-    def counted(self: ReplyMean, payload: bytes, buffers: bytes, weight: float, reference: Any) -> Any:
-        update = add(self, payload, buffers, weight, reference)
+    def counted(self: ReplyMean, payload: bytes, buffers: bytes, weight: float, *known: Any) -> Any:
+        update = add(self, payload, buffers, weight, *known)
         taken[:] += update.dense()  # between here and the checkpoint, nothing can be killed
         weights.add(weight)
         return update
