@@ -24,7 +24,7 @@ from fedpress.compression import files
 from fedpress.compression.errors import FedpressError
 
 FORMAT = "fedpress.checkpoint"
-VERSION = 1
+VERSION = 2  # 1: before buffered rounds
 KEEP = 3
 _NAME = re.compile(r"round-(\d{8})\.safetensors")
 
@@ -175,7 +175,7 @@ def unpack(data: bytes) -> State:
 
     Raises:
         Damaged: the bytes are torn, changed, or no checkpoint.
-        CheckpointError: a newer fedpress wrote them.
+        CheckpointError: a newer or an older fedpress wrote them.
     """
     import safetensors.numpy
     from safetensors import SafetensorError
@@ -189,8 +189,11 @@ def unpack(data: bytes) -> State:
         raise Damaged(f"it is torn, or no checkpoint of fedpress ({type(error).__name__}: {error})") from error
     if found != FORMAT:
         raise Damaged(f"it is no checkpoint of fedpress, but {found!r}")
-    if version > VERSION:
-        raise CheckpointError(f"it has format version {version}, this fedpress reads up to {VERSION}; update fedpress")
+    if version != VERSION:
+        way = (
+            "update fedpress" if version > VERSION else "finish that run with the fedpress that began it, or begin anew"
+        )
+        raise CheckpointError(f"it has format version {version}, this fedpress reads {VERSION}; {way}")
     if checksum != _checksum(arrays, text):
         raise Damaged("its checksum does not fit its content")
     return State(arrays, json.loads(text))

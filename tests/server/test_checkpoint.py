@@ -68,12 +68,15 @@ def test_any_damage_is_found() -> None:
         checkpoint.unpack(good + b"\0")
 
 
-def test_a_newer_format_is_named_and_nothing_is_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = CheckpointFolder(tmp_path)
+@pytest.mark.parametrize(("change", "way"), [(1, "update fedpress"), (-1, "finish that run with the fedpress that")])
+def test_another_format_is_named_and_nothing_is_moved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: int, way: str
+) -> None:
+    folder, own = CheckpointFolder(tmp_path), checkpoint.VERSION
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "VERSION", 2)
+        patch.setattr(checkpoint, "VERSION", own + change)
         folder.save(1, state())
-    with pytest.raises(CheckpointError, match="format version 2, this fedpress reads up to 1"):
+    with pytest.raises(CheckpointError, match=f"format version {own + change}, this fedpress reads {own}; {way}"):
         folder.newest()
     assert folder.rounds() == [1]
 
