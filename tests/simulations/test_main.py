@@ -273,6 +273,7 @@ def interrupted(tmp_path: Path, arguments: list[str], line_to_wait_for: str) -> 
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where a shell runs tests behind
     )
     assert process.stdout is not None
     shown = []

@@ -45,7 +45,7 @@ def test_the_default_scenario_is_the_one_promised():
 
 def test_fashion_mnist_100_is_the_one_promised():
     chosen = load("fashion-mnist-100")
-    assert (chosen.clients, chosen.rounds, chosen.density, chosen.sampling.per_round) == (100, 60, 0.01, 10)
+    assert (chosen.clients, chosen.rounds, chosen.density, chosen.sampling.per_round) == (100, 60, 0.0125, 10)
     assert (chosen.partition.kind, chosen.partition.alpha, chosen.partition.sizes) == ("dirichlet", 0.3, "equal")
     training = chosen.training
     assert (training.epochs, training.batch_size, training.learning_rate, training.momentum) == (1, 50, 0.1, 0)
