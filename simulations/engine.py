@@ -17,41 +17,36 @@ import shutil
 import signal
 import sys
 import tempfile
-import traceback
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from hashlib import sha256
-from logging import DEBUG, ERROR, FileHandler, Formatter, Logger, getLogger
-from multiprocessing import connection, get_context, parent_process, resource_tracker
+from logging import ERROR, getLogger
+from multiprocessing import connection, get_context, resource_tracker
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from threading import Thread
 from time import perf_counter, sleep
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
 from flwr.app import ArrayRecord, Context, Error, Message, RecordDict
-from flwr.app.user_config import UserConfig, UserConfigValue
+from flwr.app.user_config import UserConfigValue
 from flwr.common import serde
 from flwr.common.constant import ErrorCode
 from flwr.proto.message_pb2 import Message as ProtoMessage
-from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedpress.compression import files, records, references
+from fedpress.compression import files, records
 from fedpress.compression.errors import FedpressError
 from fedpress.server.checkpoint import State, as_array
-from fedpress.simulations import faults
-from fedpress.simulations.faults import CRASHES, DAMAGED, DIVERGES, DOUBLED, FORGETS, LATE, LOST, Faults
+from fedpress.simulations import worker_process
+from fedpress.simulations.faults import DAMAGED, DOUBLED, LATE, LOST, Faults
 from fedpress.simulations.network import Network, VirtualClock
+from fedpress.simulations.worker_process import KEPT_RECORDS, RUN_ID, Task
 
-RUN_ID = 1
 SHARED_BYTES = 1 << 16
 """A record of at least this size is handed to the workers once, as a file, and not with every message."""
-KEPT_RECORDS = 2
-"""Shared records that a worker keeps in memory: the model of this round, and of the evaluation after it."""
 SHORT_TASK = 5e-3
 """Seconds: tasks shorter than this are sent ahead, so that a worker never waits for the pipe."""
 SENT_AHEAD = 16
@@ -70,25 +65,6 @@ LOCK_SECONDS = 10.0
 
 class EngineError(FedpressError):
     """The engine cannot go on: the ClientApp does not load, or the workers keep dying."""
-
-
-class _Task(NamedTuple):
-    """One message on its way to a worker."""
-
-    message_id: str
-    client: int
-    message: bytes  # serialised, without the shared records
-    keys: tuple[str, ...]  # of all records, in their order
-    shared: tuple[tuple[str, str], ...]  # key of a record, name of its file
-    faults: frozenset[str] = frozenset()  # that strike the client
-
-
-class _Done(NamedTuple):
-    """A worker's reply."""
-
-    message_id: str
-    reply: bytes
-    seconds: float
 
 
 class SimulatedClock:
@@ -161,7 +137,7 @@ class InlineGrid(Grid):
         # Beside the states it is found and removed after a kill, too.
         self._folder = tempfile.TemporaryDirectory(prefix=RECORDS, dir=states)
         home = Path(self._folder.name)
-        self._start = _WorkerStart(
+        self._start = worker_process.Start(
             client_app,
             clients,
             dict(run_config or {}),
@@ -174,8 +150,8 @@ class InlineGrid(Grid):
         )
         self._files: OrderedDict[int, tuple[ArrayRecord, str]] = OrderedDict()  # id -> the record itself, its file
         self._references: dict[str, int] = {}  # file -> messages under way that need it
-        self._queue: deque[_Task] = deque()
-        self._tasks: dict[str, _Task] = {}  # under way or queued
+        self._queue: deque[Task] = deque()
+        self._tasks: dict[str, Task] = {}  # under way or queued
         self._meta: dict[str, tuple[Message, float]] = {}  # message id -> order (without content), when it was sent
         self._ready: dict[str, tuple[float, Message]] = {}  # message id -> arrival, reply
         self._doubled: set[str] = set()  # ids of messages whose replies arrive twice
@@ -331,7 +307,7 @@ class InlineGrid(Grid):
 
     # ---- work ------------------------------------------------------------------------------------------------------
 
-    def _task(self, message_id: str, client: int, message: Message) -> _Task:
+    def _task(self, message_id: str, client: int, message: Message) -> Task:
         own, shared = RecordDict(), []
         for key, record in message.content.items():
             if isinstance(record, ArrayRecord) and record.count_bytes() >= SHARED_BYTES:
@@ -343,7 +319,7 @@ class InlineGrid(Grid):
         slim = Message(own, metadata=message.metadata)  # type: ignore[call-overload]
         data = serde.message_to_proto(slim).SerializeToString()
         struck = self._fate(message)
-        return _Task(message_id, client, data, tuple(message.content), tuple(shared), struck)
+        return Task(message_id, client, data, tuple(message.content), tuple(shared), struck)
 
     def _fate(self, order: Message) -> frozenset[str]:
         """Return the faults that strike a client that gets this order."""
@@ -456,37 +432,23 @@ def run(server_app: ServerApp, grid: InlineGrid, run_config: Mapping[str, UserCo
     server_app(grid, context)
 
 
-# ---- the worker process --------------------------------------------------------------------------------------------
-
-
-class _WorkerStart(NamedTuple):
-    """All that a worker is told at its start."""
-
-    client_app: str
-    clients: int
-    run_config: UserConfig
-    folder: Path  # of shared records
-    states: Path
-    lock: connection.Connection | None  # held by the workers too, so that nobody writes states beside them
-    log_file: Path | None
-    search_path: tuple[str, ...]
-    environ: dict[str, str]  # of now; the process that workers are forked from has that of its own start
+# ---- worker processes ----------------------------------------------------------------------------------------------
 
 
 class _Worker:
     """The parent's end of a worker process."""
 
-    def __init__(self, start: _WorkerStart) -> None:
+    def __init__(self, start: worker_process.Start) -> None:
         context = get_context("forkserver")
         context.set_forkserver_preload(IMPORTED_ONCE)
         self.pipe, child = context.Pipe()
         self.under_way: list[str] = []
-        self.process: BaseProcess = context.Process(target=_work, args=(child, start), daemon=True)
+        self.process: BaseProcess = context.Process(target=worker_process.work, args=(child, start), daemon=True)
         with _single_threaded(), _deaf_to_ctrl_c():
             self.process.start()
         child.close()
 
-    def send(self, task: _Task) -> None:
+    def send(self, task: Task) -> None:
         self.under_way.append(task.message_id)
         with contextlib.suppress(BrokenPipeError):  # `_receive` sees the end of the pipe and answers for the worker
             self.pipe.send(task)
@@ -526,80 +488,6 @@ def _deaf_to_ctrl_c() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-@contextlib.contextmanager
-def log_to_file(path: Path | None) -> Iterator[Logger]:
-    """Send Flower's log to the end of a file instead of the terminal; with None, leave it where it goes."""
-    logger = getLogger("flwr")
-    if path is None:
-        yield logger
-        return
-    before = list(logger.handlers)
-    handler = FileHandler(path)
-    handler.setFormatter(Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logger.handlers[:] = [handler]
-    try:
-        yield logger
-    finally:
-        logger.handlers[:] = before
-        handler.close()
-
-
-def _work(pipe: connection.Connection, start: _WorkerStart) -> None:
-    """Answer messages until the parent closes the pipe, or is killed."""
-    Thread(target=_end_with_parent, daemon=True).start()
-    sys.path[:] = start.search_path
-    os.environ.update(start.environ)
-    TaskIdentity.run_id, TaskIdentity.task_id = RUN_ID, 0
-    try:
-        app = references.load(start.client_app)
-    except Exception:
-        pipe.send(traceback.format_exc())
-        return
-    cache: OrderedDict[str, ArrayRecord] = OrderedDict()
-    with log_to_file(start.log_file) as logger, contextlib.suppress(EOFError, ConnectionError):
-        while True:
-            task: _Task = pipe.recv()
-            began = perf_counter()
-            message = serde.message_from_proto(ProtoMessage.FromString(task.message))
-            own = message.content
-            shared = {key: _shared_record(start.folder / name, cache) for key, name in task.shared}
-            message.content = RecordDict({key: shared[key] if key in shared else own[key] for key in task.keys})
-            TaskIdentity.node_id = task.client + 1
-            if FORGETS in task.faults:
-                (start.states / f"state-{task.client}").unlink(missing_ok=True)
-            faults.here.diverges = DIVERGES in task.faults
-            context = _context(start, task.client)
-            try:
-                reply = app(message, context)
-                if CRASHES in task.faults:
-                    raise ConnectionResetError("the client died on purpose")
-                _save_state(start, task.client, context.state)
-            except Exception as error:
-                logger.log(ERROR, "client %d failed:\n%s", task.client, traceback.format_exc())
-                reason = f"{type(error).__name__}: {error}"
-                reply = Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
-            data = serde.message_to_proto(reply).SerializeToString()
-            logger.log(DEBUG, "client %d answered in %.3f s", task.client, perf_counter() - began)
-            pipe.send(_Done(task.message_id, data, perf_counter() - began))
-
-
-def _shared_record(path: Path, cache: OrderedDict[str, ArrayRecord]) -> ArrayRecord:
-    if path.name not in cache:
-        content = serde.recorddict_from_proto(ProtoRecordDict.FromString(path.read_bytes()))
-        cache[path.name] = content.array_records["record"]
-        while len(cache) > KEPT_RECORDS:
-            cache.popitem(last=False)
-    return ArrayRecord(dict(cache[path.name]))  # a record of the client's own: apps and mods may change it
-
-
-def _end_with_parent() -> None:
-    """End this process as soon as the parent has ended, also in the middle of training."""
-    parent = parent_process()
-    if parent:
-        connection.wait([parent.sentinel])
-        os._exit(1)
-
-
 def _locked(states: Path) -> connection.Connection:
     """Make the folder of the clients' states and lock it, against other engines and what is left of killed ones.
 
@@ -622,34 +510,3 @@ def _locked(states: Path) -> connection.Connection:
             for folder in states.glob(f"{RECORDS}*"):
                 shutil.rmtree(folder)
             return lock
-
-
-def _context(start: _WorkerStart, client: int) -> Context:
-    path = start.states / f"state-{client}"
-    state = RecordDict()
-    try:
-        state = serde.recorddict_from_proto(ProtoRecordDict.FromString(path.read_bytes()))
-    except FileNotFoundError:
-        pass
-    except Exception as error:  # protobuf's, or one from records that make no sense
-        aside = files.move_aside(path)
-        getLogger("flwr").log(ERROR, "the state of client %d is damaged (%s), and is now %s", client, error, aside)
-    return Context(
-        run_id=RUN_ID,
-        node_id=client + 1,
-        node_config={"partition-id": client, "num-partitions": start.clients},
-        state=state,
-        run_config=dict(start.run_config),
-    )
-
-
-def _save_state(start: _WorkerStart, client: int, state: RecordDict) -> None:
-    if not state:
-        return
-    path, data = start.states / f"state-{client}", serde.recorddict_to_proto(state).SerializeToString()
-    if start.lock:  # states that outlive the engine are on the disk before the reply leaves
-        files.write_atomically(path, data)
-        return
-    temporary = path.with_suffix(".tmp")
-    temporary.write_bytes(data)
-    temporary.replace(path)

@@ -31,7 +31,7 @@ from fedpress.server.schedule import Buffered
 from fedpress.server.store import ModelStore
 from fedpress.server.strategy import SparseFed
 from fedpress.server.versions import Downlink
-from fedpress.simulations import engine
+from fedpress.simulations import engine, worker_process
 from fedpress.simulations import scenario as scenarios
 from fedpress.simulations.run_folder import (
     LayerDensity,
@@ -377,7 +377,7 @@ def _run(
 ) -> Results:
     if observer:
         observer.on_start(scenario, folder)
-    with engine.log_to_file(folder.log) as logger:
+    with worker_process.log_to_file(folder.log) as logger:
         config = {"workload": REFERENCE, "scenario": scenario.to_json(), "out": str(folder.path.resolve())}
         workload = Workload(scenario, folder.path)
         planned = plan(workload, folder, observer, keep_payloads=keep_payloads)
