@@ -172,7 +172,8 @@ def distill(
 ) -> nn.Module:
     """Return the student after it learnt the teacher's answers to `inputs`; both given models are untouched.
 
-    Runs on the CPU and on one thread, so the same arguments give the same weights.
+    Runs on the CPU and on one thread, so the same arguments give the same weights. Models answer (N, classes), or
+    (N, L, classes) for sequences, whose places all count alike.
 
     Args:
         teacher: Answers in evaluation mode, once for each input.
@@ -319,7 +320,7 @@ class _Lesson:
                 importance=importance,
             )
 
-        logits = self._learner(self._noisy(batch))
+        logits = teachers.by_class(self._learner(self._noisy(batch)))
         loss = supervised(logits)
         softness = settings.temperature**2
         if self._hints is not None:
@@ -337,7 +338,7 @@ class _Lesson:
             loss = loss + weights.exits * torch.stack(each).mean()
         if self._past is not None:
             with torch.no_grad():
-                before = self._past(self._noisy(batch))
+                before = teachers.by_class(self._past(self._noisy(batch)))
             loss = loss + weights.past * softness * softened_divergence(logits, before, settings.temperature).mean()
         return loss
 
