@@ -49,7 +49,7 @@ def keep_every(model: nn.Module, step: int = 2) -> nn.Module:
             " put blocks that answer in the shape of their input into one"
         )
     for stack in stacks:
-        stack.keep(range(0, len(stack), step))
+        stack.keep(list(stack)[::step])
     return smaller
 
 
