@@ -29,6 +29,7 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedpress.compression.errors import FedpressError
+from fedpress.compression.models import teachers
 from fedpress.compression.models.determinism import reproducible
 
 LATENT: Final = 64
@@ -119,25 +120,41 @@ def synthesize(
 
     Raises:
         DataFreeError: `statistics` without a batch norm that keeps any, `disagreement` without a student, or a teacher
-            whose answers are not (N, classes).
+            that takes no float32 or whose answers are not (N, classes).
     """
-    watched = copy.deepcopy(teacher).cpu().eval().requires_grad_(False)
-    if settings.statistics and not _norms(watched):
+    classes = check(teacher, shape, settings)
+    if settings.disagreement and student is None:
+        raise DataFreeError("disagreement is with a student, got none")
+    with reproducible(seed):
+        wish = _Wish(copy.deepcopy(teacher).cpu().eval().requires_grad_(False), settings)
+        if settings.optimise == "inputs":
+            return _optimised(wish, shape, classes, student)
+        return _generated(wish, shape, student)
+
+
+def check(teacher: nn.Module, shape: tuple[int, ...], settings: DataFree) -> int:
+    """Return the number of classes, if inputs can be made up from this model at all.
+
+    Args:
+        teacher, shape, settings: As for `synthesize`.
+
+    Raises:
+        DataFreeError: As for `synthesize`.
+    """
+    if settings.statistics and not _norms(teacher):
         raise DataFreeError(
             "the model has no batch norm with running statistics, which its inputs could be made up from: choose a"
             " generator (dafl or dfad), or a model with batch norm"
         )
-    if settings.disagreement and student is None:
-        raise DataFreeError("disagreement is with a student, got none")
-    with reproducible(seed):
-        with torch.no_grad():
-            answer = watched(torch.full((2, *shape), settings.low))
-        if answer.ndim != 2:
-            raise DataFreeError(f"the teacher answers {tuple(answer.shape[1:])} an input, expected one logit a class")
-        wish = _Wish(watched, settings)
-        if settings.optimise == "inputs":
-            return _optimised(wish, shape, answer.shape[1], None if student is None else student)
-        return _generated(wish, shape, student)
+    try:
+        answer = teachers.logits(teacher, torch.full((2, *shape), settings.low))
+    except (RuntimeError, TypeError) as error:
+        raise DataFreeError(
+            f"the model takes no numbers of shape {shape}: {error}; made-up inputs are for images and vectors"
+        ) from error
+    if answer.ndim != 2:
+        raise DataFreeError(f"the teacher answers {tuple(answer.shape[1:])} an input, expected one logit a class")
+    return answer.shape[1]
 
 
 class _Wish:

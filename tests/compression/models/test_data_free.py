@@ -104,8 +104,10 @@ def test_what_cannot_be_made_up_is_refused(teacher: nn.Module) -> None:
         synthesize(nn.Linear(5, 3), (5,), settings("deep-inversion"), seed=0)
     with pytest.raises(DataFreeError, match="disagreement is with a student, got none"):
         synthesize(teacher, SHAPE, settings("dfad"), seed=0)
-    with pytest.raises(DataFreeError, match=r"answers \(6, 6, 1\) an input, expected one logit a class"):
+    with pytest.raises(DataFreeError, match=r"answers \(1, 6, 6\) an input, expected one logit a class"):
         synthesize(nn.Sequential(nn.Unflatten(-1, (6, 1))), (6, 6), settings("dafl"), seed=0)
+    with pytest.raises(DataFreeError, match="takes no numbers of shape .* for images and vectors"):
+        synthesize(nn.Sequential(nn.Embedding(5, 3), nn.Flatten(), nn.Linear(12, 2)), (4,), settings("dafl"), seed=0)
 
 
 @pytest.mark.parametrize(
