@@ -16,12 +16,13 @@ from torch import Tensor, nn
 
 from fedpress.compression import seeds
 from fedpress.compression.errors import FedpressError
-from fedpress.compression.models import bundle, data_free, distill, prune, quantize
+from fedpress.compression.models import bundle, data_free, distill, prune, quantize, teachers
 from fedpress.compression.models.continuations import Continuations, continued
 from fedpress.compression.models.data_free import DataFree
 from fedpress.compression.models.starts import Start, start_of
 from fedpress.compression.models.student import Budget
 from fedpress.compression.models.task import Examples, Task, evaluate
+from fedpress.server.ensemble import ClientModels
 from fedpress.server.store import ModelStore
 
 
@@ -76,7 +77,10 @@ class Publisher:
         store: Where bundles are published.
         tiers: One student each, in this order.
         settings: Of the distillation.
-        labels: Whether the students may see the labels of the proxy data.
+        labels: Whether the students may see the labels of the proxy data; the settings may say of how many.
+        clients: The client models of the last round; given, they teach the students together (FedDF), and the global
+            model is what is pruned. Before the first step the global model teaches.
+        combine: How their answers become one.
         made_up: How inputs are made up from the global model, in place of proxy data; None: they are not.
         continuations: How the global model goes on from proxy sequences, for the students to learn that too; None: it
             does not.
@@ -91,6 +95,8 @@ class Publisher:
         settings: distill.Distillation = distill.DEFAULTS,
         *,
         labels: bool = False,
+        clients: ClientModels | None = None,
+        combine: teachers.Combine = "logits",
         made_up: DataFree | None = None,
         continuations: Continuations | None = None,
         seed: int = 0,
@@ -102,6 +108,8 @@ class Publisher:
         self.tiers = tuple(tiers)
         self.settings = settings
         self.labels = labels
+        self.clients = clients
+        self.combine = combine
         self.made_up = made_up
         self.continuations = continuations
         self.seed = seed
@@ -157,7 +165,8 @@ class Publisher:
         seed = seeds.derive("distill", self.seed, version, tier.name)
         start = start_of(self.task, model, self._example, tier.budget, tier.start, seed=seed)
         inputs, targets = self._material(model, start, seed)
-        return distill.distill(model, start, inputs, self.settings, targets=targets, seed=seed)
+        teacher = self.clients.teacher(model, self.combine) if self.clients else model
+        return distill.distill(teacher, start, inputs, self.settings, targets=targets, seed=seed)
 
     def _material(self, model: nn.Module, start: nn.Module, seed: int) -> tuple[Tensor, Tensor | None]:
         """What a student learns on: inputs, and their labels as far as it may see them."""
