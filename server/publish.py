@@ -154,7 +154,10 @@ class Publisher:
             StoreError: The version is published already, with other bytes.
         """
         teacher_accuracy = evaluate(model, self.task, self.task.data().test).accuracy
-        return [self._publish_one(tier, version, model, teacher_accuracy) for tier in self.tiers]
+        return [
+            self._publish_one(tier, version, self._student(tier, version, model), teacher_accuracy)
+            for tier in self.tiers
+        ]
 
     @property
     def _example(self) -> Tensor:
@@ -162,6 +165,7 @@ class Publisher:
         return self.task.data().validation.inputs[:1]
 
     def _student(self, tier: Tier, version: int, model: nn.Module) -> nn.Module:
+        """Return the tier's student, distilled; it starts from the global model, pruned, or from what the tier says."""
         seed = seeds.derive("distill", self.seed, version, tier.name)
         start = start_of(self.task, model, self._example, tier.budget, tier.start, seed=seed)
         inputs, targets = self._material(model, start, seed)
@@ -180,9 +184,8 @@ class Publisher:
         given = proxy.targets if self.labels else torch.full_like(proxy.targets, distill.HIDDEN)
         return torch.cat([proxy.inputs, written.inputs]), torch.cat([given, written.targets])
 
-    def _publish_one(self, tier: Tier, version: int, model: nn.Module, teacher_accuracy: float) -> Published:
+    def _publish_one(self, tier: Tier, version: int, learner: nn.Module, teacher_accuracy: float) -> Published:
         splits = self.task.data()
-        learner = self._student(tier, version, model)
         weights = quantize.quantize(learner)
         quantized = quantize.quantized_copy(learner)
         data = bundle.save(

@@ -1,7 +1,7 @@
 """Students unlike their teacher: `python -m fedpress.simulations.heterogeneous_study pairs`.
 
-Five parts, each with a teacher that was trained centrally and students judged on test data, which no choice was made by.
-In each block of a table the first row is the baseline, of the size of those below it. Figures: docs/students.md.
+Each part has a teacher that was trained centrally, and students judged on test data, which no choice was made by. A
+technique stands below its baseline, which is as large. Figures and reading: docs/students.md.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Row(NamedTuple):
 
 
 Make = Callable[[int], nn.Module]
-"""Makes a student from a seed."""
+"""Makes a student, or where it starts, from a seed."""
 
 
 class Bench:
@@ -97,15 +97,17 @@ class Bench:
         self.seconds = perf_counter() - began
         self.expected = answers(self.teacher, self.test.inputs)
 
-    def start(self, architecture: str | None, parameters: int | None = None, keep_every: int = 1, seed: int = 0) -> nn.Module:
-        """Where a student starts, with at most so many parameters."""
+    def start(
+        self, seed: int, *, architecture: str | None = None, parameters: int | None = None, keep_every: int = 1
+    ) -> nn.Module:
+        """Where a student starts, with at most so many parameters; by default with as many as the teacher has."""
         most = prune.parameters_of(self.teacher) if parameters is None else parameters
         chosen = Start(architecture, keep_every)
         return start_of(self.task, self.teacher, self.proxy.inputs[:1], Budget(most), chosen, seed=seed)
 
     def student(
         self,
-        start: Callable[[int], nn.Module],
+        start: Make,
         seed: int,
         *,
         inputs: Tensor | None = None,
@@ -116,11 +118,11 @@ class Bench:
         asked = self.proxy.inputs if inputs is None else inputs
         return distill(self.teacher, start(seed), asked, settings or self.settings, targets=targets, seed=seed)
 
-    def taught(self, start: Callable[[int], nn.Module]) -> Make:
+    def taught(self, start: Make) -> Make:
         """The teacher's answers alone."""
         return partial(self.student, start)
 
-    def untaught(self, start: Callable[[int], nn.Module]) -> Make:
+    def untaught(self, start: Make) -> Make:
         """No teacher: the labels of the proxy data, which the others do not see."""
         settings = replace(self.settings, weights=LABELS_ALONE)
         return partial(self.student, start, targets=self.proxy.targets, settings=settings)
@@ -188,12 +190,12 @@ def pairs(size: Size) -> Iterator[Row]:
     bench = Bench(FashionMNIST(), size)
     techniques: dict[str, Make] = {}
     for name in ("mlp", "vit-small"):
-        start = partial(_fresh, bench, name)
-        parameters = prune.parameters_of(start(0))
+        start = partial(bench.start, architecture=name)
+        pruned = partial(bench.start, parameters=prune.parameters_of(start(0)))
         techniques |= {
             f"{name}, labels alone": bench.untaught(start),
             f"{name}, taught": bench.taught(start),
-            f"pruned cnn of that size, taught": bench.taught(lambda _, most=parameters: bench.start(None, most)),
+            f"pruned cnn as large as {name}": bench.taught(pruned),
         }
     yield from bench.rows(techniques)
 
@@ -201,22 +203,32 @@ def pairs(size: Size) -> Iterator[Row]:
 def text(size: Size) -> Iterator[Row]:
     """Transformer to recurrent network, and what the teacher writes as material, on text."""
     bench = Bench(Text(model="transformer"), size)
-    start = partial(_fresh, bench, "gru-small")
-    written = partial(_written, bench)
+    start = partial(bench.start, architecture="gru-small")
+    twice = replace(bench.settings, epochs=max(1, bench.settings.epochs // 2))  # as many steps on twice the windows
+
+    def sequence_level(seed: int) -> nn.Module:
+        made = continued(bench.teacher, bench.proxy.inputs, Continuations(), seed=seed)
+        alone = replace(bench.settings, weights=LABELS_ALONE)
+        return bench.student(start, seed, inputs=made.inputs, targets=made.targets, settings=alone)
+
+    def both(seed: int) -> nn.Module:
+        made = continued(bench.teacher, bench.proxy.inputs, Continuations(), seed=seed)
+        return bench.student(start, seed, inputs=torch.cat([bench.proxy.inputs, made.inputs]), settings=twice)
+
     yield from bench.rows(
         {
             "gru, labels alone": bench.untaught(start),
-            "gru, prompts (word-level)": bench.taught(start),
-            "gru, continuations, labels": partial(_sequence_level, bench, start, written, LABELS_ALONE),
-            "gru, prompts and continuations": partial(_sequence_level, bench, start, written, Weights()),
+            "gru, prompts": bench.taught(start),
+            "gru, continuations, characters": sequence_level,
+            "gru, prompts and continuations": both,
         }
     )
 
 
-def without_data(size: Size, task: Task) -> Iterator[Row]:
+def without_data(task: Task, size: Size) -> Iterator[Row]:
     """Proxy data, noise, batch norm statistics and generators; the teacher has batch norm."""
     bench = Bench(task, size)
-    start: Callable[[int], nn.Module] = lambda _: bench.start(None, prune.parameters_of(bench.teacher) // 12)
+    start = partial(bench.start, parameters=prune.parameters_of(bench.teacher) // 12)
     shape = tuple(bench.proxy.inputs.shape[1:])
 
     def noise(seed: int) -> nn.Module:
@@ -238,8 +250,8 @@ def views(size: Size) -> Iterator[Row]:
     """A teacher that sees the whole image, and students that see a part, a coarse picture or edges of it."""
     bench = Bench(FashionMNIST(), size)
     techniques: dict[str, Make] = {}
-    for name in ("mlp-left-half", "mlp-low-resolution", "mlp-edges"):
-        start = partial(_fresh, bench, name)
+    for name in ("mlp-left-half", "mlp-coarse", "mlp-edges"):
+        start = partial(bench.start, architecture=name)
         techniques |= {f"{name}, labels alone": bench.untaught(start), f"{name}, taught": bench.taught(start)}
     yield from bench.rows(techniques)
 
@@ -247,49 +259,24 @@ def views(size: Size) -> Iterator[Row]:
 def transformer(size: Size) -> Iterator[Row]:
     """A vision transformer: every second layer dropped, heads and feed-forward columns removed, distilled."""
     bench = Bench(FashionMNIST(model="vit"), size)
-    whole = prune.parameters_of(bench.teacher)
-    half: Callable[[int], nn.Module] = lambda _: bench.start(None, whole, keep_every=2)
-    both: Callable[[int], nn.Module] = lambda _: bench.start(None, int(0.35 * whole), keep_every=2)
+    half = partial(bench.start, keep_every=2)
+    cut = partial(bench.start, keep_every=2, parameters=int(0.35 * prune.parameters_of(bench.teacher)))
     yield from bench.rows(
         {
             "half the layers, labels alone": bench.untaught(half),
             "half the layers": bench.taught(half),
-            "half the layers, heads and columns": bench.taught(both),
-            "fresh vit-small": bench.taught(partial(_fresh, bench, "vit-small")),
+            "half the layers, all cut": bench.taught(cut),
+            "vit-small, fresh": bench.taught(partial(bench.start, architecture="vit-small")),
         }
     )
-
-
-def _fresh(bench: Bench, architecture: str, seed: int) -> nn.Module:
-    return bench.start(architecture, seed=seed)
-
-
-def _written(bench: Bench, seed: int) -> Examples:
-    """The prompts themselves and what the teacher makes of them."""
-    made = continued(bench.teacher, bench.proxy.inputs, Continuations(), seed=seed)
-    return Examples(torch.cat([bench.proxy.inputs, made.inputs]), torch.cat([bench.proxy.targets, made.targets]))
-
-
-def _sequence_level(
-    bench: Bench,
-    start: Callable[[int], nn.Module],
-    written: Callable[[int], Examples],
-    weights: Weights,
-    seed: int,
-) -> nn.Module:
-    material = written(seed)
-    # As many steps as on the prompts alone.
-    settings = replace(bench.settings, weights=weights, epochs=max(1, bench.settings.epochs // 2))
-    targets = material.targets if weights.teacher == 0 else None
-    return bench.student(start, seed, inputs=material.inputs, targets=targets, settings=settings)
 
 
 PARTS: Mapping[str, tuple[Callable[[Size], Iterator[Row]], Size]] = {
     "pairs": (pairs, Size(54_000, 1, 5_000, 20, 3, 10_000)),
     "text": (text, Size(58_529, 1, 1_275, 20, 2, 2_545)),
-    "data-free": (lambda size: without_data(size, Digits(model="cnn-bn")), Size(1_037, 20, 300, 60, 3, 360)),
+    "data-free": (partial(without_data, Digits(model="cnn-bn")), Size(1_037, 20, 300, 60, 3, 360)),
     "data-free-fashion-mnist": (
-        lambda size: without_data(size, FashionMNIST(model="cnn-bn")),
+        partial(without_data, FashionMNIST(model="cnn-bn")),
         Size(20_000, 1, 500, 40, 1, 10_000),
     ),
     "views": (views, Size(54_000, 1, 5_000, 20, 3, 10_000)),

@@ -1,7 +1,7 @@
 """Inputs made up from the teacher alone, for a task that holds out no proxy data.
 
-`synthesize` returns inputs on which any distillation then runs as on proxy data. Two things can be optimised, the inputs
-themselves or a generator of them, for a weighted sum of what the field asks of such inputs:
+`synthesize` returns inputs on which any distillation then runs as on proxy data. Either the inputs themselves are
+optimised or a generator of them, for a weighted sum of what the field asks of such inputs:
 
 [1] H. Yin, P. Molchanov, J. M. Alvarez et al., "Dreaming to Distill: Data-free Knowledge Transfer via DeepInversion",
     CVPR 2020, section 3.2: the statistics of every batch norm are those that it saw in training (equation 4), few jumps

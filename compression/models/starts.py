@@ -1,4 +1,4 @@
-"""Where a student starts: the teacher itself, pruned, or a fresh model of another architecture; with all blocks or fewer.
+"""Where a student starts: the teacher itself, pruned, or a fresh model of another architecture; with fewer blocks.
 
 A start keeps what it can of the teacher: the pruned teacher its weights, a stack with every second block dropped
 (`depth`) those of the blocks that are left, another architecture nothing.

@@ -68,7 +68,7 @@ class LeftHalf(nn.Module):
         return images[..., : images.shape[-1] // 2]
 
 
-class LowResolution(nn.AvgPool2d):
+class Coarse(nn.AvgPool2d):
     """Images (N, C, H, W) to the means of their squares of `factor` pixels, as a coarser camera takes them."""
 
     def __init__(self, factor: int) -> None:

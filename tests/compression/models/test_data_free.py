@@ -1,4 +1,4 @@
-"""Inputs made up from a teacher: in range, reproducible, nearer to what it knows, and better than noise to learn from."""
+"""Inputs made up from a teacher: in range, reproducible, nearer to what it knows, and better than noise."""
 
 import dataclasses
 

@@ -32,9 +32,7 @@ def test_each_architecture_is_a_model_and_a_student(name: str) -> None:
         assert all(torch.equal(one, other) for one, other in pairs)
 
 
-@pytest.mark.parametrize(
-    ("name", "parameters"), [("digits", 105_226), ("fashion-mnist", 582_026), ("text", 311_121)]
-)
+@pytest.mark.parametrize(("name", "parameters"), [("digits", 105_226), ("fashion-mnist", 582_026), ("text", 311_121)])
 def test_the_default_is_the_first(name: str, parameters: int) -> None:
     task = registry.create(name)
     assert prune.parameters_of(task.model()) == parameters
@@ -77,7 +75,7 @@ def test_students_with_a_view_see_nothing_else() -> None:
     images = torch.rand(3, 1, 28, 28)
     hidden = {
         "mlp-left-half": lambda x: torch.cat([x[..., :14], 1 - x[..., 14:]], dim=-1),  # the right half is another
-        "mlp-low-resolution": lambda x: x.unflatten(3, (7, 4)).flip(-1).flatten(3),  # pixels change places in a square
+        "mlp-coarse": lambda x: x.unflatten(3, (7, 4)).flip(-1).flatten(3),  # pixels change places in a square
         "mlp-edges": lambda x: 1 - x,  # the negative has the same edges
     }
     for name, change in hidden.items():
