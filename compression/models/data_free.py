@@ -34,6 +34,10 @@ from fedpress.compression.models.determinism import reproducible
 
 LATENT: Final = 64
 """Numbers that a generator makes an input from."""
+STUDENT_STEPS: Final = 5
+"""Steps of the student for each of the generator's, as in [3]."""
+STUDENT_RATE: Final = 1e-3
+"""Learning rate of that student."""
 
 
 class DataFreeError(FedpressError, ValueError):
@@ -213,7 +217,9 @@ class _Wish:
 def _optimised(wish: _Wish, shape: tuple[int, ...], classes: int, student: nn.Module | None) -> Tensor:
     """Batches of inputs, each optimised by itself from noise; classes in equal numbers."""
     settings = wish.settings
-    against = None if student is None else copy.deepcopy(student).cpu().eval().requires_grad_(False)
+    against = None
+    if settings.disagreement and student is not None:
+        against = copy.deepcopy(student).cpu().eval().requires_grad_(False)
     made = []
     for _ in range(math.ceil(settings.examples / settings.batch_size)):
         raw = torch.randn(settings.batch_size, *shape).requires_grad_()
@@ -236,7 +242,7 @@ def _generated(wish: _Wish, shape: tuple[int, ...], student: nn.Module | None) -
     ours = torch.optim.Adam(generator.parameters(), settings.learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(ours, settings.steps)
     learner = copy.deepcopy(student).cpu().train() if settings.disagreement and student is not None else None
-    theirs = torch.optim.Adam(learner.parameters(), 1e-3) if learner is not None else None
+    theirs = torch.optim.Adam(learner.parameters(), STUDENT_RATE) if learner is not None else None
     kept: list[Tensor] = []
     each = math.ceil(settings.examples / (settings.steps - settings.steps // 2))
     for step in range(settings.steps):
@@ -260,10 +266,6 @@ def _generated(wish: _Wish, shape: tuple[int, ...], student: nn.Module | None) -
                     inputs = torch.cat([inputs, more])
             kept.append(inputs[:each].detach())
     return torch.cat(kept)[-settings.examples :]
-
-
-STUDENT_STEPS: Final = 5
-"""Steps of the student for each of the generator's, as in [3], section 4.1."""
 
 
 def _generator(shape: tuple[int, ...]) -> nn.Module:

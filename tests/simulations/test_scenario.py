@@ -113,7 +113,7 @@ def test_json_and_yaml_give_the_scenario_back(rounds, density, alpha, kind, numb
         ("students={data_free: dafl, labels: true}", "made-up inputs have no labels"),
         (
             "students.continuations={temperature: 0.0, copies: 2}",
-            "copies: got 2, but at temperature 0 all are the same",
+            "copies: got 2, but at temperature 0 all are",
         ),
         ("students.tiers=[{name: a/b, parameters: 3}]", "students.tiers.0.name: got 'a/b', expected letters"),
         ("sampling.per_round=21", "21 clients asked each round, but clients is 20"),
