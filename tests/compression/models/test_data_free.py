@@ -85,7 +85,7 @@ def test_inputs_are_made_on_which_student_and_teacher_differ(teacher: nn.Module)
             return float((teacher(images) - student(images)).abs().mean())
 
     # The student stands still where the inputs themselves are optimised, so that the gain is seen alone.
-    fixed = settings("dfad", optimise="inputs", learning_rate=0.1)
+    fixed = settings("dfad", optimise="inputs", learning_rate=0.1, steps=60)
     assert gap(synthesize(teacher, SHAPE, fixed, student=student, seed=0)) > 1.2 * gap(torch.rand(30, *SHAPE))
 
 
