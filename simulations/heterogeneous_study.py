@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from time import perf_counter
+from time import process_time
 from typing import NamedTuple
 
 import numpy as np
@@ -64,7 +64,7 @@ class Row(NamedTuple):
         deviation: Of that over the seeds.
         agreement: Part of the test answers that are the teacher's.
         speed: How many times as fast as the teacher, one thread, batches of 64, in this run.
-        seconds: To make one student.
+        seconds: Of processor time, to make one student.
     """
 
     teacher: str
@@ -92,9 +92,9 @@ class Bench:
         self.test = splits.test.take(some(min(size.test, len(splits.test.targets))))
         draw = np.random.default_rng(0).permutation(len(splits.train.targets))[: size.train]
         self.settings = Distillation(epochs=size.epochs)
-        began = perf_counter()
+        began = process_time()
         self.teacher = trained(task, splits.train.take(draw), size.teacher_epochs, learning_rate)
-        self.seconds = perf_counter() - began
+        self.seconds = process_time() - began
         self.expected = answers(self.teacher, self.test.inputs)
 
     def start(
@@ -133,9 +133,9 @@ class Bench:
         found = evaluate(self.teacher, self.task, self.test).accuracy
         yield Row(name, "the teacher", prune.parameters_of(self.teacher), found, 0.0, 1.0, 1.0, self.seconds)
         for technique, make in techniques.items():
-            began = perf_counter()
+            began = process_time()
             students = [make(seed) for seed in range(self.size.seeds)]
-            seconds = (perf_counter() - began) / len(students)
+            seconds = (process_time() - began) / len(students)
             accuracies = [evaluate(student, self.task, self.test).accuracy for student in students]
             agreements = [answers(student, self.test.inputs) == self.expected for student in students]
             yield Row(
@@ -174,14 +174,14 @@ def answers(model: nn.Module, inputs: Tensor) -> Tensor:
 
 
 def speed(teacher: nn.Module, student: nn.Module, inputs: Tensor, repeats: int = 15) -> float:
-    """How many times as fast the student answers, one thread: by the least time of each, measured in turn."""
+    """How many times as fast the student answers, one thread: by the least processor time of each, asked in turn."""
     least = [float("inf")] * 2
     with reproducible(0), torch.no_grad():
         for _ in range(repeats):
             for index, model in enumerate((teacher.eval(), student.eval())):
-                began = perf_counter()
+                began = process_time()
                 model(inputs)
-                least[index] = min(least[index], perf_counter() - began)
+                least[index] = min(least[index], process_time() - began)
     return least[0] / least[1]
 
 
