@@ -127,6 +127,10 @@ class Bench:
         settings = replace(self.settings, weights=LABELS_ALONE)
         return partial(self.student, start, targets=self.proxy.targets, settings=settings)
 
+    def with_labels(self, start: Make) -> Make:
+        """The teacher's answers and the labels."""
+        return partial(self.student, start, targets=self.proxy.targets)
+
     def rows(self, techniques: Mapping[str, Make]) -> Iterator[Row]:
         """Yield the teacher's row, then one for each technique as it is done."""
         name = str(getattr(self.task, "architecture", self.task.name))
@@ -195,6 +199,7 @@ def pairs(size: Size) -> Iterator[Row]:
         techniques |= {
             f"{name}, labels alone": bench.untaught(start),
             f"{name}, taught": bench.taught(start),
+            f"{name}, taught, labels": bench.with_labels(start),
             f"pruned cnn as large as {name}": bench.taught(pruned),
         }
     yield from bench.rows(techniques)
@@ -252,7 +257,11 @@ def views(size: Size) -> Iterator[Row]:
     techniques: dict[str, Make] = {}
     for name in ("mlp-left-half", "mlp-coarse", "mlp-edges"):
         start = partial(bench.start, architecture=name)
-        techniques |= {f"{name}, labels alone": bench.untaught(start), f"{name}, taught": bench.taught(start)}
+        techniques |= {
+            f"{name}, labels alone": bench.untaught(start),
+            f"{name}, taught": bench.taught(start),
+            f"{name}, taught, labels": bench.with_labels(start),
+        }
     yield from bench.rows(techniques)
 
 

@@ -60,7 +60,7 @@ def test_a_student_learns_from_what_the_teacher_wrote_alone() -> None:
     """Sequence-level distillation: no answers of the teacher's, only its characters."""
     torch.manual_seed(0)
     student = CausalTransformer(LABELS, 12, width=16, depth=1, heads=2, hidden=16)
-    made = continued(Counts(), windows(32), Continuations(prompt=1), seed=0)
+    made = continued(Counts(), windows(256), Continuations(prompt=1), seed=0)
     plan = Distillation(epochs=20, learning_rate=1e-2, weights=Weights(teacher=0.0, labels=1.0))
     learnt = distill(Counts(), student, made.inputs, plan, targets=made.targets, seed=0).eval()
     other = windows(40)[32:]
