@@ -187,16 +187,17 @@ def publisher(workload: Workload, folder: RunFolder) -> Publisher | None:
     return Publisher(
         workload.task,
         ModelStore(folder.bundles),
-        [
-            Tier(tier.name, Budget(tier.parameters, tier.bundle_bytes), Start(tier.student, tier.keep_every))
-            for tier in choice.tiers
-        ],
+        [Tier(tier.name, Budget(tier.parameters, tier.bundle_bytes), _start(tier)) for tier in choice.tiers],
         Distillation(epochs=choice.epochs, learning_rate=choice.learning_rate, temperature=choice.temperature),
         labels=choice.labels,
         made_up=_made_up(choice.data_free) if choice.data_free else None,
         continuations=Continuations(**choice.continuations.model_dump()) if choice.continuations else None,
         seed=workload.scenario.seed,
     )
+
+
+def _start(tier: scenarios.Tier) -> Start:
+    return Start(None if tier.student == "pruned" else tier.student, tier.keep_every)
 
 
 def _made_up(choice: scenarios.DataFreeChoice) -> DataFree:

@@ -294,9 +294,10 @@ class Tier(Section):
         default=None, description="Most parameters: a whole number, or a fraction of the global model's."
     )
     bundle_bytes: int | None = Field(default=None, ge=1, description="Most bytes of the download file.")
-    student: str | None = Field(
-        default=None,
-        description="Architecture of its student, one that the task has, such as mlp; null: the global model, pruned.",
+    student: str = Field(
+        default="pruned",
+        description="pruned: the global model, made smaller; else an architecture that the task has, such as mlp, made"
+        " as small and fresh.",
     )
     keep_every: int = Field(
         default=1,

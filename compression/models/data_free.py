@@ -195,7 +195,7 @@ class _Wish:
         chosen = self.settings
         self._distances.clear()
         logits = self.teacher(inputs)
-        loss = logits.new_zeros(())
+        loss: Tensor = logits.new_zeros(())
         if chosen.certainty:
             wanted = logits.argmax(dim=1) if targets is None else targets
             loss = loss + chosen.certainty * functional.cross_entropy(logits, wanted)
