@@ -160,3 +160,24 @@ def test_students_are_made_as_the_scenario_says(tmp_path):
     made = runner.publisher(Workload(chosen), RunFolder(tmp_path))
     assert made is not None and made.made_up is None
     assert made.continuations == Continuations(prompt=8) and made.tiers[0].start == Start("gru")
+
+
+@pytest.mark.slow
+def test_a_federated_transformer_gives_students_of_half_its_layers_and_of_another_kind(tmp_path):
+    tiers = "[{name: phone, parameters: 0.6, keep_every: 2}, {name: watch, parameters: 0.3, student: mlp}]"
+    results = run(
+        tmp_path / "run",
+        "task={name: digits, model: vit}",
+        "clients=4",
+        "sampling.per_round=2",
+        "rounds=1",
+        "workers=1",
+        f"students={{tiers: {tiers}, epochs: 1}}",
+    )
+    assert results.model.parameters == 18_154 and results.status == "finished"
+    phone, watch = results.students
+    assert phone.parameters <= 0.6 * 18_154 and watch.parameters <= 0.3 * 18_154
+    for student in (phone, watch):  # a client has rebuilt what was published
+        assert student.accuracy == student.quantized_accuracy
+    opened = bundle.open_bundle(next((tmp_path / "run").rglob("bundles/phone/*.fpb")).read_bytes())
+    assert sorted({name.split(".")[1] for name in opened.manifest.shapes if name.startswith("blocks.")}) == ["0"]
