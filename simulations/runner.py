@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import sha256
 from logging import WARNING, getLogger
@@ -19,7 +19,10 @@ from torch import nn
 
 from fedpress.compression.errors import FedpressError
 from fedpress.compression.files import write_atomically
+from fedpress.compression.models.continuations import Continuations
+from fedpress.compression.models.data_free import RECIPES, DataFree
 from fedpress.compression.models.distill import Distillation
+from fedpress.compression.models.starts import Start
 from fedpress.compression.models.student import Budget
 from fedpress.compression.models.task import Evaluation
 from fedpress.server import app as server
@@ -184,11 +187,22 @@ def publisher(workload: Workload, folder: RunFolder) -> Publisher | None:
     return Publisher(
         workload.task,
         ModelStore(folder.bundles),
-        [Tier(tier.name, Budget(tier.parameters, tier.bundle_bytes)) for tier in choice.tiers],
+        [Tier(tier.name, Budget(tier.parameters, tier.bundle_bytes), _start(tier)) for tier in choice.tiers],
         Distillation(epochs=choice.epochs, learning_rate=choice.learning_rate, temperature=choice.temperature),
         labels=choice.labels,
+        made_up=_made_up(choice.data_free) if choice.data_free else None,
+        continuations=Continuations(**choice.continuations.model_dump()) if choice.continuations else None,
         seed=workload.scenario.seed,
     )
+
+
+def _start(tier: scenarios.Tier) -> Start:
+    return Start(None if tier.student == "pruned" else tier.student, tier.keep_every)
+
+
+def _made_up(choice: scenarios.DataFreeChoice) -> DataFree:
+    chosen = choice.model_dump(exclude={"recipe"}, exclude_none=True)
+    return replace(RECIPES[choice.recipe], **chosen)
 
 
 @dataclass

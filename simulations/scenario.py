@@ -294,6 +294,16 @@ class Tier(Section):
         default=None, description="Most parameters: a whole number, or a fraction of the global model's."
     )
     bundle_bytes: int | None = Field(default=None, ge=1, description="Most bytes of the download file.")
+    student: str = Field(
+        default="pruned",
+        description="pruned: the global model, made smaller; else an architecture that the task has, such as mlp, made"
+        " as small and fresh.",
+    )
+    keep_every: int = Field(
+        default=1,
+        ge=1,
+        description="Of a model's stack of blocks, one of so many is kept; 2: every second layer of a transformer.",
+    )
 
     @field_validator("parameters", mode="before")
     @classmethod
@@ -310,17 +320,58 @@ class Tier(Section):
         return self
 
 
+class DataFreeChoice(Section):
+    """Inputs made up from the global model, for students of a task without proxy data."""
+
+    recipe: Literal["deep-inversion", "dafl", "dfad"] = Field(
+        description="deep-inversion: by the statistics of batch norms; dafl, dfad: by a generator, whose inputs the"
+        " teacher is sure of, or student and teacher differ on."
+    )
+    examples: int = Field(default=1000, ge=1, description="How many inputs are made.")
+    steps: int | None = Field(default=None, ge=1, description="Of the optimiser; null: as the recipe has it.")
+    low: float = Field(default=0.0, description="The least that an input of the task may be.")
+    high: float = Field(default=1.0, description="The most.")
+
+    @model_validator(mode="after")
+    def _made(self) -> DataFreeChoice:
+        if not self.low < self.high:
+            raise ValueError(f"low must be below high, got {self.low} and {self.high}")
+        return self
+
+
+class ContinuationChoice(Section):
+    """Sequences that the global model writes, for students of a task of sequences (Kim & Rush, 2016)."""
+
+    prompt: int = Field(default=32, ge=1, description="Characters of a proxy sequence that are kept.")
+    temperature: float = Field(default=1.0, ge=0, description="Of the draw of the next; 0: the likeliest.")
+    copies: int = Field(default=1, ge=1, description="How often each is continued.")
+
+    @model_validator(mode="after")
+    def _differ(self) -> ContinuationChoice:
+        if self.temperature == 0 and self.copies > 1:
+            raise ValueError(f"copies: got {self.copies}, but at temperature 0 all are the same; set it to 1")
+        return self
+
+
 class Students(Section):
     """The small models that are made from the global one and offered for download."""
 
     tiers: tuple[Tier, ...] = Field(
-        default=(), strict=False, description="One student each: {name, parameters} or {name, bundle_bytes}."
+        default=(),
+        strict=False,
+        description="One student each: {name, parameters} or {name, bundle_bytes}, and which model it is.",
     )
     every: int = Field(default=0, ge=0, description="Rounds from one publication to the next; 0: only at the end.")
     temperature: Positive = Field(default=2.0, description="Of the distillation: softens the teacher's answers.")
     epochs: int = Field(default=20, ge=1, description="Passes over the proxy data.")
     learning_rate: Positive = Field(default=0.003, description="Of the distillation.")
     labels: bool = Field(default=False, description="Let the students see the labels of the proxy data.")
+    data_free: Annotated[DataFreeChoice | None, BeforeValidator(_recipe)] = Field(
+        default=None, description="Learn on inputs made up from the global model: a recipe's name, or its parts."
+    )
+    continuations: ContinuationChoice | None = Field(
+        default=None, description="Learn on what the global model writes, too; for tasks of sequences."
+    )
     downloads_per_tier: int = Field(
         default=1, ge=0, description="Clients of each tier that download and check the bundle."
     )
@@ -332,6 +383,12 @@ class Students(Section):
         if len(set(names)) < len(names):
             raise ValueError(f"two tiers have the same name, in {names}")
         return tiers
+
+    @model_validator(mode="after")
+    def _material(self) -> Students:
+        if self.data_free and (self.labels or self.continuations):
+            raise ValueError("data_free: made-up inputs have no labels and are no sequences; leave out one of them")
+        return self
 
 
 class NetworkChoice(Section):

@@ -172,7 +172,8 @@ def distill(
 ) -> nn.Module:
     """Return the student after it learnt the teacher's answers to `inputs`; both given models are untouched.
 
-    Runs on the CPU and on one thread, so the same arguments give the same weights.
+    Runs on the CPU and on one thread, so the same arguments give the same weights. Models answer (N, classes), or
+    (N, L, classes) for sequences, whose places all count alike.
 
     Args:
         teacher: Answers in evaluation mode, once for each input.
@@ -270,6 +271,11 @@ class _Lesson:
                 f"the teacher answers each example with {tuple(self._answers.shape[1:])} logits, the student with"
                 f" {tuple(own.shape[1:])}; are they of one task?"
             )
+        if own.ndim > 2 and (weights.exits or settings.balance != "none"):
+            raise ValueError(
+                f"weights.exits is {weights.exits:g} and balance {settings.balance!r}, but the answers are sequences:"
+                ' both are for one label an example; set them to 0 and "none"'
+            )
         if settings.noise and not inputs.is_floating_point():
             raise ValueError(f"noise is {settings.noise:g}, but inputs of {inputs.dtype} take none; set it to 0")
         self._hints: Hints | None = None
@@ -320,7 +326,7 @@ class _Lesson:
                 importance=importance,
             )
 
-        logits = self._learner(self._noisy(batch))
+        logits = teachers.by_class(self._learner(self._noisy(batch)))
         loss = supervised(logits)
         softness = settings.temperature**2
         if self._hints is not None:
@@ -338,7 +344,7 @@ class _Lesson:
             loss = loss + weights.exits * torch.stack(each).mean()
         if self._past is not None:
             with torch.no_grad():
-                before = self._past(self._noisy(batch))
+                before = teachers.by_class(self._past(self._noisy(batch)))
             loss = loss + weights.past * softness * softened_divergence(logits, before, settings.temperature).mean()
         return loss
 

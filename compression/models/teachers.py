@@ -125,15 +125,27 @@ class Ensemble:
 
 
 def logits(model: nn.Module, inputs: Tensor) -> Tensor:
-    """Return a model's answers to inputs (N, ...), in evaluation mode and without gradients; the modes are put back."""
+    """Return a model's answers to inputs (N, ...), `by_class`, in evaluation mode and without gradients.
+
+    The modes are put back.
+    """
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
         with torch.no_grad():
-            return torch.cat([model(batch) for batch in torch.split(inputs, BATCH)])
+            return torch.cat([by_class(model(batch)) for batch in torch.split(inputs, BATCH)])
     finally:
         for module, training in modes.items():
             module.training = training
+
+
+def by_class(answers: Tensor) -> Tensor:
+    """Return a model's answers, (N, classes) or (N, L, classes), with the classes second, where the losses want them.
+
+    >>> by_class(torch.zeros(5, 64, 49)).shape, by_class(torch.zeros(5, 49)).shape
+    (torch.Size([5, 49, 64]), torch.Size([5, 49]))
+    """
+    return answers.movedim(-1, 1)
 
 
 def of(teacher: nn.Module | Teacher) -> Teacher:
