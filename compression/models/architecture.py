@@ -1,8 +1,8 @@
 """The architecture of a pruned model, as the shapes of its tensors.
 
-A structurally pruned model is the task's model with fewer channels and neurons, so the shapes say all there is to
-say: `shapes` reads them, and `shrink` cuts a fresh model of the task down to them. Nothing is executed that came with
-the shapes.
+A structurally pruned model is the task's model with fewer channels, neurons and blocks of a `Stack`, so the shapes say
+all there is to say: `shapes` reads them, and `shrink` cuts a fresh model of the task down to them. Nothing is executed
+that came with the shapes.
 
 >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
 >>> shrink(model, {"0.weight": (3, 4), "0.bias": (3,), "2.weight": (2, 3), "2.bias": (2,)})
@@ -12,7 +12,7 @@ the shapes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +45,17 @@ RESIZABLE: tuple[type[nn.Module], ...] = (
 """The kinds of layers whose channels may be removed; any other keeps its shape."""
 
 
+class Stack(nn.Sequential):
+    """Blocks one after the other, any of which may be dropped: each answers in the shape of its input."""
+
+    def keep(self, chosen: Iterable[int]) -> None:
+        """Keep only the blocks at these indices, numbered anew from 0."""
+        kept = [self[index] for index in chosen]
+        self._modules.clear()
+        for index, block in enumerate(kept):
+            self.add_module(str(index), block)
+
+
 def shapes(model: nn.Module) -> dict[str, Shape]:
     """The shape of every tensor of the model's state dict, by name."""
     return {name: tuple(tensor.shape) for name, tensor in tensors(model).items()}
@@ -70,7 +81,8 @@ def tensors(model: nn.Module) -> dict[str, Tensor]:
 def shrink(model: nn.Module, wanted: Mapping[str, Shape]) -> None:
     """Cut a model's tensors down to `wanted`, in place; the values of tensors that shrink are left undefined.
 
-    Everything is checked before anything is allocated or changed. Tied tensors stay tied.
+    Blocks at the end of a `Stack` go first, if `wanted` has none of their tensors. Then everything is checked before
+    anything is allocated or changed. Tied tensors stay tied.
 
     Args:
         model: A model as the task makes it.
@@ -80,6 +92,10 @@ def shrink(model: nn.Module, wanted: Mapping[str, Shape]) -> None:
         ArchitectureError: Names are missing or unknown, a dimension grows or is empty, or a layer's tensors disagree.
         UnsupportedLayer: A layer would change that is not of a kind in `RESIZABLE`.
     """
+    own = tensors(model)
+    for path, module in model.named_modules():
+        if isinstance(module, Stack):
+            module.keep(range(_blocks_wanted(path, module, own, wanted)))
     own = tensors(model)
     if missing := own.keys() - wanted.keys():
         raise ArchitectureError(f"no shape for {sorted(missing)}: was this made for another model?")
@@ -110,6 +126,15 @@ def shrink(model: nn.Module, wanted: Mapping[str, Shape]) -> None:
             if key in new and tuple(tensor.shape) != new[key]:
                 tensor.data = torch.empty(new[key], dtype=tensor.dtype)  # in place, so that a tied tensor stays one
         _describe(module)
+
+
+def _blocks_wanted(path: str, stack: Stack, own: Mapping[str, Tensor], wanted: Mapping[str, Shape]) -> int:
+    """How many blocks are left: up to the last that has a tensor in `wanted`, or no tensor of its own."""
+    for index in reversed(range(len(stack))):
+        start = f"{path}.{index}.".lstrip(".")
+        if any(name.startswith(start) for name in wanted) or not any(name.startswith(start) for name in own):
+            return index + 1
+    return 0
 
 
 def _own_tensors(module: nn.Module) -> dict[str, Tensor]:
