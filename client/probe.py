@@ -4,8 +4,8 @@
 (`compression/models/cost.py`), with which a server can make students for a budget of milliseconds. Models of the task
 itself may be measured along: the fit then knows their kind.
 
-A latency is the least of several runs, as the standard library's `timeit` advises: what is above it is the other work of
-the machine, not the model.
+A latency is the least of several runs, as the standard library's `timeit` advises: what is above it is the other work
+of the machine, not the model.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -48,12 +48,14 @@ class Timed:
         cost: Traced.
         measured_ms: Milliseconds of one forward pass.
         predicted_ms: What the fitted speed says.
+        own: Whether it is one of a task, not a reference model.
     """
 
     name: str
     cost: Cost
     measured_ms: float
     predicted_ms: float
+    own: bool = False
 
     @property
     def error(self) -> float:
@@ -127,7 +129,7 @@ def measure(models: Mapping[str, tuple[nn.Module, Tensor]] | None = None, thread
         convolution_gflops=2 * 9 * 64 * 64 * 32 * 32 / convolution / 1e9,
         speed=speed,
         models=tuple(
-            Timed(name, one, measured, speed.latency_ms(one))
+            Timed(name, one, measured, speed.latency_ms(one), name in given)
             for name, one, measured in zip(chosen, costs, milliseconds, strict=True)
         ),
     )
@@ -207,6 +209,17 @@ def read(path: Path | str) -> Probe:
         raise ProbeError(
             f"{path} is not what `fedpress probe --json FILE` writes ({str(error).splitlines()[0]}); measure again"
         ) from None
+
+
+def tier_in(path: Path | str) -> str:
+    """The tier that a saved probe names.
+
+    Raises:
+        ProbeError: As for `read`, or it names none.
+    """
+    if not (named := read(path).tier):
+        raise ProbeError(f"{path} names no tier; `fedpress probe SCENARIO --json {path}` finds out which one it is")
+    return named
 
 
 def _memory() -> tuple[int, int]:

@@ -6,7 +6,7 @@ The global model is only read, so publishing resets nothing and the rounds go on
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +16,8 @@ from torch import nn
 
 from fedpress.compression import seeds
 from fedpress.compression.errors import FedpressError
-from fedpress.compression.models import bundle, distill, prune, quantize, student
+from fedpress.compression.models import bundle, distill, prune, quantize, search, student
+from fedpress.compression.models.search import Candidate, Search
 from fedpress.compression.models.task import Task, evaluate
 from fedpress.server.store import ModelStore
 
@@ -27,10 +28,17 @@ class PublishError(FedpressError):
 
 @dataclass(frozen=True)
 class Tier:
-    """A class of client devices and what its student may cost."""
+    """A class of client devices and what its student may cost.
+
+    Attributes:
+        name: Of the tier.
+        budget: Of its student.
+        search: How the student is looked for; None: it is the global model, pruned alike in every layer.
+    """
 
     name: str
     budget: student.Budget
+    search: Search | None = None
 
 
 class Published(NamedTuple):
@@ -46,6 +54,7 @@ class Published(NamedTuple):
         student_accuracy: Before quantisation.
         quantized_accuracy: After it.
         path: Of the file in the store.
+        candidates: What was looked at for it, if it was searched for, the chosen one first.
     """
 
     tier: str
@@ -57,6 +66,7 @@ class Published(NamedTuple):
     student_accuracy: float
     quantized_accuracy: float
     path: Path
+    candidates: tuple[Candidate, ...] = ()
 
 
 class Publisher:
@@ -69,6 +79,7 @@ class Publisher:
         settings: Of the distillation.
         labels: Whether the students may see the labels of the proxy data.
         seed: The same seed, version and model give the same bundle.
+        on_search: Told the tier and how far the search for its student has come.
     """
 
     def __init__(
@@ -80,6 +91,7 @@ class Publisher:
         *,
         labels: bool = False,
         seed: int = 0,
+        on_search: Callable[[str, search.Step], None] = lambda tier, step: None,
     ) -> None:
         self.task = task
         self.store = store
@@ -87,6 +99,7 @@ class Publisher:
         self.settings = settings
         self.labels = labels
         self.seed = seed
+        self.on_search = on_search
 
     def check(self, model: nn.Module) -> None:
         """Find out before the first round what would otherwise fail after the last: can each tier's student be made?
@@ -127,9 +140,10 @@ class Publisher:
     def _publish_one(self, tier: Tier, version: int, model: nn.Module, teacher_accuracy: float) -> Published:
         splits = self.task.data()
         example = splits.proxy.inputs[:1]
+        start, candidates = self._start(tier, version, model)
         learner = distill.distill(
             model,
-            student.student_of(model, example, tier.budget),
+            start,
             splits.proxy.inputs,
             self.settings,
             targets=splits.proxy.targets if self.labels else None,
@@ -157,7 +171,25 @@ class Publisher:
             student_accuracy=evaluate(learner, self.task, splits.test).accuracy,
             quantized_accuracy=evaluate(quantized, self.task, splits.test).accuracy,
             path=self.store.put(data, tier=tier.name, version=version),
+            candidates=candidates,
         )
+
+    def _start(self, tier: Tier, version: int, model: nn.Module) -> tuple[nn.Module, tuple[Candidate, ...]]:
+        """Return the student as its distillation begins, and what was looked at to find it."""
+        proxy = self.task.data().proxy
+        if tier.search is None:
+            return student.student_of(model, proxy.inputs[:1], tier.budget), ()
+        found = search.search(
+            model,
+            self.task,
+            tier.budget,
+            tier.search,
+            self.settings,
+            targets=proxy.targets if self.labels else None,
+            seed=seeds.derive("search", self.seed, version, tier.name),
+            progress=lambda step: self.on_search(tier.name, step),
+        )
+        return found.student, found.candidates
 
     def _check(self, tier: Tier, data: bytes, quantized: nn.Module) -> None:
         """Open the bundle as a client will: what clients get is what was evaluated, and within the budget."""

@@ -114,7 +114,6 @@ def prune_while(
     budget: str,
     ignored: Collection[nn.Module] = (),
     criterion: Criterion = importance.DEFAULT,
-    exponents: Mapping[str, float] | None = None,
 ) -> nn.Module:
     """Return the largest version of the model that fits, by bisection over the fraction of channels kept.
 
@@ -122,8 +121,6 @@ def prune_while(
         fits: Whether a model is within the budget; true of smaller models where it is true of larger ones.
         budget: The budget in words, for the error.
         model, example_input, ignored, criterion: As for `prune_to`.
-        exponents: By layer as in `layers_of`, each above 0: the layer keeps the fraction to the power of its exponent,
-            so that layers with a small one stay wide. None: all keep the same.
 
     Raises:
         BudgetError, PruneError: As for `prune_to`.
@@ -140,8 +137,7 @@ def prune_while(
     best, low, high = smallest, 0.0, 1.0
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
-        fraction = middle if exponents is None else {name: middle**power for name, power in exponents.items()}
-        candidate = keep_fraction(model, example_input, fraction, ignored, criterion)
+        candidate = keep_fraction(model, example_input, middle, ignored, criterion)
         if fits(candidate):
             best, low = candidate, middle
         else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -93,9 +92,7 @@ class Budget:
         return found.memory_bytes if self.device is None else self.device.latency_ms(found)
 
 
-def student_of(
-    teacher: nn.Module, example_input: Tensor, budget: Budget, exponents: Mapping[str, float] | None = None
-) -> nn.Module:
+def student_of(teacher: nn.Module, example_input: Tensor, budget: Budget) -> nn.Module:
     """Return the largest pruned version of the teacher within the budget, not yet distilled.
 
     A budget of bytes is met by the file without its entropy coding, whose length does not depend on the weights: the
@@ -105,7 +102,6 @@ def student_of(
         teacher: The model to prune; untouched.
         example_input: A batch as the teacher is called with, (N, ...).
         budget: What the student may cost.
-        exponents: How unlike the widths of its layers are to be, as for `prune.prune_while`; None: all alike.
 
     Raises:
         BudgetError: Even one channel in every layer is too much.
@@ -117,5 +113,4 @@ def student_of(
         example_input,
         lambda student: budget.cost_of(student, example_input) <= most,
         f"{most:,.10g} {UNITS[budget.kind]}",
-        exponents=exponents,
     )
