@@ -43,7 +43,7 @@ class Setup(NamedTuple):
     epochs: int
 
 
-SETUPS = {"digits": Setup(20, (10_000, 5_000), 60), "fashion-mnist": Setup(2, (55_000, 28_000), 20)}
+SETUPS = {"digits": Setup(20, (10_000, 5_000), 60), "fashion-mnist": Setup(5, (55_000, 28_000), 20)}
 
 
 @dataclass(frozen=True)
