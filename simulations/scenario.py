@@ -377,7 +377,8 @@ class Students(Section):
     tiers: tuple[Tier, ...] = Field(
         default=(),
         strict=False,
-        description="One student each: {name, and a budget}, such as {name: phone, bundle_bytes: 20000}.",
+        description="One student each: {name, and what it may cost: parameters, bundle_bytes, flops, memory_bytes, or"
+        " latency_ms with device}; with `student: auto` it is searched for.",
     )
     every: int = Field(default=0, ge=0, description="Rounds from one publication to the next; 0: only at the end.")
     temperature: Positive = Field(default=2.0, description="Of the distillation: softens the teacher's answers.")

@@ -174,22 +174,23 @@ def search(
         BudgetError: Even the smallest version of each start is too much.
         PruneError: A start cannot be pruned.
     """
-    splits = task.data()
-    inputs, pool = splits.proxy.inputs, _pool(teacher, inputs_of(task), budget, settings, models, seed, progress)
+    splits, done = task.data(), settings.candidates
+    total = done + sum(count for count, _ in _rungs(settings.finalists, distillation.epochs))
+    pool = _pool(
+        teacher, inputs_of(task), budget, settings, models, seed, lambda number: progress(_scoring(number, done, total))
+    )
     ranked = _finalists([candidate for candidate, _ in pool], settings.finalists)
     finalists = [pool[index] for index in ranked]
     rest = [candidate for index, (candidate, _) in enumerate(pool) if index not in ranked]
-    epochs = _rungs(len(finalists), distillation.epochs)
-    done, total = len(pool), len(pool) + sum(count for count, _ in epochs)
     dropped: list[Candidate] = []
-    for count, length in epochs:
+    for count, length in _rungs(len(finalists), distillation.epochs):
         judged: list[tuple[Candidate, nn.Module]] = []
         for number, (candidate, model) in enumerate(finalists):
             progress(Step(done, total, f"finalist {number + 1} of {count}, {length} epochs"))
             learner = distill.distill(
                 teacher,
                 model,
-                inputs,
+                splits.proxy.inputs,
                 replace(distillation, epochs=length),
                 targets=targets,
                 seed=seeds.derive("search", seed, str(candidate.widths), candidate.start, length),
@@ -224,7 +225,7 @@ def _pool(
     settings: Search,
     models: Mapping[str, nn.Module] | None,
     seed: int,
-    progress: Callable[[Step], None],
+    progress: Callable[[int], None],
 ) -> list[tuple[Candidate, nn.Module]]:
     """Draw and score the candidates: those of one start together, the one with equal widths first; none twice."""
     given = starts(teacher) if models is None else dict(models)
@@ -237,7 +238,7 @@ def _pool(
         versions = widths.Widths(model, batch[:1])
         draw = torch.Generator().manual_seed(seeds.derive("widths", seed, start))
         for index in range(max(1, len(range(number, settings.candidates, len(given))))):
-            progress(Step(done, settings.candidates, f"candidate {done + 1} of {settings.candidates}"))
+            progress(done)
             done += 1
             powers = settings.spread ** (2 * torch.rand(len(versions.layers), generator=draw, dtype=torch.float64) - 1)
             exponents = dict(zip(versions.layers, powers.tolist(), strict=True)) if index else None
@@ -262,6 +263,10 @@ def _pool(
         assert failure is not None
         raise failure
     return list(found.values())
+
+
+def _scoring(number: int, candidates: int, total: int) -> Step:
+    return Step(min(number, candidates), total, f"candidate {number + 1} of {candidates}")
 
 
 def _finalists(candidates: list[Candidate], count: int) -> list[int]:

@@ -20,6 +20,7 @@ from fedpress.compression.models.student import UNITS, Budget
 class Widths:
     """The versions of one model.
 
+    >>> import torch
     >>> versions = Widths(nn.Sequential(nn.Linear(4, 100), nn.ReLU(), nn.Linear(100, 2)), torch.zeros(1, 4))
     >>> versions.layers, versions.shapes({"0": 10})
     ({'0': 100}, {'0.weight': (10, 4), '0.bias': (10,), '2.weight': (2, 10), '2.bias': (2,)})

@@ -39,8 +39,8 @@ def test_what_is_measured_is_there_and_possible(measured: Probe) -> None:
 
 
 def test_measuring_leaves_torch_as_it_was() -> None:
-    threads, generator = torch.get_num_threads(), torch.random.get_rng_state()
     model = small().train()
+    threads, generator = torch.get_num_threads(), torch.random.get_rng_state()
     probe.latency_ms(model, torch.zeros(1, 8))
     assert model.training and torch.get_num_threads() == threads
     assert torch.equal(generator, torch.random.get_rng_state())

@@ -3,7 +3,7 @@
 import logging
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedpress.server import app
@@ -11,6 +11,7 @@ from fedpress.server import app
 TIERS = ("phone", "sensor", "watch")
 
 
+@settings(deadline=None)
 @given(st.sets(st.integers(0, 99)), st.dictionaries(st.integers(0, 99), st.sampled_from(TIERS)))
 def test_every_node_is_of_one_tier_and_of_the_one_that_it_reports(nodes: set[int], reported: dict[int, str]) -> None:
     members = app.tier_members(nodes, TIERS, reported)
@@ -21,6 +22,7 @@ def test_every_node_is_of_one_tier_and_of_the_one_that_it_reports(nodes: set[int
     assert all(node in members[TIERS[number % 3]] for number, node in enumerate(silent))
 
 
+@settings(deadline=None)
 @given(st.sets(st.integers(0, 99)), st.integers(1, 4))
 def test_where_nobody_reports_a_tier_they_belong_in_turn(nodes: set[int], tiers: int) -> None:
     names = [f"tier-{number}" for number in range(tiers)]

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -64,6 +64,7 @@ def test_the_batch_does_not_matter_and_the_model_is_left_as_it_is() -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
+@settings(deadline=None)
 @given(st.integers(1, 8), st.integers(1, 8))
 def test_a_wider_model_costs_no_less(first: int, second: int) -> None:
     small, large = cost_of(network(first, second), IMAGE), cost_of(network(first + 1, second), IMAGE)
@@ -74,6 +75,7 @@ def test_a_wider_model_costs_no_less(first: int, second: int) -> None:
 rates = st.one_of(st.just(0.0), st.floats(0.001, 1.0))
 
 
+@settings(deadline=None)
 @given(st.tuples(rates, rates, rates, rates, rates).filter(any))
 def test_fitting_finds_the_rates_that_made_the_latencies(truth: tuple[float, ...]) -> None:
     """Law: latencies that a device of the model makes are predicted by what is fitted to them, none below zero."""

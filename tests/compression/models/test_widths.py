@@ -1,5 +1,7 @@
 """Shapes by arithmetic are those of really pruning, for every kind of layer; and the largest within a budget."""
 
+from functools import cache
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -34,17 +36,23 @@ class Mixed(nn.Module):
 class Attentive(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.attention = SelfAttention(12, 4)
-        self.feed, self.out = nn.Linear(12, 10), nn.Linear(10, 12)
+        self.embed, self.attention = nn.Linear(5, 12), SelfAttention(12, 4)
+        self.feed, self.back, self.out = nn.Linear(12, 10), nn.Linear(10, 12), nn.Linear(12, 2)
 
     def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
         x = x + self.attention(x)
-        answer: Tensor = x + self.out(torch.relu(self.feed(x)))
+        answer: Tensor = self.out(x + self.back(torch.relu(self.feed(x))))
         return answer
 
 
-MODELS = {"mixed": (Mixed, torch.zeros(1, 1, 2, 2)), "attentive": (Attentive, torch.zeros(1, 3, 12))}
-VERSIONS = {name: Widths(make(), example) for name, (make, example) in MODELS.items()}
+MODELS = {"mixed": (Mixed, torch.zeros(1, 1, 2, 2)), "attentive": (Attentive, torch.zeros(1, 3, 5))}
+
+
+@cache
+def versions_of(name: str) -> Widths:
+    make, example = MODELS[name]
+    return Widths(make(), example)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -52,7 +60,7 @@ VERSIONS = {name: Widths(make(), example) for name, (make, example) in MODELS.it
 @given(data=st.data())
 def test_the_shapes_are_those_of_pruning(name: str, data: st.DataObject) -> None:
     """Law: what is said of widths without pruning is what pruning to them makes."""
-    versions = VERSIONS[name]
+    versions = versions_of(name)
     assert len(versions.layers) >= 2
     kept = {layer: data.draw(st.integers(1, most), label=layer) for layer, most in versions.layers.items()}
     pruned, hollow = versions.pruned(kept), versions.hollow(kept)
