@@ -148,7 +148,7 @@ class Tried(NamedTuple):
 
 
 def pareto(tried: Sequence[Tried], xlabel: str, standalone: bool = False) -> str:
-    """Accuracy (fractions) over size (log scale) of what a search has distilled, and the front: none smaller is better.
+    """Accuracy (fractions) over size of what a search has distilled, and the front: none smaller is better.
 
     Args:
         tried: at least one.
@@ -180,13 +180,16 @@ def pareto(tried: Sequence[Tried], xlabel: str, standalone: bool = False) -> str
             [one.size for one in chosen], [one.accuracy for one in chosen], marker="o", markersize=11, linestyle="",
             markerfacecolor="none", markeredgecolor=INK, markeredgewidth=1.2, label="chosen",
         )  # fmt: skip
-        axes.set_xscale("log")
-        axes.set_xlabel(xlabel)
         least = min(one.size for one in tried)
-        axes.set_xlim(least / 1.15, last * 1.15)
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=8))
+        if last > 2 * least:
+            axes.set_xscale("log")
+            axes.set_xlim(least / 1.15, last * 1.15)
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=8))
+            axes.xaxis.set_minor_formatter(NullFormatter())
+        else:
+            axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.set_xlabel(xlabel)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
-        axes.xaxis.set_minor_formatter(NullFormatter())
         _accuracy_axis(axes, columns=2)
         axes.margins(y=0.12)
 
