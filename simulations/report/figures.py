@@ -139,7 +139,7 @@ def bars(name: str, items: Sequence[Bar]) -> str:
 
 
 class Tried(NamedTuple):
-    """An architecture that was looked at: its size, its accuracy, whether all layers are alike, and whether it is the one."""
+    """An architecture that was looked at; `uniform`: all its layers are made smaller alike."""
 
     size: float
     accuracy: float
@@ -148,7 +148,7 @@ class Tried(NamedTuple):
 
 
 def pareto(tried: Sequence[Tried], xlabel: str, standalone: bool = False) -> str:
-    """Accuracy (fractions) over size of what a search has distilled, and the front: none smaller is better.
+    """Accuracy (fractions) over size of what a search has distilled, and the front: no smaller one is better.
 
     Args:
         tried: at least one.
