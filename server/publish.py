@@ -6,7 +6,7 @@ The global model is only read, so publishing resets nothing and the rounds go on
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from fedpress.compression import seeds
 from fedpress.compression.errors import FedpressError
-from fedpress.compression.models import bundle, data_free, distill, prune, quantize, teachers
+from fedpress.compression.models import bundle, data_free, distill, prune, quantize, search, teachers
 from fedpress.compression.models.continuations import Continuations, continued
 from fedpress.compression.models.data_free import DataFree
+from fedpress.compression.models.search import Candidate, Search
 from fedpress.compression.models.starts import Start, start_of
 from fedpress.compression.models.student import Budget
 from fedpress.compression.models.task import Examples, Task, evaluate
@@ -36,11 +37,19 @@ class NoProxyData(PublishError, ValueError):
 
 @dataclass(frozen=True)
 class Tier:
-    """A class of client devices, what its student may cost, and which model is pruned to that."""
+    """A class of client devices, and what its student is.
+
+    Attributes:
+        name: Of the tier.
+        budget: Of its student.
+        start: Which model is pruned to the budget.
+        search: How the student is looked for in its place; None: it is not.
+    """
 
     name: str
     budget: Budget
     start: Start = Start()
+    search: Search | None = None
 
 
 class Published(NamedTuple):
@@ -56,6 +65,7 @@ class Published(NamedTuple):
         student_accuracy: Before quantisation.
         quantized_accuracy: After it.
         path: Of the file in the store.
+        candidates: What was looked at for it, if it was searched for, the chosen one first.
     """
 
     tier: str
@@ -67,6 +77,7 @@ class Published(NamedTuple):
     student_accuracy: float
     quantized_accuracy: float
     path: Path
+    candidates: tuple[Candidate, ...] = ()
 
 
 class Publisher:
@@ -85,6 +96,7 @@ class Publisher:
         continuations: How the global model goes on from proxy sequences, for the students to learn that too; None: it
             does not.
         seed: The same seed, version and model give the same bundle.
+        on_search: Told the tier and how far the search for its student has come.
     """
 
     def __init__(
@@ -100,6 +112,7 @@ class Publisher:
         made_up: DataFree | None = None,
         continuations: Continuations | None = None,
         seed: int = 0,
+        on_search: Callable[[str, search.Step], None] = lambda tier, step: None,
     ) -> None:
         if made_up and (labels or continuations):
             raise ValueError("made-up inputs have no labels, and are no sequences to go on from; leave one of them out")
@@ -113,6 +126,7 @@ class Publisher:
         self.made_up = made_up
         self.continuations = continuations
         self.seed = seed
+        self.on_search = on_search
 
     def check(self, model: nn.Module) -> None:
         """Find out before the first round what would otherwise fail after the last: can each tier's student be made?
@@ -154,23 +168,36 @@ class Publisher:
             StoreError: The version is published already, with other bytes.
         """
         teacher_accuracy = evaluate(model, self.task, self.task.data().test).accuracy
-        return [
-            self._publish_one(tier, version, self._student(tier, version, model), teacher_accuracy)
-            for tier in self.tiers
-        ]
+        return [self._publish_one(tier, version, model, teacher_accuracy) for tier in self.tiers]
 
     @property
     def _example(self) -> Tensor:
         """A batch of one input; of validation data, since there may be no proxy data."""
         return self.task.data().validation.inputs[:1]
 
-    def _student(self, tier: Tier, version: int, model: nn.Module) -> nn.Module:
-        """Return the tier's student, distilled; it starts from the global model, pruned, or from what the tier says."""
+    def _student(self, tier: Tier, version: int, model: nn.Module) -> tuple[nn.Module, tuple[Candidate, ...]]:
+        """Return the tier's student, distilled, and what was looked at if it was searched for."""
         seed = seeds.derive("distill", self.seed, version, tier.name)
-        start = start_of(self.task, model, self._example, tier.budget, tier.start, seed=seed)
+        start, candidates = self._start(tier, version, model, seed)
         inputs, targets = self._material(model, start, seed)
         teacher = self.clients.teacher(model, self.combine) if self.clients else model
-        return distill.distill(teacher, start, inputs, self.settings, targets=targets, seed=seed)
+        return distill.distill(teacher, start, inputs, self.settings, targets=targets, seed=seed), candidates
+
+    def _start(self, tier: Tier, version: int, model: nn.Module, seed: int) -> tuple[nn.Module, tuple[Candidate, ...]]:
+        """Return the student as its distillation begins, and what was looked at to find it."""
+        if tier.search is None:
+            return start_of(self.task, model, self._example, tier.budget, tier.start, seed=seed), ()
+        found = search.search(
+            model,
+            self.task,
+            tier.budget,
+            tier.search,
+            self.settings,
+            targets=self.task.data().proxy.targets if self.labels else None,
+            seed=seeds.derive("search", self.seed, version, tier.name),
+            progress=lambda step: self.on_search(tier.name, step),
+        )
+        return found.student, found.candidates
 
     def _material(self, model: nn.Module, start: nn.Module, seed: int) -> tuple[Tensor, Tensor | None]:
         """What a student learns on: inputs, and their labels as far as it may see them."""
@@ -184,8 +211,9 @@ class Publisher:
         given = proxy.targets if self.labels else torch.full_like(proxy.targets, distill.HIDDEN)
         return torch.cat([proxy.inputs, written.inputs]), torch.cat([given, written.targets])
 
-    def _publish_one(self, tier: Tier, version: int, learner: nn.Module, teacher_accuracy: float) -> Published:
+    def _publish_one(self, tier: Tier, version: int, model: nn.Module, teacher_accuracy: float) -> Published:
         splits = self.task.data()
+        learner, candidates = self._student(tier, version, model)
         weights = quantize.quantize(learner)
         quantized = quantize.applied(learner, weights)
         data = bundle.save(
@@ -209,6 +237,7 @@ class Publisher:
             student_accuracy=evaluate(learner, self.task, splits.test).accuracy,
             quantized_accuracy=evaluate(quantized, self.task, splits.test).accuracy,
             path=self.store.put(data, tier=tier.name, version=version),
+            candidates=candidates,
         )
 
     def _check(self, tier: Tier, data: bytes, quantized: nn.Module) -> None:

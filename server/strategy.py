@@ -421,6 +421,11 @@ class SparseFed(resume.Resuming, Strategy):
             raise RuntimeError("SparseFed has no model yet; it gets one from `start` or `configure_train`")
         return self._model
 
+    @property
+    def tiers(self) -> dict[int, str]:
+        """The class of devices that a node says it belongs to, for those that have said so with an update."""
+        return self._orders.tiers
+
     def density_by_layer(self) -> list[tuple[str, int, float]]:
         """Return for each parameter its name, its size and the mean number of its entries in an accepted update.
 

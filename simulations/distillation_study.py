@@ -120,9 +120,9 @@ def study(task: Task, setup: Setup, seeds: int = 3) -> Iterator[Row]:
         yield Row(name, float(accuracy), float(agreement), seconds)
 
 
-def train(task: Task, examples: Examples, epochs: int) -> nn.Module:
+def train(task: Task, examples: Examples, epochs: int, seed: int = 0) -> nn.Module:
     """Return the task's model, trained centrally."""
-    with reproducible(0) as generator:
+    with reproducible(seed) as generator:
         model = task.model()
         optimizer = torch.optim.SGD(model.parameters(), 0.1)
         for _ in range(epochs):

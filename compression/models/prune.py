@@ -3,14 +3,14 @@
 What hangs together is found by `groups`. By default every layer keeps the same fraction of its channels, and attention
 of its heads, those with the largest L2 norm over all that goes with them: H. Li, A. Kadav, I. Durdanovic, H. Samet,
 H. P. Graf, "Pruning Filters for Efficient ConvNets", ICLR 2017, with the norm of the whole group. Other orders:
-`importance`. The fraction is found by bisection so that the budget is met.
+`importance`; a fraction for each layer: `layers_of`. The fraction is found by bisection so that the budget is met.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -145,10 +145,29 @@ def prune_while(
     return best
 
 
+def layers_of(model: nn.Module, example_input: Tensor, ignored: Collection[nn.Module] = ()) -> dict[str, int]:
+    """Return the layers that can be made smaller, in the model's order, and how many channels or heads each has.
+
+    Layers that must keep the same channels, such as both ends of a residual connection, are one: the first of them.
+
+    >>> layers_of(nn.Sequential(nn.Linear(4, 100), nn.ReLU(), nn.Linear(100, 2)), torch.zeros(1, 4))
+    {'0': 100}
+
+    Args:
+        model, example_input, ignored: As for `prune_to`.
+    """
+    paths = _paths(model, ignored)
+    copied = copy.deepcopy(model).cpu().eval()
+    kept_whole = [module for path, module in copied.named_modules() if path in paths]
+    _, found = groups.find(copied, example_input.detach().cpu(), kept_whole)
+    units = {name: len(group.units) for name, group in zip(_names(copied, found), found, strict=True)}
+    return {path: units[path] for path, _ in model.named_modules() if path in units}
+
+
 def keep_fraction(
     model: nn.Module,
     example_input: Tensor,
-    fraction: float,
+    fraction: float | Mapping[str, float],
     ignored: Collection[nn.Module] = (),
     criterion: Criterion = importance.DEFAULT,
 ) -> nn.Module:
@@ -157,17 +176,22 @@ def keep_fraction(
     With a global ranking it is the fraction of all of them together.
 
     Args:
-        fraction: 0 <= fraction <= 1, of the channels (parameters fall by about its square).
+        fraction: 0 <= fraction <= 1, of the channels (parameters fall by about its square); or one for each layer, by
+            its name in `layers_of`, where layers without one stay whole.
         model, example_input, ignored, criterion: As for `prune_to`.
 
     Raises:
-        PruneError: As for `prune_to`.
-        ValueError: The criterion is not one for channels.
+        PruneError: As for `prune_to`, or a fraction is for a layer that cannot be made smaller.
+        ValueError: The criterion is not one for channels, or it ranks across layers that have a fraction each.
     """
     criterion.check()
     if criterion.ranking == "erk":
         raise ValueError("ranking 'erk' gives densities of single weights, it is not defined for channels; see masks")
-    paths = {path for path, module in model.named_modules() if any(module is layer for layer in ignored)}
+    if isinstance(fraction, Mapping) and criterion.ranking != "uniform":
+        raise ValueError(
+            f"ranking {criterion.ranking!r} decides itself what each layer keeps; give one fraction for all"
+        )
+    paths = _paths(model, ignored)
     pruned = copy.deepcopy(model).cpu()
     modes = {module: module.training for module in pruned.modules()}
     example = example_input.detach().cpu()
@@ -196,18 +220,40 @@ def keep_fraction(
     return pruned
 
 
+def _paths(model: nn.Module, layers: Collection[nn.Module]) -> set[str]:
+    return {path for path, module in model.named_modules() if any(module is layer for layer in layers)}
+
+
+def _names(model: nn.Module, found: list[groups.Group]) -> list[str]:
+    """The layer that each group starts from."""
+    paths = {module: path for path, module in model.named_modules()}
+    return [paths[group.members[0].dep.target.module] for group in found]
+
+
 def _remove(
-    model: nn.Module, example: Tensor, fraction: float, kept_whole: list[nn.Module], criterion: Criterion
+    model: nn.Module,
+    example: Tensor,
+    fraction: float | Mapping[str, float],
+    kept_whole: list[nn.Module],
+    criterion: Criterion,
 ) -> None:
     graph, found = groups.find(model, example, kept_whole)
+    names = _names(model, found)
+    if isinstance(fraction, Mapping):
+        if unknown := sorted(fraction.keys() - set(names)):
+            raise PruneError(f"nothing can be removed from {unknown}; layers that can be made smaller: {sorted(names)}")
+        fractions = [fraction.get(name, 1.0) for name in names]
+    else:
+        fractions = [fraction] * len(found)
     scores = importance.of_units(found, criterion)
     if criterion.ranking == "global":
+        assert not isinstance(fraction, Mapping)  # by the check
         ranked = torch.cat(scores).argsort(stable=True)
         dropped = torch.zeros(len(ranked), dtype=torch.bool)
         dropped[ranked[: len(ranked) - round(fraction * len(ranked))]] = True
         counts = [int(part.sum()) for part in torch.split(dropped, [len(score) for score in scores])]
     else:
-        counts = [len(score) - round(fraction * len(score)) for score in scores]
+        counts = [len(score) - round(part * len(score)) for part, score in zip(fractions, scores, strict=True)]
     for group, score, count in zip(found, scores, counts, strict=True):
         groups.remove(graph, group, score.argsort(stable=True)[: min(count, len(score) - 1)])
 

@@ -17,6 +17,7 @@ from fedpress.compression import records, values
 from fedpress.compression.errors import NonFiniteError
 from fedpress.compression.models import bundle, data_free, depth, distill, prune
 from fedpress.compression.models.continuations import Continuations
+from fedpress.compression.models.search import Search, Step
 from fedpress.compression.models.starts import Start, UnknownArchitecture
 from fedpress.compression.models.student import Budget
 from fedpress.compression.models.task import Examples, Splits, Task, evaluate
@@ -80,6 +81,26 @@ def test_students_of_digits_are_small_good_and_reproducible(tmp_path: Path, teac
         assert abs(student.quantized_accuracy - student.student_accuracy) < 0.01
         found = evaluate(bundle.rebuild(opened, task), task, task.data().validation).accuracy
         assert opened.manifest.metrics == {"validation_accuracy": pytest.approx(found, abs=1e-4)}
+
+
+def test_a_student_that_is_searched_for_is_published_like_any_other(tmp_path: Path, teacher: nn.Module) -> None:
+    tier = Tier("phone", Budget(flops=60_000), Search(candidates=3, finalists=2))
+    told: list[tuple[str, Step]] = []
+    students = [
+        Publisher(
+            Digits(), ModelStore(tmp_path / name), [tier], distill.Distillation(epochs=8), seed=1,
+            on_search=lambda tier, step: told.append((tier, step)),
+        ).publish(3, teacher)[0]
+        for name in ("one", "two")
+    ]  # fmt: skip
+    student, again = students
+    assert (student.sha256, student.candidates) == (again.sha256, again.candidates)
+    chosen, *others = student.candidates
+    assert chosen.chosen and chosen.parameters == student.parameters and others
+    assert 0.75 * 60_000 < chosen.cost <= 60_000
+    rebuilt = bundle.rebuild(bundle.open_bundle(student.path.read_bytes()), Digits())
+    assert prune.flops_of(rebuilt, Digits().data().proxy.inputs) == chosen.cost
+    assert {name for name, _ in told} == {"phone"} and len(told) > 3
 
 
 class Watched(Digits):

@@ -310,3 +310,16 @@ def test_a_criterion_that_channels_do_not_know_is_refused() -> None:
         prune.keep_fraction(convolutional(), IMAGES, 0.5, criterion=Criterion(ranking="local"))
     with pytest.raises(ValueError, match="needs gradients"):
         prune.keep_fraction(convolutional(), IMAGES, 0.5, criterion=Criterion("taylor"))
+
+
+def test_each_layer_keeps_its_own_fraction() -> None:
+    model = nn.Sequential(nn.Linear(4, 20), nn.ReLU(), nn.Linear(20, 10), nn.ReLU(), nn.Linear(10, 2))
+    example = torch.zeros(1, 4)
+    assert prune.layers_of(model, example) == {"0": 20, "2": 10}
+    assert prune.layers_of(model, example, ignored=[model[0]]) == {"2": 10}
+    assert prune.layers_of(prune.keep_fraction(model, example, {"0": 0.25}), example) == {"0": 5, "2": 10}
+    assert prune.layers_of(prune.keep_fraction(model, example, {"0": 0.25, "2": 0.0}), example) == {"0": 5, "2": 1}
+    with pytest.raises(prune.PruneError, match=r"removed from \['4'\]; layers .*: \['0', '2'\]"):
+        prune.keep_fraction(model, example, {"4": 0.5})
+    with pytest.raises(ValueError, match="'global' decides itself"):
+        prune.keep_fraction(model, example, {"0": 0.5}, criterion=Criterion(ranking="global"))
