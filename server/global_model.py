@@ -88,16 +88,54 @@ class GlobalModel:
         Raises:
             FloatingPointError: the master is no longer finite.
         """
+        self.move(mean_update, buffers)
+        self.advance()
+
+    def move(self, mean_update: Vector, buffers: dict[str, NDArray[Any]]) -> None:
+        """The first half of `step`: the master moves, and what clients hold does not yet.
+
+        Raises:
+            FloatingPointError: the master is no longer finite.
+        """
         optimize.step(self.optimizer, mean_update)
         if not np.isfinite(self.master).all():
             raise FloatingPointError("the model is no longer finite; is the server's learning rate too high?")
         self._buffers = buffers
-        self._steps += 1
-        if self.versions:
-            self.versions.advance(self.master, self._packed_buffers())
-        self.arrays = self._held_arrays()
+
+    def advance(self) -> None:
+        """The second half of `step`: a new version of what clients hold follows the master."""
+        self._new_version()
         if self._average:
             self._average.add(self._held())
+
+    def shift(self, start: ArrayRecord, arrays: ArrayRecord, downlink: Downlink) -> None:
+        """Take in what the server has learnt by itself, as one more step: the master moves by `arrays - start`.
+
+        The optimiser keeps its state, and clients what they keep back. The mean of the models so far, if there is
+        one, becomes `arrays`; what clients hold goes towards the master.
+
+        Args:
+            start: the model that it began with; `published`, most likely.
+            arrays: what came of it; the model's buffers are these.
+            downlink: how much of it goes down with the new version; its `draw` is not looked at.
+
+        Raises:
+            FloatingPointError: the master is no longer finite.
+        """
+        named = records.to_numpy(arrays)
+        self.master += vector.flatten(named, self.layout) - vector.flatten(records.to_numpy(start), self.layout)
+        if not np.isfinite(self.master).all():
+            raise FloatingPointError("the model is no longer finite: what the server has learnt by itself is not")
+        self._buffers = self._buffers_of(named)
+        self._new_version(downlink)
+        if self._average:
+            self._average.replace(named)
+
+    def _new_version(self, downlink: Downlink | None = None) -> None:
+        self._steps += 1
+        if self.versions:
+            self.versions.advance(self.master, self._packed_buffers(), downlink)
+        self.arrays = self._held_arrays()
 
     def saved(self) -> State:
         """Return master, optimiser, buffers and versions."""

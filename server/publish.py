@@ -6,9 +6,10 @@ The global model is only read, so publishing resets nothing and the rounds go on
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -111,8 +112,15 @@ class Publisher:
         for tier in self.tiers:
             student.student_of(model, example, tier.budget)
 
-    def publish(self, version: int, model: nn.Module) -> list[Published]:
+    def publish(
+        self, version: int, model: nn.Module, trained: Mapping[str, nn.Module] = MappingProxyType({})
+    ) -> list[Published]:
         """Make and publish one student for each tier from the global model, which is left as it is.
+
+        Args:
+            version: Of the global model.
+            model: The global model.
+            trained: Models by tier that its clients have trained themselves: these are the students, as they are.
 
         Raises:
             BudgetError: A tier's budget cannot be met.
@@ -122,19 +130,26 @@ class Publisher:
             StoreError: The version is published already, with other bytes.
         """
         teacher_accuracy = evaluate(model, self.task, self.task.data().test).accuracy
-        return [self._publish_one(tier, version, model, teacher_accuracy) for tier in self.tiers]
+        return [
+            self._publish_one(tier, version, trained.get(tier.name) or self._student(tier, version, model), teacher_accuracy)
+            for tier in self.tiers
+        ]
 
-    def _publish_one(self, tier: Tier, version: int, model: nn.Module, teacher_accuracy: float) -> Published:
-        splits = self.task.data()
-        example = splits.proxy.inputs[:1]
-        learner = distill.distill(
+    def _student(self, tier: Tier, version: int, model: nn.Module) -> nn.Module:
+        """Return the global model pruned to the tier's budget and distilled."""
+        proxy = self.task.data().proxy
+        return distill.distill(
             model,
-            student.student_of(model, example, tier.budget),
-            splits.proxy.inputs,
+            student.student_of(model, proxy.inputs[:1], tier.budget),
+            proxy.inputs,
             self.settings,
-            targets=splits.proxy.targets if self.labels else None,
+            targets=proxy.targets if self.labels else None,
             seed=seeds.derive("distill", self.seed, version, tier.name),
         )
+
+    def _publish_one(self, tier: Tier, version: int, learner: nn.Module, teacher_accuracy: float) -> Published:
+        splits = self.task.data()
+        example = splits.proxy.inputs[:1]
         weights = quantize.quantize(learner)
         quantized = quantize.quantized_copy(learner)
         data = bundle.save(
