@@ -160,7 +160,9 @@ def deliver(plan: Plan, grid: Grid, server_round: int, students: list[Published]
             {"bundle": published.path.read_bytes(), "sha256": published.sha256, "tier": published.tier}
         )
         messages.append(Message(RecordDict({"student": offer}), dst_node_id=node, message_type="query.student"))
-    books = {node: plan.strategy.accounts.get(published.tier, plan.strategy.books) for node, published in offers.items()}
+    books = {
+        node: plan.strategy.accounts.get(published.tier, plan.strategy.books) for node, published in offers.items()
+    }
     for message in messages:
         books[message.metadata.dst_node_id].bill(server_round, message.metadata.dst_node_id, "down", message)
     deliveries = []

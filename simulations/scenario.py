@@ -529,10 +529,14 @@ class Scenario(Section):
         if sampling.schedule == "buffered":
             problems.append("sampling.schedule: buffered has no tiers that train; take synchronous rounds")
         if self.encoder.feedback == "cafe":
-            problems.append("encoder.feedback: cafe predicts from steps that clients have made, and teaching makes others")
+            problems.append(
+                "encoder.feedback: cafe predicts from steps that clients have made, and teaching makes others"
+            )
         if teaching.method == "slices":
             if teaching.global_model == "distilled":
-                problems.append("teaching.global_model: distilled has no meaning with method slices, which distils nothing")
+                problems.append(
+                    "teaching.global_model: distilled has no meaning with method slices, which distils nothing"
+                )
             for key in ("every", "combine", "epochs", "learning_rate", "temperature", "density", "levels"):
                 if getattr(teaching, key) != Teaching.model_fields[key].default:
                     problems.append(f"teaching.{key}: has no meaning with method slices, which averages in every round")

@@ -84,7 +84,9 @@ class TierWorkload(Workload):
         if self.scenario.teaching is None or self.scenario.teaching.method != "slices":
             return super()._model
         model, whole = copy.deepcopy(self._initialised), self._whole.fresh_model().state_dict()
-        model.load_state_dict({name: whole[name][slices.leading(tensor.shape)] for name, tensor in model.state_dict().items()})
+        model.load_state_dict(
+            {name: whole[name][slices.leading(tensor.shape)] for name, tensor in model.state_dict().items()}
+        )
         return model
 
 
