@@ -6,7 +6,7 @@
     model.safetensors    the global model at the end
     partition.npz        which client has which examples: `client-0`, ... are indices into the training split
     architectures.json   shapes of the models that tiers train, by tier and name
-    tiers/               of each tier that trains: `phone.csv`, its part of the ledger, and `phone.safetensors`, its model
+    tiers/               of each tier that trains its model, `phone.safetensors`, and its ledger, `phone.csv`
     bundles/             the students as published
     downloads/           the students as clients received them
     payloads/            every accepted payload, `round-0007/node-12.fp`, of a run that keeps them

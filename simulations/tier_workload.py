@@ -14,7 +14,7 @@ from functools import cached_property
 import torch
 from torch import nn
 
-from fedpress.compression import seeds, vector
+from fedpress.compression import seeds
 from fedpress.compression.files import write_atomically
 from fedpress.compression.models import architecture, student
 from fedpress.compression.models.task import Task

@@ -1,4 +1,4 @@
-"""Tiers that train, on real data and with the real client, in this process: whose bytes, whose nodes, what a kill costs."""
+"""Tiers that train, on real data and with the real client: whose bytes, whose nodes, and what a kill costs."""
 
 import copy
 from collections.abc import Iterable
