@@ -88,7 +88,7 @@ class Plan:
 def serve(plan: Plan, grid: Grid) -> None:
     """Carry the plan out on a grid; a strategy that finds a checkpoint goes on from there."""
     latest: Evaluation | None = None
-    tiers = plan.strategy.tiers if isinstance(plan.strategy, TieredFed) else ()
+    tiers = plan.strategy.training_tiers if isinstance(plan.strategy, TieredFed) else ()
 
     def load(arrays: ArrayRecord) -> nn.Module:
         plan.model.load_state_dict(arrays.to_torch_state_dict())
@@ -146,7 +146,7 @@ def deliver(plan: Plan, grid: Grid, server_round: int, students: list[Published]
     nodes = sorted(grid.get_node_ids())
     training: dict[str, list[int]] = {}
     if isinstance(plan.strategy, TieredFed):
-        training = {tier.name: plan.strategy.nodes(grid, tier.name) for tier in plan.strategy.tiers}
+        training = {tier.name: plan.strategy.nodes(grid, tier.name) for tier in plan.strategy.training_tiers}
         nodes = plan.strategy.nodes(grid, "")
     given = [published for published in students if published.tier not in training]
     offers: dict[int, Published] = {}
@@ -187,7 +187,7 @@ def server_digest(strategy: SparseFed, arrays: ArrayRecord) -> str:
             value: Any = state[name]
             data = value.numpy().tobytes() if isinstance(value, torch.Tensor) else repr(value).encode()
             digest.update(f"{index} {name}".encode() + data)
-    for tier in strategy.tiers if isinstance(strategy, TieredFed) else ():
+    for tier in strategy.training_tiers if isinstance(strategy, TieredFed) else ():
         digest.update(f"{tier.name} {server_digest(tier.strategy, tier.strategy.model.published)}".encode())
     return digest.hexdigest()
 

@@ -86,7 +86,7 @@ class TieredFed(SparseFed):
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        self.tiers = tuple(tiers)
+        self.training_tiers = tuple(tiers)
         names = [tier.name for tier in tiers]
         federations = {self.federation, *(tier.strategy.federation for tier in tiers)}
         if not names or "" in names or len(set(names)) < len(names) or len(federations) <= len(names):
@@ -108,10 +108,27 @@ class TieredFed(SparseFed):
         self._metrics: dict[str, MetricRecord | None] = {}  # of each tier's round
         self._replies: dict[str, Iterator[Message] | None] = {}
 
+    def summary(self) -> None:
+        """Log what this strategy will do, and who trains what."""
+        super().summary()
+        log(
+            INFO,
+            "\t    The global model: %s",
+            "trained by clients" if self.fraction_train else "taught by the tiers only",
+        )
+        for name, strategy, _ in self.training_tiers:
+            log(
+                INFO,
+                "\t    Tier %s: %.2f of its nodes, federation %r",
+                name,
+                strategy.fraction_train,
+                strategy.federation,
+            )
+
     @property
     def accounts(self) -> dict[str, Books]:
         """The books of the global model, whose name is empty, and of every tier."""
-        return {"": self.books, **{tier.name: tier.strategy.books for tier in self.tiers}}
+        return {"": self.books, **{tier.name: tier.strategy.books for tier in self.training_tiers}}
 
     def nodes(self, grid: Grid, tier: str) -> list[int]:
         """Return the nodes that train a tier's model, in order; nodes that are new are asked first.
@@ -163,7 +180,7 @@ class TieredFed(SparseFed):
         self._round, self._silent = server_round, set()
         self.nodes(grid, "")  # nobody's orders wait for what only these answers tell
         own = super()._ask(self._part(grid, ""), clock, server_round, arrays, config, limit)
-        for name, strategy, _ in self.tiers:
+        for name, strategy, _ in self.training_tiers:
             self._began[name] = len(strategy.refusals)
             self._replies[name] = strategy._ask(
                 self._part(grid, name), clock, server_round, strategy.model.arrays, config, limit
@@ -175,7 +192,7 @@ class TieredFed(SparseFed):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         before = self.model.master.copy() if self._sliced else None
         stepped, metrics = super()._take(server_round, replies)
-        for name, strategy, _ in self.tiers:
+        for name, strategy, _ in self.training_tiers:
             _, self._metrics[name] = strategy._take(server_round, self._replies.pop(name))
         if before is not None:
             self._share(before, metrics)
@@ -194,9 +211,9 @@ class TieredFed(SparseFed):
     def _teach(self, server_round: int, teaching: Teaching) -> None:
         """Let the models learn from each other, as one more step of each."""
         log(INFO, "round %d: the ensemble teaches the global model, and that the tiers", server_round)
-        strategies = [self, *(tier.strategy for tier in self.tiers)]
+        strategies = [self, *(tier.strategy for tier in self.training_tiers)]
         starts = [strategy.model.published for strategy in strategies]
-        models = [self._global, *(tier.model for tier in self.tiers)]
+        models = [self._global, *(tier.model for tier in self.training_tiers)]
         for model, start in zip(models, starts, strict=True):
             model.load_state_dict(start.to_torch_state_dict())
         taught = teach(
@@ -210,7 +227,7 @@ class TieredFed(SparseFed):
         """Complete a step of models that are slices: each weight becomes the mean over those who have it."""
         whole, parts = self.model, []
         strategies: list[tuple[SparseFed, MetricRecord | None]] = [
-            (self, metrics), *((tier.strategy, self._metrics[tier.name]) for tier in self.tiers)
+            (self, metrics), *((tier.strategy, self._metrics[tier.name]) for tier in self.training_tiers)
         ]  # fmt: skip
         for strategy, counted in strategies:
             places = slices.positions(strategy.model.layout, whole.layout)
@@ -225,7 +242,7 @@ class TieredFed(SparseFed):
         self, published: ArrayRecord, metrics: MetricRecord | None, evaluation: MetricRecord | None, step: resume.Step
     ) -> RoundSummary:
         whole = super()._summary(published, metrics, evaluation, step)
-        for name, strategy, _ in self.tiers:
+        for name, strategy, _ in self.training_tiers:
             part = strategy._summary(
                 strategy.model.published, self._metrics[name], None, step._replace(first_refusal=self._began[name])
             )
@@ -245,7 +262,7 @@ class TieredFed(SparseFed):
         """Return all that the rounds of all models depend on."""
         metrics = {name: None if record is None else dict(record) for name, record in self._metrics.items()}
         meta = {"nodes": pairs(self._tier_of), "round": self._round, "began": self._began, "metrics": metrics}
-        tiers = State.of(**{tier.name: tier.strategy.saved() for tier in self.tiers})
+        tiers = State.of(**{tier.name: tier.strategy.saved() for tier in self.training_tiers})
         return State.of(whole=super().saved(), members=State({}, meta), tiers=tiers)
 
     def restore(self, state: State, arrays: ArrayRecord) -> None:
@@ -254,13 +271,13 @@ class TieredFed(SparseFed):
         Raises:
             CheckpointError: the state is of another federation, seed, model or tiers.
         """
-        if state.meta.get("tiers", {}).keys() != {tier.name for tier in self.tiers}:
+        if state.meta.get("tiers", {}).keys() != {tier.name for tier in self.training_tiers}:
             raise CheckpointError(
                 f"the checkpoint has the tiers {sorted(state.meta.get('tiers', {}))}, this run has"
-                f" {sorted(tier.name for tier in self.tiers)}; give each federation a folder of its own"
+                f" {sorted(tier.name for tier in self.training_tiers)}; give each federation a folder of its own"
             )
         super().restore(state.part("whole"), arrays)
-        for tier in self.tiers:
+        for tier in self.training_tiers:
             tier.strategy.restore(state.part("tiers").part(tier.name), ArrayRecord(tier.model.state_dict()))
         meta = state.part("members").meta
         self._tier_of, self._round, self._began = dict(meta["nodes"]), meta["round"], meta["began"]
@@ -271,13 +288,13 @@ class TieredFed(SparseFed):
     def _resume(self, grid: Grid, result: Result) -> resume.Step | None:
         step = super()._resume(grid, result)
         if step is None:
-            for tier in self.tiers:
+            for tier in self.training_tiers:
                 tier.strategy._adopt(ArrayRecord(tier.model.state_dict()))
         return step
 
     def _restarted(self, server_round: int, skipped: bool, grid_goes_on: bool) -> None:
         super()._restarted(server_round, skipped, grid_goes_on)
-        for tier in self.tiers:
+        for tier in self.training_tiers:
             tier.strategy._restarted(server_round, skipped, grid_goes_on)
 
 

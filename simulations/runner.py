@@ -215,6 +215,9 @@ def _tiered(workload: Workload, folder: RunFolder, options: dict[str, Any], whol
     """
     choice = workload.scenario.teaching
     assert choice is not None  # by the scenario's own check
+    proxy = workload.task.data().proxy.inputs
+    if len(proxy) == 0:
+        raise tiers.TierError(f"task {workload.task.name!r} holds out no proxy data, on which tiers teach each other")
     if not folder.architectures.exists():
         tier_workload.save_architectures(workload, folder)
     sliced = choice.method == "slices"
@@ -231,7 +234,6 @@ def _tiered(workload: Workload, folder: RunFolder, options: dict[str, Any], whol
     for name, work in workload.tiers.items():
         own = {**options, **_shares(workload.scenario, name), "downlink": _downlink(work), "layout": work.layout}
         training.append(tiers.TrainingTier(name, kind(**own, federation=work.federation), work.fresh_model()))
-    proxy = workload.task.data().proxy.inputs
     return tiers.TieredFed(training, workload.fresh_model(), proxy, taught, sliced=sliced, **whole)
 
 
@@ -392,7 +394,7 @@ class Writer:
     @property
     def tiers(self) -> tuple[tiers.TrainingTier, ...]:
         """The tiers that train."""
-        return self.strategy.tiers if isinstance(self.strategy, tiers.TieredFed) else ()
+        return self.strategy.training_tiers if isinstance(self.strategy, tiers.TieredFed) else ()
 
     @property
     def ledger(self) -> Ledger:

@@ -152,13 +152,13 @@ def test_each_tier_has_its_own_model_versions_and_figures(whole: Whole) -> None:
     strategy, results = whole.strategy, whole.results
     assert [one.replies for one in results.rounds] == [4] * 4
     assert all([part.replies for part in one.tiers.values()] == [1, 1] for one in results.rounds)
-    federations = {part.federation for part in (strategy, *(tier.strategy for tier in strategy.tiers))}
+    federations = {part.federation for part in (strategy, *(tier.strategy for tier in strategy.training_tiers))}
     assert federations == {"digits-1", "digits-1/phone", "digits-1/sensor"}
-    for part in (strategy, *(tier.strategy for tier in strategy.tiers)):
+    for part in (strategy, *(tier.strategy for tier in strategy.training_tiers)):
         assert part.model.version == 4 + 2  # a version for each round, and one for each teaching step
     small = {tier.tier: tier.parameters for tier in results.tiers}
     assert small["phone"] <= 0.05 * results.model.parameters and small["sensor"] <= 800
-    for tier, student in zip(strategy.tiers, results.students, strict=True):
+    for tier, student in zip(strategy.training_tiers, results.students, strict=True):
         assert prune.parameters_of(tier.model) == small[tier.name] == student.parameters
         assert results.rounds[-1].tiers[tier.name].accuracy == pytest.approx(student.student_accuracy)
 
@@ -183,7 +183,7 @@ def test_a_killed_server_goes_on_to_the_same_end(whole: Whole, tmp_path: Path) -
     results = RunFolder(out).load_results()
     assert results.model_dump(exclude={"seconds"}) == whole.results.model_dump(exclude={"seconds"})
     assert len(results.model.sha256) == 64
-    for tier, other in zip(strategy.tiers, whole.strategy.tiers, strict=True):
+    for tier, other in zip(strategy.training_tiers, whole.strategy.training_tiers, strict=True):
         assert tier.strategy.ledger.rows == other.strategy.ledger.rows
         np.testing.assert_array_equal(tier.strategy.model.master, other.strategy.model.master)
 
@@ -200,7 +200,7 @@ def test_nodes_say_their_tier_and_those_of_none_take_no_part(tmp_path: Path) -> 
     more = ["rounds=1", "teaching={global_model: distilled, every: 1, epochs: 1}", "sampling.per_round=2"]
     plan, strategy, _ = planned(out, *more)
     named = {1: "sensor", 2: "sensor", 3: "sensor", 4: "phone", 5: "phone", 6: "phone", 7: "fridge"}
-    for tier in strategy.tiers:
+    for tier in strategy.training_tiers:
         tier.strategy.min_available_nodes = 3
     grid = LocalGrid(out, chosen(*more), named)
     before = copy.deepcopy(plan.model.state_dict())
@@ -219,13 +219,13 @@ def test_slices_stay_slices_of_the_global_model(tmp_path: Path) -> None:
     server.serve(plan, LocalGrid(out, chosen(*more)))
     whole, version = strategy.model, strategy.model.version
     assert version == 2
-    for tier in strategy.tiers:
+    for tier in strategy.training_tiers:
         places = slices.positions(tier.strategy.model.layout, whole.layout)
         np.testing.assert_array_equal(whole.master[places], tier.strategy.model.master)
         assert tier.strategy.model.version == version
     # Where only the largest clients have a weight, theirs alone moves it.
     held = np.zeros(whole.layout.size, bool)
-    for tier in strategy.tiers:
+    for tier in strategy.training_tiers:
         held[slices.positions(tier.strategy.model.layout, whole.layout)] = True
     assert 0 < held.sum() < 0.06 * len(held)
 
