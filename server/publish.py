@@ -132,7 +132,10 @@ class Publisher:
         teacher_accuracy = evaluate(model, self.task, self.task.data().test).accuracy
         return [
             self._publish_one(
-                tier, version, trained.get(tier.name) or self._student(tier, version, model), teacher_accuracy
+                tier,
+                version,
+                trained[tier.name] if tier.name in trained else self._student(tier, version, model),
+                teacher_accuracy,
             )
             for tier in self.tiers
         ]

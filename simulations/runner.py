@@ -24,16 +24,15 @@ from fedpress.compression.models.distill import Distillation
 from fedpress.compression.models.student import Budget
 from fedpress.compression.models.task import Evaluation
 from fedpress.server import app as server
-from fedpress.server import optimize, tiers
+from fedpress.server import optimize
 from fedpress.server.books import RoundSummary
 from fedpress.server.checkpoint import State
 from fedpress.server.publish import Publisher, Tier
 from fedpress.server.schedule import Buffered
 from fedpress.server.store import ModelStore
 from fedpress.server.strategy import SparseFed
-from fedpress.server.teaching import Teaching
-from fedpress.server.versions import Downlink
-from fedpress.simulations import engine, tier_workload, worker_process
+from fedpress.server.tiers import TieredFed, TrainingTier
+from fedpress.simulations import engine, tier_strategy, worker_process
 from fedpress.simulations import scenario as scenarios
 from fedpress.simulations.run_folder import (
     LayerDensity,
@@ -155,14 +154,14 @@ def plan(
     }
     whole = {
         **options,
-        **_shares(scenario, None),
-        "downlink": _downlink(workload),
+        **tier_strategy.shares(scenario, None),
+        "downlink": tier_strategy.downlink(workload),
         "layout": workload.layout,
         "federation": workload.federation,
         "on_accepted": folder.save_payload if keep_payloads else None,
         "checkpoints": folder.checkpoints,
     }
-    strategy = _tiered(workload, folder, options, whole) if workload.tiers else SparseFed(**whole)
+    strategy = tier_strategy.strategy(workload, folder, options, whole) if workload.tiers else SparseFed(**whole)
     writer = Writer(workload, folder, strategy, observer)
     strategy.companions["results"] = writer
     return server.Plan(
@@ -178,63 +177,6 @@ def plan(
         downloads_per_tier=scenario.students.downloads_per_tier,
         device=scenario.training.device,
     )
-
-
-def _shares(scenario: Scenario, tier: str | None) -> dict[str, Any]:
-    """Return how many clients are asked in a round, and of how many: of all, or of those that train a tier's model."""
-    names = [group.name if group else None for group in scenario.groups]
-    if tier not in names:
-        return {"fraction_train": 0.0}
-    place, sampling = names.index(tier), scenario.sampling
-    nodes = scenario.shares(scenario.clients)[place]
-    beyond = scenario.shares(sampling.over_selection)[place]
-    asked = scenario.shares(scenario.clients_at_work - sampling.over_selection)[place]
-    return {
-        "fraction_train": asked / nodes,
-        "min_train_nodes": asked,
-        "min_available_nodes": nodes,
-        "over_selection": beyond,
-    }
-
-
-def _downlink(workload: Workload) -> Downlink | None:
-    """Return how a model goes down; a slice of another is not drawn by itself."""
-    choice, teaching = workload.scenario.downlink, workload.scenario.teaching
-    if choice is None:
-        return None
-    drawn = not (workload.tier and teaching and teaching.method == "slices")
-    return Downlink(choice.density, workload.draw if drawn else None, choice.levels)
-
-
-def _tiered(workload: Workload, folder: RunFolder, options: dict[str, Any], whole: dict[str, Any]) -> tiers.TieredFed:
-    """Return the strategy of a scenario with tiers that train.
-
-    Raises:
-        BudgetError: a tier's budget cannot be met.
-        TierError: the task has no proxy data.
-    """
-    choice = workload.scenario.teaching
-    assert choice is not None  # by the scenario's own check
-    proxy = workload.task.data().proxy.inputs
-    if len(proxy) == 0:
-        raise tiers.TierError(f"task {workload.task.name!r} holds out no proxy data, on which tiers teach each other")
-    if not folder.architectures.exists():
-        tier_workload.save_architectures(workload, folder)
-    sliced = choice.method == "slices"
-    kind = tiers.Sliced if sliced else SparseFed
-    taught = Teaching(
-        every=choice.every,
-        combine=choice.combine,
-        distillation=Distillation(
-            epochs=choice.epochs, learning_rate=choice.learning_rate, temperature=choice.temperature
-        ),
-        downlink=Downlink(choice.density, levels=choice.levels),
-    ) if choice.every and not sliced else None  # fmt: skip
-    training = []
-    for name, work in workload.tiers.items():
-        own = {**options, **_shares(workload.scenario, name), "downlink": _downlink(work), "layout": work.layout}
-        training.append(tiers.TrainingTier(name, kind(**own, federation=work.federation), work.fresh_model()))
-    return tiers.TieredFed(training, workload.fresh_model(), proxy, taught, sliced=sliced, **whole)
 
 
 def publisher(workload: Workload, folder: RunFolder) -> Publisher | None:
@@ -355,7 +297,8 @@ class Writer:
     def write(self, status: Literal["running", "finished", "interrupted"]) -> None:
         """Bring ledger and figures in the folder up to date."""
         self.status = status
-        self.ledger.save(self.folder.ledger)
+        ledgers = [books.ledger for books in self.strategy.accounts.values()]
+        (Ledger.merged(ledgers) if self.tiers else ledgers[0]).save(self.folder.ledger)
         for tier in self.tiers:
             self.folder.tiers.mkdir(exist_ok=True)
             tier.strategy.ledger.save(self.folder.tiers / f"{tier.name}.csv")
@@ -363,7 +306,7 @@ class Writer:
 
     def results(self) -> Results:
         """Return the figures so far."""
-        strategy, ledger, accounts = self.strategy, self.ledger, self.strategy.accounts
+        strategy, accounts = self.strategy, self.strategy.accounts
         evaluated = [r.accuracy for r in self.rounds[-server.FINAL_ROUNDS :] if r.accuracy is not None]
         dense = {
             direction: sum(sizes[way] * accounts[name].messages[direction] for name, sizes in self._dense_sizes.items())
@@ -375,11 +318,11 @@ class Writer:
             status=self.status,
             rounds=self.rounds,
             totals=Totals(
-                up_bytes=ledger.total(direction="up"),
-                down_bytes=ledger.total(direction="down"),
+                up_bytes=sum(books.ledger.total(direction="up") for books in accounts.values()),
+                down_bytes=sum(books.ledger.total(direction="down") for books in accounts.values()),
                 dense_up_bytes=dense["up"],
                 dense_down_bytes=dense["down"],
-                bundle_bytes=ledger.total(kind="bundle"),
+                bundle_bytes=sum(books.ledger.total(kind="bundle") for books in accounts.values()),
             ),
             model=ModelInfo(parameters=self.workload.layout.size, sha256=self.digest),
             students=self.students,
@@ -392,17 +335,11 @@ class Writer:
         )
 
     @property
-    def tiers(self) -> tuple[tiers.TrainingTier, ...]:
+    def tiers(self) -> tuple[TrainingTier, ...]:
         """The tiers that train."""
-        return self.strategy.training_tiers if isinstance(self.strategy, tiers.TieredFed) else ()
+        return self.strategy.training_tiers if isinstance(self.strategy, TieredFed) else ()
 
-    @property
-    def ledger(self) -> Ledger:
-        """The bytes of all models together."""
-        accounts = self.strategy.accounts
-        return Ledger.merged(books.ledger for books in accounts.values()) if len(accounts) > 1 else self.strategy.ledger
-
-    def _tier_result(self, tier: tiers.TrainingTier) -> TierResult:
+    def _tier_result(self, tier: TrainingTier) -> TierResult:
         last = [r.tiers[tier.name].accuracy for r in self.rounds[-server.FINAL_ROUNDS :] if tier.name in r.tiers]
         evaluated = [accuracy for accuracy in last if accuracy is not None]
         ledger = tier.strategy.ledger

@@ -15,7 +15,6 @@ import torch
 from torch import nn
 
 from fedpress.compression import seeds
-from fedpress.compression.files import write_atomically
 from fedpress.compression.models import architecture, student
 from fedpress.compression.models.task import Task
 from fedpress.server import slices
@@ -88,9 +87,3 @@ class TierWorkload(Workload):
             {name: whole[name][slices.leading(tensor.shape)] for name, tensor in model.state_dict().items()}
         )
         return model
-
-
-def save_architectures(workload: Workload, folder: RunFolder) -> None:
-    """Put the shapes of the tiers' models into the run folder, for clients and for whoever opens the models."""
-    shapes = {name: work.shapes for name, work in workload.tiers.items() if isinstance(work, TierWorkload)}
-    write_atomically(folder.architectures, json.dumps(shapes, indent=1).encode())
