@@ -8,7 +8,7 @@ mean of the weights that they share, in every round (`slices`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from logging import INFO, WARNING
 from typing import Any, NamedTuple
 
@@ -16,7 +16,6 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 from flwr.supercore import log
-from flwr.supercore.run import Run
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -27,6 +26,7 @@ from fedpress.server import resume, slices
 from fedpress.server.books import Books, RoundSummary
 from fedpress.server.checkpoint import CheckpointError, State, pairs
 from fedpress.server.exchange import Clock
+from fedpress.server.sampling import PartOfGrid
 from fedpress.server.strategy import SparseFed
 from fedpress.server.teaching import Teaching, teach
 
@@ -170,7 +170,7 @@ class TieredFed(SparseFed):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
         """Sample nodes among those that have the global model."""
-        return super().configure_evaluate(server_round, arrays, config, TierGrid(grid, lambda: self.nodes(grid, "")))
+        return super().configure_evaluate(server_round, arrays, config, PartOfGrid(grid, lambda: self.nodes(grid, "")))
 
     # ---- a round ---------------------------------------------------------------------------------------------------
 
@@ -254,7 +254,7 @@ class TieredFed(SparseFed):
         return whole
 
     def _part(self, grid: Grid, tier: str) -> Grid:
-        return TierGrid(grid, lambda: self.nodes(grid, tier))
+        return PartOfGrid(grid, lambda: self.nodes(grid, tier))
 
     # ---- checkpoints -----------------------------------------------------------------------------------------------
 
@@ -296,47 +296,3 @@ class TieredFed(SparseFed):
         super()._restarted(server_round, skipped, grid_goes_on)
         for tier in self.training_tiers:
             tier.strategy._restarted(server_round, skipped, grid_goes_on)
-
-
-class TierGrid(Grid):
-    """A grid of which only the nodes of one tier are seen.
-
-    Args:
-        grid: with all nodes.
-        nodes: called for the ids of those that are seen, in order.
-    """
-
-    def __init__(self, grid: Grid, nodes: Callable[[], list[int]]) -> None:
-        self._grid = grid
-        self._nodes = nodes
-
-    def set_run(self, run: Run) -> None:
-        """As the whole grid."""
-        self._grid.set_run(run)
-
-    @property
-    def run(self) -> Run:
-        """As the whole grid."""
-        return self._grid.run
-
-    def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
-    ) -> Message:
-        """As the whole grid."""
-        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
-
-    def get_node_ids(self) -> Iterable[int]:
-        """Return the ids of the tier's nodes."""
-        return self._nodes()
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """As the whole grid."""
-        return self._grid.push_messages(messages)
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """As the whole grid."""
-        return self._grid.pull_messages(message_ids)
-
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """As the whole grid."""
-        return self._grid.send_and_receive(messages, timeout=timeout)
