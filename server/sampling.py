@@ -1,4 +1,4 @@
-"""Which nodes take part: a draw without replacement, from a seed, once enough of them are connected; from all or some."""
+"""Which nodes take part: a draw without replacement, from a seed, once enough are connected; of all nodes or some."""
 
 import time
 from collections.abc import Callable, Iterable, Sequence
