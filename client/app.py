@@ -45,6 +45,18 @@ class Work(Protocol):
     def layout(self) -> Layout:
         """Which arrays are parameters and which are buffers."""
 
+    @property
+    def tier(self) -> str:
+        """The tier of devices whose model this is; empty: the global model."""
+
+    def of_client(self, client: int, tier: str | None = None) -> Work:
+        """Return the work of one client, where tiers of devices train models of their own.
+
+        Args:
+            client: its index.
+            tier: what the node's configuration says of itself, `tier`; None: nothing.
+        """
+
     def fresh_model(self) -> nn.Module:
         """Return a model that nobody else holds; its weights do not matter."""
 
@@ -56,7 +68,8 @@ class Work(Protocol):
 
 
 def _work(context: Context) -> Work:
-    return _cached_work(tuple(sorted(context.run_config.items())))
+    work, tier = _cached_work(tuple(sorted(context.run_config.items()))), context.node_config.get("tier")
+    return work.of_client(state.client_index(context), None if tier is None else str(tier))
 
 
 @lru_cache(maxsize=1)
@@ -99,6 +112,12 @@ def evaluate(message: Message, context: Context) -> Message:
     found = task.evaluate(_loaded(work, message), work.task, work.examples(state.client_index(context)))
     metrics = MetricRecord({"num-examples": found.count, "loss": found.loss, "accuracy": found.accuracy})
     return Message(RecordDict({"metrics": metrics}), reply_to=message)
+
+
+@app.query("tier")
+def tier(message: Message, context: Context) -> Message:
+    """Say whose model this client trains."""
+    return Message(RecordDict({"tier": ConfigRecord({"name": _work(context).tier})}), reply_to=message)
 
 
 @app.query("student")

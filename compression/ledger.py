@@ -7,7 +7,7 @@ records `len(serialised)`, never a formula.
 import csv
 import io
 from array import array
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -100,6 +100,14 @@ class Ledger:
         columns = (arrays[name].tolist() for name in Entry._fields)
         for round, node, direction, kind, size in zip(*columns, strict=True):
             self.record(round, node, DIRECTIONS[direction], KINDS[kind], size)
+
+    @classmethod
+    def merged(cls, ledgers: Iterable["Ledger"]) -> "Ledger":
+        """Return the rows of several ledgers as one, by round; those of a round in the order of the ledgers."""
+        ledger = cls()
+        for entry in sorted((entry for one in ledgers for entry in one.rows), key=lambda entry: entry.round):
+            ledger.record(*entry)
+        return ledger
 
     def _views(self) -> dict[str, NDArray[Any]]:
         """Return the columns without copying them; a row can be added only once the views are gone."""

@@ -126,6 +126,11 @@ class ReplyMean:
         self._buffers.add(own, weight)
         return update
 
+    @property
+    def weight(self) -> float:
+        """The weight of all that was added."""
+        return self._updates.weight
+
     def result(self, held: Mapping[str, NDArray[Any]]) -> tuple[Vector, dict[str, NDArray[Any]]]:
         """Return the mean update, float32 (n,), and the buffers after it. Raises ValueError when nothing was added."""
         return self._updates.mean(), self._buffers.result(held)

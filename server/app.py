@@ -24,6 +24,7 @@ from fedpress.compression.models.task import Evaluation, Examples, Task, evaluat
 from fedpress.server.books import RoundSummary
 from fedpress.server.publish import Published, Publisher
 from fedpress.server.strategy import SparseFed
+from fedpress.server.tiers import TieredFed, TrainingTier
 
 FINAL_ROUNDS = 10
 """A run's accuracy is the mean over this many last rounds: one round alone swings by several points."""
@@ -87,6 +88,7 @@ class Plan:
 def serve(plan: Plan, grid: Grid) -> None:
     """Carry the plan out on a grid; a strategy that finds a checkpoint goes on from there."""
     latest: Evaluation | None = None
+    tiers = plan.strategy.training_tiers if isinstance(plan.strategy, TieredFed) else ()
 
     def load(arrays: ArrayRecord) -> nn.Module:
         plan.model.load_state_dict(arrays.to_torch_state_dict())
@@ -102,11 +104,19 @@ def serve(plan: Plan, grid: Grid) -> None:
             return MetricRecord({"accuracy": latest.accuracy, "loss": latest.loss})
         return None
 
+    def load_tier(tier: TrainingTier) -> nn.Module:
+        tier.model.load_state_dict(tier.strategy.model.published.to_torch_state_dict())
+        return tier.model
+
     def publish(version: int, arrays: ArrayRecord, publisher: Publisher) -> None:
-        students = publisher.publish(version, load(arrays))
+        students = publisher.publish(version, load(arrays), {tier.name: load_tier(tier) for tier in tiers})
         plan.watcher.on_students(deliver(plan, grid, version, students))
 
     def after_round(summary: RoundSummary) -> None:
+        for tier in tiers if latest else ():
+            found = evaluate(load_tier(tier), plan.task, plan.evaluate_on, device=plan.device)
+            tier.model.to("cpu")
+            summary.tiers[tier.name].evaluation = MetricRecord({"accuracy": found.accuracy, "loss": found.loss})
         plan.watcher.on_round(summary, latest)
         due = plan.publish_every and summary.round % plan.publish_every == 0
         if plan.publisher and due and summary.round < plan.rounds:
@@ -128,24 +138,35 @@ def serve(plan: Plan, grid: Grid) -> None:
 
 
 def deliver(plan: Plan, grid: Grid, server_round: int, students: list[Published]) -> list[Delivery]:
-    """Send each student to some clients of its tier and return what they report."""
-    members = tier_members(grid.get_node_ids(), [published.tier for published in students], plan.strategy.tiers)
+    """Send each student to some clients of its tier and return what they report.
+
+    Those that train a tier's model are of that tier.
+    """
+    nodes = list(grid.get_node_ids())
+    members: dict[str, list[int]] = {}
+    if isinstance(plan.strategy, TieredFed):
+        members = {tier.name: plan.strategy.nodes(grid, tier.name) for tier in plan.strategy.training_tiers}
+        nodes = plan.strategy.nodes(grid, "")
+    given = [published.tier for published in students if published.tier not in members]
+    members |= tier_members(nodes, given, plan.strategy.tiers)
     offers: dict[int, Published] = {}
     for published in students:
-        for node in members[published.tier][: plan.downloads_per_tier]:
-            offers[node] = published
+        offers.update(dict.fromkeys(members[published.tier][: plan.downloads_per_tier], published))
     messages = []
     for node, published in offers.items():
         offer = ConfigRecord(
             {"bundle": published.path.read_bytes(), "sha256": published.sha256, "tier": published.tier}
         )
         messages.append(Message(RecordDict({"student": offer}), dst_node_id=node, message_type="query.student"))
+    books = {
+        node: plan.strategy.accounts.get(published.tier, plan.strategy.books) for node, published in offers.items()
+    }
     for message in messages:
-        plan.strategy.books.bill(server_round, message.metadata.dst_node_id, "down", message)
+        books[message.metadata.dst_node_id].bill(server_round, message.metadata.dst_node_id, "down", message)
     deliveries = []
     for reply in sorted(grid.send_and_receive(messages), key=lambda reply: reply.metadata.src_node_id):
         node = reply.metadata.src_node_id
-        plan.strategy.books.bill(server_round, node, "up", reply)
+        books[node].bill(server_round, node, "up", reply)
         if reply.has_error():
             deliveries.append(Delivery(offers[node], node, None, str(reply.error.reason)))
         else:
@@ -185,7 +206,7 @@ def tier_members(nodes: Iterable[int], tiers: Sequence[str], reported: Mapping[i
 
 
 def server_digest(strategy: SparseFed, arrays: ArrayRecord) -> str:
-    """Return the SHA-256 over master, held model, buffers and optimiser state."""
+    """Return the SHA-256 over master, held model, buffers and optimiser state, and over those of tiers that train."""
     digest = sha256(strategy.model.master.tobytes())
     for name, array in records.to_numpy(arrays).items():
         digest.update(name.encode() + str(array.dtype).encode() + np.ascontiguousarray(array).tobytes())
@@ -194,6 +215,8 @@ def server_digest(strategy: SparseFed, arrays: ArrayRecord) -> str:
             value: Any = state[name]
             data = value.numpy().tobytes() if isinstance(value, torch.Tensor) else repr(value).encode()
             digest.update(f"{index} {name}".encode() + data)
+    for tier in strategy.training_tiers if isinstance(strategy, TieredFed) else ():
+        digest.update(f"{tier.name} {server_digest(tier.strategy, tier.strategy.model.published)}".encode())
     return digest.hexdigest()
 
 

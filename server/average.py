@@ -50,6 +50,11 @@ class Average:
             else:
                 self.arrays[name] = array.copy()
 
+    def replace(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Take another model as the mean, with the weight of the models so far."""
+        self.arrays = {name: array.copy() for name, array in arrays.items()}
+        self._weight = max(1.0, self._weight)
+
     def saved(self) -> State:
         """Return the mean and its weight."""
         return State(self.arrays, {"weight": self._weight})

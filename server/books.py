@@ -41,6 +41,7 @@ class RoundSummary:
     evaluation: MetricRecord | None = None  # from `evaluate_fn`
     staleness: float | None = None  # of the replies that counted, in steps of the model, mean; None: no buffer
     max_staleness: int | None = None
+    tiers: dict[str, "RoundSummary"] = field(default_factory=dict)  # of tiers that train; the figures here are of all
 
     @property
     def reasons(self) -> dict[str, int]:

@@ -119,7 +119,7 @@ def exchange(
     from_the_beginning: Callable[[int], Message],
     refill: Callable[[int], list[Message]] | None = None,
 ) -> Iterator[Message]:
-    """Send `messages` and yield replies as they come, one at a time, until there are enough.
+    """Send `messages` at once, and return an iterator over the replies as they come, until there are enough.
 
     Every message is billed, those too that come late and count for nothing.
 
@@ -159,30 +159,33 @@ def exchange(
             if (order := pending.pop(message_id, None)) is not None:  # else the same reply again
                 arrived.append((order, reply))
 
+    def replies() -> Iterator[Message]:
+        helped: Counter[int] = Counter()  # how often nodes were sent the model from its beginning
+        while (pending or arrived) and not enough():
+            if not arrived:
+                pull()
+            while arrived and not enough():
+                order, reply = arrived.popleft()
+                if _needs_model(reply) and helped[order.node] < MAX_HELP:
+                    helped[order.node] += 1
+                    push([from_the_beginning(order.node)], order.until)
+                else:
+                    yield reply
+            if enough():
+                break
+            now = clock.now()
+            late.update({message_id: order for message_id, order in pending.items() if order.until <= now})
+            for message_id in late.keys() & pending.keys():
+                del pending[message_id]
+            if refill:
+                push(refill(len(pending)), now + limit)
+            if pending:
+                clock.wait(min(order.until for order in pending.values()))
+        if refill is None:
+            under_way.close()
+
     push(messages, clock.now() + limit)
-    helped: Counter[int] = Counter()  # how often nodes were sent the model from its beginning
-    while (pending or arrived) and not enough():
-        if not arrived:
-            pull()
-        while arrived and not enough():
-            order, reply = arrived.popleft()
-            if _needs_model(reply) and helped[order.node] < MAX_HELP:
-                helped[order.node] += 1
-                push([from_the_beginning(order.node)], order.until)
-            else:
-                yield reply
-        if enough():
-            break
-        now = clock.now()
-        late.update({message_id: order for message_id, order in pending.items() if order.until <= now})
-        for message_id in late.keys() & pending.keys():
-            del pending[message_id]
-        if refill:
-            push(refill(len(pending)), now + limit)
-        if pending:
-            clock.wait(min(order.until for order in pending.values()))
-    if refill is None:
-        under_way.close()
+    return replies()
 
 
 def _to_bytes(reply: Message) -> bytes:

@@ -1,7 +1,7 @@
 """The model that the server keeps: the master vector, its optimiser, and the buffers."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from flwr.app import ArrayRecord
@@ -14,6 +14,9 @@ from fedpress.server.average import Average
 from fedpress.server.checkpoint import CheckpointError, State
 from fedpress.server.optimize import ServerOptimizer
 from fedpress.server.versions import Downlink, Versions
+
+Refine: TypeAlias = Callable[[dict[str, NDArray[Any]]], Mapping[str, NDArray[Any]]]
+"""What the server itself makes of a model: from its arrays by name to these."""
 
 
 class GlobalModel:
@@ -86,7 +89,7 @@ class GlobalModel:
         self,
         mean_update: Vector,
         buffers: dict[str, NDArray[Any]],
-        refine: Callable[[dict[str, NDArray[Any]]], Mapping[str, NDArray[Any]]] | None = None,
+        refine: Refine | None = None,
     ) -> None:
         """Move the master along the mean update (n,) and take over the buffers.
 
@@ -94,6 +97,15 @@ class GlobalModel:
             mean_update: of the clients.
             buffers: of theirs.
             refine: what the server itself then makes of the model, arrays by name, within the same step.
+
+        Raises:
+            FloatingPointError: the master is no longer finite.
+        """
+        self.move(mean_update, buffers, refine)
+        self.advance()
+
+    def move(self, mean_update: Vector, buffers: dict[str, NDArray[Any]], refine: Refine | None = None) -> None:
+        """The first half of `step`: the master moves, and what clients hold does not yet.
 
         Raises:
             FloatingPointError: the master is no longer finite.
@@ -106,12 +118,41 @@ class GlobalModel:
         if not np.isfinite(self.master).all():
             raise FloatingPointError("the model is no longer finite; is the server's learning rate too high?")
         self._buffers = buffers
-        self._steps += 1
-        if self.versions:
-            self.versions.advance(self.master, self._packed_buffers())
-        self.arrays = self._held_arrays()
+
+    def advance(self) -> None:
+        """The second half of `step`: a new version of what clients hold follows the master."""
+        self._new_version()
         if self._average:
             self._average.add(self._held())
+
+    def shift(self, start: ArrayRecord, arrays: ArrayRecord, downlink: Downlink) -> None:
+        """Take in what the server has learnt by itself, as one more step: the master moves by `arrays - start`.
+
+        The optimiser keeps its state, and clients what they keep back. The mean of the models so far, if there is
+        one, becomes `arrays`; what clients hold goes towards the master.
+
+        Args:
+            start: the model that it began with; `published`, most likely.
+            arrays: what came of it; the model's buffers are these.
+            downlink: how much of it goes down with the new version; its `draw` is not looked at.
+
+        Raises:
+            FloatingPointError: the master is no longer finite.
+        """
+        named = records.to_numpy(arrays)
+        self.master += vector.flatten(named, self.layout) - vector.flatten(records.to_numpy(start), self.layout)
+        if not np.isfinite(self.master).all():
+            raise FloatingPointError("the model is no longer finite: what the server has learnt by itself is not")
+        self._buffers = self._buffers_of(named)
+        self._new_version(downlink)
+        if self._average:
+            self._average.replace(named)
+
+    def _new_version(self, downlink: Downlink | None = None) -> None:
+        self._steps += 1
+        if self.versions:
+            self.versions.advance(self.master, self._packed_buffers(), downlink)
+        self.arrays = self._held_arrays()
 
     def saved(self) -> State:
         """Return master, optimiser, buffers and versions."""

@@ -6,9 +6,10 @@ The global model is only read, so publishing resets nothing and the rounds go on
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -157,8 +158,15 @@ class Publisher:
         for tier in self.tiers:
             start_of(self.task, model, self._example, tier.budget, tier.start, seed=0)
 
-    def publish(self, version: int, model: nn.Module) -> list[Published]:
+    def publish(
+        self, version: int, model: nn.Module, trained: Mapping[str, nn.Module] = MappingProxyType({})
+    ) -> list[Published]:
         """Make and publish one student for each tier from the global model, which is left as it is.
+
+        Args:
+            version: Of the global model.
+            model: The global model.
+            trained: Models by tier that its clients have trained themselves: these are the students, as they are.
 
         Raises:
             BudgetError: A tier's budget cannot be met.
@@ -168,7 +176,15 @@ class Publisher:
             StoreError: The version is published already, with other bytes.
         """
         teacher_accuracy = evaluate(model, self.task, self.task.data().test).accuracy
-        return [self._publish_one(tier, version, model, teacher_accuracy) for tier in self.tiers]
+        return [
+            self._publish_one(
+                tier,
+                version,
+                *((trained[tier.name], ()) if tier.name in trained else self._student(tier, version, model)),
+                teacher_accuracy,
+            )
+            for tier in self.tiers
+        ]
 
     @property
     def _example(self) -> Tensor:
@@ -211,9 +227,15 @@ class Publisher:
         given = proxy.targets if self.labels else torch.full_like(proxy.targets, distill.HIDDEN)
         return torch.cat([proxy.inputs, written.inputs]), torch.cat([given, written.targets])
 
-    def _publish_one(self, tier: Tier, version: int, model: nn.Module, teacher_accuracy: float) -> Published:
+    def _publish_one(
+        self,
+        tier: Tier,
+        version: int,
+        learner: nn.Module,
+        candidates: tuple[Candidate, ...],
+        teacher_accuracy: float,
+    ) -> Published:
         splits = self.task.data()
-        learner, candidates = self._student(tier, version, model)
         weights = quantize.quantize(learner)
         quantized = quantize.applied(learner, weights)
         data = bundle.save(

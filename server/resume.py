@@ -106,18 +106,22 @@ class Resuming:
         companions = self._with_grid(grid)
         for name, companion in companions.items():
             companion.restore(found.state.part(name))
+        self._restarted(step.round, found.skipped > 0, "grid" in companions)
+        log(INFO, "Resumed from the checkpoint of round %d", step.round)
+        return step
+
+    def _restarted(self, server_round: int, skipped: bool, grid_goes_on: bool) -> None:
+        """Give up what a restart has lost: replies under way, and where checkpoints were damaged, tickets."""
         lost: set[int] = set()
-        if "grid" not in companions:  # nobody brings these replies any more
+        if not grid_goes_on:  # nobody brings these replies any more
             lost = {order.node for order in self._under_way.pending.values()}
             self._under_way.pending, self._under_way.late = {}, {}
         # Clients may have seen tickets that this checkpoint knows nothing of.
-        if found.skipped or (self.schedule and "grid" not in companions):
+        if skipped or (self.schedule and not grid_goes_on):
             self._orders.tickets += TICKETS_APART
         for node in sorted(lost):
-            self.books.refuse(step.round, node, "restart", "the server was started again before the reply came")
+            self.books.refuse(server_round, node, "restart", "the server was started again before the reply came")
             self._orders.open.pop(node, None)
-        log(INFO, "Resumed from the checkpoint of round %d", step.round)
-        return step
 
     def _with_grid(self, grid: Grid) -> dict[str, Resumable]:
         return {**self.companions, **({"grid": grid} if isinstance(grid, Resumable) else {})}

@@ -8,16 +8,18 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from logging import INFO
 from pathlib import Path
+from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from flwr.supercore import log
+from numpy.typing import NDArray
 
 from fedpress.compression import records, seeds
 from fedpress.compression.errors import PayloadError
 from fedpress.compression.ledger import Direction, Ledger
-from fedpress.compression.vector import Layout
+from fedpress.compression.vector import Layout, Vector
 from fedpress.server import ensemble, exchange, optimize, resume, sampling, weighting
 from fedpress.server.accumulate import ReplyMean
 from fedpress.server.books import Books, RoundSummary
@@ -239,7 +241,7 @@ class SparseFed(resume.Resuming, Strategy):
         if counted:
             if self.clients is not None:
                 self.clients.take(counted)
-            self.model.step(*self._mean.result(self.model.buffers), self._refine(server_round))
+            self._step(*self._mean.result(self.model.buffers), server_round)
             for answer in counted:
                 self._orders.accept(answer)
                 if self.on_accepted:
@@ -322,10 +324,8 @@ class SparseFed(resume.Resuming, Strategy):
                 began, first_refusal = clock.now(), len(self.refusals)
                 limit = timeout if self.deadline is None else min(timeout, self.deadline)
                 config = train_config or ConfigRecord()
-                messages = self.configure_train(server_round, arrays, config, grid)
-                replies = self._exchange(grid, clock, server_round, messages, config, self._under_way, limit)
-                asked = messages or self._orders.open
-                stepped, metrics = self.aggregate_train(server_round, replies) if asked else (None, None)
+                replies = self._ask(grid, clock, server_round, arrays, config, limit)
+                stepped, metrics = self._take(server_round, replies)
                 if stepped is not None:
                     arrays = result.arrays = stepped
                 if metrics is not None:
@@ -349,11 +349,45 @@ class SparseFed(resume.Resuming, Strategy):
                 result.evaluate_metrics_serverapp[server_round] = evaluation
             seconds = step.seconds + (clock.now() - since)
             metrics = result.train_metrics_clientapp.get(server_round)
-            summary = self.books.summary(server_round, published, metrics, evaluation, step.first_refusal, seconds)
+            summary = self._summary(published, metrics, evaluation, step._replace(seconds=seconds))
             if self.on_round:
                 self.on_round(summary)
         result.arrays = self.model.published
         return result
+
+    # ---- a round ---------------------------------------------------------------------------------------------------
+
+    def _ask(
+        self, grid: Grid, clock: Clock, server_round: int, arrays: ArrayRecord, config: ConfigRecord, limit: float
+    ) -> Iterator[Message] | None:
+        """Send a round's orders and return its replies as they come; None: nobody is asked."""
+        messages = self.configure_train(server_round, arrays, config, grid)
+        replies = self._exchange(grid, clock, server_round, messages, config, self._under_way, limit)
+        return replies if messages or self._orders.open else None
+
+    def _take(
+        self, server_round: int, replies: Iterator[Message] | None
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Take the step of a round: the model after it, None where there is no step; and the round's metrics."""
+        return (None, None) if replies is None else self.aggregate_train(server_round, replies)
+
+    def _step(self, mean_update: Vector, buffers: dict[str, NDArray[Any]], server_round: int) -> None:
+        self.model.step(mean_update, buffers, self._refine(server_round))
+
+    def _summary(
+        self, published: ArrayRecord, metrics: MetricRecord | None, evaluation: MetricRecord | None, step: resume.Step
+    ) -> RoundSummary:
+        return self.books.summary(step.round, published, metrics, evaluation, step.first_refusal, step.seconds)
+
+    @property
+    def taken_weight(self) -> float:
+        """The weight of all updates of the last step together."""
+        return self._mean.weight
+
+    @property
+    def accounts(self) -> dict[str, Books]:
+        """The books of every model that this strategy trains, by name; the global model's name is empty."""
+        return {"": self.books}
 
     # ---- the exchange of messages ----------------------------------------------------------------------------------
 

@@ -86,18 +86,19 @@ class Versions:
         self.held = Held(0, grid, integers, buffers)
         self.tag = self.held.tag(0)
 
-    def advance(self, master: Vector, buffers: bytes) -> None:
+    def advance(self, master: Vector, buffers: bytes, downlink: Downlink | None = None) -> None:
         """Make the next version, nearer to `master` in the entries that differ most.
 
         Args:
             master: float32, shape (n,).
             buffers: of the next version.
+            downlink: density and levels of this one version; None: those of all.
         """
-        held = self.held
+        held, chosen = self.held, downlink or self._downlink
         missing = held.floats(self._layout)
         np.subtract(master, missing, out=missing)
-        positions = largest(missing, max(1, round(self._downlink.density * len(missing))))
-        steps = self._steps(missing[positions], positions)
+        positions = largest(missing, max(1, round(chosen.density * len(missing))))
+        steps = self._steps(missing[positions], positions, chosen.levels)
         integers = held.integers.copy()
         moved = integers[positions] + steps
         kept = np.flatnonzero((steps != 0) & (np.abs(moved) <= LIMIT))
@@ -193,13 +194,13 @@ class Versions:
         self.tag = held.tag(0)
         self._deltas = {}
 
-    def _steps(self, missing: Vector, positions: NDArray[np.int64]) -> NDArray[np.int32]:
+    def _steps(self, missing: Vector, positions: NDArray[np.int64], most: int) -> NDArray[np.int32]:
         """Return how many spacings of the grid each entry moves."""
         magnitudes = np.abs(missing).astype(np.float64)
         if not len(magnitudes):
             return np.empty(0, np.int32)
         unit = _dyadic(float(magnitudes.mean()))
-        levels = np.clip(np.rint(magnitudes / unit), 1, self._downlink.levels)
+        levels = np.clip(np.rint(magnitudes / unit), 1, most)
         wanted = np.copysign(levels * unit, missing)
         steps = np.rint(np.ldexp(wanted, -self.held.grid.spacing(positions, self._layout)))
         return np.clip(steps, -LIMIT, LIMIT).astype(np.int32)

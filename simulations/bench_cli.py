@@ -197,6 +197,63 @@ def bench_paired(
         )
 
 
+@bench.command("tiers")
+def bench_tiers(
+    scenario: Annotated[str, typer.Argument(**cli.DOCUMENTED)] = "digits",
+    overrides: cli.SetOption = None,
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="ROW", help="Only this row of the table; may be given again.")
+    ] = None,
+    seeds: Annotated[
+        str, typer.Option(metavar="SEEDS", show_default=False, help="Such as 1-3 or 3,5,8. Default: 1.")
+    ] = "1",
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Where the runs are kept; those that are there are not run again.")
+    ] = Path("runs/tiers"),
+    json_file: cli.JsonOption = None,
+) -> None:
+    """Compare tiers that train and teach each other with other ways.
+
+    SCENARIO is as for `fedpress simulate`, with tiers that train. The rows: taught
+    (that scenario), apart (each model by itself), slices (HeteroFL), smallest (the
+    smallest model for all), students (made at the end from a global model that all
+    clients train); and controls: proxy, tuned, late. One row takes as long as a run;
+    an interrupted command goes on where it was.
+
+    \b
+    Example:
+      fedpress bench tiers digits --set 'teaching={every: 5}' --set \\
+          'students.tiers=[{name: phone, parameters: 0.1, trains: true}]'
+    """
+    with cli.clear_errors("simulation", json_file):
+        numbers = _parse_seeds(seeds)
+        from fedpress.simulations import scenario as scenarios
+        from fedpress.simulations import tiers_bench
+
+        base = scenarios.load(scenario, overrides or ())
+        names = only or [*tiers_bench.ROWS, *tiers_bench.CONTROLS]
+        rows = []
+        for seed in numbers:
+            for row in tiers_bench.run(base, names, seed, out / f"seed-{seed}"):
+                rows.append(row)
+                found = ", ".join(f"{tier or 'global'} {value:.2%}" for tier, value in row.accuracy.items())
+                typer.echo(f"seed {seed}, {row.name}: {found}")
+        typer.echo()
+        cli.show_rows(*tiers_bench.table(rows))
+        gaps = tiers_bench.closed(rows)
+        facts = [
+            (f"gap of {tier}", f"{100 * gap:.2f} points, {100 * gain:+.2f} of them by teaching")
+            for tier, (gap, gain) in gaps.items()
+        ]
+        if facts:
+            typer.echo()
+            cli.show_facts(facts)
+        cli.write_json(
+            json_file,
+            {"scenario": base.model_dump(mode="json"), "rows": [row._asdict() for row in rows], "closed": gaps},
+        )
+
+
 @bench.command("recipes")
 def bench_recipes(
     scenario: Annotated[str, typer.Argument(**cli.DOCUMENTED)] = "digits",

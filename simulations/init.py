@@ -96,7 +96,7 @@ def _comment(text: str, indent: str) -> list[str]:
 
 
 def _flow(tier: Tier) -> str:
-    given = {key: value for key, value in tier.model_dump().items() if value is not None}
+    given = tier.model_dump(exclude_defaults=True)
     return _inline(given)
 
 

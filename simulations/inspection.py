@@ -11,7 +11,7 @@ from rich.filesize import decimal as size
 
 from fedpress.compression import wire
 from fedpress.compression.errors import FedpressError
-from fedpress.simulations.run_folder import Results, RunFolder
+from fedpress.simulations.run_folder import Results, RunFolder, TierResult
 
 if TYPE_CHECKING:
     from fedpress.compression.models.bundle import Bundle
@@ -102,8 +102,14 @@ def run_facts(results: Results) -> list[tuple[str, str]]:
         ("bytes up", _against(totals.up_bytes, totals.up_ratio)),
         ("bytes down", _against(totals.down_bytes, totals.down_ratio)),
         ("model", f"{results.model.parameters:,} parameters, sha256 {results.model.sha256[:16] or 'not yet'}"),
+        *((f"tier {tier.tier}", _tier_fact(tier)) for tier in results.tiers),
         ("seconds", f"{results.seconds:.0f}"),
     ]
+
+
+def _tier_fact(tier: TierResult) -> str:
+    accuracy = "not evaluated" if tier.accuracy is None else f"accuracy {tier.accuracy:.2%}"
+    return f"{accuracy}, {tier.parameters:,} parameters, {size(tier.up_bytes)} up, {size(tier.down_bytes)} down"
 
 
 def _against(sent: int, ratio: float | None) -> str:

@@ -77,6 +77,8 @@ class Display:
             f"{result.round:>4}/{self._rounds:<4}  {accuracy:>8}  {loss:>7}  {size(result.up_bytes):>9}"
             f"  {size(result.down_bytes):>10}"
         )
+        for name, tier in result.tiers.items():
+            line += "" if tier.accuracy is None else f"  {name} {tier.accuracy:.2%}"
         if result.refused:
             reasons = ", ".join(f"{count} {reason}" for reason, count in result.reasons.items())
             line += f"  {result.refused} refused: {reasons}"

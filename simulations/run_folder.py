@@ -5,6 +5,8 @@
     ledger.csv           every byte: round, node, direction, kind, bytes (`fedpress.compression.ledger`)
     model.safetensors    the global model at the end
     partition.npz        which client has which examples: `client-0`, ... are indices into the training split
+    architectures.json   shapes of the models that tiers train, by tier and name
+    tiers/               of each tier that trains its model, `phone.safetensors`, and its ledger, `phone.csv`
     bundles/             the students as published
     downloads/           the students as clients received them
     payloads/            every accepted payload, `round-0007/node-12.fp`, of a run that keeps them
@@ -42,6 +44,16 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
+class TierRound(Record):
+    """What one round was for a tier that trains; accuracy and loss as of the round."""
+
+    accuracy: float | None
+    loss: float | None
+    up_bytes: int
+    down_bytes: int
+    replies: int
+
+
 class RoundResult(Record):
     """One round. Accuracy (a fraction) and loss are those of the held model; None: not evaluated.
 
@@ -59,6 +71,17 @@ class RoundResult(Record):
     virtual_seconds: float = 0.0  # on the scenario's own clock, from the run's start
     staleness: float | None = None  # of the accepted replies, mean; None: a synchronous round, or none accepted
     max_staleness: int | None = None
+    tiers: dict[str, TierRound] = {}  # those that train; bytes, replies and refusals above are of all together
+
+
+class TierResult(Record):
+    """A tier that has trained a model of its own; accuracy as of the run, a fraction."""
+
+    tier: str
+    parameters: int
+    accuracy: float | None
+    up_bytes: int
+    down_bytes: int
 
 
 class CandidateResult(Record):
@@ -154,6 +177,7 @@ class Results(Record):
     layers: list[LayerDensity] = []
     faults: dict[str, int] = {}
     lost_states: int = 0
+    tiers: list[TierResult] = []
     accuracy: float | None
     seconds: float
 
@@ -190,6 +214,8 @@ class RunFolder:
         self.ledger = path / "ledger.csv"
         self.model = path / "model.safetensors"
         self.partition = path / "partition.npz"
+        self.architectures = path / "architectures.json"
+        self.tiers = path / "tiers"
         self.bundles = path / "bundles"
         self.downloads = path / "downloads"
         self.payloads = path / "payloads"

@@ -10,7 +10,7 @@ from hashlib import sha256
 from logging import WARNING, getLogger
 from pathlib import Path
 from time import monotonic
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import safetensors.torch
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
@@ -19,6 +19,7 @@ from torch import nn
 
 from fedpress.compression.errors import FedpressError
 from fedpress.compression.files import write_atomically
+from fedpress.compression.ledger import Ledger
 from fedpress.compression.models.continuations import Continuations
 from fedpress.compression.models.cost import DeviceSpeed
 from fedpress.compression.models.data_free import RECIPES, DataFree
@@ -35,8 +36,8 @@ from fedpress.server.publish import Publisher, Tier
 from fedpress.server.schedule import Buffered
 from fedpress.server.store import ModelStore
 from fedpress.server.strategy import SparseFed
-from fedpress.server.versions import Downlink
-from fedpress.simulations import engine, worker_process
+from fedpress.server.tiers import TieredFed, TrainingTier
+from fedpress.simulations import engine, tier_strategy, worker_process
 from fedpress.simulations import scenario as scenarios
 from fedpress.simulations.run_folder import (
     CandidateResult,
@@ -47,6 +48,8 @@ from fedpress.simulations.run_folder import (
     RunFolder,
     RunFolderError,
     StudentResult,
+    TierResult,
+    TierRound,
     Totals,
 )
 from fedpress.simulations.scenario import Scenario
@@ -146,28 +149,28 @@ def plan(
     }
     sampling = scenario.sampling
     buffered = sampling.schedule == "buffered"
-    asked = scenario.clients_at_work - sampling.over_selection
     if not folder.partition.exists():
         workload.save_parts(folder)
-    strategy = SparseFed(
-        fraction_train=asked / scenario.clients,
-        fraction_evaluate=0.0,
-        min_train_nodes=asked,
-        min_available_nodes=scenario.clients,
-        optimizer=rules[choice.optimizer](),
-        downlink=Downlink(down.density, workload.draw, down.levels) if (down := scenario.downlink) else None,
-        averaging=choice.averaging,
-        prediction=workload.prediction,
-        layout=workload.layout,
-        schedule=Buffered(sampling.per_round, sampling.staleness, sampling.max_staleness) if buffered else None,
-        over_selection=sampling.over_selection,
-        min_replies=sampling.min_replies,
-        deadline=sampling.deadline,
-        federation=workload.federation,
-        seed=scenario.seed,
-        on_accepted=folder.save_payload if keep_payloads else None,
-        checkpoints=folder.checkpoints,
-    )
+    options: dict[str, Any] = {
+        "fraction_evaluate": 0.0,
+        "optimizer": rules[choice.optimizer](),
+        "averaging": choice.averaging,
+        "prediction": workload.prediction,
+        "schedule": Buffered(sampling.per_round, sampling.staleness, sampling.max_staleness) if buffered else None,
+        "min_replies": sampling.min_replies,
+        "deadline": sampling.deadline,
+        "seed": scenario.seed,
+    }
+    whole = {
+        **options,
+        **tier_strategy.shares(scenario, None),
+        "downlink": tier_strategy.downlink(workload),
+        "layout": workload.layout,
+        "federation": workload.federation,
+        "on_accepted": folder.save_payload if keep_payloads else None,
+        "checkpoints": folder.checkpoints,
+    }
+    strategy = tier_strategy.strategy(workload, folder, options, whole) if workload.tiers else SparseFed(**whole)
     writer = Writer(workload, folder, strategy, observer)
     strategy.companions["results"] = writer
     return server.Plan(
@@ -274,6 +277,7 @@ class Writer:
             virtual_seconds=self.virtual_seconds,
             staleness=summary.staleness,
             max_staleness=summary.max_staleness,
+            tiers={name: _tier_round(part) for name, part in summary.tiers.items()},
         )
         self.rounds.append(result)
         self.folder.save_results(self.results())
@@ -308,6 +312,10 @@ class Writer:
         """Save the final model and the figures so far."""
         self.digest = digest
         safetensors.torch.save_model(model, str(self.folder.model))
+        for tier in self.tiers:
+            self.folder.tiers.mkdir(exist_ok=True)
+            tier.model.load_state_dict(tier.strategy.model.published.to_torch_state_dict())
+            safetensors.torch.save_model(tier.model, str(self.folder.tiers / f"{tier.name}.safetensors"))
         self.write("running")
 
     def on_finished(self) -> None:
@@ -321,43 +329,82 @@ class Writer:
     def write(self, status: Literal["running", "finished", "interrupted"]) -> None:
         """Bring ledger and figures in the folder up to date."""
         self.status = status
-        self.strategy.ledger.save(self.folder.ledger)
+        ledgers = [books.ledger for books in self.strategy.accounts.values()]
+        (Ledger.merged(ledgers) if self.tiers else ledgers[0]).save(self.folder.ledger)
+        for tier in self.tiers:
+            self.folder.tiers.mkdir(exist_ok=True)
+            tier.strategy.ledger.save(self.folder.tiers / f"{tier.name}.csv")
         self.folder.save_results(self.results())
 
     def results(self) -> Results:
         """Return the figures so far."""
-        strategy, ledger = self.strategy, self.strategy.ledger
+        strategy, accounts = self.strategy, self.strategy.accounts
         evaluated = [r.accuracy for r in self.rounds[-server.FINAL_ROUNDS :] if r.accuracy is not None]
-        up, down = self._dense_sizes
+        dense = {
+            direction: sum(sizes[way] * accounts[name].messages[direction] for name, sizes in self._dense_sizes.items())
+            for way, direction in enumerate(("up", "down"))
+        }
         return Results(
             scenario=self.workload.scenario.model_dump(mode="json"),
             seed=self.workload.scenario.seed,
             status=self.status,
             rounds=self.rounds,
             totals=Totals(
-                up_bytes=ledger.total(direction="up"),
-                down_bytes=ledger.total(direction="down"),
-                dense_up_bytes=up * strategy.books.messages["up"],
-                dense_down_bytes=down * strategy.books.messages["down"],
-                bundle_bytes=ledger.total(kind="bundle"),
+                up_bytes=sum(books.ledger.total(direction="up") for books in accounts.values()),
+                down_bytes=sum(books.ledger.total(direction="down") for books in accounts.values()),
+                dense_up_bytes=dense["up"],
+                dense_down_bytes=dense["down"],
+                bundle_bytes=sum(books.ledger.total(kind="bundle") for books in accounts.values()),
             ),
             model=ModelInfo(parameters=self.workload.layout.size, sha256=self.digest),
             students=self.students,
             layers=[LayerDensity(name=n, size=size, sent=sent) for n, size, sent in strategy.density_by_layer()],
             faults=dict(sorted(self.workload.faults.struck.items())) if self.workload.faults else {},
-            lost_states=strategy.books.lost_states,
+            lost_states=sum(books.lost_states for books in accounts.values()),
+            tiers=[self._tier_result(tier) for tier in self.tiers],
             accuracy=sum(evaluated) / len(evaluated) if evaluated else None,
             seconds=monotonic() - self.began,
         )
 
+    @property
+    def tiers(self) -> tuple[TrainingTier, ...]:
+        """The tiers that train."""
+        return self.strategy.training_tiers if isinstance(self.strategy, TieredFed) else ()
+
+    def _tier_result(self, tier: TrainingTier) -> TierResult:
+        last = [r.tiers[tier.name].accuracy for r in self.rounds[-server.FINAL_ROUNDS :] if tier.name in r.tiers]
+        evaluated = [accuracy for accuracy in last if accuracy is not None]
+        ledger = tier.strategy.ledger
+        return TierResult(
+            tier=tier.name,
+            parameters=self.workload.tiers[tier.name].layout.size,
+            accuracy=sum(evaluated) / len(evaluated) if evaluated else None,
+            up_bytes=ledger.total(direction="up"),
+            down_bytes=ledger.total(direction="down"),
+        )
+
     @cached_property
-    def _dense_sizes(self) -> tuple[int, int]:
-        """Serialised size of a dense reply and of a dense order, as plain Flower sends them for this model."""
-        arrays = ArrayRecord(self.workload.fresh_model().state_dict())
-        metrics = MetricRecord({"num-examples": 100, "train-loss": 1.0})
-        reply = RecordDict({"arrays": arrays, "metrics": metrics})
-        order = RecordDict({"arrays": arrays, "config": ConfigRecord({"server-round": 1})})
-        return serde.recorddict_to_proto(reply).ByteSize(), serde.recorddict_to_proto(order).ByteSize()
+    def _dense_sizes(self) -> dict[str, tuple[int, int]]:
+        """Serialised size of a dense reply and of a dense order, as plain Flower sends them, for each model by name."""
+        found = {}
+        for name, work in {"": self.workload, **self.workload.tiers}.items():
+            arrays = ArrayRecord(work.fresh_model().state_dict())
+            metrics = MetricRecord({"num-examples": 100, "train-loss": 1.0})
+            reply = RecordDict({"arrays": arrays, "metrics": metrics})
+            order = RecordDict({"arrays": arrays, "config": ConfigRecord({"server-round": 1})})
+            found[name] = serde.recorddict_to_proto(reply).ByteSize(), serde.recorddict_to_proto(order).ByteSize()
+        return found
+
+
+def _tier_round(summary: RoundSummary) -> TierRound:
+    evaluation = summary.evaluation or MetricRecord()
+    return TierRound(
+        accuracy=evaluation.get("accuracy"),  # type: ignore[arg-type]
+        loss=evaluation.get("loss"),  # type: ignore[arg-type]
+        up_bytes=summary.up_bytes,
+        down_bytes=summary.down_bytes,
+        replies=summary.replies,
+    )
 
 
 def simulate(

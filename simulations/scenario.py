@@ -338,6 +338,9 @@ class Tier(Section):
         ge=1,
         description="Of a model's stack of blocks, one of so many is kept; 2: every second layer of a transformer.",
     )
+    trains: bool = Field(
+        default=False, description="Clients of the tier train its student themselves; needs `teaching`."
+    )
 
     @field_validator("parameters", mode="before")
     @classmethod
@@ -450,6 +453,39 @@ class Students(Section):
         return self
 
 
+class Teaching(Section):
+    """What tiers that train have of each other: their ensemble teaches the global model, which teaches them.
+
+    Clients belong to the models in turn: the first to the global model if clients train it, then one to each tier.
+    """
+
+    global_model: Literal["trained", "distilled"] = Field(
+        default="trained",
+        description="Who trains the global model: trained: clients, those of no tier that trains; distilled: nobody, it"
+        " learns from the tiers' models only.",
+    )
+    method: Literal["distillation", "slices"] = Field(
+        default="distillation",
+        description="distillation: of the ensemble, on proxy data (FedDF); slices: each tier's model is a slice of the"
+        " global one, and every weight the mean over those who have it (HeteroFL).",
+    )
+    every: int = Field(
+        default=5, ge=0, description="Rounds from one teaching step to the next; 0: never, all learn apart."
+    )
+    combine: Literal["logits", "probabilities", "entropy", "confidence"] = Field(
+        default="logits",
+        description="How the ensemble's answers become one: mean of logits or of probabilities, or weighted by how"
+        " certain each model is.",
+    )
+    epochs: int = Field(default=2, ge=1, description="Passes over the proxy data, for each model in each step.")
+    learning_rate: Positive = Field(default=0.001, description="Of the distillation.")
+    temperature: Positive = Field(default=2.0, description="Of the distillation.")
+    density: Fraction = Field(
+        default=0.1, description="Share of a model's entries that go down at once with what it was taught."
+    )
+    levels: int = Field(default=15, ge=1, le=255, description="Steps that each of them may move.")
+
+
 class NetworkChoice(Section):
     """Links and speeds of the clients on a virtual clock: it decides who is late, and costs no real time."""
 
@@ -512,6 +548,9 @@ class Scenario(Section):
     )
     evaluation: Evaluation = Field(default=Evaluation(), description="When the model is evaluated.")
     students: Students = Field(default=Students(), description="The small models made from it.")
+    teaching: Teaching | None = Field(
+        default=None, description="How tiers that train teach each other; null: no tier trains."
+    )
     network: NetworkChoice | None = Field(
         default=None, description="Links and speeds of the clients; null: time stands still."
     )
@@ -569,9 +608,70 @@ class Scenario(Section):
                 "encoder.feedback: cafe predicts from what goes down, in steps of sgd; it needs `downlink` and"
                 f" server.optimizer sgd, got {self.server.optimizer!r}"
             )
+        problems += self._tiers_that_train()
         if problems:
             raise scenario_errors.Problems(problems)
         return self
+
+    def _tiers_that_train(self) -> list[str]:
+        """What does not go together with tiers that train."""
+        training, teaching = [tier.name for tier in self.students.tiers if tier.trains], self.teaching
+        if teaching is None:
+            return [
+                f"students.tiers: {name} trains, but there is no `teaching`, which says who trains the global model;"
+                " such as teaching={global_model: trained, every: 5}"
+                for name in training[:1]
+            ]
+        if not training:
+            return ["teaching: no tier trains; say so where the tier is: {name: ..., parameters: ..., trains: true}"]
+        problems, sampling = [], self.sampling
+        models = len(self.groups)
+        if models > self.clients:
+            idle = [tier.name for tier in self.groups[self.clients :] if tier]
+            problems.append(
+                f"students.tiers: no client is of tier {', '.join(idle)}; {models} models are trained, and clients is"
+                f" {self.clients}"
+            )
+        elif models > sampling.per_round:
+            problems.append(
+                f"sampling.per_round: got {sampling.per_round}, expected at least {models}, a client for each model"
+                " that is trained"
+            )
+        elif sampling.min_replies > min(self.shares(sampling.per_round)):
+            problems.append(
+                f"sampling.min_replies: got {sampling.min_replies}, expected at most"
+                f" {min(self.shares(sampling.per_round))}, the clients that a tier has in a round"
+            )
+        if sampling.schedule == "buffered":
+            problems.append("sampling.schedule: buffered has no tiers that train; take synchronous rounds")
+        if self.encoder.feedback == "cafe":
+            problems.append(
+                "encoder.feedback: cafe predicts from steps that clients have made, and teaching makes others"
+            )
+        if teaching.method == "slices":
+            if teaching.global_model == "distilled":
+                problems.append(
+                    "teaching.global_model: distilled has no meaning with method slices, which distils nothing"
+                )
+            for key in ("every", "combine", "epochs", "learning_rate", "temperature", "density", "levels"):
+                if getattr(teaching, key) != Teaching.model_fields[key].default:
+                    problems.append(f"teaching.{key}: has no meaning with method slices, which averages in every round")
+        elif teaching.every > self.rounds:
+            problems.append(f"teaching.every: got {teaching.every}, expected at most rounds, {self.rounds}; 0: never")
+        return problems
+
+    @property
+    def groups(self) -> tuple[Tier | None, ...]:
+        """Whose models clients train: tiers, and None for the global model. Client i is of group i modulo their number.
+
+        One group, the global model's, where no tier trains.
+        """
+        tiers = tuple(tier for tier in self.students.tiers if tier.trains)
+        return tiers if tiers and self.teaching and self.teaching.global_model == "distilled" else (None, *tiers)
+
+    def shares(self, count: int) -> list[int]:
+        """Divide clients of a round among the groups, as evenly as the groups divide all clients."""
+        return [len(range(group, count, len(self.groups))) for group in range(len(self.groups))]
 
     @property
     def worker_count(self) -> int:

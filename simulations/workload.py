@@ -163,6 +163,30 @@ class Workload:
         np.savez_compressed(data, **named)
         write_atomically(folder.partition, data.getvalue())
 
+    @property
+    def tier(self) -> str:
+        """The tier whose model this is; empty: the global model."""
+        return ""
+
+    def of_client(self, client: int, tier: str | None = None) -> Workload:
+        """Return the work of a client: this one, or that of the tier whose model it trains.
+
+        Args:
+            client: its index, by which clients belong to the models in turn.
+            tier: its own word for it, which goes first; one that does not train is of the global model.
+        """
+        groups = self.scenario.groups
+        group = groups[client % len(groups)]
+        name = tier if tier is not None else group.name if group else ""
+        return self.tiers.get(name, self)
+
+    @cached_property
+    def tiers(self) -> dict[str, Workload]:
+        """The work of each tier that trains, by its name."""
+        from fedpress.simulations import tier_workload  # it needs this module
+
+        return {group.name: tier_workload.TierWorkload(self, group) for group in self.scenario.groups if group}
+
     def examples(self, client: int) -> Examples:
         """Return the client's own training examples."""
         return self.task.data().train.take(self.parts[client])

@@ -61,13 +61,15 @@ class Pair:
 
 @settings(max_examples=60)
 @given(
-    st.lists(st.sampled_from("heard lost away forgets".split()), max_size=40), st.booleans(), st.sampled_from([1, 7])
+    st.lists(st.sampled_from("heard lost away forgets taught".split()), max_size=40),
+    st.booleans(),
+    st.sampled_from([1, 7]),
 )
 def test_a_client_holds_what_the_server_holds_whatever_was_lost(fates: list[str], draw: bool, levels: int) -> None:
     pair, random = Pair(draw, levels), np.random.default_rng(len(fates))
     for fate in fates:
         pair.master = walk(pair.master, random)
-        pair.versions.advance(pair.master, b"")
+        pair.versions.advance(pair.master, b"", Downlink(0.7, levels=15) if fate == "taught" else None)
         if fate == "forgets":
             pair.kept = None
         elif fate != "away":

@@ -30,12 +30,22 @@ def test_every_key_is_written_below_a_comment():
     check(Scenario, "")
 
 
-@pytest.mark.parametrize(("key", "chosen"), [("network", scenario.NetworkChoice()), ("faults", scenario.FaultChoice())])
+@pytest.mark.parametrize(
+    ("key", "chosen"),
+    [
+        ("network", scenario.NetworkChoice()),
+        ("faults", scenario.FaultChoice()),
+        ("teaching", scenario.Teaching(every=3)),
+    ],
+)
 def test_what_is_commented_out_is_valid_too(key, chosen):
     head, _, tail = init.commented(init.EXAMPLE).partition(f"{key}: null\n")
     section, _, rest = tail.partition("\n\n")
     section = "\n".join(line.removeprefix("# ") for line in section.splitlines())
     raw = scenario_yaml.read(f"{head}{section}\n\n{rest}\n")
+    if key == "teaching":  # of tiers that train, and there are none in the example
+        raw["students"]["tiers"][0]["trains"] = True
+        raw["teaching"]["every"] = 3
     assert getattr(Scenario.model_validate(raw), key) == chosen
 
 

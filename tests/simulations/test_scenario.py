@@ -154,6 +154,38 @@ def test_a_wrong_value_is_named_with_what_is_allowed(override, expected):
     assert expected in problems(override)
 
 
+TRAINS = "students.tiers=[{name: phone, parameters: 0.1, trains: true}, {name: sensor, parameters: 800, trains: true}]"
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("teaching=null", "students.tiers: phone trains, but there is no `teaching`, which says who trains the global"),
+        ("students.tiers=[]", "teaching: no tier trains; say so where the tier is"),
+        ("clients=2", "students.tiers: no client is of tier sensor; 3 models are trained, and clients is 2"),
+        ("sampling.per_round=2", "sampling.per_round: got 2, expected at least 3, a client for each model that is"),
+        ("sampling.min_replies=4", "sampling.min_replies: got 4, expected at most 3, the clients that a tier has"),
+        ("sampling={schedule: buffered, concurrency: 12}", "sampling.schedule: buffered has no tiers that train"),
+        ("encoder={feedback: cafe}", "encoder.feedback: cafe predicts from steps that clients have made, and teaching"),
+        ("teaching.every=101", "teaching.every: got 101, expected at most rounds, 100; 0: never"),
+        ("teaching.combine=vote", "teaching.combine: got 'vote', expected logits, probabilities, entropy, confidence"),
+        ("teaching={method: slices, every: 7}", "teaching.every: has no meaning with method slices"),
+        ("teaching={method: slices, global_model: distilled}", "distilled has no meaning with method slices"),
+    ],
+)
+def test_what_does_not_go_with_tiers_that_train_is_named(override, expected):
+    assert expected in problems(TRAINS, "teaching={every: 5}", "network={}", override)
+
+
+def test_clients_belong_to_the_models_in_turn():
+    trained = load("digits", [TRAINS, "teaching={every: 5}"])
+    assert [group and group.name for group in trained.groups] == [None, "phone", "sensor"]
+    assert (trained.shares(10), trained.shares(20), trained.shares(2)) == ([4, 3, 3], [7, 7, 6], [1, 1, 0])
+    distilled = load("digits", [TRAINS, "teaching={global_model: distilled}"])
+    assert [group and group.name for group in distilled.groups] == ["phone", "sensor"]
+    assert load("digits").groups == (None,) and load("digits").shares(10) == [10]
+
+
 @pytest.mark.parametrize("without", ["downlink=null", "server={optimizer: adam}"])
 def test_cafe_needs_what_it_predicts_from(without):
     with pytest.raises(ScenarioError, match="encoder.feedback: cafe predicts from what goes down, in steps of sgd"):

@@ -19,6 +19,7 @@ from fedpress.simulations.run_folder import (
     RunFolder,
     RunFolderError,
     StudentResult,
+    TierResult,
     Totals,
 )
 
@@ -344,3 +345,15 @@ def test_numbers_are_written_as_people_read_them() -> None:
     assert page.format_ratio(None) == "–"
     assert page.format_points(-0.0123) == "−1.2"
     assert page.format_points(0.004) == "+0.4"
+
+
+def test_tiers_that_train_have_a_table_of_their_own() -> None:
+    tiers = [
+        TierResult(tier="phone", parameters=12_345, accuracy=0.25, up_bytes=5_000, down_bytes=70_000),
+        TierResult(tier="sensor", parameters=678, accuracy=None, up_bytes=50, down_bytes=700),
+    ]
+    html = page.render(some_results(tiers=tiers), some_ledger())
+    table = html[html.index("<h2>Tiers that train</h2>") :].partition("</table>")[0]
+    for text in ("phone", "12,345", "25.0 %", "+5.0", "5.00 kB", "sensor", "678", "–"):
+        assert f">{text}<" in table, text
+    assert "Tiers that train" not in page.render(some_results(), some_ledger())

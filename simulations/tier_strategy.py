@@ -1,0 +1,86 @@
+"""The server's side of tiers that train: from a scenario to their strategies."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from fedpress.compression.files import write_atomically
+from fedpress.compression.models.distill import Distillation
+from fedpress.server import tiers
+from fedpress.server.strategy import SparseFed
+from fedpress.server.teaching import Teaching
+from fedpress.server.versions import Downlink
+from fedpress.simulations.run_folder import RunFolder
+from fedpress.simulations.scenario import Scenario
+from fedpress.simulations.tier_workload import TierWorkload
+from fedpress.simulations.workload import Workload
+
+
+def save_architectures(workload: Workload, folder: RunFolder) -> None:
+    """Put the shapes of the tiers' models into the run folder, for clients and for whoever opens the models."""
+    shapes = {name: work.shapes for name, work in workload.tiers.items() if isinstance(work, TierWorkload)}
+    write_atomically(folder.architectures, json.dumps(shapes, indent=1).encode())
+
+
+def shares(scenario: Scenario, tier: str | None) -> dict[str, Any]:
+    """Return how many clients are asked in a round, and of how many: of all, or of those that train a tier's model."""
+    names = [group.name if group else None for group in scenario.groups]
+    if tier not in names:
+        return {"fraction_train": 0.0}
+    place, sampling = names.index(tier), scenario.sampling
+    nodes = scenario.shares(scenario.clients)[place]
+    beyond = scenario.shares(sampling.over_selection)[place]
+    asked = scenario.shares(scenario.clients_at_work - sampling.over_selection)[place]
+    return {
+        "fraction_train": asked / nodes,
+        "min_train_nodes": asked,
+        "min_available_nodes": nodes,
+        "over_selection": beyond,
+    }
+
+
+def downlink(workload: Workload) -> Downlink | None:
+    """Return how a model goes down; a slice of another is not drawn by itself."""
+    choice, teaching = workload.scenario.downlink, workload.scenario.teaching
+    if choice is None:
+        return None
+    drawn = not (workload.tier and teaching and teaching.method == "slices")
+    return Downlink(choice.density, workload.draw if drawn else None, choice.levels)
+
+
+def strategy(workload: Workload, folder: RunFolder, options: dict[str, Any], whole: dict[str, Any]) -> tiers.TieredFed:
+    """Return the strategy of a scenario with tiers that train.
+
+    Args:
+        workload: the scenario's work.
+        folder: of the run; the shapes of the tiers' models go there.
+        options: of every model's strategy.
+        whole: of the global model's.
+
+    Raises:
+        BudgetError: a tier's budget cannot be met.
+        TierError: the task has no proxy data.
+    """
+    choice = workload.scenario.teaching
+    assert choice is not None  # by the scenario's own check
+    proxy = workload.task.data().proxy.inputs
+    if len(proxy) == 0:
+        raise tiers.TierError(f"task {workload.task.name!r} holds out no proxy data, on which tiers teach each other")
+    if not folder.architectures.exists():
+        save_architectures(workload, folder)
+    sliced = choice.method == "slices"
+    kind = tiers.Sliced if sliced else SparseFed
+    taught = Teaching(
+        every=choice.every,
+        combine=choice.combine,
+        distillation=Distillation(
+            epochs=choice.epochs, learning_rate=choice.learning_rate, temperature=choice.temperature
+        ),
+        downlink=Downlink(choice.density, levels=choice.levels),
+    ) if choice.every and not sliced else None  # fmt: skip
+    training = []
+    for name, work in workload.tiers.items():
+        own = {**options, **shares(workload.scenario, name), "downlink": downlink(work), "layout": work.layout}
+        training.append(tiers.TrainingTier(name, kind(**own, federation=work.federation), work.fresh_model()))
+    return tiers.TieredFed(training, workload.fresh_model(), proxy, taught, sliced=sliced, **whole)

@@ -1,0 +1,89 @@
+"""The work of a tier that trains: the scenario's, with a smaller model of the tier's own.
+
+The model is the task's, cut to the shapes that pruning to the tier's budget gives, and its weights are drawn anew: it
+is trained from the beginning. The server finds the shapes once and puts them into the run folder, where clients read
+them; without a shared folder each side finds the same ones by itself.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from functools import cached_property
+
+import torch
+from torch import nn
+
+from fedpress.compression import seeds
+from fedpress.compression.models import architecture, student
+from fedpress.compression.models.task import Task
+from fedpress.server import slices
+from fedpress.simulations.run_folder import RunFolder
+from fedpress.simulations.scenario import Tier
+from fedpress.simulations.workload import Workload
+
+
+class TierWorkload(Workload):
+    """A tier's work, for its clients and for the server.
+
+    Args:
+        whole: the scenario's work, whose data and settings these are.
+        tier: which tier.
+    """
+
+    def __init__(self, whole: Workload, tier: Tier) -> None:
+        super().__init__(whole.scenario, whole.out)
+        self._whole = whole
+        self._tier = tier
+        self.federation = f"{whole.federation}/{tier.name}"
+
+    @property
+    def tier(self) -> str:
+        """The tier's name."""
+        return self._tier.name
+
+    @cached_property
+    def task(self) -> Task:
+        """Model, loss and data of the whole scenario."""
+        return self._whole.task
+
+    def budget(self) -> student.Budget:
+        """What the tier's model may cost."""
+        return student.Budget(self._tier.parameters, self._tier.bundle_bytes)
+
+    @cached_property
+    def shapes(self) -> dict[str, architecture.Shape]:
+        """The shapes of the tier's model by name; from the run folder where the server has put them.
+
+        Raises:
+            BudgetError: the budget cannot be met.
+            PruneError: the task's model cannot be pruned.
+        """
+        shared = RunFolder(self.out).architectures if self.out else None
+        if shared and shared.exists():
+            found = json.loads(shared.read_text(encoding="utf-8"))[self.tier]
+            return {name: tuple(shape) for name, shape in found.items()}
+        example = self.task.data().proxy.inputs[:1]
+        return architecture.shapes(student.student_of(self._whole.fresh_model(), example, self.budget()))
+
+    @cached_property
+    def _initialised(self) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seeds.derive(self.federation, self.scenario.seed, "model"))
+            model = self.task.model()
+            architecture.shrink(model, self.shapes)
+            for module in model.modules():
+                if isinstance(module, architecture.RESIZABLE):
+                    module.reset_parameters()  # type: ignore[operator]
+        return model
+
+    @cached_property
+    def _model(self) -> nn.Module:
+        """The initial model: drawn like the global one, or a slice of that where models are slices."""
+        if self.scenario.teaching is None or self.scenario.teaching.method != "slices":
+            return super()._model
+        model, whole = copy.deepcopy(self._initialised), self._whole.fresh_model().state_dict()
+        model.load_state_dict(
+            {name: whole[name][slices.leading(tensor.shape)] for name, tensor in model.state_dict().items()}
+        )
+        return model
