@@ -23,6 +23,7 @@ labels stay hidden unless a scenario asks for them; every choice (early stopping
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, NamedTuple
@@ -83,6 +84,14 @@ class Task(ABC):
         The partition `natural` gives each of them a client. None, the default: the data do not say.
         """
         return None
+
+    def students(self) -> Mapping[str, Callable[[], nn.Module]]:
+        """Architectures of students besides the pruned model, by name: each makes a fresh one, as `model` does.
+
+        A tier names one, and a client rebuilds it from the name and the shapes in the bundle. They take the task's
+        inputs and answer in the shape of its model. None, the default: every student is the model, pruned.
+        """
+        return {}
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The mean loss of a batch, a scalar: by default cross-entropy of logits (N, classes) and labels (N,)."""
