@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 Symbols = NDArray[np.int64]
 Frequencies = NDArray[np.int64]
-"""Of each symbol 0, 1, ... of a distribution, shape (K,); they add up to `TOTAL`. A symbol of frequency 0 never comes."""
+"""Of each symbol 0, 1, ... of a distribution, shape (K,); they add up to `TOTAL`; one of frequency 0 never comes."""
 
 PRECISION = 14
 TOTAL = 1 << PRECISION

@@ -136,7 +136,7 @@ class Publisher:
             seed=seeds.derive("distill", self.seed, version, tier.name),
         )
         weights = quantize.quantize(learner)
-        quantized = quantize.quantized_copy(learner)
+        quantized = quantize.applied(learner, weights)
         data = bundle.save(
             learner,
             weights,

@@ -1,9 +1,9 @@
 """Rounding up or down, whichever keeps the layer's answers: M. Nagel et al., "Up or Down? Adaptive Rounding for
 Post-Training Quantization", ICML 2020.
 
-Rounding each weight to the nearest is not best for the layer: its errors add up over the inputs. For one layer after the
-other, with the inputs that it gets once the layers before it are quantised, a soft choice h(V) in [0, 1] between the
-code below and the code above is trained so that the layer answers as the float layer does, and is pressed towards 0
+Rounding each weight to the nearest is not best for the layer: its errors add up over the inputs. For one layer after
+the other, with the inputs that it gets once the layers before it are quantised, a soft choice h(V) in [0, 1] between
+the code below and the code above is trained so that the layer answers as the float layer does, and is pressed towards 0
 or 1 as training goes on (section 3.2, equations 21 to 25, without the activation function).
 
 Error bound, a property test: |weight - restored| <= scale, for weights of at most `levels(bits)` scales.

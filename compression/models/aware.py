@@ -8,9 +8,10 @@ takes it off again.
     weights = quantize.quantize(learner, Quantization(bits=4))      # by the scales that were learnt
 
 The rounding passes gradients on as if it were not there (straight-through estimator: Y. Bengio, N. Leonard,
-A. Courville, 2013; B. Jacob et al., "Quantization and Training of Neural Networks", CVPR 2018, section 3), and the step
-is learnt too: S. Esser et al., "Learned Step Size Quantization", ICLR 2020, equations 1 to 3; its logarithm, since a step
-of Adam is of one size for all parameters: S. Jain et al., "Trained Quantization Thresholds", MLSys 2020, section 3.2.
+A. Courville, 2013; B. Jacob et al., "Quantization and Training of Neural Networks", CVPR 2018, section 3), and the
+step is learnt too: S. Esser et al., "Learned Step Size Quantization", ICLR 2020, equations 1 to 3; its logarithm, since
+Adam's steps are of one size for all parameters: S. Jain et al., "Trained Quantization Thresholds", MLSys 2020,
+section 3.2.
 
 Weights that are zero stay zero, so that a pruned student stays pruned.
 """

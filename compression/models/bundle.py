@@ -3,8 +3,8 @@
 The file is opened without running or unpickling anything that it carries: the architecture is a list of shapes that
 a model which the receiver has already is cut down to. The ONNX part is bytes until somebody asks for it to be run.
 
-`container` has the layout of the file, `weights` that of the weights, `manifest` what is said about them, `bundle_v1` the
-version before. What can be wrong is in `bundle_errors`, one class for each fault.
+`container` has the layout of the file, `weights` that of the weights, `manifest` what is said about them, `bundle_v1`
+the version before. What can be wrong is in `bundle_errors`, one class for each fault.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ class Bundle(NamedTuple):
         weights: Its tensors by name, quantised ones as codes and scales.
         sha256: Of the whole file.
         size: Of the whole file, in bytes.
+        weights_bytes: Of the weights in it.
         format: Version of the file's format.
         forms: In which form each tensor stands in the file (`weights.FORMS`).
         onnx: A model to run, for ONNX Runtime; None: the file has none.
@@ -54,6 +55,7 @@ class Bundle(NamedTuple):
     weights: Tensors
     sha256: str
     size: int
+    weights_bytes: int
     format: int
     forms: dict[str, str]
     onnx: bytes | None
@@ -144,8 +146,17 @@ def open_bundle(data: bytes, public_key: bytes | None = None) -> Bundle:
     else:
         manifest = manifests.validated(Manifest, parts.manifest)
         tensors, forms = weights.unpack(parts.weights, manifest.parsed())
-    sha256 = hashlib.sha256(data).hexdigest()
-    return Bundle(manifest, tensors, sha256, len(data), parts.format, forms, parts.onnx or None, parts.signed)
+    return Bundle(
+        manifest=manifest,
+        weights=tensors,
+        sha256=hashlib.sha256(data).hexdigest(),
+        size=len(data),
+        weights_bytes=len(parts.weights),
+        format=parts.format,
+        forms=forms,
+        onnx=parts.onnx or None,
+        signed=parts.signed,
+    )
 
 
 def rebuild(bundle: Bundle, task: Task) -> nn.Module:

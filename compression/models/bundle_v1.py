@@ -75,9 +75,7 @@ def read(text: bytes, coded: bytes, plain_bytes: int) -> tuple[manifest.Manifest
     tensors = _tensors(plain)
     found = {name: quantized.shape_of(tensor) for name, tensor in tensors.items()}
     if found != said.shapes:
-        odd = sorted(
-            name for name in found.keys() | said.shapes.keys() if found.get(name) != said.shapes.get(name)
-        )
+        odd = sorted(name for name in found.keys() | said.shapes.keys() if found.get(name) != said.shapes.get(name))
         raise InvalidWeights(
             f"the weights and the manifest's shapes differ in {odd}: expected the same tensors in both"
         )
@@ -114,5 +112,3 @@ def _tensors(plain: bytes) -> Tensors:
         else:
             tensors[name] = Quantized(array.astype(np.int8), scales.astype(np.float32)[:, None])
     return tensors
-
-

@@ -51,8 +51,8 @@ class Manifest(Common):
 
     Attributes:
         architecture: One of the task's student architectures; None: the task's own model, cut down to `shapes`.
-        schemes: How each tensor is written, in the order of writing: "int4 by channel" or "int4 by 64", the weights that
-            share a scale; "float32", "int64" or so where it is not quantised.
+        schemes: How each tensor is written, in the order of writing: "int4 by channel" or "int4 by 64", the weights
+            that share a scale; "float32", "int64" or so where it is not quantised.
     """
 
     architecture: str | None = None
@@ -111,5 +111,3 @@ def validated(model: type[_M], text: bytes) -> _M:
         raise InvalidManifest(
             f"the manifest is invalid at {where}: {first['msg']}; made by another program?"
         ) from error
-
-

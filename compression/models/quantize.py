@@ -48,7 +48,9 @@ class Quantization:
 
     def __post_init__(self) -> None:
         if not 2 <= self.bits <= quantized.MAX_BITS:
-            raise ValueError(f"bits must be 2 to {quantized.MAX_BITS}, got {self.bits}; float32 weights are no student's")
+            raise ValueError(
+                f"bits must be 2 to {quantized.MAX_BITS}, got {self.bits}; float32 weights are no student's"
+            )
         if self.group < 0:
             raise ValueError(f"group must be at least 1, or 0 for whole channels, got {self.group}")
         if self.rounding not in ROUNDINGS:
@@ -117,6 +119,12 @@ def quantize(
         assert calibration is not None
         found |= adaround.rounded(plain, found, calibration, seed=seed)
     return found
+
+
+def prepare(model: nn.Module, settings: Quantization) -> nn.Module:
+    """A copy of the model to train on, whose weights are rounded as `quantize` will with these settings."""
+    search = settings.scale == "least-squares"
+    return aware.prepare(model, settings.bits, settings.group, search=search, sparsity=settings.sparsity)
 
 
 def applied(model: nn.Module, tensors: Tensors) -> nn.Module:

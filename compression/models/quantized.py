@@ -114,8 +114,8 @@ def find_scales(weights: NDArray[np.float32], bits: int, group: int = 0, search:
         weights: (channels, ...), finite.
         bits: Of the codes.
         group: As in `Quantized`.
-        search: False: no weight is cut off. True: of the scales down to an eighth of that, the one with the least squared
-            error; worth it below 8 bits, where a few large weights would take most of the levels.
+        search: False: no weight is cut off. True: of the scales down to an eighth of that, the one with the least
+            squared error; worth it below 8 bits, where a few large weights would take most of the levels.
     """
     rows = grouped(weights, group).astype(np.float64)
     largest = np.abs(rows).max(axis=2, initial=0.0)

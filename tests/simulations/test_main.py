@@ -217,6 +217,7 @@ def test_inspect_a_bundle_and_one_with_a_flipped_bit(run):
     done = CliRunner().invoke(main, ["inspect", str(bundle)])
     assert done.exit_code == 0, done.stderr
     assert ": a bundle" in done.stdout and "tier" in done.stdout
+    assert "int8 by channel" in done.stdout and "bits a number" in done.stdout and "signature" in done.stdout
     damaged = bytearray(bundle.read_bytes())
     damaged[len(damaged) // 2] ^= 4
     (folder / "damaged").write_bytes(damaged)

@@ -99,7 +99,9 @@ def test_a_mask_never_grows_back() -> None:
         assert (new[old == 0] == 0).all()
     # A student that comes with zeros keeps them, too.
     again = aware.prepare(before, 4)
-    assert all((new[old == 0] == 0).all() for old, new in zip(weights(before), weights(aware.finish(again)[0]), strict=True))
+    assert all(
+        (new[old == 0] == 0).all() for old, new in zip(weights(before), weights(aware.finish(again)[0]), strict=True)
+    )
 
 
 def weights(model: nn.Module) -> list[torch.Tensor]:

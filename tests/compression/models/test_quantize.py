@@ -60,7 +60,7 @@ def test_sparsity_takes_the_smallest_weights_of_the_whole_model() -> None:
     with torch.no_grad():
         model[1].weight *= 10  # so most of the small ones are in the first layer
     copied = quantize.quantized_copy(model, Quantization(sparsity=0.6))
-    pairs = [(getattr(model[i], "weight"), getattr(copied[i], "weight")) for i in (0, 1)]
+    pairs = [(model[i].weight, copied[i].weight) for i in (0, 1)]
     kept = torch.cat([old[new != 0].abs() for old, new in pairs])
     gone = torch.cat([old[new == 0].abs() for old, new in pairs])
     assert len(gone) == 180 and gone.max() <= kept.min()
