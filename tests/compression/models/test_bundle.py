@@ -173,7 +173,7 @@ def test_golden_bytes_open() -> None:
         "2.weight": "int4 by channel",
         "2.bias": "float32",
     }
-    assert opened.forms == {"0.weight": "dense", "0.bias": "float16", "2.weight": "sparse", "2.bias": "float32"}
+    assert opened.forms == {"0.weight": "dense", "0.bias": "float16", "2.weight": "dense", "2.bias": "plain"}
     with torch.no_grad():
         hidden = torch.relu(torch.tensor([[1.0, 2.0]]) @ deep()[0].weight.T + deep()[0].bias)
         torch.testing.assert_close(model[0](torch.tensor([[1.0, 2.0]])).relu(), hidden)
@@ -306,7 +306,7 @@ SHAPES = json.loads(MANIFEST)["shapes"]
         (forged(manifest(schemes=SCHEMES | {"7.weight": "int4 by 0"})), errors.InvalidManifest, "is no way"),
         (forged(manifest(schemes=SCHEMES | {"7.weight": "int4 by channel"})), errors.InvalidWeights, "not of 4 bits"),
         (forged(manifest(schemes=SCHEMES | {"7.weight": "int8 by 2"})), errors.InvalidWeights, "weights"),
-        (forged(manifest(shapes=SHAPES | {"7.bias": [9]})), errors.InvalidWeights, ""),
+        (forged(manifest(shapes=SHAPES | {"7.bias": [9]})), errors.InvalidWeights, "form|entropy|table|asked"),
         (forged(manifest(shapes=SHAPES | {"7.bias": [2**40]})), errors.TooLarge, "1,024 a byte"),
         (forged(coded=b""), errors.InvalidWeights, "0.weight"),
         (forged(coded=WEIGHTS + bytes(2)), errors.InvalidWeights, "left over"),
@@ -321,15 +321,10 @@ def test_each_fault_has_its_error(damaged: bytes, error: type[errors.BundleError
 
 
 def test_a_signature_is_verified_by_the_key_that_is_given() -> None:
-    assert bundle.open_bundle(DATA, PUBLIC) == bundle.open_bundle(DATA)
-    for signed in (DATA, saved(STUDENT, private_key=bytes(32))):
-        key = (
-            PUBLIC
-            if signed is not DATA
-            else bytes(Ed25519PrivateKey.from_private_bytes(bytes(32)).public_key().public_bytes_raw())
-        )
+    assert bundle.open_bundle(DATA, PUBLIC).sha256 == bundle.open_bundle(DATA).sha256
+    for file, key in ((DATA, bytes(32)), (saved(STUDENT, private_key=bytes(32)), PUBLIC)):
         with pytest.raises(errors.WrongSignature, match="somebody else"):
-            bundle.open_bundle(signed, key)
+            bundle.open_bundle(file, key)
     with pytest.raises(errors.NotSigned, match="carries no signature"):
         bundle.open_bundle(saved(STUDENT), PUBLIC)
 
@@ -343,7 +338,9 @@ def test_nothing_that_is_signed_can_be_changed_and_the_checksum_mended() -> None
         damaged[head:START] = hashlib.sha256(damaged[:head] + damaged[START:]).digest()
         with pytest.raises(errors.BundleError) as caught:
             bundle.open_bundle(bytes(damaged), PUBLIC)
-        assert isinstance(caught.value, errors.WrongSignature | errors.Truncated | errors.TrailingBytes)
+        assert isinstance(
+            caught.value, errors.WrongSignature | errors.Truncated | errors.TrailingBytes | errors.TooLarge
+        )
 
 
 class Trap:
