@@ -114,8 +114,9 @@ class _Shape:
         there = weights > 0
         frequencies = weights * (rans.TOTAL - int(np.count_nonzero(there))) // weights.sum()
         frequencies += there
-        frequencies[int(np.argmax(weights))] += rans.TOTAL - frequencies.sum()
-        return frequencies
+        frequencies[int(np.argmax(weights))] += rans.TOTAL - int(frequencies.sum())
+        found: Frequencies = frequencies
+        return found
 
 
 def _knots(top: int) -> NDArray[np.int64]:

@@ -120,8 +120,8 @@ def study(task: Task, chosen: Setup, seed: int = 0, teacher: nn.Module | None = 
     began = perf_counter()
     teacher = teacher or train(task, splits.train, chosen.teacher_epochs)
     dense = 4 * prune.parameters_of(teacher)
-    found = [evaluate(teacher, task, part).accuracy for part in (splits.validation, splits.test)]
-    yield Row("whole", "float32", dense // 4, dense, 1.0, *found, 0.0, 0, perf_counter() - began)
+    validation, test = (evaluate(teacher, task, part).accuracy for part in (splits.validation, splits.test))
+    yield Row("whole", "float32", dense // 4, dense, 1.0, validation, test, 0.0, 0, perf_counter() - began)
     settings = Distillation(epochs=chosen.epochs)
     pruned = prune.prune_to(teacher, splits.proxy.inputs[:1], chosen.parameters)
     student = distill.distill(teacher, pruned, splits.proxy.inputs, settings, seed=seed)
@@ -133,10 +133,9 @@ def study(task: Task, chosen: Setup, seed: int = 0, teacher: nn.Module | None = 
             data = bundle.save(start, tensors, splits.proxy.inputs[:1], **said)  # type: ignore[arg-type]
             seconds = perf_counter() - began
             opened = bundle.rebuild(bundle.open_bundle(data), task)
-            found = [evaluate(opened, task, part).accuracy for part in (splits.validation, splits.test)]
-            size = len(data)
-            count = prune.parameters_of(start)
-            yield Row(kind, name, count, size, dense / size, *found, *coded(tensors), seconds)
+            validation, test = (evaluate(opened, task, part).accuracy for part in (splits.validation, splits.test))
+            size, count = len(data), prune.parameters_of(start)
+            yield Row(kind, name, count, size, dense / size, validation, test, *coded(tensors), seconds)
 
 
 def made(
@@ -158,7 +157,8 @@ def coded(tensors: Tensors) -> tuple[float, int]:
         _, counts = np.unique(codes, return_counts=True)
         entropy -= float(counts @ np.log2(counts / codes.size)) / 8
         huffman = zlib.compressobj(9, zlib.DEFLATED, zlib.MAX_WBITS, 9, zlib.Z_HUFFMAN_ONLY)
-        deflated += min(len(zlib.compress(codes, 9)), len(huffman.compress(codes) + huffman.flush()))
+        plain = codes.tobytes()
+        deflated += min(len(zlib.compress(plain, 9)), len(huffman.compress(plain) + huffman.flush()))
     return entropy, deflated
 
 

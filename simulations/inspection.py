@@ -48,13 +48,13 @@ def inspect(path: Path) -> Found:
         raise InspectionError(f"cannot read {path}: {error.strerror or error}") from None
     if data.startswith(wire.MAGIC):
         return _payload(data)
-    from fedpress.compression.models import bundle  # needs torch; a payload does not
+    from fedpress.compression.models import bundle, container  # need torch; a payload does not
 
-    if data.startswith(bundle.MAGIC):
+    if data.startswith(container.MAGIC):
         return _bundle(bundle.open_bundle(data))
     raise InspectionError(
         f"{path} is neither a payload nor a bundle nor a run folder: it begins with {data[:8]!r}, a payload with"
-        f" {wire.MAGIC!r}, a bundle with {bundle.MAGIC!r}"
+        f" {wire.MAGIC!r}, a bundle with {container.MAGIC!r}"
     )
 
 

@@ -78,7 +78,7 @@ def rounded(
                 answers = torch.cat([layer(batch) for batch in torch.split(wanted, 256)])
             found[name] = _best(layer, start, given, answers, steps, generator)
             with torch.no_grad():
-                copied.weight.copy_(torch.from_numpy(quantized.restore(found[name])))  # type: ignore[operator, union-attr]
+                copied.weight.copy_(torch.from_numpy(quantized.restore(found[name])))  # type: ignore[operator]
     return found
 
 
@@ -99,7 +99,7 @@ def _inputs(model: nn.Module, layer: nn.Module, batches: tuple[Tensor, ...]) -> 
 def _best(
     layer: nn.Module, start: Quantized, inputs: Tensor, answers: Tensor, steps: int, generator: torch.Generator
 ) -> Quantized:
-    weight = layer.weight.detach().float().numpy()  # type: ignore[operator, union-attr]
+    weight = layer.weight.detach().float().numpy()  # type: ignore[operator]
     scales = np.where(start.scales > 0, start.scales, 1)[..., None]
     exact = quantized.grouped(weight, start.group).astype(np.float64) / scales
     most = quantized.levels(start.bits)

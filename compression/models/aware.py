@@ -134,7 +134,7 @@ def sparsify(model: nn.Module, sparsity: float) -> None:
     kept[smallest] = False
     with torch.no_grad():
         for weight, part in zip(weights, torch.split(kept, [weight.numel() for weight in weights]), strict=True):
-            weight *= part.reshape(weight.shape)
+            weight.mul_(part.reshape(weight.shape))
 
 
 def _weights(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -74,6 +75,7 @@ def save(
     architecture: str | None = None,
     onnx: bytes | None = None,
     private_key: bytes | None = None,
+    entropy_coded: bool = True,
 ) -> bytes:
     """Return the download file of a student: the same bytes for the same arguments.
 
@@ -84,11 +86,12 @@ def save(
         task, tier, version, metrics, architecture: For the manifest.
         onnx: A model to run, as `onnx_export` makes it.
         private_key: Ed25519, 32 bytes, to sign the file with.
+        entropy_coded: False: the longest form, whose length does not depend on the weights.
 
     Raises:
         TooLarge: The student is beyond the limits of the format.
     """
-    coded, _ = weights.pack(tensors)
+    coded, _ = weights.pack(tensors, entropy_coded)
     manifest = Manifest(
         task=task,
         tier=tier,
@@ -109,24 +112,25 @@ def save(
 def largest_bytes(student: nn.Module, example_input: Tensor, settings: Quantization = quantize.DEFAULTS) -> int:
     """The most that a student's file will come to, whatever its weights turn out to be, in bytes; without ONNX.
 
-    It is the length of a real file, filled with noise that no entropy code shortens, and room for names and metrics.
+    It is the length of a real file without its entropy coding, and room for names and metrics. Where the settings ask
+    for zeros, a file with so many zeros at random places.
     """
     draw = np.random.default_rng(0)
     noise: Tensors = {}
     for name, tensor in architecture.tensors(student).items():
         shape = tuple(tensor.shape)
-        if not tensor.is_floating_point():
-            noise[name] = draw.integers(0, 2, shape).astype(tensor.cpu().numpy().dtype)
-        elif len(shape) > 1:
-            codes = draw.integers(1, quantized.levels(settings.bits), shape, np.int8, endpoint=True)
-            codes *= draw.choice(np.array([-1, 1], np.int8), shape)
-            if settings.sparsity:
-                codes[draw.random(shape) < settings.sparsity] = 0
-            scales = draw.random((shape[0], quantized.groups_of(shape, settings.group)), np.float32)
-            noise[name] = Quantized(codes, scales, settings.bits, settings.group)
-        else:
-            noise[name] = draw.random(shape, np.float32)
-    return len(save(student, noise, example_input, task="", tier="x", version=0, metrics={})) + ROOM_BYTES
+        if not tensor.is_floating_point() or len(shape) < 2:
+            found = tensor.cpu().numpy()
+            noise[name] = draw.random(shape, np.float32) if tensor.is_floating_point() else found
+            continue
+        codes = draw.integers(1, quantized.levels(settings.bits), shape, np.int8, endpoint=True)
+        codes *= draw.choice(np.array([-1, 1], np.int8), shape)
+        codes[draw.random(shape) < settings.sparsity] = 0
+        scales = draw.random((shape[0], quantized.groups_of(shape, settings.group)), np.float32)
+        noise[name] = Quantized(codes, scales, settings.bits, settings.group)
+    made = {"task": "", "tier": "x", "version": 0, "metrics": {}}
+    coded = settings.sparsity > 0
+    return len(save(student, noise, example_input, **made, entropy_coded=coded)) + ROOM_BYTES  # type: ignore[arg-type]
 
 
 def open_bundle(data: bytes, public_key: bytes | None = None) -> Bundle:
@@ -178,7 +182,7 @@ def rebuild(bundle: Bundle, task: Task) -> nn.Module:
         raise DoesNotFit(f"inputs of {manifest.input_dtype} {manifest.input_shape}: no model takes such")
     if math.prod(manifest.input_shape) > MAX_INPUT_ENTRIES:
         raise DoesNotFit(f"inputs of shape {manifest.input_shape} have more than {MAX_INPUT_ENTRIES:,} entries")
-    makers = {None: task.model, **task.students()}
+    makers: dict[str | None, Callable[[], nn.Module]] = {None: task.model, **task.students()}
     if manifest.architecture not in makers:
         raise DoesNotFit(
             f"task {task.name!r} has no student architecture {manifest.architecture!r}, it has"

@@ -61,7 +61,7 @@ def export(model: nn.Module, example_input: Tensor) -> bytes:
             torch.onnx.export(
                 plain.cpu().eval(),
                 (example_input[:1],),
-                file,
+                file,  # type: ignore[arg-type]  # of the other exporter
                 dynamo=False,
                 opset_version=OPSET,
                 input_names=[INPUT],

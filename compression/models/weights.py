@@ -8,8 +8,10 @@ Layout, little-endian. For each tensor, in the order of the manifest, a head; th
     | ... | the array |
 
     a quantised one, of `bits` and `group`:
-    | 1 | DENSE: all codes; SPARSE: positions of those that are not zero, then these; SPARSE_COLUMNS: the same, column |
-    |   | by column of the matrix (channels, the rest) |
+    | 1 | PACKED: all codes plus the largest, `bits` each, lowest bit first; DENSE: all codes in the string; SPARSE: |
+    |   | positions of those that are not zero, and these in the string; SPARSE_COLUMNS: the same, column by column of |
+    |   | the matrix (channels, the rest) |
+    | ... | PACKED only: the codes |
     | ... | SPARSE only: 4 bytes number of codes, 1 byte index tag, 4 bytes length, positions as in `positions` |
     | ... | table of the codes (`code_table`), if there are any |
     | 1 | scales: FLOATS, float32 each; POWERS, of 2^(1/16) |
@@ -39,8 +41,8 @@ from fedpress.compression.models import quantized
 from fedpress.compression.models.bundle_errors import InvalidWeights, TooLarge
 from fedpress.compression.models.quantized import Quantized, Tensors
 
-PLAIN, HALF, DEFLATED, DENSE, SPARSE, SPARSE_COLUMNS = range(6)
-FORMS: Final = ("plain", "float16", "deflated", "dense", "sparse", "sparse by columns")
+PLAIN, HALF, DEFLATED, DENSE, SPARSE, SPARSE_COLUMNS, PACKED = range(7)
+FORMS: Final = ("plain", "float16", "deflated", "dense", "sparse", "sparse by columns", "packed")
 FLOATS, POWERS = range(2)
 MAX_EXPANSION: Final = 1024
 FREE_ENTRIES: Final = 1 << 20
@@ -82,11 +84,19 @@ def scheme_of(tensor: Quantized | NDArray[Any]) -> Scheme:
     return Scheme(tuple(tensor.shape), str(tensor.dtype))
 
 
-def pack(tensors: Tensors) -> tuple[bytes, dict[str, str]]:
-    """Return the bytes of the tensors, and the form of each by its name."""
+def pack(tensors: Tensors, entropy_coded: bool = True) -> tuple[bytes, dict[str, str]]:
+    """Return the bytes of the tensors, and the form of each by its name.
+
+    Args:
+        tensors: By name.
+        entropy_coded: False: in forms whose lengths do not depend on the numbers, which are the longest.
+    """
     heads, runs, forms = [], [], {}
     for name, tensor in tensors.items():
-        head, found = _pack_quantized(tensor) if isinstance(tensor, Quantized) else (_pack_plain(tensor), [])
+        if not entropy_coded:
+            head, found = _pack_longest(tensor), []
+        else:
+            head, found = _pack_quantized(tensor) if isinstance(tensor, Quantized) else (_pack_plain(tensor), [])
         heads.append(head)
         runs += found
         forms[name] = FORMS[head[0]]
@@ -144,9 +154,10 @@ def unpack(data: bytes, schemes: Mapping[str, Scheme]) -> tuple[Tensors, dict[st
 
 
 class _Head(NamedTuple):
-    """What stands before the codes of a quantised tensor."""
+    """What stands before the codes of a quantised tensor; in the form PACKED these stand here, too."""
 
     form: int
+    codes: NDArray[np.int8] | None
     positions: NDArray[np.int64] | None
     scales: NDArray[np.float32] | None
     middle: int
@@ -173,8 +184,37 @@ class _Reader:
         return self.data[self.at :]
 
 
+def _pack_longest(tensor: Quantized | NDArray[Any]) -> bytes:
+    if isinstance(tensor, Quantized):
+        return _packed(tensor) + _floats(tensor.scales)
+    return bytes([PLAIN]) + _bytes(tensor)
+
+
+def _packed(tensor: Quantized) -> bytes:
+    numbers = (tensor.codes.ravel() + quantized.levels(tensor.bits)).astype(np.uint8)
+    bits = np.unpackbits(numbers[:, None], axis=1, count=tensor.bits, bitorder="little")
+    return bytes([PACKED]) + np.packbits(bits, bitorder="little").tobytes()
+
+
+def _read_packed(reader: _Reader, size: int, bits: int) -> NDArray[np.int8]:
+    data = np.frombuffer(reader.take(-(-size * bits // 8)), np.uint8)
+    rows = np.unpackbits(data, count=size * bits, bitorder="little").reshape(size, bits)
+    numbers = np.packbits(rows, axis=1, bitorder="little")[:, 0] if size else np.empty(0, np.uint8)
+    if (numbers > 2 * quantized.levels(bits)).any():
+        raise rans.CodeError(f"a code is not of {bits} bits")
+    return (numbers.astype(np.int16) - quantized.levels(bits)).astype(np.int8)
+
+
+def _bytes(array: NDArray[Any]) -> bytes:
+    return np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<")).tobytes()
+
+
+def _floats(scales: NDArray[np.float32]) -> bytes:
+    return bytes([FLOATS]) + scales.astype("<f4").tobytes()
+
+
 def _pack_plain(array: NDArray[Any]) -> bytes:
-    whole = np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<")).tobytes()
+    whole = _bytes(array)
     forms = [bytes([PLAIN]) + whole]
     deflated = zlib.compress(whole, 9)
     forms.append(bytes([DEFLATED]) + struct.pack("<I", len(deflated)) + deflated)
@@ -224,8 +264,8 @@ def inflate(coded: bytes, length: int) -> bytes:
 
 def _pack_quantized(tensor: Quantized) -> tuple[bytes, list[_Run]]:
     codes = tensor.codes.reshape(len(tensor.codes), -1).astype(np.int64)
-    forms = [_dense(codes.ravel())]
-    if not codes.all():
+    forms = [_dense(codes.ravel()), (_packed(tensor), [])]
+    if 2 * np.count_nonzero(codes) < codes.size:
         forms += [_sparse(SPARSE, codes.ravel()), _sparse(SPARSE_COLUMNS, codes.T.ravel())]
     head, run = min(forms, key=lambda form: 8 * len(form[0]) + _bits(form[1]))
     scales, exponents = _pack_scales(tensor.scales)
@@ -259,7 +299,7 @@ def _bits(runs: list[_Run]) -> float:
 def _pack_scales(scales: NDArray[np.float32]) -> tuple[bytes, list[_Run]]:
     """Scales of groups of zeros are not kept: any will do."""
     there = scales > 0
-    floats = bytes([FLOATS]) + scales.astype("<f4").tobytes()
+    floats = _floats(scales)
     if not there.any():
         return bytes([POWERS]) + struct.pack("<h", 0) + code_table.fit(np.zeros(1, np.int64)).data, [
             _Run(np.zeros(scales.size, np.int64), code_table.fit(np.zeros(1, np.int64)))
@@ -280,10 +320,11 @@ def _pack_scales(scales: NDArray[np.float32]) -> tuple[bytes, list[_Run]]:
 def _read_head(reader: _Reader, scheme: Scheme, form: int) -> _Head:
     size = math.prod(scheme.shape)
     where, runs = None, []
-    if form not in (DENSE, SPARSE, SPARSE_COLUMNS):
+    if form not in (DENSE, SPARSE, SPARSE_COLUMNS, PACKED):
         raise rans.CodeError(f"form {form} is not one of a quantised tensor")
-    count = size
-    if form != DENSE:
+    count = 0 if form == PACKED else size
+    codes = _read_packed(reader, size, scheme.bits) if form == PACKED else None
+    if form in (SPARSE, SPARSE_COLUMNS):
         count, tag, length = _SPARSE.unpack(reader.take(_SPARSE.size))
         packed = reader.take(length)
         if count > size or not positions.known(tag) or tag in (positions.REFERENCE, positions.SEEDED):
@@ -302,7 +343,7 @@ def _read_head(reader: _Reader, scheme: Scheme, form: int) -> _Head:
         scales = np.frombuffer(reader.take(4 * math.prod(groups)), "<f4").astype(np.float32).reshape(groups)
         if not (np.isfinite(scales).all() and (scales >= 0).all()):
             raise rans.CodeError("a scale is below zero, NaN or infinite")
-        return _Head(form, where, scales, 0, runs)
+        return _Head(form, codes, where, scales, 0, runs)
     if kind != POWERS:
         raise rans.CodeError(f"scales of kind {kind}")
     middle = struct.unpack("<h", reader.take(2))[0]
@@ -310,7 +351,7 @@ def _read_head(reader: _Reader, scheme: Scheme, form: int) -> _Head:
     if middle - table.top < quantized.MIN_EXPONENT or middle + table.top > quantized.MAX_EXPONENT:
         raise rans.CodeError("a scale is beyond float32's normal numbers")
     runs.append((math.prod(groups), table))
-    return _Head(form, where, None, middle, runs)
+    return _Head(form, codes, where, None, middle, runs)
 
 
 def len_of_scales(scheme: Scheme) -> tuple[int, int]:
@@ -319,7 +360,7 @@ def len_of_scales(scheme: Scheme) -> tuple[int, int]:
 
 
 def _restored(name: str, scheme: Scheme, head: _Head, runs: list[NDArray[np.int64]]) -> Quantized:
-    codes = np.zeros(math.prod(scheme.shape), np.int8)
+    codes = np.zeros(math.prod(scheme.shape), np.int8) if head.codes is None else head.codes
     has_codes = len(runs) > (head.scales is None)
     if has_codes:
         codes[slice(None) if head.positions is None else head.positions] = runs[0]

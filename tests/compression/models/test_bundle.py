@@ -83,8 +83,17 @@ STUDENT = student()
 DATA = saved(STUDENT, private_key=KEY, onnx=b"to run")
 START = container.HEADER.size + container.DIGEST_BYTES
 _, _, MANIFEST_BYTES, WEIGHTS_BYTES, ONNX_BYTES, _, _ = container.HEADER.unpack_from(DATA)
-MANIFEST = zlib.decompress(DATA[START : START + MANIFEST_BYTES])
-WEIGHTS = DATA[START + MANIFEST_BYTES : START + MANIFEST_BYTES + WEIGHTS_BYTES]
+
+
+def parts(data: bytes) -> tuple[bytes, bytes]:
+    """Manifest, unpacked, and weights."""
+    opened = container.unpack(data)
+    return opened.manifest, opened.weights
+
+
+MANIFEST, WEIGHTS = parts(DATA)
+CODED = parts(saved(STUDENT, Quantization(bits=4, sparsity=0.6)))
+"""The same student, its codes in the entropy-coded string."""
 
 
 def assembled(packed: bytes, coded: bytes, deflated: bytes = b"", plain_bytes: int = 0, flag: int = 0) -> bytes:
@@ -125,7 +134,7 @@ def test_a_bundle_opens_to_the_quantised_student() -> None:
     assert (opened.size, opened.sha256) == (len(DATA), hashlib.sha256(DATA).hexdigest())
     assert (opened.manifest.input_shape, opened.manifest.output_shape) == ((1, 8, 8), (10,))
     assert (opened.format, opened.onnx, opened.signed) == (2, b"to run", True)
-    assert opened.manifest.schemes["0.weight"] == "int8 by channel" and opened.forms["0.weight"] == "dense"
+    assert opened.manifest.schemes["0.weight"] == "int8 by channel" and opened.forms["0.weight"] == "packed"
     assert opened.manifest.schemes["1.num_batches_tracked"] == "int64" and opened.forms["7.bias"] == "float16"
 
 
@@ -173,7 +182,7 @@ def test_golden_bytes_open() -> None:
         "2.weight": "int4 by channel",
         "2.bias": "float32",
     }
-    assert opened.forms == {"0.weight": "dense", "0.bias": "float16", "2.weight": "dense", "2.bias": "plain"}
+    assert opened.forms == {"0.weight": "packed", "0.bias": "float16", "2.weight": "dense", "2.bias": "plain"}
     with torch.no_grad():
         hidden = torch.relu(torch.tensor([[1.0, 2.0]]) @ deep()[0].weight.T + deep()[0].bias)
         torch.testing.assert_close(model[0](torch.tensor([[1.0, 2.0]])).relu(), hidden)
@@ -240,9 +249,10 @@ def test_any_manifest_under_a_right_checksum_is_refused_by_a_bundle_error(noise:
 @given(st.data())
 def test_any_damage_to_the_weights_under_a_right_checksum_is_refused_or_gives_weights(data: st.DataObject) -> None:
     """Whoever makes a file can make its checksum: bytes that are wrong all the same must do no harm."""
-    at = data.draw(st.integers(0, len(WEIGHTS)))
-    end = data.draw(st.integers(at, min(len(WEIGHTS), at + 20)))
-    damaged = forged(coded=WEIGHTS[:at] + data.draw(st.binary(max_size=20)) + WEIGHTS[end:])
+    said, whole = data.draw(st.sampled_from([(MANIFEST, WEIGHTS), CODED]))
+    at = data.draw(st.integers(0, len(whole)))
+    end = data.draw(st.integers(at, min(len(whole), at + 20)))
+    damaged = forged(said, whole[:at] + data.draw(st.binary(max_size=20)) + whole[end:])
     try:
         model = bundle.rebuild(bundle.open_bundle(damaged), Images())
     except errors.BundleError:

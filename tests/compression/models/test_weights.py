@@ -106,6 +106,16 @@ DATA = weights.pack({"w": SPARSE})[0]
 SCHEME = Scheme((30, 100), bits=4)
 
 
+def test_without_entropy_coding_the_length_does_not_depend_on_the_numbers() -> None:
+    tensors: Tensors = {"w": drawn((20, 50), 3, 8, 1.0, 0), "b": np.zeros(9, np.float32)}
+    others: Tensors = {"w": drawn((20, 50), 3, 8, 0.1, 1), "b": np.arange(9, dtype=np.float32)}
+    longest = [weights.pack(one, entropy_coded=False)[0] for one in (tensors, others)]
+    assert len(longest[0]) == len(longest[1]) > max(len(weights.pack(one)[0]) for one in (tensors, others))
+    found, forms = weights.unpack(longest[0], {name: weights.scheme_of(one) for name, one in tensors.items()})
+    assert forms == {"w": "packed", "b": "plain"}
+    assert np.array_equal(found["w"][0], tensors["w"][0])  # type: ignore[index]
+
+
 def changed(place: int, value: bytes) -> bytes:
     return DATA[:place] + value + DATA[place + len(value) :]
 
@@ -129,6 +139,7 @@ def changed(place: int, value: bytes) -> bytes:
         (b"\0\0\0\xc0\x7f", Scheme((1,), "float32"), "NaN"),
         (b"\0\2", Scheme((1,), "bool"), "truth value"),
         (b"\2\2\0\0\0xx", Scheme((1,), "int64"), "not a zlib stream"),
+        (b"\6\x0f\1\0\0" + bytes(6), Scheme((1, 1), bits=4), "not of 4 bits"),
         (b"\3\x80\0\0\0\0\x80\xff" + bytes(5), Scheme((1, 1), bits=4), "below zero"),
         (b"\3\x80\0\2", Scheme((1, 1), bits=4), "scales of kind 2"),
         (b"\3\x80\0\1\0\x7f\x80\0" + bytes(5), Scheme((1, 1), bits=4), "normal numbers"),
