@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -182,14 +181,15 @@ def rebuild(bundle: Bundle, task: Task) -> nn.Module:
         raise DoesNotFit(f"inputs of {manifest.input_dtype} {manifest.input_shape}: no model takes such")
     if math.prod(manifest.input_shape) > MAX_INPUT_ENTRIES:
         raise DoesNotFit(f"inputs of shape {manifest.input_shape} have more than {MAX_INPUT_ENTRIES:,} entries")
-    makers: dict[str | None, Callable[[], nn.Module]] = {None: task.model, **task.students()}
-    if manifest.architecture not in makers:
+    students = task.students()
+    make = task.model if manifest.architecture is None else students.get(manifest.architecture)
+    if make is None:
         raise DoesNotFit(
             f"task {task.name!r} has no student architecture {manifest.architecture!r}, it has"
-            f" {', '.join(map(str, list(makers)[1:])) or 'none'}: made by a newer version of the task?"
+            f" {', '.join(students) or 'none'}: made by a newer version of the task?"
         )
     with reproducible(0):
-        model = makers[manifest.architecture]().eval()
+        model = make().eval()
         try:
             architecture.shrink(model, manifest.shapes)
             quantized.load(model, bundle.weights)

@@ -93,10 +93,13 @@ def pack(tensors: Tensors, entropy_coded: bool = True) -> tuple[bytes, dict[str,
     """
     heads, runs, forms = [], [], {}
     for name, tensor in tensors.items():
+        found: list[_Run] = []
         if not entropy_coded:
-            head, found = _pack_longest(tensor), []
+            head = _pack_longest(tensor)
+        elif isinstance(tensor, Quantized):
+            head, found = _pack_quantized(tensor)
         else:
-            head, found = _pack_quantized(tensor) if isinstance(tensor, Quantized) else (_pack_plain(tensor), [])
+            head = _pack_plain(tensor)
         heads.append(head)
         runs += found
         forms[name] = FORMS[head[0]]
