@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from fedpress.compression.models import bundle, cost, prune
+from fedpress.compression.models import bundle, cost, importance, prune
 from fedpress.compression.models.cost import DeviceSpeed
+from fedpress.compression.models.importance import Criterion
 
 KINDS = ("parameters", "bundle_bytes", "flops", "memory_bytes", "latency_ms")
 """What a budget may be of; these are its fields."""
@@ -92,7 +93,9 @@ class Budget:
         return found.memory_bytes if self.device is None else self.device.latency_ms(found)
 
 
-def student_of(teacher: nn.Module, example_input: Tensor, budget: Budget) -> nn.Module:
+def student_of(
+    teacher: nn.Module, example_input: Tensor, budget: Budget, criterion: Criterion = importance.DEFAULT
+) -> nn.Module:
     """Return the largest pruned version of the teacher within the budget, not yet distilled.
 
     A budget of bytes is met by the file without its entropy coding, whose length does not depend on the weights: the
@@ -102,6 +105,7 @@ def student_of(teacher: nn.Module, example_input: Tensor, budget: Budget) -> nn.
         teacher: The model to prune; untouched.
         example_input: A batch as the teacher is called with, (N, ...).
         budget: What the student may cost.
+        criterion: What is removed first.
 
     Raises:
         BudgetError: Even one channel in every layer is too much.
@@ -113,4 +117,5 @@ def student_of(teacher: nn.Module, example_input: Tensor, budget: Budget) -> nn.
         example_input,
         lambda student: budget.cost_of(student, example_input) <= most,
         f"{most:,.10g} {UNITS[budget.kind]}",
+        criterion=criterion,
     )
