@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedpress.compression.errors import FedpressError
+from fedpress.compression.models.search import Step
 from fedpress.simulations import runner
 from fedpress.simulations.report import figures
 from fedpress.simulations.report.figures import Curve
@@ -141,6 +142,11 @@ class Sampler:
             memory.append(resident(process))
         if self._inner:
             self._inner.on_round(result)
+
+    def on_search(self, tier: str, step: Step) -> None:
+        """The search for a student goes on."""
+        if self._inner:
+            self._inner.on_search(tier, step)
 
     def on_student(self, result: StudentResult) -> None:
         """A student was made."""

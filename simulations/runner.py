@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from hashlib import sha256
 from logging import WARNING, getLogger
@@ -19,9 +19,12 @@ from torch import nn
 
 from fedpress.compression.errors import FedpressError
 from fedpress.compression.files import write_atomically
+from fedpress.compression.models.continuations import Continuations
 from fedpress.compression.models.cost import DeviceSpeed
+from fedpress.compression.models.data_free import RECIPES, DataFree
 from fedpress.compression.models.distill import Distillation
 from fedpress.compression.models.search import Search, Step
+from fedpress.compression.models.starts import Start
 from fedpress.compression.models.student import Budget
 from fedpress.compression.models.task import Evaluation
 from fedpress.server import app as server
@@ -197,12 +200,27 @@ def publisher(workload: Workload, folder: RunFolder, observer: Observer | None =
     return Publisher(
         workload.task,
         ModelStore(folder.bundles),
-        [Tier(tier.name, budget(tier), search if tier.student == "auto" else None) for tier in choice.tiers],
+        [
+            Tier(tier.name, budget(tier), start(tier), search if tier.student == "auto" else None)
+            for tier in choice.tiers
+        ],
         Distillation(epochs=choice.epochs, learning_rate=choice.learning_rate, temperature=choice.temperature),
         labels=choice.labels,
+        made_up=_made_up(choice.data_free) if choice.data_free else None,
+        continuations=Continuations(**choice.continuations.model_dump()) if choice.continuations else None,
         seed=workload.scenario.seed,
         on_search=observer.on_search if observer else lambda tier, step: None,
     )
+
+
+def start(tier: scenarios.Tier) -> Start:
+    """Return what the student of a scenario's tier is pruned from, where it is not searched for."""
+    return Start(None if tier.student in ("pruned", "auto") else tier.student, tier.keep_every)
+
+
+def _made_up(choice: scenarios.DataFreeChoice) -> DataFree:
+    chosen = choice.model_dump(exclude={"recipe"}, exclude_none=True)
+    return replace(RECIPES[choice.recipe], **chosen)
 
 
 @dataclass
@@ -350,6 +368,7 @@ def simulate(
     *,
     keep_state: bool = False,
     keep_payloads: bool = False,
+    adjust: Callable[[server.Plan], None] = lambda _: None,
 ) -> Results:
     """Run a scenario and return its results, which the run folder holds too.
 
@@ -359,12 +378,13 @@ def simulate(
         observer: is told what happens.
         keep_payloads: whether the folder gets every accepted payload as a file.
         keep_state: whether checkpoints and clients' states stay in the folder after the end.
+        adjust: is given the server's plan before it is carried out, to change what a scenario does not say.
 
     Raises:
         RunFolderError: `out` is not empty, or cannot be made.
         KeyboardInterrupt: passed on once the folder is whole.
     """
-    return _run(new_folder(scenario, out), scenario, observer, keep_state, keep_payloads)
+    return _run(new_folder(scenario, out), scenario, observer, keep_state, keep_payloads, adjust)
 
 
 def resume(
@@ -388,7 +408,12 @@ def resume(
 
 
 def _run(
-    folder: RunFolder, scenario: Scenario, observer: Observer | None, keep_state: bool, keep_payloads: bool
+    folder: RunFolder,
+    scenario: Scenario,
+    observer: Observer | None,
+    keep_state: bool,
+    keep_payloads: bool,
+    adjust: Callable[[server.Plan], None] = lambda _: None,
 ) -> Results:
     if observer:
         observer.on_start(scenario, folder)
@@ -399,6 +424,7 @@ def _run(
         writer = planned.watcher
         assert isinstance(writer, Writer)
         writer.keep_state = keep_state
+        adjust(planned)
         try:
             with engine.InlineGrid(
                 "fedpress.client.app:app",

@@ -48,9 +48,9 @@ RESIZABLE: tuple[type[nn.Module], ...] = (
 class Stack(nn.Sequential):
     """Blocks one after the other, any of which may be dropped: each answers in the shape of its input."""
 
-    def keep(self, chosen: Iterable[int]) -> None:
-        """Keep only the blocks at these indices, numbered anew from 0."""
-        kept = [self[index] for index in chosen]
+    def keep(self, blocks: Iterable[nn.Module]) -> None:
+        """Consist of these blocks from now on, numbered from 0."""
+        kept = list(blocks)
         self._modules.clear()
         for index, block in enumerate(kept):
             self.add_module(str(index), block)
@@ -81,8 +81,8 @@ def tensors(model: nn.Module) -> dict[str, Tensor]:
 def shrink(model: nn.Module, wanted: Mapping[str, Shape]) -> None:
     """Cut a model's tensors down to `wanted`, in place; the values of tensors that shrink are left undefined.
 
-    Blocks at the end of a `Stack` go first, if `wanted` has none of their tensors. Then everything is checked before
-    anything is allocated or changed. Tied tensors stay tied.
+    Everything is checked before anything is allocated or changed. Tied tensors stay tied. Blocks at the end of a
+    `Stack` of which `wanted` has no tensor are dropped.
 
     Args:
         model: A model as the task makes it.
@@ -92,10 +92,36 @@ def shrink(model: nn.Module, wanted: Mapping[str, Shape]) -> None:
         ArchitectureError: Names are missing or unknown, a dimension grows or is empty, or a layer's tensors disagree.
         UnsupportedLayer: A layer would change that is not of a kind in `RESIZABLE`.
     """
+    whole = [(module, list(module)) for module in model.modules() if isinstance(module, Stack)]
+    try:
+        _drop_blocks(model, wanted)
+        changed = _checked(model, wanted)
+    except FedpressError:
+        for stack, blocks in whole:
+            stack.keep(blocks)
+        raise
+    for module, new in changed:
+        for key, tensor in _own_tensors(module).items():
+            if key in new and tuple(tensor.shape) != new[key]:
+                tensor.data = torch.empty(new[key], dtype=tensor.dtype)  # in place, so that a tied tensor stays one
+        _describe(module)
+
+
+def _drop_blocks(model: nn.Module, wanted: Mapping[str, Shape]) -> None:
+    """Cut each stack after the last block that has a tensor in `wanted`, or no tensor of its own."""
     own = tensors(model)
-    for path, module in model.named_modules():
-        if isinstance(module, Stack):
-            module.keep(range(_blocks_wanted(path, module, own, wanted)))
+    for path, stack in [(path, module) for path, module in model.named_modules() if isinstance(module, Stack)]:
+        count = len(stack)
+        while count:
+            start = f"{path}.{count - 1}.".lstrip(".")
+            if any(name.startswith(start) for name in wanted) or not any(name.startswith(start) for name in own):
+                break
+            count -= 1
+        stack.keep(list(stack)[:count])
+
+
+def _checked(model: nn.Module, wanted: Mapping[str, Shape]) -> list[tuple[nn.Module, dict[str, Shape]]]:
+    """The layers that change, with the new shapes of their tensors, once all of `wanted` is known to fit."""
     own = tensors(model)
     if missing := own.keys() - wanted.keys():
         raise ArchitectureError(f"no shape for {sorted(missing)}: was this made for another model?")
@@ -110,7 +136,7 @@ def shrink(model: nn.Module, wanted: Mapping[str, Shape]) -> None:
                 " 1 and at most the model's; was this made for another model?"
             )
     canonical = {id(tensor): name for name, tensor in model.state_dict(keep_vars=True).items() if name in own}
-    changed = []
+    changed: list[tuple[nn.Module, dict[str, Shape]]] = []
     for path, module in model.named_modules():
         local = {key: canonical.get(id(tensor)) for key, tensor in _own_tensors(module).items()}
         new = {key: tuple(wanted[name]) for key, name in local.items() if name is not None}
@@ -121,20 +147,7 @@ def shrink(model: nn.Module, wanted: Mapping[str, Shape]) -> None:
             changed.append((module, new))
         if isinstance(module, SelfAttention):
             _check_heads(path, module, *(wanted[canonical[id(part.weight)]] for part in (module.qkv, module.out)))
-    for module, new in changed:
-        for key, tensor in _own_tensors(module).items():
-            if key in new and tuple(tensor.shape) != new[key]:
-                tensor.data = torch.empty(new[key], dtype=tensor.dtype)  # in place, so that a tied tensor stays one
-        _describe(module)
-
-
-def _blocks_wanted(path: str, stack: Stack, own: Mapping[str, Tensor], wanted: Mapping[str, Shape]) -> int:
-    """How many blocks are left: up to the last that has a tensor in `wanted`, or no tensor of its own."""
-    for index in reversed(range(len(stack))):
-        start = f"{path}.{index}.".lstrip(".")
-        if any(name.startswith(start) for name in wanted) or not any(name.startswith(start) for name in own):
-            return index + 1
-    return 0
+    return changed
 
 
 def _own_tensors(module: nn.Module) -> dict[str, Tensor]:

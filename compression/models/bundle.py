@@ -138,6 +138,7 @@ class Manifest(pydantic.BaseModel):
         input_dtype: Of the inputs, as torch writes it ("float32").
         output_shape: Of one answer, without the batch.
         weights_sha256: Of the weights before coding.
+        architecture: Name of the task's student architecture; None: its model, pruned.
     """
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
@@ -152,6 +153,7 @@ class Manifest(pydantic.BaseModel):
     input_dtype: str
     output_shape: Shape
     weights_sha256: str = pydantic.Field(pattern="^[0-9a-f]{64}$")
+    architecture: str | None = None
 
 
 class Bundle(NamedTuple):
@@ -179,6 +181,7 @@ def save(
     tier: str,
     version: int,
     metrics: dict[str, float],
+    architecture: str | None = None,
 ) -> bytes:
     """Return the download file of a student: the same bytes for the same arguments.
 
@@ -186,7 +189,7 @@ def save(
         student: The model, run once to note the shape of its answers.
         weights: Its tensors, as `quantize.quantize` gives them.
         example_input: A batch as the model is called with, (N, ...).
-        task, tier, version, metrics: For the manifest.
+        task, tier, version, metrics, architecture: For the manifest.
 
     Raises:
         TooLarge: The student is beyond the limits of the format.
@@ -203,8 +206,9 @@ def save(
         input_dtype=str(example_input.dtype).removeprefix("torch."),
         output_shape=_answer_shape(student, example_input[:1]),
         weights_sha256=hashlib.sha256(plain).hexdigest(),
+        architecture=architecture,
     )
-    text = manifest.model_dump_json().encode()
+    text = manifest.model_dump_json(exclude_none=True).encode()
     if len(text) > MAX_MANIFEST_BYTES or len(plain) > MAX_WEIGHTS_BYTES:
         raise TooLarge(
             f"a manifest of {len(text):,} and weights of {len(plain):,} bytes: at most {MAX_MANIFEST_BYTES:,} and"
@@ -267,11 +271,12 @@ def open_bundle(data: bytes) -> Bundle:
 def rebuild(bundle: Bundle, task: Task) -> nn.Module:
     """Return the student, in evaluation mode, with its weights dequantised.
 
-    A fresh model of the task is cut down to the manifest's shapes, filled, and run once on zeros. Torch's generator
-    is left as it was.
+    A fresh model of the task, or its student architecture of the manifest's name, is cut down to the manifest's shapes,
+    filled, and run once on zeros. Torch's generator is left as it was.
 
     Raises:
-        DoesNotFit: The bundle is of another task, or its shapes are not those of a pruned version of its model.
+        DoesNotFit: The bundle is of another task or an architecture that this task does not have, or its shapes are not
+            those of a pruned version of the model.
     """
     manifest = bundle.manifest
     if manifest.task != task.name:
@@ -282,8 +287,15 @@ def rebuild(bundle: Bundle, task: Task) -> nn.Module:
         raise DoesNotFit(f"inputs of {manifest.input_dtype} {manifest.input_shape}: no model takes such")
     if math.prod(manifest.input_shape) > MAX_INPUT_ENTRIES:
         raise DoesNotFit(f"inputs of shape {manifest.input_shape} have more than {MAX_INPUT_ENTRIES:,} entries")
+    known = task.students()
+    make = task.model if manifest.architecture is None else known.get(manifest.architecture)
+    if make is None:
+        raise DoesNotFit(
+            f"task {task.name!r} has no student architecture {manifest.architecture!r}, it has"
+            f" {', '.join(known) or 'none'}: made by a newer version of the task?"
+        )
     with reproducible(0):
-        model = task.model().eval()
+        model = make().eval()
         try:
             architecture.shrink(model, manifest.shapes)
             quantize.load(model, bundle.weights)

@@ -1,7 +1,7 @@
 """Inputs made up from the teacher alone, for a task that holds out no proxy data.
 
-`synthesize` returns inputs on which any distillation then runs as on proxy data. Two things can be optimised, the inputs
-themselves or a generator of them, for a weighted sum of what the field asks of such inputs:
+`synthesize` returns inputs on which any distillation then runs as on proxy data. Either the inputs themselves are
+optimised or a generator of them, for a weighted sum of what the field asks of such inputs:
 
 [1] H. Yin, P. Molchanov, J. M. Alvarez et al., "Dreaming to Distill: Data-free Knowledge Transfer via DeepInversion",
     CVPR 2020, section 3.2: the statistics of every batch norm are those that it saw in training (equation 4), few jumps
@@ -29,10 +29,15 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedpress.compression.errors import FedpressError
+from fedpress.compression.models import teachers
 from fedpress.compression.models.determinism import reproducible
 
 LATENT: Final = 64
 """Numbers that a generator makes an input from."""
+STUDENT_STEPS: Final = 5
+"""Steps of the student for each of the generator's, as in [3]."""
+STUDENT_RATE: Final = 1e-3
+"""Learning rate of that student."""
 
 
 class DataFreeError(FedpressError, ValueError):
@@ -119,25 +124,41 @@ def synthesize(
 
     Raises:
         DataFreeError: `statistics` without a batch norm that keeps any, `disagreement` without a student, or a teacher
-            whose answers are not (N, classes).
+            that takes no float32 or whose answers are not (N, classes).
     """
-    watched = copy.deepcopy(teacher).cpu().eval().requires_grad_(False)
-    if settings.statistics and not _norms(watched):
+    classes = check(teacher, shape, settings)
+    if settings.disagreement and student is None:
+        raise DataFreeError("disagreement is with a student, got none")
+    with reproducible(seed):
+        wish = _Wish(copy.deepcopy(teacher).cpu().eval().requires_grad_(False), settings)
+        if settings.optimise == "inputs":
+            return _optimised(wish, shape, classes, student)
+        return _generated(wish, shape, student)
+
+
+def check(teacher: nn.Module, shape: tuple[int, ...], settings: DataFree) -> int:
+    """Return the number of classes, if inputs can be made up from this model at all.
+
+    Args:
+        teacher, shape, settings: As for `synthesize`.
+
+    Raises:
+        DataFreeError: As for `synthesize`.
+    """
+    if settings.statistics and not _norms(teacher):
         raise DataFreeError(
             "the model has no batch norm with running statistics, which its inputs could be made up from: choose a"
             " generator (dafl or dfad), or a model with batch norm"
         )
-    if settings.disagreement and student is None:
-        raise DataFreeError("disagreement is with a student, got none")
-    with reproducible(seed):
-        with torch.no_grad():
-            answer = watched(torch.full((2, *shape), settings.low))
-        if answer.ndim != 2:
-            raise DataFreeError(f"the teacher answers {tuple(answer.shape[1:])} an input, expected one logit a class")
-        wish = _Wish(watched, settings)
-        if settings.optimise == "inputs":
-            return _optimised(wish, shape, answer.shape[1], None if student is None else student)
-        return _generated(wish, shape, student)
+    try:
+        answer = teachers.logits(teacher, torch.full((2, *shape), settings.low))
+    except (RuntimeError, TypeError) as error:
+        raise DataFreeError(
+            f"the model takes no numbers of shape {shape}: {error}; made-up inputs are for images and vectors"
+        ) from error
+    if answer.ndim != 2:
+        raise DataFreeError(f"the teacher answers {tuple(answer.shape[1:])} an input, expected one logit a class")
+    return answer.shape[1]
 
 
 class _Wish:
@@ -174,7 +195,7 @@ class _Wish:
         chosen = self.settings
         self._distances.clear()
         logits = self.teacher(inputs)
-        loss = logits.new_zeros(())
+        loss: Tensor = logits.new_zeros(())
         if chosen.certainty:
             wanted = logits.argmax(dim=1) if targets is None else targets
             loss = loss + chosen.certainty * functional.cross_entropy(logits, wanted)
@@ -196,7 +217,9 @@ class _Wish:
 def _optimised(wish: _Wish, shape: tuple[int, ...], classes: int, student: nn.Module | None) -> Tensor:
     """Batches of inputs, each optimised by itself from noise; classes in equal numbers."""
     settings = wish.settings
-    against = None if student is None else copy.deepcopy(student).cpu().eval().requires_grad_(False)
+    against = None
+    if settings.disagreement and student is not None:
+        against = copy.deepcopy(student).cpu().eval().requires_grad_(False)
     made = []
     for _ in range(math.ceil(settings.examples / settings.batch_size)):
         raw = torch.randn(settings.batch_size, *shape).requires_grad_()
@@ -219,7 +242,7 @@ def _generated(wish: _Wish, shape: tuple[int, ...], student: nn.Module | None) -
     ours = torch.optim.Adam(generator.parameters(), settings.learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(ours, settings.steps)
     learner = copy.deepcopy(student).cpu().train() if settings.disagreement and student is not None else None
-    theirs = torch.optim.Adam(learner.parameters(), 1e-3) if learner is not None else None
+    theirs = torch.optim.Adam(learner.parameters(), STUDENT_RATE) if learner is not None else None
     kept: list[Tensor] = []
     each = math.ceil(settings.examples / (settings.steps - settings.steps // 2))
     for step in range(settings.steps):
@@ -243,10 +266,6 @@ def _generated(wish: _Wish, shape: tuple[int, ...], student: nn.Module | None) -
                     inputs = torch.cat([inputs, more])
             kept.append(inputs[:each].detach())
     return torch.cat(kept)[-settings.examples :]
-
-
-STUDENT_STEPS: Final = 5
-"""Steps of the student for each of the generator's, as in [3], section 4.1."""
 
 
 def _generator(shape: tuple[int, ...]) -> nn.Module:

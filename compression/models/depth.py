@@ -1,7 +1,8 @@
 """Fewer layers: every second block of a stack is dropped, and the student starts from those that are left.
 
-V. Sanh, L. Debut, J. Chaumond, T. Wolf, "DistilBERT, a distilled version of BERT: smaller, faster, cheaper and lighter",
-EMC^2 workshop at NeurIPS 2019, section 2: the student takes one layer out of two of its teacher and is then distilled.
+V. Sanh, L. Debut, J. Chaumond, T. Wolf, "DistilBERT, a distilled version of BERT: smaller, faster, cheaper and
+lighter", EMC^2 workshop at NeurIPS 2019, section 2: the student takes one layer out of two of its teacher and is then
+distilled.
 
 What may be dropped is said by the model: the blocks of a `architecture.Stack`, each of which answers in the shape of
 its input. A receiver cuts a fresh model down from the shapes alone (`architecture.shrink`).
@@ -45,11 +46,11 @@ def keep_every(model: nn.Module, step: int = 2) -> nn.Module:
     stacks = _stacks(smaller)
     if not stacks:
         raise UnsupportedLayer(
-            f"a {type(model).__name__} has no architecture.Stack, so it is not known which of its layers may be dropped:"
-            " put blocks that answer in the shape of their input into one"
+            f"a {type(model).__name__} has no architecture.Stack, so it is not known which of its layers may be"
+            " dropped: put blocks that answer in the shape of their input into one"
         )
     for stack in stacks:
-        stack.keep(range(0, len(stack), step))
+        stack.keep(list(stack)[::step])
     return smaller
 
 

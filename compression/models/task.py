@@ -64,8 +64,8 @@ class Task(ABC):
     """A model, its data and its loss.
 
     A subclass gives `name`, `model` and `data`, and may replace `loss` and `correct`, whose defaults are those of
-    classification with one label for each example, `groups` and `students`. Instances are made in every worker process, so
-    constructors are cheap and `data` loads on its first call.
+    classification with one label for each example, `groups` and `students`. Instances are made in every worker process,
+    so constructors are cheap and `data` loads on its first call.
     """
 
     name: str

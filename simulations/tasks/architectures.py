@@ -8,6 +8,7 @@ section 3, where teacher and student see paired images of one scene, the student
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -51,9 +52,10 @@ def perceptron(inputs: int, *hidden: int, classes: int, view: nn.Module | None =
     """
     layers: list[nn.Module] = [view] if view is not None else []
     layers.append(nn.Flatten())
-    for before, after in zip((inputs, *hidden[:-1]), hidden, strict=True):
+    sizes = (inputs, *hidden)
+    for before, after in pairwise(sizes):
         layers += [nn.Linear(before, after), nn.ReLU()]
-    return nn.Sequential(*layers, nn.Linear(hidden[-1] if hidden else inputs, classes))
+    return nn.Sequential(*layers, nn.Linear(sizes[-1], classes))
 
 
 class LeftHalf(nn.Module):
@@ -68,7 +70,7 @@ class LeftHalf(nn.Module):
         return images[..., : images.shape[-1] // 2]
 
 
-class LowResolution(nn.AvgPool2d):
+class Coarse(nn.AvgPool2d):
     """Images (N, C, H, W) to the means of their squares of `factor` pixels, as a coarser camera takes them."""
 
     def __init__(self, factor: int) -> None:

@@ -65,7 +65,7 @@ MODELS: architectures.Models = {
     "vit": vit,
     "vit-small": lambda: VisionTransformer(28, 7, width=48, depth=2, heads=4, hidden=96, classes=10),
     "mlp-left-half": lambda: architectures.perceptron(392, 128, 64, classes=10, view=architectures.LeftHalf()),
-    "mlp-low-resolution": lambda: architectures.perceptron(49, 128, 64, classes=10, view=architectures.LowResolution(4)),
+    "mlp-coarse": lambda: architectures.perceptron(49, 128, 64, classes=10, view=architectures.Coarse(4)),
     "mlp-edges": lambda: architectures.perceptron(729, 64, 64, classes=10, view=architectures.Edges()),
 }
 """The architectures of this task by name: as its model, or as students."""

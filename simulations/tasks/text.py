@@ -111,9 +111,7 @@ MODELS: architectures.Models = {
     "lstm": NextCharacter,
     "gru": lambda: NextCharacter(nn.GRU, 128),
     "gru-small": lambda: NextCharacter(nn.GRU, 64),
-    "transformer": lambda: CausalTransformer(
-        len(ALPHABET) + 1, LENGTH, width=96, depth=4, heads=4, hidden=192
-    ),
+    "transformer": lambda: CausalTransformer(len(ALPHABET) + 1, LENGTH, width=64, depth=4, heads=4, hidden=128),
 }
 """The architectures of this task by name: as its model, or as students."""
 

@@ -35,7 +35,7 @@ def test_examples_in_docstrings(module):
 def test_shipped_scenarios_are_valid_and_carry_their_own_name(name):
     loaded = load(name)
     assert loaded.name == name
-    assert bool(loaded.students.tiers) == (loaded.task.name != "text")
+    assert loaded.students.tiers
 
 
 def test_the_default_scenario_is_the_one_promised():
@@ -108,6 +108,14 @@ def test_json_and_yaml_give_the_scenario_back(rounds, density, alpha, kind, numb
         ("students.tiers.0.parameters=3", "students.tiers.0: give one budget, either parameters or bundle_bytes"),
         ("students.tiers=[{name: a, parameters: 1.5}]", "expected a whole number >= 1, or a fraction of the global"),
         ("students.tiers=[{name: a, parameters: 3}, {name: a, parameters: 4}]", "two tiers have the same name"),
+        ("students.tiers=[{name: a, parameters: 3, keep_every: 0}]", "students.tiers.0.keep_every: got 0"),
+        ("students.data_free=dall-e", "students.data_free.recipe: got 'dall-e', expected deep-inversion, dafl"),
+        ("students.data_free={recipe: dafl, low: 2.0}", "low must be below high, got 2.0 and 1.0"),
+        ("students={data_free: dafl, labels: true}", "made-up inputs have no labels"),
+        (
+            "students.continuations={temperature: 0.0, copies: 2}",
+            "copies: got 2, but at temperature 0 all are",
+        ),
         ("students.tiers=[{name: a/b, parameters: 3}]", "students.tiers.0.name: got 'a/b', expected letters"),
         ("sampling.per_round=21", "21 clients asked each round, but clients is 20"),
         ("sampling.min_replies=11", "sampling.min_replies: got 11, expected at most per_round, 10"),
