@@ -38,13 +38,13 @@ class NoProxyData(PublishError, ValueError):
 
 @dataclass(frozen=True)
 class Tier:
-    """A class of client devices, and what its student is.
+    """A class of client devices, what its student may cost, and which model is pruned to that.
 
     Attributes:
         name: Of the tier.
         budget: Of its student.
-        start: Which model is pruned to the budget.
-        search: How the student is looked for in its place; None: it is not.
+        start: What is pruned, where nothing is searched for.
+        search: How the student is looked for; None: `start` is pruned alike in every layer.
     """
 
     name: str
@@ -79,6 +79,14 @@ class Published(NamedTuple):
     quantized_accuracy: float
     path: Path
     candidates: tuple[Candidate, ...] = ()
+
+
+class _Made(NamedTuple):
+    """A student that is distilled, its architecture if it is not the model's, and what was looked at to find it."""
+
+    learner: nn.Module
+    architecture: str | None
+    candidates: tuple[Candidate, ...]
 
 
 class Publisher:
@@ -180,7 +188,9 @@ class Publisher:
             self._publish_one(
                 tier,
                 version,
-                *((trained[tier.name], ()) if tier.name in trained else self._student(tier, version, model)),
+                _Made(trained[tier.name], tier.start.architecture, ())
+                if tier.name in trained
+                else self._student(tier, version, model),
                 teacher_accuracy,
             )
             for tier in self.tiers
@@ -191,29 +201,21 @@ class Publisher:
         """A batch of one input; of validation data, since there may be no proxy data."""
         return self.task.data().validation.inputs[:1]
 
-    def _student(self, tier: Tier, version: int, model: nn.Module) -> tuple[nn.Module, tuple[Candidate, ...]]:
-        """Return the tier's student, distilled, and what was looked at if it was searched for."""
+    def _student(self, tier: Tier, version: int, model: nn.Module) -> _Made:
+        """Return the tier's student, distilled; it starts from the global model, pruned, or from what the tier says."""
         seed = seeds.derive("distill", self.seed, version, tier.name)
-        start, candidates = self._start(tier, version, model, seed)
+        start = start_of(self.task, model, self._example, tier.budget, tier.start, seed=seed)
         inputs, targets = self._material(model, start, seed)
         teacher = self.clients.teacher(model, self.combine) if self.clients else model
-        return distill.distill(teacher, start, inputs, self.settings, targets=targets, seed=seed), candidates
-
-    def _start(self, tier: Tier, version: int, model: nn.Module, seed: int) -> tuple[nn.Module, tuple[Candidate, ...]]:
-        """Return the student as its distillation begins, and what was looked at to find it."""
-        if tier.search is None:
-            return start_of(self.task, model, self._example, tier.budget, tier.start, seed=seed), ()
-        found = search.search(
-            model,
-            self.task,
-            tier.budget,
-            tier.search,
-            self.settings,
-            targets=self.task.data().proxy.targets if self.labels else None,
-            seed=seeds.derive("search", self.seed, version, tier.name),
-            progress=lambda step: self.on_search(tier.name, step),
-        )
-        return found.student, found.candidates
+        architecture = tier.start.architecture
+        candidates: tuple[Candidate, ...] = ()
+        if tier.search:
+            start, architecture, candidates = search.search(
+                model, self.task, tier.budget, tier.search, self.settings, teacher=teacher, inputs=inputs,
+                targets=targets, seed=seed, progress=lambda step: self.on_search(tier.name, step),
+            )  # fmt: skip
+        learner = distill.distill(teacher, start, inputs, self.settings, targets=targets, seed=seed)
+        return _Made(learner, architecture, candidates)
 
     def _material(self, model: nn.Module, start: nn.Module, seed: int) -> tuple[Tensor, Tensor | None]:
         """What a student learns on: inputs, and their labels as far as it may see them."""
@@ -227,15 +229,8 @@ class Publisher:
         given = proxy.targets if self.labels else torch.full_like(proxy.targets, distill.HIDDEN)
         return torch.cat([proxy.inputs, written.inputs]), torch.cat([given, written.targets])
 
-    def _publish_one(
-        self,
-        tier: Tier,
-        version: int,
-        learner: nn.Module,
-        candidates: tuple[Candidate, ...],
-        teacher_accuracy: float,
-    ) -> Published:
-        splits = self.task.data()
+    def _publish_one(self, tier: Tier, version: int, made: _Made, teacher_accuracy: float) -> Published:
+        splits, learner = self.task.data(), made.learner
         weights = quantize.quantize(learner)
         quantized = quantize.applied(learner, weights)
         data = bundle.save(
@@ -246,7 +241,7 @@ class Publisher:
             tier=tier.name,
             version=version,
             metrics={"validation_accuracy": round(evaluate(quantized, self.task, splits.validation).accuracy, 4)},
-            architecture=tier.start.architecture,
+            architecture=made.architecture,
         )
         self._check(tier, data, quantized)
         return Published(
@@ -259,7 +254,7 @@ class Publisher:
             student_accuracy=evaluate(learner, self.task, splits.test).accuracy,
             quantized_accuracy=evaluate(quantized, self.task, splits.test).accuracy,
             path=self.store.put(data, tier=tier.name, version=version),
-            candidates=candidates,
+            candidates=made.candidates,
         )
 
     def _check(self, tier: Tier, data: bytes, quantized: nn.Module) -> None:

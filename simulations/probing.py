@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from fedpress.client import probe
 from fedpress.client.probe import Probe
 from fedpress.compression.errors import FedpressError
-from fedpress.compression.models import bundle, cost, prune, student
+from fedpress.compression.models import bundle, cost, prune
 from fedpress.compression.models.determinism import reproducible
+from fedpress.compression.models.starts import start_of
 from fedpress.simulations import runner
 from fedpress.simulations.scenario import Scenario, Tier
 from fedpress.simulations.workload import Workload
@@ -70,6 +71,7 @@ def run(scenario: Scenario | None, limits: Limits, threads: int = 1) -> tuple[Pr
 
     Raises:
         BudgetError: A tier's budget cannot be met by the task's model.
+        UnknownArchitecture: A tier names a student that the task does not have.
         TaskError: The task's data are absent.
     """
     if scenario is None:
@@ -78,7 +80,10 @@ def run(scenario: Scenario | None, limits: Limits, threads: int = 1) -> tuple[Pr
     example = task.data().proxy.inputs[:1]
     with reproducible(scenario.seed):
         model = task.model()
-    students = {tier.name: student.student_of(model, example, runner.budget(tier)) for tier in scenario.students.tiers}
+    students = {
+        tier.name: start_of(task, model, example, runner.budget(tier), runner.start(tier), seed=scenario.seed)
+        for tier in scenario.students.tiers
+    }
     found = probe.measure({name: (one, example) for name, one in family(model, example).items()}, threads)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)

@@ -204,7 +204,7 @@ def publisher(workload: Workload, folder: RunFolder, observer: Observer | None =
         workload.task,
         ModelStore(folder.bundles),
         [
-            Tier(tier.name, budget(tier), _start(tier), search if tier.student == "auto" else None)
+            Tier(tier.name, budget(tier), start(tier), search if tier.student == "auto" else None)
             for tier in choice.tiers
         ],
         Distillation(epochs=choice.epochs, learning_rate=choice.learning_rate, temperature=choice.temperature),
@@ -216,7 +216,8 @@ def publisher(workload: Workload, folder: RunFolder, observer: Observer | None =
     )
 
 
-def _start(tier: scenarios.Tier) -> Start:
+def start(tier: scenarios.Tier) -> Start:
+    """Return what the student of a scenario's tier is pruned from, where it is not searched for."""
     return Start(None if tier.student in ("pruned", "auto") else tier.student, tier.keep_every)
 
 

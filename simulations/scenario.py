@@ -356,6 +356,8 @@ class Tier(Section):
         given = [kind for kind in kinds if getattr(self, kind) is not None]
         if len(given) != 1:
             raise ValueError(f"give one budget out of {', '.join(kinds)}; got {' and '.join(given) or 'none'}")
+        if self.student == "auto" and self.keep_every > 1:
+            raise ValueError("keep_every has no meaning with student auto, which looks for the depth, too")
         if (self.latency_ms is None) != (self.device is None):
             raise ValueError("latency_ms and device go together; `fedpress probe --json FILE` measures a device")
         return self
@@ -372,6 +374,9 @@ class SearchChoice(Section):
         default="synflow", description="What ranks the candidates."
     )
     spread: float = Field(default=2.0, ge=1, description="How unlike the widths of layers may be; 1: all alike.")
+    architectures: tuple[str, ...] = Field(
+        default=(), strict=False, description="Of the task, such as mlp, that take part beside the global model."
+    )
 
     @model_validator(mode="after")
     def _fewer_finalists(self) -> SearchChoice:
@@ -420,7 +425,7 @@ class Students(Section):
         default=(),
         strict=False,
         description="One student each: {name, and what it may cost: parameters, bundle_bytes, flops, memory_bytes, or"
-        " latency_ms with device}; with `student: auto` it is searched for.",
+        " latency_ms with device}, and which model it is; with `student: auto` it is searched for.",
     )
     every: int = Field(default=0, ge=0, description="Rounds from one publication to the next; 0: only at the end.")
     temperature: Positive = Field(default=2.0, description="Of the distillation: softens the teacher's answers.")

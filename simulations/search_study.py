@@ -71,7 +71,8 @@ def study(task: Task, teacher: nn.Module, setup: Setup, settings: Search, seed: 
     best = evaluate(teacher, task, splits.test).accuracy
     for most in setup.budgets:
         for how in ("pruned", "auto"):
-            began, tried = process_time(), ()
+            began = process_time()
+            tried: tuple[Candidate, ...] = ()
             if how == "pruned":
                 start = student.student_of(teacher, example, Budget(bundle_bytes=most))
             else:
@@ -99,7 +100,7 @@ class Score:
 
 def scores(task: Task, teacher: nn.Module, budget: int, count: int, epochs: int, seed: int) -> list[Score]:
     """Distil `count` students of one budget for a while, and see which score would have known."""
-    batch = search.inputs_of(task)
+    batch = task.data().proxy.inputs[: search.BATCH]
     versions, draw = Widths(teacher, batch[:1]), np.random.default_rng(seed)
     answers = search.answers_of(teacher, batch)
     rows = []

@@ -122,7 +122,7 @@ class DeviceSpeed:
 
     def latency_ms(self, cost: Cost) -> float:
         """The predicted milliseconds of one forward pass of one example."""
-        return sum(rate * units for rate, units in zip(astuple(self), _units(cost), strict=True))
+        return float(sum(rate * units for rate, units in zip(astuple(self), _units(cost), strict=True)))
 
 
 def fit(costs: Sequence[Cost], latencies_ms: Sequence[float], weights: Sequence[float] | None = None) -> DeviceSpeed:
@@ -160,19 +160,19 @@ def _units(cost: Cost) -> tuple[float, ...]:
     )  # fmt: skip
 
 
-class _Trace(TorchDispatchMode):
+class _Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Writes down the operations that pass."""
 
     def __init__(self, example: Tensor) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.calls = self.convolutions = self.moved = self.convolution_flops = self.peak = 0
-        self._live = {StorageWeakRef(example.untyped_storage()): _bytes(example)}
+        self._live: dict[Any, int] = {_storage(example): _bytes(example)}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         answer = func(*args, **(kwargs or {}))
         taken, given = _tensors((args, kwargs)), _tensors(answer)
-        known = {StorageWeakRef(tensor.untyped_storage()) for tensor in taken}
-        fresh = {StorageWeakRef(tensor.untyped_storage()): tensor.untyped_storage().nbytes() for tensor in given}
+        known = {_storage(tensor) for tensor in taken}
+        fresh = {_storage(tensor): tensor.untyped_storage().nbytes() for tensor in given}
         fresh = {storage: size for storage, size in fresh.items() if storage not in known}
         if taken and (fresh or func._schema.is_mutable):
             self.calls += 1
@@ -188,6 +188,11 @@ class _Trace(TorchDispatchMode):
 
 def _tensors(values: Any) -> list[Tensor]:
     return [leaf for leaf in pytree.tree_leaves(values) if isinstance(leaf, Tensor)]
+
+
+def _storage(tensor: Tensor) -> Any:
+    """A key of the tensor's memory, which does not keep it alive."""
+    return StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
 
 
 def _bytes(tensor: Tensor) -> int:

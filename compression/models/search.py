@@ -22,9 +22,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -32,10 +32,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fedpress.compression import seeds
 from fedpress.compression.models import depth, distill, prune, widths
-from fedpress.compression.models.determinism import reproducible
 from fedpress.compression.models.distill import Distillation
+from fedpress.compression.models.starts import fresh
 from fedpress.compression.models.student import Budget
 from fedpress.compression.models.task import Task, evaluate
+from fedpress.compression.models.teachers import Teacher
 
 PRUNED: Final = "pruned"
 """The start that is the teacher itself."""
@@ -53,12 +54,14 @@ class Search:
             the distillation of one student.
         score: What ranks the candidates: a name in `SCORES`.
         spread: Exponents of widths are between 1 / spread and spread.
+        architectures: Of the task (`Task.students`), that take part beside the teacher.
     """
 
     candidates: int = 24
     finalists: int = 8
     score: str = "synflow"
     spread: float = 2.0
+    architectures: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not 1 <= self.finalists <= self.candidates:
@@ -105,13 +108,13 @@ class Found(NamedTuple):
     """What a search has found.
 
     Attributes:
-        student: The chosen architecture, with the weights that its distillation starts from.
-        start: The name of the model that it was pruned from.
+        student: The chosen model, with the weights that its distillation starts from.
+        architecture: Of the task, whose it is; None: the teacher's, pruned.
         candidates: All of them, finalists first, the chosen one at the head.
     """
 
     student: nn.Module
-    start: str
+    architecture: str | None
     candidates: tuple[Candidate, ...]
 
 
@@ -123,92 +126,94 @@ class Step(NamedTuple):
     text: str
 
 
-def starts(
-    teacher: nn.Module, others: Mapping[str, Callable[[], nn.Module]] | None = None, seed: int = 0
-) -> dict[str, nn.Module]:
+def starts(model: nn.Module, task: Task, architectures: Sequence[str] = (), *, seed: int) -> dict[str, nn.Module]:
     """Return the models that students may be pruned from, by name.
 
-    The teacher; where it has blocks that may be dropped, the teacher with every second and with every third; and fresh
-    ones of other architectures.
+    The model itself; where it has blocks that may be dropped, the model with every second and with every third; and
+    fresh ones of the task's other architectures.
 
     Args:
-        teacher: Untouched.
-        others: Makes a fresh model for each name, as `Task.students` does.
+        model: Untouched.
+        task: Whose architectures there are.
+        architectures: Which of them take part.
         seed: Of their weights.
+
+    Raises:
+        UnknownArchitecture: The task has no student of this name.
     """
-    found = {PRUNED: teacher}
-    blocks = depth.depth_of(teacher)
+    found = {PRUNED: model}
+    blocks = depth.depth_of(model)
     for step, name in ((2, "every second block"), (3, "every third block")):
         if blocks >= step:
-            found[name] = depth.keep_every(teacher, step)
-    with reproducible(seed):
-        return found | {name: make() for name, make in (others or {}).items()}
+            found[name] = depth.keep_every(model, step)
+    return found | {name: fresh(task, name, seed=seed) for name in architectures}
 
 
 def search(
-    teacher: nn.Module,
+    model: nn.Module,
     task: Task,
     budget: Budget,
     settings: Search,
     distillation: Distillation = distill.DEFAULTS,
     *,
-    models: Mapping[str, nn.Module] | None = None,
+    teacher: nn.Module | Teacher | None = None,
+    inputs: Tensor | None = None,
     targets: Tensor | None = None,
     seed: int,
     progress: Callable[[Step], None] = lambda _: None,
 ) -> Found:
-    """Look for the best student of a teacher within a budget; the same arguments find the same.
+    """Look for the best student of a model within a budget; the same arguments find the same.
 
     Args:
-        teacher: Untouched.
-        task: Whose proxy data students learn on, and whose validation data choose.
-        budget: What the student may cost.
+        model: What is pruned; untouched.
+        task: Whose validation data choose.
+        budget: What the student may cost; a fraction is of the model's parameters.
         settings: How long to look.
         distillation: Of the student in the end; finalists get 1/finalists of its epochs at first.
-        models: What is pruned, as `starts` gives it; None: `starts(teacher)`.
-        targets: Labels of the proxy data, if students may see them.
-        seed: Of widths and distillations.
+        teacher: Whose answers students learn; None: the model's.
+        inputs: What they learn on, (N, ...); None: the task's proxy data.
+        targets: Labels of that, if students may see them.
+        seed: Of widths, fresh weights and distillations.
         progress: Is told before each piece of work.
 
     Raises:
         BudgetError: Even the smallest version of each start is too much.
         PruneError: A start cannot be pruned.
+        UnknownArchitecture: The task has no student of a name in the settings.
     """
     splits, done = task.data(), settings.candidates
     total = done + sum(count for count, _ in _rungs(settings.finalists, distillation.epochs))
+    inputs = splits.proxy.inputs if inputs is None else inputs
     pool = _pool(
-        teacher, inputs_of(task), budget, settings, models, seed, lambda number: progress(_scoring(number, done, total))
-    )
+        starts(model, task, settings.architectures, seed=seed), inputs[:BATCH], budget, settings, seed,
+        lambda number: progress(_scoring(number, settings.candidates, total)),
+    )  # fmt: skip
     ranked = _finalists([candidate for candidate, _ in pool], settings.finalists)
     finalists = [pool[index] for index in ranked]
     rest = [candidate for index, (candidate, _) in enumerate(pool) if index not in ranked]
     dropped: list[Candidate] = []
     for count, length in _rungs(len(finalists), distillation.epochs):
         judged: list[tuple[Candidate, nn.Module]] = []
-        for number, (candidate, model) in enumerate(finalists):
+        for number, (candidate, start) in enumerate(finalists):
             progress(Step(done, total, f"finalist {number + 1} of {count}, {length} epochs"))
             learner = distill.distill(
-                teacher,
-                model,
-                splits.proxy.inputs,
+                teacher or model,
+                start,
+                inputs,
                 replace(distillation, epochs=length),
                 targets=targets,
                 seed=seeds.derive("search", seed, str(candidate.widths), candidate.start, length),
             )
             seen = evaluate(learner, task, splits.validation)
-            judged.append((replace(candidate, epochs=length, accuracy=seen.accuracy, loss=seen.loss), model))
+            judged.append((replace(candidate, epochs=length, accuracy=seen.accuracy, loss=seen.loss), start))
             done += 1
         judged.sort(key=lambda one: (-(one[0].accuracy or 0.0), one[0].loss))
         finalists = judged[: max(1, count // 2)]
         dropped = [candidate for candidate, _ in judged[len(finalists) :]] + dropped
     (candidate, student), *_ = finalists
     chosen = replace(candidate, chosen=True)
-    return Found(student, chosen.start, (chosen, *dropped, *rest))
-
-
-def inputs_of(task: Task) -> Tensor:
-    """The proxy examples that a score sees, (N, ...)."""
-    return task.data().proxy.inputs[:BATCH]
+    architecture = chosen.start if chosen.start in settings.architectures else None
+    return Found(student, architecture, (chosen, *dropped, *rest))
 
 
 def answers_of(model: nn.Module, batch: Tensor) -> Tensor:
@@ -219,25 +224,24 @@ def answers_of(model: nn.Module, batch: Tensor) -> Tensor:
 
 
 def _pool(
-    teacher: nn.Module,
+    models: Mapping[str, nn.Module],
     batch: Tensor,
     budget: Budget,
     settings: Search,
-    models: Mapping[str, nn.Module] | None,
     seed: int,
     progress: Callable[[int], None],
 ) -> list[tuple[Candidate, nn.Module]]:
     """Draw and score the candidates: those of one start together, the one with equal widths first; none twice."""
-    given = starts(teacher) if models is None else dict(models)
     found: dict[str, tuple[Candidate, nn.Module]] = {}
     failure: prune.BudgetError | None = None
-    answers = answers_of(teacher, batch)
-    limit = Budget(parameters=int(budget.most(teacher))) if isinstance(budget.parameters, float) else budget
+    whole = models[PRUNED]
+    answers = answers_of(whole, batch)
+    limit = Budget(parameters=int(budget.most(whole))) if isinstance(budget.parameters, float) else budget
     done = 0
-    for number, (start, model) in enumerate(given.items()):
+    for number, (start, model) in enumerate(models.items()):
         versions = widths.Widths(model, batch[:1])
         draw = torch.Generator().manual_seed(seeds.derive("widths", seed, start))
-        for index in range(max(1, len(range(number, settings.candidates, len(given))))):
+        for index in range(max(1, len(range(number, settings.candidates, len(models))))):
             progress(done)
             done += 1
             powers = settings.spread ** (2 * torch.rand(len(versions.layers), generator=draw, dtype=torch.float64) - 1)
@@ -342,7 +346,7 @@ SCORES: Final[Mapping[str, Callable[[nn.Module, Tensor, Tensor], float]]] = {
 """By name."""
 
 
-class _Rectified(TorchDispatchMode):
+class _Rectified(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes which entries rectifiers let through, also those that are called as functions."""
 
     KINDS = (
@@ -354,10 +358,10 @@ class _Rectified(TorchDispatchMode):
     )
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.codes: list[Tensor] = []
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         answer = func(*args, **(kwargs or {}))
         if func._overloadpacket in self.KINDS:
             self.codes.append(answer > 0)

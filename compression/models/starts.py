@@ -38,6 +38,21 @@ class Start:
             raise ValueError(f"keep_every must be at least 1, got {self.keep_every}: 2 keeps every second layer")
 
 
+def fresh(task: Task, architecture: str, *, seed: int) -> nn.Module:
+    """Return a fresh model of one of the task's student architectures.
+
+    Raises:
+        UnknownArchitecture: The task has no student of this name.
+    """
+    known = task.students()
+    if architecture not in known:
+        raise UnknownArchitecture(
+            f"task {task.name!r} has no student {architecture!r}; it has {', '.join(known) or 'none'}"
+        )
+    with reproducible(seed):
+        return known[architecture]()
+
+
 def start_of(
     task: Task, teacher: nn.Module, example_input: Tensor, budget: Budget, start: Start, *, seed: int
 ) -> nn.Module:
@@ -56,15 +71,7 @@ def start_of(
         UnsupportedLayer: Blocks are to be dropped, but the model has no stack of them.
         BudgetError, PruneError: As for `student.student_of`.
     """
-    model = teacher
-    if start.architecture is not None:
-        known = task.students()
-        if start.architecture not in known:
-            raise UnknownArchitecture(
-                f"task {task.name!r} has no student {start.architecture!r}; it has {', '.join(known) or 'none'}"
-            )
-        with reproducible(seed):
-            model = known[start.architecture]()
+    model = teacher if start.architecture is None else fresh(task, start.architecture, seed=seed)
     if start.keep_every > 1:
         model = depth.keep_every(model, start.keep_every)
     if isinstance(budget.parameters, float):

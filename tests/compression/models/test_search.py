@@ -11,6 +11,7 @@ from fedpress.compression.models import architecture, prune, search
 from fedpress.compression.models.architecture import Stack
 from fedpress.compression.models.distill import Distillation
 from fedpress.compression.models.search import Candidate, Search, Step
+from fedpress.compression.models.starts import UnknownArchitecture
 from fedpress.compression.models.student import Budget
 from fedpress.compression.models.task import Examples, Splits
 from fedpress.simulations.distillation_study import train
@@ -53,7 +54,7 @@ def test_the_best_within_the_budget_by_validation_data(teacher: nn.Module) -> No
     assert all(torch.equal(before[name], tensor) for name, tensor in teacher.state_dict().items())
     chosen, *others = found.candidates
     assert chosen.chosen and not any(other.chosen for other in others)
-    assert found.start == search.PRUNED and prune.layers_of(found.student, torch.zeros(1, 1, 8, 8)) == chosen.widths
+    assert found.architecture is None and prune.layers_of(found.student, torch.zeros(1, 1, 8, 8)) == chosen.widths
     assert all(0.75 * 10_000 < candidate.cost <= 10_000 for candidate in found.candidates)
     finalists = [candidate for candidate in found.candidates if candidate.epochs]
     assert len(finalists) == 3 and sum(candidate.uniform for candidate in finalists) == 1
@@ -64,9 +65,11 @@ def test_the_best_within_the_budget_by_validation_data(teacher: nn.Module) -> No
 
 
 def test_other_architectures_take_part(teacher: nn.Module) -> None:
-    models = search.starts(teacher, {"mlp": Digits().students()["mlp"]}, seed=3)
-    found = look(teacher, [], models=models, settings=Search(candidates=4, finalists=2))
+    found = look(teacher, [], settings=Search(candidates=4, finalists=2, architectures=("mlp",)))
     assert {candidate.start for candidate in found.candidates if candidate.epochs} == {search.PRUNED, "mlp"}
+    assert found.architecture == (None if found.candidates[0].start == search.PRUNED else "mlp")
+    with pytest.raises(UnknownArchitecture, match="no student 'mpl'"):
+        look(teacher, [], settings=Search(architectures=("mpl",)))
 
 
 def test_a_budget_that_cannot_be_met_is_refused(teacher: nn.Module) -> None:
@@ -76,13 +79,14 @@ def test_a_budget_that_cannot_be_met_is_refused(teacher: nn.Module) -> None:
 
 def test_models_with_blocks_may_have_fewer() -> None:
     model = nn.Sequential(Stack(*(nn.Linear(4, 4) for _ in range(5))), nn.Linear(4, 2))
-    depths = {name: len(start[0]) for name, start in search.starts(model).items()}  # type: ignore[index, arg-type]
+    found = search.starts(model, Digits(), seed=1)
+    depths = {name: len(start[0]) for name, start in found.items()}  # type: ignore[index, arg-type]
     assert depths == {search.PRUNED: 5, "every second block": 3, "every third block": 2}
 
 
 def test_a_fresh_architecture_has_the_weights_of_its_seed() -> None:
-    made = [search.starts(nn.Linear(1, 1), {"other": lambda: nn.Linear(3, 3)}, seed)["other"] for seed in (1, 1, 2)]
-    weights = [architecture.tensors(model)["weight"] for model in made]
+    made = [search.starts(nn.Linear(1, 1), Digits(), ["mlp"], seed=seed)["mlp"] for seed in (1, 1, 2)]
+    weights = [next(iter(architecture.tensors(model).values())) for model in made]
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
 
 
