@@ -17,15 +17,19 @@ from torch import Tensor, nn
 
 from fedpress.compression import seeds
 from fedpress.compression.errors import FedpressError
-from fedpress.compression.models import bundle, data_free, distill, prune, quantize, search, teachers
-from fedpress.compression.models.continuations import Continuations, continued
-from fedpress.compression.models.data_free import DataFree
-from fedpress.compression.models.search import Candidate, Search
-from fedpress.compression.models.starts import Start, start_of
-from fedpress.compression.models.student import Budget
-from fedpress.compression.models.task import Examples, Task, evaluate
+from fedpress.compression.models import bundle, chain, data_free, prune, search, teachers
+from fedpress.compression.models.chain import Chain, Made, Stage, Wanted
+from fedpress.compression.models.continuations import continued
+from fedpress.compression.models.pruning import Step
+from fedpress.compression.models.search import Candidate
+from fedpress.compression.models.sparse_execution import Timing
+from fedpress.compression.models.starts import start_of
+from fedpress.compression.models.task import Task, evaluate
 from fedpress.server.ensemble import ClientModels
 from fedpress.server.store import ModelStore
+
+WARN_OVER = 0.1
+"""A class that loses more than this fraction is warned of."""
 
 
 class PublishError(FedpressError):
@@ -38,19 +42,10 @@ class NoProxyData(PublishError, ValueError):
 
 @dataclass(frozen=True)
 class Tier:
-    """A class of client devices, what its student may cost, and which model is pruned to that.
-
-    Attributes:
-        name: Of the tier.
-        budget: Of its student.
-        start: What is pruned, where nothing is searched for.
-        search: How the student is looked for; None: `start` is pruned alike in every layer.
-    """
+    """A class of client devices, and which student it gets."""
 
     name: str
-    budget: Budget
-    start: Start = Start()
-    search: Search | None = None
+    wanted: Wanted
 
 
 class Published(NamedTuple):
@@ -59,14 +54,18 @@ class Published(NamedTuple):
     Attributes:
         tier: Whose it is.
         version: Of the global model that it was made from.
-        parameters: How many it has.
+        parameters: How many it has; of a sparse one, those that are left.
         bundle_bytes: Size of its file, all of it counted.
         sha256: Of the file.
         teacher_accuracy: Of the global model, on test data; a fraction, as the next two.
         student_accuracy: Before quantisation.
         quantized_accuracy: After it.
         path: Of the file in the store.
+        stages: What each step of the making did.
         candidates: What was looked at for it, if it was searched for, the chosen one first.
+        curve: The way of its pruning, where a ratio was asked for.
+        timings: Of a sparse student's layers.
+        warning: Which class it loses too much on; empty: none.
     """
 
     tier: str
@@ -78,15 +77,11 @@ class Published(NamedTuple):
     student_accuracy: float
     quantized_accuracy: float
     path: Path
+    stages: tuple[Stage, ...] = ()
     candidates: tuple[Candidate, ...] = ()
-
-
-class _Made(NamedTuple):
-    """A student that is distilled, its architecture if it is not the model's, and what was looked at to find it."""
-
-    learner: nn.Module
-    architecture: str | None
-    candidates: tuple[Candidate, ...]
+    curve: tuple[Step, ...] = ()
+    timings: tuple[Timing, ...] = ()
+    warning: str = ""
 
 
 class Publisher:
@@ -96,14 +91,10 @@ class Publisher:
         task: Whose proxy data the students learn on, and whose test data the figures reported are from.
         store: Where bundles are published.
         tiers: One student each, in this order.
-        settings: Of the distillation.
-        labels: Whether the students may see the labels of the proxy data; the settings may say of how many.
+        how: What is done to make them.
         clients: The client models of the last round; given, they teach the students together (FedDF), and the global
             model is what is pruned. Before the first step the global model teaches.
         combine: How their answers become one.
-        made_up: How inputs are made up from the global model, in place of proxy data; None: they are not.
-        continuations: How the global model goes on from proxy sequences, for the students to learn that too; None: it
-            does not.
         seed: The same seed, version and model give the same bundle.
         on_search: Told the tier and how far the search for its student has come.
     """
@@ -113,27 +104,19 @@ class Publisher:
         task: Task,
         store: ModelStore,
         tiers: Sequence[Tier],
-        settings: distill.Distillation = distill.DEFAULTS,
+        how: Chain = chain.DEFAULTS,
         *,
-        labels: bool = False,
         clients: ClientModels | None = None,
         combine: teachers.Combine = "logits",
-        made_up: DataFree | None = None,
-        continuations: Continuations | None = None,
         seed: int = 0,
         on_search: Callable[[str, search.Step], None] = lambda tier, step: None,
     ) -> None:
-        if made_up and (labels or continuations):
-            raise ValueError("made-up inputs have no labels, and are no sequences to go on from; leave one of them out")
         self.task = task
         self.store = store
         self.tiers = tuple(tiers)
-        self.settings = settings
-        self.labels = labels
+        self.how = how
         self.clients = clients
         self.combine = combine
-        self.made_up = made_up
-        self.continuations = continuations
         self.seed = seed
         self.on_search = on_search
 
@@ -153,18 +136,21 @@ class Publisher:
             ValueError: The proxy data are no sequences that could be continued.
         """
         proxy = self.task.data().proxy.inputs
-        if self.made_up:
-            data_free.check(model, tuple(self._example.shape[1:]), self.made_up)
+        if self.how.made_up:
+            data_free.check(model, tuple(self._example.shape[1:]), self.how.made_up)
         elif len(proxy) == 0:
             raise NoProxyData(
                 f"task {self.task.name!r} holds out no proxy data, which its students would learn on; they can learn on"
                 " inputs made up from the model: students={data_free: deep-inversion} if it has batch norm, else"
                 " data_free: dafl"
             )
-        if self.continuations:
-            continued(model, proxy[:1], self.continuations, seed=0)
+        if self.how.continuations:
+            continued(model, proxy[:1], self.how.continuations, seed=0)
         for tier in self.tiers:
-            start_of(self.task, model, self._example, tier.budget, tier.start, seed=0)
+            if tier.wanted.budget is not None:
+                start_of(self.task, model, self._example, tier.wanted.budget, tier.wanted.start, seed=0)
+            else:
+                prune.keep_fraction(model, self._example, 1.0)  # it can be traced
 
     def publish(
         self, version: int, model: nn.Module, trained: Mapping[str, nn.Module] = MappingProxyType({})
@@ -183,83 +169,80 @@ class Publisher:
             PublishError: A bundle, opened again, is not the student that it was made from.
             StoreError: The version is published already, with other bytes.
         """
-        teacher_accuracy = evaluate(model, self.task, self.task.data().test).accuracy
-        return [
-            self._publish_one(
-                tier,
-                version,
-                _Made(trained[tier.name], tier.start.architecture, ())
-                if tier.name in trained
-                else self._student(tier, version, model),
-                teacher_accuracy,
-            )
+        made = {
+            tier.name: self._trained(tier, version, model, trained[tier.name])
+            if tier.name in trained
+            else self._student(tier, version, model)
             for tier in self.tiers
-        ]
+        }
+        return [self._publish_one(tier, version, made[tier.name]) for tier in self.tiers]
 
     @property
     def _example(self) -> Tensor:
         """A batch of one input; of validation data, since there may be no proxy data."""
         return self.task.data().validation.inputs[:1]
 
-    def _student(self, tier: Tier, version: int, model: nn.Module) -> _Made:
-        """Return the tier's student, distilled; it starts from the global model, pruned, or from what the tier says."""
+    def _student(self, tier: Tier, version: int, model: nn.Module) -> Made:
+        return chain.make(
+            model,
+            self.task,
+            tier.wanted,
+            self.how,
+            teacher=self.clients.teacher(model, self.combine) if self.clients else None,
+            judged_on=self.task.data().test,
+            seed=seeds.derive("distill", self.seed, version, tier.name),
+            progress=lambda step: self.on_search(tier.name, step),
+        )
+
+    def _trained(self, tier: Tier, version: int, model: nn.Module, student: nn.Module) -> Made:
         seed = seeds.derive("distill", self.seed, version, tier.name)
-        start = start_of(self.task, model, self._example, tier.budget, tier.start, seed=seed)
-        inputs, targets = self._material(model, start, seed)
-        teacher = self.clients.teacher(model, self.combine) if self.clients else model
-        architecture = tier.start.architecture
-        candidates: tuple[Candidate, ...] = ()
-        if tier.search:
-            start, architecture, candidates = search.search(
-                model, self.task, tier.budget, tier.search, self.settings, teacher=teacher, inputs=inputs,
-                targets=targets, seed=seed, progress=lambda step: self.on_search(tier.name, step),
-            )  # fmt: skip
-        learner = distill.distill(teacher, start, inputs, self.settings, targets=targets, seed=seed)
-        return _Made(learner, architecture, candidates)
+        return chain.finished(model, self.task, student, self.how, judged_on=self.task.data().test, seed=seed)
 
-    def _material(self, model: nn.Module, start: nn.Module, seed: int) -> tuple[Tensor, Tensor | None]:
-        """What a student learns on: inputs, and their labels as far as it may see them."""
-        if self.made_up:
-            shape = tuple(self._example.shape[1:])
-            return data_free.synthesize(model, shape, self.made_up, student=start, seed=seed), None
-        proxy: Examples = self.task.data().proxy
-        if self.continuations is None:
-            return proxy.inputs, proxy.targets if self.labels else None
-        written = continued(model, proxy.inputs, self.continuations, seed=seed)
-        given = proxy.targets if self.labels else torch.full_like(proxy.targets, distill.HIDDEN)
-        return torch.cat([proxy.inputs, written.inputs]), torch.cat([given, written.targets])
-
-    def _publish_one(self, tier: Tier, version: int, made: _Made, teacher_accuracy: float) -> Published:
-        splits, learner = self.task.data(), made.learner
-        weights = quantize.quantize(learner)
-        quantized = quantize.applied(learner, weights)
+    def _publish_one(self, tier: Tier, version: int, made: Made) -> Published:
+        splits = self.task.data()
+        runnable = self._runnable(made.quantized) if self.how.quantization.onnx else None
+        validation = evaluate(made.quantized, self.task, splits.validation).accuracy
         data = bundle.save(
-            learner,
-            weights,
+            made.student,
+            made.tensors,
             self._example,
             task=self.task.name,
             tier=tier.name,
             version=version,
-            metrics={"validation_accuracy": round(evaluate(quantized, self.task, splits.validation).accuracy, 4)},
+            metrics={"validation_accuracy": round(validation, 4)},
             architecture=made.architecture,
+            onnx=runnable,
         )
-        self._check(tier, data, quantized)
+        self._check(tier, data, made.quantized)
+        teacher, *_, learnt, last = made.stages
         return Published(
             tier=tier.name,
             version=version,
-            parameters=prune.parameters_of(learner),
+            parameters=learnt.parameters,
             bundle_bytes=len(data),
             sha256=hashlib.sha256(data).hexdigest(),
-            teacher_accuracy=teacher_accuracy,
-            student_accuracy=evaluate(learner, self.task, splits.test).accuracy,
-            quantized_accuracy=evaluate(quantized, self.task, splits.test).accuracy,
+            teacher_accuracy=teacher.accuracy,
+            student_accuracy=learnt.accuracy,
+            quantized_accuracy=last.accuracy,
             path=self.store.put(data, tier=tier.name, version=version),
+            stages=(*made.stages[:-1], last._replace(size_bytes=len(data))),
             candidates=made.candidates,
+            curve=made.curve,
+            timings=made.timings,
+            warning=made.bias.warning(WARN_OVER, least=20) or "",
         )
+
+    def _runnable(self, student: nn.Module) -> bytes:
+        """Return the student as int8 ONNX; ranges of activations are what is seen on proxy data."""
+        from fedpress.compression.models import onnx_export  # needs a package that nothing else here does
+
+        splits = self.task.data()
+        seen = splits.proxy.inputs if len(splits.proxy.inputs) else splits.validation.inputs
+        return onnx_export.quantize_static(onnx_export.export(student, self._example), seen[:512])
 
     def _check(self, tier: Tier, data: bytes, quantized: nn.Module) -> None:
         """Open the bundle as a client will: what clients get is what was evaluated, and within the budget."""
-        most = tier.budget.bundle_bytes
+        most = tier.wanted.budget.bundle_bytes if tier.wanted.budget else None
         if most is not None and len(data) > most:
             raise PublishError(f"the bundle of tier {tier.name!r} has {len(data):,} bytes, its budget is {most:,}")
         rebuilt = bundle.rebuild(bundle.open_bundle(data), self.task)

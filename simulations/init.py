@@ -11,7 +11,9 @@ import yaml
 from pydantic import BaseModel
 
 from fedpress.compression.errors import FedpressError
-from fedpress.simulations.scenario import Scenario, Section, Tier
+from fedpress.simulations.scenario import Scenario
+from fedpress.simulations.sections import Section
+from fedpress.simulations.student_sections import Tier
 
 SKELETON = Path(__file__).parent / "tasks" / "skeleton.py"
 FILES = ("scenario.yaml", "task.py")

@@ -20,8 +20,8 @@ from fedpress.compression.errors import FedpressError
 from fedpress.compression.models import bundle, cost, prune
 from fedpress.compression.models.determinism import reproducible
 from fedpress.compression.models.starts import start_of
-from fedpress.simulations import runner
-from fedpress.simulations.scenario import Scenario, Tier
+from fedpress.simulations.scenario import Scenario
+from fedpress.simulations.student_sections import Tier
 from fedpress.simulations.workload import Workload
 
 FAMILY = (1.0, 0.5, 0.25, 0.1)
@@ -80,16 +80,21 @@ def run(scenario: Scenario | None, limits: Limits, threads: int = 1) -> tuple[Pr
     example = task.data().proxy.inputs[:1]
     with reproducible(scenario.seed):
         model = task.model()
-    students = {
-        tier.name: start_of(task, model, example, runner.budget(tier), runner.start(tier), seed=scenario.seed)
+    made = {
+        tier.name: start_of(
+            task, model, example, students.budget(tier, scenario.students), students.start(tier), seed=scenario.seed
+        )
         for tier in scenario.students.tiers
+        if tier.ratio is None
     }
     found = probe.measure({name: (one, example) for name, one in family(model, example).items()}, threads)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         tiers = [
-            _tier(tier, students[tier.name], example, found, limits) for tier in scenario.students.tiers
+            _tier(tier, made[tier.name], example, found, limits)
+            for tier in scenario.students.tiers
+            if tier.name in made
         ]  # fmt: skip
     finally:
         torch.set_num_threads(before)

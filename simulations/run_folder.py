@@ -99,6 +99,37 @@ class CandidateResult(Record):
     chosen: bool = False
 
 
+class StageResult(Record):
+    """A student after one step of its making; `compression.models.chain.Stage` says what the fields mean."""
+
+    name: str
+    parameters: int
+    size_bytes: int
+    latency_ms: float
+    accuracy: float
+    worst_class: int
+    worst_lost: float
+
+
+class PruningStep(Record):
+    """One step of a pruning that was watched; `compression.models.pruning.Step` says what the fields mean."""
+
+    kept: float
+    parameters: int
+    accuracy: float
+    taken: bool
+
+
+class LayerTiming(Record):
+    """A layer of a sparse student; `compression.models.sparse_execution.Timing` says what the fields mean."""
+
+    layer: str
+    density: float
+    dense_ms: float
+    sparse_ms: float
+    chosen: str
+
+
 class StudentResult(Record):
     """One student of one published version. Accuracies are fractions on test data."""
 
@@ -111,7 +142,11 @@ class StudentResult(Record):
     student_accuracy: float  # before quantisation
     quantized_accuracy: float  # after it, before it was written to a bundle
     sha256: str  # of the bundle file
+    stages: list[StageResult] = []  # what each step of its making did
+    warning: str = ""  # which class it loses too much on
     candidates: list[CandidateResult] = []  # what was looked at for it, if it was searched for
+    curve: list[PruningStep] = []  # the way of its pruning, where a ratio was asked for
+    timings: list[LayerTiming] = []  # of the layers, where it is sparse
 
 
 class LayerDensity(Record):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from hashlib import sha256
 from logging import WARNING, getLogger
@@ -20,27 +20,19 @@ from torch import nn
 from fedpress.compression.errors import FedpressError
 from fedpress.compression.files import write_atomically
 from fedpress.compression.ledger import Ledger
-from fedpress.compression.models.continuations import Continuations
-from fedpress.compression.models.cost import DeviceSpeed
-from fedpress.compression.models.data_free import RECIPES, DataFree
-from fedpress.compression.models.distill import Distillation
-from fedpress.compression.models.search import Search, Step
-from fedpress.compression.models.starts import Start
-from fedpress.compression.models.student import Budget
+from fedpress.compression.models.search import Step
 from fedpress.compression.models.task import Evaluation
 from fedpress.server import app as server
 from fedpress.server import optimize
 from fedpress.server.books import RoundSummary
 from fedpress.server.checkpoint import State
-from fedpress.server.publish import Publisher, Tier
+from fedpress.server.ensemble import ClientModels
 from fedpress.server.schedule import Buffered
-from fedpress.server.store import ModelStore
 from fedpress.server.strategy import SparseFed
 from fedpress.server.tiers import TieredFed, TrainingTier
-from fedpress.simulations import engine, tier_strategy, worker_process
+from fedpress.simulations import engine, students, tier_strategy, worker_process
 from fedpress.simulations import scenario as scenarios
 from fedpress.simulations.run_folder import (
-    CandidateResult,
     LayerDensity,
     ModelInfo,
     Results,
@@ -170,8 +162,12 @@ def plan(
         "on_accepted": folder.save_payload if keep_payloads else None,
         "checkpoints": folder.checkpoints,
     }
+    clients = ClientModels() if scenario.students.teachers == "clients" and scenario.students.tiers else None
+    if clients is not None or scenario.fusion is not None:
+        whole |= {"clients": clients, "fusion": students.fusion(workload)}
     strategy = tier_strategy.strategy(workload, folder, options, whole) if workload.tiers else SparseFed(**whole)
     writer = Writer(workload, folder, strategy, observer)
+    on_search = observer.on_search if observer else lambda tier, step: None
     strategy.companions["results"] = writer
     return server.Plan(
         task=workload.task,
@@ -181,49 +177,11 @@ def plan(
         watcher=writer,
         evaluate_on=getattr(workload.task.data(), scenario.evaluation.split),
         evaluate_every=scenario.evaluation.every,
-        publisher=publisher(workload, folder, observer),
+        publisher=students.publisher(workload, folder, on_search, clients),
         publish_every=scenario.students.every,
         downloads_per_tier=scenario.students.downloads_per_tier,
         device=scenario.training.device,
     )
-
-
-def budget(tier: scenarios.Tier) -> Budget:
-    """Return what the student of a scenario's tier may cost."""
-    device = DeviceSpeed(**tier.device.model_dump()) if tier.device else None
-    return Budget(tier.parameters, tier.bundle_bytes, tier.flops, tier.memory_bytes, tier.latency_ms, device)
-
-
-def publisher(workload: Workload, folder: RunFolder, observer: Observer | None = None) -> Publisher | None:
-    """Return the maker of the scenario's students; None: it has none."""
-    choice = workload.scenario.students
-    if not choice.tiers:
-        return None
-    search = Search(**choice.search.model_dump())
-    return Publisher(
-        workload.task,
-        ModelStore(folder.bundles),
-        [
-            Tier(tier.name, budget(tier), start(tier), search if tier.student == "auto" else None)
-            for tier in choice.tiers
-        ],
-        Distillation(epochs=choice.epochs, learning_rate=choice.learning_rate, temperature=choice.temperature),
-        labels=choice.labels,
-        made_up=_made_up(choice.data_free) if choice.data_free else None,
-        continuations=Continuations(**choice.continuations.model_dump()) if choice.continuations else None,
-        seed=workload.scenario.seed,
-        on_search=observer.on_search if observer else lambda tier, step: None,
-    )
-
-
-def start(tier: scenarios.Tier) -> Start:
-    """Return what the student of a scenario's tier is pruned from, where it is not searched for."""
-    return Start(None if tier.student in ("pruned", "auto") else tier.student, tier.keep_every)
-
-
-def _made_up(choice: scenarios.DataFreeChoice) -> DataFree:
-    chosen = choice.model_dump(exclude={"recipe"}, exclude_none=True)
-    return replace(RECIPES[choice.recipe], **chosen)
 
 
 @dataclass
@@ -302,8 +260,13 @@ class Writer:
                 raise RunError(f"student {tier!r} was published, but no client could take it: {received[-1].error}")
             student, accuracy = good[0].student, good[0].accuracy
             assert accuracy is not None
-            tried = [CandidateResult(**asdict(candidate)) for candidate in student.candidates]
-            result = StudentResult(**{**student._asdict(), "candidates": tried}, accuracy=accuracy)
+            if student.warning:
+                getLogger("flwr").log(WARNING, "student %s: %s", tier, student.warning)
+            details = {
+                "candidates": [asdict(candidate) for candidate in student.candidates],
+                **{key: [row._asdict() for row in getattr(student, key)] for key in ("stages", "curve", "timings")},
+            }
+            result = StudentResult(**{**student._asdict(), **details}, accuracy=accuracy)
             self.students.append(result)
             if self.observer:
                 self.observer.on_student(result)

@@ -11,19 +11,20 @@ fedpress.simulations.scenario.ScenarioError: scenario 'digits': 1 problem
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from fedpress.compression import recipes, values
 from fedpress.compression.encoder import Encoder
 from fedpress.compression.errors import FedpressError
 from fedpress.simulations import scenario_errors, scenario_yaml
+from fedpress.simulations.sections import Fraction, Positive, Section, of_name
+from fedpress.simulations.student_sections import FusionChoice, Students, Teaching, Tier  # noqa: F401 - Tier is a part of it
 from fedpress.simulations.tasks import registry
 
 FOLDER = Path(__file__).parent / "scenarios"
@@ -32,16 +33,6 @@ FOLDER = Path(__file__).parent / "scenarios"
 
 class ScenarioError(FedpressError, ValueError):
     """A scenario cannot be read; the text lists every problem with its key, the value given and what is allowed."""
-
-
-class Section(BaseModel):
-    """Common rules: no unknown keys, no silent conversions (`rounds: "3"` is an error), finite numbers, read-only."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, validate_default=True)
-
-
-Positive = Annotated[float, Field(gt=0)]
-Fraction = Annotated[float, Field(gt=0, le=1)]
 
 
 class TaskChoice(Section):
@@ -227,10 +218,6 @@ class EncoderChoice(Section):
         return recipe.make(**{key: options[key] for key in recipe.takes if options[key] is not None})
 
 
-def _recipe(value: Any) -> Any:
-    return {"recipe": value} if isinstance(value, str) else value
-
-
 class DownlinkChoice(Section):
     """How the model goes down: clients keep it, and get what has changed since they were last here."""
 
@@ -287,210 +274,6 @@ class Evaluation(Section):
     )
 
 
-class Device(Section):
-    """How fast a device is: milliseconds for each unit of what a model costs, as `fedpress probe` measures them."""
-
-    call_ms: float = Field(ge=0, description="For each operation that is no convolution.")
-    convolution_call_ms: float = Field(ge=0, description="For each that is one.")
-    convolution_ms: float = Field(ge=0, description="For 10^6 FLOPs of convolutions.")
-    matrix_ms: float = Field(ge=0, description="For 10^6 other FLOPs.")
-    moved_ms: float = Field(ge=0, description="For 10^6 bytes that are read or written.")
-
-
-def _measured(value: Any) -> Any:
-    """The speed in a file that `fedpress probe --json FILE` wrote, in place of its name."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return json.loads(Path(value).expanduser().read_text(encoding="utf-8"))["speed"]
-    except (OSError, ValueError, LookupError, TypeError):
-        raise ValueError("expected a file that `fedpress probe --json FILE` wrote, or its five rates") from None
-
-
-class Tier(Section):
-    """A class of devices, and what its student may cost: one of five budgets."""
-
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$", description="Letters, digits, - and _.")
-    parameters: int | float | None = Field(
-        default=None, description="Most parameters: a whole number, or a fraction of the global model's."
-    )
-    bundle_bytes: int | None = Field(default=None, ge=1, description="Most bytes of the download file.")
-    flops: int | None = Field(default=None, ge=1, description="Most operations of one answer to one example.")
-    memory_bytes: int | None = Field(
-        default=None,
-        ge=1,
-        description="Most bytes that weights and activations take at run time, one example at a time.",
-    )
-    latency_ms: Positive | None = Field(
-        default=None, description="Most milliseconds that an answer is predicted to take on `device`."
-    )
-    device: Annotated[Device | None, BeforeValidator(_measured)] = Field(
-        default=None,
-        description="For latency_ms: the file that `fedpress probe SCENARIO --json FILE` wrote there, or its rates.",
-    )
-    student: str = Field(
-        default="pruned",
-        description="pruned: the global model, every layer made smaller alike; auto: the best that `search` finds; else"
-        " an architecture that the task has, such as mlp, made as small and fresh.",
-    )
-    keep_every: int = Field(
-        default=1,
-        ge=1,
-        description="Of a model's stack of blocks, one of so many is kept; 2: every second layer of a transformer.",
-    )
-    trains: bool = Field(
-        default=False, description="Clients of the tier train its student themselves; needs `teaching`."
-    )
-
-    @field_validator("parameters", mode="before")
-    @classmethod
-    def _count_or_fraction(cls, given: Any) -> Any:
-        whole, part = type(given) is int and given >= 1, type(given) is float and 0 < given < 1
-        if given is not None and not (whole or part):
-            raise ValueError("expected a whole number >= 1, or a fraction of the global model's, 0 < fraction < 1")
-        return given
-
-    @model_validator(mode="after")
-    def _one_budget(self) -> Tier:
-        kinds = ("parameters", "bundle_bytes", "flops", "memory_bytes", "latency_ms")
-        given = [kind for kind in kinds if getattr(self, kind) is not None]
-        if len(given) != 1:
-            raise ValueError(f"give one budget out of {', '.join(kinds)}; got {' and '.join(given) or 'none'}")
-        if self.student == "auto" and self.keep_every > 1:
-            raise ValueError("keep_every has no meaning with student auto, which looks for the depth, too")
-        if (self.latency_ms is None) != (self.device is None):
-            raise ValueError("latency_ms and device go together; `fedpress probe --json FILE` measures a device")
-        return self
-
-
-class SearchChoice(Section):
-    """How a student is looked for where a tier says `student: auto`."""
-
-    candidates: int = Field(default=24, ge=1, description="Architectures that are scored without training.")
-    finalists: int = Field(
-        default=8, ge=1, description="Those of them that are distilled for a while; validation data choose."
-    )
-    score: Literal["synflow", "naswot", "gradient_norm", "agreement"] = Field(
-        default="synflow", description="What ranks the candidates."
-    )
-    spread: float = Field(default=2.0, ge=1, description="How unlike the widths of layers may be; 1: all alike.")
-    architectures: tuple[str, ...] = Field(
-        default=(), strict=False, description="Of the task, such as mlp, that take part beside the global model."
-    )
-
-    @model_validator(mode="after")
-    def _fewer_finalists(self) -> SearchChoice:
-        if self.finalists > self.candidates:
-            raise ValueError(f"finalists: got {self.finalists}, expected at most candidates, {self.candidates}")
-        return self
-
-
-class DataFreeChoice(Section):
-    """Inputs made up from the global model, for students of a task without proxy data."""
-
-    recipe: Literal["deep-inversion", "dafl", "dfad"] = Field(
-        description="deep-inversion: by the statistics of batch norms; dafl, dfad: by a generator, whose inputs the"
-        " teacher is sure of, or student and teacher differ on."
-    )
-    examples: int = Field(default=1000, ge=1, description="How many inputs are made.")
-    steps: int | None = Field(default=None, ge=1, description="Of the optimiser; null: as the recipe has it.")
-    low: float = Field(default=0.0, description="The least that an input of the task may be.")
-    high: float = Field(default=1.0, description="The most.")
-
-    @model_validator(mode="after")
-    def _made(self) -> DataFreeChoice:
-        if not self.low < self.high:
-            raise ValueError(f"low must be below high, got {self.low} and {self.high}")
-        return self
-
-
-class ContinuationChoice(Section):
-    """Sequences that the global model writes, for students of a task of sequences (Kim & Rush, 2016)."""
-
-    prompt: int = Field(default=32, ge=1, description="Characters of a proxy sequence that are kept.")
-    temperature: float = Field(default=1.0, ge=0, description="Of the draw of the next; 0: the likeliest.")
-    copies: int = Field(default=1, ge=1, description="How often each is continued.")
-
-    @model_validator(mode="after")
-    def _differ(self) -> ContinuationChoice:
-        if self.temperature == 0 and self.copies > 1:
-            raise ValueError(f"copies: got {self.copies}, but at temperature 0 all are the same; set it to 1")
-        return self
-
-
-class Students(Section):
-    """The small models that are made from the global one and offered for download."""
-
-    tiers: tuple[Tier, ...] = Field(
-        default=(),
-        strict=False,
-        description="One student each: {name, and what it may cost: parameters, bundle_bytes, flops, memory_bytes, or"
-        " latency_ms with device}, and which model it is; with `student: auto` it is searched for.",
-    )
-    every: int = Field(default=0, ge=0, description="Rounds from one publication to the next; 0: only at the end.")
-    temperature: Positive = Field(default=2.0, description="Of the distillation: softens the teacher's answers.")
-    epochs: int = Field(default=20, ge=1, description="Passes over the proxy data.")
-    learning_rate: Positive = Field(default=0.003, description="Of the distillation.")
-    labels: bool = Field(default=False, description="Let the students see the labels of the proxy data.")
-    data_free: Annotated[DataFreeChoice | None, BeforeValidator(_recipe)] = Field(
-        default=None, description="Learn on inputs made up from the global model: a recipe's name, or its parts."
-    )
-    continuations: ContinuationChoice | None = Field(
-        default=None, description="Learn on what the global model writes, too; for tasks of sequences."
-    )
-    search: SearchChoice = Field(default=SearchChoice(), description="For tiers with student auto.")
-    downloads_per_tier: int = Field(
-        default=1, ge=0, description="Clients of each tier that download and check the bundle."
-    )
-
-    @field_validator("tiers")
-    @classmethod
-    def _distinct(cls, tiers: tuple[Tier, ...]) -> tuple[Tier, ...]:
-        names = [tier.name for tier in tiers]
-        if len(set(names)) < len(names):
-            raise ValueError(f"two tiers have the same name, in {names}")
-        return tiers
-
-    @model_validator(mode="after")
-    def _material(self) -> Students:
-        if self.data_free and (self.labels or self.continuations):
-            raise ValueError("data_free: made-up inputs have no labels and are no sequences; leave out one of them")
-        return self
-
-
-class Teaching(Section):
-    """What tiers that train have of each other: their ensemble teaches the global model, which teaches them.
-
-    Clients belong to the models in turn: the first to the global model if clients train it, then one to each tier.
-    """
-
-    global_model: Literal["trained", "distilled"] = Field(
-        default="trained",
-        description="Who trains the global model: trained: clients, those of no tier that trains; distilled: nobody, it"
-        " learns from the tiers' models only.",
-    )
-    method: Literal["distillation", "slices"] = Field(
-        default="distillation",
-        description="distillation: of the ensemble, on proxy data (FedDF); slices: each tier's model is a slice of the"
-        " global one, and every weight the mean over those who have it (HeteroFL).",
-    )
-    every: int = Field(
-        default=5, ge=0, description="Rounds from one teaching step to the next; 0: never, all learn apart."
-    )
-    combine: Literal["logits", "probabilities", "entropy", "confidence"] = Field(
-        default="logits",
-        description="How the ensemble's answers become one: mean of logits or of probabilities, or weighted by how"
-        " certain each model is.",
-    )
-    epochs: int = Field(default=2, ge=1, description="Passes over the proxy data, for each model in each step.")
-    learning_rate: Positive = Field(default=0.001, description="Of the distillation.")
-    temperature: Positive = Field(default=2.0, description="Of the distillation.")
-    density: Fraction = Field(
-        default=0.1, description="Share of a model's entries that go down at once with what it was taught."
-    )
-    levels: int = Field(default=15, ge=1, le=255, description="Steps that each of them may move.")
-
-
 class NetworkChoice(Section):
     """Links and speeds of the clients on a virtual clock: it decides who is late, and costs no real time."""
 
@@ -519,17 +302,13 @@ class FaultChoice(Section):
     late_seconds: Positive = Field(default=60.0, description="Virtual seconds.")
 
 
-def _named(value: Any) -> Any:
-    return {"name": value} if isinstance(value, str) else value
-
-
 class Scenario(Section):
     """Everything that a run depends on; the same scenario gives the same model, to the bit."""
 
     name: str = Field(
         default="scenario", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="Names the run's folder."
     )
-    task: Annotated[TaskChoice, BeforeValidator(_named)] = Field(
+    task: Annotated[TaskChoice, BeforeValidator(of_name("name"))] = Field(
         description="A name, or {name, and the task's options}."
     )
     clients: int = Field(ge=1, description="How many clients share the training data.")
@@ -544,7 +323,7 @@ class Scenario(Section):
     partition: Partition = Field(default=Partition(), description="Which client has which examples.")
     sampling: Sampling = Field(default=Sampling(), description="Who takes part in a round.")
     training: Training = Field(default=Training(), description="What a client does.")
-    encoder: Annotated[EncoderChoice, BeforeValidator(_recipe)] = Field(
+    encoder: Annotated[EncoderChoice, BeforeValidator(of_name("recipe"))] = Field(
         default=EncoderChoice(), description="What a client sends: a recipe's name, or its parts."
     )
     server: ServerOptimizer = Field(default=ServerOptimizer(), description="What the server does with it.")
@@ -552,6 +331,9 @@ class Scenario(Section):
         default=DownlinkChoice(), description="How the model goes down; null: whole, in every round."
     )
     evaluation: Evaluation = Field(default=Evaluation(), description="When the model is evaluated.")
+    fusion: FusionChoice | None = Field(
+        default=None, description="Let the client models of a round teach the global one (FedDF); null: no."
+    )
     students: Students = Field(default=Students(), description="The small models made from it.")
     teaching: Teaching | None = Field(
         default=None, description="How tiers that train teach each other; null: no tier trains."

@@ -19,7 +19,7 @@ from fedpress.compression.models import architecture, student
 from fedpress.compression.models.task import Task
 from fedpress.server import slices
 from fedpress.simulations.run_folder import RunFolder
-from fedpress.simulations.scenario import Tier
+from fedpress.simulations.student_sections import Tier
 from fedpress.simulations.workload import Workload
 
 

@@ -84,17 +84,21 @@ def compare(
     if groups is not None and groups.shape != (len(targets),):
         raise ValueError(f"compare: groups of shape {groups.shape} for {len(targets)} examples, expected one for each")
     each = targets if groups is None else np.broadcast_to(groups.reshape(-1, *[1] * (targets.ndim - 1)), targets.shape)
-    right = [_right(model, task, examples) for model in (teacher, student)]
+    return by_group(judged(teacher, task, examples), judged(student, task, examples), each)
+
+
+def by_group(teacher: NDArray[np.bool_], student: NDArray[np.bool_], groups: NDArray[np.int64]) -> Bias:
+    """Return what answers that were judged already say of each group; all three of the targets' shape."""
     return Bias(
         tuple(
-            GroupAccuracy(int(group), int(mine.sum()), float(right[0][mine].mean()), float(right[1][mine].mean()))
-            for group in np.unique(each)
-            for mine in [each == group]
+            GroupAccuracy(int(group), int(mine.sum()), float(teacher[mine].mean()), float(student[mine].mean()))
+            for group in np.unique(groups)
+            for mine in [groups == group]
         )
     )
 
 
-def _right(model: nn.Module, task: Task, examples: Examples) -> NDArray[np.bool_]:
+def judged(model: nn.Module, task: Task, examples: Examples) -> NDArray[np.bool_]:
     """Which of the model's answers are right, of the targets' shape."""
     with evaluating(model):
         parts = zip(torch.split(examples.inputs, BATCH), torch.split(examples.targets, BATCH), strict=True)

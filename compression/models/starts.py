@@ -6,13 +6,15 @@ A start keeps what it can of the teacher: the pruned teacher its weights, a stac
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
 from fedpress.compression.errors import FedpressError
-from fedpress.compression.models import depth, prune, student
+from fedpress.compression.models import depth, importance, prune, student
 from fedpress.compression.models.determinism import reproducible
+from fedpress.compression.models.importance import Criterion
 from fedpress.compression.models.student import Budget
 from fedpress.compression.models.task import Task
 
@@ -54,7 +56,14 @@ def fresh(task: Task, architecture: str, *, seed: int) -> nn.Module:
 
 
 def start_of(
-    task: Task, teacher: nn.Module, example_input: Tensor, budget: Budget, start: Start, *, seed: int
+    task: Task,
+    teacher: nn.Module,
+    example_input: Tensor,
+    budget: Budget,
+    start: Start,
+    criterion: Callable[[nn.Module], Criterion] = lambda _: importance.DEFAULT,
+    *,
+    seed: int,
 ) -> nn.Module:
     """Return the largest model of the chosen kind within the budget, not yet distilled.
 
@@ -64,6 +73,7 @@ def start_of(
         example_input: A batch as it is called with, (N, ...).
         budget: What the student may cost; a fraction is of the teacher's parameters.
         start: What is pruned.
+        criterion: What goes first, of the model that is pruned.
         seed: Of the weights of a fresh model.
 
     Raises:
@@ -76,4 +86,4 @@ def start_of(
         model = depth.keep_every(model, start.keep_every)
     if isinstance(budget.parameters, float):
         budget = replace(budget, parameters=int(budget.parameters * prune.parameters_of(teacher)))
-    return student.student_of(model, example_input, budget)
+    return student.student_of(model, example_input, budget, criterion(model))

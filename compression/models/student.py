@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from fedpress.compression.models import bundle, cost, importance, prune
+from fedpress.compression.models import bundle, cost, importance, prune, quantize
 from fedpress.compression.models.cost import DeviceSpeed
 from fedpress.compression.models.importance import Criterion
+from fedpress.compression.models.quantize import Quantization
 
 KINDS = ("parameters", "bundle_bytes", "flops", "memory_bytes", "latency_ms")
 """What a budget may be of; these are its fields."""
@@ -39,6 +40,7 @@ class Budget:
         memory_bytes: The most that weights, inputs and activations take at any moment of it (`cost.Cost`).
         latency_ms: The most milliseconds that it is predicted to take on a device with `device`'s speed.
         device: For `latency_ms`: what `fedpress probe` measured there.
+        quantization: For `bundle_bytes`: how the file's weights are written.
     """
 
     parameters: int | float | None = None
@@ -47,6 +49,7 @@ class Budget:
     memory_bytes: int | None = None
     latency_ms: float | None = None
     device: DeviceSpeed | None = None
+    quantization: Quantization = quantize.DEFAULTS
 
     def __post_init__(self) -> None:
         given = {kind: getattr(self, kind) for kind in KINDS if getattr(self, kind) is not None}
@@ -86,7 +89,7 @@ class Budget:
         if self.parameters is not None:
             return prune.parameters_of(model)
         if self.bundle_bytes is not None:
-            return bundle.largest_bytes(model, example_input)
+            return bundle.largest_bytes(model, example_input, self.quantization)
         if self.flops is not None:
             return prune.flops_of(model, example_input)
         found = cost.cost_of(model, example_input)
