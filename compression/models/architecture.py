@@ -20,6 +20,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from fedpress.compression.errors import FedpressError
+from fedpress.compression.models.attention import SelfAttention
 
 Shape = tuple[int, ...]
 
@@ -102,6 +103,8 @@ def shrink(model: nn.Module, wanted: Mapping[str, Shape]) -> None:
                 raise UnsupportedLayer(f"layer {path!r} is a {type(module).__name__}, which cannot change its shape")
             _check(path, module, new)
             changed.append((module, new))
+        if isinstance(module, SelfAttention):
+            _check_heads(path, module, *(wanted[canonical[id(part.weight)]] for part in (module.qkv, module.out)))
     for module, new in changed:
         for key, tensor in _own_tensors(module).items():
             if key in new and tuple(tensor.shape) != new[key]:
@@ -128,6 +131,15 @@ def _check(path: str, module: nn.Module, new: Mapping[str, Shape]) -> None:
             raise ArchitectureError(f"layer {path!r}: {weight[0]} channels cannot be cut into {module.groups} groups")
     if isinstance(module, nn.GroupNorm) and channels % module.num_groups:
         raise ArchitectureError(f"layer {path!r}: {channels} channels cannot be cut into {module.num_groups} groups")
+
+
+def _check_heads(path: str, module: SelfAttention, qkv: Shape, out: Shape) -> None:
+    """Check that whole heads are left, as many in the projections as in the output; the layer counts them itself."""
+    if qkv[0] != 3 * out[1] or out[1] % module.head_size:
+        raise ArchitectureError(
+            f"attention {path!r}: {qkv[0]} rows of qkv and {out[1]} columns of out, expected three times as many rows as"
+            f" columns, and columns in whole heads of {module.head_size}"
+        )
 
 
 def _depthwise(module: _ConvNd) -> bool:
