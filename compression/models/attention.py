@@ -69,7 +69,8 @@ class SelfAttention(nn.Module):
         if self.causal:
             length = x.shape[1]
             scores = scores.masked_fill(scores.new_ones(length, length).triu(1).bool(), float("-inf"))
-        return scores.softmax(dim=-1)
+        maps: Tensor = scores.softmax(dim=-1)
+        return maps
 
     def _heads(self, x: Tensor) -> tuple[Tensor, ...]:
         """Queries, keys and values, each (N, heads, L, head_size)."""

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from fedpress.compression.models import architecture, prune
+from fedpress.compression.models.attention import SelfAttention
 
 
 def convolutional() -> nn.Module:
@@ -214,3 +215,17 @@ def test_pruning_draws_nothing_and_is_the_same_twice() -> None:
     one, two = (prune.keep_fraction(model, IMAGES, 0.4).state_dict() for _ in range(2))
     assert torch.equal(state, torch.random.get_rng_state())
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.parametrize(
+    ("model", "example", "flops"),
+    [
+        (nn.Conv2d(1, 2, 3), torch.zeros(4, 1, 5, 5), 2 * 9 * 2 * 9),
+        (nn.LSTM(4, 8, batch_first=True), torch.zeros(3, 10, 4), 2 * 10 * 4 * 8 * (4 + 8)),
+        (SelfAttention(8, 2), torch.zeros(2, 5, 8), 2 * 5 * 8 * (24 + 8) + 2 * 2 * 5 * 5 * 8),
+    ],
+    ids=["convolution", "recurrent", "attention"],
+)
+def test_flops_of_one_example_are_counted(model: nn.Module, example: Tensor, flops: int) -> None:
+    assert prune.flops_of(model, example) == flops
+    assert model.training
