@@ -137,8 +137,8 @@ def _check_heads(path: str, module: SelfAttention, qkv: Shape, out: Shape) -> No
     """Check that whole heads are left, as many in the projections as in the output; the layer counts them itself."""
     if qkv[0] != 3 * out[1] or out[1] % module.head_size:
         raise ArchitectureError(
-            f"attention {path!r}: {qkv[0]} rows of qkv and {out[1]} columns of out, expected three times as many rows as"
-            f" columns, and columns in whole heads of {module.head_size}"
+            f"attention {path!r}: {qkv[0]} rows of qkv and {out[1]} columns of out, expected three times as many rows"
+            f" as columns, and columns in whole heads of {module.head_size}"
         )
 
 

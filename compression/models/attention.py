@@ -1,8 +1,8 @@
 """Multi-head self-attention whose heads can be removed.
 
-A. Vaswani, N. Shazeer, N. Parmar et al., "Attention Is All You Need", NeurIPS 2017, section 3.2.2. The three projections
-are one linear layer, so that Torch-Pruning can follow a head from there to the output projection (it cannot in
-`nn.MultiheadAttention`, which keeps them as bare parameters).
+A. Vaswani, N. Shazeer, N. Parmar et al., "Attention Is All You Need", NeurIPS 2017, section 3.2.2. The three
+projections are one linear layer, so that Torch-Pruning can follow a head from there to the output projection (it cannot
+in `nn.MultiheadAttention`, which keeps them as bare parameters).
 
 The size of a head is fixed, and the number of heads is read off the layer: once rows are removed, fewer heads are left,
 and a receiver who cuts a fresh layer down to the pruned shapes (`architecture.shrink`) gets the right number.
