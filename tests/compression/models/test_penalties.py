@@ -1,6 +1,8 @@
 """The group lasso is the sum of the norms of what is pruned together, and training with it empties whole units."""
 
 import copy
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -11,36 +13,32 @@ from fedpress.compression.models.attention import SelfAttention
 from fedpress.compression.models.penalties import GroupLasso, l1
 
 
-class Net(nn.Module):
-    """A convolution behind which a flatten spreads each channel over many columns, then attention of two heads."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.convolution = nn.Conv2d(1, 3, 3, bias=False)
-        self.wide = nn.Linear(3 * 4, 8)
-        self.attention = SelfAttention(8, 2)
-        self.head = nn.Linear(8, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        hidden = self.wide(self.convolution(x).flatten(1))
-        answer: Tensor = self.head(self.attention(hidden[:, None])[:, 0])
-        return answer
-
-
-def test_it_is_the_sum_of_the_norms_of_what_goes_together() -> None:
-    torch.manual_seed(0)
-    net = Net()
+def flattened() -> tuple[nn.Module, Tensor, list[list[Tensor]]]:
+    """A convolution behind which a flatten spreads each channel over four columns; its units."""
+    net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 2))
     w = {name: parameter.detach() for name, parameter in net.named_parameters()}
-    units = [[w["convolution.weight"][i], w["wide.weight"][:, 4 * i : 4 * i + 4]] for i in range(3)]
-    units += [[w["wide.weight"][i], w["attention.qkv.weight"][:, i]] for i in range(8)]
-    units += [
-        [w["attention.qkv.weight"].reshape(3, 2, 4, 8)[:, i], w["attention.out.weight"][:, 4 * i : 4 * i + 4]]
-        for i in range(2)
-    ]
-    units += [[w["attention.out.weight"][i], w["head.weight"][:, i]] for i in range(8)]
+    units = [[w["0.weight"][i], w["3.weight"][:, 4 * i : 4 * i + 4]] for i in range(3)]
+    units += [[w["3.weight"][i], w["5.weight"][:, i]] for i in range(8)]
+    return net, torch.zeros(1, 1, 4, 4), units
+
+
+def attentive() -> tuple[nn.Module, Tensor, list[list[Tensor]]]:
+    """Attention of two heads between linear layers; its units."""
+    net = nn.Sequential(nn.Linear(5, 8), SelfAttention(8, 2), nn.Linear(8, 2))
+    w = {name: parameter.detach() for name, parameter in net.named_parameters()}
+    units = [[w["0.weight"][i], w["1.qkv.weight"][:, i]] for i in range(8)]
+    units += [[w["1.qkv.weight"].reshape(3, 2, 4, 8)[:, i], w["1.out.weight"][:, 4 * i : 4 * i + 4]] for i in range(2)]
+    units += [[w["1.out.weight"][i], w["2.weight"][:, i]] for i in range(8)]
+    return net, torch.zeros(1, 3, 5), units
+
+
+@pytest.mark.parametrize("make", [flattened, attentive])
+def test_it_is_the_sum_of_the_norms_of_what_goes_together(make: Callable[[], Any]) -> None:
+    torch.manual_seed(0)
+    net, example, units = make()
     joined = [torch.cat([part.flatten() for part in unit]) for unit in units]
     expected = sum(len(unit) ** 0.5 * float(unit.norm()) for unit in joined)
-    penalty = GroupLasso(net, torch.zeros(1, 1, 4, 4))
+    penalty = GroupLasso(net, example)
     assert float(penalty(net).detach()) == pytest.approx(expected, rel=1e-5)
     assert torch.equal(penalty(copy.deepcopy(net)), penalty(net))
 
@@ -54,7 +52,7 @@ def test_training_empties_weights_or_whole_units(kind: str) -> None:
     targets = torch.relu(inputs[:, :1]) - torch.relu(inputs[:, 1:2])  # two neurons can do it
     penalty = l1 if kind == "l1" else GroupLasso(model, inputs[:1])
     optimizer = torch.optim.Adam(model.parameters(), 0.01)
-    for _ in range(600):
+    for _ in range(300):
         optimizer.zero_grad()
         torch.autograd.backward((model(inputs) - targets).square().mean() + 1e-2 * penalty(model))
         optimizer.step()
