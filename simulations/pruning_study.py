@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from time import perf_counter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -52,17 +52,19 @@ class Setup(NamedTuple):
 
 def variants(channels: float, weights: float, epochs: int, teacher_epochs: int) -> dict[str, Variant]:
     """The rows of a task: channels and single weights removed to the ratios given, `epochs` of training each."""
-    each = {"fine_tune_epochs": epochs // 3, "steps": 3}
+    each: dict[str, Any] = {"fine_tune_epochs": epochs // 3, "steps": 3}
 
-    def structural(baseline: str, trained_on: str = "teacher", **changes: object) -> Variant:
-        return Variant(Pruning(**{"ratio": channels, "fine_tune_epochs": epochs} | changes), baseline, trained_on)  # type: ignore[arg-type]
+    def structural(baseline: str, trained_on: str = "teacher", **changes: Any) -> Variant:
+        fields: dict[str, Any] = {"ratio": channels, "fine_tune_epochs": epochs}
+        return Variant(Pruning(**fields | changes), baseline, trained_on)
 
-    def single(baseline: str, trained_on: str = "teacher", **changes: object) -> Variant:
-        return structural(baseline, trained_on, **{"granularity": "weights", "ratio": weights} | changes)
+    def single(baseline: str, trained_on: str = "teacher", **changes: Any) -> Variant:
+        fields: dict[str, Any] = {"granularity": "weights", "ratio": weights}
+        return structural(baseline, trained_on, **fields | changes)
 
-    lasso = {"penalty": "group_lasso", "penalty_epochs": epochs, "penalty_weight": 3e-4}
-    one = {"penalty": "l1", "penalty_epochs": epochs, "penalty_weight": 1e-4}
-    ticket = {"schedule": "lottery", "steps": 3, "fine_tune_epochs": teacher_epochs}
+    lasso: dict[str, Any] = {"penalty": "group_lasso", "penalty_epochs": epochs, "penalty_weight": 3e-4}
+    one: dict[str, Any] = {"penalty": "l1", "penalty_epochs": epochs, "penalty_weight": 1e-4}
+    ticket: dict[str, Any] = {"schedule": "lottery", "steps": 3, "fine_tune_epochs": teacher_epochs}
     return {
         "channels: random": structural("", importance="random"),
         "channels: l1": structural("channels: random", importance="l1"),
