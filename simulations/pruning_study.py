@@ -8,6 +8,7 @@ size. Accuracy is on the test part, which nothing here chooses by. Figures and r
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,10 +19,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from fedpress.compression.models import fine_tuning, masks, prune
+from fedpress.compression.models import fine_tuning, masks, prune, sparse_execution
 from fedpress.compression.models.determinism import reproducible
 from fedpress.compression.models.distill import Distillation
 from fedpress.compression.models.fine_tuning import FineTune
+from fedpress.compression.models.importance import Criterion
 from fedpress.compression.models.penalties import Penalty
 from fedpress.compression.models.pruning import Pruned, Pruning, Step, pruned
 from fedpress.compression.models.task import Examples, Task, evaluate
@@ -213,6 +215,45 @@ def trained_teacher(task: Task, epochs: int, kept: Path | None) -> tuple[nn.Modu
     return fresh, model
 
 
+class Execution(NamedTuple):
+    """What one layer, or the whole model, took for a batch: dense, sparse, and which is kept."""
+
+    density: float
+    batch: int
+    timing: sparse_execution.Timing
+
+
+def execution(task: Task, teacher: nn.Module) -> Iterator[Execution]:
+    """Time the teacher's layers with the smallest weights gone, across layers; what is left of them does not matter."""
+    inputs = task.data().proxy.inputs
+    for density in (0.1, 0.02, 0.005):
+        model = copy.deepcopy(teacher).eval()
+        masks.apply(model, masks.by_importance(model, density, Criterion(ranking="global")))
+        for batch in (1, 64):
+            found, timings = sparse_execution.faster(model, inputs[:batch])
+            yield from (Execution(density, batch, timing) for timing in timings)
+            before, after = (sparse_execution.milliseconds(each, inputs[:batch], 0.2) for each in (model, found))
+            whole = sparse_execution.Timing(
+                "the model", density, before, after, "sparse" if after < before else "dense"
+            )
+            yield Execution(density, batch, whole)
+
+
+def print_execution(task: Task, teacher: nn.Module, path: Path | None) -> None:
+    """Print the table of execution, and write it."""
+    print(f"{'left':>5} {'batch':>5}  {'layer':10} {'density':>8} {'dense ms':>9} {'sparse ms':>9}  kept")
+    rows = []
+    for row in execution(task, teacher):
+        layer, density, dense, sparse, chosen = row.timing
+        print(
+            f"{row.density:5.1%} {row.batch:5}  {layer:10} {density:8.2%} {dense:9.3f} {sparse:9.3f}  {chosen}",
+            flush=True,
+        )
+        rows.append({"left": row.density, "batch": row.batch} | row.timing._asdict())
+    if path is not None:
+        path.write_text(json.dumps(rows, indent=1) + "\n")
+
+
 def main() -> None:
     """Print the table of one task."""
     parser = argparse.ArgumentParser(prog="python -m fedpress.simulations.pruning_study", description=__doc__)
@@ -221,8 +262,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="how many; of the training after pruning (default 3)")
     parser.add_argument("--teacher", type=Path, help="file where the trained teacher is kept for the next time")
     parser.add_argument("--json", type=Path, help="file for the rows, with the curve of each")
+    parser.add_argument("--execution", action="store_true", help="time layers dense and sparse instead")
     given = parser.parse_args()
     torch.set_num_threads(1)
+    if given.execution:
+        task = registry.create(given.task)
+        _, teacher = trained_teacher(task, SETUPS[given.task].teacher_epochs, given.teacher)
+        print_execution(task, teacher, given.json)
+        return
     print(f"{'':34} {'parameters':>10} {'MFLOPs':>7} {'accuracy':>9} {'±':>5} {'seconds':>8}  against")
     rows = []
     for row in study(registry.create(given.task), SETUPS[given.task], given.seeds, given.only, given.teacher):

@@ -106,12 +106,19 @@ def faster(
         if density > sparse_below or not _can_be_sparse(layer):
             continue
         sparse = SparseLinear(layer) if isinstance(layer, nn.Linear) else SparseConv2d(layer)
-        dense_ms, sparse_ms = _milliseconds(layer, given, seconds), _milliseconds(sparse, given, seconds)
+        dense_ms, sparse_ms = milliseconds(layer, given, seconds), milliseconds(sparse, given, seconds)
         timings.append(Timing(name, density, dense_ms, sparse_ms, "sparse" if sparse_ms < dense_ms else "dense"))
         if sparse_ms < dense_ms:
             path, _, own = name.rpartition(".")
             setattr(found.get_submodule(path), own, sparse)
     return found, timings
+
+
+def milliseconds(model: nn.Module, given: Tensor, seconds: float) -> float:
+    """What one call takes, without gradients and on one thread: the median over runs for so many seconds."""
+    with torch.no_grad():
+        timer = benchmark.Timer("model(given)", globals={"model": model, "given": given}, num_threads=1)
+        return 1e3 * float(timer.blocked_autorange(min_run_time=seconds).median)
 
 
 def semi_structured(model: nn.Module) -> nn.Module:
@@ -179,9 +186,3 @@ def _places(size: int, layer: SparseConv2d, axis: int) -> int:
     """How many places of the kernel fit along an axis of `size`; nn.Conv2d's own formula."""
     reach = layer.dilation[axis] * (layer.kernel_size[axis] - 1) + 1
     return (size + 2 * int(layer.padding[axis]) - reach) // layer.stride[axis] + 1
-
-
-def _milliseconds(layer: nn.Module, given: Tensor, seconds: float) -> float:
-    with torch.no_grad():
-        timer = benchmark.Timer("layer(given)", globals={"layer": layer, "given": given}, num_threads=1)
-        return 1e3 * float(timer.blocked_autorange(min_run_time=seconds).median)
