@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from fedpress.compression.models import bundle, prune
+from fedpress.compression.models import bundle, importance, prune
+from fedpress.compression.models.importance import Criterion
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,9 @@ class Budget:
             raise ValueError(f"a budget must be at least 1, got {count}")
 
 
-def student_of(teacher: nn.Module, example_input: Tensor, budget: Budget) -> nn.Module:
+def student_of(
+    teacher: nn.Module, example_input: Tensor, budget: Budget, criterion: Criterion = importance.DEFAULT
+) -> nn.Module:
     """Return the largest pruned version of the teacher within the budget, not yet distilled.
 
     A budget of bytes is met by the file without its entropy coding, whose length does not depend on the weights: the
@@ -50,6 +53,7 @@ def student_of(teacher: nn.Module, example_input: Tensor, budget: Budget) -> nn.
         teacher: The model to prune; untouched.
         example_input: A batch as the teacher is called with, (N, ...).
         budget: What the student may cost.
+        criterion: What is removed first.
 
     Raises:
         BudgetError: Even one channel in every layer is too much.
@@ -62,8 +66,10 @@ def student_of(teacher: nn.Module, example_input: Tensor, budget: Budget) -> nn.
             example_input,
             lambda student: bundle.largest_bytes(student, example_input) <= most,
             f"{most:,} bundle bytes",
+            criterion=criterion,
         )
-    if isinstance(budget.parameters, float):
-        return prune.prune_to(teacher, example_input, int(budget.parameters * prune.parameters_of(teacher)))
-    assert budget.parameters is not None  # by Budget's own check
-    return prune.prune_to(teacher, example_input, budget.parameters)
+    most_parameters = budget.parameters
+    if isinstance(most_parameters, float):
+        most_parameters = int(most_parameters * prune.parameters_of(teacher))
+    assert most_parameters is not None  # by Budget's own check
+    return prune.prune_to(teacher, example_input, most_parameters, criterion=criterion)

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from fedpress.compression.models import bundle, prune, quantize
+from fedpress.compression.models import architecture, bundle, prune, quantize
+from fedpress.compression.models.importance import Criterion
 from fedpress.compression.models.student import Budget, student_of
 
 EXAMPLE = torch.zeros(1, 1, 8, 8)
@@ -73,3 +74,11 @@ def test_an_impossible_budget_is_refused(budget: Budget) -> None:
 def test_a_budget_that_makes_no_sense_is_refused(given: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Budget(**given)
+
+
+@pytest.mark.parametrize("budget", [Budget(parameters=0.2), Budget(bundle_bytes=10_000)])
+def test_the_criterion_says_what_goes_first(budget: Budget) -> None:
+    model = teacher()
+    by_norm, by_chance = (student_of(model, EXAMPLE, budget, Criterion(name)) for name in ("l2", "random"))
+    assert architecture.shapes(by_norm) == architecture.shapes(by_chance)
+    assert not torch.equal(next(by_norm.parameters()), next(by_chance.parameters()))
