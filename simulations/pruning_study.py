@@ -64,7 +64,7 @@ def variants(channels: float, weights: float, epochs: int, teacher_epochs: int) 
         fields: dict[str, Any] = {"granularity": "weights", "ratio": weights}
         return structural(baseline, trained_on, **fields | changes)
 
-    lasso: dict[str, Any] = {"penalty": "group_lasso", "penalty_epochs": epochs, "penalty_weight": 3e-4}
+    lasso: dict[str, Any] = {"penalty": "group_lasso", "penalty_epochs": epochs, "penalty_weight": 1e-5}
     one: dict[str, Any] = {"penalty": "l1", "penalty_epochs": epochs, "penalty_weight": 1e-4}
     ticket: dict[str, Any] = {"schedule": "lottery", "steps": 3, "fine_tune_epochs": teacher_epochs}
     return {
