@@ -24,9 +24,9 @@ from fedpress.compression.models.determinism import reproducible
 from fedpress.compression.models.distill import Distillation
 from fedpress.compression.models.fine_tuning import FineTune
 from fedpress.compression.models.importance import Criterion
-from fedpress.compression.models.penalties import Penalty
 from fedpress.compression.models.pruning import Pruned, Pruning, Step, pruned
-from fedpress.compression.models.task import Examples, Task, evaluate
+from fedpress.compression.models.task import Task, evaluate
+from fedpress.simulations import distillation_study
 from fedpress.simulations.tasks import registry
 
 
@@ -37,7 +37,8 @@ class Variant(NamedTuple):
         settings: How.
         baseline: The row of the same size that it is compared with.
         trained_on: What trains between the steps: "teacher", distillation; "answers", the teacher's classes as labels,
-            which a penalty needs; "labels", the training data, as a lottery ticket needs them.
+            which a penalty needs; "labels", the training data, as a lottery ticket needs them; "fresh", the same, but
+            in the end the ticket's mask is trained from other weights: its control.
     """
 
     settings: Pruning
@@ -67,6 +68,7 @@ def variants(channels: float, weights: float, epochs: int, teacher_epochs: int) 
     lasso: dict[str, Any] = {"penalty": "group_lasso", "penalty_epochs": epochs, "penalty_weight": 1e-5}
     one: dict[str, Any] = {"penalty": "l1", "penalty_epochs": epochs, "penalty_weight": 1e-4}
     ticket: dict[str, Any] = {"schedule": "lottery", "steps": 3, "fine_tune_epochs": teacher_epochs}
+    automatic: dict[str, Any] = {"ratio": "auto", "schedule": "iterative", "tolerance": 0.01} | each | {"steps": 6}
     return {
         "channels: random": structural("", importance="random"),
         "channels: l1": structural("channels: random", importance="l1"),
@@ -79,7 +81,7 @@ def variants(channels: float, weights: float, epochs: int, teacher_epochs: int) 
         "channels: l2, cubic": structural("channels: l2", schedule="cubic", **each),
         "channels: no penalty": structural("", "answers", **lasso | {"penalty_weight": 1e-12}),
         "channels: group lasso": structural("channels: no penalty", "answers", **lasso),
-        "channels: auto, 1 point": structural("", ratio="auto", schedule="iterative", steps=6, tolerance=0.01),
+        "channels: auto, 1 point": structural("", **automatic),
         "weights: random": single("", importance="random"),
         "weights: l1": single("weights: random", importance="l1"),
         "weights: taylor": single("weights: l1", importance="taylor"),
@@ -94,7 +96,7 @@ def variants(channels: float, weights: float, epochs: int, teacher_epochs: int) 
         "weights: 2:4": single("weights: 2:4, random", granularity="2:4", ratio=0.5),
         "weights: lottery, fresh weights": single("", "fresh", **ticket),
         "weights: lottery": single("weights: lottery, fresh weights", "labels", **ticket),
-        "weights: auto, 1 point": single("", ratio="auto", schedule="iterative", steps=6, tolerance=0.01),
+        "weights: auto, 1 point": single("", **automatic),
     }
 
 
@@ -161,8 +163,8 @@ def carry_out(task: Task, fresh: nn.Module, teacher: nn.Module, variant: Variant
     trainers: dict[str, FineTune] = {
         "teacher": fine_tuning.distilling(teacher, splits.proxy.inputs, Distillation()),
         "answers": fine_tuning.training(task, answers),
-        "labels": centrally(task, splits.train),
-        "fresh": centrally(task, splits.train),
+        "labels": fine_tuning.training(task, splits.train),
+        "fresh": fine_tuning.training(task, splits.train),
     }
     fine_tune = trainers[variant.trained_on]
     found = pruned(
@@ -185,34 +187,18 @@ def carry_out(task: Task, fresh: nn.Module, teacher: nn.Module, variant: Variant
     return found._replace(model=model)
 
 
-def centrally(task: Task, examples: Examples) -> FineTune:
-    """Training as the teacher is trained."""
-
-    def train(model: nn.Module, *, epochs: int, seed: int, penalty: Penalty | None = None) -> nn.Module:
-        with reproducible(seed) as generator:
-            optimizer = torch.optim.SGD(model.parameters(), 0.1)
-            for _ in range(epochs):
-                for batch in torch.split(torch.randperm(len(examples.targets), generator=generator), 50):
-                    optimizer.zero_grad()
-                    torch.autograd.backward(task.loss(model(examples.inputs[batch]), examples.targets[batch]))
-                    optimizer.step()
-        return model
-
-    return train
-
-
 def trained_teacher(task: Task, epochs: int, kept: Path | None) -> tuple[nn.Module, nn.Module]:
     """The task's model before and after central training; read from the file `kept` if it is there, else put there."""
     with reproducible(0):
-        fresh, model = task.model(), task.model()
-    model.load_state_dict(fresh.state_dict())
+        fresh = task.model()
     if kept is not None and kept.is_file():
-        model.load_state_dict(torch.load(kept, weights_only=True))
-        return fresh, model
-    model = centrally(task, task.data().train)(model, epochs=epochs, seed=0)
+        teacher = copy.deepcopy(fresh)
+        teacher.load_state_dict(torch.load(kept, weights_only=True))
+        return fresh, teacher
+    teacher = distillation_study.train(task, task.data().train, epochs)
     if kept is not None:
-        torch.save(model.state_dict(), kept)
-    return fresh, model
+        torch.save(teacher.state_dict(), kept)
+    return fresh, teacher
 
 
 class Execution(NamedTuple):
