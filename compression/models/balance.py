@@ -1,0 +1,35 @@
+"""Class-balanced distillation: rare classes of the proxy data count as much as common ones.
+
+Y. Cui, M. Jia, T.-Y. Lin, Y. Song, S. Belongie, "Class-Balanced Loss Based on Effective Number of Samples", CVPR 2019,
+equation 2: an example of a class with n examples weighs (1 - beta) / (1 - beta^n). With beta = 0 all weigh the same;
+as beta goes to 1 each class does. Classes are labels where they are known, elsewhere the teacher's own answers.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Balance = Literal["none", "reweight", "resample"]
+"""Whether examples count by these weights in the loss (`reweight`) or are drawn by them (`resample`)."""
+
+
+def weights(classes: Tensor, beta: float) -> Tensor:
+    """Return the weight of each example, with a mean of 1.
+
+    >>> weights(torch.tensor([0, 0, 0, 1]), beta=0.999999)
+    tensor([0.6667, 0.6667, 0.6667, 2.0000])
+
+    Args:
+        classes: Of each example, int64 (N,).
+        beta: In [0, 1).
+
+    Returns:
+        float32, (N,).
+    """
+    _, index, counts = torch.unique(classes, return_inverse=True, return_counts=True)
+    each = (1 - beta) / (1 - torch.tensor(beta, dtype=torch.float64) ** counts)
+    found = each[index]
+    return (found / found.mean()).float()
