@@ -1,6 +1,6 @@
 """The model that the server keeps: the master vector, its optimiser, and the buffers."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -82,13 +82,27 @@ class GlobalModel:
         """The buffers by name."""
         return self._buffers
 
-    def step(self, mean_update: Vector, buffers: dict[str, NDArray[Any]]) -> None:
+    def step(
+        self,
+        mean_update: Vector,
+        buffers: dict[str, NDArray[Any]],
+        refine: Callable[[dict[str, NDArray[Any]]], Mapping[str, NDArray[Any]]] | None = None,
+    ) -> None:
         """Move the master along the mean update (n,) and take over the buffers.
+
+        Args:
+            mean_update: of the clients.
+            buffers: of theirs.
+            refine: what the server itself then makes of the model, arrays by name, within the same step.
 
         Raises:
             FloatingPointError: the master is no longer finite.
         """
         optimize.step(self.optimizer, mean_update)
+        if refine:
+            named = refine({**vector.unflatten(self.master, self.layout), **buffers})
+            self.master[:] = vector.flatten(named, self.layout)
+            buffers = self._buffers_of(named)
         if not np.isfinite(self.master).all():
             raise FloatingPointError("the model is no longer finite; is the server's learning rate too high?")
         self._buffers = buffers

@@ -16,8 +16,9 @@ from torch import nn
 
 from fedpress.compression import seeds
 from fedpress.compression.errors import FedpressError
-from fedpress.compression.models import bundle, distill, prune, quantize, student
+from fedpress.compression.models import bundle, distill, prune, quantize, student, teachers
 from fedpress.compression.models.task import Task, evaluate
+from fedpress.server.ensemble import ClientModels
 from fedpress.server.store import ModelStore
 
 
@@ -67,7 +68,10 @@ class Publisher:
         store: Where bundles are published.
         tiers: One student each, in this order.
         settings: Of the distillation.
-        labels: Whether the students may see the labels of the proxy data.
+        labels: Whether the students may see the labels of the proxy data; the settings may say of how many.
+        clients: The client models of the last round; given, they teach the students together (FedDF), and the global
+            model is what is pruned. Before the first step the global model teaches.
+        combine: How their answers become one.
         seed: The same seed, version and model give the same bundle.
     """
 
@@ -79,6 +83,8 @@ class Publisher:
         settings: distill.Distillation = distill.DEFAULTS,
         *,
         labels: bool = False,
+        clients: ClientModels | None = None,
+        combine: teachers.Combine = "logits",
         seed: int = 0,
     ) -> None:
         self.task = task
@@ -86,6 +92,8 @@ class Publisher:
         self.tiers = tuple(tiers)
         self.settings = settings
         self.labels = labels
+        self.clients = clients
+        self.combine = combine
         self.seed = seed
 
     def check(self, model: nn.Module) -> None:
@@ -128,7 +136,7 @@ class Publisher:
         splits = self.task.data()
         example = splits.proxy.inputs[:1]
         learner = distill.distill(
-            model,
+            self.clients.teacher(model, self.combine) if self.clients else model,
             student.student_of(model, example, tier.budget),
             splits.proxy.inputs,
             self.settings,

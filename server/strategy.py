@@ -18,10 +18,11 @@ from fedpress.compression import records, seeds
 from fedpress.compression.errors import PayloadError
 from fedpress.compression.ledger import Direction, Ledger
 from fedpress.compression.vector import Layout
-from fedpress.server import exchange, optimize, resume, sampling, weighting
+from fedpress.server import ensemble, exchange, optimize, resume, sampling, weighting
 from fedpress.server.accumulate import ReplyMean
 from fedpress.server.books import Books, RoundSummary
 from fedpress.server.checkpoint import CheckpointFolder, Resumable
+from fedpress.server.ensemble import ClientModels, Fusion
 from fedpress.server.exchange import Clock, UnderWay, WallClock
 from fedpress.server.global_model import GlobalModel
 from fedpress.server.optimize import ServerOptimizer
@@ -62,6 +63,9 @@ class SparseFed(resume.Resuming, Strategy):
         clock: what deadlines follow; by default the grid's own `clock` if it has one, else real time.
         checkpoints: folder for a checkpoint of every round, from which `start` goes on by itself after a kill; None:
             there are none. One federation to a folder.
+        clients: is kept up to date with the client models of the last step, and goes into checkpoints; None: nobody
+            needs them.
+        fusion: lets each step end with a distillation of the global model from the client models (`ensemble.Fusion`).
 
     Attributes:
         books: what is counted: bytes, refusals, lost states. `ledger` and `refusals` are those of the books.
@@ -101,6 +105,8 @@ class SparseFed(resume.Resuming, Strategy):
         on_accepted: Callable[[int, int, bytes], None] | None = None,
         clock: Clock | None = None,
         checkpoints: CheckpointFolder | Path | str | None = None,
+        clients: ClientModels | None = None,
+        fusion: Fusion | None = None,
     ) -> None:
         for name, value in (("fraction_train", fraction_train), ("fraction_evaluate", fraction_evaluate)):
             if not 0 <= value <= 1:
@@ -145,7 +151,9 @@ class SparseFed(resume.Resuming, Strategy):
         self.ledger, self.refusals = self.books.ledger, self.books.refusals
         self.on_round = on_round
         self.on_accepted = on_accepted
-        self.companions: dict[str, Resumable] = {}
+        self.clients = clients if clients is not None or fusion is None else ClientModels()
+        self.fusion = fusion
+        self.companions: dict[str, Resumable] = {} if self.clients is None else {"clients": self.clients}
         self.checkpoints = CheckpointFolder(checkpoints) if isinstance(checkpoints, Path | str) else checkpoints
         self._make_optimizer = optimizer or optimize.sgd()
         self._downlink = downlink
@@ -229,7 +237,9 @@ class SparseFed(resume.Resuming, Strategy):
             counted = []
         metrics = MetricRecord()
         if counted:
-            self.model.step(*self._mean.result(self.model.buffers))
+            if self.clients is not None:
+                self.clients.take(counted)
+            self.model.step(*self._mean.result(self.model.buffers), self._refine(server_round))
             for answer in counted:
                 self._orders.accept(answer)
                 if self.on_accepted:
@@ -244,6 +254,12 @@ class SparseFed(resume.Resuming, Strategy):
         for reason, count in Counter(refusal.reason for refusal in refused).items():
             metrics[f"refused-{reason.replace(' ', '-')}"] = count
         return (self.model.arrays if counted else None), metrics
+
+    def _refine(self, server_round: int) -> Callable[[ensemble.Arrays], ensemble.Arrays] | None:
+        fusion, clients = self.fusion, self.clients
+        if fusion is None or clients is None or not fusion.due(server_round):
+            return None
+        return lambda arrays: fusion.fused(arrays, clients, server_round)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -393,6 +409,8 @@ class SparseFed(resume.Resuming, Strategy):
         if self._model is None:
             self._model = GlobalModel(arrays, self._layout, self._make_optimizer, self._downlink, self._averaging)
             self._mean = ReplyMean(self._model.layout)
+            if self.clients is not None:
+                self.clients.attach(self._model, self.prediction)
         elif arrays is not self._model.arrays:
             self._model.replace(arrays)
 

@@ -335,6 +335,7 @@ def simulate(
     *,
     keep_state: bool = False,
     keep_payloads: bool = False,
+    adjust: Callable[[server.Plan], None] = lambda _: None,
 ) -> Results:
     """Run a scenario and return its results, which the run folder holds too.
 
@@ -344,12 +345,13 @@ def simulate(
         observer: is told what happens.
         keep_payloads: whether the folder gets every accepted payload as a file.
         keep_state: whether checkpoints and clients' states stay in the folder after the end.
+        adjust: is given the server's plan before it is carried out, to change what a scenario does not say.
 
     Raises:
         RunFolderError: `out` is not empty, or cannot be made.
         KeyboardInterrupt: passed on once the folder is whole.
     """
-    return _run(new_folder(scenario, out), scenario, observer, keep_state, keep_payloads)
+    return _run(new_folder(scenario, out), scenario, observer, keep_state, keep_payloads, adjust)
 
 
 def resume(
@@ -373,7 +375,12 @@ def resume(
 
 
 def _run(
-    folder: RunFolder, scenario: Scenario, observer: Observer | None, keep_state: bool, keep_payloads: bool
+    folder: RunFolder,
+    scenario: Scenario,
+    observer: Observer | None,
+    keep_state: bool,
+    keep_payloads: bool,
+    adjust: Callable[[server.Plan], None] = lambda _: None,
 ) -> Results:
     if observer:
         observer.on_start(scenario, folder)
@@ -384,6 +391,7 @@ def _run(
         writer = planned.watcher
         assert isinstance(writer, Writer)
         writer.keep_state = keep_state
+        adjust(planned)
         try:
             with engine.InlineGrid(
                 "fedpress.client.app:app",

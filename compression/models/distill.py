@@ -200,11 +200,12 @@ def distill(
         if targets is not None and settings.labelled is not None:
             targets = few_labels(targets, settings.labelled, generator)
         lesson = _Lesson(source, learner, inputs, asked, targets, settings)
-        with stages.recording(learner) as record:
+        inside = source.model if isinstance(source, teachers.Single) else nn.Identity()
+        with stages.recording(learner) as own, stages.recording(inside) as theirs:
             fit(
                 [*learner.parameters(), *lesson.parameters()],
                 lambda: lesson.epoch(generator),
-                lambda batch: lesson.loss(batch, record),
+                lambda batch: lesson.loss(batch, own, theirs),
                 settings,
                 steps=settings.epochs * math.ceil(len(inputs) / settings.batch_size),
                 after=lesson.after_step,
@@ -301,8 +302,8 @@ class _Lesson:
             order = torch.randperm(count, generator=generator)
         return torch.split(order, self._settings.batch_size)
 
-    def loss(self, batch: Tensor, record: stages.Recording) -> Tensor:
-        """The loss of a batch; `record` is of the student's forward pass, which happens here."""
+    def loss(self, batch: Tensor, own: stages.Recording, theirs: stages.Recording) -> Tensor:
+        """The loss of a batch; `own` and `theirs` record what student and teacher do here."""
         settings, weights = self._settings, self._settings.weights
         answers = self._answers[batch]
         targets = None if self._targets is None else self._targets[batch]
@@ -324,11 +325,11 @@ class _Lesson:
         softness = settings.temperature**2
         if self._hints is not None:
             assert isinstance(self._teacher, teachers.Single)
-            with stages.recording(self._teacher.model) as seen, torch.no_grad():
+            with torch.no_grad():
                 self._teacher.model(self._asked[batch])
-            loss = loss + self._hints(record, seen)
+            loss = loss + self._hints(own, theirs)
         if self._exits is not None:
-            exits = self._exits(record)
+            exits = self._exits(own)
             deepest = logits.detach()
             each = [
                 supervised(early) + softness * softened_divergence(early, deepest, settings.temperature).mean()
