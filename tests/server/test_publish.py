@@ -2,16 +2,25 @@
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from flwr.app import RecordDict
 from torch import Tensor, nn
 
+from fedpress.compression import encoder as encoders
+from fedpress.compression import records, values
 from fedpress.compression.errors import NonFiniteError
 from fedpress.compression.models import bundle, distill, prune
 from fedpress.compression.models.student import Budget
 from fedpress.compression.models.task import Examples, Splits, Task, evaluate
+from fedpress.compression.shared import Shared
+from fedpress.server import optimize
+from fedpress.server.ensemble import ClientModels
+from fedpress.server.global_model import GlobalModel
+from fedpress.server.orders import Checked
 from fedpress.server.publish import Publisher, PublishError, Tier
 from fedpress.server.store import ModelStore
 from fedpress.simulations.tasks.digits import Digits
@@ -100,6 +109,27 @@ def test_students_see_proxy_labels_if_they_may(tmp_path: Path, teacher: nn.Modul
         for labels in (False, True)
     ]
     assert made[0] != made[1]
+
+
+def test_students_learn_from_the_client_models_if_there_are_some(tmp_path: Path, teacher: nn.Module) -> None:
+    def made(name: str, **more: Any) -> str:
+        settings = distill.Distillation(epochs=1)
+        return (
+            Publisher(Digits(), ModelStore(tmp_path / name), TIERS[:1], settings, **more).publish(1, teacher)[0].sha256
+        )
+
+    arrays = {name: tensor.numpy() for name, tensor in teacher.state_dict().items()}
+    model = GlobalModel(records.from_numpy(arrays), None, optimize.sgd())
+    payloads = []
+    for scale in (-0.5, 0.5):  # of all weights: two models, one unsure and one too sure
+        codec = encoders.dense(values.FLOAT32)
+        payloads.append(codec.encode(np.float32(scale) * model.master, None, Shared(model.layout), 0)[0])
+    clients = ClientModels()
+    nobody = made("nobody", clients=clients)
+    assert nobody == made("global")
+    clients.attach(model)
+    clients.take([Checked(n, n, 1.0, payload, b"", RecordDict(), None, 0) for n, payload in enumerate(payloads)])
+    assert len({nobody, made("logits", clients=clients), made("sure", clients=clients, combine="confidence")}) == 3
 
 
 def test_a_budget_that_cannot_be_met_publishes_nothing(tmp_path: Path, teacher: nn.Module) -> None:
