@@ -10,11 +10,15 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from fedpress.compression.models import teachers
+from fedpress.compression.models.determinism import evaluating
 from fedpress.compression.models.task import Examples, Task
+
+BATCH = 512
+"""Inputs that a model answers at a time."""
 
 
 class GroupAccuracy(NamedTuple):
@@ -80,7 +84,7 @@ def compare(
     if groups is not None and groups.shape != (len(targets),):
         raise ValueError(f"compare: groups of shape {groups.shape} for {len(targets)} examples, expected one for each")
     each = targets if groups is None else np.broadcast_to(groups.reshape(-1, *[1] * (targets.ndim - 1)), targets.shape)
-    right = [task.correct(teachers.logits(m, examples.inputs), examples.targets).numpy() for m in (teacher, student)]
+    right = [_right(model, task, examples) for model in (teacher, student)]
     return Bias(
         tuple(
             GroupAccuracy(int(group), int(mine.sum()), float(right[0][mine].mean()), float(right[1][mine].mean()))
@@ -88,3 +92,10 @@ def compare(
             for mine in [each == group]
         )
     )
+
+
+def _right(model: nn.Module, task: Task, examples: Examples) -> NDArray[np.bool_]:
+    """Which of the model's answers are right, of the targets' shape."""
+    with evaluating(model):
+        parts = zip(torch.split(examples.inputs, BATCH), torch.split(examples.targets, BATCH), strict=True)
+        return torch.cat([task.correct(model(inputs), targets) for inputs, targets in parts]).numpy()

@@ -13,8 +13,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
+
+from fedpress.compression.models.determinism import evaluating
 
 
 @dataclass
@@ -81,6 +82,7 @@ def recording(model: nn.Module) -> Iterator[Recording]:
 def stages(model: nn.Module, example: Tensor) -> list[Stage]:
     """Return the stages of a model, in order.
 
+    >>> import torch
     >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 10))
     >>> stages(model, torch.zeros(2, 1, 8, 8))
     [Stage(index=1, axes=4, channels=4)]
@@ -89,15 +91,9 @@ def stages(model: nn.Module, example: Tensor) -> list[Stage]:
         model: In any mode; nothing of it is changed.
         example: A batch as it is called with, (N, ...).
     """
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with recording(model) as record, torch.no_grad():
-            output = model(example)
-            outputs = list(record.outputs)
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    with evaluating(model), recording(model) as record:
+        output = model(example)
+        outputs = list(record.outputs)
     if outputs and isinstance(output, Tensor) and outputs[-1][1].numel() == output.numel():
         outputs.pop()  # the answer itself
     found: list[Stage] = []

@@ -32,6 +32,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fedpress.compression.models.determinism import evaluating
+
 
 class Examples(NamedTuple):
     """Examples held in memory.
@@ -116,22 +118,16 @@ def evaluate(
     count = len(examples.targets)
     if count == 0:
         raise ValueError("evaluate: got 0 examples, expected at least 1; is this split of the task empty?")
-    modes = {module: module.training for module in model.modules()}
-    model.to(device).eval()
     loss, right, answers = 0.0, 0, 0
-    try:
-        with torch.no_grad():
-            for start in range(0, count, batch_size):
-                inputs = examples.inputs[start : start + batch_size].to(device)
-                targets = examples.targets[start : start + batch_size].to(device)
-                outputs = model(inputs)
-                loss += float(task.loss(outputs, targets)) * len(targets)
-                correct = task.correct(outputs, targets)
-                right += int(correct.sum())
-                answers += correct.numel()
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    with evaluating(model.to(device)):
+        for start in range(0, count, batch_size):
+            inputs = examples.inputs[start : start + batch_size].to(device)
+            targets = examples.targets[start : start + batch_size].to(device)
+            outputs = model(inputs)
+            loss += float(task.loss(outputs, targets)) * len(targets)
+            correct = task.correct(outputs, targets)
+            right += int(correct.sum())
+            answers += correct.numel()
     return Evaluation(loss / count, right / answers, count)
 
 
