@@ -26,11 +26,11 @@ class GroupAccuracy(NamedTuple):
 
     Attributes:
         group: Its number, or the class.
-        count: Answers that were judged.
+        answers: How many were judged.
     """
 
     group: int
-    count: int
+    answers: int
     teacher: float
     student: float
 
@@ -57,13 +57,13 @@ class Bias:
         >>> print(Bias((GroupAccuracy(3, 50, 0.9, 0.8), GroupAccuracy(4, 50, 0.9, 0.9))).warning(0.05))
         group 3 loses 10.0 points (90.0 % -> 80.0 %, 50 examples), the limit is 5.0; see `balance` of the distillation
         """
-        over = [row for row in self.rows if row.count >= least and row.lost > limit]
+        over = [row for row in self.rows if row.answers >= least and row.lost > limit]
         if not over:
             return None
         row = max(over, key=lambda row: row.lost)
         return (
             f"group {row.group} loses {100 * row.lost:.1f} points ({100 * row.teacher:.1f} % -> {100 * row.student:.1f}"
-            f" %, {row.count} examples), the limit is {100 * limit:.1f}; see `balance` of the distillation"
+            f" %, {row.answers} examples), the limit is {100 * limit:.1f}; see `balance` of the distillation"
         )
 
 

@@ -39,12 +39,12 @@ class Stage(NamedTuple):
     """One stage.
 
     Attributes:
-        index: Of its last activation among the outputs of a `Recording`.
+        place: Of its last activation among the outputs of a `Recording`.
         axes: Of what it puts out: 4 for maps, 3 for a sequence, 2 for a vector.
         channels: How many.
     """
 
-    index: int
+    place: int
     axes: int
     channels: int
 
@@ -85,7 +85,7 @@ def stages(model: nn.Module, example: Tensor) -> list[Stage]:
     >>> import torch
     >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 10))
     >>> stages(model, torch.zeros(2, 1, 8, 8))
-    [Stage(index=1, axes=4, channels=4)]
+    [Stage(place=1, axes=4, channels=4)]
 
     Args:
         model: In any mode; nothing of it is changed.

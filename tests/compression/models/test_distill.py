@@ -179,13 +179,14 @@ def test_more_labels_than_there_are_cannot_be_shown() -> None:
 
 
 def test_a_teacher_may_see_another_view_of_the_same_examples() -> None:
-    inputs, other = proxy(), torch.randn(256, 4, generator=torch.Generator().manual_seed(5))
+    inputs = proxy()
+    other = 3 * inputs[:, 1:]
+    torch.manual_seed(0)
     teacher = nn.Linear(4, 3)
-    learnt = distill(teacher, model(32, 1), inputs, Distillation(epochs=30), teacher_inputs=other, seed=0)
+    learnt = distill(teacher, nn.Linear(5, 3), inputs, Distillation(epochs=15), teacher_inputs=other, seed=0)
     with torch.no_grad():
-        agree = (learnt.eval()(inputs).argmax(1) == teacher(other).argmax(1)).float().mean()
-        before = (model(32, 1).eval()(inputs).argmax(1) == teacher(other).argmax(1)).float().mean()
-    assert agree > before + 0.2  # nothing but memory joins the two views here
+        agree = (learnt(inputs).argmax(1) == teacher(other).argmax(1)).float().mean()
+    assert agree > 0.9
     with pytest.raises(ValueError, match="got 255 teacher_inputs for 256 inputs"):
         distill(teacher, model(8, 1), inputs, teacher_inputs=other[1:], seed=0)
     with pytest.raises(ValueError, match="got 1 targets for 256 inputs"):
