@@ -144,9 +144,10 @@ def distillation_loss(
     if weights.teacher:
         divergence = softened_divergence(student_logits, teacher_logits, temperature)
         loss = weights.teacher * temperature**2 * _mean(divergence, importance)
-    if targets is not None and weights.labels and (seen := targets != HIDDEN).any():
+    if targets is not None and weights.labels:
         each = functional.cross_entropy(student_logits, targets, reduction="none", ignore_index=HIDDEN)
-        loss = loss + weights.labels * _mean(each, importance) * seen.numel() / seen.sum()
+        seen = (targets != HIDDEN).sum().clamp(min=1)
+        loss = loss + weights.labels * _mean(each, importance) * targets.numel() / seen
     return loss
 
 
@@ -269,6 +270,11 @@ class _Lesson:
             raise TeacherError(
                 f"the teacher answers each example with {tuple(self._answers.shape[1:])} logits, the student with"
                 f" {tuple(own.shape[1:])}; are they of one task?"
+            )
+        if targets is None and not any(weights._replace(labels=0.0)):
+            raise ValueError(
+                f"weights.labels is {weights.labels:g} and all others are 0, but there are no labels to learn: give"
+                " targets, or a weight to the teacher"
             )
         if settings.noise and not inputs.is_floating_point():
             raise ValueError(f"noise is {settings.noise:g}, but inputs of {inputs.dtype} take none; set it to 0")

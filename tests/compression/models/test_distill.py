@@ -172,6 +172,15 @@ def test_few_labels_are_dealt_out_by_class(count: int, seed: int) -> None:
         assert abs(int((found == label).sum()) - share * count) <= 1
 
 
+def test_batches_without_a_label_that_may_be_seen_teach_nothing_and_do_no_harm() -> None:
+    inputs, settings = proxy(), Distillation(epochs=1, batch_size=8, labelled=3, weights=Weights(0.0, 1.0))
+    targets = (inputs[:, 0] > 0).long()
+    learnt = distill(model(8, 0), nn.Linear(5, 3), inputs, settings, targets=targets, seed=0)
+    assert all(torch.isfinite(parameter).all() for parameter in learnt.parameters())
+    with pytest.raises(ValueError, match="weights.labels is 1 and all others are 0, but there are no labels"):
+        distill(model(8, 0), nn.Linear(5, 3), inputs, settings, seed=0)
+
+
 def test_more_labels_than_there_are_cannot_be_shown() -> None:
     with pytest.raises(ValueError, match="labelled is 257, but there are labels of 256"):
         targets = torch.zeros(256, dtype=torch.int64)
