@@ -272,17 +272,15 @@ class _Lesson:
                 f"the teacher answers each example with {tuple(self._answers.shape[1:])} logits, the student with"
                 f" {tuple(own.shape[1:])}; are they of one task?"
             )
-<<<<<<< ours
         if own.ndim > 2 and (weights.exits or settings.balance != "none"):
             raise ValueError(
                 f"weights.exits is {weights.exits:g} and balance {settings.balance!r}, but the answers are sequences:"
                 ' both are for one label an example; set them to 0 and "none"'
-=======
+            )
         if targets is None and not any(weights._replace(labels=0.0)):
             raise ValueError(
                 f"weights.labels is {weights.labels:g} and all others are 0, but there are no labels to learn: give"
                 " targets, or a weight to the teacher"
->>>>>>> theirs
             )
         if settings.noise and not inputs.is_floating_point():
             raise ValueError(f"noise is {settings.noise:g}, but inputs of {inputs.dtype} take none; set it to 0")
