@@ -80,7 +80,7 @@ def _lines(section: BaseModel, indent: str) -> Iterator[str]:
             yield from _lines(value, indent + "  ")
             for option, setting in (value.model_extra or {}).items():
                 yield f"{indent}  {option}: {_inline(setting)}"
-        elif isinstance(value, tuple):
+        elif isinstance(value, tuple) and value and isinstance(value[0], Section):
             yield f"{indent}{key}:"
             yield from (f"{indent}  - {_flow(item)}" for item in value)
         else:

@@ -105,7 +105,7 @@ def test_json_and_yaml_give_the_scenario_back(rounds, density, alpha, kind, numb
         ("server.beta1=0.5", "server: beta1 has no meaning for optimizer sgd"),
         ("server.epsilon=1e-8", "server.epsilon: got 1e-08, expected 0.001 <= epsilon"),
         ("students.tiers=5", "students.tiers: got 5, expected a list"),
-        ("students.tiers.0.parameters=3", "students.tiers.0: give one budget, either parameters or bundle_bytes"),
+        ("students.tiers.0.parameters=3", "students.tiers.0: give one budget out of parameters, bundle_bytes, flops"),
         ("students.tiers=[{name: a, parameters: 1.5}]", "expected a whole number >= 1, or a fraction of the global"),
         ("students.tiers=[{name: a, parameters: 3}, {name: a, parameters: 4}]", "two tiers have the same name"),
         ("students.tiers=[{name: a, parameters: 3, keep_every: 0}]", "students.tiers.0.keep_every: got 0"),
@@ -376,7 +376,7 @@ def test_milliseconds_take_the_rates_from_the_file_of_a_probe(tmp_path):
         ("{name: phone, flops: 5, bundle_bytes: 5}", "got bundle_bytes and flops"),
         ("{name: phone, latency_ms: 0.5}", "latency_ms and device go together; `fedpress probe --json FILE`"),
         ("{name: phone, latency_ms: 0.5, device: nowhere.json}", "expected a file that `fedpress probe --json FILE`"),
-        ("{name: phone, flops: 5, student: best}", "student"),
+        ("{name: phone, flops: 5, student: auto, keep_every: 2}", "keep_every has no meaning with student auto"),
     ],
 )
 def test_a_tier_that_makes_no_sense_is_explained(tier, text):
