@@ -373,7 +373,7 @@ def bench_memory(
     SCENARIO is as for `fedpress simulate`; it runs without students, with checkpoints,
     in a folder that is removed at the end. After each round the resident memory of the
     server's process and of each worker is read, and after a fifth of the rounds a line
-    is fitted. Linux only.
+    is fitted to each third of the rest; the median slope counts. Linux only.
 
     \b
     Examples:

@@ -1,9 +1,10 @@
 """`fedpress bench memory`: resident memory of a run's processes, round by round, and whether it grows.
 
 After each round the kernel is asked how much memory of the server's process and of each worker is resident. After a
-warm-up, in which caches fill and allocators settle, a line is fitted. A run keeps its books (the ledger, each round's
-figures), so a slope of zero is not the mark; memory grows when the line rises by more than `BOOKS` a round, and by
-more than the scatter around it explains.
+warm-up, in which caches fill and allocators settle, a line is fitted to each third of the rounds, and the median of
+their slopes counts: what grows, grows in all of them, while a step, of an allocator that takes another arena, is in one
+of them alone. A run keeps its books (the ledger, each round's figures), so a slope of zero is not the mark; memory grows
+when it rises by more than `BOOKS` a round, and by more than the scatter around the line explains.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ BOOKS = 8192
 """Bytes a round that a process may grow by. What the server of `digits` keeps of a round is 3 kB: 0.9 kB of ledger,
 1.3 kB of figures, 0.8 kB in Flower's `Result`. Writing results.json and the checkpoint needs room for them once more.
 """
+PARTS = 3
+"""Into how many parts the rounds after the warm-up are cut; a line is fitted to each."""
 LEAST_ROUNDS = 10
 """With fewer, a line says nothing."""
 
@@ -54,11 +57,11 @@ def resident(process: int) -> int:
 
 
 class Line(NamedTuple):
-    """A line fitted by least squares to the resident memory of one process, after the warm-up.
+    """How the resident memory of one process goes on after the warm-up.
 
     Attributes:
         start: bytes at the first of its rounds.
-        slope: bytes a round.
+        slope: bytes a round, the median of the slopes of its parts, each fitted by least squares.
         scatter: standard deviation around it, bytes.
         rounds: how many rounds it was fitted to.
     """
@@ -94,9 +97,11 @@ def fit(rounds: list[int], memory: list[int]) -> Line:
     if len(x) < LEAST_ROUNDS:
         least = math.ceil(LEAST_ROUNDS / (1 - WARM_UP))
         raise MemoryBenchError(f"{len(rounds)} rounds are too few for a line; expected at least {least}")
-    slope, offset = np.polyfit(x - x[0], y, 1)
+    parts = zip(np.array_split(x, PARTS), np.array_split(y, PARTS), strict=True)
+    slope = float(np.median([np.polyfit(part - part[0], values, 1)[0] for part, values in parts]))
+    offset = float(np.mean(y - slope * (x - x[0])))
     scatter = float(np.std(y - (offset + slope * (x - x[0]))))
-    return Line(float(offset), float(slope), scatter, len(x))
+    return Line(offset, slope, scatter, len(x))
 
 
 class Process(NamedTuple):
