@@ -8,11 +8,11 @@ from pathlib import Path
 from torch import nn
 
 from fedpress.compression import files
-from fedpress.compression.models import bundle
+from fedpress.compression.models import bundle, bundle_errors
 from fedpress.compression.models.task import Task
 
 
-class NotWhatWasOffered(bundle.BundleError):
+class NotWhatWasOffered(bundle_errors.BundleError):
     """The bytes are not those whose SHA-256 the server announced."""
 
 

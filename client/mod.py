@@ -102,6 +102,7 @@ class _Client:
         if memory is not None and memory.epoch != order.epoch:
             log(WARNING, "epoch %d follows %d: what was kept back for another model is lost", order.epoch, memory.epoch)
             self._memory, self._lost = None, True
+        tier = state.tier(self._context)
         began = self._start()
         if began is None:
             return self._reply(Answer(order.ticket, order.version, needs_model=True))
@@ -125,7 +126,7 @@ class _Client:
         update -= start
         shared = model.shared(order, agreed)
         seed = seeds.derive(order.federation, order.round, state.client_index(self._context), "encode")
-        answer = Answer(order.ticket, order.version, tag=began.tag, lost_state=lost)
+        answer = Answer(order.ticket, order.version, tag=began.tag, lost_state=lost, tier=tier)
         try:
             payload, encoder_state = self._encoder.encode(update, encoder_state, shared, seed)
         except NonFiniteError as error:

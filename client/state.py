@@ -58,6 +58,23 @@ def client_index(context: Context) -> int:
     return int(context.node_config.get("partition-id", context.node_id))
 
 
+def tier(context: Context) -> str:
+    """Return the tier that this node belongs to, by its configuration; "" where that does not say.
+
+    `tier` names it; `probe` is a file that `fedpress probe SCENARIO --json FILE` wrote on this device.
+
+    Raises:
+        ProbeError: there is no such file, it holds something else, or it names no tier.
+    """
+    if named := context.node_config.get("tier"):
+        return str(named)
+    if path := context.node_config.get("probe"):
+        from fedpress.client import probe  # needs torch; a node that trains with something else does not
+
+        return probe.tier_in(str(path))
+    return ""
+
+
 def open_store(context: Context, federation: str) -> Store:
     """Return the store that the node's configuration asks for."""
     folder = context.node_config.get("state-folder")

@@ -65,6 +65,7 @@ class Answer(NamedTuple):
     needs_model: bool = False  # the delta did not fit: the client asks for the model from its beginning
     lost_state: bool = False  # what it kept back of earlier updates is gone
     answered: int = 0  # beside the error of an order that is older: the ticket that it has answered last
+    tier: str = ""  # the class of devices that this node says it belongs to
 
 
 def write_order(order: Order) -> dict[str, Any]:
@@ -171,6 +172,8 @@ def write_answer(answer: Answer) -> ConfigRecord:
             record["answered"] = answer.answered
     else:
         record["update"] = answer.payload
+        if answer.tier:
+            record["tier"] = answer.tier
         if answer.buffers:
             record["buffers"] = answer.buffers
     return record
@@ -201,6 +204,7 @@ def read_answer(content: RecordDict) -> Answer:
         needs_model=needs_model,
         lost_state="lost-state" in record,
         answered=answered,
+        tier=_typed(record, "tier", str) if "tier" in record else "",
     )
 
 

@@ -4,7 +4,7 @@ What to do comes from a `Plan`; `app` gets it from the run's configuration, wher
 returns an object with a method `plan`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from logging import WARNING
@@ -140,20 +140,18 @@ def serve(plan: Plan, grid: Grid) -> None:
 def deliver(plan: Plan, grid: Grid, server_round: int, students: list[Published]) -> list[Delivery]:
     """Send each student to some clients of its tier and return what they report.
 
-    Clients belong to the tiers in turn: client i to tier i modulo the number of tiers. Those that train a tier's model
-    are of that tier.
+    Those that train a tier's model are of that tier.
     """
-    nodes = sorted(grid.get_node_ids())
-    training: dict[str, list[int]] = {}
+    nodes = list(grid.get_node_ids())
+    members: dict[str, list[int]] = {}
     if isinstance(plan.strategy, TieredFed):
-        training = {tier.name: plan.strategy.nodes(grid, tier.name) for tier in plan.strategy.training_tiers}
+        members = {tier.name: plan.strategy.nodes(grid, tier.name) for tier in plan.strategy.training_tiers}
         nodes = plan.strategy.nodes(grid, "")
-    given = [published for published in students if published.tier not in training]
+    given = [published.tier for published in students if published.tier not in members]
+    members |= tier_members(nodes, given, plan.strategy.tiers)
     offers: dict[int, Published] = {}
     for published in students:
-        own = training.get(published.tier)
-        chosen = nodes[given.index(published) :: len(given)] if own is None else own
-        offers.update(dict.fromkeys(chosen[: plan.downloads_per_tier], published))
+        offers.update(dict.fromkeys(members[published.tier][: plan.downloads_per_tier], published))
     messages = []
     for node, published in offers.items():
         offer = ConfigRecord(
@@ -175,6 +173,36 @@ def deliver(plan: Plan, grid: Grid, server_round: int, students: list[Published]
             accuracy = next(iter(reply.content.metric_records.values()))["accuracy"]
             deliveries.append(Delivery(offers[node], node, float(accuracy)))  # type: ignore[arg-type]
     return deliveries
+
+
+def tier_members(nodes: Iterable[int], tiers: Sequence[str], reported: Mapping[int, str]) -> dict[str, list[int]]:
+    """Return the nodes of each tier, in their order; the log names a tier that is unknown, or that nobody is of.
+
+    A node is of the tier that it has reported. Those that have reported none belong to the tiers in turn: the i-th of
+    them to tier i modulo the number of tiers.
+
+    >>> tier_members([1, 2, 3, 4], ["phone", "sensor"], {})
+    {'phone': [1, 3], 'sensor': [2, 4]}
+    >>> tier_members([1, 2, 3, 4], ["phone", "sensor"], {1: "sensor"})
+    {'phone': [2, 4], 'sensor': [1, 3]}
+    """
+    known = ", ".join(tiers) or "none"
+    members: dict[str, list[int]] = {tier: [] for tier in tiers}
+    silent = []
+    for node in sorted(nodes):
+        if node not in reported:
+            silent.append(node)
+        elif reported[node] in members:
+            members[reported[node]].append(node)
+        else:
+            log(WARNING, "node %d says it is of tier %r and gets no student: tiers are %s", node, reported[node], known)
+    for number, node in enumerate(silent):
+        if tiers:
+            members[tiers[number % len(tiers)]].append(node)
+    for tier, found in members.items():
+        if not found:
+            log(WARNING, "no node is of tier %r, so nobody gets its student: tiers are %s", tier, known)
+    return {tier: sorted(found) for tier, found in members.items()}
 
 
 def server_digest(strategy: SparseFed, arrays: ArrayRecord) -> str:

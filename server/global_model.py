@@ -1,7 +1,7 @@
 """The model that the server keeps: the master vector, its optimiser, and the buffers."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
 
 import numpy as np
 from flwr.app import ArrayRecord
@@ -14,6 +14,9 @@ from fedpress.server.average import Average
 from fedpress.server.checkpoint import CheckpointError, State
 from fedpress.server.optimize import ServerOptimizer
 from fedpress.server.versions import Downlink, Versions
+
+Refine: TypeAlias = Callable[[dict[str, NDArray[Any]]], Mapping[str, NDArray[Any]]]
+"""What the server itself makes of a model: from its arrays by name to these."""
 
 
 class GlobalModel:
@@ -82,22 +85,36 @@ class GlobalModel:
         """The buffers by name."""
         return self._buffers
 
-    def step(self, mean_update: Vector, buffers: dict[str, NDArray[Any]]) -> None:
+    def step(
+        self,
+        mean_update: Vector,
+        buffers: dict[str, NDArray[Any]],
+        refine: Refine | None = None,
+    ) -> None:
         """Move the master along the mean update (n,) and take over the buffers.
+
+        Args:
+            mean_update: of the clients.
+            buffers: of theirs.
+            refine: what the server itself then makes of the model, arrays by name, within the same step.
 
         Raises:
             FloatingPointError: the master is no longer finite.
         """
-        self.move(mean_update, buffers)
+        self.move(mean_update, buffers, refine)
         self.advance()
 
-    def move(self, mean_update: Vector, buffers: dict[str, NDArray[Any]]) -> None:
+    def move(self, mean_update: Vector, buffers: dict[str, NDArray[Any]], refine: Refine | None = None) -> None:
         """The first half of `step`: the master moves, and what clients hold does not yet.
 
         Raises:
             FloatingPointError: the master is no longer finite.
         """
         optimize.step(self.optimizer, mean_update)
+        if refine:
+            named = refine({**vector.unflatten(self.master, self.layout), **buffers})
+            self.master[:] = vector.flatten(named, self.layout)
+            buffers = self._buffers_of(named)
         if not np.isfinite(self.master).all():
             raise FloatingPointError("the model is no longer finite; is the server's learning rate too high?")
         self._buffers = buffers

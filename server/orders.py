@@ -40,11 +40,13 @@ class Orders:
     Attributes:
         open: the open order of each node.
         tickets: how many were issued.
+        tiers: the class of devices that a node has said it belongs to, for those that have.
     """
 
     def __init__(self, federation: str, arrayrecord_key: str, configrecord_key: str, books: Books) -> None:
         self.open: dict[int, Order] = {}
         self.tickets = 0
+        self.tiers: dict[int, str] = {}
         self._federation = federation
         self._arrayrecord_key = arrayrecord_key
         self._configrecord_key = configrecord_key
@@ -131,6 +133,8 @@ class Orders:
             self._confirmed[node] = answer.version
         if answer.lost_state:
             log(WARNING, "node %d has lost what it kept back of earlier updates", node)
+        if answer.tier:
+            self.tiers[node] = answer.tier
         del self.open[node]  # the same answer again does not fit it
         metrics = RecordDict(dict(content.metric_records))
         staleness = version - order.version
@@ -155,7 +159,12 @@ class Orders:
 
     def saved(self) -> State:
         """Return all of it, between two rounds."""
-        meta = {"tickets": self.tickets, "accepted": pairs(self._accepted), "confirmed": pairs(self._confirmed)}
+        meta = {
+            "tickets": self.tickets,
+            "accepted": pairs(self._accepted),
+            "confirmed": pairs(self._confirmed),
+            "tiers": pairs(self.tiers),
+        }
         opened = {
             str(node): as_array(records.content_to_bytes(RecordDict({"": ConfigRecord(records.write_order(order))})))
             for node, order in self.open.items()
@@ -169,6 +178,7 @@ class Orders:
             for node, data in state.arrays.items()
         }
         self.tickets = state.meta["tickets"]
+        self.tiers = dict(state.meta.get("tiers", ()))
         self._accepted, self._confirmed = dict(state.meta["accepted"]), dict(state.meta["confirmed"])
 
     def _message(

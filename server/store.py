@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from fedpress.compression import files
 from fedpress.compression.errors import FedpressError
-from fedpress.compression.models.bundle import TIER_NAME
+from fedpress.compression.models.manifest import TIER_NAME
 
 SUFFIX = ".fpb"
 

@@ -20,10 +20,11 @@ from fedpress.compression import records, seeds
 from fedpress.compression.errors import PayloadError
 from fedpress.compression.ledger import Direction, Ledger
 from fedpress.compression.vector import Layout, Vector
-from fedpress.server import exchange, optimize, resume, sampling, weighting
+from fedpress.server import ensemble, exchange, optimize, resume, sampling, weighting
 from fedpress.server.accumulate import ReplyMean
 from fedpress.server.books import Books, RoundSummary
 from fedpress.server.checkpoint import CheckpointFolder, Resumable
+from fedpress.server.ensemble import ClientModels, Fusion
 from fedpress.server.exchange import Clock, UnderWay, WallClock
 from fedpress.server.global_model import GlobalModel
 from fedpress.server.optimize import ServerOptimizer
@@ -64,6 +65,9 @@ class SparseFed(resume.Resuming, Strategy):
         clock: what deadlines follow; by default the grid's own `clock` if it has one, else real time.
         checkpoints: folder for a checkpoint of every round, from which `start` goes on by itself after a kill; None:
             there are none. One federation to a folder.
+        clients: is kept up to date with the client models of the last step, and goes into checkpoints; None: nobody
+            needs them.
+        fusion: lets each step end with a distillation of the global model from the client models (`ensemble.Fusion`).
 
     Attributes:
         books: what is counted: bytes, refusals, lost states. `ledger` and `refusals` are those of the books.
@@ -103,6 +107,8 @@ class SparseFed(resume.Resuming, Strategy):
         on_accepted: Callable[[int, int, bytes], None] | None = None,
         clock: Clock | None = None,
         checkpoints: CheckpointFolder | Path | str | None = None,
+        clients: ClientModels | None = None,
+        fusion: Fusion | None = None,
     ) -> None:
         for name, value in (("fraction_train", fraction_train), ("fraction_evaluate", fraction_evaluate)):
             if not 0 <= value <= 1:
@@ -147,7 +153,9 @@ class SparseFed(resume.Resuming, Strategy):
         self.ledger, self.refusals = self.books.ledger, self.books.refusals
         self.on_round = on_round
         self.on_accepted = on_accepted
-        self.companions: dict[str, Resumable] = {}
+        self.clients = clients if clients is not None or fusion is None else ClientModels()
+        self.fusion = fusion
+        self.companions: dict[str, Resumable] = {} if self.clients is None else {"clients": self.clients}
         self.checkpoints = CheckpointFolder(checkpoints) if isinstance(checkpoints, Path | str) else checkpoints
         self._make_optimizer = optimizer or optimize.sgd()
         self._downlink = downlink
@@ -231,7 +239,9 @@ class SparseFed(resume.Resuming, Strategy):
             counted = []
         metrics = MetricRecord()
         if counted:
-            self._step(*self._mean.result(self.model.buffers))
+            if self.clients is not None:
+                self.clients.take(counted)
+            self._step(*self._mean.result(self.model.buffers), server_round)
             for answer in counted:
                 self._orders.accept(answer)
                 if self.on_accepted:
@@ -246,6 +256,12 @@ class SparseFed(resume.Resuming, Strategy):
         for reason, count in Counter(refusal.reason for refusal in refused).items():
             metrics[f"refused-{reason.replace(' ', '-')}"] = count
         return (self.model.arrays if counted else None), metrics
+
+    def _refine(self, server_round: int) -> Callable[[ensemble.Arrays], ensemble.Arrays] | None:
+        fusion, clients = self.fusion, self.clients
+        if fusion is None or clients is None or not fusion.due(server_round):
+            return None
+        return lambda arrays: fusion.fused(arrays, clients, server_round)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -355,8 +371,8 @@ class SparseFed(resume.Resuming, Strategy):
         """Take the step of a round: the model after it, None where there is no step; and the round's metrics."""
         return (None, None) if replies is None else self.aggregate_train(server_round, replies)
 
-    def _step(self, mean_update: Vector, buffers: dict[str, NDArray[Any]]) -> None:
-        self.model.step(mean_update, buffers)
+    def _step(self, mean_update: Vector, buffers: dict[str, NDArray[Any]], server_round: int) -> None:
+        self.model.step(mean_update, buffers, self._refine(server_round))
 
     def _summary(
         self, published: ArrayRecord, metrics: MetricRecord | None, evaluation: MetricRecord | None, step: resume.Step
@@ -427,6 +443,8 @@ class SparseFed(resume.Resuming, Strategy):
         if self._model is None:
             self._model = GlobalModel(arrays, self._layout, self._make_optimizer, self._downlink, self._averaging)
             self._mean = ReplyMean(self._model.layout)
+            if self.clients is not None:
+                self.clients.attach(self._model, self.prediction)
         elif arrays is not self._model.arrays:
             self._model.replace(arrays)
 
@@ -436,6 +454,11 @@ class SparseFed(resume.Resuming, Strategy):
         if self._model is None:
             raise RuntimeError("SparseFed has no model yet; it gets one from `start` or `configure_train`")
         return self._model
+
+    @property
+    def tiers(self) -> dict[int, str]:
+        """The class of devices that a node says it belongs to, for those that have said so with an update."""
+        return self._orders.tiers
 
     def density_by_layer(self) -> list[tuple[str, int, float]]:
         """Return for each parameter its name, its size and the mean number of its entries in an accepted update.

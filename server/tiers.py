@@ -41,7 +41,7 @@ class TierError(FedpressError, ValueError):
 class Sliced(SparseFed):
     """A tier's strategy where models are slices of one another: its step is only complete with those of the others."""
 
-    def _step(self, mean_update: Vector, buffers: dict[str, NDArray[Any]]) -> None:
+    def _step(self, mean_update: Vector, buffers: dict[str, NDArray[Any]], server_round: int) -> None:
         self.model.move(mean_update, buffers)
 
 

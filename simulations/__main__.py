@@ -178,6 +178,54 @@ def inspect(
 
 
 @main.command()
+def probe(
+    scenario: Annotated[str | None, typer.Argument(**cli.DOCUMENTED)] = None,
+    overrides: cli.SetOption = None,
+    latency: Annotated[
+        float | None, typer.Option(metavar="MS", help="An answer may take this many milliseconds here.")
+    ] = None,
+    memory: Annotated[
+        int | None, typer.Option(metavar="BYTES", help="Memory that a model may take here; default: what is free.")
+    ] = None,
+    download: Annotated[int | None, typer.Option(metavar="BYTES", help="The largest download that is welcome.")] = None,
+    threads: Annotated[int, typer.Option(help="Threads to measure on (1).", **cli.COUNT)] = 1,
+    json_file: cli.JsonOption = None,
+) -> None:
+    """Measure this device in a few seconds, and name its tier.
+
+    Times reference models, a matrix product and a convolution, and fits a formula by
+    which a server can tell how long a model takes here that was never seen here.
+
+    With SCENARIO, its task's model is timed too, and so are the students of its tiers:
+    this device is of the largest tier that fits. The file that --json writes says so
+    to a node (node configuration: probe="FILE"), and to a scenario as the `device`
+    of a tier with a budget of latency_ms.
+
+    \b
+    Examples:
+      fedpress probe
+      fedpress probe fashion-mnist-100 --latency 0.2 --json phone.json
+    """
+    with cli.clear_errors("simulation", json_file):
+        from fedpress.simulations import probing
+        from fedpress.simulations import scenario as scenarios
+
+        chosen = scenarios.load(scenario, overrides or ()) if scenario else None
+        found, tiers = probing.run(chosen, probing.Limits(latency, memory, download), threads)
+        cli.show_facts(probing.facts(found))
+        typer.echo()
+        cli.show_rows(probing.MODEL_COLUMNS, probing.model_rows(found))
+        if tiers:
+            typer.echo()
+            cli.show_rows(probing.TIER_COLUMNS, probing.tier_rows(tiers))
+        cli.write_json(json_file, found.to_json())
+        if chosen and not found.tier:
+            raise probing.nothing_fits(tiers)
+        if found.tier:
+            typer.echo(f"\ntier: {found.tier}")
+
+
+@main.command()
 def init(
     folder: Annotated[Path, typer.Argument(metavar="DIR", **cli.DOCUMENTED)] = Path("."),
 ) -> None:

@@ -2,13 +2,16 @@
 
 A teacher is trained centrally for a short while, pruned to a budget, and distilled with each of several settings. Each
 is judged by its accuracy on validation data and by how often it agrees with the teacher on training inputs, which are
-many and need no labels; the test part is not read. Figures and reading: docs/students.md.
+many and need no labels; the test part is not read. With `--techniques`: what each technique is worth, the settings
+being chosen (`technique_study`). Figures and reading: docs/students.md.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator, Mapping
+import argparse
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -20,7 +23,9 @@ from fedpress.compression.models.determinism import reproducible
 from fedpress.compression.models.distill import Distillation, distill
 from fedpress.compression.models.prune import prune_to
 from fedpress.compression.models.task import Examples, Task, evaluate
+from fedpress.simulations import scenario, technique_study
 from fedpress.simulations.tasks import registry
+from fedpress.simulations.technique_study import Lab
 
 
 class Setup(NamedTuple):
@@ -30,11 +35,15 @@ class Setup(NamedTuple):
         teacher_epochs: Of central training, SGD with rate 0.1 and batches of 50.
         parameters: Budget of the student.
         settings: What is compared, by name; the first is the default for this task.
+        small: Budget of the student that techniques are compared on; the plain one has lost something there.
+        federations: Runs whose client models teach: scenario and what is changed in it, by name.
     """
 
     teacher_epochs: int
     parameters: int
     settings: Mapping[str, Distillation]
+    small: int = 1_000
+    federations: Mapping[str, tuple[str, ...]] = {}
 
 
 def variants(default: Distillation) -> dict[str, Distillation]:
@@ -53,9 +62,27 @@ def variants(default: Distillation) -> dict[str, Distillation]:
     return {"default": default} | {name: Distillation(**fields) for name, fields in named.items()}
 
 
+_SKEWED = ("digits", "students={tiers: []}", "partition.alpha=0.1", "rounds=40", "evaluation.every=100")
+
 SETUPS = {
-    "digits": Setup(teacher_epochs=20, parameters=8_000, settings=variants(Distillation(epochs=60))),
-    "fashion-mnist": Setup(teacher_epochs=2, parameters=50_000, settings=variants(Distillation(epochs=20))),
+    "digits": Setup(
+        teacher_epochs=20,
+        parameters=8_000,
+        settings=variants(Distillation(epochs=60)),
+        small=2_000,
+        federations={
+            "clients, sparse": _SKEWED,
+            "clients, dense": (
+                *_SKEWED,
+                "encoder={kind: dense, values: float32, feedback: none}",
+                "downlink=null",
+                "server={learning_rate: 1.0, momentum: 0.0}",
+            ),
+        },
+    ),
+    "fashion-mnist": Setup(
+        teacher_epochs=2, parameters=50_000, settings=variants(Distillation(epochs=20)), small=5_000
+    ),
 }
 
 
@@ -93,9 +120,9 @@ def study(task: Task, setup: Setup, seeds: int = 3) -> Iterator[Row]:
         yield Row(name, float(accuracy), float(agreement), seconds)
 
 
-def train(task: Task, examples: Examples, epochs: int) -> nn.Module:
+def train(task: Task, examples: Examples, epochs: int, seed: int = 0) -> nn.Module:
     """Return the task's model, trained centrally."""
-    with reproducible(0) as generator:
+    with reproducible(seed) as generator:
         model = task.model()
         optimizer = torch.optim.SGD(model.parameters(), 0.1)
         for _ in range(epochs):
@@ -113,14 +140,44 @@ def answers(model: nn.Module, examples: Examples) -> Tensor:
         return torch.cat([model(batch).argmax(dim=1) for batch in torch.split(examples.inputs, 512)])
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table of one task."""
-    if len(sys.argv) != 2 or sys.argv[1] not in SETUPS:
-        raise SystemExit(f"usage: python -m fedpress.simulations.distillation_study {{{','.join(SETUPS)}}}")
+    parser = argparse.ArgumentParser(prog="python -m fedpress.simulations.distillation_study")
+    parser.add_argument("task", choices=SETUPS)
+    parser.add_argument("--techniques", action="store_true", help="compare techniques instead of settings")
+    parser.add_argument("--part", action="append", default=[], help="a part of the techniques only; may be repeated")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--json", type=Path, help="a file for the figures")
+    chosen = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    print(f"{'setting':20} {'accuracy':>9} {'agrees with teacher':>20} {'seconds':>8}")
-    for row in study(registry.create(sys.argv[1]), SETUPS[sys.argv[1]]):
-        print(f"{row.setting:20} {row.accuracy:9.1%} {row.agreement:20.1%} {row.seconds:8.1f}", flush=True)
+    task, setup = registry.create(chosen.task), SETUPS[chosen.task]
+    rows: list[dict[str, Any]] = []
+
+    def keep(row: dict[str, Any]) -> None:
+        rows.append(row)
+        if chosen.json:  # after each row: a study takes long
+            chosen.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+
+    if chosen.techniques:
+        teacher = train(task, task.data().train, setup.teacher_epochs)
+        lab = Lab(task, teacher, setup.small, setup.settings["default"])
+        federations = {part: scenario.load(name, changes) for part, (name, *changes) in setup.federations.items()}
+        print(
+            f"{'part':15} {'technique':35} {'accuracy':>9} {'+-':>5} {'worst class':>11} {'agrees':>7} {'seconds':>8}"
+        )
+        for outcome in technique_study.study(lab, chosen.seeds, federations, chosen.part):
+            part, technique, accuracy, deviation, worst, agreement, seconds = outcome
+            print(
+                f"{part:15} {technique:35} {accuracy:9.1%} {100 * deviation:5.1f} {-worst:11.1%} {agreement:7.1%}"
+                f" {seconds:8.1f}",
+                flush=True,
+            )
+            keep(outcome._asdict())
+    else:
+        print(f"{'setting':20} {'accuracy':>9} {'agrees with teacher':>20} {'seconds':>8}")
+        for row in study(task, setup, chosen.seeds):
+            print(f"{row.setting:20} {row.accuracy:9.1%} {row.agreement:20.1%} {row.seconds:8.1f}", flush=True)
+            keep(row._asdict())
 
 
 if __name__ == "__main__":

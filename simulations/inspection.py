@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -47,13 +48,13 @@ def inspect(path: Path) -> Found:
         raise InspectionError(f"cannot read {path}: {error.strerror or error}") from None
     if data.startswith(wire.MAGIC):
         return _payload(data)
-    from fedpress.compression.models import bundle  # needs torch; a payload does not
+    from fedpress.compression.models import bundle, container  # need torch; a payload does not
 
-    if data.startswith(bundle.MAGIC):
+    if data.startswith(container.MAGIC):
         return _bundle(bundle.open_bundle(data))
     raise InspectionError(
         f"{path} is neither a payload nor a bundle nor a run folder: it begins with {data[:8]!r}, a payload with"
-        f" {wire.MAGIC!r}, a bundle with {bundle.MAGIC!r}"
+        f" {wire.MAGIC!r}, a bundle with {container.MAGIC!r}"
     )
 
 
@@ -146,10 +147,32 @@ def _bundle(opened: Bundle) -> Found:
         ("version", str(manifest.version)),
         ("parameters", f"{manifest.parameters:,}"),
         ("size", size(opened.size)),
+        ("weights", _weights(opened)),
+        *([("onnx", f"{size(len(opened.onnx))}, to run with ONNX Runtime")] if opened.onnx else []),
+        *([("architecture", manifest.architecture)] if manifest.architecture else []),
         ("sha256", opened.sha256),
+        ("signature", "present; whose it is was not checked" if opened.signed else "none"),
+        ("format", str(opened.format)),
         ("checked", "whole and undamaged"),
         *((name.replace("_", " "), f"{value:.4g}") for name, value in manifest.metrics.items()),
     ]
-    rows = [(name, "x".join(map(str, shape))) for name, shape in manifest.shapes.items()]
-    data = {"sha256": opened.sha256, "size": opened.size, **manifest.model_dump(mode="json")}
-    return Found("bundle", facts, data, ("tensor", "shape"), rows)
+    rows = [
+        (name, "x".join(map(str, manifest.shapes[name])), scheme, opened.forms[name])
+        for name, scheme in manifest.schemes.items()
+    ]
+    data = {
+        "sha256": opened.sha256,
+        "size": opened.size,
+        "format": opened.format,
+        "signed": opened.signed,
+        "onnx_bytes": len(opened.onnx or b""),
+        "weights_bytes": opened.weights_bytes,
+        "forms": opened.forms,
+        **manifest.model_dump(mode="json"),
+    }
+    return Found("bundle", facts, data, ("tensor", "shape", "numbers", "form"), rows)
+
+
+def _weights(opened: Bundle) -> str:
+    count = sum(math.prod(shape) for shape in opened.manifest.shapes.values())
+    return _each(opened.weights_bytes, count).replace("an entry", "a number")

@@ -2,9 +2,9 @@
 
 After each round the kernel is asked how much memory of the server's process and of each worker is resident. After a
 warm-up, in which caches fill and allocators settle, a line is fitted to each third of the rounds, and the median of
-their slopes counts: what grows, grows in all of them, while a step, of an allocator that takes another arena, is in one
-of them alone. A run keeps its books (the ledger, each round's figures), so a slope of zero is not the mark; memory grows
-when it rises by more than `BOOKS` a round, and by more than the scatter around the line explains.
+their slopes counts: what grows, grows in all of them, while an allocator that takes another arena makes a step in one.
+A run keeps its books (the ledger, each round's figures), so a slope of zero is not the mark; memory grows when it rises
+by more than `BOOKS` a round, and by more than the scatter around the line explains.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedpress.compression.errors import FedpressError
+from fedpress.compression.models.search import Step
 from fedpress.simulations import runner
 from fedpress.simulations.report import figures
 from fedpress.simulations.report.figures import Curve
@@ -146,6 +147,11 @@ class Sampler:
             memory.append(resident(process))
         if self._inner:
             self._inner.on_round(result)
+
+    def on_search(self, tier: str, step: Step) -> None:
+        """The search for a student goes on."""
+        if self._inner:
+            self._inner.on_search(tier, step)
 
     def on_student(self, result: StudentResult) -> None:
         """A student was made."""

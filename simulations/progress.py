@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.filesize import decimal as size
@@ -12,6 +13,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from fedpress.simulations import inspection
 from fedpress.simulations.run_folder import Results, RoundResult, RunFolder, StudentResult
 from fedpress.simulations.scenario import Scenario
+
+if TYPE_CHECKING:
+    from fedpress.compression.models.search import Step
 
 
 class Display:
@@ -83,6 +87,13 @@ class Display:
         self._bar.update(
             self._task, completed=result.round, description=f"{last}{size(self._up)} up, {size(self._down)} down"
         )
+
+    def on_search(self, tier: str, step: Step) -> None:
+        """Say that a search begins; on a terminal, how far it has come."""
+        if not step.done:
+            self._print(f"student {tier}: the best within its budget is looked for")
+        part = f"{step.done / step.total:.0%}"
+        self._bar.update(self._task, description=f"student {tier}, {part}: {step.text}")
 
     def on_student(self, result: StudentResult) -> None:
         """Say that a student was downloaded and what it is worth."""

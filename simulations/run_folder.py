@@ -84,6 +84,21 @@ class TierResult(Record):
     down_bytes: int
 
 
+class CandidateResult(Record):
+    """One architecture that a search looked at; `compression.models.search.Candidate` says what the fields mean."""
+
+    start: str
+    widths: dict[str, int]
+    parameters: int
+    cost: float
+    score: float
+    epochs: int = 0
+    accuracy: float | None = None
+    loss: float | None = None
+    uniform: bool = False
+    chosen: bool = False
+
+
 class StudentResult(Record):
     """One student of one published version. Accuracies are fractions on test data."""
 
@@ -96,6 +111,7 @@ class StudentResult(Record):
     student_accuracy: float  # before quantisation
     quantized_accuracy: float  # after it, before it was written to a bundle
     sha256: str  # of the bundle file
+    candidates: list[CandidateResult] = []  # what was looked at for it, if it was searched for
 
 
 class LayerDensity(Record):

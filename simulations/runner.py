@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from hashlib import sha256
 from logging import WARNING, getLogger
@@ -20,7 +20,12 @@ from torch import nn
 from fedpress.compression.errors import FedpressError
 from fedpress.compression.files import write_atomically
 from fedpress.compression.ledger import Ledger
+from fedpress.compression.models.continuations import Continuations
+from fedpress.compression.models.cost import DeviceSpeed
+from fedpress.compression.models.data_free import RECIPES, DataFree
 from fedpress.compression.models.distill import Distillation
+from fedpress.compression.models.search import Search, Step
+from fedpress.compression.models.starts import Start
 from fedpress.compression.models.student import Budget
 from fedpress.compression.models.task import Evaluation
 from fedpress.server import app as server
@@ -35,6 +40,7 @@ from fedpress.server.tiers import TieredFed, TrainingTier
 from fedpress.simulations import engine, tier_strategy, worker_process
 from fedpress.simulations import scenario as scenarios
 from fedpress.simulations.run_folder import (
+    CandidateResult,
     LayerDensity,
     ModelInfo,
     Results,
@@ -68,6 +74,9 @@ class Observer(Protocol):
 
     def on_round(self, result: RoundResult) -> None:
         """A round is over."""
+
+    def on_search(self, tier: str, step: Step) -> None:
+        """The search for a tier's student goes on."""
 
     def on_student(self, result: StudentResult) -> None:
         """A student was made, downloaded and evaluated."""
@@ -172,26 +181,49 @@ def plan(
         watcher=writer,
         evaluate_on=getattr(workload.task.data(), scenario.evaluation.split),
         evaluate_every=scenario.evaluation.every,
-        publisher=publisher(workload, folder),
+        publisher=publisher(workload, folder, observer),
         publish_every=scenario.students.every,
         downloads_per_tier=scenario.students.downloads_per_tier,
         device=scenario.training.device,
     )
 
 
-def publisher(workload: Workload, folder: RunFolder) -> Publisher | None:
+def budget(tier: scenarios.Tier) -> Budget:
+    """Return what the student of a scenario's tier may cost."""
+    device = DeviceSpeed(**tier.device.model_dump()) if tier.device else None
+    return Budget(tier.parameters, tier.bundle_bytes, tier.flops, tier.memory_bytes, tier.latency_ms, device)
+
+
+def publisher(workload: Workload, folder: RunFolder, observer: Observer | None = None) -> Publisher | None:
     """Return the maker of the scenario's students; None: it has none."""
     choice = workload.scenario.students
     if not choice.tiers:
         return None
+    search = Search(**choice.search.model_dump())
     return Publisher(
         workload.task,
         ModelStore(folder.bundles),
-        [Tier(tier.name, Budget(tier.parameters, tier.bundle_bytes)) for tier in choice.tiers],
+        [
+            Tier(tier.name, budget(tier), start(tier), search if tier.student == "auto" else None)
+            for tier in choice.tiers
+        ],
         Distillation(epochs=choice.epochs, learning_rate=choice.learning_rate, temperature=choice.temperature),
         labels=choice.labels,
+        made_up=_made_up(choice.data_free) if choice.data_free else None,
+        continuations=Continuations(**choice.continuations.model_dump()) if choice.continuations else None,
         seed=workload.scenario.seed,
+        on_search=observer.on_search if observer else lambda tier, step: None,
     )
+
+
+def start(tier: scenarios.Tier) -> Start:
+    """Return what the student of a scenario's tier is pruned from, where it is not searched for."""
+    return Start(None if tier.student in ("pruned", "auto") else tier.student, tier.keep_every)
+
+
+def _made_up(choice: scenarios.DataFreeChoice) -> DataFree:
+    chosen = choice.model_dump(exclude={"recipe"}, exclude_none=True)
+    return replace(RECIPES[choice.recipe], **chosen)
 
 
 @dataclass
@@ -270,7 +302,8 @@ class Writer:
                 raise RunError(f"student {tier!r} was published, but no client could take it: {received[-1].error}")
             student, accuracy = good[0].student, good[0].accuracy
             assert accuracy is not None
-            result = StudentResult(**student._asdict(), accuracy=accuracy)
+            tried = [CandidateResult(**asdict(candidate)) for candidate in student.candidates]
+            result = StudentResult(**{**student._asdict(), "candidates": tried}, accuracy=accuracy)
             self.students.append(result)
             if self.observer:
                 self.observer.on_student(result)
@@ -382,6 +415,7 @@ def simulate(
     *,
     keep_state: bool = False,
     keep_payloads: bool = False,
+    adjust: Callable[[server.Plan], None] = lambda _: None,
 ) -> Results:
     """Run a scenario and return its results, which the run folder holds too.
 
@@ -391,12 +425,13 @@ def simulate(
         observer: is told what happens.
         keep_payloads: whether the folder gets every accepted payload as a file.
         keep_state: whether checkpoints and clients' states stay in the folder after the end.
+        adjust: is given the server's plan before it is carried out, to change what a scenario does not say.
 
     Raises:
         RunFolderError: `out` is not empty, or cannot be made.
         KeyboardInterrupt: passed on once the folder is whole.
     """
-    return _run(new_folder(scenario, out), scenario, observer, keep_state, keep_payloads)
+    return _run(new_folder(scenario, out), scenario, observer, keep_state, keep_payloads, adjust)
 
 
 def resume(
@@ -420,7 +455,12 @@ def resume(
 
 
 def _run(
-    folder: RunFolder, scenario: Scenario, observer: Observer | None, keep_state: bool, keep_payloads: bool
+    folder: RunFolder,
+    scenario: Scenario,
+    observer: Observer | None,
+    keep_state: bool,
+    keep_payloads: bool,
+    adjust: Callable[[server.Plan], None] = lambda _: None,
 ) -> Results:
     if observer:
         observer.on_start(scenario, folder)
@@ -431,6 +471,7 @@ def _run(
         writer = planned.watcher
         assert isinstance(writer, Writer)
         writer.keep_state = keep_state
+        adjust(planned)
         try:
             with engine.InlineGrid(
                 "fedpress.client.app:app",

@@ -11,6 +11,7 @@ fedpress.simulations.scenario.ScenarioError: scenario 'digits': 1 problem
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -286,14 +287,57 @@ class Evaluation(Section):
     )
 
 
+class Device(Section):
+    """How fast a device is: milliseconds for each unit of what a model costs, as `fedpress probe` measures them."""
+
+    call_ms: float = Field(ge=0, description="For each operation that is no convolution.")
+    convolution_call_ms: float = Field(ge=0, description="For each that is one.")
+    convolution_ms: float = Field(ge=0, description="For 10^6 FLOPs of convolutions.")
+    matrix_ms: float = Field(ge=0, description="For 10^6 other FLOPs.")
+    moved_ms: float = Field(ge=0, description="For 10^6 bytes that are read or written.")
+
+
+def _measured(value: Any) -> Any:
+    """The speed in a file that `fedpress probe --json FILE` wrote, in place of its name."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(Path(value).expanduser().read_text(encoding="utf-8"))["speed"]
+    except (OSError, ValueError, LookupError, TypeError):
+        raise ValueError("expected a file that `fedpress probe --json FILE` wrote, or its five rates") from None
+
+
 class Tier(Section):
-    """A class of devices, and how large its student may be: one of the two budgets."""
+    """A class of devices, and what its student may cost: one of five budgets."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$", description="Letters, digits, - and _.")
     parameters: int | float | None = Field(
         default=None, description="Most parameters: a whole number, or a fraction of the global model's."
     )
     bundle_bytes: int | None = Field(default=None, ge=1, description="Most bytes of the download file.")
+    flops: int | None = Field(default=None, ge=1, description="Most operations of one answer to one example.")
+    memory_bytes: int | None = Field(
+        default=None,
+        ge=1,
+        description="Most bytes that weights and activations take at run time, one example at a time.",
+    )
+    latency_ms: Positive | None = Field(
+        default=None, description="Most milliseconds that an answer is predicted to take on `device`."
+    )
+    device: Annotated[Device | None, BeforeValidator(_measured)] = Field(
+        default=None,
+        description="For latency_ms: the file that `fedpress probe SCENARIO --json FILE` wrote there, or its rates.",
+    )
+    student: str = Field(
+        default="pruned",
+        description="pruned: the global model, every layer made smaller alike; auto: the best that `search` finds; else"
+        " an architecture that the task has, such as mlp, made as small and fresh.",
+    )
+    keep_every: int = Field(
+        default=1,
+        ge=1,
+        description="Of a model's stack of blocks, one of so many is kept; 2: every second layer of a transformer.",
+    )
     trains: bool = Field(
         default=False, description="Clients of the tier train its student themselves; needs `teaching`."
     )
@@ -308,8 +352,69 @@ class Tier(Section):
 
     @model_validator(mode="after")
     def _one_budget(self) -> Tier:
-        if (self.parameters is None) == (self.bundle_bytes is None):
-            raise ValueError("give one budget, either parameters or bundle_bytes")
+        kinds = ("parameters", "bundle_bytes", "flops", "memory_bytes", "latency_ms")
+        given = [kind for kind in kinds if getattr(self, kind) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give one budget out of {', '.join(kinds)}; got {' and '.join(given) or 'none'}")
+        if self.student == "auto" and self.keep_every > 1:
+            raise ValueError("keep_every has no meaning with student auto, which looks for the depth, too")
+        if (self.latency_ms is None) != (self.device is None):
+            raise ValueError("latency_ms and device go together; `fedpress probe --json FILE` measures a device")
+        return self
+
+
+class SearchChoice(Section):
+    """How a student is looked for where a tier says `student: auto`."""
+
+    candidates: int = Field(default=24, ge=1, description="Architectures that are scored without training.")
+    finalists: int = Field(
+        default=8, ge=1, description="Those of them that are distilled for a while; validation data choose."
+    )
+    score: Literal["synflow", "naswot", "gradient_norm", "agreement"] = Field(
+        default="synflow", description="What ranks the candidates."
+    )
+    spread: float = Field(default=2.0, ge=1, description="How unlike the widths of layers may be; 1: all alike.")
+    architectures: tuple[str, ...] = Field(
+        default=(), strict=False, description="Of the task, such as mlp, that take part beside the global model."
+    )
+
+    @model_validator(mode="after")
+    def _fewer_finalists(self) -> SearchChoice:
+        if self.finalists > self.candidates:
+            raise ValueError(f"finalists: got {self.finalists}, expected at most candidates, {self.candidates}")
+        return self
+
+
+class DataFreeChoice(Section):
+    """Inputs made up from the global model, for students of a task without proxy data."""
+
+    recipe: Literal["deep-inversion", "dafl", "dfad"] = Field(
+        description="deep-inversion: by the statistics of batch norms; dafl, dfad: by a generator, whose inputs the"
+        " teacher is sure of, or student and teacher differ on."
+    )
+    examples: int = Field(default=1000, ge=1, description="How many inputs are made.")
+    steps: int | None = Field(default=None, ge=1, description="Of the optimiser; null: as the recipe has it.")
+    low: float = Field(default=0.0, description="The least that an input of the task may be.")
+    high: float = Field(default=1.0, description="The most.")
+
+    @model_validator(mode="after")
+    def _made(self) -> DataFreeChoice:
+        if not self.low < self.high:
+            raise ValueError(f"low must be below high, got {self.low} and {self.high}")
+        return self
+
+
+class ContinuationChoice(Section):
+    """Sequences that the global model writes, for students of a task of sequences (Kim & Rush, 2016)."""
+
+    prompt: int = Field(default=32, ge=1, description="Characters of a proxy sequence that are kept.")
+    temperature: float = Field(default=1.0, ge=0, description="Of the draw of the next; 0: the likeliest.")
+    copies: int = Field(default=1, ge=1, description="How often each is continued.")
+
+    @model_validator(mode="after")
+    def _differ(self) -> ContinuationChoice:
+        if self.temperature == 0 and self.copies > 1:
+            raise ValueError(f"copies: got {self.copies}, but at temperature 0 all are the same; set it to 1")
         return self
 
 
@@ -317,13 +422,23 @@ class Students(Section):
     """The small models that are made from the global one and offered for download."""
 
     tiers: tuple[Tier, ...] = Field(
-        default=(), strict=False, description="One student each: {name, parameters} or {name, bundle_bytes}."
+        default=(),
+        strict=False,
+        description="One student each: {name, and what it may cost: parameters, bundle_bytes, flops, memory_bytes, or"
+        " latency_ms with device}, and which model it is; with `student: auto` it is searched for.",
     )
     every: int = Field(default=0, ge=0, description="Rounds from one publication to the next; 0: only at the end.")
     temperature: Positive = Field(default=2.0, description="Of the distillation: softens the teacher's answers.")
     epochs: int = Field(default=20, ge=1, description="Passes over the proxy data.")
     learning_rate: Positive = Field(default=0.003, description="Of the distillation.")
     labels: bool = Field(default=False, description="Let the students see the labels of the proxy data.")
+    data_free: Annotated[DataFreeChoice | None, BeforeValidator(_recipe)] = Field(
+        default=None, description="Learn on inputs made up from the global model: a recipe's name, or its parts."
+    )
+    continuations: ContinuationChoice | None = Field(
+        default=None, description="Learn on what the global model writes, too; for tasks of sequences."
+    )
+    search: SearchChoice = Field(default=SearchChoice(), description="For tiers with student auto.")
     downloads_per_tier: int = Field(
         default=1, ge=0, description="Clients of each tier that download and check the bundle."
     )
@@ -335,6 +450,12 @@ class Students(Section):
         if len(set(names)) < len(names):
             raise ValueError(f"two tiers have the same name, in {names}")
         return tiers
+
+    @model_validator(mode="after")
+    def _material(self) -> Students:
+        if self.data_free and (self.labels or self.continuations):
+            raise ValueError("data_free: made-up inputs have no labels and are no sequences; leave out one of them")
+        return self
 
 
 class Teaching(Section):

@@ -1,8 +1,8 @@
 """The architecture of a pruned model, as the shapes of its tensors.
 
-A structurally pruned model is the task's model with fewer channels and neurons, so the shapes say all there is to
-say: `shapes` reads them, and `shrink` cuts a fresh model of the task down to them. Nothing is executed that came with
-the shapes.
+A structurally pruned model is the task's model with fewer channels, neurons and blocks of a `Stack`, so the shapes say
+all there is to say: `shapes` reads them, and `shrink` cuts a fresh model of the task down to them. Nothing is executed
+that came with the shapes.
 
 >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
 >>> shrink(model, {"0.weight": (3, 4), "0.bias": (3,), "2.weight": (2, 3), "2.bias": (2,)})
@@ -12,7 +12,7 @@ the shapes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from fedpress.compression.errors import FedpressError
+from fedpress.compression.models.attention import SelfAttention
 
 Shape = tuple[int, ...]
 
@@ -42,6 +43,17 @@ RESIZABLE: tuple[type[nn.Module], ...] = (
     nn.PReLU,
 )
 """The kinds of layers whose channels may be removed; any other keeps its shape."""
+
+
+class Stack(nn.Sequential):
+    """Blocks one after the other, any of which may be dropped: each answers in the shape of its input."""
+
+    def keep(self, blocks: Iterable[nn.Module]) -> None:
+        """Consist of these blocks from now on, numbered from 0."""
+        kept = list(blocks)
+        self._modules.clear()
+        for index, block in enumerate(kept):
+            self.add_module(str(index), block)
 
 
 def shapes(model: nn.Module) -> dict[str, Shape]:
@@ -69,7 +81,8 @@ def tensors(model: nn.Module) -> dict[str, Tensor]:
 def shrink(model: nn.Module, wanted: Mapping[str, Shape]) -> None:
     """Cut a model's tensors down to `wanted`, in place; the values of tensors that shrink are left undefined.
 
-    Everything is checked before anything is allocated or changed. Tied tensors stay tied.
+    Everything is checked before anything is allocated or changed. Tied tensors stay tied. Blocks at the end of a
+    `Stack` of which `wanted` has no tensor are dropped.
 
     Args:
         model: A model as the task makes it.
@@ -79,6 +92,36 @@ def shrink(model: nn.Module, wanted: Mapping[str, Shape]) -> None:
         ArchitectureError: Names are missing or unknown, a dimension grows or is empty, or a layer's tensors disagree.
         UnsupportedLayer: A layer would change that is not of a kind in `RESIZABLE`.
     """
+    whole = [(module, list(module)) for module in model.modules() if isinstance(module, Stack)]
+    try:
+        _drop_blocks(model, wanted)
+        changed = _checked(model, wanted)
+    except FedpressError:
+        for stack, blocks in whole:
+            stack.keep(blocks)
+        raise
+    for module, new in changed:
+        for key, tensor in _own_tensors(module).items():
+            if key in new and tuple(tensor.shape) != new[key]:
+                tensor.data = torch.empty(new[key], dtype=tensor.dtype)  # in place, so that a tied tensor stays one
+        _describe(module)
+
+
+def _drop_blocks(model: nn.Module, wanted: Mapping[str, Shape]) -> None:
+    """Cut each stack after the last block that has a tensor in `wanted`, or no tensor of its own."""
+    own = tensors(model)
+    for path, stack in [(path, module) for path, module in model.named_modules() if isinstance(module, Stack)]:
+        count = len(stack)
+        while count:
+            start = f"{path}.{count - 1}.".lstrip(".")
+            if any(name.startswith(start) for name in wanted) or not any(name.startswith(start) for name in own):
+                break
+            count -= 1
+        stack.keep(list(stack)[:count])
+
+
+def _checked(model: nn.Module, wanted: Mapping[str, Shape]) -> list[tuple[nn.Module, dict[str, Shape]]]:
+    """The layers that change, with the new shapes of their tensors, once all of `wanted` is known to fit."""
     own = tensors(model)
     if missing := own.keys() - wanted.keys():
         raise ArchitectureError(f"no shape for {sorted(missing)}: was this made for another model?")
@@ -93,7 +136,7 @@ def shrink(model: nn.Module, wanted: Mapping[str, Shape]) -> None:
                 " 1 and at most the model's; was this made for another model?"
             )
     canonical = {id(tensor): name for name, tensor in model.state_dict(keep_vars=True).items() if name in own}
-    changed = []
+    changed: list[tuple[nn.Module, dict[str, Shape]]] = []
     for path, module in model.named_modules():
         local = {key: canonical.get(id(tensor)) for key, tensor in _own_tensors(module).items()}
         new = {key: tuple(wanted[name]) for key, name in local.items() if name is not None}
@@ -102,11 +145,9 @@ def shrink(model: nn.Module, wanted: Mapping[str, Shape]) -> None:
                 raise UnsupportedLayer(f"layer {path!r} is a {type(module).__name__}, which cannot change its shape")
             _check(path, module, new)
             changed.append((module, new))
-    for module, new in changed:
-        for key, tensor in _own_tensors(module).items():
-            if key in new and tuple(tensor.shape) != new[key]:
-                tensor.data = torch.empty(new[key], dtype=tensor.dtype)  # in place, so that a tied tensor stays one
-        _describe(module)
+        if isinstance(module, SelfAttention):
+            _check_heads(path, module, *(wanted[canonical[id(part.weight)]] for part in (module.qkv, module.out)))
+    return changed
 
 
 def _own_tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -128,6 +169,15 @@ def _check(path: str, module: nn.Module, new: Mapping[str, Shape]) -> None:
             raise ArchitectureError(f"layer {path!r}: {weight[0]} channels cannot be cut into {module.groups} groups")
     if isinstance(module, nn.GroupNorm) and channels % module.num_groups:
         raise ArchitectureError(f"layer {path!r}: {channels} channels cannot be cut into {module.num_groups} groups")
+
+
+def _check_heads(path: str, module: SelfAttention, qkv: Shape, out: Shape) -> None:
+    """Check that whole heads are left, as many in the projections as in the output; the layer counts them itself."""
+    if qkv[0] != 3 * out[1] or out[1] % module.head_size:
+        raise ArchitectureError(
+            f"attention {path!r}: {qkv[0]} rows of qkv and {out[1]} columns of out, expected three times as many rows"
+            f" as columns, and columns in whole heads of {module.head_size}"
+        )
 
 
 def _depthwise(module: _ConvNd) -> bool:

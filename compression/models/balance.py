@@ -30,6 +30,6 @@ def weights(classes: Tensor, beta: float) -> Tensor:
         float32, (N,).
     """
     _, index, counts = torch.unique(classes, return_inverse=True, return_counts=True)
-    each = (1 - beta) / (1 - torch.tensor(beta, dtype=torch.float64) ** counts)
-    found = each[index]
+    each = (1 - beta) / (1 - torch.full((1,), beta, dtype=torch.float64).pow(counts))
+    found: Tensor = each[index]
     return (found / found.mean()).float()

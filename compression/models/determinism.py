@@ -1,4 +1,4 @@
-"""Torch's own randomness and threads, borrowed and put back."""
+"""Torch's own randomness and threads, and a model's modes, borrowed and put back."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import nn
 
 
 @contextmanager
@@ -25,3 +26,16 @@ def reproducible(seed: int) -> Iterator[torch.Generator]:
             yield torch.Generator().manual_seed(seed)
     finally:
         torch.set_num_threads(threads)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Run a block with the model in evaluation mode and without gradients; each module's mode is put back."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes.items():
+            module.training = training

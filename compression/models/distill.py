@@ -172,7 +172,8 @@ def distill(
 ) -> nn.Module:
     """Return the student after it learnt the teacher's answers to `inputs`; both given models are untouched.
 
-    Runs on the CPU and on one thread, so the same arguments give the same weights.
+    Runs on the CPU and on one thread, so the same arguments give the same weights. Models answer (N, classes), or
+    (N, L, classes) for sequences, whose places all count alike.
 
     Args:
         teacher: Answers in evaluation mode, once for each input.
@@ -200,11 +201,12 @@ def distill(
         if targets is not None and settings.labelled is not None:
             targets = few_labels(targets, settings.labelled, generator)
         lesson = _Lesson(source, learner, inputs, asked, targets, settings)
-        with stages.recording(learner) as record:
+        inside = source.model if isinstance(source, teachers.Single) else nn.Identity()
+        with stages.recording(learner) as own, stages.recording(inside) as theirs:
             fit(
                 [*learner.parameters(), *lesson.parameters()],
                 lambda: lesson.epoch(generator),
-                lambda batch: lesson.loss(batch, record),
+                lambda batch: lesson.loss(batch, own, theirs),
                 settings,
                 steps=settings.epochs * math.ceil(len(inputs) / settings.batch_size),
                 after=lesson.after_step,
@@ -269,6 +271,11 @@ class _Lesson:
                 f"the teacher answers each example with {tuple(self._answers.shape[1:])} logits, the student with"
                 f" {tuple(own.shape[1:])}; are they of one task?"
             )
+        if own.ndim > 2 and (weights.exits or settings.balance != "none"):
+            raise ValueError(
+                f"weights.exits is {weights.exits:g} and balance {settings.balance!r}, but the answers are sequences:"
+                ' both are for one label an example; set them to 0 and "none"'
+            )
         if settings.noise and not inputs.is_floating_point():
             raise ValueError(f"noise is {settings.noise:g}, but inputs of {inputs.dtype} take none; set it to 0")
         self._hints: Hints | None = None
@@ -301,8 +308,8 @@ class _Lesson:
             order = torch.randperm(count, generator=generator)
         return torch.split(order, self._settings.batch_size)
 
-    def loss(self, batch: Tensor, record: stages.Recording) -> Tensor:
-        """The loss of a batch; `record` is of the student's forward pass, which happens here."""
+    def loss(self, batch: Tensor, own: stages.Recording, theirs: stages.Recording) -> Tensor:
+        """The loss of a batch; `own` and `theirs` record what student and teacher do here."""
         settings, weights = self._settings, self._settings.weights
         answers = self._answers[batch]
         targets = None if self._targets is None else self._targets[batch]
@@ -319,16 +326,16 @@ class _Lesson:
                 importance=importance,
             )
 
-        logits = self._learner(self._noisy(batch))
+        logits = teachers.by_class(self._learner(self._noisy(batch)))
         loss = supervised(logits)
         softness = settings.temperature**2
         if self._hints is not None:
             assert isinstance(self._teacher, teachers.Single)
-            with stages.recording(self._teacher.model) as seen, torch.no_grad():
+            with torch.no_grad():
                 self._teacher.model(self._asked[batch])
-            loss = loss + self._hints(record, seen)
+            loss = loss + self._hints(own, theirs)
         if self._exits is not None:
-            exits = self._exits(record)
+            exits = self._exits(own)
             deepest = logits.detach()
             each = [
                 supervised(early) + softness * softened_divergence(early, deepest, settings.temperature).mean()
@@ -337,7 +344,7 @@ class _Lesson:
             loss = loss + weights.exits * torch.stack(each).mean()
         if self._past is not None:
             with torch.no_grad():
-                before = self._past(self._noisy(batch))
+                before = teachers.by_class(self._past(self._noisy(batch)))
             loss = loss + weights.past * softness * softened_divergence(logits, before, settings.temperature).mean()
         return loss
 

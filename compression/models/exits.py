@@ -45,7 +45,7 @@ class Exits(nn.Module):
     def forward(self, record: Recording) -> list[Tensor]:
         """Return the logits (N, classes) of each exit, from what was recorded of the student."""
         return [
-            head(_pooled(record.outputs[stage.index][1])) for head, stage in zip(self.heads, self._stages, strict=True)
+            head(_pooled(record.outputs[stage.place][1])) for head, stage in zip(self.heads, self._stages, strict=True)
         ]
 
 

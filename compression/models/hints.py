@@ -75,7 +75,7 @@ class Hints(nn.Module):
         """The weighted sum of the losses of one batch, a scalar, from what was recorded of both models."""
         loss = torch.zeros(())
         for number, (mine, theirs) in enumerate(self._pairs):
-            own, wanted = _of_one_size(student.outputs[mine.index][1], teacher.outputs[theirs.index][1].detach())
+            own, wanted = _of_one_size(student.outputs[mine.place][1], teacher.outputs[theirs.place][1].detach())
             if self._weights.features:
                 distance = functional.mse_loss(self.projections[number](own), wanted)
                 loss = loss + self._weights.features * distance / wanted.square().mean().clamp(min=1e-8)
@@ -110,7 +110,7 @@ def _attention(student: list[Tensor], teacher: list[Tensor]) -> Tensor:
 def _of_one_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     """Both at the smaller of their resolutions; sequences of different lengths by their mean."""
     if student.ndim == 4 and student.shape[2:] != teacher.shape[2:]:
-        size = [min(pair) for pair in zip(student.shape[2:], teacher.shape[2:], strict=True)]
+        size = (min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3]))
         return functional.adaptive_avg_pool2d(student, size), functional.adaptive_avg_pool2d(teacher, size)
     if student.ndim == 3 and student.shape[1] != teacher.shape[1]:
         return student.mean(dim=1), teacher.mean(dim=1)

@@ -1,61 +1,104 @@
-"""Weights as int8, one scale for each output channel, symmetric about zero.
+"""A trained model's weights as small integers: which settings there are, and the one way in, `quantize`.
 
-B. Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference", CVPR
-2018; per channel as in R. Krishnamoorthi, "Quantizing deep convolutional networks for efficient inference", 2018,
-section 3. Tensors with one dimension (biases, norms, their statistics) are small and stay float32; integers stay what
-they are.
-
-Error bound, a property test: |weight - dequantized| <= scale / 2, scale = max |weight of the channel| / 127.
+Tensors with one dimension (biases, norms, their statistics) are small and are not quantised; they are rounded to
+float16 where that costs no more than a two-thousandth of any of them. Integers stay what they are.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from fedpress.compression.errors import NonFiniteError
-from fedpress.compression.models import architecture
+from fedpress.compression.models import adaround, architecture, aware, quantized
+from fedpress.compression.models.quantized import Tensors
 
-LEVELS = 127
-"""The largest magnitude: -128 is not used, so that every code has its negative."""
+ROUNDINGS = ("nearest", "adaround")
+SCALES = ("largest", "least-squares")
 
 
-class Quantized(NamedTuple):
-    """A tensor as `codes` times the scale of their channel.
+@dataclass(frozen=True)
+class Quantization:
+    """Settings of the quantisation of one student.
 
     Attributes:
-        codes: int8 (channels, ...), -127 to 127.
-        scales: float32 (channels,), zero for a channel of zeros.
+        bits: Of each weight, 2 to 8.
+        group: How many weights of a channel share a scale, along its inputs; 0: all of them.
+        rounding: "nearest", or "adaround": up or down, whichever keeps the layers' answers to the proxy data.
+        scale: "largest": the largest weight is the largest code; "least-squares": large weights are cut off where that
+            makes the squared error smaller.
+        sparsity: Part of the weights set to zero first, those of the smallest magnitude in the whole model.
+        aware: Epochs of distillation with the weights rounded as they will be (`aware.prepare`), before the bundle is
+            made; 0: none.
+        onnx: Whether the bundle holds an int8 ONNX file to run as well.
     """
 
-    codes: NDArray[np.int8]
-    scales: NDArray[np.float32]
+    bits: int = 8
+    group: int = 0
+    rounding: str = "nearest"
+    scale: str = "largest"
+    sparsity: float = 0.0
+    aware: int = 0
+    onnx: bool = False
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.bits <= quantized.MAX_BITS:
+            raise ValueError(
+                f"bits must be 2 to {quantized.MAX_BITS}, got {self.bits}; float32 weights are no student's"
+            )
+        if self.group < 0:
+            raise ValueError(f"group must be at least 1, or 0 for whole channels, got {self.group}")
+        if self.rounding not in ROUNDINGS:
+            raise ValueError(f"rounding must be one of {', '.join(ROUNDINGS)}, got {self.rounding!r}")
+        if self.scale not in SCALES:
+            raise ValueError(f"scale must be one of {', '.join(SCALES)}, got {self.scale!r}")
+        if not 0 <= self.sparsity < 1:
+            raise ValueError(f"sparsity must be in [0, 1), got {self.sparsity}; is it the part that is kept?")
+        if self.aware < 0:
+            raise ValueError(f"aware counts epochs and must be at least 0, got {self.aware}")
+        if self.aware and self.rounding == "adaround":
+            raise ValueError(
+                "aware training chooses what each weight is rounded to, and so does adaround: set aware=0, or"
+                " rounding='nearest'"
+            )
 
 
-Tensors = dict[str, Quantized | NDArray[Any]]
-"""A state dict with its large float tensors quantised: by name, tied tensors once."""
+DEFAULTS = Quantization()
 
 
-def quantize(model: nn.Module) -> Tensors:
-    """The model's state dict with every float tensor of two or more dimensions as int8 per channel (first dimension).
+def quantize(
+    model: nn.Module, settings: Quantization = DEFAULTS, calibration: Tensor | None = None, *, seed: int = 0
+) -> Tensors:
+    """The model's state dict with every float tensor of two or more dimensions quantised.
 
     >>> layer = nn.Linear(2, 1, bias=False)
     >>> _ = layer.weight.data.copy_(torch.tensor([[1.27, -0.5]]))
     >>> quantize(layer)["weight"].codes
-    array([[127, -50]], dtype=int8)
+    array([[125, -49]], dtype=int8)
+
+    Args:
+        model: Untouched. One that `aware.prepare` made is quantised by the scales that it learnt.
+        settings: How.
+        calibration: Inputs that the layers' answers are kept on, (N, ...); adaround needs them.
+        seed: Of the order in which adaround sees them.
 
     Raises:
         NonFiniteError: A tensor holds NaN or infinity.
         UnsupportedLayer: The state dict holds something that is no tensor.
+        ValueError: There are no calibration inputs, and adaround needs them.
     """
+    if settings.rounding == "adaround" and (calibration is None or not len(calibration)):
+        raise ValueError("adaround needs calibration inputs, got none: does the task hold out a proxy part?")
+    plain, scales = aware.finish(model)
+    if settings.sparsity and not scales:
+        aware.sparsify(plain, settings.sparsity)
     found: Tensors = {}
-    for name, tensor in architecture.tensors(model).items():
+    for name, tensor in architecture.tensors(plain).items():
         if not tensor.is_floating_point():
             found[name] = tensor.cpu().numpy().copy()
             continue
@@ -65,41 +108,39 @@ def quantize(model: nn.Module) -> Tensors:
                 f"{name!r} holds NaN or infinity: a student cannot be quantised; did its training diverge? Lower the"
                 " learning rate of the distillation"
             )
-        found[name] = quantize_channels(array) if array.ndim > 1 else array
+        if array.ndim < 2:
+            found[name] = _halved(array)
+            continue
+        if name not in scales:
+            search = settings.scale == "least-squares"
+            scales[name] = quantized.find_scales(array, settings.bits, settings.group, search)
+        found[name] = quantized.to_nearest(array, scales[name], settings.bits, settings.group)
+    if settings.rounding == "adaround":
+        assert calibration is not None
+        found |= adaround.rounded(plain, found, calibration, seed=seed)
     return found
 
 
-def quantize_channels(weights: NDArray[np.float32]) -> Quantized:
-    """Round each channel of `weights` (channels, ...), finite, to the nearest of 255 levels of its own scale."""
-    rows = weights.reshape(len(weights), -1).astype(np.float64)
-    largest = np.abs(rows).max(axis=1, initial=0.0)
-    # The smallest normal number: a scale below it would be rounded so coarsely that the codes overflow.
-    scales = np.where(largest > 0, np.maximum(largest / LEVELS, np.finfo(np.float32).tiny), 0).astype(np.float32)
-    codes = np.rint(rows / np.where(scales > 0, scales, 1)[:, None]).clip(-LEVELS, LEVELS).astype(np.int8)
-    return Quantized(codes.reshape(weights.shape), scales)
+def prepare(model: nn.Module, settings: Quantization) -> nn.Module:
+    """A copy of the model to train on, whose weights are rounded as `quantize` will with these settings."""
+    search = settings.scale == "least-squares"
+    return aware.prepare(model, settings.bits, settings.group, search=search, sparsity=settings.sparsity)
 
 
-def dequantize(tensors: Mapping[str, Quantized | NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """The arrays that the codes stand for, float32; what was not quantised is passed through."""
-    return {name: restore(tensor) if isinstance(tensor, Quantized) else tensor for name, tensor in tensors.items()}
-
-
-def restore(tensor: Quantized) -> NDArray[np.float32]:
-    """codes * scales, float32 (channels, ...)."""
-    scales = tensor.scales.reshape(-1, *[1] * (tensor.codes.ndim - 1))
-    restored: NDArray[np.float32] = tensor.codes.astype(np.float32) * scales
-    return restored
-
-
-def load(model: nn.Module, tensors: Mapping[str, Quantized | NDArray[Any]]) -> None:
-    """Fill a model of the same shapes with the dequantised tensors, in place."""
-    arrays = dequantize(tensors)
-    for name, own in architecture.tensors(model).items():
-        own.copy_(torch.from_numpy(np.ascontiguousarray(arrays[name]).reshape(own.shape)))
-
-
-def quantized_copy(model: nn.Module) -> nn.Module:
-    """The model as it is after quantisation, to be evaluated; the given one is untouched."""
-    copied = copy.deepcopy(model)
-    load(copied, quantize(model))
+def applied(model: nn.Module, tensors: Tensors) -> nn.Module:
+    """A copy of the model with the dequantised tensors, to be evaluated; the given one is untouched."""
+    copied, _ = aware.finish(model)
+    quantized.load(copied, tensors)
     return copied
+
+
+def quantized_copy(model: nn.Module, settings: Quantization = DEFAULTS) -> nn.Module:
+    """The model as it is after quantisation, to be evaluated; the given one is untouched."""
+    return applied(model, quantize(model, settings))
+
+
+def _halved(array: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Rounded to float16, still as float32; as it is where that would lose more than float16's own precision."""
+    with np.errstate(over="ignore"):
+        half = array.astype(np.float16).astype(np.float32)
+    return half if (np.abs(half - array) <= np.abs(array) / 2**11).all() else copy.copy(array)

@@ -13,8 +13,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
+
+from fedpress.compression.models.determinism import evaluating
 
 
 @dataclass
@@ -38,12 +39,12 @@ class Stage(NamedTuple):
     """One stage.
 
     Attributes:
-        index: Of its last activation among the outputs of a `Recording`.
+        place: Of its last activation among the outputs of a `Recording`.
         axes: Of what it puts out: 4 for maps, 3 for a sequence, 2 for a vector.
         channels: How many.
     """
 
-    index: int
+    place: int
     axes: int
     channels: int
 
@@ -81,23 +82,18 @@ def recording(model: nn.Module) -> Iterator[Recording]:
 def stages(model: nn.Module, example: Tensor) -> list[Stage]:
     """Return the stages of a model, in order.
 
+    >>> import torch
     >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 10))
     >>> stages(model, torch.zeros(2, 1, 8, 8))
-    [Stage(index=1, axes=4, channels=4)]
+    [Stage(place=1, axes=4, channels=4)]
 
     Args:
         model: In any mode; nothing of it is changed.
         example: A batch as it is called with, (N, ...).
     """
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with recording(model) as record, torch.no_grad():
-            output = model(example)
-            outputs = list(record.outputs)
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    with evaluating(model), recording(model) as record:
+        output = model(example)
+        outputs = list(record.outputs)
     if outputs and isinstance(output, Tensor) and outputs[-1][1].numel() == output.numel():
         outputs.pop()  # the answer itself
     found: list[Stage] = []

@@ -23,6 +23,7 @@ labels stay hidden unless a scenario asks for them; every choice (early stopping
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, NamedTuple
@@ -31,6 +32,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+
+from fedpress.compression.models.determinism import evaluating
 
 
 class Examples(NamedTuple):
@@ -63,8 +66,8 @@ class Task(ABC):
     """A model, its data and its loss.
 
     A subclass gives `name`, `model` and `data`, and may replace `loss` and `correct`, whose defaults are those of
-    classification with one label for each example, and `groups`. Instances are made in every worker process, so
-    constructors are cheap and `data` loads on its first call.
+    classification with one label for each example, `groups` and `students`. Instances are made in every worker process,
+    so constructors are cheap and `data` loads on its first call.
     """
 
     name: str
@@ -83,6 +86,14 @@ class Task(ABC):
         The partition `natural` gives each of them a client. None, the default: the data do not say.
         """
         return None
+
+    def students(self) -> Mapping[str, Callable[[], nn.Module]]:
+        """Architectures of students besides the pruned model, by name: each makes a fresh one, as `model` does.
+
+        A tier names one, and a client rebuilds it from the name and the shapes in the bundle. They take the task's
+        inputs and answer in the shape of its model. None, the default: every student is the model, pruned.
+        """
+        return {}
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The mean loss of a batch, a scalar: by default cross-entropy of logits (N, classes) and labels (N,)."""
@@ -116,22 +127,16 @@ def evaluate(
     count = len(examples.targets)
     if count == 0:
         raise ValueError("evaluate: got 0 examples, expected at least 1; is this split of the task empty?")
-    modes = {module: module.training for module in model.modules()}
-    model.to(device).eval()
     loss, right, answers = 0.0, 0, 0
-    try:
-        with torch.no_grad():
-            for start in range(0, count, batch_size):
-                inputs = examples.inputs[start : start + batch_size].to(device)
-                targets = examples.targets[start : start + batch_size].to(device)
-                outputs = model(inputs)
-                loss += float(task.loss(outputs, targets)) * len(targets)
-                correct = task.correct(outputs, targets)
-                right += int(correct.sum())
-                answers += correct.numel()
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    with evaluating(model.to(device)):
+        for start in range(0, count, batch_size):
+            inputs = examples.inputs[start : start + batch_size].to(device)
+            targets = examples.targets[start : start + batch_size].to(device)
+            outputs = model(inputs)
+            loss += float(task.loss(outputs, targets)) * len(targets)
+            correct = task.correct(outputs, targets)
+            right += int(correct.sum())
+            answers += correct.numel()
     return Evaluation(loss / count, right / answers, count)
 
 

@@ -67,20 +67,24 @@ class Ensemble:
     True
 
     Args:
-        models: Called for each set of inputs; returns the models, which may be made as they are asked for. They may
-            differ in architecture, not in the form of their answers. What they are put into evaluation mode for is put
-            back.
+        models: Called for each set of inputs; returns the models, or other teachers, which may be made as they are
+            asked for. They may differ in architecture, not in the form of their answers.
         combine: How the answers become one.
+        temperature: At which probabilities are averaged: that of the distillation makes its loss the mean of the losses
+            to each model, up to a constant.
 
     Raises:
         ValueError: There is no such way to combine.
     """
 
-    def __init__(self, models: Callable[[], Iterable[nn.Module]], combine: Combine = "logits") -> None:
+    def __init__(
+        self, models: Callable[[], Iterable[nn.Module | Teacher]], combine: Combine = "logits", temperature: float = 1.0
+    ) -> None:
         if combine not in get_args(Combine):
             raise ValueError(f"combine is {combine!r}, expected one of {', '.join(get_args(Combine))}")
         self._models = models
         self._combine = combine
+        self._temperature = temperature
 
     def answers(self, inputs: Tensor) -> Tensor:
         """As of `Teacher`; logarithms of probabilities where these are averaged, which are logits of the same answers.
@@ -90,7 +94,7 @@ class Ensemble:
         """
         total, weight = None, torch.zeros((), dtype=torch.float64)
         for number, model in enumerate(self._models()):
-            own = logits(model, inputs).double()
+            own = (logits(model, inputs) if isinstance(model, nn.Module) else model.answers(inputs)).double()
             if total is not None and own.shape != total.shape:
                 raise TeacherError(
                     f"the models of an ensemble must answer alike: number {number} gives {tuple(own.shape)}, those"
@@ -100,14 +104,15 @@ class Ensemble:
                 total = own if total is None else total + own
                 weight = weight + 1
             else:
-                own = own.log_softmax(dim=1)
+                own = (own / self._temperature).log_softmax(dim=1)
                 certainty = self._certainty(own)
                 own = own + certainty.log()
                 total = own if total is None else torch.logaddexp(total, own)
                 weight = weight + certainty
         if total is None:
             raise TeacherError("an ensemble without models cannot teach; was no reply accepted yet?")
-        return (total / weight if self._combine == "logits" else total - weight.log()).float()
+        mean = total / weight if self._combine == "logits" else self._temperature * (total - weight.log())
+        return mean.float()
 
     def _certainty(self, logarithms: Tensor) -> Tensor:
         """The weight of each answer, above 0, of shape (N, 1, ...), from log-probabilities (N, classes, ...)."""
@@ -120,15 +125,27 @@ class Ensemble:
 
 
 def logits(model: nn.Module, inputs: Tensor) -> Tensor:
-    """Return a model's answers to inputs (N, ...), in evaluation mode and without gradients; the modes are put back."""
+    """Return a model's answers to inputs (N, ...), `by_class`, in evaluation mode and without gradients.
+
+    The modes are put back.
+    """
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
         with torch.no_grad():
-            return torch.cat([model(batch) for batch in torch.split(inputs, BATCH)])
+            return torch.cat([by_class(model(batch)) for batch in torch.split(inputs, BATCH)])
     finally:
         for module, training in modes.items():
             module.training = training
+
+
+def by_class(answers: Tensor) -> Tensor:
+    """Return a model's answers, (N, classes) or (N, L, classes), with the classes second, where the losses want them.
+
+    >>> by_class(torch.zeros(5, 64, 49)).shape, by_class(torch.zeros(5, 49)).shape
+    (torch.Size([5, 49, 64]), torch.Size([5, 49]))
+    """
+    return answers.movedim(-1, 1)
 
 
 def of(teacher: nn.Module | Teacher) -> Teacher:

@@ -138,6 +138,65 @@ def bars(name: str, items: Sequence[Bar]) -> str:
     return _svg(name, 0.2 + 0.26 * len(items), draw)
 
 
+class Tried(NamedTuple):
+    """An architecture that was looked at; `uniform`: all its layers are made smaller alike."""
+
+    size: float
+    accuracy: float
+    uniform: bool = False
+    chosen: bool = False
+
+
+def pareto(tried: Sequence[Tried], xlabel: str, standalone: bool = False) -> str:
+    """Accuracy (fractions) over size of what a search has distilled, and the front: no smaller one is better.
+
+    Args:
+        tried: at least one.
+        xlabel: what a size is of.
+        standalone: as an SVG file of its own, else for a page that defines the colours.
+    """
+    front: list[Tried] = []
+    for one in sorted(tried, key=lambda one: (one.size, -one.accuracy)):
+        if not front or one.accuracy > front[-1].accuracy:
+            front.append(one)
+
+    def draw(axes: Axes) -> None:
+        sizes, accuracies = [one.size for one in front], [one.accuracy for one in front]
+        last = max(one.size for one in tried)
+        axes.step(
+            [*sizes, last], [*accuracies, accuracies[-1]], where="post", color=MUTED, linewidth=1.2, label="front"
+        )
+        for label, marker, color, members in (
+            ("distilled in the search", "o", FIRST, [one for one in tried if not one.uniform]),
+            ("all layers alike", "s", SECOND, [one for one in tried if one.uniform]),
+        ):
+            if members:
+                axes.plot(
+                    [one.size for one in members], [one.accuracy for one in members], color=color, marker=marker,
+                    linestyle="", markersize=4.5, label=label,
+                )  # fmt: skip
+        chosen = [one for one in tried if one.chosen]
+        axes.plot(
+            [one.size for one in chosen], [one.accuracy for one in chosen], marker="o", markersize=11, linestyle="",
+            markerfacecolor="none", markeredgecolor=INK, markeredgewidth=1.2, label="chosen",
+        )  # fmt: skip
+        least = min(one.size for one in tried)
+        if last > 2 * least:
+            axes.set_xscale("log")
+            axes.set_xlim(least / 1.15, last * 1.15)
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=8))
+            axes.xaxis.set_minor_formatter(NullFormatter())
+        else:
+            axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.set_xlabel(xlabel)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+        _accuracy_axis(axes, columns=2)
+        axes.margins(y=0.12)
+
+    svg = _svg("pareto", 3.4, draw)
+    return _standalone(svg) if standalone else svg
+
+
 def memory_over_rounds(curves: Sequence[Curve], begin: int) -> str:
     """Resident bytes of a server (first curve) and its workers over the rounds, as an SVG file of its own.
 
@@ -175,11 +234,11 @@ def _shortened(label: str) -> str:
     return label if len(label) <= MOST_LETTERS else "…" + label[1 - MOST_LETTERS :]
 
 
-def _accuracy_axis(axes: Axes) -> None:
+def _accuracy_axis(axes: Axes, columns: int = 3) -> None:
     axes.set_ylabel("accuracy")
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], min_n_ticks=3))
-    _legend(axes, columns=3)
+    _legend(axes, columns=columns)
 
 
 def _legend(axes: Axes, columns: int) -> None:

@@ -58,6 +58,7 @@ def render(results: Results, ledger: Ledger | None) -> str:
         accuracy_over_bytes=Markup(_accuracy_over_bytes(results)),
         bytes_by_kind=Markup(_bytes_by_kind(ledger) if ledger else ""),
         density_by_layer=Markup(_density_by_layer(results)),
+        architectures=Markup(_architectures(results)),
         averaged=min(AVERAGED, len(results.rounds)),
         most_layers=MOST_LAYERS,
         scenario=yaml.safe_dump(results.scenario, sort_keys=False, allow_unicode=True),
@@ -122,6 +123,19 @@ def _bytes_by_kind(ledger: Ledger) -> str:
 
 def _share(fraction: float) -> str:
     return "< 0.1 %" if fraction < 0.001 else format_percent(fraction)
+
+
+def _architectures(results: Results) -> str:
+    """What the searches of the last version have distilled, of all tiers."""
+    last = max((student.version for student in results.students), default=0)
+    tried = [
+        figures.Tried(one.parameters, one.accuracy, one.uniform, one.chosen)
+        for student in results.students
+        if student.version == last
+        for one in student.candidates
+        if one.accuracy is not None
+    ]
+    return figures.pareto(tried, "parameters") if tried else ""
 
 
 def _density_by_layer(results: Results) -> str:

@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from fedpress.compression.models.task import Examples, Splits, Task, disjoint
+from fedpress.compression.models.transformer import VisionTransformer
+from fedpress.simulations.tasks import architectures
 from fedpress.simulations.tasks.hold_out import stratified
 from fedpress.simulations.tasks.registry import TaskError
 
@@ -35,6 +37,40 @@ FILES = (
 )
 
 
+def cnn() -> nn.Sequential:
+    """Two 5x5 convolutions of 32 and 64 channels, each with ReLU and 2x2 max pool, then 512 hidden units."""
+    return nn.Sequential(
+        nn.Conv2d(1, 32, 5),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(32, 64, 5),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(64 * 4 * 4, 512),
+        nn.ReLU(),
+        nn.Linear(512, 10),
+    )
+
+
+def vit() -> VisionTransformer:
+    """Six blocks of width 64, 4 heads and 128 hidden units on 16 patches of 7x7 pixels; 205,706 parameters."""
+    return VisionTransformer(28, 7, width=64, depth=6, heads=4, hidden=128, classes=10)
+
+
+MODELS: architectures.Models = {
+    "cnn": cnn,
+    "cnn-bn": lambda: architectures.batch_normalised(cnn()),
+    "mlp": lambda: architectures.perceptron(784, 64, 64, classes=10),
+    "vit": vit,
+    "vit-small": lambda: VisionTransformer(28, 7, width=48, depth=2, heads=4, hidden=96, classes=10),
+    "mlp-left-half": lambda: architectures.perceptron(392, 128, 64, classes=10, view=architectures.LeftHalf()),
+    "mlp-coarse": lambda: architectures.perceptron(49, 128, 64, classes=10, view=architectures.Coarse(4)),
+    "mlp-edges": lambda: architectures.perceptron(729, 64, 64, classes=10, view=architectures.Edges()),
+}
+"""The architectures of this task by name: as its model, or as students."""
+
+
 class FashionMNIST(Task):
     """Fashion-MNIST with the convolutional network of 582,026 parameters of McMahan et al. (2017), without padding.
 
@@ -43,29 +79,27 @@ class FashionMNIST(Task):
 
     Args:
         data_dir: Folder with the four gzip IDX files; by default where Debian's package puts them.
+        model: The architecture, a name in `MODELS`.
+
+    Raises:
+        TaskError: There is no such architecture.
     """
 
     name = "fashion-mnist"
+    architecture = "cnn"
 
-    def __init__(self, data_dir: str | None = None) -> None:
+    def __init__(self, data_dir: str | None = None, model: str = "cnn") -> None:
         self.data_dir = DEBIAN if data_dir is None else Path(data_dir).expanduser()
+        self.architecture = architectures.known(MODELS, model)
 
     def model(self) -> nn.Module:
-        """Two 5x5 convolutions of 32 and 64 channels, each with ReLU and 2x2 max pool, then 512 hidden units."""
-        model = nn.Sequential(
-            nn.Conv2d(1, 32, 5),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-            nn.Conv2d(32, 64, 5),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-            nn.Flatten(),
-            nn.Linear(64 * 4 * 4, 512),
-            nn.ReLU(),
-            nn.Linear(512, 10),
-        )
+        """The chosen architecture; by default `cnn`."""
         # Convolutions and pooling are a third faster so on a CPU.
-        return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+        return MODELS[self.architecture]().to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+    def students(self) -> architectures.Models:
+        """Every architecture of this task."""
+        return MODELS
 
     def data(self) -> Splits:
         """54,000 examples to train, 5,000 proxy, 1,000 validation, 10,000 test.

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedpress.compression.models.task import Examples, Splits, Task, disjoint
-from fedpress.simulations.tasks import kjv
+from fedpress.compression.models.transformer import CausalTransformer
+from fedpress.simulations.tasks import architectures, kjv
 from fedpress.simulations.tasks.registry import TaskError
 
 LENGTH = 64
@@ -44,16 +45,29 @@ class Text(Task):
     Args:
         data_dir: Folder whose .txt files, in UTF-8, are the books, in the order of their names; by default the King
             James Bible as Debian's package bible-kjv-text has it.
+        model: The architecture, a name in `MODELS`.
+
+    Raises:
+        TaskError: There is no such architecture.
     """
 
     name = "text"
+    architecture = "lstm"
 
-    def __init__(self, data_dir: str | None = None) -> None:
+    def __init__(self, data_dir: str | None = None, model: str = "lstm") -> None:
         self.data_dir = None if data_dir is None else Path(data_dir).expanduser()
+        self.architecture = architectures.known(MODELS, model)
 
     def model(self) -> nn.Module:
-        """An embedding of 32, an LSTM of 256 units, a linear layer; logits (N, 64, 49)."""
-        return NextCharacter()
+        """The chosen architecture; by default an embedding of 32, an LSTM of 256 units, a linear layer.
+
+        Logits (N, 64, 49).
+        """
+        return MODELS[self.architecture]()
+
+    def students(self) -> architectures.Models:
+        """Every architecture of this task."""
+        return MODELS
 
     def data(self) -> Splits:
         """66 books: 58,529 windows to train, 1,275 proxy, 1,275 validation, 2,545 test.
@@ -77,20 +91,29 @@ class Text(Task):
 
 
 class NextCharacter(nn.Module):
-    """Embedding, LSTM and a linear layer: characters (N, L) to logits of the next one (N, L, labels)."""
+    """Embedding, a recurrent layer and a linear one: characters (N, L) to logits of the next one (N, L, labels)."""
 
-    def __init__(self) -> None:
+    def __init__(self, recurrent: type[nn.LSTM] | type[nn.GRU] = nn.LSTM, hidden: int = HIDDEN) -> None:
         super().__init__()
         labels = len(ALPHABET) + 1
         self.embedding = nn.Embedding(labels, EMBEDDING)
-        self.lstm = nn.LSTM(EMBEDDING, HIDDEN, batch_first=True)
-        self.output = nn.Linear(HIDDEN, labels)
+        self.lstm = recurrent(EMBEDDING, hidden, batch_first=True)
+        self.output = nn.Linear(hidden, labels)
 
     def forward(self, characters: Tensor) -> Tensor:
         """Logits at each place, from that character and those before it; every window starts from a state of zeros."""
         hidden, _ = self.lstm(self.embedding(characters))
         logits: Tensor = self.output(hidden)
         return logits
+
+
+MODELS: architectures.Models = {
+    "lstm": NextCharacter,
+    "gru": lambda: NextCharacter(nn.GRU, 128),
+    "gru-small": lambda: NextCharacter(nn.GRU, 64),
+    "transformer": lambda: CausalTransformer(len(ALPHABET) + 1, LENGTH, width=64, depth=4, heads=4, hidden=128),
+}
+"""The architectures of this task by name: as its model, or as students."""
 
 
 class Corpus(NamedTuple):

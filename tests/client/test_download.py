@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fedpress.client import download
-from fedpress.compression.models import bundle, quantize
+from fedpress.compression.models import bundle, bundle_errors, quantize
 from fedpress.compression.models.task import Splits, Task
 
 
@@ -71,7 +71,7 @@ def test_a_flipped_bit_on_the_way_is_found_and_nothing_is_written(
 
 def test_a_server_that_offers_a_broken_bundle_is_refused(tmp_path: Path) -> None:
     broken = DATA[:-1]
-    with pytest.raises(bundle.Truncated):
+    with pytest.raises(bundle_errors.Truncated):
         download.receive(broken, hashlib.sha256(broken).hexdigest(), tmp_path)
     assert list(tmp_path.iterdir()) == []
 
@@ -81,7 +81,7 @@ def test_a_bit_that_flips_on_the_disk_is_found(tmp_path: Path) -> None:
     damaged = bytearray(DATA)
     damaged[-20] ^= 4
     path.write_bytes(damaged)
-    with pytest.raises(bundle.ChecksumMismatch):
+    with pytest.raises(bundle_errors.ChecksumMismatch):
         download.load(path, Line())
 
 

@@ -244,3 +244,23 @@ def test_a_client_that_is_killed_answers_the_same_ticket_with_the_same_bytes(
     found += [run(tmp_path / "killed", 2, 1), run(tmp_path / "killed", 3, 2)]
     assert found == expected
     assert trained == ([1, 2, 3] if moment.startswith("after") else [1, 2, 2, 3])
+
+
+def test_a_node_says_its_tier_with_its_update_and_the_server_remembers_it() -> None:
+    applied = mod.compress(ENCODERS["residual"](), layout=LAYOUT)
+    silent = applied(order_message(1, 0, zeros()), context(), nothing)
+    said = applied(order_message(1, 0, zeros()), context(tier="phone"), nothing)
+    without, within = (records.read_answer(records.unfolded(reply.content)) for reply in (silent, said))
+    assert (without.tier, within.tier) == ("", "phone")
+    assert "tier" not in silent.content.config_records[records.ANSWER]  # nothing is sent where nothing is said
+    assert within._replace(tier="") == without
+
+
+def test_a_tier_that_cannot_be_read_is_found_out_before_training(tmp_path: Path) -> None:
+    applied = mod.compress(ENCODERS["residual"](), layout=LAYOUT)
+
+    def never(message: Message, _: Context) -> Message:
+        raise AssertionError("it trains")
+
+    with pytest.raises(FedpressError, match="cannot read .*nowhere"):
+        applied(order_message(1, 0, zeros()), context(probe=str(tmp_path / "nowhere")), never)

@@ -1,23 +1,39 @@
 """Students on real data: within their budgets, near their teacher, the same twice, and the global model untouched."""
 
+import dataclasses
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from flwr.app import RecordDict
 from torch import Tensor, nn
 
+from fedpress.compression import encoder as encoders
+from fedpress.compression import records, values
 from fedpress.compression.errors import NonFiniteError
-from fedpress.compression.models import bundle, distill, prune
+from fedpress.compression.models import bundle, data_free, depth, distill, prune
+from fedpress.compression.models.continuations import Continuations
+from fedpress.compression.models.search import Search, Step
+from fedpress.compression.models.starts import Start, UnknownArchitecture
 from fedpress.compression.models.student import Budget
 from fedpress.compression.models.task import Examples, Splits, Task, evaluate
-from fedpress.server.publish import Publisher, PublishError, Tier
+from fedpress.compression.shared import Shared
+from fedpress.server import optimize
+from fedpress.server.ensemble import ClientModels
+from fedpress.server.global_model import GlobalModel
+from fedpress.server.orders import Checked
+from fedpress.server.publish import NoProxyData, Publisher, PublishError, Tier
 from fedpress.server.store import ModelStore
 from fedpress.simulations.tasks.digits import Digits
 from fedpress.simulations.tasks.fashion_mnist import DEBIAN, FashionMNIST
+from fedpress.simulations.tasks.text import Text
 
 TIERS = [Tier("phone", Budget(bundle_bytes=20_000)), Tier("sensor", Budget(bundle_bytes=10_000))]
+FEW = distill.Distillation(epochs=1)
 
 
 def trained(task: Task, examples: Examples, epochs: int, learning_rate: float, batch_size: int) -> nn.Module:
@@ -67,6 +83,26 @@ def test_students_of_digits_are_small_good_and_reproducible(tmp_path: Path, teac
         assert opened.manifest.metrics == {"validation_accuracy": pytest.approx(found, abs=1e-4)}
 
 
+def test_a_student_that_is_searched_for_is_published_like_any_other(tmp_path: Path, teacher: nn.Module) -> None:
+    tier = Tier("phone", Budget(flops=60_000), Search(candidates=3, finalists=2))
+    told: list[tuple[str, Step]] = []
+    students = [
+        Publisher(
+            Digits(), ModelStore(tmp_path / name), [tier], distill.Distillation(epochs=8), seed=1,
+            on_search=lambda tier, step: told.append((tier, step)),
+        ).publish(3, teacher)[0]
+        for name in ("one", "two")
+    ]  # fmt: skip
+    student, again = students
+    assert (student.sha256, student.candidates) == (again.sha256, again.candidates)
+    chosen, *others = student.candidates
+    assert chosen.chosen and chosen.parameters == student.parameters and others
+    assert 0.75 * 60_000 < chosen.cost <= 60_000
+    rebuilt = bundle.rebuild(bundle.open_bundle(student.path.read_bytes()), Digits())
+    assert prune.flops_of(rebuilt, Digits().data().proxy.inputs) == chosen.cost
+    assert {name for name, _ in told} == {"phone"} and len(told) > 3
+
+
 class Watched(Digits):
     """Digits whose held-out labels are wrong wherever a student must not look."""
 
@@ -102,6 +138,27 @@ def test_students_see_proxy_labels_if_they_may(tmp_path: Path, teacher: nn.Modul
     assert made[0] != made[1]
 
 
+def test_students_learn_from_the_client_models_if_there_are_some(tmp_path: Path, teacher: nn.Module) -> None:
+    def made(name: str, **more: Any) -> str:
+        settings = distill.Distillation(epochs=1)
+        return (
+            Publisher(Digits(), ModelStore(tmp_path / name), TIERS[:1], settings, **more).publish(1, teacher)[0].sha256
+        )
+
+    arrays = {name: tensor.numpy() for name, tensor in teacher.state_dict().items()}
+    model = GlobalModel(records.from_numpy(arrays), None, optimize.sgd())
+    payloads = []
+    for scale in (-0.5, 0.5):  # of all weights: two models, one unsure and one too sure
+        codec = encoders.dense(values.FLOAT32)
+        payloads.append(codec.encode(np.float32(scale) * model.master, None, Shared(model.layout), 0)[0])
+    clients = ClientModels()
+    nobody = made("nobody", clients=clients)
+    assert nobody == made("global")
+    clients.attach(model)
+    clients.take([Checked(n, n, 1.0, payload, b"", RecordDict(), None, 0) for n, payload in enumerate(payloads)])
+    assert len({nobody, made("logits", clients=clients), made("sure", clients=clients, combine="confidence")}) == 3
+
+
 def test_a_budget_that_cannot_be_met_publishes_nothing(tmp_path: Path, teacher: nn.Module) -> None:
     store = ModelStore(tmp_path)
     publisher = Publisher(Digits(), store, [*TIERS, Tier("grain", Budget(parameters=50))])
@@ -118,23 +175,94 @@ def test_tiers_that_can_be_met_pass_the_check(tmp_path: Path, teacher: nn.Module
     assert all(torch.equal(before[name], tensor) for name, tensor in teacher.state_dict().items())
 
 
-def test_a_task_without_proxy_data_is_found_by_the_check(tmp_path: Path) -> None:
-    class NoProxy(Digits):
-        def data(self) -> Splits:
-            splits = super().data()
-            return splits._replace(proxy=splits.proxy.take(np.array([], dtype=np.int64)))
+class NoProxy(Digits):
+    """Digits that hold out nothing for students."""
 
-    with pytest.raises(ValueError, match="'digits' holds out no proxy data"):
+    def data(self) -> Splits:
+        splits = super().data()
+        return splits._replace(proxy=splits.proxy.take(np.array([], dtype=np.int64)))
+
+
+def test_a_task_without_proxy_data_is_found_by_the_check_which_names_the_way_out(tmp_path: Path) -> None:
+    with pytest.raises(NoProxyData, match=r"'digits' holds out no proxy data.* students=\{data_free: deep-inversion\}"):
         Publisher(NoProxy(), ModelStore(tmp_path), TIERS).check(Digits().model())
 
 
-def test_a_task_with_sequences_is_found_by_the_check(tmp_path: Path) -> None:
-    class Sequences(Digits):
-        def data(self) -> Splits:
-            return Splits(*(part._replace(targets=part.targets[:, None].repeat(1, 5)) for part in super().data()))
+QUICK = {"examples": 20, "steps": 3, "batch_size": 10}
 
-    with pytest.raises(PublishError, match=r"'digits' has sequences of 5 labels .* students=\{tiers: \[\]\}"):
-        Publisher(Sequences(), ModelStore(tmp_path), TIERS).check(Digits().model())
+
+def test_students_of_a_task_without_proxy_data(tmp_path: Path) -> None:
+    task = NoProxy(model="cnn-bn")
+    torch.manual_seed(0)
+    model = task.model()
+    for name, recipe in data_free.RECIPES.items():
+        made_up = dataclasses.replace(recipe, **QUICK)
+        publisher = Publisher(task, ModelStore(tmp_path / name), TIERS[:1], FEW, made_up=made_up)
+        publisher.check(model)
+        (student,) = publisher.publish(1, model)
+        assert bundle.open_bundle(student.path.read_bytes()).manifest.parameters == student.parameters
+
+
+def test_inputs_that_cannot_be_made_up_are_found_by_the_check(tmp_path: Path, teacher: nn.Module) -> None:
+    publisher = Publisher(NoProxy(), ModelStore(tmp_path), TIERS, made_up=data_free.RECIPES["deep-inversion"])
+    with pytest.raises(data_free.DataFreeError, match="no batch norm"):
+        publisher.check(teacher)
+    with pytest.raises(ValueError, match="made-up inputs have no labels"):
+        Publisher(NoProxy(), ModelStore(tmp_path), TIERS, made_up=data_free.RECIPES["dafl"], labels=True)
+
+
+def test_a_student_of_another_architecture_is_rebuilt_by_name(tmp_path: Path, teacher: nn.Module) -> None:
+    tier = Tier("watch", Budget(parameters=0.02), Start("mlp"))
+    publisher = Publisher(Digits(), ModelStore(tmp_path), [tier], FEW)
+    publisher.check(teacher)
+    (student,) = publisher.publish(1, teacher)
+    opened = bundle.open_bundle(student.path.read_bytes())
+    assert opened.manifest.architecture == "mlp" and student.parameters <= 0.02 * prune.parameters_of(teacher)
+    rebuilt = bundle.rebuild(opened, Digits())
+    assert evaluate(rebuilt, Digits(), Digits().data().test).accuracy == student.quantized_accuracy
+    with pytest.raises(UnknownArchitecture, match="no student 'gru'"):
+        Publisher(Digits(), ModelStore(tmp_path), [Tier("watch", Budget(0.5), Start("gru"))]).check(teacher)
+
+    class Older(Digits):
+        def students(self) -> dict[str, Callable[[], nn.Module]]:
+            return {}
+
+    with pytest.raises(bundle.DoesNotFit, match="no student architecture 'mlp', it has none"):
+        bundle.rebuild(opened, Older())
+
+
+def test_a_student_with_half_the_layers_is_rebuilt_from_its_shapes(tmp_path: Path) -> None:
+    task = Digits(model="vit")
+    torch.manual_seed(0)
+    model = task.model()
+    tier = Tier("watch", Budget(parameters=0.5), Start(keep_every=2))
+    (student,) = Publisher(task, ModelStore(tmp_path), [tier], FEW).publish(1, model)
+    rebuilt = bundle.rebuild(bundle.open_bundle(student.path.read_bytes()), task)
+    assert (depth.depth_of(rebuilt), depth.depth_of(model)) == (1, 2)
+
+
+def test_students_of_a_task_of_sequences(tmp_path: Path) -> None:
+    """Text has students: of another architecture, on proxy windows and on what the global model writes."""
+    books = tmp_path / "books"
+    books.mkdir()
+    draw = np.random.default_rng(0)
+    for name in ("one", "two"):
+        (books / f"{name}.txt").write_text(" ".join(draw.choice(["in", "the", "beginning", "was"], 1_000)))
+    task = Text(str(books), model="gru-small")
+    torch.manual_seed(0)
+    model = task.model()
+    tier = Tier("watch", Budget(parameters=30_000), Start("gru-small"))
+    made = []
+    for name, continuations in (("prompts", None), ("both", Continuations(prompt=60))):
+        publisher = Publisher(task, ModelStore(tmp_path / name), [tier], FEW, continuations=continuations)
+        publisher.check(model)
+        made += publisher.publish(1, model)
+    assert made[0].sha256 != made[1].sha256
+    for student in made:
+        rebuilt = bundle.rebuild(bundle.open_bundle(student.path.read_bytes()), task)
+        assert evaluate(rebuilt, task, task.data().test).accuracy == student.quantized_accuracy
+    with pytest.raises(ValueError, match="prompt is 64, expected less than the 64 characters"):
+        Publisher(task, ModelStore(tmp_path), [tier], continuations=Continuations(prompt=64)).check(model)
 
 
 def test_a_student_that_diverges_is_not_published(tmp_path: Path, teacher: nn.Module) -> None:

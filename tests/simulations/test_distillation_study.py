@@ -1,9 +1,13 @@
 """The study behind the default settings runs and judges by held-out data."""
 
+import json
+from pathlib import Path
+
 import pytest
+import torch
 
 from fedpress.compression.models.distill import DEFAULTS, Distillation
-from fedpress.simulations import distillation_study
+from fedpress.simulations import distillation_study, scenario, technique_study
 from fedpress.simulations.distillation_study import SETUPS, Setup, variants
 from fedpress.simulations.tasks.digits import Digits
 
@@ -23,7 +27,35 @@ def test_each_variant_differs_from_the_default_in_one_respect() -> None:
 
 
 @pytest.mark.parametrize("arguments", [[], ["mnist"], ["digits", "more"]])
-def test_a_wrong_call_says_how(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.argv", ["study", *arguments])
-    with pytest.raises(SystemExit, match="usage: .*digits,fashion-mnist"):
-        distillation_study.main()
+def test_a_wrong_call_says_how(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        distillation_study.main(arguments)
+    assert "{digits,fashion-mnist}" in capsys.readouterr().err
+
+
+def test_techniques_are_compared_on_one_student(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    quick = Setup(2, 8_000, {"default": Distillation(epochs=1)}, small=4_000)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SETUPS, "digits", quick)
+        file = tmp_path / "rows.json"
+        distillation_study.main(["digits", "--techniques", "--part", "long tail", "--seeds", "1", "--json", str(file)])
+    rows = [technique_study.Outcome(**row) for row in json.loads(file.read_text())]
+    assert [row.technique for row in rows] == ["teacher", "answers (KL) alone", "reweighted", "resampled"]
+    assert rows[0].agreement == 1.0 and len({(row.accuracy, row.agreement) for row in rows}) > 2
+    assert capsys.readouterr().out.count("\n") == 5
+
+
+def test_a_long_tail_has_fewer_and_fewer() -> None:
+    proxy = Digits().data().proxy
+    counts = torch.bincount(technique_study.long_tailed(proxy, 10).targets).tolist()
+    assert counts == sorted(counts, reverse=True) and counts[0] == 10 * counts[-1]
+
+
+@pytest.mark.slow
+def test_client_models_of_a_real_run_teach() -> None:
+    lab = technique_study.Lab(Digits(), Digits().model(), 4_000, Distillation(epochs=2))
+    changes = ("students={tiers: []}", "rounds=2", "clients=4", "sampling.per_round=2", "workers=1")
+    rows = list(technique_study.with_clients(lab, "clients", scenario.load("digits", changes), seeds=1))
+    assert len({row.accuracy for row in rows}) > 1 and len(rows) == 8
+    assert rows[0].technique == "global model" and rows[1].technique == "global model, fused each round"
+    assert rows[0].accuracy != rows[1].accuracy

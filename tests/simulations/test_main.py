@@ -56,6 +56,7 @@ def run(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess[str]]:
         "simulate",
         "report",
         "inspect",
+        "probe",
         "init",
         "bench engine",
         "bench paired",
@@ -76,7 +77,7 @@ def test_every_command_has_a_help_page_with_an_example(command):
 def test_help_lists_every_command_in_whole_sentences():
     done = CliRunner().invoke(main, ["--help"])
     listed = re.findall(r"^  (\w+)  +(.*)$", done.stdout.partition("Commands:")[2], re.M)
-    assert [name for name, _ in listed] == ["simulate", "report", "inspect", "init", "bench"]
+    assert [name for name, _ in listed] == ["simulate", "report", "inspect", "probe", "init", "bench"]
     assert all(text.endswith(".") and "..." not in text for _, text in listed)
 
 
@@ -118,6 +119,9 @@ def test_help_and_version_import_nothing_heavy(tmp_path):
         (["inspect", "nowhere"], "there is no file or folder nowhere"),
         (["inspect", "full"], "holds no results.json"),
         (["inspect", "full/text"], "neither a payload nor a bundle nor a run folder"),
+        (["probe", "digitz"], "did you mean 'digits'?"),
+        (["probe", "--threads", "0"], "got 0, expected at least 1"),
+        (["probe", "--json", "nowhere/phone.json"], "there is no folder nowhere"),
         (["init", "full/text"], "cannot write into full/text"),
         (["bench", "engine", "--workers", "0"], "got 0, expected at least 1"),
         (["bench", "codec", "--density", "2"], "density 2.0 is out of range; expected 0 < density <= 1"),
@@ -217,6 +221,7 @@ def test_inspect_a_bundle_and_one_with_a_flipped_bit(run):
     done = CliRunner().invoke(main, ["inspect", str(bundle)])
     assert done.exit_code == 0, done.stderr
     assert ": a bundle" in done.stdout and "tier" in done.stdout
+    assert "int8 by channel" in done.stdout and "bits a number" in done.stdout and "signature" in done.stdout
     damaged = bytearray(bundle.read_bytes())
     damaged[len(damaged) // 2] ^= 4
     (folder / "damaged").write_bytes(damaged)

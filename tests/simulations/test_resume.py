@@ -53,6 +53,9 @@ class Watch:
         if result.round == self.stop:
             raise KeyboardInterrupt
 
+    def on_search(self, tier: str, step: Any) -> None:
+        pass
+
     def on_student(self, result: StudentResult) -> None:
         pass
 

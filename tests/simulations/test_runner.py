@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,14 @@ from safetensors.torch import load_file
 from fedpress.compression import wire
 from fedpress.compression.ledger import Ledger
 from fedpress.compression.models import bundle
+from fedpress.compression.models.continuations import Continuations
+from fedpress.compression.models.data_free import RECIPES
+from fedpress.compression.models.starts import Start
 from fedpress.simulations import paired, runner, scenario
 from fedpress.simulations.paired import PairedError
 from fedpress.simulations.run_folder import Results, RunFolder, RunFolderError
 from fedpress.simulations.tasks.digits import Digits
+from fedpress.simulations.workload import Workload
 
 BROKEN_TASK = """
 from fedpress.simulations.tasks.digits import Digits
@@ -142,3 +147,37 @@ def test_the_interval_is_students() -> None:
     assert comparison.half_width == pytest.approx(4.3027 * 0.01 / 3**0.5, rel=1e-3)
     assert (comparison.up_ratio, comparison.both_ratio) == (100, 101)
     assert paired.Comparison("a", "b", pairs[:1]).half_width == float("inf")
+
+
+def test_students_are_made_as_the_scenario_says(tmp_path):
+    tiers = "students.tiers=[{name: a, parameters: 0.5, student: mlp}, {name: b, parameters: 90, keep_every: 2}]"
+    chosen = scenario.load("digits", [tiers, "students.data_free={recipe: dafl, steps: 7, high: 2.0}"])
+    made = runner.publisher(Workload(chosen), RunFolder(tmp_path))
+    assert made is not None and made.continuations is None
+    assert [tier.start for tier in made.tiers] == [Start("mlp"), Start(keep_every=2)]
+    assert made.made_up == replace(RECIPES["dafl"], steps=7, high=2.0)
+    chosen = scenario.load("text-books", ["students.continuations={prompt: 8}"])
+    made = runner.publisher(Workload(chosen), RunFolder(tmp_path))
+    assert made is not None and made.made_up is None
+    assert made.continuations == Continuations(prompt=8) and made.tiers[0].start == Start("gru")
+
+
+@pytest.mark.slow
+def test_a_federated_transformer_gives_students_of_half_its_layers_and_of_another_kind(tmp_path):
+    tiers = "[{name: phone, parameters: 0.6, keep_every: 2}, {name: watch, parameters: 0.3, student: mlp}]"
+    results = run(
+        tmp_path / "run",
+        "task={name: digits, model: vit}",
+        "clients=4",
+        "sampling.per_round=2",
+        "rounds=1",
+        "workers=1",
+        f"students={{tiers: {tiers}, epochs: 1}}",
+    )
+    assert results.model.parameters == 18_154 and results.status == "finished"
+    phone, watch = results.students
+    assert phone.parameters <= 0.6 * 18_154 and watch.parameters <= 0.3 * 18_154
+    for student in (phone, watch):  # a client has rebuilt what was published
+        assert student.accuracy == student.quantized_accuracy
+    opened = bundle.open_bundle(next((tmp_path / "run").rglob("bundles/phone/*.fpb")).read_bytes())
+    assert sorted({name.split(".")[1] for name in opened.manifest.shapes if name.startswith("blocks.")}) == ["0"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import json
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,7 @@ def test_examples_in_docstrings(module):
 def test_shipped_scenarios_are_valid_and_carry_their_own_name(name):
     loaded = load(name)
     assert loaded.name == name
-    assert bool(loaded.students.tiers) == (loaded.task.name != "text")
+    assert loaded.students.tiers
 
 
 def test_the_default_scenario_is_the_one_promised():
@@ -107,6 +108,14 @@ def test_json_and_yaml_give_the_scenario_back(rounds, density, alpha, kind, numb
         ("students.tiers.0.parameters=3", "students.tiers.0: give one budget, either parameters or bundle_bytes"),
         ("students.tiers=[{name: a, parameters: 1.5}]", "expected a whole number >= 1, or a fraction of the global"),
         ("students.tiers=[{name: a, parameters: 3}, {name: a, parameters: 4}]", "two tiers have the same name"),
+        ("students.tiers=[{name: a, parameters: 3, keep_every: 0}]", "students.tiers.0.keep_every: got 0"),
+        ("students.data_free=dall-e", "students.data_free.recipe: got 'dall-e', expected deep-inversion, dafl"),
+        ("students.data_free={recipe: dafl, low: 2.0}", "low must be below high, got 2.0 and 1.0"),
+        ("students={data_free: dafl, labels: true}", "made-up inputs have no labels"),
+        (
+            "students.continuations={temperature: 0.0, copies: 2}",
+            "copies: got 2, but at temperature 0 all are",
+        ),
         ("students.tiers=[{name: a/b, parameters: 3}]", "students.tiers.0.name: got 'a/b', expected letters"),
         ("sampling.per_round=21", "21 clients asked each round, but clients is 20"),
         ("sampling.min_replies=11", "sampling.min_replies: got 11, expected at most per_round, 10"),
@@ -341,3 +350,39 @@ def test_the_defaults_of_students_are_those_of_the_distillation() -> None:
         DEFAULTS.learning_rate,
         DEFAULTS.temperature,
     )
+
+
+@pytest.mark.parametrize("budget", ["parameters: 0.1", "bundle_bytes: 9000", "flops: 100000", "memory_bytes: 50000"])
+def test_a_tier_has_one_of_the_budgets(budget):
+    tier = load("digits", [f"students.tiers=[{{name: phone, {budget}, student: auto}}]"]).students.tiers[0]
+    key, value = budget.split(": ")
+    assert tier.student == "auto" and getattr(tier, key) == float(value)
+
+
+def test_milliseconds_take_the_rates_from_the_file_of_a_probe(tmp_path):
+    rates = {"call_ms": 0.1, "convolution_call_ms": 0.2, "convolution_ms": 0.3, "matrix_ms": 0.4, "moved_ms": 0.5}
+    path = tmp_path / "phone.json"
+    path.write_text(json.dumps({"speed": rates, "cores": 2}))
+    loaded = load("digits", [f"students.tiers=[{{name: phone, latency_ms: 0.5, device: {path}}}]"])
+    path.unlink()  # a run does not depend on the file any more
+    assert loaded.students.tiers[0].device.model_dump() == rates
+    assert Scenario.from_json(loaded.to_json()) == loaded
+
+
+@pytest.mark.parametrize(
+    ("tier", "text"),
+    [
+        ("{name: phone}", "give one budget out of parameters, bundle_bytes, flops, memory_bytes, latency_ms; got none"),
+        ("{name: phone, flops: 5, bundle_bytes: 5}", "got bundle_bytes and flops"),
+        ("{name: phone, latency_ms: 0.5}", "latency_ms and device go together; `fedpress probe --json FILE`"),
+        ("{name: phone, latency_ms: 0.5, device: nowhere.json}", "expected a file that `fedpress probe --json FILE`"),
+        ("{name: phone, flops: 5, student: best}", "student"),
+    ],
+)
+def test_a_tier_that_makes_no_sense_is_explained(tier, text):
+    assert text in problems(f"students.tiers=[{tier}]")
+
+
+def test_a_search_has_no_more_finalists_than_candidates():
+    given = "students.search={candidates: 8, finalists: 9}"
+    assert "finalists: got 9, expected at most candidates, 8" in problems(given)

@@ -6,6 +6,7 @@ from torch import nn
 
 from fedpress.compression.models import architecture
 from fedpress.compression.models.architecture import ArchitectureError, Shape, UnsupportedLayer
+from fedpress.compression.models.attention import SelfAttention
 
 
 def model() -> nn.Module:
@@ -86,3 +87,21 @@ class Extra(nn.Linear):
 def test_state_that_is_no_tensor_is_refused() -> None:
     with pytest.raises(UnsupportedLayer, match="_extra_state.*is a str"):
         architecture.shapes(Extra(1, 1))
+
+
+def test_attention_keeps_whole_heads_and_counts_them() -> None:
+    fewer = {"qkv.weight": (12, 8), "qkv.bias": (12,), "out.weight": (8, 4)}
+    attention = SelfAttention(8, 2)
+    architecture.shrink(attention, architecture.shapes(attention) | fewer)
+    assert attention.heads == 1 and attention(torch.zeros(1, 3, 8)).shape == (1, 3, 8)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(12, 8), (9, 3)])
+def test_attention_without_whole_heads_is_refused(rows: int, columns: int) -> None:
+    attention = SelfAttention(8, 2)
+    shapes = architecture.shapes(attention)
+    with pytest.raises(ArchitectureError, match="whole heads of 4"):
+        architecture.shrink(
+            attention, shapes | {"qkv.weight": (rows, 8), "qkv.bias": (rows,), "out.weight": (8, columns)}
+        )
+    assert architecture.shapes(attention) == shapes

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from fedpress.compression.models import architecture, prune
+from fedpress.compression.models.attention import SelfAttention
+from fedpress.compression.models.importance import Criterion
 
 
 def convolutional() -> nn.Module:
@@ -80,6 +82,28 @@ class Recurrent(nn.Module):
         return answer
 
 
+class Transformer(nn.Module):
+    """Two blocks; the width is that of a bare parameter, which is kept whole: heads and feed-forward columns go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Linear(6, 16)
+        self.position = nn.Parameter(torch.zeros(5, 16))
+        self.attentions = nn.ModuleList(SelfAttention(16, 4) for _ in range(2))
+        self.norms = nn.ModuleList(nn.LayerNorm(16) for _ in range(2))
+        self.ups = nn.ModuleList(nn.Linear(16, 64) for _ in range(2))
+        self.downs = nn.ModuleList(nn.Linear(64, 16) for _ in range(2))
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embedding(x) + self.position
+        for attention, norm, up, down in zip(self.attentions, self.norms, self.ups, self.downs, strict=True):
+            x = x + attention(norm(x))
+            x = x + down(nn.functional.gelu(up(x)))
+        answer: Tensor = self.head(x.mean(1))
+        return answer
+
+
 class FixedView(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -97,6 +121,7 @@ MODELS: dict[str, tuple[Any, Tensor]] = {
     "residual": (Residual, IMAGES),
     "tied": (Tied, torch.zeros(2, 5, dtype=torch.int64)),
     "recurrent": (Recurrent, torch.zeros(2, 7, 4)),
+    "transformer": (Transformer, torch.zeros(2, 5, 6)),
 }
 
 
@@ -214,3 +239,87 @@ def test_pruning_draws_nothing_and_is_the_same_twice() -> None:
     one, two = (prune.keep_fraction(model, IMAGES, 0.4).state_dict() for _ in range(2))
     assert torch.equal(state, torch.random.get_rng_state())
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.parametrize(
+    ("model", "example", "flops"),
+    [
+        (nn.Conv2d(1, 2, 3), torch.zeros(4, 1, 5, 5), 2 * 9 * 2 * 9),
+        (nn.LSTM(4, 8, batch_first=True), torch.zeros(3, 10, 4), 2 * 10 * 4 * 8 * (4 + 8)),
+        (SelfAttention(8, 2), torch.zeros(2, 5, 8), 2 * 5 * 8 * (24 + 8) + 2 * 2 * 5 * 5 * 8),
+    ],
+    ids=["convolution", "recurrent", "attention"],
+)
+def test_flops_of_one_example_are_counted(model: nn.Module, example: Tensor, flops: int) -> None:
+    assert prune.flops_of(model, example) == flops
+    assert model.training
+
+
+def test_heads_and_feed_forward_columns_are_gone() -> None:
+    model, example = Transformer(), torch.randn(2, 5, 6)
+    with torch.no_grad():  # heads 0 and 2 of the first block answer nothing
+        model.attentions[0].out.weight[:, [0, 1, 2, 3, 8, 9, 10, 11]] = 0
+        model.attentions[0].qkv.weight.reshape(3, 4, 4, 16)[:, [0, 2]] = 0
+    small = prune.keep_fraction(model, example, 0.5)
+    shapes = architecture.shapes(small)
+    assert [attention.heads for attention in small.attentions] == [2, 2]
+    assert shapes["attentions.0.qkv.weight"] == (24, 16) and shapes["attentions.0.out.weight"] == (16, 8)
+    assert shapes["ups.0.weight"] == (32, 16) and shapes["downs.0.weight"] == (16, 32)
+    kept = model.attentions[0].out.weight[:, [4, 5, 6, 7, 12, 13, 14, 15]]
+    assert torch.equal(small.attentions[0].out.weight, kept)
+    flops = 2 * 5 * 16 * (24 + 8) + 2 * 2 * 2 * 5 * 5 * 4  # of an attention: its projections, its two heads
+    assert prune.flops_of(small.attentions[0], torch.zeros(1, 5, 16)) == flops
+    assert prune.flops_of(small, example) < 0.6 * prune.flops_of(model, example)
+
+
+@pytest.mark.parametrize("name", ["l1", "l2", "taylor", "lamp", "random"])
+@pytest.mark.parametrize("ranking", ["uniform", "global"])
+def test_every_importance_meets_a_budget(name: str, ranking: str) -> None:
+    model = convolutional()
+    gradients = {key: torch.rand(parameter.shape) for key, parameter in model.named_parameters()}
+    small = prune.prune_to(model, IMAGES, 6_000, criterion=Criterion(name, ranking, gradients))
+    assert 4_500 < prune.parameters_of(small) <= 6_000
+    assert all(parameter.grad is None for parameter in small.parameters())
+
+
+def test_global_ranking_takes_what_is_least_wherever_it_is() -> None:
+    model = nn.Sequential(nn.Linear(4, 10), nn.ReLU(), nn.Linear(10, 10), nn.ReLU(), nn.Linear(10, 2))
+    with torch.no_grad():
+        for layer in (model[0], model[2], model[4]):
+            layer.weight.fill_(1)
+        for layer in (model[2].weight[1:], model[4].weight[:, 1:]):  # nine of the second layer's neurons
+            layer.fill_(0.01)
+    small = prune.keep_fraction(model, torch.zeros(1, 4), 0.55, criterion=Criterion(ranking="global"))
+    assert (small[0].out_features, small[2].out_features) == (10, 1)
+
+
+def test_taylor_keeps_what_the_loss_feels() -> None:
+    model = nn.Sequential(nn.Linear(4, 10), nn.ReLU(), nn.Linear(10, 2))
+    felt = {key: torch.zeros_like(parameter) for key, parameter in model.named_parameters()}
+    felt["0.weight"][[2, 5]] = 1e-3
+    small = prune.keep_fraction(model, torch.zeros(1, 4), 0.2, criterion=Criterion("taylor", gradients=felt))
+    assert torch.equal(small[0].weight, model[0].weight[[2, 5]])
+
+
+def test_a_criterion_that_channels_do_not_know_is_refused() -> None:
+    with pytest.raises(ValueError, match="not defined for channels"):
+        prune.keep_fraction(convolutional(), IMAGES, 0.5, criterion=Criterion(ranking="erk"))
+    with pytest.raises(ValueError, match="importance must be one of l1, l2"):
+        prune.keep_fraction(convolutional(), IMAGES, 0.5, criterion=Criterion("size"))
+    with pytest.raises(ValueError, match="ranking must be one of"):
+        prune.keep_fraction(convolutional(), IMAGES, 0.5, criterion=Criterion(ranking="local"))
+    with pytest.raises(ValueError, match="needs gradients"):
+        prune.keep_fraction(convolutional(), IMAGES, 0.5, criterion=Criterion("taylor"))
+
+
+def test_each_layer_keeps_its_own_fraction() -> None:
+    model = nn.Sequential(nn.Linear(4, 20), nn.ReLU(), nn.Linear(20, 10), nn.ReLU(), nn.Linear(10, 2))
+    example = torch.zeros(1, 4)
+    assert prune.layers_of(model, example) == {"0": 20, "2": 10}
+    assert prune.layers_of(model, example, ignored=[model[0]]) == {"2": 10}
+    assert prune.layers_of(prune.keep_fraction(model, example, {"0": 0.25}), example) == {"0": 5, "2": 10}
+    assert prune.layers_of(prune.keep_fraction(model, example, {"0": 0.25, "2": 0.0}), example) == {"0": 5, "2": 1}
+    with pytest.raises(prune.PruneError, match=r"removed from \['4'\]; layers .*: \['0', '2'\]"):
+        prune.keep_fraction(model, example, {"4": 0.5})
+    with pytest.raises(ValueError, match="'global' decides itself"):
+        prune.keep_fraction(model, example, {"0": 0.5}, criterion=Criterion(ranking="global"))

@@ -1,44 +1,16 @@
-"""int8 per channel: the error bound, symmetry, and what is left alone."""
+"""The settings, and what `quantize` does to a model: what is left alone, what is refused."""
+
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as arrays
-from numpy.typing import NDArray
 from torch import nn
 
 from fedpress.compression.errors import NonFiniteError
 from fedpress.compression.models import quantize
-from fedpress.compression.models.quantize import Quantized
-
-WEIGHTS = arrays.arrays(
-    np.float32,
-    st.tuples(st.integers(1, 5), st.integers(1, 7)),
-    elements=st.floats(-(2.0**100), 2.0**100, width=32) | st.floats(-1, 1, width=32) | st.just(0.0) | st.just(1e-45),
-)
-
-
-@given(WEIGHTS)
-def test_the_error_is_at_most_half_a_scale(weights: NDArray[np.float32]) -> None:
-    quantized = quantize.quantize_channels(weights)
-    restored = quantize.restore(quantized)
-    error = np.abs(weights.astype(np.float64) - restored)
-    # Beyond the half step, only float32's own rounding of the scale and of the product.
-    assert (error <= quantized.scales[:, None] * 0.5 + 1e-6 * np.abs(weights).astype(np.float64)).all()
-    assert np.isfinite(restored).all() and np.abs(quantized.codes.astype(int)).max() <= 127
-    largest = np.abs(weights).max(axis=1)
-    assert (np.abs(quantized.codes).max(axis=1)[largest > 1e-36] == 127).all()  # the whole range is used
-
-
-@given(WEIGHTS)
-def test_quantising_again_changes_nothing_and_signs_are_alike(weights: NDArray[np.float32]) -> None:
-    once = quantize.quantize_channels(weights)
-    again = quantize.quantize_channels(quantize.restore(once))
-    mirrored = quantize.quantize_channels(-weights)
-    np.testing.assert_array_equal(once.codes, again.codes)
-    np.testing.assert_array_equal(once.codes, -mirrored.codes)
+from fedpress.compression.models.quantize import Quantization
+from fedpress.compression.models.quantized import Quantized
 
 
 def test_only_float_tensors_of_two_dimensions_are_quantised() -> None:
@@ -55,16 +27,44 @@ def test_a_quantised_copy_answers_nearly_alike_and_the_model_is_untouched() -> N
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     inputs = torch.randn(50, 20)
 
-    copied = quantize.quantized_copy(model)
+    errors = [
+        (quantize.quantized_copy(model, Quantization(bits=bits))(inputs) - model(inputs)).abs().max()
+        for bits in (8, 6, 4, 2)
+    ]
 
-    difference = (copied(inputs) - model(inputs)).abs().max()
-    assert 0 < difference < 0.02
+    assert 0 < errors[0] < 0.02 and errors == sorted(errors)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_biases_are_rounded_to_float16_where_that_loses_nothing_else() -> None:
+    model = nn.Linear(2, 3)
+    with torch.no_grad():
+        model.bias.copy_(torch.tensor([0.1, -3.0, 0.0]))
+    bias: Any = quantize.quantize(model)["bias"]
+    assert bias.tolist() == [np.float16(0.1), -3.0, 0.0] and bias.dtype == np.float32
+    for beyond in (1e6, 1e-7):
+        with torch.no_grad():
+            model.bias[0] = beyond
+        kept: Any = quantize.quantize(model)["bias"]
+        assert kept[0] == np.float32(beyond)
 
 
 def test_half_precision_is_restored_to_itself() -> None:
     model = nn.Linear(4, 3).half()
     assert quantize.quantized_copy(model).weight.dtype == torch.float16
+
+
+def test_sparsity_takes_the_smallest_weights_of_the_whole_model() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(10, 20), nn.Linear(20, 5))
+    with torch.no_grad():
+        model[1].weight *= 10  # so most of the small ones are in the first layer
+    copied = quantize.quantized_copy(model, Quantization(sparsity=0.6))
+    pairs = [(model[i].weight, copied[i].weight) for i in (0, 1)]
+    kept = torch.cat([old[new != 0].abs() for old, new in pairs])
+    gone = torch.cat([old[new == 0].abs() for old, new in pairs])
+    assert len(gone) == 180 and gone.max() <= kept.min()
+    assert (pairs[0][1] == 0).float().mean() > 0.8 > (pairs[1][1] == 0).float().mean()
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -75,3 +75,27 @@ def test_nan_and_infinity_are_refused(bad: float, name: str) -> None:
         layer.get_parameter(name)[0] = bad
     with pytest.raises(NonFiniteError, match=name):
         quantize.quantize(layer)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"bits": 1}, "2 to 8, got 1"),
+        ({"bits": 16}, "2 to 8, got 16"),
+        ({"group": -1}, "whole channels, got -1"),
+        ({"rounding": "up"}, "nearest, adaround, got 'up'"),
+        ({"scale": "mse"}, "largest, least-squares, got 'mse'"),
+        ({"sparsity": 1.0}, "part that is kept"),
+        ({"aware": -1}, "epochs"),
+        ({"aware": 3, "rounding": "adaround"}, "rounding='nearest'"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Quantization(**settings)
+
+
+def test_adaround_without_calibration_is_refused() -> None:
+    for calibration in (None, torch.zeros(0, 3)):
+        with pytest.raises(ValueError, match="calibration inputs"):
+            quantize.quantize(nn.Linear(3, 2), Quantization(rounding="adaround"), calibration)

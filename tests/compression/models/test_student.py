@@ -1,13 +1,18 @@
-"""Budgets in parameters, as a fraction and in bytes of the file; each met and used."""
+"""Budgets of every kind, each met and used."""
+
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from fedpress.compression.models import bundle, prune, quantize
+from fedpress.compression.models import architecture, bundle, prune, quantize
+from fedpress.compression.models.cost import DeviceSpeed
+from fedpress.compression.models.importance import Criterion
 from fedpress.compression.models.student import Budget, student_of
 
 EXAMPLE = torch.zeros(1, 1, 8, 8)
+SPEED = DeviceSpeed(call_ms=0.01, convolution_call_ms=0.01, convolution_ms=0.05, matrix_ms=0.1, moved_ms=0.2)
 
 
 def teacher() -> nn.Module:
@@ -47,13 +52,26 @@ def test_a_budget_of_bytes(most: int) -> None:
     assert file_bytes(student) <= most
 
 
+@pytest.mark.parametrize(
+    "budget",
+    [Budget(flops=200_000), Budget(memory_bytes=60_000), Budget(latency_ms=0.11, device=SPEED)],
+    ids=lambda budget: budget.kind,
+)
+def test_a_budget_of_what_a_forward_pass_costs(budget: Budget) -> None:
+    most = budget.most(teacher())
+    student = student_of(teacher(), EXAMPLE, budget)
+    assert 0.9 * most < budget.cost_of(student, EXAMPLE) <= most < budget.cost_of(teacher(), EXAMPLE)
+
+
 def test_a_teacher_within_the_budget_is_its_own_student() -> None:
     student = student_of(model := teacher(), EXAMPLE, Budget(parameters=1.0))
     assert student is not model
     assert all(torch.equal(a, b) for a, b in zip(student.parameters(), model.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("budget", [Budget(parameters=10), Budget(parameters=1e-4), Budget(bundle_bytes=300)])
+@pytest.mark.parametrize(
+    "budget", [Budget(parameters=10), Budget(parameters=1e-4), Budget(bundle_bytes=300), Budget(flops=9)]
+)
 def test_an_impossible_budget_is_refused(budget: Budget) -> None:
     with pytest.raises(prune.BudgetError, match="impossible.*105,226"):
         student_of(teacher(), EXAMPLE, budget)
@@ -62,14 +80,26 @@ def test_an_impossible_budget_is_refused(budget: Budget) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({}, "either"),
-        ({"parameters": 5, "bundle_bytes": 5}, "either"),
+        ({}, "got none of parameters, bundle_bytes"),
+        ({"parameters": 5, "bundle_bytes": 5}, "got parameters=5, bundle_bytes=5"),
         ({"parameters": 0.0}, r"in \(0, 1\], got 0.0"),
         ({"parameters": 1.5}, r"in \(0, 1\], got 1.5"),
-        ({"parameters": 0}, "at least 1, got 0"),
-        ({"bundle_bytes": -3}, "at least 1, got -3"),
+        ({"parameters": 0}, "at least 1, got parameters=0"),
+        ({"bundle_bytes": -3}, "at least 1, got bundle_bytes=-3"),
+        ({"flops": 0}, "at least 1, got flops=0"),
+        ({"latency_ms": 1.0}, "latency_ms and device go together"),
+        ({"flops": 5, "device": SPEED}, "latency_ms and device go together"),
+        ({"latency_ms": 0, "device": SPEED}, "above 0, got 0"),
     ],
 )
-def test_a_budget_that_makes_no_sense_is_refused(given: dict[str, int], message: str) -> None:
+def test_a_budget_that_makes_no_sense_is_refused(given: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Budget(**given)
+
+
+@pytest.mark.parametrize("budget", [Budget(parameters=0.2), Budget(bundle_bytes=10_000)])
+def test_the_criterion_says_what_goes_first(budget: Budget) -> None:
+    model = teacher()
+    by_norm, by_chance = (student_of(model, EXAMPLE, budget, Criterion(name)) for name in ("l2", "random"))
+    assert architecture.shapes(by_norm) == architecture.shapes(by_chance)
+    assert not torch.equal(next(by_norm.parameters()), next(by_chance.parameters()))

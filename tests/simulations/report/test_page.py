@@ -11,6 +11,7 @@ import pytest
 from fedpress.compression.ledger import Ledger
 from fedpress.simulations.report import figures, page
 from fedpress.simulations.run_folder import (
+    CandidateResult,
     LayerDensity,
     ModelInfo,
     Results,
@@ -234,6 +235,24 @@ def test_rounds_that_were_not_evaluated_are_not_drawn() -> None:
     for line in (single, mean):
         steps = [after[0] - before[0] for before, after in pairwise(line)]
         assert steps[0] == pytest.approx(3 * steps[1], rel=1e-3)
+
+
+def test_architectures_that_were_tried_are_drawn_where_there_are_some() -> None:
+    tried = [
+        CandidateResult(start="pruned", widths={"0": 3}, parameters=size, cost=size, score=1.0, epochs=5,
+                        accuracy=accuracy, loss=0.1, uniform=size == 900, chosen=size == 1_200)
+        for size, accuracy in ((900, 0.9), (1_200, 0.94), (1_300, 0.91))
+    ]  # fmt: skip
+    unseen = CandidateResult(start="pruned", widths={"0": 2}, parameters=1_000, cost=1_000, score=0.5)
+    student = some_results().students[0].model_copy(update={"candidates": [*tried, unseen]})
+    with_search = page.render(some_results(students=[student]), None)
+    assert "Architectures that were tried" in text_of(with_search)
+    assert "Architectures that were tried" not in text_of(page.render(some_results(), None))
+    points = [figures.Tried(one.parameters, one.accuracy or 0.0, one.uniform, one.chosen) for one in tried]
+    front, *_ = curves(figures.pareto(points, "parameters", standalone=True))
+    heights = [y for _, y in front]
+    assert heights == sorted(heights, reverse=True)  # downwards in an SVG: the front never falls
+    assert len(set(heights)) == 2
 
 
 def test_the_mean_runs_over_the_last_ten_rounds() -> None:

@@ -55,7 +55,7 @@ def test_a_class_of_ones_own_with_options(folder):
         ("mine_task:NoTask", {}, "NoTask is not a subclass of"),
         ("mine_task:Mine", {}, "task.size: missing"),
         ("mine_task:Mine", {"size": 1, "color": 2}, "task.color: .* options are: size, colour; did you mean 'colour'"),
-        ("digits", {"data_dir": "/"}, "task.data_dir: task 'digits' does not take it; its options are: none"),
+        ("digits", {"data_dir": "/"}, "task.data_dir: task 'digits' does not take it; its options are: model"),
     ],
 )
 def test_what_cannot_be_made_is_said(folder, name, options, text):

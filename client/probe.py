@@ -1,0 +1,232 @@
+"""What this device can do: measured in a few seconds, without a server and without data.
+
+`measure` times a matrix product, a convolution and a set of reference models, and fits a `DeviceSpeed` to them
+(`compression/models/cost.py`), with which a server can make students for a budget of milliseconds. Models of the task
+itself may be measured along: the fit then knows their kind.
+
+A latency is the least of several runs, as the standard library's `timeit` advises: what is above it is the other work
+of the machine, not the model.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import pydantic
+import torch
+from torch import Tensor, nn
+
+from fedpress.compression.errors import FedpressError
+from fedpress.compression.models import cost
+from fedpress.compression.models.cost import Cost, DeviceSpeed
+from fedpress.compression.models.determinism import reproducible
+
+RUNS = 15
+"""Timed runs of a model; the quickest counts."""
+RUN_SECONDS = 0.002
+"""A run repeats the forward pass until it has taken this long."""
+OWN_WEIGHT = 100.0
+"""How much more the error on a task's own models counts in the fit than that on a reference model."""
+
+
+class ProbeError(FedpressError, ValueError):
+    """A file is not what `fedpress probe --json FILE` wrote."""
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A model, what one forward pass of one example costs, and how long it takes here.
+
+    Attributes:
+        name: Of the model.
+        cost: Traced.
+        measured_ms: Milliseconds of one forward pass.
+        predicted_ms: What the fitted speed says.
+        own: Whether it is one of a task, not a reference model.
+    """
+
+    name: str
+    cost: Cost
+    measured_ms: float
+    predicted_ms: float
+    own: bool = False
+
+    @property
+    def error(self) -> float:
+        """Of the prediction, as a fraction of what was measured; above 0 where it is too high."""
+        return self.predicted_ms / self.measured_ms - 1
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What was measured on a device.
+
+    Attributes:
+        processor: As the system calls it.
+        cores: That this process may use.
+        threads: Of torch, in all that was timed.
+        memory_bytes: Of the machine; 0 where the system does not say.
+        available_bytes: Free for a new program; 0 where the system does not say.
+        matrix_gflops: 10^9 FLOPs a second of a product of two 512 x 512 matrices.
+        convolution_gflops: The same of a 3x3 convolution of 64 to 64 channels on 32 x 32 pixels.
+        speed: Fitted to the models below.
+        models: Reference models, and those that were given.
+        tier: The one that this device belongs to, by its own measurements; "" where it was not asked.
+    """
+
+    processor: str
+    cores: int
+    threads: int
+    memory_bytes: int
+    available_bytes: int
+    matrix_gflops: float
+    convolution_gflops: float
+    speed: DeviceSpeed
+    models: tuple[Timed, ...]
+    tier: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        return asdict(self)
+
+
+def measure(models: Mapping[str, tuple[nn.Module, Tensor]] | None = None, threads: int = 1) -> Probe:
+    """Measure this device.
+
+    Args:
+        models: Of a task, by name, each with a batch as it is called with, (N, ...); they are fitted along.
+        threads: Of torch. A small model is no faster on two.
+    """
+    before = torch.get_num_threads()
+    given = dict(models or {})
+    with reproducible(0):
+        chosen = references() | given
+        torch.set_num_threads(threads)
+        try:
+            a, b = torch.rand(512, 512), torch.rand(512, 512)
+            matrix = seconds_of(lambda: a @ b)
+            layer, image = nn.Conv2d(64, 64, 3, padding=1), torch.rand(1, 64, 32, 32)
+            convolution = seconds_of(lambda: layer(image))
+            costs = [cost.cost_of(model, example) for model, example in chosen.values()]
+            milliseconds = [latency_ms(model, example) for model, example in chosen.values()]
+        finally:
+            torch.set_num_threads(before)
+    speed = cost.fit(costs, milliseconds, [OWN_WEIGHT if name in given else 1.0 for name in chosen])
+    whole, available = _memory()
+    return Probe(
+        processor=platform.processor() or platform.machine(),
+        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        threads=threads,
+        memory_bytes=whole,
+        available_bytes=available,
+        matrix_gflops=2 * 512**3 / matrix / 1e9,
+        convolution_gflops=2 * 9 * 64 * 64 * 32 * 32 / convolution / 1e9,
+        speed=speed,
+        models=tuple(
+            Timed(name, one, measured, speed.latency_ms(one), name in given)
+            for name, one, measured in zip(chosen, costs, milliseconds, strict=True)
+        ),
+    )
+
+
+def latency_ms(model: nn.Module, example_input: Tensor) -> float:
+    """Milliseconds of one forward pass of one example here, in evaluation mode, on torch's present threads.
+
+    Args:
+        example_input: A batch as the model is called with, (N, ...); the first is taken.
+    """
+    example = example_input[:1].detach().clone()
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        return 1000 * seconds_of(lambda: model(example))
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def seconds_of(work: Callable[[], Any]) -> float:
+    """The least time that the work takes, of `RUNS` runs."""
+    with torch.inference_mode():
+        for _ in range(3):
+            work()
+        began = perf_counter()
+        work()
+        repeats = max(1, round(RUN_SECONDS / max(perf_counter() - began, 1e-7)))
+        least = float("inf")
+        for _ in range(RUNS):
+            began = perf_counter()
+            for _ in range(repeats):
+                work()
+            least = min(least, (perf_counter() - began) / repeats)
+    return least
+
+
+def references() -> dict[str, tuple[nn.Module, Tensor]]:
+    """Models of several kinds and sizes, from a few microseconds to some milliseconds, each with an example."""
+    found: dict[str, tuple[nn.Module, Tensor]] = {}
+    for width in (16, 64, 256, 1024):
+        found[f"mlp of {width}"] = _mlp(width), torch.rand(1, 256)
+    for side, width, kernel in (
+        (8, 4, 3), (8, 16, 3), (16, 8, 3), (16, 32, 5), (28, 8, 5), (28, 8, 3), (28, 32, 3), (28, 32, 5), (32, 64, 3),
+    ):  # fmt: skip
+        name = f"cnn of {width}, {kernel}x{kernel}, on {side}x{side}"
+        found[name] = _cnn(side, width, kernel), torch.rand(1, 1, side, side)
+    return found
+
+
+def _mlp(width: int) -> nn.Module:
+    return nn.Sequential(
+        nn.Linear(256, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 10)
+    )  # fmt: skip
+
+
+def _cnn(side: int, width: int, kernel: int) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(1, width, kernel, padding=kernel // 2), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(width, 2 * width, kernel, padding=kernel // 2), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Flatten(), nn.Linear(2 * width * (side // 4) ** 2, 4 * width), nn.ReLU(), nn.Linear(4 * width, 10),
+    )  # fmt: skip
+
+
+def read(path: Path | str) -> Probe:
+    """Read what `fedpress probe --json FILE` wrote.
+
+    Raises:
+        ProbeError: There is no such file, or it holds something else.
+    """
+    try:
+        return pydantic.TypeAdapter(Probe).validate_json(Path(path).expanduser().read_bytes())
+    except OSError as error:
+        raise ProbeError(f"cannot read {path}: {error.strerror}; `fedpress probe --json {path}` writes it") from None
+    except ValueError as error:
+        raise ProbeError(
+            f"{path} is not what `fedpress probe --json FILE` writes ({str(error).splitlines()[0]}); measure again"
+        ) from None
+
+
+def tier_in(path: Path | str) -> str:
+    """The tier that a saved probe names.
+
+    Raises:
+        ProbeError: As for `read`, or it names none.
+    """
+    if not (named := read(path).tier):
+        raise ProbeError(f"{path} names no tier; `fedpress probe SCENARIO --json {path}` finds out which one it is")
+    return named
+
+
+def _memory() -> tuple[int, int]:
+    """All memory, and what is free for a new program, in bytes; 0 where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0, 0
+    sizes = {line.partition(":")[0]: 1024 * int(line.split()[1]) for line in lines if line.endswith("kB")}
+    return sizes.get("MemTotal", 0), sizes.get("MemAvailable", 0)

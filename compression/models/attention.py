@@ -1,0 +1,81 @@
+"""Multi-head self-attention whose heads can be removed.
+
+A. Vaswani, N. Shazeer, N. Parmar et al., "Attention Is All You Need", NeurIPS 2017, section 3.2.2. The three
+projections are one linear layer, so that Torch-Pruning can follow a head from there to the output projection (it cannot
+in `nn.MultiheadAttention`, which keeps them as bare parameters).
+
+The size of a head is fixed, and the number of heads is read off the layer: once rows are removed, fewer heads are left,
+and a receiver who cuts a fresh layer down to the pruned shapes (`architecture.shrink`) gets the right number.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class SelfAttention(nn.Module):
+    """Each of L positions looks at all of them or, if `causal`, at itself and those before it.
+
+    >>> import torch
+    >>> attention = SelfAttention(width=8, heads=2)
+    >>> x = torch.zeros(3, 5, 8)
+    >>> attention(x).shape, attention.maps(x).shape, attention.heads
+    (torch.Size([3, 5, 8]), torch.Size([3, 2, 5, 5]), 2)
+
+    Args:
+        width: Of the inputs and outputs; heads are width / heads wide.
+        heads: How many there are to begin with.
+        causal: Whether later positions are hidden.
+
+    Attributes:
+        qkv: The projection to queries, keys and values, in this order, each head by head; (3 * heads * head_size) rows.
+        out: The projection of all heads' answers, side by side, back to `width`.
+        head_size: Fixed for good.
+
+    Raises:
+        ValueError: `width` is not a multiple of `heads`.
+    """
+
+    def __init__(self, width: int, heads: int, causal: bool = False) -> None:
+        super().__init__()
+        if heads < 1 or width < 1 or width % heads:
+            raise ValueError(f"width must be a multiple of heads, both at least 1, got width {width} and heads {heads}")
+        self.head_size = width // heads
+        self.causal = causal
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+
+    @property
+    def heads(self) -> int:
+        """How many heads are left."""
+        return self.out.weight.shape[1] // self.head_size
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, L, width) to (N, L, width)."""
+        queries, keys, values = self._heads(x)
+        mixed = functional.scaled_dot_product_attention(queries, keys, values, is_causal=self.causal)
+        answer: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
+        return answer
+
+    def maps(self, x: Tensor) -> Tensor:
+        """Where each head looks, (N, heads, L, L): how much position i takes from j; each row sums to 1.
+
+        Args:
+            x: What `forward` is called with, (N, L, width); a forward hook sees it.
+        """
+        queries, keys, _ = self._heads(x)
+        scores = queries @ keys.transpose(-1, -2) / self.head_size**0.5
+        if self.causal:
+            length = x.shape[1]
+            scores = scores.masked_fill(scores.new_ones(length, length).triu(1).bool(), float("-inf"))
+        maps: Tensor = scores.softmax(dim=-1)
+        return maps
+
+    def _heads(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Queries, keys and values, each (N, heads, L, head_size)."""
+        parts = self.qkv(x).chunk(3, dim=-1)
+        return tuple(part.unflatten(-1, (-1, self.head_size)).transpose(1, 2) for part in parts)
+
+    def extra_repr(self) -> str:
+        return f"heads={self.heads}, head_size={self.head_size}, causal={self.causal}"

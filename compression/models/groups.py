@@ -1,0 +1,127 @@
+"""What can be removed from a model as a whole: channels, neurons, feed-forward columns, attention heads.
+
+Which parts hang together (a channel, the batch norm behind it, the columns of the next layer, both ends of a residual
+connection; of a head its rows of queries, keys and values and its columns of the output) is found with Torch-Pruning's
+dependency graph: G. Fang, X. Ma, M. Song, M. B. Mi, X. Wang, "DepGraph: Towards Any Structural Pruning", CVPR 2023,
+section 3.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Collection
+from typing import Any, NamedTuple
+
+import torch
+import torch_pruning
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
+
+from fedpress.compression.models import architecture
+from fedpress.compression.models.attention import SelfAttention
+
+
+class Group(NamedTuple):
+    """Channels that only go together with what hangs on them.
+
+    Attributes:
+        members: Torch-Pruning's group of all the channels: every layer that loses something, and where.
+        units: The channels of the root by what is removed at once, int64 (units, channels of each): a channel; of
+            grouped convolutions one channel of each block; an attention head.
+    """
+
+    members: Any
+    units: Tensor
+
+
+def find(model: nn.Module, example: Tensor, ignored: Collection[nn.Module] = ()) -> tuple[Any, list[Group]]:
+    """The dependency graph of a model, and its groups that can be made smaller, in the order of Torch-Pruning.
+
+    Left out are the model's outputs, layers of a kind that cannot be rebuilt at another size, and tied ones.
+
+    Args:
+        model: In evaluation mode; traced, not changed.
+        example: A batch as the model is called with, (N, ...).
+        ignored: Layers whose own channels are kept.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of parameters outside layers, which are kept whole below
+        graph = torch_pruning.DependencyGraph().build_dependency(model, example_inputs=example)
+    tied = _tied(model)
+    attentions = {module.qkv: module for module in model.modules() if isinstance(module, SelfAttention)}
+    roots = [torch_pruning.ops.TORCH_CONV, torch_pruning.ops.TORCH_LINEAR]
+    # Listed first: which layers are the last ones must be told before anything is removed.
+    listed = [
+        group
+        for group in graph.get_all_groups(ignored_layers=list(ignored), root_module_types=roots)
+        if _prunable(group, tied) and _has_consumer(group)
+    ]
+    found = []
+    for group in listed:
+        attention = next((attentions[dep.target.module] for dep, _ in group if dep.target.module in attentions), None)
+        if attention is None or not _writes(group, attention.qkv):
+            module, function = group[0].dep.target.module, group[0].dep.handler
+            channels, blocks = graph.get_out_channels(module), _blocks(group)
+            units = torch.arange(channels).reshape(blocks, -1).T
+        else:  # from the output's columns: there, a head is one stretch, while in qkv it is three
+            module, function = attention.out, torch_pruning.prune_linear_in_channels
+            channels = attention.heads * attention.head_size
+            units = torch.arange(channels).reshape(-1, attention.head_size)
+        found.append(Group(graph.get_pruning_group(module, function, list(range(channels))), units))
+    return graph, found
+
+
+def remove(graph: Any, group: Group, worst: Tensor) -> None:
+    """Take the units `worst`, int64 (k,), out of the model, with all that hangs on them."""
+    root = group.members[0].dep
+    if channels := group.units[worst].flatten().tolist():
+        graph.get_pruning_group(root.target.module, root.handler, sorted(channels)).prune()
+
+
+def _writes(group: Any, layer: nn.Module) -> bool:
+    """Whether the group's channels are what the layer puts out, not what it takes in."""
+    return any(
+        dep.target.module is layer and dep.handler == torch_pruning.prune_linear_out_channels for dep, _ in group
+    )
+
+
+def _prunable(group: Any, tied: set[nn.Module]) -> bool:
+    """Whether everything that the group touches can be rebuilt at another size; the graph's own nodes hold nothing."""
+    for dep, _ in group:
+        part = dep.target.module
+        if not isinstance(part, nn.Module):  # a bare parameter
+            return False
+        if isinstance(part, _ConvTransposeNd) and part.groups > 1:  # the graph mixes up their groups
+            return False
+        if part in tied or (any(True for _ in part.parameters()) and not isinstance(part, architecture.RESIZABLE)):
+            return False
+    return True
+
+
+def _has_consumer(group: Any) -> bool:
+    """Whether a layer takes the group's channels in; without one, they are the model's output."""
+    return any(
+        dep.handler in (torch_pruning.prune_conv_in_channels, torch_pruning.prune_linear_in_channels)
+        for dep, _ in group
+    )
+
+
+def _blocks(group: Any) -> int:
+    """Into how many blocks of equal size grouped convolutions and group norms divide the channels."""
+    blocks = 1
+    for dep, _ in group:
+        module = dep.target.module
+        if isinstance(module, nn.GroupNorm):
+            blocks = max(blocks, module.num_groups)
+        elif isinstance(module, torch_pruning.ops.TORCH_CONV) and module.groups < module.in_channels:
+            blocks = max(blocks, module.groups)
+    return blocks
+
+
+def _tied(model: nn.Module) -> set[nn.Module]:
+    """The layers that share a parameter with another: the graph would prune each apart and untie them."""
+    holders: dict[int, list[nn.Module]] = {}
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            holders.setdefault(id(parameter), []).append(module)
+    return {module for sharing in holders.values() if len(sharing) > 1 for module in sharing}

@@ -1,0 +1,48 @@
+"""Which node gets which student: the tier that it reports, else by turn; what does not fit is named."""
+
+import logging
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedpress.server import app
+
+TIERS = ("phone", "sensor", "watch")
+
+
+@settings(deadline=None)
+@given(st.sets(st.integers(0, 99)), st.dictionaries(st.integers(0, 99), st.sampled_from(TIERS)))
+def test_every_node_is_of_one_tier_and_of_the_one_that_it_reports(nodes: set[int], reported: dict[int, str]) -> None:
+    members = app.tier_members(nodes, TIERS, reported)
+    assert list(members) == list(TIERS)
+    assert sorted(node for found in members.values() for node in found) == sorted(nodes)
+    assert all(node in members[tier] for node, tier in reported.items() if node in nodes)
+    silent = sorted(nodes - reported.keys())
+    assert all(node in members[TIERS[number % 3]] for number, node in enumerate(silent))
+
+
+@settings(deadline=None)
+@given(st.sets(st.integers(0, 99)), st.integers(1, 4))
+def test_where_nobody_reports_a_tier_they_belong_in_turn(nodes: set[int], tiers: int) -> None:
+    names = [f"tier-{number}" for number in range(tiers)]
+    ordered = sorted(nodes)
+    assert app.tier_members(nodes, names, {}) == {name: ordered[i::tiers] for i, name in enumerate(names)}
+
+
+@pytest.fixture
+def warnings(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    logging.getLogger("flwr").addHandler(caplog.handler)
+    yield caplog
+    logging.getLogger("flwr").removeHandler(caplog.handler)
+
+
+def test_an_unknown_tier_is_named_and_so_are_those_that_there_are(warnings: pytest.LogCaptureFixture) -> None:
+    assert app.tier_members([1, 2], ["phone"], {1: "fridge"}) == {"phone": [2]}
+    assert "node 1 says it is of tier 'fridge' and gets no student: tiers are phone" in warnings.text
+
+
+def test_a_tier_that_nobody_is_of_is_named(warnings: pytest.LogCaptureFixture) -> None:
+    members = app.tier_members([1, 2], TIERS, {1: "phone", 2: "phone"})
+    assert members == {"phone": [1, 2], "sensor": [], "watch": []}
+    assert "no node is of tier 'sensor', so nobody gets its student: tiers are phone, sensor, watch" in warnings.text
