@@ -202,11 +202,11 @@ class TieredFed(SparseFed):
             return stepped, metrics
         return self.model.arrays, metrics
 
-    def _step(self, mean_update: Vector, buffers: dict[str, NDArray[Any]]) -> None:
+    def _step(self, mean_update: Vector, buffers: dict[str, NDArray[Any]], server_round: int) -> None:
         if self._sliced:
             self.model.move(mean_update, buffers)
         else:
-            super()._step(mean_update, buffers)
+            super()._step(mean_update, buffers, server_round)
 
     def _teach(self, server_round: int, teaching: Teaching) -> None:
         """Let the models learn from each other, as one more step of each."""

@@ -20,7 +20,7 @@ from fedpress.compression.errors import FedpressError
 from fedpress.compression.models import bundle, cost, prune
 from fedpress.compression.models.determinism import reproducible
 from fedpress.compression.models.starts import start_of
-from fedpress.simulations import runner
+from fedpress.simulations import tier_workload
 from fedpress.simulations.scenario import Scenario, Tier
 from fedpress.simulations.workload import Workload
 
@@ -81,7 +81,9 @@ def run(scenario: Scenario | None, limits: Limits, threads: int = 1) -> tuple[Pr
     with reproducible(scenario.seed):
         model = task.model()
     students = {
-        tier.name: start_of(task, model, example, runner.budget(tier), runner.start(tier), seed=scenario.seed)
+        tier.name: start_of(
+            task, model, example, tier_workload.budget(tier), tier_workload.start(tier), seed=scenario.seed
+        )
         for tier in scenario.students.tiers
     }
     found = probe.measure({name: (one, example) for name, one in family(model, example).items()}, threads)

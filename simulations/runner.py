@@ -21,12 +21,9 @@ from fedpress.compression.errors import FedpressError
 from fedpress.compression.files import write_atomically
 from fedpress.compression.ledger import Ledger
 from fedpress.compression.models.continuations import Continuations
-from fedpress.compression.models.cost import DeviceSpeed
 from fedpress.compression.models.data_free import RECIPES, DataFree
 from fedpress.compression.models.distill import Distillation
 from fedpress.compression.models.search import Search, Step
-from fedpress.compression.models.starts import Start
-from fedpress.compression.models.student import Budget
 from fedpress.compression.models.task import Evaluation
 from fedpress.server import app as server
 from fedpress.server import optimize
@@ -37,7 +34,7 @@ from fedpress.server.schedule import Buffered
 from fedpress.server.store import ModelStore
 from fedpress.server.strategy import SparseFed
 from fedpress.server.tiers import TieredFed, TrainingTier
-from fedpress.simulations import engine, tier_strategy, worker_process
+from fedpress.simulations import engine, tier_strategy, tier_workload, worker_process
 from fedpress.simulations import scenario as scenarios
 from fedpress.simulations.run_folder import (
     CandidateResult,
@@ -188,12 +185,6 @@ def plan(
     )
 
 
-def budget(tier: scenarios.Tier) -> Budget:
-    """Return what the student of a scenario's tier may cost."""
-    device = DeviceSpeed(**tier.device.model_dump()) if tier.device else None
-    return Budget(tier.parameters, tier.bundle_bytes, tier.flops, tier.memory_bytes, tier.latency_ms, device)
-
-
 def publisher(workload: Workload, folder: RunFolder, observer: Observer | None = None) -> Publisher | None:
     """Return the maker of the scenario's students; None: it has none."""
     choice = workload.scenario.students
@@ -204,7 +195,12 @@ def publisher(workload: Workload, folder: RunFolder, observer: Observer | None =
         workload.task,
         ModelStore(folder.bundles),
         [
-            Tier(tier.name, budget(tier), start(tier), search if tier.student == "auto" else None)
+            Tier(
+                tier.name,
+                tier_workload.budget(tier),
+                tier_workload.start(tier),
+                search if tier.student == "auto" else None,
+            )
             for tier in choice.tiers
         ],
         Distillation(epochs=choice.epochs, learning_rate=choice.learning_rate, temperature=choice.temperature),
@@ -214,11 +210,6 @@ def publisher(workload: Workload, folder: RunFolder, observer: Observer | None =
         seed=workload.scenario.seed,
         on_search=observer.on_search if observer else lambda tier, step: None,
     )
-
-
-def start(tier: scenarios.Tier) -> Start:
-    """Return what the student of a scenario's tier is pruned from, where it is not searched for."""
-    return Start(None if tier.student in ("pruned", "auto") else tier.student, tier.keep_every)
 
 
 def _made_up(choice: scenarios.DataFreeChoice) -> DataFree:

@@ -358,6 +358,11 @@ class Tier(Section):
             raise ValueError(f"give one budget out of {', '.join(kinds)}; got {' and '.join(given) or 'none'}")
         if self.student == "auto" and self.keep_every > 1:
             raise ValueError("keep_every has no meaning with student auto, which looks for the depth, too")
+        if self.trains and (self.student == "auto" or self.keep_every > 1):
+            raise ValueError(
+                "trains: a tier's clients train one architecture, whole in depth; student auto and keep_every"
+                " are for students of the global model"
+            )
         if (self.latency_ms is None) != (self.device is None):
             raise ValueError("latency_ms and device go together; `fedpress probe --json FILE` measures a device")
         return self
@@ -654,6 +659,8 @@ class Scenario(Section):
                 "encoder.feedback: cafe predicts from steps that clients have made, and teaching makes others"
             )
         if teaching.method == "slices":
+            if other := [tier.name for tier in self.students.tiers if tier.trains and tier.student != "pruned"]:
+                problems.append(f"students.tiers: {other[0]} is no slice of the global model; leave `student` out")
             if teaching.global_model == "distilled":
                 problems.append(
                     "teaching.global_model: distilled has no meaning with method slices, which distils nothing"
