@@ -20,6 +20,7 @@ from fedpress.compression.errors import FedpressError
 from fedpress.compression.models import bundle, cost, prune
 from fedpress.compression.models.determinism import reproducible
 from fedpress.compression.models.starts import start_of
+from fedpress.simulations import tier_workload
 from fedpress.simulations.scenario import Scenario
 from fedpress.simulations.student_sections import Tier
 from fedpress.simulations.workload import Workload
@@ -82,7 +83,12 @@ def run(scenario: Scenario | None, limits: Limits, threads: int = 1) -> tuple[Pr
         model = task.model()
     made = {
         tier.name: start_of(
-            task, model, example, students.budget(tier, scenario.students), students.start(tier), seed=scenario.seed
+            task,
+            model,
+            example,
+            tier_workload.budget(tier, scenario.students),
+            tier_workload.start(tier),
+            seed=scenario.seed,
         )
         for tier in scenario.students.tiers
         if tier.ratio is None

@@ -436,6 +436,8 @@ class Scenario(Section):
                 "encoder.feedback: cafe predicts from steps that clients have made, and teaching makes others"
             )
         if teaching.method == "slices":
+            if other := [tier.name for tier in self.students.tiers if tier.trains and tier.student != "pruned"]:
+                problems.append(f"students.tiers: {other[0]} is no slice of the global model; leave `student` out")
             if teaching.global_model == "distilled":
                 problems.append(
                     "teaching.global_model: distilled has no meaning with method slices, which distils nothing"

@@ -95,6 +95,11 @@ class Tier(Section):
             raise ValueError(f"give one budget out of {', '.join(kinds)}; got {' and '.join(given) or 'none'}")
         if self.student == "auto" and self.keep_every > 1:
             raise ValueError("keep_every has no meaning with student auto, which looks for the depth, too")
+        if self.trains and (self.student == "auto" or self.keep_every > 1):
+            raise ValueError(
+                "trains: a tier's clients train one architecture, whole in depth; student auto and keep_every"
+                " are for students of the global model"
+            )
         if self.ratio is not None and (self.student != "pruned" or self.keep_every > 1 or self.trains):
             raise ValueError("ratio is for the pruned global model alone; for others give a budget")
         if isinstance(self.ratio, float) and not 0 < self.ratio < 1:

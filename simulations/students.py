@@ -8,15 +8,13 @@ from dataclasses import replace
 from fedpress.compression.models.assistant import Assistants
 from fedpress.compression.models.chain import Chain, Wanted
 from fedpress.compression.models.continuations import Continuations
-from fedpress.compression.models.cost import DeviceSpeed
 from fedpress.compression.models.data_free import RECIPES, DataFree
 from fedpress.compression.models.distill import Distillation
 from fedpress.compression.models.search import Search, Step
-from fedpress.compression.models.starts import Start
-from fedpress.compression.models.student import Budget
 from fedpress.server import publish
 from fedpress.server.ensemble import ClientModels, Fusion
 from fedpress.server.store import ModelStore
+from fedpress.simulations import tier_workload
 from fedpress.simulations.run_folder import RunFolder
 from fedpress.simulations.student_sections import DataFreeChoice, Students, Tier
 from fedpress.simulations.workload import Workload
@@ -36,13 +34,6 @@ def fusion(workload: Workload) -> Fusion | None:
     how = Distillation(epochs=choice.epochs, learning_rate=choice.learning_rate, temperature=choice.temperature)
     proxy = workload.task.data().proxy.inputs
     return Fusion(workload.fresh_model(), proxy, how, choice.combine, choice.every, workload.scenario.seed)
-
-
-def budget(tier: Tier, students: Students) -> Budget:
-    """Return what the student of a scenario's tier may cost."""
-    device = DeviceSpeed(**tier.device.model_dump()) if tier.device else None
-    costs = (tier.parameters, tier.bundle_bytes, tier.flops, tier.memory_bytes, tier.latency_ms)
-    return Budget(*costs, device, students.quantize.settings())
 
 
 def publisher(
@@ -87,12 +78,7 @@ def wanted(tier: Tier, students: Students) -> Wanted:
     if tier.ratio is not None:
         return Wanted(None, students.prune.settings(tier.ratio))
     search = Search(**students.search.model_dump()) if tier.student == "auto" else None
-    return Wanted(budget(tier, students), None, start(tier), search)
-
-
-def start(tier: Tier) -> Start:
-    """Return what the student of a scenario's tier is pruned from, where it is not searched for."""
-    return Start(None if tier.student in ("pruned", "auto") else tier.student, tier.keep_every)
+    return Wanted(tier_workload.budget(tier, students), None, tier_workload.start(tier), search)
 
 
 def _made_up(choice: DataFreeChoice) -> DataFree:

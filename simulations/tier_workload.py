@@ -15,11 +15,14 @@ import torch
 from torch import nn
 
 from fedpress.compression import seeds
-from fedpress.compression.models import architecture, student
+from fedpress.compression.models import architecture, starts
+from fedpress.compression.models.cost import DeviceSpeed
+from fedpress.compression.models.starts import Start
+from fedpress.compression.models.student import Budget
 from fedpress.compression.models.task import Task
 from fedpress.server import slices
 from fedpress.simulations.run_folder import RunFolder
-from fedpress.simulations.student_sections import Tier
+from fedpress.simulations.student_sections import Students, Tier
 from fedpress.simulations.workload import Workload
 
 
@@ -47,9 +50,10 @@ class TierWorkload(Workload):
         """Model, loss and data of the whole scenario."""
         return self._whole.task
 
-    def budget(self) -> student.Budget:
+    @property
+    def budget(self) -> Budget:
         """What the tier's model may cost."""
-        return student.Budget(self._tier.parameters, self._tier.bundle_bytes)
+        return budget(self._tier, self.scenario.students)
 
     @cached_property
     def shapes(self) -> dict[str, architecture.Shape]:
@@ -64,13 +68,21 @@ class TierWorkload(Workload):
             found = json.loads(shared.read_text(encoding="utf-8"))[self.tier]
             return {name: tuple(shape) for name, shape in found.items()}
         example = self.task.data().proxy.inputs[:1]
-        return architecture.shapes(student.student_of(self._whole.fresh_model(), example, self.budget()))
+        chosen, seed = start(self._tier), self._seed
+        return architecture.shapes(
+            starts.start_of(self.task, self._whole.fresh_model(), example, self.budget, chosen, seed=seed)
+        )
+
+    @property
+    def _seed(self) -> int:
+        return seeds.derive(self.federation, self.scenario.seed, "model")
 
     @cached_property
     def _initialised(self) -> nn.Module:
+        name = start(self._tier).architecture
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seeds.derive(self.federation, self.scenario.seed, "model"))
-            model = self.task.model()
+            torch.manual_seed(self._seed)
+            model = self.task.model() if name is None else starts.fresh(self.task, name, seed=self._seed)
             architecture.shrink(model, self.shapes)
             for module in model.modules():
                 if isinstance(module, architecture.RESIZABLE):
@@ -87,3 +99,15 @@ class TierWorkload(Workload):
             {name: whole[name][slices.leading(tensor.shape)] for name, tensor in model.state_dict().items()}
         )
         return model
+
+
+def budget(tier: Tier, students: Students) -> Budget:
+    """Return what the student of a scenario's tier may cost."""
+    device = DeviceSpeed(**tier.device.model_dump()) if tier.device else None
+    costs = (tier.parameters, tier.bundle_bytes, tier.flops, tier.memory_bytes, tier.latency_ms)
+    return Budget(*costs, device, students.quantize.settings())
+
+
+def start(tier: Tier) -> Start:
+    """Return what the student of a scenario's tier is pruned from, where it is not searched for."""
+    return Start(None if tier.student in ("pruned", "auto") else tier.student, tier.keep_every)

@@ -178,7 +178,7 @@ def _control(name: str, workload: Workload) -> Iterator[tuple[str, float]]:
         seed = seeds.derive(work.federation, choice.seed, name)
         if name == "late":
             teacher = _loaded(workload.fresh_model(), folder.model)
-            smaller = student.student_of(teacher, proxy.inputs[:1], work.budget())
+            smaller = student.student_of(teacher, proxy.inputs[:1], work.budget)
             made = distill.distill(teacher, smaller, proxy.inputs, seed=seed)
         else:
             start = work.fresh_model()

@@ -198,6 +198,7 @@ def test_a_checkpoint_of_other_tiers_is_refused(whole: Whole) -> None:
 def test_nodes_say_their_tier_and_those_of_none_take_no_part(tmp_path: Path) -> None:
     out = tmp_path / "run"
     more = ["rounds=1", "teaching={global_model: distilled, every: 1, epochs: 1}", "sampling.per_round=2"]
+    more += ["students.tiers.0.student=mlp"]  # models of different kinds know each other's answers only
     plan, strategy, _ = planned(out, *more)
     named = {1: "sensor", 2: "sensor", 3: "sensor", 4: "phone", 5: "phone", 6: "phone", 7: "fridge"}
     for tier in strategy.training_tiers:
@@ -209,7 +210,11 @@ def test_nodes_say_their_tier_and_those_of_none_take_no_part(tmp_path: Path) -> 
     # No client trains the global model: it has no replies, and what it knows it was taught.
     assert {entry.node for entry in strategy.ledger.rows} == {7}  # its answer to the question
     assert not torch.equal(before["0.weight"], plan.model.state_dict()["0.weight"])
-    assert RunFolder(out).load_results().rounds[0].replies == 2
+    results = RunFolder(out).load_results()
+    assert results.rounds[0].replies == 2
+    kinds = [{type(layer) for layer in tier.model.modules()} for tier in strategy.training_tiers]
+    assert [torch.nn.Conv2d in kind for kind in kinds] == [False, True]
+    assert results.students[0].parameters == results.tiers[0].parameters  # its bundle could be rebuilt
 
 
 def test_slices_stay_slices_of_the_global_model(tmp_path: Path) -> None:

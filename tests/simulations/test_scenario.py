@@ -170,6 +170,10 @@ TRAINS = "students.tiers=[{name: phone, parameters: 0.1, trains: true}, {name: s
         ("teaching.every=101", "teaching.every: got 101, expected at most rounds, 100; 0: never"),
         ("teaching.combine=vote", "teaching.combine: got 'vote', expected logits, probabilities, entropy, confidence"),
         ("teaching={method: slices, every: 7}", "teaching.every: has no meaning with method slices"),
+        (
+            "students.tiers=[{name: a, parameters: 9000, trains: true, student: auto}]",
+            "students.tiers.0: trains: a tier's clients train one architecture, whole in depth",
+        ),
         ("teaching={method: slices, global_model: distilled}", "distilled has no meaning with method slices"),
     ],
 )
