@@ -1,4 +1,4 @@
-"""Shared by all tests: no telemetry, Flower's home in a temporary folder, the example apps importable."""
+"""Shared by all tests: no test is timed, no telemetry, Flower's home in a temporary folder, the example apps importable."""
 
 import os
 import sys
@@ -7,7 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
+settings.register_profile("fedpress", deadline=None)  # machines are shared: how long an example takes says nothing
+settings.load_profile("fedpress")
 sys.path.insert(0, str(Path(__file__).parent / "apps"))  # worker processes get the parent's path
 
 

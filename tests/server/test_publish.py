@@ -16,6 +16,7 @@ from fedpress.compression import encoder as encoders
 from fedpress.compression import records, values
 from fedpress.compression.errors import NonFiniteError
 from fedpress.compression.models import bundle, data_free, depth, distill, prune
+from fedpress.compression.models.chain import Chain, Wanted
 from fedpress.compression.models.continuations import Continuations
 from fedpress.compression.models.search import Search, Step
 from fedpress.compression.models.starts import Start, UnknownArchitecture
@@ -32,8 +33,8 @@ from fedpress.simulations.tasks.digits import Digits
 from fedpress.simulations.tasks.fashion_mnist import DEBIAN, FashionMNIST
 from fedpress.simulations.tasks.text import Text
 
-TIERS = [Tier("phone", Budget(bundle_bytes=20_000)), Tier("sensor", Budget(bundle_bytes=10_000))]
-FEW = distill.Distillation(epochs=1)
+TIERS = [Tier("phone", Wanted(Budget(bundle_bytes=20_000))), Tier("sensor", Wanted(Budget(bundle_bytes=10_000)))]
+FEW = Chain(distillation=distill.Distillation(epochs=1))
 
 
 def trained(task: Task, examples: Examples, epochs: int, learning_rate: float, batch_size: int) -> nn.Module:
@@ -56,7 +57,7 @@ def teacher() -> nn.Module:
 
 def test_students_of_digits_are_small_good_and_reproducible(tmp_path: Path, teacher: nn.Module) -> None:
     task, store = Digits(), ModelStore(tmp_path / "one")
-    settings = distill.Distillation(epochs=60)
+    settings = Chain(distillation=distill.Distillation(epochs=60))
     before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
     generator = torch.random.get_rng_state()
 
@@ -68,12 +69,12 @@ def test_students_of_digits_are_small_good_and_reproducible(tmp_path: Path, teac
     assert torch.equal(generator, torch.random.get_rng_state())
     expected = evaluate(teacher, task, task.data().test).accuracy
     float32_bytes = 4 * prune.parameters_of(teacher)
-    for tier, student in zip(TIERS, students, strict=True):
+    for tier, student, most in zip(TIERS, students, (20_000, 10_000), strict=True):
         data = store.get(tier.name, 12)
         opened = bundle.open_bundle(data)
         assert (student.tier, student.version, student.path) == (tier.name, 12, store.latest(tier.name).path)
         assert (student.bundle_bytes, student.sha256) == (len(data), hashlib.sha256(data).hexdigest())
-        assert student.bundle_bytes <= min(float32_bytes / 20, tier.budget.bundle_bytes or 0)
+        assert student.bundle_bytes <= min(float32_bytes / 20, most)
         assert student.parameters == opened.manifest.parameters
         assert student.teacher_accuracy == expected > 0.9
         assert evaluate(bundle.rebuild(opened, task), task, task.data().test).accuracy == student.quantized_accuracy
@@ -84,11 +85,11 @@ def test_students_of_digits_are_small_good_and_reproducible(tmp_path: Path, teac
 
 
 def test_a_student_that_is_searched_for_is_published_like_any_other(tmp_path: Path, teacher: nn.Module) -> None:
-    tier = Tier("phone", Budget(flops=60_000), Search(candidates=3, finalists=2))
+    tier = Tier("phone", Wanted(Budget(flops=60_000), search=Search(candidates=3, finalists=2)))
     told: list[tuple[str, Step]] = []
     students = [
         Publisher(
-            Digits(), ModelStore(tmp_path / name), [tier], distill.Distillation(epochs=8), seed=1,
+            Digits(), ModelStore(tmp_path / name), [tier], Chain(distillation=distill.Distillation(epochs=8)), seed=1,
             on_search=lambda tier, step: told.append((tier, step)),
         ).publish(3, teacher)[0]
         for name in ("one", "two")
@@ -119,18 +120,16 @@ class Watched(Digits):
 def test_students_see_neither_test_nor_training_data_nor_proxy_labels(
     tmp_path: Path, teacher: nn.Module, hidden: str
 ) -> None:
-    settings = distill.Distillation(epochs=1)
     made = [
-        Publisher(task, ModelStore(tmp_path / str(number)), TIERS[:1], settings).publish(1, teacher)[0].sha256
+        Publisher(task, ModelStore(tmp_path / str(number)), TIERS[:1], FEW).publish(1, teacher)[0].sha256
         for number, task in enumerate([Digits(), Watched(hidden)])
     ]
     assert made[0] == made[1]
 
 
 def test_students_see_proxy_labels_if_they_may(tmp_path: Path, teacher: nn.Module) -> None:
-    settings = distill.Distillation(epochs=1)
     made = [
-        Publisher(Digits(), ModelStore(tmp_path / str(labels)), TIERS[:1], settings, labels=labels)
+        Publisher(Digits(), ModelStore(tmp_path / str(labels)), TIERS[:1], dataclasses.replace(FEW, labels=labels))
         .publish(1, teacher)[0]
         .sha256
         for labels in (False, True)
@@ -140,10 +139,7 @@ def test_students_see_proxy_labels_if_they_may(tmp_path: Path, teacher: nn.Modul
 
 def test_students_learn_from_the_client_models_if_there_are_some(tmp_path: Path, teacher: nn.Module) -> None:
     def made(name: str, **more: Any) -> str:
-        settings = distill.Distillation(epochs=1)
-        return (
-            Publisher(Digits(), ModelStore(tmp_path / name), TIERS[:1], settings, **more).publish(1, teacher)[0].sha256
-        )
+        return Publisher(Digits(), ModelStore(tmp_path / name), TIERS[:1], FEW, **more).publish(1, teacher)[0].sha256
 
     arrays = {name: tensor.numpy() for name, tensor in teacher.state_dict().items()}
     model = GlobalModel(records.from_numpy(arrays), None, optimize.sgd())
@@ -161,7 +157,7 @@ def test_students_learn_from_the_client_models_if_there_are_some(tmp_path: Path,
 
 def test_a_budget_that_cannot_be_met_publishes_nothing(tmp_path: Path, teacher: nn.Module) -> None:
     store = ModelStore(tmp_path)
-    publisher = Publisher(Digits(), store, [*TIERS, Tier("grain", Budget(parameters=50))])
+    publisher = Publisher(Digits(), store, [*TIERS, Tier("grain", Wanted(Budget(parameters=50)))])
     with pytest.raises(prune.BudgetError, match="50 parameters"):
         publisher.check(Digits().model())  # before the first round
     with pytest.raises(prune.BudgetError, match="50 parameters"):
@@ -197,22 +193,22 @@ def test_students_of_a_task_without_proxy_data(tmp_path: Path) -> None:
     model = task.model()
     for name, recipe in data_free.RECIPES.items():
         made_up = dataclasses.replace(recipe, **QUICK)
-        publisher = Publisher(task, ModelStore(tmp_path / name), TIERS[:1], FEW, made_up=made_up)
+        publisher = Publisher(task, ModelStore(tmp_path / name), TIERS[:1], dataclasses.replace(FEW, made_up=made_up))
         publisher.check(model)
         (student,) = publisher.publish(1, model)
         assert bundle.open_bundle(student.path.read_bytes()).manifest.parameters == student.parameters
 
 
 def test_inputs_that_cannot_be_made_up_are_found_by_the_check(tmp_path: Path, teacher: nn.Module) -> None:
-    publisher = Publisher(NoProxy(), ModelStore(tmp_path), TIERS, made_up=data_free.RECIPES["deep-inversion"])
+    publisher = Publisher(NoProxy(), ModelStore(tmp_path), TIERS, Chain(made_up=data_free.RECIPES["deep-inversion"]))
     with pytest.raises(data_free.DataFreeError, match="no batch norm"):
         publisher.check(teacher)
     with pytest.raises(ValueError, match="made-up inputs have no labels"):
-        Publisher(NoProxy(), ModelStore(tmp_path), TIERS, made_up=data_free.RECIPES["dafl"], labels=True)
+        Chain(made_up=data_free.RECIPES["dafl"], labels=True)
 
 
 def test_a_student_of_another_architecture_is_rebuilt_by_name(tmp_path: Path, teacher: nn.Module) -> None:
-    tier = Tier("watch", Budget(parameters=0.02), Start("mlp"))
+    tier = Tier("watch", Wanted(Budget(parameters=0.02), start=Start("mlp")))
     publisher = Publisher(Digits(), ModelStore(tmp_path), [tier], FEW)
     publisher.check(teacher)
     (student,) = publisher.publish(1, teacher)
@@ -221,7 +217,9 @@ def test_a_student_of_another_architecture_is_rebuilt_by_name(tmp_path: Path, te
     rebuilt = bundle.rebuild(opened, Digits())
     assert evaluate(rebuilt, Digits(), Digits().data().test).accuracy == student.quantized_accuracy
     with pytest.raises(UnknownArchitecture, match="no student 'gru'"):
-        Publisher(Digits(), ModelStore(tmp_path), [Tier("watch", Budget(0.5), Start("gru"))]).check(teacher)
+        Publisher(Digits(), ModelStore(tmp_path), [Tier("watch", Wanted(Budget(0.5), start=Start("gru")))]).check(
+            teacher
+        )
 
     class Older(Digits):
         def students(self) -> dict[str, Callable[[], nn.Module]]:
@@ -235,7 +233,7 @@ def test_a_student_with_half_the_layers_is_rebuilt_from_its_shapes(tmp_path: Pat
     task = Digits(model="vit")
     torch.manual_seed(0)
     model = task.model()
-    tier = Tier("watch", Budget(parameters=0.5), Start(keep_every=2))
+    tier = Tier("watch", Wanted(Budget(parameters=0.5), start=Start(keep_every=2)))
     (student,) = Publisher(task, ModelStore(tmp_path), [tier], FEW).publish(1, model)
     rebuilt = bundle.rebuild(bundle.open_bundle(student.path.read_bytes()), task)
     assert (depth.depth_of(rebuilt), depth.depth_of(model)) == (1, 2)
@@ -251,10 +249,12 @@ def test_students_of_a_task_of_sequences(tmp_path: Path) -> None:
     task = Text(str(books), model="gru-small")
     torch.manual_seed(0)
     model = task.model()
-    tier = Tier("watch", Budget(parameters=30_000), Start("gru-small"))
+    tier = Tier("watch", Wanted(Budget(parameters=30_000), start=Start("gru-small")))
     made = []
     for name, continuations in (("prompts", None), ("both", Continuations(prompt=60))):
-        publisher = Publisher(task, ModelStore(tmp_path / name), [tier], FEW, continuations=continuations)
+        publisher = Publisher(
+            task, ModelStore(tmp_path / name), [tier], dataclasses.replace(FEW, continuations=continuations)
+        )
         publisher.check(model)
         made += publisher.publish(1, model)
     assert made[0].sha256 != made[1].sha256
@@ -262,13 +262,14 @@ def test_students_of_a_task_of_sequences(tmp_path: Path) -> None:
         rebuilt = bundle.rebuild(bundle.open_bundle(student.path.read_bytes()), task)
         assert evaluate(rebuilt, task, task.data().test).accuracy == student.quantized_accuracy
     with pytest.raises(ValueError, match="prompt is 64, expected less than the 64 characters"):
-        Publisher(task, ModelStore(tmp_path), [tier], continuations=Continuations(prompt=64)).check(model)
+        Publisher(task, ModelStore(tmp_path), [tier], Chain(continuations=Continuations(prompt=64))).check(model)
 
 
 def test_a_student_that_diverges_is_not_published(tmp_path: Path, teacher: nn.Module) -> None:
     store = ModelStore(tmp_path)
+    diverging = Chain(distillation=distill.Distillation(learning_rate=1e30, epochs=1))
     with pytest.raises(NonFiniteError, match="Lower the learning rate"):
-        Publisher(Digits(), store, TIERS, distill.Distillation(learning_rate=1e30, epochs=1)).publish(1, teacher)
+        Publisher(Digits(), store, TIERS, diverging).publish(1, teacher)
     assert store.list() == []
 
 
@@ -290,9 +291,9 @@ class Projected(Digits):
 
 def test_a_model_that_its_state_dict_does_not_hold_is_not_published(tmp_path: Path) -> None:
     task, store = Projected(), ModelStore(tmp_path)
-    tier = Tier("phone", Budget(parameters=0.5))
+    tier = Tier("phone", Wanted(Budget(parameters=0.5)))
     with pytest.raises(PublishError, match="answers otherwise once its bundle is opened"):
-        Publisher(task, store, [tier], distill.Distillation(epochs=1)).publish(1, task.model())
+        Publisher(task, store, [tier], FEW).publish(1, task.model())
     assert store.list() == []
 
 
@@ -304,8 +305,8 @@ def test_a_bundle_beyond_its_budget_is_not_published(tmp_path: Path, teacher: nn
     """The budget is reserved for weights and an ordinary manifest; this task's name alone is 4,000 letters."""
     store = ModelStore(tmp_path)
     with pytest.raises(PublishError, match="its budget is 5,000"):
-        tier = Tier("phone", Budget(bundle_bytes=5000))
-        Publisher(Wordy(), store, [tier], distill.Distillation(epochs=1)).publish(1, teacher)
+        tier = Tier("phone", Wanted(Budget(bundle_bytes=5000)))
+        Publisher(Wordy(), store, [tier], FEW).publish(1, teacher)
     assert store.list() == []
 
 
@@ -314,8 +315,10 @@ def test_a_bundle_beyond_its_budget_is_not_published(tmp_path: Path, teacher: nn
 def test_students_of_fashion_mnist_lose_at_most_two_points(tmp_path: Path) -> None:
     task = FashionMNIST()
     model = trained(task, task.data().train.take(np.arange(10_000)), epochs=1, learning_rate=0.1, batch_size=20)
-    tiers = [Tier("phone", Budget(bundle_bytes=110_000)), Tier("sensor", Budget(bundle_bytes=55_000))]
-    students = Publisher(task, ModelStore(tmp_path), tiers, distill.Distillation(epochs=6)).publish(1, model)
+    tiers = [Tier("phone", Wanted(Budget(bundle_bytes=110_000))), Tier("sensor", Wanted(Budget(bundle_bytes=55_000)))]
+    students = Publisher(task, ModelStore(tmp_path), tiers, Chain(distillation=distill.Distillation(epochs=6))).publish(
+        1, model
+    )
     for student in students:
         assert student.bundle_bytes <= 4 * 582_026 / 20
         assert student.quantized_accuracy >= student.teacher_accuracy - 0.02 > 0.7

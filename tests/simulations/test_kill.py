@@ -28,7 +28,7 @@ SCENARIO = [
     "sampling={per_round: 3, over_selection: 1, deadline: 6.0}",
     "server={optimizer: adam, learning_rate: 0.01}",
     "network={up_mbit: 1, down_mbit: 4, examples_per_second: 50, latency: 0.1, spread: 0.6, dropout: 0.05}",
-    "students={tiers: [{name: phone, parameters: 6000}], epochs: 1, every: 5}",
+    "students={tiers: [{name: phone, parameters: 6000}], distil: {epochs: 1}, every: 5}",
 ]
 
 

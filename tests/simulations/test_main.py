@@ -22,7 +22,7 @@ from fedpress.simulations import run_folder
 from fedpress.simulations.__main__ import main
 
 COMMAND = [sys.executable, "-m", "fedpress.simulations"]
-SHORT = ["--set", "rounds=2", "--set", "students.epochs=2", "--set", "workers=1"]
+SHORT = ["--set", "rounds=2", "--set", "students.distil.epochs=2", "--set", "workers=1"]
 
 
 def fedpress(*arguments: object, cwd: Path, **more: object) -> subprocess.CompletedProcess[str]:

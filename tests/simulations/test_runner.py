@@ -65,7 +65,7 @@ def test_a_recipe_runs_from_end_to_end(tmp_path: Path, recipe: str) -> None:
 
 @pytest.mark.slow
 def test_a_run_leaves_every_figure_of_the_path_from_gradient_to_download(tmp_path: Path) -> None:
-    chosen = scenario.load("digits", ["rounds=4", "students.epochs=2"])
+    chosen = scenario.load("digits", ["rounds=4", "students.distil.epochs=2"])
     results = runner.simulate(chosen, tmp_path / "run", keep_payloads=True)
     folder = RunFolder(tmp_path / "run")
     raw: dict[str, Any] = json.loads(folder.results.read_text())
@@ -172,7 +172,7 @@ def test_a_federated_transformer_gives_students_of_half_its_layers_and_of_anothe
         "sampling.per_round=2",
         "rounds=1",
         "workers=1",
-        f"students={{tiers: {tiers}, epochs: 1}}",
+        f"students={{tiers: {tiers}, distil: {{epochs: 1}}}}",
     )
     assert results.model.parameters == 18_154 and results.status == "finished"
     phone, watch = results.students

@@ -345,15 +345,49 @@ def test_folder_of_scenarios_is_packaged():
     assert Path(scenario.FOLDER, "digits.yaml").is_file()
 
 
-def test_the_defaults_of_students_are_those_of_the_distillation() -> None:
-    from fedpress.compression.models.distill import DEFAULTS
+def test_the_defaults_of_students_are_those_of_what_makes_them() -> None:
+    from fedpress.compression.models import distill, pruning, quantize
 
     students = Scenario(task="digits", clients=20, rounds=1).students
-    assert (students.epochs, students.learning_rate, students.temperature) == (
-        DEFAULTS.epochs,
-        DEFAULTS.learning_rate,
-        DEFAULTS.temperature,
-    )
+    assert students.prune.settings(0.5) == pruning.Pruning(0.5)
+    assert students.distil.settings() == distill.DEFAULTS
+    assert students.quantize.settings() == quantize.DEFAULTS
+
+
+RATIO = "students.tiers=[{name: phone, ratio: auto}]"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["students.epochs=3"], "students.epochs: unknown key"),
+        (["students.prune={ranking: erk}"], "ranking 'erk' gives densities of single weights"),
+        (["students.quantize={rounding: adaround, aware: 2}"], "aware training chooses what each weight is rounded to"),
+        (["students.quantize={bits: 1}"], "students.quantize.bits"),
+        (
+            ["students.distil={weights: {teacher: 0, labels: 0}}"],
+            "weights must be at least 0, and one of them above it",
+        ),
+        ([RATIO], "prune.tolerance: missing; ratio auto is the largest that costs no more"),
+        (["students.tiers=[{name: phone, ratio: 1.5}]"], "expected a part of the parameters, 0 < ratio < 1, or auto"),
+        (["students.tiers=[{name: phone, ratio: 0.5, student: mlp}]"], "ratio is for the pruned global model alone"),
+        (["students.tiers=[{name: phone, ratio: 0.5, parameters: 0.5}]"], "give one budget out of"),
+        (["students={quantize: {onnx: true}, tiers: [{name: phone, bundle_bytes: 9000}]}"], "no tier may have"),
+        (["students={prune: {penalty: l1}, tiers: [{name: phone, parameters: 0.5}]}"], "is for tiers with a ratio"),
+    ],
+)
+def test_what_makes_no_student_is_named(overrides: list[str], expected: str) -> None:
+    assert expected in problems(*overrides)
+
+
+def test_a_student_is_made_as_the_scenario_says() -> None:
+    chosen = load(
+        "digits",
+        [RATIO, "students.prune={granularity: weights, ranking: erk, schedule: cubic, steps: 3, tolerance: 0.01}",
+         "students.quantize={bits: 4, group: 32}", "students.distil={weights: {features: 0.1}}"],
+    ).students  # fmt: skip
+    assert chosen.prune.settings("auto").schedule == "cubic" and chosen.tiers[0].ratio == "auto"
+    assert (chosen.quantize.settings().bits, chosen.distil.settings().weights.features) == (4, 0.1)
 
 
 @pytest.mark.parametrize("budget", ["parameters: 0.1", "bundle_bytes: 9000", "flops: 100000", "memory_bytes: 50000"])
