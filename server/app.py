@@ -160,6 +160,8 @@ def deliver(plan: Plan, grid: Grid, server_round: int, students: list[Published]
 def server_digest(strategy: SparseFed, arrays: ArrayRecord) -> str:
     """Return the SHA-256 over master, held model, buffers and optimiser state."""
     digest = sha256(strategy.model.master.tobytes())
+    if strategy.model.epochs.mask is not None:
+        digest.update(strategy.model.epochs.mask.bitmap)
     for name, array in records.to_numpy(arrays).items():
         digest.update(name.encode() + str(array.dtype).encode() + np.ascontiguousarray(array).tobytes())
     for index, state in sorted(strategy.model.optimizer.state_dict()["state"].items()):

@@ -4,6 +4,7 @@
     results.json         the figures (`Results`), written again after every round
     ledger.csv           every byte: round, node, direction, kind, bytes (`fedpress.compression.ledger`)
     model.safetensors    the global model at the end
+    mask.bin             the places of the weights of a model that is sparse from round 1 (`compression.support`)
     partition.npz        which client has which examples: `client-0`, ... are indices into the training split
     bundles/             the students as published
     downloads/           the students as clients received them
@@ -59,6 +60,8 @@ class RoundResult(Record):
     virtual_seconds: float = 0.0  # on the scenario's own clock, from the run's start
     staleness: float | None = None  # of the accepted replies, mean; None: a synchronous round, or none accepted
     max_staleness: int | None = None
+    epoch: int = 0  # of the mask after the round; 0: none
+    density: float = 1.0  # the part of the weights that the model has after the round
 
 
 class StudentResult(Record):
@@ -174,6 +177,7 @@ class RunFolder:
         self.ledger = path / "ledger.csv"
         self.model = path / "model.safetensors"
         self.partition = path / "partition.npz"
+        self.mask = path / "mask.bin"
         self.bundles = path / "bundles"
         self.downloads = path / "downloads"
         self.payloads = path / "payloads"

@@ -17,13 +17,16 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.common import serde
 from torch import nn
 
+from fedpress.compression import seeds, support
 from fedpress.compression.errors import FedpressError
 from fedpress.compression.files import write_atomically
+from fedpress.compression.mask import Mask
+from fedpress.compression.models import initial_mask
 from fedpress.compression.models.distill import Distillation
 from fedpress.compression.models.student import Budget
 from fedpress.compression.models.task import Evaluation
 from fedpress.server import app as server
-from fedpress.server import optimize
+from fedpress.server import masks, optimize
 from fedpress.server.books import RoundSummary
 from fedpress.server.checkpoint import State
 from fedpress.server.publish import Publisher, Tier
@@ -148,6 +151,7 @@ def plan(
         optimizer=rules[choice.optimizer](),
         downlink=Downlink(down.density, workload.draw, down.levels) if (down := scenario.downlink) else None,
         averaging=choice.averaging,
+        masks=mask_schedule(workload, folder),
         prediction=workload.prediction,
         layout=workload.layout,
         schedule=Buffered(sampling.per_round, sampling.staleness, sampling.max_staleness) if buffered else None,
@@ -174,6 +178,31 @@ def plan(
         downloads_per_tier=scenario.students.downloads_per_tier,
         device=scenario.training.device,
     )
+
+
+def mask_schedule(workload: Workload, folder: RunFolder) -> masks.Schedule | None:
+    """Return the scenario's mask schedule; None: the model has all of its weights.
+
+    A first mask is found once and kept in the run folder, so that a run that goes on need not find it again.
+    """
+    choice, end = workload.scenario.sparsity, workload.scenario.mask_end
+    if choice is None:
+        return None
+    if choice.initial is None:
+        return masks.Gradual(choice.density, end, choice.begin, choice.every, choice.scope or "layer")
+    size = workload.layout.size
+    if not folder.mask.is_file():
+        # Labels are needed: those of the part that all choices are made on.
+        examples, seed = workload.task.data().validation, seeds.derive(workload.scenario.seed, "mask")
+        found = initial_mask.initial_mask(
+            workload.fresh_model(), workload.layout, choice.initial, workload.task.loss, examples, seed
+        )
+        write_atomically(folder.mask, support.pack(found.positions, size))
+    first = Mask.at(support.unpack(folder.mask.read_bytes(), size), size)
+    if not choice.changes:
+        return masks.Fixed(first)
+    exchange = masks.Exchange(choice.every, end, choice.fraction)
+    return masks.FedDST(first, exchange) if choice.method == "feddst" else masks.RigL(first, exchange)
 
 
 def publisher(workload: Workload, folder: RunFolder) -> Publisher | None:
@@ -243,6 +272,8 @@ class Writer:
             virtual_seconds=self.virtual_seconds,
             staleness=summary.staleness,
             max_staleness=summary.max_staleness,
+            epoch=summary.epoch,
+            density=summary.density,
         )
         self.rounds.append(result)
         self.folder.save_results(self.results())
