@@ -97,12 +97,18 @@ def run_facts(results: Results) -> list[tuple[str, str]]:
         ("status", results.status),
         ("rounds", f"{len(results.rounds)} of {planned}" + (f", {refused} replies refused" if refused else "")),
         *(stale if results.flushes else []),
+        *([_mask(results)] if results.new_masks else []),
         ("accuracy", "not evaluated" if results.accuracy is None else f"{results.accuracy:.2%}, mean of the {last}"),
         ("bytes up", _against(totals.up_bytes, totals.up_ratio)),
         ("bytes down", _against(totals.down_bytes, totals.down_ratio)),
         ("model", f"{results.model.parameters:,} parameters, sha256 {results.model.sha256[:16] or 'not yet'}"),
         ("seconds", f"{results.seconds:.0f}"),
     ]
+
+
+def _mask(results: Results) -> tuple[str, str]:
+    last, count = results.rounds[-1], len(results.new_masks)
+    return "mask", f"{last.density:.1%} of the weights, {count} mask{'s' if count > 1 else ''} over the rounds"
 
 
 def _against(sent: int, ratio: float | None) -> str:

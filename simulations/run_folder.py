@@ -157,6 +157,12 @@ class Results(Record):
         return weighted / max(1, sum(r.replies for r in taken)), max((r.max_staleness or 0 for r in taken), default=0)
 
     @property
+    def new_masks(self) -> list[RoundResult]:
+        """The rounds after which the model had another mask than before; round 1 where it began with one."""
+        before = [0, *(result.epoch for result in self.rounds)]
+        return [result for result, epoch in zip(self.rounds, before, strict=False) if result.epoch != epoch]
+
+    @property
     def split(self) -> str:
         """What the rounds were evaluated on: "test" or "validation" data."""
         return str(self.scenario.get("evaluation", {}).get("split", "test"))

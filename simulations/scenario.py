@@ -284,8 +284,9 @@ class Sparsity(Section):
     """Which weights the model in training has; clients train, send and get those only."""
 
     method: Literal["snip", "grasp", "synflow", "erk", "magnitude", "gradual", "feddst", "rigl"] = Field(
+        default="snip",
         description="snip, grasp, synflow, erk (at random) or magnitude: a mask before round 1 that stays; gradual:"
-        " pruned by magnitude as training goes; feddst, rigl: the mask moves, clients vote on it."
+        " pruned by magnitude as training goes; feddst, rigl: the mask moves, clients vote on it.",
     )
     density: Fraction = Field(
         default=0.1, description="Share of the weights that is left; biases and the like all are."

@@ -30,7 +30,14 @@ def test_every_key_is_written_below_a_comment():
     check(Scenario, "")
 
 
-@pytest.mark.parametrize(("key", "chosen"), [("network", scenario.NetworkChoice()), ("faults", scenario.FaultChoice())])
+@pytest.mark.parametrize(
+    ("key", "chosen"),
+    [
+        ("network", scenario.NetworkChoice()),
+        ("faults", scenario.FaultChoice()),
+        ("sparsity", scenario.Sparsity()),
+    ],
+)
 def test_what_is_commented_out_is_valid_too(key, chosen):
     head, _, tail = init.commented(init.EXAMPLE).partition(f"{key}: null\n")
     section, _, rest = tail.partition("\n\n")
