@@ -133,11 +133,11 @@ def _vote(model: nn.Module, examples: Examples, work: Work, layout: Layout, orde
     from fedpress.client import train as local
     from fedpress.compression.models import sparse_training
 
-    weights = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    weights = vector.flatten(records.to_numpy(ArrayRecord(model.state_dict())), layout)
     found = local.gradient(copy.deepcopy(model), examples, work.task.loss, work.training, seed)
     dense = Layout(tuple(spec._replace(dtype="float32") for spec in layout.parameters), tied=layout.tied)
     gradient = vector.flatten({spec.name: found[spec.name] for spec in layout.parameters}, dense)
-    return sparse_training.drop_and_grow(vector.flatten(weights, layout), gradient, layout, order.drop, order.grow)
+    return sparse_training.drop_and_grow(weights, gradient, layout, order.drop, order.grow)
 
 
 def _loaded(work: Work, message: Message) -> nn.Module:

@@ -115,14 +115,11 @@ class _Client:
         offset = self._encoder.start(encoder_state)
         if offset is not None:
             start += offset
-        if offset is not None or agreed.mask:
             moved = vector.unflatten(start, agreed)
             start = vector.flatten(moved, agreed)  # what the application really gets, in the layout's dtypes
             sent = {**sent, **moved}
         if offset is not None or began.kept or agreed.mask:
             self._message.content[began.key] = records.from_numpy(sent)
-        if agreed.mask:
-            records.rewrite_mask(self._message.content, agreed.mask.bitmap)
         reply = call_next(self._message, self._context)
         if reply.has_error():
             return reply
@@ -159,11 +156,7 @@ class _Client:
         began = self._start()
         if began is None:
             return self._reply(Answer(order.ticket, order.version, needs_model=True))
-        arrays = began.arrays
-        if began.layout.mask:
-            arrays = {**arrays, **vector.unflatten(vector.flatten(arrays, began.layout), began.layout)}
-            records.rewrite_mask(self._message.content, began.layout.mask.bitmap)
-        self._message.content[began.key] = records.from_numpy(arrays)
+        self._message.content[began.key] = records.from_numpy(began.arrays)
         if began.kept:  # the upload that is under way stays as it is
             ticket, pending, lost = (memory.ticket, memory.reply, memory.lost) if memory else (0, b"", self._lost)
             encoder_state = self._restored(began.layout) if memory else self._encoder.init(began.layout)
@@ -196,11 +189,15 @@ class _Client:
         except model.NoMask as error:
             log(WARNING, "round %d: %s; it is asked for", order.round, error)
             return None
+        if agreed.mask:
+            records.rewrite_mask(content, agreed.mask.bitmap)
         if order.download is None:
+            if agreed.mask:
+                arrays = {**arrays, **vector.unflatten(vector.flatten(arrays, agreed), agreed)}
             return _Start(agreed, key, arrays)
-        kept = memory.kept if memory and memory.fingerprint == agreed.fingerprint else None
-        if memory and memory.kept and before and kept is None and before.full.fingerprint == agreed.full.fingerprint:
-            kept = memory.kept.moved(before.move(agreed))
+        kept = memory.kept if memory and self._of_these_tensors(agreed) else None
+        if kept and before and before.fingerprint != agreed.fingerprint:
+            kept = kept.moved(before.move(agreed))
         kept = model.receive(order, order.download, kept, content, agreed)
         if kept is None:
             return None
