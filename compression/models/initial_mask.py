@@ -97,8 +97,8 @@ def grasp(
             total += own
     product = [torch.zeros_like(parameter) for parameter in parameters]
     for batch in _batches(examples, batch_size):
-        own = torch.autograd.grad(value(*batch), parameters, create_graph=True)
-        along = sum((one * fixed).sum() for one, fixed in zip(own, gradient, strict=True))
+        graph = torch.autograd.grad(value(*batch), parameters, create_graph=True)
+        along = sum((one * fixed).sum() for one, fixed in zip(graph, gradient, strict=True))
         assert isinstance(along, Tensor)
         for total, one in zip(product, torch.autograd.grad(along, parameters, allow_unused=True), strict=True):
             if one is not None:
