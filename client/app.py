@@ -6,6 +6,7 @@ and returns a `Work`. torch is imported only where it is needed: Flower starts a
 
 from __future__ import annotations
 
+import copy
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -15,8 +16,10 @@ from flwr.clientapp import ClientApp
 
 from fedpress.client import state
 from fedpress.client.mod import compress
-from fedpress.compression import records, references, seeds
+from fedpress.compression import records, references, seeds, vector
 from fedpress.compression.encoder import Encoder
+from fedpress.compression.mask import Mask
+from fedpress.compression.records import Order
 from fedpress.compression.vector import Layout
 
 if TYPE_CHECKING:
@@ -98,9 +101,16 @@ def train(message: Message, context: Context) -> Message:
     examples = work.examples(client)
     model = _loaded(work, message)
     seed = seeds.derive(order.federation, order.round, client, "train")
-    loss = local.train(model, examples, work.task.loss, work.training, seed)
+    layout = work.layout
+    if order.mask is not None:
+        layout = layout.within(Mask(layout.size, order.mask))
+    loss = local.train(model, examples, work.task.loss, work.training, seed, vector.flags(layout))
     metrics = MetricRecord({"num-examples": len(examples.targets), "train-loss": loss})
-    return Message(RecordDict({"arrays": ArrayRecord(model.state_dict()), "metrics": metrics}), reply_to=message)
+    content = RecordDict({"arrays": ArrayRecord(model.state_dict()), "metrics": metrics})
+    if order.drop or order.grow:
+        seed = seeds.derive(order.federation, order.round, client, "vote")
+        content[records.VOTE] = ConfigRecord({"mask": _vote(model, examples, work, layout, order, seed).bitmap})
+    return Message(content, reply_to=message)
 
 
 @app.evaluate()
@@ -135,6 +145,18 @@ def student(message: Message, context: Context) -> Message:
     found = task.evaluate(download.load(path, work.task), work.task, work.task.data().test)
     metrics = MetricRecord({"num-examples": found.count, "loss": found.loss, "accuracy": found.accuracy})
     return Message(RecordDict({"metrics": metrics}), reply_to=message)
+
+
+def _vote(model: nn.Module, examples: Examples, work: Work, layout: Layout, order: Order, seed: int) -> Mask:
+    """Return the mask that this client would have in place of the layout's."""
+    from fedpress.client import train as local
+    from fedpress.compression.models import sparse_training
+
+    weights = vector.flatten(records.to_numpy(ArrayRecord(model.state_dict())), layout)
+    found = local.gradient(copy.deepcopy(model), examples, work.task.loss, work.training, seed)
+    dense = Layout(tuple(spec._replace(dtype="float32") for spec in layout.parameters), tied=layout.tied)
+    gradient = vector.flatten({spec.name: found[spec.name] for spec in layout.parameters}, dense)
+    return sparse_training.drop_and_grow(weights, gradient, layout, order.drop, order.grow)
 
 
 def _loaded(work: Work, message: Message) -> nn.Module:

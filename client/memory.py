@@ -10,11 +10,13 @@ from numpy.typing import NDArray
 from fedpress.client.model import Kept
 from fedpress.client.state import StateError, Stored
 from fedpress.compression.held import Grid, Held
+from fedpress.compression.mask import Mask
 from fedpress.compression.update import Sparse
 from fedpress.compression.vector import Layout, TensorSpec
 
-FORMAT = "2"
-"""1 held the encoder's state alone, under its bare names; it is read as such."""
+FORMAT = "3"
+"""1 held the encoder's state alone, under its bare names; 2 knew no masks. Both are read as such, and a state without a
+mask is still written as 2, so that an older fedpress reads it."""
 _ENCODER = "encoder/"
 
 
@@ -30,6 +32,7 @@ class Memory(NamedTuple):
         kept: the held model, where clients hold one.
         lost: earlier state was lost, and no answer that says so has been accepted yet.
         epoch: of the last order that it answered.
+        discarded: the sum of what was kept back for entries that a new mask lacked: the law counts it (`mod`).
     """
 
     encoder: Mapping[str, NDArray[Any]]
@@ -40,15 +43,23 @@ class Memory(NamedTuple):
     kept: Kept | None = None
     lost: bool = False
     epoch: int = 0
+    discarded: float = 0.0
 
     def stored(self) -> Stored:
         """Return this in the form that a store takes."""
         arrays: dict[str, NDArray[Any]] = {_ENCODER + name: array for name, array in self.encoder.items()}
-        meta = {"memory": FORMAT, "ticket": str(self.ticket), "layout": str(self.fingerprint), "epoch": str(self.epoch)}
+        mask = self.layout.mask if self.layout else None
+        written = FORMAT if mask or self.discarded else "2"
+        meta = {"memory": written, "ticket": str(self.ticket), "layout": str(self.fingerprint)}
+        meta["epoch"] = str(self.epoch)
         if self.layout:
             meta["tensors"] = json.dumps([self.layout.parameters, self.layout.buffers, self.layout.tied])
         if self.lost:
             meta["lost"] = "yes"
+        if mask:
+            arrays["mask"] = _array(mask.bitmap)
+        if self.discarded:
+            meta["discarded"] = repr(self.discarded)
         if self.reply:
             arrays["reply"] = _array(self.reply)
         if self.kept:
@@ -73,13 +84,17 @@ class Memory(NamedTuple):
         try:
             if found == "1":
                 return cls(arrays, int(meta["ticket"]), int(meta["layout"]))
-            if found != FORMAT:
-                raise StateError(f"the client's state has format {found}, this fedpress reads 1 and {FORMAT}")
+            if found not in ("2", FORMAT):
+                raise StateError(f"the client's state has format {found}, this fedpress reads 1, 2 and {FORMAT}")
             encoder = {name.removeprefix(_ENCODER): a for name, a in arrays.items() if name.startswith(_ENCODER)}
             reply = arrays["reply"].tobytes() if "reply" in arrays else b""
             layout = _layout(meta["tensors"]) if "tensors" in meta else None
+            if layout and "mask" in arrays:
+                layout = layout.within(Mask(layout.size, arrays["mask"].tobytes()))
             kept, lost, epoch = _kept(arrays, meta), "lost" in meta, int(meta.get("epoch", "0"))
-            return cls(encoder, int(meta["ticket"]), int(meta["layout"]), layout, reply, kept, lost, epoch)
+            discarded = float(meta.get("discarded", "0"))
+            ticket, fingerprint = int(meta["ticket"]), int(meta["layout"])
+            return cls(encoder, ticket, fingerprint, layout, reply, kept, lost, epoch, discarded)
         except (KeyError, ValueError, TypeError) as error:
             raise StateError(f"the client's state cannot be read: {error!r}; remove it to start anew") from error
 

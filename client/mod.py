@@ -8,15 +8,17 @@ from collections.abc import Callable
 from logging import ERROR, INFO, WARNING
 from typing import Any, NamedTuple
 
+import numpy as np
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp.typing import ClientAppCallable, Mod
 from flwr.supercore import log
 
 from fedpress.client import model, state
 from fedpress.client.memory import Memory
-from fedpress.compression import records, seeds, vector
+from fedpress.compression import records, seeds, support, vector
 from fedpress.compression.encoder import Encoder
 from fedpress.compression.errors import NonFiniteError
+from fedpress.compression.mask import Mask
 from fedpress.compression.records import Answer, Order
 from fedpress.compression.vector import Layout
 
@@ -31,6 +33,10 @@ def compress(
     The application sees the model as usual (plus what the encoder's `start` adds) and answers as usual; on the wire
     its ArrayRecord is replaced by the encoded update (trained - start). Messages to `evaluate` get the model in the
     same way, others pass untouched. The server needs the strategy `SparseFed`.
+
+    A sparse model has a mask: weights outside are zero when the application gets them, and what it makes of them does
+    not count. The order that the application sees holds the mask as a bitmap (`records.read_order(...).mask`), so that
+    it can train inside from the start, and vote on the next mask (`records.VOTE`) where the order asks for it.
 
     An order that comes again is answered with the same bytes again, and nothing is trained twice. An order older than
     the last one answered changes nothing: the answer is an error.
@@ -87,6 +93,7 @@ class _Client:
             log(ERROR, "%s; what it kept back is lost, and this client takes part as a new one", error)
             stored, self._lost = None, True
         self._memory = None if stored is None else Memory.of(stored)
+        self._discarded = self._memory.discarded if self._memory else 0.0
 
     def train(self, call_next: ClientAppCallable) -> Message:
         """Train from the held model and answer with the encoded update."""
@@ -99,9 +106,6 @@ class _Client:
             error = f"ticket {order.ticket} is older than {memory.ticket}, the last one answered here"
             log(WARNING, "%s: nothing is done", error)
             return self._reply(Answer(order.ticket, order.version, error=error, answered=memory.ticket))
-        if memory is not None and memory.epoch != order.epoch:
-            log(WARNING, "epoch %d follows %d: what was kept back for another model is lost", order.epoch, memory.epoch)
-            self._memory, self._lost = None, True
         tier = state.tier(self._context)
         began = self._start()
         if began is None:
@@ -115,7 +119,7 @@ class _Client:
             moved = vector.unflatten(start, agreed)
             start = vector.flatten(moved, agreed)  # what the application really gets, in the layout's dtypes
             sent = {**sent, **moved}
-        if offset is not None or began.kept:
+        if offset is not None or began.kept or agreed.mask:
             self._message.content[began.key] = records.from_numpy(sent)
         reply = call_next(self._message, self._context)
         if reply.has_error():
@@ -134,8 +138,8 @@ class _Client:
             answer = answer._replace(error=str(error))
         else:
             buffers = vector.pack_buffers(trained, agreed) if agreed.buffers else b""
-            answer = answer._replace(payload=payload, buffers=buffers)
-        others = {name: record for name, record in reply.content.items() if name != key}
+            answer = answer._replace(payload=payload, buffers=buffers, vote=_vote(reply.content, agreed))
+        others = {name: record for name, record in reply.content.items() if name not in (key, records.VOTE)}
         reply.content = records.folded(RecordDict({records.ANSWER: records.write_answer(answer), **others}))
         # Durable before the reply leaves: a kill in between loses the reply, and the server's next order brings its
         # mass back, or asks for the same again.
@@ -174,14 +178,27 @@ class _Client:
             raise records.MessageError("the order names no delta, and the message holds no ArrayRecord with the model")
         else:
             key, arrays = "arrays", {}
+        memory = self._memory
         agreed = _layout(self._layout, self._context, arrays, order.round)
-        if not agreed.parameters and self._memory and self._memory.layout:
-            agreed = self._memory.layout
+        if not agreed.parameters and memory and memory.layout:
+            agreed = memory.layout.full
         if not agreed.parameters:
             return None  # a new client that has neither a layout nor the arrays: it must see them once
+        before = memory.layout if memory else None
+        try:
+            agreed = model.agreed(order, agreed, before, memory.epoch if memory else 0)
+        except model.NoMask as error:
+            log(WARNING, "round %d: %s; it is asked for", order.round, error)
+            return None
+        if agreed.mask:
+            records.rewrite_mask(content, agreed.mask.bitmap)
         if order.download is None:
+            if agreed.mask:
+                arrays = {**arrays, **vector.unflatten(vector.flatten(arrays, agreed), agreed)}
             return _Start(agreed, key, arrays)
-        kept = self._memory.kept if self._memory and self._memory.fingerprint == agreed.fingerprint else None
+        kept = memory.kept if memory and self._of_these_tensors(agreed) else None
+        if kept and before and before.fingerprint != agreed.fingerprint:
+            kept = kept.moved(before.move(agreed))
         kept = model.receive(order, order.download, kept, content, agreed)
         if kept is None:
             return None
@@ -199,14 +216,37 @@ class _Client:
         refused, and its mass goes back into the state. An accepted upload that this client knows nothing of means
         that its state is gone or comes from a backup: it starts anew, lest it send twice what the backup keeps back.
         That is said until an answer that says it has been accepted.
+
+        Where the mask has changed, entries that survive keep what was kept back for them: after the verdict, so that
+        an upload of the mask before comes back first. What was kept back for the others is discarded, and counted.
         """
-        accepted = self._order.accepted
+        accepted, memory = self._order.accepted, self._memory
+        epoch = self._order.epoch
+        if memory and memory.epoch != epoch and not self._of_these_tensors(layout):
+            log(WARNING, "epoch %d follows %d: what was kept back for another model is lost", epoch, memory.epoch)
+            self._memory, self._lost = None, True
         if self._memory is None or self._memory.ticket < accepted:
             if accepted:
                 log(WARNING, "ticket %d was accepted, and the state here is older: it starts anew", accepted)
             return self._encoder.init(layout), accepted > 0 or self._lost
-        taken = self._memory.ticket == accepted
-        return self._encoder.settle(self._restored(layout), taken), self._memory.lost and not taken
+        taken, lost = self._memory.ticket == accepted, self._memory.lost
+        before = self._memory.layout
+        if before is None or self._memory.fingerprint == layout.fingerprint or not self._of_these_tensors(layout):
+            return self._encoder.settle(self._restored(layout), taken), lost and not taken
+        settled = self._encoder.settle(self._restored(before), taken)
+        settled, fallen = self._encoder.follow(settled, before.move(layout))
+        self._discarded = self._memory.discarded + float(fallen.sum(dtype=np.float64))
+        if fallen.any():
+            log(INFO, "round %d: the mask has changed, %g of magnitude kept back is discarded", self._order.round,
+                float(np.abs(fallen).sum(dtype=np.float64)))  # fmt: skip
+        return settled, lost and not taken
+
+    def _of_these_tensors(self, layout: Layout) -> bool:
+        """Tell whether the state is of the same model, whatever the mask."""
+        memory = self._memory
+        if memory is None or memory.layout is None:
+            return memory is not None and memory.fingerprint == layout.fingerprint
+        return memory.layout.full.fingerprint == layout.full.fingerprint
 
     def _restored(self, layout: Layout) -> Any:
         assert self._memory is not None
@@ -219,8 +259,19 @@ class _Client:
 
     def _save(self, began: _Start, encoder_state: Any, ticket: int, reply: bytes, lost: bool) -> None:
         flat, layout = state.flatten_state(encoder_state), began.layout
-        memory = Memory(flat, ticket, layout.fingerprint, layout, reply, began.kept, lost, self._order.epoch)
+        epoch, discarded = self._order.epoch, self._discarded
+        memory = Memory(flat, ticket, layout.fingerprint, layout, reply, began.kept, lost, epoch, discarded)
         self._store.save(memory.stored())
+
+
+def _vote(content: RecordDict, layout: Layout) -> bytes:
+    """Return the application's vote on the mask as it is sent, empty where it has none."""
+    record = content.config_records.get(records.VOTE)
+    bitmap = record["mask"] if record is not None else None
+    if layout.mask is None or not isinstance(bitmap, bytes):
+        return b""
+    wanted = Mask(layout.mask.size, bitmap)
+    return support.pack(wanted.positions, wanted.size, layout.mask.positions)
 
 
 def _layout(

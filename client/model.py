@@ -7,9 +7,10 @@ import numpy as np
 from flwr.app import RecordDict
 from flwr.supercore import log
 
-from fedpress.compression import cafe, records, vector, wire
-from fedpress.compression.errors import PayloadError
+from fedpress.compression import cafe, records, support, vector, wire
+from fedpress.compression.errors import FedpressError, PayloadError
 from fedpress.compression.held import Draw, Grid, Held, HeldError
+from fedpress.compression.mask import Mask, Move
 from fedpress.compression.records import Download, Order
 from fedpress.compression.shared import Shared
 from fedpress.compression.update import Sparse
@@ -28,6 +29,39 @@ def shared(order: Order, layout: Layout) -> Shared:
     )
 
 
+class NoMask(FedpressError):
+    """The order is for a model within a mask that this client does not have; it asks for it."""
+
+
+def agreed(order: Order, layout: Layout, known: Layout | None, epoch: int) -> Layout:
+    """Return the layout of the order's model, within its mask.
+
+    Args:
+        order: the server's order.
+        layout: the tensors, without a mask.
+        known: the layout that the client's state is of, None for a new client.
+        epoch: of that state.
+
+    Raises:
+        NoMask: the client does not have it, and the order does not bring it, or in a form that does not fit here.
+    """
+    if order.mask is None:
+        return layout
+    same = known is not None and known.full.fingerprint == layout.fingerprint
+    own = known.mask if known is not None and same else None
+    if not order.mask:
+        if own is None or epoch != order.epoch:
+            raise NoMask(f"the order brings no mask of epoch {order.epoch}, and there is none of it here")
+        return layout.within(own)
+    try:
+        positions = support.unpack(order.mask, layout.size, own.positions if own else None)
+        return layout.within(Mask.at(positions, layout.size))
+    except PayloadError as error:
+        if own is not None and epoch == order.epoch:
+            return layout.within(own)  # it is there already: the server was not told, and codes it against an older one
+        raise NoMask(f"the mask of epoch {order.epoch} cannot be read here: {error}") from error
+
+
 class Kept(NamedTuple):
     """A held model and the way back to the one before it.
 
@@ -38,6 +72,10 @@ class Kept(NamedTuple):
     held: Held
     base: int | None = None  # the version before
     undo: Sparse | None = None  # the delta back to it; the buffers of an old version are never needed
+
+    def moved(self, move: Move) -> "Kept":
+        """Return what is left of it within another mask; there is no way back from there."""
+        return Kept(self.held.moved(move))
 
     def at(self, version: int, layout: Layout) -> Held | None:
         """Return the model of this version, None when it is not at hand."""

@@ -1,11 +1,12 @@
 """Local training with torch: SGD over a client's own examples."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedpress.compression.models.task import Examples
@@ -55,8 +56,11 @@ def train(
     loss: Callable[[Tensor, Tensor], Tensor],
     settings: Training,
     seed: int,
+    flags: Mapping[str, NDArray[np.bool_]] | None = None,
 ) -> float:
     """Train `model` in place and return the mean loss over the examples seen.
+
+    Law: a weight that is zero and outside the mask stays zero, whatever the optimiser: its gradient is set to zero.
 
     Args:
         model: holds the start weights; afterwards the trained ones.
@@ -64,6 +68,7 @@ def train(
         loss: mean loss over a batch.
         settings: the rule.
         seed: for the order of the examples and all that the model draws.
+        flags: which entries of a parameter there are, by name (`vector.flags`); others are trained whole.
 
     Raises:
         ValueError: no examples, or a CUDA device is asked for and there is none.
@@ -83,6 +88,11 @@ def train(
         momentum=settings.momentum,
         weight_decay=settings.weight_decay,
     )
+    masked = [
+        (parameter, torch.from_numpy(flags[name]).to(device))
+        for name, parameter in model.named_parameters()
+        if flags and name in flags
+    ]
     order = torch.Generator().manual_seed(seed)
     total, seen = torch.zeros((), dtype=torch.float64, device=device), 0
     for batch in _batches(count, settings, order):
@@ -94,11 +104,42 @@ def train(
         for parameter, start in zip(model.parameters(), anchor, strict=False):
             objective = objective + settings.proximal / 2 * (parameter - start).square().sum()
         objective.backward()  # type: ignore[no-untyped-call]
+        for parameter, there in masked:
+            if parameter.grad is not None:
+                parameter.grad.mul_(there)
         optimizer.step()
         total += value.detach().double() * len(batch)
         seen += len(batch)
     model.to("cpu")
     return float(total) / seen
+
+
+def gradient(
+    model: nn.Module, examples: Examples, loss: Callable[[Tensor, Tensor], Tensor], settings: Training, seed: int
+) -> dict[str, NDArray[np.float32]]:
+    """Return the gradient of the mean loss over all examples by name of the parameter, those outside a mask too.
+
+    Args:
+        model: a copy that nobody needs any more: its gradients and running statistics change.
+        examples: as for `train`.
+        loss: mean loss over a batch.
+        settings: batch size and device.
+        seed: for all that the model draws.
+    """
+    deterministic(seed)
+    device = torch.device(settings.device)
+    model.to(device).train()
+    model.zero_grad()
+    count = len(examples.targets)
+    for first in range(0, count, settings.batch_size):
+        inputs = examples.inputs[first : first + settings.batch_size].to(device)
+        targets = examples.targets[first : first + settings.batch_size].to(device)
+        (loss(model(inputs), targets) * (len(targets) / count)).backward()  # type: ignore[no-untyped-call]
+    model.to("cpu")
+    return {
+        name: np.zeros(tuple(parameter.shape), np.float32) if parameter.grad is None else parameter.grad.float().numpy()
+        for name, parameter in model.named_parameters()
+    }
 
 
 def _batches(count: int, settings: Training, order: torch.Generator) -> list[Tensor]:

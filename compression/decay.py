@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from fedpress.compression.encoder import Encoder
 from fedpress.compression.feedback import Residual
+from fedpress.compression.mask import Move
 from fedpress.compression.shared import Shared
 from fedpress.compression.vector import Layout, Vector
 
@@ -98,7 +99,13 @@ def decayed(inner: Encoder[Residual[S]], factor: float = 1.0, *, max_age: int | 
         since = _sent(state) if accepted else state.since
         return state._replace(inner=inner.settle(state.inner, accepted), since=since)
 
-    return Encoder(init, encode, start, settle)
+    def follow(state: Decayed[S], move: Move) -> tuple[Decayed[S], Vector]:
+        inner_state, lost = inner.follow(state.inner, move)
+        since = move.new(state.since, state.round[0]) if len(state.since) else state.since
+        lost = lost + state.discarded[move.fallen]  # what had been dropped there has no place in the new vector
+        return Decayed(inner_state, move.new(state.discarded), since, state.round), lost
+
+    return Encoder(init, encode, start, settle, follow)
 
 
 def _sent(state: Decayed[S]) -> NDArray[np.int64]:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from fedpress.compression import vector, wire
 from fedpress.compression.encoder import Encoder
+from fedpress.compression.mask import Move
 from fedpress.compression.shared import Shared
 from fedpress.compression.update import Sparse, nothing, remembered
 from fedpress.compression.vector import Layout, Vector
@@ -81,4 +82,8 @@ def ef21(inner: Encoder[S]) -> Encoder[Estimate[S]]:
             remembered(state.sent_positions, state.sent_values, len(state.estimate)).add_to(state.estimate)
         return Estimate(inner.settle(state.inner, accepted), state.estimate, *nothing())
 
-    return Encoder(init, encode, start, settle)
+    def follow(state: Estimate[S], move: Move) -> tuple[Estimate[S], Vector]:
+        inner_state, lost = inner.follow(state.inner, move)
+        return Estimate(inner_state, move.new(state.estimate), *nothing()), lost
+
+    return Encoder(init, encode, start, settle, follow)

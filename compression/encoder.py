@@ -11,6 +11,7 @@ import numpy as np
 
 from fedpress.compression import errors, selection, vector, wire
 from fedpress.compression.form import Scheme
+from fedpress.compression.mask import Move
 from fedpress.compression.shared import Shared
 from fedpress.compression.update import Dense, Sparse
 from fedpress.compression.values import FLOAT32, ValueFormat
@@ -28,6 +29,15 @@ def _no_offset(state: S) -> Vector | None:
 
 def _unchanged(state: S, accepted: bool) -> S:
     return state
+
+
+def _stays(state: S, move: Move) -> tuple[S, Vector]:
+    if state is not None:
+        raise errors.LayoutError(
+            f"the mask of the model has changed, and the encoder's state, a {type(state).__name__}, does not say how it"
+            " follows; give the encoder a `follow`, or choose another one for a sparse model"
+        )
+    return state, np.zeros(len(move.fallen), np.float32)
 
 
 class Encoder(NamedTuple, Generic[S]):
@@ -48,12 +58,16 @@ class Encoder(NamedTuple, Generic[S]):
         encode: update (n,), state, shared, seed -> payload, new state. Raises NonFiniteError, LayoutError.
         start: state -> what is added to the held model before training, (n,), or None for nothing.
         settle: state, whether the server accepted the last payload -> state. Settling twice changes nothing.
+        follow: state, how the mask of the model changes -> the state for the new mask, and what of it was kept back for
+            entries that the new mask lacks: (fallen,), discarded from here on. Comes after `settle`. Raises LayoutError
+            where the method cannot; a state of None has nothing to move.
     """
 
     init: Callable[[Layout], S]
     encode: Callable[[Vector, S, Shared, int], tuple[bytes, S]]
     start: Callable[[S], Vector | None] = _no_offset
     settle: Callable[[S, bool], S] = _unchanged
+    follow: Callable[[S, Move], tuple[S, Vector]] = _stays
 
 
 def _no_state(layout: Layout) -> None:

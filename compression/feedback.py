@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from fedpress.compression import errors, vector, wire
 from fedpress.compression.encoder import Encoder, SparseEncode
+from fedpress.compression.mask import Move
 from fedpress.compression.shared import Shared
 from fedpress.compression.update import Sparse, nothing, remembered
 from fedpress.compression.vector import BLOCK, Layout, Vector
@@ -38,7 +39,8 @@ def error_feedback(inner: Encoder[S]) -> Encoder[Residual[S]]:
     2^-24 |residual''|, where residual'' = residual' + said. What is sent as float32 leaves a residual of exactly zero.
 
     A payload that has no verdict when the next update is encoded counts as accepted. If `encode` raises (NaN, infinity,
-    also where update + residual overflows), the residual is as it was.
+    also where update + residual overflows), the residual is as it was. When the mask of a sparse model changes, entries
+    that survive keep their residual.
 
     Seide et al. 2014, "1-Bit Stochastic Gradient Descent and its Application to Data-Parallel Distributed Training of
     Speech DNNs", section 3; Stich et al. 2018, "Sparsified SGD with Memory", algorithm 1.
@@ -81,7 +83,12 @@ def error_feedback(inner: Encoder[S]) -> Encoder[Residual[S]]:
             remembered(state.sent_positions, state.sent_values, len(state.residual)).add_to(state.residual)
         return Residual(inner.settle(state.inner, accepted), state.residual, *nothing())
 
-    return Encoder(init, encode, start, settle)
+    def follow(state: Residual[S], move: Move) -> tuple[Residual[S], Vector]:
+        inner_state, lost = inner.follow(state.inner, move)
+        fallen = state.residual[move.fallen]
+        return Residual(inner_state, move.new(state.residual), *nothing()), fallen + lost
+
+    return Encoder(init, encode, start, settle, follow)
 
 
 def step_ahead(inner: Encoder[Residual[S]], factor: float = 1.0) -> Encoder[Residual[S]]:

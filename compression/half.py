@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from fedpress.compression import vector
 from fedpress.compression.encoder import Encoder
 from fedpress.compression.feedback import Residual
+from fedpress.compression.mask import Move
 from fedpress.compression.shared import Shared
 from fedpress.compression.vector import Layout, Vector
 
@@ -39,6 +40,7 @@ def half_precision(inner: Encoder[Residual[S]]) -> Encoder[Halved[S]]:
     Law: accepted + residual + discarded == sum of the updates, block by block, where each of these is summed over the
     block's entries, up to the float32 roundings of `error_feedback`. Entry by entry, accepted + residual misses the sum
     of the updates by at most 2^-11 of what was kept back (or 2^-39 of the block's largest), summed over the rounds.
+    After a change of the mask the blocks are others, and the first holds what all had discarded.
 
     Args:
         inner: An encoder whose state is a `Residual`: `error_feedback(...)`, or `step_ahead` around it.
@@ -79,7 +81,13 @@ def half_precision(inner: Encoder[Residual[S]]) -> Encoder[Halved[S]]:
     def settle(state: Halved[S], accepted: bool) -> Halved[S]:
         return _rounded(inner.settle(whole(state), accepted), state.discarded)
 
-    return Encoder(init, encode, start, settle)
+    def follow(state: Halved[S], move: Move) -> tuple[Halved[S], Vector]:
+        inner_state, lost = inner.follow(whole(state), move)
+        discarded = np.zeros(max(1, -(-move.size // SIZE)))  # the blocks are others now: their sum is what is left
+        discarded[0] = state.discarded.sum()
+        return _rounded(inner_state, discarded[: -(-move.size // SIZE)]), lost
+
+    return Encoder(init, encode, start, settle, follow)
 
 
 def widened(state: Halved[S]) -> Vector:

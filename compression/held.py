@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedpress.compression.errors import FedpressError
+from fedpress.compression.mask import Move
 from fedpress.compression.update import Sparse, Update
 from fedpress.compression.vector import Layout, Vector
 
@@ -112,7 +113,12 @@ class Draw(NamedTuple):
         return cls(seed % 2**64, grid, tuple(centres), tuple(spreads))
 
     def integers(self, layout: Layout) -> Integers:
-        """Return version 0, shape (n,). From the raw words of PCG64, which numpy keeps the same for ever."""
+        """Return version 0, shape (n,). From the raw words of PCG64, which numpy keeps the same for ever.
+
+        A masked layout gets the entries that it has of what is drawn for all, whatever the mask.
+        """
+        if layout.mask is not None:
+            return self.integers(layout.full)[layout.mask.positions]
         words = np.random.PCG64(self.seed)
         found = np.empty(layout.size, np.int32)
         for part, centre, spread in zip(_parts(layout), self.centres, self.spreads, strict=True):
@@ -187,6 +193,10 @@ class Held(NamedTuple):
         positions = np.flatnonzero(integers != self.integers)
         steps = (integers[positions] - self.integers[positions]).astype(np.float64)
         return Sparse(positions, np.ldexp(steps, self.grid.spacing(positions, layout)).astype(np.float32), layout.size)
+
+    def moved(self, move: Move) -> "Held":
+        """Return the same model within another mask: what survives stays as it is, what is new is zero."""
+        return self._replace(integers=move.new(self.integers))
 
     def tag(self, epoch: int) -> bytes:
         """Return 8 bytes that prove which model this is."""

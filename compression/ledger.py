@@ -19,9 +19,9 @@ from fedpress.compression import files
 Direction = Literal["up", "down"]
 DIRECTIONS: tuple[str, ...] = get_args(Direction)
 
-KINDS = ("model", "update", "buffers", "metrics", "control", "evaluate", "bundle")
+KINDS = ("model", "update", "buffers", "metrics", "control", "evaluate", "bundle", "mask", "vote")
 """What bytes are for: a whole model; a payload; buffers; metrics; tickets, versions and the frame of a message;
-evaluation on clients; the download of a student."""
+evaluation on clients; the download of a student; the mask of a sparse model; what a client would have in its place."""
 
 
 class Entry(NamedTuple):

@@ -36,10 +36,17 @@ class Part(NamedTuple):
 def parts(layout: Layout, rank: int) -> list[Part]:
     """Return how each tensor is written: as factors where these are fewer numbers.
 
+    Raises:
+        LayoutError: The layout has a mask.
+
     >>> from fedpress.compression.vector import TensorSpec
     >>> parts(Layout((TensorSpec("weight", (10, 4, 5), "float32"), TensorSpec("bias", (10,), "float32"))), 2)
     [Part(rows=10, columns=20, rank=2), Part(rows=1, columns=10, rank=0)]
     """
+    if layout.mask is not None:
+        raise errors.LayoutError(
+            "the layout has a mask, and low-rank factors need whole matrices; choose another encoder for a sparse model"
+        )
     made = []
     for spec in layout.parameters:
         rows = spec.shape[0] if len(spec.shape) > 1 and spec.size else 1
@@ -55,7 +62,9 @@ def pack(update: LowRank) -> bytes:
 
 
 def _length(rank: int, layout: Layout) -> int | None:
-    return 4 * sum(part.numbers for part in parts(layout, rank)) if 1 <= rank <= MAX_RANK else None
+    if not 1 <= rank <= MAX_RANK or layout.mask is not None:
+        return None
+    return 4 * sum(part.numbers for part in parts(layout, rank))
 
 
 def _unpack(rank: int, body: memoryview, layout: Layout) -> LowRank:

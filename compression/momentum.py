@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from fedpress.compression import vector, wire
 from fedpress.compression.encoder import Encoder
+from fedpress.compression.mask import Move
 from fedpress.compression.shared import Shared
 from fedpress.compression.update import Sparse, nothing
 from fedpress.compression.vector import Layout, Vector
@@ -91,4 +92,8 @@ def momentum_corrected(inner: Encoder[S], momentum: float = 0.9) -> Encoder[Mome
             velocity[state.masked_positions] = state.masked_values
         return Momentum(inner.settle(state.inner, accepted), velocity, *nothing())
 
-    return Encoder(init, encode, start, settle)
+    def follow(state: Momentum[S], move: Move) -> tuple[Momentum[S], Vector]:
+        inner_state, lost = inner.follow(state.inner, move)
+        return Momentum(inner_state, move.new(state.velocity), *nothing()), lost
+
+    return Encoder(init, encode, start, settle, follow)

@@ -18,6 +18,8 @@ from fedpress.compression.errors import FedpressError
 
 ANSWER = "fedpress"
 """Key of the answer's ConfigRecord in a reply."""
+VOTE = "fedpress.vote"
+"""Key of the ConfigRecord in which an application hands its vote on the mask to the mod: `mask`, a bitmap."""
 MAX_TICKET = 2**62
 """What a client may claim to have answered; the server counts on from there, in 63 bits."""
 
@@ -51,6 +53,9 @@ class Order(NamedTuple):
     version: int  # of the model sent with this order
     accepted: int  # ticket of this client's last accepted upload, 0 for none: whatever came later was refused
     download: Download | None = None  # None: the model is there as an ArrayRecord, and clients keep none
+    mask: bytes | None = None  # `support.pack`; empty: the client has this epoch's; None: the model has no mask
+    drop: float = 0.0  # with the update comes a vote: the mask without this part of each tensor's weights,
+    grow: float = 0.0  # and with as many others as this part. 0 and 0: no vote is asked for
 
 
 class Answer(NamedTuple):
@@ -66,6 +71,7 @@ class Answer(NamedTuple):
     lost_state: bool = False  # what it kept back of earlier updates is gone
     answered: int = 0  # beside the error of an order that is older: the ticket that it has answered last
     tier: str = ""  # the class of devices that this node says it belongs to
+    vote: bytes = b""  # the mask that it would have, coded against the order's (`support.pack`); where one is asked for
 
 
 def write_order(order: Order) -> dict[str, Any]:
@@ -81,7 +87,17 @@ def write_order(order: Order) -> dict[str, Any]:
     if order.download:
         parts = order.download._asdict().items()
         entries |= {f"{_PREFIX}{name}": value for name, value in parts if value is not None and value != b""}
+    if order.mask is not None:
+        entries[f"{_PREFIX}mask"] = order.mask
+    entries |= {f"{_PREFIX}{name}": part for name in ("drop", "grow") if (part := getattr(order, name))}
     return entries
+
+
+def rewrite_mask(content: RecordDict, mask: bytes) -> None:
+    """Put another form of the mask into the order in a message's records."""
+    for record in content.config_records.values():
+        if f"{_PREFIX}ticket" in record:
+            record[f"{_PREFIX}mask"] = mask
 
 
 def has_order(content: RecordDict) -> bool:
@@ -113,6 +129,9 @@ def _order(record: ConfigRecord) -> Order:
         version=_typed(record, f"{_PREFIX}version", int),
         accepted=_typed(record, f"{_PREFIX}accepted", int),
         download=_download(record) if f"{_PREFIX}tag" in record else None,
+        mask=_typed(record, f"{_PREFIX}mask", bytes) if f"{_PREFIX}mask" in record else None,
+        drop=_typed(record, f"{_PREFIX}drop", float) if f"{_PREFIX}drop" in record else 0.0,
+        grow=_typed(record, f"{_PREFIX}grow", float) if f"{_PREFIX}grow" in record else 0.0,
     )
 
 
@@ -176,6 +195,8 @@ def write_answer(answer: Answer) -> ConfigRecord:
             record["tier"] = answer.tier
         if answer.buffers:
             record["buffers"] = answer.buffers
+        if answer.vote:
+            record["vote"] = answer.vote
     return record
 
 
@@ -205,6 +226,7 @@ def read_answer(content: RecordDict) -> Answer:
         lost_state="lost-state" in record,
         answered=answered,
         tier=_typed(record, "tier", str) if "tier" in record else "",
+        vote=_typed(record, "vote", bytes) if "vote" in record else b"",
     )
 
 
@@ -279,8 +301,8 @@ def sizes(message: Message, known: Mapping[int, int] | None = None) -> dict[str,
             kind = "metrics"
         else:
             kind = "control"
-            parts = ("update", "buffers") if key == ANSWER else (f"{_PREFIX}delta", f"{_PREFIX}buffers")
-            for part in parts:
+            down = (f"{_PREFIX}delta", f"{_PREFIX}buffers", f"{_PREFIX}mask")
+            for part in ("update", "buffers", "vote") if key == ANSWER else down:
                 value = record.get(part)
                 if isinstance(value, bytes):
                     name = part.removeprefix(_PREFIX).replace("delta", "model")

@@ -3,8 +3,12 @@
 A model travels as one vector: its parameters in the order of its `Layout`, each flattened row by row and cast to
 float32. Buffers (running means and variances, counters) are not parameters: they stay out of the vector, out of
 selection, residuals and server rates, and travel apart in their own dtypes (`pack_buffers`).
+
+The vector of a sparse model holds only the entries of its mask, in the same order: `Layout.within`. Names and shapes of
+the tensors stay, the entries outside are left out by `flatten`, and are zeros again after `unflatten`.
 """
 
+import dataclasses
 import functools
 import hashlib
 import math
@@ -17,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedpress.compression import errors
+from fedpress.compression.mask import Mask, Move, Positions
 
 Vector: TypeAlias = NDArray[np.float32]
 """A flat update or model, shape (n,), C-contiguous."""
@@ -32,6 +37,9 @@ INTEGERS = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint3
 
 BUFFER_NAMES = ("running_mean", "running_var", "num_batches_tracked")
 """The usual last names of buffers: what `Layout.of_arrays` goes by, having no model to ask."""
+
+_MASK_MARK = b"\xff\xff\xff\xff"
+"""Before the bitmap in what a fingerprint covers, where a further tensor would have the length of its name."""
 
 
 class TensorSpec(NamedTuple):
@@ -55,15 +63,20 @@ class Layout:
         parameters: The tensors of the vector, in its order.
         buffers: The tensors that travel apart, in the order of `pack_buffers`.
         tied: Pairs (alias, canonical name) of tensors that are one in memory; an alias takes no room in the vector.
+        mask: Which entries of the parameters the vector holds, counted over all of them; None: all.
 
     >>> layout = Layout((TensorSpec("weight", (2, 3), "float32"), TensorSpec("bias", (2,), "float32")))
     >>> layout.size, layout.offsets.tolist(), f"{layout.fingerprint:08x}"
     (8, [0, 6, 8], '15ccf025')
+    >>> sparse = layout.within(Mask.at(np.array([0, 5, 7]), 8))
+    >>> sparse.size, sparse.offsets.tolist(), f"{sparse.fingerprint:08x}"
+    (3, [0, 2, 3], '0eb41c25')
     """
 
     parameters: tuple[TensorSpec, ...]
     buffers: tuple[TensorSpec, ...] = ()
     tied: tuple[tuple[str, str], ...] = ()
+    mask: Mask | None = None
 
     def __post_init__(self) -> None:
         names = [spec.name for spec in (*self.parameters, *self.buffers)] + [alias for alias, _ in self.tied]
@@ -85,11 +98,50 @@ class Layout:
         for alias, canonical in self.tied:
             if canonical not in own:
                 raise errors.LayoutError(f"{alias!r} is tied to {canonical!r}, which is no parameter of the layout")
+        if self.mask is not None and self.mask.size != (size := sum(spec.size for spec in self.parameters)):
+            raise errors.LayoutError(
+                f"the mask is one of {self.mask.size} entries, the layout has {size}; another model's?"
+            )
+
+    @functools.cached_property
+    def full(self) -> "Layout":
+        """The same tensors without a mask."""
+        return self if self.mask is None else dataclasses.replace(self, mask=None)
+
+    def within(self, mask: Mask | None) -> "Layout":
+        """Return the layout of the same tensors whose vector holds the entries of `mask` only; None: all.
+
+        Raises:
+            LayoutError: The mask is one of another number of entries.
+        """
+        return dataclasses.replace(self, mask=mask)
+
+    def move(self, after: "Layout") -> Move:
+        """Return how a vector of this layout becomes one of `after`, which differs in its mask only.
+
+        Raises:
+            LayoutError: The two are of other tensors.
+        """
+        if self.full.fingerprint != after.full.fingerprint:
+            raise errors.LayoutError("the two layouts differ in more than their masks; another model's?")
+        return Move.between(self.mask, after.mask, self.full.size)
+
+    def whole(self, positions: Positions) -> Positions:
+        """Return where entries of the vector stand in the vector without a mask: int64, shape (k,)."""
+        return positions if self.mask is None else self.mask.positions[positions]
+
+    def present(self, positions: NDArray[np.integer[Any]]) -> tuple[NDArray[np.bool_], Positions]:
+        """Return which positions of the vector without a mask there are, and where these stand: bool (k,), int64."""
+        if self.mask is None:
+            return np.ones(len(positions), np.bool_), positions.astype(np.int64)
+        there = self.mask.flags[positions]
+        return there, np.searchsorted(self.mask.positions, positions[there])
 
     @functools.cached_property
     def offsets(self) -> NDArray[np.int64]:
         """Start of each tensor in the vector, and the end of the last: int64, shape (tensors + 1,)."""
-        return np.cumsum([0, *(spec.size for spec in self.parameters)], dtype=np.int64)
+        whole = np.cumsum([0, *(spec.size for spec in self.parameters)], dtype=np.int64)
+        return whole if self.mask is None else np.searchsorted(self.mask.positions, whole)
 
     @functools.cached_property
     def size(self) -> int:
@@ -98,13 +150,15 @@ class Layout:
 
     @functools.cached_property
     def fingerprint(self) -> int:
-        """32 bits of the names, shapes and dtypes of the parameters, the same in every process (docs/wire.md)."""
+        """32 bits of the parameters' names, shapes and dtypes, and of the mask: the same everywhere (docs/wire.md)."""
         digest = hashlib.sha256()
         for spec in self.parameters:
             for text in (spec.name, spec.dtype):
                 encoded = text.encode()
                 digest.update(struct.pack("<I", len(encoded)) + encoded)
             digest.update(struct.pack(f"<I{len(spec.shape)}Q", len(spec.shape), *spec.shape))
+        if self.mask is not None:
+            digest.update(_MASK_MARK + self.mask.bitmap)
         return int.from_bytes(digest.digest()[:4], "little")
 
     @classmethod
@@ -159,9 +213,9 @@ class Layout:
 def flatten(arrays: Mapping[str, NDArray[Any]], layout: Layout) -> Vector:
     """Return the parameters among `arrays` as one float32 vector of shape (n,).
 
-    Buffers and aliases of the layout may be there and are passed over. float64 is rounded to the nearest float32
-    (beyond its range: infinity, which encoders refuse). bfloat16 comes as an array of that dtype or as its uint16
-    bit patterns.
+    Entries outside the layout's mask are left out, whatever they are. Buffers and aliases of the layout may be there
+    and are passed over. float64 is rounded to the nearest float32 (beyond its range: infinity, which encoders refuse).
+    bfloat16 comes as an array of that dtype or as its uint16 bit patterns.
 
     Raises:
         LayoutError: A parameter is missing, a name is unknown, or a shape or dtype differs.
@@ -171,8 +225,8 @@ def flatten(arrays: Mapping[str, NDArray[Any]], layout: Layout) -> Vector:
     array([1., 2., 3.], dtype=float32)
     """
     _check_names(arrays, layout)
-    vector = np.empty(layout.size, np.float32)
-    for spec, start in zip(layout.parameters, layout.offsets[:-1], strict=True):
+    vector = np.empty(layout.full.size, np.float32)
+    for spec, start in zip(layout.parameters, layout.full.offsets[:-1], strict=True):
         array = _checked(arrays, spec)
         part = vector[start : start + spec.size].reshape(spec.shape)
         if spec.dtype == "bfloat16":
@@ -180,14 +234,14 @@ def flatten(arrays: Mapping[str, NDArray[Any]], layout: Layout) -> Vector:
         else:
             with np.errstate(over="ignore"):  # refused by the encoder, with a better message
                 part[...] = array
-    return vector
+    return vector if layout.mask is None else vector[layout.mask.positions]
 
 
 def unflatten(vector: Vector, layout: Layout) -> dict[str, NDArray[Any]]:
     """Return the parameters in `vector`, copied, in the layout's shapes and dtypes; aliases included, buffers not.
 
-    Values are rounded to the nearest, ties to even. bfloat16 is returned as uint16 bit patterns, since numpy has
-    no such dtype.
+    Entries outside the layout's mask are zeros. Values are rounded to the nearest, ties to even. bfloat16 is returned
+    as uint16 bit patterns, since numpy has no such dtype.
 
     Raises:
         LayoutError: The vector is not float32 of shape (n,).
@@ -197,8 +251,11 @@ def unflatten(vector: Vector, layout: Layout) -> dict[str, NDArray[Any]]:
     ['head', 'weight']
     """
     check(vector, layout)
+    if layout.mask is not None:
+        compact, vector = vector, np.zeros(layout.full.size, np.float32)
+        vector[layout.mask.positions] = compact
     arrays: dict[str, NDArray[Any]] = {}
-    for spec, start in zip(layout.parameters, layout.offsets[:-1], strict=True):
+    for spec, start in zip(layout.parameters, layout.full.offsets[:-1], strict=True):
         part = vector[start : start + spec.size].reshape(spec.shape)
         if spec.dtype == "bfloat16":
             arrays[spec.name] = _to_bfloat16(part)
@@ -208,6 +265,20 @@ def unflatten(vector: Vector, layout: Layout) -> dict[str, NDArray[Any]]:
     for alias, canonical in layout.tied:
         arrays[alias] = arrays[canonical]
     return arrays
+
+
+def flags(layout: Layout) -> dict[str, NDArray[np.bool_]]:
+    """Return for each parameter which of its entries the layout's mask has, in its shape; nothing without a mask.
+
+    >>> layout = Layout((TensorSpec("weight", (2, 2), "float32"),), tied=(("head", "weight"),))
+    >>> flags(layout.within(Mask.at(np.array([1, 2]), 4)))["head"].tolist()
+    [[False, True], [True, False]]
+    """
+    if layout.mask is None:
+        return {}
+    parts = np.split(layout.mask.flags, layout.full.offsets[1:-1])
+    found = {spec.name: part.reshape(spec.shape) for spec, part in zip(layout.parameters, parts, strict=True)}
+    return found | {alias: found[canonical] for alias, canonical in layout.tied}
 
 
 def check(vector: NDArray[Any], layout: Layout) -> None:

@@ -55,6 +55,12 @@ class Average:
         self.arrays = {name: array.copy() for name, array in arrays.items()}
         self._weight = max(1.0, self._weight)
 
+    def keep(self, flags: Mapping[str, NDArray[np.bool_]]) -> None:
+        """Set to zero what a mask does not have: `flags` by name, each of its array's shape."""
+        for name, there in flags.items():
+            if name in self.arrays:
+                self.arrays[name][~there] = 0
+
     def saved(self) -> State:
         """Return the mean and its weight."""
         return State(self.arrays, {"weight": self._weight})

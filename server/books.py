@@ -42,6 +42,8 @@ class RoundSummary:
     staleness: float | None = None  # of the replies that counted, in steps of the model, mean; None: no buffer
     max_staleness: int | None = None
     tiers: dict[str, "RoundSummary"] = field(default_factory=dict)  # of tiers that train; the figures here are of all
+    epoch: int = 0  # of the mask after the round; 0: none
+    density: float = 1.0  # the part of the weights that the model has
 
     @property
     def reasons(self) -> dict[str, int]:
@@ -102,10 +104,7 @@ class Books:
     def density_by_layer(self, layout: Layout) -> list[tuple[str, int, float]]:
         """Return for each parameter its name, its size and the mean number of its entries in an accepted update."""
         sent = self._sent_by_layer / self._updates if self._updates else np.zeros(len(layout.parameters))
-        return [
-            (spec.name, int(size), float(mean))
-            for spec, size, mean in zip(layout.parameters, np.diff(layout.offsets), sent, strict=True)
-        ]
+        return [(spec.name, spec.size, float(mean)) for spec, mean in zip(layout.parameters, sent, strict=True)]
 
     def summary(
         self,

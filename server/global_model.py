@@ -8,15 +8,19 @@ from flwr.app import ArrayRecord
 from numpy.typing import NDArray
 
 from fedpress.compression import records, vector
+from fedpress.compression.mask import Mask
 from fedpress.compression.vector import Layout, Vector
 from fedpress.server import optimize
 from fedpress.server.average import Average
 from fedpress.server.checkpoint import CheckpointError, State
+from fedpress.server.epochs import Epochs
 from fedpress.server.optimize import ServerOptimizer
 from fedpress.server.versions import Downlink, Versions
 
 Refine: TypeAlias = Callable[[dict[str, NDArray[Any]]], Mapping[str, NDArray[Any]]]
 """What the server itself makes of a model: from its arrays by name to these."""
+NextMask: TypeAlias = Callable[[Vector, Layout], Mask | None]
+"""Shown the master after a step: the mask from here on, None for the same."""
 
 
 class GlobalModel:
@@ -28,9 +32,11 @@ class GlobalModel:
         optimizer: makes the optimiser from the master.
         downlink: how clients get new versions; None: they get the master itself, whole.
         averaging: decay of the mean that is published (`average.Average`); 0: the newest model is published.
+        mask: which weights the model has from the start; None: all.
 
     Attributes:
-        layout: of the parameters and buffers.
+        layout: of the parameters and buffers, within the mask of the epoch.
+        epochs: the epoch, its mask, and how that is sent.
         master: the parameters, float32 (n,); not to be written to from outside.
         optimizer: torch's, over the master's memory.
         arrays: the held model: as clients have it, in the application's own order and types.
@@ -47,18 +53,23 @@ class GlobalModel:
         optimizer: ServerOptimizer,
         downlink: Downlink | None = None,
         averaging: float = 0.0,
+        mask: Mask | None = None,
     ) -> None:
         named = records.to_numpy(arrays)
-        self.layout = layout if layout is not None else Layout.of_arrays(named)
+        self.epochs = Epochs(mask)
+        self.layout = (layout if layout is not None else Layout.of_arrays(named)).within(mask)
         self.master: Vector = vector.flatten(named, self.layout)
         self.optimizer = optimizer(self.master)
+        self._make_optimizer = optimizer
         self.arrays = arrays
         self._steps = 0
         self._average = Average(averaging) if averaging else None
         self._buffers = self._buffers_of(named)
         self.versions: Versions | None = None
         if downlink:
-            self.versions = Versions(self.master, self._packed_buffers(), self.layout, downlink)
+            buffers = self._packed_buffers()
+            self.versions = Versions(self.master, buffers, self.layout, downlink, self.epochs.number)
+        if downlink or mask is not None:
             self.arrays = self._held_arrays()
 
     @property
@@ -90,6 +101,7 @@ class GlobalModel:
         mean_update: Vector,
         buffers: dict[str, NDArray[Any]],
         refine: Refine | None = None,
+        next_mask: NextMask | None = None,
     ) -> None:
         """Move the master along the mean update (n,) and take over the buffers.
 
@@ -97,11 +109,16 @@ class GlobalModel:
             mean_update: of the clients.
             buffers: of theirs.
             refine: what the server itself then makes of the model, arrays by name, within the same step.
+            next_mask: is shown the new master and its layout, and says which mask it is to have from here on; None
+                keeps it. What survives keeps its value and the optimiser's state, what is new begins at zero.
 
         Raises:
             FloatingPointError: the master is no longer finite.
         """
         self.move(mean_update, buffers, refine)
+        mask = next_mask(self.master, self.layout) if next_mask else None
+        if mask is not None and mask != self.layout.mask:
+            self._change(mask)
         self.advance()
 
     def move(self, mean_update: Vector, buffers: dict[str, NDArray[Any]], refine: Refine | None = None) -> None:
@@ -154,6 +171,22 @@ class GlobalModel:
             self.versions.advance(self.master, self._packed_buffers(), downlink)
         self.arrays = self._held_arrays()
 
+    def _change(self, mask: Mask) -> None:
+        layout = self.layout.within(mask)
+        move = self.layout.move(layout)
+        kept = optimize.moved(optimize.saved(self.optimizer), move)
+        self.epochs.change(mask)
+        self._take_master(move.new(self.master), layout)
+        optimize.restore(self.optimizer, kept)
+        if self.versions:
+            self.versions.move(layout, self.epochs.number)
+        if self._average:
+            self._average.keep(vector.flags(layout))
+
+    def _take_master(self, master: Vector, layout: Layout) -> None:
+        self.master, self.layout = master, layout
+        self.optimizer = self._make_optimizer(master)
+
     def saved(self) -> State:
         """Return master, optimiser, buffers and versions."""
         own = State(
@@ -170,6 +203,8 @@ class GlobalModel:
             parts["versions"] = self.versions.saved()
         if self._average:
             parts["average"] = self._average.saved()
+        if self.epochs.number:
+            parts["epochs"] = self.epochs.saved()
         return State.of(**parts)
 
     def restore(self, state: State) -> None:
@@ -179,20 +214,26 @@ class GlobalModel:
             CheckpointError: it is of another model, or of one that went down in another way.
         """
         own = state.part("own")
-        if own.meta["layout"] != self.layout.fingerprint:
+        epochs = Epochs(None)
+        if "epochs" in state.meta:
+            epochs.restore(state.part("epochs"))
+        fits = epochs.mask is None or epochs.mask.size == self.layout.full.size
+        layout = self.layout.within(epochs.mask) if fits else self.layout.full
+        if own.meta["layout"] != layout.fingerprint:
             raise CheckpointError(
                 f"the checkpoint is of another model (layout {own.meta['layout']}, this one is"
-                f" {self.layout.fingerprint}); give the federation a folder of its own"
+                f" {layout.fingerprint}); give the federation a folder of its own"
             )
         for name, part in (("downlink", self.versions), ("averaging", self._average)):
             if own.meta.get(name, False) != (part is not None):
                 raise CheckpointError(f"the checkpoint was made with another `{name}`; keep it, or take a new folder")
-        self.master[:] = own.arrays["master"]
+        self.epochs = epochs
+        self._take_master(own.arrays["master"].copy(), layout)
         self._buffers = {spec.name: own.arrays[f"buffers/{spec.name}"] for spec in self.layout.buffers}
         self._steps = own.meta["steps"]
         optimize.restore(self.optimizer, state.part("optimizer"))
         if self.versions:
-            self.versions.restore(state.part("versions"))
+            self.versions.restore(state.part("versions"), layout, epochs.number)
         if self._average:
             self._average.restore(state.part("average"))
         self.arrays = self._held_arrays()

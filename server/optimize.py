@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch.optim import Optimizer
 
+from fedpress.compression.mask import Move
 from fedpress.compression.vector import Vector
 from fedpress.server.checkpoint import State
 
@@ -110,6 +111,14 @@ def restore(optimizer: Optimizer, state: State) -> None:
     optimizer.state[parameter] = {**tensors, **state.meta}
     if not optimizer.state[parameter]:
         del optimizer.state[parameter]  # the rules look whether there is a state at all
+
+
+def moved(state: State, move: Move) -> State:
+    """Return what `saved` returned, for the master of another mask: entries that it lacked begin at zero."""
+    size = len(move.survivors) + len(move.fallen)
+    return State(
+        {name: move.new(array) if array.shape == (size,) else array for name, array in state.arrays.items()}, state.meta
+    )
 
 
 class Yogi(Optimizer):

@@ -12,6 +12,7 @@ from fedpress.compression.records import Download, Order
 from fedpress.server.books import Books
 from fedpress.server.checkpoint import State, as_array, pairs
 from fedpress.server.global_model import GlobalModel
+from fedpress.server.masks import Asked
 
 
 class Checked(NamedTuple):
@@ -26,6 +27,7 @@ class Checked(NamedTuple):
     download: Download | None  # that the client trained from
     staleness: int  # steps since the version that it trained from
     lost_state: bool = False  # the client has lost what it kept back
+    vote: bytes = b""  # on the mask
 
 
 class Orders:
@@ -53,11 +55,14 @@ class Orders:
         self._books = books
         self._accepted: dict[int, int] = {}  # node -> ticket of its last accepted upload
         self._confirmed: dict[int, int] = {}  # node -> version that it has shown to hold
+        self._masks: dict[int, int] = {}  # node -> epoch whose mask it has shown to have
 
-    def train(self, node: int, server_round: int, config: Mapping[str, Any], model: GlobalModel) -> Message:
-        """Open a ticket for a node and return the message with its order."""
+    def train(
+        self, node: int, server_round: int, config: Mapping[str, Any], model: GlobalModel, asked: Asked | None = None
+    ) -> Message:
+        """Open a ticket for a node and return the message with its order; `asked`: on what it is to vote."""
         self.tickets += 1
-        message = self._message(node, server_round, self.tickets, MessageType.TRAIN, config, model)
+        message = self._message(node, server_round, self.tickets, MessageType.TRAIN, config, model, asked=asked)
         self.open[node] = records.read_order(message.content)
         return message
 
@@ -70,13 +75,15 @@ class Orders:
     ) -> Message:
         """Return an order again, for a client that could not use the delta that it was sent."""
         held = self._confirmed.pop(node, None)
+        self._masks.pop(node, None)
         log(WARNING, "node %d cannot get from version %s to %d by a delta", node, held, model.version)
         # A client that was thought to hold nothing had all that is needed, but for names and shapes.
         whole = held is None
         if kind == MessageType.EVALUATE:
             return self._message(node, server_round, 0, kind, config, model, whole)
         order = self.open[node]
-        again = self._message(node, order.round, order.ticket, kind, config, model, whole)
+        asked = Asked(order.drop, order.grow)
+        again = self._message(node, order.round, order.ticket, kind, config, model, whole, asked)
         self.open[node] = records.read_order(again.content)
         return again
 
@@ -85,7 +92,7 @@ class Orders:
         server_round: int,
         reply: Message,
         examples: Callable[[RecordDict], float],
-        version: int,
+        model: GlobalModel,
         max_staleness: int | None = None,
     ) -> Checked | None:
         """Return a reply that fits its ticket, which closes it; any other is refused.
@@ -94,11 +101,11 @@ class Orders:
             server_round: the round that the reply counts in.
             reply: a client's answer to an order.
             examples: reads its weight; raises MessageError.
-            version: of the model now.
+            model: as it is now.
             max_staleness: how far the version that it trained from may be behind that.
         """
         try:
-            found = self._fitting(reply, examples, version)
+            found = self._fitting(reply, examples, model)
             if max_staleness is not None and found.staleness > max_staleness:
                 raise _Misfit("stale", f"{found.staleness} steps behind, at most {max_staleness} count")
             return found
@@ -106,7 +113,7 @@ class Orders:
             self._books.refuse(server_round, reply.metadata.src_node_id, misfit.reason, misfit.detail)
             return None
 
-    def _fitting(self, reply: Message, examples: Callable[[RecordDict], float], version: int) -> Checked:
+    def _fitting(self, reply: Message, examples: Callable[[RecordDict], float], model: GlobalModel) -> Checked:
         node = reply.metadata.src_node_id
         order = self.open.get(node)
         if reply.has_error():
@@ -119,6 +126,7 @@ class Orders:
             raise _Misfit("malformed", str(error)) from None
         if answer.needs_model:
             self._confirmed.pop(node, None)
+            self._masks.pop(node, None)
             raise _Misfit("no model", "the client could not use the model that it was sent")
         if answer.error:
             self.tickets = max(self.tickets, answer.answered)  # this server began anew, and its tickets are old
@@ -131,16 +139,20 @@ class Orders:
             raise _Misfit("wrong model", f"tag {answer.tag.hex()} for version {answer.version}")
         if order.download:
             self._confirmed[node] = answer.version
+        if order.mask is not None:
+            self._masks[node] = order.epoch
+        if order.epoch != model.epochs.number:
+            raise _Misfit("other epoch", f"trained within the mask of epoch {order.epoch}, now {model.epochs.number}")
         if answer.lost_state:
             log(WARNING, "node %d has lost what it kept back of earlier updates", node)
         if answer.tier:
             self.tiers[node] = answer.tier
         del self.open[node]  # the same answer again does not fit it
         metrics = RecordDict(dict(content.metric_records))
-        staleness = version - order.version
+        staleness = model.version - order.version
         return Checked(
             node, answer.ticket, weight, answer.payload, answer.buffers, metrics, order.download, staleness,
-            answer.lost_state,
+            answer.lost_state, answer.vote,
         )  # fmt: skip
 
     def accept(self, answer: Checked) -> None:
@@ -156,6 +168,8 @@ class Orders:
         if answer.tag != model.versions.tag:
             raise records.MessageError(f"the client holds another model, tag {answer.tag.hex()}")
         self._confirmed[node] = answer.version
+        if model.epochs.mask is not None:
+            self._masks[node] = model.epochs.number
 
     def saved(self) -> State:
         """Return all of it, between two rounds."""
@@ -165,6 +179,8 @@ class Orders:
             "confirmed": pairs(self._confirmed),
             "tiers": pairs(self.tiers),
         }
+        if self._masks:
+            meta["masks"] = pairs(self._masks)
         opened = {
             str(node): as_array(records.content_to_bytes(RecordDict({"": ConfigRecord(records.write_order(order))})))
             for node, order in self.open.items()
@@ -180,6 +196,7 @@ class Orders:
         self.tickets = state.meta["tickets"]
         self.tiers = dict(state.meta.get("tiers", ()))
         self._accepted, self._confirmed = dict(state.meta["accepted"]), dict(state.meta["confirmed"])
+        self._masks = dict(state.meta.get("masks", []))
 
     def _message(
         self,
@@ -190,9 +207,14 @@ class Orders:
         config: Mapping[str, Any],
         model: GlobalModel,
         whole: bool = False,
+        asked: Asked | None = None,
     ) -> Message:
         """Return an order to a node, with what brings it to the newest version; `whole`: with all arrays."""
-        order = Order(self._federation, ticket, server_round, 0, model.version, self._accepted.get(node, 0))
+        epoch, accepted = model.epochs.number, self._accepted.get(node, 0)
+        order = Order(self._federation, ticket, server_round, epoch, model.version, accepted)
+        order = order._replace(mask=model.epochs.coded(self._masks.get(node)))
+        if asked:
+            order = order._replace(drop=asked.drop, grow=asked.grow)
         if model.versions is not None:
             order = order._replace(download=model.versions.download(self._confirmed.get(node), whole))
         own = ConfigRecord({**config, "server-round": server_round, **records.write_order(order)})

@@ -8,6 +8,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 from flwr.supercore import log
 
+from fedpress.server.accumulate import ReplyMean
 from fedpress.server.books import Books
 from fedpress.server.checkpoint import CheckpointError, CheckpointFolder, Resumable, State, pairs
 from fedpress.server.exchange import UnderWay
@@ -54,6 +55,7 @@ class Resuming:
     _orders: Orders
     _under_way: UnderWay
     _model: GlobalModel | None
+    _mean: ReplyMean
 
     def saved(self) -> State:
         """Return all that the rounds depend on, after a round's step and before the next round's orders."""
@@ -85,6 +87,7 @@ class Resuming:
                 )
         self._adopt(arrays)
         self._held.restore(state.part("model"))
+        self._mean = ReplyMean(self._held.layout)
         self._orders.restore(state.part("orders"))
         self._under_way.restore(state.part("under_way"))
         self.books.restore(state.part("books"))

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from fedpress.compression import records, seeds
 from fedpress.compression.errors import PayloadError
 from fedpress.compression.ledger import Direction, Ledger
+from fedpress.compression.models import sparse_training
 from fedpress.compression.vector import Layout, Vector
 from fedpress.server import ensemble, exchange, optimize, resume, sampling, weighting
 from fedpress.server.accumulate import ReplyMean
@@ -27,6 +28,7 @@ from fedpress.server.checkpoint import CheckpointFolder, Resumable
 from fedpress.server.ensemble import ClientModels, Fusion
 from fedpress.server.exchange import Clock, UnderWay, WallClock
 from fedpress.server.global_model import GlobalModel
+from fedpress.server.masks import Ballot, Fixed, Schedule
 from fedpress.server.optimize import ServerOptimizer
 from fedpress.server.orders import Checked, Orders
 from fedpress.server.schedule import Buffered
@@ -46,6 +48,7 @@ class SparseFed(resume.Resuming, Strategy):
         downlink: how the model goes down: deltas of a held model that clients keep (`versions.Downlink`); None: whole.
         averaging: decay of the mean over the rounds that is evaluated and returned (`average.Average`), in [0, 1);
             0: the newest model is.
+        masks: which weights the model has, from round to round (`masks.Schedule`); None: all of them.
         prediction: factor of what the download predicts of an update; 0: nothing. Other than 0 exactly where clients
             use `cafe.aggregate_feedback`, and then the same as there. Needs a downlink.
         layout: which arrays are parameters and which buffers; by default guessed by the usual names. Clients must
@@ -93,6 +96,7 @@ class SparseFed(resume.Resuming, Strategy):
         optimizer: ServerOptimizer | None = None,
         downlink: Downlink | None = None,
         averaging: float = 0.0,
+        masks: Schedule | None = None,
         prediction: float = 0.0,
         layout: Layout | None = None,
         schedule: Buffered | None = None,
@@ -160,6 +164,7 @@ class SparseFed(resume.Resuming, Strategy):
         self._make_optimizer = optimizer or optimize.sgd()
         self._downlink = downlink
         self._averaging = averaging
+        self._masks: Schedule = masks or Fixed(None)
         self._layout = layout
         self._clock = clock
         self._orders = Orders(federation, arrayrecord_key, configrecord_key, self.books)
@@ -197,7 +202,8 @@ class SparseFed(resume.Resuming, Strategy):
         purpose = f"train {self._orders.tickets}" if self._asked else "train"
         nodes = self._sample(grid, self.fraction_train, self.min_train_nodes, server_round, purpose, at_work)
         self._asked.update(nodes)
-        return [self._orders.train(node, server_round, config, self.model) for node in nodes]
+        asked = self._masks.asks(server_round)
+        return [self._orders.train(node, server_round, config, self.model, asked) for node in nodes]
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -206,12 +212,13 @@ class SparseFed(resume.Resuming, Strategy):
         first_refusal = len(self.refusals)
         limit = self.schedule.max_staleness if self.schedule else None
         for reply in replies:
-            answer = self._orders.checked(server_round, reply, self._examples, self.model.version, limit)
+            answer = self._orders.checked(server_round, reply, self._examples, self.model, limit)
             if answer:
                 self._buffer.append(answer)
         answers = sorted(self._buffer, key=lambda answer: answer.node)  # the sum's fixed order: a node is there once
         self._buffer = []
-        versions = self.model.versions
+        versions, asked = self.model.versions, self._masks.asks(server_round)
+        ballot = Ballot(self.model.layout, asked) if asked else None
         self._mean.reset()
         counted: list[Checked] = []
         for answer in answers:
@@ -221,12 +228,15 @@ class SparseFed(resume.Resuming, Strategy):
                 predictor = versions.predictor(answer.download, self.model.version - answer.staleness)
             weight = answer.weight * (self.schedule.discount(answer.staleness) if self.schedule else 1.0)
             try:
+                vote = ballot.read(answer.vote) if ballot and answer.vote else None
                 update = self._mean.add(answer.payload, answer.buffers, weight, reference, predictor, self.prediction)
             except PayloadError as error:
                 self.books.refuse(server_round, answer.node, "undecodable", f"{type(error).__name__}: {error}")
                 continue
             self.books.count_entries(update, self.model.layout)
             counted.append(answer)
+            if ballot and vote is not None:
+                ballot.add(vote, weight)
         heard = {answer.node for answer in answers} | {refusal.node for refusal in self.refusals[first_refusal:]}
         at_work = self._under_way.nodes()  # nobody, without a buffer
         for node in sorted(self._orders.open.keys() - heard - at_work):
@@ -241,7 +251,7 @@ class SparseFed(resume.Resuming, Strategy):
         if counted:
             if self.clients is not None:
                 self.clients.take(counted)
-            self._step(*self._mean.result(self.model.buffers), server_round)
+            self._step(*self._mean.result(self.model.buffers), server_round, ballot)
             for answer in counted:
                 self._orders.accept(answer)
                 if self.on_accepted:
@@ -350,6 +360,8 @@ class SparseFed(resume.Resuming, Strategy):
             seconds = step.seconds + (clock.now() - since)
             metrics = result.train_metrics_clientapp.get(server_round)
             summary = self._summary(published, metrics, evaluation, step._replace(seconds=seconds))
+            epochs = self.model.epochs
+            summary.epoch, summary.density = epochs.number, sparse_training.density(epochs.mask, self.model.layout)
             if self.on_round:
                 self.on_round(summary)
         result.arrays = self.model.published
@@ -371,8 +383,18 @@ class SparseFed(resume.Resuming, Strategy):
         """Take the step of a round: the model after it, None where there is no step; and the round's metrics."""
         return (None, None) if replies is None else self.aggregate_train(server_round, replies)
 
-    def _step(self, mean_update: Vector, buffers: dict[str, NDArray[Any]], server_round: int) -> None:
-        self.model.step(mean_update, buffers, self._refine(server_round))
+    def _step(
+        self, mean_update: Vector, buffers: dict[str, NDArray[Any]], server_round: int, ballot: Ballot | None
+    ) -> None:
+        epoch = self.model.epochs.number
+        self.model.step(
+            mean_update,
+            buffers,
+            self._refine(server_round),
+            lambda master, layout: self._masks.after(server_round, master, layout, ballot),
+        )
+        if self.model.epochs.number != epoch:
+            self._mean = ReplyMean(self.model.layout)
 
     def _summary(
         self, published: ArrayRecord, metrics: MetricRecord | None, evaluation: MetricRecord | None, step: resume.Step
@@ -441,7 +463,9 @@ class SparseFed(resume.Resuming, Strategy):
     def _adopt(self, arrays: ArrayRecord) -> None:
         """Take the model from outside, at the start or when it is not the one that this strategy made last."""
         if self._model is None:
-            self._model = GlobalModel(arrays, self._layout, self._make_optimizer, self._downlink, self._averaging)
+            self._model = GlobalModel(
+                arrays, self._layout, self._make_optimizer, self._downlink, self._averaging, self._masks.first
+            )
             self._mean = ReplyMean(self._model.layout)
             if self.clients is not None:
                 self.clients.attach(self._model, self.prediction)

@@ -26,6 +26,7 @@ from fedpress.server import resume, slices
 from fedpress.server.books import Books, RoundSummary
 from fedpress.server.checkpoint import CheckpointError, State, pairs
 from fedpress.server.exchange import Clock
+from fedpress.server.masks import Ballot
 from fedpress.server.sampling import PartOfGrid
 from fedpress.server.strategy import SparseFed
 from fedpress.server.teaching import Teaching, teach
@@ -41,7 +42,9 @@ class TierError(FedpressError, ValueError):
 class Sliced(SparseFed):
     """A tier's strategy where models are slices of one another: its step is only complete with those of the others."""
 
-    def _step(self, mean_update: Vector, buffers: dict[str, NDArray[Any]], server_round: int) -> None:
+    def _step(
+        self, mean_update: Vector, buffers: dict[str, NDArray[Any]], server_round: int, ballot: Ballot | None
+    ) -> None:
         self.model.move(mean_update, buffers)
 
 
@@ -202,11 +205,13 @@ class TieredFed(SparseFed):
             return stepped, metrics
         return self.model.arrays, metrics
 
-    def _step(self, mean_update: Vector, buffers: dict[str, NDArray[Any]], server_round: int) -> None:
+    def _step(
+        self, mean_update: Vector, buffers: dict[str, NDArray[Any]], server_round: int, ballot: Ballot | None
+    ) -> None:
         if self._sliced:
             self.model.move(mean_update, buffers)
         else:
-            super()._step(mean_update, buffers, server_round)
+            super()._step(mean_update, buffers, server_round, ballot)
 
     def _teach(self, server_round: int, teaching: Teaching) -> None:
         """Let the models learn from each other, as one more step of each."""

@@ -3,6 +3,10 @@
 From one version to the next only the largest entries of master - held change, all by the same magnitude: this is the
 download's own top-k and ternary quantiser, and what it leaves out stays in master - held. Magnitudes are 2^j or
 1.5 * 2^j, so that the sum of several versions is made of few, small multiples of one unit (`dyadic`).
+
+A version belongs to one epoch, so to one mask. Changes are kept by their places in the vector without a mask, and what
+an epoch drops counts as a change to zero. So a delta from a version of an older epoch is the difference from what
+survives there, whatever the masks between were.
 """
 
 from typing import Any, NamedTuple
@@ -22,6 +26,8 @@ from fedpress.server.checkpoint import State, as_array
 
 FROM_NOTHING = -1
 """The version before the first: every weight is zero. A delta from it is a snapshot."""
+_DRAWN = -2
+"""In place of a version: what a client has that draws version 0 within the newest mask. Its delta names version 0."""
 _HISTORY = 0.5
 """Deltas of the past that are kept: as many entries as this part of the model's."""
 
@@ -46,12 +52,13 @@ class Delta(NamedTuple):
     base: int  # version that it is added to; `FROM_NOTHING` for a snapshot
     payload: bytes  # empty: there is nothing new
     support: Support | None = None  # where it changes the model; None: everywhere, or there is nothing new
+    drawn: bool = False  # `base` is version 0 as it is drawn within the newest mask
 
 
 class _Change(NamedTuple):
     """From one version to the next."""
 
-    positions: NDArray[np.uint32]
+    positions: NDArray[np.uint32]  # in the vector without a mask
     steps: NDArray[np.int32]
 
 
@@ -63,28 +70,45 @@ class Versions:
         buffers: the initial buffers, as `vector.pack_buffers` writes them.
         layout: of both.
         downlink: how the model goes down.
+        epoch: of version 0.
 
     Attributes:
         held: the newest version.
+        tag: proves that a client has it.
 
     Raises:
         ValueError: the density or the number of levels is out of range.
     """
 
-    def __init__(self, master: Vector, buffers: bytes, layout: Layout, downlink: Downlink) -> None:
+    def __init__(self, master: Vector, buffers: bytes, layout: Layout, downlink: Downlink, epoch: int = 0) -> None:
         if not 0 < downlink.density <= 1 or downlink.levels < 1:
             raise ValueError(
                 f"downlink: density {downlink.density} and levels {downlink.levels}, expected a density above 0 and at "
                 "most 1, such as 0.005, and at least 1 level"
             )
         self._layout = layout
+        self._epoch = self._first_epoch = epoch
         self._downlink = downlink
         self._changes: dict[int, _Change] = {}  # version -> what made it of the one before
+        self._fallen = _Change(np.empty(0, np.uint32), np.empty(0, np.int32))  # what the next version drops
         self._deltas: dict[int, Delta] = {}  # base -> the delta from there to the newest version
         grid = downlink.draw.grid if downlink.draw else Grid.of(master, layout)
         integers = downlink.draw.integers(layout) if downlink.draw else grid.integers(master, layout)
         self.held = Held(0, grid, integers, buffers)
-        self.tag = self.held.tag(0)
+        self.tag = self.held.tag(epoch)
+
+    def move(self, layout: Layout, epoch: int) -> None:
+        """Go over to another mask: the next version, which must follow before any download, is the epoch's first.
+
+        Args:
+            layout: the same tensors with the new mask.
+            epoch: the new one.
+        """
+        move = self._layout.move(layout)
+        fallen = self._layout.whole(move.fallen).astype(np.uint32)
+        self._fallen = _Change(fallen, -self.held.integers[move.fallen])
+        self.held = self.held.moved(move)
+        self._layout, self._epoch, self._deltas = layout, epoch, {}
 
     def advance(self, master: Vector, buffers: bytes, downlink: Downlink | None = None) -> None:
         """Make the next version, nearer to `master` in the entries that differ most.
@@ -104,7 +128,11 @@ class Versions:
         kept = np.flatnonzero((steps != 0) & (np.abs(moved) <= LIMIT))
         integers[positions[kept]] = moved[kept]
         self._take(Held(held.version + 1, held.grid, integers, buffers))
-        self._changes[self.held.version] = _Change(positions[kept].astype(np.uint32), steps[kept])
+        places = self._layout.whole(positions[kept]).astype(np.uint32)
+        self._changes[self.held.version] = _Change(
+            np.concatenate([places, self._fallen.positions]), np.concatenate([steps[kept], self._fallen.steps])
+        )
+        self._fallen = _Change(self._fallen.positions[:0], self._fallen.steps[:0])
         while sum(len(change.steps) for change in self._changes.values()) > _HISTORY * self._layout.size:
             del self._changes[min(self._changes)]
 
@@ -124,7 +152,7 @@ class Versions:
         if base is not None:
             found += [self._encoded(base)] if base + 1 in self._changes else [self._encoded(FROM_NOTHING)]
         if self._downlink.draw:
-            found.append(self._encoded(0))
+            found.append(self._encoded(self._drawn))
         return min(found, key=lambda delta: len(delta.payload), default=None)
 
     def download(self, base: int | None, whole: bool = False) -> Download:
@@ -138,7 +166,8 @@ class Versions:
         if delta is None:
             return Download(self.tag, None, origin=self.held.grid.pack(), buffers=self.held.buffers)
         draw = self._downlink.draw
-        origin = draw.pack() if draw and delta.base == 0 and base != 0 else b""
+        at_hand = base == 0 and self._drawn == 0
+        origin = draw.pack() if draw and delta.drawn and not at_hand else b""
         return Download(self.tag, delta.base, delta.payload, origin, self.held.buffers)
 
     def support(self, download: Download | None) -> Support | None:
@@ -148,7 +177,7 @@ class Versions:
         """
         if download is None or download.base is None or not download.delta:
             return None
-        newest = self._deltas.get(download.base)
+        newest = self._deltas.get(self._drawn if download.origin else download.base)
         if newest and newest.payload == download.delta:
             return newest.support
         delta = wire.decode(download.delta, Shared(self._layout))
@@ -176,9 +205,16 @@ class Versions:
         counts = [(version, len(change.steps)) for version, change in self._changes.items()]
         return State(arrays, {"version": held.version, "changes": counts})
 
-    def restore(self, state: State) -> None:
-        """Take up what `saved` returned. Version 0 is then drawn as it was there, whatever the downlink says."""
-        arrays, layout = state.arrays, self._layout
+    def restore(self, state: State, layout: Layout, epoch: int) -> None:
+        """Take up what `saved` returned. Version 0 is then drawn as it was there, whatever the downlink says.
+
+        Args:
+            state: what `saved` returned.
+            layout: with the mask of then.
+            epoch: of then.
+        """
+        self._layout, self._epoch = layout, epoch
+        arrays = state.arrays
         draw = Draw.unpack(arrays["draw"].tobytes(), layout) if "draw" in arrays else None
         self._downlink = self._downlink._replace(draw=draw)
         grid = Grid.unpack(arrays["grid"].tobytes(), layout)
@@ -191,7 +227,7 @@ class Versions:
 
     def _take(self, held: Held) -> None:
         self.held = held
-        self.tag = held.tag(0)
+        self.tag = held.tag(self._epoch)
         self._deltas = {}
 
     def _steps(self, missing: Vector, positions: NDArray[np.int64], most: int) -> NDArray[np.int32]:
@@ -205,23 +241,31 @@ class Versions:
         steps = np.rint(np.ldexp(wanted, -self.held.grid.spacing(positions, self._layout)))
         return np.clip(steps, -LIMIT, LIMIT).astype(np.int32)
 
+    @property
+    def _drawn(self) -> int:
+        """Where a client begins that draws: at version 0, unless that had another mask."""
+        return 0 if self._epoch == self._first_epoch else _DRAWN
+
     def _encoded(self, base: int) -> Delta:
         if base not in self._deltas:
             difference = self._difference(base)
             payload = wire.pack(difference, self._layout, DYADIC)
-            self._deltas[base] = Delta(base, payload, difference.positions if isinstance(difference, Sparse) else None)
+            support = difference.positions if isinstance(difference, Sparse) else None
+            drawn = self._downlink.draw is not None and base == self._drawn
+            self._deltas[base] = Delta(0 if drawn else base, payload, support, drawn)
         return self._deltas[base]
 
     def _difference(self, base: int) -> Update:
         held, layout = self.held, self._layout
         if base == FROM_NOTHING:
             return Dense(held.floats(layout))
-        if base == 0 and self._downlink.draw:
+        if base == self._drawn and self._downlink.draw:
             return Held(0, held.grid, self._downlink.draw.integers(layout)).delta_to(held.integers, layout)
         before: Integers = held.integers.copy()
         for version in range(held.version, base, -1):
             change = self._changes[version]
-            before[change.positions] -= change.steps
+            there, places = layout.present(change.positions)
+            before[places] -= change.steps[there]
         return Held(base, held.grid, before).delta_to(held.integers, layout)
 
 

@@ -98,6 +98,7 @@ def run_facts(results: Results) -> list[tuple[str, str]]:
         ("status", results.status),
         ("rounds", f"{len(results.rounds)} of {planned}" + (f", {refused} replies refused" if refused else "")),
         *(stale if results.flushes else []),
+        *([_mask(results)] if results.new_masks else []),
         ("accuracy", "not evaluated" if results.accuracy is None else f"{results.accuracy:.2%}, mean of the {last}"),
         ("bytes up", _against(totals.up_bytes, totals.up_ratio)),
         ("bytes down", _against(totals.down_bytes, totals.down_ratio)),
@@ -105,6 +106,11 @@ def run_facts(results: Results) -> list[tuple[str, str]]:
         *((f"tier {tier.tier}", _tier_fact(tier)) for tier in results.tiers),
         ("seconds", f"{results.seconds:.0f}"),
     ]
+
+
+def _mask(results: Results) -> tuple[str, str]:
+    last, count = results.rounds[-1], len(results.new_masks)
+    return "mask", f"{last.density:.1%} of the weights, {count} mask{'s' if count > 1 else ''} over the rounds"
 
 
 def _tier_fact(tier: TierResult) -> str:

@@ -4,6 +4,7 @@
     results.json         the figures (`Results`), written again after every round
     ledger.csv           every byte: round, node, direction, kind, bytes (`fedpress.compression.ledger`)
     model.safetensors    the global model at the end
+    mask.bin             the places of the weights of a model that is sparse from round 1 (`compression.support`)
     partition.npz        which client has which examples: `client-0`, ... are indices into the training split
     architectures.json   shapes of the models that tiers train, by tier and name
     tiers/               of each tier that trains its model, `phone.safetensors`, and its ledger, `phone.csv`
@@ -72,6 +73,8 @@ class RoundResult(Record):
     staleness: float | None = None  # of the accepted replies, mean; None: a synchronous round, or none accepted
     max_staleness: int | None = None
     tiers: dict[str, TierRound] = {}  # those that train; bytes, replies and refusals above are of all together
+    epoch: int = 0  # of the mask after the round; 0: none
+    density: float = 1.0  # the part of the weights that the model has after the round
 
 
 class TierResult(Record):
@@ -229,6 +232,12 @@ class Results(Record):
         return weighted / max(1, sum(r.replies for r in taken)), max((r.max_staleness or 0 for r in taken), default=0)
 
     @property
+    def new_masks(self) -> list[RoundResult]:
+        """The rounds after which the model had another mask than before; round 1 where it began with one."""
+        before = [0, *(result.epoch for result in self.rounds)]
+        return [result for result, epoch in zip(self.rounds, before, strict=False) if result.epoch != epoch]
+
+    @property
     def split(self) -> str:
         """What the rounds were evaluated on: "test" or "validation" data."""
         return str(self.scenario.get("evaluation", {}).get("split", "test"))
@@ -251,6 +260,7 @@ class RunFolder:
         self.partition = path / "partition.npz"
         self.architectures = path / "architectures.json"
         self.tiers = path / "tiers"
+        self.mask = path / "mask.bin"
         self.bundles = path / "bundles"
         self.downloads = path / "downloads"
         self.payloads = path / "payloads"

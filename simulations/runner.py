@@ -30,7 +30,7 @@ from fedpress.server.ensemble import ClientModels
 from fedpress.server.schedule import Buffered
 from fedpress.server.strategy import SparseFed
 from fedpress.server.tiers import TieredFed, TrainingTier
-from fedpress.simulations import engine, students, tier_strategy, worker_process
+from fedpress.simulations import engine, sparsity, students, tier_strategy, worker_process
 from fedpress.simulations import scenario as scenarios
 from fedpress.simulations.run_folder import (
     LayerDensity,
@@ -165,6 +165,8 @@ def plan(
     clients = ClientModels() if scenario.students.teachers == "clients" and scenario.students.tiers else None
     if clients is not None or scenario.fusion is not None:
         whole |= {"clients": clients, "fusion": students.fusion(workload)}
+    if scenario.sparsity is not None:
+        whole["masks"] = sparsity.schedule(workload, folder)
     strategy = tier_strategy.strategy(workload, folder, options, whole) if workload.tiers else SparseFed(**whole)
     writer = Writer(workload, folder, strategy, observer)
     on_search = observer.on_search if observer else lambda tier, step: None
@@ -237,6 +239,8 @@ class Writer:
             staleness=summary.staleness,
             max_staleness=summary.max_staleness,
             tiers={name: _tier_round(part) for name, part in summary.tiers.items()},
+            epoch=summary.epoch,
+            density=summary.density,
         )
         self.rounds.append(result)
         self.folder.save_results(self.results())

@@ -22,6 +22,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, field_
 from fedpress.compression import recipes, values
 from fedpress.compression.encoder import Encoder
 from fedpress.compression.errors import FedpressError
+from fedpress.compression.models.sparse_training import AtInitialisation
 from fedpress.simulations import scenario_errors, scenario_yaml
 from fedpress.simulations.sections import Fraction, Positive, Section, of_name
 from fedpress.simulations.student_sections import FusionChoice, Students, Teaching, Tier  # noqa: F401 - Tier is a part of it
@@ -263,6 +264,64 @@ class ServerOptimizer(Section):
         return self
 
 
+class Sparsity(Section):
+    """Which weights the model in training has; clients train, send and get those only."""
+
+    method: Literal["snip", "grasp", "synflow", "erk", "magnitude", "gradual", "feddst", "rigl"] = Field(
+        default="snip",
+        description="snip, grasp, synflow, erk (at random) or magnitude: a mask before round 1 that stays; gradual:"
+        " pruned by magnitude as training goes; feddst, rigl: the mask moves, clients vote on it.",
+    )
+    density: Fraction = Field(
+        default=0.1, description="Share of the weights that is left; biases and the like all are."
+    )
+    scope: Literal["global", "layer", "erk"] | None = Field(
+        default=None,
+        description="Who competes: all weights, those of a layer (each with the same density), or those of a layer with"
+        " ERK densities. null: erk for erk, feddst and rigl, layer for gradual, else global.",
+    )
+    start: Literal["snip", "grasp", "synflow", "erk", "magnitude"] = Field(
+        default="erk", description="For feddst and rigl: how their first mask is made."
+    )
+    begin: int = Field(default=0, ge=0, description="For gradual: round in which its cubic schedule starts.")
+    end: int | None = Field(
+        default=None,
+        ge=1,
+        description="For gradual: round after which the density is reached; for feddst and rigl: round from which"
+        " on the mask stays. null: two thirds of the rounds.",
+    )
+    every: int = Field(default=5, ge=1, description="For gradual, feddst and rigl: rounds from one change to the next.")
+    fraction: Fraction = Field(
+        default=0.3,
+        description="For feddst and rigl: share of a layer's weights that is exchanged, at first; falls by a cosine.",
+    )
+
+    @property
+    def initial(self) -> AtInitialisation | None:
+        """How the first mask is made; None: all weights are there at first."""
+        if self.method == "gradual":
+            return None
+        moving = self.method in ("feddst", "rigl")
+        method: Any = self.start if moving else self.method
+        scope = self.scope or ("erk" if moving else None)
+        return AtInitialisation(method, self.density, scope)
+
+    @property
+    def changes(self) -> bool:
+        """Whether the mask changes during the rounds."""
+        return self.method in ("gradual", "feddst", "rigl")
+
+    @model_validator(mode="after")
+    def _used(self) -> Sparsity:
+        takes = {"gradual": {"begin", "end", "every"}}
+        own = takes.get(self.method, {"start", "end", "every", "fraction"} if self.changes else set())
+        for key in ("start", "begin", "end", "every", "fraction"):
+            if key not in own and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{key} has no meaning for method {self.method}")
+        _ = self.initial  # refuses what does not go together
+        return self
+
+
 class Evaluation(Section):
     """When and on what the server evaluates the model that clients hold. Round 1 and the last 10 always are."""
 
@@ -327,6 +386,9 @@ class Scenario(Section):
         default=EncoderChoice(), description="What a client sends: a recipe's name, or its parts."
     )
     server: ServerOptimizer = Field(default=ServerOptimizer(), description="What the server does with it.")
+    sparsity: Annotated[Sparsity | None, BeforeValidator(of_name("method"))] = Field(
+        default=None, description="Which weights the model has: a method's name, or its settings; null: all of them."
+    )
     downlink: DownlinkChoice | None = Field(
         default=DownlinkChoice(), description="How the model goes down; null: whole, in every round."
     )
@@ -395,7 +457,7 @@ class Scenario(Section):
                 "encoder.feedback: cafe predicts from what goes down, in steps of sgd; it needs `downlink` and"
                 f" server.optimizer sgd, got {self.server.optimizer!r}"
             )
-        problems += self._tiers_that_train()
+        problems += [*self._tiers_that_train(), *self._sparsity_problems()]
         if problems:
             raise scenario_errors.Problems(problems)
         return self
@@ -461,6 +523,39 @@ class Scenario(Section):
     def shares(self, count: int) -> list[int]:
         """Divide clients of a round among the groups, as evenly as the groups divide all clients."""
         return [len(range(group, count, len(self.groups))) for group in range(len(self.groups))]
+
+    def _sparsity_problems(self) -> list[str]:
+        sparsity, problems = self.sparsity, []
+        if sparsity is None:
+            return []
+        if self.encoder.recipe == "powersgd":
+            problems.append(
+                "sparsity: got encoder.recipe 'powersgd', whose factors need whole matrices; choose another"
+            )
+        for key, there in (
+            ("teaching", self.teaching is not None),
+            ("fusion", self.fusion is not None),
+            ("students.teachers", self.students.teachers == "clients"),
+        ):
+            if there:
+                problems.append(f"sparsity: does not go together with {key}, whose models have all of their weights")
+        if sparsity.method in ("feddst", "rigl") and self.sampling.schedule == "buffered":
+            problems.append(
+                f"sparsity.method: {sparsity.method} merges the votes of a round, which a buffered schedule has not;"
+                " use synchronous, or a method whose mask stays, such as snip"
+            )
+        if sparsity.changes and not sparsity.begin < self.mask_end <= self.rounds:
+            problems.append(
+                f"sparsity.end: got {self.mask_end} with begin {sparsity.begin}, expected begin < end <= rounds,"
+                f" {self.rounds}"
+            )
+        return problems
+
+    @property
+    def mask_end(self) -> int:
+        """Round after which the mask stays."""
+        given = self.sparsity.end if self.sparsity else None
+        return given if given is not None else max(1, self.rounds * 2 // 3)
 
     @property
     def worker_count(self) -> int:

@@ -6,15 +6,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Context, Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedpress.client import mod, state
-from fedpress.compression import encoder, feedback, records, selection, values, wire
+from fedpress.client.memory import Memory
+from fedpress.compression import encoder, feedback, records, selection, support, values, vector, wire
 from fedpress.compression.encoder import Encoder, Shared
 from fedpress.compression.errors import FedpressError
+from fedpress.compression.mask import Mask
 from fedpress.compression.vector import Layout, TensorSpec
 
 LAYOUT = Layout((TensorSpec("a", (5, 7), "float32"), TensorSpec("b", (13,), "float32")))
@@ -32,8 +34,6 @@ def context(**node_config: Any) -> Context:
 
 def order_message(ticket: int, accepted: int, held: dict[str, Any], kind: str = "train", epoch: int = 0) -> Message:
     order = records.Order("test", ticket, round=ticket, epoch=epoch, version=ticket - 1, accepted=accepted)
-    from flwr.app import ConfigRecord
-
     content = RecordDict({"arrays": records.from_numpy(held), "config": ConfigRecord(dict(records.write_order(order)))})
     return Message(content, dst_node_id=1, message_type=kind)
 
@@ -146,10 +146,8 @@ def test_the_state_of_another_model_is_refused() -> None:
         mod.compress(ENCODERS["residual"](), layout=other)(order_message(2, 1, held), here, lambda m, c: m)
 
 
-@pytest.mark.parametrize("names", ["ab", "ac"], ids=["another mask", "another layout"])
-def test_an_order_of_another_epoch_starts_anew_and_says_what_is_lost(names: str) -> None:
-    shapes = (5, 7), (13,)
-    layout = Layout(tuple(TensorSpec(name, shape, "float32") for name, shape in zip(names, shapes, strict=True)))
+def test_an_order_of_an_epoch_with_another_layout_starts_anew_and_says_what_is_lost() -> None:
+    layout = Layout((TensorSpec("a", (5, 7), "float32"), TensorSpec("c", (13,), "float32")))
     here, made = context(), ENCODERS["residual"]()
 
     def answered(agreed: Layout, *order: int, epoch: int, kind: str = "train") -> records.Answer:
@@ -179,6 +177,116 @@ def test_an_order_of_another_epoch_starts_anew_and_says_what_is_lost(names: str)
     second = answered(layout, 3, 2, epoch=1)
     assert not second.lost_state
     np.testing.assert_allclose(said + wire.decode(second.payload, Shared(layout)).dense() + kept(), np.full(48, 2))
+
+
+def masked_order(
+    ticket: int, accepted: int, mask: bytes | None, epoch: int, drop: float = 0.0, kind: str = "train"
+) -> Message:
+    order = records.Order("test", ticket, ticket, epoch, ticket - 1, accepted, mask=mask, drop=drop, grow=drop)
+    held = {"a": np.ones((5, 7), np.float32), "b": np.ones(13, np.float32)}  # whole, outside the mask too
+    content = {"arrays": records.from_numpy(held), "config": ConfigRecord(dict(records.write_order(order)))}
+    return Message(RecordDict(content), dst_node_id=1, message_type=kind)
+
+
+def of_flags(*flags: bool) -> Mask:
+    return Mask.of(np.resize(np.array(flags), 48))
+
+
+def memory(here: Context) -> Memory:
+    stored = state.open_store(here, "test").load()
+    assert stored is not None
+    return Memory.of(stored)
+
+
+def test_a_stock_application_trains_inside_the_mask_and_what_survives_a_new_one_keeps_its_residual() -> None:
+    here, seen = context(), []
+    applied = mod.compress(ENCODERS["residual"](), layout=LAYOUT)
+    first, second = of_flags(True, True, False), of_flags(True, False)
+
+    def application(message: Message, _: Context) -> Message:
+        seen.append(vector.flatten(records.to_numpy(message.content["arrays"]), LAYOUT))
+        assert records.read_order(message.content).mask in (first.bitmap, second.bitmap)
+        return trained_reply(message, np.arange(1, 49, dtype=np.float32))  # everywhere: it knows of no mask
+
+    def answered(message: Message) -> records.Answer:
+        return records.read_answer(applied(message, here, application).content)
+
+    one = answered(masked_order(1, 0, support.pack(first.positions, 48), 1))
+    np.testing.assert_array_equal(seen[0], first.flags)
+    said = wire.decode(one.payload, Shared(LAYOUT.within(first))).dense()
+    expected = np.arange(1, 49)[first.flags]
+    np.testing.assert_allclose(said + memory(here).encoder["residual"], expected, atol=1e-5)
+    # The upload is refused: it comes back within the old mask, then what the new one lacks falls away.
+    coded = support.pack(second.positions, 48, first.positions)
+    two = answered(masked_order(2, 0, coded, 2))
+    np.testing.assert_array_equal(seen[1], second.flags)
+    assert not two.lost_state
+    said = wire.decode(two.payload, Shared(LAYOUT.within(second))).dense()
+    twice = (np.arange(1, 49) * (1 + first.flags))[second.flags]
+    np.testing.assert_allclose(said + memory(here).encoder["residual"], twice, atol=1e-5)
+    assert memory(here).discarded == pytest.approx(np.arange(1, 49)[first.flags & ~second.flags].sum())
+    assert memory(here).layout == LAYOUT.within(second)
+    # It has the mask: the next order need not bring it, and an order that brings it against an older one does no harm.
+    assert not answered(masked_order(3, 2, b"", 2)).needs_model
+    assert not answered(masked_order(4, 3, coded, 2)).needs_model
+
+
+def test_a_client_asks_for_a_mask_that_it_lacks() -> None:
+    here, mask = context(), of_flags(True, False)
+    applied = mod.compress(ENCODERS["residual"](), layout=LAYOUT)
+    damaged = bytearray(support.pack(mask.positions, 48))
+    damaged[-1] ^= 1
+    for coded in (b"", bytes(damaged)):
+        reply = applied(masked_order(1, 0, coded, 2), here, nothing)
+        assert records.read_answer(reply.content).needs_model
+    applied(masked_order(2, 0, support.pack(mask.positions, 48), 2), here, nothing)
+    reply = applied(masked_order(3, 2, b"", 3), here, nothing)  # of the next epoch
+    assert records.read_answer(reply.content).needs_model
+
+
+def test_the_application_evaluates_the_model_within_its_mask() -> None:
+    seen: list[Any] = []
+
+    def application(message: Message, _: Context) -> Message:
+        seen.append(vector.flatten(records.to_numpy(message.content["arrays"]), LAYOUT))
+        return Message(RecordDict({"metrics": MetricRecord({"num-examples": 3})}), reply_to=message)
+
+    mask = of_flags(True, False, False)
+    message = masked_order(0, 0, support.pack(mask.positions, 48), 1, kind="evaluate")
+    mod.compress(ENCODERS["residual"](), layout=LAYOUT)(message, context(), application)
+    np.testing.assert_array_equal(seen[0], mask.flags)
+
+
+def test_a_vote_goes_up_in_the_answer_coded_against_the_mask() -> None:
+    mask, wanted = of_flags(True, False), of_flags(True, False, True, False, False, True)
+
+    def application(message: Message, _: Context) -> Message:
+        assert records.read_order(message.content).drop == 0.3
+        reply = trained_reply(message, np.ones(48, np.float32))
+        reply.content[records.VOTE] = ConfigRecord({"mask": wanted.bitmap})
+        return reply
+
+    message = masked_order(1, 0, support.pack(mask.positions, 48), 1, drop=0.3)
+    reply = mod.compress(ENCODERS["residual"](), layout=LAYOUT)(message, context(), application)
+    assert set(reply.content) == {records.ANSWER}
+    vote = records.read_answer(reply.content).vote
+    np.testing.assert_array_equal(support.unpack(vote, 48, mask.positions), wanted.positions)
+    assert records.sizes(reply)["vote"] == len(vote)
+
+
+def test_a_state_without_a_mask_is_written_as_before_masks_and_all_are_read(tmp_path: Path) -> None:
+    here = context(**{"state-folder": str(tmp_path)})
+    applied = mod.compress(ENCODERS["residual"](), layout=LAYOUT)
+    applied(order_message(1, 0, zeros()), here, nothing)
+    stored = state.open_store(here, "test").load()
+    assert stored is not None and stored.meta["memory"] == "2" and "mask" not in stored.arrays
+    mask = of_flags(True, False)
+    applied(masked_order(2, 1, support.pack(mask.positions, 48), 1), here, nothing)
+    stored = state.open_store(here, "test").load()
+    assert stored is not None and stored.meta["memory"] == "3"
+    assert Memory.of(stored).layout == LAYOUT.within(mask)
+    with pytest.raises(state.StateError, match="format 4"):
+        Memory.of(stored._replace(meta={**stored.meta, "memory": "4"}))
 
 
 def test_an_encoder_may_depend_on_the_context() -> None:

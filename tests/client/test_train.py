@@ -1,10 +1,11 @@
 """Local training: repeats itself, follows its settings, and counts what it saw."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from fedpress.client.train import Training, train
+from fedpress.client.train import Training, gradient, train
 from fedpress.compression.models.task import Examples
 
 
@@ -85,3 +86,34 @@ def test_training_on_cuda_learns_and_comes_back_to_the_cpu() -> None:
     settings = Training(epochs=20, batch_size=10, device="cuda")
     assert train(made, examples(), nn.functional.cross_entropy, settings, seed=0) < 0.5
     assert all(p.device.type == "cpu" for p in made.parameters())
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        Training(epochs=2, batch_size=10, momentum=0.9, weight_decay=0.1),
+        Training(epochs=2, batch_size=10, proximal=0.5, precision="bfloat16"),
+    ],
+)
+def test_a_weight_outside_the_mask_stays_zero(settings: Training) -> None:
+    made, draw = model(), np.random.default_rng(1)
+    flags = {name: draw.random(tuple(p.shape)) < 0.5 for name, p in made.named_parameters() if "weight" in name}
+    with torch.no_grad():
+        for name, parameter in made.named_parameters():
+            if name in flags:
+                parameter.mul_(torch.from_numpy(flags[name]))
+    before = {name: parameter.detach().clone() for name, parameter in made.named_parameters()}
+    train(made, examples(), nn.functional.cross_entropy, settings, 1, flags)
+    for name, parameter in made.named_parameters():
+        there = torch.from_numpy(flags[name]) if name in flags else torch.ones_like(parameter, dtype=torch.bool)
+        assert not parameter[~there].any()
+        assert not torch.equal(parameter[there], before[name][there])
+
+
+def test_the_gradient_is_that_of_the_mean_loss_whatever_the_batches() -> None:
+    made = nn.Linear(4, 2)
+    nn.functional.cross_entropy(made(examples().inputs), examples().targets).backward()
+    expected = {name: parameter.grad.clone() for name, parameter in made.named_parameters()}
+    found = gradient(made, examples(), nn.functional.cross_entropy, Training(batch_size=7), 1)
+    for name in expected:
+        np.testing.assert_allclose(found[name], expected[name], atol=1e-6)

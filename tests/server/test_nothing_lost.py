@@ -20,6 +20,7 @@ from fedpress.client import mod, state
 from fedpress.client.memory import Memory
 from fedpress.compression import encoder, feedback, records, selection, values, wire
 from fedpress.compression.encoder import Encoder, Shared
+from fedpress.compression.mask import Mask, Move
 from fedpress.compression.vector import Layout, TensorSpec, Vector
 from fedpress.server import checkpoint
 from fedpress.server.accumulate import ReplyMean
@@ -32,6 +33,7 @@ LAYOUT = Layout((TensorSpec("weight", (SIZE,), "float32"),))
 NODES = 5
 ROUNDS = 400
 BUFFERED_ROUNDS = 200
+MASKED_ROUNDS = 200
 
 
 def initial(size: int = SIZE) -> ArrayRecord:
@@ -167,6 +169,125 @@ def test_nothing_is_lost_over_thousands_of_orders(tmp_path: Path, name: str, dow
     assert link.trained > 1000 and kills > 20 and min(link.seen.values()) > 200
     assert strategy.books.lost_states == 0
     np.testing.assert_allclose(taken + link.residuals(), link.asked, atol=2e-4)
+
+
+class Wandering:
+    """Another mask every few rounds, drawn by the round; the first one is there from the start, or all entries are."""
+
+    def __init__(self, first: bool) -> None:
+        self.first = self._drawn(0) if first else None
+
+    def _drawn(self, number: int) -> Mask:
+        return Mask.of(np.random.default_rng(number).random(SIZE) < 0.6)
+
+    def asks(self, server_round: int) -> None:
+        return None
+
+    def after(self, server_round: int, master: Vector, layout: Layout, ballot: Any) -> Mask | None:
+        return self._drawn(server_round) if server_round % 7 == 0 and server_round < MASKED_ROUNDS else None
+
+
+class MaskedLink(Link):
+    """Counts by place in the vector without a mask, and what falls away with a mask."""
+
+    def __init__(self, folder: Path, made: Encoder[Any], draw: np.random.Generator) -> None:
+        self.discarded = np.zeros(SIZE)
+        self.before = LAYOUT  # of the state of the client that is answering
+
+        def follow(state: Any, move: Move) -> Any:
+            state, fallen = made.follow(state, move)
+            self.discarded[self.before.whole(move.fallen)] += fallen
+            return state, fallen
+
+        super().__init__(folder, made._replace(follow=follow), draw)
+
+    def _answer(self, message: Message) -> Message:
+        memory = self.memory(message.metadata.dst_node_id)
+        if memory is not None and memory.layout is not None:
+            self.before = memory.layout
+
+        def application(message: Message, _: Context) -> Message:
+            update = self.update(message.metadata.dst_node_id)
+            order = records.read_order(message.content)
+            flags = np.ones(SIZE, np.bool_) if order.mask is None else Mask(SIZE, order.mask).flags
+            self.asked += np.where(flags, update, 0)
+            self.trained += 1
+            arrays = records.to_numpy(message.content["arrays"])
+            assert not arrays["weight"][~flags].any()
+            trained = records.from_numpy({"weight": arrays["weight"] + update})  # outside the mask, too
+            content = RecordDict({"arrays": trained, "metrics": MetricRecord({"num-examples": 3})})
+            return Message(content, reply_to=message)
+
+        own = serde.message_from_proto(serde.message_to_proto(message))
+        reply = self._applied(own, self.context(message.metadata.dst_node_id), application)
+        answer = records.read_answer(reply.content)
+        self.seen["too old"] += "is older than" in answer.error
+        assert not answer.needs_model  # a lost reply costs no whole mask, nor a whole model
+        return reply
+
+    def memory(self, node: int) -> Memory | None:
+        stored = state.open_store(self.context(node), "default").load()
+        return None if stored is None else Memory.of(stored)
+
+    def residuals(self) -> np.ndarray[Any, Any]:
+        total = np.zeros(SIZE)
+        for node in self.get_node_ids():
+            memory = self.memory(node)
+            if memory is not None and memory.layout is not None:
+                total[memory.layout.whole(np.arange(memory.layout.size))] += memory.encoder["residual"]
+        return total
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("downlink", [None, Downlink(0.2)], ids=["whole", "deltas"])
+@pytest.mark.parametrize("name", ENCODERS)
+def test_nothing_is_lost_but_what_is_counted_while_the_mask_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, downlink: Downlink | None
+) -> None:
+    """accepted + residuals + discarded == trained, entry by entry of the vector without a mask."""
+    draw = np.random.default_rng(4)
+    link = MaskedLink(tmp_path, ENCODERS[name](), draw)
+    taken, added = np.zeros(SIZE), np.zeros(SIZE)
+    add = ReplyMean.add
+
+    def counted(self: ReplyMean, *reply: Any) -> Any:
+        update = add(self, *reply)
+        added[self._layout.whole(np.arange(self._layout.size))] += update.dense()
+        return update
+
+    monkeypatch.setattr(ReplyMean, "add", counted)
+
+    def fresh() -> SparseFed:
+        masks = Wandering(first=name == "residual")
+        return SparseFed(fraction_train=0.8, min_replies=2, layout=LAYOUT, downlink=downlink, masks=masks)
+
+    strategy, arrays, kills, saved = fresh(), initial(), 0, b""
+    for number in range(1, MASKED_ROUNDS + 1):
+        if number > 1 and draw.random() < 0.1:
+            if draw.random() < 0.5:
+                link.exchange(number, strategy.configure_train(number, arrays, ConfigRecord(), link))
+            strategy, kills = fresh(), kills + 1
+            strategy.restore(checkpoint.unpack(saved), initial())
+            arrays = strategy.model.arrays
+        last = number == MASKED_ROUNDS
+        if last:
+            strategy.fraction_train, strategy.min_replies = 1.0, 1
+        orders = strategy.configure_train(number, arrays, ConfigRecord(), link)
+        added[:] = 0
+        stepped, metrics = strategy.aggregate_train(number, link.exchange(number, orders, perfect=last))
+        assert metrics is not None
+        taken += added if metrics["replies"] else 0
+        arrays = stepped if stepped is not None else arrays
+        saved = checkpoint.pack(strategy.saved())
+    assert metrics["replies"] == NODES
+    assert link.trained > 400 and kills > 10 and strategy.model.epochs.number > 15
+    assert min(link.seen.values()) > 50 and strategy.books.lost_states == 0
+    assert np.abs(link.discarded).sum() > 0.1
+    np.testing.assert_allclose(taken + link.residuals() + link.discarded, link.asked, atol=2e-4)
+    remembered = sum(memory.discarded for node in link.get_node_ids() if (memory := link.memory(node)))
+    assert remembered == pytest.approx(link.discarded.sum(), abs=1e-5)
+    mask = strategy.model.epochs.mask
+    assert mask is not None and not records.to_numpy(arrays)["weight"][~mask.flags].any()
 
 
 def test_an_order_that_comes_after_a_newer_one_changes_nothing(tmp_path: Path) -> None:

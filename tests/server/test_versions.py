@@ -8,8 +8,11 @@ from hypothesis import strategies as st
 
 from fedpress.client import model
 from fedpress.client.model import Kept
-from fedpress.compression import records, vector
+from fedpress.compression import records, vector, wire
 from fedpress.compression.held import Draw
+from fedpress.compression.mask import Mask
+from fedpress.compression.shared import Shared
+from fedpress.compression.update import Sparse
 from fedpress.compression.vector import Layout, TensorSpec, Vector
 from fedpress.server.versions import FROM_NOTHING, Downlink, Versions
 
@@ -74,6 +77,107 @@ def test_a_client_holds_what_the_server_holds_whatever_was_lost(fates: list[str]
             pair.kept = None
         elif fate != "away":
             pair.contact(heard=fate == "heard")
+
+
+class MaskedPair(Pair):
+    """The same, with a mask that changes now and then."""
+
+    def __init__(self, draw: bool, masked: bool) -> None:
+        super().__init__(draw)
+        self.layout, self.epoch = LAYOUT, int(masked)
+        self.before: Layout | None = None  # the client's
+        if masked:
+            self.layout = LAYOUT.within(Mask.of(np.random.default_rng(8).random(LAYOUT.size) < 0.5))
+            self.master = self.master[self.layout.mask.flags]  # type: ignore[union-attr]
+            self.versions = Versions(
+                self.master, b"", self.layout, Downlink(0.05, DRAW if draw else None), epoch=self.epoch
+            )
+
+    def change(self, random: np.random.Generator) -> None:
+        old = self.layout.mask.flags if self.layout.mask else np.ones(LAYOUT.size, np.bool_)
+        after = LAYOUT.within(
+            Mask.of(np.where(random.random(LAYOUT.size) < 0.2, random.random(LAYOUT.size) < 0.5, old))
+        )
+        self.master = self.layout.move(after).new(self.master)
+        self.layout, self.epoch = after, self.epoch + 1
+        self.versions.move(after, self.epoch)
+
+    def step(self, random: np.random.Generator) -> None:
+        self.master = self.master + (random.standard_normal(self.layout.size) ** 3 * 1e-3).astype(np.float32)
+        self.versions.advance(self.master, b"")
+
+    def meet(self, heard: bool) -> None:
+        """One message down, to a client that knows its mask by itself; see `contact`."""
+        kept = self.kept
+        if kept is not None and self.before is not None and self.before != self.layout:
+            kept = kept.moved(self.before.move(self.layout))
+        for whole in (False, self.confirmed is None):
+            download = self.versions.download(self.confirmed, whole)
+            self.forms.append(download.base)
+            content = RecordDict()
+            if download.base is None:
+                held = self.versions.held.floats(self.layout)
+                content["arrays"] = records.from_numpy(vector.unflatten(held, self.layout))
+            order = records.Order("test", 1, 1, self.epoch, self.versions.held.version, 0, download)
+            after = model.receive(order, download, kept, content, self.layout)
+            if after is not None:
+                break
+            self.confirmed = None
+        assert after is not None and after.held.tag(self.epoch) == self.versions.tag
+        np.testing.assert_array_equal(after.held.integers, self.versions.held.integers)
+        support = self.versions.support(download)
+        if support is not None:
+            decoded = wire.decode(download.delta, Shared(self.layout))
+            assert isinstance(decoded, Sparse)
+            np.testing.assert_array_equal(support, decoded.positions)
+        self.kept, self.before = after, self.layout
+        if heard:
+            self.confirmed = self.versions.held.version
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.sampled_from("heard heard lost away forgets change".split()), max_size=40), st.booleans(), st.booleans()
+)
+def test_a_client_holds_what_the_server_holds_whatever_became_of_the_mask(
+    fates: list[str], draw: bool, masked: bool
+) -> None:
+    pair, random = MaskedPair(draw, masked), np.random.default_rng(len(fates))
+    for fate in fates:
+        if fate == "change":
+            pair.change(random)
+        pair.step(random)
+        if fate == "forgets":
+            pair.kept = None
+        elif fate in ("heard", "lost"):
+            pair.meet(heard=fate == "heard")
+    saved = pair.versions.saved()
+    again = Versions(start(False), b"", LAYOUT, Downlink(0.05, DRAW if draw else None), epoch=int(masked))
+    again.restore(saved, pair.layout, pair.epoch)
+    for one in (pair.versions, again):
+        one.advance(pair.master, b"")
+    assert again.tag == pair.versions.tag
+    for base in (None, 0, pair.confirmed, max(0, pair.versions.held.version - 2)):
+        assert again.download(base) == pair.versions.download(base)
+
+
+def test_a_new_mask_costs_no_whole_model() -> None:
+    """A weight that was dropped and is back has its old value at the client, and begins at zero at the server."""
+    pair, random = MaskedPair(draw=True, masked=True), np.random.default_rng(1)
+    pair.meet(heard=True)
+    first = pair.layout
+    pair.step(random)
+    for after in (pair.layout.mask.flags & (np.arange(LAYOUT.size) % 9 > 0), first.mask.flags):  # type: ignore[union-attr]
+        moved = LAYOUT.within(Mask.of(after))
+        pair.master = pair.layout.move(moved).new(pair.master)
+        pair.layout, pair.epoch = moved, pair.epoch + 1
+        pair.versions.move(moved, pair.epoch)
+        pair.step(random)
+    pair.meet(heard=True)
+    pair.step(random)
+    pair.meet(heard=True)
+    assert pair.forms == [0, 0, 3]
+    assert pair.versions.download(3).origin == b"" != pair.versions.download(None).origin
 
 
 def test_a_lost_reply_costs_no_whole_model() -> None:

@@ -36,6 +36,7 @@ def test_every_key_is_written_below_a_comment():
         ("network", scenario.NetworkChoice()),
         ("faults", scenario.FaultChoice()),
         ("teaching", scenario.Teaching(every=3)),
+        ("sparsity", scenario.Sparsity()),
     ],
 )
 def test_what_is_commented_out_is_valid_too(key, chosen):

@@ -95,6 +95,21 @@ def test_an_interrupted_run_goes_on_to_the_same_end(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "sparsity",
+    ["{method: feddst, density: 0.2, every: 2, end: 5}", "{method: gradual, density: 0.2, every: 1, end: 4}"],
+)
+def test_a_run_with_masks_goes_on_to_the_same_end_and_makes_a_student(tmp_path: Path, sparsity: str) -> None:
+    more = f"sparsity={sparsity}", "students={tiers: [{name: phone, bundle_bytes: 20000}], epochs: 1}"
+    expected = runner.simulate(chosen(*more), tmp_path / "undisturbed")
+    assert len(expected.new_masks) >= 3 and expected.rounds[-1].density == pytest.approx(0.2, abs=1e-3)
+    assert [student.version for student in expected.students] == [5]
+    interrupted(tmp_path / "run", *more, stop=3)
+    results = runner.resume(tmp_path / "run")
+    assert figures(results) == figures(expected)
+
+
+@pytest.mark.slow
 def test_a_crash_of_the_workers_and_a_damaged_checkpoint_do_not_end_a_run(tmp_path: Path) -> None:
     folder = interrupted(tmp_path / "run", stop=4, crash=2)
     (folder.path / "bundles").mkdir()

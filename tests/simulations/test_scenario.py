@@ -143,6 +143,16 @@ def test_json_and_yaml_give_the_scenario_back(rounds, density, alpha, kind, numb
         ("encoder=signsgd", "server.optimizer: got 'sgd' with encoder.recipe 'signsgd'; signsgd and majority_vote go"),
         ("server={optimizer: majority_vote, learning_rate: 0.01}", "with encoder.recipe None; signsgd and majority"),
         ("server={optimizer: majority_vote, momentum: 0.9}", "momentum has no meaning for optimizer majority_vote"),
+        ("sparsity=snap", "sparsity.method: got 'snap', expected snip, grasp"),
+        ("sparsity={method: snip, density: 0.0}", "sparsity.density: got 0.0, expected 0 < density <= 1"),
+        ("sparsity={method: snip, every: 3}", "sparsity: every has no meaning for method snip"),
+        ("sparsity={method: rigl, begin: 3}", "sparsity: begin has no meaning for method rigl"),
+        ("sparsity={method: erk, scope: global}", "scope global has no meaning for method erk"),
+        (
+            "sparsity={method: feddst, end: 101}",
+            "sparsity.end: got 101 with begin 0, expected begin < end <= rounds, 100",
+        ),
+        ("sparsity={method: gradual, begin: 70}", "sparsity.end: got 66 with begin 70"),
         ("name=a/b", "name: got 'a/b', expected letters"),
         ("rounds.x=3", "rounds is the value"),
         ("students.tiers.7.name=x", "students.tiers is a list of 2; expected an index from 0, got '7'"),
@@ -188,6 +198,16 @@ def test_clients_belong_to_the_models_in_turn():
     distilled = load("digits", [TRAINS, "teaching={global_model: distilled}"])
     assert [group and group.name for group in distilled.groups] == ["phone", "sensor"]
     assert load("digits").groups == (None,) and load("digits").shares(10) == [10]
+
+
+def test_what_masks_do_not_go_with_is_refused():
+    buffered = ["network={}", "sampling={schedule: buffered, per_round: 5, concurrency: 8}"]
+    with pytest.raises(ScenarioError, match="feddst merges the votes of a round, which a buffered schedule has not"):
+        load("digits", ["sparsity=feddst", *buffered])
+    with pytest.raises(ScenarioError, match="'powersgd', whose factors need whole matrices"):
+        load("digits", ["sparsity=snip", "encoder=powersgd"])
+    assert load("digits", ["sparsity=snip", *buffered]).sparsity.initial.density == 0.1
+    assert load("digits", ["sparsity={method: gradual, end: 50}", *buffered]).mask_end == 50
 
 
 @pytest.mark.parametrize("without", ["downlink=null", "server={optimizer: adam}"])
