@@ -100,6 +100,7 @@ class GlobalModel:
         self,
         mean_update: Vector,
         buffers: dict[str, NDArray[Any]],
+        *,
         refine: Refine | None = None,
         next_mask: NextMask | None = None,
     ) -> None:

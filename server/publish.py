@@ -196,7 +196,15 @@ class Publisher:
 
     def _trained(self, tier: Tier, version: int, model: nn.Module, student: nn.Module) -> Made:
         seed = seeds.derive("distill", self.seed, version, tier.name)
-        return chain.finished(model, self.task, student, self.how, judged_on=self.task.data().test, seed=seed)
+        return chain.finished(
+            model,
+            self.task,
+            student,
+            self.how,
+            architecture=tier.wanted.start.architecture,
+            judged_on=self.task.data().test,
+            seed=seed,
+        )
 
     def _publish_one(self, tier: Tier, version: int, made: Made) -> Published:
         splits = self.task.data()

@@ -390,8 +390,8 @@ class SparseFed(resume.Resuming, Strategy):
         self.model.step(
             mean_update,
             buffers,
-            self._refine(server_round),
-            lambda master, layout: self._masks.after(server_round, master, layout, ballot),
+            refine=self._refine(server_round),
+            next_mask=lambda master, layout: self._masks.after(server_round, master, layout, ballot),
         )
         if self.model.epochs.number != epoch:
             self._mean = ReplyMean(self.model.layout)

@@ -226,20 +226,30 @@ def make(
     )
 
 
-def finished(model: nn.Module, task: Task, student: nn.Module, chain: Chain, *, judged_on: Examples, seed: int) -> Made:
+def finished(
+    model: nn.Module,
+    task: Task,
+    student: nn.Module,
+    chain: Chain,
+    *,
+    architecture: str | None,
+    judged_on: Examples,
+    seed: int,
+) -> Made:
     """Quantise a student that has learnt already, such as one that its tier's clients have trained.
 
     Args:
         model: What it is compared with.
         task, chain, judged_on, seed: As for `make`.
         student: As it is to be served, but for its quantisation.
+        architecture: Of the task's student architectures; None: the task's own model.
     """
     inputs, targets = _material(model, lambda: student, task, chain, seed)
     tensors = _quantized(student, chain, teachers.of(model), inputs, targets, seed)
     rounded = quantize.applied(student, tensors)
     judge = _Judge(model, task, judged_on)
     stages = (judge.stage("teacher", model), judge.stage("trained", student), judge.stage("quantised", rounded))
-    return Made(student, tensors, rounded, None, stages, judge.bias(rounded))
+    return Made(student, tensors, rounded, architecture, stages, judge.bias(rounded))
 
 
 def _begin(

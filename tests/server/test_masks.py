@@ -146,7 +146,7 @@ def test_master_and_optimizer_follow_the_mask_and_come_back_from_a_checkpoint(
 
     model, plain = fresh(), fresh()
     update, later = normal(FIRST.count, 3), normal(N, 4)
-    model.step(update, {}, lambda master, layout: second)
+    model.step(update, {}, next_mask=lambda master, layout: second)
     plain.step(update, {})
     move = LAYOUT.within(FIRST).move(LAYOUT.within(second))
     assert (model.epochs.number, plain.epochs.number, model.layout.mask) == (2, 1, second)
@@ -159,7 +159,7 @@ def test_master_and_optimizer_follow_the_mask_and_come_back_from_a_checkpoint(
     again = fresh()
     again.restore(checkpoint.unpack(checkpoint.pack(model.saved())))
     for one in (model, again):
-        one.step(later[second.flags], {}, lambda master, layout: FIRST)
+        one.step(later[second.flags], {}, next_mask=lambda master, layout: FIRST)
         one.step(later[FIRST.flags], {})
     assert model.master.tobytes() == again.master.tobytes() and model.epochs.number == again.epochs.number == 3
     for first, other in zip(model.published.values(), again.published.values(), strict=True):
