@@ -135,8 +135,9 @@ class DataFreeChoice(Section):
     """Inputs made up from the global model, for students of a task without proxy data."""
 
     recipe: Literal["deep-inversion", "dafl", "dfad"] = Field(
+        default="deep-inversion",
         description="deep-inversion: by the statistics of batch norms; dafl, dfad: by a generator, whose inputs the"
-        " teacher is sure of, or student and teacher differ on."
+        " teacher is sure of, or student and teacher differ on.",
     )
     examples: int = Field(default=1000, ge=1, description="How many inputs are made.")
     steps: int | None = Field(default=None, ge=1, description="Of the optimiser; null: as the recipe has it.")
@@ -205,7 +206,7 @@ class PruneChoice(Section):
 
     @model_validator(mode="after")
     def _fit(self) -> PruneChoice:
-        if self.model_fields_set - {"tolerance"}:
+        if self.changed("granularity", "ranking", "schedule", "steps", "penalty"):  # what must go together
             self.settings(0.5)
         return self
 
@@ -227,6 +228,12 @@ class LossWeights(Section):
     past: float = Field(default=0.0, ge=0, description="The mean of the student's own past (mean teacher).")
     exits: float = Field(default=0.0, ge=0, description="Its own deeper part, through early exits.")
 
+    @model_validator(mode="after")
+    def _something_counts(self) -> LossWeights:
+        if not any(self.model_dump().values()):
+            raise ValueError("weights must be at least 0, and one of them above it; got 0 for all")
+        return self
+
 
 class DistilChoice(Section):
     """How a student learns."""
@@ -246,14 +253,8 @@ class DistilChoice(Section):
     noise: float = Field(default=0.0, ge=0, description="Deviation of what is added to each input.")
     decay: float = Field(default=0.99, gt=0, lt=1, description="Of the mean of the student's past.")
 
-    @model_validator(mode="after")
-    def _fit(self) -> DistilChoice:
-        if self.model_fields_set:
-            self.settings()
-        return self
-
     def settings(self) -> Distillation:
-        """Return them. Raises ValueError when they do not go together."""
+        """Return them."""
         from fedpress.compression.models.distill import Distillation, Weights
 
         return Distillation(**{**self.model_dump(), "weights": Weights(**self.weights.model_dump())})
@@ -283,7 +284,7 @@ class QuantizeChoice(Section):
 
     @model_validator(mode="after")
     def _fit(self) -> QuantizeChoice:
-        if self.model_fields_set:
+        if self.changed("rounding", "aware"):  # what must go together
             self.settings()
         return self
 
