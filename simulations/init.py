@@ -67,12 +67,12 @@ def commented(scenario: Scenario) -> str:
 
 
 def _lines(section: BaseModel, indent: str) -> Iterator[str]:
-    for key, field in type(section).model_fields.items():
+    for number, (key, field) in enumerate(type(section).model_fields.items()):
         value = getattr(section, key)
         if key == "folder" and value is None:
             continue  # set by `load`; nobody needs to write it
         sections = [part for part in (field.annotation, *get_args(field.annotation)) if _is_section(part)]
-        if sections and not indent:
+        if sections and (not indent or indent == "  " and number):
             yield ""
         yield from _comment(field.description or "", indent)
         if isinstance(value, Section):
@@ -86,7 +86,7 @@ def _lines(section: BaseModel, indent: str) -> Iterator[str]:
         else:
             yield f"{indent}{key}: {_inline(value)}"
             for absent in sections if value is None else ():
-                yield from (f"# {line}" for line in (f"{key}:", *_lines(absent(), "  ")))
+                yield from (f"{indent}# {line}" for line in (f"{key}:", *_lines(absent(), "  ")))
 
 
 def _is_section(annotation: Any) -> bool:

@@ -205,7 +205,7 @@ class EncoderChoice(Section):
         if self.recipe is None:
             return self
         for key in ("kind", "scope", "values", "feedback", "residual"):
-            if getattr(self, key) != type(self).model_fields[key].default:
+            if self.changed(key):
                 raise ValueError(f"{key} has no meaning beside recipe {self.recipe}, which rules it; leave one out")
         if self.warm_up_rounds and "density" not in takes:
             raise ValueError(f"warm_up_rounds has no meaning for recipe {self.recipe}, which has no density")
@@ -259,7 +259,7 @@ class ServerOptimizer(Section):
         takes: dict[str, set[str]] = {"sgd": {"momentum"}, "adagrad": {"epsilon"}, "majority_vote": set()}
         own = takes.get(self.optimizer, {"beta1", "beta2", "epsilon"})
         for key in ("momentum", "beta1", "beta2", "epsilon"):
-            if key not in own and getattr(self, key) != type(self).model_fields[key].default:
+            if key not in own and self.changed(key):
                 raise ValueError(f"{key} has no meaning for optimizer {self.optimizer}, which takes {sorted(own)}")
         return self
 
@@ -421,7 +421,7 @@ class Scenario(Section):
                 problems.append("sampling.over_selection: has no meaning for a buffered schedule; raise concurrency")
         else:
             for key in ("concurrency", "staleness", "max_staleness"):
-                if getattr(sampling, key) != type(sampling).model_fields[key].default:
+                if sampling.changed(key):
                     problems.append(f"sampling.{key}: needs `sampling.schedule: buffered`")
         asked = self.clients_at_work
         if asked > self.clients:
@@ -505,7 +505,7 @@ class Scenario(Section):
                     "teaching.global_model: distilled has no meaning with method slices, which distils nothing"
                 )
             for key in ("every", "combine", "epochs", "learning_rate", "temperature", "density", "levels"):
-                if getattr(teaching, key) != Teaching.model_fields[key].default:
+                if teaching.changed(key):
                     problems.append(f"teaching.{key}: has no meaning with method slices, which averages in every round")
         elif teaching.every > self.rounds:
             problems.append(f"teaching.every: got {teaching.every}, expected at most rounds, {self.rounds}; 0: never")

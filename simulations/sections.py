@@ -12,6 +12,10 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, validate_default=True)
 
+    def changed(self, *keys: str) -> bool:
+        """Whether one of these keys has another value than its default."""
+        return any(getattr(self, key) != type(self).model_fields[key].default for key in keys)
+
 
 Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(gt=0, le=1)]

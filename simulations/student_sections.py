@@ -117,7 +117,7 @@ class SearchChoice(Section):
         default=8, ge=1, description="Those of them that are distilled for a while; validation data choose."
     )
     score: Literal["synflow", "naswot", "gradient_norm", "agreement"] = Field(
-        default="synflow", description="What ranks the candidates."
+        default="synflow", description="What ranks the candidates: synflow, naswot, gradient_norm or agreement."
     )
     spread: float = Field(default=2.0, ge=1, description="How unlike the widths of layers may be; 1: all alike.")
     architectures: tuple[str, ...] = Field(
@@ -135,8 +135,9 @@ class DataFreeChoice(Section):
     """Inputs made up from the global model, for students of a task without proxy data."""
 
     recipe: Literal["deep-inversion", "dafl", "dfad"] = Field(
+        default="deep-inversion",
         description="deep-inversion: by the statistics of batch norms; dafl, dfad: by a generator, whose inputs the"
-        " teacher is sure of, or student and teacher differ on."
+        " teacher is sure of, or student and teacher differ on.",
     )
     examples: int = Field(default=1000, ge=1, description="How many inputs are made.")
     steps: int | None = Field(default=None, ge=1, description="Of the optimiser; null: as the recipe has it.")
@@ -186,7 +187,9 @@ class PruneChoice(Section):
         " four.",
     )
     schedule: Literal["one_shot", "iterative", "cubic"] = Field(
-        default="one_shot", description="For ratio: at once, in equal parts of what is left, or fast first."
+        default="one_shot",
+        description="For ratio: one_shot: at once; iterative: the same part of what is left in each step; cubic: fast"
+        " first.",
     )
     steps: int = Field(default=1, ge=1, description="For ratio: of the schedule.")
     fine_tune_epochs: int = Field(default=5, ge=0, description="For ratio: of training after each step.")
@@ -198,14 +201,15 @@ class PruneChoice(Section):
         " point; null: it is not watched.",
     )
     penalty: Literal["none", "l1", "group_lasso"] = Field(
-        default="none", description="For ratio: what drives weights or channels to zero before."
+        default="none",
+        description="For ratio: what drives weights (l1) or channels (group_lasso) to zero before; none: nothing.",
     )
     penalty_weight: Positive = Field(default=1e-4, description="Of that term of the loss.")
     penalty_epochs: int = Field(default=5, ge=1, description="Of training with it.")
 
     @model_validator(mode="after")
     def _fit(self) -> PruneChoice:
-        if self.model_fields_set - {"tolerance"}:
+        if self.changed("granularity", "ranking", "schedule", "steps", "penalty"):  # what must go together
             self.settings(0.5)
         return self
 
@@ -227,6 +231,12 @@ class LossWeights(Section):
     past: float = Field(default=0.0, ge=0, description="The mean of the student's own past (mean teacher).")
     exits: float = Field(default=0.0, ge=0, description="Its own deeper part, through early exits.")
 
+    @model_validator(mode="after")
+    def _something_counts(self) -> LossWeights:
+        if not any(self.model_dump().values()):
+            raise ValueError("weights must be at least 0, and one of them above it; got 0 for all")
+        return self
+
 
 class DistilChoice(Section):
     """How a student learns."""
@@ -240,20 +250,16 @@ class DistilChoice(Section):
         default=None, ge=1, description="Of how many examples the label may be seen, with `labels`; null: of all."
     )
     balance: Literal["none", "reweight", "resample"] = Field(
-        default="none", description="What makes up for classes that are rare in the proxy data."
+        default="none",
+        description="What makes up for classes that are rare in the proxy data: none; reweight: they count more;"
+        " resample: they are seen more often.",
     )
     beta: float = Field(default=0.999, ge=0, lt=1, description="Of balance: how much it does.")
     noise: float = Field(default=0.0, ge=0, description="Deviation of what is added to each input.")
     decay: float = Field(default=0.99, gt=0, lt=1, description="Of the mean of the student's past.")
 
-    @model_validator(mode="after")
-    def _fit(self) -> DistilChoice:
-        if self.model_fields_set:
-            self.settings()
-        return self
-
     def settings(self) -> Distillation:
-        """Return them. Raises ValueError when they do not go together."""
+        """Return them."""
         from fedpress.compression.models.distill import Distillation, Weights
 
         return Distillation(**{**self.model_dump(), "weights": Weights(**self.weights.model_dump())})
@@ -272,10 +278,10 @@ class QuantizeChoice(Section):
     bits: int = Field(default=8, ge=2, le=8, description="Of each weight.")
     group: int = Field(default=0, ge=0, description="Weights of a channel that share a scale; 0: all of them.")
     rounding: Literal["nearest", "adaround"] = Field(
-        default="nearest", description="nearest, or adaround: as keeps the answers of the layers."
+        default="nearest", description="nearest; adaround: up or down, as keeps the answers of the layers."
     )
     scale: Literal["largest", "least-squares"] = Field(
-        default="largest", description="By the largest weight, or with the least squared error."
+        default="largest", description="largest: by the largest weight; least-squares: with the least squared error."
     )
     sparsity: float = Field(default=0.0, ge=0, lt=1, description="Part of the weights that is set to zero first.")
     aware: int = Field(default=0, ge=0, description="Epochs of distillation with the weights rounded.")
@@ -283,7 +289,7 @@ class QuantizeChoice(Section):
 
     @model_validator(mode="after")
     def _fit(self) -> QuantizeChoice:
-        if self.model_fields_set:
+        if self.changed("rounding", "aware"):  # what must go together
             self.settings()
         return self
 

@@ -1,4 +1,4 @@
-"""Shared by all tests: untimed, no telemetry, Flower's home in a temporary folder, the example apps importable."""
+"""Shared by all tests: no test is timed, no telemetry, Flower's home in a temporary folder, example apps importable."""
 
 import os
 import sys

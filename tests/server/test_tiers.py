@@ -25,7 +25,7 @@ from fedpress.server.schedule import Buffered
 from fedpress.server.strategy import SparseFed
 from fedpress.simulations import runner, scenario
 from fedpress.simulations.network import VirtualClock
-from fedpress.simulations.run_folder import Results, RunFolder
+from fedpress.simulations.run_folder import MEASURED, Results, RunFolder
 from fedpress.simulations.workload import REFERENCE, Workload
 
 CLIENTS = 7
@@ -181,7 +181,7 @@ def test_a_killed_server_goes_on_to_the_same_end(whole: Whole, tmp_path: Path) -
     plan, strategy, _ = planned(out)
     server.serve(plan, grid)
     results = RunFolder(out).load_results()
-    assert results.model_dump(exclude={"seconds"}) == whole.results.model_dump(exclude={"seconds"})
+    assert results.model_dump(exclude=MEASURED) == whole.results.model_dump(exclude=MEASURED)
     assert len(results.model.sha256) == 64
     for tier, other in zip(strategy.training_tiers, whole.strategy.training_tiers, strict=True):
         assert tier.strategy.ledger.rows == other.strategy.ledger.rows

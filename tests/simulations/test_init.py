@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fedpress.simulations import init, scenario, scenario_yaml
+from fedpress.simulations import init, scenario, scenario_errors, scenario_yaml, student_sections
 from fedpress.simulations.scenario import Scenario
 
 
@@ -18,36 +18,50 @@ def test_the_commented_scenario_reads_back_as_the_example(tmp_path):
 def test_every_key_is_written_below_a_comment():
     lines = init.commented(init.EXAMPLE).splitlines()
 
-    def check(model, indent: str) -> None:
+    def check(model, indent: str, number: int) -> int:
+        """Find the keys in their order, from one line on; return the line of the last."""
         for key, field in model.model_fields.items():
-            if key == "folder" or key == "tiers":
+            if key == "folder":  # set by `load`
                 continue
-            number = next(i for i, line in enumerate(lines) if line.removeprefix("# ").startswith(f"{indent}{key}:"))
-            assert lines[number - 1].lstrip().startswith("#"), key
-            if isinstance(field.annotation, type) and issubclass(field.annotation, scenario.Section):
-                check(field.annotation, indent + "  ")
+            number = next(i for i in range(number + 1, len(lines)) if lines[i].startswith(f"{indent}{key}:"))
+            assert lines[number - 1].startswith(f"{indent}# "), key
+            for section in scenario_errors._models(field.annotation) if key != "tiers" else ():
+                absent = lines[number].endswith(" null")
+                assert not absent or lines[number + 1] == f"{indent}# {key}:"
+                number = check(section, f"{indent}#   " if absent else f"{indent}  ", number)
+        return number
 
-    check(Scenario, "")
+    assert check(Scenario, "", -1) > 200
 
 
 @pytest.mark.parametrize(
-    ("key", "chosen"),
+    ("path", "chosen"),
     [
         ("network", scenario.NetworkChoice()),
         ("faults", scenario.FaultChoice()),
+        ("fusion", student_sections.FusionChoice()),
         ("teaching", scenario.Teaching(every=3)),
         ("sparsity", scenario.Sparsity()),
+        ("students.assistants", student_sections.AssistantChoice()),
+        ("students.data_free", student_sections.DataFreeChoice(recipe="deep-inversion")),
+        ("students.continuations", student_sections.ContinuationChoice()),
     ],
 )
-def test_what_is_commented_out_is_valid_too(key, chosen):
-    head, _, tail = init.commented(init.EXAMPLE).partition(f"{key}: null\n")
-    section, _, rest = tail.partition("\n\n")
-    section = "\n".join(line.removeprefix("# ") for line in section.splitlines())
-    raw = scenario_yaml.read(f"{head}{section}\n\n{rest}\n")
+def test_what_is_commented_out_is_valid_too(path, chosen):
+    *above, key = path.split(".")
+    indent = "  " * len(above)
+    lines = [*init.commented(init.EXAMPLE).splitlines(), ""]
+    begin = lines.index(f"{indent}{key}: null")
+    end = next(i for i in range(begin + 2, len(lines)) if not lines[i].startswith(f"{indent}#   "))
+    block = [indent + line.removeprefix(f"{indent}# ") for line in lines[begin + 1 : end]]
+    raw = scenario_yaml.read("\n".join([*lines[:begin], *block, *lines[end:]]))
     if key == "teaching":  # of tiers that train, and there are none in the example
         raw["students"]["tiers"][0]["trains"] = True
         raw["teaching"]["every"] = 3
-    assert getattr(Scenario.model_validate(raw), key) == chosen
+    found = Scenario.model_validate(raw)
+    for name in path.split("."):
+        found = getattr(found, name)
+    assert found == chosen
 
 
 def test_nothing_is_overwritten(tmp_path):

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from fedpress.compression.ledger import Ledger
-from fedpress.simulations.run_folder import RunFolder
+from fedpress.simulations.run_folder import MEASURED, RunFolder
 
 KILLS = int(os.environ.get("FEDPRESS_KILLS", "2"))
 SEED = int(os.environ.get("FEDPRESS_KILL_SEED", "1"))
@@ -96,7 +96,7 @@ def figures(run: Path) -> dict[str, Any]:
     folder = RunFolder.open(run)
     results = folder.load_results()
     assert results.status == "finished"
-    kept = results.model_dump(exclude={"seconds"})
+    kept = results.model_dump(exclude=MEASURED)
     kept["scenario"].pop("workers")
     return {**kept, "ledger": sorted(Ledger.load(folder.ledger).rows), "model file": folder.model.read_bytes()}
 

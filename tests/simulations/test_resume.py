@@ -13,7 +13,7 @@ from fedpress.compression.ledger import Ledger
 from fedpress.server import app as server
 from fedpress.simulations import runner, scenario
 from fedpress.simulations.engine import InlineGrid
-from fedpress.simulations.run_folder import Results, RoundResult, RunFolder, RunFolderError, StudentResult
+from fedpress.simulations.run_folder import MEASURED, Results, RoundResult, RunFolder, RunFolderError, StudentResult
 from fedpress.simulations.scenario import Scenario
 from fedpress.simulations.workload import REFERENCE, Workload
 
@@ -64,7 +64,7 @@ class Watch:
 
 
 def figures(results: Results) -> dict[str, Any]:
-    return results.model_dump(exclude={"seconds"})
+    return results.model_dump(exclude=MEASURED)
 
 
 def interrupted(out: Path, *more: str, stop: int = 2, crash: int = 0) -> RunFolder:

@@ -430,7 +430,10 @@ def test_milliseconds_take_the_rates_from_the_file_of_a_probe(tmp_path):
 @pytest.mark.parametrize(
     ("tier", "text"),
     [
-        ("{name: phone}", "give one budget out of parameters, bundle_bytes, flops, memory_bytes, latency_ms; got none"),
+        (
+            "{name: phone}",
+            "give one budget out of parameters, bundle_bytes, flops, memory_bytes, latency_ms, ratio; got none",
+        ),
         ("{name: phone, flops: 5, bundle_bytes: 5}", "got bundle_bytes and flops"),
         ("{name: phone, latency_ms: 0.5}", "latency_ms and device go together; `fedpress probe --json FILE`"),
         ("{name: phone, latency_ms: 0.5, device: nowhere.json}", "expected a file that `fedpress probe --json FILE`"),
