@@ -124,7 +124,7 @@ def _against(sent: int, ratio: float | None) -> str:
     return f"{size(sent)}, as dense" if 0.95 < ratio < 1.05 else f"{size(sent)}, {ratio:,.1f}x less than dense"
 
 
-STUDENT_COLUMNS = ("student", "parameters", "bundle", "teacher", "student", "int8", "downloaded")
+STUDENT_COLUMNS = ("student", "parameters", "bundle", "teacher", "student", "quantised", "downloaded")
 
 
 def student_rows(results: Results) -> list[tuple[str, ...]]:

@@ -197,6 +197,45 @@ def pareto(tried: Sequence[Tried], xlabel: str, standalone: bool = False) -> str
     return _standalone(svg) if standalone else svg
 
 
+class Cut(NamedTuple):
+    """A step of a pruning: what part of the parameters was removed, and whether that was kept or undone."""
+
+    removed: float
+    accuracy: float
+    taken: bool
+
+
+def cliff(cuts: Sequence[Cut], name: str) -> str:
+    """Accuracy (fractions) over the part that was removed: the way that was taken, where it stopped, what was undone.
+
+    Args:
+        cuts: in their order, at least one of them taken.
+        name: keeps the figure's ids apart from those of others of its kind.
+    """
+    taken, undone = [cut for cut in cuts if cut.taken], [cut for cut in cuts if not cut.taken]
+
+    def draw(axes: Axes) -> None:
+        axes.plot(
+            [cut.removed for cut in taken], [cut.accuracy for cut in taken], color=FIRST, marker="o", markersize=4.5,
+            linewidth=1.5, label="taken",
+        )  # fmt: skip
+        if undone:
+            axes.plot(
+                [cut.removed for cut in undone], [cut.accuracy for cut in undone], color=SECOND, marker="x",
+                markersize=7, linestyle="", label="undone",
+            )  # fmt: skip
+        axes.plot(
+            [taken[-1].removed], [taken[-1].accuracy], marker="o", markersize=11, linestyle="", markerfacecolor="none",
+            markeredgecolor=INK, markeredgewidth=1.2, label=f"stopped here: {taken[-1].removed:.1%} removed",
+        )  # fmt: skip
+        axes.set_xlabel("parameters removed")
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+        _accuracy_axis(axes)
+        axes.margins(x=0.05, y=0.12)
+
+    return _svg(f"cliff-{name}", 3.0, draw)
+
+
 def memory_over_rounds(curves: Sequence[Curve], begin: int) -> str:
     """Resident bytes of a server (first curve) and its workers over the rounds, as an SVG file of its own.
 

@@ -15,7 +15,7 @@ from fedpress.compression.files import write_atomically
 from fedpress.compression.ledger import Ledger
 from fedpress.simulations.report import figures
 from fedpress.simulations.report.figures import Bar, Curve, format_bytes
-from fedpress.simulations.run_folder import Results, RunFolder, RunFolderError
+from fedpress.simulations.run_folder import Results, RunFolder, RunFolderError, StudentResult
 
 TEMPLATE = Path(__file__).with_name("page.html")
 AVERAGED = 10  # rounds that a run's accuracy is the mean of
@@ -49,6 +49,8 @@ def render(results: Results, ledger: Ledger | None) -> str:
     refusals = Counter[str]()
     for result in results.rounds:
         refusals.update(result.reasons)
+    last = max((student.version for student in results.students), default=0)
+    newest = [student for student in results.students if student.version == last and student.stages]
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         results=results,
         float32_bytes=4 * results.model.parameters,
@@ -59,6 +61,9 @@ def render(results: Results, ledger: Ledger | None) -> str:
         bytes_by_kind=Markup(_bytes_by_kind(ledger) if ledger else ""),
         density_by_layer=Markup(_density_by_layer(results)),
         architectures=Markup(_architectures(results)),
+        newest=newest,
+        cliffs=[(student.tier, Markup(_cliff(student))) for student in newest if len(student.curve) > 1],
+        timings=[(student.tier, timing) for student in newest for timing in student.timings],
         averaged=min(AVERAGED, len(results.rounds)),
         most_layers=MOST_LAYERS,
         scenario=yaml.safe_dump(results.scenario, sort_keys=False, allow_unicode=True),
@@ -136,6 +141,12 @@ def _architectures(results: Results) -> str:
         if one.accuracy is not None
     ]
     return figures.pareto(tried, "parameters") if tried else ""
+
+
+def _cliff(student: StudentResult) -> str:
+    return figures.cliff(
+        [figures.Cut(1 - step.kept, step.accuracy, step.taken) for step in student.curve], student.tier
+    )
 
 
 def _density_by_layer(results: Results) -> str:
