@@ -32,6 +32,8 @@ from fedpress.simulations.tasks import registry
 CALIBRATION = 512
 """Proxy inputs for adaround and for ONNX."""
 REPETITIONS = 30
+LEARNING_RATE = 1e-3
+"""Of training that knows of the quantisation: a third of the distillation's, since it goes on from there."""
 ROW = "{:34} {:>10,} {:>10,} {:>8.1f}x {:>11.2%} {:>8.2%} {:>8.1f}"
 HEAD = "{:34} {:>10} {:>10} {:>9} {:>11} {:>8} {:>8}".format(
     "", "parameters", "bytes", "smaller", "validation", "test", "seconds"
@@ -74,13 +76,13 @@ def setup(teacher_epochs: int, parameters: int, epochs: int) -> Setup:
     trained = [replace(base, bits=bits, aware=epochs // 2) for bits in (4, 3, 2)]
     rounded = [replace(base, bits=bits, rounding=rounding) for bits in (4, 3) for rounding in quantize.ROUNDINGS]
     groups = [Quantization(bits=4), Quantization(bits=4, group=64)]
-    sparse = replace(base, bits=4, sparsity=0.9, aware=epochs // 2)
+    sparse = replace(base, bits=4, sparsity=0.92, aware=epochs)
     return Setup(
         teacher_epochs,
         parameters,
         epochs,
         named(Quantization(), *groups, *rounded, *trained),
-        named(Quantization(), Quantization(bits=4), sparse, replace(sparse, sparsity=0.95)),
+        named(Quantization(), Quantization(bits=4), sparse, replace(sparse, sparsity=0.97)),
     )
 
 
@@ -145,7 +147,7 @@ def made(
     inputs = task.data().proxy.inputs
     learner = start
     if way.aware:
-        trained = replace(settings, epochs=way.aware)
+        trained = replace(settings, epochs=way.aware, learning_rate=LEARNING_RATE)
         learner = distill.distill(teacher, quantize.prepare(start, way), inputs, trained, seed=seed)
     return quantize.quantize(learner, way, inputs[:CALIBRATION], seed=seed)
 
