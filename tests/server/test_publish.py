@@ -75,7 +75,7 @@ def test_students_of_digits_are_small_good_and_reproducible(tmp_path: Path, teac
 
 
 def test_a_student_that_is_searched_for_is_published_like_any_other(tmp_path: Path, teacher: nn.Module) -> None:
-    tier = Tier("phone", Budget(flops=60_000), Search(candidates=3, finalists=2))
+    tier = Tier("phone", Budget(flops=60_000), search=Search(candidates=3, finalists=2))
     told: list[tuple[str, Step]] = []
     students = [
         Publisher(
