@@ -119,8 +119,11 @@ def scores(task: Task, teacher: nn.Module, budget: int, count: int, epochs: int,
 
 
 def _spearman(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
+    """Rank correlation; 0 where all of one are equal, which orders nothing."""
     from scipy.stats import spearmanr
 
+    if np.ptp(one) == 0 or np.ptp(other) == 0:
+        return 0.0
     return float(spearmanr(one, other).statistic)
 
 

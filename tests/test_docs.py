@@ -78,7 +78,7 @@ def test_python_examples_run(document: Path) -> None:
         if ">>> " in block:
             test = doctest.DocTestParser().get_doctest(block, namespace, name, str(document), 0)
             report: list[str] = []
-            doctest.DocTestRunner().run(test, out=report.append, clear_globs=False)
+            doctest.DocTestRunner(verbose=False).run(test, out=report.append, clear_globs=False)
             assert not report, "".join(report)
             namespace = test.globs
         elif not is_part_of_a_file(block):

@@ -57,7 +57,7 @@ def teacher() -> nn.Module:
 
 def test_students_of_digits_are_small_good_and_reproducible(tmp_path: Path, teacher: nn.Module) -> None:
     task, store = Digits(), ModelStore(tmp_path / "one")
-    settings = Chain(distillation=distill.Distillation(epochs=60))
+    settings = Chain(distillation=distill.Distillation(epochs=30))
     before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
     generator = torch.random.get_rng_state()
 

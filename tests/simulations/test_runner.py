@@ -16,7 +16,7 @@ from fedpress.compression.models import bundle
 from fedpress.compression.models.continuations import Continuations
 from fedpress.compression.models.data_free import RECIPES
 from fedpress.compression.models.starts import Start
-from fedpress.simulations import paired, runner, scenario
+from fedpress.simulations import paired, runner, scenario, students
 from fedpress.simulations.paired import PairedError
 from fedpress.simulations.run_folder import Results, RunFolder, RunFolderError
 from fedpress.simulations.tasks.digits import Digits
@@ -152,14 +152,14 @@ def test_the_interval_is_students() -> None:
 def test_students_are_made_as_the_scenario_says(tmp_path):
     tiers = "students.tiers=[{name: a, parameters: 0.5, student: mlp}, {name: b, parameters: 90, keep_every: 2}]"
     chosen = scenario.load("digits", [tiers, "students.data_free={recipe: dafl, steps: 7, high: 2.0}"])
-    made = runner.publisher(Workload(chosen), RunFolder(tmp_path))
-    assert made is not None and made.continuations is None
-    assert [tier.start for tier in made.tiers] == [Start("mlp"), Start(keep_every=2)]
-    assert made.made_up == replace(RECIPES["dafl"], steps=7, high=2.0)
+    made = students.publisher(Workload(chosen), RunFolder(tmp_path))
+    assert made is not None and made.how.continuations is None
+    assert [tier.wanted.start for tier in made.tiers] == [Start("mlp"), Start(keep_every=2)]
+    assert made.how.made_up == replace(RECIPES["dafl"], steps=7, high=2.0)
     chosen = scenario.load("text-books", ["students.continuations={prompt: 8}"])
-    made = runner.publisher(Workload(chosen), RunFolder(tmp_path))
-    assert made is not None and made.made_up is None
-    assert made.continuations == Continuations(prompt=8) and made.tiers[0].start == Start("gru")
+    made = students.publisher(Workload(chosen), RunFolder(tmp_path))
+    assert made is not None and made.how.made_up is None
+    assert made.how.continuations == Continuations(prompt=8) and made.tiers[0].wanted.start == Start("gru")
 
 
 @pytest.mark.slow
