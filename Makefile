@@ -19,8 +19,8 @@ help: ## List the targets
 simulate: $(VENV)/simulation.stamp ## Train on real data with sparse updates, deliver students, write a report
 	$(BIN)/fedpress simulate $(ARGS)
 
-test: $(VENV)/dev.stamp ## Run all tests and print the coverage
-	$(BIN)/python -m pytest -q --cov --cov-report=term:skip-covered $(ARGS)
+test: $(VENV)/dev.stamp ## Run all tests, a process for each core, and print the coverage
+	$(BIN)/python -m pytest -q -n auto --cov --cov-report=term:skip-covered $(ARGS)
 
 lint: $(VENV)/dev.stamp ## Check style, types and the direction of imports
 	$(BIN)/ruff check
