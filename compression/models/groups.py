@@ -87,15 +87,27 @@ def _writes(group: Any, layer: nn.Module) -> bool:
 
 def _prunable(group: Any, tied: set[nn.Module]) -> bool:
     """Whether everything that the group touches can be rebuilt at another size; the graph's own nodes hold nothing."""
-    for dep, _ in group:
+    for dep, channels in group:
         part = dep.target.module
         if not isinstance(part, nn.Module):  # a bare parameter
+            return False
+        if channels and _channels(part, dep.handler) <= max(channels):  # the graph mixes up what is concatenated
             return False
         if isinstance(part, _ConvTransposeNd) and part.groups > 1:  # the graph mixes up their groups
             return False
         if part in tied or (any(True for _ in part.parameters()) and not isinstance(part, architecture.RESIZABLE)):
             return False
     return True
+
+
+def _channels(part: nn.Module, handler: Any) -> float:
+    """How many channels there are where `handler` prunes a convolution or a linear layer; of other parts, no end."""
+    takes_in = handler in (torch_pruning.prune_conv_in_channels, torch_pruning.prune_linear_in_channels)
+    if isinstance(part, torch_pruning.ops.TORCH_CONV):
+        return part.in_channels if takes_in else part.out_channels
+    if isinstance(part, nn.Linear):
+        return part.in_features if takes_in else part.out_features
+    return float("inf")
 
 
 def _has_consumer(group: Any) -> bool:

@@ -115,10 +115,27 @@ class FixedView(nn.Module):
         return answer
 
 
+class Branches(nn.Module):
+    """Two branches of unequal width side by side; what is before and after them can be made smaller."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 8, 3, padding=1)
+        self.wide, self.narrow = nn.Conv2d(8, 12, 3, padding=1), nn.Conv2d(8, 5, 1)
+        self.hidden, self.head = nn.Linear(17 * 64, 9), nn.Linear(9, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        joined = torch.cat([self.wide(x), self.narrow(x)], dim=1)
+        answer: Tensor = self.head(torch.relu(self.hidden(joined.flatten(1))))
+        return answer
+
+
 IMAGES = torch.zeros(2, 1, 8, 8)
 MODELS: dict[str, tuple[Any, Tensor]] = {
     "convolutional": (convolutional, IMAGES),
     "residual": (Residual, IMAGES),
+    "branches": (Branches, IMAGES),
     "tied": (Tied, torch.zeros(2, 5, dtype=torch.int64)),
     "recurrent": (Recurrent, torch.zeros(2, 7, 4)),
     "transformer": (Transformer, torch.zeros(2, 5, 6)),
