@@ -104,7 +104,7 @@ def _channels(part: nn.Module, handler: Any) -> float:
     """How many channels there are where `handler` prunes a convolution or a linear layer; of other parts, no end."""
     takes_in = handler in (torch_pruning.prune_conv_in_channels, torch_pruning.prune_linear_in_channels)
     if isinstance(part, torch_pruning.ops.TORCH_CONV):
-        return part.in_channels if takes_in else part.out_channels
+        return float(part.in_channels if takes_in else part.out_channels)
     if isinstance(part, nn.Linear):
         return part.in_features if takes_in else part.out_features
     return float("inf")
