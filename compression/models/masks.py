@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from fedpress.compression.errors import FedpressError
-from fedpress.compression.models import importance
+from fedpress.compression.models import importance, sparse_training
 from fedpress.compression.models.importance import Criterion
 
 Masks = dict[str, Tensor]
@@ -58,9 +58,7 @@ def parameters_left(model: nn.Module, masks: Mapping[str, Tensor]) -> int:
 
 
 def erk(shapes: Mapping[str, tuple[int, ...]], density: float) -> dict[str, float]:
-    """Erdős–Rényi-kernel densities: of each layer in proportion to the sum of its dimensions by their product.
-
-    A layer that would be more than dense is dense, and the others share what is left.
+    """Erdős–Rényi-kernel densities by name, as `sparse_training.erk` has them.
 
     >>> erk({"wide": (100, 100), "narrow": (10, 10)}, 0.2)
     {'wide': 0.192, 'narrow': 1.0}
@@ -69,16 +67,7 @@ def erk(shapes: Mapping[str, tuple[int, ...]], density: float) -> dict[str, floa
         shapes: Of the weights, (outputs, inputs, kernel ...).
         density: Of all of them together, in (0, 1].
     """
-    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
-    raw = {name: sum(shape) / sizes[name] for name, shape in shapes.items()}
-    full: set[str] = set()
-    while True:
-        left = density * sum(sizes.values()) - sum(sizes[name] for name in full)
-        scale = left / max(1, sum(raw[name] * sizes[name] for name in shapes if name not in full))
-        over = {name for name in shapes if name not in full and raw[name] * scale > 1}
-        if not over:
-            return {name: 1.0 if name in full else raw[name] * scale for name in shapes}
-        full |= over
+    return dict(zip(shapes, sparse_training.erk(list(shapes.values()), density), strict=True))
 
 
 def by_importance(

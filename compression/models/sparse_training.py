@@ -99,31 +99,44 @@ def density(mask: Mask | None, layout: Layout) -> float:
     return float(left[weights].sum() / whole[weights].sum()) if whole[weights].sum() else 1.0
 
 
-def erk_densities(layout: Layout, density: float) -> list[float]:
-    """Return the Erdős-Rényi-kernel density of each tensor; the whole of the weights has `density`.
+def erk(shapes: Sequence[tuple[int, ...]], density: float) -> list[float]:
+    """Return Erdős–Rényi-kernel densities: of each tensor in proportion to the sum of its dimensions by their product.
 
-    A tensor's density is proportional to the sum of its dimensions over their product, and at most 1: what is cut off
-    there goes to the others. Tensors that are no weights have 1.
+    A tensor that would be more than dense is dense, and the others share what is left.
+
+    >>> erk([(100, 100), (10, 10)], 0.2)
+    [0.192, 1.0]
+
+    Args:
+        shapes: Of the weights, (outputs, inputs, kernel ...).
+        density: Of all of them together, in (0, 1].
+    """
+    check_density(density)
+    sizes = np.array([math.prod(shape) for shape in shapes], np.float64)
+    raw = np.array([sum(shape) / max(1, math.prod(shape)) for shape in shapes])
+    found, below = np.ones(len(sizes)), np.ones(len(sizes), bool)
+    while below.any():
+        factor = (density * sizes.sum() - sizes[~below].sum()) / (raw * sizes)[below].sum()
+        too_dense = below & (factor * raw > 1)
+        if not too_dense.any():
+            found[below] = np.maximum(0.0, factor * raw[below])
+            break
+        below &= ~too_dense
+    return [float(one) for one in found]
+
+
+def erk_densities(layout: Layout, density: float) -> list[float]:
+    """Return the density of each tensor as `erk` has it; tensors that are no weights have 1.
 
     >>> from fedpress.compression.vector import TensorSpec
     >>> specs = TensorSpec("conv", (16, 1, 3, 3), "float32"), TensorSpec("head", (100, 2000), "float32")
     >>> [round(one, 3) for one in erk_densities(Layout(specs), 0.1)]
-    [1.0, 0.094]
+    [1.0, 0.099]
     """
-    check_density(density)
     weights = is_weight(layout)
-    sizes = np.array([spec.size for spec in layout.parameters], np.float64)
-    raw = np.array([sum(spec.shape) / max(1, spec.size) for spec in layout.parameters])
-    found, open_ = np.ones(len(sizes)), weights.copy()
-    while open_.any():
-        left = density * sizes[weights].sum() - sizes[weights & ~open_].sum()
-        factor = left / (raw * sizes)[open_].sum()
-        too_dense = open_ & (factor * raw > 1)
-        if not too_dense.any():
-            found[open_] = np.maximum(0.0, factor * raw[open_])
-            break
-        open_ &= ~too_dense
-    return found.tolist()
+    found = np.ones(len(weights))
+    found[weights] = erk([spec.shape for spec, one in zip(layout.parameters, weights, strict=True) if one], density)
+    return [float(one) for one in found]
 
 
 def counts(layout: Layout, density: float, scope: Scope = "layer") -> list[int]:
