@@ -130,9 +130,18 @@ def _order(record: ConfigRecord) -> Order:
         accepted=_typed(record, f"{_PREFIX}accepted", int),
         download=_download(record) if f"{_PREFIX}tag" in record else None,
         mask=_typed(record, f"{_PREFIX}mask", bytes) if f"{_PREFIX}mask" in record else None,
-        drop=_typed(record, f"{_PREFIX}drop", float) if f"{_PREFIX}drop" in record else 0.0,
-        grow=_typed(record, f"{_PREFIX}grow", float) if f"{_PREFIX}grow" in record else 0.0,
+        drop=_part(record, f"{_PREFIX}drop"),
+        grow=_part(record, f"{_PREFIX}grow"),
     )
+
+
+def _part(record: ConfigRecord, key: str) -> float:
+    if key not in record:
+        return 0.0
+    found = _typed(record, key, float)
+    if not 0 <= found <= 1:
+        raise MessageError(f"entry {key!r} must be a part, 0 to 1, and is {found}")
+    return found
 
 
 def _download(record: ConfigRecord) -> Download:

@@ -46,11 +46,21 @@ DOWNLOADS = st.builds(
         version=INT,
         accepted=INT,
         download=st.none() | DOWNLOADS,
+        drop=st.floats(0, 1),
+        grow=st.floats(0, 1),
     )
 )
 def test_orders_arrive_as_they_were_sent(order: Order) -> None:
     record = ConfigRecord({"lr": 0.1, **records.write_order(order)})
     assert records.read_order(through_the_wire(RecordDict({"config": record}))) == order
+
+
+@pytest.mark.parametrize("part", [float("nan"), -0.1, 1.5])
+@pytest.mark.parametrize("name", ["drop", "grow"])
+def test_a_vote_on_what_is_no_part_of_the_weights_is_not_asked_for(name: str, part: float) -> None:
+    order = Order("f", 1, 1, 1, 1, 0)._replace(**{name: part})
+    with pytest.raises(records.MessageError, match=f"{name}' must be a part, 0 to 1"):
+        records.read_order(RecordDict({"config": ConfigRecord(records.write_order(order))}))
 
 
 @given(
