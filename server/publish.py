@@ -169,41 +169,31 @@ class Publisher:
             PublishError: A bundle, opened again, is not the student that it was made from.
             StoreError: The version is published already, with other bytes.
         """
-        made = {
-            tier.name: self._trained(tier, version, model, trained[tier.name])
-            if tier.name in trained
-            else self._student(tier, version, model)
-            for tier in self.tiers
-        }
-        return [self._publish_one(tier, version, made[tier.name]) for tier in self.tiers]
+        judge = chain.Judge(model, self.task, self.task.data().test)
+        made = [self._made(tier, version, model, trained.get(tier.name), judge) for tier in self.tiers]
+        return [self._publish_one(tier, version, one) for tier, one in zip(self.tiers, made, strict=True)]
 
     @property
     def _example(self) -> Tensor:
         """A batch of one input; of validation data, since there may be no proxy data."""
         return self.task.data().validation.inputs[:1]
 
-    def _student(self, tier: Tier, version: int, model: nn.Module) -> Made:
+    def _made(self, tier: Tier, version: int, model: nn.Module, trained: nn.Module | None, judge: chain.Judge) -> Made:
+        seed = seeds.derive("distill", self.seed, version, tier.name)
+        if trained is not None:
+            architecture = tier.wanted.start.architecture
+            return chain.finished(
+                model, self.task, trained, self.how, architecture=architecture, judge=judge, seed=seed
+            )
         return chain.make(
             model,
             self.task,
             tier.wanted,
             self.how,
             teacher=self.clients.teacher(model, self.combine) if self.clients else None,
-            judged_on=self.task.data().test,
-            seed=seeds.derive("distill", self.seed, version, tier.name),
-            progress=lambda step: self.on_search(tier.name, step),
-        )
-
-    def _trained(self, tier: Tier, version: int, model: nn.Module, student: nn.Module) -> Made:
-        seed = seeds.derive("distill", self.seed, version, tier.name)
-        return chain.finished(
-            model,
-            self.task,
-            student,
-            self.how,
-            architecture=tier.wanted.start.architecture,
-            judged_on=self.task.data().test,
+            judge=judge,
             seed=seed,
+            progress=lambda step: self.on_search(tier.name, step),
         )
 
     def _publish_one(self, tier: Tier, version: int, made: Made) -> Published:

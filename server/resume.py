@@ -1,5 +1,6 @@
 """How `SparseFed.start` goes on in the middle: from the step that was taken last, and all that it depends on."""
 
+from abc import ABC, abstractmethod
 from logging import INFO
 from typing import NamedTuple
 
@@ -43,7 +44,7 @@ def restore(state: State, result: Result) -> Step:
     return Step(*state.meta["step"])
 
 
-class Resuming:
+class Resuming(ABC):
     """The part of `SparseFed` that goes into checkpoints and comes back from them."""
 
     federation: str
@@ -139,5 +140,6 @@ class Resuming:
         assert self._model is not None, "the model comes from `start` or `configure_train`"
         return self._model
 
+    @abstractmethod
     def _adopt(self, arrays: ArrayRecord) -> None:
-        raise NotImplementedError
+        """Take the model from outside."""

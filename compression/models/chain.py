@@ -12,7 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedpress.compression import seeds
@@ -146,6 +148,37 @@ class Made(NamedTuple):
     timings: tuple[Timing, ...] = ()
 
 
+class Judge:
+    """Compares students with the model that they are made of, on the same examples.
+
+    Args:
+        model: Asked once, whatever the number of students.
+        task: Whose rule says which answers are right.
+        examples: What accuracies are reported on.
+
+    Attributes:
+        teacher: The model itself, as the first stage.
+    """
+
+    def __init__(self, model: nn.Module, task: Task, examples: Examples) -> None:
+        self._task, self._examples = task, examples
+        self._right = fairness.judged(model, task, examples)
+        self.teacher = self._stage("teacher", model, self._right, None)[0]
+
+    def stage(self, name: str, student: nn.Module, mask: Masks | None = None) -> tuple[Stage, Bias]:
+        """Return what a student is like after a step, and how it answers each class."""
+        return self._stage(name, student, fairness.judged(student, self._task, self._examples), mask)
+
+    def _stage(self, name: str, student: nn.Module, right: NDArray[np.bool_], mask: Masks | None) -> tuple[Stage, Bias]:
+        bias = fairness.by_group(self._right, right, self._examples.targets.numpy())
+        whole = prune.parameters_of(student)
+        left = masks.parameters_left(student, mask) if mask else whole
+        with evaluating(student):
+            latency = sparse_execution.milliseconds(student, self._examples.inputs[:1], TIMED_SECONDS)
+        worst = bias.worst
+        return Stage(name, left, 4 * whole, latency, float(right.mean()), worst.group, worst.lost), bias
+
+
 class _Start(NamedTuple):
     model: nn.Module
     masks: Masks | None = None
@@ -161,7 +194,7 @@ def make(
     chain: Chain = DEFAULTS,
     *,
     teacher: Teacher | None = None,
-    judged_on: Examples,
+    judge: Judge,
     seed: int,
     progress: Callable[[search.Step], None] = lambda _: None,
 ) -> Made:
@@ -173,7 +206,7 @@ def make(
         wanted: Which student it is to be.
         chain: What is done.
         teacher: Who answers; None: the model itself.
-        judged_on: What accuracies are reported on; nothing is chosen by them.
+        judge: Of the model, for what is reported; nothing is chosen by it.
         seed: Of all that is drawn.
         progress: Told how far a search has come.
 
@@ -207,10 +240,10 @@ def make(
     student = masks.train_within(begun.model, begun.masks, learn) if begun.masks else learn(begun.model)
     tensors = _quantized(student, chain, made_of, inputs, targets, seed)
     rounded = quantize.applied(student, tensors)
-    judge = _Judge(model, task, judged_on)
-    stages = [judge.stage("teacher", model)]
+    stages = [judge.teacher]
     for name, version in (("pruned", begun.model), ("distilled", student), ("quantised", rounded)):
-        stages.append(judge.stage(name, version, begun.masks))
+        stage, bias = judge.stage(name, version, begun.masks)
+        stages.append(stage)
     sparse = begun.masks is not None or chain.quantization.sparsity > 0
     timings = sparse_execution.faster(rounded, example, TIMED_SECONDS)[1] if sparse else []
     return Made(
@@ -219,7 +252,7 @@ def make(
         rounded,
         begun.architecture,
         tuple(stages),
-        judge.bias(rounded),
+        bias,
         begun.candidates,
         begun.curve,
         tuple(timings),
@@ -233,23 +266,23 @@ def finished(
     chain: Chain,
     *,
     architecture: str | None,
-    judged_on: Examples,
+    judge: Judge,
     seed: int,
 ) -> Made:
     """Quantise a student that has learnt already, such as one that its tier's clients have trained.
 
     Args:
         model: What it is compared with.
-        task, chain, judged_on, seed: As for `make`.
+        task, chain, judge, seed: As for `make`.
         student: As it is to be served, but for its quantisation.
         architecture: Of the task's student architectures; None: the task's own model.
     """
     inputs, targets = _material(model, lambda: student, task, chain, seed)
     tensors = _quantized(student, chain, teachers.of(model), inputs, targets, seed)
     rounded = quantize.applied(student, tensors)
-    judge = _Judge(model, task, judged_on)
-    stages = (judge.stage("teacher", model), judge.stage("trained", student), judge.stage("quantised", rounded))
-    return Made(student, tensors, rounded, architecture, stages, judge.bias(rounded))
+    trained, _ = judge.stage("trained", student)
+    last, bias = judge.stage("quantised", rounded)
+    return Made(student, tensors, rounded, architecture, (judge.teacher, trained, last), bias)
 
 
 def _begin(
@@ -326,24 +359,3 @@ def _quantized(
             teacher, quantize.prepare(student, settings), inputs, length, targets=targets, seed=own
         )
     return quantize.quantize(student, settings, inputs, seed=seed)
-
-
-class _Judge:
-    """Compares students with their teacher on the same examples."""
-
-    def __init__(self, teacher: nn.Module, task: Task, examples: Examples) -> None:
-        self._task, self._examples = task, examples
-        self._right = fairness.judged(teacher, task, examples)
-
-    def bias(self, student: nn.Module) -> Bias:
-        right = fairness.judged(student, self._task, self._examples)
-        return fairness.by_group(self._right, right, self._examples.targets.numpy())
-
-    def stage(self, name: str, student: nn.Module, mask: Masks | None = None) -> Stage:
-        right = fairness.judged(student, self._task, self._examples)
-        worst = fairness.by_group(self._right, right, self._examples.targets.numpy()).worst
-        whole = prune.parameters_of(student)
-        left = masks.parameters_left(student, mask) if mask else whole
-        with evaluating(student):
-            latency = sparse_execution.milliseconds(student, self._examples.inputs[:1], TIMED_SECONDS)
-        return Stage(name, left, 4 * whole, latency, float(right.mean()), worst.group, worst.lost)
