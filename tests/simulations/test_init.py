@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from fedpress.simulations import init, scenario, scenario_errors, scenario_yaml, student_sections
+from fedpress.simulations import (
+    init,
+    scenario,
+    scenario_errors,
+    scenario_yaml,
+    student_sections,
+    training_sections,
+)
 from fedpress.simulations.scenario import Scenario
 
 
@@ -37,11 +44,11 @@ def test_every_key_is_written_below_a_comment():
 @pytest.mark.parametrize(
     ("path", "chosen"),
     [
-        ("network", scenario.NetworkChoice()),
-        ("faults", scenario.FaultChoice()),
+        ("network", training_sections.NetworkChoice()),
+        ("faults", training_sections.FaultChoice()),
         ("fusion", student_sections.FusionChoice()),
-        ("teaching", scenario.Teaching(every=3)),
-        ("sparsity", scenario.Sparsity()),
+        ("teaching", student_sections.Teaching(every=3)),
+        ("sparsity", training_sections.Sparsity()),
         ("students.assistants", student_sections.AssistantChoice()),
         ("students.data_free", student_sections.DataFreeChoice(recipe="deep-inversion")),
         ("students.continuations", student_sections.ContinuationChoice()),
