@@ -21,7 +21,7 @@ import numpy as np
 
 from fedpress.compression.errors import FedpressError
 from fedpress.compression.models.search import Step
-from fedpress.simulations import runner
+from fedpress.simulations import run_writer, runner
 from fedpress.simulations.report import figures
 from fedpress.simulations.report.figures import Curve
 from fedpress.simulations.run_folder import Results, RoundResult, RunFolder, StudentResult
@@ -124,7 +124,7 @@ class Process(NamedTuple):
 class Sampler:
     """Follows a run, and notes the resident memory of its processes after each round."""
 
-    def __init__(self, inner: runner.Observer | None = None) -> None:
+    def __init__(self, inner: run_writer.Observer | None = None) -> None:
         self._inner = inner
         self._samples: dict[int, tuple[array[int], array[int]]] = {}  # process -> rounds, bytes
 
@@ -172,7 +172,7 @@ class Sampler:
         return found
 
 
-def run(scenario: Scenario, inner: runner.Observer | None = None) -> list[Process]:
+def run(scenario: Scenario, inner: run_writer.Observer | None = None) -> list[Process]:
     """Run a scenario in a temporary run folder and return the memory of its processes.
 
     Raises:

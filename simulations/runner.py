@@ -1,80 +1,27 @@
-"""A whole run of a scenario: the server's plan, the run folder kept up to date, the engine started and stopped."""
+"""A whole run of a scenario: the server's plan, the engine started and stopped."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from functools import cached_property
-from hashlib import sha256
-from logging import WARNING, getLogger
 from pathlib import Path
-from time import monotonic
-from typing import Any, Literal, Protocol
+from typing import Any
 
-import safetensors.torch
-from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
-from flwr.common import serde
-from torch import nn
-
-from fedpress.compression.errors import FedpressError
 from fedpress.compression.files import write_atomically
-from fedpress.compression.ledger import Ledger
-from fedpress.compression.models.search import Step
-from fedpress.compression.models.task import Evaluation
 from fedpress.server import app as server
 from fedpress.server import optimize
-from fedpress.server.books import RoundSummary
-from fedpress.server.checkpoint import State
 from fedpress.server.ensemble import ClientModels
 from fedpress.server.schedule import Buffered
 from fedpress.server.strategy import SparseFed
-from fedpress.server.tiers import TieredFed, TrainingTier
-from fedpress.simulations import engine, sparsity, students, tier_strategy, worker_process
+from fedpress.simulations import engine, run_writer, sparsity, students, tier_strategy, worker_process
 from fedpress.simulations import scenario as scenarios
 from fedpress.simulations.run_folder import (
-    LayerDensity,
-    ModelInfo,
     Results,
-    RoundResult,
     RunFolder,
     RunFolderError,
-    StudentResult,
-    TierResult,
-    TierRound,
-    Totals,
 )
 from fedpress.simulations.scenario import Scenario
 from fedpress.simulations.workload import REFERENCE, Workload
-
-HOPELESS_ROUNDS = 3
-"""A run whose first rounds saw not one good reply is stopped: the scenario or the task is at fault, not a client."""
-
-
-class RunError(FedpressError):
-    """A run cannot go on."""
-
-
-class Observer(Protocol):
-    """Follows a run: a progress bar, a test."""
-
-    def on_start(self, scenario: Scenario, folder: RunFolder) -> None:
-        """The run begins; nothing has been loaded yet."""
-
-    def on_resume(self, rounds: list[RoundResult]) -> None:
-        """The run goes on after these rounds; comes after `on_start`, and not at all when there were none."""
-
-    def on_round(self, result: RoundResult) -> None:
-        """A round is over."""
-
-    def on_search(self, tier: str, step: Step) -> None:
-        """The search for a tier's student goes on."""
-
-    def on_student(self, result: StudentResult) -> None:
-        """A student was made, downloaded and evaluated."""
-
-    def on_end(self, results: Results) -> None:
-        """The run is over, finished or interrupted; the folder holds these results."""
 
 
 def new_folder(scenario: Scenario, out: Path | str | None) -> RunFolder:
@@ -127,7 +74,7 @@ def folder_of(scenario: Scenario, out: Path | str | None) -> RunFolder:
 
 
 def plan(
-    workload: Workload, folder: RunFolder, observer: Observer | None = None, *, keep_payloads: bool = False
+    workload: Workload, folder: RunFolder, observer: run_writer.Observer | None = None, *, keep_payloads: bool = False
 ) -> server.Plan:
     """Return the server's plan, which keeps the run folder up to date."""
     scenario = workload.scenario
@@ -168,7 +115,7 @@ def plan(
     if scenario.sparsity is not None:
         whole["masks"] = sparsity.schedule(workload, folder)
     strategy = tier_strategy.strategy(workload, folder, options, whole) if workload.tiers else SparseFed(**whole)
-    writer = Writer(workload, folder, strategy, observer)
+    writer = run_writer.Writer(workload, folder, strategy, observer)
     on_search = observer.on_search if observer else lambda tier, step: None
     strategy.companions["results"] = writer
     return server.Plan(
@@ -186,199 +133,10 @@ def plan(
     )
 
 
-@dataclass
-class Writer:
-    """Keeps the run folder up to date and passes the news on."""
-
-    workload: Workload
-    folder: RunFolder
-    strategy: SparseFed
-    observer: Observer | None
-    status: Literal["running", "finished", "interrupted"] = "running"
-    rounds: list[RoundResult] = field(default_factory=list)
-    students: list[StudentResult] = field(default_factory=list)
-    digest: str = ""
-    began: float = field(default_factory=monotonic)
-    virtual_seconds: float = 0.0
-    keep_state: bool = False
-    states: Callable[[], str] = str
-    """Digest of the clients' states, where the engine knows it: the model's SHA-256 then covers them too."""
-
-    def saved(self) -> State:
-        """Return the figures so far."""
-        meta = {
-            "rounds": [result.model_dump(mode="json") for result in self.rounds],
-            "students": [result.model_dump(mode="json") for result in self.students],
-            "virtual_seconds": self.virtual_seconds,
-            "seconds": monotonic() - self.began,
-        }
-        return State({}, meta)
-
-    def restore(self, state: State) -> None:
-        """Take up the figures of the rounds before."""
-        self.rounds = [RoundResult(**entry) for entry in state.meta["rounds"]]
-        self.students = [StudentResult(**entry) for entry in state.meta["students"]]
-        self.virtual_seconds = state.meta["virtual_seconds"]
-        self.began = monotonic() - state.meta["seconds"]
-        if self.observer and self.rounds:
-            self.observer.on_resume(self.rounds)
-
-    def on_round(self, summary: RoundSummary, evaluation: Evaluation | None) -> None:
-        """Enter a round."""
-        self.virtual_seconds += summary.seconds
-        result = RoundResult(
-            round=summary.round,
-            accuracy=evaluation.accuracy if evaluation else None,
-            loss=evaluation.loss if evaluation else None,
-            up_bytes=summary.up_bytes,
-            down_bytes=summary.down_bytes,
-            replies=summary.replies,
-            refused=len(summary.refusals),
-            reasons=summary.reasons,
-            virtual_seconds=self.virtual_seconds,
-            staleness=summary.staleness,
-            max_staleness=summary.max_staleness,
-            tiers={name: _tier_round(part) for name, part in summary.tiers.items()},
-            epoch=summary.epoch,
-            density=summary.density,
-        )
-        self.rounds.append(result)
-        self.folder.save_results(self.results())
-        if self.observer:
-            self.observer.on_round(result)
-        if summary.round == HOPELESS_ROUNDS and not any(r.replies for r in self.rounds):
-            reason = summary.refusals[-1].detail if summary.refusals else "no reply at all"
-            raise RunError(f"the first {HOPELESS_ROUNDS} rounds brought no usable reply; the last one: {reason}")
-
-    def on_students(self, deliveries: list[server.Delivery]) -> None:
-        """Enter the students that were downloaded; one line each, however many clients took it."""
-        by_tier: dict[str, list[server.Delivery]] = {}
-        for delivery in deliveries:
-            by_tier.setdefault(delivery.student.tier, []).append(delivery)
-        for tier, received in by_tier.items():
-            good = [delivery for delivery in received if delivery.accuracy is not None]
-            for bad in received:
-                if bad.error:
-                    getLogger("flwr").log(WARNING, "node %d could not take student %s: %s", bad.node, tier, bad.error)
-            if not good:
-                raise RunError(f"student {tier!r} was published, but no client could take it: {received[-1].error}")
-            student, accuracy = good[0].student, good[0].accuracy
-            assert accuracy is not None
-            if student.warning:
-                getLogger("flwr").log(WARNING, "student %s: %s", tier, student.warning)
-            details = {
-                "candidates": [asdict(candidate) for candidate in student.candidates],
-                **{key: [row._asdict() for row in getattr(student, key)] for key in ("stages", "curve", "timings")},
-            }
-            result = StudentResult(**{**student._asdict(), **details}, accuracy=accuracy)
-            self.students.append(result)
-            if self.observer:
-                self.observer.on_student(result)
-        self.write("running")
-
-    def on_end(self, model: nn.Module, digest: str) -> None:
-        """Save the final model and the figures so far."""
-        self.digest = digest
-        safetensors.torch.save_model(model, str(self.folder.model))
-        for tier in self.tiers:
-            self.folder.tiers.mkdir(exist_ok=True)
-            tier.model.load_state_dict(tier.strategy.model.published.to_torch_state_dict())
-            safetensors.torch.save_model(tier.model, str(self.folder.tiers / f"{tier.name}.safetensors"))
-        self.write("running")
-
-    def on_finished(self) -> None:
-        """Complete the digest, say that the run is finished, and remove what it would need to go on."""
-        if states := self.states():
-            self.digest = sha256(f"{self.digest} {states}".encode()).hexdigest()
-        self.write("finished")
-        if not self.keep_state:
-            self.folder.clear_state()
-
-    def write(self, status: Literal["running", "finished", "interrupted"]) -> None:
-        """Bring ledger and figures in the folder up to date."""
-        self.status = status
-        ledgers = [books.ledger for books in self.strategy.accounts.values()]
-        (Ledger.merged(ledgers) if self.tiers else ledgers[0]).save(self.folder.ledger)
-        for tier in self.tiers:
-            self.folder.tiers.mkdir(exist_ok=True)
-            tier.strategy.ledger.save(self.folder.tiers / f"{tier.name}.csv")
-        self.folder.save_results(self.results())
-
-    def results(self) -> Results:
-        """Return the figures so far."""
-        strategy, accounts = self.strategy, self.strategy.accounts
-        evaluated = [r.accuracy for r in self.rounds[-server.FINAL_ROUNDS :] if r.accuracy is not None]
-        dense = {
-            direction: sum(sizes[way] * accounts[name].messages[direction] for name, sizes in self._dense_sizes.items())
-            for way, direction in enumerate(("up", "down"))
-        }
-        return Results(
-            scenario=self.workload.scenario.model_dump(mode="json"),
-            seed=self.workload.scenario.seed,
-            status=self.status,
-            rounds=self.rounds,
-            totals=Totals(
-                up_bytes=sum(books.ledger.total(direction="up") for books in accounts.values()),
-                down_bytes=sum(books.ledger.total(direction="down") for books in accounts.values()),
-                dense_up_bytes=dense["up"],
-                dense_down_bytes=dense["down"],
-                bundle_bytes=sum(books.ledger.total(kind="bundle") for books in accounts.values()),
-            ),
-            model=ModelInfo(parameters=self.workload.layout.size, sha256=self.digest),
-            students=self.students,
-            layers=[LayerDensity(name=n, size=size, sent=sent) for n, size, sent in strategy.density_by_layer()],
-            faults=dict(sorted(self.workload.faults.struck.items())) if self.workload.faults else {},
-            lost_states=sum(books.lost_states for books in accounts.values()),
-            tiers=[self._tier_result(tier) for tier in self.tiers],
-            accuracy=sum(evaluated) / len(evaluated) if evaluated else None,
-            seconds=monotonic() - self.began,
-        )
-
-    @property
-    def tiers(self) -> tuple[TrainingTier, ...]:
-        """The tiers that train."""
-        return self.strategy.training_tiers if isinstance(self.strategy, TieredFed) else ()
-
-    def _tier_result(self, tier: TrainingTier) -> TierResult:
-        last = [r.tiers[tier.name].accuracy for r in self.rounds[-server.FINAL_ROUNDS :] if tier.name in r.tiers]
-        evaluated = [accuracy for accuracy in last if accuracy is not None]
-        ledger = tier.strategy.ledger
-        return TierResult(
-            tier=tier.name,
-            parameters=self.workload.tiers[tier.name].layout.size,
-            accuracy=sum(evaluated) / len(evaluated) if evaluated else None,
-            up_bytes=ledger.total(direction="up"),
-            down_bytes=ledger.total(direction="down"),
-        )
-
-    @cached_property
-    def _dense_sizes(self) -> dict[str, tuple[int, int]]:
-        """Serialised size of a dense reply and of a dense order, as plain Flower sends them, for each model by name."""
-        found = {}
-        for name, work in {"": self.workload, **self.workload.tiers}.items():
-            arrays = ArrayRecord(work.fresh_model().state_dict())
-            metrics = MetricRecord({"num-examples": 100, "train-loss": 1.0})
-            reply = RecordDict({"arrays": arrays, "metrics": metrics})
-            order = RecordDict({"arrays": arrays, "config": ConfigRecord({"server-round": 1})})
-            found[name] = serde.recorddict_to_proto(reply).ByteSize(), serde.recorddict_to_proto(order).ByteSize()
-        return found
-
-
-def _tier_round(summary: RoundSummary) -> TierRound:
-    evaluation = summary.evaluation or MetricRecord()
-    return TierRound(
-        accuracy=evaluation.get("accuracy"),  # type: ignore[arg-type]
-        loss=evaluation.get("loss"),  # type: ignore[arg-type]
-        up_bytes=summary.up_bytes,
-        down_bytes=summary.down_bytes,
-        replies=summary.replies,
-    )
-
-
 def simulate(
     scenario: Scenario,
     out: Path | str | None = None,
-    observer: Observer | None = None,
+    observer: run_writer.Observer | None = None,
     *,
     keep_state: bool = False,
     keep_payloads: bool = False,
@@ -402,7 +160,11 @@ def simulate(
 
 
 def resume(
-    path: Path | str, observer: Observer | None = None, *, keep_state: bool = False, keep_payloads: bool = False
+    path: Path | str,
+    observer: run_writer.Observer | None = None,
+    *,
+    keep_state: bool = False,
+    keep_payloads: bool = False,
 ) -> Results:
     """Go on with a run that was killed or interrupted; its end is that of the undisturbed run, to the bit.
 
@@ -424,7 +186,7 @@ def resume(
 def _run(
     folder: RunFolder,
     scenario: Scenario,
-    observer: Observer | None,
+    observer: run_writer.Observer | None,
     keep_state: bool,
     keep_payloads: bool,
     adjust: Callable[[server.Plan], None] = lambda _: None,
@@ -436,7 +198,7 @@ def _run(
         workload = Workload(scenario, folder.path)
         planned = plan(workload, folder, observer, keep_payloads=keep_payloads)
         writer = planned.watcher
-        assert isinstance(writer, Writer)
+        assert isinstance(writer, run_writer.Writer)
         writer.keep_state = keep_state
         adjust(planned)
         try:

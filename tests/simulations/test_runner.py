@@ -16,7 +16,7 @@ from fedpress.compression.models import bundle
 from fedpress.compression.models.continuations import Continuations
 from fedpress.compression.models.data_free import RECIPES
 from fedpress.compression.models.starts import Start
-from fedpress.simulations import paired, runner, scenario, students
+from fedpress.simulations import paired, run_writer, runner, scenario, students
 from fedpress.simulations.paired import PairedError
 from fedpress.simulations.run_folder import Results, RunFolder, RunFolderError
 from fedpress.simulations.tasks.digits import Digits
@@ -110,7 +110,7 @@ def test_a_run_leaves_every_figure_of_the_path_from_gradient_to_download(tmp_pat
 def test_clients_that_never_manage_stop_the_run_early_with_their_reason(tmp_path: Path) -> None:
     (tmp_path / "task.py").write_text(BROKEN_TASK)
     (tmp_path / "scenario.yaml").write_text("task: task:Broken\nclients: 2\nrounds: 30\nsampling: {per_round: 2}\n")
-    with pytest.raises(runner.RunError, match="no such loss"):
+    with pytest.raises(run_writer.RunError, match="no such loss"):
         runner.simulate(scenario.load(tmp_path), tmp_path / "run")
     results = RunFolder.open(tmp_path / "run").load_results()
     assert (results.status, len(results.rounds)) == ("interrupted", 3)
