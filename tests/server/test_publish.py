@@ -18,6 +18,7 @@ from fedpress.compression.errors import NonFiniteError
 from fedpress.compression.models import bundle, data_free, depth, distill, prune
 from fedpress.compression.models.chain import Chain, Wanted
 from fedpress.compression.models.continuations import Continuations
+from fedpress.compression.models.quantize import Quantization
 from fedpress.compression.models.search import Search, Step
 from fedpress.compression.models.starts import Start, UnknownArchitecture
 from fedpress.compression.models.student import Budget
@@ -153,6 +154,19 @@ def test_students_learn_from_the_client_models_if_there_are_some(tmp_path: Path,
     clients.attach(model)
     clients.take([Checked(n, n, 1.0, payload, b"", RecordDict(), None, 0) for n, payload in enumerate(payloads)])
     assert len({nobody, made("logits", clients=clients), made("sure", clients=clients, combine="confidence")}) == 3
+
+
+def test_a_bundle_may_hold_a_file_to_run(tmp_path: Path, teacher: nn.Module) -> None:
+    onnx_export = pytest.importorskip("fedpress.compression.models.onnx_export")
+    how = dataclasses.replace(FEW, quantization=Quantization(onnx=True))
+    tier = Tier("phone", Wanted(Budget(parameters=0.05)))
+    (student,) = Publisher(Digits(), ModelStore(tmp_path), [tier], how).publish(1, teacher)
+    opened = bundle.open_bundle(student.path.read_bytes())
+    assert opened.onnx and student.bundle_bytes > len(opened.onnx)
+    inputs = Digits().data().test.inputs
+    run = onnx_export.runner(opened.onnx)(inputs.numpy()).argmax(axis=1)
+    rebuilt = bundle.rebuild(opened, Digits())(inputs).argmax(dim=1).numpy()
+    assert (run == rebuilt).mean() > 0.9  # its activations are int8, too
 
 
 def test_a_budget_that_cannot_be_met_publishes_nothing(tmp_path: Path, teacher: nn.Module) -> None:

@@ -181,3 +181,16 @@ def test_a_federated_transformer_gives_students_of_half_its_layers_and_of_anothe
         assert student.accuracy == student.quantized_accuracy
     opened = bundle.open_bundle(next((tmp_path / "run").rglob("bundles/phone/*.fpb")).read_bytes())
     assert sorted({name.split(".")[1] for name in opened.manifest.shapes if name.startswith("blocks.")}) == ["0"]
+
+
+@pytest.mark.slow
+def test_client_models_teach_the_global_model_and_its_students(tmp_path: Path) -> None:
+    few = ["clients=6", "sampling.per_round=3", "workers=1", "rounds=2"]
+    tiers = "students.tiers=[{name: phone, parameters: 0.03}]"
+    plain = run(tmp_path / "plain", *few, tiers, "students.distil.epochs=2")
+    taught = run(tmp_path / "taught", *few, tiers, "students.distil.epochs=2", "students.teachers=clients")
+    assert plain.model.sha256 == taught.model.sha256  # students are made from a copy
+    assert plain.students[0].sha256 != taught.students[0].sha256
+    fused = run(tmp_path / "fused", *few, "fusion={every: 2}")
+    assert fused.rounds[0].up_bytes == plain.rounds[0].up_bytes  # the first step is refined after what clients sent
+    assert fused.model.sha256 != plain.model.sha256
