@@ -92,6 +92,7 @@ class Publisher:
         store: Where bundles are published.
         tiers: One student each, in this order.
         how: What is done to make them.
+        early: The global model before round 1, which lottery tickets are rewound to.
         clients: The client models of the last round; given, they teach the students together (FedDF), and the global
             model is what is pruned. Before the first step the global model teaches.
         combine: How their answers become one.
@@ -106,6 +107,7 @@ class Publisher:
         tiers: Sequence[Tier],
         how: Chain = chain.DEFAULTS,
         *,
+        early: nn.Module | None = None,
         clients: ClientModels | None = None,
         combine: teachers.Combine = "logits",
         seed: int = 0,
@@ -115,6 +117,7 @@ class Publisher:
         self.store = store
         self.tiers = tuple(tiers)
         self.how = how
+        self.early = early
         self.clients = clients
         self.combine = combine
         self.seed = seed
@@ -191,6 +194,7 @@ class Publisher:
             tier.wanted,
             self.how,
             teacher=self.clients.teacher(model, self.combine) if self.clients else None,
+            early=self.early,
             judge=judge,
             seed=seed,
             progress=lambda step: self.on_search(tier.name, step),

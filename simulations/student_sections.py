@@ -186,10 +186,10 @@ class PruneChoice(Section):
         description="For ratio: channels, with neurons and heads; weights: single ones; 2:4: half of each block of"
         " four.",
     )
-    schedule: Literal["one_shot", "iterative", "cubic"] = Field(
+    schedule: Literal["one_shot", "iterative", "cubic", "lottery"] = Field(
         default="one_shot",
         description="For ratio: one_shot: at once; iterative: the same part of what is left in each step; cubic: fast"
-        " first.",
+        " first; lottery: as iterative, but each step trains the weights of before round 1 again.",
     )
     steps: int = Field(default=1, ge=1, description="For ratio: of the schedule.")
     fine_tune_epochs: int = Field(default=5, ge=0, description="For ratio: of training after each step.")

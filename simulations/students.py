@@ -66,6 +66,7 @@ def publisher(
             _made_up(choice.data_free) if choice.data_free else None,
             Continuations(**choice.continuations.model_dump()) if choice.continuations else None,
         ),
+        early=workload.fresh_model() if choice.prune.schedule == "lottery" else None,
         clients=clients,
         combine=choice.combine,
         seed=workload.scenario.seed,

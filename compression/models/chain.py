@@ -194,6 +194,7 @@ def make(
     chain: Chain = DEFAULTS,
     *,
     teacher: Teacher | None = None,
+    early: nn.Module | None = None,
     judge: Judge,
     seed: int,
     progress: Callable[[search.Step], None] = lambda _: None,
@@ -206,6 +207,7 @@ def make(
         wanted: Which student it is to be.
         chain: What is done.
         teacher: Who answers; None: the model itself.
+        early: The model before it was trained, or early on, which a lottery ticket is rewound to.
         judge: Of the model, for what is reported; nothing is chosen by it.
         seed: Of all that is drawn.
         progress: Told how far a search has come.
@@ -226,7 +228,7 @@ def make(
             gradients = importance.gradients(pruned, task, fine_tuning.answered(model, inputs))
         return Criterion(chain.pruning.importance, chain.pruning.ranking, gradients, seeds.derive("random", seed))
 
-    begun = _begin(model, task, wanted, chain, made_of, inputs, targets, criterion, seed, progress)
+    begun = _begin(model, task, wanted, chain, made_of, inputs, targets, criterion, early, seed, progress)
 
     def learn(student: nn.Module) -> nn.Module:
         if chain.assistants is None:
@@ -294,6 +296,7 @@ def _begin(
     inputs: Tensor,
     targets: Tensor | None,
     criterion: Callable[[nn.Module], Criterion],
+    early: nn.Module | None,
     seed: int,
     progress: Callable[[search.Step], None],
 ) -> _Start:
@@ -310,6 +313,7 @@ def _begin(
             examples=proxy,
             validation=task.data().validation,
             fine_tune=way,
+            rewind=early if wanted.pruning.schedule == "lottery" else None,
             seed=seed,
         )
         return _Start(found.model, found.masks, curve=found.steps)

@@ -160,6 +160,13 @@ def test_students_are_made_as_the_scenario_says(tmp_path):
     made = students.publisher(Workload(chosen), RunFolder(tmp_path))
     assert made is not None and made.how.made_up is None
     assert made.how.continuations == Continuations(prompt=8) and made.tiers[0].wanted.start == Start("gru")
+    assert made.early is None
+    ticket = "students={prune: {granularity: weights, schedule: lottery, steps: 2}, tiers: [{name: a, ratio: 0.8}]}"
+    workload = Workload(scenario.load("digits", [ticket]))
+    made = students.publisher(workload, RunFolder(tmp_path))
+    assert made is not None and made.early is not None and made.tiers[0].wanted.pruning.schedule == "lottery"
+    first = workload.fresh_model().state_dict()
+    assert all(torch.equal(first[name], tensor) for name, tensor in made.early.state_dict().items())
 
 
 @pytest.mark.slow

@@ -81,6 +81,20 @@ def test_a_ratio_leaves_a_sparse_student_whose_zeros_stay(teacher: nn.Module, ju
     assert {timing.chosen for timing in made.timings} <= {"dense", "sparse"} and made.timings
 
 
+def test_a_lottery_ticket_trains_from_early_weights(teacher: nn.Module, judge: Judge) -> None:
+    settings = Pruning(0.8, "weights", schedule="lottery", steps=2, fine_tune_epochs=0)
+    torch.manual_seed(1)
+    early = TASK.model()
+    longer = Chain(distillation=Distillation(epochs=20))
+    made = chain.make(teacher, TASK, Wanted(None, settings), longer, early=early, judge=judge, seed=1)
+    untrained = evaluate(early, TASK, TASK.data().test).accuracy
+    first, pruned, distilled, _ = made.stages
+    assert abs(pruned.accuracy - untrained) < 0.2 < first.accuracy - pruned.accuracy
+    assert distilled.accuracy > pruned.accuracy + 0.2 and distilled.parameters == made.curve[-1].parameters
+    with pytest.raises(ValueError, match="needs early weights"):
+        make(teacher, judge, Wanted(None, settings))
+
+
 def test_the_quantisation_asked_for_is_what_the_tensors_hold(teacher: nn.Module, judge: Judge) -> None:
     made = make(teacher, judge, how=dataclasses.replace(QUICK, quantization=Quantization(bits=3, group=8)))
     found = [tensor for tensor in made.tensors.values() if isinstance(tensor, Quantized)]
