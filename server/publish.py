@@ -96,6 +96,7 @@ class Publisher:
         clients: The client models of the last round; given, they teach the students together (FedDF), and the global
             model is what is pruned. Before the first step the global model teaches.
         combine: How their answers become one.
+        signing_key: Ed25519, 32 bytes, that bundles are signed with.
         seed: The same seed, version and model give the same bundle.
         on_search: Told the tier and how far the search for its student has come.
     """
@@ -110,6 +111,7 @@ class Publisher:
         early: nn.Module | None = None,
         clients: ClientModels | None = None,
         combine: teachers.Combine = "logits",
+        signing_key: bytes | None = None,
         seed: int = 0,
         on_search: Callable[[str, search.Step], None] = lambda tier, step: None,
     ) -> None:
@@ -120,6 +122,7 @@ class Publisher:
         self.early = early
         self.clients = clients
         self.combine = combine
+        self.signing_key = signing_key
         self.seed = seed
         self.on_search = on_search
 
@@ -214,6 +217,7 @@ class Publisher:
             metrics={"validation_accuracy": round(validation, 4)},
             architecture=made.architecture,
             onnx=runnable,
+            private_key=self.signing_key,
         )
         self._check(tier, data, made.quantized)
         teacher, *_, learnt, last = made.stages

@@ -94,7 +94,7 @@ def simulate(
         if resume is not None and (scenario or overrides or out):
             cli.leave(f"error: --resume {resume} goes on as the run began; leave out SCENARIO, --set and --out", 2)
         chosen = scenarios.load(scenario or "digits", overrides or ()) if resume is None else None
-        from fedpress.simulations import progress, runner, workload
+        from fedpress.simulations import progress, runner, students, workload
         from fedpress.simulations.report import page
         from fedpress.simulations.run_folder import load
 
@@ -102,6 +102,7 @@ def simulate(
             assert resume is not None
             _, chosen = runner.unfinished(resume)
         workload.Workload(chosen).examples(0)  # absent data, or too few, are found out before there is a run folder
+        students.signing_key(chosen.students)
         console = Console()
         interrupted = False
         with progress.Display(console, chosen.rounds) as display:
@@ -153,22 +154,26 @@ def report(
 @main.command()
 def inspect(
     path: Annotated[Path, typer.Argument(metavar="FILE|DIR", **cli.DOCUMENTED)],
+    key: Annotated[
+        Path | None, typer.Option(metavar="PEM", help="Ed25519 public key of who must have signed the bundle.")
+    ] = None,
     json_file: cli.JsonOption = None,
 ) -> None:
     """Check a payload, bundle or run and say what it holds.
 
     FILE is an encoded update or a student's download file; DIR is a run folder.
-    A damaged file is an error that names the fault (exit code 2).
+    A damaged file is an error that names the fault (exit code 2), and so is a
+    bundle that was not signed with --key.
 
     \b
     Examples:
       fedpress inspect runs/digits-20261123-101500
-      fedpress inspect student.bundle --json manifest.json
+      fedpress inspect student.fpb --key signing.pub.pem --json manifest.json
     """
     with cli.clear_errors("server", json_file):
         from fedpress.simulations import inspection
 
-        found = inspection.inspect(path)
+        found = inspection.inspect(path, key)
         typer.echo(f"{path}: a {found.kind}")
         cli.show_facts(found.facts)
         if found.rows:

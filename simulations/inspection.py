@@ -31,14 +31,20 @@ class Found(NamedTuple):
     rows: Sequence[tuple[str, ...]] = ()
 
 
-def inspect(path: Path) -> Found:
+def inspect(path: Path, key: Path | None = None) -> Found:
     """Read and check a payload, a bundle or a run folder.
+
+    Args:
+        path: a file, or a folder.
+        key: an Ed25519 public key in PEM, of who must have signed the bundle.
 
     Raises:
         InspectionError: There is no such file, or it is something else.
         FedpressError: It is damaged: each fault has its own class, see `fedpress.compression.errors`.
     """
     if path.is_dir() or path.name == "results.json":
+        if key:
+            raise InspectionError(f"{path} is a run; --key is for one of the bundles in it")
         return _run(path if path.is_dir() else path.parent)
     try:
         data = path.read_bytes()
@@ -47,11 +53,14 @@ def inspect(path: Path) -> Found:
     except OSError as error:
         raise InspectionError(f"cannot read {path}: {error.strerror or error}") from None
     if data.startswith(wire.MAGIC):
+        if key:
+            raise InspectionError(f"{path} is a payload, which carries no signature; leave out --key")
         return _payload(data)
-    from fedpress.compression.models import bundle, container  # need torch; a payload does not
+    from fedpress.compression.models import bundle, container, signing  # need torch; a payload does not
 
     if data.startswith(container.MAGIC):
-        return _bundle(bundle.open_bundle(data))
+        public = signing.read_public(key) if key else None
+        return _bundle(bundle.open_bundle(data, public), f"by {key}" if key else "present; whose it is was not checked")
     raise InspectionError(
         f"{path} is neither a payload nor a bundle nor a run folder: it begins with {data[:8]!r}, a payload with"
         f" {wire.MAGIC!r}, a bundle with {container.MAGIC!r}"
@@ -145,7 +154,7 @@ def student_rows(results: Results) -> list[tuple[str, ...]]:
     ]
 
 
-def _bundle(opened: Bundle) -> Found:
+def _bundle(opened: Bundle, signature: str) -> Found:
     manifest = opened.manifest
     facts = [
         ("task", manifest.task),
@@ -157,7 +166,7 @@ def _bundle(opened: Bundle) -> Found:
         *([("onnx", f"{size(len(opened.onnx))}, to run with ONNX Runtime")] if opened.onnx else []),
         *([("architecture", manifest.architecture)] if manifest.architecture else []),
         ("sha256", opened.sha256),
-        ("signature", "present; whose it is was not checked" if opened.signed else "none"),
+        ("signature", signature if opened.signed else "none"),
         ("format", str(opened.format)),
         ("checked", "whole and undamaged"),
         *((name.replace("_", " "), f"{value:.4g}") for name, value in manifest.metrics.items()),

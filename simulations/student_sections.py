@@ -344,6 +344,10 @@ class Students(Section):
         default=None, description="Learn on what the global model writes, too; for tasks of sequences."
     )
     search: SearchChoice = Field(default=SearchChoice(), description="For tiers with student auto.")
+    signing_key: str | None = Field(
+        default=None,
+        description="A file of the server's: the Ed25519 private key, PEM, that bundles are signed with; null: none.",
+    )
     downloads_per_tier: int = Field(
         default=1, ge=0, description="Clients of each tier that download and check the bundle."
     )

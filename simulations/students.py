@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
+from fedpress.compression.models import signing
 from fedpress.compression.models.assistant import Assistants
 from fedpress.compression.models.chain import Chain, Wanted
 from fedpress.compression.models.continuations import Continuations
@@ -69,9 +71,19 @@ def publisher(
         early=workload.fresh_model() if choice.prune.schedule == "lottery" else None,
         clients=clients,
         combine=choice.combine,
+        signing_key=signing_key(choice),
         seed=workload.scenario.seed,
         on_search=on_search,
     )
+
+
+def signing_key(choice: Students) -> bytes | None:
+    """Return the key that a scenario's bundles are signed with; None: they are not.
+
+    Raises:
+        SigningKeyError: the file is absent, or holds no such key.
+    """
+    return None if choice.signing_key is None else signing.read_private(Path(choice.signing_key))
 
 
 def wanted(tier: Tier, students: Students) -> Wanted:

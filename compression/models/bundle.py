@@ -29,7 +29,7 @@ from fedpress.compression.models.task import Task
 
 MAX_INPUT_ENTRIES: Final = 1 << 24
 ROOM_BYTES: Final = 256
-"""What `largest_bytes` leaves for names and metrics in the manifest."""
+"""What `largest_bytes` leaves for a signature, and for names and metrics in the manifest."""
 
 INPUT_DTYPES: Final = {
     str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, torch.float64, torch.int64, torch.int32)

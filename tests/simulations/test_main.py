@@ -230,6 +230,30 @@ def test_inspect_a_bundle_and_one_with_a_flipped_bit(run):
     assert refused.stderr.startswith("error: ") and isinstance(refused.exception, SystemExit)
 
 
+@pytest.mark.slow
+def test_bundles_are_signed_with_the_key_that_the_scenario_names(tmp_path):
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    raw, no_password = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    pem, public = serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    keys = [Ed25519PrivateKey.generate() for _ in range(2)]
+    (tmp_path / "key.pem").write_bytes(keys[0].private_bytes(pem, raw, no_password))
+    for number, key in enumerate(keys):
+        (tmp_path / f"{number}.pub.pem").write_bytes(key.public_key().public_bytes(pem, public))
+    students = f"{{tiers: [{{name: phone, parameters: 0.1}}], distil: {{epochs: 1}}, signing_key: {tmp_path}/%s}}"
+    command = ["simulate", "digits", "--set", "rounds=1", "--set", "workers=1", "--out", str(tmp_path / "run"), "--set"]
+    absent = CliRunner().invoke(main, [*command, f"students={students % 'absent.pem'}"])
+    assert absent.exit_code == 2 and "cannot read the key" in absent.stderr and not (tmp_path / "run").exists()
+    assert CliRunner().invoke(main, [*command, f"students={students % 'key.pem'}"]).exit_code == 0
+    (bundle,) = (tmp_path / "run" / "bundles" / "phone").iterdir()
+    verified, refused = (
+        CliRunner().invoke(main, ["inspect", str(bundle), "--key", str(tmp_path / f"{n}.pub.pem")]) for n in (0, 1)
+    )
+    assert verified.exit_code == 0 and "0.pub.pem" in verified.stdout
+    assert refused.exit_code == 2 and "made or changed by somebody else" in refused.stderr
+
+
 def test_inspect_a_payload_and_a_truncated_one(tmp_path):
     import numpy as np
 

@@ -1,0 +1,63 @@
+"""The Ed25519 keys that bundles are signed with, as files: PEM, as `openssl genpkey -algorithm ed25519` writes them.
+
+S. Josefsson, I. Liusvaara, "Edwards-Curve Digital Signature Algorithm (EdDSA)", RFC 8032; the files: RFC 8410.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from fedpress.compression.errors import FedpressError
+
+MAKE_PRIVATE = "openssl genpkey -algorithm ed25519 -out signing.pem"
+MAKE_PUBLIC = "openssl pkey -in signing.pem -pubout -out signing.pub.pem"
+
+
+class SigningKeyError(FedpressError, ValueError):
+    """A file is not the key that is asked for."""
+
+
+def read_private(path: Path) -> bytes:
+    """Return the private key in a PEM file, 32 bytes.
+
+    Raises:
+        SigningKeyError: The file is absent, or holds something else.
+    """
+    data = _read(path, MAKE_PRIVATE)
+    try:
+        key = serialization.load_pem_private_key(data, None)
+    except (ValueError, TypeError) as error:
+        raise SigningKeyError(
+            f"{path} is no private key in PEM without a password; make one: {MAKE_PRIVATE}"
+        ) from error
+    if not isinstance(key, Ed25519PrivateKey):
+        raise SigningKeyError(f"{path} holds a key of another kind, expected Ed25519; make one: {MAKE_PRIVATE}")
+    return key.private_bytes_raw()
+
+
+def read_public(path: Path) -> bytes:
+    """Return the public key in a PEM file, 32 bytes.
+
+    Raises:
+        SigningKeyError: The file is absent, or holds something else, such as the private key.
+    """
+    data = _read(path, MAKE_PUBLIC)
+    try:
+        key = serialization.load_pem_public_key(data)
+    except ValueError as error:
+        raise SigningKeyError(
+            f"{path} is no public key in PEM; of the private one it is made by: {MAKE_PUBLIC}"
+        ) from error
+    if not isinstance(key, Ed25519PublicKey):
+        raise SigningKeyError(f"{path} holds a key of another kind, expected Ed25519")
+    return key.public_bytes_raw()
+
+
+def _read(path: Path, make: str) -> bytes:
+    try:
+        return path.expanduser().read_bytes()
+    except OSError as error:
+        raise SigningKeyError(f"cannot read the key {path}: {error.strerror}; make one: {make}") from error
