@@ -9,7 +9,6 @@ from typing import Any
 
 from fedpress.compression.files import write_atomically
 from fedpress.server import app as server
-from fedpress.server import optimize
 from fedpress.server.ensemble import ClientModels
 from fedpress.server.schedule import Buffered
 from fedpress.server.strategy import SparseFed
@@ -78,22 +77,14 @@ def plan(
 ) -> server.Plan:
     """Return the server's plan, which keeps the run folder up to date."""
     scenario = workload.scenario
-    choice = scenario.server
-    rules: dict[str, Callable[[], optimize.ServerOptimizer]] = {
-        "sgd": lambda: optimize.sgd(choice.learning_rate, choice.momentum),
-        "adam": lambda: optimize.adam(choice.learning_rate, choice.beta1, choice.beta2, choice.epsilon),
-        "yogi": lambda: optimize.yogi(choice.learning_rate, choice.beta1, choice.beta2, choice.epsilon),
-        "adagrad": lambda: optimize.adagrad(choice.learning_rate, choice.epsilon),
-        "majority_vote": lambda: optimize.majority_vote(choice.learning_rate),
-    }
     sampling = scenario.sampling
     buffered = sampling.schedule == "buffered"
     if not folder.partition.exists():
         workload.save_parts(folder)
     options: dict[str, Any] = {
         "fraction_evaluate": 0.0,
-        "optimizer": rules[choice.optimizer](),
-        "averaging": choice.averaging,
+        "optimizer": tier_strategy.optimizer(workload),
+        "averaging": scenario.server.averaging,
         "prediction": workload.prediction,
         "schedule": Buffered(sampling.per_round, sampling.staleness, sampling.max_staleness) if buffered else None,
         "min_replies": sampling.min_replies,

@@ -127,9 +127,10 @@ class Scenario(Section):
             problems.append(
                 f"encoder.warm_up_rounds: got {encoder.warm_up_rounds}, expected less than rounds, {self.rounds}"
             )
-        if encoder.warm_up_rounds and encoder.warm_up_density < self.density:
+        largest = max([self.density, *(tier.density for tier in self.students.tiers if tier.density)])
+        if encoder.warm_up_rounds and encoder.warm_up_density < largest:
             problems.append(
-                f"encoder.warm_up_density: got {encoder.warm_up_density}, expected at least density, {self.density}"
+                f"encoder.warm_up_density: got {encoder.warm_up_density}, expected at least density, {largest}"
             )
         if (encoder.recipe == "signsgd") != (self.server.optimizer == "majority_vote"):
             problems.append(
@@ -182,6 +183,11 @@ class Scenario(Section):
                 "encoder.feedback: cafe predicts from steps that clients have made, and teaching makes others"
             )
         if teaching.method == "slices":
+            if own := [tier.name for tier in self.students.tiers if tier.server_learning_rate is not None]:
+                problems.append(
+                    f"students.tiers: server_learning_rate of {own[0]} has no meaning with method slices, where the"
+                    " step is one for all; leave it out"
+                )
             if other := [tier.name for tier in self.students.tiers if tier.trains and tier.student != "pruned"]:
                 problems.append(f"students.tiers: {other[0]} is no slice of the global model; leave `student` out")
             if teaching.global_model == "distilled":

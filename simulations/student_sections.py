@@ -78,6 +78,14 @@ class Tier(Section):
     trains: bool = Field(
         default=False, description="Clients of the tier train its student themselves; needs `teaching`."
     )
+    density: Fraction | None = Field(
+        default=None,
+        description="For trains: share of an update's entries that the tier's clients send; null: the scenario's. The"
+        " share that goes down is larger or smaller alike.",
+    )
+    server_learning_rate: Positive | None = Field(
+        default=None, description="For trains: of the tier's server, as small models may want less; null: `server`'s."
+    )
 
     @field_validator("parameters", mode="before")
     @classmethod
@@ -95,6 +103,9 @@ class Tier(Section):
             raise ValueError(f"give one budget out of {', '.join(kinds)}; got {' and '.join(given) or 'none'}")
         if self.student == "auto" and self.keep_every > 1:
             raise ValueError("keep_every has no meaning with student auto, which looks for the depth, too")
+        for key in ("density", "server_learning_rate"):
+            if not self.trains and getattr(self, key) is not None:
+                raise ValueError(f"{key} is for tiers that train: add trains: true, or leave it out")
         if self.trains and (self.student == "auto" or self.keep_every > 1):
             raise ValueError(
                 "trains: a tier's clients train one architecture, whole in depth; student auto and keep_every"

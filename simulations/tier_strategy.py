@@ -7,7 +7,8 @@ from typing import Any
 
 from fedpress.compression.files import write_atomically
 from fedpress.compression.models.distill import Distillation
-from fedpress.server import tiers
+from fedpress.server import optimize, tiers
+from fedpress.server.optimize import ServerOptimizer
 from fedpress.server.strategy import SparseFed
 from fedpress.server.teaching import Teaching
 from fedpress.server.versions import Downlink
@@ -46,7 +47,22 @@ def downlink(workload: Workload) -> Downlink | None:
     if choice is None:
         return None
     drawn = not (workload.tier and teaching and teaching.method == "slices")
-    return Downlink(choice.density, workload.draw if drawn else None, choice.levels)
+    density = min(1.0, choice.density * workload.density / workload.scenario.density)
+    return Downlink(density, workload.draw if drawn else None, choice.levels)
+
+
+def optimizer(workload: Workload) -> ServerOptimizer:
+    """Return the rule by which the server steps a model."""
+    choice, rate = workload.scenario.server, workload.server_learning_rate
+    if choice.optimizer == "adam":
+        return optimize.adam(rate, choice.beta1, choice.beta2, choice.epsilon)
+    if choice.optimizer == "yogi":
+        return optimize.yogi(rate, choice.beta1, choice.beta2, choice.epsilon)
+    if choice.optimizer == "adagrad":
+        return optimize.adagrad(rate, choice.epsilon)
+    if choice.optimizer == "majority_vote":
+        return optimize.majority_vote(rate)
+    return optimize.sgd(rate, choice.momentum)
 
 
 def strategy(workload: Workload, folder: RunFolder, options: dict[str, Any], whole: dict[str, Any]) -> tiers.TieredFed:
@@ -82,5 +98,6 @@ def strategy(workload: Workload, folder: RunFolder, options: dict[str, Any], who
     training = []
     for name, work in workload.tiers.items():
         own = {**options, **shares(workload.scenario, name), "downlink": downlink(work), "layout": work.layout}
+        own["optimizer"] = optimizer(work)
         training.append(tiers.TrainingTier(name, kind(**own, federation=work.federation), work.fresh_model()))
     return tiers.TieredFed(training, workload.fresh_model(), proxy, taught, sliced=sliced, **whole)

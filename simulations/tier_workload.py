@@ -51,6 +51,16 @@ class TierWorkload(Workload):
         return self._whole.task
 
     @property
+    def density(self) -> float:
+        """Share of an update's entries that a client of the tier sends."""
+        return self._tier.density or self.scenario.density
+
+    @property
+    def server_learning_rate(self) -> float:
+        """Of the tier's optimiser."""
+        return self._tier.server_learning_rate or self.scenario.server.learning_rate
+
+    @property
     def budget(self) -> Budget:
         """What the tier's model may cost."""
         return budget(self._tier, self.scenario.students)

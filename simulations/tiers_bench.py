@@ -90,12 +90,15 @@ def scenario_of(base: Scenario, row: str, seed: int) -> Scenario:
         teaching["every"] = 0
     elif row == "slices":
         raw["teaching"] = {"method": "slices"}
+        raw["students"]["tiers"] = [{**tier, "server_learning_rate": None} for tier in tiers]
     elif row == "smallest":
         sizes = {name: work.layout.size for name, work in Workload(base).tiers.items()}
         raw["students"]["tiers"] = [tier for tier in tiers if tier["name"] == min(sizes, key=lambda name: sizes[name])]
         raw["teaching"] = {"global_model": "distilled", "every": 0}
     elif row == "students":
-        raw["students"]["tiers"] = [{**tier, "trains": False} for tier in tiers]
+        raw["students"]["tiers"] = [
+            {**tier, "trains": False, "density": None, "server_learning_rate": None} for tier in tiers
+        ]
         raw["teaching"] = None
     elif row != "taught":
         raise TiersBenchError(f"row {row!r}: expected {scenario_errors.choices([*ROWS, *CONTROLS], row)}")

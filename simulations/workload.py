@@ -90,7 +90,7 @@ class Workload:
     @cached_property
     def encoder(self) -> Encoder[Any]:
         """The scenario's encoder, from public parts."""
-        choice, density = self.scenario.encoder, self.scenario.density
+        choice, density = self.scenario.encoder, self.density
         number_format = values.by_name(choice.values)
 
         def at(density: float) -> Encoder[Any]:
@@ -115,6 +115,16 @@ class Workload:
         if choice.warm_up_rounds:
             made = feedback.warmed_up(at, choice.warm_up_density, density, choice.warm_up_rounds)
         return feedback.clipped(made, choice.clip_norm) if choice.clip_norm else made
+
+    @property
+    def density(self) -> float:
+        """Share of an update's entries that a client sends."""
+        return self.scenario.density
+
+    @property
+    def server_learning_rate(self) -> float:
+        """Of the server's optimiser."""
+        return self.scenario.server.learning_rate
 
     @property
     def prediction(self) -> float:

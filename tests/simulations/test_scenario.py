@@ -171,6 +171,10 @@ TRAINS = "students.tiers=[{name: phone, parameters: 0.1, trains: true}, {name: s
     ("override", "expected"),
     [
         ("teaching=null", "students.tiers: phone trains, but there is no `teaching`, which says who trains the global"),
+        (
+            "students.tiers=[{name: a, parameters: 0.1, density: 0.1}]",
+            "students.tiers.0: density is for tiers that train: add trains: true",
+        ),
         ("students.tiers=[]", "teaching: no tier trains; say so where the tier is"),
         ("clients=2", "students.tiers: no client is of tier sensor; 3 models are trained, and clients is 2"),
         ("sampling.per_round=2", "sampling.per_round: got 2, expected at least 3, a client for each model that is"),

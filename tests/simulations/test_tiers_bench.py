@@ -3,18 +3,23 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
 
-from fedpress.simulations import inspection, runner, scenario, tiers_bench
+from fedpress.compression import wire
+from fedpress.compression.shared import Shared
+from fedpress.simulations import inspection, runner, scenario, tier_strategy, tiers_bench
 from fedpress.simulations.__main__ import main
 from fedpress.simulations.run_folder import RunFolder
 from fedpress.simulations.tiers_bench import Row, TiersBenchError
+from fedpress.simulations.workload import Workload
 
 SHORT = [
     "rounds=2", "clients=4", "sampling.per_round=3", "training.epochs=1", "workers=1", "teaching={every: 2, epochs: 1}",
-    "students={tiers: [{name: phone, parameters: 0.05, trains: true}, {name: sensor, parameters: 800, trains: true}]}",
+    "students={tiers: [{name: phone, parameters: 0.05, trains: true}, "
+    "{name: sensor, parameters: 800, trains: true, density: 0.2, server_learning_rate: 0.5}]}",
 ]  # fmt: skip
 
 
@@ -33,6 +38,20 @@ def test_rows_differ_in_who_trains_what() -> None:
     assert groups == {"taught": every, "apart": every, "slices": every, "smallest": ["sensor"], "students": [None]}
     assert made["apart"].teaching is not None and made["apart"].teaching.every == 0
     assert [tier.name for tier in made["students"].students.tiers] == ["phone", "sensor"]
+    rates = {row: one.students.tiers[-1].server_learning_rate for row, one in made.items()}
+    assert rates == {"taught": 0.5, "apart": 0.5, "slices": None, "smallest": 0.5, "students": None}
+
+
+def test_a_tier_may_send_more_and_step_less() -> None:
+    work = Workload(scenario.load("digits", SHORT))
+    phone, sensor = work.tiers["phone"], work.tiers["sensor"]
+    assert (phone.density, sensor.density) == (work.density, 0.2)
+    going_down = [tier_strategy.downlink(each) for each in (work, phone, sensor)]
+    assert [each and each.density for each in going_down] == [0.01, 0.01, pytest.approx(0.2)]
+    assert [each.server_learning_rate for each in (work, phone, sensor)] == [1.5, 1.5, 0.5]
+    update = np.random.default_rng(0).standard_normal(sensor.layout.size).astype(np.float32)
+    payload, _ = sensor.encoder.encode(update, sensor.encoder.init(sensor.layout), Shared(sensor.layout), 0)
+    assert wire.inspect(payload)["count"] == round(0.2 * sensor.layout.size)
 
 
 def test_what_cannot_be_compared_is_refused() -> None:
