@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
@@ -70,9 +70,41 @@ class Work(Protocol):
         """Return the folder where the client keeps downloaded students."""
 
 
+class Asked(NamedTuple):
+    """What a client's work is made from: the run's configuration, the client's index, and the tier that it says."""
+
+    run_config: tuple[tuple[str, Any], ...]
+    client: int
+    tier: str | None
+
+
+latest: Asked | None = None
+"""What the last message in this process was about."""
+
+
 def _work(context: Context) -> Work:
-    work, tier = _cached_work(tuple(sorted(context.run_config.items()))), context.node_config.get("tier")
-    return work.of_client(state.client_index(context), None if tier is None else str(tier))
+    global latest
+    tier = context.node_config.get("tier")
+    run_config = tuple(sorted(context.run_config.items()))
+    latest = Asked(run_config, state.client_index(context), None if tier is None else str(tier))
+    return _work_of(latest)
+
+
+def _work_of(asked: Asked) -> Work:
+    return _cached_work(asked.run_config).of_client(asked.client, asked.tier)
+
+
+def preload(asked: Asked) -> None:
+    """Load what messages like this one need, for processes that are forked from this one."""
+    work = _work_of(asked)
+    work.examples(asked.client)
+    work.fresh_model()
+    _ = work.encoder, work.layout
+
+
+def forget() -> None:
+    """Drop what has been loaded, so that data is read again."""
+    _cached_work.cache_clear()
 
 
 @lru_cache(maxsize=1)

@@ -358,6 +358,44 @@ def bench_wire(
         cli.write_json(json_file, wire_bench.as_json(figures))
 
 
+@bench.command("warm")
+def bench_warm(
+    scenario: Annotated[str, typer.Argument(**cli.DOCUMENTED)] = "digits",
+    overrides: cli.SetOption = None,
+    nodes: Annotated[int, typer.Option(help="SuperNodes, all in each round (2).", **cli.COUNT)] = 2,
+    rounds: Annotated[int, typer.Option(help="Rounds of each run, at least 2 (8).", **cli.COUNT)] = 8,
+    idle: Annotated[
+        float, typer.Option(metavar="SECONDS", show_default=False, help="How long to watch waiting nodes (15).")
+    ] = 15.0,
+    json_file: cli.JsonOption = None,
+) -> None:
+    """Measure what a warm trainer saves a node.
+
+    Starts a SuperLink and SuperNodes on this machine, insecure, on free ports and with
+    a Flower home of their own, and stops them at the end; once as Flower starts them,
+    once each with a warm trainer. Runs plain FedAvg with 1 kB each way, the same with
+    fedpress, and SCENARIO (as for `fedpress simulate`, without students). Prints the
+    time of a round and a node's processor time for it. Linux only.
+
+    \b
+    Example:
+      fedpress bench warm --nodes 2 --rounds 10
+    """
+    with cli.clear_errors("simulation", json_file):
+        if rounds < 2:
+            cli.leave(f"error: --rounds {rounds}: expected at least 2, since the first is left out", 2)
+        from fedpress.simulations import scenario as scenarios
+        from fedpress.simulations import warm_bench
+
+        size = [f"clients={nodes}", f"sampling.per_round={nodes}", f"rounds={rounds}", "students.tiers=[]"]
+        chosen = scenarios.load(scenario, [*size, *(overrides or ())])
+        figures = warm_bench.run(chosen, idle, lambda line: typer.echo(f"{line} ...", err=True))
+        cli.show_rows(warm_bench.COLUMNS, warm_bench.rows(figures))
+        typer.echo()
+        cli.show_facts(warm_bench.facts(figures))
+        cli.write_json(json_file, warm_bench.as_json(figures))
+
+
 @bench.command("memory")
 def bench_memory(
     scenario: Annotated[str, typer.Argument(**cli.DOCUMENTED)] = "digits",

@@ -12,9 +12,10 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 
 from fedpress.compression.errors import FedpressError
 
@@ -128,18 +129,20 @@ class Deployment:
     ) -> None:
         self.close()
 
-    def add_node(self, number: int, nodes: int, port: int) -> None:
-        """Start a SuperNode.
+    def add_node(self, number: int, nodes: int, port: int, changes: Mapping[str, str] = MappingProxyType({})) -> int:
+        """Start a SuperNode and return its process id, which is that of its session, too.
 
         Args:
             number: its partition, from 0.
             nodes: how many there will be.
             port: where it finds the SuperLink, on 127.0.0.1.
+            changes: in its environment.
         """
-        self._start(
+        return self._start(
             f"supernode-{number}",
             "flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{port}", "--port", str(free_port()),
             "--node-config", f"partition-id={number} num-partitions={nodes}",
+            changes=changes,
         )  # fmt: skip
 
     def run(self, app: Path, timeout: float) -> str:
@@ -177,18 +180,19 @@ class Deployment:
             process.wait()
         self._processes = []
 
-    def _start(self, name: str, *arguments: str) -> None:
+    def _start(self, name: str, *arguments: str, changes: Mapping[str, str] = MappingProxyType({})) -> int:
         with (self._folder / f"{name}.log").open("wb") as log:
             self._processes.append(
                 subprocess.Popen(
                     [command(arguments[0]), *arguments[1:]],
-                    env=environment(self._home),
+                    env={**environment(self._home), **changes},
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
                 )
             )
+        return self._processes[-1].pid
 
     def _wait_until_it_listens(self) -> None:
         patience = time.monotonic() + START_SECONDS
