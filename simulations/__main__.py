@@ -132,6 +132,44 @@ def simulate(
 
 
 @main.command()
+def students(
+    run: Annotated[Path, typer.Argument(metavar="RUN", **cli.DOCUMENTED)],
+    overrides: cli.SetOption = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder for the new figures; must be new or empty. Default: under runs/."),
+    ] = None,
+    json_file: cli.JsonOption = None,
+) -> None:
+    """Make the students of a finished run anew, with other settings.
+
+    RUN is a run folder; its global model is the teacher, and no round is run again.
+    --set changes keys under `students`. The new folder is a run folder, too: with
+    the same model and rounds, other students, and a report of them.
+
+    \b
+    Examples:
+      fedpress students runs/fashion --set students.quantize.bits=4
+      fedpress students runs/fashion --set 'students.tiers=[{name: watch, bundle_bytes: 9000}]'
+    """
+    with cli.clear_errors("simulation", json_file):
+        from rich.console import Console
+
+        from fedpress.simulations import progress, remaking
+        from fedpress.simulations.report import page
+
+        console = Console()
+        with progress.Display(console, 0) as display:
+            folder = remaking.remake(run, overrides or (), out, display.on_student, display.on_search)
+        page.write(folder.path)
+        results = folder.load_results()
+        console.print()
+        progress.print_run(console, results)
+        cli.write_json(json_file, results.model_dump(mode="json"))
+        typer.echo(f"\nreport: {folder.report}")
+
+
+@main.command()
 def report(
     run: Annotated[Path, typer.Argument(metavar="RUN", **cli.DOCUMENTED)],
 ) -> None:

@@ -99,7 +99,7 @@ class Display:
         """Say that a student was downloaded and what it is worth."""
         self._print(
             f"student {result.tier}: {result.parameters:,} parameters, {size(result.bundle_bytes)},"
-            f" downloaded, checked: accuracy {result.accuracy:.2%} (teacher {result.teacher_accuracy:.2%})"
+            f" opened and checked: accuracy {result.accuracy:.2%} (teacher {result.teacher_accuracy:.2%})"
         )
 
     def on_end(self, results: Results) -> None:

@@ -22,6 +22,7 @@ from fedpress.compression.models.task import Evaluation
 from fedpress.server import app as server
 from fedpress.server.books import RoundSummary
 from fedpress.server.checkpoint import State
+from fedpress.server.publish import Published
 from fedpress.server.strategy import SparseFed
 from fedpress.server.tiers import TieredFed, TrainingTier
 from fedpress.simulations.run_folder import (
@@ -148,11 +149,7 @@ class Writer:
             assert accuracy is not None
             if student.warning:
                 getLogger("flwr").log(WARNING, "student %s: %s", tier, student.warning)
-            details = {
-                "candidates": [asdict(candidate) for candidate in student.candidates],
-                **{key: [row._asdict() for row in getattr(student, key)] for key in ("stages", "curve", "timings")},
-            }
-            result = StudentResult(**{**student._asdict(), **details}, accuracy=accuracy)
+            result = student_result(student, accuracy)
             self.students.append(result)
             if self.observer:
                 self.observer.on_student(result)
@@ -244,6 +241,15 @@ class Writer:
             order = RecordDict({"arrays": arrays, "config": ConfigRecord({"server-round": 1})})
             found[name] = serde.recorddict_to_proto(reply).ByteSize(), serde.recorddict_to_proto(order).ByteSize()
         return found
+
+
+def student_result(student: Published, accuracy: float) -> StudentResult:
+    """Return the figures of a student; the accuracy is that of its bundle, opened again."""
+    details = {
+        "candidates": [asdict(candidate) for candidate in student.candidates],
+        **{key: [row._asdict() for row in getattr(student, key)] for key in ("stages", "curve", "timings")},
+    }
+    return StudentResult(**{**student._asdict(), **details}, accuracy=accuracy)
 
 
 def _tier_round(summary: RoundSummary) -> TierRound:

@@ -54,6 +54,7 @@ def run(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess[str]]:
     "command",
     [
         "simulate",
+        "students",
         "report",
         "inspect",
         "probe",
@@ -77,7 +78,7 @@ def test_every_command_has_a_help_page_with_an_example(command):
 def test_help_lists_every_command_in_whole_sentences():
     done = CliRunner().invoke(main, ["--help"])
     listed = re.findall(r"^  (\w+)  +(.*)$", done.stdout.partition("Commands:")[2], re.M)
-    assert [name for name, _ in listed] == ["simulate", "report", "inspect", "probe", "init", "bench"]
+    assert [name for name, _ in listed] == ["simulate", "students", "report", "inspect", "probe", "init", "bench"]
     assert all(text.endswith(".") and "..." not in text for _, text in listed)
 
 
@@ -114,6 +115,7 @@ def test_help_and_version_import_nothing_heavy(tmp_path):
         (["simulate", "digits", "--resume", "full"], "goes on as the run began; leave out SCENARIO, --set and --out"),
         (["simulate", "--json", "nowhere/figures.json"], "there is no folder nowhere"),
         (["simulate", "--nonsense"], "No such option"),
+        (["students", "nowhere"], "there is no run folder nowhere"),
         (["report", "nowhere"], "there is no run folder nowhere"),
         (["report", "full"], "holds no results.json"),
         (["inspect", "nowhere"], "there is no file or folder nowhere"),
@@ -194,6 +196,32 @@ def test_running_the_saved_scenario_gives_the_same_model(run):
     done = fedpress("simulate", "run", "--set", "workers=2", "--out", "again", cwd=folder)
     assert done.returncode == 0, done.stderr
     assert run_folder.load(folder / "again").model.sha256 == run_folder.load(folder / "run").model.sha256
+
+
+@pytest.mark.slow
+def test_students_are_made_anew_from_a_finished_run(run):
+    folder, _ = run
+    first, out = run_folder.load(folder / "run"), folder / "students"
+    smaller = "students={tiers: [{name: watch, parameters: 0.05}], distil: {epochs: 1}, quantize: {bits: 4}}"
+    command = ["students", str(folder / "run"), "--out", str(out), "--set"]
+    for change, expected in (
+        ("rounds=7", "rounds cannot be changed for students of"),
+        ("students.teachers=clients", "the client models of the rounds are gone"),
+        ("students={tiers: []}", "there are no tiers, so no students"),
+        ("students={tiers: [{name: a, parameters: 5}]}", "a student within 5 parameters is impossible"),
+    ):
+        refused = CliRunner().invoke(main, [*command, change])
+        assert refused.exit_code == 2 and expected in refused.stderr and not out.exists()
+    done = CliRunner().invoke(main, [*command, smaller])
+    assert done.exit_code == 0, done.output
+    made = run_folder.load(out)
+    assert (made.rounds, made.model, made.accuracy) == (first.rounds, first.model, first.accuracy)
+    assert made.totals.down_bytes == first.totals.down_bytes - first.totals.bundle_bytes
+    (student,) = made.students
+    assert student.tier == "watch" and student.parameters < first.model.parameters / 20
+    opened = CliRunner().invoke(main, ["inspect", str(next((out / "bundles" / "watch").iterdir()))])
+    assert opened.exit_code == 0 and student.sha256 in opened.stdout and "int4" in opened.stdout
+    assert (out / "report.html").is_file()
 
 
 @pytest.mark.slow
