@@ -6,8 +6,10 @@ command that it stands in for.
 
 import json
 import os
+import shlex
 import socket
 import sys
+from pathlib import Path
 
 ADDRESS, COMMAND = "FEDPRESS_TRAINER", "FEDPRESS_CLIENTAPP"
 """Environment variables: the trainer's Unix socket, and the path of the real `flwr-clientapp`."""
@@ -25,6 +27,26 @@ def hand_over(address: str, arguments: list[str]) -> bool:
             return trainer.recv(1) == TAKEN
     except OSError:
         return False
+
+
+def write_command(folder: Path, address: Path, clientapp: str, path: str) -> dict[str, str]:
+    """Write a `flwr-clientapp` that hands over to the trainer, and return the environment that a SuperNode needs.
+
+    Args:
+        folder: for the command; goes first in PATH.
+        address: of the trainer's socket.
+        clientapp: path of the real command.
+        path: the SuperNode's PATH as it would be else.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    command = folder / "flwr-clientapp"
+    command.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -I -S {shlex.quote(__file__)} "$@"\n')
+    command.chmod(0o700)
+    return {
+        ADDRESS: str(address),
+        COMMAND: clientapp,
+        "PATH": f"{folder}{os.pathsep}{path}",
+    }
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """A warm trainer: one process in which all is imported and loaded, forked for every message.
 
 Flower starts a process for every message, which imports Flower and torch, and loads model and data, before it trains.
-Here these are loaded once. `flwr-clientapp` in the SuperNode's PATH is a small script (`write_command`) that hands its
+Here these are loaded once. `flwr-clientapp` in the SuperNode's PATH is a small script that hands its
 arguments over a Unix socket (`hand_over`); the trainer forks, and the child does what `flwr-clientapp` does. So every
 message still has a process of its own: one that crashes, or leaks, takes nothing with it.
 
@@ -19,7 +19,6 @@ import json
 import logging
 import os
 import selectors
-import shlex
 import signal
 import socket
 import sys
@@ -159,26 +158,6 @@ class Trainer:
         self._loaded, self._loaded_at = asked, time.monotonic()
         gc.collect()
         gc.freeze()  # or a collection in a child would copy every page
-
-
-def write_command(folder: Path, address: Path, clientapp: str) -> dict[str, str]:
-    """Write a `flwr-clientapp` that hands over to the trainer, and return the environment that a SuperNode needs.
-
-    Args:
-        folder: for the command; goes first in PATH.
-        address: of the trainer's socket.
-        clientapp: path of the real command.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    command = folder / "flwr-clientapp"
-    script = Path(hand_over.__file__)
-    command.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -I -S {shlex.quote(str(script))} "$@"\n')
-    command.chmod(0o700)
-    return {
-        hand_over.ADDRESS: str(address),
-        hand_over.COMMAND: clientapp,
-        "PATH": f"{folder}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
-    }
 
 
 def _received(caller: socket.socket) -> tuple[list[str], list[int]]:

@@ -21,7 +21,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fedpress.client import warm
+from fedpress.client import hand_over, warm
 from fedpress.compression.errors import FedpressError
 from fedpress.simulations import deployment, plain_app
 from fedpress.simulations.deployment import Deployment
@@ -153,7 +153,8 @@ def _trainer(folder: Path) -> Iterator[tuple[int, dict[str, str]]]:
     """Start a trainer; yield its process id and what its node needs in its environment."""
     folder.mkdir()
     address = folder / "socket"
-    environment = warm.write_command(folder / "bin", address, deployment.command("flwr-clientapp"))
+    path = deployment.environment(folder)["PATH"]
+    environment = hand_over.write_command(folder / "bin", address, deployment.command("flwr-clientapp"), path)
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", warm.__name__, str(address)],
@@ -169,7 +170,6 @@ def _trainer(folder: Path) -> Iterator[tuple[int, dict[str, str]]]:
             if process.poll() is not None or time.monotonic() > patience:
                 raise WarmBenchError(f"the trainer does not listen:\n{(folder / 'log').read_text()[-2000:]}")
             time.sleep(0.05)
-        environment["PATH"] = f"{folder / 'bin'}{os.pathsep}{deployment.environment(folder)['PATH']}"
         yield process.pid, environment
     finally:
         process.terminate()

@@ -37,7 +37,11 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     alone = folder / "alone"
     alone.write_text('#!/bin/sh\necho "alone: $*"\n')
     alone.chmod(0o700)
-    environment = {**os.environ, **warm.write_command(folder / "bin", address, str(alone)), "FLWR_HOME": str(folder)}
+    environment = {
+        **os.environ,
+        **hand_over.write_command(folder / "bin", address, str(alone), os.environ["PATH"]),
+        "FLWR_HOME": str(folder),
+    }
     process = subprocess.Popen([sys.executable, "-m", warm.__name__, str(address)], env=environment)
     try:
         patience = time.monotonic() + 60
