@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fedpress.simulations import cli
+
+if TYPE_CHECKING:
+    from fedpress.simulations.scenario import Scenario
 
 bench = typer.Typer(no_args_is_help=True, help="Measure this build on this machine.", **cli.PLAIN)
 
@@ -319,6 +322,24 @@ def bench_recipes(
         )
 
 
+def _deployed(scenario: str, overrides: list[str] | None, nodes: int, rounds: int) -> Scenario:
+    """Return a scenario for so many nodes of Flower's own processes, all in each round."""
+    if rounds < 2:
+        cli.leave(f"error: --rounds {rounds}: expected at least 2, since the first is left out", 2)
+    from fedpress.simulations import scenario as scenarios
+
+    size = [f"clients={nodes}", f"sampling.per_round={nodes}", f"rounds={rounds}", "students.tiers=[]"]
+    return scenarios.load(scenario, [*size, *(overrides or ())])
+
+
+def _show(bench: Any, figures: Any, json_file: Path | None) -> None:
+    """Print the table and the lines of a bench with `COLUMNS`, `rows`, `facts` and `as_json`."""
+    cli.show_rows(bench.COLUMNS, bench.rows(figures))
+    typer.echo()
+    cli.show_facts(bench.facts(figures))
+    cli.write_json(json_file, bench.as_json(figures))
+
+
 @bench.command("wire")
 def bench_wire(
     scenario: Annotated[str, typer.Argument(**cli.DOCUMENTED)] = "digits",
@@ -344,18 +365,11 @@ def bench_wire(
       fedpress bench wire --nodes 3 --rounds 10
     """
     with cli.clear_errors("simulation", json_file):
-        if rounds < 2:
-            cli.leave(f"error: --rounds {rounds}: expected at least 2, since the first is left out", 2)
-        from fedpress.simulations import scenario as scenarios
+        chosen = _deployed(scenario, overrides, nodes, rounds)
         from fedpress.simulations import wire_bench
 
-        size = [f"clients={nodes}", f"sampling.per_round={nodes}", f"rounds={rounds}", "students.tiers=[]"]
-        chosen = scenarios.load(scenario, [*size, *(overrides or ())])
         figures = wire_bench.run(chosen, idle, lambda line: typer.echo(f"{line} ...", err=True))
-        cli.show_rows(wire_bench.COLUMNS, wire_bench.rows(figures))
-        typer.echo()
-        cli.show_facts(wire_bench.facts(figures))
-        cli.write_json(json_file, wire_bench.as_json(figures))
+        _show(wire_bench, figures, json_file)
 
 
 @bench.command("warm")
@@ -382,18 +396,11 @@ def bench_warm(
       fedpress bench warm --nodes 2 --rounds 10
     """
     with cli.clear_errors("simulation", json_file):
-        if rounds < 2:
-            cli.leave(f"error: --rounds {rounds}: expected at least 2, since the first is left out", 2)
-        from fedpress.simulations import scenario as scenarios
+        chosen = _deployed(scenario, overrides, nodes, rounds)
         from fedpress.simulations import warm_bench
 
-        size = [f"clients={nodes}", f"sampling.per_round={nodes}", f"rounds={rounds}", "students.tiers=[]"]
-        chosen = scenarios.load(scenario, [*size, *(overrides or ())])
         figures = warm_bench.run(chosen, idle, lambda line: typer.echo(f"{line} ...", err=True))
-        cli.show_rows(warm_bench.COLUMNS, warm_bench.rows(figures))
-        typer.echo()
-        cli.show_facts(warm_bench.facts(figures))
-        cli.write_json(json_file, warm_bench.as_json(figures))
+        _show(warm_bench, figures, json_file)
 
 
 @bench.command("memory")

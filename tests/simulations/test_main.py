@@ -65,6 +65,7 @@ def run(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess[str]]:
         "bench reuse",
         "bench recipes",
         "bench wire",
+        "bench warm",
         "bench memory",
     ],  # fmt: skip
 )
