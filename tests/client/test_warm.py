@@ -87,3 +87,13 @@ def test_a_trainer_whose_parent_is_gone_ends_and_calls_are_done_without_it(tmp_p
     environment = {**running.environment, hand_over.ADDRESS: str(address)}
     done = subprocess.run([running.command, "--token", "a b"], env=environment, capture_output=True, text=True)
     assert done.stdout == "alone: --token a b\n"
+
+
+def test_the_app_is_imported_without_torch_and_the_command_without_flower() -> None:
+    """Flower imports the app for every message, where no trainer is."""
+    code = "import sys, fedpress.client.%s; print([name for name in ('torch', 'flwr', 'numpy') if name in sys.modules])"
+    seen = {}
+    for module in ("app", "hand_over"):
+        done = subprocess.run([sys.executable, "-c", code % module], capture_output=True, text=True, timeout=60)
+        seen[module] = done.stdout.strip()
+    assert seen == {"app": "['flwr', 'numpy']", "hand_over": "[]"}
