@@ -14,7 +14,7 @@ from fedpress.compression.errors import FedpressError
 from fedpress.simulations.run_folder import Results, RunFolder, TierResult
 
 if TYPE_CHECKING:
-    from fedpress.compression.models.bundle import Bundle
+    from fedpress.compression.models.opening import Bundle
 
 
 class InspectionError(FedpressError, ValueError):
@@ -48,10 +48,10 @@ def inspect(path: Path) -> Found:
         raise InspectionError(f"cannot read {path}: {error.strerror or error}") from None
     if data.startswith(wire.MAGIC):
         return _payload(data)
-    from fedpress.compression.models import bundle, container  # need torch; a payload does not
+    from fedpress.compression.models import container, opening  # need packages of an extra; a payload does not
 
     if data.startswith(container.MAGIC):
-        return _bundle(bundle.open_bundle(data))
+        return _bundle(opening.open_bundle(data))
     raise InspectionError(
         f"{path} is neither a payload nor a bundle nor a run folder: it begins with {data[:8]!r}, a payload with"
         f" {wire.MAGIC!r}, a bundle with {container.MAGIC!r}"
