@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import re
+from pathlib import Path
 from typing import NamedTuple
 
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from fedpress.compression.errors import FedpressError
 from fedpress.compression.models import bundle_v1, container, weights
 from fedpress.compression.models import manifest as manifests
 from fedpress.compression.models.manifest import Manifest
 from fedpress.compression.models.quantized import Tensors
+
+
+class InvalidKey(FedpressError, ValueError):
+    """A file that should hold a public key holds none."""
 
 
 class Bundle(NamedTuple):
@@ -65,3 +76,26 @@ def open_bundle(data: bytes, public_key: bytes | None = None) -> Bundle:
         onnx=parts.onnx or None,
         signed=parts.signed,
     )
+
+
+def read_public_key(path: Path) -> bytes:
+    """Return an Ed25519 public key, 32 bytes, from a PEM file, or from one of 32 bytes or 64 hexadecimal digits.
+
+    Raises:
+        InvalidKey: It is none.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InvalidKey(f"cannot read {path}: {error.strerror or error}") from None
+    if len(data) == 32:
+        return data
+    if re.fullmatch(rb"\s*[0-9a-fA-F]{64}\s*", data):
+        return bytes.fromhex(data.decode().strip())
+    try:
+        key = serialization.load_pem_public_key(data)
+    except (ValueError, UnsupportedAlgorithm):
+        key = None
+    if not isinstance(key, Ed25519PublicKey):
+        raise InvalidKey(f"{path} is no Ed25519 public key: expected PEM, 32 bytes, or 64 hexadecimal digits")
+    return key.public_bytes_raw()
