@@ -406,23 +406,37 @@ class _Pull:
                 if self.hub.certificate and self.hub.key:
                     context.load_cert_chain(self.hub.certificate, self.hub.key)
                 with context.wrap_socket(plain, server_hostname=host) as secured:
-                    secured.recv(1)  # in TLS 1.3 a refusal of our certificate comes only now
+                    if not _greeted(secured):  # in TLS 1.3 a refusal of our certificate comes after the handshake
+                        ours = (
+                            "that of this device is not one that it knows" if self.hub.certificate else "none was given"
+                        )
+                        return NotTrusted(
+                            f"{address} ends each connection once it has seen who is there: it wants a client's"
+                            f" certificate, and {ours}; see --client-certificate"
+                        )
             except ssl.SSLCertVerificationError as error:
                 return NotTrusted(
                     f"the certificate of {address} is not to be trusted: {error.verify_message}; is --ca the file of"
                     " who signed it, and is it made for this name?"
                 )
             except ssl.SSLError as error:
-                reason = error.reason or str(error)
-                if "CERTIFICATE" in reason or "UNKNOWN_CA" in reason:
-                    ours = "that of this device is not one that it knows" if self.hub.certificate else "none was given"
-                    return NotTrusted(
-                        f"{address} wants a client's certificate, and {ours} ({reason}): see --client-certificate"
-                    )
-                return Unreachable(f"{address} does not speak TLS ({reason}): is it a hub without TLS (--insecure)?")
+                return Unreachable(
+                    f"{address} does not speak TLS as expected ({error.reason or error}): is it a hub without TLS"
+                    " (--insecure)?"
+                )
             except OSError as error:
                 return Unreachable(f"{address} closes the connection: {error.strerror or error}")
         return Unreachable(f"{address} can be reached, and the link broke: try again")
+
+
+def _greeted(secured: ssl.SSLSocket) -> bool:
+    """Whether the first byte of HTTP/2 comes, and not the end of the connection."""
+    try:
+        return bool(secured.recv(1))
+    except TimeoutError:
+        return True
+    except OSError:
+        return False
 
 
 def read_token(path: Path) -> str:
