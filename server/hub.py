@@ -337,6 +337,9 @@ async def serve(settings: Settings, say: Callable[[str], None]) -> None:
         again.cancel()
         if not stopped.done():
             await server.stop(None)
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        if left:  # downloads that were cancelled: gRPC complains where the loop ends before they have
+            await asyncio.wait(left, timeout=CLOSING_SECONDS)
     finally:
         closing()
 
