@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import ipaddress
 import logging
 import os
@@ -37,6 +38,7 @@ PART_BYTES: Final = 1 << 16
 MAX_REQUEST_BYTES: Final = 1 << 12
 STREAMS_OF_A_CONNECTION: Final = 16
 READERS: Final = 4
+M_ARENA_MAX: Final = -8  # of glibc's malloc.h
 CLOSING_SECONDS: Final = 5.0
 """How long a refusal may take to reach a reader that takes nothing."""
 RETRY_SECONDS: Final = 5.0
@@ -296,6 +298,7 @@ async def serve(settings: Settings, say: Callable[[str], None]) -> None:
         TokenError: The file of tokens cannot be used.
     """
     _check(settings)
+    _one_arena()
     metrics = Metrics()
     door = Door(settings, metrics)
     catalogue = Catalogue(ModelStore(settings.store))
@@ -440,6 +443,12 @@ def _credentials(settings: Settings) -> grpc.ServerCredentials:
         return found
 
     return grpc.dynamic_ssl_server_credentials(first, renewed, require_client_authentication=ca is not None)
+
+
+def _one_arena() -> None:
+    """glibc gives each thread a heap of its own, and parts that pass through many stay in all: a third less with one."""
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
 
 
 def _allow_files(count: int) -> None:
