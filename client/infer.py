@@ -78,10 +78,10 @@ def answer(bundle: Path, inputs: Path, public_key: bytes | None = None) -> Answe
 
 def _load(path: Path) -> NDArray[Any]:
     try:
-        found = np.load(path, allow_pickle=False)
-        if isinstance(found, np.ndarray):
-            return found
-        with found:
+        with path.open("rb") as file:  # numpy leaves a file open that it opened itself and cannot read
+            found = np.load(file, allow_pickle=False)
+            if isinstance(found, np.ndarray):
+                return found
             names = found.files
             if len(names) != 1 and onnx_run.INPUT not in names:
                 raise InferenceError(
@@ -90,6 +90,8 @@ def _load(path: Path) -> NDArray[Any]:
                 )
             array: NDArray[Any] = found[onnx_run.INPUT if onnx_run.INPUT in names else names[0]]
             return array
+    except InferenceError:
+        raise
     except OSError as error:
         raise InferenceError(f"cannot read {path}: {error.strerror or error}") from None
     except (ValueError, EOFError, zipfile.BadZipFile) as error:

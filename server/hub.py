@@ -446,7 +446,7 @@ def _credentials(settings: Settings) -> grpc.ServerCredentials:
 
 
 def _one_arena() -> None:
-    """glibc gives each thread a heap of its own, and parts that pass through many stay in all: a third less with one."""
+    """glibc gives each thread a heap of its own, and parts that pass through many stay in all: one takes less."""
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
 
