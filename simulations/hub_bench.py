@@ -211,7 +211,7 @@ def facts(figures: Figures) -> list[tuple[str, str]]:
         ("rate, many against few", f"{many.megabytes_per_second / few.megabytes_per_second:.2f}x"),
         (
             "rate against reading the file",
-            f"{many.megabytes_per_second / figures.read_megabytes_per_second:.4f}x"
+            f"{many.megabytes_per_second / figures.read_megabytes_per_second:.3f}x"
             f" ({figures.read_megabytes_per_second:,.0f} MB/s from the disk or its cache)",
         ),
     ]

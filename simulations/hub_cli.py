@@ -15,6 +15,29 @@ SILENT = ("GRPC_VERBOSITY", "NONE")
 """gRPC's own lines on standard error, one for each failed handshake; a variable that is set already stays."""
 
 
+def _given(value: Any) -> Any:
+    if value in ("", Path()):
+        raise typer.BadParameter("it is needed, and was not given")
+    return value
+
+
+def _at_least_one(value: float | None) -> float | None:
+    if value is not None and value < 1:
+        raise typer.BadParameter(f"got {value:g}, expected at least 1")
+    return value
+
+
+def _not_negative(value: float) -> float:
+    if value < 0:
+        raise typer.BadParameter(f"got {value:g}, expected 0 or more")
+    return value
+
+
+# Not typer's own way: in a help text it would put a backslash before the bracket of its [required] and [x>=1].
+NEEDED: dict[str, Any] = {"show_default": False, "callback": _given}
+SECONDS: dict[str, Any] = {"metavar": "S", "show_default": False, "callback": _at_least_one}
+
+
 def _file(help_text: str, *names: str, metavar: str = "FILE") -> Any:
     return typer.Option(*names, metavar=metavar, help=help_text)
 
@@ -49,13 +72,16 @@ def hub(
     ] = None,
     stall: Annotated[
         float,
-        typer.Option(
-            metavar="S", show_default=False, min=1, help="A client must take 64 KiB in so many seconds (120)."
-        ),
+        typer.Option(**SECONDS, help="A client must take 64 KiB in so many seconds (120)."),
     ] = 120.0,
     grace: Annotated[
         float,
-        typer.Option(metavar="S", show_default=False, min=0, help="What downloads under way get at the end (10)."),
+        typer.Option(
+            metavar="S",
+            show_default=False,
+            callback=_not_negative,
+            help="What downloads under way get at the end (10).",
+        ),
     ] = 10.0,
     metrics: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="Figures for Prometheus, by HTTP, for whoever reaches that.")
@@ -133,8 +159,10 @@ def hub_token(
 
 
 def pull(
-    hub_address: Annotated[str, typer.Option("--hub", metavar="HOST:PORT", help="Where the hub listens.")],
-    tier: Annotated[str, typer.Option(metavar="TIER", help="The class of devices that this one is of.")],
+    hub_address: Annotated[
+        str, typer.Option("--hub", metavar="HOST:PORT", help="Where the hub listens.", **NEEDED)
+    ] = "",
+    tier: Annotated[str, typer.Option(metavar="TIER", help="The class of devices that this one is of.", **NEEDED)] = "",
     out: Annotated[
         Path, typer.Option(metavar="DIR", show_default=False, help="Where TIER.fpb goes. Default: here.")
     ] = Path("."),
@@ -150,22 +178,23 @@ def pull(
     allow_older: Annotated[
         bool, typer.Option("--allow-older", help="A version below the one that is here may replace it.")
     ] = False,
-    watch: Annotated[
-        float | None, typer.Option(metavar="S", min=1, help="Go on, and look again every so many seconds.")
-    ] = None,
+    watch: Annotated[float | None, typer.Option(**SECONDS, help="Go on, and look again every so many seconds.")] = None,
     retries: Annotated[
         int,
         typer.Option(
-            metavar="N", show_default=False, min=0, help="Attempts in a row without a byte, after the first (8)."
+            metavar="N",
+            show_default=False,
+            callback=_not_negative,
+            help="Attempts in a row without a byte, after the first (8).",
         ),
     ] = 8,
     stall: Annotated[
         float,
-        typer.Option(metavar="S", show_default=False, min=1, help="Seconds without a byte that end an attempt (120)."),
+        typer.Option(**SECONDS, help="Seconds without a byte that end an attempt (120)."),
     ] = 120.0,
     insecure: Annotated[bool, typer.Option("--insecure", help="Without TLS.")] = False,
 ) -> None:
-    """Download the newest student of a tier from a hub, or say that it is here.
+    """Download a tier's newest student, or say that it is here.
 
     It replaces DIR/TIER.fpb once it is verified; until then the old one stays. A download
     that breaks off goes on where it was, in the next attempt or the next pull.
@@ -223,17 +252,17 @@ def pull(
 
 def run(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", **cli.DOCUMENTED)],
-    inputs: Annotated[Path, _file("Inputs, .npy or .npz.", "--input")],
+    inputs: Annotated[Path, typer.Option("--input", metavar="FILE", help="Inputs, .npy or .npz.", **NEEDED)] = Path(),
     out: Annotated[Path | None, _file("Write the student's outputs there, .npy.", "--out")] = None,
     verify_key: VerifyKey = None,
     json_file: cli.JsonOption = None,
 ) -> None:
-    """Run a downloaded student on a file of inputs, with ONNX Runtime.
+    """Run a downloaded student on a file of inputs.
 
     BUNDLE is what fedpress pull leaves, of a scenario with students.quantize.onnx: true.
     The inputs are an .npy file of shape (N, ...) or (...), prepared as the training data
-    were, or an .npz file with one array, or with one called "input". Prints the class of
-    each input; --out keeps the numbers behind it, float32 (N, ...).
+    were, or an .npz file with one array, or with one called "input". ONNX Runtime
+    answers. Prints the class of each input; --out keeps the numbers behind it, float32 (N, ...).
 
     Needs neither torch nor Flower: pip install 'fedpress[download,onnx]'. Of the bundle
     nothing is executed but the ONNX graph.
