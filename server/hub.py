@@ -41,6 +41,7 @@ READERS: Final = 4
 M_ARENA_MAX: Final = -8  # of glibc's malloc.h
 CLOSING_SECONDS: Final = 5.0
 """How long a refusal may take to reach a reader that takes nothing."""
+REFLECTION_SECONDS: Final = 60.0
 RETRY_SECONDS: Final = 5.0
 """What a client is told to wait where it is not known how long a place stays taken."""
 OPTIONS: Final = [
@@ -282,8 +283,17 @@ class _Reflection(reflection.aio.ReflectionServicer):  # type: ignore[misc]
 
     async def ServerReflectionInfo(self, requests: Any, context: Any) -> AsyncIterator[Any]:
         await self._door.admit(context)
-        async for reply in super().ServerReflectionInfo(requests, context):
-            yield reply
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(REFLECTION_SECONDS):
+                async for reply in super().ServerReflectionInfo(requests, context):
+                    yield reply
+
+
+class _Health(health.aio.HealthServicer):  # type: ignore[misc]
+    """Answers at once, without a token; `Watch` would let anybody keep requests open."""
+
+    async def Watch(self, request: Any, context: Any) -> None:
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "ask with Check, again and again")
 
 
 async def serve(settings: Settings, say: Callable[[str], None]) -> None:
@@ -305,7 +315,7 @@ async def serve(settings: Settings, say: Callable[[str], None]) -> None:
     newest = await catalogue.offered(newest_only=True)  # and their digests, before anybody waits for them
     server = grpc.aio.server(options=OPTIONS, maximum_concurrent_rpcs=2 * settings.downloads + 256)
     hub_pb2_grpc.add_HubServicer_to_server(Hub(catalogue, door, metrics, settings.stall), server)  # type: ignore[no-untyped-call]
-    healthy = health.aio.HealthServicer()
+    healthy = _Health()
     health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
     reflection_pb2_grpc.add_ServerReflectionServicer_to_server(_Reflection(door), server)
     for service in ("", SERVICE):
