@@ -11,7 +11,7 @@ export FLWR_TELEMETRY_ENABLED := 0
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help simulate test coverage lint format docs-check fuzz clean
+.PHONY: help simulate test coverage lint format docs-check proto fuzz clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +37,10 @@ format: $(VENV)/dev.stamp ## Format the code and sort the imports
 
 docs-check: $(VENV)/dev.stamp ## Check the links of the Markdown files and run their examples
 	$(BIN)/python -m pytest -q tests/test_docs.py
+
+proto: $(VENV)/dev.stamp ## Write the code for the hub's protocol again, after a change of compression/hub.proto
+	$(BIN)/python -m grpc_tools.protoc -I .pkg --python_out=.pkg --pyi_out=.pkg --grpc_python_out=.pkg \
+		.pkg/fedpress/compression/hub.proto
 
 fuzz: $(VENV)/fuzz.stamp ## Fuzz the decoder for a minute; for longer: ARGS=-max_total_time=3600
 	@mkdir -p .fuzz/corpus

@@ -24,7 +24,13 @@ A server that meets a `PayloadError` refuses that one reply, counts it under the
 
 
 class FedpressError(Exception):
-    """Base of every exception that fedpress raises on purpose."""
+    """Base of every exception that fedpress raises on purpose.
+
+    Attributes:
+        exit_code: Of a command that ends by it; 2 stands for input that cannot be used.
+    """
+
+    exit_code = 2
 
 
 class LayoutError(FedpressError, ValueError):

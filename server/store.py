@@ -105,7 +105,7 @@ class ModelStore:
         found = [
             Stored(path.parent.name, int(path.stem), path)
             for path in self.folder.glob(f"*/*{SUFFIX}")
-            if path.stem.isdecimal()
+            if re.fullmatch("[0-9]{10,}", path.stem) and re.fullmatch(TIER_NAME, path.parent.name) and path.is_file()
         ]
         return sorted(found)
 

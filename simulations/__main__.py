@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from fedpress.simulations import cli
+from fedpress.simulations import cli, hub_cli
 from fedpress.simulations.bench_cli import bench
 
 main = typer.Typer(no_args_is_help=True, **cli.PLAIN)
@@ -290,6 +290,8 @@ def init(
             typer.echo(f"wrote {path}")
         typer.echo(f"run it: fedpress simulate {folder}")
 
+
+hub_cli.add_to(main)
 
 if __name__ == "__main__":
     sys.exit(main())

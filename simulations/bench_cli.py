@@ -442,6 +442,36 @@ def bench_memory(
         cli.write_json(json_file, memory_bench.as_json(chosen, found))
 
 
+@bench.command("hub")
+def bench_hub(
+    downloads: Annotated[int, typer.Option(help="Downloads at once (200).", **cli.COUNT)] = 200,
+    size: Annotated[int, typer.Option(help="Bytes of the file (4000000).", **cli.COUNT)] = 4_000_000,
+    json_file: cli.JsonOption = None,
+) -> None:
+    """Measure the model hub under load.
+
+    Starts `fedpress hub` on this machine with TLS and a token, and downloads one file 10
+    and then so many times at once, each over a connection of its own, every byte
+    checked. Prints errors, the rate against reading the file from the disk, and the
+    hub's peak memory, which hardly grows with the downloads. The clients take their
+    share of the processor: the rate is that of both.
+
+    \b
+    Example:
+      fedpress bench hub --downloads 400 --size 1000000
+    """
+    with cli.clear_errors("simulation", json_file):
+        from fedpress.simulations import hub_bench
+
+        figures = hub_bench.run(downloads, size, lambda line: typer.echo(f"{line} ...", err=True))
+        cli.show_rows(hub_bench.COLUMNS, hub_bench.rows(figures))
+        typer.echo()
+        cli.show_facts(hub_bench.facts(figures))
+        cli.write_json(json_file, hub_bench.as_json(figures))
+        if any(load.errors for load in figures.loads):
+            cli.leave("error: downloads failed", 1)
+
+
 def _parse_seeds(text: str) -> list[int]:
     """Read "1-10" and "3,5,8"."""
     chosen: list[int] = []

@@ -24,7 +24,8 @@ DOCUMENTED: dict[str, Any] = {"hidden": True}
 PLAIN: dict[str, Any] = {"add_completion": False, "rich_markup_mode": None, "pretty_exceptions_enable": False}
 
 EXTRA_MODULES = frozenset(
-    "flwr flwr_datasets datasets torch torch_pruning safetensors sklearn pandas matplotlib jinja2 markupsafe".split()
+    "flwr flwr_datasets datasets torch torch_pruning safetensors sklearn pandas matplotlib jinja2 markupsafe"
+    " cryptography google grpc grpc_health grpc_reflection onnx onnxruntime prometheus_client".split()
 )
 """What the extras bring, by import name."""
 
@@ -48,7 +49,7 @@ COUNT: dict[str, Any] = {"metavar": "N", "show_default": False, "callback": _pos
 
 @contextmanager
 def clear_errors(extra: str, json_file: Path | None = None, plot: Path | None = None) -> Iterator[None]:
-    """Turn what a user can mend into one message and exit code 2: bad input, or an extra that is not installed.
+    """Turn what a user can mend into one message and its exit code: bad input, or an extra that is not installed.
 
     Args:
         extra: what the command needs; the message names it where a module is missing.
@@ -61,7 +62,7 @@ def clear_errors(extra: str, json_file: Path | None = None, plot: Path | None = 
     try:
         yield
     except FedpressError as error:
-        leave(f"error: {error}", 2)
+        leave(f"error: {error}", error.exit_code)
     except KeyboardInterrupt:
         leave("interrupted", INTERRUPTED)
     except ModuleNotFoundError as error:

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fedpress.compression.models import aware, bundle, distill, onnx_export, prune, quantize
+from fedpress.compression.models import aware, bundle, distill, onnx_export, onnx_run, prune, quantize
 from fedpress.compression.models.distill import Distillation
 from fedpress.compression.models.quantize import Quantization
 from fedpress.compression.models.quantized import Quantized, Tensors
@@ -189,7 +189,7 @@ def speeds(task: Task, model: nn.Module) -> list[Speed]:
     plain, _ = aware.finish(model)
     plain.eval()
     runners: dict[str, Any] = {"torch": lambda inputs: plain(torch.from_numpy(inputs)).numpy()}
-    runners |= {name: onnx_export.runner(file) for name, file in files.items()}
+    runners |= {name: onnx_run.runner(file) for name, file in files.items()}
     batch = splits.test.inputs[:64].numpy()
     times: dict[str, list[float]] = {name: [] for name in runners}
     with torch.no_grad():

@@ -14,7 +14,7 @@ from fedpress.compression.errors import FedpressError
 from fedpress.simulations.run_folder import Results, RunFolder, TierResult
 
 if TYPE_CHECKING:
-    from fedpress.compression.models.bundle import Bundle
+    from fedpress.compression.models.opening import Bundle
 
 
 class InspectionError(FedpressError, ValueError):
@@ -56,11 +56,13 @@ def inspect(path: Path, key: Path | None = None) -> Found:
         if key:
             raise InspectionError(f"{path} is a payload, which carries no signature; leave out --key")
         return _payload(data)
-    from fedpress.compression.models import bundle, container, signing  # need torch; a payload does not
+    from fedpress.compression.models import container, opening, signing  # of an extra; a payload does not need them
 
     if data.startswith(container.MAGIC):
         public = signing.read_public(key) if key else None
-        return _bundle(bundle.open_bundle(data, public), f"by {key}" if key else "present; whose it is was not checked")
+        return _bundle(
+            opening.open_bundle(data, public), f"by {key}" if key else "present; whose it is was not checked"
+        )
     raise InspectionError(
         f"{path} is neither a payload nor a bundle nor a run folder: it begins with {data[:8]!r}, a payload with"
         f" {wire.MAGIC!r}, a bundle with {container.MAGIC!r}"

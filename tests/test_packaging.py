@@ -130,7 +130,7 @@ def test_the_command_says_its_version_and_helps(bare: Path) -> None:
     version = project()["project"]["version"]
     assert version in run(bare / "fedpress", "--version", cwd=bare).stdout
     text = run(bare / "fedpress", "--help", cwd=bare).stdout
-    for command in ("simulate", "report", "inspect", "init"):
+    for command in ("simulate", "report", "inspect", "init", "hub", "pull", "run"):
         assert command in text
 
 
@@ -141,6 +141,22 @@ def test_a_command_that_misses_an_extra_names_it(bare: Path, tmp_path: Path) -> 
     assert "pip install 'fedpress[simulation]'" in result.stdout + result.stderr
     assert "Traceback" not in result.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_device_that_only_downloads_needs_its_extra_and_nothing_more(bare: Path, wheel: Path, tmp_path: Path) -> None:
+    pull = ("pull", "--hub", "127.0.0.1:1", "--tier", "phone", "--retries", "0")
+    result = run(bare / "fedpress", *pull, cwd=tmp_path, check=False)
+    assert result.returncode == 2 and "pip install 'fedpress[download]'" in result.stderr
+    venv.create(tmp_path / "venv", with_pip=True)
+    commands = tmp_path / "venv" / ("Scripts" if os.name == "nt" else "bin")
+    constraints = ROOT / "constraints.txt"
+    run(commands / "python", "-m", "pip", "install", "-q", "-c", constraints, f"{wheel}[download]", cwd=tmp_path)
+    result = run(commands / "fedpress", *pull, cwd=tmp_path, check=False)
+    assert result.returncode == 3 and "no hub at 127.0.0.1:1" in result.stderr and "Traceback" not in result.stderr
+    result = run(commands / "fedpress", "hub", ".", "--insecure", cwd=tmp_path, check=False)
+    assert result.returncode == 2 and "pip install 'fedpress[hub]'" in result.stderr
+    assert run(commands / "python", "-c", "import torch", cwd=tmp_path, check=False).returncode != 0
 
 
 CODEC = """

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.conv import _ConvNd
 
-from fedpress.compression.models import quantized
+from fedpress.compression.models import architecture, quantized
 from fedpress.compression.models.determinism import reproducible
 from fedpress.compression.models.quantized import Quantized
 
@@ -61,7 +61,7 @@ def rounded(
     with reproducible(seed) as generator:
         exact = copy.deepcopy(model).cpu().eval()
         rough = copy.deepcopy(exact)
-        quantized.load(rough, nearest)
+        architecture.fill(rough, quantized.dequantize(nearest))
         batches = torch.split(inputs[:MAX_INPUTS], 256)
         found: dict[str, Quantized] = {}
         paths = [path for path, layer in exact.named_modules() if isinstance(layer, _ConvNd | nn.Linear)]

@@ -13,8 +13,11 @@ that came with the shapes.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
@@ -76,6 +79,12 @@ def tensors(model: nn.Module) -> dict[str, Tensor]:
             seen.add(id(value))
             found[name] = value.detach()
     return found
+
+
+def fill(model: nn.Module, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Fill a model with arrays of its tensors' shapes, by name, in place."""
+    for name, own in tensors(model).items():
+        own.copy_(torch.from_numpy(np.ascontiguousarray(arrays[name]).reshape(own.shape)))
 
 
 def shrink(model: nn.Module, wanted: Mapping[str, Shape]) -> None:

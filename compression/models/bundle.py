@@ -4,25 +4,27 @@ The file is opened without running or unpickling anything that it carries: the a
 a model which the receiver has already is cut down to. The ONNX part is bytes until somebody asks for it to be run.
 
 `container` has the layout of the file, `weights` that of the weights, `manifest` what is said about them, `bundle_v1`
-the version before. What can be wrong is in `bundle_errors`, one class for each fault.
+the version before, and `opening` verifies a file without torch. What can be wrong is in `bundle_errors`, one class for
+each fault.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedpress.compression.models import architecture, bundle_v1, container, quantize, quantized, weights
+from fedpress.compression.models import architecture, container, quantize, quantized, weights
 from fedpress.compression.models import manifest as manifests
 from fedpress.compression.models.architecture import Shape
 from fedpress.compression.models.bundle_errors import DoesNotFit
 from fedpress.compression.models.determinism import reproducible
 from fedpress.compression.models.manifest import Manifest
+from fedpress.compression.models.opening import Bundle as Bundle
+from fedpress.compression.models.opening import open_bundle as open_bundle
 from fedpress.compression.models.quantize import Quantization
 from fedpress.compression.models.quantized import Quantized, Tensors
 from fedpress.compression.models.task import Task
@@ -34,32 +36,6 @@ ROOM_BYTES: Final = 256
 INPUT_DTYPES: Final = {
     str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, torch.float64, torch.int64, torch.int32)
 }
-
-
-class Bundle(NamedTuple):
-    """An opened and verified bundle.
-
-    Attributes:
-        manifest: What the student is.
-        weights: Its tensors by name, quantised ones as codes and scales.
-        sha256: Of the whole file.
-        size: Of the whole file, in bytes.
-        weights_bytes: Of the weights in it.
-        format: Version of the file's format.
-        forms: In which form each tensor stands in the file (`weights.FORMS`).
-        onnx: A model to run, for ONNX Runtime; None: the file has none.
-        signed: Whether the file carries a signature. It was verified if a key was given.
-    """
-
-    manifest: Manifest
-    weights: Tensors
-    sha256: str
-    size: int
-    weights_bytes: int
-    format: int
-    forms: dict[str, str]
-    onnx: bytes | None
-    signed: bool
 
 
 def save(
@@ -132,36 +108,6 @@ def largest_bytes(student: nn.Module, example_input: Tensor, settings: Quantizat
     return len(save(student, noise, example_input, **made, entropy_coded=coded)) + ROOM_BYTES  # type: ignore[arg-type]
 
 
-def open_bundle(data: bytes, public_key: bytes | None = None) -> Bundle:
-    """Verify a bundle and take it apart; `rebuild` makes the model of it.
-
-    Args:
-        data: The file.
-        public_key: Ed25519, 32 bytes, of who must have signed it. None: whoever made it.
-
-    Raises:
-        BundleError: One of its kinds for each fault; `bundle_errors` lists them.
-    """
-    parts = container.unpack(data, public_key)
-    if parts.format == 1:
-        manifest, tensors = bundle_v1.read(parts.manifest, parts.weights, parts.plain_bytes)
-        forms = {name: "version 1" for name in tensors}
-    else:
-        manifest = manifests.validated(Manifest, parts.manifest)
-        tensors, forms = weights.unpack(parts.weights, manifest.parsed())
-    return Bundle(
-        manifest=manifest,
-        weights=tensors,
-        sha256=hashlib.sha256(data).hexdigest(),
-        size=len(data),
-        weights_bytes=len(parts.weights),
-        format=parts.format,
-        forms=forms,
-        onnx=parts.onnx or None,
-        signed=parts.signed,
-    )
-
-
 def rebuild(bundle: Bundle, task: Task) -> nn.Module:
     """Return the student, in evaluation mode, with its weights dequantised.
 
@@ -192,7 +138,7 @@ def rebuild(bundle: Bundle, task: Task) -> nn.Module:
         model = make().eval()
         try:
             architecture.shrink(model, manifest.shapes)
-            quantized.load(model, bundle.weights)
+            architecture.fill(model, quantized.dequantize(bundle.weights))
             example = torch.zeros((1, *manifest.input_shape), dtype=INPUT_DTYPES[manifest.input_dtype])
             answer = _answer_shape(model, example)
         except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:

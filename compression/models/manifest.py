@@ -8,10 +8,10 @@ from typing import Final, TypeVar
 import pydantic
 
 from fedpress.compression.models import weights
-from fedpress.compression.models.architecture import Shape
 from fedpress.compression.models.bundle_errors import InvalidManifest
 from fedpress.compression.models.weights import Scheme
 
+Shape = tuple[int, ...]
 TIER_NAME: Final = "[A-Za-z0-9][A-Za-z0-9_-]{0,63}"
 """Tiers name files and folders."""
 _QUANTIZED = re.compile(r"int([2-8]) by channel|int([2-8]) by ([1-9][0-9]{0,8})")

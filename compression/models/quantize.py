@@ -130,7 +130,7 @@ def prepare(model: nn.Module, settings: Quantization) -> nn.Module:
 def applied(model: nn.Module, tensors: Tensors) -> nn.Module:
     """A copy of the model with the dequantised tensors, to be evaluated; the given one is untouched."""
     copied, _ = aware.finish(model)
-    quantized.load(copied, tensors)
+    architecture.fill(copied, quantized.dequantize(tensors))
     return copied
 
 

@@ -18,11 +18,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import nn
-
-from fedpress.compression.models import architecture
 
 MAX_BITS = 8
 FINENESS = 16
@@ -153,13 +149,6 @@ def restore(tensor: Quantized) -> NDArray[np.float32]:
 def dequantize(tensors: Mapping[str, Quantized | NDArray[Any]]) -> dict[str, NDArray[Any]]:
     """The arrays that the codes stand for, float32; what was not quantised is passed through."""
     return {name: restore(tensor) if isinstance(tensor, Quantized) else tensor for name, tensor in tensors.items()}
-
-
-def load(model: nn.Module, tensors: Mapping[str, Quantized | NDArray[Any]]) -> None:
-    """Fill a model of the same shapes with the dequantised tensors, in place."""
-    arrays = dequantize(tensors)
-    for name, own in architecture.tensors(model).items():
-        own.copy_(torch.from_numpy(np.ascontiguousarray(arrays[name]).reshape(own.shape)))
 
 
 def shape_of(tensor: Quantized | NDArray[Any]) -> tuple[int, ...]:

@@ -5,8 +5,10 @@ S. Josefsson, I. Liusvaara, "Edwards-Curve Digital Signature Algorithm (EdDSA)",
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
@@ -39,15 +41,19 @@ def read_private(path: Path) -> bytes:
 
 
 def read_public(path: Path) -> bytes:
-    """Return the public key in a PEM file, 32 bytes.
+    """Return the public key in a file, 32 bytes: of PEM, of these bytes, or of their 64 hexadecimal digits.
 
     Raises:
         SigningKeyError: The file is absent, or holds something else, such as the private key.
     """
     data = _read(path, MAKE_PUBLIC)
+    if len(data) == 32:
+        return data
+    if re.fullmatch(rb"\s*[0-9a-fA-F]{64}\s*", data):
+        return bytes.fromhex(data.decode().strip())
     try:
         key = serialization.load_pem_public_key(data)
-    except ValueError as error:
+    except (ValueError, UnsupportedAlgorithm) as error:
         raise SigningKeyError(
             f"{path} is no public key in PEM; of the private one it is made by: {MAKE_PUBLIC}"
         ) from error

@@ -157,14 +157,14 @@ def test_students_learn_from_the_client_models_if_there_are_some(tmp_path: Path,
 
 
 def test_a_bundle_may_hold_a_file_to_run(tmp_path: Path, teacher: nn.Module) -> None:
-    onnx_export = pytest.importorskip("fedpress.compression.models.onnx_export")
+    onnx_run = pytest.importorskip("fedpress.compression.models.onnx_run")
     how = dataclasses.replace(FEW, quantization=Quantization(onnx=True))
     tier = Tier("phone", Wanted(Budget(parameters=0.05)))
     (student,) = Publisher(Digits(), ModelStore(tmp_path), [tier], how).publish(1, teacher)
     opened = bundle.open_bundle(student.path.read_bytes())
     assert opened.onnx and student.bundle_bytes > len(opened.onnx)
     inputs = Digits().data().test.inputs
-    run = onnx_export.runner(opened.onnx)(inputs.numpy()).argmax(axis=1)
+    run = onnx_run.runner(opened.onnx)(inputs.numpy()).argmax(axis=1)
     rebuilt = bundle.rebuild(opened, Digits())(inputs).argmax(dim=1).numpy()
     assert (run == rebuilt).mean() > 0.9  # its activations are int8, too
 

@@ -59,6 +59,10 @@ def run(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess[str]]:
         "inspect",
         "probe",
         "init",
+        "hub",
+        "hub-token",
+        "pull",
+        "run",
         "bench engine",
         "bench paired",
         "bench codec",
@@ -67,6 +71,7 @@ def run(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess[str]]:
         "bench wire",
         "bench warm",
         "bench memory",
+        "bench hub",
     ],  # fmt: skip
 )
 def test_every_command_has_a_help_page_with_an_example(command):
@@ -78,8 +83,9 @@ def test_every_command_has_a_help_page_with_an_example(command):
 
 def test_help_lists_every_command_in_whole_sentences():
     done = CliRunner().invoke(main, ["--help"])
-    listed = re.findall(r"^  (\w+)  +(.*)$", done.stdout.partition("Commands:")[2], re.M)
-    assert [name for name, _ in listed] == ["simulate", "students", "report", "inspect", "probe", "init", "bench"]
+    listed = re.findall(r"^  ([\w-]+)  +(.*)$", done.stdout.partition("Commands:")[2], re.M)
+    names = ["simulate", "students", "report", "inspect", "probe", "init", "hub", "hub-token", "pull", "run", "bench"]
+    assert [name for name, _ in listed] == names
     assert all(text.endswith(".") and "..." not in text for _, text in listed)
 
 

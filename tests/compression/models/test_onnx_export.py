@@ -10,7 +10,7 @@ from torch import nn
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-from fedpress.compression.models import aware, bundle, onnx_export, quantize  # noqa: E402
+from fedpress.compression.models import aware, bundle, onnx_export, onnx_run, quantize  # noqa: E402
 from fedpress.compression.models.determinism import reproducible  # noqa: E402
 from fedpress.simulations.tasks.digits import Digits  # noqa: E402
 
@@ -43,7 +43,7 @@ def quantised(exported: bytes) -> bytes:
 
 def test_the_answers_are_the_models_for_any_number_of_inputs(model: nn.Module, exported: bytes) -> None:
     assert model.training  # as it was
-    run = onnx_export.runner(exported)
+    run = onnx_run.runner(exported)
     for inputs in (DATA.test.inputs[:1], DATA.test.inputs[:7]):
         torch.testing.assert_close(
             torch.from_numpy(run(inputs.numpy())), model.eval()(inputs).detach(), rtol=1e-4, atol=1e-5
@@ -54,7 +54,7 @@ def test_the_answers_are_the_models_for_any_number_of_inputs(model: nn.Module, e
 def test_int8_is_a_quarter_and_answers_nearly_alike(model: nn.Module, exported: bytes, quantised: bytes) -> None:
     assert len(quantised) < 0.3 * len(exported)
     inputs, targets = DATA.test
-    run = onnx_export.runner(quantised)
+    run = onnx_run.runner(quantised)
     answers = run(inputs.numpy()).argmax(axis=1)
     expected = model(inputs).argmax(dim=1).numpy()
     assert (answers == expected).mean() > 0.97 and (answers == targets.numpy()).mean() > 0.85
@@ -74,7 +74,7 @@ def test_the_same_model_gives_the_same_bytes(model: nn.Module, exported: bytes, 
 def test_a_prepared_student_is_exported_with_its_rounded_weights(model: nn.Module) -> None:
     learner = aware.prepare(model, 4)
     inputs = DATA.test.inputs[:5]
-    run = onnx_export.runner(onnx_export.export(learner, inputs))
+    run = onnx_run.runner(onnx_export.export(learner, inputs))
     np.testing.assert_allclose(run(inputs.numpy()), learner(inputs).detach().numpy(), rtol=1e-4, atol=1e-5)
 
 
@@ -85,7 +85,7 @@ def test_a_bundle_holds_both(model: nn.Module, quantised: bytes) -> None:
     opened = bundle.open_bundle(data)
     assert opened.onnx == quantised
     inputs = DATA.test.inputs[:200]
-    answers = onnx_export.runner(opened.onnx)(inputs.numpy()).argmax(axis=1)
+    answers = onnx_run.runner(opened.onnx)(inputs.numpy()).argmax(axis=1)
     rebuilt = bundle.rebuild(opened, Digits())(inputs).argmax(dim=1).numpy()
     assert (answers == rebuilt).mean() > 0.97
 
@@ -97,14 +97,14 @@ def test_a_model_that_wants_other_files_is_refused(exported: bytes, tmp_path: Pa
     tensor.data_location = onnx.TensorProto.EXTERNAL
     entry = tensor.external_data.add()
     entry.key, entry.value = "location", str(tmp_path / "secret")
-    with pytest.raises(onnx_export.ExternalData, match="whole"):
-        onnx_export.runner(parsed.SerializeToString())
+    with pytest.raises(onnx_run.ExternalData, match="whole"):
+        onnx_run.runner(parsed.SerializeToString())
 
 
 @pytest.mark.parametrize("data", [b"no model at all", b"\x08\x07", b""])
 def test_bytes_that_are_no_model_are_refused(data: bytes) -> None:
-    with pytest.raises(onnx_export.OnnxError):
-        onnx_export.runner(data)
+    with pytest.raises(onnx_run.OnnxError):
+        onnx_run.runner(data)
 
 
 def test_without_calibration_inputs_there_is_an_error(exported: bytes) -> None:
@@ -120,5 +120,5 @@ class Strange(nn.Module):
 
 
 def test_a_layer_without_a_counterpart_is_named() -> None:
-    with pytest.raises(onnx_export.OnnxError, match="bessel"):
+    with pytest.raises(onnx_run.OnnxError, match="bessel"):
         onnx_export.export(Strange(), torch.zeros(1, 3))

@@ -43,7 +43,10 @@ def test_other_files_are_named_for_what_they_are(tmp_path: Path) -> None:
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)
     assert signing.read_private(tmp_path / "private") == key.private_bytes_raw()
-    assert signing.read_public(tmp_path / "public") == key.public_key().public_bytes_raw()
+    raw = key.public_key().public_bytes_raw()
+    (tmp_path / "raw").write_bytes(raw)
+    (tmp_path / "hex").write_text(raw.hex() + "\n")
+    assert [signing.read_public(tmp_path / name) for name in ("public", "raw", "hex")] == [raw] * 3
     for name, expected in (
         ("public", "no private key"),
         ("text", "no private key"),
