@@ -24,7 +24,8 @@ DOCUMENTED: dict[str, Any] = {"hidden": True}
 PLAIN: dict[str, Any] = {"add_completion": False, "rich_markup_mode": None, "pretty_exceptions_enable": False}
 
 EXTRA_MODULES = frozenset(
-    "flwr flwr_datasets datasets torch torch_pruning safetensors sklearn pandas matplotlib jinja2 markupsafe".split()
+    "flwr flwr_datasets datasets torch torch_pruning safetensors sklearn pandas matplotlib jinja2 markupsafe"
+    " cryptography prometheus_client".split()
 )
 """What the extras bring, by import name."""
 
