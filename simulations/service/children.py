@@ -7,9 +7,9 @@ belongs to a service can be told from all else on the machine, also what a kille
 from __future__ import annotations
 
 import fcntl
-import logging
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,15 +18,17 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
 from fedpress.compression.errors import FedpressError
 
 GRACE = 8.0
 """Seconds from a polite request to end to the end by force; Flower's processes take up to 5."""
+FORCE = 3.0
+"""Seconds from the second request to the end by force."""
 LOG_BYTES = 5_000_000
-_LAUNCHER = Path(__file__).with_name("launch.py")
+LOOK_SECONDS = 0.2
+_GUARD = Path(__file__).with_name("guard.py")
 
 
 class ServiceError(FedpressError):
@@ -57,52 +59,60 @@ class Child:
         self._on_line = on_line
         self._log = log
         self.began = time.monotonic()
-        self._process = subprocess.Popen(
-            [sys.executable, "-I", str(_LAUNCHER), str(os.getpid()), str(memory), *command],
-            env=dict(environment),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # a Ctrl-C in the terminal is for the service, which stops its children in order
-        )
-        self._reader = threading.Thread(target=self._read, daemon=True)
+        # A file and no pipe: a pipe breaks with this process, and Flower's then fail to sign off.
+        with log.open("ab") as output:
+            self._from = output.tell()
+            self._process = subprocess.Popen(
+                [sys.executable, "-IS", str(_GUARD), environment["FLWR_HOME"], str(memory), str(GRACE), *command],
+                env={name: value for name, value in environment.items() if name != "FLWR_HOME"},
+                stdin=subprocess.PIPE,  # it breaks with this process
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # a Ctrl-C in the terminal is for the service, which stops them in order
+            )
+        self._reader = threading.Thread(target=self._follow, daemon=True)
         self._reader.start()
 
-    def _read(self) -> None:
-        keeper = RotatingFileHandler(self._log, maxBytes=LOG_BYTES, backupCount=1, encoding="utf-8")
-        assert self._process.stdout is not None
-        try:
-            for raw in self._process.stdout:
-                line = raw.decode(errors="replace").rstrip()
-                self.tail.append(line)
-                with suppress(Exception):  # a full disk must not block the command
-                    keeper.emit(logging.LogRecord("child", logging.INFO, "", 0, line.replace("%", "%%"), None, None))
-                self._on_line(line)
-        finally:
-            keeper.close()
-
-    @property
-    def pid(self) -> int:
-        """Its process id."""
-        return self._process.pid
+    def _follow(self) -> None:
+        rest = b""
+        with self._log.open("rb") as log:
+            log.seek(self._from)
+            while True:
+                ended = self._process.poll() is not None
+                *lines, rest = (rest + log.read()).split(b"\n")
+                for raw in lines:
+                    line = raw.decode(errors="replace").rstrip()
+                    self.tail.append(line)
+                    self._on_line(line)
+                if ended:
+                    return
+                if log.tell() > LOG_BYTES:
+                    shutil.copyfile(self._log, self._log.with_name(self._log.name + ".1"))
+                    os.truncate(self._log, 0)  # the command goes on: it appends
+                    log.seek(0)
+                time.sleep(LOOK_SECONDS)
 
     def ended(self) -> int | None:
         """Return its exit code, or None while it runs. What it printed is in `tail` by then."""
         code = self._process.poll()
         if code is not None:
-            self._reader.join(timeout=1.0)  # its own children may hold the pipe open a little longer
+            self._close()
         return code
 
-    def stop(self, grace: float = GRACE) -> None:
-        """Ask it to end, and after `grace` seconds do not ask any more; its whole process group is gone then."""
-        with suppress(ProcessLookupError):
-            self._process.terminate()
+    def stop(self) -> None:
+        """Ask it to end, and make it end if it takes too long; return when it has."""
+        self._process.terminate()
         with suppress(subprocess.TimeoutExpired):
-            self._process.wait(timeout=grace)
+            self._process.wait(timeout=GRACE + FORCE)
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
-        self._reader.join(timeout=1.0)
+        self._close()
+
+    def _close(self) -> None:
+        self._reader.join()
+        assert self._process.stdin is not None
+        self._process.stdin.close()
 
 
 def belonging_to(home: Path) -> dict[int, str]:
@@ -117,20 +127,28 @@ def belonging_to(home: Path) -> dict[int, str]:
     return found
 
 
-def end_all(home: Path, *, name: str = "", grace: float = GRACE) -> int:
-    """End what belongs to a home and has `name` in its command; return how many there were."""
-    first = [pid for pid, command in belonging_to(home).items() if name in command]
-    patience = time.monotonic() + grace
-    signalled: set[int] = set()
+def end_all(home: Path, *, name: str = "", wait: float = 2.0) -> int:
+    """End what belongs to a home and has `name` in its command; return how many there were.
+
+    Args:
+        home: the FLWR_HOME of the service.
+        name: part of the command; empty: all.
+        wait: seconds to leave to those that have been told to end already, or whose parents have: Flower's processes
+            take a second signal for a reason to end at once, and a SuperNode then does not sign off.
+    """
+    began, told, first = time.monotonic(), set(), -1
     while left := [pid for pid, command in belonging_to(home).items() if name in command]:
-        late = time.monotonic() > patience
+        first = len(left) if first < 0 else first
+        waited = time.monotonic() - began
         for pid in left:
-            if late or pid not in signalled:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL if late else signal.SIGTERM)
-                signalled.add(pid)
+            with suppress(ProcessLookupError):
+                if waited > wait + FORCE:
+                    os.kill(pid, signal.SIGKILL)
+                elif waited >= wait and pid not in told:
+                    os.kill(pid, signal.SIGTERM)
+                    told.add(pid)
         time.sleep(0.1)
-    return len(first)
+    return max(first, 0)
 
 
 def memory_of(pid: int) -> int:

@@ -22,7 +22,7 @@ from fedpress.simulations import deployment
 from fedpress.simulations.service import children, keys, monitor, settings
 from fedpress.simulations.service.children import Backoff, Child
 
-FIRST_WAIT, LONGEST_WAIT = 2.0, 120.0
+FIRST_WAIT, LONGEST_WAIT = 2.0, 60.0
 """Seconds from one attempt to the next, at most; the first, and after many."""
 CHECK_SECONDS, CHECK_LIMIT = 30.0, 20.0
 """How often the command of `only_if` runs, and how long it may take."""
@@ -87,7 +87,7 @@ class Client:
         with ExitStack() as stack:
             stack.enter_context(children.locked(self._state, "a client"))
             stack.enter_context(monitor.served(chosen.metrics, self.figures, self.health))
-            if children.end_all(self._home):
+            if children.end_all(self._home, wait=children.GRACE):
                 self._say("stopped what an earlier client had left running")
             self._say(f"client of {chosen.superlink}, state in {self._state}")
             try:
@@ -148,6 +148,10 @@ class Client:
             self._node, self._connected_at = int(match[1]), time.monotonic()
             self._refused_since = None
             self._set("connected", f"node {match[1]}")
+        elif self._node is not None and "Connection attempt failed" in line:
+            self._set("waiting", "the connection to the server is lost", "; it goes on trying")
+        elif self._node is not None and "Connection successful" in line:
+            self._set("connected", f"node {self._node}")
         elif match := re.search(r"\[RUN \d+, ROUND (\d+)\]", line):
             self._round = int(match[1])
         elif "Sent successfully" in line:
@@ -155,7 +159,7 @@ class Client:
 
     def _ended(self, child: Child) -> None:
         """The SuperNode has ended by itself: say why, and when the next attempt is."""
-        children.end_all(self._home, grace=2.0)
+        children.end_all(self._home)
         self._child = None
         if self._connected_at is not None and time.monotonic() - self._connected_at > SOUND_SECONDS:
             self._backoff.reset()
@@ -196,7 +200,7 @@ class Client:
         if self._child is not None:
             self._child.stop()
             self._child = None
-        children.end_all(self._home, grace=2.0)
+        children.end_all(self._home)
 
     def figures(self) -> Iterator[monitor.Figure]:
         """What Prometheus is told."""

@@ -109,7 +109,7 @@ class Server:
         with ExitStack() as stack:
             stack.enter_context(children.locked(self._state, "a server"))
             stack.enter_context(monitor.served(self._chosen.metrics, self.figures, self.health))
-            if children.end_all(self._home):
+            if children.end_all(self._home, wait=children.GRACE):
                 self._say("stopped what an earlier server had left running")
             try:
                 if not self._finished():
@@ -205,7 +205,7 @@ class Server:
         now = time.monotonic()
         if self._link is not None and (code := self._link.ended()) is not None:
             last = next((line for line in reversed(self._link.tail) if line.strip()), "it printed nothing")
-            children.end_all(self._home, grace=2.0)
+            children.end_all(self._home)
             self._link, self._run = None, None
             self._close_control()
             wait = self._link_wait.wait()
@@ -314,7 +314,7 @@ class Server:
 
     def _start_run(self) -> None:
         assert self._control is not None and self._app is not None
-        children.end_all(self._home, name="flwr-serverapp", grace=2.0)  # two would write into one run folder
+        children.end_all(self._home, name="flwr-serverapp", wait=0.0)  # two would write into one run folder
         rounds = len(self._results.rounds) if self._results else 0
         config = self._chosen.run_config if self._chosen.app is not None else {}
         self._run = self._control.start(self._app, config)
@@ -377,11 +377,11 @@ class Server:
         if self._control is not None and self._run is not None and not self._finished():
             self._stop_run(self._run)
         self._close_control()
-        children.end_all(self._home, name="flwr-serverapp", grace=3.0)
+        children.end_all(self._home, name="flwr-serverapp", wait=0.0)
         for child in (self._hub, self._link):
             if child is not None:
                 child.stop()
-        children.end_all(self._home, grace=3.0)
+        children.end_all(self._home)
         if self._results is not None and self._results.status == "running":  # nobody is at it any more
             with suppress(OSError):
                 self._folder.save_results(self._results.model_copy(update={"status": "interrupted"}))
