@@ -208,29 +208,32 @@ class Backoff:
 
 
 class Failures:
-    """Tells a loop of crashes: the same reason too often within a short time.
+    """Tells a loop of crashes: attempts in a row that fail soon, and for the same reason.
 
     Args:
         most: so many are a loop.
-        within: seconds.
+        soon: seconds; an attempt that lasts longer begins the count anew.
     """
 
-    def __init__(self, most: int, within: float) -> None:
-        self._most, self._within = most, within
-        self._seen: deque[tuple[float, str]] = deque(maxlen=most)
+    def __init__(self, most: int, soon: float) -> None:
+        self._most, self._soon = most, soon
+        self._seen: list[str] = []
 
-    def hopeless(self, reason: str, now: float) -> bool:
+    def hopeless(self, reason: str, lasted: float, *, got_on: bool = False) -> bool:
         """Enter a failure; return whether it closes a loop.
 
         >>> failures = Failures(3, 60)
-        >>> [failures.hopeless("no such file", now) for now in (0, 20, 40)]
+        >>> [failures.hopeless("no such file", lasted) for lasted in (10, 20, 15)]
         [False, False, True]
-        >>> failures.hopeless("killed", 41), failures.hopeless("no such file", 42)
+        >>> failures.hopeless("killed", 10), failures.hopeless("no such file", 10)
         (False, False)
+
+        Args:
+            reason: in words.
+            lasted: seconds that the attempt took.
+            got_on: whether the attempt achieved something; it then begins the count anew, too.
         """
-        self._seen.append((now, reason))
-        return (
-            len(self._seen) == self._most
-            and now - self._seen[0][0] <= self._within
-            and len({text for _, text in self._seen}) == 1
-        )
+        if got_on or lasted > self._soon or (self._seen and self._seen[-1] != reason):
+            self._seen = []
+        self._seen.append(reason)
+        return len(self._seen) >= self._most and not got_on

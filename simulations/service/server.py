@@ -31,8 +31,8 @@ START_SECONDS = 120.0
 """How long a SuperLink may take to listen."""
 FIRST_WAIT, LONGEST_WAIT = 2.0, 60.0
 """Seconds before a new attempt, at most; the first, and after many."""
-SAME_FAILURES, WITHIN_SECONDS = 3, 60.0
-"""So many failures for one reason within this time end it: trying again would not help."""
+SAME_FAILURES, SOON_SECONDS = 3, 60.0
+"""So many attempts in a row that fail within this time, for one reason, end it: trying again would not help."""
 POLL_SECONDS = 2.0
 GONE_SECONDS = 6.0
 """A run that goes on without a ServerApp's process for so long has lost it; a SuperLink takes a minute to notice."""
@@ -75,7 +75,9 @@ class Server:
         self._rounds_before = 0  # the last failure
         self._app_completed = False
         self._server_app_seen = 0.0
-        self._failures = Failures(SAME_FAILURES, WITHIN_SECONDS)
+        self._failures = Failures(SAME_FAILURES, SOON_SECONDS)
+        self._link_failures = Failures(SAME_FAILURES, SOON_SECONDS)
+        self._run_began = 0.0
         self._run_wait, self._link_wait = Backoff(FIRST_WAIT, LONGEST_WAIT), Backoff(FIRST_WAIT, LONGEST_WAIT)
         self._next_run = self._next_link = self._next_hub = 0.0
         self._counts = {"superlink": 0, "run": 0, "hub": 0}
@@ -206,14 +208,14 @@ class Server:
         if self._link is not None and (code := self._link.ended()) is not None:
             last = next((line for line in reversed(self._link.tail) if line.strip()), "it printed nothing")
             children.end_all(self._home)
-            self._link, self._run = None, None
+            began, self._link, self._run = self._link.began, None, None
             self._close_control()
             wait = self._link_wait.wait()
             self._next_link = now + wait
             reason = f"the SuperLink has ended (exit code {code}): {last.strip()[-300:]}"
-            if self._failures.hopeless(reason, now):
+            if self._link_failures.hopeless(reason, now - began):
                 raise ServiceError(
-                    f"{reason}\nThat was {SAME_FAILURES} times within a minute; its log is {self._link_log}"
+                    f"{reason}\nThat was {SAME_FAILURES} times, each within a minute; its log is {self._link_log}"
                 )
             self._say(f"{reason}; it starts again in {wait:.0f} s")
         if self._link is None and now >= self._next_link:
@@ -319,6 +321,7 @@ class Server:
         config = self._chosen.run_config if self._chosen.app is not None else {}
         self._run = self._control.start(self._app, config)
         self._counts["run"] += 1
+        self._run_began = time.monotonic()
         self._server_app_seen = time.monotonic() + 30.0  # it needs some seconds to start
         self._status = "running"
         self._say(f"run {self._run} is submitted" + (f"; it goes on after round {rounds}" if rounds else ""))
@@ -340,12 +343,12 @@ class Server:
         now = time.monotonic()
         self._run = None
         rounds = len(self._results.rounds) if self._results else 0
-        if rounds > self._rounds_before:  # it got on: whatever it was, it is no loop
+        got_on, self._rounds_before = rounds > self._rounds_before, rounds
+        if got_on:
             self._run_wait.reset()
-        self._rounds_before = rounds
-        if self._failures.hopeless(reason, now):
+        if self._failures.hopeless(reason, now - self._run_began, got_on=got_on):
             raise ServiceError(
-                f"the run has failed {SAME_FAILURES} times within a minute: {reason}\nThe log of its ServerApp is"
+                f"the run has failed {SAME_FAILURES} times, each within a minute: {reason}\nThe log of its ServerApp is"
                 f" {self._state / 'serverapp.log'}; what there is of the run is in {self._folder.path}"
             )
         wait = self._run_wait.wait()

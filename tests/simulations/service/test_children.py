@@ -145,10 +145,12 @@ def test_waits_double_are_spread_and_begin_anew() -> None:
     assert len(fleet) == 20
 
 
-def test_failures_far_apart_or_for_other_reasons_are_no_loop() -> None:
+def test_failures_that_take_long_or_get_on_or_differ_are_no_loop() -> None:
     failures = children.Failures(3, 60.0)
-    assert not any(failures.hopeless("killed", now) for now in (0.0, 40.0, 80.0, 120.0))
-    assert not any(failures.hopeless(reason, 121.0) for reason in ("a", "b", "a", "b"))
+    assert not any(failures.hopeless("killed", 61.0) for _ in range(5))
+    assert not any(failures.hopeless("killed", 1.0, got_on=True) for _ in range(5))
+    assert not any(failures.hopeless(reason, 1.0) for reason in ("a", "b", "a", "b"))
+    assert [failures.hopeless("b", 1.0) for _ in range(3)] == [False, True, True]
 
 
 @pytest.fixture

@@ -28,6 +28,14 @@ PATIENCE = 180.0
 """Seconds for one step of the story, on a machine that is busy with other tests."""
 OVERRIDES = ["clients=2", "sampling.per_round=2", "rounds=5", "students.tiers=[]", "density=0.05"]
 
+BROKEN = """
+from fedpress.simulations.tasks.digits import Digits
+class Broken(Digits):
+    name = "broken"
+    def data(self):
+        raise RuntimeError("the disk with the data is not mounted")
+"""
+
 
 class Service:
     """A command of fedpress as a process whose output is kept."""
@@ -63,6 +71,7 @@ class Story:
     server_says: str
     clients_say: list[str]
     stranger_says: str
+    broken_says: str
     misled_says: str
     codes: dict[str, int] = field(default_factory=dict)
     left: dict[str, dict[int, str]] = field(default_factory=dict)
@@ -128,6 +137,12 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
     (folder / "stranger.yaml").write_text(f"{stranger}ca: keys/ca.crt\nstate: stranger\n")
     (folder / "misled.yaml").write_text(f"{stranger}ca: others/ca.crt\nstate: misled\n")
 
+    (folder / "task.py").write_text(BROKEN)
+    (folder / "broken-scenario.yaml").write_text("task: task:Broken\nclients: 2\nrounds: 1\nsampling: {per_round: 2}\n")
+    (folder / "broken.yaml").write_text(
+        f"scenario: broken-scenario.yaml\nlisten: 127.0.0.1:{deployment.free_port()}\nmetrics: null\n"
+        "state: broken\nout: broken-run\n"
+    )
     running: list[Service] = []
 
     def start(*arguments: str, name: str) -> Service:
@@ -149,7 +164,8 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
         server = start("server", "server.yaml", name="server")
         clients = [start("client", f"client-{number}.yaml", name=f"client-{number}") for number in (0, 1)]
         outsiders = [start("client", f"{name}.yaml", name=name) for name in ("stranger", "misled")]
-        told = Story(folder, None, "", [], "", "")  # type: ignore[arg-type]
+        broken = start("server", "broken.yaml", name="broken")
+        told = Story(folder, None, "", [], "", "", "")  # type: ignore[arg-type]
 
         # Round 2: the ServerApp's process is killed while clients train.
         until("round 1 is over", lambda: round_is(1), server, *clients)
@@ -197,6 +213,8 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
         for service in [*clients, *outsiders]:
             told.codes[service.log.stem] = service.stop()
             told.left[service.log.stem] = children.belonging_to(folder / service.log.stem / "flwr")
+        told.codes["broken"], told.broken_says = broken.process.wait(timeout=PATIENCE), broken.text
+        told.left["broken"] = children.belonging_to(folder / "broken" / "flwr")
         told.clients_say = [client.text for client in clients]
         told.stranger_says, told.misled_says = (service.text for service in outsiders)
         yield told
@@ -208,7 +226,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
             if service.process.poll() is None:
                 service.process.kill()
                 service.process.wait()
-        for state in ("server-state", "client-0", "client-1", "stranger", "misled"):
+        for state in ("server-state", "client-0", "client-1", "stranger", "misled", "broken"):
             children.end_all(folder / state / "flwr", wait=0.0)
 
 
@@ -264,6 +282,11 @@ def test_others_are_kept_out_and_told_why(story: Story) -> None:
     for text in (story.stranger_says, story.misled_says):
         assert "it goes on trying" in text and "connected: node" not in text
     assert story.misled_says.count("is not trusted") == 1  # it is said once
+
+
+def test_a_run_that_cannot_work_ends_with_the_reason(story: Story) -> None:
+    assert story.codes["broken"] == 2
+    assert "has failed 3 times, each within a minute: RuntimeError: the disk with the data is not" in story.broken_says
 
 
 def test_a_second_server_is_refused(story: Story) -> None:
