@@ -2,6 +2,8 @@
 
 What to train on comes from the run's configuration: `workload` names a function that takes the run's configuration
 and returns a `Work`. torch is imported only where it is needed: Flower starts a process for every message.
+
+The node's configuration may have `data-folder`, the node's own examples, and `download-folder`, where its students go.
 """
 
 from __future__ import annotations
@@ -85,8 +87,10 @@ latest: Asked | None = None
 def _work(context: Context) -> Work:
     global latest
     tier = context.node_config.get("tier")
-    run_config = tuple(sorted(context.run_config.items()))
-    latest = Asked(run_config, state.client_index(context), None if tier is None else str(tier))
+    config, own = dict(context.run_config), context.node_config.get("data-folder")
+    if own:
+        config["data-folder"] = own  # this node's own examples: `workload` has the last word on what that means
+    latest = Asked(tuple(sorted(config.items())), state.client_index(context), None if tier is None else str(tier))
     return _work_of(latest)
 
 
@@ -173,7 +177,9 @@ def student(message: Message, context: Context) -> Message:
     data, sha256 = offer["bundle"], offer["sha256"]
     if not isinstance(data, bytes) or not isinstance(sha256, str):
         raise ValueError("the offer of a student must hold 'bundle' (bytes) and 'sha256' (text)")
-    path = download.receive(data, sha256, work.downloads(state.client_index(context)))
+    here = context.node_config.get("download-folder")
+    folder = Path(str(here)) if here else work.downloads(state.client_index(context))
+    path = download.receive(data, sha256, folder)
     found = task.evaluate(download.load(path, work.task), work.task, work.task.data().test)
     metrics = MetricRecord({"num-examples": found.count, "loss": found.loss, "accuracy": found.accuracy})
     return Message(RecordDict({"metrics": metrics}), reply_to=message)

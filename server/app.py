@@ -166,13 +166,16 @@ def deliver(plan: Plan, grid: Grid, server_round: int, students: list[Published]
     deliveries = []
     for reply in sorted(grid.send_and_receive(messages), key=lambda reply: reply.metadata.src_node_id):
         node = reply.metadata.src_node_id
+        if node not in offers:
+            continue  # the SuperLink's word for a node that is gone, in its own name
         books[node].bill(server_round, node, "up", reply)
         if reply.has_error():
             deliveries.append(Delivery(offers[node], node, None, str(reply.error.reason)))
         else:
             accuracy = next(iter(reply.content.metric_records.values()))["accuracy"]
             deliveries.append(Delivery(offers[node], node, float(accuracy)))  # type: ignore[arg-type]
-    return deliveries
+    gone = offers.keys() - {delivery.node for delivery in deliveries}
+    return deliveries + [Delivery(offers[node], node, None, "the node is gone") for node in sorted(gone)]
 
 
 def tier_members(nodes: Iterable[int], tiers: Sequence[str], reported: Mapping[int, str]) -> dict[str, list[int]]:

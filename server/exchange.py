@@ -155,8 +155,12 @@ def exchange(
             if (earlier := late.pop(message_id, None)) is not None:
                 bill(earlier.round, earlier.node, "up", reply)
                 continue
+            order = pending.pop(message_id, None)
+            if order is not None and reply.has_error():
+                # For a node that is gone the SuperLink answers, in its own name.
+                reply.metadata.__dict__["_src_node_id"] = order.node
             bill(server_round, reply.metadata.src_node_id, "up", reply)
-            if (order := pending.pop(message_id, None)) is not None:  # else the same reply again
+            if order is not None:  # else the same reply again
                 arrived.append((order, reply))
 
     def replies() -> Iterator[Message]:

@@ -9,11 +9,14 @@ from typing import Annotated
 
 import typer
 
-from fedpress.simulations import cli, hub_cli
+from fedpress.simulations import cli, hub_cli, service_cli
 from fedpress.simulations.bench_cli import bench
 
 main = typer.Typer(no_args_is_help=True, **cli.PLAIN)
 main.add_typer(bench, name="bench")
+main.add_typer(service_cli.keys, name="keys")
+main.command()(service_cli.server)
+main.command()(service_cli.client)
 
 
 def _version(wanted: bool) -> None:

@@ -61,9 +61,9 @@ def write(folder: Path) -> list[Path]:
     return paths
 
 
-def commented(scenario: Scenario) -> str:
-    """The scenario as YAML with each key's description above it; `scenario.load` reads it back."""
-    return "\n".join(_lines(scenario, "")) + "\n"
+def commented(settings: Section) -> str:
+    """A scenario, or other settings, as YAML with each key's description above it; `scenario.load` reads it back."""
+    return "\n".join(_lines(settings, "")) + "\n"
 
 
 def _lines(section: BaseModel, indent: str) -> Iterator[str]:

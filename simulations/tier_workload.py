@@ -35,7 +35,7 @@ class TierWorkload(Workload):
     """
 
     def __init__(self, whole: Workload, tier: Tier) -> None:
-        super().__init__(whole.scenario, whole.out)
+        super().__init__(whole.scenario, whole.out, own_data=whole.own_data)
         self._whole = whole
         self._tier = tier
         self.federation = f"{whole.federation}/{tier.name}"

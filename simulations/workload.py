@@ -36,6 +36,7 @@ from fedpress.simulations.partition import partition
 from fedpress.simulations.run_folder import RunFolder
 from fedpress.simulations.scenario import Scenario
 from fedpress.simulations.tasks import registry
+from fedpress.simulations.training_sections import TaskChoice
 
 if TYPE_CHECKING:
     from fedpress.server.app import Plan
@@ -46,9 +47,10 @@ REFERENCE = "fedpress.simulations.workload:load"
 class Workload:
     """A scenario's work, for the client (`fedpress.client.app.Work`) and for the server (`plan`)."""
 
-    def __init__(self, scenario: Scenario, out: Path | None = None) -> None:
+    def __init__(self, scenario: Scenario, out: Path | None = None, *, own_data: bool = False) -> None:
         self.scenario = scenario
         self.out = out
+        self.own_data = own_data  # the task's data are one client's, and all of them
         self.federation = f"{scenario.name}-{scenario.seed}"
 
     @cached_property
@@ -199,7 +201,8 @@ class Workload:
 
     def examples(self, client: int) -> Examples:
         """Return the client's own training examples."""
-        return self.task.data().train.take(self.parts[client])
+        train = self.task.data().train
+        return train if self.own_data else train.take(self.parts[client])
 
     def examples_a_round(self, client: int) -> int:
         """Return how many examples the client sees in a round, counted as often as it sees them."""
@@ -239,12 +242,16 @@ def load(run_config: Mapping[str, Any]) -> Workload:
 
     Args:
         run_config: `scenario` is a whole scenario as JSON, the name of one, or the path of a YAML file; `out` the run
-            folder (absent or empty: a new one under `runs/`).
+            folder (absent or empty: a new one under `runs/`); `data-folder` one node's own data, in place of the task's
+            `data_dir`, and not partitioned.
 
     Raises:
         ScenarioError: the scenario is not valid.
     """
     text = str(run_config.get("scenario", "digits"))
     chosen = Scenario.from_json(text) if text.lstrip().startswith("{") else scenarios.load(text)
-    out = run_config.get("out")
-    return Workload(chosen, Path(str(out)) if out else None)
+    out, own = run_config.get("out"), run_config.get("data-folder")
+    if own:
+        task = TaskChoice(**{**chosen.task.model_dump(), "data_dir": str(own)})
+        chosen = chosen.model_copy(update={"task": task})
+    return Workload(chosen, Path(str(out)) if out else None, own_data=bool(own))

@@ -1,0 +1,299 @@
+"""`fedpress client`: keeps a Flower SuperNode running on a device, for as long and whenever it may.
+
+The daemon itself is light and has neither torch nor Flower: those come with the SuperNode and end with it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import ssl
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, suppress
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from fedpress.simulations import deployment
+from fedpress.simulations.service import children, keys, monitor, settings
+from fedpress.simulations.service.children import Backoff, Child
+
+FIRST_WAIT, LONGEST_WAIT = 2.0, 60.0
+"""Seconds from one attempt to the next, at most; the first, and after many."""
+CHECK_SECONDS, CHECK_LIMIT = 30.0, 20.0
+"""How often the command of `only_if` runs, and how long it may take."""
+FORGOTTEN_SECONDS = 70.0
+"""After this time without heartbeats a SuperLink takes a node for gone."""
+SOUND_SECONDS = 30.0
+"""A SuperNode that was connected for so long counts as a success: the next attempt comes soon."""
+
+_PROCESSES = {
+    "flower-supernode": "supernode",
+    "flower-superexec": "superexec",
+    "flwr-serverapp": "serverapp",
+    "flwr-clientapp": "clientapp",
+    "service.superlink": "superlink",
+}
+
+
+class Client:
+    """The daemon.
+
+    Args:
+        chosen: its settings.
+        say: tells the user something.
+    """
+
+    def __init__(self, chosen: settings.Client, say: Callable[[str], None]) -> None:
+        self._chosen = chosen
+        self._say = say
+        self._state = Path(chosen.state)
+        self._home = self._state / "flwr"
+        self._stopping = threading.Event()
+        self._backoff = Backoff(FIRST_WAIT, LONGEST_WAIT)
+        self._child: Child | None = None
+        self._node: int | None = None
+        self._connected_at: float | None = None
+        self._round: int | None = None
+        self._starts = self._answers = 0
+        self._next_try = self._next_check = 0.0
+        self._hook_says_no = ""
+        self._refused_since: float | None = None
+        self._status, self._reason = "starting", ""
+
+    def stop(self) -> None:
+        """Let `run` come to its end; safe in a signal handler."""
+        self._stopping.set()
+
+    def run(self) -> None:
+        """Keep a SuperNode running until `stop`.
+
+        Raises:
+            ServiceError: another daemon has this state folder, or the metrics' port is taken.
+            KeysError: the node's key is missing or not what Flower takes.
+        """
+        chosen = self._chosen
+        for warning in keys.node_key(Path(chosen.key)):
+            self._say(f"warning: {warning}")
+        if chosen.data is not None and not Path(chosen.data).is_dir():
+            raise settings.SettingsError(f"data: there is no folder {chosen.data}")
+        for folder in (self._state, self._home):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        deployment.command("flower-supernode")
+        with ExitStack() as stack:
+            stack.enter_context(children.locked(self._state, "a client"))
+            stack.enter_context(monitor.served(chosen.metrics, self.figures, self.health))
+            if children.end_all(self._home, wait=children.GRACE):
+                self._say("stopped what an earlier client had left running")
+            self._say(f"client of {chosen.superlink}, state in {self._state}")
+            try:
+                while not self._stopping.is_set():
+                    self._step()
+                    self._stopping.wait(0.5)
+            finally:
+                self._end_child()
+                self._say("stopped")
+
+    def _step(self) -> None:
+        if closed := self._closed():
+            if self._child is not None:
+                self._end_child()
+            self._set("paused", closed)
+            self._next_try = 0.0
+        elif self._child is None:
+            if time.monotonic() >= self._next_try:
+                self._start()
+        elif self._child.ended() is not None:
+            self._ended(self._child)
+
+    def _closed(self) -> str:
+        """Why the client does not take part now; empty: it does."""
+        chosen, now = self._chosen, time.monotonic()
+        if chosen.hours and not settings.open_at(chosen.hours, datetime.now().time()):
+            return f"outside of {chosen.hours}"
+        if chosen.only_if and now >= self._next_check:
+            self._next_check = now + CHECK_SECONDS
+            self._hook_says_no = _hook(chosen.only_if)
+        return self._hook_says_no
+
+    def _start(self) -> None:
+        chosen = self._chosen
+        if problem := handshake(chosen.superlink, Path(chosen.ca)):
+            self._later("waiting", problem)
+            return
+        if self._status in ("starting", "paused"):
+            self._set("connecting", "")
+        self._starts += 1
+        self._node = self._connected_at = None
+        self._child = Child(
+            [
+                deployment.command("flower-supernode"),
+                *("--superlink", chosen.superlink, "--root-certificates", chosen.ca),
+                *("--auth-supernode-private-key", chosen.key, "--port", str(deployment.free_port())),
+                *("--node-config", node_config(chosen)),
+            ],
+            environment(chosen, self._home),
+            self._state / "supernode.log",
+            memory=int((chosen.memory_gib or 0) * 2**30),
+            on_line=self._read,
+        )
+
+    def _read(self, line: str) -> None:
+        """Take from the SuperNode's log what there is to know; from another thread."""
+        if match := re.search(r"SuperNode ID: (\d+)", line):
+            self._node, self._connected_at = int(match[1]), time.monotonic()
+            self._refused_since = None
+            self._set("connected", f"node {match[1]}")
+        elif self._node is not None and "Connection attempt failed" in line:
+            self._set("waiting", "the connection to the server is lost", "; it goes on trying")
+        elif self._node is not None and "Connection successful" in line:
+            self._set("connected", f"node {self._node}")
+        elif match := re.search(r"\[RUN \d+, ROUND (\d+)\]", line):
+            self._round = int(match[1])
+        elif "Sent successfully" in line:
+            self._answers += 1
+
+    def _ended(self, child: Child) -> None:
+        """The SuperNode has ended by itself: say why, and when the next attempt is."""
+        children.end_all(self._home)
+        self._child = None
+        if self._connected_at is not None and time.monotonic() - self._connected_at > SOUND_SECONDS:
+            self._backoff.reset()
+        text = "\n".join(child.tail)
+        code = re.search(r"Exit Code: (\d+)", text)
+        if code and code[1] == "305" and "Failed to activate" in text:
+            now = time.monotonic()
+            self._refused_since = self._refused_since or now
+            key = f"its key ({Path(self._chosen.key).name})"
+            if now - self._refused_since < FORGOTTEN_SECONDS:
+                why = (
+                    f"{key} is not registered there, or the server has not yet noticed that an earlier process of this"
+                    " node is gone, which takes it a minute"
+                )
+            else:
+                why = f"{key} is not registered there, or another machine is connected with it"
+            self._later("refused", f"the server does not let this node in: {why}")
+        elif self._connected_at is None and child.ended() == 0:
+            self._later(
+                "refused", "the server does not accept this node's signature; is the clock of this device right?"
+            )
+        else:
+            last = next((line for line in reversed(child.tail) if line.strip()), "it printed nothing")
+            self._later("waiting", f"the SuperNode has ended (exit code {child.ended()}): {last.strip()[-300:]}")
+
+    def _later(self, status: str, reason: str) -> None:
+        wait = self._backoff.wait()
+        self._next_try = time.monotonic() + wait
+        self._set(status, reason, "; it goes on trying")
+
+    def _set(self, status: str, reason: str, more: str = "") -> None:
+        """Change the status, and say so where it is news."""
+        if (status, reason) != (self._status, self._reason):
+            self._status, self._reason = status, reason
+            self._say(status + (f": {reason}{more}" if reason else ""))
+
+    def _end_child(self) -> None:
+        if self._child is not None:
+            self._child.stop()
+            self._child = None
+        children.end_all(self._home)
+
+    def figures(self) -> Iterator[monitor.Figure]:
+        """What Prometheus is told."""
+        well, _ = self.health()
+        states = ("starting", "connecting", "connected", "waiting", "refused", "paused")
+        yield monitor.Figure(
+            "client_state", "1 for the state that it is in.", {(s,): s == self._status for s in states}, ("state",)
+        )
+        yield monitor.figure("client_healthy", "1 while connected, or not to take part.", well)
+        yield monitor.figure("client_round", "Round of the last order.", self._round)
+        yield monitor.figure("client_answers", "Messages answered.", self._answers, total=True)
+        yield monitor.figure("client_starts", "How often a SuperNode was started.", self._starts, total=True)
+        yield memory(self._home)
+
+    def health(self) -> tuple[bool, Mapping[str, Any]]:
+        """Whether all is well, and the state in words."""
+        facts = {"state": self._status, "reason": self._reason, "node": self._node, "round": self._round}
+        return self._status in ("connected", "paused", "starting", "connecting"), facts
+
+
+def memory(home: Path) -> monitor.Figure:
+    """The memory of a service's processes, by command."""
+    used: dict[tuple[str, ...], float] = {("daemon",): children.memory_of(os.getpid())}
+    for pid, command in children.belonging_to(home).items():
+        name = next((name for mark, name in _PROCESSES.items() if mark in command), "other")
+        used[(name,)] = used.get((name,), 0.0) + children.memory_of(pid)
+    return monitor.Figure("memory_bytes", "Resident memory, by process.", used, ("process",))
+
+
+def environment(chosen: settings.Client, home: Path) -> dict[str, str]:
+    """The SuperNode's environment."""
+    found = deployment.environment(home)
+    if chosen.threads is not None:
+        found |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(chosen.threads))
+    return found
+
+
+def node_config(chosen: settings.Client) -> str:
+    """The node's configuration, as the apps see it: `fedpress.client.state` and `.app` say what the keys mean."""
+    folder = Path(chosen.state)
+    values = {
+        "state-folder": folder / "rounds",
+        "download-folder": folder / "downloads",
+        "data-folder": chosen.data,
+        "tier": chosen.tier,
+        "probe": chosen.probe,
+    }
+    found = [f"{key}='{value}'" for key, value in values.items() if value is not None]
+    return " ".join(found if chosen.partition is None else [*found, f"partition-id={chosen.partition}"])
+
+
+def handshake(address: str, ca: Path) -> str:
+    """Try to reach a server over TLS; return what is in the way, in words, or nothing.
+
+    Flower's own process would keep trying without a reason in its log.
+    """
+    host, port = settings.host_and_port(address)
+    try:
+        context = ssl.create_default_context(cafile=str(ca))
+    except (OSError, ssl.SSLError) as error:
+        return f"cannot use the authority's certificate {ca}: {getattr(error, 'strerror', None) or error}"
+    try:
+        with (
+            socket.create_connection((host, port), timeout=10) as plain,
+            context.wrap_socket(plain, server_hostname=host),
+        ):
+            return ""
+    except ssl.SSLCertVerificationError as error:
+        hints = {
+            18: "its certificate is not signed by an authority",
+            19: f"its certificate is of another authority than {ca}",
+            20: f"its certificate is of another authority than {ca}",
+            10: "its certificate has run out",
+            9: "its certificate is not valid yet; is the clock of this device right?",
+            62: f"its certificate is not for {host}; `fedpress keys renew --host` adds names",
+            64: f"its certificate is not for {host}; `fedpress keys renew --host` adds names",
+        }
+        return f"the server at {address} is not trusted: {hints.get(error.verify_code, error.verify_message)}"
+    except ssl.SSLError as error:
+        return f"the server at {address} does not speak TLS as expected: {error.reason or error}"
+    except OSError as error:
+        return f"cannot reach the server at {address}: {error.strerror or error}"
+
+
+def _hook(command: str) -> str:
+    """Run the user's command; return why the client is not to take part, or nothing."""
+    with suppress(subprocess.TimeoutExpired):
+        ended = subprocess.run(
+            ["/bin/sh", "-c", command],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            timeout=CHECK_LIMIT,
+        )
+        return f"`{command}` exits with {ended.returncode}" if ended.returncode else ""
+    return f"`{command}` took longer than {CHECK_LIMIT:.0f} s"

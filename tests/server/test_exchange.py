@@ -1,0 +1,88 @@
+"""A node that is gone: Flower's SuperLink answers in its place, in its own name."""
+
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.common.constant import SUPERLINK_NODE_ID
+from flwr.server.superlink.linkstate.utils import create_message_error_unavailable_res_message
+from flwr.serverapp import Grid
+from flwr.supercore.task_identity import TaskIdentity
+
+from fedpress.server import app, exchange
+from fedpress.server.books import Books
+from fedpress.server.publish import Published
+
+NODE = 7
+
+
+@pytest.fixture(autouse=True)
+def _identity(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("_run_id", 1), ("_node_id", 1), ("_task_id", 0)):
+        monkeypatch.setattr(TaskIdentity, name, value)
+
+
+class Deserted(Grid):
+    """A grid whose nodes are all gone: each order is answered as the SuperLink does it."""
+
+    set_run = create_message = run = None  # type: ignore[assignment]
+
+    def get_node_ids(self) -> list[int]:
+        return [NODE]
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        self._sent = list(messages)
+        for number, message in enumerate(self._sent):
+            message.metadata.__dict__["_message_id"] = f"order-{number}"
+        return [message.metadata.message_id for message in self._sent]
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        wanted = set(message_ids)
+        return [
+            create_message_error_unavailable_res_message(message.metadata, "node_unavail")
+            for message in self._sent
+            if message.metadata.message_id in wanted
+        ]
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        return self.pull_messages(self.push_messages(messages))
+
+
+def order() -> Message:
+    message = Message(RecordDict({"config": ConfigRecord({"a": 1})}), dst_node_id=NODE, message_type="train")
+    message.metadata.__dict__.update(_created_at=time.time(), _ttl=100.0)
+    return message
+
+
+def test_its_error_is_that_of_the_node() -> None:
+    billed: list[tuple[int, str]] = []
+    replies = exchange.exchange(
+        Deserted(),
+        exchange.WallClock(),
+        1,
+        [order()],
+        exchange.UnderWay(),
+        enough=lambda: False,
+        limit=10.0,
+        bill=lambda _round, node, direction, _message: billed.append((node, direction)),
+        refuse=lambda *_: None,
+        from_the_beginning=lambda _: order(),
+    )
+    (reply,) = replies
+    assert reply.has_error() and reply.metadata.src_node_id == NODE != SUPERLINK_NODE_ID
+    assert billed == [(NODE, "down"), (NODE, "up")]
+
+
+def test_a_student_for_a_node_that_is_gone_is_a_delivery_that_failed(tmp_path: Path) -> None:
+    bundle = tmp_path / "student.bundle"
+    bundle.write_bytes(b"bundle")
+    student: Any = SimpleNamespace(tier="phone", path=bundle, sha256="00")
+    strategy = SimpleNamespace(tiers=["phone"], accounts={}, books=Books(None))
+    plan: Any = SimpleNamespace(strategy=strategy, downloads_per_tier=1)
+    published: list[Published] = [student]
+    (delivery,) = app.deliver(plan, Deserted(), 1, published)
+    assert (delivery.node, delivery.accuracy, delivery.error) == (NODE, None, "the node is gone")

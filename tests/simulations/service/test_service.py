@@ -1,0 +1,306 @@
+"""The service as a user has it: `fedpress keys`, `server` and `client` as processes over TLS, and what befalls them.
+
+One deployment lives through everything, which takes a while; each test then looks at one thing in its record.
+"""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from fedpress.simulations import deployment, runner, scenario
+from fedpress.simulations.run_folder import Results, RunFolder
+from fedpress.simulations.service import children
+
+pytestmark = pytest.mark.slow
+
+PATIENCE = 180.0
+"""Seconds for one step of the story, on a machine that is busy with other tests."""
+OVERRIDES = ["clients=2", "sampling.per_round=2", "rounds=5", "students.tiers=[]", "density=0.05"]
+
+BROKEN = """
+from fedpress.simulations.tasks.digits import Digits
+class Broken(Digits):
+    name = "broken"
+    def data(self):
+        raise RuntimeError("the disk with the data is not mounted")
+"""
+
+
+class Service:
+    """A command of fedpress as a process whose output is kept."""
+
+    def __init__(self, folder: Path, *arguments: str, name: str) -> None:
+        self.log = folder / f"{name}.out"
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "fedpress.simulations", *arguments],
+                cwd=folder,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
+    @property
+    def text(self) -> str:
+        """What it has said."""
+        return self.log.read_text(encoding="utf-8")
+
+    def stop(self, signum: int = signal.SIGTERM) -> int:
+        """Send a signal and return the exit code."""
+        self.process.send_signal(signum)
+        return self.process.wait(timeout=60)
+
+
+@dataclass
+class Story:
+    """What happened."""
+
+    folder: Path
+    results: Results
+    server_says: str
+    clients_say: list[str]
+    stranger_says: str
+    broken_says: str
+    misled_says: str
+    codes: dict[str, int] = field(default_factory=dict)
+    left: dict[str, dict[int, str]] = field(default_factory=dict)
+    metrics: str = ""
+    client_metrics: str = ""
+    health: dict[str, object] = field(default_factory=dict)
+    second_server: str = ""
+    control_from_outside: int | None = None
+    listed: list[dict[str, str]] = field(default_factory=list)
+    daemon_bytes: int = 0
+
+
+def fedpress(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "fedpress.simulations", *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+
+
+def until(what: str, true: Callable[[], object], *services: Service) -> None:
+    """Wait; what the services have said is in the error if it takes too long, or if one of them ends."""
+    patience = time.monotonic() + PATIENCE
+    while not true():
+        said = "\n".join(f"--- {service.log.name}\n{service.text}" for service in services)
+        assert time.monotonic() < patience, f"waited in vain until {what}\n{said}"
+        assert all(service.process.poll() is None for service in services), f"one ended; waited until {what}\n{said}"
+        time.sleep(0.1)
+
+
+def process(home: Path, name: str) -> int | None:
+    """The id of a process of a service."""
+    return next((pid for pid, command in children.belonging_to(home).items() if name in command), None)
+
+
+def get(port: int, path: str) -> str:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=20) as answer:
+        return str(answer.read().decode())
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
+    folder = tmp_path_factory.mktemp("service")
+    link, metrics, client_metrics = (deployment.free_port() for _ in range(3))
+    assert fedpress(folder, "keys", "init", "keys", "--host", "localhost").returncode == 0
+    assert fedpress(folder, "keys", "init", "others", "--host", "localhost").returncode == 0
+    for name in ("node-0", "node-1"):
+        assert fedpress(folder, "keys", "node", "keys", name).returncode == 0
+    assert fedpress(folder, "keys", "node", "others", "stranger").returncode == 0
+    (folder / "server.yaml").write_text(
+        f"scenario: digits\noverrides: {json.dumps(OVERRIDES)}\nlisten: 127.0.0.1:{link}\n"
+        f"metrics: 127.0.0.1:{metrics}\n"
+    )
+    common = f"superlink: 127.0.0.1:{link}\nthreads: 1\n"
+    for number in (0, 1):
+        (folder / f"client-{number}.yaml").write_text(
+            f"{common}ca: keys/ca.crt\nkey: keys/nodes/node-{number}\nstate: client-{number}\npartition: {number}\n"
+            + (f"metrics: 127.0.0.1:{client_metrics}\n" if number == 0 else "")
+        )
+    stranger = f"{common}key: others/nodes/stranger\n"
+    (folder / "stranger.yaml").write_text(f"{stranger}ca: keys/ca.crt\nstate: stranger\n")
+    (folder / "misled.yaml").write_text(f"{stranger}ca: others/ca.crt\nstate: misled\n")
+
+    (folder / "task.py").write_text(BROKEN)
+    (folder / "broken-scenario.yaml").write_text("task: task:Broken\nclients: 2\nrounds: 1\nsampling: {per_round: 2}\n")
+    (folder / "broken.yaml").write_text(
+        f"scenario: broken-scenario.yaml\nlisten: 127.0.0.1:{deployment.free_port()}\nmetrics: null\n"
+        "state: broken\nout: broken-run\n"
+    )
+    running: list[Service] = []
+
+    def start(*arguments: str, name: str) -> Service:
+        running.append(Service(folder, *arguments, name=name))
+        return running[-1]
+
+    home = folder / "server-state" / "flwr"
+    run = RunFolder(folder / "run")
+
+    def round_is(number: int) -> bool:
+        with suppress(Exception):
+            return len(run.load_results().rounds) >= number
+        return False
+
+    def training(number: int) -> bool:
+        return process(folder / f"client-{number}" / "flwr", "flwr-clientapp") is not None
+
+    try:
+        server = start("server", "server.yaml", name="server")
+        clients = [start("client", f"client-{number}.yaml", name=f"client-{number}") for number in (0, 1)]
+        outsiders = [start("client", f"{name}.yaml", name=name) for name in ("stranger", "misled")]
+        broken = start("server", "broken.yaml", name="broken")
+        told = Story(folder, None, "", [], "", "", "")  # type: ignore[arg-type]
+
+        # Round 2: the ServerApp's process is killed while clients train.
+        until("round 1 is over", lambda: round_is(1), server, *clients)
+        until("the metrics show it", lambda: "fedpress_round 1.0" in get(metrics, "/metrics"), server, *clients)
+        told.metrics, told.client_metrics = get(metrics, "/metrics"), get(client_metrics, "/metrics")
+        told.health = json.loads(get(metrics, "/health"))
+        told.daemon_bytes = children.memory_of(clients[0].process.pid)
+        told.second_server = fedpress(folder, "server", "server.yaml").stderr
+        until("a client trains", lambda: training(0) or training(1), server, *clients)
+        os.kill(process(home, "flwr-serverapp") or 0, signal.SIGKILL)
+
+        # Round 3: the SuperLink is killed.
+        until("round 2 is over", lambda: round_is(2), server, *clients)
+        until("a client trains", lambda: training(0) or training(1), server, *clients)
+        os.kill(process(home, "service.superlink") or 0, signal.SIGKILL)
+
+        # The server is stopped, and started again.
+        until("round 3 is over", lambda: round_is(3), server, *clients)
+        listed = fedpress(folder, "keys", "list", "keys", "--superlink", f"127.0.0.1:{link}", "--json", "nodes.json")
+        assert listed.returncode == 0, listed.stderr
+        told.listed = json.loads((folder / "nodes.json").read_text())
+        told.codes["stopped server"] = server.stop()
+        told.left["stopped server"] = children.belonging_to(home)
+        told.results = run.load_results()
+        told.codes["interrupted"] = int(told.results.status == "interrupted")
+        server = start("server", "server.yaml", name="server")
+
+        # Round 4: a client's daemon is killed while it trains.
+        new_run = re.compile(r"run (\d+) is submitted; it goes on after round 3")
+        until("the run is submitted anew", lambda: new_run.search(server.text), server, *clients)
+        found = new_run.search(server.text)
+        until(
+            "client 1 trains in it",
+            lambda: found and f"[RUN {found[1]}" in (folder / "client-1" / "supernode.log").read_text() and training(1),
+            server,
+            *clients,
+        )
+        clients[1].process.kill()
+        clients[1].process.wait()
+        clients[1] = start("client", "client-1.yaml", name="client-1")
+        until("the run is finished", lambda: server.process.poll() is not None, *clients)
+        told.codes["finished server"] = server.process.returncode
+        told.left["finished server"] = children.belonging_to(home)
+        told.results, told.server_says = run.load_results(), server.text
+        for service in [*clients, *outsiders]:
+            told.codes[service.log.stem] = service.stop()
+            told.left[service.log.stem] = children.belonging_to(folder / service.log.stem / "flwr")
+        told.codes["broken"], told.broken_says = broken.process.wait(timeout=PATIENCE), broken.text
+        told.left["broken"] = children.belonging_to(folder / "broken" / "flwr")
+        told.clients_say = [client.text for client in clients]
+        told.stranger_says, told.misled_says = (service.text for service in outsiders)
+        yield told
+    finally:
+        for service in running:
+            with suppress(subprocess.TimeoutExpired):
+                if service.process.poll() is None:
+                    service.stop()
+            if service.process.poll() is None:
+                service.process.kill()
+                service.process.wait()
+        for state in ("server-state", "client-0", "client-1", "stranger", "misled", "broken"):
+            children.end_all(folder / state / "flwr", wait=0.0)
+
+
+def test_the_run_ends(story: Story) -> None:
+    assert story.codes["finished server"] == 0
+    assert story.results.status == "finished"
+    assert "the run is finished" in story.server_says
+    assert (story.folder / "run" / "report.html").exists()
+    assert not (story.folder / "run" / "state").exists()  # checkpoints are gone
+
+
+def test_each_round_is_as_on_the_inprocess_engine(story: Story, tmp_path: Path) -> None:
+    """Killed ServerApp, killed SuperLink, stopped server: the same replies count, once each."""
+    alone = runner.simulate(scenario.load("digits", [*OVERRIDES, "rounds=3"]), tmp_path / "run")
+    before = story.results.rounds[:3]  # round 4 is that of the killed client
+    assert [(r.round, r.replies, r.refused) for r in before] == [(r.round, r.replies, r.refused) for r in alone.rounds]
+    for deployed, simulated in zip(before, alone.rounds, strict=True):
+        assert deployed.accuracy == pytest.approx(simulated.accuracy, abs=0.01)
+        assert deployed.loss == pytest.approx(simulated.loss, rel=0.01)
+
+
+def test_a_killed_client_costs_its_reply_and_comes_back(story: Story) -> None:
+    assert [(r.replies, r.reasons) for r in story.results.rounds[3:]] == [(1, {"error": 1}), (2, {})]
+    assert "stopped what an earlier client had left running" in story.clients_say[1]
+    after = story.clients_say[1].split("stopped what an earlier client had left running")[1]
+    assert "connected: node" in after and "refused" not in after  # its SuperNode has signed off: no waiting
+    assert len(set(re.findall(r"connected: node (\d+)", story.clients_say[1]))) == 1
+    assert story.results.lost_states == 0
+
+
+def test_the_server_says_what_happened(story: Story) -> None:
+    for text in (
+        "registered node-0, node-1",
+        "waiting for nodes: ",
+        "the ServerApp's process is gone",
+        "it goes on after round 1",
+        "the SuperLink has ended",
+        "it goes on after round 3",
+    ):
+        assert text in story.server_says
+    assert story.codes["stopped server"] == 143
+    assert story.codes["interrupted"]
+
+
+def test_nothing_is_left_behind(story: Story) -> None:
+    assert story.left == dict.fromkeys(story.left, {})
+    assert {story.codes[name] for name in ("client-0", "client-1", "stranger", "misled")} == {0}
+
+
+def test_others_are_kept_out_and_told_why(story: Story) -> None:
+    assert "refused: the server does not let this node in: its key (stranger) is not registered" in story.stranger_says
+    assert "is not trusted: its certificate is of another authority than" in story.misled_says
+    for text in (story.stranger_says, story.misled_says):
+        assert "it goes on trying" in text and "connected: node" not in text
+    assert story.misled_says.count("is not trusted") == 1  # it is said once
+
+
+def test_a_run_that_cannot_work_ends_with_the_reason(story: Story) -> None:
+    assert story.codes["broken"] == 2
+    assert "has failed 3 times, each within a minute: RuntimeError: the disk with the data is not" in story.broken_says
+
+
+def test_a_second_server_is_refused(story: Story) -> None:
+    assert "is running already" in story.second_server
+
+
+def test_watchers_see_the_run(story: Story) -> None:
+    assert "fedpress_round 1.0" in story.metrics and 'fedpress_nodes{status="online"} 2.0' in story.metrics
+    assert re.search(r'fedpress_bytes_total\{direction="up"\} [1-9]', story.metrics)
+    assert re.search(r'fedpress_memory_bytes\{process="superlink"\} [1-9]', story.metrics)
+    assert story.health["state"] == "running" and story.health["nodes"] == 2
+    assert 'fedpress_client_state{state="connected"} 1.0' in story.client_metrics
+    assert [(row["name"], row["status"]) for row in story.listed] == [("node-0", "online"), ("node-1", "online")]
+
+
+def test_the_clients_daemon_is_light(story: Story) -> None:
+    assert 0 < story.daemon_bytes < 80e6
