@@ -10,6 +10,7 @@ import re
 import socket
 import ssl
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +19,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from fedpress.client import hand_over
 from fedpress.simulations import deployment
 from fedpress.simulations.service import children, keys, monitor, settings
 from fedpress.simulations.service.children import Backoff, Child
@@ -28,6 +30,10 @@ CHECK_SECONDS, CHECK_LIMIT = 30.0, 20.0
 """How often the command of `only_if` runs, and how long it may take."""
 FORGOTTEN_SECONDS = 70.0
 """After this time without heartbeats a SuperLink takes a node for gone."""
+RELOAD_SECONDS = 6 * 3600.0
+"""After this time a warm trainer reads the data again."""
+LONGEST_SOCKET = 100
+"""Bytes of a Unix socket's path; the kernel's limit is 108."""
 SOUND_SECONDS = 30.0
 """A SuperNode that was connected for so long counts as a success: the next attempt comes soon."""
 
@@ -36,6 +42,7 @@ _PROCESSES = {
     "flower-superexec": "superexec",
     "flwr-serverapp": "serverapp",
     "flwr-clientapp": "clientapp",
+    "fedpress.client.warm": "trainer",
     "service.superlink": "superlink",
 }
 
@@ -56,6 +63,7 @@ class Client:
         self._stopping = threading.Event()
         self._backoff = Backoff(FIRST_WAIT, LONGEST_WAIT)
         self._child: Child | None = None
+        self._trainer: Child | None = None
         self._node: int | None = None
         self._connected_at: float | None = None
         self._round: int | None = None
@@ -109,6 +117,9 @@ class Client:
                 self._start()
         elif self._child.ended() is not None:
             self._ended(self._child)
+        elif self._trainer is not None and self._trainer.ended() is not None:
+            self._say("the warm trainer has ended; it starts again")  # messages are worked on without it until then
+            self._trainer = self._new_trainer()
 
     def _closed(self) -> str:
         """Why the client does not take part now; empty: it does."""
@@ -128,6 +139,11 @@ class Client:
         if self._status in ("starting", "paused"):
             self._set("connecting", "")
         self._starts += 1
+        own = environment(chosen, self._home)
+        if chosen.warm and len(os.fsencode(self._socket)) <= LONGEST_SOCKET:
+            self._trainer = self._new_trainer()
+            clientapp = deployment.command("flwr-clientapp")
+            own |= hand_over.write_command(self._state / "bin", self._socket, clientapp, own["PATH"])
         self._node = self._connected_at = None
         self._child = Child(
             [
@@ -136,10 +152,28 @@ class Client:
                 *("--auth-supernode-private-key", chosen.key, "--port", str(deployment.free_port())),
                 *("--node-config", node_config(chosen)),
             ],
-            environment(chosen, self._home),
+            own,
             self._state / "supernode.log",
             memory=int((chosen.memory_gib or 0) * 2**30),
             on_line=self._read,
+        )
+
+    @property
+    def _socket(self) -> Path:
+        return self._state / "trainer"
+
+    def _new_trainer(self) -> Child:
+        """Start a process that is forked for every message (`fedpress.client.warm`)."""
+        chosen = self._chosen
+        return Child(
+            [
+                sys.executable,
+                *("-m", "fedpress.client.warm", str(self._socket)),
+                *("--threads", str(chosen.threads or 0), "--reload-after", str(RELOAD_SECONDS)),
+            ],
+            environment(chosen, self._home),
+            self._state / "trainer.log",
+            memory=int((chosen.memory_gib or 0) * 2**30),
         )
 
     def _read(self, line: str) -> None:
@@ -160,7 +194,7 @@ class Client:
     def _ended(self, child: Child) -> None:
         """The SuperNode has ended by itself: say why, and when the next attempt is."""
         children.end_all(self._home)
-        self._child = None
+        self._child = self._trainer = None
         if self._connected_at is not None and time.monotonic() - self._connected_at > SOUND_SECONDS:
             self._backoff.reset()
         text = "\n".join(child.tail)
@@ -197,9 +231,10 @@ class Client:
             self._say(status + (f": {reason}{more}" if reason else ""))
 
     def _end_child(self) -> None:
-        if self._child is not None:
-            self._child.stop()
-            self._child = None
+        for child in (self._child, self._trainer):
+            if child is not None:
+                child.stop()
+        self._child = self._trainer = None
         children.end_all(self._home)
 
     def figures(self) -> Iterator[monitor.Figure]:

@@ -162,6 +162,11 @@ class Client(Section):
     tier: Plain | None = Field(default=None, description="The tier of devices that this is of.")
     probe: Plain | None = Field(default=None, description="A file of `fedpress probe --json`, which names the tier.")
     threads: int | None = Field(default=None, ge=1, description="Threads to train on; null: as many as PyTorch takes.")
+    warm: bool = Field(
+        default=False,
+        description="Keep one process with PyTorch, model and data loaded, and fork it for every message: rounds take"
+        " seconds less and a fraction of the processor time, for some 350 MB. Data is read again every 6 hours.",
+    )
     memory_gib: Positive | None = Field(
         default=None, description="Address space of each process, in GiB; PyTorch alone takes about 2. null: no limit."
     )
