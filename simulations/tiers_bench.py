@@ -87,7 +87,7 @@ def scenario_of(base: Scenario, row: str, seed: int) -> Scenario:
         )
     raw["students"]["tiers"] = tiers
     if row == "apart":
-        teaching["every"] = 0
+        raw["teaching"] = {"global_model": teaching["global_model"], "every": 0}  # the same, however others are taught
     elif row == "slices":
         raw["teaching"] = {"method": "slices"}
         raw["students"]["tiers"] = [{**tier, "server_learning_rate": None} for tier in tiers]
