@@ -14,9 +14,6 @@ from fedpress.simulations.bench_cli import bench
 
 main = typer.Typer(no_args_is_help=True, **cli.PLAIN)
 main.add_typer(bench, name="bench")
-main.add_typer(service_cli.keys, name="keys")
-main.command()(service_cli.server)
-main.command()(service_cli.client)
 
 
 def _version(wanted: bool) -> None:
@@ -249,6 +246,11 @@ def init(
         for path in skeleton.write(folder):
             typer.echo(f"wrote {path}")
         typer.echo(f"run it: fedpress simulate {folder}")
+
+
+main.command()(service_cli.server)
+main.command()(service_cli.client)
+main.add_typer(service_cli.keys, name="keys")
 
 
 if __name__ == "__main__":

@@ -197,6 +197,7 @@ class Client:
             self._say(status + (f": {reason}{more}" if reason else ""))
 
     def _end_child(self) -> None:
+        self._node = None  # what its children say from here on is no news
         if self._child is not None:
             self._child.stop()
             self._child = None

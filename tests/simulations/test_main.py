@@ -65,6 +65,15 @@ def run(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess[str]]:
         "bench recipes",
         "bench wire",
         "bench memory",
+        "server",
+        "client",
+        "keys init",
+        "keys renew",
+        "keys node",
+        "keys certificate",
+        "keys register",
+        "keys revoke",
+        "keys list",
     ],  # fmt: skip
 )
 def test_every_command_has_a_help_page_with_an_example(command):
@@ -77,7 +86,17 @@ def test_every_command_has_a_help_page_with_an_example(command):
 def test_help_lists_every_command_in_whole_sentences():
     done = CliRunner().invoke(main, ["--help"])
     listed = re.findall(r"^  (\w+)  +(.*)$", done.stdout.partition("Commands:")[2], re.M)
-    assert [name for name, _ in listed] == ["simulate", "report", "inspect", "probe", "init", "bench"]
+    assert [name for name, _ in listed] == [
+        "simulate",
+        "report",
+        "inspect",
+        "probe",
+        "init",
+        "server",
+        "client",
+        "bench",
+        "keys",
+    ]
     assert all(text.endswith(".") and "..." not in text for _, text in listed)
 
 
