@@ -14,9 +14,6 @@ from fedpress.simulations.bench_cli import bench
 
 main = typer.Typer(no_args_is_help=True, **cli.PLAIN)
 main.add_typer(bench, name="bench")
-main.add_typer(service_cli.keys, name="keys")
-main.command()(service_cli.server)
-main.command()(service_cli.client)
 
 
 def _version(wanted: bool) -> None:
@@ -294,6 +291,9 @@ def init(
         typer.echo(f"run it: fedpress simulate {folder}")
 
 
+main.command()(service_cli.server)
+main.command()(service_cli.client)
+main.add_typer(service_cli.keys, name="keys")
 hub_cli.add_to(main)
 
 if __name__ == "__main__":

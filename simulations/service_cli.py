@@ -33,7 +33,7 @@ Install = Annotated[
 
 @keys.callback()
 def _keys() -> None:
-    """Make and manage the keys of a fleet: certificates for TLS, a key for each node.
+    """Make and manage certificates and node keys.
 
     \b
     On the server:
@@ -48,13 +48,14 @@ def _keys() -> None:
 def keys_init(
     folder: Folder,
     host: Annotated[
-        list[str], typer.Option(metavar="NAME", help="A name or address of the server, as clients use it; repeatable.")
-    ],
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A name or address of the server, as clients use it; repeatable."),
+    ] = None,
     days: Days = 365,
 ) -> None:
-    """Make a certificate authority and the server's certificate in DIR.
+    """Make an authority and the server's certificate.
 
-    DIR gets mode 700, private keys 600. Nothing is overwritten. localhost is always
+    All goes into DIR, which gets mode 700, private keys 600. Nothing is overwritten. localhost is always
     among the names. The authority is valid for ten years.
 
     \b
@@ -64,7 +65,7 @@ def keys_init(
     with cli.clear_errors("server"):
         from fedpress.simulations.service import keys as service
 
-        made = service.init(folder, host, days)
+        made = service.init(folder, host or (), days)
         typer.echo(f"wrote {made.ca}, which clients need, and {made.server}; keep {made.ca_key} safe")
 
 
@@ -74,7 +75,9 @@ def keys_renew(
     host: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Other names than before; repeatable.")] = None,
     days: Days = 365,
 ) -> None:
-    """Replace the server's certificate and key. Clients need nothing new; restart the server.
+    """Replace the server's certificate and key.
+
+    Clients need nothing new. Restart the server, which then takes it.
 
     \b
     Example:
@@ -89,10 +92,10 @@ def keys_renew(
 
 @keys.command("node")
 def keys_node(folder: Folder, name: Name) -> None:
-    """Make the key pair of a node, DIR/nodes/NAME and NAME.pub.
+    """Make the key pair of a node.
 
-    Best made on the device itself, in any folder: then only NAME.pub travels. Made on
-    the server, NAME has to be moved to the device.
+    It is DIR/nodes/NAME and NAME.pub. Best made on the device itself, in any folder:
+    then only NAME.pub travels. Made on the server, NAME has to be moved to the device.
 
     \b
     Example:
@@ -107,7 +110,9 @@ def keys_node(folder: Folder, name: Name) -> None:
 
 @keys.command("certificate")
 def keys_certificate(folder: Folder, name: Name, days: Days = 365) -> None:
-    """Make a client's certificate, DIR/clients/NAME.crt and .key, for a hub that asks for one.
+    """Make a client's certificate, for a hub that asks.
+
+    It is DIR/clients/NAME.crt, and its key NAME.key.
 
     \b
     Example:
@@ -122,7 +127,7 @@ def keys_certificate(folder: Folder, name: Name, days: Days = 365) -> None:
 
 @keys.command("register")
 def keys_register(folder: Folder, superlink: SuperLink = "127.0.0.1:9092") -> None:
-    """Let in every node of DIR/nodes, at a running SuperLink.
+    """Let in every node of DIR/nodes.
 
     `fedpress server` does so by itself, also while it runs; this is for a SuperLink
     that was started otherwise.
@@ -142,7 +147,9 @@ def keys_register(folder: Folder, superlink: SuperLink = "127.0.0.1:9092") -> No
 
 @keys.command("revoke")
 def keys_revoke(folder: Folder, name: Name, superlink: SuperLink = "127.0.0.1:9092") -> None:
-    """Shut a node out, for ever: NAME.pub becomes NAME.revoked, and the SuperLink forgets it.
+    """Shut a node out, for ever.
+
+    NAME.pub becomes NAME.revoked, and the SuperLink forgets the node.
 
     \b
     Example:
@@ -164,7 +171,9 @@ def keys_revoke(folder: Folder, name: Name, superlink: SuperLink = "127.0.0.1:90
 
 @keys.command("list")
 def keys_list(folder: Folder, superlink: SuperLink = "127.0.0.1:9092", json_file: cli.JsonOption = None) -> None:
-    """Show the nodes of a running SuperLink with the names that their keys have in DIR.
+    """Show the nodes of a running SuperLink.
+
+    Their names are those of their keys in DIR.
 
     \b
     Example:
@@ -185,7 +194,7 @@ def keys_list(folder: Folder, superlink: SuperLink = "127.0.0.1:9092", json_file
 
 
 def server(file: Settings = None, example: Example = False, install: Install = False) -> None:
-    """Run a federation over TLS: a SuperLink, and one run brought to its end.
+    """Run a federation over TLS, to the end of one run.
 
     FILE is YAML; --example prints one. The run trains a scenario, with the nodes whose
     public keys are in the keys folder, and goes on by itself after a crash of the app,
@@ -227,9 +236,9 @@ def server(file: Settings = None, example: Example = False, install: Install = F
 
 
 def client(file: Settings = None, example: Example = False, install: Install = False) -> None:
-    """Take part in a federation: keep a Flower SuperNode running on this device.
+    """Take part in a federation with this device.
 
-    FILE is YAML; --example prints one. The daemon waits for the server, comes back
+    FILE is YAML; --example prints one. The daemon keeps a Flower SuperNode running, waits for the server, comes back
     after every trouble, trains only in the hours and under the conditions of FILE, and
     leaves no process behind when it ends. Runs as an ordinary user; SIGTERM or Ctrl-C
     stop it. What it keeps between rounds survives everything but the disk.

@@ -231,6 +231,7 @@ class Client:
             self._say(status + (f": {reason}{more}" if reason else ""))
 
     def _end_child(self) -> None:
+        self._node = None  # what its children say from here on is no news
         for child in (self._child, self._trainer):
             if child is not None:
                 child.stop()

@@ -3,10 +3,12 @@
 One deployment lives through everything, which takes a while; each test then looks at one thing in its record.
 """
 
+import http.client
 import json
 import os
 import re
 import signal
+import ssl
 import subprocess
 import sys
 import time
@@ -79,7 +81,7 @@ class Story:
     client_metrics: str = ""
     health: dict[str, object] = field(default_factory=dict)
     second_server: str = ""
-    control_from_outside: int | None = None
+    outside: dict[str, int] = field(default_factory=dict)
     listed: list[dict[str, str]] = field(default_factory=list)
     daemon_bytes: int = 0
 
@@ -114,6 +116,18 @@ def get(port: int, path: str) -> str:
         return str(answer.read().decode())
 
 
+def status_from_elsewhere(port: int, path: str) -> int:
+    """What a SuperLink answers to a machine with another address than its own."""
+    anybody = ssl.create_default_context()
+    anybody.check_hostname, anybody.verify_mode = False, ssl.CERT_NONE
+    asked = http.client.HTTPSConnection("127.0.0.1", port, timeout=20, source_address=("127.0.0.9", 0), context=anybody)
+    try:
+        asked.request("POST", f"/v1/{path}", body=b"", headers={"Content-Type": "application/x-protobuf"})
+        return asked.getresponse().status
+    finally:
+        asked.close()
+
+
 @pytest.fixture(scope="module")
 def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
     folder = tmp_path_factory.mktemp("service")
@@ -125,7 +139,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
     assert fedpress(folder, "keys", "node", "others", "stranger").returncode == 0
     (folder / "server.yaml").write_text(
         f"scenario: digits\noverrides: {json.dumps(OVERRIDES)}\nlisten: 127.0.0.1:{link}\n"
-        f"metrics: 127.0.0.1:{metrics}\n"
+        f"metrics: 127.0.0.1:{metrics}\noperators: [192.0.2.0/24]\n"
     )
     common = f"superlink: 127.0.0.1:{link}\nthreads: 1\n"
     for number in (0, 1):
@@ -172,6 +186,9 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
         until("the metrics show it", lambda: "fedpress_round 1.0" in get(metrics, "/metrics"), server, *clients)
         told.metrics, told.client_metrics = get(metrics, "/metrics"), get(client_metrics, "/metrics")
         told.health = json.loads(get(metrics, "/health"))
+        told.outside = {
+            path: status_from_elsewhere(link, path) for path in ("control/list-nodes", "fleet/pull-messages")
+        }
         told.daemon_bytes = children.memory_of(clients[0].process.pid)
         told.second_server = fedpress(folder, "server", "server.yaml").stderr
         until("a client trains", lambda: training(0) or training(1), server, *clients)
@@ -287,6 +304,11 @@ def test_others_are_kept_out_and_told_why(story: Story) -> None:
 def test_a_run_that_cannot_work_ends_with_the_reason(story: Story) -> None:
     assert story.codes["broken"] == 2
     assert "has failed 3 times, each within a minute: RuntimeError: the disk with the data is not" in story.broken_says
+
+
+def test_only_operators_reach_more_than_the_nodes_part(story: Story) -> None:
+    assert story.outside["control/list-nodes"] == 403
+    assert story.outside["fleet/pull-messages"] in (400, 401)  # it is heard, and has no key to show
 
 
 def test_a_second_server_is_refused(story: Story) -> None:

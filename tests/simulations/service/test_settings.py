@@ -1,13 +1,16 @@
 """Settings files: what is wrong is named with its key, and paths do not depend on where the command runs."""
 
+import sys
 from datetime import time
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 from fedpress.simulations import init
+from fedpress.simulations.__main__ import main
 from fedpress.simulations.service import settings
 
 CLIENT = "superlink: localhost:9092\nkey: key\n"
@@ -79,6 +82,18 @@ def test_the_examples_are_read_back(
     found = settings.load(tmp_path / "file.yaml", kind)
     assert type(found) is type(example)
     assert found.state == str(tmp_path / example.state)
+
+
+def test_install_writes_a_unit_for_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    (tmp_path / "phone.yaml").write_text(CLIENT)
+    done = CliRunner().invoke(main, ["client", str(tmp_path / "phone.yaml"), "--install"])
+    assert done.exit_code == 0 and "systemctl --user enable --now fedpress-phone" in done.stdout
+    unit = (tmp_path / "config" / "systemd" / "user" / "fedpress-phone.service").read_text()
+    assert f'ExecStart="{sys.executable}" -m fedpress.simulations client "{tmp_path / "phone.yaml"}"' in unit
+    assert "KillMode=mixed" in unit  # the guard ends the children in order
+    (tmp_path / "phone.yaml").write_text(CLIENT + "hour: 3\n")
+    assert CliRunner().invoke(main, ["client", str(tmp_path / "phone.yaml"), "--install"]).exit_code == 2
 
 
 TIMES = st.times(min_value=time(0, 0), max_value=time(23, 59)).map(lambda found: found.replace(second=0, microsecond=0))
