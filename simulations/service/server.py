@@ -363,7 +363,7 @@ class Server:
 
     def _keep_hub(self) -> None:
         now = time.monotonic()
-        if not self._chosen.hub:
+        if not self._chosen.hub or not self._folder.bundles.is_dir():  # the run makes the folder that a hub serves
             return
         if self._hub is not None and (code := self._hub.ended()) is not None:
             last = next((line for line in reversed(self._hub.tail) if line.strip()), "it printed nothing")

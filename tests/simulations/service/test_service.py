@@ -10,15 +10,14 @@ import re
 import signal
 import ssl
 import subprocess
-import sys
-import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from service_process import PATIENCE, Service, fedpress, process, until
 
 from fedpress.simulations import deployment, runner, scenario
 from fedpress.simulations.run_folder import Results, RunFolder
@@ -26,8 +25,6 @@ from fedpress.simulations.service import children
 
 pytestmark = pytest.mark.slow
 
-PATIENCE = 180.0
-"""Seconds for one step of the story, on a machine that is busy with other tests."""
 OVERRIDES = ["clients=2", "sampling.per_round=2", "rounds=5", "students.tiers=[]", "density=0.05"]
 
 BROKEN = """
@@ -37,31 +34,6 @@ class Broken(Digits):
     def data(self):
         raise RuntimeError("the disk with the data is not mounted")
 """
-
-
-class Service:
-    """A command of fedpress as a process whose output is kept."""
-
-    def __init__(self, folder: Path, *arguments: str, name: str) -> None:
-        self.log = folder / f"{name}.out"
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "fedpress.simulations", *arguments],
-                cwd=folder,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
-
-    @property
-    def text(self) -> str:
-        """What it has said."""
-        return self.log.read_text(encoding="utf-8")
-
-    def stop(self, signum: int = signal.SIGTERM) -> int:
-        """Send a signal and return the exit code."""
-        self.process.send_signal(signum)
-        return self.process.wait(timeout=60)
 
 
 @dataclass
@@ -84,31 +56,6 @@ class Story:
     outside: dict[str, int] = field(default_factory=dict)
     listed: list[dict[str, str]] = field(default_factory=list)
     daemon_bytes: int = 0
-
-
-def fedpress(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "fedpress.simulations", *arguments],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-    )
-
-
-def until(what: str, true: Callable[[], object], *services: Service) -> None:
-    """Wait; what the services have said is in the error if it takes too long, or if one of them ends."""
-    patience = time.monotonic() + PATIENCE
-    while not true():
-        said = "\n".join(f"--- {service.log.name}\n{service.text}" for service in services)
-        assert time.monotonic() < patience, f"waited in vain until {what}\n{said}"
-        assert all(service.process.poll() is None for service in services), f"one ended; waited until {what}\n{said}"
-        time.sleep(0.1)
-
-
-def process(home: Path, name: str) -> int | None:
-    """The id of a process of a service."""
-    return next((pid for pid, command in children.belonging_to(home).items() if name in command), None)
 
 
 def get(port: int, path: str) -> str:

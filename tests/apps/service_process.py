@@ -1,0 +1,65 @@
+"""Commands of fedpress as processes, for tests of the service."""
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from fedpress.simulations.service import children
+
+PATIENCE = 240.0
+"""Seconds for one step, on a machine that is busy with other tests."""
+
+
+class Service:
+    """A command of fedpress as a process whose output is kept."""
+
+    COMMAND = (sys.executable, "-m", "fedpress.simulations")
+
+    def __init__(self, folder: Path, *arguments: str, name: str) -> None:
+        self.log = folder / f"{name}.out"
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [*self.COMMAND, *arguments],
+                cwd=folder,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
+    @property
+    def text(self) -> str:
+        """What it has said."""
+        return self.log.read_text(encoding="utf-8")
+
+    def stop(self, signum: int = signal.SIGTERM) -> int:
+        """Send a signal and return the exit code."""
+        self.process.send_signal(signum)
+        return self.process.wait(timeout=60)
+
+
+def fedpress(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*Service.COMMAND, *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+
+
+def until(what: str, true: Callable[[], object], *services: Service) -> None:
+    """Wait; what the services have said is in the error if it takes too long, or if one of them ends."""
+    patience = time.monotonic() + PATIENCE
+    while not true():
+        said = "\n".join(f"--- {service.log.name}\n{service.text}" for service in services)
+        assert time.monotonic() < patience, f"waited in vain until {what}\n{said}"
+        assert all(service.process.poll() is None for service in services), f"one ended; waited until {what}\n{said}"
+        time.sleep(0.1)
+
+
+def process(home: Path, name: str) -> int | None:
+    """The id of a process of a service."""
+    return next((pid for pid, command in children.belonging_to(home).items() if name in command), None)
