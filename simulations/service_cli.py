@@ -141,8 +141,10 @@ def keys_register(folder: Folder, superlink: SuperLink = "127.0.0.1:9092") -> No
         from fedpress.simulations.service import keys as service
 
         found = service.Folder(folder)
-        added = control.register_all(control.Control(superlink, found.ca), found)
-        typer.echo(f"registered {', '.join(added)}" if added else "all were registered already")
+        added, problems = control.register_all(control.Control(superlink, found.ca), found)
+        typer.echo(f"registered {', '.join(added)}" if added else "nobody new is registered")
+        if problems:
+            cli.leave("\n".join(f"error: {problem}" for problem in problems), 2)
 
 
 @keys.command("revoke")
@@ -184,10 +186,14 @@ def keys_list(folder: Folder, superlink: SuperLink = "127.0.0.1:9092", json_file
         from fedpress.simulations.service import keys as service
 
         found = service.Folder(folder)
-        names = {service.public_bytes(path): name for name, path in found.public_keys().items()}
-        names |= {service.public_bytes(path): path.stem for path in found.nodes.glob(f"*{service.REVOKED}")}
         nodes = control.Control(superlink, found.ca).nodes()
-        rows = [(names.pop(node.public_key, "?"), str(node.id), node.status) for node in nodes]
+        names, rows = {}, []
+        for path in [*found.public_keys().values(), *found.nodes.glob(f"*{service.REVOKED}")]:
+            try:
+                names[service.public_bytes(path)] = path.stem
+            except service.KeysError:
+                rows.append((path.stem, "", "damaged"))
+        rows += [(names.pop(node.public_key, "?"), str(node.id), node.status) for node in nodes]
         rows += [(name, "", "not registered") for name in names.values()]
         cli.show_rows(("name", "node", "status"), sorted(rows))
         cli.write_json(json_file, [dict(zip(("name", "node", "status"), row, strict=True)) for row in sorted(rows)])

@@ -77,7 +77,7 @@ class Control:
         response = self._ask(self._client.ListNodes, proto.ListNodesRequest())
         return [Node(node.node_id, node.status, bytes(node.public_key)) for node in response.nodes_info]
 
-    def register(self, public_key: bytes, name: str) -> int:
+    def register(self, public_key: bytes) -> int:
         """Let a node in, and return its id."""
         return int(self._ask(self._client.RegisterNode, proto.RegisterNodeRequest(public_key=public_key)).node_id)
 
@@ -92,7 +92,10 @@ class Control:
 
     def start(self, app: Path, config: Mapping[str, Any]) -> int:
         """Submit an app as a run, with values that go over its own configuration, and return its id."""
-        data = build_fab_from_disk(app)
+        try:
+            data = build_fab_from_disk(app)
+        except Exception as error:  # Flower's own classes differ from fault to fault
+            raise ServiceError(f"cannot pack the Flower app {app}: {error}") from error
         request = proto.StartRunRequest(
             fab=fab_to_proto(Fab(hashlib.sha256(data).hexdigest(), data, {})),
             override_config=user_config_to_proto(dict(config)),
@@ -126,16 +129,19 @@ class Control:
             raise Unreachable(f"the SuperLink at {self._address} does not answer: {error}") from None
 
 
-def register_all(control: Control, folder: keys.Folder) -> list[str]:
-    """Register each public key of a folder that is not, and return the names of the new ones.
+def register_all(control: Control, folder: keys.Folder) -> tuple[list[str], list[str]]:
+    """Register each public key of a folder that is not; return the new ones' names, and what is wrong with others.
 
     Raises:
-        KeysError: one is no public key.
+        Unreachable: the SuperLink does not answer.
     """
     known = {node.public_key for node in control.nodes() if node.status != "unregistered"}
-    added = []
+    added, problems = [], []
     for name, path in folder.public_keys().items():
-        if (key := keys.public_bytes(path)) not in known:
-            control.register(key, name)
-            added.append(name)
-    return added
+        try:
+            if (key := keys.public_bytes(path)) not in known:
+                control.register(key)
+                added.append(name)
+        except (Refused, keys.KeysError) as error:  # one bad file must not keep the others out
+            problems.append(f"{name} is not let in: {error}")
+    return added, problems

@@ -133,10 +133,7 @@ class Server:
         if not self._keys.ca.exists():
             place = self._keys.path
             raise keys.KeysError(f"there are no keys in {place}; make them: fedpress keys init {place}")
-        warnings = keys.check(self._keys)
-        for path in self._keys.public_keys().values():
-            keys.public_bytes(path)
-        return warnings
+        return keys.check(self._keys)
 
     def _finished(self) -> bool:
         """Whether the run has come to its end; an app of one's own says so to the SuperLink alone."""
@@ -171,8 +168,8 @@ class Server:
             )
         self._needed = scenario.clients
         text = scenario.to_json()
-        if "'" in text:
-            raise settings.SettingsError("scenario: must hold no ', which Flower cannot pass on")
+        if "'" in text + chosen.out:
+            raise settings.SettingsError("scenario and out: must hold no ', which Flower cannot pass on")
         shutil.rmtree(self._state / "app", ignore_errors=True)
         return deployment.write_app(
             self._state / "app",
@@ -198,6 +195,10 @@ class Server:
         except Unreachable as error:
             if self._chosen.superlink is not None or (self._link and self._link.ended() is None):
                 self._news("control", f"{error}; it goes on trying")
+        except Refused as error:
+            if self._failures.hopeless(str(error), 0.0):
+                raise
+            self._news("control", f"{error}; it tries again")
         self._look_at_results()
 
     def _keep_link(self) -> bool:
@@ -268,12 +269,11 @@ class Server:
 
     def _register(self) -> None:
         assert self._control is not None
-        try:
-            if added := register_all(self._control, self._keys):
-                self._say(f"registered {', '.join(added)}")
-            self._said.pop("register", None)
-        except (Refused, keys.KeysError) as error:  # a bad file among the keys must not stop the others
-            self._news("register", f"warning: {error}")
+        added, problems = register_all(self._control, self._keys)
+        if added:
+            self._say(f"registered {', '.join(added)}")
+        for problem in problems:
+            self._news(problem, f"warning: {problem}")
 
     def _count_nodes(self) -> None:
         assert self._control is not None

@@ -104,6 +104,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
         f"scenario: broken-scenario.yaml\nlisten: 127.0.0.1:{deployment.free_port()}\nmetrics: null\n"
         "state: broken\nout: broken-run\n"
     )
+    (folder / "keys" / "nodes" / "damaged.pub").write_text("ssh-rsa AAAA")
     running: list[Service] = []
 
     def start(*arguments: str, name: str) -> Service:
@@ -224,6 +225,7 @@ def test_a_killed_client_costs_its_reply_and_comes_back(story: Story) -> None:
 def test_the_server_says_what_happened(story: Story) -> None:
     for text in (
         "registered node-0, node-1",
+        "warning: damaged is not let in: ",
         "waiting for nodes: ",
         "the ServerApp's process is gone",
         "it goes on after round 1",
@@ -255,7 +257,7 @@ def test_a_run_that_cannot_work_ends_with_the_reason(story: Story) -> None:
 
 def test_only_operators_reach_more_than_the_nodes_part(story: Story) -> None:
     assert story.outside["control/list-nodes"] == 403
-    assert story.outside["fleet/pull-messages"] in (400, 401)  # it is heard, and has no key to show
+    assert story.outside["fleet/pull-messages"] in (400, 401, 415)  # it is heard, and has no key to show
 
 
 def test_a_second_server_is_refused(story: Story) -> None:
@@ -268,7 +270,11 @@ def test_watchers_see_the_run(story: Story) -> None:
     assert re.search(r'fedpress_memory_bytes\{process="superlink"\} [1-9]', story.metrics)
     assert story.health["state"] == "running" and story.health["nodes"] == 2
     assert 'fedpress_client_state{state="connected"} 1.0' in story.client_metrics
-    assert [(row["name"], row["status"]) for row in story.listed] == [("node-0", "online"), ("node-1", "online")]
+    assert [(row["name"], row["status"]) for row in story.listed] == [
+        ("damaged", "damaged"),
+        ("node-0", "online"),
+        ("node-1", "online"),
+    ]
 
 
 def test_the_clients_daemon_is_light(story: Story) -> None:
