@@ -42,6 +42,9 @@ proto: $(VENV)/dev.stamp ## Write the code for the hub's protocol again, after a
 	$(BIN)/python -m grpc_tools.protoc -I .pkg --python_out=.pkg --pyi_out=.pkg --grpc_python_out=.pkg \
 		.pkg/fedpress/compression/hub.proto
 
+chaos: $(VENV)/dev.stamp ## Kill, cut, slow down a deployment by a seed; FEDPRESS_FAULTS=30 FEDPRESS_CHAOS_SEED=7 for more
+	FEDPRESS_FAULTS=$${FEDPRESS_FAULTS:-11} $(BIN)/python -m pytest -q -s tests/simulations/service/test_chaos.py $(ARGS)
+
 fuzz: $(VENV)/fuzz.stamp ## Fuzz the decoder for a minute; for longer: ARGS=-max_total_time=3600
 	@mkdir -p .fuzz/corpus
 	PYTHONPATH=.pkg OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/decode.py -max_len=2100 -max_total_time=60 \

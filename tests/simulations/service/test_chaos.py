@@ -1,7 +1,7 @@
 """Chaos: a server, four daemons and a hub over TLS, each daemon behind a link of its own, and faults drawn by a seed.
 
-The suite strikes a few times. For more, with what happened and when: make chaos, or FEDPRESS_FAULTS=30
-FEDPRESS_CHAOS_SEED=7 pytest -s tests/simulations/service/test_chaos.py
+It takes half a minute to several for each fault, so it is no part of the suite: make chaos, which strikes with each kind
+once and says what happened and when. Others: FEDPRESS_FAULTS=30 FEDPRESS_CHAOS_SEED=7 make chaos
 """
 
 import json
@@ -24,11 +24,10 @@ from fedpress.simulations import deployment, runner, scenario
 from fedpress.simulations.run_folder import Results, RunFolder
 from fedpress.simulations.service import children
 
-pytestmark = pytest.mark.slow
-
-FAULTS = int(os.environ.get("FEDPRESS_FAULTS", "4"))
+FAULTS = int(os.environ.get("FEDPRESS_FAULTS", "0"))
 SEED = int(os.environ.get("FEDPRESS_CHAOS_SEED", "1"))
 CLIENTS = 4
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not FAULTS, reason="takes minutes: make chaos")]
 SCENARIO = [
     f"clients={CLIENTS}", f"sampling.per_round={CLIENTS}", f"rounds={FAULTS + 2}", "density=0.05", "network={}",
     "sampling.deadline=90", "students={tiers: [{name: phone, parameters: 5000}], distil: {epochs: 1}, every: 1}",
@@ -137,7 +136,7 @@ class World:
         return self._weather(Weather(refuse=0.1), "refused")
 
     def connections_reset(self) -> str:
-        return self._weather(Weather(cut_after=20_000, reset=True), "cut")
+        return self._weather(Weather(cut_after=60_000, reset=True), "cut")
 
     def links_slow(self) -> str:
         return self._weather(Weather(bytes_per_second=125_000, delay=0.05), "connections")
