@@ -11,7 +11,7 @@ export FLWR_TELEMETRY_ENABLED := 0
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help simulate test coverage lint format docs-check proto fuzz clean
+.PHONY: help simulate test coverage lint format docs-check chaos proto fuzz clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

@@ -1,7 +1,7 @@
 """Chaos: a server, four daemons and a hub over TLS, each daemon behind a link of its own, and faults drawn by a seed.
 
-It takes half a minute to several for each fault, so it is no part of the suite: make chaos, which strikes with each kind
-once and says what happened and when. Others: FEDPRESS_FAULTS=30 FEDPRESS_CHAOS_SEED=7 make chaos
+A fault takes half a minute or several, so this is no part of the suite: make chaos, which strikes with each kind once
+and says what happened and when. Others: FEDPRESS_FAULTS=30 FEDPRESS_CHAOS_SEED=7 make chaos
 """
 
 import json
