@@ -31,6 +31,7 @@ from fedpress.server.global_model import GlobalModel
 from fedpress.server.masks import Ballot, Fixed, Schedule
 from fedpress.server.optimize import ServerOptimizer
 from fedpress.server.orders import Checked, Orders
+from fedpress.server.phases import Phases
 from fedpress.server.schedule import Buffered
 from fedpress.server.versions import Downlink
 
@@ -74,6 +75,8 @@ class SparseFed(resume.Resuming, Strategy):
 
     Attributes:
         books: what is counted: bytes, refusals, lost states. `ledger` and `refusals` are those of the books.
+        phases: seconds by what they went into: `orders`, `replies` (waiting for them), `step`, `checkpoint`,
+            `evaluation`, `report` (with what `on_round` does, such as making students).
         companions: other parts of the run that go into its checkpoints, by name. The grid does by itself, if it can.
 
     Raises:
@@ -170,6 +173,7 @@ class SparseFed(resume.Resuming, Strategy):
         self._orders = Orders(federation, arrayrecord_key, configrecord_key, self.books)
         self._under_way = UnderWay()
         self._buffer: list[Checked] = []  # replies that the next step takes in; empty after it
+        self.phases = Phases()
         self._wanted = 0
         self._asked: set[int] = set()  # nodes with an order in this round: one each, whatever comes of it
         self._model: GlobalModel | None = None
@@ -334,8 +338,10 @@ class SparseFed(resume.Resuming, Strategy):
                 began, first_refusal = clock.now(), len(self.refusals)
                 limit = timeout if self.deadline is None else min(timeout, self.deadline)
                 config = train_config or ConfigRecord()
-                replies = self._ask(grid, clock, server_round, arrays, config, limit)
-                stepped, metrics = self._take(server_round, replies)
+                with self.phases.of("orders"):
+                    replies = self._ask(grid, clock, server_round, arrays, config, limit)
+                with self.phases.of("step"):
+                    stepped, metrics = self._take(server_round, replies)
                 if stepped is not None:
                     arrays = result.arrays = stepped
                 if metrics is not None:
@@ -343,7 +349,8 @@ class SparseFed(resume.Resuming, Strategy):
                 step = resume.Step(server_round, clock.now() - began, first_refusal)
                 # Durable before any message says what came of this round.
                 if self.checkpoints:
-                    self._save(self.checkpoints, grid, result, step)
+                    with self.phases.of("checkpoint"):
+                        self._save(self.checkpoints, grid, result, step)
             since = clock.now()
             config = evaluate_config or ConfigRecord()
             messages = self.configure_evaluate(server_round, arrays, config, grid)
@@ -354,7 +361,8 @@ class SparseFed(resume.Resuming, Strategy):
                 if evaluated is not None:
                     result.evaluate_metrics_clientapp[server_round] = evaluated
             published = self.model.published
-            evaluation = evaluate_fn(server_round, published) if evaluate_fn else None
+            with self.phases.of("evaluation"):
+                evaluation = evaluate_fn(server_round, published) if evaluate_fn else None
             if evaluation is not None:
                 result.evaluate_metrics_serverapp[server_round] = evaluation
             seconds = step.seconds + (clock.now() - since)
@@ -363,7 +371,8 @@ class SparseFed(resume.Resuming, Strategy):
             epochs = self.model.epochs
             summary.epoch, summary.density = epochs.number, sparse_training.density(epochs.mask, self.model.layout)
             if self.on_round:
-                self.on_round(summary)
+                with self.phases.of("report"):
+                    self.on_round(summary)
         result.arrays = self.model.published
         return result
 
@@ -375,6 +384,7 @@ class SparseFed(resume.Resuming, Strategy):
         """Send a round's orders and return its replies as they come; None: nobody is asked."""
         messages = self.configure_train(server_round, arrays, config, grid)
         replies = self._exchange(grid, clock, server_round, messages, config, self._under_way, limit)
+        replies = self.phases.each("replies", replies)
         return replies if messages or self._orders.open else None
 
     def _take(

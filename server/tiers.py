@@ -100,6 +100,8 @@ class TieredFed(SparseFed):
             raise TierError("where models are slices, all strategies of tiers are `Sliced` and nobody teaches")
         if teaching and len(proxy) == 0:
             raise TierError("tiers teach each other on proxy data, got 0 inputs: does the task hold out a proxy part?")
+        for tier in tiers:
+            tier.strategy.phases = self.phases
         self._global = model
         self._proxy = proxy
         self._teaching = teaching

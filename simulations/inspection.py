@@ -115,8 +115,15 @@ def run_facts(results: Results) -> list[tuple[str, str]]:
         ("bytes down", _against(totals.down_bytes, totals.down_ratio)),
         ("model", f"{results.model.parameters:,} parameters, sha256 {results.model.sha256[:16] or 'not yet'}"),
         *((f"tier {tier.tier}", _tier_fact(tier)) for tier in results.tiers),
-        ("seconds", f"{results.seconds:.0f}"),
+        ("seconds", f"{results.seconds:.0f}" + _phases(results)),
     ]
+
+
+def _phases(results: Results) -> str:
+    whole = sum(results.phases.values())
+    found = sorted(results.phases.items(), key=lambda phase: -phase[1])
+    named = [f"{name} {seconds / whole:.0%}" for name, seconds in found if seconds >= 0.02 * whole > 0]
+    return f"; of the rounds: {', '.join(named)}" if named else ""
 
 
 def _mask(results: Results) -> tuple[str, str]:

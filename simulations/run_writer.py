@@ -94,6 +94,7 @@ class Writer:
             "students": [result.model_dump(mode="json") for result in self.students],
             "virtual_seconds": self.virtual_seconds,
             "seconds": monotonic() - self.began,
+            "phases": self.strategy.phases.seconds,
         }
         return State({}, meta)
 
@@ -103,6 +104,7 @@ class Writer:
         self.students = [StudentResult(**entry) for entry in state.meta["students"]]
         self.virtual_seconds = state.meta["virtual_seconds"]
         self.began = monotonic() - state.meta["seconds"]
+        self.strategy.phases.seconds.update(state.meta.get("phases", {}))
         if self.observer and self.rounds:
             self.observer.on_resume(self.rounds)
 
@@ -211,6 +213,7 @@ class Writer:
             tiers=[self._tier_result(tier) for tier in self.tiers],
             accuracy=sum(evaluated) / len(evaluated) if evaluated else None,
             seconds=monotonic() - self.began,
+            phases=dict(self.strategy.phases.seconds),
         )
 
     @property

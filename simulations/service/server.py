@@ -441,6 +441,10 @@ class Server:
         yield monitor.figure("accuracy", "Of the model that clients hold, a fraction.", last.accuracy if last else None)
         yield monitor.figure("loss", "Of the model that clients hold.", last.loss if last else None)
         yield monitor.figure("run_seconds", "Seconds that the run has taken.", found.seconds)
+        phases: dict[tuple[str, ...], float] = {(name,): seconds for name, seconds in found.phases.items()}
+        yield monitor.Figure(
+            "phase_seconds", "Seconds of the rounds, by what they went into.", phases, ("phase",), total=True
+        )
         yield monitor.figure("replies", "Accepted replies.", sum(r.replies for r in found.rounds), total=True)
         reasons: dict[tuple[str, ...], float] = {}
         for result in found.rounds:

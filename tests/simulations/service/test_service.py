@@ -267,6 +267,7 @@ def test_a_second_server_is_refused(story: Story) -> None:
 def test_watchers_see_the_run(story: Story) -> None:
     assert "fedpress_round 1.0" in story.metrics and 'fedpress_nodes{status="online"} 2.0' in story.metrics
     assert re.search(r'fedpress_bytes_total\{direction="up"\} [1-9]', story.metrics)
+    assert re.search(r'fedpress_phase_seconds_total\{phase="replies"\} [1-9]', story.metrics)
     assert re.search(r'fedpress_memory_bytes\{process="superlink"\} [1-9]', story.metrics)
     assert story.health["state"] == "running" and story.health["nodes"] == 2
     assert 'fedpress_client_state{state="connected"} 1.0' in story.client_metrics
