@@ -133,7 +133,7 @@ class World:
         return f"{sum(link.counts['connections'] for link in self.links)} connections so far"
 
     def connections_dropped(self) -> str:
-        return self._weather(Weather(refuse=0.1), "refused")
+        return self._weather(Weather(refuse=0.2), "refused")
 
     def connections_reset(self) -> str:
         return self._weather(Weather(cut_after=60_000, reset=True), "cut")
@@ -167,6 +167,7 @@ class World:
         before, round = sum(link.counts[counted] for link in self.links), self.rounds()
         for link in self.links:
             link.weather = weather
+            link.cut_all()  # Flower keeps connections open: without new ones none could be refused
         until("a round is over", lambda: self.rounds() > round or self.services["server"].process.poll() is not None)
         for link in self.links:
             link.weather = Weather()
