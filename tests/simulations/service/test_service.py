@@ -298,6 +298,7 @@ def test_watchers_see_the_run(story: Story) -> None:
         ("damaged", "damaged"),
         ("node-0", "online"),
         ("node-1", "online"),
+        ("revoked", "unregistered"),
     ]
 
 
