@@ -414,6 +414,8 @@ class Server:
             )
         if found.status == "finished" and self._status != "finished":
             self._status, self._finished_at = "finished", time.monotonic()
+            if self._chosen.stay:
+                self._say("the run is finished; the server goes on until it is stopped")
 
     @property
     def rounds(self) -> int:
