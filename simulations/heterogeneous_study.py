@@ -276,6 +276,9 @@ def transformer(size: Size) -> Iterator[Row]:
         {
             "half the layers, labels alone": bench.untaught(half),
             "half the layers": bench.taught(half),
+            "half the layers, attention maps": partial(
+                bench.student, half, settings=replace(bench.settings, weights=Weights(attention=1.0))
+            ),
             "half the layers, all cut": bench.taught(cut),
             "vit-small, fresh": bench.taught(partial(bench.start, architecture="vit-small")),
         }
