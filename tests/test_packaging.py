@@ -162,8 +162,6 @@ def test_a_device_that_only_downloads_needs_its_extra_and_nothing_more(bare: Pat
 CODEC = """
 import numpy as np
 from fedpress.compression import encoder, selection, values, vector
-
-pytestmark = pytest.mark.xdist_group("packaging")  # one process: what they share takes long to set up
 layout = vector.Layout.of_arrays({"weight": np.zeros((100, 10), np.float32)})
 shared = encoder.Shared(layout)
 update = np.arange(1000, dtype=np.float32)

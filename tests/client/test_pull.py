@@ -24,7 +24,7 @@ from fedpress.server.store import ModelStore  # noqa: E402
 from fedpress.simulations.__main__ import main  # noqa: E402
 from fedpress.simulations.certificates import Authority  # noqa: E402
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("pull")]  # one process: what they share takes long to set up
+pytestmark = pytest.mark.slow
 KEY = Ed25519PrivateKey.from_private_bytes(b"k" * 32)
 PUBLIC = KEY.public_key().public_bytes_raw()
 

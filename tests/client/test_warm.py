@@ -15,8 +15,6 @@ import pytest
 
 from fedpress.client import hand_over, warm
 
-pytestmark = pytest.mark.xdist_group("warm")  # one process: what they share takes long to set up
-
 
 class Running(NamedTuple):
     process: subprocess.Popen[bytes]

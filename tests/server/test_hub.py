@@ -26,7 +26,7 @@ from fedpress.server import admission  # noqa: E402
 from fedpress.server.store import ModelStore  # noqa: E402
 from fedpress.simulations.certificates import Authority  # noqa: E402
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("hub")]  # one process: what they share takes long to set up
+pytestmark = pytest.mark.slow
 CODE = grpc.StatusCode
 SMALL = os.urandom(200_001)
 LARGE = os.urandom(48 << 20)

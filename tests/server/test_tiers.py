@@ -28,8 +28,6 @@ from fedpress.simulations.network import VirtualClock
 from fedpress.simulations.run_folder import MEASURED, Results, RunFolder
 from fedpress.simulations.workload import REFERENCE, Workload
 
-pytestmark = pytest.mark.xdist_group("tiers")  # one process: what they share takes long to set up
-
 CLIENTS = 7
 SHORT = [
     f"clients={CLIENTS}", "rounds=4", "sampling.per_round=4", "training.epochs=1", "server.averaging=0.5",

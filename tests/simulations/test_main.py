@@ -21,8 +21,6 @@ from fedpress.compression.encoder import Shared
 from fedpress.simulations import run_folder
 from fedpress.simulations.__main__ import main
 
-pytestmark = pytest.mark.xdist_group("main")  # one process: what they share takes long to set up
-
 COMMAND = [sys.executable, "-m", "fedpress.simulations"]
 SHORT = ["--set", "rounds=2", "--set", "students.distil.epochs=2", "--set", "workers=1"]
 

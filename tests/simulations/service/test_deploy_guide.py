@@ -17,7 +17,6 @@ PAGE = Path(__file__).parents[3] / "docs" / "deploy.md"
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("flower")  # one after the other: each has many processes of its own
 def test_ten_minutes_on_one_machine(tmp_path: Path) -> None:
     guide = PAGE.read_text(encoding="utf-8").split("\n## ")[1]
     script = "\n".join(re.findall(r"^```sh\n(.*?)^```$", guide, re.MULTILINE | re.DOTALL))

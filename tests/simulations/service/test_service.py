@@ -23,7 +23,7 @@ from fedpress.simulations import deployment, runner, scenario
 from fedpress.simulations.run_folder import Results, RunFolder
 from fedpress.simulations.service import children
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("flower")]  # one process: what they share takes long to set up
+pytestmark = pytest.mark.slow
 
 OVERRIDES = ["clients=2", "sampling.per_round=2", "rounds=5", "students.tiers=[]", "density=0.05"]
 
