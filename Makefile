@@ -10,6 +10,9 @@ ARGS ?=
 # what they share takes long to set up.
 PROCESSES = -n $(shell $(PYTHON) -c 'import os; print(os.cpu_count() + 1)') --dist loadfile --no-loadscope-reorder
 
+# The deployment guide as a test: an example of a page, which `docs-check` runs.
+GUIDE := tests/simulations/service/test_deploy_guide.py
+
 export FLWR_TELEMETRY_ENABLED := 0
 
 .DEFAULT_GOAL := help
@@ -23,7 +26,7 @@ simulate: $(VENV)/simulation.stamp ## Train on real data with sparse updates, de
 	$(BIN)/fedpress simulate $(ARGS)
 
 test: $(VENV)/dev.stamp ## Run all tests, in a few processes
-	$(BIN)/python -m pytest -q $(PROCESSES) $(ARGS)
+	$(BIN)/python -m pytest -q $(PROCESSES) --ignore=$(GUIDE) $(ARGS)
 
 coverage: $(VENV)/dev.stamp ## Run them half as fast, and print the lines that none reaches
 	$(BIN)/python -m pytest -q $(PROCESSES) --cov --cov-report=term-missing:skip-covered $(ARGS)
@@ -39,7 +42,7 @@ format: $(VENV)/dev.stamp ## Format the code and sort the imports
 	$(BIN)/ruff format
 
 docs-check: $(VENV)/dev.stamp ## Check the links of the Markdown files and run their examples
-	$(BIN)/python -m pytest -q tests/test_docs.py
+	$(BIN)/python -m pytest -q tests/test_docs.py $(GUIDE)
 
 proto: $(VENV)/dev.stamp ## Write the code for the hub's protocol again, after a change of compression/hub.proto
 	$(BIN)/python -m grpc_tools.protoc -I .pkg --python_out=.pkg --pyi_out=.pkg --grpc_python_out=.pkg \
