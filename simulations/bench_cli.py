@@ -322,6 +322,12 @@ def bench_recipes(
         )
 
 
+Nodes = Annotated[int, typer.Option(help="SuperNodes, all in each round (2).", **cli.COUNT)]
+IdleSeconds = Annotated[
+    float, typer.Option(metavar="SECONDS", show_default=False, help="How long to watch waiting nodes (15).")
+]
+
+
 def _deployed(scenario: str, overrides: list[str] | None, nodes: int, rounds: int) -> Scenario:
     """Return a scenario for so many nodes of Flower's own processes, all in each round."""
     if rounds < 2:
@@ -344,11 +350,9 @@ def _show(bench: Any, figures: Any, json_file: Path | None) -> None:
 def bench_wire(
     scenario: Annotated[str, typer.Argument(**cli.DOCUMENTED)] = "digits",
     overrides: cli.SetOption = None,
-    nodes: Annotated[int, typer.Option(help="SuperNodes, all in each round (2).", **cli.COUNT)] = 2,
+    nodes: Nodes = 2,
     rounds: Annotated[int, typer.Option(help="Rounds of each run, at least 2 (6).", **cli.COUNT)] = 6,
-    idle: Annotated[
-        float, typer.Option(metavar="SECONDS", show_default=False, help="How long to watch waiting nodes (15).")
-    ] = 15.0,
+    idle: IdleSeconds = 15.0,
     json_file: cli.JsonOption = None,
 ) -> None:
     """Measure the bytes on the wire of Flower's own processes.
@@ -376,11 +380,9 @@ def bench_wire(
 def bench_warm(
     scenario: Annotated[str, typer.Argument(**cli.DOCUMENTED)] = "digits",
     overrides: cli.SetOption = None,
-    nodes: Annotated[int, typer.Option(help="SuperNodes, all in each round (2).", **cli.COUNT)] = 2,
+    nodes: Nodes = 2,
     rounds: Annotated[int, typer.Option(help="Rounds of each run, at least 2 (8).", **cli.COUNT)] = 8,
-    idle: Annotated[
-        float, typer.Option(metavar="SECONDS", show_default=False, help="How long to watch waiting nodes (15).")
-    ] = 15.0,
+    idle: IdleSeconds = 15.0,
     json_file: cli.JsonOption = None,
 ) -> None:
     """Measure what a warm trainer saves a node.

@@ -23,7 +23,7 @@ from fedpress.compression import hub_pb2, hub_pb2_grpc
 from fedpress.compression.errors import FedpressError
 from fedpress.server import admission
 from fedpress.server.store import ModelStore
-from fedpress.simulations.certificates import Authority
+from fedpress.simulations.service import keys
 
 FEW: Final = 10
 START_SECONDS: Final = 60.0
@@ -84,22 +84,22 @@ def run(downloads: int, size: int, say: Callable[[str], None]) -> Figures:
         raise HubBenchError("memory is read from /proc: this needs Linux")
     with tempfile.TemporaryDirectory(prefix="fedpress-hub-") as name:
         folder = Path(name)
-        authority = Authority(folder)
-        authority.issue("hub", "127.0.0.1")
+        keys.init(folder / "keys", ["127.0.0.1"], days=1)
         token = admission.add_token(folder / "tokens", "bench")
         path = ModelStore(folder / "store").put(os.urandom(size), tier="bench", version=1)
         loads = []
         for count in (min(FEW, downloads), downloads):
             say(f"{count} downloads of {size / 1e6:.1f} MB at once")
-            loads.append(_load(folder, authority.path, token, count))
+            loads.append(_load(folder, token, count))
         say("the same bytes from the disk")
         return Figures(size, loads, _read(path, downloads))
 
 
-def _load(folder: Path, ca: Path, token: str, count: int) -> Load:
+def _load(folder: Path, token: str, count: int) -> Load:
+    own = keys.Folder(folder / "keys")
     command = [
         sys.executable, "-m", "fedpress.simulations", "hub", str(folder / "store"), "--listen", "127.0.0.1:0",
-        "--certificate", str(folder / "hub.pem"), "--key", str(folder / "hub.key"),
+        "--certificate", str(own.server), "--key", str(own.server_key),
         "--tokens", str(folder / "tokens"),
         *("--downloads", str(count), "--downloads-each", str(count), "--requests", str(60 * count)),
     ]  # fmt: skip
@@ -107,7 +107,7 @@ def _load(folder: Path, ca: Path, token: str, count: int) -> Load:
     try:
         address = _address(process)
         idle, busy = _resident(process.pid, "VmRSS"), _cpu(process.pid)
-        errors, taken, seconds = asyncio.run(_download_all(Hub(address, ca, token), count))
+        errors, taken, seconds = asyncio.run(_download_all(Hub(address, own.ca, token), count))
         return Load(
             count, errors, seconds, taken / 1e6 / seconds, _cpu(process.pid) - busy,
             idle, _resident(process.pid, "VmHWM"),

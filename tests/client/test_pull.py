@@ -22,7 +22,7 @@ from fedpress.compression.models import bundle, quantize  # noqa: E402
 from fedpress.server import admission  # noqa: E402
 from fedpress.server.store import ModelStore  # noqa: E402
 from fedpress.simulations.__main__ import main  # noqa: E402
-from fedpress.simulations.certificates import Authority  # noqa: E402
+from fedpress.simulations.service import keys  # noqa: E402
 
 pytestmark = pytest.mark.slow
 KEY = Ed25519PrivateKey.from_private_bytes(b"k" * 32)
@@ -41,33 +41,32 @@ def made(version: int, tier: str = "phone", width: int = 8, signed: bool = False
 class World(NamedTuple):
     folder: Path
     store: ModelStore
-    authority: Authority
+    keys: keys.Folder
     token: str
     hub: HubProcess
 
     def at(self, **changes: object) -> pull.Hub:
-        given = {"address": self.hub.address, "ca": self.authority.path, "token": self.token, "stall": 20.0}
+        given = {"address": self.hub.address, "ca": self.keys.ca, "token": self.token, "stall": 20.0}
         return pull.Hub(**{**given, **changes})  # type: ignore[arg-type]
 
     @property
     def tls(self) -> list[object]:
-        return ["--certificate", self.folder / "hub.pem", "--key", self.folder / "hub.key"]
+        return ["--certificate", self.keys.server, "--key", self.keys.server_key]
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     """A hub with TLS and tokens, and two tiers."""
     folder = tmp_path_factory.mktemp("hub")
-    authority = Authority(folder)
-    authority.issue("hub", "127.0.0.1")
+    own = keys.init(folder / "keys", ["127.0.0.1"], days=1)
     token = admission.add_token(folder / "tokens", "tester")
     store = ModelStore(folder / "store")
     store.put(made(3), tier="phone", version=3)
     store.put(made(3, "watch", signed=True), tier="watch", version=3)
     options = ["--tokens", folder / "tokens", "--requests", 10_000]
-    tls = ["--certificate", folder / "hub.pem", "--key", folder / "hub.key"]
+    tls = ["--certificate", own.server, "--key", own.server_key]
     with HubProcess(folder / "store", *tls, *options) as hub:
-        yield World(folder, store, authority, token, hub)
+        yield World(folder, store, own, token, hub)
 
 
 def names(folder: Path) -> set[str]:
@@ -77,7 +76,7 @@ def names(folder: Path) -> set[str]:
 def command(world: World, *arguments: object) -> tuple[int, str]:
     done = CliRunner().invoke(
         main,
-        ["pull", "--hub", world.hub.address, "--ca", str(world.authority.path), *map(str, arguments)],
+        ["pull", "--hub", world.hub.address, "--ca", str(world.keys.ca), *map(str, arguments)],
         env={"FEDPRESS_TOKEN": world.token},
     )
     return done.exit_code, done.output
@@ -116,7 +115,7 @@ def test_neither_torch_nor_flower_is_imported(world: World, tmp_path: Path) -> N
         "try: main()\n"
         "finally: print([name for name in ('torch', 'flwr', 'onnx') if name in sys.modules])"
     )
-    arguments = ["pull", "--hub", world.hub.address, "--ca", str(world.authority.path), "--tier", "phone"]
+    arguments = ["pull", "--hub", world.hub.address, "--ca", str(world.keys.ca), "--tier", "phone"]
     done = subprocess.run(
         [sys.executable, "-c", script, *arguments],
         cwd=tmp_path, env={**os.environ, "FEDPRESS_TOKEN": world.token}, capture_output=True, text=True, timeout=60,
@@ -145,17 +144,17 @@ def test_no_hub_there(world: World, tmp_path: Path) -> None:
 
 
 def test_a_certificate_of_somebody_else(world: World, tmp_path: Path) -> None:
-    other = Authority(tmp_path, "other")
+    other = keys.init(tmp_path / "other", ["127.0.0.1"], days=1)
     with pytest.raises(pull.NotTrusted, match="is --ca the file of who signed it"):
-        pull.pull(world.at(ca=other.path), "phone", tmp_path / "out")
-    code, said = command(world, "--tier", "phone", "--out", tmp_path / "out", "--ca", other.path)
+        pull.pull(world.at(ca=other.ca), "phone", tmp_path / "out")
+    code, said = command(world, "--tier", "phone", "--out", tmp_path / "out", "--ca", other.ca)
     assert code == 4 and "not to be trusted" in said
     assert names(tmp_path / "out") == {".phone.lock"}
 
 
 def test_a_certificate_for_another_name(world: World, tmp_path: Path) -> None:
     with pytest.raises(pull.NotTrusted, match="made for this name"):
-        pull.pull(world.at(address=f"localhost:{world.hub.port}"), "phone", tmp_path)
+        pull.pull(world.at(address=f"0.0.0.0:{world.hub.port}"), "phone", tmp_path)
 
 
 def test_a_hub_with_tls_asked_without_and_the_other_way(world: World, tmp_path: Path) -> None:
@@ -186,9 +185,9 @@ def test_a_revoked_token_and_a_new_one_count_at_once(world: World, tmp_path: Pat
 
 
 def test_clients_certificates(world: World, tmp_path: Path) -> None:
-    ours = Authority(tmp_path, "devices")
-    good, bad = ours.issue("sensor"), Authority(tmp_path, "strangers").issue("stranger")
-    with HubProcess(world.store.folder, *world.tls, "--client-ca", ours.path) as hub:
+    ours, others = (keys.init(tmp_path / name, ["localhost"], days=1) for name in ("devices", "strangers"))
+    good, bad = keys.client(ours.path, "sensor", 1), keys.client(others.path, "stranger", 1)
+    with HubProcess(world.store.folder, *world.tls, "--client-ca", ours.ca) as hub:
         here = {"address": hub.address, "token": None}
         found = pull.pull(world.at(**here, certificate=good[0], key=good[1]), "phone", tmp_path / "out")
         assert found.changed

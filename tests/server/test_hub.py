@@ -24,7 +24,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc  # noqa:
 from fedpress.compression import hub_pb2, hub_pb2_grpc  # noqa: E402
 from fedpress.server import admission  # noqa: E402
 from fedpress.server.store import ModelStore  # noqa: E402
-from fedpress.simulations.certificates import Authority  # noqa: E402
+from fedpress.simulations.service import keys  # noqa: E402
 
 pytestmark = pytest.mark.slow
 CODE = grpc.StatusCode
@@ -96,16 +96,15 @@ def once_free(client: Client) -> Any:
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hub")
-    authority = Authority(folder)
-    certificate, key = authority.issue("hub", "127.0.0.1")
+    own = keys.init(folder / "keys", ["127.0.0.1"], days=1)
     store = ModelStore(folder / "store")
     for version in (1, 2, 10):
         store.put(SMALL[version:], tier="phone", version=version)
     store.put(b"watch", tier="watch", version=5)
     token = admission.add_token(folder / "tokens", "tester")
-    tls = ["--certificate", certificate, "--key", key]
+    tls = ["--certificate", own.server, "--key", own.server_key]
     with HubProcess(store.folder, *tls, "--tokens", folder / "tokens", "--requests", 10_000) as hub:
-        yield Place(folder, store, authority.path, tls, token, hub)
+        yield Place(folder, store, own.ca, tls, token, hub)
 
 
 # --- what it serves --------------------------------------------------------------------------------------------------
@@ -377,26 +376,27 @@ def test_a_second_signal_or_the_end_of_the_grace_ends_them(place: Place, number:
 
 def test_a_renewed_certificate_is_taken_and_a_wrong_one_is_not(tmp_path: Path) -> None:
     ModelStore(tmp_path / "store").put(b"one", tier="phone", version=1)
-    first, second = Authority(tmp_path, "first"), Authority(tmp_path, "second")
-    certificate, key = first.issue("hub", "127.0.0.1")
+    first, second = (keys.init(tmp_path / name, ["127.0.0.1"], days=1) for name in ("first", "second"))
+    certificate, key = first.server, first.server_key
     with HubProcess(tmp_path / "store", "--certificate", certificate, "--key", key, "--public") as hub:
-        with Client(hub.address, first.path) as client:
+        with Client(hub.address, first.ca) as client:
             assert client.get("phone")[1] == b"one"
         whole = key.read_bytes()
         key.write_bytes(whole[: len(whole) // 2])
-        with Client(hub.address, first.path) as client:
+        with Client(hub.address, first.ca) as client:
             assert client.get("phone")[1] == b"one"
         assert "goes on with the certificate that it has" in hub.text()
-        second.issue("hub", "127.0.0.1")
-        with Client(hub.address, second.path) as client:
+        key.write_bytes(second.server_key.read_bytes())
+        certificate.write_bytes(second.server.read_bytes())
+        with Client(hub.address, second.ca) as client:
             assert client.get("phone")[1] == b"one"
-        with Client(hub.address, first.path) as client:
+        with Client(hub.address, first.ca) as client:
             assert client.refused("phone")[0] == CODE.UNAVAILABLE
 
 
 def test_what_cannot_be_started_says_why(place: Place, tmp_path: Path) -> None:
     certificate, key = place.tls[1], place.tls[3]
-    other = Authority(tmp_path, "other").issue("hub", "127.0.0.1")[1]
+    other = keys.init(tmp_path / "other", ["127.0.0.1"], days=1).server_key
     (tmp_path / "bad").write_text("one two\n")
     store = str(place.store.folder)
     for arguments, said in (
