@@ -160,7 +160,10 @@ def students(
 
         console = Console()
         with progress.Display(console, 0) as display:
-            folder = remaking.remake(run, overrides or (), out, display.on_student, display.on_search)
+            try:
+                folder = remaking.remake(run, overrides or (), out, display.on_student, display.on_search)
+            except KeyboardInterrupt:
+                cli.leave("interrupted; no new folder was left", cli.INTERRUPTED)
         page.write(folder.path)
         results = folder.load_results()
         console.print()

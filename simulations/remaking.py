@@ -50,7 +50,7 @@ def remake(
         RunFolderError: there is no such run, or `out` is not empty.
         ScenarioError: an override is not valid.
         RemakingError: the run is not finished, or more than its students is to change.
-        FedpressError: a student cannot be made.
+        FedpressError: a student cannot be made; there is no new folder then, nor after a KeyboardInterrupt.
     """
     first = RunFolder.open(path)
     results = first.load_results()
@@ -71,15 +71,19 @@ def remake(
         assert publisher is not None  # there are tiers
         publisher.check(model)
     folder = RunFolder.create(out, name=scenario.name)
-    publisher.store = ModelStore(folder.bundles)
-    folder.write_scenario(scenario.to_yaml())
-    for file in (first.model, first.ledger):
-        shutil.copy(file, folder.path)
-    made: list[StudentResult] = []
-    for published in publisher.publish(len(results.rounds), model, trained):
-        made.append(run_writer.student_result(published, _accuracy(published, folder, workload)))
-        on_student(made[-1])
-    folder.save_results(_with(results, scenario, made))
+    try:
+        publisher.store = ModelStore(folder.bundles)
+        folder.write_scenario(scenario.to_yaml())
+        for file in (first.model, first.ledger):
+            shutil.copy(file, folder.path)
+        made: list[StudentResult] = []
+        for published in publisher.publish(len(results.rounds), model, trained):
+            made.append(run_writer.student_result(published, _accuracy(published, folder, workload)))
+            on_student(made[-1])
+        folder.save_results(_with(results, scenario, made))
+    except BaseException:  # a folder without figures is in the way of the next attempt, and of no use
+        shutil.rmtree(folder.path, ignore_errors=True)
+        raise
     return folder
 
 

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from fedpress.compression import encoder, selection, values, vector
 from fedpress.compression.encoder import Shared
-from fedpress.simulations import run_folder
+from fedpress.simulations import remaking, run_folder
 from fedpress.simulations.__main__ import main
 
 COMMAND = [sys.executable, "-m", "fedpress.simulations"]
@@ -229,6 +229,13 @@ def test_students_are_made_anew_from_a_finished_run(run):
     ):
         refused = CliRunner().invoke(main, [*command, change])
         assert refused.exit_code == 2 and expected in refused.stderr and not out.exists()
+
+    def interrupt(result):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        remaking.remake(folder / "run", [smaller], out, on_student=interrupt)
+    assert not out.exists()
     done = CliRunner().invoke(main, [*command, smaller])
     assert done.exit_code == 0, done.output
     made = run_folder.load(out)
