@@ -94,13 +94,13 @@ def simulate(
         if resume is not None and (scenario or overrides or out):
             cli.leave(f"error: --resume {resume} goes on as the run began; leave out SCENARIO, --set and --out", 2)
         chosen = scenarios.load(scenario or "digits", overrides or ()) if resume is None else None
-        from fedpress.simulations import progress, runner, students, workload
+        from fedpress.simulations import beginning, progress, runner, students, workload
         from fedpress.simulations.report import page
         from fedpress.simulations.run_folder import load
 
         if chosen is None:
             assert resume is not None
-            _, chosen = runner.unfinished(resume)
+            _, chosen = beginning.unfinished(resume)
         workload.Workload(chosen).examples(0)  # absent data, or too few, are found out before there is a run folder
         students.signing_key(chosen.students)
         console = Console()

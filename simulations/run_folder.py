@@ -294,6 +294,20 @@ class RunFolder:
         if path is None:
             return cls(_new_folder(RUNS, f"{name}-{datetime.now():%Y%m%d-%H%M%S}"))
         folder = Path(path)
+        cls(folder).check_empty()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunFolderError(f"cannot make the run folder {folder}: {error.strerror or error}") from error
+        return cls(folder)
+
+    def check_empty(self) -> None:
+        """Finds out whether a new run may begin here.
+
+        Raises:
+            RunFolderError: it is a file, or a folder that is not empty.
+        """
+        folder = self.path
         if folder.exists() and not folder.is_dir():
             raise RunFolderError(f"{folder} is a file; a run needs a folder of its own")
         if folder.is_dir():
@@ -303,11 +317,6 @@ class RunFolder:
                 f"{folder} is not empty, and a run never mixes with what is there; "
                 "give another folder, or remove this one if it is an old run that you no longer need"
             )
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunFolderError(f"cannot make the run folder {folder}: {error.strerror or error}") from error
-        return cls(folder)
 
     @classmethod
     def open(cls, path: Path | str) -> RunFolder:

@@ -2,74 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fedpress.compression.files import write_atomically
 from fedpress.server import app as server
 from fedpress.server.ensemble import ClientModels
 from fedpress.server.schedule import Buffered
 from fedpress.server.strategy import SparseFed
-from fedpress.simulations import engine, run_writer, sparsity, students, tier_strategy, worker_process
-from fedpress.simulations import scenario as scenarios
-from fedpress.simulations.run_folder import (
-    Results,
-    RunFolder,
-    RunFolderError,
-)
+from fedpress.simulations import beginning, engine, run_writer, sparsity, students, tier_strategy, worker_process
+from fedpress.simulations.run_folder import Results, RunFolder
 from fedpress.simulations.scenario import Scenario
 from fedpress.simulations.workload import REFERENCE, Workload
-
-
-def new_folder(scenario: Scenario, out: Path | str | None) -> RunFolder:
-    """Make the run folder and write the scenario into it. Raises RunFolderError when `out` is not empty."""
-    folder = RunFolder.create(out, name=scenario.name)
-    folder.write_scenario(scenario.to_yaml())
-    _begin(folder, scenario)
-    return folder
-
-
-def _begin(folder: RunFolder, scenario: Scenario) -> None:
-    folder.state.mkdir(exist_ok=True)
-    write_atomically(folder.begun, scenario.to_json().encode())
-
-
-def unfinished(path: Path | str) -> tuple[RunFolder, Scenario]:
-    """Return the folder and the scenario of a run that was killed or interrupted.
-
-    Raises:
-        RunFolderError: it is no such folder, its run is finished, or its scenario has been changed since.
-        ScenarioError: its scenario.yaml is no longer valid.
-    """
-    folder = RunFolder.unfinished(path)
-    scenario = scenarios.load(folder.scenario)
-    if not folder.begun.is_file():  # killed before anything else
-        _begin(folder, scenario)
-    begun = json.loads(folder.begun.read_text(encoding="utf-8"))
-    now = json.loads(scenario.to_json())
-    changed = sorted(key for key in {*begun, *now} - {"workers"} if begun.get(key) != now.get(key))
-    if changed:
-        raise RunFolderError(
-            f"{folder.scenario} has been changed since the run began ({', '.join(changed)}); a run goes on only as it"
-            f" began: undo the change, or run it anew: fedpress simulate {folder.scenario} --out ANOTHER"
-        )
-    return folder, scenario
-
-
-def folder_of(scenario: Scenario, out: Path | str | None) -> RunFolder:
-    """Return the run folder at `out`: of a run of this scenario that is not finished, else a new one.
-
-    Raises:
-        RunFolderError: it holds something else.
-    """
-    if out is None or not RunFolder(Path(out)).begun.is_file():
-        return new_folder(scenario, out)
-    folder, begun = unfinished(out)
-    if begun.model_dump(exclude={"workers"}) != scenario.model_dump(exclude={"workers"}):
-        raise RunFolderError(f"{folder.path} holds an unfinished run of another scenario; give another folder")
-    return folder
 
 
 def plan(
@@ -147,7 +91,7 @@ def simulate(
         RunFolderError: `out` is not empty, or cannot be made.
         KeyboardInterrupt: passed on once the folder is whole.
     """
-    return _run(new_folder(scenario, out), scenario, observer, keep_state, keep_payloads, adjust)
+    return _run(beginning.new_folder(scenario, out), scenario, observer, keep_state, keep_payloads, adjust)
 
 
 def resume(
@@ -171,7 +115,7 @@ def resume(
         EngineError: the run is still going on in another process.
         KeyboardInterrupt: passed on once the folder is whole.
     """
-    return _run(*unfinished(path), observer, keep_state, keep_payloads)
+    return _run(*beginning.unfinished(path), observer, keep_state, keep_payloads)
 
 
 def _run(

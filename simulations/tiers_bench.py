@@ -21,7 +21,7 @@ from fedpress.compression.errors import FedpressError
 from fedpress.compression.files import write_atomically
 from fedpress.compression.models import distill, student
 from fedpress.compression.models.task import evaluate
-from fedpress.simulations import runner, scenario_errors
+from fedpress.simulations import beginning, runner, scenario_errors
 from fedpress.simulations.run_folder import Results, RunFolder
 from fedpress.simulations.scenario import Scenario
 from fedpress.simulations.tier_workload import TierWorkload
@@ -150,7 +150,7 @@ def _results(scenario: Scenario, folder: Path) -> Results:
             )
         return results
     if there.begun.is_file():
-        runner.folder_of(scenario, folder)  # the same scenario?
+        beginning.folder_of(scenario, folder)  # the same scenario?
         return runner.resume(folder)
     return runner.simulate(scenario, folder)
 

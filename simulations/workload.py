@@ -230,9 +230,9 @@ class Workload:
         Raises:
             RunFolderError: the folder holds something else.
         """
-        from fedpress.simulations import runner  # the server's half; clients do without it
+        from fedpress.simulations import beginning, runner  # the server's half; clients do without it
 
-        folder = runner.folder_of(self.scenario, self.out)
+        folder = beginning.folder_of(self.scenario, self.out)
         getLogger("flwr").log(INFO, "run folder: %s", folder.path.resolve())
         return runner.plan(self, folder)
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fedpress.compression.errors import FedpressError
-from fedpress.simulations import deployment
+from fedpress.simulations import beginning, deployment
 from fedpress.simulations import scenario as scenarios
 from fedpress.simulations.run_folder import Results, RunFolder, RunFolderError
 from fedpress.simulations.service import children, client, keys, monitor, settings, superlink
@@ -156,16 +156,7 @@ class Server:
             return Path(chosen.app)
         assert chosen.scenario is not None  # the settings' own check
         scenario = scenarios.load(chosen.scenario, chosen.overrides)
-        if self._folder.begun.is_file():
-            begun = scenarios.Scenario.from_json(self._folder.begun.read_text(encoding="utf-8"))
-            if begun.model_dump(exclude={"workers"}) != scenario.model_dump(exclude={"workers"}):
-                raise RunFolderError(
-                    f"out: {self._folder.path} holds an unfinished run of another scenario; give another folder"
-                )
-        elif self._folder.path.is_dir() and any(self._folder.path.iterdir()):
-            raise RunFolderError(
-                f"out: {self._folder.path} is not empty, and holds no unfinished run; give another folder"
-            )
+        beginning.goes_on(self._folder, scenario)  # what is refused here would be refused by the app, again and again
         self._needed = scenario.clients
         text = scenario.to_json()
         if "'" in text + chosen.out:

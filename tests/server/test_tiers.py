@@ -23,7 +23,7 @@ from fedpress.server.app import Plan
 from fedpress.server.checkpoint import CheckpointError
 from fedpress.server.schedule import Buffered
 from fedpress.server.strategy import SparseFed
-from fedpress.simulations import run_writer, runner, scenario
+from fedpress.simulations import beginning, run_writer, runner, scenario
 from fedpress.simulations.network import VirtualClock
 from fedpress.simulations.run_folder import MEASURED, Results, RunFolder
 from fedpress.simulations.workload import REFERENCE, Workload
@@ -99,7 +99,7 @@ def chosen(*more: str) -> scenario.Scenario:
 
 def planned(out: Path, *more: str) -> tuple[Plan, tiers.TieredFed, run_writer.Writer]:
     one = chosen(*more)
-    plan = runner.plan(Workload(one, out), runner.folder_of(one, out))
+    plan = runner.plan(Workload(one, out), beginning.folder_of(one, out))
     assert isinstance(plan.strategy, tiers.TieredFed) and isinstance(plan.watcher, run_writer.Writer)
     plan.watcher.keep_state = True
     return plan, plan.strategy, plan.watcher

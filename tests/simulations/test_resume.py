@@ -1,5 +1,6 @@
 """Runs that go on: after an interruption, after a crash of a worker, from an older checkpoint, on another engine."""
 
+import json
 import os
 import signal
 from multiprocessing import active_children
@@ -11,7 +12,7 @@ import torch
 
 from fedpress.compression.ledger import Ledger
 from fedpress.server import app as server
-from fedpress.simulations import runner, scenario
+from fedpress.simulations import beginning, runner, scenario
 from fedpress.simulations.engine import InlineGrid
 from fedpress.simulations.run_folder import MEASURED, Results, RoundResult, RunFolder, RunFolderError, StudentResult
 from fedpress.simulations.scenario import Scenario
@@ -144,33 +145,37 @@ def test_a_server_app_on_another_engine_goes_on_by_itself(tmp_path: Path) -> Non
 
 def begun(out: Path) -> RunFolder:
     """A run that was killed before its first message."""
-    return runner.new_folder(chosen(), out)
+    return beginning.new_folder(chosen(), out)
 
 
 def test_a_run_that_had_only_begun_can_go_on(tmp_path: Path) -> None:
     folder = begun(tmp_path / "run")
-    assert runner.unfinished(tmp_path / "run")[1] == chosen()
+    assert beginning.unfinished(tmp_path / "run")[1] == chosen()
+    older = json.loads(folder.begun.read_text())  # of a version that knew a key less
+    del older["students"]["signing_key"]
+    folder.begun.write_text(json.dumps(older))
+    assert beginning.unfinished(tmp_path / "run")[1] == chosen()
     folder.begun.unlink()  # killed a moment earlier
-    assert runner.unfinished(tmp_path / "run")[1] == chosen()
+    assert beginning.unfinished(tmp_path / "run")[1] == chosen()
     assert folder.begun.is_file()
 
 
 def test_what_cannot_go_on_is_refused_with_the_reason(tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match="there is no run folder"):
-        runner.unfinished(tmp_path / "nowhere")
+        beginning.unfinished(tmp_path / "nowhere")
     with pytest.raises(RunFolderError, match="holds no scenario.yaml"):
-        runner.unfinished(tmp_path)
+        beginning.unfinished(tmp_path)
     folder = begun(tmp_path / "run")
     text = folder.scenario.read_text()
     folder.scenario.write_text(text.replace("rounds: 5", "rounds: 9").replace("workers: 1", "workers: 2"))
     with pytest.raises(RunFolderError, match=r"has been changed since the run began \(rounds\)"):
-        runner.unfinished(tmp_path / "run")
+        beginning.unfinished(tmp_path / "run")
     folder.scenario.write_text(text)
     with pytest.raises(RunFolderError, match="unfinished run of another scenario"):
-        runner.folder_of(chosen("seed=5"), tmp_path / "run")
-    assert runner.folder_of(chosen("workers=2"), tmp_path / "run").path == folder.path
+        beginning.folder_of(chosen("seed=5"), tmp_path / "run")
+    assert beginning.folder_of(chosen("workers=2"), tmp_path / "run").path == folder.path
     folder.checkpoints.mkdir()
     folder.begun.unlink()
     with pytest.raises(RunFolderError, match="was its state removed"):
-        runner.unfinished(tmp_path / "run")
-    assert runner.folder_of(chosen(), tmp_path / "new").path == tmp_path / "new"
+        beginning.unfinished(tmp_path / "run")
+    assert beginning.folder_of(chosen(), tmp_path / "new").path == tmp_path / "new"
