@@ -29,6 +29,7 @@ from typing import Any, Final, NamedTuple
 
 import grpc
 
+from fedpress.client import trust
 from fedpress.compression import files, hub_pb2, hub_pb2_grpc
 from fedpress.compression.errors import FedpressError
 from fedpress.compression.models import container, opening
@@ -416,8 +417,7 @@ class _Pull:
                         )
             except ssl.SSLCertVerificationError as error:
                 return NotTrusted(
-                    f"the certificate of {address} is not to be trusted: {error.verify_message}; is --ca the file of"
-                    " who signed it, and is it made for this name?"
+                    f"the certificate of {address} is not trusted: {trust.reason(error, host, self.hub.ca)}"
                 )
             except ssl.SSLError as error:
                 return Unreachable(

@@ -19,7 +19,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from fedpress.client import hand_over
+from fedpress.client import hand_over, trust
 from fedpress.simulations import deployment
 from fedpress.simulations.service import children, keys, monitor, settings
 from fedpress.simulations.service.children import Backoff, Child
@@ -305,16 +305,7 @@ def handshake(address: str, ca: Path) -> str:
         ):
             return ""
     except ssl.SSLCertVerificationError as error:
-        hints = {
-            18: "its certificate is not signed by an authority",
-            19: f"its certificate is of another authority than {ca}",
-            20: f"its certificate is of another authority than {ca}",
-            10: "its certificate has run out",
-            9: "its certificate is not valid yet; is the clock of this device right?",
-            62: f"its certificate is not for {host}; `fedpress keys renew --host` adds names",
-            64: f"its certificate is not for {host}; `fedpress keys renew --host` adds names",
-        }
-        return f"the server at {address} is not trusted: {hints.get(error.verify_code, error.verify_message)}"
+        return f"the certificate of the server at {address} is not trusted: {trust.reason(error, host, ca)}"
     except ssl.SSLError as error:
         return f"the server at {address} does not speak TLS as expected: {error.reason or error}"
     except OSError as error:

@@ -263,7 +263,7 @@ def test_nothing_is_left_behind(story: Story) -> None:
 
 def test_others_are_kept_out_and_told_why(story: Story) -> None:
     assert "refused: the server does not let this node in: its key (stranger) is not registered" in story.stranger_says
-    assert "is not trusted: its certificate is of another authority than" in story.misled_says
+    assert "is not trusted: it is of another authority than" in story.misled_says
     assert "the server does not let this node in: its key (revoked) is not registered" in story.revoked_says
     assert story.without_tls in ("RemoteDisconnected", "BadStatusLine", "ConnectionResetError")
     for text in (story.stranger_says, story.misled_says, story.revoked_says):

@@ -1,0 +1,28 @@
+"""Why a certificate is not trusted, in words. Standard library alone: daemons have neither torch nor Flower."""
+
+from __future__ import annotations
+
+import ssl
+from pathlib import Path
+
+
+def reason(error: ssl.SSLCertVerificationError, host: str, ca: Path | None) -> str:
+    """Return what is wrong with a certificate, and the likely mistake.
+
+    Args:
+        error: of a handshake; its code is one of OpenSSL's `X509_V_ERR_`.
+        host: name or address that was asked for.
+        ca: file with the authority's certificate; None: those that the system knows.
+    """
+    authority = f"it is of another authority than {ca}" if ca else "it is of an authority that is not known here"
+    name = f"it is not for {host}; `fedpress keys renew --host` adds names to a server's"
+    hints = {
+        9: "it is not valid yet; is the clock of this device right?",
+        10: "it has run out",
+        18: "it is not signed by an authority",
+        19: authority,
+        20: authority,
+        62: name,
+        64: name,
+    }
+    return hints.get(error.verify_code, error.verify_message)
