@@ -81,8 +81,13 @@ def format_ratio(ratio: float | None) -> str:
 
 
 def format_points(difference: float) -> str:
-    """A difference of two fractions in points: `−1.2`."""
-    return f"{100 * difference:+.1f}".replace("-", "−")
+    """A difference of two fractions in points: `−1.2`.
+
+    >>> format_points(-0.012), format_points(-0.0001)
+    ('−1.2', '0.0')
+    """
+    text = f"{100 * difference:+.1f}".replace("-", "−")
+    return "0.0" if text[1:] == "0.0" else text
 
 
 def _accuracy_over_rounds(results: Results) -> str:
