@@ -3,7 +3,7 @@
 >>> scenario = load("digits", ["rounds=3", "partition.alpha=0.1"])
 >>> scenario.rounds, scenario.partition.alpha
 (3, 0.1)
->>> load("digits", ["round=3"])
+>>> load("digits", ["round=3"])  # doctest: +IGNORE_EXCEPTION_DETAIL
 Traceback (most recent call last):
 fedpress.simulations.scenario.ScenarioError: scenario 'digits': 1 problem
   round: unknown key (value given: 3); did you mean 'rounds'?
