@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fedpress.simulations import cli
+from fedpress.simulations.communication import command
 
 if TYPE_CHECKING:
     from fedpress.simulations.scenario import Scenario
@@ -257,69 +258,7 @@ def bench_tiers(
         )
 
 
-@bench.command("recipes")
-def bench_recipes(
-    scenario: Annotated[str, typer.Argument(**cli.DOCUMENTED)] = "digits",
-    overrides: cli.SetOption = None,
-    only: Annotated[
-        list[str] | None, typer.Option(metavar="RECIPE", help="Only this row of the table; may be given again.")
-    ] = None,
-    seeds: Annotated[
-        str, typer.Option(metavar="SEEDS", show_default=False, help="Such as 1-3 or 3,5,8. Default: 1-3.")
-    ] = "1-3",
-    json_file: cli.JsonOption = None,
-) -> None:
-    """Compare the recipes on a scenario, on the same seeds.
-
-    SCENARIO is as for `fedpress simulate`. Each row but one replaces its encoder and
-    its server; the server is the best of a few tried on validation data of
-    `digits`, so for another scenario, set one that suits it. Prints accuracy with its
-    standard deviation over the seeds, and the bytes that a run sends up, against
-    dense float32 updates as plain Flower sends them.
-
-    \b
-    Examples:
-      fedpress bench recipes
-      fedpress bench recipes --only dgc --seeds 101 --set evaluation.split=validation \\
-          --set server.learning_rate=0.5
-    """
-    with cli.clear_errors("simulation", json_file):
-        numbers = _parse_seeds(seeds)
-        from rich.console import Console
-
-        from fedpress.simulations import recipes_bench
-
-        rows = [
-            (row.name, recipes_bench.load(scenario, row, overrides or ())) for row in recipes_bench.chosen(only or ())
-        ]
-        console = Console()
-
-        def show(line: str) -> None:
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-        show(recipes_bench.line())
-        with console.status("") as status:
-            found = recipes_bench.run(
-                rows,
-                numbers,
-                lambda name, seed: status.update(f"{name}, seed {seed}"),
-                lambda outcome: show(recipes_bench.line(recipes_bench.cells(outcome))),
-            )
-        by_name = {name: chosen.model_dump(mode="json") for name, chosen in rows}
-        cli.write_json(
-            json_file,
-            [
-                {
-                    **outcome._asdict(),
-                    "seeds": numbers,
-                    "accuracy": outcome.accuracy,
-                    "spread": outcome.spread,
-                    "up_ratio": outcome.up_ratio,
-                    "scenario": by_name[outcome.name],
-                }
-                for outcome in found
-            ],
-        )
+bench.command("communication")(command.communication)
 
 
 Nodes = Annotated[int, typer.Option(help="SuperNodes, all in each round (2).", **cli.COUNT)]
@@ -475,13 +414,10 @@ def bench_hub(
 
 
 def _parse_seeds(text: str) -> list[int]:
-    """Read "1-10" and "3,5,8"."""
-    chosen: list[int] = []
-    for part in text.split(","):
-        first, _, last = part.partition("-")
-        if not first.strip().isdigit() or (last and not last.strip().isdigit()):
-            cli.leave(f"error: --seeds {text}: expected a range such as 1-10 or numbers such as 3,5,8", 2)
-        chosen += range(int(first), int(last or first) + 1)
-    if not chosen or len(set(chosen)) < len(chosen):
-        cli.leave(f"error: --seeds {text}: expected at least one seed, and each once", 2)
-    return chosen
+    """Read the seeds that an option gives; "1-10" or "3,5,8"."""
+    from fedpress.simulations.communication import suite
+
+    try:
+        return suite.parse_seeds(text)
+    except ValueError as error:
+        cli.leave(f"error: --seeds: {error}", 2)

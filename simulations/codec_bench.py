@@ -21,6 +21,7 @@ from fedpress.compression.shared import Shared
 from fedpress.compression.update import Sparse
 from fedpress.compression.vector import Vector
 from fedpress.simulations import codec_data, nncodec_bench
+from fedpress.simulations import scenario as scenarios
 
 SIZE = 1_000_000
 REPETITIONS = 7
@@ -217,7 +218,10 @@ def _load(data: str, size: int | None) -> Vector:
         return codec_data.KINDS[data](SIZE if size is None else size, 0)
     path = Path(data)
     try:
-        loaded = np.load(path, mmap_mode="r", allow_pickle=False) if path.suffix == ".npy" else codec_data.trained(data)
+        if path.suffix == ".npy":
+            loaded = np.load(path, mmap_mode="r", allow_pickle=False)
+        else:
+            loaded = codec_data.trained(scenarios.load(data))
     except (OSError, ValueError) as error:
         raise BenchError(
             f"data is {data!r}: {error}; expected one of {', '.join(codec_data.KINDS)}, a .npy file, or a scenario"

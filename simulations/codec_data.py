@@ -1,10 +1,16 @@
 """Vectors to measure the codec on: updates, what is like them, and nasty ones."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fedpress.compression.vector import Vector
+
+if TYPE_CHECKING:
+    from fedpress.simulations.scenario import Scenario
 
 
 def clustered(n: int, seed: int = 0) -> Vector:
@@ -39,22 +45,21 @@ def uniform(n: int, seed: int = 0) -> Vector:
     return np.random.default_rng(seed).standard_normal(n, dtype=np.float32)
 
 
-def trained(scenario_name: str) -> Vector:
+def trained(scenario: Scenario) -> Vector:
     """Return the update of the scenario's first client in round 0, as in a run: trained minus initial weights.
 
     Raises:
-        ScenarioError: There is no such scenario, or its data are missing.
+        TaskError: Its data are missing.
     """
     from fedpress.client import train as local
     from fedpress.compression import seeds, vector
-    from fedpress.simulations import scenario
     from fedpress.simulations.workload import Workload
 
     def weights() -> Vector:
         arrays = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
         return vector.flatten(arrays, work.layout)
 
-    work = Workload(scenario.load(scenario_name))
+    work = Workload(scenario)
     model = work.fresh_model()
     before = weights()
     seed = seeds.derive(work.federation, 0, 0, "train")

@@ -6,15 +6,14 @@ either accuracy; its mean is given with Student's 95 % interval.
 
 from __future__ import annotations
 
-import math
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import NamedTuple
 
 from fedpress.compression.errors import FedpressError
-from fedpress.simulations import runner
+from fedpress.simulations import intervals, runner
 from fedpress.simulations.run_folder import Results
 from fedpress.simulations.scenario import Scenario
 
@@ -55,12 +54,7 @@ class Comparison(NamedTuple):
     @property
     def half_width(self) -> float:
         """Return half the width of the 95 % interval of the mean difference; infinite for one seed."""
-        if len(self.pairs) < 2:
-            return math.inf
-        from scipy import stats
-
-        spread = stdev(pair.difference for pair in self.pairs) / math.sqrt(len(self.pairs))
-        return float(stats.t.ppf(0.975, len(self.pairs) - 1)) * spread
+        return intervals.half_width([pair.difference for pair in self.pairs])
 
     @property
     def up_ratio(self) -> float:

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from fedpress.compression import encoder, selection, values
 from fedpress.compression.shared import Shared
 from fedpress.compression.vector import Layout, TensorSpec
-from fedpress.simulations import codec_bench, codec_data, nncodec_bench
+from fedpress.simulations import codec_bench, codec_data, nncodec_bench, scenario
 from fedpress.simulations.__main__ import main
 
 KEYS = (
@@ -72,7 +72,7 @@ def test_an_update_of_zeros_is_measured(tmp_path: Path) -> None:
 def test_the_update_of_a_real_client_is_measured() -> None:
     figures = codec_bench.run(None, 0.01, "digits", payloads=1, repetitions=1)
     assert (figures.size, figures.sent) == (105_226, 1052)
-    np.testing.assert_array_equal(codec_data.trained("digits"), codec_data.trained("digits"))
+    np.testing.assert_array_equal(*(codec_data.trained(scenario.load("digits")) for _ in range(2)))
     with pytest.raises(codec_bench.BenchError, match="did you mean 'digits'"):
         codec_bench.run(None, 0.01, "digts", repetitions=1)
 

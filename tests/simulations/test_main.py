@@ -67,7 +67,7 @@ def run(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess[str]]:
         "bench paired",
         "bench codec",
         "bench reuse",
-        "bench recipes",
+        "bench communication",
         "bench wire",
         "bench warm",
         "bench memory",

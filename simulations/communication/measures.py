@@ -1,0 +1,150 @@
+"""What a suite measures, as tidy tables: a row for each run, for each evaluated round, for each accuracy aimed at."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from itertools import accumulate
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from fedpress.compression import seeds, wire
+from fedpress.compression.shared import Shared
+from fedpress.simulations import codec_data
+from fedpress.simulations.communication.cells import Store
+from fedpress.simulations.communication.suite import Cell, Suite
+from fedpress.simulations.run_folder import Results
+from fedpress.simulations.workload import Workload
+
+SMOOTHED = 3
+"""Evaluations whose mean must reach an accuracy that is aimed at: one alone swings by points."""
+REPETITIONS = 7
+IDENTITY = ("task", "partition", "method", "seed")
+"""The columns that name a cell, in every table."""
+
+
+class Tables(NamedTuple):
+    """The figures of a suite.
+
+    Attributes:
+        runs: a row for each finished cell: accuracy (a fraction: mean of the last ten evaluations), bytes of its
+            messages up and down, of the same messages dense, bits that an update's message takes for each parameter,
+            seconds, the code that made it.
+        rounds: a row for each evaluated round of each cell: accuracy, and bytes since the start.
+        targets: a row for each cell and accuracy aimed at: the first round whose smoothed accuracy reaches it, and
+            bytes until then; empty where it was not reached.
+        coding: a row for each task and method: milliseconds on one thread to encode and to decode and add the update
+            of a real client.
+    """
+
+    runs: pd.DataFrame
+    rounds: pd.DataFrame
+    targets: pd.DataFrame
+    coding: pd.DataFrame
+
+    def save(self, folder: Path) -> list[Path]:
+        """Write each table as CSV and as Parquet, and return the paths."""
+        paths = []
+        for name, table in self._asdict().items():
+            for path in (folder / f"{name}.csv", folder / f"{name}.parquet"):
+                if path.suffix == ".csv":
+                    table.to_csv(path, index=False)
+                else:
+                    table.to_parquet(path, index=False)
+                paths.append(path)
+        return paths
+
+
+def measure(suite: Suite, cells: Sequence[Cell], store: Store) -> Tables:
+    """Return the figures of all cells that are finished; the others have no rows."""
+    runs: list[dict[str, Any]] = []
+    rounds: list[dict[str, Any]] = []
+    targets: list[dict[str, Any]] = []
+    timed: dict[tuple[str, str], Cell] = {}
+    for cell in cells:
+        results = store.results(cell)
+        if results is None:
+            continue
+        identity = {"task": cell.task, "partition": cell.partition, "method": cell.method, "seed": cell.seed}
+        runs.append({**identity, **_run(results), "code": store.code(cell)})
+        curve = _curve(results)
+        rounds += [{**identity, **point} for point in curve]
+        for aim in suite.grids[cell.grid].targets:
+            targets.append({**identity, "target": aim, **_reached(curve, aim)})
+        timed.setdefault((cell.task, cell.method), cell)
+    coding = [{"task": task, "method": method, **_coding(cell)} for (task, method), cell in timed.items()]
+    return Tables(*(pd.DataFrame(rows) for rows in (runs, rounds, targets, coding)))
+
+
+def _run(results: Results) -> dict[str, Any]:
+    totals = results.totals
+    replies = sum(done.replies + done.refused for done in results.rounds)
+    return {
+        "rounds": len(results.rounds),
+        "parameters": results.model.parameters,
+        "accuracy": results.accuracy,
+        "up_bytes": totals.up_bytes,
+        "down_bytes": totals.down_bytes,
+        "total_bytes": totals.both_bytes,
+        "dense_up_bytes": totals.dense_up_bytes,
+        "dense_down_bytes": totals.dense_down_bytes,
+        "up_bits_per_parameter": 8 * totals.up_bytes / replies / results.model.parameters if replies else None,
+        "down_bits_per_parameter": 8 * totals.down_bytes / replies / results.model.parameters if replies else None,
+        "seconds": results.seconds,
+    }
+
+
+def _curve(results: Results) -> list[dict[str, Any]]:
+    """The evaluated rounds, with the bytes that the run had cost by their end."""
+    up = accumulate(done.up_bytes for done in results.rounds)
+    down = accumulate(done.down_bytes for done in results.rounds)
+    return [
+        {
+            "round": done.round,
+            "accuracy": done.accuracy,
+            "up_bytes": sent,
+            "down_bytes": got,
+            "total_bytes": sent + got,
+        }
+        for done, sent, got in zip(results.rounds, up, down, strict=True)
+        if done.accuracy is not None
+    ]
+
+
+def _reached(curve: Sequence[dict[str, Any]], aim: float) -> dict[str, Any]:
+    """The first evaluation at which the mean of the last few reaches `aim`; None where none does."""
+    for end in range(SMOOTHED, len(curve) + 1):
+        if fmean(point["accuracy"] for point in curve[end - SMOOTHED : end]) >= aim:
+            return {key: value for key, value in curve[end - 1].items() if key != "accuracy"}
+    return {"round": None, "up_bytes": None, "down_bytes": None, "total_bytes": None}
+
+
+def _coding(cell: Cell) -> dict[str, Any]:
+    """Time the cell's encoder on the update that its first client makes, alone on one thread."""
+    workload = Workload(cell.scenario)
+    update = codec_data.trained(cell.scenario)
+    shared = Shared(workload.layout)
+    if cell.scenario.sparsity is not None:
+        return {"encode_ms": None, "decode_ms": None, "payload_bytes": None}  # of a mask that moves
+    encoder, total = workload.encoder, np.zeros(workload.layout.size)
+    state = encoder.init(workload.layout)
+    encoding, decoding, payload = [], [], b""
+    for number in range(REPETITIONS + 1):
+        given = update.copy()
+        began = time.perf_counter()
+        payload, state = encoder.encode(given, state, shared, seeds.derive(cell.seed, "coding", number))
+        encoded = time.perf_counter()
+        wire.decode(payload, shared).add_to(total)
+        decoded = time.perf_counter()
+        if number:  # the first meets empty caches
+            encoding.append(encoded - began)
+            decoding.append(decoded - encoded)
+    return {
+        "encode_ms": 1e3 * median(encoding),
+        "decode_ms": 1e3 * median(decoding),
+        "payload_bytes": len(payload),
+    }
