@@ -174,22 +174,47 @@ def students(
 
 @main.command()
 def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN", **cli.DOCUMENTED)],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN [RUN ...]", **cli.DOCUMENTED)],
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Where the page goes. Default: RUN/report.html, of several comparison.html."),
+    ] = None,
+    figures: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Also write every figure as an SVG and a PNG file into DIR, for print."),
+    ] = None,
 ) -> None:
-    """Write a run's report.html and print its path.
+    """Write a run's report, or one page that compares several runs.
 
-    RUN is a run folder. The report is one file that needs nothing else, readable in
-    light and dark. `fedpress simulate` writes it at its end; this command makes it
+    RUN is a run folder. A page is one file that needs nothing else, readable in light
+    and dark. `fedpress simulate` writes report.html at its end; this command makes it
     again, also for a run that was stopped half-way.
 
+    Of several runs: their curves together, a table, and the keys in which their
+    scenarios differ. Runs of one scenario with different seeds become one curve with a
+    band, and one row. A run that is not finished is shown as far as it got.
+
     \b
-    Example:
+    Examples:
       fedpress report runs/digits-20261123-101500
+      fedpress report runs/dense runs/sparse --out study.html --figures paper/figures
+      fedpress report runs/sparse-*
     """
     with cli.clear_errors("simulation"):
-        from fedpress.simulations.report import page
+        cli.check_target("--out", out)
+        if figures is not None and figures.exists() and not figures.is_dir():
+            cli.leave(f"error: --figures {figures}: expected a folder, and this is a file", 2)
+        from fedpress.simulations.report import comparison, page
 
-        typer.echo(page.write(run))
+        written = []
+        if len(runs) == 1:
+            typer.echo(page.write(runs[0], out))
+            written = page.write_figures(runs[0], figures) if figures else []
+        else:
+            typer.echo(comparison.write(runs, out or Path("comparison.html")))
+            written = comparison.write_figures(runs, figures) if figures else []
+        for path in written:
+            typer.echo(path)
 
 
 @main.command()

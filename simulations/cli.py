@@ -56,9 +56,8 @@ def clear_errors(extra: str, json_file: Path | None = None, plot: Path | None = 
         json_file: where the command will write its figures; that it can is found out before a long run, not after it.
         plot: where it will draw them.
     """
-    for option, path in (("--json", json_file), ("--plot", plot)):
-        if path is not None and not path.parent.is_dir():
-            leave(f"error: {option} {path}: there is no folder {path.parent}", 2)
+    check_target("--json", json_file)
+    check_target("--plot", plot)
     try:
         yield
     except FedpressError as error:
@@ -69,6 +68,16 @@ def clear_errors(extra: str, json_file: Path | None = None, plot: Path | None = 
         if (error.name or "").partition(".")[0] not in EXTRA_MODULES:
             raise
         leave(f"error: this command needs {error.name}, which is not installed: pip install 'fedpress[{extra}]'", 2)
+
+
+def check_target(option: str, path: Path | None) -> None:
+    """End the command if the file that an option names cannot be written: before a long run, not after it."""
+    if path is None:
+        return
+    if not path.parent.is_dir():
+        leave(f"error: {option} {path}: there is no folder {path.parent}", 2)
+    if path.is_dir():
+        leave(f"error: {option} {path}: this is a folder; give the name of a file", 2)
 
 
 def leave(message: str, code: int) -> NoReturn:

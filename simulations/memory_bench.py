@@ -206,7 +206,7 @@ def rows(processes: list[Process]) -> list[tuple[str, ...]]:
 def plot(processes: list[Process]) -> str:
     """Return the memory over the rounds as an SVG file's text."""
     curves = [Curve(f"{one.name}: {one.line.slope:+,.0f} B a round", one.rounds, one.memory) for one in processes]
-    return figures.memory_over_rounds(curves, 1 + warm_up(len(processes[0].rounds)))
+    return figures.memory_over_rounds(curves, 1 + warm_up(len(processes[0].rounds))).svg()
 
 
 def as_json(scenario: Scenario, processes: list[Process]) -> dict[str, Any]:

@@ -186,7 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         tried = [one for row in rows for one in row.candidates if one.accuracy is not None]
         points = [figures.Tried(one.cost, one.accuracy, one.uniform, one.chosen) for one in tried]
-        given.plot.write_text(figures.pareto(points, "bytes of the bundle", standalone=True), encoding="utf-8")
+        given.plot.write_text(figures.pareto(points, "bytes of the bundle").svg(), encoding="utf-8")
 
 
 def _teacher(task: Task, setup: Setup, weights: Path | None, seed: int) -> nn.Module:

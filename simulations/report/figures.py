@@ -1,20 +1,24 @@
-"""The figures of a report, as SVG whose colours are CSS variables of the page that holds it.
+"""The figures of a report: drawn once, for a page on a light or dark screen, or as files of their own for print.
 
-Matplotlib draws with stand-in colours, one for each role; the finished SVG names the page's variables in their
-place. So one drawing reads well on a light and on a dark page.
+A figure is a `Drawing`: told which colours its roles have, it draws. For a page these are stand-ins, one for each
+role, and the finished SVG names the page's CSS variables in their place: one drawing reads well on light and on dark.
 """
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Sequence
-from io import StringIO
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from io import BytesIO, StringIO
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
+
+from fedpress.compression.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.typing import RcKeyType
@@ -22,44 +26,132 @@ if TYPE_CHECKING:
 WIDTH: Final = 5.6  # inches; 10-point text is then 1/40 of the figure's width
 LETTER: Final = 6.3  # points that a letter of 10-point text takes, rather too many than too few
 MOST_LETTERS: Final = 30  # of a bar's label
-# Stand-in -> CSS variable. The stand-ins occur nowhere else in what Matplotlib writes.
-INK: Final = "#010203"  # text
-MUTED: Final = "#010204"  # axes, secondary text
-GRID: Final = "#010205"
-FIRST: Final = "#010206"  # the first series, and bars
-SECOND: Final = "#010207"
-VARIABLES: Final = {INK: "--ink", MUTED: "--muted", GRID: "--grid", FIRST: "--first", SECOND: "--second"}
-LIGHT: Final = {INK: "#1b1d21", MUTED: "#5d636d", GRID: "#e4e6ea", FIRST: "#1f63c7", SECOND: "#b8500b"}
-"""The page's colours on a light screen, for a figure that is a file of its own."""
-STYLE: Final[dict[RcKeyType, Any]] = {
-    "svg.hashsalt": "fedpress",  # the same ids every time
-    "svg.fonttype": "none",  # real text: it can be selected, read aloud and takes the page's font
-    "text.parse_math": False,  # a layer's name may hold a dollar sign
-    "font.size": 10,
-    "text.color": INK,
-    "axes.edgecolor": MUTED,
-    "axes.labelcolor": MUTED,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "grid.color": GRID,
-    "grid.linewidth": 0.8,
-    "lines.linewidth": 1.8,
-    "lines.markersize": 3.5,
-    "legend.frameon": False,
-    "legend.handlelength": 1.6,
-    "patch.force_edgecolor": False,
-}
+LEGEND_LETTERS: Final = 56  # of a curve's label; with its sample of the line that is the figure's width
+DOTS_PER_INCH: Final = 200  # of a PNG
+
+Colors = Mapping[str, str]  # role -> colour
+INK: Final = "ink"  # text
+MUTED: Final = "muted"  # axes, secondary text
+GRID: Final = "grid"
+SERIES: Final = ("first", "second", "third", "fourth", "fifth", "sixth")
+"""Curves, in their order. After Okabe and Ito's palette, darker or brighter so that each stands out from its page;
+they stay apart for the three kinds of colour blindness (tests/simulations/report/test_figures.py)."""
+FIRST, SECOND = SERIES[:2]  # also bars, and the bar that stands for all
+LIGHT: Final[Colors] = {
+    INK: "#1b1d21", MUTED: "#5d636d", GRID: "#e4e6ea", "first": "#1f63c7", "second": "#b8500b", "third": "#00664a",
+    "fourth": "#d4568f", "fifth": "#3a2f4f", "sixth": "#1b97c4",
+}  # fmt: skip
+"""Of a light page, and of figures that are files of their own."""
+DARK: Final[Colors] = {
+    INK: "#e8eaee", MUTED: "#a3a9b5", GRID: "#333842", "first": "#74a9ff", "second": "#f0a060", "third": "#1fa27c",
+    "fourth": "#e07ac0", "fifth": "#efe9c0", "sixth": "#7fe0f5",
+}  # fmt: skip
+STAND_INS: Final[Colors] = {role: f"#0102{number:02x}" for number, role in enumerate(LIGHT, start=3)}
+"""They occur nowhere else in what Matplotlib writes."""
+DASHES: Final[tuple[Any, ...]] = (
+    "-", (0, (5, 1.6)), (0, (1.3, 1.3)), (0, (6, 1.6, 1.2, 1.6)), (0, (9, 2.4)), (0, (4, 1.4, 1.2, 1.4, 1.2, 1.4)),
+)  # fmt: skip
+"""Curves differ by these too, for print without colours. A seventh curve has the first colour and another dash."""
+
+
+def _style(colors: Colors) -> dict[RcKeyType, Any]:
+    return {
+        "svg.hashsalt": "fedpress",  # the same ids every time
+        "svg.fonttype": "none",  # real text: it can be selected, read aloud and takes the page's font
+        "text.parse_math": False,  # a layer's name may hold a dollar sign
+        "font.size": 10,
+        "text.color": colors[INK],
+        "axes.edgecolor": colors[MUTED],
+        "axes.labelcolor": colors[MUTED],
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.axisbelow": True,
+        "xtick.color": colors[MUTED],
+        "ytick.color": colors[MUTED],
+        "grid.color": colors[GRID],
+        "grid.linewidth": 0.8,
+        "lines.linewidth": 1.8,
+        "lines.markersize": 3.5,
+        "legend.frameon": False,
+        "legend.handlelength": 1.6,
+        "legend.labelcolor": colors[INK],
+        "patch.force_edgecolor": False,
+    }
+
+
+class Drawing(NamedTuple):
+    """A figure that can be drawn in any colours; `name` is that of its files, and keeps its ids apart on a page."""
+
+    name: str
+    height: float  # inches
+    draw: Callable[[Axes, Colors], None]
+
+    def on_page(self) -> str:
+        """The figure as an SVG element for a page that defines the colours (`css_variables`)."""
+        text = StringIO()
+        self._save(text, "svg", STAND_INS, transparent=True)
+        svg = text.getvalue()
+        svg = svg[svg.index("<svg") :]  # an HTML page takes no XML declaration and no doctype
+        svg = re.sub(
+            r"<defs>\s*<style.*?</defs>", "", svg, count=1, flags=re.DOTALL
+        )  # its rule would hold for the whole page
+        svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{self.name}-", svg)
+        for role, color in STAND_INS.items():
+            svg = svg.replace(color, f"var(--{role})")
+        return svg
+
+    def svg(self) -> str:
+        """The figure as an SVG file: on white, with real text."""
+        text = StringIO()
+        self._save(text, "svg", LIGHT)
+        return text.getvalue()
+
+    def png(self) -> bytes:
+        """The figure as a PNG file, on white."""
+        data = BytesIO()
+        self._save(data, "png", LIGHT)
+        return data.getvalue()
+
+    def _save(self, to: IO[Any], kind: str, colors: Colors, transparent: bool = False) -> None:
+        keys = ("Creator", "Date", "Format", "Type") if kind == "svg" else ("Software",)
+        with matplotlib.rc_context(_style(colors)):
+            figure = Figure(figsize=(WIDTH, self.height), layout="constrained")
+            self.draw(figure.add_subplot(), colors)
+            figure.savefig(
+                to, format=kind, transparent=transparent, dpi=DOTS_PER_INCH if kind == "png" else "figure",
+                metadata=dict.fromkeys(keys),
+            )  # fmt: skip
+
+
+def save(drawings: Iterable[Drawing], folder: Path) -> list[Path]:
+    """Writes each figure as an SVG and a PNG file into a folder, made if need be, and returns their paths.
+
+    Raises:
+        OSError: the folder cannot be made or written into.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for drawing in drawings:
+        for ending, data in ((".svg", drawing.svg().encode()), (".png", drawing.png())):
+            written.append(folder / (drawing.name + ending))
+            write_atomically(written[-1], data)
+    return written
+
+
+def css_variables(colors: Colors) -> str:
+    """The colours as CSS declarations, which a page needs that holds figures."""
+    return " ".join(f"--{role}: {color};" for role, color in colors.items())
 
 
 class Curve(NamedTuple):
-    """One line of a figure."""
+    """One line of a figure, and around it a band if there is one."""
 
     label: str
     x: Sequence[float]
     y: Sequence[float]
+    low: Sequence[float] = ()
+    high: Sequence[float] = ()
+    smooth: bool = False  # a running mean: drawn as a line without points
 
 
 class Bar(NamedTuple):
@@ -81,51 +173,72 @@ def format_bytes(size: float) -> str:
     return f"{size:.{digits}f} {unit}"
 
 
-def accuracy_over_rounds(single: Curve, mean: Curve) -> str:
-    """Accuracy (fractions) of the rounds that were evaluated, and its running mean."""
+def accuracy_over_rounds(curves: Sequence[Curve], name: str = "accuracy-over-rounds") -> Drawing:
+    """Accuracy (fractions) over rounds; where curves are many, they differ in their dashes, too.
 
-    def draw(axes: Axes) -> None:
-        _plot(axes, single, FIRST)
-        axes.plot(mean.x, mean.y, color=SECOND, label=mean.label)
-        axes.set_xlim(0, 1.02 * max(single.x))
+    Args:
+        curves: each with at least one point.
+        name: of the figure's files.
+    """
+    labels = [_shortened(curve.label, LEGEND_LETTERS) for curve in curves]
+
+    def draw(axes: Axes, colors: Colors) -> None:
+        _plot_all(axes, curves, labels, colors)
+        axes.set_xlim(0, 1.02 * max(curve.x[-1] for curve in curves))
         axes.set_xlabel("round")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
-        _accuracy_axis(axes)
+        _accuracy_axis(axes, _columns(labels))
 
-    return _svg("rounds", 3.2, draw)
+    return Drawing(name, _height(labels), draw)
 
 
-def accuracy_over_bytes(curves: Sequence[Curve], dense: float | None) -> str:
-    """Accuracy over bytes sent so far (log scale), and what dense messages would have cost as a vertical line."""
+def accuracy_over_bytes(
+    curves: Sequence[Curve],
+    dense: float | None = None,
+    name: str = "accuracy-over-bytes",
+    direction: str = "up",
+    xlabel: str = "bytes so far",
+) -> Drawing:
+    """Accuracy (fractions) over bytes (log scale), and what dense messages would have cost as a vertical line.
 
-    def draw(axes: Axes) -> None:
-        for curve, color in zip(curves, (FIRST, SECOND), strict=False):
-            _plot(axes, curve, color)
+    Args:
+        curves: each with at least one point; x above 0.
+        dense: bytes; None: no line.
+        name: of the figure's files.
+        direction: of the dense messages.
+        xlabel: what the bytes are.
+    """
+    labels = [_shortened(curve.label, LEGEND_LETTERS) for curve in curves]
+    line = [f"dense, {direction}: {format_bytes(dense)}"] if dense is not None else []
+
+    def draw(axes: Axes, colors: Colors) -> None:
+        _plot_all(axes, curves, labels, colors)
         axes.set_xscale("log")
-        if dense is not None:
-            label = f"dense, up: {format_bytes(dense)}"
-            axes.axvline(dense, color=MUTED, linewidth=1.2, linestyle=(0, (4, 3)), label=label)
-        axes.set_xlabel("bytes so far")
-        axes.xaxis.set_major_locator(LogLocator(numticks=6))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: re.sub(r"\.0+", "", format_bytes(value))))
+        for label in line:
+            axes.axvline(dense or 0, color=colors[MUTED], linewidth=1.2, linestyle=(0, (4, 3)), label=label)
+        axes.set_xlabel(xlabel)
+        ends = [size for curve in curves for size in curve.x] + [dense or curves[0].x[0]]
+        few = max(ends) < 30 * min(ends)  # too few powers of ten to read the axis by
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1,), numticks=6))
+        axes.xaxis.set_major_formatter(FuncFormatter(_round_bytes))
         axes.xaxis.set_minor_formatter(NullFormatter())
-        _accuracy_axis(axes)
+        _accuracy_axis(axes, _columns([*labels, *line]))
 
-    return _svg("bytes", 3.2, draw)
+    return Drawing(name, _height([*labels, *line]), draw)
 
 
-def bars(name: str, items: Sequence[Bar]) -> str:
+def bars(name: str, items: Sequence[Bar]) -> Drawing:
     """Horizontal bars in the given order, each with its text at its end."""
-    labels = [_shortened(item.label) for item in items]
+    labels = [_shortened(item.label, MOST_LETTERS) for item in items]
 
-    def draw(axes: Axes) -> None:
+    def draw(axes: Axes, colors: Colors) -> None:
         places = range(len(items))
-        colors = [SECOND if item.whole else FIRST for item in items]
-        axes.barh(places, [item.length for item in items], height=0.62, color=colors)
+        shades = [colors[SECOND if item.whole else FIRST] for item in items]
+        axes.barh(places, [item.length for item in items], height=0.62, color=shades)
         longest = max((item.length for item in items), default=0.0) or 1.0
         for place, item in zip(places, items, strict=True):
             axes.text(item.length + 0.01 * longest, place, item.text, va="center")
-        axes.set_yticks(places, labels, color=INK)
+        axes.set_yticks(places, labels, color=colors[INK])
         axes.set_ylim(len(items) - 0.4, -0.6)
         # Room for the text of the longest bar, which depends on how much width the labels leave.
         width = 72 * WIDTH - LETTER * max(map(len, labels))
@@ -135,7 +248,7 @@ def bars(name: str, items: Sequence[Bar]) -> str:
         axes.xaxis.set_visible(False)
         axes.spines["bottom"].set_visible(False)
 
-    return _svg(name, 0.2 + 0.26 * len(items), draw)
+    return Drawing(name, 0.2 + 0.26 * len(items), draw)
 
 
 class Tried(NamedTuple):
@@ -147,38 +260,43 @@ class Tried(NamedTuple):
     chosen: bool = False
 
 
-def pareto(tried: Sequence[Tried], xlabel: str, standalone: bool = False) -> str:
+def pareto(tried: Sequence[Tried], xlabel: str, name: str = "architectures") -> Drawing:
     """Accuracy (fractions) over size of what a search has distilled, and the front: no smaller one is better.
 
     Args:
         tried: at least one.
         xlabel: what a size is of.
-        standalone: as an SVG file of its own, else for a page that defines the colours.
+        name: of the figure's files.
     """
     front: list[Tried] = []
     for one in sorted(tried, key=lambda one: (one.size, -one.accuracy)):
         if not front or one.accuracy > front[-1].accuracy:
             front.append(one)
 
-    def draw(axes: Axes) -> None:
+    def draw(axes: Axes, colors: Colors) -> None:
         sizes, accuracies = [one.size for one in front], [one.accuracy for one in front]
         last = max(one.size for one in tried)
         axes.step(
-            [*sizes, last], [*accuracies, accuracies[-1]], where="post", color=MUTED, linewidth=1.2, label="front"
+            [*sizes, last],
+            [*accuracies, accuracies[-1]],
+            where="post",
+            color=colors[MUTED],
+            linewidth=1.2,
+            label="front",
         )
-        for label, marker, color, members in (
+        for label, marker, role, members in (
             ("distilled in the search", "o", FIRST, [one for one in tried if not one.uniform]),
             ("all layers alike", "s", SECOND, [one for one in tried if one.uniform]),
         ):
             if members:
                 axes.plot(
-                    [one.size for one in members], [one.accuracy for one in members], color=color, marker=marker,
+                    [one.size for one in members], [one.accuracy for one in members], color=colors[role], marker=marker,
                     linestyle="", markersize=4.5, label=label,
                 )  # fmt: skip
         chosen = [one for one in tried if one.chosen]
         axes.plot(
             [one.size for one in chosen], [one.accuracy for one in chosen], marker="o", markersize=11, linestyle="",
-            markerfacecolor="none", markeredgecolor=INK, markeredgewidth=1.2, label="chosen",
+            markerfacecolor="none", markeredgecolor=colors[INK], markeredgewidth=1.2, label="chosen",
         )  # fmt: skip
         least = min(one.size for one in tried)
         if last > 2 * least:
@@ -193,8 +311,7 @@ def pareto(tried: Sequence[Tried], xlabel: str, standalone: bool = False) -> str
         _accuracy_axis(axes, columns=2)
         axes.margins(y=0.12)
 
-    svg = _svg("pareto", 3.4, draw)
-    return _standalone(svg) if standalone else svg
+    return Drawing(name, 3.4, draw)
 
 
 class Cut(NamedTuple):
@@ -205,72 +322,85 @@ class Cut(NamedTuple):
     taken: bool
 
 
-def cliff(cuts: Sequence[Cut], name: str) -> str:
+def cliff(cuts: Sequence[Cut], name: str) -> Drawing:
     """Accuracy (fractions) over the part that was removed: the way that was taken, where it stopped, what was undone.
 
     Args:
         cuts: in their order, at least one of them taken.
-        name: keeps the figure's ids apart from those of others of its kind.
+        name: of the figure's files.
     """
     taken, undone = [cut for cut in cuts if cut.taken], [cut for cut in cuts if not cut.taken]
 
-    def draw(axes: Axes) -> None:
+    def draw(axes: Axes, colors: Colors) -> None:
         axes.plot(
-            [cut.removed for cut in taken], [cut.accuracy for cut in taken], color=FIRST, marker="o", markersize=4.5,
-            linewidth=1.5, label="taken",
+            [cut.removed for cut in taken], [cut.accuracy for cut in taken], color=colors[FIRST], marker="o",
+            markersize=4.5, linewidth=1.5, label="taken",
         )  # fmt: skip
         if undone:
             axes.plot(
-                [cut.removed for cut in undone], [cut.accuracy for cut in undone], color=SECOND, marker="x",
+                [cut.removed for cut in undone], [cut.accuracy for cut in undone], color=colors[SECOND], marker="x",
                 markersize=7, linestyle="", label="undone",
             )  # fmt: skip
         axes.plot(
             [taken[-1].removed], [taken[-1].accuracy], marker="o", markersize=11, linestyle="", markerfacecolor="none",
-            markeredgecolor=INK, markeredgewidth=1.2, label=f"stopped here: {taken[-1].removed:.1%} removed",
+            markeredgecolor=colors[INK], markeredgewidth=1.2, label=f"stopped here: {taken[-1].removed:.1%} removed",
         )  # fmt: skip
         axes.set_xlabel("parameters removed")
         axes.xaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
         _accuracy_axis(axes)
         axes.margins(x=0.05, y=0.12)
 
-    return _svg(f"cliff-{name}", 3.0, draw)
+    return Drawing(name, 3.0, draw)
 
 
-def memory_over_rounds(curves: Sequence[Curve], begin: int) -> str:
-    """Resident bytes of a server (first curve) and its workers over the rounds, as an SVG file of its own.
+def memory_over_rounds(curves: Sequence[Curve], begin: int) -> Drawing:
+    """Resident bytes of a server (first curve) and its workers over the rounds.
 
     Args:
         curves: one for each process.
         begin: the round where the warm-up ends; a vertical line marks it.
     """
 
-    def draw(axes: Axes) -> None:
-        axes.plot(curves[0].x, curves[0].y, color=FIRST, linewidth=1.2, label=curves[0].label)
+    def draw(axes: Axes, colors: Colors) -> None:
+        axes.plot(curves[0].x, curves[0].y, color=colors[FIRST], linewidth=1.2, label=curves[0].label)
         for number, curve in enumerate(curves[1:]):  # workers are alike: dashes let the others show through
-            axes.plot(curve.x, curve.y, color=SECOND, linewidth=1.2, linestyle=(6 * number, (6, 5)), label=curve.label)
-        axes.axvline(begin, color=MUTED, linewidth=1.2, linestyle=(0, (4, 3)), label="warm-up ends")
+            axes.plot(
+                curve.x, curve.y, color=colors[SECOND], linewidth=1.2, linestyle=(6 * number, (6, 5)), label=curve.label
+            )
+        axes.axvline(begin, color=colors[MUTED], linewidth=1.2, linestyle=(0, (4, 3)), label="warm-up ends")
         axes.set_xlim(0, 1.02 * max(curves[0].x))
         axes.set_ylim(0, 1.1 * max(max(curve.y) for curve in curves))
         axes.set_xlabel("round")
         axes.set_ylabel("resident memory")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: re.sub(r"\.0+", "", format_bytes(value))))
+        axes.yaxis.set_major_formatter(FuncFormatter(_round_bytes))
         _legend(axes, columns=2)
 
-    return _standalone(_svg("memory", 3.2, draw))
+    return Drawing("memory-over-rounds", 3.2, draw)
 
 
-def _plot(axes: Axes, curve: Curve, color: str) -> None:
-    """Draws a curve so that few points are seen as points and many do not become a band."""
-    few = len(curve.x) <= 60
-    axes.plot(
-        curve.x, curve.y, color=color, linewidth=1.5 if few else 0.7, marker="o" if few else "", label=curve.label
-    )
+def _plot_all(axes: Axes, curves: Sequence[Curve], labels: Sequence[str], colors: Colors) -> None:
+    many = len(curves) > 2
+    for number, (curve, label) in enumerate(zip(curves, labels, strict=True)):
+        color = colors[SERIES[number % len(SERIES)]]
+        dash = DASHES[(number + number // len(SERIES)) % len(DASHES)] if many else "-"
+        if curve.low:
+            axes.fill_between(curve.x, curve.low, curve.high, color=color, alpha=0.18, linewidth=0)
+        few = len(curve.x) <= 60 and not curve.smooth  # few points are seen as points, and many do not become a band
+        width = 1.8 if curve.smooth else 1.5 if few else 0.7
+        axes.plot(
+            curve.x, curve.y, color=color, linewidth=width, linestyle=dash, label=label,
+            marker="o" if few or len(curve.x) == 1 else "",
+        )  # fmt: skip
 
 
-def _shortened(label: str) -> str:
-    """The end of a long label: names of layers differ there."""
-    return label if len(label) <= MOST_LETTERS else "…" + label[1 - MOST_LETTERS :]
+def _shortened(label: str, most: int) -> str:
+    """The end of a long label: names of layers, and folders, differ there."""
+    return label if len(label) <= most else "…" + label[1 - most :]
+
+
+def _round_bytes(size: float, _: object) -> str:
+    return re.sub(r"\.0+", "", format_bytes(size))
 
 
 def _accuracy_axis(axes: Axes, columns: int = 3) -> None:
@@ -280,35 +410,20 @@ def _accuracy_axis(axes: Axes, columns: int = 3) -> None:
     _legend(axes, columns=columns)
 
 
+def _columns(labels: Sequence[str]) -> int:
+    """As many columns of a legend as the figure has room for; each entry begins with a sample of its line."""
+    return max(1, min(3, len(labels), LEGEND_LETTERS // (6 + max(map(len, labels)))))
+
+
+def _height(labels: Sequence[str]) -> float:
+    """Of a figure with a legend of these labels, in inches: the more rows that has, the higher the figure."""
+    return 3.2 + 0.19 * (math.ceil(len(labels) / _columns(labels)) - 1)
+
+
 def _legend(axes: Axes, columns: int) -> None:
     """A legend above the axes, where no curve can run through it, and lines to read heights by."""
     axes.grid(axis="y")
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, borderaxespad=0, borderpad=0.3, labelcolor=INK)
-
-
-def _svg(name: str, height: float, draw: Callable[[Axes], None]) -> str:
-    """Draws one figure; `name` keeps its ids apart from those of the page's other figures."""
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, height), layout="constrained")
-        draw(figure.add_subplot())
-        text = StringIO()
-        figure.savefig(
-            text, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        )
-    svg = text.getvalue()
-    svg = svg[svg.index("<svg") :]  # an HTML page takes no XML declaration and no doctype
-    svg = re.sub(
-        r"<defs>\s*<style.*?</defs>", "", svg, count=1, flags=re.DOTALL
-    )  # its rule would hold for the whole page
-    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
-    for color, variable in VARIABLES.items():
-        svg = svg.replace(color, f"var({variable})")
-    return svg
-
-
-def _standalone(svg: str) -> str:
-    """The figure with a background and the colours of a light page, for where there is no page."""
-    for color, variable in VARIABLES.items():
-        svg = svg.replace(f"var({variable})", LIGHT[color])
-    opening, rest = svg.split(">", 1)
-    return f'{opening}><rect width="100%" height="100%" fill="#ffffff"/>{rest}'
+    length = 2.6 if len(axes.get_lines()) > 3 else None  # the dashes are to be told apart
+    axes.legend(
+        loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, borderaxespad=0, borderpad=0.3, handlelength=length
+    )

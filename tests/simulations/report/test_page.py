@@ -249,7 +249,7 @@ def test_architectures_that_were_tried_are_drawn_where_there_are_some() -> None:
     assert "Architectures that were tried" in text_of(with_search)
     assert "Architectures that were tried" not in text_of(page.render(some_results(), None))
     points = [figures.Tried(one.parameters, one.accuracy or 0.0, one.uniform, one.chosen) for one in tried]
-    *_, front = curves(figures.pareto(points, "parameters", standalone=True))  # the lines of the grid come first
+    *_, front = curves(figures.pareto(points, "parameters").svg())  # the lines of the grid come first
     heights = [y for _, y in front]
     assert heights == sorted(heights, reverse=True)  # downwards in an SVG: the front never falls
     assert len(set(heights)) == 2
