@@ -72,6 +72,8 @@ def _text(item: Any, keys: list[str | int], model: type[BaseModel]) -> str:
 
 def _range(keys: list[str | int], model: type[BaseModel]) -> str:
     """The limits of a number, such as "0 < density <= 1"."""
+    while isinstance(keys[-1], int):  # an item of a list: its limits are in the list's annotation
+        keys = keys[:-1]
     field = _field(keys, model)
     limits = [*field.metadata, *(limit for part in get_args(field.annotation) for limit in _metadata(part))]
     found = {sign: f"{getattr(limit, sign):g}" for limit in limits for sign in _SIGNS if hasattr(limit, sign)}

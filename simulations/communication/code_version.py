@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
+import re
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,7 +16,7 @@ LIBRARIES = ("flwr", "numpy", "torch")
 
 
 def imported(module: str, text: str) -> set[str]:
-    """Return the modules of fedpress that a module's text imports, anywhere in it.
+    """Return the modules of fedpress that a module's text imports or names as `module:object`, anywhere in it.
 
     >>> sorted(imported("m", "import numpy\\ndef f():\\n    from fedpress.client import state"))
     ['fedpress.client', 'fedpress.client.state']
@@ -27,6 +28,8 @@ def imported(module: str, text: str) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             found.add(node.module)
             found.update(f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found.update(re.findall(r"^(fedpress(?:\.\w+)+):\w+$", node.value))  # a reference, loaded by name
     return {name for name in found if name.startswith("fedpress.")}
 
 

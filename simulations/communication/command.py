@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import platform
+import sys
+from datetime import datetime
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +15,7 @@ import typer
 from fedpress.simulations import cli
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
     from rich.console import Console
     from rich.status import Status
 
@@ -99,16 +104,31 @@ def communication(
         failures = []
         if run:
             failures = _run(console, wanted, store, jobs or os.cpu_count() or 1)
-        from fedpress.simulations.communication import measures
+        from fedpress.simulations.communication import measures, page
 
         tables = measures.measure(chosen, wanted, store)
         if tables.runs.empty:
             cli.leave("error: no run is finished, so there are no figures", 1)
         tables.save(place)
+        found = page.parts(chosen, wanted, store, tables)
+        report = page.write(chosen, found, place, _facts(tables.runs, quick))
         missing = len(wanted) - len(tables.runs)
-        console.print(f"\n{len(tables.runs)} of {len(wanted)} runs in {place}", highlight=False, markup=False)
+        console.print(f"\n{len(tables.runs)} of {len(wanted)} runs; report: {report}", highlight=False, markup=False)
         if missing:
             cli.leave(f"error: {missing} run(s) have no figures, {len(failures)} of them failed", 1)
+
+
+def _facts(runs: DataFrame, quick: bool) -> list[tuple[str, str]]:
+    """What the figures depend on."""
+    codes = sorted(set(runs["code"]))
+    facts = [
+        ("command", " ".join(["fedpress", *sys.argv[1:]])),
+        ("date", f"{datetime.now():%Y-%m-%d}"),
+        ("machine", f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"),
+        ("libraries", ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "flwr"))),
+        ("code" if len(codes) == 1 else "codes", ", ".join(codes)),
+    ]
+    return [("a quick look", f"{QUICK_ROUNDS} rounds, no figures to cite"), *facts] if quick else facts
 
 
 def _run(console: Console, wanted: list[Cell], store: Store, jobs: int) -> list[Failure]:

@@ -52,6 +52,7 @@ DASHES: Final[tuple[Any, ...]] = (
     "-", (0, (5, 1.6)), (0, (1.3, 1.3)), (0, (6, 1.6, 1.2, 1.6)), (0, (9, 2.4)), (0, (4, 1.4, 1.2, 1.4, 1.2, 1.4)),
 )  # fmt: skip
 """Curves differ by these too, for print without colours. A seventh curve has the first colour and another dash."""
+MARKERS: Final = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*", "h")
 
 
 def _style(colors: Colors) -> dict[RcKeyType, Any]:
@@ -227,6 +228,131 @@ def accuracy_over_bytes(
     return Drawing(name, _height([*labels, *line]), draw)
 
 
+class Stack(NamedTuple):
+    """A bar of several parts, one after the other, and the text at its end."""
+
+    label: str
+    parts: Sequence[float]
+    text: str
+
+
+def stacked(name: str, parts: Sequence[str], items: Sequence[Stack]) -> Drawing:
+    """Horizontal bars in the given order, each of the named parts."""
+    labels = [_shortened(item.label, MOST_LETTERS) for item in items]
+
+    def draw(axes: Axes, colors: Colors) -> None:
+        left = [0.0] * len(items)
+        for number, part in enumerate(parts):
+            lengths = [item.parts[number] for item in items]
+            axes.barh(range(len(items)), lengths, height=0.62, left=left, color=colors[SERIES[number]], label=part)
+            left = [begin + length for begin, length in zip(left, lengths, strict=True)]
+        _label_bars(axes, labels, left, [item.text for item in items], colors)
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(parts), borderaxespad=0, borderpad=0.3)
+
+    return Drawing(name, 0.5 + 0.26 * len(items), draw)
+
+
+class Row(NamedTuple):
+    """A line of `dots`: a value for each series; None: there is none."""
+
+    label: str
+    values: Sequence[float | None]
+
+
+def dots(
+    name: str, series: Sequence[str], rows: Sequence[Row], xlabel: str, form: Callable[[float], str] = format_bytes
+) -> Drawing:
+    """A line for each row with a mark for each series, over a logarithmic axis.
+
+    Args:
+        name: of the figure's files.
+        series: their names, at most six.
+        rows: from top to bottom; at least one value above 0.
+        xlabel: what the values are.
+        form: writes one for people.
+    """
+    labels = [_shortened(row.label, MOST_LETTERS) for row in rows]
+
+    def draw(axes: Axes, colors: Colors) -> None:
+        for number, one in enumerate(series):
+            found = [(row.values[number], place) for place, row in enumerate(rows)]
+            known = [(value, place) for value, place in found if value is not None]
+            axes.plot(
+                [value for value, _ in known], [place for _, place in known], linestyle="", marker=MARKERS[number],
+                markersize=6, color=colors[SERIES[number]], label=one,
+            )  # fmt: skip
+        axes.set_xscale("log")
+        axes.set_yticks(range(len(rows)), labels, color=colors[INK])
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.set_xlabel(xlabel)
+        axes.xaxis.set_major_locator(LogLocator(numticks=6))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: re.sub(r"\.0+(?= )", "", form(value))))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.margins(x=0.08)
+        axes.tick_params(axis="y", length=0)
+        axes.grid(axis="both")
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(series), borderaxespad=0, borderpad=0.3)
+
+    return Drawing(name, 0.9 + 0.24 * len(rows), draw)
+
+
+class Mark(NamedTuple):
+    """A point of `tradeoff`; low and high: from the least to the greatest accuracy."""
+
+    label: str
+    size: float
+    accuracy: float
+    low: float
+    high: float
+
+
+def tradeoff(name: str, marks: Sequence[Mark], xlabel: str) -> Drawing:
+    """Accuracy (fractions) over bytes (log scale), and the Pareto front: nothing smaller is better.
+
+    Args:
+        name: of the figure's files.
+        marks: at least one.
+        xlabel: what the bytes are.
+    """
+    labels = [_shortened(mark.label, LEGEND_LETTERS) for mark in marks]
+    best = front(marks)
+
+    def draw(axes: Axes, colors: Colors) -> None:
+        sizes, accuracies = [mark.size for mark in best], [mark.accuracy for mark in best]
+        last = max(mark.size for mark in marks)
+        axes.step([*sizes, last], [*accuracies, accuracies[-1]], where="post", color=colors[MUTED], linewidth=1.2)
+        for number, (mark, label) in enumerate(zip(marks, labels, strict=True)):
+            color = colors[SERIES[number % len(SERIES)]]
+            axes.plot([mark.size, mark.size], [mark.low, mark.high], color=color, linewidth=1.2)
+            axes.plot(
+                [mark.size], [mark.accuracy], linestyle="", marker=MARKERS[number % len(MARKERS)], markersize=7,
+                color=color, label=label, markerfacecolor=color if mark in best else "none",
+            )  # fmt: skip
+        axes.set_xscale("log")
+        axes.set_xlabel(xlabel)
+        axes.xaxis.set_major_locator(LogLocator(numticks=6))
+        axes.xaxis.set_major_formatter(FuncFormatter(_round_bytes))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.margins(x=0.08)
+        _accuracy_axis(axes, _columns(labels))
+
+    return Drawing(name, _height(labels), draw)
+
+
+def front(marks: Sequence[Mark]) -> list[Mark]:
+    """The marks that nothing smaller beats, from the smallest on.
+
+    >>> marks = [Mark("a", 1, 0.8, 0.8, 0.8), Mark("b", 2, 0.7, 0.7, 0.7), Mark("c", 3, 0.9, 0.9, 0.9)]
+    >>> [mark.label for mark in front(marks)]
+    ['a', 'c']
+    """
+    best: list[Mark] = []
+    for mark in sorted(marks, key=lambda mark: (mark.size, -mark.accuracy)):
+        if not best or mark.accuracy > best[-1].accuracy:
+            best.append(mark)
+    return best
+
+
 def bars(name: str, items: Sequence[Bar]) -> Drawing:
     """Horizontal bars in the given order, each with its text at its end."""
     labels = [_shortened(item.label, MOST_LETTERS) for item in items]
@@ -235,18 +361,7 @@ def bars(name: str, items: Sequence[Bar]) -> Drawing:
         places = range(len(items))
         shades = [colors[SECOND if item.whole else FIRST] for item in items]
         axes.barh(places, [item.length for item in items], height=0.62, color=shades)
-        longest = max((item.length for item in items), default=0.0) or 1.0
-        for place, item in zip(places, items, strict=True):
-            axes.text(item.length + 0.01 * longest, place, item.text, va="center")
-        axes.set_yticks(places, labels, color=colors[INK])
-        axes.set_ylim(len(items) - 0.4, -0.6)
-        # Room for the text of the longest bar, which depends on how much width the labels leave.
-        width = 72 * WIDTH - LETTER * max(map(len, labels))
-        text = LETTER * max(len(item.text) for item in items)
-        axes.set_xlim(0, longest * width / max(width - text, 0.2 * width))
-        axes.tick_params(axis="y", length=0)
-        axes.xaxis.set_visible(False)
-        axes.spines["bottom"].set_visible(False)
+        _label_bars(axes, labels, [item.length for item in items], [item.text for item in items], colors)
 
     return Drawing(name, 0.2 + 0.26 * len(items), draw)
 
@@ -377,6 +492,24 @@ def memory_over_rounds(curves: Sequence[Curve], begin: int) -> Drawing:
         _legend(axes, columns=2)
 
     return Drawing("memory-over-rounds", 3.2, draw)
+
+
+def _label_bars(
+    axes: Axes, labels: Sequence[str], lengths: Sequence[float], texts: Sequence[str], colors: Colors
+) -> None:
+    """A name before each horizontal bar and a text at its end, in place of an axis."""
+    longest = max(lengths, default=0.0) or 1.0
+    for place, (length, text) in enumerate(zip(lengths, texts, strict=True)):
+        axes.text(length + 0.01 * longest, place, text, va="center")
+    axes.set_yticks(range(len(labels)), labels, color=colors[INK])
+    axes.set_ylim(len(labels) - 0.4, -0.6)
+    # Room for the text of the longest bar, which depends on how much width the labels leave.
+    width = 72 * WIDTH - LETTER * max(map(len, labels))
+    room = LETTER * max(map(len, texts))
+    axes.set_xlim(0, longest * width / max(width - room, 0.2 * width))
+    axes.tick_params(axis="y", length=0)
+    axes.xaxis.set_visible(False)
+    axes.spines["bottom"].set_visible(False)
 
 
 def _plot_all(axes: Axes, curves: Sequence[Curve], labels: Sequence[str], colors: Colors) -> None:

@@ -1,0 +1,313 @@
+"""The report of a suite: one HTML file, its figures as files of their own, and its tables as Markdown."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any, NamedTuple
+
+import pandas as pd
+from markupsafe import Markup
+
+from fedpress.compression.files import write_atomically
+from fedpress.simulations import intervals
+from fedpress.simulations.communication.cells import Store
+from fedpress.simulations.communication.measures import SMOOTHED, Tables
+from fedpress.simulations.communication.suite import Cell, Suite
+from fedpress.simulations.report import figures, page, series
+from fedpress.simulations.report.figures import Bar, Drawing, Mark, Row, Stack, format_bytes
+from fedpress.simulations.run_folder import Results
+
+ROUNDS = 5
+"""How many rounds the table of accuracy by round shows."""
+
+
+class Estimate(NamedTuple):
+    """A mean over seeds; `half_width`: of its 95 % interval, None for one seed."""
+
+    mean: float
+    half_width: float | None
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Estimate | None:
+        """Return the mean; None of nothing, or where a seed has no value: then it was not reached by all."""
+        known = [float(value) for value in values if not pd.isna(value)]
+        if not known or len(known) < len(values):
+            return None
+        width = intervals.half_width(known)
+        return cls(fmean(known), width if math.isfinite(width) else None)
+
+
+class Line(NamedTuple):
+    """A method's figures on one task and partition."""
+
+    method: str
+    title: str
+    source: str
+    seeds: int
+    accuracy: Estimate
+    up: float
+    down: float
+    up_bits: float
+    down_bits: float
+    up_ratio: float
+    both_ratio: float
+    reached: dict[float, dict[str, Estimate | None]]  # by accuracy aimed at: round, total_bytes
+    at_rounds: dict[int, Estimate | None]
+    at_bytes: dict[float, Estimate | None]
+    times: dict[float, dict[str, tuple[float, float] | None]]  # by accuracy aimed at and link: seconds, joules
+    encode_ms: float | None
+    decode_ms: float | None
+
+
+class Part(NamedTuple):
+    """One task with one partition: a section of the page."""
+
+    task: str
+    partition: str
+    rounds: int
+    targets: list[float]
+    lines: list[Line]
+    missing: list[str]  # methods with cells that were not run
+    drawings: list[Drawing]
+
+    @property
+    def name(self) -> str:
+        """Return a name for files and links."""
+        return f"{self.task}-{self.partition}"
+
+
+def parts(suite: Suite, cells: Sequence[Cell], store: Store, tables: Tables) -> list[Part]:
+    """Return the sections of the page, in the order of the suite; where nothing is finished there is none."""
+    found = []
+    for task, partition in dict.fromkeys((cell.task, cell.partition) for cell in cells):
+        here = [cell for cell in cells if (cell.task, cell.partition) == (task, partition)]
+        if part := _part(suite, task, partition, here, store, tables):
+            found.append(part)
+    return found
+
+
+def _part(suite: Suite, task: str, partition: str, cells: Sequence[Cell], store: Store, tables: Tables) -> Part | None:
+    def within(table: pd.DataFrame) -> pd.DataFrame:
+        return table[(table["task"] == task) & (table["partition"] == partition)] if len(table) else table
+
+    runs, rounds, targets = within(tables.runs), within(tables.rounds), within(tables.targets)
+    if runs.empty:
+        return None
+    present = set(runs["method"])
+    methods = [name for name in suite.known if name in present]
+    aims = sorted(set(targets["target"])) if len(targets) else []
+    budgets = _budgets(runs)
+    last = int(runs["rounds"].max())
+    marks = sorted({max(1, round(last * step / ROUNDS)) for step in range(1, ROUNDS + 1)})
+    lines = []
+    for name in methods:
+        own = runs[runs["method"] == name]
+        curve = rounds[rounds["method"] == name]
+        by_seed = [curve[curve["seed"] == seed] for seed in own["seed"]]
+        reached = targets[targets["method"] == name] if len(targets) else targets
+        coding = tables.coding[(tables.coding["task"] == task) & (tables.coding["method"] == name)]
+        accuracy = Estimate.of(list(own["accuracy"]))
+        assert accuracy is not None
+        up, down = own["up_bytes"].sum(), own["down_bytes"].sum()
+        dense = own["dense_up_bytes"].sum() + own["dense_down_bytes"].sum()
+        lines.append(
+            Line(
+                method=name,
+                title=suite.known[name].title or name,
+                source=suite.known[name].source,
+                seeds=len(own),
+                accuracy=accuracy,
+                up=up / len(own),
+                down=down / len(own),
+                up_bits=own["up_bits_per_parameter"].mean(),
+                down_bits=own["down_bits_per_parameter"].mean(),
+                up_ratio=own["dense_up_bytes"].sum() / up,
+                both_ratio=dense / (up + down),
+                reached={
+                    aim: {
+                        key: Estimate.of(list(reached[reached["target"] == aim][key]))
+                        for key in ("round", "total_bytes", "up_bytes")
+                    }
+                    for aim in aims
+                },
+                at_rounds={mark: Estimate.of([_at(one, "round", mark) for one in by_seed]) for mark in marks},
+                at_bytes={size: Estimate.of([_at(one, "total_bytes", size) for one in by_seed]) for size in budgets},
+                times={},
+                encode_ms=_only(coding, "encode_ms"),
+                decode_ms=_only(coding, "decode_ms"),
+            )
+        )
+    missing = [name for name in dict.fromkeys(cell.method for cell in cells if store.results(cell) is None)]
+    part = Part(task, partition, last, aims, lines, missing, [])
+    return part._replace(drawings=_drawings(part, cells, store))
+
+
+def _only(table: pd.DataFrame, key: str) -> float | None:
+    values = [value for value in table[key] if not pd.isna(value)] if len(table) else []
+    return float(values[0]) if values else None
+
+
+def _at(curve: pd.DataFrame, key: str, most: float) -> float:
+    """The mean of the last few accuracies before `key` is above `most`; NaN: there is none."""
+    seen = curve[curve[key] <= most]
+    return float(seen["accuracy"].tail(SMOOTHED).mean()) if len(seen) else math.nan
+
+
+def _budgets(runs: pd.DataFrame) -> list[float]:
+    """Powers of ten from the cheapest run's bytes to the dearest's."""
+    least, most = runs["total_bytes"].min(), runs["total_bytes"].max()
+    return [10.0**power for power in range(math.ceil(math.log10(least)), math.floor(math.log10(most)) + 1)]
+
+
+def _drawings(part: Part, cells: Sequence[Cell], store: Store) -> list[Drawing]:
+    def named(what: str) -> str:
+        return f"{part.name}-{what}".replace(".", "_")
+
+    curves = []
+    for line in part.lines:
+        points = [series.running(series.points(found)) for found in _finished(cells, line.method, store)]
+        for axis in ("both", "up"):
+            if curve := series.curve(line.title, points, axis, smooth=True):
+                curves.append((axis, curve))
+    drawn = [
+        figures.accuracy_over_bytes(
+            [curve for found, curve in curves if found == axis],
+            name=named(f"accuracy-over-bytes-{axis}"),
+            xlabel="bytes up and down so far" if axis == "both" else "bytes up so far",
+        )
+        for axis in ("both", "up")
+    ]
+    marks = []
+    for line in part.lines:
+        ends = [one.accuracy or 0.0 for one in _finished(cells, line.method, store)]
+        marks.append(Mark(line.title, line.up + line.down, line.accuracy.mean, min(ends), max(ends)))
+    drawn.append(figures.tradeoff(named("tradeoff"), marks, "bytes up and down of a run"))
+    drawn.append(
+        figures.stacked(
+            named("up-and-down"),
+            ("up", "down"),
+            [Stack(line.title, (line.up, line.down), format_bytes(line.up + line.down)) for line in part.lines],
+        )
+    )
+    for aim in part.targets:
+        if drawing := _to_target(part, aim, named(f"bytes-to-{100 * aim:g}")):
+            drawn.append(drawing)
+        rows = [
+            Row(line.title, [None if time is None else time[0] for time in line.times[aim].values()])
+            for line in part.lines
+            if any(line.times.get(aim, {}).values())
+        ]
+        if rows:
+            links = list(next(line.times[aim] for line in part.lines if line.times.get(aim)))
+            name = named(f"time-to-{100 * aim:g}")
+            drawn.append(figures.dots(name, links, rows, f"time to {100 * aim:g} %", format_seconds))
+    return drawn
+
+
+def _finished(cells: Sequence[Cell], method: str, store: Store) -> list[Results]:
+    return [found for cell in cells if cell.method == method and (found := store.results(cell))]
+
+
+def _to_target(part: Part, aim: float, name: str) -> Drawing | None:
+    """Bars whose length is the logarithm of the bytes."""
+    known = [(line.title, line.reached[aim]["total_bytes"]) for line in part.lines]
+    sizes = [estimate.mean for _, estimate in known if estimate is not None]
+    if not sizes:
+        return None
+    zero = math.log10(min(sizes)) - 0.5
+    return figures.bars(
+        name,
+        [Bar(title, 0.0 if found is None else math.log10(found.mean) - zero, _bytes(found)) for title, found in known],
+    )
+
+
+def _bytes(estimate: Estimate | None) -> str:
+    return "not reached" if estimate is None else format_bytes(estimate.mean)
+
+
+def format_seconds(seconds: float) -> str:
+    """A time in the unit that suits it.
+
+    >>> format_seconds(42.0), format_seconds(600.0), format_seconds(9000.0), format_seconds(400_000.0)
+    ('42 s', '10 min', '2.5 h', '4.6 d')
+    """
+    for unit, size, most in (("s", 1, 90), ("min", 60, 90 * 60), ("h", 3600, 72 * 3600)):
+        if seconds < most:
+            digits = 1 if seconds / size < 9.95 and unit != "s" else 0
+            return f"{seconds / size:.{digits}f} {unit}".replace(".0 ", " ")
+    return f"{seconds / 86400:.1f} d"
+
+
+def write(suite: Suite, found: Sequence[Part], folder: Path, facts: Sequence[tuple[str, str]]) -> Path:
+    """Write report.html, results.md and the figures into a folder, and return the page's path.
+
+    Args:
+        suite: what was run.
+        found: the sections.
+        folder: where to.
+        facts: name and value of what the figures depend on: command, machine, date.
+    """
+    environment = page.environment()
+    environment.filters |= {"estimate": estimate, "seconds": format_seconds, "milliseconds": milliseconds}
+    values: dict[str, Any] = {"suite": suite, "parts": found, "facts": facts, "smoothed": SMOOTHED}
+    html = environment.get_template("benchmark.html").render(**values, markup=_markup)
+    target = folder / "report.html"
+    write_atomically(target, html.encode())
+    write_atomically(folder / "results.md", markdown(found, facts).encode())
+    figures.save([drawing for part in found for drawing in part.drawings], folder / "figures")
+    return target
+
+
+def _markup(drawing: Drawing) -> Markup:
+    return Markup(drawing.on_page())
+
+
+def estimate(value: Estimate | None, form: Callable[[float], str] = page.format_percent) -> str:
+    """Return a mean with its interval for people: `97.1 ± 0.4 %`, in points for a fraction."""
+    if value is None:
+        return "–"
+    text = form(value.mean)
+    if form is page.format_percent and value.half_width is not None:
+        return text.replace(" %", f" ± {100 * value.half_width:.1f} %")
+    return text
+
+
+def milliseconds(value: float | None) -> str:
+    """Return a duration with two significant digits."""
+    return "–" if value is None else f"{value:.2g}" if value < 10 else f"{value:.0f}"
+
+
+def markdown(found: Sequence[Part], facts: Sequence[tuple[str, str]]) -> str:
+    """Return the tables as Markdown."""
+    lines = [*(f"* {name}: {value}" for name, value in facts), ""]
+    for part in found:
+        lines += [f"## {part.task}, {part.partition}", ""]
+        heads = ["method", "seeds", "accuracy", "up", "down", "bits a parameter up", "fewer up", "fewer in all"]
+        heads += [f"{what} to {100 * aim:g} %" for aim in part.targets for what in ("rounds", "bytes")]
+        lines += [_row(heads), _row(["---"] * len(heads))]
+        for line in part.lines:
+            cells = [
+                line.title,
+                str(line.seeds),
+                estimate(line.accuracy),
+                format_bytes(line.up),
+                format_bytes(line.down),
+                f"{line.up_bits:.3g}",
+                page.format_ratio(line.up_ratio),
+                page.format_ratio(line.both_ratio),
+            ]
+            for aim in part.targets:
+                reached = line.reached[aim]
+                cells += [estimate(reached["round"], lambda value: f"{value:.0f}"), _bytes(reached["total_bytes"])]
+            lines.append(_row(cells))
+        if part.missing:
+            lines += ["", f"Not run, or not with all seeds: {', '.join(part.missing)}."]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
