@@ -172,6 +172,7 @@ def run(
     pace: dict[int, list[float]] = {}  # seconds a round of the cells of a grid
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = max(1, cores // jobs)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, which the background may ignore
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
@@ -197,6 +198,8 @@ def run(
         for one in running:
             one.wait()
         raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return failures
 
 

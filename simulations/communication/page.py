@@ -62,6 +62,14 @@ class Line(NamedTuple):
     decode_ms: float | None
 
 
+class Figure(NamedTuple):
+    """A drawing with what is said above and below it."""
+
+    title: str
+    caption: str
+    drawing: Drawing
+
+
 class Part(NamedTuple):
     """One task with one partition: a section of the page."""
 
@@ -71,7 +79,7 @@ class Part(NamedTuple):
     targets: list[float]
     lines: list[Line]
     missing: list[str]  # methods with cells that were not run
-    drawings: list[Drawing]
+    figures: list[Figure]
 
     @property
     def name(self) -> str:
@@ -142,7 +150,7 @@ def _part(suite: Suite, task: str, partition: str, cells: Sequence[Cell], store:
         )
     missing = [name for name in dict.fromkeys(cell.method for cell in cells if store.results(cell) is None)]
     part = Part(task, partition, last, aims, lines, missing, [])
-    return part._replace(drawings=_drawings(part, cells, store))
+    return part._replace(figures=_figures(part, cells, store))
 
 
 def _only(table: pd.DataFrame, key: str) -> float | None:
@@ -162,48 +170,41 @@ def _budgets(runs: pd.DataFrame) -> list[float]:
     return [10.0**power for power in range(math.ceil(math.log10(least)), math.floor(math.log10(most)) + 1)]
 
 
-def _drawings(part: Part, cells: Sequence[Cell], store: Store) -> list[Drawing]:
+def _figures(part: Part, cells: Sequence[Cell], store: Store) -> list[Figure]:
     def named(what: str) -> str:
         return f"{part.name}-{what}".replace(".", "_")
 
-    curves = []
-    for line in part.lines:
-        points = [series.running(series.points(found)) for found in _finished(cells, line.method, store)]
-        for axis in ("both", "up"):
+    several = max(line.seeds for line in part.lines) > 1
+    band = " Bands: from the least to the greatest of the seeds; the line is their mean." if several else ""
+    running = f"Mean of the last {series.AVERAGED} rounds; bytes of all clients, logarithmic.{band}"
+    drawn = []
+    axes: tuple[tuple[series.Axis, str], ...] = (("both", "bytes up and down"), ("up", "bytes up"))
+    for axis, words in axes:
+        curves = []
+        for line in part.lines:
+            points = [series.running(series.points(found)) for found in _finished(cells, line.method, store)]
             if curve := series.curve(line.title, points, axis, smooth=True):
-                curves.append((axis, curve))
-    drawn = [
-        figures.accuracy_over_bytes(
-            [curve for found, curve in curves if found == axis],
-            name=named(f"accuracy-over-bytes-{axis}"),
-            xlabel="bytes up and down so far" if axis == "both" else "bytes up so far",
-        )
-        for axis in ("both", "up")
-    ]
+                curves.append(curve)
+        name = named(f"accuracy-over-bytes-{axis}")
+        drawing = figures.accuracy_over_bytes(curves, name=name, xlabel=f"{words} so far")
+        drawn.append(Figure(f"Accuracy over {words}", running, drawing))
     marks = []
     for line in part.lines:
         ends = [one.accuracy or 0.0 for one in _finished(cells, line.method, store)]
         marks.append(Mark(line.title, line.up + line.down, line.accuracy.mean, min(ends), max(ends)))
-    drawn.append(figures.tradeoff(named("tradeoff"), marks, "bytes up and down of a run"))
+    spread = " Lines: from the least to the greatest of the seeds." if several else ""
     drawn.append(
-        figures.stacked(
-            named("up-and-down"),
-            ("up", "down"),
-            [Stack(line.title, (line.up, line.down), format_bytes(line.up + line.down)) for line in part.lines],
+        Figure(
+            "Accuracy at the end and bytes of the run",
+            f"The step is the Pareto front, full marks are on it: nothing cheaper is better.{spread}",
+            figures.tradeoff(named("pareto"), marks, "bytes up and down of a run"),
         )
     )
+    stacks = [Stack(line.title, (line.up, line.down), format_bytes(line.up + line.down)) for line in part.lines]
+    drawing = figures.stacked(named("up-and-down"), ("up", "down"), stacks)
+    drawn.append(Figure("Bytes up and down", "Whole messages of all clients in a run.", drawing))
     for aim in part.targets:
-        if drawing := _to_target(part, aim, named(f"bytes-to-{100 * aim:g}")):
-            drawn.append(drawing)
-        rows = [
-            Row(line.title, [None if time is None else time[0] for time in line.times[aim].values()])
-            for line in part.lines
-            if any(line.times.get(aim, {}).values())
-        ]
-        if rows:
-            links = list(next(line.times[aim] for line in part.lines if line.times.get(aim)))
-            name = named(f"time-to-{100 * aim:g}")
-            drawn.append(figures.dots(name, links, rows, f"time to {100 * aim:g} %", format_seconds))
+        drawn += _to_target(part, aim, named)
     return drawn
 
 
@@ -211,17 +212,25 @@ def _finished(cells: Sequence[Cell], method: str, store: Store) -> list[Results]
     return [found for cell in cells if cell.method == method and (found := store.results(cell))]
 
 
-def _to_target(part: Part, aim: float, name: str) -> Drawing | None:
-    """Bars whose length is the logarithm of the bytes."""
+def _to_target(part: Part, aim: float, named: Callable[[str], str]) -> list[Figure]:
+    """Bytes to an accuracy as bars, and the time to it on several links."""
+    drawn, percent = [], f"{100 * aim:g} %"
     known = [(line.title, line.reached[aim]["total_bytes"]) for line in part.lines]
     sizes = [estimate.mean for _, estimate in known if estimate is not None]
-    if not sizes:
-        return None
-    zero = math.log10(min(sizes)) - 0.5
-    return figures.bars(
-        name,
-        [Bar(title, 0.0 if found is None else math.log10(found.mean) - zero, _bytes(found)) for title, found in known],
-    )
+    if sizes:
+        zero = math.log10(min(sizes)) - 0.5
+        bars = [Bar(title, 0.0 if one is None else math.log10(one.mean) - zero, _bytes(one)) for title, one in known]
+        drawing = figures.bars(named(f"bytes-to-{100 * aim:g}"), bars)
+        drawn.append(Figure(f"Bytes to {percent}", "Up and down; the bars are logarithmic.", drawing))
+    timed = [line for line in part.lines if any(line.times.get(aim, {}).values())]
+    if timed:
+        rows = [
+            Row(line.title, [None if one is None else one[0] for one in line.times[aim].values()]) for line in timed
+        ]
+        name = named(f"time-to-{100 * aim:g}")
+        drawing = figures.dots(name, list(timed[0].times[aim]), rows, f"time to {percent}", format_seconds)
+        drawn.append(Figure(f"Time to {percent}", "On the links named; logarithmic.", drawing))
+    return drawn
 
 
 def _bytes(estimate: Estimate | None) -> str:
@@ -257,7 +266,7 @@ def write(suite: Suite, found: Sequence[Part], folder: Path, facts: Sequence[tup
     target = folder / "report.html"
     write_atomically(target, html.encode())
     write_atomically(folder / "results.md", markdown(found, facts).encode())
-    figures.save([drawing for part in found for drawing in part.drawings], folder / "figures")
+    figures.save([one.drawing for part in found for one in part.figures], folder / "figures")
     return target
 
 
