@@ -17,7 +17,7 @@ export FLWR_TELEMETRY_ENABLED := 0
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help simulate test coverage lint format docs-check chaos proto fuzz clean
+.PHONY: help simulate test coverage lint format docs-check chaos benchmarks proto fuzz clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,6 +50,11 @@ proto: $(VENV)/dev.stamp ## Write the code for the hub's protocol again, after a
 
 chaos: $(VENV)/dev.stamp ## Kill, cut, slow down a deployment by a seed; FEDPRESS_FAULTS=30 FEDPRESS_CHAOS_SEED=7 for more
 	FEDPRESS_FAULTS=$${FEDPRESS_FAULTS:-11} $(BIN)/python -m pytest -q -s tests/simulations/service/test_chaos.py $(ARGS)
+
+benchmarks: $(VENV)/simulation.stamp ## Run the standing suites (many hours; goes on where it was), write docs/results anew
+	@for suite in digits fashion-mnist text; do \
+		$(BIN)/fedpress bench communication $$suite $(ARGS); cp runs/bench-$$suite/results.md docs/results/$$suite.md; \
+	done
 
 fuzz: $(VENV)/fuzz.stamp ## Fuzz the decoder for a minute; for longer: ARGS=-max_total_time=3600
 	@mkdir -p .fuzz/corpus

@@ -53,6 +53,27 @@ def cnn() -> nn.Sequential:
     )
 
 
+def lenet() -> nn.Sequential:
+    """The network of NIID-Bench (Li, Diao, Chen and He 2022) and of Flower's baseline of it; 44,426 parameters.
+
+    Two 5x5 convolutions of 6 and 16 channels, each with ReLU and 2x2 max pool, then 120 and 84 hidden units.
+    """
+    return nn.Sequential(
+        nn.Conv2d(1, 6, 5),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(6, 16, 5),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(16 * 4 * 4, 120),
+        nn.ReLU(),
+        nn.Linear(120, 84),
+        nn.ReLU(),
+        nn.Linear(84, 10),
+    )
+
+
 def vit() -> VisionTransformer:
     """Six blocks of width 64, 4 heads and 128 hidden units on 16 patches of 7x7 pixels; 205,706 parameters."""
     return VisionTransformer(28, 7, width=64, depth=6, heads=4, hidden=128, classes=10)
@@ -60,6 +81,7 @@ def vit() -> VisionTransformer:
 
 MODELS: architectures.Models = {
     "cnn": cnn,
+    "lenet": lenet,
     "cnn-bn": lambda: architectures.batch_normalised(cnn()),
     "mlp": lambda: architectures.perceptron(784, 64, 64, classes=10),
     "vit": vit,
