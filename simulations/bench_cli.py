@@ -65,6 +65,10 @@ def bench_codec(
         Path | None,
         typer.Option(metavar="FILE", help="Python of an environment with nncodec, to measure that too."),
     ] = None,
+    openfl_python: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Python of an environment with OpenFL, to measure its STC too."),
+    ] = None,
     json_file: cli.JsonOption = None,
 ) -> None:
     """Measure time and bytes of the codec on one vector.
@@ -89,7 +93,9 @@ def bench_codec(
     with cli.clear_errors("simulation", json_file):
         from fedpress.simulations import codec_bench
 
-        figures = codec_bench.run(size, density, data, number_format, payloads, nncodec_python=nncodec_python)
+        figures = codec_bench.run(
+            size, density, data, number_format, payloads, nncodec_python=nncodec_python, openfl_python=openfl_python
+        )
         cli.show_facts(codec_bench.facts(figures))
         cli.write_json(json_file, figures._asdict())
 

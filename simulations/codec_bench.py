@@ -20,7 +20,7 @@ from fedpress.compression.errors import FedpressError
 from fedpress.compression.shared import Shared
 from fedpress.compression.update import Sparse
 from fedpress.compression.vector import Vector
-from fedpress.simulations import codec_data, nncodec_bench
+from fedpress.simulations import codec_data, outside_bench
 from fedpress.simulations import scenario as scenarios
 
 SIZE = 1_000_000
@@ -51,6 +51,9 @@ class CodecFigures(NamedTuple):
             interpreter for it was given.
         nncodec_bits_per_nonzero: the same for its bytes.
         nncodec_relative_error: the same for its error.
+        openfl_over_encode: OpenFL's STC, selection and coding, over our whole step; None: not measured.
+        openfl_bits_per_nonzero: the same for its bytes.
+        openfl_relative_error: the same for its error.
         payload_bytes: length of the payload.
         bits_per_nonzero: 8 payload_bytes / sent.
         relative_error: norm(decoded - kept) / norm(kept), over the entries sent.
@@ -73,6 +76,9 @@ class CodecFigures(NamedTuple):
     nncodec_over_encode: float | None
     nncodec_bits_per_nonzero: float | None
     nncodec_relative_error: float | None
+    openfl_over_encode: float | None
+    openfl_bits_per_nonzero: float | None
+    openfl_relative_error: float | None
     payload_bytes: int
     bits_per_nonzero: float | None
     relative_error: float | None
@@ -89,6 +95,7 @@ def run(
     payloads: int = PAYLOADS,
     repetitions: int = REPETITIONS,
     nncodec_python: Path | None = None,
+    openfl_python: Path | None = None,
 ) -> CodecFigures:
     """Measure one vector.
 
@@ -101,10 +108,11 @@ def run(
         payloads: Different ones to decode and add, one after the other.
         repetitions: Of each measurement; the median counts.
         nncodec_python: Interpreter of an environment with nncodec, which is then measured too.
+        openfl_python: the same for OpenFL.
 
     Raises:
         BenchError: The data, the density or the format cannot be used.
-        NncodecError: nncodec cannot be run.
+        OutsideError: nncodec or OpenFL cannot be run.
     """
     if (size is not None and size < 1) or repetitions < 1 or payloads < 1:
         raise BenchError(f"size, payloads, repetitions: {size}, {payloads}, {repetitions}; expected at least 1 each")
@@ -146,7 +154,10 @@ def run(
     if nncodec_python is not None and relative_error is not None:
         sparse = np.zeros_like(update)
         sparse[said.positions] = update[said.positions]
-        beside = nncodec_bench.measure(nncodec_python, sparse, relative_error, repetitions)
+        beside = outside_bench.measure(outside_bench.NNCODEC, nncodec_python, sparse, relative_error, repetitions)
+    openfl = None
+    if openfl_python is not None:
+        openfl = outside_bench.measure(outside_bench.OPENFL, openfl_python, update, density, repetitions)
     entropy = _entropy(said, n if data == "uniform" else ENTROPY_BLOCK)
 
     # The same update, turned: what it costs to read depends on nothing else, and each touches other memory.
@@ -176,6 +187,9 @@ def run(
         nncodec_over_encode=beside.seconds / encoded if beside else None,
         nncodec_bits_per_nonzero=8 * beside.bytes / said.count if beside else None,
         nncodec_relative_error=beside.relative_error if beside else None,
+        openfl_over_encode=openfl.seconds / encoded if openfl else None,
+        openfl_bits_per_nonzero=8 * openfl.bytes / said.count if openfl and said.count else None,
+        openfl_relative_error=openfl.relative_error if openfl else None,
         payload_bytes=len(payload),
         bits_per_nonzero=8 * len(payload) / said.count if said.count else None,
         relative_error=relative_error,
@@ -191,13 +205,17 @@ def facts(figures: CodecFigures) -> list[tuple[str, str]]:
     def ratio(value: float | None, unit: str = "x") -> str:
         return "not measured" if value is None else f"{value:,.2f}{unit}"
 
-    nncodec = "not measured: it needs an environment of its own, see --nncodec-python"
-    if figures.nncodec_over_encode is not None:
-        nncodec = (
-            f"{ratio(figures.nncodec_over_encode)} the client step,"
-            f" {ratio(figures.nncodec_bits_per_nonzero, ' bits an entry')},"
-            f" relative error {ratio(figures.nncodec_relative_error, '')}"
-        )
+    def beside(name: str, seconds: float | None, bits: float | None, error: float | None) -> str:
+        if seconds is None:
+            return f"not measured: it needs an environment of its own, see --{name}-python"
+        return f"{ratio(seconds)} the client step, {ratio(bits, ' bits an entry')}, relative error {ratio(error, '')}"
+
+    nncodec = beside(
+        "nncodec", figures.nncodec_over_encode, figures.nncodec_bits_per_nonzero, figures.nncodec_relative_error
+    )
+    openfl = beside(
+        "openfl", figures.openfl_over_encode, figures.openfl_bits_per_nonzero, figures.openfl_relative_error
+    )
     return [
         ("data", f"{figures.data}, {figures.size:,} entries, {figures.sent:,} sent as {figures.values}"),
         ("client step", f"{figures.encode_ms:,.2f} ms, {ratio(figures.encode_over_copy)} a copy of the vector"),
@@ -205,6 +223,7 @@ def facts(figures: CodecFigures) -> list[tuple[str, str]]:
         ("naive top-k", f"{ratio(figures.naive_over_encode)} the client step"),
         ("Flower, dense", f"{ratio(figures.flower_over_encode)} the client step"),
         ("nncodec", nncodec),
+        ("OpenFL's STC", openfl),
         ("payload", f"{figures.payload_bytes:,} bytes, {ratio(figures.bits_per_nonzero, ' bits an entry')}"),
         ("relative error", ratio(figures.relative_error, " of the entries sent")),
         ("positions", f"{ratio(figures.index_bits_over_entropy)} their entropy"),

@@ -27,7 +27,7 @@ QP_DENSITY = 5
 STEPS_AN_OCTAVE = 2**QP_DENSITY
 SLACK = 1.02
 """How far above the target an error may be: it moves in jumps, and nncodec should not lose by one."""
-NO_NNCODEC = 3
+MISSING = 3
 """Exit code: nncodec cannot be imported."""
 
 
@@ -91,7 +91,7 @@ def _main() -> int:
         from nncodec import nnc
     except ImportError as error:
         print(error, file=sys.stderr)
-        return NO_NNCODEC
+        return MISSING
     torch.set_num_threads(1)
     print(json.dumps(measure(nnc, np.load(path), float(target), int(repetitions))), file=answer, flush=True)
     return 0

@@ -11,13 +11,14 @@ from typer.testing import CliRunner
 from fedpress.compression import encoder, selection, values
 from fedpress.compression.shared import Shared
 from fedpress.compression.vector import Layout, TensorSpec
-from fedpress.simulations import codec_bench, codec_data, nncodec_bench, scenario
+from fedpress.simulations import codec_bench, codec_data, outside_bench, scenario
 from fedpress.simulations.__main__ import main
 
 KEYS = (
     "size density data encode_over_copy naive_over_encode payload_bytes bits_per_nonzero relative_error"
     " index_bits_over_entropy decode_accumulate_mnnz_per_s accumulate_over_dense_add nncodec_over_encode"
     " nncodec_bits_per_nonzero nncodec_relative_error"
+    " openfl_over_encode openfl_bits_per_nonzero openfl_relative_error"
 )
 
 
@@ -27,7 +28,7 @@ def test_the_json_has_the_promised_keys(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     figures = json.loads(target.read_text())
     assert set(KEYS.split()) <= set(figures)
-    assert [figures[key] for key in figures if key.startswith("nncodec")] == [None] * 3
+    assert [figures[key] for key in figures if key.startswith(("nncodec", "openfl"))] == [None] * 6
     assert (figures["size"], figures["density"], figures["data"], figures["sent"]) == (20000, 0.01, "clustered", 200)
     assert 0 < figures["relative_error"] < 0.085 and figures["encode_over_copy"] > 0
 
@@ -78,12 +79,13 @@ def test_the_update_of_a_real_client_is_measured() -> None:
 
 
 @pytest.mark.parametrize(
-    "python, message",
+    "option, python, message",
     [
-        (sys.executable, r"nncodec cannot be imported there \(No module named 'nncodec'\).*'numpy<2'"),
-        ("none/python", "none/python: cannot be started: No such file"),
+        ("nncodec", sys.executable, r"nncodec cannot be imported there \(No module named 'nncodec'\).*'numpy<2'"),
+        ("nncodec", "none/python", "--nncodec-python none/python: cannot be started: No such file"),
+        ("openfl", sys.executable, r"openfl cannot be imported there \(No module named 'openfl'\).*openfl==1.9"),
     ],
 )
-def test_an_interpreter_without_nncodec_is_named(python: str, message: str) -> None:
-    with pytest.raises(nncodec_bench.NncodecError, match=message):
-        codec_bench.run(1000, 0.01, repetitions=1, nncodec_python=Path(python))
+def test_an_interpreter_without_the_codec_is_named(option: str, python: str, message: str) -> None:
+    with pytest.raises(outside_bench.OutsideError, match=message):
+        codec_bench.run(1000, 0.01, repetitions=1, **{f"{option}_python": Path(python)})  # type: ignore[arg-type]
