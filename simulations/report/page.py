@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from fedpress.compression.files import write_atomically
 from fedpress.compression.ledger import Ledger
+from fedpress.simulations import inspection
 from fedpress.simulations.report import figures
 from fedpress.simulations.report.figures import Bar, Curve, format_bytes
 from fedpress.simulations.run_folder import Results, RunFolder, RunFolderError, StudentResult
@@ -45,6 +46,7 @@ def render(results: Results, ledger: Ledger | None) -> str:
         "percent": format_percent,
         "ratio": format_ratio,
         "points": format_points,
+        "joules": inspection.format_joules,
     }
     refusals = Counter[str]()
     for result in results.rounds:
