@@ -101,7 +101,9 @@ def simulate(
         if chosen is None:
             assert resume is not None
             _, chosen = beginning.unfinished(resume)
-        workload.Workload(chosen).examples(0)  # absent data, or too few, are found out before there is a run folder
+        work = workload.Workload(chosen)
+        work.examples(0)  # absent data, or too few, are found out before there is a run folder
+        work.network  # noqa: B018 - and so is a trace that cannot be used
         students.signing_key(chosen.students)
         console = Console()
         interrupted = False

@@ -389,6 +389,7 @@ class InlineGrid(Grid):
                 down_bytes=records.serialized_size(order),
                 examples=self._examples(task.client) if self._examples else 0,
                 up_bytes=records.serialized_size(reply),
+                start=sent_at,
             )
         if self._faults:
             for kind in task.faults:

@@ -113,6 +113,7 @@ def run_facts(results: Results) -> list[tuple[str, str]]:
         ("accuracy", "not evaluated" if results.accuracy is None else f"{results.accuracy:.2%}, mean of the {last}"),
         ("bytes up", _against(totals.up_bytes, totals.up_ratio)),
         ("bytes down", _against(totals.down_bytes, totals.down_ratio)),
+        *_network(results),
         ("model", f"{results.model.parameters:,} parameters, sha256 {results.model.sha256[:16] or 'not yet'}"),
         *((f"tier {tier.tier}", _tier_fact(tier)) for tier in results.tiers),
         ("seconds", f"{results.seconds:.0f}" + _phases(results)),
@@ -124,6 +125,27 @@ def _phases(results: Results) -> str:
     found = sorted(results.phases.items(), key=lambda phase: -phase[1])
     named = [f"{name} {seconds / whole:.0%}" for name, seconds in found if seconds >= 0.02 * whole > 0]
     return f"; of the rounds: {', '.join(named)}" if named else ""
+
+
+def _network(results: Results) -> list[tuple[str, str]]:
+    """Nothing without a network."""
+    if not results.scenario.get("network"):
+        return []
+    seconds, joules = results.rounds[-1].virtual_seconds if results.rounds else 0.0, results.totals.joules
+    return [
+        ("virtual time", f"{seconds:,.1f} s"),
+        *([("energy", f"{format_joules(joules)}, what clients spent on these bytes (estimate)")] if joules else []),
+    ]
+
+
+def format_joules(joules: float) -> str:
+    """An energy with three figures: `1.23 kJ`.
+
+    >>> format_joules(1234.5), format_joules(0.0042), format_joules(99.96)
+    ('1.23 kJ', '4.2 mJ', '100 J')
+    """
+    factor, unit = next(((f, u) for f, u in ((1e6, "MJ"), (1e3, "kJ"), (1, "J")) if joules >= 0.9995 * f), (1e-3, "mJ"))
+    return f"{joules / factor:.3g} {unit}"
 
 
 def _mask(results: Results) -> tuple[str, str]:

@@ -76,6 +76,7 @@ class RoundResult(Record):
     refused: int
     reasons: dict[str, int] = {}  # refused, by reason
     virtual_seconds: float = 0.0  # on the scenario's own clock, from the run's start
+    joules: float = 0.0  # estimate: what the clients' devices spent on the round's bytes (`Totals`)
     staleness: float | None = None  # of the accepted replies, mean; None: a synchronous round, or none accepted
     max_staleness: int | None = None
     tiers: dict[str, TierRound] = {}  # those that train; bytes, replies and refusals above are of all together
@@ -172,13 +173,18 @@ class LayerDensity(Record):
 
 
 class Totals(Record):
-    """Bytes of the whole run; `dense_*`: one really serialised dense message times the messages of this run."""
+    """Bytes of the whole run; `dense_*`: one really serialised dense message times the messages of this run.
+
+    `joules` is what the clients' devices spent on these bytes, by estimate (`Network.joules`); 0: the scenario has no
+    network, or its network no figures on energy.
+    """
 
     up_bytes: int
     down_bytes: int
     dense_up_bytes: int
     dense_down_bytes: int
     bundle_bytes: int = 0
+    joules: float = 0.0
 
     @property
     def both_bytes(self) -> int:

@@ -121,6 +121,7 @@ class Writer:
             refused=len(summary.refusals),
             reasons=summary.reasons,
             virtual_seconds=self.virtual_seconds,
+            joules=self._joules(summary.round),
             staleness=summary.staleness,
             max_staleness=summary.max_staleness,
             tiers={name: _tier_round(part) for name, part in summary.tiers.items()},
@@ -204,6 +205,7 @@ class Writer:
                 dense_up_bytes=dense["up"],
                 dense_down_bytes=dense["down"],
                 bundle_bytes=sum(books.ledger.total(kind="bundle") for books in accounts.values()),
+                joules=self._joules(),
             ),
             model=ModelInfo(parameters=self.workload.layout.size, sha256=self.digest),
             students=self.students,
@@ -215,6 +217,11 @@ class Writer:
             seconds=monotonic() - self.began,
             phases=dict(self.strategy.phases.seconds),
         )
+
+    def _joules(self, round: int | None = None) -> float:
+        network = self.workload.network
+        ledgers = [books.ledger for books in self.strategy.accounts.values()]
+        return sum(network.joules_of(ledger, round) for ledger in ledgers) if network else 0.0
 
     @property
     def tiers(self) -> tuple[TrainingTier, ...]:

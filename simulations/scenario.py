@@ -84,8 +84,10 @@ class Scenario(Section):
     teaching: Teaching | None = Field(
         default=None, description="How tiers that train teach each other; null: no tier trains."
     )
-    network: NetworkChoice | None = Field(
-        default=None, description="Links and speeds of the clients; null: time stands still."
+    network: Annotated[NetworkChoice | None, BeforeValidator(of_name("profile"))] = Field(
+        default=None,
+        description="Links and speeds of the clients: a profile's name, or {profile, and what differs}; null: time"
+        " stands still.",
     )
     faults: FaultChoice | None = Field(default=None, description="What goes wrong on purpose; null: nothing.")
 
@@ -306,11 +308,15 @@ def load(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Scenario:
         scenario = Scenario.model_validate(raw)
     except ValidationError as error:
         raise _invalid(repr(str(path_or_name)), error) from None
-    if ":" not in scenario.task.name or scenario.task.folder is not None:
-        return scenario
-    # Worker processes and reports find the class too, wherever they are started.
-    task = scenario.task.model_copy(update={"folder": str(path.parent.resolve())})
-    return scenario.model_copy(update={"task": task})
+    # Worker processes, reports and a run's own scenario.yaml find these files too, wherever they are started or lie.
+    if ":" in scenario.task.name and scenario.task.folder is None:
+        task = scenario.task.model_copy(update={"folder": str(path.parent.resolve())})
+        scenario = scenario.model_copy(update={"task": task})
+    if scenario.network is not None and scenario.network.trace is not None:
+        beside = Path() if path.parent == FOLDER else path.parent  # nobody keeps files where fedpress is installed
+        trace = str((beside / Path(scenario.network.trace).expanduser()).resolve())
+        scenario = scenario.model_copy(update={"network": scenario.network.model_copy(update={"trace": trace})})
+    return scenario
 
 
 def _locate(path_or_name: str | Path) -> Path:

@@ -57,6 +57,10 @@ def read(text: str) -> dict[str, Any]:
     return {str(key): value for key, value in found.items()}
 
 
+_NAMED = {"task": "name", "encoder": "recipe", "sparsity": "method", "network": "profile"}
+"""Sections that may be written as a name, and the key that it then is."""
+
+
 def override(raw: dict[str, Any], assignment: str) -> None:
     """Change one value in place; sections on the way are made where there are none.
 
@@ -85,8 +89,8 @@ def override(raw: dict[str, Any], assignment: str) -> None:
     for depth, key in enumerate(keys[:-1]):
         step = _step(place, key, keys[: depth + 1], assignment)
         if isinstance(place, dict):
-            if isinstance(place.get(step), str) and step == "task":
-                place[step] = {"name": place[step]}
+            if isinstance(place.get(step), str) and step in _NAMED:
+                place[step] = {_NAMED[step]: place[step]}
             elif place.get(step) is None:
                 place[step] = {}
         place = place[step]

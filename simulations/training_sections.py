@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from fedpress.compression import recipes, values
 from fedpress.compression.encoder import Encoder
 from fedpress.compression.models.sparse_training import AtInitialisation
-from fedpress.simulations import scenario_errors
+from fedpress.simulations import network, scenario_errors
 from fedpress.simulations.sections import Fraction, Positive, Section
 from fedpress.simulations.tasks import registry
 
@@ -314,16 +314,80 @@ class Evaluation(Section):
 class NetworkChoice(Section):
     """Links and speeds of the clients on a virtual clock: it decides who is late, and costs no real time."""
 
-    up_mbit: Positive = Field(default=1.0, description="Upload of the median client, 10^6 bits a second.")
-    down_mbit: Positive = Field(default=10.0, description="Download of the median client.")
+    profile: str | dict[str, float] | None = Field(
+        default=None,
+        description=f"Kind of link: {', '.join(network.PROFILES)}; or the share of the clients that have each, such as"
+        " {lte: 0.7, wifi: 0.3}. It sets the keys from up_mbit to down_joules_per_byte that are null.",
+    )
+    up_mbit: Positive | None = Field(
+        default=None,
+        description="Upload of the median client, 10^6 bits a second. null: the profile's; without one,"
+        f" {network.DEFAULT.up_mbit:g}.",
+    )
+    down_mbit: Positive | None = Field(
+        default=None,
+        description=f"Download of the median client. null: the profile's, or {network.DEFAULT.down_mbit:g}.",
+    )
+    latency: Annotated[float, Field(ge=0)] | None = Field(
+        default=None,
+        description="Seconds a message takes besides its bytes, each way. null: the profile's, or"
+        f" {network.DEFAULT.latency:g}.",
+    )
+    jitter: Annotated[float, Field(ge=0)] | None = Field(
+        default=None,
+        description="Mean of the seconds that each message takes more, at random. null: the profile's, or 0.",
+    )
+    loss: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        default=None,
+        description="Part of the packets that are lost and sent again, which slows a transfer down. null: the"
+        " profile's, or 0.",
+    )
+    up_joules_per_byte: Annotated[float, Field(ge=0)] | None = Field(
+        default=None,
+        description="Energy that a client's device spends for a byte it sends. null: the profile's, or 0.",
+    )
+    down_joules_per_byte: Annotated[float, Field(ge=0)] | None = Field(
+        default=None, description="Energy for a byte it gets. null: the profile's, or 0."
+    )
     examples_per_second: Positive = Field(default=100.0, description="Training speed of the median client.")
-    latency: float = Field(default=0.1, ge=0, description="Seconds a message takes besides its bytes, each way.")
     spread: float = Field(
-        default=0.5, ge=0, description="Unevenness: deviation of the logarithms; 0: all clients alike."
+        default=0.5,
+        ge=0,
+        description="Unevenness of rates and speed: deviation of the logarithms; 0: all clients alike.",
     )
     dropout: float = Field(
         default=0.0, ge=0, lt=1, description="Chance that a client does not answer. Needs a deadline."
     )
+    trace: str | None = Field(
+        default=None,
+        description="CSV file with the rates over time, in place of up_mbit and down_mbit; its columns: client (or *),"
+        " seconds, up_mbit, down_mbit and perhaps latency. Its path is seen from the scenario's file.",
+    )
+
+    @field_validator("profile", mode="before")
+    @classmethod
+    def _known(cls, given: Any) -> Any:
+        shares = {given: 1.0} if isinstance(given, str) else given
+        if shares is None:
+            return None
+        if not isinstance(shares, dict) or not shares:
+            raise ValueError("expected the name of a profile, or shares by name, such as {lte: 0.7, wifi: 0.3}")
+        for name, share in shares.items():
+            if name not in network.PROFILES:
+                known = scenario_errors.choices(network.PROFILES, name)
+                raise ValueError(f"there is no profile {name!r}, expected {known}")
+            if isinstance(share, bool) or not isinstance(share, int | float) or not share > 0:
+                raise ValueError(f"the share of {name} is {share!r}, expected a positive number")
+        if abs(sum(shares.values()) - 1) > 1e-6:
+            raise ValueError(f"the shares sum to {sum(shares.values()):g}, expected 1")
+        return given
+
+    @model_validator(mode="after")
+    def _one_source_of_rates(self) -> NetworkChoice:
+        for key in ("up_mbit", "down_mbit"):
+            if self.trace is not None and getattr(self, key) is not None:
+                raise ValueError(f"{key} has no meaning beside trace, which has the rates; leave one out")
+        return self
 
 
 class FaultChoice(Section):

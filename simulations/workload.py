@@ -218,9 +218,9 @@ class Workload:
 
     @cached_property
     def network(self) -> Network | None:
-        """Links and speeds of the clients."""
-        choice = self.scenario.network
-        return Network(**choice.model_dump(), seed=self.scenario.seed) if choice else None
+        """Links and speeds of the clients. Raises TraceError where its trace cannot be used."""
+        choice, scenario = self.scenario.network, self.scenario
+        return Network(**choice.model_dump(), seed=scenario.seed, clients=scenario.clients) if choice else None
 
     def plan(self) -> Plan:
         """Return the server's plan, with a run folder: what a ServerApp on Flower's own engines asks for.

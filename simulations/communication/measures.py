@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from statistics import fmean, median
@@ -13,16 +13,20 @@ import numpy as np
 import pandas as pd
 
 from fedpress.compression import seeds, wire
+from fedpress.compression.ledger import Ledger
 from fedpress.compression.shared import Shared
-from fedpress.simulations import codec_data
+from fedpress.simulations import codec_data, replay
 from fedpress.simulations.communication.cells import Store
 from fedpress.simulations.communication.suite import Cell, Suite
-from fedpress.simulations.run_folder import Results
+from fedpress.simulations.network import Network
+from fedpress.simulations.run_folder import Results, RunFolder
 from fedpress.simulations.workload import Workload
 
 SMOOTHED = 3
 """Evaluations whose mean must reach an accuracy that is aimed at: one alone swings by points."""
 REPETITIONS = 7
+SPREAD, EXAMPLES_PER_SECOND = 0.5, 100.0
+"""Of the networks that runs are replayed on: clients are uneven, and train as fast as a slow phone."""
 IDENTITY = ("task", "partition", "method", "seed")
 """The columns that name a cell, in every table."""
 
@@ -37,6 +41,8 @@ class Tables(NamedTuple):
         rounds: a row for each evaluated round of each cell: accuracy, and bytes since the start.
         targets: a row for each cell and accuracy aimed at: the first round whose smoothed accuracy reaches it, and
             bytes until then; empty where it was not reached.
+        times: a row for each cell, accuracy aimed at and network: virtual seconds until then, and what the clients'
+            devices had spent on messages by estimate, in joules (docs/network.md); only where it was reached.
         coding: a row for each task and method: milliseconds on one thread to encode and to decode and add the update
             of a real client.
     """
@@ -44,6 +50,7 @@ class Tables(NamedTuple):
     runs: pd.DataFrame
     rounds: pd.DataFrame
     targets: pd.DataFrame
+    times: pd.DataFrame
     coding: pd.DataFrame
 
     def save(self, folder: Path) -> list[Path]:
@@ -64,6 +71,7 @@ def measure(suite: Suite, cells: Sequence[Cell], store: Store) -> Tables:
     runs: list[dict[str, Any]] = []
     rounds: list[dict[str, Any]] = []
     targets: list[dict[str, Any]] = []
+    times: list[dict[str, Any]] = []
     timed: dict[tuple[str, str], Cell] = {}
     for cell in cells:
         results = store.results(cell)
@@ -73,11 +81,15 @@ def measure(suite: Suite, cells: Sequence[Cell], store: Store) -> Tables:
         runs.append({**identity, **_run(results), "code": store.code(cell)})
         curve = _curve(results)
         rounds += [{**identity, **point} for point in curve]
-        for aim in suite.grids[cell.grid].targets:
-            targets.append({**identity, "target": aim, **_reached(curve, aim)})
+        aims = suite.grids[cell.grid].targets
+        reached = {aim: _reached(curve, aim) for aim in aims}
+        targets += [{**identity, "target": aim, **found} for aim, found in reached.items()]
+        ends = {aim: found["round"] for aim, found in reached.items() if found["round"] is not None}
+        if ends:
+            times += [{**identity, **row} for row in _times(store.folder(cell), cell, suite.networks, ends)]
         timed.setdefault((cell.task, cell.method), cell)
     coding = [{"task": task, "method": method, **_coding(cell)} for (task, method), cell in timed.items()]
-    return Tables(*(pd.DataFrame(rows) for rows in (runs, rounds, targets, coding)))
+    return Tables(*(pd.DataFrame(rows) for rows in (runs, rounds, targets, times, coding)))
 
 
 def _run(results: Results) -> dict[str, Any]:
@@ -121,6 +133,19 @@ def _reached(curve: Sequence[dict[str, Any]], aim: float) -> dict[str, Any]:
         if fmean(point["accuracy"] for point in curve[end - SMOOTHED : end]) >= aim:
             return {key: value for key, value in curve[end - 1].items() if key != "accuracy"}
     return {"round": None, "up_bytes": None, "down_bytes": None, "total_bytes": None}
+
+
+def _times(folder: RunFolder, cell: Cell, names: Sequence[str], ends: Mapping[float, int]) -> Iterator[dict[str, Any]]:
+    """Replay the run's messages on other networks."""
+    columns = Ledger.load(folder.ledger).arrays()
+    for name in names:
+        link = Network(profile=name, spread=SPREAD, examples_per_second=EXAMPLES_PER_SECOND, seed=cell.seed)
+        seconds = replay.virtual_seconds(folder.path, link)
+        for aim, round in ends.items():
+            before = Ledger()
+            before.replace({key: column[columns["round"] <= round] for key, column in columns.items()})
+            joules = link.joules_of(before)
+            yield {"target": aim, "network": name, "seconds": seconds[round - 1], "joules": joules}
 
 
 def _coding(cell: Cell) -> dict[str, Any]:

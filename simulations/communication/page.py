@@ -57,7 +57,7 @@ class Line(NamedTuple):
     reached: dict[float, dict[str, Estimate | None]]  # by accuracy aimed at: round, total_bytes
     at_rounds: dict[int, Estimate | None]
     at_bytes: dict[float, Estimate | None]
-    times: dict[float, dict[str, tuple[float, float] | None]]  # by accuracy aimed at and link: seconds, joules
+    times: dict[float, dict[str, tuple[Estimate, Estimate] | None]]  # by accuracy aimed at and network: seconds, joules
     encode_ms: float | None
     decode_ms: float | None
 
@@ -143,7 +143,12 @@ def _part(suite: Suite, task: str, partition: str, cells: Sequence[Cell], store:
                 },
                 at_rounds={mark: Estimate.of([_at(one, "round", mark) for one in by_seed]) for mark in marks},
                 at_bytes={size: Estimate.of([_at(one, "total_bytes", size) for one in by_seed]) for size in budgets},
-                times={},
+                times={
+                    aim: {
+                        link: _time(tables.times, task, partition, name, aim, link, len(own)) for link in suite.networks
+                    }
+                    for aim in aims
+                },
                 encode_ms=_only(coding, "encode_ms"),
                 decode_ms=_only(coding, "decode_ms"),
             )
@@ -151,6 +156,18 @@ def _part(suite: Suite, task: str, partition: str, cells: Sequence[Cell], store:
     missing = [name for name in dict.fromkeys(cell.method for cell in cells if store.results(cell) is None)]
     part = Part(task, partition, last, aims, lines, missing, [])
     return part._replace(figures=_figures(part, cells, store))
+
+
+def _time(
+    times: pd.DataFrame, task: str, partition: str, method: str, aim: float, link: str, seeds: int
+) -> tuple[Estimate, Estimate] | None:
+    """Seconds and joules to an accuracy on a network; None where not all seeds reached it."""
+    if times.empty:
+        return None
+    place = {"task": task, "partition": partition, "method": method, "target": aim, "network": link}
+    own = times[(times[list(place)] == pd.Series(place)).all(axis=1)]
+    seconds, joules = Estimate.of(list(own["seconds"])), Estimate.of(list(own["joules"]))
+    return (seconds, joules) if seconds and joules and len(own) == seeds else None
 
 
 def _only(table: pd.DataFrame, key: str) -> float | None:
@@ -225,11 +242,12 @@ def _to_target(part: Part, aim: float, named: Callable[[str], str]) -> list[Figu
     timed = [line for line in part.lines if any(line.times.get(aim, {}).values())]
     if timed:
         rows = [
-            Row(line.title, [None if one is None else one[0] for one in line.times[aim].values()]) for line in timed
+            Row(line.title, [None if one is None else one[0].mean for one in line.times[aim].values()])
+            for line in timed
         ]
         name = named(f"time-to-{100 * aim:g}")
         drawing = figures.dots(name, list(timed[0].times[aim]), rows, f"time to {percent}", format_seconds)
-        drawn.append(Figure(f"Time to {percent}", "On the links named; logarithmic.", drawing))
+        drawn.append(Figure(f"Time to {percent}", "Runs replayed on these networks; logarithmic.", drawing))
     return drawn
 
 

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import yaml
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError, field_validator
 
 from fedpress.compression.errors import FedpressError
+from fedpress.simulations import network, scenario_errors, scenario_yaml
 from fedpress.simulations import scenario as scenarios
-from fedpress.simulations import scenario_errors, scenario_yaml
 from fedpress.simulations.scenario import Scenario
 from fedpress.simulations.sections import Section
 
@@ -105,8 +105,13 @@ class Cell(NamedTuple):
 
     @property
     def configuration(self) -> str:
-        """Return a hash of all that the result depends on besides the code; workers are no part of it."""
-        text = json.dumps(self.scenario.model_dump(mode="json", exclude={"workers"}), sort_keys=True)
+        """Return a hash of all that the result depends on besides the code; workers are no part of it.
+
+        Only what is not a default counts, so that a key which a later version adds leaves it as it is.
+        """
+        text = json.dumps(
+            self.scenario.model_dump(mode="json", exclude={"workers"}, exclude_defaults=True), sort_keys=True
+        )
         return hashlib.sha256(text.encode()).hexdigest()[:10]
 
     @property
@@ -121,9 +126,19 @@ class Suite(Section):
     name: str = Field(default="suite", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="Names its folder.")
     methods: dict[str, Method] = Field(default={}, description="Methods of its own, or others in place of known ones.")
     grids: tuple[Grid, ...] = Field(strict=False, min_length=1, description="What is crossed with what.")
-    profiles: tuple[str, ...] = Field(
-        default=("wifi", "lte", "3g", "lora-like"), strict=False, description="Links to count the time on."
+    networks: tuple[str, ...] = Field(
+        default=("fibre", "wifi", "lte", "3g", "lora-like"),
+        strict=False,
+        description="Networks by name, to count the time to an accuracy on.",
     )
+
+    @field_validator("networks")
+    @classmethod
+    def _known_networks(cls, given: tuple[str, ...]) -> tuple[str, ...]:
+        for name in given:
+            if name not in network.PROFILES:
+                raise ValueError(f"{name!r}: expected {scenario_errors.choices(network.PROFILES, name)}")
+        return given
 
     @property
     def known(self) -> dict[str, Method]:

@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from fedpress.compression.files import write_atomically
 from fedpress.compression.ledger import Ledger
+from fedpress.simulations import inspection
 from fedpress.simulations.report import figures, series
 from fedpress.simulations.report.figures import Bar, Drawing, format_bytes
 from fedpress.simulations.run_folder import Results, RunFolder, RunFolderError, StudentResult
@@ -62,6 +63,7 @@ def environment() -> jinja2.Environment:
         "percent": format_percent,
         "ratio": format_ratio,
         "points": format_points,
+        "joules": inspection.format_joules,
     }
     shared.globals |= {
         "light": Markup(figures.css_variables(figures.LIGHT)),
