@@ -12,7 +12,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from fedpress.compression.files import write_atomically
-from fedpress.simulations import intervals
+from fedpress.simulations import inspection, intervals
 from fedpress.simulations.communication.cells import Store
 from fedpress.simulations.communication.measures import SMOOTHED, Tables
 from fedpress.simulations.communication.suite import Cell, Suite
@@ -86,6 +86,10 @@ class Part(NamedTuple):
         """Return a name for files and links."""
         return f"{self.task}-{self.partition}"
 
+    def timed(self, aim: float) -> list[Line]:
+        """Return the lines with a time to an accuracy."""
+        return [line for line in self.lines if any(line.times[aim].values())]
+
 
 def parts(suite: Suite, cells: Sequence[Cell], store: Store, tables: Tables) -> list[Part]:
     """Return the sections of the page, in the order of the suite; where nothing is finished there is none."""
@@ -144,9 +148,7 @@ def _part(suite: Suite, task: str, partition: str, cells: Sequence[Cell], store:
                 at_rounds={mark: Estimate.of([_at(one, "round", mark) for one in by_seed]) for mark in marks},
                 at_bytes={size: Estimate.of([_at(one, "total_bytes", size) for one in by_seed]) for size in budgets},
                 times={
-                    aim: {
-                        link: _time(tables.times, task, partition, name, aim, link, len(own)) for link in suite.networks
-                    }
+                    aim: {link: _time(within(tables.times), name, aim, link, len(own)) for link in suite.networks}
                     for aim in aims
                 },
                 encode_ms=_only(coding, "encode_ms"),
@@ -158,14 +160,11 @@ def _part(suite: Suite, task: str, partition: str, cells: Sequence[Cell], store:
     return part._replace(figures=_figures(part, cells, store))
 
 
-def _time(
-    times: pd.DataFrame, task: str, partition: str, method: str, aim: float, link: str, seeds: int
-) -> tuple[Estimate, Estimate] | None:
+def _time(times: pd.DataFrame, method: str, aim: float, link: str, seeds: int) -> tuple[Estimate, Estimate] | None:
     """Seconds and joules to an accuracy on a network; None where not all seeds reached it."""
     if times.empty:
         return None
-    place = {"task": task, "partition": partition, "method": method, "target": aim, "network": link}
-    own = times[(times[list(place)] == pd.Series(place)).all(axis=1)]
+    own = times[(times["method"] == method) & (times["target"] == aim) & (times["network"] == link)]
     seconds, joules = Estimate.of(list(own["seconds"])), Estimate.of(list(own["joules"]))
     return (seconds, joules) if seconds and joules and len(own) == seeds else None
 
@@ -239,12 +238,8 @@ def _to_target(part: Part, aim: float, named: Callable[[str], str]) -> list[Figu
         bars = [Bar(title, 0.0 if one is None else math.log10(one.mean) - zero, _bytes(one)) for title, one in known]
         drawing = figures.bars(named(f"bytes-to-{100 * aim:g}"), bars)
         drawn.append(Figure(f"Bytes to {percent}", "Up and down; the bars are logarithmic.", drawing))
-    timed = [line for line in part.lines if any(line.times.get(aim, {}).values())]
-    if timed:
-        rows = [
-            Row(line.title, [None if one is None else one[0].mean for one in line.times[aim].values()])
-            for line in timed
-        ]
+    if timed := part.timed(aim):
+        rows = [Row(line.title, [one and one[0].mean for one in line.times[aim].values()]) for line in timed]
         name = named(f"time-to-{100 * aim:g}")
         drawing = figures.dots(name, list(timed[0].times[aim]), rows, f"time to {percent}", format_seconds)
         drawn.append(Figure(f"Time to {percent}", "Runs replayed on these networks; logarithmic.", drawing))
@@ -278,7 +273,12 @@ def write(suite: Suite, found: Sequence[Part], folder: Path, facts: Sequence[tup
         facts: name and value of what the figures depend on: command, machine, date.
     """
     environment = page.environment()
-    environment.filters |= {"estimate": estimate, "seconds": format_seconds, "milliseconds": milliseconds}
+    environment.filters |= {
+        "spent": _spent,
+        "estimate": estimate,
+        "seconds": format_seconds,
+        "milliseconds": milliseconds,
+    }
     values: dict[str, Any] = {"suite": suite, "parts": found, "facts": facts, "smoothed": SMOOTHED}
     html = environment.get_template("benchmark.html").render(**values, markup=_markup)
     target = folder / "report.html"
@@ -309,7 +309,7 @@ def milliseconds(value: float | None) -> str:
 
 def markdown(found: Sequence[Part], facts: Sequence[tuple[str, str]]) -> str:
     """Return the tables as Markdown."""
-    lines = [*(f"* {name}: {value}" for name, value in facts), ""]
+    lines = ["# Accuracy against bytes", "", *(f"* {name}: {value}" for name, value in facts), ""]
     for part in found:
         lines += [f"## {part.task}, {part.partition}", ""]
         heads = ["method", "seeds", "accuracy", "up", "down", "bits a parameter up", "fewer up", "fewer in all"]
@@ -330,10 +330,28 @@ def markdown(found: Sequence[Part], facts: Sequence[tuple[str, str]]) -> str:
                 reached = line.reached[aim]
                 cells += [estimate(reached["round"], lambda value: f"{value:.0f}"), _bytes(reached["total_bytes"])]
             lines.append(_row(cells))
+        for aim in part.targets:
+            if part.timed(aim):
+                links = list(part.lines[0].times[aim])
+                lines += [
+                    "",
+                    f"Time to {100 * aim:g} % on other networks, and joules that the clients' radios spend:",
+                    "",
+                ]
+                lines += [_row(["method", *links]), _row(["---"] * (1 + len(links)))]
+                lines += [_row([line.title, *map(_spent, line.times[aim].values())]) for line in part.lines]
+        lines += ["", "One update of a real client, on one thread:", "", _row(["method", "encode, ms", "decode, ms"])]
+        lines.append(_row(["---"] * 3))
+        lines += [_row([line.title, milliseconds(line.encode_ms), milliseconds(line.decode_ms)]) for line in part.lines]
         if part.missing:
             lines += ["", f"Not run, or not with all seeds: {', '.join(part.missing)}."]
         lines.append("")
     return "\n".join(lines)
+
+
+def _spent(found: tuple[Estimate, Estimate] | None) -> str:
+    """Return time and energy for people."""
+    return "–" if found is None else f"{format_seconds(found[0].mean)}, {inspection.format_joules(found[1].mean)}"
 
 
 def _row(cells: Sequence[str]) -> str:

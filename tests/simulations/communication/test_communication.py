@@ -104,7 +104,7 @@ def test_a_suite_is_interrupted_goes_on_and_is_not_run_twice(tmp_path: Path) -> 
     text = (tmp_path / "out" / "report.html").read_text()
     assert "float16" in text and "Not run, or not with all seeds" not in text.split('id="broken')[0]
     assert "http" not in text.replace("http://www.w3.org", "")
-    for name in ("accuracy-over-bytes-both", "pareto", "up-and-down", "bytes-to-5"):
+    for name in ("accuracy-over-bytes-both", "pareto", "up-and-down", "bytes-to-5", "time-to-5"):
         assert (tmp_path / "out" / "figures" / f"digits-dirichlet-0_5-{name}.png").stat().st_size > 5000
 
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "cells").rglob("results.json")}
