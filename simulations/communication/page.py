@@ -274,7 +274,7 @@ def write(suite: Suite, found: Sequence[Part], folder: Path, facts: Sequence[tup
     """
     environment = page.environment()
     environment.filters |= {
-        "spent": _spent,
+        "spent": spent,
         "estimate": estimate,
         "seconds": format_seconds,
         "milliseconds": milliseconds,
@@ -339,7 +339,7 @@ def markdown(found: Sequence[Part], facts: Sequence[tuple[str, str]]) -> str:
                     "",
                 ]
                 lines += [_row(["method", *links]), _row(["---"] * (1 + len(links)))]
-                lines += [_row([line.title, *map(_spent, line.times[aim].values())]) for line in part.lines]
+                lines += [_row([line.title, *map(spent, line.times[aim].values())]) for line in part.lines]
         lines += ["", "One update of a real client, on one thread:", "", _row(["method", "encode, ms", "decode, ms"])]
         lines.append(_row(["---"] * 3))
         lines += [_row([line.title, milliseconds(line.encode_ms), milliseconds(line.decode_ms)]) for line in part.lines]
@@ -349,7 +349,7 @@ def markdown(found: Sequence[Part], facts: Sequence[tuple[str, str]]) -> str:
     return "\n".join(lines)
 
 
-def _spent(found: tuple[Estimate, Estimate] | None) -> str:
+def spent(found: tuple[Estimate, Estimate] | None) -> str:
     """Return time and energy for people."""
     return "–" if found is None else f"{format_seconds(found[0].mean)}, {inspection.format_joules(found[1].mean)}"
 
