@@ -196,7 +196,7 @@ def accuracy_over_bytes(
     curves: Sequence[Curve],
     dense: float | None = None,
     name: str = "accuracy-over-bytes",
-    direction: str = "up",
+    dense_label: str = "dense, up",
     xlabel: str = "bytes so far",
 ) -> Drawing:
     """Accuracy (fractions) over bytes (log scale), and what dense messages would have cost as a vertical line.
@@ -205,11 +205,11 @@ def accuracy_over_bytes(
         curves: each with at least one point; x above 0.
         dense: bytes; None: no line.
         name: of the figure's files.
-        direction: of the dense messages.
+        dense_label: of the line, before its bytes.
         xlabel: what the bytes are.
     """
     labels = [_shortened(curve.label, LEGEND_LETTERS) for curve in curves]
-    line = [f"dense, {direction}: {format_bytes(dense)}"] if dense is not None else []
+    line = [f"{dense_label}: {format_bytes(dense)}"] if dense is not None else []
 
     def draw(axes: Axes, colors: Colors) -> None:
         _plot_all(axes, curves, labels, colors)
