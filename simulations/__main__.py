@@ -57,6 +57,7 @@ def simulate(
     keep_state: Annotated[
         bool, typer.Option("--keep-state", help="Keep RUN/state after the end: checkpoints, clients' states.")
     ] = False,
+    tensorboard: cli.TensorboardOption = False,
     json_file: cli.JsonOption = None,
 ) -> None:
     """Run a scenario in worker processes on this machine.
@@ -70,6 +71,10 @@ def simulate(
 
     A run that was stopped, killed or cut off by a power cut goes on with --resume,
     and ends with the same model as if nothing had been.
+
+    With --tensorboard, `tensorboard --logdir runs` shows runs side by side while they
+    go on: accuracy, loss, bytes and replies by round, and accuracy over bytes (there
+    the step is the bytes so far). It needs the extra fedpress[tensorboard].
 
     \b
     Scenarios that come with fedpress:
@@ -94,10 +99,15 @@ def simulate(
         if resume is not None and (scenario or overrides or out):
             cli.leave(f"error: --resume {resume} goes on as the run began; leave out SCENARIO, --set and --out", 2)
         chosen = scenarios.load(scenario or "digits", overrides or ()) if resume is None else None
-        from fedpress.simulations import beginning, progress, runner, students, workload
+        from fedpress.simulations import beginning, progress, run_writer, runner, students, workload
         from fedpress.simulations.report import page
         from fedpress.simulations.run_folder import load
 
+        followers: list[run_writer.Observer] = []
+        if tensorboard:
+            with cli.clear_errors("tensorboard"):
+                from fedpress.simulations import event_files
+            followers.append(event_files.EventFiles())
         if chosen is None:
             assert resume is not None
             _, chosen = beginning.unfinished(resume)
@@ -108,11 +118,12 @@ def simulate(
         console = Console()
         interrupted = False
         with progress.Display(console, chosen.rounds) as display:
+            told = run_writer.Observers(display, *followers)
             try:
                 if resume is not None:
-                    results = runner.resume(resume, display, keep_state=keep_state, keep_payloads=keep_payloads)
+                    results = runner.resume(resume, told, keep_state=keep_state, keep_payloads=keep_payloads)
                 else:
-                    results = runner.simulate(chosen, out, display, keep_state=keep_state, keep_payloads=keep_payloads)
+                    results = runner.simulate(chosen, out, told, keep_state=keep_state, keep_payloads=keep_payloads)
             except KeyboardInterrupt:
                 interrupted = True
         folder = display.folder
@@ -185,6 +196,7 @@ def report(
         Path | None,
         typer.Option(metavar="DIR", help="Also write every figure as an SVG and a PNG file into DIR, for print."),
     ] = None,
+    tensorboard: cli.TensorboardOption = False,
 ) -> None:
     """Write a run's report, or one page that compares several runs.
 
@@ -195,6 +207,8 @@ def report(
     Of several runs: their curves together, a table, and the keys in which their
     scenarios differ. Runs of one scenario with different seeds become one curve with a
     band, and one row. A run that is not finished is shown as far as it got.
+
+    --tensorboard writes what `fedpress simulate --tensorboard` would have written.
 
     \b
     Examples:
@@ -215,6 +229,10 @@ def report(
         else:
             typer.echo(comparison.write(runs, out or Path("comparison.html")))
             written = comparison.write_figures(runs, figures) if figures else []
+        if tensorboard:
+            with cli.clear_errors("tensorboard"):
+                from fedpress.simulations import event_files
+            written += [event_files.write(run) for run in runs]
         for path in written:
             typer.echo(path)
 

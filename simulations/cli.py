@@ -25,7 +25,7 @@ PLAIN: dict[str, Any] = {"add_completion": False, "rich_markup_mode": None, "pre
 
 EXTRA_MODULES = frozenset(
     "flwr flwr_datasets datasets torch torch_pruning safetensors sklearn pandas matplotlib jinja2 markupsafe"
-    " cryptography google grpc grpc_health grpc_reflection onnx onnxruntime prometheus_client".split()
+    " cryptography google grpc grpc_health grpc_reflection onnx onnxruntime prometheus_client tensorboard".split()
 )
 """What the extras bring, by import name."""
 
@@ -35,6 +35,9 @@ JsonOption = Annotated[
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change one key of the scenario; may be given again."),
+]
+TensorboardOption = Annotated[
+    bool, typer.Option("--tensorboard", help="Also write event files for TensorBoard into RUN/tensorboard.")
 ]
 
 
@@ -65,9 +68,10 @@ def clear_errors(extra: str, json_file: Path | None = None, plot: Path | None = 
     except KeyboardInterrupt:
         leave("interrupted", INTERRUPTED)
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in EXTRA_MODULES:
+        name = (error.name or "").partition(".")[0]
+        if name not in EXTRA_MODULES:
             raise
-        leave(f"error: this command needs {error.name}, which is not installed: pip install 'fedpress[{extra}]'", 2)
+        leave(f"error: this command needs {name}, which is not installed: pip install 'fedpress[{extra}]'", 2)
 
 
 def check_target(option: str, path: Path | None) -> None:

@@ -14,6 +14,7 @@
     run.log              what was logged
     state/               while a run is not finished: checkpoints of the server, what clients keep
     report.html          the page that `fedpress report` makes
+    tensorboard/         event files for TensorBoard, where they were asked for
 
 A folder stays readable however the run ends: results.json is replaced as a whole, never written in place,
 and its `status` says whether the run finished.
@@ -281,6 +282,7 @@ class RunFolder:
         self.payloads = path / "payloads"
         self.log = path / "run.log"
         self.report = path / "report.html"
+        self.tensorboard = path / "tensorboard"
         self.state = path / "state"
         self.checkpoints = self.state / "server"
         self.client_states = self.state / "clients"

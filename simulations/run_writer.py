@@ -69,6 +69,43 @@ class Observer(Protocol):
         """The run is over, finished or interrupted; the folder holds these results."""
 
 
+class Observers:
+    """Several that follow a run, told in turn."""
+
+    def __init__(self, *observers: Observer) -> None:
+        self._observers = observers
+
+    def on_start(self, scenario: Scenario, folder: RunFolder) -> None:
+        """Pass it on."""
+        for observer in self._observers:
+            observer.on_start(scenario, folder)
+
+    def on_resume(self, rounds: list[RoundResult]) -> None:
+        """Pass it on."""
+        for observer in self._observers:
+            observer.on_resume(rounds)
+
+    def on_round(self, result: RoundResult) -> None:
+        """Pass it on."""
+        for observer in self._observers:
+            observer.on_round(result)
+
+    def on_search(self, tier: str, step: Step) -> None:
+        """Pass it on."""
+        for observer in self._observers:
+            observer.on_search(tier, step)
+
+    def on_student(self, result: StudentResult) -> None:
+        """Pass it on."""
+        for observer in self._observers:
+            observer.on_student(result)
+
+    def on_end(self, results: Results) -> None:
+        """Pass it on."""
+        for observer in self._observers:
+            observer.on_end(results)
+
+
 @dataclass
 class Writer:
     """Keeps the run folder up to date and passes the news on."""

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from fedpress.simulations import scenario
+from fedpress.simulations import runner, scenario
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -69,9 +69,29 @@ def is_part_of_a_file(block: str) -> bool:
     return re.match(r"# [\w/]+\.py\n", block) is not None
 
 
-@EACH_DOCUMENT
-def test_python_examples_run(document: Path) -> None:
+def reads_a_run(document: Path) -> bool:
+    """Whether the Python blocks read a run folder."""
+    return any('"runs/' in block for block in blocks(document, "python"))
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a short run, of the name that the documents give it."""
+    folder = tmp_path_factory.mktemp("documents")
+    short = ["rounds=2", "clients=4", "sampling.per_round=4", "training.epochs=1", "students.tiers=[]", "workers=1"]
+    runner.simulate(scenario.load("digits", short), folder / "runs" / "sparse-1")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "document",
+    [pytest.param(path, marks=pytest.mark.slow if reads_a_run(path) else ()) for path in DOCUMENTS],
+    ids=lambda path: path.relative_to(ROOT).as_posix(),
+)
+def test_python_examples_run(document: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The blocks of a document run in turn in one namespace; those with prompts must print what they say."""
+    if reads_a_run(document):
+        monkeypatch.chdir(request.getfixturevalue("runs"))
     namespace: dict[str, Any] = {"__name__": "document"}
     for number, block in enumerate(blocks(document, "python"), start=1):
         name = f"{document.name}, Python block {number}"

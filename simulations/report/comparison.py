@@ -102,6 +102,7 @@ def render(runs: Sequence[Run]) -> str:
             unfinished=[group.label for group in groups if not group.runs[0].whole],
             several=any(len(group.runs) > 1 for group in groups),
             averaged=series.AVERAGED,
+            dense=_dense(groups, "up"),
             figures={drawing.name: Markup(drawing.on_page()) for drawing in drawings(groups)},
             differing=[(key, [_text(value) for value in values]) for key, values in differing],
             students=[(group.label, *row) for group in groups for row in _students(group)],
@@ -148,15 +149,11 @@ def drawings(groups: Sequence[Group]) -> list[Drawing]:
     if curves := _curves(groups, "round"):
         found.append(figures.accuracy_over_rounds(curves))
     if curves := _curves(groups, "both"):
-        dense = _dense(groups, "both")
-        found.append(
-            figures.accuracy_over_bytes(curves, dense, direction="both ways", xlabel="bytes up and down so far")
-        )
+        dense, xlabel = _dense(groups, "both"), "bytes up and down so far"
+        found.append(figures.accuracy_over_bytes(curves, dense, dense_label="dense", xlabel=xlabel))
     if curves := _curves(groups, "up"):
-        dense = _dense(groups, "up")
-        found.append(
-            figures.accuracy_over_bytes(curves, dense, name="accuracy-over-bytes-up", xlabel="bytes up so far")
-        )
+        dense, xlabel, name = _dense(groups, "up"), "bytes up so far", "accuracy-over-bytes-up"
+        found.append(figures.accuracy_over_bytes(curves, dense, name, dense_label="dense", xlabel=xlabel))
     return found
 
 

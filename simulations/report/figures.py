@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from io import BytesIO, StringIO
+from itertools import pairwise
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
 WIDTH: Final = 5.6  # inches; 10-point text is then 1/40 of the figure's width
 LETTER: Final = 6.3  # points that a letter of 10-point text takes, rather too many than too few
 MOST_LETTERS: Final = 30  # of a bar's label
-LEGEND_LETTERS: Final = 56  # of a curve's label; with its sample of the line that is the figure's width
+LEGEND_LETTERS: Final = 58  # of a row of a legend
+SAMPLE_LETTERS: Final = 7  # what the sample of a line beside its label takes
 DOTS_PER_INCH: Final = 200  # of a PNG
 
 Colors = Mapping[str, str]  # role -> colour
@@ -181,7 +183,7 @@ def accuracy_over_rounds(curves: Sequence[Curve], name: str = "accuracy-over-rou
         curves: each with at least one point.
         name: of the figure's files.
     """
-    labels = [_shortened(curve.label, LEGEND_LETTERS) for curve in curves]
+    labels = [_shortened(curve.label, LEGEND_LETTERS - SAMPLE_LETTERS) for curve in curves]
 
     def draw(axes: Axes, colors: Colors) -> None:
         _plot_all(axes, curves, labels, colors)
@@ -197,7 +199,7 @@ def accuracy_over_bytes(
     curves: Sequence[Curve],
     dense: float | None = None,
     name: str = "accuracy-over-bytes",
-    direction: str = "up",
+    dense_label: str = "dense, up",
     xlabel: str = "bytes so far",
 ) -> Drawing:
     """Accuracy (fractions) over bytes (log scale), and what dense messages would have cost as a vertical line.
@@ -206,11 +208,11 @@ def accuracy_over_bytes(
         curves: each with at least one point; x above 0.
         dense: bytes; None: no line.
         name: of the figure's files.
-        direction: of the dense messages.
+        dense_label: of the line, before its bytes.
         xlabel: what the bytes are.
     """
-    labels = [_shortened(curve.label, LEGEND_LETTERS) for curve in curves]
-    line = [f"dense, {direction}: {format_bytes(dense)}"] if dense is not None else []
+    labels = [_shortened(curve.label, LEGEND_LETTERS - SAMPLE_LETTERS) for curve in curves]
+    line = [f"{dense_label}: {format_bytes(dense)}"] if dense is not None else []
 
     def draw(axes: Axes, colors: Colors) -> None:
         _plot_all(axes, curves, labels, colors)
@@ -544,8 +546,15 @@ def _accuracy_axis(axes: Axes, columns: int = 3) -> None:
 
 
 def _columns(labels: Sequence[str]) -> int:
-    """As many columns of a legend as the figure has room for; each entry begins with a sample of its line."""
-    return max(1, min(3, len(labels), LEGEND_LETTERS // (6 + max(map(len, labels)))))
+    """The columns of a legend that make it low and fit the figure; the first columns are filled first."""
+
+    def letters(columns: int) -> int:
+        rows, more = divmod(len(labels), columns)
+        starts = [column * rows + min(column, more) for column in range(columns + 1)]
+        return sum(SAMPLE_LETTERS + max(map(len, labels[start:end])) for start, end in pairwise(starts))
+
+    fitting = [columns for columns in range(1, min(3, len(labels)) + 1) if letters(columns) <= LEGEND_LETTERS]
+    return min(fitting, key=lambda columns: math.ceil(len(labels) / columns), default=1)
 
 
 def _height(labels: Sequence[str]) -> float:

@@ -177,6 +177,17 @@ def test_a_missing_extra_is_named(tmp_path):
     assert "needs torch, which is not installed: pip install 'fedpress[simulation]'" in done.stderr
 
 
+def test_the_extra_for_event_files_is_named_before_anything_begins(tmp_path):
+    code = (
+        "import sys; sys.modules['tensorboard'] = None\nfrom fedpress.simulations.__main__ import main\n"
+        "main(['simulate', '--tensorboard'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "needs tensorboard, which is not installed: pip install 'fedpress[tensorboard]'" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 # --- a run -----------------------------------------------------------------------------------------------------------
 
 
