@@ -24,6 +24,10 @@ ROUNDS = 5
 """How many rounds the table of accuracy by round shows."""
 
 
+TICKS = (1.0, 10.0, 60.0, 600.0, 3600.0, 6 * 3600.0, 86400.0, 10 * 86400.0, 100 * 86400.0)
+"""Of an axis of seconds."""
+
+
 class Estimate(NamedTuple):
     """A mean over seeds; `half_width`: of its 95 % interval, None for one seed."""
 
@@ -241,7 +245,7 @@ def _to_target(part: Part, aim: float, named: Callable[[str], str]) -> list[Figu
     if timed := part.timed(aim):
         rows = [Row(line.title, [one and one[0].mean for one in line.times[aim].values()]) for line in timed]
         name = named(f"time-to-{100 * aim:g}")
-        drawing = figures.dots(name, list(timed[0].times[aim]), rows, f"time to {percent}", format_seconds)
+        drawing = figures.dots(name, list(timed[0].times[aim]), rows, f"time to {percent}", format_seconds, TICKS)
         drawn.append(Figure(f"Time to {percent}", "Runs replayed on these networks; logarithmic.", drawing))
     return drawn
 
@@ -253,14 +257,14 @@ def _bytes(estimate: Estimate | None) -> str:
 def format_seconds(seconds: float) -> str:
     """A time in the unit that suits it.
 
-    >>> format_seconds(42.0), format_seconds(600.0), format_seconds(9000.0), format_seconds(400_000.0)
-    ('42 s', '10 min', '2.5 h', '4.6 d')
+    >>> format_seconds(42.0), format_seconds(600.0), format_seconds(9000.0), format_seconds(86400.0)
+    ('42 s', '10 min', '2.5 h', '1 d')
     """
-    for unit, size, most in (("s", 1, 90), ("min", 60, 90 * 60), ("h", 3600, 72 * 3600)):
+    for unit, size, most in (("s", 1, 60), ("min", 60, 3600), ("h", 3600, 86400)):
         if seconds < most:
             digits = 1 if seconds / size < 9.95 and unit != "s" else 0
             return f"{seconds / size:.{digits}f} {unit}".replace(".0 ", " ")
-    return f"{seconds / 86400:.1f} d"
+    return f"{seconds / 86400:.1f} d".replace(".0 ", " ")
 
 
 def write(suite: Suite, found: Sequence[Part], folder: Path, facts: Sequence[tuple[str, str]]) -> Path:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations, repeat
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any, Final, NamedTuple
 
 from markupsafe import Markup
 from pydantic import ValidationError
 
 from fedpress.compression.files import write_atomically
+from fedpress.simulations import intervals
 from fedpress.simulations.report import figures, page, series
 from fedpress.simulations.report.figures import Curve, Drawing
 from fedpress.simulations.run_folder import Results, RunFolder, RunFolderError
@@ -181,12 +181,7 @@ def _figure(results: Results, figure: str) -> float | None:
 
 
 def _mean(values: Sequence[float]) -> Value:
-    if len(values) < 3:
-        return Value(fmean(values))
-    from scipy import stats
-
-    half = float(stats.t.ppf(0.975, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
-    return Value(fmean(values), half)
+    return Value(fmean(values), intervals.half_width(values) if len(values) > 2 else None)
 
 
 def _span(group: Group) -> str:

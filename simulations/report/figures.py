@@ -17,7 +17,7 @@ from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator, PercentFormatter
 
 from fedpress.compression.files import write_atomically
 
@@ -262,7 +262,12 @@ class Row(NamedTuple):
 
 
 def dots(
-    name: str, series: Sequence[str], rows: Sequence[Row], xlabel: str, form: Callable[[float], str] = format_bytes
+    name: str,
+    series: Sequence[str],
+    rows: Sequence[Row],
+    xlabel: str,
+    form: Callable[[float], str],
+    ticks: Sequence[float],
 ) -> Drawing:
     """A line for each row with a mark for each series, over a logarithmic axis.
 
@@ -272,6 +277,7 @@ def dots(
         rows: from top to bottom; at least one value above 0.
         xlabel: what the values are.
         form: writes one for people.
+        ticks: where the axis may have one.
     """
     labels = [_shortened(row.label, MOST_LETTERS) for row in rows]
 
@@ -287,10 +293,11 @@ def dots(
         axes.set_yticks(range(len(rows)), labels, color=colors[INK])
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.set_xlabel(xlabel)
-        axes.xaxis.set_major_locator(LogLocator(numticks=6))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: re.sub(r"\.0+(?= )", "", form(value))))
-        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.margins(x=0.08)
+        low, high = axes.get_xlim()
+        axes.set_xticks([tick for tick in ticks if low <= tick <= high])
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: form(value)))
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="both")
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(series), borderaxespad=0, borderpad=0.3)
