@@ -85,6 +85,7 @@ def simulate(
     Examples:
       fedpress simulate
       fedpress simulate digits --set rounds=20 --set partition.alpha=0.1
+      fedpress simulate digits --set network=lte
       fedpress simulate fashion-mnist-100 --set task.data_dir=~/fashion --out runs/fashion
       fedpress simulate study/scenario.yaml --json figures.json
       fedpress simulate --resume runs/fashion

@@ -122,6 +122,10 @@ def _accuracy(published: Published, folder: RunFolder, workload: Workload) -> fl
 
 def _with(results: Results, scenario: Scenario, made: list[StudentResult]) -> Results:
     totals = results.totals.model_copy(
-        update={"down_bytes": results.totals.down_bytes - results.totals.bundle_bytes, "bundle_bytes": 0}
+        update={
+            "down_bytes": results.totals.down_bytes - results.totals.bundle_bytes,
+            "bundle_bytes": 0,
+            "joules": sum(result.joules for result in results.rounds),
+        }
     )
     return results.model_copy(update={"scenario": scenario.model_dump(mode="json"), "students": made, "totals": totals})

@@ -126,6 +126,7 @@ def test_help_and_version_import_nothing_heavy(tmp_path):
         (["simulate", "text-books", "--set", "task.data_dir=nowhere"], "the folder nowhere does not exist"),
         (["simulate", "--set", "partition.kind=natural"], "partition.kind: 'natural', but the task has no groups"),
         (["simulate", "--set", "clients=2000"], "2000 clients cannot share 1037 training examples"),
+        (["simulate", "--set", "network.trace=nowhere.csv"], "cannot read"),
         (["simulate", "--out", "full"], "full is not empty"),
         (["simulate", "--resume", "nowhere"], "there is no run folder nowhere"),
         (["simulate", "--resume", "full"], "full holds no scenario.yaml: it is not a run folder"),

@@ -127,6 +127,15 @@ def test_json_and_yaml_give_the_scenario_back(rounds, density, alpha, kind, numb
         ("sampling={schedule: buffered, over_selection: 2}", "sampling.over_selection: has no meaning for a buffered"),
         ("sampling.max_staleness=3", "sampling.max_staleness: needs `sampling.schedule: buffered`"),
         ("network.dropout=0.1", "network.dropout: needs `sampling.deadline`"),
+        ("network=lt", "network.profile: there is no profile 'lt', expected wifi, fibre, lte, 3g, lora-like; did you"),
+        ("network={profile: {lte: 0.5, wifi: 0.4}}", "network.profile: the shares sum to 0.9, expected 1"),
+        ("network={profile: {wifl: 1}}", "network.profile: there is no profile 'wifl', expected wifi, fibre"),
+        ("network={profile: {lte: 2, wifi: -1}}", "network.profile: the share of wifi is -1, expected a positive"),
+        ("network={profile: 3}", "network.profile: expected the name of a profile, or shares by name"),
+        ("network={profile: {}}", "network.profile: expected the name of a profile, or shares by name"),
+        ("network={loss: 1}", "network.loss: got 1, expected 0 <= loss < 1"),
+        ("network={up_mbit: 0}", "network.up_mbit: got 0, expected 0 < up_mbit"),
+        ("network={trace: a.csv, up_mbit: 1}", "network: up_mbit has no meaning beside trace, which has the rates"),
         ("encoder.warm_up_rounds=900", "encoder.warm_up_rounds: got 900, expected less than rounds"),
         ("encoder={warm_up_rounds: 2, warm_up_density: 0.001}", "expected at least density, 0.01"),
         ("encoder=qsdg", "encoder.recipe: expected fedpress, stc, dgc, random_k, qsgd, terngrad, eden, signsgd"),
@@ -294,6 +303,8 @@ def test_overrides_apply_in_order_and_reach_options_and_absent_sections():
     assert (changed.task.name, changed.task.options) == ("fashion-mnist", {"data_dir": "/data"})
     assert changed.network is not None and changed.network.up_mbit == 2.0
     assert load("digits", ["network.up_mbit=2", "network=null"]).network is None
+    named = load("digits", ["encoder=qsgd", "encoder.bits=2"]).encoder  # a section that was written as a name
+    assert (named.recipe, named.bits) == ("qsgd", 2)
 
 
 def test_numbers_without_a_dot_are_numbers():
@@ -333,6 +344,37 @@ def test_a_class_of_ones_own_is_looked_for_beside_its_scenario(tmp_path):
     copy.parent.mkdir()
     copy.write_text(load(path).to_yaml())
     assert load(copy).task.folder == str(tmp_path.resolve())
+
+
+def test_a_network_may_be_a_name_a_mixture_or_a_name_with_what_differs(tmp_path):
+    named = load("digits", ["network=lte"])
+    assert named.network == load("digits", ["network={profile: lte}"]).network
+    differs = load("digits", ["network=lte", "network.spread=0.3", "network.up_mbit=2"])
+    assert (differs.network.profile, differs.network.spread, differs.network.up_mbit) == ("lte", 0.3, 2.0)
+    mixed = load("digits", ["network={profile: {lte: 0.7, wifi: 0.3}, loss: 0}"])
+    assert mixed.network.profile == {"lte": 0.7, "wifi": 0.3}
+    for chosen in (named, differs, mixed):
+        assert Scenario.from_json(chosen.to_json()) == chosen
+        (tmp_path / "scenario.yaml").write_text(chosen.to_yaml())
+        assert load(tmp_path) == chosen
+        # a run's own scenario takes another profile
+        assert load(tmp_path, ["network.profile=wifi"]).network.profile == "wifi"
+
+
+def test_a_trace_is_looked_for_beside_its_scenario(tmp_path, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    path = tmp_path / "mine" / "mine.yaml"
+    path.write_text("task: digits\nclients: 10\nrounds: 1\nnetwork: {trace: ../rates.csv}\n")
+    assert load(path).network.trace == str(tmp_path / "rates.csv")
+    copy = tmp_path / "run" / "scenario.yaml"
+    copy.parent.mkdir()
+    copy.write_text(load(path).to_yaml())
+    assert load(copy).network.trace == str(tmp_path / "rates.csv")
+    # a scenario that comes with fedpress has nothing beside it: from where the command is given
+    monkeypatch.chdir(tmp_path)
+    assert load("digits", ["network.trace=rates.csv"]).network.trace == str(tmp_path / "rates.csv")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert load(path, ["network.trace=~/rates.csv"]).network.trace == str(tmp_path / "home" / "rates.csv")
 
 
 def test_every_key_is_described():

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from fedpress.compression.ledger import Ledger
+from fedpress.simulations import inspection
 from fedpress.simulations.report import figures, page
 from fedpress.simulations.run_folder import (
     CandidateResult,
@@ -357,3 +358,18 @@ def test_tiers_that_train_have_a_table_of_their_own() -> None:
     for text in ("phone", "12,345", "25.0 %", "+5.0", "5.00 kB", "sensor", "678", "–"):
         assert f">{text}<" in table, text
     assert "Tiers that train" not in page.render(some_results(), some_ledger())
+
+
+def test_time_and_energy_are_shown_where_there_is_a_network() -> None:
+    plain = some_results()
+    assert "Virtual time" not in page.render(plain, None) and "Energy" not in page.render(plain, None)
+    network = plain.scenario | {"network": {"profile": "lte"}}
+    totals = plain.totals.model_copy(update={"joules": 12_345.0})
+    shown = page.render(
+        some_results(scenario=network, totals=totals, rounds=[a_round(1, virtual_seconds=4321.4)]), None
+    )
+    assert "Virtual time" in shown and "4,321 s" in shown
+    assert "Energy of communication" in shown and "12.3 kJ" in shown
+    facts = dict(inspection.run_facts(some_results(scenario=network, totals=totals)))
+    assert facts["energy"].startswith("12.3 kJ") and facts["virtual time"] == "0.0 s"
+    assert not {"energy", "virtual time"} & dict(inspection.run_facts(plain)).keys()
