@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fedpress.compression import phases
 from fedpress.compression.models.task import Examples
 
 
@@ -50,6 +51,7 @@ def deterministic(seed: int) -> None:
     random.seed(seed)
 
 
+@phases.here.of("training")
 def train(
     model: nn.Module,
     examples: Examples,

@@ -20,6 +20,7 @@ from fedpress.compression import records, seeds
 from fedpress.compression.errors import PayloadError
 from fedpress.compression.ledger import Direction, Ledger
 from fedpress.compression.models import sparse_training
+from fedpress.compression.phases import Phases
 from fedpress.compression.vector import Layout, Vector
 from fedpress.server import ensemble, exchange, optimize, resume, sampling, weighting
 from fedpress.server.accumulate import ReplyMean
@@ -31,7 +32,6 @@ from fedpress.server.global_model import GlobalModel
 from fedpress.server.masks import Ballot, Fixed, Schedule
 from fedpress.server.optimize import ServerOptimizer
 from fedpress.server.orders import Checked, Orders
-from fedpress.server.phases import Phases
 from fedpress.server.schedule import Buffered
 from fedpress.server.versions import Downlink
 

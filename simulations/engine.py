@@ -106,6 +106,10 @@ class InlineGrid(Grid):
         states: folder for what clients keep, which then outlives the engine: another one goes on with it after a kill.
             None: a temporary one.
 
+    Attributes:
+        phases: seconds of all workers by what they went into: `training`; `client`, what a client does beside it (its
+            data, the model, the update); `states` and `messages`, read and written; `waiting` for something to do.
+
     Raises:
         EngineError: `states` is in use by another run.
         EngineError: the ClientApp cannot be loaded, or the workers keep dying (also raised later, by `pull_messages`).
@@ -128,6 +132,7 @@ class InlineGrid(Grid):
             raise ValueError(f"clients and workers must be at least 1; they are {clients} and {workers}")
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = RUN_ID, 1, 0
         self.clock = SimulatedClock(self)
+        self.phases: Counter[str] = Counter()
         self._run = Run.create_empty(RUN_ID)
         self._clients = clients
         self._network = network
@@ -282,7 +287,14 @@ class InlineGrid(Grid):
         doubled = sorted(self._doubled)
         return State(
             arrays,
-            {"now": self.clock.now(), "sent": self._sent, "arrivals": arrivals, "struck": struck, "doubled": doubled},
+            {
+                "now": self.clock.now(),
+                "sent": self._sent,
+                "arrivals": arrivals,
+                "struck": struck,
+                "doubled": doubled,
+                "phases": dict(self.phases),
+            },
         )
 
     def restore(self, state: State) -> None:
@@ -290,6 +302,7 @@ class InlineGrid(Grid):
         self.clock.go_to(state.meta["now"])
         self._sent = state.meta["sent"]
         self._doubled = set(state.meta["doubled"])
+        self.phases.update(state.meta.get("phases", {}))
         if self._faults:
             self._faults.struck = Counter(state.meta["struck"])
         for message_id, arrival in state.meta["arrivals"].items():
@@ -371,6 +384,7 @@ class InlineGrid(Grid):
             raise EngineError(f"the ClientApp {self._start.client_app!r} cannot be loaded:\n{news}")
         worker.under_way.remove(news.message_id)
         self._deaths = 0
+        self.phases.update(news.phases)
         self._mean_seconds = 0.9 * self._mean_seconds + 0.1 * news.seconds
         reply = serde.message_from_proto(ProtoMessage.FromString(news.reply))
         self._finish(news.message_id, reply)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -116,15 +116,17 @@ def run_facts(results: Results) -> list[tuple[str, str]]:
         *_network(results),
         ("model", f"{results.model.parameters:,} parameters, sha256 {results.model.sha256[:16] or 'not yet'}"),
         *((f"tier {tier.tier}", _tier_fact(tier)) for tier in results.tiers),
-        ("seconds", f"{results.seconds:.0f}" + _phases(results)),
+        ("seconds", "; of the rounds: ".join([f"{results.seconds:.0f}", *_shares(results.phases)])),
+        *(("workers", text) for text in _shares(results.worker_phases)),
     ]
 
 
-def _phases(results: Results) -> str:
-    whole = sum(results.phases.values())
-    found = sorted(results.phases.items(), key=lambda phase: -phase[1])
+def _shares(phases: Mapping[str, float]) -> list[str]:
+    """Return a text with the larger phases and their parts of the whole, or nothing where none was measured."""
+    whole = sum(phases.values())
+    found = sorted(phases.items(), key=lambda phase: -phase[1])
     named = [f"{name} {seconds / whole:.0%}" for name, seconds in found if seconds >= 0.02 * whole > 0]
-    return f"; of the rounds: {', '.join(named)}" if named else ""
+    return [", ".join(named)] if named else []
 
 
 def _network(results: Results) -> list[tuple[str, str]]:

@@ -36,6 +36,7 @@ from fedpress.compression.files import remove_leftovers, write_atomically
 MEASURED: Final[dict[str, Any]] = {
     "seconds": True,
     "phases": True,
+    "worker_phases": True,
     "students": {"__all__": {"timings": True, "stages": {"__all__": {"latency_ms"}}}},
 }
 """What of `Results` is read off a clock, and never the same twice: for `model_dump(exclude=MEASURED)`."""
@@ -215,7 +216,8 @@ class Results(Record):
 
     `faults` counts what went wrong on purpose; `lost_states` the replies of clients that had lost their state.
 
-    `phases` are the server's seconds by what they went into (`SparseFed.phases`).
+    `phases` are the server's seconds by what they went into (`SparseFed.phases`), `worker_phases` those of the inline
+    engine's workers (`InlineGrid.phases`).
 
     `accuracy` is the mean over the last 10 evaluated rounds: one round alone swings by several points.
     """
@@ -234,6 +236,7 @@ class Results(Record):
     accuracy: float | None
     seconds: float
     phases: dict[str, float] = {}
+    worker_phases: dict[str, float] = {}
 
     @property
     def flushes(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from hashlib import sha256
@@ -123,6 +123,8 @@ class Writer:
     keep_state: bool = False
     states: Callable[[], str] = str
     """Digest of the clients' states, where the engine knows it: the model's SHA-256 then covers them too."""
+    workers: Callable[[], Mapping[str, float]] = dict
+    """Seconds of the engine's workers by what they went into."""
 
     def saved(self) -> State:
         """Return the figures so far."""
@@ -253,6 +255,7 @@ class Writer:
             accuracy=sum(evaluated) / len(evaluated) if evaluated else None,
             seconds=monotonic() - self.began,
             phases=dict(self.strategy.phases.seconds),
+            worker_phases=dict(self.workers()),
         )
 
     def _joules(self, round: int | None = None) -> float:

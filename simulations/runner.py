@@ -149,7 +149,7 @@ def _run(
                 states=folder.client_states,
             ) as grid:
                 folder.remove_leftovers()  # the engine's lock is held: no other run is at work here
-                writer.states = grid.states_digest
+                writer.states, writer.workers = grid.states_digest, lambda: grid.phases
                 engine.run(server.server_app(lambda _: planned), grid, config)
         except BaseException as error:
             logger.exception("the run stopped: %s", type(error).__name__)

@@ -22,6 +22,7 @@ from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedpress.compression import files, references
+from fedpress.compression.phases import here
 from fedpress.simulations import faults
 from fedpress.simulations.faults import CRASHES, DIVERGES, FORGETS
 
@@ -47,6 +48,7 @@ class Done(NamedTuple):
     message_id: str
     reply: bytes
     seconds: float
+    phases: dict[str, float]  # of this worker since its last reply, see `InlineGrid.phases`
 
 
 class Start(NamedTuple):
@@ -77,29 +79,35 @@ def work(pipe: connection.Connection, start: Start) -> None:
     cache: OrderedDict[str, ArrayRecord] = OrderedDict()
     with log_to_file(start.log_file) as logger, contextlib.suppress(EOFError, ConnectionError):
         while True:
-            task: Task = pipe.recv()
+            with here.of("waiting"):
+                task: Task = pipe.recv()
             began = perf_counter()
-            message = serde.message_from_proto(ProtoMessage.FromString(task.message))
-            own = message.content
-            shared = {key: _shared_record(start.folder / name, cache) for key, name in task.shared}
-            message.content = RecordDict({key: shared[key] if key in shared else own[key] for key in task.keys})
+            with here.of("messages"):
+                message = serde.message_from_proto(ProtoMessage.FromString(task.message))
+                own = message.content
+                shared = {key: _shared_record(start.folder / name, cache) for key, name in task.shared}
+                message.content = RecordDict({key: shared[key] if key in shared else own[key] for key in task.keys})
             TaskIdentity.node_id = task.client + 1
             if FORGETS in task.faults:
                 (start.states / f"state-{task.client}").unlink(missing_ok=True)
             faults.here.diverges = DIVERGES in task.faults
-            context = _context(start, task.client)
+            with here.of("states"):
+                context = _context(start, task.client)
             try:
-                reply = app(message, context)
+                with here.of("client"):
+                    reply = app(message, context)
                 if CRASHES in task.faults:
                     raise ConnectionResetError("the client died on purpose")
-                _save_state(start, task.client, context.state)
+                with here.of("states"):
+                    _save_state(start, task.client, context.state)
             except Exception as error:
                 logger.log(ERROR, "client %d failed:\n%s", task.client, traceback.format_exc())
                 reason = f"{type(error).__name__}: {error}"
                 reply = Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
-            data = serde.message_to_proto(reply).SerializeToString()
+            with here.of("messages"):
+                data = serde.message_to_proto(reply).SerializeToString()
             logger.log(DEBUG, "client %d answered in %.3f s", task.client, perf_counter() - began)
-            pipe.send(Done(task.message_id, data, perf_counter() - began))
+            pipe.send(Done(task.message_id, data, perf_counter() - began, here.taken()))
 
 
 def _shared_record(path: Path, cache: OrderedDict[str, ArrayRecord]) -> ArrayRecord:

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from logging import INFO, getLogger
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -151,11 +151,7 @@ class Workload:
 
     @cached_property
     def parts(self) -> list[NDArray[np.int64]]:
-        """Index array of each client into the training split; read from the run folder where the server has put it."""
-        shared = RunFolder(self.out).partition if self.out else None
-        if shared and shared.exists():
-            with np.load(shared, allow_pickle=False) as file:
-                return [file[f"client-{client}"] for client in range(self.scenario.clients)]
+        """Index array of each client into the training split, drawn from the seed."""
         choice = self.scenario.partition
         return partition(
             self.task.data().train.targets.numpy(),
@@ -167,6 +163,19 @@ class Workload:
             sizes=choice.sizes,
             seed=seeds.derive(self.scenario.seed, "partition"),
         )
+
+    def part(self, client: int) -> NDArray[np.int64]:
+        """Return the index array of one client, read from the run folder where the server has put it."""
+        return self.parts[client] if self._saved_parts is None else self._saved_parts[f"client-{client}"]
+
+    @cached_property
+    def _saved_parts(self) -> Mapping[str, NDArray[np.int64]] | None:
+        shared = RunFolder(self.out).partition if self.out else None
+        if shared is None or not shared.exists():
+            return None
+        # Of thousands of arrays a worker needs few, so each is unpacked when it is asked for. From memory: processes
+        # that are forked from this one would share the place in an open file.
+        return cast(Mapping[str, NDArray[np.int64]], np.load(io.BytesIO(shared.read_bytes()), allow_pickle=False))
 
     def save_parts(self, folder: RunFolder) -> None:
         """Put the partition into the run folder: workers need not draw it again, and a reader can look it up."""
@@ -202,14 +211,14 @@ class Workload:
     def examples(self, client: int) -> Examples:
         """Return the client's own training examples."""
         train = self.task.data().train
-        return train if self.own_data else train.take(self.parts[client])
+        return train if self.own_data else train.take(self.part(client))
 
     def examples_a_round(self, client: int) -> int:
         """Return how many examples the client sees in a round, counted as often as it sees them."""
         training = self.training
         if training.steps is not None:
             return training.steps * training.batch_size
-        return training.epochs * len(self.parts[client])
+        return training.epochs * len(self.part(client))
 
     def downloads(self, client: int) -> Path:
         """Return the folder where the client keeps downloaded students."""

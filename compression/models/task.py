@@ -22,8 +22,11 @@ labels stay hidden unless a scenario asks for them; every choice (early stopping
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, NamedTuple
@@ -104,6 +107,10 @@ class Task(ABC):
         return outputs.argmax(dim=1) == targets
 
 
+PIECE = 64
+"""Examples that a model answers at once on a CPU."""
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """What `evaluate` saw: mean loss, accuracy as a fraction of all answers, and the number of examples."""
@@ -128,16 +135,46 @@ def evaluate(
     if count == 0:
         raise ValueError("evaluate: got 0 examples, expected at least 1; is this split of the task empty?")
     loss, right, answers = 0.0, 0, 0
-    with evaluating(model.to(device)):
+    with evaluating(model.to(device)), _answering(model, torch.device(device)) as answer:
         for start in range(0, count, batch_size):
             inputs = examples.inputs[start : start + batch_size].to(device)
             targets = examples.targets[start : start + batch_size].to(device)
-            outputs = model(inputs)
+            outputs = answer(inputs)
             loss += float(task.loss(outputs, targets)) * len(targets)
             correct = task.correct(outputs, targets)
             right += int(correct.sum())
             answers += correct.numel()
     return Evaluation(loss / count, right / answers, count)
+
+
+@contextmanager
+def _answering(model: nn.Module, device: torch.device) -> Iterator[Callable[[Tensor], Tensor]]:
+    """Yield a function from inputs to outputs: on a CPU piece by piece, torch's threads each with pieces of their own.
+
+    Small pieces stay in the processor's cache, and threads that share nothing do not wait for each other: the CNN of
+    Fashion-MNIST takes half the time. Each thread has a copy of the model, since it may write into itself.
+    """
+    if device.type != "cpu":
+        yield model
+        return
+    threads = torch.get_num_threads()
+    models = [model, *(copy.deepcopy(model) for _ in range(threads - 1))]
+
+    def part(number: int, pieces: list[Tensor]) -> list[Tensor]:
+        with torch.no_grad():  # is a thread's own
+            return [models[number](piece) for piece in pieces[number::threads]]
+
+    def answer(inputs: Tensor) -> Tensor:
+        pieces = list(torch.split(inputs, PIECE))
+        parts = list(pool.map(part, range(threads), [pieces] * threads))
+        return torch.cat([parts[number % threads][number // threads] for number in range(len(pieces))])
+
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            yield answer
+    finally:
+        torch.set_num_threads(threads)
 
 
 def check_splits(splits: Splits) -> None:

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from time import perf_counter
 
 import numpy as np
 import pytest
@@ -31,6 +32,19 @@ def test_every_client_keeps_its_own_state_whoever_runs_it(tmp_path: Path) -> Non
         before = grid.states_digest()
         grid.send_and_receive([question(1)])
         assert grid.states_digest() != before
+
+
+def test_the_workers_seconds_are_told_and_outlive_a_restart() -> None:
+    began = perf_counter()
+    with InlineGrid("engine_client:app", clients=7, workers=2) as grid:
+        grid.send_and_receive([question(node) for node in (2, 5, 7)])
+        assert grid.phases.keys() == {"waiting", "messages", "states", "client"}
+        assert 0 < grid.phases["states"] and grid.phases.total() <= 2 * (perf_counter() - began)
+        saved, seconds = grid.saved(), dict(grid.phases)
+    with InlineGrid("engine_client:app", clients=7, workers=1) as grid:
+        grid.restore(saved)
+        grid.send_and_receive([question(1)])
+        assert all(grid.phases[name] > before for name, before in seconds.items())
 
 
 def test_large_records_are_shared_but_no_client_sees_what_another_did_to_them() -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import datasets
 import numpy as np
 import pytest
+from flwr_datasets import partitioner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedpress.compression import seeds
 from fedpress.simulations.partition import PartitionError, partition
 
 GOLDEN = [
@@ -45,6 +48,15 @@ def test_equal_parts_are_equal_and_disjoint(kind, clients, count, classes, alpha
     parts = partition(targets, clients, kind, alpha=alpha, labels_per_client=2, sizes="equal", seed=seed)
     check(parts, targets, clients)
     assert {len(part) for part in parts} == {count // clients}
+
+
+@pytest.mark.parametrize(("count", "clients"), [(10, 10), (103, 10), (999, 7)])
+def test_iid_parts_of_natural_sizes_are_those_of_flwr_datasets(count, clients):
+    order = np.random.default_rng(seeds.derive("partition", 5, "order")).permutation(count)
+    theirs = partitioner.IidPartitioner(clients)
+    theirs.dataset = datasets.Dataset.from_dict({"index": order})
+    ours = partition(labels(count), clients, "iid", seed=5)
+    assert [part.tolist() for part in ours] == [theirs.load_partition(i)["index"][:] for i in range(clients)]
 
 
 @settings(max_examples=20, deadline=None)

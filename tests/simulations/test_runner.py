@@ -75,6 +75,7 @@ def test_a_run_leaves_every_figure_of_the_path_from_gradient_to_download(tmp_pat
     assert [entry["round"] for entry in raw["rounds"]] == [1, 2, 3, 4]
     assert raw["totals"].keys() >= {"up_bytes", "down_bytes", "dense_up_bytes", "dense_down_bytes"}
     assert results.accuracy == pytest.approx(sum(r["accuracy"] for r in raw["rounds"]) / 4)
+    assert results.worker_phases.keys() == {"waiting", "messages", "states", "client", "training"}
     # bytes: the rounds, the ledger and the totals agree; bundles are apart and in all
     ledger = Ledger.load(folder.ledger)
     assert results.totals.up_bytes == ledger.total(direction="up")

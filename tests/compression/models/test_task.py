@@ -67,6 +67,42 @@ def test_each_place_of_a_sequence_is_an_answer(batch_size: int) -> None:
     assert found.loss == pytest.approx(float((inputs - targets).square().mean()))
 
 
+class Remembers(nn.Linear):
+    """Writes what it is asked into itself, as a model with a hidden state may."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        self.asked = inputs
+        return super().forward(self.asked)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 7])
+def test_evaluation_is_the_same_on_any_number_of_threads(threads: int) -> None:
+    class Many(Task):
+        name = "many"
+
+        def model(self) -> nn.Module:
+            return Remembers(20, 5)
+
+        def data(self) -> Splits:
+            raise NotImplementedError
+
+    draw, before = torch.Generator().manual_seed(1), torch.get_num_threads()
+    examples = Examples(torch.randn(1300, 20, generator=draw), torch.randint(5, (1300,), generator=draw))
+    model = Many().model()
+    with torch.no_grad():
+        outputs = model(examples.inputs)
+    expected = int((outputs.argmax(dim=1) == examples.targets).sum()) / 1300
+    torch.set_num_threads(1)
+    once = evaluate(model, Many(), examples)
+    torch.set_num_threads(threads)
+    try:
+        assert evaluate(model, Many(), examples) == once
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert once.accuracy == expected
+
+
 def test_evaluation_leaves_the_model_as_it_was() -> None:
     model = Rows().model().train()
     model[1].eval()  # a layer that a user froze

@@ -27,6 +27,12 @@ class Phases:
         self._within: list[str] = []
         self._since = 0.0
 
+    def taken(self) -> dict[str, float]:
+        """Return the seconds so far, and count from zero."""
+        self._pass()
+        seconds, self.seconds = self.seconds, {}
+        return seconds
+
     @contextmanager
     def of(self, name: str) -> Iterator[None]:
         """Count the time of the context as this phase's."""
@@ -54,3 +60,7 @@ class Phases:
         if self._within:
             self.seconds[self._within[-1]] = self.seconds.get(self._within[-1], 0.0) + now - self._since
         self._since = now
+
+
+here = Phases()
+"""Of this process's main thread: what a client counts without knowing who reads it."""

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from fedpress.server.phases import Phases
+from fedpress.compression.phases import Phases
 
 
 def slowly(count: int) -> Iterator[int]:
@@ -36,3 +36,12 @@ def test_an_error_ends_its_phase() -> None:
     with phases.of("orders"):
         pass
     assert phases.seconds["orders"] < 0.01
+
+
+def test_what_is_taken_is_not_counted_again() -> None:
+    phases = Phases()
+    with phases.of("client"):
+        time.sleep(0.02)
+        first = phases.taken()
+        time.sleep(0.01)
+    assert first["client"] >= 0.02 > phases.seconds["client"] >= 0.01
