@@ -71,6 +71,7 @@ class Client:
         self._next_try = self._next_check = 0.0
         self._hook_says_no = ""
         self._refused_since: float | None = None
+        self._transfer = ""  # what was said of the last message, if it did not get through
         self._status, self._reason = "starting", ""
 
     def stop(self) -> None:
@@ -190,6 +191,11 @@ class Client:
             self._round = int(match[1])
         elif "Sent successfully" in line:
             self._answers += 1
+            self._transfer = ""
+        elif match := re.search(r"Failed to (send|receive) message \S+: (.*)", line):
+            before, self._transfer = self._transfer, _transfer(match[1], match[2])
+            if self._transfer != before:
+                self._say(f"warning: {self._transfer}")
 
     def _ended(self, child: Child) -> None:
         """The SuperNode has ended by itself: say why, and when the next attempt is."""
@@ -310,6 +316,13 @@ def handshake(address: str, ca: Path) -> str:
         return f"the server at {address} does not speak TLS as expected: {error.reason or error}"
     except OSError as error:
         return f"cannot reach the server at {address}: {error.strerror or error}"
+
+
+def _transfer(way: str, error: str) -> str:
+    """What it means that a message did not get through, by what Flower logs of it."""
+    if "413 Request" in error:
+        return "the server refuses an answer of this device: it is larger than `message_mib` in the server's settings"
+    return f"could not {way} a message: {error}"
 
 
 def _hook(command: str) -> str:

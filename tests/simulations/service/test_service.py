@@ -16,7 +16,15 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import httpx
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+from cryptography.hazmat.primitives.serialization import load_ssh_private_key
+from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
+from flwr.proto.message_pb2 import PushObjectRequest
+from flwr.proto.node_pb2 import Node
+from flwr.supernode.fleet_http_client import FleetHttpClient
+from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 from service_process import PATIENCE, Service, fedpress, process, until
 
 from fedpress.simulations import deployment, runner, scenario
@@ -58,6 +66,7 @@ class Story:
     revoked_says: str = ""
     listed: list[dict[str, str]] = field(default_factory=list)
     daemon_bytes: int = 0
+    oversized: str = ""
 
 
 def get(port: int, path: str) -> str:
@@ -89,6 +98,21 @@ def answer_without_tls(port: int) -> str:
         asked.close()
 
 
+def answer_to_an_oversized_message(folder: Path, port: int, node: int, size: int) -> str:
+    """What a SuperLink answers to a registered node, with node-0's key, whose message is too large."""
+    key = load_ssh_private_key((folder / "keys" / "nodes" / "node-0").read_bytes(), None)
+    assert isinstance(key, EllipticCurvePrivateKey)
+    ca = (folder / "keys" / "ca.crt").read_bytes()
+    auth = NodeAuthHttpInterceptor(key, key.public_key())
+    with FleetHttpClient.from_server_address(f"127.0.0.1:{port}", False, ca, [auth]) as client:
+        heartbeat = SendNodeHeartbeatRequest(node=Node(node_id=node), heartbeat_interval=60.0)
+        assert client.SendNodeHeartbeat(heartbeat).success  # it is let in
+        with pytest.raises(httpx.HTTPStatusError) as refused:
+            client.PushObject(PushObjectRequest(node=Node(node_id=node), object_id="?", object_content=bytes(size)))
+        assert client.SendNodeHeartbeat(heartbeat).success  # and is so still
+    return f"{refused.value.response.status_code} {refused.value.response.text}"
+
+
 @pytest.fixture(scope="module")
 def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
     folder = tmp_path_factory.mktemp("service")
@@ -100,7 +124,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
     assert fedpress(folder, "keys", "node", "others", "stranger").returncode == 0
     (folder / "server.yaml").write_text(
         f"scenario: digits\noverrides: {json.dumps(OVERRIDES)}\nlisten: 127.0.0.1:{link}\n"
-        f"metrics: 127.0.0.1:{metrics}\noperators: [192.0.2.0/24]\n"
+        f"metrics: 127.0.0.1:{metrics}\noperators: [192.0.2.0/24]\nmessage_mib: 1\n"
     )
     common = f"superlink: 127.0.0.1:{link}\nthreads: 1\n"
     for number in (0, 1):
@@ -153,6 +177,9 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
             path: status_from_elsewhere(link, path) for path in ("control/list-nodes", "fleet/pull-messages")
         }
         told.without_tls = answer_without_tls(link)
+        node = json.loads(get(client_metrics, "/health"))["node"]
+        for _ in range(2):
+            told.oversized = answer_to_an_oversized_message(folder, link, node, 2**20)
         revoked = fedpress(folder, "keys", "revoke", "keys", "revoked", "--superlink", f"127.0.0.1:{link}")
         assert revoked.returncode == 0, revoked.stderr
         outsiders.append(start("client", "revoked.yaml", name="revoked"))
@@ -281,6 +308,14 @@ def test_a_run_that_cannot_work_ends_with_the_reason(story: Story) -> None:
 def test_only_operators_reach_more_than_the_nodes_part(story: Story) -> None:
     assert story.outside["control/list-nodes"] == 403
     assert story.outside["fleet/pull-messages"] in (400, 401, 415)  # it is heard, and has no key to show
+
+
+def test_a_message_that_is_too_large_is_refused_before_it_takes_memory(story: Story) -> None:
+    """The rest of the story goes on: the tests of rounds and replies hold that it cost nobody anything."""
+    assert story.oversized.startswith("413 fedpress: a request is 1,048,")
+    assert "and at most 1,048,576 are taken; see `message_mib` in the server's settings" in story.oversized
+    said = "warning: 127.0.0.1 is refused at /v1/fleet/push-object: a request is 1,048,"
+    assert story.server_says.count(said) == 1
 
 
 def test_a_second_server_is_refused(story: Story) -> None:
