@@ -26,6 +26,7 @@ from flwr.proto.node_pb2 import Node
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 from service_process import PATIENCE, Service, fedpress, process, until
+from wrong_clock import Clock
 
 from fedpress.simulations import deployment, runner, scenario
 from fedpress.simulations.run_folder import Results, RunFolder
@@ -34,6 +35,8 @@ from fedpress.simulations.service import children
 pytestmark = pytest.mark.slow
 
 OVERRIDES = ["clients=2", "sampling.per_round=2", "rounds=5", "students.tiers=[]", "density=0.05"]
+SLOW_SECONDS = 200.0
+"""How far client 1's clock is behind: less than the five minutes that a SuperLink allows."""
 
 BROKEN = """
 from fedpress.simulations.tasks.digits import Digits
@@ -67,6 +70,7 @@ class Story:
     listed: list[dict[str, str]] = field(default_factory=list)
     daemon_bytes: int = 0
     oversized: str = ""
+    hasty_says: str = ""
 
 
 def get(port: int, path: str) -> str:
@@ -135,6 +139,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
     stranger = f"{common}key: others/nodes/stranger\n"
     (folder / "stranger.yaml").write_text(f"{stranger}ca: keys/ca.crt\nstate: stranger\n")
     (folder / "revoked.yaml").write_text(f"{common}ca: keys/ca.crt\nkey: keys/nodes/revoked\nstate: revoked\n")
+    (folder / "hasty.yaml").write_text(f"{stranger}ca: keys/ca.crt\nstate: hasty\n")
     (folder / "misled.yaml").write_text(f"{stranger}ca: others/ca.crt\nstate: misled\n")
 
     (folder / "task.py").write_text(BROKEN)
@@ -146,8 +151,11 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
     (folder / "keys" / "nodes" / "damaged.pub").write_text("ssh-rsa AAAA")
     running: list[Service] = []
 
+    slow, hasty = Clock(folder / "slow-clock", -SLOW_SECONDS), Clock(folder / "hasty-clock", 60.0)
+    changes = {"client-1": slow.environment, "hasty": hasty.environment}
+
     def start(*arguments: str, name: str) -> Service:
-        running.append(Service(folder, *arguments, name=name))
+        running.append(Service(folder, *arguments, name=name, changes=changes.get(name, {})))
         return running[-1]
 
     home = folder / "server-state" / "flwr"
@@ -164,12 +172,14 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
     try:
         server = start("server", "server.yaml", name="server")
         clients = [start("client", f"client-{number}.yaml", name=f"client-{number}") for number in (0, 1)]
-        outsiders = [start("client", f"{name}.yaml", name=name) for name in ("stranger", "misled")]
+        outsiders = [start("client", f"{name}.yaml", name=name) for name in ("stranger", "misled", "hasty")]
         broken = start("server", "broken.yaml", name="broken")
         told = Story(folder, None, "", [], "", "", "")  # type: ignore[arg-type]
 
         # Round 2: the ServerApp's process is killed while clients train.
         until("round 1 is over", lambda: round_is(1), server, *clients)
+        until("a wrong clock is named", lambda: "the clock of this device" in outsiders[2].text, server, *outsiders)
+        hasty.set(0.0)
         until("the metrics show it", lambda: "fedpress_round 1.0" in get(metrics, "/metrics"), server, *clients)
         told.metrics, told.client_metrics = get(metrics, "/metrics"), get(client_metrics, "/metrics")
         told.health = json.loads(get(metrics, "/health"))
@@ -221,13 +231,14 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
         told.codes["finished server"] = server.process.returncode
         told.left["finished server"] = children.belonging_to(home)
         told.results, told.server_says = run.load_results(), server.text
+        until("the clock is no more what is wrong", lambda: "its key (stranger)" in outsiders[2].text, *outsiders)
         for service in [*clients, *outsiders]:
             told.codes[service.log.stem] = service.stop()
             told.left[service.log.stem] = children.belonging_to(folder / service.log.stem / "flwr")
         told.codes["broken"], told.broken_says = broken.process.wait(timeout=PATIENCE), broken.text
         told.left["broken"] = children.belonging_to(folder / "broken" / "flwr")
         told.clients_say = [client.text for client in clients]
-        told.stranger_says, told.misled_says, told.revoked_says = (service.text for service in outsiders)
+        told.stranger_says, told.misled_says, told.hasty_says, told.revoked_says = (one.text for one in outsiders)
         yield told
     finally:
         for service in running:
@@ -237,7 +248,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
             if service.process.poll() is None:
                 service.process.kill()
                 service.process.wait()
-        for state in ("server-state", "client-0", "client-1", "stranger", "misled", "revoked", "broken"):
+        for state in ("server-state", "client-0", "client-1", "stranger", "misled", "hasty", "revoked", "broken"):
             children.end_all(folder / state / "flwr", wait=0.0)
 
 
@@ -285,7 +296,7 @@ def test_the_server_says_what_happened(story: Story) -> None:
 
 def test_nothing_is_left_behind(story: Story) -> None:
     assert story.left == dict.fromkeys(story.left, {})
-    assert {story.codes[name] for name in ("client-0", "client-1", "stranger", "misled", "revoked")} == {0}
+    assert {story.codes[name] for name in ("client-0", "client-1", "stranger", "misled", "hasty", "revoked")} == {0}
 
 
 def test_others_are_kept_out_and_told_why(story: Story) -> None:
@@ -298,6 +309,16 @@ def test_others_are_kept_out_and_told_why(story: Story) -> None:
     assert (
         story.misled_says.count("is not trusted") <= 3
     )  # once, and again after the server was away: no line an attempt
+
+
+def test_a_clock_that_is_wrong_is_named_once_and_costs_nobody_else(story: Story) -> None:
+    """Client 1, whose clock is behind by what is allowed, takes part in the whole story."""
+    assert story.hasty_says.count("refused: the clock of this device is ") == 1
+    found = re.search(r"the clock of this device is (\d+) s ahead of the server's, and 5 s ahead", story.hasty_says)
+    assert found and abs(int(found[1]) - 60) < 5
+    right = story.hasty_says.split("set the one that is wrong, best by NTP")[1]
+    assert "its key (stranger) is not registered there" in right  # the next thing that is wrong with it
+    assert "clock" not in story.clients_say[1]
 
 
 def test_a_run_that_cannot_work_ends_with_the_reason(story: Story) -> None:
