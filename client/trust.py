@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+from datetime import UTC, datetime
 from pathlib import Path
 
 
@@ -16,9 +17,10 @@ def reason(error: ssl.SSLCertVerificationError, host: str, ca: Path | None) -> s
     """
     authority = f"it is of another authority than {ca}" if ca else "it is of an authority that is not known here"
     name = f"it is not for {host}; `fedpress keys renew --host` adds names to a server's"
+    clock = f"by the clock of this device, which says {datetime.now(UTC):%Y-%m-%d}"
     hints = {
-        9: "it is not valid yet; is the clock of this device right?",
-        10: "it has run out",
+        9: f"it is not valid yet {clock}; set the clock, best by NTP (timedatectl set-ntp true)",
+        10: f"it has run out {clock}",
         18: "it is not signed by an authority",
         19: authority,
         20: authority,

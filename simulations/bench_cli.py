@@ -302,12 +302,13 @@ def bench_wire(
 ) -> None:
     """Measure the bytes on the wire of Flower's own processes.
 
-    Starts a SuperLink and SuperNodes on this machine, insecure, on free ports and with
-    a Flower home of their own, and stops them at the end. Runs fedpress on SCENARIO
+    Starts a SuperLink and SuperNodes on this machine, on free ports and with a Flower
+    home of their own, and stops them at the end. Runs fedpress on SCENARIO
     (as for `fedpress simulate`, without students) and then plain FedAvg with 1 kB each
     way. Prints what goes up and down for each client and round: the payload, the
-    requests beside it, and polls while a node waits for work. Bytes are those of the
-    TCP streams, with HTTP's headers, without those of TCP and IP.
+    requests beside it, polls while a node waits for work, and what TLS adds to all of
+    these. Bytes are those of the TCP streams, with HTTP's headers, without those of TCP
+    and IP.
 
     \b
     Example:

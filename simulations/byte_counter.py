@@ -1,13 +1,14 @@
 """A TCP forwarder that counts the bytes of HTTP requests and of their responses.
 
 It stands between a client and a server and passes everything on unchanged. Bytes are those of the TCP streams: with
-HTTP's request lines and headers, without the headers of TCP and IP. TLS would be counted as well, but its requests
-could not be told apart.
+HTTP's request lines and headers, without the headers of TCP and IP. TLS is counted as well, but its requests cannot be
+told apart; so a counter can take TLS off, and one before it counts the same bytes with TLS.
 """
 
 from __future__ import annotations
 
 import asyncio
+import ssl
 import threading
 import time
 from contextlib import suppress
@@ -44,13 +45,17 @@ class ByteCounter:
 
     Args:
         target: the port to forward to.
+        tls: of a server; what comes is TLS then, and goes on without. None: all goes on as it comes.
 
     Attributes:
         port: where it listens.
+        connections: how many there were.
     """
 
-    def __init__(self, target: int) -> None:
+    def __init__(self, target: int, tls: ssl.SSLContext | None = None) -> None:
         self._target = target
+        self._tls = tls
+        self.connections = 0
         self._requests: list[Request] = []
         self._ready = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
@@ -73,13 +78,14 @@ class ByteCounter:
 
     async def _serve(self) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-        server = await asyncio.start_server(self._forward, "127.0.0.1", 0)
+        server = await asyncio.start_server(self._forward, "127.0.0.1", 0, ssl=self._tls)
         self.port = server.sockets[0].getsockname()[1]
         self._ready.set()
         await self._stop.wait()
         server.close()
 
     async def _forward(self, client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
+        self.connections += 1
         try:
             server, to_server = await asyncio.open_connection("127.0.0.1", self._target)
         except OSError:  # nobody listens: the client sees its connection closed
@@ -102,7 +108,10 @@ class ByteCounter:
                 own[-1].down += len(data)
                 to_client.write(data)
                 await to_client.drain()
-            to_client.write_eof()
+            if self._tls:  # which knows no half-closed connections
+                to_client.close()
+            else:
+                to_client.write_eof()
 
         # One side has gone, or the counter is closed: what came until then is counted.
         with suppress(OSError, asyncio.CancelledError):

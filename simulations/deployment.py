@@ -129,7 +129,14 @@ class Deployment:
     ) -> None:
         self.close()
 
-    def add_node(self, number: int, nodes: int, port: int, changes: Mapping[str, str] = MappingProxyType({})) -> int:
+    def add_node(
+        self,
+        number: int,
+        nodes: int,
+        port: int,
+        changes: Mapping[str, str] = MappingProxyType({}),
+        ca: Path | None = None,
+    ) -> int:
         """Start a SuperNode and return its process id, which is that of its session, too.
 
         Args:
@@ -137,10 +144,12 @@ class Deployment:
             nodes: how many there will be.
             port: where it finds the SuperLink, on 127.0.0.1.
             changes: in its environment.
+            ca: certificate of the authority that signed what it meets there; None: it does without TLS.
         """
+        security = ("--insecure",) if ca is None else ("--root-certificates", str(ca))
         return self._start(
             f"supernode-{number}",
-            "flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{port}", "--port", str(free_port()),
+            "flower-supernode", *security, "--superlink", f"127.0.0.1:{port}", "--port", str(free_port()),
             "--node-config", f"partition-id={number} num-partitions={nodes}",
             changes=changes,
         )  # fmt: skip

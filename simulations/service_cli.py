@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 from datetime import datetime
@@ -302,11 +303,10 @@ def _example(kind: str) -> str:
 
 UNIT = """\
 [Unit]
-Description=fedpress {kind}, {file}
-After=network-online.target
+Description=fedpress {kind}, {described}
 
 [Service]
-ExecStart={python} -m fedpress.simulations {kind} "{file}"
+ExecStart={python} -m fedpress.simulations {kind} {file}
 Restart=on-failure
 RestartSec=10
 # 2: the settings are wrong, and trying again would not help.
@@ -322,11 +322,20 @@ WantedBy=default.target
 
 def _install(kind: str, file: Path, _checked: object) -> None:
     config = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
-    unit = config / "systemd" / "user" / f"fedpress-{file.stem}.service"
+    name = re.sub(r"[^A-Za-z0-9:_.-]", "-", file.stem)  # systemd takes no others
+    unit = config / "systemd" / "user" / f"fedpress-{name}.service"
     unit.parent.mkdir(parents=True, exist_ok=True)
-    python = f'"{sys.executable}"'
-    unit.write_text(UNIT.format(kind=kind, file=file.resolve(), python=python), encoding="utf-8")
+    path = str(file.resolve())
+    words = {"python": _word(sys.executable), "file": _word(path), "described": path.replace("%", "%%")}
+    unit.write_text(UNIT.format(kind=kind, **words), encoding="utf-8")
     typer.echo(f"wrote {unit}\nstart it, now and at every boot:")
     typer.echo(f"  systemctl --user daemon-reload\n  systemctl --user enable --now {unit.stem}")
     typer.echo("  loginctl enable-linger    # so that it runs while nobody is logged in")
     typer.echo(f"its log: journalctl --user -u {unit.stem} -f")
+
+
+def _word(text: str) -> str:
+    """Return one word of a unit's command line; `%` and `$` would stand for something else there."""
+    for special, written in (("\\", "\\\\"), ('"', '\\"'), ("%", "%%"), ("$", "$$")):
+        text = text.replace(special, written)
+    return f'"{text}"'

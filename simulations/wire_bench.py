@@ -4,12 +4,16 @@ A SuperLink and SuperNodes run on this machine; between each node and the SuperL
 every request (`byte_counter`). On the same processes run fedpress's app, on a scenario, and a plain Flower app with
 FedAvg and 1 kB each way. Counted are the bytes of the TCP streams: with HTTP's headers, without those of TCP and IP.
 
+Nodes speak TLS, as in a real deployment. One forwarder counts that; the next takes it off and counts the same requests
+by their kinds. So what TLS adds is a difference of two counts of the same run.
+
 A node asks for messages every 3 s while it has none to work on. How many of these polls fall into a round depends on
 how long the other nodes and the server take, so they stand apart from the requests that a round needs.
 """
 
 from __future__ import annotations
 
+import ssl
 import tempfile
 import time
 from collections import Counter
@@ -25,6 +29,7 @@ from fedpress.simulations.byte_counter import ByteCounter, Request
 from fedpress.simulations.deployment import Deployment
 from fedpress.simulations.run_folder import RunFolder
 from fedpress.simulations.scenario import Scenario
+from fedpress.simulations.service import keys
 from fedpress.simulations.workload import REFERENCE
 
 PULL, CONFIRM, HEARTBEAT = "pull-messages", "confirm-message-received", "send-node-heartbeat"
@@ -56,6 +61,8 @@ class Wire(NamedTuple):
         waiting: those.
         first: all bytes of the first round, with what a node asks for once in a run.
         counts: requests of a round by what they ask for.
+        tls: what TLS adds to all of these; mean over all rounds, the first included.
+        connections: of a node and round; each begins with a TLS handshake.
     """
 
     name: str
@@ -64,6 +71,8 @@ class Wire(NamedTuple):
     waiting: Bytes
     first: Bytes
     counts: dict[str, float]
+    tls: Bytes = Bytes()
+    connections: float = 0.0
 
     @property
     def beside(self) -> Bytes:
@@ -142,9 +151,13 @@ def run(scenario: Scenario, idle_seconds: float, tell: Callable[[str], None] = l
         folder = Path(name)
         tell("starting Flower's processes")
         running = stack.enter_context(Deployment(folder))
-        counters = [stack.enter_context(ByteCounter(running.port)) for _ in range(nodes)]
-        for number, counter in enumerate(counters):
-            running.add_node(number, nodes, counter.port)
+        made = keys.init(folder / "keys", ["127.0.0.1"], days=1)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(made.server, made.server_key)
+        counters = [stack.enter_context(ByteCounter(running.port, context)) for _ in range(nodes)]
+        outer = [stack.enter_context(ByteCounter(counter.port)) for counter in counters]
+        for number, counter in enumerate(outer):
+            running.add_node(number, nodes, counter.port, ca=made.ca)
         _wait_for_polls(counters)
         tell(f"waiting for {idle_seconds:.0f} s")
         idle, poll = _watch_idle(counters, idle_seconds)
@@ -161,6 +174,7 @@ def run(scenario: Scenario, idle_seconds: float, tell: Callable[[str], None] = l
         for app, title in ((ours, "fedpress"), (plain, "plain Flower, 1 kB")):
             tell(f"running {title}")
             before = [len(counter.requests()) for counter in counters]
+            all_before, connections = (_total(counters), _total(outer)), sum(one.connections for one in outer)
             log = running.run(app, ROUND_SECONDS * (rounds + 1))
             by_node = [rounds_of(c.requests()[b:]) for c, b in zip(counters, before, strict=True)]
             if any(len(found) != rounds for found in by_node):
@@ -171,7 +185,14 @@ def run(scenario: Scenario, idle_seconds: float, tell: Callable[[str], None] = l
             payload = Bytes(plain_app.PAYLOAD, plain_app.PAYLOAD)
             if app is ours:
                 payload = _payload(RunFolder.open(out), nodes, rounds)
-            apps.append(_wire(title, payload, by_node))
+            inside, outside = (_minus(_total(c), b) for c, b in zip((counters, outer), all_before, strict=True))
+            parts = nodes * rounds
+            wire = _wire(title, payload, by_node)
+            wire = wire._replace(
+                tls=Bytes(*(part / parts for part in _minus(outside, inside))),
+                connections=(sum(one.connections for one in outer) - connections) / parts,
+            )
+            apps.append(wire)
     return Figures(nodes, rounds, apps, idle, poll)
 
 
@@ -227,11 +248,27 @@ def _wire(name: str, payload: Bytes, by_node: list[list[Round]]) -> Wire:
     )
 
 
+def _total(counters: list[ByteCounter]) -> Bytes:
+    return _mean([request for counter in counters for request in counter.requests()], 1)
+
+
+def _minus(one: Bytes, other: Bytes) -> Bytes:
+    return Bytes(one.up - other.up, one.down - other.down)
+
+
 def _mean(requests: list[Request], parts: float) -> Bytes:
     return Bytes(sum(request.up for request in requests) / parts, sum(request.down for request in requests) / parts)
 
 
-COLUMNS = ("bytes of a client and round", "payload", "requests beside it", "waiting", "all beside it", "first round")
+COLUMNS = (
+    "bytes of a client and round",
+    "payload",
+    "requests beside it",
+    "waiting",
+    "all beside it",
+    "first round",
+    "TLS on top",
+)
 
 
 def rows(figures: Figures) -> list[tuple[str, ...]]:
@@ -239,10 +276,11 @@ def rows(figures: Figures) -> list[tuple[str, ...]]:
     found = []
     for app in figures.apps:
         for direction in ("up", "down"):
-            payload, requests, waiting, beside, first = (
-                getattr(part, direction) for part in (app.payload, app.requests, app.waiting, app.beside, app.first)
+            payload, requests, waiting, beside, first, tls = (
+                getattr(part, direction)
+                for part in (app.payload, app.requests, app.waiting, app.beside, app.first, app.tls)
             )
-            cells = (payload, requests - payload, waiting, beside, first)
+            cells = (payload, requests - payload, waiting, beside, first, tls)
             found.append((f"{app.name}, {direction}", *(f"{cell:,.0f}" for cell in cells)))
     return found
 
@@ -256,6 +294,7 @@ def facts(figures: Figures) -> list[tuple[str, str]]:
     ]
     return [
         *lines,
+        *((f"connections of a round, {app.name}", f"{app.connections:.1f}") for app in figures.apps),
         ("one poll in vain", f"{poll.up:,.0f} bytes up, {poll.down:,.0f} down"),
         ("a waiting node", f"{idle.up:,.0f} bytes a second up, {idle.down:,.0f} down"),
     ]

@@ -5,6 +5,7 @@ The daemon itself is light and has neither torch nor Flower: those come with the
 
 from __future__ import annotations
 
+import http.client
 import os
 import re
 import socket
@@ -14,8 +15,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from datetime import datetime
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,10 @@ RELOAD_SECONDS = 6 * 3600.0
 """After this time a warm trainer reads the data again."""
 LONGEST_SOCKET = 100
 """Bytes of a Unix socket's path; the kernel's limit is 108."""
+AHEAD_SECONDS, BEHIND_SECONDS = 5.0, 305.0
+"""How far a node's clock may be from the SuperLink's: each request is signed with the time."""
+ROUGH_SECONDS = 3.0
+"""A server says what time it is to a second or two."""
 SOUND_SECONDS = 30.0
 """A SuperNode that was connected for so long counts as a success: the next attempt comes soon."""
 
@@ -71,6 +77,8 @@ class Client:
         self._next_try = self._next_check = 0.0
         self._hook_says_no = ""
         self._refused_since: float | None = None
+        self._ahead: float | None = None  # seconds that the clock was found to be wrong by
+        self._transfer = ""  # what was said of the last message, if it did not get through
         self._status, self._reason = "starting", ""
 
     def stop(self) -> None:
@@ -136,6 +144,9 @@ class Client:
         if problem := handshake(chosen.superlink, Path(chosen.ca)):
             self._later("waiting", problem)
             return
+        if problem := self._clock():
+            self._later("refused", problem)
+            return
         if self._status in ("starting", "paused"):
             self._set("connecting", "")
         self._starts += 1
@@ -156,6 +167,23 @@ class Client:
             self._state / "supernode.log",
             memory=int((chosen.memory_gib or 0) * 2**30),
             on_line=self._read,
+        )
+
+    def _clock(self) -> str:
+        """Why the server would refuse what is signed by this device's clock; empty: it would not.
+
+        A SuperNode is refused without a reason, and ends as if it had been told to.
+        """
+        ahead = clock_ahead(self._chosen.superlink, Path(self._chosen.ca))
+        if ahead is None or -BEHIND_SECONDS - ROUGH_SECONDS < ahead < AHEAD_SECONDS + ROUGH_SECONDS:
+            self._ahead = None
+            return ""
+        if self._ahead is None or abs(ahead - self._ahead) > 2 * ROUGH_SECONDS:  # else it is no news
+            self._ahead = ahead
+        return (
+            f"the clock of this device is {abs(self._ahead):,.0f} s {'ahead of' if self._ahead > 0 else 'behind'} the"
+            f" server's, and {AHEAD_SECONDS:.0f} s ahead or {BEHIND_SECONDS:.0f} s behind are accepted;"
+            " set the one that is wrong, best by NTP (timedatectl set-ntp true)"
         )
 
     @property
@@ -190,6 +218,11 @@ class Client:
             self._round = int(match[1])
         elif "Sent successfully" in line:
             self._answers += 1
+            self._transfer = ""
+        elif match := re.search(r"Failed to (send|receive) message \S+: (.*)", line):
+            before, self._transfer = self._transfer, _transfer(match[1], match[2])
+            if self._transfer != before:
+                self._say(f"warning: {self._transfer}")
 
     def _ended(self, child: Child) -> None:
         """The SuperNode has ended by itself: say why, and when the next attempt is."""
@@ -310,6 +343,25 @@ def handshake(address: str, ca: Path) -> str:
         return f"the server at {address} does not speak TLS as expected: {error.reason or error}"
     except OSError as error:
         return f"cannot reach the server at {address}: {error.strerror or error}"
+
+
+def clock_ahead(address: str, ca: Path) -> float | None:
+    """Return how many seconds this device's clock is ahead of a server's, to a second or two; None: it does not say."""
+    host, port = settings.host_and_port(address)
+    with suppress(OSError, http.client.HTTPException, ValueError, TypeError):
+        context = ssl.create_default_context(cafile=str(ca))
+        with closing(http.client.HTTPSConnection(host, port, timeout=10, context=context)) as asked:
+            asked.request("HEAD", "/")
+            date = asked.getresponse().headers["Date"]
+        return time.time() - parsedate_to_datetime(date).timestamp()
+    return None
+
+
+def _transfer(way: str, error: str) -> str:
+    """What it means that a message did not get through, by what Flower logs of it."""
+    if "413 Request" in error:
+        return "the server refuses an answer of this device: it is larger than `message_mib` in the server's settings"
+    return f"could not {way} a message: {error}"
 
 
 def _hook(command: str) -> str:

@@ -235,9 +235,19 @@ class Server:
                 "--ssl-ca-certfile", str(self._keys.ca), "--enable-supernode-auth",
                 "--database", str(self._state / "superlink.db"), "--disable-runtime-dependency-installation",
             ],
-            environment | {superlink.OPERATORS: " ".join(self._chosen.operators)},
+            environment
+            | {
+                superlink.OPERATORS: " ".join(self._chosen.operators),
+                superlink.MESSAGE_BYTES: str(int(self._chosen.message_mib * 2**20)),
+            },
             self._link_log,
+            on_line=self._read,
         )  # fmt: skip
+
+    def _read(self, line: str) -> None:
+        """Pass on what the guards of the SuperLink have to say; from another thread."""
+        if line.startswith(superlink.SAYS):
+            self._say(f"warning: {line.removeprefix(superlink.SAYS)}")
 
     def _connect(self) -> None:
         self._control = Control(self.address, self._keys.ca)

@@ -120,6 +120,10 @@ class Server(Section):
         description="Networks whose machines may start and stop runs and register keys. Flower asks nobody for a"
         " password there, so keep it short. Clients need not be in it.",
     )
+    message_mib: Positive = Field(
+        default=256,
+        description="Largest request of a client, in MiB: room for a dense update. Flower has no limit of its own.",
+    )
     state: str = Field(default="server-state", description="Folder for the database and the logs.")
     metrics: Address | None = Field(
         default="127.0.0.1:9464", description="Where /metrics (Prometheus) and /health are served; null: nowhere."

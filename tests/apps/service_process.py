@@ -1,11 +1,13 @@
 """Commands of fedpress as processes, for tests of the service."""
 
+import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from fedpress.simulations.service import children
 
@@ -14,16 +16,32 @@ PATIENCE = 240.0
 
 
 class Service:
-    """A command of fedpress as a process whose output is kept."""
+    """A command of fedpress as a process whose output is kept.
+
+    Args:
+        folder: where it runs.
+        arguments: of the command.
+        name: of the file for its output.
+        changes: in its environment.
+        within: a command that starts it.
+    """
 
     COMMAND = (sys.executable, "-m", "fedpress.simulations")
 
-    def __init__(self, folder: Path, *arguments: str, name: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *arguments: str,
+        name: str,
+        changes: Mapping[str, str] = MappingProxyType({}),
+        within: Sequence[str] = (),
+    ) -> None:
         self.log = folder / f"{name}.out"
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*self.COMMAND, *arguments],
+                [*within, *self.COMMAND, *arguments],
                 cwd=folder,
+                env={**os.environ, **changes},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -1,12 +1,15 @@
 """The counting forwarder: passes on every byte and gives it to the right request."""
 
 import socket
+import ssl
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from fedpress.simulations.byte_counter import ByteCounter
+from fedpress.simulations.service import keys
 
 
 def read(connection: socket.socket, size: int) -> bytes:
@@ -64,6 +67,23 @@ def test_every_byte_is_counted_once_and_by_its_request(server: int) -> None:
         ("/a", sizes[0], 5), ("/b", sizes[1], 1), ("/c", sizes[2], 3_000_000), ("/a", sizes[3], 2),
     ]  # fmt: skip
     assert [request.began for request in found] == sorted(request.began for request in found)
+
+
+def test_tls_is_taken_off_and_counted_by_the_one_before(server: int, tmp_path: Path) -> None:
+    made = keys.init(tmp_path / "keys", ["127.0.0.1"], days=1)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(made.server, made.server_key)
+    trusting = ssl.create_default_context(cafile=made.ca)
+    with ByteCounter(server, context) as inner, ByteCounter(inner.port) as outer:
+        with (
+            socket.create_connection(("127.0.0.1", outer.port)) as plain,
+            trusting.wrap_socket(plain, server_hostname="127.0.0.1") as one,
+        ):
+            size = ask(one, "/a", 100_000, 50_000)
+        assert [(request.path, request.up, request.down) for request in inner.requests()] == [("/a", size, 50_000)]
+        up, down = (sum(getattr(request, way) for request in outer.requests()) for way in ("up", "down"))
+    assert size < up < size + 2_000 and 50_000 < down < 52_500
+    assert (inner.connections, outer.connections) == (1, 1)
 
 
 def test_a_connection_to_nobody_is_closed_and_counts_nothing() -> None:

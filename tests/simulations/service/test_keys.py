@@ -1,15 +1,19 @@
 """Keys and certificates: who can read them, what is never overwritten, and that real TLS takes them."""
 
+import os
 import socket
 import ssl
 import stat
 import subprocess
 import threading
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from service_process import Service
+from wrong_clock import Clock
 
 from fedpress.simulations.service import client, keys
 
@@ -139,6 +143,18 @@ def test_tls_takes_them_for_their_names_only(folder: keys.Folder, tmp_path: Path
         missing = client.handshake(f"localhost:{server.port}", tmp_path / "none.crt")
         assert "cannot use the authority's certificate" in missing
     assert "cannot reach the server" in client.handshake(f"localhost:{server.port}", folder.ca)
+
+
+@pytest.mark.parametrize(("days", "said"), [(2, "it is not valid yet by"), (-40, "it has run out by")])
+def test_a_wrong_clock_is_named(tmp_path: Path, days: int, said: str) -> None:
+    """What is made by a clock that is ahead looks, here, as what is right does to a clock that is behind."""
+    clock = Clock(tmp_path / "clock", 86400.0 * days)
+    command = [*Service.COMMAND, "keys", "init", "keys", "--host", "localhost", "--days", "30"]
+    subprocess.run(command, cwd=tmp_path, env={**os.environ, **clock.environment}, check=True, capture_output=True)
+    folder = keys.Folder(tmp_path / "keys")
+    with Listener(folder) as server:
+        heard = client.handshake(f"localhost:{server.port}", folder.ca)
+    assert f"{said} the clock of this device, which says {datetime.now(UTC):%Y-%m-%d}" in heard
 
 
 def test_renewal_keeps_the_names_and_the_authority(folder: keys.Folder) -> None:

@@ -16,8 +16,17 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import httpx
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+from cryptography.hazmat.primitives.serialization import load_ssh_private_key
+from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
+from flwr.proto.message_pb2 import PushObjectRequest
+from flwr.proto.node_pb2 import Node
+from flwr.supernode.fleet_http_client import FleetHttpClient
+from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 from service_process import PATIENCE, Service, fedpress, process, until
+from wrong_clock import Clock
 
 from fedpress.simulations import deployment, runner, scenario
 from fedpress.simulations.run_folder import Results, RunFolder
@@ -26,6 +35,8 @@ from fedpress.simulations.service import children
 pytestmark = pytest.mark.slow
 
 OVERRIDES = ["clients=2", "sampling.per_round=2", "rounds=5", "students.tiers=[]", "density=0.05"]
+SLOW_SECONDS = 200.0
+"""How far client 1's clock is behind: less than the five minutes that a SuperLink allows."""
 
 BROKEN = """
 from fedpress.simulations.tasks.digits import Digits
@@ -58,6 +69,8 @@ class Story:
     revoked_says: str = ""
     listed: list[dict[str, str]] = field(default_factory=list)
     daemon_bytes: int = 0
+    oversized: str = ""
+    hasty_says: str = ""
 
 
 def get(port: int, path: str) -> str:
@@ -89,6 +102,21 @@ def answer_without_tls(port: int) -> str:
         asked.close()
 
 
+def answer_to_an_oversized_message(folder: Path, port: int, node: int, size: int) -> str:
+    """What a SuperLink answers to a registered node, with node-0's key, whose message is too large."""
+    key = load_ssh_private_key((folder / "keys" / "nodes" / "node-0").read_bytes(), None)
+    assert isinstance(key, EllipticCurvePrivateKey)
+    ca = (folder / "keys" / "ca.crt").read_bytes()
+    auth = NodeAuthHttpInterceptor(key, key.public_key())
+    with FleetHttpClient.from_server_address(f"127.0.0.1:{port}", False, ca, [auth]) as client:
+        heartbeat = SendNodeHeartbeatRequest(node=Node(node_id=node), heartbeat_interval=60.0)
+        assert client.SendNodeHeartbeat(heartbeat).success  # it is let in
+        with pytest.raises(httpx.HTTPStatusError) as refused:
+            client.PushObject(PushObjectRequest(node=Node(node_id=node), object_id="?", object_content=bytes(size)))
+        assert client.SendNodeHeartbeat(heartbeat).success  # and is so still
+    return f"{refused.value.response.status_code} {refused.value.response.text}"
+
+
 @pytest.fixture(scope="module")
 def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
     folder = tmp_path_factory.mktemp("service")
@@ -100,7 +128,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
     assert fedpress(folder, "keys", "node", "others", "stranger").returncode == 0
     (folder / "server.yaml").write_text(
         f"scenario: digits\noverrides: {json.dumps(OVERRIDES)}\nlisten: 127.0.0.1:{link}\n"
-        f"metrics: 127.0.0.1:{metrics}\noperators: [192.0.2.0/24]\n"
+        f"metrics: 127.0.0.1:{metrics}\noperators: [192.0.2.0/24]\nmessage_mib: 1\n"
     )
     common = f"superlink: 127.0.0.1:{link}\nthreads: 1\n"
     for number in (0, 1):
@@ -111,6 +139,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
     stranger = f"{common}key: others/nodes/stranger\n"
     (folder / "stranger.yaml").write_text(f"{stranger}ca: keys/ca.crt\nstate: stranger\n")
     (folder / "revoked.yaml").write_text(f"{common}ca: keys/ca.crt\nkey: keys/nodes/revoked\nstate: revoked\n")
+    (folder / "hasty.yaml").write_text(f"{stranger}ca: keys/ca.crt\nstate: hasty\n")
     (folder / "misled.yaml").write_text(f"{stranger}ca: others/ca.crt\nstate: misled\n")
 
     (folder / "task.py").write_text(BROKEN)
@@ -122,8 +151,11 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
     (folder / "keys" / "nodes" / "damaged.pub").write_text("ssh-rsa AAAA")
     running: list[Service] = []
 
+    slow, hasty = Clock(folder / "slow-clock", -SLOW_SECONDS), Clock(folder / "hasty-clock", 60.0)
+    changes = {"client-1": slow.environment, "hasty": hasty.environment}
+
     def start(*arguments: str, name: str) -> Service:
-        running.append(Service(folder, *arguments, name=name))
+        running.append(Service(folder, *arguments, name=name, changes=changes.get(name, {})))
         return running[-1]
 
     home = folder / "server-state" / "flwr"
@@ -140,12 +172,14 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
     try:
         server = start("server", "server.yaml", name="server")
         clients = [start("client", f"client-{number}.yaml", name=f"client-{number}") for number in (0, 1)]
-        outsiders = [start("client", f"{name}.yaml", name=name) for name in ("stranger", "misled")]
+        outsiders = [start("client", f"{name}.yaml", name=name) for name in ("stranger", "misled", "hasty")]
         broken = start("server", "broken.yaml", name="broken")
         told = Story(folder, None, "", [], "", "", "")  # type: ignore[arg-type]
 
         # Round 2: the ServerApp's process is killed while clients train.
         until("round 1 is over", lambda: round_is(1), server, *clients)
+        until("a wrong clock is named", lambda: "the clock of this device" in outsiders[2].text, server, *outsiders)
+        hasty.set(0.0)
         until("the metrics show it", lambda: "fedpress_round 1.0" in get(metrics, "/metrics"), server, *clients)
         told.metrics, told.client_metrics = get(metrics, "/metrics"), get(client_metrics, "/metrics")
         told.health = json.loads(get(metrics, "/health"))
@@ -153,6 +187,9 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
             path: status_from_elsewhere(link, path) for path in ("control/list-nodes", "fleet/pull-messages")
         }
         told.without_tls = answer_without_tls(link)
+        node = json.loads(get(client_metrics, "/health"))["node"]
+        for _ in range(2):
+            told.oversized = answer_to_an_oversized_message(folder, link, node, 2**20)
         revoked = fedpress(folder, "keys", "revoke", "keys", "revoked", "--superlink", f"127.0.0.1:{link}")
         assert revoked.returncode == 0, revoked.stderr
         outsiders.append(start("client", "revoked.yaml", name="revoked"))
@@ -194,13 +231,14 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
         told.codes["finished server"] = server.process.returncode
         told.left["finished server"] = children.belonging_to(home)
         told.results, told.server_says = run.load_results(), server.text
+        until("the clock is no more what is wrong", lambda: "its key (stranger)" in outsiders[2].text, *outsiders)
         for service in [*clients, *outsiders]:
             told.codes[service.log.stem] = service.stop()
             told.left[service.log.stem] = children.belonging_to(folder / service.log.stem / "flwr")
         told.codes["broken"], told.broken_says = broken.process.wait(timeout=PATIENCE), broken.text
         told.left["broken"] = children.belonging_to(folder / "broken" / "flwr")
         told.clients_say = [client.text for client in clients]
-        told.stranger_says, told.misled_says, told.revoked_says = (service.text for service in outsiders)
+        told.stranger_says, told.misled_says, told.hasty_says, told.revoked_says = (one.text for one in outsiders)
         yield told
     finally:
         for service in running:
@@ -210,7 +248,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
             if service.process.poll() is None:
                 service.process.kill()
                 service.process.wait()
-        for state in ("server-state", "client-0", "client-1", "stranger", "misled", "revoked", "broken"):
+        for state in ("server-state", "client-0", "client-1", "stranger", "misled", "hasty", "revoked", "broken"):
             children.end_all(folder / state / "flwr", wait=0.0)
 
 
@@ -258,7 +296,7 @@ def test_the_server_says_what_happened(story: Story) -> None:
 
 def test_nothing_is_left_behind(story: Story) -> None:
     assert story.left == dict.fromkeys(story.left, {})
-    assert {story.codes[name] for name in ("client-0", "client-1", "stranger", "misled", "revoked")} == {0}
+    assert {story.codes[name] for name in ("client-0", "client-1", "stranger", "misled", "hasty", "revoked")} == {0}
 
 
 def test_others_are_kept_out_and_told_why(story: Story) -> None:
@@ -273,6 +311,16 @@ def test_others_are_kept_out_and_told_why(story: Story) -> None:
     )  # once, and again after the server was away: no line an attempt
 
 
+def test_a_clock_that_is_wrong_is_named_once_and_costs_nobody_else(story: Story) -> None:
+    """Client 1, whose clock is behind by what is allowed, takes part in the whole story."""
+    assert story.hasty_says.count("refused: the clock of this device is ") == 1
+    found = re.search(r"the clock of this device is (\d+) s ahead of the server's, and 5 s ahead", story.hasty_says)
+    assert found and abs(int(found[1]) - 60) < 5
+    right = story.hasty_says.split("set the one that is wrong, best by NTP")[1]
+    assert "its key (stranger) is not registered there" in right  # the next thing that is wrong with it
+    assert "clock" not in story.clients_say[1]
+
+
 def test_a_run_that_cannot_work_ends_with_the_reason(story: Story) -> None:
     assert story.codes["broken"] == 2
     assert "has failed 3 times, each within a minute: RuntimeError: the disk with the data is not" in story.broken_says
@@ -281,6 +329,14 @@ def test_a_run_that_cannot_work_ends_with_the_reason(story: Story) -> None:
 def test_only_operators_reach_more_than_the_nodes_part(story: Story) -> None:
     assert story.outside["control/list-nodes"] == 403
     assert story.outside["fleet/pull-messages"] in (400, 401, 415)  # it is heard, and has no key to show
+
+
+def test_a_message_that_is_too_large_is_refused_before_it_takes_memory(story: Story) -> None:
+    """The rest of the story goes on: the tests of rounds and replies hold that it cost nobody anything."""
+    assert story.oversized.startswith("413 fedpress: a request is 1,048,")
+    assert "and at most 1,048,576 are taken; see `message_mib` in the server's settings" in story.oversized
+    said = "warning: 127.0.0.1 is refused at /v1/fleet/push-object: a request is 1,048,"
+    assert story.server_says.count(said) == 1
 
 
 def test_a_second_server_is_refused(story: Story) -> None:
