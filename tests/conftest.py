@@ -3,6 +3,7 @@
 import os
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,12 @@ from hypothesis import settings
 settings.register_profile("fedpress", deadline=None)  # machines are shared: how long an example takes says nothing
 settings.load_profile("fedpress")
 sys.path.insert(0, str(Path(__file__).parent / "apps"))  # worker processes get the parent's path
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that have most slow tests: at the end, short ones keep all processes at work."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.fixture(scope="session", autouse=True)

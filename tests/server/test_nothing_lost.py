@@ -31,9 +31,9 @@ from fedpress.server.versions import Downlink
 SIZE = 40
 LAYOUT = Layout((TensorSpec("weight", (SIZE,), "float32"),))
 NODES = 5
-ROUNDS = 400
-BUFFERED_ROUNDS = 200
-MASKED_ROUNDS = 200
+ROUNDS = 200
+BUFFERED_ROUNDS = 100
+MASKED_ROUNDS = 100
 
 
 def initial(size: int = SIZE) -> ArrayRecord:
@@ -137,7 +137,7 @@ ENCODERS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("downlink", [None, Downlink(0.2)], ids=["whole", "deltas"])
 @pytest.mark.parametrize("name", ENCODERS)
-def test_nothing_is_lost_over_thousands_of_orders(tmp_path: Path, name: str, downlink: Downlink | None) -> None:
+def test_nothing_is_lost_over_a_thousand_orders(tmp_path: Path, name: str, downlink: Downlink | None) -> None:
     draw = np.random.default_rng(4)
     link = Link(tmp_path, ENCODERS[name](), draw)
 
@@ -166,7 +166,7 @@ def test_nothing_is_lost_over_thousands_of_orders(tmp_path: Path, name: str, dow
         arrays = stepped if stepped is not None else arrays
         saved = checkpoint.pack(strategy.saved())
     assert metrics["replies"] == NODES  # nothing is under way any more
-    assert link.trained > 1000 and kills > 20 and min(link.seen.values()) > 200
+    assert link.trained > 600 and kills > 10 and min(link.seen.values()) > 100
     assert strategy.books.lost_states == 0
     np.testing.assert_allclose(taken + link.residuals(), link.asked, atol=2e-4)
 
@@ -280,7 +280,7 @@ def test_nothing_is_lost_but_what_is_counted_while_the_mask_changes(
         arrays = stepped if stepped is not None else arrays
         saved = checkpoint.pack(strategy.saved())
     assert metrics["replies"] == NODES
-    assert link.trained > 400 and kills > 10 and strategy.model.epochs.number > 15
+    assert link.trained > 250 and kills > 5 and strategy.model.epochs.number > 15
     assert min(link.seen.values()) > 50 and strategy.books.lost_states == 0
     assert np.abs(link.discarded).sum() > 0.1
     np.testing.assert_allclose(taken + link.residuals() + link.discarded, link.asked, atol=2e-4)
@@ -509,7 +509,7 @@ def test_nothing_is_lost_with_a_buffer(
     reasons = {refusal.reason for refusal in strategy.refusals}
     assert {"late", "stale", "undecodable", "restart"} <= reasons
     del link.seen["too old"]  # every order came at once
-    assert link.trained > 400 and kills > 2 and min(link.seen.values()) > 20
+    assert link.trained > 250 and kills > 2 and min(link.seen.values()) > 8
     assert strategy.books.lost_states == 0
     np.testing.assert_allclose(sorted(weights), [3 / np.sqrt(3), 3 / np.sqrt(2), 3])
     np.testing.assert_allclose(taken + link.residuals(), link.asked, atol=2e-4)

@@ -328,9 +328,9 @@ def test_a_bundle_beyond_its_budget_is_not_published(tmp_path: Path, teacher: nn
 @pytest.mark.skipif(not DEBIAN.is_dir(), reason="needs Fashion-MNIST: apt-get install dataset-fashion-mnist")
 def test_students_of_fashion_mnist_lose_at_most_two_points(tmp_path: Path) -> None:
     task = FashionMNIST()
-    model = trained(task, task.data().train.take(np.arange(10_000)), epochs=1, learning_rate=0.1, batch_size=20)
+    model = trained(task, task.data().train.take(np.arange(6_000)), epochs=1, learning_rate=0.1, batch_size=20)
     tiers = [Tier("phone", Wanted(Budget(bundle_bytes=110_000))), Tier("sensor", Wanted(Budget(bundle_bytes=55_000)))]
-    students = Publisher(task, ModelStore(tmp_path), tiers, Chain(distillation=distill.Distillation(epochs=6))).publish(
+    students = Publisher(task, ModelStore(tmp_path), tiers, Chain(distillation=distill.Distillation(epochs=3))).publish(
         1, model
     )
     for student in students:

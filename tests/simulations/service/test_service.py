@@ -78,6 +78,11 @@ def get(port: int, path: str) -> str:
         return str(answer.read().decode())
 
 
+def kill(pid: int | None) -> None:
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+
+
 def status_from_elsewhere(port: int, path: str) -> int:
     """What a SuperLink answers to a machine with another address than its own."""
     anybody = ssl.create_default_context()
@@ -176,6 +181,12 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
         broken = start("server", "broken.yaml", name="broken")
         told = Story(folder, None, "", [], "", "", "")  # type: ignore[arg-type]
 
+        until("the server listens", lambda: "is submitted" in server.text, server, *clients)
+        revoked = fedpress(folder, "keys", "revoke", "keys", "revoked", "--superlink", f"127.0.0.1:{link}")
+        assert revoked.returncode == 0, revoked.stderr
+        outsiders.append(start("client", "revoked.yaml", name="revoked"))
+        told.second_server = fedpress(folder, "server", "server.yaml").stderr
+
         # Round 2: the ServerApp's process is killed while clients train.
         until("round 1 is over", lambda: round_is(1), server, *clients)
         until("a wrong clock is named", lambda: "the clock of this device" in outsiders[2].text, server, *outsiders)
@@ -190,18 +201,15 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
         node = json.loads(get(client_metrics, "/health"))["node"]
         for _ in range(2):
             told.oversized = answer_to_an_oversized_message(folder, link, node, 2**20)
-        revoked = fedpress(folder, "keys", "revoke", "keys", "revoked", "--superlink", f"127.0.0.1:{link}")
-        assert revoked.returncode == 0, revoked.stderr
-        outsiders.append(start("client", "revoked.yaml", name="revoked"))
         told.daemon_bytes = children.memory_of(clients[0].process.pid)
-        told.second_server = fedpress(folder, "server", "server.yaml").stderr
         until("a client trains", lambda: training(0) or training(1), server, *clients)
-        os.kill(process(home, "flwr-serverapp") or 0, signal.SIGKILL)
+        kill(process(home, "flwr-serverapp"))
+        until("the server sees it", lambda: "the ServerApp's process is gone" in server.text, server, *clients)
 
         # Round 3: the SuperLink is killed.
         until("round 2 is over", lambda: round_is(2), server, *clients)
         until("a client trains", lambda: training(0) or training(1), server, *clients)
-        os.kill(process(home, "service.superlink") or 0, signal.SIGKILL)
+        kill(process(home, "service.superlink"))
 
         # The server is stopped, and started again.
         until("round 3 is over", lambda: round_is(3), server, *clients)
