@@ -23,7 +23,7 @@ import numpy as np
 
 from fedpress.compression import seeds
 from fedpress.compression.ledger import DIRECTIONS, Ledger
-from fedpress.simulations import network_trace
+from fedpress.simulations import network_trace, scenario_errors
 from fedpress.simulations.network_trace import Floats
 
 
@@ -111,6 +111,28 @@ SEGMENT_BYTES: Final = 1460
 """What a TCP segment carries on Ethernet: 1500 bytes without the headers of IP and TCP."""
 
 
+def shares(profile: Any) -> dict[str, float]:
+    """Return the share of the clients that each profile has, by name; empty for None.
+
+    Args:
+        profile: Name of a profile, or shares by name.
+
+    Raises:
+        ValueError: It is neither, a profile does not exist, or the shares do not sum to 1.
+    """
+    given = {} if profile is None else {profile: 1.0} if isinstance(profile, str) else profile
+    if not isinstance(given, Mapping) or not (given or profile is None):
+        raise ValueError("expected the name of a profile, or shares by name, such as {lte: 0.7, wifi: 0.3}")
+    for name, share in given.items():
+        if name not in PROFILES:
+            raise ValueError(f"there is no profile {name!r}, expected {scenario_errors.choices(PROFILES, name)}")
+        if isinstance(share, bool) or not isinstance(share, int | float) or not share > 0:
+            raise ValueError(f"the share of {name} is {share!r}, expected a positive number")
+    if given and abs(sum(given.values()) - 1) > 1e-6:
+        raise ValueError(f"the shares sum to {sum(given.values()):g}, expected 1")
+    return dict(sorted(given.items()))  # what is drawn does not depend on their order
+
+
 class Link(NamedTuple):
     """What one client has: bits a second each way, and how fast it trains."""
 
@@ -145,6 +167,7 @@ class Network:
         seed: Draws all of it.
 
     Raises:
+        ValueError: There is no such profile, or the shares do not sum to 1.
         TraceError: The trace cannot be used.
     """
 
@@ -170,9 +193,9 @@ class Network:
         given: dict[str, Any] = {
             name: value for name, value in zip(Profile._fields, figures, strict=True) if value is not None
         }
-        shares = {profile: 1.0} if isinstance(profile, str) else dict(sorted((profile or {}).items()))
-        self._profiles = [PROFILES[name]._replace(**given) for name in shares] or [DEFAULT._replace(**given)]
-        self._up_to = np.cumsum(list(shares.values()) or [1.0])
+        by_name = shares(profile)
+        self._profiles = [PROFILES[name]._replace(**given) for name in by_name] or [DEFAULT._replace(**given)]
+        self._up_to = np.cumsum(list(by_name.values()) or [1.0])
         self._examples_per_second = examples_per_second
         self._spread = spread
         self._dropout = dropout
@@ -190,7 +213,7 @@ class Network:
         return self._profiles[int(np.searchsorted(self._up_to, place, side="right"))]
 
     def link(self, client: int) -> Link:
-        """The link of a client, the same whenever it is asked for; with a trace, its rates are those of the trace."""
+        """The link of a client, the same whenever it is asked for. Its rates do not count with a trace."""
         profile = self.profile(client)
         medians = (profile.up_mbit, profile.down_mbit, self._examples_per_second)
         return Link(*(float(median * factor) for median, factor in zip(medians, self._factors(client), strict=True)))

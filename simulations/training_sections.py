@@ -367,19 +367,7 @@ class NetworkChoice(Section):
     @field_validator("profile", mode="before")
     @classmethod
     def _known(cls, given: Any) -> Any:
-        shares = {given: 1.0} if isinstance(given, str) else given
-        if shares is None:
-            return None
-        if not isinstance(shares, dict) or not shares:
-            raise ValueError("expected the name of a profile, or shares by name, such as {lte: 0.7, wifi: 0.3}")
-        for name, share in shares.items():
-            if name not in network.PROFILES:
-                known = scenario_errors.choices(network.PROFILES, name)
-                raise ValueError(f"there is no profile {name!r}, expected {known}")
-            if isinstance(share, bool) or not isinstance(share, int | float) or not share > 0:
-                raise ValueError(f"the share of {name} is {share!r}, expected a positive number")
-        if abs(sum(shares.values()) - 1) > 1e-6:
-            raise ValueError(f"the shares sum to {sum(shares.values()):g}, expected 1")
+        network.shares(given)
         return given
 
     @model_validator(mode="after")

@@ -172,6 +172,13 @@ def test_clients_draw_their_profiles_by_the_shares():
     assert mixed.link(4).examples_per_second == Network(seed=1).link(4).examples_per_second
 
 
+def test_a_profile_that_does_not_exist_is_named():
+    with pytest.raises(ValueError, match="no profile 'lora_like', expected wifi, .* did you mean 'lora-like'?"):
+        Network(profile="lora_like", seed=1)
+    with pytest.raises(ValueError, match="the shares sum to 0.9"):
+        Network(profile={"lte": 0.5, "wifi": 0.4}, seed=1)
+
+
 def test_the_clock_goes_forward_only():
     clock = VirtualClock()
     clock.advance_to(2.5)
