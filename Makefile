@@ -49,7 +49,7 @@ proto: $(VENV)/dev.stamp ## Write the code for the hub's protocol again, after a
 		.pkg/fedpress/compression/hub.proto
 
 chaos: $(VENV)/dev.stamp ## Kill, cut, slow down a deployment by a seed; FEDPRESS_FAULTS=30 FEDPRESS_CHAOS_SEED=7 for more
-	FEDPRESS_FAULTS=$${FEDPRESS_FAULTS:-11} $(BIN)/python -m pytest -q -s tests/simulations/service/test_chaos.py $(ARGS)
+	FEDPRESS_FAULTS=$${FEDPRESS_FAULTS:-13} $(BIN)/python -m pytest -q -s tests/simulations/service/test_chaos.py $(ARGS)
 
 benchmarks: $(VENV)/simulation.stamp ## Run the standing suites (many hours; goes on where it was), write docs/results anew
 	@for suite in digits fashion-mnist text; do \

@@ -17,6 +17,8 @@ from pathlib import Path
 import pytest
 from bad_link import BadLink, Weather
 from service_process import PATIENCE, Service, fedpress, process, until
+from small_disk import SmallDisk
+from wrong_clock import Clock
 
 from fedpress.client import state
 from fedpress.compression.models import opening
@@ -26,7 +28,8 @@ from fedpress.simulations.service import children
 
 FAULTS = int(os.environ.get("FEDPRESS_FAULTS", "0"))
 SEED = int(os.environ.get("FEDPRESS_CHAOS_SEED", "1"))
-CLIENTS = 4
+CLIENTS, SMALL = 4, 3
+"""How many there are, and which of them has a disk of 12 MB."""
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not FAULTS, reason="takes minutes: make chaos")]
 SCENARIO = [
     f"clients={CLIENTS}", f"sampling.per_round={CLIENTS}", f"rounds={FAULTS + 2}", "density=0.05", "network={}",
@@ -43,6 +46,10 @@ class World:
         self.port, self.hub_port = deployment.free_port(), deployment.free_port()
         self.links = [stack.enter_context(BadLink(self.port, seed=number)) for number in range(CLIENTS)]
         self.hub_link = stack.enter_context(BadLink(self.hub_port, seed=CLIENTS))
+        self.clocks = [Clock(folder / f"clock-{number}") for number in range(CLIENTS)]
+        self.disk = SmallDisk.mounted(folder / f"client-{SMALL}")
+        if self.disk:
+            stack.callback(self.disk.close)
         self.server_home = folder / "server-state" / "flwr"
         self.log: list[tuple[str, float, int, str]] = []  # fault, seconds, round, outcome
         self.services: dict[str, Service] = {}
@@ -63,8 +70,14 @@ class World:
         )
 
     def start(self, name: str) -> None:
-        command = "server" if name == "server" else "client"
-        self.services[name] = Service(self.folder, command, f"{name}.yaml", name=name)
+        if name == "server":
+            self.services[name] = Service(self.folder, "server", "server.yaml", name=name)
+            return
+        number = int(name.removeprefix("client-"))
+        self.services[name] = Service(
+            self.folder, "client", f"{name}.yaml", name=name, changes=self.clocks[number].environment,
+            within=self.disk.within if self.disk and number == SMALL else (),
+        )  # fmt: skip
 
     def rounds(self) -> int:
         with suppress(Exception):
@@ -73,6 +86,10 @@ class World:
 
     def client_home(self, number: int) -> Path:
         return self.folder / f"client-{number}" / "flwr"
+
+    def client_rounds(self, number: int) -> Path:
+        folder = self.disk.folder if self.disk and number == SMALL else self.folder / f"client-{number}"
+        return folder / "rounds"
 
     def wait_for_training(self) -> int:
         """Return a client that trains, one by the seed if several do."""
@@ -125,6 +142,25 @@ class World:
         code = self.services["server"].stop()
         self.start("server")
         return f"exit code {code}"
+
+    def clock_wrong(self) -> str:
+        number = self.wait_for_training()
+        service, said = self.services[f"client-{number}"], "the clock of this device is"
+        before = service.text.count(said)
+        self.clocks[number].set(400.0)
+        until("the client says so", lambda: service.text.count(said) > before, service)
+        self.clocks[number].set(0.0)
+        return f"client {number}"
+
+    def disk_full(self) -> str:
+        if self.disk is None:
+            return "no mounting without root here"
+        until("round begins", lambda: process(self.client_home(SMALL), "flwr-clientapp") is not None)
+        round = self.rounds()
+        self.disk.fill()
+        until("a round is over", lambda: self.rounds() > round or self.services["server"].process.poll() is not None)
+        self.disk.empty()
+        return f"client {SMALL}: {self.run.load_results().rounds[round].reasons}"
 
     def links_cut(self) -> str:
         self.wait_for_training()
@@ -199,6 +235,7 @@ KINDS = (
     World.daemon_killed_while_it_trains, World.superlink_killed, World.connections_reset,
     World.hub_killed_during_a_download, World.server_app_killed, World.links_slow, World.supernode_killed,
     World.connections_dropped, World.app_killed_while_it_trains, World.links_cut, World.server_stopped_and_started,
+    World.clock_wrong, World.disk_full,
 )  # fmt: skip
 
 
@@ -239,11 +276,11 @@ def test_no_update_counts_twice_and_no_state_is_lost(world: World, results: Resu
 
 
 def test_what_clients_keep_back_is_whole(world: World) -> None:
-    kept = [file for number in range(CLIENTS) for file in (world.folder / f"client-{number}" / "rounds").rglob("*")]
+    kept = [file for number in range(CLIENTS) for file in world.client_rounds(number).rglob("*")]
     files = [file for file in kept if file.suffix == ".safetensors"]
     assert len(files) == CLIENTS and not [file for file in kept if "damaged" in file.name]
     for number in range(CLIENTS):
-        store = state.FolderStore(world.folder / f"client-{number}" / "rounds", "digits-1", number)
+        store = state.FolderStore(world.client_rounds(number), "digits-1", number)
         assert store.load() is not None
 
 
