@@ -260,7 +260,7 @@ class InlineGrid(Grid):
             for reply in self.pull_messages(pending):
                 pending.discard(reply.metadata.reply_to_message_id)
                 replies.append(reply)
-            if self.clock.now() >= until or self.next_arrival() == float("inf"):
+            if not pending or self.clock.now() >= until or self.next_arrival() == float("inf"):
                 break
             self.clock.wait(until)
         return replies
@@ -312,11 +312,13 @@ class InlineGrid(Grid):
     def next_arrival(self) -> float | None:
         """Return when the next reply arrives, None while that is still being worked out.
 
-        Infinite when no reply is on its way.
+        Infinite when no reply is on its way. Those that have arrived and were not pulled are somebody else's: another
+        tier's, whose exchange has its turn later.
         """
         if self._tasks:
             return None
-        return min((arrival for arrival, _ in self._ready.values()), default=float("inf"))
+        now = self.clock.now()
+        return min((arrival for arrival, _ in self._ready.values() if arrival > now), default=float("inf"))
 
     # ---- work ------------------------------------------------------------------------------------------------------
 

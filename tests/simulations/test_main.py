@@ -154,9 +154,9 @@ def test_help_and_version_import_nothing_heavy(tmp_path):
         (["bench", "paired", "--seeds", "3-1"], "expected at least one seed"),
         (["bench", "paired", "--baseline", "rounds=3"], "rounds differs"),
         (["bench", "memory", "--plot", "nowhere/memory.svg"], "--plot nowhere/memory.svg: there is no folder nowhere"),
-        (["bench", "recipes", "--seeds", "0-x"], "expected a range such as 1-10 or numbers such as 3,5,8"),
-        (["bench", "recipes", "--only", "dcg"], "there is no row 'dcg'"),
-        (["bench", "recipes", "--set", "density=0"], "density: got 0, expected 0 < density <= 1"),
+        (["bench", "communication", "--seeds", "0-x"], "expected a range such as 1-10 or numbers such as 3,5,8"),
+        (["bench", "communication", "--only", "dcg"], "did you mean 'dgc'?"),
+        (["bench", "communication", "--set", "density=0"], "density: got 0, expected 0 < density <= 1"),
     ],
 )
 def test_bad_input_is_explained_without_a_traceback(arguments, text, tmp_path, monkeypatch):

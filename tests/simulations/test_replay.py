@@ -94,3 +94,22 @@ def test_messages_are_told_apart_by_their_direction() -> None:
     ]  # fmt: skip
     found = replay.exchanges(Entry(*row) for row in rows)
     assert found == {1: {7: [(11, 2), (100, 23)], 8: [(5, 4)], 9: [(3, 6)]}, 2: {}}
+
+
+@pytest.mark.slow
+def test_tiers_that_train_wait_for_their_own_replies_alone(tmp_path: Path) -> None:
+    """A reply of another tier, which is there and has not been pulled, is no news."""
+    tiers = "students={tiers: [{name: phone, parameters: 0.05, trains: true}], distil: {epochs: 1}}"
+    results = run(tmp_path / "run", "network=3g", tiers, "teaching={every: 2, epochs: 1}", "rounds=3")
+    assert [result.replies for result in results.rounds] == [4, 4, 4]
+    assert 0 < times(results)[0] < times(results)[1] < times(results)[2]
+
+
+@pytest.mark.slow
+def test_late_replies_do_not_hold_up_the_download_of_students(tmp_path: Path) -> None:
+    """They are under way when the students are sent, and the clock stays where the last download left it."""
+    (tmp_path / "trace.csv").write_text(TRACE)
+    network = f"network={{profile: lte, trace: {tmp_path / 'trace.csv'}}}"
+    students = "students={tiers: [{name: phone, parameters: 6000}], distil: {epochs: 1}, every: 1}"
+    results = run(tmp_path / "run", network, students, "sampling.over_selection=2")
+    assert replay.virtual_seconds(tmp_path / "run") == pytest.approx(times(results), rel=1e-9)
