@@ -32,6 +32,7 @@ from fedpress.server.global_model import GlobalModel
 from fedpress.server.masks import Ballot, Fixed, Schedule
 from fedpress.server.optimize import ServerOptimizer
 from fedpress.server.orders import Checked, Orders
+from fedpress.server.pulls import PatientGrid
 from fedpress.server.schedule import Buffered
 from fedpress.server.versions import Downlink
 
@@ -330,7 +331,9 @@ class SparseFed(resume.Resuming, Strategy):
         arrays = result.arrays
         if resumed is None and evaluate_fn and (first := evaluate_fn(0, arrays)) is not None:
             result.evaluate_metrics_serverapp[0] = first
-        clock = self._clock or getattr(grid, "clock", None) or WallClock()
+        clock = self._clock or getattr(grid, "clock", None)
+        if clock is None:
+            clock, grid = WallClock(), PatientGrid(grid)
         for server_round in range(resumed.round if resumed else 1, num_rounds + 1):
             if resumed and server_round == resumed.round:
                 step = resumed
