@@ -1,0 +1,202 @@
+"""A scenario on a Ray cluster of two machines, both on this one: two raylets with nothing in common but the network.
+
+Each has its own working folder, its own folders for temporary files and sockets, and finds the run folder empty where
+the system lets it have its own view of the files (`unshare`, Linux).
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import torch
+
+from fedpress.compression.ledger import Ledger
+from fedpress.simulations import deployment, runner, scenario
+from fedpress.simulations.run_folder import RunFolder
+
+pytest.importorskip("ray", reason="Flower's simulation engine needs Ray: pip install 'fedpress[cluster]'")
+
+APPS = Path(__file__).parents[1] / "apps"
+SCENARIO = """
+name: on-a-cluster
+task: digits
+clients: 6
+rounds: 15
+sampling: {per_round: 4}
+training: {batch_size: 16}
+"""
+WAIT = """
+import sys, time
+import ray
+
+until = time.monotonic() + 150
+while True:
+    try:
+        ray.init(sys.argv[1], logging_level="ERROR")
+        break
+    except ConnectionError:
+        if time.monotonic() > until:
+            raise
+while len(ray.nodes()) < 2:
+    assert time.monotonic() < until, ray.nodes()
+    time.sleep(0.2)
+"""
+
+
+class Cluster:
+    """Two raylets; `shared` is a folder that the second finds empty."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.shared = root / "shared"
+        self.shared.mkdir()
+        port = deployment.free_port()
+        self.address = f"127.0.0.1:{port}"
+        self.mark = f"FEDPRESS_TEST_CLUSTER={root}"
+        self.machines = [
+            self._start(1, "--head", f"--port={port}", "--include-dashboard=false"),
+            self._start(2, f"--address={self.address}"),
+        ]
+
+    def environment(self, **own: str) -> dict[str, str]:
+        name, _, value = self.mark.partition("=")
+        path = os.pathsep.join([*sys.path, str(APPS)])
+        return {**os.environ, name: value, "PYTHONPATH": path, "RAY_USAGE_STATS_ENABLED": "0", **own}
+
+    def _start(self, number: int, *options: str) -> subprocess.Popen[bytes]:
+        home = self.root / f"machine-{number}"
+        (home / "tmp").mkdir(parents=True)
+        ray = Path(sys.executable).with_name("ray")
+        if not ray.exists():
+            pytest.skip("no ray command beside this Python")
+        # Names of sockets are short: the temporary folder of a test is too deep for them.
+        command = [
+            str(ray), "start", *options, "--block", "--num-cpus=1", "--node-ip-address=127.0.0.1",
+            f"--ray-client-server-port={deployment.free_port()}", "--object-store-memory=100000000",
+            f"--temp-dir={self.sockets(number)}",
+        ]  # fmt: skip
+        if number == 2 and (apart := _own_view(self.shared)):
+            command = [*apart, *command]
+        with (home / "output").open("wb") as output:
+            return subprocess.Popen(
+                command,
+                cwd=home,
+                env=self.environment(MACHINE=str(number), TMPDIR=str(home / "tmp")),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+
+    def sockets(self, number: int) -> Path:
+        return Path(f"/tmp/fedpress-{os.getpid()}-{number}")
+
+    def wait(self) -> None:
+        """Wait until both machines are there."""
+        ended = self.run("-c", WAIT, self.address)
+        if ended.returncode:
+            outputs = [(self.root / f"machine-{number}" / "output").read_text() for number in (1, 2)]
+            pytest.fail("\n".join(["the cluster did not come up", ended.stderr, *outputs]))
+
+    def start(self, *command: str) -> subprocess.Popen[str]:
+        """Start a Python process beside the cluster, in a folder of its own."""
+        return subprocess.Popen(
+            [sys.executable, *command],
+            cwd=self.root,
+            env=self.environment(TMPDIR=str(self.root)),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, *command: str, timeout: float = 180) -> subprocess.CompletedProcess[str]:
+        process = self.start(*command)
+        try:
+            output, errors = process.communicate(timeout=timeout)
+        finally:
+            process.kill()
+        return subprocess.CompletedProcess(command, process.returncode, output, errors)
+
+    def stop(self) -> None:
+        """Kill what bears the mark of this cluster, and nothing else."""
+        for process in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                if self.mark.encode() in (process / "environ").read_bytes().split(b"\0"):
+                    os.kill(int(process.name), signal.SIGKILL)
+        for machine in self.machines:
+            machine.wait(timeout=10)
+        for number in (1, 2):
+            shutil.rmtree(self.sockets(number), ignore_errors=True)
+
+
+def _own_view(folder: Path) -> list[str]:
+    """What to put before a command so that it finds a folder empty; nothing where that cannot be had."""
+    apart = ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--user", "--map-root-user"])]
+    apart += ["sh", "-c", f'mount -t tmpfs none "{folder}" && exec "$@"', "sh"]
+    works = shutil.which("unshare") and subprocess.run([*apart, "true"], capture_output=True).returncode == 0
+    return apart if works else []
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    started = Cluster(tmp_path_factory.mktemp("cluster"))
+    try:
+        started.wait()
+        yield started
+    finally:
+        started.stop()
+
+
+@pytest.mark.slow
+def test_a_client_keeps_its_state_when_another_machine_runs_it(cluster: Cluster) -> None:
+    ended = cluster.run(str(APPS / "cluster_states.py"), cluster.address)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    found = json.loads(ended.stdout.splitlines()[-1])
+    nodes = [str(node) for node in range(1, 5)]
+    for number, answers in enumerate(found["rounds"], start=1):
+        assert {node: answer["count"] for node, answer in answers.items()} == dict.fromkeys(nodes, number)
+    places = [{answers[node]["machine"] for answers in found["rounds"]} for node in nodes]
+    assert {1, 2} in places, places  # or nothing was shown
+    assert found["failed"] == "ZeroDivisionError: as asked"
+    assert found["after"] == 11  # a client that failed has its state as it was
+
+
+@pytest.mark.slow
+def test_a_run_on_two_machines_is_that_of_the_inline_engine_also_after_ctrl_c(cluster: Cluster) -> None:
+    path = cluster.shared / "scenario.yaml"
+    path.write_text(SCENARIO)
+    run = RunFolder(cluster.shared / "run")
+    simulate = ["-m", "fedpress.simulations", "simulate", "--engine", "flower", "--ray-address", cluster.address]
+    first = cluster.start(*simulate, str(path), "--out", str(run.path))
+    until = time.monotonic() + 180
+    while not (run.results.exists() and run.load_results().rounds):
+        assert time.monotonic() < until and first.poll() is None, first.communicate(timeout=10)
+        time.sleep(0.02)
+    first.send_signal(signal.SIGINT)
+    try:
+        output, errors = first.communicate(timeout=60)
+    finally:
+        first.kill()
+    stopped = run.load_results()
+    assert (first.returncode, stopped.status) == (130, "interrupted"), output + errors
+    assert 1 <= len(stopped.rounds) < 15
+
+    second = cluster.run(*simulate, "--resume", str(run.path))
+    assert second.returncode == 0, second.stdout + second.stderr
+    results = run.load_results()
+    torch.set_num_threads(1)
+    inline = runner.simulate(scenario.load(path), cluster.root / "inline")
+    assert results.status == "finished"
+    assert results.model.sha256 == inline.model.sha256  # with the optimiser, and with what every client keeps
+    assert results.rounds == inline.rounds
+    ledgers = [Ledger.load(path) for path in (run.ledger, RunFolder(cluster.root / "inline").ledger)]
+    assert sorted(ledgers[0].rows) == sorted(ledgers[1].rows)  # they differ in the order of arrival
+    assert "2 processes for clients on 2 machines" in run.log.read_text()
