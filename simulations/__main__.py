@@ -136,7 +136,7 @@ def simulate(
         if engine == "flower":
             with cli.clear_errors("cluster"):
                 from fedpress.simulations import flower_engine
-            flower_engine.check(chosen)
+            flower_engine.check(chosen, ray_address)
             make_grid = runner.flower(ray_address)
         work = workload.Workload(chosen)
         work.examples(0)  # absent data, or too few, are found out before there is a run folder

@@ -11,11 +11,12 @@ after Ctrl-C waits for all clients at work.
 
 import contextlib
 import os
+import socket
 import sys
 import tempfile
 import time
 from collections.abc import Iterable, Mapping
-from logging import ERROR, INFO, getLogger
+from logging import DEBUG, ERROR, getLogger
 from pathlib import Path
 from threading import Event, Thread
 from types import TracebackType
@@ -48,6 +49,8 @@ from fedpress.simulations.worker_process import RUN_ID
 
 POLL_SECONDS = 0.02
 """How often the grid is asked for news. Flower itself hands out orders every 0.1 s."""
+REACH_SECONDS = 10.0
+"""How long a cluster may take to accept a connection."""
 ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
 """For the processes that train, on every machine: one and two threads give different weights."""
 
@@ -251,11 +254,11 @@ class FlowerGrid(Grid):
         return reply
 
 
-def check(scenario: Scenario) -> None:
-    """Find out whether Flower's engine can run a scenario.
+def check(scenario: Scenario, address: str | None = None) -> None:
+    """Find out, before a run has a folder, whether Flower's engine can run a scenario on a cluster.
 
     Raises:
-        EngineError: it has a network or faults.
+        EngineError: it has a network or faults, or nobody listens at the address.
     """
     for key in ("network", "faults"):
         if getattr(scenario, key) is not None:
@@ -263,6 +266,21 @@ def check(scenario: Scenario) -> None:
                 f"scenario {scenario.name!r} has `{key}`, which needs the virtual time of the inline engine; leave out"
                 f" `--engine flower`, or run it without: --set {key}=null"
             )
+    if address is not None and address != "auto":
+        _reach(address)
+
+
+def _reach(address: str) -> None:
+    """Connect once: Ray itself tries for minutes."""
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdigit() and "/" not in host):
+        raise EngineError(f"a Ray cluster's address is HOST:PORT or auto, such as 10.0.0.1:6379; got {address!r}")
+    try:
+        socket.create_connection((host, int(port)), timeout=REACH_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise EngineError(
+            f"there is no Ray cluster at {address}: {error}; `ray start --head --port={port}` on {host} begins one"
+        ) from None
 
 
 def of_run(
@@ -273,7 +291,7 @@ def of_run(
     Raises:
         EngineError: the scenario or the cluster is not fit for it.
     """
-    check(scenario)
+    check(scenario, address)
     return FlowerGrid(
         "fedpress.client.app:app",
         clients=scenario.clients,
@@ -325,4 +343,4 @@ def _start_ray(address: str | None, workers: int) -> None:
     cpus = int(sum(node["Resources"]["CPU"] for node in machines))
     if not cpus:
         raise EngineError(f"the Ray cluster at {address!r} has no CPU for clients: `ray start --num-cpus=N` gives some")
-    getLogger("flwr").log(INFO, "Flower's engine: %d processes for clients on %d machines", cpus, len(machines))
+    getLogger("flwr").log(DEBUG, "Flower's engine: %d processes for clients on %d machines", cpus, len(machines))

@@ -89,7 +89,7 @@ class Cluster:
             return subprocess.Popen(
                 command,
                 cwd=home,
-                env=self.environment(MACHINE=str(number), TMPDIR=str(home / "tmp")),
+                env=self.environment(MACHINE=str(number), HOME=str(home), TMPDIR=str(home / "tmp")),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
