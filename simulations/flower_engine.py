@@ -20,7 +20,7 @@ from logging import DEBUG, ERROR, getLogger
 from pathlib import Path
 from threading import Event, Thread
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 import ray
 from flwr.app import Error, Message, RecordDict
@@ -51,6 +51,9 @@ POLL_SECONDS = 0.02
 """How often the grid is asked for news. Flower itself hands out orders every 0.1 s."""
 REACH_SECONDS = 10.0
 """How long a cluster may take to accept a connection."""
+CLIENT: Any = {"num_cpus": 1, "max_restarts": -1, "max_task_retries": 1}
+"""Of each process that runs clients. One that dies is started again, on another machine if need be, and its message is
+tried once more: that is safe, since the client's state is in the message."""
 ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
 """For the processes that train, on every machine: one and two threads give different weights."""
 
@@ -68,6 +71,21 @@ class StillClock:
     def wait(self, until: float) -> None:
         """Wait for the next look at the grid."""
         time.sleep(POLL_SECONDS)
+
+
+class _Backend(RayBackend):
+    """Flower's backend, but for its end: by itself it waits for all clients at work, and Ray would start them again."""
+
+    def stop_clients(self) -> None:
+        """Kill the processes that are running a client."""
+        for actor in list(self.pool._future_to_actor.values()) if self.pool else []:
+            ray.kill(cast(Any, actor))  # a handle of it
+
+    def terminate(self) -> None:
+        """Kill the others, and leave Ray."""
+        for actor in self.pool.pool if self.pool else []:
+            ray.kill(cast(Any, actor))
+        ray.shutdown()
 
 
 class FlowerGrid(Grid):
@@ -104,7 +122,9 @@ class FlowerGrid(Grid):
         self._clients = clients
         self._app = remote_app.RemoteApp(client_app, run_config or {})
         self._durable = states is not None
-        self._stopped, self._failure, self._backend = Event(), None, None  # type: Event, BaseException | None, Any
+        self._stopped = Event()
+        self._failure: BaseException | None = None
+        self._backend: _Backend | None = None
         with contextlib.ExitStack() as left:  # undone where a later step fails
             if states is not None:
                 left.enter_context(engine.locked(states))
@@ -135,11 +155,10 @@ class FlowerGrid(Grid):
     def close(self) -> None:
         """Stop the clients at work and leave the cluster; the temporary states are removed."""
         self._stopped.set()
-        if self._backend and self._backend.pool:  # else Flower waits for all that is under way
-            pool = self._backend.pool
-            for actor in [*pool.pool, *pool._future_to_actor.values()]:
-                ray.kill(actor)
-        self._thread.join()
+        while self._thread.is_alive():
+            if self._backend:
+                self._backend.stop_clients()
+            self._thread.join(timeout=0.5)
         self._left.close()
 
     # ---- Flower's Grid ---------------------------------------------------------------------------------------------
@@ -191,7 +210,7 @@ class FlowerGrid(Grid):
         Raises:
             EngineError: Flower's engine has ended.
         """
-        if not self._thread.is_alive() and not self._stopped.is_set() or self._failure:
+        if not self._thread.is_alive():
             raise EngineError(f"Flower's simulation engine has ended: {self._failure or 'see the log'}")
         replies = [self._taken(reply) for reply in self._grid.pull_messages(message_ids)]
         return sorted(replies, key=lambda reply: reply.metadata.src_node_id)
@@ -229,9 +248,9 @@ class FlowerGrid(Grid):
     def _serve(self, parts: dict[int, int]) -> None:
         """Run Flower's engine until it is told to stop."""
 
-        def backend() -> RayBackend:
-            self._backend = made = RayBackend({"client_resources": {"num_cpus": 1}})
-            return made
+        def backend() -> _Backend:
+            self._backend = _Backend({"client_resources": CLIENT})
+            return self._backend
 
         try:
             contexts = vce_api._register_node_info_stores(parts, self._grid.run)

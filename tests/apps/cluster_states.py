@@ -20,6 +20,8 @@ with FlowerGrid("engine_client:app", clients=CLIENTS, address=sys.argv[1]) as gr
         replies = grid.send_and_receive([question(node, "query.count") for node in range(1, CLIENTS + 1)])
         rounds.append({reply.metadata.src_node_id: dict(reply.content["metrics"]) for reply in replies})  # type: ignore
     (failed,) = grid.send_and_receive([question(2, "query.fail")])
-    (after,) = grid.send_and_receive([question(2, "query.count")])
-    count = after.content["metrics"]["count"]  # type: ignore
-    print(json.dumps({"rounds": rounds, "failed": failed.error.reason, "after": count}))
+    (died,) = grid.send_and_receive([question(2, "query.die")])
+    after = grid.send_and_receive([question(node, "query.count") for node in range(1, CLIENTS + 1)])
+    counts = [reply.content["metrics"]["count"] for reply in after]  # type: ignore
+    reasons = [failed.error.reason, died.error.reason]
+    print(json.dumps({"rounds": rounds, "reasons": reasons, "after": counts}))
