@@ -25,7 +25,7 @@ from typing import Any, cast
 import ray
 from flwr.app import Error, Message, RecordDict
 from flwr.app.user_config import UserConfigValue
-from flwr.common.constant import SUPERLINK_NODE_ID
+from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.proto.task_pb2 import Task
 from flwr.server.superlink.fleet.vce import vce_api
 from flwr.server.superlink.fleet.vce.backend.raybackend import RayBackend
@@ -51,12 +51,13 @@ POLL_SECONDS = 0.02
 """How often the grid is asked for news. Flower itself hands out orders every 0.1 s."""
 REACH_SECONDS = 10.0
 """How long a cluster may take to accept a connection."""
+LOOK_SECONDS = 5.0
+"""How often the cluster is asked whether its machines are all there."""
 CLIENT: Any = {"num_cpus": 1, "max_restarts": -1, "max_task_retries": 1}
-"""Of each process that runs clients. One that dies is started again, on another machine if need be, and its message is
-tried once more: that is safe, since the client's state is in the message."""
+"""Of each process that runs clients. One that dies is started again, and its message is tried once more: that is safe,
+since the client's state is in the message."""
 ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
 """For the processes that train, on every machine: one and two threads give different weights."""
-
 SHARED_GPUS = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 """All clients see the GPUs of their machine, as on the inline engine; else Ray hides them from who reserves none."""
 
@@ -103,7 +104,7 @@ class FlowerGrid(Grid):
 
     Raises:
         EngineError: there is no such cluster, it has no CPU, or `states` is in use by another run.
-        EngineError: Flower's engine ended (raised later, by `pull_messages`).
+        EngineError: Flower's engine ended, or a machine is gone (raised later, by `pull_messages`).
     """
 
     def __init__(
@@ -133,6 +134,12 @@ class FlowerGrid(Grid):
                 self._states = Path(left.enter_context(tempfile.TemporaryDirectory(prefix=engine.RECORDS)))
             left.callback(ray.shutdown)
             _start_ray(address, workers)
+            self._cpus, self._look = _cpus(), time.monotonic() + LOOK_SECONDS
+            if not self._cpus:
+                raise EngineError(
+                    f"the cluster at {address!r} has no CPU for clients: `ray start --num-cpus=N` gives some"
+                )
+            getLogger("flwr").log(DEBUG, "Flower's engine: %d processes for clients", self._cpus)
             TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = RUN_ID, SUPERLINK_NODE_ID, 1
             self._links = LinkStateFactory(FLWR_IN_MEMORY_DB_NAME, NoOpFederationManager(), ObjectStoreFactory())
             self._grid = InMemoryGrid(state_factory=self._links)
@@ -208,12 +215,21 @@ class FlowerGrid(Grid):
         """Return the replies that are there, in the order of the nodes; what their clients keep is on the disk then.
 
         Raises:
-            EngineError: Flower's engine has ended.
+            EngineError: Flower's engine has ended, or a machine is gone.
         """
         if not self._thread.is_alive():
             raise EngineError(f"Flower's simulation engine has ended: {self._failure or 'see the log'}")
-        replies = [self._taken(reply) for reply in self._grid.pull_messages(message_ids)]
-        return sorted(replies, key=lambda reply: reply.metadata.src_node_id)
+        found = list(self._grid.pull_messages(message_ids))
+        # An error that no client made: of a process that died, by itself or with its machine.
+        died = any(reply.has_error() and reply.error.code != ErrorCode.CLIENT_APP_RAISED_EXCEPTION for reply in found)
+        if died or time.monotonic() > self._look:
+            self._look = time.monotonic() + LOOK_SECONDS
+            if (left := _cpus()) < self._cpus:  # Ray would wait for its return, and the round with it
+                raise EngineError(
+                    f"the cluster had {self._cpus} CPUs when the run began, and now has {left}: a machine is gone;"
+                    " a run that is resumed goes on with those that are there"
+                )
+        return sorted(map(self._taken, found), key=lambda reply: reply.metadata.src_node_id)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
         """Push the messages and return the replies, all of them or those that come within `timeout` (real) seconds."""
@@ -355,11 +371,13 @@ def _start_ray(address: str | None, workers: int) -> None:
                 **quiet,
             )
     except (ConnectionError, RuntimeError, ValueError) as error:
-        where = f"the Ray cluster at {address!r} cannot be joined" if address else "Ray cannot be started here"
-        raise EngineError(f"{where}: {error}; a cluster begins with `ray start --head`") from error
+        where = (
+            f"the Ray cluster at {address!r} cannot be joined" if address else "Ray cannot be started on this machine"
+        )
+        raise EngineError(f"{where}: {error}") from error
+
+
+def _cpus() -> int:
+    """Return the CPUs of all machines of the cluster, each of which runs a client."""
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-    machines = [node for node in nodes if node["Alive"] and node["Resources"].get("CPU")]
-    cpus = int(sum(node["Resources"]["CPU"] for node in machines))
-    if not cpus:
-        raise EngineError(f"the Ray cluster at {address!r} has no CPU for clients: `ray start --num-cpus=N` gives some")
-    getLogger("flwr").log(DEBUG, "Flower's engine: %d processes for clients on %d machines", cpus, len(machines))
+    return sum(int(node["Resources"].get("CPU", 0)) for node in nodes if node["Alive"])

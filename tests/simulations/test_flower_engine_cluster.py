@@ -29,10 +29,10 @@ SCENARIO = """
 name: on-a-cluster
 task: digits
 clients: 6
-rounds: 15
 sampling: {per_round: 4}
 training: {batch_size: 16}
 """
+SIMULATE = ["-m", "fedpress.simulations", "simulate", "--engine", "flower"]
 WAIT = """
 import sys, time
 import ray
@@ -125,12 +125,25 @@ class Cluster:
             process.kill()
         return subprocess.CompletedProcess(command, process.returncode, output, errors)
 
-    def stop(self) -> None:
-        """Kill what bears the mark of this cluster, and nothing else."""
+    def wait_for_rounds(self, process: subprocess.Popen[str], run: RunFolder, least: int) -> int:
+        """Wait until a run has so many rounds behind it, and return how many."""
+        until = time.monotonic() + 180
+        while not run.results.exists() or len(run.load_results().rounds) < least:
+            assert time.monotonic() < until and process.poll() is None, finished(process)
+            time.sleep(0.02)
+        return len(run.load_results().rounds)
+
+    def kill(self, *marks: str) -> None:
+        """Kill what bears the mark of this cluster, and these, and nothing else."""
+        wanted = {mark.encode() for mark in (self.mark, *marks)}
         for process in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):
-                if self.mark.encode() in (process / "environ").read_bytes().split(b"\0"):
+                if wanted <= set((process / "environ").read_bytes().split(b"\0")):
                     os.kill(int(process.name), signal.SIGKILL)
+
+    def stop(self) -> None:
+        """End all of it."""
+        self.kill()
         for machine in self.machines:
             machine.wait(timeout=10)
         for number in (1, 2):
@@ -174,34 +187,59 @@ def test_a_client_keeps_its_state_when_another_machine_runs_it(cluster: Cluster)
     assert found["after"] == [11] * 4  # states are as they were, and the process that died is there again
 
 
-@pytest.mark.slow
-def test_a_run_on_two_machines_is_that_of_the_inline_engine_also_after_ctrl_c(cluster: Cluster) -> None:
-    path = cluster.shared / "scenario.yaml"
-    path.write_text(SCENARIO)
-    run = RunFolder(cluster.shared / "run")
-    simulate = ["-m", "fedpress.simulations", "simulate", "--engine", "flower", "--ray-address", cluster.address]
-    first = cluster.start(*simulate, str(path), "--out", str(run.path))
-    until = time.monotonic() + 180
-    while not (run.results.exists() and run.load_results().rounds):
-        assert time.monotonic() < until and first.poll() is None, first.communicate(timeout=10)
-        time.sleep(0.02)
-    first.send_signal(signal.SIGINT)
-    try:
-        output, errors = first.communicate(timeout=60)
-    finally:
-        first.kill()
-    stopped = run.load_results()
-    assert (first.returncode, stopped.status) == (130, "interrupted"), output + errors
-    assert 1 <= len(stopped.rounds) < 15
-
-    second = cluster.run(*simulate, "--resume", str(run.path))
-    assert second.returncode == 0, second.stdout + second.stderr
-    results = run.load_results()
+def assert_same(run: RunFolder, scenario_file: Path, inline: Path) -> None:
+    """A run's figures and model are those that the scenario gives on the inline engine."""
     torch.set_num_threads(1)
-    inline = runner.simulate(scenario.load(path), cluster.root / "inline")
+    expected = runner.simulate(scenario.load(scenario_file), inline)
+    results = run.load_results()
     assert results.status == "finished"
-    assert results.model.sha256 == inline.model.sha256  # with the optimiser, and with what every client keeps
-    assert results.rounds == inline.rounds
-    ledgers = [Ledger.load(path) for path in (run.ledger, RunFolder(cluster.root / "inline").ledger)]
+    assert results.model.sha256 == expected.model.sha256  # with the optimiser, and with what every client keeps
+    assert results.rounds == expected.rounds
+    ledgers = [Ledger.load(path) for path in (run.ledger, RunFolder(inline).ledger)]
     assert sorted(ledgers[0].rows) == sorted(ledgers[1].rows)  # they differ in the order of arrival
-    assert "2 processes for clients on 2 machines" in run.log.read_text()
+
+
+@pytest.mark.slow
+def test_a_run_on_two_machines_is_that_of_the_inline_engine(cluster: Cluster) -> None:
+    path, run = cluster.shared / "scenario.yaml", RunFolder(cluster.shared / "run")
+    path.write_text(SCENARIO + "rounds: 4\n")
+    ended = cluster.run(*SIMULATE, "--ray-address", cluster.address, str(path), "--out", str(run.path))
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "2 processes for clients" in run.log.read_text()
+    assert_same(run, path, cluster.root / "inline")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("FEDPRESS_CLUSTER" not in os.environ, reason="minutes; FEDPRESS_CLUSTER=1 runs it")
+def test_a_run_goes_on_after_ctrl_c_and_after_the_loss_of_a_machine(
+    cluster: Cluster,
+) -> None:  # the last one: none is left
+    path, run = cluster.shared / "long.yaml", RunFolder(cluster.shared / "long")
+    path.write_text(SCENARIO + "rounds: 40\n")
+    simulate = [*SIMULATE, "--ray-address", cluster.address]
+    process = cluster.start(*simulate, str(path), "--out", str(run.path))
+    rounds = cluster.wait_for_rounds(process, run, 1)
+    process.send_signal(signal.SIGINT)
+    _, errors = finished(process)
+    assert process.returncode == 130, errors
+
+    process = cluster.start(*simulate, "--resume", str(run.path))
+    cluster.wait_for_rounds(process, run, rounds + 3)
+    cluster.kill("MACHINE=2")
+    _, errors = finished(process)
+    assert process.returncode == 2, errors
+    assert "the cluster had 2 CPUs when the run began, and now has 1: a machine is gone" in errors
+    stopped = run.load_results()
+    assert stopped.status == "interrupted" and rounds + 3 <= len(stopped.rounds) < 40
+
+    ended = cluster.run(*simulate, "--resume", str(run.path))  # on the machine that is left
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert_same(run, path, cluster.root / "long-inline")
+
+
+def finished(process: subprocess.Popen[str]) -> tuple[str, str]:
+    """What a process has said, once it has ended; it is killed if it does not."""
+    try:
+        return process.communicate(timeout=120)
+    finally:
+        process.kill()
