@@ -51,9 +51,9 @@ proto: $(VENV)/dev.stamp ## Write the code for the hub's protocol again, after a
 chaos: $(VENV)/dev.stamp ## Kill, cut, slow down a deployment by a seed; FEDPRESS_FAULTS=30 FEDPRESS_CHAOS_SEED=7 for more
 	FEDPRESS_FAULTS=$${FEDPRESS_FAULTS:-13} $(BIN)/python -m pytest -q -s tests/simulations/service/test_chaos.py $(ARGS)
 
-benchmarks: $(VENV)/simulation.stamp ## Run the standing suites (many hours; goes on where it was), write docs/results anew
+benchmarks: $(VENV)/simulation.stamp ## Run the standing suites (many hours; goes on where it was), write docs/suites anew
 	@for suite in digits fashion-mnist text; do \
-		$(BIN)/fedpress bench communication $$suite $(ARGS); cp runs/bench-$$suite/results.md docs/results/$$suite.md; \
+		$(BIN)/fedpress bench communication $$suite $(ARGS); cp runs/bench-$$suite/results.md docs/suites/$$suite.md; \
 	done
 
 fuzz: $(VENV)/fuzz.stamp ## Fuzz the decoder for a minute; for longer: ARGS=-max_total_time=3600

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -57,6 +57,15 @@ def simulate(
     keep_state: Annotated[
         bool, typer.Option("--keep-state", help="Keep RUN/state after the end: checkpoints, clients' states.")
     ] = False,
+    engine: Annotated[
+        str, typer.Option(metavar="NAME", show_default=False, help="inline (default), or flower: Flower's own, on Ray.")
+    ] = "inline",
+    ray_address: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT", help="With --engine flower: the Ray cluster to run on; auto: this machine's."
+        ),
+    ] = None,
     tensorboard: cli.TensorboardOption = False,
     json_file: cli.JsonOption = None,
 ) -> None:
@@ -71,6 +80,11 @@ def simulate(
 
     A run that was stopped, killed or cut off by a power cut goes on with --resume,
     and ends with the same model as if nothing had been.
+
+    With --engine flower, clients run on Flower's own simulation engine: slower, and
+    with --ray-address on all machines of a Ray cluster. The result is the same, to the
+    bit; scenarios with a `network` or `faults` need the inline engine. It needs the
+    extra fedpress[cluster]; docs/engines.md says what the machines must share.
 
     With --tensorboard, `tensorboard --logdir runs` shows runs side by side while they
     go on: accuracy, loss, bytes and replies by round, and accuracy over bytes (there
@@ -89,6 +103,7 @@ def simulate(
       fedpress simulate fashion-mnist-100 --set task.data_dir=~/fashion --out runs/fashion
       fedpress simulate study/scenario.yaml --json figures.json
       fedpress simulate --resume runs/fashion
+      fedpress simulate fashion-mnist-100 --engine flower --ray-address 10.0.0.1:6379
     \b
     Every key of a scenario is explained in the file that `fedpress init` writes.
     """
@@ -99,6 +114,12 @@ def simulate(
 
         if resume is not None and (scenario or overrides or out):
             cli.leave(f"error: --resume {resume} goes on as the run began; leave out SCENARIO, --set and --out", 2)
+        if engine not in ("inline", "flower"):
+            cli.leave(f"error: --engine {engine}: expected inline or flower", 2)
+        if ray_address and engine == "inline":
+            cli.leave(
+                f"error: --ray-address {ray_address}: only Flower's engine runs on a cluster; add --engine flower", 2
+            )
         chosen = scenarios.load(scenario or "digits", overrides or ()) if resume is None else None
         from fedpress.simulations import beginning, progress, run_writer, runner, students, workload
         from fedpress.simulations.report import page
@@ -112,6 +133,12 @@ def simulate(
         if chosen is None:
             assert resume is not None
             _, chosen = beginning.unfinished(resume)
+        make_grid: runner.MakeGrid = runner.inline
+        if engine == "flower":
+            with cli.clear_errors("cluster"):
+                from fedpress.simulations import flower_engine
+            flower_engine.check(chosen, ray_address)
+            make_grid = runner.flower(ray_address)
         work = workload.Workload(chosen)
         work.examples(0)  # absent data, or too few, are found out before there is a run folder
         work.network  # noqa: B018 - and so is a trace that cannot be used
@@ -121,10 +148,15 @@ def simulate(
         with progress.Display(console, chosen.rounds) as display:
             told = run_writer.Observers(display, *followers)
             try:
+                options: dict[str, Any] = {
+                    "keep_state": keep_state,
+                    "keep_payloads": keep_payloads,
+                    "make_grid": make_grid,
+                }
                 if resume is not None:
-                    results = runner.resume(resume, told, keep_state=keep_state, keep_payloads=keep_payloads)
+                    results = runner.resume(resume, told, **options)
                 else:
-                    results = runner.simulate(chosen, out, told, keep_state=keep_state, keep_payloads=keep_payloads)
+                    results = runner.simulate(chosen, out, told, **options)
             except KeyboardInterrupt:
                 interrupted = True
         folder = display.folder

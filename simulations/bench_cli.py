@@ -22,28 +22,33 @@ def bench_engine(
     messages: Annotated[int, typer.Option(help="Messages in each repetition (2000).", **cli.COUNT)] = 2000,
     workers: Annotated[int, typer.Option(help="Worker processes (2).", **cli.COUNT)] = 2,
     repetitions: Annotated[int, typer.Option(help="Repetitions; the median counts (5).", **cli.COUNT)] = 5,
+    flower: Annotated[
+        bool, typer.Option("--flower", help="Also measure Flower's own engine, on Ray; needs fedpress[cluster].")
+    ] = False,
     json_file: cli.JsonOption = None,
 ) -> None:
     """Measure what the engine costs beside the clients' work.
 
-    Prints the time from the start to the first reply of every worker, and how many
+    Prints the time from the start to the first replies of the workers, and how many
     trivial messages a second go to clients and back.
 
     \b
-    Example:
+    Examples:
       fedpress bench engine --workers 4
+      fedpress bench engine --flower --messages 1000 --repetitions 3
     """
-    with cli.clear_errors("simulation", json_file):
+    with cli.clear_errors("cluster" if flower else "simulation", json_file):
         from fedpress.simulations import engine_bench
 
-        figures = engine_bench.run(messages, workers, repetitions)
-        facts = [
-            ("workers", str(figures.workers)),
-            ("start", f"{figures.start_seconds:.2f} s"),
-            ("messages a second", f"{figures.messages_per_second:,.0f}"),
+        found = {"inline": engine_bench.run(messages, workers, repetitions)}
+        if flower:
+            found["flower"] = engine_bench.run(messages, workers, repetitions, flower=True)
+        rows = [
+            (name, str(figures.workers), f"{figures.start_seconds:.2f} s", f"{figures.messages_per_second:,.0f}")
+            for name, figures in found.items()
         ]
-        cli.show_facts(facts)
-        cli.write_json(json_file, figures._asdict())
+        cli.show_rows(("engine", "workers", "start", "messages a second"), rows)
+        cli.write_json(json_file, {name: figures._asdict() for name, figures in found.items()})
 
 
 @bench.command("codec")

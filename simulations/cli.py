@@ -25,7 +25,7 @@ PLAIN: dict[str, Any] = {"add_completion": False, "rich_markup_mode": None, "pre
 
 EXTRA_MODULES = frozenset(
     "flwr flwr_datasets datasets torch torch_pruning safetensors sklearn pandas matplotlib jinja2 markupsafe"
-    " cryptography google grpc grpc_health grpc_reflection onnx onnxruntime prometheus_client tensorboard".split()
+    " cryptography google grpc grpc_health grpc_reflection onnx onnxruntime prometheus_client tensorboard ray".split()
 )
 """What the extras bring, by import name."""
 

@@ -19,7 +19,6 @@ import sys
 import tempfile
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from hashlib import sha256
 from logging import ERROR, getLogger
 from multiprocessing import connection, get_context, resource_tracker
 from multiprocessing.process import BaseProcess
@@ -40,7 +39,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from fedpress.compression import files, records
 from fedpress.compression.errors import FedpressError
 from fedpress.server.checkpoint import State, as_array
-from fedpress.simulations import worker_process
+from fedpress.simulations import client_states, worker_process
 from fedpress.simulations.faults import DAMAGED, DOUBLED, LATE, LOST, Faults
 from fedpress.simulations.network import Network, VirtualClock
 from fedpress.simulations.worker_process import KEPT_RECORDS, RUN_ID, Task
@@ -138,7 +137,7 @@ class InlineGrid(Grid):
         self._network = network
         self._faults = injected
         self._examples = examples
-        self._lock = _locked(states) if states else None
+        self._lock = locked(states) if states else None
         # Beside the states it is found and removed after a kill, too.
         self._folder = tempfile.TemporaryDirectory(prefix=RECORDS, dir=states)
         home = Path(self._folder.name)
@@ -267,12 +266,7 @@ class InlineGrid(Grid):
 
     def states_digest(self) -> str:
         """Return the SHA-256 over the state that every client keeps."""
-        digest = sha256()
-        for client in range(self._clients):
-            path = self._start.states / f"state-{client}"
-            digest.update(str(client).encode())
-            digest.update(path.read_bytes() if path.exists() else b"none")
-        return digest.hexdigest()
+        return client_states.digest(self._start.states, self._clients)
 
     def saved(self) -> State:
         """Return the time, and the replies that have arrived or will, for a checkpoint; waits for work under way."""
@@ -443,7 +437,7 @@ class InlineGrid(Grid):
         self._workers.append(_Worker(self._start))
 
 
-def run(server_app: ServerApp, grid: InlineGrid, run_config: Mapping[str, UserConfigValue] | None = None) -> None:
+def run(server_app: ServerApp, grid: Grid, run_config: Mapping[str, UserConfigValue] | None = None) -> None:
     """Run a ServerApp on the grid, as Flower's engines do."""
     context = Context(run_id=RUN_ID, node_id=1, node_config={}, state=RecordDict(), run_config=dict(run_config or {}))
     server_app(grid, context)
@@ -461,7 +455,7 @@ class _Worker:
         self.pipe, child = context.Pipe()
         self.under_way: list[str] = []
         self.process: BaseProcess = context.Process(target=worker_process.work, args=(child, start), daemon=True)
-        with _single_threaded(), _deaf_to_ctrl_c():
+        with _single_threaded(), deaf_to_ctrl_c():
             self.process.start()
         child.close()
 
@@ -495,7 +489,7 @@ def _single_threaded() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _deaf_to_ctrl_c() -> Iterator[None]:
+def deaf_to_ctrl_c() -> Iterator[None]:
     """Let child processes start with SIGINT blocked: a terminal sends it to all, and it is the parent's business."""
     resource_tracker.ensure_running()  # its own start unblocks SIGINT, so it comes first
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -505,7 +499,7 @@ def _deaf_to_ctrl_c() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _locked(states: Path) -> connection.Connection:
+def locked(states: Path) -> connection.Connection:
     """Make the folder of the clients' states and lock it, against other engines and what is left of killed ones.
 
     The lock belongs to the file's description, which the workers get too: as a connection, since that is what

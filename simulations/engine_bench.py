@@ -1,12 +1,17 @@
-"""`fedpress bench engine`: what the inline engine costs beside the clients' own work."""
+"""`fedpress bench engine`: what an engine costs beside the clients' own work."""
 
 from time import perf_counter
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedpress.simulations.engine import InlineGrid
+
+if TYPE_CHECKING:
+    from fedpress.simulations.flower_engine import FlowerGrid
+
+CLIENTS = 100
 
 app = ClientApp()
 
@@ -18,11 +23,11 @@ def echo(message: Message, context: Context) -> Message:
 
 
 class EngineFigures(NamedTuple):
-    """What the engine costs.
+    """What an engine costs.
 
     Attributes:
         workers: number of processes.
-        start_seconds: from the call to the first reply of every worker.
+        start_seconds: from the call to the first replies, four for each worker.
         messages_per_second: trivial messages, there and back, median over the repetitions.
     """
 
@@ -31,10 +36,10 @@ class EngineFigures(NamedTuple):
     messages_per_second: float
 
 
-def run(messages: int = 2000, workers: int = 2, repetitions: int = 5) -> EngineFigures:
-    """Measure the start and the rate of trivial messages."""
+def run(messages: int = 2000, workers: int = 2, repetitions: int = 5, *, flower: bool = False) -> EngineFigures:
+    """Measure the start and the rate of trivial messages, on the inline engine or on Flower's."""
     began = perf_counter()
-    with InlineGrid("fedpress.simulations.engine_bench:app", clients=100, workers=workers) as grid:
+    with _grid(workers, flower) as grid:
         grid.send_and_receive(_messages(4 * workers))
         start = perf_counter() - began
         rates = []
@@ -45,6 +50,15 @@ def run(messages: int = 2000, workers: int = 2, repetitions: int = 5) -> EngineF
     return EngineFigures(workers, start, sorted(rates)[len(rates) // 2])
 
 
+def _grid(workers: int, flower: bool) -> "InlineGrid | FlowerGrid":
+    app = "fedpress.simulations.engine_bench:app"
+    if not flower:
+        return InlineGrid(app, clients=CLIENTS, workers=workers)
+    from fedpress.simulations import flower_engine  # needs Ray
+
+    return flower_engine.FlowerGrid(app, clients=CLIENTS, workers=workers)
+
+
 def _messages(count: int) -> list[Message]:
     content = RecordDict({"config": ConfigRecord({"server-round": 1})})
-    return [Message(content, dst_node_id=1 + i % 100, message_type="query.echo") for i in range(count)]
+    return [Message(content, dst_node_id=1 + i % CLIENTS, message_type="query.echo") for i in range(count)]

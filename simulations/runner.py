@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedpress.server import app as server
 from fedpress.server.ensemble import ClientModels
@@ -14,6 +14,35 @@ from fedpress.simulations import beginning, engine, run_writer, sparsity, studen
 from fedpress.simulations.run_folder import Results, RunFolder
 from fedpress.simulations.scenario import Scenario
 from fedpress.simulations.workload import REFERENCE, Workload
+
+if TYPE_CHECKING:
+    from fedpress.simulations.flower_engine import FlowerGrid  # needs Ray
+
+MakeGrid = Callable[[Workload, RunFolder, Mapping[str, str]], "engine.InlineGrid | FlowerGrid"]
+"""Starts an engine for a run, given the configuration that the apps get."""
+
+
+def inline(workload: Workload, folder: RunFolder, config: Mapping[str, str]) -> engine.InlineGrid:
+    """Start the inline engine."""
+    scenario = workload.scenario
+    return engine.InlineGrid(
+        "fedpress.client.app:app",
+        clients=scenario.clients,
+        workers=scenario.worker_count,
+        run_config=config,
+        network=workload.network,
+        injected=workload.faults,
+        examples=workload.examples_a_round,
+        log_file=folder.log,
+        states=folder.client_states,
+    )
+
+
+def flower(address: str | None = None) -> MakeGrid:
+    """Return what starts Flower's simulation engine, on this machine or on the Ray cluster at `address`."""
+    from fedpress.simulations import flower_engine
+
+    return lambda workload, folder, config: flower_engine.of_run(workload.scenario, folder, config, address)
 
 
 def plan(
@@ -76,6 +105,7 @@ def simulate(
     keep_state: bool = False,
     keep_payloads: bool = False,
     adjust: Callable[[server.Plan], None] = lambda _: None,
+    make_grid: MakeGrid = inline,
 ) -> Results:
     """Run a scenario and return its results, which the run folder holds too.
 
@@ -86,12 +116,13 @@ def simulate(
         keep_payloads: whether the folder gets every accepted payload as a file.
         keep_state: whether checkpoints and clients' states stay in the folder after the end.
         adjust: is given the server's plan before it is carried out, to change what a scenario does not say.
+        make_grid: starts the engine, which the results do not depend on.
 
     Raises:
         RunFolderError: `out` is not empty, or cannot be made.
         KeyboardInterrupt: passed on once the folder is whole.
     """
-    return _run(beginning.new_folder(scenario, out), scenario, observer, keep_state, keep_payloads, adjust)
+    return _run(beginning.new_folder(scenario, out), scenario, observer, keep_state, keep_payloads, adjust, make_grid)
 
 
 def resume(
@@ -100,6 +131,7 @@ def resume(
     *,
     keep_state: bool = False,
     keep_payloads: bool = False,
+    make_grid: MakeGrid = inline,
 ) -> Results:
     """Go on with a run that was killed or interrupted; its end is that of the undisturbed run, to the bit.
 
@@ -108,6 +140,7 @@ def resume(
         observer: is told what happens from here on.
         keep_state: whether checkpoints and clients' states stay in the folder after the end.
         keep_payloads: whether the folder gets every payload accepted from here on as a file.
+        make_grid: starts the engine, which need not be the one that the run began on.
 
     Raises:
         RunFolderError: it is no such folder, its run is finished, or its scenario has been changed since.
@@ -115,7 +148,7 @@ def resume(
         EngineError: the run is still going on in another process.
         KeyboardInterrupt: passed on once the folder is whole.
     """
-    return _run(*beginning.unfinished(path), observer, keep_state, keep_payloads)
+    return _run(*beginning.unfinished(path), observer, keep_state, keep_payloads, make_grid=make_grid)
 
 
 def _run(
@@ -125,6 +158,7 @@ def _run(
     keep_state: bool,
     keep_payloads: bool,
     adjust: Callable[[server.Plan], None] = lambda _: None,
+    make_grid: MakeGrid = inline,
 ) -> Results:
     if observer:
         observer.on_start(scenario, folder)
@@ -137,17 +171,7 @@ def _run(
         writer.keep_state = keep_state
         adjust(planned)
         try:
-            with engine.InlineGrid(
-                "fedpress.client.app:app",
-                clients=scenario.clients,
-                workers=scenario.worker_count,
-                run_config=config,
-                network=workload.network,
-                injected=workload.faults,
-                examples=workload.examples_a_round,
-                log_file=folder.log,
-                states=folder.client_states,
-            ) as grid:
+            with make_grid(workload, folder, config) as grid:
                 folder.remove_leftovers()  # the engine's lock is held: no other run is at work here
                 writer.states, writer.workers = grid.states_digest, lambda: grid.phases
                 engine.run(server.server_app(lambda _: planned), grid, config)

@@ -21,9 +21,9 @@ from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedpress.compression import files, references
+from fedpress.compression import references
 from fedpress.compression.phases import here
-from fedpress.simulations import faults
+from fedpress.simulations import client_states, faults
 from fedpress.simulations.faults import CRASHES, DIVERGES, FORGETS
 
 RUN_ID = 1
@@ -89,7 +89,7 @@ def work(pipe: connection.Connection, start: Start) -> None:
                 message.content = RecordDict({key: shared[key] if key in shared else own[key] for key in task.keys})
             TaskIdentity.node_id = task.client + 1
             if FORGETS in task.faults:
-                (start.states / f"state-{task.client}").unlink(missing_ok=True)
+                client_states.path_of(start.states, task.client).unlink(missing_ok=True)
             faults.here.diverges = DIVERGES in task.faults
             with here.of("states"):
                 context = _context(start, task.client)
@@ -99,7 +99,8 @@ def work(pipe: connection.Connection, start: Start) -> None:
                 if CRASHES in task.faults:
                     raise ConnectionResetError("the client died on purpose")
                 with here.of("states"):
-                    _save_state(start, task.client, context.state)
+                    # States that outlive the engine are on the disk before the reply leaves.
+                    client_states.write(start.states, task.client, context.state, durable=start.lock is not None)
             except Exception as error:
                 logger.log(ERROR, "client %d failed:\n%s", task.client, traceback.format_exc())
                 reason = f"{type(error).__name__}: {error}"
@@ -146,31 +147,10 @@ def log_to_file(path: Path | None) -> Iterator[Logger]:
 
 
 def _context(start: Start, client: int) -> Context:
-    path = start.states / f"state-{client}"
-    state = RecordDict()
-    try:
-        state = serde.recorddict_from_proto(ProtoRecordDict.FromString(path.read_bytes()))
-    except FileNotFoundError:
-        pass
-    except Exception as error:  # protobuf's, or one from records that make no sense
-        aside = files.move_aside(path)
-        getLogger("flwr").log(ERROR, "the state of client %d is damaged (%s), and is now %s", client, error, aside)
     return Context(
         run_id=RUN_ID,
         node_id=client + 1,
         node_config={"partition-id": client, "num-partitions": start.clients},
-        state=state,
+        state=client_states.read(start.states, client),
         run_config=dict(start.run_config),
     )
-
-
-def _save_state(start: Start, client: int, state: RecordDict) -> None:
-    if not state:
-        return
-    path, data = start.states / f"state-{client}", serde.recorddict_to_proto(state).SerializeToString()
-    if start.lock:  # states that outlive the engine are on the disk before the reply leaves
-        files.write_atomically(path, data)
-        return
-    temporary = path.with_suffix(".tmp")
-    temporary.write_bytes(data)
-    temporary.replace(path)

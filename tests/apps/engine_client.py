@@ -13,7 +13,8 @@ def count(message: Message, context: Context) -> Message:
     seen = context.state.metric_records.get("seen") or MetricRecord({"count": 0})
     seen["count"] += 1
     context.state["seen"] = seen
-    return Message(RecordDict({"metrics": MetricRecord({"count": seen["count"]})}), reply_to=message)
+    metrics = MetricRecord({"count": seen["count"], "machine": int(os.environ.get("MACHINE", "0"))})
+    return Message(RecordDict({"metrics": metrics}), reply_to=message)
 
 
 @app.query("sum")

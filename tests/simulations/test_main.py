@@ -132,6 +132,10 @@ def test_help_and_version_import_nothing_heavy(tmp_path):
         (["simulate", "--resume", "full"], "full holds no scenario.yaml: it is not a run folder"),
         (["simulate", "digits", "--resume", "full"], "goes on as the run began; leave out SCENARIO, --set and --out"),
         (["simulate", "--json", "nowhere/figures.json"], "there is no folder nowhere"),
+        (["simulate", "--engine", "ray"], "--engine ray: expected inline or flower"),
+        (["simulate", "--ray-address", "auto"], "only Flower's engine runs on a cluster; add --engine flower"),
+        (["simulate", "--engine", "flower", "--set", "network=wifi"], "has `network`, which needs the virtual time"),
+        (["simulate", "--engine", "flower", "--ray-address", "127.0.0.1:1"], "there is no Ray cluster at 127.0.0.1:1"),
         (["simulate", "--nonsense"], "No such option"),
         (["students", "nowhere"], "there is no run folder nowhere"),
         (["report", "nowhere"], "there is no run folder nowhere"),
@@ -176,6 +180,17 @@ def test_a_missing_extra_is_named(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2
     assert "needs torch, which is not installed: pip install 'fedpress[simulation]'" in done.stderr
+
+
+def test_the_extra_for_flowers_engine_is_named_before_anything_begins(tmp_path):
+    code = (
+        "import sys; sys.modules['ray'] = None\nfrom fedpress.simulations.__main__ import main\n"
+        "main(['simulate', '--engine', 'flower'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "needs ray, which is not installed: pip install 'fedpress[cluster]'" in done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_extra_for_event_files_is_named_before_anything_begins(tmp_path):
