@@ -459,9 +459,9 @@ def bench_scale(
     Runs SCENARIO (as for `fedpress simulate`) once for each number of clients, each
     time in new processes and a folder that is removed. The work of a round is the
     same: as many clients of it, equal parts of the data, one local step on one example,
-    no students. Prints the time to start, a round's seconds and processor time (of
-    server and workers), the largest memory of the server's process and of a worker,
-    the file that a client keeps, and the server's checkpoint. Linux only.
+    no students. Prints the time to start and that of a round, each with its processor
+    time (of server and workers), the largest memory of the server's process and of a
+    worker, the file that a client keeps, and the server's checkpoint. Linux only.
 
     \b
     Example:

@@ -40,8 +40,10 @@ class Scale(NamedTuple):
         clients: how many there were.
         per_round: how many of them a round asks.
         start: seconds from the start of its process to the end of the first round, less those of a round.
+        start_processor: the processor time of that, of the server and the workers together: on a busy machine it says
+            more than the clock.
         seconds: a round, median over all but the first.
-        processor: seconds of processor time a round, of the server and the workers together, mean over the same.
+        processor: the processor time of a round, mean over the same.
         server: the largest resident memory of the server's process, bytes.
         worker: that of the largest worker.
         states: bytes of a client's file on the disk, mean over the clients that have one.
@@ -52,6 +54,7 @@ class Scale(NamedTuple):
     clients: int
     per_round: int
     start: float
+    start_processor: float
     seconds: float
     processor: float
     server: int
@@ -87,7 +90,8 @@ class _Watch:
         workers = [child.pid for child in multiprocessing.active_children() if child.pid is not None]
         self.server = memory_bench.resident(os.getpid(), "VmHWM")
         self.worker = max([self.worker, *(memory_bench.resident(worker, "VmHWM") for worker in workers)])
-        self.processor.append(sum(map(_processor_seconds, [os.getpid(), *workers])))
+        parents = {int(_stat(worker)[1]) for worker in workers}  # one process that all workers are forked from
+        self.processor.append(sum(map(_processor_seconds, {os.getpid(), *workers, *parents})))
         self.states = [path.stat().st_size for path in self._folder.client_states.glob("state-*")]
         self.checkpoint = max(path.stat().st_size for path in self._folder.checkpoints.iterdir())
 
@@ -137,18 +141,26 @@ def _measured(scenario: str, began: float) -> Scale:
     processor = (watch.processor[-1] - watch.processor[0]) / len(later)
     states = float(np.mean(watch.states)) if watch.states else 0.0
     return Scale(
-        chosen.clients, chosen.sampling.per_round, watch.ends[0] - seconds, seconds, processor, watch.server,
-        watch.worker, states, len(watch.states), watch.checkpoint,
+        chosen.clients, chosen.sampling.per_round, watch.ends[0] - seconds, watch.processor[0] - processor, seconds,
+        processor, watch.server, watch.worker, states, len(watch.states), watch.checkpoint,
     )  # fmt: skip
 
 
 def _processor_seconds(process: int) -> float:
     """Return the processor time that a process has taken so far."""
-    fields = Path(f"/proc/{process}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    user, system = _stat(process)[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
-COLUMNS = ("clients", "start", "a round", "against the first", "processor", "server", "worker", "a state", "checkpoint")
+def _stat(process: int) -> list[str]:
+    """Return what /proc/PID/stat says after the name: state, parent, ..."""
+    return Path(f"/proc/{process}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
+
+
+COLUMNS = (
+    "clients", "start", "of processor", "a round", "against the first", "of processor", "server", "worker", "a state",
+    "checkpoint",
+)  # fmt: skip
 
 
 def rows(found: Sequence[Scale]) -> list[tuple[str, ...]]:
@@ -157,6 +169,7 @@ def rows(found: Sequence[Scale]) -> list[tuple[str, ...]]:
         (
             f"{one.clients:,}",
             f"{one.start:.1f} s",
+            f"{one.start_processor:.1f} s",
             f"{one.seconds:.2f} s",
             f"{one.seconds / found[0].seconds:.2f}x",
             f"{one.processor:.2f} s",
