@@ -395,6 +395,41 @@ def bench_memory(
         cli.write_json(json_file, memory_bench.as_json(chosen, found))
 
 
+@bench.command("scale")
+def bench_scale(
+    scenario: Annotated[str, typer.Argument(**cli.DOCUMENTED)] = "digits",
+    overrides: cli.SetOption = None,
+    clients: Annotated[
+        str, typer.Option(metavar="NUMBERS", show_default=False, help="How many, such as 100,1000. Default: 20,200.")
+    ] = "20,200",
+    rounds: Annotated[int, typer.Option(help="Rounds of each run, at least 3 (10).", **cli.COUNT)] = 10,
+    json_file: cli.JsonOption = None,
+) -> None:
+    """Measure what the number of clients costs.
+
+    Runs SCENARIO (as for `fedpress simulate`) once for each number of clients, each
+    time in new processes and a folder that is removed. The work of a round is the
+    same: as many clients of it, equal parts of the data, one local step on one example,
+    no students. Prints the time to start and that of a round, each with its processor
+    time (of server and workers), the largest memory of the server's process and of a
+    worker, the file that a client keeps, and the server's checkpoint. Linux only.
+
+    \b
+    Example:
+      fedpress bench scale fashion-mnist-100 --clients 100,1000,10000 \\
+          --set sampling.per_round=100 --set 'task={name: fashion-mnist, model: mlp}'
+    """
+    with cli.clear_errors("simulation", json_file):
+        numbers = _parse_clients(clients)
+        from fedpress.simulations import scale_bench
+        from fedpress.simulations import scenario as scenarios
+
+        size = [f"rounds={rounds}", f"clients={min(numbers)}", *scale_bench.SAME_WORK]
+        chosen = scenarios.load(scenario, [*size, *(overrides or ())])
+        found = scale_bench.run(chosen, numbers, lambda line: typer.echo(f"{line} ...", err=True))
+        _show(scale_bench, found, json_file)
+
+
 @bench.command("hub")
 def bench_hub(
     downloads: Annotated[int, typer.Option(help="Downloads at once (200).", **cli.COUNT)] = 200,
@@ -433,3 +468,11 @@ def _parse_seeds(text: str) -> list[int]:
         return suite.parse_seeds(text)
     except ValueError as error:
         cli.leave(f"error: --seeds: {error}", 2)
+
+
+def _parse_clients(text: str) -> list[int]:
+    """Read "100,1000"."""
+    numbers = [int(part) if part.strip().isdigit() else 0 for part in text.split(",")]
+    if min(numbers) < 1:
+        cli.leave(f"error: --clients {text}: expected numbers from 1 on, such as 100,1000", 2)
+    return numbers

@@ -15,7 +15,7 @@ import os
 import tempfile
 from array import array
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -43,8 +43,8 @@ class MemoryBenchError(FedpressError):
     """Resident memory cannot be measured here, or the run is too short."""
 
 
-def resident(process: int) -> int:
-    """Return the resident memory of a process, in bytes.
+def resident(process: int, kind: Literal["VmRSS", "VmHWM"] = "VmRSS") -> int:
+    """Return the resident memory of a process, in bytes: as of now, or with `VmHWM` the most that it ever was.
 
     Raises:
         MemoryBenchError: there is no /proc (it is Linux's), or no such process.
@@ -53,7 +53,7 @@ def resident(process: int) -> int:
         status = Path(f"/proc/{process}/status").read_text(encoding="ascii")
     except OSError as error:
         raise MemoryBenchError(f"the memory of process {process} cannot be read ({error}); /proc is needed") from None
-    (line,) = [line for line in status.splitlines() if line.startswith("VmRSS:")]
+    (line,) = [line for line in status.splitlines() if line.startswith(f"{kind}:")]
     return 1024 * int(line.split()[1])
 
 

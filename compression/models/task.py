@@ -135,7 +135,7 @@ def evaluate(
     if count == 0:
         raise ValueError("evaluate: got 0 examples, expected at least 1; is this split of the task empty?")
     loss, right, answers = 0.0, 0, 0
-    with evaluating(model.to(device)), _answering(model, torch.device(device)) as answer:
+    with evaluating(model.to(device)), _answering(model, torch.device(device), min(batch_size, count)) as answer:
         for start in range(0, count, batch_size):
             inputs = examples.inputs[start : start + batch_size].to(device)
             targets = examples.targets[start : start + batch_size].to(device)
@@ -148,8 +148,8 @@ def evaluate(
 
 
 @contextmanager
-def _answering(model: nn.Module, device: torch.device) -> Iterator[Callable[[Tensor], Tensor]]:
-    """Yield a function from inputs to outputs: on a CPU piece by piece, torch's threads each with pieces of their own.
+def _answering(model: nn.Module, device: torch.device, most: int) -> Iterator[Callable[[Tensor], Tensor]]:
+    """Yield a function from at most so many inputs to outputs: on a CPU piece by piece, a thread each.
 
     Small pieces stay in the processor's cache, and threads that share nothing do not wait for each other: the CNN of
     Fashion-MNIST takes half the time. Each thread has a copy of the model, since it may write into itself.
@@ -157,7 +157,8 @@ def _answering(model: nn.Module, device: torch.device) -> Iterator[Callable[[Ten
     if device.type != "cpu":
         yield model
         return
-    threads = torch.get_num_threads()
+    before = torch.get_num_threads()
+    threads = min(before, -(-most // PIECE))
     models = [model, *(copy.deepcopy(model) for _ in range(threads - 1))]
 
     def part(number: int, pieces: list[Tensor]) -> list[Tensor]:
@@ -174,7 +175,7 @@ def _answering(model: nn.Module, device: torch.device) -> Iterator[Callable[[Ten
         with ThreadPoolExecutor(threads) as pool:
             yield answer
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
 
 
 def check_splits(splits: Splits) -> None:
