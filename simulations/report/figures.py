@@ -300,9 +300,9 @@ def dots(
         axes.xaxis.set_minor_locator(NullLocator())
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="both")
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(series), borderaxespad=0, borderpad=0.3)
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0, borderpad=0.3)
 
-    return Drawing(name, 0.9 + 0.24 * len(rows), draw)
+    return Drawing(name, 0.9 + 0.19 * math.ceil(len(series) / 3) + 0.24 * len(rows), draw)
 
 
 class Mark(NamedTuple):
