@@ -23,12 +23,12 @@ COMMAND = [sys.executable, "-m", "fedpress.simulations", "simulate"]
 # Small, and with all that a checkpoint must carry: late replies under way, an optimiser with state, deltas, students.
 SCENARIO = [
     "clients=6",
-    "rounds=12",
+    "rounds=8",
     "training.epochs=1",
     "sampling={per_round: 3, over_selection: 1, deadline: 6.0}",
     "server={optimizer: adam, learning_rate: 0.01}",
     "network={up_mbit: 1, down_mbit: 4, examples_per_second: 50, latency: 0.1, spread: 0.6, dropout: 0.05}",
-    "students={tiers: [{name: phone, parameters: 6000}], distil: {epochs: 1}, every: 5}",
+    "students={tiers: [{name: phone, parameters: 6000}], distil: {epochs: 1}, every: 4}",
 ]
 
 
