@@ -63,8 +63,9 @@ def communication(
     code, is not run again, and one that was cut off goes on where it was. Ctrl-C stops;
     the same command goes on.
 
-    Writes tables as CSV and Parquet (runs, rounds, targets, coding), figures as SVG and
-    PNG, results.md, and report.html, one file that needs nothing else.
+    Writes tables as CSV and Parquet (runs, rounds, targets, times, coding) and all of them
+    as results.json, figures as SVG and PNG, results.md, and report.html, one file that
+    needs nothing else.
 
     \b
     Examples:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
@@ -13,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from fedpress.compression import seeds, wire
+from fedpress.compression.files import write_atomically
 from fedpress.compression.ledger import Ledger
 from fedpress.compression.shared import Shared
 from fedpress.simulations import codec_data, replay
@@ -54,8 +56,10 @@ class Tables(NamedTuple):
     coding: pd.DataFrame
 
     def save(self, folder: Path) -> list[Path]:
-        """Write each table as CSV and as Parquet, and return the paths."""
-        paths = []
+        """Write each table as CSV and as Parquet, and all of them into results.json; return the paths."""
+        paths = [folder / "results.json"]
+        whole = {name: json.loads(table.to_json(orient="records")) for name, table in self._asdict().items()}
+        write_atomically(paths[0], (json.dumps(whole, indent=1) + "\n").encode())
         for name, table in self._asdict().items():
             for path in (folder / f"{name}.csv", folder / f"{name}.parquet"):
                 if path.suffix == ".csv":

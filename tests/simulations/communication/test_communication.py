@@ -99,6 +99,12 @@ def test_a_suite_is_interrupted_goes_on_and_is_not_run_twice(tmp_path: Path) -> 
     assert list(ends["total_bytes"]) == list(runs["total_bytes"]) and list(ends["round"]) == [4, 4]
     targets = pd.read_csv(tmp_path / "out" / "targets.csv").set_index(["method", "target"])
     assert targets.loc[("fp16", 0.05), "round"] == measures.SMOOTHED and pd.isna(targets.loc[("fp16", 0.99), "round"])
+    whole = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [one["accuracy"] for one in whole["runs"]] == pytest.approx(list(runs["accuracy"]))
+    times = pd.read_csv(tmp_path / "out" / "times.csv").set_index(["method", "network"])
+    assert (times["target"] == 0.05).all() and times.loc[("fp16", "3g"), "seconds"] > times.loc[
+        ("fedpress", "3g"), "seconds"
+    ]
     coding = pd.read_csv(tmp_path / "out" / "coding.csv")
     assert (coding["encode_ms"] > 0).all() and (coding["decode_ms"] > 0).all()
     text = (tmp_path / "out" / "report.html").read_text()
