@@ -112,7 +112,11 @@ def communication(
             cli.leave("error: no run is finished, so there are no figures", 1)
         tables.save(place)
         found = page.parts(chosen, wanted, store, tables)
-        report = page.write(chosen, found, place, _facts(tables.runs, quick))
+        facts = _facts(tables.runs, quick)
+        there = {(part.task, part.partition) for part in found}
+        if absent := [place for place in dict.fromkeys((c.task, c.partition) for c in wanted) if place not in there]:
+            facts.append(("not run at all", "; ".join(", ".join(place) for place in absent)))
+        report = page.write(chosen, found, place, facts)
         missing = len(wanted) - len(tables.runs)
         console.print(f"\n{len(tables.runs)} of {len(wanted)} runs; report: {report}", highlight=False, markup=False)
         if missing:

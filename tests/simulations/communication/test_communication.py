@@ -108,6 +108,7 @@ def test_a_suite_is_interrupted_goes_on_and_is_not_run_twice(tmp_path: Path) -> 
     coding = pd.read_csv(tmp_path / "out" / "coding.csv")
     assert (coding["encode_ms"] > 0).all() and (coding["decode_ms"] > 0).all()
     text = (tmp_path / "out" / "report.html").read_text()
+    assert "not run at all: broken, dirichlet-0.5" in text
     assert "float16" in text and "Not run, or not with all seeds" not in text.split('id="broken')[0]
     assert "http" not in text.replace("http://www.w3.org", "")
     for name in ("accuracy-over-bytes-both", "pareto", "up-and-down", "bytes-to-5", "time-to-5"):
