@@ -24,7 +24,6 @@ from multiprocessing import connection, get_context, resource_tracker
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from time import perf_counter, sleep
-from types import TracebackType
 from typing import Any
 
 from flwr.app import ArrayRecord, Context, Error, Message, RecordDict
@@ -40,6 +39,7 @@ from fedpress.compression import files, records
 from fedpress.compression.errors import FedpressError
 from fedpress.server.checkpoint import State, as_array
 from fedpress.simulations import client_states, worker_process
+from fedpress.simulations.client_grid import ClientGrid
 from fedpress.simulations.faults import DAMAGED, DOUBLED, LATE, LOST, Faults
 from fedpress.simulations.network import Network, VirtualClock
 from fedpress.simulations.worker_process import KEPT_RECORDS, RUN_ID, Task
@@ -88,7 +88,7 @@ class SimulatedClock:
             self._time.advance_to(max(self.now(), min(arrival, until)))
 
 
-class InlineGrid(Grid):
+class InlineGrid(ClientGrid):
     """An in-process grid over `workers` processes; use it as a context manager.
 
     Nodes are numbered from 1 in the order of the client indices, whatever the number of workers.
@@ -127,13 +127,10 @@ class InlineGrid(Grid):
         log_file: Path | None = None,
         states: Path | None = None,
     ) -> None:
-        if clients < 1 or workers < 1:
-            raise ValueError(f"clients and workers must be at least 1; they are {clients} and {workers}")
+        super().__init__(clients, workers, Run.create_empty(RUN_ID))
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = RUN_ID, 1, 0
         self.clock = SimulatedClock(self)
         self.phases: Counter[str] = Counter()
-        self._run = Run.create_empty(RUN_ID)
-        self._clients = clients
         self._network = network
         self._faults = injected
         self._examples = examples
@@ -164,14 +161,6 @@ class InlineGrid(Grid):
         self._deaths = 0
         self._workers = [_Worker(self._start) for _ in range(workers)]
 
-    def __enter__(self) -> "InlineGrid":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def close(self) -> None:
         """Stop the workers and remove the clients' state, unless it has a folder of its own."""
         for worker in self._workers:
@@ -183,25 +172,6 @@ class InlineGrid(Grid):
 
     # ---- Flower's Grid ---------------------------------------------------------------------------------------------
 
-    def set_run(self, run: Run) -> None:
-        """Set the run that this grid belongs to."""
-        self._run = run
-
-    @property
-    def run(self) -> Run:
-        """The run that this grid belongs to."""
-        return self._run
-
-    def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
-    ) -> Message:
-        """Return a new message; `Message(...)` does the same."""
-        return Message(content, dst_node_id=dst_node_id, message_type=message_type, group_id=group_id, ttl=ttl)
-
-    def get_node_ids(self) -> list[int]:
-        """Return the ids of all nodes: client index + 1."""
-        return list(range(1, self._clients + 1))
-
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Queue the messages for the workers and return their ids.
 
@@ -210,9 +180,7 @@ class InlineGrid(Grid):
         """
         tasks, ids = [], []
         for message in messages:
-            client = message.metadata.dst_node_id - 1
-            if not 0 <= client < self._clients:
-                raise ValueError(f"there is no node {client + 1}; this grid has nodes 1 to {self._clients}")
+            client = self._client(message)
             self._sent += 1
             message_id = f"message-{self._sent}"
             message.metadata.__dict__["_message_id"] = message_id

@@ -19,11 +19,10 @@ from collections.abc import Iterable, Mapping
 from logging import DEBUG, ERROR, getLogger
 from pathlib import Path
 from threading import Event, Thread
-from types import TracebackType
 from typing import Any, cast
 
 import ray
-from flwr.app import Error, Message, RecordDict
+from flwr.app import Error, Message
 from flwr.app.user_config import UserConfigValue
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.proto.task_pb2 import Task
@@ -32,7 +31,6 @@ from flwr.server.superlink.fleet.vce.backend.raybackend import RayBackend
 from flwr.server.superlink.fleet.vce.metrics import VceMetrics
 from flwr.server.superlink.linkstate import InMemoryLinkState, LinkStateFactory
 from flwr.server.superlink.linkstate.in_memory_linkstate import RunRecord
-from flwr.serverapp import Grid
 from flwr.supercore.constant import FLWR_IN_MEMORY_DB_NAME, NOOP_FEDERATION_ID
 from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.supercore.run import Run
@@ -42,6 +40,7 @@ from flwr.superlink.grid import InMemoryGrid
 
 from fedpress.server.checkpoint import State
 from fedpress.simulations import client_states, engine, remote_app
+from fedpress.simulations.client_grid import ClientGrid
 from fedpress.simulations.engine import EngineError
 from fedpress.simulations.run_folder import RunFolder
 from fedpress.simulations.scenario import Scenario
@@ -89,7 +88,7 @@ class _Backend(RayBackend):
         ray.shutdown()
 
 
-class FlowerGrid(Grid):
+class FlowerGrid(ClientGrid):
     """A grid over Flower's simulation engine; use it as a context manager.
 
     A client gets one message at a time: its state goes out with an order and comes back with the reply.
@@ -120,11 +119,9 @@ class FlowerGrid(Grid):
         address: str | None = None,
         states: Path | None = None,
     ) -> None:
-        if clients < 1 or workers < 1:
-            raise ValueError(f"clients and workers must be at least 1; they are {clients} and {workers}")
+        super().__init__(clients, workers, Run.create_empty(RUN_ID))
         self.clock = StillClock()
         self.phases: dict[str, float] = {}
-        self._clients = clients
         self._app = remote_app.RemoteApp(client_app, run_config or {})
         self._durable = states is not None
         self._stopped = Event()
@@ -147,21 +144,14 @@ class FlowerGrid(Grid):
             TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = RUN_ID, SUPERLINK_NODE_ID, 1
             self._links = LinkStateFactory(FLWR_IN_MEMORY_DB_NAME, NoOpFederationManager(), ObjectStoreFactory())
             self._grid = InMemoryGrid(state_factory=self._links)
-            self._grid.set_run(_registered(self._links))
+            _register(self._links, self._run)
+            self._grid.set_run(self._run)
             parts = vce_api._register_nodes(clients, self._links)  # node id -> client
             self._nodes = {client: node for node, client in parts.items()}
             self._numbers = {node: client + 1 for node, client in parts.items()}
             self._thread = Thread(target=self._serve, args=(parts,), name="flower-engine")
             self._left = left.pop_all()
         self._thread.start()
-
-    def __enter__(self) -> "FlowerGrid":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Stop the clients at work and leave the cluster; the temporary states are removed."""
@@ -174,25 +164,6 @@ class FlowerGrid(Grid):
 
     # ---- Flower's Grid ---------------------------------------------------------------------------------------------
 
-    def set_run(self, run: Run) -> None:
-        """Set the run that this grid belongs to."""
-        self._grid.set_run(run)
-
-    @property
-    def run(self) -> Run:
-        """The run that this grid belongs to."""
-        return self._grid.run
-
-    def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
-    ) -> Message:
-        """Return a new message; `Message(...)` does the same."""
-        return Message(content, dst_node_id=dst_node_id, message_type=message_type, group_id=group_id, ttl=ttl)
-
-    def get_node_ids(self) -> list[int]:
-        """Return the ids of all nodes: client index + 1."""
-        return list(range(1, self._clients + 1))
-
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Hand the messages to Flower, each with its client's state, and return their ids.
 
@@ -202,9 +173,7 @@ class FlowerGrid(Grid):
         ids: list[str] = []
         for message in messages:
             metadata = message.metadata
-            client = metadata.dst_node_id - 1
-            if client not in self._nodes:
-                raise ValueError(f"there is no node {client + 1}; this grid has nodes 1 to {self._clients}")
+            client = self._client(message)
             sent = Message(
                 remote_app.with_state(message.content, client_states.read(self._states, client)),
                 dst_node_id=self._nodes[client],
@@ -341,15 +310,13 @@ def of_run(
     )
 
 
-def _registered(links: LinkStateFactory) -> Run:
-    """Return a run that Flower's link state knows."""
-    run = Run.create_empty(RUN_ID)
+def _register(links: LinkStateFactory, run: Run) -> None:
+    """Let Flower's link state know the run."""
     run.primary_task_id, run.federation_id = 1, NOOP_FEDERATION_ID
     state = links.state()
     assert isinstance(state, InMemoryLinkState)
     state.run_ids[RUN_ID] = RunRecord(run=run)
     state.task_store[1] = Task(task_id=1, run_id=RUN_ID)
-    return run
 
 
 def _start_ray(address: str | None, workers: int) -> None:

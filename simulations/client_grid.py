@@ -1,0 +1,65 @@
+"""What the grids of both simulation engines have in common: nodes are clients, numbered from 1 by their indices."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from types import TracebackType
+from typing import Self
+
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+
+
+class ClientGrid(Grid):
+    """A grid of simulated clients; use it as a context manager.
+
+    Args:
+        clients: number of them.
+        workers: processes that run them.
+        run: that it belongs to.
+    """
+
+    def __init__(self, clients: int, workers: int, run: Run) -> None:
+        if clients < 1 or workers < 1:
+            raise ValueError(f"clients and workers must be at least 1; they are {clients} and {workers}")
+        self._clients = clients
+        self._run = run
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @abstractmethod
+    def close(self) -> None:
+        """Stop the workers, and remove the clients' state unless it has a folder of its own."""
+
+    def set_run(self, run: Run) -> None:
+        """Set the run that this grid belongs to."""
+        self._run = run
+
+    @property
+    def run(self) -> Run:
+        """The run that this grid belongs to."""
+        return self._run
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        """Return a new message; `Message(...)` does the same."""
+        return Message(content, dst_node_id=dst_node_id, message_type=message_type, group_id=group_id, ttl=ttl)
+
+    def get_node_ids(self) -> list[int]:
+        """Return the ids of all nodes: client index + 1."""
+        return list(range(1, self._clients + 1))
+
+    def _client(self, message: Message) -> int:
+        """Return whom a message is for. Raises ValueError when there is no such node."""
+        node = message.metadata.dst_node_id
+        if not 1 <= node <= self._clients:
+            raise ValueError(f"there is no node {node}; this grid has nodes 1 to {self._clients}")
+        return node - 1
