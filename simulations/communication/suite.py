@@ -47,9 +47,16 @@ class Method(Section):
 
 def _seeds(given: Any) -> Any:
     """Read 3, "1-3", "1,5" or a list."""
-    if isinstance(given, bool) or not isinstance(given, int | str):
-        return given
-    return parse_seeds(str(given))
+    if isinstance(given, int | str) and not isinstance(given, bool):
+        return parse_seeds(str(given))
+    return _some(given)
+
+
+def _some(given: Any) -> Any:
+    """Refuse an empty list: as a rule of the field it would be broken, too, where an item is invalid."""
+    if given in ([], ()):
+        raise ValueError("expected at least one")
+    return given
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -69,7 +76,7 @@ def parse_seeds(text: str) -> list[int]:
     return chosen
 
 
-Seeds = Annotated[tuple[int, ...], BeforeValidator(_seeds), Field(strict=False, min_length=1)]
+Seeds = Annotated[tuple[int, ...], BeforeValidator(_seeds), Field(strict=False)]
 
 
 class Grid(Section):
@@ -125,7 +132,9 @@ class Suite(Section):
 
     name: str = Field(default="suite", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="Names its folder.")
     methods: dict[str, Method] = Field(default={}, description="Methods of its own, or others in place of known ones.")
-    grids: tuple[Grid, ...] = Field(strict=False, min_length=1, description="What is crossed with what.")
+    grids: Annotated[tuple[Grid, ...], BeforeValidator(_some)] = Field(
+        strict=False, description="What is crossed with what."
+    )
     networks: tuple[str, ...] = Field(
         default=("fibre", "wifi", "lte", "3g", "lora-like"),
         strict=False,

@@ -73,11 +73,11 @@ def test_a_scenario_beside_the_suite_is_found(tmp_path: Path) -> None:
     ("text", "said"),
     [
         ("grids: [{scenario: digits, method: [stc]}]", "unknown key (value given: ['stc']); did you mean 'methods'?"),
-        ("grids: [{scenario: digits, seeds: []}]", "grids.0.seeds: "),
+        ("grids: [{scenario: digits, seeds: []}]", "grids.0.seeds: expected at least one (value given: [])"),
         ("grids: [{scenario: digits, seeds: 1-x}]", "got '1-x', expected a range such as 1-10"),
         ("grids: [{scenario: digits, seeds: '3,3'}]", "expected at least one seed, and each once"),
         ("grids: [{scenario: digits, targets: [95]}]", "got 95"),
-        ("grids: []", "grids: "),
+        ("grids: []", "grids: expected at least one"),
         ("grids", "expected `key: value` lines"),
         ("a: 1\na: 2", "a: given twice"),
     ],
@@ -86,6 +86,7 @@ def test_a_suite_that_cannot_be_read_says_why(tmp_path: Path, text: str, said: s
     with pytest.raises(SuiteError) as raised:
         write(tmp_path, text)
     assert said in str(raised.value) and "mine.yaml" in str(raised.value)
+    assert "2 problem" not in str(raised.value)
 
 
 def test_a_suite_that_cannot_be_run_says_all_that_is_wrong(tmp_path: Path) -> None:
