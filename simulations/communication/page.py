@@ -16,8 +16,9 @@ from fedpress.simulations import inspection, intervals
 from fedpress.simulations.communication.cells import Store
 from fedpress.simulations.communication.measures import SMOOTHED, Tables
 from fedpress.simulations.communication.suite import Cell, Suite
-from fedpress.simulations.report import figures, page, series
-from fedpress.simulations.report.figures import Bar, Drawing, Mark, Row, Stack, format_bytes
+from fedpress.simulations.report import canvas, figures, page, series
+from fedpress.simulations.report.canvas import Drawing
+from fedpress.simulations.report.figures import Bar, Mark, Row, Stack, format_bytes
 from fedpress.simulations.run_folder import Results
 
 ROUNDS = 5
@@ -288,7 +289,7 @@ def write(suite: Suite, found: Sequence[Part], folder: Path, facts: Sequence[tup
     target = folder / "report.html"
     write_atomically(target, html.encode())
     write_atomically(folder / "results.md", markdown(found, facts).encode())
-    figures.save([one.drawing for part in found for one in part.figures], folder / "figures")
+    canvas.save([one.drawing for part in found for one in part.figures], folder / "figures")
     return target
 
 

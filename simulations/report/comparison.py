@@ -15,8 +15,9 @@ from pydantic import ValidationError
 
 from fedpress.compression.files import write_atomically
 from fedpress.simulations import intervals
-from fedpress.simulations.report import figures, page, series
-from fedpress.simulations.report.figures import Curve, Drawing
+from fedpress.simulations.report import canvas, figures, page, series
+from fedpress.simulations.report.canvas import Drawing
+from fedpress.simulations.report.figures import Curve
 from fedpress.simulations.run_folder import Results, RunFolder, RunFolderError
 from fedpress.simulations.scenario import Scenario
 
@@ -83,7 +84,7 @@ def write_figures(paths: Sequence[Path], folder: Path) -> list[Path]:
     Raises:
         RunFolderError: as `load`.
     """
-    return figures.save(drawings(grouped(load(paths))), folder)
+    return canvas.save(drawings(grouped(load(paths))), folder)
 
 
 def render(runs: Sequence[Run]) -> str:

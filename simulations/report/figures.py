@@ -1,149 +1,27 @@
-"""The figures of a report: drawn once, for a page on a light or dark screen, or as files of their own for print.
-
-A figure is a `Drawing`: told which colours its roles have, it draws. For a page these are stand-ins, one for each
-role, and the finished SVG names the page's CSS variables in their place: one drawing reads well on light and on dark.
-"""
+"""The figures of reports, each a `Drawing`: curves, bars, dots, fronts."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from io import BytesIO, StringIO
+from collections.abc import Callable, Sequence
 from itertools import pairwise
-from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
-import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator, PercentFormatter
 
-from fedpress.compression.files import write_atomically
+from fedpress.simulations.report.canvas import FIRST, INK, MUTED, SECOND, SERIES, WIDTH, Colors, Drawing
 
-if TYPE_CHECKING:
-    from matplotlib.typing import RcKeyType
-
-WIDTH: Final = 5.6  # inches; 10-point text is then 1/40 of the figure's width
 LETTER: Final = 6.3  # points that a letter of 10-point text takes, rather too many than too few
 MOST_LETTERS: Final = 30  # of a bar's label
 LEGEND_LETTERS: Final = 58  # of a row of a legend
 SAMPLE_LETTERS: Final = 7  # what the sample of a line beside its label takes
-DOTS_PER_INCH: Final = 200  # of a PNG
-
-Colors = Mapping[str, str]  # role -> colour
-INK: Final = "ink"  # text
-MUTED: Final = "muted"  # axes, secondary text
-GRID: Final = "grid"
-SERIES: Final = ("first", "second", "third", "fourth", "fifth", "sixth")
-"""Curves, in their order. After Okabe and Ito's palette, darker or brighter so that each stands out from its page;
-they stay apart for the three kinds of colour blindness (tests/simulations/report/test_figures.py)."""
-FIRST, SECOND = SERIES[:2]  # also bars, and the bar that stands for all
-LIGHT: Final[Colors] = {
-    INK: "#1b1d21", MUTED: "#5d636d", GRID: "#e4e6ea", "first": "#1f63c7", "second": "#b8500b", "third": "#00664a",
-    "fourth": "#d4568f", "fifth": "#3a2f4f", "sixth": "#1b97c4",
-}  # fmt: skip
-"""Of a light page, and of figures that are files of their own."""
-DARK: Final[Colors] = {
-    INK: "#e8eaee", MUTED: "#a3a9b5", GRID: "#333842", "first": "#74a9ff", "second": "#f0a060", "third": "#1fa27c",
-    "fourth": "#e07ac0", "fifth": "#efe9c0", "sixth": "#7fe0f5",
-}  # fmt: skip
-STAND_INS: Final[Colors] = {role: f"#0102{number:02x}" for number, role in enumerate(LIGHT, start=3)}
-"""They occur nowhere else in what Matplotlib writes."""
 DASHES: Final[tuple[Any, ...]] = (
     "-", (0, (5, 1.6)), (0, (1.3, 1.3)), (0, (6, 1.6, 1.2, 1.6)), (0, (9, 2.4)), (0, (4, 1.4, 1.2, 1.4, 1.2, 1.4)),
 )  # fmt: skip
 """Curves differ by these too, for print without colours. A seventh curve has the first colour and another dash."""
 MARKERS: Final = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*", "h")
-
-
-def _style(colors: Colors) -> dict[RcKeyType, Any]:
-    return {
-        "svg.hashsalt": "fedpress",  # the same ids every time
-        "svg.fonttype": "none",  # real text: it can be selected, read aloud and takes the page's font
-        "text.parse_math": False,  # a layer's name may hold a dollar sign
-        "font.size": 10,
-        "text.color": colors[INK],
-        "axes.edgecolor": colors[MUTED],
-        "axes.labelcolor": colors[MUTED],
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.axisbelow": True,
-        "xtick.color": colors[MUTED],
-        "ytick.color": colors[MUTED],
-        "grid.color": colors[GRID],
-        "grid.linewidth": 0.8,
-        "lines.linewidth": 1.8,
-        "lines.markersize": 3.5,
-        "legend.frameon": False,
-        "legend.handlelength": 1.6,
-        "legend.labelcolor": colors[INK],
-        "patch.force_edgecolor": False,
-    }
-
-
-class Drawing(NamedTuple):
-    """A figure that can be drawn in any colours; `name` is that of its files, and keeps its ids apart on a page."""
-
-    name: str
-    height: float  # inches
-    draw: Callable[[Axes, Colors], None]
-
-    def on_page(self) -> str:
-        """The figure as an SVG element for a page that defines the colours (`css_variables`)."""
-        text = StringIO()
-        self._save(text, "svg", STAND_INS, transparent=True)
-        svg = text.getvalue()
-        svg = svg[svg.index("<svg") :]  # an HTML page takes no XML declaration and no doctype
-        svg = re.sub(
-            r"<defs>\s*<style.*?</defs>", "", svg, count=1, flags=re.DOTALL
-        )  # its rule would hold for the whole page
-        svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{self.name}-", svg)
-        for role, color in STAND_INS.items():
-            svg = svg.replace(color, f"var(--{role})")
-        return svg
-
-    def svg(self) -> str:
-        """The figure as an SVG file: on white, with real text."""
-        text = StringIO()
-        self._save(text, "svg", LIGHT)
-        return text.getvalue()
-
-    def png(self) -> bytes:
-        """The figure as a PNG file, on white."""
-        data = BytesIO()
-        self._save(data, "png", LIGHT)
-        return data.getvalue()
-
-    def _save(self, to: IO[Any], kind: str, colors: Colors, transparent: bool = False) -> None:
-        keys = ("Creator", "Date", "Format", "Type") if kind == "svg" else ("Software",)
-        with matplotlib.rc_context(_style(colors)):
-            figure = Figure(figsize=(WIDTH, self.height), layout="constrained")
-            self.draw(figure.add_subplot(), colors)
-            figure.savefig(
-                to, format=kind, transparent=transparent, dpi=DOTS_PER_INCH if kind == "png" else "figure",
-                metadata=dict.fromkeys(keys),
-            )  # fmt: skip
-
-
-def save(drawings: Iterable[Drawing], folder: Path) -> list[Path]:
-    """Writes each figure as an SVG and a PNG file into a folder, made if need be, and returns their paths.
-
-    Raises:
-        OSError: the folder cannot be made or written into.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    written = []
-    for drawing in drawings:
-        for ending, data in ((".svg", drawing.svg().encode()), (".png", drawing.png())):
-            written.append(folder / (drawing.name + ending))
-            write_atomically(written[-1], data)
-    return written
-
-
-def css_variables(colors: Colors) -> str:
-    """The colours as CSS declarations, which a page needs that holds figures."""
-    return " ".join(f"--{role}: {color};" for role, color in colors.items())
 
 
 class Curve(NamedTuple):
@@ -348,17 +226,32 @@ def tradeoff(name: str, marks: Sequence[Mark], xlabel: str) -> Drawing:
     return Drawing(name, _height(labels), draw)
 
 
-def front(marks: Sequence[Mark]) -> list[Mark]:
-    """The marks that nothing smaller beats, from the smallest on.
+class Sized(Protocol):
+    """What a front is drawn through."""
+
+    @property
+    def size(self) -> float:
+        """What it costs."""
+
+    @property
+    def accuracy(self) -> float:
+        """A fraction."""
+
+
+S = TypeVar("S", bound=Sized)
+
+
+def front(found: Sequence[S]) -> list[S]:
+    """Return what nothing smaller beats, from the smallest on (the Pareto front).
 
     >>> marks = [Mark("a", 1, 0.8, 0.8, 0.8), Mark("b", 2, 0.7, 0.7, 0.7), Mark("c", 3, 0.9, 0.9, 0.9)]
     >>> [mark.label for mark in front(marks)]
     ['a', 'c']
     """
-    best: list[Mark] = []
-    for mark in sorted(marks, key=lambda mark: (mark.size, -mark.accuracy)):
-        if not best or mark.accuracy > best[-1].accuracy:
-            best.append(mark)
+    best: list[S] = []
+    for one in sorted(found, key=lambda one: (one.size, -one.accuracy)):
+        if not best or one.accuracy > best[-1].accuracy:
+            best.append(one)
     return best
 
 
@@ -392,13 +285,10 @@ def pareto(tried: Sequence[Tried], xlabel: str, name: str = "architectures") -> 
         xlabel: what a size is of.
         name: of the figure's files.
     """
-    front: list[Tried] = []
-    for one in sorted(tried, key=lambda one: (one.size, -one.accuracy)):
-        if not front or one.accuracy > front[-1].accuracy:
-            front.append(one)
+    best = front(tried)
 
     def draw(axes: Axes, colors: Colors) -> None:
-        sizes, accuracies = [one.size for one in front], [one.accuracy for one in front]
+        sizes, accuracies = [one.size for one in best], [one.accuracy for one in best]
         last = max(one.size for one in tried)
         axes.step(
             [*sizes, last],

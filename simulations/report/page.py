@@ -12,8 +12,9 @@ from markupsafe import Markup
 from fedpress.compression.files import write_atomically
 from fedpress.compression.ledger import Ledger
 from fedpress.simulations import inspection
-from fedpress.simulations.report import figures, series
-from fedpress.simulations.report.figures import Bar, Drawing, format_bytes
+from fedpress.simulations.report import canvas, figures, series
+from fedpress.simulations.report.canvas import Drawing
+from fedpress.simulations.report.figures import Bar, format_bytes
 from fedpress.simulations.run_folder import Results, RunFolder, RunFolderError, StudentResult
 
 MOST_LAYERS = 40  # a figure of more cannot be read; the rest is said in words
@@ -42,7 +43,7 @@ def write_figures(path: Path | str, folder: Path) -> list[Path]:
         RunFolderError: as `write`.
     """
     run = RunFolder.open(path)
-    return figures.save(drawings(run.load_results(), _ledger(run)), folder)
+    return canvas.save(drawings(run.load_results(), _ledger(run)), folder)
 
 
 def _ledger(run: RunFolder) -> Ledger | None:
@@ -66,8 +67,8 @@ def environment() -> jinja2.Environment:
         "joules": inspection.format_joules,
     }
     shared.globals |= {
-        "light": Markup(figures.css_variables(figures.LIGHT)),
-        "dark": Markup(figures.css_variables(figures.DARK)),
+        "light": Markup(canvas.css_variables(canvas.LIGHT)),
+        "dark": Markup(canvas.css_variables(canvas.DARK)),
     }
     return shared
 

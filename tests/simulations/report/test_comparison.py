@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from fedpress.simulations import scenario
 from fedpress.simulations.__main__ import main
-from fedpress.simulations.report import comparison, figures, page, series
+from fedpress.simulations.report import canvas, comparison, page, series
 from fedpress.simulations.run_folder import (
     ModelInfo,
     Results,
@@ -120,7 +120,7 @@ def fmean4(accuracy: float) -> float:
 def test_the_band_is_drawn_around_the_line(make: Make) -> None:
     seeds = [make(f"run-{seed}", f"seed={seed}", accuracy=accuracy) for seed, accuracy in enumerate((0.4, 0.8))]
     drawing = comparison.drawings(comparison.grouped(comparison.load(seeds)))[0]
-    blue = figures.LIGHT["first"]
+    blue = canvas.LIGHT["first"]
     root = ElementTree.fromstring(drawing.svg().encode())
     band = [one for one in root.iter() if "fill-opacity: 0.18" in one.get("style", "") or one.get("fill-opacity")]
     assert band and any(blue in one.get("style", "") for one in band)
@@ -223,7 +223,7 @@ def test_the_page_needs_nothing_else_and_can_be_used_without_its_script(make: Ma
     assert "sort" in script
     ids = re.findall(r'\bid="([^"]*)"', html)
     assert len(ids) == len(set(ids))
-    assert set(re.findall(r"var\(--(\w+)\)", html)) <= {"page", "card", *figures.LIGHT}
+    assert set(re.findall(r"var\(--(\w+)\)", html)) <= {"page", "card", *canvas.LIGHT}
 
 
 def test_names_from_outside_stay_text(make: Make) -> None:
