@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import accumulate
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any, NamedTuple
@@ -21,6 +20,7 @@ from fedpress.simulations import codec_data, replay
 from fedpress.simulations.communication.cells import Store
 from fedpress.simulations.communication.suite import Cell, Suite
 from fedpress.simulations.network import Network
+from fedpress.simulations.report import series
 from fedpress.simulations.run_folder import Results, RunFolder
 from fedpress.simulations.workload import Workload
 
@@ -116,18 +116,15 @@ def _run(results: Results) -> dict[str, Any]:
 
 def _curve(results: Results) -> list[dict[str, Any]]:
     """The evaluated rounds, with the bytes that the run had cost by their end."""
-    up = accumulate(done.up_bytes for done in results.rounds)
-    down = accumulate(done.down_bytes for done in results.rounds)
     return [
         {
-            "round": done.round,
-            "accuracy": done.accuracy,
-            "up_bytes": sent,
-            "down_bytes": got,
-            "total_bytes": sent + got,
+            "round": point.round,
+            "accuracy": point.accuracy,
+            "up_bytes": point.up,
+            "down_bytes": point.both - point.up,
+            "total_bytes": point.both,
         }
-        for done, sent, got in zip(results.rounds, up, down, strict=True)
-        if done.accuracy is not None
+        for point in series.points(results)
     ]
 
 
