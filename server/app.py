@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from logging import WARNING
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
-import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.app.user_config import UserConfig
 from flwr.serverapp import Grid, ServerApp
@@ -21,6 +20,7 @@ from torch import nn
 from fedpress.compression import records, references
 from fedpress.compression.errors import FedpressError
 from fedpress.compression.models.task import Evaluation, Examples, Task, evaluate
+from fedpress.server import optimize
 from fedpress.server.books import RoundSummary
 from fedpress.server.publish import Published, Publisher
 from fedpress.server.strategy import SparseFed
@@ -215,11 +215,8 @@ def server_digest(strategy: SparseFed, arrays: ArrayRecord) -> str:
         digest.update(strategy.model.epochs.mask.bitmap)
     for name, array in records.to_numpy(arrays).items():
         digest.update(name.encode() + str(array.dtype).encode() + np.ascontiguousarray(array).tobytes())
-    for index, state in sorted(strategy.model.optimizer.state_dict()["state"].items()):
-        for name in sorted(state):
-            value: Any = state[name]
-            data = value.numpy().tobytes() if isinstance(value, torch.Tensor) else repr(value).encode()
-            digest.update(f"{index} {name}".encode() + data)
+    for name, array in sorted(optimize.saved(strategy.model.optimizer).arrays.items()):
+        digest.update(f"0 {name}".encode() + array.tobytes())
     for tier in strategy.training_tiers if isinstance(strategy, TieredFed) else ():
         digest.update(f"{tier.name} {server_digest(tier.strategy, tier.strategy.model.published)}".encode())
     return digest.hexdigest()

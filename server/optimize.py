@@ -1,26 +1,51 @@
-"""Server optimisers: torch's rules (and Yogi) on the pseudo-gradient, the mean update with its sign turned.
+"""Server optimisers: rules on the pseudo-gradient, the mean update with its sign turned.
 
 Reddi et al. 2021, "Adaptive Federated Optimization" (ICLR). An optimiser is made by a constructor from the master
-vector, whose memory it shares and steps in place; its state is torch's `state_dict()`. The adaptive rules step
-densely: a coordinate that nobody sent is a pseudo-gradient of zero. Their epsilon must be at least 1e-3 (section 5
-    there), or such coordinates explode when first sent.
+vector, whose memory it shares and steps in place. The adaptive rules step densely: a coordinate that nobody sent is a
+pseudo-gradient of zero. Their epsilon must be at least 1e-3 (section 5 there), or such coordinates explode when first
+sent. Steps equal those of torch's optimisers bit by bit, where torch has the rule; torch's own are not used, since the
+first one that a process makes imports torch's compiler, for a second and 70 MB.
 """
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch.optim import Optimizer
+from torch import Tensor
 
 from fedpress.compression.mask import Move
 from fedpress.compression.vector import Vector
 from fedpress.server.checkpoint import State
 
-ServerOptimizer = Callable[[Vector], Optimizer]
-"""Takes the master vector (n,), float32, and returns the torch optimiser that steps it in place."""
-
 MIN_EPSILON = 1e-3
+
+
+class Optimizer(ABC):
+    """A rule, and what it keeps of the master between steps.
+
+    Attributes:
+        master: the vector (n,), float32, that is stepped in place.
+        state: tensors by name, of shape (n,) or ().
+    """
+
+    def __init__(self, master: Vector) -> None:
+        self.master = torch.from_numpy(master)
+        self.state: dict[str, Tensor] = {}
+
+    @abstractmethod
+    def step(self, gradient: Tensor) -> None:
+        """Move the master by one step against the gradient (n,)."""
+
+    def kept(self, name: str, first: float = 0.0) -> Tensor:
+        """Return a tensor (n,) of the state, which begins with `first` everywhere."""
+        if name not in self.state:
+            self.state[name] = torch.full_like(self.master, first)
+        return self.state[name]
+
+
+ServerOptimizer = Callable[[Vector], Optimizer]
+"""Takes the master vector (n,), float32, and returns the optimiser that steps it in place."""
 
 
 def sgd(learning_rate: float = 1.0, momentum: float = 0.0) -> ServerOptimizer:
@@ -28,15 +53,15 @@ def sgd(learning_rate: float = 1.0, momentum: float = 0.0) -> ServerOptimizer:
     _positive("learning_rate", learning_rate)
     if not 0 <= momentum < 1:
         raise ValueError(f"server momentum must be in [0, 1), and is {momentum}")
-    return lambda master: torch.optim.SGD([_shared(master)], lr=learning_rate, momentum=momentum)
+    return lambda master: Sgd(master, learning_rate, momentum)
 
 
 def adam(
     learning_rate: float = 1e-2, beta1: float = 0.9, beta2: float = 0.99, epsilon: float = MIN_EPSILON
 ) -> ServerOptimizer:
-    """FedAdam, with torch's bias correction."""
+    """FedAdam, with the bias correction of Kingma and Ba 2015."""
     _check_adaptive(learning_rate, epsilon)
-    return lambda master: torch.optim.Adam([_shared(master)], lr=learning_rate, betas=(beta1, beta2), eps=epsilon)
+    return lambda master: Adam(master, learning_rate, beta1, beta2, epsilon)
 
 
 def yogi(
@@ -44,13 +69,13 @@ def yogi(
 ) -> ServerOptimizer:
     """FedYogi (Reddi et al. 2021, algorithm 2)."""
     _check_adaptive(learning_rate, epsilon)
-    return lambda master: Yogi([_shared(master)], learning_rate, beta1, beta2, epsilon)
+    return lambda master: Yogi(master, learning_rate, beta1, beta2, epsilon)
 
 
 def adagrad(learning_rate: float = 1e-1, epsilon: float = MIN_EPSILON) -> ServerOptimizer:
     """FedAdagrad."""
     _check_adaptive(learning_rate, epsilon)
-    return lambda master: torch.optim.Adagrad([_shared(master)], lr=learning_rate, eps=epsilon)
+    return lambda master: Adagrad(master, learning_rate, epsilon)
 
 
 def majority_vote(learning_rate: float) -> ServerOptimizer:
@@ -60,7 +85,7 @@ def majority_vote(learning_rate: float) -> ServerOptimizer:
     Optimisation for Non-Convex Problems" (ICML), algorithm 1, the distributed form.
     """
     _positive("learning_rate", learning_rate)
-    return lambda master: MajorityVote([_shared(master)], learning_rate)
+    return lambda master: MajorityVote(master, learning_rate)
 
 
 def ef21(learning_rate: float = 1.0) -> ServerOptimizer:
@@ -71,46 +96,24 @@ def ef21(learning_rate: float = 1.0) -> ServerOptimizer:
     New, Simpler, Theoretically Better, and Practically Faster Error Feedback" (NeurIPS), algorithm 2.
     """
     _positive("learning_rate", learning_rate)
-    # torch's momentum is not damped: the buffer of momentum 1 is the plain sum of the gradients.
-    return lambda master: torch.optim.SGD([_shared(master)], lr=learning_rate, momentum=1.0)
+    # The velocity of momentum 1 is the plain sum of the gradients.
+    return lambda master: Sgd(master, learning_rate, momentum=1.0)
 
 
 def step(optimizer: Optimizer, mean_update: Vector) -> None:
     """Move the optimiser's master vector in place by one step along the mean update (n,)."""
-    (parameter,) = optimizer.param_groups[0]["params"]
-    parameter.grad = torch.from_numpy(np.negative(mean_update))
-    optimizer.step()
-    parameter.grad = None
+    with torch.no_grad():
+        optimizer.step(torch.from_numpy(np.negative(mean_update)))
 
 
 def saved(optimizer: Optimizer) -> State:
-    """Return what the optimiser keeps of the master between steps; rates and the like come from its constructor.
-
-    Raises:
-        TypeError: it keeps something other than tensors, numbers and None.
-    """
-    (parameter,) = optimizer.param_groups[0]["params"]
-    found = State({}, {})
-    for name, value in optimizer.state[parameter].items() if parameter in optimizer.state else ():
-        if isinstance(value, torch.Tensor):
-            found.arrays[name] = value.detach().numpy()
-        elif value is None or isinstance(value, bool | int | float):
-            found.meta[name] = value
-        else:
-            raise TypeError(
-                f"the server's optimiser keeps {name!r}, a {type(value).__name__}; a checkpoint holds tensors, numbers"
-                " and None"
-            )
-    return found
+    """Return what the optimiser keeps of the master between steps; rates and the like come from its constructor."""
+    return State({name: tensor.numpy() for name, tensor in optimizer.state.items()}, {})
 
 
 def restore(optimizer: Optimizer, state: State) -> None:
     """Take up what `saved` returned."""
-    (parameter,) = optimizer.param_groups[0]["params"]
-    tensors = {name: torch.from_numpy(array.copy()) for name, array in state.arrays.items()}
-    optimizer.state[parameter] = {**tensors, **state.meta}
-    if not optimizer.state[parameter]:
-        del optimizer.state[parameter]  # the rules look whether there is a state at all
+    optimizer.state = {name: torch.from_numpy(array.copy()) for name, array in state.arrays.items()}
 
 
 def moved(state: State, move: Move) -> State:
@@ -121,49 +124,75 @@ def moved(state: State, move: Move) -> State:
     )
 
 
+class Sgd(Optimizer):
+    """Gradient descent along a velocity v = momentum * v + g (Polyak 1964)."""
+
+    def __init__(self, master: Vector, learning_rate: float, momentum: float) -> None:
+        super().__init__(master)
+        self._rate, self._momentum = learning_rate, momentum
+
+    def step(self, gradient: Tensor) -> None:
+        if self._momentum:
+            gradient = self.kept("momentum_buffer").mul_(self._momentum).add_(gradient)
+        self.master.add_(gradient, alpha=-self._rate)
+
+
+class Adam(Optimizer):
+    """Kingma and Ba 2015, "Adam: A Method for Stochastic Optimization" (ICLR), algorithm 1."""
+
+    def __init__(self, master: Vector, learning_rate: float, beta1: float, beta2: float, epsilon: float) -> None:
+        super().__init__(master)
+        self._rate, self._beta1, self._beta2, self._epsilon = learning_rate, beta1, beta2, epsilon
+
+    def step(self, gradient: Tensor) -> None:
+        steps = self.state.setdefault("step", torch.zeros(()))
+        steps += 1
+        mean = self.kept("exp_avg").lerp_(gradient, 1 - self._beta1)
+        variance = self.kept("exp_avg_sq").mul_(self._beta2).addcmul_(gradient, gradient, value=1 - self._beta2)
+        rate = self._rate / (1 - self._beta1 ** steps.item())
+        deviation = variance.sqrt().div_((1 - self._beta2 ** steps.item()) ** 0.5)
+        self.master.addcdiv_(mean, deviation.add_(self._epsilon), value=-rate)
+
+
 class Yogi(Optimizer):
-    """The rule that torch lacks: v += (1 - beta2) * sign(g^2 - v) * g^2, so that v cannot jump.
+    """v += (1 - beta2) * sign(g^2 - v) * g^2, so that v cannot jump.
 
     Zaheer et al. 2018, "Adaptive Methods for Nonconvex Optimization" (NeurIPS), algorithm 2.
     """
 
-    def __init__(
-        self, parameters: Iterable[torch.Tensor], lr: float, beta1: float, beta2: float, epsilon: float
-    ) -> None:
-        super().__init__(parameters, {"lr": lr, "beta1": beta1, "beta2": beta2, "epsilon": epsilon})
+    def __init__(self, master: Vector, learning_rate: float, beta1: float, beta2: float, epsilon: float) -> None:
+        super().__init__(master)
+        self._rate, self._beta1, self._beta2, self._epsilon = learning_rate, beta1, beta2, epsilon
 
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Take one step with the gradients at hand."""
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                gradient, state = parameter.grad, self.state[parameter]
-                if not state:
-                    state["mean"] = torch.zeros_like(parameter)
-                    state["variance"] = torch.full_like(parameter, group["epsilon"] ** 2)
-                mean, variance = state["mean"], state["variance"]
-                square = gradient.square()
-                mean.lerp_(gradient, 1 - group["beta1"])
-                variance.addcmul_(torch.sign(square - variance), square, value=1 - group["beta2"])
-                parameter.addcdiv_(mean, variance.sqrt().add_(group["epsilon"]), value=-group["lr"])
+    def step(self, gradient: Tensor) -> None:
+        square = gradient.square()
+        mean = self.kept("mean").lerp_(gradient, 1 - self._beta1)
+        variance = self.kept("variance", self._epsilon**2)
+        variance.addcmul_(torch.sign(square - variance), square, value=1 - self._beta2)
+        self.master.addcdiv_(mean, variance.sqrt().add_(self._epsilon), value=-self._rate)
+
+
+class Adagrad(Optimizer):
+    """Duchi, Hazan and Singer 2011, "Adaptive Subgradient Methods" (JMLR 12), the diagonal form."""
+
+    def __init__(self, master: Vector, learning_rate: float, epsilon: float) -> None:
+        super().__init__(master)
+        self._rate, self._epsilon = learning_rate, epsilon
+
+    def step(self, gradient: Tensor) -> None:
+        squares = self.kept("sum").addcmul_(gradient, gradient)
+        self.master.addcdiv_(gradient, squares.sqrt().add_(self._epsilon), value=-self._rate)
 
 
 class MajorityVote(Optimizer):
-    """The rule that torch lacks: a step of the same length for every weight, against the sign of its gradient."""
+    """A step of the same length for every weight, against the sign of its gradient."""
 
-    def __init__(self, parameters: Iterable[torch.Tensor], lr: float) -> None:
-        super().__init__(parameters, {"lr": lr})
+    def __init__(self, master: Vector, learning_rate: float) -> None:
+        super().__init__(master)
+        self._rate = learning_rate
 
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Take one step with the gradients at hand."""
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                parameter.sub_(parameter.grad.sign(), alpha=group["lr"])
-
-
-def _shared(master: Vector) -> torch.Tensor:
-    return torch.from_numpy(master)
+    def step(self, gradient: Tensor) -> None:
+        self.master.sub_(gradient.sign(), alpha=self._rate)
 
 
 def _positive(name: str, value: float) -> None:

@@ -52,9 +52,9 @@ SENT_AHEAD = 16
 """How many short tasks a worker may hold. With at most `SMALL_MESSAGE` bytes each, all fit the pipe's own buffer:
 were the parent to block on a full pipe while the worker blocks on its reply, both would wait for ever."""
 SMALL_MESSAGE = 2048
-IMPORTED_ONCE = ["flwr.clientapp", "torch", "torch._dynamo", "fedpress.client.app", "fedpress.client.train"]
-"""What nearly every ClientApp needs (`torch._dynamo`: torch's optimisers import it at their first use). Imported by one
-process that all workers are forked from, so that a worker starts in milliseconds and not in seconds."""
+IMPORTED_ONCE = ["flwr.clientapp", "torch", "fedpress.client.app", "fedpress.simulations.workload"]
+"""What nearly every ClientApp needs. Imported by one process that all workers are forked from, so that a worker starts
+in milliseconds and not in seconds."""
 MAX_DEATHS = 3
 RECORDS = "fedpress-"
 """Begins the name of the folder for shared records."""

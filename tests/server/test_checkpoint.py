@@ -1,6 +1,5 @@
 """Checkpoints: whole or refused, and a strategy that goes on from one as if nothing had been."""
 
-import json
 import logging
 import resource
 from pathlib import Path
@@ -353,14 +352,3 @@ def test_two_engines_do_not_share_a_folder(tmp_path: Path, monkeypatch: pytest.M
         assert sorted(path.name.rstrip("abcdefghijklmnopqrstuvwxyz0123456789_") for path in tmp_path.iterdir()) == [
             "", "fedpress-",
         ]  # fmt: skip
-
-
-def test_what_an_optimiser_may_keep(tmp_path: Path) -> None:
-    master = np.ones(3, np.float32)
-    made = optimize.adam()(master)
-    optimize.step(made, np.ones(3, np.float32))
-    text = json.loads(json.dumps(optimize.saved(made).meta))
-    assert text == {}
-    made.state[made.param_groups[0]["params"][0]]["odd"] = object()
-    with pytest.raises(TypeError, match="keeps 'odd', a object"):
-        optimize.saved(made)

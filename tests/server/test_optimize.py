@@ -1,10 +1,14 @@
 """Server optimisers against the rules run by hand."""
 
+import subprocess
+import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from fedpress.compression import ef21, encoder, selection, values
 from fedpress.compression.encoder import Encoder
@@ -29,6 +33,38 @@ def start() -> np.ndarray:
 
 def test_sgd_with_rate_one_adds_the_mean_update() -> None:
     np.testing.assert_allclose(run(optimize.sgd(1.0)), start() + sum(UPDATES), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("rule", "torchs"),
+    [
+        (optimize.sgd(0.3), partial(torch.optim.SGD, lr=0.3)),
+        (optimize.sgd(0.3, 0.9), partial(torch.optim.SGD, lr=0.3, momentum=0.9)),
+        (optimize.adam(0.02, 0.8, 0.95, 2e-3), partial(torch.optim.Adam, lr=0.02, betas=(0.8, 0.95), eps=2e-3)),
+        (optimize.adagrad(0.1, 5e-3), partial(torch.optim.Adagrad, lr=0.1, eps=5e-3)),
+    ],
+    ids=["sgd", "momentum", "adam", "adagrad"],
+)
+def test_steps_are_those_of_torch_bit_by_bit(
+    rule: optimize.ServerOptimizer, torchs: Callable[[list[torch.Tensor]], torch.optim.Optimizer]
+) -> None:
+    expected = torch.from_numpy(start())
+    optimizer = torchs([expected])
+    for update in UPDATES:
+        expected.grad = torch.from_numpy(-update)
+        optimizer.step()
+    assert run(rule).tobytes() == expected.numpy().tobytes()
+
+
+def test_a_server_does_without_the_compiler_of_torch() -> None:
+    """Importing it costs each process a second and 70 MB."""
+    code = (
+        "import sys, numpy as np; from fedpress.server import app, optimize\n"
+        "for rule in optimize.sgd(1.0, 0.9), optimize.adam(), optimize.yogi(), optimize.adagrad():\n"
+        "    optimize.step(rule(np.zeros(3, np.float32)), np.ones(3, np.float32))\n"
+        "sys.exit('torch._dynamo' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
 
 
 def test_momentum_is_fedavgm() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from sklearn.datasets import load_digits
 
@@ -23,6 +24,14 @@ def test_parts_share_no_example_and_cover_the_data():
     }
     disjoint(*parts.values())
     assert np.array_equal(np.sort(np.concatenate(list(parts.values()))), np.arange(1797))
+
+
+def test_the_table_is_that_of_scikit_learn_with_and_without_its_help(monkeypatch: pytest.MonkeyPatch):
+    expected = load_digits()
+    for _ in range(2):
+        pixels, targets = digits._table()
+        assert np.array_equal(pixels, expected.data) and np.array_equal(targets, expected.target)
+        monkeypatch.setattr(digits, "find_spec", lambda _: None)
 
 
 def test_no_image_of_the_test_part_is_elsewhere():
