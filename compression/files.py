@@ -3,7 +3,7 @@
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 DAMAGED = ".damaged"
@@ -11,8 +11,8 @@ DAMAGED = ".damaged"
 _PART = ".part"
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write or replace a file; a reader, a crash or a full disk never sees or leaves half of it.
+def write_atomically(path: Path, data: bytes | Iterable[bytes]) -> None:
+    """Write or replace a file, from pieces or one; a reader, a crash or a full disk never sees or leaves half of it.
 
     Raises:
         OSError: it cannot be written; what was there before is untouched.
@@ -23,7 +23,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 @contextlib.contextmanager
-def flushed(data: bytes, folder: Path) -> Iterator[Path]:
+def flushed(data: bytes | Iterable[bytes], folder: Path) -> Iterator[Path]:
     """Write `data` to a temporary file in `folder` and flush it to the disk; it is removed unless it was renamed.
 
     Raises:
@@ -33,7 +33,7 @@ def flushed(data: bytes, folder: Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(data)
+            file.writelines([data] if isinstance(data, bytes) else data)
             file.flush()
             os.fsync(file.fileno())
         temporary.chmod(0o644)  # mkstemp's files are for their owner alone

@@ -1,11 +1,16 @@
-"""What each simulated client keeps between messages (Flower's `Context.state`): a file each, in one folder."""
+"""What each simulated client keeps between messages (Flower's `Context.state`): a file each, in one folder.
+
+A file is the records without the bytes of their arrays, as Flower serialises them, and then these, each after its
+length: so none of it is copied, which took ten times as long as writing it.
+"""
 
 import os
+from collections.abc import Callable, Iterator
 from hashlib import sha256
 from logging import ERROR, getLogger
 from pathlib import Path
 
-from flwr.app import RecordDict
+from flwr.app import Array, ArrayRecord, RecordDict
 from flwr.common import serde
 from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 
@@ -21,10 +26,14 @@ def read(folder: Path, client: int) -> RecordDict:
     """Return a client's state, empty where it has none; a damaged file is moved aside, and the log says so."""
     path = path_of(folder, client)
     try:
-        return serde.recorddict_from_proto(ProtoRecordDict.FromString(path.read_bytes()))
+        with path.open("rb") as file:
+            state = _parsed(file.read)
+            if file.read(1):
+                raise ValueError("it goes on after its end")
+        return state
     except FileNotFoundError:
         pass
-    except Exception as error:  # protobuf's, or one from records that make no sense
+    except Exception as error:  # its own, protobuf's, or one from records that make no sense
         aside = files.move_aside(path)
         getLogger("flwr").log(ERROR, "the state of client %d is damaged (%s), and is now %s", client, error, aside)
     return RecordDict()
@@ -41,13 +50,47 @@ def write(folder: Path, client: int, state: RecordDict, *, durable: bool) -> Non
     """
     if not state:
         return
-    path, data = path_of(folder, client), serde.recorddict_to_proto(state).SerializeToString()
+    path = path_of(folder, client)
     if durable:
-        files.write_atomically(path, data)
+        files.write_atomically(path, _pieces(state))
         return
     temporary = path.with_suffix(f".tmp{os.getpid()}")
-    temporary.write_bytes(data)
+    with temporary.open("wb") as file:
+        file.writelines(_pieces(state))
     temporary.replace(path)
+
+
+def _pieces(state: RecordDict) -> Iterator[bytes]:
+    light = RecordDict(
+        {**state, **{key: _with_data(record, lambda _: b"") for key, record in state.array_records.items()}}
+    )
+    for data in (
+        serde.recorddict_to_proto(light).SerializeToString(),
+        *(array.data for record in state.array_records.values() for array in record.values()),
+    ):
+        yield len(data).to_bytes(8, "little")
+        yield data
+
+
+def _parsed(read: Callable[[int], bytes]) -> RecordDict:
+    def piece() -> bytes:
+        length = read(8)
+        size = int.from_bytes(length, "little")
+        data = read(size)
+        if len(length) < 8 or len(data) < size:
+            raise ValueError("it ends early")
+        return data
+
+    state = serde.recorddict_from_proto(ProtoRecordDict.FromString(piece()))
+    for key, record in state.array_records.items():
+        state[key] = _with_data(record, lambda _: piece())
+    return state
+
+
+def _with_data(record: ArrayRecord, data: Callable[[Array], bytes]) -> ArrayRecord:
+    return ArrayRecord(
+        {name: Array(array.dtype, array.shape, array.stype, data(array)) for name, array in record.items()}
+    )
 
 
 def digest(folder: Path, clients: int) -> str:
