@@ -22,6 +22,8 @@ from fedpress.simulations import remaking, run_folder
 from fedpress.simulations.__main__ import main
 
 COMMAND = [sys.executable, "-m", "fedpress.simulations"]
+# Parts of equal size need no library for partitions, which takes two seconds to import.
+QUICK = ["--set", "training.epochs=1", "--set", "partition.sizes=equal", "--set", "workers=1"]
 SHORT = ["--set", "rounds=2", "--set", "students.distil.epochs=2", "--set", "workers=1"]
 
 
@@ -368,7 +370,7 @@ def test_init_explains_what_comes_next_and_overwrites_nothing(tmp_path, monkeypa
 
 @pytest.mark.slow
 def test_ctrl_c_leaves_a_readable_folder_that_goes_on_and_says_so(tmp_path):
-    first = interrupted(tmp_path, ["--set", "rounds=500", "--set", "workers=1", "--out", "run"], "2/500")
+    first = interrupted(tmp_path, [*QUICK, "--set", "rounds=500", "--out", "run"], "2/500")
     done = len(run_folder.load(tmp_path / "run").rounds)
     again = interrupted(tmp_path, ["--resume", "run"], f"{done + 1}/500")
     assert "goes on after round" not in first
