@@ -46,7 +46,7 @@ def deterministic(seed: int) -> None:
     One thread whatever the number of workers: sums differ between one and two threads.
     """
     torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True)
+    torch.set_deterministic_debug_mode("error")  # use_deterministic_algorithms(True), without importing the compiler
     torch.manual_seed(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)

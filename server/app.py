@@ -20,7 +20,6 @@ from torch import nn
 from fedpress.compression import records, references
 from fedpress.compression.errors import FedpressError
 from fedpress.compression.models.task import Evaluation, Examples, Task, evaluate
-from fedpress.server import optimize
 from fedpress.server.books import RoundSummary
 from fedpress.server.publish import Published, Publisher
 from fedpress.server.strategy import SparseFed
@@ -215,8 +214,8 @@ def server_digest(strategy: SparseFed, arrays: ArrayRecord) -> str:
         digest.update(strategy.model.epochs.mask.bitmap)
     for name, array in records.to_numpy(arrays).items():
         digest.update(name.encode() + str(array.dtype).encode() + np.ascontiguousarray(array).tobytes())
-    for name, array in sorted(optimize.saved(strategy.model.optimizer).arrays.items()):
-        digest.update(f"0 {name}".encode() + array.tobytes())
+    for name, array in sorted(strategy.model.optimizer.saved().arrays.items()):
+        digest.update(name.encode() + array.tobytes())
     for tier in strategy.training_tiers if isinstance(strategy, TieredFed) else ():
         digest.update(f"{tier.name} {server_digest(tier.strategy, tier.strategy.model.published)}".encode())
     return digest.hexdigest()

@@ -38,7 +38,7 @@ class GlobalModel:
         layout: of the parameters and buffers, within the mask of the epoch.
         epochs: the epoch, its mask, and how that is sent.
         master: the parameters, float32 (n,); not to be written to from outside.
-        optimizer: torch's, over the master's memory.
+        optimizer: over the master's memory.
         arrays: the held model: as clients have it, in the application's own order and types.
         versions: of the held model, with a downlink.
 
@@ -128,7 +128,7 @@ class GlobalModel:
         Raises:
             FloatingPointError: the master is no longer finite.
         """
-        optimize.step(self.optimizer, mean_update)
+        self.optimizer.step(mean_update)
         if refine:
             named = refine({**vector.unflatten(self.master, self.layout), **buffers})
             self.master[:] = vector.flatten(named, self.layout)
@@ -175,10 +175,10 @@ class GlobalModel:
     def _change(self, mask: Mask) -> None:
         layout = self.layout.within(mask)
         move = self.layout.move(layout)
-        kept = optimize.moved(optimize.saved(self.optimizer), move)
+        kept = optimize.moved(self.optimizer.saved(), move)
         self.epochs.change(mask)
         self._take_master(move.new(self.master), layout)
-        optimize.restore(self.optimizer, kept)
+        self.optimizer.restore(kept)
         if self.versions:
             self.versions.move(layout, self.epochs.number)
         if self._average:
@@ -199,7 +199,7 @@ class GlobalModel:
                 "averaging": self._average is not None,
             },
         )
-        parts = {"own": own, "optimizer": optimize.saved(self.optimizer)}
+        parts = {"own": own, "optimizer": self.optimizer.saved()}
         if self.versions:
             parts["versions"] = self.versions.saved()
         if self._average:
@@ -232,7 +232,7 @@ class GlobalModel:
         self._take_master(own.arrays["master"].copy(), layout)
         self._buffers = {spec.name: own.arrays[f"buffers/{spec.name}"] for spec in self.layout.buffers}
         self._steps = own.meta["steps"]
-        optimize.restore(self.optimizer, state.part("optimizer"))
+        self.optimizer.restore(state.part("optimizer"))
         if self.versions:
             self.versions.restore(state.part("versions"), layout, epochs.number)
         if self._average:

@@ -34,8 +34,21 @@ class Optimizer(ABC):
         self.state: dict[str, Tensor] = {}
 
     @abstractmethod
-    def step(self, gradient: Tensor) -> None:
-        """Move the master by one step against the gradient (n,)."""
+    def descend(self, gradient: Tensor) -> None:
+        """Move the master by one step against the gradient (n,), a tensor of the rule's own."""
+
+    def step(self, mean_update: Vector) -> None:
+        """Move the master by one step along the mean update (n,)."""
+        with torch.no_grad():
+            self.descend(torch.from_numpy(np.negative(mean_update)))
+
+    def saved(self) -> State:
+        """Return what is kept of the master between steps; rates and the like come from the constructor."""
+        return State({name: tensor.numpy() for name, tensor in self.state.items()}, {})
+
+    def restore(self, state: State) -> None:
+        """Take up what `saved` returned."""
+        self.state = {name: torch.from_numpy(array.copy()) for name, array in state.arrays.items()}
 
     def kept(self, name: str, first: float = 0.0) -> Tensor:
         """Return a tensor (n,) of the state, which begins with `first` everywhere."""
@@ -100,24 +113,8 @@ def ef21(learning_rate: float = 1.0) -> ServerOptimizer:
     return lambda master: Sgd(master, learning_rate, momentum=1.0)
 
 
-def step(optimizer: Optimizer, mean_update: Vector) -> None:
-    """Move the optimiser's master vector in place by one step along the mean update (n,)."""
-    with torch.no_grad():
-        optimizer.step(torch.from_numpy(np.negative(mean_update)))
-
-
-def saved(optimizer: Optimizer) -> State:
-    """Return what the optimiser keeps of the master between steps; rates and the like come from its constructor."""
-    return State({name: tensor.numpy() for name, tensor in optimizer.state.items()}, {})
-
-
-def restore(optimizer: Optimizer, state: State) -> None:
-    """Take up what `saved` returned."""
-    optimizer.state = {name: torch.from_numpy(array.copy()) for name, array in state.arrays.items()}
-
-
 def moved(state: State, move: Move) -> State:
-    """Return what `saved` returned, for the master of another mask: entries that it lacked begin at zero."""
+    """Return what `Optimizer.saved` returned, for the master of another mask: entries that it lacked begin at zero."""
     size = len(move.survivors) + len(move.fallen)
     return State(
         {name: move.new(array) if array.shape == (size,) else array for name, array in state.arrays.items()}, state.meta
@@ -131,7 +128,7 @@ class Sgd(Optimizer):
         super().__init__(master)
         self._rate, self._momentum = learning_rate, momentum
 
-    def step(self, gradient: Tensor) -> None:
+    def descend(self, gradient: Tensor) -> None:
         if self._momentum:
             gradient = self.kept("momentum_buffer").mul_(self._momentum).add_(gradient)
         self.master.add_(gradient, alpha=-self._rate)
@@ -144,7 +141,7 @@ class Adam(Optimizer):
         super().__init__(master)
         self._rate, self._beta1, self._beta2, self._epsilon = learning_rate, beta1, beta2, epsilon
 
-    def step(self, gradient: Tensor) -> None:
+    def descend(self, gradient: Tensor) -> None:
         steps = self.state.setdefault("step", torch.zeros(()))
         steps += 1
         mean = self.kept("exp_avg").lerp_(gradient, 1 - self._beta1)
@@ -164,7 +161,7 @@ class Yogi(Optimizer):
         super().__init__(master)
         self._rate, self._beta1, self._beta2, self._epsilon = learning_rate, beta1, beta2, epsilon
 
-    def step(self, gradient: Tensor) -> None:
+    def descend(self, gradient: Tensor) -> None:
         square = gradient.square()
         mean = self.kept("mean").lerp_(gradient, 1 - self._beta1)
         variance = self.kept("variance", self._epsilon**2)
@@ -179,7 +176,7 @@ class Adagrad(Optimizer):
         super().__init__(master)
         self._rate, self._epsilon = learning_rate, epsilon
 
-    def step(self, gradient: Tensor) -> None:
+    def descend(self, gradient: Tensor) -> None:
         squares = self.kept("sum").addcmul_(gradient, gradient)
         self.master.addcdiv_(gradient, squares.sqrt().add_(self._epsilon), value=-self._rate)
 
@@ -191,7 +188,7 @@ class MajorityVote(Optimizer):
         super().__init__(master)
         self._rate = learning_rate
 
-    def step(self, gradient: Tensor) -> None:
+    def descend(self, gradient: Tensor) -> None:
         self.master.sub_(gradient.sign(), alpha=self._rate)
 
 

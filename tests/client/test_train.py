@@ -1,5 +1,8 @@
 """Local training: repeats itself, follows its settings, and counts what it saw."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -34,6 +37,47 @@ def test_the_same_seed_gives_the_same_weights_to_the_bit_and_another_seed_others
     settings = Training(epochs=2, batch_size=16, momentum=0.9)
     assert torch.equal(trained(settings), trained(settings))
     assert not torch.equal(trained(settings), trained(settings, seed=6))
+
+
+class Partly(nn.Module):
+    """A parameter that the loss never reaches, besides those that it does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.idle = nn.Parameter(torch.ones(3))
+        self.line = nn.Linear(4, 2)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.line(inputs)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.01])
+def test_steps_are_those_of_torchs_sgd_to_the_bit(momentum: float, weight_decay: float) -> None:
+    ours, theirs, data = Partly(), Partly(), examples(40)
+    theirs.load_state_dict(ours.state_dict())
+    settings = Training(steps=6, batch_size=40, learning_rate=0.3, momentum=momentum, weight_decay=weight_decay)
+    train(ours, data, nn.functional.cross_entropy, settings, 5)
+    optimizer = torch.optim.SGD(theirs.parameters(), 0.3, momentum, weight_decay=weight_decay)
+    order = torch.Generator().manual_seed(5)
+    for _ in range(6):
+        batch = torch.randperm(40, generator=order)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(theirs(data.inputs[batch]), data.targets[batch]).backward()
+        optimizer.step()
+    for name, value in ours.state_dict().items():
+        assert torch.equal(value, theirs.state_dict()[name]), name
+
+
+def test_training_does_without_the_compiler_of_torch() -> None:
+    """Importing it costs each process a second and 70 MB."""
+    code = (
+        "import sys, torch; from torch import nn; from fedpress.client import app, train\n"
+        "data = train.Examples(torch.ones(4, 2), torch.zeros(4).long())\n"
+        "train.train(nn.Linear(2, 2), data, nn.functional.cross_entropy, train.Training(momentum=0.9), 1)\n"
+        "sys.exit('torch._dynamo' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
 
 
 def test_training_lowers_the_loss() -> None:

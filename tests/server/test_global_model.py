@@ -34,13 +34,13 @@ def test_a_shift_moves_master_mean_and_held_and_is_one_version(averaging: float,
     model = GlobalModel(arrays(first), None, optimize.sgd(1.0, 0.5), downlink, averaging)
     model.step(update, {"norm.running_mean": np.ones(2, np.float32)})
     start, before, version = model.published, model.master.copy(), model.version
-    momentum = optimize.saved(model.optimizer).arrays["momentum_buffer"].copy()
+    momentum = model.optimizer.saved().arrays["momentum_buffer"].copy()
     apart = np.linalg.norm(before + taught - weights_of(start) - weights_of(model.arrays))
 
     model.shift(start, arrays(taught, mean=3.0), Downlink(0.5, levels=15))
 
     np.testing.assert_allclose(model.master, before + (taught - weights_of(start)), atol=1e-6)
-    np.testing.assert_array_equal(optimize.saved(model.optimizer).arrays["momentum_buffer"], momentum)
+    np.testing.assert_array_equal(model.optimizer.saved().arrays["momentum_buffer"], momentum)
     assert model.version == version + 1
     assert records.to_numpy(model.published)["norm.running_mean"].tolist() == [3, 3]
     if averaging:  # what is evaluated and published is what was learnt, to the bit

@@ -23,7 +23,7 @@ def run(rule: optimize.ServerOptimizer) -> np.ndarray:
     master = np.linspace(-1, 1, 50).astype(np.float32)
     optimizer = rule(master)
     for update in UPDATES:
-        optimize.step(optimizer, update)
+        optimizer.step(update)
     return master
 
 
@@ -61,7 +61,7 @@ def test_a_server_does_without_the_compiler_of_torch() -> None:
     code = (
         "import sys, numpy as np; from fedpress.server import app, optimize\n"
         "for rule in optimize.sgd(1.0, 0.9), optimize.adam(), optimize.yogi(), optimize.adagrad():\n"
-        "    optimize.step(rule(np.zeros(3, np.float32)), np.ones(3, np.float32))\n"
+        "    rule(np.zeros(3, np.float32)).step(np.ones(3, np.float32))\n"
         "sys.exit('torch._dynamo' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
@@ -96,7 +96,7 @@ def test_adam_takes_steps_of_its_learning_rate_along_a_steady_update() -> None:
     master = np.zeros(3, np.float32)
     optimizer = optimize.adam(0.01)(master)
     for _ in range(5):
-        optimize.step(optimizer, np.array([5, -5, 0], np.float32))
+        optimizer.step(np.array([5, -5, 0], np.float32))
     np.testing.assert_allclose(master, [0.05, -0.05, 0], rtol=1e-2)
 
 
@@ -107,7 +107,7 @@ def test_the_majority_decides_and_every_step_is_as_long() -> None:
     np.testing.assert_allclose(run(optimize.majority_vote(0.01)), by_hand, rtol=1e-5, atol=1e-6)
     master = np.ones(3, np.float32)
     votes = np.array([[1, 1, -1], [1, -1, -1], [-1, 1, -1], [1, -1, -1]], np.float32)
-    optimize.step(optimize.majority_vote(0.5)(master), votes.mean(axis=0))
+    optimize.majority_vote(0.5)(master).step(votes.mean(axis=0))
     assert master.tolist() == [1.5, 1.0, 0.5]  # three to one, a tie, all against
 
 
@@ -136,7 +136,7 @@ def test_ef21_gets_to_the_minimum_where_top_k_alone_does_not() -> None:
                 payload, states[client] = chosen.encode(update, states[client], shared, 0)
                 states[client] = chosen.settle(states[client], True)
                 total.add(encoder.decode(payload, shared), 1.0)
-            optimize.step(optimizer, total.mean())
+            optimizer.step(total.mean())
         return float(np.abs(master).max())
 
     top = encoder.sparse(selection.top_k(k=1), values.FLOAT32)
