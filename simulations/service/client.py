@@ -23,7 +23,7 @@ from typing import Any
 
 from fedpress.client import hand_over, trust
 from fedpress.simulations import deployment
-from fedpress.simulations.service import children, keys, monitor, settings
+from fedpress.simulations.service import children, keys, monitor, settings, supernode
 from fedpress.simulations.service.children import Backoff, Child
 
 FIRST_WAIT, LONGEST_WAIT = 2.0, 60.0
@@ -44,7 +44,7 @@ SOUND_SECONDS = 30.0
 """A SuperNode that was connected for so long counts as a success: the next attempt comes soon."""
 
 _PROCESSES = {
-    "flower-supernode": "supernode",
+    supernode.__name__: "supernode",
     "flower-superexec": "superexec",
     "flwr-serverapp": "serverapp",
     "flwr-clientapp": "clientapp",
@@ -158,7 +158,7 @@ class Client:
         self._node = self._connected_at = None
         self._child = Child(
             [
-                deployment.command("flower-supernode"),
+                *(sys.executable, "-m", supernode.__name__),
                 *("--superlink", chosen.superlink, "--root-certificates", chosen.ca),
                 *("--auth-supernode-private-key", chosen.key, "--port", str(deployment.free_port())),
                 *("--node-config", node_config(chosen)),
@@ -219,7 +219,7 @@ class Client:
         elif "Sent successfully" in line:
             self._answers += 1
             self._transfer = ""
-        elif match := re.search(r"Failed to (send|receive) message \S+: (.*)", line):
+        elif match := re.search(rf"Failed to (send|receive) message \S+: (?!{supernode.RUN_ENDED})(.*)", line):
             before, self._transfer = self._transfer, _transfer(match[1], match[2])
             if self._transfer != before:
                 self._say(f"warning: {self._transfer}")

@@ -124,7 +124,7 @@ class World:
 
     def supernode_killed(self) -> str:
         number = self.wait_for_training()
-        self.kill(self.client_home(number), "flower-supernode")
+        self.kill(self.client_home(number), "service.supernode")
         return f"client {number}"
 
     def superlink_killed(self) -> str:
