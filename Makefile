@@ -6,9 +6,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 ARGS ?=
-# One more than cores, since the slow tests wait for other processes much of the time; a file's tests in one of them, since
+# Two more than cores, since the slow tests wait for other processes much of the time; a file's tests in one of them, since
 # what they share takes long to set up.
-PROCESSES = -n $(shell $(PYTHON) -c 'import os; print(os.cpu_count() + 1)') --dist loadfile --no-loadscope-reorder
+PROCESSES = -n $(shell $(PYTHON) -c 'import os; print(os.cpu_count() + 2)') --dist loadfile --no-loadscope-reorder
 
 # The deployment guide as a test: an example of a page, which `docs-check` runs.
 GUIDE := tests/simulations/service/test_deploy_guide.py

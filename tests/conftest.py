@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-settings.register_profile("fedpress", deadline=None)  # machines are shared: how long an example takes says nothing
+# Machines are shared: how long an example takes says nothing. More of them: --hypothesis-profile thorough
+settings.register_profile("fedpress", deadline=None, max_examples=50)
+settings.register_profile("thorough", deadline=None, max_examples=2000)
 settings.load_profile("fedpress")
 sys.path.insert(0, str(Path(__file__).parent / "apps"))  # worker processes get the parent's path
 

@@ -100,14 +100,19 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return found
 
 
+def installed(folder: Path, what: str) -> Path:
+    """Install something into a new virtual environment, and return the folder of its commands."""
+    venv.create(folder / "venv")  # without pip: this one's does it, and copying it takes seconds
+    commands = folder / "venv" / ("Scripts" if os.name == "nt" else "bin")
+    pip = [sys.executable, "-m", "pip", "--python", commands / "python", "--disable-pip-version-check"]
+    run(*pip, "install", "-q", "-c", ROOT / "constraints.txt", what, cwd=folder)
+    return commands
+
+
 @pytest.fixture(scope="session")
 def bare(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the commands of a new virtual environment that holds the wheel and its base dependencies."""
-    folder = tmp_path_factory.mktemp("bare")
-    venv.create(folder / "venv", with_pip=True)
-    commands = folder / "venv" / ("Scripts" if os.name == "nt" else "bin")
-    run(commands / "python", "-m", "pip", "install", "-q", "-c", ROOT / "constraints.txt", wheel, cwd=folder)
-    return commands
+    return installed(tmp_path_factory.mktemp("bare"), str(wheel))
 
 
 @pytest.mark.slow
@@ -148,10 +153,7 @@ def test_a_device_that_only_downloads_needs_its_extra_and_nothing_more(bare: Pat
     pull = ("pull", "--hub", "127.0.0.1:1", "--tier", "phone", "--retries", "0")
     result = run(bare / "fedpress", *pull, cwd=tmp_path, check=False)
     assert result.returncode == 2 and "pip install 'fedpress[download]'" in result.stderr
-    venv.create(tmp_path / "venv", with_pip=True)
-    commands = tmp_path / "venv" / ("Scripts" if os.name == "nt" else "bin")
-    constraints = ROOT / "constraints.txt"
-    run(commands / "python", "-m", "pip", "install", "-q", "-c", constraints, f"{wheel}[download]", cwd=tmp_path)
+    commands = installed(tmp_path, f"{wheel}[download]")
     result = run(commands / "fedpress", *pull, cwd=tmp_path, check=False)
     assert result.returncode == 3 and "no hub at 127.0.0.1:1" in result.stderr and "Traceback" not in result.stderr
     result = run(commands / "fedpress", "hub", ".", "--insecure", cwd=tmp_path, check=False)

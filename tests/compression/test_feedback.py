@@ -80,7 +80,7 @@ def leaves(state: Residual[None]) -> list[bytes]:
 
 @pytest.mark.parametrize("name", WRAPPED)
 @every_format
-@settings(max_examples=25)
+@settings(max_examples=10)
 @given(rounds=ROUNDS)
 def test_law_of_error_feedback(name: str, format: ValueFormat, rounds: list[tuple[Vector, str]]) -> None:
     """sum(accepted decoded) + residual == sum(updates), to the bound that the docstring promises, entry by entry."""

@@ -56,7 +56,8 @@ def test_at_least_two_rounds_are_needed() -> None:
 def test_a_round_of_real_processes_takes_nine_requests(tmp_path: Path) -> None:
     """The least that Flower allows: one record each way is three objects, each pulled or pushed by a request."""
     file = tmp_path / "figures.json"
-    arguments = ["bench", "wire", "--rounds", "2", "--idle", "4", "--set", "training.epochs=1", "--json", str(file)]
+    changes = ["--set", "training.epochs=1", "--set", "partition.sizes=equal"]
+    arguments = ["bench", "wire", "--rounds", "2", "--idle", "4", *changes, "--json", str(file)]
     done = CliRunner().invoke(main, arguments)
     assert done.exit_code == 0, done.output
     figures = json.loads(file.read_text())

@@ -34,7 +34,9 @@ from fedpress.simulations.service import children
 
 pytestmark = pytest.mark.slow
 
-OVERRIDES = ["clients=2", "sampling.per_round=2", "rounds=5", "students.tiers=[]", "density=0.05"]
+OVERRIDES = [
+    "clients=2", "sampling.per_round=2", "rounds=5", "students.tiers=[]", "density=0.05", "partition.sizes=equal",
+]  # fmt: skip
 SLOW_SECONDS = 200.0
 """How far client 1's clock is behind: less than the five minutes that a SuperLink allows."""
 
