@@ -52,7 +52,7 @@ chaos: $(VENV)/dev.stamp ## Kill, cut, slow down a deployment by a seed; FEDPRES
 	FEDPRESS_FAULTS=$${FEDPRESS_FAULTS:-13} $(BIN)/python -m pytest -q -s tests/simulations/service/test_chaos.py $(ARGS)
 
 benchmarks: $(VENV)/simulation.stamp ## Run the standing suites (many hours; goes on where it was), write docs/suites anew
-	@for suite in digits fashion-mnist text; do \
+	@for suite in digits fashion-mnist text niid-bench; do \
 		$(BIN)/fedpress bench communication $$suite $(ARGS); cp runs/bench-$$suite/results.md docs/suites/$$suite.md; \
 	done
 

@@ -1,6 +1,6 @@
-"""Fashion-MNIST with few labels a client, drawn as Flower's baseline niid_bench draws it: the same labels to each client.
+"""Fashion-MNIST with few labels a client, the same to each as in Flower's baseline niid_bench, whose draw this repeats.
 
-    fedpress simulate ... --set 'task={name: niid_draw:Drawn, labels: 2}' --set partition.kind=natural
+docs/benchmarks.md has the command.
 """
 
 import numpy as np

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import gzip
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from fedpress.compression.models.task import check_splits
-from fedpress.simulations.tasks import fashion_mnist
+from fedpress.simulations.tasks import fashion_mnist, registry
 from fedpress.simulations.tasks.fashion_mnist import DEBIAN, FILES, FashionMNIST
 from fedpress.simulations.tasks.registry import TaskError
 
@@ -115,3 +116,17 @@ def test_data_are_read_once_a_folder(small):
     shutil.rmtree(small)
     assert FashionMNIST(str(small)).data().train.inputs is first.train.inputs
     fashion_mnist._splits.cache_clear()
+
+
+@real
+@pytest.mark.parametrize(("labels", "last"), [(2, [7, 9]), (3, [6, 7, 9])])
+def test_the_example_draws_labels_as_the_baseline_of_flower_does(labels: int, last: list[int]) -> None:
+    """What its generator with seed 42 gives the last client."""
+    task = registry.create("niid_draw:Drawn", {"labels": labels}, Path(__file__).parents[3] / "docs" / "examples")
+    clients, targets = task.groups(), task.data().train.targets.numpy()
+    assert len(clients) == len(targets) and set(clients) == set(range(10))
+    held = [sorted(set(targets[clients == client].tolist())) for client in range(10)]
+    assert {len(one) for one in held} == {labels} and held[9] == last
+    for label in range(10):
+        counts = [((clients == client) & (targets == label)).sum() for client in range(10)]
+        assert sum(counts) == (targets == label).sum() and len({count for count in counts if count}) <= 2
