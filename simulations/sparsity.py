@@ -11,6 +11,12 @@ from fedpress.simulations.run_folder import RunFolder
 from fedpress.simulations.workload import Workload
 
 
+def first_mask(workload: Workload, folder: RunFolder) -> Mask | None:
+    """Return the mask that a run began with; None: it has found none, or begins with all of its weights."""
+    size = workload.layout.size
+    return Mask.at(support.unpack(folder.mask.read_bytes(), size), size) if folder.mask.is_file() else None
+
+
 def schedule(workload: Workload, folder: RunFolder) -> masks.Schedule | None:
     """Return the scenario's mask schedule; None: the model has all of its weights.
 
@@ -21,15 +27,15 @@ def schedule(workload: Workload, folder: RunFolder) -> masks.Schedule | None:
         return None
     if choice.initial is None:
         return masks.Gradual(choice.density, end, choice.begin, choice.every, choice.scope or "layer")
-    size = workload.layout.size
-    if not folder.mask.is_file():
+    first = first_mask(workload, folder)
+    if first is None:
         # Labels are needed: those of the part that all choices are made on.
         examples, seed = workload.task.data().validation, seeds.derive(workload.scenario.seed, "mask")
         found = initial_mask.initial_mask(
             workload.fresh_model(), workload.layout, choice.initial, workload.task.loss, examples, seed
         )
-        write_atomically(folder.mask, support.pack(found.positions, size))
-    first = Mask.at(support.unpack(folder.mask.read_bytes(), size), size)
+        write_atomically(folder.mask, support.pack(found.positions, workload.layout.size))
+        first = found
     if not choice.changes:
         return masks.Fixed(first)
     exchange = masks.Exchange(choice.every, end, choice.fraction)

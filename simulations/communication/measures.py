@@ -22,6 +22,7 @@ from fedpress.simulations.communication.suite import Cell, Suite
 from fedpress.simulations.network import Network
 from fedpress.simulations.report import series
 from fedpress.simulations.run_folder import Results, RunFolder
+from fedpress.simulations.sparsity import first_mask
 from fedpress.simulations.workload import Workload
 
 SMOOTHED = 3
@@ -92,8 +93,10 @@ def measure(suite: Suite, cells: Sequence[Cell], store: Store) -> Tables:
         if ends:
             times += [{**identity, **row} for row in _times(store.folder(cell), cell, suite.networks, ends)]
         timed.setdefault((cell.task, cell.method), cell)
-    coding = [{"task": task, "method": method, **_coding(cell)} for (task, method), cell in timed.items()]
-    return Tables(*(pd.DataFrame(rows) for rows in (runs, rounds, targets, times, coding)))
+    coded = [
+        {"task": task, "method": method, **coding(cell, store.folder(cell))} for (task, method), cell in timed.items()
+    ]
+    return Tables(*(pd.DataFrame(rows) for rows in (runs, rounds, targets, times, coded)))
 
 
 def _run(results: Results) -> dict[str, Any]:
@@ -149,15 +152,19 @@ def _times(folder: RunFolder, cell: Cell, names: Sequence[str], ends: Mapping[fl
             yield {"target": aim, "network": name, "seconds": seconds[round - 1], "joules": joules}
 
 
-def _coding(cell: Cell) -> dict[str, Any]:
-    """Time the cell's encoder on the update that its first client makes, alone on one thread."""
+def coding(cell: Cell, folder: RunFolder) -> dict[str, float]:
+    """Time the cell's encoder on the update that its first client makes, alone on one thread.
+
+    Args:
+        cell: of the method.
+        folder: of its run, which has the mask that it began with, if any.
+    """
     workload = Workload(cell.scenario)
-    update = codec_data.trained(cell.scenario)
-    shared = Shared(workload.layout)
-    if cell.scenario.sparsity is not None:
-        return {"encode_ms": None, "decode_ms": None, "payload_bytes": None}  # of a mask that moves
-    encoder, total = workload.encoder, np.zeros(workload.layout.size)
-    state = encoder.init(workload.layout)
+    layout, update = workload.layout, codec_data.trained(cell.scenario)
+    if (mask := first_mask(workload, folder)) is not None:
+        layout, update = layout.within(mask), update[mask.positions]
+    encoder, shared, total = workload.encoder, Shared(layout), np.zeros(layout.size)
+    state = encoder.init(layout)
     encoding, decoding, payload = [], [], b""
     for number in range(REPETITIONS + 1):
         given = update.copy()

@@ -11,10 +11,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from fedpress.simulations import sparsity
 from fedpress.simulations.communication import measures, page, suite
 from fedpress.simulations.communication.cells import Store
 from fedpress.simulations.communication.page import Estimate
 from fedpress.simulations.run_folder import RunFolder
+from fedpress.simulations.workload import Workload
 
 COMMAND = [sys.executable, "-m", "fedpress.simulations", "bench", "communication"]
 BROKEN = """
@@ -120,6 +122,16 @@ def test_a_suite_is_interrupted_goes_on_and_is_not_run_twice(tmp_path: Path) -> 
     output, said = done.communicate(timeout=120)
     assert done.returncode == 0 and "1 of 1 runs" in output, output + said
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "cells").rglob("results.json")}
+
+
+def test_the_model_of_a_mask_is_coded_within_it(tmp_path: Path) -> None:
+    (tmp_path / "suite.yaml").write_text("grids: [{scenario: digits, methods: [feddst], seeds: 1}]")
+    (cell,) = suite.load(tmp_path / "suite.yaml").cells(folder=tmp_path)
+    folder = RunFolder(tmp_path)
+    sparsity.schedule(Workload(cell.scenario), folder)  # finds the mask of the run and keeps it there
+    found = measures.coding(cell, folder)
+    assert found["payload_bytes"] == pytest.approx(0.2 * 4 * 105_226, rel=0.05)
+    assert found["encode_ms"] > 0 and found["decode_ms"] > 0
 
 
 def test_what_is_wrong_is_said_before_anything_runs(tmp_path: Path) -> None:
