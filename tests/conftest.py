@@ -10,6 +10,11 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+if (
+    "PYTEST_XDIST_WORKER" in os.environ
+):  # one of several: with threads for all cores each, they would wait for each other
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # Machines are shared: how long an example takes says nothing. More of them: --hypothesis-profile thorough
 settings.register_profile("fedpress", deadline=None, max_examples=50)
 settings.register_profile("thorough", deadline=None, max_examples=2000)
