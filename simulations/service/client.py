@@ -99,7 +99,7 @@ class Client:
             raise settings.SettingsError(f"data: there is no folder {chosen.data}")
         for folder in (self._state, self._home):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        deployment.command("flower-supernode")
+        deployment.command("flower-supernode")  # is Flower there? `supernode` runs what this command does
         with ExitStack() as stack:
             stack.enter_context(children.locked(self._state, "a client"))
             stack.enter_context(monitor.served(chosen.metrics, self.figures, self.health))
