@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 import logging
+import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -84,9 +85,12 @@ def quantize_static(model: bytes, calibration: Tensor) -> bytes:
     """
     if not len(calibration):
         raise ValueError("static quantisation needs calibration inputs, got none: does the task hold out a proxy part?")
-    with _quiet():
+    # From a file: ONNX Runtime 1.30 loses the weights of a model that is given in memory.
+    with _quiet(), tempfile.NamedTemporaryFile(suffix=".onnx") as file:
+        file.write(model)
+        file.flush()
         prepared = io.BytesIO()
-        shape_inference.quant_pre_process(onnx.load_from_string(model), prepared, skip_symbolic_shape=True)
+        shape_inference.quant_pre_process(file.name, prepared, skip_symbolic_shape=True)
         quantised = io.BytesIO()
         quantization.quantize_static(
             onnx.load_from_string(prepared.getvalue()),
