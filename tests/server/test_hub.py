@@ -299,7 +299,7 @@ def test_a_reader_that_takes_nothing_gives_its_place_up(tmp_path: Path) -> None:
         assert code == CODE.RESOURCE_EXHAUSTED
         until = time.monotonic() + 30
         while "nothing was taken for 1 s" not in hub.text():
-            assert time.monotonic() < until
+            assert time.monotonic() < until, hub.text()
             time.sleep(0.1)
         assert other.get("phone")[1] == LARGE
         with pytest.raises(grpc.RpcError):  # told so, or cut off; never a whole file
