@@ -288,10 +288,16 @@ def test_the_rate_of_a_client_is_kept_over_all_its_downloads(place: Place) -> No
     assert seconds > (total - rate) / rate - 0.5  # the first second's worth is free
 
 
+def figures(address: str) -> str:
+    """The page of the hub's metrics."""
+    return urllib.request.urlopen(f"http://{address}/metrics", timeout=10).read().decode()
+
+
 def test_a_reader_that_takes_nothing_gives_its_place_up(tmp_path: Path) -> None:
     store = ModelStore(tmp_path / "store")
     store.put(LARGE, tier="phone", version=1)
-    options = ["--insecure", "--stall", 1, "--downloads-each", 1, "--metrics", f"127.0.0.1:{free_port()}"]
+    metrics = f"127.0.0.1:{free_port()}"
+    options = ["--insecure", "--stall", 1, "--downloads-each", 1, "--metrics", metrics]
     with HubProcess(store.folder, *options) as hub, Client(hub.address) as stalled, Client(hub.address) as other:
         call = stalled.open("phone", timeout=120)
         next(call)
@@ -299,15 +305,15 @@ def test_a_reader_that_takes_nothing_gives_its_place_up(tmp_path: Path) -> None:
         assert code == CODE.RESOURCE_EXHAUSTED
         until = time.monotonic() + 30
         while "nothing was taken for 1 s" not in hub.text():
-            assert time.monotonic() < until, hub.text()
+            assert time.monotonic() < until, hub.text() + figures(metrics)
             time.sleep(0.1)
         assert other.get("phone")[1] == LARGE
         with pytest.raises(grpc.RpcError):  # told so, or cut off; never a whole file
             list(call)
-        figures = urllib.request.urlopen(f"http://{options[-1]}/metrics", timeout=10).read().decode()
-        assert 'fedpress_hub_downloads_total{outcome="stalled",tier="phone"} 1.0' in figures
-        assert 'fedpress_hub_downloads_total{outcome="complete",tier="phone"} 1.0' in figures
-        assert "fedpress_hub_streams 0.0" in figures
+        counted = figures(metrics)
+        assert 'fedpress_hub_downloads_total{outcome="stalled",tier="phone"} 1.0' in counted
+        assert 'fedpress_hub_downloads_total{outcome="complete",tier="phone"} 1.0' in counted
+        assert "fedpress_hub_streams 0.0" in counted
         assert "Traceback" not in hub.text()
         assert hub.stop() == 0
 
