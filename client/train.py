@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim.sgd import sgd
 
 from fedpress.compression import phases
-from fedpress.compression.models.task import Examples
+from fedpress.compression.models.task import Examples, usable
 
 
 @dataclass(frozen=True)
@@ -74,15 +74,14 @@ def train(
         flags: which entries of a parameter there are, by name (`vector.flags`); others are trained whole.
 
     Raises:
-        ValueError: no examples, or a CUDA device is asked for and there is none.
+        ValueError: no examples.
+        DeviceError: a CUDA device is asked for and there is none.
     """
     count = len(examples.targets)
     if count == 0:
         raise ValueError("a client needs at least one example to train on, and has none")
-    if settings.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("training.device is 'cuda', but torch finds no CUDA device here; use 'cpu'")
+    device = usable(settings.device)
     deterministic(seed)
-    device = torch.device(settings.device)
     model.to(device).train()
     anchor = [p.detach().clone() for p in model.parameters()] if settings.proximal else []
     step = _sgd(list(model.parameters()), settings)
@@ -123,9 +122,12 @@ def gradient(
         loss: mean loss over a batch.
         settings: batch size and device.
         seed: for all that the model draws.
+
+    Raises:
+        DeviceError: a CUDA device is asked for and there is none.
     """
+    device = usable(settings.device)
     deterministic(seed)
-    device = torch.device(settings.device)
     model.to(device).train()
     model.zero_grad()
     count = len(examples.targets)

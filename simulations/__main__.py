@@ -121,6 +121,7 @@ def simulate(
                 f"error: --ray-address {ray_address}: only Flower's engine runs on a cluster; add --engine flower", 2
             )
         chosen = scenarios.load(scenario or "digits", overrides or ()) if resume is None else None
+        from fedpress.compression.models.task import usable
         from fedpress.simulations import beginning, progress, run_writer, runner, students, workload
         from fedpress.simulations.report import page
         from fedpress.simulations.run_folder import load
@@ -142,6 +143,7 @@ def simulate(
         work = workload.Workload(chosen)
         work.examples(0)  # absent data, or too few, are found out before there is a run folder
         work.network  # noqa: B018 - and so is a trace that cannot be used
+        usable(chosen.training.device)
         students.signing_key(chosen.students)
         console = Console()
         interrupted = False

@@ -36,7 +36,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fedpress.compression.errors import FedpressError
 from fedpress.compression.models.determinism import evaluating
+
+
+class DeviceError(FedpressError, ValueError):
+    """This machine has no such device to train or to evaluate on."""
 
 
 class Examples(NamedTuple):
@@ -130,12 +135,13 @@ def evaluate(
 
     Raises:
         ValueError: There are no examples.
+        DeviceError: This machine has no such device.
     """
     count = len(examples.targets)
     if count == 0:
         raise ValueError("evaluate: got 0 examples, expected at least 1; is this split of the task empty?")
-    loss, right, answers = 0.0, 0, 0
-    with evaluating(model.to(device)), _answering(model, torch.device(device), min(batch_size, count)) as answer:
+    loss, right, answers, device = 0.0, 0, 0, usable(device)
+    with evaluating(model.to(device)), _answering(model, device, min(batch_size, count)) as answer:
         for start in range(0, count, batch_size):
             inputs = examples.inputs[start : start + batch_size].to(device)
             targets = examples.targets[start : start + batch_size].to(device)
@@ -145,6 +151,18 @@ def evaluate(
             right += int(correct.sum())
             answers += correct.numel()
     return Evaluation(loss / count, right / answers, count)
+
+
+def usable(device: str | torch.device) -> torch.device:
+    """Return the device, "cpu" or "cuda".
+
+    Raises:
+        DeviceError: This machine has no such device.
+    """
+    found = torch.device(device)
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise DeviceError("training.device is 'cuda', but torch finds no CUDA device on this machine; use 'cpu'")
+    return found
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fedpress.client.train import Training, gradient, train
-from fedpress.compression.models.task import Examples
+from fedpress.compression.models.task import DeviceError, Examples
 
 
 @pytest.fixture(autouse=True)
@@ -119,7 +119,7 @@ def test_clear_errors() -> None:
     with pytest.raises(ValueError, match="at least one example"):
         train(model(), examples(0), nn.functional.cross_entropy, Training(), seed=0)
     if not torch.cuda.is_available():
-        with pytest.raises(ValueError, match="no CUDA device"):
+        with pytest.raises(DeviceError, match="no CUDA device"):
             train(model(), examples(), nn.functional.cross_entropy, Training(device="cuda"), seed=0)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pandas
 import pytest
+import torch
 import yaml
 from typer.testing import CliRunner
 
@@ -178,6 +179,14 @@ def test_bad_input_is_explained_without_a_traceback(arguments, text, tmp_path, m
     assert isinstance(done.exception, SystemExit)  # not an exception that Python would show with a traceback
     assert text in " ".join(done.stderr.split())
     assert [path.name for path in tmp_path.iterdir()] == ["full"]  # no half-made run folder is left behind
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_said_before_anything_begins(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(main, ["simulate", "--set", "training.device=cuda"])
+    assert done.exit_code == 2 and "torch finds no CUDA device on this machine; use 'cpu'" in done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_missing_extra_is_named(tmp_path):

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from fedpress.compression.models.task import Examples, Splits, Task, check_splits, disjoint, evaluate
+from fedpress.compression.models.task import DeviceError, Examples, Splits, Task, check_splits, disjoint, evaluate
 
 
 class Rows(Task):
@@ -119,6 +119,12 @@ def test_evaluation_of_nothing_is_refused() -> None:
     nothing = Rows().data().train.take(np.array([], dtype=np.int64))
     with pytest.raises(ValueError, match="0 examples"):
         evaluate(Rows().model(), Rows(), nothing)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_is_not_there_is_refused() -> None:
+    with pytest.raises(DeviceError, match="no CUDA device"):
+        evaluate(Rows().model(), Rows(), Rows().data().test, device="cuda")
 
 
 def test_good_splits_pass() -> None:
