@@ -201,25 +201,22 @@ class Network:
         self._dropout = dropout
         self._seed = seed
         self._trace = network_trace.load(trace) if trace is not None else None
+        self._links: dict[int, tuple[Profile, Floats, Link]] = {}
         for client in range(clients if self._trace else 0):
             self._course(client)
 
     def profile(self, client: int) -> Profile:
         """The kind of link that a client has."""
-        if len(self._profiles) == 1:
-            return self._profiles[0]
-        draw = np.random.default_rng(seeds.derive("network", self._seed, "profile", client))
-        place = draw.random() * self._up_to[-1]
-        return self._profiles[int(np.searchsorted(self._up_to, place, side="right"))]
+        return self._drawn(client)[0]
 
     def link(self, client: int) -> Link:
         """The link of a client, the same whenever it is asked for. Its rates do not count with a trace."""
-        profile = self.profile(client)
-        medians = (profile.up_mbit, profile.down_mbit, self._examples_per_second)
-        return Link(*(float(median * factor) for median, factor in zip(medians, self._factors(client), strict=True)))
+        return self._drawn(client)[2]
 
     def answers(self, client: int, round: int) -> bool:
         """Whether the client answers in this round; False with probability `dropout`."""
+        if not self._dropout:
+            return True
         draw = np.random.default_rng(seeds.derive("network", self._seed, "dropout", client, round))
         return bool(draw.random() >= self._dropout)
 
@@ -272,10 +269,20 @@ class Network:
         found = zip(nodes.tolist(), sent.tolist(), got.tolist(), strict=True)
         return sum(self.joules(node - 1, up_bytes=int(sent), down_bytes=int(got)) for node, sent, got in found)
 
-    def _factors(self, client: int) -> Floats:
-        """What a client's upload, download and speed are in medians."""
-        draw = np.random.default_rng(seeds.derive("network", self._seed, "link", client))
-        return np.asarray(np.exp(self._spread * draw.standard_normal(3)))
+    def _drawn(self, client: int) -> tuple[Profile, Floats, Link]:
+        """A client's kind of link, what its upload, download and speed are in medians, and its link; drawn once."""
+        if client not in self._links:
+            profile = self._profiles[0]
+            if len(self._profiles) > 1:
+                draw = np.random.default_rng(seeds.derive("network", self._seed, "profile", client))
+                place = draw.random() * self._up_to[-1]
+                profile = self._profiles[int(np.searchsorted(self._up_to, place, side="right"))]
+            draw = np.random.default_rng(seeds.derive("network", self._seed, "link", client))
+            factors = np.asarray(np.exp(self._spread * draw.standard_normal(3)))
+            medians = (profile.up_mbit, profile.down_mbit, self._examples_per_second)
+            link = Link(*(float(median * factor) for median, factor in zip(medians, factors, strict=True)))
+            self._links[client] = profile, factors, link
+        return self._links[client]
 
     def _course(self, client: int) -> network_trace.Course | None:
         return self._trace.of(client) if self._trace else None
@@ -307,7 +314,7 @@ class Network:
             rate = link.up_mbit if way == "up" else link.down_mbit
             return megabits / min(rate, float(_bound(profile.latency, profile.loss)))
         latency = profile.latency if course.latency is None else course.latency
-        factor = self._factors(client)[0 if way == "up" else 1]
+        factor = self._drawn(client)[1][0 if way == "up" else 1]
         rates = factor * (course.up_mbit if way == "up" else course.down_mbit)
         return course.seconds(start, megabits, np.minimum(rates, _bound(latency, profile.loss)))
 
