@@ -57,11 +57,11 @@ def communication(
 ) -> None:
     """Compare ways to send updates: accuracy against bytes.
 
-    SUITE is one that comes with fedpress (digits, fashion-mnist, text) or a YAML file:
-    methods x scenarios x partitions x seeds. Every cell is a whole run in a process of
-    its own and is kept under DIR/cells; one that is there, with the same scenario and
-    code, is not run again, and one that was cut off goes on where it was. Ctrl-C stops;
-    the same command goes on.
+    SUITE is one that comes with fedpress (digits, fashion-mnist, text, niid-bench) or a
+    YAML file: methods x scenarios x partitions x seeds. Every cell is a whole run in a
+    process of its own and is kept under DIR/cells; one that is there, with the same
+    scenario and code, is not run again, and one that was cut off goes on where it was.
+    Ctrl-C stops; the same command goes on.
 
     Writes tables as CSV and Parquet (runs, rounds, targets, times, coding) and all of them
     as results.json, figures as SVG and PNG, results.md, and report.html, one file that
