@@ -76,7 +76,7 @@ def simulate(
 
     Shows accuracy and bytes of each round and ends with a table. The run folder
     holds the scenario, results.json, ledger.csv, the model, the students' bundles
-    and report.html. Ctrl-C stops a run; what there is so far stays readable.
+    and report.html. Ctrl-C or SIGTERM stops a run; what there is stays readable.
 
     A run that was stopped, killed or cut off by a power cut goes on with --resume,
     and ends with the same model as if nothing had been.

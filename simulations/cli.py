@@ -6,6 +6,7 @@ Light to import: whatever a command needs beyond this, it imports itself.
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,6 +55,9 @@ COUNT: dict[str, Any] = {"metavar": "N", "show_default": False, "callback": _pos
 def clear_errors(extra: str, json_file: Path | None = None, plot: Path | None = None) -> Iterator[None]:
     """Turn what a user can mend into one message and its exit code: bad input, or an extra that is not installed.
 
+    In what works to an end, `extra` "simulation", SIGTERM is as Ctrl-C: batch systems send it, and a shell's background
+    ignores SIGINT. Services and downloads say themselves what it means.
+
     Args:
         extra: what the command needs; the message names it where a module is missing.
         json_file: where the command will write its figures; that it can is found out before a long run, not after it.
@@ -61,6 +65,7 @@ def clear_errors(extra: str, json_file: Path | None = None, plot: Path | None = 
     """
     check_target("--json", json_file)
     check_target("--plot", plot)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler) if extra == "simulation" else None
     try:
         yield
     except FedpressError as error:
@@ -72,6 +77,9 @@ def clear_errors(extra: str, json_file: Path | None = None, plot: Path | None = 
         if name not in EXTRA_MODULES:
             raise
         leave(f"error: this command needs {name}, which is not installed: pip install 'fedpress[{extra}]'", 2)
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
 
 
 def check_target(option: str, path: Path | None) -> None:

@@ -137,7 +137,7 @@ class _Running:
     def interrupt(self) -> None:
         """Ask the run to leave its folder whole."""
         with suppress(ProcessLookupError):
-            self.process.send_signal(signal.SIGINT)
+            self.process.send_signal(signal.SIGTERM)  # SIGINT is ignored by what a shell's background started
 
     def wait(self) -> None:
         """Wait for its end, and make it if it does not come."""
@@ -172,7 +172,6 @@ def run(
     pace: dict[int, list[float]] = {}  # seconds a round of the cells of a grid
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = max(1, cores // jobs)
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, which the background may ignore
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
@@ -198,8 +197,6 @@ def run(
         for one in running:
             one.wait()
         raise
-    finally:
-        signal.signal(signal.SIGTERM, before)
     return failures
 
 

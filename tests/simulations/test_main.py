@@ -378,17 +378,17 @@ def test_init_explains_what_comes_next_and_overwrites_nothing(tmp_path, monkeypa
 
 
 @pytest.mark.slow
-def test_ctrl_c_leaves_a_readable_folder_that_goes_on_and_says_so(tmp_path):
-    first = interrupted(tmp_path, [*QUICK, "--set", "rounds=500", "--out", "run"], "2/500")
+def test_ctrl_c_and_sigterm_leave_a_readable_folder_that_goes_on_and_says_so(tmp_path):
+    first = interrupted(tmp_path, [*QUICK, "--set", "rounds=500", "--out", "run"], "2/500", signal.SIGINT)
     done = len(run_folder.load(tmp_path / "run").rounds)
-    again = interrupted(tmp_path, ["--resume", "run"], f"{done + 1}/500")
+    again = interrupted(tmp_path, ["--resume", "run"], f"{done + 1}/500", signal.SIGTERM)
     assert "goes on after round" not in first
     assert re.search(rf"^goes on after round ({done - 1}|{done}) of 500\n +({done}|{done + 1})/500", again, re.M)
     assert len(run_folder.load(tmp_path / "run").rounds) > done
 
 
-def interrupted(tmp_path: Path, arguments: list[str], line_to_wait_for: str) -> str:
-    """Press Ctrl-C once a line is there; check what is left behind, and return what was shown."""
+def interrupted(tmp_path: Path, arguments: list[str], line_to_wait_for: str, number: signal.Signals) -> str:
+    """Send a signal once a line is there; check what is left behind, and return what was shown."""
     process = subprocess.Popen(
         [*COMMAND, "simulate", *arguments],
         cwd=tmp_path,
@@ -404,7 +404,7 @@ def interrupted(tmp_path: Path, arguments: list[str], line_to_wait_for: str) -> 
         shown.append(line)
         if line_to_wait_for in line:
             break
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers too
+    os.killpg(process.pid, number)  # as a terminal or a batch system does: to the workers too
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert re.search(r"interrupted after round \d+ of 500", err)
