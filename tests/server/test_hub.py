@@ -36,7 +36,8 @@ class Client:
     """A client that may do anything, over a connection of its own."""
 
     def __init__(self, address: str, ca: Path | None = None, token: str | None = None) -> None:
-        options = [("grpc.use_local_subchannel_pool", 1)]
+        # On a busy machine gRPC's estimate of its window may grow until all of a file fits that nobody reads.
+        options = [("grpc.use_local_subchannel_pool", 1), ("grpc.http2.bdp_probe", 0)]
         self.channel = (
             grpc.secure_channel(address, grpc.ssl_channel_credentials(ca.read_bytes()), options)
             if ca
