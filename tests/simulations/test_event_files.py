@@ -71,7 +71,7 @@ def test_a_run_that_is_interrupted_and_goes_on_has_each_round_once(tmp_path: Pat
         while not list(run.glob("tensorboard/*")) or "accuracy" not in scalars(run):
             assert process.poll() is None and time.monotonic() < deadline, process.stdout and process.stdout.read()
             time.sleep(0.5)
-        process.send_signal(signal.SIGINT)  # while it goes on, the file could be read already
+        process.send_signal(signal.SIGTERM)  # while it goes on, the file could be read already
         process.communicate(timeout=60)
     finally:
         process.kill()
