@@ -55,8 +55,7 @@ COUNT: dict[str, Any] = {"metavar": "N", "show_default": False, "callback": _pos
 def clear_errors(extra: str, json_file: Path | None = None, plot: Path | None = None) -> Iterator[None]:
     """Turn what a user can mend into one message and its exit code: bad input, or an extra that is not installed.
 
-    In what works to an end, `extra` "simulation", SIGTERM is as Ctrl-C: batch systems send it, and a shell's background
-    ignores SIGINT. Services and downloads say themselves what it means.
+    SIGTERM is as Ctrl-C: batch systems send it, and a shell's background ignores SIGINT. Services handle it themselves.
 
     Args:
         extra: what the command needs; the message names it where a module is missing.
@@ -65,7 +64,7 @@ def clear_errors(extra: str, json_file: Path | None = None, plot: Path | None = 
     """
     check_target("--json", json_file)
     check_target("--plot", plot)
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler) if extra == "simulation" else None
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     except FedpressError as error:
@@ -78,8 +77,7 @@ def clear_errors(extra: str, json_file: Path | None = None, plot: Path | None = 
             raise
         leave(f"error: this command needs {name}, which is not installed: pip install 'fedpress[{extra}]'", 2)
     finally:
-        if before is not None:
-            signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, before)
 
 
 def check_target(option: str, path: Path | None) -> None:

@@ -141,6 +141,14 @@ class Link(NamedTuple):
     examples_per_second: float
 
 
+class _Drawn(NamedTuple):
+    """What is drawn of a client, once: its kind of link, its upload, download and speed in medians, its link."""
+
+    profile: Profile
+    factors: Floats
+    link: Link
+
+
 class Network:
     """Link and speed of every client, drawn from a seed; the figures given are medians over the clients.
 
@@ -201,17 +209,17 @@ class Network:
         self._dropout = dropout
         self._seed = seed
         self._trace = network_trace.load(trace) if trace is not None else None
-        self._links: dict[int, tuple[Profile, Floats, Link]] = {}
+        self._drawn: dict[int, _Drawn] = {}
         for client in range(clients if self._trace else 0):
             self._course(client)
 
     def profile(self, client: int) -> Profile:
         """The kind of link that a client has."""
-        return self._drawn(client)[0]
+        return self._of(client).profile
 
     def link(self, client: int) -> Link:
         """The link of a client, the same whenever it is asked for. Its rates do not count with a trace."""
-        return self._drawn(client)[2]
+        return self._of(client).link
 
     def answers(self, client: int, round: int) -> bool:
         """Whether the client answers in this round; False with probability `dropout`."""
@@ -269,9 +277,8 @@ class Network:
         found = zip(nodes.tolist(), sent.tolist(), got.tolist(), strict=True)
         return sum(self.joules(node - 1, up_bytes=int(sent), down_bytes=int(got)) for node, sent, got in found)
 
-    def _drawn(self, client: int) -> tuple[Profile, Floats, Link]:
-        """A client's kind of link, what its upload, download and speed are in medians, and its link; drawn once."""
-        if client not in self._links:
+    def _of(self, client: int) -> _Drawn:
+        if client not in self._drawn:
             profile = self._profiles[0]
             if len(self._profiles) > 1:
                 draw = np.random.default_rng(seeds.derive("network", self._seed, "profile", client))
@@ -281,8 +288,8 @@ class Network:
             factors = np.asarray(np.exp(self._spread * draw.standard_normal(3)))
             medians = (profile.up_mbit, profile.down_mbit, self._examples_per_second)
             link = Link(*(float(median * factor) for median, factor in zip(medians, factors, strict=True)))
-            self._links[client] = profile, factors, link
-        return self._links[client]
+            self._drawn[client] = _Drawn(profile, factors, link)
+        return self._drawn[client]
 
     def _course(self, client: int) -> network_trace.Course | None:
         return self._trace.of(client) if self._trace else None
@@ -314,7 +321,7 @@ class Network:
             rate = link.up_mbit if way == "up" else link.down_mbit
             return megabits / min(rate, float(_bound(profile.latency, profile.loss)))
         latency = profile.latency if course.latency is None else course.latency
-        factor = self._drawn(client)[1][0 if way == "up" else 1]
+        factor = self._of(client).factors[0 if way == "up" else 1]
         rates = factor * (course.up_mbit if way == "up" else course.down_mbit)
         return course.seconds(start, megabits, np.minimum(rates, _bound(latency, profile.loss)))
 

@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-if (
-    "PYTEST_XDIST_WORKER" in os.environ
-):  # one of several: with threads for all cores each, they would wait for each other
+# One of several processes: with threads for all cores each, they would wait for each other.
+if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Machines are shared: how long an example takes says nothing. More of them: --hypothesis-profile thorough
