@@ -11,7 +11,7 @@ ARGS ?=
 PROCESSES = -n $(shell $(PYTHON) -c 'import os; print(os.cpu_count() + 2)') --dist loadfile --no-loadscope-reorder
 
 # The deployment guide as a test: an example of a page, which `docs-check` runs.
-GUIDE := tests/simulations/service/test_deploy_guide.py
+GUIDE := tests/simulations/deploy/test_deploy_guide.py
 
 export FLWR_TELEMETRY_ENABLED := 0
 
@@ -44,12 +44,12 @@ format: $(VENV)/dev.stamp ## Format the code and sort the imports
 docs-check: $(VENV)/dev.stamp ## Check the links of the Markdown files and run their examples
 	$(BIN)/python -m pytest -q tests/test_docs.py $(GUIDE)
 
-proto: $(VENV)/dev.stamp ## Write the code for the hub's protocol again, after a change of compression/hub.proto
+proto: $(VENV)/dev.stamp ## Write the code for the hub's protocol again, after a change of compression/messages/hub.proto
 	$(BIN)/python -m grpc_tools.protoc -I .pkg --python_out=.pkg --pyi_out=.pkg --grpc_python_out=.pkg \
-		.pkg/fedpress/compression/hub.proto
+		.pkg/fedpress/compression/messages/hub.proto
 
 chaos: $(VENV)/dev.stamp ## Kill, cut, slow down a deployment by a seed; FEDPRESS_FAULTS=30 FEDPRESS_CHAOS_SEED=7 for more
-	FEDPRESS_FAULTS=$${FEDPRESS_FAULTS:-13} $(BIN)/python -m pytest -q -s tests/simulations/service/test_chaos.py $(ARGS)
+	FEDPRESS_FAULTS=$${FEDPRESS_FAULTS:-13} $(BIN)/python -m pytest -q -s tests/simulations/deploy/test_chaos.py $(ARGS)
 
 benchmarks: $(VENV)/simulation.stamp ## Run the standing suites (many hours; goes on where it was), write docs/suites anew
 	@for suite in digits fashion-mnist text niid-bench; do \

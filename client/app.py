@@ -16,13 +16,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedpress.client import state
 from fedpress.client.mod import compress
-from fedpress.compression import records, references, seeds, vector
-from fedpress.compression.encoder import Encoder
-from fedpress.compression.mask import Mask
-from fedpress.compression.records import Order
-from fedpress.compression.vector import Layout
+from fedpress.client.state import stores
+from fedpress.compression import entry_points, seeds
+from fedpress.compression.encoders.encoder import Encoder
+from fedpress.compression.messages import orders, records
+from fedpress.compression.messages.orders import Order
+from fedpress.compression.tensors import flatten
+from fedpress.compression.tensors.layout import Layout
+from fedpress.compression.tensors.mask import Mask
 
 if TYPE_CHECKING:
     from torch import nn
@@ -90,7 +92,7 @@ def _work(context: Context) -> Work:
     config, own = dict(context.run_config), context.node_config.get("data-folder")
     if own:
         config["data-folder"] = own  # this node's own examples: `workload` has the last word on what that means
-    latest = Asked(tuple(sorted(config.items())), state.client_index(context), None if tier is None else str(tier))
+    latest = Asked(tuple(sorted(config.items())), stores.client_index(context), None if tier is None else str(tier))
     return _work_of(latest)
 
 
@@ -119,7 +121,7 @@ def _cached_work(run_config: tuple[tuple[str, Any], ...]) -> Work:
             "the run's configuration has no 'workload' (\"module:function\" that returns the client's work); "
             "add it to [tool.flwr.app.config] or to --run-config"
         )
-    work: Work = references.load(str(config["workload"]))(config)
+    work: Work = entry_points.load(str(config["workload"]))(config)
     return work
 
 
@@ -132,20 +134,20 @@ def train(message: Message, context: Context) -> Message:
     from fedpress.client import train as local
 
     work = _work(context)
-    client = state.client_index(context)
-    order = records.read_order(message.content)
+    client = stores.client_index(context)
+    order = orders.read_order(message.content)
     examples = work.examples(client)
     model = _loaded(work, message)
     seed = seeds.derive(order.federation, order.round, client, "train")
     layout = work.layout
     if order.mask is not None:
         layout = layout.within(Mask(layout.size, order.mask))
-    loss = local.train(model, examples, work.task.loss, work.training, seed, vector.flags(layout))
+    loss = local.train(model, examples, work.task.loss, work.training, seed, flatten.flags(layout))
     metrics = MetricRecord({"num-examples": len(examples.targets), "train-loss": loss})
     content = RecordDict({"arrays": ArrayRecord(model.state_dict()), "metrics": metrics})
     if order.drop or order.grow:
         seed = seeds.derive(order.federation, order.round, client, "vote")
-        content[records.VOTE] = ConfigRecord({"mask": _vote(model, examples, work, layout, order, seed).bitmap})
+        content[orders.VOTE] = ConfigRecord({"mask": _vote(model, examples, work, layout, order, seed).bitmap})
     return Message(content, reply_to=message)
 
 
@@ -155,7 +157,7 @@ def evaluate(message: Message, context: Context) -> Message:
     from fedpress.compression.models import task
 
     work = _work(context)
-    found = task.evaluate(_loaded(work, message), work.task, work.examples(state.client_index(context)))
+    found = task.evaluate(_loaded(work, message), work.task, work.examples(stores.client_index(context)))
     metrics = MetricRecord({"num-examples": found.count, "loss": found.loss, "accuracy": found.accuracy})
     return Message(RecordDict({"metrics": metrics}), reply_to=message)
 
@@ -169,7 +171,7 @@ def tier(message: Message, context: Context) -> Message:
 @app.query("student")
 def student(message: Message, context: Context) -> Message:
     """Take a student's bundle: verify it, keep it, rebuild it and evaluate it on test data."""
-    from fedpress.client import download
+    from fedpress.client.download import receive
     from fedpress.compression.models import task
 
     work = _work(context)
@@ -178,9 +180,9 @@ def student(message: Message, context: Context) -> Message:
     if not isinstance(data, bytes) or not isinstance(sha256, str):
         raise ValueError("the offer of a student must hold 'bundle' (bytes) and 'sha256' (text)")
     here = context.node_config.get("download-folder")
-    folder = Path(str(here)) if here else work.downloads(state.client_index(context))
-    path = download.receive(data, sha256, folder)
-    found = task.evaluate(download.load(path, work.task), work.task, work.task.data().test)
+    folder = Path(str(here)) if here else work.downloads(stores.client_index(context))
+    path = receive.receive(data, sha256, folder)
+    found = task.evaluate(receive.load(path, work.task), work.task, work.task.data().test)
     metrics = MetricRecord({"num-examples": found.count, "loss": found.loss, "accuracy": found.accuracy})
     return Message(RecordDict({"metrics": metrics}), reply_to=message)
 
@@ -188,13 +190,13 @@ def student(message: Message, context: Context) -> Message:
 def _vote(model: nn.Module, examples: Examples, work: Work, layout: Layout, order: Order, seed: int) -> Mask:
     """Return the mask that this client would have in place of the layout's."""
     from fedpress.client import train as local
-    from fedpress.compression.models import sparse_training
+    from fedpress.compression.models.pruning import dynamic_sparsity
 
-    weights = vector.flatten(records.to_numpy(ArrayRecord(model.state_dict())), layout)
+    weights = flatten.flatten(records.to_numpy(ArrayRecord(model.state_dict())), layout)
     found = local.gradient(copy.deepcopy(model), examples, work.task.loss, work.training, seed)
     dense = Layout(tuple(spec._replace(dtype="float32") for spec in layout.parameters), tied=layout.tied)
-    gradient = vector.flatten({spec.name: found[spec.name] for spec in layout.parameters}, dense)
-    return sparse_training.drop_and_grow(weights, gradient, layout, order.drop, order.grow)
+    gradient = flatten.flatten({spec.name: found[spec.name] for spec in layout.parameters}, dense)
+    return dynamic_sparsity.drop_and_grow(weights, gradient, layout, order.drop, order.grow)
 
 
 def _loaded(work: Work, message: Message) -> nn.Module:

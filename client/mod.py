@@ -13,14 +13,17 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp.typing import ClientAppCallable, Mod
 from flwr.supercore import log
 
-from fedpress.client import model, state
-from fedpress.client.memory import Memory
-from fedpress.compression import records, seeds, support, vector
-from fedpress.compression.encoder import Encoder
+from fedpress.client.state import replica, stores
+from fedpress.client.state.memory import Memory
+from fedpress.compression import seeds
+from fedpress.compression.encoders.encoder import Encoder
 from fedpress.compression.errors import NonFiniteError
-from fedpress.compression.mask import Mask
-from fedpress.compression.records import Answer, Order
-from fedpress.compression.vector import Layout
+from fedpress.compression.messages import orders, records
+from fedpress.compression.messages.orders import Answer, Order
+from fedpress.compression.tensors import buffer_codec, flatten
+from fedpress.compression.tensors.layout import Layout
+from fedpress.compression.tensors.mask import Mask
+from fedpress.compression.wire import position_set
 
 
 def compress(
@@ -35,8 +38,8 @@ def compress(
     same way, others pass untouched. The server needs the strategy `SparseFed`.
 
     A sparse model has a mask: weights outside are zero when the application gets them, and what it makes of them does
-    not count. The order that the application sees holds the mask as a bitmap (`records.read_order(...).mask`), so that
-    it can train inside from the start, and vote on the next mask (`records.VOTE`) where the order asks for it.
+    not count. The order that the application sees holds the mask as a bitmap (`orders.read_order(...).mask`), so that
+    it can train inside from the start, and vote on the next mask (`orders.VOTE`) where the order asks for it.
 
     An order that comes again is answered with the same bytes again, and nothing is trained twice. An order older than
     the last one answered changes nothing: the answer is an error.
@@ -49,8 +52,8 @@ def compress(
 
     def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
         category = message.metadata.message_type.partition(".")[0]
-        if category == "train" or (category == "evaluate" and records.has_order(message.content)):
-            order = records.read_order(message.content)
+        if category == "train" or (category == "evaluate" and orders.has_order(message.content)):
+            order = orders.read_order(message.content)
             chosen = encoder if isinstance(encoder, Encoder) else encoder(context)
             client = _Client(message, context, order, chosen, layout)
             return client.train(call_next) if category == "train" else client.evaluate(call_next)
@@ -65,7 +68,7 @@ class _Start(NamedTuple):
     layout: Layout
     key: str  # of the ArrayRecord for the application
     arrays: dict[str, Any]  # the held model
-    kept: model.Kept | None = None  # the same, where clients hold one
+    kept: replica.ReplicaWithUndo | None = None  # the same, where clients hold one
     tag: bytes = b""  # of that
 
 
@@ -85,11 +88,11 @@ class _Client:
         self._order = order
         self._encoder = encoder
         self._layout = layout
-        self._store = state.open_store(context, order.federation)
+        self._store = stores.open_store(context, order.federation)
         self._lost = False
         try:
             stored = self._store.load()
-        except state.DamagedState as error:
+        except stores.DamagedState as error:
             log(ERROR, "%s; what it kept back is lost, and this client takes part as a new one", error)
             stored, self._lost = None, True
         self._memory = None if stored is None else Memory.of(stored)
@@ -106,18 +109,18 @@ class _Client:
             error = f"ticket {order.ticket} is older than {memory.ticket}, the last one answered here"
             log(WARNING, "%s: nothing is done", error)
             return self._reply(Answer(order.ticket, order.version, error=error, answered=memory.ticket))
-        tier = state.tier(self._context)
+        tier = stores.tier(self._context)
         began = self._start()
         if began is None:
             return self._reply(Answer(order.ticket, order.version, needs_model=True))
         agreed, sent = began.layout, began.arrays
         encoder_state, lost = self._settled(agreed)
-        start = vector.flatten(sent, agreed)
+        start = flatten.flatten(sent, agreed)
         offset = self._encoder.start(encoder_state)
         if offset is not None:
             start += offset
-            moved = vector.unflatten(start, agreed)
-            start = vector.flatten(moved, agreed)  # what the application really gets, in the layout's dtypes
+            moved = flatten.unflatten(start, agreed)
+            start = flatten.flatten(moved, agreed)  # what the application really gets, in the layout's dtypes
             sent = {**sent, **moved}
         if offset is not None or began.kept or agreed.mask:
             self._message.content[began.key] = records.from_numpy(sent)
@@ -126,10 +129,10 @@ class _Client:
             return reply
         key, trained_record = records.only_arrays(reply.content)
         trained = records.to_numpy(trained_record)
-        update = vector.flatten(trained, agreed)
+        update = flatten.flatten(trained, agreed)
         update -= start
-        shared = model.shared(order, agreed)
-        seed = seeds.derive(order.federation, order.round, state.client_index(self._context), "encode")
+        shared = replica.shared(order, agreed)
+        seed = seeds.derive(order.federation, order.round, stores.client_index(self._context), "encode")
         answer = Answer(order.ticket, order.version, tag=began.tag, lost_state=lost, tier=tier)
         try:
             payload, encoder_state = self._encoder.encode(update, encoder_state, shared, seed)
@@ -137,10 +140,10 @@ class _Client:
             log(WARNING, "round %d: no update is sent: %s", order.round, error)
             answer = answer._replace(error=str(error))
         else:
-            buffers = vector.pack_buffers(trained, agreed) if agreed.buffers else b""
+            buffers = buffer_codec.pack(trained, agreed) if agreed.buffers else b""
             answer = answer._replace(payload=payload, buffers=buffers, vote=_vote(reply.content, agreed))
-        others = {name: record for name, record in reply.content.items() if name not in (key, records.VOTE)}
-        reply.content = records.folded(RecordDict({records.ANSWER: records.write_answer(answer), **others}))
+        others = {name: record for name, record in reply.content.items() if name not in (key, orders.VOTE)}
+        reply.content = records.folded(RecordDict({orders.ANSWER: orders.write_answer(answer), **others}))
         # Durable before the reply leaves: a kill in between loses the reply, and the server's next order brings its
         # mass back, or asks for the same again.
         self._save(began, encoder_state, order.ticket, records.content_to_bytes(reply.content), lost)
@@ -150,7 +153,7 @@ class _Client:
         """Let the application evaluate the held model."""
         order, memory = self._order, self._memory
         if memory is not None and memory.epoch != order.epoch:
-            raise records.MessageError(
+            raise orders.MessageError(
                 f"the model to evaluate is of epoch {order.epoch}, this client has that of epoch {memory.epoch}, until "
                 "an order to train brings another"
             )
@@ -165,7 +168,7 @@ class _Client:
         reply = call_next(self._message, self._context)
         if not reply.has_error():
             answer = Answer(order.ticket, order.version, tag=began.tag)
-            reply.content[records.ANSWER] = records.write_answer(answer)
+            reply.content[orders.ANSWER] = orders.write_answer(answer)
         return reply
 
     def _start(self) -> _Start | None:
@@ -175,7 +178,7 @@ class _Client:
             key, record = records.only_arrays(content)
             arrays = records.to_numpy(record)
         elif order.download is None:
-            raise records.MessageError("the order names no delta, and the message holds no ArrayRecord with the model")
+            raise orders.MessageError("the order names no delta, and the message holds no ArrayRecord with the model")
         else:
             key, arrays = "arrays", {}
         memory = self._memory
@@ -186,28 +189,28 @@ class _Client:
             return None  # a new client that has neither a layout nor the arrays: it must see them once
         before = memory.layout if memory else None
         try:
-            agreed = model.agreed(order, agreed, before, memory.epoch if memory else 0)
-        except model.NoMask as error:
+            agreed = replica.agreed(order, agreed, before, memory.epoch if memory else 0)
+        except replica.NoMask as error:
             log(WARNING, "round %d: %s; it is asked for", order.round, error)
             return None
         if agreed.mask:
-            records.rewrite_mask(content, agreed.mask.bitmap)
+            orders.rewrite_mask(content, agreed.mask.bitmap)
         if order.download is None:
             if agreed.mask:
-                arrays = {**arrays, **vector.unflatten(vector.flatten(arrays, agreed), agreed)}
+                arrays = {**arrays, **flatten.unflatten(flatten.flatten(arrays, agreed), agreed)}
             return _Start(agreed, key, arrays)
         kept = memory.kept if memory and self._of_these_tensors(agreed) else None
         if kept and before and before.fingerprint != agreed.fingerprint:
             kept = kept.moved(before.move(agreed))
-        kept = model.receive(order, order.download, kept, content, agreed)
+        kept = replica.receive(order, order.download, kept, content, agreed)
         if kept is None:
             return None
-        buffers = vector.unpack_buffers(kept.held.buffers, agreed) if agreed.buffers else {}
-        arrays = {**vector.unflatten(kept.held.floats(agreed), agreed), **buffers}
+        buffers = buffer_codec.unpack(kept.held.buffers, agreed) if agreed.buffers else {}
+        arrays = {**flatten.unflatten(kept.held.floats(agreed), agreed), **buffers}
         return _Start(agreed, key, arrays, kept, order.download.tag)
 
     def _reply(self, answer: Answer) -> Message:
-        return Message(RecordDict({records.ANSWER: records.write_answer(answer)}), reply_to=self._message)
+        return Message(RecordDict({orders.ANSWER: orders.write_answer(answer)}), reply_to=self._message)
 
     def _settled(self, layout: Layout) -> tuple[Any, bool]:
         """Return the encoder's state with the server's verdict on the last upload, and whether a loss is to be told.
@@ -251,14 +254,14 @@ class _Client:
     def _restored(self, layout: Layout) -> Any:
         assert self._memory is not None
         if self._memory.fingerprint != layout.fingerprint:
-            raise state.StateError(
+            raise stores.StateError(
                 f"the stored state belongs to another model (layout {self._memory.fingerprint}, this one is "
                 f"{layout.fingerprint}); give the federation a new name, or remove the state"
             )
-        return state.restore_state(self._encoder.init(layout), self._memory.encoder)
+        return stores.restore_state(self._encoder.init(layout), self._memory.encoder)
 
     def _save(self, began: _Start, encoder_state: Any, ticket: int, reply: bytes, lost: bool) -> None:
-        flat, layout = state.flatten_state(encoder_state), began.layout
+        flat, layout = stores.flatten_state(encoder_state), began.layout
         epoch, discarded = self._order.epoch, self._discarded
         memory = Memory(flat, ticket, layout.fingerprint, layout, reply, began.kept, lost, epoch, discarded)
         self._store.save(memory.stored())
@@ -266,12 +269,12 @@ class _Client:
 
 def _vote(content: RecordDict, layout: Layout) -> bytes:
     """Return the application's vote on the mask as it is sent, empty where it has none."""
-    record = content.config_records.get(records.VOTE)
+    record = content.config_records.get(orders.VOTE)
     bitmap = record["mask"] if record is not None else None
     if layout.mask is None or not isinstance(bitmap, bytes):
         return b""
     wanted = Mask(layout.mask.size, bitmap)
-    return support.pack(wanted.positions, wanted.size, layout.mask.positions)
+    return position_set.pack(wanted.positions, wanted.size, layout.mask.positions)
 
 
 def _layout(

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from fedpress.compression.errors import FedpressError
 from fedpress.compression.models import cost
 from fedpress.compression.models.cost import Cost, DeviceSpeed
-from fedpress.compression.models.determinism import reproducible
+from fedpress.compression.models.reproducible import reproducible
 
 RUNS = 15
 """Timed runs of a model; the quickest counts."""

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim.sgd import sgd
 
-from fedpress.compression import phases
+from fedpress.compression import timing
 from fedpress.compression.models.task import Examples, usable
 
 
@@ -52,7 +52,7 @@ def deterministic(seed: int) -> None:
     random.seed(seed)
 
 
-@phases.here.of("training")
+@timing.here.of("training")
 def train(
     model: nn.Module,
     examples: Examples,
@@ -71,7 +71,7 @@ def train(
         loss: mean loss over a batch.
         settings: the rule.
         seed: for the order of the examples and all that the model draws.
-        flags: which entries of a parameter there are, by name (`vector.flags`); others are trained whole.
+        flags: which entries of a parameter there are, by name (`flatten.flags`); others are trained whole.
 
     Raises:
         ValueError: no examples.

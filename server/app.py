@@ -17,13 +17,14 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.supercore import log
 from torch import nn
 
-from fedpress.compression import records, references
+from fedpress.compression import entry_points
 from fedpress.compression.errors import FedpressError
+from fedpress.compression.messages import records
 from fedpress.compression.models.task import Evaluation, Examples, Task, evaluate
-from fedpress.server.books import RoundSummary
-from fedpress.server.publish import Published, Publisher
-from fedpress.server.strategy import SparseFed
-from fedpress.server.tiers import TieredFed, TrainingTier
+from fedpress.server.publishing.publish import Published, Publisher
+from fedpress.server.rounds.accounting import RoundSummary
+from fedpress.server.strategies.sparse_fed import SparseFed
+from fedpress.server.strategies.tiered_fed import TieredFed, TrainingTier
 
 FINAL_ROUNDS = 10
 """A run's accuracy is the mean over this many last rounds: one round alone swings by several points."""
@@ -238,7 +239,7 @@ def _plan_from_config(run_config: UserConfig) -> Plan:
             "the run's configuration has no 'workload' (\"module:function\" whose result has a method `plan`); "
             "add it to [tool.flwr.app.config] or to --run-config"
         )
-    plan: Plan = references.load(str(run_config["workload"]))(run_config).plan()
+    plan: Plan = entry_points.load(str(run_config["workload"]))(run_config).plan()
     return plan
 
 

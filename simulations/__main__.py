@@ -9,10 +9,10 @@ from typing import Annotated, Any
 
 import typer
 
-from fedpress.simulations import cli, hub_cli, service_cli
-from fedpress.simulations.bench_cli import bench
+from fedpress.simulations.cli import common, hub, service
+from fedpress.simulations.cli.bench import bench
 
-main = typer.Typer(no_args_is_help=True, **cli.PLAIN)
+main = typer.Typer(no_args_is_help=True, **common.PLAIN)
 main.add_typer(bench, name="bench")
 
 
@@ -42,8 +42,8 @@ def _root(
 
 @main.command()
 def simulate(
-    scenario: Annotated[str | None, typer.Argument(**cli.DOCUMENTED)] = None,
-    overrides: cli.SetOption = None,
+    scenario: Annotated[str | None, typer.Argument(**common.DOCUMENTED)] = None,
+    overrides: common.SetOption = None,
     out: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Folder for the run's files; must be new or empty. Default: under runs/."),
@@ -66,8 +66,8 @@ def simulate(
             metavar="HOST:PORT", help="With --engine flower: the Ray cluster to run on; auto: this machine's."
         ),
     ] = None,
-    tensorboard: cli.TensorboardOption = False,
-    json_file: cli.JsonOption = None,
+    tensorboard: common.TensorboardOption = False,
+    json_file: common.JsonOption = None,
 ) -> None:
     """Run a scenario in worker processes on this machine.
 
@@ -107,48 +107,50 @@ def simulate(
     \b
     Every key of a scenario is explained in the file that `fedpress init` writes.
     """
-    with cli.clear_errors("simulation", json_file):
+    with common.clear_errors("simulation", json_file):
         from rich.console import Console
 
-        from fedpress.simulations import scenario as scenarios
+        from fedpress.simulations.scenario import scenario as scenarios
 
         if resume is not None and (scenario or overrides or out):
-            cli.leave(f"error: --resume {resume} goes on as the run began; leave out SCENARIO, --set and --out", 2)
+            common.leave(f"error: --resume {resume} goes on as the run began; leave out SCENARIO, --set and --out", 2)
         if engine not in ("inline", "flower"):
-            cli.leave(f"error: --engine {engine}: expected inline or flower", 2)
+            common.leave(f"error: --engine {engine}: expected inline or flower", 2)
         if ray_address and engine == "inline":
-            cli.leave(
+            common.leave(
                 f"error: --ray-address {ray_address}: only Flower's engine runs on a cluster; add --engine flower", 2
             )
         chosen = scenarios.load(scenario or "digits", overrides or ()) if resume is None else None
         from fedpress.compression.models.task import usable
-        from fedpress.simulations import beginning, progress, run_writer, runner, students, workload
-        from fedpress.simulations.report import page
-        from fedpress.simulations.run_folder import load
+        from fedpress.simulations.cli import progress
+        from fedpress.simulations.report import run_page
+        from fedpress.simulations.results import start
+        from fedpress.simulations.results.run_folder import load
+        from fedpress.simulations.runs import plan_students, recorder, runner, workload
 
-        followers: list[run_writer.Observer] = []
+        followers: list[recorder.Observer] = []
         if tensorboard:
-            with cli.clear_errors("tensorboard"):
-                from fedpress.simulations import event_files
+            with common.clear_errors("tensorboard"):
+                from fedpress.simulations.report import event_files
             followers.append(event_files.EventFiles())
         if chosen is None:
             assert resume is not None
-            _, chosen = beginning.unfinished(resume)
+            _, chosen = start.unfinished(resume)
         make_grid: runner.MakeGrid = runner.inline
         if engine == "flower":
-            with cli.clear_errors("cluster"):
-                from fedpress.simulations import flower_engine
-            flower_engine.check(chosen, ray_address)
+            with common.clear_errors("cluster"):
+                from fedpress.simulations.engines import flower
+            flower.check(chosen, ray_address)
             make_grid = runner.flower(ray_address)
         work = workload.Workload(chosen)
         work.examples(0)  # absent data, or too few, are found out before there is a run folder
         work.network  # noqa: B018 - and so is a trace that cannot be used
         usable(chosen.training.device)
-        students.signing_key(chosen.students)
+        plan_students.signing_key(chosen.students)
         console = Console()
         interrupted = False
         with progress.Display(console, chosen.rounds) as display:
-            told = run_writer.Observers(display, *followers)
+            told = recorder.Observers(display, *followers)
             try:
                 options: dict[str, Any] = {
                     "keep_state": keep_state,
@@ -163,31 +165,31 @@ def simulate(
                 interrupted = True
         folder = display.folder
         if folder is None or not folder.results.is_file():
-            cli.leave("interrupted before the first round", cli.INTERRUPTED)
+            common.leave("interrupted before the first round", common.INTERRUPTED)
         if interrupted:
             results = load(folder.path)
-        page.write(folder.path)
+        run_page.write(folder.path)
         console.print()
         progress.print_run(console, results)
-        cli.write_json(json_file, results.model_dump(mode="json"))
+        common.write_json(json_file, results.model_dump(mode="json"))
         if interrupted:
-            cli.leave(
+            common.leave(
                 f"interrupted after round {len(results.rounds)} of {chosen.rounds}; the figures so far are in"
                 f" {folder.path}, and {folder.report} shows them. To go on: fedpress simulate --resume {folder.path}",
-                cli.INTERRUPTED,
+                common.INTERRUPTED,
             )
         typer.echo(f"\nreport: {folder.report}")
 
 
 @main.command()
 def students(
-    run: Annotated[Path, typer.Argument(metavar="RUN", **cli.DOCUMENTED)],
-    overrides: cli.SetOption = None,
+    run: Annotated[Path, typer.Argument(metavar="RUN", **common.DOCUMENTED)],
+    overrides: common.SetOption = None,
     out: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Folder for the new figures; must be new or empty. Default: under runs/."),
     ] = None,
-    json_file: cli.JsonOption = None,
+    json_file: common.JsonOption = None,
 ) -> None:
     """Make the students of a finished run anew, with other settings.
 
@@ -200,29 +202,30 @@ def students(
       fedpress students runs/fashion --set students.quantize.bits=4
       fedpress students runs/fashion --set 'students.tiers=[{name: watch, bundle_bytes: 9000}]'
     """
-    with cli.clear_errors("simulation", json_file):
+    with common.clear_errors("simulation", json_file):
         from rich.console import Console
 
-        from fedpress.simulations import progress, remaking
-        from fedpress.simulations.report import page
+        from fedpress.simulations.cli import progress
+        from fedpress.simulations.report import run_page
+        from fedpress.simulations.runs import remake_students
 
         console = Console()
         with progress.Display(console, 0) as display:
             try:
-                folder = remaking.remake(run, overrides or (), out, display.on_student, display.on_search)
+                folder = remake_students.remake(run, overrides or (), out, display.on_student, display.on_search)
             except KeyboardInterrupt:
-                cli.leave("interrupted; no new folder was left", cli.INTERRUPTED)
-        page.write(folder.path)
+                common.leave("interrupted; no new folder was left", common.INTERRUPTED)
+        run_page.write(folder.path)
         results = folder.load_results()
         console.print()
         progress.print_run(console, results)
-        cli.write_json(json_file, results.model_dump(mode="json"))
+        common.write_json(json_file, results.model_dump(mode="json"))
         typer.echo(f"\nreport: {folder.report}")
 
 
 @main.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN [RUN ...]", **cli.DOCUMENTED)],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN [RUN ...]", **common.DOCUMENTED)],
     out: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Where the page goes. Default: RUN/report.html, of several comparison.html."),
@@ -231,7 +234,7 @@ def report(
         Path | None,
         typer.Option(metavar="DIR", help="Also write every figure as an SVG and a PNG file into DIR, for print."),
     ] = None,
-    tensorboard: cli.TensorboardOption = False,
+    tensorboard: common.TensorboardOption = False,
 ) -> None:
     """Write a run's report, or one page that compares several runs.
 
@@ -251,22 +254,22 @@ def report(
       fedpress report runs/dense runs/sparse --out study.html --figures paper/figures
       fedpress report runs/sparse-*
     """
-    with cli.clear_errors("simulation"):
-        cli.check_target("--out", out)
+    with common.clear_errors("simulation"):
+        common.check_target("--out", out)
         if figures is not None and figures.exists() and not figures.is_dir():
-            cli.leave(f"error: --figures {figures}: expected a folder, and this is a file", 2)
-        from fedpress.simulations.report import comparison, page
+            common.leave(f"error: --figures {figures}: expected a folder, and this is a file", 2)
+        from fedpress.simulations.report import comparison_page, run_page
 
         written = []
         if len(runs) == 1:
-            typer.echo(page.write(runs[0], out))
-            written = page.write_figures(runs[0], figures) if figures else []
+            typer.echo(run_page.write(runs[0], out))
+            written = run_page.write_figures(runs[0], figures) if figures else []
         else:
-            typer.echo(comparison.write(runs, out or Path("comparison.html")))
-            written = comparison.write_figures(runs, figures) if figures else []
+            typer.echo(comparison_page.write(runs, out or Path("comparison.html")))
+            written = comparison_page.write_figures(runs, figures) if figures else []
         if tensorboard:
-            with cli.clear_errors("tensorboard"):
-                from fedpress.simulations import event_files
+            with common.clear_errors("tensorboard"):
+                from fedpress.simulations.report import event_files
             written += [event_files.write(run) for run in runs]
         for path in written:
             typer.echo(path)
@@ -274,11 +277,11 @@ def report(
 
 @main.command()
 def inspect(
-    path: Annotated[Path, typer.Argument(metavar="FILE|DIR", **cli.DOCUMENTED)],
+    path: Annotated[Path, typer.Argument(metavar="FILE|DIR", **common.DOCUMENTED)],
     key: Annotated[
         Path | None, typer.Option(metavar="PEM", help="Ed25519 public key of who must have signed the bundle.")
     ] = None,
-    json_file: cli.JsonOption = None,
+    json_file: common.JsonOption = None,
 ) -> None:
     """Check a payload, bundle or run and say what it holds.
 
@@ -291,22 +294,22 @@ def inspect(
       fedpress inspect runs/digits-20261123-101500
       fedpress inspect student.fpb --key signing.pub.pem --json manifest.json
     """
-    with cli.clear_errors("server", json_file):
-        from fedpress.simulations import inspection
+    with common.clear_errors("server", json_file):
+        from fedpress.simulations.cli import inspection
 
         found = inspection.inspect(path, key)
         typer.echo(f"{path}: a {found.kind}")
-        cli.show_facts(found.facts)
+        common.show_facts(found.facts)
         if found.rows:
             typer.echo()
-            cli.show_rows(found.columns, found.rows)
-        cli.write_json(json_file, found.data)
+            common.show_rows(found.columns, found.rows)
+        common.write_json(json_file, found.data)
 
 
 @main.command()
 def probe(
-    scenario: Annotated[str | None, typer.Argument(**cli.DOCUMENTED)] = None,
-    overrides: cli.SetOption = None,
+    scenario: Annotated[str | None, typer.Argument(**common.DOCUMENTED)] = None,
+    overrides: common.SetOption = None,
     latency: Annotated[
         float | None, typer.Option(metavar="MS", help="An answer may take this many milliseconds here.")
     ] = None,
@@ -314,8 +317,8 @@ def probe(
         int | None, typer.Option(metavar="BYTES", help="Memory that a model may take here; default: what is free.")
     ] = None,
     download: Annotated[int | None, typer.Option(metavar="BYTES", help="The largest download that is welcome.")] = None,
-    threads: Annotated[int, typer.Option(help="Threads to measure on (1).", **cli.COUNT)] = 1,
-    json_file: cli.JsonOption = None,
+    threads: Annotated[int, typer.Option(help="Threads to measure on (1).", **common.COUNT)] = 1,
+    json_file: common.JsonOption = None,
 ) -> None:
     """Measure this device in a few seconds, and name its tier.
 
@@ -332,28 +335,28 @@ def probe(
       fedpress probe
       fedpress probe fashion-mnist-100 --latency 0.2 --json phone.json
     """
-    with cli.clear_errors("simulation", json_file):
-        from fedpress.simulations import probing
-        from fedpress.simulations import scenario as scenarios
+    with common.clear_errors("simulation", json_file):
+        from fedpress.simulations.runs import probe_tiers
+        from fedpress.simulations.scenario import scenario as scenarios
 
         chosen = scenarios.load(scenario, overrides or ()) if scenario else None
-        found, tiers = probing.run(chosen, probing.Limits(latency, memory, download), threads)
-        cli.show_facts(probing.facts(found))
+        found, tiers = probe_tiers.run(chosen, probe_tiers.Limits(latency, memory, download), threads)
+        common.show_facts(probe_tiers.facts(found))
         typer.echo()
-        cli.show_rows(probing.MODEL_COLUMNS, probing.model_rows(found))
+        common.show_rows(probe_tiers.MODEL_COLUMNS, probe_tiers.model_rows(found))
         if tiers:
             typer.echo()
-            cli.show_rows(probing.TIER_COLUMNS, probing.tier_rows(tiers))
-        cli.write_json(json_file, found.to_json())
+            common.show_rows(probe_tiers.TIER_COLUMNS, probe_tiers.tier_rows(tiers))
+        common.write_json(json_file, found.to_json())
         if chosen and not found.tier:
-            raise probing.nothing_fits(tiers)
+            raise probe_tiers.nothing_fits(tiers)
         if found.tier:
             typer.echo(f"\ntier: {found.tier}")
 
 
 @main.command()
 def init(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", **cli.DOCUMENTED)] = Path("."),
+    folder: Annotated[Path, typer.Argument(metavar="DIR", **common.DOCUMENTED)] = Path("."),
 ) -> None:
     """Write a scenario and a task of your own to start from.
 
@@ -366,18 +369,18 @@ def init(
       fedpress init study
       fedpress simulate study
     """
-    with cli.clear_errors("simulation"):
-        from fedpress.simulations import init as skeleton
+    with common.clear_errors("simulation"):
+        from fedpress.simulations.scenario import template
 
-        for path in skeleton.write(folder):
+        for path in template.write(folder):
             typer.echo(f"wrote {path}")
         typer.echo(f"run it: fedpress simulate {folder}")
 
 
-main.command()(service_cli.server)
-main.command()(service_cli.client)
-main.add_typer(service_cli.keys, name="keys")
-hub_cli.add_to(main)
+main.command()(service.server)
+main.command()(service.client)
+main.add_typer(service.keys, name="keys")
+hub.add_to(main)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,11 +1,9 @@
 """Shared by all tests: no test is timed, no telemetry, Flower's home in a temporary folder, example apps importable."""
 
 import os
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -18,7 +16,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 settings.register_profile("fedpress", deadline=None, max_examples=50)
 settings.register_profile("thorough", deadline=None, max_examples=2000)
 settings.load_profile("fedpress")
-sys.path.insert(0, str(Path(__file__).parent / "apps"))  # worker processes get the parent's path
+
+collect_ignore = ["apps"]  # programs that tests start; they hold no doctests
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-from fedpress.simulations import runner, scenario
+from fedpress.simulations.runs import runner
+from fedpress.simulations.scenario import scenario
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -143,14 +144,16 @@ def test_named_commands_exist() -> None:
 USE_FORMAT = """
 import sys
 import numpy as np
-from fedpress.compression import encoder, feedback, selection, values
-from fedpress.compression.vector import Layout
+from fedpress.compression.encoders import encoder, error_feedback, selection
+from fedpress.compression.tensors.layout import Layout
+from fedpress.compression.tensors.side_info import SideInfo
+from fedpress.compression.wire import values
 
 assert values.__file__.startswith(sys.argv[1]), values.__file__
 layout = Layout.of_arrays({"weight": np.zeros(3000, np.float32)})
-shared = encoder.Shared(layout)
+shared = SideInfo(layout)
 drawn = np.random.default_rng(1)
-codec = feedback.error_feedback(encoder.sparse(selection.top_k(0.1), values.by_name("bfloat16")))
+codec = error_feedback.error_feedback(encoder.sparse(selection.top_k(0.1), values.by_name("bfloat16")))
 state, sent, asked = codec.init(layout), np.zeros(3000), np.zeros(3000)
 for step in range(5):
     update = drawn.normal(size=3000).astype(np.float32)
@@ -172,10 +175,10 @@ def test_a_value_format_takes_one_entry_in_one_file(tmp_path: Path) -> None:
     functions, _, formats = block.rpartition("_FORMATS = ")
     copy = tmp_path / "fedpress" / "compression"
     shutil.copytree(ROOT / "compression", copy, ignore=shutil.ignore_patterns("__pycache__", "models"))
-    source = (copy / "values.py").read_text(encoding="utf-8")
+    source = (copy / "wire" / "values.py").read_text(encoding="utf-8")
     changed = re.sub(r"^_FORMATS = .*\n", lambda _: f"{functions}_FORMATS = {formats}", source, flags=re.MULTILINE)
     assert changed != source
-    (copy / "values.py").write_text(changed, encoding="utf-8")
+    (copy / "wire" / "values.py").write_text(changed, encoding="utf-8")
     result = subprocess.run(
         [sys.executable, "-c", USE_FORMAT, str(tmp_path)],
         env={**os.environ, "PYTHONPATH": str(tmp_path)},

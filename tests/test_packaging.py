@@ -165,7 +165,7 @@ CODEC = """
 import numpy as np
 from fedpress.compression import encoder, selection, values, vector
 layout = vector.Layout.of_arrays({"weight": np.zeros((100, 10), np.float32)})
-shared = encoder.Shared(layout)
+shared = side_info.SideInfo(layout)
 update = np.arange(1000, dtype=np.float32)
 codec = encoder.sparse(selection.top_k(0.01), values.FLOAT32)
 payload, _ = codec.encode(update.copy(), codec.init(layout), shared, 1)

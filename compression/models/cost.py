@@ -30,7 +30,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from fedpress.compression.models import prune
+from fedpress.compression.models.pruning import structural
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Cost:
 
     Attributes:
         parameters: How many the model has, tied ones once.
-        flops: As `prune.flops_of` counts them.
+        flops: As `structural.flops_of` counts them.
         convolution_flops: Those among them that are convolutions.
         memory_bytes: Weights and buffers, and the most that inputs, activations and answers take at any moment. What a
             kernel needs for itself, and the program around the model, come on top.
@@ -79,8 +79,8 @@ def cost_of(model: nn.Module, example_input: Tensor) -> Cost:
             module.training = training
     stored = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
     return Cost(
-        parameters=prune.parameters_of(model),
-        flops=prune.flops_of(model, example),
+        parameters=structural.parameters_of(model),
+        flops=structural.flops_of(model, example),
         convolution_flops=trace.convolution_flops,
         memory_bytes=sum(_bytes(tensor) for tensor in stored.values()) + trace.peak,
         moved_bytes=trace.moved,

@@ -37,7 +37,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedpress.compression.errors import FedpressError
-from fedpress.compression.models.determinism import evaluating
+from fedpress.compression.models.reproducible import evaluating
 
 
 class DeviceError(FedpressError, ValueError):

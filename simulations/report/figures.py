@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple, Protocol, TypeVar
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator, PercentFormatter
 
-from fedpress.simulations.report.canvas import FIRST, INK, MUTED, SECOND, SERIES, WIDTH, Colors, Drawing
+from fedpress.simulations.report.drawings import FIRST, INK, MUTED, SECOND, SERIES, WIDTH, Colors, Drawing
 
 LETTER: Final = 6.3  # points that a letter of 10-point text takes, rather too many than too few
 MOST_LETTERS: Final = 30  # of a bar's label

@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import Literal, NamedTuple
 
 from fedpress.simulations.report.figures import Curve
-from fedpress.simulations.run_folder import Results
+from fedpress.simulations.results.records import Results
 
 AVERAGED = 10  # rounds that a run's accuracy is the mean of
 

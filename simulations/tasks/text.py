@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from fedpress.compression.models.task import Examples, Splits, Task, disjoint
 from fedpress.compression.models.transformer import CausalTransformer
-from fedpress.simulations.tasks import architectures, kjv
+from fedpress.simulations.tasks import architectures, king_james
 from fedpress.simulations.tasks.registry import TaskError
 
 LENGTH = 64
@@ -125,7 +125,7 @@ class Corpus(NamedTuple):
 
 @cache
 def _corpus(folder: Path | None) -> Corpus:
-    texts = kjv.books() if folder is None else _read(folder)
+    texts = king_james.books() if folder is None else _read(folder)
     books = [windows(text, name) for name, text in texts.items()]
     parts = split_indices([len(book) for book in books])
     disjoint(*parts.values())

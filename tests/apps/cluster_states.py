@@ -5,7 +5,7 @@ import sys
 
 from flwr.app import ConfigRecord, Message, RecordDict
 
-from fedpress.simulations.flower_engine import FlowerGrid
+from fedpress.simulations.engines.flower import FlowerGrid
 
 CLIENTS, ROUNDS = 4, 10
 
@@ -15,7 +15,7 @@ def question(node: int, kind: str) -> Message:
 
 
 def main(address: str) -> None:
-    with FlowerGrid("engine_client:app", clients=CLIENTS, address=address) as grid:
+    with FlowerGrid("tests.apps.engine_client:app", clients=CLIENTS, address=address) as grid:
         rounds = []
         for _ in range(ROUNDS):
             replies = grid.send_and_receive([question(node, "query.count") for node in range(1, CLIENTS + 1)])

@@ -5,7 +5,8 @@ from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedpress.client.mod import compress
-from fedpress.compression import encoder, records
+from fedpress.compression.encoders import encoder
+from fedpress.compression.messages import records
 
 plain = ClientApp()
 compressed = ClientApp(mods=[compress(encoder.dense())])

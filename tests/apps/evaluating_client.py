@@ -1,12 +1,14 @@
 """A client whose evaluation says which model it sees."""
 
 import numpy as np
-from faulty_client import train
 from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from tests.apps.faulty_client import train
 
 from fedpress.client.mod import compress
-from fedpress.compression import encoder, records, values
+from fedpress.compression.encoders import encoder
+from fedpress.compression.messages import records
+from fedpress.compression.wire import values
 
 app = ClientApp(mods=[compress(encoder.dense(values.FLOAT32))])
 app.train()(train)

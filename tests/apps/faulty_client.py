@@ -8,7 +8,9 @@ from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable
 
 from fedpress.client.mod import compress
-from fedpress.compression import encoder, feedback, records, selection, values
+from fedpress.compression.encoders import encoder, error_feedback, selection
+from fedpress.compression.messages import orders, records
+from fedpress.compression.wire import values
 
 FAULTS = (
     "none", "none", "nan", "raises", "dense", "truncated", "ticket", "version", "weight", "no weight", "foreign",
@@ -25,7 +27,7 @@ def saboteur(message: Message, context: Context, call_next: ClientAppCallable) -
     """Spoil the finished answer, as a broken client or link would."""
     reply = call_next(message, context)
     fault = fault_of(context)
-    answer = reply.content.config_records.get(records.ANSWER)
+    answer = reply.content.config_records.get(orders.ANSWER)
     if fault == "truncated":
         answer["update"] = answer["update"][:-1]
     elif fault == "ticket":
@@ -39,7 +41,7 @@ def saboteur(message: Message, context: Context, call_next: ClientAppCallable) -
     elif fault == "infinite payload":
         answer["update"] = crafted_infinity(answer["update"])
     elif fault == "no model":
-        reply.content = RecordDict({records.ANSWER: records.write_answer(records.Answer(1, 0, needs_model=True))})
+        reply.content = RecordDict({orders.ANSWER: orders.write_answer(orders.Answer(1, 0, needs_model=True))})
     elif fault == "dense":
         reply.content = RecordDict(
             {"arrays": message.content["arrays"], "metrics": records.unfolded(reply.content)["metrics"]}
@@ -59,7 +61,7 @@ def crafted_infinity(payload: bytes) -> bytes:
 app = ClientApp(
     mods=[
         saboteur,
-        compress(feedback.error_feedback(encoder.sparse(selection.top_k(1.0), values.FLOAT32))),
+        compress(error_feedback.error_feedback(encoder.sparse(selection.top_k(1.0), values.FLOAT32))),
     ]
 )
 

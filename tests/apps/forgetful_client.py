@@ -1,20 +1,22 @@
 """A client that works, until in round 3 what it has kept is gone, damaged, or that of a backup."""
 
 import numpy as np
-from faulty_client import train
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable
+from tests.apps.faulty_client import train
 
-from fedpress.client import state
 from fedpress.client.mod import compress
-from fedpress.client.state import Stored
-from fedpress.compression import encoder, feedback, records, selection, values
+from fedpress.client.state import stores
+from fedpress.client.state.stores import Stored
+from fedpress.compression.encoders import encoder, error_feedback, selection
+from fedpress.compression.messages import orders
+from fedpress.compression.wire import values
 
 
 def accident(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-    order = records.read_order(message.content)
-    store = state.open_store(context, order.federation)
+    order = orders.read_order(message.content)
+    store = stores.open_store(context, order.federation)
     found = store.load()
     if order.round == 2:
         context.state["backup"] = context.state.array_records["fedpress.state"]
@@ -33,6 +35,6 @@ def accident(message: Message, context: Context, call_next: ClientAppCallable) -
 
 
 app = ClientApp(
-    mods=[accident, compress(feedback.error_feedback(encoder.sparse(selection.top_k(0.5), values.FLOAT32)))]
+    mods=[accident, compress(error_feedback.error_feedback(encoder.sparse(selection.top_k(0.5), values.FLOAT32)))]
 )
 app.train()(train)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
-from fedpress.simulations.service import children
+from fedpress.simulations.deploy import children
 
 PATIENCE = 240.0
 """Seconds for one step, on a machine that is busy with other tests."""

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from flwr.serverapp import ServerApp
 
-from fedpress.compression import references
-from fedpress.simulations import engine
-from fedpress.simulations.engine import InlineGrid
+from fedpress.compression import entry_points
+from fedpress.simulations.engines import inline
+from fedpress.simulations.engines.inline import InlineGrid
 
 APPS = Path(__file__).parents[1] / "apps"
 
@@ -23,7 +23,7 @@ def run(client_app: str, server_app: ServerApp, folder: Path, rounds: int) -> di
         "report-path": str(folder / "report.json"),
     }
     with InlineGrid(client_app, clients=6, workers=1, run_config=config) as grid:
-        engine.run(server_app, grid, config)
+        inline.run(server_app, grid, config)
     report: dict[str, Any] = json.loads((folder / "report.json").read_text())
     return report
 
@@ -35,15 +35,15 @@ def adopt(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             "app = ClientApp()",
             "app = ClientApp(mods=[compress(error_feedback(sparse(top_k(0.02), TERNARY)))])",
             "from fedpress.client.mod import compress\n"
-            "from fedpress.compression.encoder import sparse\n"
-            "from fedpress.compression.feedback import error_feedback\n"
-            "from fedpress.compression.selection import top_k\n"
-            "from fedpress.compression.values import TERNARY\n",
+            "from fedpress.compression.encoders.encoder import sparse\n"
+            "from fedpress.compression.encoders.error_feedback import error_feedback\n"
+            "from fedpress.compression.encoders.selection import top_k\n"
+            "from fedpress.compression.wire.values import TERNARY\n",
         ),
         "server": (
             "    strategy = FedAvg(fraction_train=0.5)",
             "    strategy = SparseFed(fraction_train=0.5)",
-            "from fedpress.server.strategy import SparseFed\n",
+            "from fedpress.server.strategies.sparse_fed import SparseFed\n",
         ),
     }
     for side, (line, changed, imports) in changes.items():
@@ -52,14 +52,15 @@ def adopt(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         source = source.replace(line, changed).replace("\nfrom stock_task", f"\n{imports}from stock_task", 1)
         (folder / f"adopted_{side}.py").write_text(source)
         monkeypatch.delitem(sys.modules, f"adopted_{side}", raising=False)
-    monkeypatch.syspath_prepend(str(folder))
+    for place in (APPS, folder):
+        monkeypatch.syspath_prepend(str(place))
 
 
 @pytest.mark.slow
 def test_two_changed_lines_keep_the_accuracy_and_shrink_the_upload(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stock = run("stock_client:app", references.load("stock_server:app"), tmp_path, rounds=20)
+    stock = run("stock_client:app", entry_points.load("stock_server:app"), tmp_path, rounds=20)
     adopt(tmp_path, monkeypatch)
     adopted = run("adopted_client:app", import_module("adopted_server").app, tmp_path, rounds=20)
     assert stock["accuracy"] > 0.85

@@ -11,13 +11,17 @@ from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedpress.client import mod, state
-from fedpress.client.memory import Memory
-from fedpress.compression import encoder, feedback, records, selection, support, values, vector, wire
-from fedpress.compression.encoder import Encoder, Shared
+from fedpress.client import mod
+from fedpress.client.state import stores
+from fedpress.client.state.memory import Memory
+from fedpress.compression.encoders import encoder, error_feedback, selection
+from fedpress.compression.encoders.encoder import Encoder, SideInfo
 from fedpress.compression.errors import FedpressError
-from fedpress.compression.mask import Mask
-from fedpress.compression.vector import Layout, TensorSpec
+from fedpress.compression.messages import orders, records
+from fedpress.compression.tensors import flatten
+from fedpress.compression.tensors.layout import Layout, TensorSpec
+from fedpress.compression.tensors.mask import Mask
+from fedpress.compression.wire import payloads, position_set, values
 
 LAYOUT = Layout((TensorSpec("a", (5, 7), "float32"), TensorSpec("b", (13,), "float32")))
 
@@ -33,8 +37,8 @@ def context(**node_config: Any) -> Context:
 
 
 def order_message(ticket: int, accepted: int, held: dict[str, Any], kind: str = "train", epoch: int = 0) -> Message:
-    order = records.Order("test", ticket, round=ticket, epoch=epoch, version=ticket - 1, accepted=accepted)
-    content = RecordDict({"arrays": records.from_numpy(held), "config": ConfigRecord(dict(records.write_order(order)))})
+    order = orders.Order("test", ticket, round=ticket, epoch=epoch, version=ticket - 1, accepted=accepted)
+    content = RecordDict({"arrays": records.from_numpy(held), "config": ConfigRecord(dict(orders.write_order(order)))})
     return Message(content, dst_node_id=1, message_type=kind)
 
 
@@ -56,9 +60,9 @@ def trained_reply(message: Message, update: np.ndarray[Any, Any]) -> Message:
 
 
 ENCODERS = {
-    "residual": lambda: feedback.error_feedback(encoder.sparse(selection.top_k(0.1), values.TERNARY)),
-    "step ahead": lambda: feedback.step_ahead(
-        feedback.error_feedback(encoder.sparse(selection.top_k(0.1), values.INT8))
+    "residual": lambda: error_feedback.error_feedback(encoder.sparse(selection.top_k(0.1), values.TERNARY)),
+    "step ahead": lambda: error_feedback.step_ahead(
+        error_feedback.error_feedback(encoder.sparse(selection.top_k(0.1), values.INT8))
     ),
 }
 
@@ -79,15 +83,15 @@ def test_nothing_is_lost_whatever_becomes_of_the_replies(name: str, fates: list[
         update = draw.standard_normal(48).astype(np.float32)
         asked += update
         reply = applied(order_message(ticket, accepted, zeros()), here, lambda m, c, u=update: trained_reply(m, u))
-        answer = records.read_answer(reply.content)
+        answer = orders.read_answer(reply.content)
         assert (answer.ticket, answer.version, answer.error) == (ticket, ticket - 1, "")
         if fate == "accepted":
-            wire.decode(answer.payload, Shared(LAYOUT)).add_to(accepted_sum)
+            payloads.decode(answer.payload, SideInfo(LAYOUT)).add_to(accepted_sum)
             accepted = ticket
     # one more order settles the last reply: it trains nothing, and its own payload counts as pending
     reply = applied(order_message(len(fates) + 1, accepted, zeros()), here, nothing)
-    pending = wire.decode(records.read_answer(reply.content).payload, Shared(LAYOUT)).dense()
-    stored = state.open_store(here, "test").load()
+    pending = payloads.decode(orders.read_answer(reply.content).payload, SideInfo(LAYOUT)).dense()
+    stored = stores.open_store(here, "test").load()
     assert stored is not None
     np.testing.assert_allclose(accepted_sum + pending + stored.arrays["encoder/residual"], asked, atol=1e-5)
 
@@ -101,7 +105,7 @@ def test_step_ahead_starts_from_the_model_plus_the_residual() -> None:
 
     applied = mod.compress(ENCODERS["step ahead"](), layout=LAYOUT)
     applied(order_message(1, 0, zeros()), here, application)
-    stored = state.open_store(here, "test").load()
+    stored = stores.open_store(here, "test").load()
     assert stored is not None
     residual = stored.arrays["encoder/residual"].copy()
     applied(order_message(2, 1, zeros()), here, application)
@@ -113,11 +117,11 @@ def test_a_nan_is_answered_with_a_reason_and_leaves_the_state_whole() -> None:
     here = context()
     applied = mod.compress(ENCODERS["residual"](), layout=LAYOUT)
     applied(order_message(1, 0, zeros()), here, lambda m, c: trained_reply(m, np.ones(48, np.float32)))
-    before = state.open_store(here, "test").load()
+    before = stores.open_store(here, "test").load()
     reply = applied(order_message(2, 0, zeros()), here, lambda m, c: trained_reply(m, np.full(48, np.nan, np.float32)))
-    answer = records.read_answer(reply.content)
+    answer = orders.read_answer(reply.content)
     assert answer.payload == b"" and "NaN" in answer.error
-    after = state.open_store(here, "test").load()
+    after = stores.open_store(here, "test").load()
     assert before is not None and after is not None
     # the first payload was not accepted: its mass is back, and nothing of the NaN is in
     np.testing.assert_allclose(after.arrays["encoder/residual"], np.ones(48), atol=1e-6)
@@ -131,7 +135,7 @@ def test_only_train_messages_are_touched() -> None:
 
 def test_an_order_of_another_strategy_is_refused_with_the_likely_mistake() -> None:
     message = Message(RecordDict({"arrays": records.from_numpy(zeros())}), dst_node_id=1, message_type="train")
-    with pytest.raises(records.MessageError, match="SparseFed"):
+    with pytest.raises(orders.MessageError, match="SparseFed"):
         mod.compress(ENCODERS["residual"](), layout=LAYOUT)(message, context(), lambda m, c: m)
 
 
@@ -150,7 +154,7 @@ def test_an_order_of_an_epoch_with_another_layout_starts_anew_and_says_what_is_l
     layout = Layout((TensorSpec("a", (5, 7), "float32"), TensorSpec("c", (13,), "float32")))
     here, made = context(), ENCODERS["residual"]()
 
-    def answered(agreed: Layout, *order: int, epoch: int, kind: str = "train") -> records.Answer:
+    def answered(agreed: Layout, *order: int, epoch: int, kind: str = "train") -> orders.Answer:
         def application(message: Message, _: Context) -> Message:
             arrays = {name: array + 1 for name, array in records.to_numpy(message.content["arrays"]).items()}
             content = {"w": records.from_numpy(arrays), "metrics": MetricRecord({"num-examples": 3})}
@@ -158,33 +162,34 @@ def test_an_order_of_an_epoch_with_another_layout_starts_anew_and_says_what_is_l
 
         held = {spec.name: np.zeros(spec.shape, np.float32) for spec in agreed.parameters}
         message = order_message(*order, held, kind, epoch)
-        return records.read_answer(mod.compress(made, layout=agreed)(message, here, application).content)
+        return orders.read_answer(mod.compress(made, layout=agreed)(message, here, application).content)
 
     def kept() -> Any:
-        stored = state.open_store(here, "test").load()
+        stored = stores.open_store(here, "test").load()
         assert stored is not None
         return stored.arrays["encoder/residual"].copy()
 
     answered(LAYOUT, 1, 0, epoch=0)
     first = answered(layout, 2, 1, epoch=1)
     assert first.lost_state and not first.error
-    said = wire.decode(first.payload, Shared(layout)).dense()
+    said = payloads.decode(first.payload, SideInfo(layout)).dense()
     np.testing.assert_allclose(said + kept(), np.ones(48))  # nothing of epoch 0 is in it
     assert "is older than 2" in answered(LAYOUT, 1, 0, epoch=0).error
-    with pytest.raises(records.MessageError, match="to evaluate is of epoch 2, this client has that of epoch 1"):
+    with pytest.raises(orders.MessageError, match="to evaluate is of epoch 2, this client has that of epoch 1"):
         answered(layout, 0, 2, epoch=2, kind="evaluate")
     np.testing.assert_allclose(said + kept(), np.ones(48))
     second = answered(layout, 3, 2, epoch=1)
     assert not second.lost_state
-    np.testing.assert_allclose(said + wire.decode(second.payload, Shared(layout)).dense() + kept(), np.full(48, 2))
+    said += payloads.decode(second.payload, SideInfo(layout)).dense()
+    np.testing.assert_allclose(said + kept(), np.full(48, 2))
 
 
 def masked_order(
     ticket: int, accepted: int, mask: bytes | None, epoch: int, drop: float = 0.0, kind: str = "train"
 ) -> Message:
-    order = records.Order("test", ticket, ticket, epoch, ticket - 1, accepted, mask=mask, drop=drop, grow=drop)
+    order = orders.Order("test", ticket, ticket, epoch, ticket - 1, accepted, mask=mask, drop=drop, grow=drop)
     held = {"a": np.ones((5, 7), np.float32), "b": np.ones(13, np.float32)}  # whole, outside the mask too
-    content = {"arrays": records.from_numpy(held), "config": ConfigRecord(dict(records.write_order(order)))}
+    content = {"arrays": records.from_numpy(held), "config": ConfigRecord(dict(orders.write_order(order)))}
     return Message(RecordDict(content), dst_node_id=1, message_type=kind)
 
 
@@ -193,7 +198,7 @@ def of_flags(*flags: bool) -> Mask:
 
 
 def memory(here: Context) -> Memory:
-    stored = state.open_store(here, "test").load()
+    stored = stores.open_store(here, "test").load()
     assert stored is not None
     return Memory.of(stored)
 
@@ -204,24 +209,24 @@ def test_a_stock_application_trains_inside_the_mask_and_what_survives_a_new_one_
     first, second = of_flags(True, True, False), of_flags(True, False)
 
     def application(message: Message, _: Context) -> Message:
-        seen.append(vector.flatten(records.to_numpy(message.content["arrays"]), LAYOUT))
-        assert records.read_order(message.content).mask in (first.bitmap, second.bitmap)
+        seen.append(flatten.flatten(records.to_numpy(message.content["arrays"]), LAYOUT))
+        assert orders.read_order(message.content).mask in (first.bitmap, second.bitmap)
         return trained_reply(message, np.arange(1, 49, dtype=np.float32))  # everywhere: it knows of no mask
 
-    def answered(message: Message) -> records.Answer:
-        return records.read_answer(applied(message, here, application).content)
+    def answered(message: Message) -> orders.Answer:
+        return orders.read_answer(applied(message, here, application).content)
 
-    one = answered(masked_order(1, 0, support.pack(first.positions, 48), 1))
+    one = answered(masked_order(1, 0, position_set.pack(first.positions, 48), 1))
     np.testing.assert_array_equal(seen[0], first.flags)
-    said = wire.decode(one.payload, Shared(LAYOUT.within(first))).dense()
+    said = payloads.decode(one.payload, SideInfo(LAYOUT.within(first))).dense()
     expected = np.arange(1, 49)[first.flags]
     np.testing.assert_allclose(said + memory(here).encoder["residual"], expected, atol=1e-5)
     # The upload is refused: it comes back within the old mask, then what the new one lacks falls away.
-    coded = support.pack(second.positions, 48, first.positions)
+    coded = position_set.pack(second.positions, 48, first.positions)
     two = answered(masked_order(2, 0, coded, 2))
     np.testing.assert_array_equal(seen[1], second.flags)
     assert not two.lost_state
-    said = wire.decode(two.payload, Shared(LAYOUT.within(second))).dense()
+    said = payloads.decode(two.payload, SideInfo(LAYOUT.within(second))).dense()
     twice = (np.arange(1, 49) * (1 + first.flags))[second.flags]
     np.testing.assert_allclose(said + memory(here).encoder["residual"], twice, atol=1e-5)
     assert memory(here).discarded == pytest.approx(np.arange(1, 49)[first.flags & ~second.flags].sum())
@@ -234,25 +239,25 @@ def test_a_stock_application_trains_inside_the_mask_and_what_survives_a_new_one_
 def test_a_client_asks_for_a_mask_that_it_lacks() -> None:
     here, mask = context(), of_flags(True, False)
     applied = mod.compress(ENCODERS["residual"](), layout=LAYOUT)
-    damaged = bytearray(support.pack(mask.positions, 48))
+    damaged = bytearray(position_set.pack(mask.positions, 48))
     damaged[-1] ^= 1
     for coded in (b"", bytes(damaged)):
         reply = applied(masked_order(1, 0, coded, 2), here, nothing)
-        assert records.read_answer(reply.content).needs_model
-    applied(masked_order(2, 0, support.pack(mask.positions, 48), 2), here, nothing)
+        assert orders.read_answer(reply.content).needs_model
+    applied(masked_order(2, 0, position_set.pack(mask.positions, 48), 2), here, nothing)
     reply = applied(masked_order(3, 2, b"", 3), here, nothing)  # of the next epoch
-    assert records.read_answer(reply.content).needs_model
+    assert orders.read_answer(reply.content).needs_model
 
 
 def test_the_application_evaluates_the_model_within_its_mask() -> None:
     seen: list[Any] = []
 
     def application(message: Message, _: Context) -> Message:
-        seen.append(vector.flatten(records.to_numpy(message.content["arrays"]), LAYOUT))
+        seen.append(flatten.flatten(records.to_numpy(message.content["arrays"]), LAYOUT))
         return Message(RecordDict({"metrics": MetricRecord({"num-examples": 3})}), reply_to=message)
 
     mask = of_flags(True, False, False)
-    message = masked_order(0, 0, support.pack(mask.positions, 48), 1, kind="evaluate")
+    message = masked_order(0, 0, position_set.pack(mask.positions, 48), 1, kind="evaluate")
     mod.compress(ENCODERS["residual"](), layout=LAYOUT)(message, context(), application)
     np.testing.assert_array_equal(seen[0], mask.flags)
 
@@ -261,16 +266,16 @@ def test_a_vote_goes_up_in_the_answer_coded_against_the_mask() -> None:
     mask, wanted = of_flags(True, False), of_flags(True, False, True, False, False, True)
 
     def application(message: Message, _: Context) -> Message:
-        assert records.read_order(message.content).drop == 0.3
+        assert orders.read_order(message.content).drop == 0.3
         reply = trained_reply(message, np.ones(48, np.float32))
-        reply.content[records.VOTE] = ConfigRecord({"mask": wanted.bitmap})
+        reply.content[orders.VOTE] = ConfigRecord({"mask": wanted.bitmap})
         return reply
 
-    message = masked_order(1, 0, support.pack(mask.positions, 48), 1, drop=0.3)
+    message = masked_order(1, 0, position_set.pack(mask.positions, 48), 1, drop=0.3)
     reply = mod.compress(ENCODERS["residual"](), layout=LAYOUT)(message, context(), application)
-    assert set(reply.content) == {records.ANSWER}
-    vote = records.read_answer(reply.content).vote
-    np.testing.assert_array_equal(support.unpack(vote, 48, mask.positions), wanted.positions)
+    assert set(reply.content) == {orders.ANSWER}
+    vote = orders.read_answer(reply.content).vote
+    np.testing.assert_array_equal(position_set.unpack(vote, 48, mask.positions), wanted.positions)
     assert records.sizes(reply)["vote"] == len(vote)
 
 
@@ -278,14 +283,14 @@ def test_a_state_without_a_mask_is_written_as_before_masks_and_all_are_read(tmp_
     here = context(**{"state-folder": str(tmp_path)})
     applied = mod.compress(ENCODERS["residual"](), layout=LAYOUT)
     applied(order_message(1, 0, zeros()), here, nothing)
-    stored = state.open_store(here, "test").load()
+    stored = stores.open_store(here, "test").load()
     assert stored is not None and stored.meta["memory"] == "2" and "mask" not in stored.arrays
     mask = of_flags(True, False)
-    applied(masked_order(2, 1, support.pack(mask.positions, 48), 1), here, nothing)
-    stored = state.open_store(here, "test").load()
+    applied(masked_order(2, 1, position_set.pack(mask.positions, 48), 1), here, nothing)
+    stored = stores.open_store(here, "test").load()
     assert stored is not None and stored.meta["memory"] == "3"
     assert Memory.of(stored).layout == LAYOUT.within(mask)
-    with pytest.raises(state.StateError, match="format 4"):
+    with pytest.raises(stores.StateError, match="format 4"):
         Memory.of(stored._replace(meta={**stored.meta, "memory": "4"}))
 
 
@@ -308,11 +313,11 @@ def test_a_client_whose_file_is_damaged_says_so_and_takes_part_as_new(tmp_path: 
     (path,) = tmp_path.glob("*/client-1.safetensors")
     path.write_bytes(path.read_bytes()[:-7])
     answers = [
-        records.read_answer(applied(order_message(ticket, accepted, zeros()), here, nothing).content)
+        orders.read_answer(applied(order_message(ticket, accepted, zeros()), here, nothing).content)
         for ticket, accepted in ((2, 0), (3, 0), (4, 3))
     ]
     assert [answer.lost_state for answer in answers] == [True, True, False]  # until an answer that says so is accepted
-    assert not answers[0].error and not wire.decode(answers[0].payload, Shared(LAYOUT)).dense().any()
+    assert not answers[0].error and not payloads.decode(answers[0].payload, SideInfo(LAYOUT)).dense().any()
     assert path.exists() and path.with_name(path.name + ".damaged").exists()
 
 
@@ -339,14 +344,14 @@ def test_a_client_that_is_killed_answers_the_same_ticket_with_the_same_bytes(
     trained.clear()
     found = [run(tmp_path / "killed", 1, 0)]
     with monkeypatch.context() as patch:
-        save = state.FolderStore.save
+        save = stores.FolderStore.save
 
-        def killed(store: state.FolderStore, stored: state.Stored) -> None:
+        def killed(store: stores.FolderStore, stored: stores.Stored) -> None:
             if moment.startswith("after"):
                 save(store, stored)
             raise Killed
 
-        patch.setattr(state.FolderStore, "save", killed)
+        patch.setattr(stores.FolderStore, "save", killed)
         with pytest.raises(Killed):
             run(tmp_path / "killed", 2, 1)
     found += [run(tmp_path / "killed", 2, 1), run(tmp_path / "killed", 3, 2)]
@@ -358,9 +363,9 @@ def test_a_node_says_its_tier_with_its_update_and_the_server_remembers_it() -> N
     applied = mod.compress(ENCODERS["residual"](), layout=LAYOUT)
     silent = applied(order_message(1, 0, zeros()), context(), nothing)
     said = applied(order_message(1, 0, zeros()), context(tier="phone"), nothing)
-    without, within = (records.read_answer(records.unfolded(reply.content)) for reply in (silent, said))
+    without, within = (orders.read_answer(records.unfolded(reply.content)) for reply in (silent, said))
     assert (without.tier, within.tier) == ("", "phone")
-    assert "tier" not in silent.content.config_records[records.ANSWER]  # nothing is sent where nothing is said
+    assert "tier" not in silent.content.config_records[orders.ANSWER]  # nothing is sent where nothing is said
     assert within._replace(tier="") == without
 
 

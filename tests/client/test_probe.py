@@ -10,8 +10,9 @@ import torch
 from flwr.app import Context, RecordDict
 from torch import nn
 
-from fedpress.client import probe, state
+from fedpress.client import probe
 from fedpress.client.probe import Probe, ProbeError
+from fedpress.client.state import stores
 
 
 def small() -> nn.Module:
@@ -66,7 +67,7 @@ def test_what_is_no_probe_is_refused(content: str | None, tmp_path: Path) -> Non
 
 
 def tier(**node_config: Any) -> str:
-    return state.tier(Context(run_id=1, node_id=1, node_config=node_config, state=RecordDict(), run_config={}))
+    return stores.tier(Context(run_id=1, node_id=1, node_config=node_config, state=RecordDict(), run_config={}))
 
 
 def test_the_node_configuration_names_the_tier_or_the_file_that_does(tmp_path: Path, measured: Probe) -> None:

@@ -9,20 +9,20 @@ import zlib
 
 import numpy as np
 
-from fedpress.compression import positions, values, wire
-from fedpress.compression.shared import Shared, Support
-from fedpress.compression.vector import Layout, TensorSpec
+from fedpress.compression.tensors.layout import Layout, TensorSpec
+from fedpress.compression.tensors.side_info import PositionSet, SideInfo
+from fedpress.compression.wire import payloads, positions, values
 
 HEAD = struct.Struct("<2sBBBBIII")  # of the header, all but the checksum
 LONGEST = 4000
 """Bodies are not filled up beyond this: a fuzzer is quick on short inputs."""
 
 
-def _flat(n: int, reference: Support | None = None) -> Shared:
-    return Shared(Layout((TensorSpec("weight", (n,), "float32"),)), reference=reference)
+def _flat(n: int, reference: PositionSet | None = None) -> SideInfo:
+    return SideInfo(Layout((TensorSpec("weight", (n,), "float32"),)), reference=reference)
 
 
-TENSORS = Shared(Layout((TensorSpec("0", (6, 5), "float32"), TensorSpec("1", (7,), "float32"))))
+TENSORS = SideInfo(Layout((TensorSpec("0", (6, 5), "float32"), TensorSpec("1", (7,), "float32"))))
 # Those of the golden files; an empty one; one with positions of 3 bytes. All but two hold a reference: a sparse one, a
 # dense one, that of the golden files, and one of nothing.
 RECEIVERS = (
@@ -39,20 +39,20 @@ _MARKS = {
     for receiver in RECEIVERS
     if receiver.reference is not None
 }
-_VALUE_TAGS = sorted([values.by_name(name).tag for name in values.names()] + list(wire.FORMS))
+_VALUE_TAGS = sorted([values.by_name(name).tag for name in values.names()] + list(payloads.FORMS))
 _INDEX_TAGS = [tag for tag in range(64) if positions.known(tag)]
 _PARTS = [tag for tag in _INDEX_TAGS if tag not in (positions.REFERENCE, positions.SEEDED)]
 
 
 def repaired(payload: bytes) -> bytes:
     """Return the payload with a checksum that fits, so that what is wrong with it is found further down."""
-    if len(payload) < wire.HEADER_BYTES:
+    if len(payload) < payloads.HEADER_BYTES:
         return payload
-    checksum = zlib.crc32(payload[wire.HEADER_BYTES :], zlib.crc32(payload[: HEAD.size]))
-    return payload[: HEAD.size] + struct.pack("<I", checksum) + payload[wire.HEADER_BYTES :]
+    checksum = zlib.crc32(payload[payloads.HEADER_BYTES :], zlib.crc32(payload[: HEAD.size]))
+    return payload[: HEAD.size] + struct.pack("<I", checksum) + payload[payloads.HEADER_BYTES :]
 
 
-def aimed(data: bytes) -> tuple[bytes, Shared]:
+def aimed(data: bytes) -> tuple[bytes, SideInfo]:
     """Return the payload that the input is taken for, and who receives it.
 
     The byte for the flags says whether the body is cut or filled up to a length that the header allows (if even), and
@@ -63,30 +63,30 @@ def aimed(data: bytes) -> tuple[bytes, Shared]:
     n = receiver.layout.size
     if value_tag not in _VALUE_TAGS:
         value_tag = _VALUE_TAGS[value_tag % len(_VALUE_TAGS)]
-    if value_tag in wire.FORMS:
+    if value_tag in payloads.FORMS:
         index_tag = positions.ALL
     elif index_tag not in _INDEX_TAGS:
         index_tag = _INDEX_TAGS[index_tag % len(_INDEX_TAGS)]
     k = n if index_tag == positions.ALL else k if k <= n else k % (n + 1)
-    body = data[wire.HEADER_BYTES :]
+    body = data[payloads.HEADER_BYTES :]
     if index_tag == positions.REFERENCE and receiver.reference is not None and flags // 2 % 2 == 0:
         body = _MARKS[n] + body[4:]
     if flags % 2 == 0:
         body = (
             _whole(body, value_tag, receiver)
-            if value_tag in wire.FORMS
+            if value_tag in payloads.FORMS
             else _fitted(body, value_tag, index_tag, k, receiver)
         )
-    head = HEAD.pack(b"FP", wire.VERSION, value_tag, index_tag, 0, n, k, receiver.layout.fingerprint)
+    head = HEAD.pack(b"FP", payloads.VERSION, value_tag, index_tag, 0, n, k, receiver.layout.fingerprint)
     return repaired(head + bytes(4) + body), receiver
 
 
-def _whole(body: bytes, value_tag: int, receiver: Shared) -> bytes:
-    length = wire.FORMS[value_tag].length(body[0], receiver.layout) if body else None
+def _whole(body: bytes, value_tag: int, receiver: SideInfo) -> bytes:
+    length = payloads.FORMS[value_tag].length(body[0], receiver.layout) if body else None
     return body if length is None or length > LONGEST else body[: 1 + length].ljust(1 + length, b"\0")
 
 
-def _fitted(body: bytes, value_tag: int, index_tag: int, k: int, receiver: Shared) -> bytes:
+def _fitted(body: bytes, value_tag: int, index_tag: int, k: int, receiver: SideInfo) -> bytes:
     format = values.by_tag(value_tag)
     assert format is not None
     numbers, n = format.length(k), receiver.layout.size

@@ -6,15 +6,17 @@ Each function takes a payload from anywhere and what the receiver knows; it retu
 from collections.abc import Sequence
 
 import numpy as np
-import reference_decoder as reference
+from tests.compression import reference_decoder as reference
 
-from fedpress.compression import eden, errors, lowrank, values, wire
-from fedpress.compression.shared import Shared
-from fedpress.compression.update import Dense, Factors, LowRank, Sparse, Update
-from fedpress.compression.vector import Layout, TensorSpec
+from fedpress.compression import errors
+from fedpress.compression.quantizers import eden, lowrank
+from fedpress.compression.tensors.layout import Layout, TensorSpec
+from fedpress.compression.tensors.side_info import SideInfo
+from fedpress.compression.tensors.update import Dense, Factors, LowRank, Sparse, Update
+from fedpress.compression.wire import payloads, values
 
 
-def held(payload: bytes, shared: Shared) -> str:
+def held(payload: bytes, shared: SideInfo) -> str:
     """Check all of them; return the name of the fault, or "" if the payload is valid."""
     update = decoded(payload, shared)
     if update is not None:
@@ -22,21 +24,21 @@ def held(payload: bytes, shared: Shared) -> str:
     return agreed(payload, shared)
 
 
-def decoded(payload: bytes, shared: Shared) -> Update | None:
+def decoded(payload: bytes, shared: SideInfo) -> Update | None:
     """Decode; nothing but a `PayloadError` is raised (and None returned), and what is accepted is valid."""
     try:
-        update = wire.decode(payload, shared)
+        update = payloads.decode(payload, shared)
     except errors.PayloadError:
         return None
     _check(update, shared.layout)
     return update
 
 
-def said_again(update: Update, shared: Shared) -> None:
+def said_again(update: Update, shared: SideInfo) -> None:
     """Pack what was decoded as float32 and decode it: the same comes out."""
     if isinstance(update, LowRank):
         update = Dense(update.values)
-    again = wire.decode(wire.pack(update, shared.layout, values.FLOAT32, shared.reference), shared)
+    again = payloads.decode(payloads.pack(update, shared.layout, values.FLOAT32, shared.reference), shared)
     assert again.values.tobytes() == update.values.tobytes(), "other values after a float32 payload"
     assert np.array_equal(again.sparse().positions, update.sparse().positions), "other positions after a payload"
 
@@ -55,7 +57,7 @@ def _check(update: Update, layout: Layout) -> None:
         assert update.count == update.size, "a dense update that is not whole"
 
 
-def agreed(payload: bytes, shared: Shared) -> str:
+def agreed(payload: bytes, shared: SideInfo) -> str:
     """Decode with fedpress and with the reference; both say the same, or refuse for the same fault.
 
     Returns:
@@ -68,7 +70,7 @@ def agreed(payload: bytes, shared: Shared) -> str:
     except reference.Refused as refused:
         fault = str(refused)
     try:
-        update = wire.decode(payload, shared)
+        update = payloads.decode(payload, shared)
     except errors.PayloadError as error:
         assert type(error).__name__ == fault, f"{error!r}; the reference says: {fault or 'valid'}"
         return fault
@@ -88,7 +90,7 @@ def _rounding(update: Update, payload: bytes) -> float:
         factors = [block for block in update.blocks if isinstance(block, Factors)]
         peaks = [np.abs(left).max(axis=0).astype(float) @ np.abs(right).max(axis=0) for left, right in factors]
         return 2e-5 * max(peaks, default=0.0)
-    scales = np.frombuffer(payload, "<f4", -(-update.size // eden.ROTATED), wire.HEADER_BYTES + 1 + 8)
+    scales = np.frombuffer(payload, "<f4", -(-update.size // eden.ROTATED), payloads.HEADER_BYTES + 1 + 8)
     return 1e-9 * float(np.abs(scales).max(initial=0))
 
 

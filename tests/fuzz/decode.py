@@ -1,4 +1,4 @@
-"""Fuzz `wire.decode`, guided by coverage: `make fuzz`, with libFuzzer's flags in ARGS. See docs/fuzzing.md.
+"""Fuzz `payloads.decode`, guided by coverage: `make fuzz`, with libFuzzer's flags in ARGS. See docs/fuzzing.md.
 
 What an input is taken for stands in tests/compression/aimed.py, what is held of it in laws.py beside that; Hypothesis
 uses both as well.
@@ -15,9 +15,8 @@ COMPARED_BYTES, COMPARED_SIZE = 400, 1000
 
 def target() -> Callable[[bytes], None]:
     """Return the function that is fuzzed."""
-    sys.path.insert(0, str(Path(__file__).parents[1] / "compression"))
-    import aimed
-    import laws
+    sys.path.insert(0, str(Path(__file__).parents[2]))
+    from tests.compression import aimed, laws
 
     def run(data: bytes) -> None:
         payload, receiver = aimed.aimed(data)

@@ -17,10 +17,13 @@ import torch
 import yaml
 from typer.testing import CliRunner
 
-from fedpress.compression import encoder, selection, values, vector
-from fedpress.compression.encoder import Shared
-from fedpress.simulations import remaking, run_folder
+from fedpress.compression.encoders import encoder, selection
+from fedpress.compression.encoders.encoder import SideInfo
+from fedpress.compression.tensors import layout as layouts
+from fedpress.compression.wire import values
 from fedpress.simulations.__main__ import main
+from fedpress.simulations.results import run_folder
+from fedpress.simulations.runs import remake_students
 
 COMMAND = [sys.executable, "-m", "fedpress.simulations"]
 # Parts of equal size need no library for partitions, which takes two seconds to import.
@@ -276,7 +279,7 @@ def test_students_are_made_anew_from_a_finished_run(run):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        remaking.remake(folder / "run", [smaller], out, on_student=interrupt)
+        remake_students.remake(folder / "run", [smaller], out, on_student=interrupt)
     assert not out.exists()
     done = CliRunner().invoke(main, [*command, smaller])
     assert done.exit_code == 0, done.output
@@ -351,10 +354,10 @@ def test_bundles_are_signed_with_the_key_that_the_scenario_names(tmp_path):
 def test_inspect_a_payload_and_a_truncated_one(tmp_path):
     import numpy as np
 
-    layout = vector.Layout.of_arrays({"weight": np.zeros((100, 10), np.float32)})
+    layout = layouts.Layout.of_arrays({"weight": np.zeros((100, 10), np.float32)})
     update = np.random.default_rng(0).normal(size=1000).astype(np.float32)
     made = encoder.sparse(selection.top_k(0.05), values.by_name("ternary"))
-    payload, _ = made.encode(update, made.init(layout), Shared(layout), 1)
+    payload, _ = made.encode(update, made.init(layout), SideInfo(layout), 1)
     (tmp_path / "payload").write_bytes(payload)
     done = CliRunner().invoke(main, ["inspect", str(tmp_path / "payload"), "--json", str(tmp_path / "payload.json")])
     assert done.exit_code == 0, done.stderr

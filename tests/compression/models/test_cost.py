@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from fedpress.compression.models import cost, prune
+from fedpress.compression.models import cost
 from fedpress.compression.models.cost import Cost, DeviceSpeed, cost_of
+from fedpress.compression.models.pruning import structural
 
 
 def network(first: int = 4, second: int = 6) -> nn.Sequential:
@@ -29,7 +30,7 @@ def test_convolutions_and_products_are_told_apart() -> None:
     found = cost_of(network(), IMAGE)
     assert found.convolution_flops == 2 * 64 * 9 * (1 * 4 + 4 * 6)
     assert found.flops - found.convolution_flops == 2 * 64 * 6 * 10
-    assert found.flops == prune.flops_of(network(), IMAGE)
+    assert found.flops == structural.flops_of(network(), IMAGE)
     assert (found.calls, found.convolutions) == (6, 2)  # flattening only looks at the tensor in another way
 
 

@@ -7,7 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from fedpress.compression.models.task import DeviceError, Examples, Splits, Task, check_splits, disjoint, evaluate
+from fedpress.compression.models.task import (
+    DeviceError,
+    Examples,
+    Splits,
+    Task,
+    check_splits,
+    disjoint,
+    evaluate,
+)
 
 
 class Rows(Task):

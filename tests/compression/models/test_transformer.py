@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fedpress.compression.models import architecture, prune
+from fedpress.compression.models import architecture
+from fedpress.compression.models.pruning import structural
 from fedpress.compression.models.transformer import CausalTransformer, VisionTransformer
 
 
@@ -46,13 +47,13 @@ def test_patches_are_told_apart_by_their_place() -> None:
     ("model", "example"), [(characters(), torch.zeros(1, 12, dtype=torch.int64)), (vision(), torch.rand(1, 1, 8, 8))]
 )
 def test_width_heads_and_columns_are_really_removed(model: nn.Module, example: Tensor) -> None:
-    small = prune.keep_fraction(model, example, 0.5)
+    small = structural.keep_fraction(model, example, 0.5)
     block, whole = small.blocks[0], model.blocks[0]  # type: ignore[index]
     assert (block.attention.heads, whole.attention.heads) == (2, 4)
     assert (block.hidden[0].out_features, whole.hidden[0].out_features) == (12, 24)
     assert (block.hidden[0].in_features, whole.hidden[0].in_features) == (8, 16)
-    assert prune.parameters_of(small) < 0.4 * prune.parameters_of(model)
-    assert prune.flops_of(small, example) < 0.5 * prune.flops_of(model, example)
+    assert structural.parameters_of(small) < 0.4 * structural.parameters_of(model)
+    assert structural.flops_of(small, example) < 0.5 * structural.flops_of(model, example)
     fresh = characters() if isinstance(model, CausalTransformer) else vision()
     architecture.shrink(fresh, architecture.shapes(small))
     fresh.load_state_dict(small.state_dict())

@@ -5,7 +5,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from fedpress.simulations.report import canvas, figures
+from fedpress.simulations.report import drawings, figures
 from fedpress.simulations.report.figures import DASHES, SERIES, Curve
 
 # What people see who lack a kind of cone, in linear RGB (Machado, Oliveira, Fernandes 2009, severity 1).
@@ -15,7 +15,7 @@ SIGHT = {
     "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]],
     "tritanopia": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.3039]],
 }
-PAGES = {"light": (canvas.LIGHT, ("#fbfbfa", "#ffffff")), "dark": (canvas.DARK, ("#131519", "#1b1e24"))}
+PAGES = {"light": (drawings.LIGHT, ("#fbfbfa", "#ffffff")), "dark": (drawings.DARK, ("#131519", "#1b1e24"))}
 
 
 def linear(color: str) -> np.ndarray:
@@ -49,8 +49,8 @@ def test_series_stand_out_from_the_page(page: str) -> None:
 
 
 def test_pages_and_files_define_the_same_roles() -> None:
-    assert canvas.LIGHT.keys() == canvas.DARK.keys() == canvas.STAND_INS.keys()
-    assert len(set(canvas.STAND_INS.values())) == len(canvas.STAND_INS)
+    assert drawings.LIGHT.keys() == drawings.DARK.keys() == drawings.STAND_INS.keys()
+    assert len(set(drawings.STAND_INS.values())) == len(drawings.STAND_INS)
 
 
 def test_thirty_curves_look_different_and_all_have_their_label() -> None:
@@ -65,5 +65,5 @@ def test_a_page_that_a_figure_stands_on_gives_it_its_colours() -> None:
     curves = [Curve("one", [1, 2], [0.1, 0.2], low=[0.05, 0.1], high=[0.2, 0.3])]
     drawing = figures.accuracy_over_rounds(curves)
     assert "#0102" not in drawing.on_page() and "var(--first)" in drawing.on_page()
-    assert "var(" not in drawing.svg() and canvas.LIGHT["first"] in drawing.svg()
+    assert "var(" not in drawing.svg() and drawings.LIGHT["first"] in drawing.svg()
     assert drawing.png() == drawing.png() and drawing.svg() == drawing.svg()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from fedpress.compression.models import prune
+from fedpress.compression.models.pruning import structural
 from fedpress.simulations.tasks import architectures, digits, fashion_mnist, registry, text
 from fedpress.simulations.tasks.registry import TaskError
 
@@ -35,8 +35,8 @@ def test_each_architecture_is_a_model_and_a_student(name: str) -> None:
 @pytest.mark.parametrize(("name", "parameters"), [("digits", 105_226), ("fashion-mnist", 582_026), ("text", 311_121)])
 def test_the_default_is_the_first(name: str, parameters: int) -> None:
     task = registry.create(name)
-    assert prune.parameters_of(task.model()) == parameters
-    assert prune.parameters_of(next(iter(task.students().values()))()) == parameters
+    assert structural.parameters_of(task.model()) == parameters
+    assert structural.parameters_of(next(iter(task.students().values()))()) == parameters
 
 
 def test_the_weights_that_a_seed_gives_are_those_of_earlier_versions() -> None:
@@ -86,4 +86,4 @@ def test_students_with_a_view_see_nothing_else() -> None:
 
 
 def test_a_perceptron_without_hidden_layers_is_linear() -> None:
-    assert prune.parameters_of(architectures.perceptron(5, classes=2)) == 12
+    assert structural.parameters_of(architectures.perceptron(5, classes=2)) == 12

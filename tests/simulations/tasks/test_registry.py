@@ -96,7 +96,7 @@ def test_names_are_checked_without_torch():
 
 
 def test_the_skeleton_is_a_task_with_sound_splits():
-    made = create("fedpress.simulations.tasks.skeleton:Points", {"noise": 0.5})
+    made = create("fedpress.simulations.tasks.template:Points", {"noise": 0.5})
     check_splits(made.data())
     assert sum(parameter.numel() for parameter in made.model().parameters()) == 4_996
 

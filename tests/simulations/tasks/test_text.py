@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from fedpress.compression.models.task import check_splits, disjoint, evaluate
-from fedpress.compression.vector import Layout
+from fedpress.compression.tensors.layout import Layout
 from fedpress.simulations.__main__ import main
-from fedpress.simulations.tasks import kjv, text
+from fedpress.simulations.tasks import king_james, text
 from fedpress.simulations.tasks.registry import TaskError
 from fedpress.simulations.tasks.text import ALPHABET, HELD_OUT, LENGTH, Text
 
-real = pytest.mark.skipif(not kjv.DEBIAN.is_file(), reason="needs Debian's package bible-kjv-text")
+real = pytest.mark.skipif(not king_james.DEBIAN.is_file(), reason="needs Debian's package bible-kjv-text")
 
 WORDS = "the river ran below a hill where seven goats stood in rain and nobody came to count them".split()
 

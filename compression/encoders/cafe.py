@@ -1,0 +1,89 @@
+"""CAFe, compressed aggregate feedback: the last global update predicts the next one, and clients keep no state.
+
+Ortega, Huang, Li and Jafarkhani 2024, "Communication Compression for Distributed Learning without Control Variates",
+arXiv:2412.04538; continued in 2025, "Communication Compression for Distributed Learning with Aggregate and
+Server-Guided Feedback", arXiv:2512.22623.
+"""
+
+import numpy as np
+
+from fedpress.compression import errors
+from fedpress.compression.encoders.encoder import Encoder
+from fedpress.compression.tensors import layout
+from fedpress.compression.tensors.layout import Layout, Vector
+from fedpress.compression.tensors.side_info import SideInfo
+from fedpress.compression.tensors.update import Dense, Sparse, Update
+
+
+def aggregate_feedback(inner: Encoder[None], scale: float = 1.0) -> Encoder[None]:
+    """Encode update - scale * `SideInfo.predictor`; without a predictor, as in the first round, the update itself.
+
+    The predictor must be what this client really holds, the same bits as on the server. A client that was away and
+    holds none must be given none, and its reply be read without one.
+
+    Law: what the payload says + scale * predictor == the update + the inner encoder's error on update - scale *
+    predictor. A lossless inner encoder gives the update; one that contracts misses it by at most
+    (1 - a)^(1/2) |update - scale * predictor|.
+
+    Args:
+        inner: An encoder without a state. A residual inside would lose the predictor's part of a refused payload, and
+            one outside would take the prediction for something that is still to be sent.
+        scale: From the units of the predictor to those of an update; the server must use the same.
+
+    Raises:
+        TypeError: From `init`: the inner encoder has a state.
+
+    >>> from fedpress.compression.wire import payloads
+    >>> from fedpress.compression.tensors.layout import TensorSpec
+    >>> from fedpress.compression.encoders import encoder, selection
+    >>> from fedpress.compression.wire import values
+    >>> layout = Layout((TensorSpec("weight", (3,), "float32"),))
+    >>> shared = SideInfo(layout, predictor=Dense(np.array([2, 2, 0], np.float32)))
+    >>> feedback = aggregate_feedback(encoder.sparse(selection.top_k(k=1), values.FLOAT32))
+    >>> payload, _ = feedback.encode(np.array([2, 3, 0], np.float32), None, shared, 0)
+    >>> said = payloads.decode(payload, shared).dense()
+    >>> shared.predictor.add_to(said)
+    >>> said.tolist()
+    [2.0, 3.0, 0.0]
+    """
+
+    def init(layout: Layout) -> None:
+        state = inner.init(layout)
+        if state is not None:
+            raise TypeError(
+                f"aggregate_feedback needs an encoder without a state, this one keeps a {type(state).__name__}; "
+                "the prediction stands in for error feedback, so leave that out"
+            )
+
+    def encode(update: Vector, state: None, shared: SideInfo, seed: int) -> tuple[bytes, None]:
+        layout.check(update, shared.layout)
+        if shared.predictor is None:
+            return inner.encode(update, state, shared, seed)
+        if shared.predictor.size != len(update):
+            raise errors.LayoutError(
+                f"the predictor has {shared.predictor.size} entries, expected {len(update)}; is it of an older epoch, "
+                "with another layout?"
+            )
+        asked = update if update.flags.writeable else update.copy()
+        with np.errstate(over="ignore", invalid="ignore"):  # the inner encoder refuses what is not finite
+            shared.predictor.add_to(asked, -scale)
+        return inner.encode(asked, state, shared, seed)
+
+    return Encoder(init, encode)
+
+
+def predictor(delta: Update, base: int, version: int) -> Update | None:
+    """Return how far a version has moved the model that clients hold, on the mean over those that a delta merges.
+
+    Args:
+        delta: What was added to the model of version `base`; a server knows which of its deltas it has sent to whom.
+        base: The version that it starts from; below 0, from nothing, it predicts nothing.
+        version: The version that it leads to.
+
+    >>> predictor(Sparse(np.array([1]), np.array([6], np.float32), 3), 4, 7).dense().tolist()
+    [0.0, 2.0, 0.0]
+    """
+    if base < 0 or version <= base:
+        return None
+    moved = delta.values / np.float32(version - base)
+    return Sparse(delta.positions, moved, delta.size) if isinstance(delta, Sparse) else Dense(moved)

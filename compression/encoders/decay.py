@@ -1,0 +1,120 @@
+"""Residuals that fade: old mass is dropped on purpose, and what is dropped is counted.
+
+A client that is asked rarely sends a residual that was measured on models long gone; with m of n clients a round this
+slows error feedback by up to n / m.
+
+Wu, Huang, Huang and Zhang 2018, "Error Compensated Quantized SGD and its Applications to Large-scale Distributed
+Optimization", International Conference on Machine Learning (ICML), section 3: the accumulated error decays. Li and Li
+2023, "Analysis of Error Feedback in Federated Non-Convex Optimization with Biased Compression: Fast Convergence and
+Partial Participation", International Conference on Machine Learning (ICML): what stale residuals cost.
+"""
+
+from typing import Generic, NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedpress.compression.encoders.encoder import Encoder
+from fedpress.compression.encoders.error_feedback import Residual
+from fedpress.compression.tensors.layout import Layout, Vector
+from fedpress.compression.tensors.mask import MaskChange
+from fedpress.compression.tensors.side_info import SideInfo
+
+S = TypeVar("S")
+
+
+class Decayed(NamedTuple, Generic[S]):
+    """The state of `decayed`."""
+
+    inner: Residual[S]
+    discarded: Vector  # (n,): the sum of what was dropped
+    since: NDArray[np.int64]  # (n,): round since which an entry's residual has waited; (0,) without an age cap
+    round: NDArray[np.int64]  # (1,): of the last payload, -1 before the first
+
+
+def decayed(inner: Encoder[Residual[S]], factor: float = 1.0, *, max_age: int | None = None) -> Encoder[Decayed[S]]:
+    """Multiply the residual by `factor` for each round that has passed, and drop what has waited too long.
+
+    Both are by `SideInfo.round`, the rounds of the whole federation, not by how often this client was asked. The age of
+    an entry counts from the round in which its residual began to grow, or from when it was last sent.
+
+    Law: accepted + residual + discarded == sum of the updates, entry by entry, up to the float32 roundings of
+    `error_feedback` and one each of what is dropped and of its sum.
+
+    Args:
+        inner: An encoder whose state is a `Residual`: `error_feedback(...)`, or `step_ahead` around it.
+        factor: What is left of the residual after a round, 0 < factor <= 1; 1 for no decay.
+        max_age: Rounds that an entry may wait; those that wait longer are dropped. None for no cap.
+
+    Raises:
+        ValueError: The factor or the age is out of range, or neither does anything.
+        TypeError: From `init`: the inner encoder has no residual.
+
+    >>> from fedpress.compression.tensors.layout import TensorSpec
+    >>> from fedpress.compression.encoders import encoder, error_feedback, selection
+    >>> from fedpress.compression.wire import values
+    >>> layout = Layout((TensorSpec("weight", (2,), "float32"),))
+    >>> fading = decayed(error_feedback.error_feedback(encoder.sparse(selection.top_k(k=1), values.FLOAT32)), 0.5)
+    >>> _, state = fading.encode(np.array([9, 4], np.float32), fading.init(layout), SideInfo(layout, round=0), 0)
+    >>> _, state = fading.encode(np.array([9, 0], np.float32), state, SideInfo(layout, round=2), 0)
+    >>> state.inner.residual.tolist(), state.discarded.tolist()
+    ([0.0, 1.0], [0.0, 3.0])
+    """
+    if not 0 < factor <= 1:
+        raise ValueError(f"factor is {factor}, expected 0 < factor <= 1: the part of the residual left after a round")
+    if max_age is not None and max_age < 1:
+        raise ValueError(f"max_age is {max_age}, expected at least 1 round, or None for no cap")
+    if factor == 1 and max_age is None:
+        raise ValueError("factor is 1 and max_age is None, so nothing would ever be dropped; give one of them")
+
+    def init(layout: Layout) -> Decayed[S]:
+        state = inner.init(layout)
+        if not isinstance(state, Residual):
+            raise TypeError(
+                f"decayed needs an encoder that keeps a residual, this one's state is {type(state).__name__}; "
+                "did you mean decayed(error_feedback(...))?"
+            )
+        waited = np.zeros(0 if max_age is None else layout.size, np.int64)
+        return Decayed(state, np.zeros(layout.size, np.float32), waited, np.full(1, -1))
+
+    def encode(update: Vector, state: Decayed[S], shared: SideInfo, seed: int) -> tuple[bytes, Decayed[S]]:
+        old = state.inner.residual
+        last = int(state.round[0])
+        passed = max(0, shared.round - last) if last >= 0 else 0
+        kept = np.float32(factor**passed) * old  # a new vector: if the inner encoder raises, nothing has changed
+        since = state.since
+        if max_age is not None:
+            since = _sent(state)
+            since[old == 0] = shared.round
+            late = shared.round - since > max_age
+            kept[late] = 0
+            since[late] = shared.round
+        dropped = old - kept
+        payload, inner_state = inner.encode(update, state.inner._replace(residual=kept), shared, seed)
+        np.add(state.discarded, dropped, out=state.discarded)
+        return payload, Decayed(inner_state, state.discarded, since, np.full(1, shared.round))
+
+    def start(state: Decayed[S]) -> Vector | None:
+        return inner.start(state.inner)
+
+    def settle(state: Decayed[S], accepted: bool) -> Decayed[S]:
+        since = _sent(state) if accepted else state.since
+        return state._replace(inner=inner.settle(state.inner, accepted), since=since)
+
+    def follow(state: Decayed[S], move: MaskChange) -> tuple[Decayed[S], Vector]:
+        inner_state, lost = inner.follow(state.inner, move)
+        since = move.new(state.since, state.round[0]) if len(state.since) else state.since
+        lost = lost + state.discarded[move.fallen]  # what had been dropped there has no place in the new vector
+        return Decayed(inner_state, move.new(state.discarded), since, state.round), lost
+
+    return Encoder(init, encode, start, settle, follow)
+
+
+def _sent(state: Decayed[S]) -> NDArray[np.int64]:
+    """Return since when each entry waits, if the last payload was accepted: a new array."""
+    since = state.since.copy()
+    if len(since) and len(state.inner.sent_values) == len(since):
+        since[:] = state.round[0]
+    elif len(since):
+        since[state.inner.sent_positions] = state.round[0]
+    return since

@@ -1,0 +1,140 @@
+"""Wrappers that change what an encoder is asked to send: an encoder in, an encoder out."""
+
+from typing import Generic, NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedpress.compression.encoders.encoder import Encoder, SparseEncode
+from fedpress.compression.tensors import layout
+from fedpress.compression.tensors.layout import Layout, Vector
+from fedpress.compression.tensors.mask import MaskChange
+from fedpress.compression.tensors.side_info import SideInfo
+from fedpress.compression.tensors.update import Sparse, nothing, remembered
+from fedpress.compression.wire import payloads
+
+S = TypeVar("S")
+
+
+class Residual(NamedTuple, Generic[S]):
+    """The state of `error_feedback`.
+
+    `sent_positions` and `sent_values` are what the last payload says, until its verdict comes: the mass of a refused
+    payload goes back into the residual. A payload of all n entries has no positions.
+    """
+
+    inner: S
+    residual: Vector  # (n,): asked minus sent
+    sent_positions: NDArray[np.int64]  # (k,), or (0,)
+    sent_values: Vector  # (k,)
+
+
+def error_feedback(inner: Encoder[S]) -> Encoder[Residual[S]]:
+    """Keep back what a payload does not say, and add it to the next update.
+
+    Law: sum of what accepted payloads say + residual == sum of the updates. Both sides are exact but for two roundings
+    of float32 a round, in asked = update + residual and in residual' = asked - said, so that every entry of the two
+    sides differs by at most 2^-24 (|asked| + |residual'|) summed over the rounds; a refused payload adds one more,
+    2^-24 |residual''|, where residual'' = residual' + said. What is sent as float32 leaves a residual of exactly zero.
+
+    A payload that has no verdict when the next update is encoded counts as accepted. If `encode` raises (NaN, infinity,
+    also where update + residual overflows), the residual is as it was. When the mask of a sparse model changes, entries
+    that survive keep their residual.
+
+    Seide et al. 2014, "1-Bit Stochastic Gradient Descent and its Application to Data-Parallel Distributed Training of
+    Speech DNNs", section 3; Stich et al. 2018, "Sparsified SGD with Memory", algorithm 1.
+
+    >>> from fedpress.compression.tensors.layout import TensorSpec
+    >>> from fedpress.compression.encoders import encoder, selection
+    >>> from fedpress.compression.wire import values
+    >>> shared = SideInfo(Layout((TensorSpec("weight", (3,), "float32"),)))
+    >>> feedback = error_feedback(encoder.sparse(selection.top_k(k=1), values.FLOAT32))
+    >>> payload, state = feedback.encode(np.array([3, 1, 2], np.float32), feedback.init(shared.layout), shared, 0)
+    >>> payloads.decode(payload, shared).dense().tolist(), state.residual.tolist()
+    ([3.0, 0.0, 0.0], [0.0, 1.0, 2.0])
+    >>> feedback.settle(state, False).residual.tolist()
+    [3.0, 1.0, 2.0]
+    """
+
+    def init(layout: Layout) -> Residual[S]:
+        return Residual(inner.init(layout), np.zeros(layout.size, np.float32), *nothing())
+
+    def encode(update: Vector, state: Residual[S], shared: SideInfo, seed: int) -> tuple[bytes, Residual[S]]:
+        layout.check(update, shared.layout)
+        asked = update if update.flags.writeable else update.copy()
+        if isinstance(inner.encode, SparseEncode):  # the same in one pass; its state is None
+            payload, sent = inner.encode.of_sum(asked, state.residual, shared, seed)
+            if sent.count == sent.size:
+                sent = sent._replace(positions=nothing()[0])
+            return payload, Residual(state.inner, asked, sent.positions, sent.values)
+        with np.errstate(over="ignore", invalid="ignore"):  # the inner encoder refuses what is not finite
+            asked += state.residual
+        payload, inner_state = inner.encode(layout.read_only(asked), state.inner, shared, seed)
+        said = payloads.decode(payload, shared)
+        # What was asked becomes the new residual: no third vector, and the old one is untouched until all went well.
+        said.add_to(asked, -1.0)
+        positions = said.positions if isinstance(said, Sparse) else nothing()[0]
+        return payload, Residual(inner_state, asked, positions, said.values)
+
+    def start(state: Residual[S]) -> Vector | None:
+        return inner.start(state.inner)
+
+    def settle(state: Residual[S], accepted: bool) -> Residual[S]:
+        if not accepted:
+            remembered(state.sent_positions, state.sent_values, len(state.residual)).add_to(state.residual)
+        return Residual(inner.settle(state.inner, accepted), state.residual, *nothing())
+
+    def follow(state: Residual[S], move: MaskChange) -> tuple[Residual[S], Vector]:
+        inner_state, lost = inner.follow(state.inner, move)
+        fallen = state.residual[move.fallen]
+        return Residual(inner_state, move.new(state.residual), *nothing()), fallen + lost
+
+    return Encoder(init, encode, start, settle, follow)
+
+
+def step_ahead(inner: Encoder[Residual[S]], factor: float = 1.0) -> Encoder[Residual[S]]:
+    """Train from the held model + `factor` times the residual; what is encoded stays the same.
+
+    The gradients are then taken where the model will be once the residual has been sent, which keeps an old residual
+    from undoing newer steps. The update is measured from that start (trained - start), so that the residual counts
+    once.
+
+    This is SA-PEF, its partial carry included: the paper measures trained - held, which holds factor * residual
+    already, and adds the remaining (1 - factor) * residual. The sum is the same, so the law of `error_feedback` stays,
+    and nothing is discarded whatever the factor.
+
+    Redie, Arablouei and Werner 2026, "SA-PEF: Step-Ahead Partial Error Feedback for Efficient Federated Learning".
+
+    Args:
+        inner: An encoder whose state is a `Residual`: `error_feedback(...)`, or a wrapper around it.
+        factor: The step-ahead coefficient, 0 (plain error feedback) to 1 (the whole residual).
+
+    Raises:
+        ValueError: The factor is outside [0, 1].
+        TypeError: From `init`: the inner encoder has no residual.
+
+    >>> from fedpress.compression.tensors.layout import TensorSpec
+    >>> from fedpress.compression.encoders import encoder, selection
+    >>> from fedpress.compression.wire import values
+    >>> shared = SideInfo(Layout((TensorSpec("weight", (3,), "float32"),)))
+    >>> ahead = step_ahead(error_feedback(encoder.sparse(selection.top_k(k=1), values.FLOAT32)), 0.5)
+    >>> _, state = ahead.encode(np.array([3, 1, 2], np.float32), ahead.init(shared.layout), shared, 0)
+    >>> ahead.start(state)
+    array([0. , 0.5, 1. ], dtype=float32)
+    """
+    if not 0 <= factor <= 1:
+        raise ValueError(f"factor is {factor}, expected 0 to 1: the part of the residual that training starts ahead by")
+
+    def init(layout: Layout) -> Residual[S]:
+        state = inner.init(layout)
+        if not isinstance(state, Residual):
+            raise TypeError(
+                f"step_ahead needs an encoder that keeps a residual, this one's state is {type(state).__name__}; "
+                "did you mean step_ahead(error_feedback(...))?"
+            )
+        return state
+
+    def start(state: Residual[S]) -> Vector | None:
+        return np.float32(factor) * state.residual if factor and state.residual.any() else None
+
+    return inner._replace(init=init, start=start)

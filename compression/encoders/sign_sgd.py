@@ -1,0 +1,44 @@
+"""signSGD: one bit an entry.
+
+Bernstein, Wang, Azizzadenesheli and Anandkumar 2018, "signSGD: Compressed Optimisation for Non-Convex Problems",
+International Conference on Machine Learning (ICML), algorithm 1. The majority vote is `server.optimize.majority_vote`.
+"""
+
+import numpy as np
+
+from fedpress.compression import errors
+from fedpress.compression.encoders.encoder import Encoder
+from fedpress.compression.tensors import layout
+from fedpress.compression.tensors.layout import Layout, Vector
+from fedpress.compression.tensors.side_info import SideInfo
+from fedpress.compression.tensors.update import Dense
+from fedpress.compression.wire import payloads
+from fedpress.compression.wire.values import TERNARY
+
+
+def signs() -> Encoder[None]:
+    """Send +1 or -1 for each entry: its sign, and for an entry of zero one drawn from the seed.
+
+    The magnitude is lost, so the server takes the sign of the sum and its own learning rate. (An entry of zero that
+    always voted the same way would push weights that no gradient touches.)
+
+    >>> from fedpress.compression.tensors.layout import TensorSpec
+    >>> shared = SideInfo(Layout((TensorSpec("weight", (3,), "float32"),)))
+    >>> payload, _ = signs().encode(np.array([0.1, -7, 3], np.float32), None, shared, 0)
+    >>> payloads.decode(payload, shared).dense().tolist()
+    [1.0, -1.0, 1.0]
+    """
+
+    def init(layout: Layout) -> None:
+        return None
+
+    def encode(update: Vector, state: None, shared: SideInfo, seed: int) -> tuple[bytes, None]:
+        layout.check(update, shared.layout)
+        if not np.isfinite(update).all():
+            raise errors.NonFiniteError("the update holds NaN or infinity; did training diverge?")
+        votes = np.sign(update)
+        zeros = np.flatnonzero(votes == 0)
+        votes[zeros] = np.random.default_rng(seed).integers(0, 2, len(zeros)) * 2 - 1
+        return payloads.pack(Dense(votes), shared.layout, TERNARY), None
+
+    return Encoder(init, encode)

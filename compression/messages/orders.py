@@ -1,0 +1,207 @@
+"""compression/messages/orders."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, TypeVar
+
+from flwr.app import ConfigRecord, RecordDict
+
+from fedpress.compression.errors import FedpressError
+
+ANSWER = "fedpress"
+"""Key of the answer's ConfigRecord in a reply."""
+VOTE = "fedpress.vote"
+"""Key of the ConfigRecord in which an application hands its vote on the mask to the mod: `mask`, a bitmap."""
+MAX_TICKET = 2**62
+"""What a client may claim to have answered; the server counts on from there, in 63 bits."""
+
+PREFIX = "fedpress."
+_METRIC = "metric."
+
+T = TypeVar("T")
+
+
+class MessageError(FedpressError, ValueError):
+    """A message lacks what the protocol asks for, or holds it in the wrong form."""
+
+
+class Download(NamedTuple):
+    """What brings a client to the version that its order names (docs/architecture.md, "What clients hold")."""
+
+    tag: bytes  # proves that the client has got there
+    base: int | None  # version that the delta is added to; None: the model is there as an ArrayRecord
+    delta: bytes = b""  # a payload; empty where base is the order's version already, or None
+    origin: bytes = b""  # how a client that has nothing begins: packed `SeededInit`, or `FixedPoint` with the arrays
+    buffers: bytes = b""  # of the order's version
+
+
+class Order(NamedTuple):
+    """What the server tells a client besides the model (docs/architecture.md, "Messages")."""
+
+    federation: str  # names the federation; client state belongs to it
+    ticket: int  # one open ticket per node; the answer repeats it
+    round: int
+    epoch: int  # rises when the layout or the mask changes
+    version: int  # of the model sent with this order
+    accepted: int  # ticket of this client's last accepted upload, 0 for none: whatever came later was refused
+    download: Download | None = None  # None: the model is there as an ArrayRecord, and clients keep none
+    mask: bytes | None = None  # `position_set.pack`; empty: the client has this epoch's; None: the model has no mask
+    drop: float = 0.0  # with the update comes a vote: the mask without this part of each tensor's weights,
+    grow: float = 0.0  # and with as many others as this part. 0 and 0: no vote is asked for
+
+
+class Answer(NamedTuple):
+    """What a client sends up: an encoded update, or the reason why there is none."""
+
+    ticket: int
+    version: int
+    payload: bytes = b""
+    buffers: bytes = b""
+    error: str = ""  # empty when `payload` counts
+    tag: bytes = b""  # of the model that it holds, where clients hold one
+    needs_model: bool = False  # the delta did not fit: the client asks for the model from its beginning
+    lost_state: bool = False  # what it kept back of earlier updates is gone
+    answered: int = 0  # beside the error of an order that is older: the ticket that it has answered last
+    tier: str = ""  # the class of devices that this node says it belongs to
+    vote: bytes = (
+        b""  # the mask that it would have, coded against the order's (`position_set.pack`); where one is asked for
+    )
+
+
+def write_order(order: Order) -> dict[str, Any]:
+    """Return the order as entries for a ConfigRecord; empty parts are left out."""
+    entries: dict[str, Any] = {
+        f"{PREFIX}federation": order.federation,
+        f"{PREFIX}ticket": order.ticket,
+        f"{PREFIX}round": order.round,
+        f"{PREFIX}epoch": order.epoch,
+        f"{PREFIX}version": order.version,
+        f"{PREFIX}accepted": order.accepted,
+    }
+    if order.download:
+        parts = order.download._asdict().items()
+        entries |= {f"{PREFIX}{name}": value for name, value in parts if value is not None and value != b""}
+    if order.mask is not None:
+        entries[f"{PREFIX}mask"] = order.mask
+    entries |= {f"{PREFIX}{name}": part for name in ("drop", "grow") if (part := getattr(order, name))}
+    return entries
+
+
+def rewrite_mask(content: RecordDict, mask: bytes) -> None:
+    """Put another form of the mask into the order in a message's records."""
+    for record in content.config_records.values():
+        if f"{PREFIX}ticket" in record:
+            record[f"{PREFIX}mask"] = mask
+
+
+def has_order(content: RecordDict) -> bool:
+    """Tell whether a message carries an order."""
+    return any(f"{PREFIX}ticket" in record for record in content.config_records.values())
+
+
+def read_order(content: RecordDict) -> Order:
+    """Find the order in a message's records.
+
+    Raises:
+        MessageError: no ConfigRecord holds one; most likely the server runs another strategy than `SparseFed`.
+    """
+    for record in content.config_records.values():
+        if f"{PREFIX}ticket" in record:
+            return _order(record)
+    raise MessageError(
+        "the message carries no fedpress order (no ConfigRecord with 'fedpress.ticket'); "
+        "a client with `compress(...)` needs the strategy `SparseFed` on the server"
+    )
+
+
+def _order(record: ConfigRecord) -> Order:
+    return Order(
+        federation=_typed(record, f"{PREFIX}federation", str),
+        ticket=_typed(record, f"{PREFIX}ticket", int),
+        round=_typed(record, f"{PREFIX}round", int),
+        epoch=_typed(record, f"{PREFIX}epoch", int),
+        version=_typed(record, f"{PREFIX}version", int),
+        accepted=_typed(record, f"{PREFIX}accepted", int),
+        download=_download(record) if f"{PREFIX}tag" in record else None,
+        mask=_typed(record, f"{PREFIX}mask", bytes) if f"{PREFIX}mask" in record else None,
+        drop=_part(record, f"{PREFIX}drop"),
+        grow=_part(record, f"{PREFIX}grow"),
+    )
+
+
+def _part(record: ConfigRecord, key: str) -> float:
+    if key not in record:
+        return 0.0
+    found = _typed(record, key, float)
+    if not 0 <= found <= 1:
+        raise MessageError(f"entry {key!r} must be a part, 0 to 1, and is {found}")
+    return found
+
+
+def _download(record: ConfigRecord) -> Download:
+    def part(name: str) -> bytes:
+        return _typed(record, f"{PREFIX}{name}", bytes) if f"{PREFIX}{name}" in record else b""
+
+    base = _typed(record, f"{PREFIX}base", int) if f"{PREFIX}base" in record else None
+    return Download(part("tag"), base, part("delta"), part("origin"), part("buffers"))
+
+
+def write_answer(answer: Answer) -> ConfigRecord:
+    """Return the answer as a ConfigRecord; empty parts are left out."""
+    record = ConfigRecord({"ticket": answer.ticket, "version": answer.version})
+    if answer.tag:
+        record["tag"] = answer.tag
+    if answer.lost_state:
+        record["lost-state"] = True
+    if answer.needs_model:
+        record["needs-model"] = True
+    elif answer.error:
+        record["error"] = answer.error
+        if answer.answered:
+            record["answered"] = answer.answered
+    else:
+        record["update"] = answer.payload
+        if answer.tier:
+            record["tier"] = answer.tier
+        if answer.buffers:
+            record["buffers"] = answer.buffers
+        if answer.vote:
+            record["vote"] = answer.vote
+    return record
+
+
+def read_answer(content: RecordDict) -> Answer:
+    """Read a client's answer.
+
+    Raises:
+        MessageError: the reply has no answer, or one of its parts has the wrong type.
+    """
+    record = content.config_records.get(ANSWER)
+    if record is None:
+        hint = "; is `mods=[compress(...)]` missing from the ClientApp?" if content.array_records else ""
+        raise MessageError(f"the reply has no ConfigRecord {ANSWER!r}, but {sorted(content)}{hint}")
+    error = _typed(record, "error", str) if "error" in record else ""
+    needs_model = "needs-model" in record
+    answered = _typed(record, "answered", int) if "answered" in record else 0
+    if not 0 <= answered <= MAX_TICKET:
+        raise MessageError(f"entry 'answered' is {answered}, expected a ticket, 0 to {MAX_TICKET}")
+    return Answer(
+        ticket=_typed(record, "ticket", int),
+        version=_typed(record, "version", int),
+        payload=b"" if error or needs_model else _typed(record, "update", bytes),
+        buffers=_typed(record, "buffers", bytes) if "buffers" in record else b"",
+        error=error,
+        tag=_typed(record, "tag", bytes) if "tag" in record else b"",
+        needs_model=needs_model,
+        lost_state="lost-state" in record,
+        answered=answered,
+        tier=_typed(record, "tier", str) if "tier" in record else "",
+        vote=_typed(record, "vote", bytes) if "vote" in record else b"",
+    )
+
+
+def _typed(record: Mapping[str, Any], key: str, kind: type[T]) -> T:
+    value = record.get(key)
+    if type(value) is not kind:
+        found = "nothing" if value is None else f"a {type(value).__name__}"
+        raise MessageError(f"entry {key!r} must be a {kind.__name__}, and holds {found}")
+    return value

@@ -1,0 +1,124 @@
+"""Orders, answers and their sizes as Flower records: the one file of the codec that imports flwr.
+
+Down, beside the application's own records, the server's order stands in the ConfigRecord that Flower's strategies
+send anyway (one object less on the wire than a record of its own). Up, the client's answer is one ConfigRecord: a
+payload in a ConfigRecord is one object, in an ArrayRecord three (docs/decisions/0003-payload-in-a-configrecord.md).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.common import serde
+from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
+from numpy.typing import NDArray
+
+from fedpress.compression.messages.orders import _METRIC, ANSWER, PREFIX, MessageError
+
+
+def folded(content: RecordDict) -> RecordDict:
+    """Return a reply with its metrics inside the answer's record: each record is an object of its own on the wire."""
+    metrics = list(content.metric_records.items())
+    if len(metrics) != 1 or "." in metrics[0][0] or any(isinstance(value, list) for value in metrics[0][1].values()):
+        return content
+    (name, values), answer = metrics[0], content.config_records[ANSWER]
+    for key, value in values.items():
+        answer[f"{_METRIC}{name}.{key}"] = value
+    return RecordDict({key: record for key, record in content.items() if key != name})
+
+
+def unfolded(content: RecordDict) -> RecordDict:
+    """Return a reply with its metrics in records of their own again."""
+    answer = content.config_records.get(ANSWER)
+    found: dict[str, dict[str, Any]] = {}
+    for key in [] if answer is None else [key for key in answer if key.startswith(_METRIC)]:
+        name, _, metric = key.removeprefix(_METRIC).partition(".")
+        value = answer[key]  # type: ignore[index]
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            found.setdefault(name, {})[metric] = value
+    return RecordDict({**content, **{name: MetricRecord(values) for name, values in found.items()}})
+
+
+def content_to_bytes(content: RecordDict) -> bytes:
+    """Return a message's records as bytes, to be kept."""
+    return bytes(serde.recorddict_to_proto(content).SerializeToString())
+
+
+def content_from_bytes(data: bytes) -> RecordDict:
+    """Return what `content_to_bytes` has kept."""
+    return serde.recorddict_from_proto(ProtoRecordDict.FromString(data))
+
+
+def only_arrays(content: RecordDict) -> tuple[str, ArrayRecord]:
+    """Return the key and value of the single ArrayRecord in `content`.
+
+    Raises:
+        MessageError: there is none, or more than one.
+    """
+    found = list(content.array_records.items())
+    if len(found) != 1:
+        raise MessageError(
+            f"expected exactly one ArrayRecord with the model, found {len(found)} {sorted(k for k, _ in found)}"
+        )
+    return found[0]
+
+
+def to_numpy(arrays: ArrayRecord) -> dict[str, NDArray[Any]]:
+    """Return the record's arrays by name."""
+    return {name: array.numpy() for name, array in arrays.items()}
+
+
+def from_numpy(arrays: Mapping[str, NDArray[Any]]) -> ArrayRecord:
+    """Return an ArrayRecord of `arrays`, in their order."""
+    return ArrayRecord({name: Array(np.asarray(array)) for name, array in arrays.items()})
+
+
+def item_size(key: str, record: ArrayRecord | ConfigRecord | MetricRecord) -> int:
+    """Return how many bytes the record adds to its message's serialised content."""
+    return int(serde.recorddict_to_proto(RecordDict({key: record})).ByteSize())
+
+
+def serialized_size(message: Message) -> int:
+    """Return the size of the message's serialised content, or of its error, in bytes."""
+    proto = serde.message_to_proto(message)
+    return int(proto.content.ByteSize() if message.has_content() else proto.error.ByteSize())
+
+
+def sizes(message: Message, known: Mapping[int, int] | None = None) -> dict[str, int]:
+    """Return the size of a message's serialised content by kind, in bytes.
+
+    The parts sum to `serialized_size(message)`: a RecordDict is serialised item by item.
+
+    Args:
+        message: order or reply.
+        known: sizes of records already measured, by `id(record)`, so that a model sent to many clients is measured
+            once.
+    """
+    if message.has_error():
+        return {"control": serialized_size(message)}
+    category = message.metadata.message_type.partition(".")[0]
+    by_kind: dict[str, int] = {}
+    for key, record in message.content.items():
+        size = known[id(record)] if known and id(record) in known else item_size(key, record)
+        if category == "evaluate":
+            by_kind["evaluate"] = by_kind.get("evaluate", 0) + size
+            continue
+        if category == "query" and isinstance(record, ConfigRecord) and isinstance(record.get("bundle"), bytes):
+            by_kind["bundle"] = by_kind.get("bundle", 0) + size
+            continue
+        if isinstance(record, ArrayRecord):
+            kind = "model"
+        elif isinstance(record, MetricRecord):
+            kind = "metrics"
+        else:
+            kind = "control"
+            down = (f"{PREFIX}delta", f"{PREFIX}buffers", f"{PREFIX}mask")
+            for part in ("update", "buffers", "vote") if key == ANSWER else down:
+                value = record.get(part)
+                if isinstance(value, bytes):
+                    name = part.removeprefix(PREFIX).replace("delta", "model")
+                    by_kind[name] = by_kind.get(name, 0) + len(value)
+                    size -= len(value)
+        by_kind[kind] = by_kind.get(kind, 0) + size
+    return by_kind

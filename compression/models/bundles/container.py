@@ -1,0 +1,184 @@
+"""The file that a bundle is: lengths, checksum, signature, and four parts that are bytes here.
+
+Layout of version 2, little-endian; lengths in bytes:
+
+    | bytes | field |
+    |---|---|
+    | 4 | magic, 89 46 50 42 ("FPB" after a byte that text cannot hold) |
+    | 1 | version of this format, 2 |
+    | 4 | length of the manifest as it stands in the file |
+    | 4 | length of the weights |
+    | 4 | length of the ONNX part as it stands in the file; 0: there is none |
+    | 4 | length of the ONNX part before zlib |
+    | 1 | 1: a signature ends the file; 0: none does |
+    | 32 | SHA-256 of the 22 bytes before this field and of everything after it |
+    | ... | manifest: zlib of JSON, a `Manifest` |
+    | ... | weights: as in `weights` |
+    | ... | ONNX: zlib of a model to run (`onnx_export`) |
+    | 64 | signature, if there is one: Ed25519 of the 22 bytes and of manifest, weights and ONNX as they stand |
+
+Version 1 is read as well (`bundle_v1`).
+
+The SHA-256 finds damage. Only a signature, checked with a key that came another way, says who made the file. Ed25519:
+S. Josefsson, I. Liusvaara, RFC 8032, 2017.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+import zlib
+from typing import Final, NamedTuple
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from fedpress.compression.models.bundles import bundle_v1
+from fedpress.compression.models.bundles.errors import (
+    BadMagic,
+    BundleError,
+    ChecksumMismatch,
+    InvalidManifest,
+    InvalidOnnx,
+    NotSigned,
+    TooLarge,
+    TrailingBytes,
+    Truncated,
+    UnsupportedVersion,
+    WrongSignature,
+)
+
+MAGIC: Final = b"\x89FPB"
+VERSION: Final = 2
+MAX_MANIFEST_BYTES: Final = 1 << 20
+MAX_WEIGHTS_BYTES: Final = 1 << 28
+MAX_ONNX_BYTES: Final = 1 << 28
+HEADER: Final = struct.Struct("<4sBIIIIB")
+DIGEST_BYTES: Final = 32
+SIGNATURE_BYTES: Final = 64
+
+
+class Parts(NamedTuple):
+    """A file whose lengths, checksum and signature are right.
+
+    Attributes:
+        format: Version of the format, 1 or 2.
+        manifest: JSON, unpacked.
+        weights: As they stand in the file.
+        onnx: Unpacked; empty if there is none.
+        plain_bytes: In version 1, what the weights come to unpacked.
+        signed: Whether there is a signature.
+    """
+
+    format: int
+    manifest: bytes
+    weights: bytes
+    onnx: bytes
+    plain_bytes: int
+    signed: bool
+
+
+def pack(manifest: bytes, weights: bytes, onnx: bytes = b"", private_key: bytes | None = None) -> bytes:
+    """Return the file.
+
+    Args:
+        manifest: JSON.
+        weights: As they will stand in the file.
+        onnx: A model to run; empty: none.
+        private_key: Ed25519, 32 bytes, to sign with.
+
+    Raises:
+        TooLarge: A part is beyond the limits of the format.
+    """
+    if len(manifest) > MAX_MANIFEST_BYTES or len(weights) > MAX_WEIGHTS_BYTES or len(onnx) > MAX_ONNX_BYTES:
+        raise TooLarge(
+            f"a manifest of {len(manifest):,}, weights of {len(weights):,} and ONNX of {len(onnx):,} bytes: at most"
+            f" {MAX_MANIFEST_BYTES:,}, {MAX_WEIGHTS_BYTES:,} and {MAX_ONNX_BYTES:,} are allowed; a bundle is for a"
+            " small model"
+        )
+    packed, deflated = zlib.compress(manifest, 9), zlib.compress(onnx, 9) if onnx else b""
+    signed = private_key is not None
+    head = HEADER.pack(MAGIC, VERSION, len(packed), len(weights), len(deflated), len(onnx), signed)
+    body = packed + weights + deflated
+    if private_key is not None:
+        body += Ed25519PrivateKey.from_private_bytes(private_key).sign(head + body)
+    return head + hashlib.sha256(head + body).digest() + body
+
+
+def unpack(data: bytes, public_key: bytes | None = None) -> Parts:
+    """Check a file and take it apart.
+
+    Args:
+        data: The file.
+        public_key: Ed25519, 32 bytes, of who must have signed it. None: whoever made it.
+
+    Raises:
+        BundleError: One of its kinds for each fault.
+    """
+    if not MAGIC.startswith(data[: len(MAGIC)]):
+        raise BadMagic(
+            f"the file begins with {data[: len(MAGIC)]!r}, a bundle with {MAGIC!r}: is this another kind of file?"
+        )
+    found = data[len(MAGIC)] if len(data) > len(MAGIC) else VERSION
+    if found not in (1, VERSION):
+        raise UnsupportedVersion(f"format version {found}, expected 1 or {VERSION}: made by a newer fedpress?")
+    header = bundle_v1.HEADER if found == 1 else HEADER
+    start = header.size + DIGEST_BYTES
+    if len(data) < start:
+        raise Truncated(f"{len(data)} bytes, but the header alone has {start}: was the download cut off?")
+    fields = header.unpack_from(data)[2:]
+    packed_bytes, coded_bytes, deflated_bytes, plain_bytes, signed = (
+        (fields[0], fields[1], 0, fields[2], 0) if found == 1 else fields
+    )
+    if signed > 1:
+        raise UnsupportedVersion(f"flag {signed}, expected 0 or 1: made by a newer fedpress?")
+    if (
+        packed_bytes > MAX_MANIFEST_BYTES
+        or coded_bytes > MAX_WEIGHTS_BYTES
+        or max(deflated_bytes, plain_bytes) > (MAX_WEIGHTS_BYTES if found == 1 else MAX_ONNX_BYTES)
+    ):
+        raise TooLarge(
+            f"announces a manifest of {packed_bytes:,} bytes, weights of {coded_bytes:,}, ONNX of {deflated_bytes:,}"
+            f" ({plain_bytes:,} decoded): at most {MAX_MANIFEST_BYTES:,}, {MAX_WEIGHTS_BYTES:,} and"
+            f" {MAX_ONNX_BYTES:,} are allowed; is the header damaged?"
+        )
+    content = start + packed_bytes + coded_bytes + deflated_bytes
+    end = content + (SIGNATURE_BYTES if signed else 0)
+    if len(data) < end:
+        raise Truncated(f"{len(data):,} bytes, but the header announces {end:,}: was the download cut off?")
+    if len(data) > end:
+        raise TrailingBytes(f"{len(data):,} bytes, but the header announces {end:,}: were two files joined?")
+    digest = hashlib.sha256(data[: header.size])
+    digest.update(data[start:])
+    if digest.digest() != data[header.size : start]:
+        raise ChecksumMismatch("the file's SHA-256 is not the one in its header: damaged on the way; download it again")
+    if public_key is not None:
+        if not signed:
+            raise NotSigned("the bundle carries no signature, and one is asked for: is it from somebody else?")
+        try:
+            message = data[: header.size] + data[start:content]
+            Ed25519PublicKey.from_public_bytes(public_key).verify(data[content:], message)
+        except InvalidSignature:
+            raise WrongSignature(
+                f"the signature is not one by the key {public_key.hex()[:16]}...: made or changed by somebody else"
+            ) from None
+    middle, last = start + packed_bytes, start + packed_bytes + coded_bytes
+    manifest = inflate(data[start:middle], MAX_MANIFEST_BYTES, InvalidManifest)
+    onnx = inflate(data[last:content], plain_bytes, InvalidOnnx) if deflated_bytes else b""
+    return Parts(found, manifest, data[middle:last], onnx, plain_bytes, bool(signed))
+
+
+def inflate(coded: bytes, most: int, fault: type[BundleError]) -> bytes:
+    """Decompress at most `most` bytes: a small file must not fill the memory.
+
+    Raises:
+        BundleError: A `fault`: it is no zlib stream, or a longer one.
+    """
+    decoder = zlib.decompressobj()
+    try:
+        plain = decoder.decompress(coded, most + 1)
+    except zlib.error as error:
+        raise fault(f"not a zlib stream: {error}") from error
+    if len(plain) > most or not decoder.eof or decoder.unused_data:
+        raise fault(f"the zlib stream does not end at its {len(coded):,} bytes, or holds more than {most:,}")
+    return plain

@@ -1,0 +1,379 @@
+"""The tensors of a student as bytes: each in its shortest form, their codes in one entropy-coded string.
+
+Layout, little-endian. For each tensor, in the order of the manifest, a head; then one string of `rans` to the end:
+
+    a tensor that is not quantised, of `dtype`:
+    | 1 | PLAIN: as it is; HALF: float32 as float16; DEFLATED: zlib of it |
+    | 4 | DEFLATED only: length of what follows |
+    | ... | the array |
+
+    a quantised one, of `bits` and `group`:
+    | 1 | PACKED: all codes plus the largest, `bits` each, lowest bit first; DENSE: all codes in the string; SPARSE: |
+    |   | positions of those that are not zero, and these in the string; SPARSE_COLUMNS: the same, column by column of |
+    |   | the matrix (channels, the rest) |
+    | ... | PACKED only: the codes |
+    | ... | SPARSE only: 4 bytes number of codes, 1 byte index tag, 4 bytes length, positions as in `positions` |
+    | ... | table of the codes (`code_table`), if there are any |
+    | 1 | scales: FLOATS, float32 each; POWERS, of 2^(1/16) |
+    | ... | FLOATS: the scales. POWERS: 2 bytes, the middle exponent; table of the exponents less that |
+
+The string of `rans` has, tensor by tensor, the codes and then the exponents of the scales.
+
+Which form is shortest is found by their exact costs. Sparse codes go beside their positions (S. Han, H. Mao,
+W. Dally, "Deep Compression", ICLR 2016, section 2), by columns where whole inputs of a layer died.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+import zlib
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedpress.compression.coding import frequency_table, rans
+from fedpress.compression.coding.frequency_table import Table
+from fedpress.compression.errors import PayloadError
+from fedpress.compression.models.bundles.errors import InvalidWeights, TooLarge
+from fedpress.compression.models.quantization import quantized_tensor
+from fedpress.compression.models.quantization.quantized_tensor import Quantized, Tensors
+from fedpress.compression.wire import positions
+
+PLAIN, HALF, DEFLATED, DENSE, SPARSE, SPARSE_COLUMNS, PACKED = range(7)
+FORMS: Final = ("plain", "float16", "deflated", "dense", "sparse", "sparse by columns", "packed")
+FLOATS, POWERS = range(2)
+MAX_EXPANSION: Final = 1024
+FREE_ENTRIES: Final = 1 << 20
+"""Tensors may have so many entries in all, and so many more for each byte of the weights: a small file must not fill
+the memory."""
+DTYPES: Final = {
+    str(np.dtype(kind)): np.dtype(kind).newbyteorder("<")
+    for kind in (np.bool_, np.uint8, np.int8, np.int16, np.int32, np.int64, np.float32)
+}
+_SPARSE = struct.Struct("<IBI")  # number of codes, index tag, length of the positions
+
+
+class Scheme(NamedTuple):
+    """How a tensor is written.
+
+    Attributes:
+        shape: Its own.
+        dtype: Of an array that is not quantised; "" of one that is.
+        bits, group: Of one that is, as in `Quantized`.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str = ""
+    bits: int = 0
+    group: int = 0
+
+
+class _Run(NamedTuple):
+    """Codes of one distribution."""
+
+    codes: NDArray[np.int64]
+    table: Table
+
+
+def scheme_of(tensor: Quantized | NDArray[Any]) -> Scheme:
+    """How `pack` will write the tensor."""
+    if isinstance(tensor, Quantized):
+        return Scheme(tuple(tensor.codes.shape), "", tensor.bits, tensor.group)
+    return Scheme(tuple(tensor.shape), str(tensor.dtype))
+
+
+def pack(tensors: Tensors, entropy_coded: bool = True) -> tuple[bytes, dict[str, str]]:
+    """Return the bytes of the tensors, and the form of each by its name.
+
+    Args:
+        tensors: By name.
+        entropy_coded: False: in forms whose lengths do not depend on the numbers, which are the longest.
+    """
+    heads, runs, forms = [], [], {}
+    for name, tensor in tensors.items():
+        found: list[_Run] = []
+        if not entropy_coded:
+            head = _pack_longest(tensor)
+        elif isinstance(tensor, Quantized):
+            head, found = _pack_quantized(tensor)
+        else:
+            head = _pack_plain(tensor)
+        heads.append(head)
+        runs += found
+        forms[name] = FORMS[head[0]]
+    symbols = np.concatenate([np.empty(0, np.int64), *(run.codes + run.table.top for run in runs)])
+    string = rans.encode(symbols, [len(run.codes) for run in runs], [run.table.frequencies for run in runs])
+    return b"".join(heads) + string, forms
+
+
+def unpack(data: bytes, schemes: Mapping[str, Scheme]) -> tuple[Tensors, dict[str, str]]:
+    """Return the tensors that `pack` wrote, and the form of each.
+
+    Args:
+        data: The bytes.
+        schemes: By name, in the order of writing. They are checked against the bytes, not trusted.
+
+    Raises:
+        InvalidWeights: The bytes are not those of such tensors.
+        TooLarge: The tensors have more entries than the bytes warrant.
+    """
+    entries = sum(math.prod(scheme.shape) for scheme in schemes.values())
+    if entries > FREE_ENTRIES + MAX_EXPANSION * len(data):
+        raise TooLarge(
+            f"{entries:,} entries from {len(data):,} bytes of weights: at most {FREE_ENTRIES:,} and"
+            f" {MAX_EXPANSION:,} a byte are allowed"
+        )
+    reader = _Reader(data)
+    parts: list[tuple[str, Scheme, _Head | NDArray[Any]]] = []
+    forms = {}
+    for name, scheme in schemes.items():
+        try:
+            form = reader.take(1)[0]
+            part = _read_plain(reader, scheme, form) if scheme.dtype else _read_head(reader, scheme, form)
+        except (rans.CodeError, PayloadError) as error:
+            raise InvalidWeights(f"tensor {name!r}: {error}") from error
+        parts.append((name, scheme, part))
+        forms[name] = FORMS[form]
+    tables = [run for _, _, part in parts if isinstance(part, _Head) for run in part.runs]
+    counts = [count for count, _ in tables]
+    try:
+        symbols = rans.decode(reader.rest(), counts, [table.frequencies for _, table in tables])
+    except rans.CodeError as error:
+        raise InvalidWeights(f"the entropy-coded weights cannot be read: {error}") from error
+    runs = [
+        part - table.top
+        for part, (_, table) in zip(np.split(symbols, np.cumsum(counts)[:-1]) if counts else [], tables, strict=True)
+    ]
+    found: Tensors = {}
+    for name, scheme, part in parts:
+        if not isinstance(part, _Head):
+            found[name] = part
+            continue
+        own, runs = runs[: len(part.runs)], runs[len(part.runs) :]
+        found[name] = _restored(name, scheme, part, own)
+    return found, forms
+
+
+class _Head(NamedTuple):
+    """What stands before the codes of a quantised tensor; in the form PACKED these stand here, too."""
+
+    form: int
+    codes: NDArray[np.int8] | None
+    positions: NDArray[np.int64] | None
+    scales: NDArray[np.float32] | None
+    middle: int
+    runs: list[tuple[int, Table]]
+
+
+class _Reader:
+    def __init__(self, data: bytes) -> None:
+        self.data = memoryview(data)
+        self.at = 0
+
+    def take(self, count: int) -> memoryview:
+        if self.at + count > len(self.data):
+            raise rans.CodeError(f"{count:,} bytes are asked for, {len(self.data) - self.at:,} are left")
+        self.at += count
+        return self.data[self.at - count : self.at]
+
+    def table(self) -> Table:
+        table, length = frequency_table.read(self.data[self.at :])
+        self.at += length
+        return table
+
+    def rest(self) -> memoryview:
+        return self.data[self.at :]
+
+
+def _pack_longest(tensor: Quantized | NDArray[Any]) -> bytes:
+    if isinstance(tensor, Quantized):
+        return _packed(tensor) + _floats(tensor.scales)
+    return bytes([PLAIN]) + _bytes(tensor)
+
+
+def _packed(tensor: Quantized) -> bytes:
+    numbers = (tensor.codes.ravel() + quantized_tensor.levels(tensor.bits)).astype(np.uint8)
+    bits = np.unpackbits(numbers[:, None], axis=1, count=tensor.bits, bitorder="little")
+    return bytes([PACKED]) + np.packbits(bits, bitorder="little").tobytes()
+
+
+def _read_packed(reader: _Reader, size: int, bits: int) -> NDArray[np.int8]:
+    data = np.frombuffer(reader.take(-(-size * bits // 8)), np.uint8)
+    rows = np.unpackbits(data, count=size * bits, bitorder="little").reshape(size, bits)
+    numbers = np.packbits(rows, axis=1, bitorder="little")[:, 0] if size else np.empty(0, np.uint8)
+    if (numbers > 2 * quantized_tensor.levels(bits)).any():
+        raise rans.CodeError(f"a code is not of {bits} bits")
+    return (numbers.astype(np.int16) - quantized_tensor.levels(bits)).astype(np.int8)
+
+
+def _bytes(array: NDArray[Any]) -> bytes:
+    return np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<")).tobytes()
+
+
+def _floats(scales: NDArray[np.float32]) -> bytes:
+    return bytes([FLOATS]) + scales.astype("<f4").tobytes()
+
+
+def _pack_plain(array: NDArray[Any]) -> bytes:
+    whole = _bytes(array)
+    forms = [bytes([PLAIN]) + whole]
+    deflated = zlib.compress(whole, 9)
+    forms.append(bytes([DEFLATED]) + struct.pack("<I", len(deflated)) + deflated)
+    if array.dtype == np.float32:
+        with np.errstate(over="ignore"):
+            half = array.astype("<f2")
+        if np.array_equal(half.astype(np.float32), array):
+            forms.append(bytes([HALF]) + half.tobytes())
+    return min(forms, key=len)
+
+
+def _read_plain(reader: _Reader, scheme: Scheme, form: int) -> NDArray[Any]:
+    dtype = DTYPES[scheme.dtype]
+    size = math.prod(scheme.shape)
+    length = size * dtype.itemsize
+    if form == PLAIN:
+        array = np.frombuffer(reader.take(length), dtype)
+    elif form == HALF and dtype == np.float32:
+        array = np.frombuffer(reader.take(2 * size), "<f2")
+    elif form == DEFLATED:
+        coded = reader.take(struct.unpack("<I", reader.take(4))[0])
+        array = np.frombuffer(inflate(bytes(coded), length), dtype)
+    else:
+        raise rans.CodeError(f"form {form} is not one of a {scheme.dtype} tensor")
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise rans.CodeError("it holds NaN or infinity")
+    if array.dtype == np.bool_ and (array.view(np.uint8) > 1).any():
+        raise rans.CodeError("a truth value is neither 0 nor 1")
+    return array.astype(dtype.newbyteorder("=")).reshape(scheme.shape)
+
+
+def inflate(coded: bytes, length: int) -> bytes:
+    """Decompress exactly `length` bytes, and at most one more: a small file must not fill the memory.
+
+    Raises:
+        CodeError: It is no zlib stream, or one of another length.
+    """
+    decoder = zlib.decompressobj()
+    try:
+        plain = decoder.decompress(coded, length + 1)
+    except zlib.error as error:
+        raise rans.CodeError(f"not a zlib stream: {error}") from error
+    if len(plain) != length or not decoder.eof or decoder.unused_data:
+        raise rans.CodeError(f"the zlib stream does not end at its {len(coded):,} bytes, or not after {length:,}")
+    return plain
+
+
+def _pack_quantized(tensor: Quantized) -> tuple[bytes, list[_Run]]:
+    codes = tensor.codes.reshape(len(tensor.codes), -1).astype(np.int64)
+    forms = [_dense(codes.ravel()), (_packed(tensor), [])]
+    if 2 * np.count_nonzero(codes) < codes.size:
+        forms += [_sparse(SPARSE, codes.ravel()), _sparse(SPARSE_COLUMNS, codes.T.ravel())]
+    head, run = min(forms, key=lambda form: 8 * len(form[0]) + _bits(form[1]))
+    scales, exponents = _pack_scales(tensor.scales)
+    return head + scales, [*run, *exponents]
+
+
+def _dense(codes: NDArray[np.int64]) -> tuple[bytes, list[_Run]]:
+    if not len(codes):
+        return bytes([DENSE]), []
+    table = frequency_table.fit(codes)
+    return bytes([DENSE]) + table.data, [_Run(codes, table)]
+
+
+def _sparse(form: int, codes: NDArray[np.int64]) -> tuple[bytes, list[_Run]]:
+    places = np.flatnonzero(codes)
+    tag, packed = positions.pack(places, len(codes))
+    head = bytes([form]) + _SPARSE.pack(len(places), tag, len(packed)) + packed
+    if not len(places):
+        return head, []
+    table = frequency_table.fit(codes[places])
+    return head + table.data, [_Run(codes[places], table)]
+
+
+def _bits(runs: list[_Run]) -> float:
+    return sum(
+        rans.cost(np.bincount(run.codes + run.table.top, minlength=2 * run.table.top + 1), run.table.frequencies)
+        for run in runs
+    )
+
+
+def _pack_scales(scales: NDArray[np.float32]) -> tuple[bytes, list[_Run]]:
+    """Scales of groups of zeros are not kept: any will do."""
+    there = scales > 0
+    floats = _floats(scales)
+    if not there.any():
+        return bytes([POWERS]) + struct.pack("<h", 0) + frequency_table.fit(np.zeros(1, np.int64)).data, [
+            _Run(np.zeros(scales.size, np.int64), frequency_table.fit(np.zeros(1, np.int64)))
+        ]
+    exponents = quantized_tensor.exponents(np.where(there, scales, 1))
+    if not np.array_equal(quantized_tensor.powers(exponents)[there], scales[there]):
+        return floats, []
+    low, high = int(exponents[there].min()), int(exponents[there].max())
+    middle = (low + high) // 2
+    if high - middle > frequency_table.MAX_CODE:
+        return floats, []
+    offsets = np.where(there, exponents - middle, 0).ravel()
+    run = _Run(offsets, frequency_table.fit(offsets))
+    head = bytes([POWERS]) + struct.pack("<h", middle) + run.table.data
+    return (floats, []) if 8 * len(floats) < 8 * len(head) + _bits([run]) else (head, [run])
+
+
+def _read_head(reader: _Reader, scheme: Scheme, form: int) -> _Head:
+    size = math.prod(scheme.shape)
+    where, runs = None, []
+    if form not in (DENSE, SPARSE, SPARSE_COLUMNS, PACKED):
+        raise rans.CodeError(f"form {form} is not one of a quantised tensor")
+    count = 0 if form == PACKED else size
+    codes = _read_packed(reader, size, scheme.bits) if form == PACKED else None
+    if form in (SPARSE, SPARSE_COLUMNS):
+        count, tag, length = _SPARSE.unpack(reader.take(_SPARSE.size))
+        packed = reader.take(length)
+        if count > size or not positions.known(tag) or tag in (positions.REFERENCE, positions.SEEDED):
+            raise rans.CodeError(f"{count:,} of {size:,} codes at positions of form {tag}")
+        least, most = positions.length(tag, size, count)
+        if tag == positions.ALL and count != size or not least <= length <= most:
+            raise rans.CodeError(f"positions take {length:,} bytes, expected {least:,} to {most:,}")
+        where = positions.unpack(tag, packed, size, count)
+    if count:
+        runs.append((count, reader.table()))
+        if runs[0][1].top > quantized_tensor.levels(scheme.bits):
+            raise rans.CodeError(f"codes up to {runs[0][1].top} are not of {scheme.bits} bits")
+    groups = len_of_scales(scheme)
+    kind = reader.take(1)[0]
+    if kind == FLOATS:
+        scales = np.frombuffer(reader.take(4 * math.prod(groups)), "<f4").astype(np.float32).reshape(groups)
+        if not (np.isfinite(scales).all() and (scales >= 0).all()):
+            raise rans.CodeError("a scale is below zero, NaN or infinite")
+        return _Head(form, codes, where, scales, 0, runs)
+    if kind != POWERS:
+        raise rans.CodeError(f"scales of kind {kind}")
+    middle = struct.unpack("<h", reader.take(2))[0]
+    table = reader.table()
+    if middle - table.top < quantized_tensor.MIN_EXPONENT or middle + table.top > quantized_tensor.MAX_EXPONENT:
+        raise rans.CodeError("a scale is beyond float32's normal numbers")
+    runs.append((math.prod(groups), table))
+    return _Head(form, codes, where, None, middle, runs)
+
+
+def len_of_scales(scheme: Scheme) -> tuple[int, int]:
+    """Shape of the scales of a quantised tensor."""
+    return scheme.shape[0], quantized_tensor.groups_of(scheme.shape, scheme.group)
+
+
+def _restored(name: str, scheme: Scheme, head: _Head, runs: list[NDArray[np.int64]]) -> Quantized:
+    codes = np.zeros(math.prod(scheme.shape), np.int8) if head.codes is None else head.codes
+    has_codes = len(runs) > (head.scales is None)
+    if has_codes:
+        codes[slice(None) if head.positions is None else head.positions] = runs[0]
+    if head.form == SPARSE_COLUMNS:
+        codes = np.ascontiguousarray(codes.reshape(-1, scheme.shape[0]).T)
+    shaped = codes.reshape(scheme.shape)
+    scales = head.scales
+    if scales is None:
+        scales = quantized_tensor.powers(runs[-1] + head.middle).reshape(len_of_scales(scheme))
+        # A group of zeros has no scale.
+        scales = np.where(quantized_tensor.grouped(shaped, scheme.group).any(axis=2), scales, np.float32(0))
+    return Quantized(shaped, scales, scheme.bits, scheme.group)

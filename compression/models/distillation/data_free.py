@@ -1,0 +1,301 @@
+"""Inputs made up from the teacher alone, for a task that holds out no proxy data.
+
+`synthesize` returns inputs on which any distillation then runs as on proxy data. Either the inputs themselves are
+optimised or a generator of them, for a weighted sum of what the field asks of such inputs:
+
+[1] H. Yin, P. Molchanov, J. M. Alvarez et al., "Dreaming to Distill: Data-free Knowledge Transfer via DeepInversion",
+    CVPR 2020, section 3.2: the statistics of every batch norm are those that it saw in training (equation 4), few jumps
+    between neighbouring pixels (equation 3), a given class for each input. It needs batch norms.
+[2] H. Chen, Y. Wang, C. Xu et al., "Data-Free Learning of Student Networks" (DAFL), ICCV 2019, section 3.2: a generator
+    whose images the teacher is sure of, that excite its features, and that are of all classes alike (equations 3 to 6).
+[3] G. Fang, J. Song, C. Shen et al., "Data-Free Adversarial Distillation" (DFAD), arXiv:1912.11006, 2019, section 3: a
+    generator that looks for inputs on which student and teacher differ, by the L1 distance of their logits.
+
+Both generators here hand over inputs from the whole second half of their training, so that the student does not learn
+only what the last generator makes. Inputs are kept in a range by a sigmoid, where [1] clips.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from fedpress.compression.errors import FedpressError
+from fedpress.compression.models.distillation import teachers
+from fedpress.compression.models.reproducible import reproducible
+
+LATENT: Final = 64
+"""Numbers that a generator makes an input from."""
+STUDENT_STEPS: Final = 5
+"""Steps of the student for each of the generator's, as in [3]."""
+STUDENT_RATE: Final = 1e-3
+"""Learning rate of that student."""
+
+
+class DataFreeError(FedpressError, ValueError):
+    """No inputs can be made up for this model in this way."""
+
+
+@dataclass(frozen=True)
+class DataFree:
+    """What is optimised, and for what.
+
+    Attributes:
+        optimise: The inputs themselves, each batch for all `steps`, or a generator of them.
+        examples: How many inputs are made.
+        steps: Of Adam.
+        batch_size: Inputs in a step.
+        learning_rate: Of Adam; it falls to zero by a cosine.
+        low, high: Range of the task's inputs.
+        certainty: Weight of the teacher's cross-entropy with the class asked for ([1]) or its own first choice ([2]).
+        statistics: Weight of the distance from the batch norms' statistics [1].
+        variation: Weight of the mean absolute difference of neighbouring pixels, as a part of the range [1].
+        balance: Weight of the negative entropy of the mean answer [2].
+        activation: Weight of the negative mean magnitude of what goes into the last linear layer [2].
+        disagreement: Weight of the negative L1 distance of the student's logits from the teacher's [3].
+    """
+
+    optimise: Literal["inputs", "generator"] = "inputs"
+    examples: int = 1000
+    steps: int = 200
+    batch_size: int = 100
+    learning_rate: float = 0.1
+    low: float = 0.0
+    high: float = 1.0
+    certainty: float = 1.0
+    statistics: float = 0.0
+    variation: float = 0.0
+    balance: float = 0.0
+    activation: float = 0.0
+    disagreement: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.optimise not in ("inputs", "generator"):
+            raise ValueError(f"optimise must be 'inputs' or 'generator', got {self.optimise!r}")
+        if min(self.examples, self.steps) < 1 or self.batch_size < 2:
+            raise ValueError(
+                "examples and steps must be at least 1, batch_size at least 2 (one input has no variance),"
+                f" got {self.examples}, {self.steps} and {self.batch_size}"
+            )
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
+        if not self.low < self.high:
+            raise ValueError(f"low must be below high, got {self.low} and {self.high}: the range of the task's inputs")
+        if min(weights := self._weights().values()) < 0 or not any(weights):
+            raise ValueError(f"weights must be at least 0 and one of them above, got {self._weights()}")
+
+    def _weights(self) -> dict[str, float]:
+        names = ("certainty", "statistics", "variation", "balance", "activation", "disagreement")
+        return {name: getattr(self, name) for name in names}
+
+
+RECIPES: Final[Mapping[str, DataFree]] = {
+    "deep-inversion": DataFree(statistics=1.0, variation=0.1),
+    "dafl": DataFree("generator", learning_rate=3e-3, steps=500, balance=5.0, activation=0.1),
+    "dfad": DataFree("generator", learning_rate=3e-3, steps=500, certainty=0.0, disagreement=1.0),
+}
+"""The papers' own sums, by name: [1], [2], [3]."""
+
+
+def synthesize(
+    teacher: nn.Module,
+    shape: tuple[int, ...],
+    settings: DataFree,
+    *,
+    student: nn.Module | None = None,
+    seed: int,
+) -> Tensor:
+    """Return inputs made up from what the teacher knows, float32 (settings.examples, *shape).
+
+    Args:
+        teacher: Answers with logits (N, classes); left as it is.
+        shape: Of one input.
+        settings: How.
+        student: Where distillation will start from, for `disagreement`; left as it is, a copy learns along.
+        seed: The same arguments give the same inputs.
+
+    Raises:
+        DataFreeError: `statistics` without a batch norm that keeps any, `disagreement` without a student, or a teacher
+            that takes no float32 or whose answers are not (N, classes).
+    """
+    classes = check(teacher, shape, settings)
+    if settings.disagreement and student is None:
+        raise DataFreeError("disagreement is with a student, got none")
+    with reproducible(seed):
+        wish = _Wish(copy.deepcopy(teacher).cpu().eval().requires_grad_(False), settings)
+        if settings.optimise == "inputs":
+            return _optimised(wish, shape, classes, student)
+        return _generated(wish, shape, student)
+
+
+def check(teacher: nn.Module, shape: tuple[int, ...], settings: DataFree) -> int:
+    """Return the number of classes, if inputs can be made up from this model at all.
+
+    Args:
+        teacher, shape, settings: As for `synthesize`.
+
+    Raises:
+        DataFreeError: As for `synthesize`.
+    """
+    if settings.statistics and not _norms(teacher):
+        raise DataFreeError(
+            "the model has no batch norm with running statistics, which its inputs could be made up from: choose a"
+            " generator (dafl or dfad), or a model with batch norm"
+        )
+    try:
+        answer = teachers.logits(teacher, torch.full((2, *shape), settings.low))
+    except (RuntimeError, TypeError) as error:
+        raise DataFreeError(
+            f"the model takes no numbers of shape {shape}: {error}; made-up inputs are for images and vectors"
+        ) from error
+    if answer.ndim != 2:
+        raise DataFreeError(f"the teacher answers {tuple(answer.shape[1:])} an input, expected one logit a class")
+    return answer.shape[1]
+
+
+class _Wish:
+    """The loss of a batch of inputs, seen by the teacher."""
+
+    def __init__(self, teacher: nn.Module, settings: DataFree) -> None:
+        self.teacher = teacher
+        self.settings = settings
+        self._distances: list[Tensor] = []
+        self._features = torch.zeros(())
+        for norm in _norms(teacher):
+            norm.register_forward_pre_hook(self._compare)
+        linear = [module for module in teacher.modules() if isinstance(module, nn.Linear)]
+        if linear:
+            linear[-1].register_forward_pre_hook(self._excited)
+
+    def _compare(self, norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        rows = inputs[0].transpose(0, 1).flatten(1)  # (channels, values)
+        mean, variance = rows.mean(dim=1), rows.var(dim=1, unbiased=False)
+        kept_mean, kept_variance = norm.get_buffer("running_mean"), norm.get_buffer("running_var")
+        self._distances.append((mean - kept_mean).norm() + (variance - kept_variance).norm())
+
+    def _excited(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self._features = inputs[0]
+
+    def loss(self, inputs: Tensor, targets: Tensor | None, student: nn.Module | None) -> Tensor:
+        """The weighted sum, a scalar.
+
+        Args:
+            inputs: (N, ...).
+            targets: The class asked for of each input, (N,); None: the teacher's first choice.
+            student: Whom to disagree with.
+        """
+        chosen = self.settings
+        self._distances.clear()
+        logits = self.teacher(inputs)
+        loss: Tensor = logits.new_zeros(())
+        if chosen.certainty:
+            wanted = logits.argmax(dim=1) if targets is None else targets
+            loss = loss + chosen.certainty * functional.cross_entropy(logits, wanted)
+        if chosen.statistics:
+            loss = loss + chosen.statistics * torch.stack(self._distances).sum()
+        if chosen.variation and inputs.ndim == 4:
+            jumps = inputs.diff(dim=-1).abs().mean() + inputs.diff(dim=-2).abs().mean()
+            loss = loss + chosen.variation * jumps / (chosen.high - chosen.low)
+        if chosen.balance:
+            mean = logits.softmax(dim=1).mean(dim=0)
+            loss = loss + chosen.balance * (mean * (mean + 1e-12).log()).sum()
+        if chosen.activation:
+            loss = loss - chosen.activation * self._features.abs().mean()
+        if chosen.disagreement and student is not None:
+            loss = loss - chosen.disagreement * functional.l1_loss(student(inputs), logits)
+        return loss
+
+
+def _optimised(wish: _Wish, shape: tuple[int, ...], classes: int, student: nn.Module | None) -> Tensor:
+    """Batches of inputs, each optimised by itself from noise; classes in equal numbers."""
+    settings = wish.settings
+    against = None
+    if settings.disagreement and student is not None:
+        against = copy.deepcopy(student).cpu().eval().requires_grad_(False)
+    made = []
+    for _ in range(math.ceil(settings.examples / settings.batch_size)):
+        raw = torch.randn(settings.batch_size, *shape).requires_grad_()
+        targets = torch.randperm(settings.batch_size) % classes
+        optimizer = torch.optim.Adam([raw], settings.learning_rate)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.steps)
+        for _ in range(settings.steps):
+            optimizer.zero_grad()
+            torch.autograd.backward(wish.loss(_ranged(raw, settings), targets, against))
+            optimizer.step()
+            schedule.step()
+        made.append(_ranged(raw.detach(), settings))
+    return torch.cat(made)[: settings.examples]
+
+
+def _generated(wish: _Wish, shape: tuple[int, ...], student: nn.Module | None) -> Tensor:
+    """Inputs of a generator, from every step of the second half of its training, a student learning beside it."""
+    settings = wish.settings
+    generator = _generator(shape)
+    ours = torch.optim.Adam(generator.parameters(), settings.learning_rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(ours, settings.steps)
+    learner = copy.deepcopy(student).cpu().train() if settings.disagreement and student is not None else None
+    theirs = torch.optim.Adam(learner.parameters(), STUDENT_RATE) if learner is not None else None
+    kept: list[Tensor] = []
+    each = math.ceil(settings.examples / (settings.steps - settings.steps // 2))
+    for step in range(settings.steps):
+        if learner is not None and theirs is not None:
+            for _ in range(STUDENT_STEPS):
+                with torch.no_grad():
+                    inputs = _ranged(generator(torch.randn(settings.batch_size, LATENT)), settings)
+                    answers = wish.teacher(inputs)
+                theirs.zero_grad()
+                torch.autograd.backward(functional.l1_loss(learner(inputs), answers))
+                theirs.step()
+        inputs = _ranged(generator(torch.randn(settings.batch_size, LATENT)), settings)
+        ours.zero_grad()
+        torch.autograd.backward(wish.loss(inputs, None, learner))
+        ours.step()
+        schedule.step()
+        if step >= settings.steps // 2:
+            with torch.no_grad():
+                while len(inputs) < each:
+                    more = _ranged(generator(torch.randn(settings.batch_size, LATENT)), settings)
+                    inputs = torch.cat([inputs, more])
+            kept.append(inputs[:each].detach())
+    return torch.cat(kept)[-settings.examples :]
+
+
+def _generator(shape: tuple[int, ...]) -> nn.Module:
+    """From (N, LATENT) to (N, *shape), unbounded: upsampling convolutions for images, else a perceptron."""
+    if len(shape) != 3:
+        return nn.Sequential(
+            nn.Linear(LATENT, 256), nn.ReLU(), nn.Linear(256, math.prod(shape)), nn.Unflatten(1, shape)
+        )
+    channels, height, width = shape
+    quarter = (math.ceil(height / 4), math.ceil(width / 4))
+    return nn.Sequential(
+        nn.Linear(LATENT, 64 * math.prod(quarter)),
+        nn.Unflatten(1, (64, *quarter)),
+        nn.BatchNorm2d(64),
+        nn.Upsample(scale_factor=2),
+        nn.Conv2d(64, 64, 3, padding=1),
+        nn.BatchNorm2d(64),
+        nn.LeakyReLU(0.2),
+        nn.Upsample(size=(height, width)),
+        nn.Conv2d(64, 32, 3, padding=1),
+        nn.BatchNorm2d(32),
+        nn.LeakyReLU(0.2),
+        nn.Conv2d(32, channels, 3, padding=1),
+        nn.BatchNorm2d(channels, affine=False),
+    )
+
+
+def _ranged(raw: Tensor, settings: DataFree) -> Tensor:
+    return settings.low + (settings.high - settings.low) * torch.sigmoid(raw)
+
+
+def _norms(model: nn.Module) -> list[Any]:
+    return [module for module in model.modules() if isinstance(module, _BatchNorm) and module.running_mean is not None]

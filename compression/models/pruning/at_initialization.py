@@ -1,0 +1,155 @@
+"""The mask of a model that is sparse from its first round on: a score for each weight before anything is trained.
+
+SNIP: N. Lee, T. Ajanthan, P. H. S. Torr, "SNIP: Single-shot Network Pruning based on Connection Sensitivity", ICLR
+    2019, section 4: |weight * gradient|.
+GraSP: C. Wang, G. Zhang, R. Grosse, "Picking Winning Tickets Before Training by Preserving Gradient Flow", ICLR 2020,
+    section 4: weight * (Hessian * gradient); what would lower the gradient's norm if it were removed is kept.
+SynFlow: H. Tanaka, D. Kunin, D. L. K. Yamins, S. Ganguli, "Pruning neural networks without any data by iteratively
+    conserving synaptic flow", NeurIPS 2020, section 6: |weight| times its gradient in a network of absolute values,
+    pruned in many small steps.
+ERK (`sparse_training`) draws at random, and magnitude takes the largest weights: the baselines.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from fedpress.compression.models.pruning import dynamic_sparsity
+from fedpress.compression.models.pruning.dynamic_sparsity import AtInitialisation, Scope
+from fedpress.compression.models.reproducible import reproducible
+from fedpress.compression.models.task import Examples
+from fedpress.compression.tensors.layout import Layout
+from fedpress.compression.tensors.mask import Mask
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+Scores = NDArray[np.float64]
+"""One for each entry of the vector without a mask, shape (n,); the larger, the sooner the weight is kept."""
+
+
+def initial_mask(
+    model: nn.Module, layout: Layout, settings: AtInitialisation, loss: Loss, examples: Examples, seed: int
+) -> Mask:
+    """Return the mask that a method finds for a model before it is trained; the model is left as it is.
+
+    Args:
+        model: With its initial weights.
+        layout: Of the model, without a mask.
+        settings: The method, and how much is left.
+        loss: Mean loss of a batch; for snip and grasp.
+        examples: Labelled ones for snip and grasp, of no matter which label for synflow; N >= 1.
+        seed: Of what is drawn at random; the same seed, the same mask.
+
+    Raises:
+        LayerCollapse: A layer would lose all of its weights.
+        ValueError: There are no examples, or a score is NaN.
+    """
+    if len(examples.targets) == 0:
+        raise ValueError("the first mask needs at least one example, and got none")
+    scope = settings.scope or "global"
+    if settings.method == "erk":
+        return dynamic_sparsity.random_mask(layout, settings.density, seed, settings.scope or "erk")
+    with reproducible(seed):
+        if settings.method == "synflow":
+            return _pruned_by_synflow(model, layout, settings, scope, examples.inputs[:1])
+        trained = copy.deepcopy(model).train()
+        if settings.method == "magnitude":
+            scores = [parameter.detach().abs() for parameter in _parameters(trained, layout)]
+        elif settings.method == "snip":
+            scores = snip(trained, layout, loss, examples, settings.batch_size)
+        else:
+            scores = grasp(trained, layout, loss, examples, settings.batch_size, settings.temperature)
+        return dynamic_sparsity.ranked(_vector(scores), layout, settings.density, scope)
+
+
+def snip(model: nn.Module, layout: Layout, loss: Loss, examples: Examples, batch_size: int) -> list[Tensor]:
+    """Return |weight * gradient of the mean loss| of each parameter."""
+    parameters = _parameters(model, layout)
+    sums = [torch.zeros_like(parameter) for parameter in parameters]
+    for inputs, targets in _batches(examples, batch_size):
+        value = loss(model(inputs), targets) * (len(targets) / len(examples.targets))
+        for total, gradient in zip(sums, torch.autograd.grad(value, parameters), strict=True):
+            total += gradient
+    return [(parameter * total).detach().abs() for parameter, total in zip(parameters, sums, strict=True)]
+
+
+def grasp(
+    model: nn.Module, layout: Layout, loss: Loss, examples: Examples, batch_size: int, temperature: float
+) -> list[Tensor]:
+    """Return weight * (Hessian * gradient) of each parameter: largest where its removal would cost gradient most.
+
+    The gradient is that of all examples; the Hessian is applied batch by batch.
+    """
+    parameters = _parameters(model, layout)
+
+    def value(inputs: Tensor, targets: Tensor) -> Tensor:
+        return loss(model(inputs) / temperature, targets) * (len(targets) / len(examples.targets))
+
+    gradient = [torch.zeros_like(parameter) for parameter in parameters]
+    for batch in _batches(examples, batch_size):
+        for total, own in zip(gradient, torch.autograd.grad(value(*batch), parameters), strict=True):
+            total += own
+    product = [torch.zeros_like(parameter) for parameter in parameters]
+    for batch in _batches(examples, batch_size):
+        graph = torch.autograd.grad(value(*batch), parameters, create_graph=True)
+        along = sum((one * fixed).sum() for one, fixed in zip(graph, gradient, strict=True))
+        assert isinstance(along, Tensor)
+        for total, one in zip(product, torch.autograd.grad(along, parameters, allow_unused=True), strict=True):
+            if one is not None:
+                total += one
+    return [(parameter * total).detach() for parameter, total in zip(parameters, product, strict=True)]
+
+
+def synflow(model: nn.Module, layout: Layout, inputs: Tensor) -> list[Tensor]:
+    """Return |weight| times its gradient of the summed answers to an input of ones, for a model of absolute values.
+
+    Args:
+        model: In float64 and evaluation mode, every weight >= 0.
+        layout: Of the model.
+        inputs: (1, ...): ones; or tokens, where the model looks up embeddings.
+    """
+    parameters = _parameters(model, layout)
+    gradients = torch.autograd.grad(model(inputs).sum(), parameters, allow_unused=True)
+    return [
+        torch.zeros_like(parameter) if gradient is None else (parameter * gradient).detach()
+        for parameter, gradient in zip(parameters, gradients, strict=True)
+    ]
+
+
+def _pruned_by_synflow(
+    model: nn.Module, layout: Layout, settings: AtInitialisation, scope: Scope, example: Tensor
+) -> Mask:
+    linear = copy.deepcopy(model).double().eval()  # float32 overflows in deep networks
+    with torch.no_grad():
+        for tensor in linear.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.abs_()
+    inputs = torch.ones_like(example, dtype=torch.float64) if example.is_floating_point() else example
+    parameters = _parameters(linear, layout)
+    for step in range(1, settings.steps + 1):
+        scores = _vector(synflow(linear, layout, inputs))
+        mask = dynamic_sparsity.ranked(scores, layout, settings.density ** (step / settings.steps), scope)
+        with torch.no_grad():
+            for parameter, flags in zip(parameters, np.split(mask.flags, layout.full.offsets[1:-1]), strict=True):
+                parameter.mul_(torch.from_numpy(flags).reshape(parameter.shape))
+    return mask
+
+
+def _parameters(model: nn.Module, layout: Layout) -> list[nn.Parameter]:
+    named = dict(model.named_parameters())
+    return [named[spec.name] for spec in layout.parameters]
+
+
+def _vector(scores: Sequence[Tensor]) -> Scores:
+    parts: list[NDArray[Any]] = [score.double().reshape(-1).numpy() for score in scores]
+    return np.concatenate([np.empty(0), *parts])
+
+
+def _batches(examples: Examples, batch_size: int) -> list[tuple[Tensor, Tensor]]:
+    return list(zip(torch.split(examples.inputs, batch_size), torch.split(examples.targets, batch_size), strict=True))

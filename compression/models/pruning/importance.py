@@ -1,0 +1,145 @@
+"""How much a weight, or a channel with all that hangs on it, matters; the least important go first.
+
+| importance | of a weight | of a channel, neuron, head (Torch-Pruning) |
+|---|---|---|
+| `l1` | abs(w) [1] | sum of abs(w) over its group [2] |
+| `l2` | w^2, the same order | sum of w^2 over its group [2] |
+| `taylor` | abs(w * gradient) [3] | sum of it over its group |
+| `lamp` | w^2 by the sum of all w^2 of the layer that are no smaller [4] | the same, of the groups' sums |
+| `random` | a number drawn: the baseline of them all | the same |
+
+[1] S. Han, J. Pool, J. Tran, W. Dally, "Learning both Weights and Connections for Efficient Neural Networks", NIPS
+    2015.
+[2] H. Li, A. Kadav, I. Durdanovic, H. Samet, H. P. Graf, "Pruning Filters for Efficient ConvNets", ICLR 2017; over the
+    whole group: G. Fang et al., "DepGraph: Towards Any Structural Pruning", CVPR 2023, section 3.3.
+[3] P. Molchanov, A. Mallya, S. Tyree, I. Frosio, J. Kautz, "Importance Estimation for Neural Network Pruning", CVPR
+    2019, section 3.1: first order. Each batch's gradient counts by its size: their mean vanishes as training ends.
+[4] J. Lee, S. Park, S. Mo, S. Ahn, J. Shin, "Layer-adaptive Sparsity for the Magnitude-based Pruning", ICLR 2021.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple
+
+import torch
+import torch_pruning
+from torch import Tensor, nn
+
+from fedpress.compression.models.pruning.channel_groups import Group
+from fedpress.compression.models.reproducible import reproducible
+from fedpress.compression.models.task import Examples, Task
+
+IMPORTANCES: Final = ("l1", "l2", "taylor", "lamp", "random")
+RANKINGS: Final = ("uniform", "global", "erk")
+
+Gradients = Mapping[str, Tensor]
+"""Of each parameter, by name, the mean over batches of the gradient's magnitude."""
+
+
+class Criterion(NamedTuple):
+    """What is removed first.
+
+    Attributes:
+        importance: One of `IMPORTANCES`.
+        ranking: Among what: `uniform`, within each layer, all of which keep the same fraction; `global`, across layers;
+            `erk`, within each layer, whose densities follow Erdős–Rényi kernels (single weights only, `masks.erk`).
+        gradients: For `taylor`, as `gradients` gives them for this model.
+        seed: For `random`.
+    """
+
+    importance: str = "l2"
+    ranking: str = "uniform"
+    gradients: Gradients | None = None
+    seed: int = 0
+
+    def check(self) -> None:
+        """Raises ValueError: an importance or ranking that there is not, or no gradients for `taylor`."""
+        if self.importance not in IMPORTANCES:
+            raise ValueError(f"importance must be one of {', '.join(IMPORTANCES)}, got {self.importance!r}")
+        if self.ranking not in RANKINGS:
+            raise ValueError(f"ranking must be one of {', '.join(RANKINGS)}, got {self.ranking!r}")
+        if self.importance == "taylor" and self.gradients is None:
+            raise ValueError("importance 'taylor' needs gradients, got none: see importance.gradients")
+
+
+DEFAULT: Final = Criterion()
+
+
+def gradients(model: nn.Module, task: Task, examples: Examples, batch_size: int = 64) -> dict[str, Tensor]:
+    """The mean over batches of the magnitude of the loss's gradient, by parameter; the model is left as it is.
+
+    Args:
+        model: In evaluation mode for this, so that dropout and batch norm draw and change nothing.
+        task: Whose loss it is.
+        examples: With labels or, where they are hidden, with a teacher's answers as targets.
+        batch_size: Of examples whose gradients are averaged before the magnitude is taken.
+
+    Raises:
+        ValueError: There are no examples.
+    """
+    if len(examples.targets) == 0:
+        raise ValueError("gradients: got 0 examples, expected at least 1; does the task hold out a proxy part?")
+    with reproducible(0):
+        probe = copy.deepcopy(model).cpu().eval()
+        parameters = dict(probe.named_parameters())
+        sums = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
+        starts = range(0, len(examples.targets), batch_size)
+        for start in starts:
+            inputs, targets = (part[start : start + batch_size] for part in examples)
+            found = torch.autograd.grad(task.loss(probe(inputs), targets), list(parameters.values()), allow_unused=True)
+            for name, gradient in zip(parameters, found, strict=True):
+                if gradient is not None:
+                    sums[name] += gradient.abs()
+        return {name: total / len(starts) for name, total in sums.items()}
+
+
+def of_units(groups: list[Group], criterion: Criterion) -> list[Tensor]:
+    """The importance of each unit of each group, float32 (units,); a group's mean is 1 but for `lamp` and `random`."""
+    scorer = _scorer(criterion.importance)
+    with reproducible(criterion.seed):
+        return [scorer(group.members)[group.units].mean(dim=1) for group in groups]
+
+
+def of_weights(weights: Mapping[str, Tensor], criterion: Criterion) -> dict[str, Tensor]:
+    """The importance of each single weight, in the shapes of `weights`.
+
+    >>> of_weights({"a": torch.tensor([[1.0, -2.0]])}, Criterion("lamp"))["a"]    # 1 of 1 + 4, 4 of 4
+    tensor([[0.2000, 1.0000]])
+    """
+    criterion.check()
+    with reproducible(criterion.seed) as generator:
+        scores = {}
+        for name, weight in weights.items():
+            if criterion.importance == "taylor":
+                assert criterion.gradients is not None  # by the check
+                scores[name] = (weight * criterion.gradients[name]).abs()
+            elif criterion.importance == "lamp":
+                scores[name] = _lamp(weight)
+            elif criterion.importance == "random":
+                scores[name] = torch.rand(weight.shape, generator=generator)
+            else:
+                scores[name] = weight.abs() if criterion.importance == "l1" else weight.square()
+        return scores
+
+
+def _lamp(weight: Tensor) -> Tensor:
+    """Equation 2 of [4]: each square by the sum of the squares that come no earlier in ascending order."""
+    squares, order = weight.double().flatten().square().sort(stable=True)
+    rest = squares.flip(0).cumsum(0).flip(0)
+    scores = torch.empty_like(squares)
+    scores[order] = torch.where(rest > 0, squares / rest, 0)
+    return scores.to(weight.dtype).reshape(weight.shape)
+
+
+def _scorer(importance: str) -> Any:
+    """Torch-Pruning's own; `taylor` reads what lies in the parameters' `grad`."""
+    known = torch_pruning.importance
+    if importance == "taylor":
+        return known.GroupTaylorImportance()
+    if importance == "lamp":
+        return known.LAMPImportance()
+    if importance == "random":
+        return known.RandomImportance()
+    return known.GroupMagnitudeImportance(p=1 if importance == "l1" else 2)

@@ -1,0 +1,111 @@
+"""Terms to add to a loss, so that training drives weights, or whole channels, to zero before they are pruned.
+
+* `l1`: single weights. R. Tibshirani, "Regression Shrinkage and Selection via the Lasso", JRSS B 58(1), 1996;
+  S. Han et al., "Learning both Weights and Connections for Efficient Neural Networks", NIPS 2015, section 3.1.
+* `GroupLasso`: a channel, neuron or head with all that hangs on it. M. Yuan, Y. Lin, "Model selection and estimation in
+  regression with grouped variables", JRSS B 68(1), 2006; W. Wen, C. Wu, Y. Wang, Y. Chen, H. Li, "Learning
+  Structured Sparsity in Deep Neural Networks", NIPS 2016, equation 3.
+
+Torch-Pruning's regularising pruners (GroupNormPruner, GrowingRegPruner, BNScalePruner) are no terms of a loss: they
+write into the gradients of one model object, so no copy can be trained with them; and they are ridge penalties, or look
+at batch norms only.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch_pruning
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from fedpress.compression.models.pruning import channel_groups
+
+Penalty = Callable[[nn.Module], Tensor]
+"""A term of the loss from the model in training; made for models of one architecture."""
+
+
+def l1(model: nn.Module) -> Tensor:
+    """The sum of the magnitudes of all weights of two or more dimensions, a scalar.
+
+    >>> layer = nn.Linear(2, 1)
+    >>> _ = layer.weight.data.copy_(torch.tensor([[1.5, -2.0]]))
+    >>> l1(layer).item()
+    3.5
+    """
+    return torch.stack([weight.abs().sum() for weight in model.parameters() if weight.ndim > 1]).sum()
+
+
+class _Part(NamedTuple):
+    """The slices of one parameter that belong to the units of a group.
+
+    Attributes:
+        name: Of the parameter.
+        axis: Of the channels.
+        channels: Of the axis, int64 (c,).
+        units: To which unit each of them belongs, int64 (c,).
+    """
+
+    name: str
+    axis: int
+    channels: Tensor
+    units: Tensor
+
+
+class GroupLasso:
+    """The sum over units of sqrt(number of weights) * L2 norm of the unit, over all that can be pruned from a model.
+
+    >>> model = nn.Sequential(nn.Linear(1, 2, bias=False), nn.ReLU(), nn.Linear(2, 1, bias=False))
+    >>> penalty = GroupLasso(model, torch.zeros(1, 1))
+    >>> for layer, numbers in ((model[0], [[3.0], [0.0]]), (model[2], [[4.0, 0.0]])):
+    ...     _ = layer.weight.data.copy_(torch.tensor(numbers))
+    >>> round(penalty(model).item(), 4)    # sqrt(2) * 5 for the first unit, nothing for the second
+    7.0711
+
+    Args:
+        model: Traced; the penalty is then for it, and for models of the same names and shapes.
+        example_input: A batch as the model is called with, (N, ...).
+    """
+
+    def __init__(self, model: nn.Module, example_input: Tensor) -> None:
+        probe = copy.deepcopy(model).cpu().eval()
+        names = {id(parameter): name for name, parameter in probe.named_parameters()}
+        _, found = channel_groups.find(probe, example_input.detach().cpu())
+        self._groups = [(len(group.units), _parts(group, names)) for group in found]
+
+    def __call__(self, model: nn.Module) -> Tensor:
+        """The penalty of a model, a scalar."""
+        weights = dict(model.named_parameters())
+        total = torch.zeros(())
+        for count, parts in self._groups:
+            squares, sizes = torch.zeros(count), torch.zeros(count)
+            for part in parts:
+                rows = weights[part.name].movedim(part.axis, 0).flatten(1)[part.channels]
+                squares = squares.index_add(0, part.units, rows.square().sum(1))
+                sizes = sizes.index_add(0, part.units, torch.full((len(rows),), float(rows.shape[1])))
+            # The square root's slope is infinite at zero; a unit that is nothing already gets no gradient.
+            norms = torch.where(squares > 0, squares.clamp_min(1e-30).sqrt(), 0)
+            total = total + (sizes.sqrt() * norms).sum()
+        return total
+
+
+def _parts(group: channel_groups.Group, names: dict[int, str]) -> list[_Part]:
+    """The weights of convolutions and linear layers in a group, and which of their channels belong to which unit."""
+    unit_of = torch.empty(group.units.numel(), dtype=torch.int64)
+    unit_of[group.units] = torch.arange(len(group.units))[:, None].expand_as(group.units)
+    parts = []
+    for index, (dep, channels) in enumerate(group.members):
+        layer = dep.target.module
+        outputs = dep.handler in (torch_pruning.prune_conv_out_channels, torch_pruning.prune_linear_out_channels)
+        inputs = dep.handler in (torch_pruning.prune_conv_in_channels, torch_pruning.prune_linear_in_channels)
+        grouped = isinstance(layer, _ConvNd) and layer.groups > 1  # its inputs are counted within a block
+        if not (outputs or inputs) or (inputs and grouped) or id(layer.weight) not in names:
+            continue
+        transposed = isinstance(layer, _ConvNd) and layer.transposed
+        roots = torch.tensor(group.members[index].root_idxs)
+        axis = 0 if outputs != transposed else 1
+        parts.append(_Part(names[id(layer.weight)], axis, torch.tensor(channels), unit_of[roots]))
+    return parts

@@ -1,0 +1,188 @@
+"""Does sparsity pay? Each layer of a sparse model is timed dense and sparse on this CPU, and keeps what is faster.
+
+A linear layer is a product of its weights (outputs, inputs) with the inputs; a convolution is one too, of its weights
+(outputs, channels * kernel) with the patches of the image (im2col). Sparse, the weights are in compressed rows (CSR),
+torch's own. On a GPU, weights in blocks of 2:4 are multiplied by its tensor cores: `semi_structured`.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.sparse import to_sparse_semi_structured
+from torch.utils import benchmark
+
+from fedpress.compression.errors import FedpressError
+from fedpress.compression.models.pruning import weights
+
+
+class SparseError(FedpressError, ValueError):
+    """The model's weights are not in the pattern that this way of execution needs."""
+
+
+class SparseLinear(nn.Module):
+    """A linear layer whose weights are held in compressed rows; it is for execution, not for training."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.weight: Tensor
+        self.register_buffer("weight", _compressed_rows(layer.weight))
+        self.bias = layer.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., inputs) to (..., outputs)."""
+        rows = x.reshape(-1, x.shape[-1])
+        answer = (self.weight @ rows.T).T
+        return (answer if self.bias is None else answer + self.bias).reshape(*x.shape[:-1], -1)
+
+
+class SparseConv2d(nn.Module):
+    """A convolution of one group and zero padding, as a product of weights in compressed rows with patches."""
+
+    def __init__(self, layer: nn.Conv2d) -> None:
+        super().__init__()
+        assert not isinstance(layer.padding, str)  # by _can_be_sparse
+        self.weight: Tensor
+        self.register_buffer("weight", _compressed_rows(layer.weight.flatten(1)))
+        self.bias = layer.bias
+        self.kernel_size, self.stride = layer.kernel_size, layer.stride
+        self.padding, self.dilation = layer.padding, layer.dilation
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, channels, height, width) to (N, outputs, height', width')."""
+        patches = functional.unfold(
+            x, self.kernel_size, dilation=self.dilation, padding=self.padding, stride=self.stride
+        )  # (N, channels * kernel, places)
+        count, size, places = patches.shape
+        answer = self.weight @ patches.transpose(0, 1).reshape(size, count * places)
+        if self.bias is not None:
+            answer = answer + self.bias[:, None]
+        height = _places(x.shape[2], self, 0)
+        return answer.reshape(-1, count, height, places // height).transpose(0, 1)
+
+
+class Timing(NamedTuple):
+    """What a layer took for the batch given.
+
+    Attributes:
+        layer: Its name.
+        density: The part of its weights that are not zero.
+        dense_ms, sparse_ms: Milliseconds, the median of many runs on one thread.
+        chosen: "dense" or "sparse".
+    """
+
+    layer: str
+    density: float
+    dense_ms: float
+    sparse_ms: float
+    chosen: str
+
+
+def faster(
+    model: nn.Module, example_input: Tensor, seconds: float = 0.2, sparse_below: float = 0.5
+) -> tuple[nn.Module, list[Timing]]:
+    """Return the model with each layer executed in the faster way, and the times; the given one is untouched.
+
+    The answers are the same up to the order of sums. Layers that are not timed stay as they are: of other kinds,
+    grouped convolutions, and those with more than `sparse_below` of their weights.
+
+    Args:
+        model: With zeros where weights were pruned.
+        example_input: A batch as the model will be called with: what pays depends on its size.
+        seconds: For how long each way is timed.
+        sparse_below: The highest density that is worth a try.
+    """
+    found = copy.deepcopy(model).cpu().eval()
+    inputs = _inputs_of_layers(found, example_input)
+    timings = []
+    for name, (layer, given) in inputs.items():
+        density = float((layer.weight != 0).float().mean())
+        if density > sparse_below or not _can_be_sparse(layer):
+            continue
+        sparse = SparseLinear(layer) if isinstance(layer, nn.Linear) else SparseConv2d(layer)
+        dense_ms, sparse_ms = milliseconds(layer, given, seconds), milliseconds(sparse, given, seconds)
+        timings.append(Timing(name, density, dense_ms, sparse_ms, "sparse" if sparse_ms < dense_ms else "dense"))
+        if sparse_ms < dense_ms:
+            path, _, own = name.rpartition(".")
+            setattr(found.get_submodule(path), own, sparse)
+    return found, timings
+
+
+def milliseconds(model: nn.Module, given: Tensor, seconds: float) -> float:
+    """What one call takes, without gradients and on one thread: the median over runs for so many seconds."""
+    with torch.no_grad():
+        timer = benchmark.Timer("model(given)", globals={"model": model, "given": given}, num_threads=1)
+        return 1e3 * float(timer.blocked_autorange(min_run_time=seconds).median)
+
+
+def semi_structured(model: nn.Module) -> nn.Module:
+    """Return the model in half precision on the GPU, its linear layers multiplied as 2:4 blocks where sizes allow.
+
+    torch takes weights whose rows and columns are multiples of 32 and 64; the other layers stay dense.
+
+    Args:
+        model: Pruned with `weights.semi_structured`; untouched.
+
+    Raises:
+        SparseError: There is no GPU, or a linear layer of such a size is not in blocks of 2:4.
+    """
+    if not torch.cuda.is_available():
+        raise SparseError("2:4 blocks are multiplied by a CUDA GPU only, and there is none; on a CPU see `faster`")
+    found = copy.deepcopy(model).half().cuda().eval()
+    for name, layer in found.named_modules():
+        if isinstance(layer, nn.Linear) and not layer.out_features % 32 and not layer.in_features % 64:
+            if not weights.is_semi_structured(layer.weight != 0):
+                raise SparseError(
+                    f"layer {name!r} has more than two weights in a block of four: prune it to 2:4 before"
+                )
+            layer.weight = nn.Parameter(to_sparse_semi_structured(layer.weight.detach()), requires_grad=False)
+    return found
+
+
+def _compressed_rows(weight: Tensor) -> Tensor:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta", UserWarning)
+        return weight.detach().to_sparse_csr()
+
+
+def _inputs_of_layers(model: nn.Module, example: Tensor) -> dict[str, tuple[nn.Linear | nn.Conv2d, Tensor]]:
+    """What each linear layer and convolution is called with, by name, in the order of the pass."""
+    found: dict[str, tuple[nn.Linear | nn.Conv2d, Tensor]] = {}
+
+    def remember(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def hook(layer: nn.Module, given: tuple[Tensor, ...]) -> None:
+            assert isinstance(layer, nn.Linear | nn.Conv2d)
+            found[name] = (layer, given[0])
+
+        return hook
+
+    hooks = [
+        module.register_forward_pre_hook(remember(name))
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv2d)
+    ]
+    try:
+        with torch.no_grad():
+            model(example)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+def _can_be_sparse(layer: nn.Linear | nn.Conv2d) -> bool:
+    if isinstance(layer, nn.Linear):
+        return True
+    return layer.groups == 1 and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+
+
+def _places(size: int, layer: SparseConv2d, axis: int) -> int:
+    """How many places of the kernel fit along an axis of `size`; nn.Conv2d's own formula."""
+    reach = layer.dilation[axis] * (layer.kernel_size[axis] - 1) + 1
+    return (size + 2 * int(layer.padding[axis]) - reach) // layer.stride[axis] + 1

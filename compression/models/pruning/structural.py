@@ -1,0 +1,271 @@
+"""Structural pruning: channels, neurons, heads are really removed, and what is left is an ordinary smaller model.
+
+What hangs together is found by `groups`. By default every layer keeps the same fraction of its channels, and attention
+of its heads, those with the largest L2 norm over all that goes with them: H. Li, A. Kadav, I. Durdanovic, H. Samet,
+H. P. Graf, "Pruning Filters for Efficient ConvNets", ICLR 2017, with the norm of the whole group. Other orders:
+`importance`; a fraction for each layer: `layers_of`. The fraction is found by bisection so that the budget is met.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils import flop_counter
+
+from fedpress.compression.errors import FedpressError
+from fedpress.compression.models import architecture
+from fedpress.compression.models.pruning import channel_groups, importance
+from fedpress.compression.models.pruning.importance import Criterion
+
+BISECTIONS = 12
+"""Halvings of the interval of kept fractions: one channel of 4,096."""
+
+
+class PruneError(FedpressError, ValueError):
+    """The model cannot be pruned."""
+
+
+class BudgetError(FedpressError, ValueError):
+    """The budget cannot be met, even with one channel left in every layer."""
+
+
+def parameters_of(model: nn.Module) -> int:
+    """How many parameters a model has, tied ones once, buffers apart."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def flops_of(model: nn.Module, example_input: Tensor) -> int:
+    """Floating-point operations of one forward pass of one example, a multiplication and an addition counted as two.
+
+    Of matrix products, convolutions and attention, as torch's own counter has them; what is done element by element
+    (activations, norms, pooling) is not counted.
+
+    >>> flops_of(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.zeros(16, 4))
+    96
+
+    Args:
+        model: Run once, in evaluation mode; left as it is.
+        example_input: A batch as the model is called with, (N, ...); the first is taken.
+    """
+    counter = flop_counter.FlopCounterMode(display=False, custom_mapping={torch.ops.aten.mkldnn_rnn_layer: _recurrent})
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        # The CPU's fused attention is unknown to the counter; unfused, it is matrix products.
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+            model(example_input[:1])
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    return int(counter.get_total_flops())
+
+
+def _recurrent(
+    inputs: tuple[int, ...], weight_ih: tuple[int, ...], weight_hh: tuple[int, ...], *_: Any, **__: Any
+) -> int:
+    """FLOPs of one direction of one recurrent layer (oneDNN's fused kernel), from the shapes of its arguments."""
+    return 2 * math.prod(inputs[:-1]) * (math.prod(weight_ih) + math.prod(weight_hh))
+
+
+def prune_to(
+    model: nn.Module,
+    example_input: Tensor,
+    parameters: int,
+    ignored: Collection[nn.Module] = (),
+    criterion: Criterion = importance.DEFAULT,
+) -> nn.Module:
+    """Return a smaller model with at most `parameters` parameters; the given one is untouched.
+
+    >>> model = nn.Sequential(nn.Linear(4, 100), nn.ReLU(), nn.Linear(100, 2))
+    >>> small = prune_to(model, torch.zeros(1, 4), 72)
+    >>> parameters_of(small), small[0].out_features
+    (72, 10)
+
+    Args:
+        model: Any model that autograd can trace; its output layers keep their size.
+        example_input: A batch as the model is called with, (N, ...).
+        parameters: The most that may be left.
+        ignored: Layers of `model` whose own channels are kept.
+        criterion: What is removed first.
+
+    Raises:
+        BudgetError: Even the smallest version has more parameters.
+        PruneError: The pruned model does not run, or answers in another shape.
+    """
+    return prune_while(
+        model,
+        example_input,
+        lambda smaller: parameters_of(smaller) <= parameters,
+        f"{parameters:,} parameters",
+        ignored,
+        criterion,
+    )
+
+
+def prune_while(
+    model: nn.Module,
+    example_input: Tensor,
+    fits: Callable[[nn.Module], bool],
+    budget: str,
+    ignored: Collection[nn.Module] = (),
+    criterion: Criterion = importance.DEFAULT,
+) -> nn.Module:
+    """Return the largest version of the model that fits, by bisection over the fraction of channels kept.
+
+    Args:
+        fits: Whether a model is within the budget; true of smaller models where it is true of larger ones.
+        budget: The budget in words, for the error.
+        model, example_input, ignored, criterion: As for `prune_to`.
+
+    Raises:
+        BudgetError, PruneError: As for `prune_to`.
+    """
+    if fits(model):
+        return copy.deepcopy(model)
+    smallest = keep_fraction(model, example_input, 0.0, ignored, criterion)
+    if not fits(smallest):
+        raise BudgetError(
+            f"a student within {budget} is impossible: with one channel left in every layer that can be pruned, this"
+            f" model of {parameters_of(model):,} parameters still has {parameters_of(smallest):,}; layers kept whole:"
+            f" {_whole(model, smallest) or 'none'}. Raise the budget, or give the task a smaller model"
+        )
+    best, low, high = smallest, 0.0, 1.0
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        candidate = keep_fraction(model, example_input, middle, ignored, criterion)
+        if fits(candidate):
+            best, low = candidate, middle
+        else:
+            high = middle
+    return best
+
+
+def layers_of(model: nn.Module, example_input: Tensor, ignored: Collection[nn.Module] = ()) -> dict[str, int]:
+    """Return the layers that can be made smaller, in the model's order, and how many channels or heads each has.
+
+    Layers that must keep the same channels, such as both ends of a residual connection, are one: the first of them.
+
+    >>> layers_of(nn.Sequential(nn.Linear(4, 100), nn.ReLU(), nn.Linear(100, 2)), torch.zeros(1, 4))
+    {'0': 100}
+
+    Args:
+        model, example_input, ignored: As for `prune_to`.
+    """
+    paths = _paths(model, ignored)
+    copied = copy.deepcopy(model).cpu().eval()
+    kept_whole = [module for path, module in copied.named_modules() if path in paths]
+    _, found = channel_groups.find(copied, example_input.detach().cpu(), kept_whole)
+    units = {name: len(group.units) for name, group in zip(_names(copied, found), found, strict=True)}
+    return {path: units[path] for path, _ in model.named_modules() if path in units}
+
+
+def keep_fraction(
+    model: nn.Module,
+    example_input: Tensor,
+    fraction: float | Mapping[str, float],
+    ignored: Collection[nn.Module] = (),
+    criterion: Criterion = importance.DEFAULT,
+) -> nn.Module:
+    """Return a model that keeps `fraction` of the channels and attention heads of every layer, at least one each.
+
+    With a global ranking it is the fraction of all of them together.
+
+    Args:
+        fraction: 0 <= fraction <= 1, of the channels (parameters fall by about its square); or one for each layer, by
+            its name in `layers_of`, where layers without one stay whole.
+        model, example_input, ignored, criterion: As for `prune_to`.
+
+    Raises:
+        PruneError: As for `prune_to`, or a fraction is for a layer that cannot be made smaller.
+        ValueError: The criterion is not one for channels, or it ranks across layers that have a fraction each.
+    """
+    criterion.check()
+    if criterion.ranking == "erk":
+        raise ValueError("ranking 'erk' gives densities of single weights, it is not defined for channels; see masks")
+    if isinstance(fraction, Mapping) and criterion.ranking != "uniform":
+        raise ValueError(
+            f"ranking {criterion.ranking!r} decides itself what each layer keeps; give one fraction for all"
+        )
+    paths = _paths(model, ignored)
+    pruned = copy.deepcopy(model).cpu()
+    modes = {module: module.training for module in pruned.modules()}
+    example = example_input.detach().cpu()
+    pruned.eval()  # batch norm and dropout: the traced pass must not change or draw anything
+    try:
+        before = _output_shapes(pruned(example))
+        gradients = criterion.gradients or {}
+        for name, parameter in pruned.named_parameters():
+            parameter.grad = gradients[name].clone() if name in gradients else None
+        kept_whole = [module for path, module in pruned.named_modules() if path in paths]
+        _remove(pruned, example, fraction, kept_whole, criterion)
+        after = _output_shapes(pruned(example))
+    except (RuntimeError, TypeError) as error:
+        raise PruneError(
+            f"the pruned model does not run: {error}. The likely cause is a size written into its forward pass, such as"
+            " x.view(-1, 1024): write x.flatten(1), or name the layer in `ignored`"
+        ) from error
+    if before != after:
+        raise PruneError(
+            f"pruning changed the model's output from {before} to {after}: name its last layer in `ignored`"
+        )
+    for module, training in modes.items():
+        module.training = training
+    for parameter in pruned.parameters():
+        parameter.grad = None
+    return pruned
+
+
+def _paths(model: nn.Module, layers: Collection[nn.Module]) -> set[str]:
+    return {path for path, module in model.named_modules() if any(module is layer for layer in layers)}
+
+
+def _names(model: nn.Module, found: list[channel_groups.Group]) -> list[str]:
+    """The layer that each group starts from."""
+    paths = {module: path for path, module in model.named_modules()}
+    return [paths[group.members[0].dep.target.module] for group in found]
+
+
+def _remove(
+    model: nn.Module,
+    example: Tensor,
+    fraction: float | Mapping[str, float],
+    kept_whole: list[nn.Module],
+    criterion: Criterion,
+) -> None:
+    graph, found = channel_groups.find(model, example, kept_whole)
+    names = _names(model, found)
+    if isinstance(fraction, Mapping):
+        if unknown := sorted(fraction.keys() - set(names)):
+            raise PruneError(f"nothing can be removed from {unknown}; layers that can be made smaller: {sorted(names)}")
+        fractions = [fraction.get(name, 1.0) for name in names]
+    else:
+        fractions = [fraction] * len(found)
+    scores = importance.of_units(found, criterion)
+    if criterion.ranking == "global":
+        assert not isinstance(fraction, Mapping)  # by the check
+        ranked = torch.cat(scores).argsort(stable=True)
+        dropped = torch.zeros(len(ranked), dtype=torch.bool)
+        dropped[ranked[: len(ranked) - round(fraction * len(ranked))]] = True
+        counts = [int(part.sum()) for part in torch.split(dropped, [len(score) for score in scores])]
+    else:
+        counts = [len(score) - round(part * len(score)) for part, score in zip(fractions, scores, strict=True)]
+    for group, score, count in zip(found, scores, counts, strict=True):
+        channel_groups.remove(graph, group, score.argsort(stable=True)[: min(count, len(score) - 1)])
+
+
+def _output_shapes(outputs: Any) -> list[tuple[int, ...]]:
+    if isinstance(outputs, Tensor):
+        return [tuple(outputs.shape)]
+    values = outputs.values() if isinstance(outputs, dict) else outputs
+    return [shape for value in values for shape in _output_shapes(value)]
+
+
+def _whole(model: nn.Module, smallest: nn.Module) -> list[str]:
+    shapes = architecture.shapes(smallest)
+    return [name for name, shape in architecture.shapes(model).items() if len(shape) > 1 and shapes[name] == shape]

@@ -1,0 +1,213 @@
+"""Masks of single weights: which are there; the others are zero and stay zero.
+
+A mask is a dict from the name of a parameter to a bool tensor of its shape, true where a weight is there. It covers the
+weights of at least two dimensions; biases and norms are few and stay whole.
+
+Law, a property test: a mask made `within` another has nothing that the other lacks.
+
+Densities by layer: U. Evci, T. Gale, J. Menick, P. S. Castro, E. Elsen, "Rigging the Lottery: Making All Tickets
+Winners", ICML 2020, section 3 (Erdős–Rényi kernels, ERK). Blocks of 2:4: A. Mishra et al., "Accelerating Sparse Deep
+Neural Networks", arXiv:2104.08378, 2021, section 3.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from fedpress.compression.errors import FedpressError
+from fedpress.compression.models.pruning import dynamic_sparsity, importance
+from fedpress.compression.models.pruning.importance import Criterion
+
+Masks = dict[str, Tensor]
+
+
+class MaskError(FedpressError, ValueError):
+    """A mask does not fit the model, or a weight that it lacks is not zero."""
+
+
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    """The weights that masks cover, by name, tied ones once: parameters of two or more dimensions."""
+    return {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.ndim > 1}
+
+
+def dense(model: nn.Module) -> Masks:
+    """The mask that has everything."""
+    return {name: torch.ones(weight.shape, dtype=torch.bool) for name, weight in weights_of(model).items()}
+
+
+def density(masks: Mapping[str, Tensor]) -> float:
+    """The part of all covered weights that is there."""
+    return sum(int(mask.sum()) for mask in masks.values()) / sum(mask.numel() for mask in masks.values())
+
+
+def densities(masks: Mapping[str, Tensor]) -> dict[str, float]:
+    """The part of each layer's weights that is there, by name."""
+    return {name: float(mask.float().mean()) for name, mask in masks.items()}
+
+
+def parameters_left(model: nn.Module, masks: Mapping[str, Tensor]) -> int:
+    """How many parameters there are: those that the masks have, and those that they do not cover."""
+    whole = sum(parameter.numel() for parameter in model.parameters())
+    return whole - sum(int((~mask).sum()) for mask in masks.values())
+
+
+def erk(shapes: Mapping[str, tuple[int, ...]], density: float) -> dict[str, float]:
+    """Erdős–Rényi-kernel densities by name, as `dynamic_sparsity.erk` has them.
+
+    >>> erk({"wide": (100, 100), "narrow": (10, 10)}, 0.2)
+    {'wide': 0.192, 'narrow': 1.0}
+
+    Args:
+        shapes: Of the weights, (outputs, inputs, kernel ...).
+        density: Of all of them together, in (0, 1].
+    """
+    return dict(zip(shapes, dynamic_sparsity.erk(list(shapes.values()), density), strict=True))
+
+
+def by_importance(
+    model: nn.Module, density: float, criterion: Criterion = importance.DEFAULT, within: Masks | None = None
+) -> Masks:
+    """The mask of the most important weights: `density` of them all, and at least one of every layer.
+
+    >>> layer = nn.Linear(4, 1)
+    >>> _ = layer.weight.data.copy_(torch.tensor([[0.1, -3.0, 2.0, 0.5]]))
+    >>> by_importance(layer, 0.5)["weight"]
+    tensor([[False,  True,  True, False]])
+
+    Args:
+        model: Whose weights are ranked; untouched.
+        density: Of all covered weights together, in (0, 1].
+        criterion: By what importance, and among what: each layer, all layers, or each layer at its ERK density.
+        within: Only weights that are there in this mask; None: in any place.
+
+    Raises:
+        MaskError: `within` does not fit the model.
+        ValueError: The density or the criterion is not one.
+    """
+    if not 0 < density <= 1:
+        raise ValueError(f"density must be in (0, 1], got {density}; is it the part removed instead of kept?")
+    weights = weights_of(model)
+    scores = importance.of_weights(weights, criterion)
+    if within is not None:
+        _check_fit(weights, within)
+        scores = {name: score.masked_fill(~within[name], -math.inf) for name, score in scores.items()}
+    if criterion.ranking == "global":
+        every = torch.cat([score.flatten() for score in scores.values()])
+        flags = _largest(every, round(density * len(every)))
+        parts = torch.split(flags, [score.numel() for score in scores.values()])
+        found = {name: part.reshape(scores[name].shape) for name, part in zip(scores, parts, strict=True)}
+        return {name: mask | _largest(scores[name], 1) for name, mask in found.items()}
+    shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
+    by_layer = erk(shapes, density) if criterion.ranking == "erk" else dict.fromkeys(shapes, density)
+    return {name: _largest(score, max(1, round(by_layer[name] * score.numel()))) for name, score in scores.items()}
+
+
+def semi_structured(model: nn.Module, criterion: Criterion = importance.DEFAULT) -> Masks:
+    """The mask that keeps the two most important of every four neighbouring inputs (2:4), as GPUs multiply fast.
+
+    Neighbours are along the flattened inputs of each output; of the one to three that are left over at the end of a
+    row, two stay as well. What takes no part in a matrix product as (outputs, inputs) is not covered: see `weights_of`.
+    """
+    found = {}
+    for name, score in importance.of_weights(weights_of(model), criterion).items():
+        rows = score.flatten(1)
+        padded = nn.functional.pad(rows, (0, -rows.shape[1] % 4), value=-math.inf).reshape(len(rows), -1, 4)
+        best = padded.topk(2, dim=2).indices
+        flags = torch.zeros(padded.shape, dtype=torch.bool).scatter_(2, best, True)
+        found[name] = flags.flatten(1)[:, : rows.shape[1]].reshape(score.shape).clone()
+    return found
+
+
+def is_semi_structured(mask: Tensor) -> bool:
+    """Whether at most two of every four neighbouring inputs of a mask (outputs, inputs, ...) are there."""
+    rows = mask.flatten(1)
+    return bool((nn.functional.pad(rows, (0, -rows.shape[1] % 4)).reshape(len(rows), -1, 4).sum(2) <= 2).all())
+
+
+def apply(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
+    """Set the weights that the masks lack to zero, in place.
+
+    Raises:
+        MaskError: The masks do not fit the model.
+    """
+    weights = weights_of(model)
+    _check_fit(weights, masks)
+    for name, mask in masks.items():
+        weights[name].mul_(mask)
+
+
+def check(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
+    """Check that what the masks lack is zero in the model.
+
+    Raises:
+        MaskError: It is not, or the masks do not fit the model.
+    """
+    weights = weights_of(model)
+    _check_fit(weights, masks)
+    for name, mask in masks.items():
+        if grown := int(weights[name][~mask].count_nonzero()):
+            raise MaskError(
+                f"{grown:,} weights of {name!r} are not zero though the mask lacks them: was the model trained outside"
+                " `masks.train_within`?"
+            )
+
+
+def train_within(model: nn.Module, masks: Mapping[str, Tensor], train: Callable[[nn.Module], nn.Module]) -> nn.Module:
+    """Return what `train` makes of the model, with every weight that the masks lack zero, in the steps between too.
+
+    The model that `train` is called with computes with masked weights, and so does every deep copy of it, so gradients
+    of what is not there are zero; any way of training will do that keeps the model's structure.
+
+    Args:
+        model: Where training starts from; untouched, as are the weights outside the mask.
+        masks: Of this model.
+        train: From a model to the trained one, which may be the same object.
+
+    Raises:
+        MaskError: The masks do not fit the model.
+    """
+    plain = copy.deepcopy(model)
+    apply(plain, masks)
+    masked = copy.deepcopy(plain)
+    for name, mask in masks.items():
+        path, _, own = name.rpartition(".")
+        parametrize.register_parametrization(masked.get_submodule(path), own, _Masked(mask))
+    trained = train(masked)
+    # Filled by name: torch cannot take a parametrisation off one of two copies without breaking the other.
+    with torch.no_grad():
+        for name, tensor in plain.state_dict(keep_vars=True).items():
+            path, _, own = name.rpartition(".")
+            tensor.copy_(getattr(trained.get_submodule(path), own))
+    return plain
+
+
+class _Masked(nn.Module):
+    mask: Tensor
+
+    def __init__(self, mask: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mask", mask)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight * self.mask
+
+
+def _largest(scores: Tensor, count: int) -> Tensor:
+    """Where the `count` largest scores are, of equal ones the first; never where a score is minus infinity."""
+    flags = torch.zeros(scores.numel(), dtype=torch.bool)
+    flags[scores.flatten().argsort(descending=True, stable=True)[:count]] = True
+    return flags.reshape(scores.shape) & (scores > -math.inf)
+
+
+def _check_fit(weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> None:
+    for name in masks.keys() | weights.keys():
+        want = tuple(weights[name].shape) if name in weights else "none"
+        got = tuple(masks[name].shape) if name in masks else "none"
+        if want != got:
+            raise MaskError(f"mask of {name!r}: got {got}, expected {want}; was it made for another model?")

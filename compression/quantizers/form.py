@@ -1,0 +1,45 @@
+"""Forms: how a whole update is written that is no list of values, each by itself.
+
+A value format (`values`) writes entries one by one and its length follows from their number. A form rules the whole
+body of a payload: it may need the layout (a scale for each tensor, factors of matrices) and has one parameter, such as
+the bits of a value. docs/wire.md specifies the forms; the registry is `payloads.FORMS`.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from fedpress.compression.tensors.layout import Layout, Vector
+from fedpress.compression.tensors.update import Update
+
+
+class Form(NamedTuple):
+    """How a body is read.
+
+    Attributes:
+        name: For tables.
+        tag: The value tag on the wire, 64 or more; never used again for something else.
+        length: parameter, layout -> bytes of the body behind the parameter, or None if there is no such parameter.
+            Must not allocate anything of the size of the vector.
+        unpack: parameter, body of that length, layout -> the update.
+    """
+
+    name: str
+    tag: int
+    length: Callable[[int, Layout], int | None]
+    unpack: Callable[[int, memoryview, Layout], Update]
+
+
+class Scheme(NamedTuple):
+    """A form with its parameter, and how an update is written in it: what `encoder.quantized` takes.
+
+    Law: `len(pack(v, layout, seed)) == form.length(parameter, layout)`; the same seed gives the same bytes.
+
+    Attributes:
+        form: How it is read.
+        parameter: 0 to 255.
+        pack: Finite update (n,), layout, seed -> the body behind the parameter.
+    """
+
+    form: Form
+    parameter: int
+    pack: Callable[[Vector, Layout, int], bytes]

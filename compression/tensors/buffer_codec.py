@@ -1,0 +1,82 @@
+"""compression/tensors/buffer_codec."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedpress.compression import errors
+from fedpress.compression.tensors.layout import Layout, checked
+
+
+def pack(arrays: Mapping[str, NDArray[Any]], layout: Layout) -> bytes:
+    """Return the buffers among `arrays` as little-endian bytes, one after the other in the order of the layout.
+
+    Raises:
+        LayoutError: A buffer is missing, or its shape or dtype differs.
+        NonFiniteError: A buffer holds NaN or infinity.
+
+    >>> from fedpress.compression.tensors.layout import TensorSpec
+    >>> layout = Layout((), (TensorSpec("num_batches_tracked", (), "int64"),))
+    >>> pack({"num_batches_tracked": np.array(258)}, layout)
+    b'\\x02\\x01\\x00\\x00\\x00\\x00\\x00\\x00'
+    """
+    parts = []
+    for spec in layout.buffers:
+        array = checked(arrays, spec)
+        if spec.dtype == "bfloat16":
+            array = array.view(np.uint16)
+        if not _finite(array, spec.dtype):
+            raise errors.NonFiniteError(f"buffer {spec.name!r} holds NaN or infinity; did training diverge?")
+        parts.append(array.astype(array.dtype.newbyteorder("<")).tobytes())
+    return b"".join(parts)
+
+
+def unpack(data: bytes, layout: Layout) -> dict[str, NDArray[Any]]:
+    """Return the buffers that `pack_buffers` wrote, in the layout's shapes and dtypes (bfloat16 as uint16 patterns).
+
+    Law: unpack_buffers(pack_buffers(arrays, layout), layout) == the buffers among arrays, bit for bit.
+
+    Raises:
+        Truncated, LengthMismatch: `data` is shorter or longer than the layout's buffers.
+        NonFiniteValues: A buffer holds NaN or infinity.
+        NegativeVariance: An entry of a `running_var` is below zero.
+    """
+    expected = sum(spec.size * _dtype(spec.dtype).itemsize for spec in layout.buffers)
+    if len(data) != expected:
+        fault = errors.Truncated if len(data) < expected else errors.LengthMismatch
+        raise fault(f"buffers take {expected} bytes in this layout, got {len(data)}; another model?")
+    arrays: dict[str, NDArray[Any]] = {}
+    start = 0
+    for spec in layout.buffers:
+        dtype = _dtype(spec.dtype)
+        stop = start + spec.size * dtype.itemsize
+        if dtype == np.bool_:  # any byte may come; only 0 and 1 are valid in memory
+            array = np.frombuffer(data[start:stop], np.uint8) != 0
+        else:
+            array = np.frombuffer(data[start:stop], dtype.newbyteorder("<")).astype(dtype)
+        array = array.reshape(spec.shape)
+        if not _finite(array, spec.dtype):
+            raise errors.NonFiniteValues(f"buffer {spec.name!r} holds NaN or infinity")
+        if spec.name.rpartition(".")[2] == "running_var" and _negative(array, spec.dtype):
+            raise errors.NegativeVariance(f"buffer {spec.name!r} is a variance and holds a value below zero")
+        arrays[spec.name] = array
+        start = stop
+    return arrays
+
+
+def _dtype(name: str) -> np.dtype[Any]:
+    return np.dtype("uint16" if name == "bfloat16" else name)
+
+
+def _finite(array: NDArray[Any], dtype: str) -> bool:
+    if dtype == "bfloat16":
+        return bool(np.all((array & 0x7F80) != 0x7F80))
+    return bool(np.isfinite(array).all())
+
+
+def _negative(array: NDArray[Any], dtype: str) -> bool:
+    if dtype == "bfloat16":
+        return bool(np.any(array > 0x8000))  # the sign bit, but not of a zero
+    return bool((array < 0).any())

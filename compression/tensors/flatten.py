@@ -1,0 +1,92 @@
+"""compression/tensors/flatten."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedpress.compression.tensors.layout import Layout, Vector, check, check_names, checked
+
+
+def flatten(arrays: Mapping[str, NDArray[Any]], layout: Layout) -> Vector:
+    """Return the parameters among `arrays` as one float32 vector of shape (n,).
+
+    Entries outside the layout's mask are left out, whatever they are. Buffers and aliases of the layout may be there
+    and are passed over. float64 is rounded to the nearest float32 (beyond its range: infinity, which encoders refuse).
+    bfloat16 comes as an array of that dtype or as its uint16 bit patterns.
+
+    Raises:
+        LayoutError: A parameter is missing, a name is unknown, or a shape or dtype differs.
+
+    >>> from fedpress.compression.tensors.layout import TensorSpec
+    >>> layout = Layout((TensorSpec("weight", (2,), "float16"), TensorSpec("scale", (), "float64")))
+    >>> flatten({"scale": np.array(3.0), "weight": np.array([1, 2], np.float16)}, layout)
+    array([1., 2., 3.], dtype=float32)
+    """
+    check_names(arrays, layout)
+    vector = np.empty(layout.full.size, np.float32)
+    for spec, start in zip(layout.parameters, layout.full.offsets[:-1], strict=True):
+        array = checked(arrays, spec)
+        part = vector[start : start + spec.size].reshape(spec.shape)
+        if spec.dtype == "bfloat16":
+            part.view(np.uint32)[...] = array.view(np.uint16).astype(np.uint32) << 16
+        else:
+            with np.errstate(over="ignore"):  # refused by the encoder, with a better message
+                part[...] = array
+    return vector if layout.mask is None else vector[layout.mask.positions]
+
+
+def unflatten(vector: Vector, layout: Layout) -> dict[str, NDArray[Any]]:
+    """Return the parameters in `vector`, copied, in the layout's shapes and dtypes; aliases included, buffers not.
+
+    Entries outside the layout's mask are zeros. Values are rounded to the nearest, ties to even. bfloat16 is returned
+    as uint16 bit patterns, since numpy has no such dtype.
+
+    Raises:
+        LayoutError: The vector is not float32 of shape (n,).
+
+    >>> from fedpress.compression.tensors.layout import TensorSpec
+    >>> layout = Layout((TensorSpec("weight", (2, 1), "float32"),), tied=(("head", "weight"),))
+    >>> sorted(unflatten(np.array([1, 2], np.float32), layout))
+    ['head', 'weight']
+    """
+    check(vector, layout)
+    if layout.mask is not None:
+        compact, vector = vector, np.zeros(layout.full.size, np.float32)
+        vector[layout.mask.positions] = compact
+    arrays: dict[str, NDArray[Any]] = {}
+    for spec, start in zip(layout.parameters, layout.full.offsets[:-1], strict=True):
+        part = vector[start : start + spec.size].reshape(spec.shape)
+        if spec.dtype == "bfloat16":
+            arrays[spec.name] = _to_bfloat16(part)
+        else:
+            with np.errstate(over="ignore"):
+                arrays[spec.name] = part.astype(spec.dtype)
+    for alias, canonical in layout.tied:
+        arrays[alias] = arrays[canonical]
+    return arrays
+
+
+def flags(layout: Layout) -> dict[str, NDArray[np.bool_]]:
+    """Return for each parameter which of its entries the layout's mask has, in its shape; nothing without a mask.
+
+    >>> from fedpress.compression.tensors.mask import Mask
+    >>> from fedpress.compression.tensors.layout import TensorSpec
+    >>> layout = Layout((TensorSpec("weight", (2, 2), "float32"),), tied=(("head", "weight"),))
+    >>> flags(layout.within(Mask.at(np.array([1, 2]), 4)))["head"].tolist()
+    [[False, True], [True, False]]
+    """
+    if layout.mask is None:
+        return {}
+    parts = np.split(layout.mask.flags, layout.full.offsets[1:-1])
+    found = {spec.name: part.reshape(spec.shape) for spec, part in zip(layout.parameters, parts, strict=True)}
+    return found | {alias: found[canonical] for alias, canonical in layout.tied}
+
+
+def _to_bfloat16(values: Vector) -> NDArray[np.uint16]:
+    """Return the bit patterns of the nearest bfloat16 values, ties to even; a NaN stays one."""
+    bits = values.reshape(-1).view(np.uint32)
+    nan = (bits & 0x7FFFFFFF) > 0x7F800000
+    rounded = (bits.astype(np.uint64) + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    return np.where(nan, (bits >> 16) | 0x40, rounded).astype(np.uint16).reshape(values.shape)

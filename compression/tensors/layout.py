@@ -1,0 +1,249 @@
+"""Named arrays <-> one flat float32 vector.
+
+A model travels as one vector: its parameters in the order of its `Layout`, each flattened row by row and cast to
+float32. Buffers (running means and variances, counters) are not parameters: they stay out of the vector, out of
+selection, residuals and server rates, and travel apart in their own dtypes (`pack_buffers`).
+
+The vector of a sparse model holds only the entries of its mask, in the same order: `Layout.within`. Names and shapes of
+the tensors stay, the entries outside are left out by `flatten`, and are zeros again after `unflatten`.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import math
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedpress.compression import errors
+from fedpress.compression.tensors.mask import Mask, MaskChange, Positions
+
+Vector: TypeAlias = NDArray[np.float32]
+"""A flat update or model, shape (n,), C-contiguous."""
+
+BLOCK = 1 << 16
+"""Elements of a vector that are worked on at a time: with what is derived from them they stay in the L2 cache."""
+
+FLOATS = ("float16", "bfloat16", "float32", "float64")
+"""Dtypes of tensors that may enter the vector."""
+
+INTEGERS = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+"""Dtypes of tensors that are always buffers."""
+
+BUFFER_NAMES = ("running_mean", "running_var", "num_batches_tracked")
+"""The usual last names of buffers: what `Layout.of_arrays` goes by, having no model to ask."""
+
+_MASK_MARK = b"\xff\xff\xff\xff"
+"""Before the bitmap in what a fingerprint covers, where a further tensor would have the length of its name."""
+
+
+class TensorSpec(NamedTuple):
+    """One tensor of a layout."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str  # numpy's and torch's common name: "float32", "bfloat16", "int64", ...
+
+    @property
+    def size(self) -> int:
+        """Number of elements; 1 for a 0-d tensor, 0 for an empty one."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which tensors a vector holds, in which order; and which buffers travel beside it.
+
+    Attributes:
+        parameters: The tensors of the vector, in its order.
+        buffers: The tensors that travel apart, in the order of `pack_buffers`.
+        tied: Pairs (alias, canonical name) of tensors that are one in memory; an alias takes no room in the vector.
+        mask: Which entries of the parameters the vector holds, counted over all of them; None: all.
+
+    >>> layout = Layout((TensorSpec("weight", (2, 3), "float32"), TensorSpec("bias", (2,), "float32")))
+    >>> layout.size, layout.offsets.tolist(), f"{layout.fingerprint:08x}"
+    (8, [0, 6, 8], '15ccf025')
+    >>> sparse = layout.within(Mask.at(np.array([0, 5, 7]), 8))
+    >>> sparse.size, sparse.offsets.tolist(), f"{sparse.fingerprint:08x}"
+    (3, [0, 2, 3], '0eb41c25')
+    """
+
+    parameters: tuple[TensorSpec, ...]
+    buffers: tuple[TensorSpec, ...] = ()
+    tied: tuple[tuple[str, str], ...] = ()
+    mask: Mask | None = None
+
+    def __post_init__(self) -> None:
+        names = [spec.name for spec in (*self.parameters, *self.buffers)] + [alias for alias, _ in self.tied]
+        if len(set(names)) != len(names):
+            twice = sorted({name for name in names if names.count(name) > 1})
+            raise errors.LayoutError(f"these names stand more than once in the layout: {', '.join(twice)}")
+        for spec in self.parameters:
+            if spec.dtype not in FLOATS:
+                raise errors.LayoutError(
+                    f"parameter {spec.name!r} has dtype {spec.dtype}; a vector takes {', '.join(FLOATS)} only. "
+                    "integers belong among the buffers"
+                )
+        for spec in self.buffers:
+            if spec.dtype not in (*FLOATS, *INTEGERS):
+                raise errors.LayoutError(
+                    f"buffer {spec.name!r} has dtype {spec.dtype}, expected one of {', '.join((*FLOATS, *INTEGERS))}"
+                )
+        own = {spec.name for spec in self.parameters}
+        for alias, canonical in self.tied:
+            if canonical not in own:
+                raise errors.LayoutError(f"{alias!r} is tied to {canonical!r}, which is no parameter of the layout")
+        if self.mask is not None and self.mask.size != (size := sum(spec.size for spec in self.parameters)):
+            raise errors.LayoutError(
+                f"the mask is one of {self.mask.size} entries, the layout has {size}; another model's?"
+            )
+
+    @functools.cached_property
+    def full(self) -> "Layout":
+        """The same tensors without a mask."""
+        return self if self.mask is None else dataclasses.replace(self, mask=None)
+
+    def within(self, mask: Mask | None) -> "Layout":
+        """Return the layout of the same tensors whose vector holds the entries of `mask` only; None: all.
+
+        Raises:
+            LayoutError: The mask is one of another number of entries.
+        """
+        return dataclasses.replace(self, mask=mask)
+
+    def move(self, after: "Layout") -> MaskChange:
+        """Return how a vector of this layout becomes one of `after`, which differs in its mask only.
+
+        Raises:
+            LayoutError: The two are of other tensors.
+        """
+        if self.full.fingerprint != after.full.fingerprint:
+            raise errors.LayoutError("the two layouts differ in more than their masks; another model's?")
+        return MaskChange.between(self.mask, after.mask, self.full.size)
+
+    def whole(self, positions: Positions) -> Positions:
+        """Return where entries of the vector stand in the vector without a mask: int64, shape (k,)."""
+        return positions if self.mask is None else self.mask.positions[positions]
+
+    def present(self, positions: NDArray[np.integer[Any]]) -> tuple[NDArray[np.bool_], Positions]:
+        """Return which positions of the vector without a mask there are, and where these stand: bool (k,), int64."""
+        if self.mask is None:
+            return np.ones(len(positions), np.bool_), positions.astype(np.int64)
+        there = self.mask.flags[positions]
+        return there, np.searchsorted(self.mask.positions, positions[there])
+
+    @functools.cached_property
+    def offsets(self) -> NDArray[np.int64]:
+        """Start of each tensor in the vector, and the end of the last: int64, shape (tensors + 1,)."""
+        whole = np.cumsum([0, *(spec.size for spec in self.parameters)], dtype=np.int64)
+        return whole if self.mask is None else np.searchsorted(self.mask.positions, whole)
+
+    @functools.cached_property
+    def size(self) -> int:
+        """n, the length of the vector."""
+        return int(self.offsets[-1])
+
+    @functools.cached_property
+    def fingerprint(self) -> int:
+        """32 bits of the parameters' names, shapes and dtypes, and of the mask: the same everywhere (docs/wire.md)."""
+        digest = hashlib.sha256()
+        for spec in self.parameters:
+            for text in (spec.name, spec.dtype):
+                encoded = text.encode()
+                digest.update(struct.pack("<I", len(encoded)) + encoded)
+            digest.update(struct.pack(f"<I{len(spec.shape)}Q", len(spec.shape), *spec.shape))
+        if self.mask is not None:
+            digest.update(_MASK_MARK + self.mask.bitmap)
+        return int.from_bytes(digest.digest()[:4], "little")
+
+    @classmethod
+    def of(cls, model: Any) -> "Layout":
+        """Return the layout of a torch module (known by its methods; torch itself is not needed here).
+
+        Tied parameters count once, under their first name. A buffer that is not part of `state_dict()` stays out.
+        Integer and boolean parameters count as buffers, since they cannot be averaged.
+
+        Args:
+            model: An object with `named_parameters`, `named_buffers` and `state_dict`, as `torch.nn.Module` has them.
+        """
+        kept = set(model.state_dict().keys())
+        parameters: list[TensorSpec] = []
+        buffers: list[TensorSpec] = []
+        tied: list[tuple[str, str]] = []
+        first: dict[int, str] = {}  # id of the tensor -> its first name; the model keeps the tensors alive
+        for name, tensor in model.named_parameters(remove_duplicate=False):
+            spec = TensorSpec(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+            if spec.dtype in INTEGERS:
+                buffers.append(spec)
+            elif id(tensor) in first:
+                tied.append((name, first[id(tensor)]))
+            else:
+                first[id(tensor)] = name
+                parameters.append(spec)
+        for name, tensor in model.named_buffers(remove_duplicate=False):
+            if name in kept:
+                buffers.append(TensorSpec(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch.")))
+        return cls(tuple(parameters), tuple(buffers), tuple(tied))
+
+    @classmethod
+    def of_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> "Layout":
+        """Return the layout of named arrays, when there is no model to ask.
+
+        The rule: an array is a buffer if its dtype is integer or boolean, or if the last part of its dotted name is
+        `running_mean`, `running_var` or `num_batches_tracked`. Anything else is a parameter. Ties cannot be seen.
+
+        >>> arrays = {"0.weight": np.zeros((2, 2), np.float32), "1.running_mean": np.zeros(2, np.float32)}
+        >>> [spec.name for spec in Layout.of_arrays(arrays).buffers]
+        ['1.running_mean']
+        """
+        parameters: list[TensorSpec] = []
+        buffers: list[TensorSpec] = []
+        for name, array in arrays.items():
+            spec = TensorSpec(name, tuple(array.shape), array.dtype.name)
+            apart = spec.dtype in INTEGERS or name.rpartition(".")[2] in BUFFER_NAMES
+            (buffers if apart else parameters).append(spec)
+        return cls(tuple(parameters), tuple(buffers))
+
+
+def check(vector: NDArray[Any], layout: Layout) -> None:
+    """Raise LayoutError unless `vector` is a C-contiguous float32 vector of the layout's size."""
+    if vector.dtype != np.float32 or vector.shape != (layout.size,) or not vector.flags.c_contiguous:
+        raise errors.LayoutError(
+            f"expected a contiguous float32 vector of shape ({layout.size},), got {vector.dtype} of shape "
+            f"{vector.shape}; was it made by `flatten` with the same layout?"
+        )
+
+
+def read_only(vector: Vector) -> Vector:
+    """Return a view that cannot be written: for a wrapper that still needs what it hands on."""
+    view = vector.view()
+    view.flags.writeable = False
+    return view
+
+
+def check_names(arrays: Mapping[str, NDArray[Any]], layout: Layout) -> None:
+    known = {spec.name for spec in (*layout.parameters, *layout.buffers)} | {alias for alias, _ in layout.tied}
+    unknown = [name for name in arrays if name not in known]
+    if unknown:
+        raise errors.LayoutError(
+            f"{len(unknown)} arrays are not in the layout, the first is {unknown[0]!r}; is it another model's layout?"
+        )
+
+
+def checked(arrays: Mapping[str, NDArray[Any]], spec: TensorSpec) -> NDArray[Any]:
+    """Return the array of this name if its shape and dtype are those of the layout."""
+    if spec.name not in arrays:
+        raise errors.LayoutError(f"array {spec.name!r} of shape {spec.shape} is missing; is it another model's layout?")
+    array = np.asarray(arrays[spec.name])
+    allowed = ("bfloat16", "uint16") if spec.dtype == "bfloat16" else (spec.dtype,)
+    if array.shape != spec.shape or array.dtype.name not in allowed:
+        raise errors.LayoutError(
+            f"array {spec.name!r} is {array.dtype.name} of shape {array.shape}, "
+            f"the layout has {spec.dtype} of shape {spec.shape}"
+        )
+    return array

@@ -1,0 +1,100 @@
+"""Masks: which entries of a vector a sparse model has; and what becomes of a vector when the mask changes."""
+
+import functools
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedpress.compression import errors
+
+Positions = NDArray[np.int64]
+T = TypeVar("T", bound=np.generic)
+
+
+@dataclass(frozen=True)
+class Mask:
+    """Which of `size` entries there are; the others are zero and stay zero.
+
+    Attributes:
+        size: Of the vector without a mask.
+        bitmap: A bit for each entry, the first in the lowest bit of the first byte; those left over are 0.
+
+    Raises:
+        LayoutError: The bitmap is of another size, or says something of entries that do not exist.
+
+    >>> mask = Mask.at(np.array([0, 3, 9]), 10)
+    >>> mask.count, mask.bitmap.hex(), mask == Mask.of(mask.flags)
+    (3, '0902', True)
+    """
+
+    size: int
+    bitmap: bytes
+
+    def __post_init__(self) -> None:
+        left = self.size % 8
+        if len(self.bitmap) != -(-self.size // 8) or (left and self.bitmap[-1] >> left):
+            raise errors.LayoutError(
+                f"a bitmap of {len(self.bitmap)} bytes is no mask of {self.size} entries; is it another model's?"
+            )
+
+    @classmethod
+    def of(cls, flags: NDArray[np.bool_]) -> "Mask":
+        """Return the mask of the entries that are true in `flags`, bool of shape (n,)."""
+        return cls(len(flags), np.packbits(flags, bitorder="little").tobytes())
+
+    @classmethod
+    def at(cls, positions: Positions, size: int) -> "Mask":
+        """Return the mask of the entries at `positions`, each from 0 to size - 1."""
+        flags = np.zeros(size, np.bool_)
+        flags[positions] = True
+        return cls.of(flags)
+
+    @functools.cached_property
+    def flags(self) -> NDArray[np.bool_]:
+        """Whether each entry is there: bool, shape (size,)."""
+        bits = np.frombuffer(self.bitmap, np.uint8)
+        return np.unpackbits(bits, count=self.size, bitorder="little").view(np.bool_)
+
+    @functools.cached_property
+    def positions(self) -> Positions:
+        """Where the entries that are there stand: int64, shape (count,), strictly increasing."""
+        return np.flatnonzero(self.flags)
+
+    @property
+    def count(self) -> int:
+        """How many entries are there."""
+        return len(self.positions)
+
+
+class MaskChange(NamedTuple):
+    """From the vectors of one mask to those of another, of the same tensors: what survives keeps its value.
+
+    Law: an entry that both masks have keeps its value, an entry that only the new one has begins at zero, and one that
+    only the old one has is gone: `new(v)` at `arrived` == v at `survivors`, and is 0 elsewhere.
+
+    >>> move = MaskChange.between(Mask.at(np.array([0, 2, 3]), 5), Mask.at(np.array([0, 1, 3, 4]), 5), 5)
+    >>> move.new(np.array([7, 8, 9])).tolist(), move.fallen.tolist()
+    ([7, 0, 9, 0], [1])
+    """
+
+    survivors: Positions  # (s,) in the old vector
+    arrived: Positions  # (s,): where these stand in the new one
+    fallen: Positions  # in the old vector: what the new one lacks
+    size: int  # of the new vector
+
+    @classmethod
+    def between(cls, before: Mask | None, after: Mask | None, size: int) -> "MaskChange":
+        """Return the move from one mask to another; None stands for all of the `size` entries."""
+        old = np.arange(size) if before is None else before.positions
+        new = np.arange(size) if after is None else after.positions
+        stays = np.ones(len(old), np.bool_) if after is None else after.flags[old]
+        survivors = np.flatnonzero(stays)
+        return cls(survivors, np.searchsorted(new, old[survivors]), np.flatnonzero(~stays), len(new))
+
+    def new(self, vector: NDArray[T], fill: Any = 0) -> NDArray[T]:
+        """Return the vector after the move, a new array; `fill` is what an entry begins with that was not there."""
+        moved = np.full(self.size, fill, vector.dtype)
+        moved[self.arrived] = vector[self.survivors]
+        return moved

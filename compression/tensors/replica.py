@@ -1,0 +1,211 @@
+"""The model that clients of a version hold, the same bits on every device.
+
+A held model is an integer times a power of two for every parameter, one power for each tensor, and every integer is
+below 2^23 in magnitude, so that float32 holds it exactly, and the difference of any two. A delta is a change of the
+integers. Merging deltas and undoing them is integer addition: one merged delta and a chain of single ones give the same
+bits, which sums of floats do not.
+
+Version 0 can be drawn from a seed, by integers only: a new client then needs no first copy of the model. (torch's own
+initialisation differs between processors.)
+"""
+
+import struct
+from collections.abc import Iterator
+from hashlib import sha256
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedpress.compression.errors import FedpressError
+from fedpress.compression.tensors.layout import Layout, Vector
+from fedpress.compression.tensors.mask import MaskChange
+from fedpress.compression.tensors.update import Sparse, Update
+
+Integers: TypeAlias = NDArray[np.int32]
+
+LIMIT = 2**23 - 1
+_BITS = 20  # that a tensor's largest magnitude takes at first: it can grow to 8 times that
+_SPACING = struct.Struct("<h")
+_DRAW = struct.Struct("<Q")
+_TENSOR = struct.Struct("<hiI")  # exponent, centre, spread
+TAG_BYTES = 8
+
+
+class ReplicaError(FedpressError, ValueError):
+    """A held model and what is to be done with it do not fit."""
+
+
+class FixedPoint(NamedTuple):
+    """The spacing of a held model's weights: 2^exponent for each parameter of the layout.
+
+    >>> from fedpress.compression.tensors.layout import TensorSpec
+    >>> layout = Layout((TensorSpec("weight", (2,), "float32"), TensorSpec("bias", (1,), "float32")))
+    >>> grid = FixedPoint.of(np.array([0.5, -0.3, 0], np.float32), layout)
+    >>> grid.exponents, grid.integers(np.array([0.5, -0.3, 2**-19], np.float32), layout).tolist()
+    ((-20, -20), [524288, -314573, 2])
+    """
+
+    exponents: tuple[int, ...]
+
+    @classmethod
+    def of(cls, vector: Vector, layout: Layout) -> "FixedPoint":
+        """Return a grid on which every tensor of `vector` has 20 bits and room to grow to 8 times its size."""
+        peaks = [float(np.abs(vector[part]).max(initial=0)) or 0.5 for part in _parts(layout)]
+        return cls(tuple(max(-120, int(np.frexp(peak)[1]) - _BITS) for peak in peaks))
+
+    def integers(self, vector: Vector, layout: Layout) -> Integers:
+        """Return the nearest point of the grid, shape (n,), limited to what it holds."""
+        found = np.empty(layout.size, np.int32)
+        for part, exponent in zip(_parts(layout), self.exponents, strict=True):
+            scaled = np.rint(np.ldexp(vector[part].astype(np.float64), -exponent))
+            found[part] = np.clip(scaled, -LIMIT, LIMIT)
+        return found
+
+    def floats(self, integers: Integers, layout: Layout) -> Vector:
+        """Return the weights that integers stand for, float32, shape (n,): exact."""
+        found = np.empty(layout.size, np.float32)
+        for part, exponent in zip(_parts(layout), self.exponents, strict=True):
+            np.multiply(integers[part], np.float32(2.0**exponent), out=found[part], casting="unsafe")
+        return found
+
+    def spacing(self, positions: NDArray[np.int64], layout: Layout) -> NDArray[np.int64]:
+        """Return the exponents at `positions`, shape (k,)."""
+        tensors = np.searchsorted(layout.offsets[1:], positions, side="right")
+        return np.array(self.exponents, np.int64)[tensors]
+
+    def pack(self) -> bytes:
+        """Return the grid as bytes."""
+        return b"".join(_SPACING.pack(exponent) for exponent in self.exponents)
+
+    @classmethod
+    def unpack(cls, data: bytes, layout: Layout) -> "FixedPoint":
+        """Read what `pack` wrote. Raises HeldError when it is not for as many tensors."""
+        if len(data) != _SPACING.size * len(layout.parameters):
+            raise ReplicaError(f"a grid of {len(data)} bytes does not fit {len(layout.parameters)} tensors")
+        return cls(tuple(exponent for (exponent,) in _SPACING.iter_unpack(data)))
+
+
+class SeededInit(NamedTuple):
+    """How version 0 is drawn: uniform integers from centre - spread to centre + spread, for each tensor.
+
+    >>> from fedpress.compression.tensors.layout import TensorSpec
+    >>> layout = Layout((TensorSpec("weight", (3,), "float32"), TensorSpec("bias", (1,), "float32")))
+    >>> SeededInit(7, FixedPoint((-20, -19)), (0, 5), (1000, 0)).integers(layout).tolist()
+    [250, 795, 552, 5]
+    """
+
+    seed: int  # below 2^64
+    grid: FixedPoint
+    centres: tuple[int, ...]
+    spreads: tuple[int, ...]
+
+    @classmethod
+    def like(cls, vector: Vector, layout: Layout, seed: int) -> "SeededInit":
+        """Return a draw with the mean and the standard deviation of each tensor of an initial model."""
+        grid = FixedPoint.of(vector, layout)
+        centres, spreads = [], []
+        for part, exponent in zip(_parts(layout), grid.exponents, strict=True):
+            values = np.ldexp(vector[part].astype(np.float64), -exponent)
+            constant = len(values) == 0 or bool((values == values[0]).all())
+            centres.append(round(float(values[0])) if constant and len(values) else 0)
+            spreads.append(0 if constant else min(LIMIT, round(float(np.sqrt(3 * np.mean(values**2))))))
+        return cls(seed % 2**64, grid, tuple(centres), tuple(spreads))
+
+    def integers(self, layout: Layout) -> Integers:
+        """Return version 0, shape (n,). From the raw words of PCG64, which numpy keeps the same for ever.
+
+        A masked layout gets the entries that it has of what is drawn for all, whatever the mask.
+        """
+        if layout.mask is not None:
+            return self.integers(layout.full)[layout.mask.positions]
+        words = np.random.PCG64(self.seed)
+        found = np.empty(layout.size, np.int32)
+        for part, centre, spread in zip(_parts(layout), self.centres, self.spreads, strict=True):
+            if not spread:
+                found[part] = centre
+                continue
+            drawn = words.random_raw(part.stop - part.start) >> np.uint64(32)
+            drawn *= np.uint64(2 * spread + 1)  # below 2^32 times 2^25
+            drawn >>= np.uint64(32)
+            found[part] = drawn.astype(np.int64) + (centre - spread)
+        return found
+
+    def pack(self) -> bytes:
+        """Return the draw as bytes."""
+        tensors = zip(self.grid.exponents, self.centres, self.spreads, strict=True)
+        return _DRAW.pack(self.seed) + b"".join(_TENSOR.pack(*tensor) for tensor in tensors)
+
+    @classmethod
+    def unpack(cls, data: bytes, layout: Layout) -> "SeededInit":
+        """Read what `pack` wrote. Raises HeldError when it is not for as many tensors, or leaves the grid."""
+        if len(data) != _DRAW.size + _TENSOR.size * len(layout.parameters):
+            raise ReplicaError(f"a draw of {len(data)} bytes does not fit {len(layout.parameters)} tensors")
+        tensors = list(_TENSOR.iter_unpack(data[_DRAW.size :]))
+        if any(abs(centre) + spread > LIMIT for _, centre, spread in tensors):
+            raise ReplicaError("a draw reaches 2^23 units")
+        exponents, centres, spreads = (tuple(column) for column in zip(*tensors, strict=True)) if tensors else ((),) * 3
+        return cls(_DRAW.unpack_from(data)[0], FixedPoint(exponents), centres, spreads)
+
+
+class Replica(NamedTuple):
+    """What a client of one version has.
+
+    Attributes:
+        version: counted from 0 by the server's steps.
+        grid: of the weights.
+        integers: shape (n,); not to be written to.
+        buffers: as `buffer_codec.pack` writes them.
+    """
+
+    version: int
+    grid: FixedPoint
+    integers: Integers
+    buffers: bytes = b""
+
+    def floats(self, layout: Layout) -> Vector:
+        """Return the weights, float32, shape (n,)."""
+        return self.grid.floats(self.integers, layout)
+
+    def changed(self, delta: Update, version: int, buffers: bytes, layout: Layout) -> "Replica":
+        """Return the model of another version: `delta` added.
+
+        Args:
+            delta: changes of the weights, whole multiples of the grid's spacing.
+            version: whose model it becomes.
+            buffers: of that version.
+            layout: of the vector.
+
+        Raises:
+            HeldError: a change is no multiple of the spacing, or leaves the grid.
+        """
+        entries = delta.sparse()
+        steps = np.ldexp(entries.values.astype(np.float64), -self.grid.spacing(entries.positions, layout))
+        integers = self.integers.copy()
+        moved = integers[entries.positions] + steps
+        if (steps != np.rint(steps)).any() or (np.abs(moved) > LIMIT).any():
+            raise ReplicaError(f"a delta to version {version} leaves the grid; it was made for another model")
+        integers[entries.positions] = moved
+        return Replica(version, self.grid, integers, buffers)
+
+    def delta_to(self, integers: Integers, layout: Layout) -> Sparse:
+        """Return what `changed` needs to get from here to `integers`."""
+        positions = np.flatnonzero(integers != self.integers)
+        steps = (integers[positions] - self.integers[positions]).astype(np.float64)
+        return Sparse(positions, np.ldexp(steps, self.grid.spacing(positions, layout)).astype(np.float32), layout.size)
+
+    def moved(self, move: MaskChange) -> "Replica":
+        """Return the same model within another mask: what survives stays as it is, what is new is zero."""
+        return self._replace(integers=move.new(self.integers))
+
+    def tag(self, epoch: int) -> bytes:
+        """Return 8 bytes that prove which model this is."""
+        digest = sha256(f"{epoch} {self.version} {self.grid.exponents}".encode())
+        digest.update(np.ascontiguousarray(self.integers, "<i4").tobytes())
+        digest.update(self.buffers)
+        return digest.digest()[:TAG_BYTES]
+
+
+def _parts(layout: Layout) -> Iterator[slice]:
+    offsets = layout.offsets.tolist()
+    return (slice(start, stop) for start, stop in zip(offsets[:-1], offsets[1:], strict=True))

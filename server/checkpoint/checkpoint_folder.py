@@ -1,0 +1,107 @@
+"""Checkpoints: all that a run depends on, in one file for each round, whole or not at all.
+
+    <folder>/round-00000012.safetensors     arrays, and in the header's metadata a JSON text with the rest
+
+The newest few are kept. A file that is torn or foreign is never used: it is moved aside (`.damaged`), and the one
+before it is read. No pickle: a checkpoint cannot run code.
+"""
+
+from __future__ import annotations
+
+import re
+from logging import ERROR
+from pathlib import Path
+from typing import NamedTuple
+
+from flwr.supercore import log
+
+from fedpress.compression import files
+from fedpress.server.checkpoint.state import CheckpointError, Damaged, State, pack, unpack
+
+KEEP = 3
+_NAME = re.compile(r"round-(\d{8})\.safetensors")
+
+
+class Found(NamedTuple):
+    """A checkpoint that was read."""
+
+    round: int
+    state: State
+    skipped: int  # newer ones that were damaged
+
+
+class CheckpointFolder:
+    """The checkpoints of one federation.
+
+    Args:
+        path: the folder; made if it is absent.
+        keep: how many of the newest stay.
+
+    Raises:
+        CheckpointError: the folder cannot be made.
+        ValueError: `keep` is below 1.
+    """
+
+    def __init__(self, path: Path | str, keep: int = KEEP) -> None:
+        if keep < 1:
+            raise ValueError(f"keep is {keep}, expected at least 1 checkpoint")
+        self.path = Path(path)
+        self._keep = keep
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CheckpointError(f"cannot make the folder of checkpoints {self.path}: {error}") from error
+
+    def rounds(self) -> list[int]:
+        """Return the rounds that there are checkpoints of, in order."""
+        return sorted(int(match[1]) for path in self.path.iterdir() if (match := _NAME.fullmatch(path.name)))
+
+    def save(self, round: int, state: State) -> None:
+        """Write the checkpoint of a round; it is on the disk when this returns. Old ones are removed.
+
+        Raises:
+            CheckpointError: it cannot be written; the earlier ones are untouched.
+        """
+        path = self._path(round)
+        try:
+            files.write_atomically(path, pack(state))
+            for old in [there for there in self.rounds() if there < round][: -self._keep + 1 or None]:
+                self._path(old).unlink(missing_ok=True)
+        except OSError as error:
+            raise CheckpointError(
+                f"cannot write the checkpoint {path}: {error}; the one before it is untouched. Make room on the disk,"
+                " then the run can go on from there"
+            ) from error
+
+    def newest(self) -> Found | None:
+        """Read the newest checkpoint that is whole; damaged ones are moved aside, and the log says so.
+
+        Nobody else may be writing there: what killed writes have left is removed.
+
+        Returns:
+            The checkpoint; None in a folder that never held one.
+
+        Raises:
+            CheckpointError: there are only damaged ones, or the newest needs a newer fedpress.
+        """
+        files.remove_leftovers(self.path)
+        skipped = 0
+        for round in reversed(self.rounds()):
+            path = self._path(round)
+            try:
+                return Found(round, unpack(path.read_bytes()), skipped)
+            except Damaged as error:
+                aside = files.move_aside(path)
+                log(ERROR, "the checkpoint %s cannot be used: %s. It is now %s", path, error, aside.name)
+                skipped += 1
+            except CheckpointError as error:
+                raise CheckpointError(f"the checkpoint {path} cannot be used: {error}") from None
+        if any(self.path.glob(f"*{files.DAMAGED}*")):
+            raise CheckpointError(
+                f"no checkpoint in {self.path} can be used, all are damaged; restore one from a backup, or remove the"
+                " folder to start anew"
+            )
+        return None
+
+    def _path(self, round: int) -> Path:
+        return self.path / f"round-{round:08d}.safetensors"

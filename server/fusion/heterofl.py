@@ -1,0 +1,82 @@
+"""Models that are slices of one another, and the mean of each weight over those who have it.
+
+E. Diao, J. Ding, V. Tarokh, "HeteroFL: Computation and Communication Efficient Federated Learning for Heterogeneous
+Clients", ICLR 2021, section 3 and algorithm 1: a smaller model is the leading part of every layer, and the server
+averages each weight over the clients that hold it. Here without the paper's scaler, its batch norm and its mask of
+absent labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedpress.compression.errors import LayoutError
+from fedpress.compression.tensors.layout import Layout, Vector
+
+
+class Part(NamedTuple):
+    """What the clients of one model have made of it.
+
+    Attributes:
+        positions: of its weights in the whole model, int64 (m,).
+        master: its weights after the round, (m,).
+        weight: of its clients together; 0: none of them counts.
+    """
+
+    positions: NDArray[np.int64]
+    master: Vector
+    weight: float
+
+
+def leading(shape: Sequence[int]) -> tuple[slice, ...]:
+    """Return the index of the leading part of this shape.
+
+    >>> np.arange(12).reshape(3, 4)[leading((2, 1))].tolist()
+    [[0], [4]]
+    """
+    return tuple(slice(0, size) for size in shape)
+
+
+def positions(part: Layout, whole: Layout) -> NDArray[np.int64]:
+    """Return where the weights of a slice are in the whole model's vector, int64 (m,).
+
+    Raises:
+        LayoutError: the part is no slice of the whole, or there are buffers, whose mean this is not about.
+    """
+    if whole.buffers or part.buffers:
+        raise LayoutError(
+            "models that are slices of one another have no buffers, such as running means; this one has"
+            f" {(whole.buffers or part.buffers)[0].name!r}"
+        )
+    found = []
+    for own, full, offset in zip(part.parameters, whole.parameters, whole.offsets[:-1], strict=True):
+        fits = len(own.shape) == len(full.shape) and all(a <= b for a, b in zip(own.shape, full.shape, strict=True))
+        if own.name != full.name or not fits:
+            raise LayoutError(f"{own.name!r} {own.shape} is no slice of {full.name!r} {full.shape}")
+        found.append(offset + np.arange(full.size).reshape(full.shape)[leading(own.shape)].ravel())
+    return np.concatenate([np.empty(0, np.int64), *found])
+
+
+def mean(whole: Vector, parts: Sequence[Part]) -> Vector:
+    """Return the mean of each weight over the parts that have it, float32 (n,); the whole's own where none has.
+
+    Law: with parts that are all of the whole model, this is their weighted mean.
+
+    >>> whole = np.float32([1, 1, 1])
+    >>> first, second = Part(np.array([0, 1]), np.float32([3, 5]), 1.0), Part(np.array([0]), np.float32([7]), 3.0)
+    >>> mean(whole, [first, second]).tolist()
+    [6.0, 5.0, 1.0]
+
+    Args:
+        whole: the weights before the round, (n,).
+        parts: of them.
+    """
+    total, weight = np.zeros(len(whole)), np.zeros(len(whole))
+    for part in parts:
+        total[part.positions] += part.weight * part.master.astype(np.float64)
+        weight[part.positions] += part.weight
+    return np.where(weight > 0, total / np.maximum(weight, np.finfo(np.float64).tiny), whole).astype(np.float32)

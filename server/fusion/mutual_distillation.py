@@ -1,0 +1,73 @@
+"""Tiers teach each other: the ensemble of their models teaches the global model, which teaches each of them.
+
+T. Lin, L. Kong, S. U. Stich, M. Jaggi, "Ensemble Distillation for Robust Model Fusion in Federated Learning" (FedDF),
+NeurIPS 2020, section 3 and algorithm 3: groups of clients with architectures of their own, whose models are fused by
+their answers on unlabelled data. There the ensemble teaches every group; here it teaches the largest model, and that
+teaches the others, as a student learns more from one good teacher whose weights it need not share.
+D. Li, J. Wang, "FedMD: Heterogenous Federated Learning via Model Distillation", 2019: the same with public data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from fedpress.compression import seeds
+from fedpress.compression.models.distillation.distill import Distillation, distill
+from fedpress.compression.models.distillation.teachers import Combine, Ensemble
+from fedpress.server.model.versions import Downlink
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """When and how tiers teach each other.
+
+    Attributes:
+        every: Rounds from one teaching step to the next, at least 1.
+        combine: How the answers of the ensemble become one.
+        distillation: Of each model in each step; short, as the models go on from where they are.
+        downlink: How much of what a model was taught goes down at once; its `draw` is not looked at.
+    """
+
+    every: int = 5
+    combine: Combine = "logits"
+    distillation: Distillation = field(default_factory=lambda: Distillation(epochs=2, learning_rate=1e-3))
+    downlink: Downlink = Downlink(0.1, levels=15)
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise ValueError(f"teaching: every is {self.every}, expected at least 1 round from one step to the next")
+
+
+def teach(
+    whole: nn.Module,
+    tiers: Sequence[nn.Module],
+    inputs: Tensor,
+    settings: Teaching,
+    *,
+    trained: bool,
+    seed: int,
+) -> list[nn.Module]:
+    """Return the global model and those of the tiers after they learnt from each other; the given ones are untouched.
+
+    Args:
+        whole: The global model.
+        tiers: Models of the tiers, at least one.
+        inputs: Proxy data (N, ...), without labels.
+        settings: How.
+        trained: Whether clients train the global model: it is then one of the ensemble.
+        seed: Of the order of the examples.
+
+    Raises:
+        ValueError: There are no inputs.
+        TeacherError: The models answer in different forms.
+    """
+    models = [whole, *tiers] if trained else list(tiers)
+    ensemble = Ensemble(lambda: models, settings.combine)
+    taught = distill(ensemble, whole, inputs, settings.distillation, seed=seeds.derive("teach", seed, 0))
+    return [taught] + [
+        distill(taught, tier, inputs, settings.distillation, seed=seeds.derive("teach", seed, number))
+        for number, tier in enumerate(tiers, start=1)
+    ]

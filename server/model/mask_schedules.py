@@ -1,0 +1,245 @@
+"""Mask schedules: which weights a federated model has, from round to round.
+
+S. Bibikar, H. Vikalo, Z. Wang, X. Chen, "Federated Dynamic Sparse Training: Computing Less, Communicating Less, Yet
+    Learning Better", AAAI 2022, algorithms 1 and 2: clients drop and grow on their own data, the server merges.
+U. Evci et al., "Rigging the Lottery: Making All Tickets Winners", ICML 2020: drop by magnitude, grow by gradient.
+M. Zhu, S. Gupta, "To prune, or not to prune", ICLR workshop 2018: pruning as training goes, on a cubic schedule.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from fedpress.compression import errors
+from fedpress.compression.models.pruning import dynamic_sparsity
+from fedpress.compression.models.pruning.dynamic_sparsity import Scope
+from fedpress.compression.tensors.layout import Layout, Vector
+from fedpress.compression.tensors.mask import Mask, Positions
+from fedpress.compression.wire import position_set
+
+
+class Asked(NamedTuple):
+    """What clients are asked to vote on: the parts of each tensor's weights that they drop and grow."""
+
+    drop: float = 0.0
+    grow: float = 0.0
+
+
+class Ballot:
+    """The votes of a round, weighted by the clients' examples.
+
+    Args:
+        layout: of the model that was voted on, with its mask.
+        asked: what clients were asked.
+    """
+
+    def __init__(self, layout: Layout, asked: Asked) -> None:
+        self.layout = layout
+        self.weight = 0.0
+        self.votes = np.zeros(layout.full.size)  # of each entry of the vector without a mask, to be there
+        self._most = np.diff(layout.offsets) + dynamic_sparsity.changes(layout, asked.grow)
+        self._drops = dynamic_sparsity.changes(layout, asked.drop)
+
+    def read(self, vote: bytes) -> Positions:
+        """Return the entries that a vote asks for.
+
+        Raises:
+            PayloadError: it cannot be read, or drops or grows more of a tensor than was asked.
+        """
+        mask = self.layout.mask
+        assert mask is not None
+        wanted = position_set.unpack(vote, mask.size, mask.positions)
+        whole = self.layout.full.offsets
+        total = np.diff(np.searchsorted(wanted, whole))
+        kept = np.diff(np.searchsorted(wanted[mask.flags[wanted]], whole))
+        if (kept + self._drops < np.diff(self.layout.offsets)).any() or (total > self._most).any():
+            raise errors.InvalidPositions("a vote drops or grows more weights than it was asked to")
+        return wanted
+
+    def add(self, wanted: Positions, weight: float) -> None:
+        """Count a vote that was read."""
+        self.votes[wanted] += weight
+        self.weight += weight
+
+
+class MaskSchedule(Protocol):
+    """Says which mask a model has. Schedules keep nothing: the same round and model give the same mask."""
+
+    @property
+    def first(self) -> Mask | None:
+        """The mask from the first round on; None: all weights are there."""
+
+    def asks(self, server_round: int) -> Asked | None:
+        """Return what this round's clients vote on; None: nothing."""
+
+    def after(self, server_round: int, master: Vector, layout: Layout, ballot: Ballot | None) -> Mask | None:
+        """Return the mask after a round's step; None: it stays.
+
+        Args:
+            server_round: from 1.
+            master: after the step, float32, shape (n,).
+            layout: of the master, with the mask as it was.
+            ballot: the votes, where some were asked for.
+        """
+
+
+class Fixed(NamedTuple):
+    """The mask stays as it is: a model that was pruned at initialisation."""
+
+    first: Mask | None
+
+    def asks(self, server_round: int) -> Asked | None:
+        """Nobody votes."""
+        return None
+
+    def after(self, server_round: int, master: Vector, layout: Layout, ballot: Ballot | None) -> Mask | None:
+        """Nothing changes."""
+        return None
+
+
+@dataclass(frozen=True)
+class Gradual:
+    """Pruning as it goes: weights of the smallest magnitude are removed every few rounds, and never come back.
+
+    Attributes:
+        density: part of the weights that is left at the end, 0 < density <= 1.
+        begin: round of the schedule's start; the first weights go `every` rounds later.
+        end: round after which the density is reached.
+        every: rounds from one pruning to the next.
+        scope: who competes (`dynamic_sparsity.Scope`).
+
+    Raises:
+        ValueError: one of them is out of range.
+    """
+
+    density: float
+    end: int
+    begin: int = 0
+    every: int = 1
+    scope: Scope = "global"
+
+    def __post_init__(self) -> None:
+        dynamic_sparsity.check_density(self.density)
+        _check_rounds(self.begin, self.end, self.every)
+
+    @property
+    def first(self) -> Mask | None:
+        """All weights are there."""
+        return None
+
+    def asks(self, server_round: int) -> Asked | None:
+        """Nobody votes."""
+        return None
+
+    def after(self, server_round: int, master: Vector, layout: Layout, ballot: Ballot | None) -> Mask | None:
+        """Return the mask of the largest weights, where one is due."""
+        due = server_round >= self.begin and (server_round - self.begin) % self.every == 0
+        if not (due or server_round == self.end):
+            return None
+        density = dynamic_sparsity.cubic_density(server_round, self.begin, self.end, self.density)
+        if density >= dynamic_sparsity.density(layout.mask, layout):
+            return None
+        magnitudes = np.full(layout.full.size, -1.0, np.float32)  # what is gone comes after every weight that is there
+        magnitudes[layout.whole(np.arange(layout.size))] = np.abs(master)
+        mask = dynamic_sparsity.ranked(magnitudes, layout, density, self.scope)
+        return mask if layout.mask is None else Mask.of(mask.flags & layout.mask.flags)
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """When weights are exchanged, and how many.
+
+    Attributes:
+        every: rounds from one exchange to the next.
+        end: round from which on the mask stays.
+        fraction: of each tensor's weights, at first; it falls by a cosine to nothing at `end`.
+
+    Raises:
+        ValueError: one of them is out of range.
+    """
+
+    every: int
+    end: int
+    fraction: float = 0.3
+
+    def __post_init__(self) -> None:
+        _check_rounds(0, self.end, self.every)
+        if not 0 < self.fraction <= 1:
+            raise ValueError(f"fraction is {self.fraction}, expected 0 < fraction <= 1: of a layer's weights")
+
+    def at(self, server_round: int) -> float:
+        """Return the part that is exchanged in a round; 0: nothing."""
+        if server_round % self.every:
+            return 0.0
+        return dynamic_sparsity.cosine_fraction(server_round, self.end, self.fraction)
+
+
+class FedDST(NamedTuple):
+    """Clients vote on the whole mask: each drops its smallest weights and grows where its own gradient is largest.
+
+    A tensor keeps as many weights as it had: those with most votes, by examples; among equals those with the larger
+    master weights, so that what is there stays. (Bibikar et al. send grown weights' values along and rank by them; here
+    a grown weight begins at zero for everybody, in the next epoch, so that every update is of one epoch's mask.)
+    """
+
+    first: Mask
+    exchange: Exchange
+
+    def asks(self, server_round: int) -> Asked | None:
+        """Return the part that each client drops and grows, in a round of exchange."""
+        part = self.exchange.at(server_round)
+        return Asked(part, part) if part else None
+
+    def after(self, server_round: int, master: Vector, layout: Layout, ballot: Ballot | None) -> Mask | None:
+        """Merge the votes."""
+        if ballot is None or not ballot.weight:
+            return None
+        assert layout.mask is not None
+        ranks = np.zeros(layout.full.size)  # 0 for what is not there, then by magnitude up to below 1
+        ranks[layout.mask.positions[np.argsort(np.abs(master), kind="stable")]] = (
+            np.arange(1, layout.size + 1) / (layout.size + 1)
+        )  # fmt: skip
+        # Votes are sums of whole numbers of examples, or nearly; shares of 2^-20 are told apart, ranks below that.
+        shares = np.rint(ballot.votes / ballot.weight * 2**20)
+        return dynamic_sparsity.by_counts(shares + ranks, layout, np.diff(layout.offsets).tolist())
+
+
+class RigL(NamedTuple):
+    """The server drops the smallest weights of the master; clients vote on what grows in their place.
+
+    RigL with the mean of the clients' gradients replaced by their votes: which entries have the largest gradient is all
+    that is sent of it.
+    """
+
+    first: Mask
+    exchange: Exchange
+
+    def asks(self, server_round: int) -> Asked | None:
+        """Return the part that each client grows, in a round of exchange."""
+        part = self.exchange.at(server_round)
+        return Asked(0.0, part) if part else None
+
+    def after(self, server_round: int, master: Vector, layout: Layout, ballot: Ballot | None) -> Mask | None:
+        """Drop and grow; where clients vote for too few, fewer are exchanged."""
+        if ballot is None or not ballot.weight:
+            return None
+        assert layout.mask is not None
+        part = self.exchange.at(server_round)
+        votes = np.where(layout.mask.flags, 0.0, ballot.votes).astype(np.float32)
+        flags = layout.mask.flags.copy()
+        offsets, whole = layout.offsets.tolist(), layout.full.offsets.tolist()
+        for index, most in enumerate(dynamic_sparsity.changes(layout, part)):
+            inside, tensor = slice(offsets[index], offsets[index + 1]), slice(whole[index], whole[index + 1])
+            k = min(most, int(np.count_nonzero(votes[tensor])))
+            smallest = dynamic_sparsity.top(-np.abs(master[inside]), k)
+            flags[layout.mask.positions[inside][smallest]] = False
+            flags[tensor.start + dynamic_sparsity.top(votes[tensor], k)] = True
+        return Mask.of(flags)
+
+
+def _check_rounds(begin: int, end: int, every: int) -> None:
+    if begin < 0 or end <= begin or every < 1:
+        raise ValueError(f"begin {begin}, end {end}, every {every}: expected 0 <= begin < end, and every at least 1")

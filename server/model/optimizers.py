@@ -1,0 +1,205 @@
+"""Server optimisers: rules on the pseudo-gradient, the mean update with its sign turned.
+
+Reddi et al. 2021, "Adaptive Federated Optimization" (ICLR). An optimiser is made by a constructor from the master
+vector, whose memory it shares and steps in place. The adaptive rules step densely: a coordinate that nobody sent is a
+pseudo-gradient of zero. Their epsilon must be at least 1e-3 (section 5 there), or such coordinates explode when first
+sent. Steps equal those of torch's optimisers bit by bit, where torch has the rule; torch's own are not used, since the
+first one that a process makes imports torch's compiler, for a second and 70 MB.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedpress.compression.tensors.layout import Vector
+from fedpress.compression.tensors.mask import MaskChange
+from fedpress.server.checkpoint.state import State
+
+MIN_EPSILON = 1e-3
+
+
+class Optimizer(ABC):
+    """A rule, and what it keeps of the master between steps.
+
+    Attributes:
+        master: the vector (n,), float32, that is stepped in place.
+        state: tensors by name, of shape (n,) or ().
+    """
+
+    def __init__(self, master: Vector) -> None:
+        self.master = torch.from_numpy(master)
+        self.state: dict[str, Tensor] = {}
+
+    @abstractmethod
+    def descend(self, gradient: Tensor) -> None:
+        """Move the master by one step against the gradient (n,), a tensor of the rule's own."""
+
+    def step(self, mean_update: Vector) -> None:
+        """Move the master by one step along the mean update (n,)."""
+        with torch.no_grad():
+            self.descend(torch.from_numpy(np.negative(mean_update)))
+
+    def saved(self) -> State:
+        """Return what is kept of the master between steps; rates and the like come from the constructor."""
+        return State({name: tensor.numpy() for name, tensor in self.state.items()}, {})
+
+    def restore(self, state: State) -> None:
+        """Take up what `saved` returned."""
+        self.state = {name: torch.from_numpy(array.copy()) for name, array in state.arrays.items()}
+
+    def kept(self, name: str, first: float = 0.0) -> Tensor:
+        """Return a tensor (n,) of the state, which begins with `first` everywhere."""
+        if name not in self.state:
+            self.state[name] = torch.full_like(self.master, first)
+        return self.state[name]
+
+
+ServerOptimizer = Callable[[Vector], Optimizer]
+"""Takes the master vector (n,), float32, and returns the optimiser that steps it in place."""
+
+
+def sgd(learning_rate: float = 1.0, momentum: float = 0.0) -> ServerOptimizer:
+    """Gradient descent; `learning_rate=1` without momentum is FedAvg, with momentum FedAvgM (Hsu et al. 2019)."""
+    _positive("learning_rate", learning_rate)
+    if not 0 <= momentum < 1:
+        raise ValueError(f"server momentum must be in [0, 1), and is {momentum}")
+    return lambda master: Sgd(master, learning_rate, momentum)
+
+
+def adam(
+    learning_rate: float = 1e-2, beta1: float = 0.9, beta2: float = 0.99, epsilon: float = MIN_EPSILON
+) -> ServerOptimizer:
+    """FedAdam, with the bias correction of Kingma and Ba 2015."""
+    _check_adaptive(learning_rate, epsilon)
+    return lambda master: Adam(master, learning_rate, beta1, beta2, epsilon)
+
+
+def yogi(
+    learning_rate: float = 1e-2, beta1: float = 0.9, beta2: float = 0.99, epsilon: float = MIN_EPSILON
+) -> ServerOptimizer:
+    """FedYogi (Reddi et al. 2021, algorithm 2)."""
+    _check_adaptive(learning_rate, epsilon)
+    return lambda master: Yogi(master, learning_rate, beta1, beta2, epsilon)
+
+
+def adagrad(learning_rate: float = 1e-1, epsilon: float = MIN_EPSILON) -> ServerOptimizer:
+    """FedAdagrad."""
+    _check_adaptive(learning_rate, epsilon)
+    return lambda master: Adagrad(master, learning_rate, epsilon)
+
+
+def majority_vote(learning_rate: float) -> ServerOptimizer:
+    """Move every weight by `learning_rate` in the direction that most clients, weighted by examples, voted for.
+
+    For clients that send signs (`compression.signs`); a tie moves nothing. Bernstein et al. 2018, "signSGD: Compressed
+    Optimisation for Non-Convex Problems" (ICML), algorithm 1, the distributed form.
+    """
+    _positive("learning_rate", learning_rate)
+    return lambda master: MajorityVote(master, learning_rate)
+
+
+def ef21(learning_rate: float = 1.0) -> ServerOptimizer:
+    """Step along the sum of all mean updates so far, for clients that send changes (`compression.ef21`).
+
+    That sum is the mean of the clients' estimates only if all of them take part in every round with the same weights;
+    with fewer it would count the estimates of some for those of all. Richtárik, Sokolov and Fatkhullin 2021, "EF21: A
+    New, Simpler, Theoretically Better, and Practically Faster Error Feedback" (NeurIPS), algorithm 2.
+    """
+    _positive("learning_rate", learning_rate)
+    # The velocity of momentum 1 is the plain sum of the gradients.
+    return lambda master: Sgd(master, learning_rate, momentum=1.0)
+
+
+def moved(state: State, move: MaskChange) -> State:
+    """Return what `Optimizer.saved` returned, for the master of another mask: entries that it lacked begin at zero."""
+    size = len(move.survivors) + len(move.fallen)
+    return State(
+        {name: move.new(array) if array.shape == (size,) else array for name, array in state.arrays.items()}, state.meta
+    )
+
+
+class Sgd(Optimizer):
+    """Gradient descent along a velocity v = momentum * v + g (Polyak 1964)."""
+
+    def __init__(self, master: Vector, learning_rate: float, momentum: float) -> None:
+        super().__init__(master)
+        self._rate, self._momentum = learning_rate, momentum
+
+    def descend(self, gradient: Tensor) -> None:
+        if self._momentum:
+            gradient = self.kept("momentum_buffer").mul_(self._momentum).add_(gradient)
+        self.master.add_(gradient, alpha=-self._rate)
+
+
+class Adam(Optimizer):
+    """Kingma and Ba 2015, "Adam: A Method for Stochastic Optimization" (ICLR), algorithm 1."""
+
+    def __init__(self, master: Vector, learning_rate: float, beta1: float, beta2: float, epsilon: float) -> None:
+        super().__init__(master)
+        self._rate, self._beta1, self._beta2, self._epsilon = learning_rate, beta1, beta2, epsilon
+
+    def descend(self, gradient: Tensor) -> None:
+        steps = self.state.setdefault("step", torch.zeros(()))
+        steps += 1
+        mean = self.kept("exp_avg").lerp_(gradient, 1 - self._beta1)
+        variance = self.kept("exp_avg_sq").mul_(self._beta2).addcmul_(gradient, gradient, value=1 - self._beta2)
+        rate = self._rate / (1 - self._beta1 ** steps.item())
+        deviation = variance.sqrt().div_((1 - self._beta2 ** steps.item()) ** 0.5)
+        self.master.addcdiv_(mean, deviation.add_(self._epsilon), value=-rate)
+
+
+class Yogi(Optimizer):
+    """v += (1 - beta2) * sign(g^2 - v) * g^2, so that v cannot jump.
+
+    Zaheer et al. 2018, "Adaptive Methods for Nonconvex Optimization" (NeurIPS), algorithm 2.
+    """
+
+    def __init__(self, master: Vector, learning_rate: float, beta1: float, beta2: float, epsilon: float) -> None:
+        super().__init__(master)
+        self._rate, self._beta1, self._beta2, self._epsilon = learning_rate, beta1, beta2, epsilon
+
+    def descend(self, gradient: Tensor) -> None:
+        square = gradient.square()
+        mean = self.kept("mean").lerp_(gradient, 1 - self._beta1)
+        variance = self.kept("variance", self._epsilon**2)
+        variance.addcmul_(torch.sign(square - variance), square, value=1 - self._beta2)
+        self.master.addcdiv_(mean, variance.sqrt().add_(self._epsilon), value=-self._rate)
+
+
+class Adagrad(Optimizer):
+    """Duchi, Hazan and Singer 2011, "Adaptive Subgradient Methods" (JMLR 12), the diagonal form."""
+
+    def __init__(self, master: Vector, learning_rate: float, epsilon: float) -> None:
+        super().__init__(master)
+        self._rate, self._epsilon = learning_rate, epsilon
+
+    def descend(self, gradient: Tensor) -> None:
+        squares = self.kept("sum").addcmul_(gradient, gradient)
+        self.master.addcdiv_(gradient, squares.sqrt().add_(self._epsilon), value=-self._rate)
+
+
+class MajorityVote(Optimizer):
+    """A step of the same length for every weight, against the sign of its gradient."""
+
+    def __init__(self, master: Vector, learning_rate: float) -> None:
+        super().__init__(master)
+        self._rate = learning_rate
+
+    def descend(self, gradient: Tensor) -> None:
+        self.master.sub_(gradient.sign(), alpha=self._rate)
+
+
+def _positive(name: str, value: float) -> None:
+    if not value > 0:
+        raise ValueError(f"server {name} must be positive, and is {value}")
+
+
+def _check_adaptive(learning_rate: float, epsilon: float) -> None:
+    _positive("learning_rate", learning_rate)
+    if epsilon < MIN_EPSILON:
+        raise ValueError(
+            f"server epsilon must be at least {MIN_EPSILON}, and is {epsilon}: rarely sent coordinates would explode"
+        )

@@ -1,0 +1,281 @@
+"""The versions of the held model, and what brings a client from the one it has to the newest.
+
+From one version to the next only the largest entries of master - held change, all by the same magnitude: this is the
+download's own top-k and ternary quantiser, and what it leaves out stays in master - held. Magnitudes are 2^j or
+1.5 * 2^j, so that the sum of several versions is made of few, small multiples of one unit (`dyadic`).
+
+A version belongs to one epoch, so to one mask. Changes are kept by their places in the vector without a mask, and what
+an epoch drops counts as a change to zero. So a delta from a version of an older epoch is the difference from what
+survives there, whatever the masks between were.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedpress.compression.encoders import cafe
+from fedpress.compression.encoders.top_k import largest
+from fedpress.compression.messages.orders import Download
+from fedpress.compression.tensors.layout import Layout, Vector
+from fedpress.compression.tensors.replica import LIMIT, FixedPoint, Integers, Replica, SeededInit
+from fedpress.compression.tensors.side_info import PositionSet, SideInfo
+from fedpress.compression.tensors.update import Dense, Sparse, Update
+from fedpress.compression.wire import payloads
+from fedpress.compression.wire.values import DYADIC
+from fedpress.server.checkpoint.state import State, as_array
+
+FROM_NOTHING = -1
+"""The version before the first: every weight is zero. A delta from it is a snapshot."""
+_DRAWN = -2
+"""In place of a version: what a client has that draws version 0 within the newest mask. Its delta names version 0."""
+_HISTORY = 0.5
+"""Deltas of the past that are kept: as many entries as this part of the model's."""
+
+
+class Downlink(NamedTuple):
+    """How the model goes down.
+
+    Attributes:
+        density: the part of the entries that one version changes, above 0 and at most 1.
+        draw: how version 0 is drawn from a seed; None: it is sent.
+        levels: how many multiples of the magnitude an entry may change by; 1: ternary.
+    """
+
+    density: float = 0.005
+    draw: SeededInit | None = None
+    levels: int = 1
+
+
+class Delta(NamedTuple):
+    """What brings a client to the newest version."""
+
+    base: int  # version that it is added to; `FROM_NOTHING` for a snapshot
+    payload: bytes  # empty: there is nothing new
+    support: PositionSet | None = None  # where it changes the model; None: everywhere, or there is nothing new
+    drawn: bool = False  # `base` is version 0 as it is drawn within the newest mask
+
+
+class _Change(NamedTuple):
+    """From one version to the next."""
+
+    positions: NDArray[np.uint32]  # in the vector without a mask
+    steps: NDArray[np.int32]
+
+
+class Versions:
+    """The held model and how it came about.
+
+    Args:
+        master: the initial model, float32, shape (n,).
+        buffers: the initial buffers, as `buffer_codec.pack` writes them.
+        layout: of both.
+        downlink: how the model goes down.
+        epoch: of version 0.
+
+    Attributes:
+        held: the newest version.
+        tag: proves that a client has it.
+
+    Raises:
+        ValueError: the density or the number of levels is out of range.
+    """
+
+    def __init__(self, master: Vector, buffers: bytes, layout: Layout, downlink: Downlink, epoch: int = 0) -> None:
+        if not 0 < downlink.density <= 1 or downlink.levels < 1:
+            raise ValueError(
+                f"downlink: density {downlink.density} and levels {downlink.levels}, expected a density above 0 and at "
+                "most 1, such as 0.005, and at least 1 level"
+            )
+        self._layout = layout
+        self._epoch = self._first_epoch = epoch
+        self._downlink = downlink
+        self._changes: dict[int, _Change] = {}  # version -> what made it of the one before
+        self._fallen = _Change(np.empty(0, np.uint32), np.empty(0, np.int32))  # what the next version drops
+        self._deltas: dict[int, Delta] = {}  # base -> the delta from there to the newest version
+        grid = downlink.draw.grid if downlink.draw else FixedPoint.of(master, layout)
+        integers = downlink.draw.integers(layout) if downlink.draw else grid.integers(master, layout)
+        self.held = Replica(0, grid, integers, buffers)
+        self.tag = self.held.tag(epoch)
+
+    def move(self, layout: Layout, epoch: int) -> None:
+        """Go over to another mask: the next version, which must follow before any download, is the epoch's first.
+
+        Args:
+            layout: the same tensors with the new mask.
+            epoch: the new one.
+        """
+        move = self._layout.move(layout)
+        fallen = self._layout.whole(move.fallen).astype(np.uint32)
+        self._fallen = _Change(fallen, -self.held.integers[move.fallen])
+        self.held = self.held.moved(move)
+        self._layout, self._epoch, self._deltas = layout, epoch, {}
+
+    def advance(self, master: Vector, buffers: bytes, downlink: Downlink | None = None) -> None:
+        """Make the next version, nearer to `master` in the entries that differ most.
+
+        Args:
+            master: float32, shape (n,).
+            buffers: of the next version.
+            downlink: density and levels of this one version; None: those of all.
+        """
+        held, chosen = self.held, downlink or self._downlink
+        missing = held.floats(self._layout)
+        np.subtract(master, missing, out=missing)
+        positions = largest(missing, max(1, round(chosen.density * len(missing))))
+        steps = self._steps(missing[positions], positions, chosen.levels)
+        integers = held.integers.copy()
+        moved = integers[positions] + steps
+        kept = np.flatnonzero((steps != 0) & (np.abs(moved) <= LIMIT))
+        integers[positions[kept]] = moved[kept]
+        self._take(Replica(held.version + 1, held.grid, integers, buffers))
+        places = self._layout.whole(positions[kept]).astype(np.uint32)
+        self._changes[self.held.version] = _Change(
+            np.concatenate([places, self._fallen.positions]), np.concatenate([steps[kept], self._fallen.steps])
+        )
+        self._fallen = _Change(self._fallen.positions[:0], self._fallen.steps[:0])
+        while sum(len(change.steps) for change in self._changes.values()) > _HISTORY * self._layout.size:
+            del self._changes[min(self._changes)]
+
+    def delta(self, base: int | None) -> Delta | None:
+        """Return the smallest delta to the newest version.
+
+        Args:
+            base: the version that the client has, None if it has none.
+
+        Returns:
+            The delta. It may start from version 0, where that is drawn, or from nothing. None for a client that has
+            nothing, where version 0 is not drawn: it needs the arrays, names and shapes included.
+        """
+        if base == self.held.version:
+            return Delta(base, b"")
+        found = []
+        if base is not None:
+            found += [self._encoded(base)] if base + 1 in self._changes else [self._encoded(FROM_NOTHING)]
+        if self._downlink.draw:
+            found.append(self._encoded(self._drawn))
+        return min(found, key=lambda delta: len(delta.payload), default=None)
+
+    def download(self, base: int | None, whole: bool = False) -> Download:
+        """Return what an order says of the newest version.
+
+        Args:
+            base: the version that the client has, None if it has none.
+            whole: the arrays go with the order, since the client lacks their names and shapes.
+        """
+        delta = None if whole else self.delta(base)
+        if delta is None:
+            return Download(self.tag, None, origin=self.held.grid.pack(), buffers=self.held.buffers)
+        draw = self._downlink.draw
+        at_hand = base == 0 and self._drawn == 0
+        origin = draw.pack() if draw and delta.drawn and not at_hand else b""
+        return Download(self.tag, delta.base, delta.payload, origin, self.held.buffers)
+
+    def support(self, download: Download | None) -> PositionSet | None:
+        """Return what a client with this download codes its positions against: where the delta changed its model.
+
+        The download may be one of an earlier version.
+        """
+        if download is None or download.base is None or not download.delta:
+            return None
+        newest = self._deltas.get(self._drawn if download.origin else download.base)
+        if newest and newest.payload == download.delta:
+            return newest.support
+        delta = payloads.decode(download.delta, SideInfo(self._layout))
+        return delta.positions if isinstance(delta, Sparse) else None
+
+    def predictor(self, download: Download | None, version: int) -> Update | None:
+        """Return what a client that got to `version` by this download expects of its update (`cafe.predictor`)."""
+        if download is None or download.base is None or not download.delta:
+            return None
+        return cafe.predictor(payloads.decode(download.delta, SideInfo(self._layout)), download.base, version)
+
+    def saved(self) -> State:
+        """Return the newest version, and what is kept of the way there."""
+        held, draw = self.held, self._downlink.draw
+        kept = self._changes.values()
+        arrays: dict[str, NDArray[Any]] = {
+            "integers": held.integers,
+            "buffers": as_array(held.buffers),
+            "grid": as_array(held.grid.pack()),
+            "positions": np.concatenate([np.empty(0, np.uint32), *(change.positions for change in kept)]),
+            "steps": np.concatenate([np.empty(0, np.int32), *(change.steps for change in kept)]),
+        }
+        if draw:
+            arrays["draw"] = as_array(draw.pack())
+        counts = [(version, len(change.steps)) for version, change in self._changes.items()]
+        return State(arrays, {"version": held.version, "changes": counts})
+
+    def restore(self, state: State, layout: Layout, epoch: int) -> None:
+        """Take up what `saved` returned. Version 0 is then drawn as it was there, whatever the downlink says.
+
+        Args:
+            state: what `saved` returned.
+            layout: with the mask of then.
+            epoch: of then.
+        """
+        self._layout, self._epoch = layout, epoch
+        arrays = state.arrays
+        draw = SeededInit.unpack(arrays["draw"].tobytes(), layout) if "draw" in arrays else None
+        self._downlink = self._downlink._replace(draw=draw)
+        grid = FixedPoint.unpack(arrays["grid"].tobytes(), layout)
+        self._take(Replica(state.meta["version"], grid, arrays["integers"], arrays["buffers"].tobytes()))
+        self._changes, begin = {}, 0
+        for version, count in state.meta["changes"]:
+            part = slice(begin, begin + count)
+            self._changes[version] = _Change(arrays["positions"][part], arrays["steps"][part])
+            begin += count
+
+    def _take(self, held: Replica) -> None:
+        self.held = held
+        self.tag = held.tag(self._epoch)
+        self._deltas = {}
+
+    def _steps(self, missing: Vector, positions: NDArray[np.int64], most: int) -> NDArray[np.int32]:
+        """Return how many spacings of the grid each entry moves."""
+        magnitudes = np.abs(missing).astype(np.float64)
+        if not len(magnitudes):
+            return np.empty(0, np.int32)
+        unit = _dyadic(float(magnitudes.mean()))
+        levels = np.clip(np.rint(magnitudes / unit), 1, most)
+        wanted = np.copysign(levels * unit, missing)
+        steps = np.rint(np.ldexp(wanted, -self.held.grid.spacing(positions, self._layout)))
+        return np.clip(steps, -LIMIT, LIMIT).astype(np.int32)
+
+    @property
+    def _drawn(self) -> int:
+        """Where a client begins that draws: at version 0, unless that had another mask."""
+        return 0 if self._epoch == self._first_epoch else _DRAWN
+
+    def _encoded(self, base: int) -> Delta:
+        if base not in self._deltas:
+            difference = self._difference(base)
+            payload = payloads.pack(difference, self._layout, DYADIC)
+            support = difference.positions if isinstance(difference, Sparse) else None
+            drawn = self._downlink.draw is not None and base == self._drawn
+            self._deltas[base] = Delta(0 if drawn else base, payload, support, drawn)
+        return self._deltas[base]
+
+    def _difference(self, base: int) -> Update:
+        held, layout = self.held, self._layout
+        if base == FROM_NOTHING:
+            return Dense(held.floats(layout))
+        if base == self._drawn and self._downlink.draw:
+            return Replica(0, held.grid, self._downlink.draw.integers(layout)).delta_to(held.integers, layout)
+        before: Integers = held.integers.copy()
+        for version in range(held.version, base, -1):
+            change = self._changes[version]
+            there, places = layout.present(change.positions)
+            before[places] -= change.steps[there]
+        return Replica(base, held.grid, before).delta_to(held.integers, layout)
+
+
+def _dyadic(magnitude: float) -> float:
+    """Return the nearest of 2^j and 1.5 * 2^j, by ratio.
+
+    >>> _dyadic(0.9), _dyadic(1.3), _dyadic(100.0)
+    (1.0, 1.5, 96.0)
+    """
+    mantissa, exponent = np.frexp(magnitude)  # 0.5 to below 1
+    nearest = min((0.5, 0.75, 1.0), key=lambda candidate: abs(np.log(mantissa / candidate)))
+    return float(np.ldexp(nearest, exponent))

@@ -1,0 +1,117 @@
+"""Students' bundles on disk, by tier and version.
+
+    <folder>/<tier>/<version>.fpb        version in ten digits, so that names sort as numbers do
+
+A bundle appears at once or not at all: it is written to a temporary file, flushed to the disk and renamed. A published
+version never changes.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from fedpress.compression import files
+from fedpress.compression.errors import FedpressError
+from fedpress.compression.models.bundles.manifest import TIER_NAME
+
+SUFFIX = ".fpb"
+
+
+class StoreError(FedpressError, ValueError):
+    """What was asked of the store is not possible."""
+
+
+class NotPublished(StoreError):
+    """There is no such bundle in the store."""
+
+
+class Stored(NamedTuple):
+    """A bundle in the store."""
+
+    tier: str
+    version: int
+    path: Path
+
+
+class ModelStore:
+    """The bundles under one folder; several processes may read it while one publishes.
+
+    >>> import tempfile
+    >>> store = ModelStore(Path(tempfile.mkdtemp()))
+    >>> _ = store.put(b"bundle", tier="phone", version=7)
+    >>> store.latest("phone").version, store.get("phone", 7)
+    (7, b'bundle')
+
+    Args:
+        folder: Made if it is absent.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def put(self, bundle: bytes, *, tier: str, version: int) -> Path:
+        """Publish a bundle and return its path; the same bytes again are no error.
+
+        Raises:
+            StoreError: The tier's name or the version is unusable, or this version exists with other bytes.
+        """
+        path = self._path(tier, version)
+        path.parent.mkdir(exist_ok=True)
+        with files.flushed(bundle, path.parent) as temporary:
+            try:
+                os.link(temporary, path)  # unlike a rename, fails where the version exists
+            except FileExistsError:
+                if path.read_bytes() != bundle:
+                    raise StoreError(
+                        f"version {version} of tier {tier!r} is published already, with other bytes: a version never"
+                        " changes; publish a new one, or use another folder"
+                    ) from None
+        files.sync_folder(path.parent)
+        return path
+
+    def get(self, tier: str, version: int) -> bytes:
+        """Return the bytes of a bundle.
+
+        Raises:
+            NotPublished: There is no such version of the tier.
+        """
+        path = self._path(tier, version)
+        try:
+            return path.read_bytes()
+        except FileNotFoundError:
+            there = [stored.version for stored in self.list() if stored.tier == tier]
+            raise NotPublished(
+                f"no version {version} of tier {tier!r}: the store has {there or 'none of it'}"
+            ) from None
+
+    def latest(self, tier: str) -> Stored:
+        """Return the newest bundle of a tier.
+
+        Raises:
+            NotPublished: The tier has none.
+        """
+        versions = [stored for stored in self.list() if stored.tier == tier]
+        if not versions:
+            tiers = sorted({stored.tier for stored in self.list()})
+            raise NotPublished(f"no bundle of tier {tier!r}: the store has {tiers or 'none'}")
+        return versions[-1]
+
+    def list(self) -> list[Stored]:
+        """Return all bundles, by tier and version."""
+        found = [
+            Stored(path.parent.name, int(path.stem), path)
+            for path in self.folder.glob(f"*/*{SUFFIX}")
+            if re.fullmatch("[0-9]{10,}", path.stem) and re.fullmatch(TIER_NAME, path.parent.name) and path.is_file()
+        ]
+        return sorted(found)
+
+    def _path(self, tier: str, version: int) -> Path:
+        if not re.fullmatch(TIER_NAME, tier):
+            raise StoreError(f"tier {tier!r}: expected at most 64 letters, digits, - and _, as it names a folder")
+        if version < 0:
+            raise StoreError(f"version {version}: expected 0 or more")
+        return self.folder / tier / f"{version:010d}{SUFFIX}"

@@ -1,0 +1,167 @@
+"""The books of a run: bytes, messages, refusals, lost states, and where in the model updates had entries."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from logging import INFO, WARNING
+from typing import NamedTuple
+
+import numpy as np
+from flwr.app import ArrayRecord, Message, MetricRecord
+from flwr.supercore import log
+from numpy.typing import NDArray
+
+from fedpress.compression.ledger import Direction, Ledger
+from fedpress.compression.messages import records
+from fedpress.compression.tensors.layout import Layout
+from fedpress.compression.tensors.update import Sparse, Update
+from fedpress.server.checkpoint.state import State
+
+
+class Refusal(NamedTuple):
+    """A reply that did not count."""
+
+    round: int
+    node: int
+    reason: str  # one of a few words, for counting
+    detail: str
+
+
+@dataclass
+class RoundSummary:
+    """What one round did."""
+
+    round: int
+    arrays: ArrayRecord  # the model after the round: held, or the mean of held models with `averaging`
+    replies: int = 0  # that counted
+    refusals: list[Refusal] = field(default_factory=list)
+    up_bytes: int = 0
+    down_bytes: int = 0
+    seconds: float = 0.0  # by the grid's clock, virtual in simulations
+    train: MetricRecord | None = None
+    evaluation: MetricRecord | None = None  # from `evaluate_fn`
+    staleness: float | None = None  # of the replies that counted, in steps of the model, mean; None: no buffer
+    max_staleness: int | None = None
+    tiers: dict[str, "RoundSummary"] = field(default_factory=dict)  # of tiers that train; the figures here are of all
+    epoch: int = 0  # of the mask after the round; 0: none
+    density: float = 1.0  # the part of the weights that the model has
+
+    @property
+    def reasons(self) -> dict[str, int]:
+        """Return the number of refusals by reason."""
+        return dict(Counter(refusal.reason for refusal in self.refusals))
+
+
+class Accounting:
+    """What is counted over all rounds.
+
+    Args:
+        ledger: bytes of every message's serialised content; None: a fresh one.
+
+    Attributes:
+        ledger: the same.
+        refusals: in the order in which they happened; the list is never replaced.
+        lost_states: answers of clients that had lost their state.
+        messages: billed for training, by direction.
+    """
+
+    def __init__(self, ledger: Ledger | None = None) -> None:
+        self.ledger = ledger if ledger is not None else Ledger()
+        self.refusals: list[Refusal] = []
+        self.lost_states = 0
+        self.messages = {"up": 0, "down": 0}
+        self._sent_by_layer: NDArray[np.int64] = np.zeros(0, np.int64)
+        self._updates = 0
+
+    def bill(
+        self, server_round: int, node: int, direction: Direction, message: Message, known: dict[int, int] | None = None
+    ) -> None:
+        """Enter the serialised content of a message in the ledger.
+
+        Args:
+            server_round: round that the message belongs to.
+            node: the node that sends or gets it.
+            direction: "up" to the server, "down" from it.
+            message: the message.
+            known: sizes of records already measured, by `id(record)`.
+        """
+        self.messages[direction] += message.metadata.message_type.partition(".")[0] == "train"
+        for kind, size in records.sizes(message, known).items():
+            self.ledger.record(server_round, node, direction, kind, size)
+
+    def refuse(self, server_round: int, node: int, reason: str, detail: str) -> None:
+        """Enter a reply that does not count, and say so in the log."""
+        self.refusals.append(Refusal(server_round, node, reason, detail))
+        log(WARNING, "round %d: reply of node %d refused (%s): %s", server_round, node, reason, detail)
+
+    def count_entries(self, update: Update, layout: Layout) -> None:
+        """Enter how many entries an update has in each parameter."""
+        within = np.searchsorted(update.positions, layout.offsets) if isinstance(update, Sparse) else layout.offsets
+        if not self._updates:
+            self._sent_by_layer = np.zeros(len(layout.parameters), np.int64)
+        self._sent_by_layer += np.diff(within)
+        self._updates += 1
+
+    def density_by_layer(self, layout: Layout) -> list[tuple[str, int, float]]:
+        """Return for each parameter its name, its size and the mean number of its entries in an accepted update."""
+        sent = self._sent_by_layer / self._updates if self._updates else np.zeros(len(layout.parameters))
+        return [(spec.name, spec.size, float(mean)) for spec, mean in zip(layout.parameters, sent, strict=True)]
+
+    def summary(
+        self,
+        server_round: int,
+        arrays: ArrayRecord,
+        metrics: MetricRecord | None,
+        evaluation: MetricRecord | None,
+        first_refusal: int,
+        seconds: float,
+    ) -> RoundSummary:
+        """Return what a round did, and log it.
+
+        Args:
+            server_round: the round.
+            arrays: the held model after it.
+            metrics: what `aggregate_train` returned; None: nobody was asked.
+            evaluation: metrics of the held model.
+            first_refusal: index of the round's first refusal.
+            seconds: how long it took.
+        """
+        summary = RoundSummary(
+            round=server_round,
+            arrays=arrays,
+            replies=int(metrics["replies"]) if metrics else 0,  # type: ignore[arg-type]
+            refusals=self.refusals[first_refusal:],
+            up_bytes=self.ledger.total(direction="up", round=server_round),
+            down_bytes=self.ledger.total(direction="down", round=server_round),
+            seconds=seconds,
+            train=metrics,
+            evaluation=evaluation,
+            staleness=metrics.get("staleness-mean") if metrics else None,  # type: ignore[arg-type]
+            max_staleness=metrics.get("staleness-max") if metrics else None,  # type: ignore[arg-type]
+        )
+        log(
+            INFO,
+            "round %d: %d replies, %d refused, %d bytes up, %d bytes down",
+            server_round, summary.replies, len(summary.refusals), summary.up_bytes, summary.down_bytes,
+        )  # fmt: skip
+        return summary
+
+    def saved(self) -> State:
+        """Return all of it."""
+        own = State(
+            {"sent_by_layer": self._sent_by_layer},
+            {
+                "refusals": self.refusals,
+                "lost_states": self.lost_states,
+                "messages": self.messages,
+                "updates": self._updates,
+            },
+        )
+        return State.of(own=own, ledger=State(self.ledger.arrays(), {}))
+
+    def restore(self, state: State) -> None:
+        """Take up what `saved` returned."""
+        own = state.part("own")
+        self.ledger.replace(state.part("ledger").arrays)
+        self.refusals[:] = [Refusal(*entry) for entry in own.meta["refusals"]]
+        self.lost_states, self.messages = own.meta["lost_states"], own.meta["messages"]
+        self._sent_by_layer, self._updates = own.arrays["sent_by_layer"], own.meta["updates"]

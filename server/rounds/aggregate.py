@@ -1,0 +1,142 @@
+"""Weighted means of decoded updates and of buffers, taken from an iterable: never all clients at once."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedpress.compression.tensors import buffer_codec
+from fedpress.compression.tensors.layout import Layout, Vector
+from fedpress.compression.tensors.side_info import PositionSet, SideInfo
+from fedpress.compression.tensors.update import Update
+from fedpress.compression.wire import payloads
+
+
+class Accumulator:
+    """The weighted sum of updates in float64, shape (n,); a sparse update costs O(k).
+
+    Law: adding decoded payloads == adding their dense forms. The caller fixes the order of the sum, which decides
+        the last bits.
+
+    >>> from fedpress.compression.tensors.update import Sparse
+    >>> total = Accumulator(4)
+    >>> total.add(Sparse(np.array([1]), np.array([3.0], np.float32), 4), weight=1)
+    >>> total.add(Sparse(np.array([1, 3]), np.array([1.0, 4.0], np.float32), 4), weight=3)
+    >>> total.mean()
+    array([0. , 1.5, 0. , 3. ], dtype=float32)
+    """
+
+    def __init__(self, size: int) -> None:
+        self._sum = np.zeros(size, np.float64)
+        self.weight = 0.0
+        self.count = 0
+
+    def add(self, update: Update, weight: float, predictor: Update | None = None, scale: float = 1.0) -> None:
+        """Add one client's update; an entry that it does not hold is "no change".
+
+        Args:
+            update: what its payload says.
+            weight: of the client.
+            predictor: what the payload leaves out, since both sides know it (`cafe.aggregate_feedback`).
+            scale: that factor of the predictor.
+        """
+        update.add_to(self._sum, weight)
+        if predictor is not None:
+            predictor.add_to(self._sum, weight * scale)
+        self.weight += weight
+        self.count += 1
+
+    def mean(self) -> Vector:
+        """Return the weighted mean, float32 of shape (n,). Raises ValueError when nothing was added."""
+        if self.weight <= 0:
+            raise ValueError("the mean of no updates was asked for; skip the step when no reply was accepted")
+        return (self._sum / self.weight).astype(np.float32)
+
+    def reset(self) -> None:
+        """Empty the sum, keeping its memory."""
+        self._sum.fill(0)
+        self.weight, self.count = 0.0, 0
+
+
+class BufferMean:
+    """Weighted mean of floating buffers as values; integer and boolean buffers take the maximum and keep their type."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        self._sums: dict[str, NDArray[Any]] = {}
+        self._weight = 0.0
+
+    def add(self, buffers: Mapping[str, NDArray[Any]], weight: float) -> None:
+        """Add one client's buffers, named and shaped as in the layout."""
+        self._weight += weight
+        for name, value in buffers.items():
+            if not np.issubdtype(value.dtype, np.floating):
+                held = self._sums.get(name)
+                self._sums[name] = value.copy() if held is None else np.maximum(held, value)
+            elif name in self._sums:
+                self._sums[name] += weight * value.astype(np.float64)
+            else:
+                self._sums[name] = weight * value.astype(np.float64)
+
+    def result(self, held: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Return the buffers after the round: the mean, or `held` where nobody sent any."""
+        mean: dict[str, NDArray[Any]] = dict(held)
+        for name, value in self._sums.items():
+            mean[name] = (value / self._weight if value.dtype == np.float64 else value).astype(held[name].dtype)
+        return mean
+
+
+class ReplyMean:
+    """The weighted mean of replies, payload after payload: of their updates, and of their buffers.
+
+    Args:
+        layout: of the model.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        self._updates = Accumulator(layout.size)
+        self._buffers = BufferMean(layout)
+
+    def add(
+        self,
+        payload: bytes,
+        buffers: bytes,
+        weight: float,
+        reference: PositionSet | None,
+        predictor: Update | None = None,
+        scale: float = 1.0,
+    ) -> Update:
+        """Decode a reply, add it, and return its update; one that cannot be decoded adds nothing.
+
+        Args:
+            payload: the encoded update.
+            buffers: as `buffer_codec.pack` writes them.
+            weight: above 0.
+            reference: the support that the payload's positions may be coded against.
+            predictor: what the payload leaves out, since both sides know it.
+            scale: that factor of the predictor.
+
+        Raises:
+            PayloadError: one of the two cannot be decoded.
+        """
+        update = payloads.decode(payload, SideInfo(self._layout, reference=reference))
+        own = buffer_codec.unpack(buffers, self._layout) if self._layout.buffers else {}
+        self._updates.add(update, weight, predictor, scale)
+        self._buffers.add(own, weight)
+        return update
+
+    @property
+    def weight(self) -> float:
+        """The weight of all that was added."""
+        return self._updates.weight
+
+    def result(self, held: Mapping[str, NDArray[Any]]) -> tuple[Vector, dict[str, NDArray[Any]]]:
+        """Return the mean update, float32 (n,), and the buffers after it. Raises ValueError when nothing was added."""
+        return self._updates.mean(), self._buffers.result(held)
+
+    def reset(self) -> None:
+        """Empty the sums, keeping their memory."""
+        self._updates.reset()
+        self._buffers = BufferMean(self._layout)

@@ -1,0 +1,52 @@
+"""The metrics that clients send beside their updates: the number of examples, and the weighted mean of the others."""
+
+import math
+
+from flwr.app import MetricRecord, RecordDict
+
+from fedpress.compression.messages import orders
+
+
+def examples(content: RecordDict, key: str, most: float) -> float:
+    """Return the number of examples that a reply claims: its weight in a mean.
+
+    Args:
+        content: the reply's records.
+        key: name of the metric.
+        most: a larger number is refused.
+
+    Raises:
+        MessageError: the number is missing or out of range.
+    """
+    found = [record for record in content.metric_records.values() if key in record]
+    if len(found) != 1:
+        raise orders.MessageError(f"expected one MetricRecord with {key!r} in the app's reply, found {len(found)}")
+    value = found[0][key]
+    if isinstance(value, list) or not (math.isfinite(value) and 0 < value <= most):
+        raise orders.MessageError(f"{key!r} must be a number above 0 and at most {most:g}, and is {value}")
+    return float(value)
+
+
+def weighted_metrics(contents: list[RecordDict], weighted_by_key: str) -> MetricRecord:
+    """Return the weighted mean of every scalar metric, over the replies that have it.
+
+    Unlike Flower's own, replies need not hold the same metrics.
+
+    Args:
+        contents: replies, each with one MetricRecord that holds `weighted_by_key`.
+        weighted_by_key: the weight's name; it is left out of the result.
+    """
+    sums: dict[str, float] = {}
+    weights: dict[str, float] = {}
+    for content in contents:
+        scalars = {
+            name: float(value)
+            for record in content.metric_records.values()
+            for name, value in record.items()
+            if not isinstance(value, list) and math.isfinite(value)
+        }
+        weight = scalars.pop(weighted_by_key)
+        for name, value in scalars.items():
+            sums[name] = sums.get(name, 0.0) + weight * value
+            weights[name] = weights.get(name, 0.0) + weight
+    return MetricRecord({name: value / weights[name] for name, value in sums.items()})

@@ -1,0 +1,63 @@
+"""Replies pulled in threads, so that one which breaks off holds up neither the others nor the end of a round."""
+
+import queue
+import threading
+from collections.abc import Iterable
+
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+from fedpress.server.rounds.sampling import PartOfGrid
+
+MOST = 16
+"""Pulls under way at the same time."""
+
+
+class PatientGrid(PartOfGrid):
+    """A grid of real nodes, some of which break off while they answer.
+
+    Flower pulls the replies that are there one after the other, and where the upload of one broke off half-way it asks
+    for the rest for three minutes. Here that goes on beside the next pulls, and what it brings waits for whoever asks
+    for it: orders to train and to evaluate, and those of several tiers, are pulled in turn.
+
+    Args:
+        grid: what is asked.
+        patience: seconds after which a pull is left to itself.
+    """
+
+    def __init__(self, grid: Grid, patience: float = 3.0) -> None:
+        super().__init__(grid, lambda: list(grid.get_node_ids()))
+        self._patience = patience
+        self._found: queue.SimpleQueue[Message | BaseException] = queue.SimpleQueue()
+        self._here: list[Message] = []  # that nobody has asked for yet
+        self._threads: list[threading.Thread] = []
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        """Return the replies to these messages that have come, with this pull or an earlier one.
+
+        Raises:
+            BaseException: what a pull raised, once.
+        """
+        wanted, asked = list(message_ids), list[Message]()
+        self._threads = [thread for thread in self._threads if thread.is_alive()]
+        if len(self._threads) < MOST:
+            # As a daemon: the end of the process does not wait for it.
+            self._threads.append(threading.Thread(target=self._pull, args=(wanted,), daemon=True))
+            self._threads[-1].start()
+        self._threads[-1].join(self._patience)
+        while not self._found.empty():
+            found = self._found.get()
+            if isinstance(found, BaseException):
+                raise found
+            self._here.append(found)
+        here, self._here = self._here, []
+        for reply in here:
+            (asked if reply.metadata.reply_to_message_id in wanted else self._here).append(reply)
+        return asked
+
+    def _pull(self, message_ids: list[str]) -> None:
+        try:
+            for reply in self._grid.pull_messages(message_ids):
+                self._found.put(reply)
+        except BaseException as error:
+            self._found.put(error)

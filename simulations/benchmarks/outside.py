@@ -1,0 +1,96 @@
+"""Other codecs beside ours, each in an environment of its own: nncodec (ISO/IEC 15938-17) and OpenFL's STC.
+
+They need libraries in versions that fedpress does not. So a script is started with another interpreter and given a
+vector; it imports nothing of fedpress.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from fedpress.compression.errors import FedpressError
+from fedpress.compression.tensors.layout import Vector
+from fedpress.simulations.benchmarks import nncodec_process, openfl_process
+
+
+class OutsideError(FedpressError, ValueError):
+    """The interpreter given cannot run the codec."""
+
+
+class Codec(NamedTuple):
+    """A codec that is not ours.
+
+    Attributes:
+        name: its option is `--NAME-python`.
+        script: measures it.
+        missing: the script's exit code where it cannot be imported.
+        install: what pip is told.
+    """
+
+    name: str
+    script: Path
+    missing: int
+    install: str
+
+
+NNCODEC = Codec(
+    "nncodec", Path(nncodec_process.__file__), nncodec_process.MISSING, "nncodec==2.1.3 'numpy<2' 'pandas<3'"
+)
+"""Codes the entries that our payload holds, with at most our relative error: `nncodec_process.measure`."""
+OPENFL = Codec("openfl", Path(openfl_process.__file__), openfl_process.MISSING, "openfl==1.9")
+"""Selects and codes from the whole vector, at our density: `openfl_process.measure`."""
+
+
+class Measured(NamedTuple):
+    """What another codec made of a vector.
+
+    Attributes:
+        seconds: median.
+        bytes: that it would send.
+        relative_error: norm(decoded - kept) / norm(kept), of the entries sent.
+    """
+
+    seconds: float
+    bytes: int
+    relative_error: float
+
+
+def measure(codec: Codec, python: Path | str, vector: Vector, setting: float, repetitions: int) -> Measured:
+    """Let a codec work in its own environment.
+
+    Args:
+        codec: Which.
+        python: The interpreter of an environment with it.
+        vector: What it codes; shape (n,), not all zero.
+        setting: Its script's second argument: nncodec's largest relative error, OpenFL's density.
+        repetitions: Encodings timed.
+
+    Raises:
+        OutsideError: No such interpreter, no such codec in it, or it failed.
+    """
+    option = f"--{codec.name}-python {python}"
+    with tempfile.TemporaryDirectory(prefix=f"fedpress-{codec.name}-") as folder:
+        path = Path(folder) / "vector.npy"
+        np.save(path, vector)
+        # Isolated: the folder of the script and PYTHONPATH hold modules that are not meant for that environment.
+        command = [str(python), "-I", str(codec.script), str(path), str(setting), str(repetitions)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        except OSError as error:
+            raise OutsideError(f"{option}: cannot be started: {error.strerror}") from None
+    last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+    if done.returncode == codec.missing or "No module named 'numpy'" in last:
+        raise OutsideError(
+            f"{option}: {codec.name} cannot be imported there ({last}); expected the interpreter of an environment"
+            f" made with: pip install {codec.install}"
+        )
+    if done.returncode:
+        raise OutsideError(f"{option}: {codec.name} failed with exit code {done.returncode}: {last}")
+    return Measured(**json.loads(done.stdout))

@@ -1,0 +1,229 @@
+"""`fedpress inspect`: what a payload, a bundle or a run folder holds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from rich.filesize import decimal as size
+
+from fedpress.compression.errors import FedpressError
+from fedpress.compression.wire import payloads
+from fedpress.simulations.results.records import Results, TierResult
+from fedpress.simulations.results.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from fedpress.compression.models.bundles.reader import Bundle
+
+
+class InspectionError(FedpressError, ValueError):
+    """It is none of the things that can be inspected."""
+
+
+class Found(NamedTuple):
+    """What was found: its kind, one line for each fact, and the same as plain data for JSON."""
+
+    kind: str  # "payload", "bundle" or "run"
+    facts: list[tuple[str, str]]
+    data: dict[str, Any]
+    columns: tuple[str, ...] = ()  # of a table, if there is one
+    rows: Sequence[tuple[str, ...]] = ()
+
+
+def inspect(path: Path, key: Path | None = None) -> Found:
+    """Read and check a payload, a bundle or a run folder.
+
+    Args:
+        path: a file, or a folder.
+        key: an Ed25519 public key in PEM, of who must have signed the bundle.
+
+    Raises:
+        InspectionError: There is no such file, or it is something else.
+        FedpressError: It is damaged: each fault has its own class, see `fedpress.compression.errors`.
+    """
+    if path.is_dir() or path.name == "results.json":
+        if key:
+            raise InspectionError(f"{path} is a run; --key is for one of the bundles in it")
+        return _run(path if path.is_dir() else path.parent)
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise InspectionError(f"there is no file or folder {path}") from None
+    except OSError as error:
+        raise InspectionError(f"cannot read {path}: {error.strerror or error}") from None
+    if data.startswith(payloads.MAGIC):
+        if key:
+            raise InspectionError(f"{path} is a payload, which carries no signature; leave out --key")
+        return _payload(data)
+    from fedpress.compression.models.bundles import (  # of an extra; a payload does not need them
+        container,
+        reader,
+        signing,
+    )
+
+    if data.startswith(container.MAGIC):
+        public = signing.read_public(key) if key else None
+        return _bundle(reader.open_bundle(data, public), f"by {key}" if key else "present; whose it is was not checked")
+    raise InspectionError(
+        f"{path} is neither a payload nor a bundle nor a run folder: it begins with {data[:8]!r}, a payload with"
+        f" {payloads.MAGIC!r}, a bundle with {container.MAGIC!r}"
+    )
+
+
+def _payload(data: bytes) -> Found:
+    held = payloads.inspect(data)
+    entries, count = held["size"], held["count"]
+    facts = [
+        ("wire version", str(held["version"])),
+        ("entries sent", f"{count:,} of {entries:,} ({count / entries if entries else 0:.3%})"),
+        ("values", held["values"]),
+        ("positions", held["positions"]),
+        ("layout", held["fingerprint"]),
+        ("header", size(held["header_bytes"])),
+        ("positions", _each(held["position_bytes"], count)),
+        ("values", _each(held["value_bytes"], count)),
+        ("in all", f"{size(len(data))}, {4 * entries / len(data):.1f}x less than float32"),
+    ]
+    return Found("payload", facts, held)
+
+
+def _each(length: int, count: int) -> str:
+    return size(length) + (f" ({8 * length / count:.2f} bits an entry)" if count else "")
+
+
+def _run(path: Path) -> Found:
+    results = RunFolder.open(path).load_results()
+    return Found("run", run_facts(results), results.model_dump(mode="json"), STUDENT_COLUMNS, student_rows(results))
+
+
+def run_facts(results: Results) -> list[tuple[str, str]]:
+    """The figures of a run, one line each."""
+    totals, planned = results.totals, results.scenario.get("rounds")
+    refused = sum(one.refused for one in results.rounds)
+    last = "last 10 rounds" if len(results.rounds) >= 10 else "rounds so far"
+    mean, most = results.staleness
+    stale = [
+        ("staleness", f"{mean:.2f} steps on average, {most} at most, over {results.flushes} flushes of the buffer")
+    ]
+    return [
+        ("scenario", f"{results.name}, seed {results.seed}"),
+        ("status", results.status),
+        ("rounds", f"{len(results.rounds)} of {planned}" + (f", {refused} replies refused" if refused else "")),
+        *(stale if results.flushes else []),
+        *([_mask(results)] if results.new_masks else []),
+        ("accuracy", "not evaluated" if results.accuracy is None else f"{results.accuracy:.2%}, mean of the {last}"),
+        ("bytes up", _against(totals.up_bytes, totals.up_ratio)),
+        ("bytes down", _against(totals.down_bytes, totals.down_ratio)),
+        *_network(results),
+        ("model", f"{results.model.parameters:,} parameters, sha256 {results.model.sha256[:16] or 'not yet'}"),
+        *((f"tier {tier.tier}", _tier_fact(tier)) for tier in results.tiers),
+        ("seconds", "; of the rounds: ".join([f"{results.seconds:.0f}", *_shares(results.phases)])),
+        *(("workers", text) for text in _shares(results.worker_phases)),
+    ]
+
+
+def _shares(phases: Mapping[str, float]) -> list[str]:
+    """Return a text with the larger phases and their parts of the whole, or nothing where none was measured."""
+    whole = sum(phases.values())
+    found = sorted(phases.items(), key=lambda phase: -phase[1])
+    named = [f"{name} {seconds / whole:.0%}" for name, seconds in found if seconds >= 0.02 * whole > 0]
+    return [", ".join(named)] if named else []
+
+
+def _network(results: Results) -> list[tuple[str, str]]:
+    """Nothing without a network."""
+    if not results.scenario.get("network"):
+        return []
+    seconds, joules = results.rounds[-1].virtual_seconds if results.rounds else 0.0, results.totals.joules
+    return [
+        ("virtual time", f"{seconds:,.1f} s"),
+        *([("energy", f"{format_joules(joules)}, what clients spent on these bytes (estimate)")] if joules else []),
+    ]
+
+
+def format_joules(joules: float) -> str:
+    """An energy with three figures: `1.23 kJ`.
+
+    >>> format_joules(1234.5), format_joules(0.0042), format_joules(99.96)
+    ('1.23 kJ', '4.2 mJ', '100 J')
+    """
+    factor, unit = next(((f, u) for f, u in ((1e6, "MJ"), (1e3, "kJ"), (1, "J")) if joules >= 0.9995 * f), (1e-3, "mJ"))
+    return f"{joules / factor:.3g} {unit}"
+
+
+def _mask(results: Results) -> tuple[str, str]:
+    last, count = results.rounds[-1], len(results.new_masks)
+    return "mask", f"{last.density:.1%} of the weights, {count} mask{'s' if count > 1 else ''} over the rounds"
+
+
+def _tier_fact(tier: TierResult) -> str:
+    accuracy = "not evaluated" if tier.accuracy is None else f"accuracy {tier.accuracy:.2%}"
+    return f"{accuracy}, {tier.parameters:,} parameters, {size(tier.up_bytes)} up, {size(tier.down_bytes)} down"
+
+
+def _against(sent: int, ratio: float | None) -> str:
+    if ratio is None:
+        return size(sent)
+    return f"{size(sent)}, as dense" if 0.95 < ratio < 1.05 else f"{size(sent)}, {ratio:,.1f}x less than dense"
+
+
+STUDENT_COLUMNS = ("student", "parameters", "bundle", "teacher", "student", "quantised", "downloaded")
+
+
+def student_rows(results: Results) -> list[tuple[str, ...]]:
+    """The students of the last version, one row each under `STUDENT_COLUMNS`; accuracies on test data."""
+    last = max((student.version for student in results.students), default=0)
+    return [
+        (
+            student.tier,
+            f"{student.parameters:,}",
+            size(student.bundle_bytes),
+            f"{student.teacher_accuracy:.2%}",
+            f"{student.student_accuracy:.2%}",
+            f"{student.quantized_accuracy:.2%}",
+            f"{student.accuracy:.2%}",
+        )
+        for student in results.students
+        if student.version == last
+    ]
+
+
+def _bundle(opened: Bundle, signature: str) -> Found:
+    manifest = opened.manifest
+    facts = [
+        ("task", manifest.task),
+        ("tier", manifest.tier),
+        ("version", str(manifest.version)),
+        ("parameters", f"{manifest.parameters:,}"),
+        ("size", size(opened.size)),
+        ("weights", _weights(opened)),
+        *([("onnx", f"{size(len(opened.onnx))}, to run with ONNX Runtime")] if opened.onnx else []),
+        *([("architecture", manifest.architecture)] if manifest.architecture else []),
+        ("sha256", opened.sha256),
+        ("signature", signature if opened.signed else "none"),
+        ("format", str(opened.format)),
+        ("checked", "whole and undamaged"),
+        *((name.replace("_", " "), f"{value:.4g}") for name, value in manifest.metrics.items()),
+    ]
+    rows = [
+        (name, "x".join(map(str, manifest.shapes[name])), scheme, opened.forms[name])
+        for name, scheme in manifest.schemes.items()
+    ]
+    data = {
+        "sha256": opened.sha256,
+        "size": opened.size,
+        "format": opened.format,
+        "signed": opened.signed,
+        "onnx_bytes": len(opened.onnx or b""),
+        "weights_bytes": opened.weights_bytes,
+        "forms": opened.forms,
+        **manifest.model_dump(mode="json"),
+    }
+    return Found("bundle", facts, data, ("tensor", "shape", "numbers", "form"), rows)
+
+
+def _weights(opened: Bundle) -> str:
+    count = sum(math.prod(shape) for shape in opened.manifest.shapes.values())
+    return _each(opened.weights_bytes, count).replace("an entry", "a number")

@@ -1,0 +1,59 @@
+"""What `fedpress pull` shows: a bar on a terminal, a line for each attempt that failed."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.filesize import decimal as size
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+if TYPE_CHECKING:
+    from fedpress.client.download.pull import Pulled
+
+
+class Display:
+    """Follows one pull; use it as a context manager.
+
+    Args:
+        console: Standard error, so that standard output has the result alone.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+            transient=True,
+        )
+        self._task = self._bar.add_task("asking", total=None)
+
+    def __enter__(self) -> Display:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def on_progress(self, done: int, total: int) -> None:
+        """So much of the file is here."""
+        self._bar.update(self._task, completed=done, total=total, description="downloading")
+
+    def on_wait(self, reason: str, seconds: float) -> None:
+        """An attempt failed."""
+        self._bar.console.print(f"{reason}; again in {seconds:.1f} s", highlight=False, markup=False, soft_wrap=True)
+
+
+def summary(pulled: Pulled) -> str:
+    """The line at the end."""
+    if not pulled.changed:
+        return f"{pulled.path}: version {pulled.version} is the newest, and it is here already"
+    part = "" if pulled.received == pulled.size else f" of {size(pulled.size)}, the rest was here"
+    return f"{pulled.path}: version {pulled.version}, verified; {size(pulled.received)} downloaded{part}"

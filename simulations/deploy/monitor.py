@@ -1,0 +1,107 @@
+"""One port for whoever watches a service: /metrics for Prometheus, /health for people and load balancers."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socket import AF_INET6
+from typing import Any, NamedTuple
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+from fedpress.simulations.deploy import settings
+from fedpress.simulations.deploy.children import ServiceError
+
+
+class Figure(NamedTuple):
+    """A metric, with a value for each set of labels."""
+
+    name: str
+    help: str
+    values: Mapping[tuple[str, ...], float]
+    labels: tuple[str, ...] = ()
+    total: bool = False  # only ever rises: a counter
+
+
+def figure(name: str, help: str, value: float | None, *, total: bool = False) -> Figure:
+    """Return a metric without labels; None: there is no value yet."""
+    return Figure(name, help, {} if value is None else {(): value}, (), total)
+
+
+class _Collector:
+    """Asks for the figures when Prometheus does."""
+
+    def __init__(self, figures: Callable[[], Iterable[Figure]]) -> None:
+        self._figures = figures
+
+    def collect(self) -> Iterator[Metric]:
+        """Return the figures as Prometheus has them."""
+        for found in self._figures():
+            kind = CounterMetricFamily if found.total else GaugeMetricFamily
+            family = kind(f"fedpress_{found.name}", found.help, labels=found.labels)
+            for labels, value in found.values.items():
+                family.add_metric(labels, value)
+            yield family
+
+
+@contextmanager
+def served(
+    address: str | None, figures: Callable[[], Iterable[Figure]], health: Callable[[], tuple[bool, Mapping[str, Any]]]
+) -> Iterator[None]:
+    """Serve both while the context lasts.
+
+    Args:
+        address: HOST:PORT; None: they are not served.
+        figures: called for the metrics.
+        health: called for whether all is well, and what is to be said of it; 503 is answered where it is not.
+
+    Raises:
+        ServiceError: the port is taken.
+    """
+    if address is None:
+        yield
+        return
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Collector(figures))
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if self.path == "/metrics":
+                self._answer(200, CONTENT_TYPE_LATEST, generate_latest(registry))
+            elif self.path == "/health":
+                well, facts = health()
+                self._answer(200 if well else 503, "application/json", json.dumps(facts).encode() + b"\n")
+            else:
+                self._answer(404, "text/plain", b"/metrics or /health\n")
+
+        def _answer(self, status: int, kind: str, body: bytes) -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            """Say nothing: a scrape every few seconds is no news."""
+
+    class Server(ThreadingHTTPServer):
+        daemon_threads = True
+
+    host, port = settings.host_and_port(address)
+    if ":" in host:
+        Server.address_family = AF_INET6
+    try:
+        server = Server((host, port), Handler)
+    except OSError as error:
+        raise ServiceError(f"metrics: cannot listen on {address}: {error.strerror}; choose another port") from None
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()

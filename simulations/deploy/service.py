@@ -1,0 +1,475 @@
+"""`fedpress server`: a SuperLink, the nodes that may come, and one run that is brought to its end.
+
+What happens is read from three places: the SuperLink (which nodes are connected, what became of the run), the run
+folder (rounds and figures, which the ServerApp's process keeps up to date), and the processes themselves. The run's
+own checkpoints make a new attempt go on where the last one was, so that every trouble has the same cure: a new run.
+"""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fedpress.compression.errors import FedpressError
+from fedpress.simulations.deploy import children, daemon, flower_processes, keys, monitor, settings, superlink
+from fedpress.simulations.deploy.children import Backoff, Child, Failures, ServiceError
+from fedpress.simulations.deploy.control import Control, Refused, Run, Unreachable, register_all
+from fedpress.simulations.results import start
+from fedpress.simulations.results.records import Results
+from fedpress.simulations.results.run_folder import RunFolder, RunFolderError
+from fedpress.simulations.scenario import scenario as scenarios
+
+WORKLOAD = "fedpress.simulations.runs.workload:load"
+"""By name: importing it would import torch."""
+START_SECONDS = 120.0
+"""How long a SuperLink may take to listen."""
+FIRST_WAIT, LONGEST_WAIT = 2.0, 60.0
+"""Seconds before a new attempt, at most; the first, and after many."""
+SAME_FAILURES, SOON_SECONDS = 3, 60.0
+"""So many attempts in a row that fail within this time, for one reason, end it: trying again would not help."""
+POLL_SECONDS = 2.0
+GONE_SECONDS = 6.0
+"""A run that goes on without a ServerApp's process for so long has lost it; a SuperLink takes a minute to notice."""
+LEAVING_SECONDS = 15.0
+"""How long the ServerApp's process may take to end once its run is finished."""
+
+
+class Stopped(NamedTuple):
+    """How `run` ended."""
+
+    signal: int  # 0: by itself
+    results: Results | None
+
+
+class Server:
+    """The service.
+
+    Args:
+        chosen: its settings.
+        say: tells the user something.
+    """
+
+    def __init__(self, chosen: settings.Server, say: Callable[[str], None]) -> None:
+        self._chosen = chosen
+        self._say = say
+        self._state = Path(chosen.state)
+        self._home = self._state / "flwr"
+        self._keys = keys.Folder(Path(chosen.keys))
+        self._folder = RunFolder(Path(chosen.out))
+        self._signal = 0
+        self._wake = threading.Event()
+        self._link: Child | None = None
+        self._hub: Child | None = None
+        self._control: Control | None = None
+        self._run: int | None = None
+        self._app: Path | None = None
+        self._needed = 0  # nodes that the run waits for; 0: not known
+        self._nodes: dict[str, int] = {}
+        self._results: Results | None = None
+        self._rounds_before = 0  # the last failure
+        self._app_completed = False
+        self._server_app_seen = 0.0
+        self._failures = Failures(SAME_FAILURES, SOON_SECONDS)
+        self._link_failures = Failures(SAME_FAILURES, SOON_SECONDS)
+        self._run_began = 0.0
+        self._run_wait, self._link_wait = Backoff(FIRST_WAIT, LONGEST_WAIT), Backoff(FIRST_WAIT, LONGEST_WAIT)
+        self._next_run = self._next_link = self._next_hub = 0.0
+        self._counts = {"superlink": 0, "run": 0, "hub": 0}
+        self._status, self._finished_at = "starting", 0.0
+        self._said: dict[str, str] = {}
+
+    @property
+    def address(self) -> str:
+        """Where this machine finds the SuperLink."""
+        if self._chosen.superlink is not None:
+            return self._chosen.superlink
+        host, port = settings.host_and_port(self._chosen.listen)
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+    def stop(self, signum: int = signal.SIGTERM) -> None:
+        """Let `run` come to its end; safe in a signal handler."""
+        self._signal = signum
+        self._wake.set()
+
+    def run(self) -> Stopped:
+        """Serve until the run is finished, or until `stop`.
+
+        Raises:
+            FedpressError: it cannot start, or the run fails again and again for the same reason.
+        """
+        for warning in self._check():
+            self._say(f"warning: {warning}")
+        for folder in (self._state, self._home):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with ExitStack() as stack:
+            stack.enter_context(children.locked(self._state, "a server"))
+            stack.enter_context(monitor.served(self._chosen.metrics, self.figures, self.health))
+            if children.end_all(self._home, wait=children.GRACE):
+                self._say("stopped what an earlier server had left running")
+            try:
+                if not self._finished():
+                    self._app = self._write_app()
+                while not self._signal and (self._chosen.stay or not (self._finished() and self._run is None)):
+                    self._step()
+                    self._wake.wait(POLL_SECONDS if self._control else 0.2)
+            finally:
+                self._end()
+        self._look_at_results()
+        return Stopped(self._signal, self._results)
+
+    def _check(self) -> list[str]:
+        """Find out before anything starts what cannot work; return warnings."""
+        chosen = self._chosen
+        flower_processes.command("flower-superlink")
+        if chosen.superlink is not None:
+            return []
+        if not self._keys.ca.exists():
+            place = self._keys.path
+            raise keys.KeysError(f"there are no keys in {place}; make them: fedpress keys init {place}")
+        return keys.check(self._keys)
+
+    def _finished(self) -> bool:
+        """Whether the run has come to its end; an app of one's own says so to the SuperLink alone."""
+        if self._chosen.app is not None:
+            return self._app_completed
+        self._look_at_results()
+        return self._results is not None and self._results.status == "finished"
+
+    def _write_app(self) -> Path:
+        """Return the folder of the Flower app to run, and make it where a scenario is to run.
+
+        Raises:
+            ScenarioError: the scenario is not valid.
+            RunFolderError: the run folder holds something else.
+        """
+        chosen = self._chosen
+        if chosen.app is not None:
+            if not (Path(chosen.app) / "pyproject.toml").is_file():
+                raise settings.SettingsError(f"app: {chosen.app} holds no pyproject.toml, so it is no Flower app")
+            return Path(chosen.app)
+        assert chosen.scenario is not None  # the settings' own check
+        scenario = scenarios.load(chosen.scenario, chosen.overrides)
+        start.goes_on(self._folder, scenario)  # what is refused here would be refused by the app, again and again
+        self._needed = scenario.clients
+        text = scenario.to_json()
+        if "'" in text + chosen.out:
+            raise settings.SettingsError("scenario and out: must hold no ', which Flower cannot pass on")
+        shutil.rmtree(self._state / "app", ignore_errors=True)
+        return flower_processes.write_app(
+            self._state / "app",
+            "fedpress-run",
+            "fedpress.server.app:app",
+            "fedpress.client.app:app",
+            {"workload": WORKLOAD, "scenario": text, "out": str(self._folder.path)},
+        )
+
+    # ---- one step after the other ----------------------------------------------------------------------------------
+
+    def _step(self) -> None:
+        self._keep_hub()
+        if not self._keep_link():
+            return
+        try:
+            if self._control is None:
+                self._connect()
+            self._register()
+            self._count_nodes()
+            if self._run is not None or not self._finished():
+                self._keep_run()
+        except Unreachable as error:
+            if self._chosen.superlink is not None or (self._link and self._link.ended() is None):
+                self._news("control", f"{error}; it goes on trying")
+        except Refused as error:
+            if self._failures.hopeless(str(error), 0.0):
+                raise
+            self._news("control", f"{error}; it tries again")
+        self._look_at_results()
+
+    def _keep_link(self) -> bool:
+        """Have a SuperLink running; return whether it listens."""
+        if self._chosen.superlink is not None:
+            return True
+        now = time.monotonic()
+        if self._link is not None and (code := self._link.ended()) is not None:
+            last = next((line for line in reversed(self._link.tail) if line.strip()), "it printed nothing")
+            children.end_all(self._home)
+            began, self._link, self._run = self._link.began, None, None
+            self._close_control()
+            wait = self._link_wait.wait()
+            self._next_link = now + wait
+            reason = f"the SuperLink has ended (exit code {code}): {last.strip()[-300:]}"
+            if self._link_failures.hopeless(reason, now - began):
+                raise ServiceError(
+                    f"{reason}\nThat was {SAME_FAILURES} times, each within a minute; its log is {self._link_log}"
+                )
+            self._say(f"{reason}; it starts again in {wait:.0f} s")
+        if self._link is None and now >= self._next_link:
+            self._start_link()
+        if self._link is None:
+            return False
+        if self._control is None and daemon.handshake(self.address, self._keys.ca):
+            if now - self._link.began > START_SECONDS:
+                self._link.stop()
+            return False
+        return True
+
+    @property
+    def _link_log(self) -> Path:
+        return self._state / "superlink.log"
+
+    def _start_link(self) -> None:
+        host, port = settings.host_and_port(self._chosen.listen)
+        self._counts["superlink"] += 1
+        environment = flower_processes.environment(self._home)
+        self._link = Child(
+            [
+                sys.executable, "-m", superlink.__name__, "--host", host, "--port", str(port),
+                "--ssl-certfile", str(self._keys.server), "--ssl-keyfile", str(self._keys.server_key),
+                "--ssl-ca-certfile", str(self._keys.ca), "--enable-supernode-auth",
+                "--database", str(self._state / "superlink.db"), "--disable-runtime-dependency-installation",
+            ],
+            environment
+            | {
+                superlink.OPERATORS: " ".join(self._chosen.operators),
+                superlink.MESSAGE_BYTES: str(int(self._chosen.message_mib * 2**20)),
+            },
+            self._link_log,
+            on_line=self._read,
+        )  # fmt: skip
+
+    def _read(self, line: str) -> None:
+        """Pass on what the guards of the SuperLink have to say; from another thread."""
+        if line.startswith(superlink.SAYS):
+            self._say(f"warning: {line.removeprefix(superlink.SAYS)}")
+
+    def _connect(self) -> None:
+        self._control = Control(self.address, self._keys.ca)
+        runs = self._control.runs()
+        self._link_wait.reset()
+        self._said.pop("control", None)
+        if self._chosen.superlink is None:
+            self._say(f"listening at {self._chosen.listen}")
+        else:
+            self._say(f"using the SuperLink at {self._chosen.superlink}")
+        if self._chosen.superlink is None:
+            for run in runs.values():  # ours, of before; the ServerApp is gone
+                if run.status != "finished":
+                    self._stop_run(run.id)
+
+    def _close_control(self) -> None:
+        if self._control is not None:
+            self._control.close()
+            self._control = None
+
+    def _register(self) -> None:
+        assert self._control is not None
+        added, problems = register_all(self._control, self._keys)
+        if added:
+            self._say(f"registered {', '.join(added)}")
+        for problem in problems:
+            self._news(problem, f"warning: {problem}")
+
+    def _count_nodes(self) -> None:
+        assert self._control is not None
+        counts: dict[str, int] = {}
+        for node in self._control.nodes():
+            counts[node.status] = counts.get(node.status, 0) + 1
+        self._nodes = counts
+        online = counts.get("online", 0)
+        if self._needed and online < self._needed and not self._finished():
+            self._news("nodes", f"waiting for nodes: {online} of {self._needed}")
+        elif self._said.pop("nodes", None) is not None:
+            self._say(f"all {self._needed} nodes are here" if online == self._needed else f"{online} nodes are here")
+
+    def _keep_run(self) -> None:
+        """Have a run going on; enter what became of the last one."""
+        assert self._control is not None and self._app is not None
+        now = time.monotonic()
+        if self._run is None:
+            if now >= self._next_run:
+                self._start_run()
+            return
+        run = self._control.runs().get(self._run)
+        if run is None:
+            self._failed("the SuperLink does not know the run any more")
+        elif run.status == "finished":
+            self._app_completed = self._chosen.app is not None and run.sub_status == "completed"
+            if self._finished():
+                self._run, self._status = None, "finished"
+            else:
+                self._failed(self._why(run))
+        elif self._finished() and now - self._finished_at > LEAVING_SECONDS:
+            self._stop_run(self._run)  # nothing is left to do, but its process does not end
+            self._run = None
+        elif run.status == "running" and self._chosen.superlink is None and sys.platform == "linux":
+            if any("flwr-serverapp" in command for command in children.belonging_to(self._home).values()):
+                self._server_app_seen = now
+            elif now - self._server_app_seen > GONE_SECONDS:
+                self._stop_run(self._run)
+                self._failed("the ServerApp's process is gone")
+
+    def _start_run(self) -> None:
+        assert self._control is not None and self._app is not None
+        children.end_all(self._home, name="flwr-serverapp", wait=0.0)  # two would write into one run folder
+        rounds = len(self._results.rounds) if self._results else 0
+        config = self._chosen.run_config if self._chosen.app is not None else {}
+        self._run = self._control.start(self._app, config)
+        self._counts["run"] += 1
+        self._run_began = time.monotonic()
+        self._server_app_seen = time.monotonic() + 30.0  # it needs some seconds to start
+        self._status = "running"
+        self._say(f"run {self._run} is submitted" + (f"; it goes on after round {rounds}" if rounds else ""))
+
+    def _why(self, run: Run) -> str:
+        """The reason why a run has failed: the last words of its ServerApp."""
+        assert self._control is not None
+        if run.sub_status == "stopped":
+            return "somebody has stopped the run"
+        with suppress(FedpressError):
+            lines = [line.strip() for line in self._control.log(run.id).splitlines() if line.strip()]
+            (self._state / "serverapp.log").write_text("\n".join(lines) + "\n", encoding="utf-8")
+            errors = [line for line in lines if "Error" in line and "Exit Code" not in line and "http" not in line]
+            if errors:
+                return errors[-1][-500:]
+        return run.details or "it ended without a word"
+
+    def _failed(self, reason: str) -> None:
+        now = time.monotonic()
+        self._run = None
+        rounds = len(self._results.rounds) if self._results else 0
+        got_on, self._rounds_before = rounds > self._rounds_before, rounds
+        if got_on:
+            self._run_wait.reset()
+        if self._failures.hopeless(reason, now - self._run_began, got_on=got_on):
+            raise ServiceError(
+                f"the run has failed {SAME_FAILURES} times, each within a minute: {reason}\nThe log of its ServerApp is"
+                f" {self._state / 'serverapp.log'}; what there is of the run is in {self._folder.path}"
+            )
+        wait = self._run_wait.wait()
+        self._next_run = now + wait
+        self._status = "restarting"
+        self._say(f"the run has ended: {reason}; it goes on in {wait:.0f} s")
+
+    def _stop_run(self, run: int) -> None:
+        assert self._control is not None
+        with suppress(FedpressError):
+            self._control.stop(run)
+
+    def _keep_hub(self) -> None:
+        now = time.monotonic()
+        if not self._chosen.hub or not self._folder.bundles.is_dir():  # the run makes the folder that a hub serves
+            return
+        if self._hub is not None and (code := self._hub.ended()) is not None:
+            last = next((line for line in reversed(self._hub.tail) if line.strip()), "it printed nothing")
+            self._say(f"the hub has ended (exit code {code}): {last.strip()[-300:]}; it starts again")
+            self._hub, self._next_hub = None, now + 5.0
+        if self._hub is None and now >= self._next_hub:
+            program = shutil.which(self._chosen.hub[0]) or flower_processes.command(self._chosen.hub[0])
+            environment = flower_processes.environment(self._home)
+            self._hub = Child([program, *self._chosen.hub[1:]], environment, self._state / "hub.log")
+            self._counts["hub"] += 1
+
+    def _end(self) -> None:
+        """Stop everything, the run first: it must not go on without anybody to look after it."""
+        if self._control is not None and self._run is not None and not self._finished():
+            self._stop_run(self._run)
+        self._close_control()
+        children.end_all(self._home, name="flwr-serverapp", wait=0.0)
+        for child in (self._hub, self._link):
+            if child is not None:
+                child.stop()
+        children.end_all(self._home)
+        if self._results is not None and self._results.status == "running":  # nobody is at it any more
+            with suppress(OSError):
+                self._folder.save_results(self._results.model_copy(update={"status": "interrupted"}))
+
+    # ---- what is known ---------------------------------------------------------------------------------------------
+
+    def _news(self, about: str, text: str) -> None:
+        """Say something unless it was the last that was said about it."""
+        if self._said.get(about) != text:
+            self._said[about] = text
+            self._say(text)
+
+    def _look_at_results(self) -> None:
+        """Read the figures of the run, and say what is new in them."""
+        try:
+            found = self._folder.load_results()
+        except RunFolderError:
+            return
+        before = len(self._results.rounds) if self._results else None
+        self._results = found
+        for result in found.rounds[before:] if before is not None or self._run is not None else ():
+            accuracy = f"accuracy {100 * result.accuracy:.1f} %, " if result.accuracy is not None else ""
+            refused = f", {result.refused} refused ({', '.join(result.reasons)})" if result.refused else ""
+            self._say(
+                f"round {result.round} of {self.rounds}: {accuracy}{result.replies} replies{refused},"
+                f" {result.up_bytes:,} bytes up, {result.down_bytes:,} down"
+            )
+        if found.status == "finished" and self._status != "finished":
+            self._status, self._finished_at = "finished", time.monotonic()
+            if self._chosen.stay:
+                self._say("the run is finished; the server goes on until it is stopped")
+
+    @property
+    def rounds(self) -> int:
+        """How many rounds the run will have; 0: not known."""
+        return int(self._results.scenario.get("rounds", 0)) if self._results else 0
+
+    def figures(self) -> Iterator[monitor.Figure]:
+        """What Prometheus is told."""
+        states = ("starting", "running", "restarting", "finished")
+        yield monitor.Figure(
+            "run_state", "1 for the state that it is in.", {(s,): s == self._status for s in states}, ("state",)
+        )
+        starts: dict[tuple[str, ...], float] = {(name,): count for name, count in self._counts.items()}
+        yield monitor.Figure("starts", "How often it was started, by part.", starts, ("part",), total=True)
+        nodes: dict[tuple[str, ...], float] = {(status,): count for status, count in self._nodes.items()}
+        yield monitor.Figure("nodes", "Nodes, by what the SuperLink says of them.", nodes, ("status",))
+        yield monitor.figure("nodes_needed", "Nodes that the run waits for.", self._needed)
+        yield daemon.memory(self._home)
+        found = self._results
+        if found is None:
+            return
+        last = next((r for r in reversed(found.rounds) if r.accuracy is not None), None)
+        yield monitor.figure("round", "The last complete round.", len(found.rounds))
+        yield monitor.figure("rounds", "Rounds that the run will have.", self.rounds)
+        yield monitor.figure("accuracy", "Of the model that clients hold, a fraction.", last.accuracy if last else None)
+        yield monitor.figure("loss", "Of the model that clients hold.", last.loss if last else None)
+        yield monitor.figure("run_seconds", "Seconds that the run has taken.", found.seconds)
+        phases: dict[tuple[str, ...], float] = {(name,): seconds for name, seconds in found.phases.items()}
+        yield monitor.Figure(
+            "phase_seconds", "Seconds of the rounds, by what they went into.", phases, ("phase",), total=True
+        )
+        yield monitor.figure("replies", "Accepted replies.", sum(r.replies for r in found.rounds), total=True)
+        reasons: dict[tuple[str, ...], float] = {}
+        for result in found.rounds:
+            for reason, count in result.reasons.items():
+                reasons[(reason,)] = reasons.get((reason,), 0.0) + count
+        yield monitor.Figure("refused", "Refused replies, by reason.", reasons, ("reason",), total=True)
+        sent: dict[tuple[str, ...], float] = {
+            ("up",): sum(r.up_bytes for r in found.rounds),
+            ("down",): sum(r.down_bytes for r in found.rounds),
+        }
+        yield monitor.Figure("bytes", "Bytes of messages in rounds.", sent, ("direction",), total=True)
+        yield monitor.figure("lost_states", "Replies that came without a state.", found.lost_states, total=True)
+
+    def health(self) -> tuple[bool, Mapping[str, Any]]:
+        """Whether all is well, and the state in words."""
+        facts = {
+            "state": self._status,
+            "round": len(self._results.rounds) if self._results else 0,
+            "rounds": self.rounds,
+            "nodes": self._nodes.get("online", 0),
+            "nodes_needed": self._needed,
+            "out": str(self._folder.path),
+        }
+        return self._control is not None and self._status in ("running", "finished"), facts

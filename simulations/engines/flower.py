@@ -1,0 +1,354 @@
+"""Flower's own simulation engine as a grid: clients run in Ray's processes, on this machine or on a cluster.
+
+The ServerApp runs here, as on the inline engine, and finds the same grid: nodes numbered from 1 in the order of the
+client indices, a clock that stands still, clients' states in files beside the server. So a scenario ends with the same
+model, to the bit, on either engine. What needs virtual time, a `network` or `faults`, only the inline engine has.
+
+What Flower does here is what `flwr run` does: its link state, its queue, its backend on Ray (`vce_api.run_api`). It is
+started from its parts and not by `run_simulation`, which is deprecated, gives ClientApps no run configuration, and
+after Ctrl-C waits for all clients at work.
+"""
+
+import contextlib
+import os
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Mapping
+from logging import DEBUG, ERROR, getLogger
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any, cast
+
+import ray
+from flwr.app import Error, Message
+from flwr.app.user_config import UserConfigValue
+from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
+from flwr.proto.task_pb2 import Task
+from flwr.server.superlink.fleet.vce import vce_api
+from flwr.server.superlink.fleet.vce.backend.raybackend import RayBackend
+from flwr.server.superlink.fleet.vce.metrics import VceMetrics
+from flwr.server.superlink.linkstate import InMemoryLinkState, LinkStateFactory
+from flwr.server.superlink.linkstate.in_memory_linkstate import RunRecord
+from flwr.supercore.constant import FLWR_IN_MEMORY_DB_NAME, NOOP_FEDERATION_ID
+from flwr.supercore.object_store import ObjectStoreFactory
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+from flwr.superlink.federation import NoOpFederationManager
+from flwr.superlink.grid import InMemoryGrid
+
+from fedpress.server.checkpoint.state import State
+from fedpress.simulations.engines import client_states, flower_app, inline
+from fedpress.simulations.engines.client_grid import ClientGrid
+from fedpress.simulations.engines.inline import EngineError
+from fedpress.simulations.engines.worker_process import RUN_ID
+from fedpress.simulations.results.run_folder import RunFolder
+from fedpress.simulations.scenario.scenario import Scenario
+
+POLL_SECONDS = 0.02
+"""How often the grid is asked for news. Flower itself hands out orders every 0.1 s."""
+REACH_SECONDS = 10.0
+"""How long a cluster may take to accept a connection."""
+LOOK_SECONDS = 5.0
+"""How often the cluster is asked whether its machines are all there."""
+CLIENT: Any = {"num_cpus": 1, "max_restarts": -1, "max_task_retries": 1}
+"""Of each process that runs clients. One that dies is started again, and its message is tried once more: that is safe,
+since the client's state is in the message."""
+ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+"""For the processes that train, on every machine: one and two threads give different weights."""
+SHARED_GPUS = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+"""All clients see the GPUs of their machine, as on the inline engine; else Ray hides them from who reserves none."""
+
+
+class StillClock:
+    """Time that stands still: no deadline passes, and a wait only gives the clients time to answer."""
+
+    def now(self) -> float:
+        """Return 0."""
+        return 0.0
+
+    def wait(self, until: float) -> None:
+        """Wait for the next look at the grid."""
+        time.sleep(POLL_SECONDS)
+
+
+class _Backend(RayBackend):
+    """Flower's backend, but for its end: by itself it waits for all clients at work, and Ray would start them again."""
+
+    def stop_clients(self) -> None:
+        """Kill the processes that are running a client."""
+        for actor in list(self.pool._future_to_actor.values()) if self.pool else []:
+            ray.kill(cast(Any, actor))  # a handle of it
+
+    def terminate(self) -> None:
+        """Kill the others, and leave Ray."""
+        for actor in self.pool.pool if self.pool else []:
+            ray.kill(cast(Any, actor))
+        ray.shutdown()
+
+
+class FlowerGrid(ClientGrid):
+    """A grid over Flower's simulation engine; use it as a context manager.
+
+    A client gets one message at a time: its state goes out with an order and comes back with the reply.
+
+    Args:
+        client_app: the ClientApp, as "module:attribute"; loaded in the processes that run it.
+        clients: number of simulated clients.
+        workers: number of processes on this machine; a cluster has one for each of its CPUs.
+        run_config: what the ClientApp finds in `context.run_config`.
+        address: of a Ray cluster to join, "HOST:PORT" or "auto"; None: Ray is started on this machine, and stopped.
+        states: folder for what clients keep, which then outlives the engine; None: a temporary one.
+
+    Attributes:
+        phases: nothing: Flower's engine does not say what its processes do.
+
+    Raises:
+        EngineError: there is no such cluster, it has no CPU, or `states` is in use by another run.
+        EngineError: Flower's engine ended, or a machine is gone (raised later, by `pull_messages`).
+    """
+
+    def __init__(
+        self,
+        client_app: str,
+        *,
+        clients: int,
+        workers: int = 2,
+        run_config: Mapping[str, UserConfigValue] | None = None,
+        address: str | None = None,
+        states: Path | None = None,
+    ) -> None:
+        super().__init__(clients, workers, Run.create_empty(RUN_ID))
+        self.clock = StillClock()
+        self.phases: dict[str, float] = {}
+        self._app = flower_app.RemoteApp(client_app, run_config or {})
+        self._durable = states is not None
+        self._stopped = Event()
+        self._failure: BaseException | None = None
+        self._backend: _Backend | None = None
+        with contextlib.ExitStack() as left:  # undone where a later step fails
+            if states is not None:
+                left.enter_context(inline.locked(states))
+                self._states = states
+            else:
+                self._states = Path(left.enter_context(tempfile.TemporaryDirectory(prefix=inline.RECORDS)))
+            left.callback(ray.shutdown)
+            _start_ray(address, workers)
+            self._cpus, self._look = _cpus(), time.monotonic() + LOOK_SECONDS
+            if not self._cpus:
+                raise EngineError(
+                    f"the cluster at {address!r} has no CPU for clients: `ray start --num-cpus=N` gives some"
+                )
+            getLogger("flwr").log(DEBUG, "Flower's engine: %d processes for clients", self._cpus)
+            TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = RUN_ID, SUPERLINK_NODE_ID, 1
+            self._links = LinkStateFactory(FLWR_IN_MEMORY_DB_NAME, NoOpFederationManager(), ObjectStoreFactory())
+            self._grid = InMemoryGrid(state_factory=self._links)
+            _register(self._links, self._run)
+            self._grid.set_run(self._run)
+            parts = vce_api._register_nodes(clients, self._links)  # node id -> client
+            self._nodes = {client: node for node, client in parts.items()}
+            self._numbers = {node: client + 1 for node, client in parts.items()}
+            self._thread = Thread(target=self._serve, args=(parts,), name="flower-engine")
+            self._left = left.pop_all()
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop the clients at work and leave the cluster; the temporary states are removed."""
+        self._stopped.set()
+        while self._thread.is_alive():
+            if self._backend:
+                self._backend.stop_clients()
+            self._thread.join(timeout=0.5)
+        self._left.close()
+
+    # ---- Flower's Grid ---------------------------------------------------------------------------------------------
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        """Hand the messages to Flower, each with its client's state, and return their ids.
+
+        Raises:
+            ValueError: a message goes to a node that does not exist.
+        """
+        ids: list[str] = []
+        for message in messages:
+            metadata = message.metadata
+            client = self._client(message)
+            sent = Message(
+                flower_app.with_state(message.content, client_states.read(self._states, client)),
+                dst_node_id=self._nodes[client],
+                message_type=metadata.message_type,
+                group_id=metadata.group_id,
+                ttl=metadata.ttl,
+            )
+            ids += self._grid.push_messages([sent])
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        """Return the replies that are there, in the order of the nodes; what their clients keep is on the disk then.
+
+        Raises:
+            EngineError: Flower's engine has ended, or a machine is gone.
+        """
+        if not self._thread.is_alive():
+            raise EngineError(f"Flower's simulation engine has ended: {self._failure or 'see the log'}")
+        found = list(self._grid.pull_messages(message_ids))
+        # An error that no client made: of a process that died, by itself or with its machine.
+        died = any(reply.has_error() and reply.error.code != ErrorCode.CLIENT_APP_RAISED_EXCEPTION for reply in found)
+        if died or time.monotonic() > self._look:
+            self._look = time.monotonic() + LOOK_SECONDS
+            if (left := _cpus()) < self._cpus:  # Ray would wait for its return, and the round with it
+                raise EngineError(
+                    f"the cluster had {self._cpus} CPUs when the run began, and now has {left}: a machine is gone;"
+                    " a run that is resumed goes on with those that are there"
+                )
+        return sorted(map(self._taken, found), key=lambda reply: reply.metadata.src_node_id)
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        """Push the messages and return the replies, all of them or those that come within `timeout` (real) seconds."""
+        pending = set(self.push_messages(messages))
+        until = float("inf") if timeout is None else time.monotonic() + timeout
+        replies: list[Message] = []
+        while pending:
+            found = self.pull_messages(pending)
+            pending -= {reply.metadata.reply_to_message_id for reply in found}
+            replies += found
+            if time.monotonic() >= until:
+                break
+            if pending:
+                self.clock.wait(until)
+        return replies
+
+    # ---- what a run of a scenario asks for, as of the inline engine ------------------------------------------------
+
+    def states_digest(self) -> str:
+        """Return the SHA-256 over the state that every client keeps."""
+        return client_states.digest(self._states, self._clients)
+
+    def saved(self) -> State:
+        """Return what the inline engine saves when nothing is under way: a run may go on with either."""
+        return State({}, {"now": 0.0, "sent": 0, "arrivals": {}, "struck": {}, "doubled": []})
+
+    def restore(self, state: State) -> None:
+        """Take up what `saved` returned: nothing, since no reply outlives a round without virtual time."""
+
+    # ---- work ------------------------------------------------------------------------------------------------------
+
+    def _serve(self, parts: dict[int, int]) -> None:
+        """Run Flower's engine until it is told to stop."""
+
+        def backend() -> _Backend:
+            self._backend = _Backend({"client_resources": CLIENT})
+            return self._backend
+
+        try:
+            contexts = vce_api._register_node_info_stores(parts, self._grid.run)
+            app = self._app  # not self: this function travels with every message
+            vce_api.run_api(lambda: app, backend, parts, self._links, contexts, self._stopped, VceMetrics())
+        except BaseException as error:
+            self._failure = error.__cause__ or error
+
+    def _taken(self, reply: Message) -> Message:
+        """Return a reply as the client made it; keep the state that came with it."""
+        node = self._numbers.get(reply.metadata.src_node_id, reply.metadata.src_node_id)
+        reply.metadata.__dict__["_src_node_id"] = node
+        if reply.has_error():
+            reason, _, details = str(reply.error.reason).partition("\n")
+            getLogger("flwr").log(ERROR, "client %d failed: %s\n%s", node - 1, reason, details)
+            reply.error = Error(reply.error.code, reason)
+            return reply
+        reply.content, state = flower_app.split(reply.content)
+        client_states.write(self._states, node - 1, state, durable=self._durable)
+        return reply
+
+
+def check(scenario: Scenario, address: str | None = None) -> None:
+    """Find out, before a run has a folder, whether Flower's engine can run a scenario on a cluster.
+
+    Raises:
+        EngineError: it has a network or faults, or nobody listens at the address.
+    """
+    for key in ("network", "faults"):
+        if getattr(scenario, key) is not None:
+            raise EngineError(
+                f"scenario {scenario.name!r} has `{key}`, which needs the virtual time of the inline engine; leave out"
+                f" `--engine flower`, or run it without: --set {key}=null"
+            )
+    if address is not None and address != "auto":
+        _reach(address)
+
+
+def _reach(address: str) -> None:
+    """Connect once: Ray itself tries for minutes."""
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdigit() and "/" not in host):
+        raise EngineError(f"a Ray cluster's address is HOST:PORT or auto, such as 10.0.0.1:6379; got {address!r}")
+    try:
+        socket.create_connection((host, int(port)), timeout=REACH_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise EngineError(
+            f"there is no Ray cluster at {address}: {error}; `ray start --head --port={port}` on {host} begins one"
+        ) from None
+
+
+def of_run(
+    scenario: Scenario, folder: RunFolder, config: Mapping[str, UserConfigValue], address: str | None = None
+) -> FlowerGrid:
+    """Return the grid for a run. Clients are not told where the run folder is: it is on the server's machine.
+
+    Raises:
+        EngineError: the scenario or the cluster is not fit for it.
+    """
+    check(scenario, address)
+    return FlowerGrid(
+        "fedpress.client.app:app",
+        clients=scenario.clients,
+        workers=scenario.worker_count,
+        run_config={key: value for key, value in config.items() if key != "out"},
+        address=address,
+        states=folder.client_states,
+    )
+
+
+def _register(links: LinkStateFactory, run: Run) -> None:
+    """Let Flower's link state know the run."""
+    run.primary_task_id, run.federation_id = 1, NOOP_FEDERATION_ID
+    state = links.state()
+    assert isinstance(state, InMemoryLinkState)
+    state.run_ids[RUN_ID] = RunRecord(run=run)
+    state.task_store[1] = Task(task_id=1, run_id=RUN_ID)
+
+
+def _start_ray(address: str | None, workers: int) -> None:
+    """Join a cluster, or start Ray on this machine.
+
+    Raises:
+        EngineError: there is no such cluster, or it has no CPU for clients.
+    """
+    quiet: dict[str, Any] = {"include_dashboard": False} if address is None else {}
+    os.environ.update(SHARED_GPUS)  # Ray warns in this process, too
+    variables = {**ONE_THREAD, **SHARED_GPUS}
+    if address is None:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        variables["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+        quiet["num_cpus"] = workers
+    try:
+        with inline.deaf_to_ctrl_c():
+            ray.init(
+                address=address or "local",
+                logging_level=ERROR,
+                log_to_driver=False,
+                runtime_env={"env_vars": variables},
+                **quiet,
+            )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        where = (
+            f"the Ray cluster at {address!r} cannot be joined" if address else "Ray cannot be started on this machine"
+        )
+        raise EngineError(f"{where}: {error}") from error
+
+
+def _cpus() -> int:
+    """Return the CPUs of all machines of the cluster, each of which runs a client."""
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return sum(int(node["Resources"].get("CPU", 0)) for node in nodes if node["Alive"])

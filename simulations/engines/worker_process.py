@@ -1,0 +1,157 @@
+"""A worker process of the inline engine: it loads a ClientApp once, and then answers one message after the other."""
+
+import contextlib
+import os
+import sys
+import traceback
+from collections import OrderedDict
+from collections.abc import Iterator
+from logging import DEBUG, ERROR, FileHandler, Formatter, Logger, getLogger
+from multiprocessing import connection, parent_process
+from pathlib import Path
+from threading import Thread
+from time import perf_counter
+from typing import NamedTuple
+
+from flwr.app import ArrayRecord, Context, Error, Message, RecordDict
+from flwr.app.user_config import UserConfig
+from flwr.common import serde
+from flwr.common.constant import ErrorCode
+from flwr.proto.message_pb2 import Message as ProtoMessage
+from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
+from flwr.supercore.task_identity import TaskIdentity
+
+from fedpress.compression import entry_points
+from fedpress.compression.timing import here
+from fedpress.simulations.conditions import faults
+from fedpress.simulations.conditions.faults import CRASHES, DIVERGES, FORGETS
+from fedpress.simulations.engines import client_states
+
+RUN_ID = 1
+KEPT_RECORDS = 2
+"""Shared records that a worker keeps in memory: the model of this round, and of the evaluation after it."""
+
+
+class Task(NamedTuple):
+    """One message on its way to a worker."""
+
+    message_id: str
+    client: int
+    message: bytes  # serialised, without the shared records
+    keys: tuple[str, ...]  # of all records, in their order
+    shared: tuple[tuple[str, str], ...]  # key of a record, name of its file
+    faults: frozenset[str] = frozenset()  # that strike the client
+
+
+class Done(NamedTuple):
+    """A worker's reply."""
+
+    message_id: str
+    reply: bytes
+    seconds: float
+    phases: dict[str, float]  # of this worker since its last reply, see `InlineGrid.phases`
+
+
+class Start(NamedTuple):
+    """All that a worker is told at its start."""
+
+    client_app: str
+    clients: int
+    run_config: UserConfig
+    folder: Path  # of shared records
+    states: Path
+    lock: connection.Connection | None  # held by the workers too, so that nobody writes states beside them
+    log_file: Path | None
+    search_path: tuple[str, ...]
+    environ: dict[str, str]  # of now; the process that workers are forked from has that of its own start
+
+
+def work(pipe: connection.Connection, start: Start) -> None:
+    """Answer messages until the parent closes the pipe, or is killed."""
+    Thread(target=_end_with_parent, daemon=True).start()
+    sys.path[:] = start.search_path
+    os.environ.update(start.environ)
+    TaskIdentity.run_id, TaskIdentity.task_id = RUN_ID, 0
+    try:
+        app = entry_points.load(start.client_app)
+    except Exception:
+        pipe.send(traceback.format_exc())
+        return
+    cache: OrderedDict[str, ArrayRecord] = OrderedDict()
+    with log_to_file(start.log_file) as logger, contextlib.suppress(EOFError, ConnectionError):
+        while True:
+            with here.of("waiting"):
+                task: Task = pipe.recv()
+            began = perf_counter()
+            with here.of("messages"):
+                message = serde.message_from_proto(ProtoMessage.FromString(task.message))
+                own = message.content
+                shared = {key: _shared_record(start.folder / name, cache) for key, name in task.shared}
+                message.content = RecordDict({key: shared[key] if key in shared else own[key] for key in task.keys})
+            TaskIdentity.node_id = task.client + 1
+            if FORGETS in task.faults:
+                client_states.path_of(start.states, task.client).unlink(missing_ok=True)
+            faults.here.diverges = DIVERGES in task.faults
+            with here.of("states"):
+                context = _context(start, task.client)
+            try:
+                with here.of("client"):
+                    reply = app(message, context)
+                if CRASHES in task.faults:
+                    raise ConnectionResetError("the client died on purpose")
+                with here.of("states"):
+                    # States that outlive the engine are on the disk before the reply leaves.
+                    client_states.write(start.states, task.client, context.state, durable=start.lock is not None)
+            except Exception as error:
+                logger.log(ERROR, "client %d failed:\n%s", task.client, traceback.format_exc())
+                reason = f"{type(error).__name__}: {error}"
+                reply = Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
+            with here.of("messages"):
+                data = serde.message_to_proto(reply).SerializeToString()
+            logger.log(DEBUG, "client %d answered in %.3f s", task.client, perf_counter() - began)
+            pipe.send(Done(task.message_id, data, perf_counter() - began, here.taken()))
+
+
+def _shared_record(path: Path, cache: OrderedDict[str, ArrayRecord]) -> ArrayRecord:
+    if path.name not in cache:
+        content = serde.recorddict_from_proto(ProtoRecordDict.FromString(path.read_bytes()))
+        cache[path.name] = content.array_records["record"]
+        while len(cache) > KEPT_RECORDS:
+            cache.popitem(last=False)
+    return ArrayRecord(dict(cache[path.name]))  # a record of the client's own: apps and mods may change it
+
+
+def _end_with_parent() -> None:
+    """End this process as soon as the parent has ended, also in the middle of training."""
+    parent = parent_process()
+    if parent:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+
+@contextlib.contextmanager
+def log_to_file(path: Path | None) -> Iterator[Logger]:
+    """Send Flower's log to the end of a file instead of the terminal; with None, leave it where it goes."""
+    logger = getLogger("flwr")
+    if path is None:
+        yield logger
+        return
+    before = list(logger.handlers)
+    handler = FileHandler(path)
+    handler.setFormatter(Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger.handlers[:] = [handler]
+    try:
+        yield logger
+    finally:
+        logger.handlers[:] = before
+        handler.close()
+
+
+def _context(start: Start, client: int) -> Context:
+    return Context(
+        run_id=RUN_ID,
+        node_id=client + 1,
+        node_config={"partition-id": client, "num-partitions": start.clients},
+        state=client_states.read(start.states, client),
+        run_config=dict(start.run_config),
+    )

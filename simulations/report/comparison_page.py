@@ -1,0 +1,323 @@
+"""Several runs on one page: their curves together, their figures as a table, and in what their scenarios differ."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations, repeat
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Final, NamedTuple
+
+from markupsafe import Markup
+from pydantic import ValidationError
+
+from fedpress.compression.files import write_atomically
+from fedpress.simulations.report import confidence, figures, run_page, series
+from fedpress.simulations.report import drawings as report_drawings
+from fedpress.simulations.report.drawings import Drawing
+from fedpress.simulations.report.figures import Curve
+from fedpress.simulations.results.records import Results
+from fedpress.simulations.results.run_folder import RunFolder, RunFolderError
+from fedpress.simulations.scenario.scenario import Scenario
+
+MOST_LETTERS = 80  # of a value in the table of what differs
+ABSENT: Final = object()  # a key that a scenario does not have, which is something else than null
+
+
+class Run(NamedTuple):
+    """A run that is compared."""
+
+    path: Path
+    results: Results
+
+    @property
+    def whole(self) -> bool:
+        """Whether it finished."""
+        return self.results.status == "finished"
+
+
+class Group(NamedTuple):
+    """What is one curve: a run, or finished runs of one scenario with different seeds."""
+
+    label: str
+    runs: list[Run]
+    settings: Mapping[str, Any]  # the scenario's, by dotted key; without the seed
+
+
+class Value(NamedTuple):
+    """The mean over a group's runs, and half the width of Student's 95 % interval: of two runs it says nothing."""
+
+    mean: float
+    half_width: float | None = None
+
+
+def load(paths: Sequence[Path]) -> list[Run]:
+    """Reads the figures of runs.
+
+    Raises:
+        RunFolderError: a folder is given twice, is not a run's, or its results.json is torn.
+    """
+    seen: dict[Path, Path] = {}
+    for path in paths:
+        place = path.resolve()
+        if place in seen:
+            other = "" if seen[place] == path else f" (as {seen[place]}, too)"
+            raise RunFolderError(f"the run {path} is given twice{other}; a comparison takes each once")
+        seen[place] = path
+    return [Run(path, RunFolder.open(path).load_results()) for path in paths]
+
+
+def write(paths: Sequence[Path], out: Path) -> Path:
+    """Writes the page of several runs and returns its path.
+
+    Raises:
+        RunFolderError: as `load`.
+    """
+    write_atomically(out, render(load(paths)).encode())
+    return out
+
+
+def write_figures(paths: Sequence[Path], folder: Path) -> list[Path]:
+    """Writes the page's figures as files, an SVG and a PNG each, and returns their paths.
+
+    Raises:
+        RunFolderError: as `load`.
+    """
+    return report_drawings.save(drawings(grouped(load(paths))), folder)
+
+
+def render(runs: Sequence[Run]) -> str:
+    """The page as text."""
+    groups = grouped(runs)
+    differing = differences(groups)
+    return (
+        run_page.environment()
+        .get_template("comparison.html")
+        .render(
+            names=sorted({run.results.name for run in runs}),
+            groups=groups,
+            runs=runs,
+            tasks=sorted({str(_look_up(group.settings, "task.name")) for group in groups}),
+            splits=sorted({run.results.split for run in runs}),
+            unfinished=[group.label for group in groups if not group.runs[0].whole],
+            several=any(len(group.runs) > 1 for group in groups),
+            averaged=series.AVERAGED,
+            dense=_dense(groups, "up"),
+            figures={drawing.name: Markup(drawing.on_page()) for drawing in drawings(groups)},
+            differing=[(key, [_text(value) for value in values]) for key, values in differing],
+            students=[(group.label, *row) for group in groups for row in _students(group)],
+            over=over,
+            span=_span,
+        )
+    )
+
+
+def grouped(runs: Sequence[Run]) -> list[Group]:
+    """Puts finished runs of one scenario with different seeds together, in the order in which they were given.
+
+    A run that is not finished stays alone: a mean over it would end where it does. Where a seed comes again, its second
+    run goes to a second group, and so on: two versions of a code that were run on the same seeds stay apart.
+    """
+    members: dict[object, list[Run]] = {}
+    settings: dict[object, dict[str, Any]] = {}
+    again = Counter[tuple[str, int]]()
+    for run in runs:
+        found = dict(_flattened(_scenario(run.results)))
+        key = json.dumps(found, sort_keys=True)
+        again[key, run.results.seed] += run.whole
+        place = (key, again[key, run.results.seed]) if run.whole else run.path
+        members.setdefault(place, []).append(run)
+        settings[place] = found
+    return _labelled([Group("", members[place], settings[place]) for place in members])
+
+
+def differences(groups: Sequence[Group]) -> list[tuple[str, list[Any]]]:
+    """The keys of the scenarios that differ, each with its value in every group; ABSENT where there is no such key."""
+    keys = dict.fromkeys(key for group in groups for key in group.settings)
+    found = []
+    for key in keys:
+        values = [_look_up(group.settings, key) for group in groups]
+        inner = any(other.startswith(f"{key}.") for other in keys)  # null here, a section there: its keys say it
+        if not inner and any(value != values[0] for value in values):
+            found.append((key, values))
+    return found
+
+
+def drawings(groups: Sequence[Group]) -> list[Drawing]:
+    """The figures of the page, as far as something was evaluated."""
+    found = []
+    if curves := _curves(groups, "round"):
+        found.append(figures.accuracy_over_rounds(curves))
+    if curves := _curves(groups, "both"):
+        dense, xlabel = _dense(groups, "both"), "bytes up and down so far"
+        found.append(figures.accuracy_over_bytes(curves, dense, dense_label="dense", xlabel=xlabel))
+    if curves := _curves(groups, "up"):
+        dense, xlabel, name = _dense(groups, "up"), "bytes up so far", "accuracy-over-bytes-up"
+        found.append(figures.accuracy_over_bytes(curves, dense, name, dense_label="dense", xlabel=xlabel))
+    return found
+
+
+def over(group: Group, figure: str) -> Value | None:
+    """A figure of a group; None if one of its runs does not have it.
+
+    Args:
+        group: the runs.
+        figure: rounds, accuracy, seconds, up_bytes, down_bytes, up_ratio, down_ratio or both_ratio.
+    """
+    found = [_figure(run.results, figure) for run in group.runs]
+    values = [value for value in found if value is not None]
+    return _mean(values) if len(values) == len(found) else None
+
+
+def _figure(results: Results, figure: str) -> float | None:
+    totals = results.totals
+    if figure == "rounds":
+        return len(results.rounds)
+    if figure == "both_ratio":
+        dense = totals.dense_up_bytes + totals.dense_down_bytes
+        return dense / totals.both_bytes if totals.both_bytes else None
+    value = getattr(results if figure in ("accuracy", "seconds") else totals, figure)
+    return None if value is None else float(value)
+
+
+def _mean(values: Sequence[float]) -> Value:
+    return Value(fmean(values), confidence.half_width(values) if len(values) > 2 else None)
+
+
+def _span(group: Group) -> str:
+    """The group's seeds: `1-3, 7`."""
+    parts: list[list[int]] = []
+    for seed in sorted(run.results.seed for run in group.runs):
+        if parts and seed == parts[-1][-1] + 1:
+            parts[-1].append(seed)
+        else:
+            parts.append([seed])
+    return ", ".join(f"{part[0]}-{part[-1]}" if len(part) > 1 else str(part[0]) for part in parts)
+
+
+def _curves(groups: Sequence[Group], axis: series.Axis) -> list[Curve]:
+    found = []
+    for group in groups:
+        label = group.label if group.runs[0].whole else f"{group.label} (unfinished)"
+        runs = [series.running(series.points(run.results)) for run in group.runs]
+        found.append(series.curve(label, runs, axis, smooth=True))
+    return [curve for curve in found if curve]
+
+
+def _dense(groups: Sequence[Group], axis: str) -> float | None:
+    """What dense messages would have cost each of the finished runs, if that is about the same for all."""
+    costs = []
+    for run in (run for group in groups for run in group.runs if run.whole):
+        totals = run.results.totals
+        costs.append(totals.dense_up_bytes + (totals.dense_down_bytes if axis == "both" else 0))
+    return fmean(costs) if costs and 0 < max(costs) < 1.05 * min(costs) else None
+
+
+def _students(group: Group) -> Iterator[tuple[str, Value, Value, Value, Value]]:
+    """Of each tier of a group: parameters, bytes of the bundle, accuracy and the teacher's, of the last version."""
+    newest = [{student.tier: student for student in run_page.newest(run.results)} for run in group.runs]
+    for tier in dict.fromkeys(tier for found in newest for tier in found):
+        students = [found[tier] for found in newest if tier in found]
+        yield (
+            tier,
+            _mean([student.parameters for student in students]),
+            _mean([student.bundle_bytes for student in students]),
+            _mean([student.accuracy for student in students]),
+            _mean([student.teacher_accuracy for student in students]),
+        )
+
+
+def _scenario(results: Results) -> dict[str, Any]:
+    """A run's scenario without its seed, and without what does not change the model; new keys have their defaults."""
+    try:
+        scenario = Scenario.model_validate(results.scenario).model_dump(mode="json")
+    except ValidationError:  # of a version whose keys were others: what was written is compared
+        scenario = results.scenario
+    return {key: value for key, value in scenario.items() if key not in ("seed", "workers")}
+
+
+def _flattened(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in section.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flattened(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _look_up(settings: Mapping[str, Any], key: str) -> Any:
+    """The value of a key; of one in a section that is null here, null."""
+    while key not in settings:
+        key, _, last = key.rpartition(".")
+        if not last or not key:
+            return ABSENT
+        if key in settings and settings[key] is not None:
+            return ABSENT
+    return settings[key]
+
+
+def _text(value: Any) -> str:
+    if value is ABSENT:
+        return "–"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= MOST_LETTERS else text[: MOST_LETTERS - 1] + "…"
+
+
+def _labelled(groups: Sequence[Group]) -> list[Group]:
+    """Gives each group the shortest label that tells it apart.
+
+    A run alone is called by its folder, with as many of the folders above as it takes; runs together by their scenario,
+    or by the keys in which that differs from the others.
+    """
+    alone = [group for group in groups if len(group.runs) == 1]
+    together = [group for group in groups if len(group.runs) > 1]
+    labels = dict(
+        [
+            *zip(map(id, alone), _folders([group.runs[0].path for group in alone]), strict=True),
+            *zip(map(id, together), _keys(together), strict=True),
+        ]
+    )
+    used = Counter[str]()
+    result = []
+    for group in groups:
+        label = labels[id(group)]
+        used[label] += 1
+        result.append(group._replace(label=label if used[label] == 1 else f"{label} ({used[label]})"))
+    return result
+
+
+def _folders(paths: Sequence[Path]) -> list[str]:
+    parts = [path.resolve().parts for path in paths]
+    for depth in range(1, max(map(len, parts), default=1)):
+        names = ["/".join(part[-depth:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [str(path) for path in paths]
+
+
+def _keys(groups: Sequence[Group]) -> list[str]:
+    """Labels by the fewest keys that differ; of as few, by those that make the shortest labels."""
+    if len(groups) <= 1:
+        return [group.runs[0].results.name for group in groups]
+    differing = [(key, [_text(value) for value in values]) for key, values in differences(groups)]
+    names = [group.runs[0].results.name for group in groups]
+    if len(set(names)) == len(names):
+        return names
+    for count in range(1, min(3, len(differing)) + 1):
+        candidates = [
+            [
+                ", ".join(texts)
+                for texts in zip(*(map(_named, repeat(key), values) for key, values in chosen), strict=True)
+            ]
+            for chosen in combinations(differing, count)
+        ]
+        if distinct := [labels for labels in candidates if len(set(labels)) == len(groups)]:
+            return min(distinct, key=lambda labels: sum(map(len, labels)))
+    return [f"{group.runs[0].path.resolve().name} and {len(group.runs) - 1} more" for group in groups]
+
+
+def _named(key: str, value: str) -> str:
+    return value if key == "name" else f"{key} {value}"

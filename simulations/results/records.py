@@ -1,0 +1,235 @@
+"""simulations/results/records."""
+
+from __future__ import annotations
+
+from typing import Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+MEASURED: Final[dict[str, Any]] = {
+    "seconds": True,
+    "phases": True,
+    "worker_phases": True,
+    "students": {"__all__": {"timings": True, "stages": {"__all__": {"latency_ms"}}}},
+}
+"""What of `Results` is read off a clock, and never the same twice: for `model_dump(exclude=MEASURED)`."""
+
+
+class Record(BaseModel):
+    """A part of results.json. Keys that a later version adds are ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class TierRound(Record):
+    """What one round was for a tier that trains; accuracy and loss as of the round."""
+
+    accuracy: float | None
+    loss: float | None
+    up_bytes: int
+    down_bytes: int
+    replies: int
+
+
+class RoundResult(Record):
+    """One round. Accuracy (a fraction) and loss are those of the held model; None: not evaluated.
+
+    On test data, unless the scenario's `evaluation.split` says validation.
+    """
+
+    round: int
+    accuracy: float | None
+    loss: float | None
+    up_bytes: int
+    down_bytes: int
+    replies: int  # accepted
+    refused: int
+    reasons: dict[str, int] = {}  # refused, by reason
+    virtual_seconds: float = 0.0  # on the scenario's own clock, from the run's start
+    joules: float = 0.0  # estimate: what the clients' devices spent on the round's bytes (`Totals`)
+    staleness: float | None = None  # of the accepted replies, mean; None: a synchronous round, or none accepted
+    max_staleness: int | None = None
+    tiers: dict[str, TierRound] = {}  # those that train; bytes, replies and refusals above are of all together
+    epoch: int = 0  # of the mask after the round; 0: none
+    density: float = 1.0  # the part of the weights that the model has after the round
+
+
+class TierResult(Record):
+    """A tier that has trained a model of its own; accuracy as of the run, a fraction."""
+
+    tier: str
+    parameters: int
+    accuracy: float | None
+    up_bytes: int
+    down_bytes: int
+
+
+class CandidateResult(Record):
+    """One architecture that a search looked at; `compression.models.search.Candidate` says what the fields mean."""
+
+    start: str
+    widths: dict[str, int]
+    parameters: int
+    cost: float
+    score: float
+    epochs: int = 0
+    accuracy: float | None = None
+    loss: float | None = None
+    uniform: bool = False
+    chosen: bool = False
+
+
+class StageResult(Record):
+    """A student after one step of its making; `compression.models.chain.Stage` says what the fields mean."""
+
+    name: str
+    parameters: int
+    size_bytes: int
+    latency_ms: float
+    accuracy: float
+    worst_class: int
+    worst_lost: float
+
+
+class PruningStep(Record):
+    """One step of a pruning that was watched; `compression.models.pruning.Step` says what the fields mean."""
+
+    kept: float
+    parameters: int
+    accuracy: float
+    taken: bool
+
+
+class LayerTiming(Record):
+    """A layer of a sparse student; `compression.models.sparse_execution.Timing` says what the fields mean."""
+
+    layer: str
+    density: float
+    dense_ms: float
+    sparse_ms: float
+    chosen: str
+
+
+class StudentResult(Record):
+    """One student of one published version. Accuracies are fractions on test data."""
+
+    tier: str
+    version: int
+    parameters: int
+    bundle_bytes: int
+    accuracy: float  # of the bundle as downloaded and rebuilt by a client
+    teacher_accuracy: float  # of the global model that it was made from
+    student_accuracy: float  # before quantisation
+    quantized_accuracy: float  # after it, before it was written to a bundle
+    sha256: str  # of the bundle file
+    stages: list[StageResult] = []  # what each step of its making did
+    warning: str = ""  # which class it loses too much on
+    candidates: list[CandidateResult] = []  # what was looked at for it, if it was searched for
+    curve: list[PruningStep] = []  # the way of its pruning, where a ratio was asked for
+    timings: list[LayerTiming] = []  # of the layers, where it is sparse
+
+
+class LayerDensity(Record):
+    """How much of one tensor was sent."""
+
+    name: str
+    size: int  # entries of the tensor
+    sent: float  # mean entries sent per update
+
+    @property
+    def density(self) -> float:
+        """The part of the tensor's entries that a mean update holds; 0 for an empty tensor."""
+        return self.sent / self.size if self.size else 0.0
+
+
+class Totals(Record):
+    """Bytes of the whole run; `dense_*`: one really serialised dense message times the messages of this run.
+
+    `joules` is what the clients' devices spent on these bytes, by estimate (`Network.joules`); 0: the scenario has no
+    network, or its network no figures on energy.
+    """
+
+    up_bytes: int
+    down_bytes: int
+    dense_up_bytes: int
+    dense_down_bytes: int
+    bundle_bytes: int = 0
+    joules: float = 0.0
+
+    @property
+    def both_bytes(self) -> int:
+        """Bytes of training and evaluation in both directions, students apart."""
+        return self.up_bytes + self.down_bytes - self.bundle_bytes
+
+    @property
+    def up_ratio(self) -> float | None:
+        """How many times fewer bytes went up than dense messages would have; None: nothing was sent."""
+        return self.dense_up_bytes / self.up_bytes if self.up_bytes else None
+
+    @property
+    def down_ratio(self) -> float | None:
+        """How many times fewer bytes went down than dense messages would have; None: nothing was sent."""
+        return self.dense_down_bytes / self.down_bytes if self.down_bytes else None
+
+
+class ModelInfo(Record):
+    """The global model at the end of the run."""
+
+    parameters: int
+    sha256: str
+
+
+class Results(Record):
+    """All figures of a run, as in results.json.
+
+    `faults` counts what went wrong on purpose; `lost_states` the replies of clients that had lost their state.
+
+    `phases` are the server's seconds by what they went into (`SparseFed.phases`), `worker_phases` those of the inline
+    engine's workers (`InlineGrid.phases`).
+
+    `accuracy` is the mean over the last 10 evaluated rounds: one round alone swings by several points.
+    """
+
+    scenario: dict[str, Any]
+    seed: int
+    status: Literal["running", "finished", "interrupted"]
+    rounds: list[RoundResult]
+    totals: Totals
+    model: ModelInfo
+    students: list[StudentResult] = []
+    layers: list[LayerDensity] = []
+    faults: dict[str, int] = {}
+    lost_states: int = 0
+    tiers: list[TierResult] = []
+    accuracy: float | None
+    seconds: float
+    phases: dict[str, float] = {}
+    worker_phases: dict[str, float] = {}
+
+    @property
+    def flushes(self) -> int:
+        """How often a buffer of replies was taken in; 0: the rounds were synchronous."""
+        return sum(result.staleness is not None for result in self.rounds)
+
+    @property
+    def staleness(self) -> tuple[float, int]:
+        """Mean and largest staleness of the accepted replies of a buffered run, in steps."""
+        taken = [r for r in self.rounds if r.staleness is not None]
+        weighted = sum(r.replies * (r.staleness or 0.0) for r in taken)
+        return weighted / max(1, sum(r.replies for r in taken)), max((r.max_staleness or 0 for r in taken), default=0)
+
+    @property
+    def new_masks(self) -> list[RoundResult]:
+        """The rounds after which the model had another mask than before; round 1 where it began with one."""
+        before = [0, *(result.epoch for result in self.rounds)]
+        return [result for result, epoch in zip(self.rounds, before, strict=False) if result.epoch != epoch]
+
+    @property
+    def split(self) -> str:
+        """What the rounds were evaluated on: "test" or "validation" data."""
+        return str(self.scenario.get("evaluation", {}).get("split", "test"))
+
+    @property
+    def name(self) -> str:
+        """The scenario's name."""
+        return str(self.scenario.get("name", "run"))

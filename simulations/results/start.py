@@ -1,0 +1,74 @@
+"""Where a run begins or goes on: the folder and the scenario in it. Needs no torch, which `fedpress server` lacks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fedpress.compression.files import write_atomically
+from fedpress.simulations.results.run_folder import RunFolder, RunFolderError
+from fedpress.simulations.scenario import scenario as scenarios
+from fedpress.simulations.scenario.scenario import Scenario
+
+
+def new_folder(scenario: Scenario, out: Path | str | None) -> RunFolder:
+    """Make the run folder and write the scenario into it. Raises RunFolderError when `out` is not empty."""
+    folder = RunFolder.create(out, name=scenario.name)
+    folder.write_scenario(scenario.to_yaml())
+    _begin(folder, scenario)
+    return folder
+
+
+def _begin(folder: RunFolder, scenario: Scenario) -> None:
+    folder.state.mkdir(exist_ok=True)
+    write_atomically(folder.begun, scenario.to_json().encode())
+
+
+def unfinished(path: Path | str) -> tuple[RunFolder, Scenario]:
+    """Return the folder and the scenario of a run that was killed or interrupted.
+
+    Raises:
+        RunFolderError: it is no such folder, its run is finished, or its scenario has been changed since.
+        ScenarioError: its scenario.yaml is no longer valid.
+    """
+    folder = RunFolder.unfinished(path)
+    scenario = scenarios.load(folder.scenario)
+    if not folder.begun.is_file():  # killed before anything else
+        _begin(folder, scenario)
+    if changed := _changed(folder, scenario):
+        raise RunFolderError(
+            f"{folder.scenario} has been changed since the run began ({', '.join(changed)}); a run goes on only as it"
+            f" began: undo the change, or run it anew: fedpress simulate {folder.scenario} --out ANOTHER"
+        )
+    return folder, scenario
+
+
+def goes_on(folder: RunFolder, scenario: Scenario) -> bool:
+    """Tell whether a run of the scenario has begun in a folder and is to go on; False: a new one may begin there.
+
+    Raises:
+        RunFolderError: the folder holds something else.
+    """
+    if not folder.begun.is_file():
+        folder.check_empty()
+        return False
+    if _changed(folder, scenario):
+        raise RunFolderError(f"{folder.path} holds an unfinished run of another scenario; give another folder")
+    return True
+
+
+def folder_of(scenario: Scenario, out: Path | str | None) -> RunFolder:
+    """Return the run folder at `out`: of a run of this scenario that is not finished, else a new one.
+
+    Raises:
+        RunFolderError: it holds something else.
+    """
+    if out is None or not goes_on(RunFolder(Path(out)), scenario):
+        return new_folder(scenario, out)
+    return unfinished(out)[0]
+
+
+def _changed(folder: RunFolder, scenario: Scenario) -> list[str]:
+    """The keys that differ from those that the run began with; keys that are new since then have their defaults."""
+    begun = Scenario.from_json(folder.begun.read_text(encoding="utf-8")).model_dump(exclude={"workers"})
+    now = scenario.model_dump(exclude={"workers"})
+    return sorted(key for key, value in now.items() if begun[key] != value)

@@ -1,0 +1,199 @@
+"""`fedpress probe`: what this device can do, and which of a scenario's tiers it is of.
+
+A tier is a budget that the scenario gives its student. This device is of the largest tier whose student, made here from
+the task's untrained model, runs within what the device allows: measured milliseconds of an answer, memory, download.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from rich.filesize import decimal as size
+from torch import Tensor, nn
+
+from fedpress.client import probe
+from fedpress.client.probe import Probe
+from fedpress.compression.errors import FedpressError
+from fedpress.compression.models import cost
+from fedpress.compression.models.bundles import writer
+from fedpress.compression.models.pruning import structural
+from fedpress.compression.models.reproducible import reproducible
+from fedpress.compression.models.students.initial_student import start_of
+from fedpress.simulations.runs import tier_workload
+from fedpress.simulations.runs.workload import Workload
+from fedpress.simulations.scenario.scenario import Scenario
+from fedpress.simulations.scenario.students import Tier
+
+FAMILY = (1.0, 0.5, 0.25, 0.1)
+"""Fractions of channels at which the task's model is timed, so that predictions know its kind."""
+MOST_LAYERS = 4
+"""Of how many layers a version is timed in which only that layer stays wide."""
+MODEL_COLUMNS = ("model", "parameters", "MFLOPs", "calls", "measured ms", "predicted ms", "off by")
+TIER_COLUMNS = ("tier", "parameters", "bundle", "memory", "measured ms", "predicted ms", "")
+
+
+class NoTierFits(FedpressError, ValueError):
+    """This device is of none of the scenario's tiers."""
+
+
+class Limits(NamedTuple):
+    """What this device allows; None: whatever the model takes, of memory what is free."""
+
+    latency_ms: float | None = None
+    memory_bytes: int | None = None
+    bundle_bytes: int | None = None
+
+
+class TierHere(NamedTuple):
+    """A tier's student on this device.
+
+    Attributes:
+        name: Of the tier.
+        parameters, bundle_bytes, memory_bytes: Of its student; the most that the bundle can come to.
+        measured_ms, predicted_ms: Of one answer.
+        reasons: What is too much for this device; none: it fits.
+    """
+
+    name: str
+    parameters: int
+    bundle_bytes: int
+    memory_bytes: int
+    measured_ms: float
+    predicted_ms: float
+    reasons: tuple[str, ...]
+
+
+def run(scenario: Scenario | None, limits: Limits, threads: int = 1) -> tuple[Probe, list[TierHere]]:
+    """Measure this device; with a scenario, on its task's model and its tiers' students too.
+
+    Returns:
+        The probe, which names the tier if one fits, and the tiers, the largest student first.
+
+    Raises:
+        BudgetError: A tier's budget cannot be met by the task's model.
+        UnknownArchitecture: A tier names a student that the task does not have.
+        TaskError: The task's data are absent.
+    """
+    if scenario is None:
+        return probe.measure(threads=threads), []
+    task = Workload(scenario).task
+    example = task.data().proxy.inputs[:1]
+    with reproducible(scenario.seed):
+        model = task.model()
+    made = {
+        tier.name: start_of(
+            task,
+            model,
+            example,
+            tier_workload.budget(tier, scenario.students),
+            tier_workload.start(tier),
+            seed=scenario.seed,
+        )
+        for tier in scenario.students.tiers
+        if tier.ratio is None
+    }
+    found = probe.measure({name: (one, example) for name, one in family(model, example).items()}, threads)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        tiers = [
+            _tier(tier, made[tier.name], example, found, limits)
+            for tier in scenario.students.tiers
+            if tier.name in made
+        ]  # fmt: skip
+    finally:
+        torch.set_num_threads(before)
+    tiers.sort(key=lambda tier: -tier.parameters)
+    return replace(found, tier=next((tier.name for tier in tiers if not tier.reasons), "")), tiers
+
+
+def family(model: nn.Module, example: Tensor) -> Mapping[str, nn.Module]:
+    """Versions of a task's model, from whole to small and of unlike widths, by name."""
+    layers = list(structural.layers_of(model, example))
+    if not layers:
+        return {"the task's model": model}
+    found = {f"the task's, {part:.0%} of channels": structural.keep_fraction(model, example, part) for part in FAMILY}
+    for layer in layers[:MOST_LAYERS]:
+        fractions = {name: 0.5 if name == layer else 0.12 for name in layers}
+        found[f"the task's, layer {layer} wide"] = structural.keep_fraction(model, example, fractions)
+    return found
+
+
+def _tier(tier: Tier, made: nn.Module, example: Tensor, found: Probe, limits: Limits) -> TierHere:
+    costs, measured = cost.cost_of(made, example), probe.latency_ms(made, example)
+    largest = writer.largest_bytes(made, example)
+    most_ms = min((most for most in (tier.latency_ms, limits.latency_ms) if most is not None), default=None)
+    most_memory = limits.memory_bytes if limits.memory_bytes is not None else found.available_bytes or None
+    reasons = []
+    if most_ms is not None and measured > most_ms:
+        reasons.append(f"takes {measured:.3g} ms, at most {most_ms:g}")
+    if most_memory is not None and costs.memory_bytes > most_memory:
+        reasons.append(f"needs {size(costs.memory_bytes)} of memory, at most {size(most_memory)}")
+    if limits.bundle_bytes is not None and largest > limits.bundle_bytes:
+        reasons.append(f"is a download of {size(largest)}, at most {size(limits.bundle_bytes)}")
+    return TierHere(
+        name=tier.name,
+        parameters=costs.parameters,
+        bundle_bytes=largest,
+        memory_bytes=costs.memory_bytes,
+        measured_ms=measured,
+        predicted_ms=found.speed.latency_ms(costs),
+        reasons=tuple(reasons),
+    )
+
+
+def nothing_fits(tiers: Sequence[TierHere]) -> NoTierFits:
+    """The error that names every tier and what is too much about it."""
+    reasons = "; ".join(f"{tier.name} {' and '.join(tier.reasons)}" for tier in tiers)
+    return NoTierFits(
+        f"this device is of none of the scenario's tiers: {reasons or 'it has none'}. Allow more, or give the"
+        " scenario a smaller tier"
+    )
+
+
+def facts(found: Probe) -> list[tuple[str, str]]:
+    """The figures of the device, one line each."""
+    speed = found.speed
+    own = [one for one in found.models if one.own] or found.models
+    errors = sorted(abs(one.error) for one in own)
+    return [
+        ("processor", f"{found.processor}, {found.cores} cores, measured on {found.threads}"),
+        ("memory", f"{size(found.memory_bytes)}, {size(found.available_bytes)} of it free"),
+        ("matrix product", f"{found.matrix_gflops:.1f} GFLOP/s"),
+        ("convolution", f"{found.convolution_gflops:.1f} GFLOP/s"),
+        ("a call", f"{1000 * speed.call_ms:.2f} us, of a convolution {1000 * speed.convolution_call_ms:.2f} us"),
+        (
+            "10^6 FLOPs",
+            f"{1000 * speed.convolution_ms:.2f} us of a convolution, {1000 * speed.matrix_ms:.2f} us of a product",
+        ),
+        ("a MB moved", f"{1000 * speed.moved_ms:.2f} us"),
+        (
+            "predictions",
+            f"off by {errors[len(errors) // 2]:.0%} (median), at most {errors[-1]:.0%}, over {len(own)} models timed",
+        ),
+    ]
+
+
+def model_rows(found: Probe) -> list[tuple[str, ...]]:
+    """The models that were timed, under `MODEL_COLUMNS`."""
+    return [
+        (
+            one.name, f"{one.cost.parameters:,}", f"{one.cost.flops / 1e6:.3f}", str(one.cost.calls),
+            f"{one.measured_ms:.4f}", f"{one.predicted_ms:.4f}", f"{one.error:+.0%}",
+        )
+        for one in found.models
+    ]  # fmt: skip
+
+
+def tier_rows(tiers: Sequence[TierHere]) -> list[tuple[str, ...]]:
+    """The tiers, under `TIER_COLUMNS`."""
+    return [
+        (
+            tier.name, f"{tier.parameters:,}", size(tier.bundle_bytes), size(tier.memory_bytes),
+            f"{tier.measured_ms:.4f}", f"{tier.predicted_ms:.4f}", "; ".join(tier.reasons) or "fits",
+        )
+        for tier in tiers
+    ]  # fmt: skip

@@ -1,0 +1,313 @@
+"""Who keeps the figures of a run: entered as rounds and students come, in the run folder and for whoever follows it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from hashlib import sha256
+from logging import WARNING, getLogger
+from time import monotonic
+from typing import Literal, Protocol
+
+import safetensors.torch
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.common import serde
+from torch import nn
+
+from fedpress.compression.errors import FedpressError
+from fedpress.compression.ledger import Ledger
+from fedpress.compression.models.students.search import Step
+from fedpress.compression.models.task import Evaluation
+from fedpress.server import app as server
+from fedpress.server.checkpoint.state import State
+from fedpress.server.publishing.publish import Published
+from fedpress.server.rounds.accounting import RoundSummary
+from fedpress.server.strategies.sparse_fed import SparseFed
+from fedpress.server.strategies.tiered_fed import TieredFed, TrainingTier
+from fedpress.simulations.results.records import (
+    LayerDensity,
+    ModelInfo,
+    Results,
+    RoundResult,
+    StudentResult,
+    TierResult,
+    TierRound,
+    Totals,
+)
+from fedpress.simulations.results.run_folder import RunFolder
+from fedpress.simulations.runs.workload import Workload
+from fedpress.simulations.scenario.scenario import Scenario
+
+HOPELESS_ROUNDS = 3
+"""A run whose first rounds saw not one good reply is stopped: the scenario or the task is at fault, not a client."""
+
+
+class RunError(FedpressError):
+    """A run cannot go on."""
+
+
+class Observer(Protocol):
+    """Follows a run: a progress bar, a test."""
+
+    def on_start(self, scenario: Scenario, folder: RunFolder) -> None:
+        """The run begins; nothing has been loaded yet."""
+
+    def on_resume(self, rounds: list[RoundResult]) -> None:
+        """The run goes on after these rounds; comes after `on_start`, and not at all when there were none."""
+
+    def on_round(self, result: RoundResult) -> None:
+        """A round is over."""
+
+    def on_search(self, tier: str, step: Step) -> None:
+        """The search for a tier's student goes on."""
+
+    def on_student(self, result: StudentResult) -> None:
+        """A student was made, downloaded and evaluated."""
+
+    def on_end(self, results: Results) -> None:
+        """The run is over, finished or interrupted; the folder holds these results."""
+
+
+class Observers:
+    """Several that follow a run, told in turn."""
+
+    def __init__(self, *observers: Observer) -> None:
+        self._observers = observers
+
+    def on_start(self, scenario: Scenario, folder: RunFolder) -> None:
+        """Pass it on."""
+        for observer in self._observers:
+            observer.on_start(scenario, folder)
+
+    def on_resume(self, rounds: list[RoundResult]) -> None:
+        """Pass it on."""
+        for observer in self._observers:
+            observer.on_resume(rounds)
+
+    def on_round(self, result: RoundResult) -> None:
+        """Pass it on."""
+        for observer in self._observers:
+            observer.on_round(result)
+
+    def on_search(self, tier: str, step: Step) -> None:
+        """Pass it on."""
+        for observer in self._observers:
+            observer.on_search(tier, step)
+
+    def on_student(self, result: StudentResult) -> None:
+        """Pass it on."""
+        for observer in self._observers:
+            observer.on_student(result)
+
+    def on_end(self, results: Results) -> None:
+        """Pass it on."""
+        for observer in self._observers:
+            observer.on_end(results)
+
+
+@dataclass
+class Writer:
+    """Keeps the run folder up to date and passes the news on."""
+
+    workload: Workload
+    folder: RunFolder
+    strategy: SparseFed
+    observer: Observer | None
+    status: Literal["running", "finished", "interrupted"] = "running"
+    rounds: list[RoundResult] = field(default_factory=list)
+    students: list[StudentResult] = field(default_factory=list)
+    digest: str = ""
+    began: float = field(default_factory=monotonic)
+    virtual_seconds: float = 0.0
+    keep_state: bool = False
+    states: Callable[[], str] = str
+    """Digest of the clients' states, where the engine knows it: the model's SHA-256 then covers them too."""
+    workers: Callable[[], Mapping[str, float]] = dict
+    """Seconds of the engine's workers by what they went into."""
+
+    def saved(self) -> State:
+        """Return the figures so far."""
+        meta = {
+            "rounds": [result.model_dump(mode="json") for result in self.rounds],
+            "students": [result.model_dump(mode="json") for result in self.students],
+            "virtual_seconds": self.virtual_seconds,
+            "seconds": monotonic() - self.began,
+            "phases": self.strategy.phases.seconds,
+        }
+        return State({}, meta)
+
+    def restore(self, state: State) -> None:
+        """Take up the figures of the rounds before."""
+        self.rounds = [RoundResult(**entry) for entry in state.meta["rounds"]]
+        self.students = [StudentResult(**entry) for entry in state.meta["students"]]
+        self.virtual_seconds = state.meta["virtual_seconds"]
+        self.began = monotonic() - state.meta["seconds"]
+        self.strategy.phases.seconds.update(state.meta.get("phases", {}))
+        if self.observer and self.rounds:
+            self.observer.on_resume(self.rounds)
+
+    def on_round(self, summary: RoundSummary, evaluation: Evaluation | None) -> None:
+        """Enter a round."""
+        self.virtual_seconds += summary.seconds
+        result = RoundResult(
+            round=summary.round,
+            accuracy=evaluation.accuracy if evaluation else None,
+            loss=evaluation.loss if evaluation else None,
+            up_bytes=summary.up_bytes,
+            down_bytes=summary.down_bytes,
+            replies=summary.replies,
+            refused=len(summary.refusals),
+            reasons=summary.reasons,
+            virtual_seconds=self.virtual_seconds,
+            joules=self._joules(summary.round),
+            staleness=summary.staleness,
+            max_staleness=summary.max_staleness,
+            tiers={name: _tier_round(part) for name, part in summary.tiers.items()},
+            epoch=summary.epoch,
+            density=summary.density,
+        )
+        self.rounds.append(result)
+        self.folder.save_results(self.results())
+        if self.observer:
+            self.observer.on_round(result)
+        if summary.round == HOPELESS_ROUNDS and not any(r.replies for r in self.rounds):
+            reason = summary.refusals[-1].detail if summary.refusals else "no reply at all"
+            raise RunError(f"the first {HOPELESS_ROUNDS} rounds brought no usable reply; the last one: {reason}")
+
+    def on_students(self, deliveries: list[server.Delivery]) -> None:
+        """Enter the students that were downloaded; one line each, however many clients took it."""
+        by_tier: dict[str, list[server.Delivery]] = {}
+        for delivery in deliveries:
+            by_tier.setdefault(delivery.student.tier, []).append(delivery)
+        for tier, received in by_tier.items():
+            good = [delivery for delivery in received if delivery.accuracy is not None]
+            for bad in received:
+                if bad.error:
+                    getLogger("flwr").log(WARNING, "node %d could not take student %s: %s", bad.node, tier, bad.error)
+            if not good:
+                raise RunError(f"student {tier!r} was published, but no client could take it: {received[-1].error}")
+            student, accuracy = good[0].student, good[0].accuracy
+            assert accuracy is not None
+            if student.warning:
+                getLogger("flwr").log(WARNING, "student %s: %s", tier, student.warning)
+            result = student_result(student, accuracy)
+            self.students.append(result)
+            if self.observer:
+                self.observer.on_student(result)
+        self.write("running")
+
+    def on_end(self, model: nn.Module, digest: str) -> None:
+        """Save the final model and the figures so far."""
+        self.digest = digest
+        safetensors.torch.save_model(model, str(self.folder.model))
+        for tier in self.tiers:
+            self.folder.tiers.mkdir(exist_ok=True)
+            tier.model.load_state_dict(tier.strategy.model.published.to_torch_state_dict())
+            safetensors.torch.save_model(tier.model, str(self.folder.tiers / f"{tier.name}.safetensors"))
+        self.write("running")
+
+    def on_finished(self) -> None:
+        """Complete the digest, say that the run is finished, and remove what it would need to go on."""
+        if states := self.states():
+            self.digest = sha256(f"{self.digest} {states}".encode()).hexdigest()
+        self.write("finished")
+        if not self.keep_state:
+            self.folder.clear_state()
+
+    def write(self, status: Literal["running", "finished", "interrupted"]) -> None:
+        """Bring ledger and figures in the folder up to date."""
+        self.status = status
+        ledgers = [books.ledger for books in self.strategy.accounts.values()]
+        (Ledger.merged(ledgers) if self.tiers else ledgers[0]).save(self.folder.ledger)
+        for tier in self.tiers:
+            self.folder.tiers.mkdir(exist_ok=True)
+            tier.strategy.ledger.save(self.folder.tiers / f"{tier.name}.csv")
+        self.folder.save_results(self.results())
+
+    def results(self) -> Results:
+        """Return the figures so far."""
+        strategy, accounts = self.strategy, self.strategy.accounts
+        evaluated = [r.accuracy for r in self.rounds[-server.FINAL_ROUNDS :] if r.accuracy is not None]
+        dense = {
+            direction: sum(sizes[way] * accounts[name].messages[direction] for name, sizes in self._dense_sizes.items())
+            for way, direction in enumerate(("up", "down"))
+        }
+        return Results(
+            scenario=self.workload.scenario.model_dump(mode="json"),
+            seed=self.workload.scenario.seed,
+            status=self.status,
+            rounds=self.rounds,
+            totals=Totals(
+                up_bytes=sum(books.ledger.total(direction="up") for books in accounts.values()),
+                down_bytes=sum(books.ledger.total(direction="down") for books in accounts.values()),
+                dense_up_bytes=dense["up"],
+                dense_down_bytes=dense["down"],
+                bundle_bytes=sum(books.ledger.total(kind="bundle") for books in accounts.values()),
+                joules=self._joules(),
+            ),
+            model=ModelInfo(parameters=self.workload.layout.size, sha256=self.digest),
+            students=self.students,
+            layers=[LayerDensity(name=n, size=size, sent=sent) for n, size, sent in strategy.density_by_layer()],
+            faults=dict(sorted(self.workload.faults.struck.items())) if self.workload.faults else {},
+            lost_states=sum(books.lost_states for books in accounts.values()),
+            tiers=[self._tier_result(tier) for tier in self.tiers],
+            accuracy=sum(evaluated) / len(evaluated) if evaluated else None,
+            seconds=monotonic() - self.began,
+            phases=dict(self.strategy.phases.seconds),
+            worker_phases=dict(self.workers()),
+        )
+
+    def _joules(self, round: int | None = None) -> float:
+        network = self.workload.network
+        ledgers = [books.ledger for books in self.strategy.accounts.values()]
+        return sum(network.joules_of(ledger, round) for ledger in ledgers) if network else 0.0
+
+    @property
+    def tiers(self) -> tuple[TrainingTier, ...]:
+        """The tiers that train."""
+        return self.strategy.training_tiers if isinstance(self.strategy, TieredFed) else ()
+
+    def _tier_result(self, tier: TrainingTier) -> TierResult:
+        last = [r.tiers[tier.name].accuracy for r in self.rounds[-server.FINAL_ROUNDS :] if tier.name in r.tiers]
+        evaluated = [accuracy for accuracy in last if accuracy is not None]
+        ledger = tier.strategy.ledger
+        return TierResult(
+            tier=tier.name,
+            parameters=self.workload.tiers[tier.name].layout.size,
+            accuracy=sum(evaluated) / len(evaluated) if evaluated else None,
+            up_bytes=ledger.total(direction="up"),
+            down_bytes=ledger.total(direction="down"),
+        )
+
+    @cached_property
+    def _dense_sizes(self) -> dict[str, tuple[int, int]]:
+        """Serialised size of a dense reply and of a dense order, as plain Flower sends them, for each model by name."""
+        found = {}
+        for name, work in {"": self.workload, **self.workload.tiers}.items():
+            arrays = ArrayRecord(work.fresh_model().state_dict())
+            metrics = MetricRecord({"num-examples": 100, "train-loss": 1.0})
+            reply = RecordDict({"arrays": arrays, "metrics": metrics})
+            order = RecordDict({"arrays": arrays, "config": ConfigRecord({"server-round": 1})})
+            found[name] = serde.recorddict_to_proto(reply).ByteSize(), serde.recorddict_to_proto(order).ByteSize()
+        return found
+
+
+def student_result(student: Published, accuracy: float) -> StudentResult:
+    """Return the figures of a student; the accuracy is that of its bundle, opened again."""
+    details = {
+        "candidates": [asdict(candidate) for candidate in student.candidates],
+        **{key: [row._asdict() for row in getattr(student, key)] for key in ("stages", "curve", "timings")},
+    }
+    return StudentResult(**{**student._asdict(), **details}, accuracy=accuracy)
+
+
+def _tier_round(summary: RoundSummary) -> TierRound:
+    evaluation = summary.evaluation or MetricRecord()
+    return TierRound(
+        accuracy=evaluation.get("accuracy"),  # type: ignore[arg-type]
+        loss=evaluation.get("loss"),  # type: ignore[arg-type]
+        up_bytes=summary.up_bytes,
+        down_bytes=summary.down_bytes,
+        replies=summary.replies,
+    )

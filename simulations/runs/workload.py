@@ -1,0 +1,270 @@
+"""From a scenario to the work of the two apps.
+
+The apps find `load` through the run's configuration (`workload`, `scenario`, `out`), so that server and client
+import nothing from here. Both sides build the same things from the same scenario; what is expensive is made once a
+process.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import tempfile
+from collections.abc import Mapping
+from functools import cached_property
+from logging import INFO, getLogger
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from fedpress.client.train import Training
+from fedpress.compression import seeds
+from fedpress.compression.encoders import cafe, error_feedback, float16_residual, selection, wrappers
+from fedpress.compression.encoders import encoder as encoders
+from fedpress.compression.encoders.encoder import Encoder
+from fedpress.compression.files import write_atomically
+from fedpress.compression.models.task import Examples, Task
+from fedpress.compression.tensors import flatten
+from fedpress.compression.tensors.layout import Layout
+from fedpress.compression.tensors.replica import SeededInit
+from fedpress.compression.wire import values
+from fedpress.simulations.conditions import faults
+from fedpress.simulations.conditions.network import Network
+from fedpress.simulations.results.run_folder import RunFolder
+from fedpress.simulations.scenario import scenario as scenarios
+from fedpress.simulations.scenario.rounds import TaskChoice
+from fedpress.simulations.scenario.scenario import Scenario
+from fedpress.simulations.tasks import registry
+from fedpress.simulations.tasks.partition import partition
+
+if TYPE_CHECKING:
+    from fedpress.server.app import Plan
+
+REFERENCE = "fedpress.simulations.runs.workload:load"
+
+
+class Workload:
+    """A scenario's work, for the client (`fedpress.client.app.Work`) and for the server (`plan`)."""
+
+    def __init__(self, scenario: Scenario, out: Path | None = None, *, own_data: bool = False) -> None:
+        self.scenario = scenario
+        self.out = out
+        self.own_data = own_data  # the task's data are one client's, and all of them
+        self.federation = f"{scenario.name}-{scenario.seed}"
+
+    @cached_property
+    def task(self) -> Task:
+        """Model, loss and data."""
+        choice = self.scenario.task
+        return registry.create(choice.name, choice.options, choice.folder)
+
+    @cached_property
+    def _model(self) -> nn.Module:
+        """The initial global model, drawn from the seed in a way that is the same on every device."""
+        model, layout = self._initialised, self.layout
+        drawn = flatten.unflatten(self.draw.grid.floats(self.draw.integers(layout), layout), layout)
+        model.load_state_dict({**model.state_dict(), **{name: torch.from_numpy(a) for name, a in drawn.items()}})
+        return model
+
+    @cached_property
+    def _initialised(self) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seeds.derive(self.federation, self.scenario.seed, "model"))
+            return self.task.model()
+
+    @cached_property
+    def draw(self) -> SeededInit:
+        """How the initial weights are drawn: like the task's own initialisation, tensor by tensor."""
+        arrays = {name: tensor.numpy() for name, tensor in self._initialised.state_dict().items()}
+        seed = seeds.derive(self.federation, self.scenario.seed, "weights")
+        return SeededInit.like(flatten.flatten(arrays, self.layout), self.layout, seed)
+
+    def fresh_model(self) -> nn.Module:
+        """Return a copy of the initial model."""
+        return copy.deepcopy(self._model)
+
+    @cached_property
+    def layout(self) -> Layout:
+        """The model's layout."""
+        return Layout.of(self._initialised)
+
+    @cached_property
+    def encoder(self) -> Encoder[Any]:
+        """The scenario's encoder, from public parts."""
+        choice, density = self.scenario.encoder, self.density
+        number_format = values.by_name(choice.values)
+
+        def at(density: float) -> Encoder[Any]:
+            if choice.recipe:
+                return choice.made_by_recipe(density)
+            if choice.kind == "dense":
+                made: Encoder[Any] = encoders.dense(number_format)
+            elif choice.kind == "random_k":
+                made = encoders.seeded(density, number_format)
+            else:
+                made = encoders.sparse(selection.top_k(density, scope=choice.scope), number_format)
+            if choice.feedback == "none":
+                return made
+            if choice.feedback == "cafe":
+                return cafe.aggregate_feedback(made, self.prediction)
+            made = error_feedback.error_feedback(made)
+            if choice.feedback == "step_ahead":
+                made = error_feedback.step_ahead(made)
+            return float16_residual.half_precision(made) if choice.residual == "float16" else made
+
+        made = at(density)
+        if choice.warm_up_rounds:
+            made = wrappers.warmed_up(at, choice.warm_up_density, density, choice.warm_up_rounds)
+        return wrappers.clipped(made, choice.clip_norm) if choice.clip_norm else made
+
+    @property
+    def density(self) -> float:
+        """Share of an update's entries that a client sends."""
+        return self.scenario.density
+
+    @property
+    def server_learning_rate(self) -> float:
+        """Of the server's optimiser."""
+        return self.scenario.server.learning_rate
+
+    @property
+    def prediction(self) -> float:
+        """How much of an update goes with a step of the model that clients hold; 0: nothing is predicted.
+
+        Updates that stay the same make steps of learning_rate / (1 - momentum) times the update.
+        """
+        server = self.scenario.server
+        return (1 - server.momentum) / server.learning_rate if self.scenario.encoder.feedback == "cafe" else 0.0
+
+    @property
+    def training(self) -> Training:
+        """How clients train."""
+        chosen = {**self.scenario.training.model_dump(), "epochs": self.scenario.training.epochs or 1}
+        return Training(**(chosen | {"learning_rate": float("nan")} if faults.here.diverges else chosen))
+
+    @cached_property
+    def faults(self) -> faults.Faults | None:
+        """What goes wrong on purpose."""
+        choice = self.scenario.faults
+        return faults.Faults(faults.Chances(**choice.model_dump()), self.scenario.seed) if choice else None
+
+    @cached_property
+    def parts(self) -> list[NDArray[np.int64]]:
+        """Index array of each client into the training split, drawn from the seed."""
+        choice = self.scenario.partition
+        return partition(
+            self.task.data().train.targets.numpy(),
+            self.scenario.clients,
+            choice.kind,
+            groups=self.task.groups() if choice.kind == "natural" else None,
+            alpha=choice.alpha,
+            labels_per_client=choice.labels_per_client,
+            sizes=choice.sizes,
+            seed=seeds.derive(self.scenario.seed, "partition"),
+        )
+
+    def part(self, client: int) -> NDArray[np.int64]:
+        """Return the index array of one client, read from the run folder where the server has put it."""
+        return self.parts[client] if self._saved_parts is None else self._saved_parts[f"client-{client}"]
+
+    @cached_property
+    def _saved_parts(self) -> Mapping[str, NDArray[np.int64]] | None:
+        shared = RunFolder(self.out).partition if self.out else None
+        if shared is None or not shared.exists():
+            return None
+        # Of thousands of arrays a worker needs few, so each is unpacked when it is asked for. From memory: processes
+        # that are forked from this one would share the place in an open file.
+        return cast(Mapping[str, NDArray[np.int64]], np.load(io.BytesIO(shared.read_bytes()), allow_pickle=False))
+
+    def save_parts(self, folder: RunFolder) -> None:
+        """Put the partition into the run folder: workers need not draw it again, and a reader can look it up."""
+        data = io.BytesIO()
+        named: dict[str, Any] = {f"client-{client}": part for client, part in enumerate(self.parts)}
+        np.savez_compressed(data, **named)
+        write_atomically(folder.partition, data.getvalue())
+
+    @property
+    def tier(self) -> str:
+        """The tier whose model this is; empty: the global model."""
+        return ""
+
+    def of_client(self, client: int, tier: str | None = None) -> Workload:
+        """Return the work of a client: this one, or that of the tier whose model it trains.
+
+        Args:
+            client: its index, by which clients belong to the models in turn.
+            tier: its own word for it, which goes first; one that does not train is of the global model.
+        """
+        groups = self.scenario.groups
+        group = groups[client % len(groups)]
+        name = tier if tier is not None else group.name if group else ""
+        return self.tiers.get(name, self)
+
+    @cached_property
+    def tiers(self) -> dict[str, Workload]:
+        """The work of each tier that trains, by its name."""
+        from fedpress.simulations.runs import tier_workload  # it needs this module
+
+        return {group.name: tier_workload.TierWorkload(self, group) for group in self.scenario.groups if group}
+
+    def examples(self, client: int) -> Examples:
+        """Return the client's own training examples."""
+        train = self.task.data().train
+        return train if self.own_data else train.take(self.part(client))
+
+    def examples_a_round(self, client: int) -> int:
+        """Return how many examples the client sees in a round, counted as often as it sees them."""
+        training = self.training
+        if training.steps is not None:
+            return training.steps * training.batch_size
+        return training.epochs * len(self.part(client))
+
+    def downloads(self, client: int) -> Path:
+        """Return the folder where the client keeps downloaded students."""
+        place = RunFolder(self.out).downloads if self.out else Path(tempfile.gettempdir(), "fedpress", self.federation)
+        return place / f"client-{client}"
+
+    @cached_property
+    def network(self) -> Network | None:
+        """Links and speeds of the clients. Raises TraceError where its trace cannot be used."""
+        choice, scenario = self.scenario.network, self.scenario
+        return Network(**choice.model_dump(), seed=scenario.seed, clients=scenario.clients) if choice else None
+
+    def plan(self) -> Plan:
+        """Return the server's plan, with a run folder: what a ServerApp on Flower's own engines asks for.
+
+        The run folder is a new one, or that of a run of this scenario that was killed: it then goes on.
+
+        Raises:
+            RunFolderError: the folder holds something else.
+        """
+        from fedpress.simulations.results import start
+        from fedpress.simulations.runs import runner  # the server's half; clients do without it
+
+        folder = start.folder_of(self.scenario, self.out)
+        getLogger("flwr").log(INFO, "run folder: %s", folder.path.resolve())
+        return runner.plan(self, folder)
+
+
+def load(run_config: Mapping[str, Any]) -> Workload:
+    """Return the workload that a run's configuration names.
+
+    Args:
+        run_config: `scenario` is a whole scenario as JSON, the name of one, or the path of a YAML file; `out` the run
+            folder (absent or empty: a new one under `runs/`); `data-folder` one node's own data, in place of the task's
+            `data_dir`, and not partitioned.
+
+    Raises:
+        ScenarioError: the scenario is not valid.
+    """
+    text = str(run_config.get("scenario", "digits"))
+    chosen = Scenario.from_json(text) if text.lstrip().startswith("{") else scenarios.load(text)
+    out, own = run_config.get("out"), run_config.get("data-folder")
+    if own:
+        task = TaskChoice(**{**chosen.task.model_dump(), "data_dir": str(own)})
+        chosen = chosen.model_copy(update={"task": task})
+    return Workload(chosen, Path(str(out)) if out else None, own_data=bool(own))

@@ -1,0 +1,339 @@
+"""Scenarios: a whole run in one YAML file, checked key by key before anything starts.
+
+>>> scenario = load("digits", ["rounds=3", "partition.alpha=0.1"])
+>>> scenario.rounds, scenario.partition.alpha
+(3, 0.1)
+>>> load("digits", ["round=3"])  # doctest: +IGNORE_EXCEPTION_DETAIL
+Traceback (most recent call last):
+fedpress.simulations.scenario.scenario.ScenarioError: scenario 'digits': 1 problem
+  round: unknown key (value given: 3); did you mean 'rounds'?
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import yaml
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
+
+from fedpress.compression.errors import FedpressError
+from fedpress.simulations.scenario import diagnostics, yaml_source
+from fedpress.simulations.scenario.rounds import (
+    DownlinkChoice,
+    EncoderChoice,
+    Evaluation,
+    FaultChoice,
+    NetworkChoice,
+    Partition,
+    Sampling,
+    ServerOptimizer,
+    Sparsity,
+    TaskChoice,
+    Training,
+)
+from fedpress.simulations.scenario.section import Fraction, Section, of_name
+from fedpress.simulations.scenario.students import FusionChoice, Students, Teaching, Tier
+
+FOLDER = Path(__file__).parents[1] / "scenarios"
+"""The scenarios that come with fedpress."""
+
+
+class ScenarioError(FedpressError, ValueError):
+    """A scenario cannot be read; the text lists every problem with its key, the value given and what is allowed."""
+
+
+class Scenario(Section):
+    """Everything that a run depends on; the same scenario gives the same model, to the bit."""
+
+    name: str = Field(
+        default="scenario", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="Names the run's folder."
+    )
+    task: Annotated[TaskChoice, BeforeValidator(of_name("name"))] = Field(
+        description="A name, or {name, and the task's options}."
+    )
+    clients: int = Field(ge=1, description="How many clients share the training data.")
+    rounds: int = Field(ge=1, description="How many rounds.")
+    density: Fraction = Field(
+        default=0.01, description="Share of an update's entries that a client sends, 0 < density <= 1."
+    )
+    seed: int = Field(default=1, ge=0, lt=2**63, description="Draws everything: data, sampling, initial weights.")
+    workers: int = Field(
+        default=0, ge=0, description="Processes that train; 0: one for each core. The result does not depend on it."
+    )
+    partition: Partition = Field(default=Partition(), description="Which client has which examples.")
+    sampling: Sampling = Field(default=Sampling(), description="Who takes part in a round.")
+    training: Training = Field(default=Training(), description="What a client does.")
+    encoder: Annotated[EncoderChoice, BeforeValidator(of_name("recipe"))] = Field(
+        default=EncoderChoice(), description="What a client sends: a recipe's name, or its parts."
+    )
+    server: ServerOptimizer = Field(default=ServerOptimizer(), description="What the server does with it.")
+    sparsity: Annotated[Sparsity | None, BeforeValidator(of_name("method"))] = Field(
+        default=None, description="Which weights the model has: a method's name, or its settings; null: all of them."
+    )
+    downlink: DownlinkChoice | None = Field(
+        default=DownlinkChoice(), description="How the model goes down; null: whole, in every round."
+    )
+    evaluation: Evaluation = Field(default=Evaluation(), description="When the model is evaluated.")
+    fusion: FusionChoice | None = Field(
+        default=None, description="Let the client models of a round teach the global one (FedDF); null: no."
+    )
+    students: Students = Field(default=Students(), description="The small models made from it.")
+    teaching: Teaching | None = Field(
+        default=None, description="How tiers that train teach each other; null: no tier trains."
+    )
+    network: Annotated[NetworkChoice | None, BeforeValidator(of_name("profile"))] = Field(
+        default=None,
+        description="Links and speeds of the clients: a profile's name, or {profile, and what differs}; null: time"
+        " stands still.",
+    )
+    faults: FaultChoice | None = Field(default=None, description="What goes wrong on purpose; null: nothing.")
+
+    @model_validator(mode="after")
+    def _together(self) -> Scenario:
+        sampling, encoder = self.sampling, self.encoder
+        problems = []
+        if sampling.schedule == "buffered":
+            if sampling.concurrency is None:
+                problems.append(
+                    "sampling.concurrency: missing; for buffered, the number of clients at work at any time,"
+                    f" such as {2 * sampling.per_round}"
+                )
+            if self.network is None:
+                problems.append("sampling.schedule: buffered needs `network`; without it all replies come at once")
+            if sampling.over_selection:
+                problems.append("sampling.over_selection: has no meaning for a buffered schedule; raise concurrency")
+        else:
+            for key in ("concurrency", "staleness", "max_staleness"):
+                if sampling.changed(key):
+                    problems.append(f"sampling.{key}: needs `sampling.schedule: buffered`")
+        asked = self.clients_at_work
+        if asked > self.clients:
+            problems.append(
+                f"sampling.{'concurrency' if sampling.concurrency else 'per_round + over_selection'}: {asked} clients"
+                f" asked each round, but clients is {self.clients}"
+            )
+        if sampling.min_replies > sampling.per_round:
+            problems.append(
+                f"sampling.min_replies: got {sampling.min_replies}, expected at most per_round, {sampling.per_round}"
+            )
+        if self.network is None:
+            for key in ("over_selection", "deadline"):
+                if getattr(sampling, key):
+                    problems.append(f"sampling.{key}: needs `network`; without it all replies come at the same time")
+        elif self.network.dropout > 0 and sampling.deadline is None:
+            problems.append("network.dropout: needs `sampling.deadline`; a round would wait for ever")
+        if encoder.warm_up_rounds >= self.rounds:
+            problems.append(
+                f"encoder.warm_up_rounds: got {encoder.warm_up_rounds}, expected less than rounds, {self.rounds}"
+            )
+        largest = max([self.density, *(tier.density for tier in self.students.tiers if tier.density)])
+        if encoder.warm_up_rounds and encoder.warm_up_density < largest:
+            problems.append(
+                f"encoder.warm_up_density: got {encoder.warm_up_density}, expected at least density, {largest}"
+            )
+        if (encoder.recipe == "signsgd") != (self.server.optimizer == "majority_vote"):
+            problems.append(
+                f"server.optimizer: got {self.server.optimizer!r} with encoder.recipe {encoder.recipe!r}; signsgd and"
+                " majority_vote go together, such as server={optimizer: majority_vote, learning_rate: 0.001}"
+            )
+        if encoder.feedback == "cafe" and (self.downlink is None or self.server.optimizer != "sgd"):
+            problems.append(
+                "encoder.feedback: cafe predicts from what goes down, in steps of sgd; it needs `downlink` and"
+                f" server.optimizer sgd, got {self.server.optimizer!r}"
+            )
+        problems += [*self._tiers_that_train(), *self._sparsity_problems()]
+        if problems:
+            raise diagnostics.Problems(problems)
+        return self
+
+    def _tiers_that_train(self) -> list[str]:
+        """What does not go together with tiers that train."""
+        training, teaching = [tier.name for tier in self.students.tiers if tier.trains], self.teaching
+        if teaching is None:
+            return [
+                f"students.tiers: {name} trains, but there is no `teaching`, which says who trains the global model;"
+                " such as teaching={global_model: trained, every: 5}"
+                for name in training[:1]
+            ]
+        if not training:
+            return ["teaching: no tier trains; say so where the tier is: {name: ..., parameters: ..., trains: true}"]
+        problems, sampling = [], self.sampling
+        models = len(self.groups)
+        if models > self.clients:
+            idle = [tier.name for tier in self.groups[self.clients :] if tier]
+            problems.append(
+                f"students.tiers: no client is of tier {', '.join(idle)}; {models} models are trained, and clients is"
+                f" {self.clients}"
+            )
+        elif models > sampling.per_round:
+            problems.append(
+                f"sampling.per_round: got {sampling.per_round}, expected at least {models}, a client for each model"
+                " that is trained"
+            )
+        elif sampling.min_replies > min(self.shares(sampling.per_round)):
+            problems.append(
+                f"sampling.min_replies: got {sampling.min_replies}, expected at most"
+                f" {min(self.shares(sampling.per_round))}, the clients that a tier has in a round"
+            )
+        if sampling.schedule == "buffered":
+            problems.append("sampling.schedule: buffered has no tiers that train; take synchronous rounds")
+        if self.encoder.feedback == "cafe":
+            problems.append(
+                "encoder.feedback: cafe predicts from steps that clients have made, and teaching makes others"
+            )
+        if teaching.method == "slices":
+            if own := [tier.name for tier in self.students.tiers if tier.server_learning_rate is not None]:
+                problems.append(
+                    f"students.tiers: server_learning_rate of {own[0]} has no meaning with method slices, where the"
+                    " step is one for all; leave it out"
+                )
+            if other := [tier.name for tier in self.students.tiers if tier.trains and tier.student != "pruned"]:
+                problems.append(f"students.tiers: {other[0]} is no slice of the global model; leave `student` out")
+            if teaching.global_model == "distilled":
+                problems.append(
+                    "teaching.global_model: distilled has no meaning with method slices, which distils nothing"
+                )
+            for key in ("every", "combine", "epochs", "learning_rate", "temperature", "density", "levels"):
+                if teaching.changed(key):
+                    problems.append(f"teaching.{key}: has no meaning with method slices, which averages in every round")
+        elif teaching.every > self.rounds:
+            problems.append(f"teaching.every: got {teaching.every}, expected at most rounds, {self.rounds}; 0: never")
+        return problems
+
+    @property
+    def groups(self) -> tuple[Tier | None, ...]:
+        """Whose models clients train: tiers, and None for the global model. Client i is of group i modulo their number.
+
+        One group, the global model's, where no tier trains.
+        """
+        tiers = tuple(tier for tier in self.students.tiers if tier.trains)
+        return tiers if tiers and self.teaching and self.teaching.global_model == "distilled" else (None, *tiers)
+
+    def shares(self, count: int) -> list[int]:
+        """Divide clients of a round among the groups, as evenly as the groups divide all clients."""
+        return [len(range(group, count, len(self.groups))) for group in range(len(self.groups))]
+
+    def _sparsity_problems(self) -> list[str]:
+        sparsity, problems = self.sparsity, []
+        if sparsity is None:
+            return []
+        if self.encoder.recipe == "powersgd":
+            problems.append(
+                "sparsity: got encoder.recipe 'powersgd', whose factors need whole matrices; choose another"
+            )
+        for key, there in (
+            ("teaching", self.teaching is not None),
+            ("fusion", self.fusion is not None),
+            ("students.teachers", self.students.teachers == "clients"),
+        ):
+            if there:
+                problems.append(f"sparsity: does not go together with {key}, whose models have all of their weights")
+        if sparsity.method in ("feddst", "rigl") and self.sampling.schedule == "buffered":
+            problems.append(
+                f"sparsity.method: {sparsity.method} merges the votes of a round, which a buffered schedule has not;"
+                " use synchronous, or a method whose mask stays, such as snip"
+            )
+        if sparsity.changes and not sparsity.begin < self.mask_end <= self.rounds:
+            problems.append(
+                f"sparsity.end: got {self.mask_end} with begin {sparsity.begin}, expected begin < end <= rounds,"
+                f" {self.rounds}"
+            )
+        return problems
+
+    @property
+    def mask_end(self) -> int:
+        """Round after which the mask stays."""
+        given = self.sparsity.end if self.sparsity else None
+        return given if given is not None else max(1, self.rounds * 2 // 3)
+
+    @property
+    def worker_count(self) -> int:
+        """Worker processes to start: `workers`, or one for each usable core; never more than clients at work."""
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return min(self.workers or cores, self.clients_at_work)
+
+    @property
+    def clients_at_work(self) -> int:
+        """How many clients are asked at the same time."""
+        return self.sampling.concurrency or self.sampling.per_round + self.sampling.over_selection
+
+    @classmethod
+    def from_json(cls, text: str) -> Scenario:
+        """Read what `to_json` wrote.
+
+        Raises:
+            ScenarioError: It is no valid scenario.
+        """
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            raise _invalid("from JSON", error) from None
+
+    def to_json(self) -> str:
+        """The whole scenario, defaults included, on one line."""
+        return self.model_dump_json()
+
+    def to_yaml(self) -> str:
+        """The whole scenario, defaults included; `load` reads it back."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def names() -> list[str]:
+    """The scenarios that come with fedpress."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def load(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Scenario:
+    """Read a scenario.
+
+    Args:
+        path_or_name: Name of a scenario that comes with fedpress, a YAML file, or a folder with a scenario.yaml.
+        overrides: "key=value" each, nested keys with dots ("partition.alpha=0.1"), values in YAML; applied in order.
+
+    Raises:
+        ScenarioError: No such scenario, no YAML, or invalid: all problems are listed.
+    """
+    path = _locate(path_or_name)
+    try:
+        raw = yaml_source.read(path.read_text(encoding="utf-8"))
+        for override in overrides:
+            yaml_source.override(raw, override)
+    except (OSError, ValueError) as error:
+        raise ScenarioError(f"scenario {str(path_or_name)!r}: {error}") from None
+    raw.setdefault("name", path.parent.name if path.stem == "scenario" else path.stem)
+    try:
+        scenario = Scenario.model_validate(raw)
+    except ValidationError as error:
+        raise _invalid(repr(str(path_or_name)), error) from None
+    # Worker processes, reports and a run's own scenario.yaml find these files too, wherever they are started or lie.
+    if ":" in scenario.task.name and scenario.task.folder is None:
+        task = scenario.task.model_copy(update={"folder": str(path.parent.resolve())})
+        scenario = scenario.model_copy(update={"task": task})
+    if scenario.network is not None and scenario.network.trace is not None:
+        beside = Path() if path.parent == FOLDER else path.parent  # nobody keeps files where fedpress is installed
+        trace = str((beside / Path(scenario.network.trace).expanduser()).resolve())
+        scenario = scenario.model_copy(update={"network": scenario.network.model_copy(update={"trace": trace})})
+    return scenario
+
+
+def _locate(path_or_name: str | Path) -> Path:
+    known, given = names(), Path(path_or_name)
+    if str(path_or_name) in known:
+        return FOLDER / f"{path_or_name}.yaml"
+    path = given / "scenario.yaml" if given.is_dir() else given
+    if path.is_file():
+        return path
+    what = f"{given} has no scenario.yaml" if given.is_dir() else "there is no such file"
+    raise ScenarioError(
+        f"scenario {str(path_or_name)!r}: {what}; expected a YAML file, a folder with a scenario.yaml, or one of"
+        f" {diagnostics.choices(known, given.stem)}"
+    )
+
+
+def _invalid(origin: str, error: ValidationError) -> ScenarioError:
+    problems = diagnostics.explain(error, Scenario)
+    count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+    return ScenarioError("\n  ".join([f"scenario {origin}: {count}", *problems]))

@@ -1,0 +1,266 @@
+"""What each technique is worth: `python -m fedpress.simulations.studies.distillation digits --techniques`.
+
+Every student has the same size and starts from the same pruned weights; each technique stands beside the one that it is
+compared with, which differs in that technique only. Accuracies are on test data, which no choice was made by. Figures
+and reading: docs/students.md.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+from time import perf_counter
+from typing import Any, NamedTuple, get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fedpress.compression.models import class_accuracy
+from fedpress.compression.models.distillation import teacher_assistants, teachers
+from fedpress.compression.models.distillation.distill import Distillation, Weights, distill
+from fedpress.compression.models.pruning import structural
+from fedpress.compression.models.task import Examples, Task, evaluate
+from fedpress.server.app import Plan
+from fedpress.server.fusion.client_ensemble import ClientModels, Fusion
+from fedpress.simulations.runs import runner
+from fedpress.simulations.scenario.scenario import Scenario
+
+IMBALANCE = 20
+"""Of the long-tailed proxy data: examples of the commonest class over those of the rarest."""
+
+
+class Outcome(NamedTuple):
+    """What one technique reached, the mean over the seeds.
+
+    Attributes:
+        part: Of the study: techniques of a part are compared with its first.
+        technique: Its name.
+        accuracy: On test data.
+        deviation: Of that, over the seeds.
+        worst: What the class that loses most loses against the teacher, on test data.
+        agreement: Part of the training inputs on which the answer is the teacher's.
+        seconds: To make one student.
+    """
+
+    part: str
+    technique: str
+    accuracy: float
+    deviation: float
+    worst: float
+    agreement: float
+    seconds: float
+
+
+Make = Callable[[int], nn.Module]
+"""Makes a student from a seed."""
+
+
+@dataclass(frozen=True)
+class Lab:
+    """A teacher and where its students start from.
+
+    Attributes:
+        settings: Of the plain student, which learns the teacher's answers alone.
+    """
+
+    task: Task
+    teacher: nn.Module
+    parameters: int
+    settings: Distillation
+
+    @cached_property
+    def pruned(self) -> nn.Module:
+        """What every student starts from."""
+        return self.smaller(self.parameters)
+
+    def smaller(self, parameters: int) -> nn.Module:
+        """The teacher, pruned to so many parameters."""
+        return structural.prune_to(self.teacher, self.task.data().proxy.inputs[:1], parameters)
+
+    def student(
+        self,
+        seed: int,
+        *,
+        proxy: Examples | None = None,
+        teacher: nn.Module | teachers.Teacher | None = None,
+        labels: bool = False,
+        **changes: Any,
+    ) -> nn.Module:
+        """A student that differs in `changes` of the settings, and in what else is given."""
+        examples = proxy or self.task.data().proxy
+        return distill(
+            teacher or self.teacher,
+            self.pruned,
+            examples.inputs,
+            replace(self.settings, **changes),
+            targets=examples.targets if labels else None,
+            seed=seed,
+        )
+
+    def through(self, seed: int, dense: bool) -> nn.Module:
+        """A student by way of assistants."""
+        return teacher_assistants.distill_through(
+            self.teacher,
+            self.pruned,
+            self.task.data().proxy.inputs,
+            self.settings,
+            teacher_assistants.Assistants(dense=dense),
+            parameters=structural.parameters_of(self.teacher),
+            make=self.smaller,
+            seed=seed,
+        )
+
+    def judged(
+        self, part: str, techniques: dict[str, Make], seeds: int, reference: Make | None = None
+    ) -> Iterator[Outcome]:
+        """Make the students of each technique and judge them; `reference` makes the teacher of a seed, if not ours."""
+        splits = self.task.data()
+        many = splits.train.inputs[:10_000]
+        of = [reference(seed) if reference else self.teacher for seed in range(seeds)]
+        for name, make in techniques.items():
+            began = perf_counter()
+            students = [make(seed) for seed in range(seeds)]
+            seconds = (perf_counter() - began) / seeds
+            accuracies = [evaluate(student, self.task, splits.test).accuracy for student in students]
+            pairs = list(zip(of, students, strict=True))
+            worst = [class_accuracy.compare(*pair, self.task, splits.test).worst.lost for pair in pairs]
+            agree = [float((answered(one, many) == answered(other, many)).float().mean()) for one, other in pairs]
+            yield Outcome(
+                part,
+                name,
+                float(np.mean(accuracies)),
+                float(np.std(accuracies)),
+                float(np.mean(worst)),
+                float(np.mean(agree)),
+                seconds,
+            )
+
+
+def study(lab: Lab, seeds: int, federations: Mapping[str, Scenario], parts: Collection[str] = ()) -> Iterator[Outcome]:
+    """Yield the outcome of each technique as it is done.
+
+    Args:
+        lab: Where the students come from.
+        seeds: Students of each technique.
+        federations: Whose client models teach, by name of the part.
+        parts: Which of the study; empty: all.
+    """
+    yield from lab.judged("teacher", {"teacher": lambda _: lab.teacher}, 1)
+    for part, techniques in central(lab).items():
+        if not parts or part in parts:
+            yield from lab.judged(part, techniques, seeds)
+    for part, scenario in federations.items():
+        if not parts or part in parts:
+            yield from with_clients(lab, part, scenario, seeds)
+
+
+def central(lab: Lab) -> dict[str, dict[str, Make]]:
+    """What is compared, part by part, with a teacher that was trained centrally; the first of each is the baseline."""
+    make = partial(partial, lab.student)
+    alone = Weights(teacher=0.0, labels=1.0)
+    tail = long_tailed(lab.task.data().proxy)
+    return {
+        "loss": {
+            "answers (KL) alone": make(),
+            "features (FitNets)": make(weights=Weights(features=0.1)),
+            "attention transfer": make(weights=Weights(transfer=10.0)),
+            "early exits": make(weights=Weights(exits=0.3)),
+            "noise on the inputs": make(noise=0.05),
+            "own past (mean teacher)": make(weights=Weights(past=1.0)),
+            "own past, noise": make(weights=Weights(past=1.0), noise=0.05),
+            "assistants, a chain": partial(lab.through, dense=False),
+            "assistants, dense": partial(lab.through, dense=True),
+        },
+        "labels": {
+            "no labels, teacher": make(),
+            "100 labels, teacher": make(labels=True, labelled=100),
+            "all labels, teacher": make(labels=True),
+            "100 labels, no teacher": make(labels=True, labelled=100, weights=alone),
+            "100 labels, own past": make(labels=True, labelled=100, weights=alone._replace(past=1.0), noise=0.05),
+            "all labels, no teacher": make(labels=True, weights=alone),
+        },
+        "long tail": {
+            "answers (KL) alone": make(proxy=tail),
+            "reweighted": make(proxy=tail, balance="reweight"),
+            "resampled": make(proxy=tail, balance="resample"),
+        },
+    }
+
+
+def long_tailed(examples: Examples, imbalance: float = IMBALANCE) -> Examples:
+    """The examples with fewer and fewer of each class: class c keeps imbalance^(-c / (classes - 1)) of its own."""
+    classes, counts = torch.unique(examples.targets, return_counts=True)
+    keep = [
+        torch.nonzero(examples.targets == label)[: max(1, int(count * imbalance ** (-index / (len(classes) - 1))))]
+        for index, (label, count) in enumerate(zip(classes, counts, strict=True))
+    ]
+    return examples.take(torch.cat(keep).flatten().sort().values)
+
+
+class Federated(NamedTuple):
+    """What a run left: its global model, its last round's client models, its accuracy (mean of the last 10 rounds)."""
+
+    model: nn.Module
+    clients: ClientModels
+    accuracy: float
+
+
+def with_clients(lab: Lab, part: str, scenario: Scenario, seeds: int) -> Iterator[Outcome]:
+    """FedDF: students of the ensemble of the last round's client models, and a global model that is refined by it."""
+    proxy = lab.task.data().proxy.inputs
+    fusion = Fusion(lab.task.model(), proxy, Distillation(epochs=5, learning_rate=1e-3, temperature=1.0))
+    runs = []
+    for name, fused in (("global model", None), ("global model, fused each round", fusion)):
+        began = perf_counter()
+        made = [federated(scenario.model_copy(update={"seed": seed + 1}), fused) for seed in range(seeds)]
+        runs.append(made)
+        found = [run.accuracy for run in made]
+        seconds = (perf_counter() - began) / seeds
+        yield Outcome(part, name, float(np.mean(found)), float(np.std(found)), 0.0, 1.0, seconds)
+
+    def taught(run: Federated, teacher: nn.Module | teachers.Teacher, seed: int) -> nn.Module:
+        return replace(lab, teacher=run.model).student(seed, teacher=teacher)
+
+    plain, refined = runs
+    yield from lab.judged(
+        part,
+        {
+            "student of the global model": lambda seed: taught(plain[seed], plain[seed].model, seed),
+            **{
+                f"student of the clients, {combine}": partial(
+                    lambda combine, seed: taught(
+                        plain[seed], plain[seed].clients.teacher(plain[seed].model, combine), seed
+                    ),
+                    combine,
+                )
+                for combine in get_args(teachers.Combine)
+            },
+            "student of the global model, fused": lambda seed: taught(refined[seed], refined[seed].model, seed),
+        },
+        seeds,
+        reference=lambda seed: plain[seed].model,
+    )
+
+
+def federated(scenario: Scenario, fusion: Fusion | None) -> Federated:
+    """Run a scenario, with or without a distillation of the global model in each round."""
+    clients, plans = ClientModels(), []
+
+    def adjust(plan: Plan) -> None:
+        plan.strategy.clients, plan.strategy.fusion = clients, fusion
+        plan.strategy.companions["clients"] = clients
+        plans.append(plan)
+
+    with tempfile.TemporaryDirectory() as folder:
+        results = runner.simulate(scenario, Path(folder) / "run", adjust=adjust)
+    assert results.accuracy is not None  # the last rounds are always evaluated
+    return Federated(plans[0].model, clients, results.accuracy)
+
+
+def answered(model: nn.Module, inputs: Tensor) -> Tensor:
+    """The class that the model gives each input, (N,)."""
+    return teachers.logits(model, inputs).argmax(dim=1)

@@ -1,0 +1,167 @@
+"""`fedpress bench communication`: the command."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fedpress.simulations.cli import common
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+    from rich.console import Console
+    from rich.status import Status
+
+    from fedpress.simulations.suites.cells import Event, Failure, Store
+    from fedpress.simulations.suites.suite import Cell
+
+QUICK_ROUNDS = 6
+
+
+def communication(
+    suite: Annotated[str, typer.Argument(**common.DOCUMENTED)] = "digits",
+    overrides: common.SetOption = None,
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="METHOD", help="Only this method; may be given again.")
+    ] = None,
+    seeds: Annotated[
+        str | None, typer.Option(metavar="SEEDS", help="Such as 1-3 or 3,5,8, in place of the suite's.")
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help=f"A minute's look: the first grid, its first seed, {QUICK_ROUNDS} rounds.")
+    ] = False,
+    jobs: Annotated[
+        int | None, typer.Option(help="Runs at the same time, a process each (one for each core).", **common.COUNT)
+    ] = None,
+    any_code: Annotated[
+        bool, typer.Option("--any-code", help="Take finished runs of other versions of the code, too.")
+    ] = False,
+    run: Annotated[
+        bool,
+        typer.Option(
+            "--run/--no-run",
+            show_default=False,
+            help="Run what is missing, or only write the figures of what is there.",
+        ),
+    ] = True,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where runs and figures are kept. Default: runs/bench-SUITE.")
+    ] = None,
+) -> None:
+    """Compare ways to send updates: accuracy against bytes.
+
+    SUITE is one that comes with fedpress (digits, fashion-mnist, text, niid-bench) or a
+    YAML file: methods x scenarios x partitions x seeds. Every cell is a whole run in a
+    process of its own and is kept under DIR/cells; one that is there, with the same
+    scenario and code, is not run again, and one that was cut off goes on where it was.
+    Ctrl-C stops; the same command goes on.
+
+    Writes tables as CSV and Parquet (runs, rounds, targets, times, coding) and all of them
+    as results.json, figures as SVG and PNG, results.md, and report.html, one file that
+    needs nothing else.
+
+    \b
+    Examples:
+      fedpress bench communication --quick
+      fedpress bench communication digits --only fedavg --only fedpress --seeds 1-5
+      fedpress bench communication my-suite.yaml --out runs/study --jobs 4
+    \b
+    A suite:
+      grids:
+        - {scenario: digits, partitions: [iid, dirichlet-0.1], seeds: 1-3, targets: [0.9]}
+      methods:
+        half: {set: [encoder=fp16, downlink=null]}
+    """
+    with common.clear_errors("simulation"):
+        from rich.console import Console
+
+        from fedpress.simulations.suites import cells as running
+        from fedpress.simulations.suites import suite as suites
+
+        chosen = suites.load(suite)
+        numbers: list[int] = []
+        if seeds is not None:
+            try:
+                numbers = suites.parse_seeds(seeds)
+            except ValueError as error:
+                common.leave(f"error: --seeds: {error}", 2)
+        changes = list(overrides or ())
+        if quick:
+            chosen = chosen.model_copy(update={"grids": chosen.grids[:1]})
+            numbers = numbers or [chosen.grids[0].seeds[0]]
+            changes += [f"rounds={QUICK_ROUNDS}"]
+        folder = Path(suite).parent if suite not in suites.names() else Path()
+        wanted = chosen.cells(only=only or (), seeds=numbers, overrides=changes, folder=folder)
+        place = out or Path("runs", f"bench-{chosen.name}{'-quick' if quick else ''}")
+        store = running.Store(place, any_code=any_code)
+        console = Console()
+        failures = []
+        if run:
+            failures = _run(console, wanted, store, jobs or os.cpu_count() or 1)
+        from fedpress.simulations.suites import measures, page
+
+        tables = measures.measure(chosen, wanted, store)
+        if tables.runs.empty:
+            common.leave("error: no run is finished, so there are no figures", 1)
+        tables.save(place)
+        found = page.parts(chosen, wanted, store, tables)
+        facts = _facts(tables.runs, quick)
+        there = {(part.task, part.partition) for part in found}
+        if absent := [place for place in dict.fromkeys((c.task, c.partition) for c in wanted) if place not in there]:
+            facts.append(("not run at all", "; ".join(", ".join(place) for place in absent)))
+        report = page.write(chosen, found, place, facts)
+        missing = len(wanted) - len(tables.runs)
+        console.print(f"\n{len(tables.runs)} of {len(wanted)} runs; report: {report}", highlight=False, markup=False)
+        if missing:
+            common.leave(f"error: {missing} run(s) have no figures, {len(failures)} of them failed", 1)
+
+
+def _facts(runs: DataFrame, quick: bool) -> list[tuple[str, str]]:
+    """What the figures depend on."""
+    codes = sorted(set(runs["code"]))
+    facts = [
+        ("command", " ".join(["fedpress", *sys.argv[1:]])),
+        ("date", f"{datetime.now():%Y-%m-%d}"),
+        ("machine", f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"),
+        ("libraries", ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "flwr"))),
+        ("code" if len(codes) == 1 else "codes", ", ".join(codes)),
+    ]
+    return [("a quick look", f"{QUICK_ROUNDS} rounds, no figures to cite"), *facts] if quick else facts
+
+
+def _run(console: Console, wanted: list[Cell], store: Store, jobs: int) -> list[Failure]:
+    from fedpress.simulations.suites import cells as running
+
+    with console.status("") as status:
+        return running.run(wanted, store, jobs, lambda event: _show(console, status, event, store))
+
+
+def _show(console: Console, status: Status, event: Event, store: Store) -> None:
+    left = "" if event.seconds_left is None else f"about {_duration(event.seconds_left)} left"
+    if event.finished is None:
+        at_work = ", ".join(f"{cell.method} seed {cell.seed}, round {rounds}" for cell, rounds in event.running)
+        status.update(f"{event.done}/{event.total}  {at_work}  {left}")
+        return
+    cell = event.finished
+    if event.failure is not None:
+        what = f"failed: {event.failure.text}"
+    else:
+        results = store.results(cell)
+        assert results is not None
+        what = f"{results.accuracy or 0:.2%}, {results.totals.both_bytes / 1e6:,.2f} MB"
+    line = f"{event.done}/{event.total}  {cell.task} {cell.partition}  {cell.method}  seed {cell.seed}: {what}  {left}"
+    console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _duration(seconds: float) -> str:
+    """Return a time for people: `40 s`, `12 min`, `2.5 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"

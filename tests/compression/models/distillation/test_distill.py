@@ -1,0 +1,338 @@
+"""The loss is the paper's; distillation is reproducible, touches nothing else, and teaches."""
+
+import copy
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from fedpress.compression.models.distillation import teachers
+from fedpress.compression.models.distillation.distill import (
+    HIDDEN,
+    Distillation,
+    Weights,
+    distill,
+    distillation_loss,
+    few_labels,
+    softened_divergence,
+)
+from fedpress.compression.models.distillation.teachers import TeacherError
+from fedpress.compression.models.pruning import structural
+from fedpress.compression.models.task import evaluate
+from fedpress.simulations.tasks.digits import Digits
+
+TEACHER = torch.tensor([[2.0, 0.0, -1.0], [0.5, 0.25, 0.0]])
+STUDENT = torch.tensor([[1.0, 1.0, -3.0], [0.0, 2.0, 0.5]])
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def by_hand(student: list[float], teacher: list[float], temperature: float) -> float:
+    def softened(logits: list[float]) -> list[float]:
+        powers = [math.exp(logit / temperature) for logit in logits]
+        return [power / sum(powers) for power in powers]
+
+    pairs = zip(softened(teacher), softened(student), strict=True)
+    return temperature**2 * sum(p * math.log(p / q) for p, q in pairs)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
+def test_the_loss_is_that_of_the_paper(temperature: float) -> None:
+    expected = [by_hand(s, t, temperature) for s, t in zip(STUDENT.tolist(), TEACHER.tolist(), strict=True)]
+    found = distillation_loss(STUDENT, TEACHER, temperature=temperature)
+    assert float(found) == pytest.approx(sum(expected) / 2, rel=1e-5)
+
+
+def test_labels_add_weighted_cross_entropy() -> None:
+    targets = torch.tensor([0, 2])
+    soft = distillation_loss(STUDENT, TEACHER, temperature=3.0)
+    hard = nn.functional.cross_entropy(STUDENT, targets)
+    found = distillation_loss(STUDENT, TEACHER, temperature=3.0, targets=targets, weights=Weights(0.7, 0.3))
+    torch.testing.assert_close(found, 0.7 * soft + 0.3 * hard)
+
+
+def test_hidden_labels_have_no_part_in_the_loss() -> None:
+    shown, hidden = torch.tensor([0, 2]), torch.tensor([0, HIDDEN])
+    labels = Weights(teacher=0.0, labels=0.3)
+    only_first = distillation_loss(STUDENT[:1], TEACHER[:1], temperature=1.0, targets=shown[:1], weights=labels)
+    found = distillation_loss(STUDENT, TEACHER, temperature=1.0, targets=hidden, weights=labels)
+    torch.testing.assert_close(found, only_first)
+    none = torch.tensor([HIDDEN, HIDDEN])
+    soft = distillation_loss(STUDENT, TEACHER, temperature=3.0)
+    torch.testing.assert_close(distillation_loss(STUDENT, TEACHER, temperature=3.0, targets=none), soft)
+
+
+def test_importance_weighs_examples_and_places_count_alike() -> None:
+    each = softened_divergence(STUDENT, TEACHER, 2.0)
+    found = distillation_loss(STUDENT, TEACHER, temperature=2.0, importance=torch.tensor([0.5, 1.5]))
+    torch.testing.assert_close(found, 4 * (0.5 * each[0] + 1.5 * each[1]) / 2)
+    places = [logits.T[None] for logits in (STUDENT, TEACHER)]  # one sequence of two places
+    torch.testing.assert_close(
+        distillation_loss(*places, temperature=2.0), distillation_loss(STUDENT, TEACHER, temperature=2.0)
+    )
+
+
+@given(st.lists(st.floats(-20, 20), min_size=2, max_size=6), st.floats(-10, 10), st.floats(0.5, 8))
+def test_a_student_that_answers_alike_has_no_loss(logits: list[float], shift: float, temperature: float) -> None:
+    row = torch.tensor([logits], dtype=torch.float64)
+    assert abs(float(distillation_loss(row + shift, row, temperature=temperature))) < 1e-9
+
+
+@given(st.floats(1, 50))
+def test_gradients_keep_their_size_at_high_temperature(temperature: float) -> None:
+    """Section 2.1 of the paper: for high T the gradient tends to the difference of the centred logits over classes."""
+    student = STUDENT.double().requires_grad_()
+    distillation_loss(student, TEACHER.double(), temperature=temperature * 100).backward()
+    centred = (STUDENT - STUDENT.mean(1, keepdim=True)) - (TEACHER - TEACHER.mean(1, keepdim=True))
+    assert student.grad is not None
+    torch.testing.assert_close(student.grad, centred.double() / 3 / 2, rtol=0.05, atol=0.01)
+
+
+def model(width: int, seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(5, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Dropout(0.1), nn.Linear(width, 3))
+
+
+def proxy() -> Tensor:
+    return torch.randn(256, 5, generator=torch.Generator().manual_seed(1))
+
+
+SETTINGS = Distillation(epochs=10)
+
+
+def states(*models: nn.Module) -> list[Tensor]:
+    return [tensor.clone() for model in models for tensor in model.state_dict().values()]
+
+
+def same(one: list[Tensor], other: list[Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_a_student_learns_without_labels_and_nothing_else_changes() -> None:
+    teacher, student, inputs = model(64, 0).train(), model(8, 1), proxy()
+    before, generator = states(teacher, student), torch.random.get_rng_state()
+    torch.set_num_threads(2)
+
+    learnt = distill(teacher, student, inputs, SETTINGS, seed=3)
+
+    assert torch.get_num_threads() == 2
+    assert same(before, states(teacher, student)) and torch.equal(generator, torch.random.get_rng_state())
+    assert teacher.training
+    assert all(parameter.grad is None for m in (teacher, student, learnt) for parameter in m.parameters())
+    held_out = torch.randn(500, 5, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        answers = teacher.eval()(held_out)
+        untaught, taught = (distillation_loss(m.eval()(held_out), answers, temperature=2.0) for m in (student, learnt))
+    assert taught < untaught / 4
+
+
+def test_the_same_seed_gives_the_same_weights_on_any_number_of_threads() -> None:
+    teacher, student, inputs = model(64, 0), model(8, 1), proxy()
+    found = []
+    for threads, seed in ((1, 3), (2, 3), (1, 4)):
+        torch.set_num_threads(threads)
+        torch.rand(threads)  # torch's generator stands elsewhere each time
+        found.append(states(distill(teacher, student, inputs, SETTINGS, seed=seed)))
+    assert same(found[0], found[1]) and not same(found[0], found[2])
+
+
+def test_a_model_distilled_into_itself_stays_what_it_is() -> None:
+    torch.manual_seed(0)
+    teacher = nn.Sequential(nn.Linear(5, 16), nn.ReLU(), nn.Linear(16, 3))
+    learnt = distill(teacher, copy.deepcopy(teacher), proxy(), SETTINGS, seed=0)
+    # Not exactly: Adam scales even the gradients that are rounding errors.
+    torch.testing.assert_close(learnt(proxy()), teacher(proxy()), atol=0.02, rtol=0)
+
+
+def test_labels_correct_a_teacher_that_is_wrong() -> None:
+    inputs = proxy()
+    targets = (inputs[:, 0] > 0).long()
+    teacher = nn.Linear(5, 3)
+    with torch.no_grad():
+        teacher.weight.zero_()
+    student = model(8, 1)
+    learnt = distill(teacher, student, inputs, Distillation(weights=Weights(0.1, 1.0)), targets=targets, seed=0)
+    assert (learnt.eval()(inputs).argmax(1) == targets).float().mean() > 0.9
+
+
+@given(st.integers(1, 60), st.integers(0, 3))
+def test_few_labels_are_dealt_out_by_class(count: int, seed: int) -> None:
+    targets = torch.tensor([0] * 30 + [1] * 20 + [2] * 10)[torch.randperm(60)]
+    found = few_labels(targets, count, torch.Generator().manual_seed(seed))
+    shown = found != HIDDEN
+    assert int(shown.sum()) == count and torch.equal(found[shown], targets[shown])
+    for label, share in enumerate((0.5, 1 / 3, 1 / 6)):
+        assert abs(int((found == label).sum()) - share * count) <= 1
+
+
+def test_batches_without_a_label_that_may_be_seen_teach_nothing_and_do_no_harm() -> None:
+    inputs, settings = proxy(), Distillation(epochs=1, batch_size=8, labelled=3, weights=Weights(0.0, 1.0))
+    targets = (inputs[:, 0] > 0).long()
+    learnt = distill(model(8, 0), nn.Linear(5, 3), inputs, settings, targets=targets, seed=0)
+    assert all(torch.isfinite(parameter).all() for parameter in learnt.parameters())
+    with pytest.raises(ValueError, match="weights.labels is 1 and all others are 0, but there are no labels"):
+        distill(model(8, 0), nn.Linear(5, 3), inputs, settings, seed=0)
+
+
+def test_more_labels_than_there_are_cannot_be_shown() -> None:
+    with pytest.raises(ValueError, match="labelled is 257, but there are labels of 256"):
+        targets = torch.zeros(256, dtype=torch.int64)
+        distill(model(8, 0), model(8, 1), proxy(), Distillation(labelled=257), targets=targets, seed=3)
+
+
+def test_a_teacher_may_see_another_view_of_the_same_examples() -> None:
+    inputs = proxy()
+    other = 3 * inputs[:, 1:]
+    torch.manual_seed(0)
+    teacher = nn.Linear(4, 3)
+    settings = Distillation(epochs=15, learning_rate=0.03)
+    learnt = distill(teacher, nn.Linear(5, 3), inputs, settings, teacher_inputs=other, seed=0)
+    with torch.no_grad():
+        agree = (learnt(inputs).argmax(1) == teacher(other).argmax(1)).float().mean()
+    assert agree > 0.9
+    with pytest.raises(ValueError, match="got 255 teacher_inputs for 256 inputs"):
+        distill(teacher, model(8, 1), inputs, teacher_inputs=other[1:], seed=0)
+    with pytest.raises(ValueError, match="got 1 targets for 256 inputs"):
+        distill(model(8, 0), model(8, 1), inputs, targets=torch.tensor([1]), seed=0)
+
+
+def test_teacher_and_student_must_answer_alike() -> None:
+    with pytest.raises(TeacherError, match=r"with \(4,\) logits, the student with \(3,\)"):
+        distill(nn.Linear(5, 4), model(8, 0), proxy(), seed=0)
+
+
+@pytest.fixture(scope="module")
+def digits_teacher() -> nn.Module:
+    """Trained for a moment; students learn its answers, whatever they are worth."""
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    task = Digits()
+    trained, examples = task.model(), task.data().train
+    optimizer = torch.optim.SGD(trained.parameters(), 0.1)
+    for _ in range(6):
+        for batch in torch.randperm(len(examples.targets)).split(20):
+            optimizer.zero_grad()
+            task.loss(trained(examples.inputs[batch]), examples.targets[batch]).backward()
+            optimizer.step()
+    return trained
+
+
+TECHNIQUES = {
+    "features": Distillation(weights=Weights(features=0.1)),
+    "transfer": Distillation(weights=Weights(transfer=10.0)),
+    "exits": Distillation(weights=Weights(exits=0.3)),
+    "past": Distillation(weights=Weights(past=1.0), noise=0.05),
+    "reweight": Distillation(balance="reweight"),
+    "resample": Distillation(balance="resample"),
+    "labels": Distillation(labelled=100),
+}
+
+
+@pytest.mark.parametrize("name", TECHNIQUES)
+def test_each_technique_teaches_on_real_data_and_is_reproducible(name: str, digits_teacher: nn.Module) -> None:
+    task = Digits()
+    proxy = task.data().proxy
+    start = structural.prune_to(digits_teacher, proxy.inputs[:1], 4_000)
+    before = states(digits_teacher, start)
+    targets = proxy.targets if name == "labels" else None
+
+    settings = replace(TECHNIQUES[name], epochs=12)
+    learnt = distill(digits_teacher, start, proxy.inputs, settings, targets=targets, seed=1)
+
+    assert same(before, states(digits_teacher, start))
+    untaught, taught = (evaluate(m, task, task.data().test).accuracy for m in (start, learnt))
+    assert taught > max(untaught, 0.85)
+    short = replace(TECHNIQUES[name], epochs=1)
+    pair = [distill(digits_teacher, start, proxy.inputs, short, targets=targets, seed=1) for _ in range(2)]
+    plain = distill(digits_teacher, start, proxy.inputs, Distillation(epochs=1), seed=1)
+    assert same(states(pair[0]), states(pair[1])) and not same(states(pair[0]), states(plain))
+    assert [n for n, _ in learnt.named_parameters()] == [n for n, _ in start.named_parameters()]
+
+
+@pytest.mark.parametrize("name", ["features", "transfer", "past"])
+def test_a_model_distilled_into_itself_stays_what_it_is_with_each_loss(name: str, digits_teacher: nn.Module) -> None:
+    inputs = Digits().data().proxy.inputs
+    settings = replace(TECHNIQUES[name], epochs=4, noise=0.0, learning_rate=1e-3)
+    learnt = distill(digits_teacher, digits_teacher, inputs, settings, seed=0)
+    one, other = (teachers.logits(m, inputs).softmax(1) for m in (learnt, digits_teacher))
+    # Not exactly: Adam scales even the gradients that are rounding errors, and projections begin anywhere.
+    assert (one - other).abs().mean() < 0.01
+    assert (one.argmax(1) == other.argmax(1)).float().mean() > 0.98
+
+
+def test_the_past_is_the_mean_of_the_students_weights() -> None:
+    """At a decay near 1 it starts as the plain mean of all steps, as in the paper's code."""
+    start, inputs = nn.Linear(5, 3), proxy()[:32]
+    settings = Distillation(epochs=1, batch_size=16, weights=Weights(past=1e-9), decay=0.999999)
+    one = Distillation(epochs=1, batch_size=16)
+    learnt = distill(model(8, 0), start, inputs, settings, seed=0)
+    last = distill(model(8, 0), start, inputs, one, seed=0)
+    with torch.no_grad():
+        moved, mean = last.weight - start.weight, learnt.weight - start.weight
+    assert 0 < mean.norm() < moved.norm()
+
+
+def test_balance_brings_back_a_rare_class() -> None:
+    """Two classes that overlap, one of them a tenth as common: without balance the student gives the rare one up."""
+    draw = torch.Generator().manual_seed(0)
+    common, rare = torch.randn(400, 5, generator=draw), torch.randn(40, 5, generator=draw) + 0.8
+    inputs = torch.cat([common, rare])
+    targets = torch.cat([torch.zeros(400, dtype=torch.int64), torch.ones(40, dtype=torch.int64)])
+    labels = Weights(teacher=0.0, labels=1.0)
+    found = {}
+    for name in ("none", "reweight", "resample"):
+        settings = Distillation(epochs=6, weights=labels, balance=name)
+        learnt = distill(nn.Linear(5, 2), nn.Linear(5, 2), inputs, settings, targets=targets, seed=0)
+        found[name] = float((learnt(rare).argmax(1) == 1).float().mean())
+    assert min(found["reweight"], found["resample"]) > found["none"] + 0.3
+
+
+def test_exits_need_a_stage_before_the_last() -> None:
+    with pytest.raises(TeacherError, match="weights.exits needs a student of two stages or more, Linear has 0"):
+        distill(nn.Linear(5, 3), nn.Linear(5, 3), proxy(), Distillation(weights=Weights(exits=1.0)), seed=0)
+
+
+def test_noise_on_what_takes_none_is_refused() -> None:
+    text = nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(8, 3))
+    with pytest.raises(ValueError, match="noise is 0.1, but inputs of torch.int64 take none"):
+        distill(text, text, torch.zeros(4, 2, dtype=torch.int64), Distillation(noise=0.1), seed=0)
+
+
+def test_training_modes_are_those_of_the_given_student() -> None:
+    student = model(8, 1).eval()
+    assert not distill(model(8, 0), student, proxy(), Distillation(epochs=1), seed=0).training
+
+
+def test_no_proxy_data_is_refused() -> None:
+    with pytest.raises(ValueError, match="0 inputs"):
+        distill(model(4, 0), model(4, 1), proxy()[:0], seed=0)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"epochs": 0},
+        {"batch_size": 0},
+        {"learning_rate": 0.0},
+        {"temperature": -1.0},
+        {"weights": Weights(0.0, 0.0)},
+        {"weights": Weights(features=-1.0)},
+        {"labelled": 0},
+        {"balance": "all"},
+        {"beta": 1.0},
+        {"decay": 0.0},
+        {"noise": -0.1},
+    ],
+)
+def test_settings_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))}.*got") as error:
+        Distillation(**wrong)
+    assert str(next(iter(wrong.values()))) in str(error.value)

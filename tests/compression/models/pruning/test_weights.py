@@ -1,0 +1,161 @@
+"""Masks have the density asked for, never grow back, and whatever trains within one stays in it."""
+
+import copy
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from fedpress.compression.models.distillation import distill
+from fedpress.compression.models.pruning import importance, weights
+from fedpress.compression.models.pruning.importance import Criterion
+
+
+def model(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 20), nn.ReLU(), nn.Linear(20, 4)
+    )
+
+
+def felt(network: nn.Module) -> dict[str, Tensor]:
+    return {name: torch.rand(parameter.shape) for name, parameter in network.named_parameters()}
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    first=st.floats(0.01, 1.0),
+    second=st.floats(0.01, 1.0),
+    name=st.sampled_from(importance.IMPORTANCES),
+    ranking=st.sampled_from(importance.RANKINGS),
+    seed=st.integers(0, 3),
+)
+def test_a_mask_has_its_density_and_never_grows_back(
+    first: float, second: float, name: str, ranking: str, seed: int
+) -> None:
+    network = model(seed)
+    criterion = Criterion(name, ranking, felt(network), seed)
+    before = weights.by_importance(network, first, criterion)
+    assert weights.density(before) == pytest.approx(first, abs=3 / 6008)
+    assert all(bool(mask.any()) for mask in before.values())
+
+    weights.apply(network, before)
+    with torch.no_grad():  # trained on, with new gradients
+        for parameter in network.parameters():
+            parameter.add_(torch.randn(parameter.shape))
+    criterion = criterion._replace(gradients=felt(network), seed=seed + 1)
+    after = weights.by_importance(network, second, criterion, within=before)
+
+    assert all(not bool((after[key] & ~before[key]).any()) for key in before)
+    assert weights.density(after) <= min(first, second) + 3 / 6008
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    shapes=st.lists(st.lists(st.integers(1, 40), min_size=2, max_size=4), min_size=1, max_size=6),
+    density=st.floats(0.01, 1.0),
+)
+def test_erk_meets_the_density_and_favours_small_layers(shapes: list[list[int]], density: float) -> None:
+    named = {str(index): tuple(shape) for index, shape in enumerate(shapes)}
+    sizes = {name: math.prod(shape) for name, shape in named.items()}
+    found = weights.erk(named, density)
+    assert all(0 <= value <= 1 + 1e-9 for value in found.values())
+    assert sum(found[name] * sizes[name] for name in named) == pytest.approx(density * sum(sizes.values()))
+    for one in named:
+        for other in named:
+            if sum(named[one]) / sizes[one] >= sum(named[other]) / sizes[other]:
+                assert found[one] >= found[other] - 1e-9
+
+
+def test_lamp_is_magnitude_within_a_layer_and_spares_narrow_layers_across() -> None:
+    network = model()
+    uniform = weights.by_importance(network, 0.1, Criterion("lamp"))
+    magnitude = weights.by_importance(network, 0.1, Criterion("l1"))
+    assert all(torch.equal(uniform[name], magnitude[name]) for name in uniform)
+    across = weights.densities(weights.by_importance(network, 0.1, Criterion("lamp", "global")))
+    assert across["6.weight"] > 3 * across["4.weight"]
+
+
+@pytest.mark.parametrize("columns", [8, 9, 10, 11])
+def test_two_of_every_four_neighbours_are_kept(columns: int) -> None:
+    layer = nn.Linear(columns, 6)
+    mask = weights.semi_structured(layer)["weight"]
+    assert weights.is_semi_structured(mask) and not weights.is_semi_structured(torch.ones(6, 4, dtype=torch.bool))
+    whole = layer.weight.detach().abs()[:, :8].reshape(6, 2, 4)
+    kept = mask[:, :8].reshape(6, 2, 4)
+    assert (kept.sum(2) == 2).all()
+    assert (whole.masked_fill(~kept, 9).amin(2) >= whole.masked_fill(kept, 0).amax(2)).all()
+    assert (mask[:, 8:].sum(1) == min(2, columns - 8)).all()
+    assert weights.is_semi_structured(weights.semi_structured(nn.Conv2d(3, 4, 5))["weight"])
+
+
+def recurrent() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.LSTM(4, 8, batch_first=True)
+
+
+def test_training_within_a_mask_stays_in_it_and_leaves_ordinary_weights() -> None:
+    network, x = recurrent(), torch.randn(3, 6, 4)
+    found = weights.by_importance(network, 0.3)
+    whole = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+
+    def train(masked: nn.Module) -> nn.Module:
+        learner = copy.deepcopy(masked)
+        optimizer = torch.optim.AdamW(learner.parameters(), 0.01, weight_decay=0.1)
+        for _ in range(3):
+            optimizer.zero_grad()
+            torch.autograd.backward(learner(x)[0].square().sum())
+            optimizer.step()
+        assert not torch.equal(learner(x)[0], masked(x)[0])
+        answers.append(learner(x)[0])
+        return learner
+
+    answers: list[Tensor] = []
+    learner = weights.train_within(network, found, train)
+
+    weights.check(learner, found)
+    assert torch.equal(learner(x)[0], answers[0])
+    assert all(torch.equal(whole[name], tensor) for name, tensor in network.state_dict().items())
+    assert learner.state_dict().keys() == whole.keys()
+
+
+def test_distillation_within_a_mask_stays_in_it() -> None:
+    teacher, student = model(1), model(2)
+    found = weights.by_importance(student, 0.2)
+    settings = distill.Distillation(epochs=2)
+    inputs = torch.rand(64, 1, 8, 8)
+    learner = weights.train_within(
+        student, found, lambda masked: distill.distill(teacher, masked, inputs, settings, seed=0)
+    )
+    weights.check(learner, found)
+    assert weights.density({name: weight != 0 for name, weight in weights.weights_of(learner).items()}) > 0.15
+    assert float(learner.state_dict()["1.num_batches_tracked"]) == 4
+
+
+def test_a_weight_outside_the_mask_is_found() -> None:
+    network = model()
+    found = weights.by_importance(network, 0.2)
+    with pytest.raises(weights.MaskError, match="trained outside"):
+        weights.check(network, found)
+    weights.apply(network, found)
+    weights.check(network, found)
+    assert weights.parameters_left(network, found) == 16 + 8 + 20 + 4 + sum(int(mask.sum()) for mask in found.values())
+
+
+def test_a_mask_of_another_model_is_refused() -> None:
+    found = weights.dense(model())
+    with pytest.raises(weights.MaskError, match="another model"):
+        weights.apply(nn.Linear(2, 2), found)
+    with pytest.raises(weights.MaskError, match=r"\(20, 288\)"):
+        weights.train_within(model(), found | {"4.weight": found["0.weight"]}, lambda same: same)
+    with pytest.raises(weights.MaskError, match="expected"):
+        weights.by_importance(model(), 0.5, within={})
+
+
+@pytest.mark.parametrize("density", [0.0, 1.1])
+def test_a_density_that_is_none_is_refused(density: float) -> None:
+    with pytest.raises(ValueError, match=r"in \(0, 1\]"):
+        weights.by_importance(model(), density)

@@ -1,0 +1,102 @@
+"""Held models: whole multiples of the grid, the same bits by every road."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedpress.compression.tensors.layout import Layout, TensorSpec, Vector
+from fedpress.compression.tensors.replica import LIMIT, FixedPoint, Replica, ReplicaError, SeededInit
+from fedpress.compression.tensors.update import Sparse
+
+LAYOUT = Layout(
+    (TensorSpec("a", (3, 5), "float32"), TensorSpec("b", (4,), "float32"), TensorSpec("c", (1,), "float32"))
+)
+N = LAYOUT.size
+seeds = st.integers(0, 2**32 - 1)
+
+
+def weights(seed: int, scale: float = 0.1) -> Vector:
+    random = np.random.default_rng(seed)
+    return (random.standard_normal(N) * scale * 10.0 ** random.integers(-3, 3)).astype(np.float32)
+
+
+def held_at(seed: int, grid: FixedPoint, version: int = 0) -> Replica:
+    return Replica(version, grid, np.random.default_rng(seed).integers(-LIMIT, LIMIT, N, np.int32, endpoint=True))
+
+
+@given(seeds)
+def test_the_nearest_point_of_the_grid_and_back(seed: int) -> None:
+    vector = weights(seed)
+    grid = FixedPoint.of(vector, LAYOUT)
+    integers = grid.integers(vector, LAYOUT)
+    floats = grid.floats(integers, LAYOUT)
+    spacing = np.ldexp(1.0, grid.spacing(np.arange(N), LAYOUT))
+    assert (np.abs(floats - vector) <= spacing / 2).all()
+    assert (np.abs(integers) <= 2**20).all()
+    np.testing.assert_array_equal(grid.integers(floats, LAYOUT), integers)
+    assert FixedPoint.unpack(grid.pack(), LAYOUT) == grid
+
+
+@given(st.lists(seeds, min_size=2, max_size=6))
+def test_one_merged_delta_is_the_chain_and_both_can_be_undone(steps: list[int]) -> None:
+    grid = FixedPoint.of(weights(1), LAYOUT)
+    versions = [held_at(seed, grid, number) for number, seed in enumerate(steps)]
+    first, last = versions[0], versions[-1]
+    chained = first
+    for after in versions[1:]:
+        chained = chained.changed(chained.delta_to(after.integers, LAYOUT), after.version, b"", LAYOUT)
+    merged = first.changed(first.delta_to(last.integers, LAYOUT), last.version, b"", LAYOUT)
+    back = merged.changed(merged.delta_to(first.integers, LAYOUT), 0, b"", LAYOUT)
+    for found, expected in ((chained, last), (merged, last), (back, first)):
+        np.testing.assert_array_equal(found.integers, expected.integers)
+        assert found.tag(0) == expected.tag(0)
+
+
+def test_the_tag_knows_every_part() -> None:
+    held = held_at(1, FixedPoint((-20, -19, -18)), 3)
+    other = held.integers.copy()
+    other[7] += 1
+    changed = (
+        held._replace(version=4),
+        held._replace(grid=FixedPoint((-20, -19, -17))),
+        held._replace(integers=other),
+        held._replace(buffers=b"\0"),
+    )
+    tags = {one.tag(0) for one in changed} | {held.tag(0), held.tag(1)}
+    assert len(tags) == 6 and all(len(tag) == 8 for tag in tags)
+
+
+def test_a_delta_that_leaves_the_grid_is_refused() -> None:
+    held = Replica(0, FixedPoint((-20, -20, -20)), np.full(N, LIMIT, np.int32))
+    for value in (2.0**-20, 2.0**-21):  # beyond the limit; between two points
+        with pytest.raises(ReplicaError, match="leaves the grid"):
+            held.changed(Sparse(np.array([2]), np.array([value], np.float32), N), 1, b"", LAYOUT)
+
+
+def test_version_0_is_drawn_alike_for_ever() -> None:
+    draw = SeededInit(2**64 - 1, FixedPoint((-20, -21, -22)), (0, 5, -3), (1000, 0, LIMIT - 3))
+    expected = [360, 691, -986, 790, -742, -363, 179, -635, 822, 23, 385, -465, 999, 156, 591, 5, 5, 5, 5, -2394484]
+    assert draw.integers(LAYOUT).tolist() == expected
+    assert SeededInit.unpack(draw.pack(), LAYOUT) == draw
+
+
+def test_a_draw_is_like_the_model_that_it_was_made_from() -> None:
+    layout = Layout((TensorSpec("w", (400, 500), "float32"), TensorSpec("norm", (500,), "float32")))
+    vector = np.concatenate([np.random.default_rng(1).uniform(-0.3, 0.3, 200_000), np.ones(500)]).astype(np.float32)
+    draw = SeededInit.like(vector, layout, 9)
+    drawn = draw.grid.floats(draw.integers(layout), layout)
+    np.testing.assert_array_equal(drawn[-500:], 1)
+    inner = drawn[:-500]
+    assert abs(inner.mean()) < 2e-3 and inner.std() == pytest.approx(vector[:-500].std(), rel=0.01)
+    assert np.abs(inner).max() == pytest.approx(0.3, rel=0.01)
+
+
+@pytest.mark.parametrize("length", [0, 7, 38, 200])
+def test_a_draw_or_grid_of_another_model_is_refused(length: int) -> None:
+    with pytest.raises(ReplicaError, match="does not fit 3 tensors"):
+        SeededInit.unpack(bytes(length), LAYOUT) if length != 38 else SeededInit.unpack(bytes(39), LAYOUT)
+    with pytest.raises(ReplicaError, match="does not fit 3 tensors"):
+        FixedPoint.unpack(bytes(length), LAYOUT)
+    with pytest.raises(ReplicaError, match="reaches"):
+        SeededInit.unpack(SeededInit(1, FixedPoint((0, 0, 0)), (LIMIT, 0, 0), (1, 0, 0)).pack(), LAYOUT)

@@ -1,0 +1,79 @@
+"""What the server has learnt by itself is a step like any other."""
+
+import numpy as np
+import pytest
+from flwr.app import ArrayRecord
+
+from fedpress.compression.messages import records
+from fedpress.compression.tensors import flatten
+from fedpress.compression.tensors.layout import Layout, Vector
+from fedpress.server.model import optimizers
+from fedpress.server.model.global_model import GlobalModel
+from fedpress.server.model.versions import Downlink
+
+SIZE = 500
+
+
+def arrays(weights: Vector, mean: float = 0.0) -> ArrayRecord:
+    return records.from_numpy({"weight": weights, "norm.running_mean": np.full(2, mean, np.float32)})
+
+
+def draws(count: int) -> list[Vector]:
+    random = np.random.default_rng(5)
+    return [random.normal(0, 0.1, SIZE).astype(np.float32) for _ in range(count)]
+
+
+def weights_of(record: ArrayRecord) -> Vector:
+    found: Vector = records.to_numpy(record)["weight"]
+    return found
+
+
+@pytest.mark.parametrize("averaging", [0.0, 0.9])
+@pytest.mark.parametrize("downlink", [None, Downlink(0.02)])
+def test_a_shift_moves_master_mean_and_held_and_is_one_version(averaging: float, downlink: Downlink | None) -> None:
+    first, update, taught = draws(3)
+    model = GlobalModel(arrays(first), None, optimizers.sgd(1.0, 0.5), downlink, averaging)
+    model.step(update, {"norm.running_mean": np.ones(2, np.float32)})
+    start, before, version = model.published, model.master.copy(), model.version
+    momentum = model.optimizer.saved().arrays["momentum_buffer"].copy()
+    apart = np.linalg.norm(before + taught - weights_of(start) - weights_of(model.arrays))
+
+    model.shift(start, arrays(taught, mean=3.0), Downlink(0.5, levels=15))
+
+    np.testing.assert_allclose(model.master, before + (taught - weights_of(start)), atol=1e-6)
+    np.testing.assert_array_equal(model.optimizer.saved().arrays["momentum_buffer"], momentum)
+    assert model.version == version + 1
+    assert records.to_numpy(model.published)["norm.running_mean"].tolist() == [3, 3]
+    if averaging:  # what is evaluated and published is what was learnt, to the bit
+        np.testing.assert_array_equal(weights_of(model.published), taught)
+    if downlink is None:
+        np.testing.assert_array_equal(weights_of(model.arrays), model.master)
+    else:
+        assert model.versions is not None and model.versions.held.version == model.version
+        left = np.linalg.norm(model.master - weights_of(model.arrays))
+        assert left < 0.4 * apart  # half of the entries went down at once
+        model.step(np.zeros(SIZE, np.float32), dict(model.buffers))  # and the rest follows by the usual way
+        assert np.linalg.norm(model.master - weights_of(model.arrays)) > 0
+
+
+def test_a_shift_that_is_not_finite_is_refused() -> None:
+    first, taught = draws(2)
+    taught[7] = np.inf
+    model = GlobalModel(arrays(first), None, optimizers.sgd(1.0))
+    with pytest.raises(FloatingPointError, match="what the server has learnt by itself is not"):
+        model.shift(model.published, arrays(taught), Downlink(0.5))
+
+
+def test_the_two_halves_of_a_step_are_a_step() -> None:
+    first, update = draws(2)
+    layout = Layout.of_arrays(records.to_numpy(arrays(first)))
+    whole, halves = (GlobalModel(arrays(first), layout, optimizers.sgd(0.7), Downlink(0.1), 0.9) for _ in range(2))
+    buffers = {"norm.running_mean": np.ones(2, np.float32)}
+    whole.step(update, buffers)
+    halves.move(update, buffers)
+    assert halves.version == 0
+    halves.advance()
+    assert (whole.version, whole.saved().meta) == (1, halves.saved().meta)
+    for name, array in whole.saved().arrays.items():
+        np.testing.assert_array_equal(array, halves.saved().arrays[name])
+    assert flatten.flatten(records.to_numpy(whole.published), layout).shape == (SIZE,)

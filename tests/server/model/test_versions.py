@@ -1,0 +1,241 @@
+"""Versions and their deltas: whatever is lost, a client that gets a download holds the server's model, bit for bit."""
+
+import numpy as np
+import pytest
+from flwr.app import RecordDict
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedpress.client.state import replica
+from fedpress.client.state.replica import ReplicaWithUndo
+from fedpress.compression.messages import orders, records
+from fedpress.compression.tensors import flatten
+from fedpress.compression.tensors.layout import Layout, TensorSpec, Vector
+from fedpress.compression.tensors.mask import Mask
+from fedpress.compression.tensors.replica import SeededInit
+from fedpress.compression.tensors.side_info import SideInfo
+from fedpress.compression.tensors.update import Sparse
+from fedpress.compression.wire import payloads
+from fedpress.server.model.versions import FROM_NOTHING, Downlink, Versions
+
+LAYOUT = Layout((TensorSpec("a", (40, 30), "float32"), TensorSpec("b", (80,), "float32")))
+DRAW = SeededInit.like(np.random.default_rng(5).normal(0, 0.05, LAYOUT.size).astype(np.float32), LAYOUT, 3)
+
+
+def start(draw: bool) -> Vector:
+    return (
+        DRAW.grid.floats(DRAW.integers(LAYOUT), LAYOUT) if draw else np.linspace(-1, 1, LAYOUT.size, dtype=np.float32)
+    )
+
+
+def walk(master: Vector, random: np.random.Generator) -> Vector:
+    step: Vector = (random.standard_normal(LAYOUT.size) ** 3 * 1e-3).astype(np.float32)
+    return master + step
+
+
+class Pair:
+    """A server's versions and one client that may not get what it is sent, nor be heard."""
+
+    def __init__(self, draw: bool, levels: int = 1) -> None:
+        self.master = start(draw)
+        self.versions = Versions(self.master, b"", LAYOUT, Downlink(0.05, DRAW if draw else None, levels))
+        self.kept: ReplicaWithUndo | None = None
+        self.confirmed: int | None = None
+        self.forms: list[int | None] = []
+
+    def contact(self, heard: bool) -> None:
+        """One message down; `heard`: the reply comes through."""
+        for whole in (False, self.confirmed is None):
+            download = self.versions.download(self.confirmed, whole)
+            self.forms.append(download.base)
+            content = RecordDict()
+            if download.base is None:
+                held = self.versions.held.floats(LAYOUT)
+                content["arrays"] = records.from_numpy(flatten.unflatten(held, LAYOUT))
+            order = orders.Order("test", 1, 1, 0, self.versions.held.version, 0, download)
+            after = replica.receive(order, download, self.kept, content, LAYOUT)
+            if after is not None:
+                break
+            self.confirmed = None  # it asks for the whole model
+        assert after is not None and after.held.tag(0) == self.versions.tag
+        np.testing.assert_array_equal(after.held.integers, self.versions.held.integers)
+        self.kept = after
+        if heard:
+            self.confirmed = self.versions.held.version
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(st.sampled_from("heard lost away forgets taught".split()), max_size=40),
+    st.booleans(),
+    st.sampled_from([1, 7]),
+)
+def test_a_client_holds_what_the_server_holds_whatever_was_lost(fates: list[str], draw: bool, levels: int) -> None:
+    pair, random = Pair(draw, levels), np.random.default_rng(len(fates))
+    for fate in fates:
+        pair.master = walk(pair.master, random)
+        pair.versions.advance(pair.master, b"", Downlink(0.7, levels=15) if fate == "taught" else None)
+        if fate == "forgets":
+            pair.kept = None
+        elif fate != "away":
+            pair.contact(heard=fate == "heard")
+
+
+class MaskedPair(Pair):
+    """The same, with a mask that changes now and then."""
+
+    def __init__(self, draw: bool, masked: bool) -> None:
+        super().__init__(draw)
+        self.layout, self.epoch = LAYOUT, int(masked)
+        self.before: Layout | None = None  # the client's
+        if masked:
+            self.layout = LAYOUT.within(Mask.of(np.random.default_rng(8).random(LAYOUT.size) < 0.5))
+            self.master = self.master[self.layout.mask.flags]  # type: ignore[union-attr]
+            self.versions = Versions(
+                self.master, b"", self.layout, Downlink(0.05, DRAW if draw else None), epoch=self.epoch
+            )
+
+    def change(self, random: np.random.Generator) -> None:
+        old = self.layout.mask.flags if self.layout.mask else np.ones(LAYOUT.size, np.bool_)
+        after = LAYOUT.within(
+            Mask.of(np.where(random.random(LAYOUT.size) < 0.2, random.random(LAYOUT.size) < 0.5, old))
+        )
+        self.master = self.layout.move(after).new(self.master)
+        self.layout, self.epoch = after, self.epoch + 1
+        self.versions.move(after, self.epoch)
+
+    def step(self, random: np.random.Generator) -> None:
+        self.master = self.master + (random.standard_normal(self.layout.size) ** 3 * 1e-3).astype(np.float32)
+        self.versions.advance(self.master, b"")
+
+    def meet(self, heard: bool) -> None:
+        """One message down, to a client that knows its mask by itself; see `contact`."""
+        kept = self.kept
+        if kept is not None and self.before is not None and self.before != self.layout:
+            kept = kept.moved(self.before.move(self.layout))
+        for whole in (False, self.confirmed is None):
+            download = self.versions.download(self.confirmed, whole)
+            self.forms.append(download.base)
+            content = RecordDict()
+            if download.base is None:
+                held = self.versions.held.floats(self.layout)
+                content["arrays"] = records.from_numpy(flatten.unflatten(held, self.layout))
+            order = orders.Order("test", 1, 1, self.epoch, self.versions.held.version, 0, download)
+            after = replica.receive(order, download, kept, content, self.layout)
+            if after is not None:
+                break
+            self.confirmed = None
+        assert after is not None and after.held.tag(self.epoch) == self.versions.tag
+        np.testing.assert_array_equal(after.held.integers, self.versions.held.integers)
+        support = self.versions.support(download)
+        if support is not None:
+            decoded = payloads.decode(download.delta, SideInfo(self.layout))
+            assert isinstance(decoded, Sparse)
+            np.testing.assert_array_equal(support, decoded.positions)
+        self.kept, self.before = after, self.layout
+        if heard:
+            self.confirmed = self.versions.held.version
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.sampled_from("heard heard lost away forgets change".split()), max_size=40), st.booleans(), st.booleans()
+)
+def test_a_client_holds_what_the_server_holds_whatever_became_of_the_mask(
+    fates: list[str], draw: bool, masked: bool
+) -> None:
+    pair, random = MaskedPair(draw, masked), np.random.default_rng(len(fates))
+    for fate in fates:
+        if fate == "change":
+            pair.change(random)
+        pair.step(random)
+        if fate == "forgets":
+            pair.kept = None
+        elif fate in ("heard", "lost"):
+            pair.meet(heard=fate == "heard")
+    saved = pair.versions.saved()
+    again = Versions(start(False), b"", LAYOUT, Downlink(0.05, DRAW if draw else None), epoch=int(masked))
+    again.restore(saved, pair.layout, pair.epoch)
+    for one in (pair.versions, again):
+        one.advance(pair.master, b"")
+    assert again.tag == pair.versions.tag
+    for base in (None, 0, pair.confirmed, max(0, pair.versions.held.version - 2)):
+        assert again.download(base) == pair.versions.download(base)
+
+
+def test_a_new_mask_costs_no_whole_model() -> None:
+    """A weight that was dropped and is back has its old value at the client, and begins at zero at the server."""
+    pair, random = MaskedPair(draw=True, masked=True), np.random.default_rng(1)
+    pair.meet(heard=True)
+    first = pair.layout
+    pair.step(random)
+    for after in (pair.layout.mask.flags & (np.arange(LAYOUT.size) % 9 > 0), first.mask.flags):  # type: ignore[union-attr]
+        moved = LAYOUT.within(Mask.of(after))
+        pair.master = pair.layout.move(moved).new(pair.master)
+        pair.layout, pair.epoch = moved, pair.epoch + 1
+        pair.versions.move(moved, pair.epoch)
+        pair.step(random)
+    pair.meet(heard=True)
+    pair.step(random)
+    pair.meet(heard=True)
+    assert pair.forms == [0, 0, 3]
+    assert pair.versions.download(3).origin == b"" != pair.versions.download(None).origin
+
+
+def test_a_lost_reply_costs_no_whole_model() -> None:
+    pair, random = Pair(draw=False), np.random.default_rng(1)
+    pair.contact(heard=True)
+    for heard in (False, False, True, False, True):
+        pair.master = walk(pair.master, random)
+        pair.versions.advance(pair.master, b"")
+        pair.contact(heard)
+    assert pair.forms == [None, 0, 0, 0, 3, 3]  # the arrays once; then deltas from the last version that was confirmed
+
+
+def test_with_a_draw_nobody_needs_the_arrays() -> None:
+    pair = Pair(draw=True)
+    pair.contact(heard=True)
+    assert pair.forms == [0] and pair.versions.download(None).delta != b"" or pair.versions.delta(0) is not None
+    assert pair.versions.download(0).delta == b"" == pair.versions.download(0).origin
+
+
+def test_a_client_that_was_long_away_gets_a_snapshot_or_starts_from_the_draw() -> None:
+    for draw, base in ((False, FROM_NOTHING), (True, 0)):
+        pair, random = Pair(draw), np.random.default_rng(2)
+        pair.contact(heard=True)
+        for _ in range(200):
+            pair.master = walk(pair.master, random)
+            pair.versions.advance(pair.master, b"")
+        pair.contact(heard=True)
+        assert pair.forms[-1] == base
+        assert sum(len(change.steps) for change in pair.versions._changes.values()) <= LAYOUT.size / 2
+
+
+def test_versions_move_towards_the_master() -> None:
+    pair, random = Pair(draw=True), np.random.default_rng(3)
+    target = walk(pair.master, random)
+    missing = [float(np.linalg.norm(target - pair.versions.held.floats(LAYOUT)))]
+    for _ in range(100):
+        pair.versions.advance(target, b"")
+        missing.append(float(np.linalg.norm(target - pair.versions.held.floats(LAYOUT))))
+    assert all(after <= before for before, after in zip(missing, missing[1:], strict=False))
+    assert missing[-1] < 0.02 * missing[0]
+
+
+def test_a_damaged_model_is_found_and_replaced() -> None:
+    pair, random = Pair(draw=True), np.random.default_rng(4)
+    pair.contact(heard=True)
+    assert pair.kept is not None
+    integers = pair.kept.held.integers.copy()
+    integers[3] += 1  # as after a bit flip on the disk
+    pair.kept = ReplicaWithUndo(pair.kept.held._replace(integers=integers))
+    pair.master = walk(pair.master, random)
+    pair.versions.advance(pair.master, b"")
+    pair.contact(heard=True)  # checks that it holds the right one
+    assert pair.forms[-2:] == [0, 0]  # the delta did not fit; the second one came with the draw
+
+
+@pytest.mark.parametrize("bad", [Downlink(0), Downlink(1.1), Downlink(0.1, None, 0)])
+def test_a_downlink_out_of_range_is_refused(bad: Downlink) -> None:
+    with pytest.raises(ValueError, match="expected a density above 0"):
+        Versions(start(False), b"", LAYOUT, bad)

@@ -1,0 +1,353 @@
+"""Students on real data: within their budgets, near their teacher, the same twice, and the global model untouched."""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import RecordDict
+from torch import Tensor, nn
+
+from fedpress.compression.encoders import encoder as encoders
+from fedpress.compression.errors import NonFiniteError
+from fedpress.compression.messages import records
+from fedpress.compression.models.bundles import writer
+from fedpress.compression.models.distillation import data_free, distill
+from fedpress.compression.models.distillation.sequence_level import Continuations
+from fedpress.compression.models.pruning import structural
+from fedpress.compression.models.quantization.quantize import Quantization
+from fedpress.compression.models.students import depth
+from fedpress.compression.models.students.budgets import Budget
+from fedpress.compression.models.students.initial_student import Start, UnknownArchitecture
+from fedpress.compression.models.students.pipeline import StudentPipeline, StudentSpec
+from fedpress.compression.models.students.search import Search, Step
+from fedpress.compression.models.task import Examples, Splits, Task, evaluate
+from fedpress.compression.tensors.side_info import SideInfo
+from fedpress.compression.wire import values
+from fedpress.server.fusion.client_ensemble import ClientModels
+from fedpress.server.model import optimizers
+from fedpress.server.model.global_model import GlobalModel
+from fedpress.server.publishing.publish import NoProxyData, Publisher, PublishError, Tier
+from fedpress.server.publishing.store import ModelStore
+from fedpress.server.rounds.orders import Checked
+from fedpress.simulations.tasks.digits import Digits
+from fedpress.simulations.tasks.fashion_mnist import DEBIAN, FashionMNIST
+from fedpress.simulations.tasks.text import Text
+
+TIERS = [
+    Tier("phone", StudentSpec(Budget(bundle_bytes=20_000))),
+    Tier("sensor", StudentSpec(Budget(bundle_bytes=10_000))),
+]
+FEW = StudentPipeline(distillation=distill.Distillation(epochs=1))
+
+
+def trained(task: Task, examples: Examples, epochs: int, learning_rate: float, batch_size: int) -> nn.Module:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model = task.model()
+    optimizer = torch.optim.SGD(model.parameters(), learning_rate)
+    for _ in range(epochs):
+        for batch in torch.randperm(len(examples.targets)).split(batch_size):
+            optimizer.zero_grad()
+            task.loss(model(examples.inputs[batch]), examples.targets[batch]).backward()
+            optimizer.step()
+    return model
+
+
+@pytest.fixture(scope="module")
+def teacher() -> nn.Module:
+    return trained(Digits(), Digits().data().train, epochs=8, learning_rate=0.1, batch_size=20)
+
+
+def test_students_of_digits_are_small_good_and_reproducible(tmp_path: Path, teacher: nn.Module) -> None:
+    task, store = Digits(), ModelStore(tmp_path / "one")
+    settings = StudentPipeline(distillation=distill.Distillation(epochs=30))
+    before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
+    generator = torch.random.get_rng_state()
+
+    students = Publisher(task, store, TIERS, settings, seed=1).publish(12, teacher)
+    again = Publisher(task, ModelStore(tmp_path / "two"), TIERS, settings, seed=1).publish(12, teacher)
+
+    assert [student.sha256 for student in students] == [student.sha256 for student in again]
+    assert all(torch.equal(before[name], tensor) for name, tensor in teacher.state_dict().items())
+    assert torch.equal(generator, torch.random.get_rng_state())
+    expected = evaluate(teacher, task, task.data().test).accuracy
+    float32_bytes = 4 * structural.parameters_of(teacher)
+    for tier, student, most in zip(TIERS, students, (20_000, 10_000), strict=True):
+        data = store.get(tier.name, 12)
+        opened = writer.open_bundle(data)
+        assert (student.tier, student.version, student.path) == (tier.name, 12, store.latest(tier.name).path)
+        assert (student.bundle_bytes, student.sha256) == (len(data), hashlib.sha256(data).hexdigest())
+        assert student.bundle_bytes <= min(float32_bytes / 20, most)
+        assert student.parameters == opened.manifest.parameters
+        assert student.teacher_accuracy == expected > 0.9
+        assert evaluate(writer.rebuild(opened, task), task, task.data().test).accuracy == student.quantized_accuracy
+        assert student.quantized_accuracy >= expected - 0.03
+        assert abs(student.quantized_accuracy - student.student_accuracy) < 0.01
+        found = evaluate(writer.rebuild(opened, task), task, task.data().validation).accuracy
+        assert opened.manifest.metrics == {"validation_accuracy": pytest.approx(found, abs=1e-4)}
+
+
+def test_a_student_that_is_searched_for_is_published_like_any_other(tmp_path: Path, teacher: nn.Module) -> None:
+    tier = Tier("phone", StudentSpec(Budget(flops=60_000), search=Search(candidates=3, finalists=2)))
+    told: list[tuple[str, Step]] = []
+    students = [
+        Publisher(
+            Digits(), ModelStore(tmp_path / name), [tier],
+            StudentPipeline(distillation=distill.Distillation(epochs=8)), seed=1,
+            on_search=lambda tier, step: told.append((tier, step)),
+        ).publish(3, teacher)[0]
+        for name in ("one", "two")
+    ]  # fmt: skip
+    student, again = students
+    assert (student.sha256, student.candidates) == (again.sha256, again.candidates)
+    chosen, *others = student.candidates
+    assert chosen.chosen and chosen.parameters == student.parameters and others
+    assert 0.75 * 60_000 < chosen.cost <= 60_000
+    rebuilt = writer.rebuild(writer.open_bundle(student.path.read_bytes()), Digits())
+    assert structural.flops_of(rebuilt, Digits().data().proxy.inputs) == chosen.cost
+    assert {name for name, _ in told} == {"phone"} and len(told) > 3
+
+
+class Watched(Digits):
+    """Digits whose held-out labels are wrong wherever a student must not look."""
+
+    def __init__(self, hidden: str) -> None:
+        self.hidden = hidden
+
+    def data(self) -> Splits:
+        splits = super().data()
+        part: Examples = getattr(splits, self.hidden)
+        return splits._replace(**{self.hidden: part._replace(targets=(part.targets + 1) % 10)})
+
+
+@pytest.mark.parametrize("hidden", ["proxy", "test", "train"])
+def test_students_see_neither_test_nor_training_data_nor_proxy_labels(
+    tmp_path: Path, teacher: nn.Module, hidden: str
+) -> None:
+    made = [
+        Publisher(task, ModelStore(tmp_path / str(number)), TIERS[:1], FEW).publish(1, teacher)[0].sha256
+        for number, task in enumerate([Digits(), Watched(hidden)])
+    ]
+    assert made[0] == made[1]
+
+
+def test_students_see_proxy_labels_if_they_may(tmp_path: Path, teacher: nn.Module) -> None:
+    made = [
+        Publisher(Digits(), ModelStore(tmp_path / str(labels)), TIERS[:1], dataclasses.replace(FEW, labels=labels))
+        .publish(1, teacher)[0]
+        .sha256
+        for labels in (False, True)
+    ]
+    assert made[0] != made[1]
+
+
+def test_students_learn_from_the_client_models_if_there_are_some(tmp_path: Path, teacher: nn.Module) -> None:
+    def made(name: str, **more: Any) -> str:
+        return Publisher(Digits(), ModelStore(tmp_path / name), TIERS[:1], FEW, **more).publish(1, teacher)[0].sha256
+
+    arrays = {name: tensor.numpy() for name, tensor in teacher.state_dict().items()}
+    model = GlobalModel(records.from_numpy(arrays), None, optimizers.sgd())
+    payloads = []
+    for scale in (-0.5, 0.5):  # of all weights: two models, one unsure and one too sure
+        codec = encoders.dense(values.FLOAT32)
+        payloads.append(codec.encode(np.float32(scale) * model.master, None, SideInfo(model.layout), 0)[0])
+    clients = ClientModels()
+    nobody = made("nobody", clients=clients)
+    assert nobody == made("global")
+    clients.attach(model)
+    clients.take([Checked(n, n, 1.0, payload, b"", RecordDict(), None, 0) for n, payload in enumerate(payloads)])
+    assert len({nobody, made("logits", clients=clients), made("sure", clients=clients, combine="confidence")}) == 3
+
+
+def test_a_bundle_may_hold_a_file_to_run(tmp_path: Path, teacher: nn.Module) -> None:
+    onnx_run = pytest.importorskip("fedpress.compression.models.bundles.onnx_runtime")
+    how = dataclasses.replace(FEW, quantization=Quantization(onnx=True))
+    tier = Tier("phone", StudentSpec(Budget(parameters=0.05)))
+    (student,) = Publisher(Digits(), ModelStore(tmp_path), [tier], how).publish(1, teacher)
+    opened = writer.open_bundle(student.path.read_bytes())
+    assert opened.onnx and student.bundle_bytes > len(opened.onnx)
+    inputs = Digits().data().test.inputs
+    run = onnx_run.runner(opened.onnx)(inputs.numpy()).argmax(axis=1)
+    rebuilt = writer.rebuild(opened, Digits())(inputs).argmax(dim=1).numpy()
+    assert (run == rebuilt).mean() > 0.9  # its activations are int8, too
+
+
+def test_a_budget_that_cannot_be_met_publishes_nothing(tmp_path: Path, teacher: nn.Module) -> None:
+    store = ModelStore(tmp_path)
+    publisher = Publisher(Digits(), store, [*TIERS, Tier("grain", StudentSpec(Budget(parameters=50)))])
+    with pytest.raises(structural.BudgetError, match="50 parameters"):
+        publisher.check(Digits().model())  # before the first round
+    with pytest.raises(structural.BudgetError, match="50 parameters"):
+        Publisher(Digits(), store, publisher.tiers[2:]).publish(1, teacher)
+    assert store.list() == []
+
+
+def test_tiers_that_can_be_met_pass_the_check(tmp_path: Path, teacher: nn.Module) -> None:
+    before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
+    Publisher(Digits(), ModelStore(tmp_path), TIERS).check(teacher)
+    assert all(torch.equal(before[name], tensor) for name, tensor in teacher.state_dict().items())
+
+
+class NoProxy(Digits):
+    """Digits that hold out nothing for students."""
+
+    def data(self) -> Splits:
+        splits = super().data()
+        return splits._replace(proxy=splits.proxy.take(np.array([], dtype=np.int64)))
+
+
+def test_a_task_without_proxy_data_is_found_by_the_check_which_names_the_way_out(tmp_path: Path) -> None:
+    with pytest.raises(NoProxyData, match=r"'digits' holds out no proxy data.* students=\{data_free: deep-inversion\}"):
+        Publisher(NoProxy(), ModelStore(tmp_path), TIERS).check(Digits().model())
+
+
+QUICK = {"examples": 20, "steps": 3, "batch_size": 10}
+
+
+def test_students_of_a_task_without_proxy_data(tmp_path: Path) -> None:
+    task = NoProxy(model="cnn-bn")
+    torch.manual_seed(0)
+    model = task.model()
+    for name, recipe in data_free.RECIPES.items():
+        made_up = dataclasses.replace(recipe, **QUICK)
+        publisher = Publisher(task, ModelStore(tmp_path / name), TIERS[:1], dataclasses.replace(FEW, made_up=made_up))
+        publisher.check(model)
+        (student,) = publisher.publish(1, model)
+        assert writer.open_bundle(student.path.read_bytes()).manifest.parameters == student.parameters
+
+
+def test_inputs_that_cannot_be_made_up_are_found_by_the_check(tmp_path: Path, teacher: nn.Module) -> None:
+    publisher = Publisher(
+        NoProxy(), ModelStore(tmp_path), TIERS, StudentPipeline(made_up=data_free.RECIPES["deep-inversion"])
+    )
+    with pytest.raises(data_free.DataFreeError, match="no batch norm"):
+        publisher.check(teacher)
+    with pytest.raises(ValueError, match="made-up inputs have no labels"):
+        StudentPipeline(made_up=data_free.RECIPES["dafl"], labels=True)
+
+
+def test_a_student_of_another_architecture_is_rebuilt_by_name(tmp_path: Path, teacher: nn.Module) -> None:
+    tier = Tier("watch", StudentSpec(Budget(parameters=0.02), start=Start("mlp")))
+    publisher = Publisher(Digits(), ModelStore(tmp_path), [tier], FEW)
+    publisher.check(teacher)
+    (student,) = publisher.publish(1, teacher)
+    opened = writer.open_bundle(student.path.read_bytes())
+    assert opened.manifest.architecture == "mlp" and student.parameters <= 0.02 * structural.parameters_of(teacher)
+    rebuilt = writer.rebuild(opened, Digits())
+    assert evaluate(rebuilt, Digits(), Digits().data().test).accuracy == student.quantized_accuracy
+    with pytest.raises(UnknownArchitecture, match="no student 'gru'"):
+        Publisher(Digits(), ModelStore(tmp_path), [Tier("watch", StudentSpec(Budget(0.5), start=Start("gru")))]).check(
+            teacher
+        )
+
+    class Older(Digits):
+        def students(self) -> dict[str, Callable[[], nn.Module]]:
+            return {}
+
+    with pytest.raises(writer.DoesNotFit, match="no student architecture 'mlp', it has none"):
+        writer.rebuild(opened, Older())
+
+
+def test_a_student_with_half_the_layers_is_rebuilt_from_its_shapes(tmp_path: Path) -> None:
+    task = Digits(model="vit")
+    torch.manual_seed(0)
+    model = task.model()
+    tier = Tier("watch", StudentSpec(Budget(parameters=0.5), start=Start(keep_every=2)))
+    (student,) = Publisher(task, ModelStore(tmp_path), [tier], FEW).publish(1, model)
+    rebuilt = writer.rebuild(writer.open_bundle(student.path.read_bytes()), task)
+    assert (depth.depth_of(rebuilt), depth.depth_of(model)) == (1, 2)
+
+
+def test_students_of_a_task_of_sequences(tmp_path: Path) -> None:
+    """Text has students: of another architecture, on proxy windows and on what the global model writes."""
+    books = tmp_path / "books"
+    books.mkdir()
+    draw = np.random.default_rng(0)
+    for name in ("one", "two"):
+        (books / f"{name}.txt").write_text(" ".join(draw.choice(["in", "the", "beginning", "was"], 1_000)))
+    task = Text(str(books), model="gru-small")
+    torch.manual_seed(0)
+    model = task.model()
+    tier = Tier("watch", StudentSpec(Budget(parameters=30_000), start=Start("gru-small")))
+    made = []
+    for name, continuations in (("prompts", None), ("both", Continuations(prompt=60))):
+        publisher = Publisher(
+            task, ModelStore(tmp_path / name), [tier], dataclasses.replace(FEW, continuations=continuations)
+        )
+        publisher.check(model)
+        made += publisher.publish(1, model)
+    assert made[0].sha256 != made[1].sha256
+    for student in made:
+        rebuilt = writer.rebuild(writer.open_bundle(student.path.read_bytes()), task)
+        assert evaluate(rebuilt, task, task.data().test).accuracy == student.quantized_accuracy
+    with pytest.raises(ValueError, match="prompt is 64, expected less than the 64 characters"):
+        Publisher(task, ModelStore(tmp_path), [tier], StudentPipeline(continuations=Continuations(prompt=64))).check(
+            model
+        )
+
+
+def test_a_student_that_diverges_is_not_published(tmp_path: Path, teacher: nn.Module) -> None:
+    store = ModelStore(tmp_path)
+    diverging = StudentPipeline(distillation=distill.Distillation(learning_rate=1e30, epochs=1))
+    with pytest.raises(NonFiniteError, match="Lower the learning rate"):
+        Publisher(Digits(), store, TIERS, diverging).publish(1, teacher)
+    assert store.list() == []
+
+
+class Frozen(nn.Module):
+    """A random projection that is not in the state dict, so that no bundle can carry it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("projection", torch.randn(64, 64), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1) @ self.projection
+
+
+class Projected(Digits):
+    def model(self) -> nn.Module:
+        return nn.Sequential(Frozen(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+
+
+def test_a_model_that_its_state_dict_does_not_hold_is_not_published(tmp_path: Path) -> None:
+    task, store = Projected(), ModelStore(tmp_path)
+    tier = Tier("phone", StudentSpec(Budget(parameters=0.5)))
+    with pytest.raises(PublishError, match="answers otherwise once its bundle is opened"):
+        Publisher(task, store, [tier], FEW).publish(1, task.model())
+    assert store.list() == []
+
+
+class Wordy(Digits):
+    name = "".join(f"{number * 2654435761 % 2**32:08x}" for number in range(500))
+
+
+def test_a_bundle_beyond_its_budget_is_not_published(tmp_path: Path, teacher: nn.Module) -> None:
+    """The budget is reserved for weights and an ordinary manifest; this task's name alone is 4,000 letters."""
+    store = ModelStore(tmp_path)
+    with pytest.raises(PublishError, match="its budget is 5,000"):
+        tier = Tier("phone", StudentSpec(Budget(bundle_bytes=5000)))
+        Publisher(Wordy(), store, [tier], FEW).publish(1, teacher)
+    assert store.list() == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not DEBIAN.is_dir(), reason="needs Fashion-MNIST: apt-get install dataset-fashion-mnist")
+def test_students_of_fashion_mnist_lose_at_most_two_points(tmp_path: Path) -> None:
+    task = FashionMNIST()
+    model = trained(task, task.data().train.take(np.arange(6_000)), epochs=1, learning_rate=0.1, batch_size=20)
+    tiers = [
+        Tier("phone", StudentSpec(Budget(bundle_bytes=110_000))),
+        Tier("sensor", StudentSpec(Budget(bundle_bytes=55_000))),
+    ]
+    students = Publisher(
+        task, ModelStore(tmp_path), tiers, StudentPipeline(distillation=distill.Distillation(epochs=3))
+    ).publish(1, model)
+    for student in students:
+        assert student.bundle_bytes <= 4 * 582_026 / 20
+        assert student.quantized_accuracy >= student.teacher_accuracy - 0.02 > 0.7

@@ -1,0 +1,132 @@
+"""Settings files: what is wrong is named with its key, and paths do not depend on where the command runs."""
+
+import shlex
+import shutil
+import subprocess
+import sys
+from datetime import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from fedpress.simulations.__main__ import main
+from fedpress.simulations.deploy import settings
+from fedpress.simulations.scenario import template
+
+CLIENT = "superlink: localhost:9092\nkey: key\n"
+
+
+def load_client(folder: Path, text: str) -> settings.Client:
+    (folder / "client.yaml").write_text(text)
+    return settings.load(folder / "client.yaml", settings.Client)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (CLIENT + "partion: 1\n", "partion: unknown key (value given: 1); did you mean 'partition'?"),
+        ("key: key\n", "superlink: missing (The server's address.)"),
+        ("superlink: localhost\nkey: key\n", "superlink: expected HOST:PORT, such as fed.example.org:9092"),
+        ("superlink: localhost:99999\nkey: key\n", "superlink: expected HOST:PORT"),
+        (CLIENT + "hours: 22-6\n", "hours: expected two times of the day, such as 22:00-06:00"),
+        (CLIENT + "hours: 25:00-06:00\n", "hours: expected two times of the day"),
+        (CLIENT + 'hours: "08:00-08:00"\n', "hours: begins when it ends"),
+        (CLIENT + "threads: 0\n", "threads: got 0, expected 1 <= threads"),
+        (CLIENT + "memory_gib: lots\n", "memory_gib: got 'lots', expected a number"),
+        (CLIENT + "tier: it's\n", "tier: must hold no '"),
+        (CLIENT + "key: again\n", "key: given twice"),
+    ],
+)
+def test_a_wrong_client_file_is_explained(tmp_path: Path, text: str, problem: str) -> None:
+    with pytest.raises(settings.SettingsError) as found:
+        load_client(tmp_path, text)
+    assert problem in str(found.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("keys: keys\n", "scenario: give either a scenario or an app"),
+        ("scenario: digits\napp: mine\n", "scenario: give either a scenario or an app, not both"),
+        ("scenario: digits\nrun_config: {a: 1}\n", "run_config: is for an app"),
+        ("app: mine\noverrides: [rounds=1]\n", "overrides: are for a scenario"),
+        ("scenario: digits\noperators: [here]\n", "operators.0: 'here' does not appear to be an IPv4 or IPv6 network"),
+        ("scenario: digits\nlisten: 9092\n", "listen: got 9092, expected text"),
+    ],
+)
+def test_a_wrong_server_file_is_explained(tmp_path: Path, text: str, problem: str) -> None:
+    (tmp_path / "server.yaml").write_text(text)
+    with pytest.raises(settings.SettingsError) as found:
+        settings.load(tmp_path / "server.yaml", settings.Server)
+    assert problem in str(found.value)
+
+
+def test_a_missing_file_says_how_to_get_one(tmp_path: Path) -> None:
+    with pytest.raises(settings.SettingsError, match="`fedpress server --example` prints one"):
+        settings.load(tmp_path / "server.yaml", settings.Server)
+
+
+def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
+    found = load_client(tmp_path, CLIENT + "state: here\ndata: /srv/data\n")
+    assert found.state == str(tmp_path / "here") and found.key == str(tmp_path / "key")
+    assert found.data == "/srv/data"
+
+
+@pytest.mark.parametrize(
+    ("example", "kind"), [(settings.SERVER_EXAMPLE, settings.Server), (settings.CLIENT_EXAMPLE, settings.Client)]
+)
+def test_the_examples_are_read_back(
+    example: settings.Server | settings.Client, kind: type[settings.Server] | type[settings.Client], tmp_path: Path
+) -> None:
+    (tmp_path / "file.yaml").write_text(template.commented(example))
+    found = settings.load(tmp_path / "file.yaml", kind)
+    assert type(found) is type(example)
+    assert found.state == str(tmp_path / example.state)
+
+
+def test_install_writes_a_unit_for_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    (tmp_path / "phone.yaml").write_text(CLIENT)
+    done = CliRunner().invoke(main, ["client", str(tmp_path / "phone.yaml"), "--install"])
+    assert done.exit_code == 0 and "systemctl --user enable --now fedpress-phone" in done.stdout
+    unit = (tmp_path / "config" / "systemd" / "user" / "fedpress-phone.service").read_text()
+    assert f'ExecStart="{sys.executable}" -m fedpress.simulations client "{tmp_path / "phone.yaml"}"' in unit
+    assert "KillMode=mixed" in unit  # the guard ends the children in order
+    (tmp_path / "phone.yaml").write_text(CLIENT + "hour: 3\n")
+    assert CliRunner().invoke(main, ["client", str(tmp_path / "phone.yaml"), "--install"]).exit_code == 2
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd-analyze")
+@pytest.mark.parametrize("kind", ["client", "server"])
+@pytest.mark.parametrize("name", ["phone", "my phone", 'of 100%h $HOME "x" \\x'])
+def test_systemd_takes_the_unit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, name: str) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))  # without one it knows of no user
+    (tmp_path / name).mkdir()
+    file = tmp_path / name / f"{name}.yaml"
+    file.write_text(CLIENT if kind == "client" else "scenario: digits\n")
+    done = CliRunner().invoke(main, [kind, str(file), "--install"])
+    assert done.exit_code == 0, done.output
+    (unit,) = (tmp_path / "config" / "systemd" / "user").glob("*.service")
+    verified = subprocess.run(
+        ["systemd-analyze", "verify", "--user", str(unit)], capture_output=True, text=True, timeout=60
+    )
+    assert (verified.returncode, verified.stdout + verified.stderr) == (0, "")
+    (command,) = (line for line in unit.read_text().splitlines() if line.startswith("ExecStart="))
+    undone = command.replace("%%", "%").replace("$$", "$")
+    assert shlex.split(undone.removeprefix("ExecStart="))[-1] == str(file)
+
+
+TIMES = st.times(min_value=time(0, 0), max_value=time(23, 59)).map(lambda found: found.replace(second=0, microsecond=0))
+
+
+@given(TIMES, TIMES, st.times())
+def test_hours_and_their_complement_are_the_day(begin: time, end: time, now: time) -> None:
+    if begin == end:
+        return
+    there, back = f"{begin:%H:%M}-{end:%H:%M}", f"{end:%H:%M}-{begin:%H:%M}"
+    assert settings.open_at(there, now) != settings.open_at(back, now)
+    assert settings.open_at(there, begin) and not settings.open_at(there, end)

@@ -1,0 +1,207 @@
+"""Whole runs: the figures that the folder holds, and that they repeat themselves."""
+
+import json
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fedpress.compression.ledger import Ledger
+from fedpress.compression.models.bundles import writer
+from fedpress.compression.models.distillation.data_free import RECIPES
+from fedpress.compression.models.distillation.sequence_level import Continuations
+from fedpress.compression.models.students.initial_student import Start
+from fedpress.compression.wire import payloads
+from fedpress.simulations.benchmarks import paired
+from fedpress.simulations.benchmarks.paired import PairedError
+from fedpress.simulations.results.records import Results
+from fedpress.simulations.results.run_folder import RunFolder, RunFolderError
+from fedpress.simulations.runs import plan_students, recorder, runner
+from fedpress.simulations.runs.workload import Workload
+from fedpress.simulations.scenario import scenario
+from fedpress.simulations.tasks.digits import Digits
+
+BROKEN_TASK = """
+from fedpress.simulations.tasks.digits import Digits
+
+class Broken(Digits):
+    def loss(self, outputs, targets):
+        if outputs.requires_grad:
+            raise RuntimeError("no such loss")
+        return super().loss(outputs, targets)
+"""
+SHORT = ["rounds=3", "training.epochs=1", "students.tiers=[]"]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def run(out: Path, *overrides: str) -> Results:
+    return runner.simulate(scenario.load("digits", [*SHORT, *overrides]), out)
+
+
+@pytest.mark.slow
+def test_the_same_seed_gives_the_same_model_with_one_and_two_workers(tmp_path: Path) -> None:
+    first = run(tmp_path / "a", "workers=1")
+    again = run(tmp_path / "b", "workers=1")
+    two = run(tmp_path / "c", "workers=2")
+    other = run(tmp_path / "d", "seed=2")
+    assert first.model.sha256 == again.model.sha256 == two.model.sha256 != other.model.sha256
+    assert first.rounds == two.rounds
+    models = [load_file(tmp_path / name / "model.safetensors") for name in "ac"]
+    assert all(torch.equal(models[0][key], models[1][key]) for key in models[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["dgc", "eden", "powersgd", "signsgd", "{residual: float16}", "{feedback: cafe}"])
+def test_a_recipe_runs_from_end_to_end(tmp_path: Path, recipe: str) -> None:
+    server = ["server={optimizer: majority_vote, learning_rate: 0.01}"] if recipe == "signsgd" else []
+    results = run(tmp_path / "run", "rounds=2", "workers=1", "sampling.per_round=3", f"encoder={recipe}", *server)
+    assert [one.refused for one in results.rounds] == [0, 0] and results.model.sha256
+
+
+@pytest.mark.slow
+def test_a_run_leaves_every_figure_of_the_path_from_gradient_to_download(tmp_path: Path) -> None:
+    chosen = scenario.load("digits", ["rounds=4", "students.distil.epochs=2"])
+    results = runner.simulate(chosen, tmp_path / "run", keep_payloads=True)
+    folder = RunFolder(tmp_path / "run")
+    raw: dict[str, Any] = json.loads(folder.results.read_text())
+    assert raw.keys() >= {"scenario", "seed", "rounds", "totals", "model", "students", "accuracy", "seconds"}
+    keys = {"round", "accuracy", "loss", "up_bytes", "down_bytes", "replies", "refused"}
+    assert all(entry.keys() >= keys for entry in raw["rounds"])
+    assert [entry["round"] for entry in raw["rounds"]] == [1, 2, 3, 4]
+    assert raw["totals"].keys() >= {"up_bytes", "down_bytes", "dense_up_bytes", "dense_down_bytes"}
+    assert results.accuracy == pytest.approx(sum(r["accuracy"] for r in raw["rounds"]) / 4)
+    assert results.worker_phases.keys() == {"waiting", "messages", "states", "client", "training"}
+    # bytes: the rounds, the ledger and the totals agree; bundles are apart and in all
+    ledger = Ledger.load(folder.ledger)
+    assert results.totals.up_bytes == ledger.total(direction="up")
+    assert results.totals.bundle_bytes == ledger.total(kind="bundle") > sum(s.bundle_bytes for s in results.students)
+    assert (
+        sum(r.up_bytes for r in results.rounds)
+        == ledger.total(direction="up") - ledger.total(direction="up", round=4) + results.rounds[-1].up_bytes
+    )
+    parameters = results.model.parameters
+    assert results.totals.dense_up_bytes > 40 * 4 * parameters
+    assert results.totals.up_ratio is not None and results.totals.up_ratio > 100
+    # density by layer: together the 1 % that was asked
+    assert sum(layer.size for layer in results.layers) == parameters
+    assert sum(layer.sent for layer in results.layers) == pytest.approx(0.01 * parameters, rel=0.01)
+    # payloads: each that counted, and they are what the density by layer was counted from
+    files = sorted(folder.payloads.glob("round-*/node-*.fp"))
+    assert Counter(path.parent.name for path in files) == {f"round-{r.round:04}": r.replies for r in results.rounds}
+    counts = [payloads.inspect(path.read_bytes())["count"] for path in files]
+    assert sum(counts) / len(counts) == pytest.approx(sum(layer.sent for layer in results.layers))
+    # students: published, downloaded, the same bytes, within a twentieth of the float32 model
+    assert [s.tier for s in results.students] == [tier.name for tier in chosen.students.tiers]
+    for student in results.students:
+        published = next((folder.bundles / student.tier).glob("*.fpb")).read_bytes()
+        (received,) = folder.downloads.glob(f"client-*/{student.tier}-*.fpb")
+        assert received.read_bytes() == published
+        assert len(published) == student.bundle_bytes <= 4 * parameters / 20
+        rebuilt = writer.rebuild(writer.open_bundle(published), Digits())
+        assert sum(p.numel() for p in rebuilt.parameters()) == student.parameters
+        assert student.accuracy == student.quantized_accuracy
+
+
+@pytest.mark.slow
+def test_clients_that_never_manage_stop_the_run_early_with_their_reason(tmp_path: Path) -> None:
+    (tmp_path / "task.py").write_text(BROKEN_TASK)
+    (tmp_path / "scenario.yaml").write_text("task: task:Broken\nclients: 2\nrounds: 30\nsampling: {per_round: 2}\n")
+    with pytest.raises(recorder.RunError, match="no such loss"):
+        runner.simulate(scenario.load(tmp_path), tmp_path / "run")
+    results = RunFolder.open(tmp_path / "run").load_results()
+    assert (results.status, len(results.rounds)) == ("interrupted", 3)
+
+
+def test_a_folder_that_is_not_empty_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("data")
+    with pytest.raises(RunFolderError, match="not empty"):
+        run(tmp_path)
+    assert (tmp_path / "precious").read_text() == "data"
+
+
+@pytest.mark.slow
+def test_paired_runs_share_what_the_seed_draws() -> None:
+    ours = scenario.load("digits", [*SHORT, "rounds=1"])
+    pairs: list[paired.Pair] = []
+    same = paired.run(ours, ours.model_copy(update={"name": "other"}), [3], pairs.append)
+    assert [(pair.seed, pair.difference) for pair in same.pairs] == [(3, 0.0)]
+    assert same.pairs == pairs and same.up_ratio == 1.0
+
+
+def test_what_is_no_pair_is_refused() -> None:
+    ours = scenario.load("digits", SHORT)
+    with pytest.raises(PairedError, match="at least one seed"):
+        paired.run(ours, ours, [])
+    with pytest.raises(PairedError, match="rounds differs"):
+        paired.run(ours, scenario.load("digits", ["rounds=7"]), [1])
+
+
+def test_the_interval_is_students() -> None:
+    pairs = [paired.Pair(s, 0.9 + d, 0.9, 10, 1000, 30, 3030) for s, d in enumerate((0.01, 0.02, 0.03))]
+    comparison = paired.Comparison("a", "b", pairs)
+    assert comparison.difference == pytest.approx(0.02)
+    assert comparison.half_width == pytest.approx(4.3027 * 0.01 / 3**0.5, rel=1e-3)
+    assert (comparison.up_ratio, comparison.both_ratio) == (100, 101)
+    assert paired.Comparison("a", "b", pairs[:1]).half_width == float("inf")
+
+
+def test_students_are_made_as_the_scenario_says(tmp_path):
+    tiers = "students.tiers=[{name: a, parameters: 0.5, student: mlp}, {name: b, parameters: 90, keep_every: 2}]"
+    chosen = scenario.load("digits", [tiers, "students.data_free={recipe: dafl, steps: 7, high: 2.0}"])
+    made = plan_students.publisher(Workload(chosen), RunFolder(tmp_path))
+    assert made is not None and made.how.continuations is None
+    assert [tier.wanted.start for tier in made.tiers] == [Start("mlp"), Start(keep_every=2)]
+    assert made.how.made_up == replace(RECIPES["dafl"], steps=7, high=2.0)
+    chosen = scenario.load("text-books", ["students.continuations={prompt: 8}"])
+    made = plan_students.publisher(Workload(chosen), RunFolder(tmp_path))
+    assert made is not None and made.how.made_up is None
+    assert made.how.continuations == Continuations(prompt=8) and made.tiers[0].wanted.start == Start("gru")
+    assert made.early is None
+    ticket = "students={prune: {granularity: weights, schedule: lottery, steps: 2}, tiers: [{name: a, ratio: 0.8}]}"
+    workload = Workload(scenario.load("digits", [ticket]))
+    made = plan_students.publisher(workload, RunFolder(tmp_path))
+    assert made is not None and made.early is not None and made.tiers[0].wanted.pruning.schedule == "lottery"
+    first = workload.fresh_model().state_dict()
+    assert all(torch.equal(first[name], tensor) for name, tensor in made.early.state_dict().items())
+
+
+@pytest.mark.slow
+def test_a_federated_transformer_gives_students_of_half_its_layers_and_of_another_kind(tmp_path):
+    tiers = "[{name: phone, parameters: 0.6, keep_every: 2}, {name: watch, parameters: 0.3, student: mlp}]"
+    results = run(
+        tmp_path / "run",
+        "task={name: digits, model: vit}",
+        "clients=4",
+        "sampling.per_round=2",
+        "rounds=1",
+        "workers=1",
+        f"students={{tiers: {tiers}, distil: {{epochs: 1}}}}",
+    )
+    assert results.model.parameters == 18_154 and results.status == "finished"
+    phone, watch = results.students
+    assert phone.parameters <= 0.6 * 18_154 and watch.parameters <= 0.3 * 18_154
+    for student in (phone, watch):  # a client has rebuilt what was published
+        assert student.accuracy == student.quantized_accuracy
+    opened = writer.open_bundle(next((tmp_path / "run").rglob("bundles/phone/*.fpb")).read_bytes())
+    assert sorted({name.split(".")[1] for name in opened.manifest.shapes if name.startswith("blocks.")}) == ["0"]
+
+
+@pytest.mark.slow
+def test_client_models_teach_the_global_model_and_its_students(tmp_path: Path) -> None:
+    few = ["clients=6", "sampling.per_round=3", "workers=1", "rounds=2"]
+    tiers = "students.tiers=[{name: phone, parameters: 0.03}]"
+    plain = run(tmp_path / "plain", *few, tiers, "students.distil.epochs=2")
+    taught = run(tmp_path / "taught", *few, tiers, "students.distil.epochs=2", "students.teachers=clients")
+    assert plain.model.sha256 == taught.model.sha256  # students are made from a copy
+    assert plain.students[0].sha256 != taught.students[0].sha256
+    fused = run(tmp_path / "fused", *few, "fusion={every: 2}")
+    assert fused.rounds[0].up_bytes == plain.rounds[0].up_bytes  # the first step is refined after what clients sent
+    assert fused.model.sha256 != plain.model.sha256

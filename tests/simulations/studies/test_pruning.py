@@ -1,0 +1,68 @@
+"""The study of pruning compares each way with a baseline of the same size; its command prints and writes the table."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fedpress.compression.models.pruning.schedule import Pruning
+from fedpress.simulations.studies import pruning
+from fedpress.simulations.studies.pruning import SETUPS, Setup, Variant
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of a teacher that the first test to need it trains."""
+    return tmp_path_factory.mktemp("study") / "teacher.pt"
+
+
+def test_every_baseline_has_a_row_of_the_same_size() -> None:
+    for setup in SETUPS.values():
+        for variant in setup.variants.values():
+            if variant.baseline:
+                baseline = setup.variants[variant.baseline]
+                assert baseline.settings.ratio == variant.settings.ratio
+                assert baseline.settings.granularity == variant.settings.granularity
+
+
+def test_the_command_prints_and_writes_the_rows(
+    kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = {
+        "one": Variant(Pruning(0.9, fine_tune_epochs=1)),
+        "lottery, fresh": Variant(
+            Pruning(0.9, "weights", schedule="lottery", steps=1, fine_tune_epochs=1), trained_on="fresh"
+        ),
+        "lottery": Variant(
+            Pruning(0.9, "weights", schedule="lottery", steps=1, fine_tune_epochs=1), "lottery, fresh", "labels"
+        ),
+        "another": Variant(Pruning(0.5)),
+    }
+    monkeypatch.setitem(SETUPS, "digits", Setup(3, few))
+    written = tmp_path / "rows.json"
+    for only in ("one", "lottery"):
+        monkeypatch.setattr(
+            "sys.argv",
+            ["study", "digits", "--only", only, "--seeds", "1", "--teacher", str(kept), "--json", str(written)],
+        )
+        pruning.main()
+        rows = json.loads(written.read_text())
+        assert [row["name"] for row in rows] == ["teacher", *(name for name in few if name.startswith(only))]
+        assert all(0 < row["accuracy"] <= 1 for row in rows)
+        assert all(row["parameters"] == pytest.approx(10_523, rel=0.1) for row in rows[1:])
+        assert rows[1]["steps"][0]["kept"] == 1.0
+    out = capsys.readouterr().out
+    assert "105,226" in out and "lottery, fresh" in out and "another" not in out
+
+
+def test_the_command_times_layers_dense_and_sparse(
+    kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(SETUPS, "digits", Setup(1, {}))
+    written = tmp_path / "times.json"
+    monkeypatch.setattr("sys.argv", ["study", "digits", "--execution", "--teacher", str(kept), "--json", str(written)])
+    pruning.main()
+    rows = json.loads(written.read_text())
+    assert {row["batch"] for row in rows} == {1, 64} and {row["left"] for row in rows} == {0.1, 0.02, 0.005}
+    assert all(row["dense_ms"] > 0 and row["sparse_ms"] > 0 for row in rows)
+    assert "the model" in capsys.readouterr().out
