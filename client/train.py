@@ -24,7 +24,7 @@ class Training:
         batch_size: examples a step; the last batch of an epoch may be smaller.
         proximal: weight mu of FedProx's term mu/2 * |w - start|^2 (Li et al. 2020, section 3), anchored at where
             training starts.
-        precision: "float32", or "bfloat16" for autocast: weights, gradients and the optimiser stay float32
+        precision: "float32", or "bfloat16" for autocast: weights, gradients and the optimizer stay float32
             (Kalamkar et al. 2019, "A Study of BFLOAT16 for Deep Learning Training").
         device: "cpu" or "cuda".
     """
@@ -63,7 +63,7 @@ def train(
 ) -> float:
     """Train `model` in place and return the mean loss over the examples seen.
 
-    Law: a weight that is zero and outside the mask stays zero, whatever the optimiser: its gradient is set to zero.
+    Law: a weight that is zero and outside the mask stays zero, whatever the optimizer: its gradient is set to zero.
 
     Args:
         model: holds the start weights; afterwards the trained ones.

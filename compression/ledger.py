@@ -1,7 +1,7 @@
 """Bytes by round, node, direction and kind, counted from the messages themselves.
 
-Law: what the ledger counts == the serialised size of what was put into the messages. Whoever sends or receives
-records `len(serialised)`, never a formula.
+Law: what the ledger counts == the serialized size of what was put into the messages. Whoever sends or receives
+records `len(serialized)`, never a formula.
 """
 
 import csv
@@ -25,7 +25,7 @@ evaluation on clients; the download of a student; the mask of a sparse model; wh
 
 
 class Entry(NamedTuple):
-    """One line of the ledger; `bytes` is a serialised size."""
+    """One line of the ledger; `bytes` is a serialized size."""
 
     round: int
     node: int
@@ -71,7 +71,7 @@ class Ledger:
         if kind not in KINDS:
             raise ValueError(f"kind {kind!r} is not one of {', '.join(KINDS)}")
         if size < 0:
-            raise ValueError(f"size {size} is negative; a size is the length of serialised bytes")
+            raise ValueError(f"size {size} is negative; a size is the length of serialized bytes")
         if not (0 <= round < 1 << 32 and 0 <= node < 1 << 64 and size < 1 << 64):
             raise ValueError(f"round {round}, node {node} or size {size} is out of range; ids have 64 bits, rounds 32")
         entry = (round, node, DIRECTIONS.index(direction), KINDS.index(kind), size)

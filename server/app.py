@@ -209,7 +209,7 @@ def tier_members(nodes: Iterable[int], tiers: Sequence[str], reported: Mapping[i
 
 
 def server_digest(strategy: SparseFed, arrays: ArrayRecord) -> str:
-    """Return the SHA-256 over master, held model, buffers and optimiser state, and over those of tiers that train."""
+    """Return the SHA-256 over master, held model, buffers and optimizer state, and over those of tiers that train."""
     digest = sha256(strategy.model.master.tobytes())
     if strategy.model.epochs.mask is not None:
         digest.update(strategy.model.epochs.mask.bitmap)

@@ -31,7 +31,7 @@ def _root(
     """Federated learning on Flower for links that are slow, metered or lossy.
 
     Clients send the largest entries of their updates, entropy-coded; the server
-    makes small, quantised students of the global model for download.
+    makes small, quantized students of the global model for download.
 
     \b
     Start with:

@@ -1,4 +1,4 @@
-"""compression/coding/bits."""
+"""Codes of a few bits each <-> bytes, without gaps."""
 
 import numpy as np
 from numpy.typing import NDArray

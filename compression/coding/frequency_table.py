@@ -1,4 +1,4 @@
-"""How often each code of a quantised tensor comes, in a few bytes: the model that `rans` needs on both sides.
+"""How often each code of a quantized tensor comes, in a few bytes: the model that `rans` needs on both sides.
 
 Codes of trained weights are spread smoothly around zero, so their distribution need not be written code by code (256
 numbers would be 5 % of ten thousand int8 weights): the logarithm of the density at some magnitudes is enough, and a

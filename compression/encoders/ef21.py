@@ -41,7 +41,7 @@ def ef21(inner: Encoder[S]) -> Encoder[Estimate[S]]:
     each payload once, as after `error_feedback`, would be wrong.
 
     Laws: the estimate is the sum of what accepted payloads say, up to a float32 rounding each. With an inner encoder
-    that contracts, |said - asked|^2 <= (1 - a) |asked|^2 (top-k: a = k / n), the estimate contracts towards the
+    that contracts, |said - asked|^2 <= (1 - a) |asked|^2 (top-k: a = k / n), the estimate contracts toward the
     update: |update - estimate'|^2 <= (1 - a) |update - estimate|^2.
 
     A payload that has no verdict when the next update is encoded counts as accepted. If `encode` raises, the state is

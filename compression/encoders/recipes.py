@@ -83,7 +83,7 @@ def terngrad() -> Encoder[None]:
 
 
 def eden(bits: int = 4) -> Encoder[None]:
-    """Randomised Hadamard rotation and the best levels for normal coordinates, unbiased; see `eden.scheme`."""
+    """Randomized Hadamard rotation and the best levels for normal coordinates, unbiased; see `eden.scheme`."""
     return encoder.quantized(eden_form.scheme(bits))
 
 

@@ -1,6 +1,6 @@
 """signSGD: one bit an entry.
 
-Bernstein, Wang, Azizzadenesheli and Anandkumar 2018, "signSGD: Compressed Optimisation for Non-Convex Problems",
+Bernstein, Wang, Azizzadenesheli and Anandkumar 2018, "signSGD: Compressed Optimization for Non-Convex Problems",
 International Conference on Machine Learning (ICML), algorithm 1. The majority vote is `server.optimize.majority_vote`.
 """
 

@@ -1,4 +1,4 @@
-"""compression/messages/orders."""
+"""Orders and answers: what server and client say to each other beside the model, as Flower records."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeVar

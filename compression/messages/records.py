@@ -75,20 +75,20 @@ def from_numpy(arrays: Mapping[str, NDArray[Any]]) -> ArrayRecord:
 
 
 def item_size(key: str, record: ArrayRecord | ConfigRecord | MetricRecord) -> int:
-    """Return how many bytes the record adds to its message's serialised content."""
+    """Return how many bytes the record adds to its message's serialized content."""
     return int(serde.recorddict_to_proto(RecordDict({key: record})).ByteSize())
 
 
 def serialized_size(message: Message) -> int:
-    """Return the size of the message's serialised content, or of its error, in bytes."""
+    """Return the size of the message's serialized content, or of its error, in bytes."""
     proto = serde.message_to_proto(message)
     return int(proto.content.ByteSize() if message.has_content() else proto.error.ByteSize())
 
 
 def sizes(message: Message, known: Mapping[int, int] | None = None) -> dict[str, int]:
-    """Return the size of a message's serialised content by kind, in bytes.
+    """Return the size of a message's serialized content by kind, in bytes.
 
-    The parts sum to `serialized_size(message)`: a RecordDict is serialised item by item.
+    The parts sum to `serialized_size(message)`: a RecordDict is serialized item by item.
 
     Args:
         message: order or reply.

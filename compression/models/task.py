@@ -219,7 +219,7 @@ def check_splits(splits: Splits) -> None:
         if got != expected:
             raise ValueError(
                 f"split {name!r}: examples are {got}, but those of 'train' are {expected}; was one part left"
-                " unnormalised or in another layout?"
+                " unnormalized or in another layout?"
             )
 
 

@@ -1,6 +1,6 @@
 """Small transformers whose heads, feed-forward columns, width and layers can all be removed.
 
-A. Vaswani, N. Shazeer, N. Parmar et al., "Attention Is All You Need", NeurIPS 2017; normalised before each part, as in
+A. Vaswani, N. Shazeer, N. Parmar et al., "Attention Is All You Need", NeurIPS 2017; normalized before each part, as in
 R. Xiong et al., "On Layer Normalization in the Transformer Architecture", ICML 2020, which trains without a warm-up.
 For images: A. Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021, section 3.1, with the mean over patches
 in place of a class token.

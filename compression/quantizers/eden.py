@@ -1,8 +1,8 @@
-"""EDEN: rotate at random, quantise each coordinate with the levels that are best for a normal one, rotate back.
+"""EDEN: rotate at random, quantize each coordinate with the levels that are best for a normal one, rotate back.
 
 Vargaftik, Ben Basat, Portnoy, Mendelson, Ben-Itzhak and Mitzenmacher 2022, "EDEN: Communication-Efficient and Robust
 Distributed Mean Estimation for Federated Learning", International Conference on Machine Learning (ICML), sections 3
-and 5: randomised Hadamard rotation, deterministic quantisation, unbiased scale. The levels: Max 1960, "Quantizing for
+and 5: randomized Hadamard rotation, deterministic quantization, unbiased scale. The levels: Max 1960, "Quantizing for
 Minimum Distortion", IRE Transactions on Information Theory 6, table I.
 """
 

@@ -1,4 +1,4 @@
-"""compression/tensors/buffer_codec."""
+"""Buffers (running means and variances, counters) <-> bytes, dense, in their own dtypes."""
 
 from collections.abc import Mapping
 from typing import Any

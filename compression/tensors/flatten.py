@@ -1,4 +1,4 @@
-"""compression/tensors/flatten."""
+"""Named arrays <-> one flat float32 vector of shape (n,)."""
 
 from collections.abc import Mapping
 from typing import Any

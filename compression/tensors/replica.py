@@ -6,7 +6,7 @@ integers. Merging deltas and undoing them is integer addition: one merged delta 
 bits, which sums of floats do not.
 
 Version 0 can be drawn from a seed, by integers only: a new client then needs no first copy of the model. (torch's own
-initialisation differs between processors.)
+initialization differs between processors.)
 """
 
 import struct
@@ -28,7 +28,7 @@ LIMIT = 2**23 - 1
 _BITS = 20  # that a tensor's largest magnitude takes at first: it can grow to 8 times that
 _SPACING = struct.Struct("<h")
 _DRAW = struct.Struct("<Q")
-_TENSOR = struct.Struct("<hiI")  # exponent, centre, spread
+_TENSOR = struct.Struct("<hiI")  # exponent, center, spread
 TAG_BYTES = 8
 
 
@@ -87,7 +87,7 @@ class FixedPoint(NamedTuple):
 
 
 class SeededInit(NamedTuple):
-    """How version 0 is drawn: uniform integers from centre - spread to centre + spread, for each tensor.
+    """How version 0 is drawn: uniform integers from center - spread to center + spread, for each tensor.
 
     >>> from fedpress.compression.tensors.layout import TensorSpec
     >>> layout = Layout((TensorSpec("weight", (3,), "float32"), TensorSpec("bias", (1,), "float32")))
@@ -97,20 +97,20 @@ class SeededInit(NamedTuple):
 
     seed: int  # below 2^64
     grid: FixedPoint
-    centres: tuple[int, ...]
+    centers: tuple[int, ...]
     spreads: tuple[int, ...]
 
     @classmethod
     def like(cls, vector: Vector, layout: Layout, seed: int) -> "SeededInit":
         """Return a draw with the mean and the standard deviation of each tensor of an initial model."""
         grid = FixedPoint.of(vector, layout)
-        centres, spreads = [], []
+        centers, spreads = [], []
         for part, exponent in zip(_parts(layout), grid.exponents, strict=True):
             values = np.ldexp(vector[part].astype(np.float64), -exponent)
             constant = len(values) == 0 or bool((values == values[0]).all())
-            centres.append(round(float(values[0])) if constant and len(values) else 0)
+            centers.append(round(float(values[0])) if constant and len(values) else 0)
             spreads.append(0 if constant else min(LIMIT, round(float(np.sqrt(3 * np.mean(values**2))))))
-        return cls(seed % 2**64, grid, tuple(centres), tuple(spreads))
+        return cls(seed % 2**64, grid, tuple(centers), tuple(spreads))
 
     def integers(self, layout: Layout) -> Integers:
         """Return version 0, shape (n,). From the raw words of PCG64, which numpy keeps the same for ever.
@@ -121,19 +121,19 @@ class SeededInit(NamedTuple):
             return self.integers(layout.full)[layout.mask.positions]
         words = np.random.PCG64(self.seed)
         found = np.empty(layout.size, np.int32)
-        for part, centre, spread in zip(_parts(layout), self.centres, self.spreads, strict=True):
+        for part, center, spread in zip(_parts(layout), self.centers, self.spreads, strict=True):
             if not spread:
-                found[part] = centre
+                found[part] = center
                 continue
             drawn = words.random_raw(part.stop - part.start) >> np.uint64(32)
             drawn *= np.uint64(2 * spread + 1)  # below 2^32 times 2^25
             drawn >>= np.uint64(32)
-            found[part] = drawn.astype(np.int64) + (centre - spread)
+            found[part] = drawn.astype(np.int64) + (center - spread)
         return found
 
     def pack(self) -> bytes:
         """Return the draw as bytes."""
-        tensors = zip(self.grid.exponents, self.centres, self.spreads, strict=True)
+        tensors = zip(self.grid.exponents, self.centers, self.spreads, strict=True)
         return _DRAW.pack(self.seed) + b"".join(_TENSOR.pack(*tensor) for tensor in tensors)
 
     @classmethod
@@ -142,10 +142,10 @@ class SeededInit(NamedTuple):
         if len(data) != _DRAW.size + _TENSOR.size * len(layout.parameters):
             raise ReplicaError(f"a draw of {len(data)} bytes does not fit {len(layout.parameters)} tensors")
         tensors = list(_TENSOR.iter_unpack(data[_DRAW.size :]))
-        if any(abs(centre) + spread > LIMIT for _, centre, spread in tensors):
+        if any(abs(center) + spread > LIMIT for _, center, spread in tensors):
             raise ReplicaError("a draw reaches 2^23 units")
-        exponents, centres, spreads = (tuple(column) for column in zip(*tensors, strict=True)) if tensors else ((),) * 3
-        return cls(_DRAW.unpack_from(data)[0], FixedPoint(exponents), centres, spreads)
+        exponents, centers, spreads = (tuple(column) for column in zip(*tensors, strict=True)) if tensors else ((),) * 3
+        return cls(_DRAW.unpack_from(data)[0], FixedPoint(exponents), centers, spreads)
 
 
 class Replica(NamedTuple):

@@ -1,7 +1,7 @@
 """log4, log6, log8: a sign and 3, 5 or 7 bits of logarithm for each value, on the float's own bits.
 
 No logarithm is taken: the bit pattern of a magnitude rises with the magnitude, and without its last bits it is a grid
-that is linear within an octave and the same in every octave, so a logarithmic quantiser is a shift. The levels span 1,
+that is linear within an octave and the same in every octave, so a logarithmic quantizer is a shift. The levels span 1,
 2, 4 or 8 octaves, which holds what the largest entries of an update span; each group of 256 values says where its
 levels begin and how fine they are. docs/wire.md has the bits.
 """
@@ -44,7 +44,7 @@ def pack(values: Vector, bits: int) -> bytes:
     codes = np.empty(rows.shape, np.uint8)
     for span, zero in _MODES:
         shift = _finest(bits) + span
-        low, levels = _quantise(rows.view(np.uint32), shift, zero, 1 << bits - 1)
+        low, levels = _quantize(rows.view(np.uint32), shift, zero, 1 << bits - 1)
         missed = _grid(low, levels, shift, zero)
         missed -= rows
         # Float32 squares overflow above 2^64, so by groups in units of their peaks; a peak of zero misses nothing.
@@ -94,7 +94,7 @@ def _unit(shift: int) -> int:
     return max(shift, _COARSE)
 
 
-def _quantise(
+def _quantize(
     rows: NDArray[np.uint32], shift: int, zero: bool, count: int
 ) -> tuple[NDArray[np.uint32], NDArray[np.uint8]]:
     """Return the bit pattern of each group's lowest level, and the level of each value, 0 to count - 1."""

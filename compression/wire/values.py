@@ -138,7 +138,7 @@ def _length_int4(k: int) -> int:
     return codes_length(k, 4) + 4 * -(-k // GROUP)
 
 
-# sign: a sign each, and the mean magnitude of each group of 256. Groups of neighbours are nearly always of one layer,
+# sign: a sign each, and the mean magnitude of each group of 256. Groups of neighbors are nearly always of one layer,
 # so that this is the sign with a scale by layer (Karimireddy et al. 2019, "Error Feedback Fixes SignSGD and other
 # Gradient Compression Schemes", section 4), without the layers having to be known where values are read.
 

@@ -1,4 +1,4 @@
-"""server/checkpoint/state."""
+"""State of a part of a run: arrays and JSON, packed into one checksummed file."""
 
 from __future__ import annotations
 

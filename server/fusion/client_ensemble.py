@@ -160,14 +160,14 @@ class Fusion:
 
     def fused(self, arrays: Arrays, clients: ClientModels, server_round: int) -> dict[str, NDArray[Any]]:
         """Return the global model's arrays after the distillation; `arrays` are those of the mean."""
-        learnt = distill.distill(
+        learned = distill.distill(
             clients.teacher(self.model, self.combine),
             filled(copy.deepcopy(self.model), arrays),
             self.inputs,
             self.settings,
             seed=seeds.derive("fusion", self.seed, server_round),
         )
-        return {name: tensor.numpy() for name, tensor in learnt.state_dict().items()}
+        return {name: tensor.numpy() for name, tensor in learned.state_dict().items()}
 
 
 def filled(model: nn.Module, arrays: Arrays) -> nn.Module:

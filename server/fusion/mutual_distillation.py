@@ -2,7 +2,7 @@
 
 T. Lin, L. Kong, S. U. Stich, M. Jaggi, "Ensemble Distillation for Robust Model Fusion in Federated Learning" (FedDF),
 NeurIPS 2020, section 3 and algorithm 3: groups of clients with architectures of their own, whose models are fused by
-their answers on unlabelled data. There the ensemble teaches every group; here it teaches the largest model, and that
+their answers on unlabeled data. There the ensemble teaches every group; here it teaches the largest model, and that
 teaches the others, as a student learns more from one good teacher whose weights it need not share.
 D. Li, J. Wang, "FedMD: Heterogenous Federated Learning via Model Distillation", 2019: the same with public data.
 """
@@ -50,7 +50,7 @@ def teach(
     trained: bool,
     seed: int,
 ) -> list[nn.Module]:
-    """Return the global model and those of the tiers after they learnt from each other; the given ones are untouched.
+    """Return the global model and those of the tiers after they learned from each other; the given ones are untouched.
 
     Args:
         whole: The global model.

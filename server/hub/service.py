@@ -31,7 +31,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from fedpress.compression.errors import FedpressError
 from fedpress.compression.messages import hub_pb2, hub_pb2_grpc
 from fedpress.server.hub import admission
-from fedpress.server.publishing.catalog import Catalogue, Offered
+from fedpress.server.publishing.catalog import Catalog, Offered
 from fedpress.server.publishing.store import ModelStore, NotPublished, StoreError
 
 PART_BYTES: Final = 1 << 16
@@ -181,27 +181,27 @@ class Hub(hub_pb2_grpc.HubServicer):
     """The service.
 
     Args:
-        catalogue: What it offers.
+        catalog: What it offers.
         door: Whom it lets in.
         metrics: Where it counts.
         stall: As in `Settings`.
     """
 
-    def __init__(self, catalogue: Catalogue, door: Door, metrics: Metrics, stall: float) -> None:
-        self._catalogue, self._door, self._metrics, self._stall = catalogue, door, metrics, stall
+    def __init__(self, catalog: Catalog, door: Door, metrics: Metrics, stall: float) -> None:
+        self._catalog, self._door, self._metrics, self._stall = catalog, door, metrics, stall
         self._readers = ThreadPoolExecutor(READERS, "reader")
 
     async def ListBundles(self, request: hub_pb2.ListRequest, context: Any) -> hub_pb2.ListReply:
         """What there is."""
         await self._door.admit(context)
-        offered = await self._catalogue.offered(request.tier, request.newest_only)
+        offered = await self._catalog.offered(request.tier, request.newest_only)
         return hub_pb2.ListReply(bundles=[_about(one) for one in offered])
 
     async def GetBundle(self, request: hub_pb2.GetRequest, context: Any) -> None:
         """One bundle, from an offset on."""
         client = await self._door.admit(context)
         try:
-            offered = await self._catalogue.find(request.tier, request.version)
+            offered = await self._catalog.find(request.tier, request.version)
         except NotPublished as error:
             await self._door.refuse(context, grpc.StatusCode.NOT_FOUND, "not published", str(error))
         except StoreError as error:
@@ -217,7 +217,7 @@ class Hub(hub_pb2_grpc.HubServicer):
             await self._door.refuse(
                 context, grpc.StatusCode.RESOURCE_EXHAUSTED, "too many downloads", busy, RETRY_SECONDS
             )
-        outcome = "cut"  # by the client, or by the network: it is cancelled from outside
+        outcome = "cut"  # by the client, or by the network: it is canceled from outside
         try:
             with self._door.clients.download(client), self._metrics.streams.track_inprogress():
                 outcome = await self._send(context, client, offered, request.offset)
@@ -311,10 +311,10 @@ async def serve(settings: Settings, say: Callable[[str], None]) -> None:
     _one_arena()
     metrics = Metrics()
     door = Door(settings, metrics)
-    catalogue = Catalogue(ModelStore(settings.store))
-    newest = await catalogue.offered(newest_only=True)  # and their digests, before anybody waits for them
+    catalog = Catalog(ModelStore(settings.store))
+    newest = await catalog.offered(newest_only=True)  # and their digests, before anybody waits for them
     server = grpc.aio.server(options=OPTIONS, maximum_concurrent_rpcs=2 * settings.downloads + 256)
-    hub_pb2_grpc.add_HubServicer_to_server(Hub(catalogue, door, metrics, settings.stall), server)  # type: ignore[no-untyped-call]
+    hub_pb2_grpc.add_HubServicer_to_server(Hub(catalog, door, metrics, settings.stall), server)  # type: ignore[no-untyped-call]
     healthy = _Health()
     health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
     reflection_pb2_grpc.add_ServerReflectionServicer_to_server(_Reflection(door), server)
@@ -351,7 +351,7 @@ async def serve(settings: Settings, say: Callable[[str], None]) -> None:
         if not stopped.done():
             await server.stop(None)
         left = asyncio.all_tasks() - {asyncio.current_task()}
-        if left:  # downloads that were cancelled: gRPC complains where the loop ends before they have
+        if left:  # downloads that were canceled: gRPC complains where the loop ends before they have
             await asyncio.wait(left, timeout=CLOSING_SECONDS)
     finally:
         closing()

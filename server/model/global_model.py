@@ -1,4 +1,4 @@
-"""The model that the server keeps: the master vector, its optimiser, and the buffers."""
+"""The model that the server keeps: the master vector, its optimizer, and the buffers."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
@@ -25,12 +25,12 @@ NextMask: TypeAlias = Callable[[Vector, Layout], Mask | None]
 
 
 class GlobalModel:
-    """Master parameters in float32, stepped in place by the server's optimiser; buffers as values beside them.
+    """Master parameters in float32, stepped in place by the server's optimizer; buffers as values beside them.
 
     Args:
         arrays: the initial model, every array of it.
         layout: which arrays are parameters and which buffers; None: guessed by the usual names.
-        optimizer: makes the optimiser from the master.
+        optimizer: makes the optimizer from the master.
         downlink: how clients get new versions; None: they get the master itself, whole.
         averaging: decay of the mean that is published (`average.Average`); 0: the newest model is published.
         mask: which weights the model has from the start; None: all.
@@ -86,7 +86,7 @@ class GlobalModel:
         return records.from_numpy({name: self._average.arrays[name] for name in self.arrays})
 
     def replace(self, arrays: ArrayRecord) -> None:
-        """Take another model's values; the optimiser keeps its state."""
+        """Take another model's values; the optimizer keeps its state."""
         named = records.to_numpy(arrays)
         self.master[:] = flatten.flatten(named, self.layout)
         self._buffers = self._buffers_of(named)
@@ -112,7 +112,7 @@ class GlobalModel:
             buffers: of theirs.
             refine: what the server itself then makes of the model, arrays by name, within the same step.
             next_mask: is shown the new master and its layout, and says which mask it is to have from here on; None
-                keeps it. What survives keeps its value and the optimiser's state, what is new begins at zero.
+                keeps it. What survives keeps its value and the optimizer's state, what is new begins at zero.
 
         Raises:
             FloatingPointError: the master is no longer finite.
@@ -145,10 +145,10 @@ class GlobalModel:
             self._average.add(self._held())
 
     def shift(self, start: ArrayRecord, arrays: ArrayRecord, downlink: Downlink) -> None:
-        """Take in what the server has learnt by itself, as one more step: the master moves by `arrays - start`.
+        """Take in what the server has learned by itself, as one more step: the master moves by `arrays - start`.
 
-        The optimiser keeps its state, and clients what they keep back. The mean of the models so far, if there is
-        one, becomes `arrays`; what clients hold goes towards the master.
+        The optimizer keeps its state, and clients what they keep back. The mean of the models so far, if there is
+        one, becomes `arrays`; what clients hold goes toward the master.
 
         Args:
             start: the model that it began with; `published`, most likely.
@@ -161,7 +161,7 @@ class GlobalModel:
         named = records.to_numpy(arrays)
         self.master += flatten.flatten(named, self.layout) - flatten.flatten(records.to_numpy(start), self.layout)
         if not np.isfinite(self.master).all():
-            raise FloatingPointError("the model is no longer finite: what the server has learnt by itself is not")
+            raise FloatingPointError("the model is no longer finite: what the server has learned by itself is not")
         self._buffers = self._buffers_of(named)
         self._new_version(downlink)
         if self._average:
@@ -190,7 +190,7 @@ class GlobalModel:
         self.optimizer = self._make_optimizer(master)
 
     def saved(self) -> State:
-        """Return master, optimiser, buffers and versions."""
+        """Return master, optimizer, buffers and versions."""
         own = State(
             {"master": self.master, **{f"buffers/{name}": array for name, array in self._buffers.items()}},
             {

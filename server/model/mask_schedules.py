@@ -87,7 +87,7 @@ class MaskSchedule(Protocol):
 
 
 class Fixed(NamedTuple):
-    """The mask stays as it is: a model that was pruned at initialisation."""
+    """The mask stays as it is: a model that was pruned at initialization."""
 
     first: Mask | None
 

@@ -1,9 +1,9 @@
-"""Server optimisers: rules on the pseudo-gradient, the mean update with its sign turned.
+"""Server optimizers: rules on the pseudo-gradient, the mean update with its sign turned.
 
-Reddi et al. 2021, "Adaptive Federated Optimization" (ICLR). An optimiser is made by a constructor from the master
+Reddi et al. 2021, "Adaptive Federated Optimization" (ICLR). An optimizer is made by a constructor from the master
 vector, whose memory it shares and steps in place. The adaptive rules step densely: a coordinate that nobody sent is a
 pseudo-gradient of zero. Their epsilon must be at least 1e-3 (section 5 there), or such coordinates explode when first
-sent. Steps equal those of torch's optimisers bit by bit, where torch has the rule; torch's own are not used, since the
+sent. Steps equal those of torch's optimizers bit by bit, where torch has the rule; torch's own are not used, since the
 first one that a process makes imports torch's compiler, for a second and 70 MB.
 """
 
@@ -58,7 +58,7 @@ class Optimizer(ABC):
 
 
 ServerOptimizer = Callable[[Vector], Optimizer]
-"""Takes the master vector (n,), float32, and returns the optimiser that steps it in place."""
+"""Takes the master vector (n,), float32, and returns the optimizer that steps it in place."""
 
 
 def sgd(learning_rate: float = 1.0, momentum: float = 0.0) -> ServerOptimizer:
@@ -95,7 +95,7 @@ def majority_vote(learning_rate: float) -> ServerOptimizer:
     """Move every weight by `learning_rate` in the direction that most clients, weighted by examples, voted for.
 
     For clients that send signs (`compression.signs`); a tie moves nothing. Bernstein et al. 2018, "signSGD: Compressed
-    Optimisation for Non-Convex Problems" (ICML), algorithm 1, the distributed form.
+    Optimization for Non-Convex Problems" (ICML), algorithm 1, the distributed form.
     """
     _positive("learning_rate", learning_rate)
     return lambda master: MajorityVote(master, learning_rate)

@@ -1,7 +1,7 @@
 """The versions of the held model, and what brings a client from the one it has to the newest.
 
 From one version to the next only the largest entries of master - held change, all by the same magnitude: this is the
-download's own top-k and ternary quantiser, and what it leaves out stays in master - held. Magnitudes are 2^j or
+download's own top-k and ternary quantizer, and what it leaves out stays in master - held. Magnitudes are 2^j or
 1.5 * 2^j, so that the sum of several versions is made of few, small multiples of one unit (`dyadic`).
 
 A version belongs to one epoch, so to one mask. Changes are kept by their places in the vector without a mask, and what

@@ -42,7 +42,7 @@ class Offered(NamedTuple):
     created: int
 
 
-class Catalogue:
+class Catalog:
     """The published bundles; whatever waits for the disk does so in a thread of its own.
 
     Args:
@@ -51,7 +51,7 @@ class Catalogue:
 
     def __init__(self, store: ModelStore) -> None:
         self._store = store
-        self._thread = ThreadPoolExecutor(1, "catalogue")  # one: no file is hashed twice at the same time
+        self._thread = ThreadPoolExecutor(1, "catalog")  # one: no file is hashed twice at the same time
         self._digests: dict[tuple[Path, int, int], bytes] = {}
         self._listed: list[Stored] = []
         self._listed_at = float("-inf")

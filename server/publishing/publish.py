@@ -1,4 +1,4 @@
-"""Students of the global model: copy, prune, distil, quantise, bundle, publish; for each tier.
+"""Students of the global model: copy, prune, distill, quantize, bundle, publish; for each tier.
 
 The global model is only read, so publishing resets nothing and the rounds go on as if it had not happened.
 """
@@ -61,7 +61,7 @@ class Published(NamedTuple):
         bundle_bytes: Size of its file, all of it counted.
         sha256: Of the file.
         teacher_accuracy: Of the global model, on test data; a fraction, as the next two.
-        student_accuracy: Before quantisation.
+        student_accuracy: Before quantization.
         quantized_accuracy: After it.
         path: Of the file in the store.
         stages: What each step of the making did.
@@ -225,15 +225,15 @@ class Publisher:
             private_key=self.signing_key,
         )
         self._check(tier, data, made.quantized)
-        teacher, *_, learnt, last = made.stages
+        teacher, *_, learned, last = made.stages
         return Published(
             tier=tier.name,
             version=version,
-            parameters=learnt.parameters,
+            parameters=learned.parameters,
             bundle_bytes=len(data),
             sha256=hashlib.sha256(data).hexdigest(),
             teacher_accuracy=teacher.accuracy,
-            student_accuracy=learnt.accuracy,
+            student_accuracy=learned.accuracy,
             quantized_accuracy=last.accuracy,
             path=self.store.put(data, tier=tier.name, version=version),
             stages=(*made.stages[:-1], last._replace(size_bytes=len(data))),

@@ -55,7 +55,7 @@ class Accounting:
     """What is counted over all rounds.
 
     Args:
-        ledger: bytes of every message's serialised content; None: a fresh one.
+        ledger: bytes of every message's serialized content; None: a fresh one.
 
     Attributes:
         ledger: the same.
@@ -75,7 +75,7 @@ class Accounting:
     def bill(
         self, server_round: int, node: int, direction: Direction, message: Message, known: dict[int, int] | None = None
     ) -> None:
-        """Enter the serialised content of a message in the ledger.
+        """Enter the serialized content of a message in the ledger.
 
         Args:
             server_round: round that the message belongs to.

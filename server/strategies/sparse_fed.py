@@ -23,7 +23,6 @@ from fedpress.compression.messages import orders, records
 from fedpress.compression.models.pruning import dynamic_sparsity
 from fedpress.compression.tensors.layout import Layout, Vector
 from fedpress.compression.timing import Timer
-from fedpress.server.checkpoint import resume
 from fedpress.server.checkpoint.checkpoint_folder import CheckpointFolder
 from fedpress.server.checkpoint.state import Resumable
 from fedpress.server.fusion import client_ensemble
@@ -39,6 +38,7 @@ from fedpress.server.rounds.aggregate import ReplyMean
 from fedpress.server.rounds.exchange import Clock, UnderWay, WallClock
 from fedpress.server.rounds.orders import Checked, Orders
 from fedpress.server.rounds.threaded_grid import PatientGrid
+from fedpress.server.strategies import resume
 from fedpress.server.strategies.buffered import Buffered
 
 MAX_EXAMPLES = 1e9
@@ -69,7 +69,7 @@ class SparseFed(resume.Resuming, Strategy):
         max_examples: replies that claim more examples are refused.
         federation: names the federation; clients keep their state under it.
         seed: for sampling nodes.
-        ledger: counts every message's serialised content; by default a fresh one, in `self.ledger`.
+        ledger: counts every message's serialized content; by default a fresh one, in `self.ledger`.
         on_round: called with each round's summary.
         on_accepted: called with round, node and payload of each reply that counted, in the order of the nodes.
         clock: what deadlines follow; by default the grid's own `clock` if it has one, else real time.

@@ -1,7 +1,7 @@
 """Tiers that train: groups of clients that train models of different sizes in one federation.
 
 `TieredFed` is the strategy of the global model, and has beside it a `SparseFed` for each tier, with a federation name,
-tickets, versions, optimiser and books of its own. A round sends the orders of all of them at once and takes their
+tickets, versions, optimizer and books of its own. A round sends the orders of all of them at once and takes their
 steps one after the other. What the models have of each other is either taught (`teaching`), in some rounds, or the
 mean of the weights that they share, in every round (`slices`).
 """
@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from fedpress.compression import seeds
 from fedpress.compression.errors import FedpressError
 from fedpress.compression.tensors.layout import Vector
-from fedpress.server.checkpoint import resume
 from fedpress.server.checkpoint.state import CheckpointError, State, pairs
 from fedpress.server.fusion import heterofl
 from fedpress.server.fusion.mutual_distillation import Teaching, teach
@@ -30,6 +29,7 @@ from fedpress.server.model.mask_schedules import Ballot
 from fedpress.server.rounds.accounting import Accounting, RoundSummary
 from fedpress.server.rounds.exchange import Clock
 from fedpress.server.rounds.sampling import PartOfGrid
+from fedpress.server.strategies import resume
 from fedpress.server.strategies.sparse_fed import SparseFed
 
 ANSWER_SECONDS = 60.0

@@ -49,8 +49,8 @@ class CodecFigures(NamedTuple):
         encode_ms: the same in milliseconds.
         encode_memory_over_vector: most memory that it takes beside update and residual, over the vector's own.
         naive_over_encode: the same step with `torch.topk`, int32 and float32; one thread.
-        flower_over_encode: Flower's serialisation of the dense vector (ArrayRecord to protobuf).
-        nncodec_over_encode: nncodec's quantising and coding of the same entries, over our whole step; None: no
+        flower_over_encode: Flower's serialization of the dense vector (ArrayRecord to protobuf).
+        nncodec_over_encode: nncodec's quantizing and coding of the same entries, over our whole step; None: no
             interpreter for it was given.
         nncodec_bits_per_nonzero: the same for its bytes.
         nncodec_relative_error: the same for its error.

@@ -6,8 +6,8 @@ VECTOR.npy holds float32 of one dimension, mostly zeros; TARGET is the largest r
 Nothing of fedpress is imported here. Written for nncodec 2.1.3, which needs numpy < 2 and pandas < 3.
 
 nncodec codes tensors; a vector is given to it as rows of 512, padded with zeros, so that it can skip empty rows. Its
-quantiser is the plain one: dependent quantisation (`use_dq`) was slower and larger on vectors as sparse as these.
-Neither bytes nor error grow evenly with the quantiser's step, so a whole range of steps is tried.
+quantizer is the plain one: dependent quantization (`use_dq`) was slower and larger on vectors as sparse as these.
+Neither bytes nor error grow evenly with the quantizer's step, so a whole range of steps is tried.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def measure(nnc: Any, vector: Any, target: float, repetitions: int) -> dict[str,
     def error(coded: Any) -> float:
         return float(np.linalg.norm(np.asarray(nnc.decompress(coded)["0"], np.float64) - tensor)) / norm
 
-    # Of a uniform quantiser: error = step / sqrt(12) for each of the entries that are not zero.
+    # Of a uniform quantizer: error = step / sqrt(12) for each of the entries that are not zero.
     step = max(target, 1e-6) * norm * math.sqrt(12 / np.count_nonzero(vector))
     middle = round(STEPS_AN_OCTAVE * math.log2(step))
     tried = []

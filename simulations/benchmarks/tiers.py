@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import safetensors.torch
 from torch import nn
 
-from fedpress.compression import seeds
+from fedpress.compression import seeds, suggest
 from fedpress.compression.errors import FedpressError
 from fedpress.compression.files import write_atomically
 from fedpress.compression.models.distillation import distill
@@ -28,7 +28,6 @@ from fedpress.simulations.results.run_folder import RunFolder
 from fedpress.simulations.runs import runner
 from fedpress.simulations.runs.tier_workload import TierWorkload
 from fedpress.simulations.runs.workload import Workload
-from fedpress.simulations.scenario import diagnostics
 from fedpress.simulations.scenario.scenario import Scenario
 
 ROWS = {
@@ -40,13 +39,13 @@ ROWS = {
 }
 """The runs, and what each is."""
 CONTROLS = {
-    "proxy": "small model trained on the labelled proxy data alone",
-    "tuned": "apart, then trained on the labelled proxy data",
+    "proxy": "small model trained on the labeled proxy data alone",
+    "tuned": "apart, then trained on the labeled proxy data",
     "late": "apart, students of that global model at the end",
 }
 """What is made from the models of `apart`."""
 ON_LABELS = distill.Distillation(weights=distill.Weights(teacher=0.0, labels=1.0))
-"""Training on labels with the optimiser and the passes that students have."""
+"""Training on labels with the optimizer and the passes that students have."""
 
 
 class TiersBenchError(FedpressError, ValueError):
@@ -105,7 +104,7 @@ def scenario_of(base: Scenario, row: str, seed: int) -> Scenario:
         ]
         raw["teaching"] = None
     elif row != "taught":
-        raise TiersBenchError(f"row {row!r}: expected {diagnostics.choices([*ROWS, *CONTROLS], row)}")
+        raise TiersBenchError(f"row {row!r}: expected {suggest.choices([*ROWS, *CONTROLS], row)}")
     return Scenario.model_validate_json(json.dumps(raw))
 
 

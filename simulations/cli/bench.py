@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fedpress.simulations.cli import common
-from fedpress.simulations.suites import command
+from fedpress.simulations.cli import common, suites
 
 if TYPE_CHECKING:
     from fedpress.simulations.scenario.scenario import Scenario
@@ -81,7 +80,7 @@ def bench_codec(
     Compares the client's whole step (residual, exact top-k, payload, residual: what
     recipes.fedpress does) with a
     copy of the vector, with the naive form of the same step and with Flower's dense
-    serialisation, all in one run; and the positions with their entropy.
+    serialization, all in one run; and the positions with their entropy.
 
     \b
     DATA is one of
@@ -164,7 +163,7 @@ def bench_paired(
 
     SCENARIO is as for `fedpress simulate`. Both runs of a pair share data, clients,
     initial weights and sampling; the baseline sends and gets whole float32 models, and
-    its server takes the mean (optimiser sgd, rate 1) unless --baseline says otherwise.
+    its server takes the mean (optimizer sgd, rate 1) unless --baseline says otherwise.
     Prints the difference in accuracy with its 95 % interval, and the bytes saved.
 
     \b
@@ -269,7 +268,7 @@ def bench_tiers(
         )
 
 
-bench.command("communication")(command.communication)
+bench.command("communication")(suites.communication)
 
 
 Nodes = Annotated[int, typer.Option(help="SuperNodes, all in each round (2).", **common.COUNT)]

@@ -11,6 +11,7 @@ from rich.filesize import decimal as size
 
 from fedpress.compression.errors import FedpressError
 from fedpress.compression.wire import payloads
+from fedpress.simulations.report import units
 from fedpress.simulations.results.records import Results, TierResult
 from fedpress.simulations.results.run_folder import RunFolder
 
@@ -139,18 +140,12 @@ def _network(results: Results) -> list[tuple[str, str]]:
     seconds, joules = results.rounds[-1].virtual_seconds if results.rounds else 0.0, results.totals.joules
     return [
         ("virtual time", f"{seconds:,.1f} s"),
-        *([("energy", f"{format_joules(joules)}, what clients spent on these bytes (estimate)")] if joules else []),
+        *(
+            [("energy", f"{units.format_joules(joules)}, what clients spent on these bytes (estimate)")]
+            if joules
+            else []
+        ),
     ]
-
-
-def format_joules(joules: float) -> str:
-    """An energy with three figures: `1.23 kJ`.
-
-    >>> format_joules(1234.5), format_joules(0.0042), format_joules(99.96)
-    ('1.23 kJ', '4.2 mJ', '100 J')
-    """
-    factor, unit = next(((f, u) for f, u in ((1e6, "MJ"), (1e3, "kJ"), (1, "J")) if joules >= 0.9995 * f), (1e-3, "mJ"))
-    return f"{joules / factor:.3g} {unit}"
 
 
 def _mask(results: Results) -> tuple[str, str]:
@@ -169,7 +164,7 @@ def _against(sent: int, ratio: float | None) -> str:
     return f"{size(sent)}, as dense" if 0.95 < ratio < 1.05 else f"{size(sent)}, {ratio:,.1f}x less than dense"
 
 
-STUDENT_COLUMNS = ("student", "parameters", "bundle", "teacher", "student", "quantised", "downloaded")
+STUDENT_COLUMNS = ("student", "parameters", "bundle", "teacher", "student", "quantized", "downloaded")
 
 
 def student_rows(results: Results) -> list[tuple[str, ...]]:

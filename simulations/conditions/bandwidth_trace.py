@@ -21,8 +21,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from fedpress.compression import suggest
 from fedpress.compression.errors import FedpressError
-from fedpress.simulations.scenario import diagnostics
 
 Floats = NDArray[np.float64]
 
@@ -141,7 +141,7 @@ def _check_header(path: Path, header: list[str]) -> None:
         raise TraceError(f"network.trace: the first line of {path} lacks {', '.join(absent)}; {expected}, {found}")
     for name in header:
         if name not in COLUMNS + OPTIONAL:
-            allowed = diagnostics.choices(COLUMNS + OPTIONAL, name)
+            allowed = suggest.choices(COLUMNS + OPTIONAL, name)
             raise TraceError(f"network.trace: {path} has an unknown column {name!r}; expected {allowed}")
         if header.count(name) > 1:
             raise TraceError(f"network.trace: {path} has the column {name} {header.count(name)} times")

@@ -21,11 +21,10 @@ from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 
-from fedpress.compression import seeds
+from fedpress.compression import seeds, suggest
 from fedpress.compression.ledger import DIRECTIONS, Ledger
 from fedpress.simulations.conditions import bandwidth_trace
 from fedpress.simulations.conditions.bandwidth_trace import Floats
-from fedpress.simulations.scenario import diagnostics
 
 
 class VirtualClock:
@@ -126,7 +125,7 @@ def shares(profile: Any) -> dict[str, float]:
         raise ValueError("expected the name of a profile, or shares by name, such as {lte: 0.7, wifi: 0.3}")
     for name, share in given.items():
         if name not in PROFILES:
-            raise ValueError(f"there is no profile {name!r}, expected {diagnostics.choices(PROFILES, name)}")
+            raise ValueError(f"there is no profile {name!r}, expected {suggest.choices(PROFILES, name)}")
         if isinstance(share, bool) or not isinstance(share, int | float) or not share > 0:
             raise ValueError(f"the share of {name} is {share!r}, expected a positive number")
     if given and abs(sum(given.values()) - 1) > 1e-6:

@@ -1,6 +1,6 @@
 """What each simulated client keeps between messages (Flower's `Context.state`): a file each, in one folder.
 
-A file is the records without the bytes of their arrays, as Flower serialises them, and then these, each after its
+A file is the records without the bytes of their arrays, as Flower serializes them, and then these, each after its
 length: so none of it is copied, which took ten times as long as writing it.
 """
 

@@ -4,7 +4,7 @@ It runs the same ServerApp and ClientApp as Flower's own engines. Each worker lo
 message after the other, so data, models and caches stay in memory. What a client keeps (`Context.state`) lies in a
 file of its own, in a temporary folder unless another is named, so any worker can run any client, and the result
 depends neither on their number nor on who ran what. A record that goes to many clients, such as the model, is
-serialised once and read once by each worker.
+serialized once and read once by each worker.
 
 Time is virtual: a `Network` says how long each reply takes, and deadlines follow `grid.clock`. Without one, replies
 take no time.

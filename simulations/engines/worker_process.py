@@ -37,7 +37,7 @@ class Task(NamedTuple):
 
     message_id: str
     client: int
-    message: bytes  # serialised, without the shared records
+    message: bytes  # serialized, without the shared records
     keys: tuple[str, ...]  # of all records, in their order
     shared: tuple[tuple[str, str], ...]  # key of a record, name of its file
     faults: frozenset[str] = frozenset()  # that strike the client

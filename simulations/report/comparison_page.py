@@ -130,7 +130,7 @@ def grouped(runs: Sequence[Run]) -> list[Group]:
         place = (key, again[key, run.results.seed]) if run.whole else run.path
         members.setdefault(place, []).append(run)
         settings[place] = found
-    return _labelled([Group("", members[place], settings[place]) for place in members])
+    return _labeled([Group("", members[place], settings[place]) for place in members])
 
 
 def differences(groups: Sequence[Group]) -> list[tuple[str, list[Any]]]:
@@ -266,7 +266,7 @@ def _text(value: Any) -> str:
     return text if len(text) <= MOST_LETTERS else text[: MOST_LETTERS - 1] + "…"
 
 
-def _labelled(groups: Sequence[Group]) -> list[Group]:
+def _labeled(groups: Sequence[Group]) -> list[Group]:
     """Gives each group the shortest label that tells it apart.
 
     A run alone is called by its folder, with as many of the folders above as it takes; runs together by their scenario,

@@ -1,6 +1,6 @@
-"""A figure that can be drawn in any colours: for a page on a light or dark screen, or as a file of its own for print.
+"""A figure that can be drawn in any colors: for a page on a light or dark screen, or as a file of its own for print.
 
-A figure is a `Drawing`: told which colours its roles have, it draws. For a page these are stand-ins, one for each
+A figure is a `Drawing`: told which colors its roles have, it draws. For a page these are stand-ins, one for each
 role, and the finished SVG names the page's CSS variables in their place: one drawing reads well on light and on dark.
 """
 
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 WIDTH: Final = 5.6  # inches; 10-point text is then 1/40 of the figure's width
 DOTS_PER_INCH: Final = 200  # of a PNG
 
-Colors = Mapping[str, str]  # role -> colour
+Colors = Mapping[str, str]  # role -> color
 INK: Final = "ink"  # text
 MUTED: Final = "muted"  # axes, secondary text
 GRID: Final = "grid"
 SERIES: Final = ("first", "second", "third", "fourth", "fifth", "sixth")
 """Curves, in their order. After Okabe and Ito's palette, darker or brighter so that each stands out from its page;
-they stay apart for the three kinds of colour blindness (tests/simulations/report/test_figures.py)."""
+they stay apart for the three kinds of color blindness (tests/simulations/report/test_figures.py)."""
 FIRST, SECOND = SERIES[:2]  # also bars, and the bar that stands for all
 LIGHT: Final[Colors] = {
     INK: "#1b1d21", MUTED: "#5d636d", GRID: "#e4e6ea", "first": "#1f63c7", "second": "#b8500b", "third": "#00664a",
@@ -71,14 +71,14 @@ def _style(colors: Colors) -> dict[RcKeyType, Any]:
 
 
 class Drawing(NamedTuple):
-    """A figure that can be drawn in any colours; `name` is that of its files, and keeps its ids apart on a page."""
+    """A figure that can be drawn in any colors; `name` is that of its files, and keeps its ids apart on a page."""
 
     name: str
     height: float  # inches
     draw: Callable[[Axes, Colors], None]
 
     def on_page(self) -> str:
-        """The figure as an SVG element for a page that defines the colours (`css_variables`)."""
+        """The figure as an SVG element for a page that defines the colors (`css_variables`)."""
         text = StringIO()
         self._save(text, "svg", STAND_INS, transparent=True)
         svg = text.getvalue()
@@ -130,5 +130,5 @@ def save(drawings: Iterable[Drawing], folder: Path) -> list[Path]:
 
 
 def css_variables(colors: Colors) -> str:
-    """The colours as CSS declarations, which a page needs that holds figures."""
+    """The colors as CSS declarations, which a page needs that holds figures."""
     return " ".join(f"--{role}: {color};" for role, color in colors.items())

@@ -11,6 +11,7 @@ from typing import Any, Final, NamedTuple, Protocol, TypeVar
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator, PercentFormatter
 
+from fedpress.simulations.report import units
 from fedpress.simulations.report.drawings import FIRST, INK, MUTED, SECOND, SERIES, WIDTH, Colors, Drawing
 
 LETTER: Final = 6.3  # points that a letter of 10-point text takes, rather too many than too few
@@ -20,7 +21,7 @@ SAMPLE_LETTERS: Final = 7  # what the sample of a line beside its label takes
 DASHES: Final[tuple[Any, ...]] = (
     "-", (0, (5, 1.6)), (0, (1.3, 1.3)), (0, (6, 1.6, 1.2, 1.6)), (0, (9, 2.4)), (0, (4, 1.4, 1.2, 1.4, 1.2, 1.4)),
 )  # fmt: skip
-"""Curves differ by these too, for print without colours. A seventh curve has the first colour and another dash."""
+"""Curves differ by these too, for print without colors. A seventh curve has the first color and another dash."""
 MARKERS: Final = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*", "h")
 
 
@@ -42,16 +43,6 @@ class Bar(NamedTuple):
     length: float
     text: str
     whole: bool = False
-
-
-def format_bytes(size: float) -> str:
-    """A size in decimal units, three figures: `1.23 MB`."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 999.5 or unit == "GB":
-            break
-        size /= 1000
-    digits = 0 if unit == "B" or size >= 99.95 else 1 if size >= 9.995 else 2
-    return f"{size:.{digits}f} {unit}"
 
 
 def accuracy_over_rounds(curves: Sequence[Curve], name: str = "accuracy-over-rounds") -> Drawing:
@@ -90,7 +81,7 @@ def accuracy_over_bytes(
         xlabel: what the bytes are.
     """
     labels = [_shortened(curve.label, LEGEND_LETTERS - SAMPLE_LETTERS) for curve in curves]
-    line = [f"{dense_label}: {format_bytes(dense)}"] if dense is not None else []
+    line = [f"{dense_label}: {units.format_bytes(dense)}"] if dense is not None else []
 
     def draw(axes: Axes, colors: Colors) -> None:
         _plot_all(axes, curves, labels, colors)
@@ -432,7 +423,7 @@ def _shortened(label: str, most: int) -> str:
 
 
 def _round_bytes(size: float, _: object) -> str:
-    return re.sub(r"\.0+", "", format_bytes(size))
+    return re.sub(r"\.0+", "", units.format_bytes(size))
 
 
 def _accuracy_axis(axes: Axes, columns: int = 3) -> None:

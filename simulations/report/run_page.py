@@ -11,11 +11,11 @@ from markupsafe import Markup
 
 from fedpress.compression.files import write_atomically
 from fedpress.compression.ledger import Ledger
-from fedpress.simulations.cli import inspection
 from fedpress.simulations.report import drawings as report_drawings
-from fedpress.simulations.report import figures, series
+from fedpress.simulations.report import figures, series, units
 from fedpress.simulations.report.drawings import Drawing
-from fedpress.simulations.report.figures import Bar, format_bytes
+from fedpress.simulations.report.figures import Bar
+from fedpress.simulations.report.units import format_bytes
 from fedpress.simulations.results.records import Results, StudentResult
 from fedpress.simulations.results.run_folder import RunFolder, RunFolderError
 
@@ -56,7 +56,7 @@ def _ledger(run: RunFolder) -> Ledger | None:
 
 
 def environment() -> jinja2.Environment:
-    """What the pages have in common: their frame and colours, and how numbers are written."""
+    """What the pages have in common: their frame and colors, and how numbers are written."""
     shared = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
@@ -66,7 +66,7 @@ def environment() -> jinja2.Environment:
         "percent": format_percent,
         "ratio": format_ratio,
         "points": format_points,
-        "joules": inspection.format_joules,
+        "joules": units.format_joules,
     }
     shared.globals |= {
         "light": Markup(report_drawings.css_variables(report_drawings.LIGHT)),

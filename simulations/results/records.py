@@ -1,4 +1,4 @@
-"""simulations/results/records."""
+"""Figures of a run, as its folder keeps them."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ class StudentResult(Record):
     bundle_bytes: int
     accuracy: float  # of the bundle as downloaded and rebuilt by a client
     teacher_accuracy: float  # of the global model that it was made from
-    student_accuracy: float  # before quantisation
+    student_accuracy: float  # before quantization
     quantized_accuracy: float  # after it, before it was written to a bundle
     sha256: str  # of the bundle file
     stages: list[StageResult] = []  # what each step of its making did
@@ -143,7 +143,7 @@ class LayerDensity(Record):
 
 
 class Totals(Record):
-    """Bytes of the whole run; `dense_*`: one really serialised dense message times the messages of this run.
+    """Bytes of the whole run; `dense_*`: one really serialized dense message times the messages of this run.
 
     `joules` is what the clients' devices spent on these bytes, by estimate (`Network.joules`); 0: the scenario has no
     network, or its network no figures on energy.

@@ -61,7 +61,7 @@ def publisher(
         [publish.Tier(tier.name, wanted(tier, choice)) for tier in choice.tiers],
         StudentPipeline(
             choice.prune.settings(0.5),  # tiers have ratios of their own
-            choice.distil.settings(),
+            choice.distill.settings(),
             Assistants(**choice.assistants.model_dump()) if choice.assistants else None,
             choice.quantize.settings(),
             choice.labels,

@@ -282,7 +282,7 @@ class Writer:
 
     @cached_property
     def _dense_sizes(self) -> dict[str, tuple[int, int]]:
-        """Serialised size of a dense reply and of a dense order, as plain Flower sends them, for each model by name."""
+        """Serialized size of a dense reply and of a dense order, as plain Flower sends them, for each model by name."""
         found = {}
         for name, work in {"": self.workload, **self.workload.tiers}.items():
             arrays = ArrayRecord(work.fresh_model().state_dict())

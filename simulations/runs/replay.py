@@ -1,6 +1,7 @@
 """How long a finished run would have taken on another network, from its bytes alone: nothing is run again.
 
-from fedpress.simulations import network, replay
+from fedpress.simulations.conditions import network
+from fedpress.simulations.runs import replay
 
 for name in network.PROFILES:
     print(name, replay.virtual_seconds("runs/digits", network.Network(profile=name, seed=1))[-1])

@@ -58,7 +58,7 @@ class TierWorkload(Workload):
 
     @property
     def server_learning_rate(self) -> float:
-        """Of the tier's optimiser."""
+        """Of the tier's optimizer."""
         return self._tier.server_learning_rate or self.scenario.server.learning_rate
 
     @property
@@ -89,7 +89,7 @@ class TierWorkload(Workload):
         return seeds.derive(self.federation, self.scenario.seed, "model")
 
     @cached_property
-    def _initialised(self) -> nn.Module:
+    def _initialized(self) -> nn.Module:
         name = start(self._tier).architecture
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self._seed)
@@ -105,7 +105,7 @@ class TierWorkload(Workload):
         """The initial model: drawn like the global one, or a slice of that where models are slices."""
         if self.scenario.teaching is None or self.scenario.teaching.method != "slices":
             return super()._model
-        model, whole = copy.deepcopy(self._initialised), self._whole.fresh_model().state_dict()
+        model, whole = copy.deepcopy(self._initialized), self._whole.fresh_model().state_dict()
         model.load_state_dict(
             {name: whole[name][heterofl.leading(tensor.shape)] for name, tensor in model.state_dict().items()}
         )

@@ -65,21 +65,21 @@ class Workload:
     @cached_property
     def _model(self) -> nn.Module:
         """The initial global model, drawn from the seed in a way that is the same on every device."""
-        model, layout = self._initialised, self.layout
+        model, layout = self._initialized, self.layout
         drawn = flatten.unflatten(self.draw.grid.floats(self.draw.integers(layout), layout), layout)
         model.load_state_dict({**model.state_dict(), **{name: torch.from_numpy(a) for name, a in drawn.items()}})
         return model
 
     @cached_property
-    def _initialised(self) -> nn.Module:
+    def _initialized(self) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seeds.derive(self.federation, self.scenario.seed, "model"))
             return self.task.model()
 
     @cached_property
     def draw(self) -> SeededInit:
-        """How the initial weights are drawn: like the task's own initialisation, tensor by tensor."""
-        arrays = {name: tensor.numpy() for name, tensor in self._initialised.state_dict().items()}
+        """How the initial weights are drawn: like the task's own initialization, tensor by tensor."""
+        arrays = {name: tensor.numpy() for name, tensor in self._initialized.state_dict().items()}
         seed = seeds.derive(self.federation, self.scenario.seed, "weights")
         return SeededInit.like(flatten.flatten(arrays, self.layout), self.layout, seed)
 
@@ -90,7 +90,7 @@ class Workload:
     @cached_property
     def layout(self) -> Layout:
         """The model's layout."""
-        return Layout.of(self._initialised)
+        return Layout.of(self._initialized)
 
     @cached_property
     def encoder(self) -> Encoder[Any]:
@@ -128,7 +128,7 @@ class Workload:
 
     @property
     def server_learning_rate(self) -> float:
-        """Of the server's optimiser."""
+        """Of the server's optimizer."""
         return self.scenario.server.learning_rate
 
     @property

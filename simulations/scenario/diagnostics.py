@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
+
+from fedpress.compression import suggest
 
 
 class Problems(ValueError):
@@ -15,19 +17,6 @@ class Problems(ValueError):
     def __init__(self, problems: Sequence[str]) -> None:
         super().__init__("; ".join(problems))
         self.problems = list(problems)
-
-
-def choices(allowed: Iterable[str], given: object) -> str:
-    """The allowed values in a row, and the nearest to what was given.
-
-    >>> choices(["top_k", "random_k"], "topk")
-    "top_k, random_k; did you mean 'top_k'?"
-    """
-    allowed = list(allowed)
-    near = difflib.get_close_matches(str(given).lower().replace("-", "_"), allowed, 1) or difflib.get_close_matches(
-        str(given), allowed, 1
-    )
-    return ", ".join(allowed) + (f"; did you mean {near[0]!r}?" if near else "")
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> list[str]:
@@ -58,7 +47,7 @@ def _text(item: Any, keys: list[str | int], model: type[BaseModel]) -> str:
         return f"unknown key (value given: {_shown(given)}); {_nearest_key(keys, model)}"
     if kind == "literal_error":
         field = _field(keys, model)
-        return f"got {_shown(given)}, expected {choices(map(str, get_args(field.annotation)), given)}"
+        return f"got {_shown(given)}, expected {suggest.choices(map(str, get_args(field.annotation)), given)}"
     if kind in ("model_type", "dict_type", "model_attributes_type"):
         return f"got {_shown(given)}, expected a section with the keys {', '.join(_section(keys, model).model_fields)}"
     if "error" in context and kind == "value_error":

@@ -6,12 +6,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
+from fedpress.compression import suggest
 from fedpress.compression.encoders import recipes
 from fedpress.compression.encoders.encoder import Encoder
-from fedpress.compression.models.pruning.dynamic_sparsity import AtInitialisation
+from fedpress.compression.models.pruning.dynamic_sparsity import AtInitialization
 from fedpress.compression.wire import values
 from fedpress.simulations.conditions import network
-from fedpress.simulations.scenario import diagnostics
 from fedpress.simulations.scenario.section import Fraction, Positive, Section
 from fedpress.simulations.tasks import registry
 
@@ -103,7 +103,7 @@ class Training(Section):
     momentum: float = Field(default=0.0, ge=0, lt=1, description="Local momentum; starts from zero in every round.")
     weight_decay: float = Field(default=0.0, ge=0, description="L2 penalty of the local steps.")
     proximal: float = Field(
-        default=0.0, ge=0, description="FedProx's mu: pulls towards the weights that training started from."
+        default=0.0, ge=0, description="FedProx's mu: pulls toward the weights that training started from."
     )
     precision: Literal["float32", "bfloat16"] = Field(
         default="float32",
@@ -161,14 +161,14 @@ class EncoderChoice(Section):
     @classmethod
     def _format(cls, name: str) -> str:
         if name not in values.names():
-            raise ValueError(f"expected {diagnostics.choices(values.names(), name)}")
+            raise ValueError(f"expected {suggest.choices(values.names(), name)}")
         return name
 
     @field_validator("recipe")
     @classmethod
     def _known(cls, name: str | None) -> str | None:
         if name is not None and name not in recipes.RECIPES:
-            raise ValueError(f"expected {diagnostics.choices(recipes.RECIPES, name)}")
+            raise ValueError(f"expected {suggest.choices(recipes.RECIPES, name)}")
         return name
 
     @model_validator(mode="after")
@@ -277,14 +277,14 @@ class Sparsity(Section):
     )
 
     @property
-    def initial(self) -> AtInitialisation | None:
+    def initial(self) -> AtInitialization | None:
         """How the first mask is made; None: all weights are there at first."""
         if self.method == "gradual":
             return None
         moving = self.method in ("feddst", "rigl")
         method: Any = self.start if moving else self.method
         scope = self.scope or ("erk" if moving else None)
-        return AtInitialisation(method, self.density, scope)
+        return AtInitialization(method, self.density, scope)
 
     @property
     def changes(self) -> bool:

@@ -19,6 +19,7 @@ from typing import Annotated
 import yaml
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
+from fedpress.compression import suggest
 from fedpress.compression.errors import FedpressError
 from fedpress.simulations.scenario import diagnostics, yaml_source
 from fedpress.simulations.scenario.rounds import (
@@ -194,7 +195,7 @@ class Scenario(Section):
                 problems.append(f"students.tiers: {other[0]} is no slice of the global model; leave `student` out")
             if teaching.global_model == "distilled":
                 problems.append(
-                    "teaching.global_model: distilled has no meaning with method slices, which distils nothing"
+                    "teaching.global_model: distilled has no meaning with method slices, which distills nothing"
                 )
             for key in ("every", "combine", "epochs", "learning_rate", "temperature", "density", "levels"):
                 if teaching.changed(key):
@@ -329,7 +330,7 @@ def _locate(path_or_name: str | Path) -> Path:
     what = f"{given} has no scenario.yaml" if given.is_dir() else "there is no such file"
     raise ScenarioError(
         f"scenario {str(path_or_name)!r}: {what}; expected a YAML file, a folder with a scenario.yaml, or one of"
-        f" {diagnostics.choices(known, given.stem)}"
+        f" {suggest.choices(known, given.stem)}"
     )
 
 

@@ -151,7 +151,7 @@ class DataFreeChoice(Section):
         " teacher is sure of, or student and teacher differ on.",
     )
     examples: int = Field(default=1000, ge=1, description="How many inputs are made.")
-    steps: int | None = Field(default=None, ge=1, description="Of the optimiser; null: as the recipe has it.")
+    steps: int | None = Field(default=None, ge=1, description="Of the optimizer; null: as the recipe has it.")
     low: float = Field(default=0.0, description="The least that an input of the task may be.")
     high: float = Field(default=1.0, description="The most.")
 
@@ -257,7 +257,7 @@ class DistilChoice(Section):
     batch_size: int = Field(default=32, ge=1, description="Examples in a step.")
     temperature: Positive = Field(default=2.0, description="Softens the teacher's answers.")
     weights: LossWeights = Field(default=LossWeights(), description="Of the parts of the loss.")
-    labelled: int | None = Field(
+    labeled: int | None = Field(
         default=None, ge=1, description="Of how many examples the label may be seen, with `labels`; null: of all."
     )
     balance: Literal["none", "reweight", "resample"] = Field(
@@ -332,7 +332,7 @@ class Students(Section):
     )
     every: int = Field(default=0, ge=0, description="Rounds from one publication to the next; 0: only at the end.")
     prune: PruneChoice = Field(default=PruneChoice(), description="What is removed of the model.")
-    distil: DistilChoice = Field(default=DistilChoice(), description="How the students learn.")
+    distill: DistilChoice = Field(default=DistilChoice(), description="How the students learn.")
     quantize: QuantizeChoice = Field(default=QuantizeChoice(), description="How their weights are written.")
     teachers: Literal["global", "clients"] = Field(
         default="global",

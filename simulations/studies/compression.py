@@ -1,7 +1,7 @@
 """What each way to quantize and code a student costs: `python -m fedpress.simulations.studies.compression`.
 
 A teacher is trained centrally for a short while. Once it is pruned to a budget of parameters and distilled, and that
-student is quantised in each of several ways; once it keeps its architecture. Every size is that of a whole bundle file,
+student is quantized in each of several ways; once it keeps its architecture. Every size is that of a whole bundle file,
 opened again before it is judged. Accuracies are on validation data, by which settings are chosen, and on test data,
 which are for the report. Figures and reading: docs/students.md.
 """
@@ -36,7 +36,7 @@ CALIBRATION = 512
 """Proxy inputs for adaround and for ONNX."""
 REPETITIONS = 30
 LEARNING_RATE = 1e-3
-"""Of training that knows of the quantisation: a third of the distillation's, since it goes on from there."""
+"""Of training that knows of the quantization: a third of the distillation's, since it goes on from there."""
 ROW = "{:34} {:>10,} {:>10,} {:>8.1f}x {:>11.2%} {:>8.2%} {:>8.1f}"
 HEAD = "{:34} {:>10} {:>10} {:>9} {:>11} {:>8} {:>8}".format(
     "", "parameters", "bytes", "smaller", "validation", "test", "seconds"
@@ -146,7 +146,7 @@ def study(task: Task, chosen: Setup, seed: int = 0, teacher: nn.Module | None = 
 def made(
     task: Task, teacher: nn.Module, start: nn.Module, way: Quantization, settings: Distillation, seed: int
 ) -> Tensors:
-    """The tensors of a student that is quantised in this way."""
+    """The tensors of a student that is quantized in this way."""
     inputs = task.data().proxy.inputs
     learner = start
     if way.aware:

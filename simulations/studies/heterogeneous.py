@@ -209,7 +209,7 @@ def pairs(size: Size) -> Iterator[Row]:
 def text(size: Size) -> Iterator[Row]:
     """Transformer to recurrent network, and what the teacher writes as material, on text."""
     bench = Bench(Text(model="transformer"), size)
-    # Softened distributions of the next character drown what is likely: 48.7 % of it is learnt at 2, 53.1 % at 1.
+    # Softened distributions of the next character drown what is likely: 48.7 % of it is learned at 2, 53.1 % at 1.
     bench.settings = replace(bench.settings, temperature=1.0)
     start = partial(bench.start, architecture="gru-small")
     twice = replace(bench.settings, epochs=max(1, bench.settings.epochs // 2))  # as many steps on twice the windows

@@ -1,7 +1,7 @@
 """What a search for the student is worth: `python -m fedpress.simulations.studies.search digits --seeds 3`.
 
 A teacher is trained centrally for a short while. For each budget it is made a student twice: pruned alike in every
-layer, and searched for (`student: auto`); both are then distilled in the same way, quantised and bundled. Validation
+layer, and searched for (`student: auto`); both are then distilled in the same way, quantized and bundled. Validation
 data choose, test data are read for the table only. Besides: how well scores without training foretell what a short
 distillation reaches (`--scores`), and how far predicted milliseconds are off on students that were not timed for the
 prediction (`--latency`). Figures and reading: docs/students.md.
@@ -51,7 +51,7 @@ SETUPS = {"digits": Setup(20, (10_000, 5_000), 60), "fashion-mnist": Setup(5, (5
 
 @dataclass(frozen=True)
 class Row:
-    """One student. Accuracies are those of the quantised student, fractions; seconds are of the processor."""
+    """One student. Accuracies are those of the quantized student, fractions; seconds are of the processor."""
 
     task: str
     seed: int
@@ -102,7 +102,7 @@ class Score:
 
 
 def scores(task: Task, teacher: nn.Module, budget: int, count: int, epochs: int, seed: int) -> list[Score]:
-    """Distil `count` students of one budget for a while, and see which score would have known."""
+    """Distill `count` students of one budget for a while, and see which score would have known."""
     batch = task.data().proxy.inputs[: search.BATCH]
     versions, draw = Widths(teacher, batch[:1]), np.random.default_rng(seed)
     answers = search.answers_of(teacher, batch)

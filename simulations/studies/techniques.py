@@ -177,10 +177,10 @@ def central(lab: Lab) -> dict[str, dict[str, Make]]:
         },
         "labels": {
             "no labels, teacher": make(),
-            "100 labels, teacher": make(labels=True, labelled=100),
+            "100 labels, teacher": make(labels=True, labeled=100),
             "all labels, teacher": make(labels=True),
-            "100 labels, no teacher": make(labels=True, labelled=100, weights=alone),
-            "100 labels, own past": make(labels=True, labelled=100, weights=alone._replace(past=1.0), noise=0.05),
+            "100 labels, no teacher": make(labels=True, labeled=100, weights=alone),
+            "100 labels, own past": make(labels=True, labeled=100, weights=alone._replace(past=1.0), noise=0.05),
             "all labels, no teacher": make(labels=True, weights=alone),
         },
         "long tail": {

@@ -12,10 +12,10 @@ import pandas as pd
 from markupsafe import Markup
 
 from fedpress.compression.files import write_atomically
-from fedpress.simulations.cli import inspection
-from fedpress.simulations.report import confidence, drawings, figures, run_page, series
+from fedpress.simulations.report import confidence, drawings, figures, run_page, series, units
 from fedpress.simulations.report.drawings import Drawing
-from fedpress.simulations.report.figures import Bar, Mark, Row, Stack, format_bytes
+from fedpress.simulations.report.figures import Bar, Mark, Row, Stack
+from fedpress.simulations.report.units import format_bytes
 from fedpress.simulations.results.records import Results
 from fedpress.simulations.suites.cells import Store
 from fedpress.simulations.suites.measures import SMOOTHED, Tables
@@ -356,7 +356,7 @@ def markdown(found: Sequence[Part], facts: Sequence[tuple[str, str]]) -> str:
 
 def spent(found: tuple[Estimate, Estimate] | None) -> str:
     """Return time and energy for people."""
-    return "–" if found is None else f"{format_seconds(found[0].mean)}, {inspection.format_joules(found[1].mean)}"
+    return "–" if found is None else f"{format_seconds(found[0].mean)}, {units.format_joules(found[1].mean)}"
 
 
 def _row(cells: Sequence[str]) -> str:

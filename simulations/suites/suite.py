@@ -19,6 +19,7 @@ from typing import Annotated, Any, NamedTuple
 import yaml
 from pydantic import BeforeValidator, Field, ValidationError, field_validator
 
+from fedpress.compression import suggest
 from fedpress.compression.errors import FedpressError
 from fedpress.simulations.conditions import network
 from fedpress.simulations.scenario import diagnostics, yaml_source
@@ -147,7 +148,7 @@ class Suite(Section):
     def _known_networks(cls, given: tuple[str, ...]) -> tuple[str, ...]:
         for name in given:
             if name not in network.PROFILES:
-                raise ValueError(f"{name!r}: expected {diagnostics.choices(network.PROFILES, name)}")
+                raise ValueError(f"{name!r}: expected {suggest.choices(network.PROFILES, name)}")
         return given
 
     @property
@@ -178,13 +179,13 @@ class Suite(Section):
         known = self.known
         for name in only:
             if name not in known:
-                problems[f"method {name!r}: expected {diagnostics.choices(known, name)}"] = None
+                problems[f"method {name!r}: expected {suggest.choices(known, name)}"] = None
         found: dict[str, Cell] = {}
         for number, grid in enumerate(self.grids):
             place = f"grids.{number}"
             for name in grid.methods:
                 if name not in known:
-                    problems[f"{place}.methods: {name!r}: expected {diagnostics.choices(known, name)}"] = None
+                    problems[f"{place}.methods: {name!r}: expected {suggest.choices(known, name)}"] = None
             names = [name for name in (grid.methods or known) if name in known and (not only or name in only)]
             for partition in grid.partitions or ("",):
                 try:
@@ -268,7 +269,7 @@ def load(path_or_name: str | Path) -> Suite:
     if not path.is_file():
         raise SuiteError(
             f"suite {str(path_or_name)!r}: there is no such file; expected a YAML file, or one of"
-            f" {diagnostics.choices(names(), path.stem)}"
+            f" {suggest.choices(names(), path.stem)}"
         )
     try:
         raw = yaml_source.read(path.read_text(encoding="utf-8"))

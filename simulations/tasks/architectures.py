@@ -30,7 +30,7 @@ def known(models: Models, name: str) -> str:
     return name
 
 
-def batch_normalised(model: nn.Sequential) -> nn.Sequential:
+def batch_normalized(model: nn.Sequential) -> nn.Sequential:
     """Return the layers of `model` with a batch norm behind each convolution, whose bias it makes superfluous."""
     layers: list[nn.Module] = []
     for layer in model:
@@ -85,7 +85,7 @@ class Edges(nn.Module):
     """
 
     def forward(self, images: Tensor) -> Tensor:
-        """The length of the gradient, by differences of neighbours."""
+        """The length of the gradient, by differences of neighbors."""
         down = images[..., 1:, :-1] - images[..., :-1, :-1]
         across = images[..., :-1, 1:] - images[..., :-1, :-1]
         return torch.sqrt(down.square() + across.square())

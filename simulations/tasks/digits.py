@@ -40,7 +40,7 @@ def cnn() -> nn.Sequential:
 
 MODELS: architectures.Models = {
     "cnn": cnn,
-    "cnn-bn": lambda: architectures.batch_normalised(cnn()),
+    "cnn-bn": lambda: architectures.batch_normalized(cnn()),
     "mlp": lambda: architectures.perceptron(64, 64, classes=10),
     "vit": lambda: VisionTransformer(8, 2, width=32, depth=2, heads=4, hidden=64, classes=10),
 }
@@ -50,7 +50,7 @@ MODELS: architectures.Models = {
 class Digits(Task):
     """Digits with a convolutional network of 105,226 parameters.
 
-    Inputs are float32 (N, 1, 8, 8) in [0, 1], not normalised further. The parts are stratified by digit and the same
+    Inputs are float32 (N, 1, 8, 8) in [0, 1], not normalized further. The parts are stratified by digit and the same
     in every run: seeds of runs do not change them. Central training with SGD reaches 97 to 98 % on the test part.
 
     Args:

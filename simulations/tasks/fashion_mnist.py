@@ -1,4 +1,4 @@
-"""Task `fashion-mnist`: 70,000 images of clothes, 28x28 grey pixels, ten classes.
+"""Task `fashion-mnist`: 70,000 images of clothes, 28x28 gray pixels, ten classes.
 
 Source: H. Xiao, K. Rasul, R. Vollgraf, "Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning
 Algorithms", arXiv:1708.07747, 2017. Read from the four gzip IDX files of the publication, which Debian's package
@@ -82,7 +82,7 @@ def vit() -> VisionTransformer:
 MODELS: architectures.Models = {
     "cnn": cnn,
     "lenet": lenet,
-    "cnn-bn": lambda: architectures.batch_normalised(cnn()),
+    "cnn-bn": lambda: architectures.batch_normalized(cnn()),
     "mlp": lambda: architectures.perceptron(784, 64, 64, classes=10),
     "vit": vit,
     "vit-small": lambda: VisionTransformer(28, 7, width=48, depth=2, heads=4, hidden=96, classes=10),
@@ -96,7 +96,7 @@ MODELS: architectures.Models = {
 class FashionMNIST(Task):
     """Fashion-MNIST with the convolutional network of 582,026 parameters of McMahan et al. (2017), without padding.
 
-    Inputs are float32 (N, 1, 28, 28) in [0, 1]; neither data nor model normalise further. The held-out parts are
+    Inputs are float32 (N, 1, 28, 28) in [0, 1]; neither data nor model normalize further. The held-out parts are
     stratified by class and the same in every run; the test part is the published one.
 
     Args:

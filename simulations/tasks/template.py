@@ -1,6 +1,6 @@
 """A task of your own: a model, its data in four parts, and a loss. Change the three places marked below.
 
-The example draws points around four centres; it runs as it is, so that you can change one thing at a time.
+The example draws points around four centers; it runs as it is, so that you can change one thing at a time.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class Points(Task):
     """Points in eight dimensions, to be assigned to one of four classes.
 
     Args:
-        noise: How far points lie from their centres. Every argument is an option in the scenario, under `task`.
+        noise: How far points lie from their centers. Every argument is an option in the scenario, under `task`.
     """
 
     name = "points"
@@ -40,8 +40,8 @@ class Points(Task):
     def _splits(self) -> Splits:
         draw = np.random.default_rng(0)
         targets = draw.integers(0, 4, 4_000)
-        centres = draw.normal(size=(4, 8))
-        inputs = centres[targets] + self.noise * draw.normal(size=(4_000, 8))
+        centers = draw.normal(size=(4, 8))
+        inputs = centers[targets] + self.noise * draw.normal(size=(4_000, 8))
         everything = Examples(torch.from_numpy(inputs.astype(np.float32)), torch.from_numpy(targets))
         parts = {
             "test": np.arange(0, 800),  # read for reporting only

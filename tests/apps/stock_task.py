@@ -1,4 +1,4 @@
-"""Digits on a small network with batch normalisation: the task of a plain Flower app."""
+"""Digits on a small network with batch normalization: the task of a plain Flower app."""
 
 import numpy as np
 import torch

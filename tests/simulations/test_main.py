@@ -28,7 +28,7 @@ from fedpress.simulations.runs import remake_students
 COMMAND = [sys.executable, "-m", "fedpress.simulations"]
 # Parts of equal size need no library for partitions, which takes two seconds to import.
 QUICK = ["--set", "training.epochs=1", "--set", "partition.sizes=equal", "--set", "workers=1"]
-SHORT = ["--set", "rounds=2", "--set", "students.distil.epochs=2", "--set", "workers=1"]
+SHORT = ["--set", "rounds=2", "--set", "students.distill.epochs=2", "--set", "workers=1"]
 
 
 def fedpress(*arguments: object, cwd: Path, **more: object) -> subprocess.CompletedProcess[str]:
@@ -127,7 +127,7 @@ def test_help_and_version_import_nothing_heavy(tmp_path):
         (["simulate", "--set", "density=0"], "density: got 0, expected 0 < density <= 1"),
         (["simulate", "--set", "density=2"], "density: got 2, expected 0 < density <= 1"),
         (["simulate", "--set", "trainig.epochs=2"], "trainig: unknown key"),
-        (["simulate", "--set", "task.colour=red"], "task.colour: task 'digits' does not take it"),
+        (["simulate", "--set", "task.color=red"], "task.color: task 'digits' does not take it"),
         (["simulate", "--set", "task=nowhere:Task"], "there is no module 'nowhere'"),
         (["simulate", "fashion-mnist-100", "--set", "task.data_dir=nowhere"], "apt-get install dataset-fashion-mnist"),
         (["simulate", "text-books", "--set", "task.data_dir=nowhere"], "the folder nowhere does not exist"),
@@ -264,7 +264,7 @@ def test_running_the_saved_scenario_gives_the_same_model(run):
 def test_students_are_made_anew_from_a_finished_run(run):
     folder, _ = run
     first, out = run_folder.load(folder / "run"), folder / "students"
-    smaller = "students={tiers: [{name: watch, parameters: 0.05}], distil: {epochs: 1}, quantize: {bits: 4}}"
+    smaller = "students={tiers: [{name: watch, parameters: 0.05}], distill: {epochs: 1}, quantize: {bits: 4}}"
     command = ["students", str(folder / "run"), "--out", str(out), "--set"]
     for change, expected in (
         ("rounds=7", "rounds cannot be changed for students of"),
@@ -338,7 +338,7 @@ def test_bundles_are_signed_with_the_key_that_the_scenario_names(tmp_path):
     (tmp_path / "key.pem").write_bytes(keys[0].private_bytes(pem, raw, no_password))
     for number, key in enumerate(keys):
         (tmp_path / f"{number}.pub.pem").write_bytes(key.public_key().public_bytes(pem, public))
-    students = f"{{tiers: [{{name: phone, parameters: 0.1}}], distil: {{epochs: 1}}, signing_key: {tmp_path}/%s}}"
+    students = f"{{tiers: [{{name: phone, parameters: 0.1}}], distill: {{epochs: 1}}, signing_key: {tmp_path}/%s}}"
     command = ["simulate", "digits", "--set", "rounds=1", "--set", "workers=1", "--out", str(tmp_path / "run"), "--set"]
     absent = CliRunner().invoke(main, [*command, f"students={students % 'absent.pem'}"])
     assert absent.exit_code == 2 and "cannot read the key" in absent.stderr and not (tmp_path / "run").exists()

@@ -11,7 +11,7 @@ Layout, little-endian; lengths in bytes:
     | 4 | length of the weights before zlib |
     | 32 | SHA-256 of the 17 bytes before this field and of everything after it |
     | ... | manifest: zlib of JSON, a `Manifest` |
-    | ... | weights: zlib of safetensors; of a quantised tensor the int8 codes, under its name, and the float32 scales |
+    | ... | weights: zlib of safetensors; of a quantized tensor the int8 codes, under its name, and the float32 scales |
     |     | of its channels, under its name + "/scales" |
 """
 

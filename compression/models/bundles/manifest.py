@@ -52,7 +52,7 @@ class Manifest(Common):
     Attributes:
         architecture: One of the task's student architectures; None: the task's own model, cut down to `shapes`.
         schemes: How each tensor is written, in the order of writing: "int4 by channel" or "int4 by 64", the weights
-            that share a scale; "float32", "int64" or so where it is not quantised.
+            that share a scale; "float32", "int64" or so where it is not quantized.
     """
 
     architecture: str | None = None

@@ -1,6 +1,6 @@
-"""A student as an ONNX file that runs without torch: exported, then quantised to int8 with calibration data.
+"""A student as an ONNX file that runs without torch: exported, then quantized to int8 with calibration data.
 
-Static quantisation with ONNX Runtime's own tool: weights int8 per channel, activations int8 with ranges seen on the
+Static quantization with ONNX Runtime's own tool: weights int8 per channel, activations int8 with ranges seen on the
 calibration inputs, written as pairs of QuantizeLinear and DequantizeLinear (B. Jacob et al., "Quantization and Training
 of Neural Networks for Efficient Integer-Arithmetic-Only Inference", CVPR 2018, section 2; S. R. Jain et al., 2020).
 
@@ -84,29 +84,29 @@ def quantize_static(model: bytes, calibration: Tensor) -> bytes:
         ValueError: There are no calibration inputs.
     """
     if not len(calibration):
-        raise ValueError("static quantisation needs calibration inputs, got none: does the task hold out a proxy part?")
+        raise ValueError("static quantization needs calibration inputs, got none: does the task hold out a proxy part?")
     # From a file: ONNX Runtime 1.30 loses the weights of a model that is given in memory.
     with _quiet(), tempfile.NamedTemporaryFile(suffix=".onnx") as file:
         file.write(model)
         file.flush()
         prepared = io.BytesIO()
         shape_inference.quant_pre_process(file.name, prepared, skip_symbolic_shape=True)
-        quantised = io.BytesIO()
+        quantized = io.BytesIO()
         quantization.quantize_static(
             onnx.load_from_string(prepared.getvalue()),
-            quantised,
+            quantized,
             _Batches(calibration),
             quant_format=quantization.QuantFormat.QDQ,
             per_channel=True,
             activation_type=quantization.QuantType.QInt8,
             weight_type=quantization.QuantType.QInt8,
         )
-    return quantised.getvalue()
+    return quantized.getvalue()
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The quantiser's advice on the root logger, and its warnings about its own code, are of no use here."""
+    """The quantizer's advice on the root logger, and its warnings about its own code, are of no use here."""
     root = logging.getLogger()
     level = root.level
     root.setLevel(logging.ERROR)

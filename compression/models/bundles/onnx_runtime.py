@@ -64,7 +64,7 @@ def runner(model: bytes) -> Runner:
 
 
 def _tensors(message: Any) -> Iterator[onnx.TensorProto]:
-    """Every tensor of a model, wherever it is: initialisers, attributes, subgraphs, functions."""
+    """Every tensor of a model, wherever it is: initializers, attributes, subgraphs, functions."""
     if isinstance(message, onnx.TensorProto):
         yield message
         return

@@ -16,7 +16,7 @@ class Bundle(NamedTuple):
 
     Attributes:
         manifest: What the student is.
-        weights: Its tensors by name, quantised ones as codes and scales.
+        weights: Its tensors by name, quantized ones as codes and scales.
         sha256: Of the whole file.
         size: Of the whole file, in bytes.
         weights_bytes: Of the weights in it.

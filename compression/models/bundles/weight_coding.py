@@ -2,12 +2,12 @@
 
 Layout, little-endian. For each tensor, in the order of the manifest, a head; then one string of `rans` to the end:
 
-    a tensor that is not quantised, of `dtype`:
+    a tensor that is not quantized, of `dtype`:
     | 1 | PLAIN: as it is; HALF: float32 as float16; DEFLATED: zlib of it |
     | 4 | DEFLATED only: length of what follows |
     | ... | the array |
 
-    a quantised one, of `bits` and `group`:
+    a quantized one, of `bits` and `group`:
     | 1 | PACKED: all codes plus the largest, `bits` each, lowest bit first; DENSE: all codes in the string; SPARSE: |
     |   | positions of those that are not zero, and these in the string; SPARSE_COLUMNS: the same, column by column of |
     |   | the matrix (channels, the rest) |
@@ -61,7 +61,7 @@ class Scheme(NamedTuple):
 
     Attributes:
         shape: Its own.
-        dtype: Of an array that is not quantised; "" of one that is.
+        dtype: Of an array that is not quantized; "" of one that is.
         bits, group: Of one that is, as in `Quantized`.
     """
 
@@ -158,7 +158,7 @@ def unpack(data: bytes, schemes: Mapping[str, Scheme]) -> tuple[Tensors, dict[st
 
 
 class _Head(NamedTuple):
-    """What stands before the codes of a quantised tensor; in the form PACKED these stand here, too."""
+    """What stands before the codes of a quantized tensor; in the form PACKED these stand here, too."""
 
     form: int
     codes: NDArray[np.int8] | None
@@ -325,7 +325,7 @@ def _read_head(reader: _Reader, scheme: Scheme, form: int) -> _Head:
     size = math.prod(scheme.shape)
     where, runs = None, []
     if form not in (DENSE, SPARSE, SPARSE_COLUMNS, PACKED):
-        raise rans.CodeError(f"form {form} is not one of a quantised tensor")
+        raise rans.CodeError(f"form {form} is not one of a quantized tensor")
     count = 0 if form == PACKED else size
     codes = _read_packed(reader, size, scheme.bits) if form == PACKED else None
     if form in (SPARSE, SPARSE_COLUMNS):
@@ -359,7 +359,7 @@ def _read_head(reader: _Reader, scheme: Scheme, form: int) -> _Head:
 
 
 def len_of_scales(scheme: Scheme) -> tuple[int, int]:
-    """Shape of the scales of a quantised tensor."""
+    """Shape of the scales of a quantized tensor."""
     return scheme.shape[0], quantized_tensor.groups_of(scheme.shape, scheme.group)
 
 

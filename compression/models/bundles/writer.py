@@ -111,7 +111,7 @@ def largest_bytes(student: nn.Module, example_input: Tensor, settings: Quantizat
 
 
 def rebuild(bundle: Bundle, task: Task) -> nn.Module:
-    """Return the student, in evaluation mode, with its weights dequantised.
+    """Return the student, in evaluation mode, with its weights dequantized.
 
     A fresh model of the task is cut down to the manifest's shapes, filled, and run once on zeros. Torch's generator
     is left as it was.

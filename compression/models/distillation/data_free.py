@@ -1,11 +1,11 @@
 """Inputs made up from the teacher alone, for a task that holds out no proxy data.
 
 `synthesize` returns inputs on which any distillation then runs as on proxy data. Either the inputs themselves are
-optimised or a generator of them, for a weighted sum of what the field asks of such inputs:
+optimized or a generator of them, for a weighted sum of what the field asks of such inputs:
 
 [1] H. Yin, P. Molchanov, J. M. Alvarez et al., "Dreaming to Distill: Data-free Knowledge Transfer via DeepInversion",
     CVPR 2020, section 3.2: the statistics of every batch norm are those that it saw in training (equation 4), few jumps
-    between neighbouring pixels (equation 3), a given class for each input. It needs batch norms.
+    between neighboring pixels (equation 3), a given class for each input. It needs batch norms.
 [2] H. Chen, Y. Wang, C. Xu et al., "Data-Free Learning of Student Networks" (DAFL), ICCV 2019, section 3.2: a generator
     whose images the teacher is sure of, that excite its features, and that are of all classes alike (equations 3 to 6).
 [3] G. Fang, J. Song, C. Shen et al., "Data-Free Adversarial Distillation" (DFAD), arXiv:1912.11006, 2019, section 3: a
@@ -46,10 +46,10 @@ class DataFreeError(FedpressError, ValueError):
 
 @dataclass(frozen=True)
 class DataFree:
-    """What is optimised, and for what.
+    """What is optimized, and for what.
 
     Attributes:
-        optimise: The inputs themselves, each batch for all `steps`, or a generator of them.
+        optimize: The inputs themselves, each batch for all `steps`, or a generator of them.
         examples: How many inputs are made.
         steps: Of Adam.
         batch_size: Inputs in a step.
@@ -57,13 +57,13 @@ class DataFree:
         low, high: Range of the task's inputs.
         certainty: Weight of the teacher's cross-entropy with the class asked for ([1]) or its own first choice ([2]).
         statistics: Weight of the distance from the batch norms' statistics [1].
-        variation: Weight of the mean absolute difference of neighbouring pixels, as a part of the range [1].
+        variation: Weight of the mean absolute difference of neighboring pixels, as a part of the range [1].
         balance: Weight of the negative entropy of the mean answer [2].
         activation: Weight of the negative mean magnitude of what goes into the last linear layer [2].
         disagreement: Weight of the negative L1 distance of the student's logits from the teacher's [3].
     """
 
-    optimise: Literal["inputs", "generator"] = "inputs"
+    optimize: Literal["inputs", "generator"] = "inputs"
     examples: int = 1000
     steps: int = 200
     batch_size: int = 100
@@ -78,8 +78,8 @@ class DataFree:
     disagreement: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.optimise not in ("inputs", "generator"):
-            raise ValueError(f"optimise must be 'inputs' or 'generator', got {self.optimise!r}")
+        if self.optimize not in ("inputs", "generator"):
+            raise ValueError(f"optimize must be 'inputs' or 'generator', got {self.optimize!r}")
         if min(self.examples, self.steps) < 1 or self.batch_size < 2:
             raise ValueError(
                 "examples and steps must be at least 1, batch_size at least 2 (one input has no variance),"
@@ -131,8 +131,8 @@ def synthesize(
         raise DataFreeError("disagreement is with a student, got none")
     with reproducible(seed):
         wish = _Wish(copy.deepcopy(teacher).cpu().eval().requires_grad_(False), settings)
-        if settings.optimise == "inputs":
-            return _optimised(wish, shape, classes, student)
+        if settings.optimize == "inputs":
+            return _optimized(wish, shape, classes, student)
         return _generated(wish, shape, student)
 
 
@@ -214,8 +214,8 @@ class _Wish:
         return loss
 
 
-def _optimised(wish: _Wish, shape: tuple[int, ...], classes: int, student: nn.Module | None) -> Tensor:
-    """Batches of inputs, each optimised by itself from noise; classes in equal numbers."""
+def _optimized(wish: _Wish, shape: tuple[int, ...], classes: int, student: nn.Module | None) -> Tensor:
+    """Batches of inputs, each optimized by itself from noise; classes in equal numbers."""
     settings = wish.settings
     against = None
     if settings.disagreement and student is not None:

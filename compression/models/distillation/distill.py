@@ -7,7 +7,7 @@ A. Tarvainen, H. Valpola, "Mean teachers are better role models: Weight-averaged
 semi-supervised deep learning results", NeurIPS 2017, section 2: the student's own past, the exponential mean of its
 weights, as one more teacher; each sees the inputs with noise of its own, and the mean is what is kept.
 
-What else can be learnt is in `hints` (the teacher's inside), `exits` (the student's own deeper part), `balance` (rare
+What else can be learned is in `hints` (the teacher's inside), `exits` (the student's own deeper part), `balance` (rare
 classes); who teaches in `teachers`; models between teacher and student in `assistant`.
 """
 
@@ -40,7 +40,7 @@ class Weights(NamedTuple):
     Attributes:
         teacher: The teacher's answers.
         labels: Labels, for when there are any.
-        features: The teacher's activations, through learnt projections (`hints`).
+        features: The teacher's activations, through learned projections (`hints`).
         transfer: Where the teacher's activations are large (`hints`).
         attention: The teacher's attention distributions (`hints`).
         past: The answers of the student's own past.
@@ -72,7 +72,7 @@ class Distillation:
         batch_size: Examples in a step.
         temperature: Softens both distributions; 1 leaves them.
         weights: Of the parts of the loss.
-        labelled: Of how many proxy examples the student may see the label, the same number of each class; None: of all
+        labeled: Of how many proxy examples the student may see the label, the same number of each class; None: of all
             that it is given.
         balance: What makes up for rare classes: "none", "reweight" or "resample" (`balance`).
         beta: Of `balance`, in [0, 1): how much it does.
@@ -85,7 +85,7 @@ class Distillation:
     batch_size: int = 32
     temperature: float = 2.0
     weights: Weights = WEIGHTS
-    labelled: int | None = None
+    labeled: int | None = None
     balance: class_balance.Balance = "none"
     beta: float = 0.999
     noise: float = 0.0
@@ -100,8 +100,8 @@ class Distillation:
             )
         if min(self.weights) < 0 or max(self.weights) <= 0:
             raise ValueError(f"weights must be at least 0, and one of them above it, got {self.weights}")
-        if self.labelled is not None and self.labelled < 1:
-            raise ValueError(f"labelled must be at least 1, or None for all labels that there are, got {self.labelled}")
+        if self.labeled is not None and self.labeled < 1:
+            raise ValueError(f"labeled must be at least 1, or None for all labels that there are, got {self.labeled}")
         if self.balance not in get_args(class_balance.Balance):
             raise ValueError(
                 f"balance must be one of {', '.join(get_args(class_balance.Balance))}, got {self.balance!r}"
@@ -173,7 +173,7 @@ def distill(
     teacher_inputs: Tensor | None = None,
     seed: int,
 ) -> nn.Module:
-    """Return the student after it learnt the teacher's answers to `inputs`; both given models are untouched.
+    """Return the student after it learned the teacher's answers to `inputs`; both given models are untouched.
 
     Runs on the CPU and on one thread, so the same arguments give the same weights. Models answer (N, classes), or
     (N, L, classes) for sequences, whose places all count alike.
@@ -201,8 +201,8 @@ def distill(
     with reproducible(seed) as generator:
         source = teachers.of(teacher)
         learner = copy.deepcopy(student).cpu().train()
-        if targets is not None and settings.labelled is not None:
-            targets = few_labels(targets, settings.labelled, generator)
+        if targets is not None and settings.labeled is not None:
+            targets = few_labels(targets, settings.labeled, generator)
         lesson = DistillationLoss(source, learner, inputs, asked, targets, settings)
         inside = source.model if isinstance(source, teachers.Single) else nn.Identity()
         with stages.recording(learner) as own, stages.recording(inside) as theirs:
@@ -214,10 +214,10 @@ def distill(
                 steps=settings.epochs * math.ceil(len(inputs) / settings.batch_size),
                 after=lesson.after_step,
             )
-        learnt = lesson.learnt()
-    for module, trained in zip(student.modules(), learnt.modules(), strict=True):
+        learned = lesson.learned()
+    for module, trained in zip(student.modules(), learned.modules(), strict=True):
         trained.training = module.training
-    return learnt
+    return learned
 
 
 def fit(
@@ -361,7 +361,7 @@ class DistillationLoss:
         if self._past is not None:
             self._past.update_parameters(self._learner)
 
-    def learnt(self) -> nn.Module:
+    def learned(self) -> nn.Module:
         """The student: the mean of its past, where that teaches."""
         return self._learner if self._past is None else self._past.module
 
@@ -381,7 +381,7 @@ def few_labels(targets: Tensor, count: int, generator: torch.Generator) -> Tenso
         ValueError: There are not so many.
     """
     if count > len(targets):
-        raise ValueError(f"labelled is {count}, but there are labels of {len(targets)} examples only")
+        raise ValueError(f"labeled is {count}, but there are labels of {len(targets)} examples only")
     order = torch.randperm(len(targets), generator=generator)
     if targets.ndim == 1:
         order = order[torch.argsort(targets[order], stable=True)]

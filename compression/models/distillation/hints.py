@@ -1,11 +1,11 @@
 """What a student can learn from the inside of one teacher, besides its answers.
 
 `features`: A. Romero, N. Ballas, S. E. Kahou, A. Chassang, C. Gatta, Y. Bengio, "FitNets: Hints for Thin Deep Nets",
-    ICLR 2015, equation 3: squared distance to the teacher's activations through a learnt regressor. Here at the end of
+    ICLR 2015, equation 3: squared distance to the teacher's activations through a learned regressor. Here at the end of
     every stage, together with the other losses rather than before them, and relative to the mean square of the
     teacher's activations, so that a weight means the same for each stage.
 `transfer`: S. Zagoruyko, N. Komodakis, "Paying More Attention to Attention: Improving the Performance of Convolutional
-    Neural Networks via Attention Transfer", ICLR 2017, section 3.1: squared distance between the normalised maps of
+    Neural Networks via Attention Transfer", ICLR 2017, section 3.1: squared distance between the normalized maps of
     where activations are large, for stages that put out maps. Needs no projection.
 `attention`: W. Wang, F. Wei, L. Dong, H. Bao, N. Yang, M. Zhou, "MiniLM: Deep Self-Attention Distillation for
     Task-Agnostic Compression of Pre-Trained Transformers", NeurIPS 2020, equation 2: the Kullback-Leibler divergence

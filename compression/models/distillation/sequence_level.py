@@ -1,4 +1,4 @@
-"""What a teacher writes: sequences that begin as given ones do and go on as the teacher would, to distil on.
+"""What a teacher writes: sequences that begin as given ones do and go on as the teacher would, to distill on.
 
 Y. Kim, A. M. Rush, "Sequence-Level Knowledge Distillation", EMNLP 2016, section 3.2: the student learns from whole
 sequences that the teacher makes, in place of those of the data. There the likeliest sequence is sought by beam search;

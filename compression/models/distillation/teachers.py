@@ -1,7 +1,7 @@
 """Teachers: whatever answers a batch of inputs with logits. One model, or an ensemble that is never in memory at once.
 
 T. Lin, L. Kong, S. U. Stich, M. Jaggi, "Ensemble Distillation for Robust Model Fusion in Federated Learning" (FedDF),
-NeurIPS 2020, section 3: the mean of the logits of models of any architecture, asked on unlabelled data (`logits`).
+NeurIPS 2020, section 3: the mean of the logits of models of any architecture, asked on unlabeled data (`logits`).
 B. Lakshminarayanan, A. Pritzel, C. Blundell, "Simple and Scalable Predictive Uncertainty Estimation using Deep
 Ensembles", NeurIPS 2017, section 2.4: the mean of their probabilities (`probabilities`). The same with each model's
 weight, for each example, by how certain it is: one minus its entropy over that of a uniform answer (`entropy`), or its

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedpress.compression.models.pruning import dynamic_sparsity
-from fedpress.compression.models.pruning.dynamic_sparsity import AtInitialisation, Scope
+from fedpress.compression.models.pruning.dynamic_sparsity import AtInitialization, Scope
 from fedpress.compression.models.reproducible import reproducible
 from fedpress.compression.models.task import Examples
 from fedpress.compression.tensors.layout import Layout
@@ -34,7 +34,7 @@ Scores = NDArray[np.float64]
 
 
 def initial_mask(
-    model: nn.Module, layout: Layout, settings: AtInitialisation, loss: Loss, examples: Examples, seed: int
+    model: nn.Module, layout: Layout, settings: AtInitialization, loss: Loss, examples: Examples, seed: int
 ) -> Mask:
     """Return the mask that a method finds for a model before it is trained; the model is left as it is.
 
@@ -43,7 +43,7 @@ def initial_mask(
         layout: Of the model, without a mask.
         settings: The method, and how much is left.
         loss: Mean loss of a batch; for snip and grasp.
-        examples: Labelled ones for snip and grasp, of no matter which label for synflow; N >= 1.
+        examples: Labeled ones for snip and grasp, of no matter which label for synflow; N >= 1.
         seed: Of what is drawn at random; the same seed, the same mask.
 
     Raises:
@@ -123,7 +123,7 @@ def synflow(model: nn.Module, layout: Layout, inputs: Tensor) -> list[Tensor]:
 
 
 def _pruned_by_synflow(
-    model: nn.Module, layout: Layout, settings: AtInitialisation, scope: Scope, example: Tensor
+    model: nn.Module, layout: Layout, settings: AtInitialization, scope: Scope, example: Tensor
 ) -> Mask:
     linear = copy.deepcopy(model).double().eval()  # float32 overflows in deep networks
     with torch.no_grad():

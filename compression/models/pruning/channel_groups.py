@@ -2,7 +2,7 @@
 
 Which parts hang together (a channel, the batch norm behind it, the columns of the next layer, both ends of a residual
 connection; of a head its rows of queries, keys and values and its columns of the output) is found with Torch-Pruning's
-dependency graph: G. Fang, X. Ma, M. Song, M. B. Mi, X. Wang, "DepGraph: Towards Any Structural Pruning", CVPR 2023,
+dependency graph: G. Fang, X. Ma, M. Song, M. B. Mi, X. Wang, "DepGraph: Toward Any Structural Pruning", CVPR 2023,
 section 3.
 """
 

@@ -37,7 +37,7 @@ METHODS = ("snip", "grasp", "synflow", "erk", "magnitude")
 
 
 @dataclass(frozen=True)
-class AtInitialisation:
+class AtInitialization:
     """How a mask is found before anything is trained (`at_initialization.initial_mask`).
 
     Attributes:

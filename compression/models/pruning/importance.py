@@ -11,7 +11,7 @@
 [1] S. Han, J. Pool, J. Tran, W. Dally, "Learning both Weights and Connections for Efficient Neural Networks", NIPS
     2015.
 [2] H. Li, A. Kadav, I. Durdanovic, H. Samet, H. P. Graf, "Pruning Filters for Efficient ConvNets", ICLR 2017; over the
-    whole group: G. Fang et al., "DepGraph: Towards Any Structural Pruning", CVPR 2023, section 3.3.
+    whole group: G. Fang et al., "DepGraph: Toward Any Structural Pruning", CVPR 2023, section 3.3.
 [3] P. Molchanov, A. Mallya, S. Tyree, I. Frosio, J. Kautz, "Importance Estimation for Neural Network Pruning", CVPR
     2019, section 3.1: first order. Each batch's gradient counts by its size: their mean vanishes as training ends.
 [4] J. Lee, S. Park, S. Mo, S. Ahn, J. Shin, "Layer-adaptive Sparsity for the Magnitude-based Pruning", ICLR 2021.

@@ -6,7 +6,7 @@
   regression with grouped variables", JRSS B 68(1), 2006; W. Wen, C. Wu, Y. Wang, Y. Chen, H. Li, "Learning
   Structured Sparsity in Deep Neural Networks", NIPS 2016, equation 3.
 
-Torch-Pruning's regularising pruners (GroupNormPruner, GrowingRegPruner, BNScalePruner) are no terms of a loss: they
+Torch-Pruning's regularizing pruners (GroupNormPruner, GrowingRegPruner, BNScalePruner) are no terms of a loss: they
 write into the gradients of one model object, so no copy can be trained with them; and they are ridge penalties, or look
 at batch norms only.
 """

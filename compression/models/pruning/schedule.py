@@ -208,7 +208,7 @@ def prune(
     run = _Run(settings, task, examples, fine_tune, rewind, seed, whole)
     before = evaluate(copy.deepcopy(teacher), task, validation).accuracy
     steps = [Step(1.0, whole, before, True)]
-    start = run.penalised(teacher)
+    start = run.penalized(teacher)
     best: tuple[nn.Module, Masks | None] = (start, None)
     progress, stride, attempt = 0.0, 1 / settings.steps, 0
     while progress < 1 - 1e-9 and stride * settings.steps > 2.0**-HALVINGS - 1e-9:
@@ -242,7 +242,7 @@ class _Run(NamedTuple):
     seed: int
     parameters: int
 
-    def penalised(self, teacher: nn.Module) -> nn.Module:
+    def penalized(self, teacher: nn.Module) -> nn.Module:
         """The teacher after training with the penalty, if there is one."""
         if self.settings.penalty == "none":
             return copy.deepcopy(teacher)

@@ -109,9 +109,9 @@ def by_importance(
 
 
 def semi_structured(model: nn.Module, criterion: Criterion = importance.DEFAULT) -> Masks:
-    """The mask that keeps the two most important of every four neighbouring inputs (2:4), as GPUs multiply fast.
+    """The mask that keeps the two most important of every four neighboring inputs (2:4), as GPUs multiply fast.
 
-    Neighbours are along the flattened inputs of each output; of the one to three that are left over at the end of a
+    Neighbors are along the flattened inputs of each output; of the one to three that are left over at the end of a
     row, two stay as well. What takes no part in a matrix product as (outputs, inputs) is not covered: see `weights_of`.
     """
     found = {}
@@ -125,7 +125,7 @@ def semi_structured(model: nn.Module, criterion: Criterion = importance.DEFAULT)
 
 
 def is_semi_structured(mask: Tensor) -> bool:
-    """Whether at most two of every four neighbouring inputs of a mask (outputs, inputs, ...) are there."""
+    """Whether at most two of every four neighboring inputs of a mask (outputs, inputs, ...) are there."""
     rows = mask.flatten(1)
     return bool((nn.functional.pad(rows, (0, -rows.shape[1] % 4)).reshape(len(rows), -1, 4).sum(2) <= 2).all())
 
@@ -179,7 +179,7 @@ def train_within(model: nn.Module, masks: Mapping[str, Tensor], train: Callable[
         path, _, own = name.rpartition(".")
         parametrize.register_parametrization(masked.get_submodule(path), own, _Masked(mask))
     trained = train(masked)
-    # Filled by name: torch cannot take a parametrisation off one of two copies without breaking the other.
+    # Filled by name: torch cannot take a parametrization off one of two copies without breaking the other.
     with torch.no_grad():
         for name, tensor in plain.state_dict(keep_vars=True).items():
             path, _, own = name.rpartition(".")

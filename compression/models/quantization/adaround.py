@@ -2,8 +2,8 @@
 Post-Training Quantization", ICML 2020.
 
 Rounding each weight to the nearest is not best for the layer: its errors add up over the inputs. For one layer after
-the other, with the inputs that it gets once the layers before it are quantised, a soft choice h(V) in [0, 1] between
-the code below and the code above is trained so that the layer answers as the float layer does, and is pressed towards 0
+the other, with the inputs that it gets once the layers before it are quantized, a soft choice h(V) in [0, 1] between
+the code below and the code above is trained so that the layer answers as the float layer does, and is pressed toward 0
 or 1 as training goes on (section 3.2, equations 21 to 25, without the activation function).
 
 Error bound, a property test: |weight - restored| <= scale, for weights of at most `levels(bits)` scales.
@@ -32,11 +32,11 @@ PLACES = 512
 """Answers of a layer in a step: an example has one for each place of a convolution's output."""
 MAX_BATCH = 64
 LEARNING_RATE = 1e-2
-REGULARISATION = 0.01
+REGULARIZATION = 0.01
 WARM_UP = 0.2
-"""Part of the steps before the choice is pressed towards up or down."""
+"""Part of the steps before the choice is pressed toward up or down."""
 BETA = (20.0, 2.0)
-"""Of the regularisation, from its first step to its last."""
+"""Of the regularization, from its first step to its last."""
 STRETCH = (-0.1, 1.1)
 """h is a sigmoid stretched so far beyond 0 and 1 and cut off there, so that it reaches both."""
 MAX_INPUTS = 1024
@@ -128,7 +128,7 @@ def _best(
         done = (count / steps - WARM_UP) / (1 - WARM_UP)
         if done > 0:
             beta = BETA[1] + (BETA[0] - BETA[1]) * (1 - done)
-            loss = loss + REGULARISATION * (1 - (2 * soft - 1).abs().pow(beta)).sum()
+            loss = loss + REGULARIZATION * (1 - (2 * soft - 1).abs().pow(beta)).sum()
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         optimizer.step()

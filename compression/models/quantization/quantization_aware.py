@@ -1,16 +1,16 @@
-"""Training that knows of the quantisation: weights are rounded in every forward pass, and stay zero where they are.
+"""Training that knows of the quantization: weights are rounded in every forward pass, and stay zero where they are.
 
-`prepare` puts the rounding on the weights themselves, as parametrisations, so that any training loop will do; `finish`
+`prepare` puts the rounding on the weights themselves, as parametrizations, so that any training loop will do; `finish`
 takes it off again.
 
     learner = aware.prepare(student, bits=4)
     learner = distill.distill(teacher, learner, inputs, seed=0)
-    weights = quantize.quantize(learner, Quantization(bits=4))      # by the scales that were learnt
+    weights = quantize.quantize(learner, Quantization(bits=4))      # by the scales that were learned
 
 The rounding passes gradients on as if it were not there (straight-through estimator: Y. Bengio, N. Leonard,
 A. Courville, 2013; B. Jacob et al., "Quantization and Training of Neural Networks", CVPR 2018, section 3), and the
-step is learnt too: S. Esser et al., "Learned Step Size Quantization", ICLR 2020, equations 1 to 3; its logarithm, since
-Adam's steps are of one size for all parameters: S. Jain et al., "Trained Quantization Thresholds", MLSys 2020,
+step is learned too: S. Esser et al., "Learned Step Size Quantization", ICLR 2020, equations 1 to 3; its logarithm,
+since Adam's steps are of one size for all parameters: S. Jain et al., "Trained Quantization Thresholds", MLSys 2020,
 section 3.2.
 
 Weights that are zero stay zero, so that a pruned student stays pruned.
@@ -48,7 +48,7 @@ class FakeQuantization(nn.Module):
         self.register_buffer("mask", weight.detach() != 0)
 
     def scales(self) -> Tensor:
-        """float32 (channels, groups): the learnt ones, at the nearest power of 2^(1/16); gradients pass."""
+        """float32 (channels, groups): the learned ones, at the nearest power of 2^(1/16); gradients pass."""
         rounded = torch.round(self.logarithms.detach() * quantized_tensor.FINENESS)
         exponents = rounded.long().clamp(quantized_tensor.MIN_EXPONENT, quantized_tensor.MAX_EXPONENT)
         exact = torch.from_numpy(quantized_tensor.powers(exponents.cpu().numpy())).to(self.logarithms.device)
@@ -104,7 +104,7 @@ def finish(model: nn.Module) -> tuple[nn.Module, dict[str, Scales]]:
         plain = {}
         for name, chain in chains.items():
             rounding = chain[0]  # type: ignore[index]
-            assert isinstance(rounding, FakeQuantization), "a student is parametrised by `prepare` alone"
+            assert isinstance(rounding, FakeQuantization), "a student is parametrized by `prepare` alone"
             weight = nn.Parameter(getattr(module, name).detach().clone())
             plain[name] = shared.setdefault(id(chain), weight)
             scales[f"{path}.{name}" if path else name] = rounding.scales().detach().cpu().numpy()
@@ -138,7 +138,7 @@ def sparsify(model: nn.Module, sparsity: float) -> None:
 
 
 def _weights(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:
-    """What is quantised, once for each layer that uses it: that layer, the parameter's name in it, the parameter."""
+    """What is quantized, once for each layer that uses it: that layer, the parameter's name in it, the parameter."""
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.ndim > 1 and parameter.is_floating_point():

@@ -1,6 +1,6 @@
 """A trained model's weights as small integers: which settings there are, and the one way in, `quantize`.
 
-Tensors with one dimension (biases, norms, their statistics) are small and are not quantised; they are rounded to
+Tensors with one dimension (biases, norms, their statistics) are small and are not quantized; they are rounded to
 float16 where that costs no more than a two-thousandth of any of them. Integers stay what they are.
 """
 
@@ -25,7 +25,7 @@ SCALES = ("largest", "least-squares")
 
 @dataclass(frozen=True)
 class Quantization:
-    """Settings of the quantisation of one student.
+    """Settings of the quantization of one student.
 
     Attributes:
         bits: Of each weight, 2 to 8.
@@ -75,7 +75,7 @@ DEFAULTS = Quantization()
 def quantize(
     model: nn.Module, settings: Quantization = DEFAULTS, calibration: Tensor | None = None, *, seed: int = 0
 ) -> Tensors:
-    """The model's state dict with every float tensor of two or more dimensions quantised.
+    """The model's state dict with every float tensor of two or more dimensions quantized.
 
     >>> layer = nn.Linear(2, 1, bias=False)
     >>> _ = layer.weight.data.copy_(torch.tensor([[1.27, -0.5]]))
@@ -83,7 +83,7 @@ def quantize(
     array([[125, -49]], dtype=int8)
 
     Args:
-        model: Untouched. One that `quantization_aware.prepare` made is quantised by the scales that it learnt.
+        model: Untouched. One that `quantization_aware.prepare` made is quantized by the scales that it learned.
         settings: How.
         calibration: Inputs that the layers' answers are kept on, (N, ...); adaround needs them.
         seed: Of the order in which adaround sees them.
@@ -106,7 +106,7 @@ def quantize(
         array = tensor.to("cpu", torch.float32).numpy().copy()
         if not np.isfinite(array).all():
             raise NonFiniteError(
-                f"{name!r} holds NaN or infinity: a student cannot be quantised; did its training diverge? Lower the"
+                f"{name!r} holds NaN or infinity: a student cannot be quantized; did its training diverge? Lower the"
                 " learning rate of the distillation"
             )
         if array.ndim < 2:
@@ -129,14 +129,14 @@ def prepare(model: nn.Module, settings: Quantization) -> nn.Module:
 
 
 def applied(model: nn.Module, tensors: Tensors) -> nn.Module:
-    """A copy of the model with the dequantised tensors, to be evaluated; the given one is untouched."""
+    """A copy of the model with the dequantized tensors, to be evaluated; the given one is untouched."""
     copied, _ = quantization_aware.finish(model)
     architecture.fill(copied, quantized_tensor.dequantize(tensors))
     return copied
 
 
 def quantized_copy(model: nn.Module, settings: Quantization = DEFAULTS) -> nn.Module:
-    """The model as it is after quantisation, to be evaluated; the given one is untouched."""
+    """The model as it is after quantization, to be evaluated; the given one is untouched."""
     return applied(model, quantize(model, settings))
 
 

@@ -1,11 +1,11 @@
 """A tensor as small integers times the scale of their group: what it is, how it is rounded, how it is restored.
 
-Symmetric uniform quantisation: B. Jacob et al., "Quantization and Training of Neural Networks for Efficient
+Symmetric uniform quantization: B. Jacob et al., "Quantization and Training of Neural Networks for Efficient
 Integer-Arithmetic-Only Inference", CVPR 2018; a scale for each output channel as in R. Krishnamoorthi, "Quantizing deep
 convolutional networks for efficient inference", 2018, section 3, or for each group of so many weights of a channel,
 along its inputs: S. Shen et al., "Q-BERT", AAAI 2020, section 3.3.
 
-Scales are powers of 2^(1/16), which cost one entropy-coded byte in a bundle instead of four (quantising the scales too:
+Scales are powers of 2^(1/16), which cost one entropy-coded byte in a bundle instead of four (quantizing the scales too:
 T. Dettmers et al., "QLoRA", NeurIPS 2023, section 3), and widen a step by 2 % on average.
 
 Error bound, a property test: |weight - restored| <= scale / 2 for weights of at most `levels(bits)` scales. With scales
@@ -49,7 +49,7 @@ class Quantized(NamedTuple):
 
 
 Tensors = dict[str, Quantized | NDArray[Any]]
-"""A state dict with its large float tensors quantised: by name, tied tensors once."""
+"""A state dict with its large float tensors quantized: by name, tied tensors once."""
 
 
 def levels(bits: int) -> int:
@@ -147,7 +147,7 @@ def restore(tensor: Quantized) -> NDArray[np.float32]:
 
 
 def dequantize(tensors: Mapping[str, Quantized | NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """The arrays that the codes stand for, float32; what was not quantised is passed through."""
+    """The arrays that the codes stand for, float32; what was not quantized is passed through."""
     return {name: restore(tensor) if isinstance(tensor, Quantized) else tensor for name, tensor in tensors.items()}
 
 

@@ -1,6 +1,6 @@
-"""How a student is made of a model: prune, distil, quantise; and what each of these steps does to it.
+"""How a student is made of a model: prune, distill, quantize; and what each of these steps does to it.
 
-    teacher -> pruned -> distilled -> quantised
+    teacher -> pruned -> distilled -> quantized
 
 The order is that of J. Kim, S. Chang, N. Kwak, "PQK: Model Compression via Pruning, Quantization, and Knowledge
 Distillation", Interspeech 2021. What the steps can be is in their own files; here they follow one another.
@@ -101,7 +101,7 @@ class Stage(NamedTuple):
     """A student after one of the steps.
 
     Attributes:
-        name: `teacher`, `pruned`, `distilled` or `quantised`.
+        name: `teacher`, `pruned`, `distilled` or `quantized`.
         parameters: That are not zero by a mask.
         size_bytes: As float32, or of its file.
         latency_ms: Of one example on this CPU, one thread: measured, so never the same twice.
@@ -123,12 +123,12 @@ class StudentArtifact(NamedTuple):
     """A student, and how it came about.
 
     Attributes:
-        student: Before quantisation.
-        tensors: Its weights, quantised.
+        student: Before quantization.
+        tensors: Its weights, quantized.
         quantized: The student with them.
         architecture: Of the task's student architectures; None: the task's own model.
         stages: After each step.
-        bias: Accuracy by class of teacher and quantised student.
+        bias: Accuracy by class of teacher and quantized student.
         candidates: What was looked at for it, if it was searched for, the chosen one first.
         curve: The way of the pruning, where a ratio was asked for.
         timings: Of the layers of a sparse student: what sparse execution takes, and dense.
@@ -240,7 +240,7 @@ def make(
     tensors = _quantized(student, chain, made_of, inputs, targets, seed)
     rounded = quantize.applied(student, tensors)
     stages = [judge.teacher]
-    for name, version in (("pruned", begun.model), ("distilled", student), ("quantised", rounded)):
+    for name, version in (("pruned", begun.model), ("distilled", student), ("quantized", rounded)):
         stage, bias = judge.stage(name, version, begun.masks)
         stages.append(stage)
     sparse = begun.masks is not None or chain.quantization.sparsity > 0
@@ -268,19 +268,19 @@ def finished(
     judge: Judge,
     seed: int,
 ) -> StudentArtifact:
-    """Quantise a student that has learnt already, such as one that its tier's clients have trained.
+    """Quantize a student that has learned already, such as one that its tier's clients have trained.
 
     Args:
         model: What it is compared with.
         task, chain, judge, seed: As for `make`.
-        student: As it is to be served, but for its quantisation.
+        student: As it is to be served, but for its quantization.
         architecture: Of the task's student architectures; None: the task's own model.
     """
     inputs, targets = _material(model, lambda: student, task, chain, seed)
     tensors = _quantized(student, chain, teachers.of(model), inputs, targets, seed)
     rounded = quantize.applied(student, tensors)
     trained, _ = judge.stage("trained", student)
-    last, bias = judge.stage("quantised", rounded)
+    last, bias = judge.stage("quantized", rounded)
     return StudentArtifact(student, tensors, rounded, architecture, (judge.teacher, trained, last), bias)
 
 

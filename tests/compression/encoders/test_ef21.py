@@ -1,4 +1,4 @@
-"""EF21: the estimate is what was accepted, and it contracts towards the update."""
+"""EF21: the estimate is what was accepted, and it contracts toward the update."""
 
 from typing import Any
 

@@ -150,7 +150,7 @@ def messages() -> list[Message]:
     ]
 
 
-def test_sizes_by_kind_sum_to_what_is_serialised() -> None:
+def test_sizes_by_kind_sum_to_what_is_serialized() -> None:
     for message in messages():
         proto = serde.message_to_proto(message)
         part = proto.content if message.has_content() else proto.error

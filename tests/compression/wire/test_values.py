@@ -157,7 +157,7 @@ def test_sign_sends_the_mean_magnitude_of_each_group(vector: Vector) -> None:
 def test_logarithmic_values_are_off_by_half_a_level_within_three_octaves(
     name: str, bound: float, seed: int, scale: float, octaves: float
 ) -> None:
-    """With 4 bits and four octaves 1.25 is the farthest from its neighbours 1 and 1.5, in proportion: a fifth.
+    """With 4 bits and four octaves 1.25 is the farthest from its neighbors 1 and 1.5, in proportion: a fifth.
 
     Two bits more divide the distance of the levels by four; the lowest level may lie an eighth of an octave higher.
     """

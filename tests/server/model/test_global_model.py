@@ -1,4 +1,4 @@
-"""What the server has learnt by itself is a step like any other."""
+"""What the server has learned by itself is a step like any other."""
 
 import numpy as np
 import pytest
@@ -44,7 +44,7 @@ def test_a_shift_moves_master_mean_and_held_and_is_one_version(averaging: float,
     np.testing.assert_array_equal(model.optimizer.saved().arrays["momentum_buffer"], momentum)
     assert model.version == version + 1
     assert records.to_numpy(model.published)["norm.running_mean"].tolist() == [3, 3]
-    if averaging:  # what is evaluated and published is what was learnt, to the bit
+    if averaging:  # what is evaluated and published is what was learned, to the bit
         np.testing.assert_array_equal(weights_of(model.published), taught)
     if downlink is None:
         np.testing.assert_array_equal(weights_of(model.arrays), model.master)
@@ -60,7 +60,7 @@ def test_a_shift_that_is_not_finite_is_refused() -> None:
     first, taught = draws(2)
     taught[7] = np.inf
     model = GlobalModel(arrays(first), None, optimizers.sgd(1.0))
-    with pytest.raises(FloatingPointError, match="what the server has learnt by itself is not"):
+    with pytest.raises(FloatingPointError, match="what the server has learned by itself is not"):
         model.shift(model.published, arrays(taught), Downlink(0.5))
 
 

@@ -1,4 +1,4 @@
-"""Server optimisers against the rules run by hand."""
+"""Server optimizers against the rules run by hand."""
 
 import subprocess
 import sys

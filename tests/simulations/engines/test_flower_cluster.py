@@ -196,7 +196,7 @@ def assert_same(run: RunFolder, scenario_file: Path, inline: Path) -> None:
     expected = runner.simulate(scenario.load(scenario_file), inline)
     results = run.load_results()
     assert results.status == "finished"
-    assert results.model.sha256 == expected.model.sha256  # with the optimiser, and with what every client keeps
+    assert results.model.sha256 == expected.model.sha256  # with the optimizer, and with what every client keeps
     assert results.rounds == expected.rounds
     ledgers = [Ledger.load(path) for path in (run.ledger, RunFolder(inline).ledger)]
     assert sorted(ledgers[0].rows) == sorted(ledgers[1].rows)  # they differ in the order of arrival

@@ -1,4 +1,4 @@
-"""The colours of figures: readable on their pages, and apart for people who see colours in other ways."""
+"""The colors of figures: readable on their pages, and apart for people who see colors in other ways."""
 
 from itertools import combinations
 
@@ -61,7 +61,7 @@ def test_thirty_curves_look_different_and_all_have_their_label() -> None:
     assert all(f"run {number}<" in svg for number in range(30))
 
 
-def test_a_page_that_a_figure_stands_on_gives_it_its_colours() -> None:
+def test_a_page_that_a_figure_stands_on_gives_it_its_colors() -> None:
     curves = [Curve("one", [1, 2], [0.1, 0.2], low=[0.05, 0.1], high=[0.2, 0.3])]
     drawing = figures.accuracy_over_rounds(curves)
     assert "#0102" not in drawing.on_page() and "var(--first)" in drawing.on_page()

@@ -10,7 +10,7 @@ import pytest
 
 from fedpress.compression.ledger import Ledger
 from fedpress.simulations.cli import inspection
-from fedpress.simulations.report import figures, run_page
+from fedpress.simulations.report import figures, run_page, units
 from fedpress.simulations.results.records import (
     CandidateResult,
     LayerDensity,
@@ -137,7 +137,7 @@ def text_of(html: str) -> str:
 
 
 def curves(svg: str) -> list[list[tuple[float, float]]]:
-    """The points of every line drawn with a colour of the page, in the SVG's coordinates."""
+    """The points of every line drawn with a color of the page, in the SVG's coordinates."""
     found = []
     for path in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}path"):
         if "clip-path" in path.attrib and "fill: none" in path.get("style", ""):
@@ -189,7 +189,7 @@ def test_the_same_run_gives_the_same_page() -> None:
 
 
 def variables(html: str) -> tuple[dict[str, str], dict[str, str]]:
-    """The colours of the light and of the dark page, by variable."""
+    """The colors of the light and of the dark page, by variable."""
     light, dark = (dict(re.findall(r"(--\w+): (#\w{6})", block)) for block in re.findall(r":root \{([^}]*)\}", html))
     return light, dark
 
@@ -201,7 +201,7 @@ def luminance(color: str) -> float:
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
-def test_every_colour_reads_on_light_and_on_dark() -> None:
+def test_every_color_reads_on_light_and_on_dark() -> None:
     html = run_page.render(some_results(), some_ledger())
     light, dark = variables(html)
     assert set(re.findall(r"var\((--\w+)\)", html)) <= light.keys() == dark.keys()
@@ -210,7 +210,7 @@ def test_every_colour_reads_on_light_and_on_dark() -> None:
             for role in ("--ink", "--muted", "--first", "--second"):
                 lighter, darker = sorted((luminance(colors[role]), luminance(colors[background])), reverse=True)
                 assert (lighter + 0.05) / (darker + 0.05) >= 4.5, (role, background)
-    # A figure that brought a colour of its own would not follow the page.
+    # A figure that brought a color of its own would not follow the page.
     for svg in re.findall(r"<svg.*?</svg>", html, flags=re.DOTALL):
         assert not re.findall(r"#[0-9a-fA-F]{6}\b", svg)
 
@@ -334,7 +334,7 @@ def test_a_torn_ledger_is_refused_and_the_old_page_stays(tmp_path: Path) -> None
     ],
 )
 def test_sizes_have_three_figures(size: float, text: str) -> None:
-    assert figures.format_bytes(size) == text
+    assert units.format_bytes(size) == text
 
 
 def test_numbers_are_written_as_people_read_them() -> None:

@@ -21,7 +21,7 @@ from fedpress.simulations.results.run_folder import RunFolder
 KILLS = int(os.environ.get("FEDPRESS_KILLS", "2"))
 SEED = int(os.environ.get("FEDPRESS_KILL_SEED", "1"))
 COMMAND = [sys.executable, "-m", "fedpress.simulations", "simulate"]
-# Small, and with all that a checkpoint must carry: late replies under way, an optimiser with state, deltas, students.
+# Small, and with all that a checkpoint must carry: late replies under way, an optimizer with state, deltas, students.
 SCENARIO = [
     "clients=6",
     "rounds=8",
@@ -30,7 +30,7 @@ SCENARIO = [
     "sampling={per_round: 3, over_selection: 1, deadline: 6.0}",
     "server={optimizer: adam, learning_rate: 0.01}",
     "network={up_mbit: 1, down_mbit: 4, examples_per_second: 50, latency: 0.1, spread: 0.6, dropout: 0.05}",
-    "students={tiers: [{name: phone, parameters: 6000}], distil: {epochs: 1}, every: 4}",
+    "students={tiers: [{name: phone, parameters: 6000}], distill: {epochs: 1}, every: 4}",
 ]
 
 

@@ -40,7 +40,7 @@ def test_on_its_own_network_a_run_takes_as_long_as_it_did(tmp_path: Path) -> Non
     """With students, which are downloaded, and clients that need the whole model: on a trace, with jitter and loss."""
     (tmp_path / "trace.csv").write_text(TRACE)
     mixed = f"network={{profile: {{lte: 0.5, lora-like: 0.5}}, trace: {tmp_path / 'trace.csv'}}}"
-    students = "students={tiers: [{name: phone, parameters: 6000}], distil: {epochs: 1}, every: 2}"
+    students = "students={tiers: [{name: phone, parameters: 6000}], distill: {epochs: 1}, every: 2}"
     results = run(tmp_path / "run", mixed, students, "faults.forgets=0.3")
     assert results.lost_states  # asked twice in a round
     assert replay.virtual_seconds(tmp_path / "run") == pytest.approx(times(results), rel=1e-9)
@@ -101,7 +101,7 @@ def test_messages_are_told_apart_by_their_direction() -> None:
 @pytest.mark.slow
 def test_tiers_that_train_wait_for_their_own_replies_alone(tmp_path: Path) -> None:
     """A reply of another tier, which is there and has not been pulled, is no news."""
-    tiers = "students={tiers: [{name: phone, parameters: 0.05, trains: true}], distil: {epochs: 1}}"
+    tiers = "students={tiers: [{name: phone, parameters: 0.05, trains: true}], distill: {epochs: 1}}"
     results = run(tmp_path / "run", "network=3g", tiers, "teaching={every: 2, epochs: 1}", "rounds=3")
     assert [result.replies for result in results.rounds] == [4, 4, 4]
     assert 0 < times(results)[0] < times(results)[1] < times(results)[2]
@@ -112,6 +112,6 @@ def test_late_replies_do_not_hold_up_the_download_of_students(tmp_path: Path) ->
     """They are under way when the students are sent, and the clock stays where the last download left it."""
     (tmp_path / "trace.csv").write_text(TRACE)
     network = f"network={{profile: lte, trace: {tmp_path / 'trace.csv'}}}"
-    students = "students={tiers: [{name: phone, parameters: 6000}], distil: {epochs: 1}, every: 1}"
+    students = "students={tiers: [{name: phone, parameters: 6000}], distill: {epochs: 1}, every: 1}"
     results = run(tmp_path / "run", network, students, "sampling.over_selection=2")
     assert replay.virtual_seconds(tmp_path / "run") == pytest.approx(times(results), rel=1e-9)

@@ -68,7 +68,7 @@ def test_a_recipe_runs_from_end_to_end(tmp_path: Path, recipe: str) -> None:
 
 @pytest.mark.slow
 def test_a_run_leaves_every_figure_of_the_path_from_gradient_to_download(tmp_path: Path) -> None:
-    chosen = scenario.load("digits", ["rounds=4", "students.distil.epochs=2"])
+    chosen = scenario.load("digits", ["rounds=4", "students.distill.epochs=2"])
     results = runner.simulate(chosen, tmp_path / "run", keep_payloads=True)
     folder = RunFolder(tmp_path / "run")
     raw: dict[str, Any] = json.loads(folder.results.read_text())
@@ -183,7 +183,7 @@ def test_a_federated_transformer_gives_students_of_half_its_layers_and_of_anothe
         "sampling.per_round=2",
         "rounds=1",
         "workers=1",
-        f"students={{tiers: {tiers}, distil: {{epochs: 1}}}}",
+        f"students={{tiers: {tiers}, distill: {{epochs: 1}}}}",
     )
     assert results.model.parameters == 18_154 and results.status == "finished"
     phone, watch = results.students
@@ -198,8 +198,8 @@ def test_a_federated_transformer_gives_students_of_half_its_layers_and_of_anothe
 def test_client_models_teach_the_global_model_and_its_students(tmp_path: Path) -> None:
     few = ["clients=6", "sampling.per_round=3", "workers=1", "rounds=2"]
     tiers = "students.tiers=[{name: phone, parameters: 0.03}]"
-    plain = run(tmp_path / "plain", *few, tiers, "students.distil.epochs=2")
-    taught = run(tmp_path / "taught", *few, tiers, "students.distil.epochs=2", "students.teachers=clients")
+    plain = run(tmp_path / "plain", *few, tiers, "students.distill.epochs=2")
+    taught = run(tmp_path / "taught", *few, tiers, "students.distill.epochs=2", "students.teachers=clients")
     assert plain.model.sha256 == taught.model.sha256  # students are made from a copy
     assert plain.students[0].sha256 != taught.students[0].sha256
     fused = run(tmp_path / "fused", *few, "fusion={every: 2}")

@@ -98,7 +98,7 @@ def test_json_and_yaml_give_the_scenario_back(rounds, density, alpha, kind, numb
         ("trainig.epochs=2", "trainig: unknown key (value given: {'epochs': 2}); did you mean 'training'?"),
         ("encoder.density=0.1", "encoder.density: unknown key (value given: 0.1); 'density' is a key of the top level"),
         ("batch_size=3", "'batch_size' is written training.batch_size"),
-        ("colour=red", "a scenario has the keys name, task, clients, rounds"),
+        ("color=red", "a scenario has the keys name, task, clients, rounds"),
         ("partition={kind: natural, sizes: equal}", "sizes: equal does not go with kind natural, whose groups keep"),
         ("partition=iid", "partition: got 'iid', expected a section with the keys kind, alpha"),
         ("training.steps=3", "epochs and steps: give one and set the other to null"),
@@ -419,7 +419,7 @@ def test_the_defaults_of_students_are_those_of_what_makes_them() -> None:
 
     students = Scenario(task="digits", clients=20, rounds=1).students
     assert students.prune.settings(0.5) == schedule.Pruning(0.5)
-    assert students.distil.settings() == distill.DEFAULTS
+    assert students.distill.settings() == distill.DEFAULTS
     assert students.quantize.settings() == quantize.DEFAULTS
 
 
@@ -434,7 +434,7 @@ RATIO = "students.tiers=[{name: phone, ratio: auto}]"
         (["students.quantize={rounding: adaround, aware: 2}"], "aware training chooses what each weight is rounded to"),
         (["students.quantize={bits: 1}"], "students.quantize.bits"),
         (
-            ["students.distil={weights: {teacher: 0, labels: 0}}"],
+            ["students.distill={weights: {teacher: 0, labels: 0}}"],
             "weights must be at least 0, and one of them above it",
         ),
         ([RATIO], "prune.tolerance: missing; ratio auto is the largest that costs no more"),
@@ -453,10 +453,10 @@ def test_a_student_is_made_as_the_scenario_says() -> None:
     chosen = load(
         "digits",
         [RATIO, "students.prune={granularity: weights, ranking: erk, schedule: cubic, steps: 3, tolerance: 0.01}",
-         "students.quantize={bits: 4, group: 32}", "students.distil={weights: {features: 0.1}}"],
+         "students.quantize={bits: 4, group: 32}", "students.distill={weights: {features: 0.1}}"],
     ).students  # fmt: skip
     assert chosen.prune.settings("auto").schedule == "cubic" and chosen.tiers[0].ratio == "auto"
-    assert (chosen.quantize.settings().bits, chosen.distil.settings().weights.features) == (4, 0.1)
+    assert (chosen.quantize.settings().bits, chosen.distill.settings().weights.features) == (4, 0.1)
 
 
 @pytest.mark.parametrize("budget", ["parameters: 0.1", "bundle_bytes: 9000", "flops: 100000", "memory_bytes: 50000"])

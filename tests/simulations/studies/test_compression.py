@@ -1,4 +1,4 @@
-"""The study of quantisation runs on real data, and its figures are those of files."""
+"""The study of quantization runs on real data, and its figures are those of files."""
 
 import json
 from pathlib import Path

@@ -16,8 +16,8 @@ from fedpress.compression.models.task import Task
 
 class Mine(Task):
     name = "mine"
-    def __init__(self, size, colour="red"):
-        self.size, self.colour = size, colour
+    def __init__(self, size, color="red"):
+        self.size, self.color = size, color
     def model(self): ...
     def data(self): ...
 
@@ -40,8 +40,8 @@ def folder(tmp_path):
 
 
 def test_a_class_of_ones_own_with_options(folder):
-    made = create("mine_task:Mine", {"size": 3, "colour": "blue"}, folder)
-    assert (made.name, made.size, made.colour) == ("mine", 3, "blue")
+    made = create("mine_task:Mine", {"size": 3, "color": "blue"}, folder)
+    assert (made.name, made.size, made.color) == ("mine", 3, "blue")
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_a_class_of_ones_own_with_options(folder):
         ("mine_task:Mime", {}, "no class 'Mime'; did you mean 'Mine'"),
         ("mine_task:NoTask", {}, "NoTask is not a subclass of"),
         ("mine_task:Mine", {}, "task.size: missing"),
-        ("mine_task:Mine", {"size": 1, "color": 2}, "task.color: .* options are: size, colour; did you mean 'colour'"),
+        ("mine_task:Mine", {"size": 1, "colr": 2}, "task.colr: .* options are: size, color; did you mean 'color'"),
         ("digits", {"data_dir": "/"}, "task.data_dir: task 'digits' does not take it; its options are: model"),
     ],
 )

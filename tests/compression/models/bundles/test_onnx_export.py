@@ -38,7 +38,7 @@ def exported(model: nn.Module) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def quantised(exported: bytes) -> bytes:
+def quantized(exported: bytes) -> bytes:
     return onnx_export.quantize_static(exported, DATA.proxy.inputs)
 
 
@@ -52,24 +52,24 @@ def test_the_answers_are_the_models_for_any_number_of_inputs(model: nn.Module, e
     model.train()
 
 
-def test_int8_is_a_quarter_and_answers_nearly_alike(model: nn.Module, exported: bytes, quantised: bytes) -> None:
-    assert len(quantised) < 0.3 * len(exported)
+def test_int8_is_a_quarter_and_answers_nearly_alike(model: nn.Module, exported: bytes, quantized: bytes) -> None:
+    assert len(quantized) < 0.3 * len(exported)
     inputs, targets = DATA.test
-    run = onnx_runtime.runner(quantised)
+    run = onnx_runtime.runner(quantized)
     answers = run(inputs.numpy()).argmax(axis=1)
     expected = model(inputs).argmax(dim=1).numpy()
     assert (answers == expected).mean() > 0.97 and (answers == targets.numpy()).mean() > 0.85
-    kinds = {node.op_type for node in onnx.load_from_string(quantised).graph.node}
+    kinds = {node.op_type for node in onnx.load_from_string(quantized).graph.node}
     assert {"QuantizeLinear", "DequantizeLinear"} <= kinds
     scales = [
-        one for one in onnx.load_from_string(quantised).graph.initializer if one.name.endswith("_scale") and one.dims
+        one for one in onnx.load_from_string(quantized).graph.initializer if one.name.endswith("_scale") and one.dims
     ]
     assert any(one.dims[0] > 1 for one in scales)  # per channel
 
 
-def test_the_same_model_gives_the_same_bytes(model: nn.Module, exported: bytes, quantised: bytes) -> None:
+def test_the_same_model_gives_the_same_bytes(model: nn.Module, exported: bytes, quantized: bytes) -> None:
     assert onnx_export.export(model, DATA.proxy.inputs) == exported
-    assert onnx_export.quantize_static(exported, DATA.proxy.inputs) == quantised
+    assert onnx_export.quantize_static(exported, DATA.proxy.inputs) == quantized
 
 
 def test_a_prepared_student_is_exported_with_its_rounded_weights(model: nn.Module) -> None:
@@ -79,12 +79,12 @@ def test_a_prepared_student_is_exported_with_its_rounded_weights(model: nn.Modul
     np.testing.assert_allclose(run(inputs.numpy()), learner(inputs).detach().numpy(), rtol=1e-4, atol=1e-5)
 
 
-def test_a_bundle_holds_both(model: nn.Module, quantised: bytes) -> None:
+def test_a_bundle_holds_both(model: nn.Module, quantized: bytes) -> None:
     tensors = quantize.quantize(model)
     made = {"task": "digits", "tier": "phone", "version": 1, "metrics": {}}
-    data = writer.save(model, tensors, DATA.proxy.inputs, onnx=quantised, **made)  # type: ignore[arg-type]
+    data = writer.save(model, tensors, DATA.proxy.inputs, onnx=quantized, **made)  # type: ignore[arg-type]
     opened = writer.open_bundle(data)
-    assert opened.onnx == quantised
+    assert opened.onnx == quantized
     inputs = DATA.test.inputs[:200]
     answers = onnx_runtime.runner(opened.onnx)(inputs.numpy()).argmax(axis=1)
     rebuilt = writer.rebuild(opened, Digits())(inputs).argmax(dim=1).numpy()

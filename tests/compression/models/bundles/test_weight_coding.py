@@ -130,7 +130,7 @@ def changed(place: int, value: bytes) -> bytes:
     [
         (b"", SCHEME, "are asked for"),
         (changed(0, b"\7"), SCHEME, "form 7"),
-        (changed(0, b"\0"), SCHEME, "form 0 is not one of a quantised"),
+        (changed(0, b"\0"), SCHEME, "form 0 is not one of a quantized"),
         (DATA, Scheme((30, 100), "float32"), "form . is not one of a float32"),
         (changed(1, struct.pack("<I", 3001)), SCHEME, "3,001 of 3,000"),
         (changed(5, b"\4"), SCHEME, "positions of form 4"),

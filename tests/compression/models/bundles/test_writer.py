@@ -120,7 +120,7 @@ def with_tensors(change: Callable[[dict[str, Any]], None]) -> bytes:
     return forged(coded=weight_coding.pack(tensors)[0])
 
 
-def test_a_bundle_opens_to_the_quantised_student() -> None:
+def test_a_bundle_opens_to_the_quantized_student() -> None:
     opened = writer.open_bundle(DATA)
     inputs = torch.randn(5, 1, 8, 8)
     generator = torch.random.get_rng_state()

@@ -84,8 +84,8 @@ def test_inputs_are_made_on_which_student_and_teacher_differ(teacher: nn.Module)
         with torch.no_grad():
             return float((teacher(images) - student(images)).abs().mean())
 
-    # The student stands still where the inputs themselves are optimised, so that the gain is seen alone.
-    fixed = settings("dfad", optimise="inputs", learning_rate=0.1, steps=60)
+    # The student stands still where the inputs themselves are optimized, so that the gain is seen alone.
+    fixed = settings("dfad", optimize="inputs", learning_rate=0.1, steps=60)
     assert gap(synthesize(teacher, SHAPE, fixed, student=student, seed=0)) > 1.2 * gap(torch.rand(30, *SHAPE))
 
 
@@ -113,7 +113,7 @@ def test_what_cannot_be_made_up_is_refused(teacher: nn.Module) -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"optimise": "pixels"}, "optimise .* got 'pixels'"),
+        ({"optimize": "pixels"}, "optimize .* got 'pixels'"),
         ({"batch_size": 1}, "batch_size at least 2"),
         ({"steps": 0}, "steps must be at least 1"),
         ({"learning_rate": 0.0}, "learning_rate must be above 0"),
@@ -155,7 +155,7 @@ def test_digits_are_learnt_without_having_seen_one() -> None:
 
 
 def test_recipes_are_those_of_the_papers() -> None:
-    assert {name: recipe.optimise for name, recipe in data_free.RECIPES.items()} == {
+    assert {name: recipe.optimize for name, recipe in data_free.RECIPES.items()} == {
         "deep-inversion": "inputs",
         "dafl": "generator",
         "dfad": "generator",

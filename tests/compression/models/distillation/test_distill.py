@@ -88,12 +88,12 @@ def test_a_student_that_answers_alike_has_no_loss(logits: list[float], shift: fl
 
 @given(st.floats(1, 50))
 def test_gradients_keep_their_size_at_high_temperature(temperature: float) -> None:
-    """Section 2.1 of the paper: for high T the gradient tends to the difference of the centred logits over classes."""
+    """Section 2.1 of the paper: for high T the gradient tends to the difference of the centerd logits over classes."""
     student = STUDENT.double().requires_grad_()
     distillation_loss(student, TEACHER.double(), temperature=temperature * 100).backward()
-    centred = (STUDENT - STUDENT.mean(1, keepdim=True)) - (TEACHER - TEACHER.mean(1, keepdim=True))
+    centerd = (STUDENT - STUDENT.mean(1, keepdim=True)) - (TEACHER - TEACHER.mean(1, keepdim=True))
     assert student.grad is not None
-    torch.testing.assert_close(student.grad, centred.double() / 3 / 2, rtol=0.05, atol=0.01)
+    torch.testing.assert_close(student.grad, centerd.double() / 3 / 2, rtol=0.05, atol=0.01)
 
 
 def model(width: int, seed: int) -> nn.Module:
@@ -121,16 +121,16 @@ def test_a_student_learns_without_labels_and_nothing_else_changes() -> None:
     before, generator = states(teacher, student), torch.random.get_rng_state()
     torch.set_num_threads(2)
 
-    learnt = distill(teacher, student, inputs, SETTINGS, seed=3)
+    learned = distill(teacher, student, inputs, SETTINGS, seed=3)
 
     assert torch.get_num_threads() == 2
     assert same(before, states(teacher, student)) and torch.equal(generator, torch.random.get_rng_state())
     assert teacher.training
-    assert all(parameter.grad is None for m in (teacher, student, learnt) for parameter in m.parameters())
+    assert all(parameter.grad is None for m in (teacher, student, learned) for parameter in m.parameters())
     held_out = torch.randn(500, 5, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
         answers = teacher.eval()(held_out)
-        untaught, taught = (distillation_loss(m.eval()(held_out), answers, temperature=2.0) for m in (student, learnt))
+        untaught, taught = (distillation_loss(m.eval()(held_out), answers, temperature=2.0) for m in (student, learned))
     assert taught < untaught / 4
 
 
@@ -147,9 +147,9 @@ def test_the_same_seed_gives_the_same_weights_on_any_number_of_threads() -> None
 def test_a_model_distilled_into_itself_stays_what_it_is() -> None:
     torch.manual_seed(0)
     teacher = nn.Sequential(nn.Linear(5, 16), nn.ReLU(), nn.Linear(16, 3))
-    learnt = distill(teacher, copy.deepcopy(teacher), proxy(), SETTINGS, seed=0)
+    learned = distill(teacher, copy.deepcopy(teacher), proxy(), SETTINGS, seed=0)
     # Not exactly: Adam scales even the gradients that are rounding errors.
-    torch.testing.assert_close(learnt(proxy()), teacher(proxy()), atol=0.02, rtol=0)
+    torch.testing.assert_close(learned(proxy()), teacher(proxy()), atol=0.02, rtol=0)
 
 
 def test_labels_correct_a_teacher_that_is_wrong() -> None:
@@ -159,8 +159,8 @@ def test_labels_correct_a_teacher_that_is_wrong() -> None:
     with torch.no_grad():
         teacher.weight.zero_()
     student = model(8, 1)
-    learnt = distill(teacher, student, inputs, Distillation(weights=Weights(0.1, 1.0)), targets=targets, seed=0)
-    assert (learnt.eval()(inputs).argmax(1) == targets).float().mean() > 0.9
+    learned = distill(teacher, student, inputs, Distillation(weights=Weights(0.1, 1.0)), targets=targets, seed=0)
+    assert (learned.eval()(inputs).argmax(1) == targets).float().mean() > 0.9
 
 
 @given(st.integers(1, 60), st.integers(0, 3))
@@ -174,18 +174,18 @@ def test_few_labels_are_dealt_out_by_class(count: int, seed: int) -> None:
 
 
 def test_batches_without_a_label_that_may_be_seen_teach_nothing_and_do_no_harm() -> None:
-    inputs, settings = proxy(), Distillation(epochs=1, batch_size=8, labelled=3, weights=Weights(0.0, 1.0))
+    inputs, settings = proxy(), Distillation(epochs=1, batch_size=8, labeled=3, weights=Weights(0.0, 1.0))
     targets = (inputs[:, 0] > 0).long()
-    learnt = distill(model(8, 0), nn.Linear(5, 3), inputs, settings, targets=targets, seed=0)
-    assert all(torch.isfinite(parameter).all() for parameter in learnt.parameters())
+    learned = distill(model(8, 0), nn.Linear(5, 3), inputs, settings, targets=targets, seed=0)
+    assert all(torch.isfinite(parameter).all() for parameter in learned.parameters())
     with pytest.raises(ValueError, match="weights.labels is 1 and all others are 0, but there are no labels"):
         distill(model(8, 0), nn.Linear(5, 3), inputs, settings, seed=0)
 
 
 def test_more_labels_than_there_are_cannot_be_shown() -> None:
-    with pytest.raises(ValueError, match="labelled is 257, but there are labels of 256"):
+    with pytest.raises(ValueError, match="labeled is 257, but there are labels of 256"):
         targets = torch.zeros(256, dtype=torch.int64)
-        distill(model(8, 0), model(8, 1), proxy(), Distillation(labelled=257), targets=targets, seed=3)
+        distill(model(8, 0), model(8, 1), proxy(), Distillation(labeled=257), targets=targets, seed=3)
 
 
 def test_a_teacher_may_see_another_view_of_the_same_examples() -> None:
@@ -194,9 +194,9 @@ def test_a_teacher_may_see_another_view_of_the_same_examples() -> None:
     torch.manual_seed(0)
     teacher = nn.Linear(4, 3)
     settings = Distillation(epochs=15, learning_rate=0.03)
-    learnt = distill(teacher, nn.Linear(5, 3), inputs, settings, teacher_inputs=other, seed=0)
+    learned = distill(teacher, nn.Linear(5, 3), inputs, settings, teacher_inputs=other, seed=0)
     with torch.no_grad():
-        agree = (learnt(inputs).argmax(1) == teacher(other).argmax(1)).float().mean()
+        agree = (learned(inputs).argmax(1) == teacher(other).argmax(1)).float().mean()
     assert agree > 0.9
     with pytest.raises(ValueError, match="got 255 teacher_inputs for 256 inputs"):
         distill(teacher, model(8, 1), inputs, teacher_inputs=other[1:], seed=0)
@@ -232,7 +232,7 @@ TECHNIQUES = {
     "past": Distillation(weights=Weights(past=1.0), noise=0.05),
     "reweight": Distillation(balance="reweight"),
     "resample": Distillation(balance="resample"),
-    "labels": Distillation(labelled=100),
+    "labels": Distillation(labeled=100),
 }
 
 
@@ -245,24 +245,24 @@ def test_each_technique_teaches_on_real_data_and_is_reproducible(name: str, digi
     targets = proxy.targets if name == "labels" else None
 
     settings = replace(TECHNIQUES[name], epochs=12)
-    learnt = distill(digits_teacher, start, proxy.inputs, settings, targets=targets, seed=1)
+    learned = distill(digits_teacher, start, proxy.inputs, settings, targets=targets, seed=1)
 
     assert same(before, states(digits_teacher, start))
-    untaught, taught = (evaluate(m, task, task.data().test).accuracy for m in (start, learnt))
+    untaught, taught = (evaluate(m, task, task.data().test).accuracy for m in (start, learned))
     assert taught > max(untaught, 0.85)
     short = replace(TECHNIQUES[name], epochs=1)
     pair = [distill(digits_teacher, start, proxy.inputs, short, targets=targets, seed=1) for _ in range(2)]
     plain = distill(digits_teacher, start, proxy.inputs, Distillation(epochs=1), seed=1)
     assert same(states(pair[0]), states(pair[1])) and not same(states(pair[0]), states(plain))
-    assert [n for n, _ in learnt.named_parameters()] == [n for n, _ in start.named_parameters()]
+    assert [n for n, _ in learned.named_parameters()] == [n for n, _ in start.named_parameters()]
 
 
 @pytest.mark.parametrize("name", ["features", "transfer", "past"])
 def test_a_model_distilled_into_itself_stays_what_it_is_with_each_loss(name: str, digits_teacher: nn.Module) -> None:
     inputs = Digits().data().proxy.inputs
     settings = replace(TECHNIQUES[name], epochs=4, noise=0.0, learning_rate=1e-3)
-    learnt = distill(digits_teacher, digits_teacher, inputs, settings, seed=0)
-    one, other = (teachers.logits(m, inputs).softmax(1) for m in (learnt, digits_teacher))
+    learned = distill(digits_teacher, digits_teacher, inputs, settings, seed=0)
+    one, other = (teachers.logits(m, inputs).softmax(1) for m in (learned, digits_teacher))
     # Not exactly: Adam scales even the gradients that are rounding errors, and projections begin anywhere.
     assert (one - other).abs().mean() < 0.01
     assert (one.argmax(1) == other.argmax(1)).float().mean() > 0.98
@@ -273,10 +273,10 @@ def test_the_past_is_the_mean_of_the_students_weights() -> None:
     start, inputs = nn.Linear(5, 3), proxy()[:32]
     settings = Distillation(epochs=1, batch_size=16, weights=Weights(past=1e-9), decay=0.999999)
     one = Distillation(epochs=1, batch_size=16)
-    learnt = distill(model(8, 0), start, inputs, settings, seed=0)
+    learned = distill(model(8, 0), start, inputs, settings, seed=0)
     last = distill(model(8, 0), start, inputs, one, seed=0)
     with torch.no_grad():
-        moved, mean = last.weight - start.weight, learnt.weight - start.weight
+        moved, mean = last.weight - start.weight, learned.weight - start.weight
     assert 0 < mean.norm() < moved.norm()
 
 
@@ -290,8 +290,8 @@ def test_balance_brings_back_a_rare_class() -> None:
     found = {}
     for name in ("none", "reweight", "resample"):
         settings = Distillation(epochs=6, weights=labels, balance=name)
-        learnt = distill(nn.Linear(5, 2), nn.Linear(5, 2), inputs, settings, targets=targets, seed=0)
-        found[name] = float((learnt(rare).argmax(1) == 1).float().mean())
+        learned = distill(nn.Linear(5, 2), nn.Linear(5, 2), inputs, settings, targets=targets, seed=0)
+        found[name] = float((learned(rare).argmax(1) == 1).float().mean())
     assert min(found["reweight"], found["resample"]) > found["none"] + 0.3
 
 
@@ -325,7 +325,7 @@ def test_no_proxy_data_is_refused() -> None:
         {"temperature": -1.0},
         {"weights": Weights(0.0, 0.0)},
         {"weights": Weights(features=-1.0)},
-        {"labelled": 0},
+        {"labeled": 0},
         {"balance": "all"},
         {"beta": 1.0},
         {"decay": 0.0},

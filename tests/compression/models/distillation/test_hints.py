@@ -1,4 +1,4 @@
-"""The inside of a teacher: what is alike costs nothing, what differs is learnt, and what cannot be compared is said."""
+"""The inside of a teacher: likeness costs nothing, differences are learned, and what cannot be compared is said."""
 
 import copy
 
@@ -70,9 +70,9 @@ def test_a_student_learns_the_inside_also_at_another_resolution(stride: int) -> 
     teacher, student = made(12), made(4, 1, stride)
     inputs, weights = images(), HintWeights(transfer=1.0)
     settings = Distillation(epochs=20, weights=Weights(teacher=0.0, features=1.0, transfer=1.0))
-    learnt = distill(teacher, student, inputs, settings, seed=0)
-    assert float(loss(learnt, teacher, weights, inputs)) < 0.5 * float(loss(student, teacher, weights, inputs))
-    assert {name: t.shape for name, t in learnt.state_dict().items()} == {
+    learned = distill(teacher, student, inputs, settings, seed=0)
+    assert float(loss(learned, teacher, weights, inputs)) < 0.5 * float(loss(student, teacher, weights, inputs))
+    assert {name: t.shape for name, t in learned.state_dict().items()} == {
         name: t.shape for name, t in student.state_dict().items()
     }  # the projections are gone
 
@@ -114,9 +114,9 @@ def test_a_student_learns_attention_of_a_deeper_teacher_with_more_heads() -> Non
         for block in teacher.blocks:
             block.queries_keys.weight *= 4  # type: ignore[union-attr,operator]
     settings = Distillation(epochs=20, weights=Weights(teacher=0.0, attention=1.0))
-    learnt = distill(teacher, student, inputs, settings, seed=0)
+    learned = distill(teacher, student, inputs, settings, seed=0)
     weights = HintWeights(attention=1.0)
-    assert float(loss(learnt, teacher, weights, inputs)) < 0.7 * float(loss(student, teacher, weights, inputs))
+    assert float(loss(learned, teacher, weights, inputs)) < 0.7 * float(loss(student, teacher, weights, inputs))
 
 
 def test_the_divergence_of_attention_is_that_of_distributions() -> None:

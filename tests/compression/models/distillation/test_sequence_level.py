@@ -62,20 +62,20 @@ def test_a_student_learns_from_what_the_teacher_wrote_alone() -> None:
     student = CausalTransformer(LABELS, 12, width=16, depth=1, heads=2, hidden=16)
     made = continued(Counts(), windows(256), Continuations(prompt=1), seed=0)
     plan = Distillation(epochs=20, learning_rate=1e-2, weights=Weights(teacher=0.0, labels=1.0))
-    learnt = distill(Counts(), student, made.inputs, plan, targets=made.targets, seed=0).eval()
+    learned = distill(Counts(), student, made.inputs, plan, targets=made.targets, seed=0).eval()
     other = windows(40)[32:]
-    assert (learnt(other).argmax(-1) == (other + 1) % LABELS).float().mean() > 0.95
+    assert (learned(other).argmax(-1) == (other + 1) % LABELS).float().mean() > 0.95
 
 
 def test_a_student_learns_the_distribution_at_every_place() -> None:
-    """Prompt-level distillation: the teacher's doubt is learnt, which no single label would say."""
+    """Prompt-level distillation: the teacher's doubt is learned, which no single label would say."""
     torch.manual_seed(0)
     student = CausalTransformer(LABELS, 12, width=16, depth=1, heads=2, hidden=16)
     plan = Distillation(epochs=20, learning_rate=1e-2, temperature=1.0)
-    learnt = distill(Counts(doubt=0.98), student, windows(64), plan, seed=0).eval()
+    learned = distill(Counts(doubt=0.98), student, windows(64), plan, seed=0).eval()
     other = windows(72)[64:]
     with torch.no_grad():
-        chances = learnt(other).softmax(-1)
+        chances = learned(other).softmax(-1)
     after, later = ((chances.gather(-1, ((other + step) % LABELS)[..., None])).mean() for step in (1, 2))
     assert 0.55 < after < 0.85 and 0.15 < later < 0.4  # 0.73 and 0.27 of the teacher
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fedpress.compression.models.pruning import at_initialization, dynamic_sparsity
-from fedpress.compression.models.pruning.dynamic_sparsity import AtInitialisation, LayerCollapse
+from fedpress.compression.models.pruning.dynamic_sparsity import AtInitialization, LayerCollapse
 from fedpress.compression.models.task import Examples
 from fedpress.compression.tensors.layout import Layout, TensorSpec
 from fedpress.compression.tensors.mask import Mask
@@ -134,7 +134,7 @@ def some(count: int = 40) -> Examples:
 def test_every_method_leaves_its_density_and_the_model_alone(method: Any) -> None:
     model = net()
     layout, before = Layout.of(model), {name: t.clone() for name, t in model.state_dict().items()}
-    settings_ = AtInitialisation(method, 0.25, "layer" if method == "magnitude" else None, steps=10)
+    settings_ = AtInitialization(method, 0.25, "layer" if method == "magnitude" else None, steps=10)
     one, again = (
         at_initialization.initial_mask(model, layout, settings_, nn.functional.cross_entropy, some(), seed=7)
         for _ in range(2)
@@ -195,7 +195,7 @@ def test_synflow_keeps_a_thin_layer_that_one_shot_of_magnitudes_loses() -> None:
     layout, examples = Layout.of(model), Examples(torch.randn(4, 30), torch.zeros(4, dtype=torch.int64))
 
     def mask(method: Any) -> Mask:
-        settings_ = AtInitialisation(method, 0.05)
+        settings_ = AtInitialization(method, 0.05)
         return at_initialization.initial_mask(model, layout, settings_, nn.functional.cross_entropy, examples, 1)
 
     with pytest.raises(LayerCollapse, match=r"4\.weight"):
@@ -217,12 +217,12 @@ def test_synflow_keeps_a_thin_layer_that_one_shot_of_magnitudes_loses() -> None:
 )
 def test_settings_out_of_range_are_refused(bad: dict[str, Any], why: str) -> None:
     with pytest.raises(ValueError, match=why):
-        AtInitialisation(**bad)
+        AtInitialization(**bad)
 
 
 def test_no_examples_are_refused() -> None:
     empty = Examples(torch.zeros(0, 1, 6, 6), torch.zeros(0, dtype=torch.int64))
     with pytest.raises(ValueError, match="at least one example"):
         at_initialization.initial_mask(
-            net(), Layout.of(net()), AtInitialisation(), nn.functional.cross_entropy, empty, 1
+            net(), Layout.of(net()), AtInitialization(), nn.functional.cross_entropy, empty, 1
         )

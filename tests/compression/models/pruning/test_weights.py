@@ -58,7 +58,7 @@ def test_a_mask_has_its_density_and_never_grows_back(
     shapes=st.lists(st.lists(st.integers(1, 40), min_size=2, max_size=4), min_size=1, max_size=6),
     density=st.floats(0.01, 1.0),
 )
-def test_erk_meets_the_density_and_favours_small_layers(shapes: list[list[int]], density: float) -> None:
+def test_erk_meets_the_density_and_favors_small_layers(shapes: list[list[int]], density: float) -> None:
     named = {str(index): tuple(shape) for index, shape in enumerate(shapes)}
     sizes = {name: math.prod(shape) for name, shape in named.items()}
     found = weights.erk(named, density)
@@ -80,7 +80,7 @@ def test_lamp_is_magnitude_within_a_layer_and_spares_narrow_layers_across() -> N
 
 
 @pytest.mark.parametrize("columns", [8, 9, 10, 11])
-def test_two_of_every_four_neighbours_are_kept(columns: int) -> None:
+def test_two_of_every_four_neighbors_are_kept(columns: int) -> None:
     layer = nn.Linear(columns, 6)
     mask = weights.semi_structured(layer)["weight"]
     assert weights.is_semi_structured(mask) and not weights.is_semi_structured(torch.ones(6, 4, dtype=torch.bool))

@@ -1,4 +1,4 @@
-"""Training that knows of the quantisation: gradients, learnt scales, masks; and that it pays."""
+"""Training that knows of the quantization: gradients, learned scales, masks; and that it pays."""
 
 import copy
 
@@ -26,7 +26,7 @@ INPUTS = torch.randn(200, 1, 4, 4, generator=torch.Generator().manual_seed(1))
 
 @pytest.mark.parametrize("group", [0, 7])
 @pytest.mark.parametrize("bits", [2, 4, 8])
-def test_a_prepared_model_answers_as_it_will_once_quantised(bits: int, group: int) -> None:
+def test_a_prepared_model_answers_as_it_will_once_quantized(bits: int, group: int) -> None:
     model = net()
     learner = quantization_aware.prepare(model, bits, group)
     settings = Quantization(bits=bits, group=group, scale="least-squares")
@@ -61,13 +61,13 @@ def test_gradients_are_those_of_the_papers() -> None:
 
 def test_any_training_loop_takes_it_and_learns_weights_and_scales() -> None:
     teacher, student = net(), quantization_aware.prepare(net(), 3)
-    learnt = distill.distill(teacher, student, INPUTS, Distillation(epochs=3), seed=0)
-    for old, new in zip(student.parameters(), learnt.parameters(), strict=True):
+    learned = distill.distill(teacher, student, INPUTS, Distillation(epochs=3), seed=0)
+    for old, new in zip(student.parameters(), learned.parameters(), strict=True):
         assert not torch.equal(old, new)
-    plain, scales = quantization_aware.finish(learnt)
+    plain, scales = quantization_aware.finish(learned)
     assert scales.keys() == {"0.weight", "3.weight", "5.weight"}
     assert not any(parametrize.is_parametrized(module) for module in plain.modules())
-    tensors = quantize.quantize(learnt, Quantization(bits=3))
+    tensors = quantize.quantize(learned, Quantization(bits=3))
     for name, scale in scales.items():
         tensor = tensors[name]
         assert isinstance(tensor, Quantized)

@@ -13,7 +13,7 @@ from fedpress.compression.models.quantization.quantize import Quantization
 from fedpress.compression.models.quantization.quantized_tensor import Quantized
 
 
-def test_only_float_tensors_of_two_dimensions_are_quantised() -> None:
+def test_only_float_tensors_of_two_dimensions_are_quantized() -> None:
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
     tensors = quantize.quantize(model)
     assert {name for name, tensor in tensors.items() if isinstance(tensor, Quantized)} == {"0.weight", "3.weight"}
@@ -21,7 +21,7 @@ def test_only_float_tensors_of_two_dimensions_are_quantised() -> None:
     assert tensors["1.running_var"].dtype == np.float32
 
 
-def test_a_quantised_copy_answers_nearly_alike_and_the_model_is_untouched() -> None:
+def test_a_quantized_copy_answers_nearly_alike_and_the_model_is_untouched() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 3))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

@@ -66,5 +66,5 @@ def test_a_perceptron_learns_from_a_convolutional_network() -> None:
             task.loss(teacher(splits.train.inputs[batch]), splits.train.targets[batch]).backward()
             optimizer.step()
     start = start_of(task, teacher, EXAMPLE, Budget(parameters=0.5), Start("mlp"), seed=0)
-    learnt = distill(teacher, start, splits.proxy.inputs, Distillation(epochs=40), seed=0)
-    assert evaluate(learnt, task, splits.test).accuracy > 0.85 > evaluate(start, task, splits.test).accuracy
+    learned = distill(teacher, start, splits.proxy.inputs, Distillation(epochs=40), seed=0)
+    assert evaluate(learned, task, splits.test).accuracy > 0.85 > evaluate(start, task, splits.test).accuracy

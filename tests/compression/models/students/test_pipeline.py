@@ -58,7 +58,7 @@ def weights(model: nn.Module) -> torch.Tensor:
 def test_each_step_is_told_as_it_was(teacher: nn.Module, judge: Judge) -> None:
     before = weights(teacher).clone()
     made = make(teacher, judge)
-    assert [stage.name for stage in made.stages] == ["teacher", "pruned", "distilled", "quantised"]
+    assert [stage.name for stage in made.stages] == ["teacher", "pruned", "distilled", "quantized"]
     first, pruned, distilled, last = made.stages
     assert torch.equal(before, weights(teacher))
     assert (first.parameters, first.worst_lost) == (structural.parameters_of(teacher), 0.0)
@@ -99,7 +99,7 @@ def test_a_lottery_ticket_trains_from_early_weights(teacher: nn.Module, judge: J
         make(teacher, judge, StudentSpec(None, settings))
 
 
-def test_the_quantisation_asked_for_is_what_the_tensors_hold(teacher: nn.Module, judge: Judge) -> None:
+def test_the_quantization_asked_for_is_what_the_tensors_hold(teacher: nn.Module, judge: Judge) -> None:
     made = make(teacher, judge, how=dataclasses.replace(QUICK, quantization=Quantization(bits=3, group=8)))
     found = [tensor for tensor in made.tensors.values() if isinstance(tensor, Quantized)]
     assert found and all(tensor.bits == 3 and tensor.group == 8 for tensor in found)
@@ -121,10 +121,10 @@ def test_a_search_tells_what_it_looked_at(teacher: nn.Module, judge: Judge) -> N
     assert found.candidates[0].chosen and found.candidates[0].parameters == structural.parameters_of(found.student)
 
 
-def test_a_student_that_has_learnt_is_only_quantised(teacher: nn.Module, judge: Judge) -> None:
+def test_a_student_that_has_learnt_is_only_quantized(teacher: nn.Module, judge: Judge) -> None:
     student = make(teacher, judge).student
     made = pipeline.finished(teacher, TASK, student, QUICK, architecture="cnn", judge=judge, seed=1)
-    assert [stage.name for stage in made.stages] == ["teacher", "trained", "quantised"]
+    assert [stage.name for stage in made.stages] == ["teacher", "trained", "quantized"]
     assert made.student is student and made.architecture == "cnn"
     assert (weights(made.quantized) - weights(student)).abs().max() < 0.02
 
