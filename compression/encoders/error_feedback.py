@@ -1,4 +1,4 @@
-"""Wrappers that change what an encoder is asked to send: an encoder in, an encoder out."""
+"""Error feedback: what an encoder does not send is kept and added to the next update."""
 
 from typing import Generic, NamedTuple, TypeVar
 
