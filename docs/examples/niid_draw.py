@@ -1,6 +1,6 @@
 """Fashion-MNIST with few labels a client, the same to each as in Flower's baseline niid_bench, whose draw this repeats.
 
-docs/benchmarks.md has the command.
+docs/results/benchmarks.md has the command.
 """
 
 import numpy as np
