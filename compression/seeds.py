@@ -30,7 +30,7 @@ def derive(*parts: str | int) -> int:
 
 
 def split_mix(seed: int, first: int, count: int) -> NDArray[np.uint64]:
-    """Return numbers `first` to `first + count - 1` of SplitMix64, uint64; docs/wire.md has the arithmetic.
+    """Return numbers `first` to `first + count - 1` of SplitMix64, uint64; docs/reference/wire.md has the arithmetic.
 
     Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators".
 

@@ -84,7 +84,7 @@ def simulate(
     With --engine flower, clients run on Flower's own simulation engine: slower, and
     with --ray-address on all machines of a Ray cluster. The result is the same, to the
     bit; scenarios with a `network` or `faults` need the inline engine. It needs the
-    extra fedpress[cluster]; docs/engines.md says what the machines must share.
+    extra fedpress[cluster]; docs/concepts/engines.md says what the machines must share.
 
     With --tensorboard, `tensorboard --logdir runs` shows runs side by side while they
     go on: accuracy, loss, bytes and replies by round, and accuracy over bytes (there

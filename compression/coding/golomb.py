@@ -7,7 +7,7 @@ where they stand close together: the gaps between positions, and how far magnitu
 Where scales differ from layer to layer, they differ from group to group as well, and so does the modulus.
 
 The moduli are 1, 2, 3, 4, 6, 8, 12, ...: 2^s and 3 * 2^s. Powers of two alone (Rice codes) cost up to 1.5 % more on
-uniform positions. docs/wire.md has the bits; they are in planes, so that all is written and read by vector
+uniform positions. docs/reference/wire.md has the bits; they are in planes, so that all is written and read by vector
 operations: nothing here loops over numbers or groups.
 """
 

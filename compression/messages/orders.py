@@ -25,7 +25,7 @@ class MessageError(FedpressError, ValueError):
 
 
 class Download(NamedTuple):
-    """What brings a client to the version that its order names (docs/architecture.md, "What clients hold")."""
+    """What brings a client to the version that its order names (docs/concepts/what-clients-hold.md)."""
 
     tag: bytes  # proves that the client has got there
     base: int | None  # version that the delta is added to; None: the model is there as an ArrayRecord
@@ -35,7 +35,7 @@ class Download(NamedTuple):
 
 
 class Order(NamedTuple):
-    """What the server tells a client besides the model (docs/architecture.md, "Messages")."""
+    """What the server tells a client besides the model (docs/concepts/rounds.md, "Messages")."""
 
     federation: str  # names the federation; client state belongs to it
     ticket: int  # one open ticket per node; the answer repeats it

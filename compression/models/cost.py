@@ -11,7 +11,7 @@ with a, ..., e >= 0 by least squares of relative errors. The five numbers are a 
 tell how long a model will take that the device has never seen. It is the roofline's idea (S. Williams, A. Waterman,
 D. Patterson, "Roofline: An Insightful Visual Performance Model for Multicore Architectures", CACM 52(4), 2009) with a
 sum in place of the maximum, and a price for each call, which is most of what a small model costs; a convolution's call
-costs several times that of any other. How far predictions are off is measured: docs/students.md.
+costs several times that of any other. How far predictions are off is measured: docs/results/students.md.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A value format (`values`) writes entries one by one and its length follows from their number. A form rules the whole
 body of a payload: it may need the layout (a scale for each tensor, factors of matrices) and has one parameter, such as
-the bits of a value. docs/wire.md specifies the forms; the registry is `payloads.FORMS`.
+the bits of a value. docs/reference/wire.md specifies the forms; the registry is `payloads.FORMS`.
 """
 
 from collections.abc import Callable

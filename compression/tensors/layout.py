@@ -150,7 +150,7 @@ class Layout:
 
     @functools.cached_property
     def fingerprint(self) -> int:
-        """32 bits of the parameters' names, shapes and dtypes, and of the mask: the same everywhere (docs/wire.md)."""
+        """32 bits of the parameters' names, shapes and dtypes and of the mask, as docs/reference/wire.md has them."""
         digest = hashlib.sha256()
         for spec in self.parameters:
             for text in (spec.name, spec.dtype):

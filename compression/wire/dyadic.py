@@ -2,7 +2,7 @@
 
 The largest power of two that divides all of them is taken out; what is left is a sign and an integer, and the integers
 are written as numbers by groups (`golomb`) above the least of them. Where all magnitudes are equal, as in one ternary
-step, nothing but the signs is written. docs/wire.md has the bits.
+step, nothing but the signs is written. docs/reference/wire.md has the bits.
 
 Values of another kind are rounded to multiples of 2^-31 of the power of two above the largest magnitude.
 """

@@ -3,7 +3,7 @@
 No logarithm is taken: the bit pattern of a magnitude rises with the magnitude, and without its last bits it is a grid
 that is linear within an octave and the same in every octave, so a logarithmic quantizer is a shift. The levels span 1,
 2, 4 or 8 octaves, which holds what the largest entries of an update span; each group of 256 values says where its
-levels begin and how fine they are. docs/wire.md has the bits.
+levels begin and how fine they are. docs/reference/wire.md has the bits.
 """
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""The payload: header, positions, values. docs/wire.md is the specification.
+"""The payload: header, positions, values. docs/reference/wire.md is the specification.
 
 `decode` validates before it allocates; each fault is an exception of its own (see `errors`).
 """

@@ -192,7 +192,8 @@ SEED_BYTES = 8
 def drawn(seed: int, n: int, k: int) -> Positions:
     """Return k places below n at random, one of each of k strata of a circle: int64, strictly increasing.
 
-    Law: over the seeds, each place is drawn equally often. The same seed gives the same places; docs/wire.md says how.
+    Law: over the seeds, each place is drawn equally often. The same seed gives the same places
+    (docs/reference/wire.md).
 
     Args:
         seed: 0 to 2^64 - 1.

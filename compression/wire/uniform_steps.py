@@ -3,7 +3,7 @@
 Entries above a threshold lie above it by amounts that are close to exponential, so that their numbers of steps are
 close to geometric, and a Golomb code is close to their entropy (`golomb`, whose groups follow the layers' scales). At
 equal error a uniform quantizer with such a code takes fewer bits than any quantizer with codes of fixed length
-(Gish and Pierce 1968, "Asymptotically efficient quantizing"). docs/wire.md has the bits.
+(Gish and Pierce 1968, "Asymptotically efficient quantizing"). docs/reference/wire.md has the bits.
 """
 
 import struct

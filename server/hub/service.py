@@ -2,7 +2,7 @@
 
 It serves the published bundles of a store over gRPC (`messages/hub.proto`), and nothing else. One event loop has
 all downloads: a download is one open file and one part of it in memory, so that hundreds at once need neither threads
-nor memory. docs/hub.md says how it is used, and what it protects from.
+nor memory. docs/how-to/hub.md says how it is used, and what it protects from.
 """
 
 from __future__ import annotations

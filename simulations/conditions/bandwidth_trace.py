@@ -7,7 +7,7 @@
 
 A row holds from its time until that of the client's next row; the last one lasts as long as the one before it, and then
 the trace begins again. Times count from a client's first row. `*` is every client that has no rows of its own.
-`latency` may be left out. `docs/network.md` says more.
+`latency` may be left out. `docs/concepts/network.md` says more.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ longer to simulate than one of fast clients, and takes the same (virtual) time o
 >>> network.seconds(client=0, round=1, down_bytes=1_000_000, examples=50, up_bytes=100_000)
 0.7
 
-`PROFILES` are links by name. docs/network.md explains their figures and the model of a transfer.
+`PROFILES` are links by name. docs/concepts/network.md explains their figures and the model of a transfer.
 """
 
 from __future__ import annotations

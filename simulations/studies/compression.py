@@ -3,7 +3,7 @@
 A teacher is trained centrally for a short while. Once it is pruned to a budget of parameters and distilled, and that
 student is quantized in each of several ways; once it keeps its architecture. Every size is that of a whole bundle file,
 opened again before it is judged. Accuracies are on validation data, by which settings are chosen, and on test data,
-which are for the report. Figures and reading: docs/students.md.
+which are for the report. Figures and reading: docs/results/students.md.
 """
 
 from __future__ import annotations

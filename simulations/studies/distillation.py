@@ -3,7 +3,7 @@
 A teacher is trained centrally for a short while, pruned to a budget, and distilled with each of several settings. Each
 is judged by its accuracy on validation data and by how often it agrees with the teacher on training inputs, which are
 many and need no labels; the test part is not read. With `--techniques`: what each technique is worth, the settings
-being chosen (`technique_study`). Figures and reading: docs/students.md.
+being chosen (`technique_study`). Figures and reading: docs/results/students.md.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A teacher is trained centrally for a short while and pruned in each of several ways, with the same number of passes over
 the proxy data after (or between) the steps; each row names the row that it is to be compared with, which has the same
-size. Accuracy is on the test part, which nothing here chooses by. Figures and reading: docs/students.md.
+size. Accuracy is on the test part, which nothing here chooses by. Figures and reading: docs/results/students.md.
 """
 
 from __future__ import annotations

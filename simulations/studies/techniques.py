@@ -2,7 +2,7 @@
 
 Every student has the same size and starts from the same pruned weights; each technique stands beside the one that it is
 compared with, which differs in that technique only. Accuracies are on test data, which no choice was made by. Figures
-and reading: docs/students.md.
+and reading: docs/results/students.md.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ class Tables(NamedTuple):
         targets: a row for each cell and accuracy aimed at: the first round whose smoothed accuracy reaches it, and
             bytes until then; empty where it was not reached.
         times: a row for each cell, accuracy aimed at and network: virtual seconds until then, and what the clients'
-            devices had spent on messages by estimate, in joules (docs/network.md); only where it was reached.
+            devices had spent on messages by estimate, in joules (docs/concepts/network.md); only where it was reached.
         coding: a row for each task and method: milliseconds on one thread to encode and to decode and add the update
             of a real client.
     """

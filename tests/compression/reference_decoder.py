@@ -1,4 +1,4 @@
-"""A second decoder, written from docs/wire.md alone: the page is enough, or this file could not be.
+"""A second decoder, written from docs/reference/wire.md alone: the page is enough, or this file could not be.
 
 It shares nothing with fedpress: plain Python, one entry at a time, no numpy. It is slow, and it names each refusal
 as the page's table does. Where it and fedpress disagree, the page says which of them is wrong.

@@ -1,4 +1,4 @@
-"""Fuzz `payloads.decode`, guided by coverage: `make fuzz`, with libFuzzer's flags in ARGS. See docs/fuzzing.md.
+"""Fuzz `payloads.decode`, guided by coverage: `make fuzz`, with libFuzzer's flags in ARGS. See docs/how-to/fuzzing.md.
 
 What an input is taken for stands in tests/compression/aimed.py, what is held of it in laws.py beside that; Hypothesis
 uses both as well.

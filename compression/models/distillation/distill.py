@@ -63,7 +63,7 @@ WEIGHTS = Weights()
 class Distillation:
     """Settings of the distillation of one student.
 
-    The defaults are where the optimum is flat (docs/students.md); the table there is printed by
+    The defaults are where the optimum is flat (docs/results/students.md); the table there is printed by
     `python -m fedpress.simulations.studies.distillation fashion-mnist`.
 
     Attributes:

@@ -12,7 +12,7 @@ What is found is an architecture with the weights that it starts from; its disti
 Scores: J. Mellor, J. Turner, A. Storkey, E. Crowley, "Neural Architecture Search without Training", ICML 2021, section
 3 (`naswot`); M. Abdelfattah, A. Mehrotra, L. Dudziak, N. Lane, "Zero-Cost Proxies for Lightweight NAS", ICLR 2021,
 section 3.2 (`synflow`, `gradient_norm`). `agreement` is for students that inherit weights: what pruning has left of the
-teacher's answers. Which one says most is measured: docs/students.md.
+teacher's answers. Which one says most is measured: docs/results/students.md.
 
 Halving: K. Jamieson, A. Talwalkar, "Non-stochastic Best Arm Identification and Hyperparameter Optimization", AISTATS
 2016, section 2.

@@ -1,4 +1,4 @@
-"""Decoding takes no more memory than docs/wire.md says, whatever the payload claims."""
+"""Decoding takes no more memory than docs/reference/wire.md says, whatever the payload claims."""
 
 import struct
 import tracemalloc

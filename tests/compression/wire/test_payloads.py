@@ -84,7 +84,7 @@ def test_golden_bytes_of_seeded_payloads(name: str) -> None:
 
 
 def test_the_example_of_the_specification() -> None:
-    page = (Path(__file__).parents[3] / "docs" / "wire.md").read_text()
+    page = (Path(__file__).parents[3] / "docs" / "reference" / "wire.md").read_text()
     lines = page.split("## Example")[1].split("```")[1].strip().splitlines()
     payload = bytes.fromhex("".join(line[:24] for line in lines))
     update = Sparse(np.array([7, 300]), np.array([1, -1], np.float32), 1000)

@@ -30,7 +30,7 @@ def supports(draw: st.DrawFn) -> tuple[Positions, int]:
 
 
 def rice_bits(support: Positions, b: int) -> str:
-    """The Rice code as docs/wire.md words it, bit by bit."""
+    """The Rice code as docs/reference/wire.md words it, bit by bit."""
     low, high, before = "", "", -1
     for position in support.tolist():
         gap = position - before - 1
@@ -126,7 +126,7 @@ def test_a_support_like_the_reference_takes_a_part_of_the_bits() -> None:
 
 
 def split_mix(seed: int, i: int) -> int:
-    """Number i of SplitMix64, as docs/wire.md words it."""
+    """Number i of SplitMix64, as docs/reference/wire.md words it."""
     z = (seed + (i + 1) * 0x9E3779B97F4A7C15) % 2**64
     z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 % 2**64
     z = (z ^ z >> 27) * 0x94D049BB133111EB % 2**64
@@ -163,7 +163,7 @@ def numbers(draw: st.DrawFn) -> NDArray[np.uint32]:
 
 
 def group_bits(chosen: NDArray[np.uint32], codes: list[int]) -> str:
-    """The string of numbers by groups as docs/wire.md words it, number by number."""
+    """The string of numbers by groups as docs/reference/wire.md words it, number by number."""
     width = (max(codes) - min(codes)).bit_length()
     moduli = [1] + [m for s in range(31) for m in (2 << s, 3 << s)]
     bits = "".join(str(code - min(codes) >> j & 1) for j in range(width) for code in codes)

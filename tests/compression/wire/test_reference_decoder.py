@@ -1,4 +1,4 @@
-"""fedpress and a decoder that was written from docs/wire.md alone read the same, and refuse the same."""
+"""fedpress and a decoder that was written from docs/reference/wire.md alone read the same, and refuse the same."""
 
 import re
 import struct

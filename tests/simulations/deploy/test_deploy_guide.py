@@ -1,4 +1,4 @@
-"""The first guide of docs/deploy.md is run, word for word but for the ports."""
+"""The first guide of docs/how-to/deploy.md is run, word for word but for the ports."""
 
 import os
 import re
@@ -12,7 +12,7 @@ import pytest
 from fedpress.simulations.deploy import children, flower_processes
 from fedpress.simulations.results.run_folder import RunFolder
 
-PAGE = Path(__file__).parents[3] / "docs" / "deploy.md"
+PAGE = Path(__file__).parents[3] / "docs" / "how-to" / "deploy.md"
 
 
 @pytest.mark.slow
