@@ -10,14 +10,14 @@ ARGS ?=
 # what they share takes long to set up.
 PROCESSES = -n $(shell $(PYTHON) -c 'import os; print(os.cpu_count() + 2)') --dist loadfile --no-loadscope-reorder
 
-# The deployment guide as a test: an example of a page, which `docs-check` runs.
+# The deployment guide as a test: an example of a page, which `docs` runs.
 GUIDE := tests/simulations/deploy/test_deploy_guide.py
 
 export FLWR_TELEMETRY_ENABLED := 0
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help simulate test coverage lint format docs-check chaos benchmarks proto fuzz clean
+.PHONY: help simulate test coverage lint format docs chaos benchmarks proto fuzz clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,7 +41,8 @@ format: $(VENV)/dev.stamp ## Format the code and sort the imports
 	$(BIN)/ruff check --fix-only --quiet
 	$(BIN)/ruff format
 
-docs-check: $(VENV)/dev.stamp ## Check the links of the Markdown files and run their examples
+docs: $(VENV)/docs.stamp ## Build the site into site/, where a broken link is an error, and run the examples of its pages
+	PYTHONPATH=.pkg NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 	$(BIN)/python -m pytest -q tests/test_docs.py $(GUIDE)
 
 proto: $(VENV)/dev.stamp ## Write the code for the hub's protocol again, after a change of compression/messages/hub.proto
@@ -51,9 +52,9 @@ proto: $(VENV)/dev.stamp ## Write the code for the hub's protocol again, after a
 chaos: $(VENV)/dev.stamp ## Kill, cut, slow down a deployment by a seed; FEDPRESS_FAULTS=30 FEDPRESS_CHAOS_SEED=7 for more
 	FEDPRESS_FAULTS=$${FEDPRESS_FAULTS:-13} $(BIN)/python -m pytest -q -s tests/simulations/deploy/test_chaos.py $(ARGS)
 
-benchmarks: $(VENV)/simulation.stamp ## Run the standing suites (many hours; goes on where it was), write docs/suites anew
+benchmarks: $(VENV)/simulation.stamp ## Run the standing suites (many hours; goes on where it was), write docs/results/suites anew
 	@for suite in digits fashion-mnist text niid-bench; do \
-		$(BIN)/fedpress bench communication $$suite $(ARGS); cp runs/bench-$$suite/results.md docs/suites/$$suite.md; \
+		$(BIN)/fedpress bench communication $$suite $(ARGS); cp runs/bench-$$suite/results.md docs/results/suites/$$suite.md; \
 	done
 
 fuzz: $(VENV)/fuzz.stamp ## Fuzz the decoder for a minute; for longer: ARGS=-max_total_time=3600
@@ -62,7 +63,7 @@ fuzz: $(VENV)/fuzz.stamp ## Fuzz the decoder for a minute; for longer: ARGS=-max
 		-artifact_prefix=.fuzz/ $(ARGS) .fuzz/corpus tests/fuzz/corpus tests/compression/golden
 
 clean: ## Remove caches and build products (not .venv, not runs/)
-	rm -rf build dist *.egg-info .coverage .fuzz .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf build dist site *.egg-info .coverage .fuzz .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 
 # The stamps are made by the installations that they stand for; `dev` contains `simulation`.
 $(BIN)/python:
@@ -76,6 +77,10 @@ $(VENV)/simulation.stamp: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/dev.stamp: pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) -e '.[dev]'
 	@touch $(VENV)/simulation.stamp $@
+
+$(VENV)/docs.stamp: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) -e '.[dev,docs]'
+	@touch $(VENV)/simulation.stamp $(VENV)/dev.stamp $@
 
 $(VENV)/fuzz.stamp: pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) -e '.[fuzz]'

@@ -194,7 +194,7 @@ def validated(modules: list[Module]) -> set[str]:
 
 
 def declared_twice(modules: list[Module]) -> list[tuple[str, str, list[str]]]:
-    """Twins: a class that pydantic checks and one that it does not, with three names and half of the fewer in common."""
+    """Twins: a class that pydantic checks and another, with three names and half of the shorter list in common."""
     checked = validated(modules)
     declared = [(module, node.name, fields(node)) for module, node in classes(modules)]
     declared = [entry for entry in declared if len(entry[2]) >= 3]

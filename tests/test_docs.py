@@ -1,38 +1,83 @@
-"""The documents tell the truth: links lead somewhere, examples run, named files and commands exist."""
+"""The documents tell the truth: examples run, what they name exists, records are what the pages say.
 
+Links and anchors of the pages below docs/ are checked by `mkdocs build --strict` (`make docs`).
+"""
+
+import csv
+import datetime
 import doctest
+import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import click
 import pytest
+import typer.main
 import yaml
 
+from fedpress.simulations.__main__ import main
+from fedpress.simulations.deploy import settings
 from fedpress.simulations.runs import runner
 from fedpress.simulations.scenario import scenario
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
-EACH_DOCUMENT = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+TUTORIALS = [ROOT / "docs" / "start" / name for name in ("first-federation.md", "own-data.md")]
+RECORDS = sorted(ROOT.glob("records/*.sh"))
+SEEDS = sorted(ROOT.glob("records/*.csv"))
 
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-LINK = re.compile(r"\]\(([^)\s]+)\)|(?:src|srcset|href)=\"([^\"]+)\"")
-FILE = re.compile(r"`((?:\.ci|client|compression|docs|server|simulations|tests)/[\w./-]*)`")
+FENCE = re.compile(r'^```(\w*)(?: title="([^"]+)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+FILE = re.compile(r"`((?:\.ci|client|compression|docs|records|server|simulations|tests)/[\w./-]*)`")
+
+
+class Block(NamedTuple):
+    """A fenced block: its language, the file that it is to become, if it says one, and its text."""
+
+    language: str
+    title: str
+    text: str
+
+
+def fenced(document: Path) -> list[Block]:
+    """All fenced blocks of a document."""
+    return [Block(*found) for found in FENCE.findall(document.read_text(encoding="utf-8"))]
 
 
 def blocks(document: Path, language: str) -> list[str]:
     """The fenced blocks of one language."""
-    return [text for found, text in FENCE.findall(document.read_text(encoding="utf-8")) if found == language]
+    return [block.text for block in fenced(document) if block.language == language]
 
 
 def prose(document: Path) -> str:
-    """The document without its fenced blocks and comments."""
-    text = FENCE.sub("", document.read_text(encoding="utf-8"))
-    return re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL)
+    """The document without its fenced blocks."""
+    return FENCE.sub("", document.read_text(encoding="utf-8"))
+
+
+def is_part_of_a_file(block: str) -> bool:
+    """Whether a block shows a part of a file: its first line names the file."""
+    return re.match(r"# [\w/]+\.py\n", block) is not None
+
+
+def examples(document: Path) -> list[str]:
+    """The Python blocks that run by themselves: neither a file of a tutorial nor a part of one of ours."""
+    python = [block for block in fenced(document) if block.language == "python"]
+    return [block.text for block in python if not block.title and not is_part_of_a_file(block.text)]
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def each(paths: list[Path], **marks: Any) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("document", paths, ids=name_of)
 
 
 def anchors(document: Path) -> set[str]:
@@ -41,38 +86,59 @@ def anchors(document: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
 
 
-def targets(document: Path) -> list[str]:
-    """Where the links and pictures of a document point, without those on the web."""
-    found = [first or second for first, second in LINK.findall(prose(document))]
-    return [target for target in found if not re.match(r"https?://|mailto:", target)]
-
-
-@EACH_DOCUMENT
-def test_links_lead_somewhere(document: Path) -> None:
+@each(sorted(ROOT.glob("*.md")))
+def test_links_from_outside_the_site_lead_somewhere(document: Path) -> None:
+    targets = [target for target in LINK.findall(prose(document)) if not re.match(r"https?://|mailto:", target)]
     broken = []
-    for target in targets(document):
+    for target in targets:
         name, _, anchor = target.partition("#")
         file = (document.parent / name) if name else document
-        if not file.exists() or not file.resolve().is_relative_to(ROOT):
+        if not file.exists() or (anchor and anchor not in anchors(file)):
             broken.append(target)
-        elif anchor and anchor not in anchors(file):
-            broken.append(target)
-    assert broken == []
+    assert targets and broken == []
 
 
-@EACH_DOCUMENT
-def test_named_files_exist(document: Path) -> None:
-    assert [name for name in FILE.findall(prose(document)) if not (ROOT / name).exists()] == []
+def test_named_files_exist() -> None:
+    named = {(name_of(document), name) for document in DOCUMENTS for name in FILE.findall(prose(document))}
+    assert len(named) > 80
+    assert [place for place in sorted(named) if not (ROOT / place[1]).exists()] == []
 
 
-def is_part_of_a_file(block: str) -> bool:
-    """Whether a block shows a part of a file: its first line names the file."""
-    return re.match(r"# [\w/]+\.py\n", block) is not None
+def test_pages_that_the_code_names_exist() -> None:
+    sources = [
+        path
+        for part in ("client", "compression", "server", "simulations", "tests")
+        for path in ROOT.glob(f"{part}/**/*")
+    ]
+    sources = [path for path in [*sources, ROOT / "Makefile"] if path.suffix in (".py", ".yaml", ".html", ".proto", "")]
+    named = {
+        (name_of(path), page)
+        for path in sources
+        if path.is_file() and path != Path(__file__) and "golden" not in path.parts and "corpus" not in path.parts
+        for page in re.findall(r"docs/[\w/-]+\.md", path.read_text(encoding="utf-8"))
+    }
+    assert len(named) > 20
+    assert [place for place in sorted(named) if not (ROOT / place[1]).exists()] == []
+
+
+def test_concepts_are_short() -> None:
+    pages = [*sorted(ROOT.glob("docs/concepts/*.md")), ROOT / "docs" / "architecture.md"]
+    assert len(pages) > 10
+    assert {
+        name_of(page): len(page.read_text().splitlines()) for page in pages if len(page.read_text().splitlines()) > 150
+    } == {}
+
+
+def test_the_log_is_dated_newest_first() -> None:
+    text = (ROOT / "docs" / "log.md").read_text(encoding="utf-8")
+    dates = [datetime.date.fromisoformat(day) for day in re.findall(r"^## (.*)$", text, re.MULTILINE)]
+    assert len(dates) > 2 and dates == sorted(set(dates), reverse=True)
+    assert text.count("(negative") > 10
 
 
 def reads_a_run(document: Path) -> bool:
-    """Whether the Python blocks read a run folder."""
-    return any('"runs/' in block for block in blocks(document, "python"))
+    """Whether the examples read a run folder."""
+    return any('"runs/' in example for example in examples(document))
 
 
 @pytest.fixture(scope="module")
@@ -84,17 +150,30 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+WITH_EXAMPLES = [path for path in DOCUMENTS if examples(path)]
+
+
+def test_pages_have_examples() -> None:
+    named = {name_of(path) for path in WITH_EXAMPLES}
+    assert named >= {
+        "README.md",
+        "docs/concepts/error-feedback.md",
+        "docs/how-to/flower-app.md",
+        "docs/reference/recipes.md",
+    }
+
+
 @pytest.mark.parametrize(
     "document",
-    [pytest.param(path, marks=pytest.mark.slow if reads_a_run(path) else ()) for path in DOCUMENTS],
-    ids=lambda path: path.relative_to(ROOT).as_posix(),
+    [pytest.param(path, marks=pytest.mark.slow if reads_a_run(path) else ()) for path in WITH_EXAMPLES],
+    ids=name_of,
 )
 def test_python_examples_run(document: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The blocks of a document run in turn in one namespace; those with prompts must print what they say."""
     if reads_a_run(document):
         monkeypatch.chdir(request.getfixturevalue("runs"))
     namespace: dict[str, Any] = {"__name__": "document"}
-    for number, block in enumerate(blocks(document, "python"), start=1):
+    for number, block in enumerate(examples(document), start=1):
         name = f"{document.name}, Python block {number}"
         if ">>> " in block:
             test = doctest.DocTestParser().get_doctest(block, namespace, name, str(document), 0)
@@ -102,19 +181,68 @@ def test_python_examples_run(document: Path, request: pytest.FixtureRequest, mon
             doctest.DocTestRunner(verbose=False).run(test, out=report.append, clear_globs=False)
             assert not report, "".join(report)
             namespace = test.globs
-        elif not is_part_of_a_file(block):
+        else:
             exec(compile(block, name, "exec"), namespace)
 
 
-@EACH_DOCUMENT
-def test_yaml_examples_are_valid(document: Path, tmp_path: Path) -> None:
-    for block in blocks(document, "yaml"):
-        if "task" in yaml.safe_load(block):
-            (tmp_path / "scenario.yaml").write_text(block, encoding="utf-8")
-            scenario.load(tmp_path / "scenario.yaml")
+@pytest.mark.slow
+@each(TUTORIALS)
+def test_tutorials_lead_where_they_say(document: Path, tmp_path: Path) -> None:
+    """Who copies each file and runs each command ends with the accuracy and the files that the page promises."""
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    for name, run in (("python", ""), ("fedpress", "-m fedpress.simulations ")):
+        (commands / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {run}"$@"\n')
+        (commands / name).chmod(0o755)
+    folder = tmp_path / "work"
+    folder.mkdir()
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{commands}{os.pathsep}{os.environ['PATH']}"}
+    printed = ""
+    for block in fenced(document):
+        if block.title:
+            (folder / block.title).write_text(block.text, encoding="utf-8")
+        elif block.language == "sh":
+            ended = subprocess.run(
+                ["bash", "-euc", block.text], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+            )
+            assert ended.returncode == 0, ended.stdout + ended.stderr
+            printed += ended.stdout
+    accuracy = re.search(r"^accuracy +(\d+\.\d+) ?%", printed, re.MULTILINE)
+    promised = re.search(r"accuracy (\d+\.\d)%|about (\d+) %", document.read_text(encoding="utf-8"))
+    assert accuracy and promised
+    assert float(accuracy[1]) > float(promised[1] or promised[2]) - 4
+    for page in re.findall(r"--out (\S+\.html)|`(runs/\S+\.html)`", document.read_text(encoding="utf-8")):
+        assert (folder / (page[0] or page[1])).exists()
 
 
-def commands(program: str) -> set[str]:
+YAML_BLOCKS = [(path, number, text) for path in DOCUMENTS for number, text in enumerate(blocks(path, "yaml"), start=1)]
+
+
+def test_pages_have_scenarios() -> None:
+    with_scenarios = {name_of(path) for path, _, text in YAML_BLOCKS if "task" in yaml.safe_load(text)}
+    assert with_scenarios >= {"docs/concepts/network.md", "docs/start/own-data.md"}
+    assert len(YAML_BLOCKS) >= 7
+
+
+@pytest.mark.parametrize(
+    ("document", "text"),
+    [(path, text) for path, _, text in YAML_BLOCKS],
+    ids=[f"{name_of(path)}-{number}" for path, number, _ in YAML_BLOCKS],
+)
+def test_yaml_examples_are_valid(document: Path, text: str, tmp_path: Path) -> None:
+    """A whole scenario, a part of one, or settings of the service."""
+    block = yaml.safe_load(text)
+    file = tmp_path / "example.yaml"
+    if document.name == "deploy.md":
+        file.write_text(f"scenario: digits\n{text}", encoding="utf-8")
+        assert settings.load(file, settings.Server).model_fields_set >= set(block)
+    else:
+        whole = {"task": "digits", "clients": 20, "rounds": 20, "density": 0.01, **block}
+        file.write_text(yaml.safe_dump(whole), encoding="utf-8")
+        assert scenario.load(file).model_fields_set >= set(block)
+
+
+def words_after(program: str) -> set[str]:
     """The words that follow a program's name in the documents."""
     shell = "\n".join(block for document in DOCUMENTS for block in blocks(document, "sh"))
     inline = "\n".join(code for document in DOCUMENTS for code in re.findall(r"`([^`\n]+)`", prose(document)))
@@ -123,22 +251,111 @@ def commands(program: str) -> set[str]:
 
 def test_named_make_targets_exist() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    found = commands("make")
-    assert {"simulate", "test"} <= found
-    assert found - set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE)) == set()
+    named = words_after("make")
+    assert {"simulate", "test", "docs"} <= named
+    assert named - set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE)) == set()
+
+
+def command_lines(shell: str) -> Iterator[list[str]]:
+    """The calls of fedpress in a shell block, as words; those that need the shell (`$`) are left out."""
+    pending = ""
+    for line in shell.splitlines():
+        pending += line.removesuffix("\\") if line.endswith("\\") else f"{line}\n"
+        try:
+            words = shlex.split(pending, comments=True)
+        except ValueError:
+            continue  # a quotation that goes on in the next line
+        if line.endswith("\\"):
+            continue
+        if words[:1] == ["fedpress"] and "$" not in pending:
+            yield words[1:]
+        pending = ""
+
+
+def check_command(words: list[str]) -> None:
+    """A call of fedpress names a command, options that it has, and keys that a scenario has."""
+    command, context = typer.main.get_command(main), None
+    while isinstance(command, click.Group):
+        context = click.Context(command, parent=context)
+        below = command.get_command(context, words[0])
+        assert below is not None, words
+        command, words = below, words[1:]
+    if "--help" in words or "--example" in words:
+        return
+    given, _, _ = command.make_parser(click.Context(command, parent=context)).parse_args(list(words))
+    overrides = [*(given.get("overrides") or ()), *(given.get("baseline") or ())]
+    named = given.get("scenario") if given.get("scenario") in scenario.names() else "digits"
+    if overrides and not given.get("suite"):
+        scenario.load(str(named), overrides)
+
+
+SHELL_COMMANDS = {
+    shlex.join(words): words
+    for document in DOCUMENTS
+    for block in blocks(document, "sh")
+    for words in command_lines(block)
+    if words and words[0].islower()
+}
 
 
 def test_named_commands_exist() -> None:
-    found = commands("fedpress")
-    assert {"simulate", "report"} <= found
-    for command in sorted(found):
-        result = subprocess.run(
-            [sys.executable, "-m", "fedpress.simulations", command, "--help"],
-            capture_output=True,
-            text=True,
-            timeout=60,
+    named = words_after("fedpress")
+    assert {"simulate", "report"} <= named
+    assert named <= set(typer.main.get_command(main).list_commands(click.Context(click.Command("fedpress"))))
+    assert len(SHELL_COMMANDS) > 60
+
+
+@pytest.mark.parametrize("words", SHELL_COMMANDS.values(), ids=SHELL_COMMANDS.keys())
+def test_commands_of_the_pages_have_their_options(words: list[str]) -> None:
+    check_command(words)
+
+
+def test_each_record_has_a_page() -> None:
+    assert len(RECORDS) > 10
+    for script in RECORDS:
+        head = script.read_text(encoding="utf-8").partition("\nset -eu")[0].replace("\n# ", " ")
+        assert re.search(r"bash Headline: .* Page: (docs/\S+\.md)\.", head), script.name
+        (page,) = re.findall(r"Page: (docs/\S+\.md)\.", head)
+        assert (ROOT / page).exists()
+        assert set(re.findall(r"[\w-]+\.csv", head)) == {
+            path.name for path in SEEDS if re.match(rf"{script.stem}(-seeds)?$", path.stem)
+        }
+
+
+@pytest.mark.parametrize("script", RECORDS, ids=lambda path: path.stem)
+def test_commands_of_records_have_their_options(script: Path, tmp_path: Path) -> None:
+    """The script runs as it is, with commands that write down how they are called."""
+    calls = tmp_path / "calls"
+    for name in ("fedpress", "python"):
+        (tmp_path / name).write_text(
+            f"#!{sys.executable}\nimport json, sys\n"
+            f"open({str(calls)!r}, 'a').write(json.dumps([{name!r}, *sys.argv[1:]]) + chr(10))\n"
         )
-        assert result.returncode == 0, f"fedpress {command}: {result.stderr}"
+        (tmp_path / name).chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    subprocess.run(["bash", str(script)], cwd=ROOT, env=environment, check=True, timeout=60)
+    for line in calls.read_text().splitlines():
+        program, *words = json.loads(line)
+        if program == "fedpress":
+            check_command(words)
+        elif words[:2] == ["-m", "pytest"]:
+            assert (ROOT / words[-1]).exists()
+        else:
+            source = ROOT / Path(*words[1].removeprefix("fedpress.").split(".")).with_suffix(".py")
+            options = [word for word in words[2:] if word.startswith("--")]
+            assert words[0] == "-m" and [o for o in options if f'"{o}"' not in source.read_text()] == []
+
+
+@pytest.mark.parametrize("seeds", SEEDS, ids=lambda path: path.stem)
+def test_recorded_accuracies_are_those_of_the_pages(seeds: Path) -> None:
+    pages = "\n".join(path.read_text(encoding="utf-8") for path in ROOT.glob("docs/results/**/*.md"))
+    with seeds.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert rows
+    for row in rows:
+        for column in ("accuracy", "global", "phone", "sensor"):
+            value = (row.get(column) or "").replace("+-", "±")
+            assert re.search(rf"\b{re.escape(value)}", pages) or not value, row
 
 
 USE_FORMAT = """
