@@ -39,7 +39,7 @@ def command_page() -> str:
     """The help of each command, as `--help` prints it."""
 
     def sections(command: click.Command, name: str, parent: click.Context | None) -> Iterator[str]:
-        context = click.Context(command, info_name=name, parent=parent, terminal_width=96, max_content_width=96)
+        context = click.Context(command, info_name=name, parent=parent, terminal_width=80, max_content_width=80)
         path = context.command_path
         yield f"## {path}\n\n```text\n{command.get_help(context).rstrip()}\n```\n"
         if isinstance(command, click.Group):

@@ -45,7 +45,7 @@ def keys(node, prefix=""):
     node = definitions[node["$ref"].rpartition("/")[2]] if "$ref" in node else node
     found = set()
     for name, below in node.get("properties", {}).items():
-        found |= keys(below, f"{prefix}{name}.") or {f"{prefix}{name}"}
+        found |= keys(below, f"{prefix}{name}.") | {f"{prefix}{name}"}
     for below in [*node.get("anyOf", []), *node.get("oneOf", []), *node.get("allOf", []), node.get("items", {})]:
         found |= keys(below, prefix) if below else set()
     return found
@@ -53,7 +53,8 @@ def keys(node, prefix=""):
 template.write(Path(sys.argv[1]))
 front = [line.strip().lstrip("#- ") for line in (Path(sys.argv[1]) / "scenario.yaml").read_text().splitlines()]
 key = lambda line: line.partition(":")[0]
-shown = [line for line in front if ":" in line and key(line).isidentifier() and key(line) == key(line).lower()]
+names = {path.rpartition(".")[2] for path in keys(schema)}
+shown = [line for line in front if ":" in line and key(line) in names]
 print(json.dumps({"all": len(keys(schema)), "front": len(shown)}))
 """
 
