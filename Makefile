@@ -42,7 +42,7 @@ format: $(VENV)/dev.stamp ## Format the code and sort the imports
 	$(BIN)/ruff format
 
 docs: $(VENV)/docs.stamp ## Build the site into site/, where a broken link is an error, and run the examples of its pages
-	PYTHONPATH=.pkg NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	PYTHONPATH=.pkg NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 	$(BIN)/python -m pytest -q tests/test_docs.py $(GUIDE)
 
 proto: $(VENV)/dev.stamp ## Write the code for the hub's protocol again, after a change of compression/messages/hub.proto

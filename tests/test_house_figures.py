@@ -59,7 +59,7 @@ def test_names_declared_twice(house: ModuleType) -> None:
 
 
 def test_underscored_names_of_others(house: ModuleType) -> None:
-    text = "class A:\n    def _own(self): return self._own()\nclass B:\n    def go(self, a): return a._own() + a._replace()\n"
+    text = "class A:\n    def _own(self): return 1\nclass B:\n    def go(self, a): return a._own(), a._replace()\n"
     assert [place.split()[-1] for place in house.underscored(made(house, server__z=text))] == ["a._own"]
 
 
