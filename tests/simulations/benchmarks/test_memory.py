@@ -64,7 +64,7 @@ def test_a_process_that_is_not_there_is_named() -> None:
 
 KEEPS = """
 import numpy as np
-from fedpress.simulations import memory_bench
+from fedpress.simulations.benchmarks import memory as memory_bench
 from fedpress.simulations.run_folder import RoundResult
 sampler, kept = memory_bench.Sampler(), []
 for number in range(1, 31):
