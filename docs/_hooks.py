@@ -1,10 +1,11 @@
 """Pages that are made of the code: the API by sub-package, and the help of every command."""
 
+import ast
 from collections.abc import Iterator
 from pathlib import Path
 
 import click
-import typer
+import typer.main
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
@@ -13,6 +14,7 @@ from fedpress.simulations.__main__ import main
 ROOT = Path(__file__).parents[1]
 PARTS = ("compression", "client", "server", "simulations")
 WRITTEN_BY_TOOLS = ("_pb2", "_pb2_grpc")
+FACE = ROOT / ".pkg" / "fedpress" / "__init__.py"
 COMMANDS = "reference/command-line.md"
 
 
@@ -33,6 +35,19 @@ def api_page(package: str, modules: list[str]) -> str:
     if (ROOT / package.replace(".", "/") / "__init__.py").exists():
         lines += [f"::: fedpress.{package}", "    options: {members: false, show_root_heading: false}", ""]
     return "\n".join(lines + [f"::: fedpress.{module}\n" for module in modules])
+
+
+def face_page() -> str:
+    """What `import fedpress` brings: its docstring, and where each name is described."""
+    tree = ast.parse(FACE.read_text(encoding="utf-8"))
+    lines = ["# fedpress", "", "```text", ast.get_docstring(tree) or "", "```", ""]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("fedpress."):
+            for alias in node.names:
+                home = f"{node.module}.{alias.name}"
+                private = "._" in node.module
+                lines.append(f"::: {home}\n" if private else f"* [`fedpress.{alias.asname or alias.name}`][{home}]")
+    return "\n".join(lines)
 
 
 def command_page() -> str:
@@ -59,13 +74,16 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     for package, _ in packages():
         part, _, rest = package.partition(".")
         api[part].append({rest or part: f"reference/api/{package}.md"})
-    reference.append({"API": [{part: pages} for part, pages in api.items()]})
+    face = [{"fedpress": "reference/api/fedpress.md"}] if FACE.exists() else []
+    reference.append({"API": [*face, *({part: pages} for part, pages in api.items())]})
     return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages themselves."""
     files.append(File.generated(config, COMMANDS, content=command_page()))
+    if FACE.exists():
+        files.append(File.generated(config, "reference/api/fedpress.md", content=face_page()))
     for package, modules in packages():
         content = api_page(package, modules)
         files.append(File.generated(config, f"reference/api/{package}.md", content=content))
