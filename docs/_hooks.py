@@ -1,6 +1,8 @@
 """Pages that are made of the code: the API by sub-package, and the help of every command."""
 
 import ast
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +18,7 @@ PARTS = ("compression", "client", "server", "simulations")
 WRITTEN_BY_TOOLS = ("_pb2", "_pb2_grpc")
 FACE = ROOT / ".pkg" / "fedpress" / "__init__.py"
 COMMANDS = "reference/command-line.md"
+SOURCES = tempfile.TemporaryDirectory(prefix="fedpress-docs-")
 
 
 def packages() -> Iterator[tuple[str, list[str]]]:
@@ -66,8 +69,20 @@ def command_page() -> str:
     return "# Command line\n\n" + "\n".join(sections(typer.main.get_command(main), "fedpress", None))
 
 
+def regular_package(folder: Path) -> Path:
+    """A copy of the sources in which each folder has an `__init__.py`: griffe passes over those without one."""
+    for part in PARTS:
+        shutil.copytree(ROOT / part, folder / "fedpress" / part, ignore=shutil.ignore_patterns("__pycache__"))
+    if FACE.exists():
+        shutil.copy(FACE, folder / "fedpress")
+    for inner in [folder / "fedpress", *folder.glob("fedpress/**/")]:
+        (inner / "__init__.py").touch()
+    return folder
+
+
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Add the pages to the navigation."""
+    """Add the pages to the navigation, and say where the sources are."""
+    config.plugins["mkdocstrings"].config["handlers"]["python"]["paths"] = [str(regular_package(Path(SOURCES.name)))]
     (reference,) = [entry["Reference"] for entry in config.nav or [] if "Reference" in entry]
     reference.append(COMMANDS)
     api: dict[str, list[dict[str, str]]] = {part: [] for part in PARTS}
