@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 import typer.main
 from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File, Files
 
 from fedpress.simulations.__main__ import main
@@ -80,6 +81,7 @@ def regular_package(folder: Path) -> Path:
     return folder
 
 
+@event_priority(100)  # before mkdocstrings reads its own
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Add the pages to the navigation, and say where the sources are."""
     config.plugins["mkdocstrings"].config["handlers"]["python"]["paths"] = [str(regular_package(Path(SOURCES.name)))]
