@@ -203,7 +203,7 @@ def test_tutorials_lead_where_they_say(document: Path, tmp_path: Path) -> None:
             (folder / block.title).write_text(block.text, encoding="utf-8")
         elif block.language == "sh":
             ended = subprocess.run(
-                ["bash", "-euc", block.text], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+                ["bash", "-euc", block.text], cwd=folder, env=environment, capture_output=True, text=True, timeout=600
             )
             assert ended.returncode == 0, ended.stdout + ended.stderr
             printed += ended.stdout
