@@ -5,14 +5,22 @@ number of workers, and again after a run was resumed. What is struck goes throug
 deployment: a lost reply is never pulled, a damaged payload is decoded, a client that forgets finds no state.
 """
 
+from __future__ import annotations
+
+import contextlib
+import math
 from collections import Counter
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from flwr.app import Message
 
 from fedpress.compression import seeds
 from fedpress.compression.messages import orders
+
+if TYPE_CHECKING:
+    from torch import nn
 
 CRASHES, FORGETS, DIVERGES, LOST, DOUBLED, LATE, DAMAGED = KINDS = (
     "crashes", "forgets", "diverges", "lost", "doubled", "late", "damaged"
@@ -64,11 +72,27 @@ class Faults:
         return reply
 
 
-class _Here:
-    """What strikes in this worker process now."""
+@contextlib.contextmanager
+def diverging(strikes: bool) -> Iterator[None]:
+    """Let training in this process end in NaN while the context lasts; production code knows nothing of it.
 
-    diverges = False
+    Args:
+        strikes: Whether it does; False: nothing happens.
+    """
+    if not strikes:
+        yield
+        return
+    from fedpress.client import train  # with torch, which the server's side of an engine does without
 
+    def diverged(model: nn.Module, *args: Any, **kwargs: Any) -> float:
+        original(model, *args, **kwargs)
+        for parameter in model.parameters():
+            parameter.data.fill_(math.nan)
+        return math.nan
 
-here = _Here()
-"""Set by the engine's worker before each message, read by the workload's training."""
+    original = train.train
+    train.train = diverged
+    try:
+        yield
+    finally:
+        train.train = original

@@ -11,8 +11,9 @@ from typing import Annotated, TypeVar
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from fedpress.compression.errors import FedpressError
+from fedpress.compression.settings import Positive
 from fedpress.simulations.scenario import diagnostics, yaml_source
-from fedpress.simulations.scenario.section import Positive, Section
+from fedpress.simulations.scenario.section import Section
 
 
 class SettingsError(FedpressError, ValueError):

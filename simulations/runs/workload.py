@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from fedpress.client.train import Training
+from fedpress.client.settings import Training
 from fedpress.compression import seeds
 from fedpress.compression.encoders import cafe, error_feedback, float16_residual, selection, wrappers
 from fedpress.compression.encoders import encoder as encoders
@@ -143,8 +143,7 @@ class Workload:
     @property
     def training(self) -> Training:
         """How clients train."""
-        chosen = {**self.scenario.training.model_dump(), "epochs": self.scenario.training.epochs or 1}
-        return Training(**(chosen | {"learning_rate": float("nan")} if faults.here.diverges else chosen))
+        return self.scenario.training
 
     @cached_property
     def faults(self) -> faults.Faults | None:
@@ -218,10 +217,7 @@ class Workload:
 
     def examples_a_round(self, client: int) -> int:
         """Return how many examples the client sees in a round, counted as often as it sees them."""
-        training = self.training
-        if training.steps is not None:
-            return training.steps * training.batch_size
-        return training.epochs * len(self.part(client))
+        return self.training.examples_seen(len(self.part(client)))
 
     def downloads(self, client: int) -> Path:
         """Return the folder where the client keeps downloaded students."""

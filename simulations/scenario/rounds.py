@@ -10,9 +10,10 @@ from fedpress.compression import suggest
 from fedpress.compression.encoders import recipes
 from fedpress.compression.encoders.encoder import Encoder
 from fedpress.compression.models.pruning.dynamic_sparsity import AtInitialization
+from fedpress.compression.settings import Fraction, Positive
 from fedpress.compression.wire import values
 from fedpress.simulations.conditions import network
-from fedpress.simulations.scenario.section import Fraction, Positive, Section
+from fedpress.simulations.scenario.section import Section
 from fedpress.simulations.tasks import registry
 
 
@@ -89,38 +90,6 @@ class Sampling(Section):
     deadline: Positive | None = Field(
         default=None, description="Virtual seconds after which a round closes without the late ones. Needs network."
     )
-
-
-class Training(Section):
-    """What a client does with the model: SGD in PyTorch."""
-
-    epochs: int | None = Field(
-        default=None, ge=1, description="Local passes over the client's examples; 1 without steps."
-    )
-    steps: int | None = Field(default=None, ge=1, description="Local steps, in place of epochs.")
-    batch_size: int = Field(default=32, ge=1, description="Examples in a step.")
-    learning_rate: Positive = Field(default=0.1, description="Local learning rate.")
-    momentum: float = Field(default=0.0, ge=0, lt=1, description="Local momentum; starts from zero in every round.")
-    weight_decay: float = Field(default=0.0, ge=0, description="L2 penalty of the local steps.")
-    proximal: float = Field(
-        default=0.0, ge=0, description="FedProx's mu: pulls toward the weights that training started from."
-    )
-    precision: Literal["float32", "bfloat16"] = Field(
-        default="float32",
-        description="Of the local forward and backward pass; bfloat16 is faster on recent processors (autocast), and"
-        " the weights stay float32.",
-    )
-    device: Literal["cpu", "cuda"] = Field(
-        default="cpu", description="Where clients train and models are evaluated: cpu or cuda."
-    )
-
-    @model_validator(mode="after")
-    def _one_length(self) -> Training:
-        if self.epochs is not None and self.steps is not None:
-            raise ValueError("epochs and steps: give one and set the other to null")
-        if self.epochs is None and self.steps is None:
-            object.__setattr__(self, "epochs", 1)
-        return self
 
 
 class EncoderChoice(Section):

@@ -19,8 +19,10 @@ from typing import Annotated
 import yaml
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
+from fedpress.client.settings import Training
 from fedpress.compression import suggest
 from fedpress.compression.errors import FedpressError
+from fedpress.compression.settings import Fraction
 from fedpress.simulations.scenario import diagnostics, yaml_source
 from fedpress.simulations.scenario.rounds import (
     DownlinkChoice,
@@ -33,9 +35,8 @@ from fedpress.simulations.scenario.rounds import (
     ServerOptimizer,
     Sparsity,
     TaskChoice,
-    Training,
 )
-from fedpress.simulations.scenario.section import Fraction, Section, of_name
+from fedpress.simulations.scenario.section import Section, of_name
 from fedpress.simulations.scenario.students import FusionChoice, Students, Teaching, Tier
 
 FOLDER = Path(__file__).parents[1] / "scenarios"

@@ -5,15 +5,15 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
-from pydantic import BaseModel
+from pydantic import TypeAdapter
 
+from fedpress.compression import settings as declared
 from fedpress.compression.errors import FedpressError
 from fedpress.simulations.scenario.scenario import Scenario
 from fedpress.simulations.scenario.section import Section
-from fedpress.simulations.scenario.students import Tier
 
 SKELETON = Path(__file__).parents[1] / "tasks" / "template.py"
 FILES = ("scenario.yaml", "task.py")
@@ -66,21 +66,21 @@ def commented(settings: Section) -> str:
     return "\n".join(_lines(settings, "")) + "\n"
 
 
-def _lines(section: BaseModel, indent: str) -> Iterator[str]:
-    for number, (key, field) in enumerate(type(section).model_fields.items()):
+def _lines(section: Any, indent: str) -> Iterator[str]:
+    for number, (key, field) in enumerate(declared.fields(type(section)).items()):
         value = getattr(section, key)
         if key == "folder" and value is None:
             continue  # set by `load`; nobody needs to write it
-        sections = [part for part in (field.annotation, *get_args(field.annotation)) if _is_section(part)]
+        sections = list(declared.sections(field.annotation))
         if sections and (not indent or indent == "  " and number):
             yield ""
         yield from _comment(field.description or "", indent)
-        if isinstance(value, Section):
+        if declared.is_section(type(value)):
             yield f"{indent}{key}:"
             yield from _lines(value, indent + "  ")
-            for option, setting in (value.model_extra or {}).items():
+            for option, setting in (getattr(value, "model_extra", None) or {}).items():
                 yield f"{indent}  {option}: {_inline(setting)}"
-        elif isinstance(value, tuple) and value and isinstance(value[0], Section):
+        elif isinstance(value, tuple) and value and declared.is_section(type(value[0])):
             yield f"{indent}{key}:"
             yield from (f"{indent}  - {_flow(item)}" for item in value)
         else:
@@ -89,17 +89,12 @@ def _lines(section: BaseModel, indent: str) -> Iterator[str]:
                 yield from (f"{indent}# {line}" for line in (f"{key}:", *_lines(absent(), "  ")))
 
 
-def _is_section(annotation: Any) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, Section)
-
-
 def _comment(text: str, indent: str) -> list[str]:
     return textwrap.wrap(text, 100, initial_indent=f"{indent}# ", subsequent_indent=f"{indent}# ")
 
 
-def _flow(tier: Tier) -> str:
-    given = tier.model_dump(exclude_defaults=True)
-    return _inline(given)
+def _flow(item: Any) -> str:
+    return _inline(TypeAdapter(type(item)).dump_python(item, exclude_defaults=True))
 
 
 def _inline(value: Any) -> str:

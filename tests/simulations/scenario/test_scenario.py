@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import json
 from pathlib import Path
 
@@ -11,10 +10,11 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedpress.compression import settings
 from fedpress.compression.encoders import recipes
 from fedpress.compression.errors import FedpressError
 from fedpress.compression.wire import values
-from fedpress.simulations.scenario import diagnostics, scenario, yaml_source
+from fedpress.simulations.scenario import renamed, scenario, yaml_source
 from fedpress.simulations.scenario.scenario import Scenario, ScenarioError, load
 
 
@@ -23,13 +23,6 @@ def problems(*overrides: str, base: str = "digits") -> str:
     with pytest.raises(ScenarioError) as caught:
         load(base, overrides)
     return str(caught.value).partition("\n")[2] or str(caught.value)
-
-
-@pytest.mark.parametrize("module", [scenario, yaml_source, diagnostics])
-def test_examples_in_docstrings(module):
-    outcome = doctest.testmod(module)
-    assert outcome.attempted > 0
-    assert outcome.failed == 0
 
 
 @pytest.mark.parametrize("name", scenario.names())
@@ -240,6 +233,13 @@ def test_a_scenario_can_name_a_recipe(recipe):
     assert Scenario.model_validate(yaml_source.read(chosen.to_yaml())) == chosen
 
 
+@pytest.mark.parametrize(("old", "new"), renamed.RENAMED.items())
+def test_an_old_key_is_answered_with_its_new_name(old, new):
+    assert f"{old}: renamed to {new} (value given: 1)" in problems(f"{old}=1")
+    section, key = new.split(".")
+    assert key in settings.fields(next(settings.sections(Scenario.model_fields[section].annotation)))
+
+
 def test_all_problems_are_listed_at_once():
     told = problems("rounds=0", "density=2", "encoder.kind=topk")
     assert [line.split(":")[0].strip() for line in told.splitlines()] == ["rounds", "density", "encoder.kind"]
@@ -380,10 +380,10 @@ def test_a_trace_is_looked_for_beside_its_scenario(tmp_path, monkeypatch):
 
 def test_every_key_is_described():
     def undescribed(model, path=""):
-        for key, field in model.model_fields.items():
+        for key, field in settings.fields(model).items():
             if not field.description:
                 yield path + key
-            for section in diagnostics._models(field.annotation):
+            for section in settings.sections(field.annotation):
                 yield from undescribed(section, f"{path}{key}.")
 
     assert list(undescribed(Scenario)) == []

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from fedpress.simulations.scenario import diagnostics, rounds, scenario, students, template, yaml_source
+from fedpress.compression import settings
+from fedpress.simulations.scenario import rounds, scenario, students, template, yaml_source
 from fedpress.simulations.scenario.scenario import Scenario
 
 
@@ -20,12 +21,12 @@ def test_every_key_is_written_below_a_comment():
 
     def check(model, indent: str, number: int) -> int:
         """Find the keys in their order, from one line on; return the line of the last."""
-        for key, field in model.model_fields.items():
+        for key, field in settings.fields(model).items():
             if key == "folder":  # set by `load`
                 continue
             number = next(i for i in range(number + 1, len(lines)) if lines[i].startswith(f"{indent}{key}:"))
             assert lines[number - 1].startswith(f"{indent}# "), key
-            for section in diagnostics._models(field.annotation) if key != "tiers" else ():
+            for section in settings.sections(field.annotation) if key != "tiers" else ():
                 absent = lines[number].endswith(" null")
                 assert not absent or lines[number + 1] == f"{indent}# {key}:"
                 number = check(section, f"{indent}#   " if absent else f"{indent}  ", number)
