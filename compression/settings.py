@@ -64,11 +64,11 @@ def is_section(annotation: Any) -> bool:
 
 
 def fields(section: type) -> Mapping[str, FieldInfo]:
-    """Return the fields of a class of settings, by name and in order."""
-    if issubclass(section, BaseModel):
-        return section.model_fields
-    found: Mapping[str, FieldInfo] = section.__pydantic_fields__  # type: ignore[attr-defined]
-    return found
+    """Return the fields of a class of settings, by name: its own in their order, then those that it inherits."""
+    declared: Mapping[str, FieldInfo] = (
+        section.model_fields if issubclass(section, BaseModel) else section.__pydantic_fields__  # type: ignore[attr-defined]
+    )
+    return {name: declared[name] for name in sorted(declared, key=lambda name: name not in section.__annotations__)}
 
 
 def sections(annotation: Any) -> Iterator[type]:

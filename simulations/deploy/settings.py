@@ -186,7 +186,7 @@ class Client(Section):
     )
 
 
-SERVER_EXAMPLE = Server(scenario="digits", overrides=("clients=2", "sampling.per_round=2", "rounds=5"))
+SERVER_EXAMPLE = Server(scenario="digits", overrides=("clients=2", "sampling.clients_per_round=2", "rounds=5"))
 CLIENT_EXAMPLE = Client(superlink="127.0.0.1:9092", ca="keys/ca.crt", key="keys/nodes/node-0")
 
 S = TypeVar("S", bound=Section)

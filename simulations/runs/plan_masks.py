@@ -39,5 +39,5 @@ def schedule(workload: Workload, folder: RunFolder) -> mask_schedules.MaskSchedu
         first = found
     if not choice.changes:
         return mask_schedules.Fixed(first)
-    exchange = mask_schedules.Exchange(choice.every, end, choice.fraction)
+    exchange = mask_schedules.Exchange(choice.every, end, choice.drop_fraction)
     return mask_schedules.FedDST(first, exchange) if choice.method == "feddst" else mask_schedules.RigL(first, exchange)

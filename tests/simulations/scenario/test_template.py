@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 
 from fedpress.compression import settings
+from fedpress.simulations.conditions.faults import Chances
+from fedpress.simulations.conditions.network import NetworkSettings
 from fedpress.simulations.scenario import rounds, scenario, students, template, yaml_source
 from fedpress.simulations.scenario.scenario import Scenario
 
@@ -38,8 +40,8 @@ def test_every_key_is_written_below_a_comment():
 @pytest.mark.parametrize(
     ("path", "chosen"),
     [
-        ("network", rounds.NetworkChoice()),
-        ("faults", rounds.FaultChoice()),
+        ("network", NetworkSettings()),
+        ("faults", Chances()),
         ("fusion", students.FusionChoice()),
         ("teaching", students.Teaching(every=3)),
         ("sparsity", rounds.Sparsity()),
