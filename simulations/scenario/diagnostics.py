@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, get_args
 
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 
 from fedpress.compression import settings, suggest
 from fedpress.simulations.scenario.renamed import RENAMED
@@ -67,12 +68,21 @@ def _range(keys: list[str | int], model: type) -> str:
     """The limits of a number, such as "0 < density <= 1"."""
     while isinstance(keys[-1], int):  # an item of a list: its limits are in the list's annotation
         keys = keys[:-1]
-    field = _field(keys, model)
-    limits = [*field.metadata, *(limit for part in get_args(field.annotation) for limit in _metadata(part))]
-    found = {sign: f"{getattr(limit, sign):g}" for limit in limits for sign in _SIGNS if hasattr(limit, sign)}
-    low = "".join(f"{value} {_SIGNS[sign]} " for sign, value in found.items() if sign in ("gt", "ge"))
-    high = "".join(f" {_SIGNS[sign]} {value}" for sign, value in found.items() if sign in ("lt", "le"))
-    return f"{low}{keys[-1]}{high}"
+    return limits(_field(keys, model)).format(keys[-1])
+
+
+def limits(field: FieldInfo) -> str:
+    """Return the limits of a number with {} in its place, such as "0 < {} <= 1"; without any, "{}"."""
+    bounds = [*field.metadata, *(bound for part in get_args(field.annotation) for bound in _metadata(part))]
+    given = {sign: _number(getattr(bound, sign)) for bound in bounds for sign in _SIGNS if hasattr(bound, sign)}
+    low = "".join(f"{value} {_SIGNS[sign]} " for sign, value in given.items() if sign in ("gt", "ge"))
+    high = "".join(f" {_SIGNS[sign]} {value}" for sign, value in given.items() if sign in ("lt", "le"))
+    return f"{low}{{}}{high}"
+
+
+def _number(value: float) -> str:
+    large_power_of_two = isinstance(value, int) and value > 1000 and value.bit_count() == 1
+    return f"2^{int(value).bit_length() - 1}" if large_power_of_two else f"{value:g}"
 
 
 def _metadata(annotation: Any) -> Iterator[Any]:

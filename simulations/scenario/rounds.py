@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, field_validator, model_validator
 
 from fedpress.compression.models.pruning.dynamic_sparsity import AtInitialization
-from fedpress.compression.settings import STRICT, Field, Fraction, dataclass
+from fedpress.compression.settings import ADVANCED, STRICT, Field, Fraction, dataclass
 from fedpress.server.rounds.closing import Closing, Staleness
 from fedpress.server.strategies.buffered import Buffered
 from fedpress.simulations.scenario.section import Section
@@ -22,6 +22,7 @@ class TaskChoice(Section):
     name: str = Field(description="A built-in task (digits, fashion-mnist, text) or your own class as 'module:Class'.")
     folder: str | None = Field(
         default=None,
+        json_schema_extra=ADVANCED,
         description="Where the module of your own class is looked for; by default beside the scenario file.",
     )
 
@@ -72,15 +73,22 @@ class Sparsity(Section):
     )
     scope: Literal["global", "layer", "erk"] | None = Field(
         default=None,
+        json_schema_extra=ADVANCED,
         description="Who competes: all weights, those of a layer (each with the same density), or those of a layer with"
         " ERK densities. null: erk for erk, feddst and rigl, layer for gradual, else global.",
     )
     initial_method: Literal["snip", "grasp", "synflow", "erk", "magnitude"] = Field(
-        default="erk", description="For feddst and rigl: how their first mask is made."
+        default="erk", json_schema_extra=ADVANCED, description="For feddst and rigl: how their first mask is made."
     )
-    begin: int = Field(default=0, ge=0, description="For gradual: round in which its cubic schedule starts.")
+    begin: int = Field(
+        default=0,
+        json_schema_extra=ADVANCED,
+        ge=0,
+        description="For gradual: round in which its cubic schedule starts.",
+    )
     end: int | None = Field(
         default=None,
+        json_schema_extra=ADVANCED,
         ge=1,
         description="For gradual: round after which the density is reached; for feddst and rigl: round from which"
         " on the mask stays. null: two thirds of the rounds.",
@@ -88,6 +96,7 @@ class Sparsity(Section):
     every: int = Field(default=5, ge=1, description="For gradual, feddst and rigl: rounds from one change to the next.")
     drop_fraction: Fraction = Field(
         default=0.3,
+        json_schema_extra=ADVANCED,
         description="For feddst and rigl: share of a layer's weights that is exchanged, at first; falls by a cosine.",
     )
 

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Annotated
 
 import yaml
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, ValidationError, model_validator
 
 from fedpress.client.settings import Training
 from fedpress.compression import suggest
 from fedpress.compression.errors import FedpressError
-from fedpress.compression.settings import Fraction
+from fedpress.compression.settings import ADVANCED, Field, Fraction
 from fedpress.server.model.settings import DownlinkSettings, OptimizerSettings
 from fedpress.simulations.conditions.faults import Chances
 from fedpress.simulations.conditions.network import NetworkSettings
@@ -86,7 +86,9 @@ class Scenario(Section):
         description="Links and speeds of the clients: a profile's name, or {profile, and what differs}; null: time"
         " stands still.",
     )
-    faults: Chances | None = Field(default=None, description="What goes wrong on purpose; null: nothing.")
+    faults: Chances | None = Field(
+        default=None, json_schema_extra=ADVANCED, description="What goes wrong on purpose; null: nothing."
+    )
 
     @model_validator(mode="after")
     def _together(self) -> Scenario:
