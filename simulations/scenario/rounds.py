@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import ConfigDict, field_validator, model_validator
+from pydantic import ConfigDict, field_validator
 
-from fedpress.compression.models.pruning.dynamic_sparsity import AtInitialization
-from fedpress.compression.settings import ADVANCED, STRICT, Field, Fraction, dataclass
+from fedpress.compression.settings import ADVANCED, STRICT, Field, dataclass
 from fedpress.server.rounds.closing import Closing, Staleness
 from fedpress.server.strategies.buffered import Buffered
 from fedpress.simulations.scenario.section import Section
@@ -58,72 +57,6 @@ class Sampling(Closing, Staleness):
         return Buffered(
             self.clients_per_round, staleness_exponent=self.staleness_exponent, max_staleness=self.max_staleness
         )
-
-
-class Sparsity(Section):
-    """Which weights the model in training has; clients train, send and get those only."""
-
-    method: Literal["snip", "grasp", "synflow", "erk", "magnitude", "gradual", "feddst", "rigl"] = Field(
-        default="snip",
-        description="snip, grasp, synflow, erk (at random) or magnitude: a mask before round 1 that stays; gradual:"
-        " pruned by magnitude as training goes; feddst, rigl: the mask moves, clients vote on it.",
-    )
-    density: Fraction = Field(
-        default=0.1, description="Share of the weights that is left; biases and the like all are."
-    )
-    scope: Literal["global", "layer", "erk"] | None = Field(
-        default=None,
-        json_schema_extra=ADVANCED,
-        description="Who competes: all weights, those of a layer (each with the same density), or those of a layer with"
-        " ERK densities. null: erk for erk, feddst and rigl, layer for gradual, else global.",
-    )
-    initial_method: Literal["snip", "grasp", "synflow", "erk", "magnitude"] = Field(
-        default="erk", json_schema_extra=ADVANCED, description="For feddst and rigl: how their first mask is made."
-    )
-    begin: int = Field(
-        default=0,
-        json_schema_extra=ADVANCED,
-        ge=0,
-        description="For gradual: round in which its cubic schedule starts.",
-    )
-    end: int | None = Field(
-        default=None,
-        json_schema_extra=ADVANCED,
-        ge=1,
-        description="For gradual: round after which the density is reached; for feddst and rigl: round from which"
-        " on the mask stays. null: two thirds of the rounds.",
-    )
-    every: int = Field(default=5, ge=1, description="For gradual, feddst and rigl: rounds from one change to the next.")
-    drop_fraction: Fraction = Field(
-        default=0.3,
-        json_schema_extra=ADVANCED,
-        description="For feddst and rigl: share of a layer's weights that is exchanged, at first; falls by a cosine.",
-    )
-
-    @property
-    def initial(self) -> AtInitialization | None:
-        """How the first mask is made; None: all weights are there at first."""
-        if self.method == "gradual":
-            return None
-        moving = self.method in ("feddst", "rigl")
-        method: Any = self.initial_method if moving else self.method
-        scope = self.scope or ("erk" if moving else None)
-        return AtInitialization(method, self.density, scope)
-
-    @property
-    def changes(self) -> bool:
-        """Whether the mask changes during the rounds."""
-        return self.method in ("gradual", "feddst", "rigl")
-
-    @model_validator(mode="after")
-    def _used(self) -> Sparsity:
-        takes = {"gradual": {"begin", "end", "every"}}
-        own = takes.get(self.method, {"initial_method", "end", "every", "drop_fraction"} if self.changes else set())
-        for key in ("initial_method", "begin", "end", "every", "drop_fraction"):
-            if key not in own and self.changed(key):
-                raise ValueError(f"{key} has no meaning for method {self.method}")
-        _ = self.initial  # refuses what does not go together
-        return self
 
 
 class Evaluation(Section):

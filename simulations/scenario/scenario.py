@@ -24,12 +24,13 @@ from fedpress.client.settings import Training
 from fedpress.compression import suggest
 from fedpress.compression.errors import FedpressError
 from fedpress.compression.settings import ADVANCED, Field, Fraction
+from fedpress.server.model.mask_schedules import Sparsity
 from fedpress.server.model.settings import DownlinkSettings, OptimizerSettings
 from fedpress.simulations.conditions.faults import Chances
 from fedpress.simulations.conditions.network import NetworkSettings
 from fedpress.simulations.scenario import diagnostics, yaml_source
 from fedpress.simulations.scenario.encoder import EncoderSettings
-from fedpress.simulations.scenario.rounds import Evaluation, Sampling, Sparsity, TaskChoice
+from fedpress.simulations.scenario.rounds import Evaluation, Sampling, TaskChoice
 from fedpress.simulations.scenario.section import Section, of_name
 from fedpress.simulations.scenario.students import FusionChoice, Students, Teaching, Tier
 from fedpress.simulations.tasks.partition import Partition

@@ -25,7 +25,6 @@ NO_TWINS = {
     frozenset({"NetworkSettings", "Profile"}): "the figures that a kind of link has, none of them null",
     frozenset({"NetworkSettings", "Link"}): "what was drawn for one client",
     frozenset({"NetworkSettings", "Course"}): "columns of a trace, arrays over time",
-    frozenset({"Sparsity", "Gradual"}): "a schedule, for which `end` is known",
     frozenset({"Tier", "Limits"}): "what a device is found to bear",
     # Of students, whose sections are still twins of the library's settings.
     frozenset({"ContinuationChoice", "Continuations"}): "",

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from fedpress.compression import settings
+from fedpress.server.model.mask_schedules import Sparsity
 from fedpress.simulations.conditions.faults import Chances
 from fedpress.simulations.conditions.network import NetworkSettings
-from fedpress.simulations.scenario import rounds, scenario, students, template, yaml_source
+from fedpress.simulations.scenario import scenario, students, template, yaml_source
 from fedpress.simulations.scenario.encoder import EncoderSettings
 from fedpress.simulations.scenario.scenario import Scenario
 
@@ -76,7 +77,7 @@ def test_the_command_prints_how_many_keys_there_are(tmp_path):
         ("faults", Chances()),
         ("fusion", students.FusionChoice()),
         ("teaching", students.Teaching(every=3)),
-        ("sparsity", rounds.Sparsity()),
+        ("sparsity", Sparsity()),
         ("students.assistants", students.AssistantChoice()),
         ("students.data_free", students.DataFreeChoice(recipe="deep-inversion")),
         ("students.continuations", students.ContinuationChoice()),
