@@ -29,7 +29,7 @@ from fedpress.compression.tensors.mask import Mask
 if TYPE_CHECKING:
     from torch import nn
 
-    from fedpress.client.train import Training
+    from fedpress.client.settings import Training
     from fedpress.compression.models.task import Examples, Task
 
 

@@ -2,7 +2,6 @@
 
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -10,34 +9,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim.sgd import sgd
 
+from fedpress.client.settings import Training
 from fedpress.compression import timing
 from fedpress.compression.models.task import Examples, usable
-
-
-@dataclass(frozen=True)
-class Training:
-    """How a client trains.
-
-    Attributes:
-        epochs: passes over the client's examples; ignored when `steps` is given.
-        steps: number of batches instead of whole epochs.
-        batch_size: examples a step; the last batch of an epoch may be smaller.
-        proximal: weight mu of FedProx's term mu/2 * |w - start|^2 (Li et al. 2020, section 3), anchored at where
-            training starts.
-        precision: "float32", or "bfloat16" for autocast: weights, gradients and the optimizer stay float32
-            (Kalamkar et al. 2019, "A Study of BFLOAT16 for Deep Learning Training").
-        device: "cpu" or "cuda".
-    """
-
-    epochs: int = 1
-    steps: int | None = None
-    batch_size: int = 50
-    learning_rate: float = 0.1
-    momentum: float = 0.0
-    weight_decay: float = 0.0
-    proximal: float = 0.0
-    precision: str = "float32"
-    device: str = "cpu"
 
 
 def deterministic(seed: int) -> None:
@@ -83,7 +57,7 @@ def train(
     device = usable(settings.device)
     deterministic(seed)
     model.to(device).train()
-    anchor = [p.detach().clone() for p in model.parameters()] if settings.proximal else []
+    anchor = [p.detach().clone() for p in model.parameters()] if settings.proximal_mu else []
     step = _sgd(list(model.parameters()), settings)
     masked = [
         (parameter, torch.from_numpy(flags[name]).to(device))
@@ -99,7 +73,7 @@ def train(
             value = loss(model(inputs), targets)
         objective = value
         for parameter, start in zip(model.parameters(), anchor, strict=False):
-            objective = objective + settings.proximal / 2 * (parameter - start).square().sum()
+            objective = objective + settings.proximal_mu / 2 * (parameter - start).square().sum()
         objective.backward()  # type: ignore[no-untyped-call]
         for parameter, there in masked:
             if parameter.grad is not None:
@@ -171,8 +145,7 @@ def _sgd(parameters: list[nn.Parameter], settings: Training) -> Callable[[], Non
 
 def _batches(count: int, settings: Training, order: torch.Generator) -> list[Tensor]:
     """Return the index batches of the whole training, shuffled anew every epoch."""
-    per_epoch = -(-count // settings.batch_size)
-    steps = settings.steps if settings.steps is not None else settings.epochs * per_epoch
+    steps = settings.steps_of(count)
     batches: list[Tensor] = []
     while len(batches) < steps:
         batches.extend(torch.split(torch.randperm(count, generator=order), settings.batch_size))

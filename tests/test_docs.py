@@ -145,7 +145,14 @@ def reads_a_run(document: Path) -> bool:
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a short run, of the name that the documents give it."""
     folder = tmp_path_factory.mktemp("documents")
-    short = ["rounds=2", "clients=4", "sampling.per_round=4", "training.epochs=1", "students.tiers=[]", "workers=1"]
+    short = [
+        "rounds=2",
+        "clients=4",
+        "sampling.clients_per_round=4",
+        "training.epochs=1",
+        "students.tiers=[]",
+        "workers=1",
+    ]
     runner.simulate(scenario.load("digits", short), folder / "runs" / "sparse-1")
     return folder
 

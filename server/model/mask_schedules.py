@@ -8,14 +8,14 @@ M. Zhu, S. Gupta, "To prune, or not to prune", ICLR workshop 2018: pruning as tr
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
 from fedpress.compression import errors
 from fedpress.compression.models.pruning import dynamic_sparsity
-from fedpress.compression.models.pruning.dynamic_sparsity import Scope
+from fedpress.compression.models.pruning.dynamic_sparsity import AtInitialization, MaskSize, Method
+from fedpress.compression.settings import ADVANCED, STRICT, Field, Fraction, dataclass
 from fedpress.compression.tensors.layout import Layout, Vector
 from fedpress.compression.tensors.mask import Mask, Positions
 from fedpress.compression.wire import position_set
@@ -100,30 +100,94 @@ class Fixed(NamedTuple):
         return None
 
 
-@dataclass(frozen=True)
-class Gradual:
-    """Pruning as it goes: weights of the smallest magnitude are removed every few rounds, and never come back.
-
-    Attributes:
-        density: part of the weights that is left at the end, 0 < density <= 1.
-        begin: round of the schedule's start; the first weights go `every` rounds later.
-        end: round after which the density is reached.
-        every: rounds from one pruning to the next.
-        scope: who competes (`dynamic_sparsity.Scope`).
+@dataclass(frozen=True, config=STRICT)
+class Sparsity(MaskSize):
+    """Which weights the model in training has; clients train, send and get those only.
 
     Raises:
-        ValueError: one of them is out of range.
+        ValueError: A value is out of range, or of another method.
     """
 
-    density: float
-    end: int
-    begin: int = 0
-    every: int = 1
-    scope: Scope = "global"
+    method: Literal["snip", "grasp", "synflow", "erk", "magnitude", "gradual", "feddst", "rigl"] = Field(
+        default="snip",
+        description="snip, grasp, synflow, erk (at random) or magnitude: a mask before round 1 that stays; gradual:"
+        " pruned by magnitude as training goes; feddst, rigl: the mask moves, clients vote on it.",
+    )
+    initial_method: Method = Field(
+        default="erk", json_schema_extra=ADVANCED, description="For feddst and rigl: how their first mask is made."
+    )
+    begin: int = Field(
+        default=0,
+        ge=0,
+        json_schema_extra=ADVANCED,
+        description="For gradual: round in which its cubic schedule starts; the first weights go `every` rounds later.",
+    )
+    end: int | None = Field(
+        default=None,
+        ge=1,
+        json_schema_extra=ADVANCED,
+        description="For gradual: round after which the density is reached; for feddst and rigl: round from which"
+        " on the mask stays. null: two thirds of the rounds.",
+    )
+    every: int = Field(default=5, ge=1, description="For gradual, feddst and rigl: rounds from one change to the next.")
+    drop_fraction: Fraction = Field(
+        default=0.3,
+        json_schema_extra=ADVANCED,
+        description="For feddst and rigl: share of a layer's weights that is exchanged, at first; falls by a cosine.",
+    )
 
     def __post_init__(self) -> None:
-        dynamic_sparsity.check_density(self.density)
-        _check_rounds(self.begin, self.end, self.every)
+        takes = {"gradual": {"begin", "end", "every"}}
+        taken = takes.get(self.method, {"initial_method", "end", "every", "drop_fraction"} if self.changes else set())
+        for key in ("initial_method", "begin", "end", "every", "drop_fraction"):
+            if key not in taken and self.changed(key):
+                raise ValueError(f"{key} has no meaning for method {self.method}")
+        _ = self.initial  # refuses what does not go together
+
+    @property
+    def initial(self) -> AtInitialization | None:
+        """How the first mask is made; None: all weights are there at first."""
+        if self.method == "gradual":
+            return None
+        votes = self.method in ("feddst", "rigl")
+        method: Any = self.initial_method if votes else self.method
+        return AtInitialization(method, density=self.density, scope=self.scope or ("erk" if votes else None))
+
+    @property
+    def changes(self) -> bool:
+        """Whether the mask changes during the rounds."""
+        return self.method in ("gradual", "feddst", "rigl")
+
+    def schedule(self, first: Mask | None, end: int) -> MaskSchedule:
+        """Return the schedule of the masks.
+
+        Args:
+            first: Mask that the method found; None: all weights are there.
+            end: Round after which the mask stays.
+        """
+        if first is None:
+            return Gradual(self, end)
+        if not self.changes:
+            return Fixed(first)
+        return FedDST(first, self, end) if self.method == "feddst" else RigL(first, self, end)
+
+    def exchanged(self, server_round: int, end: int) -> float:
+        """Return the part of each tensor's weights that is exchanged in a round; 0: nothing.
+
+        Args:
+            server_round: From 1.
+            end: Round in which the part has fallen to nothing.
+        """
+        if server_round % self.every:
+            return 0.0
+        return dynamic_sparsity.cosine_fraction(server_round, end, self.drop_fraction)
+
+
+class Gradual(NamedTuple):
+    """Pruning as it goes: weights of the smallest magnitude are removed every few rounds, and never come back."""
+
+    sparsity: Sparsity
+    end: int  # round after which the density is reached
 
     @property
     def first(self) -> Mask | None:
@@ -136,45 +200,17 @@ class Gradual:
 
     def after(self, server_round: int, master: Vector, layout: Layout, ballot: Ballot | None) -> Mask | None:
         """Return the mask of the largest weights, where one is due."""
-        due = server_round >= self.begin and (server_round - self.begin) % self.every == 0
+        begin = self.sparsity.begin
+        due = server_round >= begin and (server_round - begin) % self.sparsity.every == 0
         if not (due or server_round == self.end):
             return None
-        density = dynamic_sparsity.cubic_density(server_round, self.begin, self.end, self.density)
+        density = dynamic_sparsity.cubic_density(server_round, begin, self.end, self.sparsity.density)
         if density >= dynamic_sparsity.density(layout.mask, layout):
             return None
         magnitudes = np.full(layout.full.size, -1.0, np.float32)  # what is gone comes after every weight that is there
         magnitudes[layout.whole(np.arange(layout.size))] = np.abs(master)
-        mask = dynamic_sparsity.ranked(magnitudes, layout, density, self.scope)
+        mask = dynamic_sparsity.ranked(magnitudes, layout, density, self.sparsity.scope or "layer")
         return mask if layout.mask is None else Mask.of(mask.flags & layout.mask.flags)
-
-
-@dataclass(frozen=True)
-class Exchange:
-    """When weights are exchanged, and how many.
-
-    Attributes:
-        every: rounds from one exchange to the next.
-        end: round from which on the mask stays.
-        fraction: of each tensor's weights, at first; it falls by a cosine to nothing at `end`.
-
-    Raises:
-        ValueError: one of them is out of range.
-    """
-
-    every: int
-    end: int
-    fraction: float = 0.3
-
-    def __post_init__(self) -> None:
-        _check_rounds(0, self.end, self.every)
-        if not 0 < self.fraction <= 1:
-            raise ValueError(f"fraction is {self.fraction}, expected 0 < fraction <= 1: of a layer's weights")
-
-    def at(self, server_round: int) -> float:
-        """Return the part that is exchanged in a round; 0: nothing."""
-        if server_round % self.every:
-            return 0.0
-        return dynamic_sparsity.cosine_fraction(server_round, self.end, self.fraction)
 
 
 class FedDST(NamedTuple):
@@ -186,11 +222,12 @@ class FedDST(NamedTuple):
     """
 
     first: Mask
-    exchange: Exchange
+    sparsity: Sparsity
+    end: int  # round from which on the mask stays
 
     def asks(self, server_round: int) -> Asked | None:
         """Return the part that each client drops and grows, in a round of exchange."""
-        part = self.exchange.at(server_round)
+        part = self.sparsity.exchanged(server_round, self.end)
         return Asked(part, part) if part else None
 
     def after(self, server_round: int, master: Vector, layout: Layout, ballot: Ballot | None) -> Mask | None:
@@ -215,11 +252,12 @@ class RigL(NamedTuple):
     """
 
     first: Mask
-    exchange: Exchange
+    sparsity: Sparsity
+    end: int  # round from which on the mask stays
 
     def asks(self, server_round: int) -> Asked | None:
         """Return the part that each client grows, in a round of exchange."""
-        part = self.exchange.at(server_round)
+        part = self.sparsity.exchanged(server_round, self.end)
         return Asked(0.0, part) if part else None
 
     def after(self, server_round: int, master: Vector, layout: Layout, ballot: Ballot | None) -> Mask | None:
@@ -227,7 +265,7 @@ class RigL(NamedTuple):
         if ballot is None or not ballot.weight:
             return None
         assert layout.mask is not None
-        part = self.exchange.at(server_round)
+        part = self.sparsity.exchanged(server_round, self.end)
         votes = np.where(layout.mask.flags, 0.0, ballot.votes).astype(np.float32)
         flags = layout.mask.flags.copy()
         offsets, whole = layout.offsets.tolist(), layout.full.offsets.tolist()
@@ -238,8 +276,3 @@ class RigL(NamedTuple):
             flags[layout.mask.positions[inside][smallest]] = False
             flags[tensor.start + dynamic_sparsity.top(votes[tensor], k)] = True
         return Mask.of(flags)
-
-
-def _check_rounds(begin: int, end: int, every: int) -> None:
-    if begin < 0 or end <= begin or every < 1:
-        raise ValueError(f"begin {begin}, end {end}, every {every}: expected 0 <= begin < end, and every at least 1")

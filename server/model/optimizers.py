@@ -17,8 +17,7 @@ from torch import Tensor
 from fedpress.compression.tensors.layout import Vector
 from fedpress.compression.tensors.mask import MaskChange
 from fedpress.server.checkpoint.state import State
-
-MIN_EPSILON = 1e-3
+from fedpress.server.model.settings import MIN_EPSILON, OptimizerSettings
 
 
 class Optimizer(ABC):
@@ -59,6 +58,25 @@ class Optimizer(ABC):
 
 ServerOptimizer = Callable[[Vector], Optimizer]
 """Takes the master vector (n,), float32, and returns the optimizer that steps it in place."""
+
+
+def of(settings: OptimizerSettings, learning_rate: float | None = None) -> ServerOptimizer:
+    """Return the optimizer that settings describe.
+
+    Args:
+        settings: Of a scenario's `server`.
+        learning_rate: In place of theirs; None: theirs.
+    """
+    rate = settings.learning_rate if learning_rate is None else learning_rate
+    if settings.optimizer == "adam":
+        return adam(rate, settings.beta1, settings.beta2, settings.epsilon)
+    if settings.optimizer == "yogi":
+        return yogi(rate, settings.beta1, settings.beta2, settings.epsilon)
+    if settings.optimizer == "adagrad":
+        return adagrad(rate, settings.epsilon)
+    if settings.optimizer == "majority_vote":
+        return majority_vote(rate)
+    return sgd(rate, settings.momentum)
 
 
 def sgd(learning_rate: float = 1.0, momentum: float = 0.0) -> ServerOptimizer:

@@ -9,14 +9,17 @@ an epoch drops counts as a change to zero. So a delta from a version of an older
 survives there, whatever the masks between were.
 """
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import InstanceOf
 
 from fedpress.compression.encoders import cafe
 from fedpress.compression.encoders.top_k import largest
 from fedpress.compression.messages.orders import Download
+from fedpress.compression.settings import STRICT, dataclass
 from fedpress.compression.tensors.layout import Layout, Vector
 from fedpress.compression.tensors.replica import LIMIT, FixedPoint, Integers, Replica, SeededInit
 from fedpress.compression.tensors.side_info import PositionSet, SideInfo
@@ -24,6 +27,7 @@ from fedpress.compression.tensors.update import Dense, Sparse, Update
 from fedpress.compression.wire import payloads
 from fedpress.compression.wire.values import DYADIC
 from fedpress.server.checkpoint.state import State, as_array
+from fedpress.server.model.settings import DownlinkSettings
 
 FROM_NOTHING = -1
 """The version before the first: every weight is zero. A delta from it is a snapshot."""
@@ -33,18 +37,11 @@ _HISTORY = 0.5
 """Deltas of the past that are kept: as many entries as this part of the model's."""
 
 
-class Downlink(NamedTuple):
-    """How the model goes down.
+@dataclass(frozen=True, config=STRICT)
+class Downlink(DownlinkSettings):
+    """How the model goes down, and how version 0 is drawn from a seed; None: it is sent."""
 
-    Attributes:
-        density: the part of the entries that one version changes, above 0 and at most 1.
-        draw: how version 0 is drawn from a seed; None: it is sent.
-        levels: how many multiples of the magnitude an entry may change by; 1: ternary.
-    """
-
-    density: float = 0.005
-    draw: SeededInit | None = None
-    levels: int = 1
+    draw: InstanceOf[SeededInit] | None = None
 
 
 class Delta(NamedTuple):
@@ -76,17 +73,9 @@ class Versions:
     Attributes:
         held: the newest version.
         tag: proves that a client has it.
-
-    Raises:
-        ValueError: the density or the number of levels is out of range.
     """
 
     def __init__(self, master: Vector, buffers: bytes, layout: Layout, downlink: Downlink, epoch: int = 0) -> None:
-        if not 0 < downlink.density <= 1 or downlink.levels < 1:
-            raise ValueError(
-                f"downlink: density {downlink.density} and levels {downlink.levels}, expected a density above 0 and at "
-                "most 1, such as 0.005, and at least 1 level"
-            )
         self._layout = layout
         self._epoch = self._first_epoch = epoch
         self._downlink = downlink
@@ -217,7 +206,7 @@ class Versions:
         self._layout, self._epoch = layout, epoch
         arrays = state.arrays
         draw = SeededInit.unpack(arrays["draw"].tobytes(), layout) if "draw" in arrays else None
-        self._downlink = self._downlink._replace(draw=draw)
+        self._downlink = dataclasses.replace(self._downlink, draw=draw)
         grid = FixedPoint.unpack(arrays["grid"].tobytes(), layout)
         self._take(Replica(state.meta["version"], grid, arrays["integers"], arrays["buffers"].tobytes()))
         self._changes, begin = {}, 0

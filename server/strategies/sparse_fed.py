@@ -133,12 +133,8 @@ class SparseFed(resume.Resuming, Strategy):
             raise ValueError(
                 f"over_selection must be at least 0 and min_replies at least 1; got {over_selection} and {min_replies}"
             )
-        if schedule is not None:
-            schedule.check()
-            if over_selection:
-                raise ValueError(
-                    "over_selection has no meaning with a buffer; fraction_train says how many are at work"
-                )
+        if schedule is not None and over_selection:
+            raise ValueError("over_selection has no meaning with a buffer; fraction_train says how many are at work")
         if deadline is not None and not deadline > 0:
             raise ValueError(f"deadline must be a positive number of seconds or None, and is {deadline}")
         if prediction and downlink is None:

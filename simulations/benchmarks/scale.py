@@ -143,8 +143,8 @@ def _measured(scenario: str, began: float) -> Scale:
     processor = (watch.processor[-1] - watch.processor[0]) / len(later)
     states = float(np.mean(watch.states)) if watch.states else 0.0
     return Scale(
-        chosen.clients, chosen.sampling.per_round, watch.ends[0] - seconds, watch.processor[0] - processor, seconds,
-        processor, watch.server, watch.worker, states, len(watch.states), watch.checkpoint,
+        chosen.clients, chosen.sampling.clients_per_round, watch.ends[0] - seconds, watch.processor[0] - processor,
+        seconds, processor, watch.server, watch.worker, states, len(watch.states), watch.checkpoint,
     )  # fmt: skip
 
 

@@ -283,7 +283,7 @@ def _deployed(scenario: str, overrides: list[str] | None, nodes: int, rounds: in
         common.leave(f"error: --rounds {rounds}: expected at least 2, since the first is left out", 2)
     from fedpress.simulations.scenario import scenario as scenarios
 
-    size = [f"clients={nodes}", f"sampling.per_round={nodes}", f"rounds={rounds}", "students.tiers=[]"]
+    size = [f"clients={nodes}", f"sampling.clients_per_round={nodes}", f"rounds={rounds}", "students.tiers=[]"]
     return scenarios.load(scenario, [*size, *(overrides or ())])
 
 
@@ -417,7 +417,7 @@ def bench_scale(
     \b
     Example:
       fedpress bench scale fashion-mnist-100 --clients 100,1000,10000 \\
-          --set sampling.per_round=100 --set 'task={name: fashion-mnist, model: mlp}'
+          --set sampling.clients_per_round=100 --set 'task={name: fashion-mnist, model: mlp}'
     """
     with common.clear_errors("simulation", json_file):
         numbers = _parse_clients(clients)

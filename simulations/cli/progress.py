@@ -57,7 +57,7 @@ class Display:
         self.folder = folder
         self._print(
             f"{scenario.name}: task {scenario.task.name}, {scenario.clients} clients,"
-            f" {scenario.sampling.per_round} a round, density {scenario.density:.3g}, seed {scenario.seed};"
+            f" {scenario.sampling.clients_per_round} a round, density {scenario.density:.3g}, seed {scenario.seed};"
             f" files in {folder.path}"
         )
         self._print(f"{'round':>9}  {'accuracy':>8}  {'loss':>7}  {'bytes up':>9}  {'bytes down':>10}")

@@ -5,31 +5,42 @@ number of workers, and again after a run was resumed. What is struck goes throug
 deployment: a lost reply is never pulled, a damaged payload is decoded, a client that forgets finds no state.
 """
 
+from __future__ import annotations
+
+import contextlib
+import math
 from collections import Counter
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
-from flwr.app import Message
 
 from fedpress.compression import seeds
-from fedpress.compression.messages import orders
+from fedpress.compression.settings import STRICT, Field, Positive, Settings, dataclass
+
+if TYPE_CHECKING:
+    from flwr.app import Message
+    from torch import nn
 
 CRASHES, FORGETS, DIVERGES, LOST, DOUBLED, LATE, DAMAGED = KINDS = (
     "crashes", "forgets", "diverges", "lost", "doubled", "late", "damaged"
 )  # fmt: skip
 
+Chance = Annotated[float, Field(ge=0, le=1)]
 
-class Chances(NamedTuple):
-    """How often each fault strikes, as a chance for each client and round."""
 
-    crashes: float = 0.0  # the client dies while it works: no reply, and its state stays as it was
-    forgets: float = 0.0  # it starts without the state that it had kept
-    diverges: float = 0.0  # its training ends in NaN
-    lost: float = 0.0  # its reply never arrives, though its state says that it was sent
-    doubled: float = 0.0  # its reply arrives twice
-    late: float = 0.0  # its reply takes `late_seconds` more
-    damaged: float = 0.0  # a bit of its payload flips on the way
-    late_seconds: float = 60.0
+@dataclass(frozen=True, config=STRICT)
+class Chances(Settings):
+    """What goes wrong on purpose: a chance of each fault for every client and round."""
+
+    crashes: Chance = Field(default=0.0, description="A client dies at work; its state stays as it was.")
+    forgets: Chance = Field(default=0.0, description="A client starts without the state that it had kept.")
+    diverges: Chance = Field(default=0.0, description="Its training ends in NaN.")
+    lost: Chance = Field(default=0.0, description="Its reply never arrives, though its state says that it was sent.")
+    doubled: Chance = Field(default=0.0, description="Its reply arrives twice.")
+    late: Chance = Field(default=0.0, description="Its reply takes late_seconds more.")
+    damaged: Chance = Field(default=0.0, description="A bit of its update flips on the way.")
+    late_seconds: Positive = Field(default=60.0, description="Virtual seconds.")
 
 
 class Faults:
@@ -52,6 +63,8 @@ class Faults:
 
     def damaged(self, reply: Message, client: int, round: int) -> Message:
         """Flip a bit of the update in a reply; one that carries none stays as it is."""
+        from fedpress.compression.messages import orders  # with flwr, which a scenario is read without
+
         answer = None if reply.has_error() else reply.content.config_records.get(orders.ANSWER)
         update = answer.get("update") if answer else None
         if answer is not None and isinstance(update, bytes) and update:
@@ -64,11 +77,27 @@ class Faults:
         return reply
 
 
-class _Here:
-    """What strikes in this worker process now."""
+@contextlib.contextmanager
+def diverging(strikes: bool) -> Iterator[None]:
+    """Let training in this process end in NaN while the context lasts; production code knows nothing of it.
 
-    diverges = False
+    Args:
+        strikes: Whether it does; False: nothing happens.
+    """
+    if not strikes:
+        yield
+        return
+    from fedpress.client import train  # with torch, which the server's side of an engine does without
 
+    def diverged(model: nn.Module, *args: Any, **kwargs: Any) -> float:
+        original(model, *args, **kwargs)
+        for parameter in model.parameters():
+            parameter.data.fill_(math.nan)
+        return -math.nan  # the sign of a NaN that a processor computes
 
-here = _Here()
-"""Set by the engine's worker before each message, read by the workload's training."""
+    original = train.train
+    train.train = diverged
+    try:
+        yield
+    finally:
+        train.train = original

@@ -3,9 +3,7 @@
 Nothing here sleeps. An engine asks how long a client would need and moves the clock; a round of slow clients takes no
 longer to simulate than one of fast clients, and takes the same (virtual) time on every machine.
 
->>> network = Network(
-...     up_mbit=8.0, down_mbit=80.0, examples_per_second=100.0, latency=0.0, spread=0.0, dropout=0.0, seed=1
-... )
+>>> network = Network(NetworkSettings(up_mbit=8.0, down_mbit=80.0, latency=0.0, rate_sigma=0.0), seed=1)
 >>> network.seconds(client=0, round=1, down_bytes=1_000_000, examples=50, up_bytes=100_000)
 0.7
 
@@ -16,13 +14,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple
+from typing import Annotated, Any, Final, Literal, NamedTuple
 
 import numpy as np
+from pydantic import field_validator
 
 from fedpress.compression import seeds, suggest
 from fedpress.compression.ledger import DIRECTIONS, Ledger
+from fedpress.compression.settings import ADVANCED, STRICT, Field, Positive, Settings, dataclass
 from fedpress.simulations.conditions import bandwidth_trace
 from fedpress.simulations.conditions.bandwidth_trace import Floats
 
@@ -49,14 +48,14 @@ class VirtualClock:
 
 
 class Profile(NamedTuple):
-    """A kind of link. Rates are medians over the clients that have it."""
+    """A kind of link: the figures of `NetworkSettings`, none of them null. Rates are medians over the clients."""
 
-    up_mbit: float  # 10^6 bits a second
+    up_mbit: float
     down_mbit: float
-    latency: float  # seconds that a message takes besides its bytes, one way
-    jitter: float = 0.0  # seconds; mean of what is added to the latency of each message
-    loss: float = 0.0  # part of the packets that are lost, and sent again
-    up_joules_per_byte: float = 0.0  # that the client's device spends
+    latency: float
+    jitter: float = 0.0
+    packet_loss: float = 0.0
+    up_joules_per_byte: float = 0.0
     down_joules_per_byte: float = 0.0
 
 
@@ -133,6 +132,82 @@ def shares(profile: Any) -> dict[str, float]:
     return dict(sorted(given.items()))  # what is drawn does not depend on their order
 
 
+@dataclass(frozen=True, config=STRICT)
+class NetworkSettings(Settings):
+    """Links and speeds of the clients on a virtual clock: it decides who is late, and costs no real time.
+
+    A loss of packets slows a transfer down as it does TCP: it is no faster than the bound of Mathis et al., "The
+    Macroscopic Behavior of the TCP Congestion Avoidance Algorithm", 1997: segment / round trip * sqrt(1.5 / loss).
+
+    Raises:
+        ValueError: A value is out of range, there is no such profile, or the rates have two sources.
+    """
+
+    profile: str | dict[str, float] | None = Field(
+        default=None,
+        description=f"Kind of link: {', '.join(PROFILES)}; or the share of the clients that have each, such as"
+        " {lte: 0.7, wifi: 0.3}. It sets the keys from up_mbit to down_joules_per_byte that are null.",
+    )
+    up_mbit: Positive | None = Field(
+        default=None,
+        description="Upload of the median client, 10^6 bits a second. null: the profile's; without one,"
+        f" {DEFAULT.up_mbit:g}.",
+    )
+    down_mbit: Positive | None = Field(
+        default=None,
+        description=f"Download of the median client. null: the profile's, or {DEFAULT.down_mbit:g}.",
+    )
+    latency: Annotated[float, Field(ge=0)] | None = Field(
+        default=None,
+        description="Seconds a message takes besides its bytes, each way. null: the profile's, or"
+        f" {DEFAULT.latency:g}.",
+    )
+    jitter: Annotated[float, Field(ge=0)] | None = Field(
+        default=None,
+        json_schema_extra=ADVANCED,
+        description="Mean of the seconds that each message takes more, at random. null: the profile's, or 0.",
+    )
+    packet_loss: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        default=None,
+        description="Part of the packets that are lost and sent again, which slows a transfer down. null: the"
+        " profile's, or 0.",
+    )
+    up_joules_per_byte: Annotated[float, Field(ge=0)] | None = Field(
+        default=None,
+        json_schema_extra=ADVANCED,
+        description="Energy that a client's device spends for a byte it sends. null: the profile's, or 0.",
+    )
+    down_joules_per_byte: Annotated[float, Field(ge=0)] | None = Field(
+        default=None, json_schema_extra=ADVANCED, description="Energy for a byte it gets. null: the profile's, or 0."
+    )
+    examples_per_second: Positive = Field(default=100.0, description="Training speed of the median client.")
+    rate_sigma: float = Field(
+        default=0.5,
+        ge=0,
+        description="Unevenness of rates and speed: standard deviation of their logarithms, drawn independently for"
+        " each client; 0: all clients alike; 0.5: two thirds of them between 0.6 and 1.6 times the median.",
+    )
+    dropout: float = Field(
+        default=0.0, ge=0, lt=1, description="Chance that a client does not answer. Needs a deadline."
+    )
+    trace: str | None = Field(
+        default=None,
+        description="CSV file with the rates over time, in place of up_mbit and down_mbit; its columns: client (or *),"
+        " seconds, up_mbit, down_mbit and perhaps latency. Its path is seen from the scenario's file.",
+    )
+
+    @field_validator("profile", mode="before")
+    @classmethod
+    def _known(cls, given: Any) -> Any:
+        shares(given)
+        return given
+
+    def __post_init__(self) -> None:
+        for key in ("up_mbit", "down_mbit"):
+            if self.trace is not None and getattr(self, key) is not None:
+                raise ValueError(f"{key} has no meaning beside trace, which has the rates; leave one out")
+
+
 class Link(NamedTuple):
     """What one client has: bits a second each way, and how fast it trains."""
 
@@ -149,66 +224,29 @@ class _Drawn(NamedTuple):
     link: Link
 
 
+_UNCHANGED: Final = NetworkSettings()
+
+
 class Network:
     """Link and speed of every client, drawn from a seed; the figures given are medians over the clients.
 
-    The keys are those of a scenario's `network`. What is None is that of the client's profile.
-
     Args:
-        profile: Name of one of `PROFILES`, or several with the share of the clients that have each; None: `DEFAULT`.
-        up_mbit: Upload of the median client, 10^6 bits a second.
-        down_mbit: Its download.
-        latency: Seconds that a message takes besides its bytes, each way.
-        jitter: Mean of the seconds that are added to it, drawn (exponential) for each message.
-        loss: Part of the packets that are lost and sent again, 0 <= loss < 1. The time is that of TCP: a transfer is no
-            faster than the bound of Mathis et al., "The Macroscopic Behavior of the TCP Congestion Avoidance
-            Algorithm", 1997: segment / round trip * sqrt(1.5 / loss).
-        up_joules_per_byte: What a client's device spends for a byte that it sends; bytes sent again cost, too.
-        down_joules_per_byte: And for one that it gets.
-        examples_per_second: Training speed of the median client.
-        spread: Standard deviation of the logarithm of each client's rates and speed, drawn independently; 0 makes all
-            clients alike, 0.5 puts two thirds of them between 0.6 and 1.6 times the median.
-        dropout: Probability that a client does not answer in a round, drawn for each client and round.
-        trace: File with the rates over time (`network_trace`), in place of `up_mbit` and `down_mbit`; the spread
-            multiplies a client's.
-        clients: How many clients a trace must have rows for.
+        settings: A scenario's `network`. What is None there is that of the client's profile, or of `DEFAULT`.
         seed: Draws all of it.
+        clients: How many clients a trace must have rows for.
 
     Raises:
-        ValueError: There is no such profile, or the shares do not sum to 1.
         TraceError: The trace cannot be used.
     """
 
-    def __init__(
-        self,
-        *,
-        seed: int,
-        profile: str | Mapping[str, float] | None = None,
-        up_mbit: float | None = None,
-        down_mbit: float | None = None,
-        latency: float | None = None,
-        jitter: float | None = None,
-        loss: float | None = None,
-        up_joules_per_byte: float | None = None,
-        down_joules_per_byte: float | None = None,
-        examples_per_second: float = 100.0,
-        spread: float = 0.5,
-        dropout: float = 0.0,
-        trace: Path | str | None = None,
-        clients: int = 0,
-    ) -> None:
-        figures = (up_mbit, down_mbit, latency, jitter, loss, up_joules_per_byte, down_joules_per_byte)
-        given: dict[str, Any] = {
-            name: value for name, value in zip(Profile._fields, figures, strict=True) if value is not None
-        }
-        by_name = shares(profile)
+    def __init__(self, settings: NetworkSettings = _UNCHANGED, *, seed: int, clients: int = 0) -> None:
+        given = {name: getattr(settings, name) for name in Profile._fields if getattr(settings, name) is not None}
+        by_name = shares(settings.profile)
         self._profiles = [PROFILES[name]._replace(**given) for name in by_name] or [DEFAULT._replace(**given)]
         self._up_to = np.cumsum(list(by_name.values()) or [1.0])
-        self._examples_per_second = examples_per_second
-        self._spread = spread
-        self._dropout = dropout
+        self._settings = settings
         self._seed = seed
-        self._trace = bandwidth_trace.load(trace) if trace is not None else None
+        self._trace = bandwidth_trace.load(settings.trace) if settings.trace is not None else None
         self._drawn: dict[int, _Drawn] = {}
         for client in range(clients if self._trace else 0):
             self._course(client)
@@ -223,10 +261,10 @@ class Network:
 
     def answers(self, client: int, round: int) -> bool:
         """Whether the client answers in this round; False with probability `dropout`."""
-        if not self._dropout:
+        if not self._settings.dropout:
             return True
         draw = np.random.default_rng(seeds.derive("network", self._seed, "dropout", client, round))
-        return bool(draw.random() >= self._dropout)
+        return bool(draw.random() >= self._settings.dropout)
 
     def seconds(
         self, *, client: int, round: int, down_bytes: int, examples: int, up_bytes: int, start: float = 0.0
@@ -259,7 +297,7 @@ class Network:
         """
         profile = self.profile(client)
         spent = up_bytes * profile.up_joules_per_byte + down_bytes * profile.down_joules_per_byte
-        return spent / (1 - profile.loss)
+        return spent / (1 - profile.packet_loss)
 
     def joules_of(self, ledger: Ledger, round: int | None = None) -> float:
         """Energy for the bytes of a ledger, all clients together; node n of it is client n - 1.
@@ -285,8 +323,8 @@ class Network:
                 place = draw.random() * self._up_to[-1]
                 profile = self._profiles[int(np.searchsorted(self._up_to, place, side="right"))]
             draw = np.random.default_rng(seeds.derive("network", self._seed, "link", client))
-            factors = np.asarray(np.exp(self._spread * draw.standard_normal(3)))
-            medians = (profile.up_mbit, profile.down_mbit, self._examples_per_second)
+            factors = np.asarray(np.exp(self._settings.rate_sigma * draw.standard_normal(3)))
+            medians = (profile.up_mbit, profile.down_mbit, self._settings.examples_per_second)
             link = Link(*(float(median * factor) for median, factor in zip(medians, factors, strict=True)))
             self._drawn[client] = _Drawn(profile, factors, link)
         return self._drawn[client]
@@ -312,21 +350,23 @@ class Network:
     def _transfer(self, client: int, way: Literal["up", "down"], size: int, start: float) -> float:
         """Seconds that a message's bytes take, from `start` on.
 
-        A part `loss` of all packets is lost, so that 1 / (1 - loss) times the bytes are sent.
+        A part `packet_loss` of all packets is lost, so that 1 / (1 - packet_loss) times the bytes are sent.
         """
         profile, course = self.profile(client), self._course(client)
-        megabits = 8e-6 * size / (1 - profile.loss)
+        megabits = 8e-6 * size / (1 - profile.packet_loss)
         if course is None:
             link = self.link(client)
             rate = link.up_mbit if way == "up" else link.down_mbit
-            return megabits / min(rate, float(_bound(profile.latency, profile.loss)))
+            return megabits / min(rate, float(_bound(profile.latency, profile.packet_loss)))
         latency = profile.latency if course.latency is None else course.latency
         factor = self._of(client).factors[0 if way == "up" else 1]
         rates = factor * (course.up_mbit if way == "up" else course.down_mbit)
-        return course.seconds(start, megabits, np.minimum(rates, _bound(latency, profile.loss)))
+        return course.seconds(start, megabits, np.minimum(rates, _bound(latency, profile.packet_loss)))
 
 
-def _bound(latency: float | Floats, loss: float) -> Floats:
+def _bound(latency: float | Floats, packet_loss: float) -> Floats:
     """The most that TCP gets through, in 10^6 bits a second (Mathis et al. 1997); infinite without loss or latency."""
     with np.errstate(divide="ignore"):
-        return np.asarray(np.divide(8e-6 * SEGMENT_BYTES * math.sqrt(1.5), 2 * np.asarray(latency) * math.sqrt(loss)))
+        return np.asarray(
+            np.divide(8e-6 * SEGMENT_BYTES * math.sqrt(1.5), 2 * np.asarray(latency) * math.sqrt(packet_loss))
+        )

@@ -11,8 +11,9 @@ from typing import Annotated, TypeVar
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from fedpress.compression.errors import FedpressError
+from fedpress.compression.settings import Positive
 from fedpress.simulations.scenario import diagnostics, yaml_source
-from fedpress.simulations.scenario.section import Positive, Section
+from fedpress.simulations.scenario.section import Section
 
 
 class SettingsError(FedpressError, ValueError):
@@ -185,7 +186,7 @@ class Client(Section):
     )
 
 
-SERVER_EXAMPLE = Server(scenario="digits", overrides=("clients=2", "sampling.per_round=2", "rounds=5"))
+SERVER_EXAMPLE = Server(scenario="digits", overrides=("clients=2", "sampling.clients_per_round=2", "rounds=5"))
 CLIENT_EXAMPLE = Client(superlink="127.0.0.1:9092", ca="keys/ca.crt", key="keys/nodes/node-0")
 
 S = TypeVar("S", bound=Section)

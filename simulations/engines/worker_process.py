@@ -91,11 +91,10 @@ def work(pipe: connection.Connection, start: Start) -> None:
             TaskIdentity.node_id = task.client + 1
             if FORGETS in task.faults:
                 client_states.path_of(start.states, task.client).unlink(missing_ok=True)
-            faults.here.diverges = DIVERGES in task.faults
             with here.of("states"):
                 context = _context(start, task.client)
             try:
-                with here.of("client"):
+                with here.of("client"), faults.diverging(DIVERGES in task.faults):
                     reply = app(message, context)
                 if CRASHES in task.faults:
                     raise ConnectionResetError("the client died on purpose")

@@ -26,10 +26,8 @@ def schedule(workload: Workload, folder: RunFolder) -> mask_schedules.MaskSchedu
     choice, end = workload.scenario.sparsity, workload.scenario.mask_end
     if choice is None:
         return None
-    if choice.initial is None:
-        return mask_schedules.Gradual(choice.density, end, choice.begin, choice.every, choice.scope or "layer")
     first = first_mask(workload, folder)
-    if first is None:
+    if first is None and choice.initial is not None:
         # Labels are needed: those of the part that all choices are made on.
         examples, seed = workload.task.data().validation, seeds.derive(workload.scenario.seed, "mask")
         found = at_initialization.initial_mask(
@@ -37,7 +35,4 @@ def schedule(workload: Workload, folder: RunFolder) -> mask_schedules.MaskSchedu
         )
         write_atomically(folder.mask, position_set.pack(found.positions, workload.layout.size))
         first = found
-    if not choice.changes:
-        return mask_schedules.Fixed(first)
-    exchange = mask_schedules.Exchange(choice.every, end, choice.fraction)
-    return mask_schedules.FedDST(first, exchange) if choice.method == "feddst" else mask_schedules.RigL(first, exchange)
+    return choice.schedule(first, end)

@@ -49,21 +49,12 @@ def downlink(workload: Workload) -> Downlink | None:
         return None
     drawn = not (workload.tier and teaching and teaching.method == "slices")
     density = min(1.0, choice.density * workload.density / workload.scenario.density)
-    return Downlink(density, workload.draw if drawn else None, choice.levels)
+    return Downlink(density, choice.levels, draw=workload.draw if drawn else None)
 
 
 def optimizer(workload: Workload) -> ServerOptimizer:
     """Return the rule by which the server steps a model."""
-    choice, rate = workload.scenario.server, workload.server_learning_rate
-    if choice.optimizer == "adam":
-        return optimizers.adam(rate, choice.beta1, choice.beta2, choice.epsilon)
-    if choice.optimizer == "yogi":
-        return optimizers.yogi(rate, choice.beta1, choice.beta2, choice.epsilon)
-    if choice.optimizer == "adagrad":
-        return optimizers.adagrad(rate, choice.epsilon)
-    if choice.optimizer == "majority_vote":
-        return optimizers.majority_vote(rate)
-    return optimizers.sgd(rate, choice.momentum)
+    return optimizers.of(workload.scenario.server, workload.server_learning_rate)
 
 
 def strategy(

@@ -1,10 +1,10 @@
 """How long a finished run would have taken on another network, from its bytes alone: nothing is run again.
 
-from fedpress.simulations.conditions import network
+from fedpress.simulations.conditions.network import PROFILES, Network, NetworkSettings
 from fedpress.simulations.runs import replay
 
-for name in network.PROFILES:
-    print(name, replay.virtual_seconds("runs/digits", network.Network(profile=name, seed=1))[-1])
+for name in PROFILES:
+    print(name, replay.virtual_seconds("runs/digits", Network(NetworkSettings(profile=name), seed=1))[-1])
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def virtual_seconds(run: Path | str, network: Network | None = None) -> list[flo
     Law: with the run's own network, where it has no over-selection, deadline, drop-out or faults, these are the
     `virtual_seconds` of its rounds, up to rounding.
 
-    A round ends with the reply of the client that is the `per_round`-th to answer here: without over-selection, the
-    slowest. The time of the server is neglected, and so are deadlines; a client whose reply never came is left out.
+    A round ends with the reply of the client that is the `clients_per_round`-th to answer here: without over-selection,
+    the slowest. The time of the server is neglected, and so are deadlines; a client whose reply never came is left out.
 
     Args:
         run: Folder of the run.
@@ -75,7 +75,7 @@ def virtual_seconds(run: Path | str, network: Network | None = None) -> list[flo
                 )
             if math.isfinite(time):  # else it drops out here
                 times.append(time)
-        now += max(sorted(times)[: scenario.sampling.per_round], default=0.0)
+        now += max(sorted(times)[: scenario.sampling.clients_per_round], default=0.0)
         ends.append(now)
     return ends
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from fedpress.server import app as server
 from fedpress.server.fusion.client_ensemble import ClientModels
-from fedpress.server.strategies.buffered import Buffered
 from fedpress.server.strategies.sparse_fed import SparseFed
 from fedpress.simulations.engines import inline as inline_engine
 from fedpress.simulations.engines import worker_process
@@ -55,15 +54,14 @@ def plan(
     """Return the server's plan, which keeps the run folder up to date."""
     scenario = workload.scenario
     sampling = scenario.sampling
-    buffered = sampling.schedule == "buffered"
     if not folder.partition.exists():
         workload.save_parts(folder)
     options: dict[str, Any] = {
         "fraction_evaluate": 0.0,
         "optimizer": plan_strategy.optimizer(workload),
-        "averaging": scenario.server.averaging,
+        "averaging": scenario.server.ema_decay,
         "prediction": workload.prediction,
-        "schedule": Buffered(sampling.per_round, sampling.staleness, sampling.max_staleness) if buffered else None,
+        "schedule": sampling.buffer,
         "min_replies": sampling.min_replies,
         "deadline": sampling.deadline,
         "seed": scenario.seed,

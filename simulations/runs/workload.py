@@ -21,17 +21,14 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from fedpress.client.train import Training
+from fedpress.client.settings import Training
 from fedpress.compression import seeds
-from fedpress.compression.encoders import cafe, error_feedback, float16_residual, selection, wrappers
-from fedpress.compression.encoders import encoder as encoders
 from fedpress.compression.encoders.encoder import Encoder
 from fedpress.compression.files import write_atomically
 from fedpress.compression.models.task import Examples, Task
 from fedpress.compression.tensors import flatten
 from fedpress.compression.tensors.layout import Layout
 from fedpress.compression.tensors.replica import SeededInit
-from fedpress.compression.wire import values
 from fedpress.simulations.conditions import faults
 from fedpress.simulations.conditions.network import Network
 from fedpress.simulations.results.run_folder import RunFolder
@@ -95,31 +92,7 @@ class Workload:
     @cached_property
     def encoder(self) -> Encoder[Any]:
         """The scenario's encoder, from public parts."""
-        choice, density = self.scenario.encoder, self.density
-        number_format = values.by_name(choice.values)
-
-        def at(density: float) -> Encoder[Any]:
-            if choice.recipe:
-                return choice.made_by_recipe(density)
-            if choice.kind == "dense":
-                made: Encoder[Any] = encoders.dense(number_format)
-            elif choice.kind == "random_k":
-                made = encoders.seeded(density, number_format)
-            else:
-                made = encoders.sparse(selection.top_k(density, scope=choice.scope), number_format)
-            if choice.feedback == "none":
-                return made
-            if choice.feedback == "cafe":
-                return cafe.aggregate_feedback(made, self.prediction)
-            made = error_feedback.error_feedback(made)
-            if choice.feedback == "step_ahead":
-                made = error_feedback.step_ahead(made)
-            return float16_residual.half_precision(made) if choice.residual == "float16" else made
-
-        made = at(density)
-        if choice.warm_up_rounds:
-            made = wrappers.warmed_up(at, choice.warm_up_density, density, choice.warm_up_rounds)
-        return wrappers.clipped(made, choice.clip_norm) if choice.clip_norm else made
+        return self.scenario.encoder.build(self.density, self.prediction)
 
     @property
     def density(self) -> float:
@@ -143,27 +116,23 @@ class Workload:
     @property
     def training(self) -> Training:
         """How clients train."""
-        chosen = {**self.scenario.training.model_dump(), "epochs": self.scenario.training.epochs or 1}
-        return Training(**(chosen | {"learning_rate": float("nan")} if faults.here.diverges else chosen))
+        return self.scenario.training
 
     @cached_property
     def faults(self) -> faults.Faults | None:
         """What goes wrong on purpose."""
         choice = self.scenario.faults
-        return faults.Faults(faults.Chances(**choice.model_dump()), self.scenario.seed) if choice else None
+        return faults.Faults(choice, self.scenario.seed) if choice else None
 
     @cached_property
     def parts(self) -> list[NDArray[np.int64]]:
         """Index array of each client into the training split, drawn from the seed."""
-        choice = self.scenario.partition
+        settings = self.scenario.partition
         return partition(
             self.task.data().train.targets.numpy(),
             self.scenario.clients,
-            choice.kind,
-            groups=self.task.groups() if choice.kind == "natural" else None,
-            alpha=choice.alpha,
-            labels_per_client=choice.labels_per_client,
-            sizes=choice.sizes,
+            settings,
+            groups=self.task.groups() if settings.kind == "natural" else None,
             seed=seeds.derive(self.scenario.seed, "partition"),
         )
 
@@ -218,10 +187,7 @@ class Workload:
 
     def examples_a_round(self, client: int) -> int:
         """Return how many examples the client sees in a round, counted as often as it sees them."""
-        training = self.training
-        if training.steps is not None:
-            return training.steps * training.batch_size
-        return training.epochs * len(self.part(client))
+        return self.training.examples_seen(len(self.part(client)))
 
     def downloads(self, client: int) -> Path:
         """Return the folder where the client keeps downloaded students."""
@@ -232,7 +198,7 @@ class Workload:
     def network(self) -> Network | None:
         """Links and speeds of the clients. Raises TraceError where its trace cannot be used."""
         choice, scenario = self.scenario.network, self.scenario
-        return Network(**choice.model_dump(), seed=scenario.seed, clients=scenario.clients) if choice else None
+        return Network(choice, seed=scenario.seed, clients=scenario.clients) if choice else None
 
     def plan(self) -> Plan:
         """Return the server's plan, with a run folder: what a ServerApp on Flower's own engines asks for.

@@ -6,9 +6,11 @@ import difflib
 from collections.abc import Iterator, Sequence
 from typing import Any, get_args
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 
-from fedpress.compression import suggest
+from fedpress.compression import settings, suggest
+from fedpress.simulations.scenario.renamed import RENAMED
 
 
 class Problems(ValueError):
@@ -19,7 +21,7 @@ class Problems(ValueError):
         self.problems = list(problems)
 
 
-def explain(error: ValidationError, model: type[BaseModel]) -> list[str]:
+def explain(error: ValidationError, model: type) -> list[str]:
     """One line a problem, in the order of the keys.
 
     Args:
@@ -38,18 +40,21 @@ def explain(error: ValidationError, model: type[BaseModel]) -> list[str]:
     return list(lines)
 
 
-def _text(item: Any, keys: list[str | int], model: type[BaseModel]) -> str:
+def _text(item: Any, keys: list[str | int], model: type) -> str:
     kind, given, context = item["type"], item["input"], item.get("ctx", {})
     if kind == "missing":
         field = _field(keys, model)
         return f"missing{f' ({field.description})' if field is not None and field.description else ''}"
-    if kind == "extra_forbidden":
+    if kind in ("extra_forbidden", "unexpected_keyword_argument"):
+        if (path := ".".join(key for key in keys if isinstance(key, str))) in RENAMED:
+            return f"renamed to {RENAMED[path]} (value given: {_shown(given)})"
         return f"unknown key (value given: {_shown(given)}); {_nearest_key(keys, model)}"
     if kind == "literal_error":
         field = _field(keys, model)
         return f"got {_shown(given)}, expected {suggest.choices(map(str, get_args(field.annotation)), given)}"
-    if kind in ("model_type", "dict_type", "model_attributes_type"):
-        return f"got {_shown(given)}, expected a section with the keys {', '.join(_section(keys, model).model_fields)}"
+    if kind in ("model_type", "dict_type", "model_attributes_type", "dataclass_type"):
+        known = ", ".join(settings.fields(_section(keys, model)))
+        return f"got {_shown(given)}, expected a section with the keys {known}"
     if "error" in context and kind == "value_error":
         return f"{context['error']}{'' if isinstance(given, dict) else f' (value given: {_shown(given)})'}"
     if kind in ("greater_than", "greater_than_equal", "less_than", "less_than_equal"):
@@ -59,16 +64,25 @@ def _text(item: Any, keys: list[str | int], model: type[BaseModel]) -> str:
     return f"got {_shown(given)}, expected {expected}"
 
 
-def _range(keys: list[str | int], model: type[BaseModel]) -> str:
+def _range(keys: list[str | int], model: type) -> str:
     """The limits of a number, such as "0 < density <= 1"."""
     while isinstance(keys[-1], int):  # an item of a list: its limits are in the list's annotation
         keys = keys[:-1]
-    field = _field(keys, model)
-    limits = [*field.metadata, *(limit for part in get_args(field.annotation) for limit in _metadata(part))]
-    found = {sign: f"{getattr(limit, sign):g}" for limit in limits for sign in _SIGNS if hasattr(limit, sign)}
-    low = "".join(f"{value} {_SIGNS[sign]} " for sign, value in found.items() if sign in ("gt", "ge"))
-    high = "".join(f" {_SIGNS[sign]} {value}" for sign, value in found.items() if sign in ("lt", "le"))
-    return f"{low}{keys[-1]}{high}"
+    return limits(_field(keys, model)).format(keys[-1])
+
+
+def limits(field: FieldInfo) -> str:
+    """Return the limits of a number with {} in its place, such as "0 < {} <= 1"; without any, "{}"."""
+    bounds = [*field.metadata, *(bound for part in get_args(field.annotation) for bound in _metadata(part))]
+    given = {sign: _number(getattr(bound, sign)) for bound in bounds for sign in _SIGNS if hasattr(bound, sign)}
+    low = "".join(f"{value} {_SIGNS[sign]} " for sign, value in given.items() if sign in ("gt", "ge"))
+    high = "".join(f" {_SIGNS[sign]} {value}" for sign, value in given.items() if sign in ("lt", "le"))
+    return f"{low}{{}}{high}"
+
+
+def _number(value: float) -> str:
+    large_power_of_two = isinstance(value, int) and value > 1000 and value.bit_count() == 1
+    return f"2^{int(value).bit_length() - 1}" if large_power_of_two else f"{value:g}"
 
 
 def _metadata(annotation: Any) -> Iterator[Any]:
@@ -97,39 +111,32 @@ def _shown(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _models(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for part in get_args(annotation):
-        yield from _models(part)
-
-
-def _section(keys: Sequence[str | int], model: type[BaseModel]) -> type[BaseModel]:
+def _section(keys: Sequence[str | int], model: type) -> type:
     """The class of the section that `keys` lead to."""
     for key in keys:
-        if isinstance(key, str) and key in model.model_fields:
-            model = next(_models(model.model_fields[key].annotation), model)
+        if isinstance(key, str) and key in settings.fields(model):
+            model = next(settings.sections(settings.fields(model)[key].annotation), model)
     return model
 
 
-def _field(keys: Sequence[str | int], model: type[BaseModel]) -> Any:
-    return _section(keys[:-1], model).model_fields.get(str(keys[-1]))
+def _field(keys: Sequence[str | int], model: type) -> Any:
+    return settings.fields(_section(keys[:-1], model)).get(str(keys[-1]))
 
 
-def _keys(place: Sequence[str | int], model: type[BaseModel]) -> list[str | int]:
+def _keys(place: Sequence[str | int], model: type) -> list[str | int]:
     """Cut pydantic's place down to the keys of the file: a plain value's members of a union are dropped."""
     keys: list[str | int] = []
     for key in place:
         field = _field(keys, model) if keys else None
-        if field is not None and isinstance(key, str) and not any(_models(field.annotation)):
+        if field is not None and isinstance(key, str) and not any(settings.sections(field.annotation)):
             break
         keys.append(key)
     return keys
 
 
-def _nearest_key(keys: Sequence[str | int], model: type[BaseModel]) -> str:
+def _nearest_key(keys: Sequence[str | int], model: type) -> str:
     """The key that was probably meant: a similar one beside it, or the same one in another section."""
-    here = list(_section(keys[:-1], model).model_fields)
+    here = list(settings.fields(_section(keys[:-1], model)))
     wrong = str(keys[-1])
     elsewhere = [".".join(path) for path in _paths(model) if path[-1] == wrong]
     if elsewhere:
@@ -142,8 +149,8 @@ def _nearest_key(keys: Sequence[str | int], model: type[BaseModel]) -> str:
     return f"{section or 'a scenario'} has the keys {', '.join(here)}"
 
 
-def _paths(model: type[BaseModel], above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    for key, field in model.model_fields.items():
+def _paths(model: type, above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for key, field in settings.fields(model).items():
         yield (*above, key)
-        for section in _models(field.annotation):
+        for section in settings.sections(field.annotation):
             yield from _paths(section, (*above, key))

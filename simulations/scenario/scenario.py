@@ -11,32 +11,29 @@ fedpress.simulations.scenario.scenario.ScenarioError: scenario 'digits': 1 probl
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import yaml
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, ValidationError, model_validator
 
+from fedpress.client.settings import Training
 from fedpress.compression import suggest
 from fedpress.compression.errors import FedpressError
+from fedpress.compression.settings import ADVANCED, Field, Fraction
+from fedpress.server.model.mask_schedules import Sparsity
+from fedpress.server.model.settings import DownlinkSettings, OptimizerSettings
+from fedpress.simulations.conditions.faults import Chances
+from fedpress.simulations.conditions.network import NetworkSettings
 from fedpress.simulations.scenario import diagnostics, yaml_source
-from fedpress.simulations.scenario.rounds import (
-    DownlinkChoice,
-    EncoderChoice,
-    Evaluation,
-    FaultChoice,
-    NetworkChoice,
-    Partition,
-    Sampling,
-    ServerOptimizer,
-    Sparsity,
-    TaskChoice,
-    Training,
-)
-from fedpress.simulations.scenario.section import Fraction, Section, of_name
+from fedpress.simulations.scenario.encoder import EncoderSettings
+from fedpress.simulations.scenario.rounds import Evaluation, Sampling, TaskChoice
+from fedpress.simulations.scenario.section import Section, of_name
 from fedpress.simulations.scenario.students import FusionChoice, Students, Teaching, Tier
+from fedpress.simulations.tasks.partition import Partition
 
 FOLDER = Path(__file__).parents[1] / "scenarios"
 """The scenarios that come with fedpress."""
@@ -67,15 +64,15 @@ class Scenario(Section):
     partition: Partition = Field(default=Partition(), description="Which client has which examples.")
     sampling: Sampling = Field(default=Sampling(), description="Who takes part in a round.")
     training: Training = Field(default=Training(), description="What a client does.")
-    encoder: Annotated[EncoderChoice, BeforeValidator(of_name("recipe"))] = Field(
-        default=EncoderChoice(), description="What a client sends: a recipe's name, or its parts."
+    encoder: Annotated[EncoderSettings, BeforeValidator(of_name("recipe"))] = Field(
+        default=EncoderSettings(), description="What a client sends: a recipe's name, or its parts."
     )
-    server: ServerOptimizer = Field(default=ServerOptimizer(), description="What the server does with it.")
+    server: OptimizerSettings = Field(default=OptimizerSettings(), description="What the server does with it.")
     sparsity: Annotated[Sparsity | None, BeforeValidator(of_name("method"))] = Field(
         default=None, description="Which weights the model has: a method's name, or its settings; null: all of them."
     )
-    downlink: DownlinkChoice | None = Field(
-        default=DownlinkChoice(), description="How the model goes down; null: whole, in every round."
+    downlink: DownlinkSettings | None = Field(
+        default=DownlinkSettings(), description="How the model goes down; null: whole, in every round."
     )
     evaluation: Evaluation = Field(default=Evaluation(), description="When the model is evaluated.")
     fusion: FusionChoice | None = Field(
@@ -85,124 +82,139 @@ class Scenario(Section):
     teaching: Teaching | None = Field(
         default=None, description="How tiers that train teach each other; null: no tier trains."
     )
-    network: Annotated[NetworkChoice | None, BeforeValidator(of_name("profile"))] = Field(
+    network: Annotated[NetworkSettings | None, BeforeValidator(of_name("profile"))] = Field(
         default=None,
         description="Links and speeds of the clients: a profile's name, or {profile, and what differs}; null: time"
         " stands still.",
     )
-    faults: FaultChoice | None = Field(default=None, description="What goes wrong on purpose; null: nothing.")
+    faults: Chances | None = Field(
+        default=None, json_schema_extra=ADVANCED, description="What goes wrong on purpose; null: nothing."
+    )
 
     @model_validator(mode="after")
     def _together(self) -> Scenario:
-        sampling, encoder = self.sampling, self.encoder
-        problems = []
-        if sampling.schedule == "buffered":
-            if sampling.concurrency is None:
-                problems.append(
-                    "sampling.concurrency: missing; for buffered, the number of clients at work at any time,"
-                    f" such as {2 * sampling.per_round}"
-                )
-            if self.network is None:
-                problems.append("sampling.schedule: buffered needs `network`; without it all replies come at once")
-            if sampling.over_selection:
-                problems.append("sampling.over_selection: has no meaning for a buffered schedule; raise concurrency")
-        else:
-            for key in ("concurrency", "staleness", "max_staleness"):
-                if sampling.changed(key):
-                    problems.append(f"sampling.{key}: needs `sampling.schedule: buffered`")
-        asked = self.clients_at_work
-        if asked > self.clients:
-            problems.append(
-                f"sampling.{'concurrency' if sampling.concurrency else 'per_round + over_selection'}: {asked} clients"
-                f" asked each round, but clients is {self.clients}"
-            )
-        if sampling.min_replies > sampling.per_round:
-            problems.append(
-                f"sampling.min_replies: got {sampling.min_replies}, expected at most per_round, {sampling.per_round}"
-            )
-        if self.network is None:
-            for key in ("over_selection", "deadline"):
-                if getattr(sampling, key):
-                    problems.append(f"sampling.{key}: needs `network`; without it all replies come at the same time")
-        elif self.network.dropout > 0 and sampling.deadline is None:
-            problems.append("network.dropout: needs `sampling.deadline`; a round would wait for ever")
-        if encoder.warm_up_rounds >= self.rounds:
-            problems.append(
-                f"encoder.warm_up_rounds: got {encoder.warm_up_rounds}, expected less than rounds, {self.rounds}"
-            )
-        largest = max([self.density, *(tier.density for tier in self.students.tiers if tier.density)])
-        if encoder.warm_up_rounds and encoder.warm_up_density < largest:
-            problems.append(
-                f"encoder.warm_up_density: got {encoder.warm_up_density}, expected at least density, {largest}"
-            )
-        if (encoder.recipe == "signsgd") != (self.server.optimizer == "majority_vote"):
-            problems.append(
-                f"server.optimizer: got {self.server.optimizer!r} with encoder.recipe {encoder.recipe!r}; signsgd and"
-                " majority_vote go together, such as server={optimizer: majority_vote, learning_rate: 0.001}"
-            )
-        if encoder.feedback == "cafe" and (self.downlink is None or self.server.optimizer != "sgd"):
-            problems.append(
-                "encoder.feedback: cafe predicts from what goes down, in steps of sgd; it needs `downlink` and"
-                f" server.optimizer sgd, got {self.server.optimizer!r}"
-            )
-        problems += [*self._tiers_that_train(), *self._sparsity_problems()]
+        """Check what goes across sections; all problems are reported at once."""
+        problems = [
+            *self._schedule_problems(),
+            *self._round_problems(),
+            *self._encoder_problems(),
+            *self._tiers_that_train(),
+            *self._sparsity_problems(),
+        ]
         if problems:
             raise diagnostics.Problems(problems)
         return self
 
-    def _tiers_that_train(self) -> list[str]:
+    def _schedule_problems(self) -> Iterator[str]:
+        """Keys of the buffered schedule: those that it lacks, and those that only it has."""
+        sampling = self.sampling
+        if sampling.schedule == "buffered":
+            if sampling.concurrency is None:
+                yield (
+                    "sampling.concurrency: missing; for buffered, the number of clients at work at any time,"
+                    f" such as {2 * sampling.clients_per_round}"
+                )
+            if self.network is None:
+                yield "sampling.schedule: buffered needs `network`; without it all replies come at once"
+            if sampling.over_selection:
+                yield "sampling.over_selection: has no meaning for a buffered schedule; raise concurrency"
+        else:
+            for key in ("concurrency", "staleness_exponent", "max_staleness"):
+                if sampling.changed(key):
+                    yield f"sampling.{key}: needs `sampling.schedule: buffered`"
+
+    def _round_problems(self) -> Iterator[str]:
+        """Numbers of clients and replies in a round, and how it ends."""
+        sampling = self.sampling
+        if self.clients_at_work > self.clients:
+            key = "concurrency" if sampling.concurrency else "clients_per_round + over_selection"
+            yield f"sampling.{key}: {self.clients_at_work} clients asked each round, but clients is {self.clients}"
+        if sampling.min_replies > sampling.clients_per_round:
+            yield (
+                f"sampling.min_replies: got {sampling.min_replies}, expected at most clients_per_round,"
+                f" {sampling.clients_per_round}"
+            )
+        if self.network is None:
+            for key in ("over_selection", "deadline"):
+                if getattr(sampling, key):
+                    yield f"sampling.{key}: needs `network`; without it all replies come at the same time"
+        elif self.network.dropout > 0 and sampling.deadline is None:
+            yield "network.dropout: needs `sampling.deadline`; a round would wait for ever"
+
+    def _encoder_problems(self) -> Iterator[str]:
+        """What clients send, against the rounds, the server's optimizer and what goes down."""
+        encoder, optimizer = self.encoder, self.server.optimizer
+        if encoder.warm_up_rounds >= self.rounds:
+            yield f"encoder.warm_up_rounds: got {encoder.warm_up_rounds}, expected less than rounds, {self.rounds}"
+        largest = max([self.density, *(tier.density for tier in self.students.tiers if tier.density)])
+        if encoder.warm_up_rounds and encoder.warm_up_density < largest:
+            yield f"encoder.warm_up_density: got {encoder.warm_up_density}, expected at least density, {largest}"
+        if (encoder.recipe == "signsgd") != (optimizer == "majority_vote"):
+            yield (
+                f"server.optimizer: got {optimizer!r} with encoder.recipe {encoder.recipe!r}; signsgd and"
+                " majority_vote go together, such as server={optimizer: majority_vote, learning_rate: 0.001}"
+            )
+        if encoder.feedback == "cafe" and (self.downlink is None or optimizer != "sgd"):
+            yield (
+                "encoder.feedback: cafe predicts from what goes down, in steps of sgd; it needs `downlink` and"
+                f" server.optimizer sgd, got {optimizer!r}"
+            )
+
+    def _tiers_that_train(self) -> Iterator[str]:
         """What does not go together with tiers that train."""
-        training, teaching = [tier.name for tier in self.students.tiers if tier.trains], self.teaching
+        training = [tier.name for tier in self.students.tiers if tier.trains]
+        teaching, sampling, models = self.teaching, self.sampling, len(self.groups)
         if teaching is None:
-            return [
-                f"students.tiers: {name} trains, but there is no `teaching`, which says who trains the global model;"
-                " such as teaching={global_model: trained, every: 5}"
-                for name in training[:1]
-            ]
+            if training:
+                yield (
+                    f"students.tiers: {training[0]} trains, but there is no `teaching`, which says who trains the"
+                    " global model; such as teaching={global_model: trained, every: 5}"
+                )
+            return
         if not training:
-            return ["teaching: no tier trains; say so where the tier is: {name: ..., parameters: ..., trains: true}"]
-        problems, sampling = [], self.sampling
-        models = len(self.groups)
+            yield "teaching: no tier trains; say so where the tier is: {name: ..., parameters: ..., trains: true}"
+            return
+        least = min(self.shares(sampling.clients_per_round))
         if models > self.clients:
-            idle = [tier.name for tier in self.groups[self.clients :] if tier]
-            problems.append(
-                f"students.tiers: no client is of tier {', '.join(idle)}; {models} models are trained, and clients is"
+            idle = ", ".join(tier.name for tier in self.groups[self.clients :] if tier)
+            yield (
+                f"students.tiers: no client is of tier {idle}; {models} models are trained, and clients is"
                 f" {self.clients}"
             )
-        elif models > sampling.per_round:
-            problems.append(
-                f"sampling.per_round: got {sampling.per_round}, expected at least {models}, a client for each model"
-                " that is trained"
+        elif models > sampling.clients_per_round:
+            yield (
+                f"sampling.clients_per_round: got {sampling.clients_per_round}, expected at least {models}, a client"
+                " for each model that is trained"
             )
-        elif sampling.min_replies > min(self.shares(sampling.per_round)):
-            problems.append(
-                f"sampling.min_replies: got {sampling.min_replies}, expected at most"
-                f" {min(self.shares(sampling.per_round))}, the clients that a tier has in a round"
+        elif sampling.min_replies > least:
+            yield (
+                f"sampling.min_replies: got {sampling.min_replies}, expected at most {least}, the clients that a tier"
+                " has in a round"
             )
         if sampling.schedule == "buffered":
-            problems.append("sampling.schedule: buffered has no tiers that train; take synchronous rounds")
+            yield "sampling.schedule: buffered has no tiers that train; take synchronous rounds"
         if self.encoder.feedback == "cafe":
-            problems.append(
-                "encoder.feedback: cafe predicts from steps that clients have made, and teaching makes others"
-            )
+            yield "encoder.feedback: cafe predicts from steps that clients have made, and teaching makes others"
         if teaching.method == "slices":
-            if own := [tier.name for tier in self.students.tiers if tier.server_learning_rate is not None]:
-                problems.append(
-                    f"students.tiers: server_learning_rate of {own[0]} has no meaning with method slices, where the"
-                    " step is one for all; leave it out"
-                )
-            if other := [tier.name for tier in self.students.tiers if tier.trains and tier.student != "pruned"]:
-                problems.append(f"students.tiers: {other[0]} is no slice of the global model; leave `student` out")
-            if teaching.global_model == "distilled":
-                problems.append(
-                    "teaching.global_model: distilled has no meaning with method slices, which distills nothing"
-                )
-            for key in ("every", "combine", "epochs", "learning_rate", "temperature", "density", "levels"):
-                if teaching.changed(key):
-                    problems.append(f"teaching.{key}: has no meaning with method slices, which averages in every round")
+            yield from self._slice_problems(teaching)
         elif teaching.every > self.rounds:
-            problems.append(f"teaching.every: got {teaching.every}, expected at most rounds, {self.rounds}; 0: never")
-        return problems
+            yield f"teaching.every: got {teaching.every}, expected at most rounds, {self.rounds}; 0: never"
+
+    def _slice_problems(self, teaching: Teaching) -> Iterator[str]:
+        """What does not go together with tiers whose models are slices of the global one (HeteroFL)."""
+        tiers = self.students.tiers
+        if paced := [tier.name for tier in tiers if tier.server_learning_rate is not None]:
+            yield (
+                f"students.tiers: server_learning_rate of {paced[0]} has no meaning with method slices, where the"
+                " step is one for all; leave it out"
+            )
+        if other := [tier.name for tier in tiers if tier.trains and tier.student != "pruned"]:
+            yield f"students.tiers: {other[0]} is no slice of the global model; leave `student` out"
+        if teaching.global_model == "distilled":
+            yield "teaching.global_model: distilled has no meaning with method slices, which distills nothing"
+        for key in ("every", "combine", "epochs", "learning_rate", "temperature", "density", "levels"):
+            if teaching.changed(key):
+                yield f"teaching.{key}: has no meaning with method slices, which averages in every round"
 
     @property
     def groups(self) -> tuple[Tier | None, ...]:
@@ -217,32 +229,30 @@ class Scenario(Section):
         """Divide clients of a round among the groups, as evenly as the groups divide all clients."""
         return [len(range(group, count, len(self.groups))) for group in range(len(self.groups))]
 
-    def _sparsity_problems(self) -> list[str]:
-        sparsity, problems = self.sparsity, []
+    def _sparsity_problems(self) -> Iterator[str]:
+        """What does not go together with a mask."""
+        sparsity = self.sparsity
         if sparsity is None:
-            return []
+            return
         if self.encoder.recipe == "powersgd":
-            problems.append(
-                "sparsity: got encoder.recipe 'powersgd', whose factors need whole matrices; choose another"
-            )
-        for key, there in (
-            ("teaching", self.teaching is not None),
-            ("fusion", self.fusion is not None),
-            ("students.teachers", self.students.teachers == "clients"),
-        ):
-            if there:
-                problems.append(f"sparsity: does not go together with {key}, whose models have all of their weights")
+            yield "sparsity: got encoder.recipe 'powersgd', whose factors need whole matrices; choose another"
+        whole_models = {
+            "teaching": self.teaching is not None,
+            "fusion": self.fusion is not None,
+            "students.teachers": self.students.teachers == "clients",
+        }
+        for key in (key for key, given in whole_models.items() if given):
+            yield f"sparsity: does not go together with {key}, whose models have all of their weights"
         if sparsity.method in ("feddst", "rigl") and self.sampling.schedule == "buffered":
-            problems.append(
+            yield (
                 f"sparsity.method: {sparsity.method} merges the votes of a round, which a buffered schedule has not;"
                 " use synchronous, or a method whose mask stays, such as snip"
             )
         if sparsity.changes and not sparsity.begin < self.mask_end <= self.rounds:
-            problems.append(
+            yield (
                 f"sparsity.end: got {self.mask_end} with begin {sparsity.begin}, expected begin < end <= rounds,"
                 f" {self.rounds}"
             )
-        return problems
 
     @property
     def mask_end(self) -> int:
@@ -259,7 +269,7 @@ class Scenario(Section):
     @property
     def clients_at_work(self) -> int:
         """How many clients are asked at the same time."""
-        return self.sampling.concurrency or self.sampling.per_round + self.sampling.over_selection
+        return self.sampling.concurrency or self.sampling.clients_per_round + self.sampling.over_selection
 
     @classmethod
     def from_json(cls, text: str) -> Scenario:
@@ -316,7 +326,7 @@ def load(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Scenario:
     if scenario.network is not None and scenario.network.trace is not None:
         beside = Path() if path.parent == FOLDER else path.parent  # nobody keeps files where fedpress is installed
         trace = str((beside / Path(scenario.network.trace).expanduser()).resolve())
-        scenario = scenario.model_copy(update={"network": scenario.network.model_copy(update={"trace": trace})})
+        scenario = scenario.model_copy(update={"network": dataclasses.replace(scenario.network, trace=trace)})
     return scenario
 
 

@@ -1,24 +1,22 @@
-"""What all sections of a scenario have in common."""
+"""What the sections of a scenario that are no settings of the library have in common."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
+
+from fedpress.compression import settings
 
 
 class Section(BaseModel):
-    """Common rules: no unknown keys, no silent conversions (`rounds: "3"` is an error), finite numbers, read-only."""
+    """A section of a file: no unknown keys, no silent conversions, finite numbers, read-only (`settings.STRICT`)."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, validate_default=True)
+    model_config = settings.STRICT | ConfigDict(frozen=True)
 
     def changed(self, *keys: str) -> bool:
         """Whether one of these keys has another value than its default."""
         return any(getattr(self, key) != type(self).model_fields[key].default for key in keys)
-
-
-Positive = Annotated[float, Field(gt=0)]
-Fraction = Annotated[float, Field(gt=0, le=1)]
 
 
 def of_name(key: str) -> Any:

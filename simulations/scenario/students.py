@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from fedpress.simulations.scenario.section import Fraction, Positive, Section, of_name
+from fedpress.compression.settings import Fraction, Positive
+from fedpress.simulations.scenario.section import Section, of_name
 
 if TYPE_CHECKING:
     from fedpress.compression.models.distillation.distill import Distillation

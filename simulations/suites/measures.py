@@ -18,7 +18,7 @@ from fedpress.compression.ledger import Ledger
 from fedpress.compression.tensors.side_info import SideInfo
 from fedpress.compression.wire import payloads
 from fedpress.simulations.benchmarks import codec_data
-from fedpress.simulations.conditions.network import Network
+from fedpress.simulations.conditions.network import Network, NetworkSettings
 from fedpress.simulations.report import series
 from fedpress.simulations.results.records import Results
 from fedpress.simulations.results.run_folder import RunFolder
@@ -31,7 +31,7 @@ from fedpress.simulations.suites.suite import Cell, Suite
 SMOOTHED = 3
 """Evaluations whose mean must reach an accuracy that is aimed at: one alone swings by points."""
 REPETITIONS = 7
-SPREAD, EXAMPLES_PER_SECOND = 0.5, 100.0
+RATE_SIGMA, EXAMPLES_PER_SECOND = 0.5, 100.0
 """Of the networks that runs are replayed on: clients are uneven, and train as fast as a slow phone."""
 IDENTITY = ("task", "partition", "method", "seed")
 """The columns that name a cell, in every table."""
@@ -146,7 +146,8 @@ def _times(folder: RunFolder, cell: Cell, names: Sequence[str], ends: Mapping[fl
     """Replay the run's messages on other networks."""
     columns = Ledger.load(folder.ledger).arrays()
     for name in names:
-        link = Network(profile=name, spread=SPREAD, examples_per_second=EXAMPLES_PER_SECOND, seed=cell.seed)
+        settings = NetworkSettings(profile=name, rate_sigma=RATE_SIGMA, examples_per_second=EXAMPLES_PER_SECOND)
+        link = Network(settings, seed=cell.seed)
         seconds = replay.virtual_seconds(folder.path, link)
         for aim, round in ends.items():
             before = Ledger()

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from fedpress.compression import seeds
 from fedpress.compression.errors import FedpressError
+from fedpress.compression.settings import STRICT, Field, Positive, Settings, dataclass
 
 Kind = Literal["iid", "dirichlet", "labels", "natural"]
 Sizes = Literal["natural", "equal"]
@@ -27,33 +28,50 @@ class PartitionError(FedpressError, ValueError):
     """The training data cannot be partitioned as asked."""
 
 
+@dataclass(frozen=True, config=STRICT)
+class Partition(Settings):
+    """Which client has which training examples.
+
+    Kinds: "iid": at random. "dirichlet": label skew after Yurochkin et al. (2019) for natural sizes (each label is
+    divided among the clients by Dir(alpha)) and after Hsu et al. (2019) for equal ones (each client draws its mix of
+    labels from Dir(alpha)). "labels": each client has few labels, after McMahan et al. (2017); with equal sizes
+    it may get one or two more where its own have run out. "natural": each client is one of the data's own groups;
+    nothing is drawn.
+
+    Raises:
+        ValueError: A value is out of range, or groups are to be of equal size.
+    """
+
+    kind: Kind = Field(
+        default="dirichlet",
+        description="iid: at random; dirichlet: skewed labels; labels: few labels for each client; natural: by the"
+        " task's own groups, a client is a book of `text`.",
+    )
+    alpha: Positive = Field(
+        default=0.5, description="Dirichlet concentration: 0.1 is very skewed, 100 is close to iid."
+    )
+    labels_per_client: int = Field(default=2, ge=1, description="How many labels a client has, for kind labels.")
+    sizes: Sizes = Field(
+        default="natural", description="natural: as the draw falls, uneven; equal: N // clients examples for everyone."
+    )
+
+    def __post_init__(self) -> None:
+        if self.kind == "natural" and self.sizes == "equal":
+            raise ValueError("sizes: equal does not go with kind natural, whose groups keep their own sizes")
+
+
 def partition(
-    targets: Indices,
-    clients: int,
-    kind: Kind,
-    *,
-    alpha: float = 0.5,
-    labels_per_client: int = 2,
-    sizes: Sizes = "natural",
-    groups: Indices | None = None,
-    seed: int = 0,
+    targets: Indices, clients: int, settings: Partition, *, groups: Indices | None = None, seed: int = 0
 ) -> list[Indices]:
     """Deal out the training examples to the clients.
 
-    No client is empty and no example is given twice. With `sizes="natural"` every example is given to somebody; with
+    No client is empty and no example is given twice. With sizes "natural" every example is given to somebody; with
     "equal" each client has exactly N // clients, and the few that are left over go to nobody.
 
     Args:
         targets: Label of each training example, (N,); for "iid" and "natural" also sequences, (N, L).
         clients: How many parts.
-        kind: "iid": at random. "dirichlet": label skew after Yurochkin et al. (2019) for natural sizes (each label is
-            divided among the clients by Dir(alpha)) and after Hsu et al. (2019) for equal ones (each client draws its
-            mix of labels from Dir(alpha)). "labels": each client has few labels, after McMahan et al. (2017).
-            "natural": each client is one of the data's own groups, in the order of their numbers; nothing is drawn.
-        alpha: Concentration; small is skewed, large is close to iid.
-        labels_per_client: Labels that a client has, for kind "labels". With equal sizes a client may get one or two
-            more where its own have run out.
-        sizes: "natural" or "equal"; groups have their own.
+        settings: The kind of partition.
         groups: Whose each training example is, (N,), for kind "natural".
         seed: Draws all of it.
 
@@ -64,6 +82,7 @@ def partition(
         PartitionError: More clients than examples, more labels than there are, or no draw without an empty client;
             labels asked of sequences; no groups, or another number of them than clients.
     """
+    kind, labels_per_client = settings.kind, settings.labels_per_client
     if kind == "natural":
         return _groups(groups, clients)
     targets = np.asarray(targets, dtype=np.int64)
@@ -79,9 +98,8 @@ def partition(
     labels = len(np.unique(targets))
     if kind == "labels" and labels_per_client > labels:
         raise PartitionError(f"partition.labels_per_client: got {labels_per_client}, but the data has {labels} labels")
-    if sizes == "equal":
-        return _equal(targets, clients, kind, alpha, labels_per_client, seed)
-    return _natural(targets, clients, kind, alpha, labels_per_client, seed)
+    deal = _equal if settings.sizes == "equal" else _natural
+    return deal(targets, clients, kind, settings.alpha, labels_per_client, seed)
 
 
 def _groups(groups: Indices | None, clients: int) -> list[Indices]:

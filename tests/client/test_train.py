@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from fedpress.client.train import Training, gradient, train
+from fedpress.client.settings import Training
+from fedpress.client.train import gradient, train
 from fedpress.compression.models.task import DeviceError, Examples
 
 
@@ -72,9 +73,9 @@ def test_steps_are_those_of_torchs_sgd_to_the_bit(momentum: float, weight_decay:
 def test_training_does_without_the_compiler_of_torch() -> None:
     """Importing it costs each process a second and 70 MB."""
     code = (
-        "import sys, torch; from torch import nn; from fedpress.client import app, train\n"
+        "import sys, torch; from torch import nn; from fedpress.client import app, settings, train\n"
         "data = train.Examples(torch.ones(4, 2), torch.zeros(4).long())\n"
-        "train.train(nn.Linear(2, 2), data, nn.functional.cross_entropy, train.Training(momentum=0.9), 1)\n"
+        "train.train(nn.Linear(2, 2), data, nn.functional.cross_entropy, settings.Training(momentum=0.9), 1)\n"
         "sys.exit('torch._dynamo' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
@@ -97,7 +98,7 @@ def test_bfloat16_learns_about_the_same_and_keeps_float32_weights() -> None:
 
 def test_steps_replace_epochs() -> None:
     one_epoch = Training(epochs=1, batch_size=10)
-    assert torch.equal(trained(one_epoch), trained(Training(epochs=9, steps=5, batch_size=10)))
+    assert torch.equal(trained(one_epoch), trained(Training(steps=5, batch_size=10)))
     assert not torch.equal(trained(one_epoch), trained(Training(steps=4, batch_size=10)))
     assert trained(Training(steps=12, batch_size=10)).isfinite().all()  # more than two epochs
 
@@ -105,13 +106,13 @@ def test_steps_replace_epochs() -> None:
 def test_the_proximal_term_anchors_at_the_start() -> None:
     start = torch.cat([p.detach().flatten() for p in model().parameters()])
     far = (trained(Training(epochs=5)) - start).norm()
-    near = (trained(Training(epochs=5, proximal=5.0)) - start).norm()
+    near = (trained(Training(epochs=5, proximal_mu=5.0)) - start).norm()
     assert near < 0.7 * far
     plain = nn.Linear(1, 1, bias=False)
     plain.weight.data.fill_(2.0)
     data = Examples(torch.ones(1, 1), torch.zeros(1))
     # the first step leaves the anchor by -rate * gradient; the second is pulled back by rate * mu * (w - anchor)
-    train(plain, data, lambda out, _: out.mean(), Training(steps=2, learning_rate=0.1, proximal=1.0), seed=0)
+    train(plain, data, lambda out, _: out.mean(), Training(steps=2, learning_rate=0.1, proximal_mu=1.0), seed=0)
     assert plain.weight.item() == pytest.approx(2.0 - 0.1 - 0.1 + 0.1 * 0.1)
 
 
@@ -136,7 +137,7 @@ def test_training_on_cuda_learns_and_comes_back_to_the_cpu() -> None:
     "settings",
     [
         Training(epochs=2, batch_size=10, momentum=0.9, weight_decay=0.1),
-        Training(epochs=2, batch_size=10, proximal=0.5, precision="bfloat16"),
+        Training(epochs=2, batch_size=10, proximal_mu=0.5, precision="bfloat16"),
     ],
 )
 def test_a_weight_outside_the_mask_stays_zero(settings: Training) -> None:

@@ -17,13 +17,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedpress.compression.errors import FedpressError
+from fedpress.compression.settings import ADVANCED, STRICT, Field, Fraction, Positive, Settings, dataclass
 from fedpress.compression.tensors.layout import Layout, Vector
 from fedpress.compression.tensors.mask import Mask, Positions
 
@@ -32,47 +32,51 @@ Scope = Literal["global", "layer", "erk"]
 with ERK densities."""
 
 
-METHODS = ("snip", "grasp", "synflow", "erk", "magnitude")
-"""Ways to find a mask before anything is trained (`initial_mask`)."""
+Method = Literal["snip", "grasp", "synflow", "erk", "magnitude"]
+"""Ways to find a mask before anything is trained (`at_initialization.initial_mask`)."""
 
 
-@dataclass(frozen=True)
-class AtInitialization:
+@dataclass(frozen=True, config=STRICT)
+class MaskSize(Settings):
+    """How many weights a mask has, and who competes for them."""
+
+    density: Fraction = Field(
+        default=0.1, kw_only=True, description="Share of the weights that is left; biases and the like all are."
+    )
+    scope: Scope | None = Field(
+        default=None,
+        kw_only=True,
+        json_schema_extra=ADVANCED,
+        description="Who competes: all weights, those of a layer (each with the same density), or those of a layer with"
+        " ERK densities. null: erk for erk, feddst and rigl, layer for gradual, else global.",
+    )
+
+
+@dataclass(frozen=True, config=STRICT)
+class AtInitialization(MaskSize):
     """How a mask is found before anything is trained (`at_initialization.initial_mask`).
 
-    Attributes:
-        method: snip, grasp, synflow, erk (drawn at random with ERK densities) or magnitude.
-        density: Part of the weights that is left, 0 < density <= 1.
-        scope: Who competes: global, layer (every tensor keeps the same part), erk. None: what the paper does, which is
-            global for all but erk.
-        steps: Of synflow, which prunes bit by bit.
-        temperature: Of grasp: the answers are divided by it before the loss, as the authors' code does.
-        batch_size: Examples whose gradients are taken at a time; the scores do not depend on it, but for rounding.
-
     Raises:
-        ValueError: One of them is unknown or out of range.
+        ValueError: A value is unknown or out of range, or the scope is not one of the method.
     """
 
-    method: Literal["snip", "grasp", "synflow", "erk", "magnitude"] = "snip"
-    density: float = 0.1
-    scope: Scope | None = None
-    steps: int = 100
-    temperature: float = 200.0
-    batch_size: int = 500
+    method: Method = Field(
+        default="snip", description="snip, grasp, synflow, erk (drawn at random with ERK densities) or magnitude."
+    )
+    steps: int = Field(default=100, ge=1, description="Of synflow, which prunes bit by bit.")
+    temperature: Positive = Field(
+        default=200.0,
+        description="Of grasp: the answers are divided by it before the loss, as the authors' code does.",
+    )
+    batch_size: int = Field(
+        default=500,
+        ge=1,
+        description="Examples whose gradients are taken at a time; the scores do not depend on it, but for rounding.",
+    )
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise ValueError(f"method {self.method!r} is not one of {', '.join(METHODS)}")
-        check_density(self.density)
-        if self.scope not in (None, "global", "layer", "erk"):
-            raise ValueError(f"scope {self.scope!r} is not one of global, layer, erk")
         if self.method == "erk" and self.scope == "global":
             raise ValueError("scope global has no meaning for method erk, whose densities are by layer")
-        if self.steps < 1 or self.batch_size < 1 or not self.temperature > 0:
-            raise ValueError(
-                f"steps {self.steps}, batch_size {self.batch_size} and temperature {self.temperature}: expected at"
-                " least 1, at least 1, and above 0"
-            )
 
 
 class LayerCollapse(FedpressError, ValueError):

@@ -22,7 +22,7 @@ from fedpress.server.model.versions import Downlink
 from fedpress.server.rounds.accounting import RoundSummary
 from fedpress.server.strategies.buffered import Buffered
 from fedpress.server.strategies.sparse_fed import SparseFed
-from fedpress.simulations.conditions.network import Network
+from fedpress.simulations.conditions.network import Network, NetworkSettings
 from fedpress.simulations.engines.inline import EngineError, InlineGrid
 
 SIZE = 4000
@@ -226,9 +226,7 @@ def test_a_run_that_goes_on_is_the_undisturbed_run(tmp_path: Path, optimizer: st
 
 
 def test_late_replies_of_the_round_before_the_kill_are_still_billed(tmp_path: Path) -> None:
-    network = Network(
-        up_mbit=1.0, down_mbit=1.0, examples_per_second=100.0, latency=0.1, spread=1.0, dropout=0.1, seed=3
-    )
+    network = Network(NetworkSettings(up_mbit=1.0, down_mbit=1.0, latency=0.1, rate_sigma=1.0, dropout=0.1), seed=3)
     expected: list[RoundSummary] = []
     options: dict[str, Any] = {"network": network, "deadline": 1.0, "downlink": Downlink(0.05)}
     undisturbed, _ = run(tmp_path / "a", 8, expected, **options)
@@ -245,9 +243,7 @@ def test_late_replies_of_the_round_before_the_kill_are_still_billed(tmp_path: Pa
 @pytest.mark.parametrize("spread", [0.0, 1.0], ids=["all at once", "one by one"])
 def test_with_a_buffer_what_is_under_way_and_open_comes_back_too(tmp_path: Path, spread: float) -> None:
     """With no spread all replies come at the same moment, so that some are pulled and not in the buffer yet."""
-    network = Network(
-        up_mbit=1.0, down_mbit=1.0, examples_per_second=100.0, latency=0.1, spread=spread, dropout=0.1, seed=3
-    )
+    network = Network(NetworkSettings(up_mbit=1.0, down_mbit=1.0, latency=0.1, rate_sigma=spread, dropout=0.1), seed=3)
     expected: list[RoundSummary] = []
     options: dict[str, Any] = {
         "network": network, "deadline": 4.0, "downlink": Downlink(0.05), "schedule": Buffered(2, max_staleness=3),
@@ -270,8 +266,8 @@ def test_versions_come_back_with_every_delta(tmp_path: Path) -> None:
     layout = Layout.of_arrays(records.to_numpy(arrays))
     draw = SeededInit.like(flatten(records.to_numpy(arrays), layout), layout, 7)
     other = SeededInit.like(flatten(records.to_numpy(initial_arrays(2)), layout), layout, 8)
-    before, _ = run(tmp_path / "a", 5, [], downlink=Downlink(0.05, draw))
-    after = SparseFed(fraction_evaluate=0.0, downlink=Downlink(0.05, other))
+    before, _ = run(tmp_path / "a", 5, [], downlink=Downlink(0.05, draw=draw))
+    after = SparseFed(fraction_evaluate=0.0, downlink=Downlink(0.05, draw=other))
     after.restore(states.unpack(states.pack(before.saved())), initial_arrays(3))
     first, second = before.model.versions, after.model.versions
     assert first is not None and second is not None

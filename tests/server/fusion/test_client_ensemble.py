@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from fedpress.client import train
+from fedpress.client.settings import Training
 from fedpress.compression.encoders import encoder, selection
 from fedpress.compression.messages import records
 from fedpress.compression.models.distillation import teachers
@@ -103,7 +104,7 @@ def test_a_fusion_every_so_many_rounds_begins_with_the_first() -> None:
 def digits_round() -> tuple[GlobalModel, ClientModels, nn.Module]:
     """One round on digits: three clients with few digits each, from a model that all of them trained for a moment."""
     torch.manual_seed(0)
-    task, rule = Digits(), train.Training(epochs=2, batch_size=32, learning_rate=0.1)
+    task, rule = Digits(), Training(epochs=2, batch_size=32, learning_rate=0.1)
     start, examples = task.model(), task.data().train
     train.train(start, examples, task.loss, rule, seed=0)
     named = {name: tensor.numpy().copy() for name, tensor in start.state_dict().items()}

@@ -20,7 +20,7 @@ from fedpress.server.checkpoint.state import CheckpointError
 from fedpress.server.model import optimizers
 from fedpress.server.model.global_model import GlobalModel
 from fedpress.server.model.mask_history import KEPT, Epochs
-from fedpress.server.model.mask_schedules import Asked, Ballot, Exchange, FedDST, Gradual, RigL
+from fedpress.server.model.mask_schedules import Asked, Ballot, Sparsity
 from fedpress.server.model.versions import Downlink
 
 LAYOUT = Layout(
@@ -39,7 +39,7 @@ def left(mask: Mask) -> list[int]:
 
 
 def test_pruning_as_it_goes_takes_the_smallest_and_never_gives_back() -> None:
-    schedule, layout, sizes = Gradual(0.1, end=20, begin=2, every=3, scope="layer"), LAYOUT, []
+    schedule, layout, sizes = Sparsity("gradual", density=0.1, begin=2, every=3).schedule(None, 20), LAYOUT, []
     assert schedule.first is None and schedule.asks(5) is None
     for number in range(1, 30):
         master = normal(layout.size, number)
@@ -68,7 +68,7 @@ def mask_of(layout: Layout) -> Mask:
 @given(st.integers(0, 999))
 def test_feddst_keeps_what_most_examples_vote_for(seed: int) -> None:
     layout, draw = LAYOUT.within(FIRST), np.random.default_rng(seed)
-    schedule = FedDST(FIRST, Exchange(every=5, end=50, fraction=0.4))
+    schedule = Sparsity("feddst", drop_fraction=0.4).schedule(FIRST, 50)
     asked = schedule.asks(10)
     assert asked is not None and schedule.asks(11) is None and schedule.asks(50) is None
     ballot, master = Ballot(layout, asked), normal(layout.size, seed)
@@ -90,7 +90,7 @@ def test_feddst_keeps_what_most_examples_vote_for(seed: int) -> None:
 
 def test_rigl_drops_by_the_master_and_grows_by_votes() -> None:
     layout = LAYOUT.within(FIRST)
-    schedule = RigL(FIRST, Exchange(every=5, end=50, fraction=0.4))
+    schedule = Sparsity("rigl", drop_fraction=0.4).schedule(FIRST, 50)
     asked = schedule.asks(5)
     assert asked is not None and asked.drop == 0
     ballot, master, gradient = Ballot(layout, asked), normal(layout.size, 1), normal(N, 2)
@@ -113,18 +113,19 @@ def test_a_vote_for_more_than_was_asked_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "make",
+    ("bad", "why"),
     [
-        lambda: Exchange(every=0, end=5),
-        lambda: Exchange(every=1, end=0),
-        lambda: Exchange(every=1, end=5, fraction=0.0),
-        lambda: Gradual(0.1, end=5, begin=5),
-        lambda: Gradual(1.1, end=5),
+        ({"method": "rigl", "every": 0}, "every"),
+        ({"method": "rigl", "end": 0}, "end"),
+        ({"method": "rigl", "drop_fraction": 0.0}, "drop_fraction"),
+        ({"method": "rigl", "begin": 5}, "begin has no meaning for method rigl"),
+        ({"method": "gradual", "density": 1.1}, "density"),
+        ({"method": "erk", "scope": "global"}, "scope global has no meaning for method erk"),
     ],
 )
-def test_settings_out_of_range_are_refused(make: Any) -> None:
-    with pytest.raises(ValueError, match="expected"):
-        make()
+def test_settings_out_of_range_are_refused(bad: dict[str, Any], why: str) -> None:
+    with pytest.raises(ValueError, match=rf"for Sparsity\n.*{why}"):
+        Sparsity(**bad)
 
 
 def arrays() -> ArrayRecord:

@@ -38,7 +38,7 @@ class Pair:
 
     def __init__(self, draw: bool, levels: int = 1) -> None:
         self.master = start(draw)
-        self.versions = Versions(self.master, b"", LAYOUT, Downlink(0.05, DRAW if draw else None, levels))
+        self.versions = Versions(self.master, b"", LAYOUT, Downlink(0.05, levels, draw=DRAW if draw else None))
         self.kept: ReplicaWithUndo | None = None
         self.confirmed: int | None = None
         self.forms: list[int | None] = []
@@ -92,7 +92,7 @@ class MaskedPair(Pair):
             self.layout = LAYOUT.within(Mask.of(np.random.default_rng(8).random(LAYOUT.size) < 0.5))
             self.master = self.master[self.layout.mask.flags]  # type: ignore[union-attr]
             self.versions = Versions(
-                self.master, b"", self.layout, Downlink(0.05, DRAW if draw else None), epoch=self.epoch
+                self.master, b"", self.layout, Downlink(0.05, draw=DRAW if draw else None), epoch=self.epoch
             )
 
     def change(self, random: np.random.Generator) -> None:
@@ -154,7 +154,7 @@ def test_a_client_holds_what_the_server_holds_whatever_became_of_the_mask(
         elif fate in ("heard", "lost"):
             pair.meet(heard=fate == "heard")
     saved = pair.versions.saved()
-    again = Versions(start(False), b"", LAYOUT, Downlink(0.05, DRAW if draw else None), epoch=int(masked))
+    again = Versions(start(False), b"", LAYOUT, Downlink(0.05, draw=DRAW if draw else None), epoch=int(masked))
     again.restore(saved, pair.layout, pair.epoch)
     for one in (pair.versions, again):
         one.advance(pair.master, b"")
@@ -235,7 +235,7 @@ def test_a_damaged_model_is_found_and_replaced() -> None:
     assert pair.forms[-2:] == [0, 0]  # the delta did not fit; the second one came with the draw
 
 
-@pytest.mark.parametrize("bad", [Downlink(0), Downlink(1.1), Downlink(0.1, None, 0)])
-def test_a_downlink_out_of_range_is_refused(bad: Downlink) -> None:
-    with pytest.raises(ValueError, match="expected a density above 0"):
-        Versions(start(False), b"", LAYOUT, bad)
+@pytest.mark.parametrize(("key", "bad"), [("density", 0), ("density", 1.1), ("levels", 0), ("levels", 256)])
+def test_a_downlink_out_of_range_is_refused(key: str, bad: float) -> None:
+    with pytest.raises(ValueError, match=rf"for Downlink\n{key}\n"):
+        Downlink(**{key: bad})

@@ -1,5 +1,6 @@
 """What a stale update is worth, and the buffered schedule on a real grid."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -13,22 +14,27 @@ from fedpress.server.model.versions import Downlink
 from fedpress.server.rounds.accounting import RoundSummary
 from fedpress.server.strategies.buffered import Buffered
 from fedpress.server.strategies.sparse_fed import SparseFed
-from fedpress.simulations.conditions.network import Network
+from fedpress.simulations.conditions.network import Network, NetworkSettings
 from fedpress.simulations.engines.inline import InlineGrid
 
 
 @given(st.integers(0, 10_000), st.floats(0, 4))
 def test_the_discount_is_the_plain_formula(staleness: int, exponent: float) -> None:
-    found = Buffered(1, exponent).discount(staleness)
+    found = Buffered(1, staleness_exponent=exponent).discount(staleness)
     assert found == pytest.approx(1 / (1 + staleness) ** exponent)
     assert 0 < found <= 1
-    assert Buffered(1, 0.0).discount(staleness) == 1
+    assert Buffered(1, staleness_exponent=0.0).discount(staleness) == 1
 
 
-@pytest.mark.parametrize("bad", [Buffered(0), Buffered(1, -0.5), Buffered(1, float("nan")), Buffered(1, 0.5, -1)])
-def test_numbers_out_of_range_are_refused(bad: Buffered) -> None:
-    with pytest.raises(ValueError, match="expected a size of at least 1"):
-        SparseFed(schedule=bad)
+@pytest.mark.parametrize(
+    ("key", "bad"), [("size", 0), ("staleness_exponent", -0.5), ("staleness_exponent", math.nan), ("max_staleness", -1)]
+)
+def test_numbers_out_of_range_are_refused(key: str, bad: float) -> None:
+    with pytest.raises(ValueError, match=rf"for Buffered\n{key}\n"):
+        Buffered(**{"size": 1, key: bad})  # type: ignore[arg-type]
+
+
+def test_a_buffer_has_no_over_selection() -> None:
     with pytest.raises(ValueError, match="over_selection has no meaning"):
         SparseFed(schedule=Buffered(2), over_selection=1)
 
@@ -44,9 +50,7 @@ def model() -> ArrayRecord:
 
 
 def run(workers: int, schedule: Buffered | None, **more: Any) -> tuple[SparseFed, list[RoundSummary], list[int]]:
-    network = Network(
-        up_mbit=1.0, down_mbit=1.0, examples_per_second=100.0, latency=0.1, spread=1.0, dropout=0.1, seed=3
-    )
+    network = Network(NetworkSettings(up_mbit=1.0, down_mbit=1.0, latency=0.1, rate_sigma=1.0, dropout=0.1), seed=3)
     rounds: list[RoundSummary] = []
     at_work: list[int] = []
 

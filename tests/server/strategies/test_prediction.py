@@ -42,7 +42,7 @@ def test_a_lossless_codec_gives_the_mean_of_the_updates(drawn: bool) -> None:
     """What was said + what was predicted == what was asked, client by client, or the master would go astray."""
     initial = np.linspace(-1, 1, SIZE).astype(np.float32)
     applied = mod.compress(cafe.aggregate_feedback(encoder.dense(), SCALE), layout=LAYOUT)
-    downlink = Downlink(0.1, SeededInit.like(initial, LAYOUT, 7) if drawn else None)
+    downlink = Downlink(0.1, draw=SeededInit.like(initial, LAYOUT, 7) if drawn else None)
     strategy = SparseFed(fraction_train=0.5, downlink=downlink, prediction=SCALE, layout=LAYOUT)
     contexts = {
         node: Context(run_id=1, node_id=node, node_config={}, state=RecordDict(), run_config={})

@@ -16,7 +16,7 @@ from fedpress.compression.wire import payloads
 from fedpress.server.model import optimizers
 from fedpress.server.rounds.accounting import RoundSummary
 from fedpress.server.strategies.sparse_fed import SparseFed
-from fedpress.simulations.conditions.network import Network
+from fedpress.simulations.conditions.network import Network, NetworkSettings
 from fedpress.simulations.engines.inline import InlineGrid
 
 SIZE = 64
@@ -115,9 +115,7 @@ def test_a_round_without_enough_replies_changes_nothing_and_returns_the_mass() -
 
 
 def slow_network(dropout: float = 0.0) -> Network:
-    return Network(
-        up_mbit=1.0, down_mbit=1.0, examples_per_second=100.0, latency=0.1, spread=1.0, dropout=dropout, seed=3
-    )
+    return Network(NetworkSettings(up_mbit=1.0, down_mbit=1.0, latency=0.1, rate_sigma=1.0, dropout=dropout), seed=3)
 
 
 def test_a_round_closes_at_the_deadline_of_the_virtual_clock_and_late_replies_are_billed_but_not_counted() -> None:

@@ -34,7 +34,7 @@ from fedpress.simulations.scenario import scenario
 
 CLIENTS = 7
 SHORT = [
-    f"clients={CLIENTS}", "rounds=4", "sampling.per_round=4", "training.epochs=1", "server.averaging=0.5",
+    f"clients={CLIENTS}", "rounds=4", "sampling.clients_per_round=4", "training.epochs=1", "server.ema_decay=0.5",
     "students={tiers: [{name: phone, parameters: 0.05, trains: true}, {name: sensor, parameters: 800, trains: true}]}",
     "teaching={every: 2, epochs: 1}",
 ]  # fmt: skip
@@ -201,7 +201,7 @@ def test_a_checkpoint_of_other_tiers_is_refused(whole: Whole) -> None:
 
 def test_nodes_say_their_tier_and_those_of_none_take_no_part(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    more = ["rounds=1", "teaching={global_model: distilled, every: 1, epochs: 1}", "sampling.per_round=2"]
+    more = ["rounds=1", "teaching={global_model: distilled, every: 1, epochs: 1}", "sampling.clients_per_round=2"]
     more += ["students.tiers.0.student=mlp"]  # models of different kinds know each other's answers only
     plan, strategy, _ = planned(out, *more)
     named = {1: "sensor", 2: "sensor", 3: "sensor", 4: "phone", 5: "phone", 6: "phone", 7: "fridge"}

@@ -87,7 +87,16 @@ def test_the_sampler_sees_what_a_process_keeps() -> None:
 @pytest.mark.slow
 def test_the_command_measures_server_and_workers_and_draws_them(tmp_path: Path) -> None:
     plot, file = tmp_path / "memory.svg", tmp_path / "figures.json"
-    small = ["--rounds", "13", "--set", "clients=4", "--set", "sampling.per_round=2", "--set", "training.epochs=1"]
+    small = [
+        "--rounds",
+        "13",
+        "--set",
+        "clients=4",
+        "--set",
+        "sampling.clients_per_round=2",
+        "--set",
+        "training.epochs=1",
+    ]
     done = CliRunner().invoke(main, ["bench", "memory", *small, "--plot", str(plot), "--json", str(file)])
     assert done.exit_code == 0, done.output
     figures = json.loads(file.read_text())

@@ -17,7 +17,7 @@ from fedpress.simulations.tasks.partition import PartitionError
 @pytest.mark.slow
 def test_each_number_of_clients_is_measured_with_the_same_work(tmp_path: Path) -> None:
     chosen = ["bench", "scale", "--clients", "4,60", "--rounds", "3", "--json", str(tmp_path / "scale.json")]
-    done = CliRunner().invoke(main, [*chosen, "--set", "sampling.per_round=4", "--set", "workers=1"])
+    done = CliRunner().invoke(main, [*chosen, "--set", "sampling.clients_per_round=4", "--set", "workers=1"])
     assert done.exit_code == 0, done.output
     few, many = json.loads((tmp_path / "scale.json").read_text())
     assert (few["clients"], many["clients"]) == (4, 60)

@@ -20,7 +20,8 @@ from fedpress.simulations.runs.workload import Workload
 from fedpress.simulations.scenario import scenario
 
 SHORT = [
-    "rounds=2", "clients=4", "sampling.per_round=3", "training.epochs=1", "workers=1", "teaching={every: 2, epochs: 1}",
+    "rounds=2", "clients=4", "sampling.clients_per_round=3", "training.epochs=1", "workers=1",
+    "teaching={every: 2, epochs: 1}",
     "students={tiers: [{name: phone, parameters: 0.05, trains: true}, "
     "{name: sensor, parameters: 800, trains: true, density: 0.2, server_learning_rate: 0.5}]}",
 ]  # fmt: skip

@@ -29,7 +29,7 @@ class Broken(Digits):
 SUITE = """
 grids:
   - scenario: digits
-    set: [rounds=4, training.epochs=1, sampling.per_round=2, clients=4, partition.sizes=equal]
+    set: [rounds=4, training.epochs=1, sampling.clients_per_round=2, clients=4, partition.sizes=equal]
     methods: [fp16, fedpress]
     seeds: 1
     targets: [0.05, 0.99]
@@ -50,7 +50,7 @@ def write(folder: Path) -> None:
     (folder / "suite.yaml").write_text(SUITE)
     (folder / "task.py").write_text(BROKEN)
     (folder / "broken.yaml").write_text(
-        "task: task:Broken\nclients: 2\nrounds: 2\nsampling: {per_round: 2}\n"
+        "task: task:Broken\nclients: 2\nrounds: 2\nsampling: {clients_per_round: 2}\n"
         "training: {epochs: 1}\npartition: {sizes: equal}\n"
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,9 +12,13 @@ from hypothesis import strategies as st
 
 from fedpress.simulations.conditions import bandwidth_trace
 from fedpress.simulations.conditions.bandwidth_trace import Course, TraceError
-from fedpress.simulations.conditions.network import PROFILES, Network
+from fedpress.simulations.conditions.network import PROFILES, Network, NetworkSettings
 
 HEADER = "client,seconds,up_mbit,down_mbit"
+
+
+def network_of(*, seed: int = 1, clients: int = 0, trace: Path, **given: Any) -> Network:
+    return Network(NetworkSettings(trace=str(trace), **given), seed=seed, clients=clients)
 
 
 def file_of(folder: Path, *rows: str, header: str = HEADER) -> Path:
@@ -73,11 +78,11 @@ def test_transfers_one_after_the_other_take_as_long_as_one(course, start, first,
 @pytest.mark.parametrize(
     "rows", [["*,0,6,13"], ["*,0,6,13", "*,7,6,13", "*,9,6,13"], ["*,5,6,13", "3,0,6,13", "3,1,6,13"]]
 )
-@pytest.mark.parametrize("given", [{}, {"loss": 0.05, "spread": 0.0}, {"jitter": 0.0}])
+@pytest.mark.parametrize("given", [{}, {"packet_loss": 0.05, "rate_sigma": 0.0}, {"jitter": 0.0}])
 def test_constant_rates_are_the_constant_network(tmp_path, rows, given):
     """Those of `lte` here; with the same spread, jitter, loss and energy."""
-    plain = Network(profile="lte", seed=1, **given)
-    traced = Network(profile="lte", seed=1, trace=file_of(tmp_path, *rows), clients=9, **given)
+    plain = Network(NetworkSettings(profile="lte", **given), seed=1)
+    traced = network_of(profile="lte", seed=1, trace=file_of(tmp_path, *rows), clients=9, **given)
     for client in range(6):
         for start in (0.0, 6.5, 1234.5):
             assert seconds(traced, client, start) == pytest.approx(seconds(plain, client), rel=1e-9)
@@ -86,7 +91,7 @@ def test_constant_rates_are_the_constant_network(tmp_path, rows, given):
 
 def test_a_transfer_waits_for_the_link_and_the_trace_begins_again(tmp_path):
     path = file_of(tmp_path, "*,0,1,8", "*,10,0,8", "*,30,2,8")  # the last row lasts 20 s, as the one before it
-    of = Network(trace=path, spread=0.0, latency=0.0, seed=1)
+    of = network_of(trace=path, rate_sigma=0.0, latency=0.0, seed=1)
     assert bandwidth_trace.load(path).of(0).period == 50
     assert seconds(of, down=8_000_000, up=0, examples=0) == pytest.approx(8.0)
     assert seconds(of, down=0, up=1_250_000, examples=0) == pytest.approx(10.0)  # 10 Mbit, and not after the gap
@@ -100,10 +105,12 @@ def test_a_transfer_waits_for_the_link_and_the_trace_begins_again(tmp_path):
 
 def test_the_latency_of_a_trace_is_that_of_the_moment_and_bounds_tcp(tmp_path):
     path = file_of(tmp_path, "*,0,8,8,0.5", "*,10,8,8,0.1", header=f"{HEADER},latency")
-    of = Network(trace=path, profile="lte", jitter=0.0, spread=0.0, loss=0.0, examples_per_second=10.0, seed=1)
+    of = network_of(
+        trace=path, profile="lte", jitter=0.0, rate_sigma=0.0, packet_loss=0.0, examples_per_second=10.0, seed=1
+    )
     assert seconds(of, down=0, up=0) == pytest.approx(0.5 + 5 + 0.5)
     assert seconds(of, start=6, down=0, up=0) == pytest.approx(0.5 + 5 + 0.1)
-    lossy = Network(trace=path, jitter=0.0, spread=0.0, loss=0.01, examples_per_second=1e12, seed=1)
+    lossy = network_of(trace=path, jitter=0.0, rate_sigma=0.0, packet_loss=0.01, examples_per_second=1e12, seed=1)
     bound = 1460 * 8e-6 / 0.2 * 150**0.5
     assert seconds(lossy, start=10, down=50_000, up=0) == pytest.approx(0.1 + 0.4 / 0.99 / bound + 0.1)
 
@@ -114,9 +121,9 @@ def test_rows_of_a_client_go_before_those_of_everybody(tmp_path):
     assert trace.of(2).up_mbit.tolist() == [4.0, 4.0] and trace.of(2).begins.tolist() == [0.0, 100.0]
     assert trace.of(0).up_mbit.tolist() == [1.0]
     own = file_of(tmp_path, "0,0,1,1", "1,0,1,1")
-    Network(trace=own, clients=2, seed=1)
+    network_of(trace=own, clients=2, seed=1)
     with pytest.raises(TraceError, match="no rows for client 2; add some, or rows for \\*"):
-        Network(trace=own, clients=3, seed=1)
+        network_of(trace=own, clients=3, seed=1)
 
 
 def test_columns_may_come_in_any_order(tmp_path):
@@ -159,7 +166,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
 
 
 def test_a_mixed_fleet_on_a_trace_keeps_its_profiles_energy(tmp_path):
-    mixed = Network(profile={"3g": 0.5, "wifi": 0.5}, trace=file_of(tmp_path, "*,0,1,1"), seed=1)
+    mixed = network_of(profile={"3g": 0.5, "wifi": 0.5}, trace=file_of(tmp_path, "*,0,1,1"), seed=1)
     assert {mixed.joules(client, up_bytes=1, down_bytes=0) for client in range(30)} == {
-        PROFILES[name].up_joules_per_byte / (1 - PROFILES[name].loss) for name in ("3g", "wifi")
+        PROFILES[name].up_joules_per_byte / (1 - PROFILES[name].packet_loss) for name in ("3g", "wifi")
     }

@@ -10,7 +10,7 @@ from fedpress.simulations.runs import runner
 from fedpress.simulations.scenario import scenario
 
 SMALL = [
-    "clients=8", "rounds=6", "sampling.per_round=8", "students={tiers: []}", "evaluation.every=6",
+    "clients=8", "rounds=6", "sampling.clients_per_round=8", "students={tiers: []}", "evaluation.every=6",
     "training={steps: 2, batch_size: 16, learning_rate: 0.1}", "workers=1",
 ]  # fmt: skip
 
@@ -48,7 +48,7 @@ def test_a_doubled_reply_counts_once_and_is_billed_twice(tmp_path: Path) -> None
 
 
 def test_late_replies_miss_the_deadline(tmp_path: Path) -> None:
-    network = "network={spread: 0.0, latency: 0.0}"
+    network = "network={rate_sigma: 0.0, latency: 0.0}"
     results = run(tmp_path / "run", "faults.late=0.3", network, "sampling.deadline=50")
     late = results.faults["late"]
     assert 0 < late < 48
@@ -61,7 +61,10 @@ def test_a_client_that_forgets_takes_part_again(tmp_path: Path) -> None:
     assert 0 < results.lost_states <= results.faults["forgets"]
 
 
-BUFFERED = ["network={spread: 1.0}", "sampling={schedule: buffered, per_round: 3, concurrency: 5, deadline: 60}"]
+BUFFERED = [
+    "network={rate_sigma: 1.0}",
+    "sampling={schedule: buffered, clients_per_round: 3, concurrency: 5, deadline: 60}",
+]
 
 
 @pytest.mark.parametrize("schedule", [[], BUFFERED], ids=["synchronous", "buffered"])

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import doctest
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,16 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedpress.compression.ledger import Ledger
-from fedpress.simulations.cli import inspection
-from fedpress.simulations.conditions import network
-from fedpress.simulations.conditions.network import DEFAULT, PROFILES, Network, VirtualClock
+from fedpress.simulations.conditions.network import DEFAULT, PROFILES, Network, NetworkSettings, VirtualClock
 
 EVEN = {
     "up_mbit": 1.0,
     "down_mbit": 10.0,
     "examples_per_second": 100.0,
     "latency": 0.1,
-    "spread": 0.0,
+    "rate_sigma": 0.0,
     "dropout": 0.0,
     "seed": 1,
 }
@@ -28,23 +26,22 @@ NAMES = st.sampled_from(sorted(PROFILES))
 BYTES = st.integers(0, 10**9)
 
 
+def network_of(*, seed: int = 1, clients: int = 0, **given: Any) -> Network:
+    return Network(NetworkSettings(**given), seed=seed, clients=clients)
+
+
 def seconds(of: Network, client: int = 3, round: int = 1, down: int = 50_000, examples: int = 50, up: int = 9_000):
     return of.seconds(client=client, round=round, down_bytes=down, examples=examples, up_bytes=up)
 
 
-@pytest.mark.parametrize("module", [network, inspection])
-def test_examples_in_docstrings(module):
-    assert doctest.testmod(module).failed == 0
-
-
 def test_time_is_the_sum_of_its_parts():
-    even = Network(**EVEN)
+    even = network_of(**EVEN)
     assert seconds(even, down=1_250_000, up=125_000) == pytest.approx(2 * 0.1 + 1.0 + 0.5 + 1.0)
 
 
 def test_the_draws_of_a_seed_are_what_they_were():
     """From before there were profiles: what they draw must not move these."""
-    uneven = Network(**{**EVEN, "spread": 0.5, "dropout": 0.3})
+    uneven = network_of(**{**EVEN, "rate_sigma": 0.5, "dropout": 0.3})
     assert tuple(uneven.link(1)) == (1.2759280076100046, 13.804069143017195, 76.77939813323958)
     times = [seconds(uneven, client, round, 123_456, 321, 7_890) for client in range(4) for round in (1, 2)]
     assert times == [
@@ -54,17 +51,17 @@ def test_the_draws_of_a_seed_are_what_they_were():
 
 
 def test_links_are_spread_around_their_medians_and_stay_the_same():
-    uneven = Network(**{**EVEN, "spread": 0.5})
+    uneven = network_of(**{**EVEN, "rate_sigma": 0.5})
     links = np.array([uneven.link(client) for client in range(500)])
     assert np.median(links, axis=0) == pytest.approx([1.0, 10.0, 100.0], rel=0.15)
     assert np.std(np.log(links), axis=0) == pytest.approx([0.5] * 3, rel=0.15)
     assert abs(np.corrcoef(np.log(links).T)[0, 1]) < 0.2
-    assert uneven.link(7) == Network(**{**EVEN, "spread": 0.5}).link(7)
-    assert uneven.link(7) != Network(**{**EVEN, "spread": 0.5, "seed": 2}).link(7)
+    assert uneven.link(7) == network_of(**{**EVEN, "rate_sigma": 0.5}).link(7)
+    assert uneven.link(7) != network_of(**{**EVEN, "rate_sigma": 0.5, "seed": 2}).link(7)
 
 
 def test_who_drops_out_takes_for_ever():
-    flaky = Network(**{**EVEN, "dropout": 0.3})
+    flaky = network_of(**{**EVEN, "dropout": 0.3})
     answered = [flaky.answers(client, round) for client in range(50) for round in range(20)]
     assert np.mean(answered) == pytest.approx(0.7, abs=0.05)
     silent = next(client for client in range(50) if not flaky.answers(client, 1))
@@ -74,7 +71,7 @@ def test_who_drops_out_takes_for_ever():
 
 @given(NAMES, BYTES, BYTES, BYTES, st.integers(0, 30), st.integers(1, 30))
 def test_more_bytes_take_more_time_and_energy(name, down, up, more, client, round):
-    of = Network(profile=name, seed=1)
+    of = network_of(profile=name, seed=1)
     least = seconds(of, client, round, down, 50, up)
     assert least > 0
     assert seconds(of, client, round, down + more, 50, up) >= least <= seconds(of, client, round, down, 50, up + more)
@@ -86,14 +83,16 @@ def test_more_bytes_take_more_time_and_energy(name, down, up, more, client, roun
 @given(NAMES, st.floats(1, 100), st.floats(0, 0.3), st.integers(0, 30))
 def test_more_bandwidth_takes_less_time_and_more_loss_takes_more(name, faster, loss, client):
     up, down = PROFILES[name].up_mbit, PROFILES[name].down_mbit
-    slow = seconds(Network(profile=name, seed=1, loss=loss), client)
-    fast = seconds(Network(profile=name, seed=1, loss=loss, up_mbit=faster * up, down_mbit=faster * down), client)
-    assert fast <= slow <= seconds(Network(profile=name, seed=1, loss=loss + 0.1), client)
+    slow = seconds(network_of(profile=name, seed=1, packet_loss=loss), client)
+    fast = seconds(
+        network_of(profile=name, seed=1, packet_loss=loss, up_mbit=faster * up, down_mbit=faster * down), client
+    )
+    assert fast <= slow <= seconds(network_of(profile=name, seed=1, packet_loss=loss + 0.1), client)
 
 
 @given(BYTES, BYTES, st.integers(0, 10**6), st.integers(0, 30))
 def test_the_parts_of_the_time_add_up(down, up, examples, client):
-    of = Network(profile="lte", seed=1)
+    of = network_of(profile="lte", seed=1)
     alone = [
         seconds(of, client, 1, down, 0, 0),
         seconds(of, client, 1, 0, examples, 0),
@@ -104,30 +103,34 @@ def test_the_parts_of_the_time_add_up(down, up, examples, client):
 
 
 def test_each_message_has_its_own_jitter_around_the_mean():
-    of = Network(**EVEN, jitter=0.05)
-    extra = [seconds(of, client, round) - seconds(Network(**EVEN)) for client in range(40) for round in range(50)]
+    of = network_of(**EVEN, jitter=0.05)
+    extra = [seconds(of, client, round) - seconds(network_of(**EVEN)) for client in range(40) for round in range(50)]
     assert min(extra) > 0
     assert np.mean(extra) == pytest.approx(2 * 0.05, rel=0.1)
     assert np.std(extra) == pytest.approx(2**0.5 * 0.05, rel=0.1)  # two messages, exponential, independent
     assert len(set(extra)) == len(extra)
-    assert seconds(of) == seconds(Network(**EVEN, jitter=0.05)) != seconds(Network(**{**EVEN, "seed": 2}, jitter=0.05))
+    assert (
+        seconds(of)
+        == seconds(network_of(**EVEN, jitter=0.05))
+        != seconds(network_of(**{**EVEN, "seed": 2}, jitter=0.05))
+    )
 
 
 def test_loss_costs_the_packets_sent_again_and_holds_tcp_below_its_bound():
     plain = {**EVEN, "examples_per_second": 1e9, "up_mbit": 0.1}
     train = 50 / 1e9
     # 0.1 Mbit/s is below the bound of 1460 bytes / 0.2 s * sqrt(1.5 / 0.01) = 0.715 Mbit/s: only more bytes
-    up = seconds(Network(**plain, loss=0.01), down=0, up=125_000) - 2 * 0.1 - train
+    up = seconds(network_of(**plain, packet_loss=0.01), down=0, up=125_000) - 2 * 0.1 - train
     assert up == pytest.approx(1.0 / 0.1 / 0.99)
     # 10 Mbit/s is above it
-    down = seconds(Network(**plain, loss=0.01), down=1_250_000, up=0) - 2 * 0.1 - train
+    down = seconds(network_of(**plain, packet_loss=0.01), down=1_250_000, up=0) - 2 * 0.1 - train
     assert down == pytest.approx(10 / 0.99 / (1460 * 8e-6 / 0.2 * math.sqrt(150)))
-    near = Network(**{**plain, "latency": 0.0}, loss=0.01)  # no round trip, no bound
+    near = network_of(**{**plain, "latency": 0.0}, packet_loss=0.01)  # no round trip, no bound
     assert seconds(near, down=1_250_000, up=0) - train == pytest.approx(1 / 0.99)
 
 
 def test_energy_is_bytes_times_joules_those_sent_again_included():
-    of = Network(**EVEN, up_joules_per_byte=2e-6, down_joules_per_byte=1e-6, loss=0.2)
+    of = network_of(**EVEN, up_joules_per_byte=2e-6, down_joules_per_byte=1e-6, packet_loss=0.2)
     assert of.joules(0, up_bytes=1000, down_bytes=4000) == pytest.approx((2e-3 + 4e-3) / 0.8)
     ledger = Ledger()
     for entry in [(1, 1, "up", "update", 1000), (1, 1, "down", "model", 4000), (2, 9, "up", "control", 500)]:
@@ -135,7 +138,7 @@ def test_energy_is_bytes_times_joules_those_sent_again_included():
     assert of.joules_of(ledger, 1) == pytest.approx(6e-3 / 0.8)
     assert of.joules_of(ledger) == pytest.approx(7e-3 / 0.8)
     assert of.joules_of(Ledger()) == of.joules_of(ledger, 3) == 0.0
-    assert Network(**EVEN).joules_of(ledger) == 0.0
+    assert network_of(**EVEN).joules_of(ledger) == 0.0
 
 
 def test_profiles_are_what_their_sources_say():
@@ -151,33 +154,33 @@ def test_profiles_are_what_their_sources_say():
     assert lora.up_mbit == lora.down_mbit == pytest.approx(0.1 * on_the_air / 1e6, rel=0.01)
     for name, profile in PROFILES.items():
         assert all(value > 0 for value in profile), name
-        assert Network(profile=name, seed=1).profile(5) == profile
+        assert network_of(profile=name, seed=1).profile(5) == profile
 
 
 def test_given_figures_go_before_those_of_the_profile():
-    of = Network(profile="lte", up_mbit=1.5, loss=0.0, seed=1)
-    assert of.profile(0) == PROFILES["lte"]._replace(up_mbit=1.5, loss=0.0)
-    assert Network(seed=1).profile(0) == DEFAULT
-    assert Network(latency=0.5, seed=1).profile(0) == DEFAULT._replace(latency=0.5)
+    of = network_of(profile="lte", up_mbit=1.5, packet_loss=0.0, seed=1)
+    assert of.profile(0) == PROFILES["lte"]._replace(up_mbit=1.5, packet_loss=0.0)
+    assert network_of(seed=1).profile(0) == DEFAULT
+    assert network_of(latency=0.5, seed=1).profile(0) == DEFAULT._replace(latency=0.5)
 
 
 def test_clients_draw_their_profiles_by_the_shares():
-    mixed = Network(profile={"lte": 0.7, "wifi": 0.3}, up_mbit=2.0, seed=1)
+    mixed = network_of(profile={"lte": 0.7, "wifi": 0.3}, up_mbit=2.0, seed=1)
     drawn = [mixed.profile(client) for client in range(1000)]
     lte, wifi = (PROFILES[name]._replace(up_mbit=2.0) for name in ("lte", "wifi"))
     assert drawn.count(lte) == pytest.approx(700, abs=50) and drawn.count(lte) + drawn.count(wifi) == 1000
-    other_order = Network(profile={"wifi": 0.3, "lte": 0.7}, up_mbit=2.0, seed=1)
+    other_order = network_of(profile={"wifi": 0.3, "lte": 0.7}, up_mbit=2.0, seed=1)
     assert drawn == [other_order.profile(client) for client in range(1000)]
-    assert drawn != [Network(profile={"lte": 0.7, "wifi": 0.3}, seed=2).profile(client) for client in range(1000)]
+    assert drawn != [network_of(profile={"lte": 0.7, "wifi": 0.3}, seed=2).profile(client) for client in range(1000)]
     # the spread of links is drawn apart from it
-    assert mixed.link(4).examples_per_second == Network(seed=1).link(4).examples_per_second
+    assert mixed.link(4).examples_per_second == network_of(seed=1).link(4).examples_per_second
 
 
 def test_a_profile_that_does_not_exist_is_named():
     with pytest.raises(ValueError, match="no profile 'lora_like', expected wifi, .* did you mean 'lora-like'?"):
-        Network(profile="lora_like", seed=1)
+        network_of(profile="lora_like", seed=1)
     with pytest.raises(ValueError, match="the shares sum to 0.9"):
-        Network(profile={"lte": 0.5, "wifi": 0.4}, seed=1)
+        network_of(profile={"lte": 0.5, "wifi": 0.4}, seed=1)
 
 
 def test_the_clock_goes_forward_only():

@@ -34,7 +34,7 @@ CLIENTS, SMALL = 4, 3
 """How many there are, and which of them has a disk of 12 MB."""
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not FAULTS, reason="takes minutes: make chaos")]
 SCENARIO = [
-    f"clients={CLIENTS}", f"sampling.per_round={CLIENTS}", f"rounds={FAULTS + 2}", "density=0.05", "network={}",
+    f"clients={CLIENTS}", f"sampling.clients_per_round={CLIENTS}", f"rounds={FAULTS + 2}", "density=0.05", "network={}",
     "sampling.deadline=90", "students={tiers: [{name: phone, parameters: 5000}], distill: {epochs: 1}, every: 1}",
 ]  # fmt: skip
 

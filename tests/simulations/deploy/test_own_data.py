@@ -16,7 +16,7 @@ task: {name: text, data_dir: %s}
 clients: 2
 rounds: 1
 partition: {kind: natural}
-sampling: {per_round: 2}
+sampling: {clients_per_round: 2}
 """
 
 

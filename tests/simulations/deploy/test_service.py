@@ -37,7 +37,8 @@ from fedpress.simulations.scenario import scenario
 pytestmark = pytest.mark.slow
 
 OVERRIDES = [
-    "clients=2", "sampling.per_round=2", "rounds=5", "students.tiers=[]", "density=0.05", "partition.sizes=equal",
+    "clients=2", "sampling.clients_per_round=2", "rounds=5", "students.tiers=[]", "density=0.05",
+    "partition.sizes=equal",
 ]  # fmt: skip
 SLOW_SECONDS = 200.0
 """How far client 1's clock is behind: less than the five minutes that a SuperLink allows."""
@@ -152,7 +153,9 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
     (folder / "misled.yaml").write_text(f"{stranger}ca: others/ca.crt\nstate: misled\n")
 
     (folder / "task.py").write_text(BROKEN)
-    (folder / "broken-scenario.yaml").write_text("task: task:Broken\nclients: 2\nrounds: 1\nsampling: {per_round: 2}\n")
+    (folder / "broken-scenario.yaml").write_text(
+        "task: task:Broken\nclients: 2\nrounds: 1\nsampling: {clients_per_round: 2}\n"
+    )
     (folder / "broken.yaml").write_text(
         f"scenario: broken-scenario.yaml\nlisten: 127.0.0.1:{flower_processes.free_port()}\nmetrics: null\n"
         "state: broken\nout: broken-run\n"

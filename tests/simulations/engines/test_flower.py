@@ -21,7 +21,7 @@ name: on-flower
 task: digits
 clients: 4
 rounds: 2
-sampling: {per_round: 2}
+sampling: {clients_per_round: 2}
 training: {batch_size: 16}
 """
 

@@ -31,7 +31,7 @@ SCENARIO = """
 name: on-a-cluster
 task: digits
 clients: 6
-sampling: {per_round: 4}
+sampling: {clients_per_round: 4}
 training: {batch_size: 16}
 """
 MINUTES = pytest.mark.skipif("FEDPRESS_CLUSTER" not in os.environ, reason="minutes; FEDPRESS_CLUSTER=1 runs it")

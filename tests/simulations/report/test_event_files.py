@@ -18,7 +18,7 @@ pytest.importorskip("tensorboard", reason="TensorBoard is not installed: pip ins
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-SHORT = ["digits", "--set", "rounds=6", "--set", "clients=6", "--set", "sampling.per_round=4",
+SHORT = ["digits", "--set", "rounds=6", "--set", "clients=6", "--set", "sampling.clients_per_round=4",
          "--set", "training.epochs=1", "--set", "students.tiers=[]", "--set", "partition.sizes=equal",
          "--set", "evaluation.every=2", "--set", "faults={diverges: 0.3}"]  # fmt: skip
 

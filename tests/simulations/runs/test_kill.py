@@ -27,9 +27,9 @@ SCENARIO = [
     "rounds=8",
     "training.epochs=1",
     "partition.sizes=equal",
-    "sampling={per_round: 3, over_selection: 1, deadline: 6.0}",
+    "sampling={clients_per_round: 3, over_selection: 1, deadline: 6.0}",
     "server={optimizer: adam, learning_rate: 0.01}",
-    "network={up_mbit: 1, down_mbit: 4, examples_per_second: 50, latency: 0.1, spread: 0.6, dropout: 0.05}",
+    "network={up_mbit: 1, down_mbit: 4, examples_per_second: 50, latency: 0.1, rate_sigma: 0.6, dropout: 0.05}",
     "students={tiers: [{name: phone, parameters: 6000}], distill: {epochs: 1}, every: 4}",
 ]
 

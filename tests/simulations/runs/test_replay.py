@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fedpress.compression.ledger import Entry
-from fedpress.simulations.conditions.network import PROFILES, Network
+from fedpress.simulations.conditions.network import PROFILES, Network, NetworkSettings
 from fedpress.simulations.results.records import Results
 from fedpress.simulations.results.run_folder import RunFolder, RunFolderError
 from fedpress.simulations.runs import replay, runner
@@ -15,7 +15,7 @@ from fedpress.simulations.runs.replay import ReplayError
 from fedpress.simulations.scenario import scenario
 
 SMALL = [
-    "clients=8", "rounds=5", "sampling.per_round=4", "evaluation.every=5",
+    "clients=8", "rounds=5", "sampling.clients_per_round=4", "evaluation.every=5",
     "training={steps: 2, batch_size: 16, learning_rate: 0.1}",
 ]  # fmt: skip
 NO_STUDENTS = "students={tiers: []}"
@@ -45,7 +45,7 @@ def test_on_its_own_network_a_run_takes_as_long_as_it_did(tmp_path: Path) -> Non
     assert results.lost_states  # asked twice in a round
     assert replay.virtual_seconds(tmp_path / "run") == pytest.approx(times(results), rel=1e-9)
     assert sum(result.joules for result in results.rounds) <= results.totals.joules
-    network = Network(**results.scenario["network"], seed=results.seed)
+    network = Network(NetworkSettings(**results.scenario["network"]), seed=results.seed)
     ledger = RunFolder(tmp_path / "run").ledger
     assert results.totals.joules == pytest.approx(network.joules_of(replay.Ledger.load(ledger)))
 
@@ -57,9 +57,14 @@ def test_workers_change_neither_times_nor_energy_and_a_profile_is_replayed_as_it
     slow = run(tmp_path / "3g", "network=3g", NO_STUDENTS)
     # without a deadline the network changes times alone, so the other run is what the replay foretells
     assert slow.model.sha256 == lte.model.sha256 and times(slow) != times(lte)
-    assert replay.virtual_seconds(tmp_path / "lte", Network(profile="3g", seed=1)) == pytest.approx(times(slow))
+    assert replay.virtual_seconds(tmp_path / "lte", Network(NetworkSettings(profile="3g"), seed=1)) == pytest.approx(
+        times(slow)
+    )
     assert slow.totals.joules > lte.totals.joules > 0
-    by_profile = {name: replay.virtual_seconds(tmp_path / "lte", Network(profile=name, seed=1)) for name in PROFILES}
+    by_profile = {
+        name: replay.virtual_seconds(tmp_path / "lte", Network(NetworkSettings(profile=name), seed=1))
+        for name in PROFILES
+    }
     assert by_profile["fibre"][-1] < by_profile["3g"][-1] < by_profile["lora-like"][-1]
     assert all(sorted(ends) == ends for ends in by_profile.values())
 
@@ -70,7 +75,7 @@ def test_what_cannot_be_replayed_is_refused(tmp_path: Path) -> None:
     assert len(replay.virtual_seconds(tmp_path / "run", Network(seed=1))) == 1
     with pytest.raises(ReplayError, match="its scenario has no network"):
         replay.virtual_seconds(tmp_path / "run")
-    buffered = "sampling={schedule: buffered, per_round: 2, concurrency: 4}"
+    buffered = "sampling={schedule: buffered, clients_per_round: 2, concurrency: 4}"
     run(tmp_path / "buffered", NO_STUDENTS, "rounds=2", "network=wifi", buffered)
     with pytest.raises(ReplayError, match="only synchronous rounds"):
         replay.virtual_seconds(tmp_path / "buffered")
@@ -81,7 +86,7 @@ def test_what_cannot_be_replayed_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_with_over_selection_a_round_ends_with_the_first_that_are_enough(tmp_path: Path) -> None:
-    results = run(tmp_path / "run", "network=3g", NO_STUDENTS, "sampling={per_round: 3, over_selection: 3}")
+    results = run(tmp_path / "run", "network=3g", NO_STUDENTS, "sampling={clients_per_round: 3, over_selection: 3}")
     assert replay.virtual_seconds(tmp_path / "run") == pytest.approx(times(results), rel=1e-9)
 
 

@@ -21,7 +21,7 @@ from fedpress.simulations.runs.workload import REFERENCE, Workload
 from fedpress.simulations.scenario import scenario
 from fedpress.simulations.scenario.scenario import Scenario
 
-SHORT = ["clients=4", "rounds=5", "training.epochs=1", "workers=1", "students.tiers=[]", "sampling.per_round=3"]
+SHORT = ["clients=4", "rounds=5", "training.epochs=1", "workers=1", "students.tiers=[]", "sampling.clients_per_round=3"]
 
 
 @pytest.fixture(autouse=True)

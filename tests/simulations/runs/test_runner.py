@@ -59,10 +59,14 @@ def test_the_same_seed_gives_the_same_model_with_one_and_two_workers(tmp_path: P
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", ["dgc", "eden", "powersgd", "signsgd", "{residual: float16}", "{feedback: cafe}"])
+@pytest.mark.parametrize(
+    "recipe", ["dgc", "eden", "powersgd", "signsgd", "{residual_dtype: float16}", "{feedback: cafe}"]
+)
 def test_a_recipe_runs_from_end_to_end(tmp_path: Path, recipe: str) -> None:
     server = ["server={optimizer: majority_vote, learning_rate: 0.01}"] if recipe == "signsgd" else []
-    results = run(tmp_path / "run", "rounds=2", "workers=1", "sampling.per_round=3", f"encoder={recipe}", *server)
+    results = run(
+        tmp_path / "run", "rounds=2", "workers=1", "sampling.clients_per_round=3", f"encoder={recipe}", *server
+    )
     assert [one.refused for one in results.rounds] == [0, 0] and results.model.sha256
 
 
@@ -113,7 +117,9 @@ def test_a_run_leaves_every_figure_of_the_path_from_gradient_to_download(tmp_pat
 @pytest.mark.slow
 def test_clients_that_never_manage_stop_the_run_early_with_their_reason(tmp_path: Path) -> None:
     (tmp_path / "task.py").write_text(BROKEN_TASK)
-    (tmp_path / "scenario.yaml").write_text("task: task:Broken\nclients: 2\nrounds: 30\nsampling: {per_round: 2}\n")
+    (tmp_path / "scenario.yaml").write_text(
+        "task: task:Broken\nclients: 2\nrounds: 30\nsampling: {clients_per_round: 2}\n"
+    )
     with pytest.raises(recorder.RunError, match="no such loss"):
         runner.simulate(scenario.load(tmp_path), tmp_path / "run")
     results = RunFolder.open(tmp_path / "run").load_results()
@@ -180,7 +186,7 @@ def test_a_federated_transformer_gives_students_of_half_its_layers_and_of_anothe
         tmp_path / "run",
         "task={name: digits, model: vit}",
         "clients=4",
-        "sampling.per_round=2",
+        "sampling.clients_per_round=2",
         "rounds=1",
         "workers=1",
         f"students={{tiers: {tiers}, distill: {{epochs: 1}}}}",
@@ -196,7 +202,7 @@ def test_a_federated_transformer_gives_students_of_half_its_layers_and_of_anothe
 
 @pytest.mark.slow
 def test_client_models_teach_the_global_model_and_its_students(tmp_path: Path) -> None:
-    few = ["clients=6", "sampling.per_round=3", "workers=1", "rounds=2"]
+    few = ["clients=6", "sampling.clients_per_round=3", "workers=1", "rounds=2"]
     tiers = "students.tiers=[{name: phone, parameters: 0.03}]"
     plain = run(tmp_path / "plain", *few, tiers, "students.distill.epochs=2")
     taught = run(tmp_path / "taught", *few, tiers, "students.distill.epochs=2", "students.teachers=clients")

@@ -55,7 +55,7 @@ def test_a_long_tail_has_fewer_and_fewer() -> None:
 @pytest.mark.slow
 def test_client_models_of_a_real_run_teach() -> None:
     lab = techniques.Lab(Digits(), Digits().model(), 4_000, Distillation(epochs=2))
-    changes = ("students={tiers: []}", "rounds=2", "clients=4", "sampling.per_round=2", "workers=1")
+    changes = ("students={tiers: []}", "rounds=2", "clients=4", "sampling.clients_per_round=2", "workers=1")
     rows = list(techniques.with_clients(lab, "clients", scenario.load("digits", changes), seeds=1))
     assert len({row.accuracy for row in rows}) > 1 and len(rows) == 8
     assert rows[0].technique == "global model" and rows[1].technique == "global model, fused each round"

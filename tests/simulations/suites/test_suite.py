@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedpress.compression.encoders import recipes
-from fedpress.simulations.scenario import scenario
+from fedpress.simulations.scenario import encoder, scenario
 from fedpress.simulations.suites import code_version, suite
 from fedpress.simulations.suites.suite import SuiteError
 
@@ -29,9 +28,13 @@ def test_every_suite_that_comes_with_fedpress_has_cells() -> None:
 
 
 def test_every_recipe_is_a_method() -> None:
-    by_method = {cell.method: cell.scenario.encoder.recipe for cell in suite.load("digits").cells(seeds=[1])}
+    by_method = {cell.method: cell.scenario.encoder for cell in suite.load("digits").cells(seeds=[1])}
+    assert {chosen.recipe for chosen in by_method.values()} - {None} == set(encoder.RECIPES)
     own = {"fedpress"}  # the method is the scenario's own encoder
-    assert set(by_method.values()) - {None} == set(recipes.RECIPES) - own
+    of_parts = [
+        encoder.EncoderSettings.model_validate({"recipe": name}) for name in encoder.NAMES_OF_PARTS.keys() - own
+    ]
+    assert all(chosen in by_method.values() for chosen in of_parts)
     assert list(by_method) == list(suite.published())
 
 

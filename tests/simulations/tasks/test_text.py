@@ -136,7 +136,7 @@ def test_a_run_on_a_folder_of_texts(folder, tmp_path):
         f"task={{name: text, data_dir: {folder}}}",
         "clients=3",
         "rounds=2",
-        "sampling.per_round=2",
+        "sampling.clients_per_round=2",
         "workers=1",
     ]
     options = [word for setting in [*settings, "training.steps=2"] for word in ("--set", setting)]
@@ -156,7 +156,7 @@ def test_a_run_on_a_folder_of_texts(folder, tmp_path):
     ],
 )
 def test_a_partition_that_does_not_fit_is_refused_before_there_is_a_folder(folder, tmp_path, overrides, message):
-    settings = [f"task={{name: text, data_dir: {folder}}}", "sampling.per_round=2", *overrides]
+    settings = [f"task={{name: text, data_dir: {folder}}}", "sampling.clients_per_round=2", *overrides]
     options = [word for setting in settings for word in ("--set", setting)]
     done = CliRunner().invoke(main, ["simulate", "text-books", *options, "--out", str(tmp_path / "run")])
     assert done.exit_code == 2
