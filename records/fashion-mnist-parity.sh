@@ -4,4 +4,4 @@
 set -eu
 
 fedpress bench paired fashion-mnist-100 --seeds 1-3 --set rounds=200 --set training.precision=bfloat16 \
-    --baseline server.learning_rate=2.0 --baseline server.averaging=0.9
+    --baseline server.learning_rate=2.0 --baseline server.ema_decay=0.9

@@ -5,4 +5,4 @@ set -eu
 
 fedpress bench paired fashion-mnist-100 --seeds 1-3 --set rounds=200 --set training.precision=bfloat16 \
     --set density=0.0027 --set downlink.density=0.0028 \
-    --baseline server.learning_rate=2.0 --baseline server.averaging=0.9
+    --baseline server.learning_rate=2.0 --baseline server.ema_decay=0.9

@@ -4,5 +4,5 @@
 set -eu
 
 fedpress bench paired fashion-mnist-100 --seeds 1-3 --set rounds=200 --set training.precision=bfloat16 \
-    --set partition.kind=labels --baseline server.learning_rate=2.0 --baseline server.averaging=0.9
-fedpress bench paired text-books --seeds 1-3 --baseline server.averaging=0.9 --baseline training.learning_rate=4.0
+    --set partition.kind=labels --baseline server.learning_rate=2.0 --baseline server.ema_decay=0.9
+fedpress bench paired text-books --seeds 1-3 --baseline server.ema_decay=0.9 --baseline training.learning_rate=4.0

@@ -4,7 +4,7 @@
 set -eu
 
 set -- --set rounds=60 --set workers=1 \
-    --set training.precision=bfloat16 --set evaluation.every=60 --set sampling.per_round=30 --set density=0.05 \
+    --set training.precision=bfloat16 --set evaluation.every=60 --set sampling.clients_per_round=30 --set density=0.05 \
     --set downlink.density=0.04 --set 'students.tiers=[
       {name: phone, parameters: 0.1, trains: true, server_learning_rate: 5.0},
       {name: sensor, parameters: 0.01, trains: true, density: 0.1, server_learning_rate: 3.0}]' \
