@@ -168,7 +168,7 @@ layout = vector.Layout.of_arrays({"weight": np.zeros((100, 10), np.float32)})
 shared = side_info.SideInfo(layout)
 update = np.arange(1000, dtype=np.float32)
 codec = encoder.sparse(selection.top_k(0.01), values.FLOAT32)
-payload, _ = codec.encode(update.copy(), codec.init(layout), shared, 1)
+payload, *_ = codec.encode(update.copy(), codec.init(layout), shared, 1)
 assert (encoder.decode(payload, shared).dense()[990:] == update[990:]).all()
 open("payload.bin", "wb").write(payload)
 """

@@ -116,7 +116,7 @@ class Layout:
         """
         return dataclasses.replace(self, mask=mask)
 
-    def move(self, after: "Layout") -> MaskChange:
+    def change_to(self, after: "Layout") -> MaskChange:
         """Return how a vector of this layout becomes one of `after`, which differs in its mask only.
 
         Raises:
@@ -224,6 +224,11 @@ def read_only(vector: Vector) -> Vector:
     view = vector.view()
     view.flags.writeable = False
     return view
+
+
+def writable(vector: Vector) -> Vector:
+    """Return the vector, or a copy of it if it cannot be written: for a wrapper that changes what it is given."""
+    return vector if vector.flags.writeable else vector.copy()
 
 
 def check_names(arrays: Mapping[str, NDArray[Any]], layout: Layout) -> None:

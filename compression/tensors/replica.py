@@ -80,7 +80,7 @@ class FixedPoint(NamedTuple):
 
     @classmethod
     def unpack(cls, data: bytes, layout: Layout) -> "FixedPoint":
-        """Read what `pack` wrote. Raises HeldError when it is not for as many tensors."""
+        """Read what `pack` wrote. Raises ReplicaError when it is not for as many tensors."""
         if len(data) != _SPACING.size * len(layout.parameters):
             raise ReplicaError(f"a grid of {len(data)} bytes does not fit {len(layout.parameters)} tensors")
         return cls(tuple(exponent for (exponent,) in _SPACING.iter_unpack(data)))
@@ -138,7 +138,7 @@ class SeededInit(NamedTuple):
 
     @classmethod
     def unpack(cls, data: bytes, layout: Layout) -> "SeededInit":
-        """Read what `pack` wrote. Raises HeldError when it is not for as many tensors, or leaves the grid."""
+        """Read what `pack` wrote. Raises ReplicaError when it is not for as many tensors, or leaves the grid."""
         if len(data) != _DRAW.size + _TENSOR.size * len(layout.parameters):
             raise ReplicaError(f"a draw of {len(data)} bytes does not fit {len(layout.parameters)} tensors")
         tensors = list(_TENSOR.iter_unpack(data[_DRAW.size :]))
@@ -177,7 +177,7 @@ class Replica(NamedTuple):
             layout: of the vector.
 
         Raises:
-            HeldError: a change is no multiple of the spacing, or leaves the grid.
+            ReplicaError: a change is no multiple of the spacing, or leaves the grid.
         """
         entries = delta.sparse()
         steps = np.ldexp(entries.values.astype(np.float64), -self.grid.spacing(entries.positions, layout))
@@ -194,13 +194,13 @@ class Replica(NamedTuple):
         steps = (integers[positions] - self.integers[positions]).astype(np.float64)
         return Sparse(positions, np.ldexp(steps, self.grid.spacing(positions, layout)).astype(np.float32), layout.size)
 
-    def moved(self, move: MaskChange) -> "Replica":
+    def remapped(self, change: MaskChange) -> "Replica":
         """Return the same model within another mask: what survives stays as it is, what is new is zero."""
-        return self._replace(integers=move.new(self.integers))
+        return self._replace(integers=change.apply(self.integers))
 
-    def tag(self, epoch: int) -> bytes:
+    def tag(self, mask_version: int) -> bytes:
         """Return 8 bytes that prove which model this is."""
-        digest = sha256(f"{epoch} {self.version} {self.grid.exponents}".encode())
+        digest = sha256(f"{mask_version} {self.version} {self.grid.exponents}".encode())
         digest.update(np.ascontiguousarray(self.integers, "<i4").tobytes())
         digest.update(self.buffers)
         return digest.digest()[:TAG_BYTES]
