@@ -1,4 +1,4 @@
-"""Wrappers around any encoder: a bound on the norm of what it is asked to send; a density that falls over rounds."""
+"""Wrappers around any encoder: a bound on the norm of what is encoded; a density that falls over rounds."""
 
 import math
 from collections.abc import Callable

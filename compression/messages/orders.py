@@ -1,4 +1,4 @@
-"""Orders and answers: what server and client say to each other beside the model, as Flower records."""
+"""Orders and answers: what server and client exchange beside the model, as Flower records."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeVar
@@ -141,10 +141,10 @@ def _order(record: ConfigRecord) -> Order:
 def _part(record: ConfigRecord, key: str) -> float:
     if key not in record:
         return 0.0
-    found = _typed(record, key, float)
-    if not 0 <= found <= 1:
-        raise MessageError(f"entry {key!r} must be a part, 0 to 1, and is {found}")
-    return found
+    part = _typed(record, key, float)
+    if not 0 <= part <= 1:
+        raise MessageError(f"entry {key!r} must be a part, 0 to 1, and is {part}")
+    return part
 
 
 def _download(record: ConfigRecord) -> Download:
@@ -183,7 +183,7 @@ def read_answer(content: RecordDict) -> Answer:
     """Read a client's answer.
 
     Raises:
-        MessageError: the reply has no answer, or one of its parts has the wrong type.
+        MessageError: The reply has no answer, or one of its parts has the wrong type.
     """
     record = content.config_records.get(ANSWER)
     if record is None:
@@ -212,6 +212,6 @@ def read_answer(content: RecordDict) -> Answer:
 def _typed(record: Mapping[str, Any], key: str, kind: type[T]) -> T:
     value = record.get(key)
     if type(value) is not kind:
-        found = "nothing" if value is None else f"a {type(value).__name__}"
-        raise MessageError(f"entry {key!r} must be a {kind.__name__}, and holds {found}")
+        held = "nothing" if value is None else f"a {type(value).__name__}"
+        raise MessageError(f"entry {key!r} must be a {kind.__name__}, and holds {held}")
     return value

@@ -24,7 +24,7 @@ class Mask:
         bitmap: A bit for each entry, the first in the lowest bit of the first byte; those left over are 0.
 
     Raises:
-        LayoutError: The bitmap is of another size, or says something of entries that do not exist.
+        LayoutError: The bitmap is of another size, or marks entries that do not exist.
 
     >>> mask = Mask.at(np.array([0, 3, 9]), 10)
     >>> mask.count, mask.bitmap.hex(), mask == Mask.of(mask.flags)

@@ -1,4 +1,4 @@
-"""What a payload says, in a form that adds itself in place.
+"""Updates: what is decoded from a payload, in a form that adds itself in place.
 
 Law of the accumulator: adding decoded payloads == adding their dense forms.
 """

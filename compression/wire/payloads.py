@@ -122,7 +122,7 @@ def _assemble(update: Update, layout: Layout, format: ValueFormat, tag: int, pla
 
 
 def decode(payload: bytes | memoryview, side_info: SideInfo) -> Update:
-    """Return what a payload says; this is all that a server needs.
+    """Return the update of a payload; this is all that a server needs.
 
     Args:
         payload: Bytes from anywhere.

@@ -327,17 +327,17 @@ def _unpack_groups(data: bytes | memoryview, n: int, k: int) -> Positions:
 
 
 def _pack_bitmap(positions: Positions, n: int) -> bytes:
-    there = np.zeros(n, np.uint8)
-    there[positions] = 1
-    return np.packbits(there, bitorder="little").tobytes()
+    bits = np.zeros(n, np.uint8)
+    bits[positions] = 1
+    return np.packbits(bits, bitorder="little").tobytes()
 
 
 def _unpack_bitmap(data: bytes | memoryview, n: int, k: int) -> Positions:
-    there = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little").view(np.bool_)
-    found = np.count_nonzero(there)  # before a word is made for each
-    if found != k or there[n:].any():
-        raise errors.InvalidPositions(f"the bitmap marks {found} places, the header says {k} of {n}")
-    return np.flatnonzero(there)
+    bits = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little").view(np.bool_)
+    count = np.count_nonzero(bits)  # before a word is made for each
+    if count != k or bits[n:].any():
+        raise errors.InvalidPositions(f"the bitmap marks {count} places, the header says {k} of {n}")
+    return np.flatnonzero(bits)
 
 
 def _width(n: int) -> int:

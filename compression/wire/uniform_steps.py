@@ -59,7 +59,7 @@ def encode(values: Vector, relative_error: float) -> tuple[bytes, Vector]:
 
 
 def unpack(data: bytes | memoryview, k: int) -> Vector:
-    """Return the k values that `encode` wrote; what they say may be infinite or NaN.
+    """Return the k values that `encode` wrote; those of foreign bytes may be infinite or NaN.
 
     Args:
         data: All bytes of the values, at least `least(k)`.

@@ -32,7 +32,7 @@ class ValueFormat(NamedTuple):
         name: For scenarios and tables.
         tag: For the wire; never used again for another format.
         pack: Finite float32 values, shape (k,) -> bytes.
-        unpack: Bytes of the right length, k -> float32, shape (k,); what they say may be non-finite.
+        unpack: Bytes of the right length, k -> float32, shape (k,); those of foreign bytes may be non-finite.
         length: k -> bytes that k values take, or the least that they can take. `length(0) == 0`.
         varies: Whether the length depends on the values.
         encode_fast: values -> bytes, and what `unpack` reads from them: for a format that knows it without reading
