@@ -102,15 +102,32 @@ def _signs(seed: int, first: int, count: int) -> NDArray[np.float64]:
 
 
 def _hadamard(rows: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return each row times the Hadamard matrix of Sylvester's order, made orthonormal: its own inverse."""
+    """Return each row times the Hadamard matrix of Sylvester's order, made orthonormal: its own inverse.
+
+    The low bits of the index first, then the high ones, each as the leading axis, so that what is added is long runs.
+    """
     count, width = rows.shape
-    half = 1
-    while half < width:
-        pairs = rows.reshape(count, width // (2 * half), 2, half)
-        rows = np.stack([pairs[:, :, 0] + pairs[:, :, 1], pairs[:, :, 0] - pairs[:, :, 1]], axis=2)
-        half *= 2
-    orthonormal: NDArray[np.float64] = rows.reshape(count, width) / np.sqrt(width)
+    low = min(64, width)
+    high = width // low
+    turned = _butterflies(rows.reshape(count * high, low).T.copy())
+    turned = _butterflies(turned.reshape(low, count, high).transpose(2, 1, 0).copy())
+    orthonormal: NDArray[np.float64] = turned.reshape(high, count, low).transpose(1, 0, 2).reshape(count, width)
+    orthonormal /= np.sqrt(width)
     return orthonormal
+
+
+def _butterflies(columns: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the columns times the Hadamard matrix, not scaled; the array that is given is overwritten."""
+    spare = np.empty_like(columns)
+    half = 1
+    while half < len(columns):
+        pairs = columns.reshape(len(columns) // (2 * half), 2, half, -1)
+        sums = spare.reshape(pairs.shape)
+        np.add(pairs[:, 0], pairs[:, 1], out=sums[:, 0])
+        np.subtract(pairs[:, 0], pairs[:, 1], out=sums[:, 1])
+        columns, spare = spare, columns
+        half *= 2
+    return columns
 
 
 def _sizes(n: int) -> tuple[int, int]:
