@@ -13,7 +13,8 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp.typing import ClientAppCallable, Mod
 from flwr.supercore import log
 
-from fedpress.client.state import replica, stores
+from fedpress.client.state import replica as replicas
+from fedpress.client.state import stores
 from fedpress.client.state.memory import Memory
 from fedpress.compression import seeds
 from fedpress.compression.encoders.encoder import Encoder
@@ -33,7 +34,7 @@ def compress(
 ) -> Mod:
     """Return a mod for any ClientApp that answers `train` with the trained weights in one ArrayRecord.
 
-    The application sees the model as usual (plus what the encoder's `start` adds) and answers as usual; on the wire
+    The application sees the model as usual (plus what the encoder's `offset` adds) and answers as usual; on the wire
     its ArrayRecord is replaced by the encoded update (trained - start). Messages to `evaluate` get the model in the
     same way, others pass untouched. The server needs the strategy `SparseFed`.
 
@@ -45,34 +46,38 @@ def compress(
     the last one answered changes nothing: the answer is an error.
 
     Args:
-        encoder: the encoder, or a function of Flower's Context that returns it.
-        layout: which arrays are parameters and which are buffers: `Layout.of(model)`, or a function of the Context.
+        encoder: The encoder, or a function of Flower's Context that returns it.
+        layout: Which arrays are parameters and which are buffers: `Layout.of(model)`, or a function of the Context.
             Without it the usual names decide (`Layout.of_arrays`), and the log says so.
     """
 
     def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
         category = message.metadata.message_type.partition(".")[0]
-        if category == "train" or (category == "evaluate" and orders.has_order(message.content)):
+        order = None
+        if category == "train":
             order = orders.read_order(message.content)
-            chosen = encoder if isinstance(encoder, Encoder) else encoder(context)
-            client = _Client(message, context, order, chosen, layout)
-            return client.train(call_next) if category == "train" else client.evaluate(call_next)
-        return call_next(message, context)
+        elif category == "evaluate":
+            order = orders.find_order(message.content)
+        if order is None:
+            return call_next(message, context)
+        chosen = encoder if isinstance(encoder, Encoder) else encoder(context)
+        handler = _OrderHandler(message, context, order, chosen, layout)
+        return handler.train(call_next) if category == "train" else handler.evaluate(call_next)
 
     return mod
 
 
-class _Start(NamedTuple):
-    """What a client starts an order with."""
+class _ReceivedModel(NamedTuple):
+    """The model of an order, as the application gets it."""
 
-    layout: Layout
-    key: str  # of the ArrayRecord for the application
-    arrays: dict[str, Any]  # the held model
-    kept: replica.ReplicaWithUndo | None = None  # the same, where clients hold one
+    layout: Layout  # within the order's mask
+    record_key: str  # of the ArrayRecord for the application
+    arrays: dict[str, Any]
+    replica: replicas.ReplicaWithUndo | None = None  # the same, where clients hold one
     tag: bytes = b""  # of that
 
 
-class _Client:
+class _OrderHandler:
     """One order, from its arrival to the reply."""
 
     def __init__(
@@ -89,12 +94,12 @@ class _Client:
         self._encoder = encoder
         self._layout = layout
         self._store = stores.open_store(context, order.federation)
-        self._lost = False
+        self._lost_state = False
         try:
             stored = self._store.load()
         except stores.DamagedState as error:
             log(ERROR, "%s; what it kept back is lost, and this client takes part as a new one", error)
-            stored, self._lost = None, True
+            stored, self._lost_state = None, True
         self._memory = None if stored is None else Memory.of(stored)
         self._discarded = self._memory.discarded if self._memory else 0.0
 
@@ -110,109 +115,110 @@ class _Client:
             log(WARNING, "%s: nothing is done", error)
             return self._reply(Answer(order.ticket, order.version, error=error, answered=memory.ticket))
         tier = stores.tier(self._context)
-        began = self._start()
-        if began is None:
+        model = self._received_model()
+        if model is None:
             return self._reply(Answer(order.ticket, order.version, needs_model=True))
-        agreed, sent = began.layout, began.arrays
-        encoder_state, lost = self._settled(agreed)
-        start = flatten.flatten(sent, agreed)
-        offset = self._encoder.start(encoder_state)
+        layout, arrays = model.layout, model.arrays
+        encoder_state, lost_state = self._acknowledged(layout)
+        start = flatten.flatten(arrays, layout)
+        offset = self._encoder.offset(encoder_state)
         if offset is not None:
             start += offset
-            moved = flatten.unflatten(start, agreed)
-            start = flatten.flatten(moved, agreed)  # what the application really gets, in the layout's dtypes
-            sent = {**sent, **moved}
-        if offset is not None or began.kept or agreed.mask:
-            self._message.content[began.key] = records.from_numpy(sent)
+            shifted = flatten.unflatten(start, layout)
+            start = flatten.flatten(shifted, layout)  # what the application really gets, in the layout's dtypes
+            arrays = {**arrays, **shifted}
+        if offset is not None or model.replica or layout.mask:
+            self._message.content[model.record_key] = records.from_numpy(arrays)
         reply = call_next(self._message, self._context)
         if reply.has_error():
             return reply
-        key, trained_record = records.only_arrays(reply.content)
+        trained_key, trained_record = records.only_arrays(reply.content)
         trained = records.to_numpy(trained_record)
-        update = flatten.flatten(trained, agreed)
+        update = flatten.flatten(trained, layout)
         update -= start
-        shared = replica.shared(order, agreed)
+        side_info = replicas.side_info(order, layout)
         seed = seeds.derive(order.federation, order.round, stores.client_index(self._context), "encode")
-        answer = Answer(order.ticket, order.version, tag=began.tag, lost_state=lost, tier=tier)
+        answer = Answer(order.ticket, order.version, tag=model.tag, lost_state=lost_state, tier=tier)
         try:
-            payload, encoder_state = self._encoder.encode(update, encoder_state, shared, seed)
+            payload, _, encoder_state = self._encoder.encode(update, encoder_state, side_info, seed)
         except NonFiniteError as error:
             log(WARNING, "round %d: no update is sent: %s", order.round, error)
             answer = answer._replace(error=str(error))
         else:
-            buffers = buffer_codec.pack(trained, agreed) if agreed.buffers else b""
-            answer = answer._replace(payload=payload, buffers=buffers, vote=_vote(reply.content, agreed))
-        others = {name: record for name, record in reply.content.items() if name not in (key, orders.VOTE)}
+            buffers = buffer_codec.pack(trained, layout) if layout.buffers else b""
+            answer = answer._replace(payload=payload, buffers=buffers, vote=_vote(reply.content, layout))
+        others = {name: record for name, record in reply.content.items() if name not in (trained_key, orders.VOTE)}
         reply.content = records.folded(RecordDict({orders.ANSWER: orders.write_answer(answer), **others}))
         # Durable before the reply leaves: a kill in between loses the reply, and the server's next order brings its
         # mass back, or asks for the same again.
-        self._save(began, encoder_state, order.ticket, records.content_to_bytes(reply.content), lost)
+        self._save(model, encoder_state, order.ticket, records.content_to_bytes(reply.content), lost_state)
         return reply
 
     def evaluate(self, call_next: ClientAppCallable) -> Message:
         """Let the application evaluate the held model."""
         order, memory = self._order, self._memory
-        if memory is not None and memory.epoch != order.epoch:
+        if memory is not None and memory.mask_version != order.mask_version:
             raise orders.MessageError(
-                f"the model to evaluate is of epoch {order.epoch}, this client has that of epoch {memory.epoch}, until "
-                "an order to train brings another"
+                f"the model to evaluate is within mask {order.mask_version}, this client has that of mask "
+                f"{memory.mask_version}, until an order to train brings another"
             )
-        began = self._start()
-        if began is None:
+        model = self._received_model()
+        if model is None:
             return self._reply(Answer(order.ticket, order.version, needs_model=True))
-        self._message.content[began.key] = records.from_numpy(began.arrays)
-        if began.kept:  # the upload that is under way stays as it is
-            ticket, pending, lost = (memory.ticket, memory.reply, memory.lost) if memory else (0, b"", self._lost)
-            encoder_state = self._restored(began.layout) if memory else self._encoder.init(began.layout)
-            self._save(began, encoder_state, ticket, pending, lost)
+        self._message.content[model.record_key] = records.from_numpy(model.arrays)
+        if model.replica:  # the upload that is under way stays as it is
+            if memory:
+                encoder_state = self._restored(memory, model.layout)
+                self._save(model, encoder_state, memory.ticket, memory.reply, memory.lost_state)
+            else:
+                self._save(model, self._encoder.init(model.layout), 0, b"", self._lost_state)
         reply = call_next(self._message, self._context)
         if not reply.has_error():
-            answer = Answer(order.ticket, order.version, tag=began.tag)
+            answer = Answer(order.ticket, order.version, tag=model.tag)
             reply.content[orders.ANSWER] = orders.write_answer(answer)
         return reply
 
-    def _start(self) -> _Start | None:
+    def _received_model(self) -> _ReceivedModel | None:
         """Return the model at the order's version; None when the delta does not fit what this client holds."""
-        content, order = self._message.content, self._order
+        content, order, memory = self._message.content, self._order, self._memory
         if content.array_records:
-            key, record = records.only_arrays(content)
+            record_key, record = records.only_arrays(content)
             arrays = records.to_numpy(record)
         elif order.download is None:
             raise orders.MessageError("the order names no delta, and the message holds no ArrayRecord with the model")
         else:
-            key, arrays = "arrays", {}
-        memory = self._memory
-        agreed = _layout(self._layout, self._context, arrays, order.round)
-        if not agreed.parameters and memory and memory.layout:
-            agreed = memory.layout.full
-        if not agreed.parameters:
+            record_key, arrays = "arrays", {}
+        tensors = _layout(self._layout, self._context, arrays, order.round)
+        if not tensors.parameters and memory:
+            tensors = memory.layout.full
+        if not tensors.parameters:
             return None  # a new client that has neither a layout nor the arrays: it must see them once
-        before = memory.layout if memory else None
+        known, mask_version = (memory.layout, memory.mask_version) if memory else (None, 0)
         try:
-            agreed = replica.agreed(order, agreed, before, memory.epoch if memory else 0)
-        except replica.NoMask as error:
+            layout = replicas.layout_within_mask(order, tensors, known, mask_version)
+        except replicas.NoMask as error:
             log(WARNING, "round %d: %s; it is asked for", order.round, error)
             return None
-        if agreed.mask:
-            orders.rewrite_mask(content, agreed.mask.bitmap)
+        if layout.mask:
+            orders.rewrite_mask(content, layout.mask.bitmap)
         if order.download is None:
-            if agreed.mask:
-                arrays = {**arrays, **flatten.unflatten(flatten.flatten(arrays, agreed), agreed)}
-            return _Start(agreed, key, arrays)
-        kept = memory.kept if memory and self._of_these_tensors(agreed) else None
-        if kept and before and before.fingerprint != agreed.fingerprint:
-            kept = kept.moved(before.move(agreed))
-        kept = replica.receive(order, order.download, kept, content, agreed)
-        if kept is None:
+            if layout.mask:
+                arrays = {**arrays, **flatten.unflatten(flatten.flatten(arrays, layout), layout)}
+            return _ReceivedModel(layout, record_key, arrays)
+        held = memory.replica if memory and _same_tensors(memory.layout, layout) else None
+        if held and known and known.fingerprint != layout.fingerprint:
+            held = held.remapped(known.change_to(layout))
+        held = replicas.receive(order, order.download, held, content, layout)
+        if held is None:
             return None
-        buffers = buffer_codec.unpack(kept.held.buffers, agreed) if agreed.buffers else {}
-        arrays = {**flatten.unflatten(kept.held.floats(agreed), agreed), **buffers}
-        return _Start(agreed, key, arrays, kept, order.download.tag)
+        buffers = buffer_codec.unpack(held.replica.buffers, layout) if layout.buffers else {}
+        arrays = {**flatten.unflatten(held.replica.floats(layout), layout), **buffers}
+        return _ReceivedModel(layout, record_key, arrays, held, order.download.tag)
 
     def _reply(self, answer: Answer) -> Message:
         return Message(RecordDict({orders.ANSWER: orders.write_answer(answer)}), reply_to=self._message)
 
-    def _settled(self, layout: Layout) -> tuple[Any, bool]:
+    def _acknowledged(self, layout: Layout) -> tuple[Any, bool]:
         """Return the encoder's state with the server's verdict on the last upload, and whether a loss is to be told.
 
         The order names the last upload that was accepted. Whatever this client sent after that one was lost, late or
@@ -223,48 +229,57 @@ class _Client:
         Where the mask has changed, entries that survive keep what was kept back for them: after the verdict, so that
         an upload of the mask before comes back first. What was kept back for the others is discarded, and counted.
         """
-        accepted, memory = self._order.accepted, self._memory
-        epoch = self._order.epoch
-        if memory and memory.epoch != epoch and not self._of_these_tensors(layout):
-            log(WARNING, "epoch %d follows %d: what was kept back for another model is lost", epoch, memory.epoch)
-            self._memory, self._lost = None, True
-        if self._memory is None or self._memory.ticket < accepted:
-            if accepted:
-                log(WARNING, "ticket %d was accepted, and the state here is older: it starts anew", accepted)
-            return self._encoder.init(layout), accepted > 0 or self._lost
-        taken, lost = self._memory.ticket == accepted, self._memory.lost
-        before = self._memory.layout
-        if before is None or self._memory.fingerprint == layout.fingerprint or not self._of_these_tensors(layout):
-            return self._encoder.settle(self._restored(layout), taken), lost and not taken
-        settled = self._encoder.settle(self._restored(before), taken)
-        settled, fallen = self._encoder.follow(settled, before.move(layout))
-        self._discarded = self._memory.discarded + float(fallen.sum(dtype=np.float64))
-        if fallen.any():
-            log(INFO, "round %d: the mask has changed, %g of magnitude kept back is discarded", self._order.round,
-                float(np.abs(fallen).sum(dtype=np.float64)))  # fmt: skip
-        return settled, lost and not taken
+        order, memory = self._order, self._memory
+        if memory and memory.mask_version != order.mask_version and not _same_tensors(memory.layout, layout):
+            log(
+                WARNING,
+                "mask %d follows %d: what was kept back for another model is lost",
+                order.mask_version,
+                memory.mask_version,
+            )
+            memory, self._lost_state = None, True
+        if memory is None or memory.ticket < order.accepted:
+            if order.accepted:
+                log(WARNING, "ticket %d was accepted, and the state here is older: it starts anew", order.accepted)
+            return self._encoder.init(layout), order.accepted > 0 or self._lost_state
+        accepted = memory.ticket == order.accepted
+        lost_state = memory.lost_state and not accepted
+        if memory.layout.fingerprint == layout.fingerprint or not _same_tensors(memory.layout, layout):
+            return self._encoder.acknowledge(self._restored(memory, layout), accepted), lost_state
+        encoder_state = self._encoder.acknowledge(self._restored(memory, memory.layout), accepted)
+        encoder_state, dropped = self._encoder.remap(encoder_state, memory.layout.change_to(layout))
+        self._discarded = memory.discarded + float(dropped.sum(dtype=np.float64))
+        if dropped.any():
+            magnitude = float(np.abs(dropped).sum(dtype=np.float64))
+            log(INFO, "round %d: the mask has changed, %g of magnitude kept back is discarded", order.round, magnitude)
+        return encoder_state, lost_state
 
-    def _of_these_tensors(self, layout: Layout) -> bool:
-        """Tell whether the state is of the same model, whatever the mask."""
-        memory = self._memory
-        if memory is None or memory.layout is None:
-            return memory is not None and memory.fingerprint == layout.fingerprint
-        return memory.layout.full.fingerprint == layout.full.fingerprint
-
-    def _restored(self, layout: Layout) -> Any:
-        assert self._memory is not None
-        if self._memory.fingerprint != layout.fingerprint:
+    def _restored(self, memory: Memory, layout: Layout) -> Any:
+        """Return the encoder's state that is remembered."""
+        if memory.layout.fingerprint != layout.fingerprint:
             raise stores.StateError(
-                f"the stored state belongs to another model (layout {self._memory.fingerprint}, this one is "
+                f"the stored state belongs to another model (layout {memory.layout.fingerprint}, this one is "
                 f"{layout.fingerprint}); give the federation a new name, or remove the state"
             )
-        return stores.restore_state(self._encoder.init(layout), self._memory.encoder)
+        return stores.restore_state(self._encoder.init(layout), memory.encoder)
 
-    def _save(self, began: _Start, encoder_state: Any, ticket: int, reply: bytes, lost: bool) -> None:
-        flat, layout = stores.flatten_state(encoder_state), began.layout
-        epoch, discarded = self._order.epoch, self._discarded
-        memory = Memory(flat, ticket, layout.fingerprint, layout, reply, began.kept, lost, epoch, discarded)
+    def _save(self, model: _ReceivedModel, encoder_state: Any, ticket: int, reply: bytes, lost_state: bool) -> None:
+        memory = Memory(
+            encoder=stores.flatten_state(encoder_state),
+            ticket=ticket,
+            layout=model.layout,
+            reply=reply,
+            replica=model.replica,
+            lost_state=lost_state,
+            mask_version=self._order.mask_version,
+            discarded=self._discarded,
+        )
         self._store.save(memory.stored())
+
+
+def _same_tensors(known: Layout, layout: Layout) -> bool:
+    """Tell whether two layouts are of the same model, whatever their masks."""
+    return known.full.fingerprint == layout.full.fingerprint
 
 
 def _vote(content: RecordDict, layout: Layout) -> bytes:

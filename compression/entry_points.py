@@ -11,13 +11,13 @@ def load(reference: str) -> Any:
     3.141592653589793
 
     Raises:
-        ValueError: the reference is not of that form, or the module has no such attribute.
-        ImportError: there is no such module, or it does not import.
+        ValueError: The reference is not of that form, or the module has no such attribute.
+        ImportError: There is no such module, or it does not import.
     """
     module, _, attribute = reference.partition(":")
     if not module or not attribute:
         raise ValueError(f"expected 'module:attribute', for example 'fedpress.client.app:app', and got {reference!r}")
-    found = import_module(module)
-    if not hasattr(found, attribute):
-        raise ValueError(f"module {module!r} ({found.__file__}) has no attribute {attribute!r}")
-    return getattr(found, attribute)
+    imported = import_module(module)
+    if not hasattr(imported, attribute):
+        raise ValueError(f"module {module!r} ({imported.__file__}) has no attribute {attribute!r}")
+    return getattr(imported, attribute)

@@ -11,7 +11,7 @@
         ├── CountTooLarge                   claims more entries than the vector has
         ├── SizeMismatch                    made for a vector of another size
         ├── LayoutMismatch                  same size, other tensors
-        ├── ReferenceMismatch               positions coded against a support that is not held here
+        ├── ReferenceMismatch               positions coded against shared ones that are not held here
         ├── LengthMismatch                  bytes left over, or a body of an impossible length
         ├── ChecksumMismatch                damaged on the way
         ├── InvalidPositions                positions that repeat, fall, or lie outside the vector
@@ -74,7 +74,7 @@ class LayoutMismatch(PayloadError):
 
 
 class ReferenceMismatch(PayloadError):
-    """The positions are coded against a reference that this receiver does not hold, or another than it holds."""
+    """The positions are coded against shared positions that this receiver does not hold, or others than it holds."""
 
 
 class LengthMismatch(PayloadError):

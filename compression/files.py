@@ -15,7 +15,7 @@ def write_atomically(path: Path, data: bytes | Iterable[bytes]) -> None:
     """Write or replace a file, from pieces or one; a reader, a crash or a full disk never sees or leaves half of it.
 
     Raises:
-        OSError: it cannot be written; what was there before is untouched.
+        OSError: It cannot be written; what was there before is untouched.
     """
     with flushed(data, path.parent) as temporary:
         os.replace(temporary, path)
@@ -27,7 +27,7 @@ def flushed(data: bytes | Iterable[bytes], folder: Path) -> Iterator[Path]:
     """Write `data` to a temporary file in `folder` and flush it to the disk; it is removed unless it was renamed.
 
     Raises:
-        OSError: it cannot be written; nothing is left behind.
+        OSError: It cannot be written; nothing is left behind.
     """
     handle, name = tempfile.mkstemp(dir=folder, prefix=".", suffix=_PART)
     temporary = Path(name)
@@ -55,7 +55,7 @@ def move_aside(path: Path) -> Path:
     """Rename a damaged file, so that nobody reads it by mistake and whoever wants to can look; return its new path.
 
     Raises:
-        OSError: it cannot be renamed.
+        OSError: It cannot be renamed.
     """
     number = 1
     while True:
@@ -71,7 +71,7 @@ def remove_leftovers(folder: Path) -> None:
     """Remove what writes that were killed have left in a folder; nobody may be writing there.
 
     Raises:
-        OSError: one cannot be removed.
+        OSError: One cannot be removed.
     """
     for path in folder.glob(f".*{_PART}"):
         path.unlink(missing_ok=True)

@@ -105,7 +105,7 @@ class Ledger:
     def merged(cls, ledgers: Iterable["Ledger"]) -> "Ledger":
         """Return the rows of several ledgers as one, by round; those of a round in the order of the ledgers."""
         ledger = cls()
-        for entry in sorted((entry for one in ledgers for entry in one.rows), key=lambda entry: entry.round):
+        for entry in sorted((entry for part in ledgers for entry in part.rows), key=lambda entry: entry.round):
             ledger.record(*entry)
         return ledger
 

@@ -382,8 +382,8 @@ state, sent, asked = codec.init(layout), np.zeros(3000), np.zeros(3000)
 for step in range(5):
     update = drawn.normal(size=3000).astype(np.float32)
     asked += update
-    payload, state = codec.encode(update, state, shared, step)
-    state = codec.settle(state, True)
+    payload, _, state = codec.encode(update, state, shared, step)
+    state = codec.acknowledge(state, True)
     encoder.decode(payload, shared).add_to(sent)
 assert np.allclose(sent + state.residual, asked, atol=1e-5)
 extremes = np.array([3.4028235e38, -3.4028235e38, 1e-45, -0.0, 1.00390625], np.float32)

@@ -163,13 +163,15 @@ def test_a_device_that_only_downloads_needs_its_extra_and_nothing_more(bare: Pat
 
 CODEC = """
 import numpy as np
-from fedpress.compression import encoder, selection, values, vector
-layout = vector.Layout.of_arrays({"weight": np.zeros((100, 10), np.float32)})
-shared = side_info.SideInfo(layout)
+from fedpress.compression.encoders import encoder, selection
+from fedpress.compression.tensors.layout import Layout
+from fedpress.compression.wire import values
+layout = Layout.of_arrays({"weight": np.zeros((100, 10), np.float32)})
+side_info = encoder.SideInfo(layout)
 update = np.arange(1000, dtype=np.float32)
 codec = encoder.sparse(selection.top_k(0.01), values.FLOAT32)
-payload, _ = codec.encode(update.copy(), codec.init(layout), shared, 1)
-assert (encoder.decode(payload, shared).dense()[990:] == update[990:]).all()
+payload, *_ = codec.encode(update.copy(), codec.init(layout), side_info, 1)
+assert (encoder.decode(payload, side_info).dense()[990:] == update[990:]).all()
 open("payload.bin", "wb").write(payload)
 """
 

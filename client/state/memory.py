@@ -14,9 +14,7 @@ from fedpress.compression.tensors.mask import Mask
 from fedpress.compression.tensors.replica import FixedPoint, Replica
 from fedpress.compression.tensors.update import Sparse
 
-FORMAT = "3"
-"""1 held the encoder's state alone, under its bare names; 2 knew no masks. Both are read as such, and a state without a
-mask is still written as 2, so that an older fedpress reads it."""
+FORMAT = "1"
 _ENCODER = "encoder/"
 
 
@@ -24,52 +22,47 @@ class Memory(NamedTuple):
     """What a client remembers.
 
     Attributes:
-        encoder: the encoder's state, flat (`stores.flatten_state`).
-        ticket: of the last order that it answered, 0 for none.
-        fingerprint: of the layout.
-        layout: the layout; None in a state of format 1.
-        reply: the answer to that order, as it was sent; empty in a state of format 1.
-        kept: the held model, where clients hold one.
-        lost: earlier state was lost, and no answer that says so has been accepted yet.
-        epoch: of the last order that it answered.
-        discarded: the sum of what was kept back for entries that a new mask lacked: the law counts it (`mod`).
+        encoder: The encoder's state, flat (`stores.flatten_state`).
+        ticket: Of the last order that it answered, 0 for none.
+        layout: Of the model, within its mask.
+        reply: The answer to that order, as it was sent; empty for none.
+        replica: The held model, where clients hold one.
+        lost_state: Earlier state was lost, and no answer that says so has been accepted yet.
+        mask_version: Of the last order that it answered.
+        discarded: The sum of what was kept back for entries that a new mask lacked: the law counts it (`mod`).
     """
 
     encoder: Mapping[str, NDArray[Any]]
     ticket: int
-    fingerprint: int
-    layout: Layout | None = None
+    layout: Layout
     reply: bytes = b""
-    kept: ReplicaWithUndo | None = None
-    lost: bool = False
-    epoch: int = 0
+    replica: ReplicaWithUndo | None = None
+    lost_state: bool = False
+    mask_version: int = 0
     discarded: float = 0.0
 
     def stored(self) -> Stored:
         """Return this in the form that a store takes."""
         arrays: dict[str, NDArray[Any]] = {_ENCODER + name: array for name, array in self.encoder.items()}
-        mask = self.layout.mask if self.layout else None
-        written = FORMAT if mask or self.discarded else "2"
-        meta = {"memory": written, "ticket": str(self.ticket), "layout": str(self.fingerprint)}
-        meta["epoch"] = str(self.epoch)
-        if self.layout:
-            meta["tensors"] = json.dumps([self.layout.parameters, self.layout.buffers, self.layout.tied])
-        if self.lost:
-            meta["lost"] = "yes"
-        if mask:
-            arrays["mask"] = _array(mask.bitmap)
+        layout = self.layout
+        meta = {"memory": FORMAT, "ticket": str(self.ticket), "mask_version": str(self.mask_version)}
+        meta["tensors"] = json.dumps([layout.parameters, layout.buffers, layout.tied])
+        if self.lost_state:
+            meta["lost_state"] = "yes"
+        if layout.mask:
+            arrays["mask"] = _array(layout.mask.bitmap)
         if self.discarded:
             meta["discarded"] = repr(self.discarded)
         if self.reply:
             arrays["reply"] = _array(self.reply)
-        if self.kept:
-            held = self.kept.held
-            arrays["held"] = held.integers
-            arrays["buffers"] = _array(held.buffers)
-            meta |= {"version": str(held.version), "grid": json.dumps(held.grid.exponents)}
-            if self.kept.undo is not None:
-                arrays["undo.positions"], arrays["undo.values"] = self.kept.undo.positions, self.kept.undo.values
-                meta["base"] = str(self.kept.base)
+        if self.replica:
+            replica, undo = self.replica.replica, self.replica.undo
+            arrays["replica"] = replica.integers
+            arrays["buffers"] = _array(replica.buffers)
+            meta |= {"version": str(replica.version), "grid": json.dumps(replica.grid.exponents)}
+            if undo is not None:
+                arrays["undo.positions"], arrays["undo.values"] = undo.positions, undo.values
+                meta["previous_version"] = str(self.replica.previous_version)
         return Stored(arrays, meta)
 
     @classmethod
@@ -77,38 +70,38 @@ class Memory(NamedTuple):
         """Read what a store has kept.
 
         Raises:
-            StateError: a part is missing or malformed; a newer fedpress has written it, most likely.
+            StateError: A part is missing or malformed, or another fedpress has written it.
         """
         arrays, meta = stored.arrays, stored.meta
-        found = meta.get("memory", "1")
+        if (written := meta.get("memory")) != FORMAT:
+            raise StateError(f"the client's state has format {written}, this fedpress reads {FORMAT}")
         try:
-            if found == "1":
-                return cls(arrays, int(meta["ticket"]), int(meta["layout"]))
-            if found not in ("2", FORMAT):
-                raise StateError(f"the client's state has format {found}, this fedpress reads 1, 2 and {FORMAT}")
-            encoder = {name.removeprefix(_ENCODER): a for name, a in arrays.items() if name.startswith(_ENCODER)}
-            reply = arrays["reply"].tobytes() if "reply" in arrays else b""
-            layout = _layout(meta["tensors"]) if "tensors" in meta else None
-            if layout and "mask" in arrays:
+            layout = _layout(meta["tensors"])
+            if "mask" in arrays:
                 layout = layout.within(Mask(layout.size, arrays["mask"].tobytes()))
-            kept, lost, epoch = _kept(arrays, meta), "lost" in meta, int(meta.get("epoch", "0"))
-            discarded = float(meta.get("discarded", "0"))
-            ticket, fingerprint = int(meta["ticket"]), int(meta["layout"])
-            return cls(encoder, ticket, fingerprint, layout, reply, kept, lost, epoch, discarded)
+            return cls(
+                encoder={name.removeprefix(_ENCODER): a for name, a in arrays.items() if name.startswith(_ENCODER)},
+                ticket=int(meta["ticket"]),
+                layout=layout,
+                reply=arrays["reply"].tobytes() if "reply" in arrays else b"",
+                replica=_replica(arrays, meta),
+                lost_state="lost_state" in meta,
+                mask_version=int(meta["mask_version"]),
+                discarded=float(meta.get("discarded", "0")),
+            )
         except (KeyError, ValueError, TypeError) as error:
             raise StateError(f"the client's state cannot be read: {error!r}; remove it to start anew") from error
 
 
-def _kept(arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, str]) -> ReplicaWithUndo | None:
-    if "held" not in arrays:
+def _replica(arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, str]) -> ReplicaWithUndo | None:
+    if "replica" not in arrays:
         return None
     grid = FixedPoint(tuple(int(exponent) for exponent in json.loads(meta["grid"])))
-    held = Replica(int(meta["version"]), grid, arrays["held"], arrays["buffers"].tobytes())
-    if "base" not in meta:
-        return ReplicaWithUndo(held)
-    return ReplicaWithUndo(
-        held, int(meta["base"]), Sparse(arrays["undo.positions"], arrays["undo.values"], len(held.integers))
-    )
+    replica = Replica(int(meta["version"]), grid, arrays["replica"], arrays["buffers"].tobytes())
+    if "previous_version" not in meta:
+        return ReplicaWithUndo(replica)
+    undo = Sparse(arrays["undo.positions"], arrays["undo.values"], len(replica.integers))
+    return ReplicaWithUndo(replica, int(meta["previous_version"]), undo)
 
 
 def _layout(text: str) -> Layout:

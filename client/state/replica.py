@@ -20,14 +20,19 @@ from fedpress.compression.tensors.update import Sparse
 from fedpress.compression.wire import payloads, position_set
 
 
-def shared(order: Order, layout: Layout) -> SideInfo:
-    """Return what this client and the server both know of an update: where and how the delta moves the model."""
-    known, download = SideInfo(layout, order.round, order.epoch), order.download
+def side_info(order: Order, layout: Layout) -> SideInfo:
+    """Return what this client and the server both know of an update: where and how the delta moves the model.
+
+    Args:
+        order: The server's order.
+        layout: Of the model, within its mask.
+    """
+    known, download = SideInfo(layout, order.round), order.download
     if download is None or download.base is None or not download.delta:
         return known
     delta = payloads.decode(download.delta, known)
     return known._replace(
-        reference=delta.positions if isinstance(delta, Sparse) else None,
+        shared_positions=delta.positions if isinstance(delta, Sparse) else None,
         predictor=cafe.predictor(delta, download.base, order.version),
     )
 
@@ -36,73 +41,79 @@ class NoMask(FedpressError):
     """The order is for a model within a mask that this client does not have; it asks for it."""
 
 
-def agreed(order: Order, layout: Layout, known: Layout | None, epoch: int) -> Layout:
+def layout_within_mask(order: Order, layout: Layout, known: Layout | None, mask_version: int) -> Layout:
     """Return the layout of the order's model, within its mask.
 
     Args:
-        order: the server's order.
-        layout: the tensors, without a mask.
-        known: the layout that the client's state is of, None for a new client.
-        epoch: of that state.
+        order: The server's order.
+        layout: The tensors, without a mask.
+        known: The layout that the client's state is of, None for a new client.
+        mask_version: Of that state.
 
     Raises:
-        NoMask: the client does not have it, and the order does not bring it, or in a form that does not fit here.
+        NoMask: The client does not have it, and the order does not bring it, or in a form that does not fit here.
     """
     if order.mask is None:
         return layout
-    same = known is not None and known.full.fingerprint == layout.fingerprint
-    own = known.mask if known is not None and same else None
+    same_model = known is not None and known.full.fingerprint == layout.fingerprint
+    known_mask = known.mask if known is not None and same_model else None
+    current = known_mask is not None and mask_version == order.mask_version
     if not order.mask:
-        if own is None or epoch != order.epoch:
-            raise NoMask(f"the order brings no mask of epoch {order.epoch}, and there is none of it here")
-        return layout.within(own)
+        if not current:
+            raise NoMask(f"the order brings no mask of version {order.mask_version}, and there is none of it here")
+        return layout.within(known_mask)
     try:
-        positions = position_set.unpack(order.mask, layout.size, own.positions if own else None)
+        positions = position_set.unpack(order.mask, layout.size, known_mask.positions if known_mask else None)
         return layout.within(Mask.at(positions, layout.size))
     except PayloadError as error:
-        if own is not None and epoch == order.epoch:
-            return layout.within(own)  # it is there already: the server was not told, and codes it against an older one
-        raise NoMask(f"the mask of epoch {order.epoch} cannot be read here: {error}") from error
+        if current:  # the server was not told that it is there already, and codes it against an older one
+            return layout.within(known_mask)
+        raise NoMask(f"the mask of version {order.mask_version} cannot be read here: {error}") from error
 
 
 class ReplicaWithUndo(NamedTuple):
     """A held model and the way back to the one before it.
 
     The server may not have heard that this client moved on: the reply was lost. Its next delta then starts from the
-    version before, so the client can undo its last move, bit for bit.
+    version before, so the client can undo its last step, bit for bit.
+
+    Attributes:
+        replica: The held model.
+        previous_version: The version before it, None where there is no way back.
+        undo: The delta back to that one; the buffers of an old version are never needed.
     """
 
-    held: Replica
-    base: int | None = None  # the version before
-    undo: Sparse | None = None  # the delta back to it; the buffers of an old version are never needed
+    replica: Replica
+    previous_version: int | None = None
+    undo: Sparse | None = None
 
-    def moved(self, move: MaskChange) -> "ReplicaWithUndo":
+    def remapped(self, change: MaskChange) -> "ReplicaWithUndo":
         """Return what is left of it within another mask; there is no way back from there."""
-        return ReplicaWithUndo(self.held.moved(move))
+        return ReplicaWithUndo(self.replica.remapped(change))
 
     def at(self, version: int, layout: Layout) -> Replica | None:
         """Return the model of this version, None when it is not at hand."""
-        if self.held.version == version:
-            return self.held
-        if self.base == version and self.undo is not None:
-            return self.held.changed(self.undo, version, b"", layout)
+        if self.replica.version == version:
+            return self.replica
+        if self.previous_version == version and self.undo is not None:
+            return self.replica.changed(self.undo, version, b"", layout)
         return None
 
 
 def receive(
-    order: Order, download: Download, kept: ReplicaWithUndo | None, content: RecordDict, layout: Layout
+    order: Order, download: Download, held: ReplicaWithUndo | None, content: RecordDict, layout: Layout
 ) -> ReplicaWithUndo | None:
     """Return the client's model at the order's version; None when the delta does not fit what it holds.
 
     Args:
-        order: the server's order.
-        download: its download.
-        kept: what the client holds, None for a new one.
-        content: the message, for the model as arrays.
-        layout: of the model.
+        order: The server's order.
+        download: Its download.
+        held: What the client holds, None for a new one.
+        content: The message, for the model as arrays.
+        layout: Of the model.
     """
     try:
-        before = _base(order, download, kept, content, layout)
+        before = _base(order, download, held, content, layout)
         if before is None:
             return None
         if not download.delta:
@@ -113,20 +124,20 @@ def receive(
     except (PayloadError, ReplicaError) as error:
         log(WARNING, "round %d: the model's delta cannot be used, the whole model is asked for: %s", order.round, error)
         return None
-    if after.tag(order.epoch) != download.tag:
+    if after.tag(order.mask_version) != download.tag:
         log(WARNING, "round %d: the model held differs from the server's, the whole one is asked for", order.round)
         return None
-    if kept is None or kept.held.grid != after.grid:
+    if held is None or held.replica.grid != after.grid:
         return ReplicaWithUndo(after)
-    if before is kept.held and not download.delta:
-        return kept._replace(held=after)
-    old = None if download.base is None else kept.at(download.base, layout)
-    old = old or kept.held
-    return ReplicaWithUndo(after, old.version, after.delta_to(old.integers, layout))
+    if before is held.replica and not download.delta:
+        return held._replace(replica=after)
+    previous = None if download.base is None else held.at(download.base, layout)
+    previous = previous or held.replica
+    return ReplicaWithUndo(after, previous.version, after.delta_to(previous.integers, layout))
 
 
 def _base(
-    order: Order, download: Download, kept: ReplicaWithUndo | None, content: RecordDict, layout: Layout
+    order: Order, download: Download, held: ReplicaWithUndo | None, content: RecordDict, layout: Layout
 ) -> Replica | None:
     """Return the model that the delta is added to."""
     if download.base is None:
@@ -135,10 +146,10 @@ def _base(
         weights = flatten.flatten(records.to_numpy(arrays), layout)
         return Replica(order.version, grid, grid.integers(weights, layout))
     if download.base == 0 and download.origin:
-        draw = SeededInit.unpack(download.origin, layout)
-        return Replica(0, draw.grid, draw.integers(layout))
-    if kept is None:
+        seeded = SeededInit.unpack(download.origin, layout)
+        return Replica(0, seeded.grid, seeded.integers(layout))
+    if held is None:
         return None
     if download.base < 0:
-        return Replica(download.base, kept.held.grid, np.zeros(layout.size, np.int32))
-    return kept.at(download.base, layout)
+        return Replica(download.base, held.replica.grid, np.zeros(layout.size, np.int32))
+    return held.at(download.base, layout)

@@ -45,8 +45,8 @@ class Store(Protocol):
         """Return the state, or None for a new client.
 
         Raises:
-            DamagedState: it is torn or foreign; it is moved aside, and the next `load` returns None.
-            StateError: it cannot be read.
+            DamagedState: It is torn or foreign; it is moved aside, and the next `load` returns None.
+            StateError: It cannot be read.
         """
 
     def save(self, stored: Stored) -> None:
@@ -64,7 +64,7 @@ def tier(context: Context) -> str:
     `tier` names it; `probe` is a file that `fedpress probe SCENARIO --json FILE` wrote on this device.
 
     Raises:
-        ProbeError: there is no such file, it holds something else, or it names no tier.
+        ProbeError: There is no such file, it holds something else, or it names no tier.
     """
     if named := context.node_config.get("tier"):
         return str(named)
@@ -187,7 +187,7 @@ def flatten_state(state: Any) -> dict[str, NDArray[Any]]:
     A state is None, an array, or a NamedTuple of states.
 
     Raises:
-        TypeError: the state holds anything else.
+        TypeError: The state holds anything else.
     """
     return dict(_leaves(state, ""))
 
@@ -210,17 +210,17 @@ def restore_state(template: Any, arrays: Mapping[str, NDArray[Any]], path: str =
     """Return a state shaped like `template` (from the encoder's `init`) with its leaves taken from `arrays`.
 
     Raises:
-        StateError: a leaf is missing or has another type: the state belongs to another encoder.
+        StateError: A leaf is missing or has another type: the state belongs to another encoder.
     """
     if template is None:
         return None
     if isinstance(template, np.ndarray):
-        found = arrays.get(path or "state")
-        if found is None or found.dtype != template.dtype or found.ndim != template.ndim:
+        leaf = arrays.get(path or "state")
+        if leaf is None or leaf.dtype != template.dtype or leaf.ndim != template.ndim:
             raise StateError(
                 f"stored state has no fitting {path!r}: it was made by another encoder; remove it to start anew"
             )
-        return found
+        return leaf
     return type(template)(
         *(restore_state(getattr(template, f), arrays, f"{path}.{f}" if path else f) for f in template._fields)
     )

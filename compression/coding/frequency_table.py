@@ -111,12 +111,11 @@ class _Shape:
         between = (present[self.left] * (self.wide - self.near) + present[self.right] * self.near) // self.wide
         weights = _WEIGHTS[between % _FINENESS] >> (between // _FINENESS)
         weights[self.exact & (levels[self.right] == ABSENT)] = 0
-        there = weights > 0
-        frequencies = weights * (rans.TOTAL - int(np.count_nonzero(there))) // weights.sum()
-        frequencies += there
+        occurring = weights > 0
+        frequencies: Frequencies = weights * (rans.TOTAL - int(np.count_nonzero(occurring))) // weights.sum()
+        frequencies += occurring
         frequencies[int(np.argmax(weights))] += rans.TOTAL - int(frequencies.sum())
-        found: Frequencies = frequencies
-        return found
+        return frequencies
 
 
 def _knots(top: int) -> NDArray[np.int64]:

@@ -66,9 +66,9 @@ def plan(numbers: Numbers) -> Plan:
     bits = int(costs.sum()) + len(codes) * _width(codes)
     # One code for all can win only where the codes are near each other.
     if 0 < _width(codes) <= 2:
-        one, cost = _best_single(wide, sizes, int(np.median(codes)))
+        single, cost = _best_single(wide, sizes, int(np.median(codes)))
         if cost <= bits:
-            return Plan(rows, len(numbers), np.full_like(codes, one), cost)
+            return Plan(rows, len(numbers), np.full_like(codes, single), cost)
     return Plan(rows, len(numbers), codes, bits)
 
 
@@ -189,9 +189,9 @@ def unpack(data: bytes | memoryview, k: int) -> Numbers:
     thirds = take(int(sizes[threes].sum())).copy()
     some = np.flatnonzero(thirds.view(np.bool_))
     thirds[some] += take(len(some))
-    found = np.count_nonzero(unpacked[at:].view(np.bool_))  # before a word is made for each
-    if found != k:
-        raise BitsError(f"the string ends {found} numbers, expected {k}")
+    ended = np.count_nonzero(unpacked[at:].view(np.bool_))  # before a word is made for each
+    if ended != k:
+        raise BitsError(f"the string ends {ended} numbers, expected {k}")
     ends = np.flatnonzero(unpacked[at:].view(np.bool_))  # ten times as fast as of integers
     if len(unpacked) - at - int(ends[-1]) > 8:
         raise BitsError("bytes are left over after the last number")
@@ -264,10 +264,10 @@ def _best(rows: _Wide, sizes: _Codes) -> tuple[_Codes, _Codes]:
         while len(going):
             going = going[(codes[going] + direction >= 0) & (codes[going] + direction <= MAX_CODE)]
             tried = codes[going] + direction
-            found = _costs(rows if len(going) == len(rows) else rows[going], sizes[going], tried)
-            better = found < costs[going]
+            cost = _costs(rows if len(going) == len(rows) else rows[going], sizes[going], tried)
+            better = cost < costs[going]
             going = going[better]
-            codes[going], costs[going] = tried[better], found[better]
+            codes[going], costs[going] = tried[better], cost[better]
             settled[going] = True
     return codes, costs
 
@@ -280,8 +280,8 @@ def _best_single(rows: _Wide, sizes: _Codes, code: int) -> tuple[int, int]:
 
     least = cost(code)
     for direction in (-1, 1):
-        while 0 <= code + direction <= MAX_CODE and (found := cost(code + direction)) < least:
-            code, least = code + direction, found
+        while 0 <= code + direction <= MAX_CODE and (tried := cost(code + direction)) < least:
+            code, least = code + direction, tried
     return code, least
 
 

@@ -98,10 +98,10 @@ def decode(data: bytes | memoryview, counts: Sequence[int], models: Sequence[Fre
     slots = (starts + np.repeat(numbers << PRECISION, [len(model) for model in models]))[used]
     frequencies, starts = frequencies[used], starts[used]
     bases = np.repeat(numbers << PRECISION, counts)
-    found = np.empty(n, np.int64)
+    symbols = np.empty(n, np.int64)
     at = 0
     for first in range(0, n, lanes):
-        step = found[first : first + lanes]
+        step = symbols[first : first + lanes]
         active = states[: len(step)]
         slot = active & (TOTAL - 1)
         place = np.searchsorted(slots, slot + bases[first : first + lanes], side="right")
@@ -120,7 +120,7 @@ def decode(data: bytes | memoryview, counts: Sequence[int], models: Sequence[Fre
             at += len(empty)
     if at != len(words) or (states != _LOWEST).any():
         raise CodeError("the states do not end where an encoder begins, or words are left over")
-    return used[found] - np.repeat(firsts, counts)
+    return used[symbols] - np.repeat(firsts, counts)
 
 
 def cost(histogram: NDArray[np.int64], model: Frequencies) -> float:

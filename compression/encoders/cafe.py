@@ -8,8 +8,8 @@ Server-Guided Feedback", arXiv:2512.22623.
 import numpy as np
 
 from fedpress.compression import errors
-from fedpress.compression.encoders.encoder import Encoder
-from fedpress.compression.tensors import layout
+from fedpress.compression.encoders.encoder import Encoded, Encoder, summed
+from fedpress.compression.tensors import layout as layouts
 from fedpress.compression.tensors.layout import Layout, Vector
 from fedpress.compression.tensors.side_info import SideInfo
 from fedpress.compression.tensors.update import Dense, Sparse, Update
@@ -21,7 +21,7 @@ def aggregate_feedback(inner: Encoder[None], scale: float = 1.0) -> Encoder[None
     The predictor must be what this client really holds, the same bits as on the server. A client that was away and
     holds none must be given none, and its reply be read without one.
 
-    Law: what the payload says + scale * predictor == the update + the inner encoder's error on update - scale *
+    Law: what is decoded + scale * predictor == the update + the inner encoder's error on update - scale *
     predictor. A lossless inner encoder gives the update; one that contracts misses it by at most
     (1 - a)^(1/2) |update - scale * predictor|.
 
@@ -33,17 +33,15 @@ def aggregate_feedback(inner: Encoder[None], scale: float = 1.0) -> Encoder[None
     Raises:
         TypeError: From `init`: the inner encoder has a state.
 
-    >>> from fedpress.compression.wire import payloads
     >>> from fedpress.compression.tensors.layout import TensorSpec
     >>> from fedpress.compression.encoders import encoder, selection
     >>> from fedpress.compression.wire import values
     >>> layout = Layout((TensorSpec("weight", (3,), "float32"),))
-    >>> shared = SideInfo(layout, predictor=Dense(np.array([2, 2, 0], np.float32)))
+    >>> side_info = SideInfo(layout, predictor=Dense(np.array([2, 2, 0], np.float32)))
     >>> feedback = aggregate_feedback(encoder.sparse(selection.top_k(k=1), values.FLOAT32))
-    >>> payload, _ = feedback.encode(np.array([2, 3, 0], np.float32), None, shared, 0)
-    >>> said = payloads.decode(payload, shared).dense()
-    >>> shared.predictor.add_to(said)
-    >>> said.tolist()
+    >>> received = feedback.encode(np.array([2, 3, 0], np.float32), None, side_info, 0).decoded.dense()
+    >>> side_info.predictor.add_to(received)
+    >>> received.tolist()
     [2.0, 3.0, 0.0]
     """
 
@@ -55,19 +53,21 @@ def aggregate_feedback(inner: Encoder[None], scale: float = 1.0) -> Encoder[None
                 "the prediction stands in for error feedback, so leave that out"
             )
 
-    def encode(update: Vector, state: None, shared: SideInfo, seed: int) -> tuple[bytes, None]:
-        layout.check(update, shared.layout)
-        if shared.predictor is None:
-            return inner.encode(update, state, shared, seed)
-        if shared.predictor.size != len(update):
+    def encode(
+        update: Vector, state: None, side_info: SideInfo, seed: int, addend: Vector | None = None
+    ) -> Encoded[None]:
+        update = summed(update, addend, side_info.layout)
+        if side_info.predictor is None:
+            return inner.encode(update, state, side_info, seed)
+        if side_info.predictor.size != len(update):
             raise errors.LayoutError(
-                f"the predictor has {shared.predictor.size} entries, expected {len(update)}; is it of an older epoch, "
-                "with another layout?"
+                f"the predictor has {side_info.predictor.size} entries, expected {len(update)}; is it of a layout "
+                "with an older mask?"
             )
-        asked = update if update.flags.writeable else update.copy()
+        unpredicted = layouts.writable(update)
         with np.errstate(over="ignore", invalid="ignore"):  # the inner encoder refuses what is not finite
-            shared.predictor.add_to(asked, -scale)
-        return inner.encode(asked, state, shared, seed)
+            side_info.predictor.add_to(unpredicted, -scale)
+        return inner.encode(unpredicted, state, side_info, seed)
 
     return Encoder(init, encode)
 
@@ -85,5 +85,5 @@ def predictor(delta: Update, base: int, version: int) -> Update | None:
     """
     if base < 0 or version <= base:
         return None
-    moved = delta.values / np.float32(version - base)
-    return Sparse(delta.positions, moved, delta.size) if isinstance(delta, Sparse) else Dense(moved)
+    mean = delta.values / np.float32(version - base)
+    return Sparse(delta.positions, mean, delta.size) if isinstance(delta, Sparse) else Dense(mean)

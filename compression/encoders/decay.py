@@ -14,7 +14,7 @@ from typing import Generic, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpress.compression.encoders.encoder import Encoder
+from fedpress.compression.encoders.encoder import Encoded, Encoder, summed
 from fedpress.compression.encoders.error_feedback import Residual
 from fedpress.compression.tensors.layout import Layout, Vector
 from fedpress.compression.tensors.mask import MaskChange
@@ -55,8 +55,8 @@ def decayed(inner: Encoder[Residual[S]], factor: float = 1.0, *, max_age: int | 
     >>> from fedpress.compression.wire import values
     >>> layout = Layout((TensorSpec("weight", (2,), "float32"),))
     >>> fading = decayed(error_feedback.error_feedback(encoder.sparse(selection.top_k(k=1), values.FLOAT32)), 0.5)
-    >>> _, state = fading.encode(np.array([9, 4], np.float32), fading.init(layout), SideInfo(layout, round=0), 0)
-    >>> _, state = fading.encode(np.array([9, 0], np.float32), state, SideInfo(layout, round=2), 0)
+    >>> state = fading.encode(np.array([9, 4], np.float32), fading.init(layout), SideInfo(layout, round=0), 0).state
+    >>> state = fading.encode(np.array([9, 0], np.float32), state, SideInfo(layout, round=2), 0).state
     >>> state.inner.residual.tolist(), state.discarded.tolist()
     ([0.0, 1.0], [0.0, 3.0])
     """
@@ -77,37 +77,42 @@ def decayed(inner: Encoder[Residual[S]], factor: float = 1.0, *, max_age: int | 
         waited = np.zeros(0 if max_age is None else layout.size, np.int64)
         return Decayed(state, np.zeros(layout.size, np.float32), waited, np.full(1, -1))
 
-    def encode(update: Vector, state: Decayed[S], shared: SideInfo, seed: int) -> tuple[bytes, Decayed[S]]:
+    def encode(
+        update: Vector, state: Decayed[S], side_info: SideInfo, seed: int, addend: Vector | None = None
+    ) -> Encoded[Decayed[S]]:
+        update = summed(update, addend, side_info.layout)
         old = state.inner.residual
         last = int(state.round[0])
-        passed = max(0, shared.round - last) if last >= 0 else 0
-        kept = np.float32(factor**passed) * old  # a new vector: if the inner encoder raises, nothing has changed
+        passed = max(0, side_info.round - last) if last >= 0 else 0
+        faded = np.float32(factor**passed) * old  # a new vector: if the inner encoder raises, nothing has changed
         since = state.since
         if max_age is not None:
             since = _sent(state)
-            since[old == 0] = shared.round
-            late = shared.round - since > max_age
-            kept[late] = 0
-            since[late] = shared.round
-        dropped = old - kept
-        payload, inner_state = inner.encode(update, state.inner._replace(residual=kept), shared, seed)
+            since[old == 0] = side_info.round
+            late = side_info.round - since > max_age
+            faded[late] = 0
+            since[late] = side_info.round
+        dropped = old - faded
+        inner_state = state.inner._replace(residual=faded)
+        payload, decoded, inner_state = inner.encode(update, inner_state, side_info, seed)
         np.add(state.discarded, dropped, out=state.discarded)
-        return payload, Decayed(inner_state, state.discarded, since, np.full(1, shared.round))
+        return Encoded(payload, decoded, Decayed(inner_state, state.discarded, since, np.full(1, side_info.round)))
 
-    def start(state: Decayed[S]) -> Vector | None:
-        return inner.start(state.inner)
+    def offset(state: Decayed[S]) -> Vector | None:
+        return inner.offset(state.inner)
 
-    def settle(state: Decayed[S], accepted: bool) -> Decayed[S]:
+    def acknowledge(state: Decayed[S], accepted: bool) -> Decayed[S]:
         since = _sent(state) if accepted else state.since
-        return state._replace(inner=inner.settle(state.inner, accepted), since=since)
+        return state._replace(inner=inner.acknowledge(state.inner, accepted), since=since)
 
-    def follow(state: Decayed[S], move: MaskChange) -> tuple[Decayed[S], Vector]:
-        inner_state, lost = inner.follow(state.inner, move)
-        since = move.new(state.since, state.round[0]) if len(state.since) else state.since
-        lost = lost + state.discarded[move.fallen]  # what had been dropped there has no place in the new vector
-        return Decayed(inner_state, move.new(state.discarded), since, state.round), lost
+    def remap(state: Decayed[S], change: MaskChange) -> tuple[Decayed[S], Vector]:
+        inner_state, dropped = inner.remap(state.inner, change)
+        since = change.apply(state.since, state.round[0]) if len(state.since) else state.since
+        # What had been dropped there has no place in the new vector.
+        dropped = dropped + state.discarded[change.removed]
+        return Decayed(inner_state, change.apply(state.discarded), since, state.round), dropped
 
-    return Encoder(init, encode, start, settle, follow)
+    return Encoder(init, encode, offset, acknowledge, remap)
 
 
 def _sent(state: Decayed[S]) -> NDArray[np.int64]:

@@ -1,29 +1,97 @@
 """Encoders: an update -> the bytes of one payload.
 
-An encoder is a few pure functions and a state that is handed back, as in optax. Wrappers (`feedback`) take an
+An encoder is a few pure functions and a state that is handed back, as in optax. Wrappers (`error_feedback`) take an
 encoder and return one.
 """
 
 from collections.abc import Callable
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
 from fedpress.compression import errors
-from fedpress.compression.encoders import selection
+from fedpress.compression.encoders import selection, top_k
 from fedpress.compression.quantizers.form import Scheme
-from fedpress.compression.tensors import layout
+from fedpress.compression.tensors import layout as layouts
 from fedpress.compression.tensors.layout import Layout, Vector
 from fedpress.compression.tensors.mask import MaskChange
 from fedpress.compression.tensors.side_info import SideInfo
-from fedpress.compression.tensors.update import Dense, Sparse
+from fedpress.compression.tensors.update import Dense, Sparse, Update
 from fedpress.compression.wire import payloads
 from fedpress.compression.wire.payloads import decode
 from fedpress.compression.wire.values import FLOAT32, ValueFormat
 
-__all__ = ["Encoder", "SideInfo", "decode", "dense", "quantized", "seeded", "sparse"]
+__all__ = ["Encode", "Encoded", "Encoder", "SideInfo", "decode", "dense", "quantized", "seeded", "sparse", "summed"]
 
 S = TypeVar("S")
+
+
+class Encoded(NamedTuple, Generic[S]):
+    """What `encode` returns.
+
+    Law: `payloads.decode(payload, side_info)` == `decoded`, bit for bit, so that nobody on the sender's side decodes.
+
+    Attributes:
+        payload: The bytes to send.
+        decoded: The update that the receiver reads from them. Sparse where the payload is. Its arrays may be part of
+            the new state, and none of them is the update that was given: read only.
+        state: The new state.
+    """
+
+    payload: bytes
+    decoded: Update
+    state: S
+
+
+class Encode(Protocol[S]):
+    """The signature of `Encoder.encode`."""
+
+    def __call__(
+        self, update: Vector, state: S, side_info: SideInfo, seed: int, addend: Vector | None = None
+    ) -> Encoded[S]:
+        """Encode `update`, or `update + addend`.
+
+        Donation: `state` and `update` belong to the encoder once they are handed over. It may write into the arrays of
+        the state, and into `update` where that is writeable, or keep it as part of the new state; the caller must not
+        touch either again. A wrapper that still needs the update hands its inner encoder a read-only view.
+
+        With an addend, `update` is the caller's again afterwards, and holds the sum. Memory is what limits the work on
+        a large vector, so an encoder that reads it once anyway adds block by block as it reads (`sparse`); all others
+        begin with `summed`.
+
+        Args:
+            update: float32, shape (n,), contiguous.
+            state: From `init` or the call before.
+            side_info: What sender and receiver both know.
+            seed: The only source of randomness.
+            addend: float32, shape (n,), read only; `update` must then be writeable. None for nothing.
+
+        Raises:
+            NonFiniteError: The update (the sum) holds NaN or infinity. The state is as it was; `update` may hold the
+                sum in part.
+            LayoutError: The update is not a vector of the layout.
+        """
+
+
+def summed(update: Vector, addend: Vector | None, layout: Layout) -> Vector:
+    """Check an update and add the addend to it, in place: how an encoder begins that does not add as it reads.
+
+    Args:
+        update: As for `Encode`.
+        addend: As for `Encode`.
+        layout: Of the vector.
+
+    Returns:
+        The update; with an addend a read-only view of the sum, which is the caller's.
+
+    Raises:
+        LayoutError: The update is not a vector of the layout.
+    """
+    layouts.check(update, layout)
+    if addend is None:
+        return update
+    top_k.add(update, addend)
+    return layouts.read_only(update)
 
 
 def _no_offset(state: S) -> Vector | None:
@@ -34,13 +102,13 @@ def _unchanged(state: S, accepted: bool) -> S:
     return state
 
 
-def _stays(state: S, move: MaskChange) -> tuple[S, Vector]:
+def _not_remapped(state: S, change: MaskChange) -> tuple[S, Vector]:
     if state is not None:
         raise errors.LayoutError(
             f"the mask of the model has changed, and the encoder's state, a {type(state).__name__}, does not say how it"
-            " follows; give the encoder a `follow`, or choose another one for a sparse model"
+            " follows; give the encoder a `remap`, or choose another one for a sparse model"
         )
-    return state, np.zeros(len(move.fallen), np.float32)
+    return state, np.zeros(len(change.removed), np.float32)
 
 
 class Encoder(NamedTuple, Generic[S]):
@@ -51,26 +119,21 @@ class Encoder(NamedTuple, Generic[S]):
     A state is None or a NamedTuple whose leaves are numpy arrays, None or such NamedTuples, so that any store can keep
     it. A store that brings a state back gives writeable arrays.
 
-    Donation: `state` and `update` belong to `encode` once they are handed over. It may write into the arrays of the
-    state, and into `update` where that is writeable, or keep it as part of the new state; the caller must not touch
-    either again. A wrapper that still needs the update hands its inner encoder a read-only view. If `encode` raises,
-    the state is as it was.
-
     Attributes:
         init: layout -> the first state.
-        encode: update (n,), state, shared, seed -> payload, new state. Raises NonFiniteError, LayoutError.
-        start: state -> what is added to the held model before training, (n,), or None for nothing.
-        settle: state, whether the server accepted the last payload -> state. Settling twice changes nothing.
-        follow: state, how the mask of the model changes -> the state for the new mask, and what of it was kept back for
-            entries that the new mask lacks: (fallen,), discarded from here on. Comes after `settle`. Raises LayoutError
-            where the method cannot; a state of None has nothing to move.
+        encode: update (n,), state, side_info, seed, addend (n,) or None -> `Encoded`; see `Encode`.
+        offset: state -> what is added to the held model before training, (n,), or None for nothing.
+        acknowledge: state, whether the server accepted the last payload -> state. A second time changes nothing.
+        remap: state, how the mask of the model changes -> the state for the new mask, and what of it was kept back for
+            entries that the new mask lacks: (removed,), discarded from here on. Comes after `acknowledge`. Raises
+            LayoutError where the method cannot; a state of None has nothing to remap.
     """
 
     init: Callable[[Layout], S]
-    encode: Callable[[Vector, S, SideInfo, int], tuple[bytes, S]]
-    start: Callable[[S], Vector | None] = _no_offset
-    settle: Callable[[S, bool], S] = _unchanged
-    follow: Callable[[S, MaskChange], tuple[S, Vector]] = _stays
+    encode: Encode[S]
+    offset: Callable[[S], Vector | None] = _no_offset
+    acknowledge: Callable[[S, bool], S] = _unchanged
+    remap: Callable[[S, MaskChange], tuple[S, Vector]] = _not_remapped
 
 
 def _no_state(layout: Layout) -> None:
@@ -80,60 +143,28 @@ def _no_state(layout: Layout) -> None:
 def sparse(select: selection.Selector, values: ValueFormat) -> Encoder[None]:
     """Send the entries that `select` chooses, written as `values`.
 
-    Where there is a `SideInfo.reference`, positions are coded against it if that is shorter; the receiver needs it.
+    Where there are `SideInfo.shared_positions`, positions are coded against them if that is shorter; the receiver needs
+    them.
 
     >>> from fedpress.compression.tensors.layout import TensorSpec
     >>> import numpy as np
     >>> from fedpress.compression.wire.values import TERNARY
     >>> layout = Layout((TensorSpec("weight", (4,), "float32"),))
     >>> encoder = sparse(selection.top_k(0.5), TERNARY)
-    >>> payload, _ = encoder.encode(np.array([1, -8, 0, 6], np.float32), None, SideInfo(layout), 0)
-    >>> len(payload), decode(payload, SideInfo(layout)).dense().tolist()
+    >>> encoded = encoder.encode(np.array([1, -8, 0, 6], np.float32), None, SideInfo(layout), 0)
+    >>> len(encoded.payload), encoded.decoded.dense().tolist()
     (28, [0.0, -7.0, 0.0, 7.0])
     """
 
-    return Encoder(_no_state, SparseEncode(select, values))
-
-
-class SparseEncode:
-    """The `encode` of `sparse`. It can also encode a sum and keep what is left of it, in one pass over memory.
-
-    `error_feedback.error_feedback` looks for this. It is a matter of the function, not a field of `Encoder`, so that a
-    wrapper that puts another `encode` in its place cannot leave it standing beside.
-    """
-
-    def __init__(self, select: selection.Selector, values: ValueFormat) -> None:
-        """Args: select, values: as for `sparse`."""
-        self._select = select
-        self._values = values
-
-    def __call__(self, update: Vector, state: None, shared: SideInfo, seed: int) -> tuple[bytes, None]:
-        """Encode; see `Encoder`."""
-        layout.check(update, shared.layout)
-        positions = self._select(update, shared, seed)
+    def encode(
+        update: Vector, state: None, side_info: SideInfo, seed: int, addend: Vector | None = None
+    ) -> Encoded[None]:
+        layouts.check(update, side_info.layout)
+        positions = select(update, side_info, seed, addend)
         chosen = Sparse(positions, update[positions], len(update))
-        return payloads.pack(chosen, shared.layout, self._values, shared.reference), None
+        return Encoded(*payloads.pack(chosen, side_info.layout, values, side_info.shared_positions), None)
 
-    def of_sum(self, update: Vector, addend: Vector, shared: SideInfo, seed: int) -> tuple[bytes, Sparse]:
-        """Encode update + addend; `update` becomes what the payload does not say of it.
-
-        Law: the same payload as `encode` of the sum; what is returned beside is what `decode` reads from it.
-
-        Args:
-            update: float32, shape (n,), writeable; where this raises it holds the sum in part.
-            addend: float32, shape (n,); read only.
-            shared: As for `Encoder.encode`.
-            seed: As for `Encoder.encode`.
-
-        Raises:
-            NonFiniteError: The sum holds NaN or infinity.
-        """
-        positions = selection.of_sum(self._select, update, addend, shared, seed)
-        asked = update[positions]
-        chosen = Sparse(positions, asked, len(update))
-        payload, values = payloads.pack_said(chosen, shared.layout, self._values, shared.reference)
-        update[positions] = np.subtract(asked, values, out=asked)
-        return payload, Sparse(positions, values, len(update))
+    return Encoder(_no_state, encode)
 
 
 def seeded(density: float, values: ValueFormat) -> Encoder[None]:
@@ -152,22 +183,24 @@ def seeded(density: float, values: ValueFormat) -> Encoder[None]:
     >>> from fedpress.compression.tensors.layout import TensorSpec
     >>> import numpy as np
     >>> from fedpress.compression.wire.values import FLOAT32
-    >>> shared = SideInfo(Layout((TensorSpec("weight", (100,), "float32"),)))
-    >>> payload, _ = seeded(0.05, FLOAT32).encode(np.arange(100, dtype=np.float32), None, shared, 7)
-    >>> len(payload) - payloads.HEADER_BYTES, decode(payload, shared).values.tolist()
+    >>> side_info = SideInfo(Layout((TensorSpec("weight", (100,), "float32"),)))
+    >>> encoded = seeded(0.05, FLOAT32).encode(np.arange(100, dtype=np.float32), None, side_info, 7)
+    >>> len(encoded.payload) - payloads.HEADER_BYTES, encoded.decoded.values.tolist()
     (28, [12.0, 29.0, 51.0, 68.0, 99.0])
     """
     selection.check_density(density)
 
-    def encode(update: Vector, state: None, shared: SideInfo, seed: int) -> tuple[bytes, None]:
-        layout.check(update, shared.layout)
+    def encode(
+        update: Vector, state: None, side_info: SideInfo, seed: int, addend: Vector | None = None
+    ) -> Encoded[None]:
+        update = summed(update, addend, side_info.layout)
         if not np.isfinite(update).all():
             raise errors.NonFiniteError("the update holds NaN or infinity; did training diverge?")
         n = len(update)
         k = min(n, max(1, round(density * n)))
         if k == n:  # nothing to draw
-            return payloads.pack(Dense(update), shared.layout, values), None
-        return payloads.pack_drawn(update, k, seed, shared.layout, values), None
+            return Encoded(*payloads.pack(Dense(update), side_info.layout, values), None)
+        return Encoded(*payloads.pack_drawn(update, k, seed, side_info.layout, values), None)
 
     return Encoder(_no_state, encode)
 
@@ -177,15 +210,17 @@ def dense(values: ValueFormat = FLOAT32) -> Encoder[None]:
 
     >>> from fedpress.compression.tensors.layout import TensorSpec
     >>> import numpy as np
-    >>> shared = SideInfo(Layout((TensorSpec("weight", (2,), "float32"),)))
-    >>> payload, _ = dense().encode(np.array([1, -8], np.float32), None, shared, 0)
-    >>> len(payload), decode(payload, shared).dense().tolist()
+    >>> side_info = SideInfo(Layout((TensorSpec("weight", (2,), "float32"),)))
+    >>> encoded = dense().encode(np.array([1, -8], np.float32), None, side_info, 0)
+    >>> len(encoded.payload), encoded.decoded.dense().tolist()
     (30, [1.0, -8.0])
     """
 
-    def encode(update: Vector, state: None, shared: SideInfo, seed: int) -> tuple[bytes, None]:
-        layout.check(update, shared.layout)
-        return payloads.pack(Dense(update), shared.layout, values), None
+    def encode(
+        update: Vector, state: None, side_info: SideInfo, seed: int, addend: Vector | None = None
+    ) -> Encoded[None]:
+        update = summed(update, addend, side_info.layout)
+        return Encoded(*payloads.pack(Dense(update), side_info.layout, values), None)
 
     return Encoder(_no_state, encode)
 
@@ -196,17 +231,19 @@ def quantized(scheme: Scheme) -> Encoder[None]:
     >>> from fedpress.compression.tensors.layout import TensorSpec
     >>> import numpy as np
     >>> from fedpress.compression.quantizers import terngrad
-    >>> shared = SideInfo(Layout((TensorSpec("weight", (2,), "float32"),)))
-    >>> payload, _ = quantized(terngrad.scheme()).encode(np.array([5, -5], np.float32), None, shared, 0)
-    >>> len(payload), decode(payload, shared).dense().tolist()
+    >>> side_info = SideInfo(Layout((TensorSpec("weight", (2,), "float32"),)))
+    >>> encoded = quantized(terngrad.scheme()).encode(np.array([5, -5], np.float32), None, side_info, 0)
+    >>> len(encoded.payload), encoded.decoded.dense().tolist()
     (28, [5.0, -5.0])
     """
 
-    def encode(update: Vector, state: None, shared: SideInfo, seed: int) -> tuple[bytes, None]:
-        layout.check(update, shared.layout)
+    def encode(
+        update: Vector, state: None, side_info: SideInfo, seed: int, addend: Vector | None = None
+    ) -> Encoded[None]:
+        update = summed(update, addend, side_info.layout)
         if not np.isfinite(update).all():
             raise errors.NonFiniteError("the update holds NaN or infinity; did training diverge?")
-        body = scheme.pack(update, shared.layout, seed)
-        return payloads.pack_whole(scheme.form, scheme.parameter, body, shared.layout), None
+        body, decoded = scheme.pack(update, side_info.layout, seed)
+        return Encoded(payloads.pack_whole(scheme.form, scheme.parameter, body, side_info.layout), decoded, None)
 
     return Encoder(_no_state, encode)

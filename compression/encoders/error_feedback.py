@@ -5,13 +5,12 @@ from typing import Generic, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpress.compression.encoders.encoder import Encoder, SparseEncode
-from fedpress.compression.tensors import layout
+from fedpress.compression.encoders.encoder import Encoded, Encoder, summed
+from fedpress.compression.tensors import layout as layouts
 from fedpress.compression.tensors.layout import Layout, Vector
 from fedpress.compression.tensors.mask import MaskChange
 from fedpress.compression.tensors.side_info import SideInfo
-from fedpress.compression.tensors.update import Sparse, nothing, remembered
-from fedpress.compression.wire import payloads
+from fedpress.compression.tensors.update import from_arrays, no_arrays, to_arrays
 
 S = TypeVar("S")
 
@@ -19,23 +18,24 @@ S = TypeVar("S")
 class Residual(NamedTuple, Generic[S]):
     """The state of `error_feedback`.
 
-    `sent_positions` and `sent_values` are what the last payload says, until its verdict comes: the mass of a refused
-    payload goes back into the residual. A payload of all n entries has no positions.
+    `sent_positions` and `sent_values` are what is decoded from the last payload, until its verdict comes: the mass of a
+    refused payload goes back into the residual. A payload of all n entries has no positions.
     """
 
     inner: S
-    residual: Vector  # (n,): asked minus sent
+    residual: Vector  # (n,): what was to be encoded minus what is decoded
     sent_positions: NDArray[np.int64]  # (k,), or (0,)
     sent_values: Vector  # (k,)
 
 
 def error_feedback(inner: Encoder[S]) -> Encoder[Residual[S]]:
-    """Keep back what a payload does not say, and add it to the next update.
+    """Keep back what a payload leaves out, and add it to the next update.
 
-    Law: sum of what accepted payloads say + residual == sum of the updates. Both sides are exact but for two roundings
-    of float32 a round, in asked = update + residual and in residual' = asked - said, so that every entry of the two
-    sides differs by at most 2^-24 (|asked| + |residual'|) summed over the rounds; a refused payload adds one more,
-    2^-24 |residual''|, where residual'' = residual' + said. What is sent as float32 leaves a residual of exactly zero.
+    Law: sum of what accepted payloads decode to + residual == sum of the updates. Both sides are exact but for two
+    roundings of float32 a round, in corrected = update + residual and in residual' = corrected - decoded, so that every
+    entry of the two sides differs by at most 2^-24 (|corrected| + |residual'|) summed over the rounds; a refused
+    payload adds one more, 2^-24 |residual''|, where residual'' = residual' + decoded. What is sent as float32 leaves a
+    residual of exactly zero.
 
     A payload that has no verdict when the next update is encoded counts as accepted. If `encode` raises (NaN, infinity,
     also where update + residual overflows), the residual is as it was. When the mask of a sparse model changes, entries
@@ -47,49 +47,43 @@ def error_feedback(inner: Encoder[S]) -> Encoder[Residual[S]]:
     >>> from fedpress.compression.tensors.layout import TensorSpec
     >>> from fedpress.compression.encoders import encoder, selection
     >>> from fedpress.compression.wire import values
-    >>> shared = SideInfo(Layout((TensorSpec("weight", (3,), "float32"),)))
+    >>> side_info = SideInfo(Layout((TensorSpec("weight", (3,), "float32"),)))
     >>> feedback = error_feedback(encoder.sparse(selection.top_k(k=1), values.FLOAT32))
-    >>> payload, state = feedback.encode(np.array([3, 1, 2], np.float32), feedback.init(shared.layout), shared, 0)
-    >>> payloads.decode(payload, shared).dense().tolist(), state.residual.tolist()
+    >>> state = feedback.init(side_info.layout)
+    >>> payload, decoded, state = feedback.encode(np.array([3, 1, 2], np.float32), state, side_info, 0)
+    >>> decoded.dense().tolist(), state.residual.tolist()
     ([3.0, 0.0, 0.0], [0.0, 1.0, 2.0])
-    >>> feedback.settle(state, False).residual.tolist()
+    >>> feedback.acknowledge(state, False).residual.tolist()
     [3.0, 1.0, 2.0]
     """
 
     def init(layout: Layout) -> Residual[S]:
-        return Residual(inner.init(layout), np.zeros(layout.size, np.float32), *nothing())
+        return Residual(inner.init(layout), np.zeros(layout.size, np.float32), *no_arrays())
 
-    def encode(update: Vector, state: Residual[S], shared: SideInfo, seed: int) -> tuple[bytes, Residual[S]]:
-        layout.check(update, shared.layout)
-        asked = update if update.flags.writeable else update.copy()
-        if isinstance(inner.encode, SparseEncode):  # the same in one pass; its state is None
-            payload, sent = inner.encode.of_sum(asked, state.residual, shared, seed)
-            if sent.count == sent.size:
-                sent = sent._replace(positions=nothing()[0])
-            return payload, Residual(state.inner, asked, sent.positions, sent.values)
-        with np.errstate(over="ignore", invalid="ignore"):  # the inner encoder refuses what is not finite
-            asked += state.residual
-        payload, inner_state = inner.encode(layout.read_only(asked), state.inner, shared, seed)
-        said = payloads.decode(payload, shared)
-        # What was asked becomes the new residual: no third vector, and the old one is untouched until all went well.
-        said.add_to(asked, -1.0)
-        positions = said.positions if isinstance(said, Sparse) else nothing()[0]
-        return payload, Residual(inner_state, asked, positions, said.values)
+    def encode(
+        update: Vector, state: Residual[S], side_info: SideInfo, seed: int, addend: Vector | None = None
+    ) -> Encoded[Residual[S]]:
+        update = summed(update, addend, side_info.layout)
+        corrected = layouts.writable(update)
+        payload, decoded, inner_state = inner.encode(corrected, state.inner, side_info, seed, addend=state.residual)
+        # What was encoded becomes the new residual: no third vector, and the old one is untouched until all went well.
+        decoded.add_to(corrected, -1.0)
+        return Encoded(payload, decoded, Residual(inner_state, corrected, *to_arrays(decoded)))
 
-    def start(state: Residual[S]) -> Vector | None:
-        return inner.start(state.inner)
+    def offset(state: Residual[S]) -> Vector | None:
+        return inner.offset(state.inner)
 
-    def settle(state: Residual[S], accepted: bool) -> Residual[S]:
+    def acknowledge(state: Residual[S], accepted: bool) -> Residual[S]:
         if not accepted:
-            remembered(state.sent_positions, state.sent_values, len(state.residual)).add_to(state.residual)
-        return Residual(inner.settle(state.inner, accepted), state.residual, *nothing())
+            from_arrays(state.sent_positions, state.sent_values, len(state.residual)).add_to(state.residual)
+        return Residual(inner.acknowledge(state.inner, accepted), state.residual, *no_arrays())
 
-    def follow(state: Residual[S], move: MaskChange) -> tuple[Residual[S], Vector]:
-        inner_state, lost = inner.follow(state.inner, move)
-        fallen = state.residual[move.fallen]
-        return Residual(inner_state, move.new(state.residual), *nothing()), fallen + lost
+    def remap(state: Residual[S], change: MaskChange) -> tuple[Residual[S], Vector]:
+        inner_state, dropped = inner.remap(state.inner, change)
+        dropped = dropped + state.residual[change.removed]
+        return Residual(inner_state, change.apply(state.residual), *no_arrays()), dropped
 
-    return Encoder(init, encode, start, settle, follow)
+    return Encoder(init, encode, offset, acknowledge, remap)
 
 
 def step_ahead(inner: Encoder[Residual[S]], factor: float = 1.0) -> Encoder[Residual[S]]:
@@ -116,10 +110,10 @@ def step_ahead(inner: Encoder[Residual[S]], factor: float = 1.0) -> Encoder[Resi
     >>> from fedpress.compression.tensors.layout import TensorSpec
     >>> from fedpress.compression.encoders import encoder, selection
     >>> from fedpress.compression.wire import values
-    >>> shared = SideInfo(Layout((TensorSpec("weight", (3,), "float32"),)))
+    >>> side_info = SideInfo(Layout((TensorSpec("weight", (3,), "float32"),)))
     >>> ahead = step_ahead(error_feedback(encoder.sparse(selection.top_k(k=1), values.FLOAT32)), 0.5)
-    >>> _, state = ahead.encode(np.array([3, 1, 2], np.float32), ahead.init(shared.layout), shared, 0)
-    >>> ahead.start(state)
+    >>> *_, state = ahead.encode(np.array([3, 1, 2], np.float32), ahead.init(side_info.layout), side_info, 0)
+    >>> ahead.offset(state)
     array([0. , 0.5, 1. ], dtype=float32)
     """
     if not 0 <= factor <= 1:
@@ -134,7 +128,7 @@ def step_ahead(inner: Encoder[Residual[S]], factor: float = 1.0) -> Encoder[Resi
             )
         return state
 
-    def start(state: Residual[S]) -> Vector | None:
+    def offset(state: Residual[S]) -> Vector | None:
         return np.float32(factor) * state.residual if factor and state.residual.any() else None
 
-    return inner._replace(init=init, start=start)
+    return inner._replace(init=init, offset=offset)

@@ -10,9 +10,9 @@ from typing import Generic, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpress.compression.encoders.encoder import Encoder
+from fedpress.compression.encoders.encoder import Encoded, Encoder
 from fedpress.compression.encoders.error_feedback import Residual
-from fedpress.compression.tensors import layout
+from fedpress.compression.tensors import layout as layouts
 from fedpress.compression.tensors.layout import Layout, Vector
 from fedpress.compression.tensors.mask import MaskChange
 from fedpress.compression.tensors.side_info import SideInfo
@@ -48,15 +48,14 @@ def half_precision(inner: Encoder[Residual[S]]) -> Encoder[Halved[S]]:
     Raises:
         TypeError: From `init`: the inner encoder has no residual.
 
-    >>> from fedpress.compression.wire import payloads
     >>> from fedpress.compression.tensors.layout import TensorSpec
     >>> from fedpress.compression.encoders import encoder, error_feedback, selection
     >>> from fedpress.compression.wire import values
-    >>> shared = SideInfo(Layout((TensorSpec("weight", (3,), "float32"),)))
+    >>> side_info = SideInfo(Layout((TensorSpec("weight", (3,), "float32"),)))
     >>> half = half_precision(error_feedback.error_feedback(encoder.sparse(selection.top_k(k=1), values.FLOAT32)))
-    >>> payload, state = half.encode(np.array([3, 2049, 1e-9], np.float32), half.init(shared.layout), shared, 0)
-    >>> payload, state = half.encode(np.array([0, 0, 1e-9], np.float32), state, shared, 0)
-    >>> payloads.decode(payload, shared).dense().tolist(), state.residual.dtype.name
+    >>> *_, state = half.encode(np.array([3, 2049, 1e-9], np.float32), half.init(side_info.layout), side_info, 0)
+    >>> _, decoded, state = half.encode(np.array([0, 0, 1e-9], np.float32), state, side_info, 0)
+    >>> decoded.dense().tolist(), state.residual.dtype.name
     ([3.0, 0.0, 0.0], 'float16')
     >>> bool(abs(widened(state)[2] + state.discarded[0] - 2e-9) < 1e-16)
     True
@@ -74,23 +73,25 @@ def half_precision(inner: Encoder[Residual[S]]) -> Encoder[Halved[S]]:
     def whole(state: Halved[S]) -> Residual[S]:
         return state.inner._replace(residual=widened(state))
 
-    def encode(update: Vector, state: Halved[S], shared: SideInfo, seed: int) -> tuple[bytes, Halved[S]]:
-        payload, inner_state = inner.encode(update, whole(state), shared, seed)
-        return payload, _rounded(inner_state, state.discarded)
+    def encode(
+        update: Vector, state: Halved[S], side_info: SideInfo, seed: int, addend: Vector | None = None
+    ) -> Encoded[Halved[S]]:
+        payload, decoded, inner_state = inner.encode(update, whole(state), side_info, seed, addend)
+        return Encoded(payload, decoded, _rounded(inner_state, state.discarded))
 
-    def start(state: Halved[S]) -> Vector | None:
-        return inner.start(whole(state))
+    def offset(state: Halved[S]) -> Vector | None:
+        return inner.offset(whole(state))
 
-    def settle(state: Halved[S], accepted: bool) -> Halved[S]:
-        return _rounded(inner.settle(whole(state), accepted), state.discarded)
+    def acknowledge(state: Halved[S], accepted: bool) -> Halved[S]:
+        return _rounded(inner.acknowledge(whole(state), accepted), state.discarded)
 
-    def follow(state: Halved[S], move: MaskChange) -> tuple[Halved[S], Vector]:
-        inner_state, lost = inner.follow(whole(state), move)
-        discarded = np.zeros(max(1, -(-move.size // SIZE)))  # the blocks are others now: their sum is what is left
+    def remap(state: Halved[S], change: MaskChange) -> tuple[Halved[S], Vector]:
+        inner_state, dropped = inner.remap(whole(state), change)
+        discarded = np.zeros(max(1, -(-change.size // SIZE)))  # the blocks are others now: their sum is what is left
         discarded[0] = state.discarded.sum()
-        return _rounded(inner_state, discarded[: -(-move.size // SIZE)]), lost
+        return _rounded(inner_state, discarded[: -(-change.size // SIZE)]), dropped
 
-    return Encoder(init, encode, start, settle, follow)
+    return Encoder(init, encode, offset, acknowledge, remap)
 
 
 def widened(state: Halved[S]) -> Vector:
@@ -119,7 +120,7 @@ def _rounded(state: Residual[S], discarded: NDArray[np.float64]) -> Halved[S]:
 
 def _pieces(n: int) -> list[tuple[slice, slice]]:
     """Return slices of n entries that stay in the processor's cache, and those of their blocks."""
-    step = layout.BLOCK
+    step = layouts.BLOCK
     return [(slice(start, start + step), slice(start // SIZE, (start + step) // SIZE)) for start in range(0, n, step)]
 
 

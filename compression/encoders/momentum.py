@@ -10,13 +10,12 @@ from typing import Generic, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpress.compression.encoders.encoder import Encoder
-from fedpress.compression.tensors import layout
+from fedpress.compression.encoders.encoder import Encoded, Encoder, summed
+from fedpress.compression.tensors import layout as layouts
 from fedpress.compression.tensors.layout import Layout, Vector
 from fedpress.compression.tensors.mask import MaskChange
 from fedpress.compression.tensors.side_info import SideInfo
-from fedpress.compression.tensors.update import Sparse, nothing
-from fedpress.compression.wire import payloads
+from fedpress.compression.tensors.update import Sparse, no_arrays
 
 S = TypeVar("S")
 
@@ -55,48 +54,50 @@ def momentum_corrected(inner: Encoder[S], momentum: float = 0.9) -> Encoder[Mome
     >>> from fedpress.compression.tensors.layout import TensorSpec
     >>> from fedpress.compression.encoders import encoder, error_feedback, selection
     >>> from fedpress.compression.wire import values
-    >>> shared = SideInfo(Layout((TensorSpec("weight", (2,), "float32"),)))
+    >>> side_info = SideInfo(Layout((TensorSpec("weight", (2,), "float32"),)))
     >>> top = error_feedback.error_feedback(encoder.sparse(selection.top_k(k=1), values.FLOAT32))
     >>> corrected = momentum_corrected(top, 0.5)
-    >>> _, state = corrected.encode(np.array([4, 2], np.float32), corrected.init(shared.layout), shared, 0)
+    >>> *_, state = corrected.encode(np.array([4, 2], np.float32), corrected.init(side_info.layout), side_info, 0)
     >>> state.velocity.tolist(), state.inner.residual.tolist()
     ([0.0, 2.0], [0.0, 2.0])
-    >>> payload, state = corrected.encode(np.array([1, 1], np.float32), state, shared, 0)
-    >>> payloads.decode(payload, shared).dense().tolist()  # 2 kept back, and a velocity of 0.5 * 2 + 1
+    >>> _, decoded, state = corrected.encode(np.array([1, 1], np.float32), state, side_info, 0)
+    >>> decoded.dense().tolist()  # 2 kept back, and a velocity of 0.5 * 2 + 1
     [0.0, 4.0]
     """
     if not 0 <= momentum < 1:
         raise ValueError(f"momentum is {momentum}, expected 0 <= momentum < 1, such as 0.9")
 
     def init(layout: Layout) -> Momentum[S]:
-        return Momentum(inner.init(layout), np.zeros(layout.size, np.float32), *nothing())
+        return Momentum(inner.init(layout), np.zeros(layout.size, np.float32), *no_arrays())
 
-    def encode(update: Vector, state: Momentum[S], shared: SideInfo, seed: int) -> tuple[bytes, Momentum[S]]:
-        layout.check(update, shared.layout)
-        velocity = update if update.flags.writeable else update.copy()
+    def encode(
+        update: Vector, state: Momentum[S], side_info: SideInfo, seed: int, addend: Vector | None = None
+    ) -> Encoded[Momentum[S]]:
+        update = summed(update, addend, side_info.layout)
+        velocity = layouts.writable(update)
         with np.errstate(over="ignore", invalid="ignore"):  # the inner encoder refuses what is not finite
             velocity += np.float32(momentum) * state.velocity
-        payload, inner_state = inner.encode(layout.read_only(velocity), state.inner, shared, seed)
-        said = payloads.decode(payload, shared)
-        if not isinstance(said, Sparse):
-            return payload, Momentum(inner_state, np.zeros_like(velocity), nothing()[0], velocity)
-        masked = velocity[said.positions]
-        velocity[said.positions] = 0
-        return payload, Momentum(inner_state, velocity, said.positions, masked)
+        payload, decoded, inner_state = inner.encode(layouts.read_only(velocity), state.inner, side_info, seed)
+        if not isinstance(decoded, Sparse):
+            masked = Momentum(inner_state, np.zeros_like(velocity), no_arrays()[0], velocity)
+            return Encoded(payload, decoded, masked)
+        taken_out = velocity[decoded.positions]
+        velocity[decoded.positions] = 0
+        return Encoded(payload, decoded, Momentum(inner_state, velocity, decoded.positions, taken_out))
 
-    def start(state: Momentum[S]) -> Vector | None:
-        return inner.start(state.inner)
+    def offset(state: Momentum[S]) -> Vector | None:
+        return inner.offset(state.inner)
 
-    def settle(state: Momentum[S], accepted: bool) -> Momentum[S]:
+    def acknowledge(state: Momentum[S], accepted: bool) -> Momentum[S]:
         velocity = state.velocity
         if not accepted and len(state.masked_values) == len(velocity):
             velocity = state.masked_values
         elif not accepted:
             velocity[state.masked_positions] = state.masked_values
-        return Momentum(inner.settle(state.inner, accepted), velocity, *nothing())
+        return Momentum(inner.acknowledge(state.inner, accepted), velocity, *no_arrays())
 
-    def follow(state: Momentum[S], move: MaskChange) -> tuple[Momentum[S], Vector]:
-        inner_state, lost = inner.follow(state.inner, move)
-        return Momentum(inner_state, move.new(state.velocity), *nothing()), lost
+    def remap(state: Momentum[S], change: MaskChange) -> tuple[Momentum[S], Vector]:
+        inner_state, dropped = inner.remap(state.inner, change)
+        return Momentum(inner_state, change.apply(state.velocity), *no_arrays()), dropped
 
-    return Encoder(init, encode, start, settle, follow)
+    return Encoder(init, encode, offset, acknowledge, remap)

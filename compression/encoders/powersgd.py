@@ -9,9 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 from fedpress.compression import errors
-from fedpress.compression.encoders.encoder import Encoder
+from fedpress.compression.encoders.encoder import Encoded, Encoder, summed
 from fedpress.compression.quantizers import lowrank
-from fedpress.compression.tensors import layout
 from fedpress.compression.tensors.layout import Layout, Vector
 from fedpress.compression.tensors.side_info import SideInfo
 from fedpress.compression.tensors.update import Factors, LowRank
@@ -31,8 +30,8 @@ def powersgd(rank: int) -> Encoder[Factored]:
     are. In the paper the workers average P before they make it orthogonal; here each client sends a P of its own, and
     the server adds up the products.
 
-    Law: what is missed contracts, |update - said| <= |update|; a matrix of that rank or less is said exactly, but for
-    rounding. The method is biased: `error_feedback` goes around it.
+    Law: what is missed contracts, |update - decoded| <= |update|; a matrix of that rank or less arrives exactly, but
+    for rounding. The method is biased: `error_feedback` goes around it.
 
     Args:
         rank: 1 to 255.
@@ -41,10 +40,10 @@ def powersgd(rank: int) -> Encoder[Factored]:
         ValueError: The rank is out of range.
 
     >>> from fedpress.compression.tensors.layout import TensorSpec
-    >>> shared = SideInfo(Layout((TensorSpec("weight", (4, 5), "float32"),)))
+    >>> side_info = SideInfo(Layout((TensorSpec("weight", (4, 5), "float32"),)))
     >>> update = np.outer([1, 2, 3, 4], [1, 0, 2, 0, 1]).astype(np.float32).ravel()
-    >>> payload, _ = powersgd(rank=1).encode(update.copy(), powersgd(1).init(shared.layout), shared, 0)
-    >>> bool(np.allclose(payloads.decode(payload, shared).dense(), update)), len(payload)
+    >>> encoded = powersgd(rank=1).encode(update.copy(), powersgd(1).init(side_info.layout), side_info, 0)
+    >>> bool(np.allclose(encoded.decoded.dense(), update)), len(encoded.payload)
     (True, 59)
     """
     if not 1 <= rank <= lowrank.MAX_RANK:
@@ -53,19 +52,21 @@ def powersgd(rank: int) -> Encoder[Factored]:
     def init(layout: Layout) -> Factored:
         return Factored(np.zeros(sum(part.columns * part.rank for part in lowrank.parts(layout, rank)), np.float32))
 
-    def encode(update: Vector, state: Factored, shared: SideInfo, seed: int) -> tuple[bytes, Factored]:
-        layout.check(update, shared.layout)
+    def encode(
+        update: Vector, state: Factored, side_info: SideInfo, seed: int, addend: Vector | None = None
+    ) -> Encoded[Factored]:
+        update = summed(update, addend, side_info.layout)
         if not np.isfinite(update).all():
             raise errors.NonFiniteError("the update holds NaN or infinity; did training diverge?")
         random = np.random.default_rng(seed)
         blocks: list[Vector | Factors] = []
-        kept: list[Vector] = [np.empty(0, np.float32)]
+        rights: list[Vector] = [np.empty(0, np.float32)]
         start = place = 0
-        for part in lowrank.parts(shared.layout, rank):
+        for part in lowrank.parts(side_info.layout, rank):
             tensor = update[start : start + part.rows * part.columns]
             start += len(tensor)
             if not part.rank:
-                blocks.append(tensor)
+                blocks.append(tensor.copy())  # the update is the caller's, or becomes a residual
                 continue
             matrix = tensor.reshape(part.rows, part.columns).astype(np.float64)
             right = state.right[place : place + part.columns * rank].reshape(-1, rank).astype(np.float64)
@@ -77,8 +78,9 @@ def powersgd(rank: int) -> Encoder[Factored]:
             limit = lowrank.LARGEST / (2 * rank)
             factors = Factors(left.astype(np.float32), np.clip(matrix.T @ left, -limit, limit).astype(np.float32))
             blocks.append(factors)
-            kept.append(factors.right.ravel())
-        body = lowrank.pack(LowRank(tuple(blocks)))
-        return payloads.pack_whole(lowrank.FORM, rank, body, shared.layout), Factored(np.concatenate(kept))
+            rights.append(factors.right.ravel())
+        decoded = LowRank(tuple(blocks))
+        payload = payloads.pack_whole(lowrank.FORM, rank, lowrank.pack(decoded), side_info.layout)
+        return Encoded(payload, decoded, Factored(np.concatenate(rights)))
 
     return Encoder(init, encode)

@@ -60,8 +60,8 @@ def dgc(
         top = encoder.sparse(selection.top_k(density, scope="layer"), values.FLOAT32)
         return momentum_corrected(error_feedback.error_feedback(top), momentum)
 
-    made = wrappers.warmed_up(at, 0.25, density, warm_up_rounds) if warm_up_rounds else at(density)
-    return made if max_norm is None else wrappers.clipped(made, max_norm)
+    encoding = wrappers.warmed_up(at, 0.25, density, warm_up_rounds) if warm_up_rounds else at(density)
+    return encoding if max_norm is None else wrappers.clipped(encoding, max_norm)
 
 
 def random_k(density: float) -> Encoder[Residual[None]]:

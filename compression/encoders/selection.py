@@ -3,62 +3,35 @@
 Law: positions are strictly increasing, and no selected entry is zero. A vector that holds NaN or infinity is refused.
 """
 
-from collections.abc import Callable
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fedpress.compression import errors
 from fedpress.compression.encoders.top_k import add, at_least, largest
 from fedpress.compression.tensors.layout import Vector
+from fedpress.compression.tensors.mask import Positions
 from fedpress.compression.tensors.side_info import SideInfo
-
-Positions: TypeAlias = NDArray[np.int64]
 
 
 class Selector(Protocol):
     """Chooses the entries to send."""
 
-    def __call__(self, vector: Vector, shared: SideInfo, seed: int) -> Positions:
+    def __call__(self, vector: Vector, side_info: SideInfo, seed: int, addend: Vector | None = None) -> Positions:
         """Return the positions of the entries to send: int64, strictly increasing, none of a zero.
 
+        Law: with an addend, what is selected is that of `vector + addend`, and `vector` holds this sum afterwards.
+        A selector that reads the whole vector adds block by block as it reads; others begin with `top_k.add`.
+
         Args:
-            vector: float32, shape (n,); read, never written.
-            shared: What both sides know.
+            vector: float32, shape (n,); read, never written but for the addend.
+            side_info: What both sides know.
             seed: The only source of randomness.
+            addend: float32, shape (n,), added to `vector` in place; None for nothing.
 
         Raises:
-            NonFiniteError: `vector` holds NaN or infinity.
+            NonFiniteError: `vector` (the sum) holds NaN or infinity. It may hold the sum in part.
         """
-
-
-class SumSelector:
-    """A selector that can add as it reads: `of_sum` selects from `vector + addend` in one pass over memory.
-
-    Law: `of_sum(v, a, ...)` leaves v + a in v and returns what the selector says of that. Where it raises, v holds the
-    sum in part.
-    """
-
-    def __init__(self, select: Callable[[Vector, Vector | None, SideInfo, int], Positions]) -> None:
-        """Args: select: (vector, addend or None, shared, seed) -> positions; adds in place."""
-        self._select = select
-
-    def __call__(self, vector: Vector, shared: SideInfo, seed: int) -> Positions:
-        """Select; see `Selector`."""
-        return self._select(vector, None, shared, seed)
-
-    def of_sum(self, vector: Vector, addend: Vector, shared: SideInfo, seed: int) -> Positions:
-        """Add `addend` to `vector`, in place, and select; errors are those of `Selector`."""
-        return self._select(vector, addend, shared, seed)
-
-
-def of_sum(select: Selector, vector: Vector, addend: Vector, shared: SideInfo, seed: int) -> Positions:
-    """Add `addend` to `vector`, in place, and select, in one pass if the selector can."""
-    if isinstance(select, SumSelector):
-        return select.of_sum(vector, addend, shared, seed)
-    add(vector, addend)
-    return select(vector, shared, seed)
 
 
 def top_k(
@@ -75,9 +48,9 @@ def top_k(
         ValueError: Neither or both of density and k are given, or out of range.
 
     >>> from fedpress.compression.tensors.layout import Layout, TensorSpec
-    >>> shared = SideInfo(Layout((TensorSpec("a", (3,), "float32"), TensorSpec("b", (2,), "float32"))))
+    >>> side_info = SideInfo(Layout((TensorSpec("a", (3,), "float32"), TensorSpec("b", (2,), "float32"))))
     >>> vector = np.array([5, -9, 7, 0, 1], np.float32)
-    >>> top_k(0.4)(vector, shared, 0).tolist(), top_k(k=1, scope="layer")(vector, shared, 0).tolist()
+    >>> top_k(0.4)(vector, side_info, 0).tolist(), top_k(k=1, scope="layer")(vector, side_info, 0).tolist()
     ([1, 2], [1, 4])
     """
     if (density is None) == (k is None):
@@ -93,56 +66,58 @@ def top_k(
         wanted = k if k is not None else max(1, round((density or 0) * n))
         return min(n, wanted)
 
-    def select(vector: Vector, addend: Vector | None, shared: SideInfo, seed: int) -> Positions:
+    def select(vector: Vector, side_info: SideInfo, seed: int, addend: Vector | None = None) -> Positions:
         if scope == "global":
             return largest(vector, count(len(vector)), addend)
         if addend is not None:
             add(vector, addend)
-        offsets = shared.layout.offsets
+        offsets = side_info.layout.offsets
         parts = [
             largest(vector[start:stop], count(int(stop - start))) + start
             for start, stop in zip(offsets[:-1], offsets[1:], strict=True)
         ]
         return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
-    return SumSelector(select)
+    return select
 
 
 def correlated(density: float, fresh: float = 0.1) -> Selector:
-    """Select the largest entries within `SideInfo.reference`, and a few of the largest outside.
+    """Select the largest entries within `SideInfo.shared_positions`, and a few of the largest outside.
 
     Ozfatura, Ozfatura and Gündüz 2021, "Time-Correlated Sparsification for Communication-Efficient Federated Learning".
-    Nearly all positions then are of the reference, and cost little (`positions`).
+    Nearly all positions then are shared ones, and cost little (`positions`).
 
     Law: with k = max(1, round(density * n)), at most n, these are the min(k - round(fresh * k), non-zeros) largest of
-    the reference, and of the other entries as many of the largest as are missing to k, or all non-zeros if those are
-    fewer; ties by lowest position. Without a reference, or with an empty one, it is `top_k`.
+    the shared positions, and of the other entries as many of the largest as are missing to k, or all non-zeros if those
+    are fewer; ties by lowest position. Without shared positions, or with none among them, it is `top_k`.
 
     Args:
         density: The part to send, 0 < density <= 1.
-        fresh: The part of the k entries that are kept for places outside the reference, 0 to 1. With 0 the support
-            hardly ever moves.
+        fresh: The part of the k entries that are kept for other positions, 0 to 1. With 0 what is selected hardly ever
+            changes.
 
     Raises:
         ValueError: The density or `fresh` is out of range.
 
     >>> from fedpress.compression.tensors.layout import Layout, TensorSpec
-    >>> shared = SideInfo(Layout((TensorSpec("weight", (6,), "float32"),)), reference=np.array([0, 2, 4]))
-    >>> correlated(0.5, 1 / 3)(np.array([2, 9, 3, 8, 1, 7], np.float32), shared, 0)
+    >>> side_info = SideInfo(Layout((TensorSpec("weight", (6,), "float32"),)), shared_positions=np.array([0, 2, 4]))
+    >>> correlated(0.5, 1 / 3)(np.array([2, 9, 3, 8, 1, 7], np.float32), side_info, 0)
     array([0, 1, 2])
     """
     check_density(density)
     if not 0 <= fresh <= 1:
-        raise ValueError(f"fresh is {fresh}, expected 0 to 1: the part of the entries sent from outside the reference")
+        raise ValueError(f"fresh is {fresh}, expected 0 to 1: the part of the entries sent at other positions")
 
-    def select(vector: Vector, shared: SideInfo, seed: int) -> Positions:
+    def select(vector: Vector, side_info: SideInfo, seed: int, addend: Vector | None = None) -> Positions:
         k = min(len(vector), max(1, round(density * len(vector))))
-        reference = shared.reference
-        if reference is None or not len(reference):
-            return largest(vector, k)
-        inside = reference[_largest(vector[reference], k - round(fresh * k))]
+        shared = side_info.shared_positions
+        if shared is None or not len(shared):
+            return largest(vector, k, addend)
+        if addend is not None:
+            add(vector, addend)
+        inside = shared[_largest(vector[shared], k - round(fresh * k))]
         others = vector.copy()
-        others[reference] = 0
+        others[shared] = 0
         outside = _largest(others, k - len(inside))
         return np.sort(np.concatenate([inside, outside]), kind="stable")  # two rising runs: a merge
 
@@ -165,18 +140,18 @@ def threshold(value: float) -> Selector:
         ValueError: The value is negative, or not finite as a float32.
 
     >>> from fedpress.compression.tensors.layout import Layout, TensorSpec
-    >>> shared = SideInfo(Layout((TensorSpec("weight", (4,), "float32"),)))
-    >>> threshold(2.0)(np.array([-2, 1, 0, 3], np.float32), shared, 0)
+    >>> side_info = SideInfo(Layout((TensorSpec("weight", (4,), "float32"),)))
+    >>> threshold(2.0)(np.array([-2, 1, 0, 3], np.float32), side_info, 0)
     array([0, 3])
     """
     if not 0 <= value <= float(np.finfo(np.float32).max):
         raise ValueError(f"threshold {value} is not a finite float32 of at least 0")
     bound = np.float32(value)
 
-    def select(vector: Vector, addend: Vector | None, shared: SideInfo, seed: int) -> Positions:
+    def select(vector: Vector, side_info: SideInfo, seed: int, addend: Vector | None = None) -> Positions:
         return at_least(vector, bound, addend)
 
-    return SumSelector(select)
+    return select
 
 
 def check_density(density: float) -> None:

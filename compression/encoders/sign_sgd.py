@@ -7,8 +7,7 @@ International Conference on Machine Learning (ICML), algorithm 1. The majority v
 import numpy as np
 
 from fedpress.compression import errors
-from fedpress.compression.encoders.encoder import Encoder
-from fedpress.compression.tensors import layout
+from fedpress.compression.encoders.encoder import Encoded, Encoder, summed
 from fedpress.compression.tensors.layout import Layout, Vector
 from fedpress.compression.tensors.side_info import SideInfo
 from fedpress.compression.tensors.update import Dense
@@ -23,22 +22,23 @@ def signs() -> Encoder[None]:
     always voted the same way would push weights that no gradient touches.)
 
     >>> from fedpress.compression.tensors.layout import TensorSpec
-    >>> shared = SideInfo(Layout((TensorSpec("weight", (3,), "float32"),)))
-    >>> payload, _ = signs().encode(np.array([0.1, -7, 3], np.float32), None, shared, 0)
-    >>> payloads.decode(payload, shared).dense().tolist()
+    >>> side_info = SideInfo(Layout((TensorSpec("weight", (3,), "float32"),)))
+    >>> signs().encode(np.array([0.1, -7, 3], np.float32), None, side_info, 0).decoded.dense().tolist()
     [1.0, -1.0, 1.0]
     """
 
     def init(layout: Layout) -> None:
         return None
 
-    def encode(update: Vector, state: None, shared: SideInfo, seed: int) -> tuple[bytes, None]:
-        layout.check(update, shared.layout)
+    def encode(
+        update: Vector, state: None, side_info: SideInfo, seed: int, addend: Vector | None = None
+    ) -> Encoded[None]:
+        update = summed(update, addend, side_info.layout)
         if not np.isfinite(update).all():
             raise errors.NonFiniteError("the update holds NaN or infinity; did training diverge?")
         votes = np.sign(update)
         zeros = np.flatnonzero(votes == 0)
         votes[zeros] = np.random.default_rng(seed).integers(0, 2, len(zeros)) * 2 - 1
-        return payloads.pack(Dense(votes), shared.layout, TERNARY), None
+        return Encoded(*payloads.pack(Dense(votes), side_info.layout, TERNARY), None)
 
     return Encoder(init, encode)

@@ -113,7 +113,7 @@ def _reaching(vector: Vector, addend: Vector | None, bound: np.float32, room: in
 
     `addend` is added to the whole vector, block by block, just before the block is read.
     """
-    found = 0
+    yielded = 0
     # Padded to whole words; what is behind the end of the vector stays inside.
     inside = np.ones(min(_WINDOW, -(-len(vector) // 8) * 8), np.bool_)
     above = np.empty(min(BLOCK, len(vector)), np.bool_)
@@ -123,12 +123,12 @@ def _reaching(vector: Vector, addend: Vector | None, bound: np.float32, room: in
             block = window[start : start + BLOCK]
             if addend is not None:
                 add(block, addend[first + start : first + start + len(block)])
-            if found > room:  # nothing more to find, but the rest is still to be added
+            if yielded > room:  # nothing more to find, but the rest is still to be added
                 continue
             here = inside[start : start + len(block)]
             np.less(block, bound, out=here)
             here &= np.greater(block, -bound, out=above[: len(block)])
-        if found > room:
+        if yielded > room:
             continue
         inside[len(window) :] = True
         # Eight entries at a time, since nearly all are inside.
@@ -141,7 +141,7 @@ def _reaching(vector: Vector, addend: Vector | None, bound: np.float32, room: in
         magnitudes = window[places].view(np.uint32)
         magnitudes &= _MAGNITUDE
         places += first
-        found += len(places)
+        yielded += len(places)
         yield places, magnitudes
 
 
@@ -173,16 +173,16 @@ def _kth(vector: Vector, k: int) -> tuple[int, int]:
 
 def _cut(parts: Iterable[Part], bound: int, ties: int, most: int) -> NDArray[np.int64]:
     """Return the places of all magnitudes above `bound`, and of the first `ties` equal to it: at most `most`."""
-    positions, found = np.empty(most, np.int64), 0
+    positions, count = np.empty(most, np.int64), 0
     for places, magnitudes in parts:
         chosen = magnitudes >= bound
         equal = np.flatnonzero(magnitudes == bound)
         chosen[equal[ties:]] = False
         ties -= min(ties, len(equal))
-        kept = places[np.flatnonzero(chosen)]
-        positions[found : found + len(kept)] = kept
-        found += len(kept)
-    return positions[:found]
+        part = places[np.flatnonzero(chosen)]
+        positions[count : count + len(part)] = part
+        count += len(part)
+    return positions[:count]
 
 
 def _magnitudes(vector: Vector) -> Iterator[Magnitudes]:

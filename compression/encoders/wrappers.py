@@ -1,4 +1,4 @@
-"""Wrappers around any encoder: a bound on the norm of what it is asked to send; a density that falls over rounds."""
+"""Wrappers around any encoder: a bound on the norm of what is encoded; a density that falls over rounds."""
 
 import math
 from collections.abc import Callable
@@ -6,9 +6,8 @@ from collections.abc import Callable
 import numpy as np
 
 from fedpress.compression import errors
-from fedpress.compression.encoders.encoder import Encoder
+from fedpress.compression.encoders.encoder import Encoded, Encoder, summed
 from fedpress.compression.encoders.error_feedback import S
-from fedpress.compression.tensors import layout
 from fedpress.compression.tensors.layout import BLOCK, Vector
 from fedpress.compression.tensors.side_info import SideInfo
 
@@ -26,25 +25,24 @@ def clipped(inner: Encoder[S], max_norm: float) -> Encoder[S]:
     Raises:
         ValueError: The norm is out of range.
 
-    >>> from fedpress.compression.wire import payloads
     >>> from fedpress.compression.tensors.layout import Layout, TensorSpec
     >>> from fedpress.compression.encoders import encoder
-    >>> shared = SideInfo(Layout((TensorSpec("weight", (2,), "float32"),)))
-    >>> payload, _ = clipped(encoder.dense(), 2.5).encode(np.array([3, -4], np.float32), None, shared, 0)
-    >>> payloads.decode(payload, shared).dense().tolist()
+    >>> side_info = SideInfo(Layout((TensorSpec("weight", (2,), "float32"),)))
+    >>> encoded = clipped(encoder.dense(), 2.5).encode(np.array([3, -4], np.float32), None, side_info, 0)
+    >>> encoded.decoded.dense().tolist()
     [1.5, -2.0]
     """
     if not 0 < max_norm < np.inf:
         raise ValueError(f"max_norm is {max_norm}, expected a finite number above 0")
 
-    def encode(update: Vector, state: S, shared: SideInfo, seed: int) -> tuple[bytes, S]:
-        layout.check(update, shared.layout)
+    def encode(update: Vector, state: S, side_info: SideInfo, seed: int, addend: Vector | None = None) -> Encoded[S]:
+        update = summed(update, addend, side_info.layout)
         norm = _norm(update)
         if not np.isfinite(norm):
             raise errors.NonFiniteError("the update holds NaN or infinity, so it has no norm; did training diverge?")
         if norm > max_norm:
             update = np.multiply(update, np.float32(max_norm / norm), out=update if update.flags.writeable else None)
-        return inner.encode(update, state, shared, seed)
+        return inner.encode(update, state, side_info, seed)
 
     return inner._replace(encode=encode)
 
@@ -67,12 +65,11 @@ def warmed_up(make: Callable[[float], Encoder[S]], start: float, end: float, rou
 
     >>> from fedpress.compression.tensors.layout import Layout, TensorSpec
     >>> from fedpress.compression.encoders import encoder, selection
-    >>> from fedpress.compression.wire import payloads, values
+    >>> from fedpress.compression.wire import values
     >>> layout = Layout((TensorSpec("weight", (100,), "float32"),))
     >>> warm = warmed_up(lambda density: encoder.sparse(selection.top_k(density), values.TERNARY), 1, 0.01, 2)
     >>> for round in range(4):
-    ...     payload, _ = warm.encode(np.ones(100, np.float32), None, SideInfo(layout, round), 0)
-    ...     print(payloads.inspect(payload)["count"])
+    ...     print(warm.encode(np.ones(100, np.float32), None, SideInfo(layout, round), 0).decoded.count)
     100
     10
     1
@@ -84,10 +81,10 @@ def warmed_up(make: Callable[[float], Encoder[S]], start: float, end: float, rou
     if rounds < 0:
         raise ValueError(f"rounds is {rounds}, expected at least 0")
 
-    def encode(update: Vector, state: S, shared: SideInfo, seed: int) -> tuple[bytes, S]:
-        done = shared.round >= rounds
-        density = end if done else start * (end / start) ** (shared.round / rounds)
-        return make(density).encode(update, state, shared, seed)
+    def encode(update: Vector, state: S, side_info: SideInfo, seed: int, addend: Vector | None = None) -> Encoded[S]:
+        done = side_info.round >= rounds
+        density = end if done else start * (end / start) ** (side_info.round / rounds)
+        return make(density).encode(update, state, side_info, seed, addend)
 
     return make(end)._replace(encode=encode)
 

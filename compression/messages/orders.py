@@ -1,4 +1,4 @@
-"""Orders and answers: what server and client say to each other beside the model, as Flower records."""
+"""Orders and answers: what server and client exchange beside the model, as Flower records."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeVar
@@ -15,6 +15,8 @@ MAX_TICKET = 2**62
 """What a client may claim to have answered; the server counts on from there, in 63 bits."""
 
 PREFIX = "fedpress."
+_MASK_VERSION = f"{PREFIX}epoch"
+"""Of the wire: shorter than the name of the field, and so are its bytes in each order."""
 _METRIC = "metric."
 
 T = TypeVar("T")
@@ -40,11 +42,11 @@ class Order(NamedTuple):
     federation: str  # names the federation; client state belongs to it
     ticket: int  # one open ticket per node; the answer repeats it
     round: int
-    epoch: int  # rises when the layout or the mask changes
+    mask_version: int  # rises when the layout or the mask changes
     version: int  # of the model sent with this order
     accepted: int  # ticket of this client's last accepted upload, 0 for none: whatever came later was refused
     download: Download | None = None  # None: the model is there as an ArrayRecord, and clients keep none
-    mask: bytes | None = None  # `position_set.pack`; empty: the client has this epoch's; None: the model has no mask
+    mask: bytes | None = None  # `position_set.pack`; empty: the client has this version's; None: the model has no mask
     drop: float = 0.0  # with the update comes a vote: the mask without this part of each tensor's weights,
     grow: float = 0.0  # and with as many others as this part. 0 and 0: no vote is asked for
 
@@ -73,7 +75,7 @@ def write_order(order: Order) -> dict[str, Any]:
         f"{PREFIX}federation": order.federation,
         f"{PREFIX}ticket": order.ticket,
         f"{PREFIX}round": order.round,
-        f"{PREFIX}epoch": order.epoch,
+        _MASK_VERSION: order.mask_version,
         f"{PREFIX}version": order.version,
         f"{PREFIX}accepted": order.accepted,
     }
@@ -93,24 +95,32 @@ def rewrite_mask(content: RecordDict, mask: bytes) -> None:
             record[f"{PREFIX}mask"] = mask
 
 
-def has_order(content: RecordDict) -> bool:
-    """Tell whether a message carries an order."""
-    return any(f"{PREFIX}ticket" in record for record in content.config_records.values())
-
-
-def read_order(content: RecordDict) -> Order:
-    """Find the order in a message's records.
+def find_order(content: RecordDict) -> Order | None:
+    """Return the order in a message's records, or None if no ConfigRecord holds one.
 
     Raises:
-        MessageError: no ConfigRecord holds one; most likely the server runs another strategy than `SparseFed`.
+        MessageError: A part of it is missing or has the wrong type.
     """
     for record in content.config_records.values():
         if f"{PREFIX}ticket" in record:
             return _order(record)
-    raise MessageError(
-        "the message carries no fedpress order (no ConfigRecord with 'fedpress.ticket'); "
-        "a client with `compress(...)` needs the strategy `SparseFed` on the server"
-    )
+    return None
+
+
+def read_order(content: RecordDict) -> Order:
+    """Return the order in a message's records.
+
+    Raises:
+        MessageError: There is none; most likely the server runs another strategy than `SparseFed`. Or a part of it is
+            missing or has the wrong type.
+    """
+    order = find_order(content)
+    if order is None:
+        raise MessageError(
+            "the message carries no fedpress order (no ConfigRecord with 'fedpress.ticket'); "
+            "a client with `compress(...)` needs the strategy `SparseFed` on the server"
+        )
+    return order
 
 
 def _order(record: ConfigRecord) -> Order:
@@ -118,7 +128,7 @@ def _order(record: ConfigRecord) -> Order:
         federation=_typed(record, f"{PREFIX}federation", str),
         ticket=_typed(record, f"{PREFIX}ticket", int),
         round=_typed(record, f"{PREFIX}round", int),
-        epoch=_typed(record, f"{PREFIX}epoch", int),
+        mask_version=_typed(record, _MASK_VERSION, int),
         version=_typed(record, f"{PREFIX}version", int),
         accepted=_typed(record, f"{PREFIX}accepted", int),
         download=_download(record) if f"{PREFIX}tag" in record else None,
@@ -131,10 +141,10 @@ def _order(record: ConfigRecord) -> Order:
 def _part(record: ConfigRecord, key: str) -> float:
     if key not in record:
         return 0.0
-    found = _typed(record, key, float)
-    if not 0 <= found <= 1:
-        raise MessageError(f"entry {key!r} must be a part, 0 to 1, and is {found}")
-    return found
+    part = _typed(record, key, float)
+    if not 0 <= part <= 1:
+        raise MessageError(f"entry {key!r} must be a part, 0 to 1, and is {part}")
+    return part
 
 
 def _download(record: ConfigRecord) -> Download:
@@ -173,7 +183,7 @@ def read_answer(content: RecordDict) -> Answer:
     """Read a client's answer.
 
     Raises:
-        MessageError: the reply has no answer, or one of its parts has the wrong type.
+        MessageError: The reply has no answer, or one of its parts has the wrong type.
     """
     record = content.config_records.get(ANSWER)
     if record is None:
@@ -202,6 +212,6 @@ def read_answer(content: RecordDict) -> Answer:
 def _typed(record: Mapping[str, Any], key: str, kind: type[T]) -> T:
     value = record.get(key)
     if type(value) is not kind:
-        found = "nothing" if value is None else f"a {type(value).__name__}"
-        raise MessageError(f"entry {key!r} must be a {kind.__name__}, and holds {found}")
+        held = "nothing" if value is None else f"a {type(value).__name__}"
+        raise MessageError(f"entry {key!r} must be a {kind.__name__}, and holds {held}")
     return value

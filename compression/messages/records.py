@@ -31,13 +31,13 @@ def folded(content: RecordDict) -> RecordDict:
 def unfolded(content: RecordDict) -> RecordDict:
     """Return a reply with its metrics in records of their own again."""
     answer = content.config_records.get(ANSWER)
-    found: dict[str, dict[str, Any]] = {}
+    metrics: dict[str, dict[str, Any]] = {}
     for key in [] if answer is None else [key for key in answer if key.startswith(_METRIC)]:
         name, _, metric = key.removeprefix(_METRIC).partition(".")
         value = answer[key]  # type: ignore[index]
         if isinstance(value, int | float) and not isinstance(value, bool):
-            found.setdefault(name, {})[metric] = value
-    return RecordDict({**content, **{name: MetricRecord(values) for name, values in found.items()}})
+            metrics.setdefault(name, {})[metric] = value
+    return RecordDict({**content, **{name: MetricRecord(values) for name, values in metrics.items()}})
 
 
 def content_to_bytes(content: RecordDict) -> bytes:
@@ -54,14 +54,14 @@ def only_arrays(content: RecordDict) -> tuple[str, ArrayRecord]:
     """Return the key and value of the single ArrayRecord in `content`.
 
     Raises:
-        MessageError: there is none, or more than one.
+        MessageError: There is none, or more than one.
     """
-    found = list(content.array_records.items())
-    if len(found) != 1:
+    arrays = list(content.array_records.items())
+    if len(arrays) != 1:
         raise MessageError(
-            f"expected exactly one ArrayRecord with the model, found {len(found)} {sorted(k for k, _ in found)}"
+            f"expected exactly one ArrayRecord with the model, found {len(arrays)} {sorted(k for k, _ in arrays)}"
         )
-    return found[0]
+    return arrays[0]
 
 
 def to_numpy(arrays: ArrayRecord) -> dict[str, NDArray[Any]]:
@@ -91,8 +91,8 @@ def sizes(message: Message, known: Mapping[int, int] | None = None) -> dict[str,
     The parts sum to `serialized_size(message)`: a RecordDict is serialized item by item.
 
     Args:
-        message: order or reply.
-        known: sizes of records already measured, by `id(record)`, so that a model sent to many clients is measured
+        message: Order or reply.
+        known: Sizes of records already measured, by `id(record)`, so that a model sent to many clients is measured
             once.
     """
     if message.has_error():

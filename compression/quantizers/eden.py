@@ -34,9 +34,9 @@ _LARGEST = float(np.finfo(np.float32).max)
 def scheme(bits: int) -> Scheme:
     """Return EDEN with 2^bits levels.
 
-    Law: what is said, projected on the update, is the update, for every seed; what it has besides is at right angles
-    to the update and averages out over the seeds. (Exactly so under uniformly random rotations. A Hadamard rotation
-    with random signs comes close: what remains falls with the number of coordinates rotated together.)
+    Law: what is decoded, projected on the update, is the update, for every seed; what it has besides is at right
+    angles to the update and averages out over the seeds. (Exactly so under uniformly random rotations. A Hadamard
+    rotation with random signs comes close: what remains falls with the number of coordinates rotated together.)
 
     Args:
         bits: Of a coordinate, 1 to 4.
@@ -44,13 +44,12 @@ def scheme(bits: int) -> Scheme:
     Raises:
         ValueError: The bits are out of range.
 
-    >>> from fedpress.compression.wire import payloads
     >>> from fedpress.compression.tensors.layout import TensorSpec
     >>> from fedpress.compression.tensors.side_info import SideInfo
     >>> from fedpress.compression.encoders import encoder
-    >>> both = SideInfo(Layout((TensorSpec("weight", (4,), "float32"),)))
-    >>> payload, _ = encoder.quantized(scheme(bits=1)).encode(np.array([0, 0, 8, 0], np.float32), None, both, 0)
-    >>> np.abs(payloads.decode(payload, both).dense()).round(5).tolist()
+    >>> side_info = SideInfo(Layout((TensorSpec("weight", (4,), "float32"),)))
+    >>> encoded = encoder.quantized(scheme(bits=1)).encode(np.array([0, 0, 8, 0], np.float32), None, side_info, 0)
+    >>> np.abs(encoded.decoded.dense()).round(5).tolist()
     [0.0, 0.0, 8.0, 0.0]
     """
     if bits not in LEVELS:
@@ -58,9 +57,11 @@ def scheme(bits: int) -> Scheme:
     levels = _levels(bits)
     bounds = (levels[:-1] + levels[1:]) / 2
 
-    def pack(update: Vector, layout: Layout, seed: int) -> bytes:
+    def pack(update: Vector, layout: Layout, seed: int) -> tuple[bytes, Dense]:
         seed &= (1 << 64) - 1
-        scales, codes = [], []
+        rotations, coordinates = _sizes(len(update))
+        scales, codes = np.empty((rotations, 1), "<f4"), np.empty(coordinates, np.uint8)
+        done = 0
         for first, rows, width in _batches(len(update)):
             part = update[first : first + rows * width]
             padded = np.zeros(rows * width)
@@ -72,10 +73,11 @@ def scheme(bits: int) -> Scheme:
             chosen = np.searchsorted(bounds, normal)
             along = np.einsum("ij,ij->i", rotated, levels[chosen])[:, None]
             scale = np.divide(squares, along, out=np.zeros_like(squares), where=squares > 0)
-            scales.append(np.minimum(scale, _LARGEST).astype("<f4").tobytes())
-            codes.append(chosen.astype(np.uint8).reshape(-1))
-        packed = pack_codes(np.concatenate(codes), bits) if codes else b""
-        return seed.to_bytes(8, "little") + b"".join(scales) + packed
+            scales[done : done + rows] = np.minimum(scale, _LARGEST)
+            codes[first : first + rows * width] = chosen.reshape(-1)
+            done += rows
+        body = seed.to_bytes(8, "little") + scales.tobytes() + pack_codes(codes, bits)
+        return body, _decoded(scales.reshape(-1), codes, seed, levels, len(update))
 
     return Scheme(FORM, bits, pack)
 
@@ -100,15 +102,32 @@ def _signs(seed: int, first: int, count: int) -> NDArray[np.float64]:
 
 
 def _hadamard(rows: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return each row times the Hadamard matrix of Sylvester's order, made orthonormal: its own inverse."""
+    """Return each row times the Hadamard matrix of Sylvester's order, made orthonormal: its own inverse.
+
+    The low bits of the index first, then the high ones, each as the leading axis, so that what is added is long runs.
+    """
     count, width = rows.shape
-    half = 1
-    while half < width:
-        pairs = rows.reshape(count, width // (2 * half), 2, half)
-        rows = np.stack([pairs[:, :, 0] + pairs[:, :, 1], pairs[:, :, 0] - pairs[:, :, 1]], axis=2)
-        half *= 2
-    orthonormal: NDArray[np.float64] = rows.reshape(count, width) / np.sqrt(width)
+    low = min(64, width)
+    high = width // low
+    turned = _butterflies(rows.reshape(count * high, low).T.copy())
+    turned = _butterflies(turned.reshape(low, count, high).transpose(2, 1, 0).copy())
+    orthonormal: NDArray[np.float64] = turned.reshape(high, count, low).transpose(1, 0, 2).reshape(count, width)
+    orthonormal /= np.sqrt(width)
     return orthonormal
+
+
+def _butterflies(columns: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the columns times the Hadamard matrix, not scaled; the array that is given is overwritten."""
+    spare = np.empty_like(columns)
+    half = 1
+    while half < len(columns):
+        pairs = columns.reshape(len(columns) // (2 * half), 2, half, -1)
+        sums = spare.reshape(pairs.shape)
+        np.add(pairs[:, 0], pairs[:, 1], out=sums[:, 0])
+        np.subtract(pairs[:, 0], pairs[:, 1], out=sums[:, 1])
+        columns, spare = spare, columns
+        half *= 2
+    return columns
 
 
 def _sizes(n: int) -> tuple[int, int]:
@@ -125,23 +144,29 @@ def _length(bits: int, layout: Layout) -> int | None:
 
 
 def _unpack(bits: int, body: memoryview, layout: Layout) -> Dense:
-    n, levels = layout.size, _levels(bits)
-    rotations, coordinates = _sizes(n)
+    rotations, coordinates = _sizes(layout.size)
     seed = int.from_bytes(body[:8], "little")
-    read = np.frombuffer(body, "<f4", rotations, 8)
-    if not np.isfinite(read).all():
+    scales = np.frombuffer(body, "<f4", rotations, 8)
+    if not np.isfinite(scales).all():
         raise errors.NonFiniteValues("the payload holds scales that are NaN or infinite")
-    scales = read.astype(np.float64)  # only now: numpy warns of a signalling NaN that becomes a quiet one
     codes = unpack_codes(body[8 + 4 * rotations :], coordinates, bits)
-    said = np.empty(n, np.float32)
+    return _decoded(scales, codes, seed, _levels(bits), layout.size)
+
+
+def _decoded(
+    scales: NDArray[np.float32], codes: NDArray[np.uint8], seed: int, levels: NDArray[np.float64], n: int
+) -> Dense:
+    """Return the update of a scale for each rotation and a code for each rotated coordinate."""
+    wide = scales.astype(np.float64)  # of finite ones only: numpy warns of a signalling NaN that becomes a quiet one
+    decoded = np.empty(n, np.float32)
     done = 0
     for first, rows, width in _batches(n):
         size = rows * width
         block = _hadamard(levels[codes[first : first + size]].reshape(rows, width))
-        block *= scales[done : done + rows, None] * _signs(seed, first, size).reshape(rows, width)
-        said[first : first + size] = np.clip(block, -_LARGEST, _LARGEST).reshape(-1)[: n - first]
+        block *= wide[done : done + rows, None] * _signs(seed, first, size).reshape(rows, width)
+        decoded[first : first + size] = np.clip(block, -_LARGEST, _LARGEST).reshape(-1)[: n - first]
         done += rows
-    return Dense(said)
+    return Dense(decoded)
 
 
 FORM = Form("eden", 66, _length, _unpack)

@@ -32,14 +32,15 @@ class Form(NamedTuple):
 class Scheme(NamedTuple):
     """A form with its parameter, and how an update is written in it: what `encoder.quantized` takes.
 
-    Law: `len(pack(v, layout, seed)) == form.length(parameter, layout)`; the same seed gives the same bytes.
+    Law: with `body, decoded = pack(v, layout, seed)`, `len(body) == form.length(parameter, layout)`, and
+    `form.unpack(parameter, body, layout)` equals `decoded` bit for bit; the same seed gives the same bytes.
 
     Attributes:
         form: How it is read.
         parameter: 0 to 255.
-        pack: Finite update (n,), layout, seed -> the body behind the parameter.
+        pack: Finite update (n,), layout, seed -> the body behind the parameter, and the update that is read from it.
     """
 
     form: Form
     parameter: int
-    pack: Callable[[Vector, Layout, int], bytes]
+    pack: Callable[[Vector, Layout, int], tuple[bytes, Update]]

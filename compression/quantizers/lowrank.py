@@ -16,8 +16,8 @@ from fedpress.compression.tensors.update import Factors, LowRank
 MAX_RANK = 255
 LARGEST = float(np.finfo(np.float32).max)
 LIMIT = 3.4e38
-"""Above what two factors may say. A float32 sum of 255 products may round up by 255 / 2^24 of it, and 3.4e38 is further
-than that below infinity."""
+"""Limit of what two factors may multiply out to. A float32 sum of 255 products may round up by 255 / 2^24 of it, and
+3.4e38 is further than that below infinity."""
 
 
 class Part(NamedTuple):
@@ -47,12 +47,12 @@ def parts(layout: Layout, rank: int) -> list[Part]:
         raise errors.LayoutError(
             "the layout has a mask, and low-rank factors need whole matrices; choose another encoder for a sparse model"
         )
-    made = []
+    matrices = []
     for spec in layout.parameters:
         rows = spec.shape[0] if len(spec.shape) > 1 and spec.size else 1
         columns = spec.size // rows
-        made.append(Part(rows, columns, rank if rank * (rows + columns) < spec.size else 0))
-    return made
+        matrices.append(Part(rows, columns, rank if rank * (rows + columns) < spec.size else 0))
+    return matrices
 
 
 def pack(update: LowRank) -> bytes:
@@ -74,12 +74,12 @@ def _unpack(rank: int, body: memoryview, layout: Layout) -> LowRank:
     blocks: list[Vector | Factors] = []
     start = 0
     for part in parts(layout, rank):
-        own = written[start : start + part.numbers]
+        numbers = written[start : start + part.numbers]
         start += part.numbers
         if not part.rank:
-            blocks.append(own)
+            blocks.append(numbers)
             continue
-        factors = Factors(*(side.reshape(-1, rank) for side in np.split(own, [part.rows * rank])))
+        factors = Factors(*(side.reshape(-1, rank) for side in np.split(numbers, [part.rows * rank])))
         peaks = [np.abs(side).max(axis=0).astype(np.float64) for side in factors]
         if float(peaks[0] @ peaks[1]) > LIMIT:
             raise errors.NonFiniteValues("the product of two factors may be infinite")

@@ -6,6 +6,7 @@ the largest magnitude, as in its experiments. Levels take a fixed number of bits
 """
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedpress.compression.coding.bits import codes_length, pack_codes, unpack_codes
 from fedpress.compression.quantizers.form import Form, Scheme
@@ -19,7 +20,7 @@ BUCKET = 512
 def scheme(bits: int) -> Scheme:
     """Return QSGD with 2^(bits - 1) - 1 levels on either side of zero.
 
-    Law: unbiased. Over the seeds, the mean of what is said is the update; each entry is off by at most one level,
+    Law: unbiased. Over the seeds, the mean of what is decoded is the update; each entry is off by at most one level,
     scale / (2^(bits - 1) - 1), where scale is the largest magnitude of its bucket of 512.
 
     Args:
@@ -28,20 +29,19 @@ def scheme(bits: int) -> Scheme:
     Raises:
         ValueError: The bits are out of range.
 
-    >>> from fedpress.compression.wire import payloads
     >>> from fedpress.compression.tensors.layout import TensorSpec
     >>> from fedpress.compression.tensors.side_info import SideInfo
     >>> from fedpress.compression.encoders import encoder
-    >>> both = SideInfo(Layout((TensorSpec("weight", (4,), "float32"),)))
-    >>> payload, _ = encoder.quantized(scheme(bits=3)).encode(np.array([3, -2, 1, 0], np.float32), None, both, 0)
-    >>> payloads.decode(payload, both).dense().tolist()  # three levels: 1, 2 and 3
+    >>> side_info = SideInfo(Layout((TensorSpec("weight", (4,), "float32"),)))
+    >>> encoded = encoder.quantized(scheme(bits=3)).encode(np.array([3, -2, 1, 0], np.float32), None, side_info, 0)
+    >>> encoded.decoded.dense().tolist()  # three levels: 1, 2 and 3
     [3.0, -2.0, 1.0, 0.0]
     """
     if not 2 <= bits <= 8:
         raise ValueError(f"bits is {bits}, expected 2 to 8: one for the sign and the others for the level")
     levels = _levels(bits)
 
-    def pack(update: Vector, layout: Layout, seed: int) -> bytes:
+    def pack(update: Vector, layout: Layout, seed: int) -> tuple[bytes, Dense]:
         random = np.random.default_rng(seed)
         scales = np.empty(-(-len(update) // BUCKET), "<f4")
         codes = np.empty(len(update), np.uint8)
@@ -52,7 +52,7 @@ def scheme(bits: int) -> Scheme:
             steps = np.repeat(peaks.astype(np.float64), BUCKET)[: len(block)]
             exact = np.divide(block, steps, out=np.zeros(len(block)), where=steps > 0) * levels
             codes[start : start + BLOCK] = np.floor(exact + random.random(len(block))) + levels
-        return scales.tobytes() + pack_codes(codes, bits)
+        return scales.tobytes() + pack_codes(codes, bits), _decoded(scales, codes, levels)
 
     return Scheme(FORM, bits, pack)
 
@@ -66,16 +66,20 @@ def _length(bits: int, layout: Layout) -> int | None:
 
 
 def _unpack(bits: int, body: memoryview, layout: Layout) -> Dense:
-    n, levels = layout.size, _levels(bits)
-    codes = unpack_codes(body[4 * -(-n // BUCKET) :], n, bits)
-    said = np.empty(n, np.float32)
+    scales = np.frombuffer(body, "<f4", -(-layout.size // BUCKET))
+    return _decoded(scales, unpack_codes(body[scales.nbytes :], layout.size, bits), _levels(bits))
+
+
+def _decoded(scales: NDArray[np.float32], codes: NDArray[np.uint8], levels: int) -> Dense:
+    """Return the update of a scale for each bucket and a code for each entry, 0 to 2 * levels."""
+    decoded = np.empty(len(codes), np.float32)
     with np.errstate(over="ignore", invalid="ignore"):  # the decoder refuses what is not finite
-        scales = np.frombuffer(body, "<f4", -(-n // BUCKET)).astype(np.float64) / levels
-        for start in range(0, n, BLOCK):
+        units = scales.astype(np.float64) / levels
+        for start in range(0, len(codes), BLOCK):
             block = codes[start : start + BLOCK].astype(np.float64) - levels
-            steps = np.repeat(scales[start // BUCKET : start // BUCKET + BLOCK // BUCKET], BUCKET)[: len(block)]
-            said[start : start + BLOCK] = block * steps
-    return Dense(said)
+            steps = np.repeat(units[start // BUCKET : start // BUCKET + BLOCK // BUCKET], BUCKET)[: len(block)]
+            decoded[start : start + BLOCK] = block * steps
+    return Dense(decoded)
 
 
 FORM = Form("qsgd", 64, _length, _unpack)

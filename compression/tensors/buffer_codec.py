@@ -34,9 +34,9 @@ def pack(arrays: Mapping[str, NDArray[Any]], layout: Layout) -> bytes:
 
 
 def unpack(data: bytes, layout: Layout) -> dict[str, NDArray[Any]]:
-    """Return the buffers that `pack_buffers` wrote, in the layout's shapes and dtypes (bfloat16 as uint16 patterns).
+    """Return the buffers that `pack` wrote, in the layout's shapes and dtypes (bfloat16 as uint16 patterns).
 
-    Law: unpack_buffers(pack_buffers(arrays, layout), layout) == the buffers among arrays, bit for bit.
+    Law: unpack(pack(arrays, layout), layout) == the buffers among arrays, bit for bit.
 
     Raises:
         Truncated, LengthMismatch: `data` is shorter or longer than the layout's buffers.

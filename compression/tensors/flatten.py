@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpress.compression.tensors.layout import Layout, Vector, check, check_names, checked
+from fedpress.compression import errors
+from fedpress.compression.tensors.layout import Layout, Vector, check, checked
 
 
 def flatten(arrays: Mapping[str, NDArray[Any]], layout: Layout) -> Vector:
@@ -24,7 +25,7 @@ def flatten(arrays: Mapping[str, NDArray[Any]], layout: Layout) -> Vector:
     >>> flatten({"scale": np.array(3.0), "weight": np.array([1, 2], np.float16)}, layout)
     array([1., 2., 3.], dtype=float32)
     """
-    check_names(arrays, layout)
+    _check_names(arrays, layout)
     vector = np.empty(layout.full.size, np.float32)
     for spec, start in zip(layout.parameters, layout.full.offsets[:-1], strict=True):
         array = checked(arrays, spec)
@@ -80,8 +81,17 @@ def flags(layout: Layout) -> dict[str, NDArray[np.bool_]]:
     if layout.mask is None:
         return {}
     parts = np.split(layout.mask.flags, layout.full.offsets[1:-1])
-    found = {spec.name: part.reshape(spec.shape) for spec, part in zip(layout.parameters, parts, strict=True)}
-    return found | {alias: found[canonical] for alias, canonical in layout.tied}
+    shaped = {spec.name: part.reshape(spec.shape) for spec, part in zip(layout.parameters, parts, strict=True)}
+    return shaped | {alias: shaped[canonical] for alias, canonical in layout.tied}
+
+
+def _check_names(arrays: Mapping[str, NDArray[Any]], layout: Layout) -> None:
+    known = {spec.name for spec in (*layout.parameters, *layout.buffers)} | {alias for alias, _ in layout.tied}
+    unknown = [name for name in arrays if name not in known]
+    if unknown:
+        raise errors.LayoutError(
+            f"{len(unknown)} arrays are not in the layout, the first is {unknown[0]!r}; is it another model's layout?"
+        )
 
 
 def _to_bfloat16(values: Vector) -> NDArray[np.uint16]:

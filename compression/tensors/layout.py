@@ -1,8 +1,8 @@
-"""Named arrays <-> one flat float32 vector.
+"""Layouts: which tensors one flat float32 vector holds, in which order.
 
 A model travels as one vector: its parameters in the order of its `Layout`, each flattened row by row and cast to
-float32. Buffers (running means and variances, counters) are not parameters: they stay out of the vector, out of
-selection, residuals and server rates, and travel apart in their own dtypes (`pack_buffers`).
+float32 (`flatten`). Buffers (running means and variances, counters) are not parameters: they stay out of the vector,
+out of selection, residuals and server rates, and travel apart in their own dtypes (`buffer_codec`).
 
 The vector of a sparse model holds only the entries of its mask, in the same order: `Layout.within`. Names and shapes of
 the tensors stay, the entries outside are left out by `flatten`, and are zeros again after `unflatten`.
@@ -61,7 +61,7 @@ class Layout:
 
     Attributes:
         parameters: The tensors of the vector, in its order.
-        buffers: The tensors that travel apart, in the order of `pack_buffers`.
+        buffers: The tensors that travel apart, in the order of `buffer_codec`.
         tied: Pairs (alias, canonical name) of tensors that are one in memory; an alias takes no room in the vector.
         mask: Which entries of the parameters the vector holds, counted over all of them; None: all.
 
@@ -94,9 +94,9 @@ class Layout:
                 raise errors.LayoutError(
                     f"buffer {spec.name!r} has dtype {spec.dtype}, expected one of {', '.join((*FLOATS, *INTEGERS))}"
                 )
-        own = {spec.name for spec in self.parameters}
+        canonical_names = {spec.name for spec in self.parameters}
         for alias, canonical in self.tied:
-            if canonical not in own:
+            if canonical not in canonical_names:
                 raise errors.LayoutError(f"{alias!r} is tied to {canonical!r}, which is no parameter of the layout")
         if self.mask is not None and self.mask.size != (size := sum(spec.size for spec in self.parameters)):
             raise errors.LayoutError(
@@ -116,7 +116,7 @@ class Layout:
         """
         return dataclasses.replace(self, mask=mask)
 
-    def move(self, after: "Layout") -> MaskChange:
+    def change_to(self, after: "Layout") -> MaskChange:
         """Return how a vector of this layout becomes one of `after`, which differs in its mask only.
 
         Raises:
@@ -134,14 +134,14 @@ class Layout:
         """Return which positions of the vector without a mask there are, and where these stand: bool (k,), int64."""
         if self.mask is None:
             return np.ones(len(positions), np.bool_), positions.astype(np.int64)
-        there = self.mask.flags[positions]
-        return there, np.searchsorted(self.mask.positions, positions[there])
+        inside = self.mask.flags[positions]
+        return inside, np.searchsorted(self.mask.positions, positions[inside])
 
     @functools.cached_property
     def offsets(self) -> NDArray[np.int64]:
         """Start of each tensor in the vector, and the end of the last: int64, shape (tensors + 1,)."""
-        whole = np.cumsum([0, *(spec.size for spec in self.parameters)], dtype=np.int64)
-        return whole if self.mask is None else np.searchsorted(self.mask.positions, whole)
+        offsets = np.cumsum([0, *(spec.size for spec in self.parameters)], dtype=np.int64)
+        return offsets if self.mask is None else np.searchsorted(self.mask.positions, offsets)
 
     @functools.cached_property
     def size(self) -> int:
@@ -171,7 +171,7 @@ class Layout:
         Args:
             model: An object with `named_parameters`, `named_buffers` and `state_dict`, as `torch.nn.Module` has them.
         """
-        kept = set(model.state_dict().keys())
+        in_state = set(model.state_dict().keys())
         parameters: list[TensorSpec] = []
         buffers: list[TensorSpec] = []
         tied: list[tuple[str, str]] = []
@@ -186,7 +186,7 @@ class Layout:
                 first[id(tensor)] = name
                 parameters.append(spec)
         for name, tensor in model.named_buffers(remove_duplicate=False):
-            if name in kept:
+            if name in in_state:
                 buffers.append(TensorSpec(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch.")))
         return cls(tuple(parameters), tuple(buffers), tuple(tied))
 
@@ -226,17 +226,21 @@ def read_only(vector: Vector) -> Vector:
     return view
 
 
-def check_names(arrays: Mapping[str, NDArray[Any]], layout: Layout) -> None:
-    known = {spec.name for spec in (*layout.parameters, *layout.buffers)} | {alias for alias, _ in layout.tied}
-    unknown = [name for name in arrays if name not in known]
-    if unknown:
-        raise errors.LayoutError(
-            f"{len(unknown)} arrays are not in the layout, the first is {unknown[0]!r}; is it another model's layout?"
-        )
+def writable(vector: Vector) -> Vector:
+    """Return the vector, or a copy of it if it cannot be written: for a wrapper that changes what it is given."""
+    return vector if vector.flags.writeable else vector.copy()
 
 
 def checked(arrays: Mapping[str, NDArray[Any]], spec: TensorSpec) -> NDArray[Any]:
-    """Return the array of this name if its shape and dtype are those of the layout."""
+    """Return the array of a tensor.
+
+    Args:
+        arrays: Named arrays of a model.
+        spec: The tensor, parameter or buffer.
+
+    Raises:
+        LayoutError: The array is missing, or its shape or dtype differs.
+    """
     if spec.name not in arrays:
         raise errors.LayoutError(f"array {spec.name!r} of shape {spec.shape} is missing; is it another model's layout?")
     array = np.asarray(arrays[spec.name])

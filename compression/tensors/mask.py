@@ -2,14 +2,16 @@
 
 import functools
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedpress.compression import errors
 
-Positions = NDArray[np.int64]
+Positions: TypeAlias = NDArray[np.int64]
+"""Of entries of a vector: strictly increasing, shape (k,)."""
+
 T = TypeVar("T", bound=np.generic)
 
 
@@ -22,7 +24,7 @@ class Mask:
         bitmap: A bit for each entry, the first in the lowest bit of the first byte; those left over are 0.
 
     Raises:
-        LayoutError: The bitmap is of another size, or says something of entries that do not exist.
+        LayoutError: The bitmap is of another size, or marks entries that do not exist.
 
     >>> mask = Mask.at(np.array([0, 3, 9]), 10)
     >>> mask.count, mask.bitmap.hex(), mask == Mask.of(mask.flags)
@@ -72,29 +74,29 @@ class MaskChange(NamedTuple):
     """From the vectors of one mask to those of another, of the same tensors: what survives keeps its value.
 
     Law: an entry that both masks have keeps its value, an entry that only the new one has begins at zero, and one that
-    only the old one has is gone: `new(v)` at `arrived` == v at `survivors`, and is 0 elsewhere.
+    only the old one has is gone: `apply(v)` at `destinations` == v at `survivors`, and is 0 elsewhere.
 
-    >>> move = MaskChange.between(Mask.at(np.array([0, 2, 3]), 5), Mask.at(np.array([0, 1, 3, 4]), 5), 5)
-    >>> move.new(np.array([7, 8, 9])).tolist(), move.fallen.tolist()
+    >>> change = MaskChange.between(Mask.at(np.array([0, 2, 3]), 5), Mask.at(np.array([0, 1, 3, 4]), 5), 5)
+    >>> change.apply(np.array([7, 8, 9])).tolist(), change.removed.tolist()
     ([7, 0, 9, 0], [1])
     """
 
     survivors: Positions  # (s,) in the old vector
-    arrived: Positions  # (s,): where these stand in the new one
-    fallen: Positions  # in the old vector: what the new one lacks
+    destinations: Positions  # (s,): where these stand in the new one
+    removed: Positions  # in the old vector: what the new one lacks
     size: int  # of the new vector
 
     @classmethod
     def between(cls, before: Mask | None, after: Mask | None, size: int) -> "MaskChange":
-        """Return the move from one mask to another; None stands for all of the `size` entries."""
+        """Return the change from one mask to another; None stands for all of the `size` entries."""
         old = np.arange(size) if before is None else before.positions
         new = np.arange(size) if after is None else after.positions
         stays = np.ones(len(old), np.bool_) if after is None else after.flags[old]
         survivors = np.flatnonzero(stays)
         return cls(survivors, np.searchsorted(new, old[survivors]), np.flatnonzero(~stays), len(new))
 
-    def new(self, vector: NDArray[T], fill: Any = 0) -> NDArray[T]:
-        """Return the vector after the move, a new array; `fill` is what an entry begins with that was not there."""
-        moved = np.full(self.size, fill, vector.dtype)
-        moved[self.arrived] = vector[self.survivors]
-        return moved
+    def apply(self, vector: NDArray[T], fill: Any = 0) -> NDArray[T]:
+        """Return the vector after the change, a new array; `fill` is what an entry begins with that was not there."""
+        changed = np.full(self.size, fill, vector.dtype)
+        changed[self.destinations] = vector[self.survivors]
+        return changed

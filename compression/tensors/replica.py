@@ -56,18 +56,18 @@ class FixedPoint(NamedTuple):
 
     def integers(self, vector: Vector, layout: Layout) -> Integers:
         """Return the nearest point of the grid, shape (n,), limited to what it holds."""
-        found = np.empty(layout.size, np.int32)
+        integers = np.empty(layout.size, np.int32)
         for part, exponent in zip(_parts(layout), self.exponents, strict=True):
             scaled = np.rint(np.ldexp(vector[part].astype(np.float64), -exponent))
-            found[part] = np.clip(scaled, -LIMIT, LIMIT)
-        return found
+            integers[part] = np.clip(scaled, -LIMIT, LIMIT)
+        return integers
 
     def floats(self, integers: Integers, layout: Layout) -> Vector:
         """Return the weights that integers stand for, float32, shape (n,): exact."""
-        found = np.empty(layout.size, np.float32)
+        weights = np.empty(layout.size, np.float32)
         for part, exponent in zip(_parts(layout), self.exponents, strict=True):
-            np.multiply(integers[part], np.float32(2.0**exponent), out=found[part], casting="unsafe")
-        return found
+            np.multiply(integers[part], np.float32(2.0**exponent), out=weights[part], casting="unsafe")
+        return weights
 
     def spacing(self, positions: NDArray[np.int64], layout: Layout) -> NDArray[np.int64]:
         """Return the exponents at `positions`, shape (k,)."""
@@ -80,7 +80,7 @@ class FixedPoint(NamedTuple):
 
     @classmethod
     def unpack(cls, data: bytes, layout: Layout) -> "FixedPoint":
-        """Read what `pack` wrote. Raises HeldError when it is not for as many tensors."""
+        """Read what `pack` wrote. Raises ReplicaError when it is not for as many tensors."""
         if len(data) != _SPACING.size * len(layout.parameters):
             raise ReplicaError(f"a grid of {len(data)} bytes does not fit {len(layout.parameters)} tensors")
         return cls(tuple(exponent for (exponent,) in _SPACING.iter_unpack(data)))
@@ -120,16 +120,16 @@ class SeededInit(NamedTuple):
         if layout.mask is not None:
             return self.integers(layout.full)[layout.mask.positions]
         words = np.random.PCG64(self.seed)
-        found = np.empty(layout.size, np.int32)
+        integers = np.empty(layout.size, np.int32)
         for part, center, spread in zip(_parts(layout), self.centers, self.spreads, strict=True):
             if not spread:
-                found[part] = center
+                integers[part] = center
                 continue
             drawn = words.random_raw(part.stop - part.start) >> np.uint64(32)
             drawn *= np.uint64(2 * spread + 1)  # below 2^32 times 2^25
             drawn >>= np.uint64(32)
-            found[part] = drawn.astype(np.int64) + (center - spread)
-        return found
+            integers[part] = drawn.astype(np.int64) + (center - spread)
+        return integers
 
     def pack(self) -> bytes:
         """Return the draw as bytes."""
@@ -138,7 +138,7 @@ class SeededInit(NamedTuple):
 
     @classmethod
     def unpack(cls, data: bytes, layout: Layout) -> "SeededInit":
-        """Read what `pack` wrote. Raises HeldError when it is not for as many tensors, or leaves the grid."""
+        """Read what `pack` wrote. Raises ReplicaError when it is not for as many tensors, or leaves the grid."""
         if len(data) != _DRAW.size + _TENSOR.size * len(layout.parameters):
             raise ReplicaError(f"a draw of {len(data)} bytes does not fit {len(layout.parameters)} tensors")
         tensors = list(_TENSOR.iter_unpack(data[_DRAW.size :]))
@@ -152,10 +152,10 @@ class Replica(NamedTuple):
     """What a client of one version has.
 
     Attributes:
-        version: counted from 0 by the server's steps.
-        grid: of the weights.
-        integers: shape (n,); not to be written to.
-        buffers: as `buffer_codec.pack` writes them.
+        version: Counted from 0 by the server's steps.
+        grid: Of the weights.
+        integers: Shape (n,); not to be written to.
+        buffers: As `buffer_codec.pack` writes them.
     """
 
     version: int
@@ -171,13 +171,13 @@ class Replica(NamedTuple):
         """Return the model of another version: `delta` added.
 
         Args:
-            delta: changes of the weights, whole multiples of the grid's spacing.
-            version: whose model it becomes.
-            buffers: of that version.
-            layout: of the vector.
+            delta: Changes of the weights, whole multiples of the grid's spacing.
+            version: Whose model it becomes.
+            buffers: Of that version.
+            layout: Of the vector.
 
         Raises:
-            HeldError: a change is no multiple of the spacing, or leaves the grid.
+            ReplicaError: A change is no multiple of the spacing, or leaves the grid.
         """
         entries = delta.sparse()
         steps = np.ldexp(entries.values.astype(np.float64), -self.grid.spacing(entries.positions, layout))
@@ -194,13 +194,13 @@ class Replica(NamedTuple):
         steps = (integers[positions] - self.integers[positions]).astype(np.float64)
         return Sparse(positions, np.ldexp(steps, self.grid.spacing(positions, layout)).astype(np.float32), layout.size)
 
-    def moved(self, move: MaskChange) -> "Replica":
+    def remapped(self, change: MaskChange) -> "Replica":
         """Return the same model within another mask: what survives stays as it is, what is new is zero."""
-        return self._replace(integers=move.new(self.integers))
+        return self._replace(integers=change.apply(self.integers))
 
-    def tag(self, epoch: int) -> bytes:
+    def tag(self, mask_version: int) -> bytes:
         """Return 8 bytes that prove which model this is."""
-        digest = sha256(f"{epoch} {self.version} {self.grid.exponents}".encode())
+        digest = sha256(f"{mask_version} {self.version} {self.grid.exponents}".encode())
         digest.update(np.ascontiguousarray(self.integers, "<i4").tobytes())
         digest.update(self.buffers)
         return digest.digest()[:TAG_BYTES]

@@ -1,4 +1,4 @@
-"""What a payload says, in a form that adds itself in place.
+"""Updates: what is decoded from a payload, in a form that adds itself in place.
 
 Law of the accumulator: adding decoded payloads == adding their dense forms.
 """
@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedpress.compression.tensors.layout import BLOCK, Vector
+from fedpress.compression.tensors.mask import Positions
 
 
 class Sparse(NamedTuple):
@@ -22,7 +23,7 @@ class Sparse(NamedTuple):
     [0.0, 10.0, 0.0, -2.0]
     """
 
-    positions: NDArray[np.int64]  # (k,), strictly increasing
+    positions: Positions  # (k,)
     values: Vector  # (k,)
     size: int  # n
 
@@ -153,13 +154,27 @@ class LowRank(NamedTuple):
 Update: TypeAlias = Sparse | Dense | LowRank
 
 
-def nothing() -> tuple[NDArray[np.int64], Vector]:
-    """Return the positions and values of no payload; new arrays, since a state owns its leaves."""
+def no_arrays() -> tuple[Positions, Vector]:
+    """Return the positions and values of no update; new arrays, since a state owns its leaves."""
     return np.empty(0, np.int64), np.empty(0, np.float32)
 
 
-def remembered(positions: NDArray[np.int64], values: Vector, size: int) -> Update:
-    """Return the update that a state remembers by positions and values; all `size` values need no positions."""
+def to_arrays(update: Update) -> tuple[Positions, Vector]:
+    """Return the positions and values by which a state remembers an update; one of all entries has no positions.
+
+    Law: `from_arrays(*to_arrays(update), update.size)` adds the same to every entry as `update`.
+    """
+    return (update.positions if isinstance(update, Sparse) else no_arrays()[0]), update.values
+
+
+def from_arrays(positions: Positions, values: Vector, size: int) -> Update:
+    """Return the update of `to_arrays`.
+
+    Args:
+        positions: int64, shape (k,), or (0,) where all entries have a value.
+        values: float32, shape (k,).
+        size: n, the length of the vector.
+    """
     return Dense(values) if len(values) == size else Sparse(positions, values, size)
 
 

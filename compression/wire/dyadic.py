@@ -57,7 +57,7 @@ def _unit(magnitudes: np.ndarray) -> int:
 
 
 def unpack(data: bytes | memoryview, k: int) -> Vector:
-    """Return the k values that `pack` wrote; what they say may be infinite.
+    """Return the k values that `pack` wrote; those of foreign bytes may be infinite.
 
     Args:
         data: All bytes of the values, at least `least(k)`.

@@ -18,7 +18,7 @@ _COARSE = 20
 _INFINITY = 0x7F800000
 _MODES = ((1, False), (2, False), (2, True), (3, True))
 """(octaves as a power of two, whether the lowest level is zero) that the encoder tries. With a zero no entry is further
-from what was asked than zero is, so that the best of the four contracts, whatever the data."""
+from the value than zero is, so that the best of the four contracts, whatever the data."""
 
 
 def pack(values: Vector, bits: int) -> bytes:
@@ -61,7 +61,7 @@ def pack(values: Vector, bits: int) -> bytes:
 
 
 def unpack(data: bytes | memoryview, k: int, bits: int) -> Vector:
-    """Return the k values that `pack` wrote; what they say may be infinite or NaN."""
+    """Return the k values that `pack` wrote; those of foreign bytes may be infinite or NaN."""
     groups, half = -(-k // GROUP), 1 << bits - 1
     heads = np.frombuffer(data, "<u2", groups).astype(np.uint64)
     codes = unpack_codes(memoryview(data)[2 * groups :], k, bits)

@@ -13,7 +13,8 @@ from fedpress.compression import errors
 from fedpress.compression.quantizers import eden, lowrank, qsgd, terngrad
 from fedpress.compression.quantizers.form import Form
 from fedpress.compression.tensors.layout import Layout, Vector
-from fedpress.compression.tensors.side_info import PositionSet, SideInfo
+from fedpress.compression.tensors.mask import Positions
+from fedpress.compression.tensors.side_info import SideInfo
 from fedpress.compression.tensors.update import Dense, Sparse, Update
 from fedpress.compression.wire import positions, values
 from fedpress.compression.wire.values import ValueFormat
@@ -42,43 +43,43 @@ class _Header(NamedTuple):
     checksum: int
 
 
-def pack(update: Update, layout: Layout, format: ValueFormat, reference: PositionSet | None = None) -> bytes:
-    """Return the payload of `update`.
+class Packed(NamedTuple):
+    """A payload, and the update that `decode` reads from it."""
+
+    payload: bytes
+    decoded: Update
+
+
+def pack(update: Update, layout: Layout, format: ValueFormat, shared_positions: Positions | None = None) -> Packed:
+    """Write `update` as a payload. Faster than to `decode` it: positions are at hand, and values often.
 
     Args:
         update: Finite values; positions strictly increasing and below n.
         layout: The tensors of the vector, n = layout.size.
         format: How values are written.
-        reference: A support that the receiver holds as well (`SideInfo.reference`); used where that is shorter.
+        shared_positions: What the receiver holds as well (`SideInfo.shared_positions`); used where that is shorter.
 
     Raises:
-        LayoutError: The update is not of the layout's size, or too large for the header; or the reference does not fit.
+        LayoutError: The update is not of the layout's size, or too large for the header; or the shared positions do not
+            fit it.
         NonFiniteError: A value is NaN or infinite.
         ValueError: The positions do not rise strictly, or leave [0, n).
 
     >>> from fedpress.compression.tensors.layout import TensorSpec
     >>> layout = Layout((TensorSpec("weight", (1000,), "float32"),))
-    >>> pack(Sparse(np.array([7, 300]), np.array([1, -1], np.float32), 1000), layout, values.TERNARY).hex(" ", 4)
+    >>> update = Sparse(np.array([7, 300]), np.array([1, -1], np.float32), 1000)
+    >>> pack(update, layout, values.TERNARY).payload.hex(" ", 4)
     '4650 01042600 e8030000 02000000 6cc337a3 861ca691 07190200 00803f02'
     """
     _check_update(update, layout)
-    return _assemble(update, layout, format, format.pack(update.values), *_pack_positions(update, reference))
+    tag, places = positions.ALL, b""
+    if isinstance(update, Sparse):
+        tag, places = positions.pack(update.positions, update.size, shared_positions)
+    return _assemble(update, layout, format, tag, places)
 
 
-def pack_said(
-    update: Update, layout: Layout, format: ValueFormat, reference: PositionSet | None = None
-) -> tuple[bytes, Vector]:
-    """Return the payload of `update` and the values that a decoder will read from it.
-
-    Args and errors are those of `pack`. Faster than `decode` of the payload: the positions are at hand.
-    """
-    _check_update(update, layout)
-    numbers, said = format.pack_said(update.values)
-    return _assemble(update, layout, format, numbers, *_pack_positions(update, reference)), said
-
-
-def pack_drawn(update: Vector, k: int, seed: int, layout: Layout, format: ValueFormat) -> bytes:
-    """Return the payload of k entries at places that are drawn from the seed: no positions are written, the seed is.
+def pack_drawn(update: Vector, k: int, seed: int, layout: Layout, format: ValueFormat) -> Packed:
+    """Write k entries as a payload, at places that are drawn from the seed: no positions are written, the seed is.
 
     Args:
         update: float32, shape (n,); the entries that are drawn are finite.
@@ -95,14 +96,7 @@ def pack_drawn(update: Vector, k: int, seed: int, layout: Layout, format: ValueF
     places = positions.drawn(seed, len(update), k)
     chosen = Sparse(places, update[places], len(update))
     _check_update(chosen, layout)
-    written = seed.to_bytes(positions.SEED_BYTES, "little")
-    return _assemble(chosen, layout, format, format.pack(chosen.values), positions.SEEDED, written)
-
-
-def _pack_positions(update: Update, reference: PositionSet | None) -> tuple[int, bytes]:
-    if not isinstance(update, Sparse):
-        return positions.ALL, b""
-    return positions.pack(update.positions, update.size, reference)
+    return _assemble(chosen, layout, format, positions.SEEDED, seed.to_bytes(positions.SEED_BYTES, "little"))
 
 
 def _check_update(update: Update, layout: Layout) -> None:
@@ -114,27 +108,33 @@ def _check_update(update: Update, layout: Layout) -> None:
         raise errors.NonFiniteError("the update holds NaN or infinity; did training diverge?")
 
 
-def _assemble(update: Update, layout: Layout, format: ValueFormat, numbers: bytes, tag: int, places: bytes) -> bytes:
+def _assemble(update: Update, layout: Layout, format: ValueFormat, tag: int, places: bytes) -> Packed:
+    numbers, read = format.encode(update.values)
+    if isinstance(update, Sparse) and tag != positions.ALL:
+        decoded: Update = Sparse(update.positions, read, update.size)
+    else:
+        decoded = Dense(read)
     body = places + numbers
     if format.varies and update.count:
         body += _trailer(len(numbers), len(body))
     prefix = _PREFIX.pack(MAGIC, VERSION, format.tag, tag, 0, update.size, update.count, layout.fingerprint)
-    return b"".join((prefix, _CHECKSUM.pack(zlib.crc32(body, zlib.crc32(prefix))), body))
+    return Packed(b"".join((prefix, _CHECKSUM.pack(zlib.crc32(body, zlib.crc32(prefix))), body)), decoded)
 
 
-def decode(payload: bytes | memoryview, shared: SideInfo) -> Update:
-    """Return what a payload says; this is all that a server needs.
+def decode(payload: bytes | memoryview, side_info: SideInfo) -> Update:
+    """Return the update of a payload; this is all that a server needs.
 
     Args:
         payload: Bytes from anywhere.
-        shared: What both sides know; the layout must be the sender's, and so must the reference if one was used.
+        side_info: What both sides know; the layout must be the sender's, and so must the shared positions if they were
+            used.
 
     Raises:
         PayloadError: One subclass for each fault, see `errors`.
 
     >>> from fedpress.compression.tensors.layout import TensorSpec
     >>> layout = Layout((TensorSpec("weight", (4,), "float32"),))
-    >>> payload = pack(Sparse(np.array([1, 3]), np.array([5, -1], np.float32), 4), layout, values.FLOAT32)
+    >>> payload, _ = pack(Sparse(np.array([1, 3]), np.array([5, -1], np.float32), 4), layout, values.FLOAT32)
     >>> decode(payload, SideInfo(layout)).dense()
     array([ 0.,  5.,  0., -1.], dtype=float32)
     >>> decode(payload[:-9], SideInfo(layout))
@@ -144,7 +144,7 @@ def decode(payload: bytes | memoryview, shared: SideInfo) -> Update:
     """
     data = memoryview(payload).cast("B")
     header, format = _read_header(data)
-    layout = shared.layout
+    layout = side_info.layout
     if header.n != layout.size:
         raise errors.SizeMismatch(f"the payload is for {header.n} entries, the layout here has {layout.size}")
     if header.fingerprint != layout.fingerprint:
@@ -157,7 +157,8 @@ def decode(payload: bytes | memoryview, shared: SideInfo) -> Update:
     split, end = _check_body(data, header, format)
     if header.index_tag == positions.ALL:
         return Dense(_numbers(data[split:end], header, format))
-    places = positions.unpack(header.index_tag, data[HEADER_BYTES:split], header.n, header.k, shared.reference)
+    body, shared = data[HEADER_BYTES:split], side_info.shared_positions
+    places = positions.unpack(header.index_tag, body, header.n, header.k, shared)
     return Sparse(places, _numbers(data[split:end], header, format), header.n)
 
 

@@ -6,7 +6,7 @@
     9    4   CRC-32 of bytes 0 to 8, then of the rest
     13   P   the positions, as the index tag says
 
-Against a reference, such as the mask before, only what differs takes room (index tag 4).
+Against shared positions, such as the mask before, only what differs takes room (index tag 4).
 """
 
 import struct
@@ -14,7 +14,6 @@ import zlib
 
 from fedpress.compression import errors
 from fedpress.compression.tensors.mask import Positions
-from fedpress.compression.tensors.side_info import PositionSet
 from fedpress.compression.wire import positions
 
 _HEAD = struct.Struct("<BII")
@@ -22,30 +21,30 @@ _CHECKSUM = struct.Struct("<I")
 HEADER_BYTES = _HEAD.size + _CHECKSUM.size
 
 
-def pack(support: Positions, n: int, reference: PositionSet | None = None) -> bytes:
+def pack(chosen: Positions, n: int, shared: Positions | None = None) -> bytes:
     """Return the bytes of a set of positions, the smallest form of them.
 
     Args:
-        support: int64, shape (k,), strictly increasing, in [0, n).
+        chosen: int64, shape (k,), strictly increasing, in [0, n).
         n: Size of the vector, below 2^32.
-        reference: A set that the receiver holds as well, of the same kind.
+        shared: A set that the receiver holds as well, of the same kind.
 
     Raises:
         ValueError: The positions do not rise strictly, or leave [0, n).
-        LayoutError: The same of the reference.
+        LayoutError: The same of the shared ones.
 
     >>> import numpy as np
     >>> old, new = np.arange(0, 1000, 2), np.append(np.arange(0, 998, 2), 999)
-    >>> coded = pack(new, 1000, reference=old)
+    >>> coded = pack(new, 1000, shared=old)
     >>> len(pack(new, 1000)), len(coded), bool((unpack(coded, 1000, old) == new).all())
     (138, 27, True)
     """
-    tag, body = positions.pack(support, n, reference)
-    head = _HEAD.pack(tag, n, len(support))
+    tag, body = positions.pack(chosen, n, shared)
+    head = _HEAD.pack(tag, n, len(chosen))
     return b"".join((head, _CHECKSUM.pack(zlib.crc32(body, zlib.crc32(head))), body))
 
 
-def unpack(data: bytes, n: int, reference: PositionSet | None = None) -> Positions:
+def unpack(data: bytes, n: int, shared: Positions | None = None) -> Positions:
     """Return the positions that `pack` wrote: int64, shape (k,), strictly increasing, in [0, n).
 
     Checks all before anything of the vector's size is made.
@@ -53,13 +52,13 @@ def unpack(data: bytes, n: int, reference: PositionSet | None = None) -> Positio
     Args:
         data: What `pack` returned; bytes from elsewhere.
         n: Size of the receiver's vector.
-        reference: As for `pack`; may be given where none was used.
+        shared: As for `pack`; may be given where none were used.
 
     Raises:
         Truncated, LengthMismatch: It is too short, or longer than its header announces.
         SizeMismatch: It is of a vector of another size.
         CountTooLarge, UnknownFormat, ChecksumMismatch, InvalidPositions: As in a payload (`errors`).
-        ReferenceMismatch: It is coded against another reference than the one given.
+        ReferenceMismatch: It is coded against other positions than the shared ones.
     """
     if len(data) < HEADER_BYTES:
         raise errors.Truncated(f"the set has {len(data)} bytes, its header alone takes {HEADER_BYTES}")
@@ -81,4 +80,4 @@ def unpack(data: bytes, n: int, reference: PositionSet | None = None) -> Positio
         raise errors.LengthMismatch(f"the set's body has {len(body)} bytes, {k} positions take at most {most}")
     if zlib.crc32(body, zlib.crc32(data[: _HEAD.size])) != checksum:
         raise errors.ChecksumMismatch("the set's checksum does not fit it; damaged on the way")
-    return positions.unpack(tag, body, n, k, reference)
+    return positions.unpack(tag, body, n, k, shared)

@@ -2,9 +2,7 @@
 
 Four forms stand alone; the exact cost of each is known before anything is packed, and the smallest is taken:
 
-* Rice: the gaps between positions, in the Golomb-Rice code with the parameter that fits the data best (Golomb 1966,
-  "Run-length encodings"; Rice and Plaunt 1971, "Adaptive variable-length coding"). The low bits of all gaps come
-  first, then all high parts in unary, so that both are written and read by vector operations.
+* Rice: the gaps between positions, in the Golomb-Rice code with the parameter that fits the data best (`rice`).
 * groups: the gaps by groups of 256, each with a Golomb parameter of its own (`golomb`). The largest entries of an
   update cluster by layer, and so this goes far below the entropy of independent positions; on uniform ones it stays
   within 1 % of it. Loses to Rice where there are too few gaps to pay for its two bytes of header.
@@ -12,12 +10,12 @@ Four forms stand alone; the exact cost of each is known before anything is packe
   longer; where both are equal the bitmap is taken, which is read faster.
 * raw: each position in the least number of whole bytes that holds n - 1. Wins at the very smallest k only.
 
-Where both sides hold a reference, a support sent before or the mask of a pruned model, there is one more:
+Where both sides hold positions already, those of the last change of the model or of a mask, there is one more:
 
-* reference: which places of the reference are there (or missing, if those are fewer), then which others, each as
+* reference: which of the shared positions are there (or missing, if those are fewer), then which others, each as
   positions of their own in the smallest of the forms above (Ozfatura, Ozfatura and Gündüz 2021, "Time-Correlated
-  Sparsification for Communication-Efficient Federated Learning"). All of the reference and nothing else takes less than
-  twenty bytes, whatever its size.
+  Sparsification for Communication-Efficient Federated Learning"). All of the shared ones and nothing else take less
+  than twenty bytes, however many they are.
 
 And one that is no list at all:
 
@@ -28,17 +26,13 @@ The index tag of the header is the form; a Rice tag carries the parameter as wel
 
 import struct
 import zlib
-from typing import TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fedpress.compression import errors, seeds
 from fedpress.compression.coding import golomb
-from fedpress.compression.tensors.layout import BLOCK
-from fedpress.compression.tensors.side_info import PositionSet
-
-Positions: TypeAlias = NDArray[np.int64]
+from fedpress.compression.tensors.mask import Positions
+from fedpress.compression.wire import rice
 
 ALL = 0  # no positions at all: every place is there, k = n
 RAW = 1
@@ -47,37 +41,36 @@ GROUPS = 3
 REFERENCE = 4
 SEEDED = 5
 RICE = 32  # 32 to 63: RICE + b, where b is the number of low bits
-MAX_RICE = 31
 
 _NAMES = {ALL: "all", RAW: "raw", BITMAP: "bitmap", GROUPS: "groups", REFERENCE: "reference", SEEDED: "seeded"}
 _HEAD = struct.Struct("<IBB")  # of the reference form: fingerprint, index tags of the two parts
 
 
-def pack(positions: Positions, n: int, reference: PositionSet | None = None) -> tuple[int, bytes]:
+def pack(positions: Positions, n: int, shared: Positions | None = None) -> tuple[int, bytes]:
     """Return the index tag and the bytes of `positions`, in the smallest form.
 
     Args:
         positions: int64, shape (k,), strictly increasing, in [0, n).
         n: Size of the vector.
-        reference: A support that the decoder holds as well, int64, shape (m,), strictly increasing, in [0, n).
+        shared: Positions that the decoder holds as well, int64, shape (m,), strictly increasing, in [0, n).
 
     Raises:
         ValueError: The positions do not rise strictly, or leave [0, n).
-        LayoutError: The same of the reference.
+        LayoutError: The same of the shared ones.
 
     >>> pack(np.array([3, 10, 12]), 100)
     (33, b'\\x15\\x03')
     >>> pack(np.array([0, 1, 2, 3]), 4)
     (0, b'')
-    >>> support = np.arange(1000) ** 2
-    >>> tag, data = pack(support, 1_000_000, reference=support)
-    >>> name(tag), len(data), len(pack(support, 1_000_000)[1])
+    >>> held = np.arange(1000) ** 2
+    >>> tag, data = pack(held, 1_000_000, shared=held)
+    >>> name(tag), len(data), len(pack(held, 1_000_000)[1])
     ('reference', 12, 1391)
     """
     tag, data = _smallest(positions, n)
-    if reference is None:
+    if shared is None:
         return tag, data
-    coded = _pack_reference(positions, n, reference)
+    coded = _pack_reference(positions, n, shared)
     return (REFERENCE, coded) if len(coded) < len(data) else (tag, data)
 
 
@@ -92,7 +85,7 @@ def _smallest(positions: Positions, n: int) -> tuple[int, bytes]:
         gaps[0] = positions[0]
         np.subtract(positions[1:], positions[:-1], out=gaps[1:], casting="unsafe")
         gaps[1:] -= 1
-    b, bits = _best_rice(gaps)
+    b, bits = rice.best(gaps)
     costs = {BITMAP: _bytes(n), RICE + b: _bytes(bits), RAW: k * _width(n)}
     if k:
         groups = golomb.plan(gaps)
@@ -104,7 +97,7 @@ def _smallest(positions: Positions, n: int) -> tuple[int, bytes]:
         return tag, _pack_bitmap(positions, n)
     if tag == RAW:
         return tag, _pack_raw(positions, n)
-    return tag, _pack_rice(gaps, b, bits)
+    return tag, rice.pack(gaps, b, bits)
 
 
 def known(tag: int) -> bool:
@@ -113,7 +106,7 @@ def known(tag: int) -> bool:
     >>> known(RICE + 5), known(77)
     (True, False)
     """
-    return tag in _NAMES or RICE <= tag <= RICE + MAX_RICE
+    return tag in _NAMES or RICE <= tag <= RICE + rice.MAX_LOW_BITS
 
 
 def name(tag: int) -> str:
@@ -143,14 +136,11 @@ def length(tag: int, n: int, k: int) -> tuple[int, int]:
         return _head_bytes(n), max(_head_bytes(n), _bytes(n))
     if tag == SEEDED:
         return SEED_BYTES, SEED_BYTES
-    b = tag - RICE
-    # k low parts and k ones that end the high parts; the high parts sum to at most (n - k) / 2^b.
-    least = k * (b + 1)
-    most = least + ((n - k) >> b) if k else 0
-    return _bytes(least), min(_bytes(most), _bytes(n))
+    least, most = rice.length(tag - RICE, n, k)
+    return least, min(most, _bytes(n))
 
 
-def unpack(tag: int, data: bytes | memoryview, n: int, k: int, reference: PositionSet | None = None) -> Positions:
+def unpack(tag: int, data: bytes | memoryview, n: int, k: int, shared: Positions | None = None) -> Positions:
     """Return the positions that `pack` wrote: int64, shape (k,), strictly increasing and below n.
 
     Args:
@@ -158,13 +148,13 @@ def unpack(tag: int, data: bytes | memoryview, n: int, k: int, reference: Positi
         data: The bytes; their number must lie within `length(tag, n, k)`.
         n: Size of the vector.
         k: Number of positions, at most n.
-        reference: The support that they may be coded against; as for `pack`.
+        shared: The positions that they may be coded against; as for `pack`.
 
     Raises:
-        ReferenceMismatch: They are coded against another reference, or against one where none is given.
+        ReferenceMismatch: They are coded against others than the shared ones, or there are none here.
         InvalidPositions: They repeat, fall, leave [0, n), or are not k.
         LengthMismatch: Bytes are left over.
-        LayoutError: The reference given is none of n entries.
+        LayoutError: The shared positions are not below n.
 
     >>> unpack(33, b"\\x15\\x03", 100, 3)
     array([ 3, 10, 12])
@@ -178,10 +168,10 @@ def unpack(tag: int, data: bytes | memoryview, n: int, k: int, reference: Positi
     if tag == GROUPS:
         return _unpack_groups(data, n, k)
     if tag == REFERENCE:
-        return _unpack_reference(data, n, k, reference)
+        return _unpack_reference(data, n, k, shared)
     if tag == SEEDED:
         return drawn(int.from_bytes(data, "little"), n, k)
-    return _unpack_rice(data, tag - RICE, n, k)
+    return rice.unpack(data, tag - RICE, n, k)
 
 
 # seeded
@@ -223,11 +213,11 @@ def drawn(seed: int, n: int, k: int) -> Positions:
 # reference
 
 
-def fingerprint(reference: PositionSet, n: int) -> int:
+def fingerprint(shared: Positions, n: int) -> int:
     """Return the CRC-32 of m and then of the m positions, each as a u32, little-endian.
 
     Args:
-        reference: int64, shape (m,).
+        shared: int64, shape (m,).
         n: Size of the vector.
 
     Raises:
@@ -236,28 +226,28 @@ def fingerprint(reference: PositionSet, n: int) -> int:
     >>> f"{fingerprint(np.array([3, 10, 12]), 100):08x}"
     '69fb8e27'
     """
-    m = len(reference)
-    if m and (reference[0] < 0 or reference[-1] >= n or (np.diff(reference) <= 0).any()):
+    m = len(shared)
+    if m and (shared[0] < 0 or shared[-1] >= n or (np.diff(shared) <= 0).any()):
         raise errors.LayoutError(
-            f"the reference must rise strictly and stay in [0, {n}); is it sorted, and of this epoch's layout?"
+            f"the shared positions must rise strictly and stay in [0, {n}); are they sorted, and of this mask's layout?"
         )
-    return zlib.crc32(reference.astype("<u4").tobytes(), zlib.crc32(m.to_bytes(4, "little")))
+    return zlib.crc32(shared.astype("<u4").tobytes(), zlib.crc32(m.to_bytes(4, "little")))
 
 
 def _head_bytes(n: int) -> int:
     return _HEAD.size + 2 * _width(n + 1)
 
 
-def _pack_reference(positions: Positions, n: int, reference: PositionSet) -> bytes:
-    mark = fingerprint(reference, n)
-    below = np.searchsorted(reference, positions)  # places of the reference below each position
-    known = np.append(reference, n)[below] == positions
-    ranks, others = below[known], ~known
-    shared, m = len(ranks), len(reference)
-    inside_tag, inside = _smallest(_without(ranks, m) if 2 * shared > m else ranks, m)
+def _pack_reference(positions: Positions, n: int, shared: Positions) -> bytes:
+    mark = fingerprint(shared, n)
+    below = np.searchsorted(shared, positions)  # shared ones below each position
+    is_shared = np.append(shared, n)[below] == positions
+    ranks, others = below[is_shared], ~is_shared
+    count, m = len(ranks), len(shared)
+    inside_tag, inside = _smallest(_without(ranks, m) if 2 * count > m else ranks, m)
     outside_tag, outside = _smallest(positions[others] - below[others], n - m)
     width = _width(n + 1)
-    counts = shared.to_bytes(width, "little") + len(inside).to_bytes(width, "little")
+    counts = count.to_bytes(width, "little") + len(inside).to_bytes(width, "little")
     return _HEAD.pack(mark, inside_tag, outside_tag) + counts + inside + outside
 
 
@@ -268,41 +258,42 @@ def _without(ranks: Positions, m: int) -> Positions:
     return np.flatnonzero(missing)
 
 
-def _unpack_reference(data: bytes | memoryview, n: int, k: int, reference: PositionSet | None) -> Positions:
+def _unpack_reference(data: bytes | memoryview, n: int, k: int, shared: Positions | None) -> Positions:
     mark, inside_tag, outside_tag = _HEAD.unpack_from(data)
-    if reference is None:
+    if shared is None:
         raise errors.ReferenceMismatch(
-            f"the positions are coded against the reference {mark:08x}, and none is given here; "
-            "does the sender take this receiver for one that has it?"
+            f"the positions are coded against the shared positions {mark:08x}, and there are none here; "
+            "does the sender take this receiver for one that has them?"
         )
-    own = fingerprint(reference, n)
-    if own != mark:
+    held = fingerprint(shared, n)
+    if held != mark:
         raise errors.ReferenceMismatch(
-            f"the positions are coded against the reference {mark:08x}, the one here is {own:08x}: another round's?"
+            f"the positions are coded against the shared positions {mark:08x}, those here are {held:08x}: another "
+            "round's?"
         )
-    m, width, head = len(reference), _width(n + 1), _head_bytes(n)
-    shared = int.from_bytes(data[_HEAD.size : _HEAD.size + width], "little")
+    m, width, head = len(shared), _width(n + 1), _head_bytes(n)
+    count = int.from_bytes(data[_HEAD.size : _HEAD.size + width], "little")
     length = int.from_bytes(data[_HEAD.size + width : head], "little")
-    missing = 2 * shared > m
+    missing = 2 * count > m
     parts = (
-        (inside_tag, data[head : head + length], m, m - shared if missing else shared),
-        (outside_tag, data[head + length :], n - m, k - shared),
+        (inside_tag, data[head : head + length], m, m - count if missing else count),
+        (outside_tag, data[head + length :], n - m, k - count),
     )
     for tag in (inside_tag, outside_tag):
         if not known(tag) or tag in (REFERENCE, SEEDED):
             raise errors.UnknownFormat(f"a part of the positions has the index tag {tag}; is the sender newer?")
-    if shared > min(k, m) or k - shared > n - m or length > len(data) - head:
+    if count > min(k, m) or k - count > n - m or length > len(data) - head:
         raise errors.InvalidPositions(
-            f"{shared} of {k} positions are said to be of the reference and to take {length} bytes; "
-            f"there are {n} places, {m} of them of the reference, and {len(data) - head} bytes"
+            f"{count} of {k} positions are said to be shared ones and to take {length} bytes; "
+            f"there are {n} places, {m} of them shared, and {len(data) - head} bytes"
         )
     for part in parts:
         _check_part(*part)
     ranks, others = (unpack(*part) for part in parts)
     ranks = _without(ranks, m) if missing else ranks
-    # Place r of those that are not in the reference has below it the j-th of the reference where reference[j] - j <= r.
-    others = others + np.searchsorted(reference - np.arange(m), others, side="right")
-    return np.sort(np.concatenate([reference[ranks], others]), kind="stable")  # two rising runs: a merge
+    # Place r of those that are not shared has below it the j-th shared one where shared[j] - j <= r.
+    others = others + np.searchsorted(shared - np.arange(m), others, side="right")
+    return np.sort(np.concatenate([shared[ranks], others]), kind="stable")  # two rising runs: a merge
 
 
 def _check_part(tag: int, data: bytes | memoryview, places: int, count: int) -> None:
@@ -311,70 +302,6 @@ def _check_part(tag: int, data: bytes | memoryview, places: int, count: int) -> 
     least, most = length(tag, places, count)
     if not least <= len(data) <= most:
         raise errors.InvalidPositions(f"a part of the positions has {len(data)} bytes, expected {least} to {most}")
-
-
-# Rice
-
-
-def _best_rice(gaps: golomb.Numbers) -> tuple[int, int]:
-    """Return the number of low bits that costs least, and that cost in bits.
-
-    cost(b) = k (b + 1) + sum(gap >> b). It is convex in b: cost(b + 1) - cost(b) = k - sum(ceil((gap >> b) / 2)), and
-    that sum falls with b. Once 2^b is above the mean gap it is less than k, so the best b lies below: walk down.
-    """
-    k = len(gaps)
-    if not k:
-        return 0, 0
-
-    def cost(b: int) -> int:
-        return k * (b + 1) + _sum(gaps, b)
-
-    b = min(MAX_RICE, (_sum(gaps, 0) // k).bit_length())
-    best = cost(b)
-    while b > 0 and (lower := cost(b - 1)) <= best:
-        b, best = b - 1, lower
-    return b, best
-
-
-def _sum(gaps: golomb.Numbers, b: int) -> int:
-    """Return the sum of gap >> b, by blocks that stay in the cache."""
-    return sum(int((gaps[i : i + BLOCK] >> b).sum(dtype=np.uint64)) for i in range(0, len(gaps), BLOCK))
-
-
-def _pack_rice(gaps: golomb.Numbers, b: int, bits: int) -> bytes:
-    k = len(gaps)
-    unpacked = np.zeros(bits, np.uint8)
-    low = unpacked[: k * b].reshape(k, b)
-    for j in range(b):  # by columns: b vector operations
-        low[:, j] = (gaps >> j) & 1
-    ends = np.cumsum((gaps >> b).astype(np.int64) + 1) - 1
-    unpacked[k * b + ends] = 1
-    return np.packbits(unpacked, bitorder="little").tobytes()
-
-
-def _unpack_rice(data: bytes | memoryview, b: int, n: int, k: int) -> Positions:
-    unpacked = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")
-    high = unpacked[k * b :].view(np.bool_)  # whose places are found ten times as fast as those of integers
-    found = np.count_nonzero(high)  # before a word is made for each
-    if found != k:
-        raise errors.InvalidPositions(f"the Rice code ends {found} gaps, the header says {k}")
-    ends = np.flatnonzero(high)
-    if k and len(data) != _bytes(k * b + int(ends[-1]) + 1):
-        raise errors.LengthMismatch("bytes are left over after the last gap of the Rice code")
-    positions: Positions = ends  # in place from here: first the gaps
-    positions[1:] -= ends[:-1] + 1
-    positions <<= b
-    low = unpacked[: k * b].reshape(k, b)
-    for j in range(b):
-        plane = low[:, j].astype(np.int64)
-        plane <<= j
-        positions |= plane
-    positions += 1
-    np.cumsum(positions, out=positions)
-    positions -= 1
-    if k and positions[-1] >= n:
-        raise errors.InvalidPositions(f"the last position is {positions[-1]}, the vector has {n} entries")
-    return positions
 
 
 # groups
@@ -401,17 +328,17 @@ def _unpack_groups(data: bytes | memoryview, n: int, k: int) -> Positions:
 
 
 def _pack_bitmap(positions: Positions, n: int) -> bytes:
-    there = np.zeros(n, np.uint8)
-    there[positions] = 1
-    return np.packbits(there, bitorder="little").tobytes()
+    bits = np.zeros(n, np.uint8)
+    bits[positions] = 1
+    return np.packbits(bits, bitorder="little").tobytes()
 
 
 def _unpack_bitmap(data: bytes | memoryview, n: int, k: int) -> Positions:
-    there = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little").view(np.bool_)
-    found = np.count_nonzero(there)  # before a word is made for each
-    if found != k or there[n:].any():
-        raise errors.InvalidPositions(f"the bitmap marks {found} places, the header says {k} of {n}")
-    return np.flatnonzero(there)
+    bits = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little").view(np.bool_)
+    count = np.count_nonzero(bits)  # before a word is made for each
+    if count != k or bits[n:].any():
+        raise errors.InvalidPositions(f"the bitmap marks {count} places, the header says {k} of {n}")
+    return np.flatnonzero(bits)
 
 
 def _width(n: int) -> int:

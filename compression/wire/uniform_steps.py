@@ -21,14 +21,14 @@ _LARGEST = float(np.finfo(np.float32).max)
 _MOST_STEPS = 2**32 - 1
 
 
-def pack_said(values: Vector, relative_error: float) -> tuple[bytes, Vector]:
+def encode(values: Vector, relative_error: float) -> tuple[bytes, Vector]:
     """Return base and step, the signs, how many steps each magnitude lies above the base; and what a decoder reads.
 
     Args:
         values: Finite float32, shape (k,).
         relative_error: About what norm(decoded - values) / norm(values) becomes, 0 < relative_error < 1.
 
-    >>> pack_said(np.array([1, -5, 3], np.float32), 0.2)[1]
+    >>> encode(np.array([1, -5, 3], np.float32), 0.2)[1]
     array([ 2.2111893, -4.5776215,  2.2111893], dtype=float32)
     """
     k = len(values)
@@ -55,11 +55,11 @@ def pack_said(values: Vector, relative_error: float) -> tuple[bytes, Vector]:
         np.minimum(steps, np.uint32(min(_MOST_STEPS, (_LARGEST - base) // step)), out=steps)  # saturates
     negative = np.signbit(values)
     signs = np.packbits(negative, bitorder="little").tobytes()
-    return _HEAD.pack(base, step) + signs + golomb.pack(golomb.plan(steps)), _said(base, step, negative, steps)
+    return _HEAD.pack(base, step) + signs + golomb.pack(golomb.plan(steps)), _decoded(base, step, negative, steps)
 
 
 def unpack(data: bytes | memoryview, k: int) -> Vector:
-    """Return the k values that `pack_said` wrote; what they say may be infinite or NaN.
+    """Return the k values that `encode` wrote; those of foreign bytes may be infinite or NaN.
 
     Args:
         data: All bytes of the values, at least `least(k)`.
@@ -77,7 +77,7 @@ def unpack(data: bytes | memoryview, k: int) -> Vector:
         steps = golomb.unpack(data[split:], k)
     except golomb.BitsError as error:
         raise errors.InvalidValues(f"the magnitudes cannot be read: {error}") from None
-    return _said(base, step, negative, steps)
+    return _decoded(base, step, negative, steps)
 
 
 def _magnitudes(values: Vector) -> Iterator[tuple[int, NDArray[np.float64]]]:
@@ -88,17 +88,17 @@ def _magnitudes(values: Vector) -> Iterator[tuple[int, NDArray[np.float64]]]:
         yield start, np.abs(block, out=buffer[: len(block)])
 
 
-def _said(base: float, step: float, negative: NDArray[np.bool_ | np.uint8], steps: golomb.Numbers) -> Vector:
-    said = np.empty(len(steps), np.float32)
+def _decoded(base: float, step: float, negative: NDArray[np.bool_ | np.uint8], steps: golomb.Numbers) -> Vector:
+    decoded = np.empty(len(steps), np.float32)
     with np.errstate(over="ignore", invalid="ignore"):  # the decoder refuses what is not finite
         for start in range(0, len(steps), BLOCK):
             sums = steps[start : start + BLOCK].astype(np.float64)
             sums *= step
             sums += base
-            said[start : start + BLOCK] = sums
-            patterns = said[start : start + BLOCK].view(np.uint32)
+            decoded[start : start + BLOCK] = sums
+            patterns = decoded[start : start + BLOCK].view(np.uint32)
             patterns ^= negative[start : start + BLOCK].astype(np.uint32) << np.uint32(31)
-    return said
+    return decoded
 
 
 def least(k: int) -> int:

@@ -32,10 +32,11 @@ class ValueFormat(NamedTuple):
         name: For scenarios and tables.
         tag: For the wire; never used again for another format.
         pack: Finite float32 values, shape (k,) -> bytes.
-        unpack: Bytes of the right length, k -> float32, shape (k,); what they say may be non-finite.
+        unpack: Bytes of the right length, k -> float32, shape (k,); those of foreign bytes may be non-finite.
         length: k -> bytes that k values take, or the least that they can take. `length(0) == 0`.
         varies: Whether the length depends on the values.
-        write: For formats that know what `unpack` will read without reading it: values -> bytes, and that.
+        encode_fast: values -> bytes, and what `unpack` reads from them: for a format that knows it without reading
+            the bytes. None: they are read.
 
     >>> TERNARY.unpack(TERNARY.pack(np.array([1, -3, 2], np.float32)), 3)
     array([ 2., -2.,  2.], dtype=float32)
@@ -47,12 +48,12 @@ class ValueFormat(NamedTuple):
     unpack: Callable[[bytes | memoryview, int], Vector]
     length: Callable[[int], int]
     varies: bool = False
-    write: Callable[[Vector], tuple[bytes, Vector]] | None = None
+    encode_fast: Callable[[Vector], tuple[bytes, Vector]] | None = None
 
-    def pack_said(self, values: Vector) -> tuple[bytes, Vector]:
-        """Return the bytes of `values`, and what `unpack` reads from them."""
-        if self.write is not None:
-            return self.write(values)
+    def encode(self, values: Vector) -> tuple[bytes, Vector]:
+        """Return the bytes of `values`, and what `unpack` reads from them, a new array."""
+        if self.encode_fast is not None:
+            return self.encode_fast(values)
         packed = self.pack(values)
         return packed, self.unpack(packed, len(values))
 
@@ -224,9 +225,9 @@ def stepped_to(relative_error: float) -> ValueFormat:
     """
     if not 0 < relative_error <= 0.5:
         raise ValueError(f"relative_error is {relative_error}, expected above 0 and at most 0.5, such as 0.08")
-    write = partial(uniform_steps.pack_said, relative_error=relative_error)
+    encode = partial(uniform_steps.encode, relative_error=relative_error)
     return ValueFormat(
-        "step", 8, lambda v: write(v)[0], uniform_steps.unpack, uniform_steps.least, varies=True, write=write
+        "step", 8, lambda v: encode(v)[0], uniform_steps.unpack, uniform_steps.least, varies=True, encode_fast=encode
     )
 
 

@@ -82,7 +82,7 @@ class ClientModels:
         for sent in self._sent:
             reference = versions.support(sent.download) if versions else None
             total = self._held.astype(np.float64)
-            payloads.decode(sent.payload, SideInfo(layout, reference=reference)).add_to(total, 1.0)
+            payloads.decode(sent.payload, SideInfo(layout, shared_positions=reference)).add_to(total, 1.0)
             predictor = versions.predictor(sent.download, sent.version) if versions and self._prediction else None
             if predictor is not None:
                 predictor.add_to(total, self._prediction)

@@ -175,10 +175,10 @@ class GlobalModel:
 
     def _change(self, mask: Mask) -> None:
         layout = self.layout.within(mask)
-        move = self.layout.move(layout)
+        move = self.layout.change_to(layout)
         kept = optimizers.moved(self.optimizer.saved(), move)
         self.epochs.change(mask)
-        self._take_master(move.new(self.master), layout)
+        self._take_master(move.apply(self.master), layout)
         self.optimizer.restore(kept)
         if self.versions:
             self.versions.move(layout, self.epochs.number)

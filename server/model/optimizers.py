@@ -133,9 +133,10 @@ def ef21(learning_rate: float = 1.0) -> ServerOptimizer:
 
 def moved(state: State, move: MaskChange) -> State:
     """Return what `Optimizer.saved` returned, for the master of another mask: entries that it lacked begin at zero."""
-    size = len(move.survivors) + len(move.fallen)
+    size = len(move.survivors) + len(move.removed)
     return State(
-        {name: move.new(array) if array.shape == (size,) else array for name, array in state.arrays.items()}, state.meta
+        {name: move.apply(array) if array.shape == (size,) else array for name, array in state.arrays.items()},
+        state.meta,
     )
 
 

@@ -21,8 +21,9 @@ from fedpress.compression.encoders.top_k import largest
 from fedpress.compression.messages.orders import Download
 from fedpress.compression.settings import STRICT, dataclass
 from fedpress.compression.tensors.layout import Layout, Vector
+from fedpress.compression.tensors.mask import Positions
 from fedpress.compression.tensors.replica import LIMIT, FixedPoint, Integers, Replica, SeededInit
-from fedpress.compression.tensors.side_info import PositionSet, SideInfo
+from fedpress.compression.tensors.side_info import SideInfo
 from fedpress.compression.tensors.update import Dense, Sparse, Update
 from fedpress.compression.wire import payloads
 from fedpress.compression.wire.values import DYADIC
@@ -49,7 +50,7 @@ class Delta(NamedTuple):
 
     base: int  # version that it is added to; `FROM_NOTHING` for a snapshot
     payload: bytes  # empty: there is nothing new
-    support: PositionSet | None = None  # where it changes the model; None: everywhere, or there is nothing new
+    support: Positions | None = None  # where it changes the model; None: everywhere, or there is nothing new
     drawn: bool = False  # `base` is version 0 as it is drawn within the newest mask
 
 
@@ -94,10 +95,10 @@ class Versions:
             layout: the same tensors with the new mask.
             epoch: the new one.
         """
-        move = self._layout.move(layout)
-        fallen = self._layout.whole(move.fallen).astype(np.uint32)
-        self._fallen = _Change(fallen, -self.held.integers[move.fallen])
-        self.held = self.held.moved(move)
+        move = self._layout.change_to(layout)
+        fallen = self._layout.whole(move.removed).astype(np.uint32)
+        self._fallen = _Change(fallen, -self.held.integers[move.removed])
+        self.held = self.held.remapped(move)
         self._layout, self._epoch, self._deltas = layout, epoch, {}
 
     def advance(self, master: Vector, buffers: bytes, downlink: Downlink | None = None) -> None:
@@ -160,7 +161,7 @@ class Versions:
         origin = draw.pack() if draw and delta.drawn and not at_hand else b""
         return Download(self.tag, delta.base, delta.payload, origin, self.held.buffers)
 
-    def support(self, download: Download | None) -> PositionSet | None:
+    def support(self, download: Download | None) -> Positions | None:
         """Return what a client with this download codes its positions against: where the delta changed its model.
 
         The download may be one of an earlier version.
@@ -239,7 +240,7 @@ class Versions:
     def _encoded(self, base: int) -> Delta:
         if base not in self._deltas:
             difference = self._difference(base)
-            payload = payloads.pack(difference, self._layout, DYADIC)
+            payload = payloads.pack(difference, self._layout, DYADIC).payload
             support = difference.positions if isinstance(difference, Sparse) else None
             drawn = self._downlink.draw is not None and base == self._drawn
             self._deltas[base] = Delta(0 if drawn else base, payload, support, drawn)

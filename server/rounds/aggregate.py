@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 
 from fedpress.compression.tensors import buffer_codec
 from fedpress.compression.tensors.layout import Layout, Vector
-from fedpress.compression.tensors.side_info import PositionSet, SideInfo
+from fedpress.compression.tensors.mask import Positions
+from fedpress.compression.tensors.side_info import SideInfo
 from fedpress.compression.tensors.update import Update
 from fedpress.compression.wire import payloads
 
@@ -104,7 +105,7 @@ class ReplyMean:
         payload: bytes,
         buffers: bytes,
         weight: float,
-        reference: PositionSet | None,
+        reference: Positions | None,
         predictor: Update | None = None,
         scale: float = 1.0,
     ) -> Update:
@@ -121,7 +122,7 @@ class ReplyMean:
         Raises:
             PayloadError: one of the two cannot be decoded.
         """
-        update = payloads.decode(payload, SideInfo(self._layout, reference=reference))
+        update = payloads.decode(payload, SideInfo(self._layout, shared_positions=reference))
         own = buffer_codec.unpack(buffers, self._layout) if self._layout.buffers else {}
         self._updates.add(update, weight, predictor, scale)
         self._buffers.add(own, weight)

@@ -140,9 +140,11 @@ class Orders:
         if order.download:
             self._confirmed[node] = answer.version
         if order.mask is not None:
-            self._masks[node] = order.epoch
-        if order.epoch != model.epochs.number:
-            raise _Misfit("other epoch", f"trained within the mask of epoch {order.epoch}, now {model.epochs.number}")
+            self._masks[node] = order.mask_version
+        if order.mask_version != model.epochs.number:
+            raise _Misfit(
+                "other epoch", f"trained within the mask of epoch {order.mask_version}, now {model.epochs.number}"
+            )
         if answer.lost_state:
             log(WARNING, "node %d has lost what it kept back of earlier updates", node)
         if answer.tier:

@@ -129,7 +129,7 @@ def run(
 
     # Into the same arrays each time: pages that the system has yet to hand over are no work of the codec.
     donated, target = update.copy(), np.empty_like(update)
-    payload, first = codec.encode(donated, codec.init(shared.layout), shared, 0)
+    payload, _, first = codec.encode(donated, codec.init(shared.layout), shared, 0)
     residual, donated = first.residual, update.copy()
 
     def restore() -> None:

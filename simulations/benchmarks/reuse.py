@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 from fedpress.compression.encoders.top_k import largest
 from fedpress.compression.errors import FedpressError, ReferenceMismatch
 from fedpress.compression.tensors.layout import Layout
-from fedpress.compression.tensors.side_info import PositionSet, SideInfo
+from fedpress.compression.tensors.mask import Positions
+from fedpress.compression.tensors.side_info import SideInfo
 from fedpress.compression.tensors.update import Sparse
 from fedpress.compression.wire import payloads, positions
 from fedpress.simulations.results.run_folder import RunFolder
@@ -112,7 +113,7 @@ def run(folder: Path | str) -> list[Coded]:
 
 def _coded(found: list[tuple[int, int, Path]], layout: Layout) -> Iterator[Coded]:
     n = layout.size
-    own: dict[int, PositionSet] = {}
+    own: dict[int, Positions] = {}
     now, before = 0, np.zeros(n)  # before: the sum of the last round's payloads
     touched = before != 0
     total, reached = np.zeros(n), np.zeros(n, np.bool_)
@@ -131,7 +132,7 @@ def _coded(found: list[tuple[int, int, Path]], layout: Layout) -> Iterator[Coded
             continue
         said.add_to(total)
         reached[said.positions] = True
-        references: dict[str, PositionSet] = {}
+        references: dict[str, Positions] = {}
         if node in own:
             references["own"] = own[node]
         if touched.any():
@@ -152,7 +153,7 @@ def _coded(found: list[tuple[int, int, Path]], layout: Layout) -> Iterator[Coded
         own[node] = said.positions
 
 
-def _correlated(support: PositionSet, own: PositionSet, random: np.random.Generator) -> PositionSet:
+def _correlated(support: Positions, own: Positions, random: np.random.Generator) -> Positions:
     """Return a support of the same size, or smaller where there are too few places, mostly within `own`."""
     stays = np.isin(own, support, assume_unique=True)
     ranked = np.concatenate([own[stays], random.permutation(own[~stays])])

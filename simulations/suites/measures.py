@@ -173,7 +173,7 @@ def coding(cell: Cell, folder: RunFolder) -> dict[str, float]:
     for number in range(REPETITIONS + 1):
         given = update.copy()
         began = time.perf_counter()
-        payload, state = encoder.encode(given, state, shared, seeds.derive(cell.seed, "coding", number))
+        payload, _, state = encoder.encode(given, state, shared, seeds.derive(cell.seed, "coding", number))
         encoded = time.perf_counter()
         payloads.decode(payload, shared).add_to(total)
         decoded = time.perf_counter()

@@ -26,8 +26,8 @@ def accident(message: Message, context: Context, call_next: ClientAppCallable) -
         if fault == "forgets":
             context.state = RecordDict()
         elif fault == "damaged":
-            held = found.arrays["held"] + np.int32(1)
-            store.save(Stored({**found.arrays, "held": held}, found.meta))
+            held = found.arrays["replica"] + np.int32(1)
+            store.save(Stored({**found.arrays, "replica": held}, found.meta))
         elif fault == "old":
             context.state["fedpress.state"] = context.state["backup"]
             context.state["fedpress.state.meta"] = context.state["backup.meta"]

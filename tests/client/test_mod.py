@@ -36,8 +36,10 @@ def context(**node_config: Any) -> Context:
     return Context(run_id=1, node_id=1, node_config=node_config, state=RecordDict(), run_config={})
 
 
-def order_message(ticket: int, accepted: int, held: dict[str, Any], kind: str = "train", epoch: int = 0) -> Message:
-    order = orders.Order("test", ticket, round=ticket, epoch=epoch, version=ticket - 1, accepted=accepted)
+def order_message(
+    ticket: int, accepted: int, held: dict[str, Any], kind: str = "train", mask_version: int = 0
+) -> Message:
+    order = orders.Order("test", ticket, round=ticket, mask_version=mask_version, version=ticket - 1, accepted=accepted)
     content = RecordDict({"arrays": records.from_numpy(held), "config": ConfigRecord(dict(orders.write_order(order)))})
     return Message(content, dst_node_id=1, message_type=kind)
 
@@ -150,18 +152,18 @@ def test_the_state_of_another_model_is_refused() -> None:
         mod.compress(ENCODERS["residual"](), layout=other)(order_message(2, 1, held), here, lambda m, c: m)
 
 
-def test_an_order_of_an_epoch_with_another_layout_starts_anew_and_says_what_is_lost() -> None:
+def test_an_order_of_a_mask_version_with_another_layout_starts_anew_and_says_what_is_lost() -> None:
     layout = Layout((TensorSpec("a", (5, 7), "float32"), TensorSpec("c", (13,), "float32")))
     here, made = context(), ENCODERS["residual"]()
 
-    def answered(agreed: Layout, *order: int, epoch: int, kind: str = "train") -> orders.Answer:
+    def answered(agreed: Layout, *order: int, mask_version: int, kind: str = "train") -> orders.Answer:
         def application(message: Message, _: Context) -> Message:
             arrays = {name: array + 1 for name, array in records.to_numpy(message.content["arrays"]).items()}
             content = {"w": records.from_numpy(arrays), "metrics": MetricRecord({"num-examples": 3})}
             return Message(RecordDict(content), reply_to=message)
 
         held = {spec.name: np.zeros(spec.shape, np.float32) for spec in agreed.parameters}
-        message = order_message(*order, held, kind, epoch)
+        message = order_message(*order, held, kind, mask_version)
         return orders.read_answer(mod.compress(made, layout=agreed)(message, here, application).content)
 
     def kept() -> Any:
@@ -169,25 +171,25 @@ def test_an_order_of_an_epoch_with_another_layout_starts_anew_and_says_what_is_l
         assert stored is not None
         return stored.arrays["encoder/residual"].copy()
 
-    answered(LAYOUT, 1, 0, epoch=0)
-    first = answered(layout, 2, 1, epoch=1)
+    answered(LAYOUT, 1, 0, mask_version=0)
+    first = answered(layout, 2, 1, mask_version=1)
     assert first.lost_state and not first.error
     said = payloads.decode(first.payload, SideInfo(layout)).dense()
-    np.testing.assert_allclose(said + kept(), np.ones(48))  # nothing of epoch 0 is in it
-    assert "is older than 2" in answered(LAYOUT, 1, 0, epoch=0).error
-    with pytest.raises(orders.MessageError, match="to evaluate is of epoch 2, this client has that of epoch 1"):
-        answered(layout, 0, 2, epoch=2, kind="evaluate")
+    np.testing.assert_allclose(said + kept(), np.ones(48))  # nothing of the first model is in it
+    assert "is older than 2" in answered(LAYOUT, 1, 0, mask_version=0).error
+    with pytest.raises(orders.MessageError, match="to evaluate is within mask 2, this client has that of mask 1"):
+        answered(layout, 0, 2, mask_version=2, kind="evaluate")
     np.testing.assert_allclose(said + kept(), np.ones(48))
-    second = answered(layout, 3, 2, epoch=1)
+    second = answered(layout, 3, 2, mask_version=1)
     assert not second.lost_state
     said += payloads.decode(second.payload, SideInfo(layout)).dense()
     np.testing.assert_allclose(said + kept(), np.full(48, 2))
 
 
 def masked_order(
-    ticket: int, accepted: int, mask: bytes | None, epoch: int, drop: float = 0.0, kind: str = "train"
+    ticket: int, accepted: int, mask: bytes | None, mask_version: int, drop: float = 0.0, kind: str = "train"
 ) -> Message:
-    order = orders.Order("test", ticket, ticket, epoch, ticket - 1, accepted, mask=mask, drop=drop, grow=drop)
+    order = orders.Order("test", ticket, ticket, mask_version, ticket - 1, accepted, mask=mask, drop=drop, grow=drop)
     held = {"a": np.ones((5, 7), np.float32), "b": np.ones(13, np.float32)}  # whole, outside the mask too
     content = {"arrays": records.from_numpy(held), "config": ConfigRecord(dict(orders.write_order(order)))}
     return Message(RecordDict(content), dst_node_id=1, message_type=kind)
@@ -245,7 +247,7 @@ def test_a_client_asks_for_a_mask_that_it_lacks() -> None:
         reply = applied(masked_order(1, 0, coded, 2), here, nothing)
         assert orders.read_answer(reply.content).needs_model
     applied(masked_order(2, 0, position_set.pack(mask.positions, 48), 2), here, nothing)
-    reply = applied(masked_order(3, 2, b"", 3), here, nothing)  # of the next epoch
+    reply = applied(masked_order(3, 2, b"", 3), here, nothing)  # of the next version
     assert orders.read_answer(reply.content).needs_model
 
 
@@ -279,17 +281,16 @@ def test_a_vote_goes_up_in_the_answer_coded_against_the_mask() -> None:
     assert records.sizes(reply)["vote"] == len(vote)
 
 
-def test_a_state_without_a_mask_is_written_as_before_masks_and_all_are_read(tmp_path: Path) -> None:
+def test_what_is_remembered_comes_back_with_its_mask_and_another_format_is_refused(tmp_path: Path) -> None:
     here = context(**{"state-folder": str(tmp_path)})
     applied = mod.compress(ENCODERS["residual"](), layout=LAYOUT)
     applied(order_message(1, 0, zeros()), here, nothing)
-    stored = stores.open_store(here, "test").load()
-    assert stored is not None and stored.meta["memory"] == "2" and "mask" not in stored.arrays
+    assert memory(here).layout == LAYOUT
     mask = of_flags(True, False)
     applied(masked_order(2, 1, position_set.pack(mask.positions, 48), 1), here, nothing)
+    assert memory(here).layout == LAYOUT.within(mask) and memory(here).mask_version == 1
     stored = stores.open_store(here, "test").load()
-    assert stored is not None and stored.meta["memory"] == "3"
-    assert Memory.of(stored).layout == LAYOUT.within(mask)
+    assert stored is not None
     with pytest.raises(stores.StateError, match="format 4"):
         Memory.of(stored._replace(meta={**stored.meta, "memory": "4"}))
 

@@ -10,7 +10,8 @@ import zlib
 import numpy as np
 
 from fedpress.compression.tensors.layout import Layout, TensorSpec
-from fedpress.compression.tensors.side_info import PositionSet, SideInfo
+from fedpress.compression.tensors.mask import Positions
+from fedpress.compression.tensors.side_info import SideInfo
 from fedpress.compression.wire import payloads, positions, values
 
 HEAD = struct.Struct("<2sBBBBIII")  # of the header, all but the checksum
@@ -18,8 +19,8 @@ LONGEST = 4000
 """Bodies are not filled up beyond this: a fuzzer is quick on short inputs."""
 
 
-def _flat(n: int, reference: PositionSet | None = None) -> SideInfo:
-    return SideInfo(Layout((TensorSpec("weight", (n,), "float32"),)), reference=reference)
+def _flat(n: int, reference: Positions | None = None) -> SideInfo:
+    return SideInfo(Layout((TensorSpec("weight", (n,), "float32"),)), shared_positions=reference)
 
 
 TENSORS = SideInfo(Layout((TensorSpec("0", (6, 5), "float32"), TensorSpec("1", (7,), "float32"))))
@@ -35,9 +36,9 @@ RECEIVERS = (
 )
 _BY_SIZE = {receiver.layout.size: receiver for receiver in RECEIVERS}
 _MARKS = {
-    receiver.layout.size: struct.pack("<I", positions.fingerprint(receiver.reference, receiver.layout.size))
+    receiver.layout.size: struct.pack("<I", positions.fingerprint(receiver.shared_positions, receiver.layout.size))
     for receiver in RECEIVERS
-    if receiver.reference is not None
+    if receiver.shared_positions is not None
 }
 _VALUE_TAGS = sorted([values.by_name(name).tag for name in values.names()] + list(payloads.FORMS))
 _INDEX_TAGS = [tag for tag in range(64) if positions.known(tag)]
@@ -69,7 +70,7 @@ def aimed(data: bytes) -> tuple[bytes, SideInfo]:
         index_tag = _INDEX_TAGS[index_tag % len(_INDEX_TAGS)]
     k = n if index_tag == positions.ALL else k if k <= n else k % (n + 1)
     body = data[payloads.HEADER_BYTES :]
-    if index_tag == positions.REFERENCE and receiver.reference is not None and flags // 2 % 2 == 0:
+    if index_tag == positions.REFERENCE and receiver.shared_positions is not None and flags // 2 % 2 == 0:
         body = _MARKS[n] + body[4:]
     if flags % 2 == 0:
         body = (
@@ -94,9 +95,9 @@ def _fitted(body: bytes, value_tag: int, index_tag: int, k: int, receiver: SideI
     if least + numbers > LONGEST:
         return body
     varies = format.varies and k > 0
-    if index_tag == positions.REFERENCE and receiver.reference is not None:
+    if index_tag == positions.REFERENCE and receiver.shared_positions is not None:
         split = len(body) - (_stated(body) if varies and _is_stated(body, least, numbers) else numbers)
-        places = _referred(body[: max(split, 0)], n, k, len(receiver.reference))
+        places = _referred(body[: max(split, 0)], n, k, len(receiver.shared_positions))
         body = places + body[max(split, 0) :]
         least = most = len(places)
     if not varies:

@@ -38,7 +38,9 @@ def said_again(update: Update, shared: SideInfo) -> None:
     """Pack what was decoded as float32 and decode it: the same comes out."""
     if isinstance(update, LowRank):
         update = Dense(update.values)
-    again = payloads.decode(payloads.pack(update, shared.layout, values.FLOAT32, shared.reference), shared)
+    again = payloads.decode(
+        payloads.pack(update, shared.layout, values.FLOAT32, shared.shared_positions).payload, shared
+    )
     assert again.values.tobytes() == update.values.tobytes(), "other values after a float32 payload"
     assert np.array_equal(again.sparse().positions, update.sparse().positions), "other positions after a payload"
 
@@ -65,7 +67,7 @@ def agreed(payload: bytes, shared: SideInfo) -> str:
     """
     fault = ""
     try:
-        support = None if shared.reference is None else shared.reference.tolist()
+        support = None if shared.shared_positions is None else shared.shared_positions.tolist()
         expected = reference.decode(payload, tensors(shared.layout.parameters), support)
     except reference.Refused as refused:
         fault = str(refused)

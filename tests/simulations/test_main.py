@@ -357,7 +357,7 @@ def test_inspect_a_payload_and_a_truncated_one(tmp_path):
     layout = layouts.Layout.of_arrays({"weight": np.zeros((100, 10), np.float32)})
     update = np.random.default_rng(0).normal(size=1000).astype(np.float32)
     made = encoder.sparse(selection.top_k(0.05), values.by_name("ternary"))
-    payload, _ = made.encode(update, made.init(layout), SideInfo(layout), 1)
+    payload, *_ = made.encode(update, made.init(layout), SideInfo(layout), 1)
     (tmp_path / "payload").write_bytes(payload)
     done = CliRunner().invoke(main, ["inspect", str(tmp_path / "payload"), "--json", str(tmp_path / "payload.json")])
     assert done.exit_code == 0, done.stderr

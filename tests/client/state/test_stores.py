@@ -186,12 +186,12 @@ def test_every_encoder_goes_on_from_its_file_as_if_nothing_had_been(tmp_path: Pa
         for round in range(6):
             update = np.random.default_rng(round).standard_normal(layout.size).astype(np.float32)
             shared = SideInfo(layout, round)
-            payload, current = chosen.encode(update, current, shared, round)
+            payload, _, current = chosen.encode(update, current, shared, round)
             if stored:
                 store.save(Stored(state_stores.flatten_state(current), {}))
                 found = store.load()
                 assert found is not None
                 current = state_stores.restore_state(chosen.init(layout), found.arrays)
-            current = chosen.settle(current, accepted or round % 2 > 0)
+            current = chosen.acknowledge(current, accepted or round % 2 > 0)
         payloads.append(payload)
     assert payloads[0] == payloads[1]

@@ -54,16 +54,16 @@ def test_law_of_what_is_discarded(
         update = update_of(seed + round)
         terms.append(-update)
         before, discarded = state.inner.residual.copy(), state.discarded.copy()
-        payload, state = chosen.encode(update.copy(), state, shared_at(round), seed)
+        payload, _, state = chosen.encode(update.copy(), state, shared_at(round), seed)
         asked = np.abs(update) + np.abs(before)
         bound += ROUNDING * (2 * asked + np.abs(state.inner.residual) + np.abs(state.discarded) + np.abs(discarded))
         if verdict == "refused":
-            state = chosen.settle(chosen.settle(state, False), False)
+            state = chosen.acknowledge(chosen.acknowledge(state, False), False)
             bound += ROUNDING * np.abs(state.inner.residual)
         else:
             terms.append(encoder.decode(payload, shared_at(round)).dense())
             if verdict == "accepted":
-                state = chosen.settle(chosen.settle(state, True), False)
+                state = chosen.acknowledge(chosen.acknowledge(state, True), False)
     terms += [state.inner.residual, state.discarded]
     for entry in range(N):
         assert abs(math.fsum(float(term[entry]) for term in terms)) <= bound[entry] * (1 + 1e-6)
@@ -77,10 +77,10 @@ def test_decay_goes_by_the_rounds_that_have_passed() -> None:
     chosen = fading(values.FLOAT32, factor=0.5)
     update = np.zeros(N, np.float32)
     update[:5] = 9, 1, 9, 9, 9
-    _, state = chosen.encode(update, chosen.init(LAYOUT), shared_at(7), 0)
+    *_, state = chosen.encode(update, chosen.init(LAYOUT), shared_at(7), 0)
     assert one_left(state) == 1  # nothing decays before the first payload
     update = np.where(np.isin(np.arange(N), (0, 2, 3, 4)), 9, 0).astype(np.float32)
-    _, state = chosen.encode(update, state, shared_at(10), 0)
+    *_, state = chosen.encode(update, state, shared_at(10), 0)
     assert one_left(state) == 0.125 and state.discarded[1] == 0.875
 
 
@@ -91,7 +91,7 @@ def test_an_entry_that_waits_too_long_is_dropped_and_begins_anew() -> None:
     state = chosen.init(LAYOUT)
     left = []
     for round in range(5):
-        _, state = chosen.encode(update.copy(), state, shared_at(round), 0)
+        *_, state = chosen.encode(update.copy(), state, shared_at(round), 0)
         left.append(one_left(state))
     assert left == [1, 2, 3, 1, 2] and state.discarded[1] == 3
     assert not np.delete(state.discarded, 1).any()
@@ -103,7 +103,7 @@ def test_waiting_begins_when_the_residual_does() -> None:
     for round in range(4, 8):
         update = np.where(np.isin(np.arange(N), (0, 2, 3, 4)), 9, 0).astype(np.float32)
         update[1] = round == 6
-        _, state = chosen.encode(update, state, shared_at(round), 0)
+        *_, state = chosen.encode(update, state, shared_at(round), 0)
     assert one_left(state) == 1 and not state.discarded.any()
 
 
@@ -111,17 +111,17 @@ def test_waiting_begins_when_the_residual_does() -> None:
 def test_a_refused_entry_keeps_its_age(accepted: bool) -> None:
     chosen = decay.decayed(error_feedback.error_feedback(encoder.dense(values.TERNARY)), max_age=2)
     update = np.arange(N, dtype=np.float32)
-    _, state = chosen.encode(update.copy(), chosen.init(LAYOUT), shared_at(0), 0)
-    state = chosen.settle(state, True)
-    _, state = chosen.encode(update.copy(), state, shared_at(2), 0)
-    state = chosen.settle(state, accepted)
-    _, state = chosen.encode(update.copy(), state, shared_at(3), 0)
+    *_, state = chosen.encode(update.copy(), chosen.init(LAYOUT), shared_at(0), 0)
+    state = chosen.acknowledge(state, True)
+    *_, state = chosen.encode(update.copy(), state, shared_at(2), 0)
+    state = chosen.acknowledge(state, accepted)
+    *_, state = chosen.encode(update.copy(), state, shared_at(3), 0)
     assert state.discarded.any() != accepted
 
 
 def test_a_refusal_to_encode_changes_nothing() -> None:
     chosen = fading(values.FLOAT16, factor=0.5, max_age=1)
-    _, state = chosen.encode(update_of(1), chosen.init(LAYOUT), shared_at(0), 0)
+    *_, state = chosen.encode(update_of(1), chosen.init(LAYOUT), shared_at(0), 0)
 
     def leaves() -> list[bytes]:
         return [leaf.tobytes() for leaf in (*state[1:], *state.inner[1:])]
@@ -137,8 +137,8 @@ def test_step_ahead_inside_is_asked_for_the_start() -> None:
         error_feedback.error_feedback(encoder.sparse(selection.top_k(k=1), values.FLOAT32))
     )
     chosen = decay.decayed(ahead, 0.5)
-    _, state = chosen.encode(update_of(1), chosen.init(LAYOUT), shared_at(0), 0)
-    np.testing.assert_array_equal(chosen.start(state), state.inner.residual)
+    *_, state = chosen.encode(update_of(1), chosen.init(LAYOUT), shared_at(0), 0)
+    np.testing.assert_array_equal(chosen.offset(state), state.inner.residual)
 
 
 @pytest.mark.parametrize(

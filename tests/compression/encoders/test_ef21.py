@@ -36,13 +36,13 @@ def test_the_estimate_is_the_sum_of_what_was_accepted(name: str, verdicts: list[
     chosen = ef21.ef21(INNER[name])
     state, total = chosen.init(SHARED.layout), np.zeros(N)
     for round, verdict in enumerate(verdicts):
-        payload, state = chosen.encode(update_of(seed + round), state, SHARED, round)
+        payload, _, state = chosen.encode(update_of(seed + round), state, SHARED, round)
         if verdict != "refused":
             encoder.decode(payload, SHARED).add_to(total)
         if verdict != "no verdict":
             for _ in range(2):
-                state = chosen.settle(state, verdict == "accepted")
-    state = chosen.settle(state, True)
+                state = chosen.acknowledge(state, verdict == "accepted")
+    state = chosen.acknowledge(state, True)
     np.testing.assert_allclose(state.estimate, total, rtol=1e-5, atol=1e-6)
 
 
@@ -53,8 +53,8 @@ def test_the_estimate_contracts_towards_the_update(seed: int, k: int) -> None:
     for round in range(4):
         update = update_of(seed + round)
         before = np.sum((update - state.estimate).astype(np.float64) ** 2)
-        _, state = chosen.encode(update.copy(), state, SHARED, 0)
-        state = chosen.settle(state, True)
+        *_, state = chosen.encode(update.copy(), state, SHARED, 0)
+        state = chosen.acknowledge(state, True)
         after = np.sum((update - state.estimate).astype(np.float64) ** 2)
         assert after <= (1 - k / N) * before + 1e-9
 
@@ -65,13 +65,13 @@ def test_the_same_update_again_and_again_is_known_in_the_end() -> None:
     update = update_of(1)
     update.flags.writeable = False
     for _ in range(12):
-        _, state = chosen.encode(update, state, SHARED, 0)
-    np.testing.assert_allclose(chosen.settle(state, True).estimate, update, atol=1e-6)
+        *_, state = chosen.encode(update, state, SHARED, 0)
+    np.testing.assert_allclose(chosen.acknowledge(state, True).estimate, update, atol=1e-6)
 
 
 def test_a_refusal_to_encode_changes_nothing() -> None:
     chosen = ef21.ef21(INNER["top_k"])
-    _, state = chosen.encode(update_of(1), chosen.init(SHARED.layout), SHARED, 0)
+    *_, state = chosen.encode(update_of(1), chosen.init(SHARED.layout), SHARED, 0)
     before = [leaf.tobytes() for leaf in state[1:]]
     with pytest.raises(errors.NonFiniteError):
         chosen.encode(np.full(N, np.inf, np.float32), state, SHARED, 0)
@@ -81,5 +81,5 @@ def test_a_refusal_to_encode_changes_nothing() -> None:
 def test_a_start_goes_through() -> None:
     ahead = error_feedback.step_ahead(error_feedback.error_feedback(INNER["top_k"]))
     chosen = ef21.ef21(ahead)
-    _, state = chosen.encode(update_of(1), chosen.init(SHARED.layout), SHARED, 0)
-    np.testing.assert_array_equal(chosen.start(state), state.inner.residual)
+    *_, state = chosen.encode(update_of(1), chosen.init(SHARED.layout), SHARED, 0)
+    np.testing.assert_array_equal(chosen.offset(state), state.inner.residual)

@@ -28,7 +28,7 @@ def test_a_sparse_payload_says_the_selected_entries(
 ) -> None:
     update = np.random.default_rng(seed).integers(-9, 10, n).astype(np.float32)
     shared, select = shared_of((n,)), selection.top_k(density)
-    payload, state = encoder.sparse(select, format).encode(update, None, shared, seed)
+    payload, _, state = encoder.sparse(select, format).encode(update, None, shared, seed)
     said = encoder.decode(payload, shared).sparse()
     chosen = select(update, shared, seed)
     assert state is None
@@ -40,7 +40,7 @@ def test_a_sparse_payload_says_the_selected_entries(
 @given(seed=st.integers(0, 2**32), n=st.integers(0, 200))
 def test_a_dense_payload_says_every_entry(format: values.ValueFormat, seed: int, n: int) -> None:
     update = np.random.default_rng(seed).standard_normal(n).astype(np.float32)
-    payload, _ = encoder.dense(format).encode(update, None, shared_of((n,)), seed)
+    payload, *_ = encoder.dense(format).encode(update, None, shared_of((n,)), seed)
     said = encoder.decode(payload, shared_of((n,)))
     assert isinstance(said, Dense)
     assert len(payload) == payloads.HEADER_BYTES + format.length(n) or format.varies and n
@@ -54,32 +54,13 @@ def test_every_size_of_vector_zero_or_not(format: values.ValueFormat, shapes: tu
     n = shared.layout.size
     for select in (selection.top_k(0.01), selection.top_k(0.01, scope="layer"), selection.correlated(0.01)):
         for sparse in (encoder.sparse(select, format), error_feedback.error_feedback(encoder.sparse(select, format))):
-            nothing, _ = sparse.encode(np.zeros(n, np.float32), sparse.init(shared.layout), shared, 0)
+            nothing, *_ = sparse.encode(np.zeros(n, np.float32), sparse.init(shared.layout), shared, 0)
             assert len(nothing) == payloads.HEADER_BYTES + (format.length(0) if n else 0)
             assert encoder.decode(nothing, shared).count == 0
-            payload, _ = sparse.encode(np.ones(n, np.float32), sparse.init(shared.layout), shared, 0)
+            payload, *_ = sparse.encode(np.ones(n, np.float32), sparse.init(shared.layout), shared, 0)
             said = encoder.decode(payload, shared)
             assert said.count == min(n, 1) or n > 1
             np.testing.assert_allclose(said.values, 1, rtol=1e-6)
-
-
-@every_format
-@given(seed=st.integers(0, 2**32), n=st.integers(0, 200), density=st.floats(0, 1, exclude_min=True))
-def test_encoding_a_sum_is_adding_encoding_and_subtracting(
-    format: values.ValueFormat, seed: int, n: int, density: float
-) -> None:
-    random = np.random.default_rng(seed)
-    update, addend = random.standard_normal((2, n)).astype(np.float32)
-    shared, made = shared_of((n,)), encoder.sparse(selection.top_k(density), format)
-    assert isinstance(made.encode, encoder.SparseEncode)
-    total = update + addend
-    expected, _ = made.encode(total.copy(), None, shared, seed)
-    payload, said = made.encode.of_sum(update, addend, shared, seed)
-    assert payload == expected
-    decoded = encoder.decode(payload, shared)
-    np.testing.assert_array_equal(said.dense().view(np.uint32), decoded.dense().view(np.uint32))
-    decoded.add_to(total, -1.0)
-    np.testing.assert_array_equal(update, total)
 
 
 @every_format
@@ -89,7 +70,7 @@ def test_a_seeded_payload_says_the_entries_that_the_seed_draws(
 ) -> None:
     update = np.random.default_rng(seed).integers(-3, 4, n).astype(np.float32)  # a seventh of them are zero
     shared, k = shared_of((n,)), min(n, max(1, round(density * n)))
-    payload, state = encoder.seeded(density, format).encode(update.copy(), None, shared, seed)
+    payload, _, state = encoder.seeded(density, format).encode(update.copy(), None, shared, seed)
     said = encoder.decode(payload, shared)
     chosen = positions.drawn(seed % 2**64, n, k)
     assert state is None and said.count == k
@@ -134,21 +115,21 @@ def test_what_does_not_fit_the_layout_is_refused(name: str, wrong: Vector) -> No
 def test_a_read_only_update_is_left_alone(name: str) -> None:
     update = np.array([1, -2, 3, 0], np.float32)
     update.flags.writeable = False
-    payload, _ = ENCODERS[name].encode(update, None, shared_of((4,)), 0)
-    assert payload == ENCODERS[name].encode(update.copy(), None, shared_of((4,)), 0)[0]
+    payload, *_ = ENCODERS[name].encode(update, None, shared_of((4,)), 0)
+    assert payload == ENCODERS[name].encode(update.copy(), None, shared_of((4,)), 0).payload
     assert update.tolist() == [1, -2, 3, 0]
 
 
 def test_the_same_seed_gives_the_same_payload() -> None:
     update, shared = np.arange(1, 101, dtype=np.float32), shared_of((100,))
     random = encoder.seeded(0.1, values.FLOAT32)
-    first, again, other = (random.encode(update.copy(), None, shared, seed)[0] for seed in (1, 1, 2))
+    first, again, other = (random.encode(update.copy(), None, shared, seed).payload for seed in (1, 1, 2))
     assert first == again != other
 
 
-def test_the_defaults_add_nothing_and_settle_nothing() -> None:
+def test_the_defaults_offset_nothing_and_acknowledge_nothing() -> None:
     plain = encoder.dense()
-    assert plain.init(Layout(())) is None and plain.start(None) is None and plain.settle(None, False) is None
+    assert plain.init(Layout(())) is None and plain.offset(None) is None and plain.acknowledge(None, False) is None
 
 
 @pytest.fixture(scope="module")
@@ -184,8 +165,8 @@ def real_update() -> tuple[Vector, SideInfo]:
 def test_a_real_update_at_one_percent(real_update: tuple[Vector, SideInfo]) -> None:
     update, shared = real_update
     n, k = len(update), round(0.01 * len(update))
-    dense, _ = encoder.dense().encode(update.copy(), None, shared, 0)
-    payload, _ = encoder.sparse(selection.top_k(0.01), values.TERNARY).encode(update.copy(), None, shared, 0)
+    dense, *_ = encoder.dense().encode(update.copy(), None, shared, 0)
+    payload, *_ = encoder.sparse(selection.top_k(0.01), values.TERNARY).encode(update.copy(), None, shared, 0)
     said = encoder.decode(payload, shared)
     assert isinstance(said, Sparse) and said.count == k
     # The entries sent are the largest: none that is left out is larger than one that is in.
@@ -198,7 +179,7 @@ def test_a_real_update_at_one_percent(real_update: tuple[Vector, SideInfo]) -> N
 @every_format
 def test_a_real_update_keeps_its_direction(real_update: tuple[Vector, SideInfo], format: values.ValueFormat) -> None:
     update, shared = real_update
-    payload, _ = encoder.sparse(selection.top_k(0.1), format).encode(update.copy(), None, shared, 0)
+    payload, *_ = encoder.sparse(selection.top_k(0.1), format).encode(update.copy(), None, shared, 0)
     said = encoder.decode(payload, shared).dense().astype(np.float64)
     kept = np.where(said != 0, update, 0).astype(np.float64)
     assert said @ kept / np.linalg.norm(said) / np.linalg.norm(kept) > 0.8

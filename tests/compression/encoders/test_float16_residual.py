@@ -55,19 +55,19 @@ def test_law_of_what_is_discarded(format: str, scale: float, verdicts: list[str]
         update = (draw.standard_normal(N) * scale * np.geomspace(1, 1e-6, N)).astype(np.float32)
         asked += update
         before = float16_residual.widened(state)
-        payload, state = chosen.encode(update.copy(), state, SHARED, seed)
+        payload, _, state = chosen.encode(update.copy(), state, SHARED, seed)
         after = float16_residual.widened(state)
         bound += ROUNDING * (2 * np.abs(update) + 2 * np.abs(before) + np.abs(after)) * 1.01 + 2.0**-149
         dropped += error_of(after)
         if verdict == "refused":
-            state = chosen.settle(state, False)
+            state = chosen.acknowledge(state, False)
             bound += ROUNDING * np.abs(float16_residual.widened(state)) * 1.01
             dropped += error_of(float16_residual.widened(state))
         else:
             said += encoder.decode(payload, SHARED).dense()
             if verdict == "accepted":
-                state = chosen.settle(state, True)
-        again = chosen.settle(state, False)
+                state = chosen.acknowledge(state, True)
+        again = chosen.acknowledge(state, False)
         if verdict != "no verdict":
             np.testing.assert_array_equal(float16_residual.widened(again), float16_residual.widened(state))
             np.testing.assert_array_equal(again.discarded, state.discarded)
@@ -90,7 +90,7 @@ def rounded(residual: Vector) -> float16_residual.Halved[Any]:
     shared = SideInfo(Layout((TensorSpec("weight", residual.shape, "float32"),)))
     update = residual.copy()
     update[-1] = 3e38  # what is sent
-    return chosen.encode(update, chosen.init(shared.layout), shared, 0)[1]
+    return chosen.encode(update, chosen.init(shared.layout), shared, 0).state
 
 
 def test_every_block_has_a_unit_of_its_own() -> None:
@@ -120,7 +120,7 @@ def test_a_state_takes_half_the_bytes() -> None:
     update = np.random.default_rng(1).standard_normal(10**6).astype(np.float32)
     sizes = []
     for chosen in (full, float16_residual.half_precision(full)):
-        state = chosen.encode(update.copy(), chosen.init(layout), SideInfo(layout), 0)[1]
+        state = chosen.encode(update.copy(), chosen.init(layout), SideInfo(layout), 0).state
         sizes.append(sum(array.nbytes for array in leaves(state)))
     assert sizes[1] < 0.55 * sizes[0]
 
@@ -133,7 +133,7 @@ def leaves(state: Any) -> list[Any]:
 
 def test_a_nan_leaves_the_state_whole() -> None:
     chosen = kept()
-    _, state = chosen.encode(np.ones(N, np.float32), chosen.init(SHARED.layout), SHARED, 0)
+    *_, state = chosen.encode(np.ones(N, np.float32), chosen.init(SHARED.layout), SHARED, 0)
     before = [leaf.copy() for leaf in leaves(state)]
     with pytest.raises(errors.NonFiniteError):
         chosen.encode(np.full(N, np.nan, np.float32), state, SHARED, 0)
@@ -144,9 +144,9 @@ def test_a_nan_leaves_the_state_whole() -> None:
 def test_training_starts_ahead_by_what_is_kept() -> None:
     top = error_feedback.error_feedback(encoder.sparse(selection.top_k(k=1), values.FLOAT32))
     ahead = float16_residual.half_precision(error_feedback.step_ahead(top, 0.5))
-    assert ahead.start(ahead.init(SHARED.layout)) is None
-    _, state = ahead.encode(np.arange(N, dtype=np.float32), ahead.init(SHARED.layout), SHARED, 0)
-    offset = ahead.start(state)
+    assert ahead.offset(ahead.init(SHARED.layout)) is None
+    *_, state = ahead.encode(np.arange(N, dtype=np.float32), ahead.init(SHARED.layout), SHARED, 0)
+    offset = ahead.offset(state)
     assert offset is not None
     np.testing.assert_array_equal(offset, float16_residual.widened(state) / 2)
 

@@ -42,16 +42,16 @@ def test_law_of_momentum_correction(name: str, factor: float, verdicts: list[str
     for round, verdict in enumerate(verdicts):
         update = update_of(seed + round)
         updates += update
-        payload, state = chosen.encode(update, state, SHARED, round)
+        payload, _, state = chosen.encode(update, state, SHARED, round)
         if verdict == "refused":
-            state = chosen.settle(chosen.settle(state, False), False)
+            state = chosen.acknowledge(chosen.acknowledge(state, False), False)
         else:
             said = encoder.decode(payload, SHARED)
             said.add_to(accepted)
             positions = slice(None) if len(state.masked_values) == N else state.masked_positions
             masked[positions] += state.masked_values
             if verdict == "accepted":
-                state = chosen.settle(chosen.settle(state, True), False)
+                state = chosen.acknowledge(chosen.acknowledge(state, True), False)
     left = accepted + state.inner.residual + factor / (1 - factor) * (state.velocity + masked)
     np.testing.assert_allclose(left, updates / (1 - factor), rtol=1e-4, atol=1e-3)
 
@@ -64,7 +64,7 @@ def test_what_is_never_sent_adds_up_as_momentum_does() -> None:
     for round in range(10):
         velocity = 0.9 * velocity + update_of(round)
         total += velocity
-        _, state = chosen.encode(update_of(round), state, SHARED, 0)
+        *_, state = chosen.encode(update_of(round), state, SHARED, 0)
     np.testing.assert_allclose(state.velocity, velocity, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(state.inner.residual, total, rtol=1e-5, atol=1e-5)
 
@@ -75,15 +75,15 @@ def test_what_is_always_sent_has_no_momentum(seed: int, rounds: int) -> None:
     chosen = momentum.momentum_corrected(plain)
     state = chosen.init(SHARED.layout)
     for round in range(rounds):
-        payload, state = chosen.encode(update_of(seed + round), state, SHARED, 0)
-        assert payload == plain.encode(update_of(seed + round), None, SHARED, 0)[0]
+        payload, _, state = chosen.encode(update_of(seed + round), state, SHARED, 0)
+        assert payload == plain.encode(update_of(seed + round), None, SHARED, 0).payload
         assert not state.velocity.any()
 
 
 def test_a_velocity_that_overflows_is_refused_and_the_state_stays() -> None:
     chosen = momentum.momentum_corrected(INNER["top_k"])
     huge = np.full(N, np.finfo(np.float32).max, np.float32)
-    _, state = chosen.encode(huge.copy(), chosen.init(SHARED.layout), SHARED, 0)
+    *_, state = chosen.encode(huge.copy(), chosen.init(SHARED.layout), SHARED, 0)
     before = [leaf.tobytes() for leaf in (state.velocity, state.inner.residual)]
     with pytest.raises(errors.NonFiniteError):
         chosen.encode(huge.copy(), state, SHARED, 0)
@@ -92,11 +92,11 @@ def test_a_velocity_that_overflows_is_refused_and_the_state_stays() -> None:
 
 def test_step_ahead_inside_is_asked_for_the_start() -> None:
     chosen = momentum.momentum_corrected(INNER["step ahead"])
-    assert chosen.start(chosen.init(SHARED.layout)) is None
+    assert chosen.offset(chosen.init(SHARED.layout)) is None
     update = update_of(1)
     update.flags.writeable = False
-    _, state = chosen.encode(update, chosen.init(SHARED.layout), SHARED, 0)
-    np.testing.assert_array_equal(chosen.start(state), state.inner.residual)
+    *_, state = chosen.encode(update, chosen.init(SHARED.layout), SHARED, 0)
+    np.testing.assert_array_equal(chosen.offset(state), state.inner.residual)
     np.testing.assert_array_equal(update, update_of(1))
 
 

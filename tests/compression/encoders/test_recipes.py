@@ -29,9 +29,9 @@ def run(chosen: Encoder[Any]) -> tuple[list[Vector], Any]:
     state, said = chosen.init(LAYOUT), []
     for round in range(ROUNDS):
         shared = SideInfo(LAYOUT, round)
-        payload, state = chosen.encode(update_of(round), state, shared, round)
+        payload, _, state = chosen.encode(update_of(round), state, shared, round)
         said.append(encoder.decode(payload, shared).dense())
-        state = chosen.settle(state, True)
+        state = chosen.acknowledge(state, True)
     return said, state
 
 
@@ -83,7 +83,7 @@ def test_fedpress_by_hand() -> None:
         asked = update_of(round) + residual
         np.testing.assert_allclose(one, stepped(asked, 35), rtol=1e-5)
         residual = asked - one
-    np.testing.assert_array_equal(chosen.start(state), residual)
+    np.testing.assert_array_equal(chosen.offset(state), residual)
 
 
 @pytest.mark.parametrize("max_norm", [None, 2.0])
@@ -106,7 +106,7 @@ def test_dgc_warms_up() -> None:
     chosen, counts = recipes.dgc(0.01, warm_up_rounds=2), []
     state = chosen.init(LAYOUT)
     for round in range(4):
-        payload, state = chosen.encode(update_of(round), state, SideInfo(LAYOUT, round), 0)
+        payload, _, state = chosen.encode(update_of(round), state, SideInfo(LAYOUT, round), 0)
         counts.append(payloads.inspect(payload)["count"])
     assert counts == [175, 35, 7, 7]
 
@@ -124,8 +124,8 @@ def test_random_k_by_hand() -> None:
 @pytest.mark.parametrize(("name", "format"), [("fp16", values.FLOAT16), ("int8", values.INT8)])
 def test_dense_formats_by_hand(name: str, format: values.ValueFormat) -> None:
     for round in range(ROUNDS):
-        payload, _ = MADE[name].encode(update_of(round), None, SideInfo(LAYOUT), 0)
-        assert payload == payloads.pack(Dense(update_of(round)), LAYOUT, format)
+        payload, *_ = MADE[name].encode(update_of(round), None, SideInfo(LAYOUT), 0)
+        assert payload == payloads.pack(Dense(update_of(round)), LAYOUT, format).payload
 
 
 def test_signsgd_by_hand() -> None:
@@ -134,7 +134,9 @@ def test_signsgd_by_hand() -> None:
 
 def test_qsgd_by_hand() -> None:
     update, levels = update_of(1), 7
-    said = encoder.decode(recipes.qsgd(4).encode(update.copy(), None, SideInfo(LAYOUT), 3)[0], SideInfo(LAYOUT)).dense()
+    said = encoder.decode(
+        recipes.qsgd(4).encode(update.copy(), None, SideInfo(LAYOUT), 3).payload, SideInfo(LAYOUT)
+    ).dense()
     scales = np.repeat([np.abs(update[:512]).max(), np.abs(update[512:]).max()], [512, N - 512]).astype(np.float64)
     drawn = np.random.default_rng(3).random(N)
     np.testing.assert_allclose(said, np.floor(update / scales * levels + drawn) * scales / levels, rtol=1e-6)
@@ -143,7 +145,7 @@ def test_qsgd_by_hand() -> None:
 def test_terngrad_by_hand() -> None:
     update = update_of(1)
     said = encoder.decode(
-        MADE["terngrad"].encode(update.copy(), None, SideInfo(LAYOUT), 3)[0], SideInfo(LAYOUT)
+        MADE["terngrad"].encode(update.copy(), None, SideInfo(LAYOUT), 3).payload, SideInfo(LAYOUT)
     ).dense()
     scales = np.repeat([np.abs(update[:600]).max(), np.abs(update[600:]).max()], [600, 100])
     drawn = np.random.default_rng(3).random(N) * scales < np.abs(update)
@@ -153,7 +155,7 @@ def test_terngrad_by_hand() -> None:
 def test_eden_by_hand() -> None:
     """With the matrix written out: 1024 coordinates, one rotation, one bit."""
     update = update_of(1)
-    payload, _ = recipes.eden(1).encode(update.copy(), None, SideInfo(LAYOUT), 3)
+    payload, *_ = recipes.eden(1).encode(update.copy(), None, SideInfo(LAYOUT), 3)
     hadamard = np.ones((1, 1))
     for _ in range(10):
         hadamard = np.block([[hadamard, hadamard], [hadamard, -hadamard]])

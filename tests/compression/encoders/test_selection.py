@@ -97,7 +97,7 @@ def test_correlated_is_top_k_of_the_reference_and_then_of_the_rest(
     reference = np.array(sorted(held), np.int64)
     rest = np.setdiff1d(np.arange(n), reference)
     before = vector.copy()
-    chosen = selection.correlated(density, fresh)(vector, shared_of(n)._replace(reference=reference), 0)
+    chosen = selection.correlated(density, fresh)(vector, shared_of(n)._replace(shared_positions=reference), 0)
     k = max(1, round(density * n)) if n else 0
     wanted = k - round(fresh * k) if held else 0
     inside = reference[by_sorting(vector[reference], wanted)]
@@ -114,7 +114,7 @@ def test_correlated_without_a_reference_is_top_k(vector: Vector, density: float,
     shared = shared_of(len(vector))
     expected = selection.top_k(density)(vector, shared, 0)
     for reference in (None, np.empty(0, np.int64)):
-        chosen = selection.correlated(density, fresh)(vector, shared._replace(reference=reference), 0)
+        chosen = selection.correlated(density, fresh)(vector, shared._replace(shared_positions=reference), 0)
         np.testing.assert_array_equal(chosen, expected)
 
 
@@ -123,7 +123,7 @@ def test_correlated_without_a_reference_is_top_k(vector: Vector, density: float,
 def test_correlated_finds_what_is_not_finite_in_and_outside_the_reference(fresh: float, place: int) -> None:
     vector = np.ones(100, np.float32)
     vector[place] = np.nan
-    shared = shared_of(100)._replace(reference=np.arange(0, 100, 2))
+    shared = shared_of(100)._replace(shared_positions=np.arange(0, 100, 2))
     with pytest.raises(errors.NonFiniteError, match="did training diverge"):
         selection.correlated(0.1, fresh)(vector, shared, 0)
 
@@ -140,7 +140,7 @@ def test_threshold_takes_all_that_reach_it(vector: Vector, value: float) -> None
 def test_selecting_from_a_sum_is_selecting_after_adding(name: str, kind: str, n: int) -> None:
     vector, addend = drawn(kind, n, 1), drawn(kind, n, 2)
     total = vector + addend
-    chosen = selection.of_sum(SELECTORS[name], vector, addend, shared_of(n), 3)
+    chosen = SELECTORS[name](vector, shared_of(n), 3, addend)
     np.testing.assert_array_equal(vector.view(np.uint32), total.view(np.uint32))
     np.testing.assert_array_equal(chosen, SELECTORS[name](total, shared_of(n), 3))
 

@@ -39,7 +39,7 @@ def normal(n: int, seed: int = 0) -> Vector:
 
 
 def said(chosen: Encoder[None], vector: Vector, shared: SideInfo, seed: int = 0) -> Vector:
-    return encoder.decode(chosen.encode(vector.copy(), None, shared, seed)[0], shared).dense()
+    return encoder.decode(chosen.encode(vector.copy(), None, shared, seed).payload, shared).dense()
 
 
 @every_scheme
@@ -48,14 +48,14 @@ def test_length_type_and_finiteness(name: str, n: int, seed: int, magnitude: flo
     shared, scheme = shared_of((n,)), SCHEMES[name]
     with np.errstate(over="ignore"):
         vector = (np.random.default_rng(seed).uniform(-1, 1, n) * 10.0**magnitude).astype(np.float32)
-    body = scheme.pack(vector, shared.layout, seed)
+    body, decoded = scheme.pack(vector, shared.layout, seed)
     assert len(body) == scheme.form.length(scheme.parameter, shared.layout)
-    payload, _ = encoder.quantized(scheme).encode(vector.copy(), None, shared, seed)
+    payload, *_ = encoder.quantized(scheme).encode(vector.copy(), None, shared, seed)
     assert len(payload) == payloads.HEADER_BYTES + 1 + len(body)
-    decoded = encoder.decode(payload, shared)
+    assert encoder.decode(payload, shared).dense().tobytes() == decoded.dense().tobytes()
     assert isinstance(decoded, update.Dense) and decoded.values.dtype == np.float32 and decoded.size == n
     assert np.isfinite(decoded.values).all() and decoded.values.flags.writeable
-    assert payload == encoder.quantized(scheme).encode(vector.copy(), None, shared, seed)[0]
+    assert payload == encoder.quantized(scheme).encode(vector.copy(), None, shared, seed).payload
 
 
 @pytest.mark.parametrize("name", UNBIASED)
@@ -142,10 +142,10 @@ def test_a_matrix_of_low_rank_is_said_exactly() -> None:
     ]
     vector = np.concatenate([matrices[0].ravel(), np.ones(30), matrices[1].ravel()]).astype(np.float32)
     chosen = powersgd.powersgd(3)
-    payload, state = chosen.encode(vector.copy(), chosen.init(shared.layout), shared, 1)
+    payload, _, state = chosen.encode(vector.copy(), chosen.init(shared.layout), shared, 1)
     assert [part.rank for part in lowrank.parts(shared.layout, 3)] == [3, 0, 3]
     np.testing.assert_allclose(encoder.decode(payload, shared).dense(), vector, atol=1e-4)
-    assert len(payload) < len(encoder.dense().encode(vector, None, shared, 0)[0]) / 3
+    assert len(payload) < len(encoder.dense().encode(vector, None, shared, 0).payload) / 3
     assert len(state.right) == 3 * (20 + 50)
 
 
@@ -155,7 +155,7 @@ def test_powersgd_contracts(seed: int, rank: int, rows: int, columns: int) -> No
     vector, state = normal(rows * columns + 3, seed), chosen.init(shared.layout)
     last = np.inf
     for _ in range(4):  # the same update again: the power iteration goes on, and misses less each time
-        payload, state = chosen.encode(vector.copy(), state, shared, seed)
+        payload, _, state = chosen.encode(vector.copy(), state, shared, seed)
         missed = float(np.linalg.norm(encoder.decode(payload, shared).dense() - vector))
         assert missed <= min(last, float(np.linalg.norm(vector))) * (1 + 1e-4) + 1e-5
         last = missed
@@ -165,12 +165,12 @@ def test_powersgd_begins_anew_after_zeros_and_refuses_what_is_not_finite() -> No
     shared, chosen = shared_of((10, 10)), powersgd.powersgd(1)
     state = chosen.init(shared.layout)
     for vector in (np.zeros(100, np.float32), normal(100)):
-        payload, state = chosen.encode(vector, state, shared, 0)
+        payload, _, state = chosen.encode(vector, state, shared, 0)
     assert encoder.decode(payload, shared).dense().any() and state.right.any()
     with pytest.raises(errors.NonFiniteError, match="did training diverge"):
         chosen.encode(np.full(100, np.inf, np.float32), state, shared, 0)
     huge = np.full(100, np.finfo(np.float32).max, np.float32)
-    assert np.isfinite(encoder.decode(chosen.encode(huge, state, shared, 0)[0], shared).dense()).all()
+    assert np.isfinite(encoder.decode(chosen.encode(huge, state, shared, 0).payload, shared).dense()).all()
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -194,8 +194,8 @@ def test_error_feedback_keeps_what_the_factors_miss() -> None:
     for round in range(12):
         vector = normal(125, round)
         updates += vector
-        payload, state = chosen.encode(vector, state, shared, round)
-        state = chosen.settle(state, round % 3 > 0)
+        payload, _, state = chosen.encode(vector, state, shared, round)
+        state = chosen.acknowledge(state, round % 3 > 0)
         if round % 3:
             encoder.decode(payload, shared).add_to(accepted)
     np.testing.assert_allclose(accepted + state.residual, updates, atol=1e-5)
@@ -233,7 +233,7 @@ EXAMPLES: dict[str, Encoder] = {
 def example(name: str) -> bytes:
     vector = (np.arange(37) * 37 % 64 - 31).astype(np.float32) / 32
     chosen = EXAMPLES[name]
-    return chosen.encode(vector, chosen.init(EXAMPLE.layout), EXAMPLE, 7)[0]
+    return chosen.encode(vector, chosen.init(EXAMPLE.layout), EXAMPLE, 7).payload
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

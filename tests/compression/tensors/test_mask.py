@@ -58,26 +58,26 @@ def test_what_is_outside_is_left_out_and_comes_back_as_zero(mask: Mask, seed: in
 @given(masks, masks, st.integers(0, 2**32 - 1))
 def test_a_move_keeps_what_survives(before: Mask, after: Mask, seed: int) -> None:
     full = np.random.default_rng(seed).standard_normal(N)
-    move = LAYOUT.within(before).move(LAYOUT.within(after))
+    move = LAYOUT.within(before).change_to(LAYOUT.within(after))
     np.testing.assert_array_equal(
-        move.new(full[before.flags]), np.where(before.flags & after.flags, full, 0)[after.flags]
+        move.apply(full[before.flags]), np.where(before.flags & after.flags, full, 0)[after.flags]
     )
-    np.testing.assert_array_equal(full[before.flags][move.fallen], full[before.flags & ~after.flags])
-    np.testing.assert_array_equal(move.new(full[before.flags], 9)[~before.flags[after.flags]], 9)
+    np.testing.assert_array_equal(full[before.flags][move.removed], full[before.flags & ~after.flags])
+    np.testing.assert_array_equal(move.apply(full[before.flags], 9)[~before.flags[after.flags]], 9)
 
 
 def test_no_mask_is_a_mask_of_all() -> None:
     everything = Mask.of(np.ones(N, np.bool_))
     for one, other in ((None, everything), (everything, None), (None, None)):
         move = MaskChange.between(one, other, N)
-        assert move.survivors.tolist() == move.arrived.tolist() == list(range(N)) and not len(move.fallen)
+        assert move.survivors.tolist() == move.destinations.tolist() == list(range(N)) and not len(move.removed)
 
 
 @given(masks, masks)
 def test_the_fingerprint_covers_the_mask(one: Mask, other: Mask) -> None:
     assert (LAYOUT.within(one).fingerprint == LAYOUT.within(other).fingerprint) == (one == other)
     assert LAYOUT.within(one).fingerprint != LAYOUT.fingerprint
-    payload = payloads.pack(Dense(np.zeros(one.count, np.float32)), LAYOUT.within(one), values.FLOAT32)
+    payload = payloads.pack(Dense(np.zeros(one.count, np.float32)), LAYOUT.within(one), values.FLOAT32).payload
     if one != other:
         with pytest.raises((errors.LayoutMismatch, errors.SizeMismatch)):
             payloads.decode(payload, SideInfo(LAYOUT.within(other)))
@@ -91,7 +91,7 @@ def test_a_mask_of_another_model_is_refused() -> None:
             Mask(N, bitmap)
     other = Layout((TensorSpec("a", (21,), "float32"),))
     with pytest.raises(errors.LayoutError, match="more than their masks"):
-        LAYOUT.move(other)
+        LAYOUT.change_to(other)
 
 
 @given(masks)
@@ -140,16 +140,16 @@ def test_every_encoder_follows_a_mask_and_accounts_for_what_falls_away(name: str
     state = chosen.init(layout)
     for number in range(30):
         update = draw.standard_normal(layout.size).astype(np.float32)
-        payload, state = chosen.encode(update, state, SideInfo(layout, number), number)
+        payload, _, state = chosen.encode(update, state, SideInfo(layout, number), number)
         payloads.decode(payload, SideInfo(layout))
-        state = chosen.settle(state, bool(draw.random() < 0.7))
+        state = chosen.acknowledge(state, bool(draw.random() < 0.7))
         if number % 3 == 2:
             after = LAYOUT.within(Mask.of(draw.random(N) < draw.choice([0.2, 0.9])))
-            before, move = kept_back(state), layout.move(after)
-            state, fallen = chosen.follow(state, move)
-            assert fallen.shape == move.fallen.shape
+            before, move = kept_back(state), layout.change_to(after)
+            state, dropped = chosen.remap(state, move)
+            assert dropped.shape == move.removed.shape
             assert before == pytest.approx(
-                kept_back(state) + fallen.sum(dtype=np.float64), abs=1e-2 if name == "half" else 1e-5
+                kept_back(state) + dropped.sum(dtype=np.float64), abs=1e-2 if name == "half" else 1e-5
             )
             layout = after
 
@@ -157,21 +157,21 @@ def test_every_encoder_follows_a_mask_and_accounts_for_what_falls_away(name: str
 def test_an_entry_that_survives_keeps_its_residual() -> None:
     chosen = error_feedback.error_feedback(encoder.sparse(selection.top_k(k=1), values.FLOAT32))
     update = np.arange(1, N + 1, dtype=np.float32)
-    _, state = chosen.encode(update.copy(), chosen.init(LAYOUT), SideInfo(LAYOUT), 0)
+    *_, state = chosen.encode(update.copy(), chosen.init(LAYOUT), SideInfo(LAYOUT), 0)
     after = LAYOUT.within(Mask.at(np.array([0, 4, 20]), N))  # 20 was sent
-    state, fallen = chosen.follow(chosen.settle(state, True), LAYOUT.move(after))
+    state, dropped = chosen.remap(chosen.acknowledge(state, True), LAYOUT.change_to(after))
     assert state.residual.tolist() == [1, 5, 0]
-    assert fallen.sum() == update[:20].sum() - 6
+    assert dropped.sum() == update[:20].sum() - 6
 
 
 def test_what_cannot_follow_says_so() -> None:
     layout = LAYOUT.within(Mask.at(np.arange(12), N))
     with pytest.raises(errors.LayoutError, match="low-rank factors need whole matrices"):
         powersgd.powersgd(1).init(layout)
-    payload, state = powersgd.powersgd(1).encode(
+    payload, _, state = powersgd.powersgd(1).encode(
         np.ones(N, np.float32), powersgd.powersgd(1).init(LAYOUT), SideInfo(LAYOUT), 0
     )
     with pytest.raises(errors.LayoutError, match="does not say how it follows"):
-        powersgd.powersgd(1).follow(state, LAYOUT.move(layout))
+        powersgd.powersgd(1).remap(state, LAYOUT.change_to(layout))
     with pytest.raises(errors.PayloadError):
         payloads.decode(payload, SideInfo(layout))

@@ -11,7 +11,8 @@ from fedpress.compression import errors
 from fedpress.compression.encoders import encoder, powersgd
 from fedpress.compression.quantizers import eden, qsgd, terngrad
 from fedpress.compression.tensors.layout import Layout, TensorSpec
-from fedpress.compression.tensors.side_info import PositionSet, SideInfo
+from fedpress.compression.tensors.mask import Positions
+from fedpress.compression.tensors.side_info import SideInfo
 from fedpress.compression.tensors.update import Dense, Sparse
 from fedpress.compression.wire import payloads, positions, values
 
@@ -20,8 +21,8 @@ FIXED = 64 * 1024
 """What the page grants beside twice the declared size."""
 
 
-def flat(n: int, reference: PositionSet | None = None) -> SideInfo:
-    return SideInfo(Layout((TensorSpec("weight", (n,), "float32"),)), reference=reference)
+def flat(n: int, reference: Positions | None = None) -> SideInfo:
+    return SideInfo(Layout((TensorSpec("weight", (n,), "float32"),)), shared_positions=reference)
 
 
 def crafted(shared: SideInfo, value_tag: int, index_tag: int, k: int, body: bytes) -> bytes:
@@ -41,8 +42,8 @@ def numbers_by_groups(payload: bytes, shared: SideInfo) -> int:
             return k
     if value_tag == 8 or index_tag == positions.GROUPS:
         return k
-    if index_tag == positions.REFERENCE and shared.reference is not None:
-        m, inside = len(shared.reference), int.from_bytes(body[6 : 6 + -(-n.bit_length() // 8)], "little")
+    if index_tag == positions.REFERENCE and shared.shared_positions is not None:
+        m, inside = len(shared.shared_positions), int.from_bytes(body[6 : 6 + -(-n.bit_length() // 8)], "little")
         counts = (min(inside, m - inside), k - inside)
         return sum(count for tag, count in zip(body[4:6], counts, strict=True) if tag == positions.GROUPS)
     return 0
@@ -53,8 +54,8 @@ def declared(payload: bytes, shared: SideInfo) -> int:
     fields = aimed.HEAD.unpack_from(payload)
     value_tag, index_tag, n, k = fields[2], fields[3], fields[5], fields[6]
     size = 8 * (len(payload) - payloads.HEADER_BYTES) + 8 * numbers_by_groups(payload, shared)
-    if index_tag == positions.REFERENCE and shared.reference is not None:
-        size += 8 * len(shared.reference)
+    if index_tag == positions.REFERENCE and shared.shared_positions is not None:
+        size += 8 * len(shared.shared_positions)
     if value_tag == 67:  # the result is views of the body's numbers
         return size
     return size + (4 * n if index_tag == positions.ALL else 12 * k)
@@ -84,7 +85,7 @@ def test_payloads_as_they_are_sent(name: str, density: float) -> None:
     numbers = random.standard_normal(len(chosen)).astype(np.float32)
     shared, format = flat(N), values.by_name(name)
     update = Dense(numbers) if density == 1 else Sparse(chosen, numbers, N)
-    assert within_bounds(payloads.pack(update, shared.layout, format), shared)
+    assert within_bounds(payloads.pack(update, shared.layout, format).payload, shared)
     if density == 0.05:  # the encoder takes groups; Rice and raw as well
         gaps = np.diff(chosen, prepend=-1) - 1
         low = gaps[:, None] >> np.arange(4) & 1
@@ -104,7 +105,7 @@ def test_payloads_as_they_are_sent(name: str, density: float) -> None:
 @pytest.mark.parametrize("density", [0.002, 0.05, 0.4, 0.9])
 def test_seeded_payloads_as_they_are_sent(name: str, density: float) -> None:
     numbers, shared = np.random.default_rng(1).standard_normal(N).astype(np.float32), flat(N)
-    payload = payloads.pack_drawn(numbers, round(density * N), 7, shared.layout, values.by_name(name))
+    payload = payloads.pack_drawn(numbers, round(density * N), 7, shared.layout, values.by_name(name)).payload
     assert within_bounds(payload, shared)
 
 
@@ -121,7 +122,9 @@ def test_references_as_they_are_used(name: str, density: float, kept: float) -> 
     chosen = np.flatnonzero(there)
     shared = flat(N, np.flatnonzero(held))
     numbers = random.choice([-0.5, 0.5], len(chosen)).astype(np.float32)
-    packed = payloads.pack(Sparse(chosen, numbers, N), shared.layout, values.by_name(name), shared.reference)
+    packed = payloads.pack(
+        Sparse(chosen, numbers, N), shared.layout, values.by_name(name), shared.shared_positions
+    ).payload
     assert packed[4] == positions.REFERENCE or kept < 0.5
     assert within_bounds(packed, shared)
 
@@ -133,7 +136,7 @@ SCHEMES = [*(qsgd.scheme(bits) for bits in (2, 8)), *(eden.scheme(bits) for bits
 def test_forms_as_they_are_sent(chosen: encoder.Encoder) -> None:
     shared = SideInfo(Layout((TensorSpec("weight", (N // 600, 600), "float32"),)))
     update = np.random.default_rng(1).standard_normal(N).astype(np.float32)
-    assert within_bounds(chosen.encode(update, chosen.init(shared.layout), shared, 0)[0], shared)
+    assert within_bounds(chosen.encode(update, chosen.init(shared.layout), shared, 0).payload, shared)
 
 
 LONG = 300_000
@@ -159,7 +162,7 @@ MANY = np.arange(4 * LONG)
 EVEN = np.arange(0, 8 * LONG, 2)
 
 
-def against(held: PositionSet, k: int, tags: tuple[int, int], inside: int, first: bytes, second: bytes = b"") -> bytes:
+def against(held: Positions, k: int, tags: tuple[int, int], inside: int, first: bytes, second: bytes = b"") -> bytes:
     """The payload of k ternary values with positions against these, of 8 * LONG places."""
     shared = flat(8 * LONG, held)
     counts = inside.to_bytes(3, "little") + len(first).to_bytes(3, "little")

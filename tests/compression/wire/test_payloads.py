@@ -50,7 +50,7 @@ def layout_of(n: int) -> Layout:
 
 LAYOUT = layout_of(1000)
 REFERENCE = np.arange(0, 1000, 3)
-SHARED = SideInfo(LAYOUT, reference=REFERENCE)
+SHARED = SideInfo(LAYOUT, shared_positions=REFERENCE)
 
 
 @pytest.mark.parametrize("support", SUPPORTS)
@@ -63,8 +63,8 @@ def test_golden_bytes_of_version_1(support: str, format: ValueFormat) -> None:
     golden = (GOLDEN / f"1-{format.name}-{support}.bin").read_bytes()
     update = example(support)
     layout, reference = layout_of(update.size), REFERENCES.get(support)
-    assert payloads.pack(update, layout, format, reference) == golden
-    decoded = payloads.decode(golden, SideInfo(layout, reference=reference))
+    assert payloads.pack(update, layout, format, reference).payload == golden
+    decoded = payloads.decode(golden, SideInfo(layout, shared_positions=reference))
     np.testing.assert_array_equal(decoded.sparse().positions, update.positions)
     np.testing.assert_array_equal(decoded.values, format.unpack(format.pack(update.values), update.count))
     assert isinstance(decoded, Dense) == (support == "all")
@@ -77,7 +77,7 @@ def test_golden_bytes_of_seeded_payloads(name: str) -> None:
     update = np.arange(n, dtype=np.float32) / 8 - 40
     golden = (GOLDEN / f"1-{name}-seeded.bin").read_bytes()
     format, layout = values.by_name(name), layout_of(n)
-    assert payloads.pack_drawn(update, k, seed, layout, format) == golden
+    assert payloads.pack_drawn(update, k, seed, layout, format).payload == golden
     said = payloads.decode(golden, SideInfo(layout)).sparse()
     np.testing.assert_array_equal(said.positions, positions.drawn(seed, n, k))
     np.testing.assert_array_equal(said.values, format.unpack(format.pack(update[said.positions]), k))
@@ -88,7 +88,7 @@ def test_the_example_of_the_specification() -> None:
     lines = page.split("## Example")[1].split("```")[1].strip().splitlines()
     payload = bytes.fromhex("".join(line[:24] for line in lines))
     update = Sparse(np.array([7, 300]), np.array([1, -1], np.float32), 1000)
-    assert payloads.pack(update, LAYOUT, values.TERNARY) == payload
+    assert payloads.pack(update, LAYOUT, values.TERNARY).payload == payload
 
 
 @st.composite
@@ -107,7 +107,7 @@ def updates(draw: st.DrawFn) -> tuple[Update, Layout]:
 def test_what_is_packed_is_decoded(made: tuple[Update, Layout], name: str) -> None:
     update, layout = made
     format = values.by_name(name)
-    payload = payloads.pack(update, layout, format)
+    payload = payloads.pack(update, layout, format).payload
     for data in (payload, bytearray(payload), memoryview(payload)):
         decoded = payloads.decode(data, SideInfo(layout))
         assert decoded.size == layout.size and decoded.count == update.count
@@ -122,7 +122,7 @@ def test_header_and_padding_take_at_most_24_bytes() -> None:
     layout = layout_of(5000)
     for k in [*range(1, 200), *range(200, 1000, 101), 999]:
         chosen = np.arange(k) * 5
-        payload = payloads.pack(Sparse(chosen, np.ones(k, np.float32), 5000), layout, values.TERNARY)
+        payload = payloads.pack(Sparse(chosen, np.ones(k, np.float32), 5000), layout, values.TERNARY).payload
         bits = min((b + 1) * k + sum(gap >> b for gap in [0] + [4] * (k - 1)) for b in range(8))
         assert len(payload) - (bits + 32 + k) / 8 <= 24  # 32 bits for the magnitude, k for the signs
 
@@ -135,14 +135,14 @@ NAMES = ("magic", "version", "value_tag", "index_tag", "flags", "n", "k", "finge
 
 def crafted(body: bytes | None = None, **changes: object) -> bytes:
     """Return the example payload with fields and body changed and the checksum fitting."""
-    payload = payloads.pack(example("rice"), LAYOUT, values.FLOAT32)
+    payload = payloads.pack(example("rice"), LAYOUT, values.FLOAT32).payload
     fields = dict(zip(NAMES, FIELDS.unpack_from(payload), strict=True)) | changes
     head = FIELDS.pack(*fields.values())
     body = payload[payloads.HEADER_BYTES :] if body is None else body
     return head + struct.pack("<I", zlib.crc32(head + body)) + body
 
 
-BODY = payloads.pack(example("rice"), LAYOUT, values.FLOAT32)[payloads.HEADER_BYTES :]
+BODY = payloads.pack(example("rice"), LAYOUT, values.FLOAT32).payload[payloads.HEADER_BYTES :]
 RICE = BODY[: -4 * 7]
 FLOATS = BODY[-4 * 7 :]
 NAN = struct.pack("<f", float("nan"))
@@ -350,26 +350,26 @@ FAULTS: dict[str, tuple[Callable[[], bytes], type[errors.PayloadError]]] = {
 
 def test_the_uncrafted_payload_is_valid() -> None:
     assert payloads.decode(crafted(), SHARED).count == 7
-    assert crafted() == payloads.pack(example("rice"), LAYOUT, values.FLOAT32)
-    assert dyadic() == payloads.pack(example("rice"), LAYOUT, values.DYADIC)
+    assert crafted() == payloads.pack(example("rice"), LAYOUT, values.FLOAT32).payload
+    assert dyadic() == payloads.pack(example("rice"), LAYOUT, values.DYADIC).payload
     # Ranks 0, 8 and 333 of every third place; 0, 5, 6 and 665 of the others.
     assert payloads.decode(referred(), SHARED).sparse().positions.tolist() == [0, 1, 8, 10, 24, 998, 999]
 
 
 def test_a_decoder_without_the_reference_refuses() -> None:
     for reference in (None, np.arange(0), REFERENCE[:-1]):
-        with pytest.raises(errors.ReferenceMismatch, match=f"against the reference {MARK:08x}"):
-            payloads.decode(referred(), SideInfo(LAYOUT, reference=reference))
-    assert payloads.decode(crafted(), SideInfo(LAYOUT, reference=REFERENCE[:-1])).count == 7  # needs none
+        with pytest.raises(errors.ReferenceMismatch, match=f"against the shared positions {MARK:08x}"):
+            payloads.decode(referred(), SideInfo(LAYOUT, shared_positions=reference))
+    assert payloads.decode(crafted(), SideInfo(LAYOUT, shared_positions=REFERENCE[:-1])).count == 7  # needs none
 
 
 @pytest.mark.parametrize("wrong", [[3, 3], [5, 4], [-1, 4], [4, 1000]])
 def test_a_reference_that_is_no_support_is_refused_on_both_sides(wrong: list[int]) -> None:
     reference = np.array(wrong)
-    with pytest.raises(errors.LayoutError, match="the reference must rise strictly"):
+    with pytest.raises(errors.LayoutError, match="the shared positions must rise strictly"):
         payloads.pack(example("rice"), LAYOUT, values.FLOAT32, reference)
-    with pytest.raises(errors.LayoutError, match="the reference must rise strictly"):
-        payloads.decode(referred(), SideInfo(LAYOUT, reference=reference))
+    with pytest.raises(errors.LayoutError, match="the shared positions must rise strictly"):
+        payloads.decode(referred(), SideInfo(LAYOUT, shared_positions=reference))
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -413,7 +413,7 @@ def test_inspect_finds_what_can_be_found_without_a_layout() -> None:
 
 @pytest.mark.parametrize("name", ["int8", "step", "dyadic"])
 def test_every_flipped_bit_and_every_shorter_payload_is_refused(name: str) -> None:
-    payload = payloads.pack(example("rice"), LAYOUT, values.by_name(name))
+    payload = payloads.pack(example("rice"), LAYOUT, values.by_name(name)).payload
     for bit in range(8 * len(payload)):
         changed = bytearray(payload)
         changed[bit // 8] ^= 1 << bit % 8
@@ -470,7 +470,7 @@ def test_any_body_is_refused_or_valid(n: int, k: int, value_tag: int, index_tag:
 def test_any_body_with_the_right_reference_is_refused_or_valid(
     k: int, tags: tuple[int, int], inside: int, length: int, body: bytes
 ) -> None:
-    shared = SideInfo(layout_of(200), reference=np.arange(0, 200, 11))
+    shared = SideInfo(layout_of(200), shared_positions=np.arange(0, 200, 11))
     head = struct.pack("<IBBBB", positions.fingerprint(np.arange(0, 200, 11), 200), *tags, inside, length)
     whole = (head + body)[:25] + bytes(4 + -(-k // 8)) * (k > 0)
     fields = dict(value_tag=values.TERNARY.tag, index_tag=positions.REFERENCE, n=200, k=k)

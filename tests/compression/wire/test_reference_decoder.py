@@ -52,9 +52,9 @@ def test_golden_files(golden: Path) -> None:
         known = flat(struct.unpack_from("<I", payload, 6)[0])
     if "reference" in golden.stem:
         assert laws.agreed(payload, known) == "ReferenceMismatch"
-        known = known._replace(reference=np.arange(0, 9000, 37))
+        known = known._replace(shared_positions=np.arange(0, 9000, 37))
     assert laws.agreed(payload, known) == ""
-    support = None if known.reference is None else known.reference.tolist()
+    support = None if known.shared_positions is None else known.shared_positions.tolist()
     said = reference.decode(payload, laws.tensors(known.layout.parameters), support)
     assert len(said.positions) == len(said.values) == struct.unpack_from("<I", payload, 10)[0]
 
@@ -233,17 +233,17 @@ def test_random_payloads_against_a_reference(
     elif kind == "all":
         there[:] = True
     held = np.flatnonzero(there)
-    right, format = flat(n)._replace(reference=held), FORMATS[seed % len(FORMATS)]
+    right, format = flat(n)._replace(shared_positions=held), FORMATS[seed % len(FORMATS)]
     update = Sparse(np.array(chosen, np.int64), numbers(len(chosen), seed, exponent), n)
     payload = packed(update, positions.REFERENCE, format, right.layout, held.tolist(), seed)
     length = len(written(positions.REFERENCE, chosen, n, held.tolist(), seed))
     fault = "LengthMismatch" if length > positions.length(positions.REFERENCE, n, len(chosen))[1] else ""
     assert laws.agreed(payload, right) == fault
-    ours = payloads.pack(update, right.layout, format, held)
+    ours = payloads.pack(update, right.layout, format, held).payload
     assert laws.agreed(ours, right) == ""
     for wrong in (None, held[1:], np.append(held, n) - 1):
         if wrong is None or (len(held) and held[0] > 0):
-            found = laws.agreed(payload, right._replace(reference=wrong))
+            found = laws.agreed(payload, right._replace(shared_positions=wrong))
             assert found == (fault or "ReferenceMismatch")
 
 
@@ -259,7 +259,7 @@ def test_random_seeded_payloads(n: int, density: float, seed: int, exponent: int
     shared, format = flat(n), FORMATS[seed % len(FORMATS)]
     update = np.zeros(n, np.float32)
     update[:] = numbers(n, seed, exponent)
-    assert laws.agreed(payloads.pack_drawn(update, k, seed, shared.layout, format), shared) == ""
+    assert laws.agreed(payloads.pack_drawn(update, k, seed, shared.layout, format).payload, shared) == ""
 
 
 def test_an_example_of_each_new_way_to_write_positions() -> None:
@@ -288,9 +288,9 @@ def whole(which: int, shared: SideInfo, seed: int, exponent: int) -> bytes:
     """The payload of a form: one of `SCHEMES`, or behind these PowerSGD of a rank."""
     update = numbers(shared.layout.size, seed, exponent)
     if which < len(SCHEMES):
-        return encoder.quantized(SCHEMES[which]).encode(update, None, shared, seed)[0]
+        return encoder.quantized(SCHEMES[which]).encode(update, None, shared, seed).payload
     chosen = powersgd.powersgd(which - len(SCHEMES) + 1)
-    return chosen.encode(update, chosen.init(shared.layout), shared, seed)[0]
+    return chosen.encode(update, chosen.init(shared.layout), shared, seed).payload
 
 
 FORM_CASES = st.integers(0, len(SCHEMES) + 2)
@@ -322,7 +322,7 @@ def damaged(draw: st.DrawFn) -> tuple[bytes, SideInfo]:
         support = np.flatnonzero(random.random(n) < draw(st.sampled_from([0.0, 0.05, 0.5, 1.0])))
         if draw(st.booleans()):  # near what is sent
             support = np.setxor1d(chosen, support[::20])
-        shared = shared._replace(reference=draw(st.sampled_from([support, support, support, support[1:], None])))
+        shared = shared._replace(shared_positions=draw(st.sampled_from([support, support, support, support[1:], None])))
         if draw(st.integers(0, 9)) == 0:
             chosen, tags = positions.drawn(seed, n, len(chosen)), [positions.SEEDED]
         elif draw(st.integers(0, 2)) == 0:

@@ -62,7 +62,7 @@ def test_the_mean_of_the_client_models_is_the_step(clients: int, density: float,
     answers, mean = [], ReplyMean(model.layout)
     for node in range(clients):
         update = draw.normal(size=model.layout.size).astype(np.float32)
-        payload, _ = codec.encode(update, codec.init(model.layout), SideInfo(model.layout), node)
+        payload, *_ = codec.encode(update, codec.init(model.layout), SideInfo(model.layout), node)
         answers.append(answer(node, payload, buffers_of(model, node)))
         mean.add(payload, answers[-1].buffers, 1.0, None)
     kept = ClientModels()
@@ -115,7 +115,7 @@ def digits_round() -> tuple[GlobalModel, ClientModels, nn.Module]:
         client = copy.deepcopy(start)
         train.train(client, own, task.loss, rule, seed=node)
         trained = flatten.flatten({n: t.numpy() for n, t in client.state_dict().items()}, model.layout)
-        payload, _ = codec.encode(trained - model.master, None, SideInfo(model.layout), 0)
+        payload, *_ = codec.encode(trained - model.master, None, SideInfo(model.layout), 0)
         answers.append(answer(node, payload))
         mean.add(payload, b"", 1.0, None)
     clients = ClientModels()

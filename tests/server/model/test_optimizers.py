@@ -135,8 +135,8 @@ def test_ef21_gets_to_the_minimum_where_top_k_alone_does_not() -> None:
             total = aggregate.Accumulator(3)
             for client, pull in enumerate(pulls):
                 update = np.float32(-0.02) * (pull @ master) * pull - np.float32(0.01) * master
-                payload, states[client] = chosen.encode(update, states[client], shared, 0)
-                states[client] = chosen.settle(states[client], True)
+                payload, _, states[client] = chosen.encode(update, states[client], shared, 0)
+                states[client] = chosen.acknowledge(states[client], True)
                 total.add(encoder.decode(payload, shared), 1.0)
             optimizer.step(total.mean())
         return float(np.abs(master).max())

@@ -57,8 +57,8 @@ class Pair:
             if after is not None:
                 break
             self.confirmed = None  # it asks for the whole model
-        assert after is not None and after.held.tag(0) == self.versions.tag
-        np.testing.assert_array_equal(after.held.integers, self.versions.held.integers)
+        assert after is not None and after.replica.tag(0) == self.versions.tag
+        np.testing.assert_array_equal(after.replica.integers, self.versions.held.integers)
         self.kept = after
         if heard:
             self.confirmed = self.versions.held.version
@@ -100,7 +100,7 @@ class MaskedPair(Pair):
         after = LAYOUT.within(
             Mask.of(np.where(random.random(LAYOUT.size) < 0.2, random.random(LAYOUT.size) < 0.5, old))
         )
-        self.master = self.layout.move(after).new(self.master)
+        self.master = self.layout.change_to(after).apply(self.master)
         self.layout, self.epoch = after, self.epoch + 1
         self.versions.move(after, self.epoch)
 
@@ -112,7 +112,7 @@ class MaskedPair(Pair):
         """One message down, to a client that knows its mask by itself; see `contact`."""
         kept = self.kept
         if kept is not None and self.before is not None and self.before != self.layout:
-            kept = kept.moved(self.before.move(self.layout))
+            kept = kept.remapped(self.before.change_to(self.layout))
         for whole in (False, self.confirmed is None):
             download = self.versions.download(self.confirmed, whole)
             self.forms.append(download.base)
@@ -125,8 +125,8 @@ class MaskedPair(Pair):
             if after is not None:
                 break
             self.confirmed = None
-        assert after is not None and after.held.tag(self.epoch) == self.versions.tag
-        np.testing.assert_array_equal(after.held.integers, self.versions.held.integers)
+        assert after is not None and after.replica.tag(self.epoch) == self.versions.tag
+        np.testing.assert_array_equal(after.replica.integers, self.versions.held.integers)
         support = self.versions.support(download)
         if support is not None:
             decoded = payloads.decode(download.delta, SideInfo(self.layout))
@@ -171,7 +171,7 @@ def test_a_new_mask_costs_no_whole_model() -> None:
     pair.step(random)
     for after in (pair.layout.mask.flags & (np.arange(LAYOUT.size) % 9 > 0), first.mask.flags):  # type: ignore[union-attr]
         moved = LAYOUT.within(Mask.of(after))
-        pair.master = pair.layout.move(moved).new(pair.master)
+        pair.master = pair.layout.change_to(moved).apply(pair.master)
         pair.layout, pair.epoch = moved, pair.epoch + 1
         pair.versions.move(moved, pair.epoch)
         pair.step(random)
@@ -226,9 +226,9 @@ def test_a_damaged_model_is_found_and_replaced() -> None:
     pair, random = Pair(draw=True), np.random.default_rng(4)
     pair.contact(heard=True)
     assert pair.kept is not None
-    integers = pair.kept.held.integers.copy()
+    integers = pair.kept.replica.integers.copy()
     integers[3] += 1  # as after a bit flip on the disk
-    pair.kept = ReplicaWithUndo(pair.kept.held._replace(integers=integers))
+    pair.kept = ReplicaWithUndo(pair.kept.replica._replace(integers=integers))
     pair.master = walk(pair.master, random)
     pair.versions.advance(pair.master, b"")
     pair.contact(heard=True)  # checks that it holds the right one

@@ -155,7 +155,7 @@ def test_students_learn_from_the_client_models_if_there_are_some(tmp_path: Path,
     payloads = []
     for scale in (-0.5, 0.5):  # of all weights: two models, one unsure and one too sure
         codec = encoders.dense(values.FLOAT32)
-        payloads.append(codec.encode(np.float32(scale) * model.master, None, SideInfo(model.layout), 0)[0])
+        payloads.append(codec.encode(np.float32(scale) * model.master, None, SideInfo(model.layout), 0).payload)
     clients = ClientModels()
     nobody = made("nobody", clients=clients)
     assert nobody == made("global")

@@ -197,12 +197,12 @@ class MaskedLink(Link):
         self.discarded = np.zeros(SIZE)
         self.before = LAYOUT  # of the state of the client that is answering
 
-        def follow(state: Any, move: MaskChange) -> Any:
-            state, fallen = made.follow(state, move)
-            self.discarded[self.before.whole(move.fallen)] += fallen
-            return state, fallen
+        def remap(state: Any, change: MaskChange) -> Any:
+            state, dropped = made.remap(state, change)
+            self.discarded[self.before.whole(change.removed)] += dropped
+            return state, dropped
 
-        super().__init__(folder, made._replace(follow=follow), draw)
+        super().__init__(folder, made._replace(remap=remap), draw)
 
     def _answer(self, message: Message) -> Message:
         memory = self.memory(message.metadata.dst_node_id)

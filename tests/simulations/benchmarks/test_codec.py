@@ -39,7 +39,7 @@ def test_bytes_are_those_of_a_payload() -> None:
     figures = codec.run(50_000, 0.02, "uniform", "ternary", payloads=2, repetitions=1)
     update = codec_data.uniform(50_000)
     shared = SideInfo(Layout((TensorSpec("update", (50_000,), "float32"),)))
-    payload, _ = encoder.sparse(selection.top_k(0.02), values.TERNARY).encode(update, None, shared, 0)
+    payload, *_ = encoder.sparse(selection.top_k(0.02), values.TERNARY).encode(update, None, shared, 0)
     assert figures.payload_bytes == len(payload)
     assert figures.bits_per_nonzero == 8 * len(payload) / 1000
     assert figures.index_bits_over_entropy is not None and 1 < figures.index_bits_over_entropy < 1.02

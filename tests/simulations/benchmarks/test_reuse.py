@@ -29,7 +29,7 @@ def kept(path: Path, rounds: list[dict[int, np.ndarray]]) -> RunFolder:
     for round, by_node in enumerate(rounds, start=1):
         for node, support in by_node.items():
             update = Sparse(support, (1 + support).astype(np.float32), N)
-            folder.save_payload(round, node, payloads.pack(update, LAYOUT, values.FLOAT32))
+            folder.save_payload(round, node, payloads.pack(update, LAYOUT, values.FLOAT32).payload)
     return folder
 
 
@@ -89,6 +89,6 @@ def test_runs_without_anything_to_compare_are_named(tmp_path: Path) -> None:
         reuse.run(kept(tmp_path / "one", [{1: A}]).path)
     dense = kept(tmp_path / "dense", [])
     for round in (1, 2):
-        dense.save_payload(round, 1, payloads.pack(Dense(np.zeros(N, np.float32)), LAYOUT, values.INT8))
+        dense.save_payload(round, 1, payloads.pack(Dense(np.zeros(N, np.float32)), LAYOUT, values.INT8).payload)
     with pytest.raises(reuse.ReuseError, match="the encoder must send some of the entries"):
         reuse.run(dense.path)

@@ -54,7 +54,7 @@ def test_a_tier_may_send_more_and_step_less() -> None:
     assert [each and each.density for each in going_down] == [0.01, 0.01, pytest.approx(0.2)]
     assert [each.server_learning_rate for each in (work, phone, sensor)] == [1.5, 1.5, 0.5]
     update = np.random.default_rng(0).standard_normal(sensor.layout.size).astype(np.float32)
-    payload, _ = sensor.encoder.encode(update, sensor.encoder.init(sensor.layout), SideInfo(sensor.layout), 0)
+    payload, *_ = sensor.encoder.encode(update, sensor.encoder.init(sensor.layout), SideInfo(sensor.layout), 0)
     assert payloads.inspect(payload)["count"] == round(0.2 * sensor.layout.size)
 
 
