@@ -152,10 +152,10 @@ class _Client:
     def evaluate(self, call_next: ClientAppCallable) -> Message:
         """Let the application evaluate the held model."""
         order, memory = self._order, self._memory
-        if memory is not None and memory.epoch != order.epoch:
+        if memory is not None and memory.epoch != order.mask_version:
             raise orders.MessageError(
-                f"the model to evaluate is of epoch {order.epoch}, this client has that of epoch {memory.epoch}, until "
-                "an order to train brings another"
+                f"the model to evaluate has mask version {order.mask_version}, the one of this client {memory.epoch},"
+                " until an order to train brings another"
             )
         began = self._start()
         if began is None:
@@ -224,7 +224,7 @@ class _Client:
         an upload of the mask before comes back first. What was kept back for the others is discarded, and counted.
         """
         accepted, memory = self._order.accepted, self._memory
-        epoch = self._order.epoch
+        epoch = self._order.mask_version
         if memory and memory.epoch != epoch and not self._of_these_tensors(layout):
             log(WARNING, "epoch %d follows %d: what was kept back for another model is lost", epoch, memory.epoch)
             self._memory, self._lost = None, True
@@ -262,7 +262,7 @@ class _Client:
 
     def _save(self, began: _Start, encoder_state: Any, ticket: int, reply: bytes, lost: bool) -> None:
         flat, layout = stores.flatten_state(encoder_state), began.layout
-        epoch, discarded = self._order.epoch, self._discarded
+        epoch, discarded = self._order.mask_version, self._discarded
         memory = Memory(flat, ticket, layout.fingerprint, layout, reply, began.kept, lost, epoch, discarded)
         self._store.save(memory.stored())
 

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim.sgd import sgd
 
-from fedpress.compression import timing
 from fedpress.compression.models.task import Examples, usable
 
 
@@ -52,7 +51,6 @@ def deterministic(seed: int) -> None:
     random.seed(seed)
 
 
-@timing.here.of("training")
 def train(
     model: nn.Module,
     examples: Examples,

@@ -22,7 +22,7 @@ from fedpress.compression.wire import payloads, position_set
 
 def shared(order: Order, layout: Layout) -> SideInfo:
     """Return what this client and the server both know of an update: where and how the delta moves the model."""
-    known, download = SideInfo(layout, order.round, order.epoch), order.download
+    known, download = SideInfo(layout, order.round, order.mask_version), order.download
     if download is None or download.base is None or not download.delta:
         return known
     delta = payloads.decode(download.delta, known)
@@ -53,16 +53,16 @@ def agreed(order: Order, layout: Layout, known: Layout | None, epoch: int) -> La
     same = known is not None and known.full.fingerprint == layout.fingerprint
     own = known.mask if known is not None and same else None
     if not order.mask:
-        if own is None or epoch != order.epoch:
-            raise NoMask(f"the order brings no mask of epoch {order.epoch}, and there is none of it here")
+        if own is None or epoch != order.mask_version:
+            raise NoMask(f"the order brings no mask of epoch {order.mask_version}, and there is none of it here")
         return layout.within(own)
     try:
         positions = position_set.unpack(order.mask, layout.size, own.positions if own else None)
         return layout.within(Mask.at(positions, layout.size))
     except PayloadError as error:
-        if own is not None and epoch == order.epoch:
+        if own is not None and epoch == order.mask_version:
             return layout.within(own)  # it is there already: the server was not told, and codes it against an older one
-        raise NoMask(f"the mask of epoch {order.epoch} cannot be read here: {error}") from error
+        raise NoMask(f"the mask of epoch {order.mask_version} cannot be read here: {error}") from error
 
 
 class ReplicaWithUndo(NamedTuple):
@@ -113,7 +113,7 @@ def receive(
     except (PayloadError, ReplicaError) as error:
         log(WARNING, "round %d: the model's delta cannot be used, the whole model is asked for: %s", order.round, error)
         return None
-    if after.tag(order.epoch) != download.tag:
+    if after.tag(order.mask_version) != download.tag:
         log(WARNING, "round %d: the model held differs from the server's, the whole one is asked for", order.round)
         return None
     if kept is None or kept.held.grid != after.grid:

@@ -40,11 +40,11 @@ class Order(NamedTuple):
     federation: str  # names the federation; client state belongs to it
     ticket: int  # one open ticket per node; the answer repeats it
     round: int
-    epoch: int  # rises when the layout or the mask changes
+    mask_version: int  # rises when the layout or the mask changes; on the wire as `epoch`
     version: int  # of the model sent with this order
     accepted: int  # ticket of this client's last accepted upload, 0 for none: whatever came later was refused
     download: Download | None = None  # None: the model is there as an ArrayRecord, and clients keep none
-    mask: bytes | None = None  # `position_set.pack`; empty: the client has this epoch's; None: the model has no mask
+    mask: bytes | None = None  # `position_set.pack`; empty: the client has this one; None: the model has no mask
     drop: float = 0.0  # with the update comes a vote: the mask without this part of each tensor's weights,
     grow: float = 0.0  # and with as many others as this part. 0 and 0: no vote is asked for
 
@@ -73,7 +73,7 @@ def write_order(order: Order) -> dict[str, Any]:
         f"{PREFIX}federation": order.federation,
         f"{PREFIX}ticket": order.ticket,
         f"{PREFIX}round": order.round,
-        f"{PREFIX}epoch": order.epoch,
+        f"{PREFIX}epoch": order.mask_version,
         f"{PREFIX}version": order.version,
         f"{PREFIX}accepted": order.accepted,
     }
@@ -118,7 +118,7 @@ def _order(record: ConfigRecord) -> Order:
         federation=_typed(record, f"{PREFIX}federation", str),
         ticket=_typed(record, f"{PREFIX}ticket", int),
         round=_typed(record, f"{PREFIX}round", int),
-        epoch=_typed(record, f"{PREFIX}epoch", int),
+        mask_version=_typed(record, f"{PREFIX}epoch", int),
         version=_typed(record, f"{PREFIX}version", int),
         accepted=_typed(record, f"{PREFIX}accepted", int),
         download=_download(record) if f"{PREFIX}tag" in record else None,

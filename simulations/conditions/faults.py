@@ -62,13 +62,3 @@ class Faults:
             spoiled[bit // 8] ^= 1 << bit % 8
             answer["update"] = bytes(spoiled)
         return reply
-
-
-class _Here:
-    """What strikes in this worker process now."""
-
-    diverges = False
-
-
-here = _Here()
-"""Set by the engine's worker before each message, read by the workload's training."""

@@ -37,7 +37,7 @@ def context(**node_config: Any) -> Context:
 
 
 def order_message(ticket: int, accepted: int, held: dict[str, Any], kind: str = "train", epoch: int = 0) -> Message:
-    order = orders.Order("test", ticket, round=ticket, epoch=epoch, version=ticket - 1, accepted=accepted)
+    order = orders.Order("test", ticket, round=ticket, mask_version=epoch, version=ticket - 1, accepted=accepted)
     content = RecordDict({"arrays": records.from_numpy(held), "config": ConfigRecord(dict(orders.write_order(order)))})
     return Message(content, dst_node_id=1, message_type=kind)
 
@@ -175,7 +175,7 @@ def test_an_order_of_an_epoch_with_another_layout_starts_anew_and_says_what_is_l
     said = payloads.decode(first.payload, SideInfo(layout)).dense()
     np.testing.assert_allclose(said + kept(), np.ones(48))  # nothing of epoch 0 is in it
     assert "is older than 2" in answered(LAYOUT, 1, 0, epoch=0).error
-    with pytest.raises(orders.MessageError, match="to evaluate is of epoch 2, this client has that of epoch 1"):
+    with pytest.raises(orders.MessageError, match="to evaluate has mask version 2, the one of this client 1"):
         answered(layout, 0, 2, epoch=2, kind="evaluate")
     np.testing.assert_allclose(said + kept(), np.ones(48))
     second = answered(layout, 3, 2, epoch=1)

@@ -6,24 +6,27 @@ was trained from an older version counts less: (1 + staleness)^-a (section 5 the
 Optimization", 2019). Unlike the paper's, the mean here is divided by the sum of the weights and not by `size`.
 """
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 
-class Buffered(NamedTuple):
+@dataclass(frozen=True)
+class Buffered:
     """When the server steps, and what an update that comes late is worth.
 
     Attributes:
         size: replies in the buffer that make a step; at least 1.
         exponent: a above, at least 0; 0: all updates count alike.
         max_staleness: steps since the version trained from, beyond which a reply is refused; None: no limit.
+
+    Raises:
+        ValueError: one of them is out of range.
     """
 
     size: int
     exponent: float = 0.5
     max_staleness: int | None = None
 
-    def check(self) -> None:
-        """Raise ValueError for a number out of range."""
+    def __post_init__(self) -> None:
         if self.size < 1 or not 0 <= self.exponent < float("inf") or (self.max_staleness or 0) < 0:
             raise ValueError(
                 f"schedule: {self}; expected a size of at least 1, an exponent of at least 0 and max_staleness None or"

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from fedpress.compression.messages import records
 from fedpress.server.model.versions import Downlink
 from fedpress.server.rounds.accounting import RoundSummary
-from fedpress.server.strategies.buffered import Buffered
+from fedpress.server.rounds.buffered import Buffered
+from fedpress.server.rounds.settings import Rounds
 from fedpress.server.strategies.sparse_fed import SparseFed
 from fedpress.simulations.conditions.network import Network
 from fedpress.simulations.engines.inline import InlineGrid
@@ -25,12 +26,12 @@ def test_the_discount_is_the_plain_formula(staleness: int, exponent: float) -> N
     assert Buffered(1, 0.0).discount(staleness) == 1
 
 
-@pytest.mark.parametrize("bad", [Buffered(0), Buffered(1, -0.5), Buffered(1, float("nan")), Buffered(1, 0.5, -1)])
-def test_numbers_out_of_range_are_refused(bad: Buffered) -> None:
+@pytest.mark.parametrize("bad", [(0,), (1, -0.5), (1, float("nan")), (1, 0.5, -1)])
+def test_numbers_out_of_range_are_refused(bad: Any) -> None:
     with pytest.raises(ValueError, match="expected a size of at least 1"):
-        SparseFed(schedule=bad)
+        Buffered(*bad)
     with pytest.raises(ValueError, match="over_selection has no meaning"):
-        SparseFed(schedule=Buffered(2), over_selection=1)
+        Rounds(schedule=Buffered(2), over_selection=1)
 
 
 def model() -> ArrayRecord:
@@ -52,12 +53,12 @@ def run(workers: int, schedule: Buffered | None, **more: Any) -> tuple[SparseFed
 
     class Watched(InlineGrid):
         def pull_messages(self, message_ids: Any) -> Any:
-            at_work.append(len(strategy._under_way.pending))
+            at_work.append(len(strategy.federation.under_way.pending))
             return super().pull_messages(message_ids)
 
     strategy = SparseFed(
-        fraction_train=0.5, fraction_evaluate=0.0, deadline=4.0, downlink=Downlink(0.05), schedule=schedule,
-        on_round=rounds.append, **more,
+        fraction_train=0.5, fraction_evaluate=0.0, downlink=Downlink(0.05),
+        rounds=Rounds(deadline=4.0, schedule=schedule), on_round=rounds.append, **more,
     )  # fmt: skip
     with Watched(
         "tests.apps.faulty_client:app", clients=10, workers=workers, network=network, examples=lambda client: 100
