@@ -4,7 +4,7 @@ A strategy holds one federation for each model, and says when it asks and when i
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
@@ -54,10 +54,19 @@ class Round(NamedTuple):
 
 
 class FederationState(NamedTuple):
-    """All that a federation's rounds depend on, after a round's step and before the next round's orders."""
+    """All that a federation's rounds depend on, after a round's step and before the next round's orders.
+
+    Attributes:
+        name, seed: of the federation.
+        first_refusal: index of the round's first refusal.
+        metrics: of the round; None: nobody was asked.
+        tickets, under_way, model, accounting: of its parts.
+    """
 
     name: str
     seed: int
+    first_refusal: int
+    metrics: dict[str, Any] | None
     tickets: Tickets
     under_way: UnderWay
     model: ModelState
@@ -84,6 +93,7 @@ class Federation:
         accounting: bytes, refusals, lost states.
         orders: tickets and verdicts.
         under_way: messages without a reply.
+        metrics: of the last round; None: nobody was asked.
     """
 
     def __init__(
@@ -111,6 +121,8 @@ class Federation:
         self._settings = model or ModelSettings()
         self.orders = Orders(name, self._records.arrayrecord_key, self._records.configrecord_key, self.accounting)
         self.under_way = UnderWay()
+        self.metrics: MetricRecord | None = None
+        self._first_refusal = 0  # index of the round's first refusal
         self._uploads: list[Upload] = []  # that the next step takes in; empty after it
         self._wanted = 0  # number of uploads that end the round
         self._sampled: set[int] = set()  # nodes with an order in this round: one each, whatever comes of it
@@ -150,8 +162,8 @@ class Federation:
 
     @property
     def taken_weight(self) -> float:
-        """The weight of all updates of the last step together."""
-        return self._mean.weight
+        """The weight of all updates of the last round's step together; 0: there was no step."""
+        return self._mean.weight if self.metrics and self.metrics["replies"] else 0.0
 
     # ---- a round ---------------------------------------------------------------------------------------------------
 
@@ -164,6 +176,7 @@ class Federation:
 
     def open_orders(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> list[Message]:
         """Sample nodes and open a ticket for each; with a buffer, for as many as are to be at work and are not."""
+        self._first_refusal = len(self.accounting.refusals)
         if self.sampling.fraction_train == 0.0:
             return []
         self.adopt(arrays)
@@ -190,6 +203,7 @@ class Federation:
             The model after the step, None where there is none; and the round's metrics, None where nobody was asked.
         """
         if replies is None:
+            self.metrics = None
             return None, None
         refusals = self.accounting.refusals
         first_refusal, schedule = len(refusals), self.rounds.schedule
@@ -218,7 +232,8 @@ class Federation:
                 self.orders.accept(upload)
                 if self.on_accepted:
                     self.on_accepted(server_round, upload.node, upload.payload)
-        return (self.model.arrays if counted else None), self._metrics(counted, refusals[first_refusal:])
+        self.metrics = self._metrics(counted, refusals[first_refusal:])
+        return (self.model.arrays if counted else None), self.metrics
 
     def _add_up(self, server_round: int, uploads: list[Upload], ballot: Ballot | None) -> list[Upload]:
         """Add the updates to the mean and the votes to the ballot; return the uploads that can be decoded."""
@@ -279,25 +294,16 @@ class Federation:
         metrics.count_replies(record, len(counted), [refusal.reason for refusal in refused], staleness)
         return record
 
-    def summary(
-        self,
-        server_round: int,
-        metrics: MetricRecord | None,
-        evaluation: MetricRecord | None,
-        first_refusal: int,
-        seconds: float,
-    ) -> RoundSummary:
-        """Return what a round did, and log it.
+    def summary(self, server_round: int, evaluation: MetricRecord | None, seconds: float) -> RoundSummary:
+        """Return what the last round did, and log it.
 
         Args:
             server_round: the round.
-            metrics: what `take` returned.
             evaluation: of the model after it.
-            first_refusal: index of the round's first refusal.
             seconds: how long it took.
         """
         summary = self.accounting.summary(
-            server_round, self.model.published, metrics, evaluation, first_refusal, seconds
+            server_round, self.model.published, self.metrics, evaluation, self._first_refusal, seconds
         )
         masks = self.model.masks
         summary.mask_version = masks.version
@@ -397,8 +403,16 @@ class Federation:
 
     def state(self) -> FederationState:
         """Return all that the rounds depend on, after a round's step and before the next round's orders."""
+        metrics = None if self.metrics is None else dict(self.metrics)
         return FederationState(
-            self.name, self.seed, self.orders.tickets, self.under_way, self.model.state(), self.accounting.state()
+            self.name,
+            self.seed,
+            self._first_refusal,
+            metrics,
+            self.orders.tickets,
+            self.under_way,
+            self.model.state(),
+            self.accounting.state(),
         )
 
     def restore(self, state: FederationState) -> None:
@@ -415,6 +429,8 @@ class Federation:
                 )
         self.model.restore(state.model)
         self._mean = ReplyMean(self.model.layout, self._settings.prediction)
+        self._first_refusal = state.first_refusal
+        self.metrics = None if state.metrics is None else MetricRecord(state.metrics)
         self.orders.tickets, self.under_way = state.tickets, state.under_way
         self.accounting.restore(state.accounting)
 

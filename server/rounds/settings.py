@@ -50,10 +50,10 @@ class Rounds:
     """When a round begins and ends, and which replies count.
 
     Attributes:
-        deadline: seconds after which an order without a reply is closed as refused; None: `start`'s timeout.
-        min_replies: with fewer replies that count, the round makes no step and refuses them all.
         over_selection: nodes sampled beyond the wanted number; the round ends once the wanted number has answered, and
             later replies are refused (their mass stays with the client).
+        min_replies: with fewer replies that count, the round makes no step and refuses them all.
+        deadline: seconds after which an order without a reply is closed as refused; None: `start`'s timeout.
         schedule: None: synchronous rounds. `Buffered(size)`: `fraction_train` of the nodes are at work at any time,
             and a round is what happens until `size` replies are in and the model steps.
         max_examples: replies that claim more examples are refused.
@@ -62,9 +62,9 @@ class Rounds:
         ValueError: one of them is out of range.
     """
 
-    deadline: float | None = None
-    min_replies: int = 1
     over_selection: int = 0
+    min_replies: int = 1
+    deadline: float | None = None
     schedule: Buffered | None = None
     max_examples: float = MAX_EXAMPLES
 

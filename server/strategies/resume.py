@@ -17,7 +17,6 @@ class Step(NamedTuple):
 
     round: int
     seconds: float  # from the orders to the step, by the grid's clock
-    first_refusal: int  # index of this round's first refusal
 
 
 class Progress(NamedTuple):

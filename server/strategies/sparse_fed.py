@@ -256,17 +256,14 @@ class SparseFed(Strategy):
                 evaluation = evaluate_fn(server_round, self.model.published) if evaluate_fn else None
             if evaluation is not None:
                 result.evaluate_metrics_serverapp[server_round] = evaluation
-            train_metrics = result.train_metrics_clientapp.get(server_round)
-            yield self._summary(
-                step._replace(seconds=step.seconds + (clock.now() - step_end)), train_metrics, evaluation
-            )
+            yield self._summary(server_round, evaluation, step.seconds + (clock.now() - step_end))
         result.arrays = self.model.published
 
     # ---- a round ---------------------------------------------------------------------------------------------------
 
     def _take_step(self, current: Round, arrays: ArrayRecord, result: Result) -> resume.Step:
         """Ask, take the step of what comes back, and write the checkpoint."""
-        start, first_refusal = current.clock.now(), len(self.refusals)
+        start = current.clock.now()
         with self.timer.of("orders"):
             replies = self._ask(current, arrays)
         with self.timer.of("step"):
@@ -275,7 +272,7 @@ class SparseFed(Strategy):
             result.arrays = stepped
         if train_metrics is not None:
             result.train_metrics_clientapp[current.number] = train_metrics
-        step = resume.Step(current.number, current.clock.now() - start, first_refusal)
+        step = resume.Step(current.number, current.clock.now() - start)
         # Durable before any message says what came of this round.
         if self.checkpoints:
             with self.timer.of("checkpoint"):
@@ -298,10 +295,8 @@ class SparseFed(Strategy):
             if evaluated is not None:
                 result.evaluate_metrics_clientapp[current.number] = evaluated
 
-    def _summary(
-        self, step: resume.Step, train_metrics: MetricRecord | None, evaluation: MetricRecord | None
-    ) -> RoundSummary:
-        return self.federation.summary(step.round, train_metrics, evaluation, step.first_refusal, step.seconds)
+    def _summary(self, server_round: int, evaluation: MetricRecord | None, seconds: float) -> RoundSummary:
+        return self.federation.summary(server_round, evaluation, seconds)
 
     # ---- checkpoints -----------------------------------------------------------------------------------------------
 

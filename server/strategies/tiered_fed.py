@@ -25,7 +25,6 @@ from fedpress.server.fusion.mutual_distillation import Teaching, teach
 from fedpress.server.rounds.accounting import RoundSummary
 from fedpress.server.rounds.federation import Federation, Round
 from fedpress.server.rounds.sampling import PartOfGrid
-from fedpress.server.strategies import resume
 from fedpress.server.strategies.sparse_fed import SparseFed
 
 ANSWER_SECONDS = 60.0
@@ -51,19 +50,15 @@ class TrainingTier(NamedTuple):
 
 
 class Membership(NamedTuple):
-    """Who trains what, and the tiers' last round.
+    """Who trains what.
 
     Attributes:
         round: the last one.
         tier_of: name of a node's tier; empty: it trains the global model.
-        first_refusals: index of each tier's first refusal of the round.
-        metrics: of each tier's round; None: nobody was asked.
     """
 
     round: int
     tier_of: dict[int, str]
-    first_refusals: dict[str, int]
-    metrics: dict[str, dict[str, Any] | None]
 
 
 class TieredFed(SparseFed):
@@ -111,8 +106,6 @@ class TieredFed(SparseFed):
         self._tier_of: dict[int, str] = {}  # node -> name of its tier, empty: it trains the global model
         self._silent: set[int] = set()  # nodes that did not say it in this round
         self._round = 0
-        self._first_refusals: dict[str, int] = {}  # index of each tier's first refusal of the round
-        self._metrics: dict[str, MetricRecord | None] = {}  # of each tier's round
         self._replies: dict[str, Iterator[Message] | None] = {}  # to each tier's orders
         self.companions["tiers"] = self
 
@@ -178,7 +171,6 @@ class TieredFed(SparseFed):
         self.nodes(grid, "")  # nobody's orders wait for what only these answers tell
         replies = super()._ask(current._replace(grid=self._part(grid, "")), arrays)
         for name, federation, _ in self.training_tiers:
-            self._first_refusals[name] = len(federation.accounting.refusals)
             part = current._replace(grid=self._part(grid, name))
             self._replies[name] = federation.ask(part, federation.model.arrays)
         return replies
@@ -189,9 +181,9 @@ class TieredFed(SparseFed):
         before = self.model.master.copy() if self._sliced else None
         stepped, metrics = self.federation.take(server_round, replies, publish=not self._sliced)
         for name, federation, _ in self.training_tiers:
-            _, self._metrics[name] = federation.take(server_round, self._replies.pop(name), publish=not self._sliced)
+            federation.take(server_round, self._replies.pop(name), publish=not self._sliced)
         if before is not None:
-            self._share(before, {"": metrics, **self._metrics})
+            self._share(before)
         elif self._teaching and server_round % self._teaching.every == 0:
             self._teach(server_round, self._teaching)
         else:
@@ -214,30 +206,29 @@ class TieredFed(SparseFed):
         for federation, start, model in zip(federations, starts, taught, strict=True):
             federation.model.apply_server_update(start, ArrayRecord(model.state_dict()), teaching.downlink)
 
-    def _share(self, before: Vector, metrics: dict[str, MetricRecord | None]) -> None:
+    def _share(self, before: Vector) -> None:
         """Complete a step of models that are slices: each weight becomes the mean over those who have it.
 
         Args:
             before: the global model's master before the step, (n,).
-            metrics: of every model's round.
         """
-        parts = []
-        for name, federation in self.federations.items():
-            positions = heterofl.positions(federation.model.layout, self.model.layout)
-            counted = metrics[name]
-            weight = federation.taken_weight if counted and counted["replies"] else 0.0
-            parts.append(heterofl.Part(positions, federation.model.master, weight))
+        parts = [
+            heterofl.Part(
+                heterofl.positions(federation.model.layout, self.model.layout),
+                federation.model.master,
+                federation.taken_weight,
+            )
+            for federation in self.federations.values()
+        ]
         mean = heterofl.mean(before, parts)
         for federation, part in zip(self.federations.values(), parts, strict=True):
             federation.model.master[:] = mean[part.positions]
             federation.model.publish_version()
 
-    def _summary(
-        self, step: resume.Step, train_metrics: MetricRecord | None, evaluation: MetricRecord | None
-    ) -> RoundSummary:
-        whole = super()._summary(step, train_metrics, evaluation)
+    def _summary(self, server_round: int, evaluation: MetricRecord | None, seconds: float) -> RoundSummary:
+        whole = super()._summary(server_round, evaluation, seconds)
         for name, federation, _ in self.training_tiers:
-            part = federation.summary(step.round, self._metrics[name], None, self._first_refusals[name], step.seconds)
+            part = federation.summary(server_round, None, seconds)
             whole.tiers[name] = part
             whole.replies += part.replies
             whole.refusals += part.refusals
@@ -256,13 +247,9 @@ class TieredFed(SparseFed):
             tier.federation.adopt(ArrayRecord(tier.model.state_dict()))
 
     def state(self) -> Membership:
-        """Return who trains what, and the tiers' last round; the federations are parts of their own."""
-        metrics = {name: None if record is None else dict(record) for name, record in self._metrics.items()}
-        return Membership(self._round, self._tier_of, self._first_refusals, metrics)
+        """Return who trains what; the federations are parts of their own."""
+        return Membership(self._round, self._tier_of)
 
     def restore(self, state: Membership) -> None:
         """Take up a state."""
-        self._round, self._tier_of, self._first_refusals = state.round, state.tier_of, state.first_refusals
-        self._metrics = {
-            name: None if values is None else MetricRecord(values) for name, values in state.metrics.items()
-        }
+        self._round, self._tier_of = state.round, state.tier_of

@@ -37,11 +37,12 @@ def sampling(scenario: Scenario, tier: str | None) -> Sampling:
 def rounds(scenario: Scenario, tier: str | None) -> Rounds:
     """Return when a round begins and ends: of all clients, or of those that train a tier's model."""
     choice, groups = scenario.sampling, [group.name if group else None for group in scenario.groups]
+    buffered = choice.schedule == "buffered"
     return Rounds(
-        choice.deadline,
-        choice.min_replies,
-        scenario.shares(choice.over_selection)[groups.index(tier)] if tier in groups else 0,
-        Buffered(choice.per_round, choice.staleness, choice.max_staleness) if choice.schedule == "buffered" else None,
+        over_selection=scenario.shares(choice.over_selection)[groups.index(tier)] if tier in groups else 0,
+        min_replies=choice.min_replies,
+        deadline=choice.deadline,
+        schedule=Buffered(choice.per_round, choice.staleness, choice.max_staleness) if buffered else None,
     )
 
 
@@ -52,7 +53,8 @@ def downlink(workload: Workload) -> Downlink | None:
         return None
     drawn = not (workload.tier and teaching and teaching.method == "slices")
     density = min(1.0, choice.density * workload.density / workload.scenario.density)
-    return Downlink(density, workload.draw if drawn else None, choice.levels, workload.prediction)
+    draw = workload.draw if drawn else None
+    return Downlink(density, draw=draw, levels=choice.levels, prediction=workload.prediction)
 
 
 def optimizer(workload: Workload) -> ServerOptimizer:
