@@ -41,7 +41,7 @@ class Delivery(NamedTuple):
     error: str = ""
 
 
-class Record:
+class RunRecord:
     """What is kept of a run: this one keeps nothing, and a subclass overrides what it needs."""
 
     def on_round(self, summary: RoundSummary, evaluation: Evaluation | None) -> None:
@@ -85,7 +85,7 @@ class Plan:
     model: nn.Module
     rounds: int
     evaluate_on: Examples
-    record: Record = field(default_factory=Record)
+    record: RunRecord = field(default_factory=RunRecord)
     evaluate_every: int = 1
     publisher: Publisher | None = None
     publish_every: int = 0

@@ -26,7 +26,7 @@ from fedpress.server.rounds.accounting import Accounting, AccountingState, Refus
 from fedpress.server.rounds.aggregate import ReplyMean
 from fedpress.server.rounds.exchange import Clock, UnderWay
 from fedpress.server.rounds.orders import Orders, Tickets, Upload
-from fedpress.server.rounds.settings import ModelSettings, Records, Rounds, Sampling
+from fedpress.server.rounds.settings import MessageFormat, ModelSettings, Rounds, Sampling
 
 TICKETS_APART = 1_000_000
 """Added to the tickets where the newest checkpoint was damaged. Clients have answered tickets that the older one knows
@@ -81,7 +81,7 @@ class Federation:
         seed: for sampling nodes.
         sampling: which part of the nodes takes part.
         rounds: when a round begins and ends.
-        records: where messages hold what.
+        messages: where they hold what, and how their metrics become one.
         model: how the model is kept, stepped and sent.
         clients: is kept up to date with the client models of the last step; None: nobody needs them.
         fusion: lets each step end with a distillation of the model from the client models.
@@ -103,7 +103,7 @@ class Federation:
         *,
         sampling: Sampling | None = None,
         rounds: Rounds | None = None,
-        records: Records | None = None,
+        messages: MessageFormat | None = None,
         model: ModelSettings | None = None,
         clients: ClientModels | None = None,
         fusion: Fusion | None = None,
@@ -117,9 +117,9 @@ class Federation:
         self.fusion = fusion
         self.on_accepted = on_accepted
         self.accounting = Accounting()
-        self._records = records or Records()
+        self._format = messages or MessageFormat()
         self._settings = model or ModelSettings()
-        self.orders = Orders(name, self._records.arrayrecord_key, self._records.configrecord_key, self.accounting)
+        self.orders = Orders(name, self._format.arrayrecord_key, self._format.configrecord_key, self.accounting)
         self.under_way = UnderWay()
         self.metrics: MetricRecord | None = None
         self._first_refusal = 0  # index of the round's first refusal
@@ -289,7 +289,7 @@ class Federation:
         record = MetricRecord()
         if counted:
             contents = [upload.content for upload in counted]
-            record = self._records.train_metrics(contents, self._records.weighted_by_key)
+            record = self._format.train_metrics(contents, self._format.weighted_by_key)
         staleness = [upload.staleness for upload in counted] if self.rounds.schedule else []
         metrics.count_replies(record, len(counted), [refusal.reason for refusal in refused], staleness)
         return record
@@ -350,7 +350,7 @@ class Federation:
                 self.accounting.refuse(server_round, node, "evaluation", str(error))
                 continue
             contents.append(reply.content)
-        return self._records.evaluate_metrics(contents, self._records.weighted_by_key) if contents else None
+        return self._format.evaluate_metrics(contents, self._format.weighted_by_key) if contents else None
 
     # ---- messages --------------------------------------------------------------------------------------------------
 
@@ -377,7 +377,7 @@ class Federation:
 
     def _exchange(self, current: Round, messages: list[Message], kind: str, under_way: UnderWay) -> Iterator[Message]:
         training, server_round, config = kind == MessageType.TRAIN, current.number, current.config
-        key, arrays = self._records.arrayrecord_key, self.model.arrays
+        key, arrays = self._format.arrayrecord_key, self.model.arrays
         known = {id(arrays): records.item_size(key, arrays)} if any(key in m.content for m in messages) else {}
 
         def bill(server_round: int, node: int, direction: Direction, message: Message) -> None:
@@ -397,7 +397,7 @@ class Federation:
         )  # fmt: skip
 
     def _examples(self, content: RecordDict) -> float:
-        return metrics.examples(content, self._records.weighted_by_key, self.rounds.max_examples)
+        return metrics.examples(content, self._format.weighted_by_key, self.rounds.max_examples)
 
     # ---- checkpoints -----------------------------------------------------------------------------------------------
 

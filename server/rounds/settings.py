@@ -81,7 +81,7 @@ class Rounds:
 
 
 @dataclass(frozen=True)
-class Records:
+class MessageFormat:
     """Where messages hold what, and how metrics become one: FedAvg's arguments.
 
     Attributes:

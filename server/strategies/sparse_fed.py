@@ -28,7 +28,7 @@ from fedpress.server.rounds import metrics
 from fedpress.server.rounds.accounting import Accounting, Refusal, RoundSummary
 from fedpress.server.rounds.exchange import Clock, WallClock
 from fedpress.server.rounds.federation import Federation, Round
-from fedpress.server.rounds.settings import ModelSettings, Records, Rounds, Sampling
+from fedpress.server.rounds.settings import MessageFormat, ModelSettings, Rounds, Sampling
 from fedpress.server.rounds.threaded_grid import PatientGrid
 from fedpress.server.strategies import resume
 
@@ -103,7 +103,7 @@ class SparseFed(Strategy):
                 fraction_train, fraction_evaluate, min_train_nodes, min_evaluate_nodes, min_available_nodes
             ),
             rounds=rounds,
-            records=Records(
+            messages=MessageFormat(
                 weighted_by_key,
                 arrayrecord_key,
                 configrecord_key,

@@ -10,7 +10,7 @@ from multiprocessing.process import BaseProcess
 from fedpress.simulations.engines import worker_process
 from fedpress.simulations.engines.worker_process import Task
 
-IMPORTED_ONCE = ["flwr.clientapp", "torch", "fedpress.client.app", "fedpress.simulations.runs.workload"]
+IMPORTED_ONCE = ["flwr.clientapp", "torch", "fedpress.client.app", "fedpress.simulations.runs.job"]
 """What nearly every ClientApp needs. Imported by one process that all workers are forked from, so that a worker starts
 in milliseconds and not in seconds."""
 TUNABLES = "GLIBC_TUNABLES"

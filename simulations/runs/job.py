@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fedpress.simulations.runs.tier_workload import TierWorkload
 from fedpress.simulations.runs.workload import Workload
 from fedpress.simulations.scenario import scenario as scenarios
 from fedpress.simulations.scenario.rounds import TaskChoice
 from fedpress.simulations.scenario.scenario import Scenario
+
+if TYPE_CHECKING:
+    from fedpress.simulations.runs.tier_workload import TierWorkload
 
 REFERENCE = "fedpress.simulations.runs.job:load"
 """What `workload` names in the configuration of a run."""
@@ -36,7 +38,12 @@ class Job:
     @cached_property
     def tiers(self) -> dict[str, TierWorkload]:
         """The work of each tier that trains, by its name."""
-        return {group.name: TierWorkload(self.whole, group) for group in self.whole.scenario.groups if group}
+        groups = [group for group in self.whole.scenario.groups if group]
+        if not groups:
+            return {}
+        from fedpress.simulations.runs.tier_workload import TierWorkload  # needs torch-pruning, which clients may lack
+
+        return {group.name: TierWorkload(self.whole, group) for group in groups}
 
     @property
     def models(self) -> dict[str, Workload]:

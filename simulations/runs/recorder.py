@@ -65,7 +65,7 @@ class RecorderState(NamedTuple):
 
 
 @dataclass
-class Recorder(server.Record):
+class Recorder(server.RunRecord):
     """Keeps the run folder up to date and tells those who follow the run."""
 
     job: Job

@@ -1,5 +1,7 @@
 """Whose work a client has: that of its tier, by its own word or in turn; and what a configuration names."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 from fedpress.simulations.runs import job as jobs
@@ -31,3 +33,15 @@ def test_a_configuration_names_scenario_folder_and_a_node_its_own_data(tmp_path:
     full = jobs.load({"scenario": text, "out": str(tmp_path), "data-folder": "/data"}).whole
     assert (full.scenario.rounds, full.out, full.own_data) == (7, tmp_path, True)
     assert full.scenario.task.data_dir == "/data"
+
+
+def test_a_client_of_the_global_model_needs_nothing_that_prunes() -> None:
+    """A device has the extra `client`, without torch-pruning."""
+    code = (
+        "import sys\n"
+        "from fedpress.simulations.runs import job\n"
+        "job.load({'scenario': 'digits'}).of_client(0).fresh_model()\n"
+        "assert 'torch_pruning' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
