@@ -1,7 +1,8 @@
 """The ClientApp: trains on the client's own examples, sends encoded updates, downloads its student.
 
 What to train on comes from the run's configuration: `workload` names a function that takes the run's configuration
-and returns a `Work`. torch is imported only where it is needed: Flower starts a process for every message.
+and returns a `Job`, which has the `Work` of each client. torch is imported only where it is needed: Flower starts a
+process for every message.
 
 The node's configuration may have `data-folder`, the node's own examples, and `download-folder`, where its students go.
 """
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.clientapp.typing import Mod
 
 from fedpress.client.mod import compress
 from fedpress.client.state import stores
@@ -25,6 +27,7 @@ from fedpress.compression.messages.orders import Order
 from fedpress.compression.tensors import flatten
 from fedpress.compression.tensors.layout import Layout
 from fedpress.compression.tensors.mask import Mask
+from fedpress.compression.timing import Timer
 
 if TYPE_CHECKING:
     from torch import nn
@@ -34,7 +37,7 @@ if TYPE_CHECKING:
 
 
 class Work(Protocol):
-    """What a client needs to know about the job."""
+    """What a client needs to know about its model and data."""
 
     @property
     def task(self) -> Task:
@@ -56,14 +59,6 @@ class Work(Protocol):
     def tier(self) -> str:
         """The tier of devices whose model this is; empty: the global model."""
 
-    def of_client(self, client: int, tier: str | None = None) -> Work:
-        """Return the work of one client, where tiers of devices train models of their own.
-
-        Args:
-            client: its index.
-            tier: what the node's configuration says of itself, `tier`; None: nothing.
-        """
-
     def fresh_model(self) -> nn.Module:
         """Return a model that nobody else holds; its weights do not matter."""
 
@@ -74,63 +69,76 @@ class Work(Protocol):
         """Return the folder where the client keeps downloaded students."""
 
 
-class Asked(NamedTuple):
+class Job(Protocol):
+    """The work of all clients, where tiers of devices may train models of their own."""
+
+    def of_client(self, client: int, tier: str | None = None) -> Work:
+        """Return the work of one client.
+
+        Args:
+            client: its index.
+            tier: what the node's configuration says of itself, `tier`; None: nothing.
+        """
+
+
+class WorkKey(NamedTuple):
     """What a client's work is made from: the run's configuration, the client's index, and the tier that it says."""
 
     run_config: tuple[tuple[str, Any], ...]
     client: int
     tier: str | None
 
-
-latest: Asked | None = None
-"""What the last message in this process was about."""
+    @classmethod
+    def of(cls, context: Context) -> WorkKey:
+        """Return what a message's context says."""
+        tier = context.node_config.get("tier")
+        config, data_folder = dict(context.run_config), context.node_config.get("data-folder")
+        if data_folder:
+            config["data-folder"] = data_folder  # the node's own examples: `workload` has the last word on that
+        return cls(tuple(sorted(config.items())), stores.client_index(context), None if tier is None else str(tier))
 
 
 def _work(context: Context) -> Work:
-    global latest
-    tier = context.node_config.get("tier")
-    config, own = dict(context.run_config), context.node_config.get("data-folder")
-    if own:
-        config["data-folder"] = own  # this node's own examples: `workload` has the last word on what that means
-    latest = Asked(tuple(sorted(config.items())), stores.client_index(context), None if tier is None else str(tier))
-    return _work_of(latest)
+    return _work_of(WorkKey.of(context))
 
 
-def _work_of(asked: Asked) -> Work:
-    return _cached_work(asked.run_config).of_client(asked.client, asked.tier)
+def _work_of(key: WorkKey) -> Work:
+    return _job(key.run_config).of_client(key.client, key.tier)
 
 
-def preload(asked: Asked) -> None:
+def preload(key: WorkKey) -> None:
     """Load what messages like this one need, for processes that are forked from this one."""
-    work = _work_of(asked)
-    work.examples(asked.client)
+    work = _work_of(key)
+    work.examples(key.client)
     work.fresh_model()
     _ = work.encoder, work.layout
 
 
 def forget() -> None:
     """Drop what has been loaded, so that data is read again."""
-    _cached_work.cache_clear()
+    _job.cache_clear()
 
 
 @lru_cache(maxsize=1)
-def _cached_work(run_config: tuple[tuple[str, Any], ...]) -> Work:
+def _job(run_config: tuple[tuple[str, Any], ...]) -> Job:
     config = dict(run_config)
     if "workload" not in config:
         raise ValueError(
-            "the run's configuration has no 'workload' (\"module:function\" that returns the client's work); "
+            "the run's configuration has no 'workload' (\"module:function\" that returns the clients' work); "
             "add it to [tool.flwr.app.config] or to --run-config"
         )
-    work: Work = entry_points.load(str(config["workload"]))(config)
-    return work
+    job: Job = entry_points.load(str(config["workload"]))(config)
+    return job
 
 
-app = ClientApp(mods=[compress(lambda context: _work(context).encoder, layout=lambda context: _work(context).layout)])
+def train(message: Message, context: Context, timer: Timer) -> Message:
+    """Train the received model on the client's examples; the mod turns the weights into an update.
 
-
-@app.train()
-def train(message: Message, context: Context) -> Message:
-    """Train the received model on the client's examples; the mod turns the weights into an update."""
+    Args:
+        message: with the model and the order.
+        context: Flower's, of the client.
+        timer: counts the seconds of the training itself.
+    """
     from fedpress.client import train as local
 
     work = _work(context)
@@ -142,7 +150,8 @@ def train(message: Message, context: Context) -> Message:
     layout = work.layout
     if order.mask is not None:
         layout = layout.within(Mask(layout.size, order.mask))
-    loss = local.train(model, examples, work.task.loss, work.training, seed, flatten.flags(layout))
+    with timer.of("training"):
+        loss = local.train(model, examples, work.task.loss, work.training, seed, flatten.flags(layout))
     metrics = MetricRecord({"num-examples": len(examples.targets), "train-loss": loss})
     content = RecordDict({"arrays": ArrayRecord(model.state_dict()), "metrics": metrics})
     if order.drop or order.grow:
@@ -151,7 +160,6 @@ def train(message: Message, context: Context) -> Message:
     return Message(content, reply_to=message)
 
 
-@app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
     """Evaluate the received model on the client's own examples."""
     from fedpress.compression.models import task
@@ -162,13 +170,11 @@ def evaluate(message: Message, context: Context) -> Message:
     return Message(RecordDict({"metrics": metrics}), reply_to=message)
 
 
-@app.query("tier")
 def tier(message: Message, context: Context) -> Message:
     """Say whose model this client trains."""
     return Message(RecordDict({"tier": ConfigRecord({"name": _work(context).tier})}), reply_to=message)
 
 
-@app.query("student")
 def student(message: Message, context: Context) -> Message:
     """Take a student's bundle: verify it, keep it, rebuild it and evaluate it on test data."""
     from fedpress.client.download import receive
@@ -179,8 +185,8 @@ def student(message: Message, context: Context) -> Message:
     data, sha256 = offer["bundle"], offer["sha256"]
     if not isinstance(data, bytes) or not isinstance(sha256, str):
         raise ValueError("the offer of a student must hold 'bundle' (bytes) and 'sha256' (text)")
-    here = context.node_config.get("download-folder")
-    folder = Path(str(here)) if here else work.downloads(stores.client_index(context))
+    chosen = context.node_config.get("download-folder")
+    folder = Path(str(chosen)) if chosen else work.downloads(stores.client_index(context))
     path = receive.receive(data, sha256, folder)
     found = task.evaluate(receive.load(path, work.task), work.task, work.task.data().test)
     metrics = MetricRecord({"num-examples": found.count, "loss": found.loss, "accuracy": found.accuracy})
@@ -204,3 +210,34 @@ def _loaded(work: Work, message: Message) -> nn.Module:
     _, arrays = records.only_arrays(message.content)
     model.load_state_dict(arrays.to_torch_state_dict())
     return model
+
+
+class TrainingApp(ClientApp):
+    """The ClientApp, for the processes that run it message after message.
+
+    Args:
+        mods: stand between `compress(...)` and the training: they see the model and the trained weights.
+
+    Attributes:
+        latest: what the last message was about, so that it can be loaded for the next; None: there was none.
+        timer: seconds of `training`.
+    """
+
+    def __init__(self, *mods: Mod) -> None:
+        super().__init__(
+            mods=[compress(lambda context: _work(context).encoder, layout=lambda context: _work(context).layout), *mods]
+        )
+        self.latest: WorkKey | None = None
+        self.timer = Timer()
+        self.train()(lambda message, context: train(message, context, self.timer))
+        self.evaluate()(evaluate)
+        self.query("tier")(tier)
+        self.query("student")(student)
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        """Answer a message."""
+        self.latest = WorkKey.of(context)
+        return super().__call__(message, context)
+
+
+app = TrainingApp()

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.optim.sgd import sgd
 
 from fedpress.client.settings import Training
-from fedpress.compression import timing
 from fedpress.compression.models.task import Examples, usable
 
 
@@ -26,7 +25,6 @@ def deterministic(seed: int) -> None:
     random.seed(seed)
 
 
-@timing.here.of("training")
 def train(
     model: nn.Module,
     examples: Examples,

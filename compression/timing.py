@@ -60,7 +60,3 @@ class Timer:
         if self._within:
             self.seconds[self._within[-1]] = self.seconds.get(self._within[-1], 0.0) + now - self._since
         self._since = now
-
-
-here = Timer()
-"""Of this process's main thread: what a client counts without knowing who reads it."""

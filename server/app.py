@@ -1,19 +1,20 @@
 """The ServerApp: federated rounds, evaluation of the held model, students made and delivered.
 
-What to do comes from a `Plan`; `app` gets it from the run's configuration, where `workload` names a function that
-returns an object with a method `plan`.
+What to do comes from a `Plan`; `app` gets it from the run's configuration, where `plan` names a function of the
+configuration that returns one.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from hashlib import sha256
 from logging import WARNING
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.app.user_config import UserConfig
 from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy import Result
 from flwr.supercore import log
 from torch import nn
 
@@ -21,6 +22,7 @@ from fedpress.compression import entry_points
 from fedpress.compression.errors import FedpressError
 from fedpress.compression.messages import records
 from fedpress.compression.models.task import Evaluation, Examples, Task, evaluate
+from fedpress.server.model.global_model import GlobalModel
 from fedpress.server.publishing.publish import Published, Publisher
 from fedpress.server.rounds.accounting import RoundSummary
 from fedpress.server.strategies.sparse_fed import SparseFed
@@ -39,20 +41,25 @@ class Delivery(NamedTuple):
     error: str = ""
 
 
-class Watcher(Protocol):
-    """Is told what happens."""
+class RunRecord:
+    """What is kept of a run: this one keeps nothing, and a subclass overrides what it needs."""
 
     def on_round(self, summary: RoundSummary, evaluation: Evaluation | None) -> None:
-        """A round is over; `evaluation` is that of the held model, where it was due."""
+        """Enter a round that is over; `evaluation` is that of the held model, where it was due."""
 
     def on_students(self, deliveries: list[Delivery]) -> None:
-        """Students were published, and delivered."""
+        """Enter students that were published and delivered."""
 
     def on_end(self, model: nn.Module, digest: str) -> None:
-        """The rounds are over, the last students still to come; `digest` is that of `server_digest`."""
+        """Enter the final model: the rounds are over, the last students still to come.
+
+        Args:
+            model: with the final weights.
+            digest: that of `server_digest`.
+        """
 
     def on_finished(self) -> None:
-        """Nothing is left to do."""
+        """Close: nothing is left to do."""
 
 
 @dataclass
@@ -69,15 +76,16 @@ class Plan:
         publisher: makes the students; None: there are none.
         publish_every: rounds from one publication to the next; 0: only at the end.
         downloads_per_tier: how many clients of each tier get its student.
-        watcher: is told what happens.
+        record: is told what happens.
+        device: that the held model is evaluated on.
     """
 
     task: Task
     strategy: SparseFed
     model: nn.Module
     rounds: int
-    watcher: Watcher
     evaluate_on: Examples
+    record: RunRecord = field(default_factory=RunRecord)
     evaluate_every: int = 1
     publisher: Publisher | None = None
     publish_every: int = 0
@@ -105,19 +113,20 @@ def serve(plan: Plan, grid: Grid) -> None:
         return None
 
     def load_tier(tier: TrainingTier) -> nn.Module:
-        tier.model.load_state_dict(tier.strategy.model.published.to_torch_state_dict())
+        tier.model.load_state_dict(tier.federation.model.published.to_torch_state_dict())
         return tier.model
 
     def publish(version: int, arrays: ArrayRecord, publisher: Publisher) -> None:
         students = publisher.publish(version, load(arrays), {tier.name: load_tier(tier) for tier in tiers})
-        plan.watcher.on_students(deliver(plan, grid, version, students))
+        plan.record.on_students(deliver(plan, grid, version, students))
 
     def after_round(summary: RoundSummary) -> None:
         for tier in tiers if latest else ():
-            found = evaluate(load_tier(tier), plan.task, plan.evaluate_on, device=plan.device)
+            evaluation = evaluate(load_tier(tier), plan.task, plan.evaluate_on, device=plan.device)
             tier.model.to("cpu")
-            summary.tiers[tier.name].evaluation = MetricRecord({"accuracy": found.accuracy, "loss": found.loss})
-        plan.watcher.on_round(summary, latest)
+            metrics = MetricRecord({"accuracy": evaluation.accuracy, "loss": evaluation.loss})
+            summary.tiers[tier.name].evaluation = metrics
+        plan.record.on_round(summary, latest)
         due = plan.publish_every and summary.round % plan.publish_every == 0
         if plan.publisher and due and summary.round < plan.rounds:
             try:
@@ -127,14 +136,14 @@ def serve(plan: Plan, grid: Grid) -> None:
 
     if plan.publisher:
         plan.publisher.check(plan.model)
-    plan.strategy.on_round = after_round
-    result = plan.strategy.start(
-        grid, ArrayRecord(plan.model.state_dict()), num_rounds=plan.rounds, evaluate_fn=evaluate_held
-    )
-    plan.watcher.on_end(load(result.arrays), server_digest(plan.strategy, result.arrays))
+    result = Result(arrays=ArrayRecord(plan.model.state_dict()))
+    for summary in plan.strategy.run(grid, result, plan.rounds, evaluate_fn=evaluate_held):
+        with plan.strategy.timer.of("report"):
+            after_round(summary)
+    plan.record.on_end(load(result.arrays), server_digest(plan.strategy, result.arrays))
     if plan.publisher:
         publish(plan.rounds, result.arrays, plan.publisher)
-    plan.watcher.on_finished()
+    plan.record.on_finished()
 
 
 def deliver(plan: Plan, grid: Grid, server_round: int, students: list[Published]) -> list[Delivery]:
@@ -147,8 +156,8 @@ def deliver(plan: Plan, grid: Grid, server_round: int, students: list[Published]
     if isinstance(plan.strategy, TieredFed):
         members = {tier.name: plan.strategy.nodes(grid, tier.name) for tier in plan.strategy.training_tiers}
         nodes = plan.strategy.nodes(grid, "")
-    given = [published.tier for published in students if published.tier not in members]
-    members |= tier_members(nodes, given, plan.strategy.tiers)
+    untrained = [published.tier for published in students if published.tier not in members]
+    members |= tier_members(nodes, untrained, plan.strategy.tiers)
     offers: dict[int, Published] = {}
     for published in students:
         offers.update(dict.fromkeys(members[published.tier][: plan.downloads_per_tier], published))
@@ -158,17 +167,16 @@ def deliver(plan: Plan, grid: Grid, server_round: int, students: list[Published]
             {"bundle": published.path.read_bytes(), "sha256": published.sha256, "tier": published.tier}
         )
         messages.append(Message(RecordDict({"student": offer}), dst_node_id=node, message_type="query.student"))
-    books = {
-        node: plan.strategy.accounts.get(published.tier, plan.strategy.books) for node, published in offers.items()
-    }
+    accounts = plan.strategy.accounts
+    accounting = {node: accounts.get(published.tier, accounts[""]) for node, published in offers.items()}
     for message in messages:
-        books[message.metadata.dst_node_id].bill(server_round, message.metadata.dst_node_id, "down", message)
+        accounting[message.metadata.dst_node_id].bill(server_round, message.metadata.dst_node_id, "down", message)
     deliveries = []
     for reply in sorted(grid.send_and_receive(messages), key=lambda reply: reply.metadata.src_node_id):
         node = reply.metadata.src_node_id
         if node not in offers:
             continue  # the SuperLink's word for a node that is gone, in its own name
-        books[node].bill(server_round, node, "up", reply)
+        accounting[node].bill(server_round, node, "up", reply)
         if reply.has_error():
             deliveries.append(Delivery(offers[node], node, None, str(reply.error.reason)))
         else:
@@ -202,44 +210,50 @@ def tier_members(nodes: Iterable[int], tiers: Sequence[str], reported: Mapping[i
     for number, node in enumerate(silent):
         if tiers:
             members[tiers[number % len(tiers)]].append(node)
-    for tier, found in members.items():
-        if not found:
+    for tier, of_tier in members.items():
+        if not of_tier:
             log(WARNING, "no node is of tier %r, so nobody gets its student: tiers are %s", tier, known)
-    return {tier: sorted(found) for tier, found in members.items()}
+    return {tier: sorted(of_tier) for tier, of_tier in members.items()}
 
 
 def server_digest(strategy: SparseFed, arrays: ArrayRecord) -> str:
     """Return the SHA-256 over master, held model, buffers and optimizer state, and over those of tiers that train."""
-    digest = sha256(strategy.model.master.tobytes())
-    if strategy.model.epochs.mask is not None:
-        digest.update(strategy.model.epochs.mask.bitmap)
-    for name, array in records.to_numpy(arrays).items():
-        digest.update(name.encode() + str(array.dtype).encode() + np.ascontiguousarray(array).tobytes())
-    for name, array in sorted(strategy.model.optimizer.saved().arrays.items()):
-        digest.update(name.encode() + array.tobytes())
+    digest = sha256(b"".join(_bytes_of(strategy.model, arrays)))
     for tier in strategy.training_tiers if isinstance(strategy, TieredFed) else ():
-        digest.update(f"{tier.name} {server_digest(tier.strategy, tier.strategy.model.published)}".encode())
+        model = tier.federation.model
+        of_tier = sha256(b"".join(_bytes_of(model, model.published))).hexdigest()
+        digest.update(f"{tier.name} {of_tier}".encode())
     return digest.hexdigest()
+
+
+def _bytes_of(model: GlobalModel, arrays: ArrayRecord) -> Iterator[bytes]:
+    yield model.master.tobytes()
+    if model.masks.mask is not None:
+        yield model.masks.mask.bitmap
+    for name, array in records.to_numpy(arrays).items():
+        yield name.encode() + str(array.dtype).encode() + np.ascontiguousarray(array).tobytes()
+    for name, tensor in sorted(model.optimizer.state.items()):
+        yield name.encode() + tensor.numpy().tobytes()
 
 
 def server_app(plan_of: Callable[[UserConfig], Plan]) -> ServerApp:
     """Return a ServerApp that carries out the plan made from the run's configuration."""
-    made = ServerApp()
+    app = ServerApp()
 
-    @made.main()
+    @app.main()
     def main(grid: Grid, context: Context) -> None:
         serve(plan_of(context.run_config), grid)
 
-    return made
+    return app
 
 
 def _plan_from_config(run_config: UserConfig) -> Plan:
-    if "workload" not in run_config:
+    if "plan" not in run_config:
         raise ValueError(
-            "the run's configuration has no 'workload' (\"module:function\" whose result has a method `plan`); "
+            "the run's configuration has no 'plan' (\"module:function\" that returns what the server is to do); "
             "add it to [tool.flwr.app.config] or to --run-config"
         )
-    plan: Plan = entry_points.load(str(run_config["workload"]))(run_config).plan()
+    plan: Plan = entry_points.load(str(run_config["plan"]))(run_config)
     return plan
 
 

@@ -126,9 +126,10 @@ def simulate(
         from fedpress.simulations.report import run_page
         from fedpress.simulations.results import start
         from fedpress.simulations.results.run_folder import load
-        from fedpress.simulations.runs import plan_students, recorder, runner, workload
+        from fedpress.simulations.runs import plan_students, runner, workload
+        from fedpress.simulations.runs.observer import Observer
 
-        followers: list[recorder.Observer] = []
+        followers: list[Observer] = []
         if tensorboard:
             with common.clear_errors("tensorboard"):
                 from fedpress.simulations.report import event_files
@@ -150,7 +151,6 @@ def simulate(
         console = Console()
         interrupted = False
         with progress.Display(console, chosen.rounds) as display:
-            told = recorder.Observers(display, *followers)
             try:
                 options: dict[str, Any] = {
                     "keep_state": keep_state,
@@ -158,9 +158,9 @@ def simulate(
                     "make_grid": make_grid,
                 }
                 if resume is not None:
-                    results = runner.resume(resume, told, **options)
+                    results = runner.resume(resume, display, *followers, **options)
                 else:
-                    results = runner.simulate(chosen, out, told, **options)
+                    results = runner.simulate(chosen, out, display, *followers, **options)
             except KeyboardInterrupt:
                 interrupted = True
         folder = display.folder

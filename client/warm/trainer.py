@@ -54,7 +54,7 @@ class Trainer:
         self._threads = threads or os.cpu_count() or 1
         self._reload_after = reload_after
         self._loaded_at = 0.0
-        self._loaded: app.Asked | None = None
+        self._loaded: app.WorkKey | None = None
         self._children: set[int] = set()
         address.unlink(missing_ok=True)
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -132,8 +132,8 @@ class Trainer:
             traceback.print_exc()
         finally:
             with suppress(OSError):
-                if app.latest is not None:
-                    os.write(writing, json.dumps(app.latest).encode())
+                if app.app.latest is not None:
+                    os.write(writing, json.dumps(app.app.latest).encode())
                 sys.stdout.flush()
                 sys.stderr.flush()
             os._exit(code if isinstance(code, int) else 1)
@@ -142,21 +142,21 @@ class Trainer:
         """Load what a child has needed, for those that come."""
         self._selector.unregister(pipe)
         with pipe:
-            said = pipe.read()
-        if not said:
+            latest = pipe.read()
+        if not latest:
             return
-        config, client, tier = json.loads(said)
-        asked = app.Asked(tuple((key, value) for key, value in config), client, tier)
+        config, client, tier = json.loads(latest)
+        needed = app.WorkKey(tuple((key, value) for key, value in config), client, tier)
         old = self._reload_after and time.monotonic() - self._loaded_at > self._reload_after
-        if asked == self._loaded and not old:
+        if needed == self._loaded and not old:
             return
         if old:
             app.forget()
         try:
-            app.preload(asked)
+            app.preload(needed)
         except Exception as error:  # a message will show it to the server, too
             log(logging.WARNING, "cannot load in advance: %s: %s", type(error).__name__, error)
-        self._loaded, self._loaded_at = asked, time.monotonic()
+        self._loaded, self._loaded_at = needed, time.monotonic()
         gc.collect()
         gc.freeze()  # or a collection in a child would copy every page
 

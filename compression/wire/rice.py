@@ -1,7 +1,8 @@
 """The Golomb-Rice code of gaps between positions: low bits as they are, high parts in unary.
 
 Golomb 1966, "Run-length encodings"; Rice and Plaunt 1971, "Adaptive variable-length coding". The low bits of all gaps
-come first, then all high parts, so that both are written and read by vector operations; docs/reference/wire.md has the bits.
+come first, then all high parts, so that both are written and read by vector operations; the bits are in
+docs/reference/wire.md.
 """
 
 import numpy as np

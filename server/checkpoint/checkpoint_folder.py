@@ -9,24 +9,25 @@ before it is read. No pickle: a checkpoint cannot run code.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from logging import ERROR
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from flwr.supercore import log
 
 from fedpress.compression import files
-from fedpress.server.checkpoint.state import CheckpointError, Damaged, State, pack, unpack
+from fedpress.server.checkpoint.state import CheckpointError, Damaged, Saved, pack, unpack
 
 KEEP = 3
 _NAME = re.compile(r"round-(\d{8})\.safetensors")
 
 
-class Found(NamedTuple):
+class Checkpoint(NamedTuple):
     """A checkpoint that was read."""
 
     round: int
-    state: State
+    saved: Saved
     skipped: int  # newer ones that were damaged
 
 
@@ -56,8 +57,12 @@ class CheckpointFolder:
         """Return the rounds that there are checkpoints of, in order."""
         return sorted(int(match[1]) for path in self.path.iterdir() if (match := _NAME.fullmatch(path.name)))
 
-    def save(self, round: int, state: State) -> None:
+    def save(self, round: int, state: Mapping[str, Any]) -> None:
         """Write the checkpoint of a round; it is on the disk when this returns. Old ones are removed.
+
+        Args:
+            round: after whose step this is.
+            state: by part, as `pack` takes it.
 
         Raises:
             CheckpointError: it cannot be written; the earlier ones are untouched.
@@ -65,15 +70,15 @@ class CheckpointFolder:
         path = self._path(round)
         try:
             files.write_atomically(path, pack(state))
-            for old in [there for there in self.rounds() if there < round][: -self._keep + 1 or None]:
-                self._path(old).unlink(missing_ok=True)
+            for earlier in [number for number in self.rounds() if number < round][: -self._keep + 1 or None]:
+                self._path(earlier).unlink(missing_ok=True)
         except OSError as error:
             raise CheckpointError(
                 f"cannot write the checkpoint {path}: {error}; the one before it is untouched. Make room on the disk,"
                 " then the run can go on from there"
             ) from error
 
-    def newest(self) -> Found | None:
+    def newest(self) -> Checkpoint | None:
         """Read the newest checkpoint that is whole; damaged ones are moved aside, and the log says so.
 
         Nobody else may be writing there: what killed writes have left is removed.
@@ -89,7 +94,7 @@ class CheckpointFolder:
         for round in reversed(self.rounds()):
             path = self._path(round)
             try:
-                return Found(round, unpack(path.read_bytes()), skipped)
+                return Checkpoint(round, unpack(path.read_bytes()), skipped)
             except Damaged as error:
                 aside = files.move_aside(path)
                 log(ERROR, "the checkpoint %s cannot be used: %s. It is now %s", path, error, aside.name)

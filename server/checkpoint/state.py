@@ -1,78 +1,166 @@
-"""State of a part of a run: arrays and JSON, packed into one checksummed file."""
+"""State of a run: one typed value, and the checksummed file that it is packed into.
+
+Each part of the server describes what it keeps as a named tuple or a dataclass, and a state is a tree of them. `pack`
+is the one place that turns such a tree into arrays and JSON, and `Saved.part` the one that reads it back, by the
+annotations of the types.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
+import types
+from collections import deque
 from collections.abc import Mapping
 from hashlib import sha256
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, Union, get_args, get_origin, get_type_hints, runtime_checkable
 
 import numpy as np
+import torch
+from flwr.app import Message, RecordDict
+from flwr.common import serde
+from flwr.proto.message_pb2 import Message as ProtoMessage
+from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 from numpy.typing import NDArray
 
 from fedpress.compression.errors import FedpressError
 
 FORMAT = "fedpress.checkpoint"
-VERSION = 2  # 1: before buffered rounds
+VERSION = 1
+_BYTES = "bytes"
+"""Name of the array with all bytes values, one after the other; each of them once."""
+
+S = TypeVar("S")
 
 
 class CheckpointError(FedpressError, ValueError):
     """A checkpoint cannot be written or used."""
 
 
-class State(NamedTuple):
-    """What a part of the server keeps: arrays, and the rest as JSON has it.
-
-    >>> State.of(model=State({"master": np.zeros(2)}, {"version": 3})).part("model").meta
-    {'version': 3}
-    """
-
-    arrays: dict[str, NDArray[Any]]
-    meta: dict[str, Any]
-
-    @classmethod
-    def of(cls, **parts: State) -> State:
-        """Return the state of a whole, each part under its name."""
-        arrays = {f"{name}/{key}": array for name, part in parts.items() for key, array in part.arrays.items()}
-        return cls(arrays, {name: part.meta for name, part in parts.items()})
-
-    def part(self, name: str) -> State:
-        """Return the state of one part."""
-        arrays = {
-            key.removeprefix(f"{name}/"): array for key, array in self.arrays.items() if key.startswith(f"{name}/")
-        }
-        return State(arrays, self.meta[name])
+class Damaged(CheckpointError):
+    """The bytes are not those of a whole checkpoint."""
 
 
 @runtime_checkable
 class Resumable(Protocol):
     """A part of a run that goes into its checkpoints.
 
-    Law: after `restore(saved())`, on a fresh object, both go on in the same way, bit for bit.
+    Law: after `restore(state)`, on a fresh object, both go on in the same way, bit for bit.
     """
 
-    def saved(self) -> State:
-        """Return the state; it may share memory with the object, and is written at once."""
+    def state(self) -> Any:
+        """Return the state, of the annotated type; it may share memory with the object, and is written at once."""
 
-    def restore(self, state: State) -> None:
+    def restore(self, state: Any) -> None:
         """Take up a state."""
 
 
-class Damaged(CheckpointError):
-    """The bytes are not those of a whole checkpoint."""
+class _Writer:
+    """A tree on its way to arrays and JSON."""
+
+    def __init__(self) -> None:
+        self.arrays: dict[str, NDArray[Any]] = {}
+        self.bytes: dict[bytes, int] = {}  # value -> its number
+
+    def plain(self, value: Any, path: str) -> Any:
+        """Return a value as JSON holds it; arrays and bytes are put aside."""
+        if isinstance(value, torch.Tensor):
+            value = value.numpy()
+        if isinstance(value, np.ndarray | np.generic):  # numpy's arithmetic turns arrays of shape () into scalars
+            self.arrays[path] = np.ascontiguousarray(value).reshape(value.shape)
+            return path
+        if isinstance(value, Message):
+            value = serde.message_to_proto(value).SerializeToString()
+        elif isinstance(value, RecordDict):
+            value = serde.recorddict_to_proto(value).SerializeToString()
+        if isinstance(value, bytes):
+            return self.bytes.setdefault(value, len(self.bytes))
+        if names := _fields(type(value)):
+            return {name: self.plain(getattr(value, name), f"{path}/{name}") for name in names}
+        if isinstance(value, Mapping):  # as pairs: JSON would turn the numbers among its keys into texts
+            return [[key, self.plain(entry, f"{path}/{key}")] for key, entry in value.items()]
+        if isinstance(value, list | tuple | deque):
+            return [self.plain(entry, f"{path}/{number}") for number, entry in enumerate(value)]
+        return value
 
 
-def pack(state: State) -> bytes:
-    """Return a state as the bytes of a safetensors file."""
+class Saved:
+    """A state that was read from a file, before it has its types again.
+
+    Args:
+        arrays: by path.
+        values: the rest, by part.
+    """
+
+    def __init__(self, arrays: Mapping[str, NDArray[Any]], values: Mapping[str, Any], lengths: list[int]) -> None:
+        self._arrays = arrays
+        self._values = values
+        ends = np.cumsum(lengths, dtype=np.int64).tolist()
+        whole = arrays[_BYTES].tobytes()
+        self._bytes = [whole[end - length : end] for end, length in zip(ends, lengths, strict=True)]
+
+    def part(self, name: str, kind: type[S]) -> S:
+        """Return a part of the state.
+
+        Args:
+            name: as it was packed.
+            kind: the type that it had.
+
+        Raises:
+            CheckpointError: there is no such part, or it was of another type.
+        """
+        try:
+            part: S = self._typed(self._values[name], kind)
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+            raise CheckpointError(
+                f"the checkpoint is of another run: its part {name!r} is no {kind.__name__}"
+                f" ({type(error).__name__}: {error})"
+            ) from error
+        return part
+
+    def _typed(self, value: Any, kind: Any) -> Any:
+        origin, arguments = get_origin(kind) or kind, get_args(kind)
+        if origin in (Union, types.UnionType):
+            if value is None:
+                return None
+            (kind,) = (argument for argument in arguments if argument is not types.NoneType)
+            return self._typed(value, kind)
+        if origin is np.ndarray:
+            return self._arrays[value]
+        if origin is torch.Tensor:
+            return torch.from_numpy(self._arrays[value])
+        if origin is bytes:
+            return self._bytes[value]
+        if origin is Message:
+            return serde.message_from_proto(ProtoMessage.FromString(self._bytes[value]))
+        if origin is RecordDict:
+            return serde.recorddict_from_proto(ProtoRecordDict.FromString(self._bytes[value]))
+        if names := _fields(origin):
+            hints = _hints(origin)
+            return origin(**{name: self._typed(value[name], hints[name]) for name in names})
+        if origin is dict and arguments:
+            return {key: self._typed(entry, arguments[1]) for key, entry in value}
+        if origin is tuple and arguments and arguments[-1] is not Ellipsis:
+            return tuple(self._typed(entry, argument) for entry, argument in zip(value, arguments, strict=True))
+        if origin in (list, tuple, deque) and arguments:
+            return origin(self._typed(entry, arguments[0]) for entry in value)
+        return value
+
+
+def pack(state: Mapping[str, Any]) -> bytes:
+    """Return a state, part by part, as the bytes of a safetensors file."""
     import safetensors.numpy
 
-    arrays = {name: np.ascontiguousarray(array).reshape(array.shape) for name, array in state.arrays.items()}
-    text = json.dumps(state.meta)
+    writer = _Writer()
+    values = {name: writer.plain(part, name) for name, part in state.items()}
+    text = json.dumps({"values": values, "lengths": [len(value) for value in writer.bytes]})
+    arrays = {**writer.arrays, _BYTES: np.frombuffer(b"".join(writer.bytes), np.uint8)}
     header = {"format": FORMAT, "version": str(VERSION), "state": text, "checksum": _checksum(arrays, text)}
     return bytes(safetensors.numpy.save(arrays, metadata=header))
 
 
-def unpack(data: bytes) -> State:
+def unpack(data: bytes) -> Saved:
     """Read what `pack` wrote.
 
     Raises:
@@ -85,12 +173,12 @@ def unpack(data: bytes) -> State:
     try:
         arrays = {name: array.copy() for name, array in safetensors.numpy.load(data).items()}
         header: Mapping[str, str] = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
-        found, text, checksum = header["format"], header["state"], header["checksum"]
+        form, text, checksum = header["format"], header["state"], header["checksum"]
         version = int(header["version"])
     except (SafetensorError, KeyError, ValueError, TypeError) as error:
         raise Damaged(f"it is torn, or no checkpoint of fedpress ({type(error).__name__}: {error})") from error
-    if found != FORMAT:
-        raise Damaged(f"it is no checkpoint of fedpress, but {found!r}")
+    if form != FORMAT:
+        raise Damaged(f"it is no checkpoint of fedpress, but {form!r}")
     if version != VERSION:
         way = (
             "update fedpress" if version > VERSION else "finish that run with the fedpress that began it, or begin anew"
@@ -98,17 +186,35 @@ def unpack(data: bytes) -> State:
         raise CheckpointError(f"it has format version {version}, this fedpress reads {VERSION}; {way}")
     if checksum != _checksum(arrays, text):
         raise Damaged("its checksum does not fit its content")
-    return State(arrays, json.loads(text))
+    content = json.loads(text)
+    return Saved(arrays, content["values"], content["lengths"])
 
 
-def as_array(data: bytes) -> NDArray[np.uint8]:
-    """Return bytes as an array."""
-    return np.frombuffer(data, np.uint8)
+def restore(part: Resumable, saved: Saved, name: str) -> None:
+    """Let a part of the run take up its state.
+
+    Args:
+        part: whose `state` is annotated with the type that it returns.
+        saved: the checkpoint.
+        name: of the part in there.
+
+    Raises:
+        CheckpointError: there is no such part, or it is of another run.
+    """
+    part.restore(saved.part(name, _hints(type(part).state)["return"]))
 
 
-def pairs(entries: Mapping[int, Any]) -> list[tuple[int, Any]]:
-    """Return a mapping as JSON can hold it, whose keys would become texts; in order."""
-    return sorted(entries.items())
+def _fields(kind: Any) -> tuple[str, ...]:
+    """Return the names of the fields of a named tuple or dataclass; of any other type none."""
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        return tuple(field.name for field in dataclasses.fields(kind))
+    names: tuple[str, ...] = getattr(kind, "_fields", ())
+    return names
+
+
+@functools.cache
+def _hints(described: Any) -> dict[str, Any]:
+    return get_type_hints(described)
 
 
 def _checksum(arrays: Mapping[str, NDArray[Any]], text: str) -> str:

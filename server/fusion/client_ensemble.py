@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,23 +22,28 @@ from fedpress.compression.messages.orders import Download
 from fedpress.compression.models.distillation import distill, teachers
 from fedpress.compression.tensors import buffer_codec, flatten
 from fedpress.compression.tensors.layout import Vector
-from fedpress.compression.tensors.side_info import SideInfo
 from fedpress.compression.wire import payloads
-from fedpress.server.checkpoint.state import State, as_array
 from fedpress.server.model.global_model import GlobalModel
-from fedpress.server.rounds.orders import Checked
 
 Arrays = Mapping[str, NDArray[Any]]
 """A model's arrays by name."""
 
 
-class _Sent(NamedTuple):
+class SentUpdate(NamedTuple):
     """What one client sent, and what it is read with."""
 
     payload: bytes
     buffers: bytes  # as `buffer_codec.pack` writes them; empty where the model has none
     download: Download | None  # that the client trained from
     version: int  # of the model that it trained from
+
+
+@dataclass
+class LastUpdates:
+    """The held model of the last step, float32 (n,), and what the clients sent that counted in it."""
+
+    held: Vector = field(default_factory=lambda: np.zeros(0, np.float32))
+    sent: list[SentUpdate] = field(default_factory=list)
 
 
 class ClientModels:
@@ -50,8 +55,7 @@ class ClientModels:
 
     def __init__(self) -> None:
         self._model: GlobalModel | None = None
-        self._held: Vector = np.zeros(0, np.float32)
-        self._sent: list[_Sent] = []
+        self._last = LastUpdates()
         self._prediction = 0.0
 
     def attach(self, model: GlobalModel, prediction: float = 0.0) -> None:
@@ -59,64 +63,49 @@ class ClientModels:
 
         Args:
             model: The global model.
-            prediction: As of `SparseFed`.
+            prediction: As of its `Downlink`.
         """
         self._model, self._prediction = model, prediction
 
-    def take(self, answers: Sequence[Checked]) -> None:
+    def take(self, sent: Sequence[SentUpdate]) -> None:
         """Forget the clients of before and take these; between their replies and the model's step."""
         model = self._attached
-        self._held = model.versions.held.floats(model.layout) if model.versions else model.master.copy()
-        self._sent = [
-            _Sent(answer.payload, answer.buffers, answer.download, model.version - answer.staleness)
-            for answer in answers
-        ]
+        held = model.versions.held.floats(model.layout) if model.versions else model.master.copy()
+        self._last = LastUpdates(held, list(sent))
 
     def __len__(self) -> int:
-        return len(self._sent)
+        return len(self._last.sent)
 
     def __iter__(self) -> Iterator[dict[str, NDArray[Any]]]:
         """Make one model after the other: its arrays by name, buffers among them."""
         model = self._attached
-        layout, versions = model.layout, model.versions
-        for sent in self._sent:
-            reference = versions.support(sent.download) if versions else None
-            total = self._held.astype(np.float64)
-            payloads.decode(sent.payload, SideInfo(layout, shared_positions=reference)).add_to(total, 1.0)
-            predictor = versions.predictor(sent.download, sent.version) if versions and self._prediction else None
-            if predictor is not None:
-                predictor.add_to(total, self._prediction)
+        layout = model.layout
+        for sent in self._last.sent:
+            side_info = model.side_info(sent.download, sent.version)
+            total = self._last.held.astype(np.float64)
+            payloads.decode(sent.payload, side_info).add_to(total, 1.0)
+            if side_info.predictor is not None:
+                side_info.predictor.add_to(total, self._prediction)
             buffers = buffer_codec.unpack(sent.buffers, layout) if layout.buffers else {}
             yield {**flatten.unflatten(total.astype(np.float32), layout), **buffers}
 
     def teacher(self, model: nn.Module, combine: teachers.Combine = "logits") -> teachers.Ensemble:
         """Return the clients as a teacher; `model` is of their architecture, and copied."""
-        own = copy.deepcopy(model).cpu()
+        shell = copy.deepcopy(model).cpu()
 
         def models() -> Iterator[nn.Module]:
             for arrays in self:
-                yield filled(own, arrays)
+                yield filled(shell, arrays)
 
         return teachers.Ensemble(models, combine)
 
-    def saved(self) -> State:
+    def state(self) -> LastUpdates:
         """Return the held model and what each client sent."""
-        arrays: dict[str, NDArray[Any]] = {"held": self._held}
-        meta = []
-        for number, sent in enumerate(self._sent):
-            delta = sent.download.delta if sent.download else b""
-            parts = {"payload": sent.payload, "buffers": sent.buffers, "delta": delta}
-            arrays |= {f"{number}/{name}": as_array(data) for name, data in parts.items()}
-            meta.append({"version": sent.version, "base": sent.download.base if sent.download else None})
-        return State(arrays, {"sent": meta})
+        return self._last
 
-    def restore(self, state: State) -> None:
-        """Take up what `saved` returned."""
-        self._held = state.arrays["held"]
-        self._sent = []
-        for number, meta in enumerate(state.meta["sent"]):
-            payload, buffers, delta = (state.arrays[f"{number}/{n}"].tobytes() for n in ("payload", "buffers", "delta"))
-            self._sent.append(_Sent(payload, buffers, Download(b"", meta["base"], delta), meta["version"]))
+    def restore(self, state: LastUpdates) -> None:
+        """Take up a state."""
+        self._last = state
 
     @property
     def _attached(self) -> GlobalModel:

@@ -52,13 +52,15 @@ def positions(part: Layout, whole: Layout) -> NDArray[np.int64]:
             "models that are slices of one another have no buffers, such as running means; this one has"
             f" {(whole.buffers or part.buffers)[0].name!r}"
         )
-    found = []
-    for own, full, offset in zip(part.parameters, whole.parameters, whole.offsets[:-1], strict=True):
-        fits = len(own.shape) == len(full.shape) and all(a <= b for a, b in zip(own.shape, full.shape, strict=True))
-        if own.name != full.name or not fits:
-            raise LayoutError(f"{own.name!r} {own.shape} is no slice of {full.name!r} {full.shape}")
-        found.append(offset + np.arange(full.size).reshape(full.shape)[leading(own.shape)].ravel())
-    return np.concatenate([np.empty(0, np.int64), *found])
+    positions = []
+    for sliced, full, offset in zip(part.parameters, whole.parameters, whole.offsets[:-1], strict=True):
+        fits = len(sliced.shape) == len(full.shape) and all(
+            a <= b for a, b in zip(sliced.shape, full.shape, strict=True)
+        )
+        if sliced.name != full.name or not fits:
+            raise LayoutError(f"{sliced.name!r} {sliced.shape} is no slice of {full.name!r} {full.shape}")
+        positions.append(offset + np.arange(full.size).reshape(full.shape)[leading(sliced.shape)].ravel())
+    return np.concatenate([np.empty(0, np.int64), *positions])
 
 
 def mean(whole: Vector, parts: Sequence[Part]) -> Vector:

@@ -6,12 +6,24 @@ nothing on the wire: clients go on from the model that they hold, and the mean i
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpress.server.checkpoint.state import State
+
+@dataclass
+class RunningMean:
+    """The mean of the models so far.
+
+    Attributes:
+        arrays: by name. Arrays of integers, such as counters, are the newest model's.
+        weight: the sum of 1, decay, decay^2, ...; 0: there was no model yet.
+    """
+
+    arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
+    weight: float = 0.0
 
 
 class Average:
@@ -27,7 +39,7 @@ class Average:
         decay: in (0, 1); 1 / (1 - decay) is about the number of rounds that count.
 
     Attributes:
-        arrays: the mean by name. Arrays of integers, such as counters, are the newest model's.
+        running: the mean and its weight.
 
     Raises:
         ValueError: the decay is out of range.
@@ -36,35 +48,32 @@ class Average:
     def __init__(self, decay: float) -> None:
         if not 0 < decay < 1:
             raise ValueError(f"the decay of the average must be above 0 and below 1, and is {decay}")
-        self.arrays: dict[str, NDArray[Any]] = {}
+        self.running = RunningMean()
         self._decay = decay
-        self._weight = 0.0
+
+    @property
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """The mean by name."""
+        return self.running.arrays
 
     def add(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Take in the newest model."""
-        self._weight = 1 + self._decay * self._weight
+        self.running.weight = 1 + self._decay * self.running.weight
         for name, array in arrays.items():
             if name in self.arrays and np.issubdtype(array.dtype, np.floating):
                 mean = self.arrays[name]
-                mean += ((array - mean) / self._weight).astype(mean.dtype)
+                mean += ((array - mean) / self.running.weight).astype(mean.dtype)
             else:
                 self.arrays[name] = array.copy()
 
     def replace(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Take another model as the mean, with the weight of the models so far."""
-        self.arrays = {name: array.copy() for name, array in arrays.items()}
-        self._weight = max(1.0, self._weight)
+        self.running = RunningMean(
+            {name: array.copy() for name, array in arrays.items()}, max(1.0, self.running.weight)
+        )
 
     def keep(self, flags: Mapping[str, NDArray[np.bool_]]) -> None:
         """Set to zero what a mask does not have: `flags` by name, each of its array's shape."""
-        for name, there in flags.items():
+        for name, present in flags.items():
             if name in self.arrays:
-                self.arrays[name][~there] = 0
-
-    def saved(self) -> State:
-        """Return the mean and its weight."""
-        return State(self.arrays, {"weight": self._weight})
-
-    def restore(self, state: State) -> None:
-        """Take up what `saved` returned."""
-        self.arrays, self._weight = {name: array.copy() for name, array in state.arrays.items()}, state.meta["weight"]
+                self.arrays[name][~present] = 0

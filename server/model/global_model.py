@@ -1,27 +1,54 @@
 """The model that the server keeps: the master vector, its optimizer, and the buffers."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from flwr.app import ArrayRecord
 from numpy.typing import NDArray
+from torch import Tensor
 
 from fedpress.compression.messages import records
+from fedpress.compression.messages.orders import Download
 from fedpress.compression.tensors import buffer_codec, flatten
 from fedpress.compression.tensors.layout import Layout, Vector
 from fedpress.compression.tensors.mask import Mask
-from fedpress.server.checkpoint.state import CheckpointError, State
+from fedpress.compression.tensors.side_info import SideInfo
+from fedpress.server.checkpoint.state import CheckpointError
 from fedpress.server.model import optimizers
-from fedpress.server.model.average import Average
-from fedpress.server.model.mask_history import Epochs
+from fedpress.server.model.average import Average, RunningMean
+from fedpress.server.model.mask_history import MaskHistory, MaskHistoryState
 from fedpress.server.model.optimizers import ServerOptimizer
-from fedpress.server.model.versions import Downlink, Versions
+from fedpress.server.model.versions import Downlink, Versions, VersionsState
 
 Refine: TypeAlias = Callable[[dict[str, NDArray[Any]]], Mapping[str, NDArray[Any]]]
 """What the server itself makes of a model: from its arrays by name to these."""
 NextMask: TypeAlias = Callable[[Vector, Layout], Mask | None]
 """Shown the master after a step: the mask from here on, None for the same."""
+
+
+class ModelState(NamedTuple):
+    """All that a global model keeps.
+
+    Attributes:
+        layout: fingerprint, with the mask of now.
+        steps: how many made the newest version.
+        master: float32 (n,).
+        buffers: by name.
+        optimizer: what the optimizer keeps between steps, by name.
+        masks: those of the last versions.
+        versions: of the held model; None: there is no downlink.
+        average: None: the newest model is published.
+    """
+
+    layout: int
+    steps: int
+    master: Vector
+    buffers: dict[str, NDArray[Any]]
+    optimizer: dict[str, Tensor]
+    masks: MaskHistoryState
+    versions: VersionsState | None
+    average: RunningMean | None
 
 
 class GlobalModel:
@@ -36,8 +63,8 @@ class GlobalModel:
         mask: which weights the model has from the start; None: all.
 
     Attributes:
-        layout: of the parameters and buffers, within the mask of the epoch.
-        epochs: the epoch, its mask, and how that is sent.
+        layout: of the parameters and buffers, within the newest mask.
+        masks: the newest mask, its version, and how it is sent.
         master: the parameters, float32 (n,); not to be written to from outside.
         optimizer: over the master's memory.
         arrays: the held model: as clients have it, in the application's own order and types.
@@ -57,7 +84,7 @@ class GlobalModel:
         mask: Mask | None = None,
     ) -> None:
         named = records.to_numpy(arrays)
-        self.epochs = Epochs(mask)
+        self.masks = MaskHistory(mask)
         self.layout = (layout if layout is not None else Layout.of_arrays(named)).within(mask)
         self.master: Vector = flatten.flatten(named, self.layout)
         self.optimizer = optimizer(self.master)
@@ -69,7 +96,7 @@ class GlobalModel:
         self.versions: Versions | None = None
         if downlink:
             buffers = self._packed_buffers()
-            self.versions = Versions(self.master, buffers, self.layout, downlink, self.epochs.number)
+            self.versions = Versions(self.master, buffers, self.layout, downlink, self.masks.version)
         if downlink or mask is not None:
             self.arrays = self._held_arrays()
 
@@ -117,13 +144,13 @@ class GlobalModel:
         Raises:
             FloatingPointError: the master is no longer finite.
         """
-        self.move(mean_update, buffers, refine)
+        self.apply_update(mean_update, buffers, refine)
         mask = next_mask(self.master, self.layout) if next_mask else None
         if mask is not None and mask != self.layout.mask:
-            self._change(mask)
-        self.advance()
+            self._change_mask(mask)
+        self.publish_version()
 
-    def move(self, mean_update: Vector, buffers: dict[str, NDArray[Any]], refine: Refine | None = None) -> None:
+    def apply_update(self, mean_update: Vector, buffers: dict[str, NDArray[Any]], refine: Refine | None = None) -> None:
         """The first half of `step`: the master moves, and what clients hold does not yet.
 
         Raises:
@@ -138,13 +165,13 @@ class GlobalModel:
             raise FloatingPointError("the model is no longer finite; is the server's learning rate too high?")
         self._buffers = buffers
 
-    def advance(self) -> None:
+    def publish_version(self) -> None:
         """The second half of `step`: a new version of what clients hold follows the master."""
         self._new_version()
         if self._average:
             self._average.add(self._held())
 
-    def shift(self, start: ArrayRecord, arrays: ArrayRecord, downlink: Downlink) -> None:
+    def apply_server_update(self, start: ArrayRecord, arrays: ArrayRecord, downlink: Downlink) -> None:
         """Take in what the server has learned by itself, as one more step: the master moves by `arrays - start`.
 
         The optimizer keeps its state, and clients what they keep back. The mean of the models so far, if there is
@@ -173,15 +200,15 @@ class GlobalModel:
             self.versions.advance(self.master, self._packed_buffers(), downlink)
         self.arrays = self._held_arrays()
 
-    def _change(self, mask: Mask) -> None:
+    def _change_mask(self, mask: Mask) -> None:
         layout = self.layout.within(mask)
-        move = self.layout.change_to(layout)
-        kept = optimizers.moved(self.optimizer.saved(), move)
-        self.epochs.change(mask)
-        self._take_master(move.apply(self.master), layout)
-        self.optimizer.restore(kept)
+        change = self.layout.change_to(layout)
+        optimizer_state = optimizers.remapped(self.optimizer.state, change)
+        self.masks.change(mask)
+        self._take_master(change.apply(self.master), layout)
+        self.optimizer.state = optimizer_state
         if self.versions:
-            self.versions.move(layout, self.epochs.number)
+            self.versions.change_mask(layout, self.masks.version)
         if self._average:
             self._average.keep(flatten.flags(layout))
 
@@ -189,55 +216,56 @@ class GlobalModel:
         self.master, self.layout = master, layout
         self.optimizer = self._make_optimizer(master)
 
-    def saved(self) -> State:
-        """Return master, optimizer, buffers and versions."""
-        own = State(
-            {"master": self.master, **{f"buffers/{name}": array for name, array in self._buffers.items()}},
-            {
-                "layout": self.layout.fingerprint,
-                "steps": self._steps,
-                "downlink": self.versions is not None,
-                "averaging": self._average is not None,
-            },
-        )
-        parts = {"own": own, "optimizer": self.optimizer.saved()}
-        if self.versions:
-            parts["versions"] = self.versions.saved()
-        if self._average:
-            parts["average"] = self._average.saved()
-        if self.epochs.number:
-            parts["epochs"] = self.epochs.saved()
-        return State.of(**parts)
+    def side_info(self, download: Download | None, version: int) -> SideInfo:
+        """Return what the server knows of an update beside its payload, as the client did that sent it.
 
-    def restore(self, state: State) -> None:
-        """Take up what `saved` returned: from here on this model goes on as that one would have.
+        Args:
+            download: by which the client got to the version that it trained from; None: it was sent whole.
+            version: that version.
+        """
+        return self.versions.side_info(download, version) if self.versions else SideInfo(self.layout)
+
+    def state(self) -> ModelState:
+        """Return master, optimizer, buffers, masks and versions."""
+        return ModelState(
+            self.layout.fingerprint,
+            self._steps,
+            self.master,
+            self._buffers,
+            self.optimizer.state,
+            self.masks.state(),
+            self.versions.state() if self.versions else None,
+            self._average.running if self._average else None,
+        )
+
+    def restore(self, state: ModelState) -> None:
+        """Take up a state: from here on this model goes on as that one would have.
 
         Raises:
             CheckpointError: it is of another model, or of one that went down in another way.
         """
-        own = state.part("own")
-        epochs = Epochs(None)
-        if "epochs" in state.meta:
-            epochs.restore(state.part("epochs"))
-        fits = epochs.mask is None or epochs.mask.size == self.layout.full.size
-        layout = self.layout.within(epochs.mask) if fits else self.layout.full
-        if own.meta["layout"] != layout.fingerprint:
+        masks = MaskHistory(None)
+        masks.restore(state.masks)
+        fits = masks.mask is None or masks.mask.size == self.layout.full.size
+        layout = self.layout.within(masks.mask) if fits else self.layout.full
+        if state.layout != layout.fingerprint:
             raise CheckpointError(
-                f"the checkpoint is of another model (layout {own.meta['layout']}, this one is"
-                f" {layout.fingerprint}); give the federation a folder of its own"
+                f"the checkpoint is of another model (layout {state.layout}, this one is {layout.fingerprint});"
+                " give the federation a folder of its own"
             )
-        for name, part in (("downlink", self.versions), ("averaging", self._average)):
-            if own.meta.get(name, False) != (part is not None):
+        for name, part, stored in (
+            ("downlink", self.versions, state.versions), ("averaging", self._average, state.average)
+        ):  # fmt: skip
+            if (stored is None) != (part is None):
                 raise CheckpointError(f"the checkpoint was made with another `{name}`; keep it, or take a new folder")
-        self.epochs = epochs
-        self._take_master(own.arrays["master"].copy(), layout)
-        self._buffers = {spec.name: own.arrays[f"buffers/{spec.name}"] for spec in self.layout.buffers}
-        self._steps = own.meta["steps"]
-        self.optimizer.restore(state.part("optimizer"))
-        if self.versions:
-            self.versions.restore(state.part("versions"), layout, epochs.number)
-        if self._average:
-            self._average.restore(state.part("average"))
+        self.masks = masks
+        self._take_master(state.master.copy(), layout)
+        self._buffers, self._steps = state.buffers, state.steps
+        self.optimizer.state = state.optimizer
+        if self.versions and state.versions:
+            self.versions.restore(state.versions, layout, masks.version)
+        if self._average and state.average:
+            self._average.running = state.average
         self.arrays = self._held_arrays()
 
     def _held_arrays(self) -> ArrayRecord:

@@ -21,7 +21,7 @@ from fedpress.compression.tensors.mask import Mask, Positions
 from fedpress.compression.wire import position_set
 
 
-class Asked(NamedTuple):
+class VoteRequest(NamedTuple):
     """What clients are asked to vote on: the parts of each tensor's weights that they drop and grow."""
 
     drop: float = 0.0
@@ -33,15 +33,15 @@ class Ballot:
 
     Args:
         layout: of the model that was voted on, with its mask.
-        asked: what clients were asked.
+        request: what clients were asked.
     """
 
-    def __init__(self, layout: Layout, asked: Asked) -> None:
+    def __init__(self, layout: Layout, request: VoteRequest) -> None:
         self.layout = layout
         self.weight = 0.0
         self.votes = np.zeros(layout.full.size)  # of each entry of the vector without a mask, to be there
-        self._most = np.diff(layout.offsets) + dynamic_sparsity.changes(layout, asked.grow)
-        self._drops = dynamic_sparsity.changes(layout, asked.drop)
+        self._most = np.diff(layout.offsets) + dynamic_sparsity.changes(layout, request.grow)
+        self._drops = dynamic_sparsity.changes(layout, request.drop)
 
     def read(self, vote: bytes) -> Positions:
         """Return the entries that a vote asks for.
@@ -72,7 +72,7 @@ class MaskSchedule(Protocol):
     def first(self) -> Mask | None:
         """The mask from the first round on; None: all weights are there."""
 
-    def asks(self, server_round: int) -> Asked | None:
+    def vote_request(self, server_round: int) -> VoteRequest | None:
         """Return what this round's clients vote on; None: nothing."""
 
     def after(self, server_round: int, master: Vector, layout: Layout, ballot: Ballot | None) -> Mask | None:
@@ -91,7 +91,7 @@ class Fixed(NamedTuple):
 
     first: Mask | None
 
-    def asks(self, server_round: int) -> Asked | None:
+    def vote_request(self, server_round: int) -> VoteRequest | None:
         """Nobody votes."""
         return None
 
@@ -194,7 +194,7 @@ class Gradual(NamedTuple):
         """All weights are there."""
         return None
 
-    def asks(self, server_round: int) -> Asked | None:
+    def vote_request(self, server_round: int) -> VoteRequest | None:
         """Nobody votes."""
         return None
 
@@ -225,10 +225,10 @@ class FedDST(NamedTuple):
     sparsity: Sparsity
     end: int  # round from which on the mask stays
 
-    def asks(self, server_round: int) -> Asked | None:
+    def vote_request(self, server_round: int) -> VoteRequest | None:
         """Return the part that each client drops and grows, in a round of exchange."""
         part = self.sparsity.exchanged(server_round, self.end)
-        return Asked(part, part) if part else None
+        return VoteRequest(part, part) if part else None
 
     def after(self, server_round: int, master: Vector, layout: Layout, ballot: Ballot | None) -> Mask | None:
         """Merge the votes."""
@@ -255,10 +255,10 @@ class RigL(NamedTuple):
     sparsity: Sparsity
     end: int  # round from which on the mask stays
 
-    def asks(self, server_round: int) -> Asked | None:
+    def vote_request(self, server_round: int) -> VoteRequest | None:
         """Return the part that each client grows, in a round of exchange."""
         part = self.sparsity.exchanged(server_round, self.end)
-        return Asked(0.0, part) if part else None
+        return VoteRequest(0.0, part) if part else None
 
     def after(self, server_round: int, master: Vector, layout: Layout, ballot: Ballot | None) -> Mask | None:
         """Drop and grow; where clients vote for too few, fewer are exchanged."""

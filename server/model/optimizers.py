@@ -8,7 +8,7 @@ first one that a process makes imports torch's compiler, for a second and 70 MB.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -16,7 +16,6 @@ from torch import Tensor
 
 from fedpress.compression.tensors.layout import Vector
 from fedpress.compression.tensors.mask import MaskChange
-from fedpress.server.checkpoint.state import State
 from fedpress.server.model.settings import MIN_EPSILON, OptimizerSettings
 
 
@@ -25,7 +24,8 @@ class Optimizer(ABC):
 
     Attributes:
         master: the vector (n,), float32, that is stepped in place.
-        state: tensors by name, of shape (n,) or ().
+        state: what is kept between steps, tensors by name, of shape (n,) or (); rates and the like come from the
+            constructor.
     """
 
     def __init__(self, master: Vector) -> None:
@@ -40,14 +40,6 @@ class Optimizer(ABC):
         """Move the master by one step along the mean update (n,)."""
         with torch.no_grad():
             self.descend(torch.from_numpy(np.negative(mean_update)))
-
-    def saved(self) -> State:
-        """Return what is kept of the master between steps; rates and the like come from the constructor."""
-        return State({name: tensor.numpy() for name, tensor in self.state.items()}, {})
-
-    def restore(self, state: State) -> None:
-        """Take up what `saved` returned."""
-        self.state = {name: torch.from_numpy(array.copy()) for name, array in state.arrays.items()}
 
     def kept(self, name: str, first: float = 0.0) -> Tensor:
         """Return a tensor (n,) of the state, which begins with `first` everywhere."""
@@ -131,13 +123,13 @@ def ef21(learning_rate: float = 1.0) -> ServerOptimizer:
     return lambda master: Sgd(master, learning_rate, momentum=1.0)
 
 
-def moved(state: State, move: MaskChange) -> State:
-    """Return what `Optimizer.saved` returned, for the master of another mask: entries that it lacked begin at zero."""
-    size = len(move.survivors) + len(move.removed)
-    return State(
-        {name: move.apply(array) if array.shape == (size,) else array for name, array in state.arrays.items()},
-        state.meta,
-    )
+def remapped(state: Mapping[str, Tensor], change: MaskChange) -> dict[str, Tensor]:
+    """Return an optimizer's state for the master of another mask: entries that it lacked begin at zero."""
+    size = len(change.survivors) + len(change.removed)
+    return {
+        name: torch.from_numpy(change.apply(tensor.numpy())) if tensor.shape == (size,) else tensor
+        for name, tensor in state.items()
+    }
 
 
 class Sgd(Optimizer):

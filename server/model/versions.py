@@ -4,13 +4,13 @@ From one version to the next only the largest entries of master - held change, a
 download's own top-k and ternary quantizer, and what it leaves out stays in master - held. Magnitudes are 2^j or
 1.5 * 2^j, so that the sum of several versions is made of few, small multiples of one unit (`dyadic`).
 
-A version belongs to one epoch, so to one mask. Changes are kept by their places in the vector without a mask, and what
-an epoch drops counts as a change to zero. So a delta from a version of an older epoch is the difference from what
-survives there, whatever the masks between were.
+A version belongs to one mask. Changes are kept by their places in the vector without a mask, and what a new mask drops
+counts as a change to zero. So a delta from a version of an older mask is the difference from what survives there,
+whatever the masks between were.
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ from pydantic import InstanceOf
 from fedpress.compression.encoders import cafe
 from fedpress.compression.encoders.top_k import largest
 from fedpress.compression.messages.orders import Download
-from fedpress.compression.settings import STRICT, dataclass
+from fedpress.compression.settings import STRICT, Field, dataclass
 from fedpress.compression.tensors.layout import Layout, Vector
 from fedpress.compression.tensors.mask import Positions
 from fedpress.compression.tensors.replica import LIMIT, FixedPoint, Integers, Replica, SeededInit
@@ -27,7 +27,6 @@ from fedpress.compression.tensors.side_info import SideInfo
 from fedpress.compression.tensors.update import Dense, Sparse, Update
 from fedpress.compression.wire import payloads
 from fedpress.compression.wire.values import DYADIC
-from fedpress.server.checkpoint.state import State, as_array
 from fedpress.server.model.settings import DownlinkSettings
 
 FROM_NOTHING = -1
@@ -43,6 +42,11 @@ class Downlink(DownlinkSettings):
     """How the model goes down, and how version 0 is drawn from a seed; None: it is sent."""
 
     draw: InstanceOf[SeededInit] | None = None
+    prediction: float = Field(
+        default=0.0,
+        description="Factor of what the download predicts of an update; 0: nothing. Other than 0 exactly where clients"
+        " use `cafe.aggregate_feedback`, and then the same as there.",
+    )
 
 
 class Delta(NamedTuple):
@@ -54,11 +58,25 @@ class Delta(NamedTuple):
     drawn: bool = False  # `base` is version 0 as it is drawn within the newest mask
 
 
-class _Change(NamedTuple):
-    """From one version to the next."""
+class Change(NamedTuple):
+    """Difference of a version from the one before."""
 
     positions: NDArray[np.uint32]  # in the vector without a mask
     steps: NDArray[np.int32]
+
+
+class VersionsState(NamedTuple):
+    """The newest version, and what is kept of the way there.
+
+    Attributes:
+        held: the newest version.
+        draw: how version 0 was drawn; None: it was sent.
+        changes: by the version that they led to.
+    """
+
+    held: Replica
+    draw: SeededInit | None
+    changes: dict[int, Change]
 
 
 class Versions:
@@ -69,37 +87,46 @@ class Versions:
         buffers: the initial buffers, as `buffer_codec.pack` writes them.
         layout: of both.
         downlink: how the model goes down.
-        epoch: of version 0.
+        mask_version: of version 0.
 
     Attributes:
         held: the newest version.
         tag: proves that a client has it.
     """
 
-    def __init__(self, master: Vector, buffers: bytes, layout: Layout, downlink: Downlink, epoch: int = 0) -> None:
+    def __init__(
+        self, master: Vector, buffers: bytes, layout: Layout, downlink: Downlink, mask_version: int = 0
+    ) -> None:
+        if not 0 < downlink.density <= 1 or downlink.levels < 1:
+            raise ValueError(
+                f"downlink: density {downlink.density} and levels {downlink.levels}, expected a density above 0 and at "
+                "most 1, such as 0.005, and at least 1 level"
+            )
         self._layout = layout
-        self._epoch = self._first_epoch = epoch
+        self._mask_version = self._first_mask_version = mask_version
         self._downlink = downlink
-        self._changes: dict[int, _Change] = {}  # version -> what made it of the one before
-        self._fallen = _Change(np.empty(0, np.uint32), np.empty(0, np.int32))  # what the next version drops
+        self._changes: dict[int, Change] = {}  # version -> what made it of the one before
+        self._fallen = Change(np.empty(0, np.uint32), np.empty(0, np.int32))  # what the next version drops
         self._deltas: dict[int, Delta] = {}  # base -> the delta from there to the newest version
+        self._side_info: dict[tuple[int, bytes, int], SideInfo] = {}  # base, delta and version of a download
         grid = downlink.draw.grid if downlink.draw else FixedPoint.of(master, layout)
         integers = downlink.draw.integers(layout) if downlink.draw else grid.integers(master, layout)
         self.held = Replica(0, grid, integers, buffers)
-        self.tag = self.held.tag(epoch)
+        self.tag = self.held.tag(mask_version)
 
-    def move(self, layout: Layout, epoch: int) -> None:
-        """Go over to another mask: the next version, which must follow before any download, is the epoch's first.
+    def change_mask(self, layout: Layout, mask_version: int) -> None:
+        """Go over to another mask: the next version, which must follow before any download, is the mask's first.
 
         Args:
             layout: the same tensors with the new mask.
-            epoch: the new one.
+            mask_version: of the new mask.
         """
-        move = self._layout.change_to(layout)
-        fallen = self._layout.whole(move.removed).astype(np.uint32)
-        self._fallen = _Change(fallen, -self.held.integers[move.removed])
-        self.held = self.held.remapped(move)
-        self._layout, self._epoch, self._deltas = layout, epoch, {}
+        change = self._layout.change_to(layout)
+        fallen = self._layout.whole(change.removed).astype(np.uint32)
+        self._fallen = Change(fallen, -self.held.integers[change.removed])
+        self.held = self.held.remapped(change)
+        self._layout, self._mask_version = layout, mask_version
+        self._deltas, self._side_info = {}, {}
 
     def advance(self, master: Vector, buffers: bytes, downlink: Downlink | None = None) -> None:
         """Make the next version, nearer to `master` in the entries that differ most.
@@ -109,21 +136,21 @@ class Versions:
             buffers: of the next version.
             downlink: density and levels of this one version; None: those of all.
         """
-        held, chosen = self.held, downlink or self._downlink
+        held, settings = self.held, downlink or self._downlink
         missing = held.floats(self._layout)
         np.subtract(master, missing, out=missing)
-        positions = largest(missing, max(1, round(chosen.density * len(missing))))
-        steps = self._steps(missing[positions], positions, chosen.levels)
+        positions = largest(missing, max(1, round(settings.density * len(missing))))
+        steps = self._steps(missing[positions], positions, settings.levels)
         integers = held.integers.copy()
         moved = integers[positions] + steps
         kept = np.flatnonzero((steps != 0) & (np.abs(moved) <= LIMIT))
         integers[positions[kept]] = moved[kept]
         self._take(Replica(held.version + 1, held.grid, integers, buffers))
         places = self._layout.whole(positions[kept]).astype(np.uint32)
-        self._changes[self.held.version] = _Change(
+        self._changes[self.held.version] = Change(
             np.concatenate([places, self._fallen.positions]), np.concatenate([steps[kept], self._fallen.steps])
         )
-        self._fallen = _Change(self._fallen.positions[:0], self._fallen.steps[:0])
+        self._fallen = Change(self._fallen.positions[:0], self._fallen.steps[:0])
         while sum(len(change.steps) for change in self._changes.values()) > _HISTORY * self._layout.size:
             del self._changes[min(self._changes)]
 
@@ -139,12 +166,12 @@ class Versions:
         """
         if base == self.held.version:
             return Delta(base, b"")
-        found = []
+        candidates = []
         if base is not None:
-            found += [self._encoded(base)] if base + 1 in self._changes else [self._encoded(FROM_NOTHING)]
+            candidates.append(self._encoded(base if base + 1 in self._changes else FROM_NOTHING))
         if self._downlink.draw:
-            found.append(self._encoded(self._drawn))
-        return min(found, key=lambda delta: len(delta.payload), default=None)
+            candidates.append(self._encoded(self._drawn))
+        return min(candidates, key=lambda delta: len(delta.payload), default=None)
 
     def download(self, base: int | None, whole: bool = False) -> Download:
         """Return what an order says of the newest version.
@@ -161,65 +188,52 @@ class Versions:
         origin = draw.pack() if draw and delta.drawn and not at_hand else b""
         return Download(self.tag, delta.base, delta.payload, origin, self.held.buffers)
 
-    def support(self, download: Download | None) -> Positions | None:
-        """Return what a client with this download codes its positions against: where the delta changed its model.
-
-        The download may be one of an earlier version.
-        """
-        if download is None or download.base is None or not download.delta:
-            return None
-        newest = self._deltas.get(self._drawn if download.origin else download.base)
-        if newest and newest.payload == download.delta:
-            return newest.support
-        delta = payloads.decode(download.delta, SideInfo(self._layout))
-        return delta.positions if isinstance(delta, Sparse) else None
-
-    def predictor(self, download: Download | None, version: int) -> Update | None:
-        """Return what a client that got to `version` by this download expects of its update (`cafe.predictor`)."""
-        if download is None or download.base is None or not download.delta:
-            return None
-        return cafe.predictor(payloads.decode(download.delta, SideInfo(self._layout)), download.base, version)
-
-    def saved(self) -> State:
-        """Return the newest version, and what is kept of the way there."""
-        held, draw = self.held, self._downlink.draw
-        kept = self._changes.values()
-        arrays: dict[str, NDArray[Any]] = {
-            "integers": held.integers,
-            "buffers": as_array(held.buffers),
-            "grid": as_array(held.grid.pack()),
-            "positions": np.concatenate([np.empty(0, np.uint32), *(change.positions for change in kept)]),
-            "steps": np.concatenate([np.empty(0, np.int32), *(change.steps for change in kept)]),
-        }
-        if draw:
-            arrays["draw"] = as_array(draw.pack())
-        counts = [(version, len(change.steps)) for version, change in self._changes.items()]
-        return State(arrays, {"version": held.version, "changes": counts})
-
-    def restore(self, state: State, layout: Layout, epoch: int) -> None:
-        """Take up what `saved` returned. Version 0 is then drawn as it was there, whatever the downlink says.
+    def side_info(self, download: Download | None, version: int) -> SideInfo:
+        """Return what the server knows of an update beside its payload, as the client did that sent it.
 
         Args:
-            state: what `saved` returned.
-            layout: with the mask of then.
-            epoch: of then.
+            download: by which the client got to the version that it trained from, which may be an earlier one.
+            version: that version.
+
+        Returns:
+            Where the delta changed the client's model, which its positions are coded against; with `prediction`, also
+            what the delta predicts of its update (`cafe.predictor`).
         """
-        self._layout, self._epoch = layout, epoch
-        arrays = state.arrays
-        draw = SeededInit.unpack(arrays["draw"].tobytes(), layout) if "draw" in arrays else None
-        self._downlink = dataclasses.replace(self._downlink, draw=draw)
-        grid = FixedPoint.unpack(arrays["grid"].tobytes(), layout)
-        self._take(Replica(state.meta["version"], grid, arrays["integers"], arrays["buffers"].tobytes()))
-        self._changes, begin = {}, 0
-        for version, count in state.meta["changes"]:
-            part = slice(begin, begin + count)
-            self._changes[version] = _Change(arrays["positions"][part], arrays["steps"][part])
-            begin += count
+        if download is None or download.base is None or not download.delta:
+            return SideInfo(self._layout)
+        key = download.base, download.delta, version
+        if key not in self._side_info:
+            newest = self._deltas.get(self._drawn if download.origin else download.base)
+            known = newest is not None and newest.payload == download.delta
+            predicts = self._downlink.prediction != 0
+            if predicts or not known:
+                delta = payloads.decode(download.delta, SideInfo(self._layout))
+            reference = newest.support if newest and known else delta.positions if isinstance(delta, Sparse) else None
+            predictor = cafe.predictor(delta, download.base, version) if predicts else None
+            self._side_info[key] = SideInfo(self._layout, shared_positions=reference, predictor=predictor)
+        return self._side_info[key]
+
+    def state(self) -> VersionsState:
+        """Return the newest version, and what is kept of the way there."""
+        return VersionsState(self.held, self._downlink.draw, self._changes)
+
+    def restore(self, state: VersionsState, layout: Layout, mask_version: int) -> None:
+        """Take up a state. Version 0 is then drawn as it was there, whatever the downlink says.
+
+        Args:
+            state: of the versions of this model.
+            layout: with the mask of then.
+            mask_version: of then.
+        """
+        self._layout, self._mask_version = layout, mask_version
+        self._downlink = dataclasses.replace(self._downlink, draw=state.draw)
+        self._take(state.held)
+        self._changes = state.changes
 
     def _take(self, held: Replica) -> None:
         self.held = held
-        self.tag = held.tag(self._epoch)
-        self._deltas = {}
+        self.tag = held.tag(self._mask_version)
+        self._deltas, self._side_info = {}, {}
 
     def _steps(self, missing: Vector, positions: NDArray[np.int64], most: int) -> NDArray[np.int32]:
         """Return how many spacings of the grid each entry moves."""
@@ -235,7 +249,7 @@ class Versions:
     @property
     def _drawn(self) -> int:
         """Where a client begins that draws: at version 0, unless that had another mask."""
-        return 0 if self._epoch == self._first_epoch else _DRAWN
+        return 0 if self._mask_version == self._first_mask_version else _DRAWN
 
     def _encoded(self, base: int) -> Delta:
         if base not in self._deltas:
@@ -255,8 +269,8 @@ class Versions:
         before: Integers = held.integers.copy()
         for version in range(held.version, base, -1):
             change = self._changes[version]
-            there, places = layout.present(change.positions)
-            before[places] -= change.steps[there]
+            present, places = layout.present(change.positions)
+            before[places] -= change.steps[present]
         return Replica(base, held.grid, before).delta_to(held.integers, layout)
 
 

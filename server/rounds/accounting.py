@@ -1,9 +1,9 @@
-"""The books of a run: bytes, messages, refusals, lost states, and where in the model updates had entries."""
+"""The accounting of a run: bytes, messages, refusals, lost states, and where in the model updates had entries."""
 
 from collections import Counter
 from dataclasses import dataclass, field
 from logging import INFO, WARNING
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from flwr.app import ArrayRecord, Message, MetricRecord
@@ -14,7 +14,6 @@ from fedpress.compression.ledger import Direction, Ledger
 from fedpress.compression.messages import records
 from fedpress.compression.tensors.layout import Layout
 from fedpress.compression.tensors.update import Sparse, Update
-from fedpress.server.checkpoint.state import State
 
 
 class Refusal(NamedTuple):
@@ -42,7 +41,7 @@ class RoundSummary:
     staleness: float | None = None  # of the replies that counted, in steps of the model, mean; None: no buffer
     max_staleness: int | None = None
     tiers: dict[str, "RoundSummary"] = field(default_factory=dict)  # of tiers that train; the figures here are of all
-    epoch: int = 0  # of the mask after the round; 0: none
+    mask_version: int = 0  # after the round; 0: there is no mask
     density: float = 1.0  # the part of the weights that the model has
 
     @property
@@ -51,25 +50,42 @@ class RoundSummary:
         return dict(Counter(refusal.reason for refusal in self.refusals))
 
 
+class AccountingState(NamedTuple):
+    """All that was counted.
+
+    Attributes:
+        ledger: its columns by name.
+        refusals: in the order in which they happened.
+        lost_states: answers of clients that had lost their state.
+        messages: billed for training, by direction.
+        entries: of all accepted updates, by parameter, int64 (P,); empty before the first.
+        updates: number of accepted updates.
+    """
+
+    ledger: dict[str, NDArray[Any]]
+    refusals: list[Refusal]
+    lost_states: int
+    messages: dict[str, int]
+    entries: NDArray[np.int64]
+    updates: int
+
+
 class Accounting:
     """What is counted over all rounds.
 
-    Args:
-        ledger: bytes of every message's serialized content; None: a fresh one.
-
     Attributes:
-        ledger: the same.
+        ledger: bytes of every message's serialized content.
         refusals: in the order in which they happened; the list is never replaced.
         lost_states: answers of clients that had lost their state.
         messages: billed for training, by direction.
     """
 
-    def __init__(self, ledger: Ledger | None = None) -> None:
-        self.ledger = ledger if ledger is not None else Ledger()
+    def __init__(self) -> None:
+        self.ledger = Ledger()
         self.refusals: list[Refusal] = []
         self.lost_states = 0
         self.messages = {"up": 0, "down": 0}
-        self._sent_by_layer: NDArray[np.int64] = np.zeros(0, np.int64)
+        self._entries: NDArray[np.int64] = np.zeros(0, np.int64)
         self._updates = 0
 
     def bill(
@@ -97,14 +113,14 @@ class Accounting:
         """Enter how many entries an update has in each parameter."""
         within = np.searchsorted(update.positions, layout.offsets) if isinstance(update, Sparse) else layout.offsets
         if not self._updates:
-            self._sent_by_layer = np.zeros(len(layout.parameters), np.int64)
-        self._sent_by_layer += np.diff(within)
+            self._entries = np.zeros(len(layout.parameters), np.int64)
+        self._entries += np.diff(within)
         self._updates += 1
 
     def density_by_layer(self, layout: Layout) -> list[tuple[str, int, float]]:
         """Return for each parameter its name, its size and the mean number of its entries in an accepted update."""
-        sent = self._sent_by_layer / self._updates if self._updates else np.zeros(len(layout.parameters))
-        return [(spec.name, spec.size, float(mean)) for spec, mean in zip(layout.parameters, sent, strict=True)]
+        entries = self._entries / self._updates if self._updates else np.zeros(len(layout.parameters))
+        return [(spec.name, spec.size, float(mean)) for spec, mean in zip(layout.parameters, entries, strict=True)]
 
     def summary(
         self,
@@ -145,23 +161,15 @@ class Accounting:
         )  # fmt: skip
         return summary
 
-    def saved(self) -> State:
-        """Return all of it."""
-        own = State(
-            {"sent_by_layer": self._sent_by_layer},
-            {
-                "refusals": self.refusals,
-                "lost_states": self.lost_states,
-                "messages": self.messages,
-                "updates": self._updates,
-            },
+    def state(self) -> AccountingState:
+        """Return all that was counted."""
+        return AccountingState(
+            self.ledger.arrays(), self.refusals, self.lost_states, self.messages, self._entries, self._updates
         )
-        return State.of(own=own, ledger=State(self.ledger.arrays(), {}))
 
-    def restore(self, state: State) -> None:
-        """Take up what `saved` returned."""
-        own = state.part("own")
-        self.ledger.replace(state.part("ledger").arrays)
-        self.refusals[:] = [Refusal(*entry) for entry in own.meta["refusals"]]
-        self.lost_states, self.messages = own.meta["lost_states"], own.meta["messages"]
-        self._sent_by_layer, self._updates = own.arrays["sent_by_layer"], own.meta["updates"]
+    def restore(self, state: AccountingState) -> None:
+        """Take up a state."""
+        self.ledger.replace(state.ledger)
+        self.refusals[:] = state.refusals
+        self.lost_states, self.messages = state.lost_states, state.messages
+        self._entries, self._updates = state.entries, state.updates

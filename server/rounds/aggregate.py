@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 
 from fedpress.compression.tensors import buffer_codec
 from fedpress.compression.tensors.layout import Layout, Vector
-from fedpress.compression.tensors.mask import Positions
 from fedpress.compression.tensors.side_info import SideInfo
 from fedpress.compression.tensors.update import Update
 from fedpress.compression.wire import payloads
@@ -93,39 +92,31 @@ class ReplyMean:
 
     Args:
         layout: of the model.
+        prediction: factor of the predictor that clients leave out of their payloads (`cafe.aggregate_feedback`).
     """
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: Layout, prediction: float = 0.0) -> None:
         self._layout = layout
+        self._prediction = prediction
         self._updates = Accumulator(layout.size)
         self._buffers = BufferMean(layout)
 
-    def add(
-        self,
-        payload: bytes,
-        buffers: bytes,
-        weight: float,
-        reference: Positions | None,
-        predictor: Update | None = None,
-        scale: float = 1.0,
-    ) -> Update:
+    def add(self, payload: bytes, buffers: bytes, weight: float, side_info: SideInfo) -> Update:
         """Decode a reply, add it, and return its update; one that cannot be decoded adds nothing.
 
         Args:
             payload: the encoded update.
             buffers: as `buffer_codec.pack` writes them.
             weight: above 0.
-            reference: the support that the payload's positions may be coded against.
-            predictor: what the payload leaves out, since both sides know it.
-            scale: that factor of the predictor.
+            side_info: what server and client know of the update (`GlobalModel.side_info`).
 
         Raises:
             PayloadError: one of the two cannot be decoded.
         """
-        update = payloads.decode(payload, SideInfo(self._layout, shared_positions=reference))
-        own = buffer_codec.unpack(buffers, self._layout) if self._layout.buffers else {}
-        self._updates.add(update, weight, predictor, scale)
-        self._buffers.add(own, weight)
+        update = payloads.decode(payload, side_info)
+        values = buffer_codec.unpack(buffers, self._layout) if self._layout.buffers else {}
+        self._updates.add(update, weight, side_info.predictor, self._prediction)
+        self._buffers.add(values, weight)
         return update
 
     @property

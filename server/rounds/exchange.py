@@ -13,15 +13,12 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from flwr.app import Message
-from flwr.common import serde
-from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.serverapp import Grid
 
 from fedpress.compression.ledger import Direction
 from fedpress.compression.messages import orders
-from fedpress.server.checkpoint.state import State, as_array
 
-MAX_HELP = 2
+MAX_RESENT = 2
 """How often in a round a node that cannot use a delta is sent the model in another form."""
 
 
@@ -50,7 +47,7 @@ class WallClock:
         time.sleep(max(0.0, min(self._interval, until - self.now())))
 
 
-class Open(NamedTuple):
+class OpenMessage(NamedTuple):
     """A message whose reply has not been pulled."""
 
     node: int
@@ -68,9 +65,9 @@ class UnderWay:
         late: messages whose replies do not count any more, and are billed when they come.
     """
 
-    pending: dict[str, Open] = field(default_factory=dict)
-    arrived: deque[tuple[Open, Message]] = field(default_factory=deque)
-    late: dict[str, Open] = field(default_factory=dict)
+    pending: dict[str, OpenMessage] = field(default_factory=dict)
+    arrived: deque[tuple[OpenMessage, Message]] = field(default_factory=deque)
+    late: dict[str, OpenMessage] = field(default_factory=dict)
 
     def nodes(self) -> set[int]:
         """Return the nodes whose replies are waited for, or were not handed on yet."""
@@ -81,28 +78,6 @@ class UnderWay:
         self.late.update(self.pending)
         self.pending.clear()
         self.arrived.clear()
-
-    def saved(self) -> State:
-        """Return all of it."""
-        replies = {f"reply/{number}": as_array(_to_bytes(reply)) for number, (_, reply) in enumerate(self.arrived)}
-        return State(
-            replies,
-            {
-                "pending": [(message_id, *order) for message_id, order in self.pending.items()],
-                "arrived": [order for order, _ in self.arrived],
-                "late": [(message_id, *order) for message_id, order in self.late.items()],
-            },
-        )
-
-    def restore(self, state: State) -> None:
-        """Take up what `saved` returned."""
-        self.pending, self.late = (
-            {message_id: Open(*order) for message_id, *order in state.meta[name]} for name in ("pending", "late")
-        )
-        self.arrived = deque(
-            (Open(*order), _from_bytes(state.arrays[f"reply/{number}"].tobytes()))
-            for number, order in enumerate(state.meta["arrived"])
-        )
 
 
 def exchange(
@@ -145,15 +120,15 @@ def exchange(
         for message, message_id in zip(messages, grid.push_messages(messages) if messages else [], strict=True):
             node = message.metadata.dst_node_id
             if message_id:
-                pending[message_id] = Open(node, server_round, until)
+                pending[message_id] = OpenMessage(node, server_round, until)
             else:
                 refuse(server_round, node, "unreachable", "the message could not be delivered")
 
     def pull() -> None:
         for reply in grid.pull_messages([*pending, *late]):
             message_id = reply.metadata.reply_to_message_id
-            if (earlier := late.pop(message_id, None)) is not None:
-                bill(earlier.round, earlier.node, "up", reply)
+            if (closed := late.pop(message_id, None)) is not None:
+                bill(closed.round, closed.node, "up", reply)
                 continue
             order = pending.pop(message_id, None)
             if order is not None and reply.has_error():
@@ -164,14 +139,14 @@ def exchange(
                 arrived.append((order, reply))
 
     def replies() -> Iterator[Message]:
-        helped: Counter[int] = Counter()  # how often nodes were sent the model from its beginning
+        resent: Counter[int] = Counter()  # how often nodes were sent the model from its beginning
         while (pending or arrived) and not enough():
             if not arrived:
                 pull()
             while arrived and not enough():
                 order, reply = arrived.popleft()
-                if _needs_model(reply) and helped[order.node] < MAX_HELP:
-                    helped[order.node] += 1
+                if _needs_model(reply) and resent[order.node] < MAX_RESENT:
+                    resent[order.node] += 1
                     push([from_the_beginning(order.node)], order.until)
                 else:
                     yield reply
@@ -190,14 +165,6 @@ def exchange(
 
     push(messages, clock.now() + limit)
     return replies()
-
-
-def _to_bytes(reply: Message) -> bytes:
-    return bytes(serde.message_to_proto(reply).SerializeToString())
-
-
-def _from_bytes(data: bytes) -> Message:
-    return serde.message_from_proto(ProtoMessage.FromString(data))
 
 
 def _needs_model(reply: Message) -> bool:

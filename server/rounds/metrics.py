@@ -1,6 +1,8 @@
 """The metrics that clients send beside their updates: the number of examples, and the weighted mean of the others."""
 
 import math
+from collections import Counter
+from collections.abc import Sequence
 
 from flwr.app import MetricRecord, RecordDict
 
@@ -18,10 +20,10 @@ def examples(content: RecordDict, key: str, most: float) -> float:
     Raises:
         MessageError: the number is missing or out of range.
     """
-    found = [record for record in content.metric_records.values() if key in record]
-    if len(found) != 1:
-        raise orders.MessageError(f"expected one MetricRecord with {key!r} in the app's reply, found {len(found)}")
-    value = found[0][key]
+    holders = [record for record in content.metric_records.values() if key in record]
+    if len(holders) != 1:
+        raise orders.MessageError(f"expected one MetricRecord with {key!r} in the app's reply, found {len(holders)}")
+    value = holders[0][key]
     if isinstance(value, list) or not (math.isfinite(value) and 0 < value <= most):
         raise orders.MessageError(f"{key!r} must be a number above 0 and at most {most:g}, and is {value}")
     return float(value)
@@ -50,3 +52,27 @@ def weighted_metrics(contents: list[RecordDict], weighted_by_key: str) -> Metric
             sums[name] = sums.get(name, 0.0) + weight * value
             weights[name] = weights.get(name, 0.0) + weight
     return MetricRecord({name: value / weights[name] for name, value in sums.items()})
+
+
+def count_replies(record: MetricRecord, counted: int, reasons: Sequence[str], staleness: Sequence[int]) -> None:
+    """Enter into a round's metrics what became of its replies.
+
+    >>> record = MetricRecord({"loss": 0.5})
+    >>> count_replies(record, 2, ["late", "wrong ticket", "late"], [0, 3])
+    >>> record["replies"], record["refused"], record["refused-late"], record["refused-wrong-ticket"]
+    (2, 3, 2, 1)
+    >>> record["staleness-mean"], record["staleness-max"]
+    (1.5, 3)
+
+    Args:
+        record: of the round; changed in place.
+        counted: number of replies that counted.
+        reasons: why each of the others did not.
+        staleness: of those that counted, where rounds are buffered; else empty.
+    """
+    if staleness:
+        record["staleness-mean"], record["staleness-max"] = sum(staleness) / len(staleness), max(staleness)
+    record["replies"] = counted
+    record["refused"] = len(reasons)
+    for reason, count in Counter(reasons).items():
+        record[f"refused-{reason.replace(' ', '-')}"] = count

@@ -1,6 +1,7 @@
 """Orders and verdicts: who was asked for what, which replies fit, and what became of each node's last upload."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from logging import WARNING
 from typing import Any, NamedTuple
 
@@ -9,13 +10,12 @@ from flwr.supercore import log
 
 from fedpress.compression.messages import orders, records
 from fedpress.compression.messages.orders import Download, Order
-from fedpress.server.checkpoint.state import State, as_array, pairs
 from fedpress.server.model.global_model import GlobalModel
-from fedpress.server.model.mask_schedules import Asked
+from fedpress.server.model.mask_schedules import VoteRequest
 from fedpress.server.rounds.accounting import Accounting
 
 
-class Checked(NamedTuple):
+class Upload(NamedTuple):
     """A reply that fits its ticket; its payload is still to be decoded."""
 
     node: int
@@ -25,9 +25,36 @@ class Checked(NamedTuple):
     buffers: bytes
     content: RecordDict  # its metrics
     download: Download | None  # that the client trained from
-    staleness: int  # steps since the version that it trained from
+    version: int  # of the model that it trained from
+    staleness: int  # steps since that version
     lost_state: bool = False  # the client has lost what it kept back
     vote: bytes = b""  # on the mask
+
+
+@dataclass
+class Tickets:
+    """What the server knows of each node.
+
+    Attributes:
+        issued: number of tickets so far.
+        open: the open order of each node.
+        accepted: ticket of a node's last accepted upload.
+        versions: of the model, that a node has shown to hold.
+        masks: version of the mask that a node has shown to have.
+        tiers: the class of devices that a node has said it belongs to.
+    """
+
+    issued: int = 0
+    open: dict[int, Order] = field(default_factory=dict)
+    accepted: dict[int, int] = field(default_factory=dict)
+    versions: dict[int, int] = field(default_factory=dict)
+    masks: dict[int, int] = field(default_factory=dict)
+    tiers: dict[int, str] = field(default_factory=dict)
+
+    def forget_model(self, node: int) -> int | None:
+        """Assume that a node holds neither model nor mask; return the version that it was thought to hold."""
+        self.masks.pop(node, None)
+        return self.versions.pop(node, None)
 
 
 class Orders:
@@ -37,130 +64,125 @@ class Orders:
         federation: names the federation; clients keep their state under it.
         arrayrecord_key: where a message holds the model.
         configrecord_key: where it holds the application's configuration, and the order.
-        books: told of every refusal and of lost states.
+        accounting: told of every refusal and of lost states.
 
     Attributes:
-        open: the open order of each node.
-        tickets: how many were issued.
-        tiers: the class of devices that a node has said it belongs to, for those that have.
+        tickets: what is known of each node.
     """
 
-    def __init__(self, federation: str, arrayrecord_key: str, configrecord_key: str, books: Accounting) -> None:
-        self.open: dict[int, Order] = {}
-        self.tickets = 0
-        self.tiers: dict[int, str] = {}
+    def __init__(self, federation: str, arrayrecord_key: str, configrecord_key: str, accounting: Accounting) -> None:
+        self.tickets = Tickets()
         self._federation = federation
         self._arrayrecord_key = arrayrecord_key
         self._configrecord_key = configrecord_key
-        self._books = books
-        self._accepted: dict[int, int] = {}  # node -> ticket of its last accepted upload
-        self._confirmed: dict[int, int] = {}  # node -> version that it has shown to hold
-        self._masks: dict[int, int] = {}  # node -> epoch whose mask it has shown to have
+        self._accounting = accounting
 
     def train(
-        self, node: int, server_round: int, config: Mapping[str, Any], model: GlobalModel, asked: Asked | None = None
+        self,
+        node: int,
+        server_round: int,
+        config: Mapping[str, Any],
+        model: GlobalModel,
+        vote: VoteRequest | None = None,
     ) -> Message:
-        """Open a ticket for a node and return the message with its order; `asked`: on what it is to vote."""
-        self.tickets += 1
-        message = self._message(node, server_round, self.tickets, MessageType.TRAIN, config, model, asked=asked)
-        self.open[node] = orders.read_order(message.content)
-        return message
+        """Open a ticket for a node and return the message with its order; `vote`: on the mask, where one is due."""
+        tickets = self.tickets
+        tickets.issued += 1
+        tickets.open[node] = order = self._order(node, server_round, tickets.issued, model, vote=vote)
+        return self._message(node, order, MessageType.TRAIN, config, model)
 
     def evaluate(self, node: int, server_round: int, config: Mapping[str, Any], model: GlobalModel) -> Message:
         """Return the message that asks a node to evaluate the model."""
-        return self._message(node, server_round, 0, MessageType.EVALUATE, config, model)
+        return self._message(node, self._order(node, server_round, 0, model), MessageType.EVALUATE, config, model)
 
     def from_the_beginning(
         self, node: int, server_round: int, kind: str, config: Mapping[str, Any], model: GlobalModel
     ) -> Message:
         """Return an order again, for a client that could not use the delta that it was sent."""
-        held = self._confirmed.pop(node, None)
-        self._masks.pop(node, None)
+        held = self.tickets.forget_model(node)
         log(WARNING, "node %d cannot get from version %s to %d by a delta", node, held, model.version)
         # A client that was thought to hold nothing had all that is needed, but for names and shapes.
         whole = held is None
         if kind == MessageType.EVALUATE:
-            return self._message(node, server_round, 0, kind, config, model, whole)
-        order = self.open[node]
-        asked = Asked(order.drop, order.grow)
-        again = self._message(node, order.round, order.ticket, kind, config, model, whole, asked)
-        self.open[node] = orders.read_order(again.content)
-        return again
+            order = self._order(node, server_round, 0, model, whole)
+        else:
+            first = self.tickets.open[node]
+            vote = VoteRequest(first.drop, first.grow)
+            self.tickets.open[node] = order = self._order(node, first.round, first.ticket, model, whole, vote)
+        return self._message(node, order, kind, config, model)
 
-    def checked(
+    def verify(
         self,
-        server_round: int,
         reply: Message,
         examples: Callable[[RecordDict], float],
         model: GlobalModel,
+        server_round: int,
         max_staleness: int | None = None,
-    ) -> Checked | None:
-        """Return a reply that fits its ticket, which closes it; any other is refused.
+    ) -> Upload | None:
+        """Return the upload of a reply that fits its ticket, which closes it; any other reply is refused.
 
         Args:
-            server_round: the round that the reply counts in.
             reply: a client's answer to an order.
             examples: reads its weight; raises MessageError.
             model: as it is now.
+            server_round: the round that the reply counts in.
             max_staleness: how far the version that it trained from may be behind that.
         """
         try:
-            found = self._fitting(reply, examples, model)
-            if max_staleness is not None and found.staleness > max_staleness:
-                raise _Misfit("stale", f"{found.staleness} steps behind, at most {max_staleness} count")
-            return found
-        except _Misfit as misfit:
-            self._books.refuse(server_round, reply.metadata.src_node_id, misfit.reason, misfit.detail)
+            upload = self._upload(reply, examples, model)
+            if max_staleness is not None and upload.staleness > max_staleness:
+                raise _RefusedReply("stale", f"{upload.staleness} steps behind, at most {max_staleness} count")
+            return upload
+        except _RefusedReply as refused:
+            self._accounting.refuse(server_round, reply.metadata.src_node_id, refused.reason, refused.detail)
             return None
 
-    def _fitting(self, reply: Message, examples: Callable[[RecordDict], float], model: GlobalModel) -> Checked:
-        node = reply.metadata.src_node_id
-        order = self.open.get(node)
+    def _upload(self, reply: Message, examples: Callable[[RecordDict], float], model: GlobalModel) -> Upload:
+        node, tickets = reply.metadata.src_node_id, self.tickets
+        order = tickets.open.get(node)
         if reply.has_error():
-            raise _Misfit("error", str(reply.error.reason))
+            raise _RefusedReply("error", str(reply.error.reason))
         content = records.unfolded(reply.content)
         try:
             answer = orders.read_answer(content)
             weight = 0.0 if answer.error or answer.needs_model else examples(content)
         except orders.MessageError as error:
-            raise _Misfit("malformed", str(error)) from None
+            raise _RefusedReply("malformed", str(error)) from None
         if answer.needs_model:
-            self._confirmed.pop(node, None)
-            self._masks.pop(node, None)
-            raise _Misfit("no model", "the client could not use the model that it was sent")
+            tickets.forget_model(node)
+            raise _RefusedReply("no model", "the client could not use the model that it was sent")
         if answer.error:
-            self.tickets = max(self.tickets, answer.answered)  # this server began anew, and its tickets are old
-            raise _Misfit("client error", answer.error)
+            tickets.issued = max(tickets.issued, answer.answered)  # this server began anew, and its tickets are old
+            raise _RefusedReply("client error", answer.error)
         if order is None or answer.ticket != order.ticket:
-            raise _Misfit("wrong ticket", f"ticket {answer.ticket}, open: {order and order.ticket}")
+            raise _RefusedReply("wrong ticket", f"ticket {answer.ticket}, open: {order and order.ticket}")
         if answer.version != order.version:
-            raise _Misfit("wrong version", f"version {answer.version}, sent: {order.version}")
+            raise _RefusedReply("wrong version", f"version {answer.version}, sent: {order.version}")
         if order.download and answer.tag != order.download.tag:
-            raise _Misfit("wrong model", f"tag {answer.tag.hex()} for version {answer.version}")
+            raise _RefusedReply("wrong model", f"tag {answer.tag.hex()} for version {answer.version}")
         if order.download:
-            self._confirmed[node] = answer.version
+            tickets.versions[node] = answer.version
         if order.mask is not None:
-            self._masks[node] = order.mask_version
-        if order.mask_version != model.epochs.number:
-            raise _Misfit(
-                "other epoch", f"trained within the mask of epoch {order.mask_version}, now {model.epochs.number}"
+            tickets.masks[node] = order.mask_version
+        if order.mask_version != model.masks.version:
+            raise _RefusedReply(
+                "other mask", f"trained within the mask of version {order.mask_version}, now {model.masks.version}"
             )
         if answer.lost_state:
             log(WARNING, "node %d has lost what it kept back of earlier updates", node)
         if answer.tier:
-            self.tiers[node] = answer.tier
-        del self.open[node]  # the same answer again does not fit it
+            tickets.tiers[node] = answer.tier
+        del tickets.open[node]  # the same answer again does not fit it
         metrics = RecordDict(dict(content.metric_records))
-        staleness = model.version - order.version
-        return Checked(
-            node, answer.ticket, weight, answer.payload, answer.buffers, metrics, order.download, staleness,
-            answer.lost_state, answer.vote,
+        return Upload(
+            node, answer.ticket, weight, answer.payload, answer.buffers, metrics, order.download, order.version,
+            model.version - order.version, answer.lost_state, answer.vote,
         )  # fmt: skip
 
-    def accept(self, answer: Checked) -> None:
+    def accept(self, upload: Upload) -> None:
         """Say in the node's next order that its upload counted."""
-        self._accepted[answer.node] = answer.ticket
-        self._books.lost_states += answer.lost_state
+        self.tickets.accepted[upload.node] = upload.ticket
+        self._accounting.lost_states += upload.lost_state
 
     def evaluated(self, content: RecordDict, node: int, model: GlobalModel) -> None:
         """Take note of the version that a node has evaluated. Raises MessageError when it is not the newest."""
@@ -169,64 +191,36 @@ class Orders:
         answer = orders.read_answer(content)
         if answer.tag != model.versions.tag:
             raise orders.MessageError(f"the client holds another model, tag {answer.tag.hex()}")
-        self._confirmed[node] = answer.version
-        if model.epochs.mask is not None:
-            self._masks[node] = model.epochs.number
+        self.tickets.versions[node] = answer.version
+        if model.masks.mask is not None:
+            self.tickets.masks[node] = model.masks.version
 
-    def saved(self) -> State:
-        """Return all of it, between two rounds."""
-        meta = {
-            "tickets": self.tickets,
-            "accepted": pairs(self._accepted),
-            "confirmed": pairs(self._confirmed),
-            "tiers": pairs(self.tiers),
-        }
-        if self._masks:
-            meta["masks"] = pairs(self._masks)
-        opened = {
-            str(node): as_array(records.content_to_bytes(RecordDict({"": ConfigRecord(orders.write_order(order))})))
-            for node, order in self.open.items()
-        }
-        return State(opened, meta)
-
-    def restore(self, state: State) -> None:
-        """Take up what `saved` returned."""
-        self.open = {
-            int(node): orders.read_order(records.content_from_bytes(data.tobytes()))
-            for node, data in state.arrays.items()
-        }
-        self.tickets = state.meta["tickets"]
-        self.tiers = dict(state.meta.get("tiers", ()))
-        self._accepted, self._confirmed = dict(state.meta["accepted"]), dict(state.meta["confirmed"])
-        self._masks = dict(state.meta.get("masks", []))
-
-    def _message(
+    def _order(
         self,
         node: int,
         server_round: int,
         ticket: int,
-        kind: str,
-        config: Mapping[str, Any],
         model: GlobalModel,
         whole: bool = False,
-        asked: Asked | None = None,
-    ) -> Message:
-        """Return an order to a node, with what brings it to the newest version; `whole`: with all arrays."""
-        epoch, accepted = model.epochs.number, self._accepted.get(node, 0)
-        order = Order(self._federation, ticket, server_round, epoch, model.version, accepted)
-        order = order._replace(mask=model.epochs.coded(self._masks.get(node)))
-        if asked:
-            order = order._replace(drop=asked.drop, grow=asked.grow)
-        if model.versions is not None:
-            order = order._replace(download=model.versions.download(self._confirmed.get(node), whole))
-        own = ConfigRecord({**config, "server-round": server_round, **orders.write_order(order)})
-        content = RecordDict({self._configrecord_key: own})
+        vote: VoteRequest | None = None,
+    ) -> Order:
+        """Return an order with what brings a node to the newest version; `whole`: with all arrays."""
+        tickets, vote = self.tickets, vote or VoteRequest()
+        download = None if model.versions is None else model.versions.download(tickets.versions.get(node), whole)
+        return Order(
+            self._federation, ticket, server_round, model.masks.version, model.version, tickets.accepted.get(node, 0),
+            download, model.masks.coded(tickets.masks.get(node)), vote.drop, vote.grow,
+        )  # fmt: skip
+
+    def _message(self, node: int, order: Order, kind: str, config: Mapping[str, Any], model: GlobalModel) -> Message:
+        entries = ConfigRecord({**config, "server-round": order.round, **orders.write_order(order)})
+        content = RecordDict({self._configrecord_key: entries})
         if order.download is None or order.download.base is None:
-            content = RecordDict({self._arrayrecord_key: model.arrays, self._configrecord_key: own})
+            content = RecordDict({self._arrayrecord_key: model.arrays, self._configrecord_key: entries})
         return Message(content=content, message_type=kind, dst_node_id=node)
 
 
-class _Misfit(Exception):
+class _RefusedReply(Exception):
     """A reply that does not count."""
 
     def __init__(self, reason: str, detail: str) -> None:

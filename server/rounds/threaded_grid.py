@@ -28,8 +28,8 @@ class PatientGrid(PartOfGrid):
     def __init__(self, grid: Grid, patience: float = 3.0) -> None:
         super().__init__(grid, lambda: list(grid.get_node_ids()))
         self._patience = patience
-        self._found: queue.SimpleQueue[Message | BaseException] = queue.SimpleQueue()
-        self._here: list[Message] = []  # that nobody has asked for yet
+        self._pulled: queue.SimpleQueue[Message | BaseException] = queue.SimpleQueue()
+        self._unclaimed: list[Message] = []  # replies that nobody has asked for yet
         self._threads: list[threading.Thread] = []
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
@@ -38,26 +38,26 @@ class PatientGrid(PartOfGrid):
         Raises:
             BaseException: what a pull raised, once.
         """
-        wanted, asked = list(message_ids), list[Message]()
+        wanted, replies = list(message_ids), list[Message]()
         self._threads = [thread for thread in self._threads if thread.is_alive()]
         if len(self._threads) < MOST:
             # As a daemon: the end of the process does not wait for it.
             self._threads.append(threading.Thread(target=self._pull, args=(wanted,), daemon=True))
             self._threads[-1].start()
         self._threads[-1].join(self._patience)
-        while not self._found.empty():
-            found = self._found.get()
-            if isinstance(found, BaseException):
-                raise found
-            self._here.append(found)
-        here, self._here = self._here, []
-        for reply in here:
-            (asked if reply.metadata.reply_to_message_id in wanted else self._here).append(reply)
-        return asked
+        while not self._pulled.empty():
+            pulled = self._pulled.get()
+            if isinstance(pulled, BaseException):
+                raise pulled
+            self._unclaimed.append(pulled)
+        candidates, self._unclaimed = self._unclaimed, []
+        for reply in candidates:
+            (replies if reply.metadata.reply_to_message_id in wanted else self._unclaimed).append(reply)
+        return replies
 
     def _pull(self, message_ids: list[str]) -> None:
         try:
             for reply in self._grid.pull_messages(message_ids):
-                self._found.put(reply)
+                self._pulled.put(reply)
         except BaseException as error:
-            self._found.put(error)
+            self._pulled.put(error)

@@ -20,12 +20,11 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from fedpress.compression.errors import FedpressError
-from fedpress.compression.models.students.search import Step
 from fedpress.simulations.report import figures
 from fedpress.simulations.report.figures import Curve
-from fedpress.simulations.results.records import Results, RoundResult, StudentResult
-from fedpress.simulations.results.run_folder import RunFolder
-from fedpress.simulations.runs import recorder, runner
+from fedpress.simulations.results.records import RoundResult
+from fedpress.simulations.runs import runner
+from fedpress.simulations.runs.observer import Observer
 from fedpress.simulations.scenario.scenario import Scenario
 
 WARM_UP = 0.2
@@ -122,22 +121,11 @@ class Process(NamedTuple):
     line: Line
 
 
-class Sampler:
+class Sampler(Observer):
     """Follows a run, and notes the resident memory of its processes after each round."""
 
-    def __init__(self, inner: recorder.Observer | None = None) -> None:
-        self._inner = inner
+    def __init__(self) -> None:
         self._samples: dict[int, tuple[array[int], array[int]]] = {}  # process -> rounds, bytes
-
-    def on_start(self, scenario: Scenario, folder: RunFolder) -> None:
-        """The run begins."""
-        if self._inner:
-            self._inner.on_start(scenario, folder)
-
-    def on_resume(self, rounds: list[RoundResult]) -> None:
-        """The run goes on."""
-        if self._inner:
-            self._inner.on_resume(rounds)
 
     def on_round(self, result: RoundResult) -> None:
         """Look at this process, the server's, and at its workers."""
@@ -146,23 +134,6 @@ class Sampler:
             rounds, memory = self._samples.setdefault(process, (array("q"), array("q")))
             rounds.append(result.round)
             memory.append(resident(process))
-        if self._inner:
-            self._inner.on_round(result)
-
-    def on_search(self, tier: str, step: Step) -> None:
-        """The search for a student goes on."""
-        if self._inner:
-            self._inner.on_search(tier, step)
-
-    def on_student(self, result: StudentResult) -> None:
-        """A student was made."""
-        if self._inner:
-            self._inner.on_student(result)
-
-    def on_end(self, results: Results) -> None:
-        """The run is over."""
-        if self._inner:
-            self._inner.on_end(results)
 
     def processes(self) -> list[Process]:
         """Return what was seen: the server first, then each worker."""
@@ -173,7 +144,7 @@ class Sampler:
         return found
 
 
-def run(scenario: Scenario, inner: recorder.Observer | None = None) -> list[Process]:
+def run(scenario: Scenario, *observers: Observer) -> list[Process]:
     """Run a scenario in a temporary run folder and return the memory of its processes.
 
     Raises:
@@ -181,9 +152,9 @@ def run(scenario: Scenario, inner: recorder.Observer | None = None) -> list[Proc
     """
     fit(list(range(scenario.rounds)), [0] * scenario.rounds)  # too few rounds are found out before they are run
     resident(os.getpid())
-    sampler = Sampler(inner)
+    sampler = Sampler()
     with tempfile.TemporaryDirectory(prefix="fedpress-memory-") as folder:
-        runner.simulate(scenario, Path(folder, "run"), sampler)
+        runner.simulate(scenario, Path(folder, "run"), sampler, *observers)
     return sampler.processes()
 
 

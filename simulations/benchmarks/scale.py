@@ -19,11 +19,11 @@ from typing import NamedTuple
 import numpy as np
 from rich.filesize import decimal as size
 
-from fedpress.compression.models.students.search import Step
 from fedpress.simulations.benchmarks import memory
-from fedpress.simulations.results.records import Results, RoundResult, StudentResult
+from fedpress.simulations.results.records import RoundResult
 from fedpress.simulations.results.run_folder import RunFolder
 from fedpress.simulations.runs import runner
+from fedpress.simulations.runs.observer import Observer
 from fedpress.simulations.scenario.scenario import Scenario
 
 SAME_WORK = (
@@ -66,7 +66,7 @@ class Scale(NamedTuple):
     checkpoint: int
 
 
-class _Watch:
+class _Watch(Observer):
     """Follows a run from inside its process, and looks at the processes after each round."""
 
     def __init__(self, began: float) -> None:
@@ -82,9 +82,6 @@ class _Watch:
         """Remember where it runs."""
         self._folder = folder
 
-    def on_resume(self, rounds: list[RoundResult]) -> None:
-        """Never here."""
-
     def on_round(self, result: RoundResult) -> None:
         """Look at time, memory and disk."""
         assert self._folder is not None
@@ -96,15 +93,6 @@ class _Watch:
         self.processor.append(sum(map(_processor_seconds, {os.getpid(), *workers, *parents})))
         self.states = [path.stat().st_size for path in self._folder.client_states.glob("state-*")]
         self.checkpoint = max(path.stat().st_size for path in self._folder.checkpoints.iterdir())
-
-    def on_search(self, tier: str, step: Step) -> None:
-        """Never here."""
-
-    def on_student(self, result: StudentResult) -> None:
-        """Never here."""
-
-    def on_end(self, results: Results) -> None:
-        """The run is over."""
 
 
 def run(scenario: Scenario, numbers: Sequence[int], say: Callable[[str], None] = lambda line: None) -> list[Scale]:

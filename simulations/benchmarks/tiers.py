@@ -26,8 +26,7 @@ from fedpress.simulations.results import start
 from fedpress.simulations.results.records import Results
 from fedpress.simulations.results.run_folder import RunFolder
 from fedpress.simulations.runs import runner
-from fedpress.simulations.runs.tier_workload import TierWorkload
-from fedpress.simulations.runs.workload import Workload
+from fedpress.simulations.runs.job import Job
 from fedpress.simulations.scenario.scenario import Scenario
 
 ROWS = {
@@ -95,7 +94,7 @@ def scenario_of(base: Scenario, row: str, seed: int) -> Scenario:
         raw["teaching"] = {"method": "slices"}
         raw["students"]["tiers"] = [{**tier, "server_learning_rate": None} for tier in tiers]
     elif row == "smallest":
-        sizes = {name: work.layout.size for name, work in Workload(base).tiers.items()}
+        sizes = {name: work.layout.size for name, work in Job(base).tiers.items()}
         raw["students"]["tiers"] = [tier for tier in tiers if tier["name"] == min(sizes, key=lambda name: sizes[name])]
         raw["teaching"] = {"global_model": "distilled", "every": 0}
     elif row == "students":
@@ -136,7 +135,7 @@ def run(base: Scenario, rows: Sequence[str], seed: int, out: Path) -> Iterator[R
     found: dict[str, dict[str, float]] = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
     for name in wanted:
         if name not in found:
-            found[name] = dict(_control(name, Workload(scenario_of(base, "apart", seed), out / "apart")))
+            found[name] = dict(_control(name, Job(scenario_of(base, "apart", seed), out / "apart")))
             write_atomically(kept, json.dumps(found, indent=1).encode())
         yield Row(name, seed, found[name], {}, {})
 
@@ -173,14 +172,14 @@ def _of_run(row: str, seed: int, results: Results) -> Row:
     )  # fmt: skip
 
 
-def _control(name: str, workload: Workload) -> Iterator[tuple[str, float]]:
-    """Yield each tier and the accuracy of its control, from the run in the workload's folder."""
+def _control(name: str, job: Job) -> Iterator[tuple[str, float]]:
+    """Yield each tier and the accuracy of its control, from the run in the job's folder."""
+    workload = job.whole
     assert workload.out is not None
     folder, splits = RunFolder(workload.out), workload.task.data()
     proxy, choice = splits.proxy, workload.scenario
     on = getattr(splits, choice.evaluation.split)
-    for tier, work in workload.tiers.items():
-        assert isinstance(work, TierWorkload)
+    for tier, work in job.tiers.items():
         seed = seeds.derive(work.federation, choice.seed, name)
         if name == "late":
             teacher = _loaded(workload.fresh_model(), folder.model)

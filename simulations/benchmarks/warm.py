@@ -27,7 +27,7 @@ from fedpress.simulations.benchmarks import plain_app
 from fedpress.simulations.deploy import flower_processes
 from fedpress.simulations.deploy.flower_processes import Deployment
 from fedpress.simulations.results.run_folder import RunFolder
-from fedpress.simulations.runs.workload import REFERENCE
+from fedpress.simulations.runs import job, plan
 from fedpress.simulations.scenario.scenario import Scenario
 
 ROUND_SECONDS = 120.0
@@ -194,7 +194,9 @@ def _apps(folder: Path, scenario: Scenario) -> Iterator[_App]:
         refs = (f"{module}:{kind}server", f"{module}:{kind}client")
         app = flower_processes.write_app(folder, f"{kind}app".replace("_", "-"), *refs, {**size, "times": str(lines)})
         yield _App(name, app, lambda lines=lines: lines.read_text().count("\n") if lines.exists() else 0)  # type: ignore[misc]
-    config: dict[str, str | int] = {"workload": REFERENCE, "scenario": scenario.to_json(), "out": str(out)}
+    config: dict[str, str | int] = {
+        "workload": job.REFERENCE, "plan": plan.REFERENCE, "scenario": scenario.to_json(), "out": str(out),
+    }  # fmt: skip
     app = flower_processes.write_app(
         folder, "fedpress-app", "fedpress.server.app:app", "fedpress.client.app:app", config
     )

@@ -29,7 +29,7 @@ from fedpress.simulations.benchmarks.byte_counter import ByteCounter, Request
 from fedpress.simulations.deploy import flower_processes, keys
 from fedpress.simulations.deploy.flower_processes import Deployment
 from fedpress.simulations.results.run_folder import RunFolder
-from fedpress.simulations.runs.workload import REFERENCE
+from fedpress.simulations.runs import job, plan
 from fedpress.simulations.scenario.scenario import Scenario
 
 PULL, CONFIRM, HEARTBEAT = "pull-messages", "confirm-message-received", "send-node-heartbeat"
@@ -163,7 +163,9 @@ def run(scenario: Scenario, idle_seconds: float, tell: Callable[[str], None] = l
         idle, poll = _watch_idle(counters, idle_seconds)
 
         out = folder / "run"
-        config: dict[str, str | int] = {"workload": REFERENCE, "scenario": scenario.to_json(), "out": str(out)}
+        config: dict[str, str | int] = {
+            "workload": job.REFERENCE, "plan": plan.REFERENCE, "scenario": scenario.to_json(), "out": str(out),
+        }  # fmt: skip
         ours = flower_processes.write_app(
             folder, "fedpress-app", "fedpress.server.app:app", "fedpress.client.app:app", config
         )

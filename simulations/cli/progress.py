@@ -13,13 +13,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from fedpress.simulations.cli import inspection
 from fedpress.simulations.results.records import Results, RoundResult, StudentResult
 from fedpress.simulations.results.run_folder import RunFolder
+from fedpress.simulations.runs.observer import Observer
 from fedpress.simulations.scenario.scenario import Scenario
 
 if TYPE_CHECKING:
     from fedpress.compression.models.students.search import Step
 
 
-class Display:
+class Display(Observer):
     """Follows a run: a line for each round with accuracy and bytes, and on a terminal a bar below them.
 
     Use as a context manager around the run; on a terminal it restores the cursor however the run ends.
@@ -102,9 +103,6 @@ class Display:
             f"student {result.tier}: {result.parameters:,} parameters, {size(result.bundle_bytes)},"
             f" opened and checked: accuracy {result.accuracy:.2%} (teacher {result.teacher_accuracy:.2%})"
         )
-
-    def on_end(self, results: Results) -> None:
-        """Nothing more to show; the tables follow when the display is closed."""
 
     def _print(self, line: str) -> None:
         _print_line(self._bar.console, line)

@@ -7,11 +7,8 @@ deployment: a lost reply is never pulled, a damaged payload is decoded, a client
 
 from __future__ import annotations
 
-import contextlib
-import math
 from collections import Counter
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 
@@ -20,7 +17,6 @@ from fedpress.compression.settings import STRICT, Field, Positive, Settings, dat
 
 if TYPE_CHECKING:
     from flwr.app import Message
-    from torch import nn
 
 CRASHES, FORGETS, DIVERGES, LOST, DOUBLED, LATE, DAMAGED = KINDS = (
     "crashes", "forgets", "diverges", "lost", "doubled", "late", "damaged"
@@ -75,29 +71,3 @@ class Faults:
             spoiled[bit // 8] ^= 1 << bit % 8
             answer["update"] = bytes(spoiled)
         return reply
-
-
-@contextlib.contextmanager
-def diverging(strikes: bool) -> Iterator[None]:
-    """Let training in this process end in NaN while the context lasts; production code knows nothing of it.
-
-    Args:
-        strikes: Whether it does; False: nothing happens.
-    """
-    if not strikes:
-        yield
-        return
-    from fedpress.client import train  # with torch, which the server's side of an engine does without
-
-    def diverged(model: nn.Module, *args: Any, **kwargs: Any) -> float:
-        original(model, *args, **kwargs)
-        for parameter in model.parameters():
-            parameter.data.fill_(math.nan)
-        return -math.nan  # the sign of a NaN that a processor computes
-
-    original = train.train
-    train.train = diverged
-    try:
-        yield
-    finally:
-        train.train = original

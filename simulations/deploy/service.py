@@ -26,7 +26,8 @@ from fedpress.simulations.results.records import Results
 from fedpress.simulations.results.run_folder import RunFolder, RunFolderError
 from fedpress.simulations.scenario import scenario as scenarios
 
-WORKLOAD = "fedpress.simulations.runs.workload:load"
+APPS = {"workload": "fedpress.simulations.runs.job:load", "plan": "fedpress.simulations.runs.plan:load"}
+"""Where client and server find what to do."""
 """By name: importing it would import torch."""
 START_SECONDS = 120.0
 """How long a SuperLink may take to listen."""
@@ -168,7 +169,7 @@ class Server:
             "fedpress-run",
             "fedpress.server.app:app",
             "fedpress.client.app:app",
-            {"workload": WORKLOAD, "scenario": text, "out": str(self._folder.path)},
+            {**APPS, "scenario": text, "out": str(self._folder.path)},
         )
 
     # ---- one step after the other ----------------------------------------------------------------------------------

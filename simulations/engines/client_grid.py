@@ -10,6 +10,12 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
+from fedpress.compression.errors import FedpressError
+
+
+class EngineError(FedpressError):
+    """The engine cannot go on: the ClientApp does not load, or the workers keep dying."""
+
 
 class ClientGrid(Grid):
     """A grid of simulated clients; use it as a context manager.

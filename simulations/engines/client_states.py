@@ -4,17 +4,27 @@ A file is the records without the bytes of their arrays, as Flower serializes th
 length: so none of it is copied, which took ten times as long as writing it.
 """
 
+import fcntl
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from hashlib import sha256
 from logging import ERROR, getLogger
+from multiprocessing import connection
 from pathlib import Path
+from time import perf_counter, sleep
 
 from flwr.app import Array, ArrayRecord, RecordDict
 from flwr.common import serde
 from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 
 from fedpress.compression import files
+from fedpress.simulations.engines.client_grid import EngineError
+
+TEMPORARY = "fedpress-"
+"""Begins the name of a folder for what does not outlive an engine."""
+LOCK_SECONDS = 10.0
+"""How long to wait for what is left of a killed run: its workers end by themselves, at once."""
 
 
 def path_of(folder: Path, client: int) -> Path:
@@ -95,9 +105,33 @@ def _with_data(record: ArrayRecord, data: Callable[[Array], bytes]) -> ArrayReco
 
 def digest(folder: Path, clients: int) -> str:
     """Return the SHA-256 over the state that every client keeps."""
-    found = sha256()
+    digest = sha256()
     for client in range(clients):
         path = path_of(folder, client)
-        found.update(str(client).encode())
-        found.update(path.read_bytes() if path.exists() else b"none")
-    return found.hexdigest()
+        digest.update(str(client).encode())
+        digest.update(path.read_bytes() if path.exists() else b"none")
+    return digest.hexdigest()
+
+
+def locked(states: Path) -> connection.Connection:
+    """Make the folder of the clients' states and lock it, against other engines and what is left of killed ones.
+
+    The lock belongs to the file's description, which the workers get too: as a connection, since that is what
+    `multiprocessing` hands on to a process. It is free once this process and all its workers have ended.
+    """
+    states.mkdir(parents=True, exist_ok=True)
+    lock = connection.Connection(os.open(states / "lock", os.O_RDWR | os.O_CREAT, 0o644))
+    patience = perf_counter() + LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(lock.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if perf_counter() > patience:
+                lock.close()
+                raise EngineError(f"another run is at work in {states}; wait for its end, or stop it") from None
+            sleep(0.05)
+        else:
+            files.remove_leftovers(states)
+            for folder in states.glob(f"{TEMPORARY}*"):
+                shutil.rmtree(folder)
+            return lock

@@ -38,10 +38,9 @@ from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.federation import NoOpFederationManager
 from flwr.superlink.grid import InMemoryGrid
 
-from fedpress.server.checkpoint.state import State
-from fedpress.simulations.engines import client_states, flower_app, inline
-from fedpress.simulations.engines.client_grid import ClientGrid
-from fedpress.simulations.engines.inline import EngineError
+from fedpress.simulations.engines import client_states, flower_app, worker
+from fedpress.simulations.engines.client_grid import ClientGrid, EngineError
+from fedpress.simulations.engines.inline import GridState
 from fedpress.simulations.engines.worker_process import RUN_ID
 from fedpress.simulations.results.run_folder import RunFolder
 from fedpress.simulations.scenario.scenario import Scenario
@@ -102,7 +101,7 @@ class FlowerGrid(ClientGrid):
         states: folder for what clients keep, which then outlives the engine; None: a temporary one.
 
     Attributes:
-        phases: nothing: Flower's engine does not say what its processes do.
+        seconds: nothing: Flower's engine does not say what its processes do.
 
     Raises:
         EngineError: there is no such cluster, it has no CPU, or `states` is in use by another run.
@@ -121,7 +120,7 @@ class FlowerGrid(ClientGrid):
     ) -> None:
         super().__init__(clients, workers, Run.create_empty(RUN_ID))
         self.clock = StillClock()
-        self.phases: dict[str, float] = {}
+        self.seconds: dict[str, float] = {}
         self._app = flower_app.RemoteApp(client_app, run_config or {})
         self._durable = states is not None
         self._stopped = Event()
@@ -129,10 +128,10 @@ class FlowerGrid(ClientGrid):
         self._backend: _Backend | None = None
         with contextlib.ExitStack() as left:  # undone where a later step fails
             if states is not None:
-                left.enter_context(inline.locked(states))
+                left.enter_context(client_states.locked(states))
                 self._states = states
             else:
-                self._states = Path(left.enter_context(tempfile.TemporaryDirectory(prefix=inline.RECORDS)))
+                self._states = Path(left.enter_context(tempfile.TemporaryDirectory(prefix=client_states.TEMPORARY)))
             left.callback(ray.shutdown)
             _start_ray(address, workers)
             self._cpus, self._look = _cpus(), time.monotonic() + LOOK_SECONDS
@@ -225,12 +224,12 @@ class FlowerGrid(ClientGrid):
         """Return the SHA-256 over the state that every client keeps."""
         return client_states.digest(self._states, self._clients)
 
-    def saved(self) -> State:
+    def state(self) -> GridState:
         """Return what the inline engine saves when nothing is under way: a run may go on with either."""
-        return State({}, {"now": 0.0, "sent": 0, "arrivals": {}, "struck": {}, "doubled": []})
+        return GridState()
 
-    def restore(self, state: State) -> None:
-        """Take up what `saved` returned: nothing, since no reply outlives a round without virtual time."""
+    def restore(self, state: GridState) -> None:
+        """Take up a state: nothing, since no reply outlives a round without virtual time."""
 
     # ---- work ------------------------------------------------------------------------------------------------------
 
@@ -333,7 +332,7 @@ def _start_ray(address: str | None, workers: int) -> None:
         variables["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
         quiet["num_cpus"] = workers
     try:
-        with inline.deaf_to_ctrl_c():
+        with worker.deaf_to_ctrl_c():
             ray.init(
                 address=address or "local",
                 logging_level=ERROR,

@@ -10,21 +10,15 @@ Time is virtual: a `Network` says how long each reply takes, and deadlines follo
 take no time.
 """
 
-import contextlib
-import fcntl
 import os
-import shutil
-import signal
 import sys
 import tempfile
-from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping
 from logging import ERROR, getLogger
-from multiprocessing import connection, get_context, resource_tracker
-from multiprocessing.process import BaseProcess
+from multiprocessing import connection
 from pathlib import Path
-from time import perf_counter, sleep
-from typing import Any
+from typing import Any, NamedTuple
 
 from flwr.app import ArrayRecord, Context, Error, Message, RecordDict
 from flwr.app.user_config import UserConfigValue
@@ -35,15 +29,14 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedpress.compression import files
-from fedpress.compression.errors import FedpressError
 from fedpress.compression.messages import orders, records
-from fedpress.server.checkpoint.state import State, as_array
 from fedpress.simulations.conditions.faults import DAMAGED, DOUBLED, LATE, LOST, Faults
 from fedpress.simulations.conditions.network import Network, VirtualClock
 from fedpress.simulations.engines import client_states, worker_process
-from fedpress.simulations.engines.client_grid import ClientGrid
-from fedpress.simulations.engines.worker_process import KEPT_RECORDS, RUN_ID, Task
+from fedpress.simulations.engines.client_grid import ClientGrid, EngineError
+from fedpress.simulations.engines.shared_records import SharedRecords
+from fedpress.simulations.engines.worker import Worker
+from fedpress.simulations.engines.worker_process import RUN_ID, Task
 
 SHARED_BYTES = 1 << 16
 """A record of at least this size is handed to the workers once, as a file, and not with every message."""
@@ -53,20 +46,7 @@ SENT_AHEAD = 16
 """How many short tasks a worker may hold. With at most `SMALL_MESSAGE` bytes each, all fit the pipe's own buffer:
 were the parent to block on a full pipe while the worker blocks on its reply, both would wait for ever."""
 SMALL_MESSAGE = 2048
-IMPORTED_ONCE = ["flwr.clientapp", "torch", "fedpress.client.app", "fedpress.simulations.runs.workload"]
-"""What nearly every ClientApp needs. Imported by one process that all workers are forked from, so that a worker starts
-in milliseconds and not in seconds."""
-TUNABLES = "GLIBC_TUNABLES"
-"""The environment variable that glibc reads at the start of a process; other systems do not."""
 MAX_DEATHS = 3
-RECORDS = "fedpress-"
-"""Begins the name of the folder for shared records."""
-LOCK_SECONDS = 10.0
-"""How long to wait for what is left of a killed run: its workers end by themselves, at once."""
-
-
-class EngineError(FedpressError):
-    """The engine cannot go on: the ClientApp does not load, or the workers keep dying."""
 
 
 class SimulatedClock:
@@ -91,6 +71,42 @@ class SimulatedClock:
             self._time.advance_to(max(self.now(), min(arrival, until)))
 
 
+class Arrival(NamedTuple):
+    """A reply, and when it arrives by the virtual clock."""
+
+    at: float
+    reply: Message
+
+
+class GridState(NamedTuple):
+    """What an engine keeps from one round to the next.
+
+    Attributes:
+        now: virtual time.
+        sent: number of messages.
+        ready: replies that have arrived or will, by message id.
+        struck: number of faults by kind.
+        doubled: ids of messages whose replies arrive twice.
+        seconds: of the workers, by what they went into.
+    """
+
+    now: float = 0.0
+    sent: int = 0
+    ready: dict[str, Arrival] = {}
+    struck: dict[str, int] = {}
+    doubled: list[str] = []
+    seconds: dict[str, float] = {}
+
+
+class _Order(NamedTuple):
+    """A message under way to a client."""
+
+    message: Message
+    sent_at: float  # by the virtual clock
+    round: int | None  # of an order to train, where network or faults ask for it
+    struck: frozenset[str]  # faults that strike the client
+
+
 class InlineGrid(ClientGrid):
     """An in-process grid over `workers` processes; use it as a context manager.
 
@@ -109,7 +125,7 @@ class InlineGrid(ClientGrid):
             None: a temporary one.
 
     Attributes:
-        phases: seconds of all workers by what they went into: `training`; `client`, what a client does beside it (its
+        seconds: of all workers by what they went into: `training`; `client`, what a client does beside it (its
             data, the model, the update); `states` and `messages`, read and written; `waiting` for something to do.
 
     Raises:
@@ -133,13 +149,13 @@ class InlineGrid(ClientGrid):
         super().__init__(clients, workers, Run.create_empty(RUN_ID))
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = RUN_ID, 1, 0
         self.clock = SimulatedClock(self)
-        self.phases: Counter[str] = Counter()
+        self.seconds: Counter[str] = Counter()
         self._network = network
         self._faults = injected
         self._examples = examples
-        self._lock = locked(states) if states else None
+        self._lock = client_states.locked(states) if states else None
         # Beside the states it is found and removed after a kill, too.
-        self._folder = tempfile.TemporaryDirectory(prefix=RECORDS, dir=states)
+        self._folder = tempfile.TemporaryDirectory(prefix=client_states.TEMPORARY, dir=states)
         home = Path(self._folder.name)
         self._start = worker_process.Start(
             client_app,
@@ -152,17 +168,16 @@ class InlineGrid(ClientGrid):
             tuple(sys.path),
             dict(os.environ),
         )
-        self._files: OrderedDict[int, tuple[ArrayRecord, str]] = OrderedDict()  # id -> the record itself, its file
-        self._references: dict[str, int] = {}  # file -> messages under way that need it
+        self._records = SharedRecords(home)
         self._queue: deque[Task] = deque()
         self._tasks: dict[str, Task] = {}  # under way or queued
-        self._meta: dict[str, tuple[Message, float]] = {}  # message id -> order (without content), when it was sent
-        self._ready: dict[str, tuple[float, Message]] = {}  # message id -> arrival, reply
+        self._orders: dict[str, _Order] = {}  # by message id
+        self._ready: dict[str, Arrival] = {}  # by message id
         self._doubled: set[str] = set()  # ids of messages whose replies arrive twice
         self._sent = 0
         self._mean_seconds = 1.0
         self._deaths = 0
-        self._workers = [_Worker(self._start) for _ in range(workers)]
+        self._workers = [Worker(self._start) for _ in range(workers)]
 
     def close(self) -> None:
         """Stop the workers and remove the clients' state, unless it has a folder of its own."""
@@ -188,10 +203,11 @@ class InlineGrid(ClientGrid):
             message_id = f"message-{self._sent}"
             message.metadata.__dict__["_message_id"] = message_id
             ids.append(message_id)
-            if self._network and not self._answers(self._network, message):
+            order = self._order(message)
+            if self._network and order.round is not None and not self._network.answers(client, order.round):
                 continue
-            self._meta[message_id] = (message, self.clock.now())
-            tasks.append(self._task(message_id, client, message))
+            self._orders[message_id] = order
+            tasks.append(self._task(message_id, client, order))
         if self._examples:  # long ones first; replies are put in order by the strategy
             weigh = self._examples
             tasks.sort(key=lambda task: -weigh(task.client))
@@ -239,40 +255,21 @@ class InlineGrid(ClientGrid):
         """Return the SHA-256 over the state that every client keeps."""
         return client_states.digest(self._start.states, self._clients)
 
-    def saved(self) -> State:
+    def state(self) -> GridState:
         """Return the time, and the replies that have arrived or will, for a checkpoint; waits for work under way."""
         while self._tasks:
             self._receive()
-        arrays = {
-            message_id: as_array(serde.message_to_proto(reply).SerializeToString())
-            for message_id, (_, reply) in self._ready.items()
-        }
-        arrivals = {message_id: arrival for message_id, (arrival, _) in self._ready.items()}
         struck = dict(self._faults.struck) if self._faults else {}
-        doubled = sorted(self._doubled)
-        return State(
-            arrays,
-            {
-                "now": self.clock.now(),
-                "sent": self._sent,
-                "arrivals": arrivals,
-                "struck": struck,
-                "doubled": doubled,
-                "phases": dict(self.phases),
-            },
-        )
+        return GridState(self.clock.now(), self._sent, self._ready, struck, sorted(self._doubled), dict(self.seconds))
 
-    def restore(self, state: State) -> None:
-        """Take up what `saved` returned."""
-        self.clock.go_to(state.meta["now"])
-        self._sent = state.meta["sent"]
-        self._doubled = set(state.meta["doubled"])
-        self.phases.update(state.meta.get("phases", {}))
+    def restore(self, state: GridState) -> None:
+        """Take up a state."""
+        self.clock.go_to(state.now)
+        self._sent, self._ready = state.sent, state.ready
+        self._doubled = set(state.doubled)
+        self.seconds.update(state.seconds)
         if self._faults:
-            self._faults.struck = Counter(state.meta["struck"])
-        for message_id, arrival in state.meta["arrivals"].items():
-            reply = serde.message_from_proto(ProtoMessage.FromString(state.arrays[message_id].tobytes()))
-            self._ready[message_id] = (arrival, reply)
+            self._faults.struck = Counter(state.struck)
 
     def next_arrival(self) -> float | None:
         """Return when the next reply arrives, None while that is still being worked out.
@@ -287,43 +284,25 @@ class InlineGrid(ClientGrid):
 
     # ---- work ------------------------------------------------------------------------------------------------------
 
-    def _task(self, message_id: str, client: int, message: Message) -> Task:
-        own, shared = RecordDict(), []
+    def _order(self, message: Message) -> _Order:
+        """Return an order to be sent now, and what strikes the client that gets it."""
+        number, struck = None, frozenset[str]()
+        if message.metadata.message_type == "train" and (self._network or self._faults):
+            number = orders.read_order(message.content).round
+            if self._faults:
+                struck = self._faults.of(message.metadata.dst_node_id - 1, number)
+        return _Order(message, self.clock.now(), number, struck)
+
+    def _task(self, message_id: str, client: int, order: _Order) -> Task:
+        small, shared, message = RecordDict(), [], order.message
         for key, record in message.content.items():
             if isinstance(record, ArrayRecord) and record.count_bytes() >= SHARED_BYTES:
-                name = self._file_of(record)
-                self._references[name] = self._references.get(name, 0) + 1
-                shared.append((key, name))
+                shared.append((key, self._records.use(record)))
             else:
-                own[key] = record
-        slim = Message(own, metadata=message.metadata)  # type: ignore[call-overload]
+                small[key] = record
+        slim = Message(small, metadata=message.metadata)  # type: ignore[call-overload]
         data = serde.message_to_proto(slim).SerializeToString()
-        struck = self._fate(message)
-        return Task(message_id, client, data, tuple(message.content), tuple(shared), struck)
-
-    def _fate(self, order: Message) -> frozenset[str]:
-        """Return the faults that strike a client that gets this order."""
-        if self._faults is None or order.metadata.message_type != "train":
-            return frozenset()
-        return self._faults.of(order.metadata.dst_node_id - 1, orders.read_order(order.content).round)
-
-    def _file_of(self, record: ArrayRecord) -> str:
-        known = self._files.get(id(record))
-        if known is not None:
-            return known[1]
-        name = f"record-{self._sent}-{len(self._references)}"
-        proto = serde.recorddict_to_proto(RecordDict({"record": record}))
-        (self._start.folder / name).write_bytes(proto.SerializeToString())
-        self._files[id(record)] = (record, name)  # holding the record keeps its id from being used again
-        while len(self._files) > KEPT_RECORDS:
-            _, (_, old) = self._files.popitem(last=False)
-            self._drop_file(old)
-        return name
-
-    def _drop_file(self, name: str) -> None:
-        if not self._references.get(name) and name not in {kept for _, kept in self._files.values()}:
-            self._references.pop(name, None)
-            (self._start.folder / name).unlink(missing_ok=True)
+        return Task(message_id, client, data, tuple(message.content), tuple(shared), order.struck)
 
     def _pump(self) -> None:
         """Hand queued tasks to the workers: one each, more ahead when they are short and small."""
@@ -346,12 +325,12 @@ class InlineGrid(ClientGrid):
                 self._replace(worker)
         self._pump()
 
-    def _take(self, worker: "_Worker", news: Any) -> None:
+    def _take(self, worker: Worker, news: Any) -> None:
         if isinstance(news, str):
             raise EngineError(f"the ClientApp {self._start.client_app!r} cannot be loaded:\n{news}")
         worker.under_way.remove(news.message_id)
         self._deaths = 0
-        self.phases.update(news.phases)
+        self.seconds.update(news.seconds_by_phase)
         self._mean_seconds = 0.9 * self._mean_seconds + 0.1 * news.seconds
         reply = serde.message_from_proto(ProtoMessage.FromString(news.reply))
         self._finish(news.message_id, reply)
@@ -359,44 +338,37 @@ class InlineGrid(ClientGrid):
     def _finish(self, message_id: str, reply: Message) -> None:
         task = self._tasks.pop(message_id)
         for _, name in task.shared:
-            self._references[name] -= 1
-            self._drop_file(name)
-        order, sent_at = self._meta.pop(message_id)
+            self._records.release(name)
+        order = self._orders.pop(message_id)
         seconds = 0.0
-        if self._network and order.metadata.message_type == "train":
+        if self._network and order.round is not None:
             seconds = self._network.seconds(
                 client=task.client,
-                round=orders.read_order(order.content).round,
-                down_bytes=records.serialized_size(order),
+                round=order.round,
+                down_bytes=records.serialized_size(order.message),
                 examples=self._examples(task.client) if self._examples else 0,
                 up_bytes=records.serialized_size(reply),
-                start=sent_at,
+                start=order.sent_at,
             )
-        if self._faults:
-            for kind in task.faults:
-                self._faults.struck[kind] += 1
-            if LOST in task.faults:
+        if self._faults and order.round is not None:
+            self._faults.struck.update(order.struck)
+            if LOST in order.struck:
                 return
-            if DAMAGED in task.faults:
-                reply = self._faults.damaged(reply, task.client, orders.read_order(order.content).round)
-            if DOUBLED in task.faults:
+            if DAMAGED in order.struck:
+                reply = self._faults.damaged(reply, task.client, order.round)
+            if DOUBLED in order.struck:
                 self._doubled.add(message_id)
-            if LATE in task.faults:
+            if LATE in order.struck:
                 seconds += self._faults.chances.late_seconds
-        self._ready[message_id] = (sent_at + seconds, reply)
+        self._ready[message_id] = Arrival(order.sent_at + seconds, reply)
 
-    def _answers(self, network: Network, message: Message) -> bool:
-        if message.metadata.message_type != "train":
-            return True
-        return network.answers(message.metadata.dst_node_id - 1, orders.read_order(message.content).round)
-
-    def _replace(self, dead: "_Worker") -> None:
+    def _replace(self, dead: Worker) -> None:
         """Answer for a worker that died, with an error for each message it held, and start another."""
         dead.stop()
         self._deaths += 1
         getLogger("flwr").log(ERROR, "a worker died (exit code %s)", dead.process.exitcode)
         for message_id in list(dead.under_way):
-            order, _ = self._meta[message_id]
+            order = self._orders[message_id].message
             reason = f"the worker process died with exit code {dead.process.exitcode}"
             self._finish(message_id, Message(Error(ErrorCode.CLIENT_APP_CRASHED, reason), reply_to=order))
         self._workers.remove(dead)
@@ -405,93 +377,10 @@ class InlineGrid(ClientGrid):
                 f"{self._deaths} workers died one after the other, the last with exit code {dead.process.exitcode}; "
                 "out of memory, most likely: try fewer workers"
             )
-        self._workers.append(_Worker(self._start))
+        self._workers.append(Worker(self._start))
 
 
 def run(server_app: ServerApp, grid: Grid, run_config: Mapping[str, UserConfigValue] | None = None) -> None:
     """Run a ServerApp on the grid, as Flower's engines do."""
     context = Context(run_id=RUN_ID, node_id=1, node_config={}, state=RecordDict(), run_config=dict(run_config or {}))
     server_app(grid, context)
-
-
-# ---- worker processes ----------------------------------------------------------------------------------------------
-
-
-class _Worker:
-    """The parent's end of a worker process."""
-
-    def __init__(self, start: worker_process.Start) -> None:
-        context = get_context("forkserver")
-        context.set_forkserver_preload(IMPORTED_ONCE)
-        self.pipe, child = context.Pipe()
-        self.under_way: list[str] = []
-        self.process: BaseProcess = context.Process(target=worker_process.work, args=(child, start), daemon=True)
-        with _worker_environment(), deaf_to_ctrl_c():
-            self.process.start()
-        child.close()
-
-    def send(self, task: Task) -> None:
-        self.under_way.append(task.message_id)
-        with contextlib.suppress(BrokenPipeError):  # `_receive` sees the end of the pipe and answers for the worker
-            self.pipe.send(task)
-
-    def stop(self) -> None:
-        self.pipe.close()
-        self.process.join(timeout=2)
-        if self.process.is_alive():
-            self.process.kill()
-            self.process.join()
-
-
-@contextlib.contextmanager
-def _worker_environment() -> Iterator[None]:
-    """Let child processes start with one thread in numpy's and torch's libraries, and large pages in glibc's malloc.
-
-    A training step takes memory anew for what it computes; in pages of 4 kB that is thousands of page faults a step.
-    """
-    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", TUNABLES)
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(dict.fromkeys(names, "1") | {TUNABLES: before[TUNABLES] or "glibc.malloc.hugetlb=1"})
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-@contextlib.contextmanager
-def deaf_to_ctrl_c() -> Iterator[None]:
-    """Let child processes start with SIGINT blocked: a terminal sends it to all, and it is the parent's business."""
-    resource_tracker.ensure_running()  # its own start unblocks SIGINT, so it comes first
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def locked(states: Path) -> connection.Connection:
-    """Make the folder of the clients' states and lock it, against other engines and what is left of killed ones.
-
-    The lock belongs to the file's description, which the workers get too: as a connection, since that is what
-    `multiprocessing` hands on to a process. It is free once this process and all its workers have ended.
-    """
-    states.mkdir(parents=True, exist_ok=True)
-    lock = connection.Connection(os.open(states / "lock", os.O_RDWR | os.O_CREAT, 0o644))
-    patience = perf_counter() + LOCK_SECONDS
-    while True:
-        try:
-            fcntl.flock(lock.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if perf_counter() > patience:
-                lock.close()
-                raise EngineError(f"another run is at work in {states}; wait for its end, or stop it") from None
-            sleep(0.05)
-        else:
-            files.remove_leftovers(states)
-            for folder in states.glob(f"{RECORDS}*"):
-                shutil.rmtree(folder)
-            return lock

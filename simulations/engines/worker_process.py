@@ -22,8 +22,7 @@ from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedpress.compression import entry_points
-from fedpress.compression.timing import here
-from fedpress.simulations.conditions import faults
+from fedpress.compression.timing import Timer
 from fedpress.simulations.conditions.faults import CRASHES, DIVERGES, FORGETS
 from fedpress.simulations.engines import client_states
 
@@ -49,7 +48,7 @@ class Done(NamedTuple):
     message_id: str
     reply: bytes
     seconds: float
-    phases: dict[str, float]  # of this worker since its last reply, see `InlineGrid.phases`
+    seconds_by_phase: dict[str, float]  # of this worker since its last reply, see `InlineGrid.seconds`
 
 
 class Start(NamedTuple):
@@ -78,37 +77,38 @@ def work(pipe: connection.Connection, start: Start) -> None:
         pipe.send(traceback.format_exc())
         return
     cache: OrderedDict[str, ArrayRecord] = OrderedDict()
+    timer: Timer = getattr(app, "timer", None) or Timer()
     with log_to_file(start.log_file) as logger, contextlib.suppress(EOFError, ConnectionError):
         while True:
-            with here.of("waiting"):
+            with timer.of("waiting"):
                 task: Task = pipe.recv()
             began = perf_counter()
-            with here.of("messages"):
+            with timer.of("messages"):
                 message = serde.message_from_proto(ProtoMessage.FromString(task.message))
-                own = message.content
+                sent = message.content
                 shared = {key: _shared_record(start.folder / name, cache) for key, name in task.shared}
-                message.content = RecordDict({key: shared[key] if key in shared else own[key] for key in task.keys})
+                message.content = RecordDict({key: shared[key] if key in shared else sent[key] for key in task.keys})
             TaskIdentity.node_id = task.client + 1
             if FORGETS in task.faults:
                 client_states.path_of(start.states, task.client).unlink(missing_ok=True)
-            with here.of("states"):
-                context = _context(start, task.client)
+            with timer.of("states"):
+                context = _context(start, task)
             try:
-                with here.of("client"), faults.diverging(DIVERGES in task.faults):
+                with timer.of("client"):
                     reply = app(message, context)
                 if CRASHES in task.faults:
                     raise ConnectionResetError("the client died on purpose")
-                with here.of("states"):
+                with timer.of("states"):
                     # States that outlive the engine are on the disk before the reply leaves.
                     client_states.write(start.states, task.client, context.state, durable=start.lock is not None)
             except Exception as error:
                 logger.log(ERROR, "client %d failed:\n%s", task.client, traceback.format_exc())
                 reason = f"{type(error).__name__}: {error}"
                 reply = Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
-            with here.of("messages"):
+            with timer.of("messages"):
                 data = serde.message_to_proto(reply).SerializeToString()
             logger.log(DEBUG, "client %d answered in %.3f s", task.client, perf_counter() - began)
-            pipe.send(Done(task.message_id, data, perf_counter() - began, here.taken()))
+            pipe.send(Done(task.message_id, data, perf_counter() - began, timer.taken()))
 
 
 def _shared_record(path: Path, cache: OrderedDict[str, ArrayRecord]) -> ArrayRecord:
@@ -146,11 +146,15 @@ def log_to_file(path: Path | None) -> Iterator[Logger]:
         handler.close()
 
 
-def _context(start: Start, client: int) -> Context:
+def _context(start: Start, task: Task) -> Context:
     return Context(
         run_id=RUN_ID,
-        node_id=client + 1,
-        node_config={"partition-id": client, "num-partitions": start.clients},
-        state=client_states.read(start.states, client),
+        node_id=task.client + 1,
+        node_config={
+            "partition-id": task.client,
+            "num-partitions": start.clients,
+            **({DIVERGES: True} if DIVERGES in task.faults else {}),
+        },
+        state=client_states.read(start.states, task.client),
         run_config=dict(start.run_config),
     )

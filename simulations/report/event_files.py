@@ -10,16 +10,16 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-from fedpress.simulations.results.records import Results, RoundResult, StudentResult
+from fedpress.simulations.results.records import Results, RoundResult
 from fedpress.simulations.results.run_folder import RunFolder, RunFolderError
+from fedpress.simulations.runs.observer import Observer
 
 if TYPE_CHECKING:
-    from fedpress.compression.models.students.search import Step
     from fedpress.simulations.scenario.scenario import Scenario
 
 
-class EventFiles:
-    """Follows a run (`recorder.Observer`) and writes its scalars into the run folder's `tensorboard/`.
+class EventFiles(Observer):
+    """Follows a run and writes its scalars into the run folder's `tensorboard/`.
 
     By round: accuracy, loss, bytes/up and bytes/down (so far), replies/accepted, replies/refused, and the accuracy
     of each tier that trains. Over bytes so far, which are then the step: accuracy_over_bytes/up and .../up_and_down.
@@ -46,12 +46,6 @@ class EventFiles:
         self._add(result)
         assert self._writer is not None
         self._writer.flush()
-
-    def on_search(self, tier: str, step: Step) -> None:
-        """Nothing to write."""
-
-    def on_student(self, result: StudentResult) -> None:
-        """Nothing to write."""
 
     def on_end(self, results: Results) -> None:
         """Close the file."""

@@ -184,8 +184,8 @@ class Results(Record):
 
     `faults` counts what went wrong on purpose; `lost_states` the replies of clients that had lost their state.
 
-    `phases` are the server's seconds by what they went into (`SparseFed.phases`), `worker_phases` those of the inline
-    engine's workers (`InlineGrid.phases`).
+    `phases` are the server's seconds by what they went into (`SparseFed.timer`), `worker_phases` those of the inline
+    engine's workers (`InlineGrid.seconds`).
 
     `accuracy` is the mean over the last 10 evaluated rounds: one round alone swings by several points.
     """

@@ -1,8 +1,9 @@
-"""The server's side of tiers that train: from a scenario to their strategies."""
+"""From a scenario to the strategy of its server, with or without tiers that train."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import Any
 
 from fedpress.compression.files import write_atomically
@@ -11,35 +12,36 @@ from fedpress.server.fusion.mutual_distillation import Teaching
 from fedpress.server.model import optimizers
 from fedpress.server.model.optimizers import ServerOptimizer
 from fedpress.server.model.versions import Downlink
-from fedpress.server.strategies import tiered_fed
+from fedpress.server.rounds.federation import Federation
+from fedpress.server.rounds.settings import ModelSettings, Rounds, Sampling
 from fedpress.server.strategies.sparse_fed import SparseFed
+from fedpress.server.strategies.tiered_fed import TieredFed, TierError, TrainingTier
 from fedpress.simulations.results.run_folder import RunFolder
-from fedpress.simulations.runs.tier_workload import TierWorkload
+from fedpress.simulations.runs.job import Job
 from fedpress.simulations.runs.workload import Workload
 from fedpress.simulations.scenario.scenario import Scenario
 
 
-def save_architectures(workload: Workload, folder: RunFolder) -> None:
-    """Put the shapes of the tiers' models into the run folder, for clients and for whoever opens the models."""
-    shapes = {name: work.shapes for name, work in workload.tiers.items() if isinstance(work, TierWorkload)}
-    write_atomically(folder.architectures, json.dumps(shapes, indent=1).encode())
+def sampling(scenario: Scenario, tier: str | None) -> Sampling:
+    """Return which part of the nodes is asked in a round: of all, or of those that train a tier's model."""
+    groups = [group.name if group else None for group in scenario.groups]
+    if tier not in groups:
+        return Sampling(fraction_train=0.0, fraction_evaluate=0.0)
+    group = groups.index(tier)
+    nodes = scenario.shares(scenario.clients)[group]
+    asked = scenario.shares(scenario.clients_at_work - scenario.sampling.over_selection)[group]
+    return Sampling(asked / nodes, fraction_evaluate=0.0, min_train_nodes=asked, min_available_nodes=nodes)
 
 
-def shares(scenario: Scenario, tier: str | None) -> dict[str, Any]:
-    """Return how many clients are asked in a round, and of how many: of all, or of those that train a tier's model."""
-    names = [group.name if group else None for group in scenario.groups]
-    if tier not in names:
-        return {"fraction_train": 0.0}
-    place, sampling = names.index(tier), scenario.sampling
-    nodes = scenario.shares(scenario.clients)[place]
-    beyond = scenario.shares(sampling.over_selection)[place]
-    asked = scenario.shares(scenario.clients_at_work - sampling.over_selection)[place]
-    return {
-        "fraction_train": asked / nodes,
-        "min_train_nodes": asked,
-        "min_available_nodes": nodes,
-        "over_selection": beyond,
-    }
+def rounds(scenario: Scenario, tier: str | None) -> Rounds:
+    """Return when a round begins and ends: of all clients, or of those that train a tier's model."""
+    choice, groups = scenario.sampling, [group.name if group else None for group in scenario.groups]
+    return Rounds(
+        over_selection=scenario.shares(choice.over_selection)[groups.index(tier)] if tier in groups else 0,
+        min_replies=choice.min_replies,
+        deadline=choice.deadline,
+        schedule=choice.buffer,
+    )
 
 
 def downlink(workload: Workload) -> Downlink | None:
@@ -49,7 +51,8 @@ def downlink(workload: Workload) -> Downlink | None:
         return None
     drawn = not (workload.tier and teaching and teaching.method == "slices")
     density = min(1.0, choice.density * workload.density / workload.scenario.density)
-    return Downlink(density, choice.levels, draw=workload.draw if drawn else None)
+    draw = workload.draw if drawn else None
+    return Downlink(density, choice.levels, draw=draw, prediction=workload.prediction)
 
 
 def optimizer(workload: Workload) -> ServerOptimizer:
@@ -57,33 +60,45 @@ def optimizer(workload: Workload) -> ServerOptimizer:
     return optimizers.of(workload.scenario.server, workload.server_learning_rate)
 
 
-def strategy(
-    workload: Workload, folder: RunFolder, options: dict[str, Any], whole: dict[str, Any]
-) -> tiered_fed.TieredFed:
-    """Return the strategy of a scenario with tiers that train.
+def strategy(job: Job, folder: RunFolder, **options: Any) -> SparseFed:
+    """Return the strategy of a scenario.
 
     Args:
-        workload: the scenario's work.
-        folder: of the run; the shapes of the tiers' models go there.
-        options: of every model's strategy.
-        whole: of the global model's.
+        job: the scenario's work.
+        folder: of the run; the shapes of the models of tiers that train go there.
+        options: of `SparseFed`, which do not follow from the scenario's settings of the rounds and the model.
 
     Raises:
         BudgetError: a tier's budget cannot be met.
-        TierError: the task has no proxy data.
+        TierError: the task has no proxy data, and tiers train.
     """
-    choice = workload.scenario.teaching
+    workload = job.whole
+    scenario = workload.scenario
+    options = {
+        **asdict(sampling(scenario, None)),
+        "rounds": rounds(scenario, None),
+        "optimizer": optimizer(workload),
+        "downlink": downlink(workload),
+        "averaging": scenario.server.ema_decay,
+        "layout": workload.layout,
+        "name": workload.federation,
+        "seed": scenario.seed,
+        **options,
+    }
+    return _tiered(job, folder, options) if job.tiers else SparseFed(**options)
+
+
+def _tiered(job: Job, folder: RunFolder, options: dict[str, Any]) -> TieredFed:
+    workload, choice = job.whole, job.whole.scenario.teaching
     assert choice is not None  # by the scenario's own check
     proxy = workload.task.data().proxy.inputs
     if len(proxy) == 0:
-        raise tiered_fed.TierError(
-            f"task {workload.task.name!r} holds out no proxy data, on which tiers teach each other"
-        )
-    if not folder.architectures.exists():
-        save_architectures(workload, folder)
+        raise TierError(f"task {workload.task.name!r} holds out no proxy data, on which tiers teach each other")
+    if not folder.architectures.exists():  # for clients and for whoever opens the models
+        shapes = {name: work.shapes for name, work in job.tiers.items()}
+        write_atomically(folder.architectures, json.dumps(shapes, indent=1).encode())
     sliced = choice.method == "slices"
-    kind = tiered_fed.Sliced if sliced else SparseFed
-    taught = Teaching(
+    teaching = Teaching(
         every=choice.every,
         combine=choice.combine,
         distillation=Distillation(
@@ -91,9 +106,16 @@ def strategy(
         ),
         downlink=Downlink(choice.density, levels=choice.levels),
     ) if choice.every and not sliced else None  # fmt: skip
-    training = []
-    for name, work in workload.tiers.items():
-        own = {**options, **shares(workload.scenario, name), "downlink": downlink(work), "layout": work.layout}
-        own["optimizer"] = optimizer(work)
-        training.append(tiered_fed.TrainingTier(name, kind(**own, federation=work.federation), work.fresh_model()))
-    return tiered_fed.TieredFed(training, workload.fresh_model(), proxy, taught, sliced=sliced, **whole)
+    tiers = [TrainingTier(name, _federation(name, work), work.fresh_model()) for name, work in job.tiers.items()]
+    return TieredFed(tiers, workload.fresh_model(), proxy, teaching, sliced=sliced, **options)
+
+
+def _federation(tier: str, workload: Workload) -> Federation:
+    scenario = workload.scenario
+    return Federation(
+        workload.federation,
+        scenario.seed,
+        sampling=sampling(scenario, tier),
+        rounds=rounds(scenario, tier),
+        model=ModelSettings(optimizer(workload), downlink(workload), scenario.server.ema_decay, layout=workload.layout),
+    )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from hashlib import sha256
 from logging import WARNING, getLogger
 from time import monotonic
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple
 
 import safetensors.torch
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
@@ -17,10 +18,8 @@ from torch import nn
 
 from fedpress.compression.errors import FedpressError
 from fedpress.compression.ledger import Ledger
-from fedpress.compression.models.students.search import Step
 from fedpress.compression.models.task import Evaluation
 from fedpress.server import app as server
-from fedpress.server.checkpoint.state import State
 from fedpress.server.publishing.publish import Published
 from fedpress.server.rounds.accounting import RoundSummary
 from fedpress.server.strategies.sparse_fed import SparseFed
@@ -36,8 +35,8 @@ from fedpress.simulations.results.records import (
     Totals,
 )
 from fedpress.simulations.results.run_folder import RunFolder
-from fedpress.simulations.runs.workload import Workload
-from fedpress.simulations.scenario.scenario import Scenario
+from fedpress.simulations.runs.job import Job
+from fedpress.simulations.runs.observer import Observer
 
 HOPELESS_ROUNDS = 3
 """A run whose first rounds saw not one good reply is stopped: the scenario or the task is at fault, not a client."""
@@ -47,73 +46,32 @@ class RunError(FedpressError):
     """A run cannot go on."""
 
 
-class Observer(Protocol):
-    """Follows a run: a progress bar, a test."""
+class RecorderState(NamedTuple):
+    """The figures so far.
 
-    def on_start(self, scenario: Scenario, folder: RunFolder) -> None:
-        """The run begins; nothing has been loaded yet."""
+    Attributes:
+        rounds: each as JSON.
+        students: each as JSON.
+        virtual_seconds: of the rounds.
+        seconds: since the run began.
+        phases: of the server's seconds.
+    """
 
-    def on_resume(self, rounds: list[RoundResult]) -> None:
-        """The run goes on after these rounds; comes after `on_start`, and not at all when there were none."""
-
-    def on_round(self, result: RoundResult) -> None:
-        """A round is over."""
-
-    def on_search(self, tier: str, step: Step) -> None:
-        """The search for a tier's student goes on."""
-
-    def on_student(self, result: StudentResult) -> None:
-        """A student was made, downloaded and evaluated."""
-
-    def on_end(self, results: Results) -> None:
-        """The run is over, finished or interrupted; the folder holds these results."""
-
-
-class Observers:
-    """Several that follow a run, told in turn."""
-
-    def __init__(self, *observers: Observer) -> None:
-        self._observers = observers
-
-    def on_start(self, scenario: Scenario, folder: RunFolder) -> None:
-        """Pass it on."""
-        for observer in self._observers:
-            observer.on_start(scenario, folder)
-
-    def on_resume(self, rounds: list[RoundResult]) -> None:
-        """Pass it on."""
-        for observer in self._observers:
-            observer.on_resume(rounds)
-
-    def on_round(self, result: RoundResult) -> None:
-        """Pass it on."""
-        for observer in self._observers:
-            observer.on_round(result)
-
-    def on_search(self, tier: str, step: Step) -> None:
-        """Pass it on."""
-        for observer in self._observers:
-            observer.on_search(tier, step)
-
-    def on_student(self, result: StudentResult) -> None:
-        """Pass it on."""
-        for observer in self._observers:
-            observer.on_student(result)
-
-    def on_end(self, results: Results) -> None:
-        """Pass it on."""
-        for observer in self._observers:
-            observer.on_end(results)
+    rounds: list[str]
+    students: list[str]
+    virtual_seconds: float
+    seconds: float
+    phases: dict[str, float]
 
 
 @dataclass
-class Writer:
-    """Keeps the run folder up to date and passes the news on."""
+class Recorder(server.RunRecord):
+    """Keeps the run folder up to date and tells those who follow the run."""
 
-    workload: Workload
+    job: Job
     folder: RunFolder
     strategy: SparseFed
-    observer: Observer | None
+    observers: Sequence[Observer] = ()
     status: Literal["running", "finished", "interrupted"] = "running"
     rounds: list[RoundResult] = field(default_factory=list)
     students: list[StudentResult] = field(default_factory=list)
@@ -126,26 +84,26 @@ class Writer:
     workers: Callable[[], Mapping[str, float]] = dict
     """Seconds of the engine's workers by what they went into."""
 
-    def saved(self) -> State:
+    def state(self) -> RecorderState:
         """Return the figures so far."""
-        meta = {
-            "rounds": [result.model_dump(mode="json") for result in self.rounds],
-            "students": [result.model_dump(mode="json") for result in self.students],
-            "virtual_seconds": self.virtual_seconds,
-            "seconds": monotonic() - self.began,
-            "phases": self.strategy.phases.seconds,
-        }
-        return State({}, meta)
+        return RecorderState(
+            [json.dumps(result.model_dump(mode="json")) for result in self.rounds],
+            [json.dumps(result.model_dump(mode="json")) for result in self.students],
+            self.virtual_seconds,
+            monotonic() - self.began,
+            self.strategy.timer.seconds,
+        )
 
-    def restore(self, state: State) -> None:
+    def restore(self, state: RecorderState) -> None:
         """Take up the figures of the rounds before."""
-        self.rounds = [RoundResult(**entry) for entry in state.meta["rounds"]]
-        self.students = [StudentResult(**entry) for entry in state.meta["students"]]
-        self.virtual_seconds = state.meta["virtual_seconds"]
-        self.began = monotonic() - state.meta["seconds"]
-        self.strategy.phases.seconds.update(state.meta.get("phases", {}))
-        if self.observer and self.rounds:
-            self.observer.on_resume(self.rounds)
+        self.rounds = [RoundResult(**json.loads(entry)) for entry in state.rounds]
+        self.students = [StudentResult(**json.loads(entry)) for entry in state.students]
+        self.virtual_seconds = state.virtual_seconds
+        self.began = monotonic() - state.seconds
+        self.strategy.timer.seconds.update(state.phases)
+        if self.rounds:
+            for observer in self.observers:
+                observer.on_resume(self.rounds)
 
     def on_round(self, summary: RoundSummary, evaluation: Evaluation | None) -> None:
         """Enter a round."""
@@ -164,13 +122,13 @@ class Writer:
             staleness=summary.staleness,
             max_staleness=summary.max_staleness,
             tiers={name: _tier_round(part) for name, part in summary.tiers.items()},
-            epoch=summary.epoch,
+            epoch=summary.mask_version,
             density=summary.density,
         )
         self.rounds.append(result)
         self.folder.save_results(self.results())
-        if self.observer:
-            self.observer.on_round(result)
+        for observer in self.observers:
+            observer.on_round(result)
         if summary.round == HOPELESS_ROUNDS and not any(r.replies for r in self.rounds):
             reason = summary.refusals[-1].detail if summary.refusals else "no reply at all"
             raise RunError(f"the first {HOPELESS_ROUNDS} rounds brought no usable reply; the last one: {reason}")
@@ -193,8 +151,8 @@ class Writer:
                 getLogger("flwr").log(WARNING, "student %s: %s", tier, student.warning)
             result = student_result(student, accuracy)
             self.students.append(result)
-            if self.observer:
-                self.observer.on_student(result)
+            for observer in self.observers:
+                observer.on_student(result)
         self.write("running")
 
     def on_end(self, model: nn.Module, digest: str) -> None:
@@ -203,7 +161,7 @@ class Writer:
         safetensors.torch.save_model(model, str(self.folder.model))
         for tier in self.tiers:
             self.folder.tiers.mkdir(exist_ok=True)
-            tier.model.load_state_dict(tier.strategy.model.published.to_torch_state_dict())
+            tier.model.load_state_dict(tier.federation.model.published.to_torch_state_dict())
             safetensors.torch.save_model(tier.model, str(self.folder.tiers / f"{tier.name}.safetensors"))
         self.write("running")
 
@@ -218,49 +176,52 @@ class Writer:
     def write(self, status: Literal["running", "finished", "interrupted"]) -> None:
         """Bring ledger and figures in the folder up to date."""
         self.status = status
-        ledgers = [books.ledger for books in self.strategy.accounts.values()]
+        ledgers = [accounting.ledger for accounting in self.strategy.accounts.values()]
         (Ledger.merged(ledgers) if self.tiers else ledgers[0]).save(self.folder.ledger)
         for tier in self.tiers:
             self.folder.tiers.mkdir(exist_ok=True)
-            tier.strategy.ledger.save(self.folder.tiers / f"{tier.name}.csv")
+            tier.federation.accounting.ledger.save(self.folder.tiers / f"{tier.name}.csv")
         self.folder.save_results(self.results())
 
     def results(self) -> Results:
         """Return the figures so far."""
-        strategy, accounts = self.strategy, self.strategy.accounts
+        accounts, workload = self.strategy.accounts, self.job.whole
         evaluated = [r.accuracy for r in self.rounds[-server.FINAL_ROUNDS :] if r.accuracy is not None]
         dense = {
             direction: sum(sizes[way] * accounts[name].messages[direction] for name, sizes in self._dense_sizes.items())
             for way, direction in enumerate(("up", "down"))
         }
         return Results(
-            scenario=self.workload.scenario.model_dump(mode="json"),
-            seed=self.workload.scenario.seed,
+            scenario=workload.scenario.model_dump(mode="json"),
+            seed=workload.scenario.seed,
             status=self.status,
             rounds=self.rounds,
             totals=Totals(
-                up_bytes=sum(books.ledger.total(direction="up") for books in accounts.values()),
-                down_bytes=sum(books.ledger.total(direction="down") for books in accounts.values()),
+                up_bytes=sum(each.ledger.total(direction="up") for each in accounts.values()),
+                down_bytes=sum(each.ledger.total(direction="down") for each in accounts.values()),
                 dense_up_bytes=dense["up"],
                 dense_down_bytes=dense["down"],
-                bundle_bytes=sum(books.ledger.total(kind="bundle") for books in accounts.values()),
+                bundle_bytes=sum(each.ledger.total(kind="bundle") for each in accounts.values()),
                 joules=self._joules(),
             ),
-            model=ModelInfo(parameters=self.workload.layout.size, sha256=self.digest),
+            model=ModelInfo(parameters=workload.layout.size, sha256=self.digest),
             students=self.students,
-            layers=[LayerDensity(name=n, size=size, sent=sent) for n, size, sent in strategy.density_by_layer()],
-            faults=dict(sorted(self.workload.faults.struck.items())) if self.workload.faults else {},
-            lost_states=sum(books.lost_states for books in accounts.values()),
+            layers=[
+                LayerDensity(name=name, size=size, sent=sent)
+                for name, size, sent in self.strategy.federation.density_by_layer()
+            ],
+            faults=dict(sorted(workload.faults.struck.items())) if workload.faults else {},
+            lost_states=sum(each.lost_states for each in accounts.values()),
             tiers=[self._tier_result(tier) for tier in self.tiers],
             accuracy=sum(evaluated) / len(evaluated) if evaluated else None,
             seconds=monotonic() - self.began,
-            phases=dict(self.strategy.phases.seconds),
+            phases=dict(self.strategy.timer.seconds),
             worker_phases=dict(self.workers()),
         )
 
     def _joules(self, round: int | None = None) -> float:
-        network = self.workload.network
-        ledgers = [books.ledger for books in self.strategy.accounts.values()]
+        network = self.job.whole.network
+        ledgers = [accounting.ledger for accounting in self.strategy.accounts.values()]
         return sum(network.joules_of(ledger, round) for ledger in ledgers) if network else 0.0
 
     @property
@@ -271,10 +232,10 @@ class Writer:
     def _tier_result(self, tier: TrainingTier) -> TierResult:
         last = [r.tiers[tier.name].accuracy for r in self.rounds[-server.FINAL_ROUNDS :] if tier.name in r.tiers]
         evaluated = [accuracy for accuracy in last if accuracy is not None]
-        ledger = tier.strategy.ledger
+        ledger = tier.federation.accounting.ledger
         return TierResult(
             tier=tier.name,
-            parameters=self.workload.tiers[tier.name].layout.size,
+            parameters=self.job.tiers[tier.name].layout.size,
             accuracy=sum(evaluated) / len(evaluated) if evaluated else None,
             up_bytes=ledger.total(direction="up"),
             down_bytes=ledger.total(direction="down"),
@@ -283,14 +244,14 @@ class Writer:
     @cached_property
     def _dense_sizes(self) -> dict[str, tuple[int, int]]:
         """Serialized size of a dense reply and of a dense order, as plain Flower sends them, for each model by name."""
-        found = {}
-        for name, work in {"": self.workload, **self.workload.tiers}.items():
+        sizes = {}
+        for name, work in self.job.models.items():
             arrays = ArrayRecord(work.fresh_model().state_dict())
             metrics = MetricRecord({"num-examples": 100, "train-loss": 1.0})
             reply = RecordDict({"arrays": arrays, "metrics": metrics})
             order = RecordDict({"arrays": arrays, "config": ConfigRecord({"server-round": 1})})
-            found[name] = serde.recorddict_to_proto(reply).ByteSize(), serde.recorddict_to_proto(order).ByteSize()
-        return found
+            sizes[name] = serde.recorddict_to_proto(reply).ByteSize(), serde.recorddict_to_proto(order).ByteSize()
+        return sizes
 
 
 def student_result(student: Published, accuracy: float) -> StudentResult:

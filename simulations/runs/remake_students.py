@@ -18,6 +18,7 @@ from fedpress.server.publishing.store import ModelStore
 from fedpress.simulations.results.records import Results, StudentResult
 from fedpress.simulations.results.run_folder import RunFolder
 from fedpress.simulations.runs import plan_students, recorder
+from fedpress.simulations.runs.job import Job
 from fedpress.simulations.runs.plan_students import OnSearch
 from fedpress.simulations.runs.workload import Workload
 from fedpress.simulations.scenario import scenario as scenarios
@@ -62,10 +63,11 @@ def remake(
         )
     before, scenario = scenarios.load(first.scenario), scenarios.load(first.scenario, overrides)
     _check(before, scenario, first)
-    workload = Workload(scenario, first.path)
+    job = Job(scenario, first.path)
+    workload = job.whole
     model = _loaded(workload.fresh_model(), first.model)
     trained = {
-        name: _loaded(work.fresh_model(), first.tiers / f"{name}.safetensors") for name, work in workload.tiers.items()
+        name: _loaded(work.fresh_model(), first.tiers / f"{name}.safetensors") for name, work in job.tiers.items()
     }
     with tempfile.TemporaryDirectory() as trial:  # what cannot be made is found out before there is a folder
         publisher = plan_students.publisher(workload, RunFolder(Path(trial)), on_search)

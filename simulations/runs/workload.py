@@ -1,8 +1,6 @@
-"""From a scenario to the work of the two apps.
+"""From a scenario to the work on its global model: data, model, encoder, training, network.
 
-The apps find `load` through the run's configuration (`workload`, `scenario`, `out`), so that server and client
-import nothing from here. Both sides build the same things from the same scenario; what is expensive is made once a
-process.
+Server and clients build the same things from the same scenario; what is expensive is made once a process.
 """
 
 from __future__ import annotations
@@ -12,9 +10,8 @@ import io
 import tempfile
 from collections.abc import Mapping
 from functools import cached_property
-from logging import INFO, getLogger
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -32,25 +29,24 @@ from fedpress.compression.tensors.replica import SeededInit
 from fedpress.simulations.conditions import faults
 from fedpress.simulations.conditions.network import Network
 from fedpress.simulations.results.run_folder import RunFolder
-from fedpress.simulations.scenario import scenario as scenarios
-from fedpress.simulations.scenario.rounds import TaskChoice
 from fedpress.simulations.scenario.scenario import Scenario
 from fedpress.simulations.tasks import registry
 from fedpress.simulations.tasks.partition import partition
 
-if TYPE_CHECKING:
-    from fedpress.server.app import Plan
-
-REFERENCE = "fedpress.simulations.runs.workload:load"
-
 
 class Workload:
-    """A scenario's work, for the client (`fedpress.client.app.Work`) and for the server (`plan`)."""
+    """A scenario's work on one model (`fedpress.client.app.Work`), for its clients and for the server.
+
+    Args:
+        scenario: what to run.
+        out: the run folder; None: there is none.
+        own_data: whether the task's data are one client's, and all of them.
+    """
 
     def __init__(self, scenario: Scenario, out: Path | None = None, *, own_data: bool = False) -> None:
         self.scenario = scenario
         self.out = out
-        self.own_data = own_data  # the task's data are one client's, and all of them
+        self.own_data = own_data
         self.federation = f"{scenario.name}-{scenario.seed}"
 
     @cached_property
@@ -161,25 +157,6 @@ class Workload:
         """The tier whose model this is; empty: the global model."""
         return ""
 
-    def of_client(self, client: int, tier: str | None = None) -> Workload:
-        """Return the work of a client: this one, or that of the tier whose model it trains.
-
-        Args:
-            client: its index, by which clients belong to the models in turn.
-            tier: its own word for it, which goes first; one that does not train is of the global model.
-        """
-        groups = self.scenario.groups
-        group = groups[client % len(groups)]
-        name = tier if tier is not None else group.name if group else ""
-        return self.tiers.get(name, self)
-
-    @cached_property
-    def tiers(self) -> dict[str, Workload]:
-        """The work of each tier that trains, by its name."""
-        from fedpress.simulations.runs import tier_workload  # it needs this module
-
-        return {group.name: tier_workload.TierWorkload(self, group) for group in self.scenario.groups if group}
-
     def examples(self, client: int) -> Examples:
         """Return the client's own training examples."""
         train = self.task.data().train
@@ -199,38 +176,3 @@ class Workload:
         """Links and speeds of the clients. Raises TraceError where its trace cannot be used."""
         choice, scenario = self.scenario.network, self.scenario
         return Network(choice, seed=scenario.seed, clients=scenario.clients) if choice else None
-
-    def plan(self) -> Plan:
-        """Return the server's plan, with a run folder: what a ServerApp on Flower's own engines asks for.
-
-        The run folder is a new one, or that of a run of this scenario that was killed: it then goes on.
-
-        Raises:
-            RunFolderError: the folder holds something else.
-        """
-        from fedpress.simulations.results import start
-        from fedpress.simulations.runs import runner  # the server's half; clients do without it
-
-        folder = start.folder_of(self.scenario, self.out)
-        getLogger("flwr").log(INFO, "run folder: %s", folder.path.resolve())
-        return runner.plan(self, folder)
-
-
-def load(run_config: Mapping[str, Any]) -> Workload:
-    """Return the workload that a run's configuration names.
-
-    Args:
-        run_config: `scenario` is a whole scenario as JSON, the name of one, or the path of a YAML file; `out` the run
-            folder (absent or empty: a new one under `runs/`); `data-folder` one node's own data, in place of the task's
-            `data_dir`, and not partitioned.
-
-    Raises:
-        ScenarioError: the scenario is not valid.
-    """
-    text = str(run_config.get("scenario", "digits"))
-    chosen = Scenario.from_json(text) if text.lstrip().startswith("{") else scenarios.load(text)
-    out, own = run_config.get("out"), run_config.get("data-folder")
-    if own:
-        task = TaskChoice(**{**chosen.task.model_dump(), "data_dir": str(own)})
-        chosen = chosen.model_copy(update={"task": task})
-    return Workload(chosen, Path(str(out)) if out else None, own_data=bool(own))

@@ -7,8 +7,8 @@ from typing import Any, Literal
 from pydantic import ConfigDict, field_validator
 
 from fedpress.compression.settings import ADVANCED, STRICT, Field, dataclass
+from fedpress.server.rounds.buffered import Buffered
 from fedpress.server.rounds.closing import Closing, Staleness
-from fedpress.server.strategies.buffered import Buffered
 from fedpress.simulations.scenario.section import Section
 from fedpress.simulations.tasks import registry
 

@@ -251,8 +251,7 @@ def federated(scenario: Scenario, fusion: Fusion | None) -> Federated:
     clients, plans = ClientModels(), []
 
     def adjust(plan: Plan) -> None:
-        plan.strategy.clients, plan.strategy.fusion = clients, fusion
-        plan.strategy.companions["clients"] = clients
+        plan.strategy.federation.clients, plan.strategy.federation.fusion = clients, fusion
         plans.append(plan)
 
     with tempfile.TemporaryDirectory() as folder:

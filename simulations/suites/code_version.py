@@ -12,7 +12,6 @@ from pathlib import Path
 
 ROOTS = (
     "fedpress.simulations.runs.runner",
-    "fedpress.simulations.runs.workload",
     "fedpress.client.app",
     "fedpress.server.app",
 )

@@ -2,12 +2,17 @@
 
 import logging
 import resource
+from collections import deque
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from flwr.app import ArrayRecord, MetricRecord
+import torch
+from flwr.app import ArrayRecord, MetricRecord, RecordDict
+from numpy.typing import NDArray
+from tests.server.comparable import comparable
 
 from fedpress.compression.ledger import Ledger
 from fedpress.compression.messages import records
@@ -16,14 +21,18 @@ from fedpress.compression.tensors.layout import Layout
 from fedpress.compression.tensors.replica import SeededInit
 from fedpress.server.checkpoint import state as states
 from fedpress.server.checkpoint.checkpoint_folder import CheckpointFolder
-from fedpress.server.checkpoint.state import CheckpointError, Damaged, State
+from fedpress.server.checkpoint.state import CheckpointError, Damaged
 from fedpress.server.model import optimizers
 from fedpress.server.model.versions import Downlink
 from fedpress.server.rounds.accounting import RoundSummary
-from fedpress.server.strategies.buffered import Buffered
+from fedpress.server.rounds.buffered import Buffered
+from fedpress.server.rounds.federation import FederationState
+from fedpress.server.rounds.settings import Rounds
 from fedpress.server.strategies.sparse_fed import SparseFed
 from fedpress.simulations.conditions.network import Network, NetworkSettings
-from fedpress.simulations.engines.inline import EngineError, InlineGrid
+from fedpress.simulations.engines import client_states
+from fedpress.simulations.engines.client_grid import EngineError
+from fedpress.simulations.engines.inline import InlineGrid
 
 SIZE = 4000
 
@@ -42,22 +51,66 @@ def initial_arrays(seed: int = 1) -> ArrayRecord:
     )
 
 
-def state() -> State:
-    return State(
-        {"a": np.arange(6.0).reshape(2, 3), "none": np.empty(0, np.int32)}, {"round": 3, "text": "ü", "x": 0.1}
+class Leaf(NamedTuple):
+    """What a part of a part keeps."""
+
+    array: NDArray[Any]
+    text: str
+    data: bytes
+
+
+@dataclass
+class Part:
+    """What a part keeps, one field for each kind of value."""
+
+    number: int = 3
+    real: float = 0.1
+    absent: Leaf | None = None
+    leaf: Leaf | None = None
+    by_number: dict[int, Leaf] = field(default_factory=dict)
+    by_name: dict[str, list[int]] = field(default_factory=dict)
+    pair: tuple[str, bytes] = ("", b"")
+    row: tuple[int, ...] = ()
+    waiting: deque[tuple[Leaf, int]] = field(default_factory=deque)
+    tensors: dict[str, torch.Tensor] = field(default_factory=dict)
+    content: RecordDict = field(default_factory=RecordDict)
+    anything: Any = None
+
+
+def part() -> Part:
+    leaf = Leaf(np.arange(6.0).reshape(2, 3), "ü", b"\0same")
+    return Part(
+        leaf=leaf,
+        by_number={7: leaf, 2**62: Leaf(np.empty(0, np.int32), "", b"")},
+        by_name={"a/b": [1, 2]},
+        pair=("x", b"\0same"),
+        row=(1, 2, 3),
+        waiting=deque([(leaf, 1)]),
+        tensors={"step": torch.zeros(()), "mean": torch.ones(3)},
+        content=RecordDict({"metrics": MetricRecord({"loss": 0.5})}),
+        anything=[None, True, "text"],
     )
+
+
+def state() -> dict[str, Any]:
+    return {"part": Leaf(np.arange(6.0).reshape(2, 3), "ü", b"data"), "other": {"x": 0.1}}
 
 
 # ---- files ---------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_packed_is_unpacked() -> None:
-    found = states.unpack(states.pack(state()))
-    assert found.meta == state().meta
-    assert found.arrays.keys() == state().arrays.keys()
-    for name, array in state().arrays.items():
-        np.testing.assert_array_equal(found.arrays[name], array)
-        assert (found.arrays[name].dtype, found.arrays[name].flags.writeable) == (array.dtype, True)
+def test_what_is_packed_is_unpacked_with_its_types() -> None:
+    data = states.pack({"first": part(), "second": part().leaf})
+    saved = states.unpack(data)
+    first, second = saved.part("first", Part), saved.part("second", Leaf)
+    assert comparable(first) == comparable(part()) and comparable(second) == comparable(part().leaf)
+    assert second.array.flags.writeable and data.count(b"\0same") == 1  # equal bytes stand there once
+
+
+@pytest.mark.parametrize(("name", "kind"), [("none", Leaf), ("other", Leaf), ("part", Part)])
+def test_a_part_that_is_not_there_or_of_another_type_is_named(name: str, kind: Any) -> None:
+    with pytest.raises(CheckpointError, match=f"its part '{name}' is no {kind.__name__}"):
+        states.unpack(states.pack(state())).part(name, kind)
 
 
 def test_any_damage_is_found() -> None:
@@ -128,7 +181,7 @@ def test_a_disk_that_is_full_leaves_the_one_before(tmp_path: Path) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
     try:
         with pytest.raises(CheckpointError, match="the one before it is untouched"):
-            folder.save(2, State({"a": np.zeros(9000)}, {}))
+            folder.save(2, {"part": Leaf(np.zeros(9000), "", b"")})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     found = folder.newest()
@@ -159,10 +212,10 @@ OPTIMIZERS = {
 }
 
 
-def whole(strategy: SparseFed) -> tuple[Any, dict[str, Any]]:
-    """All that a checkpoint would hold."""
-    found = states.unpack(states.pack(strategy.saved()))
-    return found.meta, {name: (array.dtype, array.shape, array.tobytes()) for name, array in found.arrays.items()}
+def whole(strategy: SparseFed) -> Any:
+    """All that a checkpoint would hold of a strategy, after it was packed and read again."""
+    saved = states.unpack(states.pack({"federation": strategy.federation.state()}))
+    return comparable(saved.part("federation", FederationState))
 
 
 def killed_after(number: int, seen: list[RoundSummary]) -> Any:
@@ -188,7 +241,7 @@ def evaluated(server_round: int, arrays: ArrayRecord) -> MetricRecord:
 
 def run(
     states: Path,
-    rounds: int,
+    count: int,
     seen: list[RoundSummary],
     kill: int = 0,
     network: Network | None = None,
@@ -198,7 +251,7 @@ def run(
 ) -> tuple[SparseFed, Any]:
     made = SparseFed(on_round=killed_after(kill, seen), **{"fraction_evaluate": 0.0, **more})
     with InlineGrid(app, clients=4, workers=1, states=states, network=network, examples=lambda client: 100) as grid:
-        result = made.start(grid, initial or initial_arrays(), num_rounds=rounds, evaluate_fn=evaluated)
+        result = made.start(grid, initial or initial_arrays(), num_rounds=count, evaluate_fn=evaluated)
     return made, result
 
 
@@ -228,7 +281,7 @@ def test_a_run_that_goes_on_is_the_undisturbed_run(tmp_path: Path, optimizer: st
 def test_late_replies_of_the_round_before_the_kill_are_still_billed(tmp_path: Path) -> None:
     network = Network(NetworkSettings(up_mbit=1.0, down_mbit=1.0, latency=0.1, rate_sigma=1.0, dropout=0.1), seed=3)
     expected: list[RoundSummary] = []
-    options: dict[str, Any] = {"network": network, "deadline": 1.0, "downlink": Downlink(0.05)}
+    options: dict[str, Any] = {"network": network, "rounds": Rounds(deadline=1.0), "downlink": Downlink(0.05)}
     undisturbed, _ = run(tmp_path / "a", 8, expected, **options)
     assert 0 < sum(len(summary.refusals) for summary in expected) < 8 * 4
     seen: list[RoundSummary] = []
@@ -246,8 +299,8 @@ def test_with_a_buffer_what_is_under_way_and_open_comes_back_too(tmp_path: Path,
     network = Network(NetworkSettings(up_mbit=1.0, down_mbit=1.0, latency=0.1, rate_sigma=spread, dropout=0.1), seed=3)
     expected: list[RoundSummary] = []
     options: dict[str, Any] = {
-        "network": network, "deadline": 4.0, "downlink": Downlink(0.05), "schedule": Buffered(2, max_staleness=3),
-        "fraction_train": 0.75,
+        "network": network, "rounds": Rounds(deadline=4.0, schedule=Buffered(2, max_staleness=3)),
+        "downlink": Downlink(0.05), "fraction_train": 0.75,
     }  # fmt: skip
     undisturbed, _ = run(tmp_path / "a", 9, expected, **options)
     assert max(summary.max_staleness or 0 for summary in expected) > 0
@@ -258,7 +311,7 @@ def test_with_a_buffer_what_is_under_way_and_open_comes_back_too(tmp_path: Path,
     resumed, _ = run(tmp_path / "b", 9, seen, checkpoints=tmp_path / "checkpoints", **options)
     assert [figures(summary) for summary in seen] == [figures(summary) for summary in expected]
     assert whole(resumed) == whole(undisturbed)
-    assert resumed.saved().part("orders").arrays  # open tickets
+    assert resumed.federation.orders.tickets.open
 
 
 def test_versions_come_back_with_every_delta(tmp_path: Path) -> None:
@@ -268,7 +321,9 @@ def test_versions_come_back_with_every_delta(tmp_path: Path) -> None:
     other = SeededInit.like(flatten(records.to_numpy(initial_arrays(2)), layout), layout, 8)
     before, _ = run(tmp_path / "a", 5, [], downlink=Downlink(0.05, draw=draw))
     after = SparseFed(fraction_evaluate=0.0, downlink=Downlink(0.05, draw=other))
-    after.restore(states.unpack(states.pack(before.saved())), initial_arrays(3))
+    after.federation.adopt(initial_arrays(3))
+    packed = states.pack({"federation": before.federation.state()})
+    states.restore(after.federation, states.unpack(packed), "federation")
     first, second = before.model.versions, after.model.versions
     assert first is not None and second is not None
     assert (first.held.version, first.tag) == (second.held.version, second.tag) == (5, first.tag)
@@ -302,7 +357,7 @@ def test_after_a_damaged_checkpoint_no_ticket_is_used_twice(tmp_path: Path) -> N
     seen: list[RoundSummary] = []
     resumed, _ = run(tmp_path / "states", 6, seen, **options)
     assert [(summary.round, summary.replies) for summary in seen] == [(3, 4), (4, 4), (5, 4), (6, 4)]
-    assert all(ticket > 1_000_000 for ticket in resumed._orders._accepted.values())
+    assert all(ticket > 1_000_000 for ticket in resumed.federation.orders.tickets.accepted.values())
 
 
 def test_a_finished_run_has_nothing_left_to_do_and_can_be_made_longer(tmp_path: Path) -> None:
@@ -319,7 +374,7 @@ def test_a_finished_run_has_nothing_left_to_do_and_can_be_made_longer(tmp_path: 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"federation": "other"}, "has federation 'default', this run has 'other'"),
+        ({"name": "other"}, "has federation 'default', this run has 'other'"),
         ({"seed": 7}, "has seed 0, this run has 7"),
         ({"downlink": Downlink(0.1)}, "another `downlink`"),
         ({"averaging": 0.9}, "another `averaging`"),
@@ -341,9 +396,7 @@ def test_a_strategy_with_checkpoints_starts_once(tmp_path: Path) -> None:
 
 
 def test_two_engines_do_not_share_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fedpress.simulations.engines import inline
-
-    monkeypatch.setattr(inline, "LOCK_SECONDS", 0.1)
+    monkeypatch.setattr(client_states, "LOCK_SECONDS", 0.1)
     with InlineGrid("tests.apps.faulty_client:app", clients=2, workers=1, states=tmp_path):
         with pytest.raises(EngineError, match="another run is at work"):
             InlineGrid("tests.apps.faulty_client:app", clients=2, workers=1, states=tmp_path)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from flwr.app import ArrayRecord, RecordDict
+from flwr.app import ArrayRecord
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -23,21 +23,16 @@ from fedpress.compression.tensors import buffer_codec, flatten
 from fedpress.compression.tensors.side_info import SideInfo
 from fedpress.compression.wire import values
 from fedpress.server.checkpoint import state
-from fedpress.server.fusion.client_ensemble import ClientModels, Fusion, filled
+from fedpress.server.fusion.client_ensemble import ClientModels, Fusion, SentUpdate, filled
 from fedpress.server.model import optimizers
 from fedpress.server.model.global_model import GlobalModel
 from fedpress.server.model.versions import Downlink
 from fedpress.server.rounds.aggregate import ReplyMean
-from fedpress.server.rounds.orders import Checked
 from fedpress.server.strategies.sparse_fed import SparseFed
 from fedpress.simulations.engines.inline import InlineGrid
 from fedpress.simulations.tasks.digits import Digits
 
 DRAW = np.random.default_rng(0)
-
-
-def answer(node: int, payload: bytes, buffers: bytes = b"", **more: Any) -> Checked:
-    return Checked(node, node, 1.0, payload, buffers, RecordDict(), **{"download": None, "staleness": 0, **more})
 
 
 def global_model(downlink: Downlink | None = None) -> GlobalModel:
@@ -59,15 +54,15 @@ def buffers_of(model: GlobalModel, mean: float) -> bytes:
 def test_the_mean_of_the_client_models_is_the_step(clients: int, density: float, down: bool, seed: int) -> None:
     model, draw = global_model(Downlink(0.2) if down else None), np.random.default_rng(seed)
     codec = encoder.sparse(selection.top_k(density), values.INT8)
-    answers, mean = [], ReplyMean(model.layout)
+    sent, mean = [], ReplyMean(model.layout)
     for node in range(clients):
         update = draw.normal(size=model.layout.size).astype(np.float32)
         payload, *_ = codec.encode(update, codec.init(model.layout), SideInfo(model.layout), node)
-        answers.append(answer(node, payload, buffers_of(model, node)))
-        mean.add(payload, answers[-1].buffers, 1.0, None)
+        sent.append(SentUpdate(payload, buffers_of(model, node), None, model.version))
+        mean.add(payload, sent[-1].buffers, 1.0, SideInfo(model.layout))
     kept = ClientModels()
     kept.attach(model)
-    kept.take(answers)
+    kept.take(sent)
     before = records.to_numpy(model.arrays)["weight"]
     step, buffers = mean.result(model.buffers)
     model.step(step, buffers)  # which the client models do not follow
@@ -79,7 +74,7 @@ def test_the_mean_of_the_client_models_is_the_step(clients: int, density: float,
     assert [float(arrays["norm.running_mean"][0]) for arrays in found] == list(range(clients))
     again = ClientModels()
     again.attach(model)
-    again.restore(state.unpack(state.pack(kept.saved())))
+    state.restore(again, state.unpack(state.pack({"clients": kept.state()})), "clients")
     for one, other in zip(found, again, strict=True):
         assert one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
 
@@ -109,18 +104,18 @@ def digits_round() -> tuple[GlobalModel, ClientModels, nn.Module]:
     train.train(start, examples, task.loss, rule, seed=0)
     named = {name: tensor.numpy().copy() for name, tensor in start.state_dict().items()}
     model = GlobalModel(records.from_numpy(named), None, optimizers.sgd(1.0))
-    codec, answers, mean = encoder.dense(values.FLOAT32), [], ReplyMean(model.layout)
+    codec, sent, mean = encoder.dense(values.FLOAT32), [], ReplyMean(model.layout)
     for node, digits in enumerate(([0, 1, 2, 3], [4, 5, 6], [7, 8, 9])):
         own = examples.take(torch.isin(examples.targets, torch.tensor(digits)).nonzero().flatten())
         client = copy.deepcopy(start)
         train.train(client, own, task.loss, rule, seed=node)
         trained = flatten.flatten({n: t.numpy() for n, t in client.state_dict().items()}, model.layout)
         payload, *_ = codec.encode(trained - model.master, None, SideInfo(model.layout), 0)
-        answers.append(answer(node, payload))
-        mean.add(payload, b"", 1.0, None)
+        sent.append(SentUpdate(payload, b"", None, model.version))
+        mean.add(payload, b"", 1.0, SideInfo(model.layout))
     clients = ClientModels()
     clients.attach(model)
-    clients.take(answers)
+    clients.take(sent)
     model.step(*mean.result(model.buffers))
     return model, clients, filled(task.model(), records.to_numpy(model.arrays))
 
@@ -200,8 +195,9 @@ def test_a_run_that_fuses_goes_on_to_the_same_end_and_nobody_loses_the_model(tmp
     resumed, ended = run(tmp_path / "b", checkpoints=tmp_path / "checkpoints")
     assert ended == arrays
     np.testing.assert_array_equal(resumed.model.master, undisturbed.model.master)
-    assert undisturbed.clients is not None and resumed.clients is not None
-    for one, other in zip(undisturbed.clients, resumed.clients, strict=True):
+    before, after = undisturbed.federation.clients, resumed.federation.clients
+    assert before is not None and after is not None
+    for one, other in zip(before, after, strict=True):
         assert all(np.array_equal(one[name], other[name]) for name in one)
     # The held model has followed by deltas that every client could use: nobody was refused or began anew.
     assert undisturbed.refusals == [] and undisturbed.model.version == 4

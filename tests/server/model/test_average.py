@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from fedpress.compression.messages import records
 from fedpress.server.checkpoint import state
-from fedpress.server.model.average import Average
+from fedpress.server.model.average import Average, RunningMean
 from fedpress.server.model.versions import Downlink
 from fedpress.server.strategies.sparse_fed import SparseFed
 from fedpress.simulations.engines.inline import InlineGrid
@@ -23,9 +23,9 @@ def test_the_mean_is_that_of_the_plain_formula_also_after_a_restart(
     average = Average(decay)
     for number, model in enumerate(models):
         if number == cut:
-            stored = state.unpack(state.pack(average.saved()))
+            stored = state.unpack(state.pack({"average": average.running}))
             average = Average(decay)
-            average.restore(stored)
+            average.running = stored.part("average", RunningMean)
         average.add({"w": np.array(model, np.float32), "count": np.array(number, np.int64)})
     weights = decay ** np.arange(len(models))[::-1]
     expected = weights @ np.array(models) / weights.sum()

@@ -69,7 +69,7 @@ def test_a_client_whose_model_is_gone_still_takes_part(fault: str) -> None:
     assert [summary.reasons for summary in rounds] == [{}] * 4
     assert rounds[2].down_bytes > 2 * 4 * SIZE > rounds[1].down_bytes  # the whole model again, in round 3
     assert rounds[3].down_bytes < 4 * SIZE
-    assert made.books.lost_states == (2 if fault != "damaged" else 0)
+    assert made.federation.accounting.lost_states == (2 if fault != "damaged" else 0)
 
 
 def test_evaluation_goes_the_same_compressed_way() -> None:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from flwr.app import ArrayRecord
+from tests.server.comparable import comparable
 
 from fedpress.compression.messages import records
 from fedpress.compression.tensors import flatten
@@ -35,13 +36,13 @@ def test_a_shift_moves_master_mean_and_held_and_is_one_version(averaging: float,
     model = GlobalModel(arrays(first), None, optimizers.sgd(1.0, 0.5), downlink, averaging)
     model.step(update, {"norm.running_mean": np.ones(2, np.float32)})
     start, before, version = model.published, model.master.copy(), model.version
-    momentum = model.optimizer.saved().arrays["momentum_buffer"].copy()
+    momentum = model.optimizer.state["momentum_buffer"].numpy().copy()
     apart = np.linalg.norm(before + taught - weights_of(start) - weights_of(model.arrays))
 
-    model.shift(start, arrays(taught, mean=3.0), Downlink(0.5, levels=15))
+    model.apply_server_update(start, arrays(taught, mean=3.0), Downlink(0.5, levels=15))
 
     np.testing.assert_allclose(model.master, before + (taught - weights_of(start)), atol=1e-6)
-    np.testing.assert_array_equal(model.optimizer.saved().arrays["momentum_buffer"], momentum)
+    np.testing.assert_array_equal(model.optimizer.state["momentum_buffer"].numpy(), momentum)
     assert model.version == version + 1
     assert records.to_numpy(model.published)["norm.running_mean"].tolist() == [3, 3]
     if averaging:  # what is evaluated and published is what was learned, to the bit
@@ -61,7 +62,7 @@ def test_a_shift_that_is_not_finite_is_refused() -> None:
     taught[7] = np.inf
     model = GlobalModel(arrays(first), None, optimizers.sgd(1.0))
     with pytest.raises(FloatingPointError, match="what the server has learned by itself is not"):
-        model.shift(model.published, arrays(taught), Downlink(0.5))
+        model.apply_server_update(model.published, arrays(taught), Downlink(0.5))
 
 
 def test_the_two_halves_of_a_step_are_a_step() -> None:
@@ -70,10 +71,9 @@ def test_the_two_halves_of_a_step_are_a_step() -> None:
     whole, halves = (GlobalModel(arrays(first), layout, optimizers.sgd(0.7), Downlink(0.1), 0.9) for _ in range(2))
     buffers = {"norm.running_mean": np.ones(2, np.float32)}
     whole.step(update, buffers)
-    halves.move(update, buffers)
+    halves.apply_update(update, buffers)
     assert halves.version == 0
-    halves.advance()
-    assert (whole.version, whole.saved().meta) == (1, halves.saved().meta)
-    for name, array in whole.saved().arrays.items():
-        np.testing.assert_array_equal(array, halves.saved().arrays[name])
+    halves.publish_version()
+    assert whole.version == 1
+    assert comparable(whole.state()) == comparable(halves.state())
     assert flatten.flatten(records.to_numpy(whole.published), layout).shape == (SIZE,)

@@ -18,9 +18,9 @@ from fedpress.compression.wire import position_set
 from fedpress.server.checkpoint import state
 from fedpress.server.checkpoint.state import CheckpointError
 from fedpress.server.model import optimizers
-from fedpress.server.model.global_model import GlobalModel
-from fedpress.server.model.mask_history import KEPT, Epochs
-from fedpress.server.model.mask_schedules import Asked, Ballot, Sparsity
+from fedpress.server.model.global_model import GlobalModel, ModelState
+from fedpress.server.model.mask_history import KEPT, MaskHistory
+from fedpress.server.model.mask_schedules import Ballot, Sparsity, VoteRequest
 from fedpress.server.model.versions import Downlink
 
 LAYOUT = Layout(
@@ -40,7 +40,7 @@ def left(mask: Mask) -> list[int]:
 
 def test_pruning_as_it_goes_takes_the_smallest_and_never_gives_back() -> None:
     schedule, layout, sizes = Sparsity("gradual", density=0.1, begin=2, every=3).schedule(None, 20), LAYOUT, []
-    assert schedule.first is None and schedule.asks(5) is None
+    assert schedule.first is None and schedule.vote_request(5) is None
     for number in range(1, 30):
         master = normal(layout.size, number)
         mask = schedule.after(number, master, layout, None)
@@ -69,13 +69,13 @@ def mask_of(layout: Layout) -> Mask:
 def test_feddst_keeps_what_most_examples_vote_for(seed: int) -> None:
     layout, draw = LAYOUT.within(FIRST), np.random.default_rng(seed)
     schedule = Sparsity("feddst", drop_fraction=0.4).schedule(FIRST, 50)
-    asked = schedule.asks(10)
-    assert asked is not None and schedule.asks(11) is None and schedule.asks(50) is None
-    ballot, master = Ballot(layout, asked), normal(layout.size, seed)
+    request = schedule.vote_request(10)
+    assert request is not None and schedule.vote_request(11) is None and schedule.vote_request(50) is None
+    ballot, master = Ballot(layout, request), normal(layout.size, seed)
     by_hand = np.zeros(N)
     for number in range(4):
         wish = dynamic_sparsity.drop_and_grow(
-            normal(layout.size, seed + number), normal(N, number), layout, asked.drop, asked.grow
+            normal(layout.size, seed + number), normal(N, number), layout, request.drop, request.grow
         )
         vote, weight = position_set.pack(wish.positions, N, FIRST.positions), float(draw.integers(1, 50))
         ballot.add(ballot.read(vote), weight)
@@ -85,26 +85,26 @@ def test_feddst_keeps_what_most_examples_vote_for(seed: int) -> None:
     for start, stop in zip(LAYOUT.offsets[:-1], LAYOUT.offsets[1:], strict=True):
         there = after.flags[start:stop]
         assert by_hand[start:stop][there].min() >= by_hand[start:stop][~there].max(initial=0) - 1e-4 * ballot.weight
-    assert schedule.after(10, master, layout, Ballot(layout, asked)) is None  # nobody voted
+    assert schedule.after(10, master, layout, Ballot(layout, request)) is None  # nobody voted
 
 
 def test_rigl_drops_by_the_master_and_grows_by_votes() -> None:
     layout = LAYOUT.within(FIRST)
     schedule = Sparsity("rigl", drop_fraction=0.4).schedule(FIRST, 50)
-    asked = schedule.asks(5)
-    assert asked is not None and asked.drop == 0
-    ballot, master, gradient = Ballot(layout, asked), normal(layout.size, 1), normal(N, 2)
-    wish = dynamic_sparsity.drop_and_grow(master, gradient, layout, 0.0, asked.grow)
+    request = schedule.vote_request(5)
+    assert request is not None and request.drop == 0
+    ballot, master, gradient = Ballot(layout, request), normal(layout.size, 1), normal(N, 2)
+    wish = dynamic_sparsity.drop_and_grow(master, gradient, layout, 0.0, request.grow)
     vote = position_set.pack(wish.positions, N, FIRST.positions)
     assert not (FIRST.flags & ~wish.flags).any()
     ballot.add(ballot.read(vote), 3.0)
-    expected = dynamic_sparsity.drop_and_grow(master, gradient, layout, asked.grow, asked.grow)
+    expected = dynamic_sparsity.drop_and_grow(master, gradient, layout, request.grow, request.grow)
     assert schedule.after(5, master, layout, ballot) == expected  # one voter: plain RigL
 
 
 def test_a_vote_for_more_than_was_asked_is_refused() -> None:
     layout = LAYOUT.within(FIRST)
-    ballot = Ballot(layout, Asked(0.1, 0.1))
+    ballot = Ballot(layout, VoteRequest(0.1, 0.1))
     for bad in (np.arange(N), FIRST.positions[::2], np.flatnonzero(~FIRST.flags)):
         with pytest.raises(errors.InvalidPositions, match="more weights than it was asked"):
             ballot.read(position_set.pack(bad, N))
@@ -155,7 +155,7 @@ def test_master_and_optimizer_follow_the_mask_and_come_back_from_a_checkpoint(
     model.step(update, {}, next_mask=lambda master, layout: second)
     plain.step(update, {})
     move = LAYOUT.within(FIRST).change_to(LAYOUT.within(second))
-    assert (model.epochs.number, plain.epochs.number, model.layout.mask) == (2, 1, second)
+    assert (model.masks.version, plain.masks.version, model.layout.mask) == (2, 1, second)
     np.testing.assert_array_equal(model.master, move.apply(plain.master))
     model.step(later[second.flags], {})
     plain.step(later[FIRST.flags], {})
@@ -163,15 +163,15 @@ def test_master_and_optimizer_follow_the_mask_and_come_back_from_a_checkpoint(
     for published in (model.arrays, model.published):
         assert not flatten.flatten(records.to_numpy(published), LAYOUT)[~second.flags].any()
     again = fresh()
-    again.restore(state.unpack(state.pack(model.saved())))
+    again.restore(state.unpack(state.pack({"model": model.state()})).part("model", ModelState))
     for one in (model, again):
         one.step(later[second.flags], {}, next_mask=lambda master, layout: FIRST)
         one.step(later[FIRST.flags], {})
-    assert model.master.tobytes() == again.master.tobytes() and model.epochs.number == again.epochs.number == 3
+    assert model.master.tobytes() == again.master.tobytes() and model.masks.version == again.masks.version == 3
     for first, other in zip(model.published.values(), again.published.values(), strict=True):
         assert first.data == other.data
     for known in (None, 1, 2, 3):
-        assert model.epochs.coded(known) == again.epochs.coded(known)
+        assert model.masks.coded(known) == again.masks.coded(known)
 
 
 def test_a_checkpoint_of_another_model_is_refused() -> None:
@@ -179,24 +179,24 @@ def test_a_checkpoint_of_another_model_is_refused() -> None:
     other = Layout((TensorSpec("a", (20, 10), "float32"),))
     named = records.from_numpy({"a": np.zeros((20, 10), np.float32)})
     with pytest.raises(CheckpointError, match="another model"):
-        GlobalModel(named, other, optimizers.sgd()).restore(model.saved())
+        GlobalModel(named, other, optimizers.sgd()).restore(model.state())
 
 
 def test_a_mask_goes_down_whole_or_as_what_has_changed() -> None:
-    assert Epochs(None).coded(None) is None
-    epochs, masks = Epochs(FIRST), [FIRST]
+    assert MaskHistory(None).coded(None) is None
+    history, masks = MaskHistory(FIRST), [FIRST]
     for _ in range(KEPT + 2):
         flags = masks[-1].flags.copy()
         flags[[int(np.flatnonzero(flags)[3]), int(np.flatnonzero(~flags)[5])]] ^= True
         masks.append(Mask.of(flags))
-        epochs.change(masks[-1])
+        history.change(masks[-1])
     newest = masks[-1]
-    assert epochs.number == len(masks) and epochs.coded(len(masks)) == b""
-    whole = epochs.coded(None)
+    assert history.version == len(masks) and history.coded(len(masks)) == b""
+    whole = history.coded(None)
     assert whole is not None
-    assert epochs.coded(1) == whole  # too long ago: that mask is not kept
+    assert history.coded(1) == whole  # too long ago: that mask is not kept
     for known in range(len(masks) - KEPT + 1, len(masks)):
-        coded = epochs.coded(known)
+        coded = history.coded(known)
         assert coded is not None and len(coded) < 0.7 * len(whole)
         np.testing.assert_array_equal(position_set.unpack(coded, N, masks[known - 1].positions), newest.positions)
     np.testing.assert_array_equal(position_set.unpack(whole, N), newest.positions)

@@ -16,7 +16,8 @@ from fedpress.compression.tensors.replica import SeededInit
 from fedpress.compression.tensors.side_info import SideInfo
 from fedpress.compression.tensors.update import Sparse
 from fedpress.compression.wire import payloads
-from fedpress.server.model.versions import FROM_NOTHING, Downlink, Versions
+from fedpress.server.checkpoint import state
+from fedpress.server.model.versions import FROM_NOTHING, Downlink, Versions, VersionsState
 
 LAYOUT = Layout((TensorSpec("a", (40, 30), "float32"), TensorSpec("b", (80,), "float32")))
 DRAW = SeededInit.like(np.random.default_rng(5).normal(0, 0.05, LAYOUT.size).astype(np.float32), LAYOUT, 3)
@@ -86,13 +87,17 @@ class MaskedPair(Pair):
 
     def __init__(self, draw: bool, masked: bool) -> None:
         super().__init__(draw)
-        self.layout, self.epoch = LAYOUT, int(masked)
+        self.layout, self.mask_version = LAYOUT, int(masked)
         self.before: Layout | None = None  # the client's
         if masked:
             self.layout = LAYOUT.within(Mask.of(np.random.default_rng(8).random(LAYOUT.size) < 0.5))
             self.master = self.master[self.layout.mask.flags]  # type: ignore[union-attr]
             self.versions = Versions(
-                self.master, b"", self.layout, Downlink(0.05, draw=DRAW if draw else None), epoch=self.epoch
+                self.master,
+                b"",
+                self.layout,
+                Downlink(0.05, draw=DRAW if draw else None),
+                mask_version=self.mask_version,
             )
 
     def change(self, random: np.random.Generator) -> None:
@@ -101,8 +106,8 @@ class MaskedPair(Pair):
             Mask.of(np.where(random.random(LAYOUT.size) < 0.2, random.random(LAYOUT.size) < 0.5, old))
         )
         self.master = self.layout.change_to(after).apply(self.master)
-        self.layout, self.epoch = after, self.epoch + 1
-        self.versions.move(after, self.epoch)
+        self.layout, self.mask_version = after, self.mask_version + 1
+        self.versions.change_mask(after, self.mask_version)
 
     def step(self, random: np.random.Generator) -> None:
         self.master = self.master + (random.standard_normal(self.layout.size) ** 3 * 1e-3).astype(np.float32)
@@ -120,14 +125,14 @@ class MaskedPair(Pair):
             if download.base is None:
                 held = self.versions.held.floats(self.layout)
                 content["arrays"] = records.from_numpy(flatten.unflatten(held, self.layout))
-            order = orders.Order("test", 1, 1, self.epoch, self.versions.held.version, 0, download)
+            order = orders.Order("test", 1, 1, self.mask_version, self.versions.held.version, 0, download)
             after = replica.receive(order, download, kept, content, self.layout)
             if after is not None:
                 break
             self.confirmed = None
-        assert after is not None and after.replica.tag(self.epoch) == self.versions.tag
+        assert after is not None and after.replica.tag(self.mask_version) == self.versions.tag
         np.testing.assert_array_equal(after.replica.integers, self.versions.held.integers)
-        support = self.versions.support(download)
+        support = self.versions.side_info(download, self.versions.held.version).shared_positions
         if support is not None:
             decoded = payloads.decode(download.delta, SideInfo(self.layout))
             assert isinstance(decoded, Sparse)
@@ -153,9 +158,9 @@ def test_a_client_holds_what_the_server_holds_whatever_became_of_the_mask(
             pair.kept = None
         elif fate in ("heard", "lost"):
             pair.meet(heard=fate == "heard")
-    saved = pair.versions.saved()
-    again = Versions(start(False), b"", LAYOUT, Downlink(0.05, draw=DRAW if draw else None), epoch=int(masked))
-    again.restore(saved, pair.layout, pair.epoch)
+    saved = state.unpack(state.pack({"versions": pair.versions.state()})).part("versions", VersionsState)
+    again = Versions(start(False), b"", LAYOUT, Downlink(0.05, draw=DRAW if draw else None), mask_version=int(masked))
+    again.restore(saved, pair.layout, pair.mask_version)
     for one in (pair.versions, again):
         one.advance(pair.master, b"")
     assert again.tag == pair.versions.tag
@@ -172,8 +177,8 @@ def test_a_new_mask_costs_no_whole_model() -> None:
     for after in (pair.layout.mask.flags & (np.arange(LAYOUT.size) % 9 > 0), first.mask.flags):  # type: ignore[union-attr]
         moved = LAYOUT.within(Mask.of(after))
         pair.master = pair.layout.change_to(moved).apply(pair.master)
-        pair.layout, pair.epoch = moved, pair.epoch + 1
-        pair.versions.move(moved, pair.epoch)
+        pair.layout, pair.mask_version = moved, pair.mask_version + 1
+        pair.versions.change_mask(moved, pair.mask_version)
         pair.step(random)
     pair.meet(heard=True)
     pair.step(random)
@@ -208,7 +213,7 @@ def test_a_client_that_was_long_away_gets_a_snapshot_or_starts_from_the_draw() -
             pair.versions.advance(pair.master, b"")
         pair.contact(heard=True)
         assert pair.forms[-1] == base
-        assert sum(len(change.steps) for change in pair.versions._changes.values()) <= LAYOUT.size / 2
+        assert sum(len(change.steps) for change in pair.versions.state().changes.values()) <= LAYOUT.size / 2
 
 
 def test_versions_move_towards_the_master() -> None:

@@ -84,7 +84,7 @@ def test_a_student_for_a_node_that_is_gone_is_a_delivery_that_failed(tmp_path: P
     bundle = tmp_path / "student.bundle"
     bundle.write_bytes(b"bundle")
     student: Any = SimpleNamespace(tier="phone", path=bundle, sha256="00")
-    strategy = SimpleNamespace(tiers=["phone"], accounts={}, books=Accounting(None))
+    strategy = SimpleNamespace(tiers=["phone"], accounts={"": Accounting()})
     plan: Any = SimpleNamespace(strategy=strategy, downloads_per_tier=1)
     published: list[Published] = [student]
     (delivery,) = app.deliver(plan, Deserted(), 1, published)

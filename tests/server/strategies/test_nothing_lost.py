@@ -28,7 +28,8 @@ from fedpress.compression.wire import payloads, values
 from fedpress.server.checkpoint import state
 from fedpress.server.model.versions import Downlink
 from fedpress.server.rounds.aggregate import ReplyMean
-from fedpress.server.strategies.buffered import Buffered
+from fedpress.server.rounds.buffered import Buffered
+from fedpress.server.rounds.settings import Rounds, Sampling
 from fedpress.server.strategies.sparse_fed import SparseFed
 
 SIZE = 40
@@ -47,6 +48,12 @@ def initial(size: int = SIZE) -> ArrayRecord:
 def _identity() -> Iterator[None]:
     TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 0
     yield
+
+
+def restore(strategy: SparseFed, saved: bytes) -> None:
+    """Let a fresh strategy go on from what was packed."""
+    strategy.federation.adopt(initial())
+    state.restore(strategy.federation, state.unpack(saved), "federation")
 
 
 class Link(Grid):
@@ -145,7 +152,7 @@ def test_nothing_is_lost_over_a_thousand_orders(tmp_path: Path, name: str, downl
     link = Link(tmp_path, ENCODERS[name](), draw)
 
     def fresh() -> SparseFed:
-        return SparseFed(fraction_train=0.8, min_replies=2, layout=LAYOUT, downlink=downlink)
+        return SparseFed(fraction_train=0.8, rounds=Rounds(min_replies=2), layout=LAYOUT, downlink=downlink)
 
     strategy, arrays = fresh(), initial()
     taken, kills = np.zeros(SIZE), 0
@@ -156,21 +163,21 @@ def test_nothing_is_lost_over_a_thousand_orders(tmp_path: Path, name: str, downl
             if draw.random() < 0.5:
                 link.exchange(number, strategy.configure_train(number, arrays, ConfigRecord(), link))
             strategy, kills = fresh(), kills + 1
-            strategy.restore(state.unpack(saved), initial())
+            restore(strategy, saved)
             arrays = strategy.model.arrays
         last = number == ROUNDS
         if last:
-            strategy.fraction_train, strategy.min_replies = 1.0, 1
+            strategy.federation.sampling, strategy.federation.rounds = Sampling(1.0), Rounds()
         orders = strategy.configure_train(number, arrays, ConfigRecord(), link)
         before = strategy.model.master.astype(np.float64)
         stepped, metrics = strategy.aggregate_train(number, link.exchange(number, orders, perfect=last))
         assert metrics is not None
         taken += metrics["replies"] * (strategy.model.master - before)  # type: ignore[operator]
         arrays = stepped if stepped is not None else arrays
-        saved = state.pack(strategy.saved())
+        saved = state.pack({"federation": strategy.federation.state()})
     assert metrics["replies"] == NODES  # nothing is under way any more
     assert link.trained > 600 and kills > 10 and min(link.seen.values()) > 100
-    assert strategy.books.lost_states == 0
+    assert strategy.federation.accounting.lost_states == 0
     np.testing.assert_allclose(taken + link.residuals(), link.asked, atol=2e-4)
 
 
@@ -183,7 +190,7 @@ class Wandering:
     def _drawn(self, number: int) -> Mask:
         return Mask.of(np.random.default_rng(number).random(SIZE) < 0.6)
 
-    def asks(self, server_round: int) -> None:
+    def vote_request(self, server_round: int) -> None:
         return None
 
     def after(self, server_round: int, master: Vector, layout: Layout, ballot: Any) -> Mask | None:
@@ -262,7 +269,9 @@ def test_nothing_is_lost_but_what_is_counted_while_the_mask_changes(
 
     def fresh() -> SparseFed:
         masks = Wandering(first=name == "residual")
-        return SparseFed(fraction_train=0.8, min_replies=2, layout=LAYOUT, downlink=downlink, masks=masks)
+        return SparseFed(
+            fraction_train=0.8, rounds=Rounds(min_replies=2), layout=LAYOUT, downlink=downlink, masks=masks
+        )
 
     strategy, arrays, kills, saved = fresh(), initial(), 0, b""
     for number in range(1, MASKED_ROUNDS + 1):
@@ -270,26 +279,26 @@ def test_nothing_is_lost_but_what_is_counted_while_the_mask_changes(
             if draw.random() < 0.5:
                 link.exchange(number, strategy.configure_train(number, arrays, ConfigRecord(), link))
             strategy, kills = fresh(), kills + 1
-            strategy.restore(state.unpack(saved), initial())
+            restore(strategy, saved)
             arrays = strategy.model.arrays
         last = number == MASKED_ROUNDS
         if last:
-            strategy.fraction_train, strategy.min_replies = 1.0, 1
+            strategy.federation.sampling, strategy.federation.rounds = Sampling(1.0), Rounds()
         orders = strategy.configure_train(number, arrays, ConfigRecord(), link)
         added[:] = 0
         stepped, metrics = strategy.aggregate_train(number, link.exchange(number, orders, perfect=last))
         assert metrics is not None
         taken += added if metrics["replies"] else 0
         arrays = stepped if stepped is not None else arrays
-        saved = state.pack(strategy.saved())
+        saved = state.pack({"federation": strategy.federation.state()})
     assert metrics["replies"] == NODES
-    assert link.trained > 250 and kills > 5 and strategy.model.epochs.number > 8
-    assert min(link.seen.values()) > 50 and strategy.books.lost_states == 0
+    assert link.trained > 250 and kills > 5 and strategy.model.masks.version > 8
+    assert min(link.seen.values()) > 50 and strategy.federation.accounting.lost_states == 0
     assert np.abs(link.discarded).sum() > 0.1
     np.testing.assert_allclose(taken + link.residuals() + link.discarded, link.asked, atol=2e-4)
     remembered = sum(memory.discarded for node in link.get_node_ids() if (memory := link.memory(node)))
     assert remembered == pytest.approx(link.discarded.sum(), abs=1e-5)
-    mask = strategy.model.epochs.mask
+    mask = strategy.model.masks.mask
     assert mask is not None and not records.to_numpy(arrays)["weight"][~mask.flags].any()
 
 
@@ -309,7 +318,7 @@ def test_an_order_that_comes_after_a_newer_one_changes_nothing(tmp_path: Path) -
     np.testing.assert_array_equal(link.residuals(), before)
     third = strategy.configure_train(3, strategy.model.arrays, ConfigRecord(), link)
     _, metrics = strategy.aggregate_train(3, link.exchange(3, third, perfect=True))
-    assert metrics is not None and metrics["replies"] == NODES and strategy.books.lost_states == 0
+    assert metrics is not None and metrics["replies"] == NODES and strategy.federation.accounting.lost_states == 0
 
 
 def test_a_server_that_begins_anew_passes_the_tickets_that_clients_have_answered(tmp_path: Path) -> None:
@@ -325,7 +334,7 @@ def test_a_server_that_begins_anew_passes_the_tickets_that_clients_have_answered
             counts.append(metrics["replies"])
             arrays = stepped if stepped is not None else arrays
     assert counts == [NODES, NODES, NODES, 0, NODES, NODES]
-    assert strategy.books.lost_states == 0
+    assert strategy.federation.accounting.lost_states == 0
 
 
 class Marked(Link):
@@ -394,20 +403,20 @@ def test_clients_that_lose_their_state_count_nothing_twice_and_lose_nothing_else
         payloads.decode(payload, shared).add_to(counted)
         link.accepted(node)
 
-    strategy = SparseFed(fraction_train=0.8, min_replies=2, layout=link.layout, on_accepted=accepted)
+    strategy = SparseFed(fraction_train=0.8, rounds=Rounds(min_replies=2), layout=link.layout, on_accepted=accepted)
     arrays = initial(link.layout.size)
     for number in range(1, rounds + 1):
         for node in link.get_node_ids():
             link.accident(node)
         last = number == rounds
         if last:
-            strategy.fraction_train, strategy.min_replies = 1.0, 1
+            strategy.federation.sampling, strategy.federation.rounds = Sampling(1.0), Rounds()
         orders = strategy.configure_train(number, arrays, ConfigRecord(), link)
         stepped, metrics = strategy.aggregate_train(number, link.exchange(number, orders, perfect=last))
         arrays = stepped if stepped is not None else arrays
     assert metrics is not None and metrics["replies"] == NODES
     assert link.trained > 500 and min(link.accidents.values()) > 10 and min(link.seen.values()) > 50
-    assert 0 < strategy.books.lost_states <= sum(link.accidents.values())
+    assert 0 < strategy.federation.accounting.lost_states <= sum(link.accidents.values())
     total = (counted + link.residuals()).round(4)  # trained - start is not exactly 1
     assert set(total) <= {0, 1}
     for node, first in link.since.items():
@@ -492,8 +501,8 @@ def test_nothing_is_lost_with_a_buffer(
 
     def fresh() -> SparseFed:
         return SparseFed(
-            fraction_train=0.8, fraction_evaluate=0.0, layout=LAYOUT, downlink=downlink, deadline=3.0,
-            schedule=Buffered(2, max_staleness=2), checkpoints=tmp_path / "checkpoints",
+            fraction_train=0.8, fraction_evaluate=0.0, layout=LAYOUT, downlink=downlink,
+            rounds=Rounds(deadline=3.0, schedule=Buffered(2, max_staleness=2)), checkpoints=tmp_path / "checkpoints",
         )  # fmt: skip
 
     kills = 0
@@ -505,7 +514,7 @@ def test_nothing_is_lost_with_a_buffer(
         except Killed:
             kills += 1
     # Everybody settles what is open: one round in which nothing goes wrong.
-    strategy.schedule, strategy.fraction_train, link.kills = None, 1.0, 0.0
+    strategy.federation.sampling, strategy.federation.rounds, link.kills = Sampling(1.0), Rounds(), 0.0
     orders = strategy.configure_train(BUFFERED_ROUNDS + 1, strategy.model.arrays, ConfigRecord(), link)
     _, metrics = strategy.aggregate_train(BUFFERED_ROUNDS + 1, link.exchange(BUFFERED_ROUNDS + 1, orders, perfect=True))
     assert metrics is not None and metrics["replies"] == NODES
@@ -513,6 +522,6 @@ def test_nothing_is_lost_with_a_buffer(
     assert {"late", "stale", "undecodable", "restart"} <= reasons
     del link.seen["too old"]  # every order came at once
     assert link.trained > 250 and kills > 2 and min(link.seen.values()) > 8
-    assert strategy.books.lost_states == 0
+    assert strategy.federation.accounting.lost_states == 0
     np.testing.assert_allclose(sorted(weights), [3 / np.sqrt(3), 3 / np.sqrt(2), 3])
     np.testing.assert_allclose(taken + link.residuals(), link.asked, atol=2e-4)

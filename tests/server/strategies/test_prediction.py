@@ -42,8 +42,8 @@ def test_a_lossless_codec_gives_the_mean_of_the_updates(drawn: bool) -> None:
     """What was said + what was predicted == what was asked, client by client, or the master would go astray."""
     initial = np.linspace(-1, 1, SIZE).astype(np.float32)
     applied = mod.compress(cafe.aggregate_feedback(encoder.dense(), SCALE), layout=LAYOUT)
-    downlink = Downlink(0.1, draw=SeededInit.like(initial, LAYOUT, 7) if drawn else None)
-    strategy = SparseFed(fraction_train=0.5, downlink=downlink, prediction=SCALE, layout=LAYOUT)
+    downlink = Downlink(0.1, draw=SeededInit.like(initial, LAYOUT, 7) if drawn else None, prediction=SCALE)
+    strategy = SparseFed(fraction_train=0.5, downlink=downlink, layout=LAYOUT)
     contexts = {
         node: Context(run_id=1, node_id=node, node_config={}, state=RecordDict(), run_config={})
         for node in Nodes().get_node_ids()
@@ -73,8 +73,3 @@ def test_a_lossless_codec_gives_the_mean_of_the_updates(drawn: bool) -> None:
         arrays = stepped
         np.testing.assert_allclose(strategy.model.master - before, np.mean(updates, axis=0), atol=2e-5)
     assert {1, 2, 3} <= merged
-
-
-def test_a_prediction_without_a_downlink_is_refused() -> None:
-    with pytest.raises(ValueError, match="prediction is 0.5 without a downlink"):
-        SparseFed(prediction=0.5)

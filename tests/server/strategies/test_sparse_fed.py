@@ -15,6 +15,7 @@ from fedpress.compression.tensors.side_info import SideInfo
 from fedpress.compression.wire import payloads
 from fedpress.server.model import optimizers
 from fedpress.server.rounds.accounting import RoundSummary
+from fedpress.server.rounds.settings import Rounds
 from fedpress.server.strategies.sparse_fed import SparseFed
 from fedpress.simulations.conditions.network import Network, NetworkSettings
 from fedpress.simulations.engines.inline import InlineGrid
@@ -102,13 +103,15 @@ def test_a_doubled_reply_counts_once() -> None:
 
 def test_a_round_without_enough_replies_changes_nothing_and_returns_the_mass() -> None:
     accepted: list[tuple[int, int]] = []
-    strategy = SparseFed(fraction_evaluate=0.0, min_replies=3, on_accepted=lambda *reply: accepted.append(reply[:2]))
+    strategy = SparseFed(
+        fraction_evaluate=0.0, rounds=Rounds(min_replies=3), on_accepted=lambda *reply: accepted.append(reply[:2])
+    )
     with InlineGrid("tests.apps.faulty_client:app", clients=2, workers=1) as grid:
         result = strategy.start(grid, initial_arrays(), num_rounds=1)
         assert {refusal.reason for refusal in strategy.refusals} == {"too few"}
         np.testing.assert_array_equal(records.to_numpy(result.arrays)["weight"], np.zeros(SIZE))
         assert accepted == []
-        strategy.min_replies = 1
+        strategy.federation.rounds = Rounds()
         result = strategy.start(grid, result.arrays, num_rounds=1)
     # this round's step and the refused one's, from the residuals
     np.testing.assert_array_equal(records.to_numpy(result.arrays)["weight"], np.full(SIZE, 2 * faulty_client.STEP))
@@ -123,7 +126,7 @@ def test_a_round_closes_at_the_deadline_of_the_virtual_clock_and_late_replies_ar
     times = sorted(network.seconds(client=c, round=1, down_bytes=900, examples=100, up_bytes=500) for c in range(6))
     deadline = (times[2] + times[3]) / 2
     rounds: list[RoundSummary] = []
-    strategy = SparseFed(fraction_evaluate=0.0, deadline=deadline, on_round=rounds.append)
+    strategy = SparseFed(fraction_evaluate=0.0, rounds=Rounds(deadline=deadline), on_round=rounds.append)
     with RecordingGrid(
         "tests.apps.faulty_client:app", clients=6, workers=2, network=network, examples=lambda client: 100
     ) as grid:
@@ -139,7 +142,7 @@ def test_a_round_closes_at_the_deadline_of_the_virtual_clock_and_late_replies_ar
 
 def test_over_selection_takes_the_first_replies_by_virtual_time_whatever_the_number_of_workers() -> None:
     def replied(workers: int) -> list[tuple[int, int]]:
-        strategy = SparseFed(fraction_train=0.5, fraction_evaluate=0.0, over_selection=2)
+        strategy = SparseFed(fraction_train=0.5, fraction_evaluate=0.0, rounds=Rounds(over_selection=2))
         with InlineGrid(
             "tests.apps.faulty_client:app",
             clients=8,
@@ -157,7 +160,7 @@ def test_over_selection_takes_the_first_replies_by_virtual_time_whatever_the_num
 
 
 def test_clients_that_never_answer_do_not_hold_the_round_up() -> None:
-    strategy = SparseFed(fraction_evaluate=0.0, deadline=1000.0)
+    strategy = SparseFed(fraction_evaluate=0.0, rounds=Rounds(deadline=1000.0))
     with InlineGrid(
         "tests.apps.faulty_client:app",
         clients=8,
@@ -184,9 +187,10 @@ def test_a_dense_round_equals_flowers_own_fedavg(tmp_path: Path) -> None:
 
 def test_sampling_repeats_itself_and_differs_between_rounds_and_seeds() -> None:
     def nodes(seed: int) -> list[list[int]]:
-        strategy = SparseFed(fraction_train=0.25, seed=seed)
+        strategy, arrays = SparseFed(fraction_train=0.25, seed=seed), initial_arrays()
         with InlineGrid("tests.apps.faulty_client:app", clients=20, workers=1) as grid:
-            return [strategy._sample(grid, 0.25, 2, number, "train") for number in (1, 2, 3)]
+            orders = [strategy.configure_train(number, arrays, ConfigRecord(), grid) for number in (1, 2, 3)]
+        return [[message.metadata.dst_node_id for message in messages] for messages in orders]
 
     first = nodes(0)
     assert first == nodes(0)
@@ -196,17 +200,18 @@ def test_sampling_repeats_itself_and_differs_between_rounds_and_seeds() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("settings", "arguments", "words"),
     [
-        ({"fraction_train": 1.5}, "fraction_train must be between 0 and 1, and is 1.5"),
-        ({"over_selection": -1}, "over_selection must be at least 0"),
-        ({"min_replies": 0}, "min_replies at least 1"),
-        ({"deadline": 0.0}, "deadline must be a positive number"),
+        (SparseFed, {"fraction_train": 1.5}, "fraction_train must be between 0 and 1, and is 1.5"),
+        (SparseFed, {"averaging": 1.0}, "averaging must be in"),
+        (Rounds, {"over_selection": -1}, "over_selection must be at least 0"),
+        (Rounds, {"min_replies": 0}, "min_replies at least 1"),
+        (Rounds, {"deadline": 0.0}, "deadline must be a positive number"),
     ],
 )
-def test_arguments_out_of_range_are_refused(arguments: dict[str, Any], words: str) -> None:
+def test_arguments_out_of_range_are_refused(settings: Any, arguments: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        SparseFed(**arguments)
+        settings(**arguments)
 
 
 def test_a_diverged_model_stops_the_run_with_the_likely_mistake() -> None:

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,17 @@ from fedpress.server import app as server
 from fedpress.server.app import Plan
 from fedpress.server.checkpoint.state import CheckpointError
 from fedpress.server.fusion import heterofl, mutual_distillation
+from fedpress.server.rounds.buffered import Buffered
+from fedpress.server.rounds.federation import Federation
+from fedpress.server.rounds.settings import Rounds
 from fedpress.server.strategies import tiered_fed
-from fedpress.server.strategies.buffered import Buffered
-from fedpress.server.strategies.sparse_fed import SparseFed
 from fedpress.simulations.conditions.network import VirtualClock
 from fedpress.simulations.results import start
 from fedpress.simulations.results.records import MEASURED, Results
 from fedpress.simulations.results.run_folder import RunFolder
-from fedpress.simulations.runs import recorder, runner
-from fedpress.simulations.runs.workload import REFERENCE, Workload
+from fedpress.simulations.runs import plan as plans
+from fedpress.simulations.runs.job import REFERENCE, Job
+from fedpress.simulations.runs.recorder import Recorder
 from fedpress.simulations.scenario import scenario
 
 CLIENTS = 7
@@ -101,12 +104,12 @@ def chosen(*more: str) -> scenario.Scenario:
     return scenario.load("digits", [*SHORT, *more])
 
 
-def planned(out: Path, *more: str) -> tuple[Plan, tiered_fed.TieredFed, recorder.Writer]:
+def planned(out: Path, *more: str) -> tuple[Plan, tiered_fed.TieredFed, Recorder]:
     one = chosen(*more)
-    plan = runner.plan(Workload(one, out), start.folder_of(one, out))
-    assert isinstance(plan.strategy, tiered_fed.TieredFed) and isinstance(plan.watcher, recorder.Writer)
-    plan.watcher.keep_state = True
-    return plan, plan.strategy, plan.watcher
+    plan = plans.plan(Job(one, out), start.folder_of(one, out))
+    assert isinstance(plan.strategy, tiered_fed.TieredFed) and isinstance(plan.record, Recorder)
+    plan.record.keep_state = True
+    return plan, plan.strategy, plan.record
 
 
 @pytest.fixture(autouse=True)
@@ -134,10 +137,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
 def test_every_byte_belongs_to_one_tier(whole: Whole) -> None:
     accounts = whole.strategy.accounts
     for direction in ("up", "down"):
-        assert (
-            sum(books.ledger.total(direction=direction) for books in accounts.values()) == whole.grid.passed[direction]
-        )
-    nodes = {name: {entry.node for entry in books.ledger.rows} for name, books in accounts.items()}
+        assert sum(each.ledger.total(direction=direction) for each in accounts.values()) == whole.grid.passed[direction]
+    nodes = {name: {entry.node for entry in each.ledger.rows} for name, each in accounts.items()}
     assert nodes == {"": {1, 4, 7}, "phone": {2, 5}, "sensor": {3, 6}}
     # The run folder says the same: all rows, and those of each tier.
     rows = Ledger.load(whole.folder.ledger).rows
@@ -156,9 +157,9 @@ def test_each_tier_has_its_own_model_versions_and_figures(whole: Whole) -> None:
     strategy, results = whole.strategy, whole.results
     assert [one.replies for one in results.rounds] == [4] * 4
     assert all([part.replies for part in one.tiers.values()] == [1, 1] for one in results.rounds)
-    federations = {part.federation for part in (strategy, *(tier.strategy for tier in strategy.training_tiers))}
-    assert federations == {"digits-1", "digits-1/phone", "digits-1/sensor"}
-    for part in (strategy, *(tier.strategy for tier in strategy.training_tiers)):
+    federations = strategy.federations.values()
+    assert {part.name for part in federations} == {"digits-1", "digits-1/phone", "digits-1/sensor"}
+    for part in federations:
         assert part.model.version == 4 + 2  # a version for each round, and one for each teaching step
     small = {tier.tier: tier.parameters for tier in results.tiers}
     assert small["phone"] <= 0.05 * results.model.parameters and small["sensor"] <= 800
@@ -171,15 +172,15 @@ def test_a_killed_server_goes_on_to_the_same_end(whole: Whole, tmp_path: Path) -
     out = tmp_path / "run"
     grid = LocalGrid(out, chosen())
     for number in (1, 2, 3):  # after the step of round 2, its teaching is in the checkpoint
-        plan, strategy, writer = planned(out)
-        entered = writer.on_round
+        plan, strategy, recorder = planned(out)
+        entered = recorder.on_round
 
         def on_round(summary: Any, evaluation: Any, entered: Any = entered, number: int = number) -> None:
             entered(summary, evaluation)
             if summary.round == number:
                 raise Killed
 
-        writer.on_round = on_round  # type: ignore[method-assign]
+        recorder.on_round = on_round  # type: ignore[method-assign]
         with pytest.raises(Killed):
             server.serve(plan, grid)
     plan, strategy, _ = planned(out)
@@ -188,15 +189,17 @@ def test_a_killed_server_goes_on_to_the_same_end(whole: Whole, tmp_path: Path) -
     assert results.model_dump(exclude=MEASURED) == whole.results.model_dump(exclude=MEASURED)
     assert len(results.model.sha256) == 64
     for tier, other in zip(strategy.training_tiers, whole.strategy.training_tiers, strict=True):
-        assert tier.strategy.ledger.rows == other.strategy.ledger.rows
-        np.testing.assert_array_equal(tier.strategy.model.master, other.strategy.model.master)
+        assert tier.federation.accounting.ledger.rows == other.federation.accounting.ledger.rows
+        np.testing.assert_array_equal(tier.federation.model.master, other.federation.model.master)
 
 
 def test_a_checkpoint_of_other_tiers_is_refused(whole: Whole) -> None:
     fewer = "students.tiers=[{name: phone, parameters: 0.05, trains: true}]"
-    _, strategy, _ = planned(whole.folder.path.parent / "fewer", fewer)
+    out = whole.folder.path.parent / "fewer"
+    plan, strategy, _ = planned(out, fewer)
+    strategy.checkpoints = whole.strategy.checkpoints
     with pytest.raises(CheckpointError, match=r"has the tiers \['phone', 'sensor'\], this run has \['phone'\]"):
-        strategy.restore(whole.strategy.saved(), whole.strategy.model.arrays)
+        server.serve(plan, LocalGrid(out, chosen(fewer)))
 
 
 def test_nodes_say_their_tier_and_those_of_none_take_no_part(tmp_path: Path) -> None:
@@ -206,7 +209,7 @@ def test_nodes_say_their_tier_and_those_of_none_take_no_part(tmp_path: Path) -> 
     plan, strategy, _ = planned(out, *more)
     named = {1: "sensor", 2: "sensor", 3: "sensor", 4: "phone", 5: "phone", 6: "phone", 7: "fridge"}
     for tier in strategy.training_tiers:
-        tier.strategy.min_available_nodes = 3
+        tier.federation.sampling = replace(tier.federation.sampling, min_available_nodes=3)
     grid = LocalGrid(out, chosen(*more), named)
     before = copy.deepcopy(plan.model.state_dict())
     server.serve(plan, grid)
@@ -230,13 +233,13 @@ def test_slices_stay_slices_of_the_global_model(tmp_path: Path) -> None:
     whole, version = strategy.model, strategy.model.version
     assert version == 2
     for tier in strategy.training_tiers:
-        places = heterofl.positions(tier.strategy.model.layout, whole.layout)
-        np.testing.assert_array_equal(whole.master[places], tier.strategy.model.master)
-        assert tier.strategy.model.version == version
+        places = heterofl.positions(tier.federation.model.layout, whole.layout)
+        np.testing.assert_array_equal(whole.master[places], tier.federation.model.master)
+        assert tier.federation.model.version == version
     # Where only the largest clients have a weight, theirs alone moves it.
     held = np.zeros(whole.layout.size, bool)
     for tier in strategy.training_tiers:
-        held[heterofl.positions(tier.strategy.model.layout, whole.layout)] = True
+        held[heterofl.positions(tier.federation.model.layout, whole.layout)] = True
     assert 0 < held.sum() < 0.06 * len(held)
 
 
@@ -244,15 +247,15 @@ def test_what_cannot_work_is_refused(whole: Whole) -> None:
     def made(*parts: tiered_fed.TrainingTier, proxy: int = 1, **options: Any) -> tiered_fed.TieredFed:
         return tiered_fed.TieredFed(parts, torch.nn.Linear(2, 2), torch.zeros(proxy, 2), **options)
 
-    one = tiered_fed.TrainingTier("phone", SparseFed(federation="a/phone"), torch.nn.Linear(2, 2))
+    one = tiered_fed.TrainingTier("phone", Federation("a/phone"), torch.nn.Linear(2, 2))
     assert made(one).accounts.keys() == {"", "phone"}
-    for bad in ([], [one, one], [one._replace(name="")], [one._replace(strategy=SparseFed())]):
+    for bad in ([], [one, one], [one._replace(name="")], [one._replace(federation=Federation())]):
         with pytest.raises(tiered_fed.TierError, match="each with a name and a federation of its own"):
             made(*bad)
     with pytest.raises(tiered_fed.TierError, match="synchronous rounds only"):
-        made(one, schedule=Buffered(2))
-    with pytest.raises(tiered_fed.TierError, match="all strategies of tiers are `Sliced`"):
-        made(one, sliced=True)
+        made(one, rounds=Rounds(schedule=Buffered(2)))
+    with pytest.raises(tiered_fed.TierError, match="slices of one another, nobody teaches"):
+        made(one, sliced=True, teaching=mutual_distillation.Teaching())
     with pytest.raises(tiered_fed.TierError, match="got 0 inputs: does the task hold out a proxy part"):
         made(one, proxy=0, teaching=mutual_distillation.Teaching())
     with pytest.raises(ValueError, match="every is 0, expected at least 1 round"):

@@ -16,7 +16,7 @@ from fedpress.simulations.benchmarks.tiers import Row, TiersBenchError
 from fedpress.simulations.cli import inspection
 from fedpress.simulations.results.run_folder import RunFolder
 from fedpress.simulations.runs import plan_strategy, runner
-from fedpress.simulations.runs.workload import Workload
+from fedpress.simulations.runs.job import Job
 from fedpress.simulations.scenario import scenario
 
 SHORT = [
@@ -47,8 +47,8 @@ def test_rows_differ_in_who_trains_what() -> None:
 
 
 def test_a_tier_may_send_more_and_step_less() -> None:
-    work = Workload(scenario.load("digits", SHORT))
-    phone, sensor = work.tiers["phone"], work.tiers["sensor"]
+    job = Job(scenario.load("digits", SHORT))
+    work, phone, sensor = job.whole, job.tiers["phone"], job.tiers["sensor"]
     assert (phone.density, sensor.density) == (work.density, 0.2)
     going_down = [plan_strategy.downlink(each) for each in (work, phone, sensor)]
     assert [each and each.density for each in going_down] == [0.01, 0.01, pytest.approx(0.2)]

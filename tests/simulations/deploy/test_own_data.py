@@ -7,7 +7,7 @@ import torch
 from flwr.app import Context, RecordDict
 
 from fedpress.client import app
-from fedpress.simulations.runs import workload
+from fedpress.simulations.runs import job
 from fedpress.simulations.scenario import scenario
 from fedpress.simulations.tasks.registry import TaskError
 
@@ -32,7 +32,7 @@ def shared(tmp_path: Path) -> dict[str, str]:
     """The run's configuration, with a task whose data are divided among two clients."""
     books = write_books(tmp_path / "shared", "apple", "pear")
     (tmp_path / "scenario.yaml").write_text(SCENARIO % books)
-    return {"workload": workload.REFERENCE, "scenario": scenario.load(tmp_path / "scenario.yaml").to_json()}
+    return {"workload": job.REFERENCE, "scenario": scenario.load(tmp_path / "scenario.yaml").to_json()}
 
 
 def of_node(config: dict[str, str], **node: str | int) -> app.Work:
@@ -60,7 +60,7 @@ def test_model_and_encoder_are_those_of_the_run(shared: dict[str, str], tmp_path
 
 
 def test_a_task_without_a_folder_says_so(tmp_path: Path) -> None:
-    config = {"workload": workload.REFERENCE, "scenario": scenario.load("digits").to_json()}
+    config = {"workload": job.REFERENCE, "scenario": scenario.load("digits").to_json()}
     work = of_node(config, data_folder=str(tmp_path))
     with pytest.raises(TaskError, match="task.data_dir: task 'digits' does not take it"):
         work.examples(0)

@@ -10,8 +10,8 @@ from flwr.supercore.task_identity import TaskIdentity
 from fedpress.compression.messages import records
 from fedpress.simulations.deploy import flower_processes
 from fedpress.simulations.engines import flower_app
+from fedpress.simulations.engines.client_grid import EngineError
 from fedpress.simulations.engines.flower_app import RemoteApp
-from fedpress.simulations.engines.inline import EngineError
 from fedpress.simulations.scenario import scenario
 
 

@@ -10,7 +10,8 @@ from flwr.app import ConfigRecord, Message, RecordDict
 
 from fedpress.compression.messages import records
 from fedpress.simulations.benchmarks.engine import run as measure
-from fedpress.simulations.engines.inline import EngineError, InlineGrid
+from fedpress.simulations.engines.client_grid import EngineError
+from fedpress.simulations.engines.inline import InlineGrid
 
 
 def question(node: int, kind: str = "query.count", **config: int) -> Message:
@@ -38,13 +39,13 @@ def test_the_workers_seconds_are_told_and_outlive_a_restart() -> None:
     began = perf_counter()
     with InlineGrid("tests.apps.engine_client:app", clients=7, workers=2) as grid:
         grid.send_and_receive([question(node) for node in (2, 5, 7)])
-        assert grid.phases.keys() == {"waiting", "messages", "states", "client"}
-        assert 0 < grid.phases["states"] and grid.phases.total() <= 2 * (perf_counter() - began)
-        saved, seconds = grid.saved(), dict(grid.phases)
+        assert grid.seconds.keys() == {"waiting", "messages", "states", "client"}
+        assert 0 < grid.seconds["states"] and grid.seconds.total() <= 2 * (perf_counter() - began)
+        saved, seconds = grid.state(), dict(grid.seconds)
     with InlineGrid("tests.apps.engine_client:app", clients=7, workers=1) as grid:
         grid.restore(saved)
         grid.send_and_receive([question(1)])
-        assert all(grid.phases[name] > before for name, before in seconds.items())
+        assert all(grid.seconds[name] > before for name, before in seconds.items())
 
 
 def test_large_records_are_shared_but_no_client_sees_what_another_did_to_them() -> None:

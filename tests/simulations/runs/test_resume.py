@@ -14,10 +14,10 @@ from fedpress.compression.ledger import Ledger
 from fedpress.server import app as server
 from fedpress.simulations.engines.inline import InlineGrid
 from fedpress.simulations.results import start
-from fedpress.simulations.results.records import MEASURED, Results, RoundResult, StudentResult
+from fedpress.simulations.results.records import MEASURED, Results, RoundResult
 from fedpress.simulations.results.run_folder import RunFolder, RunFolderError
-from fedpress.simulations.runs import runner
-from fedpress.simulations.runs.workload import REFERENCE, Workload
+from fedpress.simulations.runs import job, plan, runner
+from fedpress.simulations.runs.observer import Observer
 from fedpress.simulations.scenario import scenario
 from fedpress.simulations.scenario.scenario import Scenario
 
@@ -33,7 +33,7 @@ def chosen(*more: str) -> Scenario:
     return scenario.load("digits", [*SHORT, *more])
 
 
-class Watch:
+class Watch(Observer):
     """Follows a run, and breaks it off."""
 
     def __init__(self, stop: int = 0, crash: int = 0) -> None:
@@ -41,9 +41,6 @@ class Watch:
         self.resumed_after: list[int] = []
         self.rounds: list[int] = []
         self.ended = ""
-
-    def on_start(self, scenario: Scenario, folder: RunFolder) -> None:
-        pass
 
     def on_resume(self, rounds: list[RoundResult]) -> None:
         self.resumed_after = [result.round for result in rounds]
@@ -56,12 +53,6 @@ class Watch:
                 os.kill(worker.pid, signal.SIGKILL)
         if result.round == self.stop:
             raise KeyboardInterrupt
-
-    def on_search(self, tier: str, step: Any) -> None:
-        pass
-
-    def on_student(self, result: StudentResult) -> None:
-        pass
 
     def on_end(self, results: Results) -> None:
         self.ended = results.status
@@ -135,15 +126,15 @@ def test_a_crash_of_the_workers_and_a_damaged_checkpoint_do_not_end_a_run(tmp_pa
 def test_a_server_app_on_another_engine_goes_on_by_itself(tmp_path: Path) -> None:
     """As on Flower's own engine, whose clients do not survive: they say that their state is lost, and take part."""
     interrupted(tmp_path / "run", stop=3)
-    config = {"workload": REFERENCE, "scenario": chosen().to_json(), "out": str(tmp_path / "run")}
-    plan = Workload(chosen(), tmp_path / "run").plan()
+    config = {"workload": job.REFERENCE, "scenario": chosen().to_json(), "out": str(tmp_path / "run")}
+    planned = plan.load(config)
     with InlineGrid("fedpress.client.app:app", clients=4, workers=1, run_config=config) as grid:
-        server.serve(plan, grid)
+        server.serve(planned, grid)
     results = RunFolder.open(tmp_path / "run").load_results()
     assert (results.status, [one.replies for one in results.rounds]) == ("finished", [3] * 5)
-    assert plan.strategy.books.lost_states == 4
+    assert planned.strategy.federation.accounting.lost_states == 4
     with pytest.raises(RunFolderError, match="not empty"):
-        Workload(chosen(), tmp_path / "run").plan()
+        plan.load(config)
 
 
 def begun(out: Path) -> RunFolder:

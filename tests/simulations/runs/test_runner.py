@@ -20,7 +20,8 @@ from fedpress.simulations.benchmarks import paired
 from fedpress.simulations.benchmarks.paired import PairedError
 from fedpress.simulations.results.records import Results
 from fedpress.simulations.results.run_folder import RunFolder, RunFolderError
-from fedpress.simulations.runs import plan_students, recorder, runner
+from fedpress.simulations.runs import plan_students, runner
+from fedpress.simulations.runs.recorder import RunError
 from fedpress.simulations.runs.workload import Workload
 from fedpress.simulations.scenario import scenario
 from fedpress.simulations.tasks.digits import Digits
@@ -120,7 +121,7 @@ def test_clients_that_never_manage_stop_the_run_early_with_their_reason(tmp_path
     (tmp_path / "scenario.yaml").write_text(
         "task: task:Broken\nclients: 2\nrounds: 30\nsampling: {clients_per_round: 2}\n"
     )
-    with pytest.raises(recorder.RunError, match="no such loss"):
+    with pytest.raises(RunError, match="no such loss"):
         runner.simulate(scenario.load(tmp_path), tmp_path / "run")
     results = RunFolder.open(tmp_path / "run").load_results()
     assert (results.status, len(results.rounds)) == ("interrupted", 3)

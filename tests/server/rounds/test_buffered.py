@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from fedpress.compression.messages import records
 from fedpress.server.model.versions import Downlink
 from fedpress.server.rounds.accounting import RoundSummary
-from fedpress.server.strategies.buffered import Buffered
+from fedpress.server.rounds.buffered import Buffered
+from fedpress.server.rounds.settings import Rounds
 from fedpress.server.strategies.sparse_fed import SparseFed
 from fedpress.simulations.conditions.network import Network, NetworkSettings
 from fedpress.simulations.engines.inline import InlineGrid
@@ -36,7 +37,7 @@ def test_numbers_out_of_range_are_refused(key: str, bad: float) -> None:
 
 def test_a_buffer_has_no_over_selection() -> None:
     with pytest.raises(ValueError, match="over_selection has no meaning"):
-        SparseFed(schedule=Buffered(2), over_selection=1)
+        Rounds(schedule=Buffered(2), over_selection=1)
 
 
 def model() -> ArrayRecord:
@@ -56,12 +57,12 @@ def run(workers: int, schedule: Buffered | None, **more: Any) -> tuple[SparseFed
 
     class Watched(InlineGrid):
         def pull_messages(self, message_ids: Any) -> Any:
-            at_work.append(len(strategy._under_way.pending))
+            at_work.append(len(strategy.federation.under_way.pending))
             return super().pull_messages(message_ids)
 
     strategy = SparseFed(
-        fraction_train=0.5, fraction_evaluate=0.0, deadline=4.0, downlink=Downlink(0.05), schedule=schedule,
-        on_round=rounds.append, **more,
+        fraction_train=0.5, fraction_evaluate=0.0, downlink=Downlink(0.05),
+        rounds=Rounds(deadline=4.0, schedule=schedule), on_round=rounds.append, **more,
     )  # fmt: skip
     with Watched(
         "tests.apps.faulty_client:app", clients=10, workers=workers, network=network, examples=lambda client: 100

@@ -1,0 +1,454 @@
+"""One model and the nodes that train it, round by round: orders, exchange, mean, accounting and masks.
+
+A strategy holds one federation for each model, and says when it asks and when it takes a step.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+
+from fedpress.compression import seeds
+from fedpress.compression.errors import PayloadError
+from fedpress.compression.ledger import Direction
+from fedpress.compression.messages import orders, records
+from fedpress.compression.models.pruning import dynamic_sparsity
+from fedpress.compression.tensors.layout import Layout
+from fedpress.compression.timing import Timer
+from fedpress.server.checkpoint.state import CheckpointError
+from fedpress.server.fusion import client_ensemble
+from fedpress.server.fusion.client_ensemble import ClientModels, Fusion, SentUpdate
+from fedpress.server.model.global_model import GlobalModel, ModelState
+from fedpress.server.model.mask_schedules import Ballot
+from fedpress.server.rounds import exchange, metrics, sampling
+from fedpress.server.rounds.accounting import Accounting, AccountingState, Refusal, RoundSummary
+from fedpress.server.rounds.aggregate import ReplyMean
+from fedpress.server.rounds.exchange import Clock, UnderWay
+from fedpress.server.rounds.orders import Orders, Tickets, Upload
+from fedpress.server.rounds.settings import MessageFormat, ModelSettings, Rounds, Sampling
+
+TICKETS_APART = 1_000_000
+"""Added to the tickets where the newest checkpoint was damaged. Clients have answered tickets that the older one knows
+nothing of, and would take a ticket with the same number for the same order."""
+
+
+class Round(NamedTuple):
+    """A round, and what it is carried out with.
+
+    Attributes:
+        number: from 1.
+        grid: connects the nodes.
+        clock: what `limit` follows.
+        timer: counts the seconds of the wait for replies.
+        config: the application's configuration, which goes to the nodes.
+        limit: seconds after which an order counts as unanswered.
+    """
+
+    number: int
+    grid: Grid
+    clock: Clock
+    timer: Timer
+    config: ConfigRecord
+    limit: float
+
+
+class FederationState(NamedTuple):
+    """All that a federation's rounds depend on, after a round's step and before the next round's orders.
+
+    Attributes:
+        name, seed: of the federation.
+        first_refusal: index of the round's first refusal.
+        metrics: of the round; None: nobody was asked.
+        tickets, under_way, model, accounting: of its parts.
+    """
+
+    name: str
+    seed: int
+    first_refusal: int
+    metrics: dict[str, Any] | None
+    tickets: Tickets
+    under_way: UnderWay
+    model: ModelState
+    accounting: AccountingState
+
+
+class Federation:
+    """One model and the nodes that train it.
+
+    Args:
+        name: of the federation; clients keep their state under it.
+        seed: for sampling nodes.
+        sampling: which part of the nodes takes part.
+        rounds: when a round begins and ends.
+        messages: where they hold what, and how their metrics become one.
+        model: how the model is kept, stepped and sent.
+        clients: is kept up to date with the client models of the last step; None: nobody needs them.
+        fusion: lets each step end with a distillation of the model from the client models.
+        on_accepted: called with round, node and payload of each reply that counted, in the order of the nodes.
+
+    Attributes:
+        sampling, rounds: the same; they may be replaced between two rounds.
+        clients, fusion: the same.
+        accounting: bytes, refusals, lost states.
+        orders: tickets and verdicts.
+        under_way: messages without a reply.
+        metrics: of the last round; None: nobody was asked.
+    """
+
+    def __init__(
+        self,
+        name: str = "default",
+        seed: int = 0,
+        *,
+        sampling: Sampling | None = None,
+        rounds: Rounds | None = None,
+        messages: MessageFormat | None = None,
+        model: ModelSettings | None = None,
+        clients: ClientModels | None = None,
+        fusion: Fusion | None = None,
+        on_accepted: Callable[[int, int, bytes], None] | None = None,
+    ) -> None:
+        self.name = name
+        self.seed = seed
+        self.sampling = sampling or Sampling()
+        self.rounds = rounds or Rounds()
+        self.clients = clients if clients is not None or fusion is None else ClientModels()
+        self.fusion = fusion
+        self.on_accepted = on_accepted
+        self.accounting = Accounting()
+        self._format = messages or MessageFormat()
+        self._settings = model or ModelSettings()
+        self.orders = Orders(name, self._format.arrayrecord_key, self._format.configrecord_key, self.accounting)
+        self.under_way = UnderWay()
+        self.metrics: MetricRecord | None = None
+        self._first_refusal = 0  # index of the round's first refusal
+        self._uploads: list[Upload] = []  # that the next step takes in; empty after it
+        self._wanted = 0  # number of uploads that end the round
+        self._sampled: set[int] = set()  # nodes with an order in this round: one each, whatever comes of it
+        self._model: GlobalModel | None = None
+        self._mean = ReplyMean(Layout(()))
+
+    # ---- the model -------------------------------------------------------------------------------------------------
+
+    def adopt(self, arrays: ArrayRecord) -> None:
+        """Take the model from outside, at the start or when it is not the one that the last step made.
+
+        Raises:
+            LayoutError: the arrays do not fit the layout.
+        """
+        if self._model is None:
+            settings = self._settings
+            self._model = GlobalModel(
+                arrays, settings.layout, settings.optimizer, settings.downlink, settings.averaging, settings.masks.first
+            )
+            self._mean = ReplyMean(self._model.layout, settings.prediction)
+            if self.clients is not None:
+                self.clients.attach(self._model, settings.prediction)
+        elif arrays is not self._model.arrays:
+            self._model.replace(arrays)
+
+    @property
+    def started(self) -> bool:
+        """Whether there is a model."""
+        return self._model is not None
+
+    @property
+    def model(self) -> GlobalModel:
+        """The model. Raises RuntimeError before there is one."""
+        if self._model is None:
+            raise RuntimeError("the federation has no model yet; it gets one from `start` or `configure_train`")
+        return self._model
+
+    @property
+    def taken_weight(self) -> float:
+        """The weight of all updates of the last round's step together; 0: there was no step."""
+        return self._mean.weight if self.metrics and self.metrics["replies"] else 0.0
+
+    # ---- a round ---------------------------------------------------------------------------------------------------
+
+    def ask(self, current: Round, arrays: ArrayRecord) -> Iterator[Message] | None:
+        """Send a round's orders and return its replies as they come; None: nobody is asked."""
+        messages = self.open_orders(current.number, arrays, current.config, current.grid)
+        replies = self._exchange(current, messages, MessageType.TRAIN, self.under_way)
+        replies = current.timer.each("replies", replies)
+        return replies if messages or self.orders.tickets.open else None
+
+    def open_orders(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> list[Message]:
+        """Sample nodes and open a ticket for each; with a buffer, for as many as are to be at work and are not."""
+        self._first_refusal = len(self.accounting.refusals)
+        if self.sampling.fraction_train == 0.0:
+            return []
+        self.adopt(arrays)
+        schedule, tickets = self.rounds.schedule, self.orders.tickets
+        if schedule is None:
+            tickets.open = {}
+        self._sampled = set(tickets.open)
+        messages = self._refill(server_round, len(tickets.open), config, grid)
+        self._wanted = schedule.size if schedule else max(1, len(messages) - self.rounds.over_selection)
+        return messages
+
+    def take(
+        self, server_round: int, replies: Iterable[Message] | None, *, publish: bool = True
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Add up the updates of this round's good replies and step the model; refuse the others, each for itself.
+
+        Args:
+            server_round: the round.
+            replies: to its orders; None: nobody was asked.
+            publish: whether the step makes a new version of what clients hold; False: it is made by whoever completes
+                the step (`GlobalModel.publish_version`), and there is neither fusion nor a new mask.
+
+        Returns:
+            The model after the step, None where there is none; and the round's metrics, None where nobody was asked.
+        """
+        if replies is None:
+            self.metrics = None
+            return None, None
+        refusals = self.accounting.refusals
+        first_refusal, schedule = len(refusals), self.rounds.schedule
+        limit = schedule.max_staleness if schedule else None
+        for reply in replies:
+            upload = self.orders.verify(reply, self._examples, self.model, server_round, limit)
+            if upload:
+                self._uploads.append(upload)
+        uploads = sorted(self._uploads, key=lambda upload: upload.node)  # the sum's fixed order: a node is there once
+        self._uploads = []
+        request = self._settings.masks.vote_request(server_round)
+        ballot = Ballot(self.model.layout, request) if request else None
+        counted = self._add_up(server_round, uploads, ballot)
+        answered = {upload.node for upload in uploads} | {refusal.node for refusal in refusals[first_refusal:]}
+        self._close_orders(server_round, answered)
+        if len(counted) < self.rounds.min_replies:
+            detail = f"{len(counted)} replies, {self.rounds.min_replies} are needed for a step"
+            for upload in counted:
+                self.accounting.refuse(server_round, upload.node, "too few", detail)
+            counted = []
+        if counted:
+            if self.clients is not None:
+                self.clients.take([SentUpdate(u.payload, u.buffers, u.download, u.version) for u in counted])
+            self._step(server_round, ballot, publish)
+            for upload in counted:
+                self.orders.accept(upload)
+                if self.on_accepted:
+                    self.on_accepted(server_round, upload.node, upload.payload)
+        self.metrics = self._metrics(counted, refusals[first_refusal:])
+        return (self.model.arrays if counted else None), self.metrics
+
+    def _add_up(self, server_round: int, uploads: list[Upload], ballot: Ballot | None) -> list[Upload]:
+        """Add the updates to the mean and the votes to the ballot; return the uploads that can be decoded."""
+        schedule, counted = self.rounds.schedule, []
+        self._mean.reset()
+        for upload in uploads:
+            side_info = self.model.side_info(upload.download, upload.version)
+            weight = upload.weight * (schedule.discount(upload.staleness) if schedule else 1.0)
+            try:
+                vote = ballot.read(upload.vote) if ballot and upload.vote else None
+                update = self._mean.add(upload.payload, upload.buffers, weight, side_info)
+            except PayloadError as error:
+                detail = f"{type(error).__name__}: {error}"
+                self.accounting.refuse(server_round, upload.node, "undecodable", detail)
+                continue
+            self.accounting.count_entries(update, self.model.layout)
+            counted.append(upload)
+            if ballot and vote is not None:
+                ballot.add(vote, weight)
+        return counted
+
+    def _close_orders(self, server_round: int, answered: set[int]) -> None:
+        """Refuse what is late; with a buffer, orders of nodes at work stay open."""
+        tickets, at_work = self.orders.tickets, self.under_way.nodes()  # nobody, without a buffer
+        for node in sorted(tickets.open.keys() - answered - at_work):
+            self.accounting.refuse(server_round, node, "late", "no reply before the order was closed")
+        tickets.open = {node: order for node, order in tickets.open.items() if node in at_work}
+
+    def _step(self, server_round: int, ballot: Ballot | None, publish: bool) -> None:
+        model = self.model
+        mean_update, buffers = self._mean.result(model.buffers)
+        if not publish:
+            model.apply_update(mean_update, buffers)
+            return
+        version = model.masks.version
+        model.step(
+            mean_update,
+            buffers,
+            refine=self._refine(server_round),
+            next_mask=lambda master, layout: self._settings.masks.after(server_round, master, layout, ballot),
+        )
+        if model.masks.version != version:
+            self._mean = ReplyMean(model.layout, self._settings.prediction)
+
+    def _refine(self, server_round: int) -> Callable[[client_ensemble.Arrays], client_ensemble.Arrays] | None:
+        fusion, clients = self.fusion, self.clients
+        if fusion is None or clients is None or not fusion.due(server_round):
+            return None
+        return lambda arrays: fusion.fused(arrays, clients, server_round)
+
+    def _metrics(self, counted: list[Upload], refused: list[Refusal]) -> MetricRecord:
+        """Return the clients' own metrics, and how many replies counted and did not."""
+        record = MetricRecord()
+        if counted:
+            contents = [upload.content for upload in counted]
+            record = self._format.train_metrics(contents, self._format.weighted_by_key)
+        staleness = [upload.staleness for upload in counted] if self.rounds.schedule else []
+        metrics.count_replies(record, len(counted), [refusal.reason for refusal in refused], staleness)
+        return record
+
+    def summary(self, server_round: int, evaluation: MetricRecord | None, seconds: float) -> RoundSummary:
+        """Return what the last round did, and log it.
+
+        Args:
+            server_round: the round.
+            evaluation: of the model after it.
+            seconds: how long it took.
+        """
+        summary = self.accounting.summary(
+            server_round, self.model.published, self.metrics, evaluation, self._first_refusal, seconds
+        )
+        masks = self.model.masks
+        summary.mask_version = masks.version
+        summary.density = dynamic_sparsity.density(masks.mask, self.model.layout)
+        return summary
+
+    def density_by_layer(self) -> list[tuple[str, int, float]]:
+        """Return for each parameter its name, its size and the mean number of its entries in an accepted update.
+
+        Empty before the first round.
+        """
+        return [] if self._model is None else self.accounting.density_by_layer(self._model.layout)
+
+    # ---- evaluation on nodes ---------------------------------------------------------------------------------------
+
+    def evaluate(self, current: Round, messages: list[Message]) -> Iterator[Message]:
+        """Send messages that ask for an evaluation, and return the replies as they come."""
+        return self._exchange(current, messages, MessageType.EVALUATE, UnderWay(late=self.under_way.late))
+
+    def open_evaluation(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> list[Message]:
+        """Sample nodes that evaluate the model on their own data, and return the messages that ask them."""
+        if self.sampling.fraction_evaluate == 0.0:
+            return []
+        self.adopt(arrays)
+        nodes = self._sample(
+            grid, self.sampling.fraction_evaluate, self.sampling.min_evaluate_nodes, server_round, "evaluate"
+        )
+        return [self.orders.evaluate(node, server_round, config, self.model) for node in nodes]
+
+    def take_evaluation(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Average the metrics of the replies that hold some."""
+        contents = []
+        for reply in sorted(replies, key=lambda reply: reply.metadata.src_node_id):
+            node = reply.metadata.src_node_id
+            if reply.has_error():
+                self.accounting.refuse(server_round, node, "evaluation", str(reply.error.reason))
+                continue
+            try:
+                self.orders.evaluated(reply.content, node, self.model)
+                self._examples(reply.content)
+            except orders.MessageError as error:
+                self.accounting.refuse(server_round, node, "evaluation", str(error))
+                continue
+            contents.append(reply.content)
+        return self._format.evaluate_metrics(contents, self._format.weighted_by_key) if contents else None
+
+    # ---- messages --------------------------------------------------------------------------------------------------
+
+    def _refill(self, server_round: int, at_work: int, config: ConfigRecord, grid: Grid) -> list[Message]:
+        """Open tickets for nodes that had none in this round, until enough nodes are at work."""
+        purpose = f"train {self.orders.tickets.issued}" if self._sampled else "train"
+        fraction, least = self.sampling.fraction_train, self.sampling.min_train_nodes
+        nodes = self._sample(grid, fraction, least, server_round, purpose, at_work)
+        self._sampled.update(nodes)
+        vote = self._settings.masks.vote_request(server_round)
+        return [self.orders.train(node, server_round, config, self.model, vote) for node in nodes]
+
+    def _sample(
+        self, grid: Grid, fraction: float, least: int, server_round: int, purpose: str, at_work: int = 0
+    ) -> list[int]:
+        first = purpose in ("train", "evaluate")  # where some are at work already, nobody waits for more to connect
+        nodes = sampling.available(grid, max(least, self.sampling.min_available_nodes) if first else 0)
+        wanted = max(int(len(nodes) * fraction), least) - at_work
+        free = nodes
+        if purpose != "evaluate":
+            wanted += self.rounds.over_selection
+            free = [node for node in nodes if node not in self._sampled]
+        return sampling.draw(free, wanted, seeds.derive(self.name, self.seed, server_round, purpose))
+
+    def _exchange(self, current: Round, messages: list[Message], kind: str, under_way: UnderWay) -> Iterator[Message]:
+        training, server_round, config = kind == MessageType.TRAIN, current.number, current.config
+        key, arrays = self._format.arrayrecord_key, self.model.arrays
+        known = {id(arrays): records.item_size(key, arrays)} if any(key in m.content for m in messages) else {}
+
+        def bill(server_round: int, node: int, direction: Direction, message: Message) -> None:
+            self.accounting.bill(server_round, node, direction, message, known)
+
+        def refill(at_work: int) -> list[Message]:
+            return self._refill(server_round, at_work, config, current.grid)
+
+        return exchange.exchange(
+            current.grid, current.clock, server_round, messages, under_way,
+            limit=current.limit, bill=bill, refuse=self.accounting.refuse,
+            enough=lambda: training and len(self._uploads) >= self._wanted,
+            from_the_beginning=lambda node: self.orders.from_the_beginning(
+                node, server_round, kind, config, self.model
+            ),
+            refill=refill if training and self.rounds.schedule else None,
+        )  # fmt: skip
+
+    def _examples(self, content: RecordDict) -> float:
+        return metrics.examples(content, self._format.weighted_by_key, self.rounds.max_examples)
+
+    # ---- checkpoints -----------------------------------------------------------------------------------------------
+
+    def state(self) -> FederationState:
+        """Return all that the rounds depend on, after a round's step and before the next round's orders."""
+        metrics = None if self.metrics is None else dict(self.metrics)
+        return FederationState(
+            self.name,
+            self.seed,
+            self._first_refusal,
+            metrics,
+            self.orders.tickets,
+            self.under_way,
+            self.model.state(),
+            self.accounting.state(),
+        )
+
+    def restore(self, state: FederationState) -> None:
+        """Take up a state; the federation has a model of the same arrays already, whose values do not matter.
+
+        Raises:
+            CheckpointError: the state is of another federation, seed or model.
+        """
+        for key, stored, current in (("federation", state.name, self.name), ("seed", state.seed, self.seed)):
+            if stored != current:
+                raise CheckpointError(
+                    f"the checkpoint has {key} {stored!r}, this run has {current!r}; give each federation a folder of"
+                    " its own"
+                )
+        self.model.restore(state.model)
+        self._mean = ReplyMean(self.model.layout, self._settings.prediction)
+        self._first_refusal = state.first_refusal
+        self.metrics = None if state.metrics is None else MetricRecord(state.metrics)
+        self.orders.tickets, self.under_way = state.tickets, state.under_way
+        self.accounting.restore(state.accounting)
+
+    def give_up_lost(self, server_round: int, *, skipped: bool, grid_goes_on: bool) -> None:
+        """Give up what a restart has lost: replies under way, and where checkpoints were damaged, tickets.
+
+        Args:
+            server_round: of the checkpoint.
+            skipped: whether newer checkpoints were damaged.
+            grid_goes_on: whether the grid still brings the replies that are under way.
+        """
+        lost: set[int] = set()
+        if not grid_goes_on:  # nobody brings these replies any more
+            lost = {order.node for order in self.under_way.pending.values()}
+            self.under_way.pending, self.under_way.late = {}, {}
+        # Clients may have seen tickets that this checkpoint knows nothing of.
+        if skipped or (self.rounds.schedule and not grid_goes_on):
+            self.orders.tickets.issued += TICKETS_APART
+        for node in sorted(lost):
+            self.accounting.refuse(server_round, node, "restart", "the server was started again before the reply came")
+            self.orders.tickets.open.pop(node, None)

@@ -1,0 +1,51 @@
+"""Records that go to many clients, such as the model: each a file that workers read once."""
+
+from collections import Counter, OrderedDict
+from pathlib import Path
+
+from flwr.app import ArrayRecord, RecordDict
+from flwr.common import serde
+
+from fedpress.simulations.engines.worker_process import KEPT_RECORDS
+
+
+class SharedRecords:
+    """The files of the last few shared records, and of those that messages under way need.
+
+    Args:
+        folder: of the files.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._files: OrderedDict[int, tuple[ArrayRecord, str]] = OrderedDict()  # id -> the record itself, its file
+        self._uses: Counter[str] = Counter()  # file -> messages under way that need it
+        self._written = 0
+
+    def use(self, record: ArrayRecord) -> str:
+        """Return the name of a record's file for one more message; it is written at the first use."""
+        known = self._files.get(id(record))
+        name = known[1] if known is not None else self._write(record)
+        self._uses[name] += 1
+        return name
+
+    def release(self, name: str) -> None:
+        """Take note that a message is answered; a file that nobody needs any more is removed."""
+        self._uses[name] -= 1
+        self._remove_unused(name)
+
+    def _write(self, record: ArrayRecord) -> str:
+        self._written += 1
+        name = f"record-{self._written}"
+        proto = serde.recorddict_to_proto(RecordDict({"record": record}))
+        (self._folder / name).write_bytes(proto.SerializeToString())
+        self._files[id(record)] = (record, name)  # holding the record keeps its id from being used again
+        while len(self._files) > KEPT_RECORDS:
+            _, (_, oldest) = self._files.popitem(last=False)
+            self._remove_unused(oldest)
+        return name
+
+    def _remove_unused(self, name: str) -> None:
+        if self._uses[name] <= 0 and name not in {kept for _, kept in self._files.values()}:
+            del self._uses[name]
+            (self._folder / name).unlink(missing_ok=True)

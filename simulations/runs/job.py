@@ -1,0 +1,83 @@
+"""A scenario's work by client: the global model's, or that of the tier whose model the client trains.
+
+The ClientApp finds `load` through the run's configuration (`workload`, `scenario`, `out`), so that `client/` imports
+nothing from here. The server's half is `fedpress.simulations.runs.plan:load`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedpress.simulations.runs.workload import Workload
+from fedpress.simulations.scenario import scenario as scenarios
+from fedpress.simulations.scenario.rounds import TaskChoice
+from fedpress.simulations.scenario.scenario import Scenario
+
+if TYPE_CHECKING:
+    from fedpress.simulations.runs.tier_workload import TierWorkload
+
+REFERENCE = "fedpress.simulations.runs.job:load"
+"""What `workload` names in the configuration of a run."""
+
+
+class Job:
+    """All of a scenario's work (`fedpress.client.app.Job`).
+
+    Args:
+        scenario: what to run.
+        out: the run folder; None: there is none.
+        own_data: whether the task's data are one client's, and all of them.
+    """
+
+    def __init__(self, scenario: Scenario, out: Path | None = None, *, own_data: bool = False) -> None:
+        self.whole = Workload(scenario, out, own_data=own_data)
+
+    @cached_property
+    def tiers(self) -> dict[str, TierWorkload]:
+        """The work of each tier that trains, by its name."""
+        groups = [group for group in self.whole.scenario.groups if group]
+        if not groups:
+            return {}
+        from fedpress.simulations.runs.tier_workload import TierWorkload  # needs torch-pruning, which clients may lack
+
+        return {group.name: TierWorkload(self.whole, group) for group in groups}
+
+    @property
+    def models(self) -> dict[str, Workload]:
+        """The work on every model by the name of its tier; the global model's name is empty."""
+        return {"": self.whole, **self.tiers}
+
+    def of_client(self, client: int, tier: str | None = None) -> Workload:
+        """Return the work of one client.
+
+        Args:
+            client: its index, by which clients belong to the models in turn.
+            tier: its own word for it, which goes first; one that does not train is of the global model.
+        """
+        groups = self.whole.scenario.groups
+        group = groups[client % len(groups)]
+        name = tier if tier is not None else group.name if group else ""
+        return self.tiers.get(name, self.whole)
+
+
+def load(run_config: Mapping[str, Any]) -> Job:
+    """Return the job that a run's configuration names.
+
+    Args:
+        run_config: `scenario` is a whole scenario as JSON, the name of one, or the path of a YAML file; `out` the run
+            folder (absent or empty: a new one under `runs/`); `data-folder` one node's own data, in place of the task's
+            `data_dir`, and not partitioned.
+
+    Raises:
+        ScenarioError: the scenario is not valid.
+    """
+    text = str(run_config.get("scenario", "digits"))
+    scenario = Scenario.from_json(text) if text.lstrip().startswith("{") else scenarios.load(text)
+    out, data_folder = run_config.get("out"), run_config.get("data-folder")
+    if data_folder:
+        task = TaskChoice(**{**scenario.task.model_dump(), "data_dir": str(data_folder)})
+        scenario = scenario.model_copy(update={"task": task})
+    return Job(scenario, Path(str(out)) if out else None, own_data=bool(data_folder))

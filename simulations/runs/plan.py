@@ -1,0 +1,93 @@
+"""From a scenario to the server's plan.
+
+The ServerApp finds `load` through the run's configuration (`plan`, `scenario`, `out`), so that `server/` imports
+nothing from here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from logging import INFO, getLogger
+from typing import Any
+
+from fedpress.compression.models.students.search import Step
+from fedpress.server import app as server
+from fedpress.server.fusion.client_ensemble import ClientModels
+from fedpress.simulations.results import start
+from fedpress.simulations.results.run_folder import RunFolder
+from fedpress.simulations.runs import job as jobs
+from fedpress.simulations.runs import plan_masks, plan_strategy, plan_students
+from fedpress.simulations.runs.job import Job
+from fedpress.simulations.runs.observer import Observer
+from fedpress.simulations.runs.recorder import Recorder
+from fedpress.simulations.scenario.scenario import Scenario
+
+REFERENCE = "fedpress.simulations.runs.plan:load"
+"""What `plan` names in the configuration of a run."""
+
+
+def load(run_config: Mapping[str, Any]) -> server.Plan:
+    """Return the server's plan for a run's configuration, as of `job.load`, with a run folder.
+
+    The run folder is a new one, or that of a run of this scenario that was killed: it then goes on.
+
+    Raises:
+        ScenarioError: the scenario is not valid.
+        RunFolderError: the folder holds something else.
+    """
+    job = jobs.load(run_config)
+    folder = start.folder_of(job.whole.scenario, job.whole.out)
+    getLogger("flwr").log(INFO, "run folder: %s", folder.path.resolve())
+    return plan(job, folder)
+
+
+def plan(
+    job: Job, folder: RunFolder, observers: Sequence[Observer] = (), *, keep_payloads: bool = False
+) -> server.Plan:
+    """Return the server's plan, which keeps the run folder up to date.
+
+    Args:
+        job: the scenario's work.
+        folder: of the run.
+        observers: are told what happens.
+        keep_payloads: whether the folder gets every accepted payload as a file.
+    """
+    workload = job.whole
+    scenario = workload.scenario
+    if not folder.partition.exists():
+        workload.save_parts(folder)
+    clients = client_models(scenario)
+    strategy = plan_strategy.strategy(
+        job,
+        folder,
+        on_accepted=folder.save_payload if keep_payloads else None,
+        checkpoints=folder.checkpoints,
+        masks=plan_masks.schedule(workload, folder),
+        clients=clients,
+        fusion=plan_students.fusion(workload),
+    )
+    recorder = Recorder(job, folder, strategy, observers)
+    strategy.companions["results"] = recorder
+
+    def on_search(tier: str, step: Step) -> None:
+        for observer in observers:
+            observer.on_search(tier, step)
+
+    return server.Plan(
+        task=workload.task,
+        strategy=strategy,
+        model=workload.fresh_model(),
+        rounds=scenario.rounds,
+        record=recorder,
+        evaluate_on=getattr(workload.task.data(), scenario.evaluation.split),
+        evaluate_every=scenario.evaluation.every,
+        publisher=plan_students.publisher(workload, folder, on_search, clients),
+        publish_every=scenario.students.every,
+        downloads_per_tier=scenario.students.downloads_per_tier,
+        device=scenario.training.device,
+    )
+
+
+def client_models(scenario: Scenario) -> ClientModels | None:
+    """Return where the client models of a round are kept; None: no student learns from them."""
+    return ClientModels() if scenario.students.teachers == "clients" and scenario.students.tiers else None
