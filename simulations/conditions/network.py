@@ -159,6 +159,7 @@ class NetworkSettings(Settings):
     )
     latency: Annotated[float, Field(ge=0)] | None = Field(
         default=None,
+        json_schema_extra=ADVANCED,
         description="Seconds a message takes besides its bytes, each way. null: the profile's, or"
         f" {DEFAULT.latency:g}.",
     )
@@ -169,6 +170,7 @@ class NetworkSettings(Settings):
     )
     packet_loss: Annotated[float, Field(ge=0, lt=1)] | None = Field(
         default=None,
+        json_schema_extra=ADVANCED,
         description="Part of the packets that are lost and sent again, which slows a transfer down. null: the"
         " profile's, or 0.",
     )
