@@ -24,7 +24,8 @@ from fedpress.compression.errors import FedpressError
 from fedpress.compression.tensors.layout import Vector
 from fedpress.server.checkpoint.state import CheckpointError, State, pairs
 from fedpress.server.fusion import heterofl
-from fedpress.server.fusion.mutual_distillation import Teaching, teach
+from fedpress.server.fusion.mutual_distillation import teach
+from fedpress.server.fusion.settings import Teaching
 from fedpress.server.model.mask_schedules import Ballot
 from fedpress.server.rounds.accounting import Accounting, RoundSummary
 from fedpress.server.rounds.exchange import Clock
@@ -105,7 +106,7 @@ class TieredFed(SparseFed):
             tier.strategy.phases = self.phases
         self._global = model
         self._proxy = proxy
-        self._teaching = teaching
+        self._teaching = teaching if teaching and teaching.every else None
         self._sliced = sliced
         self._tier_of: dict[int, str] = {}  # node -> name of its tier, empty: it trains the global model
         self._silent: set[int] = set()  # nodes that did not say it in this round

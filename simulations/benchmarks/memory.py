@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from fedpress.compression.errors import FedpressError
-from fedpress.compression.models.students.search import Step
+from fedpress.compression.models.step import SearchProgress
 from fedpress.simulations.report import figures
 from fedpress.simulations.report.figures import Curve
 from fedpress.simulations.results.records import Results, RoundResult, StudentResult
@@ -149,7 +149,7 @@ class Sampler:
         if self._inner:
             self._inner.on_round(result)
 
-    def on_search(self, tier: str, step: Step) -> None:
+    def on_search(self, tier: str, step: SearchProgress) -> None:
         """The search for a student goes on."""
         if self._inner:
             self._inner.on_search(tier, step)

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from rich.filesize import decimal as size
 
-from fedpress.compression.models.students.search import Step
+from fedpress.compression.models.step import SearchProgress
 from fedpress.simulations.benchmarks import memory
 from fedpress.simulations.results.records import Results, RoundResult, StudentResult
 from fedpress.simulations.results.run_folder import RunFolder
@@ -97,7 +97,7 @@ class _Watch:
         self.states = [path.stat().st_size for path in self._folder.client_states.glob("state-*")]
         self.checkpoint = max(path.stat().st_size for path in self._folder.checkpoints.iterdir())
 
-    def on_search(self, tier: str, step: Step) -> None:
+    def on_search(self, tier: str, step: SearchProgress) -> None:
         """Never here."""
 
     def on_student(self, result: StudentResult) -> None:

@@ -14,7 +14,7 @@ from fedpress.simulations.results.records import Results, RoundResult, StudentRe
 from fedpress.simulations.results.run_folder import RunFolder, RunFolderError
 
 if TYPE_CHECKING:
-    from fedpress.compression.models.students.search import Step
+    from fedpress.compression.models.step import SearchProgress
     from fedpress.simulations.scenario.scenario import Scenario
 
 
@@ -47,7 +47,7 @@ class EventFiles:
         assert self._writer is not None
         self._writer.flush()
 
-    def on_search(self, tier: str, step: Step) -> None:
+    def on_search(self, tier: str, step: SearchProgress) -> None:
         """Nothing to write."""
 
     def on_student(self, result: StudentResult) -> None:

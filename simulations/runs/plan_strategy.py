@@ -6,8 +6,6 @@ import json
 from typing import Any
 
 from fedpress.compression.files import write_atomically
-from fedpress.compression.models.distillation.distill import Distillation
-from fedpress.server.fusion.mutual_distillation import Teaching
 from fedpress.server.model import optimizers
 from fedpress.server.model.optimizers import ServerOptimizer
 from fedpress.server.model.versions import Downlink
@@ -47,7 +45,7 @@ def downlink(workload: Workload) -> Downlink | None:
     choice, teaching = workload.scenario.downlink, workload.scenario.teaching
     if choice is None:
         return None
-    drawn = not (workload.tier and teaching and teaching.method == "slices")
+    drawn = not (workload.tier and teaching and teaching.method == "heterofl")
     density = min(1.0, choice.density * workload.density / workload.scenario.density)
     return Downlink(density, choice.levels, draw=workload.draw if drawn else None)
 
@@ -81,16 +79,9 @@ def strategy(
         )
     if not folder.architectures.exists():
         save_architectures(workload, folder)
-    sliced = choice.method == "slices"
+    sliced = choice.method == "heterofl"
     kind = tiered_fed.Sliced if sliced else SparseFed
-    taught = Teaching(
-        every=choice.every,
-        combine=choice.combine,
-        distillation=Distillation(
-            epochs=choice.epochs, learning_rate=choice.learning_rate, temperature=choice.temperature
-        ),
-        downlink=Downlink(choice.density, levels=choice.levels),
-    ) if choice.every and not sliced else None  # fmt: skip
+    taught = None if sliced else choice
     training = []
     for name, work in workload.tiers.items():
         own = {**options, **shares(workload.scenario, name), "downlink": downlink(work), "layout": work.layout}

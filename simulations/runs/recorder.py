@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
 from logging import WARNING, getLogger
@@ -17,7 +17,7 @@ from torch import nn
 
 from fedpress.compression.errors import FedpressError
 from fedpress.compression.ledger import Ledger
-from fedpress.compression.models.students.search import Step
+from fedpress.compression.models.step import SearchProgress
 from fedpress.compression.models.task import Evaluation
 from fedpress.server import app as server
 from fedpress.server.checkpoint.state import State
@@ -59,7 +59,7 @@ class Observer(Protocol):
     def on_round(self, result: RoundResult) -> None:
         """A round is over."""
 
-    def on_search(self, tier: str, step: Step) -> None:
+    def on_search(self, tier: str, step: SearchProgress) -> None:
         """The search for a tier's student goes on."""
 
     def on_student(self, result: StudentResult) -> None:
@@ -90,7 +90,7 @@ class Observers:
         for observer in self._observers:
             observer.on_round(result)
 
-    def on_search(self, tier: str, step: Step) -> None:
+    def on_search(self, tier: str, step: SearchProgress) -> None:
         """Pass it on."""
         for observer in self._observers:
             observer.on_search(tier, step)
@@ -295,11 +295,9 @@ class Writer:
 
 def student_result(student: Published, accuracy: float) -> StudentResult:
     """Return the figures of a student; the accuracy is that of its bundle, opened again."""
-    details = {
-        "candidates": [asdict(candidate) for candidate in student.candidates],
-        **{key: [row._asdict() for row in getattr(student, key)] for key in ("stages", "curve", "timings")},
-    }
-    return StudentResult(**{**student._asdict(), **details}, accuracy=accuracy)
+    figures = {key: value for key, value in student._asdict().items() if key != "path"}
+    lists = {key: list(figures[key]) for key in ("stages", "candidates", "curve", "timings")}
+    return StudentResult(**figures | lists, accuracy=accuracy)
 
 
 def _tier_round(summary: RoundSummary) -> TierRound:
