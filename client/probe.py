@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from fedpress.compression.errors import FedpressError
 from fedpress.compression.models import cost
-from fedpress.compression.models.cost import Cost, DeviceSpeed
+from fedpress.compression.models.cost import Cost
+from fedpress.compression.models.device_speed import DeviceSpeed
 from fedpress.compression.models.reproducible import reproducible
 
 RUNS = 15
@@ -129,7 +130,7 @@ def measure(models: Mapping[str, tuple[nn.Module, Tensor]] | None = None, thread
         convolution_gflops=2 * 9 * 64 * 64 * 32 * 32 / convolution / 1e9,
         speed=speed,
         models=tuple(
-            Timed(name, one, measured, speed.latency_ms(one), name in given)
+            Timed(name, one, measured, one.latency_ms(speed), name in given)
             for name, one, measured in zip(chosen, costs, milliseconds, strict=True)
         ),
     )

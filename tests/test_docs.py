@@ -395,7 +395,7 @@ assert np.isfinite(unpacked).all() and unpacked[4] == 1.0 and unpacked[0] == -un
 
 def test_a_value_format_takes_one_entry_in_one_file(tmp_path: Path) -> None:
     """The block of CONTRIBUTING.md, put into a copy of the codec, is all that a new format needs."""
-    (block,) = [text for text in blocks(ROOT / "CONTRIBUTING.md", "python") if is_part_of_a_file(text)]
+    (block,) = [text for text in blocks(ROOT / "CONTRIBUTING.md", "python") if text.startswith("# compression/wire")]
     functions, _, formats = block.rpartition("_FORMATS = ")
     copy = tmp_path / "fedpress" / "compression"
     shutil.copytree(ROOT / "compression", copy, ignore=shutil.ignore_patterns("__pycache__", "models"))
@@ -409,5 +409,60 @@ def test_a_value_format_takes_one_entry_in_one_file(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         timeout=60,
+    )
+    assert result.returncode == 0, result.stderr
+
+
+USE_STEP = """
+import runpy, sys
+import torch
+from fedpress.compression.models.distillation import teachers
+from fedpress.compression.models.step import Materials, Student
+from fedpress.compression.models.students import pipeline
+from fedpress.simulations.results.run_folder import RunFolder
+from fedpress.simulations.runs import plan_students
+from fedpress.simulations.runs.workload import Workload
+from fedpress.simulations.scenario import scenario
+
+torch.set_num_threads(1)
+chosen = scenario.load(sys.argv[1])
+workload = Workload(chosen)
+publisher = plan_students.publisher(workload, RunFolder.create(sys.argv[2]))
+first = publisher.tiers[0].steps[0]
+assert (type(first).__name__, first.limit) == ("DropSimilarFilters", 0.9), first
+model = workload.fresh_model()
+convolution = next(layer for layer in model.modules() if isinstance(layer, torch.nn.Conv2d))
+convolution.weight.data[3] = 2 * convolution.weight.data[1]
+publisher.check(model)
+(published,) = publisher.publish(1, model)
+names = ["teacher", "deduplicated", "pruned", "distilled", "quantized"]
+assert [stage.name for stage in published.stages] == names, published.stages
+
+sys.path.insert(0, sys.argv[1])
+steps = runpy.run_path(sys.argv[1] + "/your_study.py")["steps"]
+proxy = workload.task.data().proxy.inputs
+materials = Materials(model, workload.task, proxy, None, teachers.of(model), seed=0)
+student = steps[0](Student(model), materials)
+left = next(layer for layer in student.model.modules() if isinstance(layer, torch.nn.Conv2d)).weight
+assert not left[3].any() and torch.equal(left[1], convolution.weight[1]) and convolution.weight[3].any()
+assert [type(step).__name__ for step in steps[1:]] == ["PruneToBudget", "Distill", "Quantize"]
+"""
+
+
+@pytest.mark.slow
+def test_a_step_for_students_takes_one_file(tmp_path: Path) -> None:
+    """The blocks of CONTRIBUTING.md are all that a new step needs: in a scenario by reference, and in a list."""
+    python = blocks(ROOT / "CONTRIBUTING.md", "python")
+    for name in ("similar_filters.py", "your_study.py"):
+        (block,) = [text for text in python if text.startswith(f"# {name}\n")]
+        (tmp_path / name).write_text(block, encoding="utf-8")
+    (section,) = [text for text in blocks(ROOT / "CONTRIBUTING.md", "yaml") if "similar_filters:" in text]
+    short = "task: digits\nclients: 4\nrounds: 1\nsampling: {clients_per_round: 4}\n"
+    (tmp_path / "scenario.yaml").write_text(short + section + "  distill: {epochs: 1}\n", encoding="utf-8")
+    result = subprocess.run(
+        [sys.executable, "-c", USE_STEP, str(tmp_path), str(tmp_path / "run")],
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert result.returncode == 0, result.stderr

@@ -22,21 +22,30 @@ def project() -> dict[str, Any]:
     return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 
-def shipped() -> list[Path]:
+CHECKOUT_ONLY = Path("simulations/studies")
+"""Experiments are run from a checkout, and are in no wheel."""
+
+
+def tree() -> list[Path]:
     """Every file of the four folders, relative to the root."""
     files = [file for folder in FOLDERS for file in (ROOT / folder).rglob("*") if file.is_file()]
     return sorted(file.relative_to(ROOT) for file in files if "__pycache__" not in file.parts)
 
 
+def shipped() -> list[Path]:
+    """Those of them that a wheel has."""
+    return [file for file in tree() if not file.is_relative_to(CHECKOUT_ONLY)]
+
+
 def test_there_is_no_init_file() -> None:
     """Flower puts the root on sys.path, and Python 3.14 has a standard-library package `compression`: a regular
     package of that name at the root would hide it, and `import gzip` would fail. A namespace folder hides nothing."""
-    assert [str(file) for file in shipped() if file.name == "__init__.py"] == []
+    assert [str(file) for file in tree() if file.name == "__init__.py"] == []
 
 
 def test_no_module_is_named_like_one_of_the_standard_library() -> None:
     """A script run from inside a folder has that folder first on sys.path: its `types.py` would be everybody's."""
-    modules = [file for file in shipped() if file.suffix == ".py"]
+    modules = [file for file in tree() if file.suffix == ".py"]
     names = {str(file): {file.stem, *file.parts[1:-1]} for file in modules}
     assert {file: found for file, parts in names.items() if (found := parts & sys.stdlib_module_names)} == {}
 
@@ -121,6 +130,25 @@ def test_the_wheel_holds_the_tree(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         held = {name for name in archive.namelist() if name.startswith("fedpress/")}
     assert held == {"fedpress/" + file.as_posix() for file in shipped()}
+
+
+@pytest.mark.slow
+def test_studies_run_from_an_editable_installation(tmp_path: Path) -> None:
+    """They are in no wheel, but a checkout that is installed editable has them: python -m runs them from anywhere."""
+    copy = tmp_path / "source"
+    copy.mkdir()
+    for name in (*FOLDERS, "pyproject.toml", "README.md", "LICENSE"):
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / name, copy / name)
+    venv.create(tmp_path / "venv")
+    python = tmp_path / "venv" / ("Scripts" if os.name == "nt" else "bin") / "python"
+    pip = [sys.executable, "-m", "pip", "--python", python, "--disable-pip-version-check"]
+    run(*pip, "install", "-q", "--no-deps", "-e", copy, cwd=tmp_path)
+    find = "import importlib.util as u; print(u.find_spec('fedpress.simulations.studies.pruning').origin)"
+    found = run(python, "-c", find, cwd=tmp_path).stdout.strip()
+    assert Path(found) == copy / CHECKOUT_ONLY / "pruning.py"
 
 
 @pytest.mark.slow

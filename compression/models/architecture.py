@@ -70,21 +70,21 @@ def tensors(model: nn.Module) -> dict[str, Tensor]:
     Raises:
         UnsupportedLayer: The state dict holds something that is no tensor (a module's extra state).
     """
-    found: dict[str, Tensor] = {}
+    by_name: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, value in model.state_dict(keep_vars=True).items():
         if not isinstance(value, Tensor):
             raise UnsupportedLayer(f"{name!r} of the state dict is a {type(value).__name__}, expected tensors only")
         if id(value) not in seen:
             seen.add(id(value))
-            found[name] = value.detach()
-    return found
+            by_name[name] = value.detach()
+    return by_name
 
 
 def fill(model: nn.Module, arrays: Mapping[str, NDArray[Any]]) -> None:
     """Fill a model with arrays of its tensors' shapes, by name, in place."""
-    for name, own in tensors(model).items():
-        own.copy_(torch.from_numpy(np.ascontiguousarray(arrays[name]).reshape(own.shape)))
+    for name, tensor in tensors(model).items():
+        tensor.copy_(torch.from_numpy(np.ascontiguousarray(arrays[name]).reshape(tensor.shape)))
 
 
 def shrink(model: nn.Module, wanted: Mapping[str, Shape]) -> None:
@@ -118,12 +118,12 @@ def shrink(model: nn.Module, wanted: Mapping[str, Shape]) -> None:
 
 def _drop_blocks(model: nn.Module, wanted: Mapping[str, Shape]) -> None:
     """Cut each stack after the last block that has a tensor in `wanted`, or no tensor of its own."""
-    own = tensors(model)
+    present = tensors(model)
     for path, stack in [(path, module) for path, module in model.named_modules() if isinstance(module, Stack)]:
         count = len(stack)
         while count:
             start = f"{path}.{count - 1}.".lstrip(".")
-            if any(name.startswith(start) for name in wanted) or not any(name.startswith(start) for name in own):
+            if any(name.startswith(start) for name in wanted) or not any(name.startswith(start) for name in present):
                 break
             count -= 1
         stack.keep(list(stack)[:count])
@@ -131,20 +131,20 @@ def _drop_blocks(model: nn.Module, wanted: Mapping[str, Shape]) -> None:
 
 def _checked(model: nn.Module, wanted: Mapping[str, Shape]) -> list[tuple[nn.Module, dict[str, Shape]]]:
     """The layers that change, with the new shapes of their tensors, once all of `wanted` is known to fit."""
-    own = tensors(model)
-    if missing := own.keys() - wanted.keys():
+    present = tensors(model)
+    if missing := present.keys() - wanted.keys():
         raise ArchitectureError(f"no shape for {sorted(missing)}: was this made for another model?")
-    if unknown := wanted.keys() - own.keys():
+    if unknown := wanted.keys() - present.keys():
         raise ArchitectureError(f"the model has no tensor {sorted(unknown)}: was this made for another model?")
     for name, shape in wanted.items():
-        whole = tuple(own[name].shape)
+        whole = tuple(present[name].shape)
         smaller = len(shape) == len(whole) and all(1 <= size <= most for size, most in zip(shape, whole, strict=True))
         if not smaller and shape != whole:
             raise ArchitectureError(
                 f"{name!r} is to be {shape}, but the model's own is {whole}: expected as many dimensions, each at least"
                 " 1 and at most the model's; was this made for another model?"
             )
-    canonical = {id(tensor): name for name, tensor in model.state_dict(keep_vars=True).items() if name in own}
+    canonical = {id(tensor): name for name, tensor in model.state_dict(keep_vars=True).items() if name in present}
     changed: list[tuple[nn.Module, dict[str, Shape]]] = []
     for path, module in model.named_modules():
         local = {key: canonical.get(id(tensor)) for key, tensor in _own_tensors(module).items()}
@@ -160,8 +160,8 @@ def _checked(model: nn.Module, wanted: Mapping[str, Shape]) -> list[tuple[nn.Mod
 
 
 def _own_tensors(module: nn.Module) -> dict[str, Tensor]:
-    found = dict(module.named_parameters(recurse=False, remove_duplicate=False))
-    return {**found, **dict(module.named_buffers(recurse=False, remove_duplicate=False))}
+    parameters = dict(module.named_parameters(recurse=False, remove_duplicate=False))
+    return {**parameters, **dict(module.named_buffers(recurse=False, remove_duplicate=False))}
 
 
 def _check(path: str, module: nn.Module, new: Mapping[str, Shape]) -> None:

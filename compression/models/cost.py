@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
@@ -30,6 +30,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from fedpress.compression.models.device_speed import DeviceSpeed
 from fedpress.compression.models.pruning import structural
 
 
@@ -55,6 +56,24 @@ class Cost:
     moved_bytes: int
     calls: int
     convolutions: int
+
+    @property
+    def units(self) -> tuple[float, ...]:
+        """What a `DeviceSpeed` has a price for, in its order."""
+        others, matrix = self.calls - self.convolutions, self.flops - self.convolution_flops
+        return (
+            float(others), float(self.convolutions), self.convolution_flops / 1e6, matrix / 1e6, self.moved_bytes / 1e6,
+        )  # fmt: skip
+
+    def latency_ms(self, speed: DeviceSpeed) -> float:
+        """The predicted milliseconds on a device of this speed.
+
+        >>> speed = DeviceSpeed(0.01, convolution_call_ms=0.03, convolution_ms=0.02, matrix_ms=0.05, moved_ms=0.1)
+        >>> round(Cost(0, flops=3_000_000, convolution_flops=2_000_000, memory_bytes=0, moved_bytes=500_000, calls=4,
+        ...     convolutions=1).latency_ms(speed), 3)
+        0.2
+        """
+        return float(sum(rate * units for rate, units in zip(speed.rates, self.units, strict=True)))
 
 
 def cost_of(model: nn.Module, example_input: Tensor) -> Cost:
@@ -89,42 +108,6 @@ def cost_of(model: nn.Module, example_input: Tensor) -> Cost:
     )
 
 
-@dataclass(frozen=True)
-class DeviceSpeed:
-    """How long a device takes: milliseconds for each unit of a cost, none below 0.
-
-    >>> speed = DeviceSpeed(call_ms=0.01, convolution_call_ms=0.03, convolution_ms=0.02, matrix_ms=0.05, moved_ms=0.1)
-    >>> round(speed.latency_ms(Cost(0, flops=3_000_000, convolution_flops=2_000_000, memory_bytes=0,
-    ...     moved_bytes=500_000, calls=4, convolutions=1)), 3)
-    0.2
-
-    Attributes:
-        call_ms: For each call that is no convolution.
-        convolution_call_ms: For each that is one.
-        convolution_ms: For 10^6 FLOPs of convolutions.
-        matrix_ms: For 10^6 other FLOPs.
-        moved_ms: For 10^6 bytes moved.
-    """
-
-    call_ms: float
-    convolution_call_ms: float
-    convolution_ms: float
-    matrix_ms: float
-    moved_ms: float
-
-    def __post_init__(self) -> None:
-        rates = astuple(self)
-        if not all(math.isfinite(rate) and rate >= 0 for rate in rates) or not any(rates):
-            raise ValueError(
-                f"the speed of a device is five numbers >= 0, one of them above 0, got {rates}; `fedpress probe --json"
-                " FILE` measures them"
-            )
-
-    def latency_ms(self, cost: Cost) -> float:
-        """The predicted milliseconds of one forward pass of one example."""
-        return float(sum(rate * units for rate, units in zip(astuple(self), _units(cost), strict=True)))
-
-
 def fit(costs: Sequence[Cost], latencies_ms: Sequence[float], weights: Sequence[float] | None = None) -> DeviceSpeed:
     """Return the speed that explains measured latencies best: least squares of relative errors, no rate below 0.
 
@@ -139,7 +122,7 @@ def fit(costs: Sequence[Cost], latencies_ms: Sequence[float], weights: Sequence[
     if len(costs) != len(latencies_ms) or len(costs) < 2 or not min(latencies_ms, default=0) > 0:
         raise ValueError(f"expected two or more models and a latency above 0 of each, got {len(costs)}: {latencies_ms}")
     roots = np.sqrt(np.ones(len(costs)) if weights is None else np.array(weights))
-    rows = np.array([_units(cost) for cost in costs]) * (roots / np.array(latencies_ms))[:, None]
+    rows = np.array([cost.units for cost in costs]) * (roots / np.array(latencies_ms))[:, None]
     best, least = np.zeros(rows.shape[1]), math.inf
     # Non-negative least squares by trying which rates are zero: with five there are 31 ways.
     for count in range(1, rows.shape[1] + 1):
@@ -150,14 +133,6 @@ def fit(costs: Sequence[Cost], latencies_ms: Sequence[float], weights: Sequence[
                 best, least = np.zeros(rows.shape[1]), error
                 best[chosen] = rates
     return DeviceSpeed(*map(float, best))
-
-
-def _units(cost: Cost) -> tuple[float, ...]:
-    """What a `DeviceSpeed` has a price for, in its order."""
-    others, matrix = cost.calls - cost.convolutions, cost.flops - cost.convolution_flops
-    return (
-        float(others), float(cost.convolutions), cost.convolution_flops / 1e6, matrix / 1e6, cost.moved_bytes / 1e6,
-    )  # fmt: skip
 
 
 class _Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -159,10 +159,10 @@ def usable(device: str | torch.device) -> torch.device:
     Raises:
         DeviceError: This machine has no such device.
     """
-    found = torch.device(device)
-    if found.type == "cuda" and not torch.cuda.is_available():
+    chosen = torch.device(device)
+    if chosen.type == "cuda" and not torch.cuda.is_available():
         raise DeviceError("training.device is 'cuda', but torch finds no CUDA device on this machine; use 'cpu'")
-    return found
+    return chosen
 
 
 @contextmanager

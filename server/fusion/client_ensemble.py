@@ -23,6 +23,7 @@ from fedpress.compression.models.distillation import distill, teachers
 from fedpress.compression.tensors import buffer_codec, flatten
 from fedpress.compression.tensors.layout import Vector
 from fedpress.compression.wire import payloads
+from fedpress.server.fusion.settings import FedDF
 from fedpress.server.model.global_model import GlobalModel
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -121,39 +122,33 @@ class Fusion:
     Attributes:
         model: Of the global model's architecture, with any weights.
         inputs: Proxy data (N, ...).
-        settings: Of the distillation.
-        combine: How the clients' answers become one.
-        every: Rounds from one distillation to the next, counted from the first.
+        settings: When, and how it learns.
         seed: Draws the order of the inputs, anew for each round.
 
     Raises:
-        ValueError: `every` is below 1, or there are no inputs.
+        ValueError: There are no inputs.
     """
 
     model: nn.Module
     inputs: Tensor
-    settings: distill.Distillation = distill.DEFAULTS
-    combine: teachers.Combine = "logits"
-    every: int = 1
+    settings: FedDF = FedDF()
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.every < 1 or len(self.inputs) == 0:
-            raise ValueError(
-                f"fusion needs `every` of at least 1 and proxy data, got {self.every} and {len(self.inputs)} inputs"
-            )
+        if len(self.inputs) == 0:
+            raise ValueError("fusion needs proxy data, got 0 inputs: does the task hold out a proxy part?")
 
     def due(self, server_round: int) -> bool:
         """Whether there is a distillation in a round."""
-        return (server_round - 1) % self.every == 0
+        return (server_round - 1) % self.settings.every == 0
 
     def fused(self, arrays: Arrays, clients: ClientModels, server_round: int) -> dict[str, NDArray[Any]]:
         """Return the global model's arrays after the distillation; `arrays` are those of the mean."""
         learned = distill.distill(
-            clients.teacher(self.model, self.combine),
+            clients.teacher(self.model, self.settings.combine),
             filled(copy.deepcopy(self.model), arrays),
             self.inputs,
-            self.settings,
+            self.settings.distillation,
             seed=seeds.derive("fusion", self.seed, server_round),
         )
         return {name: tensor.numpy() for name, tensor in learned.state_dict().items()}

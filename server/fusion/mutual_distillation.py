@@ -10,35 +10,13 @@ D. Li, J. Wang, "FedMD: Heterogenous Federated Learning via Model Distillation",
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
 from fedpress.compression import seeds
-from fedpress.compression.models.distillation.distill import Distillation, distill
-from fedpress.compression.models.distillation.teachers import Combine, Ensemble
-from fedpress.server.model.versions import Downlink
-
-
-@dataclass(frozen=True)
-class Teaching:
-    """When and how tiers teach each other.
-
-    Attributes:
-        every: Rounds from one teaching step to the next, at least 1.
-        combine: How the answers of the ensemble become one.
-        distillation: Of each model in each step; short, as the models go on from where they are.
-        downlink: How much of what a model was taught goes down at once; its `draw` is not looked at.
-    """
-
-    every: int = 5
-    combine: Combine = "logits"
-    distillation: Distillation = field(default_factory=lambda: Distillation(epochs=2, learning_rate=1e-3))
-    downlink: Downlink = Downlink(0.1, levels=15)
-
-    def __post_init__(self) -> None:
-        if self.every < 1:
-            raise ValueError(f"teaching: every is {self.every}, expected at least 1 round from one step to the next")
+from fedpress.compression.models.distillation.distill import distill
+from fedpress.compression.models.distillation.teachers import Ensemble
+from fedpress.server.fusion.settings import Teaching
 
 
 def teach(

@@ -73,21 +73,22 @@ class Catalog:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
     def _list(self, tier: str, newest_only: bool) -> list[Offered]:
-        stored = [one for one in self._scan() if tier in ("", one.tier)]
+        stored = [bundle for bundle in self._scan() if tier in ("", bundle.tier)]
         if newest_only:
-            stored = list({one.tier: one for one in stored}.values())  # sorted: the last of a tier is its newest
-        return [offered for one in stored if (offered := self._offered(one))]
+            # They are sorted: the last of a tier is its newest.
+            stored = list({bundle.tier: bundle for bundle in stored}.values())
+        return [offered for bundle in stored if (offered := self._offered(bundle))]
 
     def _find(self, tier: str, version: int) -> Offered:
         if not re.fullmatch(TIER_NAME, tier):
             raise StoreError(f"tier {tier[:80]!r}: expected at most 64 letters, digits, - and _")
         scanned = self._scan()
-        versions = {one.version: one for one in scanned if one.tier == tier}
+        versions = {bundle.version: bundle for bundle in scanned if bundle.tier == tier}
         if not versions:
-            there = ", ".join(sorted({one.tier for one in scanned}))
-            raise NotPublished(f"there is no tier {tier!r}: the hub has {there or 'none yet'}")
-        found = versions.get(version or max(versions))
-        offered = self._offered(found) if found else None
+            tiers = ", ".join(sorted({bundle.tier for bundle in scanned}))
+            raise NotPublished(f"there is no tier {tier!r}: the hub has {tiers or 'none yet'}")
+        stored = versions.get(version or max(versions))
+        offered = self._offered(stored) if stored else None
         if offered is None:
             raise NotPublished(
                 f"there is no version {version} of tier {tier!r}: the hub has {min(versions)} to {max(versions)}"
@@ -97,8 +98,8 @@ class Catalog:
     def _scan(self) -> list[Stored]:
         if time.monotonic() > self._listed_at + FRESH_SECONDS:
             self._listed, self._listed_at = self._store.list(), time.monotonic()
-            there = {one.path for one in self._listed}
-            self._digests = {key: digest for key, digest in self._digests.items() if key[0] in there}
+            paths = {bundle.path for bundle in self._listed}
+            self._digests = {key: digest for key, digest in self._digests.items() if key[0] in paths}
         return self._listed
 
     def _offered(self, stored: Stored) -> Offered | None:

@@ -13,21 +13,26 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fedpress.compression import seeds
 from fedpress.compression.errors import FedpressError
 from fedpress.compression.models.bundles import writer
-from fedpress.compression.models.distillation import data_free, teachers
-from fedpress.compression.models.distillation.sequence_level import continued
-from fedpress.compression.models.pruning import structural
-from fedpress.compression.models.pruning.schedule import Step
-from fedpress.compression.models.pruning.sparse_kernels import Timing
-from fedpress.compression.models.students import pipeline, search
-from fedpress.compression.models.students.initial_student import start_of
-from fedpress.compression.models.students.pipeline import Stage, StudentArtifact, StudentPipeline, StudentSpec
-from fedpress.compression.models.students.search import Candidate
-from fedpress.compression.models.task import Task, evaluate
+from fedpress.compression.models.distillation import data_free, sequence_level, teachers
+from fedpress.compression.models.distillation.settings import Combine, LearningData
+from fedpress.compression.models.step import (
+    CandidateResult,
+    LayerTiming,
+    Materials,
+    PruningStep,
+    SearchProgress,
+    StageResult,
+    Step,
+    Student,
+)
+from fedpress.compression.models.students import pipeline
+from fedpress.compression.models.students.pipeline import StudentEvaluator
+from fedpress.compression.models.task import Task
 from fedpress.server.fusion.client_ensemble import ClientModels
 from fedpress.server.publishing.store import ModelStore
 
@@ -45,10 +50,19 @@ class NoProxyData(PublishError, ValueError):
 
 @dataclass(frozen=True)
 class Tier:
-    """A class of client devices, and which student it gets."""
+    """A class of client devices, and how its student is made.
+
+    Attributes:
+        name: Names its files.
+        steps: In their order, from the global model, or from the model that its clients have trained, to the bundle.
+        most_bytes: The largest bundle that it may get; None: any.
+        architecture: Of the task's student architectures, of a model that its clients train; None: the task's own.
+    """
 
     name: str
-    wanted: StudentSpec
+    steps: tuple[Step, ...]
+    most_bytes: int | None = None
+    architecture: str | None = None
 
 
 class Published(NamedTuple):
@@ -66,7 +80,7 @@ class Published(NamedTuple):
         path: Of the file in the store.
         stages: What each step of the making did.
         candidates: What was looked at for it, if it was searched for, the chosen one first.
-        curve: The way of its pruning, where a ratio was asked for.
+        curve: The way of its pruning, where a part of the parameters was to be removed.
         timings: Of a sparse student's layers.
         warning: Which class it loses too much on; empty: none.
     """
@@ -80,10 +94,10 @@ class Published(NamedTuple):
     student_accuracy: float
     quantized_accuracy: float
     path: Path
-    stages: tuple[Stage, ...] = ()
-    candidates: tuple[Candidate, ...] = ()
-    curve: tuple[Step, ...] = ()
-    timings: tuple[Timing, ...] = ()
+    stages: tuple[StageResult, ...] = ()
+    candidates: tuple[CandidateResult, ...] = ()
+    curve: tuple[PruningStep, ...] = ()
+    timings: tuple[LayerTiming, ...] = ()
     warning: str = ""
 
 
@@ -94,12 +108,11 @@ class Publisher:
         task: Whose proxy data the students learn on, and whose test data the figures reported are from.
         store: Where bundles are published.
         tiers: One student each, in this order.
-        how: What is done to make them.
+        data: What they learn on.
         early: The global model before round 1, which lottery tickets are rewound to.
         clients: The client models of the last round; given, they teach the students together (FedDF), and the global
             model is what is pruned. Before the first step the global model teaches.
         combine: How their answers become one.
-        signing_key: Ed25519, 32 bytes, that bundles are signed with.
         seed: The same seed, version and model give the same bundle.
         on_search: Told the tier and how far the search for its student has come.
     """
@@ -109,23 +122,21 @@ class Publisher:
         task: Task,
         store: ModelStore,
         tiers: Sequence[Tier],
-        how: StudentPipeline = pipeline.DEFAULTS,
+        data: LearningData = LearningData(),
         *,
         early: nn.Module | None = None,
         clients: ClientModels | None = None,
-        combine: teachers.Combine = "logits",
-        signing_key: bytes | None = None,
+        combine: Combine = "logits",
         seed: int = 0,
-        on_search: Callable[[str, search.Step], None] = lambda tier, step: None,
+        on_search: Callable[[str, SearchProgress], None] = lambda tier, progress: None,
     ) -> None:
         self.task = task
         self.store = store
         self.tiers = tuple(tiers)
-        self.how = how
+        self.data = data
         self.early = early
         self.clients = clients
         self.combine = combine
-        self.signing_key = signing_key
         self.seed = seed
         self.on_search = on_search
 
@@ -140,26 +151,23 @@ class Publisher:
             PruneError: The model cannot be pruned.
             UnknownArchitecture, UnsupportedLayer: A tier's student is no architecture of the task, or has no layers
                 that may be dropped.
-            NoProxyData: The task holds out no proxy data, and none are to be made up.
-            DataFreeError: None can be made up from this model.
+            NoProxyData: The task holds out no proxy data, and no inputs are to be made.
+            DataFreeError: No inputs can be made from this model.
             ValueError: The proxy data are no sequences that could be continued.
         """
         proxy = self.task.data().proxy.inputs
-        if self.how.made_up:
-            data_free.check(model, tuple(self._example.shape[1:]), self.how.made_up)
+        if self.data.data_free:
+            data_free.check(model, tuple(self.task.data().validation.inputs.shape[1:]), self.data.data_free)
         elif len(proxy) == 0:
             raise NoProxyData(
                 f"task {self.task.name!r} holds out no proxy data, which its students would learn on; they can learn on"
-                " inputs made up from the model: students={data_free: deep-inversion} if it has batch norm, else"
+                " inputs made from the model: students.data={data_free: deep-inversion} if it has batch norm, else"
                 " data_free: dafl"
             )
-        if self.how.continuations:
-            continued(model, proxy[:1], self.how.continuations, seed=0)
+        if self.data.continuations:
+            sequence_level.continued(model, proxy[:1], self.data.continuations, seed=0)
         for tier in self.tiers:
-            if tier.wanted.budget is not None:
-                start_of(self.task, model, self._example, tier.wanted.budget, tier.wanted.start, seed=0)
-            else:
-                structural.keep_fraction(model, self._example, 1.0)  # it can be traced
+            pipeline.check(tier.steps, model, self.task)
 
     def publish(
         self, version: int, model: nn.Module, trained: Mapping[str, nn.Module] = MappingProxyType({})
@@ -178,88 +186,65 @@ class Publisher:
             PublishError: A bundle, opened again, is not the student that it was made from.
             StoreError: The version is published already, with other bytes.
         """
-        judge = pipeline.Judge(model, self.task, self.task.data().test)
-        made = [self._made(tier, version, model, trained.get(tier.name), judge) for tier in self.tiers]
-        return [self._publish_one(tier, version, one) for tier, one in zip(self.tiers, made, strict=True)]
-
-    @property
-    def _example(self) -> Tensor:
-        """A batch of one input; of validation data, since there may be no proxy data."""
-        return self.task.data().validation.inputs[:1]
+        evaluator = StudentEvaluator(model, self.task, self.task.data().test)
+        students = [self._made(tier, version, model, trained.get(tier.name), evaluator) for tier in self.tiers]
+        return [self._publish_one(tier, version, student) for tier, student in zip(self.tiers, students, strict=True)]
 
     def _made(
-        self, tier: Tier, version: int, model: nn.Module, trained: nn.Module | None, judge: pipeline.Judge
-    ) -> StudentArtifact:
+        self, tier: Tier, version: int, model: nn.Module, trained: nn.Module | None, evaluator: StudentEvaluator
+    ) -> Student:
         seed = seeds.derive("distill", self.seed, version, tier.name)
-        if trained is not None:
-            architecture = tier.wanted.start.architecture
-            return pipeline.finished(
-                model, self.task, trained, self.how, architecture=architecture, judge=judge, seed=seed
-            )
-        return pipeline.make(
-            model,
-            self.task,
-            tier.wanted,
-            self.how,
-            teacher=self.clients.teacher(model, self.combine) if self.clients else None,
-            early=self.early,
-            judge=judge,
+        inputs, targets = pipeline.inputs_for(tier.steps, model, self.task, self.data, trained=trained, seed=seed)
+        ensemble = self.clients.teacher(model, self.combine) if self.clients and trained is None else None
+        materials = Materials(
+            model=model,
+            task=self.task,
+            inputs=inputs,
+            targets=targets,
+            teacher=ensemble or teachers.of(model),
             seed=seed,
-            progress=lambda step: self.on_search(tier.name, step),
-        )
-
-    def _publish_one(self, tier: Tier, version: int, made: StudentArtifact) -> Published:
-        splits = self.task.data()
-        runnable = self._runnable(made.quantized) if self.how.quantization.onnx else None
-        validation = evaluate(made.quantized, self.task, splits.validation).accuracy
-        data = writer.save(
-            made.student,
-            made.tensors,
-            self._example,
-            task=self.task.name,
             tier=tier.name,
             version=version,
-            metrics={"validation_accuracy": round(validation, 4)},
-            architecture=made.architecture,
-            onnx=runnable,
-            private_key=self.signing_key,
+            early=self.early,
+            progress=lambda progress: self.on_search(tier.name, progress),
         )
-        self._check(tier, data, made.quantized)
-        teacher, *_, learned, last = made.stages
+        student = Student(model) if trained is None else Student(trained, tier.architecture, step="trained")
+        return pipeline.run(tier.steps, student, materials, evaluator)
+
+    def _publish_one(self, tier: Tier, version: int, student: Student) -> Published:
+        if student.bundle is None or student.bias is None:
+            raise PublishError(
+                f"the steps of tier {tier.name!r} write no bundle: put writer.WriteBundle after quantize.Quantize"
+            )
+        self._check(tier, student.bundle, student.model)
+        teacher, learned, last = student.stages[0], student.stages[-2], student.stages[-1]
         return Published(
             tier=tier.name,
             version=version,
             parameters=learned.parameters,
-            bundle_bytes=len(data),
-            sha256=hashlib.sha256(data).hexdigest(),
+            bundle_bytes=len(student.bundle),
+            sha256=hashlib.sha256(student.bundle).hexdigest(),
             teacher_accuracy=teacher.accuracy,
             student_accuracy=learned.accuracy,
             quantized_accuracy=last.accuracy,
-            path=self.store.put(data, tier=tier.name, version=version),
-            stages=(*made.stages[:-1], last._replace(size_bytes=len(data))),
-            candidates=made.candidates,
-            curve=made.curve,
-            timings=made.timings,
-            warning=made.bias.warning(WARN_OVER, least=20) or "",
+            path=self.store.put(student.bundle, tier=tier.name, version=version),
+            stages=student.stages,
+            candidates=student.candidates,
+            curve=student.curve,
+            timings=student.timings,
+            warning=student.bias.warning(WARN_OVER, least=20) or "",
         )
-
-    def _runnable(self, student: nn.Module) -> bytes:
-        """Return the student as int8 ONNX; ranges of activations are what is seen on proxy data."""
-        from fedpress.compression.models.bundles import onnx_export  # needs a package that nothing else here does
-
-        splits = self.task.data()
-        seen = splits.proxy.inputs if len(splits.proxy.inputs) else splits.validation.inputs
-        return onnx_export.quantize_static(onnx_export.export(student, self._example), seen[:512])
 
     def _check(self, tier: Tier, data: bytes, quantized: nn.Module) -> None:
         """Open the bundle as a client will: what clients get is what was evaluated, and within the budget."""
-        most = tier.wanted.budget.bundle_bytes if tier.wanted.budget else None
-        if most is not None and len(data) > most:
-            raise PublishError(f"the bundle of tier {tier.name!r} has {len(data):,} bytes, its budget is {most:,}")
+        if tier.most_bytes is not None and len(data) > tier.most_bytes:
+            raise PublishError(
+                f"the bundle of tier {tier.name!r} has {len(data):,} bytes, its budget is {tier.most_bytes:,}"
+            )
         rebuilt = writer.rebuild(writer.open_bundle(data), self.task)
-        some = self.task.data().validation.inputs[:16]
+        inputs = self.task.data().validation.inputs[:16]
         with torch.no_grad():
-            same = torch.equal(rebuilt(some), quantized.eval()(some))
+            same = torch.equal(rebuilt(inputs), quantized.eval()(inputs))
         if not same:
             raise PublishError(
                 f"the student of tier {tier.name!r} answers otherwise once its bundle is opened again: does the model"

@@ -83,9 +83,9 @@ class ModelStore:
         try:
             return path.read_bytes()
         except FileNotFoundError:
-            there = [stored.version for stored in self.list() if stored.tier == tier]
+            versions = [stored.version for stored in self.list() if stored.tier == tier]
             raise NotPublished(
-                f"no version {version} of tier {tier!r}: the store has {there or 'none of it'}"
+                f"no version {version} of tier {tier!r}: the store has {versions or 'none of it'}"
             ) from None
 
     def latest(self, tier: str) -> Stored:
@@ -102,12 +102,12 @@ class ModelStore:
 
     def list(self) -> list[Stored]:
         """Return all bundles, by tier and version."""
-        found = [
+        bundles = [
             Stored(path.parent.name, int(path.stem), path)
             for path in self.folder.glob(f"*/*{SUFFIX}")
             if re.fullmatch("[0-9]{10,}", path.stem) and re.fullmatch(TIER_NAME, path.parent.name) and path.is_file()
         ]
-        return sorted(found)
+        return sorted(bundles)
 
     def _path(self, tier: str, version: int) -> Path:
         if not re.fullmatch(TIER_NAME, tier):

@@ -21,7 +21,8 @@ from fedpress.compression import seeds
 from fedpress.compression.errors import FedpressError
 from fedpress.compression.tensors.layout import Vector
 from fedpress.server.fusion import heterofl
-from fedpress.server.fusion.mutual_distillation import Teaching, teach
+from fedpress.server.fusion.mutual_distillation import teach
+from fedpress.server.fusion.settings import Teaching
 from fedpress.server.rounds.accounting import RoundSummary
 from fedpress.server.rounds.federation import Federation, Round
 from fedpress.server.rounds.sampling import PartOfGrid
@@ -101,7 +102,7 @@ class TieredFed(SparseFed):
             raise TierError("tiers teach each other on proxy data, got 0 inputs: does the task hold out a proxy part?")
         self._global = model
         self._proxy = proxy
-        self._teaching = teaching
+        self._teaching = teaching if teaching and teaching.every else None
         self._sliced = sliced
         self._tier_of: dict[int, str] = {}  # node -> name of its tier, empty: it trains the global model
         self._silent: set[int] = set()  # nodes that did not say it in this round

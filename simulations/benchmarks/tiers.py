@@ -20,6 +20,7 @@ from fedpress.compression import seeds, suggest
 from fedpress.compression.errors import FedpressError
 from fedpress.compression.files import write_atomically
 from fedpress.compression.models.distillation import distill
+from fedpress.compression.models.distillation.settings import Distillation, LossWeights
 from fedpress.compression.models.students import budgets
 from fedpress.compression.models.task import evaluate
 from fedpress.simulations.results import start
@@ -43,7 +44,7 @@ CONTROLS = {
     "late": "apart, students of that global model at the end",
 }
 """What is made from the models of `apart`."""
-ON_LABELS = distill.Distillation(weights=distill.Weights(teacher=0.0, labels=1.0))
+ON_LABELS = Distillation(weights=LossWeights(teacher=0.0, labels=1.0))
 """Training on labels with the optimizer and the passes that students have."""
 
 
@@ -91,7 +92,7 @@ def scenario_of(base: Scenario, row: str, seed: int) -> Scenario:
     if row == "apart":
         raw["teaching"] = {"global_model": teaching["global_model"], "every": 0}  # the same, however others are taught
     elif row == "slices":
-        raw["teaching"] = {"method": "slices"}
+        raw["teaching"] = {"method": "heterofl"}
         raw["students"]["tiers"] = [{**tier, "server_learning_rate": None} for tier in tiers]
     elif row == "smallest":
         sizes = {name: work.layout.size for name, work in Job(base).tiers.items()}
@@ -183,7 +184,7 @@ def _control(name: str, job: Job) -> Iterator[tuple[str, float]]:
         seed = seeds.derive(work.federation, choice.seed, name)
         if name == "late":
             teacher = _loaded(workload.fresh_model(), folder.model)
-            smaller = budgets.student_of(teacher, proxy.inputs[:1], work.budget)
+            smaller = budgets.student_of(teacher, proxy.inputs[:1], work.budget, quantization=choice.students.quantize)
             made = distill.distill(teacher, smaller, proxy.inputs, seed=seed)
         else:
             start = work.fresh_model()

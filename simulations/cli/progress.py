@@ -17,7 +17,7 @@ from fedpress.simulations.runs.observer import Observer
 from fedpress.simulations.scenario.scenario import Scenario
 
 if TYPE_CHECKING:
-    from fedpress.compression.models.students.search import Step
+    from fedpress.compression.models.step import SearchProgress
 
 
 class Display(Observer):
@@ -90,7 +90,7 @@ class Display(Observer):
             self._task, completed=result.round, description=f"{last}{size(self._up)} up, {size(self._down)} down"
         )
 
-    def on_search(self, tier: str, step: Step) -> None:
+    def on_search(self, tier: str, step: SearchProgress) -> None:
         """Say that a search begins; on a terminal, how far it has come."""
         if not step.done:
             self._print(f"student {tier}: the best within its budget is looked for")

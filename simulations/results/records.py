@@ -6,6 +6,8 @@ from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from fedpress.compression.models.step import CandidateResult, LayerTiming, PruningStep, StageResult
+
 MEASURED: Final[dict[str, Any]] = {
     "seconds": True,
     "phases": True,
@@ -64,52 +66,6 @@ class TierResult(Record):
     down_bytes: int
 
 
-class CandidateResult(Record):
-    """One architecture that a search looked at; `compression.models.search.Candidate` says what the fields mean."""
-
-    start: str
-    widths: dict[str, int]
-    parameters: int
-    cost: float
-    score: float
-    epochs: int = 0
-    accuracy: float | None = None
-    loss: float | None = None
-    uniform: bool = False
-    chosen: bool = False
-
-
-class StageResult(Record):
-    """A student after one step of its making; `compression.models.chain.Stage` says what the fields mean."""
-
-    name: str
-    parameters: int
-    size_bytes: int
-    latency_ms: float
-    accuracy: float
-    worst_class: int
-    worst_lost: float
-
-
-class PruningStep(Record):
-    """One step of a pruning that was watched; `compression.models.pruning.Step` says what the fields mean."""
-
-    kept: float
-    parameters: int
-    accuracy: float
-    taken: bool
-
-
-class LayerTiming(Record):
-    """A layer of a sparse student; `compression.models.sparse_execution.Timing` says what the fields mean."""
-
-    layer: str
-    density: float
-    dense_ms: float
-    sparse_ms: float
-    chosen: str
-
-
 class StudentResult(Record):
     """One student of one published version. Accuracies are fractions on test data."""
 
@@ -125,7 +81,7 @@ class StudentResult(Record):
     stages: list[StageResult] = []  # what each step of its making did
     warning: str = ""  # which class it loses too much on
     candidates: list[CandidateResult] = []  # what was looked at for it, if it was searched for
-    curve: list[PruningStep] = []  # the way of its pruning, where a ratio was asked for
+    curve: list[PruningStep] = []  # the way of its pruning, where a part of the parameters was to be removed
     timings: list[LayerTiming] = []  # of the layers, where it is sparse
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fedpress.compression.models.students.search import Step
+    from fedpress.compression.models.step import SearchProgress
     from fedpress.simulations.results.records import Results, RoundResult, StudentResult
     from fedpress.simulations.results.run_folder import RunFolder
     from fedpress.simulations.scenario.scenario import Scenario
@@ -23,7 +23,7 @@ class Observer:
     def on_round(self, result: RoundResult) -> None:
         """A round is over."""
 
-    def on_search(self, tier: str, step: Step) -> None:
+    def on_search(self, tier: str, step: SearchProgress) -> None:
         """The search for a tier's student goes on."""
 
     def on_student(self, result: StudentResult) -> None:

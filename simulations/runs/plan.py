@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from logging import INFO, getLogger
 from typing import Any
 
-from fedpress.compression.models.students.search import Step
+from fedpress.compression.models.step import SearchProgress
 from fedpress.server import app as server
 from fedpress.server.fusion.client_ensemble import ClientModels
 from fedpress.simulations.results import start
@@ -69,7 +69,7 @@ def plan(
     recorder = Recorder(job, folder, strategy, observers)
     strategy.companions["results"] = recorder
 
-    def on_search(tier: str, step: Step) -> None:
+    def on_search(tier: str, step: SearchProgress) -> None:
         for observer in observers:
             observer.on_search(tier, step)
 

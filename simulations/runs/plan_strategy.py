@@ -7,8 +7,6 @@ from dataclasses import asdict
 from typing import Any
 
 from fedpress.compression.files import write_atomically
-from fedpress.compression.models.distillation.distill import Distillation
-from fedpress.server.fusion.mutual_distillation import Teaching
 from fedpress.server.model import optimizers
 from fedpress.server.model.optimizers import ServerOptimizer
 from fedpress.server.model.versions import Downlink
@@ -49,7 +47,7 @@ def downlink(workload: Workload) -> Downlink | None:
     choice, teaching = workload.scenario.downlink, workload.scenario.teaching
     if choice is None:
         return None
-    drawn = not (workload.tier and teaching and teaching.method == "slices")
+    drawn = not (workload.tier and teaching and teaching.method == "heterofl")
     density = min(1.0, choice.density * workload.density / workload.scenario.density)
     draw = workload.draw if drawn else None
     return Downlink(density, choice.levels, draw=draw, prediction=workload.prediction)
@@ -97,17 +95,9 @@ def _tiered(job: Job, folder: RunFolder, options: dict[str, Any]) -> TieredFed:
     if not folder.architectures.exists():  # for clients and for whoever opens the models
         shapes = {name: work.shapes for name, work in job.tiers.items()}
         write_atomically(folder.architectures, json.dumps(shapes, indent=1).encode())
-    sliced = choice.method == "slices"
-    teaching = Teaching(
-        every=choice.every,
-        combine=choice.combine,
-        distillation=Distillation(
-            epochs=choice.epochs, learning_rate=choice.learning_rate, temperature=choice.temperature
-        ),
-        downlink=Downlink(choice.density, levels=choice.levels),
-    ) if choice.every and not sliced else None  # fmt: skip
+    sliced = choice.method == "heterofl"
     tiers = [TrainingTier(name, _federation(name, work), work.fresh_model()) for name, work in job.tiers.items()]
-    return TieredFed(tiers, workload.fresh_model(), proxy, teaching, sliced=sliced, **options)
+    return TieredFed(tiers, workload.fresh_model(), proxy, None if sliced else choice, sliced=sliced, **options)
 
 
 def _federation(tier: str, workload: Workload) -> Federation:

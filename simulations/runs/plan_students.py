@@ -1,41 +1,43 @@
-"""From the students of a scenario to the settings of what makes them."""
+"""From the students of a scenario to what makes them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+import inspect
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from fedpress.compression.errors import FedpressError
 from fedpress.compression.models.bundles import signing
-from fedpress.compression.models.distillation.data_free import RECIPES, DataFree
-from fedpress.compression.models.distillation.distill import Distillation
-from fedpress.compression.models.distillation.sequence_level import Continuations
-from fedpress.compression.models.distillation.teacher_assistants import Assistants
-from fedpress.compression.models.students.pipeline import StudentPipeline, StudentSpec
-from fedpress.compression.models.students.search import Search, Step
+from fedpress.compression.models.bundles.writer import WriteBundle
+from fedpress.compression.models.pruning import sparse_kernels
+from fedpress.compression.models.step import SearchProgress, Step
+from fedpress.compression.models.students import pipeline
 from fedpress.server.fusion.client_ensemble import ClientModels, Fusion
 from fedpress.server.publishing import publish
 from fedpress.server.publishing.store import ModelStore
 from fedpress.simulations.results.run_folder import RunFolder
 from fedpress.simulations.runs import tier_workload
 from fedpress.simulations.runs.workload import Workload
-from fedpress.simulations.scenario.students import DataFreeChoice, Students, Tier
+from fedpress.simulations.scenario.students import OwnStep, Students, Tier
+from fedpress.simulations.tasks import registry
 
-OnSearch = Callable[[str, Step], None]
+OnSearch = Callable[[str, SearchProgress], None]
+
+
+class StepError(FedpressError, ValueError):
+    """A step of one's own cannot be made: no such module or attribute, or options that it does not take."""
 
 
 def fusion(workload: Workload) -> Fusion | None:
     """Return how client models teach the global one; None: they do not.
 
     Raises:
-        ValueError: the task has no proxy data.
+        ValueError: The task has no proxy data.
     """
-    choice = workload.scenario.fusion
-    if choice is None:
+    settings = workload.scenario.fusion
+    if settings is None:
         return None
-    how = Distillation(epochs=choice.epochs, learning_rate=choice.learning_rate, temperature=choice.temperature)
-    proxy = workload.task.data().proxy.inputs
-    return Fusion(workload.fresh_model(), proxy, how, choice.combine, choice.every, workload.scenario.seed)
+    return Fusion(workload.fresh_model(), workload.task.data().proxy.inputs, settings, workload.scenario.seed)
 
 
 def publisher(
@@ -47,53 +49,107 @@ def publisher(
     """Return the maker of the scenario's students; None: it has none.
 
     Args:
-        workload: the scenario's work.
-        folder: of the run; bundles go there.
-        on_search: told the tier and how far the search for its student has come.
-        clients: the client models of the last round, if they are to teach.
+        workload: The scenario's work.
+        folder: Of the run; bundles go there.
+        on_search: Told the tier and how far the search for its student has come.
+        clients: The client models of the last round, if they are to teach.
+
+    Raises:
+        StepError: A step of one's own cannot be made.
     """
-    choice = workload.scenario.students
-    if not choice.tiers:
+    students = workload.scenario.students
+    if not students.tiers:
         return None
     return publish.Publisher(
         workload.task,
         ModelStore(folder.bundles),
-        [publish.Tier(tier.name, wanted(tier, choice)) for tier in choice.tiers],
-        StudentPipeline(
-            choice.prune.settings(0.5),  # tiers have ratios of their own
-            choice.distill.settings(),
-            Assistants(**choice.assistants.model_dump()) if choice.assistants else None,
-            choice.quantize.settings(),
-            choice.labels,
-            _made_up(choice.data_free) if choice.data_free else None,
-            Continuations(**choice.continuations.model_dump()) if choice.continuations else None,
-        ),
-        early=workload.fresh_model() if choice.prune.schedule == "lottery" else None,
+        [
+            publish.Tier(tier.name, steps(tier, students), tier.bundle_bytes, tier_workload.start(tier).architecture)
+            for tier in students.tiers
+        ],
+        students.data,
+        early=workload.fresh_model() if students.prune.schedule == "lottery" else None,
         clients=clients,
-        combine=choice.combine,
-        signing_key=signing_key(choice),
+        combine=students.combine,
         seed=workload.scenario.seed,
         on_search=on_search,
     )
 
 
-def signing_key(choice: Students) -> bytes | None:
+def steps(tier: Tier, students: Students) -> tuple[Step, ...]:
+    """Return the steps in which a tier's student is made, down to its bundle.
+
+    Args:
+        tier: Whose it is.
+        students: The section of the scenario.
+
+    Raises:
+        StepError: A step of one's own cannot be made.
+        SigningKeyError: The file of the signing key is absent, or holds no such key.
+    """
+    built_in: dict[str, Iterable[Step]] = {
+        "prune": [
+            pipeline.initial(
+                tier,
+                tier_workload.start(tier),
+                students.search if tier.student == "auto" else None,
+                students.prune,
+                students.distill,
+                students.quantize,
+            )
+        ],
+        "distill": [pipeline.learning(students.distill, students.assistants, students.prune)],
+        "quantize": pipeline.writing(students.quantize, students.distill),
+    }
+    chosen: list[Step] = []
+    for choice in students.finishing if tier.trains else students.steps:
+        chosen += built_in[choice] if isinstance(choice, str) else [own_step(choice)]
+    single_weights = tier.removed_fraction is not None and students.prune.granularity != "channels"
+    if not tier.trains and (single_weights or students.quantize.sparsity):
+        chosen.append(sparse_kernels.time_layers)
+    return (*chosen, WriteBundle(students.quantize.onnx, signing_key(students)))
+
+
+def own_step(choice: OwnStep) -> Step:
+    """Return a step of one's own: an instance of a class, made with the options, or a function as it is.
+
+    Args:
+        choice: Which one, and its options.
+
+    Raises:
+        StepError: There is none, or it does not take these options.
+    """
+    name, _, attribute = choice.step.partition(":")
+    place = f"students.steps: {choice.step}"
+    try:
+        module = registry.load_module(name, choice.folder)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (name == error.name or name.startswith(f"{error.name}.")):
+            raise
+        raise StepError(
+            f"{place}: there is no module {name!r} in {choice.folder or Path.cwd()} or on the Python path; is the"
+            " scenario beside the step's file?"
+        ) from None
+    step = getattr(module, attribute, None)
+    if step is None:
+        raise StepError(f"{place}: {module.__file__} has no {attribute!r}")
+    if inspect.isclass(step):
+        try:
+            step = step(**choice.options)
+        except (TypeError, ValueError) as error:
+            raise StepError(f"{place}: {error}") from error
+    elif choice.options:
+        raise StepError(f"{place}: a function takes no options, got {', '.join(choice.options)}; write a class")
+    if not callable(step):
+        raise StepError(f"{place}: a {type(step).__name__} is no step, which is called with a student and materials")
+    made: Step = step
+    return made
+
+
+def signing_key(students: Students) -> bytes | None:
     """Return the key that a scenario's bundles are signed with; None: they are not.
 
     Raises:
-        SigningKeyError: the file is absent, or holds no such key.
+        SigningKeyError: The file is absent, or holds no such key.
     """
-    return None if choice.signing_key is None else signing.read_private(Path(choice.signing_key))
-
-
-def wanted(tier: Tier, students: Students) -> StudentSpec:
-    """Return which student a tier is to get."""
-    if tier.ratio is not None:
-        return StudentSpec(None, students.prune.settings(tier.ratio))
-    search = Search(**students.search.model_dump()) if tier.student == "auto" else None
-    return StudentSpec(tier_workload.budget(tier, students), None, tier_workload.start(tier), search)
-
-
-def _made_up(choice: DataFreeChoice) -> DataFree:
-    chosen = choice.model_dump(exclude={"recipe"}, exclude_none=True)
-    return replace(RECIPES[choice.recipe], **chosen)
+    return None if students.signing_key is None else signing.read_private(Path(students.signing_key))

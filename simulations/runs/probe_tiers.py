@@ -88,26 +88,27 @@ def run(scenario: Scenario | None, limits: Limits, threads: int = 1) -> tuple[Pr
             task,
             model,
             example,
-            tier_workload.budget(tier, scenario.students),
+            tier,
             tier_workload.start(tier),
+            quantization=scenario.students.quantize,
             seed=scenario.seed,
         )
         for tier in scenario.students.tiers
-        if tier.ratio is None
+        if tier.removed_fraction is None
     }
-    found = probe.measure({name: (one, example) for name, one in family(model, example).items()}, threads)
+    device = probe.measure({name: (version, example) for name, version in family(model, example).items()}, threads)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         tiers = [
-            _tier(tier, made[tier.name], example, found, limits)
+            _tier(tier, made[tier.name], example, device, limits)
             for tier in scenario.students.tiers
             if tier.name in made
         ]  # fmt: skip
     finally:
         torch.set_num_threads(before)
     tiers.sort(key=lambda tier: -tier.parameters)
-    return replace(found, tier=next((tier.name for tier in tiers if not tier.reasons), "")), tiers
+    return replace(device, tier=next((tier.name for tier in tiers if not tier.reasons), "")), tiers
 
 
 def family(model: nn.Module, example: Tensor) -> Mapping[str, nn.Module]:
@@ -115,18 +116,20 @@ def family(model: nn.Module, example: Tensor) -> Mapping[str, nn.Module]:
     layers = list(structural.layers_of(model, example))
     if not layers:
         return {"the task's model": model}
-    found = {f"the task's, {part:.0%} of channels": structural.keep_fraction(model, example, part) for part in FAMILY}
+    versions = {
+        f"the task's, {part:.0%} of channels": structural.keep_fraction(model, example, part) for part in FAMILY
+    }
     for layer in layers[:MOST_LAYERS]:
         fractions = {name: 0.5 if name == layer else 0.12 for name in layers}
-        found[f"the task's, layer {layer} wide"] = structural.keep_fraction(model, example, fractions)
-    return found
+        versions[f"the task's, layer {layer} wide"] = structural.keep_fraction(model, example, fractions)
+    return versions
 
 
-def _tier(tier: Tier, made: nn.Module, example: Tensor, found: Probe, limits: Limits) -> TierHere:
+def _tier(tier: Tier, made: nn.Module, example: Tensor, device: Probe, limits: Limits) -> TierHere:
     costs, measured = cost.cost_of(made, example), probe.latency_ms(made, example)
     largest = writer.largest_bytes(made, example)
     most_ms = min((most for most in (tier.latency_ms, limits.latency_ms) if most is not None), default=None)
-    most_memory = limits.memory_bytes if limits.memory_bytes is not None else found.available_bytes or None
+    most_memory = limits.memory_bytes if limits.memory_bytes is not None else device.available_bytes or None
     reasons = []
     if most_ms is not None and measured > most_ms:
         reasons.append(f"takes {measured:.3g} ms, at most {most_ms:g}")
@@ -140,7 +143,7 @@ def _tier(tier: Tier, made: nn.Module, example: Tensor, found: Probe, limits: Li
         bundle_bytes=largest,
         memory_bytes=costs.memory_bytes,
         measured_ms=measured,
-        predicted_ms=found.speed.latency_ms(costs),
+        predicted_ms=costs.latency_ms(device.speed),
         reasons=tuple(reasons),
     )
 
@@ -154,16 +157,16 @@ def nothing_fits(tiers: Sequence[TierHere]) -> NoTierFits:
     )
 
 
-def facts(found: Probe) -> list[tuple[str, str]]:
+def facts(device: Probe) -> list[tuple[str, str]]:
     """The figures of the device, one line each."""
-    speed = found.speed
-    own = [one for one in found.models if one.own] or found.models
-    errors = sorted(abs(one.error) for one in own)
+    speed = device.speed
+    of_task = [timed for timed in device.models if timed.own] or device.models
+    errors = sorted(abs(timed.error) for timed in of_task)
     return [
-        ("processor", f"{found.processor}, {found.cores} cores, measured on {found.threads}"),
-        ("memory", f"{size(found.memory_bytes)}, {size(found.available_bytes)} of it free"),
-        ("matrix product", f"{found.matrix_gflops:.1f} GFLOP/s"),
-        ("convolution", f"{found.convolution_gflops:.1f} GFLOP/s"),
+        ("processor", f"{device.processor}, {device.cores} cores, measured on {device.threads}"),
+        ("memory", f"{size(device.memory_bytes)}, {size(device.available_bytes)} of it free"),
+        ("matrix product", f"{device.matrix_gflops:.1f} GFLOP/s"),
+        ("convolution", f"{device.convolution_gflops:.1f} GFLOP/s"),
         ("a call", f"{1000 * speed.call_ms:.2f} us, of a convolution {1000 * speed.convolution_call_ms:.2f} us"),
         (
             "10^6 FLOPs",
@@ -172,19 +175,19 @@ def facts(found: Probe) -> list[tuple[str, str]]:
         ("a MB moved", f"{1000 * speed.moved_ms:.2f} us"),
         (
             "predictions",
-            f"off by {errors[len(errors) // 2]:.0%} (median), at most {errors[-1]:.0%}, over {len(own)} models timed",
+            f"off by {errors[len(errors) // 2]:.0%} (median), at most {errors[-1]:.0%}, over {len(errors)} models",
         ),
     ]
 
 
-def model_rows(found: Probe) -> list[tuple[str, ...]]:
+def model_rows(device: Probe) -> list[tuple[str, ...]]:
     """The models that were timed, under `MODEL_COLUMNS`."""
     return [
         (
-            one.name, f"{one.cost.parameters:,}", f"{one.cost.flops / 1e6:.3f}", str(one.cost.calls),
-            f"{one.measured_ms:.4f}", f"{one.predicted_ms:.4f}", f"{one.error:+.0%}",
+            timed.name, f"{timed.cost.parameters:,}", f"{timed.cost.flops / 1e6:.3f}", str(timed.cost.calls),
+            f"{timed.measured_ms:.4f}", f"{timed.predicted_ms:.4f}", f"{timed.error:+.0%}",
         )
-        for one in found.models
+        for timed in device.models
     ]  # fmt: skip
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
 from logging import WARNING, getLogger
@@ -256,11 +256,9 @@ class Recorder(server.RunRecord):
 
 def student_result(student: Published, accuracy: float) -> StudentResult:
     """Return the figures of a student; the accuracy is that of its bundle, opened again."""
-    details = {
-        "candidates": [asdict(candidate) for candidate in student.candidates],
-        **{key: [row._asdict() for row in getattr(student, key)] for key in ("stages", "curve", "timings")},
-    }
-    return StudentResult(**{**student._asdict(), **details}, accuracy=accuracy)
+    figures = {key: value for key, value in student._asdict().items() if key != "path"}
+    lists = {key: list(figures[key]) for key in ("stages", "candidates", "curve", "timings")}
+    return StudentResult(**figures | lists, accuracy=accuracy)
 
 
 def _tier_round(summary: RoundSummary) -> TierRound:

@@ -16,15 +16,14 @@ from torch import nn
 
 from fedpress.compression import seeds
 from fedpress.compression.models import architecture
-from fedpress.compression.models.cost import DeviceSpeed
 from fedpress.compression.models.students import initial_student
-from fedpress.compression.models.students.budgets import Budget
 from fedpress.compression.models.students.initial_student import Start
+from fedpress.compression.models.students.settings import Budget
 from fedpress.compression.models.task import Task
 from fedpress.server.fusion import heterofl
 from fedpress.simulations.results.run_folder import RunFolder
 from fedpress.simulations.runs.workload import Workload
-from fedpress.simulations.scenario.students import Students, Tier
+from fedpress.simulations.scenario.students import Tier
 
 
 class TierWorkload(Workload):
@@ -64,7 +63,7 @@ class TierWorkload(Workload):
     @property
     def budget(self) -> Budget:
         """What the tier's model may cost."""
-        return budget(self._tier, self.scenario.students)
+        return self._tier
 
     @cached_property
     def shapes(self) -> dict[str, architecture.Shape]:
@@ -76,13 +75,18 @@ class TierWorkload(Workload):
         """
         shared = RunFolder(self.out).architectures if self.out else None
         if shared and shared.exists():
-            found = json.loads(shared.read_text(encoding="utf-8"))[self.tier]
-            return {name: tuple(shape) for name, shape in found.items()}
-        example = self.task.data().proxy.inputs[:1]
-        chosen, seed = start(self._tier), self._seed
-        return architecture.shapes(
-            initial_student.start_of(self.task, self._whole.fresh_model(), example, self.budget, chosen, seed=seed)
+            shapes = json.loads(shared.read_text(encoding="utf-8"))[self.tier]
+            return {name: tuple(shape) for name, shape in shapes.items()}
+        model = initial_student.start_of(
+            self.task,
+            self._whole.fresh_model(),
+            self.task.data().proxy.inputs[:1],
+            self.budget,
+            start(self._tier),
+            quantization=self.scenario.students.quantize,
+            seed=self._seed,
         )
+        return architecture.shapes(model)
 
     @property
     def _seed(self) -> int:
@@ -103,20 +107,13 @@ class TierWorkload(Workload):
     @cached_property
     def _model(self) -> nn.Module:
         """The initial model: drawn like the global one, or a slice of that where models are slices."""
-        if self.scenario.teaching is None or self.scenario.teaching.method != "slices":
+        if self.scenario.teaching is None or self.scenario.teaching.method != "heterofl":
             return super()._model
         model, whole = copy.deepcopy(self._initialized), self._whole.fresh_model().state_dict()
         model.load_state_dict(
             {name: whole[name][heterofl.leading(tensor.shape)] for name, tensor in model.state_dict().items()}
         )
         return model
-
-
-def budget(tier: Tier, students: Students) -> Budget:
-    """Return what the student of a scenario's tier may cost."""
-    device = DeviceSpeed(**tier.device.model_dump()) if tier.device else None
-    costs = (tier.parameters, tier.bundle_bytes, tier.flops, tier.memory_bytes, tier.latency_ms)
-    return Budget(*costs, device, students.quantize.settings())
 
 
 def start(tier: Tier) -> Start:

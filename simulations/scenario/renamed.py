@@ -13,6 +13,16 @@ RENAMED: Final = {
     "server.averaging": "server.ema_decay",
     "sparsity.fraction": "sparsity.drop_fraction",
     "sparsity.start": "sparsity.initial_method",
+    "students.continuations": "students.data.continuations",
+    "students.data_free": "students.data.data_free",
+    "students.distil": "students.distill",
+    "students.distill.weights.exits": "students.distill.weights.early_exits",
+    "students.distill.weights.past": "students.distill.weights.mean_teacher",
+    "students.distill.weights.transfer": "students.distill.weights.attention_transfer",
+    "students.labels": "students.data.labels",
+    "students.quantize.aware": "students.quantize.qat_epochs",
+    "students.quantize.group": "students.quantize.group_size",
+    "students.tiers.ratio": "students.tiers.removed_fraction",
     "training.proximal": "training.proximal_mu",
 }
 """Path of the old key, without the places in lists -> path of the new one."""

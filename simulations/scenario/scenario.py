@@ -24,6 +24,7 @@ from fedpress.client.settings import Training
 from fedpress.compression import suggest
 from fedpress.compression.errors import FedpressError
 from fedpress.compression.settings import ADVANCED, Field, Fraction
+from fedpress.server.fusion.settings import FedDF, Teaching
 from fedpress.server.model.mask_schedules import Sparsity
 from fedpress.server.model.settings import DownlinkSettings, OptimizerSettings
 from fedpress.simulations.conditions.faults import Chances
@@ -32,7 +33,7 @@ from fedpress.simulations.scenario import diagnostics, yaml_source
 from fedpress.simulations.scenario.encoder import EncoderSettings
 from fedpress.simulations.scenario.rounds import Evaluation, Sampling, TaskChoice
 from fedpress.simulations.scenario.section import Section, of_name
-from fedpress.simulations.scenario.students import FusionChoice, Students, Teaching, Tier
+from fedpress.simulations.scenario.students import Students, Tier, from_recipe
 from fedpress.simulations.tasks.partition import Partition
 
 FOLDER = Path(__file__).parents[1] / "scenarios"
@@ -75,10 +76,12 @@ class Scenario(Section):
         default=DownlinkSettings(), description="How the model goes down; null: whole, in every round."
     )
     evaluation: Evaluation = Field(default=Evaluation(), description="When the model is evaluated.")
-    fusion: FusionChoice | None = Field(
+    fusion: FedDF | None = Field(
         default=None, description="Let the client models of a round teach the global one (FedDF); null: no."
     )
-    students: Students = Field(default=Students(), description="The small models made from it.")
+    students: Annotated[Students, BeforeValidator(from_recipe)] = Field(
+        default=Students(), description="The small models made from it: a recipe's name, or what they are."
+    )
     teaching: Teaching | None = Field(
         default=None, description="How tiers that train teach each other; null: no tier trains."
     )
@@ -195,7 +198,7 @@ class Scenario(Section):
             yield "sampling.schedule: buffered has no tiers that train; take synchronous rounds"
         if self.encoder.feedback == "cafe":
             yield "encoder.feedback: cafe predicts from steps that clients have made, and teaching makes others"
-        if teaching.method == "slices":
+        if teaching.method == "heterofl":
             yield from self._slice_problems(teaching)
         elif teaching.every > self.rounds:
             yield f"teaching.every: got {teaching.every}, expected at most rounds, {self.rounds}; 0: never"
@@ -205,16 +208,16 @@ class Scenario(Section):
         tiers = self.students.tiers
         if paced := [tier.name for tier in tiers if tier.server_learning_rate is not None]:
             yield (
-                f"students.tiers: server_learning_rate of {paced[0]} has no meaning with method slices, where the"
+                f"students.tiers: server_learning_rate of {paced[0]} has no meaning with method heterofl, where the"
                 " step is one for all; leave it out"
             )
         if other := [tier.name for tier in tiers if tier.trains and tier.student != "pruned"]:
             yield f"students.tiers: {other[0]} is no slice of the global model; leave `student` out"
         if teaching.global_model == "distilled":
-            yield "teaching.global_model: distilled has no meaning with method slices, which distills nothing"
+            yield "teaching.global_model: distilled has no meaning with method heterofl, which distills nothing"
         for key in ("every", "combine", "epochs", "learning_rate", "temperature", "density", "levels"):
             if teaching.changed(key):
-                yield f"teaching.{key}: has no meaning with method slices, which averages in every round"
+                yield f"teaching.{key}: has no meaning with method heterofl, which averages in every round"
 
     @property
     def groups(self) -> tuple[Tier | None, ...]:
@@ -323,6 +326,14 @@ def load(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Scenario:
     if ":" in scenario.task.name and scenario.task.folder is None:
         task = scenario.task.model_copy(update={"folder": str(path.parent.resolve())})
         scenario = scenario.model_copy(update={"task": task})
+    if not all(isinstance(step, str) for step in scenario.students.steps):
+        here = str(path.parent.resolve())
+        steps = tuple(
+            step if isinstance(step, str) else step.model_copy(update={"folder": step.folder or here})
+            for step in scenario.students.steps
+        )
+        students = scenario.students.model_copy(update={"steps": steps})
+        scenario = scenario.model_copy(update={"students": students})
     if scenario.network is not None and scenario.network.trace is not None:
         beside = Path() if path.parent == FOLDER else path.parent  # nobody keeps files where fedpress is installed
         trace = str((beside / Path(scenario.network.trace).expanduser()).resolve())

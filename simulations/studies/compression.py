@@ -23,11 +23,11 @@ from torch import nn
 
 from fedpress.compression.models.bundles import onnx_export, onnx_runtime, writer
 from fedpress.compression.models.distillation import distill
-from fedpress.compression.models.distillation.distill import Distillation
+from fedpress.compression.models.distillation.settings import Distillation
 from fedpress.compression.models.pruning import structural
 from fedpress.compression.models.quantization import quantization_aware, quantize
-from fedpress.compression.models.quantization.quantize import Quantization
 from fedpress.compression.models.quantization.quantized_tensor import Quantized, Tensors
+from fedpress.compression.models.quantization.settings import Quantization
 from fedpress.compression.models.task import Task, evaluate
 from fedpress.simulations.studies.distillation import train
 from fedpress.simulations.tasks import registry
@@ -64,22 +64,26 @@ class Setup(NamedTuple):
 def named(*settings: Quantization) -> dict[str, Quantization]:
     """Settings by what they differ in from the default ones."""
 
-    def name(one: Quantization) -> str:
-        parts = [f"int{one.bits}", one.rounding, f"by {one.group}" if one.group else ""]
-        parts += ["least squares" if one.scale == "least-squares" and not one.aware else ""]
-        parts += [f"aware {one.aware}" if one.aware else "", f"{one.sparsity:.0%} zero" if one.sparsity else ""]
+    def name(way: Quantization) -> str:
+        parts = [f"int{way.bits}", way.rounding, f"by {way.group_size}" if way.group_size else ""]
+        parts += ["least squares" if way.scale == "least-squares" and not way.qat_epochs else ""]
+        parts += [
+            f"aware {way.qat_epochs}" if way.qat_epochs else "",
+            f"{way.sparsity:.0%} zero" if way.sparsity else "",
+        ]
         return ", ".join(filter(None, parts))
 
-    return {name(one): one for one in settings}
+    return {name(way): way for way in settings}
 
 
 def setup(teacher_epochs: int, parameters: int, epochs: int) -> Setup:
     """The comparison that both tasks get."""
     base = Quantization(scale="least-squares")
-    trained = [replace(base, bits=bits, aware=epochs // 2) for bits in (4, 3, 2)]
-    rounded = [replace(base, bits=bits, rounding=rounding) for bits in (4, 3) for rounding in quantize.ROUNDINGS]
-    groups = [Quantization(bits=4), Quantization(bits=4, group=64)]
-    sparse = replace(base, bits=4, sparsity=0.92, aware=epochs)
+    trained = [replace(base, bits=bits, qat_epochs=epochs // 2) for bits in (4, 3, 2)]
+    nearest = [replace(base, bits=bits) for bits in (4, 3)]
+    rounded = [way for plain in nearest for way in (plain, replace(plain, rounding="adaround"))]
+    groups = [Quantization(bits=4), Quantization(bits=4, group_size=64)]
+    sparse = replace(base, bits=4, sparsity=0.92, qat_epochs=epochs)
     return Setup(
         teacher_epochs,
         parameters,
@@ -134,8 +138,8 @@ def study(task: Task, chosen: Setup, seed: int = 0, teacher: nn.Module | None = 
         for name, way in ways.items():
             began = perf_counter()
             tensors = made(task, teacher, start, way, settings, seed)
-            said = {"task": task.name, "tier": "study", "version": 0, "metrics": {}}
-            data = writer.save(start, tensors, splits.proxy.inputs[:1], **said)  # type: ignore[arg-type]
+            described = {"task": task.name, "tier": "study", "version": 0, "metrics": {}}
+            data = writer.save(start, tensors, splits.proxy.inputs[:1], **described)  # type: ignore[arg-type]
             seconds = perf_counter() - began
             opened = writer.rebuild(writer.open_bundle(data), task)
             validation, test = (evaluate(opened, task, part).accuracy for part in (splits.validation, splits.test))
@@ -149,9 +153,9 @@ def made(
     """The tensors of a student that is quantized in this way."""
     inputs = task.data().proxy.inputs
     learner = start
-    if way.aware:
-        trained = replace(settings, epochs=way.aware, learning_rate=LEARNING_RATE)
-        learner = distill.distill(teacher, quantize.prepare(start, way), inputs, trained, seed=seed)
+    if way.qat_epochs:
+        trained = replace(settings, epochs=way.qat_epochs, learning_rate=LEARNING_RATE)
+        learner = distill.distill(teacher, quantization_aware.prepare_for(start, way), inputs, trained, seed=seed)
     return quantize.quantize(learner, way, inputs[:CALIBRATION], seed=seed)
 
 
@@ -233,11 +237,11 @@ def main() -> None:
             ROW.format(name, row.parameters, row.size, row.smaller, row.validation, row.test, row.seconds), flush=True
         )
     ran = speeds(task, teacher)
-    for one in ran:
-        print(f"{one.runtime:34} {one.size:>21,} bytes, test {one.test:.2%}, {one.milliseconds:.2f} ms for 64")
+    for speed in ran:
+        print(f"{speed.runtime:34} {speed.size:>21,} bytes, test {speed.test:.2%}, {speed.milliseconds:.2f} ms for 64")
     if given.json:
-        found = {"rows": [row._asdict() for row in rows], "speeds": [one._asdict() for one in ran]}
-        given.json.write_text(json.dumps(found, indent=1))
+        figures = {"rows": [row._asdict() for row in rows], "speeds": [speed._asdict() for speed in ran]}
+        given.json.write_text(json.dumps(figures, indent=1))
 
 
 if __name__ == "__main__":

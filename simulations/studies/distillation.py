@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedpress.compression.models.distillation.distill import Distillation, distill
+from fedpress.compression.models.distillation.distill import distill
+from fedpress.compression.models.distillation.settings import Distillation
 from fedpress.compression.models.pruning.structural import prune_to
 from fedpress.compression.models.reproducible import reproducible
 from fedpress.compression.models.task import Examples, Task, evaluate

@@ -19,19 +19,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedpress.compression.models.distillation import data_free
-from fedpress.compression.models.distillation.distill import Distillation, Weights, distill, fit
-from fedpress.compression.models.distillation.sequence_level import Continuations, continued
+from fedpress.compression.models.distillation import data_free, settings
+from fedpress.compression.models.distillation.distill import distill, fit
+from fedpress.compression.models.distillation.sequence_level import continued
+from fedpress.compression.models.distillation.settings import Continuations, DataFree, Distillation, LossWeights
 from fedpress.compression.models.pruning import structural
 from fedpress.compression.models.reproducible import reproducible
-from fedpress.compression.models.students.budgets import Budget
 from fedpress.compression.models.students.initial_student import Start, start_of
+from fedpress.compression.models.students.settings import Budget
 from fedpress.compression.models.task import Examples, Task, evaluate
 from fedpress.simulations.tasks.digits import Digits
 from fedpress.simulations.tasks.fashion_mnist import FashionMNIST
 from fedpress.simulations.tasks.text import Text
 
-LABELS_ALONE = Weights(teacher=0.0, labels=1.0)
+LABELS_ALONE = LossWeights(teacher=0.0, labels=1.0)
 
 
 class Size(NamedTuple):
@@ -116,8 +117,8 @@ class Bench:
         settings: Distillation | None = None,
     ) -> nn.Module:
         """A distilled student; by default on the proxy data without its labels."""
-        asked = self.proxy.inputs if inputs is None else inputs
-        return distill(self.teacher, start(seed), asked, settings or self.settings, targets=targets, seed=seed)
+        views = self.proxy.inputs if inputs is None else inputs
+        return distill(self.teacher, start(seed), views, settings or self.settings, targets=targets, seed=seed)
 
     def taught(self, start: Make) -> Make:
         """The teacher's answers alone."""
@@ -135,8 +136,8 @@ class Bench:
     def rows(self, techniques: Mapping[str, Make]) -> Iterator[Row]:
         """Yield the teacher's row, then one for each technique as it is done."""
         name = str(getattr(self.task, "architecture", self.task.name))
-        found = evaluate(self.teacher, self.task, self.test).accuracy
-        yield Row(name, "the teacher", structural.parameters_of(self.teacher), found, 0.0, 1.0, 1.0, self.seconds)
+        accuracy = evaluate(self.teacher, self.task, self.test).accuracy
+        yield Row(name, "the teacher", structural.parameters_of(self.teacher), accuracy, 0.0, 1.0, 1.0, self.seconds)
         for technique, make in techniques.items():
             began = process_time()
             students = [make(seed) for seed in range(self.size.seeds)]
@@ -243,14 +244,14 @@ def without_data(task: Task, size: Size) -> Iterator[Row]:
         drawn = torch.rand(len(bench.proxy.inputs), *shape, generator=torch.Generator().manual_seed(seed))
         return bench.student(start, seed, inputs=drawn)
 
-    def made_up(recipe: data_free.DataFree, seed: int) -> nn.Module:
+    def without_data(recipe: DataFree, seed: int) -> nn.Module:
         recipe = replace(recipe, examples=len(bench.proxy.inputs))
-        made = data_free.synthesize(bench.teacher, shape, recipe, student=start(seed), seed=seed)
-        return bench.student(start, seed, inputs=made)
+        inputs = data_free.synthesize(bench.teacher, shape, recipe, student=start(seed), seed=seed)
+        return bench.student(start, seed, inputs=inputs)
 
     yield from bench.rows(
         {"proxy data": bench.taught(start), "uniform noise": noise}
-        | {name: partial(made_up, recipe) for name, recipe in data_free.RECIPES.items()}
+        | {name: partial(without_data, recipe) for name, recipe in settings.RECIPES.items()}
     )
 
 
@@ -278,7 +279,7 @@ def transformer(size: Size) -> Iterator[Row]:
             "half the layers, labels alone": bench.untaught(half),
             "half the layers": bench.taught(half),
             "half the layers, attention maps": partial(
-                bench.student, half, settings=replace(bench.settings, weights=Weights(attention=1.0))
+                bench.student, half, settings=replace(bench.settings, weights=LossWeights(attention=1.0))
             ),
             "half the layers, all cut": bench.taught(cut),
             "vit-small, fresh": bench.taught(partial(bench.start, architecture="vit-small")),

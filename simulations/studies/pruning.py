@@ -11,20 +11,24 @@ import argparse
 import copy
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict, astuple
 from pathlib import Path
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 
-from fedpress.compression.models.distillation.distill import Distillation
+from fedpress.compression.models import masks
+from fedpress.compression.models.distillation.settings import Distillation
 from fedpress.compression.models.pruning import fine_tuning, sparse_kernels, structural, weights
 from fedpress.compression.models.pruning.fine_tuning import FineTune
 from fedpress.compression.models.pruning.importance import Criterion
-from fedpress.compression.models.pruning.schedule import Pruned, Pruning, Step, prune
+from fedpress.compression.models.pruning.schedule import PruningResult, prune
+from fedpress.compression.models.pruning.settings import Pruning
 from fedpress.compression.models.reproducible import reproducible
+from fedpress.compression.models.step import LayerTiming, PruningStep
 from fedpress.compression.models.task import Task, evaluate
 from fedpress.simulations.studies import distillation
 from fedpress.simulations.tasks import registry
@@ -34,6 +38,7 @@ class Variant(NamedTuple):
     """A way of pruning.
 
     Attributes:
+        removed_fraction: How much, as of `schedule.prune`.
         settings: How.
         baseline: The row of the same size that it is compared with.
         trained_on: What trains between the steps: "teacher", distillation; "answers", the teacher's classes as labels,
@@ -41,6 +46,7 @@ class Variant(NamedTuple):
             in the end the ticket's mask is trained from other weights: its control.
     """
 
+    removed_fraction: float | Literal["auto"]
     settings: Pruning
     baseline: str = ""
     trained_on: str = "teacher"
@@ -54,21 +60,22 @@ class Setup(NamedTuple):
 
 
 def variants(channels: float, weights: float, epochs: int, teacher_epochs: int) -> dict[str, Variant]:
-    """The rows of a task: channels and single weights removed to the ratios given, `epochs` of training each."""
+    """The rows of a task: channels and single weights removed in the parts given, `epochs` of training each."""
     each: dict[str, Any] = {"fine_tune_epochs": epochs // 3, "steps": 3}
 
     def structural(baseline: str, trained_on: str = "teacher", **changes: Any) -> Variant:
-        fields: dict[str, Any] = {"ratio": channels, "fine_tune_epochs": epochs}
-        return Variant(Pruning(**fields | changes), baseline, trained_on)
+        fields: dict[str, Any] = {"removed_fraction": channels, "fine_tune_epochs": epochs} | changes
+        return Variant(fields.pop("removed_fraction"), Pruning(**fields), baseline, trained_on)
 
     def single(baseline: str, trained_on: str = "teacher", **changes: Any) -> Variant:
-        fields: dict[str, Any] = {"granularity": "weights", "ratio": weights}
+        fields: dict[str, Any] = {"granularity": "weights", "removed_fraction": weights}
         return structural(baseline, trained_on, **fields | changes)
 
     lasso: dict[str, Any] = {"penalty": "group_lasso", "penalty_epochs": epochs, "penalty_weight": 1e-5}
-    one: dict[str, Any] = {"penalty": "l1", "penalty_epochs": epochs, "penalty_weight": 1e-4}
+    lone: dict[str, Any] = {"penalty": "l1", "penalty_epochs": epochs, "penalty_weight": 1e-4}
     ticket: dict[str, Any] = {"schedule": "lottery", "steps": 3, "fine_tune_epochs": teacher_epochs}
-    automatic: dict[str, Any] = {"ratio": "auto", "schedule": "iterative", "tolerance": 0.01} | each | {"steps": 6}
+    automatic: dict[str, Any] = {"removed_fraction": "auto", "schedule": "iterative", "tolerance": 0.01}
+    automatic |= each | {"steps": 6}
     return {
         "channels: random": structural("", importance="random"),
         "channels: l1": structural("channels: random", importance="l1"),
@@ -90,10 +97,10 @@ def variants(channels: float, weights: float, epochs: int, teacher_epochs: int) 
         "weights: lamp, global": single("weights: l1, global", importance="lamp", ranking="global"),
         "weights: l1, iterative": single("weights: l1", importance="l1", schedule="iterative", **each),
         "weights: l1, cubic": single("weights: l1", importance="l1", schedule="cubic", **each),
-        "weights: no penalty": single("", "answers", **one | {"penalty_weight": 1e-12}),
-        "weights: l1 penalty": single("weights: no penalty", "answers", **one),
-        "weights: 2:4, random": single("", granularity="2:4", ratio=0.5, importance="random"),
-        "weights: 2:4": single("weights: 2:4, random", granularity="2:4", ratio=0.5),
+        "weights: no penalty": single("", "answers", **lone | {"penalty_weight": 1e-12}),
+        "weights: l1 penalty": single("weights: no penalty", "answers", **lone),
+        "weights: 2:4, random": single("", granularity="2:4", removed_fraction=0.5, importance="random"),
+        "weights: 2:4": single("weights: 2:4, random", granularity="2:4", removed_fraction=0.5),
         "weights: lottery, fresh weights": single("", "fresh", **ticket),
         "weights: lottery": single("weights: lottery, fresh weights", "labels", **ticket),
         "weights: auto, 1 point": single("", **automatic),
@@ -126,7 +133,7 @@ class Row(NamedTuple):
     accuracy: float
     spread: float
     seconds: float
-    steps: tuple[Step, ...]
+    steps: tuple[PruningStep, ...]
 
 
 def study(task: Task, setup: Setup, seeds: int, only: str, kept: Path | None = None) -> Iterator[Row]:
@@ -141,22 +148,22 @@ def study(task: Task, setup: Setup, seeds: int, only: str, kept: Path | None = N
         if not name.startswith(only):
             continue
         began = perf_counter()
-        found = [carry_out(task, fresh, teacher, variant, seed) for seed in range(seeds)]
+        results = [carry_out(task, fresh, teacher, variant, seed) for seed in range(seeds)]
         seconds = (perf_counter() - began) / seeds
-        accuracies = [evaluate(each.model, task, splits.test).accuracy for each in found]
+        accuracies = [evaluate(each.model, task, splits.test).accuracy for each in results]
         yield Row(
             name,
             variant.baseline,
-            float(np.mean([[step.parameters for step in each.steps if step.taken][-1] for each in found])),
-            float(np.mean([structural.flops_of(each.model, example) for each in found])),
+            float(np.mean([[step.parameters for step in each.steps if step.taken][-1] for each in results])),
+            float(np.mean([structural.flops_of(each.model, example) for each in results])),
             float(np.mean(accuracies)),
             float(np.std(accuracies)),
             seconds,
-            found[0].steps,
+            results[0].steps,
         )
 
 
-def carry_out(task: Task, fresh: nn.Module, teacher: nn.Module, variant: Variant, seed: int) -> Pruned:
+def carry_out(task: Task, fresh: nn.Module, teacher: nn.Module, variant: Variant, seed: int) -> PruningResult:
     """Prune the teacher in one of the ways; of the lottery's control, the mask is the ticket's and the weights new."""
     splits = task.data()
     answers = fine_tuning.answered(teacher, splits.proxy.inputs)
@@ -167,8 +174,9 @@ def carry_out(task: Task, fresh: nn.Module, teacher: nn.Module, variant: Variant
         "fresh": fine_tuning.training(task, splits.train),
     }
     fine_tune = trainers[variant.trained_on]
-    found = prune(
+    result = prune(
         teacher,
+        variant.removed_fraction,
         variant.settings,
         task=task,
         examples=answers,
@@ -178,13 +186,13 @@ def carry_out(task: Task, fresh: nn.Module, teacher: nn.Module, variant: Variant
         seed=seed,
     )
     if variant.trained_on != "fresh":
-        return found
-    assert found.masks is not None
+        return result
+    assert result.masks is not None
     with reproducible(1_000 + seed):
         other = task.model()
     epochs = variant.settings.fine_tune_epochs
-    model = weights.train_within(other, found.masks, lambda masked: fine_tune(masked, epochs=epochs, seed=seed))
-    return found._replace(model=model)
+    model = masks.train_within(other, result.masks, lambda masked: fine_tune(masked, epochs=epochs, seed=seed))
+    return result._replace(model=model)
 
 
 def trained_teacher(task: Task, epochs: int, kept: Path | None) -> tuple[nn.Module, nn.Module]:
@@ -206,7 +214,7 @@ class Execution(NamedTuple):
 
     density: float
     batch: int
-    timing: sparse_kernels.Timing
+    timing: LayerTiming
 
 
 def execution(task: Task, teacher: nn.Module) -> Iterator[Execution]:
@@ -214,12 +222,12 @@ def execution(task: Task, teacher: nn.Module) -> Iterator[Execution]:
     inputs = task.data().proxy.inputs
     for density in (0.1, 0.02, 0.005):
         model = copy.deepcopy(teacher).eval()
-        weights.apply(model, weights.by_importance(model, density, Criterion(ranking="global")))
+        masks.apply(model, weights.by_importance(model, density, Criterion(ranking="global")))
         for batch in (1, 64):
             found, timings = sparse_kernels.faster(model, inputs[:batch])
             yield from (Execution(density, batch, timing) for timing in timings)
             before, after = (sparse_kernels.milliseconds(each, inputs[:batch], 0.2) for each in (model, found))
-            whole = sparse_kernels.Timing("the model", density, before, after, "sparse" if after < before else "dense")
+            whole = LayerTiming("the model", density, before, after, "sparse" if after < before else "dense")
             yield Execution(density, batch, whole)
 
 
@@ -228,12 +236,12 @@ def print_execution(task: Task, teacher: nn.Module, path: Path | None) -> None:
     print(f"{'left':>5} {'batch':>5}  {'layer':10} {'density':>8} {'dense ms':>9} {'sparse ms':>9}  kept")
     rows = []
     for row in execution(task, teacher):
-        layer, density, dense, sparse, chosen = row.timing
+        layer, density, dense, sparse, chosen = astuple(row.timing)
         print(
             f"{row.density:5.1%} {row.batch:5}  {layer:10} {density:8.2%} {dense:9.3f} {sparse:9.3f}  {chosen}",
             flush=True,
         )
-        rows.append({"left": row.density, "batch": row.batch} | row.timing._asdict())
+        rows.append({"left": row.density, "batch": row.batch} | asdict(row.timing))
     if path is not None:
         path.write_text(json.dumps(rows, indent=1) + "\n")
 
@@ -264,8 +272,8 @@ def main() -> None:
             flush=True,
         )
         if given.json is not None:
-            found = [each._asdict() | {"steps": [step._asdict() for step in each.steps]} for each in rows]
-            given.json.write_text(json.dumps(found, indent=1) + "\n")
+            figures = [each._asdict() | {"steps": [asdict(step) for step in each.steps]} for each in rows]
+            given.json.write_text(json.dumps(figures, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -26,11 +26,12 @@ from torch import nn
 from fedpress.client import probe
 from fedpress.compression.models import cost
 from fedpress.compression.models.bundles import writer
-from fedpress.compression.models.distillation.distill import Distillation, distill
+from fedpress.compression.models.distillation.distill import distill
+from fedpress.compression.models.distillation.settings import Distillation
 from fedpress.compression.models.quantization import quantize
+from fedpress.compression.models.step import CandidateResult
 from fedpress.compression.models.students import budgets, search
-from fedpress.compression.models.students.budgets import Budget
-from fedpress.compression.models.students.search import Candidate, Search
+from fedpress.compression.models.students.settings import Budget, Search
 from fedpress.compression.models.students.widths import Widths
 from fedpress.compression.models.task import Task, evaluate
 from fedpress.simulations.runs import probe_tiers
@@ -63,7 +64,7 @@ class Row:
     validation: float
     test: float
     seconds: float
-    candidates: tuple[Candidate, ...] = ()
+    candidates: tuple[CandidateResult, ...] = ()
 
 
 def study(task: Task, teacher: nn.Module, setup: Setup, settings: Search, seed: int) -> Iterator[Row]:
@@ -75,12 +76,12 @@ def study(task: Task, teacher: nn.Module, setup: Setup, settings: Search, seed: 
     for most in setup.budgets:
         for how in ("pruned", "auto"):
             began = process_time()
-            tried: tuple[Candidate, ...] = ()
+            tried: tuple[CandidateResult, ...] = ()
             if how == "pruned":
                 start = budgets.student_of(teacher, example, Budget(bundle_bytes=most))
             else:
-                found = search.search(teacher, task, Budget(bundle_bytes=most), settings, distillation, seed=seed)
-                start, tried = found.student, found.candidates
+                outcome = search.search(teacher, task, Budget(bundle_bytes=most), settings, distillation, seed=seed)
+                start, tried = outcome.student, outcome.candidates
             learner = distill(teacher, start, proxy, distillation, seed=seed)
             seconds = process_time() - began
             small, weights = quantize.quantized_copy(learner), quantize.quantize(learner)
@@ -143,12 +144,12 @@ class Latency:
 def latencies(task: Task, count: int = 6, seed: int = 1) -> list[Latency]:
     """Time students of drawn widths here, beside what a probe with the task's family of models says."""
     model, example = task.model(), task.data().proxy.inputs[:1]
-    found = probe.measure({name: (one, example) for name, one in probe_tiers.family(model, example).items()})
+    device = probe.measure({name: (version, example) for name, version in probe_tiers.family(model, example).items()})
     versions, draw, rows = Widths(model, example), np.random.default_rng(seed), []
     for _ in range(count):
         kept = {name: max(1, round(most * draw.uniform(0.05, 0.9))) for name, most in versions.layers.items()}
         made = versions.pruned(kept)
-        measured, predicted = probe.latency_ms(made, example), found.speed.latency_ms(cost.cost_of(made, example))
+        measured, predicted = probe.latency_ms(made, example), cost.cost_of(made, example).latency_ms(device.speed)
         name = " x ".join(map(str, kept.values()))
         rows.append(Latency(name, measured, predicted, predicted / measured - 1))
     return rows
@@ -187,8 +188,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.plot:
         from fedpress.simulations.report import figures
 
-        tried = [one for row in rows for one in row.candidates if one.accuracy is not None]
-        points = [figures.Tried(one.cost, one.accuracy, one.uniform, one.chosen) for one in tried]
+        tried = [candidate for row in rows for candidate in row.candidates if candidate.accuracy is not None]
+        points = [
+            figures.Tried(candidate.cost, candidate.accuracy, candidate.uniform, candidate.chosen)
+            for candidate in tried
+        ]
         given.plot.write_text(figures.pareto(points, "bytes of the bundle").svg(), encoding="utf-8")
 
 

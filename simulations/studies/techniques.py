@@ -21,11 +21,13 @@ from torch import Tensor, nn
 
 from fedpress.compression.models import class_accuracy
 from fedpress.compression.models.distillation import teacher_assistants, teachers
-from fedpress.compression.models.distillation.distill import Distillation, Weights, distill
+from fedpress.compression.models.distillation.distill import distill
+from fedpress.compression.models.distillation.settings import Assistants, Distillation, LossWeights
 from fedpress.compression.models.pruning import structural
 from fedpress.compression.models.task import Examples, Task, evaluate
 from fedpress.server.app import Plan
 from fedpress.server.fusion.client_ensemble import ClientModels, Fusion
+from fedpress.server.fusion.settings import FedDF
 from fedpress.simulations.runs import runner
 from fedpress.simulations.scenario.scenario import Scenario
 
@@ -108,7 +110,7 @@ class Lab:
             self.pruned,
             self.task.data().proxy.inputs,
             self.settings,
-            teacher_assistants.Assistants(dense=dense),
+            Assistants(dense=dense),
             parameters=structural.parameters_of(self.teacher),
             make=self.smaller,
             seed=seed,
@@ -128,7 +130,7 @@ class Lab:
             accuracies = [evaluate(student, self.task, splits.test).accuracy for student in students]
             pairs = list(zip(of, students, strict=True))
             worst = [class_accuracy.compare(*pair, self.task, splits.test).worst.lost for pair in pairs]
-            agree = [float((answered(one, many) == answered(other, many)).float().mean()) for one, other in pairs]
+            agree = [float((answered(first, many) == answered(second, many)).float().mean()) for first, second in pairs]
             yield Outcome(
                 part,
                 name,
@@ -161,17 +163,18 @@ def study(lab: Lab, seeds: int, federations: Mapping[str, Scenario], parts: Coll
 def central(lab: Lab) -> dict[str, dict[str, Make]]:
     """What is compared, part by part, with a teacher that was trained centrally; the first of each is the baseline."""
     make = partial(partial, lab.student)
-    alone = Weights(teacher=0.0, labels=1.0)
+    alone = LossWeights(teacher=0.0, labels=1.0)
+    own_past = replace(alone, mean_teacher=1.0)
     tail = long_tailed(lab.task.data().proxy)
     return {
         "loss": {
             "answers (KL) alone": make(),
-            "features (FitNets)": make(weights=Weights(features=0.1)),
-            "attention transfer": make(weights=Weights(transfer=10.0)),
-            "early exits": make(weights=Weights(exits=0.3)),
+            "features (FitNets)": make(weights=LossWeights(features=0.1)),
+            "attention transfer": make(weights=LossWeights(attention_transfer=10.0)),
+            "early exits": make(weights=LossWeights(early_exits=0.3)),
             "noise on the inputs": make(noise=0.05),
-            "own past (mean teacher)": make(weights=Weights(past=1.0)),
-            "own past, noise": make(weights=Weights(past=1.0), noise=0.05),
+            "own past (mean teacher)": make(weights=LossWeights(mean_teacher=1.0)),
+            "own past, noise": make(weights=LossWeights(mean_teacher=1.0), noise=0.05),
             "assistants, a chain": partial(lab.through, dense=False),
             "assistants, dense": partial(lab.through, dense=True),
         },
@@ -180,7 +183,7 @@ def central(lab: Lab) -> dict[str, dict[str, Make]]:
             "100 labels, teacher": make(labels=True, labeled=100),
             "all labels, teacher": make(labels=True),
             "100 labels, no teacher": make(labels=True, labeled=100, weights=alone),
-            "100 labels, own past": make(labels=True, labeled=100, weights=alone._replace(past=1.0), noise=0.05),
+            "100 labels, own past": make(labels=True, labeled=100, weights=own_past, noise=0.05),
             "all labels, no teacher": make(labels=True, weights=alone),
         },
         "long tail": {
@@ -212,15 +215,15 @@ class Federated(NamedTuple):
 def with_clients(lab: Lab, part: str, scenario: Scenario, seeds: int) -> Iterator[Outcome]:
     """FedDF: students of the ensemble of the last round's client models, and a global model that is refined by it."""
     proxy = lab.task.data().proxy.inputs
-    fusion = Fusion(lab.task.model(), proxy, Distillation(epochs=5, learning_rate=1e-3, temperature=1.0))
+    fusion = Fusion(lab.task.model(), proxy, FedDF(epochs=5, learning_rate=1e-3, temperature=1.0))
     runs = []
     for name, fused in (("global model", None), ("global model, fused each round", fusion)):
         began = perf_counter()
         made = [federated(scenario.model_copy(update={"seed": seed + 1}), fused) for seed in range(seeds)]
         runs.append(made)
-        found = [run.accuracy for run in made]
+        accuracies = [run.accuracy for run in made]
         seconds = (perf_counter() - began) / seeds
-        yield Outcome(part, name, float(np.mean(found)), float(np.std(found)), 0.0, 1.0, seconds)
+        yield Outcome(part, name, float(np.mean(accuracies)), float(np.std(accuracies)), 0.0, 1.0, seconds)
 
     def taught(run: Federated, teacher: nn.Module | teachers.Teacher, seed: int) -> nn.Module:
         return replace(lab, teacher=run.model).student(seed, teacher=teacher)

@@ -73,7 +73,7 @@ def _find(path: str, folder: str | Path | None) -> type[Task]:
 
     name, _, attribute = path.partition(":")
     try:
-        module = _import(name, folder)
+        module = load_module(name, folder)
     except ModuleNotFoundError as error:
         if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
             raise TaskError(
@@ -92,7 +92,17 @@ def _find(path: str, folder: str | Path | None) -> type[Task]:
     return found
 
 
-def _import(name: str, folder: str | Path | None) -> Any:
+def load_module(name: str, folder: str | Path | None) -> Any:
+    """Import a module of one's own.
+
+    Args:
+        name: With dots, as Python has it.
+        folder: Where it is looked for before the Python path; None: there alone.
+
+    Raises:
+        TaskError: It has the name of a module of the standard library.
+        ModuleNotFoundError: There is none.
+    """
     if folder is None:
         return importlib.import_module(name)
     place = str(Path(folder).resolve())
@@ -100,7 +110,7 @@ def _import(name: str, folder: str | Path | None) -> Any:
     beside = [Path(place, f"{top}.py"), Path(place, top, "__init__.py")]
     if any(map(Path.exists, beside)):
         if top in sys.stdlib_module_names:
-            raise TaskError(f"task module {top!r} has the name of a standard-library module; rename {beside[0]}")
+            raise TaskError(f"module {top!r} has the name of a standard-library module; rename {beside[0]}")
         loaded = sys.modules.get(top)
         if loaded is not None and Path(loaded.__file__ or "").resolve() not in beside:
             # Two scenarios in one process may each have their own task.py: the one beside this scenario is meant.

@@ -36,7 +36,7 @@ def test_what_is_measured_is_there_and_possible(measured: Probe) -> None:
     times = {one.name: one.measured_ms for one in measured.models}
     assert 0 < times["mlp of 16"] < times["cnn of 64, 3x3, on 32x32"]
     for one in measured.models:
-        assert one.predicted_ms == measured.speed.latency_ms(one.cost)
+        assert one.predicted_ms == one.cost.latency_ms(measured.speed)
 
 
 def test_measuring_leaves_torch_as_it_was() -> None:

@@ -17,8 +17,6 @@ Layout of version 2, little-endian; lengths in bytes:
     | ... | ONNX: zlib of a model to run (`onnx_export`) |
     | 64 | signature, if there is one: Ed25519 of the 22 bytes and of manifest, weights and ONNX as they stand |
 
-Version 1 is read as well (`bundle_v1`).
-
 The SHA-256 finds damage. Only a signature, checked with a key that came another way, says who made the file. Ed25519:
 S. Josefsson, I. Liusvaara, RFC 8032, 2017.
 """
@@ -33,7 +31,6 @@ from typing import Final, NamedTuple
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from fedpress.compression.models.bundles import bundle_v1
 from fedpress.compression.models.bundles.errors import (
     BadMagic,
     BundleError,
@@ -62,11 +59,10 @@ class Parts(NamedTuple):
     """A file whose lengths, checksum and signature are right.
 
     Attributes:
-        format: Version of the format, 1 or 2.
+        format: Version of the format.
         manifest: JSON, unpacked.
         weights: As they stand in the file.
         onnx: Unpacked; empty if there is none.
-        plain_bytes: In version 1, what the weights come to unpacked.
         signed: Whether there is a signature.
     """
 
@@ -74,7 +70,6 @@ class Parts(NamedTuple):
     manifest: bytes
     weights: bytes
     onnx: bytes
-    plain_bytes: int
     signed: bool
 
 
@@ -119,27 +114,23 @@ def unpack(data: bytes, public_key: bytes | None = None) -> Parts:
         raise BadMagic(
             f"the file begins with {data[: len(MAGIC)]!r}, a bundle with {MAGIC!r}: is this another kind of file?"
         )
-    found = data[len(MAGIC)] if len(data) > len(MAGIC) else VERSION
-    if found not in (1, VERSION):
-        raise UnsupportedVersion(f"format version {found}, expected 1 or {VERSION}: made by a newer fedpress?")
-    header = bundle_v1.HEADER if found == 1 else HEADER
-    start = header.size + DIGEST_BYTES
+    version = data[len(MAGIC)] if len(data) > len(MAGIC) else VERSION
+    if version != VERSION:
+        raise UnsupportedVersion(f"format version {version}, expected {VERSION}: made by another fedpress?")
+    start = HEADER.size + DIGEST_BYTES
     if len(data) < start:
         raise Truncated(f"{len(data)} bytes, but the header alone has {start}: was the download cut off?")
-    fields = header.unpack_from(data)[2:]
-    packed_bytes, coded_bytes, deflated_bytes, plain_bytes, signed = (
-        (fields[0], fields[1], 0, fields[2], 0) if found == 1 else fields
-    )
+    _, _, packed_bytes, coded_bytes, deflated_bytes, onnx_bytes, signed = HEADER.unpack_from(data)
     if signed > 1:
         raise UnsupportedVersion(f"flag {signed}, expected 0 or 1: made by a newer fedpress?")
     if (
         packed_bytes > MAX_MANIFEST_BYTES
         or coded_bytes > MAX_WEIGHTS_BYTES
-        or max(deflated_bytes, plain_bytes) > (MAX_WEIGHTS_BYTES if found == 1 else MAX_ONNX_BYTES)
+        or max(deflated_bytes, onnx_bytes) > MAX_ONNX_BYTES
     ):
         raise TooLarge(
             f"announces a manifest of {packed_bytes:,} bytes, weights of {coded_bytes:,}, ONNX of {deflated_bytes:,}"
-            f" ({plain_bytes:,} decoded): at most {MAX_MANIFEST_BYTES:,}, {MAX_WEIGHTS_BYTES:,} and"
+            f" ({onnx_bytes:,} decoded): at most {MAX_MANIFEST_BYTES:,}, {MAX_WEIGHTS_BYTES:,} and"
             f" {MAX_ONNX_BYTES:,} are allowed; is the header damaged?"
         )
     content = start + packed_bytes + coded_bytes + deflated_bytes
@@ -148,15 +139,15 @@ def unpack(data: bytes, public_key: bytes | None = None) -> Parts:
         raise Truncated(f"{len(data):,} bytes, but the header announces {end:,}: was the download cut off?")
     if len(data) > end:
         raise TrailingBytes(f"{len(data):,} bytes, but the header announces {end:,}: were two files joined?")
-    digest = hashlib.sha256(data[: header.size])
+    digest = hashlib.sha256(data[: HEADER.size])
     digest.update(data[start:])
-    if digest.digest() != data[header.size : start]:
+    if digest.digest() != data[HEADER.size : start]:
         raise ChecksumMismatch("the file's SHA-256 is not the one in its header: damaged on the way; download it again")
     if public_key is not None:
         if not signed:
             raise NotSigned("the bundle carries no signature, and one is asked for: is it from somebody else?")
         try:
-            message = data[: header.size] + data[start:content]
+            message = data[: HEADER.size] + data[start:content]
             Ed25519PublicKey.from_public_bytes(public_key).verify(data[content:], message)
         except InvalidSignature:
             raise WrongSignature(
@@ -164,8 +155,8 @@ def unpack(data: bytes, public_key: bytes | None = None) -> Parts:
             ) from None
     middle, last = start + packed_bytes, start + packed_bytes + coded_bytes
     manifest = inflate(data[start:middle], MAX_MANIFEST_BYTES, InvalidManifest)
-    onnx = inflate(data[last:content], plain_bytes, InvalidOnnx) if deflated_bytes else b""
-    return Parts(found, manifest, data[middle:last], onnx, plain_bytes, bool(signed))
+    onnx = inflate(data[last:content], onnx_bytes, InvalidOnnx) if deflated_bytes else b""
+    return Parts(version, manifest, data[middle:last], onnx, bool(signed))
 
 
 def inflate(coded: bytes, most: int, fault: type[BundleError]) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Final, TypeVar
+from typing import Final
 
 import pydantic
 
@@ -15,11 +15,10 @@ Shape = tuple[int, ...]
 TIER_NAME: Final = "[A-Za-z0-9][A-Za-z0-9_-]{0,63}"
 """Tiers name files and folders."""
 _QUANTIZED = re.compile(r"int([2-8]) by channel|int([2-8]) by ([1-9][0-9]{0,8})")
-_M = TypeVar("_M", bound=pydantic.BaseModel)
 
 
-class Common(pydantic.BaseModel):
-    """What the manifests of all versions of the format say.
+class Manifest(pydantic.BaseModel):
+    """What a student is.
 
     Attributes:
         task: Name of the task whose model was pruned.
@@ -31,6 +30,9 @@ class Common(pydantic.BaseModel):
         input_shape: Of one input, without the batch.
         input_dtype: Of the inputs, as torch writes it ("float32").
         output_shape: Of one answer, without the batch.
+        architecture: One of the task's student architectures; None: the task's own model, cut down to `shapes`.
+        schemes: How each tensor is written, in the order of writing: "int4 by channel" or "int4 by 64", the weights
+            that share a scale; "float32", "int64" or so where it is not quantized.
     """
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
@@ -44,17 +46,6 @@ class Common(pydantic.BaseModel):
     input_shape: Shape
     input_dtype: str
     output_shape: Shape
-
-
-class Manifest(Common):
-    """What a student is.
-
-    Attributes:
-        architecture: One of the task's student architectures; None: the task's own model, cut down to `shapes`.
-        schemes: How each tensor is written, in the order of writing: "int4 by channel" or "int4 by 64", the weights
-            that share a scale; "float32", "int64" or so where it is not quantized.
-    """
-
     architecture: str | None = None
     schemes: dict[str, str]
 
@@ -64,12 +55,12 @@ class Manifest(Common):
             odd = sorted(self.schemes.keys() ^ self.shapes.keys())
             raise ValueError(f"shapes and schemes differ in {odd}, expected the same tensors in both")
         for name, shape in self.shapes.items():
-            parse(shape, self.schemes[name])
+            scheme_of(shape, self.schemes[name])
         return self
 
-    def parsed(self) -> dict[str, Scheme]:
+    def tensor_schemes(self) -> dict[str, Scheme]:
         """The schemes with the shapes, in the order of writing."""
-        return {name: parse(self.shapes[name], text) for name, text in self.schemes.items()}
+        return {name: scheme_of(self.shapes[name], text) for name, text in self.schemes.items()}
 
 
 def text_of(scheme: Scheme) -> str:
@@ -81,8 +72,8 @@ def text_of(scheme: Scheme) -> str:
     return scheme.dtype or f"int{scheme.bits} by {scheme.group or 'channel'}"
 
 
-def parse(shape: Shape, text: str) -> Scheme:
-    """The inverse of `text_of`.
+def scheme_of(shape: Shape, text: str) -> Scheme:
+    """The scheme of a tensor from its shape and its words; the inverse of `text_of`.
 
     Raises:
         ValueError: The text is not one of a tensor of that shape.
@@ -97,14 +88,14 @@ def parse(shape: Shape, text: str) -> Scheme:
     return Scheme(shape, "", int(match[1] or match[2]), int(match[3] or 0))
 
 
-def validated(model: type[_M], text: bytes) -> _M:
+def parse(text: bytes) -> Manifest:
     """Return the manifest that a JSON text is.
 
     Raises:
         InvalidManifest: It is not one.
     """
     try:
-        return model.model_validate_json(text)
+        return Manifest.model_validate_json(text)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the JSON itself"

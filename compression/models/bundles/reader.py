@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import NamedTuple
 
-from fedpress.compression.models.bundles import bundle_v1, container, weight_coding
+from fedpress.compression.models.bundles import container, weight_coding
 from fedpress.compression.models.bundles import manifest as manifests
 from fedpress.compression.models.bundles.manifest import Manifest
 from fedpress.compression.models.quantization.quantized_tensor import Tensors
@@ -45,15 +45,11 @@ def open_bundle(data: bytes, public_key: bytes | None = None) -> Bundle:
         public_key: Ed25519, 32 bytes, of who must have signed it. None: whoever made it.
 
     Raises:
-        BundleError: One of its kinds for each fault; `bundle_errors` lists them.
+        BundleError: One of its kinds for each fault; `bundles.errors` lists them.
     """
     parts = container.unpack(data, public_key)
-    if parts.format == 1:
-        manifest, tensors = bundle_v1.read(parts.manifest, parts.weights, parts.plain_bytes)
-        forms = {name: "version 1" for name in tensors}
-    else:
-        manifest = manifests.validated(Manifest, parts.manifest)
-        tensors, forms = weight_coding.unpack(parts.weights, manifest.parsed())
+    manifest = manifests.parse(parts.manifest)
+    tensors, forms = weight_coding.unpack(parts.weights, manifest.tensor_schemes())
     return Bundle(
         manifest=manifest,
         weights=tensors,

@@ -94,15 +94,15 @@ def pack(tensors: Tensors, entropy_coded: bool = True) -> tuple[bytes, dict[str,
     """
     heads, runs, forms = [], [], {}
     for name, tensor in tensors.items():
-        found: list[_Run] = []
+        coded: list[_Run] = []
         if not entropy_coded:
             head = _pack_longest(tensor)
         elif isinstance(tensor, Quantized):
-            head, found = _pack_quantized(tensor)
+            head, coded = _pack_quantized(tensor)
         else:
             head = _pack_plain(tensor)
         heads.append(head)
-        runs += found
+        runs += coded
         forms[name] = FORMS[head[0]]
     symbols = np.concatenate([np.empty(0, np.int64), *(run.codes + run.table.top for run in runs)])
     string = rans.encode(symbols, [len(run.codes) for run in runs], [run.table.frequencies for run in runs])
@@ -147,14 +147,14 @@ def unpack(data: bytes, schemes: Mapping[str, Scheme]) -> tuple[Tensors, dict[st
         part - table.top
         for part, (_, table) in zip(np.split(symbols, np.cumsum(counts)[:-1]) if counts else [], tables, strict=True)
     ]
-    found: Tensors = {}
+    tensors: Tensors = {}
     for name, scheme, part in parts:
         if not isinstance(part, _Head):
-            found[name] = part
+            tensors[name] = part
             continue
-        own, runs = runs[: len(part.runs)], runs[len(part.runs) :]
-        found[name] = _restored(name, scheme, part, own)
-    return found, forms
+        codes, runs = runs[: len(part.runs)], runs[len(part.runs) :]
+        tensors[name] = _restored(name, scheme, part, codes)
+    return tensors, forms
 
 
 class _Head(NamedTuple):
@@ -302,20 +302,20 @@ def _bits(runs: list[_Run]) -> float:
 
 def _pack_scales(scales: NDArray[np.float32]) -> tuple[bytes, list[_Run]]:
     """Scales of groups of zeros are not kept: any will do."""
-    there = scales > 0
+    used = scales > 0
     floats = _floats(scales)
-    if not there.any():
+    if not used.any():
         return bytes([POWERS]) + struct.pack("<h", 0) + frequency_table.fit(np.zeros(1, np.int64)).data, [
             _Run(np.zeros(scales.size, np.int64), frequency_table.fit(np.zeros(1, np.int64)))
         ]
-    exponents = quantized_tensor.exponents(np.where(there, scales, 1))
-    if not np.array_equal(quantized_tensor.powers(exponents)[there], scales[there]):
+    exponents = quantized_tensor.exponents(np.where(used, scales, 1))
+    if not np.array_equal(quantized_tensor.powers(exponents)[used], scales[used]):
         return floats, []
-    low, high = int(exponents[there].min()), int(exponents[there].max())
+    low, high = int(exponents[used].min()), int(exponents[used].max())
     middle = (low + high) // 2
     if high - middle > frequency_table.MAX_CODE:
         return floats, []
-    offsets = np.where(there, exponents - middle, 0).ravel()
+    offsets = np.where(used, exponents - middle, 0).ravel()
     run = _Run(offsets, frequency_table.fit(offsets))
     head = bytes([POWERS]) + struct.pack("<h", middle) + run.table.data
     return (floats, []) if 8 * len(floats) < 8 * len(head) + _bits([run]) else (head, [run])

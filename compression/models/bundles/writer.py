@@ -3,14 +3,14 @@
 The file is opened without running or unpickling anything that it carries: the architecture is a list of shapes that
 a model which the receiver has already is cut down to. The ONNX part is bytes until somebody asks for it to be run.
 
-`container` has the layout of the file, `weights` that of the weights, `manifest` what is said about them, `bundle_v1`
-the version before, and `opening` verifies a file without torch. What can be wrong is in `bundle_errors`, one class for
-each fault.
+`container` has the layout of the file, `weight_coding` that of the weights, `manifest` what is said about them;
+`reader` verifies a file without torch. What can be wrong is in `errors`, one class for each fault.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -25,11 +25,12 @@ from fedpress.compression.models.bundles.errors import DoesNotFit
 from fedpress.compression.models.bundles.manifest import Manifest
 from fedpress.compression.models.bundles.reader import Bundle as Bundle
 from fedpress.compression.models.bundles.reader import open_bundle as open_bundle
-from fedpress.compression.models.quantization import quantize, quantized_tensor
-from fedpress.compression.models.quantization.quantize import Quantization
+from fedpress.compression.models.quantization import quantized_tensor
 from fedpress.compression.models.quantization.quantized_tensor import Quantized, Tensors
+from fedpress.compression.models.quantization.settings import Quantization
 from fedpress.compression.models.reproducible import reproducible
-from fedpress.compression.models.task import Task
+from fedpress.compression.models.step import Materials, Student
+from fedpress.compression.models.task import Task, evaluate
 
 MAX_INPUT_ENTRIES: Final = 1 << 24
 ROOM_BYTES: Final = 256
@@ -38,6 +39,51 @@ ROOM_BYTES: Final = 256
 INPUT_DTYPES: Final = {
     str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, torch.float64, torch.int64, torch.int32)
 }
+
+
+@dataclass(frozen=True)
+class WriteBundle:
+    """Step: the download file of a student whose weights are quantized.
+
+    Attributes:
+        onnx: Whether it holds an int8 ONNX file to run as well, with the ranges that activations have on proxy data.
+        private_key: Ed25519, 32 bytes, that it is signed with; None: it is not.
+    """
+
+    onnx: bool = False
+    private_key: bytes | None = None
+
+    def __call__(self, student: Student, materials: Materials) -> Student:
+        """Return the student with its bundle, whose size is that of its last stage.
+
+        Raises:
+            ValueError: No step before has quantized it.
+        """
+        if student.tensors is None:
+            raise ValueError("a bundle holds quantized weights: put quantize.Quantize before writer.WriteBundle")
+        splits = materials.task.data()
+        accuracy = evaluate(student.model, materials.task, splits.validation).accuracy
+        data = save(
+            student.model,
+            student.tensors,
+            materials.example,
+            task=materials.task.name,
+            tier=materials.tier,
+            version=materials.version,
+            metrics={"validation_accuracy": round(accuracy, 4)},
+            architecture=student.architecture,
+            onnx=self._runnable(student, materials) if self.onnx else None,
+            private_key=self.private_key,
+        )
+        *before, last = student.stages
+        return replace(student, bundle=data, stages=(*before, replace(last, size_bytes=len(data))))
+
+    def _runnable(self, student: Student, materials: Materials) -> bytes:
+        from fedpress.compression.models.bundles import onnx_export  # needs a package that nothing else here does
+
+        splits = materials.task.data()
+        calibration = splits.proxy.inputs if len(splits.proxy.inputs) else splits.validation.inputs
+        return onnx_export.quantize_static(onnx_export.export(student.model, materials.example), calibration[:512])
 
 
 def save(
@@ -86,7 +132,7 @@ def save(
     return container.pack(text, coded, onnx or b"", private_key)
 
 
-def largest_bytes(student: nn.Module, example_input: Tensor, settings: Quantization = quantize.DEFAULTS) -> int:
+def largest_bytes(student: nn.Module, example_input: Tensor, settings: Quantization = Quantization()) -> int:
     """The most that a student's file will come to, whatever its weights turn out to be, in bytes; without ONNX.
 
     It is the length of a real file without its entropy coding, and room for names and metrics. Where the settings ask
@@ -97,14 +143,13 @@ def largest_bytes(student: nn.Module, example_input: Tensor, settings: Quantizat
     for name, tensor in architecture.tensors(student).items():
         shape = tuple(tensor.shape)
         if not tensor.is_floating_point() or len(shape) < 2:
-            found = tensor.cpu().numpy()
-            noise[name] = draw.random(shape, np.float32) if tensor.is_floating_point() else found
+            noise[name] = draw.random(shape, np.float32) if tensor.is_floating_point() else tensor.cpu().numpy()
             continue
         codes = draw.integers(1, quantized_tensor.levels(settings.bits), shape, np.int8, endpoint=True)
         codes *= draw.choice(np.array([-1, 1], np.int8), shape)
         codes[draw.random(shape) < settings.sparsity] = 0
-        scales = draw.random((shape[0], quantized_tensor.groups_of(shape, settings.group)), np.float32)
-        noise[name] = Quantized(codes, scales, settings.bits, settings.group)
+        scales = draw.random((shape[0], quantized_tensor.groups_of(shape, settings.group_size)), np.float32)
+        noise[name] = Quantized(codes, scales, settings.bits, settings.group_size)
     made = {"task": "", "tier": "x", "version": 0, "metrics": {}}
     coded = settings.sparsity > 0
     return len(save(student, noise, example_input, **made, entropy_coded=coded)) + ROOM_BYTES  # type: ignore[arg-type]

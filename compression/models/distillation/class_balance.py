@@ -7,13 +7,8 @@ as beta goes to 1 each class does. Classes are labels where they are known, else
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
-
-Balance = Literal["none", "reweight", "resample"]
-"""Whether examples count by these weights in the loss (`reweight`) or are drawn by them (`resample`)."""
 
 
 def weights(classes: Tensor, beta: float) -> Tensor:
@@ -31,5 +26,5 @@ def weights(classes: Tensor, beta: float) -> Tensor:
     """
     _, index, counts = torch.unique(classes, return_inverse=True, return_counts=True)
     each = (1 - beta) / (1 - torch.full((1,), beta, dtype=torch.float64).pow(counts))
-    found: Tensor = each[index]
-    return (found / found.mean()).float()
+    weight: Tensor = each[index]
+    return (weight / weight.mean()).float()

@@ -1,4 +1,4 @@
-"""Inputs made up from the teacher alone, for a task that holds out no proxy data.
+"""Inputs made from the teacher alone, for a task that holds out no proxy data.
 
 `synthesize` returns inputs on which any distillation then runs as on proxy data. Either the inputs themselves are
 optimized or a generator of them, for a weighted sum of what the field asks of such inputs:
@@ -19,9 +19,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +28,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedpress.compression.errors import FedpressError
 from fedpress.compression.models.distillation import teachers
+from fedpress.compression.models.distillation.settings import DataFree
 from fedpress.compression.models.reproducible import reproducible
 
 LATENT: Final = 64
@@ -41,68 +40,7 @@ STUDENT_RATE: Final = 1e-3
 
 
 class DataFreeError(FedpressError, ValueError):
-    """No inputs can be made up for this model in this way."""
-
-
-@dataclass(frozen=True)
-class DataFree:
-    """What is optimized, and for what.
-
-    Attributes:
-        optimize: The inputs themselves, each batch for all `steps`, or a generator of them.
-        examples: How many inputs are made.
-        steps: Of Adam.
-        batch_size: Inputs in a step.
-        learning_rate: Of Adam; it falls to zero by a cosine.
-        low, high: Range of the task's inputs.
-        certainty: Weight of the teacher's cross-entropy with the class asked for ([1]) or its own first choice ([2]).
-        statistics: Weight of the distance from the batch norms' statistics [1].
-        variation: Weight of the mean absolute difference of neighboring pixels, as a part of the range [1].
-        balance: Weight of the negative entropy of the mean answer [2].
-        activation: Weight of the negative mean magnitude of what goes into the last linear layer [2].
-        disagreement: Weight of the negative L1 distance of the student's logits from the teacher's [3].
-    """
-
-    optimize: Literal["inputs", "generator"] = "inputs"
-    examples: int = 1000
-    steps: int = 200
-    batch_size: int = 100
-    learning_rate: float = 0.1
-    low: float = 0.0
-    high: float = 1.0
-    certainty: float = 1.0
-    statistics: float = 0.0
-    variation: float = 0.0
-    balance: float = 0.0
-    activation: float = 0.0
-    disagreement: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.optimize not in ("inputs", "generator"):
-            raise ValueError(f"optimize must be 'inputs' or 'generator', got {self.optimize!r}")
-        if min(self.examples, self.steps) < 1 or self.batch_size < 2:
-            raise ValueError(
-                "examples and steps must be at least 1, batch_size at least 2 (one input has no variance),"
-                f" got {self.examples}, {self.steps} and {self.batch_size}"
-            )
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
-        if not self.low < self.high:
-            raise ValueError(f"low must be below high, got {self.low} and {self.high}: the range of the task's inputs")
-        if min(weights := self._weights().values()) < 0 or not any(weights):
-            raise ValueError(f"weights must be at least 0 and one of them above, got {self._weights()}")
-
-    def _weights(self) -> dict[str, float]:
-        names = ("certainty", "statistics", "variation", "balance", "activation", "disagreement")
-        return {name: getattr(self, name) for name in names}
-
-
-RECIPES: Final[Mapping[str, DataFree]] = {
-    "deep-inversion": DataFree(statistics=1.0, variation=0.1),
-    "dafl": DataFree("generator", learning_rate=3e-3, steps=500, balance=5.0, activation=0.1),
-    "dfad": DataFree("generator", learning_rate=3e-3, steps=500, certainty=0.0, disagreement=1.0),
-}
-"""The papers' own sums, by name: [1], [2], [3]."""
+    """No inputs can be made for this model in this way."""
 
 
 def synthesize(
@@ -113,7 +51,7 @@ def synthesize(
     student: nn.Module | None = None,
     seed: int,
 ) -> Tensor:
-    """Return inputs made up from what the teacher knows, float32 (settings.examples, *shape).
+    """Return inputs made from what the teacher knows, float32 (settings.examples, *shape).
 
     Args:
         teacher: Answers with logits (N, classes); left as it is.
@@ -130,14 +68,14 @@ def synthesize(
     if settings.disagreement and student is None:
         raise DataFreeError("disagreement is with a student, got none")
     with reproducible(seed):
-        wish = _Wish(copy.deepcopy(teacher).cpu().eval().requires_grad_(False), settings)
+        objective = _Objective(copy.deepcopy(teacher).cpu().eval().requires_grad_(False), settings)
         if settings.optimize == "inputs":
-            return _optimized(wish, shape, classes, student)
-        return _generated(wish, shape, student)
+            return _optimized(objective, shape, classes, student)
+        return _generated(objective, shape, student)
 
 
 def check(teacher: nn.Module, shape: tuple[int, ...], settings: DataFree) -> int:
-    """Return the number of classes, if inputs can be made up from this model at all.
+    """Return the number of classes, if inputs can be made from this model at all.
 
     Args:
         teacher, shape, settings: As for `synthesize`.
@@ -147,21 +85,21 @@ def check(teacher: nn.Module, shape: tuple[int, ...], settings: DataFree) -> int
     """
     if settings.statistics and not _norms(teacher):
         raise DataFreeError(
-            "the model has no batch norm with running statistics, which its inputs could be made up from: choose a"
+            "the model has no batch norm with running statistics, which its inputs could be made from: choose a"
             " generator (dafl or dfad), or a model with batch norm"
         )
     try:
         answer = teachers.logits(teacher, torch.full((2, *shape), settings.low))
     except (RuntimeError, TypeError) as error:
         raise DataFreeError(
-            f"the model takes no numbers of shape {shape}: {error}; made-up inputs are for images and vectors"
+            f"the model takes no numbers of shape {shape}: {error}; inputs are made for images and vectors"
         ) from error
     if answer.ndim != 2:
         raise DataFreeError(f"the teacher answers {tuple(answer.shape[1:])} an input, expected one logit a class")
     return answer.shape[1]
 
 
-class _Wish:
+class _Objective:
     """The loss of a batch of inputs, seen by the teacher."""
 
     def __init__(self, teacher: nn.Module, settings: DataFree) -> None:
@@ -192,31 +130,31 @@ class _Wish:
             targets: The class asked for of each input, (N,); None: the teacher's first choice.
             student: Whom to disagree with.
         """
-        chosen = self.settings
+        weights = self.settings
         self._distances.clear()
         logits = self.teacher(inputs)
         loss: Tensor = logits.new_zeros(())
-        if chosen.certainty:
-            wanted = logits.argmax(dim=1) if targets is None else targets
-            loss = loss + chosen.certainty * functional.cross_entropy(logits, wanted)
-        if chosen.statistics:
-            loss = loss + chosen.statistics * torch.stack(self._distances).sum()
-        if chosen.variation and inputs.ndim == 4:
+        if weights.certainty:
+            classes = logits.argmax(dim=1) if targets is None else targets
+            loss = loss + weights.certainty * functional.cross_entropy(logits, classes)
+        if weights.statistics:
+            loss = loss + weights.statistics * torch.stack(self._distances).sum()
+        if weights.variation and inputs.ndim == 4:
             jumps = inputs.diff(dim=-1).abs().mean() + inputs.diff(dim=-2).abs().mean()
-            loss = loss + chosen.variation * jumps / (chosen.high - chosen.low)
-        if chosen.balance:
+            loss = loss + weights.variation * jumps / (weights.high - weights.low)
+        if weights.balance:
             mean = logits.softmax(dim=1).mean(dim=0)
-            loss = loss + chosen.balance * (mean * (mean + 1e-12).log()).sum()
-        if chosen.activation:
-            loss = loss - chosen.activation * self._features.abs().mean()
-        if chosen.disagreement and student is not None:
-            loss = loss - chosen.disagreement * functional.l1_loss(student(inputs), logits)
+            loss = loss + weights.balance * (mean * (mean + 1e-12).log()).sum()
+        if weights.activation:
+            loss = loss - weights.activation * self._features.abs().mean()
+        if weights.disagreement and student is not None:
+            loss = loss - weights.disagreement * functional.l1_loss(student(inputs), logits)
         return loss
 
 
-def _optimized(wish: _Wish, shape: tuple[int, ...], classes: int, student: nn.Module | None) -> Tensor:
+def _optimized(objective: _Objective, shape: tuple[int, ...], classes: int, student: nn.Module | None) -> Tensor:
     """Batches of inputs, each optimized by itself from noise; classes in equal numbers."""
-    settings = wish.settings
+    settings = objective.settings
     against = None
     if settings.disagreement and student is not None:
         against = copy.deepcopy(student).cpu().eval().requires_grad_(False)
@@ -228,16 +166,16 @@ def _optimized(wish: _Wish, shape: tuple[int, ...], classes: int, student: nn.Mo
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.steps)
         for _ in range(settings.steps):
             optimizer.zero_grad()
-            torch.autograd.backward(wish.loss(_ranged(raw, settings), targets, against))
+            torch.autograd.backward(objective.loss(_ranged(raw, settings), targets, against))
             optimizer.step()
             schedule.step()
         made.append(_ranged(raw.detach(), settings))
     return torch.cat(made)[: settings.examples]
 
 
-def _generated(wish: _Wish, shape: tuple[int, ...], student: nn.Module | None) -> Tensor:
+def _generated(objective: _Objective, shape: tuple[int, ...], student: nn.Module | None) -> Tensor:
     """Inputs of a generator, from every step of the second half of its training, a student learning beside it."""
-    settings = wish.settings
+    settings = objective.settings
     generator = _generator(shape)
     ours = torch.optim.Adam(generator.parameters(), settings.learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(ours, settings.steps)
@@ -250,13 +188,13 @@ def _generated(wish: _Wish, shape: tuple[int, ...], student: nn.Module | None) -
             for _ in range(STUDENT_STEPS):
                 with torch.no_grad():
                     inputs = _ranged(generator(torch.randn(settings.batch_size, LATENT)), settings)
-                    answers = wish.teacher(inputs)
+                    answers = objective.teacher(inputs)
                 theirs.zero_grad()
                 torch.autograd.backward(functional.l1_loss(learner(inputs), answers))
                 theirs.step()
         inputs = _ranged(generator(torch.randn(settings.batch_size, LATENT)), settings)
         ours.zero_grad()
-        torch.autograd.backward(wish.loss(inputs, None, learner))
+        torch.autograd.backward(objective.loss(inputs, None, learner))
         ours.step()
         schedule.step()
         if step >= settings.steps // 2:

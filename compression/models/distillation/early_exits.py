@@ -33,13 +33,13 @@ class Exits(nn.Module):
 
     def __init__(self, student: nn.Module, example: Tensor, classes: int) -> None:
         super().__init__()
-        found = stages.stages(student, example)
-        if len(found) < 2:
+        parts = stages.stages(student, example)
+        if len(parts) < 2:
             raise TeacherError(
-                f"weights.exits needs a student of two stages or more, {type(student).__name__} has {len(found)}; set"
-                " it to 0"
+                f"weights.early_exits needs a student of two stages or more, {type(student).__name__} has {len(parts)};"
+                " set it to 0"
             )
-        self._stages = found[:-1]
+        self._stages = parts[:-1]
         self.heads = nn.ModuleList(nn.Linear(_width(stage), classes) for stage in self._stages)
 
     def forward(self, record: Recording) -> list[Tensor]:

@@ -4,9 +4,9 @@
     ICLR 2015, equation 3: squared distance to the teacher's activations through a learned regressor. Here at the end of
     every stage, together with the other losses rather than before them, and relative to the mean square of the
     teacher's activations, so that a weight means the same for each stage.
-`transfer`: S. Zagoruyko, N. Komodakis, "Paying More Attention to Attention: Improving the Performance of Convolutional
-    Neural Networks via Attention Transfer", ICLR 2017, section 3.1: squared distance between the normalized maps of
-    where activations are large, for stages that put out maps. Needs no projection.
+`attention_transfer`: S. Zagoruyko, N. Komodakis, "Paying More Attention to Attention: Improving the Performance of
+    Convolutional Neural Networks via Attention Transfer", ICLR 2017, section 3.1: squared distance between the
+    normalized maps of where activations are large, for stages that put out maps. Needs no projection.
 `attention`: W. Wang, F. Wei, L. Dong, H. Bao, N. Yang, M. Zhou, "MiniLM: Deep Self-Attention Distillation for
     Task-Agnostic Compression of Pre-Trained Transformers", NeurIPS 2020, equation 2: the Kullback-Leibler divergence
     between attention distributions; here of layers an equal part of the way up, as X. Jiao et al., "TinyBERT:
@@ -15,23 +15,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from fedpress.compression.models.distillation import stages
+from fedpress.compression.models.distillation.settings import LossWeights
 from fedpress.compression.models.distillation.stages import Recording
 from fedpress.compression.models.distillation.teachers import TeacherError
-
-
-class HintWeights(NamedTuple):
-    """How much each counts."""
-
-    features: float = 0.0
-    transfer: float = 0.0
-    attention: float = 0.0
 
 
 class Hints(nn.Module):
@@ -41,14 +32,14 @@ class Hints(nn.Module):
         student, teacher: The two models, for their stages only.
         example: A batch as the student is called with, (N, ...).
         teacher_example: As the teacher is called with.
-        weights: Of the losses.
+        weights: Of the losses; features, attention_transfer and attention are looked at.
 
     Raises:
         TeacherError: The two have nothing in common that a weight asks for.
     """
 
     def __init__(
-        self, student: nn.Module, teacher: nn.Module, example: Tensor, teacher_example: Tensor, weights: HintWeights
+        self, student: nn.Module, teacher: nn.Module, example: Tensor, teacher_example: Tensor, weights: LossWeights
     ) -> None:
         super().__init__()
         self._weights = weights
@@ -56,7 +47,7 @@ class Hints(nn.Module):
         attends = all(any(callable(getattr(m, "maps", None)) for m in model.modules()) for model in (student, teacher))
         for name, possible, needs in (
             ("features", bool(self._pairs), "a stage of the same kind (maps, sequences or vectors)"),
-            ("transfer", any(pair[0].axes == 4 for pair in self._pairs), "maps (N, C, H, W)"),
+            ("attention_transfer", any(pair[0].axes == 4 for pair in self._pairs), "maps (N, C, H, W)"),
             ("attention", attends, "layers with a method `maps`, such as attention.SelfAttention"),
         ):
             if getattr(weights, name) and not possible:
@@ -75,12 +66,15 @@ class Hints(nn.Module):
         """The weighted sum of the losses of one batch, a scalar, from what was recorded of both models."""
         loss = torch.zeros(())
         for number, (mine, theirs) in enumerate(self._pairs):
-            own, wanted = _of_one_size(student.outputs[mine.place][1], teacher.outputs[theirs.place][1].detach())
+            ours, goal = _of_one_size(student.outputs[mine.place][1], teacher.outputs[theirs.place][1].detach())
             if self._weights.features:
-                distance = functional.mse_loss(self.projections[number](own), wanted)
-                loss = loss + self._weights.features * distance / wanted.square().mean().clamp(min=1e-8)
-            if self._weights.transfer and mine.axes == 4:
-                loss = loss + self._weights.transfer * (activity(own) - activity(wanted)).square().sum(dim=1).mean()
+                distance = functional.mse_loss(self.projections[number](ours), goal)
+                loss = loss + self._weights.features * distance / goal.square().mean().clamp(min=1e-8)
+            if self._weights.attention_transfer and mine.axes == 4:
+                loss = (
+                    loss
+                    + self._weights.attention_transfer * (activity(ours) - activity(goal)).square().sum(dim=1).mean()
+                )
         if self._weights.attention:
             loss = loss + self._weights.attention * _attention(student.maps(), teacher.maps())
         return loss
@@ -104,7 +98,7 @@ def attention_divergence(student: Tensor, teacher: Tensor) -> Tensor:
 
 def _attention(student: list[Tensor], teacher: list[Tensor]) -> Tensor:
     pairs = stages.aligned(len(student), len(teacher))
-    return torch.stack([attention_divergence(student[one], teacher[other]) for one, other in pairs]).mean()
+    return torch.stack([attention_divergence(student[first], teacher[second]) for first, second in pairs]).mean()
 
 
 def _of_one_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:

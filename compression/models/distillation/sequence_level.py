@@ -5,42 +5,18 @@ sequences that the teacher makes, in place of those of the data. There the likel
 here the likeliest next character is taken each time (temperature 0), or one is drawn.
 
 Distillation on the given sequences is prompt-level (the paper's section 3.1, word-level): the teacher's distribution at
-every place. On `continued` it is sequence-level: with Weights(teacher=0, labels=1) from the teacher's characters alone,
-as in the paper, else from its distribution at every place of what it wrote.
+every place. On `continued` it is sequence-level: with LossWeights(teacher=0, labels=1) from the teacher's characters
+alone, as in the paper, else from its distribution at every place of what it wrote.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
+from fedpress.compression.models.distillation.settings import Continuations
 from fedpress.compression.models.reproducible import reproducible
 from fedpress.compression.models.task import Examples
-
-
-@dataclass(frozen=True)
-class Continuations:
-    """How the teacher goes on.
-
-    Attributes:
-        prompt: Characters that are kept of each sequence.
-        temperature: Of the draw; 0: always the likeliest.
-        copies: How often each prompt is continued.
-    """
-
-    prompt: int = 32
-    temperature: float = 1.0
-    copies: int = 1
-
-    def __post_init__(self) -> None:
-        if self.prompt < 1 or self.copies < 1:
-            raise ValueError(f"prompt and copies must be at least 1, got {self.prompt} and {self.copies}")
-        if not self.temperature >= 0:
-            raise ValueError(f"temperature must be at least 0, got {self.temperature}; 0 takes the likeliest")
-        if self.temperature == 0 and self.copies > 1:
-            raise ValueError(f"copies is {self.copies}, but at temperature 0 all are the same; set it to 1")
 
 
 def continued(teacher: nn.Module, windows: Tensor, settings: Continuations, *, seed: int) -> Examples:

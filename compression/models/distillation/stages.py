@@ -96,20 +96,20 @@ def stages(model: nn.Module, example: Tensor) -> list[Stage]:
         outputs = list(record.outputs)
     if outputs and isinstance(output, Tensor) and outputs[-1][1].numel() == output.numel():
         outputs.pop()  # the answer itself
-    found: list[Stage] = []
+    runs: list[Stage] = []
     role, learns = None, False
     for index, (module, tensor) in enumerate(outputs):
         if tensor.ndim not in (2, 3, 4) or len(tensor) != len(example):
             continue
-        own = (tensor.ndim, tensor.shape[2:] if tensor.ndim == 4 else tensor.shape[1:-1])
-        if own != role and role is not None and not learns:
-            found.pop()
-        elif own == role:
-            found.pop()
-        learns = (own == role and learns) or any(True for _ in module.parameters())
-        role = own
-        found.append(Stage(index, tensor.ndim, tensor.shape[1 if tensor.ndim == 4 else -1]))
-    return found if learns else found[:-1]
+        resolution = (tensor.ndim, tensor.shape[2:] if tensor.ndim == 4 else tensor.shape[1:-1])
+        if resolution != role and role is not None and not learns:
+            runs.pop()
+        elif resolution == role:
+            runs.pop()
+        learns = (resolution == role and learns) or any(True for _ in module.parameters())
+        role = resolution
+        runs.append(Stage(index, tensor.ndim, tensor.shape[1 if tensor.ndim == 4 else -1]))
+    return runs if learns else runs[:-1]
 
 
 def matched(student: list[Stage], teacher: list[Stage]) -> list[tuple[Stage, Stage]]:
@@ -122,7 +122,7 @@ def matched(student: list[Stage], teacher: list[Stage]) -> list[tuple[Stage, Sta
     for axes in (4, 3, 2):
         mine = [stage for stage in student if stage.axes == axes]
         theirs = [stage for stage in teacher if stage.axes == axes]
-        pairs += [(mine[one], theirs[other]) for one, other in aligned(len(mine), len(theirs))]
+        pairs += [(mine[first], theirs[second]) for first, second in aligned(len(mine), len(theirs))]
     return pairs
 
 

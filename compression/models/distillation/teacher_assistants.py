@@ -16,26 +16,38 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from fedpress.compression import seeds
+from fedpress.compression.models import masks
 from fedpress.compression.models.distillation import distill, teachers
-from fedpress.compression.models.distillation.teachers import Teacher
+from fedpress.compression.models.distillation.settings import Assistants, Distillation
+from fedpress.compression.models.step import Materials, Student, Teacher
 
 
 @dataclass(frozen=True)
-class Assistants:
-    """When there are assistants.
+class DistillThroughAssistants:
+    """Step: as `distill.Distill`, by way of assistants where the student is much smaller than the global model.
 
     Attributes:
-        factor: How many times larger a teacher may be than what learns from it, above 1. Assistants, as few as do and
-            of sizes in equal ratios, are put between where it is more.
-        dense: Whether each model learns from all larger ones instead of from the next larger one.
+        smaller: Returns a model of at most so many parameters for an assistant to begin as, such as the global model
+            pruned (`initial_student.smaller`).
+        settings: How every model learns.
+        assistants: When there are some.
     """
 
-    factor: float = 4.0
-    dense: bool = False
+    smaller: Callable[[Materials, int], nn.Module]
+    settings: Distillation = Distillation()
+    assistants: Assistants = Assistants()
 
-    def __post_init__(self) -> None:
-        if not self.factor > 1:
-            raise ValueError(f"factor must be above 1, the size of a teacher over its student's, got {self.factor}")
+    def __call__(self, student: Student, materials: Materials) -> Student:
+        """Return the student after its distillation, with the weights zero that its masks lack."""
+        whole = sum(parameter.numel() for parameter in materials.model.parameters())
+
+        def learn(model: nn.Module) -> nn.Module:
+            return distill_through(
+                materials.teacher, model, materials.inputs, self.settings, self.assistants, parameters=whole,
+                make=lambda most: self.smaller(materials, most), targets=materials.targets, seed=materials.seed,
+            )  # fmt: skip
+
+        return student.after("distilled", masks.train_within(student.model, student.masks, learn))
 
 
 def sizes(teacher: int, student: int, factor: float) -> list[int]:
@@ -52,8 +64,8 @@ def distill_through(
     teacher: nn.Module | Teacher,
     student: nn.Module,
     inputs: Tensor,
-    settings: distill.Distillation = distill.DEFAULTS,
-    assistants: Assistants = Assistants(),  # noqa: B008 - frozen
+    settings: Distillation = Distillation(),
+    assistants: Assistants = Assistants(),
     *,
     parameters: int,
     make: Callable[[int], nn.Module],
@@ -79,8 +91,8 @@ def distill_through(
             return larger[-1]
         return teachers.Ensemble(lambda: larger, "probabilities", settings.temperature)
 
-    own = sum(parameter.numel() for parameter in student.parameters())
-    for size in sizes(parameters, own, assistants.factor):
+    smallest = sum(parameter.numel() for parameter in student.parameters())
+    for size in sizes(parameters, smallest, assistants.factor):
         drawn = seeds.derive("assistant", seed, size)
         taught = distill.distill(guide(), make(size), inputs, settings, targets=targets, seed=drawn)
         larger.append(teachers.Single(taught))

@@ -13,15 +13,14 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterable
-from typing import Literal, Protocol, get_args, runtime_checkable
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
 from fedpress.compression.errors import FedpressError
-
-Combine = Literal["logits", "probabilities", "entropy", "confidence"]
-"""How an ensemble's answers become one."""
+from fedpress.compression.models.distillation.settings import Combine as Combine
+from fedpress.compression.models.step import Teacher as Teacher
 
 BATCH = 512
 """Inputs that a teacher answers at a time."""
@@ -29,17 +28,6 @@ BATCH = 512
 
 class TeacherError(FedpressError, ValueError):
     """A teacher cannot teach what it is asked for."""
-
-
-@runtime_checkable
-class Teacher(Protocol):
-    """Answers inputs with logits.
-
-    Law: `answers` changes nothing, and its answer to an input does not depend on the others that are asked with it.
-    """
-
-    def answers(self, inputs: Tensor) -> Tensor:
-        """Return the logits of inputs (N, ...): float32, (N, classes), or (N, classes, L) for sequences."""
 
 
 class Single:
@@ -94,20 +82,20 @@ class Ensemble:
         """
         total, weight = None, torch.zeros((), dtype=torch.float64)
         for number, model in enumerate(self._models()):
-            own = (logits(model, inputs) if isinstance(model, nn.Module) else model.answers(inputs)).double()
-            if total is not None and own.shape != total.shape:
+            answer = (logits(model, inputs) if isinstance(model, nn.Module) else model.answers(inputs)).double()
+            if total is not None and answer.shape != total.shape:
                 raise TeacherError(
-                    f"the models of an ensemble must answer alike: number {number} gives {tuple(own.shape)}, those"
+                    f"the models of an ensemble must answer alike: number {number} gives {tuple(answer.shape)}, those"
                     f" before it {tuple(total.shape)}; are they of one task?"
                 )
             if self._combine == "logits":
-                total = own if total is None else total + own
+                total = answer if total is None else total + answer
                 weight = weight + 1
             else:
-                own = (own / self._temperature).log_softmax(dim=1)
-                certainty = self._certainty(own)
-                own = own + certainty.log()
-                total = own if total is None else torch.logaddexp(total, own)
+                answer = (answer / self._temperature).log_softmax(dim=1)
+                certainty = self._certainty(answer)
+                answer = answer + certainty.log()
+                total = answer if total is None else torch.logaddexp(total, answer)
                 weight = weight + certainty
         if total is None:
             raise TeacherError("an ensemble without models cannot teach; was no reply accepted yet?")

@@ -93,16 +93,16 @@ def grasp(
 
     gradient = [torch.zeros_like(parameter) for parameter in parameters]
     for batch in _batches(examples, batch_size):
-        for total, own in zip(gradient, torch.autograd.grad(value(*batch), parameters), strict=True):
-            total += own
+        for total, part in zip(gradient, torch.autograd.grad(value(*batch), parameters), strict=True):
+            total += part
     product = [torch.zeros_like(parameter) for parameter in parameters]
     for batch in _batches(examples, batch_size):
         graph = torch.autograd.grad(value(*batch), parameters, create_graph=True)
-        along = sum((one * fixed).sum() for one, fixed in zip(graph, gradient, strict=True))
+        along = sum((part * fixed).sum() for part, fixed in zip(graph, gradient, strict=True))
         assert isinstance(along, Tensor)
-        for total, one in zip(product, torch.autograd.grad(along, parameters, allow_unused=True), strict=True):
-            if one is not None:
-                total += one
+        for total, part in zip(product, torch.autograd.grad(along, parameters, allow_unused=True), strict=True):
+            if part is not None:
+                total += part
     return [(parameter * total).detach() for parameter, total in zip(parameters, product, strict=True)]
 
 

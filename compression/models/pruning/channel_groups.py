@@ -56,7 +56,7 @@ def find(model: nn.Module, example: Tensor, ignored: Collection[nn.Module] = ())
         for group in graph.get_all_groups(ignored_layers=list(ignored), root_module_types=roots)
         if _prunable(group, tied) and _has_consumer(group)
     ]
-    found = []
+    groups = []
     for group in listed:
         attention = next((attentions[dep.target.module] for dep, _ in group if dep.target.module in attentions), None)
         if attention is None or not _writes(group, attention.qkv):
@@ -67,8 +67,8 @@ def find(model: nn.Module, example: Tensor, ignored: Collection[nn.Module] = ())
             module, function = attention.out, torch_pruning.prune_linear_in_channels
             channels = attention.heads * attention.head_size
             units = torch.arange(channels).reshape(-1, attention.head_size)
-        found.append(Group(graph.get_pruning_group(module, function, list(range(channels))), units))
-    return graph, found
+        groups.append(Group(graph.get_pruning_group(module, function, list(range(channels))), units))
+    return graph, groups
 
 
 def remove(graph: Any, group: Group, worst: Tensor) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fedpress.compression.models.distillation import distill
+from fedpress.compression.models.distillation.settings import Distillation
 from fedpress.compression.models.pruning.penalties import Penalty
 from fedpress.compression.models.reproducible import reproducible
 from fedpress.compression.models.task import Examples, Task
@@ -54,7 +55,7 @@ def training(task: Task, examples: Examples, learning_rate: float = 1e-3, batch_
 
 
 def distilling(
-    teacher: nn.Module, inputs: Tensor, settings: distill.Distillation = distill.DEFAULTS, targets: Tensor | None = None
+    teacher: nn.Module, inputs: Tensor, settings: Distillation = Distillation(), targets: Tensor | None = None
 ) -> FineTune:
     """Distillation from the teacher, with the settings but for the epochs; it takes no penalty."""
 

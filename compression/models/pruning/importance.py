@@ -21,18 +21,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, get_args
 
 import torch
 import torch_pruning
 from torch import Tensor, nn
 
 from fedpress.compression.models.pruning.channel_groups import Group
+from fedpress.compression.models.pruning.settings import Importance, Ranking
 from fedpress.compression.models.reproducible import reproducible
 from fedpress.compression.models.task import Examples, Task
 
-IMPORTANCES: Final = ("l1", "l2", "taylor", "lamp", "random")
-RANKINGS: Final = ("uniform", "global", "erk")
+IMPORTANCES: Final[tuple[str, ...]] = get_args(Importance)
+RANKINGS: Final[tuple[str, ...]] = get_args(Ranking)
 
 Gradients = Mapping[str, Tensor]
 """Of each parameter, by name, the mean over batches of the gradient's magnitude."""
@@ -44,7 +45,7 @@ class Criterion(NamedTuple):
     Attributes:
         importance: One of `IMPORTANCES`.
         ranking: Among what: `uniform`, within each layer, all of which keep the same fraction; `global`, across layers;
-            `erk`, within each layer, whose densities follow Erdős–Rényi kernels (single weights only, `masks.erk`).
+            `erk`, within each layer, whose densities follow Erdős–Rényi kernels (single weights only, `weights.erk`).
         gradients: For `taylor`, as `gradients` gives them for this model.
         seed: For `random`.
     """
@@ -88,8 +89,10 @@ def gradients(model: nn.Module, task: Task, examples: Examples, batch_size: int 
         starts = range(0, len(examples.targets), batch_size)
         for start in starts:
             inputs, targets = (part[start : start + batch_size] for part in examples)
-            found = torch.autograd.grad(task.loss(probe(inputs), targets), list(parameters.values()), allow_unused=True)
-            for name, gradient in zip(parameters, found, strict=True):
+            slopes = torch.autograd.grad(
+                task.loss(probe(inputs), targets), list(parameters.values()), allow_unused=True
+            )
+            for name, gradient in zip(parameters, slopes, strict=True):
                 if gradient is not None:
                     sums[name] += gradient.abs()
         return {name: total / len(starts) for name, total in sums.items()}

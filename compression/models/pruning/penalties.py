@@ -73,8 +73,8 @@ class GroupLasso:
     def __init__(self, model: nn.Module, example_input: Tensor) -> None:
         probe = copy.deepcopy(model).cpu().eval()
         names = {id(parameter): name for name, parameter in probe.named_parameters()}
-        _, found = channel_groups.find(probe, example_input.detach().cpu())
-        self._groups = [(len(group.units), _parts(group, names)) for group in found]
+        _, groups = channel_groups.find(probe, example_input.detach().cpu())
+        self._groups = [(len(group.units), _parts(group, names)) for group in groups]
 
     def __call__(self, model: nn.Module) -> Tensor:
         """The penalty of a model, a scalar."""

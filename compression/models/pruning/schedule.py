@@ -1,10 +1,10 @@
-"""Pruning as a whole: settings, schedules, and the watch on accuracy; single steps are in `prune` and `masks`.
+"""Pruning as a whole: schedules, and the watch on accuracy; what goes is chosen in `structural` and `weights`.
 
 | schedule | what is left after part t of the way | |
 |---|---|---|
 | `one_shot` | everything at once, from the teacher | |
 | `iterative` | final^t: each step removes the same part of what is left, then trains | [1] |
-| `cubic` | 1 - ratio * (1 - (1 - t)^3): fast while there is plenty, slow in the end | [2] |
+| `cubic` | 1 - removed_fraction * (1 - (1 - t)^3): fast while there is plenty, slow in the end | [2] |
 | `lottery` | as `iterative`, but training starts from early weights again, rewound | [3], [4] |
 
 The accuracy cliff: with a `tolerance`, accuracy on validation data is watched after every step. A step that costs too
@@ -24,139 +24,70 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Final, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Final, Literal, NamedTuple
 
 from torch import Tensor, nn
 
 from fedpress.compression import seeds
-from fedpress.compression.models.pruning import importance, penalties, structural, weights
+from fedpress.compression.models import masks
+from fedpress.compression.models.distillation.settings import Distillation
+from fedpress.compression.models.masks import Masks
+from fedpress.compression.models.pruning import fine_tuning, importance, penalties, structural, weights
 from fedpress.compression.models.pruning.fine_tuning import FineTune
 from fedpress.compression.models.pruning.importance import Criterion
 from fedpress.compression.models.pruning.penalties import Penalty
-from fedpress.compression.models.pruning.weights import Masks
+from fedpress.compression.models.pruning.settings import Pruning
+from fedpress.compression.models.step import Materials, PruningStep, Student
 from fedpress.compression.models.task import Examples, Task, evaluate
 
-GRANULARITIES: Final = ("channels", "weights", "2:4")
-SCHEDULES: Final = ("one_shot", "iterative", "cubic", "lottery")
-PENALTIES: Final = ("none", "l1", "group_lasso")
 HALVINGS: Final = 3
 """How often, in all, the step may be halved; where it would have to be once more, pruning stops."""
 SMALLEST: Final = 0.01
-"""The part of the parameters that `ratio: auto` goes down to, if accuracy holds that far."""
+"""The part of the parameters that `removed_fraction: auto` goes down to, if accuracy holds that far."""
 
 
 @dataclass(frozen=True)
-class Pruning:
-    """How a model is pruned.
-
-    >>> Pruning(ratio=0.9, granularity="weights", ranking="erk", schedule="cubic", steps=4).importance
-    'l2'
-    >>> Pruning(ratio=0.9, ranking="erk")
-    Traceback (most recent call last):
-    ValueError: ranking 'erk' gives densities of single weights: granularity must be 'weights', got 'channels'
+class Prune:
+    """Step: a part of the model's parameters is removed, and what is left learns the global model's answers on the way.
 
     Attributes:
-        ratio: The part of the parameters that is removed, in (0, 1); "auto": the largest within `tolerance`.
-        granularity: What is removed: "channels" (with neurons, feed-forward columns and attention heads; the model is
-            smaller), "weights" (a mask; the model is sparse) or "2:4" (half the weights, in blocks that a GPU knows).
-        importance: What goes first, one of `importance.IMPORTANCES`.
-        ranking: Among what, one of `importance.RANKINGS`.
-        schedule: One of `SCHEDULES`; "lottery" is for weights.
-        steps: Of the schedule, 1 for "one_shot".
-        fine_tune_epochs: After each step; 0: none. For "lottery" as many as training takes.
-        tolerance: How much accuracy on validation data may be lost, a fraction such as 0.01; None: not watched.
-        penalty: Added to the loss before anything is pruned: "l1" for weights, "group_lasso" for channels, or "none".
-        penalty_weight: Of that term.
-        penalty_epochs: Of that training.
+        removed_fraction: In (0, 1), or "auto": the largest within the settings' tolerance.
+        settings: What goes first, and in which steps.
+        distillation: How it learns between them, but for the epochs.
     """
 
-    ratio: float | str = 0.5
-    granularity: str = "channels"
-    importance: str = "l2"
-    ranking: str = "uniform"
-    schedule: str = "one_shot"
-    steps: int = 1
-    fine_tune_epochs: int = 5
-    tolerance: float | None = None
-    penalty: str = "none"
-    penalty_weight: float = 1e-4
-    penalty_epochs: int = 5
+    removed_fraction: float | Literal["auto"]
+    settings: Pruning = Pruning()
+    distillation: Distillation = Distillation()
 
-    def __post_init__(self) -> None:
-        for name, allowed in (
-            ("granularity", GRANULARITIES),
-            ("importance", importance.IMPORTANCES),
-            ("ranking", importance.RANKINGS),
-            ("schedule", SCHEDULES),
-            ("penalty", PENALTIES),
-        ):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
-        if isinstance(self.ratio, str) and self.ratio != "auto":
-            raise ValueError(f"ratio must be a number in (0, 1) or 'auto', got {self.ratio!r}")
-        if not isinstance(self.ratio, str) and not 0 < self.ratio < 1:
-            raise ValueError(f"ratio is the part of the parameters removed, in (0, 1), got {self.ratio}")
-        if self.ratio == "auto" and self.tolerance is None:
-            raise ValueError("ratio 'auto' is the largest within a tolerance of accuracy, but tolerance is None")
-        if self.tolerance is not None and not 0 <= self.tolerance < 1:
-            raise ValueError(f"tolerance is a fraction in [0, 1), got {self.tolerance}; 0.01 is a point")
-        if self.schedule == "one_shot" and self.steps != 1:
-            raise ValueError(f"schedule 'one_shot' has one step, got {self.steps}; 'iterative' has more")
-        if self.steps < 1 or self.fine_tune_epochs < 0 or self.penalty_epochs < 1:
-            raise ValueError(
-                "steps and penalty_epochs must be at least 1 and fine_tune_epochs at least 0,"
-                f" got {self.steps}, {self.penalty_epochs} and {self.fine_tune_epochs}"
-            )
-        if not self.penalty_weight > 0:
-            raise ValueError(f"penalty_weight must be above 0, got {self.penalty_weight}; penalty 'none' is without")
-        if self.ranking == "erk" and self.granularity != "weights":
-            raise ValueError(
-                f"ranking 'erk' gives densities of single weights: granularity must be 'weights',"
-                f" got {self.granularity!r}"
-            )
-        if self.schedule == "lottery" and self.granularity != "weights":
-            raise ValueError(
-                f"schedule 'lottery' rewinds single weights: granularity must be 'weights', got {self.granularity!r}"
-            )
-        if self.granularity == "2:4" and (self.schedule, self.ratio, self.ranking) != ("one_shot", 0.5, "uniform"):
-            raise ValueError(
-                "granularity '2:4' removes half the weights at once, within each block of four: expected"
-                " schedule 'one_shot', ratio 0.5 and ranking 'uniform',"
-                f" got {self.schedule!r}, {self.ratio} and {self.ranking!r}"
-            )
+    def check(self, model: nn.Module, task: Task) -> None:
+        """Raise PruneError if the model cannot be traced."""
+        structural.keep_fraction(model, task.data().validation.inputs[:1], 1.0)
 
-    def kept(self, progress: float) -> float:
-        """The part of the parameters left after a part of the way, both in [0, 1].
-
-        >>> [round(Pruning(ratio=0.9, schedule="cubic", steps=3).kept(t / 3), 3) for t in range(4)]
-        [1.0, 0.367, 0.133, 0.1]
-        """
-        final = SMALLEST if isinstance(self.ratio, str) else 1 - self.ratio
-        if self.schedule == "cubic":
-            return 1 - (1 - final) * (1 - (1 - progress) ** 3)
-        kept: float = final**progress
-        return kept
+    def __call__(self, student: Student, materials: Materials) -> Student:
+        """Return the student pruned, with its masks if single weights are removed, and the curve of its accuracy."""
+        teacher, inputs, targets = materials.model, materials.inputs, materials.targets
+        proxy = Examples(inputs, targets) if targets is not None else fine_tuning.answered(teacher, inputs)
+        train = fine_tuning.distilling(teacher, inputs, self.distillation, targets)
+        if self.settings.penalty != "none":
+            train = fine_tuning.training(materials.task, proxy)
+        result = prune(
+            student.model,
+            self.removed_fraction,
+            self.settings,
+            task=materials.task,
+            examples=proxy,
+            validation=materials.task.data().validation,
+            fine_tune=train,
+            rewind=materials.early if self.settings.schedule == "lottery" else None,
+            seed=materials.seed,
+        )
+        return replace(student.after("pruned", result.model), masks=result.masks, curve=result.steps)
 
 
-class Step(NamedTuple):
-    """One step of the way; the first is the model before anything was removed.
-
-    Attributes:
-        kept: Part of the teacher's parameters that are left.
-        parameters: How many these are.
-        accuracy: On validation data after training; a fraction.
-        taken: Whether the step was kept; if not, it was undone.
-    """
-
-    kept: float
-    parameters: int
-    accuracy: float
-    taken: bool
-
-
-class Pruned(NamedTuple):
-    """What is left.
+class PruningResult(NamedTuple):
+    """What is left of a model.
 
     Attributes:
         model: Smaller, or with zeros where `masks` say so.
@@ -166,17 +97,36 @@ class Pruned(NamedTuple):
 
     model: nn.Module
     masks: Masks | None
-    steps: tuple[Step, ...]
+    steps: tuple[PruningStep, ...]
 
     @property
-    def ratio(self) -> float:
+    def removed_fraction(self) -> float:
         """The part of the parameters that was removed in the end."""
         return 1 - next(step.kept for step in reversed(self.steps) if step.taken)
 
 
+def kept(schedule: str, removed_fraction: float | Literal["auto"], progress: float) -> float:
+    """The part of the parameters left after a part of the way.
+
+    >>> [round(kept("cubic", 0.9, t / 3), 3) for t in range(4)]
+    [1.0, 0.367, 0.133, 0.1]
+
+    Args:
+        schedule: Of `Pruning`.
+        removed_fraction: In the end, in (0, 1), or "auto".
+        progress: In [0, 1].
+    """
+    final = SMALLEST if removed_fraction == "auto" else 1 - removed_fraction
+    if schedule == "cubic":
+        return 1 - (1 - final) * (1 - (1 - progress) ** 3)
+    part: float = final**progress
+    return part
+
+
 def prune(
     teacher: nn.Module,
-    settings: Pruning,
+    removed_fraction: float | Literal["auto"],
+    settings: Pruning = Pruning(),
     *,
     task: Task,
     examples: Examples,
@@ -184,12 +134,14 @@ def prune(
     fine_tune: FineTune,
     rewind: nn.Module | None = None,
     seed: int = 0,
-) -> Pruned:
-    """Carry the settings out: the same arguments give the same model.
+) -> PruningResult:
+    """Return what is left of a model once a part of its parameters is removed: the same arguments give the same model.
 
     Args:
         teacher: A trained model; untouched.
-        settings: How to prune.
+        removed_fraction: The part of the parameters that is removed, in (0, 1); "auto": the largest within the
+            settings' tolerance.
+        settings: What goes first, and in which steps.
         task: Its loss gives the gradients for `taylor`, its `correct` the accuracy.
         examples: For these gradients, with labels or a teacher's answers; the first is what models are traced with.
         validation: Where accuracy is watched.
@@ -198,25 +150,26 @@ def prune(
         seed: Of the training, and of "random".
 
     Raises:
-        BudgetError: The ratio cannot be reached.
+        BudgetError: So much cannot be removed.
         PruneError: The model cannot be pruned.
-        ValueError: A lottery ticket without what to rewind to.
+        ValueError: A lottery ticket without what to rewind to, or settings that cannot remove this part.
     """
+    settings.check(removed_fraction)
     if (settings.schedule == "lottery") != (rewind is not None):
         raise ValueError("schedule 'lottery' needs early weights to rewind to, and no other schedule takes them")
     whole = structural.parameters_of(teacher)
     run = _Run(settings, task, examples, fine_tune, rewind, seed, whole)
     before = evaluate(copy.deepcopy(teacher), task, validation).accuracy
-    steps = [Step(1.0, whole, before, True)]
+    steps = [PruningStep(1.0, whole, before, True)]
     start = run.penalized(teacher)
     best: tuple[nn.Module, Masks | None] = (start, None)
     progress, stride, attempt = 0.0, 1 / settings.steps, 0
     while progress < 1 - 1e-9 and stride * settings.steps > 2.0**-HALVINGS - 1e-9:
         attempt += 1
-        there = min(1.0, progress + stride)
+        target = min(1.0, progress + stride)
         model, mask = (start, None) if settings.schedule == "one_shot" else best
         try:
-            model, mask = run.step(model, mask, settings.kept(there), attempt)
+            model, mask = run.step(model, mask, kept(settings.schedule, removed_fraction, target), attempt)
         except structural.BudgetError:
             if settings.tolerance is None:
                 raise
@@ -225,12 +178,12 @@ def prune(
         left = structural.parameters_of(model) if mask is None else weights.parameters_left(model, mask)
         accuracy = evaluate(model, task, validation).accuracy
         taken = settings.tolerance is None or accuracy >= before - settings.tolerance
-        steps.append(Step(left / whole, left, accuracy, taken))
+        steps.append(PruningStep(left / whole, left, accuracy, taken))
         if taken:
-            best, progress = (model, mask), there
+            best, progress = (model, mask), target
         else:
             stride /= 2
-    return Pruned(*best, tuple(steps))
+    return PruningResult(*best, tuple(steps))
 
 
 class _Run(NamedTuple):
@@ -253,30 +206,30 @@ class _Run(NamedTuple):
         seed = seeds.derive("penalty", self.seed)
         return self.fine_tune(teacher, epochs=self.settings.penalty_epochs, seed=seed, penalty=weighted)
 
-    def step(self, model: nn.Module, within: Masks | None, kept: float, attempt: int) -> tuple[nn.Module, Masks | None]:
-        """Prune the model until a part `kept` of the teacher's parameters is left, and train it."""
+    def step(self, model: nn.Module, within: Masks | None, part: float, attempt: int) -> tuple[nn.Module, Masks | None]:
+        """Prune the model until a part of the teacher's parameters is left, and train it."""
         settings = self.settings
         gradients = None
         if settings.importance == "taylor":
             gradients = importance.gradients(model, self.task, self.examples)
         criterion = Criterion(settings.importance, settings.ranking, gradients, seeds.derive("random", self.seed))
-        count = round(kept * self.parameters)
+        count = round(part * self.parameters)
         if settings.granularity == "channels":
             smaller = structural.prune_to(model, self.examples.inputs[:1], count, criterion=criterion)
             return self._trained(smaller, attempt), None
         mask = self._mask(model, within, count, criterion)
         start = model if self.rewind is None else self.rewind
-        return weights.train_within(start, mask, lambda masked: self._trained(masked, attempt)), mask
+        return masks.train_within(start, mask, lambda masked: self._trained(masked, attempt)), mask
 
     def _mask(self, model: nn.Module, within: Masks | None, count: int, criterion: Criterion) -> Masks:
         if self.settings.granularity == "2:4":
             return weights.semi_structured(model, criterion)
-        covered = sum(weight.numel() for weight in weights.weights_of(model).values())
+        covered = sum(weight.numel() for weight in masks.weights_of(model).values())
         left = count - (self.parameters - covered)
         if left < 1:
             raise structural.BudgetError(
                 f"a sparse model of {count:,} parameters is impossible: the {self.parameters - covered:,} of biases and"
-                " norms are not pruned; lower the ratio"
+                " norms are not pruned; lower removed_fraction"
             )
         return weights.by_importance(model, left / covered, criterion, within)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,10 @@ from torch.utils import benchmark
 
 from fedpress.compression.errors import FedpressError
 from fedpress.compression.models.pruning import weights
+from fedpress.compression.models.step import LayerTiming, Materials, Student
+
+TIMED_SECONDS = 0.05
+"""For how long each latency of a student is measured."""
 
 
 class SparseError(FedpressError, ValueError):
@@ -67,26 +71,9 @@ class SparseConv2d(nn.Module):
         return answer.reshape(-1, count, height, places // height).transpose(0, 1)
 
 
-class Timing(NamedTuple):
-    """What a layer took for the batch given.
-
-    Attributes:
-        layer: Its name.
-        density: The part of its weights that are not zero.
-        dense_ms, sparse_ms: Milliseconds, the median of many runs on one thread.
-        chosen: "dense" or "sparse".
-    """
-
-    layer: str
-    density: float
-    dense_ms: float
-    sparse_ms: float
-    chosen: str
-
-
 def faster(
     model: nn.Module, example_input: Tensor, seconds: float = 0.2, sparse_below: float = 0.5
-) -> tuple[nn.Module, list[Timing]]:
+) -> tuple[nn.Module, list[LayerTiming]]:
     """Return the model with each layer executed in the faster way, and the times; the given one is untouched.
 
     The answers are the same up to the order of sums. Layers that are not timed stay as they are: of other kinds,
@@ -98,8 +85,8 @@ def faster(
         seconds: For how long each way is timed.
         sparse_below: The highest density that is worth a try.
     """
-    found = copy.deepcopy(model).cpu().eval()
-    inputs = _inputs_of_layers(found, example_input)
+    executed = copy.deepcopy(model).cpu().eval()
+    inputs = _inputs_of_layers(executed, example_input)
     timings = []
     for name, (layer, given) in inputs.items():
         density = float((layer.weight != 0).float().mean())
@@ -107,11 +94,18 @@ def faster(
             continue
         sparse = SparseLinear(layer) if isinstance(layer, nn.Linear) else SparseConv2d(layer)
         dense_ms, sparse_ms = milliseconds(layer, given, seconds), milliseconds(sparse, given, seconds)
-        timings.append(Timing(name, density, dense_ms, sparse_ms, "sparse" if sparse_ms < dense_ms else "dense"))
+        chosen = "sparse" if sparse_ms < dense_ms else "dense"
+        timings.append(LayerTiming(name, density, dense_ms, sparse_ms, chosen))
         if sparse_ms < dense_ms:
-            path, _, own = name.rpartition(".")
-            setattr(found.get_submodule(path), own, sparse)
-    return found, timings
+            path, _, attribute = name.rpartition(".")
+            setattr(executed.get_submodule(path), attribute, sparse)
+    return executed, timings
+
+
+def time_layers(student: Student, materials: Materials) -> Student:
+    """Step: the layers of a sparse student are timed, sparse and dense; its model stays as it is."""
+    _, timings = faster(student.model, materials.example, TIMED_SECONDS)
+    return replace(student.after("", student.model), timings=tuple(timings))
 
 
 def milliseconds(model: nn.Module, given: Tensor, seconds: float) -> float:
@@ -134,15 +128,15 @@ def semi_structured(model: nn.Module) -> nn.Module:
     """
     if not torch.cuda.is_available():
         raise SparseError("2:4 blocks are multiplied by a CUDA GPU only, and there is none; on a CPU see `faster`")
-    found = copy.deepcopy(model).half().cuda().eval()
-    for name, layer in found.named_modules():
+    executed = copy.deepcopy(model).half().cuda().eval()
+    for name, layer in executed.named_modules():
         if isinstance(layer, nn.Linear) and not layer.out_features % 32 and not layer.in_features % 64:
             if not weights.is_semi_structured(layer.weight != 0):
                 raise SparseError(
                     f"layer {name!r} has more than two weights in a block of four: prune it to 2:4 before"
                 )
             layer.weight = nn.Parameter(to_sparse_semi_structured(layer.weight.detach()), requires_grad=False)
-    return found
+    return executed
 
 
 def _compressed_rows(weight: Tensor) -> Tensor:
@@ -153,12 +147,12 @@ def _compressed_rows(weight: Tensor) -> Tensor:
 
 def _inputs_of_layers(model: nn.Module, example: Tensor) -> dict[str, tuple[nn.Linear | nn.Conv2d, Tensor]]:
     """What each linear layer and convolution is called with, by name, in the order of the pass."""
-    found: dict[str, tuple[nn.Linear | nn.Conv2d, Tensor]] = {}
+    inputs: dict[str, tuple[nn.Linear | nn.Conv2d, Tensor]] = {}
 
     def remember(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def hook(layer: nn.Module, given: tuple[Tensor, ...]) -> None:
             assert isinstance(layer, nn.Linear | nn.Conv2d)
-            found[name] = (layer, given[0])
+            inputs[name] = (layer, given[0])
 
         return hook
 
@@ -173,7 +167,7 @@ def _inputs_of_layers(model: nn.Module, example: Tensor) -> dict[str, tuple[nn.L
     finally:
         for hook in hooks:
             hook.remove()
-    return found
+    return inputs
 
 
 def _can_be_sparse(layer: nn.Linear | nn.Conv2d) -> bool:

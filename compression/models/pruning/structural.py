@@ -160,8 +160,8 @@ def layers_of(model: nn.Module, example_input: Tensor, ignored: Collection[nn.Mo
     paths = _paths(model, ignored)
     copied = copy.deepcopy(model).cpu().eval()
     kept_whole = [module for path, module in copied.named_modules() if path in paths]
-    _, found = channel_groups.find(copied, example_input.detach().cpu(), kept_whole)
-    units = {name: len(group.units) for name, group in zip(_names(copied, found), found, strict=True)}
+    _, groups = channel_groups.find(copied, example_input.detach().cpu(), kept_whole)
+    units = {name: len(group.units) for name, group in zip(_names(copied, groups), groups, strict=True)}
     return {path: units[path] for path, _ in model.named_modules() if path in units}
 
 
@@ -225,10 +225,10 @@ def _paths(model: nn.Module, layers: Collection[nn.Module]) -> set[str]:
     return {path for path, module in model.named_modules() if any(module is layer for layer in layers)}
 
 
-def _names(model: nn.Module, found: list[channel_groups.Group]) -> list[str]:
+def _names(model: nn.Module, groups: list[channel_groups.Group]) -> list[str]:
     """The layer that each group starts from."""
     paths = {module: path for path, module in model.named_modules()}
-    return [paths[group.members[0].dep.target.module] for group in found]
+    return [paths[group.members[0].dep.target.module] for group in groups]
 
 
 def _remove(
@@ -238,15 +238,15 @@ def _remove(
     kept_whole: list[nn.Module],
     criterion: Criterion,
 ) -> None:
-    graph, found = channel_groups.find(model, example, kept_whole)
-    names = _names(model, found)
+    graph, groups = channel_groups.find(model, example, kept_whole)
+    names = _names(model, groups)
     if isinstance(fraction, Mapping):
         if unknown := sorted(fraction.keys() - set(names)):
             raise PruneError(f"nothing can be removed from {unknown}; layers that can be made smaller: {sorted(names)}")
         fractions = [fraction.get(name, 1.0) for name in names]
     else:
-        fractions = [fraction] * len(found)
-    scores = importance.of_units(found, criterion)
+        fractions = [fraction] * len(groups)
+    scores = importance.of_units(groups, criterion)
     if criterion.ranking == "global":
         assert not isinstance(fraction, Mapping)  # by the check
         ranked = torch.cat(scores).argsort(stable=True)
@@ -255,7 +255,7 @@ def _remove(
         counts = [int(part.sum()) for part in torch.split(dropped, [len(score) for score in scores])]
     else:
         counts = [len(score) - round(part * len(score)) for part, score in zip(fractions, scores, strict=True)]
-    for group, score, count in zip(found, scores, counts, strict=True):
+    for group, score, count in zip(groups, scores, counts, strict=True):
         channel_groups.remove(graph, group, score.argsort(stable=True)[: min(count, len(score) - 1)])
 
 

@@ -1,7 +1,4 @@
-"""Masks of single weights: which are there; the others are zero and stay zero.
-
-A mask is a dict from the name of a parameter to a bool tensor of its shape, true where a weight is there. It covers the
-weights of at least two dimensions; biases and norms are few and stay whole.
+"""Masks of single weights by importance: which are there; the others are zero and stay zero (`masks`).
 
 Law, a property test: a mask made `within` another has nothing that the other lacks.
 
@@ -12,28 +9,15 @@ Neural Networks", arXiv:2104.08378, 2021, section 3.
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
-from fedpress.compression.errors import FedpressError
+from fedpress.compression.models.masks import Masks, check_fit, weights_of
 from fedpress.compression.models.pruning import dynamic_sparsity, importance
 from fedpress.compression.models.pruning.importance import Criterion
-
-Masks = dict[str, Tensor]
-
-
-class MaskError(FedpressError, ValueError):
-    """A mask does not fit the model, or a weight that it lacks is not zero."""
-
-
-def weights_of(model: nn.Module) -> dict[str, Tensor]:
-    """The weights that masks cover, by name, tied ones once: parameters of two or more dimensions."""
-    return {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.ndim > 1}
 
 
 def dense(model: nn.Module) -> Masks:
@@ -95,14 +79,14 @@ def by_importance(
     weights = weights_of(model)
     scores = importance.of_weights(weights, criterion)
     if within is not None:
-        _check_fit(weights, within)
+        check_fit(weights, within)
         scores = {name: score.masked_fill(~within[name], -math.inf) for name, score in scores.items()}
     if criterion.ranking == "global":
         every = torch.cat([score.flatten() for score in scores.values()])
         flags = _largest(every, round(density * len(every)))
         parts = torch.split(flags, [score.numel() for score in scores.values()])
-        found = {name: part.reshape(scores[name].shape) for name, part in zip(scores, parts, strict=True)}
-        return {name: mask | _largest(scores[name], 1) for name, mask in found.items()}
+        masks = {name: part.reshape(scores[name].shape) for name, part in zip(scores, parts, strict=True)}
+        return {name: mask | _largest(scores[name], 1) for name, mask in masks.items()}
     shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
     by_layer = erk(shapes, density) if criterion.ranking == "erk" else dict.fromkeys(shapes, density)
     return {name: _largest(score, max(1, round(by_layer[name] * score.numel()))) for name, score in scores.items()}
@@ -114,14 +98,14 @@ def semi_structured(model: nn.Module, criterion: Criterion = importance.DEFAULT)
     Neighbors are along the flattened inputs of each output; of the one to three that are left over at the end of a
     row, two stay as well. What takes no part in a matrix product as (outputs, inputs) is not covered: see `weights_of`.
     """
-    found = {}
+    masks = {}
     for name, score in importance.of_weights(weights_of(model), criterion).items():
         rows = score.flatten(1)
         padded = nn.functional.pad(rows, (0, -rows.shape[1] % 4), value=-math.inf).reshape(len(rows), -1, 4)
         best = padded.topk(2, dim=2).indices
         flags = torch.zeros(padded.shape, dtype=torch.bool).scatter_(2, best, True)
-        found[name] = flags.flatten(1)[:, : rows.shape[1]].reshape(score.shape).clone()
-    return found
+        masks[name] = flags.flatten(1)[:, : rows.shape[1]].reshape(score.shape).clone()
+    return masks
 
 
 def is_semi_structured(mask: Tensor) -> bool:
@@ -130,84 +114,8 @@ def is_semi_structured(mask: Tensor) -> bool:
     return bool((nn.functional.pad(rows, (0, -rows.shape[1] % 4)).reshape(len(rows), -1, 4).sum(2) <= 2).all())
 
 
-def apply(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
-    """Set the weights that the masks lack to zero, in place.
-
-    Raises:
-        MaskError: The masks do not fit the model.
-    """
-    weights = weights_of(model)
-    _check_fit(weights, masks)
-    for name, mask in masks.items():
-        weights[name].mul_(mask)
-
-
-def check(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
-    """Check that what the masks lack is zero in the model.
-
-    Raises:
-        MaskError: It is not, or the masks do not fit the model.
-    """
-    weights = weights_of(model)
-    _check_fit(weights, masks)
-    for name, mask in masks.items():
-        if grown := int(weights[name][~mask].count_nonzero()):
-            raise MaskError(
-                f"{grown:,} weights of {name!r} are not zero though the mask lacks them: was the model trained outside"
-                " `masks.train_within`?"
-            )
-
-
-def train_within(model: nn.Module, masks: Mapping[str, Tensor], train: Callable[[nn.Module], nn.Module]) -> nn.Module:
-    """Return what `train` makes of the model, with every weight that the masks lack zero, in the steps between too.
-
-    The model that `train` is called with computes with masked weights, and so does every deep copy of it, so gradients
-    of what is not there are zero; any way of training will do that keeps the model's structure.
-
-    Args:
-        model: Where training starts from; untouched, as are the weights outside the mask.
-        masks: Of this model.
-        train: From a model to the trained one, which may be the same object.
-
-    Raises:
-        MaskError: The masks do not fit the model.
-    """
-    plain = copy.deepcopy(model)
-    apply(plain, masks)
-    masked = copy.deepcopy(plain)
-    for name, mask in masks.items():
-        path, _, own = name.rpartition(".")
-        parametrize.register_parametrization(masked.get_submodule(path), own, _Masked(mask))
-    trained = train(masked)
-    # Filled by name: torch cannot take a parametrization off one of two copies without breaking the other.
-    with torch.no_grad():
-        for name, tensor in plain.state_dict(keep_vars=True).items():
-            path, _, own = name.rpartition(".")
-            tensor.copy_(getattr(trained.get_submodule(path), own))
-    return plain
-
-
-class _Masked(nn.Module):
-    mask: Tensor
-
-    def __init__(self, mask: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("mask", mask)
-
-    def forward(self, weight: Tensor) -> Tensor:
-        return weight * self.mask
-
-
 def _largest(scores: Tensor, count: int) -> Tensor:
     """Where the `count` largest scores are, of equal ones the first; never where a score is minus infinity."""
     flags = torch.zeros(scores.numel(), dtype=torch.bool)
     flags[scores.flatten().argsort(descending=True, stable=True)[:count]] = True
     return flags.reshape(scores.shape) & (scores > -math.inf)
-
-
-def _check_fit(weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> None:
-    for name in masks.keys() | weights.keys():
-        want = tuple(weights[name].shape) if name in weights else "none"
-        got = tuple(masks[name].shape) if name in masks else "none"
-        if want != got:
-            raise MaskError(f"mask of {name!r}: got {got}, expected {want}; was it made for another model?")

@@ -64,7 +64,7 @@ def rounded(
         rough = copy.deepcopy(exact)
         architecture.fill(rough, quantized_tensor.dequantize(nearest))
         batches = torch.split(inputs[:MAX_INPUTS], 256)
-        found: dict[str, Quantized] = {}
+        quantized: dict[str, Quantized] = {}
         paths = [path for path, layer in exact.named_modules() if isinstance(layer, _ConvNd | nn.Linear)]
         for path in paths:
             name = f"{path}.weight" if path else "weight"
@@ -77,10 +77,10 @@ def rounded(
                 continue
             with torch.no_grad():
                 answers = torch.cat([layer(batch) for batch in torch.split(wanted, 256)])
-            found[name] = _best(layer, start, given, answers, steps, generator)
+            quantized[name] = _best(layer, start, given, answers, steps, generator)
             with torch.no_grad():
-                copied.weight.copy_(torch.from_numpy(quantized_tensor.restore(found[name])))  # type: ignore[operator]
-    return found
+                copied.weight.copy_(torch.from_numpy(quantized_tensor.restore(quantized[name])))  # type: ignore[operator]
+    return quantized
 
 
 def _inputs(model: nn.Module, layer: nn.Module, batches: tuple[Tensor, ...]) -> Tensor:

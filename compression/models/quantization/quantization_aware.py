@@ -3,7 +3,7 @@
 `prepare` puts the rounding on the weights themselves, as parametrizations, so that any training loop will do; `finish`
 takes it off again.
 
-    learner = aware.prepare(student, bits=4)
+    learner = quantization_aware.prepare(student, bits=4)
     learner = distill.distill(teacher, learner, inputs, seed=0)
     weights = quantize.quantize(learner, Quantization(bits=4))      # by the scales that were learned
 
@@ -20,14 +20,45 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from fedpress.compression import seeds
+from fedpress.compression.models.distillation import distill
+from fedpress.compression.models.distillation.settings import Distillation
 from fedpress.compression.models.quantization import quantized_tensor
 from fedpress.compression.models.quantization.quantized_tensor import Scales
+from fedpress.compression.models.quantization.settings import Quantization
+from fedpress.compression.models.step import Materials, Student
+
+
+@dataclass(frozen=True)
+class QuantizationAware:
+    """Step: the student learns with its weights rounded as `quantize.Quantize` will, which then takes its scales.
+
+    Attributes:
+        settings: How they are rounded, and for how many epochs.
+        distillation: How it learns, but for the epochs.
+    """
+
+    settings: Quantization
+    distillation: Distillation = Distillation()
+
+    def __call__(self, student: Student, materials: Materials) -> Student:
+        """Return the student whose model is prepared and trained; what it answers is judged once it is quantized."""
+        learned = distill.distill(
+            materials.teacher,
+            prepare_for(student.model, self.settings),
+            materials.inputs,
+            replace(self.distillation, epochs=self.settings.qat_epochs),
+            targets=materials.targets,
+            seed=seeds.derive("aware", materials.seed),
+        )
+        return student.after("", learned)
 
 
 class FakeQuantization(nn.Module):
@@ -82,10 +113,21 @@ def prepare(model: nn.Module, bits: int, group: int = 0, *, search: bool = True,
     chains: dict[int, nn.Module] = {}  # by weight: what two layers share stays shared
     for module, name, weight in list(_weights(copied)):
         parametrize.register_parametrization(module, name, FakeQuantization(weight, bits, group, search))
-        own = module.parametrizations
-        assert isinstance(own, nn.ModuleDict)
-        own[name] = chains.setdefault(id(weight), own[name])
+        parametrizations = module.parametrizations
+        assert isinstance(parametrizations, nn.ModuleDict)
+        parametrizations[name] = chains.setdefault(id(weight), parametrizations[name])
     return copied
+
+
+def prepare_for(model: nn.Module, settings: Quantization) -> nn.Module:
+    """Return a copy of the model to train on, whose weights are rounded as `quantize.quantize` will with the settings.
+
+    Args:
+        model: Untouched.
+        settings: How.
+    """
+    search = settings.scale == "least-squares"
+    return prepare(model, settings.bits, settings.group_size, search=search, sparsity=settings.sparsity)
 
 
 def finish(model: nn.Module) -> tuple[nn.Module, dict[str, Scales]]:

@@ -86,8 +86,8 @@ def powers(exponents: NDArray[np.int64]) -> Scales:
     >>> powers(np.array([0, 16, -8]))
     array([1.        , 2.        , 0.70710677], dtype=float32)
     """
-    found: Scales = np.ldexp(_POWERS[exponents % FINENESS], (exponents // FINENESS).astype(np.int32))
-    return found
+    scales: Scales = np.ldexp(_POWERS[exponents % FINENESS], (exponents // FINENESS).astype(np.int32))
+    return scales
 
 
 def grouped(weights: NDArray[Any], group: int) -> NDArray[Any]:

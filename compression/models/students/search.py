@@ -7,7 +7,7 @@
 3. Successive halving: all finalists are distilled for a short while, the better half for twice as long, and so on. What
    is better is said by accuracy on validation data, and between equals by loss; the test part is not read.
 
-What is found is an architecture with the weights that it starts from; its distillation is up to the caller.
+The outcome is an architecture with the weights that it starts from; its distillation is up to the caller.
 
 Scores: J. Mellor, J. Turner, A. Storkey, E. Crowley, "Neural Architecture Search without Training", ICML 2021, section
 3 (`naswot`); M. Abdelfattah, A. Mehrotra, L. Dudziak, N. Lane, "Zero-Cost Proxies for Lightweight NAS", ICLR 2021,
@@ -31,13 +31,14 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fedpress.compression import seeds
-from fedpress.compression.models.distillation import distill
-from fedpress.compression.models.distillation.distill import Distillation
-from fedpress.compression.models.distillation.teachers import Teacher
+from fedpress.compression.models.distillation import distill, loss
+from fedpress.compression.models.distillation.settings import Distillation
 from fedpress.compression.models.pruning import structural
-from fedpress.compression.models.students import depth, widths
-from fedpress.compression.models.students.budgets import Budget
-from fedpress.compression.models.students.initial_student import fresh
+from fedpress.compression.models.quantization.settings import Quantization
+from fedpress.compression.models.step import CandidateResult, Materials, SearchProgress, Student, Teacher
+from fedpress.compression.models.students import budgets, depth, widths
+from fedpress.compression.models.students.initial_student import PruneToBudget, fresh
+from fedpress.compression.models.students.settings import Budget, Search
 from fedpress.compression.models.task import Task, evaluate
 
 PRUNED: Final = "pruned"
@@ -47,67 +48,52 @@ BATCH: Final = 64
 
 
 @dataclass(frozen=True)
-class Search:
-    """Settings of a search.
+class SearchStudent:
+    """Step: the best student within the budget is searched for, and begins with the weights that it inherits.
 
     Attributes:
-        candidates: How many are scored, of all starts together.
-        finalists: How many of them are distilled for a while; the search takes about log2(finalists) times as long as
-            the distillation of one student.
-        score: What ranks the candidates: a name in `SCORES`.
-        spread: Exponents of widths are between 1 / spread and spread.
-        architectures: Of the task (`Task.students`), that take part beside the teacher.
+        budget: What it may cost, in another way than `removed_fraction`.
+        settings: How long to look.
+        distillation: Of the student in the end; finalists get 1/finalists of its epochs at first.
+        quantization: For `bundle_bytes`: how the file's weights are written.
     """
 
-    candidates: int = 24
-    finalists: int = 8
-    score: str = "synflow"
-    spread: float = 2.0
-    architectures: tuple[str, ...] = ()
+    budget: Budget
+    settings: Search = Search()
+    distillation: Distillation = Distillation()
+    quantization: Quantization = Quantization()
 
-    def __post_init__(self) -> None:
-        if not 1 <= self.finalists <= self.candidates:
-            raise ValueError(
-                f"a search has at least 1 finalist and at most as many as candidates, got {self.finalists} of"
-                f" {self.candidates}"
-            )
-        if self.score not in SCORES:
-            raise ValueError(f"score must be one of {', '.join(SCORES)}, got {self.score!r}")
-        if not 1 <= self.spread < math.inf:
-            raise ValueError(f"spread must be at least 1, which leaves all layers alike, got {self.spread}")
+    def check(self, model: nn.Module, task: Task) -> None:
+        """Raise what pruning the global model to the budget raises."""
+        self.alike.check(model, task)
 
+    @property
+    def alike(self) -> PruneToBudget:
+        """The step without a search: the model pruned alike in every layer."""
+        return PruneToBudget(self.budget, quantization=self.quantization)
 
-@dataclass(frozen=True)
-class Candidate:
-    """One architecture that was looked at.
-
-    Attributes:
-        start: The model that it was pruned from: `PRUNED`, or another start's name.
-        widths: Channels or heads left in each layer that can be made smaller.
-        parameters: How many it has.
-        cost: In the budget's unit.
-        score: Without training; only comparable within one start.
-        epochs: Of its longest distillation in the search; 0: it was no finalist.
-        accuracy: On validation data after that; None: it was no finalist.
-        loss: The same.
-        uniform: Whether all its layers keep the same fraction.
-        chosen: Whether it is the one.
-    """
-
-    start: str
-    widths: dict[str, int]
-    parameters: int
-    cost: float
-    score: float
-    epochs: int = 0
-    accuracy: float | None = None
-    loss: float | None = None
-    uniform: bool = False
-    chosen: bool = False
+    def __call__(self, student: Student, materials: Materials) -> Student:
+        """Return the chosen student, not yet distilled, and the candidates."""
+        best = search(
+            student.model,
+            materials.task,
+            self.budget,
+            self.settings,
+            self.distillation,
+            self.quantization,
+            teacher=materials.teacher,
+            inputs=materials.inputs,
+            targets=materials.targets,
+            seed=materials.seed,
+            progress=materials.progress,
+        )
+        return replace(
+            student.after("pruned", best.student), architecture=best.architecture, candidates=best.candidates
+        )
 
 
-class Found(NamedTuple):
-    """What a search has found.
+class SearchResult(NamedTuple):
+    """The student that a search chose.
 
     Attributes:
         student: The chosen model, with the weights that its distillation starts from.
@@ -117,15 +103,7 @@ class Found(NamedTuple):
 
     student: nn.Module
     architecture: str | None
-    candidates: tuple[Candidate, ...]
-
-
-class Step(NamedTuple):
-    """How far a search has come: `done` of `total` units of work, and what comes now."""
-
-    done: int
-    total: int
-    text: str
+    candidates: tuple[CandidateResult, ...]
 
 
 def starts(model: nn.Module, task: Task, architectures: Sequence[str] = (), *, seed: int) -> dict[str, nn.Module]:
@@ -143,12 +121,12 @@ def starts(model: nn.Module, task: Task, architectures: Sequence[str] = (), *, s
     Raises:
         UnknownArchitecture: The task has no student of this name.
     """
-    found = {PRUNED: model}
+    models = {PRUNED: model}
     blocks = depth.depth_of(model)
     for step, name in ((2, "every second block"), (3, "every third block")):
         if blocks >= step:
-            found[name] = depth.keep_every(model, step)
-    return found | {name: fresh(task, name, seed=seed) for name in architectures}
+            models[name] = depth.keep_every(model, step)
+    return models | {name: fresh(task, name, seed=seed) for name in architectures}
 
 
 def search(
@@ -156,14 +134,15 @@ def search(
     task: Task,
     budget: Budget,
     settings: Search,
-    distillation: Distillation = distill.DEFAULTS,
+    distillation: Distillation = Distillation(),
+    quantization: Quantization = Quantization(),
     *,
     teacher: nn.Module | Teacher | None = None,
     inputs: Tensor | None = None,
     targets: Tensor | None = None,
     seed: int,
-    progress: Callable[[Step], None] = lambda _: None,
-) -> Found:
+    progress: Callable[[SearchProgress], None] = lambda _: None,
+) -> SearchResult:
     """Look for the best student of a model within a budget; the same arguments find the same.
 
     Args:
@@ -172,6 +151,7 @@ def search(
         budget: What the student may cost; a fraction is of the model's parameters.
         settings: How long to look.
         distillation: Of the student in the end; finalists get 1/finalists of its epochs at first.
+        quantization: For `bundle_bytes`: how the file's weights are written.
         teacher: Whose answers students learn; None: the model's.
         inputs: What they learn on, (N, ...); None: the task's proxy data.
         targets: Labels of that, if students may see them.
@@ -187,17 +167,17 @@ def search(
     total = done + sum(count for count, _ in _rungs(settings.finalists, distillation.epochs))
     inputs = splits.proxy.inputs if inputs is None else inputs
     pool = _pool(
-        starts(model, task, settings.architectures, seed=seed), inputs[:BATCH], budget, settings, seed,
+        starts(model, task, settings.architectures, seed=seed), inputs[:BATCH], budget, settings, quantization, seed,
         lambda number: progress(_scoring(number, settings.candidates, total)),
     )  # fmt: skip
     ranked = _finalists([candidate for candidate, _ in pool], settings.finalists)
     finalists = [pool[index] for index in ranked]
     rest = [candidate for index, (candidate, _) in enumerate(pool) if index not in ranked]
-    dropped: list[Candidate] = []
+    dropped: list[CandidateResult] = []
     for count, length in _rungs(len(finalists), distillation.epochs):
-        judged: list[tuple[Candidate, nn.Module]] = []
+        judged: list[tuple[CandidateResult, nn.Module]] = []
         for number, (candidate, start) in enumerate(finalists):
-            progress(Step(done, total, f"finalist {number + 1} of {count}, {length} epochs"))
+            progress(SearchProgress(done, total, f"finalist {number + 1} of {count}, {length} epochs"))
             learner = distill.distill(
                 teacher or model,
                 start,
@@ -209,13 +189,13 @@ def search(
             seen = evaluate(learner, task, splits.validation)
             judged.append((replace(candidate, epochs=length, accuracy=seen.accuracy, loss=seen.loss), start))
             done += 1
-        judged.sort(key=lambda one: (-(one[0].accuracy or 0.0), one[0].loss))
+        judged.sort(key=lambda pair: (-(pair[0].accuracy or 0.0), pair[0].loss))
         finalists = judged[: max(1, count // 2)]
         dropped = [candidate for candidate, _ in judged[len(finalists) :]] + dropped
     (candidate, student), *_ = finalists
     chosen = replace(candidate, chosen=True)
     architecture = chosen.start if chosen.start in settings.architectures else None
-    return Found(student, architecture, (chosen, *dropped, *rest))
+    return SearchResult(student, architecture, (chosen, *dropped, *rest))
 
 
 def answers_of(model: nn.Module, batch: Tensor) -> Tensor:
@@ -230,15 +210,16 @@ def _pool(
     batch: Tensor,
     budget: Budget,
     settings: Search,
+    quantization: Quantization,
     seed: int,
     progress: Callable[[int], None],
-) -> list[tuple[Candidate, nn.Module]]:
+) -> list[tuple[CandidateResult, nn.Module]]:
     """Draw and score the candidates: those of one start together, the one with equal widths first; none twice."""
-    found: dict[str, tuple[Candidate, nn.Module]] = {}
+    pool: dict[str, tuple[CandidateResult, nn.Module]] = {}
     failure: structural.BudgetError | None = None
     whole = models[PRUNED]
     answers = answers_of(whole, batch)
-    limit = Budget(parameters=int(budget.most(whole))) if isinstance(budget.parameters, float) else budget
+    limit = Budget(parameters=int(budgets.most(budget, whole))) if isinstance(budget.parameters, float) else budget
     done = 0
     for number, (start, model) in enumerate(models.items()):
         versions = widths.Widths(model, batch[:1])
@@ -249,33 +230,33 @@ def _pool(
             powers = settings.spread ** (2 * torch.rand(len(versions.layers), generator=draw, dtype=torch.float64) - 1)
             exponents = dict(zip(versions.layers, powers.tolist(), strict=True)) if index else None
             try:
-                kept = versions.largest(limit, exponents)
+                kept = versions.largest(limit, exponents, quantization)
             except structural.BudgetError as error:  # of this start, whatever the widths
                 failure = error
                 break
-            if (key := f"{start} {kept}") in found:
+            if (key := f"{start} {kept}") in pool:
                 continue
             student = versions.pruned(kept)
-            candidate = Candidate(
+            candidate = CandidateResult(
                 start=start,
                 widths=kept,
                 parameters=structural.parameters_of(student),
-                cost=limit.cost_of(student, batch[:1]),
+                cost=budgets.cost_of(student, batch[:1], limit, quantization),
                 score=SCORES[settings.score](student, batch, answers),
                 uniform=index == 0,
             )
-            found[key] = candidate, student
-    if not found:
+            pool[key] = candidate, student
+    if not pool:
         assert failure is not None
         raise failure
-    return list(found.values())
+    return list(pool.values())
 
 
-def _scoring(number: int, candidates: int, total: int) -> Step:
-    return Step(min(number, candidates), total, f"candidate {number + 1} of {candidates}")
+def _scoring(number: int, candidates: int, total: int) -> SearchProgress:
+    return SearchProgress(min(number, candidates), total, f"candidate {number + 1} of {candidates}")
 
 
-def _finalists(candidates: list[Candidate], count: int) -> list[int]:
+def _finalists(candidates: list[CandidateResult], count: int) -> list[int]:
     """The indices of the finalists: the starts take turns, each with its equal widths first and then by score."""
     queues: dict[str, list[int]] = {}
     for index, candidate in enumerate(candidates):
@@ -330,13 +311,13 @@ def synflow(model: nn.Module, batch: Tensor, answers: Tensor) -> float:
 def gradient_norm(model: nn.Module, batch: Tensor, answers: Tensor) -> float:
     """L2 norm of the gradient of the distillation's loss over the batch."""
     learner = copy.deepcopy(model).eval()
-    torch.autograd.backward(distill.distillation_loss(learner(batch), answers, temperature=1.0))
+    torch.autograd.backward(loss.distillation_loss(learner(batch), answers, temperature=1.0))
     return math.sqrt(sum(float(p.grad.square().sum()) for p in learner.parameters() if p.grad is not None))
 
 
 def agreement(model: nn.Module, batch: Tensor, answers: Tensor) -> float:
     """Minus the divergence from the teacher's answers."""
-    return -float(distill.distillation_loss(answers_of(model, batch), answers, temperature=1.0))
+    return -float(loss.distillation_loss(answers_of(model, batch), answers, temperature=1.0))
 
 
 SCORES: Final[Mapping[str, Callable[[nn.Module, Tensor, Tensor], float]]] = {

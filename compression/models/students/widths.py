@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from fedpress.compression.models import architecture
 from fedpress.compression.models.architecture import Shape
 from fedpress.compression.models.pruning import structural
-from fedpress.compression.models.students.budgets import UNITS, Budget
+from fedpress.compression.models.quantization.settings import Quantization
+from fedpress.compression.models.students import budgets
+from fedpress.compression.models.students.settings import UNITS, Budget
 
 
 class Widths:
@@ -41,7 +43,7 @@ class Widths:
         self._model, self._example = model, example_input
         self._shapes = architecture.shapes(model)
         self.layers = structural.layers_of(model, example_input)
-        self._one = {name: self._less_by_one(name) for name, most in self.layers.items() if most > 1}
+        self._units = {name: self._less_by_one(name) for name, most in self.layers.items() if most > 1}
 
     def _less_by_one(self, layer: str) -> dict[str, Shape]:
         """What one channel of a layer takes away from the shapes that it is in."""
@@ -60,12 +62,12 @@ class Widths:
 
     def shapes(self, widths: Mapping[str, int]) -> dict[str, Shape]:
         """The shape of every tensor at these widths; layers without one keep theirs."""
-        found = dict(self._shapes)
+        shapes = dict(self._shapes)
         for layer, width in widths.items():
-            for name, one in self._one.get(layer, {}).items():
-                gone = self.layers[layer] - width
-                found[name] = tuple(size - gone * less for size, less in zip(found[name], one, strict=True))
-        return found
+            removed = self.layers[layer] - width
+            for name, unit in self._units.get(layer, {}).items():
+                shapes[name] = tuple(size - removed * less for size, less in zip(shapes[name], unit, strict=True))
+        return shapes
 
     def hollow(self, widths: Mapping[str, int]) -> nn.Module:
         """A model of these widths whose weights are zeros: what it costs is what the pruned one costs."""
@@ -80,30 +82,39 @@ class Widths:
         fractions = {name: width / self.layers[name] for name, width in widths.items()}
         return structural.keep_fraction(self._model, self._example, fractions)
 
-    def largest(self, budget: Budget, exponents: Mapping[str, float] | None = None) -> dict[str, int]:
+    def largest(
+        self,
+        budget: Budget,
+        exponents: Mapping[str, float] | None = None,
+        quantization: Quantization = Quantization(),
+    ) -> dict[str, int]:
         """The largest widths within a budget, in the proportion that the exponents give.
 
         Args:
             budget: What the model may cost; a fraction of the parameters is of this model's own.
             exponents: Above 0, by layer as in `layers`: those with a small one stay wide. None: all keep the same.
+            quantization: For `bundle_bytes`: how the file's weights are written.
 
         Raises:
             BudgetError: Even one channel in every layer is too much.
         """
-        most = budget.most(self._model)
+        most = budgets.most(budget, self._model)
         known: dict[tuple[int, ...], bool] = {}
+
+        def cost(widths: dict[str, int]) -> float:
+            return budgets.cost_of(self.hollow(widths), self._example, budget, quantization)
 
         def fits(widths: dict[str, int]) -> bool:
             key = tuple(widths.values())
             if key not in known:
-                known[key] = budget.cost_of(self.hollow(widths), self._example) <= most
+                known[key] = cost(widths) <= most
             return known[key]
 
         best = self.kept(0.0, exponents)
         if not fits(best):
             raise structural.BudgetError(
                 f"a student within {most:,.10g} {UNITS[budget.kind]} is impossible: with one channel left in every"
-                f" layer that can be pruned, it takes {budget.cost_of(self.hollow(best), self._example):,.10g}"
+                f" layer that can be pruned, it takes {cost(best):,.10g}"
             )
         if fits(whole := dict(self.layers)):
             return whole

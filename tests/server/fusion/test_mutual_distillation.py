@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from fedpress.compression.models.distillation.distill import Distillation
 from fedpress.compression.models.pruning import structural
 from fedpress.compression.models.task import Examples, evaluate
-from fedpress.server.fusion.mutual_distillation import Teaching, teach
+from fedpress.server.fusion.mutual_distillation import teach
+from fedpress.server.fusion.settings import Teaching
 from fedpress.simulations.tasks.digits import Digits
 
 TASK = Digits()
@@ -40,7 +40,7 @@ def models() -> tuple[nn.Module, nn.Module]:
 def test_a_global_model_that_nobody_trains_learns_from_the_tiers(models: tuple[nn.Module, nn.Module]) -> None:
     whole, small = models
     before = {name: tensor.clone() for name, tensor in whole.state_dict().items()}
-    proxy, settings = TASK.data().proxy.inputs, Teaching(distillation=Distillation(epochs=25))
+    proxy, settings = TASK.data().proxy.inputs, Teaching(epochs=25, learning_rate=0.003)
     taught, kept = teach(whole, [small], proxy, settings, trained=False, seed=3)
     assert accuracy(whole) < 0.3 < 0.8 < accuracy(small)
     assert accuracy(taught) > accuracy(small) - 0.04
@@ -55,7 +55,7 @@ def test_a_model_that_clients_train_is_one_of_the_ensemble(models: tuple[nn.Modu
     small = models[1]
     torch.manual_seed(2)
     empty = structural.prune_to(TASK.model(), TASK.data().proxy.inputs[:1], 4000)
-    proxy, settings = TASK.data().proxy.inputs, Teaching(distillation=Distillation(epochs=25))
+    proxy, settings = TASK.data().proxy.inputs, Teaching(epochs=25, learning_rate=0.003)
     within = teach(small, [empty], proxy, settings, trained=True, seed=3)
     without = teach(small, [empty], proxy, settings, trained=False, seed=3)
     assert accuracy(empty) < 0.3

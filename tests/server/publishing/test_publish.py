@@ -16,15 +16,13 @@ from fedpress.compression.encoders import encoder as encoders
 from fedpress.compression.errors import NonFiniteError
 from fedpress.compression.messages import records
 from fedpress.compression.models.bundles import writer
-from fedpress.compression.models.distillation import data_free, distill
-from fedpress.compression.models.distillation.sequence_level import Continuations
+from fedpress.compression.models.distillation import data_free
+from fedpress.compression.models.distillation.settings import RECIPES, Continuations, Distillation, LearningData
 from fedpress.compression.models.pruning import structural
-from fedpress.compression.models.quantization.quantize import Quantization
-from fedpress.compression.models.students import depth
-from fedpress.compression.models.students.budgets import Budget
+from fedpress.compression.models.step import SearchProgress
+from fedpress.compression.models.students import depth, pipeline
 from fedpress.compression.models.students.initial_student import Start, UnknownArchitecture
-from fedpress.compression.models.students.pipeline import StudentPipeline, StudentSpec
-from fedpress.compression.models.students.search import Search, Step
+from fedpress.compression.models.students.settings import Budget, Search
 from fedpress.compression.models.task import Examples, Splits, Task, evaluate
 from fedpress.compression.tensors.side_info import SideInfo
 from fedpress.compression.wire import values
@@ -38,11 +36,22 @@ from fedpress.simulations.tasks.digits import Digits
 from fedpress.simulations.tasks.fashion_mnist import DEBIAN, FashionMNIST
 from fedpress.simulations.tasks.text import Text
 
-TIERS = [
-    Tier("phone", StudentSpec(Budget(bundle_bytes=20_000))),
-    Tier("sensor", StudentSpec(Budget(bundle_bytes=10_000))),
-]
-FEW = StudentPipeline(distillation=distill.Distillation(epochs=1))
+FEW = Distillation(epochs=1)
+
+
+def tier_of(name: str, budget: Budget, distillation: Distillation = FEW, onnx: bool = False, **settings: Any) -> Tier:
+    steps = pipeline.standard(budget, distillation=distillation, **settings)
+    return Tier(name, (*steps, writer.WriteBundle(onnx)), budget.bundle_bytes)
+
+
+def two_tiers(distillation: Distillation = FEW) -> list[Tier]:
+    return [
+        tier_of("phone", Budget(bundle_bytes=20_000), distillation),
+        tier_of("sensor", Budget(bundle_bytes=10_000), distillation),
+    ]
+
+
+TIERS = two_tiers()
 
 
 def trained(task: Task, examples: Examples, epochs: int, learning_rate: float, batch_size: int) -> nn.Module:
@@ -65,12 +74,12 @@ def teacher() -> nn.Module:
 
 def test_students_of_digits_are_small_good_and_reproducible(tmp_path: Path, teacher: nn.Module) -> None:
     task, store = Digits(), ModelStore(tmp_path / "one")
-    settings = StudentPipeline(distillation=distill.Distillation(epochs=30))
+    tiers = two_tiers(Distillation(epochs=30))
     before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
     generator = torch.random.get_rng_state()
 
-    students = Publisher(task, store, TIERS, settings, seed=1).publish(12, teacher)
-    again = Publisher(task, ModelStore(tmp_path / "two"), TIERS, settings, seed=1).publish(12, teacher)
+    students = Publisher(task, store, tiers, seed=1).publish(12, teacher)
+    again = Publisher(task, ModelStore(tmp_path / "two"), tiers, seed=1).publish(12, teacher)
 
     assert [student.sha256 for student in students] == [student.sha256 for student in again]
     assert all(torch.equal(before[name], tensor) for name, tensor in teacher.state_dict().items())
@@ -88,17 +97,17 @@ def test_students_of_digits_are_small_good_and_reproducible(tmp_path: Path, teac
         assert evaluate(writer.rebuild(opened, task), task, task.data().test).accuracy == student.quantized_accuracy
         assert student.quantized_accuracy >= expected - 0.03
         assert abs(student.quantized_accuracy - student.student_accuracy) < 0.01
-        found = evaluate(writer.rebuild(opened, task), task, task.data().validation).accuracy
-        assert opened.manifest.metrics == {"validation_accuracy": pytest.approx(found, abs=1e-4)}
+        validation = evaluate(writer.rebuild(opened, task), task, task.data().validation).accuracy
+        assert opened.manifest.metrics == {"validation_accuracy": pytest.approx(validation, abs=1e-4)}
 
 
 def test_a_student_that_is_searched_for_is_published_like_any_other(tmp_path: Path, teacher: nn.Module) -> None:
-    tier = Tier("phone", StudentSpec(Budget(flops=60_000), search=Search(candidates=3, finalists=2)))
-    told: list[tuple[str, Step]] = []
+    search = Search(candidates=3, finalists=2)
+    tier = tier_of("phone", Budget(flops=60_000), Distillation(epochs=8), search=search)
+    told: list[tuple[str, SearchProgress]] = []
     students = [
         Publisher(
-            Digits(), ModelStore(tmp_path / name), [tier],
-            StudentPipeline(distillation=distill.Distillation(epochs=8)), seed=1,
+            Digits(), ModelStore(tmp_path / name), [tier], seed=1,
             on_search=lambda tier, step: told.append((tier, step)),
         ).publish(3, teacher)[0]
         for name in ("one", "two")
@@ -130,7 +139,7 @@ def test_students_see_neither_test_nor_training_data_nor_proxy_labels(
     tmp_path: Path, teacher: nn.Module, hidden: str
 ) -> None:
     made = [
-        Publisher(task, ModelStore(tmp_path / str(number)), TIERS[:1], FEW).publish(1, teacher)[0].sha256
+        Publisher(task, ModelStore(tmp_path / str(number)), TIERS[:1]).publish(1, teacher)[0].sha256
         for number, task in enumerate([Digits(), Watched(hidden)])
     ]
     assert made[0] == made[1]
@@ -138,7 +147,7 @@ def test_students_see_neither_test_nor_training_data_nor_proxy_labels(
 
 def test_students_see_proxy_labels_if_they_may(tmp_path: Path, teacher: nn.Module) -> None:
     made = [
-        Publisher(Digits(), ModelStore(tmp_path / str(labels)), TIERS[:1], dataclasses.replace(FEW, labels=labels))
+        Publisher(Digits(), ModelStore(tmp_path / str(labels)), TIERS[:1], LearningData(labels=labels))
         .publish(1, teacher)[0]
         .sha256
         for labels in (False, True)
@@ -148,7 +157,7 @@ def test_students_see_proxy_labels_if_they_may(tmp_path: Path, teacher: nn.Modul
 
 def test_students_learn_from_the_client_models_if_there_are_some(tmp_path: Path, teacher: nn.Module) -> None:
     def made(name: str, **more: Any) -> str:
-        return Publisher(Digits(), ModelStore(tmp_path / name), TIERS[:1], FEW, **more).publish(1, teacher)[0].sha256
+        return Publisher(Digits(), ModelStore(tmp_path / name), TIERS[:1], **more).publish(1, teacher)[0].sha256
 
     arrays = {name: tensor.numpy() for name, tensor in teacher.state_dict().items()}
     model = GlobalModel(records.from_numpy(arrays), None, optimizers.sgd())
@@ -166,9 +175,8 @@ def test_students_learn_from_the_client_models_if_there_are_some(tmp_path: Path,
 
 def test_a_bundle_may_hold_a_file_to_run(tmp_path: Path, teacher: nn.Module) -> None:
     onnx_run = pytest.importorskip("fedpress.compression.models.bundles.onnx_runtime")
-    how = dataclasses.replace(FEW, quantization=Quantization(onnx=True))
-    tier = Tier("phone", StudentSpec(Budget(parameters=0.05)))
-    (student,) = Publisher(Digits(), ModelStore(tmp_path), [tier], how).publish(1, teacher)
+    tier = tier_of("phone", Budget(parameters=0.05), onnx=True)
+    (student,) = Publisher(Digits(), ModelStore(tmp_path), [tier]).publish(1, teacher)
     opened = writer.open_bundle(student.path.read_bytes())
     assert opened.onnx and student.bundle_bytes > len(opened.onnx)
     inputs = Digits().data().test.inputs
@@ -179,7 +187,7 @@ def test_a_bundle_may_hold_a_file_to_run(tmp_path: Path, teacher: nn.Module) -> 
 
 def test_a_budget_that_cannot_be_met_publishes_nothing(tmp_path: Path, teacher: nn.Module) -> None:
     store = ModelStore(tmp_path)
-    publisher = Publisher(Digits(), store, [*TIERS, Tier("grain", StudentSpec(Budget(parameters=50)))])
+    publisher = Publisher(Digits(), store, [*TIERS, tier_of("grain", Budget(parameters=50))])
     with pytest.raises(structural.BudgetError, match="50 parameters"):
         publisher.check(Digits().model())  # before the first round
     with pytest.raises(structural.BudgetError, match="50 parameters"):
@@ -202,7 +210,7 @@ class NoProxy(Digits):
 
 
 def test_a_task_without_proxy_data_is_found_by_the_check_which_names_the_way_out(tmp_path: Path) -> None:
-    with pytest.raises(NoProxyData, match=r"'digits' holds out no proxy data.* students=\{data_free: deep-inversion\}"):
+    with pytest.raises(NoProxyData, match=r"'digits' holds out no proxy data.* students.data=\{data_free"):
         Publisher(NoProxy(), ModelStore(tmp_path), TIERS).check(Digits().model())
 
 
@@ -213,27 +221,26 @@ def test_students_of_a_task_without_proxy_data(tmp_path: Path) -> None:
     task = NoProxy(model="cnn-bn")
     torch.manual_seed(0)
     model = task.model()
-    for name, recipe in data_free.RECIPES.items():
-        made_up = dataclasses.replace(recipe, **QUICK)
-        publisher = Publisher(task, ModelStore(tmp_path / name), TIERS[:1], dataclasses.replace(FEW, made_up=made_up))
+    for name, recipe in RECIPES.items():
+        data = LearningData(data_free=dataclasses.replace(recipe, **QUICK))  # type: ignore[arg-type]
+        publisher = Publisher(task, ModelStore(tmp_path / name), TIERS[:1], data)
         publisher.check(model)
         (student,) = publisher.publish(1, model)
         assert writer.open_bundle(student.path.read_bytes()).manifest.parameters == student.parameters
 
 
-def test_inputs_that_cannot_be_made_up_are_found_by_the_check(tmp_path: Path, teacher: nn.Module) -> None:
-    publisher = Publisher(
-        NoProxy(), ModelStore(tmp_path), TIERS, StudentPipeline(made_up=data_free.RECIPES["deep-inversion"])
-    )
+def test_inputs_that_cannot_be_made_are_found_by_the_check(tmp_path: Path, teacher: nn.Module) -> None:
+    data = LearningData(data_free=RECIPES["deep-inversion"])
+    publisher = Publisher(NoProxy(), ModelStore(tmp_path), TIERS, data)
     with pytest.raises(data_free.DataFreeError, match="no batch norm"):
         publisher.check(teacher)
-    with pytest.raises(ValueError, match="made-up inputs have no labels"):
-        StudentPipeline(made_up=data_free.RECIPES["dafl"], labels=True)
+    with pytest.raises(ValueError, match="have no labels and are no sequences"):
+        LearningData(data_free=RECIPES["dafl"], labels=True)
 
 
 def test_a_student_of_another_architecture_is_rebuilt_by_name(tmp_path: Path, teacher: nn.Module) -> None:
-    tier = Tier("watch", StudentSpec(Budget(parameters=0.02), start=Start("mlp")))
-    publisher = Publisher(Digits(), ModelStore(tmp_path), [tier], FEW)
+    tier = tier_of("watch", Budget(parameters=0.02), start=Start("mlp"))
+    publisher = Publisher(Digits(), ModelStore(tmp_path), [tier])
     publisher.check(teacher)
     (student,) = publisher.publish(1, teacher)
     opened = writer.open_bundle(student.path.read_bytes())
@@ -241,9 +248,8 @@ def test_a_student_of_another_architecture_is_rebuilt_by_name(tmp_path: Path, te
     rebuilt = writer.rebuild(opened, Digits())
     assert evaluate(rebuilt, Digits(), Digits().data().test).accuracy == student.quantized_accuracy
     with pytest.raises(UnknownArchitecture, match="no student 'gru'"):
-        Publisher(Digits(), ModelStore(tmp_path), [Tier("watch", StudentSpec(Budget(0.5), start=Start("gru")))]).check(
-            teacher
-        )
+        tier = tier_of("watch", Budget(parameters=0.5), start=Start("gru"))
+        Publisher(Digits(), ModelStore(tmp_path), [tier]).check(teacher)
 
     class Older(Digits):
         def students(self) -> dict[str, Callable[[], nn.Module]]:
@@ -257,8 +263,8 @@ def test_a_student_with_half_the_layers_is_rebuilt_from_its_shapes(tmp_path: Pat
     task = Digits(model="vit")
     torch.manual_seed(0)
     model = task.model()
-    tier = Tier("watch", StudentSpec(Budget(parameters=0.5), start=Start(keep_every=2)))
-    (student,) = Publisher(task, ModelStore(tmp_path), [tier], FEW).publish(1, model)
+    tier = tier_of("watch", Budget(parameters=0.5), start=Start(keep_every=2))
+    (student,) = Publisher(task, ModelStore(tmp_path), [tier]).publish(1, model)
     rebuilt = writer.rebuild(writer.open_bundle(student.path.read_bytes()), task)
     assert (depth.depth_of(rebuilt), depth.depth_of(model)) == (1, 2)
 
@@ -273,12 +279,10 @@ def test_students_of_a_task_of_sequences(tmp_path: Path) -> None:
     task = Text(str(books), model="gru-small")
     torch.manual_seed(0)
     model = task.model()
-    tier = Tier("watch", StudentSpec(Budget(parameters=30_000), start=Start("gru-small")))
+    tier = tier_of("watch", Budget(parameters=30_000), start=Start("gru-small"))
     made = []
     for name, continuations in (("prompts", None), ("both", Continuations(prompt=60))):
-        publisher = Publisher(
-            task, ModelStore(tmp_path / name), [tier], dataclasses.replace(FEW, continuations=continuations)
-        )
+        publisher = Publisher(task, ModelStore(tmp_path / name), [tier], LearningData(continuations=continuations))
         publisher.check(model)
         made += publisher.publish(1, model)
     assert made[0].sha256 != made[1].sha256
@@ -286,16 +290,15 @@ def test_students_of_a_task_of_sequences(tmp_path: Path) -> None:
         rebuilt = writer.rebuild(writer.open_bundle(student.path.read_bytes()), task)
         assert evaluate(rebuilt, task, task.data().test).accuracy == student.quantized_accuracy
     with pytest.raises(ValueError, match="prompt is 64, expected less than the 64 characters"):
-        Publisher(task, ModelStore(tmp_path), [tier], StudentPipeline(continuations=Continuations(prompt=64))).check(
-            model
-        )
+        data = LearningData(continuations=Continuations(prompt=64))
+        Publisher(task, ModelStore(tmp_path), [tier], data).check(model)
 
 
 def test_a_student_that_diverges_is_not_published(tmp_path: Path, teacher: nn.Module) -> None:
     store = ModelStore(tmp_path)
-    diverging = StudentPipeline(distillation=distill.Distillation(learning_rate=1e30, epochs=1))
+    diverging = two_tiers(Distillation(learning_rate=1e30, epochs=1))
     with pytest.raises(NonFiniteError, match="Lower the learning rate"):
-        Publisher(Digits(), store, TIERS, diverging).publish(1, teacher)
+        Publisher(Digits(), store, diverging).publish(1, teacher)
     assert store.list() == []
 
 
@@ -317,9 +320,9 @@ class Projected(Digits):
 
 def test_a_model_that_its_state_dict_does_not_hold_is_not_published(tmp_path: Path) -> None:
     task, store = Projected(), ModelStore(tmp_path)
-    tier = Tier("phone", StudentSpec(Budget(parameters=0.5)))
+    tier = tier_of("phone", Budget(parameters=0.5))
     with pytest.raises(PublishError, match="answers otherwise once its bundle is opened"):
-        Publisher(task, store, [tier], FEW).publish(1, task.model())
+        Publisher(task, store, [tier]).publish(1, task.model())
     assert store.list() == []
 
 
@@ -327,12 +330,20 @@ class Wordy(Digits):
     name = "".join(f"{number * 2654435761 % 2**32:08x}" for number in range(500))
 
 
+def test_steps_that_write_no_bundle_are_refused(tmp_path: Path, teacher: nn.Module) -> None:
+    steps = pipeline.standard(Budget(parameters=0.05), distillation=FEW)
+    with pytest.raises(PublishError, match="steps of tier 'phone' write no bundle: put writer.WriteBundle"):
+        Publisher(Digits(), ModelStore(tmp_path), [Tier("phone", steps)]).publish(1, teacher)
+    with pytest.raises(ValueError, match="put quantize.Quantize before writer.WriteBundle"):
+        Publisher(Digits(), ModelStore(tmp_path), [Tier("phone", (writer.WriteBundle(),))]).publish(1, teacher)
+
+
 def test_a_bundle_beyond_its_budget_is_not_published(tmp_path: Path, teacher: nn.Module) -> None:
     """The budget is reserved for weights and an ordinary manifest; this task's name alone is 4,000 letters."""
     store = ModelStore(tmp_path)
     with pytest.raises(PublishError, match="its budget is 5,000"):
-        tier = Tier("phone", StudentSpec(Budget(bundle_bytes=5000)))
-        Publisher(Wordy(), store, [tier], FEW).publish(1, teacher)
+        tier = tier_of("phone", Budget(bundle_bytes=5000))
+        Publisher(Wordy(), store, [tier]).publish(1, teacher)
     assert store.list() == []
 
 
@@ -342,12 +353,10 @@ def test_students_of_fashion_mnist_lose_at_most_two_points(tmp_path: Path) -> No
     task = FashionMNIST()
     model = trained(task, task.data().train.take(np.arange(6_000)), epochs=1, learning_rate=0.1, batch_size=20)
     tiers = [
-        Tier("phone", StudentSpec(Budget(bundle_bytes=110_000))),
-        Tier("sensor", StudentSpec(Budget(bundle_bytes=55_000))),
+        tier_of("phone", Budget(bundle_bytes=110_000), Distillation(epochs=3)),
+        tier_of("sensor", Budget(bundle_bytes=55_000), Distillation(epochs=3)),
     ]
-    students = Publisher(
-        task, ModelStore(tmp_path), tiers, StudentPipeline(distillation=distill.Distillation(epochs=3))
-    ).publish(1, model)
+    students = Publisher(task, ModelStore(tmp_path), tiers).publish(1, model)
     for student in students:
         assert student.bundle_bytes <= 4 * 582_026 / 20
         assert student.quantized_accuracy >= student.teacher_accuracy - 0.02 > 0.7

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from fedpress.compression.ledger import Ledger
+from fedpress.compression.models.step import CandidateResult
 from fedpress.simulations.cli import inspection
 from fedpress.simulations.report import figures, run_page, units
 from fedpress.simulations.results.records import (
-    CandidateResult,
     LayerDensity,
     ModelInfo,
     Results,

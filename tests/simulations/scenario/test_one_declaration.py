@@ -25,21 +25,7 @@ NO_TWINS = {
     frozenset({"NetworkSettings", "Profile"}): "the figures that a kind of link has, none of them null",
     frozenset({"NetworkSettings", "Link"}): "what was drawn for one client",
     frozenset({"NetworkSettings", "Course"}): "columns of a trace, arrays over time",
-    frozenset({"Tier", "Limits"}): "what a device is found to bear",
-    # Of students, whose sections are still twins of the library's settings.
-    frozenset({"ContinuationChoice", "Continuations"}): "",
-    frozenset({"DataFreeChoice", "DataFree"}): "",
-    frozenset({"Device", "DeviceSpeed"}): "",
-    frozenset({"DistilChoice", "Distillation"}): "",
-    frozenset({"DistilChoice", "FusionChoice"}): "",
-    frozenset({"FusionChoice", "Distillation"}): "",
-    frozenset({"FusionChoice", "Teaching"}): "",
-    frozenset({"LossWeights", "HintWeights"}): "",
-    frozenset({"LossWeights", "Weights"}): "",
-    frozenset({"PruneChoice", "Pruning"}): "",
-    frozenset({"QuantizeChoice", "Quantization"}): "",
-    frozenset({"SearchChoice", "Search"}): "",
-    frozenset({"Tier", "Budget"}): "",
+    frozenset({"Budget", "Limits"}): "what a device is found to bear",
 }
 """Pairs that share fields, and why they are no twins all the same."""
 

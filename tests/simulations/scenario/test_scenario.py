@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from fedpress.compression.errors import FedpressError
 from fedpress.compression.tensors.layout import Layout, TensorSpec
 from fedpress.compression.tensors.side_info import SideInfo
 from fedpress.compression.wire import values
-from fedpress.simulations.scenario import encoder, renamed, scenario, yaml_source
+from fedpress.simulations.scenario import encoder, renamed, scenario, students, yaml_source
 from fedpress.simulations.scenario.scenario import Scenario, ScenarioError, load
 
 
@@ -106,11 +107,14 @@ def test_json_and_yaml_give_the_scenario_back(rounds, density, alpha, kind, numb
         ("students.tiers=[{name: a, parameters: 1.5}]", "expected a whole number >= 1, or a fraction of the global"),
         ("students.tiers=[{name: a, parameters: 3}, {name: a, parameters: 4}]", "two tiers have the same name"),
         ("students.tiers=[{name: a, parameters: 3, keep_every: 0}]", "students.tiers.0.keep_every: got 0"),
-        ("students.data_free=dall-e", "students.data_free.recipe: got 'dall-e', expected deep-inversion, dafl"),
-        ("students.data_free={recipe: dafl, low: 2.0}", "low must be below high, got 2.0 and 1.0"),
-        ("students={data_free: dafl, labels: true}", "made-up inputs have no labels"),
         (
-            "students.continuations={temperature: 0.0, copies: 2}",
+            "students.data={data_free: dall-e}",
+            "students.data.data_free: recipe: got 'dall-e', expected deep-inversion, dafl",
+        ),
+        ("students.data={data_free: {recipe: dafl, low: 2.0}}", "low must be below high, got 2.0 and 1.0"),
+        ("students.data={data_free: dafl, labels: true}", "have no labels and are no sequences"),
+        (
+            "students.data={continuations: {temperature: 0.0, copies: 2}}",
             "copies: got 2, but at temperature 0 all are",
         ),
         ("students.tiers=[{name: a/b, parameters: 3}]", "students.tiers.0.name: got 'a/b', expected letters"),
@@ -198,12 +202,12 @@ TRAINS = "students.tiers=[{name: phone, parameters: 0.1, trains: true}, {name: s
         ("encoder={feedback: cafe}", "encoder.feedback: cafe predicts from steps that clients have made, and teaching"),
         ("teaching.every=101", "teaching.every: got 101, expected at most rounds, 100; 0: never"),
         ("teaching.combine=vote", "teaching.combine: got 'vote', expected logits, probabilities, entropy, confidence"),
-        ("teaching={method: slices, every: 7}", "teaching.every: has no meaning with method slices"),
+        ("teaching={method: heterofl, every: 7}", "teaching.every: has no meaning with method heterofl"),
         (
             "students.tiers=[{name: a, parameters: 9000, trains: true, student: auto}]",
             "students.tiers.0: trains: a tier's clients train one architecture, whole in depth",
         ),
-        ("teaching={method: slices, global_model: distilled}", "distilled has no meaning with method slices"),
+        ("teaching={method: heterofl, global_model: distilled}", "distilled has no meaning with method heterofl"),
     ],
 )
 def test_what_does_not_go_with_tiers_that_train_is_named(override, expected):
@@ -247,9 +251,13 @@ def test_a_scenario_can_name_a_recipe(recipe):
 
 @pytest.mark.parametrize(("old", "new"), renamed.RENAMED.items())
 def test_an_old_key_is_answered_with_its_new_name(old, new):
-    assert f"{old}: renamed to {new} (value given: 1)" in problems(f"{old}=1")
-    section, key = new.split(".")
-    assert key in settings.fields(next(settings.sections(Scenario.model_fields[section].annotation)))
+    place = old.replace("tiers.", "tiers.0.")  # of a list, the first
+    assert f"{place}: renamed to {new} (value given: 1)" in problems(f"{place}=1")
+    *above, key = new.split(".")
+    section: type = Scenario
+    for part in above:
+        section = next(settings.sections(settings.fields(section)[part].annotation))
+    assert key in settings.fields(section)
 
 
 def test_a_name_of_parts_is_these_parts_which_others_may_change():
@@ -442,18 +450,35 @@ def test_folder_of_scenarios_is_packaged():
     assert Path(scenario.FOLDER, "digits.yaml").is_file()
 
 
-def test_the_defaults_of_students_are_those_of_what_makes_them() -> None:
-    from fedpress.compression.models.distillation import distill
-    from fedpress.compression.models.pruning import schedule
-    from fedpress.compression.models.quantization import quantize
+@pytest.mark.parametrize("recipe", students.RECIPES)
+def test_a_recipe_of_students_is_completed_by_the_keys_beside_it(recipe: str) -> None:
+    chosen = load("fashion-mnist-100", [f"students={recipe}"]).students
+    assert chosen.recipe == recipe and len(chosen.tiers) == 1
+    more = load("fashion-mnist-100", [f"students={{recipe: {recipe}, distill: {{epochs: 3}}}}"]).students
+    assert more.distill.epochs == 3 and (more.quantize, more.tiers) == (chosen.quantize, chosen.tiers)
+    again = Scenario.from_json(load("digits", [f"students={recipe}"]).to_json()).students
+    assert again.tiers == chosen.tiers
 
-    students = Scenario(task="digits", clients=20, rounds=1).students
-    assert students.prune.settings(0.5) == schedule.Pruning(0.5)
-    assert students.distill.settings() == distill.DEFAULTS
-    assert students.quantize.settings() == quantize.DEFAULTS
+
+@pytest.mark.parametrize(
+    ("steps", "expected"),
+    [
+        (
+            "[prune, distil, quantize]",
+            "students.steps.1: expected prune, distill, quantize; did you mean 'distill'?",
+        ),
+        ("[prune, distill]", "students.steps: expected quantize once"),
+        (
+            "[{step: prune, ranking: global}, quantize]",
+            "students.steps.0: step: Value error, got 'prune', expected",
+        ),
+    ],
+)
+def test_steps_that_are_none_are_named(steps: str, expected: str) -> None:
+    assert expected in problems(f"students.steps={steps}")
 
 
-RATIO = "students.tiers=[{name: phone, ratio: auto}]"
+AUTO = "students.tiers=[{name: phone, removed_fraction: auto}]"
 
 
 @pytest.mark.parametrize(
@@ -461,18 +486,30 @@ RATIO = "students.tiers=[{name: phone, ratio: auto}]"
     [
         (["students.epochs=3"], "students.epochs: unknown key"),
         (["students.prune={ranking: erk}"], "ranking 'erk' gives densities of single weights"),
-        (["students.quantize={rounding: adaround, aware: 2}"], "aware training chooses what each weight is rounded to"),
+        (
+            ["students.quantize={rounding: adaround, qat_epochs: 2}"],
+            "aware training chooses what each weight is rounded to",
+        ),
         (["students.quantize={bits: 1}"], "students.quantize.bits"),
         (
             ["students.distill={weights: {teacher: 0, labels: 0}}"],
             "weights must be at least 0, and one of them above it",
         ),
-        ([RATIO], "prune.tolerance: missing; ratio auto is the largest that costs no more"),
-        (["students.tiers=[{name: phone, ratio: 1.5}]"], "expected a part of the parameters, 0 < ratio < 1, or auto"),
-        (["students.tiers=[{name: phone, ratio: 0.5, student: mlp}]"], "ratio is for the pruned global model alone"),
-        (["students.tiers=[{name: phone, ratio: 0.5, parameters: 0.5}]"], "give one budget out of"),
+        ([AUTO], "prune: tolerance: missing; removed_fraction auto is the largest that costs"),
+        (
+            ["students.tiers=[{name: phone, removed_fraction: 1.5}]"],
+            "expected a part of the parameters, 0 < removed_fraction < 1, or auto",
+        ),
+        (
+            ["students.tiers=[{name: phone, removed_fraction: 0.5, student: mlp}]"],
+            "removed_fraction is for the pruned global model alone",
+        ),
+        (["students.tiers=[{name: phone, removed_fraction: 0.5, parameters: 0.5}]"], "give one budget out of"),
         (["students={quantize: {onnx: true}, tiers: [{name: phone, bundle_bytes: 9000}]}"], "no tier may have"),
-        (["students={prune: {penalty: l1}, tiers: [{name: phone, parameters: 0.5}]}"], "is for tiers with a ratio"),
+        (
+            ["students={prune: {penalty: l1}, tiers: [{name: phone, parameters: 0.5}]}"],
+            "is for tiers with a removed_fraction",
+        ),
     ],
 )
 def test_what_makes_no_student_is_named(overrides: list[str], expected: str) -> None:
@@ -482,11 +519,11 @@ def test_what_makes_no_student_is_named(overrides: list[str], expected: str) -> 
 def test_a_student_is_made_as_the_scenario_says() -> None:
     chosen = load(
         "digits",
-        [RATIO, "students.prune={granularity: weights, ranking: erk, schedule: cubic, steps: 3, tolerance: 0.01}",
-         "students.quantize={bits: 4, group: 32}", "students.distill={weights: {features: 0.1}}"],
+        [AUTO, "students.prune={granularity: weights, ranking: erk, schedule: cubic, steps: 3, tolerance: 0.01}",
+         "students.quantize={bits: 4, group_size: 32}", "students.distill={weights: {features: 0.1}}"],
     ).students  # fmt: skip
-    assert chosen.prune.settings("auto").schedule == "cubic" and chosen.tiers[0].ratio == "auto"
-    assert (chosen.quantize.settings().bits, chosen.distill.settings().weights.features) == (4, 0.1)
+    assert chosen.prune.schedule == "cubic" and chosen.tiers[0].removed_fraction == "auto"
+    assert (chosen.quantize.group_size, chosen.distill.weights.features) == (32, 0.1)
 
 
 @pytest.mark.parametrize("budget", ["parameters: 0.1", "bundle_bytes: 9000", "flops: 100000", "memory_bytes: 50000"])
@@ -502,7 +539,7 @@ def test_milliseconds_take_the_rates_from_the_file_of_a_probe(tmp_path):
     path.write_text(json.dumps({"speed": rates, "cores": 2}))
     loaded = load("digits", [f"students.tiers=[{{name: phone, latency_ms: 0.5, device: {path}}}]"])
     path.unlink()  # a run does not depend on the file any more
-    assert loaded.students.tiers[0].device.model_dump() == rates
+    assert asdict(loaded.students.tiers[0].device) == rates
     assert Scenario.from_json(loaded.to_json()) == loaded
 
 
@@ -511,7 +548,7 @@ def test_milliseconds_take_the_rates_from_the_file_of_a_probe(tmp_path):
     [
         (
             "{name: phone}",
-            "give one budget out of parameters, bundle_bytes, flops, memory_bytes, latency_ms, ratio; got none",
+            "parameters, bundle_bytes, flops, memory_bytes, latency_ms, removed_fraction; got none",
         ),
         ("{name: phone, flops: 5, bundle_bytes: 5}", "got bundle_bytes and flops"),
         ("{name: phone, latency_ms: 0.5}", "latency_ms and device go together; `fedpress probe --json FILE`"),

@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 
 from fedpress.compression import settings
+from fedpress.compression.models.distillation.settings import RECIPES, Assistants, Continuations
+from fedpress.server.fusion.settings import FedDF, Teaching
 from fedpress.server.model.mask_schedules import Sparsity
 from fedpress.simulations.conditions.faults import Chances
 from fedpress.simulations.conditions.network import NetworkSettings
-from fedpress.simulations.scenario import scenario, students, template, yaml_source
+from fedpress.simulations.scenario import scenario, template, yaml_source
 from fedpress.simulations.scenario.encoder import EncoderSettings
 from fedpress.simulations.scenario.scenario import Scenario
 
@@ -37,7 +39,7 @@ def test_keys_are_written_below_a_comment_and_advanced_ones_when_asked(advanced)
                 continue
             number = next(i for i in range(number + 1, len(lines)) if lines[i].startswith(f"{indent}{key}:"))
             assert lines[number - 1].startswith(f"{indent}# "), key
-            for section in settings.sections(field.annotation) if key != "tiers" else ():
+            for section in settings.sections(field.annotation) if key not in ("tiers", "steps") else ():
                 absent = lines[number].endswith(" null")
                 assert not absent or lines[number + 1] == f"{indent}# {key}:"
                 number = check(section, f"{indent}#   " if absent else f"{indent}  ", number)
@@ -75,12 +77,12 @@ def test_the_command_prints_how_many_keys_there_are(tmp_path):
     [
         ("network", NetworkSettings()),
         ("faults", Chances()),
-        ("fusion", students.FusionChoice()),
-        ("teaching", students.Teaching(every=3)),
+        ("fusion", FedDF()),
+        ("teaching", Teaching(every=3)),
         ("sparsity", Sparsity()),
-        ("students.assistants", students.AssistantChoice()),
-        ("students.data_free", students.DataFreeChoice(recipe="deep-inversion")),
-        ("students.continuations", students.ContinuationChoice()),
+        ("students.assistants", Assistants()),
+        ("students.data.data_free", RECIPES["deep-inversion"]),
+        ("students.data.continuations", Continuations()),
     ],
 )
 def test_what_is_commented_out_is_valid_too(path, chosen):

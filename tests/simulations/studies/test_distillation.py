@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedpress.compression.models.distillation.distill import DEFAULTS, Distillation
+from fedpress.compression.models.distillation.settings import Distillation
 from fedpress.simulations.scenario import scenario
 from fedpress.simulations.studies import distillation, techniques
 from fedpress.simulations.studies.distillation import SETUPS, Setup, variants
@@ -22,9 +22,9 @@ def test_more_training_brings_the_student_nearer_to_its_teacher() -> None:
 
 
 def test_each_variant_differs_from_the_default_in_one_respect() -> None:
-    default, *others = (settings.__dict__ for settings in variants(DEFAULTS).values())
+    default, *others = (settings.__dict__ for settings in variants(Distillation()).values())
     assert [sum(default[key] != other[key] for key in default) for other in others] == [1] * len(others)
-    assert SETUPS["fashion-mnist"].settings["default"] == DEFAULTS
+    assert SETUPS["fashion-mnist"].settings["default"] == Distillation()
 
 
 @pytest.mark.parametrize("arguments", [[], ["mnist"], ["digits", "more"]])

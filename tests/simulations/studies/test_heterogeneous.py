@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from fedpress.compression.models.distillation import data_free
+from fedpress.compression.models.distillation import settings
 from fedpress.simulations.studies import heterogeneous
 from fedpress.simulations.studies.heterogeneous import Bench, Size, speed, without_data
 from fedpress.simulations.tasks.digits import Digits
@@ -19,8 +19,8 @@ TINY = Size(train=200, teacher_epochs=2, proxy=40, epochs=2, seeds=2, test=60)
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    recipes = {name: dataclasses.replace(recipe, steps=2, batch_size=20) for name, recipe in data_free.RECIPES.items()}
-    monkeypatch.setattr(data_free, "RECIPES", recipes)
+    recipes = {name: dataclasses.replace(recipe, steps=2, batch_size=20) for name, recipe in settings.RECIPES.items()}
+    monkeypatch.setattr(settings, "RECIPES", recipes)
     parts = {"data-free": (partial(without_data, Digits(model="cnn-bn")), TINY)}
     monkeypatch.setattr(heterogeneous, "PARTS", parts)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fedpress.compression.models.pruning.schedule import Pruning
+from fedpress.compression.models.pruning.settings import Pruning
 from fedpress.simulations.studies import pruning
 from fedpress.simulations.studies.pruning import SETUPS, Setup, Variant
 
@@ -21,22 +21,19 @@ def test_every_baseline_has_a_row_of_the_same_size() -> None:
         for variant in setup.variants.values():
             if variant.baseline:
                 baseline = setup.variants[variant.baseline]
-                assert baseline.settings.ratio == variant.settings.ratio
+                assert baseline.removed_fraction == variant.removed_fraction
                 assert baseline.settings.granularity == variant.settings.granularity
 
 
 def test_the_command_prints_and_writes_the_rows(
     kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    ticket = Pruning(granularity="weights", schedule="lottery", fine_tune_epochs=1)
     few = {
-        "one": Variant(Pruning(0.9, fine_tune_epochs=1)),
-        "lottery, fresh": Variant(
-            Pruning(0.9, "weights", schedule="lottery", steps=1, fine_tune_epochs=1), trained_on="fresh"
-        ),
-        "lottery": Variant(
-            Pruning(0.9, "weights", schedule="lottery", steps=1, fine_tune_epochs=1), "lottery, fresh", "labels"
-        ),
-        "another": Variant(Pruning(0.5)),
+        "one": Variant(0.9, Pruning(fine_tune_epochs=1)),
+        "lottery, fresh": Variant(0.9, ticket, trained_on="fresh"),
+        "lottery": Variant(0.9, ticket, "lottery, fresh", "labels"),
+        "another": Variant(0.5, Pruning()),
     }
     monkeypatch.setitem(SETUPS, "digits", Setup(3, few))
     written = tmp_path / "rows.json"

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedpress.compression.models.students.search import Search
+from fedpress.compression.models.students.settings import Search
 from fedpress.simulations.studies import search
 from fedpress.simulations.studies.distillation import train
 from fedpress.simulations.studies.search import SETUPS, Setup

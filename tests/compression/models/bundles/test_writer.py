@@ -22,8 +22,8 @@ from torch import nn
 from fedpress.compression.models.bundles import container, errors, weight_coding, writer
 from fedpress.compression.models.pruning import structural
 from fedpress.compression.models.quantization import quantize
-from fedpress.compression.models.quantization.quantize import Quantization
 from fedpress.compression.models.quantization.quantized_tensor import Quantized
+from fedpress.compression.models.quantization.settings import Quantization
 from fedpress.compression.models.task import Splits, Task
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "linear-2.hex"
@@ -75,7 +75,7 @@ def student() -> nn.Module:
     return structural.keep_fraction(model, EXAMPLE, 0.5)
 
 
-def saved(model: nn.Module, settings: Quantization = quantize.DEFAULTS, **changes: Any) -> bytes:
+def saved(model: nn.Module, settings: Quantization = Quantization(), **changes: Any) -> bytes:
     given = {"task": "images", "tier": "phone", "version": 3, "metrics": {"validation_accuracy": 0.9}} | changes
     return writer.save(model, quantize.quantize(model, settings), EXAMPLE, **given)
 
@@ -151,7 +151,7 @@ def test_saving_leaves_the_student_as_it_was() -> None:
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
-@pytest.mark.parametrize("settings", [Quantization(), Quantization(bits=4, group=9), Quantization(bits=2)])
+@pytest.mark.parametrize("settings", [Quantization(), Quantization(bits=4, group_size=9), Quantization(bits=2)])
 def test_the_largest_size_holds_for_weights_that_do_not_compress(settings: Quantization) -> None:
     model = student()
     with torch.no_grad():
@@ -204,7 +204,7 @@ def deep() -> nn.Sequential:
 def golden() -> bytes:
     """How the golden bytes were written."""
     model = deep()
-    tensors = quantize.quantize(model, Quantization(bits=4, group=1))
+    tensors = quantize.quantize(model, Quantization(bits=4, group_size=1))
     tensors["2.weight"] = Quantized((model[2].weight != 0).numpy().astype(np.int8), np.full((3, 1), 0.5, np.float32), 4)
     return writer.save(
         model,
@@ -285,7 +285,8 @@ SHAPES = json.loads(MANIFEST)["shapes"]
         (DATA[:20], errors.Truncated, "header alone has 54"),
         (DATA[:-1], errors.Truncated, "cut off"),
         (b"PK\x03\x04" + DATA[4:], errors.BadMagic, "another kind of file"),
-        (header(version=3), errors.UnsupportedVersion, "version 3, expected 1 or 2"),
+        (header(version=1), errors.UnsupportedVersion, "version 1, expected 2"),
+        (header(version=3), errors.UnsupportedVersion, "version 3, expected 2"),
         (header(flag=2), errors.UnsupportedVersion, "flag 2"),
         (header(manifest=container.MAX_MANIFEST_BYTES + 1), errors.TooLarge, "1,048,577"),
         (header(coded=2**32 - 1), errors.TooLarge, "4,294,967,295"),

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fedpress.compression.models.distillation import data_free
-from fedpress.compression.models.distillation.data_free import RECIPES, DataFree, DataFreeError, synthesize
-from fedpress.compression.models.distillation.distill import Distillation, distill, fit
+from fedpress.compression.models.distillation.data_free import DataFreeError, synthesize
+from fedpress.compression.models.distillation.distill import distill, fit
+from fedpress.compression.models.distillation.settings import RECIPES, DataFree, Distillation, LearningData
 from fedpress.compression.models.pruning.structural import prune_to
 from fedpress.compression.models.reproducible import reproducible
 from fedpress.compression.models.task import evaluate
@@ -99,7 +99,7 @@ def test_a_batch_smaller_than_what_a_step_hands_over(teacher: nn.Module) -> None
     assert len(synthesize(teacher, SHAPE, settings("dafl", examples=100, steps=2), seed=0)) == 100
 
 
-def test_what_cannot_be_made_up_is_refused(teacher: nn.Module) -> None:
+def test_what_cannot_be_made_is_refused(teacher: nn.Module) -> None:
     with pytest.raises(DataFreeError, match=r"no batch norm .* choose a generator \(dafl or dfad\)"):
         synthesize(nn.Linear(5, 3), (5,), settings("deep-inversion"), seed=0)
     with pytest.raises(DataFreeError, match="disagreement is with a student, got none"):
@@ -113,13 +113,13 @@ def test_what_cannot_be_made_up_is_refused(teacher: nn.Module) -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"optimize": "pixels"}, "optimize .* got 'pixels'"),
-        ({"batch_size": 1}, "batch_size at least 2"),
-        ({"steps": 0}, "steps must be at least 1"),
-        ({"learning_rate": 0.0}, "learning_rate must be above 0"),
+        ({"optimize": "pixels"}, "optimize\n  Input should be 'inputs' or 'generator'"),
+        ({"batch_size": 1}, "batch_size\n  Input should be greater than or equal to 2"),
+        ({"steps": 0}, "steps\n  Input should be greater than or equal to 1"),
+        ({"learning_rate": 0.0}, "learning_rate\n  Input should be greater than 0"),
         ({"low": 1.0}, "low must be below high, got 1.0 and 1.0"),
-        ({"balance": -1.0}, "weights must be at least 0"),
-        ({"certainty": 0.0}, "one of them above"),
+        ({"balance": -1.0}, "balance\n  Input should be greater than or equal to 0"),
+        ({"certainty": 0.0, "statistics": 0.0, "variation": 0.0}, "must be above 0, got 0 for all"),
     ],
 )
 def test_settings_out_of_range_are_refused(wrong: dict[str, object], message: str) -> None:
@@ -154,8 +154,16 @@ def test_digits_are_learnt_without_having_seen_one() -> None:
     assert accuracy(made) > max(accuracy(noise), evaluate(start, task, splits.test).accuracy) + 0.05
 
 
+def test_a_recipe_is_completed_by_what_differs() -> None:
+    assert LearningData(data_free="dafl").data_free == RECIPES["dafl"]  # type: ignore[arg-type]
+    shorter = LearningData(data_free={"recipe": "dafl", "steps": 7})  # type: ignore[arg-type]
+    assert shorter.data_free == dataclasses.replace(RECIPES["dafl"], steps=7)
+    with pytest.raises(ValueError, match="recipe: got 'dall-e', expected deep-inversion, dafl, dfad"):
+        LearningData(data_free="dall-e")  # type: ignore[arg-type]
+
+
 def test_recipes_are_those_of_the_papers() -> None:
-    assert {name: recipe.optimize for name, recipe in data_free.RECIPES.items()} == {
+    assert {name: recipe.optimize for name, recipe in RECIPES.items()} == {
         "deep-inversion": "inputs",
         "dafl": "generator",
         "dfad": "generator",

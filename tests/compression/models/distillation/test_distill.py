@@ -1,7 +1,6 @@
-"""The loss is the paper's; distillation is reproducible, touches nothing else, and teaches."""
+"""Distillation is reproducible, touches nothing else, and teaches."""
 
 import copy
-import math
 from dataclasses import replace
 from typing import Any
 
@@ -12,88 +11,18 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from fedpress.compression.models.distillation import teachers
-from fedpress.compression.models.distillation.distill import (
-    HIDDEN,
-    Distillation,
-    Weights,
-    distill,
-    distillation_loss,
-    few_labels,
-    softened_divergence,
-)
+from fedpress.compression.models.distillation.distill import distill, few_labels
+from fedpress.compression.models.distillation.loss import HIDDEN, distillation_loss
+from fedpress.compression.models.distillation.settings import Distillation, LossWeights
 from fedpress.compression.models.distillation.teachers import TeacherError
 from fedpress.compression.models.pruning import structural
 from fedpress.compression.models.task import evaluate
 from fedpress.simulations.tasks.digits import Digits
 
-TEACHER = torch.tensor([[2.0, 0.0, -1.0], [0.5, 0.25, 0.0]])
-STUDENT = torch.tensor([[1.0, 1.0, -3.0], [0.0, 2.0, 0.5]])
-
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
-
-
-def by_hand(student: list[float], teacher: list[float], temperature: float) -> float:
-    def softened(logits: list[float]) -> list[float]:
-        powers = [math.exp(logit / temperature) for logit in logits]
-        return [power / sum(powers) for power in powers]
-
-    pairs = zip(softened(teacher), softened(student), strict=True)
-    return temperature**2 * sum(p * math.log(p / q) for p, q in pairs)
-
-
-@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
-def test_the_loss_is_that_of_the_paper(temperature: float) -> None:
-    expected = [by_hand(s, t, temperature) for s, t in zip(STUDENT.tolist(), TEACHER.tolist(), strict=True)]
-    found = distillation_loss(STUDENT, TEACHER, temperature=temperature)
-    assert float(found) == pytest.approx(sum(expected) / 2, rel=1e-5)
-
-
-def test_labels_add_weighted_cross_entropy() -> None:
-    targets = torch.tensor([0, 2])
-    soft = distillation_loss(STUDENT, TEACHER, temperature=3.0)
-    hard = nn.functional.cross_entropy(STUDENT, targets)
-    found = distillation_loss(STUDENT, TEACHER, temperature=3.0, targets=targets, weights=Weights(0.7, 0.3))
-    torch.testing.assert_close(found, 0.7 * soft + 0.3 * hard)
-
-
-def test_hidden_labels_have_no_part_in_the_loss() -> None:
-    shown, hidden = torch.tensor([0, 2]), torch.tensor([0, HIDDEN])
-    labels = Weights(teacher=0.0, labels=0.3)
-    only_first = distillation_loss(STUDENT[:1], TEACHER[:1], temperature=1.0, targets=shown[:1], weights=labels)
-    found = distillation_loss(STUDENT, TEACHER, temperature=1.0, targets=hidden, weights=labels)
-    torch.testing.assert_close(found, only_first)
-    none = torch.tensor([HIDDEN, HIDDEN])
-    soft = distillation_loss(STUDENT, TEACHER, temperature=3.0)
-    torch.testing.assert_close(distillation_loss(STUDENT, TEACHER, temperature=3.0, targets=none), soft)
-
-
-def test_importance_weighs_examples_and_places_count_alike() -> None:
-    each = softened_divergence(STUDENT, TEACHER, 2.0)
-    found = distillation_loss(STUDENT, TEACHER, temperature=2.0, importance=torch.tensor([0.5, 1.5]))
-    torch.testing.assert_close(found, 4 * (0.5 * each[0] + 1.5 * each[1]) / 2)
-    places = [logits.T[None] for logits in (STUDENT, TEACHER)]  # one sequence of two places
-    torch.testing.assert_close(
-        distillation_loss(*places, temperature=2.0), distillation_loss(STUDENT, TEACHER, temperature=2.0)
-    )
-
-
-@given(st.lists(st.floats(-20, 20), min_size=2, max_size=6), st.floats(-10, 10), st.floats(0.5, 8))
-def test_a_student_that_answers_alike_has_no_loss(logits: list[float], shift: float, temperature: float) -> None:
-    row = torch.tensor([logits], dtype=torch.float64)
-    assert abs(float(distillation_loss(row + shift, row, temperature=temperature))) < 1e-9
-
-
-@given(st.floats(1, 50))
-def test_gradients_keep_their_size_at_high_temperature(temperature: float) -> None:
-    """Section 2.1 of the paper: for high T the gradient tends to the difference of the centerd logits over classes."""
-    student = STUDENT.double().requires_grad_()
-    distillation_loss(student, TEACHER.double(), temperature=temperature * 100).backward()
-    centerd = (STUDENT - STUDENT.mean(1, keepdim=True)) - (TEACHER - TEACHER.mean(1, keepdim=True))
-    assert student.grad is not None
-    torch.testing.assert_close(student.grad, centerd.double() / 3 / 2, rtol=0.05, atol=0.01)
 
 
 def model(width: int, seed: int) -> nn.Module:
@@ -159,7 +88,7 @@ def test_labels_correct_a_teacher_that_is_wrong() -> None:
     with torch.no_grad():
         teacher.weight.zero_()
     student = model(8, 1)
-    learned = distill(teacher, student, inputs, Distillation(weights=Weights(0.1, 1.0)), targets=targets, seed=0)
+    learned = distill(teacher, student, inputs, Distillation(weights=LossWeights(0.1, 1.0)), targets=targets, seed=0)
     assert (learned.eval()(inputs).argmax(1) == targets).float().mean() > 0.9
 
 
@@ -174,7 +103,7 @@ def test_few_labels_are_dealt_out_by_class(count: int, seed: int) -> None:
 
 
 def test_batches_without_a_label_that_may_be_seen_teach_nothing_and_do_no_harm() -> None:
-    inputs, settings = proxy(), Distillation(epochs=1, batch_size=8, labeled=3, weights=Weights(0.0, 1.0))
+    inputs, settings = proxy(), Distillation(epochs=1, batch_size=8, labeled=3, weights=LossWeights(0.0, 1.0))
     targets = (inputs[:, 0] > 0).long()
     learned = distill(model(8, 0), nn.Linear(5, 3), inputs, settings, targets=targets, seed=0)
     assert all(torch.isfinite(parameter).all() for parameter in learned.parameters())
@@ -226,10 +155,10 @@ def digits_teacher() -> nn.Module:
 
 
 TECHNIQUES = {
-    "features": Distillation(weights=Weights(features=0.1)),
-    "transfer": Distillation(weights=Weights(transfer=10.0)),
-    "exits": Distillation(weights=Weights(exits=0.3)),
-    "past": Distillation(weights=Weights(past=1.0), noise=0.05),
+    "features": Distillation(weights=LossWeights(features=0.1)),
+    "transfer": Distillation(weights=LossWeights(attention_transfer=10.0)),
+    "exits": Distillation(weights=LossWeights(early_exits=0.3)),
+    "past": Distillation(weights=LossWeights(mean_teacher=1.0), noise=0.05),
     "reweight": Distillation(balance="reweight"),
     "resample": Distillation(balance="resample"),
     "labels": Distillation(labeled=100),
@@ -271,7 +200,7 @@ def test_a_model_distilled_into_itself_stays_what_it_is_with_each_loss(name: str
 def test_the_past_is_the_mean_of_the_students_weights() -> None:
     """At a decay near 1 it starts as the plain mean of all steps, as in the paper's code."""
     start, inputs = nn.Linear(5, 3), proxy()[:32]
-    settings = Distillation(epochs=1, batch_size=16, weights=Weights(past=1e-9), decay=0.999999)
+    settings = Distillation(epochs=1, batch_size=16, weights=LossWeights(mean_teacher=1e-9), decay=0.999999)
     one = Distillation(epochs=1, batch_size=16)
     learned = distill(model(8, 0), start, inputs, settings, seed=0)
     last = distill(model(8, 0), start, inputs, one, seed=0)
@@ -286,7 +215,7 @@ def test_balance_brings_back_a_rare_class() -> None:
     common, rare = torch.randn(400, 5, generator=draw), torch.randn(40, 5, generator=draw) + 0.8
     inputs = torch.cat([common, rare])
     targets = torch.cat([torch.zeros(400, dtype=torch.int64), torch.ones(40, dtype=torch.int64)])
-    labels = Weights(teacher=0.0, labels=1.0)
+    labels = LossWeights(teacher=0.0, labels=1.0)
     found = {}
     for name in ("none", "reweight", "resample"):
         settings = Distillation(epochs=6, weights=labels, balance=name)
@@ -296,8 +225,8 @@ def test_balance_brings_back_a_rare_class() -> None:
 
 
 def test_exits_need_a_stage_before_the_last() -> None:
-    with pytest.raises(TeacherError, match="weights.exits needs a student of two stages or more, Linear has 0"):
-        distill(nn.Linear(5, 3), nn.Linear(5, 3), proxy(), Distillation(weights=Weights(exits=1.0)), seed=0)
+    with pytest.raises(TeacherError, match="weights.early_exits needs a student of two stages or more, Linear has 0"):
+        distill(nn.Linear(5, 3), nn.Linear(5, 3), proxy(), Distillation(weights=LossWeights(early_exits=1.0)), seed=0)
 
 
 def test_noise_on_what_takes_none_is_refused() -> None:
@@ -323,8 +252,8 @@ def test_no_proxy_data_is_refused() -> None:
         {"batch_size": 0},
         {"learning_rate": 0.0},
         {"temperature": -1.0},
-        {"weights": Weights(0.0, 0.0)},
-        {"weights": Weights(features=-1.0)},
+        {"weights": {"teacher": 0.0, "labels": 0.0}},
+        {"weights": {"features": -1.0}},
         {"labeled": 0},
         {"balance": "all"},
         {"beta": 1.0},
@@ -333,6 +262,5 @@ def test_no_proxy_data_is_refused() -> None:
     ],
 )
 def test_settings_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=f"{next(iter(wrong))}.*got") as error:
+    with pytest.raises(ValueError, match=rf"^1 validation error for Distillation\n{next(iter(wrong))}"):
         Distillation(**wrong)
-    assert str(next(iter(wrong.values()))) in str(error.value)

@@ -6,13 +6,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedpress.compression.models.distillation import teachers
-from fedpress.compression.models.distillation.distill import (
-    HIDDEN,
-    Distillation,
-    Weights,
-    distill,
-    distillation_loss,
-)
+from fedpress.compression.models.distillation.distill import distill
+from fedpress.compression.models.distillation.loss import HIDDEN, distillation_loss
+from fedpress.compression.models.distillation.settings import Distillation, LossWeights
 
 INPUTS = torch.randn(64, 5, generator=torch.Generator().manual_seed(1))
 TARGETS = torch.arange(64) % 3
@@ -59,7 +55,7 @@ def test_the_loss_is_the_mean_over_all_places() -> None:
         teachers.by_class(teacher),
         temperature=2.0,
         targets=targets,
-        weights=Weights(1.0, 0.5),
+        weights=LossWeights(1.0, 0.5),
     )
     rows = [part.flatten(0, 1) for part in (student, teacher)]
     divergence = functional.kl_div(*((row / 2).log_softmax(1) for row in rows), reduction="batchmean", log_target=True)
@@ -68,6 +64,6 @@ def test_the_loss_is_the_mean_over_all_places() -> None:
 
 
 def test_what_is_for_one_label_an_example_is_refused() -> None:
-    for settings in (Distillation(weights=Weights(exits=1.0)), Distillation(balance="reweight")):
+    for settings in (Distillation(weights=LossWeights(early_exits=1.0)), Distillation(balance="reweight")):
         with pytest.raises(ValueError, match="the answers are sequences: both are for one label an example"):
             distill(Places(2, 0), Places(2, 1), INPUTS, settings, seed=0)

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from fedpress.compression.models.distillation import stages, teachers
-from fedpress.compression.models.distillation.distill import Distillation, Weights, distill
-from fedpress.compression.models.distillation.hints import Hints, HintWeights, activity, attention_divergence
+from fedpress.compression.models.distillation.distill import distill
+from fedpress.compression.models.distillation.hints import Hints, activity, attention_divergence
+from fedpress.compression.models.distillation.settings import Distillation, LossWeights
 from fedpress.compression.models.distillation.teachers import TeacherError
 from fedpress.simulations.tasks.digits import Digits
 
@@ -33,7 +34,7 @@ def made(width: int, seed: int = 0, stride: int = 1) -> nn.Module:
     return model
 
 
-def loss(student: nn.Module, teacher: nn.Module, weights: HintWeights, inputs: Tensor) -> Tensor:
+def loss(student: nn.Module, teacher: nn.Module, weights: LossWeights, inputs: Tensor) -> Tensor:
     hints = Hints(student, teacher, inputs[:2], inputs[:2], weights)
     for projection in hints.projections:
         nn.init.dirac_(projection.weight) if projection.weight.ndim == 4 else nn.init.eye_(projection.weight)
@@ -43,8 +44,8 @@ def loss(student: nn.Module, teacher: nn.Module, weights: HintWeights, inputs: T
         return hints(own, theirs).detach()
 
 
-@pytest.mark.parametrize("weights", [HintWeights(features=1.0), HintWeights(transfer=1.0)])
-def test_a_model_has_no_loss_to_itself(weights: HintWeights) -> None:
+@pytest.mark.parametrize("weights", [LossWeights(features=1.0), LossWeights(attention_transfer=1.0)])
+def test_a_model_has_no_loss_to_itself(weights: LossWeights) -> None:
     model = made(4)
     assert float(loss(model, copy.deepcopy(model), weights, images())) == 0.0
     assert float(loss(made(4, seed=1), model, weights, images())) > 0.01
@@ -59,8 +60,8 @@ def test_attention_is_where_activations_are_large_not_how_large(scale: float) ->
 
 def test_weights_scale_their_losses() -> None:
     student, teacher = made(4, 1), made(4)
-    features, transfer = HintWeights(features=1.0), HintWeights(transfer=1.0)
-    both = loss(student, teacher, HintWeights(2.0, 3.0), images())
+    features, transfer = LossWeights(features=1.0), LossWeights(attention_transfer=1.0)
+    both = loss(student, teacher, LossWeights(features=2.0, attention_transfer=3.0), images())
     expected = 2 * loss(student, teacher, features, images()) + 3 * loss(student, teacher, transfer, images())
     torch.testing.assert_close(both, expected)
 
@@ -68,8 +69,8 @@ def test_weights_scale_their_losses() -> None:
 @pytest.mark.parametrize("stride", [1, 2])
 def test_a_student_learns_the_inside_also_at_another_resolution(stride: int) -> None:
     teacher, student = made(12), made(4, 1, stride)
-    inputs, weights = images(), HintWeights(transfer=1.0)
-    settings = Distillation(epochs=20, weights=Weights(teacher=0.0, features=1.0, transfer=1.0))
+    inputs, weights = images(), LossWeights(attention_transfer=1.0)
+    settings = Distillation(epochs=20, weights=LossWeights(teacher=0.0, features=1.0, attention_transfer=1.0))
     learned = distill(teacher, student, inputs, settings, seed=0)
     assert float(loss(learned, teacher, weights, inputs)) < 0.5 * float(loss(student, teacher, weights, inputs))
     assert {name: t.shape for name, t in learned.state_dict().items()} == {
@@ -113,9 +114,9 @@ def test_a_student_learns_attention_of_a_deeper_teacher_with_more_heads() -> Non
     with torch.no_grad():  # sharper than an untrained one's
         for block in teacher.blocks:
             block.queries_keys.weight *= 4  # type: ignore[union-attr,operator]
-    settings = Distillation(epochs=20, weights=Weights(teacher=0.0, attention=1.0))
+    settings = Distillation(epochs=20, weights=LossWeights(teacher=0.0, attention=1.0))
     learned = distill(teacher, student, inputs, settings, seed=0)
-    weights = HintWeights(attention=1.0)
+    weights = LossWeights(attention=1.0)
     assert float(loss(learned, teacher, weights, inputs)) < 0.7 * float(loss(student, teacher, weights, inputs))
 
 
@@ -130,12 +131,12 @@ def test_the_divergence_of_attention_is_that_of_distributions() -> None:
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        (Weights(features=1.0), "weights.features is 1, .* a stage of the same kind"),
-        (Weights(transfer=1.0), r"weights.transfer is 1, .* maps \(N, C, H, W\)"),
-        (Weights(attention=1.0), "weights.attention is 1, .* method `maps`"),
+        (LossWeights(features=1.0), "weights.features is 1, .* a stage of the same kind"),
+        (LossWeights(attention_transfer=1.0), r"weights.attention_transfer is 1, .* maps \(N, C, H, W\)"),
+        (LossWeights(attention=1.0), "weights.attention is 1, .* method `maps`"),
     ],
 )
-def test_models_with_nothing_in_common_are_told(weights: Weights, message: str) -> None:
+def test_models_with_nothing_in_common_are_told(weights: LossWeights, message: str) -> None:
     linear = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     with pytest.raises(TeacherError, match=message):
         distill(made(4), linear, images(), Distillation(epochs=1, weights=weights), seed=0)
@@ -144,4 +145,4 @@ def test_models_with_nothing_in_common_are_told(weights: Weights, message: str) 
 def test_an_ensemble_has_no_inside() -> None:
     ensemble = teachers.Ensemble(lambda: [made(4)])
     with pytest.raises(TeacherError, match="look into one model, but the teacher is Ensemble"):
-        distill(ensemble, made(2), images(), Distillation(epochs=1, weights=Weights(features=1.0)), seed=0)
+        distill(ensemble, made(2), images(), Distillation(epochs=1, weights=LossWeights(features=1.0)), seed=0)

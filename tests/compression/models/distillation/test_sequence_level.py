@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from fedpress.compression.models.distillation.distill import Distillation, Weights, distill
-from fedpress.compression.models.distillation.sequence_level import Continuations, continued
+from fedpress.compression.models.distillation.distill import distill
+from fedpress.compression.models.distillation.sequence_level import continued
+from fedpress.compression.models.distillation.settings import Continuations, Distillation, LossWeights
 from fedpress.compression.models.transformer import CausalTransformer
 
 LABELS = 7
@@ -61,7 +62,7 @@ def test_a_student_learns_from_what_the_teacher_wrote_alone() -> None:
     torch.manual_seed(0)
     student = CausalTransformer(LABELS, 12, width=16, depth=1, heads=2, hidden=16)
     made = continued(Counts(), windows(256), Continuations(prompt=1), seed=0)
-    plan = Distillation(epochs=20, learning_rate=1e-2, weights=Weights(teacher=0.0, labels=1.0))
+    plan = Distillation(epochs=20, learning_rate=1e-2, weights=LossWeights(teacher=0.0, labels=1.0))
     learned = distill(Counts(), student, made.inputs, plan, targets=made.targets, seed=0).eval()
     other = windows(40)[32:]
     assert (learned(other).argmax(-1) == (other + 1) % LABELS).float().mean() > 0.95
@@ -83,10 +84,10 @@ def test_a_student_learns_the_distribution_at_every_place() -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"prompt": 0}, "prompt and copies must be at least 1, got 0"),
-        ({"copies": 0}, "at least 1, got 32 and 0"),
-        ({"temperature": -1.0}, "temperature must be at least 0"),
-        ({"temperature": 0.0, "copies": 2}, "copies is 2, but at temperature 0 all are the same"),
+        ({"prompt": 0}, "prompt\n  Input should be greater than or equal to 1"),
+        ({"copies": 0}, "copies\n  Input should be greater than or equal to 1"),
+        ({"temperature": -1.0}, "temperature\n  Input should be greater than or equal to 0"),
+        ({"temperature": 0.0, "copies": 2}, "copies: got 2, but at temperature 0 all are the same"),
     ],
 )
 def test_settings_out_of_range_are_refused(wrong: dict[str, float], message: str) -> None:

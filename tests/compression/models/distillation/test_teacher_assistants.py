@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from fedpress.compression.models.distillation import distill, teacher_assistants
-from fedpress.compression.models.distillation.teacher_assistants import Assistants
+from fedpress.compression.models.distillation.settings import Assistants, Distillation
 
-SETTINGS = distill.Distillation(epochs=2)
+SETTINGS = Distillation(epochs=2)
 
 
 @given(st.integers(100, 10**7), st.floats(1.01, 1e4), st.floats(1.5, 20))
@@ -70,5 +70,5 @@ def test_assistants_are_made_from_large_to_small_and_teach() -> None:
 
 @pytest.mark.parametrize("factor", [1.0, 0.0, float("nan")])
 def test_a_factor_that_is_no_step_down_is_refused(factor: float) -> None:
-    with pytest.raises(ValueError, match="factor must be above 1"):
+    with pytest.raises(ValueError, match="should be greater than 1|a finite number"):
         Assistants(factor)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from fedpress.compression.models.distillation import teachers
+from fedpress.compression.models.distillation.loss import distillation_loss
 from fedpress.compression.models.distillation.teachers import Combine, Ensemble, Single, TeacherError
 
 COMBINES: list[Combine] = ["logits", "probabilities", "entropy", "confidence"]
@@ -102,8 +103,6 @@ def test_a_model_that_is_certain_counts_more() -> None:
 
 def test_the_mean_of_softened_answers_has_the_gradient_of_the_mean_loss() -> None:
     """Equation 5 of Son et al. (2021): learning from several teachers at once."""
-    from fedpress.compression.models.distillation.distill import distillation_loss
-
     models, student = [model(0), model(1)], torch.randn(7, 3, requires_grad=True)
     together = Ensemble(lambda: models, "probabilities", 3.0).answers(inputs())
     (one,) = torch.autograd.grad(distillation_loss(student, together, temperature=3.0), student)

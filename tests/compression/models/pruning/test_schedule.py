@@ -1,7 +1,7 @@
 """Schedules reach the ratio, accuracy is watched and the step that costs too much undone; on digits."""
 
 import copy
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -9,9 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from fedpress.compression.models.distillation.distill import Distillation
+from fedpress.compression.models import masks
+from fedpress.compression.models.distillation.settings import Distillation
 from fedpress.compression.models.pruning import fine_tuning, importance, structural, weights
-from fedpress.compression.models.pruning.schedule import Pruned, Pruning, prune
+from fedpress.compression.models.pruning.schedule import PruningResult, kept, prune
+from fedpress.compression.models.pruning.settings import Pruning
 from fedpress.compression.models.reproducible import reproducible
 from fedpress.compression.models.task import Examples, evaluate
 from fedpress.simulations.tasks.digits import Digits
@@ -35,11 +37,14 @@ def trained() -> tuple[nn.Module, nn.Module]:
     return fresh, fine_tuning.training(TASK, train, 1e-2)(fresh, epochs=8, seed=0)
 
 
-def carry_out(trained: tuple[nn.Module, nn.Module], settings: Pruning, seed: int = 0) -> Pruned:
+def carry_out(
+    trained: tuple[nn.Module, nn.Module], removed_fraction: float | Literal["auto"], settings: Pruning, seed: int = 0
+) -> PruningResult:
     fresh, teacher = trained
     data = TASK.data()
     return prune(
         teacher,
+        removed_fraction,
         settings,
         task=TASK,
         examples=fine_tuning.answered(teacher, data.proxy.inputs),
@@ -51,35 +56,42 @@ def carry_out(trained: tuple[nn.Module, nn.Module], settings: Pruning, seed: int
 
 
 @given(
-    ratio=st.floats(0.01, 0.99),
+    removed_fraction=st.floats(0.01, 0.99),
     schedule=st.sampled_from(["one_shot", "iterative", "cubic"]),
     progress=st.lists(st.floats(0, 1), min_size=2, max_size=5),
 )
-def test_a_schedule_falls_from_everything_to_what_is_wanted(ratio: float, schedule: str, progress: list[float]) -> None:
-    settings = Pruning(ratio=ratio, schedule=schedule, steps=1 if schedule == "one_shot" else 3)
-    assert settings.kept(0.0) == 1 and settings.kept(1.0) == pytest.approx(1 - ratio)
-    kept = [settings.kept(part) for part in sorted(progress)]
-    assert kept == sorted(kept, reverse=True)
+def test_a_schedule_falls_from_everything_to_what_is_wanted(
+    removed_fraction: float, schedule: str, progress: list[float]
+) -> None:
+    assert kept(schedule, removed_fraction, 0.0) == 1
+    assert kept(schedule, removed_fraction, 1.0) == pytest.approx(1 - removed_fraction)
+    parts = [kept(schedule, removed_fraction, part) for part in sorted(progress)]
+    assert parts == sorted(parts, reverse=True)
 
 
 @pytest.mark.parametrize(
-    "settings",
+    ("removed_fraction", "settings"),
     [
-        Pruning(0.7, fine_tune_epochs=3),
-        Pruning(0.7, importance="taylor", ranking="global", schedule="iterative", steps=2, fine_tune_epochs=5),
-        Pruning(0.7, penalty="group_lasso", penalty_weight=1e-3, penalty_epochs=2, fine_tune_epochs=3),
-        Pruning(0.8, "weights", ranking="erk", schedule="cubic", steps=3, fine_tune_epochs=4),
-        Pruning(0.9, "weights", importance="lamp", ranking="global", penalty="l1", fine_tune_epochs=4),
-        Pruning(0.7, "weights", schedule="lottery", steps=2, fine_tune_epochs=30),
-        Pruning(0.5, "2:4", fine_tune_epochs=2),
+        (0.7, Pruning(fine_tune_epochs=3)),
+        (0.7, Pruning(importance="taylor", ranking="global", schedule="iterative", steps=2, fine_tune_epochs=5)),
+        (0.7, Pruning(penalty="group_lasso", penalty_weight=1e-3, penalty_epochs=2, fine_tune_epochs=3)),
+        (0.8, Pruning(granularity="weights", ranking="erk", schedule="cubic", steps=3, fine_tune_epochs=4)),
+        (0.9, Pruning(granularity="weights", importance="lamp", ranking="global", penalty="l1", fine_tune_epochs=4)),
+        (0.7, Pruning(granularity="weights", schedule="lottery", steps=2, fine_tune_epochs=30)),
+        (0.5, Pruning(granularity="2:4", fine_tune_epochs=2)),
     ],
-    ids=lambda settings: f"{settings.granularity}-{settings.schedule}-{settings.importance}-{settings.penalty}",
+    ids=lambda value: (
+        f"{value.granularity}-{value.schedule}-{value.importance}-{value.penalty}"
+        if isinstance(value, Pruning)
+        else str(value)
+    ),
 )
-def test_a_pruned_model_of_digits_is_as_small_as_asked_and_still_good(trained: Any, settings: Pruning) -> None:
-    found = carry_out(trained, settings)
+def test_a_pruned_model_of_digits_is_as_small_as_asked_and_still_good(
+    trained: Any, removed_fraction: float, settings: Pruning
+) -> None:
+    found = carry_out(trained, removed_fraction, settings)
     whole = structural.parameters_of(trained[1])
-    assert isinstance(settings.ratio, float)
-    assert found.ratio == pytest.approx(settings.ratio, abs=0.05)
+    assert found.removed_fraction == pytest.approx(removed_fraction, abs=0.05)
     assert len(found.steps) == settings.steps + 1 and all(step.taken for step in found.steps)
     assert [step.kept for step in found.steps] == sorted((step.kept for step in found.steps), reverse=True)
     assert found.steps[0].accuracy > 0.93 and found.steps[-1].accuracy > 0.85
@@ -89,7 +101,7 @@ def test_a_pruned_model_of_digits_is_as_small_as_asked_and_still_good(trained: A
         example = TASK.data().proxy.inputs[:1]
         assert structural.flops_of(found.model, example) < 0.7 * structural.flops_of(trained[1], example)
     else:
-        weights.check(found.model, found.masks)
+        masks.check(found.model, found.masks)
         assert weights.parameters_left(found.model, found.masks) == found.steps[-1].parameters
         assert structural.parameters_of(found.model) == whole
     if settings.granularity == "2:4":
@@ -97,23 +109,23 @@ def test_a_pruned_model_of_digits_is_as_small_as_asked_and_still_good(trained: A
 
 
 def test_a_lottery_ticket_holds_the_early_weights(trained: Any) -> None:
-    settings = Pruning(0.8, "weights", schedule="lottery", steps=2, fine_tune_epochs=0)
-    found = carry_out(trained, settings)
+    settings = Pruning(granularity="weights", schedule="lottery", steps=2, fine_tune_epochs=0)
+    found = carry_out(trained, 0.8, settings)
     assert found.masks is not None
-    early, left = weights.weights_of(trained[0]), weights.weights_of(found.model)
+    early, left = masks.weights_of(trained[0]), masks.weights_of(found.model)
     assert all(torch.equal(left[name], early[name] * mask) for name, mask in found.masks.items())
 
 
 def test_the_step_over_the_cliff_is_undone_and_the_rate_halved(trained: Any) -> None:
-    settings = Pruning("auto", schedule="iterative", steps=3, fine_tune_epochs=2, tolerance=0.03)
-    found = carry_out(trained, settings)
+    settings = Pruning(schedule="iterative", steps=3, fine_tune_epochs=2, tolerance=0.03)
+    found = carry_out(trained, "auto", settings)
     least = found.steps[0].accuracy - 0.03
     assert all(step.taken == (step.accuracy >= least) for step in found.steps)
     assert 1 <= sum(not step.taken for step in found.steps) <= 4
     last = [step for step in found.steps if step.taken][-1]
     assert structural.parameters_of(found.model) == last.parameters < found.steps[0].parameters
     assert evaluate(found.model, TASK, TASK.data().validation).accuracy == last.accuracy
-    assert found.ratio == pytest.approx(1 - last.kept) and found.ratio > 0.5
+    assert found.removed_fraction == pytest.approx(1 - last.kept) and found.removed_fraction > 0.5
 
 
 def test_without_tolerance_for_any_loss_nothing_that_hurts_is_removed(trained: Any) -> None:
@@ -125,23 +137,26 @@ def test_without_tolerance_for_any_loss_nothing_that_hurts_is_removed(trained: A
     data = TASK.data()
     found = prune(
         trained[1],
-        Pruning(0.5, tolerance=0.0),
+        0.5,
+        Pruning(tolerance=0.0),
         task=TASK,
         examples=data.proxy,
         validation=data.validation,
         fine_tune=spoilt,
     )
-    assert [step.taken for step in found.steps] == [True] + [False] * 4 and found.ratio == 0
-    kept = trained[1].state_dict()
-    assert all(torch.equal(tensor, kept[name]) for name, tensor in found.model.state_dict().items())
+    assert [step.taken for step in found.steps] == [True] + [False] * 4 and found.removed_fraction == 0
+    before = trained[1].state_dict()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in found.model.state_dict().items())
 
 
 def test_distillation_trains_between_the_steps_and_the_same_seed_gives_the_same_model(trained: Any) -> None:
     data, teacher = TASK.data(), trained[1]
     learn = fine_tuning.distilling(teacher, data.proxy.inputs, Distillation(learning_rate=1e-2))
-    settings = Pruning(0.6, "weights", fine_tune_epochs=3)
+    settings = Pruning(granularity="weights", fine_tune_epochs=3)
     one, two = (
-        prune(teacher, settings, task=TASK, examples=data.proxy, validation=data.validation, fine_tune=learn, seed=3)
+        prune(
+            teacher, 0.6, settings, task=TASK, examples=data.proxy, validation=data.validation, fine_tune=learn, seed=3
+        )
         for _ in range(2)
     )
     assert one.steps == two.steps and one.steps[-1].accuracy > 0.85
@@ -154,23 +169,19 @@ def test_distillation_trains_between_the_steps_and_the_same_seed_gives_the_same_
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"ratio": 0.0}, r"in \(0, 1\), got 0.0"),
-        ({"ratio": 1.0}, r"in \(0, 1\), got 1.0"),
-        ({"ratio": "most"}, "or 'auto', got 'most'"),
-        ({"ratio": "auto"}, "tolerance is None"),
-        ({"tolerance": 1.0}, "0.01 is a point"),
-        ({"granularity": "rows"}, "granularity must be one of channels, weights, 2:4"),
-        ({"importance": "size"}, "importance must be one of"),
-        ({"ranking": "local"}, "ranking must be one of"),
-        ({"schedule": "linear"}, "schedule must be one of"),
-        ({"penalty": "l2"}, "penalty must be one of"),
+        ({"tolerance": 1.0}, "tolerance\n  Input should be less than 1"),
+        ({"granularity": "rows"}, "granularity\n  Input should be 'channels', 'weights' or '2:4'"),
+        ({"importance": "size"}, "importance\n  Input should be"),
+        ({"ranking": "local"}, "ranking\n  Input should be"),
+        ({"schedule": "linear"}, "schedule\n  Input should be"),
+        ({"penalty": "l2"}, "penalty\n  Input should be"),
         ({"steps": 2}, "'one_shot' has one step, got 2"),
-        ({"schedule": "cubic", "steps": 0}, "at least 1"),
-        ({"fine_tune_epochs": -1}, "at least 0"),
-        ({"penalty_weight": 0.0}, "penalty_weight must be above 0"),
+        ({"schedule": "cubic", "steps": 0}, "steps\n  Input should be greater than or equal to 1"),
+        ({"fine_tune_epochs": -1}, "fine_tune_epochs\n  Input should be greater than or equal to 0"),
+        ({"penalty_weight": 0.0}, "penalty_weight\n  Input should be greater than 0"),
         ({"ranking": "erk"}, "granularity must be 'weights', got 'channels'"),
         ({"schedule": "lottery"}, "granularity must be 'weights', got 'channels'"),
-        ({"granularity": "2:4", "ratio": 0.6}, "half the weights at once"),
+        ({"granularity": "2:4", "schedule": "cubic", "steps": 2}, "half the weights at once"),
     ],
 )
 def test_settings_that_are_none_are_refused(settings: dict[str, Any], message: str) -> None:
@@ -178,13 +189,28 @@ def test_settings_that_are_none_are_refused(settings: dict[str, Any], message: s
         Pruning(**settings)
 
 
+@pytest.mark.parametrize(
+    ("removed_fraction", "settings", "message"),
+    [
+        (0.0, Pruning(), r"in \(0, 1\), got 0.0"),
+        (1.0, Pruning(), r"in \(0, 1\), got 1.0"),
+        ("auto", Pruning(), "tolerance: missing"),
+        (0.6, Pruning(granularity="2:4"), "half the weights: got removed_fraction 0.6"),
+    ],
+)
+def test_parts_that_cannot_be_removed_are_refused(removed_fraction: Any, settings: Pruning, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        settings.check(removed_fraction)
+
+
 def test_a_lottery_without_early_weights_is_refused(trained: Any) -> None:
     data = TASK.data()
-    ticket = Pruning(0.5, "weights", schedule="lottery")
+    ticket = Pruning(granularity="weights", schedule="lottery")
     for settings, rewind in ((ticket, None), (Pruning(), trained[0])):
         with pytest.raises(ValueError, match="early weights"):
             prune(
                 trained[1],
+                0.5,
                 settings,
                 task=TASK,
                 examples=data.proxy,
@@ -195,11 +221,11 @@ def test_a_lottery_without_early_weights_is_refused(trained: Any) -> None:
 
 
 def test_more_than_there_is_cannot_be_removed(trained: Any) -> None:
-    for granularity in ("channels", "weights"):
+    for settings in (Pruning(granularity="channels"), Pruning(granularity="weights")):
         with pytest.raises(structural.BudgetError, match="impossible"):
-            carry_out(trained, Pruning(0.9999, granularity))
-    found = carry_out(trained, Pruning(0.9999, "weights", tolerance=0.5, fine_tune_epochs=0))
-    assert found.ratio == 0 or found.steps[-1].taken
+            carry_out(trained, 0.9999, settings)
+    found = carry_out(trained, 0.9999, Pruning(granularity="weights", tolerance=0.5, fine_tune_epochs=0))
+    assert found.removed_fraction == 0 or found.steps[-1].taken
 
 
 def test_no_examples_have_no_gradient(trained: Any) -> None:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from fedpress.compression.models import masks
 from fedpress.compression.models.pruning import sparse_kernels, weights
 from fedpress.compression.models.pruning.sparse_kernels import SparseConv2d, SparseError, SparseLinear
 
@@ -15,7 +16,7 @@ def _one_thread() -> None:
 
 
 def sparse(layer: nn.Module, density: float = 0.1) -> nn.Module:
-    weights.apply(layer, weights.by_importance(layer, density))
+    masks.apply(layer, weights.by_importance(layer, density))
     return layer
 
 
@@ -80,7 +81,7 @@ def test_blocks_of_2_4_answer_as_the_dense_layer_on_a_gpu() -> None:
     model = nn.Sequential(nn.Linear(128, 256), nn.ReLU(), nn.Linear(256, 10))
     with pytest.raises(SparseError, match="prune it to 2:4"):
         sparse_kernels.semi_structured(model)
-    weights.apply(model, weights.semi_structured(model))
+    masks.apply(model, weights.semi_structured(model))
     found, x = sparse_kernels.semi_structured(model), torch.randn(64, 128)
     expected = model.half().cuda()(x.half().cuda())
     torch.testing.assert_close(found(x.half().cuda()), expected, atol=1e-2, rtol=1e-2)

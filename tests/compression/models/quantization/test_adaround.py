@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from fedpress.compression.models import architecture
 from fedpress.compression.models.quantization import adaround, quantize, quantized_tensor
-from fedpress.compression.models.quantization.quantize import Quantization
 from fedpress.compression.models.quantization.quantized_tensor import Quantized, Tensors
+from fedpress.compression.models.quantization.settings import Quantization
 
 
 class Net(nn.Module):

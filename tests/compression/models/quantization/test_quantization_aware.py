@@ -9,11 +9,11 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from fedpress.compression.models.distillation import distill
-from fedpress.compression.models.distillation.distill import Distillation
+from fedpress.compression.models.distillation.settings import Distillation
 from fedpress.compression.models.pruning import structural
 from fedpress.compression.models.quantization import quantization_aware, quantize, quantized_tensor
-from fedpress.compression.models.quantization.quantize import Quantization
 from fedpress.compression.models.quantization.quantized_tensor import Quantized
+from fedpress.compression.models.quantization.settings import Quantization
 
 
 def net() -> nn.Module:
@@ -29,7 +29,7 @@ INPUTS = torch.randn(200, 1, 4, 4, generator=torch.Generator().manual_seed(1))
 def test_a_prepared_model_answers_as_it_will_once_quantized(bits: int, group: int) -> None:
     model = net()
     learner = quantization_aware.prepare(model, bits, group)
-    settings = Quantization(bits=bits, group=group, scale="least-squares")
+    settings = Quantization(bits=bits, group_size=group, scale="least-squares")
     expected = quantize.quantized_copy(model, settings)
     with torch.no_grad():
         for bias in (learner[0].bias, learner[3].bias, learner[5].bias):

@@ -9,8 +9,8 @@ from torch import nn
 
 from fedpress.compression.errors import NonFiniteError
 from fedpress.compression.models.quantization import quantize
-from fedpress.compression.models.quantization.quantize import Quantization
 from fedpress.compression.models.quantization.quantized_tensor import Quantized
+from fedpress.compression.models.quantization.settings import Quantization
 
 
 def test_only_float_tensors_of_two_dimensions_are_quantized() -> None:
@@ -80,14 +80,14 @@ def test_nan_and_infinity_are_refused(bad: float, name: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"bits": 1}, "2 to 8, got 1"),
-        ({"bits": 16}, "2 to 8, got 16"),
-        ({"group": -1}, "whole channels, got -1"),
-        ({"rounding": "up"}, "nearest, adaround, got 'up'"),
-        ({"scale": "mse"}, "largest, least-squares, got 'mse'"),
-        ({"sparsity": 1.0}, "part that is kept"),
-        ({"aware": -1}, "epochs"),
-        ({"aware": 3, "rounding": "adaround"}, "rounding='nearest'"),
+        ({"bits": 1}, "bits\n  Input should be greater than or equal to 2"),
+        ({"bits": 16}, "bits\n  Input should be less than or equal to 8"),
+        ({"group_size": -1}, "group_size\n  Input should be greater than or equal to 0"),
+        ({"rounding": "up"}, "rounding\n  Input should be 'nearest' or 'adaround'"),
+        ({"scale": "mse"}, "scale\n  Input should be 'largest' or 'least-squares'"),
+        ({"sparsity": 1.0}, "sparsity\n  Input should be less than 1"),
+        ({"qat_epochs": -1}, "qat_epochs\n  Input should be greater than or equal to 0"),
+        ({"qat_epochs": 3, "rounding": "adaround"}, "rounding to nearest"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(settings: dict[str, Any], message: str) -> None:

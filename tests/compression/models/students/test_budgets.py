@@ -8,11 +8,13 @@ from torch import nn
 
 from fedpress.compression.models import architecture
 from fedpress.compression.models.bundles import writer
-from fedpress.compression.models.cost import DeviceSpeed
+from fedpress.compression.models.device_speed import DeviceSpeed
 from fedpress.compression.models.pruning import structural
 from fedpress.compression.models.pruning.importance import Criterion
 from fedpress.compression.models.quantization import quantize
-from fedpress.compression.models.students.budgets import Budget, student_of
+from fedpress.compression.models.students import budgets
+from fedpress.compression.models.students.budgets import student_of
+from fedpress.compression.models.students.settings import Budget
 
 EXAMPLE = torch.zeros(1, 1, 8, 8)
 SPEED = DeviceSpeed(call_ms=0.01, convolution_call_ms=0.01, convolution_ms=0.05, matrix_ms=0.1, moved_ms=0.2)
@@ -61,9 +63,9 @@ def test_a_budget_of_bytes(most: int) -> None:
     ids=lambda budget: budget.kind,
 )
 def test_a_budget_of_what_a_forward_pass_costs(budget: Budget) -> None:
-    most = budget.most(teacher())
+    most = budgets.most(budget, teacher())
     student = student_of(teacher(), EXAMPLE, budget)
-    assert 0.9 * most < budget.cost_of(student, EXAMPLE) <= most < budget.cost_of(teacher(), EXAMPLE)
+    assert 0.9 * most < budgets.cost_of(student, EXAMPLE, budget) <= most < budgets.cost_of(teacher(), EXAMPLE, budget)
 
 
 def test_a_teacher_within_the_budget_is_its_own_student() -> None:
@@ -83,16 +85,18 @@ def test_an_impossible_budget_is_refused(budget: Budget) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({}, "got none of parameters, bundle_bytes"),
-        ({"parameters": 5, "bundle_bytes": 5}, "got parameters=5, bundle_bytes=5"),
-        ({"parameters": 0.0}, r"in \(0, 1\], got 0.0"),
-        ({"parameters": 1.5}, r"in \(0, 1\], got 1.5"),
-        ({"parameters": 0}, "at least 1, got parameters=0"),
-        ({"bundle_bytes": -3}, "at least 1, got bundle_bytes=-3"),
-        ({"flops": 0}, "at least 1, got flops=0"),
+        ({}, "give one budget out of parameters, .*; got none"),
+        ({"parameters": 5, "bundle_bytes": 5}, "got parameters and bundle_bytes"),
+        ({"parameters": 0.0}, "a fraction of the global model's, 0 < fraction <= 1"),
+        ({"parameters": 1.5}, "a fraction of the global model's, 0 < fraction <= 1"),
+        ({"parameters": 0}, "a whole number >= 1"),
+        ({"removed_fraction": 1.0}, "0 < removed_fraction < 1, or auto"),
+        ({"removed_fraction": "most"}, "0 < removed_fraction < 1, or auto"),
+        ({"bundle_bytes": -3}, "bundle_bytes\n  Input should be greater than or equal to 1"),
+        ({"flops": 0}, "flops\n  Input should be greater than or equal to 1"),
         ({"latency_ms": 1.0}, "latency_ms and device go together"),
         ({"flops": 5, "device": SPEED}, "latency_ms and device go together"),
-        ({"latency_ms": 0, "device": SPEED}, "above 0, got 0"),
+        ({"latency_ms": 0, "device": SPEED}, "latency_ms\n  Input should be greater than 0"),
     ],
 )
 def test_a_budget_that_makes_no_sense_is_refused(given: dict[str, Any], message: str) -> None:

@@ -5,11 +5,12 @@ import torch
 from torch import nn
 
 from fedpress.compression.models import architecture
-from fedpress.compression.models.distillation.distill import Distillation, distill
+from fedpress.compression.models.distillation.distill import distill
+from fedpress.compression.models.distillation.settings import Distillation
 from fedpress.compression.models.pruning import structural
 from fedpress.compression.models.students import depth
-from fedpress.compression.models.students.budgets import Budget
 from fedpress.compression.models.students.initial_student import Start, UnknownArchitecture, start_of
+from fedpress.compression.models.students.settings import Budget
 from fedpress.compression.models.task import evaluate
 from fedpress.simulations.tasks.digits import MODELS, Digits
 

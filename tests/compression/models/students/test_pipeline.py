@@ -1,29 +1,30 @@
-"""The chain on real data: every part of it changes what it should, and what each step did is told truly."""
+"""The steps of a student on real data: each changes what it should, and what it did is recorded truly."""
 
-import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from fedpress.compression.models.distillation.distill import Distillation
-from fedpress.compression.models.distillation.teacher_assistants import Assistants
+from fedpress.compression.models.distillation import teachers
+from fedpress.compression.models.distillation.settings import Assistants, DataFree, Distillation, LearningData
 from fedpress.compression.models.pruning import structural
-from fedpress.compression.models.pruning.schedule import Pruning
+from fedpress.compression.models.pruning.settings import Pruning
 from fedpress.compression.models.quantization import quantized_tensor
-from fedpress.compression.models.quantization.quantize import Quantization
 from fedpress.compression.models.quantization.quantized_tensor import Quantized
-from fedpress.compression.models.students import pipeline, search
-from fedpress.compression.models.students.budgets import Budget
+from fedpress.compression.models.quantization.settings import Quantization
+from fedpress.compression.models.step import Materials, Student
+from fedpress.compression.models.students import pipeline
 from fedpress.compression.models.students.initial_student import Start
-from fedpress.compression.models.students.pipeline import Judge, StudentArtifact, StudentPipeline, StudentSpec
+from fedpress.compression.models.students.pipeline import StudentEvaluator
+from fedpress.compression.models.students.settings import Budget, Search
 from fedpress.compression.models.task import evaluate
 from fedpress.simulations.tasks.digits import Digits
 
 TASK = Digits()
-SMALL = StudentSpec(Budget(parameters=3_000))
-QUICK = StudentPipeline(distillation=Distillation(epochs=4))
+SMALL = Budget(parameters=3_000)
+QUICK = Distillation(epochs=4)
 
 
 @pytest.fixture(scope="module")
@@ -41,96 +42,143 @@ def teacher() -> nn.Module:
 
 
 @pytest.fixture(scope="module")
-def judge(teacher: nn.Module) -> Judge:
-    return Judge(teacher, TASK, TASK.data().test)
+def evaluator(teacher: nn.Module) -> StudentEvaluator:
+    return StudentEvaluator(teacher, TASK, TASK.data().test)
 
 
-def make(
-    teacher: nn.Module, judge: Judge, wanted: StudentSpec = SMALL, how: StudentPipeline = QUICK
-) -> StudentArtifact:
-    return pipeline.make(teacher, TASK, wanted, how, judge=judge, seed=1)
+def materials(teacher: nn.Module, early: nn.Module | None = None) -> Materials:
+    return Materials(teacher, TASK, TASK.data().proxy.inputs, None, teachers.of(teacher), seed=1, early=early)
+
+
+def make(teacher: nn.Module, evaluator: StudentEvaluator, budget: Budget = SMALL, **settings: Any) -> Student:
+    steps = pipeline.standard(budget, **{"distillation": QUICK} | settings)
+    return pipeline.run(steps, Student(teacher), materials(teacher), evaluator)
 
 
 def weights(model: nn.Module) -> torch.Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
 
 
-def test_each_step_is_told_as_it_was(teacher: nn.Module, judge: Judge) -> None:
+def test_each_step_is_recorded_as_it_was(teacher: nn.Module, evaluator: StudentEvaluator) -> None:
     before = weights(teacher).clone()
-    made = make(teacher, judge)
-    assert [stage.name for stage in made.stages] == ["teacher", "pruned", "distilled", "quantized"]
-    first, pruned, distilled, last = made.stages
+    given = materials(teacher)
+    prune, learn, quantize = pipeline.standard(SMALL, distillation=QUICK)
+    models: list[nn.Module] = []
+
+    def seen(student: Student, materials: Materials) -> Student:
+        models.append(student.model)
+        return student.after("", student.model)
+
+    student = pipeline.run([prune, seen, learn, seen, quantize], Student(teacher), given, evaluator)
+    assert [stage.name for stage in student.stages] == ["teacher", "pruned", "distilled", "quantized"]
+    first, pruned, distilled, last = student.stages
     assert torch.equal(before, weights(teacher))
     assert (first.parameters, first.worst_lost) == (structural.parameters_of(teacher), 0.0)
-    assert pruned.parameters == distilled.parameters == structural.parameters_of(made.student) <= 3_000
-    for stage, model in ((first, teacher), (distilled, made.student), (last, made.quantized)):
+    assert pruned.parameters == distilled.parameters == structural.parameters_of(student.model) <= 3_000
+    for stage, model in ((first, teacher), (pruned, models[0]), (distilled, models[1]), (last, student.model)):
         assert stage.accuracy == evaluate(model, TASK, TASK.data().test).accuracy
         assert stage.size_bytes == 4 * structural.parameters_of(model) and stage.latency_ms > 0
-    worst = made.bias.worst
+    assert student.bias is not None
+    worst = student.bias.worst
     assert (last.worst_class, last.worst_lost) == (worst.group, worst.teacher - worst.student)
-    again = make(teacher, judge)
-    assert torch.equal(weights(again.quantized), weights(made.quantized))
+    assert torch.equal(weights(make(teacher, evaluator).model), weights(student.model))
 
 
-def test_a_ratio_leaves_a_sparse_student_whose_zeros_stay(teacher: nn.Module, judge: Judge) -> None:
-    settings = Pruning("auto", "weights", ranking="global", schedule="iterative", steps=3, tolerance=0.05,
-                       fine_tune_epochs=2)  # fmt: skip
-    how = dataclasses.replace(QUICK, quantization=Quantization(bits=4, aware=1))
-    made = make(teacher, judge, StudentSpec(None, settings), how)
-    assert made.curve[0].kept == 1 and made.curve[-1].taken in (True, False) and len(made.curve) > 1
-    left = next(step.parameters for step in reversed(made.curve) if step.taken)
-    assert made.stages[-1].parameters == left < structural.parameters_of(teacher) / 2
-    assert int(weights(made.student).count_nonzero()) <= left
-    assert int(weights(made.quantized).count_nonzero()) <= left
-    assert {timing.chosen for timing in made.timings} <= {"dense", "sparse"} and made.timings
+def test_the_list_of_steps_is_the_steps_run_by_hand(teacher: nn.Module, evaluator: StudentEvaluator) -> None:
+    steps, given = pipeline.standard(SMALL, distillation=QUICK), materials(teacher)
+    student = Student(teacher)
+    for step in steps:
+        student = step(student, given)
+    chained = pipeline.run(steps, Student(teacher), given, evaluator)
+    assert torch.equal(weights(student.model), weights(chained.model)) and student.stages == ()
 
 
-def test_a_lottery_ticket_trains_from_early_weights(teacher: nn.Module, judge: Judge) -> None:
-    settings = Pruning(0.8, "weights", schedule="lottery", steps=2, fine_tune_epochs=0)
+def test_steps_can_be_reordered(teacher: nn.Module, evaluator: StudentEvaluator) -> None:
+    prune, learn, quantize = pipeline.standard(SMALL, distillation=QUICK)
+    student = pipeline.run([learn, prune, learn, quantize], Student(teacher), materials(teacher), evaluator)
+    assert [stage.name for stage in student.stages] == ["teacher", "distilled", "pruned", "distilled", "quantized"]
+    whole, _, pruned, *_ = (stage.parameters for stage in student.stages)
+    assert pruned <= 3_000 < whole
+
+
+def test_a_fraction_leaves_a_sparse_student_whose_zeros_stay(teacher: nn.Module, evaluator: StudentEvaluator) -> None:
+    pruning = Pruning(
+        granularity="weights", ranking="global", schedule="iterative", steps=3, tolerance=0.05, fine_tune_epochs=2
+    )
+    student = make(
+        teacher,
+        evaluator,
+        Budget(removed_fraction="auto"),
+        pruning=pruning,
+        quantization=Quantization(bits=4, qat_epochs=1),
+    )
+    assert student.curve[0].kept == 1 and student.curve[-1].taken in (True, False) and len(student.curve) > 1
+    left = next(step.parameters for step in reversed(student.curve) if step.taken)
+    assert student.stages[-1].parameters == left < structural.parameters_of(teacher) / 2
+    assert int(weights(student.model).count_nonzero()) <= left
+    assert {timing.chosen for timing in student.timings} <= {"dense", "sparse"} and student.timings
+
+
+def test_a_lottery_ticket_trains_from_early_weights(teacher: nn.Module, evaluator: StudentEvaluator) -> None:
+    pruning = Pruning(granularity="weights", schedule="lottery", steps=2, fine_tune_epochs=0)
     torch.manual_seed(1)
     early = TASK.model()
-    longer = StudentPipeline(distillation=Distillation(epochs=20))
-    made = pipeline.make(teacher, TASK, StudentSpec(None, settings), longer, early=early, judge=judge, seed=1)
+    steps = pipeline.standard(Budget(removed_fraction=0.8), pruning=pruning, distillation=Distillation(epochs=20))
+    student = pipeline.run(steps, Student(teacher), materials(teacher, early), evaluator)
     untrained = evaluate(early, TASK, TASK.data().test).accuracy
-    first, pruned, distilled, _ = made.stages
+    first, pruned, distilled, _ = student.stages
     assert abs(pruned.accuracy - untrained) < 0.2 < first.accuracy - pruned.accuracy
-    assert distilled.accuracy > pruned.accuracy + 0.2 and distilled.parameters == made.curve[-1].parameters
+    assert distilled.accuracy > pruned.accuracy + 0.2 and distilled.parameters == student.curve[-1].parameters
     with pytest.raises(ValueError, match="needs early weights"):
-        make(teacher, judge, StudentSpec(None, settings))
+        make(teacher, evaluator, Budget(removed_fraction=0.8), pruning=pruning)
 
 
-def test_the_quantization_asked_for_is_what_the_tensors_hold(teacher: nn.Module, judge: Judge) -> None:
-    made = make(teacher, judge, how=dataclasses.replace(QUICK, quantization=Quantization(bits=3, group=8)))
-    found = [tensor for tensor in made.tensors.values() if isinstance(tensor, Quantized)]
-    assert found and all(tensor.bits == 3 and tensor.group == 8 for tensor in found)
-    assert all(np.abs(tensor.codes).max() <= quantized_tensor.levels(3) for tensor in found)
+def test_the_quantization_asked_for_is_what_the_tensors_hold(teacher: nn.Module, evaluator: StudentEvaluator) -> None:
+    student = make(teacher, evaluator, quantization=Quantization(bits=3, group_size=8))
+    assert student.tensors is not None
+    quantized = [tensor for tensor in student.tensors.values() if isinstance(tensor, Quantized)]
+    assert quantized and all(tensor.bits == 3 and tensor.group == 8 for tensor in quantized)
+    assert all(np.abs(tensor.codes).max() <= quantized_tensor.levels(3) for tensor in quantized)
 
 
-def test_assistants_criteria_and_starts_make_other_students(teacher: nn.Module, judge: Judge) -> None:
-    plain = weights(make(teacher, judge).student)
-    helped = make(teacher, judge, how=dataclasses.replace(QUICK, assistants=Assistants(factor=8)))
-    assert helped.student is not None and not torch.equal(weights(helped.student), plain)
-    taylor = make(teacher, judge, how=dataclasses.replace(QUICK, pruning=Pruning(importance="taylor")))
-    assert not torch.equal(weights(taylor.student), plain)
-    other = make(teacher, judge, SMALL._replace(start=Start("mlp")))
-    assert other.architecture == "mlp" and structural.parameters_of(other.student) <= 3_000
+def test_quantization_aware_steps_are_judged_once_quantized(teacher: nn.Module, evaluator: StudentEvaluator) -> None:
+    plain = make(teacher, evaluator, quantization=Quantization(bits=3))
+    aware = make(teacher, evaluator, quantization=Quantization(bits=3, qat_epochs=2))
+    assert [stage.name for stage in aware.stages] == [stage.name for stage in plain.stages]
+    assert not torch.equal(weights(aware.model), weights(plain.model))
 
 
-def test_a_search_tells_what_it_looked_at(teacher: nn.Module, judge: Judge) -> None:
-    found = make(teacher, judge, SMALL._replace(search=search.Search(candidates=2, finalists=1)))
-    assert found.candidates[0].chosen and found.candidates[0].parameters == structural.parameters_of(found.student)
+def test_assistants_criteria_and_starts_make_other_students(teacher: nn.Module, evaluator: StudentEvaluator) -> None:
+    plain = weights(make(teacher, evaluator).model)
+    helped = make(teacher, evaluator, assistants=Assistants(factor=8))
+    assert not torch.equal(weights(helped.model), plain)
+    taylor = make(teacher, evaluator, pruning=Pruning(importance="taylor"))
+    assert not torch.equal(weights(taylor.model), plain)
+    other = make(teacher, evaluator, start=Start("mlp"))
+    assert other.architecture == "mlp" and structural.parameters_of(other.model) <= 3_000
 
 
-def test_a_student_that_has_learnt_is_only_quantized(teacher: nn.Module, judge: Judge) -> None:
-    student = make(teacher, judge).student
-    made = pipeline.finished(teacher, TASK, student, QUICK, architecture="cnn", judge=judge, seed=1)
-    assert [stage.name for stage in made.stages] == ["teacher", "trained", "quantized"]
-    assert made.student is student and made.architecture == "cnn"
-    assert (weights(made.quantized) - weights(student)).abs().max() < 0.02
+def test_a_search_tells_what_it_looked_at(teacher: nn.Module, evaluator: StudentEvaluator) -> None:
+    student = make(teacher, evaluator, search=Search(candidates=2, finalists=1))
+    assert student.candidates[0].chosen
+    assert student.candidates[0].parameters == structural.parameters_of(student.model)
 
 
-def test_made_up_inputs_go_with_no_labels() -> None:
-    from fedpress.compression.models.distillation.data_free import RECIPES
+def test_a_student_that_has_learned_is_only_quantized(teacher: nn.Module, evaluator: StudentEvaluator) -> None:
+    learned = make(teacher, evaluator).model
+    begin = Student(learned, "cnn", step="trained")
+    student = pipeline.run(pipeline.writing(), begin, materials(teacher), evaluator)
+    assert [stage.name for stage in student.stages] == ["teacher", "trained", "quantized"]
+    assert student.architecture == "cnn"
+    assert (weights(student.model) - weights(learned)).abs().max() < 0.02
 
-    with pytest.raises(ValueError, match="made-up inputs have no labels"):
-        StudentPipeline(made_up=RECIPES["dafl"], labels=True)
+
+def test_what_a_student_learns_on() -> None:
+    proxy = TASK.data().proxy
+    for labels in (False, True):
+        inputs, targets = pipeline.inputs_for((), TASK.model(), TASK, LearningData(labels=labels), seed=0)
+        assert torch.equal(inputs, proxy.inputs) and (targets is not None) == labels
+    made = LearningData(data_free=DataFree(examples=6, steps=2, batch_size=3, statistics=0.0, disagreement=1.0))
+    steps = pipeline.standard(SMALL)
+    inputs, targets = pipeline.inputs_for(steps, TASK.model(), TASK, made, seed=0)
+    assert inputs.shape == (6, *proxy.inputs.shape[1:]) and targets is None

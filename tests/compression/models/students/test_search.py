@@ -9,12 +9,12 @@ from torch import nn
 
 from fedpress.compression.models import architecture
 from fedpress.compression.models.architecture import Stack
-from fedpress.compression.models.distillation.distill import Distillation
+from fedpress.compression.models.distillation.settings import Distillation
 from fedpress.compression.models.pruning import structural
+from fedpress.compression.models.step import CandidateResult, SearchProgress
 from fedpress.compression.models.students import search
-from fedpress.compression.models.students.budgets import Budget
 from fedpress.compression.models.students.initial_student import UnknownArchitecture
-from fedpress.compression.models.students.search import Candidate, Search, Step
+from fedpress.compression.models.students.settings import Budget, Search
 from fedpress.compression.models.task import Examples, Splits
 from fedpress.simulations.studies.distillation import train
 from fedpress.simulations.tasks.digits import Digits
@@ -39,7 +39,7 @@ def teacher() -> nn.Module:
     return train(Digits(), Digits().data().train, 6)
 
 
-def look(teacher: nn.Module, steps: list[Step], **changes: Any) -> search.Found:
+def look(teacher: nn.Module, steps: list[SearchProgress], **changes: Any) -> search.SearchResult:
     options: dict[str, Any] = {"budget": BUDGET, "settings": Search(candidates=6, finalists=3), "seed": 1} | changes
     return search.search(
         teacher, Blind(), distillation=Distillation(epochs=6), progress=steps.append, **options
@@ -48,7 +48,7 @@ def look(teacher: nn.Module, steps: list[Step], **changes: Any) -> search.Found:
 
 def test_the_best_within_the_budget_by_validation_data(teacher: nn.Module) -> None:
     before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
-    steps: list[Step] = []
+    steps: list[SearchProgress] = []
     found, again = look(teacher, steps), look(teacher, [])
 
     assert found.candidates == again.candidates
@@ -92,8 +92,8 @@ def test_a_fresh_architecture_has_the_weights_of_its_seed() -> None:
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
 
 
-def a_candidate(start: str, score: float, uniform: bool = False) -> Candidate:
-    return Candidate(start, {}, 1, 1.0, score, uniform=uniform)
+def a_candidate(start: str, score: float, uniform: bool = False) -> CandidateResult:
+    return CandidateResult(start, {}, 1, 1.0, score, uniform=uniform)
 
 
 def test_starts_take_turns_among_the_finalists_and_equal_widths_come_first() -> None:
@@ -129,10 +129,10 @@ def test_scores_say_what_their_papers_say() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"finalists": 0}, "at least 1 finalist"),
-        ({"candidates": 4, "finalists": 5}, "got 5 of 4"),
-        ({"score": "guess"}, "one of naswot, synflow, gradient_norm, agreement, got 'guess'"),
-        ({"spread": 0.5}, "at least 1"),
+        ({"finalists": 0}, "finalists\n  Input should be greater than or equal to 1"),
+        ({"candidates": 4, "finalists": 5}, "got 5, expected at most candidates, 4"),
+        ({"score": "guess"}, "score\n  Input should be 'synflow', 'naswot', 'gradient_norm' or 'agreement'"),
+        ({"spread": 0.5}, "spread\n  Input should be greater than or equal to 1"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(given: dict[str, Any], message: str) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fedpress.compression.models import architecture
 from fedpress.compression.models.attention import SelfAttention
 from fedpress.compression.models.pruning import structural
-from fedpress.compression.models.students.budgets import Budget
+from fedpress.compression.models.students.settings import Budget
 from fedpress.compression.models.students.widths import Widths
 
 

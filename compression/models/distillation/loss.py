@@ -1,0 +1,225 @@
+"""The loss of a distillation: the teacher's answers, labels, and what else a student can learn at the same time.
+
+G. Hinton, O. Vinyals, J. Dean, "Distilling the Knowledge in a Neural Network", 2015, section 2.
+A. Tarvainen, H. Valpola, "Mean teachers are better role models: Weight-averaged consistency targets improve
+semi-supervised deep learning results", NeurIPS 2017, section 2: the student's own past, the exponential mean of its
+weights, as one more teacher; each sees the inputs with noise of its own, and the mean is what is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim.swa_utils import AveragedModel
+
+from fedpress.compression.models.distillation import class_balance, stages, teachers
+from fedpress.compression.models.distillation.early_exits import Exits
+from fedpress.compression.models.distillation.hints import Hints
+from fedpress.compression.models.distillation.settings import Distillation, LossWeights
+from fedpress.compression.models.distillation.teachers import TeacherError
+from fedpress.compression.models.step import Teacher
+
+HIDDEN = -100
+"""The label of an example whose label the student may not see."""
+
+
+def distillation_loss(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    *,
+    temperature: float,
+    targets: Tensor | None = None,
+    weights: LossWeights = LossWeights(),
+    importance: Tensor | None = None,
+) -> Tensor:
+    """weights.teacher * T^2 * KL(teacher || student), both at temperature T, + weights.labels * cross-entropy.
+
+    >>> logits = torch.tensor([[2.0, 0.0, -1.0]])
+    >>> float(distillation_loss(logits, logits + 3.0, temperature=2.0))
+    0.0
+
+    Args:
+        student_logits: (N, classes), or (N, classes, L) for sequences.
+        teacher_logits: The same.
+        temperature: T > 0.
+        targets: Labels, int64 (N,) or (N, L), `HIDDEN` for those that must not be seen; None: the teacher's answers
+            alone.
+        weights: Of the two parts; the others are not looked at.
+        importance: How much each example counts, (N,), with a mean of about 1; None: all the same.
+
+    Returns:
+        The mean over the batch, a scalar; of the cross-entropy that over the labels that may be seen.
+    """
+    loss = torch.zeros(())
+    if weights.teacher:
+        divergence = softened_divergence(student_logits, teacher_logits, temperature)
+        loss = weights.teacher * temperature**2 * _mean(divergence, importance)
+    if targets is not None and weights.labels:
+        each = functional.cross_entropy(student_logits, targets, reduction="none", ignore_index=HIDDEN)
+        seen = (targets != HIDDEN).sum().clamp(min=1)
+        loss = loss + weights.labels * _mean(each, importance) * targets.numel() / seen
+    return loss
+
+
+def softened_divergence(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+    """KL(teacher || student) of answers (N, classes, ...), both at a temperature, for each example: (N, ...)."""
+    return functional.kl_div(
+        functional.log_softmax(student_logits / temperature, dim=1),
+        functional.log_softmax(teacher_logits / temperature, dim=1),
+        reduction="none",
+        log_target=True,
+    ).sum(dim=1)
+
+
+class DistillationLoss:
+    """What one student learns: the loss of a batch, and which examples make one.
+
+    Args:
+        teacher: Asked once, for all views.
+        learner: The student in training.
+        inputs: Proxy data (N, ...).
+        views: What the teacher is asked instead, (N, ...).
+        targets: Labels, int64 (N,) or (N, L); None: none may be seen.
+        settings: Of the distillation.
+
+    Raises:
+        TeacherError: As for `distill.distill`.
+        ValueError: Settings do not fit the data.
+    """
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        learner: nn.Module,
+        inputs: Tensor,
+        views: Tensor,
+        targets: Tensor | None,
+        settings: Distillation,
+    ) -> None:
+        weights = settings.weights
+        self._learner, self._teacher, self._settings = learner, teacher, settings
+        self._inputs, self._views, self._targets = inputs, views, targets
+        self._answers = teacher.answers(views)
+        answers = teachers.logits(learner, inputs[:2])
+        if answers.shape[1:] != self._answers.shape[1:]:
+            raise TeacherError(
+                f"the teacher answers each example with {tuple(self._answers.shape[1:])} logits, the student with"
+                f" {tuple(answers.shape[1:])}; are they of one task?"
+            )
+        if answers.ndim > 2 and (weights.early_exits or settings.balance != "none"):
+            raise ValueError(
+                f"weights.early_exits is {weights.early_exits:g} and balance {settings.balance!r}, but the answers are"
+                ' sequences: both are for one label an example; set them to 0 and "none"'
+            )
+        if targets is None and not weights.learns_without_labels:
+            raise ValueError(
+                f"weights.labels is {weights.labels:g} and all others are 0, but there are no labels to learn: give"
+                " targets, or a weight to the teacher"
+            )
+        if settings.noise and not inputs.is_floating_point():
+            raise ValueError(f"noise is {settings.noise:g}, but inputs of {inputs.dtype} take none; set it to 0")
+        self._hints: Hints | None = None
+        if weights.features or weights.attention_transfer or weights.attention:
+            if not isinstance(teacher, teachers.Single):
+                raise TeacherError(
+                    "weights.features, attention_transfer and attention look into one model, but the teacher is"
+                    f" {type(teacher).__name__}; set them to 0"
+                )
+            self._hints = Hints(learner, teacher.model, inputs[:2], views[:2], weights)
+        self._exits = Exits(learner, inputs[:2], answers.shape[1]) if weights.early_exits else None
+        self._past = (
+            AveragedModel(learner, avg_fn=self._average, use_buffers=True).eval() if weights.mean_teacher else None
+        )
+        self._balance: Tensor | None = None
+        if settings.balance != "none":
+            classes = self._answers.argmax(dim=1)
+            if targets is not None:
+                classes = torch.where(targets == HIDDEN, classes, targets)
+            self._balance = class_balance.weights(classes, settings.beta)
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What is trained besides the student, and thrown away afterwards: projections and classifiers."""
+        return [parameter for aid in (self._hints, self._exits) if aid is not None for parameter in aid.parameters()]
+
+    def epoch(self, generator: torch.Generator) -> Iterable[Tensor]:
+        """The batches of one pass, as indices."""
+        count = len(self._inputs)
+        if self._balance is not None and self._settings.balance == "resample":
+            order = torch.multinomial(self._balance, count, replacement=True, generator=generator)
+        else:
+            order = torch.randperm(count, generator=generator)
+        return torch.split(order, self._settings.batch_size)
+
+    def __call__(self, batch: Tensor, student: stages.Recording, teacher: stages.Recording) -> Tensor:
+        """The loss of a batch, a scalar.
+
+        Args:
+            batch: Indices of its examples, int64 (B,).
+            student, teacher: What the two do in this pass is recorded there.
+        """
+        settings, weights = self._settings, self._settings.weights
+        answers = self._answers[batch]
+        targets = None if self._targets is None else self._targets[batch]
+        reweighted = self._balance is not None and settings.balance == "reweight"
+        importance = self._balance[batch] if self._balance is not None and reweighted else None
+
+        def supervised(logits: Tensor) -> Tensor:
+            return distillation_loss(
+                logits,
+                answers,
+                temperature=settings.temperature,
+                targets=targets,
+                weights=weights,
+                importance=importance,
+            )
+
+        logits = teachers.by_class(self._learner(self._noisy(batch)))
+        loss = supervised(logits)
+        softness = settings.temperature**2
+        if self._hints is not None:
+            assert isinstance(self._teacher, teachers.Single)
+            with torch.no_grad():
+                self._teacher.model(self._views[batch])
+            loss = loss + self._hints(student, teacher)
+        if self._exits is not None:
+            exits = self._exits(student)
+            deepest = logits.detach()
+            each = [
+                supervised(early) + softness * softened_divergence(early, deepest, settings.temperature).mean()
+                for early in exits
+            ]
+            loss = loss + weights.early_exits * torch.stack(each).mean()
+        if self._past is not None:
+            with torch.no_grad():
+                before = teachers.by_class(self._past(self._noisy(batch)))
+            loss = (
+                loss
+                + weights.mean_teacher * softness * softened_divergence(logits, before, settings.temperature).mean()
+            )
+        return loss
+
+    def after_step(self) -> None:
+        """Take the student's new weights into the mean of its past."""
+        if self._past is not None:
+            self._past.update_parameters(self._learner)
+
+    def learned(self) -> nn.Module:
+        """The student: the mean of its past, where that teaches."""
+        return self._learner if self._past is None else self._past.module
+
+    def _noisy(self, batch: Tensor) -> Tensor:
+        inputs = self._inputs[batch]
+        return inputs + self._settings.noise * torch.randn_like(inputs) if self._settings.noise else inputs
+
+    def _average(self, mean: Tensor, new: Tensor, steps: Tensor | int) -> Tensor:
+        keep = min(self._settings.decay, 1 - 1 / (int(steps) + 1))  # the paper's code: a plain mean at first
+        return mean * keep + new * (1 - keep)
+
+
+def _mean(each: Tensor, importance: Tensor | None) -> Tensor:
+    if importance is None:
+        return each.mean()
+    return (each.flatten(1).mean(dim=1) * importance if each.ndim > 1 else each * importance).mean()

@@ -1,0 +1,112 @@
+"""How a model is pruned."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from fedpress.compression.settings import ADVANCED, STRICT, Field, Positive, Settings, dataclass
+
+Importance = Literal["l1", "l2", "taylor", "lamp", "random"]
+"""What a weight or a channel matters by (`importance`)."""
+Ranking = Literal["uniform", "global", "erk"]
+"""Among what the least important go first."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class Pruning(Settings):
+    """What is removed of a model first, and in which steps.
+
+    >>> Pruning(granularity="weights", ranking="erk", schedule="cubic", steps=4).importance
+    'l2'
+    >>> Pruning(granularity="2:4").check(0.9)
+    Traceback (most recent call last):
+    ValueError: granularity '2:4' removes half the weights: got removed_fraction 0.9
+
+    For a budget of another kind than `removed_fraction` importance and ranking count, and the rest has no meaning.
+
+    Raises:
+        ValueError: Settings do not go together, or one is out of range.
+    """
+
+    importance: Importance = Field(
+        default="l2",
+        description="l1, l2: magnitude; taylor: magnitude times gradient; lamp: magnitude within its layer; random: the"
+        " baseline.",
+    )
+    ranking: Ranking = Field(
+        default="uniform",
+        description="uniform: the same part of every layer; global: of all together; erk: Erdős–Rényi, for single"
+        " weights.",
+    )
+    granularity: Literal["channels", "weights", "2:4"] = Field(
+        default="channels",
+        description="For removed_fraction: channels, with neurons and heads (the model is smaller); weights: single"
+        " ones (the model is sparse); 2:4: half of each block of four.",
+    )
+    schedule: Literal["one_shot", "iterative", "cubic", "lottery"] = Field(
+        default="one_shot",
+        json_schema_extra=ADVANCED,
+        description="For removed_fraction: one_shot: at once; iterative: the same part of what is left in each step;"
+        " cubic: fast first; lottery: as iterative, but each step trains the weights of before round 1 again.",
+    )
+    steps: int = Field(
+        default=1, ge=1, json_schema_extra=ADVANCED, description="For removed_fraction: steps of the schedule."
+    )
+    fine_tune_epochs: int = Field(
+        default=5, ge=0, description="For removed_fraction: passes over the proxy data after each step; 0: none."
+    )
+    tolerance: float | None = Field(
+        default=None,
+        ge=0,
+        lt=1,
+        description="For removed_fraction: how much accuracy on validation data a step may cost before it is undone,"
+        " 0.01 is a point; null: it is not watched.",
+    )
+    penalty: Literal["none", "l1", "group_lasso"] = Field(
+        default="none",
+        json_schema_extra=ADVANCED,
+        description="For removed_fraction: what drives weights (l1) or channels (group_lasso) to zero before; none:"
+        " nothing.",
+    )
+    penalty_weight: Positive = Field(
+        default=1e-4, json_schema_extra=ADVANCED, description="Weight of that term of the loss."
+    )
+    penalty_epochs: int = Field(
+        default=5, ge=1, json_schema_extra=ADVANCED, description="Passes over the proxy data with the penalty."
+    )
+
+    def __post_init__(self) -> None:
+        if self.schedule == "one_shot" and self.steps != 1:
+            raise ValueError(f"schedule 'one_shot' has one step, got {self.steps}; 'iterative' has more")
+        if self.ranking == "erk" and self.granularity != "weights":
+            raise ValueError(
+                "ranking 'erk' gives densities of single weights: granularity must be 'weights',"
+                f" got {self.granularity!r}"
+            )
+        if self.schedule == "lottery" and self.granularity != "weights":
+            raise ValueError(
+                f"schedule 'lottery' rewinds single weights: granularity must be 'weights', got {self.granularity!r}"
+            )
+        if self.granularity == "2:4" and (self.schedule, self.ranking) != ("one_shot", "uniform"):
+            raise ValueError(
+                "granularity '2:4' removes half the weights at once, within each block of four: expected schedule"
+                f" 'one_shot' and ranking 'uniform', got {self.schedule!r} and {self.ranking!r}"
+            )
+
+    def check(self, removed_fraction: float | Literal["auto"]) -> None:
+        """Check that these settings can remove a part of the parameters.
+
+        Args:
+            removed_fraction: In (0, 1), or "auto": the largest within `tolerance`.
+
+        Raises:
+            ValueError: They cannot.
+        """
+        if removed_fraction == "auto" and self.tolerance is None:
+            raise ValueError(
+                "tolerance: missing; removed_fraction auto is the largest that costs no more, such as 0.01"
+            )
+        if removed_fraction != "auto" and not 0 < removed_fraction < 1:
+            raise ValueError(f"removed_fraction is a part of the parameters, in (0, 1), got {removed_fraction}")
+        if self.granularity == "2:4" and removed_fraction != 0.5:
+            raise ValueError(f"granularity '2:4' removes half the weights: got removed_fraction {removed_fraction}")

@@ -1,0 +1,50 @@
+"""How a student's weights are written."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from fedpress.compression.settings import ADVANCED, STRICT, Field, Settings, dataclass
+
+
+@dataclass(frozen=True, config=STRICT)
+class Quantization(Settings):
+    """The weights of a student as small integers.
+
+    Raises:
+        ValueError: Settings do not go together, or one is out of range.
+    """
+
+    bits: int = Field(default=8, ge=2, le=8, description="Of each weight.")
+    group_size: int = Field(
+        default=0,
+        ge=0,
+        json_schema_extra=ADVANCED,
+        description="Weights of a channel, along its inputs, that share a scale; 0: all of them.",
+    )
+    rounding: Literal["nearest", "adaround"] = Field(
+        default="nearest",
+        description="nearest; adaround: up or down, whichever keeps the layers' answers to the proxy data.",
+    )
+    scale: Literal["largest", "least-squares"] = Field(
+        default="largest",
+        description="largest: the largest weight is the largest code; least-squares: large weights are cut off where"
+        " that makes the squared error smaller.",
+    )
+    sparsity: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Part of the weights that is set to zero first: the smallest of the whole model.",
+    )
+    qat_epochs: int = Field(
+        default=0, ge=0, description="Quantization-aware training: epochs of distillation with the weights rounded."
+    )
+    onnx: bool = Field(default=False, description="Put an int8 ONNX file to run into the bundle, too.")
+
+    def __post_init__(self) -> None:
+        if self.qat_epochs and self.rounding == "adaround":
+            raise ValueError(
+                "quantization-aware training chooses what each weight is rounded to, and so does adaround: set"
+                " qat_epochs to 0, or rounding to nearest"
+            )

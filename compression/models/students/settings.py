@@ -1,0 +1,121 @@
+"""What a student may cost, which model it begins as, and how the best one is searched for."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BeforeValidator
+
+from fedpress.compression.models.device_speed import DeviceSpeed, measured
+from fedpress.compression.settings import ADVANCED, STRICT, Field, Positive, Settings, dataclass
+
+UNITS: Final = {
+    "parameters": "parameters",
+    "bundle_bytes": "bundle bytes",
+    "flops": "FLOPs a forward pass",
+    "memory_bytes": "bytes of memory at run time",
+    "latency_ms": "ms a forward pass on the device measured",
+    "removed_fraction": "of the parameters removed",
+}
+"""What a budget may be of, by its field, and the unit."""
+
+
+def _count_or_fraction(given: Any) -> Any:
+    whole, part = type(given) is int and given >= 1, type(given) is float and 0 < given <= 1
+    if given is not None and not (whole or part):
+        raise ValueError("expected a whole number >= 1, or a fraction of the global model's, 0 < fraction <= 1")
+    return given
+
+
+def _fraction_or_auto(given: Any) -> Any:
+    if given is not None and given != "auto" and not (type(given) is float and 0 < given < 1):
+        raise ValueError("expected a part of the parameters, 0 < removed_fraction < 1, or auto")
+    return given
+
+
+@dataclass(frozen=True, config=STRICT)
+class Budget(Settings):
+    """What a student may cost, in one of six ways; a fraction is of its teacher's parameters.
+
+    >>> Budget(parameters=0.25).kind
+    'parameters'
+    >>> Budget(parameters=0.25, flops=20_000)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    pydantic_core._pydantic_core.ValidationError: 1 validation error for Budget
+      Value error, give one budget out of parameters, ...; got parameters and flops ...
+
+    Raises:
+        ValueError: None is given, or more than one, or one is out of range.
+    """
+
+    parameters: Annotated[int | float | None, BeforeValidator(_count_or_fraction)] = Field(
+        default=None, description="Most parameters: a whole number, or a fraction of the global model's."
+    )
+    bundle_bytes: int | None = Field(default=None, ge=1, description="Most bytes of the download file, all counted.")
+    flops: int | None = Field(default=None, ge=1, description="Most operations of one answer to one example.")
+    memory_bytes: int | None = Field(
+        default=None,
+        ge=1,
+        description="Most bytes that weights and activations take at run time, one example at a time.",
+    )
+    removed_fraction: Annotated[float | Literal["auto"] | None, BeforeValidator(_fraction_or_auto)] = Field(
+        default=None,
+        description="The part of the parameters that is removed, as `prune` says; auto: the largest within its"
+        " tolerance.",
+    )
+    latency_ms: Positive | None = Field(
+        default=None, description="Most milliseconds that an answer is predicted to take on `device`."
+    )
+    device: Annotated[DeviceSpeed | None, BeforeValidator(measured)] = Field(
+        default=None,
+        description="For latency_ms: the file that `fedpress probe SCENARIO --json FILE` wrote there, or its rates.",
+    )
+
+    def __post_init__(self) -> None:
+        given = [kind for kind in UNITS if getattr(self, kind) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give one budget out of {', '.join(UNITS)}; got {' and '.join(given) or 'none'}")
+        if (self.device is None) != (self.latency_ms is None):
+            raise ValueError("latency_ms and device go together; `fedpress probe --json FILE` measures a device")
+
+    @property
+    def kind(self) -> str:
+        """Which of `UNITS` it is of."""
+        return next(kind for kind in UNITS if getattr(self, kind) is not None)
+
+
+@dataclass(frozen=True, config=STRICT)
+class Search(Settings):
+    """How the best student within a budget is searched for.
+
+    Raises:
+        ValueError: There are more finalists than candidates, or a value is out of range.
+    """
+
+    candidates: int = Field(
+        default=24, ge=1, description="Architectures that are scored without training, of all starts together."
+    )
+    finalists: int = Field(
+        default=8,
+        ge=1,
+        description="Those of them that are distilled for a while; validation data choose. It takes about"
+        " log2(finalists) times as long as the distillation of one student.",
+    )
+    score: Literal["synflow", "naswot", "gradient_norm", "agreement"] = Field(
+        default="synflow",
+        json_schema_extra=ADVANCED,
+        description="What ranks the candidates: synflow, naswot, gradient_norm or agreement.",
+    )
+    spread: float = Field(
+        default=2.0,
+        ge=1,
+        json_schema_extra=ADVANCED,
+        description="How unlike the widths of layers may be: exponents between 1 / spread and spread; 1: all alike.",
+    )
+    architectures: Annotated[tuple[str, ...], Field(strict=False)] = Field(
+        default=(), description="Of the task, such as mlp, that take part beside the global model."
+    )
+
+    def __post_init__(self) -> None:
+        if self.finalists > self.candidates:
+            raise ValueError(f"finalists: got {self.finalists}, expected at most candidates, {self.candidates}")
