@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from flwr.app import RecordDict
 from torch import Tensor, nn
 
 from fedpress.compression.encoders import encoder as encoders
@@ -26,12 +25,11 @@ from fedpress.compression.models.students.settings import Budget, Search
 from fedpress.compression.models.task import Examples, Splits, Task, evaluate
 from fedpress.compression.tensors.side_info import SideInfo
 from fedpress.compression.wire import values
-from fedpress.server.fusion.client_ensemble import ClientModels
+from fedpress.server.fusion.client_ensemble import ClientModels, SentUpdate
 from fedpress.server.model import optimizers
 from fedpress.server.model.global_model import GlobalModel
 from fedpress.server.publishing.publish import NoProxyData, Publisher, PublishError, Tier
 from fedpress.server.publishing.store import ModelStore
-from fedpress.server.rounds.orders import Checked
 from fedpress.simulations.tasks.digits import Digits
 from fedpress.simulations.tasks.fashion_mnist import DEBIAN, FashionMNIST
 from fedpress.simulations.tasks.text import Text
@@ -169,7 +167,7 @@ def test_students_learn_from_the_client_models_if_there_are_some(tmp_path: Path,
     nobody = made("nobody", clients=clients)
     assert nobody == made("global")
     clients.attach(model)
-    clients.take([Checked(n, n, 1.0, payload, b"", RecordDict(), None, 0) for n, payload in enumerate(payloads)])
+    clients.take([SentUpdate(payload, b"", None, model.version) for payload in payloads])
     assert len({nobody, made("logits", clients=clients), made("sure", clients=clients, combine="confidence")}) == 3
 
 
