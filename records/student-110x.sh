@@ -6,4 +6,4 @@ set -eu
 fedpress simulate fashion-mnist-100 --set rounds=200 --set training.precision=bfloat16 --set evaluation.every=50 --out runs/student-110x \
     --set 'students={tiers: [{name: sensor, parameters: 48564}], distill: {epochs: 40}, quantize: {bits: 4, scale: least-squares}}'
 fedpress students runs/student-110x --set 'students={tiers: [{name: whole, parameters: 582026}], distill: {epochs: 20},
-    quantize: {bits: 4, scale: least-squares, sparsity: 0.92, aware: 20}}'
+    quantize: {bits: 4, scale: least-squares, sparsity: 0.92, qat_epochs: 20}}'
