@@ -1,4 +1,4 @@
-"""Sizes of messages by kind, folded records, and arrays as Flower records."""
+"""Sizes of messages by kind, folded records, and arrays as Flower records.
 
 Down, beside the application's own records, the server's order stands in the ConfigRecord that Flower's strategies
 send anyway (one object less on the wire than a record of its own). Up, the client's answer is one ConfigRecord: a
