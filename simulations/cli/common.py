@@ -98,20 +98,22 @@ def leave(message: str, code: int) -> NoReturn:
 
 def show_facts(facts: Iterable[tuple[str, str]]) -> None:
     """Print one line for each name and value."""
-    from rich.console import Console
+    from fedpress.simulations.report import tables
 
-    from fedpress.simulations.cli import progress
-
-    progress.print_facts(Console(), facts)
+    show_lines(tables.fact_lines(facts))
 
 
 def show_rows(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print a table."""
-    from rich.console import Console
+    from fedpress.simulations.report import tables
 
-    from fedpress.simulations.cli import progress
+    show_lines(tables.table_lines(columns, rows))
 
-    progress.print_rows(Console(), columns, rows)
+
+def show_lines(lines: Iterable[str]) -> None:
+    """Print lines as they are, however wide the screen is."""
+    for line in lines:
+        typer.echo(line)
 
 
 def write_json(path: Path | None, data: Any) -> None:

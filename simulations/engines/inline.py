@@ -426,7 +426,7 @@ class _Worker:
         self.pipe, child = context.Pipe()
         self.under_way: list[str] = []
         self.process: BaseProcess = context.Process(target=worker_process.work, args=(child, start), daemon=True)
-        with _worker_environment(), deaf_to_ctrl_c():
+        with _worker_environment(), _main_left_alone(), deaf_to_ctrl_c():
             self.process.start()
         child.close()
 
@@ -460,6 +460,22 @@ def _worker_environment() -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+@contextlib.contextmanager
+def _main_left_alone() -> Iterator[None]:
+    """Let child processes start without importing the script that runs: a worker needs nothing of it.
+
+    `multiprocessing` would import it in each, and one that simulates without `if __name__ == "__main__"` would begin
+    again there, and fail.
+    """
+    main = vars(sys.modules["__main__"])
+    before: dict[str, Any] = {name: main[name] for name in ("__file__", "__spec__") if name in main}
+    main.update(dict.fromkeys(before))
+    try:
+        yield
+    finally:
+        main.update(before)
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import math
 
 import numpy as np
@@ -11,8 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedpress.compression.ledger import Ledger
-from fedpress.simulations.cli import inspection
-from fedpress.simulations.conditions import network
 from fedpress.simulations.conditions.network import DEFAULT, PROFILES, Network, VirtualClock
 
 EVEN = {
@@ -30,11 +27,6 @@ BYTES = st.integers(0, 10**9)
 
 def seconds(of: Network, client: int = 3, round: int = 1, down: int = 50_000, examples: int = 50, up: int = 9_000):
     return of.seconds(client=client, round=round, down_bytes=down, examples=examples, up_bytes=up)
-
-
-@pytest.mark.parametrize("module", [network, inspection])
-def test_examples_in_docstrings(module):
-    assert doctest.testmod(module).failed == 0
 
 
 def test_time_is_the_sum_of_its_parts():
