@@ -119,7 +119,9 @@ def test_a_notebook_shows_table_and_curve(tmp_path: Path) -> None:
     )
     client.execute(env=os.environ | {"JUPYTER_PLATFORM_DIRS": "1", "IPYTHONDIR": str(tmp_path / "ipython")})
     bar, shown, frame = (cell.outputs for cell in notebook.cells[1:])
-    assert [output.get("text", output.output_type) for output in bar] == ["display_data"]  # one that is replaced, no line for each round
+    assert [output.get("text", output.output_type) for output in bar] == [
+        "display_data"
+    ]  # one that is replaced, no line for each round
     assert "3/3" in bar[0].data["text/html"]
     html = shown[0].data["text/html"]
     assert "<th style='text-align: left'>accuracy</th>" in html and html.count("<svg") == 2

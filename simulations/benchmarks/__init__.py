@@ -1,0 +1,20 @@
+"""Measurements of this build on this machine: what `fedpress bench` runs, a file each."""
+
+__all__ = [
+    "byte_counter",
+    "codec",
+    "codec_data",
+    "engine",
+    "hub",
+    "memory",
+    "nncodec_process",
+    "openfl_process",
+    "outside",
+    "paired",
+    "plain_app",
+    "reuse",
+    "scale",
+    "tiers",
+    "warm",
+    "wire",
+]
