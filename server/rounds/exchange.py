@@ -13,12 +13,10 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from flwr.app import Message
-from flwr.common import serde
-from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.serverapp import Grid
 
 from fedpress.compression.ledger import Direction
-from fedpress.compression.messages import orders
+from fedpress.compression.messages import orders, records
 from fedpress.server.checkpoint.state import State, as_array
 
 MAX_HELP = 2
@@ -84,7 +82,10 @@ class UnderWay:
 
     def saved(self) -> State:
         """Return all of it."""
-        replies = {f"reply/{number}": as_array(_to_bytes(reply)) for number, (_, reply) in enumerate(self.arrived)}
+        replies = {
+            f"reply/{number}": as_array(records.message_to_bytes(reply))
+            for number, (_, reply) in enumerate(self.arrived)
+        }
         return State(
             replies,
             {
@@ -100,7 +101,7 @@ class UnderWay:
             {message_id: Open(*order) for message_id, *order in state.meta[name]} for name in ("pending", "late")
         )
         self.arrived = deque(
-            (Open(*order), _from_bytes(state.arrays[f"reply/{number}"].tobytes()))
+            (Open(*order), records.message_from_bytes(state.arrays[f"reply/{number}"].tobytes()))
             for number, order in enumerate(state.meta["arrived"])
         )
 
@@ -158,7 +159,7 @@ def exchange(
             order = pending.pop(message_id, None)
             if order is not None and reply.has_error():
                 # For a node that is gone the SuperLink answers, in its own name.
-                reply.metadata.__dict__["_src_node_id"] = order.node
+                records.set_source(reply, order.node)
             bill(server_round, reply.metadata.src_node_id, "up", reply)
             if order is not None:  # else the same reply again
                 arrived.append((order, reply))
@@ -190,14 +191,6 @@ def exchange(
 
     push(messages, clock.now() + limit)
     return replies()
-
-
-def _to_bytes(reply: Message) -> bytes:
-    return bytes(serde.message_to_proto(reply).SerializeToString())
-
-
-def _from_bytes(data: bytes) -> Message:
-    return serde.message_from_proto(ProtoMessage.FromString(data))
 
 
 def _needs_model(reply: Message) -> bool:

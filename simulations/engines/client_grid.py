@@ -8,7 +8,8 @@ from typing import Self
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
+
+from fedpress.simulations.engines._flower import Run
 
 
 class ClientGrid(Grid):

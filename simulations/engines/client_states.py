@@ -11,10 +11,9 @@ from logging import ERROR, getLogger
 from pathlib import Path
 
 from flwr.app import Array, ArrayRecord, RecordDict
-from flwr.common import serde
-from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 
 from fedpress.compression import files
+from fedpress.compression.messages import records
 
 
 def path_of(folder: Path, client: int) -> Path:
@@ -65,7 +64,7 @@ def _pieces(state: RecordDict) -> Iterator[bytes]:
         {**state, **{key: _with_data(record, lambda _: b"") for key, record in state.array_records.items()}}
     )
     for data in (
-        serde.recorddict_to_proto(light).SerializeToString(),
+        records.content_to_bytes(light),
         *(array.data for record in state.array_records.values() for array in record.values()),
     ):
         yield len(data).to_bytes(8, "little")
@@ -81,7 +80,7 @@ def _parsed(read: Callable[[int], bytes]) -> RecordDict:
             raise ValueError("it ends early")
         return data
 
-    state = serde.recorddict_from_proto(ProtoRecordDict.FromString(piece()))
+    state = records.content_from_bytes(piece())
     for key, record in state.array_records.items():
         state[key] = _with_data(record, lambda _: piece())
     return state

@@ -26,14 +26,8 @@ from pathlib import Path
 from time import perf_counter, sleep
 from typing import Any
 
-from flwr.app import ArrayRecord, Context, Error, Message, RecordDict
-from flwr.app.user_config import UserConfigValue
-from flwr.common import serde
-from flwr.common.constant import ErrorCode
-from flwr.proto.message_pb2 import Message as ProtoMessage
+from flwr.app import ArrayRecord, Context, Error, Message, RecordDict, UserConfigValue
 from flwr.serverapp import Grid, ServerApp
-from flwr.supercore.run import Run
-from flwr.supercore.task_identity import TaskIdentity
 
 from fedpress.compression import files
 from fedpress.compression.errors import FedpressError
@@ -41,7 +35,7 @@ from fedpress.compression.messages import orders, records
 from fedpress.server.checkpoint.state import State, as_array
 from fedpress.simulations.conditions.faults import DAMAGED, DOUBLED, LATE, LOST, Faults
 from fedpress.simulations.conditions.network import Network, VirtualClock
-from fedpress.simulations.engines import client_states, worker_process
+from fedpress.simulations.engines import _flower, client_states, worker_process
 from fedpress.simulations.engines.client_grid import ClientGrid
 from fedpress.simulations.engines.worker_process import KEPT_RECORDS, RUN_ID, Task
 
@@ -130,8 +124,8 @@ class InlineGrid(ClientGrid):
         log_file: Path | None = None,
         states: Path | None = None,
     ) -> None:
-        super().__init__(clients, workers, Run.create_empty(RUN_ID))
-        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = RUN_ID, 1, 0
+        super().__init__(clients, workers, _flower.Run.create_empty(RUN_ID))
+        _flower.identify(RUN_ID, 1, 0)
         self.clock = SimulatedClock(self)
         self.phases: Counter[str] = Counter()
         self._network = network
@@ -186,7 +180,7 @@ class InlineGrid(ClientGrid):
             client = self._client(message)
             self._sent += 1
             message_id = f"message-{self._sent}"
-            message.metadata.__dict__["_message_id"] = message_id
+            records.set_id(message, message_id)
             ids.append(message_id)
             if self._network and not self._answers(self._network, message):
                 continue
@@ -244,8 +238,7 @@ class InlineGrid(ClientGrid):
         while self._tasks:
             self._receive()
         arrays = {
-            message_id: as_array(serde.message_to_proto(reply).SerializeToString())
-            for message_id, (_, reply) in self._ready.items()
+            message_id: as_array(records.message_to_bytes(reply)) for message_id, (_, reply) in self._ready.items()
         }
         arrivals = {message_id: arrival for message_id, (arrival, _) in self._ready.items()}
         struck = dict(self._faults.struck) if self._faults else {}
@@ -271,7 +264,7 @@ class InlineGrid(ClientGrid):
         if self._faults:
             self._faults.struck = Counter(state.meta["struck"])
         for message_id, arrival in state.meta["arrivals"].items():
-            reply = serde.message_from_proto(ProtoMessage.FromString(state.arrays[message_id].tobytes()))
+            reply = records.message_from_bytes(state.arrays[message_id].tobytes())
             self._ready[message_id] = (arrival, reply)
 
     def next_arrival(self) -> float | None:
@@ -297,7 +290,7 @@ class InlineGrid(ClientGrid):
             else:
                 own[key] = record
         slim = Message(own, metadata=message.metadata)  # type: ignore[call-overload]
-        data = serde.message_to_proto(slim).SerializeToString()
+        data = records.message_to_bytes(slim)
         struck = self._fate(message)
         return Task(message_id, client, data, tuple(message.content), tuple(shared), struck)
 
@@ -312,8 +305,7 @@ class InlineGrid(ClientGrid):
         if known is not None:
             return known[1]
         name = f"record-{self._sent}-{len(self._references)}"
-        proto = serde.recorddict_to_proto(RecordDict({"record": record}))
-        (self._start.folder / name).write_bytes(proto.SerializeToString())
+        (self._start.folder / name).write_bytes(records.content_to_bytes(RecordDict({"record": record})))
         self._files[id(record)] = (record, name)  # holding the record keeps its id from being used again
         while len(self._files) > KEPT_RECORDS:
             _, (_, old) = self._files.popitem(last=False)
@@ -353,7 +345,7 @@ class InlineGrid(ClientGrid):
         self._deaths = 0
         self.phases.update(news.phases)
         self._mean_seconds = 0.9 * self._mean_seconds + 0.1 * news.seconds
-        reply = serde.message_from_proto(ProtoMessage.FromString(news.reply))
+        reply = records.message_from_bytes(news.reply)
         self._finish(news.message_id, reply)
 
     def _finish(self, message_id: str, reply: Message) -> None:
@@ -398,7 +390,7 @@ class InlineGrid(ClientGrid):
         for message_id in list(dead.under_way):
             order, _ = self._meta[message_id]
             reason = f"the worker process died with exit code {dead.process.exitcode}"
-            self._finish(message_id, Message(Error(ErrorCode.CLIENT_APP_CRASHED, reason), reply_to=order))
+            self._finish(message_id, Message(Error(_flower.ErrorCode.CLIENT_APP_CRASHED, reason), reply_to=order))
         self._workers.remove(dead)
         if self._deaths >= MAX_DEATHS:
             raise EngineError(
