@@ -17,9 +17,10 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fedpress.client.backoff import Backoff
 from fedpress.compression.errors import FedpressError
 from fedpress.simulations.deploy import children, daemon, flower_processes, keys, monitor, settings, superlink
-from fedpress.simulations.deploy.children import Backoff, Child, Failures, ServiceError
+from fedpress.simulations.deploy.children import Child, Failures, ServiceError
 from fedpress.simulations.deploy.control import Control, Refused, Run, Unreachable, register_all
 from fedpress.simulations.results import start
 from fedpress.simulations.results.records import Results
