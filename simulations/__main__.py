@@ -6,12 +6,13 @@ Light to start: each imports what it needs, so help works without torch and at o
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from importlib.metadata import version
 from typing import Annotated
 
 import typer
 
-from fedpress.simulations.cli import common, hub, probe, report, service, simulate
+from fedpress.simulations.cli import common, hub, keys, probe, pull, report, service, simulate
 from fedpress.simulations.cli.bench import bench
 
 main = typer.Typer(no_args_is_help=True, **common.PLAIN)
@@ -42,12 +43,23 @@ def _root(
     """
 
 
-for command in (simulate.simulate, simulate.students, report.report, report.inspect, probe.probe, simulate.init):
+COMMANDS: tuple[Callable[..., None], ...] = (
+    simulate.simulate,
+    simulate.students,
+    report.report,
+    report.inspect,
+    probe.probe,
+    simulate.init,
+    service.server,
+    service.client,
+    hub.hub,
+    hub.hub_token,
+    pull.pull,
+    pull.run,
+)
+for command in COMMANDS:
     main.command()(command)
-main.command()(service.server)
-main.command()(service.client)
-main.add_typer(service.keys, name="keys")
-hub.add_to(main)
+main.add_typer(keys.keys, name="keys")
 
 if __name__ == "__main__":
     sys.exit(main())

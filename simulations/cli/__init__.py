@@ -2,11 +2,16 @@
 
 __all__ = [
     "bench",
+    "bench_machine",
+    "bench_processes",
+    "bench_scenarios",
     "common",
     "hub",
     "inspection",
+    "keys",
     "probe",
     "progress",
+    "pull",
     "pull_display",
     "report",
     "service",
