@@ -87,9 +87,8 @@ $(VENV)/dev.stamp: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $(VENV)/simulation.stamp $@
 
 # Flower alone goes before the installed one on the path: the rest of what it needs is there.
-$(VENV)/flwr-$(FLWR)/flwr: $(VENV)/dev.stamp
+$(VENV)/flwr-$(FLWR)/flwr: | $(VENV)/dev.stamp
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(@D) flwr==$(FLWR)
-	@touch $@
 
 $(VENV)/fuzz.stamp: pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) -e '.[fuzz]'

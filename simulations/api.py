@@ -51,7 +51,7 @@ def simulate(
 
     Raises:
         FedpressError: The scenario is invalid (all problems are listed), or what it needs is missing.
-        KeyboardInterrupt: The run was stopped. Its folder is whole; `resume` goes on with it.
+        KeyboardInterrupt: The run was stopped. Its folder is whole, and a note says how to go on with it.
     """
     if resume is not None and (keys or out is not None):
         raise ValueError(f"resume={str(resume)!r} goes on as the run began; leave out `out` and the scenario's keys")
@@ -67,16 +67,21 @@ def simulate(
     console = Console() if progress else Console(quiet=True, force_jupyter=False)
     with Display(console, chosen.rounds) as display, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "IProgress not found")  # flwr-datasets' tqdm misses ipywidgets in a notebook
-        launch.launch(
-            chosen,
-            recorder.Observers(display, *observers),
-            out=out,
-            resume=resume,
-            engine=engine,
-            ray_address=ray_address,
-            keep_payloads=keep_payloads,
-            keep_state=keep_state,
-        )
+        try:
+            launch.launch(
+                chosen,
+                recorder.Observers(display, *observers),
+                out=out,
+                resume=resume,
+                engine=engine,
+                ray_address=ray_address,
+                keep_payloads=keep_payloads,
+                keep_state=keep_state,
+            )
+        except KeyboardInterrupt as stop:
+            if display.folder is not None:
+                stop.add_note(f"to go on: fedpress.simulate(resume={str(display.folder.path)!r})")
+            raise
     assert display.folder is not None
     result = RunResult(display.folder.path)
     result.report()

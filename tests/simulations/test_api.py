@@ -1,8 +1,11 @@
 """Whole runs from Python, and in a notebook."""
 
 import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import nbclient
@@ -85,6 +88,29 @@ def test_resume_takes_nothing_else(result: RunResult) -> None:
         fedpress.simulate(resume=result.folder, rounds=4)
     with pytest.raises(fedpress.FedpressError, match="is finished"):
         fedpress.simulate(resume=result.folder)
+
+
+@pytest.mark.slow
+def test_a_run_that_is_stopped_goes_on_to_the_same_end(result: RunResult, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+
+    def interrupt() -> None:
+        while not (folder / "results.json").exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    threading.Thread(target=interrupt).start()
+    try:
+        with pytest.raises(KeyboardInterrupt) as stopped:
+            fedpress.simulate("digits", out=folder, progress=False, **{**KEYS, "rounds": 15})
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert stopped.value.__notes__ == [f"to go on: fedpress.simulate(resume={str(folder)!r})"]
+    assert fedpress.load_run(folder).results.status == "interrupted"
+    ended = fedpress.simulate(resume=folder, progress=False)
+    assert ended.results.status == "finished" and len(ended.rounds) == 15
+    assert ended.rounds["accuracy"][:3].equals(result.rounds["accuracy"])
 
 
 @pytest.mark.slow
