@@ -52,14 +52,14 @@ def adopt(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         source = source.replace(line, changed).replace("\nfrom stock_task", f"\n{imports}from stock_task", 1)
         (folder / f"adopted_{side}.py").write_text(source)
         monkeypatch.delitem(sys.modules, f"adopted_{side}", raising=False)
-    for place in (APPS, folder):
-        monkeypatch.syspath_prepend(str(place))
+    monkeypatch.syspath_prepend(str(folder))
 
 
 @pytest.mark.slow
 def test_two_changed_lines_keep_the_accuracy_and_shrink_the_upload(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.syspath_prepend(str(APPS))
     stock = run("stock_client:app", entry_points.load("stock_server:app"), tmp_path, rounds=20)
     adopt(tmp_path, monkeypatch)
     adopted = run("adopted_client:app", import_module("adopted_server").app, tmp_path, rounds=20)

@@ -18,7 +18,7 @@ def test_what_is_committed_is_what_make_proto_writes(tmp_path: Path) -> None:
     outs = [f"--{kind}_out={tmp_path}" for kind in ("python", "pyi", "grpc_python")]
     source = ".pkg/fedpress/compression/messages/hub.proto"
     subprocess.run([sys.executable, "-m", "grpc_tools.protoc", "-I", ".pkg", *outs, source], cwd=ROOT, check=True)
-    made = sorted((tmp_path / "fedpress" / "compression").iterdir())
+    made = sorted((tmp_path / "fedpress" / "compression" / "messages").iterdir())
     assert [file.name for file in made] == ["hub_pb2.py", "hub_pb2.pyi", "hub_pb2_grpc.py"]
     for file in made:
         assert file.read_text() == (ROOT / "compression" / "messages" / file.name).read_text(), "run `make proto`"

@@ -64,8 +64,8 @@ def test_a_process_that_is_not_there_is_named() -> None:
 
 KEEPS = """
 import numpy as np
-from fedpress.simulations import memory_bench
-from fedpress.simulations.run_folder import RoundResult
+from fedpress.simulations.benchmarks import memory as memory_bench
+from fedpress.simulations.results.records import RoundResult
 sampler, kept = memory_bench.Sampler(), []
 for number in range(1, 31):
     kept.append(np.ones(1 << 20))  # 8 MiB, and written to
