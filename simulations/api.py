@@ -70,7 +70,8 @@ def simulate(
         try:
             launch.launch(
                 chosen,
-                recorder.Observers(display, *observers),
+                display,
+                *observers,
                 out=out,
                 resume=resume,
                 engine=engine,

@@ -112,7 +112,8 @@ def simulate(
             try:
                 results = launch.launch(
                     chosen,
-                    recorder.Observers(display, *followers),
+                    display,
+                    *followers,
                     out=out,
                     resume=resume,
                     engine="flower" if engine == "flower" else "inline",

@@ -16,8 +16,7 @@ Engine = Literal["inline", "flower"]
 
 def launch(
     scenario: Scenario,
-    observer: recorder.Observer,
-    *,
+    *observers: recorder.Observer,
     out: Path | str | None = None,
     resume: Path | None = None,
     engine: Engine = "inline",
@@ -29,7 +28,7 @@ def launch(
 
     Args:
         scenario: What to run.
-        observer: Is told what happens.
+        *observers: Are told what happens, in turn.
         out: The run folder of a new run, new or empty; None makes one under `runs/`.
         resume: The folder of a run of this scenario that is to go on, instead of a new one.
         engine: "inline", or "flower": Flower's own simulation engine on Ray.
@@ -52,8 +51,7 @@ def launch(
     workload.network  # noqa: B018 - and so is a trace that cannot be used
     usable(scenario.training.device)
     plan_students.signing_key(scenario.students)
+    told = recorder.Observers(*observers)
     if resume is not None:
-        return runner.resume(resume, observer, keep_state=keep_state, keep_payloads=keep_payloads, make_grid=make_grid)
-    return runner.simulate(
-        scenario, out, observer, keep_state=keep_state, keep_payloads=keep_payloads, make_grid=make_grid
-    )
+        return runner.resume(resume, told, keep_state=keep_state, keep_payloads=keep_payloads, make_grid=make_grid)
+    return runner.simulate(scenario, out, told, keep_state=keep_state, keep_payloads=keep_payloads, make_grid=make_grid)
