@@ -10,14 +10,14 @@ ARGS ?=
 # what they share takes long to set up.
 PROCESSES = -n $(shell $(PYTHON) -c 'import os; print(os.cpu_count() + 2)') --dist loadfile --no-loadscope-reorder
 
-# The deployment guide as a test: an example of a page, which `docs` runs.
-GUIDE := tests/simulations/deploy/test_deploy_guide.py
+# The end of the range of Flower that is not pinned; another: make test-flwr FLWR=1.43.0
+FLWR ?= 1.41.0
 
 export FLWR_TELEMETRY_ENABLED := 0
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help simulate test coverage lint format docs chaos benchmarks proto fuzz clean
+.PHONY: help simulate test test-all test-flwr coverage lint format docs chaos benchmarks proto fuzz clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,8 +25,17 @@ help: ## List the targets
 simulate: $(VENV)/simulation.stamp ## Train on real data with sparse updates, deliver students, write a report
 	$(BIN)/fedpress simulate $(ARGS)
 
-test: $(VENV)/dev.stamp ## Run all tests, in a few processes
-	$(BIN)/python -m pytest -q $(PROCESSES) --ignore=$(GUIDE) $(ARGS)
+test: $(VENV)/dev.stamp ## Run the tests, in a few processes
+	$(BIN)/python -m pytest -q $(PROCESSES) -m "not deployment" $(ARGS)
+
+test-all: $(VENV)/dev.stamp ## Run those that start whole deployments, clusters or Ray, too long for each change
+	$(BIN)/python -m pytest -q $(PROCESSES) -m deployment $(ARGS)
+
+test-flwr: $(VENV)/flwr-$(FLWR)/flwr ## Run what touches Flower with its oldest version, or FLWR=1.43.0
+	PYTHONPATH=$(CURDIR)/$(VENV)/flwr-$(FLWR) $(BIN)/python -c 'import flwr; assert flwr.__version__ == "$(FLWR)"'
+	PYTHONPATH=$(CURDIR)/$(VENV)/flwr-$(FLWR) $(BIN)/python -m pytest -q $(PROCESSES) -m "not slow" tests/test_flower_doors.py \
+		tests/client tests/server tests/compression/messages tests/simulations/engines tests/simulations/deploy $(ARGS)
+	PYTHONPATH=$(CURDIR)/$(VENV)/flwr-$(FLWR) $(BIN)/python -m pytest -q tests/simulations/benchmarks/test_wire.py $(ARGS)
 
 coverage: $(VENV)/dev.stamp ## Run them half as fast, and print the lines that none reaches
 	$(BIN)/python -m pytest -q $(PROCESSES) --cov --cov-report=term-missing:skip-covered $(ARGS)
@@ -35,15 +44,14 @@ lint: $(VENV)/dev.stamp ## Check style, types and the direction of imports
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	PYTHONPATH=.pkg $(BIN)/lint-imports
+	PYTHONPATH=.ci/imports $(BIN)/lint-imports
 
 format: $(VENV)/dev.stamp ## Format the code and sort the imports
 	$(BIN)/ruff check --fix-only --quiet
 	$(BIN)/ruff format
 
-docs: $(VENV)/docs.stamp ## Build the site into site/, where a broken link is an error, and run the examples of its pages
+docs: $(VENV)/docs.stamp ## Build the site into site/; a broken link or reference is an error
 	PYTHONPATH=.pkg NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
-	$(BIN)/python -m pytest -q tests/test_docs.py $(GUIDE)
 
 proto: $(VENV)/dev.stamp ## Write the code for the hub's protocol again, after a change of compression/messages/hub.proto
 	$(BIN)/python -m grpc_tools.protoc -I .pkg --python_out=.pkg --pyi_out=.pkg --grpc_python_out=.pkg \
@@ -81,6 +89,9 @@ $(VENV)/dev.stamp: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/docs.stamp: pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) -e '.[dev,docs]'
 	@touch $(VENV)/simulation.stamp $(VENV)/dev.stamp $@
+# Flower alone goes before the installed one on the path: the rest of what it needs is there.
+$(VENV)/flwr-$(FLWR)/flwr: | $(VENV)/dev.stamp
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(@D) flwr==$(FLWR)
 
 $(VENV)/fuzz.stamp: pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) -e '.[fuzz]'

@@ -1,6 +1,8 @@
 """What a user installs: the layout that keeps imports right, and the wheel with its base dependencies alone."""
 
+import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,13 +18,15 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("client", "compression", "server", "simulations")
+FACE = Path(".pkg", "fedpress")
+STUDIES = Path("simulations", "studies")
+"""Run from a checkout; not in the wheel."""
 
 
 def project() -> dict[str, Any]:
     return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 
-CHECKOUT_ONLY = Path("simulations/studies")
 """Experiments are run from a checkout, and are in no wheel."""
 
 
@@ -32,15 +36,59 @@ def tree() -> list[Path]:
     return sorted(file.relative_to(ROOT) for file in files if "__pycache__" not in file.parts)
 
 
-def shipped() -> list[Path]:
-    """Those of them that a wheel has."""
-    return [file for file in tree() if not file.is_relative_to(CHECKOUT_ONLY)]
-
-
-def test_there_is_no_init_file() -> None:
+def test_the_four_folders_have_no_init_file() -> None:
     """Flower puts the root on sys.path, and Python 3.14 has a standard-library package `compression`: a regular
     package of that name at the root would hide it, and `import gzip` would fail. A namespace folder hides nothing."""
-    assert [str(file) for file in tree() if file.name == "__init__.py"] == []
+    assert [folder for folder in FOLDERS if (ROOT / folder / "__init__.py").exists()] == []
+
+
+def shipped() -> list[Path]:
+    """Those of them that a wheel has."""
+    return [file for file in tree() if not file.is_relative_to(STUDIES)]
+
+
+PACKAGES = sorted(file.parent for file in shipped() if file.name == "__init__.py")
+
+
+def test_every_folder_of_modules_below_says_what_is_in_it() -> None:
+    modules = {file.parent for file in shipped() if file.suffix == ".py" and len(file.parts) > 2}
+    assert modules == set(PACKAGES)
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=str)
+def test_a_package_lists_its_public_modules_and_imports_nothing(package: Path) -> None:
+    """`__all__` are the modules that others may import; one that begins with an underscore is the package's own."""
+    body = ast.parse((ROOT / package / "__init__.py").read_text(encoding="utf-8")).body
+    doc, listing = body
+    assert isinstance(doc, ast.Expr) and isinstance(listing, ast.Assign)
+    below = [
+        file.relative_to(package).parts[0] for file in shipped() if package in file.parents and file.suffix == ".py"
+    ]
+    modules = {name.removesuffix(".py") for name in below if not name.startswith("_")}
+    assert ast.literal_eval(listing.value) == sorted(modules)
+    text = ast.literal_eval(doc.value)
+    unknown = set(re.findall(r"`([a-z_0-9]+)`", text)) - modules
+    assert not unknown, f"the docstring names modules that are not there: {unknown}"
+
+
+def test_no_package_imports_a_private_module_of_another() -> None:
+    """A private module is for its package and what is below it."""
+    wrong = []
+    for file in (file for file in shipped() if file.suffix == ".py"):
+        for node in ast.walk(ast.parse((ROOT / file).read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("fedpress."):
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+            elif isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names if alias.name.startswith("fedpress.")]
+            else:
+                continue
+            for name in names:
+                parts = name.split(".")
+                for place, part in enumerate(parts):
+                    module = Path(*parts[1 : place + 1])
+                    if part.startswith("_") and (ROOT / module).with_suffix(".py").exists():
+                        wrong += [f"{file}: {name}"] if module.parent not in file.parents else []
+    assert wrong == []
 
 
 def test_no_module_is_named_like_one_of_the_standard_library() -> None:
@@ -52,16 +100,17 @@ def test_no_module_is_named_like_one_of_the_standard_library() -> None:
 
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_the_links_for_static_tools_lead_to_the_folders(folder: str) -> None:
-    link = ROOT / ".pkg" / "fedpress" / folder
-    assert link.is_symlink()
-    assert os.readlink(link) == f"../../{folder}"  # relative: right in every clone
-    assert link.resolve() == (ROOT / folder).resolve()
+    for place, up in ((".pkg", "../.."), (".ci/imports", "../../..")):
+        link = ROOT / place / "fedpress" / folder
+        assert link.is_symlink()
+        assert os.readlink(link) == f"{up}/{folder}"  # relative: right in every clone
+        assert link.resolve() == (ROOT / folder).resolve()
 
 
 def test_every_folder_with_files_is_a_listed_package() -> None:
     """setuptools is told the packages by name; one that is not listed is missing from the wheel."""
     folders = {"fedpress." + ".".join(file.parent.parts) for file in shipped()}
-    assert folders == set(project()["tool"]["setuptools"]["packages"])
+    assert {"fedpress", *folders} == set(project()["tool"]["setuptools"]["packages"])
 
 
 def test_constraints_pin_every_direct_dependency_within_its_range() -> None:
@@ -103,6 +152,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.copytree(ROOT / name, folder / "source" / name, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy(ROOT / name, folder / "source" / name)
+    shutil.copytree(ROOT / FACE, folder / "source" / FACE, symlinks=True)
     run(sys.executable, "-m", "build", "--outdir", folder / "dist", cwd=folder / "source")
     (found,) = (folder / "dist").glob("*.whl")
     assert len(list((folder / "dist").glob("*.tar.gz"))) == 1
@@ -128,8 +178,9 @@ def bare(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_holds_the_tree(wheel: Path) -> None:
     """The wheel is built from the source distribution, so this holds for both."""
     with zipfile.ZipFile(wheel) as archive:
-        held = {name for name in archive.namelist() if name.startswith("fedpress/")}
-    assert held == {"fedpress/" + file.as_posix() for file in shipped()}
+        held = [name for name in archive.namelist() if name.startswith("fedpress/")]
+    face = ["fedpress/__init__.py", "fedpress/py.typed"]
+    assert sorted(held) == sorted(face + ["fedpress/" + file.as_posix() for file in shipped()])
 
 
 @pytest.mark.slow
@@ -148,7 +199,7 @@ def test_studies_run_from_an_editable_installation(tmp_path: Path) -> None:
     run(*pip, "install", "-q", "--no-deps", "-e", copy, cwd=tmp_path)
     find = "import importlib.util as u; print(u.find_spec('fedpress.simulations.studies.pruning').origin)"
     found = run(python, "-c", find, cwd=tmp_path).stdout.strip()
-    assert Path(found) == copy / CHECKOUT_ONLY / "pruning.py"
+    assert Path(found) == copy / STUDIES / "pruning.py"
 
 
 @pytest.mark.slow
@@ -190,21 +241,17 @@ def test_a_device_that_only_downloads_needs_its_extra_and_nothing_more(bare: Pat
 
 
 CODEC = """
-import numpy as np
-from fedpress.compression.encoders import encoder, selection
-from fedpress.compression.tensors.layout import Layout
-from fedpress.compression.wire import values
-layout = Layout.of_arrays({"weight": np.zeros((100, 10), np.float32)})
-side_info = encoder.SideInfo(layout)
+import numpy as np, fedpress, sys
 update = np.arange(1000, dtype=np.float32)
-codec = encoder.sparse(selection.top_k(0.01), values.FLOAT32)
-payload, *_ = codec.encode(update.copy(), codec.init(layout), side_info, 1)
-assert (encoder.decode(payload, side_info).dense()[990:] == update[990:]).all()
+payload = fedpress.encode(update, density=0.01, values="float32")
+assert (fedpress.decode(payload, like=update)[990:] == update[990:]).all()
+assert "pydantic" not in sys.modules
 open("payload.bin", "wb").write(payload)
+print(fedpress.__version__)
 """
 
 
 @pytest.mark.slow
 def test_the_codec_needs_the_base_installation_alone(bare: Path, tmp_path: Path) -> None:
-    run(bare / "python", "-c", CODEC, cwd=tmp_path)
+    assert project()["project"]["version"] in run(bare / "python", "-c", CODEC, cwd=tmp_path).stdout
     assert "float32" in run(bare / "fedpress", "inspect", "payload.bin", cwd=tmp_path).stdout

@@ -16,7 +16,6 @@ import asyncio
 import fcntl
 import hashlib
 import os
-import random
 import re
 import shutil
 import socket
@@ -29,6 +28,7 @@ from typing import Any, Final, NamedTuple
 
 import grpc
 
+from fedpress.client.backoff import Backoff
 from fedpress.client.download import certificates
 from fedpress.compression import files
 from fedpress.compression.errors import FedpressError
@@ -219,17 +219,19 @@ class _Pull:
         self.received = 0
 
     async def run(self, retries: int, on_wait: Callable[[str, float], None]) -> Pulled:
-        failures = 0
+        failures, backoff = 0, Backoff(FIRST_WAIT, LONGEST_WAIT)
         while True:
             before = self.received
             try:
                 return await self._attempt()
             except _Again as again:
-                failures = 1 if self.received > before else failures + 1
+                if self.received > before:
+                    failures = 0
+                    backoff.reset()
+                failures += 1
                 if failures > retries:
                     raise again.error from None
-                longest = min(LONGEST_WAIT, FIRST_WAIT * 2 ** (failures - 1))
-                seconds = again.wait + random.uniform(0.5, 1) * longest  # a whole fleet must not come back at once
+                seconds = again.wait + backoff.wait()
                 on_wait(str(again), seconds)
                 await asyncio.sleep(seconds)
 

@@ -30,12 +30,11 @@ from typing import IO, Any
 
 import torch
 from flwr.supercore import log
-from flwr.supernode.cli.flwr_clientapp import flwr_clientapp
 
-from fedpress.client import app, train
+from fedpress.client import _flower, app, train
 from fedpress.client.warm import hand_over
 
-PRELOADED = ("flwr.cli.install", "safetensors.numpy", "fedpress.compression.models.task", train.__name__)
+PRELOADED = (*_flower.IMPORTED_FOR_A_MESSAGE, "safetensors.numpy", "fedpress.compression.models.task", train.__name__)
 MAX_REQUEST_BYTES = 1 << 16
 LOOK_SECONDS = 1.0
 """How often the trainer looks whether its parent is still there."""
@@ -124,7 +123,7 @@ class Trainer:
                 signal.signal(number, signal.SIG_DFL)
             torch.set_num_threads(self._threads)
             sys.argv = ["flwr-clientapp", *arguments]
-            flwr_clientapp()
+            _flower.flwr_clientapp()
             code = 0
         except SystemExit as end:
             code = end.code

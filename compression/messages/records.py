@@ -1,4 +1,4 @@
-"""Sizes of messages by kind, folded records, and arrays as Flower records.
+"""Flower's records and messages: as bytes, as arrays, their sizes by kind, folded.
 
 Down, beside the application's own records, the server's order stands in the ConfigRecord that Flower's strategies
 send anyway (one object less on the wire than a record of its own). Up, the client's answer is one ConfigRecord: a
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.common import serde
+from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 from numpy.typing import NDArray
 
@@ -50,6 +51,31 @@ def content_from_bytes(data: bytes) -> RecordDict:
     return serde.recorddict_from_proto(ProtoRecordDict.FromString(data))
 
 
+def content_size(content: RecordDict) -> int:
+    """Return the serialized size of a message's records, in bytes."""
+    return int(serde.recorddict_to_proto(content).ByteSize())
+
+
+def message_to_bytes(message: Message) -> bytes:
+    """Return a message as bytes, to be kept or handed to another process."""
+    return bytes(serde.message_to_proto(message).SerializeToString())
+
+
+def message_from_bytes(data: bytes) -> Message:
+    """Return the message of `message_to_bytes`."""
+    return serde.message_from_proto(ProtoMessage.FromString(data))
+
+
+def set_source(message: Message, node: int) -> None:
+    """Say which node a message is from: what it says itself is the sender's own word."""
+    message.metadata.__dict__["_src_node_id"] = node
+
+
+def set_id(message: Message, message_id: str) -> None:
+    """Give a message its id, as a queue does."""
+    message.metadata.__dict__["_message_id"] = message_id
+
+
 def only_arrays(content: RecordDict) -> tuple[str, ArrayRecord]:
     """Return the key and value of the single ArrayRecord in `content`.
 
@@ -76,7 +102,7 @@ def from_numpy(arrays: Mapping[str, NDArray[Any]]) -> ArrayRecord:
 
 def item_size(key: str, record: ArrayRecord | ConfigRecord | MetricRecord) -> int:
     """Return how many bytes the record adds to its message's serialized content."""
-    return int(serde.recorddict_to_proto(RecordDict({key: record})).ByteSize())
+    return content_size(RecordDict({key: record}))
 
 
 def serialized_size(message: Message) -> int:

@@ -19,12 +19,10 @@ from typing import Any, Protocol, TypeVar, Union, get_args, get_origin, get_type
 import numpy as np
 import torch
 from flwr.app import Message, RecordDict
-from flwr.common import serde
-from flwr.proto.message_pb2 import Message as ProtoMessage
-from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 from numpy.typing import NDArray
 
 from fedpress.compression.errors import FedpressError
+from fedpress.compression.messages import records
 
 FORMAT = "fedpress.checkpoint"
 VERSION = 1
@@ -71,9 +69,9 @@ class _Writer:
             self.arrays[path] = np.ascontiguousarray(value).reshape(value.shape)
             return path
         if isinstance(value, Message):
-            value = serde.message_to_proto(value).SerializeToString()
+            value = records.message_to_bytes(value)
         elif isinstance(value, RecordDict):
-            value = serde.recorddict_to_proto(value).SerializeToString()
+            value = records.content_to_bytes(value)
         if isinstance(value, bytes):
             return self.bytes.setdefault(value, len(self.bytes))
         if names := _fields(type(value)):
@@ -133,9 +131,9 @@ class Saved:
         if origin is bytes:
             return self._bytes[value]
         if origin is Message:
-            return serde.message_from_proto(ProtoMessage.FromString(self._bytes[value]))
+            return records.message_from_bytes(self._bytes[value])
         if origin is RecordDict:
-            return serde.recorddict_from_proto(ProtoRecordDict.FromString(self._bytes[value]))
+            return records.content_from_bytes(self._bytes[value])
         if names := _fields(origin):
             hints = _hints(origin)
             return origin(**{name: self._typed(value[name], hints[name]) for name in names})

@@ -16,7 +16,7 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from fedpress.compression.ledger import Direction
-from fedpress.compression.messages import orders
+from fedpress.compression.messages import orders, records
 
 MAX_RESENT = 2
 """How often in a round a node that cannot use a delta is sent the model in another form."""
@@ -133,7 +133,7 @@ def exchange(
             order = pending.pop(message_id, None)
             if order is not None and reply.has_error():
                 # For a node that is gone the SuperLink answers, in its own name.
-                reply.metadata.__dict__["_src_node_id"] = order.node
+                records.set_source(reply, order.node)
             bill(server_round, reply.metadata.src_node_id, "up", reply)
             if order is not None:  # else the same reply again
                 arrived.append((order, reply))

@@ -8,7 +8,8 @@ import numpy as np
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore import log
-from flwr.supercore.run import Run
+
+from fedpress.server._flower import Run
 
 
 def available(grid: Grid, least: int) -> list[int]:

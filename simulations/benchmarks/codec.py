@@ -299,13 +299,14 @@ def _flower(update: Vector, repetitions: int) -> float | None:
     """Return the seconds of Flower's own way, or None without it."""
     try:
         from flwr.app import ArrayRecord, RecordDict
-        from flwr.common.serde import recorddict_to_proto
+
+        from fedpress.compression.messages import records
     except ModuleNotFoundError:
         return None
 
     def work() -> bytes:
         record = RecordDict({"arrays": ArrayRecord([update])})
-        return bytes(recorddict_to_proto(record).SerializeToString())
+        return records.content_to_bytes(record)
 
     return _seconds(work, repetitions)
 

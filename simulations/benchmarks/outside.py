@@ -17,7 +17,7 @@ import numpy as np
 
 from fedpress.compression.errors import FedpressError
 from fedpress.compression.tensors.layout import Vector
-from fedpress.simulations.benchmarks import nncodec_process, openfl_process
+from fedpress.simulations.benchmarks import _nncodec_process, _openfl_process
 
 
 class OutsideError(FedpressError, ValueError):
@@ -41,11 +41,11 @@ class Codec(NamedTuple):
 
 
 NNCODEC = Codec(
-    "nncodec", Path(nncodec_process.__file__), nncodec_process.MISSING, "nncodec==2.1.3 'numpy<2' 'pandas<3'"
+    "nncodec", Path(_nncodec_process.__file__), _nncodec_process.MISSING, "nncodec==2.1.3 'numpy<2' 'pandas<3'"
 )
-"""Codes the entries that our payload holds, with at most our relative error: `nncodec_process.measure`."""
-OPENFL = Codec("openfl", Path(openfl_process.__file__), openfl_process.MISSING, "openfl==1.9")
-"""Selects and codes from the whole vector, at our density: `openfl_process.measure`."""
+"""Codes the entries that our payload holds, with at most our relative error: `_nncodec_process.measure`."""
+OPENFL = Codec("openfl", Path(_openfl_process.__file__), _openfl_process.MISSING, "openfl==1.9")
+"""Selects and codes from the whole vector, at our density: `_openfl_process.measure`."""
 
 
 class Measured(NamedTuple):

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from fedpress.client.warm import hand_over, trainer
 from fedpress.compression.errors import FedpressError
-from fedpress.simulations.benchmarks import plain_app
+from fedpress.simulations.benchmarks import _plain_app
 from fedpress.simulations.deploy import flower_processes
 from fedpress.simulations.deploy.flower_processes import Deployment
 from fedpress.simulations.results.run_folder import RunFolder
@@ -187,7 +187,7 @@ class _App(NamedTuple):
 
 def _apps(folder: Path, scenario: Scenario) -> Iterator[_App]:
     """Write the apps and yield them."""
-    module, out, times = plain_app.__name__, folder / "run", folder / "times"
+    module, out, times = _plain_app.__name__, folder / "run", folder / "times"
     size: dict[str, str | int] = {"nodes": scenario.clients, "rounds": scenario.rounds}
     for name, kind in (("plain Flower, 1 kB", ""), ("the same with fedpress", "sparse_")):
         lines = times.with_name(f"{kind}times")

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 from fedpress.compression.errors import FedpressError
 from fedpress.compression.ledger import Direction, Ledger
-from fedpress.simulations.benchmarks import plain_app
+from fedpress.simulations.benchmarks import _plain_app
 from fedpress.simulations.benchmarks.byte_counter import ByteCounter, Request
 from fedpress.simulations.deploy import flower_processes, keys
 from fedpress.simulations.deploy.flower_processes import Deployment
@@ -170,7 +170,7 @@ def run(scenario: Scenario, idle_seconds: float, tell: Callable[[str], None] = l
             folder, "fedpress-app", "fedpress.server.app:app", "fedpress.client.app:app", config
         )
         config = {"nodes": nodes, "rounds": rounds}
-        module = plain_app.__name__
+        module = _plain_app.__name__
         plain = flower_processes.write_app(folder, "plain-app", f"{module}:server", f"{module}:client", config)
         apps = []
         for app, title in ((ours, "fedpress"), (plain, "plain Flower, 1 kB")):
@@ -184,7 +184,7 @@ def run(scenario: Scenario, idle_seconds: float, tell: Callable[[str], None] = l
                 raise WireBenchError(
                     f"{title}: the nodes answered {seen} times, expected {rounds} each:\n{log[-3000:]}"
                 )
-            payload = Bytes(plain_app.PAYLOAD, plain_app.PAYLOAD)
+            payload = Bytes(_plain_app.PAYLOAD, _plain_app.PAYLOAD)
             if app is ours:
                 payload = _payload(RunFolder.open(out), nodes, rounds)
             inside, outside = (_minus(_total(c), b) for c, b in zip((counters, outer), all_before, strict=True))

@@ -30,6 +30,9 @@ EXTRA_MODULES = frozenset(
 )
 """What the extras bring, by import name."""
 
+SILENT = ("GRPC_VERBOSITY", "NONE")
+"""gRPC's own lines on standard error, one for each failed handshake; a variable that is set already stays."""
+
 JsonOption = Annotated[
     Path | None, typer.Option("--json", metavar="FILE", help="Also write the figures as JSON to FILE.")
 ]
@@ -49,6 +52,28 @@ def _positive(count: int | None) -> int | None:
 
 
 COUNT: dict[str, Any] = {"metavar": "N", "show_default": False, "callback": _positive}
+
+
+def _at_least_one(value: float | None) -> float | None:
+    if value is not None and value < 1:
+        raise typer.BadParameter(f"got {value:g}, expected at least 1")
+    return value
+
+
+def not_negative(value: float) -> float:
+    """Return an option's number. Raises BadParameter below 0."""
+    if value < 0:
+        raise typer.BadParameter(f"got {value:g}, expected 0 or more")
+    return value
+
+
+# Not typer's own way: in a help text it would put a backslash before the bracket of its [required] and [x>=1].
+SECONDS: dict[str, Any] = {"metavar": "S", "show_default": False, "callback": _at_least_one}
+
+
+def file_option(help_text: str, *names: str, metavar: str = "FILE") -> Any:
+    """Return an option that names a file."""
+    return typer.Option(*names, metavar=metavar, help=help_text)
 
 
 @contextmanager
@@ -98,20 +123,40 @@ def leave(message: str, code: int) -> NoReturn:
 
 def show_facts(facts: Iterable[tuple[str, str]]) -> None:
     """Print one line for each name and value."""
-    from rich.console import Console
+    from fedpress.simulations.report import tables
 
-    from fedpress.simulations.cli import progress
-
-    progress.print_facts(Console(), facts)
+    show_lines(tables.fact_lines(facts))
 
 
 def show_rows(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print a table."""
-    from rich.console import Console
+    from fedpress.simulations.report import tables
 
-    from fedpress.simulations.cli import progress
+    show_lines(tables.table_lines(columns, rows))
 
-    progress.print_rows(Console(), columns, rows)
+
+def show_lines(lines: Iterable[str]) -> None:
+    """Print lines as they are, however wide the screen is."""
+    for line in lines:
+        typer.echo(line)
+
+
+def show_figures(benchmark: Any, figures: Any, json_file: Path | None) -> None:
+    """Print the table and the lines of a benchmark with `COLUMNS`, `rows`, `facts` and `as_json`."""
+    show_rows(benchmark.COLUMNS, benchmark.rows(figures))
+    typer.echo()
+    show_facts(benchmark.facts(figures))
+    write_json(json_file, benchmark.as_json(figures))
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Read the seeds that an option gives; "1-10" or "3,5,8"."""
+    from fedpress.simulations.suites import suite
+
+    try:
+        return suite.parse_seeds(text)
+    except ValueError as error:
+        leave(f"error: --seeds: {error}", 2)
 
 
 def write_json(path: Path | None, data: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,8 +11,7 @@ from rich.filesize import decimal as size
 
 from fedpress.compression.errors import FedpressError
 from fedpress.compression.wire import payloads
-from fedpress.simulations.report import units
-from fedpress.simulations.results.records import Results, TierResult
+from fedpress.simulations.report import tables
 from fedpress.simulations.results.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -96,93 +95,13 @@ def _each(length: int, count: int) -> str:
 
 def _run(path: Path) -> Found:
     results = RunFolder.open(path).load_results()
-    return Found("run", run_facts(results), results.model_dump(mode="json"), STUDENT_COLUMNS, student_rows(results))
-
-
-def run_facts(results: Results) -> list[tuple[str, str]]:
-    """The figures of a run, one line each."""
-    totals, planned = results.totals, results.scenario.get("rounds")
-    refused = sum(one.refused for one in results.rounds)
-    last = "last 10 rounds" if len(results.rounds) >= 10 else "rounds so far"
-    mean, most = results.staleness
-    stale = [
-        ("staleness", f"{mean:.2f} steps on average, {most} at most, over {results.flushes} flushes of the buffer")
-    ]
-    return [
-        ("scenario", f"{results.name}, seed {results.seed}"),
-        ("status", results.status),
-        ("rounds", f"{len(results.rounds)} of {planned}" + (f", {refused} replies refused" if refused else "")),
-        *(stale if results.flushes else []),
-        *([_mask(results)] if results.new_masks else []),
-        ("accuracy", "not evaluated" if results.accuracy is None else f"{results.accuracy:.2%}, mean of the {last}"),
-        ("bytes up", _against(totals.up_bytes, totals.up_ratio)),
-        ("bytes down", _against(totals.down_bytes, totals.down_ratio)),
-        *_network(results),
-        ("model", f"{results.model.parameters:,} parameters, sha256 {results.model.sha256[:16] or 'not yet'}"),
-        *((f"tier {tier.tier}", _tier_fact(tier)) for tier in results.tiers),
-        ("seconds", "; of the rounds: ".join([f"{results.seconds:.0f}", *_shares(results.phases)])),
-        *(("workers", text) for text in _shares(results.worker_phases)),
-    ]
-
-
-def _shares(phases: Mapping[str, float]) -> list[str]:
-    """Return a text with the larger phases and their parts of the whole, or nothing where none was measured."""
-    whole = sum(phases.values())
-    found = sorted(phases.items(), key=lambda phase: -phase[1])
-    named = [f"{name} {seconds / whole:.0%}" for name, seconds in found if seconds >= 0.02 * whole > 0]
-    return [", ".join(named)] if named else []
-
-
-def _network(results: Results) -> list[tuple[str, str]]:
-    """Nothing without a network."""
-    if not results.scenario.get("network"):
-        return []
-    seconds, joules = results.rounds[-1].virtual_seconds if results.rounds else 0.0, results.totals.joules
-    return [
-        ("virtual time", f"{seconds:,.1f} s"),
-        *(
-            [("energy", f"{units.format_joules(joules)}, what clients spent on these bytes (estimate)")]
-            if joules
-            else []
-        ),
-    ]
-
-
-def _mask(results: Results) -> tuple[str, str]:
-    last, count = results.rounds[-1], len(results.new_masks)
-    return "mask", f"{last.density:.1%} of the weights, {count} mask{'s' if count > 1 else ''} over the rounds"
-
-
-def _tier_fact(tier: TierResult) -> str:
-    accuracy = "not evaluated" if tier.accuracy is None else f"accuracy {tier.accuracy:.2%}"
-    return f"{accuracy}, {tier.parameters:,} parameters, {size(tier.up_bytes)} up, {size(tier.down_bytes)} down"
-
-
-def _against(sent: int, ratio: float | None) -> str:
-    if ratio is None:
-        return size(sent)
-    return f"{size(sent)}, as dense" if 0.95 < ratio < 1.05 else f"{size(sent)}, {ratio:,.1f}x less than dense"
-
-
-STUDENT_COLUMNS = ("student", "parameters", "bundle", "teacher", "student", "quantized", "downloaded")
-
-
-def student_rows(results: Results) -> list[tuple[str, ...]]:
-    """The students of the last version, one row each under `STUDENT_COLUMNS`; accuracies on test data."""
-    last = max((student.version for student in results.students), default=0)
-    return [
-        (
-            student.tier,
-            f"{student.parameters:,}",
-            size(student.bundle_bytes),
-            f"{student.teacher_accuracy:.2%}",
-            f"{student.student_accuracy:.2%}",
-            f"{student.quantized_accuracy:.2%}",
-            f"{student.accuracy:.2%}",
-        )
-        for student in results.students
-        if student.version == last
-    ]
+    return Found(
+        "run",
+        tables.run_facts(results),
+        results.model_dump(mode="json"),
+        tables.STUDENT_COLUMNS,
+        tables.student_rows(results),
+    )
 
 
 def _bundle(opened: Bundle, signature: str) -> Found:

@@ -1,16 +1,14 @@
-"""What `fedpress simulate` shows while it runs, and the tables at the end."""
+"""What a run shows while it goes on: lines and a bar on a terminal, a bar in a notebook."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.filesize import decimal as size
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from fedpress.simulations.cli import inspection
 from fedpress.simulations.results.records import Results, RoundResult, StudentResult
 from fedpress.simulations.results.run_folder import RunFolder
 from fedpress.simulations.runs.observer import Observer
@@ -23,11 +21,14 @@ if TYPE_CHECKING:
 class Display(Observer):
     """Follows a run: a line for each round with accuracy and bytes, and on a terminal a bar below them.
 
+    A notebook shows the bar alone, and the result the rest. The bar is one output that is replaced, as rich's own would
+    be only with ipywidgets.
+
     Use as a context manager around the run; on a terminal it restores the cursor however the run ends.
     """
 
     def __init__(self, console: Console, rounds: int) -> None:
-        self._console = console
+        """Make the display; `rounds` is what the bar counts up to."""
         self._rounds = rounds
         self._bar = Progress(
             TextColumn("{task.description}"),
@@ -41,10 +42,15 @@ class Display(Observer):
             transient=True,
         )
         self._task = self._bar.add_task("starting", total=rounds)
+        self._output: Any = None  # of a notebook, that shows the bar
         self._up = self._down = 0
         self.folder: RunFolder | None = None  # known once the run has begun
 
     def __enter__(self) -> Display:
+        if self._bar.console.is_jupyter:
+            from IPython.display import display
+
+            self._output = display(self._bar, display_id=True)  # type: ignore[no-untyped-call, unused-ignore]
         self._bar.start()
         return self
 
@@ -67,7 +73,7 @@ class Display(Observer):
         """Say where the run goes on; the bar and its sums take in the rounds before."""
         self._up, self._down = sum(done.up_bytes for done in rounds), sum(done.down_bytes for done in rounds)
         self._print(f"goes on after round {rounds[-1].round} of {self._rounds}")
-        self._bar.update(self._task, completed=rounds[-1].round, description="resuming")
+        self._show("resuming", rounds[-1].round)
 
     def on_round(self, result: RoundResult) -> None:
         """Add the round's line; bytes are those of the round."""
@@ -86,16 +92,14 @@ class Display(Observer):
             line += f"  {result.refused} refused: {reasons}"
         self._print(line)
         last = f"accuracy {accuracy}, " if result.accuracy is not None else ""
-        self._bar.update(
-            self._task, completed=result.round, description=f"{last}{size(self._up)} up, {size(self._down)} down"
-        )
+        self._show(f"{last}{size(self._up)} up, {size(self._down)} down", result.round)
 
     def on_search(self, tier: str, step: SearchProgress) -> None:
         """Say that a search begins; on a terminal, how far it has come."""
         if not step.done:
             self._print(f"student {tier}: the best within its budget is looked for")
         part = f"{step.done / step.total:.0%}"
-        self._bar.update(self._task, description=f"student {tier}, {part}: {step.text}")
+        self._show(f"student {tier}, {part}: {step.text}")
 
     def on_student(self, result: StudentResult) -> None:
         """Say that a student was downloaded and what it is worth."""
@@ -104,35 +108,15 @@ class Display(Observer):
             f" opened and checked: accuracy {result.accuracy:.2%} (teacher {result.teacher_accuracy:.2%})"
         )
 
+    def on_end(self, results: Results) -> None:
+        """Nothing more to show; the tables follow when the display is closed."""
+
+    def _show(self, description: str, completed: int | None = None) -> None:
+        """Bring the bar up to date."""
+        self._bar.update(self._task, completed=completed, description=description)
+        if self._output is not None:
+            self._output.update(self._bar)
+
     def _print(self, line: str) -> None:
-        _print_line(self._bar.console, line)
-
-
-def print_run(console: Console, results: Results) -> None:
-    """The tables of a run: its figures, and its students."""
-    print_facts(console, inspection.run_facts(results))
-    rows = inspection.student_rows(results)
-    if rows:
-        console.print()
-        print_rows(console, inspection.STUDENT_COLUMNS, rows)
-
-
-def print_facts(console: Console, facts: Iterable[tuple[str, str]]) -> None:
-    """One line for each name and value."""
-    facts = list(facts)
-    width = max(len(name) for name, _ in facts)
-    for name, value in facts:
-        _print_line(console, f"{name:<{width}}  {value}")
-
-
-def print_rows(console: Console, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A table, never cut to the width of the screen; all but the first column are numbers, set to the right."""
-    lines = [tuple(columns), *map(tuple, rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for first, *rest in lines:
-        numbers = (f"  {cell:>{width}}" for cell, width in zip(rest, widths[1:], strict=True))
-        _print_line(console, f"{first:<{widths[0]}}{''.join(numbers)}")
-
-
-def _print_line(console: Console, line: str) -> None:
-    console.print(line, highlight=False, markup=False, soft_wrap=True)
+        if self._output is None:
+            self._bar.console.print(line, highlight=False, markup=False, soft_wrap=True)

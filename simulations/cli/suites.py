@@ -88,10 +88,7 @@ def communication(
         chosen = suites.load(suite)
         numbers: list[int] = []
         if seeds is not None:
-            try:
-                numbers = suites.parse_seeds(seeds)
-            except ValueError as error:
-                common.leave(f"error: --seeds: {error}", 2)
+            numbers = common.parse_seeds(seeds)
         changes = list(overrides or ())
         if quick:
             chosen = chosen.model_copy(update={"grids": chosen.grids[:1]})

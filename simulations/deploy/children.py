@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -181,30 +180,6 @@ def locked(folder: Path, what: str) -> Iterator[None]:
         file.write(str(os.getpid()))
         file.flush()
         yield
-
-
-class Backoff:
-    """Waiting times that double up to a limit, each drawn between half and whole: a fleet must not come all at once.
-
-    Args:
-        first: seconds of the first wait, at most.
-        most: seconds that no wait exceeds.
-        draw: for the randomness.
-    """
-
-    def __init__(self, first: float, most: float, draw: random.Random | None = None) -> None:
-        self._first, self._most = first, most
-        self._draw = draw or random.Random()
-        self._next = first
-
-    def wait(self) -> float:
-        """Return how long to wait now."""
-        limit, self._next = self._next, min(self._most, 2 * self._next)
-        return limit * self._draw.uniform(0.5, 1.0)
-
-    def reset(self) -> None:
-        """Begin anew, after a success."""
-        self._next = self._first
 
 
 class Failures:

@@ -21,10 +21,11 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
+from fedpress.client.backoff import Backoff
 from fedpress.client.download import certificates
 from fedpress.client.warm import hand_over
 from fedpress.simulations.deploy import children, flower_processes, keys, monitor, settings, supernode
-from fedpress.simulations.deploy.children import Backoff, Child
+from fedpress.simulations.deploy.children import Child
 
 FIRST_WAIT, LONGEST_WAIT = 2.0, 60.0
 """Seconds from one attempt to the next, at most; the first, and after many."""

@@ -13,7 +13,6 @@ All are ECDSA on P-384, as Flower wants node keys. Private keys are 0600. Only `
 from __future__ import annotations
 
 import datetime
-import ipaddress
 import os
 import re
 import stat
@@ -21,21 +20,14 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from fedpress.compression.errors import FedpressError
 from fedpress.compression.files import sync_folder
+from fedpress.simulations.deploy import _certificates
+from fedpress.simulations.deploy._certificates import KeysError as KeysError
 
-LOCAL = ("localhost", "127.0.0.1", "::1")
-"""Names that every server's certificate is also for: its own processes reach it so."""
-CA_DAYS = 3650
 REVOKED = ".revoked"
-
-
-class KeysError(FedpressError, ValueError):
-    """Keys cannot be made, read or used."""
 
 
 class Folder:
@@ -67,19 +59,12 @@ def init(path: Path, hosts: Iterable[str], days: int) -> Folder:
         KeysError: there are keys already, a host is no name or address, or the folder cannot be written.
     """
     folder = Folder(path)
-    names = _names(hosts)
+    names = _certificates.names(hosts)
     _refuse_to_overwrite(folder.ca, folder.ca_key, folder.server, folder.server_key)
     for place in (folder.path, folder.nodes):
         _make_private(place)
-    key = _new_key()
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"fedpress {path.resolve().name}")])
-    certificate = (
-        _builder(name, name, key.public_key(), key.public_key(), CA_DAYS)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(_usage(certificates=True), critical=True)
-        .sign(key, hashes.SHA384())
-    )
-    write_private(folder.ca_key, _pem(key))
+    certificate, key = _certificates.authority(f"fedpress {path.resolve().name}")
+    write_private(folder.ca_key, _certificates.pem(key))
     _write(folder.ca, certificate.public_bytes(serialization.Encoding.PEM))
     _issue(folder, folder.server, folder.server_key, "fedpress server", days, names)
     return folder
@@ -92,7 +77,11 @@ def renew(path: Path, days: int, hosts: Iterable[str] = ()) -> Folder:
         KeysError: the authority or the old certificate is missing or damaged.
     """
     folder = Folder(path)
-    names = _names(hosts) if list(hosts) else _alternatives(_certificate(folder.server))
+    names = (
+        _certificates.names(hosts)
+        if list(hosts)
+        else _certificates.alternatives(_certificates.read_certificate(folder.server))
+    )
     _issue(folder, folder.server, folder.server_key, "fedpress server", days, names)
     return folder
 
@@ -108,7 +97,7 @@ def node(path: Path, name: str) -> tuple[Path, Path]:
     _refuse_to_overwrite(private, public, public.with_suffix(REVOKED))
     for place in (folder.path, folder.nodes):
         _make_private(place)
-    key, no_password = _new_key(), serialization.NoEncryption()
+    key, no_password = _certificates.new_key(), serialization.NoEncryption()
     text = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, no_password)
     write_private(private, text)
     line = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
@@ -125,7 +114,7 @@ def client(path: Path, name: str, days: int) -> tuple[Path, Path]:
     folder = Folder(path)
     certificate, key = folder.clients / f"{check_name(name)}.crt", folder.clients / f"{name}.key"
     _refuse_to_overwrite(certificate, key)
-    _certificate(folder.ca)  # before a folder is made
+    _certificates.read_certificate(folder.ca)  # before a folder is made
     _make_private(folder.clients)
     _issue(folder, certificate, key, name, days, None)
     return certificate, key
@@ -154,8 +143,8 @@ def check(folder: Folder) -> list[str]:
     Raises:
         KeysError: one is missing or damaged, or the server's certificate has run out or is not of this authority.
     """
-    authority, server = _certificate(folder.ca), _certificate(folder.server)
-    _private_key(folder.server_key)
+    authority, server = _certificates.read_certificate(folder.ca), _certificates.read_certificate(folder.server)
+    _certificates.read_private_key(folder.server_key)
     try:
         server.verify_directly_issued_by(authority)
     except Exception as error:  # cryptography names a different class for each fault
@@ -252,6 +241,14 @@ def write_private(path: Path, data: bytes) -> None:
         raise KeysError(f"cannot write {path}: {error.strerror}") from error
 
 
+def _issue(folder: Folder, to: Path, to_key: Path, name: str, days: int, names: list[x509.GeneralName] | None) -> None:
+    """Write a new key and its certificate: a server's for these names, or a client's."""
+    signed_by, signer = _certificates.read_certificate(folder.ca), _certificates.read_private_key(folder.ca_key)
+    certificate, key = _certificates.issued(signed_by, signer, name, days, names)
+    write_private(to_key, _certificates.pem(key))
+    _write(to, certificate.public_bytes(serialization.Encoding.PEM))
+
+
 def _write(path: Path, data: bytes) -> None:
     write_private(path, data)
     path.chmod(0o644)
@@ -269,99 +266,3 @@ def _make_private(path: Path) -> None:
 def _refuse_to_overwrite(*paths: Path) -> None:
     if present := [str(path) for path in paths if path.exists()]:
         raise KeysError(f"{', '.join(present)} is there already, and keys are never overwritten; choose another name")
-
-
-def _new_key() -> ec.EllipticCurvePrivateKey:
-    return ec.generate_private_key(ec.SECP384R1())
-
-
-def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-
-
-def _names(hosts: Iterable[str]) -> list[x509.GeneralName]:
-    found: list[x509.GeneralName] = []
-    for host in dict.fromkeys([*hosts, *LOCAL]):
-        try:
-            found.append(x509.IPAddress(ipaddress.ip_address(host)))
-        except ValueError:
-            if not re.fullmatch(r"(\*\.)?([A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?\.?)+", host):
-                raise KeysError(f"got the host {host!r}; expected a name or an address, without a port") from None
-            found.append(x509.DNSName(host))
-    return found
-
-
-def _alternatives(certificate: x509.Certificate) -> list[x509.GeneralName]:
-    return list(certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
-
-
-def _usage(*, certificates: bool) -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=not certificates,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        key_cert_sign=certificates,
-        crl_sign=certificates,
-        encipher_only=False,
-        decipher_only=False,
-    )
-
-
-def _builder(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, signer: ec.EllipticCurvePublicKey, days: int
-) -> x509.CertificateBuilder:
-    if not 0 < days <= CA_DAYS:
-        raise KeysError(f"got {days} days of validity, expected 1 to {CA_DAYS}")
-    now = datetime.datetime.now(datetime.UTC)
-    return (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer)
-        .public_key(key)
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(hours=1))  # devices' clocks are not exact
-        .not_valid_after(now + datetime.timedelta(days=days))
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
-        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer), critical=False)
-    )
-
-
-def _issue(folder: Folder, to: Path, to_key: Path, name: str, days: int, names: list[x509.GeneralName] | None) -> None:
-    """Write a new key and its certificate: a server's for these names, or a client's."""
-    authority, signer, key = _certificate(folder.ca), _private_key(folder.ca_key), _new_key()
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    builder = _builder(subject, authority.subject, key.public_key(), signer.public_key(), days)
-    builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-    builder = builder.add_extension(_usage(certificates=False), critical=True)
-    purpose = ExtendedKeyUsageOID.SERVER_AUTH if names else ExtendedKeyUsageOID.CLIENT_AUTH
-    builder = builder.add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
-    if names:
-        builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
-    certificate = builder.sign(signer, hashes.SHA384())
-    write_private(to_key, _pem(key))
-    _write(to, certificate.public_bytes(serialization.Encoding.PEM))
-
-
-def _certificate(path: Path) -> x509.Certificate:
-    try:
-        return x509.load_pem_x509_certificate(path.read_bytes())
-    except OSError as error:
-        raise KeysError(f"cannot read {path}: {error.strerror}; `fedpress keys init` makes it") from None
-    except ValueError as error:
-        raise KeysError(f"{path} is not a certificate in PEM format: {error}") from None
-
-
-def _private_key(path: Path) -> ec.EllipticCurvePrivateKey:
-    try:
-        key = serialization.load_pem_private_key(path.read_bytes(), None)
-    except OSError as error:
-        raise KeysError(f"cannot read {path}: {error.strerror}; `fedpress keys init` makes it") from None
-    except (ValueError, TypeError) as error:
-        raise KeysError(f"{path} is not a private key in PEM format: {error}") from None
-    if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise KeysError(f"{path} is not an ECDSA key")
-    return key

@@ -17,10 +17,12 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fedpress.client.backoff import Backoff
 from fedpress.compression.errors import FedpressError
 from fedpress.simulations.deploy import children, daemon, flower_processes, keys, monitor, settings, superlink
-from fedpress.simulations.deploy.children import Backoff, Child, Failures, ServiceError
+from fedpress.simulations.deploy.children import Child, Failures, ServiceError
 from fedpress.simulations.deploy.control import Control, Refused, Run, Unreachable, register_all
+from fedpress.simulations.deploy.run_figures import run_figures
 from fedpress.simulations.results import start
 from fedpress.simulations.results.records import Results
 from fedpress.simulations.results.run_folder import RunFolder, RunFolderError
@@ -437,31 +439,8 @@ class Server:
         yield monitor.Figure("nodes", "Nodes, by what the SuperLink says of them.", nodes, ("status",))
         yield monitor.figure("nodes_needed", "Nodes that the run waits for.", self._needed)
         yield daemon.memory(self._home)
-        found = self._results
-        if found is None:
-            return
-        last = next((r for r in reversed(found.rounds) if r.accuracy is not None), None)
-        yield monitor.figure("round", "The last complete round.", len(found.rounds))
-        yield monitor.figure("rounds", "Rounds that the run will have.", self.rounds)
-        yield monitor.figure("accuracy", "Of the model that clients hold, a fraction.", last.accuracy if last else None)
-        yield monitor.figure("loss", "Of the model that clients hold.", last.loss if last else None)
-        yield monitor.figure("run_seconds", "Seconds that the run has taken.", found.seconds)
-        phases: dict[tuple[str, ...], float] = {(name,): seconds for name, seconds in found.phases.items()}
-        yield monitor.Figure(
-            "phase_seconds", "Seconds of the rounds, by what they went into.", phases, ("phase",), total=True
-        )
-        yield monitor.figure("replies", "Accepted replies.", sum(r.replies for r in found.rounds), total=True)
-        reasons: dict[tuple[str, ...], float] = {}
-        for result in found.rounds:
-            for reason, count in result.reasons.items():
-                reasons[(reason,)] = reasons.get((reason,), 0.0) + count
-        yield monitor.Figure("refused", "Refused replies, by reason.", reasons, ("reason",), total=True)
-        sent: dict[tuple[str, ...], float] = {
-            ("up",): sum(r.up_bytes for r in found.rounds),
-            ("down",): sum(r.down_bytes for r in found.rounds),
-        }
-        yield monitor.Figure("bytes", "Bytes of messages in rounds.", sent, ("direction",), total=True)
-        yield monitor.figure("lost_states", "Replies that came without a state.", found.lost_states, total=True)
+        if self._results is not None:
+            yield from run_figures(self._results, self.rounds)
 
     def health(self) -> tuple[bool, Mapping[str, Any]]:
         """Whether all is well, and the state in words."""

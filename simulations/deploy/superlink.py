@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import ipaddress
 import os
-import sys
 from collections.abc import Sequence
 
 from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
+
+from fedpress.simulations.deploy import _flower
 
 OPERATORS = "FEDPRESS_OPERATORS"
 """Environment variable: networks, separated by spaces."""
@@ -88,16 +89,11 @@ class LimitedRequests:
 
 def main() -> None:
     """Run `flower-superlink` behind the guards; its arguments are this command's."""
-    from flwr.superlink import extensions
-    from flwr.superlink.cli.flower_superlink import flower_superlink
-
     guards = (
         Middleware(OperatorsOnly, networks=os.environ.get(OPERATORS, "").split()),
         Middleware(LimitedRequests, most=int(os.environ[MESSAGE_BYTES])),
     )
-    extensions.get_middleware = lambda: guards
-    sys.argv[0] = "flower-superlink"  # the name that Flower looks for
-    flower_superlink()
+    _flower.run_superlink(guards)
 
 
 if __name__ == "__main__":

@@ -7,9 +7,10 @@ order, and from then on every answer waits until one more order has come. A run 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import Any
+
+from fedpress.simulations.deploy import _flower
 
 RUN_ENDED = "its run has ended"
 """What the log says of such an order."""
@@ -17,13 +18,13 @@ RUN_ENDED = "its run has ended"
 
 def repaired(pull_and_store_message: Callable[..., int | None]) -> Callable[..., int | None]:
     """Return Flower's function, whose clean-up now sees the end of a run while it fetches an order."""
-    from flwr.supercore.run import RunNotRunningException
+    run_ended = _flower.run_ended()
 
     def failing(call: Callable[..., Any]) -> Callable[..., Any]:
         def fails(*given: Any) -> Any:
             try:
                 return call(*given)
-            except RunNotRunningException as error:
+            except run_ended as error:
                 raise RuntimeError(RUN_ENDED) from error
 
         return fails
@@ -38,12 +39,7 @@ def repaired(pull_and_store_message: Callable[..., int | None]) -> Callable[...,
 
 def main() -> None:
     """Run `flower-supernode`; its arguments are this command's."""
-    from flwr.supernode import start_client_internal as flower
-    from flwr.supernode.cli import flower_supernode
-
-    flower._pull_and_store_message = repaired(flower._pull_and_store_message)
-    sys.argv[0] = "flower-supernode"
-    flower_supernode()
+    _flower.run_supernode(repaired)
 
 
 if __name__ == "__main__":

@@ -8,9 +8,9 @@ from typing import Self
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
 
 from fedpress.compression.errors import FedpressError
+from fedpress.simulations.engines._flower import Run
 
 
 class EngineError(FedpressError):

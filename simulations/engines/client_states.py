@@ -15,10 +15,9 @@ from pathlib import Path
 from time import perf_counter, sleep
 
 from flwr.app import Array, ArrayRecord, RecordDict
-from flwr.common import serde
-from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 
 from fedpress.compression import files
+from fedpress.compression.messages import records
 from fedpress.simulations.engines.client_grid import EngineError
 
 TEMPORARY = "fedpress-"
@@ -75,7 +74,7 @@ def _pieces(state: RecordDict) -> Iterator[bytes]:
         {**state, **{key: _with_data(record, lambda _: b"") for key, record in state.array_records.items()}}
     )
     for data in (
-        serde.recorddict_to_proto(light).SerializeToString(),
+        records.content_to_bytes(light),
         *(array.data for record in state.array_records.values() for array in record.values()),
     ):
         yield len(data).to_bytes(8, "little")
@@ -91,7 +90,7 @@ def _parsed(read: Callable[[int], bytes]) -> RecordDict:
             raise ValueError("it ends early")
         return data
 
-    state = serde.recorddict_from_proto(ProtoRecordDict.FromString(piece()))
+    state = records.content_from_bytes(piece())
     for key, record in state.array_records.items():
         state[key] = _with_data(record, lambda _: piece())
     return state

@@ -19,26 +19,13 @@ from collections.abc import Iterable, Mapping
 from logging import DEBUG, ERROR, getLogger
 from pathlib import Path
 from threading import Event, Thread
-from typing import Any, cast
+from typing import Any
 
 import ray
-from flwr.app import Error, Message
-from flwr.app.user_config import UserConfigValue
-from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
-from flwr.proto.task_pb2 import Task
-from flwr.server.superlink.fleet.vce import vce_api
-from flwr.server.superlink.fleet.vce.backend.raybackend import RayBackend
-from flwr.server.superlink.fleet.vce.metrics import VceMetrics
-from flwr.server.superlink.linkstate import InMemoryLinkState, LinkStateFactory
-from flwr.server.superlink.linkstate.in_memory_linkstate import RunRecord
-from flwr.supercore.constant import FLWR_IN_MEMORY_DB_NAME, NOOP_FEDERATION_ID
-from flwr.supercore.object_store import ObjectStoreFactory
-from flwr.supercore.run import Run
-from flwr.supercore.task_identity import TaskIdentity
-from flwr.superlink.federation import NoOpFederationManager
-from flwr.superlink.grid import InMemoryGrid
+from flwr.app import Error, Message, UserConfigValue
 
-from fedpress.simulations.engines import client_states, flower_app, worker
+from fedpress.compression.messages import records
+from fedpress.simulations.engines import _flower, _flower_on_ray, client_states, flower_app, worker
 from fedpress.simulations.engines.client_grid import ClientGrid, EngineError
 from fedpress.simulations.engines.inline import GridState
 from fedpress.simulations.engines.worker_process import RUN_ID
@@ -72,21 +59,6 @@ class StillClock:
         time.sleep(POLL_SECONDS)
 
 
-class _Backend(RayBackend):
-    """Flower's backend, but for its end: by itself it waits for all clients at work, and Ray would start them again."""
-
-    def stop_clients(self) -> None:
-        """Kill the processes that are running a client."""
-        for actor in list(self.pool._future_to_actor.values()) if self.pool else []:
-            ray.kill(cast(Any, actor))  # a handle of it
-
-    def terminate(self) -> None:
-        """Kill the others, and leave Ray."""
-        for actor in self.pool.pool if self.pool else []:
-            ray.kill(cast(Any, actor))
-        ray.shutdown()
-
-
 class FlowerGrid(ClientGrid):
     """A grid over Flower's simulation engine; use it as a context manager.
 
@@ -118,14 +90,14 @@ class FlowerGrid(ClientGrid):
         address: str | None = None,
         states: Path | None = None,
     ) -> None:
-        super().__init__(clients, workers, Run.create_empty(RUN_ID))
+        super().__init__(clients, workers, _flower.Run.create_empty(RUN_ID))
         self.clock = StillClock()
         self.seconds: dict[str, float] = {}
         self._app = flower_app.RemoteApp(client_app, run_config or {})
         self._durable = states is not None
         self._stopped = Event()
         self._failure: BaseException | None = None
-        self._backend: _Backend | None = None
+        self._backend: _flower_on_ray.Backend | None = None
         with contextlib.ExitStack() as left:  # undone where a later step fails
             if states is not None:
                 left.enter_context(client_states.locked(states))
@@ -140,15 +112,12 @@ class FlowerGrid(ClientGrid):
                     f"the cluster at {address!r} has no CPU for clients: `ray start --num-cpus=N` gives some"
                 )
             getLogger("flwr").log(DEBUG, "Flower's engine: %d processes for clients", self._cpus)
-            TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = RUN_ID, SUPERLINK_NODE_ID, 1
-            self._links = LinkStateFactory(FLWR_IN_MEMORY_DB_NAME, NoOpFederationManager(), ObjectStoreFactory())
-            self._grid = InMemoryGrid(state_factory=self._links)
-            _register(self._links, self._run)
-            self._grid.set_run(self._run)
-            parts = vce_api._register_nodes(clients, self._links)  # node id -> client
-            self._nodes = {client: node for node, client in parts.items()}
-            self._numbers = {node: client + 1 for node, client in parts.items()}
-            self._thread = Thread(target=self._serve, args=(parts,), name="flower-engine")
+            _flower.identify(RUN_ID, _flower_on_ray.SUPERLINK_NODE_ID, 1)
+            self._engine = _flower_on_ray.Engine(self._run, clients)
+            self._grid = self._engine.grid
+            self._nodes = {client: node for node, client in self._engine.parts.items()}
+            self._numbers = {node: client + 1 for node, client in self._engine.parts.items()}
+            self._thread = Thread(target=self._serve, name="flower-engine")
             self._left = left.pop_all()
         self._thread.start()
 
@@ -193,7 +162,9 @@ class FlowerGrid(ClientGrid):
             raise EngineError(f"Flower's simulation engine has ended: {self._failure or 'see the log'}")
         found = list(self._grid.pull_messages(message_ids))
         # An error that no client made: of a process that died, by itself or with its machine.
-        died = any(reply.has_error() and reply.error.code != ErrorCode.CLIENT_APP_RAISED_EXCEPTION for reply in found)
+        died = any(
+            reply.has_error() and reply.error.code != _flower.ErrorCode.CLIENT_APP_RAISED_EXCEPTION for reply in found
+        )
         if died or time.monotonic() > self._look:
             self._look = time.monotonic() + LOOK_SECONDS
             if (left := _cpus()) < self._cpus:  # Ray would wait for its return, and the round with it
@@ -233,24 +204,22 @@ class FlowerGrid(ClientGrid):
 
     # ---- work ------------------------------------------------------------------------------------------------------
 
-    def _serve(self, parts: dict[int, int]) -> None:
+    def _serve(self) -> None:
         """Run Flower's engine until it is told to stop."""
 
-        def backend() -> _Backend:
-            self._backend = _Backend({"client_resources": CLIENT})
+        def backend() -> _flower_on_ray.Backend:
+            self._backend = _flower_on_ray.Backend({"client_resources": CLIENT})
             return self._backend
 
         try:
-            contexts = vce_api._register_node_info_stores(parts, self._grid.run)
-            app = self._app  # not self: this function travels with every message
-            vce_api.run_api(lambda: app, backend, parts, self._links, contexts, self._stopped, VceMetrics())
+            self._engine.serve(self._app, backend, self._stopped)
         except BaseException as error:
             self._failure = error.__cause__ or error
 
     def _taken(self, reply: Message) -> Message:
         """Return a reply as the client made it; keep the state that came with it."""
         node = self._numbers.get(reply.metadata.src_node_id, reply.metadata.src_node_id)
-        reply.metadata.__dict__["_src_node_id"] = node
+        records.set_source(reply, node)
         if reply.has_error():
             reason, _, details = str(reply.error.reason).partition("\n")
             getLogger("flwr").log(ERROR, "client %d failed: %s\n%s", node - 1, reason, details)
@@ -307,15 +276,6 @@ def of_run(
         address=address,
         states=folder.client_states,
     )
-
-
-def _register(links: LinkStateFactory, run: Run) -> None:
-    """Let Flower's link state know the run."""
-    run.primary_task_id, run.federation_id = 1, NOOP_FEDERATION_ID
-    state = links.state()
-    assert isinstance(state, InMemoryLinkState)
-    state.run_ids[RUN_ID] = RunRecord(run=run)
-    state.task_store[1] = Task(task_id=1, run_id=RUN_ID)
 
 
 def _start_ray(address: str | None, workers: int) -> None:

@@ -7,13 +7,11 @@ no two machines need a file system in common.
 import traceback
 from collections.abc import Mapping
 
-from flwr.app import Context, Error, Message, RecordDict
-from flwr.app.user_config import UserConfigValue
+from flwr.app import Context, Error, Message, RecordDict, UserConfigValue
 from flwr.clientapp import ClientApp
-from flwr.common.constant import ErrorCode
-from flwr.supercore.task_identity import TaskIdentity
 
 from fedpress.compression import entry_points
+from fedpress.simulations.engines import _flower
 
 STATE = "fedpress.state-of-client/"
 """Begins the keys of the records that are a client's state, between those of an order or a reply."""
@@ -49,14 +47,14 @@ class RemoteApp(ClientApp):
     def __call__(self, message: Message, context: Context) -> Message:
         """Answer a message."""
         node = int(context.node_config["partition-id"]) + 1
-        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = context.run_id, node, 0
+        _flower.identify(context.run_id, node, 0)
         message.content, state = split(message.content)
         own = Context(context.run_id, node, context.node_config, state, dict(self._run_config))
         try:
             reply: Message = entry_points.load(self._client_app)(message, own)
         except Exception as error:
             reason = f"{type(error).__name__}: {error}".replace("\n", " ")
-            code = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+            code = _flower.ErrorCode.CLIENT_APP_RAISED_EXCEPTION
             return Message(Error(code, f"{reason}\n{traceback.format_exc()}"), reply_to=message)
         if reply.has_content():
             reply.content = with_state(reply.content, own.state)

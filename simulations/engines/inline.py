@@ -20,19 +20,13 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flwr.app import ArrayRecord, Context, Error, Message, RecordDict
-from flwr.app.user_config import UserConfigValue
-from flwr.common import serde
-from flwr.common.constant import ErrorCode
-from flwr.proto.message_pb2 import Message as ProtoMessage
+from flwr.app import ArrayRecord, Context, Error, Message, RecordDict, UserConfigValue
 from flwr.serverapp import Grid, ServerApp
-from flwr.supercore.run import Run
-from flwr.supercore.task_identity import TaskIdentity
 
 from fedpress.compression.messages import orders, records
 from fedpress.simulations.conditions.faults import DAMAGED, DOUBLED, LATE, LOST, Faults
 from fedpress.simulations.conditions.network import Network, VirtualClock
-from fedpress.simulations.engines import client_states, worker_process
+from fedpress.simulations.engines import _flower, client_states, worker_process
 from fedpress.simulations.engines.client_grid import ClientGrid, EngineError
 from fedpress.simulations.engines.shared_records import SharedRecords
 from fedpress.simulations.engines.worker import Worker
@@ -146,8 +140,8 @@ class InlineGrid(ClientGrid):
         log_file: Path | None = None,
         states: Path | None = None,
     ) -> None:
-        super().__init__(clients, workers, Run.create_empty(RUN_ID))
-        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = RUN_ID, 1, 0
+        super().__init__(clients, workers, _flower.Run.create_empty(RUN_ID))
+        _flower.identify(RUN_ID, 1, 0)
         self.clock = SimulatedClock(self)
         self.seconds: Counter[str] = Counter()
         self._network = network
@@ -201,7 +195,7 @@ class InlineGrid(ClientGrid):
             client = self._client(message)
             self._sent += 1
             message_id = f"message-{self._sent}"
-            message.metadata.__dict__["_message_id"] = message_id
+            records.set_id(message, message_id)
             ids.append(message_id)
             order = self._order(message)
             if self._network and order.round is not None and not self._network.answers(client, order.round):
@@ -301,7 +295,7 @@ class InlineGrid(ClientGrid):
             else:
                 small[key] = record
         slim = Message(small, metadata=message.metadata)  # type: ignore[call-overload]
-        data = serde.message_to_proto(slim).SerializeToString()
+        data = records.message_to_bytes(slim)
         return Task(message_id, client, data, tuple(message.content), tuple(shared), order.struck)
 
     def _pump(self) -> None:
@@ -332,7 +326,7 @@ class InlineGrid(ClientGrid):
         self._deaths = 0
         self.seconds.update(news.seconds_by_phase)
         self._mean_seconds = 0.9 * self._mean_seconds + 0.1 * news.seconds
-        reply = serde.message_from_proto(ProtoMessage.FromString(news.reply))
+        reply = records.message_from_bytes(news.reply)
         self._finish(news.message_id, reply)
 
     def _finish(self, message_id: str, reply: Message) -> None:
@@ -370,7 +364,7 @@ class InlineGrid(ClientGrid):
         for message_id in list(dead.under_way):
             order = self._orders[message_id].message
             reason = f"the worker process died with exit code {dead.process.exitcode}"
-            self._finish(message_id, Message(Error(ErrorCode.CLIENT_APP_CRASHED, reason), reply_to=order))
+            self._finish(message_id, Message(Error(_flower.ErrorCode.CLIENT_APP_CRASHED, reason), reply_to=order))
         self._workers.remove(dead)
         if self._deaths >= MAX_DEATHS:
             raise EngineError(

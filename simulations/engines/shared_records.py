@@ -4,8 +4,8 @@ from collections import Counter, OrderedDict
 from pathlib import Path
 
 from flwr.app import ArrayRecord, RecordDict
-from flwr.common import serde
 
+from fedpress.compression.messages import records
 from fedpress.simulations.engines.worker_process import KEPT_RECORDS
 
 
@@ -37,8 +37,7 @@ class SharedRecords:
     def _write(self, record: ArrayRecord) -> str:
         self._written += 1
         name = f"record-{self._written}"
-        proto = serde.recorddict_to_proto(RecordDict({"record": record}))
-        (self._folder / name).write_bytes(proto.SerializeToString())
+        (self._folder / name).write_bytes(records.content_to_bytes(RecordDict({"record": record})))
         self._files[id(record)] = (record, name)  # holding the record keeps its id from being used again
         while len(self._files) > KEPT_RECORDS:
             _, (_, oldest) = self._files.popitem(last=False)

@@ -13,18 +13,13 @@ from threading import Thread
 from time import perf_counter
 from typing import NamedTuple
 
-from flwr.app import ArrayRecord, Context, Error, Message, RecordDict
-from flwr.app.user_config import UserConfig
-from flwr.common import serde
-from flwr.common.constant import ErrorCode
-from flwr.proto.message_pb2 import Message as ProtoMessage
-from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
-from flwr.supercore.task_identity import TaskIdentity
+from flwr.app import ArrayRecord, Context, Error, Message, RecordDict, UserConfig
 
 from fedpress.compression import entry_points
+from fedpress.compression.messages import records
 from fedpress.compression.timing import Timer
 from fedpress.simulations.conditions.faults import CRASHES, DIVERGES, FORGETS
-from fedpress.simulations.engines import client_states
+from fedpress.simulations.engines import _flower, client_states
 
 RUN_ID = 1
 KEPT_RECORDS = 2
@@ -70,7 +65,6 @@ def work(pipe: connection.Connection, start: Start) -> None:
     Thread(target=_end_with_parent, daemon=True).start()
     sys.path[:] = start.search_path
     os.environ.update(start.environ)
-    TaskIdentity.run_id, TaskIdentity.task_id = RUN_ID, 0
     try:
         app = entry_points.load(start.client_app)
     except Exception:
@@ -84,11 +78,11 @@ def work(pipe: connection.Connection, start: Start) -> None:
                 task: Task = pipe.recv()
             began = perf_counter()
             with timer.of("messages"):
-                message = serde.message_from_proto(ProtoMessage.FromString(task.message))
+                message = records.message_from_bytes(task.message)
                 sent = message.content
                 shared = {key: _shared_record(start.folder / name, cache) for key, name in task.shared}
                 message.content = RecordDict({key: shared[key] if key in shared else sent[key] for key in task.keys})
-            TaskIdentity.node_id = task.client + 1
+            _flower.identify(RUN_ID, task.client + 1, 0)
             if FORGETS in task.faults:
                 client_states.path_of(start.states, task.client).unlink(missing_ok=True)
             with timer.of("states"):
@@ -104,16 +98,16 @@ def work(pipe: connection.Connection, start: Start) -> None:
             except Exception as error:
                 logger.log(ERROR, "client %d failed:\n%s", task.client, traceback.format_exc())
                 reason = f"{type(error).__name__}: {error}"
-                reply = Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
+                reply = Message(Error(_flower.ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
             with timer.of("messages"):
-                data = serde.message_to_proto(reply).SerializeToString()
+                data = records.message_to_bytes(reply)
             logger.log(DEBUG, "client %d answered in %.3f s", task.client, perf_counter() - began)
             pipe.send(Done(task.message_id, data, perf_counter() - began, timer.taken()))
 
 
 def _shared_record(path: Path, cache: OrderedDict[str, ArrayRecord]) -> ArrayRecord:
     if path.name not in cache:
-        content = serde.recorddict_from_proto(ProtoRecordDict.FromString(path.read_bytes()))
+        content = records.content_from_bytes(path.read_bytes())
         cache[path.name] = content.array_records["record"]
         while len(cache) > KEPT_RECORDS:
             cache.popitem(last=False)

@@ -17,7 +17,7 @@ from fedpress.simulations.report.drawings import Drawing
 from fedpress.simulations.report.figures import Bar
 from fedpress.simulations.report.units import format_bytes
 from fedpress.simulations.results.records import Results, StudentResult
-from fedpress.simulations.results.run_folder import RunFolder, RunFolderError
+from fedpress.simulations.results.run_folder import RunFolder
 
 MOST_LAYERS = 40  # a figure of more cannot be read; the rest is said in words
 
@@ -34,7 +34,7 @@ def write(path: Path | str, out: Path | None = None) -> Path:
     """
     run = RunFolder.open(path)
     target = out or run.report
-    write_atomically(target, render(run.load_results(), _ledger(run)).encode())
+    write_atomically(target, render(run.load_results(), run.load_ledger()).encode())
     return target
 
 
@@ -45,14 +45,7 @@ def write_figures(path: Path | str, folder: Path) -> list[Path]:
         RunFolderError: as `write`.
     """
     run = RunFolder.open(path)
-    return report_drawings.save(drawings(run.load_results(), _ledger(run)), folder)
-
-
-def _ledger(run: RunFolder) -> Ledger | None:
-    try:
-        return Ledger.load(run.ledger) if run.ledger.is_file() else None
-    except ValueError as error:
-        raise RunFolderError(str(error)) from error
+    return report_drawings.save(drawings(run.load_results(), run.load_ledger()), folder)
 
 
 def environment() -> jinja2.Environment:

@@ -32,6 +32,7 @@ from pydantic import ValidationError
 
 from fedpress.compression.errors import FedpressError
 from fedpress.compression.files import remove_leftovers, write_atomically
+from fedpress.compression.ledger import Ledger
 from fedpress.simulations.results.records import Results
 
 RUNS = Path("runs")  # where a run goes that is not told where to go; git ignores it
@@ -184,6 +185,17 @@ class RunFolder:
             return Results.model_validate_json(data)
         except ValidationError as error:
             raise RunFolderError(_explain(self.results, error)) from error
+
+    def load_ledger(self) -> Ledger | None:
+        """Read ledger.csv; None where there is none yet.
+
+        Raises:
+            RunFolderError: it is torn.
+        """
+        try:
+            return Ledger.load(self.ledger) if self.ledger.is_file() else None
+        except ValueError as error:
+            raise RunFolderError(str(error)) from error
 
 
 def load(path: Path | str) -> Results:

@@ -13,11 +13,11 @@ from typing import Literal, NamedTuple
 
 import safetensors.torch
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
-from flwr.common import serde
 from torch import nn
 
 from fedpress.compression.errors import FedpressError
 from fedpress.compression.ledger import Ledger
+from fedpress.compression.messages import records
 from fedpress.compression.models.task import Evaluation
 from fedpress.server import app as server
 from fedpress.server.publishing.publish import Published
@@ -250,7 +250,7 @@ class Recorder(server.RunRecord):
             metrics = MetricRecord({"num-examples": 100, "train-loss": 1.0})
             reply = RecordDict({"arrays": arrays, "metrics": metrics})
             order = RecordDict({"arrays": arrays, "config": ConfigRecord({"server-round": 1})})
-            sizes[name] = serde.recorddict_to_proto(reply).ByteSize(), serde.recorddict_to_proto(order).ByteSize()
+            sizes[name] = records.content_size(reply), records.content_size(order)
         return sizes
 
 

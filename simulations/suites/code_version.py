@@ -1,4 +1,9 @@
-"""Which code a run's figures come from: a hash of every file of fedpress that a run can reach, and of the libraries."""
+"""Which code a run's figures come from: a hash of every file of fedpress that a run can reach, and of the libraries.
+
+The standard library's `modulefinder` would follow the libraries, too, does not know packages without `__init__.py`, and
+does not see a module that is named in a text (`"module:object"`); grimp, which checks our layers, is no dependency of a
+run.
+"""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from fedpress.compression.wire import payloads
 from fedpress.simulations.__main__ import main
 from fedpress.simulations.benchmarks import tiers
 from fedpress.simulations.benchmarks.tiers import Row, TiersBenchError
-from fedpress.simulations.cli import inspection
+from fedpress.simulations.report import tables
 from fedpress.simulations.results.run_folder import RunFolder
 from fedpress.simulations.runs import plan_strategy, runner
 from fedpress.simulations.runs.job import Job
@@ -108,7 +108,7 @@ def test_the_command_makes_what_is_missing_and_nothing_twice(tmp_path: Path) -> 
     other = CliRunner().invoke(main, [*command, "--only", "apart", "--set", "rounds=3"])
     assert other.exit_code == 2 and "holds a run of another scenario (rounds)" in other.stderr
     # What the folder says by tier is what `inspect` shows.
-    facts = dict(inspection.run_facts(folder.load_results()))
+    facts = dict(tables.run_facts(folder.load_results()))
     assert facts["tier sensor"].startswith("accuracy ") and "parameters" in facts["tier sensor"]
 
 

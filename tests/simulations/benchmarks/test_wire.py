@@ -53,6 +53,7 @@ def test_at_least_two_rounds_are_needed() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.deployment
 def test_a_round_of_real_processes_takes_nine_requests(tmp_path: Path) -> None:
     """The least that Flower allows: one record each way is three objects, each pulled or pushed by a request."""
     file = tmp_path / "figures.json"

@@ -32,7 +32,11 @@ FAULTS = int(os.environ.get("FEDPRESS_FAULTS", "0"))
 SEED = int(os.environ.get("FEDPRESS_CHAOS_SEED", "1"))
 CLIENTS, SMALL = 4, 3
 """How many there are, and which of them has a disk of 12 MB."""
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not FAULTS, reason="takes minutes: make chaos")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.deployment,
+    pytest.mark.skipif(not FAULTS, reason="takes minutes: make chaos"),
+]
 SCENARIO = [
     f"clients={CLIENTS}", f"sampling.clients_per_round={CLIENTS}", f"rounds={FAULTS + 2}", "density=0.05", "network={}",
     "sampling.deadline=90", "students={tiers: [{name: phone, parameters: 5000}], distill: {epochs: 1}, every: 1}",

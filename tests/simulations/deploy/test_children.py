@@ -3,7 +3,6 @@
 import asyncio
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -133,16 +132,6 @@ def test_a_lock_is_held_by_one_and_ends_with_it(tmp_path: Path) -> None:
                 pass
     with children.locked(tmp_path, "a client"):
         pass
-
-
-def test_waits_double_are_spread_and_begin_anew() -> None:
-    waits = children.Backoff(2.0, 60.0, random.Random(1))
-    for limit in (2, 4, 8, 16, 32, 60, 60):
-        assert limit / 2 <= waits.wait() <= limit
-    waits.reset()
-    assert waits.wait() <= 2
-    fleet = {children.Backoff(2.0, 60.0).wait() for _ in range(20)}
-    assert len(fleet) == 20
 
 
 def test_failures_that_take_long_or_get_on_or_differ_are_no_loop() -> None:

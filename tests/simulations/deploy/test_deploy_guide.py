@@ -16,6 +16,7 @@ PAGE = Path(__file__).parents[3] / "docs" / "how-to" / "deploy.md"
 
 
 @pytest.mark.slow
+@pytest.mark.deployment
 def test_ten_minutes_on_one_machine(tmp_path: Path) -> None:
     guide = PAGE.read_text(encoding="utf-8").split("\n## ")[1]
     script = "\n".join(re.findall(r"^```sh\n(.*?)^```$", guide, re.MULTILINE | re.DOTALL))

@@ -34,7 +34,7 @@ from fedpress.simulations.results.run_folder import RunFolder
 from fedpress.simulations.runs import runner
 from fedpress.simulations.scenario import scenario
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.deployment]
 
 OVERRIDES = [
     "clients=2", "sampling.clients_per_round=2", "rounds=5", "students.tiers=[]", "density=0.05",

@@ -39,6 +39,7 @@ def flower_home(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.slow
+@pytest.mark.deployment
 def test_flwr_run_trains_and_leaves_a_run_folder(tmp_path: Path, flower_home: Path) -> None:
     pytest.importorskip("ray", reason="Flower's simulation engine needs Ray: pip install 'flwr[simulation]'")
     flwr = Path(sys.executable).with_name("flwr")

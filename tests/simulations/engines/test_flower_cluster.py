@@ -172,6 +172,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 @pytest.mark.slow
+@pytest.mark.deployment
 def test_a_client_keeps_its_state_when_another_machine_runs_it(cluster: Cluster) -> None:
     ended = cluster.run(str(APPS / "cluster_states.py"), cluster.address)
     assert ended.returncode == 0, ended.stdout + ended.stderr
@@ -203,6 +204,7 @@ def assert_same(run: RunFolder, scenario_file: Path, inline: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.deployment
 def test_a_run_on_two_machines_is_that_of_the_inline_engine(cluster: Cluster) -> None:
     path, run = cluster.shared / "scenario.yaml", RunFolder(cluster.shared / "run")
     path.write_text(SCENARIO + "rounds: 4\n")
@@ -213,6 +215,7 @@ def test_a_run_on_two_machines_is_that_of_the_inline_engine(cluster: Cluster) ->
 
 
 @pytest.mark.slow
+@pytest.mark.deployment
 @MINUTES
 def test_a_run_goes_on_after_ctrl_c_to_the_same_end(cluster: Cluster) -> None:
     path, run = cluster.shared / "stopped.yaml", RunFolder(cluster.shared / "stopped")
@@ -231,6 +234,7 @@ def test_a_run_goes_on_after_ctrl_c_to_the_same_end(cluster: Cluster) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.deployment
 @MINUTES
 def test_a_run_stops_when_a_machine_is_gone_and_goes_on_without_it(
     cluster: Cluster,

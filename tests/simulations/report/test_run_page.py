@@ -10,8 +10,7 @@ import pytest
 
 from fedpress.compression.ledger import Ledger
 from fedpress.compression.models.step import CandidateResult
-from fedpress.simulations.cli import inspection
-from fedpress.simulations.report import figures, run_page, units
+from fedpress.simulations.report import figures, run_page, tables, units
 from fedpress.simulations.results.records import (
     LayerDensity,
     ModelInfo,
@@ -369,6 +368,6 @@ def test_time_and_energy_are_shown_where_there_is_a_network() -> None:
     )
     assert "Virtual time" in shown and "4,321 s" in shown
     assert "Energy of communication" in shown and "12.3 kJ" in shown
-    facts = dict(inspection.run_facts(some_results(scenario=network, totals=totals)))
+    facts = dict(tables.run_facts(some_results(scenario=network, totals=totals)))
     assert facts["energy"].startswith("12.3 kJ") and facts["virtual time"] == "0.0 s"
-    assert not {"energy", "virtual time"} & dict(inspection.run_facts(plain)).keys()
+    assert not {"energy", "virtual time"} & dict(tables.run_facts(plain)).keys()

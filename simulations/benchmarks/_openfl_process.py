@@ -1,6 +1,6 @@
 """Measures OpenFL's STC pipeline on one vector; run by the interpreter of another environment, without fedpress.
 
-    python openfl_process.py VECTOR.npy DENSITY REPETITIONS
+    python _openfl_process.py VECTOR.npy DENSITY REPETITIONS
 
 VECTOR.npy holds float32 of one dimension. Prints a line of JSON. Nothing of fedpress is imported here. Written for
 OpenFL 1.9, whose pipeline sorts the whole vector, writes three values as float32 and packs these with gzip.

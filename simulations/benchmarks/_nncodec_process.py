@@ -1,6 +1,6 @@
 """Measures nncodec on one vector; run by the interpreter of another environment, which need not have fedpress.
 
-    python nncodec_process.py VECTOR.npy TARGET REPETITIONS
+    python _nncodec_process.py VECTOR.npy TARGET REPETITIONS
 
 VECTOR.npy holds float32 of one dimension, mostly zeros; TARGET is the largest relative error. Prints a line of JSON.
 Nothing of fedpress is imported here. Written for nncodec 2.1.3, which needs numpy < 2 and pandas < 3.

@@ -1,0 +1,3 @@
+"""The hub: a gRPC service that hands out students' bundles, and who may take them (`admission`)."""
+
+__all__ = ["admission", "service"]

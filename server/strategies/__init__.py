@@ -1,0 +1,6 @@
+"""Flower strategies: `sparse_fed` for one model, `tiered_fed` for several sizes of it.
+
+`buffered` takes replies as they come, `resume` goes on after a stop.
+"""
+
+__all__ = ["resume", "sparse_fed", "tiered_fed"]

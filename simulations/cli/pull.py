@@ -1,0 +1,172 @@
+"""`fedpress pull` and `run`: a device that downloads students, and runs them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fedpress.simulations.cli import common
+
+
+def _given(value: Any) -> Any:
+    if value in ("", Path()):
+        raise typer.BadParameter("it is needed, and was not given")
+    return value
+
+
+NEEDED: dict[str, Any] = {"show_default": False, "callback": _given}
+VerifyKey = Annotated[
+    Path | None, common.file_option("Ed25519 public key of who must have signed the bundle.", "--verify-key")
+]
+
+
+def pull(
+    hub_address: Annotated[
+        str, typer.Option("--hub", metavar="HOST:PORT", help="Where the hub listens.", **NEEDED)
+    ] = "",
+    tier: Annotated[str, typer.Option(metavar="TIER", help="The class of devices that this one is of.", **NEEDED)] = "",
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", show_default=False, help="Where TIER.fpb goes. Default: here.")
+    ] = Path("."),
+    ca: Annotated[
+        Path | None,
+        common.file_option("Who signed the hub's certificate, PEM. Default: the public authorities.", "--ca"),
+    ] = None,
+    token_file: Annotated[
+        Path | None, common.file_option("Holds this device's token. Or FEDPRESS_TOKEN is it.", "--token-file")
+    ] = None,
+    client_certificate: Annotated[
+        Path | None, common.file_option("This device's certificate, PEM.", "--client-certificate")
+    ] = None,
+    client_key: Annotated[Path | None, common.file_option("Its private key, PEM.", "--client-key")] = None,
+    verify_key: VerifyKey = None,
+    allow_older: Annotated[
+        bool, typer.Option("--allow-older", help="A version below the one that is here may replace it.")
+    ] = False,
+    watch: Annotated[
+        float | None, typer.Option(**common.SECONDS, help="Go on, and look again every so many seconds.")
+    ] = None,
+    retries: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            show_default=False,
+            callback=common.not_negative,
+            help="Attempts in a row without a byte, after the first (8).",
+        ),
+    ] = 8,
+    stall: Annotated[
+        float,
+        typer.Option(**common.SECONDS, help="Seconds without a byte that end an attempt (120)."),
+    ] = 120.0,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Without TLS.")] = False,
+) -> None:
+    """Download a tier's newest student, or say that it is here.
+
+    It replaces DIR/TIER.fpb once it is verified; until then the old one stays. A download
+    that breaks off goes on where it was, in the next attempt or the next pull.
+    Needs neither torch nor Flower: pip install 'fedpress[download]'.
+
+    \b
+    Exit codes:
+      3  no hub there, or the link keeps breaking   7  damaged, or not signed by the key
+      4  a certificate is not trusted               8  the disk is full, or not writable
+      5  no token, or not a known one               9  older than what is here
+      6  no such tier; those that exist are named   2  anything else
+    \b
+    Examples:
+      fedpress pull --hub 127.0.0.1:9443 --tier phone --insecure
+      fedpress pull --hub hub.example.org:9443 --tier phone --out students \\
+          --ca ca.pem --token-file phone.token --verify-key maker.pem --watch 3600
+    """
+    with common.clear_errors("download"):
+        os.environ.setdefault(*common.SILENT)
+        import random
+        import time
+
+        from rich.console import Console
+
+        from fedpress.client.download import pull as pulls
+        from fedpress.compression.models.bundles import signing
+        from fedpress.simulations.cli import pull_display
+
+        token = pulls.read_token(token_file) if token_file else os.environ.get("FEDPRESS_TOKEN") or None
+        there = pulls.Hub(hub_address, ca, token, client_certificate, client_key, insecure, stall)
+        public_key = signing.read_public(verify_key) if verify_key else None
+        console = Console(stderr=True)
+        while True:
+            try:
+                with pull_display.Display(console) as display:
+                    found = pulls.pull(
+                        there,
+                        tier,
+                        out,
+                        public_key=public_key,
+                        allow_older=allow_older,
+                        retries=retries,
+                        on_progress=display.on_progress,
+                        on_wait=display.on_wait,
+                    )
+                typer.echo(pull_display.summary(found))
+            except pulls.PullError as error:
+                if watch is None:
+                    raise
+                typer.echo(f"error: {error}", err=True)
+            if watch is None:
+                break
+            time.sleep(watch * random.uniform(0.9, 1.1))  # a fleet must not come all at once
+
+
+def run(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", **common.DOCUMENTED)],
+    inputs: Annotated[Path, typer.Option("--input", metavar="FILE", help="Inputs, .npy or .npz.", **NEEDED)] = Path(),
+    out: Annotated[Path | None, common.file_option("Write the student's outputs there, .npy.", "--out")] = None,
+    verify_key: VerifyKey = None,
+    json_file: common.JsonOption = None,
+) -> None:
+    """Run a downloaded student on a file of inputs.
+
+    BUNDLE is what fedpress pull leaves, of a scenario with students.quantize.onnx: true.
+    The inputs are an .npy file of shape (N, ...) or (...), prepared as the training data
+    were, or an .npz file with one array, or with one called "input". ONNX Runtime
+    answers. Prints the class of each input; --out keeps the numbers behind it, float32 (N, ...).
+
+    Needs neither torch nor Flower: pip install 'fedpress[download,onnx]'. Of the bundle
+    nothing is executed but the ONNX graph.
+
+    \b
+    Example:
+      fedpress run phone.fpb --input images.npy --out answers.npy
+    """
+    with common.clear_errors("download,onnx", json_file):
+        import numpy as np
+
+        from fedpress.client.download import infer
+        from fedpress.compression.models.bundles import signing
+
+        if out is not None and (out.suffix != ".npy" or not out.absolute().parent.is_dir()):
+            common.leave(f"error: --out {out}: expected a file .npy in a folder that exists", 2)
+        found = infer.answer(bundle, inputs, signing.read_public(verify_key) if verify_key else None)
+        if found.classes is None and out is None:
+            common.leave(
+                f"error: answers of shape {found.outputs.shape[1:]} are no classes: keep them with --out FILE.npy", 2
+            )
+        if found.classes is not None:
+            for number, row in enumerate(found.classes):
+                typer.echo(f"{number}\t{' '.join(map(str, np.atleast_1d(row)))}")
+        if out is not None:
+            import io
+
+            from fedpress.compression import files
+
+            file = io.BytesIO()
+            np.save(file, found.outputs)
+            files.write_atomically(out, file.getvalue())
+            typer.echo(f"outputs {found.outputs.shape}: {out}", err=True)
+        classes = None if found.classes is None else found.classes.tolist()
+        common.write_json(
+            json_file, {"tier": found.manifest.tier, "version": found.manifest.version, "classes": classes}
+        )

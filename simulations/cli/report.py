@@ -1,0 +1,91 @@
+"""`fedpress report` and `inspect`: what a run has left, and any file of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedpress.simulations.cli import common
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN [RUN ...]", **common.DOCUMENTED)],
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Where the page goes. Default: RUN/report.html, of several comparison.html."),
+    ] = None,
+    figures: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Also write every figure as an SVG and a PNG file into DIR, for print."),
+    ] = None,
+    tensorboard: common.TensorboardOption = False,
+) -> None:
+    """Write a run's report, or one page that compares several runs.
+
+    RUN is a run folder. A page is one file that needs nothing else, readable in light
+    and dark. `fedpress simulate` writes report.html at its end; this command makes it
+    again, also for a run that was stopped half-way.
+
+    Of several runs: their curves together, a table, and the keys in which their
+    scenarios differ. Runs of one scenario with different seeds become one curve with a
+    band, and one row. A run that is not finished is shown as far as it got.
+
+    --tensorboard writes what `fedpress simulate --tensorboard` would have written.
+
+    \b
+    Examples:
+      fedpress report runs/digits-20261123-101500
+      fedpress report runs/dense runs/sparse --out study.html --figures paper/figures
+      fedpress report runs/sparse-*
+    """
+    with common.clear_errors("simulation"):
+        common.check_target("--out", out)
+        if figures is not None and figures.exists() and not figures.is_dir():
+            common.leave(f"error: --figures {figures}: expected a folder, and this is a file", 2)
+        from fedpress.simulations.report import comparison_page, run_page
+
+        written = []
+        if len(runs) == 1:
+            typer.echo(run_page.write(runs[0], out))
+            written = run_page.write_figures(runs[0], figures) if figures else []
+        else:
+            typer.echo(comparison_page.write(runs, out or Path("comparison.html")))
+            written = comparison_page.write_figures(runs, figures) if figures else []
+        if tensorboard:
+            with common.clear_errors("tensorboard"):
+                from fedpress.simulations.report import event_files
+            written += [event_files.write(run) for run in runs]
+        for path in written:
+            typer.echo(path)
+
+
+def inspect(
+    path: Annotated[Path, typer.Argument(metavar="FILE|DIR", **common.DOCUMENTED)],
+    key: Annotated[
+        Path | None, typer.Option(metavar="PEM", help="Ed25519 public key of who must have signed the bundle.")
+    ] = None,
+    json_file: common.JsonOption = None,
+) -> None:
+    """Check a payload, bundle or run and say what it holds.
+
+    FILE is an encoded update or a student's download file; DIR is a run folder.
+    A damaged file is an error that names the fault (exit code 2), and so is a
+    bundle that was not signed with --key.
+
+    \b
+    Examples:
+      fedpress inspect runs/digits-20261123-101500
+      fedpress inspect student.fpb --key signing.pub.pem --json manifest.json
+    """
+    with common.clear_errors("server", json_file):
+        from fedpress.simulations.cli import inspection
+
+        found = inspection.inspect(path, key)
+        typer.echo(f"{path}: a {found.kind}")
+        common.show_facts(found.facts)
+        if found.rows:
+            typer.echo()
+            common.show_rows(found.columns, found.rows)
+        common.write_json(json_file, found.data)

@@ -1,0 +1,202 @@
+"""`fedpress simulate`, `students`, `init`: runs, and what they begin with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedpress.simulations.cli import common
+
+
+def simulate(
+    scenario: Annotated[str | None, typer.Argument(**common.DOCUMENTED)] = None,
+    overrides: common.SetOption = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder for the run's files; must be new or empty. Default: under runs/."),
+    ] = None,
+    keep_payloads: Annotated[
+        bool, typer.Option("--keep-payloads", help="Keep every accepted payload as a file of the run folder.")
+    ] = False,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Go on with the run in folder RUN, killed or interrupted.")
+    ] = None,
+    keep_state: Annotated[
+        bool, typer.Option("--keep-state", help="Keep RUN/state after the end: checkpoints, clients' states.")
+    ] = False,
+    engine: Annotated[
+        str, typer.Option(metavar="NAME", show_default=False, help="inline (default), or flower: Flower's own, on Ray.")
+    ] = "inline",
+    ray_address: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT", help="With --engine flower: the Ray cluster to run on; auto: this machine's."
+        ),
+    ] = None,
+    tensorboard: common.TensorboardOption = False,
+    json_file: common.JsonOption = None,
+) -> None:
+    """Run a scenario in worker processes on this machine.
+
+    SCENARIO is one that comes with fedpress (default: digits), a YAML file, or a
+    folder with a scenario.yaml.
+
+    Shows accuracy and bytes of each round and ends with a table. The run folder
+    holds the scenario, results.json, ledger.csv, the model, the students' bundles
+    and report.html. Ctrl-C or SIGTERM stops a run; what there is stays readable.
+
+    A run that was stopped, killed or cut off by a power cut goes on with --resume,
+    and ends with the same model as if nothing had been.
+
+    With --engine flower, clients run on Flower's own simulation engine: slower, and
+    with --ray-address on all machines of a Ray cluster. The result is the same, to the
+    bit; scenarios with a `network` or `faults` need the inline engine. It needs the
+    extra fedpress[cluster]; docs/concepts/engines.md says what the machines must share.
+
+    With --tensorboard, `tensorboard --logdir runs` shows runs side by side while they
+    go on: accuracy, loss, bytes and replies by round, and accuracy over bytes (there
+    the step is the bytes so far). It needs the extra fedpress[tensorboard].
+
+    \b
+    Scenarios that come with fedpress:
+      digits             20 clients, 105,226 parameters, about two minutes
+      fashion-mnist-100  100 clients, 582,026 parameters; needs the data (see its error)
+      text-books         66 clients, a book each, 311,121 parameters; needs the data, too
+    \b
+    Examples:
+      fedpress simulate
+      fedpress simulate digits --set rounds=20 --set partition.alpha=0.1
+      fedpress simulate digits --set network=lte
+      fedpress simulate fashion-mnist-100 --set task.data_dir=~/fashion --out runs/fashion
+      fedpress simulate study/scenario.yaml --json figures.json
+      fedpress simulate --resume runs/fashion
+      fedpress simulate fashion-mnist-100 --engine flower --ray-address 10.0.0.1:6379
+    \b
+    Every key of a scenario is explained in the file that `fedpress init` writes.
+    """
+    with common.clear_errors("simulation", json_file):
+        from rich.console import Console
+
+        from fedpress.simulations.scenario import scenario as scenarios
+
+        if resume is not None and (scenario or overrides or out):
+            common.leave(f"error: --resume {resume} goes on as the run began; leave out SCENARIO, --set and --out", 2)
+        if engine not in ("inline", "flower"):
+            common.leave(f"error: --engine {engine}: expected inline or flower", 2)
+        if ray_address and engine == "inline":
+            common.leave(
+                f"error: --ray-address {ray_address}: only Flower's engine runs on a cluster; add --engine flower", 2
+            )
+        chosen = scenarios.load(scenario or "digits", overrides or ()) if resume is None else None
+        from fedpress.simulations.cli import progress
+        from fedpress.simulations.report import run_page, tables
+        from fedpress.simulations.results import start
+        from fedpress.simulations.results.run_folder import load
+        from fedpress.simulations.runs import launch
+        from fedpress.simulations.runs.observer import Observer
+
+        if chosen is None:
+            assert resume is not None
+            _, chosen = start.unfinished(resume)
+        followers: list[Observer] = []
+        if tensorboard:
+            with common.clear_errors("tensorboard"):
+                from fedpress.simulations.report import event_files
+            followers.append(event_files.EventFiles())
+        if engine == "flower":
+            with common.clear_errors("cluster"):
+                from fedpress.simulations.engines import flower as flower  # its extra is named where it is missing
+        interrupted = False
+        with progress.Display(Console(), chosen.rounds) as display:
+            try:
+                results = launch.launch(
+                    chosen,
+                    display,
+                    *followers,
+                    out=out,
+                    resume=resume,
+                    engine="flower" if engine == "flower" else "inline",
+                    ray_address=ray_address,
+                    keep_state=keep_state,
+                    keep_payloads=keep_payloads,
+                )
+            except KeyboardInterrupt:
+                interrupted = True
+        folder = display.folder
+        if folder is None or not folder.results.is_file():
+            common.leave("interrupted before the first round", common.INTERRUPTED)
+        if interrupted:
+            results = load(folder.path)
+        run_page.write(folder.path)
+        common.show_lines(["", *tables.run_lines(results)])
+        common.write_json(json_file, results.model_dump(mode="json"))
+        if interrupted:
+            common.leave(
+                f"interrupted after round {len(results.rounds)} of {chosen.rounds}; the figures so far are in"
+                f" {folder.path}, and {folder.report} shows them. To go on: fedpress simulate --resume {folder.path}",
+                common.INTERRUPTED,
+            )
+        typer.echo(f"\nreport: {folder.report}")
+
+
+def students(
+    run: Annotated[Path, typer.Argument(metavar="RUN", **common.DOCUMENTED)],
+    overrides: common.SetOption = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder for the new figures; must be new or empty. Default: under runs/."),
+    ] = None,
+    json_file: common.JsonOption = None,
+) -> None:
+    """Make the students of a finished run anew, with other settings.
+
+    RUN is a run folder; its global model is the teacher, and no round is run again.
+    --set changes keys under `students`. The new folder is a run folder, too: with
+    the same model and rounds, other students, and a report of them.
+
+    \b
+    Examples:
+      fedpress students runs/fashion --set students.quantize.bits=4
+      fedpress students runs/fashion --set 'students.tiers=[{name: watch, bundle_bytes: 9000}]'
+    """
+    with common.clear_errors("simulation", json_file):
+        from rich.console import Console
+
+        from fedpress.simulations.cli import progress
+        from fedpress.simulations.report import run_page, tables
+        from fedpress.simulations.runs import remake_students
+
+        with progress.Display(Console(), 0) as display:
+            try:
+                folder = remake_students.remake(run, overrides or (), out, display.on_student, display.on_search)
+            except KeyboardInterrupt:
+                common.leave("interrupted; no new folder was left", common.INTERRUPTED)
+        run_page.write(folder.path)
+        results = folder.load_results()
+        common.show_lines(["", *tables.run_lines(results)])
+        common.write_json(json_file, results.model_dump(mode="json"))
+        typer.echo(f"\nreport: {folder.report}")
+
+
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", **common.DOCUMENTED)] = Path("."),
+) -> None:
+    """Write a scenario and a task of your own to start from.
+
+    scenario.yaml has every key, each explained; task.py is a model with its data,
+    with the places to change marked. They run as they are. DIR is made if need be;
+    the default is this folder. Nothing is overwritten.
+
+    \b
+    Example:
+      fedpress init study
+      fedpress simulate study
+    """
+    with common.clear_errors("simulation"):
+        from fedpress.simulations.scenario import template
+
+        for path in template.write(folder):
+            typer.echo(f"wrote {path}")
+        typer.echo(f"run it: fedpress simulate {folder}")

@@ -1,0 +1,168 @@
+"""What fedpress touches of Flower beyond its public API, file by file: what to look at for a new version of Flower.
+
+Public is what Flower's own `__init__` files call so: `flwr.app`, `flwr.clientapp`, `flwr.serverapp` with `strategy`,
+`mod` and `typing`, and the logger that `flwr.supercore` lists in its `__all__`.
+"""
+
+import ast
+import warnings
+from collections import defaultdict
+from importlib import import_module
+from pathlib import Path
+
+import flwr
+import pytest
+from packaging.requirements import Requirement
+
+from fedpress.compression.messages import flower_version
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = ("client", "compression", "server", "simulations")
+PUBLIC = {
+    "flwr.app",
+    "flwr.clientapp",
+    "flwr.clientapp.mod",
+    "flwr.clientapp.typing",
+    "flwr.serverapp",
+    "flwr.serverapp.strategy",
+}
+LISTED = {("flwr", "__version__"), ("flwr.supercore", "log")}
+
+DOORS: dict[str, dict[str, set[str]]] = {
+    "compression/messages/records.py": {  # both sides: messages as bytes
+        "flwr.common": {"serde"},
+        "flwr.proto.message_pb2": {"Message"},
+        "flwr.proto.recorddict_pb2": {"RecordDict"},
+    },
+    "client/_flower.py": {"flwr.supernode.cli.flwr_clientapp": {"flwr_clientapp"}},
+    "server/_flower.py": {"flwr.supercore.run": {"Run"}},
+    "simulations/engines/_flower.py": {
+        "flwr.common.constant": {"ErrorCode"},
+        "flwr.supercore.run": {"Run"},
+        "flwr.supercore.task_identity": {"TaskIdentity"},
+    },
+    "simulations/engines/_flower_on_ray.py": {
+        "flwr.common.constant": {"SUPERLINK_NODE_ID"},
+        "flwr.proto.task_pb2": {"Task"},
+        "flwr.server.superlink.fleet.vce": {"vce_api"},
+        "flwr.server.superlink.fleet.vce.backend.raybackend": {"RayBackend"},
+        "flwr.server.superlink.fleet.vce.metrics": {"VceMetrics"},
+        "flwr.server.superlink.linkstate": {"InMemoryLinkState", "LinkStateFactory"},
+        "flwr.server.superlink.linkstate.in_memory_linkstate": {"RunRecord"},
+        "flwr.supercore.constant": {"FLWR_IN_MEMORY_DB_NAME", "NOOP_FEDERATION_ID"},
+        "flwr.supercore.object_store": {"ObjectStoreFactory"},
+        "flwr.supercore.run": {"Run"},
+        "flwr.superlink.federation": {"NoOpFederationManager"},
+        "flwr.superlink.grid": {"InMemoryGrid"},
+    },
+    "simulations/deploy/_flower.py": {
+        "flwr.supercore.run": {"RunNotRunningException"},
+        "flwr.superlink": {"extensions"},
+        "flwr.superlink.cli.flower_superlink": {"flower_superlink"},
+        "flwr.supernode": {"start_client_internal"},
+        "flwr.supernode.cli": {"flower_supernode"},
+    },
+    "simulations/deploy/control.py": {
+        "flwr.cli.build": {"build_fab_from_disk"},
+        "flwr.common.serde": {"fab_to_proto", "user_config_to_proto"},
+        "flwr.proto": {"control_pb2"},
+        "flwr.supercore.control": {"ControlHttpClient"},
+        "flwr.supercore.error": {"FlowerError"},
+        "flwr.supercore.fab": {"Fab"},
+        "flwr.supercore.interceptors": {"RuntimeVersionHttpInterceptor"},
+    },
+}
+
+PRIVATE: dict[str, set[str]] = {
+    "compression/messages/records.py": {"_message_id", "_src_node_id"},  # keys of a Metadata's __dict__
+    "simulations/engines/_flower_on_ray.py": {"_future_to_actor", "_register_node_info_stores", "_register_nodes"},
+    "simulations/deploy/_flower.py": {"_pull_and_store_message"},
+}
+"""Names with an underscore that the doors use of Flower's objects and modules."""
+
+
+def sources() -> dict[str, ast.Module]:
+    """Return every module of the four folders, parsed, by its path."""
+    files = [file for folder in FOLDERS for file in (ROOT / folder).rglob("*.py")]
+    return {
+        file.relative_to(ROOT).as_posix(): ast.parse(file.read_text(encoding="utf-8"))
+        for file in sorted(files)
+        if not file.name.endswith(("_pb2.py", "_pb2_grpc.py"))
+    }
+
+
+def touched(module: ast.Module) -> dict[str, set[str]]:
+    """Return what a module imports of Flower that is not public: names by module."""
+    found = defaultdict(set)
+    for node in ast.walk(module):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.startswith("flwr.") and alias.name not in PUBLIC:
+                    found[alias.name].add("")
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "flwr":
+            for alias in node.names:
+                if node.module not in PUBLIC and (node.module, alias.name) not in LISTED:
+                    found[str(node.module)].add(alias.name)
+    return dict(found)
+
+
+def test_each_door_touches_what_is_listed_and_no_other_file_anything() -> None:
+    found = {path: names for path, module in sources().items() if (names := touched(module))}
+    assert found == DOORS
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_what_is_listed_is_there(door: str) -> None:
+    """A new Flower that has moved a name fails here, with that name, before anything else."""
+    if door.endswith("_on_ray.py"):
+        pytest.importorskip("ray", reason="Flower's simulation engine needs Ray: pip install 'flwr[simulation]'")
+    for module, names in DOORS[door].items():
+        for name in names:
+            if not hasattr(import_module(module), name):
+                import_module(f"{module}.{name}")
+
+
+def test_private_names_are_used_where_they_are_listed() -> None:
+    for path, names in PRIVATE.items():
+        module = sources()[path]
+        used = {node.attr for node in ast.walk(module) if isinstance(node, ast.Attribute)} | {
+            node.value for node in ast.walk(module) if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        }
+        assert names <= used, path
+    dictionaries = [
+        path
+        for path, module in sources().items()
+        if any(
+            isinstance(node, ast.Subscript)
+            and isinstance(node.value, ast.Attribute)
+            and node.value.attr == "__dict__"
+            and ast.unparse(node.value.value).endswith("metadata")
+            for node in ast.walk(module)
+        )
+    ]
+    assert dictionaries == ["compression/messages/records.py"]
+
+
+def test_a_newer_flower_warns_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    flower_version.warn_if_untested.cache_clear()
+    monkeypatch.setattr(flwr, "__version__", "1.1000.0")
+    with pytest.warns(flower_version.UntestedFlowerWarning, match=rf"Flower 1\.1000\.0.*{flower_version.TESTED}"):
+        flower_version.warn_if_untested()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        flower_version.warn_if_untested()
+    flower_version.warn_if_untested.cache_clear()
+
+
+@pytest.mark.parametrize("version", [flower_version.TESTED, "1.41.0"])
+def test_a_tested_flower_does_not(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    flower_version.warn_if_untested.cache_clear()
+    monkeypatch.setattr(flwr, "__version__", version)
+    flower_version.warn_if_untested()
+    flower_version.warn_if_untested.cache_clear()
+
+
+def test_what_was_tested_is_what_is_pinned() -> None:
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    (pin,) = (requirement for line in lines if line.startswith("flwr==") and (requirement := Requirement(line)))
+    assert str(pin.specifier) == f"=={flower_version.TESTED}"
