@@ -5,4 +5,18 @@
 one; `sign_sgd` and `powersgd` are methods of their own; `recipes` are published methods as chains of these.
 """
 
-__all__ = ["cafe", "decay", "ef21", "encoder", "error_feedback", "float16_residual", "momentum", "powersgd", "recipes", "selection", "sign_sgd", "top_k", "wrappers"]
+__all__ = [
+    "cafe",
+    "decay",
+    "ef21",
+    "encoder",
+    "error_feedback",
+    "float16_residual",
+    "momentum",
+    "powersgd",
+    "recipes",
+    "selection",
+    "sign_sgd",
+    "top_k",
+    "wrappers",
+]

@@ -6,4 +6,20 @@ built of; `cost` what one takes; `class_accuracy` what each class loses; `reprod
 student).
 """
 
-__all__ = ["architecture", "attention", "bundles", "class_accuracy", "cost", "device_speed", "distillation", "masks", "pruning", "quantization", "reproducible", "step", "students", "task", "transformer"]
+__all__ = [
+    "architecture",
+    "attention",
+    "bundles",
+    "class_accuracy",
+    "cost",
+    "device_speed",
+    "distillation",
+    "masks",
+    "pruning",
+    "quantization",
+    "reproducible",
+    "step",
+    "students",
+    "task",
+    "transformer",
+]

@@ -4,4 +4,16 @@
 weighs, `accounting` counts every byte.
 """
 
-__all__ = ["accounting", "aggregate", "buffered", "closing", "exchange", "federation", "metrics", "orders", "sampling", "settings", "threaded_grid"]
+__all__ = [
+    "accounting",
+    "aggregate",
+    "buffered",
+    "closing",
+    "exchange",
+    "federation",
+    "metrics",
+    "orders",
+    "sampling",
+    "settings",
+    "threaded_grid",
+]

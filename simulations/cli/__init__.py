@@ -4,4 +4,21 @@
 `progress` and `pull_display` are what commands show.
 """
 
-__all__ = ["bench", "bench_machine", "bench_processes", "bench_scenarios", "common", "hub", "inspection", "keys", "probe", "progress", "pull", "pull_display", "report", "service", "simulate", "suites"]
+__all__ = [
+    "bench",
+    "bench_machine",
+    "bench_processes",
+    "bench_scenarios",
+    "common",
+    "hub",
+    "inspection",
+    "keys",
+    "probe",
+    "progress",
+    "pull",
+    "pull_display",
+    "report",
+    "service",
+    "simulate",
+    "suites",
+]

@@ -6,4 +6,17 @@
 for tests and benchmarks.
 """
 
-__all__ = ["children", "control", "daemon", "flower_processes", "guard", "keys", "monitor", "run_figures", "service", "settings", "superlink", "supernode"]
+__all__ = [
+    "children",
+    "control",
+    "daemon",
+    "flower_processes",
+    "guard",
+    "keys",
+    "monitor",
+    "run_figures",
+    "service",
+    "settings",
+    "superlink",
+    "supernode",
+]

@@ -4,4 +4,13 @@
 their other ends.
 """
 
-__all__ = ["client_grid", "client_states", "flower", "flower_app", "inline", "shared_records", "worker", "worker_process"]
+__all__ = [
+    "client_grid",
+    "client_states",
+    "flower",
+    "flower_app",
+    "inline",
+    "shared_records",
+    "worker",
+    "worker_process",
+]

@@ -5,4 +5,15 @@
 TensorBoard's.
 """
 
-__all__ = ["comparison_page", "confidence", "drawings", "event_files", "figures", "run_page", "run_result", "series", "tables", "units"]
+__all__ = [
+    "comparison_page",
+    "confidence",
+    "drawings",
+    "event_files",
+    "figures",
+    "run_page",
+    "run_result",
+    "series",
+    "tables",
+    "units",
+]

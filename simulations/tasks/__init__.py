@@ -3,4 +3,14 @@
 `partition` deals the data out to clients, `hold_out` keeps some back; `template` is a task of your own to start from.
 """
 
-__all__ = ["architectures", "digits", "fashion_mnist", "hold_out", "king_james", "partition", "registry", "template", "text"]
+__all__ = [
+    "architectures",
+    "digits",
+    "fashion_mnist",
+    "hold_out",
+    "king_james",
+    "partition",
+    "registry",
+    "template",
+    "text",
+]

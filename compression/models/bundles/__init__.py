@@ -4,4 +4,14 @@
 faults, `signing` its keys, `onnx_export` and `onnx_runtime` the graph.
 """
 
-__all__ = ["container", "errors", "manifest", "onnx_export", "onnx_runtime", "reader", "signing", "weight_coding", "writer"]
+__all__ = [
+    "container",
+    "errors",
+    "manifest",
+    "onnx_export",
+    "onnx_runtime",
+    "reader",
+    "signing",
+    "weight_coding",
+    "writer",
+]

@@ -5,4 +5,16 @@ inside the teacher; `class_balance`, `data_free` and `sequence_level` are about 
 after another.
 """
 
-__all__ = ["class_balance", "data_free", "distill", "early_exits", "hints", "loss", "sequence_level", "settings", "stages", "teacher_assistants", "teachers"]
+__all__ = [
+    "class_balance",
+    "data_free",
+    "distill",
+    "early_exits",
+    "hints",
+    "loss",
+    "sequence_level",
+    "settings",
+    "stages",
+    "teacher_assistants",
+    "teachers",
+]

@@ -5,4 +5,16 @@
 train; `sparse_kernels` runs what is left.
 """
 
-__all__ = ["at_initialization", "channel_groups", "dynamic_sparsity", "fine_tuning", "importance", "penalties", "schedule", "settings", "sparse_kernels", "structural", "weights"]
+__all__ = [
+    "at_initialization",
+    "channel_groups",
+    "dynamic_sparsity",
+    "fine_tuning",
+    "importance",
+    "penalties",
+    "schedule",
+    "settings",
+    "sparse_kernels",
+    "structural",
+    "weights",
+]
