@@ -96,7 +96,7 @@ class Ledger:
 
     def replace(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Take the rows that `arrays` returned, in place of those here."""
-        self._columns = Ledger()._columns
+        self._columns = tuple(array(code) for code in TYPES)
         columns = (arrays[name].tolist() for name in Entry._fields)
         for round, node, direction, kind, size in zip(*columns, strict=True):
             self.record(round, node, DIRECTIONS[direction], KINDS[kind], size)

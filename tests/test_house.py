@@ -11,8 +11,6 @@ FOLDERS = ("compression", "client", "server", "simulations")
 NAMED_TUPLES = {"_replace", "_asdict", "_fields", "_make"}
 """Public, for all that their names say."""
 OTHERS_INSIDES = {
-    # fedpress's own; this list only shrinks
-    "compression/ledger.py": {"_columns"},
     # torch
     "compression/models/cost.py": {"_overloadpacket", "_schema"},
     "compression/models/quantization/quantization_aware.py": {"_parameters", "_modules"},
@@ -22,8 +20,8 @@ OTHERS_INSIDES = {
     "simulations/deploy/guard.py": {"_exit"},
     "simulations/engines/worker_process.py": {"_exit"},
     # Flower
-    "simulations/deploy/supernode.py": {"_pull_and_store_message"},
-    "simulations/engines/flower.py": {"_register_nodes", "_register_node_info_stores", "_future_to_actor"},
+    "simulations/deploy/_flower.py": {"_pull_and_store_message"},
+    "simulations/engines/_flower_on_ray.py": {"_register_nodes", "_register_node_info_stores", "_future_to_actor"},
 }
 """Where an underscored name of something else is used nevertheless, by file."""
 

@@ -9,7 +9,7 @@ from fedpress.simulations.runs.job import Job
 from fedpress.simulations.scenario import scenario
 
 TIERS = [
-    "clients=6", "sampling.per_round=3", "teaching={every: 2}",
+    "clients=6", "sampling.clients_per_round=3", "teaching={every: 2}",
     "students={tiers: [{name: phone, parameters: 0.05, trains: true}, {name: sensor, parameters: 800, trains: true}]}",
 ]  # fmt: skip
 
