@@ -60,3 +60,17 @@ def test_no_class_calls_another_ones_underscored_names() -> None:
 @pytest.mark.parametrize("text", ["a.b._c()", "f()._x", "strategy._ask", "[x][0]._y"])
 def test_the_check_sees_an_underscored_name_of_another(text: str) -> None:
     assert len(list(foreign_underscores(text))) == 1
+
+
+REASONS = {
+    "simulations/tasks/template.py": "what `fedpress init` copies; tests/simulations/scenario/test_template.py runs it",
+}
+"""Source modules without a test of their name, and why, by path."""
+
+
+def test_every_module_has_a_test_of_its_name_or_a_reason() -> None:
+    modules = [path.relative_to(ROOT) for path in sources() if path.name != "__init__.py"]
+    without = {
+        str(path) for path in modules if not (ROOT / "tests" / path.with_name(f"test_{path.name.lstrip('_')}")).exists()
+    }
+    assert without == REASONS.keys()
