@@ -1,10 +1,9 @@
-"""The ClientApp: trains on the client's own examples, sends encoded updates, downloads its student.
+"""The ClientApp: trains on the client's examples, sends encoded updates, downloads its student.
 
-What to train on comes from the run's configuration: `workload` names a function that takes the run's configuration
-and returns a `Job`, which has the `Work` of each client. torch is imported only where it is needed: Flower starts a
-process for every message.
+The run's configuration names the workload: `workload` is a function of it that returns a `Job`, which has the `Work` of
+each client. torch is imported only where it is needed, as Flower starts a process for every message.
 
-The node's configuration may have `data-folder`, the node's own examples, and `download-folder`, where its students go.
+The node's configuration may have `data-folder`, the node's own examples, and `download-folder`, for its students.
 """
 
 from __future__ import annotations
@@ -33,11 +32,11 @@ if TYPE_CHECKING:
     from torch import nn
 
     from fedpress.client.settings import Training
-    from fedpress.compression.models.task import Examples, Task
+    from fedpress.compression.models.task import Evaluation, Examples, Task
 
 
 class Work(Protocol):
-    """What a client needs to know about its model and data."""
+    """Model, data and settings of one client."""
 
     @property
     def task(self) -> Task:
@@ -45,28 +44,28 @@ class Work(Protocol):
 
     @property
     def training(self) -> Training:
-        """How to train."""
+        """Settings of the local training."""
 
     @property
     def encoder(self) -> Encoder[Any]:
-        """How to send the update."""
+        """Encoder of the update."""
 
     @property
     def layout(self) -> Layout:
-        """Which arrays are parameters and which are buffers."""
+        """Layout of the model: which arrays are parameters and which are buffers."""
 
     @property
     def tier(self) -> str:
-        """The tier of devices whose model this is; empty: the global model."""
+        """Tier of devices that train this model; empty: the global model."""
 
     def fresh_model(self) -> nn.Module:
-        """Return a model that nobody else holds; its weights do not matter."""
+        """Return a new instance of the model, with any weights."""
 
     def examples(self, client: int) -> Examples:
-        """Return the client's own training examples."""
+        """Return the client's training examples."""
 
     def downloads(self, client: int) -> Path:
-        """Return the folder where the client keeps downloaded students."""
+        """Return the client's folder for downloaded students."""
 
 
 class Job(Protocol):
@@ -76,13 +75,13 @@ class Job(Protocol):
         """Return the work of one client.
 
         Args:
-            client: its index.
-            tier: what the node's configuration says of itself, `tier`; None: nothing.
+            client: index of the client.
+            tier: the entry `tier` of the node's configuration; None: it has none.
         """
 
 
 class WorkKey(NamedTuple):
-    """What a client's work is made from: the run's configuration, the client's index, and the tier that it says."""
+    """Key of a client's work: the run's configuration, the client's index, and the tier in the node's configuration."""
 
     run_config: tuple[tuple[str, Any], ...]
     client: int
@@ -90,11 +89,11 @@ class WorkKey(NamedTuple):
 
     @classmethod
     def of(cls, context: Context) -> WorkKey:
-        """Return what a message's context says."""
+        """Return the key for a message's context."""
         tier = context.node_config.get("tier")
         config, data_folder = dict(context.run_config), context.node_config.get("data-folder")
         if data_folder:
-            config["data-folder"] = data_folder  # the node's own examples: `workload` has the last word on that
+            config["data-folder"] = data_folder  # the node's own examples; `workload` decides what becomes of it
         return cls(tuple(sorted(config.items())), stores.client_index(context), None if tier is None else str(tier))
 
 
@@ -107,7 +106,7 @@ def _work_of(key: WorkKey) -> Work:
 
 
 def preload(key: WorkKey) -> None:
-    """Load what messages like this one need, for processes that are forked from this one."""
+    """Load examples, model and encoder of a key, for processes that are forked from this one."""
     work = _work_of(key)
     work.examples(key.client)
     work.fresh_model()
@@ -115,7 +114,7 @@ def preload(key: WorkKey) -> None:
 
 
 def forget() -> None:
-    """Drop what has been loaded, so that data is read again."""
+    """Drop the loaded job, so that data is read again."""
     _job.cache_clear()
 
 
@@ -135,9 +134,12 @@ def train(message: Message, context: Context, timer: Timer) -> Message:
     """Train the received model on the client's examples; the mod turns the weights into an update.
 
     Args:
-        message: with the model and the order.
-        context: Flower's, of the client.
+        message: model and order.
+        context: Flower's context of the client.
         timer: counts the seconds of the training itself.
+
+    Returns:
+        A reply with the trained arrays, the metrics and, where the order asks for one, a vote on the mask.
     """
     from fedpress.client import train as local
 
@@ -161,22 +163,40 @@ def train(message: Message, context: Context, timer: Timer) -> Message:
 
 
 def evaluate(message: Message, context: Context) -> Message:
-    """Evaluate the received model on the client's own examples."""
+    """Evaluate the received model on the client's own examples.
+
+    Args:
+        message: model and order.
+        context: Flower's context of the client.
+    """
     from fedpress.compression.models import task
 
     work = _work(context)
-    found = task.evaluate(_loaded(work, message), work.task, work.examples(stores.client_index(context)))
-    metrics = MetricRecord({"num-examples": found.count, "loss": found.loss, "accuracy": found.accuracy})
-    return Message(RecordDict({"metrics": metrics}), reply_to=message)
+    evaluation = task.evaluate(_loaded(work, message), work.task, work.examples(stores.client_index(context)))
+    return _metrics_reply(evaluation, message)
 
 
 def tier(message: Message, context: Context) -> Message:
-    """Say whose model this client trains."""
+    """Answer with the name of the tier whose model this client trains.
+
+    Args:
+        message: the question.
+        context: Flower's context of the client.
+    """
     return Message(RecordDict({"tier": ConfigRecord({"name": _work(context).tier})}), reply_to=message)
 
 
 def student(message: Message, context: Context) -> Message:
-    """Take a student's bundle: verify it, keep it, rebuild it and evaluate it on test data."""
+    """Take a student's bundle: verify it, keep it, rebuild it and evaluate it on test data.
+
+    Args:
+        message: holds one ConfigRecord with `bundle` (bytes) and `sha256` (hexadecimal digits).
+        context: Flower's context of the client.
+
+    Raises:
+        ValueError: the message holds no such offer.
+        BundleError: the bundle does not verify.
+    """
     from fedpress.client.download import receive
     from fedpress.compression.models import task
 
@@ -188,20 +208,23 @@ def student(message: Message, context: Context) -> Message:
     chosen = context.node_config.get("download-folder")
     folder = Path(str(chosen)) if chosen else work.downloads(stores.client_index(context))
     path = receive.receive(data, sha256, folder)
-    found = task.evaluate(receive.load(path, work.task), work.task, work.task.data().test)
-    metrics = MetricRecord({"num-examples": found.count, "loss": found.loss, "accuracy": found.accuracy})
+    return _metrics_reply(task.evaluate(receive.load(path, work.task), work.task, work.task.data().test), message)
+
+
+def _metrics_reply(evaluation: Evaluation, message: Message) -> Message:
+    metrics = MetricRecord({"num-examples": evaluation.count, "loss": evaluation.loss, "accuracy": evaluation.accuracy})
     return Message(RecordDict({"metrics": metrics}), reply_to=message)
 
 
 def _vote(model: nn.Module, examples: Examples, work: Work, layout: Layout, order: Order, seed: int) -> Mask:
-    """Return the mask that this client would have in place of the layout's."""
+    """Return the mask that this client proposes in place of the layout's."""
     from fedpress.client import train as local
     from fedpress.compression.models.pruning import dynamic_sparsity
 
     weights = flatten.flatten(records.to_numpy(ArrayRecord(model.state_dict())), layout)
-    found = local.gradient(copy.deepcopy(model), examples, work.task.loss, work.training, seed)
+    by_name = local.gradient(copy.deepcopy(model), examples, work.task.loss, work.training, seed)
     dense = Layout(tuple(spec._replace(dtype="float32") for spec in layout.parameters), tied=layout.tied)
-    gradient = flatten.flatten({spec.name: found[spec.name] for spec in layout.parameters}, dense)
+    gradient = flatten.flatten({spec.name: by_name[spec.name] for spec in layout.parameters}, dense)
     return dynamic_sparsity.drop_and_grow(weights, gradient, layout, order.drop, order.grow)
 
 
@@ -213,13 +236,13 @@ def _loaded(work: Work, message: Message) -> nn.Module:
 
 
 class TrainingApp(ClientApp):
-    """The ClientApp, for the processes that run it message after message.
+    """The ClientApp, with what processes need that run it message after message.
 
     Args:
-        mods: stand between `compress(...)` and the training: they see the model and the trained weights.
+        mods: Flower mods between `compress(...)` and the training: they see the model and the trained weights.
 
     Attributes:
-        latest: what the last message was about, so that it can be loaded for the next; None: there was none.
+        latest: key of the last message's work, to be loaded in advance for the next; None: there was no message.
         timer: seconds of `training`.
     """
 
@@ -235,7 +258,7 @@ class TrainingApp(ClientApp):
         self.query("student")(student)
 
     def __call__(self, message: Message, context: Context) -> Message:
-        """Answer a message."""
+        """Answer a message; its key becomes `latest`."""
         self.latest = WorkKey.of(context)
         return super().__call__(message, context)
 

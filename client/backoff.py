@@ -1,4 +1,4 @@
-"""Waiting between attempts."""
+"""Exponential back-off with jitter, for attempts over the network."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import random
 
 
 class Backoff:
-    """Waiting times that double up to a limit, each drawn between half and whole: a fleet must not come all at once.
+    """Waits that double up to a limit, each drawn between half and all of it, so that a fleet spreads its attempts.
 
     Args:
-        first: Seconds of the first wait, at most.
-        most: Seconds that no wait exceeds.
-        draw: For the randomness.
+        first: Limit of the first wait, in seconds.
+        most: Limit of every wait, in seconds.
+        draw: Source of the jitter; None: a new one, seeded by the system.
     """
 
     def __init__(self, first: float, most: float, draw: random.Random | None = None) -> None:
@@ -20,10 +20,10 @@ class Backoff:
         self._next = first
 
     def wait(self) -> float:
-        """Return how long to wait now, in seconds."""
+        """Return the next wait, in seconds."""
         limit, self._next = self._next, min(self._most, 2 * self._next)
         return limit * self._draw.uniform(0.5, 1.0)
 
     def reset(self) -> None:
-        """Begin anew, after a success."""
+        """Start again from the first wait, after a success."""
         self._next = self._first

@@ -42,8 +42,8 @@ def compress(
     not count. The order that the application sees holds the mask as a bitmap (`orders.read_order(...).mask`), so that
     it can train inside from the start, and vote on the next mask (`orders.VOTE`) where the order asks for it.
 
-    An order that comes again is answered with the same bytes again, and nothing is trained twice. An order older than
-    the last one answered changes nothing: the answer is an error.
+    A repeated order gets the same bytes again, and nothing is trained twice. An order older than the last one answered
+    changes nothing: the answer is an error.
 
     Args:
         encoder: The encoder, or a function of Flower's Context that returns it.
@@ -73,8 +73,8 @@ class _ReceivedModel(NamedTuple):
     layout: Layout  # within the order's mask
     record_key: str  # of the ArrayRecord for the application
     arrays: dict[str, Any]
-    replica: replicas.ReplicaWithUndo | None = None  # the same, where clients hold one
-    tag: bytes = b""  # of that
+    replica: replicas.ReplicaWithUndo | None = None  # the same model, where clients hold one
+    tag: bytes = b""  # of the replica
 
 
 class _OrderHandler:
@@ -98,7 +98,7 @@ class _OrderHandler:
         try:
             stored = self._store.load()
         except stores.DamagedState as error:
-            log(ERROR, "%s; what it kept back is lost, and this client takes part as a new one", error)
+            log(ERROR, "%s; its residual is lost, and this client takes part as a new one", error)
             stored, self._lost_state = None, True
         self._memory = None if stored is None else Memory.of(stored)
         self._discarded = self._memory.discarded if self._memory else 0.0
@@ -110,7 +110,7 @@ class _OrderHandler:
             log(INFO, "ticket %d comes again: the same answer is sent again", order.ticket)
             return Message(records.content_from_bytes(memory.reply), reply_to=self._message)
         if memory is not None and order.ticket < memory.ticket:
-            # Its verdict is as old as it is: to believe it would take back an upload that may have been accepted.
+            # Its verdict is outdated, too: acting on it could take back an upload that was accepted since.
             error = f"ticket {order.ticket} is older than {memory.ticket}, the last one answered here"
             log(WARNING, "%s: nothing is done", error)
             return self._reply(Answer(order.ticket, order.version, error=error, answered=memory.ticket))
@@ -219,21 +219,21 @@ class _OrderHandler:
         return Message(RecordDict({orders.ANSWER: orders.write_answer(answer)}), reply_to=self._message)
 
     def _acknowledged(self, layout: Layout) -> tuple[Any, bool]:
-        """Return the encoder's state with the server's verdict on the last upload, and whether a loss is to be told.
+        """Return the encoder's state after the server's verdict on the last upload, and whether to report a lost state.
 
-        The order names the last upload that was accepted. Whatever this client sent after that one was lost, late or
-        refused, and its mass goes back into the state. An accepted upload that this client knows nothing of means
-        that its state is gone or comes from a backup: it starts anew, lest it send twice what the backup keeps back.
-        That is said until an answer that says it has been accepted.
+        The order names the last upload that was accepted. An upload sent after that one was lost, late or refused, and
+        its mass goes back into the state. An accepted upload that this client knows nothing of means that its state is
+        gone or comes from a backup: it starts anew, as it would else send twice what the backup holds. The loss is
+        reported until an answer that reports it has been accepted.
 
-        Where the mask has changed, entries that survive keep what was kept back for them: after the verdict, so that
-        an upload of the mask before comes back first. What was kept back for the others is discarded, and counted.
+        Where the mask has changed, entries that survive keep their residual: after the verdict, so that an upload of
+        the previous mask comes back first. The residual of the other entries is discarded, and counted.
         """
         order, memory = self._order, self._memory
         if memory and memory.mask_version != order.mask_version and not _same_tensors(memory.layout, layout):
             log(
                 WARNING,
-                "mask %d follows %d: what was kept back for another model is lost",
+                "mask %d follows %d, of another model: the residual is lost",
                 order.mask_version,
                 memory.mask_version,
             )
@@ -251,11 +251,11 @@ class _OrderHandler:
         self._discarded = memory.discarded + float(dropped.sum(dtype=np.float64))
         if dropped.any():
             magnitude = float(np.abs(dropped).sum(dtype=np.float64))
-            log(INFO, "round %d: the mask has changed, %g of magnitude kept back is discarded", order.round, magnitude)
+            log(INFO, "round %d: the mask has changed, residual of magnitude %g is discarded", order.round, magnitude)
         return encoder_state, lost_state
 
     def _restored(self, memory: Memory, layout: Layout) -> Any:
-        """Return the encoder's state that is remembered."""
+        """Return the encoder's state in the memory."""
         if memory.layout.fingerprint != layout.fingerprint:
             raise stores.StateError(
                 f"the stored state belongs to another model (layout {memory.layout.fingerprint}, this one is "

@@ -1,11 +1,11 @@
-"""What this device can do: measured in a few seconds, without a server and without data.
+"""Speed of this device, measured in a few seconds without a server and without data.
 
 `measure` times a matrix product, a convolution and a set of reference models, and fits a `DeviceSpeed` to them
 (`compression/models/cost.py`), with which a server can make students for a budget of milliseconds. Models of the task
-itself may be measured along: the fit then knows their kind.
+itself may be measured, too: the fit then covers their kind.
 
-A latency is the least of several runs, as the standard library's `timeit` advises: what is above it is the other work
-of the machine, not the model.
+A latency is the least of several runs, as the standard library's `timeit` advises: what exceeds it is other work of
+the machine, not the model.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ RUNS = 15
 RUN_SECONDS = 0.002
 """A run repeats the forward pass until it has taken this long."""
 OWN_WEIGHT = 100.0
-"""How much more the error on a task's own models counts in the fit than that on a reference model."""
+"""Weight in the fit of a task's own model; that of a reference model is 1."""
 
 
 class ProbeError(FedpressError, ValueError):
@@ -42,14 +42,14 @@ class ProbeError(FedpressError, ValueError):
 
 @dataclass(frozen=True)
 class Timed:
-    """A model, what one forward pass of one example costs, and how long it takes here.
+    """A model, the cost of a forward pass of one example, and its latency here.
 
     Attributes:
-        name: Of the model.
-        cost: Traced.
-        measured_ms: Milliseconds of one forward pass.
-        predicted_ms: What the fitted speed says.
-        own: Whether it is one of a task, not a reference model.
+        name: Name of the model.
+        cost: Traced cost.
+        measured_ms: Measured latency, in milliseconds.
+        predicted_ms: Latency by the fitted speed, in milliseconds.
+        own: Whether it is a task's own model, not a reference model.
     """
 
     name: str
@@ -60,25 +60,25 @@ class Timed:
 
     @property
     def error(self) -> float:
-        """Of the prediction, as a fraction of what was measured; above 0 where it is too high."""
+        """Relative error of the prediction; above 0 where it is too high."""
         return self.predicted_ms / self.measured_ms - 1
 
 
 @dataclass(frozen=True)
 class Probe:
-    """What was measured on a device.
+    """Measurements of a device.
 
     Attributes:
-        processor: As the system calls it.
-        cores: That this process may use.
-        threads: Of torch, in all that was timed.
-        memory_bytes: Of the machine; 0 where the system does not say.
-        available_bytes: Free for a new program; 0 where the system does not say.
+        processor: Name of the processor, as the system gives it.
+        cores: Cores that this process may use.
+        threads: Threads of torch in everything that was timed.
+        memory_bytes: Memory of the machine; 0 where the system does not say.
+        available_bytes: Memory free for a new program; 0 where the system does not say.
         matrix_gflops: 10^9 FLOPs a second of a product of two 512 x 512 matrices.
         convolution_gflops: The same of a 3x3 convolution of 64 to 64 channels on 32 x 32 pixels.
-        speed: Fitted to the models below.
+        speed: Speed fitted to the models below.
         models: Reference models, and those that were given.
-        tier: The one that this device belongs to, by its own measurements; "" where it was not asked.
+        tier: Tier of this device by its own measurements; empty: none was determined.
     """
 
     processor: str
@@ -93,7 +93,7 @@ class Probe:
     tier: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """As plain data."""
+        """Return this as plain data."""
         return asdict(self)
 
 
@@ -101,8 +101,8 @@ def measure(models: Mapping[str, tuple[nn.Module, Tensor]] | None = None, thread
     """Measure this device.
 
     Args:
-        models: Of a task, by name, each with a batch as it is called with, (N, ...); they are fitted along.
-        threads: Of torch. A small model is no faster on two.
+        models: A task's own models by name, each with a batch (N, ...) to call it with; they are part of the fit.
+        threads: Threads of torch. A small model is no faster on two.
     """
     before = torch.get_num_threads()
     given = dict(models or {})
@@ -130,17 +130,18 @@ def measure(models: Mapping[str, tuple[nn.Module, Tensor]] | None = None, thread
         convolution_gflops=2 * 9 * 64 * 64 * 32 * 32 / convolution / 1e9,
         speed=speed,
         models=tuple(
-            Timed(name, one, measured, one.latency_ms(speed), name in given)
-            for name, one, measured in zip(chosen, costs, milliseconds, strict=True)
+            Timed(name, traced, measured, traced.latency_ms(speed), name in given)
+            for name, traced, measured in zip(chosen, costs, milliseconds, strict=True)
         ),
     )
 
 
 def latency_ms(model: nn.Module, example_input: Tensor) -> float:
-    """Milliseconds of one forward pass of one example here, in evaluation mode, on torch's present threads.
+    """Return the milliseconds of a forward pass of one example, in evaluation mode, on torch's present threads.
 
     Args:
-        example_input: A batch as the model is called with, (N, ...); the first is taken.
+        model: The model; its modes are restored.
+        example_input: A batch (N, ...) to call the model with; its first example is used.
     """
     example = example_input[:1].detach().clone()
     modes = {module: module.training for module in model.modules()}
@@ -153,7 +154,7 @@ def latency_ms(model: nn.Module, example_input: Tensor) -> float:
 
 
 def seconds_of(work: Callable[[], Any]) -> float:
-    """The least time that the work takes, of `RUNS` runs."""
+    """Return the least seconds of `RUNS` runs of the work."""
     with torch.inference_mode():
         for _ in range(3):
             work()
@@ -170,16 +171,16 @@ def seconds_of(work: Callable[[], Any]) -> float:
 
 
 def references() -> dict[str, tuple[nn.Module, Tensor]]:
-    """Models of several kinds and sizes, from a few microseconds to some milliseconds, each with an example."""
-    found: dict[str, tuple[nn.Module, Tensor]] = {}
+    """Return models of several kinds and sizes, from microseconds to some milliseconds, each with an example."""
+    models: dict[str, tuple[nn.Module, Tensor]] = {}
     for width in (16, 64, 256, 1024):
-        found[f"mlp of {width}"] = _mlp(width), torch.rand(1, 256)
+        models[f"mlp of {width}"] = _mlp(width), torch.rand(1, 256)
     for side, width, kernel in (
         (8, 4, 3), (8, 16, 3), (16, 8, 3), (16, 32, 5), (28, 8, 5), (28, 8, 3), (28, 32, 3), (28, 32, 5), (32, 64, 3),
     ):  # fmt: skip
         name = f"cnn of {width}, {kernel}x{kernel}, on {side}x{side}"
-        found[name] = _cnn(side, width, kernel), torch.rand(1, 1, side, side)
-    return found
+        models[name] = _cnn(side, width, kernel), torch.rand(1, 1, side, side)
+    return models
 
 
 def _mlp(width: int) -> nn.Module:
@@ -197,7 +198,7 @@ def _cnn(side: int, width: int, kernel: int) -> nn.Module:
 
 
 def read(path: Path | str) -> Probe:
-    """Read what `fedpress probe --json FILE` wrote.
+    """Read a probe that `fedpress probe --json FILE` wrote.
 
     Raises:
         ProbeError: There is no such file, or it holds something else.
@@ -213,7 +214,7 @@ def read(path: Path | str) -> Probe:
 
 
 def tier_in(path: Path | str) -> str:
-    """The tier that a saved probe names.
+    """Return the tier that a saved probe names.
 
     Raises:
         ProbeError: As for `read`, or it names none.
@@ -224,7 +225,7 @@ def tier_in(path: Path | str) -> str:
 
 
 def _memory() -> tuple[int, int]:
-    """All memory, and what is free for a new program, in bytes; 0 where the system does not say."""
+    """Return all memory and that free for a new program, in bytes; 0 where the system does not say."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     except OSError:

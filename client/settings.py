@@ -1,4 +1,4 @@
-"""How a client trains."""
+"""Settings of local training."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fedpress.compression.settings import ADVANCED, STRICT, Field, Positive, Set
 
 @dataclass(frozen=True, config=STRICT)
 class Training(Settings):
-    """What a client does with the model: SGD in PyTorch.
+    """Local training: SGD in PyTorch.
 
     FedProx: Li et al. 2020, "Federated Optimization in Heterogeneous Networks" (MLSys), section 3: the term
     mu/2 * |w - start|^2. bfloat16: Kalamkar et al. 2019, "A Study of BFLOAT16 for Deep Learning Training".
@@ -48,7 +48,7 @@ class Training(Settings):
             object.__setattr__(self, "epochs", 1)
 
     def steps_of(self, count: int) -> int:
-        """Return the steps of a client with so many examples."""
+        """Return the number of local steps of a client with `count` examples."""
         return self.steps if self.steps is not None else (self.epochs or 1) * -(-count // self.batch_size)
 
     def examples_seen(self, count: int) -> int:

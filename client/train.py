@@ -14,9 +14,9 @@ from fedpress.compression.models.task import Examples, usable
 
 
 def deterministic(seed: int) -> None:
-    """Make torch, numpy and random repeat themselves in this process, on one thread.
+    """Seed torch, numpy and random, and let torch use deterministic kernels on one thread.
 
-    One thread whatever the number of workers: sums differ between one and two threads.
+    One thread whatever the number of workers, as sums differ between one thread and two.
     """
     torch.set_num_threads(1)
     torch.set_deterministic_debug_mode("error")  # use_deterministic_algorithms(True), without importing the compiler
@@ -38,15 +38,15 @@ def train(
     Law: a weight that is zero and outside the mask stays zero, whatever the optimizer: its gradient is set to zero.
 
     Args:
-        model: holds the start weights; afterwards the trained ones.
+        model: holds the initial weights; afterwards the trained ones.
         examples: inputs (N, ...) and targets (N,) or (N, L), N >= 1.
         loss: mean loss over a batch.
-        settings: the rule.
-        seed: for the order of the examples and all that the model draws.
-        flags: which entries of a parameter there are, by name (`flatten.flags`); others are trained whole.
+        settings: batch size, learning rate and the like.
+        seed: of the order of the examples, and of all that the model draws.
+        flags: mask of a parameter by its name, in its shape (`flatten.flags`); others are trained whole.
 
     Raises:
-        ValueError: no examples.
+        ValueError: there are no examples.
         DeviceError: a CUDA device is asked for and there is none.
     """
     count = len(examples.targets)
@@ -73,9 +73,9 @@ def train(
         for parameter, start in zip(model.parameters(), anchor, strict=False):
             objective = objective + settings.proximal_mu / 2 * (parameter - start).square().sum()
         objective.backward()  # type: ignore[no-untyped-call]
-        for parameter, there in masked:
+        for parameter, present in masked:
             if parameter.grad is not None:
-                parameter.grad.mul_(there)
+                parameter.grad.mul_(present)
         step()
         total += value.detach().double() * len(batch)
         seen += len(batch)
@@ -89,11 +89,11 @@ def gradient(
     """Return the gradient of the mean loss over all examples by name of the parameter, those outside a mask too.
 
     Args:
-        model: a copy that nobody needs any more: its gradients and running statistics change.
+        model: a disposable copy: its gradients and running statistics change.
         examples: as for `train`.
         loss: mean loss over a batch.
         settings: batch size and device.
-        seed: for all that the model draws.
+        seed: of all that the model draws.
 
     Raises:
         DeviceError: a CUDA device is asked for and there is none.
@@ -115,20 +115,20 @@ def gradient(
 
 
 def _sgd(parameters: list[nn.Parameter], settings: Training) -> Callable[[], None]:
-    """Return what steps them by their gradients, as `torch.optim.SGD` does.
+    """Return a function that steps the parameters by their gradients, as `torch.optim.SGD` does.
 
-    Making one of those imports torch's compiler: a second of a processor and 70 MB in each process that trains.
+    That class imports torch's compiler: a second of a processor and 70 MB in each process that trains.
     """
-    buffers: dict[int, Tensor | None] = {}
+    velocities: dict[int, Tensor | None] = {}
 
     @torch.no_grad()
     def step() -> None:
-        there = {index: parameter.grad for index, parameter in enumerate(parameters) if parameter.grad is not None}
-        kept = [buffers.get(index) for index in there]
+        gradients = {index: parameter.grad for index, parameter in enumerate(parameters) if parameter.grad is not None}
+        buffers = [velocities.get(index) for index in gradients]
         sgd(
-            [parameters[index] for index in there],
-            list(there.values()),
-            kept,
+            [parameters[index] for index in gradients],
+            list(gradients.values()),
+            buffers,
             lr=settings.learning_rate,
             momentum=settings.momentum,
             weight_decay=settings.weight_decay,
@@ -136,7 +136,7 @@ def _sgd(parameters: list[nn.Parameter], settings: Training) -> Callable[[], Non
             nesterov=False,
             maximize=False,
         )
-        buffers.update(zip(there, kept, strict=True))
+        velocities.update(zip(gradients, buffers, strict=True))
 
     return step
 

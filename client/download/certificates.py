@@ -1,4 +1,4 @@
-"""Why a certificate is not trusted, in words. Standard library alone: daemons have neither torch nor Flower."""
+"""Explanations of certificates that do not verify. Standard library alone: daemons have neither torch nor Flower."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from pathlib import Path
 
 
 def reason(error: ssl.SSLCertVerificationError, host: str, ca: Path | None) -> str:
-    """Return what is wrong with a certificate, and the likely mistake.
+    """Return the fault of a certificate, and the likely mistake.
 
     Args:
-        error: of a handshake; its code is one of OpenSSL's `X509_V_ERR_`.
-        host: name or address that was asked for.
-        ca: file with the authority's certificate; None: those that the system knows.
+        error: Error of a handshake; its code is one of OpenSSL's `X509_V_ERR_`.
+        host: Name or address of the server, as it was given.
+        ca: File with the authority's certificate; None: the system's authorities.
     """
-    authority = f"it is of another authority than {ca}" if ca else "it is of an authority that is not known here"
+    authority = (
+        f"it is of another authority than {ca}" if ca else "it is of an authority that this system does not know"
+    )
     name = f"it is not for {host}; `fedpress keys renew --host` adds names to a server's"
     clock = f"by the clock of this device, which says {datetime.now(UTC):%Y-%m-%d}"
     hints = {

@@ -1,6 +1,6 @@
-"""A student's answers to a file of inputs, in ONNX Runtime, without torch.
+"""Inference of a student on a file of inputs, in ONNX Runtime, without torch.
 
-Of the bundle nothing is executed but its ONNX graph, and that by ONNX Runtime; files beside it are not read.
+Nothing of the bundle is executed but its ONNX graph, by ONNX Runtime; files beside it are not read.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ DTYPES: Final = ("float32", "float64", "int64", "int32")
 
 
 class InferenceError(FedpressError, ValueError):
-    """The bundle cannot be run, or the inputs are not what its student takes."""
+    """The bundle cannot be run, or the inputs do not fit its student."""
 
 
 class Answers(NamedTuple):
-    """What a student says.
+    """Outputs of a student.
 
     Attributes:
-        manifest: Which student it is.
-        outputs: float32 (N, ...).
-        classes: (N,) or, for sequences, (N, L): the largest of the outputs along axis 1; None where they have none.
+        manifest: Manifest of the student.
+        outputs: Outputs, float32 (N, ...).
+        classes: Index of the largest output along axis 1, (N,) or, for sequences, (N, L); None: there is no such axis.
     """
 
     manifest: Manifest
@@ -39,12 +39,12 @@ class Answers(NamedTuple):
 
 
 def answer(bundle: Path, inputs: Path, public_key: bytes | None = None) -> Answers:
-    """Return the answers of a bundle's student.
+    """Return the outputs of a bundle's student.
 
     Args:
-        bundle: The file.
-        inputs: .npy, or .npz with one array, or with one called "input"; (N, ...) or one input alone.
-        public_key: Ed25519, 32 bytes, of who must have signed the bundle. None: whoever made it.
+        bundle: File with the bundle.
+        inputs: File with the inputs, (N, ...) or a single one: .npy, or .npz with one array or one named "input".
+        public_key: Ed25519 key, 32 bytes, that must have signed the bundle; None: it need not be signed.
 
     Raises:
         BundleError: The bundle is damaged, or not signed by that key.
@@ -79,16 +79,16 @@ def answer(bundle: Path, inputs: Path, public_key: bytes | None = None) -> Answe
 def _load(path: Path) -> NDArray[Any]:
     try:
         with path.open("rb") as file:  # numpy leaves a file open that it opened itself and cannot read
-            found = np.load(file, allow_pickle=False)
-            if isinstance(found, np.ndarray):
-                return found
-            names = found.files
+            content = np.load(file, allow_pickle=False)
+            if isinstance(content, np.ndarray):
+                return content
+            names = content.files
             if len(names) != 1 and onnx_runtime.INPUT not in names:
                 raise InferenceError(
                     f"{path} has the arrays {', '.join(names) or 'none'}: expected one, or one that is called"
                     f" {onnx_runtime.INPUT!r}"
                 )
-            array: NDArray[Any] = found[onnx_runtime.INPUT if onnx_runtime.INPUT in names else names[0]]
+            array: NDArray[Any] = content[onnx_runtime.INPUT if onnx_runtime.INPUT in names else names[0]]
             return array
     except InferenceError:
         raise
@@ -102,7 +102,7 @@ def _load(path: Path) -> NDArray[Any]:
 
 
 def _fitting(array: NDArray[Any], manifest: Manifest, path: Path) -> NDArray[Any]:
-    """The inputs as the student takes them, (N, ...)."""
+    """Return the inputs in the shape and type that the student takes, (N, ...)."""
     shape = manifest.input_shape
     if array.shape == shape:
         array = array[None]

@@ -1,13 +1,13 @@
-"""The newest student of a tier, downloaded from a hub (`server/hub/service.py`), without torch and Flower.
+"""Resumable download of a tier's newest student from a hub (`server/hub/service.py`), without torch and Flower.
 
-    DIR/<tier>.fpb                                  the newest bundle that verified; replaced at once or not at all
-    DIR/.<tier>-<version>-<sha256>.part             what there is so far of one that is on its way
-    DIR/.<tier>.lock                                held while a pull is at work, so that two do not mix
+    DIR/<tier>.fpb                                  the newest bundle that verified; replaced atomically
+    DIR/.<tier>-<version>-<sha256>.part             the bytes so far of a bundle whose download is unfinished
+    DIR/.<tier>.lock                                locked while a pull is at work, so that two do not mix
 
-A link that breaks costs what was in flight: the next attempt, or the next pull, goes on after the last byte that was
-written. The name of the unfinished file says of which bundle it is a part, so that parts of two never meet. It becomes
-the student once it has the announced SHA-256, every check of `reader.open_bundle` holds, and it says itself that it is
-of this tier and version: a signed bundle of another tier, or an old one, must not come in its place.
+A link that breaks costs the bytes in flight: the next attempt, or the next pull, continues after the last byte written.
+The name of the unfinished file says of which bundle it is a part, so that parts of two never mix. It becomes the
+student once it has the announced SHA-256, passes every check of `reader.open_bundle`, and its manifest names this tier
+and version: a signed bundle of another tier, or an old one, must not take its place.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ from fedpress.compression.models.bundles.manifest import TIER_NAME
 MAX_BYTES: Final = container.MAX_MANIFEST_BYTES + container.MAX_WEIGHTS_BYTES + container.MAX_ONNX_BYTES + 4096
 MAX_LIST_BYTES: Final = 1 << 22
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0
-"""Seconds before the second attempt, and before any."""
+"""Limits of the wait before the second attempt, and before any, in seconds."""
 TOKEN: Final = "[A-Za-z0-9._~+/=-]+"
 CODE = grpc.StatusCode
 
 Progress = Callable[[int, int], None]
-"""Told how many bytes of how many there are."""
+"""Called with the bytes that have arrived and the bytes of the whole."""
 
 
 class PullError(FedpressError):
@@ -53,13 +53,13 @@ class PullError(FedpressError):
 
 
 class Unreachable(PullError):
-    """There is no hub at the address, or the link to it keeps breaking."""
+    """No hub answers at the address, or the link to it keeps breaking."""
 
     exit_code = 3
 
 
 class NotTrusted(PullError):
-    """The hub's certificate is not one to trust, or it does not trust ours."""
+    """The hub's certificate is not trusted, or the hub does not trust this device's."""
 
     exit_code = 4
 
@@ -77,29 +77,29 @@ class NoSuchTier(PullError):
 
 
 class Damaged(PullError):
-    """What arrived is not the bundle that was announced, or not one that is to be trusted."""
+    """The bytes are not the announced bundle, or not a trustworthy one."""
 
     exit_code = 7
 
 
 class CannotWrite(PullError):
-    """The disk is full, or the folder is not to be written in."""
+    """The disk is full, or the folder cannot be written to."""
 
     exit_code = 8
 
 
 class OlderVersion(PullError):
-    """The hub's newest is older than what is here."""
+    """The hub's newest student is older than the one in the folder."""
 
     exit_code = 9
 
 
 class _Again(Exception):
-    """An attempt failed in a way that may pass.
+    """Failure of an attempt that a later one may not have.
 
     Attributes:
-        error: What to say if it does not.
-        wait: Seconds that the hub asks for, or 0.
+        error: Error to raise after the last attempt.
+        wait: Seconds that the hub asks to wait, or 0.
     """
 
     def __init__(self, error: PullError, wait: float = 0.0) -> None:
@@ -109,15 +109,18 @@ class _Again(Exception):
 
 @dataclass(frozen=True)
 class Hub:
-    """Where a hub is, and how it is spoken to.
+    """Address of a hub, and the credentials for it.
 
     Attributes:
         address: HOST:PORT.
-        ca: PEM file of who signed the hub's certificate; None: the authorities that gRPC knows.
-        token: For `authorization: Bearer`.
-        certificate, key: PEM files of this device, where the hub asks for them.
-        insecure: Without TLS.
+        ca: PEM file of the authority that signed the hub's certificate; None: the authorities that gRPC knows.
+        token: Token for `authorization: Bearer`; None: none is sent.
+        certificate, key: PEM files of this device, for a hub that wants client certificates; both or none.
+        insecure: Whether to connect without TLS.
         stall: Seconds without a byte after which an attempt is given up.
+
+    Raises:
+        PullError: The values contradict each other, or one is malformed.
     """
 
     address: str
@@ -133,7 +136,7 @@ class Hub:
         if not host or not port.isdecimal() or not 0 < int(port) <= 65535:
             raise PullError(f"hub {self.address!r}: expected HOST:PORT, such as hub.example.org:9443")
         if self.token is not None and not re.fullmatch(TOKEN, self.token):
-            raise PullError("the token holds something that no token has: was another file given?")
+            raise PullError("the token has characters that no token has: was another file given?")
         if (self.certificate is None) != (self.key is None):
             raise PullError("a client's certificate and its key go together: give both or none")
         if self.insecure and (self.ca or self.certificate):
@@ -152,19 +155,19 @@ class Hub:
         return grpc.aio.secure_channel(self.address, credentials, options)
 
     def metadata(self) -> tuple[tuple[str, str], ...]:
-        """What goes with each request."""
+        """Return the metadata of each request."""
         return (("authorization", f"Bearer {self.token}"),) if self.token else ()
 
 
 class Pulled(NamedTuple):
-    """What is in the folder now.
+    """Outcome of a pull: the bundle in the folder.
 
     Attributes:
-        path: The bundle.
-        version: Of the student.
-        size: Of the file, in bytes.
-        received: Bytes that this pull took for it; 0 if it was there already.
-        changed: Whether it is new.
+        path: File with the bundle.
+        version: Version of the student.
+        size: Bytes of the file.
+        received: Bytes that this pull downloaded; 0 where the folder had the newest.
+        changed: Whether the bundle is new.
     """
 
     path: Path
@@ -185,30 +188,33 @@ def pull(
     on_progress: Progress = lambda done, size: None,
     on_wait: Callable[[str, float], None] = lambda reason, seconds: None,
 ) -> Pulled:
-    """Make `folder` hold the newest bundle of a tier, verified; what it held stays until then.
+    """Download the newest bundle of a tier into a folder and verify it; the previous one stays until then.
 
     Args:
-        hub: Where from.
-        tier: Of which class of devices.
-        folder: Made if it is absent.
-        public_key: Ed25519, 32 bytes, of who must have signed it. None: whoever made it.
-        allow_older: Whether a version below the one that is here may replace it.
-        retries: Attempts in a row that bring not one byte, after the first.
-        on_progress: Told of each part.
-        on_wait: Told why an attempt failed, and how many seconds later the next one begins.
+        hub: Hub to download from.
+        tier: Name of the tier.
+        folder: Folder for the bundle; made if it is absent.
+        public_key: Ed25519 key, 32 bytes, that must have signed the bundle; None: it need not be signed.
+        allow_older: Whether a lower version may replace the one in the folder.
+        retries: Attempts after the first that may fail in a row without a new byte.
+        on_progress: Called after each part with the bytes that have arrived and those of the whole.
+        on_wait: Called after a failed attempt with the reason and the seconds until the next one.
+
+    Returns:
+        The bundle in the folder.
 
     Raises:
-        PullError: One of its kinds for each fault.
+        PullError: The download failed; a subclass for each kind of fault.
     """
     if not re.fullmatch(TIER_NAME, tier):
         raise PullError(f"tier {tier!r}: expected at most 64 letters, digits, - and _")
     with _writing(folder), _locked(folder, tier):
-        one = _Pull(hub, tier, folder, public_key, allow_older, on_progress)
-        return asyncio.run(one.run(retries, on_wait))
+        download = _Pull(hub, tier, folder, public_key, allow_older, on_progress)
+        return asyncio.run(download.run(retries, on_wait))
 
 
 class _Pull:
-    """One pull; `received` is what tells progress from standing still."""
+    """One pull; `received` counts its bytes, so that attempts with progress reset the back-off."""
 
     def __init__(
         self, hub: Hub, tier: str, folder: Path, public_key: bytes | None, allow_older: bool, on_progress: Progress
@@ -236,15 +242,13 @@ class _Pull:
                 await asyncio.sleep(seconds)
 
     async def _attempt(self) -> Pulled:
-        """Raises:
-        _Again: It may help to try again.
-        """
+        """Make one attempt; raise `_Again` where another one may succeed."""
         async with self.hub.channel() as channel:
             stub = hub_pb2_grpc.HubStub(channel)  # type: ignore[no-untyped-call]
             newest = await self._newest(stub)
-            held = self._held(newest)
-            if held is not None:
-                return held
+            present = self._present(newest)
+            if present is not None:
+                return present
             part = self.folder / f".{self.tier}-{newest.version:010d}-{newest.sha256.hex()}.part"
             for other in self.folder.glob(f".{self.tier}-*.part"):
                 if other != part and re.fullmatch(rf"\.{self.tier}-[0-9]+-[0-9a-f]{{64}}\.part", other.name):
@@ -254,7 +258,7 @@ class _Pull:
             self._verify(part, newest)
         except Damaged as error:
             part.unlink()
-            if resumed:  # the part of before may have been damaged on the disk, as by a power cut
+            if resumed:  # the earlier part may have been damaged on the disk, as by a power cut
                 raise _Again(error) from None
             raise
         os.replace(part, self.path)
@@ -262,17 +266,17 @@ class _Pull:
         return Pulled(self.path, newest.version, newest.size, self.received, True)
 
     async def _newest(self, stub: Any) -> hub_pb2.Bundle:
-        """What the hub announces as the newest of the tier."""
+        """Return the bundle that the hub announces as the newest of the tier."""
         request = hub_pb2.ListRequest(newest_only=True)
         try:
             reply = await stub.ListBundles(request, metadata=self.hub.metadata(), timeout=self.hub.stall)
         except grpc.aio.AioRpcError as error:
             raise await self._explained(error) from None
-        found = {one.tier: one for one in reply.bundles}
-        if self.tier not in found:
-            there = ", ".join(sorted(found)) or "none yet"
-            raise NoSuchTier(f"the hub {self.hub.address} has no tier {self.tier!r}; it has: {there}")
-        newest: hub_pb2.Bundle = found[self.tier]
+        by_tier = {bundle.tier: bundle for bundle in reply.bundles}
+        if self.tier not in by_tier:
+            tiers = ", ".join(sorted(by_tier)) or "none yet"
+            raise NoSuchTier(f"the hub {self.hub.address} has no tier {self.tier!r}; it has: {tiers}")
+        newest: hub_pb2.Bundle = by_tier[self.tier]
         if len(newest.sha256) != hashlib.sha256().digest_size or newest.size > MAX_BYTES:
             raise Damaged(
                 f"the hub announces a file of {newest.size:,} bytes with a digest of {len(newest.sha256)}: a bundle has"
@@ -280,13 +284,13 @@ class _Pull:
             )
         return newest
 
-    def _held(self, newest: hub_pb2.Bundle) -> Pulled | None:
-        """What is here, if that is the newest already; None: something is to be downloaded."""
+    def _present(self, newest: hub_pb2.Bundle) -> Pulled | None:
+        """Return the folder's bundle where that is the newest; None: there is something to download."""
         try:
             data = self.path.read_bytes()
             manifest = reader.open_bundle(data).manifest
         except (FileNotFoundError, BundleError):
-            return None  # nothing, or damaged since: the one to come takes its place
+            return None  # absent, or damaged since: the new one replaces it
         if hashlib.sha256(data).digest() == newest.sha256:
             self._check(data, newest)
             return Pulled(self.path, manifest.version, len(data), 0, False)
@@ -298,7 +302,7 @@ class _Pull:
         return None
 
     async def _download(self, stub: Any, newest: hub_pb2.Bundle, part: Path) -> bool:
-        """Bring the part to its full length; return whether some of it was there before."""
+        """Bring the part to its full length, and return whether an earlier attempt began it."""
         with part.open("ab", buffering=0) as file:
             have = file.tell()
             if have > newest.size:
@@ -338,7 +342,7 @@ class _Pull:
             if have + len(message.data) > newest.size:
                 raise Damaged(f"the hub sends more than the {newest.size:,} bytes that it announced")
             data = memoryview(message.data)
-            while data:  # a disk that is nearly full takes a part of it
+            while data:  # a disk that is nearly full writes a part of it
                 data = data[file.write(data) :]
             have += len(message.data)
             self.received += len(message.data)
@@ -349,18 +353,16 @@ class _Pull:
 
     def _verify(self, part: Path, newest: hub_pb2.Bundle) -> None:
         data = part.read_bytes()
-        found = hashlib.sha256(data).hexdigest()
-        if found != newest.sha256.hex():
+        digest = hashlib.sha256(data).hexdigest()
+        if digest != newest.sha256.hex():
             raise Damaged(
-                f"the {len(data):,} bytes have SHA-256 {found}, the hub announced {newest.sha256.hex()}: damaged on the"
-                " way or on a disk; pull again"
+                f"the {len(data):,} bytes have SHA-256 {digest}, the hub announced {newest.sha256.hex()}: damaged"
+                " on the way or on a disk; pull again"
             )
         self._check(data, newest)
 
     def _check(self, data: bytes, newest: hub_pb2.Bundle) -> None:
-        """Raises:
-        Damaged: It is no bundle, not signed by the key, or of another tier or version than asked for.
-        """
+        """Raise `Damaged` unless this is a bundle of the tier and version, signed by the key."""
         try:
             manifest = reader.open_bundle(data, self.public_key).manifest
         except BundleError as error:
@@ -372,28 +374,28 @@ class _Pull:
             )
 
     async def _explained(self, error: grpc.aio.AioRpcError) -> Exception:
-        """The error to raise for a gRPC status."""
-        code, said = error.code(), error.details() or ""
+        """Return the error to raise for a gRPC status."""
+        code, details = error.code(), error.details() or ""
         if code in (CODE.UNAUTHENTICATED, CODE.PERMISSION_DENIED):
             hint = "" if self.hub.token else "; give one with --token-file or in FEDPRESS_TOKEN"
-            return NotAdmitted(f"{self.hub.address}: {said}{hint}")
+            return NotAdmitted(f"{self.hub.address}: {details}{hint}")
         if code == CODE.INVALID_ARGUMENT:
-            return PullError(f"{self.hub.address}: {said}")
+            return PullError(f"{self.hub.address}: {details}")
         if code == CODE.UNIMPLEMENTED:
-            return Unreachable(f"{self.hub.address} answers, but is no hub of fedpress: {said}")
+            return Unreachable(f"{self.hub.address} answers, but is no hub of fedpress: {details}")
         if code == CODE.RESOURCE_EXHAUSTED:
             wait = dict(error.trailing_metadata() or ()).get("retry-after-ms", "0")
             seconds = min(int(wait) / 1000, 10 * LONGEST_WAIT) if str(wait).isdecimal() else 0.0
-            return _Again(Unreachable(f"{self.hub.address} is busy: {said}"), seconds)
+            return _Again(Unreachable(f"{self.hub.address} is busy: {details}"), seconds)
         if code == CODE.UNAVAILABLE and not self.received:
             why = await asyncio.to_thread(self._why_unavailable)
             if isinstance(why, NotTrusted):
                 return why
             return _Again(why)
-        return _Again(Unreachable(f"{self.hub.address}: {said or code.name}"))
+        return _Again(Unreachable(f"{self.hub.address}: {details or code.name}"))
 
     def _why_unavailable(self) -> PullError:
-        """gRPC has one status for a hub that is not there and for one that is not to be trusted: look once more."""
+        """Return the cause of `UNAVAILABLE`, by a connection without gRPC, which has one status for all of them."""
         host, _, port = self.hub.address.rpartition(":")
         host = host.strip("[]")
         address = self.hub.address
@@ -410,12 +412,10 @@ class _Pull:
                 if self.hub.certificate and self.hub.key:
                     context.load_cert_chain(self.hub.certificate, self.hub.key)
                 with context.wrap_socket(plain, server_hostname=host) as secured:
-                    if not _greeted(secured):  # in TLS 1.3 a refusal of our certificate comes after the handshake
-                        ours = (
-                            "that of this device is not one that it knows" if self.hub.certificate else "none was given"
-                        )
+                    if not _greeted(secured):  # TLS 1.3 refuses a client's certificate after the handshake
+                        ours = "it does not know that of this device" if self.hub.certificate else "none was given"
                         return NotTrusted(
-                            f"{address} ends each connection once it has seen who is there: it wants a client's"
+                            f"{address} ends each connection after the handshake: it wants a client's"
                             f" certificate, and {ours}; see --client-certificate"
                         )
             except ssl.SSLCertVerificationError as error:
@@ -433,7 +433,7 @@ class _Pull:
 
 
 def _greeted(secured: ssl.SSLSocket) -> bool:
-    """Whether the first byte of HTTP/2 comes, and not the end of the connection."""
+    """Return whether the first byte of HTTP/2 comes, and not the end of the connection."""
     try:
         return bool(secured.recv(1))
     except TimeoutError:
@@ -446,11 +446,11 @@ def read_token(path: Path) -> str:
     """Return the token in a file.
 
     Raises:
-        PullError: There is none.
+        PullError: The file cannot be read, or holds something else.
     """
     text = (_read(path) or b"").decode(errors="replace").strip()
     if not re.fullmatch(TOKEN, text):
-        raise PullError(f"{path} does not hold one token, and nothing else")
+        raise PullError(f"{path}: expected one token and nothing else")
     return text
 
 
@@ -463,14 +463,14 @@ def _read(path: Path | None) -> bytes | None:
 
 @contextmanager
 def _writing(folder: Path) -> Iterator[None]:
-    """Say what a full disk or a folder that cannot be written means."""
+    """Turn errors of a full disk, or of a folder without permission, into `CannotWrite`."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         yield
     except OSError as error:
         raise CannotWrite(
-            f"cannot write in {folder}: {error.strerror or error}; the student that was there is as it was, and what"
-            " has arrived is kept: the next pull goes on after it"
+            f"cannot write in {folder}: {error.strerror or error}; the previous student is unchanged, and the bytes"
+            " that arrived are kept: the next pull continues after them"
         ) from error
 
 

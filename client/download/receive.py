@@ -1,4 +1,4 @@
-"""A student's bundle as a client keeps it: verified before it is kept, whole or not there."""
+"""Bundles of students that come in a Flower message: verified, then written whole or not at all."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ class NotWhatWasOffered(errors.BundleError):
 
 
 def receive(data: bytes, sha256: str, folder: Path) -> Path:
-    """Verify a downloaded bundle and keep it, named by tier and version; return its path.
+    """Verify a downloaded bundle, write it under its tier and version, and return its path.
 
     Nothing is written if it does not verify, and the earlier file of that name stays.
 
     Args:
         data: The bundle as it arrived.
-        sha256: Of the whole file, in hexadecimal, as the server announced it.
-        folder: Made if it is absent.
+        sha256: SHA-256 of the whole file that the server announced, in hexadecimal.
+        folder: Folder for the file; made if it is absent.
 
     Raises:
-        NotWhatWasOffered: The SHA-256 is another.
+        NotWhatWasOffered: The bytes have another SHA-256.
         BundleError: The bundle is not valid, for another reason.
     """
-    found = hashlib.sha256(data).hexdigest()
-    if found != sha256.lower():
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != sha256.lower():
         raise NotWhatWasOffered(
-            f"the {len(data):,} bytes have SHA-256 {found}, the server announced {sha256}: damaged on the way, or"
+            f"the {len(data):,} bytes have SHA-256 {digest}, the server announced {sha256}: damaged on the way, or"
             " another file; download it again"
         )
     manifest = writer.open_bundle(data).manifest
@@ -44,7 +44,11 @@ def receive(data: bytes, sha256: str, folder: Path) -> Path:
 
 
 def load(path: Path, task: Task) -> nn.Module:
-    """Return the student that a kept bundle holds, verified once more, ready to be evaluated.
+    """Return the student of a bundle that was kept, verified once more, ready to be evaluated.
+
+    Args:
+        path: File with the bundle.
+        task: Task of the student.
 
     Raises:
         BundleError: The file was damaged since, or is not for this task.

@@ -1,6 +1,7 @@
-"""What a client keeps between rounds: its encoder's state and the server's model.
+"""State of a client between rounds: its encoder's state, the last answer, and a replica of the server's model.
 
-`stores` are where it is kept, `memory` is what is kept, `replica` is the model brought to the server's version.
+`memory` is the state as a value, `stores` keep it (in a file, or in Flower's context), and `replica` brings the model
+to the version that an order names.
 """
 
 __all__ = ["memory", "replica", "stores"]

@@ -1,4 +1,4 @@
-"""What a client remembers between two messages, and how a store keeps it: arrays and short texts."""
+"""Memory of a client between two messages, and its form in a store: arrays and short texts."""
 
 import json
 from collections.abc import Mapping
@@ -19,17 +19,17 @@ _ENCODER = "encoder/"
 
 
 class Memory(NamedTuple):
-    """What a client remembers.
+    """State of a client between two messages.
 
     Attributes:
         encoder: The encoder's state, flat (`stores.flatten_state`).
-        ticket: Of the last order that it answered, 0 for none.
-        layout: Of the model, within its mask.
+        ticket: Ticket of the last order answered, 0 for none.
+        layout: Layout of the model, within its mask.
         reply: The answer to that order, as it was sent; empty for none.
         replica: The held model, where clients hold one.
-        lost_state: Earlier state was lost, and no answer that says so has been accepted yet.
-        mask_version: Of the last order that it answered.
-        discarded: The sum of what was kept back for entries that a new mask lacked: the law counts it (`mod`).
+        lost_state: Whether earlier state was lost, and no answer that reports it has been accepted yet.
+        mask_version: Version of the mask in the last order answered.
+        discarded: Sum of the residual of entries that new masks lacked: it was trained, and is never sent.
     """
 
     encoder: Mapping[str, NDArray[Any]]
@@ -67,10 +67,10 @@ class Memory(NamedTuple):
 
     @classmethod
     def of(cls, stored: Stored) -> "Memory":
-        """Read what a store has kept.
+        """Return the memory that a store has kept.
 
         Raises:
-            StateError: A part is missing or malformed, or another fedpress has written it.
+            StateError: A part is missing or malformed, or another version of fedpress wrote it.
         """
         arrays, meta = stored.arrays, stored.meta
         if (written := meta.get("memory")) != FORMAT:

@@ -1,4 +1,4 @@
-"""The model that a client holds between messages, and how an order brings it to the server's version."""
+"""A client's replica of the model between messages, and the step to the version that an order names."""
 
 from logging import WARNING
 from typing import NamedTuple
@@ -21,24 +21,24 @@ from fedpress.compression.wire import payloads, position_set
 
 
 def side_info(order: Order, layout: Layout) -> SideInfo:
-    """Return what this client and the server both know of an update: where and how the delta moves the model.
+    """Return the side information of an update: where and how the downloaded delta moved the model.
 
     Args:
         order: The server's order.
-        layout: Of the model, within its mask.
+        layout: Layout of the model, within its mask.
     """
-    known, download = SideInfo(layout, order.round), order.download
+    plain, download = SideInfo(layout, order.round), order.download
     if download is None or download.base is None or not download.delta:
-        return known
-    delta = payloads.decode(download.delta, known)
-    return known._replace(
+        return plain
+    delta = payloads.decode(download.delta, plain)
+    return plain._replace(
         shared_positions=delta.positions if isinstance(delta, Sparse) else None,
         predictor=cafe.predictor(delta, download.base, order.version),
     )
 
 
 class NoMask(FedpressError):
-    """The order is for a model within a mask that this client does not have; it asks for it."""
+    """The order is for a model within a mask that this client lacks; it asks for the whole model."""
 
 
 def layout_within_mask(order: Order, layout: Layout, known: Layout | None, mask_version: int) -> Layout:
@@ -47,11 +47,11 @@ def layout_within_mask(order: Order, layout: Layout, known: Layout | None, mask_
     Args:
         order: The server's order.
         layout: The tensors, without a mask.
-        known: The layout that the client's state is of, None for a new client.
-        mask_version: Of that state.
+        known: Layout of the client's state, None for a new client.
+        mask_version: Version of the mask in that layout.
 
     Raises:
-        NoMask: The client does not have it, and the order does not bring it, or in a form that does not fit here.
+        NoMask: The client lacks the mask, and the order does not bring it, or codes it against one the client lacks.
     """
     if order.mask is None:
         return layout
@@ -60,27 +60,27 @@ def layout_within_mask(order: Order, layout: Layout, known: Layout | None, mask_
     current = known_mask is not None and mask_version == order.mask_version
     if not order.mask:
         if not current:
-            raise NoMask(f"the order brings no mask of version {order.mask_version}, and there is none of it here")
+            raise NoMask(f"the order brings no mask of version {order.mask_version}, and this client has none of it")
         return layout.within(known_mask)
     try:
         positions = position_set.unpack(order.mask, layout.size, known_mask.positions if known_mask else None)
         return layout.within(Mask.at(positions, layout.size))
     except PayloadError as error:
-        if current:  # the server was not told that it is there already, and codes it against an older one
+        if current:  # the server does not know that the client has it, and codes it against an older one
             return layout.within(known_mask)
-        raise NoMask(f"the mask of version {order.mask_version} cannot be read here: {error}") from error
+        raise NoMask(f"the mask of version {order.mask_version} cannot be read: {error}") from error
 
 
 class ReplicaWithUndo(NamedTuple):
-    """A held model and the way back to the one before it.
+    """A held model and the step back to the version before it.
 
-    The server may not have heard that this client moved on: the reply was lost. Its next delta then starts from the
-    version before, so the client can undo its last step, bit for bit.
+    Where a reply was lost, the server does not know that this client moved on, and its next delta starts from the
+    previous version. So the client can undo its last step, bit for bit.
 
     Attributes:
         replica: The held model.
-        previous_version: The version before it, None where there is no way back.
-        undo: The delta back to that one; the buffers of an old version are never needed.
+        previous_version: The previous version, None where there is no step back.
+        undo: The delta back to it; the buffers of an old version are never needed.
     """
 
     replica: Replica
@@ -88,11 +88,16 @@ class ReplicaWithUndo(NamedTuple):
     undo: Sparse | None = None
 
     def remapped(self, change: MaskChange) -> "ReplicaWithUndo":
-        """Return what is left of it within another mask; there is no way back from there."""
+        """Return the model within another mask, from which there is no step back."""
         return ReplicaWithUndo(self.replica.remapped(change))
 
     def at(self, version: int, layout: Layout) -> Replica | None:
-        """Return the model of this version, None when it is not at hand."""
+        """Return the model of a version, None where the client can no longer make it.
+
+        Args:
+            version: Number of the version.
+            layout: Layout of the model.
+        """
         if self.replica.version == version:
             return self.replica
         if self.previous_version == version and self.undo is not None:
@@ -103,14 +108,14 @@ class ReplicaWithUndo(NamedTuple):
 def receive(
     order: Order, download: Download, held: ReplicaWithUndo | None, content: RecordDict, layout: Layout
 ) -> ReplicaWithUndo | None:
-    """Return the client's model at the order's version; None when the delta does not fit what it holds.
+    """Return the client's model at the order's version; None when the delta does not fit the held model.
 
     Args:
         order: The server's order.
-        download: Its download.
-        held: What the client holds, None for a new one.
-        content: The message, for the model as arrays.
-        layout: Of the model.
+        download: The download in it.
+        held: The model that the client holds, None for a new client.
+        content: Records of the message: they hold the model where it comes whole.
+        layout: Layout of the model.
     """
     try:
         before = _base(order, download, held, content, layout)

@@ -1,7 +1,7 @@
-"""A client's durable state: the encoder's state and the ticket it last answered.
+"""Stores of a client's state, and an encoder's state as arrays by path.
 
-`open_store(context, federation)` picks the home: a file per federation and client when the node's configuration names a
-`state-folder`, else Flower's `Context.state` (which dies with the SuperNode, shared by nobody else).
+`open_store(context, federation)` returns a file per federation and client where the node's configuration names a
+`state-folder`, else Flower's `Context.state`, which ends with the SuperNode.
 """
 
 import zlib
@@ -25,18 +25,18 @@ class StateError(FedpressError):
 
 
 class DamagedState(StateError):
-    """Stored client state is torn or foreign. It has been moved aside: the client is as one that has none."""
+    """Stored client state is torn or foreign. It has been moved aside, and the client has none."""
 
 
 class Stored(NamedTuple):
-    """What a client keeps between rounds."""
+    """State of a client as a store keeps it."""
 
     arrays: Mapping[str, NDArray[Any]]  # the encoder's state, flat; see `flatten_state`
     meta: Mapping[str, str]
 
 
 class Store(Protocol):
-    """A home for one client's state in one federation.
+    """Storage of one client's state in one federation.
 
     Law: `load()` after `save(stored)` returns equal arrays and meta; a crash during `save` leaves the previous state.
     """
@@ -50,7 +50,11 @@ class Store(Protocol):
         """
 
     def save(self, stored: Stored) -> None:
-        """Replace the state. Raises StateError when it cannot be written."""
+        """Replace the state.
+
+        Raises:
+            StateError: It cannot be written; the previous state is untouched.
+        """
 
 
 def client_index(context: Context) -> int:
@@ -59,7 +63,7 @@ def client_index(context: Context) -> int:
 
 
 def tier(context: Context) -> str:
-    """Return the tier that this node belongs to, by its configuration; "" where that does not say.
+    """Return the tier of this node by its configuration; empty where that names none.
 
     `tier` names it; `probe` is a file that `fedpress probe SCENARIO --json FILE` wrote on this device.
 
@@ -69,14 +73,19 @@ def tier(context: Context) -> str:
     if named := context.node_config.get("tier"):
         return str(named)
     if path := context.node_config.get("probe"):
-        from fedpress.client import probe  # needs torch; a node that trains with something else does not
+        from fedpress.client import probe  # imports torch, which a node that trains with something else may lack
 
         return probe.tier_in(str(path))
     return ""
 
 
 def open_store(context: Context, federation: str) -> Store:
-    """Return the store that the node's configuration asks for."""
+    """Return the store that the node's configuration asks for.
+
+    Args:
+        context: Flower's context of the client.
+        federation: Name of the federation.
+    """
     folder = context.node_config.get("state-folder")
     if folder:
         return FolderStore(Path(str(folder)), federation, client_index(context))
@@ -84,7 +93,12 @@ def open_store(context: Context, federation: str) -> Store:
 
 
 class ContextStore:
-    """State in Flower's `Context.state`."""
+    """State in Flower's `Context.state`.
+
+    Args:
+        context: Flower's context of the client.
+        federation: Name of the federation; another one's state is none.
+    """
 
     def __init__(self, context: Context, federation: str) -> None:
         self._records = context.state
@@ -117,10 +131,16 @@ class ContextStore:
 
 
 class FolderStore:
-    """State in `FOLDER/FEDERATION/client-INDEX.safetensors`; written beside it, flushed to disk, then renamed."""
+    """State in `FOLDER/FEDERATION/client-INDEX.safetensors`; written beside it, flushed to disk, then renamed.
+
+    Args:
+        folder: Folder of all federations and clients.
+        federation: Name of the federation.
+        index: Number of the client (`client_index`).
+    """
 
     def __init__(self, folder: Path, federation: str, index: int) -> None:
-        # A federation's name comes from the server: it must not lead out of the folder, nor may two names meet in one.
+        # A federation's name comes from the server: it must not lead out of the folder, nor may two share a path.
         safe = "".join(c if c.isalnum() or c in "-_" else "_" for c in federation)[:40]
         self.path = folder / f"{safe}-{seeds.derive(federation):016x}" / f"client-{index}.safetensors"
 
@@ -207,7 +227,12 @@ def _leaves(state: Any, path: str) -> Iterator[tuple[str, NDArray[Any]]]:
 
 
 def restore_state(template: Any, arrays: Mapping[str, NDArray[Any]], path: str = "") -> Any:
-    """Return a state shaped like `template` (from the encoder's `init`) with its leaves taken from `arrays`.
+    """Return a state shaped like `template` with its leaves taken from `arrays`.
+
+    Args:
+        template: A state of the same encoder, as `init` returns it.
+        arrays: The leaves by path (`flatten_state`).
+        path: Path of the template in the whole state; empty: it is the whole.
 
     Raises:
         StateError: A leaf is missing or has another type: the state belongs to another encoder.

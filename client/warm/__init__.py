@@ -1,6 +1,6 @@
-"""A process that trains round after round, so that a node need not import torch anew for each message.
+"""Warm trainer: one process per node that has torch, model and data loaded, and forks for each message.
 
-`trainer` is that process, `hand_over` how a node's own process gives it a message.
+`trainer` is that process; `hand_over` stands in for Flower's `flwr-clientapp` and passes its call on.
 """
 
 __all__ = ["hand_over", "trainer"]

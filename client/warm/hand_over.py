@@ -1,7 +1,7 @@
-"""Stands in for `flwr-clientapp`, which Flower starts for every message: hands the call to the warm trainer.
+"""Stand-in for `flwr-clientapp`, which Flower starts for every message: passes the call to the warm trainer.
 
-Run by path, with the standard library alone, so that it takes milliseconds. Where no trainer answers, it becomes the
-command that it stands in for.
+Run by path, with the standard library alone, so that it takes milliseconds. Where no trainer answers, it executes the
+real command.
 """
 
 import json
@@ -14,11 +14,18 @@ from pathlib import Path
 ADDRESS, COMMAND = "FEDPRESS_TRAINER", "FEDPRESS_CLIENTAPP"
 """Environment variables: the trainer's Unix socket, and the path of the real `flwr-clientapp`."""
 TAKEN = b"+"
+"""The trainer's answer to a call that it has taken."""
 ANSWER_SECONDS = 20.0
+"""Limit of each step of a call; after it the caller does the work itself."""
 
 
 def hand_over(address: str, arguments: list[str]) -> bool:
-    """Send arguments, standard output and standard error to the trainer; tell whether it has taken them."""
+    """Send arguments, standard output and standard error to the trainer, and return whether it has taken them.
+
+    Args:
+        address: Path of the trainer's Unix socket.
+        arguments: Arguments of `flwr-clientapp`.
+    """
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as trainer:
             trainer.settimeout(ANSWER_SECONDS)
@@ -33,10 +40,10 @@ def write_command(folder: Path, address: Path, clientapp: str, path: str) -> dic
     """Write a `flwr-clientapp` that hands over to the trainer, and return the environment that a SuperNode needs.
 
     Args:
-        folder: for the command; goes first in PATH.
-        address: of the trainer's socket.
-        clientapp: path of the real command.
-        path: the SuperNode's PATH as it would be else.
+        folder: Folder for the command; the first in the returned PATH.
+        address: Path of the trainer's Unix socket.
+        clientapp: Path of the real command.
+        path: The SuperNode's PATH.
     """
     folder.mkdir(parents=True, exist_ok=True)
     command = folder / "flwr-clientapp"

@@ -1,9 +1,9 @@
-"""A warm trainer: one process in which all is imported and loaded, forked for every message.
+"""Warm trainer: one process in which everything is imported and loaded, forked for every message.
 
 Flower starts a process for every message, which imports Flower and torch, and loads model and data, before it trains.
-Here these are loaded once. `flwr-clientapp` in the SuperNode's PATH is a small script that hands its
-arguments over a Unix socket (`hand_over`); the trainer forks, and the child does what `flwr-clientapp` does. So every
-message still has a process of its own: one that crashes, or leaks, takes nothing with it.
+Here these are loaded once. `flwr-clientapp` in the SuperNode's PATH is a small script that passes its arguments over a
+Unix socket (`hand_over`); the trainer forks, and the child does what `flwr-clientapp` does. So every message still has
+a process of its own: one that crashes or leaks harms no other.
 
     python -m fedpress.client.warm.trainer SOCKET
 
@@ -37,16 +37,16 @@ from fedpress.client.warm import hand_over
 PRELOADED = (*_flower.IMPORTED_FOR_A_MESSAGE, "safetensors.numpy", "fedpress.compression.models.task", train.__name__)
 MAX_REQUEST_BYTES = 1 << 16
 LOOK_SECONDS = 1.0
-"""How often the trainer looks whether its parent is still there."""
+"""Interval at which the trainer checks that its parent still exists."""
 
 
 class Trainer:
-    """Listens on a Unix socket and forks for every call.
+    """Server on a Unix socket that forks for every call.
 
     Args:
-        address: path of the socket; one that was left behind there is replaced.
-        threads: that a child trains with; 0: one for each core.
-        reload_after: seconds after which data and model are loaded anew; 0: never.
+        address: Path of the socket; a stale one is replaced.
+        threads: Threads that a child trains with; 0: one for each core.
+        reload_after: Seconds after which data and model are loaded anew; 0: never.
     """
 
     def __init__(self, address: Path, threads: int = 0, reload_after: float = 0.0) -> None:
@@ -57,7 +57,7 @@ class Trainer:
         self._children: set[int] = set()
         address.unlink(missing_ok=True)
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        before = os.umask(0o177)  # nobody else may have things done here
+        before = os.umask(0o177)  # no other user may connect
         try:
             self._listener.bind(str(address))
         finally:
@@ -67,14 +67,14 @@ class Trainer:
         self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
 
     def run(self, parent: int) -> None:
-        """Serve until the parent process is another one, or SIGTERM comes."""
+        """Serve until SIGTERM, or until this process has another parent than `parent`: it was left alone."""
         while os.getppid() == parent:
             for key, _ in self._selector.select(LOOK_SECONDS):
                 key.data(key.fileobj)
             self._reap()
 
     def close(self) -> None:
-        """Stop listening. Children finish what they are at."""
+        """Stop listening; children finish their work."""
         self._selector.close()
         self._listener.close()
 
@@ -94,7 +94,7 @@ class Trainer:
                 return
             try:
                 self._fork(arguments, fds)
-            except OSError as error:  # the caller goes on by itself
+            except OSError as error:  # the caller does the work itself
                 log(logging.WARNING, "cannot fork: %s", error)
                 return
             finally:
@@ -113,12 +113,12 @@ class Trainer:
         self._selector.register(os.fdopen(reading, "rb"), selectors.EVENT_READ, self._learn)
 
     def _become_client_app(self, arguments: list[str], fds: list[int], writing: int) -> None:
-        """The child: what `flwr-clientapp` does, then the end of the process."""
+        """Do what `flwr-clientapp` does, in the child, and end the process."""
         code: Any = 1
         try:
             self.close()
-            for fd, own in zip(fds, (1, 2), strict=True):
-                os.dup2(fd, own)
+            for fd, standard in zip(fds, (1, 2), strict=True):
+                os.dup2(fd, standard)
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, signal.SIG_DFL)
             torch.set_num_threads(self._threads)
@@ -138,7 +138,7 @@ class Trainer:
             os._exit(code if isinstance(code, int) else 1)
 
     def _learn(self, pipe: IO[bytes]) -> None:
-        """Load what a child has needed, for those that come."""
+        """Load the work that a child has needed, for the children to come."""
         self._selector.unregister(pipe)
         with pipe:
             latest = pipe.read()
@@ -153,7 +153,7 @@ class Trainer:
             app.forget()
         try:
             app.preload(needed)
-        except Exception as error:  # a message will show it to the server, too
+        except Exception as error:  # the server learns of it, too: the next message fails in the same way
             log(logging.WARNING, "cannot load in advance: %s: %s", type(error).__name__, error)
         self._loaded, self._loaded_at = needed, time.monotonic()
         gc.collect()
@@ -161,7 +161,7 @@ class Trainer:
 
 
 def _received(caller: socket.socket) -> tuple[list[str], list[int]]:
-    """Return the arguments and file descriptors of a call. Raises ValueError when it is none."""
+    """Return the arguments and file descriptors of a call; raise ValueError where the bytes are no call."""
     data, fds, _, _ = socket.recv_fds(caller, MAX_REQUEST_BYTES, 2)
     try:
         while not data.endswith(b"\n"):
@@ -170,7 +170,7 @@ def _received(caller: socket.socket) -> tuple[list[str], list[int]]:
                 raise ValueError(f"{len(data)} bytes that do not end as arguments do")
             data += more
         arguments = json.loads(data)
-        if len(fds) != 2 or not all(isinstance(one, str) for one in arguments):
+        if len(fds) != 2 or not all(isinstance(argument, str) for argument in arguments):
             raise ValueError(f"{len(fds)} file descriptors and {str(arguments)[:100]}")
     except BaseException:
         for fd in fds:
@@ -180,7 +180,7 @@ def _received(caller: socket.socket) -> tuple[list[str], list[int]]:
 
 
 def main() -> None:
-    """Load, and serve."""
+    """Load what messages need, and serve."""
     parser = argparse.ArgumentParser(
         prog="python -m fedpress.client.warm.trainer", description="A warm trainer for messages."
     )

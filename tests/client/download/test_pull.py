@@ -192,7 +192,7 @@ def test_clients_certificates(world: World, tmp_path: Path) -> None:
         here = {"address": hub.address, "token": None}
         found = pull.pull(world.at(**here, certificate=good[0], key=good[1]), "phone", tmp_path / "out")
         assert found.changed
-        for pair, said in ((None, "none was given"), (bad, "not one that it knows")):
+        for pair, said in ((None, "none was given"), (bad, "does not know that of this device")):
             given = {"certificate": pair[0], "key": pair[1]} if pair else {}
             with pytest.raises(pull.NotTrusted, match=said):
                 pull.pull(world.at(**here, **given), "phone", tmp_path / "out", retries=0)
