@@ -1,4 +1,4 @@
-"""What the server takes from Flower that Flower does not call public; tests/test_flower_doors.py lists it."""
+"""Names outside Flower's public API that the server uses; tests/test_flower_doors.py lists them."""
 
 from flwr.supercore.run import Run as Run
 

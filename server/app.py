@@ -1,7 +1,6 @@
-"""The ServerApp: federated rounds, evaluation of the held model, students made and delivered.
+"""The ServerApp: federated rounds, evaluation of the held model, making and delivery of students.
 
-What to do comes from a `Plan`; `app` gets it from the run's configuration, where `plan` names a function of the
-configuration that returns one.
+A `Plan` has the parts of a run; `app` takes it from the function that `plan` names in the run's configuration.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -32,51 +31,56 @@ FINAL_ROUNDS = 10
 
 
 class Delivery(NamedTuple):
-    """A student as one client received it."""
+    """Delivery of a student to one client."""
 
     student: Published
     node: int
-    accuracy: float | None  # on test data, by the client; None: the client did not manage
+    accuracy: float | None  # on test data, by the client; None: the delivery failed
     error: str = ""
 
 
 class RunRecord:
-    """What is kept of a run: this one keeps nothing, and a subclass overrides what it needs."""
+    """Observer of a run: every method is empty, and a subclass overrides those that it needs."""
 
     def on_round(self, summary: RoundSummary, evaluation: Evaluation | None) -> None:
-        """Enter a round that is over; `evaluation` is that of the held model, where it was due."""
-
-    def on_students(self, deliveries: list[Delivery]) -> None:
-        """Enter students that were published and delivered."""
-
-    def on_end(self, model: nn.Module, digest: str) -> None:
-        """Enter the final model: the rounds are over, the last students still to come.
+        """Record a round that is over.
 
         Args:
-            model: with the final weights.
-            digest: that of `server_digest`.
+            summary: figures of the round.
+            evaluation: evaluation of the held model; None: none was due.
+        """
+
+    def on_students(self, deliveries: list[Delivery]) -> None:
+        """Record students that were published and delivered."""
+
+    def on_end(self, model: nn.Module, digest: str) -> None:
+        """Record the final model: the rounds are over, the last students still to come.
+
+        Args:
+            model: the model with the final weights.
+            digest: SHA-256 of the server's state (`server_digest`).
         """
 
     def on_finished(self) -> None:
-        """Close: nothing is left to do."""
+        """Close the record: the run is over."""
 
 
 @dataclass
 class Plan:
-    """What the server does.
+    """Parts of a run on the server.
 
     Attributes:
         task: model, data and loss.
-        strategy: the rounds.
+        strategy: strategy of the rounds.
         model: the initial model; afterwards it holds the final weights.
-        rounds: how many.
-        evaluate_on: what the held model is evaluated on.
-        evaluate_every: the held model is evaluated every so many rounds, and after the first and each of the last ten.
-        publisher: makes the students; None: there are none.
+        rounds: number of rounds.
+        evaluate_on: examples that the held model is evaluated on.
+        evaluate_every: rounds from one evaluation to the next; the first round and the last ten have one, too.
+        publisher: publisher of students; None: there are none.
         publish_every: rounds from one publication to the next; 0: only at the end.
-        downloads_per_tier: how many clients of each tier get its student.
-        record: is told what happens.
-        device: that the held model is evaluated on.
+        downloads_per_tier: number of clients of each tier that get its student.
+        record: observer of the run.
+        device: device of the evaluation: cpu or cuda.
     """
 
     task: Task
@@ -93,7 +97,12 @@ class Plan:
 
 
 def serve(plan: Plan, grid: Grid) -> None:
-    """Carry the plan out on a grid; a strategy that finds a checkpoint goes on from there."""
+    """Carry out the plan on a grid; a strategy that finds a checkpoint resumes from it.
+
+    Args:
+        plan: parts of the run.
+        grid: grid of the nodes.
+    """
     latest: Evaluation | None = None
     tiers = plan.strategy.training_tiers if isinstance(plan.strategy, TieredFed) else ()
 
@@ -130,7 +139,7 @@ def serve(plan: Plan, grid: Grid) -> None:
         if plan.publisher and due and summary.round < plan.rounds:
             try:
                 publish(summary.round, summary.arrays, plan.publisher)
-            except FedpressError as error:  # the rounds are worth more than one set of students; the last must succeed
+            except FedpressError as error:  # the run goes on without this set of students; the last one must succeed
                 log(WARNING, "no students of version %d: %s", summary.round, error)
 
     if plan.publisher:
@@ -146,9 +155,15 @@ def serve(plan: Plan, grid: Grid) -> None:
 
 
 def deliver(plan: Plan, grid: Grid, server_round: int, students: list[Published]) -> list[Delivery]:
-    """Send each student to some clients of its tier and return what they report.
+    """Send each student to some clients of its tier, and return their reports.
 
-    Those that train a tier's model are of that tier.
+    Nodes that train a tier's model are of that tier.
+
+    Args:
+        plan: parts of the run.
+        grid: grid of the nodes.
+        server_round: round that the bytes belong to.
+        students: published students, one of a tier.
     """
     nodes = list(grid.get_node_ids())
     members: dict[str, list[int]] = {}
@@ -174,7 +189,7 @@ def deliver(plan: Plan, grid: Grid, server_round: int, students: list[Published]
     for reply in sorted(grid.send_and_receive(messages), key=lambda reply: reply.metadata.src_node_id):
         node = reply.metadata.src_node_id
         if node not in offers:
-            continue  # the SuperLink's word for a node that is gone, in its own name
+            continue  # the SuperLink's error for a node that is gone, in its own name
         accounting[node].bill(server_round, node, "up", reply)
         if reply.has_error():
             deliveries.append(Delivery(offers[node], node, None, str(reply.error.reason)))
@@ -186,10 +201,15 @@ def deliver(plan: Plan, grid: Grid, server_round: int, students: list[Published]
 
 
 def tier_members(nodes: Iterable[int], tiers: Sequence[str], reported: Mapping[int, str]) -> dict[str, list[int]]:
-    """Return the nodes of each tier, in their order; the log names a tier that is unknown, or that nobody is of.
+    """Return the nodes of each tier, in order; the log names a tier that is unknown, or that has no node.
 
-    A node is of the tier that it has reported. Those that have reported none belong to the tiers in turn: the i-th of
+    A node is of the tier that it has reported. Nodes that have reported none belong to the tiers in turn: the i-th of
     them to tier i modulo the number of tiers.
+
+    Args:
+        nodes: ids of the nodes.
+        tiers: names of the tiers.
+        reported: name of the tier that a node has reported, by its id.
 
     >>> tier_members([1, 2, 3, 4], ["phone", "sensor"], {})
     {'phone': [1, 3], 'sensor': [2, 4]}
@@ -216,7 +236,12 @@ def tier_members(nodes: Iterable[int], tiers: Sequence[str], reported: Mapping[i
 
 
 def server_digest(strategy: SparseFed, arrays: ArrayRecord) -> str:
-    """Return the SHA-256 over master, held model, buffers and optimizer state, and over those of tiers that train."""
+    """Return the SHA-256 of master, held model, buffers and optimizer state, and of those of tiers that train.
+
+    Args:
+        strategy: strategy after its last round.
+        arrays: the held model.
+    """
     digest = sha256(b"".join(_bytes_of(strategy.model, arrays)))
     for tier in strategy.training_tiers if isinstance(strategy, TieredFed) else ():
         model = tier.federation.model

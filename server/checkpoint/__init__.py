@@ -1,3 +1,3 @@
-"""The server's state on disk: `checkpoint_folder` are the files, `state` is what goes into one."""
+"""Checkpoints of a run: `checkpoint_folder` keeps the files, `state` is the content of one as a typed value."""
 
 __all__ = ["checkpoint_folder", "state"]

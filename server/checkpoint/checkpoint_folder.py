@@ -1,9 +1,9 @@
-"""Checkpoints: all that a run depends on, in one file for each round, whole or not at all.
+"""Checkpoints: the state of a run, in one file for each round, written whole or not at all.
 
     <folder>/round-00000012.safetensors     arrays, and in the header's metadata a JSON text with the rest
 
-The newest few are kept. A file that is torn or foreign is never used: it is moved aside (`.damaged`), and the one
-before it is read. No pickle: a checkpoint cannot run code.
+The newest few are kept. A torn or foreign file is never used: it is moved aside (`.damaged`), and the one before it is
+read. No pickle: a checkpoint cannot run code.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class CheckpointFolder:
 
     Args:
         path: the folder; made if it is absent.
-        keep: how many of the newest stay.
+        keep: number of the newest that stay.
 
     Raises:
         CheckpointError: the folder cannot be made.
@@ -54,15 +54,15 @@ class CheckpointFolder:
             raise CheckpointError(f"cannot make the folder of checkpoints {self.path}: {error}") from error
 
     def rounds(self) -> list[int]:
-        """Return the rounds that there are checkpoints of, in order."""
+        """Return the rounds that have checkpoints, in order."""
         return sorted(int(match[1]) for path in self.path.iterdir() if (match := _NAME.fullmatch(path.name)))
 
     def save(self, round: int, state: Mapping[str, Any]) -> None:
         """Write the checkpoint of a round; it is on the disk when this returns. Old ones are removed.
 
         Args:
-            round: after whose step this is.
-            state: by part, as `pack` takes it.
+            round: number of the round whose step was taken last.
+            state: parts of the state by name, as `pack` takes them.
 
         Raises:
             CheckpointError: it cannot be written; the earlier ones are untouched.
@@ -79,9 +79,9 @@ class CheckpointFolder:
             ) from error
 
     def newest(self) -> Checkpoint | None:
-        """Read the newest checkpoint that is whole; damaged ones are moved aside, and the log says so.
+        """Read the newest whole checkpoint; damaged ones are moved aside and logged.
 
-        Nobody else may be writing there: what killed writes have left is removed.
+        No other process may write to the folder: leftovers of killed writes are removed.
 
         Returns:
             The checkpoint; None in a folder that never held one.

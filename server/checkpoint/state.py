@@ -1,8 +1,7 @@
-"""State of a run: one typed value, and the checksummed file that it is packed into.
+"""State of a run as a typed value, and its form in a checksummed file.
 
-Each part of the server describes what it keeps as a named tuple or a dataclass, and a state is a tree of them. `pack`
-is the one place that turns such a tree into arrays and JSON, and `Saved.part` the one that reads it back, by the
-annotations of the types.
+Each part of the server declares its state as a named tuple or a dataclass, and the state of a run is a tree of them.
+`pack` turns such a tree into arrays and JSON, and `Saved.part` reads it back by the annotations of the types.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from fedpress.compression.messages import records
 FORMAT = "fedpress.checkpoint"
 VERSION = 1
 _BYTES = "bytes"
-"""Name of the array with all bytes values, one after the other; each of them once."""
+"""Name of the array with all distinct bytes values, one after the other."""
 
 S = TypeVar("S")
 
@@ -62,7 +61,7 @@ class _Writer:
         self.bytes: dict[bytes, int] = {}  # value -> its number
 
     def plain(self, value: Any, path: str) -> Any:
-        """Return a value as JSON holds it; arrays and bytes are put aside."""
+        """Return a value as JSON holds it; arrays and bytes are collected apart."""
         if isinstance(value, torch.Tensor):
             value = value.numpy()
         if isinstance(value, np.ndarray | np.generic):  # numpy's arithmetic turns arrays of shape () into scalars
@@ -84,11 +83,12 @@ class _Writer:
 
 
 class Saved:
-    """A state that was read from a file, before it has its types again.
+    """State read from a file, whose parts are still untyped.
 
     Args:
-        arrays: by path.
-        values: the rest, by part.
+        arrays: arrays by path.
+        values: other values by part.
+        lengths: lengths of the bytes values, which stand one after the other in an array of their own.
     """
 
     def __init__(self, arrays: Mapping[str, NDArray[Any]], values: Mapping[str, Any], lengths: list[int]) -> None:
@@ -102,11 +102,11 @@ class Saved:
         """Return a part of the state.
 
         Args:
-            name: as it was packed.
-            kind: the type that it had.
+            name: name under which it was packed.
+            kind: its type.
 
         Raises:
-            CheckpointError: there is no such part, or it was of another type.
+            CheckpointError: there is no such part, or it is of another type.
         """
         try:
             part: S = self._typed(self._values[name], kind)
@@ -159,11 +159,11 @@ def pack(state: Mapping[str, Any]) -> bytes:
 
 
 def unpack(data: bytes) -> Saved:
-    """Read what `pack` wrote.
+    """Read a state that `pack` has written.
 
     Raises:
         Damaged: the bytes are torn, changed, or no checkpoint.
-        CheckpointError: a newer or an older fedpress wrote them.
+        CheckpointError: a newer or an older version of fedpress wrote them.
     """
     import safetensors.numpy
     from safetensors import SafetensorError
@@ -189,12 +189,12 @@ def unpack(data: bytes) -> Saved:
 
 
 def restore(part: Resumable, saved: Saved, name: str) -> None:
-    """Let a part of the run take up its state.
+    """Restore a part of a run from a checkpoint.
 
     Args:
-        part: whose `state` is annotated with the type that it returns.
-        saved: the checkpoint.
-        name: of the part in there.
+        part: the part; its method `state` is annotated with the type that it returns.
+        saved: state of the checkpoint.
+        name: name of the part in it.
 
     Raises:
         CheckpointError: there is no such part, or it is of another run.

@@ -1,7 +1,7 @@
-"""Models of different sizes that learn from each other.
+"""Fusion of models beyond the mean of updates.
 
-`client_ensemble` distills clients' models into the global one, `mutual_distillation` lets tiers teach each other,
-`heterofl` lets a small one be a slice of the large one.
+`client_ensemble` distills the clients' models into the global one (FedDF), `mutual_distillation` lets models of
+different sizes teach each other, and in `heterofl` a small model is a slice of the large one.
 """
 
 __all__ = ["client_ensemble", "heterofl", "mutual_distillation", "settings"]

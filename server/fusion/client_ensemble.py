@@ -1,8 +1,8 @@
-"""The client models of a round as an ensemble that teaches: students, and the global model itself.
+"""Client models of a round as an ensemble that teaches students, and the global model itself.
 
 T. Lin, L. Kong, S. U. Stich, M. Jaggi, "Ensemble Distillation for Robust Model Fusion in Federated Learning" (FedDF),
-NeurIPS 2020, algorithm 1. What the server knows of a client's model is the held model plus what the client has sent:
-with sparse updates that is nearer to the held model than what the client has trained.
+NeurIPS 2020, algorithm 1. The server's estimate of a client's model is the held model plus the client's update: with
+sparse updates that is nearer to the held model than the model that the client has trained.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Arrays = Mapping[str, NDArray[Any]]
 
 
 class SentUpdate(NamedTuple):
-    """What one client sent, and what it is read with."""
+    """Update as a client sent it, and what its decoding needs."""
 
     payload: bytes
     buffers: bytes  # as `buffer_codec.pack` writes them; empty where the model has none
@@ -41,17 +41,17 @@ class SentUpdate(NamedTuple):
 
 @dataclass
 class LastUpdates:
-    """The held model of the last step, float32 (n,), and what the clients sent that counted in it."""
+    """The held model before the last step, float32 (n,), and the updates that counted in it."""
 
     held: Vector = field(default_factory=lambda: np.zeros(0, np.float32))
     sent: list[SentUpdate] = field(default_factory=list)
 
 
 class ClientModels:
-    """The models of the clients whose replies counted last: the held model of then, and what each client sent.
+    """Models of the clients whose replies counted in the last step: the held model plus each client's update.
 
     One model is made at a time, from its payload. A reply that was trained on an older version counts as in the mean:
-    its update on top of the held model of now.
+    its update is added to the newest held model.
     """
 
     def __init__(self) -> None:
@@ -60,16 +60,16 @@ class ClientModels:
         self._prediction = 0.0
 
     def attach(self, model: GlobalModel, prediction: float = 0.0) -> None:
-        """Say what the payloads are read with: layout and versions of the global model, and a factor of what is known.
+        """Set the model whose layout and versions the decoding of payloads needs.
 
         Args:
             model: The global model.
-            prediction: As of its `Downlink`.
+            prediction: Factor of the predicted part of an update, as in its `Downlink`.
         """
         self._model, self._prediction = model, prediction
 
     def take(self, sent: Sequence[SentUpdate]) -> None:
-        """Forget the clients of before and take these; between their replies and the model's step."""
+        """Replace the updates by those of a new step, before the model takes it."""
         model = self._attached
         held = model.versions.held.floats(model.layout) if model.versions else model.master.copy()
         self._last = LastUpdates(held, list(sent))
@@ -78,7 +78,7 @@ class ClientModels:
         return len(self._last.sent)
 
     def __iter__(self) -> Iterator[dict[str, NDArray[Any]]]:
-        """Make one model after the other: its arrays by name, buffers among them."""
+        """Yield one model after the other: its arrays by name, buffers among them."""
         model = self._attached
         layout = model.layout
         for sent in self._last.sent:
@@ -91,7 +91,12 @@ class ClientModels:
             yield {**flatten.unflatten(total.astype(np.float32), layout), **buffers}
 
     def teacher(self, model: nn.Module, combine: teachers.Combine = "logits") -> teachers.Ensemble:
-        """Return the clients as a teacher; `model` is of their architecture, and copied."""
+        """Return the client models as a teacher.
+
+        Args:
+            model: Instance of their architecture, which is copied.
+            combine: Rule by which their answers become one.
+        """
         shell = copy.deepcopy(model).cpu()
 
         def models() -> Iterator[nn.Module]:
@@ -101,7 +106,7 @@ class ClientModels:
         return teachers.Ensemble(models, combine)
 
     def state(self) -> LastUpdates:
-        """Return the held model and what each client sent."""
+        """Return the held model and the updates."""
         return self._last
 
     def restore(self, state: LastUpdates) -> None:
@@ -117,13 +122,13 @@ class ClientModels:
 
 @dataclass(frozen=True)
 class Fusion:
-    """FedDF: after each mean, the global model learns the answers of the ensemble of the round's client models.
+    """FedDF: after each mean, the global model is distilled from the ensemble of the round's client models.
 
     Attributes:
-        model: Of the global model's architecture, with any weights.
+        model: Instance of the global model's architecture, with any weights.
         inputs: Proxy data (N, ...).
-        settings: When, and how it learns.
-        seed: Draws the order of the inputs, anew for each round.
+        settings: Rounds and settings of the distillation.
+        seed: Seed of the order of the inputs, which is drawn anew for each round.
 
     Raises:
         ValueError: There are no inputs.
@@ -139,11 +144,17 @@ class Fusion:
             raise ValueError("fusion needs proxy data, got 0 inputs: does the task hold out a proxy part?")
 
     def due(self, server_round: int) -> bool:
-        """Whether there is a distillation in a round."""
+        """Return whether a round ends with a distillation."""
         return (server_round - 1) % self.settings.every == 0
 
     def fused(self, arrays: Arrays, clients: ClientModels, server_round: int) -> dict[str, NDArray[Any]]:
-        """Return the global model's arrays after the distillation; `arrays` are those of the mean."""
+        """Return the global model's arrays after the distillation.
+
+        Args:
+            arrays: The global model after the mean, by name.
+            clients: The client models of the round.
+            server_round: Number of the round.
+        """
         learned = distill.distill(
             clients.teacher(self.model, self.settings.combine),
             filled(copy.deepcopy(self.model), arrays),
@@ -155,6 +166,11 @@ class Fusion:
 
 
 def filled(model: nn.Module, arrays: Arrays) -> nn.Module:
-    """Copy arrays into the model's own of those names, in place, and return it."""
+    """Copy arrays into a model, in place, and return it.
+
+    Args:
+        model: The model.
+        arrays: Its arrays by name.
+    """
     model.load_state_dict({name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()})
     return model

@@ -1,9 +1,9 @@
-"""Models that are slices of one another, and the mean of each weight over those who have it.
+"""HeteroFL: models that are slices of one another, and the mean of each weight over the models that have it.
 
 E. Diao, J. Ding, V. Tarokh, "HeteroFL: Computation and Communication Efficient Federated Learning for Heterogeneous
 Clients", ICLR 2021, section 3 and algorithm 1: a smaller model is the leading part of every layer, and the server
-averages each weight over the clients that hold it. Here without the paper's scaler, its batch norm and its mask of
-absent labels.
+averages each weight over the clients that hold it. The paper's scaler, its batch norm and its mask of absent labels are
+left out.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from fedpress.compression.tensors.layout import Layout, Vector
 
 
 class Part(NamedTuple):
-    """What the clients of one model have made of it.
+    """A sliced model after its clients' round.
 
     Attributes:
-        positions: of its weights in the whole model, int64 (m,).
-        master: its weights after the round, (m,).
-        weight: of its clients together; 0: none of them counts.
+        positions: positions of its weights in the whole model, int64 (m,).
+        master: its weights after the round, float32 (m,).
+        weight: sum of its clients' weights; 0: none of them counts.
     """
 
     positions: NDArray[np.int64]
@@ -33,7 +33,7 @@ class Part(NamedTuple):
 
 
 def leading(shape: Sequence[int]) -> tuple[slice, ...]:
-    """Return the index of the leading part of this shape.
+    """Return the index of the leading part of an array: that of a smaller shape.
 
     >>> np.arange(12).reshape(3, 4)[leading((2, 1))].tolist()
     [[0], [4]]
@@ -42,10 +42,14 @@ def leading(shape: Sequence[int]) -> tuple[slice, ...]:
 
 
 def positions(part: Layout, whole: Layout) -> NDArray[np.int64]:
-    """Return where the weights of a slice are in the whole model's vector, int64 (m,).
+    """Return the positions of a slice's weights in the whole model's vector, int64 (m,).
+
+    Args:
+        part: layout of the slice.
+        whole: layout of the whole model.
 
     Raises:
-        LayoutError: the part is no slice of the whole, or there are buffers, whose mean this is not about.
+        LayoutError: the part is no slice of the whole, or a model has buffers, which this mean does not cover.
     """
     if whole.buffers or part.buffers:
         raise LayoutError(
@@ -64,9 +68,9 @@ def positions(part: Layout, whole: Layout) -> NDArray[np.int64]:
 
 
 def mean(whole: Vector, parts: Sequence[Part]) -> Vector:
-    """Return the mean of each weight over the parts that have it, float32 (n,); the whole's own where none has.
+    """Return the mean of each weight over the parts that have it, float32 (n,); weights of no part stay.
 
-    Law: with parts that are all of the whole model, this is their weighted mean.
+    Law: with parts that each are the whole model, this is their weighted mean.
 
     >>> whole = np.float32([1, 1, 1])
     >>> first, second = Part(np.array([0, 1]), np.float32([3, 5]), 1.0), Part(np.array([0]), np.float32([7]), 3.0)
@@ -74,8 +78,8 @@ def mean(whole: Vector, parts: Sequence[Part]) -> Vector:
     [6.0, 5.0, 1.0]
 
     Args:
-        whole: the weights before the round, (n,).
-        parts: of them.
+        whole: weights of the whole model before the round, float32 (n,).
+        parts: sliced models after the round.
     """
     total, weight = np.zeros(len(whole)), np.zeros(len(whole))
     for part in parts:

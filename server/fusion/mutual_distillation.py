@@ -1,9 +1,9 @@
-"""Tiers teach each other: the ensemble of their models teaches the global model, which teaches each of them.
+"""Mutual distillation: the ensemble of the tiers' models teaches the global model, which teaches each of them.
 
 T. Lin, L. Kong, S. U. Stich, M. Jaggi, "Ensemble Distillation for Robust Model Fusion in Federated Learning" (FedDF),
 NeurIPS 2020, section 3 and algorithm 3: groups of clients with architectures of their own, whose models are fused by
 their answers on unlabeled data. There the ensemble teaches every group; here it teaches the largest model, and that
-teaches the others, as a student learns more from one good teacher whose weights it need not share.
+one teaches the others, as a student learns more from one good teacher, which need not share its architecture.
 D. Li, J. Wang, "FedMD: Heterogenous Federated Learning via Model Distillation", 2019: the same with public data.
 """
 
@@ -28,15 +28,15 @@ def teach(
     trained: bool,
     seed: int,
 ) -> list[nn.Module]:
-    """Return the global model and those of the tiers after they learned from each other; the given ones are untouched.
+    """Return the global model and those of the tiers after the distillation; the given ones are untouched.
 
     Args:
         whole: The global model.
         tiers: Models of the tiers, at least one.
         inputs: Proxy data (N, ...), without labels.
-        settings: How.
-        trained: Whether clients train the global model: it is then one of the ensemble.
-        seed: Of the order of the examples.
+        settings: Settings of the distillation.
+        trained: Whether clients train the global model, which is then one of the ensemble.
+        seed: Seed of the order of the examples.
 
     Raises:
         ValueError: There are no inputs.

@@ -1,4 +1,4 @@
-"""How models of a round teach: client models the global one, and tiers each other."""
+"""Settings of distillation on the server: from client models to the global one, and between tiers."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ class EnsembleDistillation(Settings):
     temperature: Positive = Field(default=2.0, json_schema_extra=ADVANCED, description="Of the distillation.")
 
     def distillation_of(self, epochs: int) -> Distillation:
-        """Return how a model learns in so many passes over the proxy data."""
+        """Return the settings of a distillation of this number of passes over the proxy data."""
         return Distillation(epochs=epochs, learning_rate=self.learning_rate, temperature=self.temperature)
 
 
 @dataclass(frozen=True, config=STRICT)
 class FedDF(EnsembleDistillation):
-    """After the mean, the global model learns the answers of the round's client models together (`client_ensemble`)."""
+    """Distillation of the global model from the round's client models, after the mean (`client_ensemble`)."""
 
     every: int = Field(default=1, ge=1, description="Rounds from one distillation to the next, from the first on.")
     epochs: int = Field(default=1, ge=1, description="Passes over the proxy data.")
 
     @property
     def distillation(self) -> Distillation:
-        """How the global model learns."""
+        """Settings of one distillation."""
         return self.distillation_of(self.epochs)
 
 
 @dataclass(frozen=True, config=STRICT)
 class Teaching(EnsembleDistillation):
-    """What tiers that train have of each other: their ensemble teaches the global model, which teaches them.
+    """Exchange between tiers that train: their ensemble teaches the global model, which teaches them.
 
     Clients belong to the models in turn: the first to the global model if clients train it, then one to each tier.
     """
@@ -74,12 +74,12 @@ class Teaching(EnsembleDistillation):
 
     @property
     def distillation(self) -> Distillation:
-        """How each model learns in each step."""
+        """Settings of each model's distillation in each step."""
         return self.distillation_of(self.epochs)
 
     @property
     def downlink(self) -> Downlink:
-        """How much of what a model was taught goes down at once."""
+        """Density and levels of the version that follows a distillation."""
         from fedpress.server.model.versions import Downlink
 
         return Downlink(density=self.density, levels=self.levels)

@@ -1,3 +1,3 @@
-"""The hub: a gRPC service that hands out students' bundles, and who may take them (`admission`)."""
+"""The hub: a gRPC service from which devices download students (`service`), with its access control (`admission`)."""
 
 __all__ = ["admission", "service"]

@@ -1,8 +1,8 @@
-"""Whom the hub lets in, and how much each may ask for at once.
+"""Access control and rate limits of the hub.
 
-Who has a token, shows it as `authorization: Bearer TOKEN`; the hub knows the SHA-256 of each alone, from a file with
-lines of a name and 64 hexadecimal digits. Rates are token buckets (J. Turner, "New directions in communications",
-IEEE Communications Magazine 24(10), 1986): they fill steadily up to a limit, and what is asked for is taken out.
+A client sends its token as `authorization: Bearer TOKEN`; the hub knows only the SHA-256 of each, from a file with
+lines of a name and 64 hexadecimal digits. Rates are token buckets (J. Turner, "New directions in communications", IEEE
+Communications Magazine 24(10), 1986): they fill at a constant rate up to a capacity, and requests drain them.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from fedpress.compression import files
 from fedpress.compression.errors import FedpressError
 
 BURST_SECONDS: Final = 60.0
-"""What a client left unused of its requests in this time, it may still ask for at once."""
+"""Requests that a client left unused in this time, it may make at once."""
 MAX_CLIENTS: Final = 10_000
-MAX_SAID: Final = 10_000
+MAX_LOGGED: Final = 10_000
 TOKEN_PREFIX: Final = "fph_"  # so that secret scanners can find one
 HEAD: Final = "# Tokens of `fedpress hub`: a name and the SHA-256 of its token. Without its line, a token is revoked.\n"
 NAME: Final = "[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
@@ -39,16 +39,16 @@ class TokenError(FedpressError, ValueError):
 
 
 class Bucket:
-    """So much a second, and at most so much at once.
+    """Token bucket: refill rate and capacity, in requests or bytes.
 
     >>> bucket = Bucket(rate=2.0, most=3.0, now=0.0)
     >>> [bucket.take(1, now=0.0) for _ in range(4)]    # the fourth would have to wait
     [0.0, 0.0, 0.0, 0.5]
 
     Args:
-        rate: Filled in a second.
-        most: It holds; full at first.
-        now: The time, in seconds.
+        rate: Refill rate per second.
+        most: Capacity; the bucket is full at first.
+        now: Present time, in seconds.
     """
 
     def __init__(self, rate: float, most: float, now: float) -> None:
@@ -56,7 +56,15 @@ class Bucket:
         self._level, self._at = most, now
 
     def take(self, amount: float, now: float) -> float:
-        """Take this out and return 0; where there is too little nothing is taken: return the seconds to wait."""
+        """Drain the bucket where it holds enough.
+
+        Args:
+            amount: Amount to take.
+            now: Present time, in seconds.
+
+        Returns:
+            0 where the amount was taken; else the seconds until the bucket holds it, and nothing is taken.
+        """
         self._fill(now)
         if self._level < amount:
             return (amount - self._level) / self.rate
@@ -64,7 +72,12 @@ class Bucket:
         return 0.0
 
     def owe(self, amount: float, now: float) -> float:
-        """Take this out in any case, and return how many seconds it takes until nothing is owed."""
+        """Drain the bucket in any case, also below zero, and return the seconds until it is back at zero.
+
+        Args:
+            amount: Amount to take.
+            now: Present time, in seconds.
+        """
         self._fill(now)
         self._level -= amount
         return max(0.0, -self._level / self.rate)
@@ -75,12 +88,16 @@ class Bucket:
 
 
 class Tokens:
-    """The file of tokens, read again when it changes.
+    """File of tokens, read again when it changes.
 
-    At the start it must be right. Later a line that is not is left out and logged; without the file nobody is let in.
+    At the start every line must be valid. Later an invalid line is skipped and logged, and without the file no token is
+    valid.
+
+    Args:
+        path: Path of the file.
 
     Raises:
-        TokenError: There is no such file, or a line is not a name and a SHA-256.
+        TokenError: The file cannot be read, or a line is not a name and a SHA-256.
     """
 
     def __init__(self, path: Path) -> None:
@@ -94,14 +111,14 @@ class Tokens:
         return len(self._names)
 
     def name_of(self, token: str) -> str | None:
-        """Return whose token it is, or None."""
+        """Return the name of a token, None for an unknown one."""
         self._refresh()
         digest = hashlib.sha256(token.encode()).digest()
-        found = None
-        for known, name in self._names.items():  # all of them: the time taken says nothing
+        match = None
+        for known, name in self._names.items():  # all of them, so that the time reveals nothing
             if hmac.compare_digest(known, digest):
-                found = name
-        return found
+                match = name
+        return match
 
     def _refresh(self) -> None:
         seen = self._state()
@@ -112,11 +129,11 @@ class Tokens:
             text = _read(self.path)
         except TokenError as error:
             self._names = {}
-            _log.error("nobody is let in: %s", error)
+            _log.error("no token is valid: %s", error)
             return
         self._names, faults = _parse(self.path, text)
         for fault in faults:
-            _log.error("left out: %s", fault)
+            _log.error("skipped: %s", fault)
         _log.info("%s has changed: %d tokens", self.path, len(self._names))
 
     def _state(self) -> tuple[int, ...]:
@@ -136,7 +153,7 @@ def _read(path: Path) -> str:
 
 
 def _parse(path: Path, text: str) -> tuple[dict[bytes, str], list[str]]:
-    """The names by digest, and what is wrong."""
+    """Return the names by digest, and the faults of invalid lines."""
     names: dict[bytes, str] = {}
     faults = []
     for number, line in enumerate(text.splitlines(), start=1):
@@ -155,6 +172,10 @@ def _parse(path: Path, text: str) -> tuple[dict[bytes, str], list[str]]:
 
 def add_token(path: Path, name: str) -> str:
     """Make a token, add its hash to the file under a name, and return it: it is stored nowhere.
+
+    Args:
+        path: Path of the file of tokens; made if it is absent.
+        name: Name of the token's owner.
 
     Raises:
         TokenError: The name is in use or unusable, or the file is not one of tokens.
@@ -178,12 +199,12 @@ def add_token(path: Path, name: str) -> str:
 
 
 class Client:
-    """What one client has under way, and what it may still ask for.
+    """Downloads and limits of one client.
 
     Args:
-        name: As in the log.
-        requests: A minute.
-        rate: Bytes a second, over all its downloads; None: as fast as it goes.
+        name: Name for the log.
+        requests: Requests a minute.
+        rate: Bytes a second over all its downloads; None: no limit.
     """
 
     def __init__(self, name: str, requests: int, rate: int | None) -> None:
@@ -196,12 +217,13 @@ class Client:
 
 
 class Clients:
-    """All clients of late, and how many downloads are under way.
+    """Recent clients, and the number of downloads under way.
 
     Args:
-        most: Downloads at once, of all.
-        each: Of one.
-        requests, rate: As for a `Client`.
+        most: Most simultaneous downloads of all clients.
+        each: Most simultaneous downloads of one client.
+        requests: Requests a minute, of one client.
+        rate: Bytes a second, of one client; None: no limit.
     """
 
     def __init__(self, most: int, each: int, requests: int, rate: int | None) -> None:
@@ -211,24 +233,25 @@ class Clients:
         self.streams = 0
 
     def get(self, name: str) -> Client:
-        """Return a client by its name; one that is new gets its full share."""
+        """Return a client by its name; a new one starts with full buckets."""
         client = self._known.get(name)
         now = time.monotonic()
         if client is None:
-            if len(self._known) >= MAX_CLIENTS:  # those whose buckets are full again are as good as new
-                idle = [one for one in self._known.values() if not one.streams and now - one.last > BURST_SECONDS]
-                for one in idle or [min(self._known.values(), key=lambda one: (one.streams > 0, one.last))]:
-                    del self._known[one.name]
+            if len(self._known) >= MAX_CLIENTS:  # forgetting clients whose buckets are full again changes nothing
+                known = self._known.values()
+                idle = [other for other in known if not other.streams and now - other.last > BURST_SECONDS]
+                for other in idle or [min(known, key=lambda other: (other.streams > 0, other.last))]:
+                    del self._known[other.name]
             client = self._known[name] = Client(name, *self._limits)
         client.last = now
         return client
 
     def why_not(self, client: Client) -> str | None:
-        """Return why the client cannot have one more download now, or None."""
+        """Return the reason to refuse the client one more download; None: it may have it."""
         if client.streams >= self.each:
             return f"{client.name} has {client.streams} downloads under way, and {self.each} are allowed"
         if self.streams >= self.most:
-            return f"{self.streams} downloads are under way, which is all that this hub gives at once"
+            return f"{self.streams} downloads are under way, the most that this hub allows"
         return None
 
     @contextmanager
@@ -244,33 +267,38 @@ class Clients:
 
 
 class Refusals:
-    """Logs each refusal once for a peer and a reason: a device that tries all night must not fill the disk."""
+    """Log of refusals, once for a peer and a reason: a device that retries all night must not fill the disk."""
 
     def __init__(self) -> None:
-        self._said: set[tuple[str, str]] = set()
+        self._logged: set[tuple[str, str]] = set()
 
     def log(self, peer: str, reason: str, message: str) -> None:
-        """Log the message, unless this reason was logged for this peer."""
-        if (peer, reason) in self._said:
+        """Log a refusal, unless this reason was logged for this peer.
+
+        Args:
+            peer: Address of the client.
+            reason: One of a few words.
+            message: The particulars.
+        """
+        if (peer, reason) in self._logged:
             return
-        if len(self._said) >= MAX_SAID:
-            self._said.clear()
-        self._said.add((peer, reason))
-        _log.warning("refused %s: %s (said once)", peer, message)
+        if len(self._logged) >= MAX_LOGGED:
+            self._logged.clear()
+        self._logged.add((peer, reason))
+        _log.warning("refused %s: %s (logged once)", peer, message)
 
 
 def address(peer: str) -> str:
-    """The address of gRPC's `peer()` without the port; of IPv6 the network, as one device has 2^64 addresses of it.
+    """Return the address of gRPC's `peer()` without the port; of IPv6 the /64 network, which one device may own.
 
     >>> address("ipv4:10.0.0.7:50123"), address("ipv6:%5B2001:db8::1:2:3:4%5D:50123")
     ('10.0.0.7', '2001:db8::/64')
     """
     host = unquote(peer).partition(":")[2].rpartition(":")[0].strip("[]").partition("%")[0]
     try:
-        found = ipaddress.ip_address(host)
+        parsed = ipaddress.ip_address(host)
     except ValueError:
         return peer  # a Unix socket
-    if found.version == 4:
+    if isinstance(parsed, ipaddress.IPv4Address):
         return host
-    mapped = found.ipv4_mapped if isinstance(found, ipaddress.IPv6Address) else None
-    return str(mapped) if mapped else str(ipaddress.ip_network((found, 64), strict=False))
+    return str(parsed.ipv4_mapped or ipaddress.ip_network((parsed, 64), strict=False))

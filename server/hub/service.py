@@ -1,8 +1,8 @@
-"""The hub: devices that only want their student download it here.
+"""The hub: a gRPC service from which devices download their students.
 
-It serves the published bundles of a store over gRPC (`messages/hub.proto`), and nothing else. One event loop has
-all downloads: a download is one open file and one part of it in memory, so that hundreds at once need neither threads
-nor memory. docs/how-to/hub.md says how it is used, and what it protects from.
+It serves the published bundles of a store (`messages/hub.proto`), and nothing else. One event loop has all downloads: a
+download is one open file and one part of it in memory, so that hundreds at once need few threads and little memory.
+docs/how-to/hub.md describes its use, and its protection.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ STREAMS_OF_A_CONNECTION: Final = 16
 READERS: Final = 4
 M_ARENA_MAX: Final = -8  # of glibc's malloc.h
 CLOSING_SECONDS: Final = 5.0
-"""How long a refusal may take to reach a reader that takes nothing."""
+"""Limit for a refusal to reach a client that reads nothing, in seconds."""
 REFLECTION_SECONDS: Final = 60.0
 RETRY_SECONDS: Final = 5.0
-"""What a client is told to wait where it is not known how long a place stays taken."""
+"""Wait that a client is told where all downloads are taken for an unknown time, in seconds."""
 OPTIONS: Final = [
-    ("grpc.so_reuseport", 0),  # a second hub on the same port is an error, and does not get half of the devices
+    ("grpc.so_reuseport", 0),  # a second hub on the same port must fail, not get half of the devices
     ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
     ("grpc.max_metadata_size", 1 << 13),
     ("grpc.max_concurrent_streams", STREAMS_OF_A_CONNECTION),
@@ -54,7 +54,7 @@ OPTIONS: Final = [
     ("grpc.http2.min_ping_interval_without_data_ms", 30_000),
     ("grpc.server_handshake_timeout_ms", 30_000),
     ("grpc.max_connection_idle_ms", 5 * 60_000),
-    ("grpc.max_connection_age_ms", 60 * 60_000),  # whoever keeps what is sent from leaving is cut off in the end
+    ("grpc.max_connection_age_ms", 60 * 60_000),  # a limit for clients that block a connection
     ("grpc.max_connection_age_grace_ms", 60 * 60_000),
 ]
 SERVICE: Final = hub_pb2.DESCRIPTOR.services_by_name["Hub"].full_name
@@ -63,28 +63,28 @@ _log = logging.getLogger(__name__)
 
 
 class HubError(FedpressError):
-    """The hub cannot be started as it was asked to."""
+    """The hub cannot be started with these settings."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How a hub serves.
+    """Settings of a hub.
 
     Attributes:
-        store: The folder of a `ModelStore`.
+        store: Folder of a `ModelStore`.
         listen: HOST:PORT; port 0: a free one.
-        certificate, key: Of the hub, PEM files, read again when they change.
-        client_ca: Who signs the certificates of clients; None: none are asked for.
-        tokens: The file of tokens; None: none are asked for.
-        public: Whoever reaches the hub may download.
-        insecure: Without TLS.
-        downloads: At once, of all clients.
-        downloads_each: At once, of one client.
-        requests: A minute, of one client.
-        rate: Bytes a second, of one client; None: as fast as it goes.
-        stall: Seconds in which a client must take a part of `PART_BYTES`.
+        certificate, key: PEM files of the hub, read again when they change.
+        client_ca: PEM file of the authority that signs client certificates; None: they are not required.
+        tokens: File of tokens; None: they are not required.
+        public: Whether everybody who reaches the hub may download.
+        insecure: Whether to serve without TLS.
+        downloads: Most simultaneous downloads of all clients.
+        downloads_each: Most simultaneous downloads of one client.
+        requests: Requests a minute, of one client.
+        rate: Bytes a second, of one client; None: no limit.
+        stall: Seconds in which a client must read a part of `PART_BYTES`.
         grace: Seconds that downloads under way get when the hub is stopped.
-        metrics: HOST:PORT for Prometheus, or None.
+        metrics: HOST:PORT for Prometheus; None: there are no metrics.
     """
 
     store: Path
@@ -105,7 +105,7 @@ class Settings:
 
 
 class Metrics:
-    """What Prometheus is told."""
+    """Metrics for Prometheus."""
 
     def __init__(self) -> None:
         self.registry = prometheus_client.CollectorRegistry()
@@ -125,7 +125,12 @@ class Metrics:
 
 
 class Door:
-    """Who is let in, for all services of a hub."""
+    """Admission of clients, for all services of a hub.
+
+    Args:
+        settings: Settings of the hub.
+        metrics: Counts refusals.
+    """
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self.tokens = admission.Tokens(settings.tokens) if settings.tokens else None
@@ -134,7 +139,7 @@ class Door:
         self._metrics = metrics
 
     async def admit(self, context: Any) -> admission.Client:
-        """Return who asks; whoever is not let in, or asks too often, is refused."""
+        """Return the client of a request, which is refused where the client is unknown or asks too often."""
         peer = admission.address(context.peer())
         name = f"address {peer}"
         if context.peer_identities():
@@ -147,13 +152,13 @@ class Door:
                     context, grpc.StatusCode.UNAUTHENTICATED, "no token",
                     "this hub wants a token, and none was sent",
                 )  # fmt: skip
-            found = self.tokens.name_of(token.strip())
-            if found is None:
+            owner = self.tokens.name_of(token.strip())
+            if owner is None:
                 await self.refuse(
                     context, grpc.StatusCode.UNAUTHENTICATED, "unknown token",
                     "the token is not one of this hub's: mistyped, or revoked?",
                 )  # fmt: skip
-            name = f"token {found}"
+            name = f"token {owner}"
         client = self.clients.get(name)
         wait = client.requests.take(1, time.monotonic())
         if wait:
@@ -166,25 +171,39 @@ class Door:
     async def refuse(
         self, context: Any, code: grpc.StatusCode, reason: str, message: str, wait: float | None = None
     ) -> NoReturn:
-        """Refuse a request, say why, and when it may come again; log it once for this peer and reason."""
+        """Refuse a request with a status; log it once for this peer and reason.
+
+        Args:
+            context: gRPC's context of the request.
+            code: The status.
+            reason: One of a few words, for log and metrics.
+            message: The particulars, which the client gets.
+            wait: Seconds after which the client may try again; None: it is not told.
+        """
         self.log_refusal(context, reason, message)
         await context.abort(code, message, () if wait is None else (("retry-after-ms", str(int(1000 * wait) + 1)),))
         raise AssertionError("abort does not return")
 
     def log_refusal(self, context: Any, reason: str, message: str) -> None:
-        """Count a refusal, and log it if it is the first of its kind."""
+        """Count a refusal, and log the first of its kind.
+
+        Args:
+            context: gRPC's context of the request.
+            reason: One of a few words.
+            message: The particulars.
+        """
         self._refusals.log(admission.address(context.peer()), reason, message)
         self._metrics.refused.labels(reason).inc()
 
 
 class Hub(hub_pb2_grpc.HubServicer):
-    """The service.
+    """The service of `messages/hub.proto`.
 
     Args:
-        catalog: What it offers.
-        door: Whom it lets in.
-        metrics: Where it counts.
-        stall: As in `Settings`.
+        catalog: Catalog of the bundles on offer.
+        door: Admission of clients.
+        metrics: Counts downloads and bytes.
+        stall: Seconds in which a client must read a part.
     """
 
     def __init__(self, catalog: Catalog, door: Door, metrics: Metrics, stall: float) -> None:
@@ -192,13 +211,23 @@ class Hub(hub_pb2_grpc.HubServicer):
         self._readers = ThreadPoolExecutor(READERS, "reader")
 
     async def ListBundles(self, request: hub_pb2.ListRequest, context: Any) -> hub_pb2.ListReply:
-        """What there is."""
+        """List the bundles on offer.
+
+        Args:
+            request: The tier, or all, and whether only the newest version of each is wanted.
+            context: gRPC's context of the request.
+        """
         await self._door.admit(context)
-        offered = await self._catalog.offered(request.tier, request.newest_only)
-        return hub_pb2.ListReply(bundles=[_about(one) for one in offered])
+        bundles = await self._catalog.offered(request.tier, request.newest_only)
+        return hub_pb2.ListReply(bundles=[_about(bundle) for bundle in bundles])
 
     async def GetBundle(self, request: hub_pb2.GetRequest, context: Any) -> None:
-        """One bundle, from an offset on."""
+        """Send one bundle, from an offset on.
+
+        Args:
+            request: Tier, version and offset in bytes.
+            context: gRPC's context of the request.
+        """
         client = await self._door.admit(context)
         try:
             offered = await self._catalog.find(request.tier, request.version)
@@ -217,7 +246,7 @@ class Hub(hub_pb2_grpc.HubServicer):
             await self._door.refuse(
                 context, grpc.StatusCode.RESOURCE_EXHAUSTED, "too many downloads", busy, RETRY_SECONDS
             )
-        outcome = "cut"  # by the client, or by the network: it is canceled from outside
+        outcome = "cut"  # by the client or the network: gRPC cancels the call
         try:
             with self._door.clients.download(client), self._metrics.streams.track_inprogress():
                 outcome = await self._send(context, client, offered, request.offset)
@@ -251,12 +280,12 @@ class Hub(hub_pb2_grpc.HubServicer):
                 offset += len(data)
 
     async def _read(self, descriptor: int, length: int, offset: int) -> bytes:
-        """In a thread: a slow disk must not stop the other downloads."""
+        """Read in a thread: a slow disk must not stop the other downloads."""
         return await asyncio.get_running_loop().run_in_executor(self._readers, os.pread, descriptor, length, offset)
 
     async def _hang_up(self, context: Any) -> NoReturn:
-        """Tell a client that it took nothing for too long; if it does not take that either, forget it."""
-        message = f"nothing was taken for {self._stall:g} s: ask again from where you are"
+        """End the call of a client that has read nothing for too long, with a message if it reads that."""
+        message = f"nothing was read for {self._stall:g} s: resume from the present offset"
         self._door.log_refusal(context, "stalled", message)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CLOSING_SECONDS):
@@ -275,7 +304,7 @@ def _about(offered: Offered) -> hub_pb2.Bundle:
 
 
 class _Reflection(reflection.aio.ReflectionServicer):  # type: ignore[misc]
-    """Says what the services are, to those who are let in."""
+    """gRPC reflection, for admitted clients."""
 
     def __init__(self, door: Door) -> None:
         super().__init__([SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME])
@@ -290,7 +319,7 @@ class _Reflection(reflection.aio.ReflectionServicer):  # type: ignore[misc]
 
 
 class _Health(health.aio.HealthServicer):  # type: ignore[misc]
-    """Answers at once, without a token; `Watch` would let anybody keep requests open."""
+    """Health check, without a token. `Watch` is refused: it would let anybody keep requests open."""
 
     async def Watch(self, request: Any, context: Any) -> None:
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, "ask with Check, again and again")
@@ -300,8 +329,8 @@ async def serve(settings: Settings, say: Callable[[str], None]) -> None:
     """Serve until SIGTERM or SIGINT; downloads under way then get `grace` seconds, a second signal ends them at once.
 
     Args:
-        settings: How.
-        say: Told where the hub listens once it does, and that it stops.
+        settings: Settings of the hub.
+        say: Called with a line for the user: where the hub listens, and that it stops.
 
     Raises:
         HubError: The settings contradict each other, a file cannot be used, or the port is taken.
@@ -312,7 +341,7 @@ async def serve(settings: Settings, say: Callable[[str], None]) -> None:
     metrics = Metrics()
     door = Door(settings, metrics)
     catalog = Catalog(ModelStore(settings.store))
-    newest = await catalog.offered(newest_only=True)  # and their digests, before anybody waits for them
+    newest = await catalog.offered(newest_only=True)  # computes their digests before a client waits for them
     server = grpc.aio.server(options=OPTIONS, maximum_concurrent_rpcs=2 * settings.downloads + 256)
     hub_pb2_grpc.add_HubServicer_to_server(Hub(catalog, door, metrics, settings.stall), server)  # type: ignore[no-untyped-call]
     healthy = _Health()
@@ -336,7 +365,7 @@ async def serve(settings: Settings, say: Callable[[str], None]) -> None:
     closing = _serve_metrics(settings, metrics)
     await server.start()
     host = settings.listen.rpartition(":")[0]
-    tiers = ", ".join(one.tier for one in newest) or "nothing yet"
+    tiers = ", ".join(bundle.tier for bundle in newest) or "nothing yet"
     say(f"hub listens on {host}:{port} ({_guards(settings, door)}); tiers in {settings.store}: {tiers}")
     try:
         await stop.wait()
@@ -351,7 +380,7 @@ async def serve(settings: Settings, say: Callable[[str], None]) -> None:
         if not stopped.done():
             await server.stop(None)
         left = asyncio.all_tasks() - {asyncio.current_task()}
-        if left:  # downloads that were canceled: gRPC complains where the loop ends before they have
+        if left:  # canceled downloads: gRPC complains where the loop ends before they do
             await asyncio.wait(left, timeout=CLOSING_SECONDS)
     finally:
         closing()
@@ -387,7 +416,7 @@ def _check(settings: Settings) -> None:
 
 
 def _host(listen: str) -> tuple[str, bool]:
-    """The host of HOST:PORT, and whether only this machine can reach it."""
+    """Return the host of HOST:PORT, and whether only this machine can reach it."""
     host, _, port = listen.rpartition(":")
     if not host or not port.isdecimal() or int(port) > 65535:
         raise HubError(f"{listen!r}: expected HOST:PORT, such as 0.0.0.0:9443 or [::1]:9443; port 0 is a free one")
@@ -399,16 +428,16 @@ def _host(listen: str) -> tuple[str, bool]:
 
 
 def _guards(settings: Settings, door: Door) -> str:
-    found = ["no TLS" if settings.insecure else "TLS"]
+    guards = ["no TLS" if settings.insecure else "TLS"]
     if settings.client_ca:
-        found.append("clients' certificates")
+        guards.append("clients' certificates")
     if door.tokens:
-        found.append(f"{len(door.tokens)} tokens")
-    return ", ".join(found) if len(found) > 1 else f"{found[0]}, open to all who reach it"
+        guards.append(f"{len(door.tokens)} tokens")
+    return ", ".join(guards) if len(guards) > 1 else f"{guards[0]}, open to all who reach it"
 
 
 def _credentials(settings: Settings) -> grpc.ServerCredentials:
-    """Of the hub; a certificate that was renewed is taken without a restart."""
+    """Return the hub's credentials, which take up a renewed certificate without a restart."""
     certificate, key, ca = settings.certificate, settings.key, settings.client_ca
     assert certificate and key
     paths = [path for path in (certificate, key, ca) if path]
@@ -438,31 +467,31 @@ def _credentials(settings: Settings) -> grpc.ServerCredentials:
     seen = state()
 
     def renewed() -> Any:
-        """Called before each handshake; None: as before."""
+        """Return renewed credentials, None where nothing has changed; gRPC calls this before each handshake."""
         nonlocal seen
         try:
             now = state()
             if now == seen:
                 return None
             seen = now
-            found = read()
+            renewal = read()
         except (HubError, OSError) as error:
             _log.error("the hub goes on with the certificate that it has: %s", error)
             return None
         _log.info("a renewed certificate is in use")
-        return found
+        return renewal
 
     return grpc.dynamic_ssl_server_credentials(first, renewed, require_client_authentication=ca is not None)
 
 
 def _one_arena() -> None:
-    """glibc gives each thread a heap of its own, and parts that pass through many stay in all: one takes less."""
+    """Use one heap for all threads: glibc has one for each, and parts of files would fill all of them."""
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
 
 
 def _allow_files(count: int) -> None:
-    """A download is a connection and a file: allow that many, as far as the system lets us."""
+    """Raise the limit of open files to `count`, as far as the system allows: a download is a connection and a file."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard == resource.RLIM_INFINITY or hard > soft:
         wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)

@@ -1,7 +1,8 @@
-"""The global model and how it moves.
+"""The global model: optimizer steps, versions for clients, masks.
 
-`global_model` holds it, `versions` are what clients have of it, `optimizers` apply a round's mean, `average` smooths
-it; `mask_schedules` and `mask_history` are the masks of a sparse one.
+`global_model` holds the parts together: `optimizers` step the master by a round's mean update, `versions` are the
+model as clients hold it, `average` is its mean over the rounds; `mask_schedules` and `mask_history` make and send the
+masks of a sparse model.
 """
 
 __all__ = ["average", "global_model", "mask_history", "mask_schedules", "optimizers", "settings", "versions"]

@@ -1,8 +1,8 @@
-"""The weighted mean of the global models of a run: steadier, and often better, than the newest alone.
+"""Exponential moving average of the global models of a run: steadier, and often better, than the newest model.
 
 Polyak and Juditsky 1992, "Acceleration of Stochastic Approximation by Averaging"; Izmailov et al. 2018, "Averaging
 Weights Leads to Wider Optima and Better Generalization" (UAI). It costs the server one more model in memory and
-nothing on the wire: clients go on from the model that they hold, and the mean is what is evaluated and published.
+nothing on the wire: clients train on from the model that they hold, and the mean is evaluated and published.
 """
 
 from collections.abc import Mapping
@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 @dataclass
 class RunningMean:
-    """The mean of the models so far.
+    """State of an `Average`.
 
     Attributes:
-        arrays: by name. Arrays of integers, such as counters, are the newest model's.
-        weight: the sum of 1, decay, decay^2, ...; 0: there was no model yet.
+        arrays: arrays of the mean by name. Integers, such as counters, are the newest model's.
+        weight: sum of 1, decay, decay^2, ...; 0: there was no model yet.
     """
 
     arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
@@ -53,11 +53,11 @@ class Average:
 
     @property
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """The mean by name."""
+        """Arrays of the mean by name."""
         return self.running.arrays
 
     def add(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Take in the newest model."""
+        """Add the newest model."""
         self.running.weight = 1 + self._decay * self.running.weight
         for name, array in arrays.items():
             if name in self.arrays and np.issubdtype(array.dtype, np.floating):
@@ -67,13 +67,13 @@ class Average:
                 self.arrays[name] = array.copy()
 
     def replace(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Take another model as the mean, with the weight of the models so far."""
+        """Replace the mean by another model, with the weight of the models so far."""
         self.running = RunningMean(
             {name: array.copy() for name, array in arrays.items()}, max(1.0, self.running.weight)
         )
 
     def keep(self, flags: Mapping[str, NDArray[np.bool_]]) -> None:
-        """Set to zero what a mask does not have: `flags` by name, each of its array's shape."""
+        """Set to zero the entries outside a mask: `flags` by name, each of its array's shape."""
         for name, present in flags.items():
             if name in self.arrays:
                 self.arrays[name][~present] = 0

@@ -1,4 +1,4 @@
-"""The model that the server keeps: the master vector, its optimizer, and the buffers."""
+"""The global model on the server: the master vector, its optimizer, the buffers, and the held model."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias
@@ -22,23 +22,23 @@ from fedpress.server.model.optimizers import ServerOptimizer
 from fedpress.server.model.versions import Downlink, Versions, VersionsState
 
 Refine: TypeAlias = Callable[[dict[str, NDArray[Any]]], Mapping[str, NDArray[Any]]]
-"""What the server itself makes of a model: from its arrays by name to these."""
+"""Change to the model by the server itself: takes its arrays by name and returns them changed."""
 NextMask: TypeAlias = Callable[[Vector, Layout], Mask | None]
-"""Shown the master after a step: the mask from here on, None for the same."""
+"""Takes the master after a step and its layout, and returns the next mask; None: the mask stays."""
 
 
 class ModelState(NamedTuple):
-    """All that a global model keeps.
+    """State of a global model.
 
     Attributes:
-        layout: fingerprint, with the mask of now.
-        steps: how many made the newest version.
-        master: float32 (n,).
-        buffers: by name.
-        optimizer: what the optimizer keeps between steps, by name.
-        masks: those of the last versions.
-        versions: of the held model; None: there is no downlink.
-        average: None: the newest model is published.
+        layout: fingerprint of the layout within the present mask.
+        steps: number of steps that made the newest version.
+        master: parameters, float32 (n,).
+        buffers: buffers by name.
+        optimizer: state of the optimizer by name.
+        masks: the last masks.
+        versions: versions of the held model; None: there is no downlink.
+        average: mean of the models so far; None: the newest model is published.
     """
 
     layout: int
@@ -55,20 +55,20 @@ class GlobalModel:
     """Master parameters in float32, stepped in place by the server's optimizer; buffers as values beside them.
 
     Args:
-        arrays: the initial model, every array of it.
+        arrays: every array of the initial model.
         layout: which arrays are parameters and which buffers; None: guessed by the usual names.
         optimizer: makes the optimizer from the master.
-        downlink: how clients get new versions; None: they get the master itself, whole.
+        downlink: compression of the download; None: clients get the whole master.
         averaging: decay of the mean that is published (`average.Average`); 0: the newest model is published.
-        mask: which weights the model has from the start; None: all.
+        mask: initial mask; None: the model has all weights.
 
     Attributes:
-        layout: of the parameters and buffers, within the newest mask.
-        masks: the newest mask, its version, and how it is sent.
-        master: the parameters, float32 (n,); not to be written to from outside.
-        optimizer: over the master's memory.
-        arrays: the held model: as clients have it, in the application's own order and types.
-        versions: of the held model, with a downlink.
+        layout: layout of the parameters and buffers, within the newest mask.
+        masks: the newest mask, its version, and its coding for clients.
+        master: parameters, float32 (n,).
+        optimizer: optimizer of the master, whose memory it shares.
+        arrays: the held model, as clients have it, in the application's own order and types.
+        versions: versions of the held model; None: there is no downlink.
 
     Raises:
         LayoutError: the arrays do not fit the layout.
@@ -102,7 +102,7 @@ class GlobalModel:
 
     @property
     def version(self) -> int:
-        """The number of the held model: how many steps made it."""
+        """Version of the held model: the number of steps that made it."""
         return self._steps
 
     @property
@@ -113,7 +113,7 @@ class GlobalModel:
         return records.from_numpy({name: self._average.arrays[name] for name in self.arrays})
 
     def replace(self, arrays: ArrayRecord) -> None:
-        """Take another model's values; the optimizer keeps its state."""
+        """Take over another model's values; the optimizer keeps its state."""
         named = records.to_numpy(arrays)
         self.master[:] = flatten.flatten(named, self.layout)
         self._buffers = self._buffers_of(named)
@@ -132,14 +132,14 @@ class GlobalModel:
         refine: Refine | None = None,
         next_mask: NextMask | None = None,
     ) -> None:
-        """Move the master along the mean update (n,) and take over the buffers.
+        """Move the master along the mean update and take over the buffers.
 
         Args:
-            mean_update: of the clients.
-            buffers: of theirs.
-            refine: what the server itself then makes of the model, arrays by name, within the same step.
-            next_mask: is shown the new master and its layout, and says which mask it is to have from here on; None
-                keeps it. What survives keeps its value and the optimizer's state, what is new begins at zero.
+            mean_update: mean of the clients' updates, float32 (n,).
+            buffers: buffers after the round, by name.
+            refine: change by the server itself within the same step; None: there is none.
+            next_mask: returns the next mask; None: the mask stays. Weights that survive keep their value and the
+                optimizer's state, new ones begin at zero.
 
         Raises:
             FloatingPointError: the master is no longer finite.
@@ -151,7 +151,12 @@ class GlobalModel:
         self.publish_version()
 
     def apply_update(self, mean_update: Vector, buffers: dict[str, NDArray[Any]], refine: Refine | None = None) -> None:
-        """The first half of `step`: the master moves, and what clients hold does not yet.
+        """Move the master and leave the held model: the first half of `step`.
+
+        Args:
+            mean_update: mean of the clients' updates, float32 (n,).
+            buffers: buffers after the round, by name.
+            refine: change by the server itself; None: there is none.
 
         Raises:
             FloatingPointError: the master is no longer finite.
@@ -166,21 +171,21 @@ class GlobalModel:
         self._buffers = buffers
 
     def publish_version(self) -> None:
-        """The second half of `step`: a new version of what clients hold follows the master."""
+        """Make a new version of the held model, nearer to the master: the second half of `step`."""
         self._new_version()
         if self._average:
             self._average.add(self._held())
 
     def apply_server_update(self, start: ArrayRecord, arrays: ArrayRecord, downlink: Downlink) -> None:
-        """Take in what the server has learned by itself, as one more step: the master moves by `arrays - start`.
+        """Apply training by the server itself, as one more step: the master moves by `arrays - start`.
 
-        The optimizer keeps its state, and clients what they keep back. The mean of the models so far, if there is
-        one, becomes `arrays`; what clients hold goes toward the master.
+        The optimizer keeps its state, and clients their residuals. The mean of the models so far, if there is one,
+        becomes `arrays`; the held model moves toward the master.
 
         Args:
-            start: the model that it began with; `published`, most likely.
-            arrays: what came of it; the model's buffers are these.
-            downlink: how much of it goes down with the new version; its `draw` is not looked at.
+            start: the model before the training; `published`, most likely.
+            arrays: the model after it, whose buffers are taken over.
+            downlink: density and levels of the new version; its `draw` is ignored.
 
         Raises:
             FloatingPointError: the master is no longer finite.
@@ -188,7 +193,7 @@ class GlobalModel:
         named = records.to_numpy(arrays)
         self.master += flatten.flatten(named, self.layout) - flatten.flatten(records.to_numpy(start), self.layout)
         if not np.isfinite(self.master).all():
-            raise FloatingPointError("the model is no longer finite: what the server has learned by itself is not")
+            raise FloatingPointError("the model is no longer finite: its training on the server has diverged")
         self._buffers = self._buffers_of(named)
         self._new_version(downlink)
         if self._average:
@@ -217,10 +222,10 @@ class GlobalModel:
         self.optimizer = self._make_optimizer(master)
 
     def side_info(self, download: Download | None, version: int) -> SideInfo:
-        """Return what the server knows of an update beside its payload, as the client did that sent it.
+        """Return the side information of an update, the same that its client had.
 
         Args:
-            download: by which the client got to the version that it trained from; None: it was sent whole.
+            download: download that brought the client to the version it trained from; None: the model went whole.
             version: that version.
         """
         return self.versions.side_info(download, version) if self.versions else SideInfo(self.layout)
@@ -239,10 +244,10 @@ class GlobalModel:
         )
 
     def restore(self, state: ModelState) -> None:
-        """Take up a state: from here on this model goes on as that one would have.
+        """Take up a state.
 
         Raises:
-            CheckpointError: it is of another model, or of one that went down in another way.
+            CheckpointError: it is of another model, or of one with another downlink or averaging.
         """
         masks = MaskHistory(None)
         masks.restore(state.masks)

@@ -1,4 +1,4 @@
-"""The masks of a model by version, and how the newest goes to a client that has an older one or none."""
+"""Masks of a model by version, and the newest one coded against an older one that a client has."""
 
 from typing import NamedTuple
 
@@ -6,27 +6,27 @@ from fedpress.compression.tensors.mask import Mask
 from fedpress.compression.wire import position_set
 
 KEPT = 4
-"""Masks that the newest is coded against: the last few, n / 8 bytes each."""
+"""Number of masks that are kept to code the newest against, n / 8 bytes each."""
 
 
 class MaskHistoryState(NamedTuple):
-    """The version of the mask now, and the last few masks by version."""
+    """Version of the newest mask, and the last few masks by version."""
 
     version: int
     masks: dict[int, Mask]
 
 
 class MaskHistory:
-    """Counts the masks of a model.
+    """The newest mask of a model, its version, and its coding for clients.
 
     Version 0 is the model without a mask. A model that is sparse from the first round begins with version 1.
 
     Args:
-        mask: the first; None: there is none so far.
+        mask: the first mask; None: there is none yet.
 
     Attributes:
-        version: of the mask now; 0: there is none.
-        mask: the newest.
+        version: version of the newest mask; 0: there is none.
+        mask: the newest mask.
     """
 
     def __init__(self, mask: Mask | None) -> None:
@@ -37,7 +37,7 @@ class MaskHistory:
             self.change(mask)
 
     def change(self, mask: Mask) -> None:
-        """Take over the next mask."""
+        """Add the next mask."""
         self.version, self.mask = self.version + 1, mask
         self._masks[self.version] = mask
         while len(self._masks) > KEPT:
@@ -45,24 +45,26 @@ class MaskHistory:
         self._coded = {}
 
     def coded(self, known: int | None) -> bytes | None:
-        """Return the mask as an order to a client brings it; empty where the client has it, None where there is none.
+        """Return the newest mask as an order brings it.
 
         Args:
             known: version of the mask that the client has, None if it has none.
+
+        Returns:
+            The mask, coded against the client's; empty where the client has it, None where there is none.
         """
         if self.mask is None:
             return None
         if known == self.version:
             return b""
-        base = known if known in self._masks else 0
-        assert base is not None
+        base = known if known is not None and known in self._masks else 0
         if base not in self._coded:
             reference = self._masks[base].positions if base else None
             self._coded[base] = position_set.pack(self.mask.positions, self.mask.size, reference)
         return self._coded[base]
 
     def state(self) -> MaskHistoryState:
-        """Return the masks that are kept."""
+        """Return the version and the masks that are kept."""
         return MaskHistoryState(self.version, self._masks)
 
     def restore(self, state: MaskHistoryState) -> None:

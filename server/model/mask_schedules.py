@@ -1,4 +1,4 @@
-"""Mask schedules: which weights a federated model has, from round to round.
+"""Mask schedules: the mask of a federated model, from round to round.
 
 S. Bibikar, H. Vikalo, Z. Wang, X. Chen, "Federated Dynamic Sparse Training: Computing Less, Communicating Less, Yet
     Learning Better", AAAI 2022, algorithms 1 and 2: clients drop and grow on their own data, the server merges.
@@ -22,7 +22,7 @@ from fedpress.compression.wire import position_set
 
 
 class VoteRequest(NamedTuple):
-    """What clients are asked to vote on: the parts of each tensor's weights that they drop and grow."""
+    """Vote that clients are asked for: fractions of each tensor's weights to drop and to grow."""
 
     drop: float = 0.0
     grow: float = 0.0
@@ -32,22 +32,22 @@ class Ballot:
     """The votes of a round, weighted by the clients' examples.
 
     Args:
-        layout: of the model that was voted on, with its mask.
-        request: what clients were asked.
+        layout: layout of the model that clients vote on, within its mask.
+        request: the vote that clients were asked for.
     """
 
     def __init__(self, layout: Layout, request: VoteRequest) -> None:
         self.layout = layout
         self.weight = 0.0
-        self.votes = np.zeros(layout.full.size)  # of each entry of the vector without a mask, to be there
+        self.votes = np.zeros(layout.full.size)  # for each entry of the vector without a mask to be in the next one
         self._most = np.diff(layout.offsets) + dynamic_sparsity.changes(layout, request.grow)
         self._drops = dynamic_sparsity.changes(layout, request.drop)
 
     def read(self, vote: bytes) -> Positions:
-        """Return the entries that a vote asks for.
+        """Return the entries of the mask that a client votes for.
 
         Raises:
-            PayloadError: it cannot be read, or drops or grows more of a tensor than was asked.
+            PayloadError: the vote cannot be read, or drops or grows more of a tensor than was asked for.
         """
         mask = self.layout.mask
         assert mask is not None
@@ -56,53 +56,61 @@ class Ballot:
         total = np.diff(np.searchsorted(wanted, whole))
         kept = np.diff(np.searchsorted(wanted[mask.flags[wanted]], whole))
         if (kept + self._drops < np.diff(self.layout.offsets)).any() or (total > self._most).any():
-            raise errors.InvalidPositions("a vote drops or grows more weights than it was asked to")
+            raise errors.InvalidPositions("a vote drops or grows more weights of a tensor than the order asked for")
         return wanted
 
     def add(self, wanted: Positions, weight: float) -> None:
-        """Count a vote that was read."""
+        """Count a vote.
+
+        Args:
+            wanted: entries that it asks for (`read`).
+            weight: weight of the client.
+        """
         self.votes[wanted] += weight
         self.weight += weight
 
 
 class MaskSchedule(Protocol):
-    """Says which mask a model has. Schedules keep nothing: the same round and model give the same mask."""
+    """Mask of a model by round.
+
+    Law: a schedule has no state: the same round, master and ballot give the same mask.
+    """
 
     @property
     def first(self) -> Mask | None:
-        """The mask from the first round on; None: all weights are there."""
+        """Mask of the first round; None: the model has all weights."""
 
     def vote_request(self, server_round: int) -> VoteRequest | None:
-        """Return what this round's clients vote on; None: nothing."""
+        """Return the vote that this round's clients are asked for; None: there is none."""
 
     def after(self, server_round: int, master: Vector, layout: Layout, ballot: Ballot | None) -> Mask | None:
         """Return the mask after a round's step; None: it stays.
 
         Args:
-            server_round: from 1.
-            master: after the step, float32, shape (n,).
-            layout: of the master, with the mask as it was.
-            ballot: the votes, where some were asked for.
+            server_round: number of the round, from 1.
+            master: parameters after the step, float32 (n,).
+            layout: layout of the master, within the present mask.
+            ballot: votes of the round; None: none were asked for.
         """
 
 
 class Fixed(NamedTuple):
-    """The mask stays as it is: a model that was pruned at initialization."""
+    """A mask that stays: that of a model pruned at initialization, or none."""
 
     first: Mask | None
 
     def vote_request(self, server_round: int) -> VoteRequest | None:
-        """Nobody votes."""
+        """None: there are no votes."""
         return None
 
     def after(self, server_round: int, master: Vector, layout: Layout, ballot: Ballot | None) -> Mask | None:
-        """Nothing changes."""
+        """Keep the mask, whatever the arguments of `MaskSchedule.after`."""
         return None
 
 
 @dataclass(frozen=True, config=STRICT)
 class Sparsity(MaskSize):
-    """Which weights the model in training has; clients train, send and get those only.
+    """Sparse training: clients train, send and get the weights within a mask only.
 
     Raises:
         ValueError: A value is out of range, or of another method.
@@ -142,11 +150,11 @@ class Sparsity(MaskSize):
         for key in ("initial_method", "begin", "end", "every", "drop_fraction"):
             if key not in taken and self.changed(key):
                 raise ValueError(f"{key} has no meaning for method {self.method}")
-        _ = self.initial  # refuses what does not go together
+        _ = self.initial  # raises where method, density and scope do not go together
 
     @property
     def initial(self) -> AtInitialization | None:
-        """How the first mask is made; None: all weights are there at first."""
+        """Settings of the first mask; None: the model has all weights at first."""
         if self.method == "gradual":
             return None
         votes = self.method in ("feddst", "rigl")
@@ -162,7 +170,7 @@ class Sparsity(MaskSize):
         """Return the schedule of the masks.
 
         Args:
-            first: Mask that the method found; None: all weights are there.
+            first: First mask, made by the method; None: the model has all weights.
             end: Round after which the mask stays.
         """
         if first is None:
@@ -172,11 +180,11 @@ class Sparsity(MaskSize):
         return FedDST(first, self, end) if self.method == "feddst" else RigL(first, self, end)
 
     def exchanged(self, server_round: int, end: int) -> float:
-        """Return the part of each tensor's weights that is exchanged in a round; 0: nothing.
+        """Return the fraction of each tensor's weights that is exchanged in a round; 0: none.
 
         Args:
-            server_round: From 1.
-            end: Round in which the part has fallen to nothing.
+            server_round: Number of the round, from 1.
+            end: Round in which the fraction has fallen to 0.
         """
         if server_round % self.every:
             return 0.0
@@ -184,22 +192,22 @@ class Sparsity(MaskSize):
 
 
 class Gradual(NamedTuple):
-    """Pruning as it goes: weights of the smallest magnitude are removed every few rounds, and never come back."""
+    """Gradual magnitude pruning: the smallest weights are removed every few rounds, and never come back."""
 
     sparsity: Sparsity
     end: int  # round after which the density is reached
 
     @property
     def first(self) -> Mask | None:
-        """All weights are there."""
+        """None: the model has all weights at first."""
         return None
 
     def vote_request(self, server_round: int) -> VoteRequest | None:
-        """Nobody votes."""
+        """None: there are no votes."""
         return None
 
     def after(self, server_round: int, master: Vector, layout: Layout, ballot: Ballot | None) -> Mask | None:
-        """Return the mask of the largest weights, where one is due."""
+        """Return the mask of the largest weights, where one is due; see `MaskSchedule.after`."""
         begin = self.sparsity.begin
         due = server_round >= begin and (server_round - begin) % self.sparsity.every == 0
         if not (due or server_round == self.end):
@@ -207,7 +215,7 @@ class Gradual(NamedTuple):
         density = dynamic_sparsity.cubic_density(server_round, begin, self.end, self.sparsity.density)
         if density >= dynamic_sparsity.density(layout.mask, layout):
             return None
-        magnitudes = np.full(layout.full.size, -1.0, np.float32)  # what is gone comes after every weight that is there
+        magnitudes = np.full(layout.full.size, -1.0, np.float32)  # removed weights rank last
         magnitudes[layout.whole(np.arange(layout.size))] = np.abs(master)
         mask = dynamic_sparsity.ranked(magnitudes, layout, density, self.sparsity.scope or "layer")
         return mask if layout.mask is None else Mask.of(mask.flags & layout.mask.flags)
@@ -216,9 +224,9 @@ class Gradual(NamedTuple):
 class FedDST(NamedTuple):
     """Clients vote on the whole mask: each drops its smallest weights and grows where its own gradient is largest.
 
-    A tensor keeps as many weights as it had: those with most votes, by examples; among equals those with the larger
-    master weights, so that what is there stays. (Bibikar et al. send grown weights' values along and rank by them; here
-    a grown weight begins at zero for everybody, in the next epoch, so that every update is of one epoch's mask.)
+    A tensor keeps its number of weights: those with most votes, by examples; among equals those with the larger master
+    weights, so that present weights stay. (Bibikar et al. also send the values of grown weights, and rank by them; here
+    a grown weight begins at zero for all clients, with the next mask, so that every update is within one mask.)
     """
 
     first: Mask
@@ -226,20 +234,20 @@ class FedDST(NamedTuple):
     end: int  # round from which on the mask stays
 
     def vote_request(self, server_round: int) -> VoteRequest | None:
-        """Return the part that each client drops and grows, in a round of exchange."""
+        """Return the fraction that each client drops and grows, in a round of exchange."""
         part = self.sparsity.exchanged(server_round, self.end)
         return VoteRequest(part, part) if part else None
 
     def after(self, server_round: int, master: Vector, layout: Layout, ballot: Ballot | None) -> Mask | None:
-        """Merge the votes."""
+        """Return the mask with most votes; see `MaskSchedule.after`."""
         if ballot is None or not ballot.weight:
             return None
         assert layout.mask is not None
-        ranks = np.zeros(layout.full.size)  # 0 for what is not there, then by magnitude up to below 1
+        ranks = np.zeros(layout.full.size)  # 0 for absent weights, then by magnitude up to below 1
         ranks[layout.mask.positions[np.argsort(np.abs(master), kind="stable")]] = (
             np.arange(1, layout.size + 1) / (layout.size + 1)
         )  # fmt: skip
-        # Votes are sums of whole numbers of examples, or nearly; shares of 2^-20 are told apart, ranks below that.
+        # Shares are compared in units of 2^-20, above rounding errors of the sum; ranks, below 1, break ties.
         shares = np.rint(ballot.votes / ballot.weight * 2**20)
         return dynamic_sparsity.by_counts(shares + ranks, layout, np.diff(layout.offsets).tolist())
 
@@ -247,8 +255,8 @@ class FedDST(NamedTuple):
 class RigL(NamedTuple):
     """The server drops the smallest weights of the master; clients vote on what grows in their place.
 
-    RigL with the mean of the clients' gradients replaced by their votes: which entries have the largest gradient is all
-    that is sent of it.
+    RigL with the mean of the clients' gradients replaced by their votes: of its gradient a client sends the places of
+    the largest entries only.
     """
 
     first: Mask
@@ -256,12 +264,12 @@ class RigL(NamedTuple):
     end: int  # round from which on the mask stays
 
     def vote_request(self, server_round: int) -> VoteRequest | None:
-        """Return the part that each client grows, in a round of exchange."""
+        """Return the fraction that each client grows, in a round of exchange."""
         part = self.sparsity.exchanged(server_round, self.end)
         return VoteRequest(0.0, part) if part else None
 
     def after(self, server_round: int, master: Vector, layout: Layout, ballot: Ballot | None) -> Mask | None:
-        """Drop and grow; where clients vote for too few, fewer are exchanged."""
+        """Return the mask after the exchange, of fewer weights where the votes are few; see `MaskSchedule.after`."""
         if ballot is None or not ballot.weight:
             return None
         assert layout.mask is not None

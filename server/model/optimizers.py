@@ -1,8 +1,8 @@
-"""Server optimizers: rules on the pseudo-gradient, the mean update with its sign turned.
+"""Server optimizers: rules on the pseudo-gradient, the negative of the mean update.
 
 Reddi et al. 2021, "Adaptive Federated Optimization" (ICLR). An optimizer is made by a constructor from the master
-vector, whose memory it shares and steps in place. The adaptive rules step densely: a coordinate that nobody sent is a
-pseudo-gradient of zero. Their epsilon must be at least 1e-3 (section 5 there), or such coordinates explode when first
+vector, whose memory it shares and steps in place. The adaptive rules step densely: a coordinate that no client sent has
+a pseudo-gradient of zero. Their epsilon must be at least 1e-3 (section 5 there), or such coordinates explode when first
 sent. Steps equal those of torch's optimizers bit by bit, where torch has the rule; torch's own are not used, since the
 first one that a process makes imports torch's compiler, for a second and 70 MB.
 """
@@ -20,12 +20,14 @@ from fedpress.server.model.settings import MIN_EPSILON, OptimizerSettings
 
 
 class Optimizer(ABC):
-    """A rule, and what it keeps of the master between steps.
+    """A rule, and its state between steps.
+
+    Args:
+        master: the parameters, float32 (n,), whose memory is shared.
 
     Attributes:
-        master: the vector (n,), float32, that is stepped in place.
-        state: what is kept between steps, tensors by name, of shape (n,) or (); rates and the like come from the
-            constructor.
+        master: the parameters, float32 (n,), stepped in place.
+        state: tensors by name, of shape (n,) or (); rates and the like come from the constructor.
     """
 
     def __init__(self, master: Vector) -> None:
@@ -34,7 +36,7 @@ class Optimizer(ABC):
 
     @abstractmethod
     def descend(self, gradient: Tensor) -> None:
-        """Move the master by one step against the gradient (n,), a tensor of the rule's own."""
+        """Move the master by one step against the gradient (n,), which the rule may overwrite."""
 
     def step(self, mean_update: Vector) -> None:
         """Move the master by one step along the mean update (n,)."""
@@ -42,7 +44,12 @@ class Optimizer(ABC):
             self.descend(torch.from_numpy(np.negative(mean_update)))
 
     def kept(self, name: str, first: float = 0.0) -> Tensor:
-        """Return a tensor (n,) of the state, which begins with `first` everywhere."""
+        """Return a tensor (n,) of the state.
+
+        Args:
+            name: name of the tensor in `state`.
+            first: initial value of all its entries.
+        """
         if name not in self.state:
             self.state[name] = torch.full_like(self.master, first)
         return self.state[name]
@@ -56,8 +63,8 @@ def of(settings: OptimizerSettings, learning_rate: float | None = None) -> Serve
     """Return the optimizer that settings describe.
 
     Args:
-        settings: Of a scenario's `server`.
-        learning_rate: In place of theirs; None: theirs.
+        settings: the section `server` of a scenario.
+        learning_rate: learning rate in place of that of the settings; None: theirs.
     """
     rate = settings.learning_rate if learning_rate is None else learning_rate
     if settings.optimizer == "adam":
@@ -72,7 +79,12 @@ def of(settings: OptimizerSettings, learning_rate: float | None = None) -> Serve
 
 
 def sgd(learning_rate: float = 1.0, momentum: float = 0.0) -> ServerOptimizer:
-    """Gradient descent; `learning_rate=1` without momentum is FedAvg, with momentum FedAvgM (Hsu et al. 2019)."""
+    """Return gradient descent; at rate 1 FedAvg, and with momentum FedAvgM (Hsu et al. 2019).
+
+    Args:
+        learning_rate: length of the step, above 0.
+        momentum: decay of the velocity, in [0, 1).
+    """
     _positive("learning_rate", learning_rate)
     if not 0 <= momentum < 1:
         raise ValueError(f"server momentum must be in [0, 1), and is {momentum}")
@@ -82,7 +94,14 @@ def sgd(learning_rate: float = 1.0, momentum: float = 0.0) -> ServerOptimizer:
 def adam(
     learning_rate: float = 1e-2, beta1: float = 0.9, beta2: float = 0.99, epsilon: float = MIN_EPSILON
 ) -> ServerOptimizer:
-    """FedAdam, with the bias correction of Kingma and Ba 2015."""
+    """Return FedAdam, with the bias correction of Kingma and Ba 2015.
+
+    Args:
+        learning_rate: length of the step, above 0.
+        beta1: decay of the first moment.
+        beta2: decay of the second moment.
+        epsilon: added to the deviation, at least 1e-3.
+    """
     _check_adaptive(learning_rate, epsilon)
     return lambda master: Adam(master, learning_rate, beta1, beta2, epsilon)
 
@@ -90,21 +109,33 @@ def adam(
 def yogi(
     learning_rate: float = 1e-2, beta1: float = 0.9, beta2: float = 0.99, epsilon: float = MIN_EPSILON
 ) -> ServerOptimizer:
-    """FedYogi (Reddi et al. 2021, algorithm 2)."""
+    """Return FedYogi (Reddi et al. 2021, algorithm 2).
+
+    Args:
+        learning_rate: length of the step, above 0.
+        beta1: decay of the first moment.
+        beta2: rate of the second moment's additive steps.
+        epsilon: added to the deviation, at least 1e-3.
+    """
     _check_adaptive(learning_rate, epsilon)
     return lambda master: Yogi(master, learning_rate, beta1, beta2, epsilon)
 
 
 def adagrad(learning_rate: float = 1e-1, epsilon: float = MIN_EPSILON) -> ServerOptimizer:
-    """FedAdagrad."""
+    """Return FedAdagrad (Reddi et al. 2021, algorithm 2).
+
+    Args:
+        learning_rate: length of the step, above 0.
+        epsilon: added to the root of the summed squares, at least 1e-3.
+    """
     _check_adaptive(learning_rate, epsilon)
     return lambda master: Adagrad(master, learning_rate, epsilon)
 
 
 def majority_vote(learning_rate: float) -> ServerOptimizer:
-    """Move every weight by `learning_rate` in the direction that most clients, weighted by examples, voted for.
+    """Return the rule that moves every weight by `learning_rate` along the majority's sign, weighted by examples.
 
-    For clients that send signs (`compression.signs`); a tie moves nothing. Bernstein et al. 2018, "signSGD: Compressed
+    For clients that send signs (`encoders.signsgd`); a tie moves nothing. Bernstein et al. 2018, "signSGD: Compressed
     Optimization for Non-Convex Problems" (ICML), algorithm 1, the distributed form.
     """
     _positive("learning_rate", learning_rate)
@@ -112,10 +143,10 @@ def majority_vote(learning_rate: float) -> ServerOptimizer:
 
 
 def ef21(learning_rate: float = 1.0) -> ServerOptimizer:
-    """Step along the sum of all mean updates so far, for clients that send changes (`compression.ef21`).
+    """Return the rule that steps along the sum of all mean updates, for clients that send changes (`encoders.ef21`).
 
     That sum is the mean of the clients' estimates only if all of them take part in every round with the same weights;
-    with fewer it would count the estimates of some for those of all. Richtárik, Sokolov and Fatkhullin 2021, "EF21: A
+    with fewer it would stand for the estimates of some only. Richtárik, Sokolov and Fatkhullin 2021, "EF21: A
     New, Simpler, Theoretically Better, and Practically Faster Error Feedback" (NeurIPS), algorithm 2.
     """
     _positive("learning_rate", learning_rate)
@@ -124,7 +155,12 @@ def ef21(learning_rate: float = 1.0) -> ServerOptimizer:
 
 
 def remapped(state: Mapping[str, Tensor], change: MaskChange) -> dict[str, Tensor]:
-    """Return an optimizer's state for the master of another mask: entries that it lacked begin at zero."""
+    """Return an optimizer's state for the master within another mask; new entries begin at zero.
+
+    Args:
+        state: tensors by name, of shape (n,) or ().
+        change: change of the mask.
+    """
     size = len(change.survivors) + len(change.removed)
     return {
         name: torch.from_numpy(change.apply(tensor.numpy())) if tensor.shape == (size,) else tensor
@@ -133,26 +169,42 @@ def remapped(state: Mapping[str, Tensor], change: MaskChange) -> dict[str, Tenso
 
 
 class Sgd(Optimizer):
-    """Gradient descent along a velocity v = momentum * v + g (Polyak 1964)."""
+    """Gradient descent along a velocity v = momentum * v + g (Polyak 1964).
+
+    Args:
+        master: the parameters, float32 (n,).
+        learning_rate: length of the step.
+        momentum: decay of the velocity; 0: there is none.
+    """
 
     def __init__(self, master: Vector, learning_rate: float, momentum: float) -> None:
         super().__init__(master)
         self._rate, self._momentum = learning_rate, momentum
 
     def descend(self, gradient: Tensor) -> None:
+        """Set v = momentum * v + g, then master -= rate * v."""
         if self._momentum:
             gradient = self.kept("momentum_buffer").mul_(self._momentum).add_(gradient)
         self.master.add_(gradient, alpha=-self._rate)
 
 
 class Adam(Optimizer):
-    """Kingma and Ba 2015, "Adam: A Method for Stochastic Optimization" (ICLR), algorithm 1."""
+    """Kingma and Ba 2015, "Adam: A Method for Stochastic Optimization" (ICLR), algorithm 1.
+
+    Args:
+        master: the parameters, float32 (n,).
+        learning_rate: length of the step.
+        beta1: decay of the first moment.
+        beta2: decay of the second moment.
+        epsilon: added to the deviation.
+    """
 
     def __init__(self, master: Vector, learning_rate: float, beta1: float, beta2: float, epsilon: float) -> None:
         super().__init__(master)
         self._rate, self._beta1, self._beta2, self._epsilon = learning_rate, beta1, beta2, epsilon
 
     def descend(self, gradient: Tensor) -> None:
+        """Move along the mean gradient over the root of the mean square, both corrected for their bias."""
         steps = self.state.setdefault("step", torch.zeros(()))
         steps += 1
         mean = self.kept("exp_avg").lerp_(gradient, 1 - self._beta1)
@@ -166,6 +218,13 @@ class Yogi(Optimizer):
     """v += (1 - beta2) * sign(g^2 - v) * g^2, so that v cannot jump.
 
     Zaheer et al. 2018, "Adaptive Methods for Nonconvex Optimization" (NeurIPS), algorithm 2.
+
+    Args:
+        master: the parameters, float32 (n,).
+        learning_rate: length of the step.
+        beta1: decay of the first moment.
+        beta2: rate of the second moment's additive steps.
+        epsilon: added to the deviation.
     """
 
     def __init__(self, master: Vector, learning_rate: float, beta1: float, beta2: float, epsilon: float) -> None:
@@ -173,6 +232,7 @@ class Yogi(Optimizer):
         self._rate, self._beta1, self._beta2, self._epsilon = learning_rate, beta1, beta2, epsilon
 
     def descend(self, gradient: Tensor) -> None:
+        """Move along the mean of the gradients over the root of the second moment."""
         square = gradient.square()
         mean = self.kept("mean").lerp_(gradient, 1 - self._beta1)
         variance = self.kept("variance", self._epsilon**2)
@@ -181,25 +241,38 @@ class Yogi(Optimizer):
 
 
 class Adagrad(Optimizer):
-    """Duchi, Hazan and Singer 2011, "Adaptive Subgradient Methods" (JMLR 12), the diagonal form."""
+    """Duchi, Hazan and Singer 2011, "Adaptive Subgradient Methods" (JMLR 12), the diagonal form.
+
+    Args:
+        master: the parameters, float32 (n,).
+        learning_rate: length of the step.
+        epsilon: added to the root.
+    """
 
     def __init__(self, master: Vector, learning_rate: float, epsilon: float) -> None:
         super().__init__(master)
         self._rate, self._epsilon = learning_rate, epsilon
 
     def descend(self, gradient: Tensor) -> None:
+        """Move along the gradient over the root of the sum of all squares."""
         squares = self.kept("sum").addcmul_(gradient, gradient)
         self.master.addcdiv_(gradient, squares.sqrt().add_(self._epsilon), value=-self._rate)
 
 
 class MajorityVote(Optimizer):
-    """A step of the same length for every weight, against the sign of its gradient."""
+    """A step of the same length for every weight, against the sign of its gradient.
+
+    Args:
+        master: the parameters, float32 (n,).
+        learning_rate: length of the step.
+    """
 
     def __init__(self, master: Vector, learning_rate: float) -> None:
         super().__init__(master)
         self._rate = learning_rate
 
     def descend(self, gradient: Tensor) -> None:
+        """Move every weight by the rate, against the sign of its gradient."""
         self.master.sub_(gradient.sign(), alpha=self._rate)
 
 

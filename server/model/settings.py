@@ -1,4 +1,4 @@
-"""How the server moves the global model, and how clients get to know of it."""
+"""Settings of the server's optimizer and of the compression of the download."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MIN_EPSILON: Final = 1e-3
 
 @dataclass(frozen=True, config=STRICT)
 class DownlinkSettings(Settings):
-    """How the model goes down: clients keep it, and get what has changed since they were last here."""
+    """Compression of the download: clients hold the model, and get what has changed since their last round."""
 
     density: Fraction = Field(default=0.005, description="Share of the model's entries that one round changes.")
     levels: int = Field(
@@ -26,7 +26,7 @@ class DownlinkSettings(Settings):
 
 @dataclass(frozen=True, config=STRICT)
 class OptimizerSettings(Settings):
-    """How the server steps along the mean update (Reddi et al., "Adaptive Federated Optimization", 2021).
+    """The server's step along the mean update (Reddi et al., "Adaptive Federated Optimization", 2021).
 
     Raises:
         ValueError: A value is out of range, or of another optimizer.
@@ -65,7 +65,7 @@ class OptimizerSettings(Settings):
 
     def __post_init__(self) -> None:
         takes: dict[str, set[str]] = {"sgd": {"momentum"}, "adagrad": {"epsilon"}, "majority_vote": set()}
-        own = takes.get(self.optimizer, {"beta1", "beta2", "epsilon"})
+        taken = takes.get(self.optimizer, {"beta1", "beta2", "epsilon"})
         for key in ("momentum", "beta1", "beta2", "epsilon"):
-            if key not in own and self.changed(key):
-                raise ValueError(f"{key} has no meaning for optimizer {self.optimizer}, which takes {sorted(own)}")
+            if key not in taken and self.changed(key):
+                raise ValueError(f"{key} has no meaning for optimizer {self.optimizer}, which takes {sorted(taken)}")

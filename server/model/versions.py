@@ -1,12 +1,12 @@
-"""The versions of the held model, and what brings a client from the one it has to the newest.
+"""Versions of the held model, and deltas that bring a client from one of them to the newest.
 
-From one version to the next only the largest entries of master - held change, all by the same magnitude: this is the
-download's own top-k and ternary quantizer, and what it leaves out stays in master - held. Magnitudes are 2^j or
-1.5 * 2^j, so that the sum of several versions is made of few, small multiples of one unit (`dyadic`).
+From one version to the next only the largest entries of master - held change, all by the same magnitude: this is top-k
+and ternary quantization of the download, and master - held is its residual. Magnitudes are 2^j or 1.5 * 2^j, so that
+the sum of several versions is made of few, small multiples of one unit (`dyadic`).
 
-A version belongs to one mask. Changes are kept by their places in the vector without a mask, and what a new mask drops
-counts as a change to zero. So a delta from a version of an older mask is the difference from what survives there,
-whatever the masks between were.
+A version belongs to one mask. Changes are kept by their positions in the vector without a mask, and an entry that a new
+mask drops counts as a change to zero. So a delta from a version of an older mask is the difference from its surviving
+entries, whatever the masks between were.
 """
 
 import dataclasses
@@ -32,14 +32,14 @@ from fedpress.server.model.settings import DownlinkSettings
 FROM_NOTHING = -1
 """The version before the first: every weight is zero. A delta from it is a snapshot."""
 _DRAWN = -2
-"""In place of a version: what a client has that draws version 0 within the newest mask. Its delta names version 0."""
+"""In place of a version: version 0 as a client draws it within the newest mask. Its delta names version 0."""
 _HISTORY = 0.5
-"""Deltas of the past that are kept: as many entries as this part of the model's."""
+"""Limit of the changes that are kept, in entries, as a fraction of the model's."""
 
 
 @dataclass(frozen=True, config=STRICT)
 class Downlink(DownlinkSettings):
-    """How the model goes down, and how version 0 is drawn from a seed; None: it is sent."""
+    """Compression of the download; `draw` makes version 0 from a seed, and without it version 0 is sent."""
 
     draw: InstanceOf[SeededInit] | None = None
     prediction: float = Field(
@@ -50,11 +50,11 @@ class Downlink(DownlinkSettings):
 
 
 class Delta(NamedTuple):
-    """What brings a client to the newest version."""
+    """Encoded difference of the newest version from an earlier one."""
 
     base: int  # version that it is added to; `FROM_NOTHING` for a snapshot
-    payload: bytes  # empty: there is nothing new
-    support: Positions | None = None  # where it changes the model; None: everywhere, or there is nothing new
+    payload: bytes  # empty: the client has the newest version
+    support: Positions | None = None  # positions that it changes; None: all, or the payload is empty
     drawn: bool = False  # `base` is version 0 as it is drawn within the newest mask
 
 
@@ -66,12 +66,12 @@ class Change(NamedTuple):
 
 
 class VersionsState(NamedTuple):
-    """The newest version, and what is kept of the way there.
+    """State of `Versions`.
 
     Attributes:
         held: the newest version.
-        draw: how version 0 was drawn; None: it was sent.
-        changes: by the version that they led to.
+        draw: seeded draw of version 0; None: it was sent.
+        changes: changes by the version that they led to.
     """
 
     held: Replica
@@ -80,18 +80,21 @@ class VersionsState(NamedTuple):
 
 
 class Versions:
-    """The held model and how it came about.
+    """The held model, with the changes that made it.
 
     Args:
-        master: the initial model, float32, shape (n,).
+        master: parameters of the initial model, float32 (n,).
         buffers: the initial buffers, as `buffer_codec.pack` writes them.
-        layout: of both.
-        downlink: how the model goes down.
-        mask_version: of version 0.
+        layout: layout of both.
+        downlink: density and levels of a version, and the draw of version 0.
+        mask_version: version of the mask of version 0.
 
     Attributes:
         held: the newest version.
-        tag: proves that a client has it.
+        tag: digest by which a client proves that it has the newest version.
+
+    Raises:
+        ValueError: the downlink is out of range.
     """
 
     def __init__(
@@ -105,8 +108,8 @@ class Versions:
         self._layout = layout
         self._mask_version = self._first_mask_version = mask_version
         self._downlink = downlink
-        self._changes: dict[int, Change] = {}  # version -> what made it of the one before
-        self._fallen = Change(np.empty(0, np.uint32), np.empty(0, np.int32))  # what the next version drops
+        self._changes: dict[int, Change] = {}  # version -> change from the one before
+        self._fallen = Change(np.empty(0, np.uint32), np.empty(0, np.int32))  # entries that the next version drops
         self._deltas: dict[int, Delta] = {}  # base -> the delta from there to the newest version
         self._side_info: dict[tuple[int, bytes, int], SideInfo] = {}  # base, delta and version of a download
         grid = downlink.draw.grid if downlink.draw else FixedPoint.of(master, layout)
@@ -115,11 +118,11 @@ class Versions:
         self.tag = self.held.tag(mask_version)
 
     def change_mask(self, layout: Layout, mask_version: int) -> None:
-        """Go over to another mask: the next version, which must follow before any download, is the mask's first.
+        """Move to another mask; the next version is its first, and must follow before any download.
 
         Args:
-            layout: the same tensors with the new mask.
-            mask_version: of the new mask.
+            layout: layout of the same tensors within the new mask.
+            mask_version: version of the new mask.
         """
         change = self._layout.change_to(layout)
         fallen = self._layout.whole(change.removed).astype(np.uint32)
@@ -132,9 +135,9 @@ class Versions:
         """Make the next version, nearer to `master` in the entries that differ most.
 
         Args:
-            master: float32, shape (n,).
-            buffers: of the next version.
-            downlink: density and levels of this one version; None: those of all.
+            master: parameters, float32 (n,).
+            buffers: buffers of the next version.
+            downlink: density and levels of this one version; None: those of all versions.
         """
         held, settings = self.held, downlink or self._downlink
         missing = held.floats(self._layout)
@@ -158,11 +161,11 @@ class Versions:
         """Return the smallest delta to the newest version.
 
         Args:
-            base: the version that the client has, None if it has none.
+            base: version that the client has, None if it has none.
 
         Returns:
-            The delta. It may start from version 0, where that is drawn, or from nothing. None for a client that has
-            nothing, where version 0 is not drawn: it needs the arrays, names and shapes included.
+            The delta. It may start from version 0, where that is drawn, or from zeros. None for a client without a
+            version, where version 0 is not drawn: it needs the arrays, names and shapes included.
         """
         if base == self.held.version:
             return Delta(base, b"")
@@ -174,11 +177,11 @@ class Versions:
         return min(candidates, key=lambda delta: len(delta.payload), default=None)
 
     def download(self, base: int | None, whole: bool = False) -> Download:
-        """Return what an order says of the newest version.
+        """Return the newest version as an order brings it.
 
         Args:
-            base: the version that the client has, None if it has none.
-            whole: the arrays go with the order, since the client lacks their names and shapes.
+            base: version that the client has, None if it has none.
+            whole: whether the arrays go with the order, as the client lacks their names and shapes.
         """
         delta = None if whole else self.delta(base)
         if delta is None:
@@ -189,15 +192,15 @@ class Versions:
         return Download(self.tag, delta.base, delta.payload, origin, self.held.buffers)
 
     def side_info(self, download: Download | None, version: int) -> SideInfo:
-        """Return what the server knows of an update beside its payload, as the client did that sent it.
+        """Return the side information of an update, the same that its client had.
 
         Args:
-            download: by which the client got to the version that it trained from, which may be an earlier one.
+            download: download that brought the client to the version it trained from, which may be an earlier one.
             version: that version.
 
         Returns:
-            Where the delta changed the client's model, which its positions are coded against; with `prediction`, also
-            what the delta predicts of its update (`cafe.predictor`).
+            The positions that the delta changed, against which those of the update are coded; with `prediction`, also
+            the update that the delta predicts (`cafe.predictor`).
         """
         if download is None or download.base is None or not download.delta:
             return SideInfo(self._layout)
@@ -214,16 +217,16 @@ class Versions:
         return self._side_info[key]
 
     def state(self) -> VersionsState:
-        """Return the newest version, and what is kept of the way there."""
+        """Return the newest version, and the changes that are kept."""
         return VersionsState(self.held, self._downlink.draw, self._changes)
 
     def restore(self, state: VersionsState, layout: Layout, mask_version: int) -> None:
-        """Take up a state. Version 0 is then drawn as it was there, whatever the downlink says.
+        """Take up a state; its draw of version 0 replaces that of the downlink.
 
         Args:
-            state: of the versions of this model.
-            layout: with the mask of then.
-            mask_version: of then.
+            state: state of the versions of this model.
+            layout: layout within the mask of that state.
+            mask_version: version of that mask.
         """
         self._layout, self._mask_version = layout, mask_version
         self._downlink = dataclasses.replace(self._downlink, draw=state.draw)
@@ -236,7 +239,7 @@ class Versions:
         self._deltas, self._side_info = {}, {}
 
     def _steps(self, missing: Vector, positions: NDArray[np.int64], most: int) -> NDArray[np.int32]:
-        """Return how many spacings of the grid each entry moves."""
+        """Return the move of each entry, in spacings of the grid."""
         magnitudes = np.abs(missing).astype(np.float64)
         if not len(magnitudes):
             return np.empty(0, np.int32)
@@ -248,7 +251,7 @@ class Versions:
 
     @property
     def _drawn(self) -> int:
-        """Where a client begins that draws: at version 0, unless that had another mask."""
+        """Base for a client that draws: version 0, or `_DRAWN` where version 0 had another mask."""
         return 0 if self._mask_version == self._first_mask_version else _DRAWN
 
     def _encoded(self, base: int) -> Delta:

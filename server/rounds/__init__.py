@@ -1,7 +1,8 @@
-"""One round: who takes part, what is asked, what comes back, what it cost.
+"""Rounds of one model: sampling of nodes, orders, exchange of messages, aggregation, accounting.
 
-`sampling` chooses, `orders` asks, `exchange` and `threaded_grid` send and wait, `aggregate` adds up, `metrics`
-weighs, `accounting` counts every byte.
+Start with `federation`, which holds the parts together. `sampling` draws nodes, `orders` writes orders and verifies
+replies, `exchange` and `threaded_grid` send and wait, `aggregate` sums updates, `metrics` averages metrics,
+`accounting` counts every byte. Settings stand in `settings`, `closing` and `buffered`.
 """
 
 __all__ = [

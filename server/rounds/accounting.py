@@ -1,4 +1,4 @@
-"""The accounting of a run: bytes, messages, refusals, lost states, and where in the model updates had entries."""
+"""Accounting of a run: bytes, messages, refusals, lost states, and the entries of updates by layer."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ from fedpress.compression.tensors.update import Sparse, Update
 
 
 class Refusal(NamedTuple):
-    """A reply that did not count."""
+    """A reply that did not count, and why."""
 
     round: int
     node: int
@@ -27,22 +27,22 @@ class Refusal(NamedTuple):
 
 @dataclass
 class RoundSummary:
-    """What one round did."""
+    """Figures of one round."""
 
     round: int
     arrays: ArrayRecord  # the model after the round: held, or the mean of held models with `averaging`
-    replies: int = 0  # that counted
+    replies: int = 0  # those that counted
     refusals: list[Refusal] = field(default_factory=list)
     up_bytes: int = 0
     down_bytes: int = 0
-    seconds: float = 0.0  # by the grid's clock, virtual in simulations
+    seconds: float = 0.0  # by the grid's clock, which is virtual in simulations
     train: MetricRecord | None = None
     evaluation: MetricRecord | None = None  # from `evaluate_fn`
     staleness: float | None = None  # of the replies that counted, in steps of the model, mean; None: no buffer
     max_staleness: int | None = None
     tiers: dict[str, "RoundSummary"] = field(default_factory=dict)  # of tiers that train; the figures here are of all
     mask_version: int = 0  # after the round; 0: there is no mask
-    density: float = 1.0  # the part of the weights that the model has
+    density: float = 1.0  # fraction of the weights that the mask keeps
 
     @property
     def reasons(self) -> dict[str, int]:
@@ -51,14 +51,14 @@ class RoundSummary:
 
 
 class AccountingState(NamedTuple):
-    """All that was counted.
+    """State of an `Accounting`.
 
     Attributes:
-        ledger: its columns by name.
-        refusals: in the order in which they happened.
-        lost_states: answers of clients that had lost their state.
-        messages: billed for training, by direction.
-        entries: of all accepted updates, by parameter, int64 (P,); empty before the first.
+        ledger: columns of the ledger by name.
+        refusals: refusals in the order in which they happened.
+        lost_states: number of answers from clients that had lost their state.
+        messages: number of messages for training, by direction.
+        entries: sum of the entries of accepted updates, by parameter, int64 (P,); empty before the first.
         updates: number of accepted updates.
     """
 
@@ -71,13 +71,13 @@ class AccountingState(NamedTuple):
 
 
 class Accounting:
-    """What is counted over all rounds.
+    """Counters over all rounds of one model.
 
     Attributes:
         ledger: bytes of every message's serialized content.
-        refusals: in the order in which they happened; the list is never replaced.
-        lost_states: answers of clients that had lost their state.
-        messages: billed for training, by direction.
+        refusals: refusals in the order in which they happened; the list is never replaced.
+        lost_states: number of answers from clients that had lost their state.
+        messages: number of messages for training, by direction.
     """
 
     def __init__(self) -> None:
@@ -95,22 +95,34 @@ class Accounting:
 
         Args:
             server_round: round that the message belongs to.
-            node: the node that sends or gets it.
+            node: node that sends or gets it.
             direction: "up" to the server, "down" from it.
             message: the message.
-            known: sizes of records already measured, by `id(record)`.
+            known: bytes of records already measured, by `id(record)`.
         """
         self.messages[direction] += message.metadata.message_type.partition(".")[0] == "train"
         for kind, size in records.sizes(message, known).items():
             self.ledger.record(server_round, node, direction, kind, size)
 
     def refuse(self, server_round: int, node: int, reason: str, detail: str) -> None:
-        """Enter a reply that does not count, and say so in the log."""
+        """Enter a reply that does not count, and log it.
+
+        Args:
+            server_round: round of the reply.
+            node: node that sent it, or did not.
+            reason: one of a few words, for counting.
+            detail: the particulars, for the log.
+        """
         self.refusals.append(Refusal(server_round, node, reason, detail))
         log(WARNING, "round %d: reply of node %d refused (%s): %s", server_round, node, reason, detail)
 
     def count_entries(self, update: Update, layout: Layout) -> None:
-        """Enter how many entries an update has in each parameter."""
+        """Count the entries of an update in each parameter.
+
+        Args:
+            update: an accepted update.
+            layout: layout of the model.
+        """
         within = np.searchsorted(update.positions, layout.offsets) if isinstance(update, Sparse) else layout.offsets
         if not self._updates:
             self._entries = np.zeros(len(layout.parameters), np.int64)
@@ -131,15 +143,15 @@ class Accounting:
         first_refusal: int,
         seconds: float,
     ) -> RoundSummary:
-        """Return what a round did, and log it.
+        """Return the figures of a round, and log them.
 
         Args:
-            server_round: the round.
+            server_round: number of the round.
             arrays: the held model after it.
-            metrics: what `aggregate_train` returned; None: nobody was asked.
+            metrics: metrics of `aggregate_train`; None: there were no orders.
             evaluation: metrics of the held model.
             first_refusal: index of the round's first refusal.
-            seconds: how long it took.
+            seconds: duration by the grid's clock.
         """
         summary = RoundSummary(
             round=server_round,
@@ -162,7 +174,7 @@ class Accounting:
         return summary
 
     def state(self) -> AccountingState:
-        """Return all that was counted."""
+        """Return the counters."""
         return AccountingState(
             self.ledger.arrays(), self.refusals, self.lost_states, self.messages, self._entries, self._updates
         )

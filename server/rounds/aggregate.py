@@ -1,4 +1,4 @@
-"""Weighted means of decoded updates and of buffers, taken from an iterable: never all clients at once."""
+"""Weighted means of updates and of buffers, payload after payload: never the updates of all clients at once."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,10 +14,13 @@ from fedpress.compression.wire import payloads
 
 
 class Accumulator:
-    """The weighted sum of updates in float64, shape (n,); a sparse update costs O(k).
+    """Weighted sum of updates in float64, shape (n,); a sparse update costs O(k).
 
-    Law: adding decoded payloads == adding their dense forms. The caller fixes the order of the sum, which decides
-        the last bits.
+    Law: adding sparse updates == adding their dense forms. The caller fixes the order of the sum, which decides the
+    last bits.
+
+    Args:
+        size: n, the number of weights.
 
     >>> from fedpress.compression.tensors.update import Sparse
     >>> total = Accumulator(4)
@@ -33,13 +36,13 @@ class Accumulator:
         self.count = 0
 
     def add(self, update: Update, weight: float, predictor: Update | None = None, scale: float = 1.0) -> None:
-        """Add one client's update; an entry that it does not hold is "no change".
+        """Add one client's update; an absent entry is zero.
 
         Args:
-            update: what its payload says.
-            weight: of the client.
-            predictor: what the payload leaves out, since both sides know it (`cafe.aggregate_feedback`).
-            scale: that factor of the predictor.
+            update: the decoded update.
+            weight: weight of the client.
+            predictor: the part of the update that both sides know, and the payload lacks (`cafe.aggregate_feedback`).
+            scale: factor of the predictor.
         """
         update.add_to(self._sum, weight)
         if predictor is not None:
@@ -48,9 +51,13 @@ class Accumulator:
         self.count += 1
 
     def mean(self) -> Vector:
-        """Return the weighted mean, float32 of shape (n,). Raises ValueError when nothing was added."""
+        """Return the weighted mean, float32 (n,).
+
+        Raises:
+            ValueError: no update was added.
+        """
         if self.weight <= 0:
-            raise ValueError("the mean of no updates was asked for; skip the step when no reply was accepted")
+            raise ValueError("there is no mean of no updates; skip the step when no reply was accepted")
         return (self._sum / self.weight).astype(np.float32)
 
     def reset(self) -> None:
@@ -60,7 +67,7 @@ class Accumulator:
 
 
 class BufferMean:
-    """Weighted mean of floating buffers as values; integer and boolean buffers take the maximum and keep their type."""
+    """Weighted mean of floating buffers; integer and boolean ones take the maximum. All keep their type."""
 
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
@@ -68,7 +75,12 @@ class BufferMean:
         self._weight = 0.0
 
     def add(self, buffers: Mapping[str, NDArray[Any]], weight: float) -> None:
-        """Add one client's buffers, named and shaped as in the layout."""
+        """Add one client's buffers.
+
+        Args:
+            buffers: arrays by name, shaped as in the layout.
+            weight: weight of the client.
+        """
         self._weight += weight
         for name, value in buffers.items():
             if not np.issubdtype(value.dtype, np.floating):
@@ -80,7 +92,7 @@ class BufferMean:
                 self._sums[name] = weight * value.astype(np.float64)
 
     def result(self, held: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Return the buffers after the round: the mean, or `held` where nobody sent any."""
+        """Return the buffers after the round: the mean, or those of `held` that no client sent."""
         mean: dict[str, NDArray[Any]] = dict(held)
         for name, value in self._sums.items():
             mean[name] = (value / self._weight if value.dtype == np.float64 else value).astype(held[name].dtype)
@@ -88,10 +100,10 @@ class BufferMean:
 
 
 class ReplyMean:
-    """The weighted mean of replies, payload after payload: of their updates, and of their buffers.
+    """Weighted mean of replies: of their updates, and of their buffers.
 
     Args:
-        layout: of the model.
+        layout: layout of the model.
         prediction: factor of the predictor that clients leave out of their payloads (`cafe.aggregate_feedback`).
     """
 
@@ -106,9 +118,9 @@ class ReplyMean:
 
         Args:
             payload: the encoded update.
-            buffers: as `buffer_codec.pack` writes them.
-            weight: above 0.
-            side_info: what server and client know of the update (`GlobalModel.side_info`).
+            buffers: buffers as `buffer_codec.pack` writes them.
+            weight: weight of the reply, above 0.
+            side_info: side information of the update (`GlobalModel.side_info`).
 
         Raises:
             PayloadError: one of the two cannot be decoded.
@@ -121,11 +133,15 @@ class ReplyMean:
 
     @property
     def weight(self) -> float:
-        """The weight of all that was added."""
+        """Sum of the weights."""
         return self._updates.weight
 
     def result(self, held: Mapping[str, NDArray[Any]]) -> tuple[Vector, dict[str, NDArray[Any]]]:
-        """Return the mean update, float32 (n,), and the buffers after it. Raises ValueError when nothing was added."""
+        """Return the mean update, float32 (n,), and the buffers after it: those of `held` that no client sent.
+
+        Raises:
+            ValueError: no reply was added.
+        """
         return self._updates.mean(), self._buffers.result(held)
 
     def reset(self) -> None:

@@ -1,4 +1,4 @@
-"""When a round closes, and what replies are worth that come late: settings that a scenario embeds."""
+"""Settings of the end of a round, and of the discount of stale updates; a scenario embeds them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from fedpress.compression.settings import ADVANCED, STRICT, Field, Positive, Set
 
 @dataclass(frozen=True, config=STRICT)
 class Closing(Settings):
-    """When a round closes, and with how many replies it counts."""
+    """End of a round: deadline, over-selection, and the fewest replies for a step."""
 
     over_selection: int = Field(
         default=0,
@@ -23,7 +23,7 @@ class Closing(Settings):
 
 @dataclass(frozen=True, config=STRICT)
 class Staleness(Settings):
-    """What an update is worth that was trained from an older version."""
+    """Discount of updates that were trained from an older version."""
 
     staleness_exponent: float = Field(
         default=0.5,
@@ -42,7 +42,7 @@ class Staleness(Settings):
     )
 
     def discount(self, staleness: int) -> float:
-        """Return the part of its examples that an update counts.
+        """Return the fraction of its examples that an update of this staleness, in steps, counts.
 
         >>> Staleness().discount(0), Staleness().discount(3)
         (1.0, 0.5)

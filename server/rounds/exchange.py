@@ -1,8 +1,8 @@
-"""The exchange of messages: pushed, and pulled until a round has what it wants or its time is up.
+"""Exchange of messages: pushed at once, and pulled until a round has enough replies or its time is up.
 
-Flower's own strategies block until every reply is there; here a round can end at a deadline or once enough replies are
-in, and what comes later is still pulled and billed. With a buffer, orders stay open over the rounds, and each reply
-makes room for another order.
+Flower's own strategies block until every reply is in; here a round can end at a deadline or once enough replies are in,
+and later replies are still pulled and billed. With a buffer, orders stay open over the rounds, and each reply makes
+room for another order.
 """
 
 import math
@@ -19,31 +19,31 @@ from fedpress.compression.ledger import Direction
 from fedpress.compression.messages import orders, records
 
 MAX_RESENT = 2
-"""How often in a round a node that cannot use a delta is sent the model in another form."""
+"""Limit per round and node of resending the model in another form, where the node could not use a delta."""
 
 
 class Clock(Protocol):
-    """The time that deadlines follow."""
+    """Source of the time for deadlines."""
 
     def now(self) -> float:
-        """Return seconds since some fixed moment."""
+        """Return seconds since a fixed moment."""
 
     def wait(self, until: float) -> None:
-        """Wait for news from the grid, at the latest until `until`."""
+        """Wait for news from the grid, but not beyond the time `until`."""
 
 
 class WallClock:
-    """Real time; asks the grid for news every `interval` seconds."""
+    """Real time; the grid is polled every `interval` seconds."""
 
     def __init__(self, interval: float = 0.5) -> None:
         self._interval = interval
 
     def now(self) -> float:
-        """Return seconds since some fixed moment."""
+        """Return seconds since a fixed moment."""
         return time.monotonic()
 
     def wait(self, until: float) -> None:
-        """Sleep for one interval, or until `until` when that is sooner."""
+        """Sleep for one interval, or until the time `until` when that is sooner."""
         time.sleep(max(0.0, min(self._interval, until - self.now())))
 
 
@@ -52,17 +52,17 @@ class OpenMessage(NamedTuple):
 
     node: int
     round: int
-    until: float = math.inf  # by the clock; what comes later does not count
+    until: float = math.inf  # by the clock; a later reply does not count
 
 
 @dataclass
 class UnderWay:
-    """What is under way between the server and the nodes.
+    """Messages under way between the server and the nodes.
 
     Attributes:
-        pending: messages whose replies are waited for, by message id.
-        arrived: replies that were pulled and not handed on yet, in the order of their arrival.
-        late: messages whose replies do not count any more, and are billed when they come.
+        pending: messages whose replies may still count, by message id.
+        arrived: replies that were pulled and not processed yet, in the order of their arrival.
+        late: messages whose replies no longer count, and are billed when they come.
     """
 
     pending: dict[str, OpenMessage] = field(default_factory=dict)
@@ -70,11 +70,11 @@ class UnderWay:
     late: dict[str, OpenMessage] = field(default_factory=dict)
 
     def nodes(self) -> set[int]:
-        """Return the nodes whose replies are waited for, or were not handed on yet."""
+        """Return the nodes whose replies are pending, or not processed yet."""
         return {order.node for order in (*self.pending.values(), *(order for order, _ in self.arrived))}
 
     def close(self) -> None:
-        """Wait for nothing any more."""
+        """Count no further reply: all that is pending becomes late."""
         self.late.update(self.pending)
         self.pending.clear()
         self.arrived.clear()
@@ -96,21 +96,21 @@ def exchange(
 ) -> Iterator[Message]:
     """Send `messages` at once, and return an iterator over the replies as they come, until there are enough.
 
-    Every message is billed, those too that come late and count for nothing.
+    Every message is billed, also those that come late and do not count.
 
     Args:
-        grid: takes and brings the messages.
-        clock: what `limit` follows.
-        server_round: the round that the messages belong to.
+        grid: grid of the nodes.
+        clock: clock of `limit`.
+        server_round: round that the messages belong to.
         messages: the orders.
-        under_way: what was sent and did not come back in earlier rounds; brought up to date.
-        enough: asked after each reply: does it end the exchange?
-        limit: seconds after which the reply to an order counts no more.
-        bill: is told round, node and direction of every message.
-        refuse: is told round, node, reason and detail of an order that cannot be delivered.
-        from_the_beginning: makes the order that a node gets in place of one whose delta it could not use.
-        refill: is told how many are under way, and makes the orders that take the place of those answered; orders
-            then stay open from one exchange to the next. None: no order outlives the exchange.
+        under_way: messages of earlier rounds without a reply; updated in place.
+        enough: called after each reply; returns whether it ends the exchange.
+        limit: seconds after which the reply to an order no longer counts.
+        bill: called with round, node, direction and message, for every message.
+        refuse: called with round, node, reason and detail of an order that cannot be delivered.
+        from_the_beginning: called with a node that could not use its delta; returns the order in place of that one.
+        refill: called with the number of pending messages; returns orders in place of those answered. Orders then stay
+            open from one exchange to the next. None: no order outlives the exchange.
     """
     pending, arrived, late = under_way.pending, under_way.arrived, under_way.late
 
@@ -132,14 +132,14 @@ def exchange(
                 continue
             order = pending.pop(message_id, None)
             if order is not None and reply.has_error():
-                # For a node that is gone the SuperLink answers, in its own name.
+                # The SuperLink answers for a node that is gone, in its own name.
                 records.set_source(reply, order.node)
             bill(server_round, reply.metadata.src_node_id, "up", reply)
             if order is not None:  # else the same reply again
                 arrived.append((order, reply))
 
     def replies() -> Iterator[Message]:
-        resent: Counter[int] = Counter()  # how often nodes were sent the model from its beginning
+        resent: Counter[int] = Counter()  # orders from the beginning, by node
         while (pending or arrived) and not enough():
             if not arrived:
                 pull()

@@ -1,6 +1,6 @@
 """One model and the nodes that train it, round by round: orders, exchange, mean, accounting and masks.
 
-A strategy holds one federation for each model, and says when it asks and when it takes a step.
+A strategy holds one federation for each model, and decides when it sends orders and when it takes a step.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -29,19 +29,19 @@ from fedpress.server.rounds.orders import Orders, Tickets, Upload
 from fedpress.server.rounds.settings import MessageFormat, ModelSettings, Rounds, Sampling
 
 TICKETS_APART = 1_000_000
-"""Added to the tickets where the newest checkpoint was damaged. Clients have answered tickets that the older one knows
-nothing of, and would take a ticket with the same number for the same order."""
+"""Added to the tickets where the newest checkpoint was damaged. Clients have answered tickets that the older one does
+not know, and would take a ticket with the same number for the same order."""
 
 
 class Round(NamedTuple):
-    """A round, and what it is carried out with.
+    """A round and its means.
 
     Attributes:
-        number: from 1.
-        grid: connects the nodes.
-        clock: what `limit` follows.
+        number: number of the round, from 1.
+        grid: grid of the nodes.
+        clock: clock of `limit`.
         timer: counts the seconds of the wait for replies.
-        config: the application's configuration, which goes to the nodes.
+        config: the application's configuration for the nodes.
         limit: seconds after which an order counts as unanswered.
     """
 
@@ -54,13 +54,13 @@ class Round(NamedTuple):
 
 
 class FederationState(NamedTuple):
-    """All that a federation's rounds depend on, after a round's step and before the next round's orders.
+    """State of a federation after a round's step and before the next round's orders.
 
     Attributes:
-        name, seed: of the federation.
+        name, seed: those of the federation.
         first_refusal: index of the round's first refusal.
-        metrics: of the round; None: nobody was asked.
-        tickets, under_way, model, accounting: of its parts.
+        metrics: metrics of the round; None: there were no orders.
+        tickets, under_way, model, accounting: states of the parts.
     """
 
     name: str
@@ -77,23 +77,23 @@ class Federation:
     """One model and the nodes that train it.
 
     Args:
-        name: of the federation; clients keep their state under it.
-        seed: for sampling nodes.
-        sampling: which part of the nodes takes part.
-        rounds: when a round begins and ends.
-        messages: where they hold what, and how their metrics become one.
-        model: how the model is kept, stepped and sent.
-        clients: is kept up to date with the client models of the last step; None: nobody needs them.
-        fusion: lets each step end with a distillation of the model from the client models.
+        name: name of the federation; clients keep their state under it.
+        seed: seed of the sampling of nodes.
+        sampling: fractions and numbers of nodes that take part.
+        rounds: end of a round, and the replies that count.
+        messages: keys of the records in messages, and the aggregation of metrics.
+        model: optimizer, downlink, masks and layout of the model.
+        clients: receives the client models of each step; None: they are not needed.
+        fusion: distillation of the model from the client models at the end of a step.
         on_accepted: called with round, node and payload of each reply that counted, in the order of the nodes.
 
     Attributes:
-        sampling, rounds: the same; they may be replaced between two rounds.
-        clients, fusion: the same.
+        sampling, rounds: as given; they may be replaced between two rounds.
+        clients, fusion: as given.
         accounting: bytes, refusals, lost states.
         orders: tickets and verdicts.
         under_way: messages without a reply.
-        metrics: of the last round; None: nobody was asked.
+        metrics: metrics of the last round; None: there were no orders.
     """
 
     def __init__(
@@ -124,15 +124,15 @@ class Federation:
         self.metrics: MetricRecord | None = None
         self._first_refusal = 0  # index of the round's first refusal
         self._uploads: list[Upload] = []  # that the next step takes in; empty after it
-        self._wanted = 0  # number of uploads that end the round
-        self._sampled: set[int] = set()  # nodes with an order in this round: one each, whatever comes of it
+        self._wanted = 0  # uploads that end the round
+        self._sampled: set[int] = set()  # nodes with an order in this round: each gets one, answered or not
         self._model: GlobalModel | None = None
         self._mean = ReplyMean(Layout(()))
 
     # ---- the model -------------------------------------------------------------------------------------------------
 
     def adopt(self, arrays: ArrayRecord) -> None:
-        """Take the model from outside, at the start or when it is not the one that the last step made.
+        """Take over a model, at the start or where it is not the one that the last step made.
 
         Raises:
             LayoutError: the arrays do not fit the layout.
@@ -155,27 +155,46 @@ class Federation:
 
     @property
     def model(self) -> GlobalModel:
-        """The model. Raises RuntimeError before there is one."""
+        """The model.
+
+        Raises:
+            RuntimeError: there is none yet.
+        """
         if self._model is None:
             raise RuntimeError("the federation has no model yet; it gets one from `start` or `configure_train`")
         return self._model
 
     @property
     def taken_weight(self) -> float:
-        """The weight of all updates of the last round's step together; 0: there was no step."""
+        """Sum of the weights in the last round's step; 0: there was no step."""
         return self._mean.weight if self.metrics and self.metrics["replies"] else 0.0
 
     # ---- a round ---------------------------------------------------------------------------------------------------
 
     def ask(self, current: Round, arrays: ArrayRecord) -> Iterator[Message] | None:
-        """Send a round's orders and return its replies as they come; None: nobody is asked."""
+        """Send a round's orders, and return an iterator over the replies; None: there are no orders.
+
+        Args:
+            current: the round.
+            arrays: the model of the orders.
+        """
         messages = self.open_orders(current.number, arrays, current.config, current.grid)
         replies = self._exchange(current, messages, MessageType.TRAIN, self.under_way)
         replies = current.timer.each("replies", replies)
         return replies if messages or self.orders.tickets.open else None
 
     def open_orders(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> list[Message]:
-        """Sample nodes and open a ticket for each; with a buffer, for as many as are to be at work and are not."""
+        """Sample nodes and open a ticket for each; with a buffer, until enough nodes are at work.
+
+        Args:
+            server_round: number of the round.
+            arrays: the model of the orders.
+            config: the application's configuration for the nodes.
+            grid: grid of the nodes.
+
+        Returns:
+            The orders as messages; empty where no client trains.
+        """
         self._first_refusal = len(self.accounting.refusals)
         if self.sampling.fraction_train == 0.0:
             return []
@@ -191,16 +210,17 @@ class Federation:
     def take(
         self, server_round: int, replies: Iterable[Message] | None, *, publish: bool = True
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Add up the updates of this round's good replies and step the model; refuse the others, each for itself.
+        """Step the model by the mean of this round's valid updates; refuse the other replies one by one.
 
         Args:
-            server_round: the round.
-            replies: to its orders; None: nobody was asked.
-            publish: whether the step makes a new version of what clients hold; False: it is made by whoever completes
-                the step (`GlobalModel.publish_version`), and there is neither fusion nor a new mask.
+            server_round: number of the round.
+            replies: replies to its orders; None: there were no orders.
+            publish: whether the step makes a new version of the held model; False: the caller completes the step
+                (`GlobalModel.publish_version`), and there is neither fusion nor a new mask.
 
         Returns:
-            The model after the step, None where there is none; and the round's metrics, None where nobody was asked.
+            The model after the step, None where there was none; and the round's metrics, None where there were no
+            orders.
         """
         if replies is None:
             self.metrics = None
@@ -212,7 +232,7 @@ class Federation:
             upload = self.orders.verify(reply, self._examples, self.model, server_round, limit)
             if upload:
                 self._uploads.append(upload)
-        uploads = sorted(self._uploads, key=lambda upload: upload.node)  # the sum's fixed order: a node is there once
+        uploads = sorted(self._uploads, key=lambda upload: upload.node)  # a fixed order of the sum; one upload a node
         self._uploads = []
         request = self._settings.masks.vote_request(server_round)
         ballot = Ballot(self.model.layout, request) if request else None
@@ -256,7 +276,7 @@ class Federation:
         return counted
 
     def _close_orders(self, server_round: int, answered: set[int]) -> None:
-        """Refuse what is late; with a buffer, orders of nodes at work stay open."""
+        """Refuse late replies; with a buffer, orders of nodes at work stay open."""
         tickets, at_work = self.orders.tickets, self.under_way.nodes()  # nobody, without a buffer
         for node in sorted(tickets.open.keys() - answered - at_work):
             self.accounting.refuse(server_round, node, "late", "no reply before the order was closed")
@@ -285,7 +305,7 @@ class Federation:
         return lambda arrays: fusion.fused(arrays, clients, server_round)
 
     def _metrics(self, counted: list[Upload], refused: list[Refusal]) -> MetricRecord:
-        """Return the clients' own metrics, and how many replies counted and did not."""
+        """Return the clients' metrics, with the numbers of replies that counted and that did not."""
         record = MetricRecord()
         if counted:
             contents = [upload.content for upload in counted]
@@ -295,12 +315,12 @@ class Federation:
         return record
 
     def summary(self, server_round: int, evaluation: MetricRecord | None, seconds: float) -> RoundSummary:
-        """Return what the last round did, and log it.
+        """Return the figures of the last round, and log them.
 
         Args:
-            server_round: the round.
-            evaluation: of the model after it.
-            seconds: how long it took.
+            server_round: number of the round.
+            evaluation: evaluation of the model after it.
+            seconds: duration by the grid's clock.
         """
         summary = self.accounting.summary(
             server_round, self.model.published, self.metrics, evaluation, self._first_refusal, seconds
@@ -320,13 +340,25 @@ class Federation:
     # ---- evaluation on nodes ---------------------------------------------------------------------------------------
 
     def evaluate(self, current: Round, messages: list[Message]) -> Iterator[Message]:
-        """Send messages that ask for an evaluation, and return the replies as they come."""
+        """Send messages that ask for an evaluation, and return an iterator over the replies.
+
+        Args:
+            current: the round.
+            messages: those of `open_evaluation`.
+        """
         return self._exchange(current, messages, MessageType.EVALUATE, UnderWay(late=self.under_way.late))
 
     def open_evaluation(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
-        """Sample nodes that evaluate the model on their own data, and return the messages that ask them."""
+        """Sample nodes that evaluate the model on their own data, and return the messages to them.
+
+        Args:
+            server_round: number of the round.
+            arrays: the model.
+            config: the application's configuration for the nodes.
+            grid: grid of the nodes.
+        """
         if self.sampling.fraction_evaluate == 0.0:
             return []
         self.adopt(arrays)
@@ -336,7 +368,12 @@ class Federation:
         return [self.orders.evaluate(node, server_round, config, self.model) for node in nodes]
 
     def take_evaluation(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        """Average the metrics of the replies that hold some."""
+        """Average the metrics of the valid replies; None where there are none.
+
+        Args:
+            server_round: number of the round.
+            replies: replies to the messages of `open_evaluation`.
+        """
         contents = []
         for reply in sorted(replies, key=lambda reply: reply.metadata.src_node_id):
             node = reply.metadata.src_node_id
@@ -366,7 +403,7 @@ class Federation:
     def _sample(
         self, grid: Grid, fraction: float, least: int, server_round: int, purpose: str, at_work: int = 0
     ) -> list[int]:
-        first = purpose in ("train", "evaluate")  # where some are at work already, nobody waits for more to connect
+        first = purpose in ("train", "evaluate")  # a refill does not wait for more nodes to connect
         nodes = sampling.available(grid, max(least, self.sampling.min_available_nodes) if first else 0)
         wanted = max(int(len(nodes) * fraction), least) - at_work
         free = nodes
@@ -402,7 +439,7 @@ class Federation:
     # ---- checkpoints -----------------------------------------------------------------------------------------------
 
     def state(self) -> FederationState:
-        """Return all that the rounds depend on, after a round's step and before the next round's orders."""
+        """Return the state after a round's step and before the next round's orders."""
         metrics = None if self.metrics is None else dict(self.metrics)
         return FederationState(
             self.name,
@@ -416,7 +453,7 @@ class Federation:
         )
 
     def restore(self, state: FederationState) -> None:
-        """Take up a state; the federation has a model of the same arrays already, whose values do not matter.
+        """Take up a state; the federation has a model of the same arrays already, with any values.
 
         Raises:
             CheckpointError: the state is of another federation, seed or model.
@@ -435,18 +472,18 @@ class Federation:
         self.accounting.restore(state.accounting)
 
     def give_up_lost(self, server_round: int, *, skipped: bool, grid_goes_on: bool) -> None:
-        """Give up what a restart has lost: replies under way, and where checkpoints were damaged, tickets.
+        """Give up what a restart has lost: replies under way and, where checkpoints were damaged, tickets.
 
         Args:
-            server_round: of the checkpoint.
+            server_round: round of the checkpoint.
             skipped: whether newer checkpoints were damaged.
-            grid_goes_on: whether the grid still brings the replies that are under way.
+            grid_goes_on: whether the grid still brings the replies under way.
         """
         lost: set[int] = set()
-        if not grid_goes_on:  # nobody brings these replies any more
+        if not grid_goes_on:  # these replies never come
             lost = {order.node for order in self.under_way.pending.values()}
             self.under_way.pending, self.under_way.late = {}, {}
-        # Clients may have seen tickets that this checkpoint knows nothing of.
+        # Clients may have seen tickets that this checkpoint does not know.
         if skipped or (self.rounds.schedule and not grid_goes_on):
             self.orders.tickets.issued += TICKETS_APART
         for node in sorted(lost):

@@ -1,4 +1,4 @@
-"""The metrics that clients send beside their updates: the number of examples, and the weighted mean of the others."""
+"""Metrics that clients send beside their updates: the number of examples, and the weighted mean of the others."""
 
 import math
 from collections import Counter
@@ -10,12 +10,12 @@ from fedpress.compression.messages import orders
 
 
 def examples(content: RecordDict, key: str, most: float) -> float:
-    """Return the number of examples that a reply claims: its weight in a mean.
+    """Return the number of examples that a reply claims, which is its weight in a mean.
 
     Args:
-        content: the reply's records.
+        content: records of the reply.
         key: name of the metric.
-        most: a larger number is refused.
+        most: largest number that is accepted.
 
     Raises:
         MessageError: the number is missing or out of range.
@@ -32,11 +32,11 @@ def examples(content: RecordDict, key: str, most: float) -> float:
 def weighted_metrics(contents: list[RecordDict], weighted_by_key: str) -> MetricRecord:
     """Return the weighted mean of every scalar metric, over the replies that have it.
 
-    Unlike Flower's own, replies need not hold the same metrics.
+    Unlike in Flower's own, replies need not hold the same metrics.
 
     Args:
-        contents: replies, each with one MetricRecord that holds `weighted_by_key`.
-        weighted_by_key: the weight's name; it is left out of the result.
+        contents: records of replies, each with one MetricRecord that holds `weighted_by_key`.
+        weighted_by_key: name of the weight, which the result lacks.
     """
     sums: dict[str, float] = {}
     weights: dict[str, float] = {}
@@ -55,7 +55,7 @@ def weighted_metrics(contents: list[RecordDict], weighted_by_key: str) -> Metric
 
 
 def count_replies(record: MetricRecord, counted: int, reasons: Sequence[str], staleness: Sequence[int]) -> None:
-    """Enter into a round's metrics what became of its replies.
+    """Add the numbers of accepted and refused replies, and their staleness, to a round's metrics.
 
     >>> record = MetricRecord({"loss": 0.5})
     >>> count_replies(record, 2, ["late", "wrong ticket", "late"], [0, 3])
@@ -65,10 +65,10 @@ def count_replies(record: MetricRecord, counted: int, reasons: Sequence[str], st
     (1.5, 3)
 
     Args:
-        record: of the round; changed in place.
-        counted: number of replies that counted.
-        reasons: why each of the others did not.
-        staleness: of those that counted, where rounds are buffered; else empty.
+        record: metrics of the round; changed in place.
+        counted: number of accepted replies.
+        reasons: reason of each refusal.
+        staleness: staleness of each accepted reply, in steps; empty: rounds are synchronous.
     """
     if staleness:
         record["staleness-mean"], record["staleness-max"] = sum(staleness) / len(staleness), max(staleness)

@@ -1,4 +1,4 @@
-"""Orders and verdicts: who was asked for what, which replies fit, and what became of each node's last upload."""
+"""Orders and verdicts: one open ticket a node, the check of its reply, and the verdict on its last upload."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -23,25 +23,25 @@ class Upload(NamedTuple):
     weight: float
     payload: bytes
     buffers: bytes
-    content: RecordDict  # its metrics
+    content: RecordDict  # metrics of the reply
     download: Download | None  # that the client trained from
     version: int  # of the model that it trained from
     staleness: int  # steps since that version
-    lost_state: bool = False  # the client has lost what it kept back
+    lost_state: bool = False  # the client has lost its residual
     vote: bytes = b""  # on the mask
 
 
 @dataclass
 class Tickets:
-    """What the server knows of each node.
+    """Tickets, and the server's knowledge of each node.
 
     Attributes:
         issued: number of tickets so far.
-        open: the open order of each node.
-        accepted: ticket of a node's last accepted upload.
-        versions: of the model, that a node has shown to hold.
-        masks: version of the mask that a node has shown to have.
-        tiers: the class of devices that a node has said it belongs to.
+        open: open order of each node.
+        accepted: ticket of each node's last accepted upload.
+        versions: version of the model that a node has proved to hold.
+        masks: version of the mask that a node has proved to have.
+        tiers: tier of devices that a node has reported.
     """
 
     issued: int = 0
@@ -52,22 +52,22 @@ class Tickets:
     tiers: dict[int, str] = field(default_factory=dict)
 
     def forget_model(self, node: int) -> int | None:
-        """Assume that a node holds neither model nor mask; return the version that it was thought to hold."""
+        """Assume that a node holds neither model nor mask, and return the version that it was believed to hold."""
         self.masks.pop(node, None)
         return self.versions.pop(node, None)
 
 
 class Orders:
-    """One open ticket per node at most, the verdict on its last upload, and the version that it holds.
+    """Writer of orders and verifier of replies: at most one ticket is open per node.
 
     Args:
-        federation: names the federation; clients keep their state under it.
-        arrayrecord_key: where a message holds the model.
-        configrecord_key: where it holds the application's configuration, and the order.
-        accounting: told of every refusal and of lost states.
+        federation: name of the federation; clients keep their state under it.
+        arrayrecord_key: key in a message of the record with the model.
+        configrecord_key: key of the record with the application's configuration, and the order.
+        accounting: counts refusals and lost states.
 
     Attributes:
-        tickets: what is known of each node.
+        tickets: open orders, and the knowledge of each node.
     """
 
     def __init__(self, federation: str, arrayrecord_key: str, configrecord_key: str, accounting: Accounting) -> None:
@@ -85,23 +85,46 @@ class Orders:
         model: GlobalModel,
         vote: VoteRequest | None = None,
     ) -> Message:
-        """Open a ticket for a node and return the message with its order; `vote`: on the mask, where one is due."""
+        """Open a ticket for a node, and return the message with its order.
+
+        Args:
+            node: id of the node.
+            server_round: number of the round.
+            config: the application's configuration.
+            model: the model to train.
+            vote: vote on the mask to ask for; None: none is due.
+        """
         tickets = self.tickets
         tickets.issued += 1
         tickets.open[node] = order = self._order(node, server_round, tickets.issued, model, vote=vote)
         return self._message(node, order, MessageType.TRAIN, config, model)
 
     def evaluate(self, node: int, server_round: int, config: Mapping[str, Any], model: GlobalModel) -> Message:
-        """Return the message that asks a node to evaluate the model."""
+        """Return the message that asks a node to evaluate the model.
+
+        Args:
+            node: id of the node.
+            server_round: number of the round.
+            config: the application's configuration.
+            model: the model to evaluate.
+        """
         return self._message(node, self._order(node, server_round, 0, model), MessageType.EVALUATE, config, model)
 
     def from_the_beginning(
         self, node: int, server_round: int, kind: str, config: Mapping[str, Any], model: GlobalModel
     ) -> Message:
-        """Return an order again, for a client that could not use the delta that it was sent."""
+        """Return an order again with the model from its beginning, for a client that could not use the delta.
+
+        Args:
+            node: id of the node.
+            server_round: number of the round.
+            kind: message type: train or evaluate.
+            config: the application's configuration.
+            model: the model of the order.
+        """
         held = self.tickets.forget_model(node)
         log(WARNING, "node %d cannot get from version %s to %d by a delta", node, held, model.version)
-        # A client that was thought to hold nothing had all that is needed, but for names and shapes.
+        # A client believed to hold nothing was sent all it needs but names and shapes: those it lacks.
         whole = held is None
         if kind == MessageType.EVALUATE:
             order = self._order(node, server_round, 0, model, whole)
@@ -123,10 +146,10 @@ class Orders:
 
         Args:
             reply: a client's answer to an order.
-            examples: reads its weight; raises MessageError.
-            model: as it is now.
-            server_round: the round that the reply counts in.
-            max_staleness: how far the version that it trained from may be behind that.
+            examples: returns the weight of a reply's records; raises MessageError.
+            model: the present model.
+            server_round: round that the reply counts in.
+            max_staleness: most steps that the version it trained from may be behind; None: any.
         """
         try:
             upload = self._upload(reply, examples, model)
@@ -169,10 +192,10 @@ class Orders:
                 "other mask", f"trained within the mask of version {order.mask_version}, now {model.masks.version}"
             )
         if answer.lost_state:
-            log(WARNING, "node %d has lost what it kept back of earlier updates", node)
+            log(WARNING, "node %d has lost its residual of earlier updates", node)
         if answer.tier:
             tickets.tiers[node] = answer.tier
-        del tickets.open[node]  # the same answer again does not fit it
+        del tickets.open[node]  # so that a repeated answer is refused
         metrics = RecordDict(dict(content.metric_records))
         return Upload(
             node, answer.ticket, weight, answer.payload, answer.buffers, metrics, order.download, order.version,
@@ -180,12 +203,21 @@ class Orders:
         )  # fmt: skip
 
     def accept(self, upload: Upload) -> None:
-        """Say in the node's next order that its upload counted."""
+        """Record that an upload counted, for the verdict in the node's next order."""
         self.tickets.accepted[upload.node] = upload.ticket
         self._accounting.lost_states += upload.lost_state
 
     def evaluated(self, content: RecordDict, node: int, model: GlobalModel) -> None:
-        """Take note of the version that a node has evaluated. Raises MessageError when it is not the newest."""
+        """Record the version that a node has evaluated.
+
+        Args:
+            content: records of the reply.
+            node: id of the node.
+            model: the model that it was asked to evaluate.
+
+        Raises:
+            MessageError: the node has evaluated another model.
+        """
         if model.versions is None:
             return
         answer = orders.read_answer(content)
@@ -204,7 +236,7 @@ class Orders:
         whole: bool = False,
         vote: VoteRequest | None = None,
     ) -> Order:
-        """Return an order with what brings a node to the newest version; `whole`: with all arrays."""
+        """Return an order with the download to the newest version; `whole`: with all arrays."""
         tickets, vote = self.tickets, vote or VoteRequest()
         download = None if model.versions is None else model.versions.download(tickets.versions.get(node), whole)
         return Order(

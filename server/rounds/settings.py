@@ -1,4 +1,4 @@
-"""Settings of a federation's rounds, each group a value of its own."""
+"""Settings of a federation, in four groups: sampling, rounds, messages, model."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ from fedpress.server.rounds.buffered import Buffered
 from fedpress.server.rounds.closing import Closing
 
 MAX_EXAMPLES = 1e9
-"""Default cap on the number of examples that a reply may claim: its weight in the mean."""
+"""Default of the most examples that a reply may claim, which is its weight in the mean."""
 
 AggregateMetrics: TypeAlias = Callable[[list[RecordDict], str], MetricRecord]
 """Takes the records of replies and the name of the weight, and returns the metrics of all of them."""
@@ -26,14 +26,17 @@ AggregateMetrics: TypeAlias = Callable[[list[RecordDict], str], MetricRecord]
 
 @dataclass(frozen=True)
 class Sampling:
-    """Which part of the nodes takes part: FedAvg's arguments of these names.
+    """Fractions and numbers of nodes that take part: FedAvg's arguments of these names.
 
     Attributes:
-        fraction_train: of the nodes, in a round; 0: nobody trains.
-        fraction_evaluate: of the nodes, that evaluate the model after a round; 0: nobody does.
-        min_train_nodes: fewest that train.
-        min_evaluate_nodes: fewest that evaluate.
-        min_available_nodes: a round waits for so many to be connected.
+        fraction_train: fraction of the nodes that train in a round; 0: none does.
+        fraction_evaluate: fraction of the nodes that evaluate the model after a round; 0: none does.
+        min_train_nodes: fewest nodes that train.
+        min_evaluate_nodes: fewest nodes that evaluate.
+        min_available_nodes: number of connected nodes that a round waits for.
+
+    Raises:
+        ValueError: a fraction is out of range.
     """
 
     fraction_train: float = 1.0
@@ -50,7 +53,7 @@ class Sampling:
 
 @settings_class(frozen=True, config=STRICT)
 class Rounds(Closing):
-    """When a round begins and ends, and which replies count.
+    """End of a round, and the replies that count.
 
     Raises:
         ValueError: A value is out of range.
@@ -72,14 +75,14 @@ class Rounds(Closing):
 
 @dataclass(frozen=True)
 class MessageFormat:
-    """Where messages hold what, and how metrics become one: FedAvg's arguments.
+    """Keys of the records in messages, and the aggregation of metrics: FedAvg's arguments.
 
     Attributes:
-        weighted_by_key: metric that is a reply's weight.
-        arrayrecord_key: of the record with the model.
-        configrecord_key: of the record with the application's configuration, and the order.
-        train_metrics: aggregates those of training.
-        evaluate_metrics: aggregates those of evaluation.
+        weighted_by_key: name of the metric that is a reply's weight.
+        arrayrecord_key: key of the record with the model.
+        configrecord_key: key of the record with the application's configuration, and the order.
+        train_metrics: aggregates metrics of training.
+        evaluate_metrics: aggregates metrics of evaluation.
     """
 
     weighted_by_key: str = "num-examples"
@@ -91,14 +94,14 @@ class MessageFormat:
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """How the global model is kept, stepped and sent.
+    """Optimizer, downlink, masks and layout of the global model.
 
     Attributes:
-        optimizer: the server's rule on the mean update; `optimizers.sgd(1.0)` is FedAvg.
-        downlink: how the model goes down: deltas of a held model that clients keep (`versions.Downlink`); None: whole.
+        optimizer: optimizer on the mean update; `optimizers.sgd(1.0)` is FedAvg.
+        downlink: compression of the download: deltas of a model that clients hold; None: the model goes whole.
         averaging: decay of the mean over the rounds that is evaluated and returned (`average.Average`), in [0, 1);
             0: the newest model is.
-        masks: which weights the model has, from round to round (`mask_schedules`).
+        masks: schedule of the mask over the rounds (`mask_schedules`).
         layout: which arrays are parameters and which buffers; None: guessed by the usual names. Clients must use the
             same.
 
@@ -118,5 +121,5 @@ class ModelSettings:
 
     @property
     def prediction(self) -> float:
-        """Factor of what the download predicts of an update; 0: nothing is predicted."""
+        """Factor of the update that the download predicts; 0: nothing is predicted."""
         return self.downlink.prediction if self.downlink else 0.0

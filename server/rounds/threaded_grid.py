@@ -1,4 +1,4 @@
-"""Replies pulled in threads, so that one which breaks off holds up neither the others nor the end of a round."""
+"""Replies pulled in threads, so that an upload that breaks off delays neither the others nor the end of a round."""
 
 import queue
 import threading
@@ -10,33 +10,33 @@ from flwr.serverapp import Grid
 from fedpress.server.rounds.sampling import PartOfGrid
 
 MOST = 16
-"""Pulls under way at the same time."""
+"""Limit of simultaneous pulls."""
 
 
 class PatientGrid(PartOfGrid):
     """A grid of real nodes, some of which break off while they answer.
 
-    Flower pulls the replies that are there one after the other, and where the upload of one broke off half-way it asks
-    for the rest for three minutes. Here that goes on beside the next pulls, and what it brings waits for whoever asks
-    for it: orders to train and to evaluate, and those of several tiers, are pulled in turn.
+    Flower pulls the available replies one after the other, and where the upload of one broke off half-way it asks for
+    the rest for three minutes. Here that pull continues beside the next ones, and its replies are kept for the exchange
+    that they belong to: orders to train and to evaluate, and those of several tiers, are pulled in turn.
 
     Args:
-        grid: what is asked.
-        patience: seconds after which a pull is left to itself.
+        grid: the grid to pull from.
+        patience: seconds after which a pull continues in the background.
     """
 
     def __init__(self, grid: Grid, patience: float = 3.0) -> None:
         super().__init__(grid, lambda: list(grid.get_node_ids()))
         self._patience = patience
         self._pulled: queue.SimpleQueue[Message | BaseException] = queue.SimpleQueue()
-        self._unclaimed: list[Message] = []  # replies that nobody has asked for yet
+        self._unclaimed: list[Message] = []  # replies of an exchange that has not pulled since
         self._threads: list[threading.Thread] = []
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         """Return the replies to these messages that have come, with this pull or an earlier one.
 
         Raises:
-            BaseException: what a pull raised, once.
+            BaseException: the error of a pull, once.
         """
         wanted, replies = list(message_ids), list[Message]()
         self._threads = [thread for thread in self._threads if thread.is_alive()]

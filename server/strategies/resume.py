@@ -1,4 +1,4 @@
-"""How `SparseFed.start` goes on in the middle: from the step that was taken last, and all that it depends on."""
+"""Checkpoint of a run after a step, and resumption from it (`SparseFed.start`)."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -13,19 +13,19 @@ _METRICS = ("train_metrics_clientapp", "evaluate_metrics_clientapp", "evaluate_m
 
 
 class Step(NamedTuple):
-    """The step of a round, taken or not."""
+    """A step and its duration."""
 
     round: int
     seconds: float  # from the orders to the step, by the grid's clock
 
 
 class Progress(NamedTuple):
-    """How far a run has come.
+    """Progress of a run.
 
     Attributes:
-        step: the last one.
-        metrics: of Flower's `Result`, by its field and by round.
-        models: names of those that are trained; the global model's is empty.
+        step: the last step.
+        metrics: metrics in Flower's `Result`, by its field and by round.
+        models: names of the models that are trained; the global model's is empty.
     """
 
     step: Step
@@ -38,6 +38,13 @@ def save(
 ) -> None:
     """Write the checkpoint of a step; it is on the disk when this returns.
 
+    Args:
+        folder: folder of the checkpoints.
+        step: the step that was taken.
+        result: metrics of the rounds so far.
+        models: names of the models that are trained; the global model's is empty.
+        parts: parts of the run by name.
+
     Raises:
         CheckpointError: it cannot be written.
     """
@@ -47,13 +54,13 @@ def save(
 
 
 def go_on(checkpoint: Checkpoint, result: Result, models: list[str], parts: Mapping[str, Resumable]) -> Step:
-    """Let the parts of a run go on from a checkpoint, and return its step.
+    """Restore the parts of a run from a checkpoint, and return its step.
 
     Args:
-        checkpoint: the newest.
-        result: gets the metrics of the rounds before.
-        models: names of those that this run trains.
-        parts: of this run, by name.
+        checkpoint: the newest checkpoint.
+        result: gets the metrics of the earlier rounds.
+        models: names of the models that this run trains.
+        parts: parts of this run by name.
 
     Raises:
         CheckpointError: the checkpoint is of another run.

@@ -1,7 +1,7 @@
-"""`SparseFed`: a Flower strategy that adds up encoded updates, in place of `FedAvg`.
+"""`SparseFed`: a Flower strategy that averages encoded updates, in place of `FedAvg`.
 
-Unlike Flower's own, one odd reply costs that client this round and nobody else, no dense vector is made for a
-client, and `start` pushes and pulls, so that a round can end at a deadline or once enough replies are in.
+Unlike in Flower's own, an invalid reply costs one client the round and no other, no dense vector is made for a client,
+and `start` pushes and pulls, so that a round can end at a deadline or once enough replies are in.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -39,21 +39,21 @@ class SparseFed(Strategy):
     The first block of arguments is FedAvg's, with the same meaning and defaults.
 
     Args:
-        optimizer: the server's rule on the mean update; `optimizers.sgd(1.0)` is FedAvg.
-        downlink: how the model goes down: deltas of a held model that clients keep (`versions.Downlink`); None: whole.
+        optimizer: optimizer on the mean update; `optimizers.sgd(1.0)` is FedAvg.
+        downlink: compression of the download: deltas of a model that clients hold (`versions.Downlink`); None: the
+            model goes whole.
         averaging: decay of the mean over the rounds that is evaluated and returned (`average.Average`), in [0, 1);
             0: the newest model is.
-        masks: which weights the model has, from round to round (`mask_schedules`); None: all of them.
+        masks: schedule of the mask over the rounds (`mask_schedules`); None: the model has all weights.
         layout: which arrays are parameters and which buffers; by default guessed by the usual names. Clients must
             use the same.
-        rounds: when a round begins and ends, and which replies count; None: it ends with the last reply.
-        name: of the federation; clients keep their state under it.
-        seed: for sampling nodes.
-        checkpoints: folder for a checkpoint of every round, from which `start` goes on by itself after a kill; None:
-            there are none. One federation to a folder.
-        clients: is kept up to date with the client models of the last step, and goes into checkpoints; None: nobody
-            needs them.
-        fusion: lets each step end with a distillation of the global model from the client models
+        rounds: end of a round, and the replies that count; None: it ends with the last reply.
+        name: name of the federation; clients keep their state under it.
+        seed: seed of the sampling of nodes.
+        checkpoints: folder for a checkpoint of every round, from which `start` resumes after a kill; None: there are
+            none. Each federation needs a folder of its own.
+        clients: receives the client models of each step, and goes into checkpoints; None: they are not needed.
+        fusion: distillation of the global model from the client models at the end of a step
             (`client_ensemble.Fusion`).
         on_round: called by `start` with each round's summary.
         on_accepted: called with round, node and payload of each reply that counted, in the order of the nodes.
@@ -61,8 +61,8 @@ class SparseFed(Strategy):
     Attributes:
         federation: the global model and the nodes that train it.
         checkpoints: the folder.
-        companions: other parts of the run that go into its checkpoints, by name. The grid does by itself, if it can.
-        timer: seconds by what they went into: `orders`, `replies` (waiting for them), `step`, `checkpoint`,
+        companions: other parts of the run that go into its checkpoints, by name. A grid that can, goes in by itself.
+        timer: seconds by phase: `orders`, `replies` (waiting for them), `step`, `checkpoint`,
             `evaluation`, `report` (with what `on_round` does, such as making students).
 
     Raises:
@@ -120,42 +120,46 @@ class SparseFed(Strategy):
         self.on_round = on_round
         self.timer = Timer()
 
-    # ---- what came of it -------------------------------------------------------------------------------------------
+    # ---- results ---------------------------------------------------------------------------------------------------
 
     @property
     def model(self) -> GlobalModel:
-        """The global model. Raises RuntimeError before `start` or `configure_train` has given one."""
+        """The global model.
+
+        Raises:
+            RuntimeError: there is none before `start` or `configure_train`.
+        """
         return self.federation.model
 
     @property
     def ledger(self) -> Ledger:
-        """Bytes of every message's serialized content, of the global model."""
+        """Bytes of every message's serialized content, in the exchange of the global model."""
         return self.federation.accounting.ledger
 
     @property
     def refusals(self) -> list[Refusal]:
-        """Replies that did not count, of the global model."""
+        """Replies that did not count, in the exchange of the global model."""
         return self.federation.accounting.refusals
 
     @property
     def tiers(self) -> dict[int, str]:
-        """The class of devices that a node says it belongs to, for those that have said so with an update."""
+        """Tier of devices by node, for nodes that have reported one with an update."""
         return self.federation.orders.tickets.tiers
 
     @property
     def federations(self) -> dict[str, Federation]:
-        """The federation of every model that this strategy trains, by name; the global model's name is empty."""
+        """Federation of every model that this strategy trains, by name; the global model's name is empty."""
         return {"": self.federation}
 
     @property
     def accounts(self) -> dict[str, Accounting]:
-        """The accounting of every model that this strategy trains, by name; the global model's name is empty."""
+        """Accounting of every model that this strategy trains, by name; the global model's name is empty."""
         return {name: federation.accounting for name, federation in self.federations.items()}
 
     # ---- Flower's hooks --------------------------------------------------------------------------------------------
 
     def summary(self) -> None:
-        """Log what this strategy will do."""
+        """Log the settings of the rounds."""
         sampling, rounds = self.federation.sampling, self.federation.rounds
         log(INFO, "\t├──> Sampling: fraction %.2f, over-selection %d", sampling.fraction_train, rounds.over_selection)
         log(INFO, "\t├──> A round needs %d replies, deadline %s", rounds.min_replies, rounds.deadline or "none")
@@ -164,23 +168,50 @@ class SparseFed(Strategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
-        """Sample nodes and open a ticket for each; with a buffer, for as many as are to be at work and are not."""
+        """Sample nodes and open a ticket for each; with a buffer, until enough nodes are at work.
+
+        Args:
+            server_round: number of the round.
+            arrays: the model of the orders.
+            config: the application's configuration for the nodes.
+            grid: grid of the nodes.
+        """
         return self.federation.open_orders(server_round, arrays, config, grid)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Add up the updates of this round's good replies and step the model; refuse the others, each for itself."""
+        """Step the model by the mean of this round's valid updates; refuse the other replies one by one.
+
+        Args:
+            server_round: number of the round.
+            replies: replies to its orders.
+
+        Returns:
+            The model after the step, None where there was none; and the round's metrics.
+        """
         return self.federation.take(server_round, replies)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
-        """Sample nodes that evaluate the model on their own data."""
+        """Sample nodes that evaluate the model on their own data.
+
+        Args:
+            server_round: number of the round.
+            arrays: the model.
+            config: the application's configuration for the nodes.
+            grid: grid of the nodes.
+        """
         return self.federation.open_evaluation(server_round, arrays, config, grid)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        """Average the metrics of the replies that hold some."""
+        """Average the metrics of the valid replies; None where there are none.
+
+        Args:
+            server_round: number of the round.
+            replies: replies to the messages of `configure_evaluate`.
+        """
         return self.federation.take_evaluation(server_round, replies)
 
     def start(
@@ -195,8 +226,18 @@ class SparseFed(Strategy):
     ) -> Result:
         """Run the rounds: Flower's `Strategy.start`, with push and pull in place of a blocking exchange.
 
-        Where `checkpoints` holds one of this federation, the rounds go on from there: its step is not taken again, all
-        that came after the step is. The result holds the metrics of the rounds before, too.
+        Where `checkpoints` holds one of this federation, the run resumes from it: its step is not repeated, everything
+        after the step is. The result has the metrics of the earlier rounds, too.
+
+        Args:
+            grid: grid of the nodes.
+            initial_arrays: the initial model.
+            num_rounds: number of rounds.
+            timeout: seconds after which an order counts as unanswered; a deadline may be sooner.
+            train_config: the application's configuration for training; None: an empty one.
+            evaluate_config: the same for evaluation on nodes.
+            evaluate_fn: evaluates the model on the server, given round and arrays; round 0 is the initial model. None:
+                there is no such evaluation.
 
         Raises:
             LayoutError: the initial arrays do not fit the layout.
@@ -219,12 +260,17 @@ class SparseFed(Strategy):
         evaluate_config: ConfigRecord | None = None,
         evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
     ) -> Iterator[RoundSummary]:
-        """Run the rounds one after the other, and yield what each did; `start` is this to its end.
+        """Run the rounds one after the other, and yield the figures of each; `start` runs this to its end.
 
         Args:
-            grid: connects the nodes.
+            grid: grid of the nodes.
             result: holds the initial arrays; gets the metrics as they come, and at the end the model.
-            num_rounds, timeout, train_config, evaluate_config, evaluate_fn: as of `start`.
+            num_rounds: number of rounds.
+            timeout: seconds after which an order counts as unanswered; a deadline may be sooner.
+            train_config: the application's configuration for training; None: an empty one.
+            evaluate_config: the same for evaluation on nodes.
+            evaluate_fn: evaluates the model on the server, given round and arrays; round 0 is the initial model. None:
+                there is no such evaluation.
 
         Raises:
             LayoutError: the initial arrays do not fit the layout.
@@ -262,7 +308,7 @@ class SparseFed(Strategy):
     # ---- a round ---------------------------------------------------------------------------------------------------
 
     def _take_step(self, current: Round, arrays: ArrayRecord, result: Result) -> resume.Step:
-        """Ask, take the step of what comes back, and write the checkpoint."""
+        """Send the orders, take the step with the replies, and write the checkpoint."""
         start = current.clock.now()
         with self.timer.of("orders"):
             replies = self._ask(current, arrays)
@@ -273,7 +319,7 @@ class SparseFed(Strategy):
         if train_metrics is not None:
             result.train_metrics_clientapp[current.number] = train_metrics
         step = resume.Step(current.number, current.clock.now() - start)
-        # Durable before any message says what came of this round.
+        # Durable before any message carries a verdict of this round.
         if self.checkpoints:
             with self.timer.of("checkpoint"):
                 resume.save(self.checkpoints, step, result, list(self.federations), self._parts(current.grid))
@@ -285,7 +331,7 @@ class SparseFed(Strategy):
     def _take(
         self, server_round: int, replies: Iterator[Message] | None
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        # By Flower's hook, which a subclass may replace.
+        # Through Flower's hook, which a subclass may replace.
         return (None, None) if replies is None else self.aggregate_train(server_round, replies)
 
     def _evaluate_on_nodes(self, current: Round, arrays: ArrayRecord, result: Result) -> None:
@@ -301,7 +347,7 @@ class SparseFed(Strategy):
     # ---- checkpoints -----------------------------------------------------------------------------------------------
 
     def _parts(self, grid: Grid) -> dict[str, Resumable]:
-        """Return all that goes into a checkpoint, by name."""
+        """Return the parts of a checkpoint by name."""
         parts: dict[str, Resumable] = {f"federation {name}": each for name, each in self.federations.items()}
         if self.federation.clients is not None:
             parts["clients"] = self.federation.clients
@@ -315,7 +361,7 @@ class SparseFed(Strategy):
         """Go back to the newest checkpoint; without one, take the result's arrays as the model."""
         if self.checkpoints and self.federation.started:
             raise CheckpointError(
-                "with checkpoints a strategy runs `start` once; make another one, with its own folder"
+                "with checkpoints a strategy runs `start` once; make another strategy, with a folder of its own"
             )
         checkpoint = self.checkpoints.newest() if self.checkpoints else None
         self._adopt(result.arrays)

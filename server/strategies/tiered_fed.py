@@ -1,9 +1,9 @@
-"""Tiers that train: groups of clients that train models of different sizes in one federation.
+"""`TieredFed`: groups of clients that train models of different sizes in one run.
 
-`TieredFed` holds the federation of the global model and one for each tier, with a name, tickets, versions, optimizer
-and accounting of its own. A round sends the orders of all of them at once and takes their steps one after the other.
-What the models have of each other is either taught (`teaching`), in some rounds, or the mean of the weights that they
-share, in every round (`sliced`).
+It holds the federation of the global model and one for each tier, with a name, tickets, versions, optimizer and
+accounting of its own. A round sends the orders of all of them at once and takes their steps one after the other. The
+models learn from each other either by distillation in some rounds (`teaching`), or by the mean of the weights that they
+share in every round (`sliced`).
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from fedpress.server.rounds.sampling import PartOfGrid
 from fedpress.server.strategies.sparse_fed import SparseFed
 
 ANSWER_SECONDS = 60.0
-"""How long a node may take to say whose model it trains; it is asked again in the next round."""
+"""Limit of the wait for a node to name its tier, in seconds; it is asked again in the next round."""
 
 
 class TierError(FedpressError, ValueError):
-    """Tiers that train cannot work together as they are told to."""
+    """The settings of tiers contradict each other."""
 
 
 class TrainingTier(NamedTuple):
     """A class of client devices that trains a model of its own.
 
     Attributes:
-        name: as its nodes say it.
-        federation: of its nodes, with a name of its own.
-        model: of its architecture; at first with the initial weights, later whatever was loaded last.
+        name: name that its nodes report.
+        federation: federation of its nodes, with a name of its own.
+        model: instance of its architecture; holds the initial weights, later those loaded last.
     """
 
     name: str
@@ -51,11 +51,11 @@ class TrainingTier(NamedTuple):
 
 
 class Membership(NamedTuple):
-    """Who trains what.
+    """State of a `TieredFed` besides its federations: the tier of each node.
 
     Attributes:
-        round: the last one.
-        tier_of: name of a node's tier; empty: it trains the global model.
+        round: the last round.
+        tier_of: name of each node's tier; empty: it trains the global model.
     """
 
     round: int
@@ -63,19 +63,19 @@ class Membership(NamedTuple):
 
 
 class TieredFed(SparseFed):
-    """The strategy of a global model whose clients are of several sizes.
+    """Strategy for clients of several sizes: a global model and a model for each tier.
 
     Args:
-        tiers: the others; nodes that are of none of them train the global model.
-        model: the global model's architecture.
-        proxy: inputs that the models are taught on, (N, ...).
-        teaching: when and how they are; None: the models learn apart.
-        sliced: instead, each tier's model is the leading part of every layer of the global one, and each weight is the
-            mean over those who have it.
-        options: as for `SparseFed`, for the global model; `fraction_train=0`: no client trains it.
+        tiers: tiers that train; nodes of no tier train the global model.
+        model: instance of the global model's architecture.
+        proxy: inputs of the distillation, (N, ...).
+        teaching: settings of the distillation between the models; None: there is none.
+        sliced: whether, instead, each tier's model is the leading part of every layer of the global one, and each
+            weight the mean over the models that have it (HeteroFL).
+        options: arguments of `SparseFed`, for the global model; `fraction_train=0`: no client trains it.
 
     Raises:
-        TierError: the options ask for what tiers cannot do.
+        TierError: the settings contradict each other.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class TieredFed(SparseFed):
         if any(federation.rounds.schedule for federation in self.federations.values()):
             raise TierError("tiers that train have synchronous rounds only; leave `schedule` out")
         if sliced and teaching:
-            raise TierError("where models are slices of one another, nobody teaches; leave `teaching` out")
+            raise TierError("models that are slices of one another are not taught; leave `teaching` out")
         if teaching and len(proxy) == 0:
             raise TierError("tiers teach each other on proxy data, got 0 inputs: does the task hold out a proxy part?")
         self._global = model
@@ -105,13 +105,13 @@ class TieredFed(SparseFed):
         self._teaching = teaching if teaching and teaching.every else None
         self._sliced = sliced
         self._tier_of: dict[int, str] = {}  # node -> name of its tier, empty: it trains the global model
-        self._silent: set[int] = set()  # nodes that did not say it in this round
+        self._silent: set[int] = set()  # nodes that named no tier in this round
         self._round = 0
         self._replies: dict[str, Iterator[Message] | None] = {}  # to each tier's orders
         self.companions["tiers"] = self
 
     def summary(self) -> None:
-        """Log what this strategy will do, and who trains what."""
+        """Log the settings of the rounds, and the models that are trained."""
         super().summary()
         trained = self.federation.sampling.fraction_train > 0
         log(INFO, "\t    The global model: %s", "trained by clients" if trained else "taught by the tiers only")
@@ -121,15 +121,15 @@ class TieredFed(SparseFed):
 
     @property
     def federations(self) -> dict[str, Federation]:
-        """The federation of the global model, whose name is empty, and of every tier."""
+        """Federation of every model by name; the global model's name is empty."""
         return {"": self.federation, **{tier.name: tier.federation for tier in self.training_tiers}}
 
     def nodes(self, grid: Grid, tier: str) -> list[int]:
-        """Return the nodes that train a tier's model, in order; nodes that are new are asked first.
+        """Return the nodes that train a tier's model, in order, after new nodes have named their tier.
 
         Args:
-            grid: with all nodes.
-            tier: its name; empty: the global model.
+            grid: grid with all nodes.
+            tier: name of the tier; empty: the global model.
         """
         connected = sorted(grid.get_node_ids())
         unknown = [node for node in connected if node not in self._tier_of and node not in self._silent]
@@ -162,14 +162,21 @@ class TieredFed(SparseFed):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
-        """Sample nodes among those that have the global model."""
+        """Sample nodes that train the global model, to evaluate it.
+
+        Args:
+            server_round: number of the round.
+            arrays: the model.
+            config: the application's configuration for the nodes.
+            grid: grid of the nodes.
+        """
         return super().configure_evaluate(server_round, arrays, config, self._part(grid, ""))
 
     # ---- a round ---------------------------------------------------------------------------------------------------
 
     def _ask(self, current: Round, arrays: ArrayRecord) -> Iterator[Message] | None:
         self._round, self._silent, grid = current.number, set(), current.grid
-        self.nodes(grid, "")  # nobody's orders wait for what only these answers tell
+        self.nodes(grid, "")  # all tiers are known before any order is sent
         replies = super()._ask(current._replace(grid=self._part(grid, "")), arrays)
         for name, federation, _ in self.training_tiers:
             part = current._replace(grid=self._part(grid, name))
@@ -208,10 +215,10 @@ class TieredFed(SparseFed):
             federation.model.apply_server_update(start, ArrayRecord(model.state_dict()), teaching.downlink)
 
     def _share(self, before: Vector) -> None:
-        """Complete a step of models that are slices: each weight becomes the mean over those who have it.
+        """Complete a step of sliced models: each weight becomes the mean over the models that have it.
 
         Args:
-            before: the global model's master before the step, (n,).
+            before: the global model's master before the step, float32 (n,).
         """
         parts = [
             heterofl.Part(
@@ -248,7 +255,7 @@ class TieredFed(SparseFed):
             tier.federation.adopt(ArrayRecord(tier.model.state_dict()))
 
     def state(self) -> Membership:
-        """Return who trains what; the federations are parts of their own."""
+        """Return the tier of each node; the federations are parts of their own."""
         return Membership(self._round, self._tier_of)
 
     def restore(self, state: Membership) -> None:

@@ -57,7 +57,7 @@ def test_a_file_that_goes_wrong_later_lets_nobody_in_who_is_not_in_a_right_line(
     assert (tokens.name_of(one), tokens.name_of(two)) == (None, "two")
     assert "line 2: expected a name and the SHA-256" in caplog.text
     path.unlink()
-    assert tokens.name_of(two) is None and "nobody is let in" in caplog.text
+    assert tokens.name_of(two) is None and "no token is valid" in caplog.text
 
 
 def test_names_of_tokens(tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_many_clients_are_forgotten_but_not_those_with_downloads(monkeypatch: py
             clients.get(str(number))
         assert clients.get("busy") is busy and len(clients._known) <= 4
         with clients.download(clients.get("99")):
-            assert "all that this hub gives" in (clients.why_not(clients.get("0")) or "")
+            assert "the most that this hub allows" in (clients.why_not(clients.get("0")) or "")
     assert clients.why_not(busy) is None and clients.streams == 0
 
 
@@ -98,7 +98,7 @@ def test_refusals_are_logged_once(caplog: pytest.LogCaptureFixture) -> None:
                 for reason in ("x", "y"):
                     refusals.log(peer, reason, f"{peer}{reason}")
     assert sorted(record.getMessage() for record in caplog.records) == [
-        f"refused {peer}: {peer}{reason} (said once)" for peer in "ab" for reason in "xy"
+        f"refused {peer}: {peer}{reason} (logged once)" for peer in "ab" for reason in "xy"
     ]
 
 

@@ -305,7 +305,7 @@ def test_a_reader_that_takes_nothing_gives_its_place_up(tmp_path: Path) -> None:
         code, _ = other.refused("phone")
         assert code == CODE.RESOURCE_EXHAUSTED
         until = time.monotonic() + 30
-        while "nothing was taken for 1 s" not in hub.text():
+        while "nothing was read for 1 s" not in hub.text():
             assert time.monotonic() < until, hub.text() + figures(metrics)
             time.sleep(0.1)
         assert other.get("phone")[1] == LARGE
