@@ -63,6 +63,8 @@ def test_the_check_sees_an_underscored_name_of_another(text: str) -> None:
 
 
 REASONS = {
+    "client/_flower.py": "only a name of Flower's, which tests/test_flower_doors.py imports",
+    "server/_flower.py": "only a name of Flower's, which tests/test_flower_doors.py imports",
     "simulations/tasks/template.py": "what `fedpress init` copies; tests/simulations/scenario/test_template.py runs it",
 }
 """Source modules without a test of their name, and why, by path."""

@@ -1,12 +1,20 @@
 """Which node gets which student: the tier that it reports, else by turn; what does not fit is named."""
 
 import logging
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from flwr.app import Context, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.server.deserted import NODE, Deserted
 
 from fedpress.server import app
+from fedpress.server.publishing.publish import Published
+from fedpress.server.rounds.accounting import Accounting
 
 TIERS = ("phone", "sensor", "watch")
 
@@ -46,3 +54,23 @@ def test_a_tier_that_nobody_is_of_is_named(warnings: pytest.LogCaptureFixture) -
     members = app.tier_members([1, 2], TIERS, {1: "phone", 2: "phone"})
     assert members == {"phone": [1, 2], "sensor": [], "watch": []}
     assert "no node is of tier 'sensor', so nobody gets its student: tiers are phone, sensor, watch" in warnings.text
+
+
+def test_a_student_for_a_node_that_is_gone_is_a_delivery_that_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("_run_id", 1), ("_node_id", 1), ("_task_id", 0)):
+        monkeypatch.setattr(TaskIdentity, name, value)
+    bundle = tmp_path / "student.bundle"
+    bundle.write_bytes(b"bundle")
+    student: Any = SimpleNamespace(tier="phone", path=bundle, sha256="00")
+    strategy = SimpleNamespace(tiers=["phone"], accounts={"": Accounting()})
+    plan: Any = SimpleNamespace(strategy=strategy, downloads_per_tier=1)
+    published: list[Published] = [student]
+    (delivery,) = app.deliver(plan, Deserted(), 1, published)
+    assert (delivery.node, delivery.accuracy, delivery.error) == (NODE, None, "the node is gone")
+
+
+def test_a_run_without_a_plan_names_the_key() -> None:
+    with pytest.raises(ValueError, match="no 'plan'.*module:function"):
+        app.app(Deserted(), Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config={}))

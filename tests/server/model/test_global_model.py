@@ -1,4 +1,4 @@
-"""What the server has learned by itself is a step like any other."""
+"""Steps of the global model: in halves, by the server itself, and within changing masks."""
 
 import numpy as np
 import pytest
@@ -6,10 +6,13 @@ from flwr.app import ArrayRecord
 from tests.server.comparable import comparable
 
 from fedpress.compression.messages import records
+from fedpress.compression.models.pruning import dynamic_sparsity
 from fedpress.compression.tensors import flatten
-from fedpress.compression.tensors.layout import Layout, Vector
+from fedpress.compression.tensors.layout import Layout, TensorSpec, Vector
+from fedpress.server.checkpoint import state
+from fedpress.server.checkpoint.state import CheckpointError
 from fedpress.server.model import optimizers
-from fedpress.server.model.global_model import GlobalModel
+from fedpress.server.model.global_model import GlobalModel, ModelState
 from fedpress.server.model.versions import Downlink
 
 SIZE = 500
@@ -77,3 +80,70 @@ def test_the_two_halves_of_a_step_are_a_step() -> None:
     assert whole.version == 1
     assert comparable(whole.state()) == comparable(halves.state())
     assert flatten.flatten(records.to_numpy(whole.published), layout).shape == (SIZE,)
+
+
+# ---- masks -----------------------------------------------------------------------------------------------------------
+
+LAYOUT = Layout(
+    (TensorSpec("a", (20, 10), "float32"), TensorSpec("b", (20,), "float32"), TensorSpec("c", (5, 20), "float32"))
+)
+N = LAYOUT.size
+FIRST = dynamic_sparsity.random_mask(LAYOUT, 0.3, 1, "layer")
+
+
+def drawn(size: int, seed: int) -> Vector:
+    return np.random.default_rng(seed).standard_normal(size).astype(np.float32)
+
+
+def masked_arrays() -> ArrayRecord:
+    return records.from_numpy(flatten.unflatten(drawn(N, 9), LAYOUT))
+
+
+RULES = {
+    "momentum": optimizers.sgd(1.0, 0.9), "adam": optimizers.adam(), "yogi": optimizers.yogi(),
+    "adagrad": optimizers.adagrad(),
+    "sgd": optimizers.sgd(), "majority": optimizers.majority_vote(0.1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("downlink", [None, Downlink(0.2)], ids=["whole", "deltas"])
+@pytest.mark.parametrize("rule", RULES)
+def test_master_and_optimizer_follow_the_mask_and_come_back_from_a_checkpoint(
+    rule: str, downlink: Downlink | None
+) -> None:
+    """What survives steps on as in a model whose mask has never changed; what is new begins at zero."""
+    second = dynamic_sparsity.random_mask(LAYOUT, 0.3, 2, "layer")
+
+    def fresh() -> GlobalModel:
+        return GlobalModel(masked_arrays(), LAYOUT, RULES[rule], downlink, 0.5, FIRST)
+
+    model, plain = fresh(), fresh()
+    update, later = drawn(FIRST.count, 3), drawn(N, 4)
+    model.step(update, {}, next_mask=lambda master, layout: second)
+    plain.step(update, {})
+    move = LAYOUT.within(FIRST).change_to(LAYOUT.within(second))
+    assert (model.masks.version, plain.masks.version, model.layout.mask) == (2, 1, second)
+    np.testing.assert_array_equal(model.master, move.apply(plain.master))
+    model.step(later[second.flags], {})
+    plain.step(later[FIRST.flags], {})
+    np.testing.assert_array_equal(model.master[move.destinations], plain.master[move.survivors])
+    for published in (model.arrays, model.published):
+        assert not flatten.flatten(records.to_numpy(published), LAYOUT)[~second.flags].any()
+    again = fresh()
+    again.restore(state.unpack(state.pack({"model": model.state()})).part("model", ModelState))
+    for each in (model, again):
+        each.step(later[second.flags], {}, next_mask=lambda master, layout: FIRST)
+        each.step(later[FIRST.flags], {})
+    assert model.master.tobytes() == again.master.tobytes() and model.masks.version == again.masks.version == 3
+    for first, other in zip(model.published.values(), again.published.values(), strict=True):
+        assert first.data == other.data
+    for known in (None, 1, 2, 3):
+        assert model.masks.coded(known) == again.masks.coded(known)
+
+
+def test_a_checkpoint_of_another_model_is_refused() -> None:
+    model = GlobalModel(masked_arrays(), LAYOUT, optimizers.sgd(), mask=FIRST)
+    other = Layout((TensorSpec("a", (20, 10), "float32"),))
+    named = records.from_numpy({"a": np.zeros((20, 10), np.float32)})
+    with pytest.raises(CheckpointError, match="another model"):
+        GlobalModel(named, other, optimizers.sgd()).restore(model.state())

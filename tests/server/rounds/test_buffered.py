@@ -6,8 +6,6 @@ from typing import Any
 import numpy as np
 import pytest
 from flwr.app import ArrayRecord
-from hypothesis import given
-from hypothesis import strategies as st
 
 from fedpress.compression.messages import records
 from fedpress.server.model.versions import Downlink
@@ -19,25 +17,12 @@ from fedpress.simulations.conditions.network import Network, NetworkSettings
 from fedpress.simulations.engines.inline import InlineGrid
 
 
-@given(st.integers(0, 10_000), st.floats(0, 4))
-def test_the_discount_is_the_plain_formula(staleness: int, exponent: float) -> None:
-    found = Buffered(1, staleness_exponent=exponent).discount(staleness)
-    assert found == pytest.approx(1 / (1 + staleness) ** exponent)
-    assert 0 < found <= 1
-    assert Buffered(1, staleness_exponent=0.0).discount(staleness) == 1
-
-
 @pytest.mark.parametrize(
     ("key", "bad"), [("size", 0), ("staleness_exponent", -0.5), ("staleness_exponent", math.nan), ("max_staleness", -1)]
 )
 def test_numbers_out_of_range_are_refused(key: str, bad: float) -> None:
     with pytest.raises(ValueError, match=rf"for Buffered\n{key}\n"):
         Buffered(**{"size": 1, key: bad})  # type: ignore[arg-type]
-
-
-def test_a_buffer_has_no_over_selection() -> None:
-    with pytest.raises(ValueError, match="over_selection has no meaning"):
-        Rounds(schedule=Buffered(2), over_selection=1)
 
 
 def model() -> ArrayRecord:

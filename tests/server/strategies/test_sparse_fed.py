@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp.strategy import FedAvg
 from tests.apps import faulty_client
 
@@ -185,49 +185,8 @@ def test_a_dense_round_equals_flowers_own_fedavg(tmp_path: Path) -> None:
     assert list(mine) == list(theirs)
 
 
-def test_sampling_repeats_itself_and_differs_between_rounds_and_seeds() -> None:
-    def nodes(seed: int) -> list[list[int]]:
-        strategy, arrays = SparseFed(fraction_train=0.25, seed=seed), initial_arrays()
-        with InlineGrid("tests.apps.faulty_client:app", clients=20, workers=1) as grid:
-            orders = [strategy.configure_train(number, arrays, ConfigRecord(), grid) for number in (1, 2, 3)]
-        return [[message.metadata.dst_node_id for message in messages] for messages in orders]
-
-    first = nodes(0)
-    assert first == nodes(0)
-    assert first != nodes(1)
-    assert all(len(set(chosen)) == 5 for chosen in first)
-    assert first[0] != first[1]
-
-
-@pytest.mark.parametrize(
-    ("settings", "arguments", "words"),
-    [
-        (SparseFed, {"fraction_train": 1.5}, "fraction_train must be between 0 and 1, and is 1.5"),
-        (SparseFed, {"averaging": 1.0}, "averaging must be in"),
-        (Rounds, {"over_selection": -1}, r"over_selection\n.*greater than or equal to 0"),
-        (Rounds, {"min_replies": 0}, r"min_replies\n.*greater than or equal to 1"),
-        (Rounds, {"deadline": 0.0}, r"deadline\n.*greater than 0"),
-    ],
-)
-def test_arguments_out_of_range_are_refused(settings: Any, arguments: dict[str, Any], words: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        settings(**arguments)
-
-
 def test_a_diverged_model_stops_the_run_with_the_likely_mistake() -> None:
     strategy = SparseFed(fraction_evaluate=0.0, optimizer=optimizers.sgd(3e38, momentum=0.9))
     with InlineGrid("tests.apps.faulty_client:app", clients=2, workers=1) as grid:
         with pytest.raises(FloatingPointError, match="learning rate"):
             strategy.start(grid, initial_arrays(), num_rounds=4)
-
-
-def test_metrics_are_averaged_by_weight_over_the_replies_that_hold_them() -> None:
-    from flwr.app import RecordDict
-
-    from fedpress.server.rounds.metrics import weighted_metrics
-
-    contents = [
-        RecordDict({"m": MetricRecord({"n": 1, "loss": 2.0, "extra": 7.0})}),
-        RecordDict({"m": MetricRecord({"n": 3, "loss": 6.0, "list": [1.0, 2.0]})}),
-    ]
-    assert dict(weighted_metrics(contents, "n")) == {"loss": 5.0, "extra": 7.0}

@@ -1,0 +1,247 @@
+"""A strategy that resumes from a checkpoint ends as the undisturbed run, to the bit."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import ArrayRecord, MetricRecord
+from tests.server.comparable import comparable
+
+from fedpress.compression.messages import records
+from fedpress.compression.tensors.flatten import flatten
+from fedpress.compression.tensors.layout import Layout
+from fedpress.compression.tensors.replica import SeededInit
+from fedpress.server.checkpoint import state as states
+from fedpress.server.checkpoint.checkpoint_folder import CheckpointFolder
+from fedpress.server.checkpoint.state import CheckpointError
+from fedpress.server.model import optimizers
+from fedpress.server.model.versions import Downlink
+from fedpress.server.rounds.accounting import RoundSummary
+from fedpress.server.rounds.buffered import Buffered
+from fedpress.server.rounds.federation import FederationState
+from fedpress.server.rounds.settings import Rounds
+from fedpress.server.strategies.sparse_fed import SparseFed
+from fedpress.simulations.conditions.network import Network, NetworkSettings
+from fedpress.simulations.engines import client_states
+from fedpress.simulations.engines.client_grid import EngineError
+from fedpress.simulations.engines.inline import InlineGrid
+
+SIZE = 4000
+
+
+class Killed(BaseException):
+    """In place of SIGKILL: nobody catches it."""
+
+
+def initial_arrays(seed: int = 1) -> ArrayRecord:
+    return records.from_numpy(
+        {
+            "weight": np.random.default_rng(seed).normal(0, 0.1, SIZE).astype(np.float32),
+            "norm.running_mean": np.zeros(4, np.float32),
+            "norm.num_batches_tracked": np.array(5, np.int64),
+        }
+    )
+
+
+OPTIMIZERS = {
+    "sgd": optimizers.sgd(1.0),
+    "momentum": optimizers.sgd(0.5, 0.9),
+    "adam": optimizers.adam(),
+    "yogi": optimizers.yogi(),
+    "adagrad": optimizers.adagrad(),
+}
+
+
+def whole(strategy: SparseFed) -> Any:
+    """All that a checkpoint would hold of a strategy, after it was packed and read again."""
+    saved = states.unpack(states.pack({"federation": strategy.federation.state()}))
+    return comparable(saved.part("federation", FederationState))
+
+
+def killed_after(number: int, seen: list[RoundSummary]) -> Any:
+    def on_round(summary: RoundSummary) -> None:
+        if summary.round == number:
+            raise Killed
+        seen.append(summary)
+
+    return on_round
+
+
+def figures(summary: RoundSummary) -> tuple[Any, ...]:
+    evaluation = summary.evaluation and dict(summary.evaluation)
+    return (
+        summary.round, summary.replies, summary.reasons, summary.up_bytes, summary.down_bytes, summary.seconds,
+        evaluation, records.to_numpy(summary.arrays)["weight"].tobytes(),
+    )  # fmt: skip
+
+
+def evaluated(server_round: int, arrays: ArrayRecord) -> MetricRecord:
+    return MetricRecord({"sum": float(records.to_numpy(arrays)["weight"].sum()), "round": server_round})
+
+
+def run(
+    states: Path,
+    count: int,
+    seen: list[RoundSummary],
+    kill: int = 0,
+    network: Network | None = None,
+    initial: ArrayRecord | None = None,
+    app: str = "tests.apps.faulty_client:app",
+    **more: Any,
+) -> tuple[SparseFed, Any]:
+    made = SparseFed(on_round=killed_after(kill, seen), **{"fraction_evaluate": 0.0, **more})
+    with InlineGrid(app, clients=4, workers=1, states=states, network=network, examples=lambda client: 100) as grid:
+        result = made.start(grid, initial or initial_arrays(), num_rounds=count, evaluate_fn=evaluated)
+    return made, result
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_run_that_goes_on_is_the_undisturbed_run(tmp_path: Path, optimizer: str) -> None:
+    rule, downlink = OPTIMIZERS[optimizer], None if optimizer == "sgd" else Downlink(0.05)
+    expected: list[RoundSummary] = []
+    averaging = 0.5 if optimizer == "momentum" else 0.0
+    options: dict[str, Any] = {"optimizer": rule, "downlink": downlink, "averaging": averaging}
+    undisturbed, result = run(tmp_path / "a", 6, expected, **options)
+    seen: list[RoundSummary] = []
+    options["checkpoints"] = tmp_path / "checkpoints"
+    for kill in (2, 3):
+        with pytest.raises(Killed):
+            run(tmp_path / "b", 6, seen, kill, **options)
+    # The model's own first values no longer matter.
+    resumed, ended = run(tmp_path / "b", 6, seen, initial=initial_arrays(seed=9), **options)
+    assert [figures(summary) for summary in seen] == [figures(summary) for summary in expected]
+    assert whole(resumed) == whole(undisturbed)
+    assert ended.train_metrics_clientapp == result.train_metrics_clientapp
+    assert ended.evaluate_metrics_serverapp == result.evaluate_metrics_serverapp
+    assert ended.arrays == result.arrays
+    for client in range(4):
+        assert (tmp_path / "a" / f"state-{client}").read_bytes() == (tmp_path / "b" / f"state-{client}").read_bytes()
+
+
+def test_late_replies_of_the_round_before_the_kill_are_still_billed(tmp_path: Path) -> None:
+    network = Network(NetworkSettings(up_mbit=1.0, down_mbit=1.0, latency=0.1, rate_sigma=1.0, dropout=0.1), seed=3)
+    expected: list[RoundSummary] = []
+    options: dict[str, Any] = {"network": network, "rounds": Rounds(deadline=1.0), "downlink": Downlink(0.05)}
+    undisturbed, _ = run(tmp_path / "a", 8, expected, **options)
+    assert 0 < sum(len(summary.refusals) for summary in expected) < 8 * 4
+    seen: list[RoundSummary] = []
+    for kill in (3, 5):
+        with pytest.raises(Killed):
+            run(tmp_path / "b", 8, seen, kill, checkpoints=tmp_path / "checkpoints", **options)
+    resumed, _ = run(tmp_path / "b", 8, seen, checkpoints=tmp_path / "checkpoints", **options)
+    assert [figures(summary) for summary in seen] == [figures(summary) for summary in expected]
+    assert whole(resumed) == whole(undisturbed)
+
+
+@pytest.mark.parametrize("spread", [0.0, 1.0], ids=["all at once", "one by one"])
+def test_with_a_buffer_what_is_under_way_and_open_comes_back_too(tmp_path: Path, spread: float) -> None:
+    """With no spread all replies come at the same moment, so that some are pulled and not in the buffer yet."""
+    network = Network(NetworkSettings(up_mbit=1.0, down_mbit=1.0, latency=0.1, rate_sigma=spread, dropout=0.1), seed=3)
+    expected: list[RoundSummary] = []
+    options: dict[str, Any] = {
+        "network": network, "rounds": Rounds(deadline=4.0, schedule=Buffered(2, max_staleness=3)),
+        "downlink": Downlink(0.05), "fraction_train": 0.75,
+    }  # fmt: skip
+    undisturbed, _ = run(tmp_path / "a", 9, expected, **options)
+    assert max(summary.max_staleness or 0 for summary in expected) > 0
+    seen: list[RoundSummary] = []
+    for kill in (2, 3, 6):
+        with pytest.raises(Killed):
+            run(tmp_path / "b", 9, seen, kill, checkpoints=tmp_path / "checkpoints", **options)
+    resumed, _ = run(tmp_path / "b", 9, seen, checkpoints=tmp_path / "checkpoints", **options)
+    assert [figures(summary) for summary in seen] == [figures(summary) for summary in expected]
+    assert whole(resumed) == whole(undisturbed)
+    assert resumed.federation.orders.tickets.open
+
+
+def test_versions_come_back_with_every_delta(tmp_path: Path) -> None:
+    arrays = initial_arrays()
+    layout = Layout.of_arrays(records.to_numpy(arrays))
+    draw = SeededInit.like(flatten(records.to_numpy(arrays), layout), layout, 7)
+    other = SeededInit.like(flatten(records.to_numpy(initial_arrays(2)), layout), layout, 8)
+    before, _ = run(tmp_path / "a", 5, [], downlink=Downlink(0.05, draw=draw))
+    after = SparseFed(fraction_evaluate=0.0, downlink=Downlink(0.05, draw=other))
+    after.federation.adopt(initial_arrays(3))
+    packed = states.pack({"federation": before.federation.state()})
+    states.restore(after.federation, states.unpack(packed), "federation")
+    first, second = before.model.versions, after.model.versions
+    assert first is not None and second is not None
+    assert (first.held.version, first.tag) == (second.held.version, second.tag) == (5, first.tag)
+    for base in (None, -1, 0, 1, 2, 3, 4, 5):
+        one, other = first.delta(base), second.delta(base)
+        assert (one and one[:2]) == (other and other[:2])
+        np.testing.assert_array_equal(one and one.support, other and other.support)
+        assert first.download(base) == second.download(base)
+
+
+def test_evaluation_on_clients_is_repeated_and_counts_once(tmp_path: Path) -> None:
+    options: dict[str, Any] = {
+        "fraction_evaluate": 1.0, "downlink": Downlink(0.05), "app": "tests.apps.evaluating_client:app",
+    }  # fmt: skip
+    undisturbed, result = run(tmp_path / "a", 4, [], **options)
+    for kill in (1, 3):
+        with pytest.raises(Killed):
+            run(tmp_path / "b", 4, [], kill, checkpoints=tmp_path / "checkpoints", **options)
+    resumed, ended = run(tmp_path / "b", 4, [], checkpoints=tmp_path / "checkpoints", **options)
+    assert whole(resumed) == whole(undisturbed)
+    assert ended.evaluate_metrics_clientapp == result.evaluate_metrics_clientapp
+
+
+def test_after_a_damaged_checkpoint_no_ticket_is_used_twice(tmp_path: Path) -> None:
+    """The older checkpoint knows nothing of the tickets since; a client must not take an old answer for a new one."""
+    options: dict[str, Any] = {"downlink": Downlink(0.05), "checkpoints": tmp_path / "checkpoints"}
+    with pytest.raises(Killed):
+        run(tmp_path / "states", 6, [], 4, **options)
+    newest = max((tmp_path / "checkpoints").iterdir())
+    newest.write_bytes(newest.read_bytes()[:-1])
+    seen: list[RoundSummary] = []
+    resumed, _ = run(tmp_path / "states", 6, seen, **options)
+    assert [(summary.round, summary.replies) for summary in seen] == [(3, 4), (4, 4), (5, 4), (6, 4)]
+    assert all(ticket > 1_000_000 for ticket in resumed.federation.orders.tickets.accepted.values())
+
+
+def test_a_finished_run_has_nothing_left_to_do_and_can_be_made_longer(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"checkpoints": tmp_path / "checkpoints"}
+    _, first = run(tmp_path / "states", 2, [], **options)
+    seen: list[RoundSummary] = []
+    _, again = run(tmp_path / "states", 2, seen, **options)
+    assert [summary.round for summary in seen] == [2]  # only what follows its step
+    assert again == first
+    run(tmp_path / "states", 3, seen, **options)
+    assert [summary.round for summary in seen] == [2, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"name": "other"}, "has federation 'default', this run has 'other'"),
+        ({"seed": 7}, "has seed 0, this run has 7"),
+        ({"downlink": Downlink(0.1)}, "another `downlink`"),
+        ({"averaging": 0.9}, "another `averaging`"),
+        ({"initial": records.from_numpy({"weight": np.zeros(7, np.float32)})}, "another model"),
+    ],
+)
+def test_the_checkpoint_of_another_run_is_refused(tmp_path: Path, change: dict[str, Any], words: str) -> None:
+    run(tmp_path / "states", 1, [], checkpoints=tmp_path / "checkpoints")
+    with pytest.raises(CheckpointError, match=words):
+        run(tmp_path / "states", 1, [], checkpoints=tmp_path / "checkpoints", **change)
+    assert CheckpointFolder(tmp_path / "checkpoints").rounds() == [1]
+
+
+def test_a_strategy_with_checkpoints_starts_once(tmp_path: Path) -> None:
+    made, _ = run(tmp_path / "states", 1, [], checkpoints=tmp_path / "checkpoints")
+    with InlineGrid("tests.apps.faulty_client:app", clients=4, workers=1) as grid:
+        with pytest.raises(CheckpointError, match="runs `start` once"):
+            made.start(grid, initial_arrays(), num_rounds=1)
+
+
+def test_two_engines_do_not_share_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_states, "LOCK_SECONDS", 0.1)
+    with InlineGrid("tests.apps.faulty_client:app", clients=2, workers=1, states=tmp_path):
+        with pytest.raises(EngineError, match="another run is at work"):
+            InlineGrid("tests.apps.faulty_client:app", clients=2, workers=1, states=tmp_path)
+    with InlineGrid("tests.apps.faulty_client:app", clients=2, workers=1, states=tmp_path):
+        assert sorted(path.name.rstrip("abcdefghijklmnopqrstuvwxyz0123456789_") for path in tmp_path.iterdir()) == [
+            "", "fedpress-",
+        ]  # fmt: skip
