@@ -1,0 +1,144 @@
+"""Orders and verdicts: one reply fits an open ticket, and whatever does not fit is refused with its reason."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+
+from fedpress.compression.messages import orders as wire
+from fedpress.compression.messages import records
+from fedpress.compression.messages.orders import Answer, Order
+from fedpress.compression.models.pruning import dynamic_sparsity
+from fedpress.server.model import optimizers
+from fedpress.server.model.global_model import GlobalModel
+from fedpress.server.model.mask_schedules import VoteRequest
+from fedpress.server.model.versions import Downlink
+from fedpress.server.rounds.accounting import Accounting
+from fedpress.server.rounds.orders import Orders, Upload
+
+NODE = 7
+
+
+@pytest.fixture(autouse=True)
+def _identity(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("_run_id", 1), ("_node_id", 1), ("_task_id", 0)):
+        monkeypatch.setattr(TaskIdentity, name, value)
+
+
+def model(downlink: Downlink | None = None) -> GlobalModel:
+    arrays = records.from_numpy({"weight": np.linspace(-1, 1, 400).astype(np.float32)})
+    return GlobalModel(arrays, None, optimizers.sgd(), downlink)
+
+
+def moved(made: GlobalModel) -> GlobalModel:
+    made.step(np.full(400, 0.1, np.float32), {})
+    return made
+
+
+def fresh() -> Orders:
+    return Orders("fed", "arrays", "config", Accounting())
+
+
+def reply_to(message: Message, **changes: Any) -> Message:
+    order = wire.read_order(message.content)
+    tag = order.download.tag if order.download else b""
+    answer = Answer(**{"ticket": order.ticket, "version": order.version, "payload": b"update", "tag": tag, **changes})
+    content = RecordDict({wire.ANSWER: wire.write_answer(answer), "metrics": MetricRecord({"num-examples": 3})})
+    return Message(records.folded(content), reply_to=message)
+
+
+def verified(orders: Orders, reply: Message, made: GlobalModel, most: int | None = None) -> Upload | None:
+    return orders.verify(reply, lambda content: 3.0, made, 1, most)
+
+
+def order_of(message: Message) -> Order:
+    return wire.read_order(message.content)
+
+
+def test_an_order_names_the_last_upload_that_was_accepted() -> None:
+    orders, made = fresh(), model()
+    first = orders.train(NODE, 1, {"lr": 0.1}, made)
+    assert first.metadata.dst_node_id == NODE and first.content.config_records["config"]["lr"] == 0.1
+    assert (order_of(first).ticket, order_of(first).accepted) == (1, 0)
+    upload = verified(orders, reply_to(first, lost_state=True, tier="phone"), made)
+    assert upload is not None and (upload.payload, upload.weight, upload.staleness) == (b"update", 3.0, 0)
+    orders.accept(upload)
+    assert (orders.tickets.tiers, orders.tickets.open) == ({NODE: "phone"}, {})
+    assert order_of(orders.train(NODE, 2, {}, made)).accepted == 1
+    assert order_of(orders.train(8, 2, {}, made)).accepted == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"ticket": 9}, "wrong ticket"), ({"version": 5}, "wrong version"), ({"tag": b"12345678"}, "wrong model"),
+        ({"error": "NaN"}, "client error"), ({"needs_model": True}, "no model"),
+    ],
+)  # fmt: skip
+def test_a_reply_that_does_not_fit_leaves_the_order_open(changes: dict[str, Any], reason: str) -> None:
+    accounting = Accounting()
+    orders, made = Orders("fed", "arrays", "config", accounting), model(Downlink(0.1))
+    message = orders.train(NODE, 1, {}, made)
+    assert verified(orders, reply_to(message, **changes), made) is None
+    assert [(refusal.node, refusal.reason) for refusal in accounting.refusals] == [(NODE, reason)]
+    assert verified(orders, reply_to(message), made) is not None  # the true one still counts
+    assert verified(orders, reply_to(message), made) is None  # once
+    assert accounting.refusals[-1].reason == "wrong ticket"
+
+
+def test_a_reply_without_an_answer_is_refused_with_the_likely_mistake() -> None:
+    accounting = Accounting()
+    orders, made = Orders("fed", "arrays", "config", accounting), model()
+    message = orders.train(NODE, 1, {}, made)
+    dense = Message(RecordDict({"arrays": made.arrays, "metrics": MetricRecord({"num-examples": 3})}), reply_to=message)
+    assert verified(orders, dense, made) is None
+    assert accounting.refusals[0].reason == "malformed" and "compress(...)" in accounting.refusals[0].detail
+
+
+def test_an_update_that_is_too_far_behind_is_refused() -> None:
+    accounting = Accounting()
+    orders, made = Orders("fed", "arrays", "config", accounting), model()
+    messages = [orders.train(node, 1, {}, made) for node in (1, 2)]
+    moved(moved(made))
+    upload = verified(orders, reply_to(messages[0]), made, most=2)
+    assert upload is not None and upload.staleness == 2
+    assert verified(orders, reply_to(messages[1]), made, most=1) is None
+    assert accounting.refusals[0].reason == "stale"
+
+
+def test_an_update_within_another_mask_is_refused() -> None:
+    accounting = Accounting()
+    orders, made = Orders("fed", "arrays", "config", accounting), model()
+    message = orders.train(NODE, 1, {}, made)
+    mask = dynamic_sparsity.random_mask(made.layout, 0.5, 1, "layer")
+    made.step(np.full(400, 0.1, np.float32), {}, next_mask=lambda master, layout: mask)
+    assert verified(orders, reply_to(message), made) is None
+    assert accounting.refusals[0].reason == "other mask"
+
+
+def test_a_node_gets_a_delta_once_it_has_shown_its_version_and_the_whole_model_where_it_cannot_use_one() -> None:
+    orders, made = fresh(), model(Downlink(0.1))
+    first = orders.train(NODE, 1, {}, made, VoteRequest(0.2, 0.3))
+    assert first.content.array_records and (order_of(first).drop, order_of(first).grow) == (0.2, 0.3)
+    assert verified(orders, reply_to(first), made) is not None
+    second = orders.train(NODE, 2, {}, moved(made), VoteRequest(0.2, 0.3))
+    download = order_of(second).download
+    assert not second.content.array_records and download is not None and download.base == 0 and download.delta
+    again = orders.from_the_beginning(NODE, 2, MessageType.TRAIN, {}, made)
+    assert again.content.array_records and order_of(again).ticket == order_of(second).ticket
+    assert (order_of(again).drop, order_of(again).grow) == (0.2, 0.3)
+    assert verified(orders, reply_to(again), made) is not None
+
+
+def test_an_evaluation_shows_the_version_that_a_node_holds() -> None:
+    orders, made = fresh(), moved(model(Downlink(0.1)))
+    message = orders.evaluate(NODE, 1, {}, made)
+    assert message.metadata.message_type == MessageType.EVALUATE and not orders.tickets.open
+    with pytest.raises(wire.MessageError, match="holds another model"):
+        orders.evaluated(RecordDict({wire.ANSWER: wire.write_answer(Answer(0, 1, tag=b"12345678"))}), NODE, made)
+    assert orders.tickets.versions == {}
+    orders.evaluated(records.unfolded(reply_to(message).content), NODE, made)
+    assert orders.tickets.versions == {NODE: 1}
+    orders.evaluated(RecordDict({"any": ConfigRecord()}), NODE, model())  # clients hold no version: nothing to learn
