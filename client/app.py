@@ -202,7 +202,7 @@ def student(message: Message, context: Context) -> Message:
 
     work = _work(context)
     offer: ConfigRecord = next(iter(message.content.config_records.values()))
-    data, sha256 = offer["bundle"], offer["sha256"]
+    data, sha256 = offer.get("bundle"), offer.get("sha256")
     if not isinstance(data, bytes) or not isinstance(sha256, str):
         raise ValueError("the offer of a student must hold 'bundle' (bytes) and 'sha256' (text)")
     chosen = context.node_config.get("download-folder")

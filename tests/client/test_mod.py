@@ -281,6 +281,16 @@ def test_a_vote_goes_up_in_the_answer_coded_against_the_mask() -> None:
     assert records.sizes(reply)["vote"] == len(vote)
 
 
+def test_what_is_remembered_in_a_file_has_the_mask_of_the_order(tmp_path: Path) -> None:
+    here = context(**{"state-folder": str(tmp_path)})
+    applied = mod.compress(ENCODERS["residual"](), layout=LAYOUT)
+    applied(order_message(1, 0, zeros()), here, nothing)
+    assert memory(here).layout == LAYOUT
+    mask = of_flags(True, False)
+    applied(masked_order(2, 1, position_set.pack(mask.positions, 48), 1), here, nothing)
+    assert memory(here).layout == LAYOUT.within(mask) and memory(here).mask_version == 1
+
+
 def test_an_encoder_may_depend_on_the_context() -> None:
     chosen: list[Context] = []
 

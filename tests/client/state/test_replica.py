@@ -1,0 +1,152 @@
+"""A client's replica: moved by a delta, back by its undo, and never by a delta that does not fit."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import RecordDict
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedpress.client.state import replica as replicas
+from fedpress.client.state.replica import NoMask, ReplicaWithUndo
+from fedpress.compression.messages import records
+from fedpress.compression.messages.orders import Download, Order
+from fedpress.compression.tensors import flatten
+from fedpress.compression.tensors.layout import Layout, TensorSpec
+from fedpress.compression.tensors.mask import Mask
+from fedpress.compression.tensors.replica import SeededInit
+from fedpress.compression.wire import position_set
+from fedpress.server.model.versions import Downlink, Versions
+
+SIZE = 60
+LAYOUT = Layout((TensorSpec("weight", (SIZE,), "float32"),))
+START = np.linspace(-1, 1, SIZE).astype(np.float32)
+CONTENT = RecordDict({"arrays": records.from_numpy(flatten.unflatten(START, LAYOUT))})
+NO_CONTENT = RecordDict()
+
+
+def order(version: int, **more: Any) -> Order:
+    return Order(
+        "fed", ticket=1, round=3, mask_version=more.pop("mask_version", 0), version=version, accepted=0, **more
+    )
+
+
+def moved(versions: Versions, seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    versions.advance(versions.held.floats(LAYOUT) + draw.standard_normal(SIZE).astype(np.float32), b"")
+
+
+def received(
+    versions: Versions, download: Download, held: ReplicaWithUndo | None, content: RecordDict = NO_CONTENT
+) -> ReplicaWithUndo | None:
+    return replicas.receive(order(versions.held.version), download, held, content, LAYOUT)
+
+
+def first(versions: Versions) -> ReplicaWithUndo:
+    held = received(versions, versions.download(None), None, CONTENT)
+    assert held is not None
+    return held
+
+
+@given(st.lists(st.integers(0, 99), min_size=2, max_size=6))
+def test_a_delta_brings_the_servers_version_and_its_undo_the_one_before(seeds: list[int]) -> None:
+    versions = Versions(START, b"", LAYOUT, Downlink(0.1))
+    held = first(versions)
+    for seed in seeds:
+        before, base = held.replica, versions.held.version
+        moved(versions, seed)
+        after = received(versions, versions.download(base), held)
+        assert after is not None and after.replica.version == versions.held.version
+        np.testing.assert_array_equal(after.replica.integers, versions.held.integers)
+        back = after.at(base, LAYOUT)
+        assert back is not None
+        np.testing.assert_array_equal(back.integers, before.integers)
+        assert after.at(base - 1, LAYOUT) is None
+        held = after
+
+
+def test_the_server_that_does_not_know_of_the_last_step_sends_a_delta_from_the_version_before() -> None:
+    versions = Versions(START, b"", LAYOUT, Downlink(0.1))
+    held = first(versions)
+    moved(versions, 1)
+    held = received(versions, versions.download(0), held)  # its reply is lost
+    moved(versions, 2)
+    held = received(versions, versions.download(0), held)
+    assert held is not None
+    np.testing.assert_array_equal(held.replica.integers, versions.held.integers)
+
+
+def test_a_model_that_is_drawn_needs_no_arrays() -> None:
+    seeded = SeededInit.like(START, LAYOUT, 7)
+    versions = Versions(START, b"", LAYOUT, Downlink(0.1, draw=seeded))
+    moved(versions, 1)
+    held = received(versions, versions.download(None), None)
+    assert held is not None
+    np.testing.assert_array_equal(held.replica.integers, versions.held.integers)
+
+
+def test_a_delta_that_does_not_fit_is_not_used() -> None:
+    versions = Versions(START, b"", LAYOUT, Downlink(0.1))
+    held = first(versions)
+    moved(versions, 1)
+    download = versions.download(0)
+    assert received(versions, download, None) is None  # a client that holds nothing
+    for bad in (
+        download._replace(tag=b"12345678"), download._replace(delta=download.delta[:-1]), download._replace(base=5)
+    ):  # fmt: skip
+        assert received(versions, bad, held) is None
+    assert received(versions, download, held) is not None
+
+
+def test_within_another_mask_there_is_no_step_back() -> None:
+    versions = Versions(START, b"", LAYOUT, Downlink(0.1))
+    held = first(versions)
+    moved(versions, 1)
+    after = received(versions, versions.download(0), held)
+    assert after is not None
+    inside = LAYOUT.within(Mask.of(np.arange(SIZE) % 2 == 0))
+    remapped = after.remapped(LAYOUT.change_to(inside))
+    np.testing.assert_array_equal(remapped.replica.integers, after.replica.integers[::2])
+    assert remapped.at(0, inside) is None and remapped.at(1, inside) is remapped.replica
+
+
+def test_the_side_information_is_where_the_delta_moved_the_model() -> None:
+    versions = Versions(START, b"", LAYOUT, Downlink(0.1))
+    assert replicas.side_info(order(0), LAYOUT).shared_positions is None  # no download
+    assert replicas.side_info(order(0, download=versions.download(None)), LAYOUT).shared_positions is None  # whole
+    before = versions.held.integers
+    moved(versions, 1)
+    known = replicas.side_info(order(1, download=versions.download(0)), LAYOUT)
+    np.testing.assert_array_equal(known.shared_positions, np.flatnonzero(versions.held.integers - before))
+    theirs = versions.side_info(versions.download(0), 1)
+    np.testing.assert_array_equal(known.shared_positions, theirs.shared_positions)
+
+
+OLD, NEW = (Mask.of(np.random.default_rng(seed).random(SIZE) < 0.5) for seed in (1, 2))
+WHOLE = position_set.pack(NEW.positions, SIZE)
+CODED = position_set.pack(NEW.positions, SIZE, OLD.positions)
+
+
+@pytest.mark.parametrize(
+    ("coded", "known", "version"),
+    [(WHOLE, None, 0), (WHOLE, OLD, 1), (CODED, OLD, 1), (b"", NEW, 2), (CODED, NEW, 2)],
+    ids=["new client", "whole", "difference", "known", "known, and coded against an older one"],
+)
+def test_an_order_brings_its_mask_or_the_client_has_it(coded: bytes, known: Mask | None, version: int) -> None:
+    layout = None if known is None else LAYOUT.within(known)
+    found = replicas.layout_within_mask(order(0, mask=coded, mask_version=2), LAYOUT, layout, version)
+    assert found.mask == NEW
+
+
+@pytest.mark.parametrize(
+    ("coded", "known", "version"), [(b"", None, 0), (b"", OLD, 1), (CODED[:-1], OLD, 1), (WHOLE[:-1], None, 0)]
+)
+def test_a_mask_that_the_client_lacks_is_asked_for(coded: bytes, known: Mask | None, version: int) -> None:
+    layout = None if known is None else LAYOUT.within(known)
+    with pytest.raises(NoMask, match="mask of version 2"):
+        replicas.layout_within_mask(order(0, mask=coded, mask_version=2), LAYOUT, layout, version)
+
+
+def test_a_model_without_a_mask_has_all_its_weights() -> None:
+    assert replicas.layout_within_mask(order(0), LAYOUT, LAYOUT.within(OLD), 1) == LAYOUT
