@@ -1,4 +1,4 @@
-"""Which node gets which student: the tier that it reports, else by turn; what does not fit is named."""
+"""Delivery of students: to the tier that a node reports, else in turn; what does not fit is named."""
 
 import logging
 from pathlib import Path

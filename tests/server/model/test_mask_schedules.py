@@ -1,4 +1,4 @@
-"""Mask schedules, what they do to the server's model, and how a mask goes down."""
+"""Mask schedules: pruning as training goes, and masks that clients vote on."""
 
 from typing import Any
 

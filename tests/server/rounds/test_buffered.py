@@ -1,4 +1,4 @@
-"""What a stale update is worth, and the buffered schedule on a real grid."""
+"""The buffered schedule on a real grid."""
 
 import math
 from typing import Any

@@ -23,8 +23,6 @@ from fedpress.server.rounds.federation import FederationState
 from fedpress.server.rounds.settings import Rounds
 from fedpress.server.strategies.sparse_fed import SparseFed
 from fedpress.simulations.conditions.network import Network, NetworkSettings
-from fedpress.simulations.engines import client_states
-from fedpress.simulations.engines.client_grid import EngineError
 from fedpress.simulations.engines.inline import InlineGrid
 
 SIZE = 4000
@@ -234,14 +232,3 @@ def test_a_strategy_with_checkpoints_starts_once(tmp_path: Path) -> None:
     with InlineGrid("tests.apps.faulty_client:app", clients=4, workers=1) as grid:
         with pytest.raises(CheckpointError, match="runs `start` once"):
             made.start(grid, initial_arrays(), num_rounds=1)
-
-
-def test_two_engines_do_not_share_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_states, "LOCK_SECONDS", 0.1)
-    with InlineGrid("tests.apps.faulty_client:app", clients=2, workers=1, states=tmp_path):
-        with pytest.raises(EngineError, match="another run is at work"):
-            InlineGrid("tests.apps.faulty_client:app", clients=2, workers=1, states=tmp_path)
-    with InlineGrid("tests.apps.faulty_client:app", clients=2, workers=1, states=tmp_path):
-        assert sorted(path.name.rstrip("abcdefghijklmnopqrstuvwxyz0123456789_") for path in tmp_path.iterdir()) == [
-            "", "fedpress-",
-        ]  # fmt: skip

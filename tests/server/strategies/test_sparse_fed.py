@@ -1,4 +1,4 @@
-"""SparseFed on a real grid with real worker processes: what counts, what is refused, what is billed."""
+"""SparseFed on a real grid with real worker processes: replies that count, are refused, and are billed."""
 
 from collections.abc import Iterable
 from pathlib import Path

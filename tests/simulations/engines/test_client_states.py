@@ -8,6 +8,8 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from fedpress.simulations.engines import client_states
+from fedpress.simulations.engines.client_grid import EngineError
+from fedpress.simulations.engines.inline import InlineGrid
 
 STATE = RecordDict(
     {
@@ -48,3 +50,14 @@ def test_a_file_that_ends_early_or_late_is_moved_aside_and_said(
         assert not client_states.path_of(tmp_path, 0).exists()
     assert len(list(tmp_path.glob("*.damaged*"))) == caplog.text.count("the state of client 0 is damaged") > 40
     assert "it goes on after its end" in caplog.text
+
+
+def test_two_engines_do_not_share_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_states, "LOCK_SECONDS", 0.1)
+    with InlineGrid("tests.apps.faulty_client:app", clients=2, workers=1, states=tmp_path):
+        with pytest.raises(EngineError, match="another run is at work"):
+            InlineGrid("tests.apps.faulty_client:app", clients=2, workers=1, states=tmp_path)
+    with InlineGrid("tests.apps.faulty_client:app", clients=2, workers=1, states=tmp_path):
+        assert sorted(path.name.rstrip("abcdefghijklmnopqrstuvwxyz0123456789_") for path in tmp_path.iterdir()) == [
+            "", "fedpress-",
+        ]  # fmt: skip
