@@ -164,17 +164,17 @@ def search(
         UnknownArchitecture: The task has no student of a name in the settings.
     """
     splits, done = task.data(), settings.candidates
-    total = done + sum(count for count, _ in _rungs(settings.finalists, distillation.epochs))
+    total = done + sum(count for count, _ in halving_rungs(settings.finalists, distillation.epochs))
     inputs = splits.proxy.inputs if inputs is None else inputs
     pool = _pool(
         starts(model, task, settings.architectures, seed=seed), inputs[:BATCH], budget, settings, quantization, seed,
         lambda number: progress(_scoring(number, settings.candidates, total)),
     )  # fmt: skip
-    ranked = _finalists([candidate for candidate, _ in pool], settings.finalists)
+    ranked = choose_finalists([candidate for candidate, _ in pool], settings.finalists)
     finalists = [pool[index] for index in ranked]
     rest = [candidate for index, (candidate, _) in enumerate(pool) if index not in ranked]
     dropped: list[CandidateResult] = []
-    for count, length in _rungs(len(finalists), distillation.epochs):
+    for count, length in halving_rungs(len(finalists), distillation.epochs):
         judged: list[tuple[CandidateResult, nn.Module]] = []
         for number, (candidate, start) in enumerate(finalists):
             progress(SearchProgress(done, total, f"finalist {number + 1} of {count}, {length} epochs"))
@@ -256,8 +256,13 @@ def _scoring(number: int, candidates: int, total: int) -> SearchProgress:
     return SearchProgress(min(number, candidates), total, f"candidate {number + 1} of {candidates}")
 
 
-def _finalists(candidates: list[CandidateResult], count: int) -> list[int]:
-    """The indices of the finalists: the starts take turns, each with its equal widths first and then by score."""
+def choose_finalists(candidates: list[CandidateResult], count: int) -> list[int]:
+    """Return the indices of the finalists: the starts take turns, each with its equal widths first, then by score.
+
+    Args:
+        candidates: All of them, scored.
+        count: The most that are chosen.
+    """
     queues: dict[str, list[int]] = {}
     for index, candidate in enumerate(candidates):
         queues.setdefault(candidate.start, []).append(index)
@@ -271,8 +276,13 @@ def _finalists(candidates: list[CandidateResult], count: int) -> list[int]:
     return taken
 
 
-def _rungs(count: int, epochs: int) -> list[tuple[int, int]]:
-    """How many are distilled and for how many epochs, rung by rung; the last has two, unless there is but one."""
+def halving_rungs(count: int, epochs: int) -> list[tuple[int, int]]:
+    """Return (models, epochs) of each rung of successive halving; the last rung has two models, unless `count` is 1.
+
+    Args:
+        count: Models in the first rung.
+        epochs: Of the student's final distillation; the first rung gets `epochs / count` of them.
+    """
     rungs, length = [], epochs / max(1, count)
     while count > 1:
         rungs.append((count, max(1, round(length))))
