@@ -90,7 +90,7 @@ class ClientModels:
             buffers = buffer_codec.unpack(sent.buffers, layout) if layout.buffers else {}
             yield {**flatten.unflatten(total.astype(np.float32), layout), **buffers}
 
-    def teacher(self, model: nn.Module, combine: teachers.Combine = "logits") -> teachers.Ensemble:
+    def teacher(self, model: nn.Module, combine: Combine = "logits") -> teachers.Ensemble:
         """Return the clients as a teacher; `model` is of their architecture, and copied."""
         shell = copy.deepcopy(model).cpu()
 

@@ -17,7 +17,7 @@ from torch import nn
 
 from fedpress.compression import seeds
 from fedpress.compression.errors import FedpressError
-from fedpress.compression.models.bundles import writer
+from fedpress.compression.models.bundles import reader, writer
 from fedpress.compression.models.distillation import data_free, sequence_level, teachers
 from fedpress.compression.models.distillation.settings import Combine, LearningData
 from fedpress.compression.models.step import (
@@ -241,7 +241,7 @@ class Publisher:
             raise PublishError(
                 f"the bundle of tier {tier.name!r} has {len(data):,} bytes, its budget is {tier.most_bytes:,}"
             )
-        rebuilt = writer.rebuild(writer.open_bundle(data), self.task)
+        rebuilt = writer.rebuild(reader.open_bundle(data), self.task)
         inputs = self.task.data().validation.inputs[:16]
         with torch.no_grad():
             same = torch.equal(rebuilt(inputs), quantized.eval()(inputs))

@@ -34,10 +34,10 @@ def test_a_deeply_nested_manifest_is_refused() -> None:
         (manifest(metrics={"accuracy": float("nan")}), "invalid at"),
         (manifest(shapes=SHAPES | {"extra": [1]}), "differ in .'extra'"),
         (manifest(shapes=SHAPES | {"7.bias": [-10]}), "a shape of"),
-        (manifest(schemes=SCHEMES | {"7.bias": "float64"}), "'float64' is no way"),
-        (manifest(schemes=SCHEMES | {"7.bias": "int8 by channel"}), "is no way"),
-        (manifest(schemes=SCHEMES | {"7.weight": "int9 by channel"}), "is no way"),
-        (manifest(schemes=SCHEMES | {"7.weight": "int4 by 0"}), "is no way"),
+        (manifest(schemes=SCHEMES | {"7.bias": "float64"}), "'float64' is no scheme"),
+        (manifest(schemes=SCHEMES | {"7.bias": "int8 by channel"}), "is no scheme"),
+        (manifest(schemes=SCHEMES | {"7.weight": "int9 by channel"}), "is no scheme"),
+        (manifest(schemes=SCHEMES | {"7.weight": "int4 by 0"}), "is no scheme"),
     ],
 )
 def test_each_fault_is_named_by_its_field(text: bytes, message: str) -> None:

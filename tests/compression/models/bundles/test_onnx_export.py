@@ -8,7 +8,7 @@ from torch import nn
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-from fedpress.compression.models.bundles import onnx_export, onnx_runtime, writer  # noqa: E402
+from fedpress.compression.models.bundles import onnx_export, onnx_runtime, reader, writer  # noqa: E402
 from fedpress.compression.models.quantization import quantization_aware, quantize  # noqa: E402
 from fedpress.compression.models.reproducible import reproducible  # noqa: E402
 from fedpress.simulations.tasks.digits import Digits  # noqa: E402
@@ -81,7 +81,7 @@ def test_a_bundle_holds_both(model: nn.Module, quantized: bytes) -> None:
     tensors = quantize.quantize(model)
     made = {"task": "digits", "tier": "phone", "version": 1, "metrics": {}}
     data = writer.save(model, tensors, DATA.proxy.inputs, onnx=quantized, **made)  # type: ignore[arg-type]
-    opened = writer.open_bundle(data)
+    opened = reader.open_bundle(data)
     assert opened.onnx == quantized
     inputs = DATA.test.inputs[:200]
     answers = onnx_runtime.runner(opened.onnx)(inputs.numpy()).argmax(axis=1)

@@ -20,7 +20,7 @@ from tests.compression.models.bundles.samples import (
 )
 from torch import nn
 
-from fedpress.compression.models.bundles import errors, weight_coding, writer
+from fedpress.compression.models.bundles import errors, reader, weight_coding, writer
 from fedpress.compression.models.pruning import structural
 from fedpress.compression.models.quantization import quantize
 from fedpress.compression.models.quantization.quantized_tensor import Quantized
@@ -29,7 +29,7 @@ from fedpress.compression.models.task import Task
 
 
 def test_a_bundle_opens_to_the_quantized_student() -> None:
-    opened = writer.open_bundle(DATA)
+    opened = reader.open_bundle(DATA)
     inputs = torch.randn(5, 1, 8, 8)
     generator = torch.random.get_rng_state()
 
@@ -103,8 +103,8 @@ class Other(Images):
     [
         (DATA, Line(), "of task 'images', expected 'line'"),
         (DATA, Other(), "no shape for|no tensor"),
-        (forged(manifest(input_dtype="complex64")), Images(), "no model takes"),
-        (forged(manifest(input_shape=[1, -8, 8])), Images(), "no model takes"),
+        (forged(manifest(input_dtype="complex64")), Images(), "expected float32, float64, int64, int32"),
+        (forged(manifest(input_shape=[1, -8, 8])), Images(), "expected float32, float64, int64, int32"),
         (forged(manifest(input_shape=[1, 8, 2**40])), Images(), "16,777,216"),
         (forged(manifest(input_shape=[3, 8, 8])), Images(), "does not fit the model"),
         (forged(manifest(output_shape=[11])), Images(), r"answers \(10,\), the manifest says \(11,\)"),
@@ -117,7 +117,7 @@ class Other(Images):
     ],
 )
 def test_a_whole_bundle_for_something_else_does_not_fit(data: bytes, task: Task, message: str) -> None:
-    opened = writer.open_bundle(data)
+    opened = reader.open_bundle(data)
     with pytest.raises(errors.DoesNotFit, match=message):
         writer.rebuild(opened, task)
 
@@ -127,6 +127,6 @@ def test_a_student_of_a_named_architecture_is_rebuilt() -> None:
     tensors = quantize.quantize(model)
     made = {"task": "line", "tier": "phone", "version": 0, "metrics": {}}
     data = writer.save(model, tensors, torch.zeros(1, 2), **made, architecture="deep")  # type: ignore[arg-type]
-    rebuilt = writer.rebuild(writer.open_bundle(data), Line())
+    rebuilt = writer.rebuild(reader.open_bundle(data), Line())
     inputs = torch.randn(5, 2)
     assert torch.equal(rebuilt(inputs), quantize.applied(model, tensors)(inputs))
