@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from fedpress.compression import seeds
 from fedpress.compression.messages.orders import Download
 from fedpress.compression.models.distillation import distill, teachers
+from fedpress.compression.models.distillation.settings import Combine
 from fedpress.compression.tensors import buffer_codec, flatten
 from fedpress.compression.tensors.layout import Vector
 from fedpress.compression.wire import payloads
