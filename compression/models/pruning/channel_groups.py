@@ -2,7 +2,8 @@
 
 The parts of a group (a channel, the batch norm behind it, the columns of the next layer, both ends of a residual
 connection; for a head its rows of queries, keys and values and its columns of the output) are found with
-Torch-Pruning's dependency graph: G. Fang, X. Ma, M. Song, M. B. Mi, X. Wang, "DepGraph: Toward Any Structural Pruning", CVPR 2023,
+Torch-Pruning's dependency graph:
+G. Fang, X. Ma, M. Song, M. B. Mi, X. Wang, "DepGraph: Toward Any Structural Pruning", CVPR 2023,
 section 3.
 """
 

@@ -2,9 +2,9 @@
 
 * `l1`: single weights. R. Tibshirani, "Regression Shrinkage and Selection via the Lasso", JRSS B 58(1), 1996;
   S. Han et al., "Learning both Weights and Connections for Efficient Neural Networks", NIPS 2015, section 3.1.
-* `GroupLasso`: a channel, neuron or head with everything that depends on it. M. Yuan, Y. Lin, "Model selection and estimation in
-  regression with grouped variables", JRSS B 68(1), 2006; W. Wen, C. Wu, Y. Wang, Y. Chen, H. Li, "Learning
-  Structured Sparsity in Deep Neural Networks", NIPS 2016, equation 3.
+* `GroupLasso`: a channel, neuron or head with everything that depends on it. M. Yuan, Y. Lin, "Model selection and
+  estimation in regression with grouped variables", JRSS B 68(1), 2006; W. Wen, C. Wu, Y. Wang, Y. Chen, H. Li,
+  "Learning Structured Sparsity in Deep Neural Networks", NIPS 2016, equation 3.
 
 Torch-Pruning's regularizing pruners (GroupNormPruner, GrowingRegPruner, BNScalePruner) cannot be used as terms of a
 loss: they write into the gradients of one model object, so no copy can be trained with them; and they are ridge

@@ -45,6 +45,6 @@ class Quantization(Settings):
     def __post_init__(self) -> None:
         if self.qat_epochs and self.rounding == "adaround":
             raise ValueError(
-                "quantization-aware training and adaround both decide what each weight is rounded to: set qat_epochs"
-                " to 0, or rounding to nearest"
+                "quantization-aware training chooses what each weight is rounded to, and so does adaround: set"
+                " qat_epochs to 0, or rounding to nearest"
             )

@@ -124,7 +124,7 @@ def test_the_golden_bytes_are_written_again() -> None:
 @pytest.mark.parametrize(
     ("damaged", "error", "message"),
     [
-        (forged(manifest(schemes=SCHEMES | {"7.weight": "int4 by channel"})), errors.InvalidWeights, "exceed 4 bits"),
+        (forged(manifest(schemes=SCHEMES | {"7.weight": "int4 by channel"})), errors.InvalidWeights, "exceeds? 4 bits"),
         (forged(manifest(schemes=SCHEMES | {"7.weight": "int8 by 2"})), errors.InvalidWeights, "weights"),
         (forged(manifest(shapes=SHAPES | {"7.bias": [9]})), errors.InvalidWeights, "form|entropy|table|expected"),
         (forged(manifest(shapes=SHAPES | {"7.bias": [2**40]})), errors.TooLarge, "1,024 a byte"),
