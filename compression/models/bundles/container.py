@@ -31,7 +31,6 @@ from typing import Final, NamedTuple
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from fedpress.compression.errors import FedpressError
 from fedpress.compression.models.bundles.errors import (
     BadMagic,
     ChecksumMismatch,
@@ -159,7 +158,7 @@ def unpack(data: bytes, public_key: bytes | None = None) -> Parts:
     return Parts(version, manifest, data[middle:last], onnx, bool(signed))
 
 
-def inflate(coded: bytes, most: int, fault: type[FedpressError]) -> bytes:
+def inflate(coded: bytes, most: int, fault: type[Exception]) -> bytes:
     """Decompress a zlib stream, of which a small one must not fill the memory.
 
     Args:
@@ -168,7 +167,7 @@ def inflate(coded: bytes, most: int, fault: type[FedpressError]) -> bytes:
         fault: Class of the error to raise.
 
     Raises:
-        FedpressError: A `fault`: the bytes are no zlib stream, or one of more than `most` bytes.
+        Exception: A `fault`: the bytes are no zlib stream, or one of more than `most` bytes.
     """
     decoder = zlib.decompressobj()
     try:
