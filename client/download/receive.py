@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from fedpress.compression import files
-from fedpress.compression.models.bundles import errors, writer
+from fedpress.compression.models.bundles import errors, reader, writer
 from fedpress.compression.models.task import Task
 
 
@@ -36,7 +36,7 @@ def receive(data: bytes, sha256: str, folder: Path) -> Path:
             f"the {len(data):,} bytes have SHA-256 {digest}, the server announced {sha256}: damaged on the way, or"
             " another file; download it again"
         )
-    manifest = writer.open_bundle(data).manifest
+    manifest = reader.open_bundle(data).manifest
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{manifest.tier}-{manifest.version:010d}.fpb"
     files.write_atomically(path, data)
@@ -53,4 +53,4 @@ def load(path: Path, task: Task) -> nn.Module:
     Raises:
         BundleError: The file was damaged since, or is not for this task.
     """
-    return writer.rebuild(writer.open_bundle(path.read_bytes()), task)
+    return writer.rebuild(reader.open_bundle(path.read_bytes()), task)

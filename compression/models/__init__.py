@@ -1,9 +1,10 @@
-"""Models: what they are, what they cost, and how smaller ones are made of them. Needs torch.
+"""Models, their cost, and how small ones (students) are made from large ones (teachers). Needs torch.
 
-`task` is a model with its data; `architecture` its shape as data; `transformer` and `attention` what text models are
-built of; `cost` what one takes; `class_accuracy` what each class loses; `reproducible` the same bits again. Below:
-`pruning`, `distillation`, `quantization`, `students` (these in turn, within a budget), `bundles` (the file of a
-student).
+Begin with `task`, the interface of a model with its data, and `students.pipeline`, which makes a student within a
+budget by a list of steps (`step`): `pruning`, `distillation`, `quantization`, and at the end `bundles`, the download
+file. Beside them: `architecture` (a model's shape as data), `masks` (weights held at zero), `attention` and
+`transformer` (layers for text models), `cost` and `device_speed` (bytes, FLOPs and milliseconds of a forward pass),
+`class_accuracy` (accuracy lost by class), `reproducible` (the same bits on every machine).
 """
 
 __all__ = [

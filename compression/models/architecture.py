@@ -1,8 +1,8 @@
 """The architecture of a pruned model, as the shapes of its tensors.
 
-A structurally pruned model is the task's model with fewer channels, neurons and blocks of a `Stack`, so the shapes say
-all there is to say: `shapes` reads them, and `shrink` cuts a fresh model of the task down to them. Nothing is executed
-that came with the shapes.
+A structurally pruned model is the task's model with fewer channels, neurons and blocks of a `Stack`, so its shapes
+describe it completely: `shapes` reads them, and `shrink` cuts a fresh model of the task down to them. No code travels
+with the shapes.
 
 >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
 >>> shrink(model, {"0.weight": (3, 4), "0.bias": (3,), "2.weight": (2, 3), "2.bias": (2,)})
@@ -45,30 +45,30 @@ RESIZABLE: tuple[type[nn.Module], ...] = (
     nn.Embedding,
     nn.PReLU,
 )
-"""The kinds of layers whose channels may be removed; any other keeps its shape."""
+"""Kinds of layers whose channels may be removed; layers of other kinds keep their shapes."""
 
 
 class Stack(nn.Sequential):
-    """Blocks one after the other, any of which may be dropped: each answers in the shape of its input."""
+    """Sequence of blocks, any of which may be dropped: the output of each has the shape of its input."""
 
     def keep(self, blocks: Iterable[nn.Module]) -> None:
-        """Consist of these blocks from now on, numbered from 0."""
-        kept = list(blocks)
+        """Replace the contents by these blocks, numbered from 0."""
+        remaining = list(blocks)
         self._modules.clear()
-        for index, block in enumerate(kept):
+        for index, block in enumerate(remaining):
             self.add_module(str(index), block)
 
 
 def shapes(model: nn.Module) -> dict[str, Shape]:
-    """The shape of every tensor of the model's state dict, by name."""
+    """Return the shape of every tensor of the model's state dict, by name."""
     return {name: tuple(tensor.shape) for name, tensor in tensors(model).items()}
 
 
 def tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The model's state dict, each tensor once: of tied ones, the first name.
+    """Return the model's state dict, each tensor once: tied tensors under their first name.
 
     Raises:
-        UnsupportedLayer: The state dict holds something that is no tensor (a module's extra state).
+        UnsupportedLayer: The state dict holds something other than tensors (a module's extra state).
     """
     by_name: dict[str, Tensor] = {}
     seen: set[int] = set()
@@ -82,7 +82,12 @@ def tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def fill(model: nn.Module, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Fill a model with arrays of its tensors' shapes, by name, in place."""
+    """Copy arrays into a model's tensors, in place.
+
+    Args:
+        model: The model to fill.
+        arrays: An array for each tensor, by name, with as many entries.
+    """
     for name, tensor in tensors(model).items():
         tensor.copy_(torch.from_numpy(np.ascontiguousarray(arrays[name]).reshape(tensor.shape)))
 
@@ -94,19 +99,19 @@ def shrink(model: nn.Module, wanted: Mapping[str, Shape]) -> None:
     `Stack` of which `wanted` has no tensor are dropped.
 
     Args:
-        model: A model as the task makes it.
-        wanted: Shapes by name, as `shapes` of the pruned model gave them.
+        model: A fresh model of the task.
+        wanted: Shapes by name, as `shapes` returns them for the pruned model.
 
     Raises:
         ArchitectureError: Names are missing or unknown, a dimension grows or is empty, or a layer's tensors disagree.
-        UnsupportedLayer: A layer would change that is not of a kind in `RESIZABLE`.
+        UnsupportedLayer: A layer of a kind outside `RESIZABLE` would change.
     """
-    whole = [(module, list(module)) for module in model.modules() if isinstance(module, Stack)]
+    stacks = [(module, list(module)) for module in model.modules() if isinstance(module, Stack)]
     try:
         _drop_blocks(model, wanted)
         changed = _checked(model, wanted)
     except FedpressError:
-        for stack, blocks in whole:
+        for stack, blocks in stacks:
             stack.keep(blocks)
         raise
     for module, new in changed:
@@ -117,7 +122,7 @@ def shrink(model: nn.Module, wanted: Mapping[str, Shape]) -> None:
 
 
 def _drop_blocks(model: nn.Module, wanted: Mapping[str, Shape]) -> None:
-    """Cut each stack after the last block that has a tensor in `wanted`, or no tensor of its own."""
+    """Cut each stack after its last block that has a tensor in `wanted`, or that has no tensors at all."""
     present = tensors(model)
     for path, stack in [(path, module) for path, module in model.named_modules() if isinstance(module, Stack)]:
         count = len(stack)
@@ -130,19 +135,19 @@ def _drop_blocks(model: nn.Module, wanted: Mapping[str, Shape]) -> None:
 
 
 def _checked(model: nn.Module, wanted: Mapping[str, Shape]) -> list[tuple[nn.Module, dict[str, Shape]]]:
-    """The layers that change, with the new shapes of their tensors, once all of `wanted` is known to fit."""
+    """Return the layers that change, with the new shapes of their tensors, after checking that all of `wanted` fits."""
     present = tensors(model)
     if missing := present.keys() - wanted.keys():
-        raise ArchitectureError(f"no shape for {sorted(missing)}: was this made for another model?")
+        raise ArchitectureError(f"no shape for {sorted(missing)}: were the shapes made for another model?")
     if unknown := wanted.keys() - present.keys():
-        raise ArchitectureError(f"the model has no tensor {sorted(unknown)}: was this made for another model?")
+        raise ArchitectureError(f"the model has no tensor {sorted(unknown)}: were the shapes made for another model?")
     for name, shape in wanted.items():
         whole = tuple(present[name].shape)
         smaller = len(shape) == len(whole) and all(1 <= size <= most for size, most in zip(shape, whole, strict=True))
         if not smaller and shape != whole:
             raise ArchitectureError(
-                f"{name!r} is to be {shape}, but the model's own is {whole}: expected as many dimensions, each at least"
-                " 1 and at most the model's; was this made for another model?"
+                f"{name!r} should become {shape}, but the model's is {whole}: expected as many dimensions, each at"
+                " least 1 and at most the model's; were the shapes made for another model?"
             )
     canonical = {id(tensor): name for name, tensor in model.state_dict(keep_vars=True).items() if name in present}
     changed: list[tuple[nn.Module, dict[str, Shape]]] = []
@@ -165,7 +170,7 @@ def _own_tensors(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _check(path: str, module: nn.Module, new: Mapping[str, Shape]) -> None:
-    """Check that the tensors of one layer agree with each other and with what cannot change, such as a kernel."""
+    """Check that the tensors of one layer agree with each other and with its fixed sizes, such as the kernel's."""
     weight = new["weight"] if "weight" in new else next(shape for shape in new.values() if shape)
     channels = weight[1] * module.groups if isinstance(module, _ConvTransposeNd) else weight[0]
     for key, shape in new.items():
@@ -181,7 +186,7 @@ def _check(path: str, module: nn.Module, new: Mapping[str, Shape]) -> None:
 
 
 def _check_heads(path: str, module: SelfAttention, qkv: Shape, out: Shape) -> None:
-    """Check that whole heads are left, as many in the projections as in the output; the layer counts them itself."""
+    """Check that whole heads are left, as many in the projections as in the output."""
     if qkv[0] != 3 * out[1] or out[1] % module.head_size:
         raise ArchitectureError(
             f"attention {path!r}: {qkv[0]} rows of qkv and {out[1]} columns of out, expected three times as many rows"
@@ -194,7 +199,7 @@ def _depthwise(module: _ConvNd) -> bool:
 
 
 def _describe(module: nn.Module) -> None:
-    """Set the sizes that a layer keeps beside its tensors to what its tensors now say."""
+    """Update the size attributes that a layer keeps beside its tensors, such as `in_features`."""
     if isinstance(module, _ConvNd):
         first, second = module.weight.shape[:2]
         if _depthwise(module):

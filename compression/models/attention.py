@@ -4,8 +4,8 @@ A. Vaswani, N. Shazeer, N. Parmar et al., "Attention Is All You Need", NeurIPS 2
 projections are one linear layer, so that Torch-Pruning can follow a head from there to the output projection (it cannot
 in `nn.MultiheadAttention`, which keeps them as bare parameters).
 
-The size of a head is fixed, and the number of heads is read off the layer: once rows are removed, fewer heads are left,
-and a receiver who cuts a fresh layer down to the pruned shapes (`architecture.shrink`) gets the right number.
+The size of a head is fixed and the number of heads follows from the weights: a layer with fewer rows has fewer heads,
+also where a receiver cuts a fresh layer down to the pruned shapes (`architecture.shrink`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch.nn import functional
 
 
 class SelfAttention(nn.Module):
-    """Each of L positions looks at all of them or, if `causal`, at itself and those before it.
+    """Self-attention over L positions; if `causal`, each position attends to itself and those before it.
 
     >>> import torch
     >>> attention = SelfAttention(width=8, heads=2)
@@ -24,14 +24,14 @@ class SelfAttention(nn.Module):
     (torch.Size([3, 5, 8]), torch.Size([3, 2, 5, 5]), 2)
 
     Args:
-        width: Of the inputs and outputs; heads are width / heads wide.
-        heads: How many there are to begin with.
-        causal: Whether later positions are hidden.
+        width: Width of inputs and outputs; a head has width / heads entries.
+        heads: Initial number of heads.
+        causal: Whether later positions are masked.
 
     Attributes:
-        qkv: The projection to queries, keys and values, in this order, each head by head; (3 * heads * head_size) rows.
-        out: The projection of all heads' answers, side by side, back to `width`.
-        head_size: Fixed for good.
+        qkv: Projection to queries, keys and values, in this order, each head by head: 3 * heads * head_size rows.
+        out: Projection of the concatenated heads back to `width`.
+        head_size: Width of a head, which never changes.
 
     Raises:
         ValueError: `width` is not a multiple of `heads`.
@@ -48,21 +48,21 @@ class SelfAttention(nn.Module):
 
     @property
     def heads(self) -> int:
-        """How many heads are left."""
+        """Number of heads left."""
         return self.out.weight.shape[1] // self.head_size
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, L, width) to (N, L, width)."""
+        """Map (N, L, width) to (N, L, width)."""
         queries, keys, values = self._heads(x)
         mixed = functional.scaled_dot_product_attention(queries, keys, values, is_causal=self.causal)
-        answer: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
-        return answer
+        output: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
+        return output
 
     def maps(self, x: Tensor) -> Tensor:
-        """Where each head looks, (N, heads, L, L): how much position i takes from j; each row sums to 1.
+        """Return the attention weights, (N, heads, L, L): of position i to position j; each row sums to 1.
 
         Args:
-            x: What `forward` is called with, (N, L, width); a forward hook sees it.
+            x: The input of `forward`, (N, L, width), which a forward hook sees.
         """
         queries, keys, _ = self._heads(x)
         scores = queries @ keys.transpose(-1, -2) / self.head_size**0.5
@@ -73,9 +73,10 @@ class SelfAttention(nn.Module):
         return maps
 
     def _heads(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Queries, keys and values, each (N, heads, L, head_size)."""
+        """Return queries, keys and values, each (N, heads, L, head_size)."""
         parts = self.qkv(x).chunk(3, dim=-1)
         return tuple(part.unflatten(-1, (-1, self.head_size)).transpose(1, 2) for part in parts)
 
     def extra_repr(self) -> str:
+        """Return the settings shown in the module's repr."""
         return f"heads={self.heads}, head_size={self.head_size}, causal={self.causal}"

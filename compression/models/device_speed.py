@@ -1,4 +1,4 @@
-"""How fast a device is: the price of each unit of what a model costs, as `fedpress probe` measures it (`cost`)."""
+"""Speed of a device: milliseconds for each unit of a model's cost (`cost`), as `fedpress probe` measures them."""
 
 from __future__ import annotations
 
@@ -11,39 +11,39 @@ from fedpress.compression.settings import STRICT, Field, Settings, dataclass, fi
 
 @dataclass(frozen=True, config=STRICT)
 class DeviceSpeed(Settings):
-    """Milliseconds for each unit of a `cost.Cost`, none below 0.
+    """Milliseconds for each unit of a `cost.Cost`, all of them >= 0.
 
     Raises:
         ValueError: A rate is below 0, or all are 0.
     """
 
-    call_ms: float = Field(ge=0, description="For each operation that is no convolution.")
-    convolution_call_ms: float = Field(ge=0, description="For each that is one.")
+    call_ms: float = Field(ge=0, description="For each operation other than a convolution.")
+    convolution_call_ms: float = Field(ge=0, description="For each convolution.")
     convolution_ms: float = Field(ge=0, description="For 10^6 FLOPs of convolutions.")
     matrix_ms: float = Field(ge=0, description="For 10^6 other FLOPs.")
-    moved_ms: float = Field(ge=0, description="For 10^6 bytes that are read or written.")
+    moved_ms: float = Field(ge=0, description="For 10^6 bytes read or written.")
 
     def __post_init__(self) -> None:
         if not any(self.rates):
             raise ValueError(
-                f"the speed of a device is five numbers >= 0, one of them above 0, got {self.rates}; `fedpress probe"
+                f"the speed of a device is five rates >= 0, at least one above 0, got {self.rates}; `fedpress probe"
                 " --json FILE` measures them"
             )
 
     @property
     def rates(self) -> tuple[float, ...]:
-        """The five numbers, in the order of the fields."""
+        """The five rates, in the order of the fields."""
         return tuple(getattr(self, name) for name in fields(DeviceSpeed))
 
 
 def measured(value: Any) -> Any:
-    """Read the speed from a file that `fedpress probe --json FILE` wrote, in place of its path.
+    """Replace the path of a file that `fedpress probe --json FILE` wrote by the speed in it.
 
     Args:
-        value: A path, or anything else, which is handed back.
+        value: A path, or anything else, which is returned as it is.
 
     Raises:
-        ValueError: The file is no such one.
+        ValueError: The file cannot be read or holds no speed.
     """
     if not isinstance(value, str):
         return value

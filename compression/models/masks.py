@@ -1,7 +1,7 @@
-"""Masks of single weights, and training within them: what a mask lacks is zero and stays zero.
+"""Masks of single weights, and training within them: weights outside a mask are zero and stay zero.
 
-A mask is a dict from the name of a parameter to a bool tensor of its shape, true where a weight is there. It covers the
-weights of at least two dimensions; biases and norms are few and stay whole. How masks are made is in `pruning.weights`.
+Masks are bool tensors by parameter name, of the parameters' shapes, true where a weight is kept. They cover parameters
+of at least two dimensions; biases and norms are few and stay dense. `pruning.weights` makes masks.
 """
 
 from __future__ import annotations
@@ -19,16 +19,20 @@ Masks = dict[str, Tensor]
 
 
 class MaskError(FedpressError, ValueError):
-    """A mask does not fit the model, or a weight that it lacks is not zero."""
+    """A mask does not fit the model, or a weight outside it is not zero."""
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:
-    """The weights that masks cover, by name, tied ones once: parameters of two or more dimensions."""
+    """Return the weights that masks cover, by name, tied ones once: parameters of two or more dimensions."""
     return {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.ndim > 1}
 
 
 def apply(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
-    """Set the weights that the masks lack to zero, in place.
+    """Set the weights outside the masks to zero, in place.
+
+    Args:
+        model: The model.
+        masks: Masks of this model, by parameter name.
 
     Raises:
         MaskError: The masks do not fit the model.
@@ -40,17 +44,21 @@ def apply(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
 
 
 def check(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
-    """Check that what the masks lack is zero in the model.
+    """Check that the model's weights outside the masks are zero.
+
+    Args:
+        model: The model.
+        masks: Masks of this model, by parameter name.
 
     Raises:
-        MaskError: It is not, or the masks do not fit the model.
+        MaskError: A weight is not zero, or the masks do not fit the model.
     """
     weights = weights_of(model)
     check_fit(weights, masks)
     for name, mask in masks.items():
         if grown := int(weights[name][~mask].count_nonzero()):
             raise MaskError(
-                f"{grown:,} weights of {name!r} are not zero though the mask lacks them: was the model trained outside"
+                f"{grown:,} weights of {name!r} outside the mask are not zero: was the model trained outside"
                 " `masks.train_within`?"
             )
 
@@ -58,15 +66,15 @@ def check(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
 def train_within(
     model: nn.Module, masks: Mapping[str, Tensor] | None, train: Callable[[nn.Module], nn.Module]
 ) -> nn.Module:
-    """Return what `train` makes of the model, with every weight that the masks lack zero, in the steps between too.
+    """Return the model trained by `train`, its weights outside the masks zero before, during and after training.
 
-    The model that `train` is called with computes with masked weights, and so does every deep copy of it, so gradients
-    of what is not there are zero; any way of training will do that keeps the model's structure.
+    The model that `train` receives computes with masked weights, as does every deep copy of it, so the gradients of
+    weights outside the masks are zero; any training that keeps the model's structure will do.
 
     Args:
-        model: Where training starts from; untouched, as are the weights outside the mask.
-        masks: Of this model; None: `train` does as it likes.
-        train: From a model to the trained one, which may be the same object.
+        model: Starting point of the training; untouched.
+        masks: Masks of this model, by parameter name; None: training is unrestricted.
+        train: Maps a model to the trained one, which may be the same object.
 
     Raises:
         MaskError: The masks do not fit the model.
@@ -89,6 +97,8 @@ def train_within(
 
 
 class _Masked(nn.Module):
+    """Parametrization of a weight that is multiplied by its mask."""
+
     mask: Tensor
 
     def __init__(self, mask: Tensor) -> None:
@@ -100,17 +110,17 @@ class _Masked(nn.Module):
 
 
 def check_fit(weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> None:
-    """Check that masks are of these weights.
+    """Check that masks have the names and shapes of weights.
 
     Args:
-        weights: By name, as `weights_of` gives them.
-        masks: By name.
+        weights: Weights by name, as `weights_of` returns them.
+        masks: Masks by name.
 
     Raises:
         MaskError: A name or a shape differs.
     """
     for name in masks.keys() | weights.keys():
-        want = tuple(weights[name].shape) if name in weights else "none"
+        expected = tuple(weights[name].shape) if name in weights else "none"
         got = tuple(masks[name].shape) if name in masks else "none"
-        if want != got:
-            raise MaskError(f"mask of {name!r}: got {got}, expected {want}; was it made for another model?")
+        if expected != got:
+            raise MaskError(f"mask of {name!r}: got {got}, expected {expected}; was it made for another model?")

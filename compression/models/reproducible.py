@@ -1,4 +1,4 @@
-"""Torch's own randomness and threads, and a model's modes, borrowed and put back."""
+"""Context managers that set torch's generator and threads, or a model's training modes, and restore them afterwards."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ from torch import nn
 
 @contextmanager
 def reproducible(seed: int) -> Iterator[torch.Generator]:
-    """Run a block on one torch thread with its CPU generator seeded; both are as before afterwards.
+    """Run a block on one torch thread with the CPU generator seeded; restore both afterwards.
 
-    One thread, because sums over two threads add in another order and give other weights.
+    One thread, because sums over several threads are added in another order and give other weights.
+
+    Args:
+        seed: Seed of torch's CPU generator and of the one that is yielded.
 
     Yields:
-        A generator of the block's own with the same seed, for shuffles that must not depend on what layers draw.
+        A second generator with the same seed, for shuffles that must not depend on what layers draw.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -30,7 +33,7 @@ def reproducible(seed: int) -> Iterator[torch.Generator]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Run a block with the model in evaluation mode and without gradients; each module's mode is put back."""
+    """Run a block with the model in evaluation mode and without gradients; restore each module's mode afterwards."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:

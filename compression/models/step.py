@@ -1,10 +1,10 @@
-"""A student on its way: what passes from one step of its making to the next, and what is written down about each.
+"""Interface of the steps that make a student, and the records that they leave.
 
     Step = (student, materials) -> student
 
-A student is made by a list of steps (`students.pipeline`): prune, distill, quantize, and whatever else has this form.
-Every step stands in the file of its subject. Here is only what they have in common, and no torch is imported: the
-figures are also those of a run's results.
+A student is made by a list of steps (`students.pipeline`): prune, distill, quantize, or any other of this form. Each
+step is defined in the file of its subject. This module holds what they share and imports no torch, because the records
+are also part of a run's results.
 """
 
 from __future__ import annotations
@@ -25,16 +25,17 @@ if TYPE_CHECKING:
 
 @pydantic.dataclasses.dataclass(frozen=True)
 class StageResult:
-    """A student after one of the steps.
+    """Figures of a student after one of the steps.
 
     Attributes:
-        name: Of the step, such as `pruned`, `distilled` or `quantized`; `teacher` for what it is made of.
-        parameters: That are not zero by a mask.
-        size_bytes: As float32, or of its file.
-        latency_ms: Of one example on this CPU, one thread: measured, so never the same twice.
-        accuracy: On the examples that it is judged on, a fraction.
-        worst_class: That it loses most on, against the teacher.
-        worst_lost: How much, a fraction.
+        name: Name of the step, such as `pruned`, `distilled` or `quantized`; `teacher` for the model that it is made
+            from.
+        parameters: Number of parameters, without those outside its masks.
+        size_bytes: Size of its weights as float32, or of its file.
+        latency_ms: Measured latency of one example on one thread of this CPU, never the same twice.
+        accuracy: Accuracy on the evaluator's examples, a fraction.
+        worst_class: Class with the largest loss of accuracy against the teacher.
+        worst_lost: That loss, a fraction.
     """
 
     name: str
@@ -48,13 +49,13 @@ class StageResult:
 
 @pydantic.dataclasses.dataclass(frozen=True)
 class PruningStep:
-    """One step of a pruning whose accuracy was watched; the first is the model before anything was removed.
+    """Figures of one step of a pruning schedule; the first is the model before anything was removed.
 
     Attributes:
-        kept: Part of the teacher's parameters that are left.
-        parameters: How many these are.
-        accuracy: On validation data after training; a fraction.
-        taken: Whether the step was kept; if not, it was undone.
+        kept: Fraction of the teacher's parameters that is left.
+        parameters: Number of parameters left.
+        accuracy: Accuracy on validation data after training, a fraction.
+        taken: Whether the step was kept; otherwise it was undone.
     """
 
     kept: float
@@ -65,19 +66,19 @@ class PruningStep:
 
 @pydantic.dataclasses.dataclass(frozen=True)
 class CandidateResult:
-    """One architecture that a search looked at.
+    """Figures of one architecture that a search evaluated.
 
     Attributes:
-        start: The model that it was pruned from: `search.PRUNED`, or another start's name.
-        widths: Channels or heads left in each layer that can be made smaller.
-        parameters: How many it has.
-        cost: In the budget's unit.
-        score: Without training; only comparable within one start.
-        epochs: Of its longest distillation in the search; 0: it was no finalist.
-        accuracy: On validation data after that; None: it was no finalist.
-        loss: The same.
-        uniform: Whether all its layers keep the same fraction.
-        chosen: Whether it is the one.
+        start: Name of the model that it was pruned from, such as `search.PRUNED`.
+        widths: Channels or heads left in each prunable layer, by the layer's name.
+        parameters: Number of parameters.
+        cost: Cost in the budget's unit.
+        score: Score without training, comparable within one start only.
+        epochs: Epochs of its longest distillation in the search; 0: it was no finalist.
+        accuracy: Accuracy on validation data after that distillation, a fraction; None: it was no finalist.
+        loss: Loss on validation data after it; None: it was no finalist.
+        uniform: Whether all layers keep the same fraction.
+        chosen: Whether the search chose it.
     """
 
     start: str
@@ -94,13 +95,14 @@ class CandidateResult:
 
 @pydantic.dataclasses.dataclass(frozen=True)
 class LayerTiming:
-    """What a layer of a sparse student took for the batch given.
+    """Latency of a layer of a sparse student, executed dense and sparse.
 
     Attributes:
-        layer: Its name.
-        density: The part of its weights that are not zero.
-        dense_ms, sparse_ms: Milliseconds, the median of many runs on one thread.
-        chosen: "dense" or "sparse".
+        layer: Name of the layer.
+        density: Fraction of its weights that are not zero.
+        dense_ms: Milliseconds of dense execution, the median of many runs on one thread.
+        sparse_ms: Milliseconds of sparse execution, likewise.
+        chosen: The faster one, "dense" or "sparse".
     """
 
     layer: str
@@ -112,9 +114,9 @@ class LayerTiming:
 
 @runtime_checkable
 class Teacher(Protocol):
-    """Answers inputs with logits.
+    """A model, or several, whose logits a student learns.
 
-    Law: `answers` changes nothing, and its answer to an input does not depend on the others that are asked with it.
+    Law: `answers` has no side effects, and the logits of an input do not depend on the other inputs of the batch.
     """
 
     def answers(self, inputs: Tensor) -> Tensor:
@@ -123,20 +125,20 @@ class Teacher(Protocol):
 
 @dataclass(frozen=True)
 class Student:
-    """A model on its way to be a student, and what was done to it so far.
+    """A student in the making: its model after the last step, and the records of all steps.
 
     Attributes:
-        model: As it is now.
-        architecture: Of the task's student architectures; None: the task's own model, cut down.
-        masks: Of single weights that stay zero, by name; None: it has none.
-        tensors: Its weights by name, as `quantize.quantize` gives them; None: they are not quantized.
-        stages: After each step, the teacher first.
+        model: The model after the last step.
+        architecture: Name of one of the task's student architectures; None: the task's own model, cut down.
+        masks: Masks of single weights, by parameter name; None: the model is dense.
+        tensors: Weights by name, as `quantize.quantize` returns them; None: they are not quantized.
+        stages: Figures after each step, those of the teacher first.
         bias: Accuracy by class of the teacher and of the last stage; None: no step was recorded.
-        candidates: What was looked at for it, if it was searched for, the chosen one first.
-        curve: The way of its pruning, where a part of the parameters was to be removed.
-        timings: Of its layers, if it is sparse: what sparse execution takes, and dense.
-        bundle: The download file; None: it is not written.
-        step: What the last step calls what it did; "": nothing that is to be recorded.
+        candidates: Architectures that a search evaluated, the chosen one first.
+        curve: Steps of its pruning schedule.
+        timings: Latencies of a sparse student's layers.
+        bundle: Download file; None: it is not written.
+        step: Name under which the last step is recorded; "": it is not recorded.
     """
 
     model: nn.Module
@@ -155,14 +157,14 @@ class Student:
         """Return the student after a step.
 
         Args:
-            step: What it did, such as "pruned", under which its figures are recorded; "": they are not.
-            model: As the step left it.
+            step: Name under which its figures are recorded, such as "pruned"; "": they are not.
+            model: Model that the step returned.
         """
         return replace(self, step=step, model=model)
 
 
 class SearchProgress(NamedTuple):
-    """How far a long step has come: `done` of `total` units of work, and what comes now."""
+    """Progress of a search: `done` of `total` units of work, and a description of the current one."""
 
     done: int
     total: int
@@ -171,19 +173,19 @@ class SearchProgress(NamedTuple):
 
 @dataclass(frozen=True)
 class Materials:
-    """What a student is made with; the same for all steps, and none of them changes it.
+    """What all steps are given besides the student: models, data and the seed. No step changes it.
 
     Attributes:
-        model: The global model, which the student is made of.
-        task: Whose validation data choose what is chosen.
-        inputs: What the student learns on, (N, ...).
-        targets: Labels of that, int64, as far as it may see them; None: it may not.
-        teacher: Who answers the inputs: the model itself, or an ensemble of client models.
-        seed: Of all that is drawn.
-        tier: The class of devices that it is for.
-        version: Of the global model.
-        early: The model before it was trained, or early on, which a lottery ticket is rewound to; None: not known.
-        progress: Told how far a search has come.
+        model: Global model that the student is made from.
+        task: Task of the model, whose validation data decide every choice.
+        inputs: Inputs that the student learns on, (N, ...).
+        targets: Labels of these inputs, int64, as far as the student may see them; None: it sees none.
+        teacher: Teacher on these inputs: the global model, or an ensemble of client models.
+        seed: Seed of all random choices.
+        tier: Name of the class of devices that the student is for.
+        version: Version of the global model.
+        early: Global model before training, or early in it, for lottery tickets to rewind to; None: unknown.
+        progress: Called with the progress of a search.
     """
 
     model: nn.Module
@@ -199,15 +201,15 @@ class Materials:
 
     @property
     def example(self) -> Tensor:
-        """A batch of one input; of validation data, since there may be no proxy data."""
+        """Batch of one input, from validation data because a task may hold out no proxy data."""
         return self.task.data().validation.inputs[:1]
 
 
 class Step(Protocol):
-    """One thing that is done to a student.
+    """One step in the making of a student.
 
-    Law: the student that is given, its model and the materials are untouched, and the same arguments give the same
-    student; a step that trains runs on the CPU and seeds itself from `materials.seed`.
+    Law: the given student, its model and the materials are untouched, and equal arguments give equal students; a step
+    that trains runs on the CPU and draws from `materials.seed`.
 
     >>> from torch import nn
     >>> def rounded(student, materials):
@@ -219,17 +221,22 @@ class Step(Protocol):
     """
 
     def __call__(self, student: Student, materials: Materials, /) -> Student:
-        """Return the student after this step."""
+        """Return the student after this step.
+
+        Args:
+            student: Student after the steps before.
+            materials: Models, data and seed.
+        """
 
 
 @runtime_checkable
 class CheckedStep(Protocol):
-    """A step that can tell before the first round whether it will be possible."""
+    """A step that can report before the first round whether it will be possible."""
 
     def check(self, model: nn.Module, task: Task) -> None:
-        """Raise what the step will raise for a trained model of this architecture.
+        """Raise the error that the step would raise for a trained model of this architecture.
 
         Args:
-            model: The global model, with any weights; untouched.
-            task: Its task.
+            model: Global model with any weights; untouched.
+            task: Task of the model.
         """

@@ -1,8 +1,8 @@
-"""What a user supplies: a model, its data in four parts, a loss.
+"""Task, the interface that a user implements: a model, its data in four parts, a loss.
 
-The four parts of `Splits` keep claims honest: clients train on `train`; students are distilled on `proxy`, whose
-labels stay hidden unless a scenario asks for them; every choice (early stopping, a rate, a budget) is made on
-`validation`; `test` is read for reporting only. `disjoint` proves that no example is in two of them.
+Each part of `Splits` has one use, so that reported figures are unbiased: clients train on `train`; students are
+distilled on `proxy`, whose labels stay hidden unless a scenario reveals them; every choice (early stopping, a rate, a
+budget) is made on `validation`; `test` is read for reporting only. `disjoint` checks that no example is in two parts.
 
 >>> import torch
 >>> from torch import nn
@@ -41,28 +41,28 @@ from fedpress.compression.models.reproducible import evaluating
 
 
 class DeviceError(FedpressError, ValueError):
-    """This machine has no such device to train or to evaluate on."""
+    """The machine lacks the device to train or evaluate on."""
 
 
 class Examples(NamedTuple):
     """Examples held in memory.
 
     Attributes:
-        inputs: What the model is called with, of shape (N, ...): float32, or int64 where it looks up embeddings.
-        targets: What it should answer, int64: one label for each example, (N,), or a sequence of L of them, (N, L).
+        inputs: Inputs of the model, (N, ...): float32, or int64 where it looks up embeddings.
+        targets: Labels, int64: one for each example, (N,), or a sequence of L, (N, L).
     """
 
     inputs: Tensor
     targets: Tensor
 
     def take(self, indices: NDArray[np.int64] | Tensor) -> Examples:
-        """The examples at `indices`, int64 of shape (M,), in that order, as a copy."""
-        chosen = torch.as_tensor(indices)
-        return Examples(self.inputs[chosen], self.targets[chosen])
+        """Return a copy of the examples at `indices`, int64 (M,), in that order."""
+        rows = torch.as_tensor(indices)
+        return Examples(self.inputs[rows], self.targets[rows])
 
 
 class Splits(NamedTuple):
-    """The data of a task: four parts that share no example (the module's docstring says what each is for)."""
+    """The data of a task: four parts that share no example; the module's docstring says what each is for."""
 
     train: Examples
     proxy: Examples
@@ -73,52 +73,62 @@ class Splits(NamedTuple):
 class Task(ABC):
     """A model, its data and its loss.
 
-    A subclass gives `name`, `model` and `data`, and may replace `loss` and `correct`, whose defaults are those of
-    classification with one label for each example, `groups` and `students`. Instances are made in every worker process,
-    so constructors are cheap and `data` loads on its first call.
+    A subclass defines `name`, `model` and `data`. It may override `loss` and `correct`, which by default are those of
+    classification with one label an example, `groups` and `students`. Every worker process makes an instance, so
+    constructors should be cheap and `data` should load on its first call.
     """
 
     name: str
 
     @abstractmethod
     def model(self) -> nn.Module:
-        """A fresh model with weights drawn from torch's generator, which the caller seeds."""
+        """Return a fresh model with weights drawn from torch's generator, which the caller seeds."""
 
     @abstractmethod
     def data(self) -> Splits:
-        """The four parts; the same tensors on every call, never written to."""
+        """Return the four parts; the same tensors on every call, never written to."""
 
     def groups(self) -> NDArray[np.int64] | None:
-        """Whose each training example is, (N,), equal numbers for one owner: a writer, a book, a device.
+        """Return the owner of each training example as a number, (N,): of a writer, a book, a device.
 
-        The partition `natural` gives each of them a client. None, the default: the data do not say.
+        The partition `natural` makes a client of each owner. None, the default: the data have no owners.
         """
         return None
 
     def students(self) -> Mapping[str, Callable[[], nn.Module]]:
-        """Architectures of students besides the pruned model, by name: each makes a fresh one, as `model` does.
+        """Return student architectures besides the pruned model, by name; each function returns a fresh model.
 
-        A tier names one, and a client rebuilds it from the name and the shapes in the bundle. They take the task's
-        inputs and answer in the shape of its model. None, the default: every student is the model, pruned.
+        A tier names one, and a client rebuilds it from the name and the shapes in the bundle. Inputs and outputs have
+        the shapes of the task's model. Empty, the default: every student is the model, pruned.
         """
         return {}
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """The mean loss of a batch, a scalar: by default cross-entropy of logits (N, classes) and labels (N,)."""
+        """Return the mean loss of a batch, a scalar; by default the cross-entropy.
+
+        Args:
+            outputs: Outputs of the model, by default logits (N, classes).
+            targets: Labels, by default int64 (N,).
+        """
         return nn.functional.cross_entropy(outputs, targets)
 
     def correct(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Which answers are right, bool, of the targets' shape: by default those whose largest logit is the label's."""
+        """Return whether each answer is right, bool, of the targets' shape; by default by the largest logit.
+
+        Args:
+            outputs: Outputs of the model, by default logits (N, classes).
+            targets: Labels, by default int64 (N,).
+        """
         return outputs.argmax(dim=1) == targets
 
 
 PIECE = 64
-"""Examples that a model answers at once on a CPU."""
+"""Examples in a forward pass on a CPU."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `evaluate` saw: mean loss, accuracy as a fraction of all answers, and the number of examples."""
+    """Mean loss, accuracy as a fraction of all answers, and the number of examples."""
 
     loss: float
     accuracy: float
@@ -128,14 +138,21 @@ class Evaluation:
 def evaluate(
     model: nn.Module, task: Task, examples: Examples, batch_size: int = 512, device: str | torch.device = "cpu"
 ) -> Evaluation:
-    """Mean loss and accuracy of a model, in evaluation mode and without gradients.
+    """Return mean loss and accuracy of a model, in evaluation mode and without gradients.
 
-    Each answer that `task.correct` judges counts alike: one an example, or one for each place of a sequence.
-    The modules' training modes are put back afterwards, each its own; the model stays on `device`.
+    All answers that `task.correct` judges have equal weight: one an example, or one for each place of a sequence. Each
+    module's training mode is restored; the model stays on `device`.
+
+    Args:
+        model: Model to evaluate.
+        task: Task whose `loss` and `correct` are applied.
+        examples: Labeled examples (N, ...).
+        batch_size: Examples in a batch; the result depends on it by rounding only.
+        device: "cpu" or "cuda".
 
     Raises:
         ValueError: There are no examples.
-        DeviceError: This machine has no such device.
+        DeviceError: The machine lacks the device.
     """
     count = len(examples.targets)
     if count == 0:
@@ -154,23 +171,28 @@ def evaluate(
 
 
 def usable(device: str | torch.device) -> torch.device:
-    """Return the device, "cpu" or "cuda".
+    """Return a device, "cpu" or "cuda", after checking that the machine has it.
 
     Raises:
-        DeviceError: This machine has no such device.
+        DeviceError: The machine lacks the device.
     """
-    chosen = torch.device(device)
-    if chosen.type == "cuda" and not torch.cuda.is_available():
+    checked = torch.device(device)
+    if checked.type == "cuda" and not torch.cuda.is_available():
         raise DeviceError("training.device is 'cuda', but torch finds no CUDA device on this machine; use 'cpu'")
-    return chosen
+    return checked
 
 
 @contextmanager
 def _answering(model: nn.Module, device: torch.device, most: int) -> Iterator[Callable[[Tensor], Tensor]]:
-    """Yield a function from at most so many inputs to outputs: on a CPU piece by piece, a thread each.
+    """Yield a function from a batch of inputs to outputs; on a CPU it splits the batch among threads.
 
-    Small pieces stay in the processor's cache, and threads that share nothing do not wait for each other: the CNN of
-    Fashion-MNIST takes half the time. Each thread has a copy of the model, since it may write into itself.
+    Small pieces stay in the processor's cache, and threads that share nothing do not wait for each other: evaluation of
+    the CNN of Fashion-MNIST takes half the time. Each thread has a copy of the model, which may write into itself.
+
+    Args:
+        model: Model in evaluation mode, on `device`.
+        device: Device of the inputs.
+        most: Largest number of inputs in a batch.
     """
     if device.type != "cpu":
         yield model
@@ -180,7 +202,7 @@ def _answering(model: nn.Module, device: torch.device, most: int) -> Iterator[Ca
     models = [model, *(copy.deepcopy(model) for _ in range(threads - 1))]
 
     def part(number: int, pieces: list[Tensor]) -> list[Tensor]:
-        with torch.no_grad():  # is a thread's own
+        with torch.no_grad():  # the mode is local to a thread
             return [models[number](piece) for piece in pieces[number::threads]]
 
     def answer(inputs: Tensor) -> Tensor:
@@ -197,10 +219,10 @@ def _answering(model: nn.Module, device: torch.device, most: int) -> Iterator[Ca
 
 
 def check_splits(splits: Splits) -> None:
-    """Check that the four parts fit together: filled, one target an input, the same shapes and dtypes.
+    """Check that the four parts fit together: not empty, one target an input, equal shapes and dtypes.
 
-    Overlap cannot be told from the examples themselves (real data holds equal images under different indices); a task
-    proves it on the indices it splits by, with `disjoint`.
+    Overlap cannot be detected in the examples themselves, because real data holds equal images under different indices;
+    a task checks the indices that it splits by with `disjoint`.
 
     Raises:
         ValueError: A part is empty, has inputs without targets, or differs in shape or dtype from `train`.

@@ -1,11 +1,11 @@
-"""Small transformers whose heads, feed-forward columns, width and layers can all be removed.
+"""Small transformers whose heads, feed-forward units, width and blocks can all be pruned.
 
-A. Vaswani, N. Shazeer, N. Parmar et al., "Attention Is All You Need", NeurIPS 2017; normalized before each part, as in
-R. Xiong et al., "On Layer Normalization in the Transformer Architecture", ICML 2020, which trains without a warm-up.
-For images: A. Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021, section 3.1, with the mean over patches
-in place of a class token.
+A. Vaswani, N. Shazeer, N. Parmar et al., "Attention Is All You Need", NeurIPS 2017; pre-norm as in R. Xiong et al.,
+"On Layer Normalization in the Transformer Architecture", ICML 2020, which trains without a warm-up. For images:
+A. Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021, section 3.1, with the mean over patches in place of a
+class token.
 
-Everything is a layer that `prune` can cut: positions are an embedding, not a bare parameter.
+All parameters belong to layers that `pruning.structural` can cut: positions are an embedding, not a bare parameter.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from fedpress.compression.models.attention import SelfAttention
 
 
 class Block(nn.Module):
-    """Attention and a feed-forward network, each added to its input: (N, L, width) to (N, L, width).
+    """Transformer block: attention and a feed-forward network, each with a residual connection.
 
     >>> Block(width=8, heads=2, hidden=16)(torch.zeros(3, 5, 8)).shape
     torch.Size([3, 5, 8])
 
     Args:
-        width: Of the input and the output.
-        heads: Of the attention.
-        hidden: Units between the two layers of the feed-forward network.
-        causal: Whether a position sees only itself and those before it.
+        width: Width of input and output.
+        heads: Number of attention heads.
+        hidden: Hidden units of the feed-forward network.
+        causal: Whether later positions are masked.
     """
 
     def __init__(self, width: int, heads: int, hidden: int, causal: bool = False) -> None:
@@ -38,25 +38,27 @@ class Block(nn.Module):
         self.hidden = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, L, width) to (N, L, width)."""
+        """Map (N, L, width) to (N, L, width)."""
         x = x + self.attention(self.attention_norm(x))
         x = x + self.hidden(self.hidden_norm(x))
         return x
 
 
 class VisionTransformer(nn.Module):
-    """Images (N, channels, size, size), cut into square patches, to logits (N, classes).
+    """Vision transformer: images (N, channels, size, size), cut into square patches, to logits (N, classes).
 
     >>> VisionTransformer(28, 7, width=32, depth=2, heads=4, hidden=64, classes=10)(torch.zeros(3, 1, 28, 28)).shape
     torch.Size([3, 10])
 
     Args:
-        size: Of an image, in pixels.
-        patch: Of a patch, in pixels; `size` is a multiple of it.
-        width, heads, hidden: Of every block.
+        size: Height and width of an image, in pixels.
+        patch: Height and width of a patch, in pixels; a divisor of `size`.
+        width: Width of the blocks.
         depth: Number of blocks.
+        heads: Number of attention heads of a block.
+        hidden: Hidden units of a block's feed-forward network.
         classes: Number of classes.
-        channels: Of the images.
+        channels: Channels of an image.
 
     Raises:
         ValueError: The patches do not fill the image.
@@ -76,7 +78,7 @@ class VisionTransformer(nn.Module):
         nn.init.normal_(self.positions.weight, std=0.02)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (N, channels, size, size) to logits (N, classes)."""
+        """Map images (N, channels, size, size) to logits (N, classes)."""
         x = self.patches(images).flatten(2).transpose(1, 2)
         x = self.blocks(x + self.positions(torch.arange(x.shape[1], device=x.device)))
         logits: Tensor = self.output(self.norm(x).mean(dim=1))
@@ -84,16 +86,18 @@ class VisionTransformer(nn.Module):
 
 
 class CausalTransformer(nn.Module):
-    """Characters (N, L) to logits of the next one at each place, (N, L, labels), from those up to there.
+    """Language model of characters: (N, L) to logits of the next character at each place, (N, L, labels).
 
     >>> CausalTransformer(50, 64, width=32, depth=2, heads=4, hidden=64)(torch.zeros(3, 20, dtype=torch.int64)).shape
     torch.Size([3, 20, 50])
 
     Args:
-        labels: How many characters there are.
-        length: The longest input.
-        width, heads, hidden: Of every block.
+        labels: Number of distinct characters.
+        length: Largest number of characters in an input.
+        width: Width of the blocks.
         depth: Number of blocks.
+        heads: Number of attention heads of a block.
+        hidden: Hidden units of a block's feed-forward network.
     """
 
     def __init__(self, labels: int, length: int, *, width: int, depth: int, heads: int, hidden: int) -> None:
@@ -107,7 +111,7 @@ class CausalTransformer(nn.Module):
             nn.init.normal_(table.weight, std=0.02)
 
     def forward(self, characters: Tensor) -> Tensor:
-        """Characters, int64 (N, L), to logits (N, L, labels)."""
+        """Map characters, int64 (N, L), to logits (N, L, labels)."""
         x = self.embedding(characters) + self.positions(torch.arange(characters.shape[1], device=characters.device))
         logits: Tensor = self.output(self.norm(self.blocks(x)))
         return logits

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from fedpress.compression import seeds
 from fedpress.compression.messages.orders import Download
 from fedpress.compression.models.distillation import distill, teachers
+from fedpress.compression.models.distillation.settings import Combine
 from fedpress.compression.tensors import buffer_codec, flatten
 from fedpress.compression.tensors.layout import Vector
 from fedpress.compression.wire import payloads
@@ -90,7 +91,7 @@ class ClientModels:
             buffers = buffer_codec.unpack(sent.buffers, layout) if layout.buffers else {}
             yield {**flatten.unflatten(total.astype(np.float32), layout), **buffers}
 
-    def teacher(self, model: nn.Module, combine: teachers.Combine = "logits") -> teachers.Ensemble:
+    def teacher(self, model: nn.Module, combine: Combine = "logits") -> teachers.Ensemble:
         """Return the client models as a teacher.
 
         Args:

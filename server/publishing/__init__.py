@@ -1,3 +1,7 @@
-"""Students of the global model, published: `publish` makes them, `store` keeps the files, `catalog` lists them."""
+"""Publishing students of the global model.
+
+`publish.Publisher` makes a student for each tier, `store.ModelStore` keeps their bundles on disk, and `catalog.Catalog`
+lists these for the hub.
+"""
 
 __all__ = ["catalog", "publish", "store"]

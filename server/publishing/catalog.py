@@ -1,6 +1,6 @@
-"""What the hub offers: the published bundles of a store, each with its size and SHA-256.
+"""Catalog of the bundles that the hub offers, with sizes and SHA-256 digests.
 
-A published version never changes, so a digest is computed once for a file of that path, size and time.
+A published version never changes, so its digest is computed once for a path, size and time of modification.
 """
 
 from __future__ import annotations
@@ -20,18 +20,19 @@ from fedpress.server.publishing.store import ModelStore, NotPublished, Stored, S
 
 _T = TypeVar("_T")
 FRESH_SECONDS: Final = 1.0
-"""How long a listing of the folder is used: many devices may ask at once, and a new version may wait that long."""
+"""Lifetime of a listing of the folder: many devices may ask at once, and a new version may wait that long."""
 
 
 class Offered(NamedTuple):
-    """A bundle that can be had.
+    """A bundle on offer.
 
     Attributes:
-        tier, version: Of what it is the file.
-        path: The file.
-        size: In bytes.
-        sha256: Of the whole file, 32 bytes.
-        created: When it was published, seconds since 1970.
+        tier: Name of its tier.
+        version: Version of the global model.
+        path: Path of the file.
+        size: Size of the file, in bytes.
+        sha256: SHA-256 of the file, 32 bytes.
+        created: Time of publication, in seconds since 1970.
     """
 
     tier: str
@@ -43,10 +44,10 @@ class Offered(NamedTuple):
 
 
 class Catalog:
-    """The published bundles; whatever waits for the disk does so in a thread of its own.
+    """Published bundles of a store; a thread of the catalog's own does all disk access.
 
     Args:
-        store: Whose bundles.
+        store: Store of the bundles.
     """
 
     def __init__(self, store: ModelStore) -> None:
@@ -57,15 +58,24 @@ class Catalog:
         self._listed_at = float("-inf")
 
     async def offered(self, tier: str = "", newest_only: bool = False) -> list[Offered]:
-        """Return what there is, by tier and version; an empty `tier` stands for all."""
+        """Return the bundles on offer, in order of tier and version.
+
+        Args:
+            tier: Name of a tier; "": all tiers.
+            newest_only: Whether to return only the newest version of each tier.
+        """
         return await self._in_thread(lambda: self._list(tier, newest_only))
 
     async def find(self, tier: str, version: int = 0) -> Offered:
-        """Return a version of a tier; 0: the newest.
+        """Return a bundle.
+
+        Args:
+            tier: Name of the tier.
+            version: Version of the global model; 0: the newest.
 
         Raises:
-            NotPublished: There is none; the message says what there is.
-            StoreError: No tier can have that name.
+            NotPublished: The store has no such bundle; the message lists what it has.
+            StoreError: `tier` is no valid name of a tier.
         """
         return await self._in_thread(lambda: self._find(tier, version))
 
@@ -103,7 +113,7 @@ class Catalog:
         return self._listed
 
     def _offered(self, stored: Stored) -> Offered | None:
-        """None: the file is gone, or is none."""
+        """Return the bundle with size and digest; None where the file cannot be read any more."""
         try:
             with stored.path.open("rb") as file:
                 status = os.fstat(file.fileno())

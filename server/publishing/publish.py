@@ -1,6 +1,6 @@
-"""Students of the global model: copy, prune, distill, quantize, bundle, publish; for each tier.
+"""Publisher of students: for each tier, the steps from the global model to a bundle in the store.
 
-The global model is only read, so publishing resets nothing and the rounds go on as if it had not happened.
+The global model is only read, so publishing does not affect the rounds.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import nn
 
 from fedpress.compression import seeds
 from fedpress.compression.errors import FedpressError
-from fedpress.compression.models.bundles import writer
+from fedpress.compression.models.bundles import reader, writer
 from fedpress.compression.models.distillation import data_free, sequence_level, teachers
 from fedpress.compression.models.distillation.settings import Combine, LearningData
 from fedpress.compression.models.step import (
@@ -37,26 +37,26 @@ from fedpress.server.fusion.client_ensemble import ClientModels
 from fedpress.server.publishing.store import ModelStore
 
 WARN_OVER = 0.1
-"""A class that loses more than this fraction is warned of."""
+"""Loss of accuracy of a class, as a fraction, beyond which a warning is given."""
 
 
 class PublishError(FedpressError):
-    """A bundle was made that does not hold what it should; it was not published."""
+    """A bundle failed its check and was not published."""
 
 
 class NoProxyData(PublishError, ValueError):
-    """The task holds out nothing that students could learn on."""
+    """The task holds out no proxy data for students to learn on."""
 
 
 @dataclass(frozen=True)
 class Tier:
-    """A class of client devices, and how its student is made.
+    """A class of client devices, and the steps that make its student.
 
     Attributes:
-        name: Names its files.
-        steps: In their order, from the global model, or from the model that its clients have trained, to the bundle.
-        most_bytes: The largest bundle that it may get; None: any.
-        architecture: Of the task's student architectures, of a model that its clients train; None: the task's own.
+        name: Name of the tier, which names its files.
+        steps: Steps from the global model, or from the model that its clients have trained, to the bundle.
+        most_bytes: Largest size of its bundle, in bytes; None: no limit.
+        architecture: Student architecture of the model that its clients train; None: the task's own model.
     """
 
     name: str
@@ -66,23 +66,23 @@ class Tier:
 
 
 class Published(NamedTuple):
-    """A student that was published.
+    """A published student.
 
     Attributes:
-        tier: Whose it is.
-        version: Of the global model that it was made from.
-        parameters: How many it has; of a sparse one, those that are left.
-        bundle_bytes: Size of its file, all of it counted.
-        sha256: Of the file.
-        teacher_accuracy: Of the global model, on test data; a fraction, as the next two.
-        student_accuracy: Before quantization.
-        quantized_accuracy: After it.
-        path: Of the file in the store.
-        stages: What each step of the making did.
-        candidates: What was looked at for it, if it was searched for, the chosen one first.
-        curve: The way of its pruning, where a part of the parameters was to be removed.
-        timings: Of a sparse student's layers.
-        warning: Which class it loses too much on; empty: none.
+        tier: Name of its tier.
+        version: Version of the global model that it was made from.
+        parameters: Number of parameters, of a sparse student without those outside its masks.
+        bundle_bytes: Size of its file, in bytes.
+        sha256: SHA-256 of the file, in hexadecimal.
+        teacher_accuracy: Accuracy of the global model on test data, a fraction.
+        student_accuracy: Accuracy of the student before quantization, a fraction.
+        quantized_accuracy: Accuracy after quantization, a fraction.
+        path: Path of the file in the store.
+        stages: Figures after each step.
+        candidates: Architectures that a search evaluated, the chosen one first.
+        curve: Steps of its pruning schedule.
+        timings: Latencies of a sparse student's layers.
+        warning: Warning of a class that loses too much accuracy; empty: none.
     """
 
     tier: str
@@ -102,19 +102,19 @@ class Published(NamedTuple):
 
 
 class Publisher:
-    """Makes the students of a task and puts them into a store.
+    """Makes the students of a task and publishes them in a store.
 
     Args:
-        task: Whose proxy data the students learn on, and whose test data the figures reported are from.
-        store: Where bundles are published.
-        tiers: One student each, in this order.
-        data: What they learn on.
-        early: The global model before round 1, which lottery tickets are rewound to.
-        clients: The client models of the last round; given, they teach the students together (FedDF), and the global
-            model is what is pruned. Before the first step the global model teaches.
-        combine: How their answers become one.
-        seed: The same seed, version and model give the same bundle.
-        on_search: Told the tier and how far the search for its student has come.
+        task: Task that holds out proxy data for learning and test data for the reported figures.
+        store: Store of the bundles.
+        tiers: Tiers, one student each, in this order.
+        data: Data that students learn on.
+        early: Global model before round 1, to which lottery tickets are rewound.
+        clients: Client models of the last round, which then teach the students as an ensemble (FedDF); the global model
+            is still the one that is pruned, and the only teacher before the first round.
+        combine: Combination of their answers.
+        seed: Seed; equal seeds, versions and models give equal bundles.
+        on_search: Called with a tier and the progress of the search for its student.
     """
 
     def __init__(
@@ -141,18 +141,18 @@ class Publisher:
         self.on_search = on_search
 
     def check(self, model: nn.Module) -> None:
-        """Find out before the first round what would otherwise fail after the last: can each tier's student be made?
+        """Check before the first round that each tier's student can be made after the last.
 
         Args:
-            model: The global model, with any weights; left as it is.
+            model: Global model with any weights; left as it is.
 
         Raises:
             BudgetError: A tier's budget cannot be met.
             PruneError: The model cannot be pruned.
-            UnknownArchitecture, UnsupportedLayer: A tier's student is no architecture of the task, or has no layers
-                that may be dropped.
-            NoProxyData: The task holds out no proxy data, and no inputs are to be made.
-            DataFreeError: No inputs can be made from this model.
+            UnknownArchitecture, UnsupportedLayer: The task lacks a tier's architecture, or the model has no removable
+                blocks.
+            NoProxyData: The task holds out no proxy data, and the settings synthesize no inputs.
+            DataFreeError: No inputs can be synthesized from this model.
             ValueError: The proxy data are no sequences that could be continued.
         """
         proxy = self.task.data().proxy.inputs
@@ -172,25 +172,25 @@ class Publisher:
     def publish(
         self, version: int, model: nn.Module, trained: Mapping[str, nn.Module] = MappingProxyType({})
     ) -> list[Published]:
-        """Make and publish one student for each tier from the global model, which is left as it is.
+        """Make and publish one student for each tier.
 
         Args:
-            version: Of the global model.
-            model: The global model.
-            trained: Models by tier that its clients have trained themselves: these are the students, as they are.
+            version: Version of the global model.
+            model: Global model; left as it is.
+            trained: Models by tier that the tier's clients have trained, which are then the students before the steps.
 
         Raises:
             BudgetError: A tier's budget cannot be met.
             PruneError: The model cannot be pruned.
-            NonFiniteError: A student diverged.
-            PublishError: A bundle, opened again, is not the student that it was made from.
+            NonFiniteError: The training of a student diverged.
+            PublishError: A bundle, opened again, differs from its student, or exceeds its budget.
             StoreError: The version is published already, with other bytes.
         """
         evaluator = StudentEvaluator(model, self.task, self.task.data().test)
-        students = [self._made(tier, version, model, trained.get(tier.name), evaluator) for tier in self.tiers]
+        students = [self._make(tier, version, model, trained.get(tier.name), evaluator) for tier in self.tiers]
         return [self._publish_one(tier, version, student) for tier, student in zip(self.tiers, students, strict=True)]
 
-    def _made(
+    def _make(
         self, tier: Tier, version: int, model: nn.Module, trained: nn.Module | None, evaluator: StudentEvaluator
     ) -> Student:
         seed = seeds.derive("distill", self.seed, version, tier.name)
@@ -236,12 +236,12 @@ class Publisher:
         )
 
     def _check(self, tier: Tier, data: bytes, quantized: nn.Module) -> None:
-        """Open the bundle as a client will: what clients get is what was evaluated, and within the budget."""
+        """Check that the bundle, opened as a client will, gives the student evaluated, and is within the budget."""
         if tier.most_bytes is not None and len(data) > tier.most_bytes:
             raise PublishError(
                 f"the bundle of tier {tier.name!r} has {len(data):,} bytes, its budget is {tier.most_bytes:,}"
             )
-        rebuilt = writer.rebuild(writer.open_bundle(data), self.task)
+        rebuilt = writer.rebuild(reader.open_bundle(data), self.task)
         inputs = self.task.data().validation.inputs[:16]
         with torch.no_grad():
             same = torch.equal(rebuilt(inputs), quantized.eval()(inputs))

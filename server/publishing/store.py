@@ -1,8 +1,8 @@
-"""Students' bundles on disk, by tier and version.
+"""Store of students' bundles on disk, by tier and version.
 
     <folder>/<tier>/<version>.fpb        version in ten digits, so that names sort as numbers do
 
-A bundle appears at once or not at all: it is written to a temporary file, flushed to the disk and renamed. A published
+A bundle appears atomically: it is written to a temporary file, flushed to disk and linked under its name. A published
 version never changes.
 """
 
@@ -21,15 +21,15 @@ SUFFIX = ".fpb"
 
 
 class StoreError(FedpressError, ValueError):
-    """What was asked of the store is not possible."""
+    """A name or version is invalid, or a published version would change."""
 
 
 class NotPublished(StoreError):
-    """There is no such bundle in the store."""
+    """The store has no such bundle."""
 
 
 class Stored(NamedTuple):
-    """A bundle in the store."""
+    """A bundle in the store: its tier, the version of the global model, and the path of the file."""
 
     tier: str
     version: int
@@ -46,7 +46,7 @@ class ModelStore:
     (7, b'bundle')
 
     Args:
-        folder: Made if it is absent.
+        folder: Folder of the store, created if it is missing.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -54,10 +54,15 @@ class ModelStore:
         folder.mkdir(parents=True, exist_ok=True)
 
     def put(self, bundle: bytes, *, tier: str, version: int) -> Path:
-        """Publish a bundle and return its path; the same bytes again are no error.
+        """Publish a bundle and return its path; publishing the same bytes again is no error.
+
+        Args:
+            bundle: Bytes of the file.
+            tier: Name of the tier.
+            version: Version of the global model, >= 0.
 
         Raises:
-            StoreError: The tier's name or the version is unusable, or this version exists with other bytes.
+            StoreError: The tier's name or the version is invalid, or this version exists with other bytes.
         """
         path = self._path(tier, version)
         path.parent.mkdir(exist_ok=True)
@@ -76,8 +81,12 @@ class ModelStore:
     def get(self, tier: str, version: int) -> bytes:
         """Return the bytes of a bundle.
 
+        Args:
+            tier: Name of the tier.
+            version: Version of the global model.
+
         Raises:
-            NotPublished: There is no such version of the tier.
+            NotPublished: The tier has no such version.
         """
         path = self._path(tier, version)
         try:

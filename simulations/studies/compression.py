@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fedpress.compression.models.bundles import onnx_export, onnx_runtime, writer
+from fedpress.compression.models.bundles import onnx_export, onnx_runtime, reader, writer
 from fedpress.compression.models.distillation import distill
 from fedpress.compression.models.distillation.settings import Distillation
 from fedpress.compression.models.pruning import structural
@@ -141,7 +141,7 @@ def study(task: Task, chosen: Setup, seed: int = 0, teacher: nn.Module | None = 
             described = {"task": task.name, "tier": "study", "version": 0, "metrics": {}}
             data = writer.save(start, tensors, splits.proxy.inputs[:1], **described)  # type: ignore[arg-type]
             seconds = perf_counter() - began
-            opened = writer.rebuild(writer.open_bundle(data), task)
+            opened = writer.rebuild(reader.open_bundle(data), task)
             validation, test = (evaluate(opened, task, part).accuracy for part in (splits.validation, splits.test))
             size, count = len(data), structural.parameters_of(start)
             yield Row(kind, name, count, size, dense / size, validation, test, *coded(tensors), seconds)

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from fedpress.compression.models import class_accuracy
 from fedpress.compression.models.distillation import teacher_assistants, teachers
 from fedpress.compression.models.distillation.distill import distill
-from fedpress.compression.models.distillation.settings import Assistants, Distillation, LossWeights
+from fedpress.compression.models.distillation.settings import Assistants, Combine, Distillation, LossWeights
 from fedpress.compression.models.pruning import structural
+from fedpress.compression.models.step import Teacher
 from fedpress.compression.models.task import Examples, Task, evaluate
 from fedpress.server.app import Plan
 from fedpress.server.fusion.client_ensemble import ClientModels, Fusion
@@ -88,7 +89,7 @@ class Lab:
         seed: int,
         *,
         proxy: Examples | None = None,
-        teacher: nn.Module | teachers.Teacher | None = None,
+        teacher: nn.Module | Teacher | None = None,
         labels: bool = False,
         **changes: Any,
     ) -> nn.Module:
@@ -225,7 +226,7 @@ def with_clients(lab: Lab, part: str, scenario: Scenario, seeds: int) -> Iterato
         seconds = (perf_counter() - began) / seeds
         yield Outcome(part, name, float(np.mean(accuracies)), float(np.std(accuracies)), 0.0, 1.0, seconds)
 
-    def taught(run: Federated, teacher: nn.Module | teachers.Teacher, seed: int) -> nn.Module:
+    def taught(run: Federated, teacher: nn.Module | Teacher, seed: int) -> nn.Module:
         return replace(lab, teacher=run.model).student(seed, teacher=teacher)
 
     plain, refined = runs
@@ -240,7 +241,7 @@ def with_clients(lab: Lab, part: str, scenario: Scenario, seeds: int) -> Iterato
                     ),
                     combine,
                 )
-                for combine in get_args(teachers.Combine)
+                for combine in get_args(Combine)
             },
             "student of the global model, fused": lambda seed: taught(refined[seed], refined[seed].model, seed),
         },

@@ -1,7 +1,9 @@
-"""The file of a student: weights, manifest, an ONNX graph, a signature (docs/decisions/0007-bundle-format-2.md).
+"""Bundles, the download files of students: weights, a manifest, optionally an ONNX model and a signature.
 
-`writer` writes it and `reader` opens it; `container`, `manifest` and `weight_coding` are its parts, `errors` its
-faults, `signing` its keys, `onnx_export` and `onnx_runtime` the graph.
+`writer.save` writes a bundle, `reader.open_bundle` verifies it without torch, and `writer.rebuild` makes the model of
+it. `container` defines the file, `manifest` and `weight_coding` its parts, and `errors` its faults; `signing` reads
+keys; `onnx_export` and `onnx_runtime` make and run the ONNX model. Why the format is as it is:
+docs/decisions/0007-bundle-format-2.md.
 """
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""The file that a bundle is: lengths, checksum, signature, and four parts that are bytes here.
+"""Container format of a bundle: a header of lengths, a checksum, three parts, and an optional signature.
 
 Layout of version 2, little-endian; lengths in bytes:
 
@@ -6,18 +6,18 @@ Layout of version 2, little-endian; lengths in bytes:
     |---|---|
     | 4 | magic, 89 46 50 42 ("FPB" after a byte that text cannot hold) |
     | 1 | version of this format, 2 |
-    | 4 | length of the manifest as it stands in the file |
+    | 4 | length of the manifest in the file |
     | 4 | length of the weights |
-    | 4 | length of the ONNX part as it stands in the file; 0: there is none |
+    | 4 | length of the ONNX part in the file; 0: there is none |
     | 4 | length of the ONNX part before zlib |
-    | 1 | 1: a signature ends the file; 0: none does |
+    | 1 | 1: a signature ends the file; 0: there is none |
     | 32 | SHA-256 of the 22 bytes before this field and of everything after it |
     | ... | manifest: zlib of JSON, a `Manifest` |
-    | ... | weights: as in `weights` |
+    | ... | weights: as in `weight_coding` |
     | ... | ONNX: zlib of a model to run (`onnx_export`) |
-    | 64 | signature, if there is one: Ed25519 of the 22 bytes and of manifest, weights and ONNX as they stand |
+    | 64 | signature, if there is one: Ed25519 of the 22 bytes and of manifest, weights and ONNX as in the file |
 
-The SHA-256 finds damage. Only a signature, checked with a key that came another way, says who made the file. Ed25519:
+The SHA-256 detects damage. Authenticity needs a signature and a public key from a trusted source. Ed25519:
 S. Josefsson, I. Liusvaara, RFC 8032, 2017.
 """
 
@@ -33,7 +33,6 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from fedpress.compression.models.bundles.errors import (
     BadMagic,
-    BundleError,
     ChecksumMismatch,
     InvalidManifest,
     InvalidOnnx,
@@ -56,13 +55,13 @@ SIGNATURE_BYTES: Final = 64
 
 
 class Parts(NamedTuple):
-    """A file whose lengths, checksum and signature are right.
+    """Parts of a file whose lengths, checksum and signature have been verified.
 
     Attributes:
         format: Version of the format.
-        manifest: JSON, unpacked.
-        weights: As they stand in the file.
-        onnx: Unpacked; empty if there is none.
+        manifest: JSON, decompressed.
+        weights: Weights, as in the file.
+        onnx: ONNX model, decompressed; empty if there is none.
         signed: Whether there is a signature.
     """
 
@@ -74,16 +73,16 @@ class Parts(NamedTuple):
 
 
 def pack(manifest: bytes, weights: bytes, onnx: bytes = b"", private_key: bytes | None = None) -> bytes:
-    """Return the file.
+    """Return the bytes of a bundle.
 
     Args:
         manifest: JSON.
-        weights: As they will stand in the file.
-        onnx: A model to run; empty: none.
-        private_key: Ed25519, 32 bytes, to sign with.
+        weights: Weights, as `weight_coding.pack` returns them.
+        onnx: ONNX model; empty: none.
+        private_key: Ed25519 key to sign with, 32 bytes; None: no signature.
 
     Raises:
-        TooLarge: A part is beyond the limits of the format.
+        TooLarge: A part exceeds the limits of the format.
     """
     if len(manifest) > MAX_MANIFEST_BYTES or len(weights) > MAX_WEIGHTS_BYTES or len(onnx) > MAX_ONNX_BYTES:
         raise TooLarge(
@@ -101,14 +100,14 @@ def pack(manifest: bytes, weights: bytes, onnx: bytes = b"", private_key: bytes 
 
 
 def unpack(data: bytes, public_key: bytes | None = None) -> Parts:
-    """Check a file and take it apart.
+    """Verify the bytes of a bundle and return its parts.
 
     Args:
-        data: The file.
-        public_key: Ed25519, 32 bytes, of who must have signed it. None: whoever made it.
+        data: Bytes of the file.
+        public_key: Ed25519 key that must have signed it, 32 bytes; None: a signature is not verified.
 
     Raises:
-        BundleError: One of its kinds for each fault.
+        BundleError: The file is faulty; a subclass for each fault.
     """
     if not MAGIC.startswith(data[: len(MAGIC)]):
         raise BadMagic(
@@ -116,21 +115,21 @@ def unpack(data: bytes, public_key: bytes | None = None) -> Parts:
         )
     version = data[len(MAGIC)] if len(data) > len(MAGIC) else VERSION
     if version != VERSION:
-        raise UnsupportedVersion(f"format version {version}, expected {VERSION}: made by another fedpress?")
+        raise UnsupportedVersion(f"format version {version}, expected {VERSION}: made by another version of fedpress?")
     start = HEADER.size + DIGEST_BYTES
     if len(data) < start:
         raise Truncated(f"{len(data)} bytes, but the header alone has {start}: was the download cut off?")
     _, _, packed_bytes, coded_bytes, deflated_bytes, onnx_bytes, signed = HEADER.unpack_from(data)
     if signed > 1:
-        raise UnsupportedVersion(f"flag {signed}, expected 0 or 1: made by a newer fedpress?")
+        raise UnsupportedVersion(f"flag {signed}, expected 0 or 1: made by a newer version of fedpress?")
     if (
         packed_bytes > MAX_MANIFEST_BYTES
         or coded_bytes > MAX_WEIGHTS_BYTES
         or max(deflated_bytes, onnx_bytes) > MAX_ONNX_BYTES
     ):
         raise TooLarge(
-            f"announces a manifest of {packed_bytes:,} bytes, weights of {coded_bytes:,}, ONNX of {deflated_bytes:,}"
-            f" ({onnx_bytes:,} decoded): at most {MAX_MANIFEST_BYTES:,}, {MAX_WEIGHTS_BYTES:,} and"
+            f"the header announces a manifest of {packed_bytes:,} bytes, weights of {coded_bytes:,}, ONNX of"
+            f" {deflated_bytes:,} ({onnx_bytes:,} decoded): at most {MAX_MANIFEST_BYTES:,}, {MAX_WEIGHTS_BYTES:,} and"
             f" {MAX_ONNX_BYTES:,} are allowed; is the header damaged?"
         )
     content = start + packed_bytes + coded_bytes + deflated_bytes
@@ -145,13 +144,13 @@ def unpack(data: bytes, public_key: bytes | None = None) -> Parts:
         raise ChecksumMismatch("the file's SHA-256 is not the one in its header: damaged on the way; download it again")
     if public_key is not None:
         if not signed:
-            raise NotSigned("the bundle carries no signature, and one is asked for: is it from somebody else?")
+            raise NotSigned("the bundle carries no signature, but a public key was given: is it from somebody else?")
         try:
             message = data[: HEADER.size] + data[start:content]
             Ed25519PublicKey.from_public_bytes(public_key).verify(data[content:], message)
         except InvalidSignature:
             raise WrongSignature(
-                f"the signature is not one by the key {public_key.hex()[:16]}...: made or changed by somebody else"
+                f"the signature is not by the key {public_key.hex()[:16]}...: made or changed by somebody else"
             ) from None
     middle, last = start + packed_bytes, start + packed_bytes + coded_bytes
     manifest = inflate(data[start:middle], MAX_MANIFEST_BYTES, InvalidManifest)
@@ -159,11 +158,16 @@ def unpack(data: bytes, public_key: bytes | None = None) -> Parts:
     return Parts(version, manifest, data[middle:last], onnx, bool(signed))
 
 
-def inflate(coded: bytes, most: int, fault: type[BundleError]) -> bytes:
-    """Decompress at most `most` bytes: a small file must not fill the memory.
+def inflate(coded: bytes, most: int, fault: type[Exception]) -> bytes:
+    """Decompress a zlib stream, of which a small one must not fill the memory.
+
+    Args:
+        coded: The stream, and nothing after it.
+        most: Largest number of decompressed bytes.
+        fault: Class of the error to raise.
 
     Raises:
-        BundleError: A `fault`: it is no zlib stream, or a longer one.
+        Exception: A `fault`: the bytes are no zlib stream, or one of more than `most` bytes.
     """
     decoder = zlib.decompressobj()
     try:

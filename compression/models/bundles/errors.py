@@ -1,18 +1,18 @@
-"""What can be wrong with a bundle, one class for each fault:
+"""Faults of a bundle, one class for each.
 
 BundleError(FedpressError, ValueError)
 ├── Truncated              ends before its header or its body does
-├── BadMagic               not a bundle at all
+├── BadMagic               not a bundle
 ├── UnsupportedVersion     a version of the format that this build does not read
 ├── TooLarge               announces more than the limits allow
-├── TrailingBytes          goes on after its end
-├── ChecksumMismatch       damaged on the way
-├── InvalidManifest        the manifest is not what its version writes
-├── InvalidWeights         the weights do not decode, or are not what the manifest says
+├── TrailingBytes          continues after its end
+├── ChecksumMismatch       damaged in transit
+├── InvalidManifest        the manifest does not parse
+├── InvalidWeights         the weights do not decode, or contradict the manifest
 ├── InvalidOnnx            the ONNX part does not decode
-├── NotSigned              carries no signature, and one is asked for
-├── WrongSignature         the signature is not of these bytes by that key
-└── DoesNotFit             whole, but made for another task or model
+├── NotSigned              carries no signature, but one is required
+├── WrongSignature         the signature is not by the required key
+└── DoesNotFit             intact, but made for another task or model
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fedpress.compression.errors import FedpressError
 
 
 class BundleError(FedpressError, ValueError):
-    """Bytes from elsewhere are not a student that this receiver can use."""
+    """The bytes are not a student that this receiver can use."""
 
 
 class Truncated(BundleError):
@@ -37,36 +37,36 @@ class UnsupportedVersion(BundleError):
 
 
 class TooLarge(BundleError):
-    """The file announces more than this build is willing to allocate."""
+    """The file announces more than the limits allow to allocate."""
 
 
 class TrailingBytes(BundleError):
-    """The file goes on after the end that its header announces."""
+    """The file continues after the end that its header announces."""
 
 
 class ChecksumMismatch(BundleError):
-    """A SHA-256 does not fit the bytes: the file was damaged on the way."""
+    """The SHA-256 does not match the bytes: the file was damaged in transit."""
 
 
 class InvalidManifest(BundleError):
-    """The manifest is not the JSON that its version of the format writes."""
+    """The manifest is not valid JSON of its version of the format."""
 
 
 class InvalidWeights(BundleError):
-    """The weights do not decode, or are not the tensors of the manifest."""
+    """The weights do not decode, or contradict the manifest."""
 
 
 class InvalidOnnx(BundleError):
-    """The ONNX part does not decode; whether it is a model is found out by who runs it."""
+    """The ONNX part does not decode; whether it is a model is checked by `onnx_runtime`."""
 
 
 class NotSigned(BundleError):
-    """A signature is asked for, and the bundle carries none."""
+    """A signature is required, but the bundle carries none."""
 
 
 class WrongSignature(BundleError):
-    """The signature is not one of these bytes by the key that was given."""
+    """The signature is not one of these bytes by the given key."""
 
 
 class DoesNotFit(BundleError):
-    """The bundle is whole, but it was made for another task, or for another model of it."""
+    """The bundle is intact, but was made for another task, or for another model of it."""

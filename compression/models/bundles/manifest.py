@@ -1,4 +1,4 @@
-"""What a bundle says about the student that it carries."""
+"""Manifest of a bundle: the description of its student, as JSON."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from fedpress.compression.models.bundles.weight_coding import Scheme
 
 Shape = tuple[int, ...]
 TIER_NAME: Final = "[A-Za-z0-9][A-Za-z0-9_-]{0,63}"
-"""Tiers name files and folders."""
+"""Pattern of a tier's name, which names files and folders."""
 _QUANTIZED = re.compile(r"int([2-8]) by channel|int([2-8]) by ([1-9][0-9]{0,8})")
 
 
 class Manifest(pydantic.BaseModel):
-    """What a student is.
+    """Description of a student.
 
     Attributes:
-        task: Name of the task whose model was pruned.
-        tier: The class of devices that it is for.
-        version: Of the global model that it was made from.
-        parameters: How many it has.
-        metrics: Figures of the making, such as accuracy on validation data; fractions.
-        shapes: Of every tensor of the student, by name in its state dict.
-        input_shape: Of one input, without the batch.
-        input_dtype: Of the inputs, as torch writes it ("float32").
-        output_shape: Of one answer, without the batch.
+        task: Name of the task.
+        tier: Name of the class of devices that the student is for.
+        version: Version of the global model that it was made from.
+        parameters: Number of parameters.
+        metrics: Figures such as accuracy on validation data, as fractions.
+        shapes: Shape of every tensor, by name in the state dict.
+        input_shape: Shape of one input, without the batch.
+        input_dtype: Dtype of the inputs in torch's words ("float32").
+        output_shape: Shape of one output, without the batch.
         architecture: One of the task's student architectures; None: the task's own model, cut down to `shapes`.
-        schemes: How each tensor is written, in the order of writing: "int4 by channel" or "int4 by 64", the weights
-            that share a scale; "float32", "int64" or so where it is not quantized.
+        schemes: Encoding of each tensor, in the order of writing: "int4 by channel", "int4 by 64" where 64 weights
+            share a scale, or the dtype ("float32", "int64") where the tensor is not quantized.
     """
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
@@ -52,19 +52,19 @@ class Manifest(pydantic.BaseModel):
     @pydantic.model_validator(mode="after")
     def _check(self) -> Manifest:
         if self.schemes.keys() != self.shapes.keys():
-            odd = sorted(self.schemes.keys() ^ self.shapes.keys())
-            raise ValueError(f"shapes and schemes differ in {odd}, expected the same tensors in both")
+            unmatched = sorted(self.schemes.keys() ^ self.shapes.keys())
+            raise ValueError(f"shapes and schemes differ in {unmatched}, expected the same tensors in both")
         for name, shape in self.shapes.items():
             scheme_of(shape, self.schemes[name])
         return self
 
     def tensor_schemes(self) -> dict[str, Scheme]:
-        """The schemes with the shapes, in the order of writing."""
+        """Return the scheme of each tensor by name, in the order of writing."""
         return {name: scheme_of(self.shapes[name], text) for name, text in self.schemes.items()}
 
 
 def text_of(scheme: Scheme) -> str:
-    """A scheme without its shape, in words.
+    """Return the words for a scheme, which leave out its shape.
 
     >>> text_of(Scheme((8, 3), bits=4)), text_of(Scheme((8, 300), bits=4, group=64)), text_of(Scheme((8,), "float32"))
     ('int4 by channel', 'int4 by 64', 'float32')
@@ -73,26 +73,30 @@ def text_of(scheme: Scheme) -> str:
 
 
 def scheme_of(shape: Shape, text: str) -> Scheme:
-    """The scheme of a tensor from its shape and its words; the inverse of `text_of`.
+    """Return the scheme of a tensor; the inverse of `text_of`.
+
+    Args:
+        shape: Shape of the tensor.
+        text: Words for the scheme, as `text_of` returns them.
 
     Raises:
-        ValueError: The text is not one of a tensor of that shape.
+        ValueError: The text is no scheme for a tensor of this shape.
     """
     if min(shape, default=0) < 0:
-        raise ValueError(f"a shape of {shape}")
+        raise ValueError(f"a shape of {shape}, expected sizes of at least 0")
     if text in weight_coding.DTYPES:
         return Scheme(shape, text)
     match = _QUANTIZED.fullmatch(text)
     if not match or len(shape) < 2:
-        raise ValueError(f"{text!r} is no way to write a tensor of shape {shape}")
+        raise ValueError(f"{text!r} is no scheme for a tensor of shape {shape}, expected one such as 'int4 by 64'")
     return Scheme(shape, "", int(match[1] or match[2]), int(match[3] or 0))
 
 
 def parse(text: bytes) -> Manifest:
-    """Return the manifest that a JSON text is.
+    """Parse the JSON text of a manifest.
 
     Raises:
-        InvalidManifest: It is not one.
+        InvalidManifest: The text is no valid manifest.
     """
     try:
         return Manifest.model_validate_json(text)

@@ -1,6 +1,6 @@
-"""A student as an ONNX file that runs without torch: exported, then quantized to int8 with calibration data.
+"""Export of a student to ONNX, which runs without torch, and its static quantization to int8.
 
-Static quantization with ONNX Runtime's own tool: weights int8 per channel, activations int8 with ranges seen on the
+Static quantization with ONNX Runtime's own tool: weights int8 per channel, activations int8 with ranges observed on the
 calibration inputs, written as pairs of QuantizeLinear and DequantizeLinear (B. Jacob et al., "Quantization and Training
 of Neural Networks for Efficient Integer-Arithmetic-Only Inference", CVPR 2018, section 2; S. R. Jain et al., 2020).
 
@@ -29,14 +29,15 @@ from fedpress.compression.models.quantization import quantization_aware
 
 OPSET = 17
 BATCH = 64
+"""Calibration inputs in a forward pass."""
 
 
 def export(model: nn.Module, example_input: Tensor) -> bytes:
-    """Return the model as float32 ONNX with one input of any batch size; it is untouched.
+    """Return a model as float32 ONNX with one input of any batch size.
 
     Args:
-        model: A traceable one: no branch that depends on data.
-        example_input: A batch as the model is called with, (N, ...).
+        model: Traceable model, without branches that depend on data; untouched.
+        example_input: Batch of inputs, (N, ...).
 
     Raises:
         OnnxError: A layer has no counterpart in ONNX.
@@ -44,7 +45,7 @@ def export(model: nn.Module, example_input: Tensor) -> bytes:
     plain, _ = quantization_aware.finish(model)
     file = io.BytesIO()
     with warnings.catch_warnings():
-        # The exporter of torch.export takes ten times as long and one more package; this one may be gone some day.
+        # The newer exporter takes ten times as long and needs one more package; this one is deprecated.
         warnings.simplefilter("ignore")
         try:
             torch.onnx.export(
@@ -63,29 +64,30 @@ def export(model: nn.Module, example_input: Tensor) -> bytes:
 
 
 class _Batches(quantization.CalibrationDataReader):  # type: ignore[misc]
-    """Calibration inputs, some at a time."""
+    """Batches of calibration inputs."""
 
     def __init__(self, inputs: Tensor) -> None:
         self.batches: Iterator[Tensor] = iter(torch.split(inputs, BATCH))
 
     def get_next(self) -> dict[str, NDArray[Any]] | None:
+        """Return the next batch by the name of the input; None after the last."""
         batch = next(self.batches, None)
         return None if batch is None else {INPUT: batch.numpy()}
 
 
 def quantize_static(model: bytes, calibration: Tensor) -> bytes:
-    """Return a float32 ONNX model with int8 weights per channel and int8 activations.
+    """Return an ONNX model with int8 weights, one scale a channel, and int8 activations.
 
     Args:
-        model: As `export` makes it.
-        calibration: Inputs (N, ...); the ranges of activations are what is seen on them.
+        model: Float32 ONNX model, as `export` returns it.
+        calibration: Inputs (N, ...) that determine the ranges of activations.
 
     Raises:
         ValueError: There are no calibration inputs.
     """
     if not len(calibration):
         raise ValueError("static quantization needs calibration inputs, got none: does the task hold out a proxy part?")
-    # From a file: ONNX Runtime 1.30 loses the weights of a model that is given in memory.
+    # From a file: ONNX Runtime 1.30 loses the weights of a model in memory.
     with _quiet(), tempfile.NamedTemporaryFile(suffix=".onnx") as file:
         file.write(model)
         file.flush()
@@ -106,7 +108,7 @@ def quantize_static(model: bytes, calibration: Tensor) -> bytes:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The quantizer's advice on the root logger, and its warnings about its own code, are of no use here."""
+    """Silence the quantizer's advice on the root logger and its warnings about its own code."""
     root = logging.getLogger()
     level = root.level
     root.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""A student's ONNX file in ONNX Runtime: no torch, and nothing read but the bytes of the file.
+"""Execution of a student's ONNX model in ONNX Runtime, without torch and from untrusted bytes.
 
 Needs the packages onnx and onnxruntime: `pip install 'fedpress[onnx]'`.
 """
@@ -20,51 +20,52 @@ INPUT = "input"
 
 
 class OnnxError(FedpressError, ValueError):
-    """A model cannot be exported, or bytes are not a model that may be run."""
+    """A model cannot be exported, or bytes are no ONNX model that may be run."""
 
 
 class ExternalData(OnnxError):
-    """The model wants to read files beside it, which one out of a bundle must not."""
+    """The model keeps weights in other files, which a model of a bundle must not read."""
 
 
 class Runner(NamedTuple):
-    """A model in ONNX Runtime, on one thread of the CPU."""
+    """An ONNX model ready to run on one thread of the CPU."""
 
     session: onnxruntime.InferenceSession
 
     def __call__(self, inputs: NDArray[Any]) -> NDArray[np.float32]:
-        """Answers to a batch (N, ...)."""
-        answer: NDArray[np.float32] = self.session.run(None, {INPUT: inputs})[0]
-        return answer
+        """Return the outputs for a batch of inputs (N, ...)."""
+        outputs: NDArray[np.float32] = self.session.run(None, {INPUT: inputs})[0]
+        return outputs
 
 
 def runner(model: bytes) -> Runner:
-    """Return a model ready to run.
+    """Load an ONNX model; a model that refers to other files is refused.
 
-    Nothing is read but these bytes: a model that names files beside it is refused.
+    Args:
+        model: Bytes of the model.
 
     Raises:
-        ExternalData: It names files.
-        OnnxError: ONNX Runtime does not take it.
+        ExternalData: The model refers to files.
+        OnnxError: The bytes are no ONNX model, or ONNX Runtime rejects it.
     """
     try:
         parsed = onnx.load_from_string(model)
     except DecodeError as error:
         raise OnnxError(f"the {len(model):,} bytes are no ONNX model: {error}") from error
     if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in _tensors(parsed)):
-        raise ExternalData("the model keeps weights in files beside it: a bundle's model must be whole")
+        raise ExternalData("the model keeps weights in other files: a bundle's model must be whole")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
     try:
         session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # its classes share no base but Exception
-        raise OnnxError(f"ONNX Runtime refuses the model: {error}") from error
+    except Exception as error:  # ONNX Runtime's exceptions share no other base
+        raise OnnxError(f"ONNX Runtime rejects the model: {error}") from error
     return Runner(session)
 
 
 def _tensors(message: Any) -> Iterator[onnx.TensorProto]:
-    """Every tensor of a model, wherever it is: initializers, attributes, subgraphs, functions."""
+    """Yield every tensor of a model: of initializers, attributes, subgraphs and functions."""
     if isinstance(message, onnx.TensorProto):
         yield message
         return

@@ -1,4 +1,4 @@
-"""A bundle verified and taken apart, without torch: all that a device needs which downloads its student and runs it."""
+"""Opening and verifying a bundle without torch, for devices that run the ONNX model of their student."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ class Bundle(NamedTuple):
     """An opened and verified bundle.
 
     Attributes:
-        manifest: What the student is.
-        weights: Its tensors by name, quantized ones as codes and scales.
-        sha256: Of the whole file.
-        size: Of the whole file, in bytes.
-        weights_bytes: Of the weights in it.
+        manifest: Description of the student.
+        weights: Tensors by name, quantized ones as codes and scales.
+        sha256: SHA-256 of the file, in hexadecimal.
+        size: Size of the file, in bytes.
+        weights_bytes: Size of the weights in it, in bytes.
         format: Version of the file's format.
-        forms: In which form each tensor stands in the file (`weight_coding.FORMS`).
-        onnx: A model to run, for ONNX Runtime; None: the file has none.
-        signed: Whether the file carries a signature. It was verified if a key was given.
+        forms: Form of each tensor in the file, by name (`weight_coding.FORMS`).
+        onnx: Model for ONNX Runtime; None: the file has none.
+        signed: Whether the file carries a signature, which was verified if a key was given.
     """
 
     manifest: Manifest
@@ -38,14 +38,14 @@ class Bundle(NamedTuple):
 
 
 def open_bundle(data: bytes, public_key: bytes | None = None) -> Bundle:
-    """Verify a bundle and take it apart; `writer.rebuild` makes the model of it.
+    """Verify and decode a bundle; `writer.rebuild` makes the model of it.
 
     Args:
-        data: The file.
-        public_key: Ed25519, 32 bytes, of who must have signed it. None: whoever made it.
+        data: Bytes of the file.
+        public_key: Ed25519 key that must have signed it, 32 bytes; None: a signature is not verified.
 
     Raises:
-        BundleError: One of its kinds for each fault; `bundles.errors` lists them.
+        BundleError: The file is faulty; `bundles.errors` lists a subclass for each fault.
     """
     parts = container.unpack(data, public_key)
     manifest = manifests.parse(parts.manifest)

@@ -1,4 +1,4 @@
-"""The Ed25519 keys that bundles are signed with, as files: PEM, as `openssl genpkey -algorithm ed25519` writes them.
+"""Files of the Ed25519 keys that sign bundles: PEM, as `openssl genpkey -algorithm ed25519` writes them.
 
 S. Josefsson, I. Liusvaara, "Edwards-Curve Digital Signature Algorithm (EdDSA)", RFC 8032; the files: RFC 8410.
 """
@@ -19,14 +19,14 @@ MAKE_PUBLIC = "openssl pkey -in signing.pem -pubout -out signing.pub.pem"
 
 
 class SigningKeyError(FedpressError, ValueError):
-    """A file is not the key that is asked for."""
+    """A file is not the expected key."""
 
 
 def read_private(path: Path) -> bytes:
     """Return the private key in a PEM file, 32 bytes.
 
     Raises:
-        SigningKeyError: The file is absent, or holds something else.
+        SigningKeyError: The file is missing, or holds something else.
     """
     data = _read(path, MAKE_PRIVATE)
     try:
@@ -41,10 +41,10 @@ def read_private(path: Path) -> bytes:
 
 
 def read_public(path: Path) -> bytes:
-    """Return the public key in a file, 32 bytes: of PEM, of these bytes, or of their 64 hexadecimal digits.
+    """Return the public key in a file, 32 bytes; the file holds PEM, the bytes, or 64 hexadecimal digits.
 
     Raises:
-        SigningKeyError: The file is absent, or holds something else, such as the private key.
+        SigningKeyError: The file is missing, or holds something else, such as the private key.
     """
     data = _read(path, MAKE_PUBLIC)
     if len(data) == 32:
@@ -55,7 +55,7 @@ def read_public(path: Path) -> bytes:
         key = serialization.load_pem_public_key(data)
     except (ValueError, UnsupportedAlgorithm) as error:
         raise SigningKeyError(
-            f"{path} is no public key in PEM; of the private one it is made by: {MAKE_PUBLIC}"
+            f"{path} is no public key in PEM; derive it from the private one: {MAKE_PUBLIC}"
         ) from error
     if not isinstance(key, Ed25519PublicKey):
         raise SigningKeyError(f"{path} holds a key of another kind, expected Ed25519")

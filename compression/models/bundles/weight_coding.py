@@ -1,10 +1,10 @@
-"""The tensors of a student as bytes: each in its shortest form, their codes in one entropy-coded string.
+"""Encoding of a student's tensors: each in its shortest form, all codes in one entropy-coded string.
 
 Layout, little-endian. For each tensor, in the order of the manifest, a head; then one string of `rans` to the end:
 
     a tensor that is not quantized, of `dtype`:
-    | 1 | PLAIN: as it is; HALF: float32 as float16; DEFLATED: zlib of it |
-    | 4 | DEFLATED only: length of what follows |
+    | 1 | PLAIN: unchanged; HALF: float32 as float16; DEFLATED: zlib of it |
+    | 4 | DEFLATED only: length of the zlib stream |
     | ... | the array |
 
     a quantized one, of `bits` and `group`:
@@ -13,14 +13,14 @@ Layout, little-endian. For each tensor, in the order of the manifest, a head; th
     |   | the matrix (channels, the rest) |
     | ... | PACKED only: the codes |
     | ... | SPARSE only: 4 bytes number of codes, 1 byte index tag, 4 bytes length, positions as in `positions` |
-    | ... | table of the codes (`code_table`), if there are any |
+    | ... | table of the codes (`frequency_table`), if there are any |
     | 1 | scales: FLOATS, float32 each; POWERS, of 2^(1/16) |
-    | ... | FLOATS: the scales. POWERS: 2 bytes, the middle exponent; table of the exponents less that |
+    | ... | FLOATS: the scales. POWERS: 2 bytes, the middle exponent; table of the exponents minus that |
 
-The string of `rans` has, tensor by tensor, the codes and then the exponents of the scales.
+The string of `rans` holds, tensor by tensor, the codes and then the exponents of the scales.
 
-Which form is shortest is found by their exact costs. Sparse codes go beside their positions (S. Han, H. Mao,
-W. Dally, "Deep Compression", ICLR 2016, section 2), by columns where whole inputs of a layer died.
+The shortest form is chosen by exact costs. Sparse codes are stored with their positions (S. Han, H. Mao, W. Dally,
+"Deep Compression", ICLR 2016, section 2), by columns where whole inputs of a layer were pruned.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from numpy.typing import NDArray
 from fedpress.compression.coding import frequency_table, rans
 from fedpress.compression.coding.frequency_table import Table
 from fedpress.compression.errors import PayloadError
+from fedpress.compression.models.bundles import container
 from fedpress.compression.models.bundles.errors import InvalidWeights, TooLarge
 from fedpress.compression.models.quantization import quantized_tensor
 from fedpress.compression.models.quantization.quantized_tensor import Quantized, Tensors
@@ -46,9 +47,9 @@ PLAIN, HALF, DEFLATED, DENSE, SPARSE, SPARSE_COLUMNS, PACKED = range(7)
 FORMS: Final = ("plain", "float16", "deflated", "dense", "sparse", "sparse by columns", "packed")
 FLOATS, POWERS = range(2)
 MAX_EXPANSION: Final = 1024
+"""Entries of the tensors allowed for each byte of the weights, so that a small file cannot fill the memory."""
 FREE_ENTRIES: Final = 1 << 20
-"""Tensors may have so many entries in all, and so many more for each byte of the weights: a small file must not fill
-the memory."""
+"""Entries allowed besides."""
 DTYPES: Final = {
     str(np.dtype(kind)): np.dtype(kind).newbyteorder("<")
     for kind in (np.bool_, np.uint8, np.int8, np.int16, np.int32, np.int64, np.float32)
@@ -57,12 +58,13 @@ _SPARSE = struct.Struct("<IBI")  # number of codes, index tag, length of the pos
 
 
 class Scheme(NamedTuple):
-    """How a tensor is written.
+    """Shape and encoding of a tensor.
 
     Attributes:
-        shape: Its own.
-        dtype: Of an array that is not quantized; "" of one that is.
-        bits, group: Of one that is, as in `Quantized`.
+        shape: Shape of the tensor.
+        dtype: Dtype of an array that is not quantized; "" for a quantized tensor.
+        bits: Bits of a quantized tensor's codes.
+        group: Weights of a channel that share a scale, as in `Quantized`.
     """
 
     shape: tuple[int, ...]
@@ -72,25 +74,25 @@ class Scheme(NamedTuple):
 
 
 class _Run(NamedTuple):
-    """Codes of one distribution."""
+    """Codes that share a frequency table."""
 
     codes: NDArray[np.int64]
     table: Table
 
 
 def scheme_of(tensor: Quantized | NDArray[Any]) -> Scheme:
-    """How `pack` will write the tensor."""
+    """Return the scheme of a tensor, as `pack` writes it."""
     if isinstance(tensor, Quantized):
         return Scheme(tuple(tensor.codes.shape), "", tensor.bits, tensor.group)
     return Scheme(tuple(tensor.shape), str(tensor.dtype))
 
 
 def pack(tensors: Tensors, entropy_coded: bool = True) -> tuple[bytes, dict[str, str]]:
-    """Return the bytes of the tensors, and the form of each by its name.
+    """Return the bytes of the tensors, and the form of each by name.
 
     Args:
-        tensors: By name.
-        entropy_coded: False: in forms whose lengths do not depend on the numbers, which are the longest.
+        tensors: Tensors by name.
+        entropy_coded: False: use the longest forms, whose lengths do not depend on the values.
     """
     heads, runs, forms = [], [], {}
     for name, tensor in tensors.items():
@@ -110,15 +112,15 @@ def pack(tensors: Tensors, entropy_coded: bool = True) -> tuple[bytes, dict[str,
 
 
 def unpack(data: bytes, schemes: Mapping[str, Scheme]) -> tuple[Tensors, dict[str, str]]:
-    """Return the tensors that `pack` wrote, and the form of each.
+    """Return the tensors that `pack` wrote, and the form of each by name.
 
     Args:
-        data: The bytes.
-        schemes: By name, in the order of writing. They are checked against the bytes, not trusted.
+        data: Bytes of all tensors.
+        schemes: Scheme of each tensor by name, in the order of writing; checked against the bytes, not trusted.
 
     Raises:
-        InvalidWeights: The bytes are not those of such tensors.
-        TooLarge: The tensors have more entries than the bytes warrant.
+        InvalidWeights: The bytes do not decode to such tensors.
+        TooLarge: The schemes have more entries than the bytes can justify.
     """
     entries = sum(math.prod(scheme.shape) for scheme in schemes.values())
     if entries > FREE_ENTRIES + MAX_EXPANSION * len(data):
@@ -158,7 +160,7 @@ def unpack(data: bytes, schemes: Mapping[str, Scheme]) -> tuple[Tensors, dict[st
 
 
 class _Head(NamedTuple):
-    """What stands before the codes of a quantized tensor; in the form PACKED these stand here, too."""
+    """Head of a quantized tensor: everything but its entropy-coded codes; in the form PACKED the codes as well."""
 
     form: int
     codes: NDArray[np.int8] | None
@@ -169,13 +171,15 @@ class _Head(NamedTuple):
 
 
 class _Reader:
+    """Cursor over the bytes of all tensors."""
+
     def __init__(self, data: bytes) -> None:
         self.data = memoryview(data)
         self.at = 0
 
     def take(self, count: int) -> memoryview:
         if self.at + count > len(self.data):
-            raise rans.CodeError(f"{count:,} bytes are asked for, {len(self.data) - self.at:,} are left")
+            raise rans.CodeError(f"{count:,} bytes are expected, {len(self.data) - self.at:,} are left")
         self.at += count
         return self.data[self.at - count : self.at]
 
@@ -205,7 +209,7 @@ def _read_packed(reader: _Reader, size: int, bits: int) -> NDArray[np.int8]:
     rows = np.unpackbits(data, count=size * bits, bitorder="little").reshape(size, bits)
     numbers = np.packbits(rows, axis=1, bitorder="little")[:, 0] if size else np.empty(0, np.uint8)
     if (numbers > 2 * quantized_tensor.levels(bits)).any():
-        raise rans.CodeError(f"a code is not of {bits} bits")
+        raise rans.CodeError(f"a code exceeds {bits} bits")
     return (numbers.astype(np.int16) - quantized_tensor.levels(bits)).astype(np.int8)
 
 
@@ -218,9 +222,9 @@ def _floats(scales: NDArray[np.float32]) -> bytes:
 
 
 def _pack_plain(array: NDArray[Any]) -> bytes:
-    whole = _bytes(array)
-    forms = [bytes([PLAIN]) + whole]
-    deflated = zlib.compress(whole, 9)
+    plain = _bytes(array)
+    forms = [bytes([PLAIN]) + plain]
+    deflated = zlib.compress(plain, 9)
     forms.append(bytes([DEFLATED]) + struct.pack("<I", len(deflated)) + deflated)
     if array.dtype == np.float32:
         with np.errstate(over="ignore"):
@@ -240,30 +244,17 @@ def _read_plain(reader: _Reader, scheme: Scheme, form: int) -> NDArray[Any]:
         array = np.frombuffer(reader.take(2 * size), "<f2")
     elif form == DEFLATED:
         coded = reader.take(struct.unpack("<I", reader.take(4))[0])
-        array = np.frombuffer(inflate(bytes(coded), length), dtype)
+        plain = container.inflate(bytes(coded), length, rans.CodeError)
+        if len(plain) != length:
+            raise rans.CodeError(f"the zlib stream holds {len(plain):,} bytes, expected {length:,}")
+        array = np.frombuffer(plain, dtype)
     else:
-        raise rans.CodeError(f"form {form} is not one of a {scheme.dtype} tensor")
+        raise rans.CodeError(f"form {form} is no form of a {scheme.dtype} tensor")
     if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise rans.CodeError("it holds NaN or infinity")
+        raise rans.CodeError("the tensor holds NaN or infinity")
     if array.dtype == np.bool_ and (array.view(np.uint8) > 1).any():
-        raise rans.CodeError("a truth value is neither 0 nor 1")
+        raise rans.CodeError("a bool is neither 0 nor 1")
     return array.astype(dtype.newbyteorder("=")).reshape(scheme.shape)
-
-
-def inflate(coded: bytes, length: int) -> bytes:
-    """Decompress exactly `length` bytes, and at most one more: a small file must not fill the memory.
-
-    Raises:
-        CodeError: It is no zlib stream, or one of another length.
-    """
-    decoder = zlib.decompressobj()
-    try:
-        plain = decoder.decompress(coded, length + 1)
-    except zlib.error as error:
-        raise rans.CodeError(f"not a zlib stream: {error}") from error
-    if len(plain) != length or not decoder.eof or decoder.unused_data:
-        raise rans.CodeError(f"the zlib stream does not end at its {len(coded):,} bytes, or not after {length:,}")
-    return plain
 
 
 def _pack_quantized(tensor: Quantized) -> tuple[bytes, list[_Run]]:
@@ -284,13 +275,13 @@ def _dense(codes: NDArray[np.int64]) -> tuple[bytes, list[_Run]]:
 
 
 def _sparse(form: int, codes: NDArray[np.int64]) -> tuple[bytes, list[_Run]]:
-    places = np.flatnonzero(codes)
-    tag, packed = positions.pack(places, len(codes))
-    head = bytes([form]) + _SPARSE.pack(len(places), tag, len(packed)) + packed
-    if not len(places):
+    nonzero = np.flatnonzero(codes)
+    tag, packed = positions.pack(nonzero, len(codes))
+    head = bytes([form]) + _SPARSE.pack(len(nonzero), tag, len(packed)) + packed
+    if not len(nonzero):
         return head, []
-    table = frequency_table.fit(codes[places])
-    return head + table.data, [_Run(codes[places], table)]
+    table = frequency_table.fit(codes[nonzero])
+    return head + table.data, [_Run(codes[nonzero], table)]
 
 
 def _bits(runs: list[_Run]) -> float:
@@ -301,7 +292,7 @@ def _bits(runs: list[_Run]) -> float:
 
 
 def _pack_scales(scales: NDArray[np.float32]) -> tuple[bytes, list[_Run]]:
-    """Scales of groups of zeros are not kept: any will do."""
+    """Return head and run of the scales; those of groups of zeros are dropped, because any will do."""
     used = scales > 0
     floats = _floats(scales)
     if not used.any():
@@ -325,7 +316,7 @@ def _read_head(reader: _Reader, scheme: Scheme, form: int) -> _Head:
     size = math.prod(scheme.shape)
     where, runs = None, []
     if form not in (DENSE, SPARSE, SPARSE_COLUMNS, PACKED):
-        raise rans.CodeError(f"form {form} is not one of a quantized tensor")
+        raise rans.CodeError(f"form {form} is no form of a quantized tensor")
     count = 0 if form == PACKED else size
     codes = _read_packed(reader, size, scheme.bits) if form == PACKED else None
     if form in (SPARSE, SPARSE_COLUMNS):
@@ -340,8 +331,8 @@ def _read_head(reader: _Reader, scheme: Scheme, form: int) -> _Head:
     if count:
         runs.append((count, reader.table()))
         if runs[0][1].top > quantized_tensor.levels(scheme.bits):
-            raise rans.CodeError(f"codes up to {runs[0][1].top} are not of {scheme.bits} bits")
-    groups = len_of_scales(scheme)
+            raise rans.CodeError(f"codes up to {runs[0][1].top} exceed {scheme.bits} bits")
+    groups = _scales_shape(scheme)
     kind = reader.take(1)[0]
     if kind == FLOATS:
         scales = np.frombuffer(reader.take(4 * math.prod(groups)), "<f4").astype(np.float32).reshape(groups)
@@ -349,7 +340,7 @@ def _read_head(reader: _Reader, scheme: Scheme, form: int) -> _Head:
             raise rans.CodeError("a scale is below zero, NaN or infinite")
         return _Head(form, codes, where, scales, 0, runs)
     if kind != POWERS:
-        raise rans.CodeError(f"scales of kind {kind}")
+        raise rans.CodeError(f"scales of kind {kind}, expected {FLOATS} or {POWERS}")
     middle = struct.unpack("<h", reader.take(2))[0]
     table = reader.table()
     if middle - table.top < quantized_tensor.MIN_EXPONENT or middle + table.top > quantized_tensor.MAX_EXPONENT:
@@ -358,8 +349,8 @@ def _read_head(reader: _Reader, scheme: Scheme, form: int) -> _Head:
     return _Head(form, codes, where, None, middle, runs)
 
 
-def len_of_scales(scheme: Scheme) -> tuple[int, int]:
-    """Shape of the scales of a quantized tensor."""
+def _scales_shape(scheme: Scheme) -> tuple[int, int]:
+    """Return the shape of a quantized tensor's scales, (channels, groups)."""
     return scheme.shape[0], quantized_tensor.groups_of(scheme.shape, scheme.group)
 
 
@@ -373,7 +364,7 @@ def _restored(name: str, scheme: Scheme, head: _Head, runs: list[NDArray[np.int6
     shaped = codes.reshape(scheme.shape)
     scales = head.scales
     if scales is None:
-        scales = quantized_tensor.powers(runs[-1] + head.middle).reshape(len_of_scales(scheme))
+        scales = quantized_tensor.powers(runs[-1] + head.middle).reshape(_scales_shape(scheme))
         # A group of zeros has no scale.
         scales = np.where(quantized_tensor.grouped(shaped, scheme.group).any(axis=2), scales, np.float32(0))
     return Quantized(shaped, scales, scheme.bits, scheme.group)

@@ -1,10 +1,7 @@
-"""The download file of a student: what it is, and its weights, in one file that proves itself whole.
+"""Writing the download file of a student, and rebuilding the student from it.
 
-The file is opened without running or unpickling anything that it carries: the architecture is a list of shapes that
-a model which the receiver has already is cut down to. The ONNX part is bytes until somebody asks for it to be run.
-
-`container` has the layout of the file, `weight_coding` that of the weights, `manifest` what is said about them;
-`reader` verifies a file without torch. What can be wrong is in `errors`, one class for each fault.
+Nothing in the file is executed or unpickled: the architecture is a list of shapes, down to which the receiver cuts a
+fresh model of its own. The ONNX part stays bytes until `onnx_runtime` is asked to run it.
 """
 
 from __future__ import annotations
@@ -23,18 +20,18 @@ from fedpress.compression.models.bundles import container, weight_coding
 from fedpress.compression.models.bundles import manifest as manifests
 from fedpress.compression.models.bundles.errors import DoesNotFit
 from fedpress.compression.models.bundles.manifest import Manifest
-from fedpress.compression.models.bundles.reader import Bundle as Bundle
-from fedpress.compression.models.bundles.reader import open_bundle as open_bundle
+from fedpress.compression.models.bundles.reader import Bundle
 from fedpress.compression.models.quantization import quantized_tensor
 from fedpress.compression.models.quantization.quantized_tensor import Quantized, Tensors
 from fedpress.compression.models.quantization.settings import Quantization
-from fedpress.compression.models.reproducible import reproducible
+from fedpress.compression.models.reproducible import evaluating, reproducible
 from fedpress.compression.models.step import Materials, Student
 from fedpress.compression.models.task import Task, evaluate
 
 MAX_INPUT_ENTRIES: Final = 1 << 24
+"""Largest size of an input that a received manifest may announce."""
 ROOM_BYTES: Final = 256
-"""What `largest_bytes` leaves for a signature, and for names and metrics in the manifest."""
+"""Allowance of `largest_bytes` for a signature, and for names and metrics in the manifest."""
 
 INPUT_DTYPES: Final = {
     str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, torch.float64, torch.int64, torch.int32)
@@ -43,21 +40,25 @@ INPUT_DTYPES: Final = {
 
 @dataclass(frozen=True)
 class WriteBundle:
-    """Step: the download file of a student whose weights are quantized.
+    """Step: write the download file of a student whose weights are quantized.
 
     Attributes:
-        onnx: Whether it holds an int8 ONNX file to run as well, with the ranges that activations have on proxy data.
-        private_key: Ed25519, 32 bytes, that it is signed with; None: it is not.
+        onnx: Whether to include an int8 ONNX model, whose activation ranges are those on proxy data.
+        private_key: Ed25519 key to sign with, 32 bytes; None: no signature.
     """
 
     onnx: bool = False
     private_key: bytes | None = None
 
     def __call__(self, student: Student, materials: Materials) -> Student:
-        """Return the student with its bundle, whose size is that of its last stage.
+        """Return the student with its bundle, whose size becomes that of its last stage.
+
+        Args:
+            student: Student after `quantize.Quantize`.
+            materials: Models, data and seed.
 
         Raises:
-            ValueError: No step before has quantized it.
+            ValueError: The student is not quantized.
         """
         if student.tensors is None:
             raise ValueError("a bundle holds quantized weights: put quantize.Quantize before writer.WriteBundle")
@@ -79,7 +80,7 @@ class WriteBundle:
         return replace(student, bundle=data, stages=(*before, replace(last, size_bytes=len(data))))
 
     def _runnable(self, student: Student, materials: Materials) -> bytes:
-        from fedpress.compression.models.bundles import onnx_export  # needs a package that nothing else here does
+        from fedpress.compression.models.bundles import onnx_export  # needs an optional package
 
         splits = materials.task.data()
         calibration = splits.proxy.inputs if len(splits.proxy.inputs) else splits.validation.inputs
@@ -100,19 +101,23 @@ def save(
     private_key: bytes | None = None,
     entropy_coded: bool = True,
 ) -> bytes:
-    """Return the download file of a student: the same bytes for the same arguments.
+    """Return the bytes of a student's download file; equal arguments give equal bytes.
 
     Args:
-        student: The model, run once to note the shape of its answers.
-        tensors: Its tensors, as `quantize.quantize` gives them.
-        example_input: A batch as the model is called with, (N, ...).
-        task, tier, version, metrics, architecture: For the manifest.
-        onnx: A model to run, as `onnx_export` makes it.
-        private_key: Ed25519, 32 bytes, to sign the file with.
-        entropy_coded: False: the longest form, whose length does not depend on the weights.
+        student: Model, run once to determine the shape of its outputs; left as it is.
+        tensors: Weights by name, as `quantize.quantize` returns them.
+        example_input: Batch of inputs, (N, ...).
+        task: Name of the task.
+        tier: Name of the class of devices that the student is for.
+        version: Version of the global model.
+        metrics: Figures for the manifest, as fractions.
+        architecture: Name of one of the task's student architectures; None: the task's own model.
+        onnx: Model for ONNX Runtime, as `onnx_export` returns it; None: none.
+        private_key: Ed25519 key to sign with, 32 bytes; None: no signature.
+        entropy_coded: False: use the longest forms, whose lengths do not depend on the weights.
 
     Raises:
-        TooLarge: The student is beyond the limits of the format.
+        TooLarge: The student exceeds the limits of the format.
     """
     coded, _ = weight_coding.pack(tensors, entropy_coded)
     manifest = Manifest(
@@ -124,7 +129,7 @@ def save(
         shapes={name: quantized_tensor.shape_of(tensor) for name, tensor in tensors.items()},
         input_shape=tuple(example_input.shape[1:]),
         input_dtype=str(example_input.dtype).removeprefix("torch."),
-        output_shape=_answer_shape(student, example_input[:1]),
+        output_shape=_output_shape(student, example_input[:1]),
         architecture=architecture,
         schemes={name: manifests.text_of(weight_coding.scheme_of(tensor)) for name, tensor in tensors.items()},
     )
@@ -133,10 +138,15 @@ def save(
 
 
 def largest_bytes(student: nn.Module, example_input: Tensor, settings: Quantization = Quantization()) -> int:
-    """The most that a student's file will come to, whatever its weights turn out to be, in bytes; without ONNX.
+    """Return an upper bound on the size of a student's file for any weights, in bytes, without ONNX.
 
-    It is the length of a real file without its entropy coding, and room for names and metrics. Where the settings ask
-    for zeros, a file with so many zeros at random places.
+    The bound is the length of a real file without entropy coding plus an allowance for names and metrics; where the
+    settings sparsify, that of a file with as many zeros at random positions.
+
+    Args:
+        student: Model of the student's shapes, with any weights.
+        example_input: Batch of inputs, (N, ...).
+        settings: Quantization of the weights.
     """
     draw = np.random.default_rng(0)
     noise: Tensors = {}
@@ -150,19 +160,23 @@ def largest_bytes(student: nn.Module, example_input: Tensor, settings: Quantizat
         codes[draw.random(shape) < settings.sparsity] = 0
         scales = draw.random((shape[0], quantized_tensor.groups_of(shape, settings.group_size)), np.float32)
         noise[name] = Quantized(codes, scales, settings.bits, settings.group_size)
-    made = {"task": "", "tier": "x", "version": 0, "metrics": {}}
-    coded = settings.sparsity > 0
-    return len(save(student, noise, example_input, **made, entropy_coded=coded)) + ROOM_BYTES  # type: ignore[arg-type]
+    entropy_coded = settings.sparsity > 0
+    data = save(student, noise, example_input, task="", tier="x", version=0, metrics={}, entropy_coded=entropy_coded)
+    return len(data) + ROOM_BYTES
 
 
 def rebuild(bundle: Bundle, task: Task) -> nn.Module:
-    """Return the student, in evaluation mode, with its weights dequantized.
+    """Return the student of a bundle, in evaluation mode, with its weights dequantized.
 
     A fresh model of the task is cut down to the manifest's shapes, filled, and run once on zeros. Torch's generator
     is left as it was.
 
+    Args:
+        bundle: Opened bundle.
+        task: Task of the student.
+
     Raises:
-        DoesNotFit: The bundle is of another task or an architecture that this task does not have, or its shapes are not
+        DoesNotFit: The bundle is of another task or of an architecture that this task lacks, or its shapes are not
             those of a pruned version of the model.
     """
     manifest = bundle.manifest
@@ -171,7 +185,10 @@ def rebuild(bundle: Bundle, task: Task) -> nn.Module:
             f"the bundle is of task {manifest.task!r}, expected {task.name!r}: was the wrong file fetched?"
         )
     if manifest.input_dtype not in INPUT_DTYPES or min(manifest.input_shape, default=1) < 1:
-        raise DoesNotFit(f"inputs of {manifest.input_dtype} {manifest.input_shape}: no model takes such")
+        raise DoesNotFit(
+            f"inputs of {manifest.input_dtype} {manifest.input_shape}, expected {', '.join(INPUT_DTYPES)} and sizes of"
+            " at least 1: was the bundle made by another program?"
+        )
     if math.prod(manifest.input_shape) > MAX_INPUT_ENTRIES:
         raise DoesNotFit(f"inputs of shape {manifest.input_shape} have more than {MAX_INPUT_ENTRIES:,} entries")
     students = task.students()
@@ -187,22 +204,17 @@ def rebuild(bundle: Bundle, task: Task) -> nn.Module:
             architecture.shrink(model, manifest.shapes)
             architecture.fill(model, quantized_tensor.dequantize(bundle.weights))
             example = torch.zeros((1, *manifest.input_shape), dtype=INPUT_DTYPES[manifest.input_dtype])
-            answer = _answer_shape(model, example)
+            output_shape = _output_shape(model, example)
         except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise DoesNotFit(
                 f"the student does not fit the model of task {task.name!r}: {error}; has that model changed since?"
             ) from error
-    if answer != manifest.output_shape:
-        raise DoesNotFit(f"the rebuilt student answers {answer}, the manifest says {manifest.output_shape}")
+    if output_shape != manifest.output_shape:
+        raise DoesNotFit(f"the rebuilt student answers {output_shape}, the manifest says {manifest.output_shape}")
     return model
 
 
-def _answer_shape(model: nn.Module, example: Tensor) -> Shape:
-    """Shape of one answer, without the batch, in evaluation mode."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    with torch.no_grad():
-        answer = model(example)
-    for module, training in modes.items():
-        module.training = training
-    return tuple(answer.shape[1:])
+def _output_shape(model: nn.Module, example: Tensor) -> Shape:
+    """Return the shape of one output, without the batch, in evaluation mode."""
+    with evaluating(model):
+        return tuple(model(example).shape[1:])

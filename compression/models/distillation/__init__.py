@@ -1,8 +1,9 @@
-"""Training a student on a teacher's answers, and what else helps it learn.
+"""Knowledge distillation: training a student on a teacher's answers.
 
-`distill` trains; `teachers` and `teacher_assistants` are whom it learns from; `hints` and `early_exits` take from
-inside the teacher; `class_balance`, `data_free` and `sequence_level` are about the examples; `stages` is one phase
-after another.
+`distill.distill` trains, with the loss in `loss` and the options in `settings`. Teachers: `teachers` (one model or an
+ensemble) and `teacher_assistants` (models of sizes between). Further losses: `hints` on the teacher's activations and
+attention, `early_exits` of the student; `stages` finds the layers for both. Examples: `class_balance`, `data_free`
+(inputs made from the teacher) and `sequence_level` (sequences that it writes).
 """
 
 __all__ = [

@@ -1,8 +1,8 @@
 """Class-balanced distillation: rare classes of the proxy data count as much as common ones.
 
 Y. Cui, M. Jia, T.-Y. Lin, Y. Song, S. Belongie, "Class-Balanced Loss Based on Effective Number of Samples", CVPR 2019,
-equation 2: an example of a class with n examples weighs (1 - beta) / (1 - beta^n). With beta = 0 all weigh the same;
-as beta goes to 1 each class does. Classes are labels where they are known, elsewhere the teacher's own answers.
+equation 2: an example of a class with n examples has weight (1 - beta) / (1 - beta^n). With beta = 0 all examples have
+equal weight, as beta goes to 1 all classes do. Classes are labels where they are visible, else the teacher's answers.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ def weights(classes: Tensor, beta: float) -> Tensor:
     tensor([0.6667, 0.6667, 0.6667, 2.0000])
 
     Args:
-        classes: Of each example, int64 (N,).
-        beta: In [0, 1).
+        classes: Class of each example, int64 (N,).
+        beta: Strength of the balance, in [0, 1).
 
     Returns:
-        float32, (N,).
+        Weights, float32 (N,).
     """
     _, index, counts = torch.unique(classes, return_inverse=True, return_counts=True)
-    each = (1 - beta) / (1 - torch.full((1,), beta, dtype=torch.float64).pow(counts))
-    weight: Tensor = each[index]
+    by_class = (1 - beta) / (1 - torch.full((1,), beta, dtype=torch.float64).pow(counts))
+    weight: Tensor = by_class[index]
     return (weight / weight.mean()).float()

@@ -1,18 +1,19 @@
-"""Inputs made from the teacher alone, for a task that holds out no proxy data.
+"""Data-free distillation: inputs synthesized from the teacher alone, for a task that holds out no proxy data.
 
-`synthesize` returns inputs on which any distillation then runs as on proxy data. Either the inputs themselves are
-optimized or a generator of them, for a weighted sum of what the field asks of such inputs:
+`synthesize` returns inputs that any distillation can use in place of proxy data. Either the inputs themselves or a
+generator of them is optimized for a weighted sum of terms from three papers:
 
 [1] H. Yin, P. Molchanov, J. M. Alvarez et al., "Dreaming to Distill: Data-free Knowledge Transfer via DeepInversion",
-    CVPR 2020, section 3.2: the statistics of every batch norm are those that it saw in training (equation 4), few jumps
-    between neighboring pixels (equation 3), a given class for each input. It needs batch norms.
+    CVPR 2020, section 3.2: batch norm statistics close to those of training (equation 4), low total variation
+    (equation 3), and a given class for each input. It needs batch norms.
 [2] H. Chen, Y. Wang, C. Xu et al., "Data-Free Learning of Student Networks" (DAFL), ICCV 2019, section 3.2: a generator
-    whose images the teacher is sure of, that excite its features, and that are of all classes alike (equations 3 to 6).
+    of images that the teacher classifies with certainty, that excite its features, and that are balanced over classes
+    (equations 3 to 6).
 [3] G. Fang, J. Song, C. Shen et al., "Data-Free Adversarial Distillation" (DFAD), arXiv:1912.11006, 2019, section 3: a
-    generator that looks for inputs on which student and teacher differ, by the L1 distance of their logits.
+    generator that maximizes the L1 distance between the logits of student and teacher.
 
-Both generators here hand over inputs from the whole second half of their training, so that the student does not learn
-only what the last generator makes. Inputs are kept in a range by a sigmoid, where [1] clips.
+Both generators return inputs from the whole second half of their training, so that the student learns more than the
+final generator's outputs. Inputs are kept in range by a sigmoid, where [1] clips.
 """
 
 from __future__ import annotations
@@ -32,15 +33,15 @@ from fedpress.compression.models.distillation.settings import DataFree
 from fedpress.compression.models.reproducible import reproducible
 
 LATENT: Final = 64
-"""Numbers that a generator makes an input from."""
+"""Size of a generator's latent vector."""
 STUDENT_STEPS: Final = 5
-"""Steps of the student for each of the generator's, as in [3]."""
+"""Steps of the student for each step of the generator, as in [3]."""
 STUDENT_RATE: Final = 1e-3
 """Learning rate of that student."""
 
 
 class DataFreeError(FedpressError, ValueError):
-    """No inputs can be made for this model in this way."""
+    """No inputs can be synthesized from this model with these settings."""
 
 
 def synthesize(
@@ -51,22 +52,22 @@ def synthesize(
     student: nn.Module | None = None,
     seed: int,
 ) -> Tensor:
-    """Return inputs made from what the teacher knows, float32 (settings.examples, *shape).
+    """Return inputs synthesized from the teacher, float32 (settings.examples, *shape); equal arguments, equal inputs.
 
     Args:
-        teacher: Answers with logits (N, classes); left as it is.
-        shape: Of one input.
-        settings: How.
-        student: Where distillation will start from, for `disagreement`; left as it is, a copy learns along.
-        seed: The same arguments give the same inputs.
+        teacher: Model whose outputs are logits (N, classes); left as it is.
+        shape: Shape of one input.
+        settings: Terms of the objective, and their optimization.
+        student: Starting point of the distillation, for `disagreement`; left as it is, because a copy is trained.
+        seed: Seed of all random choices.
 
     Raises:
-        DataFreeError: `statistics` without a batch norm that keeps any, `disagreement` without a student, or a teacher
-            that takes no float32 or whose answers are not (N, classes).
+        DataFreeError: `statistics` without a batch norm that keeps them, `disagreement` without a student, or a teacher
+            that takes no float32 or whose outputs are not (N, classes).
     """
     classes = check(teacher, shape, settings)
     if settings.disagreement and student is None:
-        raise DataFreeError("disagreement is with a student, got none")
+        raise DataFreeError("disagreement is with a student, got none: give the student, or set its weight to 0")
     with reproducible(seed):
         objective = _Objective(copy.deepcopy(teacher).cpu().eval().requires_grad_(False), settings)
         if settings.optimize == "inputs":
@@ -75,32 +76,34 @@ def synthesize(
 
 
 def check(teacher: nn.Module, shape: tuple[int, ...], settings: DataFree) -> int:
-    """Return the number of classes, if inputs can be made from this model at all.
+    """Return the number of classes, after checking that inputs can be synthesized from this model.
 
     Args:
-        teacher, shape, settings: As for `synthesize`.
+        teacher: Model whose outputs are logits (N, classes); left as it is.
+        shape: Shape of one input.
+        settings: Terms of the objective.
 
     Raises:
         DataFreeError: As for `synthesize`.
     """
     if settings.statistics and not _norms(teacher):
         raise DataFreeError(
-            "the model has no batch norm with running statistics, which its inputs could be made from: choose a"
-            " generator (dafl or dfad), or a model with batch norm"
+            "the model has no batch norm with running statistics to match: choose a generator (dafl or dfad), or a"
+            " model with batch norm"
         )
     try:
-        answer = teachers.logits(teacher, torch.full((2, *shape), settings.low))
+        logits = teachers.logits(teacher, torch.full((2, *shape), settings.low))
     except (RuntimeError, TypeError) as error:
         raise DataFreeError(
             f"the model takes no numbers of shape {shape}: {error}; inputs are made for images and vectors"
         ) from error
-    if answer.ndim != 2:
-        raise DataFreeError(f"the teacher answers {tuple(answer.shape[1:])} an input, expected one logit a class")
-    return answer.shape[1]
+    if logits.ndim != 2:
+        raise DataFreeError(f"the teacher answers {tuple(logits.shape[1:])} an input, expected one logit a class")
+    return logits.shape[1]
 
 
 class _Objective:
-    """The loss of a batch of inputs, seen by the teacher."""
+    """Loss of a batch of synthesized inputs; hooks on the teacher record its statistics and features."""
 
     def __init__(self, teacher: nn.Module, settings: DataFree) -> None:
         self.teacher = teacher
@@ -108,27 +111,27 @@ class _Objective:
         self._distances: list[Tensor] = []
         self._features = torch.zeros(())
         for norm in _norms(teacher):
-            norm.register_forward_pre_hook(self._compare)
+            norm.register_forward_pre_hook(self._record_distance)
         linear = [module for module in teacher.modules() if isinstance(module, nn.Linear)]
         if linear:
-            linear[-1].register_forward_pre_hook(self._excited)
+            linear[-1].register_forward_pre_hook(self._record_features)
 
-    def _compare(self, norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def _record_distance(self, norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         rows = inputs[0].transpose(0, 1).flatten(1)  # (channels, values)
         mean, variance = rows.mean(dim=1), rows.var(dim=1, unbiased=False)
-        kept_mean, kept_variance = norm.get_buffer("running_mean"), norm.get_buffer("running_var")
-        self._distances.append((mean - kept_mean).norm() + (variance - kept_variance).norm())
+        running_mean, running_variance = norm.get_buffer("running_mean"), norm.get_buffer("running_var")
+        self._distances.append((mean - running_mean).norm() + (variance - running_variance).norm())
 
-    def _excited(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def _record_features(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         self._features = inputs[0]
 
     def loss(self, inputs: Tensor, targets: Tensor | None, student: nn.Module | None) -> Tensor:
-        """The weighted sum, a scalar.
+        """Return the weighted sum of the terms, a scalar.
 
         Args:
-            inputs: (N, ...).
-            targets: The class asked for of each input, (N,); None: the teacher's first choice.
-            student: Whom to disagree with.
+            inputs: Synthesized inputs (N, ...).
+            targets: Desired class of each input, int64 (N,); None: the class with the teacher's largest logit.
+            student: Student for `disagreement`; None: the term is left out.
         """
         weights = self.settings
         self._distances.clear()
@@ -140,8 +143,8 @@ class _Objective:
         if weights.statistics:
             loss = loss + weights.statistics * torch.stack(self._distances).sum()
         if weights.variation and inputs.ndim == 4:
-            jumps = inputs.diff(dim=-1).abs().mean() + inputs.diff(dim=-2).abs().mean()
-            loss = loss + weights.variation * jumps / (weights.high - weights.low)
+            variation = inputs.diff(dim=-1).abs().mean() + inputs.diff(dim=-2).abs().mean()
+            loss = loss + weights.variation * variation / (weights.high - weights.low)
         if weights.balance:
             mean = logits.softmax(dim=1).mean(dim=0)
             loss = loss + weights.balance * (mean * (mean + 1e-12).log()).sum()
@@ -153,12 +156,12 @@ class _Objective:
 
 
 def _optimized(objective: _Objective, shape: tuple[int, ...], classes: int, student: nn.Module | None) -> Tensor:
-    """Batches of inputs, each optimized by itself from noise; classes in equal numbers."""
+    """Return batches of inputs, each optimized by itself from noise; classes in equal numbers."""
     settings = objective.settings
-    against = None
+    opponent = None
     if settings.disagreement and student is not None:
-        against = copy.deepcopy(student).cpu().eval().requires_grad_(False)
-    made = []
+        opponent = copy.deepcopy(student).cpu().eval().requires_grad_(False)
+    batches = []
     for _ in range(math.ceil(settings.examples / settings.batch_size)):
         raw = torch.randn(settings.batch_size, *shape).requires_grad_()
         targets = torch.randperm(settings.batch_size) % classes
@@ -166,48 +169,48 @@ def _optimized(objective: _Objective, shape: tuple[int, ...], classes: int, stud
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.steps)
         for _ in range(settings.steps):
             optimizer.zero_grad()
-            torch.autograd.backward(objective.loss(_ranged(raw, settings), targets, against))
+            torch.autograd.backward(objective.loss(_ranged(raw, settings), targets, opponent))
             optimizer.step()
             schedule.step()
-        made.append(_ranged(raw.detach(), settings))
-    return torch.cat(made)[: settings.examples]
+        batches.append(_ranged(raw.detach(), settings))
+    return torch.cat(batches)[: settings.examples]
 
 
 def _generated(objective: _Objective, shape: tuple[int, ...], student: nn.Module | None) -> Tensor:
-    """Inputs of a generator, from every step of the second half of its training, a student learning beside it."""
+    """Return inputs of a generator from every step of the second half of its training; a student may learn along."""
     settings = objective.settings
     generator = _generator(shape)
-    ours = torch.optim.Adam(generator.parameters(), settings.learning_rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(ours, settings.steps)
+    optimizer = torch.optim.Adam(generator.parameters(), settings.learning_rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.steps)
     learner = copy.deepcopy(student).cpu().train() if settings.disagreement and student is not None else None
-    theirs = torch.optim.Adam(learner.parameters(), STUDENT_RATE) if learner is not None else None
-    kept: list[Tensor] = []
-    each = math.ceil(settings.examples / (settings.steps - settings.steps // 2))
+    learner_optimizer = torch.optim.Adam(learner.parameters(), STUDENT_RATE) if learner is not None else None
+    batches: list[Tensor] = []
+    per_step = math.ceil(settings.examples / (settings.steps - settings.steps // 2))
     for step in range(settings.steps):
-        if learner is not None and theirs is not None:
+        if learner is not None and learner_optimizer is not None:
             for _ in range(STUDENT_STEPS):
                 with torch.no_grad():
                     inputs = _ranged(generator(torch.randn(settings.batch_size, LATENT)), settings)
                     answers = objective.teacher(inputs)
-                theirs.zero_grad()
+                learner_optimizer.zero_grad()
                 torch.autograd.backward(functional.l1_loss(learner(inputs), answers))
-                theirs.step()
+                learner_optimizer.step()
         inputs = _ranged(generator(torch.randn(settings.batch_size, LATENT)), settings)
-        ours.zero_grad()
+        optimizer.zero_grad()
         torch.autograd.backward(objective.loss(inputs, None, learner))
-        ours.step()
+        optimizer.step()
         schedule.step()
         if step >= settings.steps // 2:
             with torch.no_grad():
-                while len(inputs) < each:
+                while len(inputs) < per_step:
                     more = _ranged(generator(torch.randn(settings.batch_size, LATENT)), settings)
                     inputs = torch.cat([inputs, more])
-            kept.append(inputs[:each].detach())
-    return torch.cat(kept)[-settings.examples :]
+            batches.append(inputs[:per_step].detach())
+    return torch.cat(batches)[-settings.examples :]
 
 
 def _generator(shape: tuple[int, ...]) -> nn.Module:
-    """From (N, LATENT) to (N, *shape), unbounded: upsampling convolutions for images, else a perceptron."""
+    """Return a fresh generator from (N, LATENT) to (N, *shape), unbounded: upsampling convolutions for images."""
     if len(shape) != 3:
         return nn.Sequential(
             nn.Linear(LATENT, 256), nn.ReLU(), nn.Linear(256, math.prod(shape)), nn.Unflatten(1, shape)

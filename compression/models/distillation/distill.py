@@ -1,12 +1,8 @@
-"""Knowledge distillation: a student learns the teacher's answers on data whose labels may be unknown.
+"""Training loop of knowledge distillation: a student learns the teacher's answers on data with or without labels.
 
 G. Hinton, O. Vinyals, J. Dean, "Distilling the Knowledge in a Neural Network", 2015, section 2: the Kullback-Leibler
 divergence between softened distributions, times T^2 so that its gradients keep their size as T changes, plus
-cross-entropy where labels are given.
-
-The loss is in `loss`; what else can be learned in `hints` (the teacher's inside), `early_exits` (the student's own
-deeper part), `class_balance` (rare classes); who teaches in `teachers`; models between teacher and student in
-`teacher_assistants`.
+cross-entropy where labels are visible. `loss` computes it and everything that `LossWeights` adds.
 """
 
 from __future__ import annotations
@@ -29,16 +25,21 @@ from fedpress.compression.models.step import Materials, Student, Teacher
 
 @dataclass(frozen=True)
 class Distill:
-    """Step: the student learns the teacher's answers.
+    """Step: distill the teacher into the student.
 
     Attributes:
-        settings: How.
+        settings: Loss and training.
     """
 
     settings: Distillation = Distillation()
 
     def __call__(self, student: Student, materials: Materials) -> Student:
-        """Return the student after its distillation, with the weights zero that its masks lack."""
+        """Return the student after its distillation; its weights outside its masks stay zero.
+
+        Args:
+            student: Student to train.
+            materials: Teacher, data and seed.
+        """
 
         def learn(model: nn.Module) -> nn.Module:
             inputs, targets = materials.inputs, materials.targets
@@ -57,24 +58,24 @@ def distill(
     teacher_inputs: Tensor | None = None,
     seed: int,
 ) -> nn.Module:
-    """Return the student after it learned the teacher's answers to `inputs`; both given models are untouched.
+    """Return the student trained on the teacher's answers to `inputs`; both given models are untouched.
 
-    Runs on the CPU and on one thread, so the same arguments give the same weights. Models answer (N, classes), or
-    (N, L, classes) for sequences, whose places all count alike.
+    Runs on one thread of the CPU, so equal arguments give equal weights. Models return logits (N, classes), or
+    (N, L, classes) for sequences, whose places have equal weight.
 
     Args:
-        teacher: Answers in evaluation mode, once for each input.
-        student: Where training starts from.
+        teacher: Teacher, which answers in evaluation mode, once for each input.
+        student: Starting point of the training.
         inputs: Proxy data (N, ...).
-        settings: How to train.
-        targets: Labels of the proxy data, int64 (N,), if the student may see them.
-        teacher_inputs: What the teacher is asked instead, (N, ...): another view of the same examples.
-        seed: Of the order of the examples, and of all that is drawn: dropout, noise, projections, few labels.
+        settings: Loss and training.
+        targets: Labels of the proxy data, int64 (N,) or (N, L); None: the student sees none.
+        teacher_inputs: Inputs of the teacher where they differ, (N, ...): another view of the same examples.
+        seed: Seed of the order of the examples and of all random choices: dropout, noise, projections, few labels.
 
     Raises:
-        TeacherError: The weights ask for the inside of a teacher that is no single model, or of models that have
-            nothing in common; or the two answer in different forms.
-        ValueError: There are no inputs, or not as many labels or other views as them.
+        TeacherError: The settings need activations of a teacher that is no single model, or of models without matching
+            stages; or the outputs of the two differ in shape.
+        ValueError: There are no inputs, or the number of labels or of other views differs.
     """
     if len(inputs) == 0:
         raise ValueError("distillation needs proxy data, got 0 inputs: does the task hold out a proxy part?")
@@ -113,14 +114,14 @@ def fit(
     steps: int,
     after: Callable[[], None] = lambda: None,
 ) -> None:
-    """Train parameters in place: AdamW, its rate rising and falling over all the steps.
+    """Train parameters in place by AdamW, its learning rate with a linear warm-up and a cosine decay over all steps.
 
     Args:
-        parameters: What is trained; afterwards without gradients.
-        epoch: Called for each pass; returns its batches, whatever `loss` takes for one.
-        loss: Of a batch, a scalar.
+        parameters: Parameters to train; their gradients are cleared at the end.
+        epoch: Called for each pass; returns its batches, of any type that `loss` takes.
+        loss: Maps a batch to its loss, a scalar.
         settings: Epochs and learning rate.
-        steps: How many batches there are in all.
+        steps: Number of batches in all epochs.
         after: Called after each step.
     """
     optimizer = torch.optim.AdamW(parameters, settings.learning_rate, weight_decay=0.0)
@@ -137,13 +138,18 @@ def fit(
 
 
 def few_labels(targets: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Return the labels (N, ...) with all but `count` of them `HIDDEN`; each class keeps its share, give or take one.
+    """Return the labels with all but `count` of them `HIDDEN`; each class keeps its share, plus or minus one.
+
+    Args:
+        targets: Labels, int64 (N,) or (N, L).
+        count: Number of examples whose labels stay visible.
+        generator: Generator of the choice.
 
     Raises:
-        ValueError: There are not so many.
+        ValueError: There are fewer than `count` examples.
     """
     if count > len(targets):
-        raise ValueError(f"labeled is {count}, but there are labels of {len(targets)} examples only")
+        raise ValueError(f"labeled is {count}, but there are labels of {len(targets)} examples only: lower it")
     order = torch.randperm(len(targets), generator=generator)
     if targets.ndim == 1:
         order = order[torch.argsort(targets[order], stable=True)]
@@ -154,8 +160,8 @@ def few_labels(targets: Tensor, count: int, generator: torch.Generator) -> Tenso
 
 
 def _rate(step: int, steps: int) -> float:
-    """Learning rate at a step as a part of the highest: linear rise, then half a cosine down to zero."""
-    rise = max(1, steps // 10)
-    if step < rise:
-        return (step + 1) / rise
-    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+    """Return the learning rate at a step as a fraction of the highest: linear warm-up, then cosine decay to zero."""
+    warm_up = max(1, steps // 10)
+    if step < warm_up:
+        return (step + 1) / warm_up
+    return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up)))

@@ -1,16 +1,16 @@
-"""What a student can learn from the inside of one teacher, besides its answers.
+"""Losses on the activations and attention of a single teacher, besides its answers.
 
 `features`: A. Romero, N. Ballas, S. E. Kahou, A. Chassang, C. Gatta, Y. Bengio, "FitNets: Hints for Thin Deep Nets",
-    ICLR 2015, equation 3: squared distance to the teacher's activations through a learned regressor. Here at the end of
-    every stage, together with the other losses rather than before them, and relative to the mean square of the
-    teacher's activations, so that a weight means the same for each stage.
+    ICLR 2015, equation 3: squared distance to the teacher's activations through a learned projection. Here at the end
+    of every stage, at the same time as the other losses rather than before them, and relative to the mean square of the
+    teacher's activations, so that a weight has the same meaning for each stage.
 `attention_transfer`: S. Zagoruyko, N. Komodakis, "Paying More Attention to Attention: Improving the Performance of
     Convolutional Neural Networks via Attention Transfer", ICLR 2017, section 3.1: squared distance between the
-    normalized maps of where activations are large, for stages that put out maps. Needs no projection.
+    normalized spatial maps of squared activations, for stages whose outputs are maps. Needs no projection.
 `attention`: W. Wang, F. Wei, L. Dong, H. Bao, N. Yang, M. Zhou, "MiniLM: Deep Self-Attention Distillation for
     Task-Agnostic Compression of Pre-Trained Transformers", NeurIPS 2020, equation 2: the Kullback-Leibler divergence
-    between attention distributions; here of layers an equal part of the way up, as X. Jiao et al., "TinyBERT:
-    Distilling BERT for Natural Language Understanding", Findings of EMNLP 2020, section 3.1, pair them.
+    between attention distributions; here of layers at equal relative depth, paired as in X. Jiao et al., "TinyBERT:
+    Distilling BERT for Natural Language Understanding", Findings of EMNLP 2020, section 3.1.
 """
 
 from __future__ import annotations
@@ -26,16 +26,17 @@ from fedpress.compression.models.distillation.teachers import TeacherError
 
 
 class Hints(nn.Module):
-    """The losses on the inside; its parameters, the projections, are trained with the student and then thrown away.
+    """The three losses; its parameters, the projections, are trained with the student and then discarded.
 
     Args:
-        student, teacher: The two models, for their stages only.
-        example: A batch as the student is called with, (N, ...).
-        teacher_example: As the teacher is called with.
-        weights: Of the losses; features, attention_transfer and attention are looked at.
+        student: Student whose stages are matched; not held.
+        teacher: Teacher whose stages are matched; not held.
+        example: Batch of inputs of the student, (N, ...).
+        teacher_example: Batch of inputs of the teacher, (N, ...).
+        weights: Weights of the losses, of which features, attention_transfer and attention are used.
 
     Raises:
-        TeacherError: The two have nothing in common that a weight asks for.
+        TeacherError: The two models lack matching layers for a loss with a weight above 0.
     """
 
     def __init__(
@@ -63,32 +64,41 @@ class Hints(nn.Module):
         )
 
     def forward(self, student: Recording, teacher: Recording) -> Tensor:
-        """The weighted sum of the losses of one batch, a scalar, from what was recorded of both models."""
+        """Return the weighted sum of the losses of a batch, a scalar.
+
+        Args:
+            student: Recorded pass of the student on the batch.
+            teacher: Recorded pass of the teacher on the batch.
+        """
         loss = torch.zeros(())
-        for number, (mine, theirs) in enumerate(self._pairs):
-            ours, goal = _of_one_size(student.outputs[mine.place][1], teacher.outputs[theirs.place][1].detach())
+        for number, (student_stage, teacher_stage) in enumerate(self._pairs):
+            output, goal = _of_one_size(
+                student.outputs[student_stage.place][1], teacher.outputs[teacher_stage.place][1].detach()
+            )
             if self._weights.features:
-                distance = functional.mse_loss(self.projections[number](ours), goal)
+                distance = functional.mse_loss(self.projections[number](output), goal)
                 loss = loss + self._weights.features * distance / goal.square().mean().clamp(min=1e-8)
-            if self._weights.attention_transfer and mine.axes == 4:
-                loss = (
-                    loss
-                    + self._weights.attention_transfer * (activity(ours) - activity(goal)).square().sum(dim=1).mean()
-                )
+            if self._weights.attention_transfer and student_stage.axes == 4:
+                transfer = (activity(output) - activity(goal)).square().sum(dim=1).mean()
+                loss = loss + self._weights.attention_transfer * transfer
         if self._weights.attention:
             loss = loss + self._weights.attention * _attention(student.maps(), teacher.maps())
         return loss
 
 
 def activity(maps: Tensor) -> Tensor:
-    """Where activations (N, C, H, W) are large: squares summed over channels, (N, H * W), each of length 1."""
+    """Return the normalized activity of maps (N, C, H, W): squares summed over channels, (N, H * W), of unit length."""
     return functional.normalize(maps.square().sum(dim=1).flatten(1), dim=1)
 
 
 def attention_divergence(student: Tensor, teacher: Tensor) -> Tensor:
-    """KL(teacher || student) of attention distributions (N, heads, queries, keys), the mean over all but the keys.
+    """Return KL(teacher || student) of attention distributions, a scalar: the mean over examples, heads and queries.
 
-    Where the numbers of heads differ, the mean of the heads is compared.
+    Where the numbers of heads differ, the means over the heads are compared.
+
+    Args:
+        student: Attention of the student, (N, heads, queries, keys).
+        teacher: Attention of the teacher, (N, heads, queries, keys).
     """
     if student.shape[1] != teacher.shape[1]:
         student, teacher = student.mean(dim=1), teacher.mean(dim=1)
@@ -102,7 +112,7 @@ def _attention(student: list[Tensor], teacher: list[Tensor]) -> Tensor:
 
 
 def _of_one_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """Both at the smaller of their resolutions; sequences of different lengths by their mean."""
+    """Return both at the lower of their resolutions; sequences of different lengths as their means."""
     if student.ndim == 4 and student.shape[2:] != teacher.shape[2:]:
         size = (min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3]))
         return functional.adaptive_avg_pool2d(student, size), functional.adaptive_avg_pool2d(teacher, size)

@@ -1,9 +1,9 @@
-"""The loss of a distillation: the teacher's answers, labels, and what else a student can learn at the same time.
+"""The loss of a distillation: the teacher's answers, labels, hints, early exits and a mean teacher, weighted.
 
 G. Hinton, O. Vinyals, J. Dean, "Distilling the Knowledge in a Neural Network", 2015, section 2.
 A. Tarvainen, H. Valpola, "Mean teachers are better role models: Weight-averaged consistency targets improve
-semi-supervised deep learning results", NeurIPS 2017, section 2: the student's own past, the exponential mean of its
-weights, as one more teacher; each sees the inputs with noise of its own, and the mean is what is kept.
+semi-supervised deep learning results", NeurIPS 2017, section 2: the exponential moving average of the student's weights
+is an additional teacher; both see the inputs with independent noise, and the average is the result.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from fedpress.compression.models.distillation.teachers import TeacherError
 from fedpress.compression.models.step import Teacher
 
 HIDDEN = -100
-"""The label of an example whose label the student may not see."""
+"""Label of an example whose true label the student may not see."""
 
 
 def distillation_loss(
@@ -35,37 +35,42 @@ def distillation_loss(
     weights: LossWeights = LossWeights(),
     importance: Tensor | None = None,
 ) -> Tensor:
-    """weights.teacher * T^2 * KL(teacher || student), both at temperature T, + weights.labels * cross-entropy.
+    """Return weights.teacher * T^2 * KL(teacher || student) at temperature T + weights.labels * cross-entropy.
 
     >>> logits = torch.tensor([[2.0, 0.0, -1.0]])
     >>> float(distillation_loss(logits, logits + 3.0, temperature=2.0))
     0.0
 
     Args:
-        student_logits: (N, classes), or (N, classes, L) for sequences.
-        teacher_logits: The same.
+        student_logits: Logits (N, classes), or (N, classes, L) for sequences.
+        teacher_logits: Logits of the same shape.
         temperature: T > 0.
-        targets: Labels, int64 (N,) or (N, L), `HIDDEN` for those that must not be seen; None: the teacher's answers
-            alone.
-        weights: Of the two parts; the others are not looked at.
-        importance: How much each example counts, (N,), with a mean of about 1; None: all the same.
+        targets: Labels, int64 (N,) or (N, L), `HIDDEN` where they may not be seen; None: no cross-entropy.
+        weights: Weights of the parts, of which teacher and labels are used.
+        importance: Weight of each example, (N,), with a mean of about 1; None: equal weights.
 
     Returns:
-        The mean over the batch, a scalar; of the cross-entropy that over the labels that may be seen.
+        The mean over the batch, a scalar; the cross-entropy is the mean over visible labels.
     """
     loss = torch.zeros(())
     if weights.teacher:
         divergence = softened_divergence(student_logits, teacher_logits, temperature)
         loss = weights.teacher * temperature**2 * _mean(divergence, importance)
     if targets is not None and weights.labels:
-        each = functional.cross_entropy(student_logits, targets, reduction="none", ignore_index=HIDDEN)
-        seen = (targets != HIDDEN).sum().clamp(min=1)
-        loss = loss + weights.labels * _mean(each, importance) * targets.numel() / seen
+        entropies = functional.cross_entropy(student_logits, targets, reduction="none", ignore_index=HIDDEN)
+        visible = (targets != HIDDEN).sum().clamp(min=1)
+        loss = loss + weights.labels * _mean(entropies, importance) * targets.numel() / visible
     return loss
 
 
 def softened_divergence(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
-    """KL(teacher || student) of answers (N, classes, ...), both at a temperature, for each example: (N, ...)."""
+    """Return KL(teacher || student) at a temperature for each example, (N, ...).
+
+    Args:
+        student_logits: Logits (N, classes, ...).
+        teacher_logits: Logits of the same shape.
+        temperature: T > 0.
+    """
     return functional.kl_div(
         functional.log_softmax(student_logits / temperature, dim=1),
         functional.log_softmax(teacher_logits / temperature, dim=1),
@@ -75,19 +80,19 @@ def softened_divergence(student_logits: Tensor, teacher_logits: Tensor, temperat
 
 
 class DistillationLoss:
-    """What one student learns: the loss of a batch, and which examples make one.
+    """Loss of a batch in a student's training, and the sampling of batches.
 
     Args:
-        teacher: Asked once, for all views.
-        learner: The student in training.
+        teacher: Teacher, which answers all views once.
+        learner: Student in training.
         inputs: Proxy data (N, ...).
-        views: What the teacher is asked instead, (N, ...).
-        targets: Labels, int64 (N,) or (N, L); None: none may be seen.
-        settings: Of the distillation.
+        views: Inputs of the teacher, (N, ...), in the same order.
+        targets: Labels, int64 (N,) or (N, L); None: no labels are visible.
+        settings: Settings of the distillation.
 
     Raises:
         TeacherError: As for `distill.distill`.
-        ValueError: Settings do not fit the data.
+        ValueError: The settings do not fit the data.
     """
 
     def __init__(
@@ -125,12 +130,12 @@ class DistillationLoss:
         if weights.features or weights.attention_transfer or weights.attention:
             if not isinstance(teacher, teachers.Single):
                 raise TeacherError(
-                    "weights.features, attention_transfer and attention look into one model, but the teacher is"
-                    f" {type(teacher).__name__}; set them to 0"
+                    "weights.features, attention_transfer and attention need the activations of one model, but the"
+                    f" teacher is {type(teacher).__name__}; set them to 0"
                 )
             self._hints = Hints(learner, teacher.model, inputs[:2], views[:2], weights)
         self._exits = Exits(learner, inputs[:2], answers.shape[1]) if weights.early_exits else None
-        self._past = (
+        self._mean_teacher = (
             AveragedModel(learner, avg_fn=self._average, use_buffers=True).eval() if weights.mean_teacher else None
         )
         self._balance: Tensor | None = None
@@ -141,11 +146,12 @@ class DistillationLoss:
             self._balance = class_balance.weights(classes, settings.beta)
 
     def parameters(self) -> list[nn.Parameter]:
-        """What is trained besides the student, and thrown away afterwards: projections and classifiers."""
-        return [parameter for aid in (self._hints, self._exits) if aid is not None for parameter in aid.parameters()]
+        """Return the parameters trained besides the student's and discarded afterwards: projections and exits."""
+        modules = [module for module in (self._hints, self._exits) if module is not None]
+        return [parameter for module in modules for parameter in module.parameters()]
 
     def epoch(self, generator: torch.Generator) -> Iterable[Tensor]:
-        """The batches of one pass, as indices."""
+        """Return the batches of one pass, each as indices, int64 (B,)."""
         count = len(self._inputs)
         if self._balance is not None and self._settings.balance == "resample":
             order = torch.multinomial(self._balance, count, replacement=True, generator=generator)
@@ -154,11 +160,12 @@ class DistillationLoss:
         return torch.split(order, self._settings.batch_size)
 
     def __call__(self, batch: Tensor, student: stages.Recording, teacher: stages.Recording) -> Tensor:
-        """The loss of a batch, a scalar.
+        """Return the loss of a batch, a scalar.
 
         Args:
             batch: Indices of its examples, int64 (B,).
-            student, teacher: What the two do in this pass is recorded there.
+            student: Recording of the student's passes.
+            teacher: Recording of the teacher's passes.
         """
         settings, weights = self._settings, self._settings.weights
         answers = self._answers[batch]
@@ -187,39 +194,38 @@ class DistillationLoss:
         if self._exits is not None:
             exits = self._exits(student)
             deepest = logits.detach()
-            each = [
+            exit_losses = [
                 supervised(early) + softness * softened_divergence(early, deepest, settings.temperature).mean()
                 for early in exits
             ]
-            loss = loss + weights.early_exits * torch.stack(each).mean()
-        if self._past is not None:
+            loss = loss + weights.early_exits * torch.stack(exit_losses).mean()
+        if self._mean_teacher is not None:
             with torch.no_grad():
-                before = teachers.by_class(self._past(self._noisy(batch)))
-            loss = (
-                loss
-                + weights.mean_teacher * softness * softened_divergence(logits, before, settings.temperature).mean()
-            )
+                mean_logits = teachers.by_class(self._mean_teacher(self._noisy(batch)))
+            divergence = softened_divergence(logits, mean_logits, settings.temperature).mean()
+            loss = loss + weights.mean_teacher * softness * divergence
         return loss
 
     def after_step(self) -> None:
-        """Take the student's new weights into the mean of its past."""
-        if self._past is not None:
-            self._past.update_parameters(self._learner)
+        """Update the mean teacher with the student's new weights."""
+        if self._mean_teacher is not None:
+            self._mean_teacher.update_parameters(self._learner)
 
     def learned(self) -> nn.Module:
-        """The student: the mean of its past, where that teaches."""
-        return self._learner if self._past is None else self._past.module
+        """Return the trained student: the mean teacher, if there is one."""
+        return self._learner if self._mean_teacher is None else self._mean_teacher.module
 
     def _noisy(self, batch: Tensor) -> Tensor:
         inputs = self._inputs[batch]
         return inputs + self._settings.noise * torch.randn_like(inputs) if self._settings.noise else inputs
 
     def _average(self, mean: Tensor, new: Tensor, steps: Tensor | int) -> Tensor:
-        keep = min(self._settings.decay, 1 - 1 / (int(steps) + 1))  # the paper's code: a plain mean at first
-        return mean * keep + new * (1 - keep)
+        decay = min(self._settings.decay, 1 - 1 / (int(steps) + 1))  # as in the authors' code: a plain mean at first
+        return mean * decay + new * (1 - decay)
 
 
-def _mean(each: Tensor, importance: Tensor | None) -> Tensor:
+def _mean(losses: Tensor, importance: Tensor | None) -> Tensor:
+    """Return the mean of losses (N, ...), weighted by example."""
     if importance is None:
-        return each.mean()
-    return (each.flatten(1).mean(dim=1) * importance if each.ndim > 1 else each * importance).mean()
+        return losses.mean()
+    return (losses.flatten(1).mean(dim=1) * importance if losses.ndim > 1 else losses * importance).mean()

@@ -1,12 +1,12 @@
-"""What a teacher writes: sequences that begin as given ones do and go on as the teacher would, to distill on.
+"""Sequence-level distillation: sequences that the teacher continues from given prompts.
 
-Y. Kim, A. M. Rush, "Sequence-Level Knowledge Distillation", EMNLP 2016, section 3.2: the student learns from whole
-sequences that the teacher makes, in place of those of the data. There the likeliest sequence is sought by beam search;
-here the likeliest next character is taken each time (temperature 0), or one is drawn.
+Y. Kim, A. M. Rush, "Sequence-Level Knowledge Distillation", EMNLP 2016, section 3.2: the student learns from sequences
+that the teacher generates, in place of those of the data. The paper finds the likeliest sequence by beam search; here
+decoding is greedy (temperature 0) or by sampling.
 
-Distillation on the given sequences is prompt-level (the paper's section 3.1, word-level): the teacher's distribution at
-every place. On `continued` it is sequence-level: with LossWeights(teacher=0, labels=1) from the teacher's characters
-alone, as in the paper, else from its distribution at every place of what it wrote.
+Distillation on the given sequences is word-level (the paper's section 3.1): the teacher's distribution at every place.
+On `continued` ones it is sequence-level: with LossWeights(teacher=0, labels=1) from the teacher's characters alone, as
+in the paper, else from its distribution at every place of its own sequences.
 """
 
 from __future__ import annotations
@@ -15,49 +15,45 @@ import torch
 from torch import Tensor, nn
 
 from fedpress.compression.models.distillation.settings import Continuations
-from fedpress.compression.models.reproducible import reproducible
+from fedpress.compression.models.reproducible import evaluating, reproducible
 from fedpress.compression.models.task import Examples
 
 
 def continued(teacher: nn.Module, windows: Tensor, settings: Continuations, *, seed: int) -> Examples:
-    """Return windows whose first characters are the given ones', the others the teacher's.
+    """Return windows that begin with the given prompts and continue with characters of the teacher.
 
-    Each character costs a forward pass over all before it: the teacher is only known as a function of a sequence.
+    Each character takes a forward pass over all characters before it, because a teacher keeps no state.
 
     Args:
-        teacher: Characters (N, L) to logits of the next one at each place, (N, L, labels); asked in evaluation mode.
-        windows: int64 (N, L).
-        settings: How to go on.
-        seed: Of the draws.
+        teacher: Model from characters (N, L) to logits of the next one at each place, (N, L, labels); run in evaluation
+            mode, left as it is.
+        windows: Sequences whose first characters are the prompts, int64 (N, L).
+        settings: Length of the prompts, sampling, and copies.
+        seed: Seed of the sampling.
 
     Returns:
-        Inputs int64 (N * copies, L), and at each place the character after it: of the prompt the given one, from its
-        last character on what the teacher wrote.
+        Inputs int64 (N * copies, L), and targets of that shape: the next character at each place.
 
     Raises:
         ValueError: The windows are no sequences of labels, or not longer than the prompt.
     """
     if windows.ndim != 2 or windows.is_floating_point():
-        raise ValueError(f"continuations need labels (N, L), got {windows.dtype} {tuple(windows.shape)}")
+        raise ValueError(
+            f"continuations need labels (N, L), got {windows.dtype} {tuple(windows.shape)}: is it a task of sequences?"
+        )
     length = windows.shape[1]
     if length <= settings.prompt:
         raise ValueError(f"prompt is {settings.prompt}, expected less than the {length} characters of a window")
-    modes = {module: module.training for module in teacher.modules()}
-    teacher.eval()
-    try:
-        with reproducible(seed) as generator, torch.no_grad():
-            written = windows[:, : settings.prompt].repeat(settings.copies, 1)
-            while written.shape[1] <= length:
-                logits = torch.cat([teacher(some)[:, -1] for some in torch.split(written, 512)])
-                written = torch.cat([written, _chosen(logits, settings.temperature, generator)], dim=1)
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    with reproducible(seed) as generator, evaluating(teacher):
+        written = windows[:, : settings.prompt].repeat(settings.copies, 1)
+        while written.shape[1] <= length:
+            logits = torch.cat([teacher(batch)[:, -1] for batch in torch.split(written, 512)])
+            written = torch.cat([written, _next_characters(logits, settings.temperature, generator)], dim=1)
     return Examples(written[:, :-1], written[:, 1:])
 
 
-def _chosen(logits: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
-    """The next character of each sequence, (N, 1), from logits (N, labels)."""
+def _next_characters(logits: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
+    """Return the next character of each sequence, (N, 1), from logits (N, labels)."""
     if temperature == 0:
         return logits.argmax(dim=1, keepdim=True)
     return torch.multinomial((logits / temperature).softmax(dim=1), 1, generator=generator)

@@ -1,4 +1,4 @@
-"""How a student learns, and what it learns on."""
+"""Settings of distillation: the loss, the training, assistants, and the data that students learn on."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from fedpress.compression import suggest
 from fedpress.compression.settings import ADVANCED, STRICT, Field, Positive, Settings, dataclass, fields
 
 Combine = Literal["logits", "probabilities", "entropy", "confidence"]
-"""How the answers of an ensemble of teachers become one (`teachers`)."""
+"""Combinations of the answers of an ensemble of teachers (`teachers`)."""
 
 
 @dataclass(frozen=True, config=STRICT)
 class LossWeights(Settings):
-    """How much each part of the loss counts; 0: it is not there.
+    """Weights of the parts of the loss; 0: the part is left out.
 
     Raises:
-        ValueError: All are 0, or one is below.
+        ValueError: All are 0, or one is negative.
     """
 
     teacher: float = Field(default=1.0, ge=0, description="The teacher's answers (Hinton et al.).")
@@ -32,7 +32,7 @@ class LossWeights(Settings):
         default=0.0,
         ge=0,
         json_schema_extra=ADVANCED,
-        description="Where the teacher's activations are large (attention transfer).",
+        description="Spatial maps of the teacher's squared activations (attention transfer).",
     )
     attention: float = Field(
         default=0.0, ge=0, json_schema_extra=ADVANCED, description="The teacher's attention maps, for transformers."
@@ -44,7 +44,10 @@ class LossWeights(Settings):
         description="The mean of the student's own past weights (mean teacher).",
     )
     early_exits: float = Field(
-        default=0.0, ge=0, json_schema_extra=ADVANCED, description="The student's own deeper part, by early exits."
+        default=0.0,
+        ge=0,
+        json_schema_extra=ADVANCED,
+        description="Early exits, taught by the student's own final classifier.",
     )
 
     def __post_init__(self) -> None:
@@ -53,93 +56,92 @@ class LossWeights(Settings):
 
     @property
     def learns_without_labels(self) -> bool:
-        """Whether another part than that of the labels counts."""
+        """Whether a part other than that of the labels has a weight above 0."""
         return any(getattr(self, name) for name in fields(LossWeights) if name != "labels")
 
 
 @dataclass(frozen=True, config=STRICT)
 class Distillation(Settings):
-    """How a student learns a teacher's answers.
+    """Training of a student on a teacher's answers.
 
-    The defaults are where the optimum is flat (docs/results/students.md); the table there is printed by
+    The defaults lie where the optimum is flat (docs/results/students.md); the table there is printed by
     `python -m fedpress.simulations.studies.distillation fashion-mnist`.
     """
 
     epochs: int = Field(default=20, ge=1, description="Passes over the proxy data.")
     learning_rate: Positive = Field(
         default=0.003,
-        description="The highest of AdamW's; it rises over the first tenth of the steps and falls to 0 by a cosine.",
+        description="Highest learning rate of AdamW; linear warm-up over the first tenth of the steps, cosine decay.",
     )
     batch_size: int = Field(default=32, ge=1, description="Examples in a step.")
     temperature: Positive = Field(default=2.0, description="Softens the answers of teacher and student; 1 leaves them.")
-    weights: LossWeights = Field(default=LossWeights(), description="Of the parts of the loss.")
+    weights: LossWeights = Field(default=LossWeights(), description="Weights of the parts of the loss.")
     labeled: int | None = Field(
         default=None,
         ge=1,
         json_schema_extra=ADVANCED,
-        description="Of how many examples the label may be seen, with `labels`, the same number of each class; null: of"
-        " all.",
+        description="With `labels`: number of examples whose labels are visible, balanced over classes; null: all.",
     )
     balance: Literal["none", "reweight", "resample"] = Field(
         default="none",
-        description="What makes up for classes that are rare in the proxy data: none; reweight: they count more;"
-        " resample: they are seen more often.",
+        description="Balance of classes that are rare in the proxy data: none; reweight: they have more weight;"
+        " resample: they are drawn more often.",
     )
-    beta: float = Field(
-        default=0.999, ge=0, lt=1, json_schema_extra=ADVANCED, description="For balance: how much it does."
-    )
+    beta: float = Field(default=0.999, ge=0, lt=1, json_schema_extra=ADVANCED, description="For balance: its strength.")
     noise: float = Field(
         default=0.0,
         ge=0,
         json_schema_extra=ADVANCED,
-        description="Standard deviation of what is added to each input of the student, in the inputs' units.",
+        description="Standard deviation of Gaussian noise added to the student's inputs, in their units.",
     )
     decay: float = Field(
         default=0.99,
         gt=0,
         lt=1,
         json_schema_extra=ADVANCED,
-        description="For weights.mean_teacher: of the mean, for a step; lower in the first steps.",
+        description="For weights.mean_teacher: decay of the moving average in a step; lower in the first steps.",
     )
 
 
 @dataclass(frozen=True, config=STRICT)
 class Assistants(Settings):
-    """Models between teacher and student, where it is much smaller."""
+    """Teacher assistants: models of intermediate size, where the student is much smaller than its teacher."""
 
-    factor: float = Field(default=4.0, gt=1, description="How many times smaller a learner may be than its teacher.")
+    factor: float = Field(
+        default=4.0, gt=1, description="Largest ratio of parameters between a teacher and its student."
+    )
     dense: bool = Field(default=False, description="Each learns from all larger ones, not from the next alone.")
 
 
 @dataclass(frozen=True, config=STRICT)
 class DataFree(Settings):
-    """How inputs are made from the global model alone, for a task without proxy data: what is optimized, and for what.
+    """Synthesis of inputs from the global model, for a task without proxy data (`data_free`).
 
-    The sum of the weighted terms of `data_free` is made small by Adam.
+    Adam minimizes the weighted sum of the terms.
 
     Raises:
-        ValueError: Settings do not go together, or one is out of range.
+        ValueError: Settings contradict each other, or one is out of range.
     """
 
     optimize: Literal["inputs", "generator"] = Field(
         default="inputs", description="The inputs themselves, each batch for all steps, or a generator of them."
     )
-    examples: int = Field(default=1000, ge=1, description="How many inputs are made.")
-    steps: int = Field(default=200, ge=1, description="Of Adam.")
+    examples: int = Field(default=1000, ge=1, description="Number of inputs to make.")
+    steps: int = Field(default=200, ge=1, description="Steps of Adam.")
     batch_size: int = Field(
         default=100, ge=2, json_schema_extra=ADVANCED, description="Inputs in a step; one alone has no variance."
     )
     learning_rate: Positive = Field(
-        default=0.1, json_schema_extra=ADVANCED, description="Of Adam; it falls to 0 by a cosine."
+        default=0.1, json_schema_extra=ADVANCED, description="Initial learning rate of Adam, with cosine decay."
     )
-    low: float = Field(default=0.0, description="The least that an input of the task may be.")
-    high: float = Field(default=1.0, description="The most.")
+    low: float = Field(default=0.0, description="Least value of the task's inputs.")
+    high: float = Field(default=1.0, description="Largest value of the task's inputs.")
     certainty: float = Field(
         default=1.0,
         ge=0,
         json_schema_extra=ADVANCED,
-        description="Weight of the teacher's cross-entropy with the class asked for (inputs) or with its own first"
-        " choice (generator).",
+        description="Weight of the teacher's cross-entropy with a given class (inputs) or with its own prediction"
+        " (generator).",
     )
     statistics: float = Field(
         default=1.0,
@@ -151,7 +153,7 @@ class DataFree(Settings):
         default=0.1,
         ge=0,
         json_schema_extra=ADVANCED,
-        description="Weight of the mean absolute difference of neighboring pixels, as a part of the range.",
+        description="Weight of the mean absolute difference of neighboring pixels, as a fraction of the range.",
     )
     balance: float = Field(
         default=0.0,
@@ -163,7 +165,7 @@ class DataFree(Settings):
         default=0.0,
         ge=0,
         json_schema_extra=ADVANCED,
-        description="Weight of the negative mean magnitude of what goes into the last linear layer.",
+        description="Weight of the negative mean magnitude of the last linear layer's inputs.",
     )
     disagreement: float = Field(
         default=0.0,
@@ -186,20 +188,20 @@ RECIPES: Final[Mapping[str, DataFree]] = {
     "dafl": replace(_GENERATOR, balance=5.0, activation=0.1),
     "dfad": replace(_GENERATOR, certainty=0.0, disagreement=1.0),
 }
-"""The papers' own sums, by name: [1], [2], [3] of `data_free`."""
+"""Objectives of the papers [1], [2], [3] of `data_free`, by name."""
 
 
 def from_recipe(value: Any) -> Any:
-    """Complete the settings of a file: a recipe's name, or {recipe, and what differs}; deep-inversion without one.
+    """Complete settings from a file: the name of a recipe, or {recipe, and what differs}; deep-inversion by default.
 
     >>> from_recipe({"recipe": "dafl", "steps": 7})["steps"], from_recipe("dafl")["steps"]
     (7, 500)
 
     Args:
-        value: A name, a section, or anything else, which is handed back.
+        value: A name, a section, or anything else, which is returned as it is.
 
     Raises:
-        ValueError: There is no such recipe.
+        ValueError: The recipe is unknown.
     """
     given = {"recipe": value} if isinstance(value, str) else value
     if not isinstance(given, dict):
@@ -212,11 +214,11 @@ def from_recipe(value: Any) -> Any:
 
 @dataclass(frozen=True, config=STRICT)
 class Continuations(Settings):
-    """Sequences that the global model writes, for students of a task of sequences (Kim & Rush, 2016)."""
+    """Sequences that the global model continues, for students of a task of sequences (Kim & Rush, 2016)."""
 
-    prompt: int = Field(default=32, ge=1, description="Characters of a proxy sequence that are kept.")
-    temperature: float = Field(default=1.0, ge=0, description="Of the draw of the next character; 0: the likeliest.")
-    copies: int = Field(default=1, ge=1, description="How often each sequence is continued.")
+    prompt: int = Field(default=32, ge=1, description="Characters kept of each proxy sequence.")
+    temperature: float = Field(default=1.0, ge=0, description="Temperature of sampling; 0: the likeliest character.")
+    copies: int = Field(default=1, ge=1, description="Continuations of each sequence.")
 
     def __post_init__(self) -> None:
         if self.temperature == 0 and self.copies > 1:
@@ -225,19 +227,19 @@ class Continuations(Settings):
 
 @dataclass(frozen=True, config=STRICT)
 class LearningData(Settings):
-    """What students learn on: the task's proxy data, more than that, or something in its place."""
+    """Data that students learn on: the task's proxy data, additions to it, or a replacement."""
 
     labels: bool = Field(default=False, description="Let the students see the labels of the proxy data.")
     data_free: Annotated[DataFree | None, BeforeValidator(from_recipe)] = Field(
         default=None,
-        description="Inputs made from the global model, in place of proxy data: deep-inversion, by the statistics of"
-        " batch norms; dafl or dfad, by a generator, whose inputs the teacher is sure of, or student and teacher differ"
-        " on; or {recipe, and what differs}; null: proxy data.",
+        description="Inputs made from the global model in place of proxy data: deep-inversion matches the statistics of"
+        " batch norms; dafl and dfad train a generator of inputs of which the teacher is certain, or on which"
+        " student and teacher differ; or {recipe, and what differs}; null: proxy data.",
     )
     continuations: Continuations | None = Field(
         default=None,
         json_schema_extra=ADVANCED,
-        description="Learn on what the global model writes, too; for tasks of sequences.",
+        description="Also learn on sequences that the global model continues; for tasks of sequences.",
     )
 
     def __post_init__(self) -> None:

@@ -1,8 +1,8 @@
-"""The stages of a model, and which of two models play the same role: found by what layers put out, not by names.
+"""Stages of a model, and matching stages of two models, found by the shapes of outputs rather than by names.
 
 A stage is a run of layers whose outputs have the same resolution: the height and width of maps (N, C, H, W), the length
-of a sequence (N, L, C), or none of a vector (N, C). What it puts out is its last activation. A stage without a
-parameter, such as a pooling, says nothing new and does not count; nor does the model's own output.
+of a sequence (N, L, C), or none of a vector (N, C). Its output is its last activation. A stage without parameters, such
+as pooling, and the output of the model do not count.
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ from fedpress.compression.models.reproducible import evaluating
 
 @dataclass
 class Recording:
-    """What happened in the last forward pass.
+    """Record of the last forward pass.
 
     Attributes:
-        outputs: Of all layers, with the layer, in the order in which they ran.
-        attended: The inputs of layers with a method `maps`, with the layer.
+        outputs: Each layer and its output, in the order of execution.
+        attended: Each layer with a method `maps`, and its input.
     """
 
     outputs: list[tuple[nn.Module, Tensor]] = field(default_factory=list)
     attended: list[tuple[nn.Module, Tensor]] = field(default_factory=list)
 
     def maps(self) -> list[Tensor]:
-        """The attention distributions, (N, heads, queries, keys), of all layers that have a method `maps`."""
+        """Return the attention distributions, (N, heads, queries, keys), of all layers with a method `maps`."""
         return [module.maps(inputs) for module, inputs in self.attended]  # type: ignore[operator]
 
 
 class Stage(NamedTuple):
-    """One stage.
+    """A stage of a model.
 
     Attributes:
-        place: Of its last activation among the outputs of a `Recording`.
-        axes: Of what it puts out: 4 for maps, 3 for a sequence, 2 for a vector.
-        channels: How many.
+        place: Index of its last activation among the outputs of a `Recording`.
+        axes: Number of axes of its output: 4 for maps, 3 for a sequence, 2 for a vector.
+        channels: Number of channels of its output.
     """
 
     place: int
@@ -51,7 +51,7 @@ class Stage(NamedTuple):
 
 @contextmanager
 def recording(model: nn.Module) -> Iterator[Recording]:
-    """Record each forward pass of the model within the block; a new pass begins a new record."""
+    """Record each forward pass of the model within the block; a new pass clears the record of the last."""
     record = Recording()
 
     def begin(_: nn.Module, __: Any) -> None:
@@ -88,49 +88,57 @@ def stages(model: nn.Module, example: Tensor) -> list[Stage]:
     [Stage(place=1, axes=4, channels=4)]
 
     Args:
-        model: In any mode; nothing of it is changed.
-        example: A batch as it is called with, (N, ...).
+        model: Model in any mode; left as it is.
+        example: Batch of inputs, (N, ...).
     """
     with evaluating(model), recording(model) as record:
         output = model(example)
         outputs = list(record.outputs)
     if outputs and isinstance(output, Tensor) and outputs[-1][1].numel() == output.numel():
-        outputs.pop()  # the answer itself
+        outputs.pop()  # the output of the model
     runs: list[Stage] = []
-    role, learns = None, False
+    previous, learns = None, False
     for index, (module, tensor) in enumerate(outputs):
         if tensor.ndim not in (2, 3, 4) or len(tensor) != len(example):
             continue
         resolution = (tensor.ndim, tensor.shape[2:] if tensor.ndim == 4 else tensor.shape[1:-1])
-        if resolution != role and role is not None and not learns:
+        if resolution != previous and previous is not None and not learns:
             runs.pop()
-        elif resolution == role:
+        elif resolution == previous:
             runs.pop()
-        learns = (resolution == role and learns) or any(True for _ in module.parameters())
-        role = resolution
+        learns = (resolution == previous and learns) or any(True for _ in module.parameters())
+        previous = resolution
         runs.append(Stage(index, tensor.ndim, tensor.shape[1 if tensor.ndim == 4 else -1]))
     return runs if learns else runs[:-1]
 
 
 def matched(student: list[Stage], teacher: list[Stage]) -> list[tuple[Stage, Stage]]:
-    """Pair the stages of a student and a teacher that put out the same kind of thing, in order.
+    """Pair the stages of a student and a teacher whose outputs are of the same kind, in order.
 
-    Where one has more of a kind, those are taken that end an equal part of the way: of four and two, the second and
-    the fourth with the first and the second.
+    Where the numbers of a kind differ, stages at equal relative depth are paired: of two and four, the first with the
+    second and the second with the fourth.
+
+    Args:
+        student: Stages of the student.
+        teacher: Stages of the teacher.
     """
     pairs = []
     for axes in (4, 3, 2):
-        mine = [stage for stage in student if stage.axes == axes]
-        theirs = [stage for stage in teacher if stage.axes == axes]
-        pairs += [(mine[first], theirs[second]) for first, second in aligned(len(mine), len(theirs))]
+        of_student = [stage for stage in student if stage.axes == axes]
+        of_teacher = [stage for stage in teacher if stage.axes == axes]
+        pairs += [(of_student[i], of_teacher[j]) for i, j in aligned(len(of_student), len(of_teacher))]
     return pairs
 
 
 def aligned(first: int, second: int) -> list[tuple[int, int]]:
-    """Pair the indices of two lists of these lengths so that each pair ends an equal part of the way.
+    """Pair the indices of two lists so that the elements of a pair end at equal relative depth.
 
     >>> aligned(2, 4), aligned(3, 2), aligned(0, 5)
     ([(0, 1), (1, 3)], [(1, 0), (2, 1)], [])
+
+    Args:
+        first: Length of the first list.
+        second: Length of the second list.
     """
     fewer = min(first, second)
     return [

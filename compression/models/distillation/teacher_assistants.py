@@ -1,10 +1,10 @@
-"""Teacher assistants: models of sizes between, where a student is much smaller than its teacher.
+"""Teacher assistants: models of intermediate size, where a student is much smaller than its teacher.
 
 S. I. Mirzadeh, M. Farajtabar, A. Li, N. Levine, A. Matsukawa, H. Ghasemzadeh, "Improved Knowledge Distillation via
 Teacher Assistant", AAAI 2020: each model learns from the next larger one. W. Son, J. Na, J. Choi, W. Hwang, "Densely
 Guided Knowledge Distillation using Multiple Teacher Assistants", ICCV 2021, equation 5: each learns from all larger
-ones (here from the mean of their softened answers, which has the same gradient as the mean of the losses; none is left
-out at random).
+ones (here from the mean of their softened answers, which has the same gradient as the mean of the losses; without
+dropping teachers at random).
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from fedpress.compression.models.step import Materials, Student, Teacher
 
 @dataclass(frozen=True)
 class DistillThroughAssistants:
-    """Step: as `distill.Distill`, by way of assistants where the student is much smaller than the global model.
+    """Step: as `distill.Distill`, through assistants where the student is much smaller than the global model.
 
     Attributes:
-        smaller: Returns a model of at most so many parameters for an assistant to begin as, such as the global model
-            pruned (`initial_student.smaller`).
-        settings: How every model learns.
-        assistants: When there are some.
+        smaller: Maps the materials and a number of parameters to an untrained assistant of at most that size, such as
+            the pruned global model (`initial_student.smaller`).
+        settings: Distillation of every model.
+        assistants: Sizes of the assistants, and their teachers.
     """
 
     smaller: Callable[[Materials, int], nn.Module]
@@ -38,7 +38,12 @@ class DistillThroughAssistants:
     assistants: Assistants = Assistants()
 
     def __call__(self, student: Student, materials: Materials) -> Student:
-        """Return the student after its distillation, with the weights zero that its masks lack."""
+        """Return the student after its distillation; its weights outside its masks stay zero.
+
+        Args:
+            student: Student to train.
+            materials: Teacher, data and seed.
+        """
         whole = sum(parameter.numel() for parameter in materials.model.parameters())
 
         def learn(model: nn.Module) -> nn.Module:
@@ -51,10 +56,15 @@ class DistillThroughAssistants:
 
 
 def sizes(teacher: int, student: int, factor: float) -> list[int]:
-    """Return the parameters of the assistants, from the largest.
+    """Return the numbers of parameters of the assistants, the largest first, in equal ratios.
 
     >>> sizes(64_000, 1_000, factor=4), sizes(64_000, 1_000, factor=8), sizes(1_000, 400, factor=4)
     ([16000, 4000], [8000], [])
+
+    Args:
+        teacher: Number of parameters of the teacher.
+        student: Number of parameters of the student.
+        factor: Largest ratio of parameters between a teacher and its student, above 1.
     """
     steps = math.ceil(math.log(teacher / student) / math.log(factor) - 1e-9)
     return [round(teacher * (student / teacher) ** (step / steps)) for step in range(1, steps)]
@@ -72,17 +82,22 @@ def distill_through(
     targets: Tensor | None = None,
     seed: int,
 ) -> nn.Module:
-    """As `distill.distill`, by way of assistants where the student is too small.
+    """Return the student distilled through assistants where it is too small to learn from the teacher directly.
 
     Args:
-        teacher, student, inputs, settings, targets, seed: As there. Every model learns with these settings.
-        assistants: When there are some.
-        parameters: Of the teacher; of the largest model where it is an ensemble.
-        make: Returns a model of at most so many parameters, to start from, such as the teacher pruned.
+        teacher: Teacher, which answers in evaluation mode.
+        student: Starting point of the training; untouched.
+        inputs: Proxy data (N, ...).
+        settings: Distillation of every model.
+        assistants: Sizes of the assistants, and their teachers.
+        parameters: Number of parameters of the teacher; of the largest model where it is an ensemble.
+        make: Maps a number of parameters to an untrained assistant of at most that size, such as the pruned teacher.
+        targets: Labels of the proxy data, int64 (N,) or (N, L); None: the students see none.
+        seed: Seed of all random choices.
 
     Raises:
-        BudgetError, PruneError: From `make`.
-        TeacherError, ValueError: As from `distill.distill`.
+        BudgetError, PruneError: Raised by `make`.
+        TeacherError, ValueError: As of `distill.distill`.
     """
     larger = [teachers.of(teacher)]
 
@@ -93,7 +108,7 @@ def distill_through(
 
     smallest = sum(parameter.numel() for parameter in student.parameters())
     for size in sizes(parameters, smallest, assistants.factor):
-        drawn = seeds.derive("assistant", seed, size)
-        taught = distill.distill(guide(), make(size), inputs, settings, targets=targets, seed=drawn)
-        larger.append(teachers.Single(taught))
+        assistant_seed = seeds.derive("assistant", seed, size)
+        trained = distill.distill(guide(), make(size), inputs, settings, targets=targets, seed=assistant_seed)
+        larger.append(teachers.Single(trained))
     return distill.distill(guide(), student, inputs, settings, targets=targets, seed=seed)

@@ -1,11 +1,11 @@
-"""Teachers: whatever answers a batch of inputs with logits. One model, or an ensemble that is never in memory at once.
+"""Teachers: one model, or an ensemble of which only one model at a time is in memory.
 
 T. Lin, L. Kong, S. U. Stich, M. Jaggi, "Ensemble Distillation for Robust Model Fusion in Federated Learning" (FedDF),
-NeurIPS 2020, section 3: the mean of the logits of models of any architecture, asked on unlabeled data (`logits`).
+NeurIPS 2020, section 3: the mean of the logits of models of any architecture on unlabeled data (`logits`).
 B. Lakshminarayanan, A. Pritzel, C. Blundell, "Simple and Scalable Predictive Uncertainty Estimation using Deep
-Ensembles", NeurIPS 2017, section 2.4: the mean of their probabilities (`probabilities`). The same with each model's
-weight, for each example, by how certain it is: one minus its entropy over that of a uniform answer (`entropy`), or its
-largest probability (`confidence`).
+Ensembles", NeurIPS 2017, section 2.4: the mean of their probabilities (`probabilities`). Both variants of the latter
+weight each model by its certainty about each example: one minus its entropy over that of the uniform distribution
+(`entropy`), or its largest probability (`confidence`).
 """
 
 from __future__ import annotations
@@ -19,34 +19,38 @@ import torch
 from torch import Tensor, nn
 
 from fedpress.compression.errors import FedpressError
-from fedpress.compression.models.distillation.settings import Combine as Combine
-from fedpress.compression.models.step import Teacher as Teacher
+from fedpress.compression.models.distillation.settings import Combine
+from fedpress.compression.models.reproducible import evaluating
+from fedpress.compression.models.step import Teacher
 
 BATCH = 512
-"""Inputs that a teacher answers at a time."""
+"""Inputs in a forward pass."""
 
 
 class TeacherError(FedpressError, ValueError):
-    """A teacher cannot teach what it is asked for."""
+    """Teacher, student and settings do not fit together."""
 
 
 class Single:
-    """One model as a teacher; a copy, in evaluation mode, on the CPU.
+    """One model as a teacher: a copy, in evaluation mode, on the CPU.
+
+    Args:
+        model: The model; untouched.
 
     Attributes:
-        model: The copy, whose layers can be looked into.
+        model: The copy, whose activations can be recorded.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.model = copy.deepcopy(model).cpu().eval().requires_grad_(False)
 
     def answers(self, inputs: Tensor) -> Tensor:
-        """As of `Teacher`."""
+        """Return the logits of inputs (N, ...), with the classes second, as `Teacher` defines."""
         return logits(self.model, inputs)
 
 
 class Ensemble:
-    """Several models as one teacher, asked one after the other: only the sum of their answers is kept.
+    """Several models as one teacher, run one after the other: only the sum of their answers is kept.
 
     >>> models = [nn.Linear(2, 3) for _ in range(2)]
     >>> inputs = torch.ones(4, 2)
@@ -55,14 +59,14 @@ class Ensemble:
     True
 
     Args:
-        models: Called for each set of inputs; returns the models, or other teachers, which may be made as they are
-            asked for. They may differ in architecture, not in the form of their answers.
-        combine: How the answers become one.
-        temperature: At which probabilities are averaged: that of the distillation makes its loss the mean of the losses
-            to each model, up to a constant.
+        models: Called for each batch of inputs; returns models or other teachers, which may be created lazily. Their
+            architectures may differ, the shapes of their outputs may not.
+        combine: Combination of the answers.
+        temperature: Temperature at which probabilities are averaged; with that of the distillation, its loss is the
+            mean of the losses to each model, up to a constant.
 
     Raises:
-        ValueError: There is no such way to combine.
+        ValueError: `combine` is unknown.
     """
 
     def __init__(
@@ -75,18 +79,20 @@ class Ensemble:
         self._temperature = temperature
 
     def answers(self, inputs: Tensor) -> Tensor:
-        """As of `Teacher`; logarithms of probabilities where these are averaged, which are logits of the same answers.
+        """Return the combined logits of inputs (N, ...), with the classes second, as `Teacher` defines.
+
+        Where probabilities are averaged, their logarithms are returned, which are logits of the same distribution.
 
         Raises:
-            TeacherError: There is no model, or two answer in different forms.
+            TeacherError: There is no model, or the outputs of two differ in shape.
         """
         total, weight = None, torch.zeros((), dtype=torch.float64)
         for number, model in enumerate(self._models()):
             answer = (logits(model, inputs) if isinstance(model, nn.Module) else model.answers(inputs)).double()
             if total is not None and answer.shape != total.shape:
                 raise TeacherError(
-                    f"the models of an ensemble must answer alike: number {number} gives {tuple(answer.shape)}, those"
-                    f" before it {tuple(total.shape)}; are they of one task?"
+                    f"the outputs of an ensemble's models must have one shape: number {number} gives"
+                    f" {tuple(answer.shape)}, those before it {tuple(total.shape)}; are they of one task?"
                 )
             if self._combine == "logits":
                 total = answer if total is None else total + answer
@@ -103,7 +109,7 @@ class Ensemble:
         return mean.float()
 
     def _certainty(self, logarithms: Tensor) -> Tensor:
-        """The weight of each answer, above 0, of shape (N, 1, ...), from log-probabilities (N, classes, ...)."""
+        """Return the weight of each answer, above 0, (N, 1, ...), from log-probabilities (N, classes, ...)."""
         if self._combine == "probabilities":
             return torch.ones_like(logarithms[:, :1])
         if self._combine == "confidence":
@@ -113,22 +119,18 @@ class Ensemble:
 
 
 def logits(model: nn.Module, inputs: Tensor) -> Tensor:
-    """Return a model's answers to inputs (N, ...), `by_class`, in evaluation mode and without gradients.
+    """Return a model's logits with the classes second (`by_class`), without gradients.
 
-    The modes are put back.
+    Args:
+        model: The model; run in evaluation mode, left as it is.
+        inputs: Inputs (N, ...).
     """
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad():
-            return torch.cat([by_class(model(batch)) for batch in torch.split(inputs, BATCH)])
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    with evaluating(model):
+        return torch.cat([by_class(model(batch)) for batch in torch.split(inputs, BATCH)])
 
 
 def by_class(answers: Tensor) -> Tensor:
-    """Return a model's answers, (N, classes) or (N, L, classes), with the classes second, where the losses want them.
+    """Return outputs (N, classes) or (N, L, classes) with the classes second, as torch's losses expect them.
 
     >>> by_class(torch.zeros(5, 64, 49)).shape, by_class(torch.zeros(5, 49)).shape
     (torch.Size([5, 49, 64]), torch.Size([5, 49]))
@@ -137,5 +139,5 @@ def by_class(answers: Tensor) -> Tensor:
 
 
 def of(teacher: nn.Module | Teacher) -> Teacher:
-    """Return a model as a teacher; a teacher as it is."""
+    """Return a model as a teacher, and a teacher as it is."""
     return Single(teacher) if isinstance(teacher, nn.Module) else teacher

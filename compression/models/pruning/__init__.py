@@ -1,8 +1,9 @@
-"""Weights and channels that a model can do without.
+"""Pruning: removal of the least important channels or weights of a model.
 
-`structural` removes channels in `channel_groups` by `importance`; `weights` sets single ones to zero on a `schedule`;
-`at_initialization` and `dynamic_sparsity` choose them before and during training; `fine_tuning` and `penalties`
-train; `sparse_kernels` runs what is left.
+`schedule.prune` removes a part of a trained model's parameters in steps, with `fine_tuning` between them and
+`penalties` before; `structural` removes channels, neurons and heads (found by `channel_groups`), `weights` makes masks
+of single weights, both by `importance`. `at_initialization` and `dynamic_sparsity` choose masks before and during
+federated training; `sparse_kernels` executes sparse layers.
 """
 
 __all__ = [

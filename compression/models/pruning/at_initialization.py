@@ -1,13 +1,13 @@
-"""The mask of a model that is sparse from its first round on: a score for each weight before anything is trained.
+"""Pruning at initialization: the mask of a model that is sparse from round 1, by a score for each weight.
 
 SNIP: N. Lee, T. Ajanthan, P. H. S. Torr, "SNIP: Single-shot Network Pruning based on Connection Sensitivity", ICLR
     2019, section 4: |weight * gradient|.
 GraSP: C. Wang, G. Zhang, R. Grosse, "Picking Winning Tickets Before Training by Preserving Gradient Flow", ICLR 2020,
-    section 4: weight * (Hessian * gradient); what would lower the gradient's norm if it were removed is kept.
+    section 4: weight * (Hessian * gradient); weights whose removal would lower the gradient's norm are kept.
 SynFlow: H. Tanaka, D. Kunin, D. L. K. Yamins, S. Ganguli, "Pruning neural networks without any data by iteratively
     conserving synaptic flow", NeurIPS 2020, section 6: |weight| times its gradient in a network of absolute values,
     pruned in many small steps.
-ERK (`sparse_training`) draws at random, and magnitude takes the largest weights: the baselines.
+Baselines: random masks with ERK densities (`dynamic_sparsity.random_mask`), and the largest magnitudes.
 """
 
 from __future__ import annotations
@@ -30,28 +30,28 @@ from fedpress.compression.tensors.mask import Mask
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 Scores = NDArray[np.float64]
-"""One for each entry of the vector without a mask, shape (n,); the larger, the sooner the weight is kept."""
+"""Score of each entry of the vector without a mask, (n,); the largest are kept."""
 
 
 def initial_mask(
     model: nn.Module, layout: Layout, settings: AtInitialization, loss: Loss, examples: Examples, seed: int
 ) -> Mask:
-    """Return the mask that a method finds for a model before it is trained; the model is left as it is.
+    """Return the mask of an untrained model.
 
     Args:
-        model: With its initial weights.
-        layout: Of the model, without a mask.
-        settings: The method, and how much is left.
-        loss: Mean loss of a batch; for snip and grasp.
-        examples: Labeled ones for snip and grasp, of no matter which label for synflow; N >= 1.
-        seed: Of what is drawn at random; the same seed, the same mask.
+        model: Model with its initial weights; left as it is.
+        layout: Layout of the model, without a mask.
+        settings: Method and density.
+        loss: Mean loss of a batch, for snip and grasp.
+        examples: At least one example; labels are used by snip and grasp.
+        seed: Seed of all random choices; equal seeds give equal masks.
 
     Raises:
         LayerCollapse: A layer would lose all of its weights.
         ValueError: There are no examples, or a score is NaN.
     """
     if len(examples.targets) == 0:
-        raise ValueError("the first mask needs at least one example, and got none")
+        raise ValueError("the first mask needs at least one example, got none: is the split of the task empty?")
     scope = settings.scope or "global"
     if settings.method == "erk":
         return dynamic_sparsity.random_mask(layout, settings.density, seed, settings.scope or "erk")
@@ -69,7 +69,15 @@ def initial_mask(
 
 
 def snip(model: nn.Module, layout: Layout, loss: Loss, examples: Examples, batch_size: int) -> list[Tensor]:
-    """Return |weight * gradient of the mean loss| of each parameter."""
+    """Return |weight * gradient of the mean loss| of each parameter, in the order of the layout.
+
+    Args:
+        model: Model in training mode; left as it is.
+        layout: Layout of the model.
+        loss: Mean loss of a batch.
+        examples: Labeled examples.
+        batch_size: Examples in a forward pass.
+    """
     parameters = _parameters(model, layout)
     sums = [torch.zeros_like(parameter) for parameter in parameters]
     for inputs, targets in _batches(examples, batch_size):
@@ -82,9 +90,17 @@ def snip(model: nn.Module, layout: Layout, loss: Loss, examples: Examples, batch
 def grasp(
     model: nn.Module, layout: Layout, loss: Loss, examples: Examples, batch_size: int, temperature: float
 ) -> list[Tensor]:
-    """Return weight * (Hessian * gradient) of each parameter: largest where its removal would cost gradient most.
+    """Return weight * (Hessian * gradient) of each parameter, in the order of the layout.
 
     The gradient is that of all examples; the Hessian is applied batch by batch.
+
+    Args:
+        model: Model in training mode; left as it is.
+        layout: Layout of the model.
+        loss: Mean loss of a batch.
+        examples: Labeled examples.
+        batch_size: Examples in a forward pass.
+        temperature: Divisor of the logits.
     """
     parameters = _parameters(model, layout)
 
@@ -107,12 +123,12 @@ def grasp(
 
 
 def synflow(model: nn.Module, layout: Layout, inputs: Tensor) -> list[Tensor]:
-    """Return |weight| times its gradient of the summed answers to an input of ones, for a model of absolute values.
+    """Return |weight| times the gradient of the summed outputs, for a model of absolute values.
 
     Args:
-        model: In float64 and evaluation mode, every weight >= 0.
-        layout: Of the model.
-        inputs: (1, ...): ones; or tokens, where the model looks up embeddings.
+        model: Model in float64 and evaluation mode, every weight >= 0.
+        layout: Layout of the model.
+        inputs: Input (1, ...) of ones; or of tokens, where the model looks up embeddings.
     """
     parameters = _parameters(model, layout)
     gradients = torch.autograd.grad(model(inputs).sum(), parameters, allow_unused=True)

@@ -1,8 +1,9 @@
-"""What can be removed from a model as a whole: channels, neurons, feed-forward columns, attention heads.
+"""Groups of a model that can only be pruned together: channels, neurons, feed-forward units, attention heads.
 
-Which parts hang together (a channel, the batch norm behind it, the columns of the next layer, both ends of a residual
-connection; of a head its rows of queries, keys and values and its columns of the output) is found with Torch-Pruning's
-dependency graph: G. Fang, X. Ma, M. Song, M. B. Mi, X. Wang, "DepGraph: Toward Any Structural Pruning", CVPR 2023,
+The parts of a group (a channel, the batch norm behind it, the columns of the next layer, both ends of a residual
+connection; for a head its rows of queries, keys and values and its columns of the output) are found with
+Torch-Pruning's dependency graph:
+G. Fang, X. Ma, M. Song, M. B. Mi, X. Wang, "DepGraph: Toward Any Structural Pruning", CVPR 2023,
 section 3.
 """
 
@@ -22,12 +23,12 @@ from fedpress.compression.models.attention import SelfAttention
 
 
 class Group(NamedTuple):
-    """Channels that only go together with what hangs on them.
+    """Channels with everything that depends on them.
 
     Attributes:
-        members: Torch-Pruning's group of all the channels: every layer that loses something, and where.
-        units: The channels of the root by what is removed at once, int64 (units, channels of each): a channel; of
-            grouped convolutions one channel of each block; an attention head.
+        members: Torch-Pruning's group of all the channels: every layer affected, and the indices there.
+        units: Channels of the root by unit of removal, int64 (units, channels of a unit): a channel; for grouped
+            convolutions one channel of each block; an attention head.
     """
 
     members: Any
@@ -35,13 +36,13 @@ class Group(NamedTuple):
 
 
 def find(model: nn.Module, example: Tensor, ignored: Collection[nn.Module] = ()) -> tuple[Any, list[Group]]:
-    """The dependency graph of a model, and its groups that can be made smaller, in the order of Torch-Pruning.
+    """Return the dependency graph of a model, and its prunable groups in the order of Torch-Pruning.
 
-    Left out are the model's outputs, layers of a kind that cannot be rebuilt at another size, and tied ones.
+    Outputs of the model, layers of a kind that cannot be rebuilt at another size, and tied layers are left out.
 
     Args:
-        model: In evaluation mode; traced, not changed.
-        example: A batch as the model is called with, (N, ...).
+        model: Model in evaluation mode; traced, not changed.
+        example: Batch of inputs, (N, ...).
         ignored: Layers whose own channels are kept.
     """
     with warnings.catch_warnings():
@@ -50,20 +51,20 @@ def find(model: nn.Module, example: Tensor, ignored: Collection[nn.Module] = ())
     tied = _tied(model)
     attentions = {module.qkv: module for module in model.modules() if isinstance(module, SelfAttention)}
     roots = [torch_pruning.ops.TORCH_CONV, torch_pruning.ops.TORCH_LINEAR]
-    # Listed first: which layers are the last ones must be told before anything is removed.
-    listed = [
+    # A list, because the output layers must be identified before anything is removed.
+    prunable = [
         group
         for group in graph.get_all_groups(ignored_layers=list(ignored), root_module_types=roots)
         if _prunable(group, tied) and _has_consumer(group)
     ]
     groups = []
-    for group in listed:
+    for group in prunable:
         attention = next((attentions[dep.target.module] for dep, _ in group if dep.target.module in attentions), None)
         if attention is None or not _writes(group, attention.qkv):
             module, function = group[0].dep.target.module, group[0].dep.handler
             channels, blocks = graph.get_out_channels(module), _blocks(group)
             units = torch.arange(channels).reshape(blocks, -1).T
-        else:  # from the output's columns: there, a head is one stretch, while in qkv it is three
+        else:  # rooted at the output's columns, where a head is contiguous, while in qkv it is in three parts
             module, function = attention.out, torch_pruning.prune_linear_in_channels
             channels = attention.heads * attention.head_size
             units = torch.arange(channels).reshape(-1, attention.head_size)
@@ -72,21 +73,27 @@ def find(model: nn.Module, example: Tensor, ignored: Collection[nn.Module] = ())
 
 
 def remove(graph: Any, group: Group, worst: Tensor) -> None:
-    """Take the units `worst`, int64 (k,), out of the model, with all that hangs on them."""
+    """Remove units from the model with everything that depends on them, in place.
+
+    Args:
+        graph: Dependency graph of the model.
+        group: Group of the units.
+        worst: Indices of the units, int64 (k,).
+    """
     root = group.members[0].dep
     if channels := group.units[worst].flatten().tolist():
         graph.get_pruning_group(root.target.module, root.handler, sorted(channels)).prune()
 
 
 def _writes(group: Any, layer: nn.Module) -> bool:
-    """Whether the group's channels are what the layer puts out, not what it takes in."""
+    """Return whether the group's channels are outputs of the layer rather than inputs."""
     return any(
         dep.target.module is layer and dep.handler == torch_pruning.prune_linear_out_channels for dep, _ in group
     )
 
 
 def _prunable(group: Any, tied: set[nn.Module]) -> bool:
-    """Whether everything that the group touches can be rebuilt at another size; the graph's own nodes hold nothing."""
+    """Return whether all layers of the group can be rebuilt at another size; the graph's own nodes hold nothing."""
     for dep, channels in group:
         part = dep.target.module
         if not isinstance(part, nn.Module):  # a bare parameter
@@ -101,17 +108,17 @@ def _prunable(group: Any, tied: set[nn.Module]) -> bool:
 
 
 def _channels(part: nn.Module, handler: Any) -> float:
-    """How many channels there are where `handler` prunes a convolution or a linear layer; of other parts, no end."""
-    takes_in = handler in (torch_pruning.prune_conv_in_channels, torch_pruning.prune_linear_in_channels)
+    """Return the number of channels where `handler` prunes a convolution or a linear layer; infinity elsewhere."""
+    prunes_inputs = handler in (torch_pruning.prune_conv_in_channels, torch_pruning.prune_linear_in_channels)
     if isinstance(part, torch_pruning.ops.TORCH_CONV):
-        return float(part.in_channels if takes_in else part.out_channels)
+        return float(part.in_channels if prunes_inputs else part.out_channels)
     if isinstance(part, nn.Linear):
-        return part.in_features if takes_in else part.out_features
+        return part.in_features if prunes_inputs else part.out_features
     return float("inf")
 
 
 def _has_consumer(group: Any) -> bool:
-    """Whether a layer takes the group's channels in; without one, they are the model's output."""
+    """Return whether a layer has the group's channels as inputs; otherwise they are outputs of the model."""
     return any(
         dep.handler in (torch_pruning.prune_conv_in_channels, torch_pruning.prune_linear_in_channels)
         for dep, _ in group
@@ -119,7 +126,7 @@ def _has_consumer(group: Any) -> bool:
 
 
 def _blocks(group: Any) -> int:
-    """Into how many blocks of equal size grouped convolutions and group norms divide the channels."""
+    """Return the number of equal blocks into which grouped convolutions and group norms divide the channels."""
     blocks = 1
     for dep, _ in group:
         module = dep.target.module
@@ -131,7 +138,7 @@ def _blocks(group: Any) -> int:
 
 
 def _tied(model: nn.Module) -> set[nn.Module]:
-    """The layers that share a parameter with another: the graph would prune each apart and untie them."""
+    """Return the layers that share a parameter with another: the graph would prune them separately and untie them."""
     holders: dict[int, list[nn.Module]] = {}
     for module in model.modules():
         for parameter in module.parameters(recurse=False):

@@ -1,4 +1,4 @@
-"""Training between the steps of pruning, on labels or by distillation; both have the same form."""
+"""Fine-tuning between the steps of a pruning schedule, on labels or by distillation."""
 
 from __future__ import annotations
 
@@ -17,20 +17,30 @@ from fedpress.compression.models.task import Examples, Task
 
 
 class FineTune(Protocol):
-    """Training between the steps. Law: the model returned has the structure of the one given, which is untouched."""
+    """Training between the steps.
+
+    Law: the returned model has the structure of the given one, which is untouched.
+    """
 
     def __call__(self, model: nn.Module, *, epochs: int, seed: int, penalty: Penalty | None = None) -> nn.Module:
-        """Return the model trained for some passes over the data, with a term added to the loss if there is one."""
+        """Return the trained model.
+
+        Args:
+            model: Starting point; untouched.
+            epochs: Passes over the data.
+            seed: Seed of all random choices.
+            penalty: Term to add to the loss.
+        """
 
 
 def training(task: Task, examples: Examples, learning_rate: float = 1e-3, batch_size: int = 32) -> FineTune:
-    """Training on labels with the task's loss: AdamW, its rate falling to zero by a cosine.
+    """Return fine-tuning on labels with the task's loss: AdamW with a cosine decay of the learning rate to zero.
 
     Args:
-        task: Whose loss it is.
-        examples: With labels or, where they are hidden, with a teacher's answers as targets (`answered`).
-        learning_rate: The highest.
-        batch_size: Of a step.
+        task: Task that defines the loss.
+        examples: Examples with labels or, where these are hidden, a teacher's answers as targets (`answered`).
+        learning_rate: Initial learning rate.
+        batch_size: Examples in a step.
     """
 
     def train(model: nn.Module, *, epochs: int, seed: int, penalty: Penalty | None = None) -> nn.Module:
@@ -57,7 +67,14 @@ def training(task: Task, examples: Examples, learning_rate: float = 1e-3, batch_
 def distilling(
     teacher: nn.Module, inputs: Tensor, settings: Distillation = Distillation(), targets: Tensor | None = None
 ) -> FineTune:
-    """Distillation from the teacher, with the settings but for the epochs; it takes no penalty."""
+    """Return fine-tuning by distillation, which takes no penalty.
+
+    Args:
+        teacher: Teacher.
+        inputs: Proxy data (N, ...).
+        settings: Distillation, whose epochs are ignored.
+        targets: Labels of the proxy data, int64 (N,); None: no labels are visible.
+    """
 
     def train(model: nn.Module, *, epochs: int, seed: int, penalty: Penalty | None = None) -> nn.Module:
         if penalty is not None:
@@ -70,7 +87,12 @@ def distilling(
 
 
 def answered(teacher: nn.Module, inputs: Tensor) -> Examples:
-    """Inputs with the classes that the teacher gives them as targets, for data whose labels are hidden."""
+    """Return inputs with the teacher's predictions as targets, for data whose labels are hidden.
+
+    Args:
+        teacher: Teacher; asked in evaluation mode, left as it is.
+        inputs: Inputs (N, ...).
+    """
     model = copy.deepcopy(teacher).cpu().eval()
     with torch.no_grad():
         return Examples(inputs, torch.cat([model(batch).argmax(dim=1) for batch in torch.split(inputs, 512)]))

@@ -1,4 +1,4 @@
-"""How much a weight, or a channel with all that hangs on it, matters; the least important go first.
+"""Importance of single weights, and of channels with everything that depends on them; the least important go first.
 
 | importance | of a weight | of a channel, neuron, head (Torch-Pruning) |
 |---|---|---|
@@ -6,14 +6,14 @@
 | `l2` | w^2, the same order | sum of w^2 over its group [2] |
 | `taylor` | abs(w * gradient) [3] | sum of it over its group |
 | `lamp` | w^2 by the sum of all w^2 of the layer that are no smaller [4] | the same, of the groups' sums |
-| `random` | a number drawn: the baseline of them all | the same |
+| `random` | a random number: the baseline | the same |
 
 [1] S. Han, J. Pool, J. Tran, W. Dally, "Learning both Weights and Connections for Efficient Neural Networks", NIPS
     2015.
 [2] H. Li, A. Kadav, I. Durdanovic, H. Samet, H. P. Graf, "Pruning Filters for Efficient ConvNets", ICLR 2017; over the
     whole group: G. Fang et al., "DepGraph: Toward Any Structural Pruning", CVPR 2023, section 3.3.
 [3] P. Molchanov, A. Mallya, S. Tyree, I. Frosio, J. Kautz, "Importance Estimation for Neural Network Pruning", CVPR
-    2019, section 3.1: first order. Each batch's gradient counts by its size: their mean vanishes as training ends.
+    2019, section 3.1: first order. Magnitudes of batches' gradients are averaged, as their mean vanishes at an optimum.
 [4] J. Lee, S. Park, S. Mo, S. Ahn, J. Shin, "Layer-adaptive Sparsity for the Magnitude-based Pruning", ICLR 2021.
 """
 
@@ -36,18 +36,18 @@ IMPORTANCES: Final[tuple[str, ...]] = get_args(Importance)
 RANKINGS: Final[tuple[str, ...]] = get_args(Ranking)
 
 Gradients = Mapping[str, Tensor]
-"""Of each parameter, by name, the mean over batches of the gradient's magnitude."""
+"""Mean over batches of the gradient's magnitude of each parameter, by name."""
 
 
 class Criterion(NamedTuple):
-    """What is removed first.
+    """Order of removal.
 
     Attributes:
         importance: One of `IMPORTANCES`.
-        ranking: Among what: `uniform`, within each layer, all of which keep the same fraction; `global`, across layers;
-            `erk`, within each layer, whose densities follow Erdős–Rényi kernels (single weights only, `weights.erk`).
-        gradients: For `taylor`, as `gradients` gives them for this model.
-        seed: For `random`.
+        ranking: `uniform`: within each layer, all of which keep the same fraction; `global`: across layers; `erk`:
+            within each layer at its Erdős–Rényi-kernel density (single weights only, `weights.erk`).
+        gradients: Gradients of this model for `taylor`, as `gradients` returns them.
+        seed: Seed for `random`.
     """
 
     importance: str = "l2"
@@ -56,7 +56,11 @@ class Criterion(NamedTuple):
     seed: int = 0
 
     def check(self) -> None:
-        """Raises ValueError: an importance or ranking that there is not, or no gradients for `taylor`."""
+        """Check that the criterion is complete.
+
+        Raises:
+            ValueError: The importance or ranking is unknown, or gradients are missing for `taylor`.
+        """
         if self.importance not in IMPORTANCES:
             raise ValueError(f"importance must be one of {', '.join(IMPORTANCES)}, got {self.importance!r}")
         if self.ranking not in RANKINGS:
@@ -69,13 +73,13 @@ DEFAULT: Final = Criterion()
 
 
 def gradients(model: nn.Module, task: Task, examples: Examples, batch_size: int = 64) -> dict[str, Tensor]:
-    """The mean over batches of the magnitude of the loss's gradient, by parameter; the model is left as it is.
+    """Return the mean over batches of the magnitude of the loss's gradient, by parameter name.
 
     Args:
-        model: In evaluation mode for this, so that dropout and batch norm draw and change nothing.
-        task: Whose loss it is.
-        examples: With labels or, where they are hidden, with a teacher's answers as targets.
-        batch_size: Of examples whose gradients are averaged before the magnitude is taken.
+        model: The model; run in evaluation mode, left as it is.
+        task: Task that defines the loss.
+        examples: Examples with labels or, where these are hidden, a teacher's answers as targets.
+        batch_size: Examples whose gradients are averaged before the magnitude is taken.
 
     Raises:
         ValueError: There are no examples.
@@ -99,17 +103,28 @@ def gradients(model: nn.Module, task: Task, examples: Examples, batch_size: int 
 
 
 def of_units(groups: list[Group], criterion: Criterion) -> list[Tensor]:
-    """The importance of each unit of each group, float32 (units,); a group's mean is 1 but for `lamp` and `random`."""
+    """Return the importance of each unit of each group, float32 (units,); normalized to mean 1 by Torch-Pruning.
+
+    With `lamp` and `random` the scores are not normalized.
+
+    Args:
+        groups: Groups of a model, as `channel_groups.find` returns them.
+        criterion: Importance; for `taylor`, gradients are read from the parameters' `grad`.
+    """
     scorer = _scorer(criterion.importance)
     with reproducible(criterion.seed):
         return [scorer(group.members)[group.units].mean(dim=1) for group in groups]
 
 
 def of_weights(weights: Mapping[str, Tensor], criterion: Criterion) -> dict[str, Tensor]:
-    """The importance of each single weight, in the shapes of `weights`.
+    """Return the importance of each single weight, by name, in the shapes of `weights`.
 
     >>> of_weights({"a": torch.tensor([[1.0, -2.0]])}, Criterion("lamp"))["a"]    # 1 of 1 + 4, 4 of 4
     tensor([[0.2000, 1.0000]])
+
+    Args:
+        weights: Weights by name.
+        criterion: Importance.
     """
     criterion.check()
     with reproducible(criterion.seed) as generator:
@@ -128,7 +143,7 @@ def of_weights(weights: Mapping[str, Tensor], criterion: Criterion) -> dict[str,
 
 
 def _lamp(weight: Tensor) -> Tensor:
-    """Equation 2 of [4]: each square by the sum of the squares that come no earlier in ascending order."""
+    """Return equation 2 of [4]: each square divided by the sum of all squares that are no smaller."""
     squares, order = weight.double().flatten().square().sort(stable=True)
     rest = squares.flip(0).cumsum(0).flip(0)
     scores = torch.empty_like(squares)
@@ -137,12 +152,12 @@ def _lamp(weight: Tensor) -> Tensor:
 
 
 def _scorer(importance: str) -> Any:
-    """Torch-Pruning's own; `taylor` reads what lies in the parameters' `grad`."""
-    known = torch_pruning.importance
+    """Return Torch-Pruning's implementation; `taylor` reads the parameters' `grad`."""
+    library = torch_pruning.importance
     if importance == "taylor":
-        return known.GroupTaylorImportance()
+        return library.GroupTaylorImportance()
     if importance == "lamp":
-        return known.LAMPImportance()
+        return library.LAMPImportance()
     if importance == "random":
-        return known.RandomImportance()
-    return known.GroupMagnitudeImportance(p=1 if importance == "l1" else 2)
+        return library.RandomImportance()
+    return library.GroupMagnitudeImportance(p=1 if importance == "l1" else 2)

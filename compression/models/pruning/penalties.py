@@ -1,14 +1,14 @@
-"""Terms to add to a loss, so that training drives weights, or whole channels, to zero before they are pruned.
+"""Penalties: terms of a loss that drive weights, or whole channels, to zero before they are pruned.
 
 * `l1`: single weights. R. Tibshirani, "Regression Shrinkage and Selection via the Lasso", JRSS B 58(1), 1996;
   S. Han et al., "Learning both Weights and Connections for Efficient Neural Networks", NIPS 2015, section 3.1.
-* `GroupLasso`: a channel, neuron or head with all that hangs on it. M. Yuan, Y. Lin, "Model selection and estimation in
-  regression with grouped variables", JRSS B 68(1), 2006; W. Wen, C. Wu, Y. Wang, Y. Chen, H. Li, "Learning
-  Structured Sparsity in Deep Neural Networks", NIPS 2016, equation 3.
+* `GroupLasso`: a channel, neuron or head with everything that depends on it. M. Yuan, Y. Lin, "Model selection and
+  estimation in regression with grouped variables", JRSS B 68(1), 2006; W. Wen, C. Wu, Y. Wang, Y. Chen, H. Li,
+  "Learning Structured Sparsity in Deep Neural Networks", NIPS 2016, equation 3.
 
-Torch-Pruning's regularizing pruners (GroupNormPruner, GrowingRegPruner, BNScalePruner) are no terms of a loss: they
-write into the gradients of one model object, so no copy can be trained with them; and they are ridge penalties, or look
-at batch norms only.
+Torch-Pruning's regularizing pruners (GroupNormPruner, GrowingRegPruner, BNScalePruner) cannot be used as terms of a
+loss: they write into the gradients of one model object, so no copy can be trained with them; and they are ridge
+penalties, or apply to batch norms only.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from torch.nn.modules.conv import _ConvNd
 from fedpress.compression.models.pruning import channel_groups
 
 Penalty = Callable[[nn.Module], Tensor]
-"""A term of the loss from the model in training; made for models of one architecture."""
+"""Maps the model in training to a term of the loss, a scalar; made for models of one architecture."""
 
 
 def l1(model: nn.Module) -> Tensor:
-    """The sum of the magnitudes of all weights of two or more dimensions, a scalar.
+    """Return the sum of the magnitudes of all weights of two or more dimensions, a scalar.
 
     >>> layer = nn.Linear(2, 1)
     >>> _ = layer.weight.data.copy_(torch.tensor([[1.5, -2.0]]))
@@ -40,13 +40,13 @@ def l1(model: nn.Module) -> Tensor:
 
 
 class _Part(NamedTuple):
-    """The slices of one parameter that belong to the units of a group.
+    """Slices of one parameter that belong to the units of a group.
 
     Attributes:
-        name: Of the parameter.
-        axis: Of the channels.
-        channels: Of the axis, int64 (c,).
-        units: To which unit each of them belongs, int64 (c,).
+        name: Name of the parameter.
+        axis: Axis of the channels.
+        channels: Indices on that axis, int64 (c,).
+        units: Unit of each of them, int64 (c,).
     """
 
     name: str
@@ -56,7 +56,7 @@ class _Part(NamedTuple):
 
 
 class GroupLasso:
-    """The sum over units of sqrt(number of weights) * L2 norm of the unit, over all that can be pruned from a model.
+    """Group lasso: the sum of sqrt(number of weights) * L2 norm over all prunable units of a model.
 
     >>> model = nn.Sequential(nn.Linear(1, 2, bias=False), nn.ReLU(), nn.Linear(2, 1, bias=False))
     >>> penalty = GroupLasso(model, torch.zeros(1, 1))
@@ -66,8 +66,8 @@ class GroupLasso:
     7.0711
 
     Args:
-        model: Traced; the penalty is then for it, and for models of the same names and shapes.
-        example_input: A batch as the model is called with, (N, ...).
+        model: Model to trace; the penalty applies to all models with its names and shapes.
+        example_input: Batch of inputs, (N, ...).
     """
 
     def __init__(self, model: nn.Module, example_input: Tensor) -> None:
@@ -77,7 +77,7 @@ class GroupLasso:
         self._groups = [(len(group.units), _parts(group, names)) for group in groups]
 
     def __call__(self, model: nn.Module) -> Tensor:
-        """The penalty of a model, a scalar."""
+        """Return the penalty of a model, a scalar."""
         weights = dict(model.named_parameters())
         total = torch.zeros(())
         for count, parts in self._groups:
@@ -86,14 +86,14 @@ class GroupLasso:
                 rows = weights[part.name].movedim(part.axis, 0).flatten(1)[part.channels]
                 squares = squares.index_add(0, part.units, rows.square().sum(1))
                 sizes = sizes.index_add(0, part.units, torch.full((len(rows),), float(rows.shape[1])))
-            # The square root's slope is infinite at zero; a unit that is nothing already gets no gradient.
+            # The square root's slope is infinite at zero; a unit of zeros gets no gradient.
             norms = torch.where(squares > 0, squares.clamp_min(1e-30).sqrt(), 0)
             total = total + (sizes.sqrt() * norms).sum()
         return total
 
 
 def _parts(group: channel_groups.Group, names: dict[int, str]) -> list[_Part]:
-    """The weights of convolutions and linear layers in a group, and which of their channels belong to which unit."""
+    """Return the slices of convolutions' and linear layers' weights in a group, with their units."""
     unit_of = torch.empty(group.units.numel(), dtype=torch.int64)
     unit_of[group.units] = torch.arange(len(group.units))[:, None].expand_as(group.units)
     parts = []

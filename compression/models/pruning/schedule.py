@@ -1,15 +1,14 @@
-"""Pruning as a whole: schedules, and the watch on accuracy; what goes is chosen in `structural` and `weights`.
+"""Pruning schedules with fine-tuning between the steps, and a limit on the loss of accuracy.
 
-| schedule | what is left after part t of the way | |
+| schedule | fraction kept at progress t | |
 |---|---|---|
-| `one_shot` | everything at once, from the teacher | |
-| `iterative` | final^t: each step removes the same part of what is left, then trains | [1] |
-| `cubic` | 1 - removed_fraction * (1 - (1 - t)^3): fast while there is plenty, slow in the end | [2] |
-| `lottery` | as `iterative`, but training starts from early weights again, rewound | [3], [4] |
+| `one_shot` | everything is removed in one step, from the teacher | |
+| `iterative` | final^t: each step removes the same fraction of the rest, then trains | [1] |
+| `cubic` | 1 - removed_fraction * (1 - (1 - t)^3): fast at first, slow in the end | [2] |
+| `lottery` | as `iterative`, but training restarts from rewound early weights | [3], [4] |
 
-The accuracy cliff: with a `tolerance`, accuracy on validation data is watched after every step. A step that costs too
-much is undone and the next one is half as far; at the fourth that has to be undone, pruning stops there. The way,
-with what was undone, is returned as data.
+With a `tolerance`, accuracy on validation data is measured after every step. A step that costs more is undone and the
+stride is halved; at the fourth such step pruning stops. All steps, also those undone, are returned.
 
 [1] S. Han, J. Pool, J. Tran, W. Dally, "Learning both Weights and Connections for Efficient Neural Networks", NIPS
     2015, section 3.4.
@@ -42,19 +41,19 @@ from fedpress.compression.models.step import Materials, PruningStep, Student
 from fedpress.compression.models.task import Examples, Task, evaluate
 
 HALVINGS: Final = 3
-"""How often, in all, the step may be halved; where it would have to be once more, pruning stops."""
+"""Number of times that the stride may be halved before pruning stops."""
 SMALLEST: Final = 0.01
-"""The part of the parameters that `removed_fraction: auto` goes down to, if accuracy holds that far."""
+"""Fraction of the parameters at which `removed_fraction: auto` ends, if accuracy holds that far."""
 
 
 @dataclass(frozen=True)
 class Prune:
-    """Step: a part of the model's parameters is removed, and what is left learns the global model's answers on the way.
+    """Step: remove a fraction of the parameters, with distillation from the global model between the steps.
 
     Attributes:
-        removed_fraction: In (0, 1), or "auto": the largest within the settings' tolerance.
-        settings: What goes first, and in which steps.
-        distillation: How it learns between them, but for the epochs.
+        removed_fraction: Fraction of the parameters in (0, 1), or "auto": the largest within the settings' tolerance.
+        settings: Order of removal, and the schedule.
+        distillation: Distillation between the steps, apart from its epochs.
     """
 
     removed_fraction: float | Literal["auto"]
@@ -62,11 +61,24 @@ class Prune:
     distillation: Distillation = Distillation()
 
     def check(self, model: nn.Module, task: Task) -> None:
-        """Raise PruneError if the model cannot be traced."""
+        """Check that the model can be pruned.
+
+        Args:
+            model: Global model with any weights; untouched.
+            task: Task of the model.
+
+        Raises:
+            PruneError: The model cannot be traced.
+        """
         structural.keep_fraction(model, task.data().validation.inputs[:1], 1.0)
 
     def __call__(self, student: Student, materials: Materials) -> Student:
-        """Return the student pruned, with its masks if single weights are removed, and the curve of its accuracy."""
+        """Return the pruned student, with masks if single weights are removed, and the curve of its accuracy.
+
+        Args:
+            student: Student to prune.
+            materials: Models, data and seed.
+        """
         teacher, inputs, targets = materials.model, materials.inputs, materials.targets
         proxy = Examples(inputs, targets) if targets is not None else fine_tuning.answered(teacher, inputs)
         train = fine_tuning.distilling(teacher, inputs, self.distillation, targets)
@@ -87,12 +99,12 @@ class Prune:
 
 
 class PruningResult(NamedTuple):
-    """What is left of a model.
+    """Result of a pruning schedule.
 
     Attributes:
-        model: Smaller, or with zeros where `masks` say so.
-        masks: Of single weights; None where channels were removed.
-        steps: The curve of accuracy, with what was undone.
+        model: Smaller model, or one with zeros outside the masks.
+        masks: Masks of single weights, by parameter name; None where channels were removed.
+        steps: Figures of all steps, also of those undone.
     """
 
     model: nn.Module
@@ -101,26 +113,26 @@ class PruningResult(NamedTuple):
 
     @property
     def removed_fraction(self) -> float:
-        """The part of the parameters that was removed in the end."""
+        """Fraction of the parameters that was removed."""
         return 1 - next(step.kept for step in reversed(self.steps) if step.taken)
 
 
 def kept(schedule: str, removed_fraction: float | Literal["auto"], progress: float) -> float:
-    """The part of the parameters left after a part of the way.
+    """Return the fraction of the parameters kept at a point of the schedule.
 
     >>> [round(kept("cubic", 0.9, t / 3), 3) for t in range(4)]
     [1.0, 0.367, 0.133, 0.1]
 
     Args:
-        schedule: Of `Pruning`.
-        removed_fraction: In the end, in (0, 1), or "auto".
-        progress: In [0, 1].
+        schedule: Name of the schedule.
+        removed_fraction: Fraction removed in the end, in (0, 1), or "auto".
+        progress: Progress in [0, 1].
     """
     final = SMALLEST if removed_fraction == "auto" else 1 - removed_fraction
     if schedule == "cubic":
         return 1 - (1 - final) * (1 - (1 - progress) ** 3)
-    part: float = final**progress
-    return part
+    fraction: float = final**progress
+    return fraction
 
 
 def prune(
@@ -135,24 +147,24 @@ def prune(
     rewind: nn.Module | None = None,
     seed: int = 0,
 ) -> PruningResult:
-    """Return what is left of a model once a part of its parameters is removed: the same arguments give the same model.
+    """Return the model after removing a fraction of its parameters; equal arguments give equal models.
 
     Args:
-        teacher: A trained model; untouched.
-        removed_fraction: The part of the parameters that is removed, in (0, 1); "auto": the largest within the
-            settings' tolerance.
-        settings: What goes first, and in which steps.
-        task: Its loss gives the gradients for `taylor`, its `correct` the accuracy.
-        examples: For these gradients, with labels or a teacher's answers; the first is what models are traced with.
-        validation: Where accuracy is watched.
-        fine_tune: Trains between the steps, such as `fine_tuning.training` or `fine_tuning.distilling`.
-        rewind: For "lottery": the teacher as it was when its training began, or early on.
-        seed: Of the training, and of "random".
+        teacher: Trained model; untouched.
+        removed_fraction: Fraction of the parameters to remove, in (0, 1); "auto": the largest within the settings'
+            tolerance.
+        settings: Order of removal, and the schedule.
+        task: Task whose `loss` gives the gradients for `taylor`, and whose `correct` the accuracy.
+        examples: Examples for these gradients, with labels or a teacher's answers; models are traced with the first.
+        validation: Examples on which accuracy is measured.
+        fine_tune: Training between the steps, from `fine_tuning.training` or `fine_tuning.distilling`.
+        rewind: Teacher before its training, or early in it; for "lottery" alone.
+        seed: Seed of the training, and of the importance "random".
 
     Raises:
-        BudgetError: So much cannot be removed.
+        BudgetError: That fraction cannot be removed.
         PruneError: The model cannot be pruned.
-        ValueError: A lottery ticket without what to rewind to, or settings that cannot remove this part.
+        ValueError: "lottery" without early weights, or settings that cannot remove this fraction.
     """
     settings.check(removed_fraction)
     if (settings.schedule == "lottery") != (rewind is not None):
@@ -187,6 +199,8 @@ def prune(
 
 
 class _Run(NamedTuple):
+    """Arguments of `prune` that all steps share."""
+
     settings: Pruning
     task: Task
     examples: Examples
@@ -196,7 +210,7 @@ class _Run(NamedTuple):
     parameters: int
 
     def penalized(self, teacher: nn.Module) -> nn.Module:
-        """The teacher after training with the penalty, if there is one."""
+        """Return the teacher trained with the penalty; without a penalty, a copy."""
         if self.settings.penalty == "none":
             return copy.deepcopy(teacher)
         term: Penalty = penalties.l1
@@ -206,14 +220,16 @@ class _Run(NamedTuple):
         seed = seeds.derive("penalty", self.seed)
         return self.fine_tune(teacher, epochs=self.settings.penalty_epochs, seed=seed, penalty=weighted)
 
-    def step(self, model: nn.Module, within: Masks | None, part: float, attempt: int) -> tuple[nn.Module, Masks | None]:
-        """Prune the model until a part of the teacher's parameters is left, and train it."""
+    def step(
+        self, model: nn.Module, within: Masks | None, fraction: float, attempt: int
+    ) -> tuple[nn.Module, Masks | None]:
+        """Prune the model to a fraction of the teacher's parameters, and train it."""
         settings = self.settings
         gradients = None
         if settings.importance == "taylor":
             gradients = importance.gradients(model, self.task, self.examples)
         criterion = Criterion(settings.importance, settings.ranking, gradients, seeds.derive("random", self.seed))
-        count = round(part * self.parameters)
+        count = round(fraction * self.parameters)
         if settings.granularity == "channels":
             smaller = structural.prune_to(model, self.examples.inputs[:1], count, criterion=criterion)
             return self._trained(smaller, attempt), None

@@ -1,4 +1,4 @@
-"""How a model is pruned."""
+"""Settings of pruning."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Literal
 from fedpress.compression.settings import ADVANCED, STRICT, Field, Positive, Settings, dataclass
 
 Importance = Literal["l1", "l2", "taylor", "lamp", "random"]
-"""What a weight or a channel matters by (`importance`)."""
+"""Measures of importance of a weight or a channel (`importance`)."""
 Ranking = Literal["uniform", "global", "erk"]
-"""Among what the least important go first."""
+"""Scope within which the least important go first."""
 
 
 @dataclass(frozen=True, config=STRICT)
 class Pruning(Settings):
-    """What is removed of a model first, and in which steps.
+    """Order of removal, and the schedule.
 
     >>> Pruning(granularity="weights", ranking="erk", schedule="cubic", steps=4).importance
     'l2'
@@ -22,10 +22,10 @@ class Pruning(Settings):
     Traceback (most recent call last):
     ValueError: granularity '2:4' removes half the weights: got removed_fraction 0.9
 
-    For a budget of another kind than `removed_fraction` importance and ranking count, and the rest has no meaning.
+    For budgets other than `removed_fraction` only importance and ranking are used.
 
     Raises:
-        ValueError: Settings do not go together, or one is out of range.
+        ValueError: Settings contradict each other, or one is out of range.
     """
 
     importance: Importance = Field(
@@ -40,14 +40,14 @@ class Pruning(Settings):
     )
     granularity: Literal["channels", "weights", "2:4"] = Field(
         default="channels",
-        description="For removed_fraction: channels, with neurons and heads (the model is smaller); weights: single"
-        " ones (the model is sparse); 2:4: half of each block of four.",
+        description="For removed_fraction: channels, neurons and heads (a smaller model); single weights (a sparse"
+        " model); 2:4: half of each block of four.",
     )
     schedule: Literal["one_shot", "iterative", "cubic", "lottery"] = Field(
         default="one_shot",
         json_schema_extra=ADVANCED,
-        description="For removed_fraction: one_shot: at once; iterative: the same part of what is left in each step;"
-        " cubic: fast first; lottery: as iterative, but each step trains the weights of before round 1 again.",
+        description="For removed_fraction: one_shot: at once; iterative: the same fraction of the rest in each step;"
+        " cubic: fast at first; lottery: as iterative, but each step trains from the weights before round 1.",
     )
     steps: int = Field(
         default=1, ge=1, json_schema_extra=ADVANCED, description="For removed_fraction: steps of the schedule."
@@ -59,17 +59,16 @@ class Pruning(Settings):
         default=None,
         ge=0,
         lt=1,
-        description="For removed_fraction: how much accuracy on validation data a step may cost before it is undone,"
-        " 0.01 is a point; null: it is not watched.",
+        description="For removed_fraction: loss of accuracy on validation data beyond which a step is undone, 0.01 is a"
+        " point; null: no limit.",
     )
     penalty: Literal["none", "l1", "group_lasso"] = Field(
         default="none",
         json_schema_extra=ADVANCED,
-        description="For removed_fraction: what drives weights (l1) or channels (group_lasso) to zero before; none:"
-        " nothing.",
+        description="For removed_fraction: penalty that drives weights (l1) or channels (group_lasso) to zero before.",
     )
     penalty_weight: Positive = Field(
-        default=1e-4, json_schema_extra=ADVANCED, description="Weight of that term of the loss."
+        default=1e-4, json_schema_extra=ADVANCED, description="Weight of the penalty in the loss."
     )
     penalty_epochs: int = Field(
         default=5, ge=1, json_schema_extra=ADVANCED, description="Passes over the proxy data with the penalty."
@@ -94,10 +93,10 @@ class Pruning(Settings):
             )
 
     def check(self, removed_fraction: float | Literal["auto"]) -> None:
-        """Check that these settings can remove a part of the parameters.
+        """Check that these settings can remove a fraction of the parameters.
 
         Args:
-            removed_fraction: In (0, 1), or "auto": the largest within `tolerance`.
+            removed_fraction: Fraction in (0, 1), or "auto": the largest within `tolerance`.
 
         Raises:
             ValueError: They cannot.

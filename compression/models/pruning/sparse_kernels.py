@@ -1,8 +1,8 @@
-"""Does sparsity pay? Each layer of a sparse model is timed dense and sparse on this CPU, and keeps what is faster.
+"""Sparse execution: each layer of a sparse model is timed dense and sparse on this CPU, and the faster is kept.
 
-A linear layer is a product of its weights (outputs, inputs) with the inputs; a convolution is one too, of its weights
-(outputs, channels * kernel) with the patches of the image (im2col). Sparse, the weights are in compressed rows (CSR),
-torch's own. On a GPU, weights in blocks of 2:4 are multiplied by its tensor cores: `semi_structured`.
+A linear layer is a product of its weights (outputs, inputs) with the inputs, and a convolution one of its weights
+(outputs, channels * kernel) with the patches of the image (im2col). Sparse weights are in torch's compressed rows
+(CSR). On a GPU, tensor cores multiply weights in 2:4 blocks: `semi_structured`.
 """
 
 from __future__ import annotations
@@ -23,15 +23,19 @@ from fedpress.compression.models.pruning import weights
 from fedpress.compression.models.step import LayerTiming, Materials, Student
 
 TIMED_SECONDS = 0.05
-"""For how long each latency of a student is measured."""
+"""Duration of each measurement of a student's latency."""
 
 
 class SparseError(FedpressError, ValueError):
-    """The model's weights are not in the pattern that this way of execution needs."""
+    """The weights lack the pattern that this execution needs, or there is no GPU."""
 
 
 class SparseLinear(nn.Module):
-    """A linear layer whose weights are held in compressed rows; it is for execution, not for training."""
+    """Linear layer with weights in compressed rows, for inference only.
+
+    Args:
+        layer: Dense layer.
+    """
 
     def __init__(self, layer: nn.Linear) -> None:
         super().__init__()
@@ -40,14 +44,18 @@ class SparseLinear(nn.Module):
         self.bias = layer.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., inputs) to (..., outputs)."""
+        """Map (..., inputs) to (..., outputs)."""
         rows = x.reshape(-1, x.shape[-1])
-        answer = (self.weight @ rows.T).T
-        return (answer if self.bias is None else answer + self.bias).reshape(*x.shape[:-1], -1)
+        outputs = (self.weight @ rows.T).T
+        return (outputs if self.bias is None else outputs + self.bias).reshape(*x.shape[:-1], -1)
 
 
 class SparseConv2d(nn.Module):
-    """A convolution of one group and zero padding, as a product of weights in compressed rows with patches."""
+    """Convolution as a product of weights in compressed rows with patches.
+
+    Args:
+        layer: Dense convolution of one group, with zero padding.
+    """
 
     def __init__(self, layer: nn.Conv2d) -> None:
         super().__init__()
@@ -59,41 +67,41 @@ class SparseConv2d(nn.Module):
         self.padding, self.dilation = layer.padding, layer.dilation
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, channels, height, width) to (N, outputs, height', width')."""
+        """Map (N, channels, height, width) to (N, outputs, height', width')."""
         patches = functional.unfold(
             x, self.kernel_size, dilation=self.dilation, padding=self.padding, stride=self.stride
         )  # (N, channels * kernel, places)
         count, size, places = patches.shape
-        answer = self.weight @ patches.transpose(0, 1).reshape(size, count * places)
+        outputs = self.weight @ patches.transpose(0, 1).reshape(size, count * places)
         if self.bias is not None:
-            answer = answer + self.bias[:, None]
+            outputs = outputs + self.bias[:, None]
         height = _places(x.shape[2], self, 0)
-        return answer.reshape(-1, count, height, places // height).transpose(0, 1)
+        return outputs.reshape(-1, count, height, places // height).transpose(0, 1)
 
 
 def faster(
     model: nn.Module, example_input: Tensor, seconds: float = 0.2, sparse_below: float = 0.5
 ) -> tuple[nn.Module, list[LayerTiming]]:
-    """Return the model with each layer executed in the faster way, and the times; the given one is untouched.
+    """Return the model with each layer in its faster form, and the latencies.
 
-    The answers are the same up to the order of sums. Layers that are not timed stay as they are: of other kinds,
-    grouped convolutions, and those with more than `sparse_below` of their weights.
+    Outputs are equal up to the order of sums. Layers of other kinds, grouped convolutions and layers of a density above
+    `sparse_below` are not timed and stay dense.
 
     Args:
-        model: With zeros where weights were pruned.
-        example_input: A batch as the model will be called with: what pays depends on its size.
-        seconds: For how long each way is timed.
-        sparse_below: The highest density that is worth a try.
+        model: Model with zeros where weights were pruned; untouched.
+        example_input: Batch of inputs of the size in use, (N, ...), on which the gain depends.
+        seconds: Duration of each measurement.
+        sparse_below: Highest density at which sparse execution is tried.
     """
     executed = copy.deepcopy(model).cpu().eval()
     inputs = _inputs_of_layers(executed, example_input)
     timings = []
-    for name, (layer, given) in inputs.items():
+    for name, (layer, layer_inputs) in inputs.items():
         density = float((layer.weight != 0).float().mean())
         if density > sparse_below or not _can_be_sparse(layer):
             continue
         sparse = SparseLinear(layer) if isinstance(layer, nn.Linear) else SparseConv2d(layer)
-        dense_ms, sparse_ms = milliseconds(layer, given, seconds), milliseconds(sparse, given, seconds)
+        dense_ms, sparse_ms = milliseconds(layer, layer_inputs, seconds), milliseconds(sparse, layer_inputs, seconds)
         chosen = "sparse" if sparse_ms < dense_ms else "dense"
         timings.append(LayerTiming(name, density, dense_ms, sparse_ms, chosen))
         if sparse_ms < dense_ms:
@@ -103,28 +111,39 @@ def faster(
 
 
 def time_layers(student: Student, materials: Materials) -> Student:
-    """Step: the layers of a sparse student are timed, sparse and dense; its model stays as it is."""
+    """Step: time the layers of a sparse student, sparse and dense; its model stays as it is.
+
+    Args:
+        student: Student with zeros where weights were pruned.
+        materials: Data.
+    """
     _, timings = faster(student.model, materials.example, TIMED_SECONDS)
     return replace(student.after("", student.model), timings=tuple(timings))
 
 
-def milliseconds(model: nn.Module, given: Tensor, seconds: float) -> float:
-    """What one call takes, without gradients and on one thread: the median over runs for so many seconds."""
+def milliseconds(model: nn.Module, inputs: Tensor, seconds: float) -> float:
+    """Return the median latency of a forward pass, without gradients and on one thread, in milliseconds.
+
+    Args:
+        model: Model or layer.
+        inputs: Batch of inputs, (N, ...).
+        seconds: Duration of the measurement.
+    """
     with torch.no_grad():
-        timer = benchmark.Timer("model(given)", globals={"model": model, "given": given}, num_threads=1)
+        timer = benchmark.Timer("model(inputs)", globals={"model": model, "inputs": inputs}, num_threads=1)
         return 1e3 * float(timer.blocked_autorange(min_run_time=seconds).median)
 
 
 def semi_structured(model: nn.Module) -> nn.Module:
-    """Return the model in half precision on the GPU, its linear layers multiplied as 2:4 blocks where sizes allow.
+    """Return the model in half precision on the GPU, its linear layers as 2:4 blocks where sizes allow.
 
-    torch takes weights whose rows and columns are multiples of 32 and 64; the other layers stay dense.
+    torch requires multiples of 32 rows and 64 columns; other layers stay dense.
 
     Args:
-        model: Pruned with `weights.semi_structured`; untouched.
+        model: Model pruned with `weights.semi_structured`; untouched.
 
     Raises:
-        SparseError: There is no GPU, or a linear layer of such a size is not in blocks of 2:4.
+        SparseError: There is no GPU, or a linear layer of such a size is not in 2:4 blocks.
     """
     if not torch.cuda.is_available():
         raise SparseError("2:4 blocks are multiplied by a CUDA GPU only, and there is none; on a CPU see `faster`")
@@ -146,7 +165,7 @@ def _compressed_rows(weight: Tensor) -> Tensor:
 
 
 def _inputs_of_layers(model: nn.Module, example: Tensor) -> dict[str, tuple[nn.Linear | nn.Conv2d, Tensor]]:
-    """What each linear layer and convolution is called with, by name, in the order of the pass."""
+    """Return each linear layer and convolution with its inputs, by name, in the order of execution."""
     inputs: dict[str, tuple[nn.Linear | nn.Conv2d, Tensor]] = {}
 
     def remember(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
@@ -177,6 +196,6 @@ def _can_be_sparse(layer: nn.Linear | nn.Conv2d) -> bool:
 
 
 def _places(size: int, layer: SparseConv2d, axis: int) -> int:
-    """How many places of the kernel fit along an axis of `size`; nn.Conv2d's own formula."""
+    """Return the number of positions of the kernel along an axis of `size`, by the formula of nn.Conv2d."""
     reach = layer.dilation[axis] * (layer.kernel_size[axis] - 1) + 1
     return (size + 2 * int(layer.padding[axis]) - reach) // layer.stride[axis] + 1

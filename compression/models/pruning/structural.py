@@ -1,9 +1,9 @@
-"""Structural pruning: channels, neurons, heads are really removed, and what is left is an ordinary smaller model.
+"""Structural pruning: removal of channels, neurons and heads, which leaves an ordinary smaller model.
 
-What hangs together is found by `groups`. By default every layer keeps the same fraction of its channels, and attention
-of its heads, those with the largest L2 norm over all that goes with them: H. Li, A. Kadav, I. Durdanovic, H. Samet,
-H. P. Graf, "Pruning Filters for Efficient ConvNets", ICLR 2017, with the norm of the whole group. Other orders:
-`importance`; a fraction for each layer: `layers_of`. The fraction is found by bisection so that the budget is met.
+`channel_groups` finds what must be removed together. By default every layer keeps the same fraction of its channels,
+and attention of its heads: those with the largest L2 norm of the whole group, after H. Li, A. Kadav, I. Durdanovic,
+H. Samet, H. P. Graf, "Pruning Filters for Efficient ConvNets", ICLR 2017. Other orders are in `importance`; fractions
+may differ by layer (`layers_of`). Bisection over the fraction meets a budget.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from fedpress.compression.errors import FedpressError
 from fedpress.compression.models import architecture
 from fedpress.compression.models.pruning import channel_groups, importance
 from fedpress.compression.models.pruning.importance import Criterion
+from fedpress.compression.models.reproducible import evaluating
 
 BISECTIONS = 12
-"""Halvings of the interval of kept fractions: one channel of 4,096."""
+"""Halvings of the interval of kept fractions, to one channel of 4,096."""
 
 
 class PruneError(FedpressError, ValueError):
@@ -36,40 +37,34 @@ class BudgetError(FedpressError, ValueError):
 
 
 def parameters_of(model: nn.Module) -> int:
-    """How many parameters a model has, tied ones once, buffers apart."""
+    """Return the number of parameters of a model, tied ones once, without buffers."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def flops_of(model: nn.Module, example_input: Tensor) -> int:
-    """Floating-point operations of one forward pass of one example, a multiplication and an addition counted as two.
+    """Return the floating-point operations of one forward pass of one example; a multiply-add counts as two.
 
-    Of matrix products, convolutions and attention, as torch's own counter has them; what is done element by element
-    (activations, norms, pooling) is not counted.
+    Matrix products, convolutions and attention are counted, by torch's own counter; element-wise operations
+    (activations, norms, pooling) are not.
 
     >>> flops_of(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.zeros(16, 4))
     96
 
     Args:
-        model: Run once, in evaluation mode; left as it is.
-        example_input: A batch as the model is called with, (N, ...); the first is taken.
+        model: The model; run once in evaluation mode, left as it is.
+        example_input: Batch of inputs, (N, ...), of which the first is used.
     """
     counter = flop_counter.FlopCounterMode(display=False, custom_mapping={torch.ops.aten.mkldnn_rnn_layer: _recurrent})
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        # The CPU's fused attention is unknown to the counter; unfused, it is matrix products.
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
-            model(example_input[:1])
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    # The CPU's fused attention is unknown to the counter; unfused, it is matrix products.
+    with evaluating(model), sdpa_kernel(SDPBackend.MATH), counter:
+        model(example_input[:1])
     return int(counter.get_total_flops())
 
 
 def _recurrent(
     inputs: tuple[int, ...], weight_ih: tuple[int, ...], weight_hh: tuple[int, ...], *_: Any, **__: Any
 ) -> int:
-    """FLOPs of one direction of one recurrent layer (oneDNN's fused kernel), from the shapes of its arguments."""
+    """Return the FLOPs of one direction of a recurrent layer (oneDNN's fused kernel), from its arguments' shapes."""
     return 2 * math.prod(inputs[:-1]) * (math.prod(weight_ih) + math.prod(weight_hh))
 
 
@@ -80,7 +75,7 @@ def prune_to(
     ignored: Collection[nn.Module] = (),
     criterion: Criterion = importance.DEFAULT,
 ) -> nn.Module:
-    """Return a smaller model with at most `parameters` parameters; the given one is untouched.
+    """Return the largest pruned version of a model with at most a number of parameters.
 
     >>> model = nn.Sequential(nn.Linear(4, 100), nn.ReLU(), nn.Linear(100, 2))
     >>> small = prune_to(model, torch.zeros(1, 4), 72)
@@ -88,15 +83,15 @@ def prune_to(
     (72, 10)
 
     Args:
-        model: Any model that autograd can trace; its output layers keep their size.
-        example_input: A batch as the model is called with, (N, ...).
-        parameters: The most that may be left.
+        model: Model that autograd can trace, whose output layers keep their size; untouched.
+        example_input: Batch of inputs, (N, ...).
+        parameters: Largest number of parameters.
         ignored: Layers of `model` whose own channels are kept.
-        criterion: What is removed first.
+        criterion: Order of removal.
 
     Raises:
         BudgetError: Even the smallest version has more parameters.
-        PruneError: The pruned model does not run, or answers in another shape.
+        PruneError: The pruned model does not run, or its outputs have another shape.
     """
     return prune_while(
         model,
@@ -116,12 +111,15 @@ def prune_while(
     ignored: Collection[nn.Module] = (),
     criterion: Criterion = importance.DEFAULT,
 ) -> nn.Module:
-    """Return the largest version of the model that fits, by bisection over the fraction of channels kept.
+    """Return the largest pruned version of a model that fits, by bisection over the fraction of channels kept.
 
     Args:
-        fits: Whether a model is within the budget; true of smaller models where it is true of larger ones.
-        budget: The budget in words, for the error.
-        model, example_input, ignored, criterion: As for `prune_to`.
+        model: Model that autograd can trace, whose output layers keep their size; untouched.
+        example_input: Batch of inputs, (N, ...).
+        fits: Whether a model is within the budget; monotonic: true for a model implies true for smaller ones.
+        budget: Description of the budget, for the error.
+        ignored: Layers of `model` whose own channels are kept.
+        criterion: Order of removal.
 
     Raises:
         BudgetError, PruneError: As for `prune_to`.
@@ -147,15 +145,17 @@ def prune_while(
 
 
 def layers_of(model: nn.Module, example_input: Tensor, ignored: Collection[nn.Module] = ()) -> dict[str, int]:
-    """Return the layers that can be made smaller, in the model's order, and how many channels or heads each has.
+    """Return the prunable layers by name, in the model's order, with their numbers of channels or heads.
 
-    Layers that must keep the same channels, such as both ends of a residual connection, are one: the first of them.
+    Layers that must keep the same channels, such as both ends of a residual connection, are represented by the first.
 
     >>> layers_of(nn.Sequential(nn.Linear(4, 100), nn.ReLU(), nn.Linear(100, 2)), torch.zeros(1, 4))
     {'0': 100}
 
     Args:
-        model, example_input, ignored: As for `prune_to`.
+        model: The model; untouched.
+        example_input: Batch of inputs, (N, ...).
+        ignored: Layers of `model` whose own channels are kept.
     """
     paths = _paths(model, ignored)
     copied = copy.deepcopy(model).cpu().eval()
@@ -172,22 +172,27 @@ def keep_fraction(
     ignored: Collection[nn.Module] = (),
     criterion: Criterion = importance.DEFAULT,
 ) -> nn.Module:
-    """Return a model that keeps `fraction` of the channels and attention heads of every layer, at least one each.
+    """Return a model that keeps a fraction of the channels and attention heads of every layer, at least one each.
 
     With a global ranking it is the fraction of all of them together.
 
     Args:
-        fraction: 0 <= fraction <= 1, of the channels (parameters fall by about its square); or one for each layer, by
-            its name in `layers_of`, where layers without one stay whole.
-        model, example_input, ignored, criterion: As for `prune_to`.
+        model: Model that autograd can trace, whose output layers keep their size; untouched.
+        example_input: Batch of inputs, (N, ...).
+        fraction: Fraction of the channels in [0, 1] (parameters fall by about its square); or a fraction for each
+            layer, by name as in `layers_of`, without which a layer stays whole.
+        ignored: Layers of `model` whose own channels are kept.
+        criterion: Order of removal.
 
     Raises:
-        PruneError: As for `prune_to`, or a fraction is for a layer that cannot be made smaller.
-        ValueError: The criterion is not one for channels, or it ranks across layers that have a fraction each.
+        PruneError: As for `prune_to`, or a fraction is given for a layer that cannot be pruned.
+        ValueError: The criterion is not defined for channels, or ranks across layers with a fraction each.
     """
     criterion.check()
     if criterion.ranking == "erk":
-        raise ValueError("ranking 'erk' gives densities of single weights, it is not defined for channels; see masks")
+        raise ValueError(
+            "ranking 'erk' gives densities of single weights, it is not defined for channels; see `weights`"
+        )
     if isinstance(fraction, Mapping) and criterion.ranking != "uniform":
         raise ValueError(
             f"ranking {criterion.ranking!r} decides itself what each layer keeps; give one fraction for all"
@@ -196,7 +201,7 @@ def keep_fraction(
     pruned = copy.deepcopy(model).cpu()
     modes = {module: module.training for module in pruned.modules()}
     example = example_input.detach().cpu()
-    pruned.eval()  # batch norm and dropout: the traced pass must not change or draw anything
+    pruned.eval()  # the traced pass must not update batch norms or draw dropout
     try:
         before = _output_shapes(pruned(example))
         gradients = criterion.gradients or {}
@@ -226,7 +231,7 @@ def _paths(model: nn.Module, layers: Collection[nn.Module]) -> set[str]:
 
 
 def _names(model: nn.Module, groups: list[channel_groups.Group]) -> list[str]:
-    """The layer that each group starts from."""
+    """Return the name of the root layer of each group."""
     paths = {module: path for path, module in model.named_modules()}
     return [paths[group.members[0].dep.target.module] for group in groups]
 
@@ -254,7 +259,7 @@ def _remove(
         dropped[ranked[: len(ranked) - round(fraction * len(ranked))]] = True
         counts = [int(part.sum()) for part in torch.split(dropped, [len(score) for score in scores])]
     else:
-        counts = [len(score) - round(part * len(score)) for part, score in zip(fractions, scores, strict=True)]
+        counts = [len(score) - round(kept * len(score)) for kept, score in zip(fractions, scores, strict=True)]
     for group, score, count in zip(groups, scores, counts, strict=True):
         channel_groups.remove(graph, group, score.argsort(stable=True)[: min(count, len(score) - 1)])
 

@@ -1,6 +1,6 @@
-"""Masks of single weights by importance: which are there; the others are zero and stay zero (`masks`).
+"""Masks of single weights by importance; weights outside a mask stay zero (`masks`).
 
-Law, a property test: a mask made `within` another has nothing that the other lacks.
+Law, a property test: a mask made `within` another is a subset of it.
 
 Densities by layer: U. Evci, T. Gale, J. Menick, P. S. Castro, E. Elsen, "Rigging the Lottery: Making All Tickets
 Winners", ICML 2020, section 3 (Erdős–Rényi kernels, ERK). Blocks of 2:4: A. Mishra et al., "Accelerating Sparse Deep
@@ -21,35 +21,40 @@ from fedpress.compression.models.pruning.importance import Criterion
 
 
 def dense(model: nn.Module) -> Masks:
-    """The mask that has everything."""
+    """Return the masks that keep every weight."""
     return {name: torch.ones(weight.shape, dtype=torch.bool) for name, weight in weights_of(model).items()}
 
 
 def density(masks: Mapping[str, Tensor]) -> float:
-    """The part of all covered weights that is there."""
+    """Return the fraction of all covered weights that is kept."""
     return sum(int(mask.sum()) for mask in masks.values()) / sum(mask.numel() for mask in masks.values())
 
 
 def densities(masks: Mapping[str, Tensor]) -> dict[str, float]:
-    """The part of each layer's weights that is there, by name."""
+    """Return the fraction of each layer's weights that is kept, by name."""
     return {name: float(mask.float().mean()) for name, mask in masks.items()}
 
 
 def parameters_left(model: nn.Module, masks: Mapping[str, Tensor]) -> int:
-    """How many parameters there are: those that the masks have, and those that they do not cover."""
+    """Return the number of parameters without those outside the masks.
+
+    Args:
+        model: The model.
+        masks: Masks of this model, by parameter name.
+    """
     whole = sum(parameter.numel() for parameter in model.parameters())
     return whole - sum(int((~mask).sum()) for mask in masks.values())
 
 
 def erk(shapes: Mapping[str, tuple[int, ...]], density: float) -> dict[str, float]:
-    """Erdős–Rényi-kernel densities by name, as `dynamic_sparsity.erk` has them.
+    """Return Erdős–Rényi-kernel densities by name (`dynamic_sparsity.erk`).
 
     >>> erk({"wide": (100, 100), "narrow": (10, 10)}, 0.2)
     {'wide': 0.192, 'narrow': 1.0}
 
     Args:
-        shapes: Of the weights, (outputs, inputs, kernel ...).
-        density: Of all of them together, in (0, 1].
+        shapes: Shapes of the weights by name, (outputs, inputs, kernel ...).
+        density: Density of all of them together, in (0, 1].
     """
     return dict(zip(shapes, dynamic_sparsity.erk(list(shapes.values()), density), strict=True))
 
@@ -57,7 +62,7 @@ def erk(shapes: Mapping[str, tuple[int, ...]], density: float) -> dict[str, floa
 def by_importance(
     model: nn.Module, density: float, criterion: Criterion = importance.DEFAULT, within: Masks | None = None
 ) -> Masks:
-    """The mask of the most important weights: `density` of them all, and at least one of every layer.
+    """Return the masks of the most important weights, at least one in every layer.
 
     >>> layer = nn.Linear(4, 1)
     >>> _ = layer.weight.data.copy_(torch.tensor([[0.1, -3.0, 2.0, 0.5]]))
@@ -65,14 +70,14 @@ def by_importance(
     tensor([[False,  True,  True, False]])
 
     Args:
-        model: Whose weights are ranked; untouched.
-        density: Of all covered weights together, in (0, 1].
-        criterion: By what importance, and among what: each layer, all layers, or each layer at its ERK density.
-        within: Only weights that are there in this mask; None: in any place.
+        model: Model whose weights are ranked; untouched.
+        density: Density of all covered weights together, in (0, 1].
+        criterion: Importance and ranking: within each layer, over all, or within each layer at its ERK density.
+        within: Masks to choose from; None: all weights.
 
     Raises:
         MaskError: `within` does not fit the model.
-        ValueError: The density or the criterion is not one.
+        ValueError: The density is out of range, or the criterion is incomplete.
     """
     if not 0 < density <= 1:
         raise ValueError(f"density must be in (0, 1], got {density}; is it the part removed instead of kept?")
@@ -93,10 +98,14 @@ def by_importance(
 
 
 def semi_structured(model: nn.Module, criterion: Criterion = importance.DEFAULT) -> Masks:
-    """The mask that keeps the two most important of every four neighboring inputs (2:4), as GPUs multiply fast.
+    """Return the masks that keep the two most important of every four neighboring inputs (2:4), which GPUs accelerate.
 
-    Neighbors are along the flattened inputs of each output; of the one to three that are left over at the end of a
-    row, two stay as well. What takes no part in a matrix product as (outputs, inputs) is not covered: see `weights_of`.
+    Neighbors are along the flattened inputs of each output; of the one to three remaining at the end of a row, up to
+    two are kept.
+
+    Args:
+        model: Model whose weights are ranked; untouched.
+        criterion: Importance.
     """
     masks = {}
     for name, score in importance.of_weights(weights_of(model), criterion).items():
@@ -109,13 +118,13 @@ def semi_structured(model: nn.Module, criterion: Criterion = importance.DEFAULT)
 
 
 def is_semi_structured(mask: Tensor) -> bool:
-    """Whether at most two of every four neighboring inputs of a mask (outputs, inputs, ...) are there."""
+    """Return whether a mask (outputs, inputs, ...) keeps at most two of every four neighboring inputs."""
     rows = mask.flatten(1)
     return bool((nn.functional.pad(rows, (0, -rows.shape[1] % 4)).reshape(len(rows), -1, 4).sum(2) <= 2).all())
 
 
 def _largest(scores: Tensor, count: int) -> Tensor:
-    """Where the `count` largest scores are, of equal ones the first; never where a score is minus infinity."""
+    """Return the mask of the `count` largest scores; ties by lowest position, and never scores of minus infinity."""
     flags = torch.zeros(scores.numel(), dtype=torch.bool)
     flags[scores.flatten().argsort(descending=True, stable=True)[:count]] = True
     return flags.reshape(scores.shape) & (scores > -math.inf)

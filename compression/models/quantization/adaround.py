@@ -1,10 +1,11 @@
-"""Rounding up or down, whichever keeps the layer's answers: M. Nagel et al., "Up or Down? Adaptive Rounding for
-Post-Training Quantization", ICML 2020.
+"""Adaptive rounding: each weight is rounded up or down so that the outputs of its layer stay close.
 
-Rounding each weight to the nearest is not best for the layer: its errors add up over the inputs. For one layer after
-the other, with the inputs that it gets once the layers before it are quantized, a soft choice h(V) in [0, 1] between
-the code below and the code above is trained so that the layer answers as the float layer does, and is pressed toward 0
-or 1 as training goes on (section 3.2, equations 21 to 25, without the activation function).
+M. Nagel et al., "Up or Down? Adaptive Rounding for Post-Training Quantization", ICML 2020.
+
+Rounding to nearest is not optimal for a layer, because its errors add up over the inputs. Layer by layer, with the
+inputs that arrive from the quantized layers before it, a soft choice h(V) in [0, 1] between the code below and the code
+above is trained to reproduce the outputs of the float layer, and is driven toward 0 or 1 as training proceeds
+(section 3.2, equations 21 to 25, without the activation function).
 
 Error bound, a property test: |weight - restored| <= scale, for weights of at most `levels(bits)` scales.
 """
@@ -29,16 +30,16 @@ from fedpress.compression.models.reproducible import reproducible
 
 STEPS = 1000
 PLACES = 512
-"""Answers of a layer in a step: an example has one for each place of a convolution's output."""
+"""Outputs of a layer in a step: an example has one for each place of a convolution's output."""
 MAX_BATCH = 64
 LEARNING_RATE = 1e-2
 REGULARIZATION = 0.01
 WARM_UP = 0.2
-"""Part of the steps before the choice is pressed toward up or down."""
+"""Fraction of the steps before the regularization sets in."""
 BETA = (20.0, 2.0)
-"""Of the regularization, from its first step to its last."""
+"""Exponent of the regularization, at its first step and at its last."""
 STRETCH = (-0.1, 1.1)
-"""h is a sigmoid stretched so far beyond 0 and 1 and cut off there, so that it reaches both."""
+"""Range of the sigmoid before h clips it to [0, 1], so that h reaches both ends."""
 MAX_INPUTS = 1024
 
 
@@ -50,14 +51,14 @@ def rounded(
     steps: int = STEPS,
     seed: int,
 ) -> dict[str, Quantized]:
-    """Return the tensors of convolutions and linear layers, rounded so that the layers' answers stay what they were.
+    """Return the weights of convolutions and linear layers by name, rounded so that the layers' outputs stay close.
 
     Args:
-        model: With its float weights; untouched.
-        nearest: The model rounded to nearest: its scales are taken, and its tensors of other layers.
-        inputs: What the model is called with, (N, ...); at most `MAX_INPUTS` are used.
-        steps: Of training, for each layer.
-        seed: Of the order of the inputs.
+        model: Model with float weights; untouched.
+        nearest: Tensors rounded to nearest, whose scales are used; those of other layers are used as they are.
+        inputs: Calibration inputs, (N, ...), of which at most `MAX_INPUTS` are used.
+        steps: Training steps for each layer.
+        seed: Seed of the order of the inputs.
     """
     with reproducible(seed) as generator:
         exact = copy.deepcopy(model).cpu().eval()
@@ -72,58 +73,67 @@ def rounded(
             layer, copied = exact.get_submodule(path), rough.get_submodule(path)
             if not isinstance(start, Quantized):  # tied to a tensor of another name
                 continue
-            wanted, given = _inputs(exact, layer, batches), _inputs(rough, copied, batches)
-            if not len(given) or len(given) != len(wanted):
+            exact_inputs, rough_inputs = _inputs(exact, layer, batches), _inputs(rough, copied, batches)
+            if not len(rough_inputs) or len(rough_inputs) != len(exact_inputs):
                 continue
             with torch.no_grad():
-                answers = torch.cat([layer(batch) for batch in torch.split(wanted, 256)])
-            quantized[name] = _best(layer, start, given, answers, steps, generator)
+                outputs = torch.cat([layer(batch) for batch in torch.split(exact_inputs, 256)])
+            quantized[name] = _best(layer, start, rough_inputs, outputs, steps, generator)
             with torch.no_grad():
                 copied.weight.copy_(torch.from_numpy(quantized_tensor.restore(quantized[name])))  # type: ignore[operator]
     return quantized
 
 
 def _inputs(model: nn.Module, layer: nn.Module, batches: tuple[Tensor, ...]) -> Tensor:
-    """What a layer is called with while the model answers `batches`; layers that are called in the order of modules
-    see what the ones before them make of it."""
-    seen: list[Tensor] = []
-    handle = layer.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].detach()))
+    """Return the inputs of a layer while the model runs on `batches`; empty where the layer is not called."""
+    recorded: list[Tensor] = []
+    handle = layer.register_forward_pre_hook(lambda _, arguments: recorded.append(arguments[0].detach()))
     try:
         with torch.no_grad():
             for batch in batches:
                 model(batch)
     finally:
         handle.remove()
-    return torch.cat(seen) if seen else torch.empty(0)
+    return torch.cat(recorded) if recorded else torch.empty(0)
 
 
 def _best(
-    layer: nn.Module, start: Quantized, inputs: Tensor, answers: Tensor, steps: int, generator: torch.Generator
+    layer: nn.Module, start: Quantized, inputs: Tensor, outputs: Tensor, steps: int, generator: torch.Generator
 ) -> Quantized:
+    """Return the layer's weight with the learned rounding.
+
+    Args:
+        layer: Float layer.
+        start: Its weight rounded to nearest, whose scales are kept.
+        inputs: Inputs of the layer from the quantized layers before it, (N, ...).
+        outputs: Outputs of the float layer on float inputs, (N, ...).
+        steps: Training steps.
+        generator: Generator of the batches.
+    """
     weight = layer.weight.detach().float().numpy()  # type: ignore[operator]
     scales = np.where(start.scales > 0, start.scales, 1)[..., None]
     exact = quantized_tensor.grouped(weight, start.group).astype(np.float64) / scales
-    most = quantized_tensor.levels(start.bits)
-    exact = exact.clip(-most, most)
+    largest = quantized_tensor.levels(start.bits)
+    exact = exact.clip(-largest, largest)
     below = torch.from_numpy(quantized_tensor.ungrouped(np.floor(exact), weight.shape)).float()
-    above = (below + 1).clamp(max=most)
-    part = torch.from_numpy(quantized_tensor.ungrouped(exact, weight.shape)).float() - below
-    zero = torch.from_numpy(weight == 0)  # stays zero
+    above = (below + 1).clamp(max=largest)
+    fraction = torch.from_numpy(quantized_tensor.ungrouped(exact, weight.shape)).float() - below
+    zero = torch.from_numpy(weight == 0)  # pruned weights stay zero
     step = torch.from_numpy(
         quantized_tensor.ungrouped(np.broadcast_to(scales, exact.shape).astype(np.float32), weight.shape).copy()
     )
     low, high = STRETCH
-    inner = (part - low) / (high - low)  # in (0, 1): h starts where the weight is
+    inner = (fraction - low) / (high - low)  # in (0, 1): h starts at the float weight
     choice = torch.log(inner / (1 - inner)).requires_grad_()
     optimizer = torch.optim.Adam([choice], LEARNING_RATE)
-    places = answers[0].numel() // len(weight)
+    places = outputs[0].numel() // len(weight)
     size = min(len(inputs), max(4, PLACES // max(1, places)), MAX_BATCH)
     for count in range(steps):
         batch = torch.randint(len(inputs), (size,), generator=generator)
         soft = (torch.sigmoid(choice) * (high - low) + low).clamp(0, 1)
         codes = torch.where(zero, 0.0, below + soft * (above - below))
-        answer = functional_call(layer, {"weight": codes * step}, (inputs[batch],))
-        error = (answer - answers[batch]).square()
+        output = functional_call(layer, {"weight": codes * step}, (inputs[batch],))
+        error = (output - outputs[batch]).square()
         loss = error.sum(dim=1 if isinstance(layer, _ConvNd) else -1).mean()
         done = (count / steps - WARM_UP) / (1 - WARM_UP)
         if done > 0:

@@ -1,19 +1,17 @@
-"""Training that knows of the quantization: weights are rounded in every forward pass, and stay zero where they are.
+"""Quantization-aware training: weights are rounded in every forward pass, and zeros stay zero.
 
-`prepare` puts the rounding on the weights themselves, as parametrizations, so that any training loop will do; `finish`
-takes it off again.
+`prepare` adds the rounding to the weights as parametrizations, so that any training loop will do; `finish` removes it.
 
     learner = quantization_aware.prepare(student, bits=4)
     learner = distill.distill(teacher, learner, inputs, seed=0)
-    weights = quantize.quantize(learner, Quantization(bits=4))      # by the scales that were learned
+    weights = quantize.quantize(learner, Quantization(bits=4))      # with the learned scales
 
-The rounding passes gradients on as if it were not there (straight-through estimator: Y. Bengio, N. Leonard,
-A. Courville, 2013; B. Jacob et al., "Quantization and Training of Neural Networks", CVPR 2018, section 3), and the
-step is learned too: S. Esser et al., "Learned Step Size Quantization", ICLR 2020, equations 1 to 3; its logarithm,
-since Adam's steps are of one size for all parameters: S. Jain et al., "Trained Quantization Thresholds", MLSys 2020,
-section 3.2.
+The gradient passes the rounding unchanged (straight-through estimator: Y. Bengio, N. Leonard, A. Courville, 2013;
+B. Jacob et al., "Quantization and Training of Neural Networks", CVPR 2018, section 3), and the step size is learned:
+S. Esser et al., "Learned Step Size Quantization", ICLR 2020, equations 1 to 3; as its logarithm, because Adam's steps
+have the same size for all parameters: S. Jain et al., "Trained Quantization Thresholds", MLSys 2020, section 3.2.
 
-Weights that are zero stay zero, so that a pruned student stays pruned.
+Weights that are zero stay zero, so a pruned student stays pruned.
 """
 
 from __future__ import annotations
@@ -38,18 +36,23 @@ from fedpress.compression.models.step import Materials, Student
 
 @dataclass(frozen=True)
 class QuantizationAware:
-    """Step: the student learns with its weights rounded as `quantize.Quantize` will, which then takes its scales.
+    """Step: distill the student with rounded weights; `quantize.Quantize` then uses the learned scales.
 
     Attributes:
-        settings: How they are rounded, and for how many epochs.
-        distillation: How it learns, but for the epochs.
+        settings: Quantization, and the number of epochs.
+        distillation: Distillation, apart from its epochs.
     """
 
     settings: Quantization
     distillation: Distillation = Distillation()
 
     def __call__(self, student: Student, materials: Materials) -> Student:
-        """Return the student whose model is prepared and trained; what it answers is judged once it is quantized."""
+        """Return the student with its model prepared and trained; it is evaluated after its quantization.
+
+        Args:
+            student: Student to train.
+            materials: Models, data and seed.
+        """
         learned = distill.distill(
             materials.teacher,
             prepare_for(student.model, self.settings),
@@ -62,11 +65,13 @@ class QuantizationAware:
 
 
 class FakeQuantization(nn.Module):
-    """weights (channels, ...) -> the same, rounded to codes times scales; zero where `mask` is.
+    """Parametrization that rounds weights (channels, ...) to codes times learned scales; zeros stay zero.
 
     Args:
-        weight: As it is now: its zeros stay, its scales are where learning them begins.
-        bits, group, search: As for `quantized_tensor.find_scales`.
+        weight: Initial weight, (channels, ...), which determines the zeros and the initial scales.
+        bits: Bits of a code.
+        group: Weights of a channel that share a scale; 0: all of them.
+        search: Whether initial scales minimize the squared error, as in `quantized_tensor.find_scales`.
     """
 
     mask: Tensor
@@ -79,7 +84,7 @@ class FakeQuantization(nn.Module):
         self.register_buffer("mask", weight.detach() != 0)
 
     def scales(self) -> Tensor:
-        """float32 (channels, groups): the learned ones, at the nearest power of 2^(1/16); gradients pass."""
+        """Return the learned scales at the nearest power of 2^(1/16), float32 (channels, groups); gradients pass."""
         rounded = torch.round(self.logarithms.detach() * quantized_tensor.FINENESS)
         exponents = rounded.long().clamp(quantized_tensor.MIN_EXPONENT, quantized_tensor.MAX_EXPONENT)
         exact = torch.from_numpy(quantized_tensor.powers(exponents.cpu().numpy())).to(self.logarithms.device)
@@ -87,6 +92,7 @@ class FakeQuantization(nn.Module):
         return exact + (smooth - smooth.detach())
 
     def forward(self, weight: Tensor) -> Tensor:
+        """Return the rounded weight, of its shape."""
         scales = self.scales()[..., None]
         rows = (weight * self.mask).flatten(1)
         length = rows.shape[1]
@@ -98,19 +104,21 @@ class FakeQuantization(nn.Module):
 
 
 def prepare(model: nn.Module, bits: int, group: int = 0, *, search: bool = True, sparsity: float = 0.0) -> nn.Module:
-    """Return a copy of the model whose weights are rounded whenever they are used.
+    """Return a copy of the model whose weights of two or more dimensions are rounded in every forward pass.
 
-    It trains as any model does, with the scales as further parameters. Weights of two and more dimensions are rounded.
+    The copy trains as any model does, with the scales as additional parameters.
 
     Args:
-        model: Untouched.
-        bits, group, search: As for `quantized_tensor.find_scales`: where learning the scales begins.
-        sparsity: Part of the weights that is set to zero first, as `sparsify` does.
+        model: The model; untouched.
+        bits: Bits of a code.
+        group: Weights of a channel that share a scale; 0: all of them.
+        search: Whether initial scales minimize the squared error, as in `quantized_tensor.find_scales`.
+        sparsity: Fraction of the weights to set to zero first, as `sparsify` does.
     """
     copied = copy.deepcopy(model)
     if sparsity:
         sparsify(copied, sparsity)
-    chains: dict[int, nn.Module] = {}  # by weight: what two layers share stays shared
+    chains: dict[int, nn.Module] = {}  # by weight: a weight of two layers stays shared
     for module, name, weight in list(_weights(copied)):
         parametrize.register_parametrization(module, name, FakeQuantization(weight, bits, group, search))
         parametrizations = module.parametrizations
@@ -120,20 +128,20 @@ def prepare(model: nn.Module, bits: int, group: int = 0, *, search: bool = True,
 
 
 def prepare_for(model: nn.Module, settings: Quantization) -> nn.Module:
-    """Return a copy of the model to train on, whose weights are rounded as `quantize.quantize` will with the settings.
+    """Return a copy of the model prepared for training, rounded as `quantize.quantize` does with these settings.
 
     Args:
-        model: Untouched.
-        settings: How.
+        model: The model; untouched.
+        settings: Quantization.
     """
     search = settings.scale == "least-squares"
     return prepare(model, settings.bits, settings.group_size, search=search, sparsity=settings.sparsity)
 
 
 def finish(model: nn.Module) -> tuple[nn.Module, dict[str, Scales]]:
-    """Return a plain copy of a model that was prepared, its weights rounded, and the scale of each group by name.
+    """Return a plain copy of a prepared model with rounded weights, and the scales by parameter name.
 
-    Of any other model, a copy and no scales.
+    For any other model, return a copy and no scales.
     """
     copied = copy.deepcopy(model)
     scales: dict[str, Scales] = {}
@@ -146,12 +154,12 @@ def finish(model: nn.Module) -> tuple[nn.Module, dict[str, Scales]]:
         plain = {}
         for name, chain in chains.items():
             rounding = chain[0]  # type: ignore[index]
-            assert isinstance(rounding, FakeQuantization), "a student is parametrized by `prepare` alone"
+            assert isinstance(rounding, FakeQuantization), "only `prepare` parametrizes students"
             weight = nn.Parameter(getattr(module, name).detach().clone())
             plain[name] = shared.setdefault(id(chain), weight)
             scales[f"{path}.{name}" if path else name] = rounding.scales().detach().cpu().numpy()
-        # As parametrize.remove_parametrizations does it, but for this module alone: copies share their class, and it
-        # would take the weight away from all of them.
+        # As parametrize.remove_parametrizations, but for this module alone: copies share their class, so that function
+        # would remove the weight from all of them.
         module.__class__ = type(module).__bases__[0]
         del module._modules["parametrizations"]
         module._parameters = {**plain, **module._parameters}
@@ -159,14 +167,14 @@ def finish(model: nn.Module) -> tuple[nn.Module, dict[str, Scales]]:
 
 
 def sparsify(model: nn.Module, sparsity: float) -> None:
-    """Set the weights of the smallest magnitude in the whole model to zero, in place.
+    """Set the smallest weights of the whole model to zero, in place: global magnitude pruning.
 
     S. Han, J. Pool, J. Tran, W. Dally, "Learning both Weights and Connections for Efficient Neural Networks", NeurIPS
     2015; one threshold for all layers.
 
     Args:
-        model: Its weights of two and more dimensions count, biases and norms do not.
-        sparsity: The part of them that will be zero, in [0, 1); those that are zero already count.
+        model: The model, whose weights of two or more dimensions are ranked.
+        sparsity: Fraction of them that will be zero, in [0, 1), those that are zero already included.
     """
     weights = list(dict.fromkeys(weight for _, _, weight in _weights(model)))
     magnitudes = torch.cat([weight.detach().abs().flatten() for weight in weights])
@@ -175,12 +183,12 @@ def sparsify(model: nn.Module, sparsity: float) -> None:
     kept = torch.ones(len(magnitudes), dtype=torch.bool)
     kept[smallest] = False
     with torch.no_grad():
-        for weight, part in zip(weights, torch.split(kept, [weight.numel() for weight in weights]), strict=True):
-            weight.mul_(part.reshape(weight.shape))
+        for weight, flags in zip(weights, torch.split(kept, [weight.numel() for weight in weights]), strict=True):
+            weight.mul_(flags.reshape(weight.shape))
 
 
 def _weights(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:
-    """What is quantized, once for each layer that uses it: that layer, the parameter's name in it, the parameter."""
+    """Yield module, name and parameter of each weight to quantize, once for each module that uses it."""
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.ndim > 1 and parameter.is_floating_point():

@@ -1,7 +1,7 @@
-"""A trained model's weights as small integers: `quantize`, and the step of a student that calls it.
+"""Quantization of a trained model's weights: `quantize`, and the step of a student that calls it.
 
-Tensors with one dimension (biases, norms, their statistics) are small and are not quantized; they are rounded to
-float16 where that costs no more than a two-thousandth of any of them. Integers stay what they are.
+Tensors of one dimension (biases, norms and their statistics) are small and are not quantized, but rounded to float16
+where no entry changes by more than a two-thousandth. Integers are unchanged.
 """
 
 from __future__ import annotations
@@ -24,16 +24,21 @@ from fedpress.compression.models.step import Materials, Student
 
 @dataclass(frozen=True)
 class Quantize:
-    """Step: the student's weights become small integers, and its model computes with what these stand for.
+    """Step: quantize the student's weights; its model then computes with the dequantized ones.
 
     Attributes:
-        settings: How.
+        settings: Quantization.
     """
 
     settings: Quantization = Quantization()
 
     def __call__(self, student: Student, materials: Materials) -> Student:
-        """Return the student with its tensors quantized."""
+        """Return the student with its tensors quantized.
+
+        Args:
+            student: Student after its distillation.
+            materials: Models, data and seed.
+        """
         tensors = quantize(student.model, self.settings, materials.inputs, seed=materials.seed)
         return replace(student.after("quantized", applied(student.model, tensors)), tensors=tensors)
 
@@ -41,7 +46,7 @@ class Quantize:
 def quantize(
     model: nn.Module, settings: Quantization = Quantization(), calibration: Tensor | None = None, *, seed: int = 0
 ) -> Tensors:
-    """The model's state dict with every float tensor of two or more dimensions quantized.
+    """Return the model's state dict with every float tensor of two or more dimensions quantized.
 
     >>> layer = nn.Linear(2, 1, bias=False)
     >>> _ = layer.weight.data.copy_(torch.tensor([[1.27, -0.5]]))
@@ -49,15 +54,15 @@ def quantize(
     array([[125, -49]], dtype=int8)
 
     Args:
-        model: Untouched. One that `quantization_aware.prepare` made is quantized by the scales that it learned.
-        settings: How.
-        calibration: Inputs that the layers' answers are kept on, (N, ...); adaround needs them.
-        seed: Of the order in which adaround sees them.
+        model: The model; untouched. One from `quantization_aware.prepare` is quantized with its learned scales.
+        settings: Quantization.
+        calibration: Calibration inputs for adaround, (N, ...).
+        seed: Seed of the order in which adaround sees them.
 
     Raises:
         NonFiniteError: A tensor holds NaN or infinity.
-        UnsupportedLayer: The state dict holds something that is no tensor.
-        ValueError: There are no calibration inputs, and adaround needs them.
+        UnsupportedLayer: The state dict holds something other than tensors.
+        ValueError: adaround is chosen, but there are no calibration inputs.
     """
     if settings.rounding == "adaround" and (calibration is None or not len(calibration)):
         raise ValueError("adaround needs calibration inputs, got none: does the task hold out a proxy part?")
@@ -72,8 +77,8 @@ def quantize(
         array = tensor.to("cpu", torch.float32).numpy().copy()
         if not np.isfinite(array).all():
             raise NonFiniteError(
-                f"{name!r} holds NaN or infinity: a student cannot be quantized; did its training diverge? Lower the"
-                " learning rate of the distillation"
+                f"{name!r} holds NaN or infinity and cannot be quantized: did the training diverge? Lower the learning"
+                " rate of the distillation"
             )
         if array.ndim < 2:
             quantized[name] = _halved(array)
@@ -89,19 +94,29 @@ def quantize(
 
 
 def applied(model: nn.Module, tensors: Tensors) -> nn.Module:
-    """A copy of the model with the dequantized tensors, to be evaluated; the given one is untouched."""
+    """Return a copy of the model with dequantized tensors, for evaluation.
+
+    Args:
+        model: The model; untouched.
+        tensors: Its tensors, as `quantize` returns them.
+    """
     copied, _ = quantization_aware.finish(model)
     architecture.fill(copied, quantized_tensor.dequantize(tensors))
     return copied
 
 
 def quantized_copy(model: nn.Module, settings: Quantization = Quantization()) -> nn.Module:
-    """The model as it is after quantization, to be evaluated; the given one is untouched."""
+    """Return the model as it is after quantization, for evaluation.
+
+    Args:
+        model: The model; untouched.
+        settings: Quantization.
+    """
     return applied(model, quantize(model, settings))
 
 
 def _halved(array: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Rounded to float16, still as float32; as it is where that would lose more than float16's own precision."""
+    """Return the array rounded to float16, as float32; unchanged where an entry is outside float16's normal range."""
     with np.errstate(over="ignore"):
         half = array.astype(np.float16).astype(np.float32)
     return half if (np.abs(half - array) <= np.abs(array) / 2**11).all() else copy.copy(array)

@@ -1,4 +1,4 @@
-"""How a student's weights are written."""
+"""Settings of the quantization of a student's weights."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from fedpress.compression.settings import ADVANCED, STRICT, Field, Settings, dat
 
 @dataclass(frozen=True, config=STRICT)
 class Quantization(Settings):
-    """The weights of a student as small integers.
+    """Quantization of a student's weights to small integers.
 
     Raises:
-        ValueError: Settings do not go together, or one is out of range.
+        ValueError: Settings contradict each other, or one is out of range.
     """
 
-    bits: int = Field(default=8, ge=2, le=8, description="Of each weight.")
+    bits: int = Field(default=8, ge=2, le=8, description="Bits of each weight.")
     group_size: int = Field(
         default=0,
         ge=0,
@@ -24,23 +24,23 @@ class Quantization(Settings):
     )
     rounding: Literal["nearest", "adaround"] = Field(
         default="nearest",
-        description="nearest; adaround: up or down, whichever keeps the layers' answers to the proxy data.",
+        description="nearest; adaround: up or down, learned so that layers keep their outputs on proxy data.",
     )
     scale: Literal["largest", "least-squares"] = Field(
         default="largest",
-        description="largest: the largest weight is the largest code; least-squares: large weights are cut off where"
-        " that makes the squared error smaller.",
+        description="largest: the largest weight gets the largest code; least-squares: large weights are clipped where"
+        " that lowers the squared error.",
     )
     sparsity: float = Field(
         default=0.0,
         ge=0,
         lt=1,
-        description="Part of the weights that is set to zero first: the smallest of the whole model.",
+        description="Fraction of the weights set to zero first: the smallest of the whole model.",
     )
     qat_epochs: int = Field(
-        default=0, ge=0, description="Quantization-aware training: epochs of distillation with the weights rounded."
+        default=0, ge=0, description="Epochs of quantization-aware training: distillation with rounded weights."
     )
-    onnx: bool = Field(default=False, description="Put an int8 ONNX file to run into the bundle, too.")
+    onnx: bool = Field(default=False, description="Include an int8 ONNX model in the bundle.")
 
     def __post_init__(self) -> None:
         if self.qat_epochs and self.rounding == "adaround":

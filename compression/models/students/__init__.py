@@ -1,7 +1,8 @@
-"""Students within a budget of bytes, parameters or latency, step by step.
+"""Students within a budget of parameters, bytes, FLOPs, memory or latency.
 
-`pipeline` makes one; `budgets` says what fits; `initial_student` is where it starts, with `widths` and `depth`;
-`search` looks for a better shape.
+Begin with `pipeline`: `standard` returns the usual list of steps and `run` makes the student. `budgets` measures costs;
+`initial_student` prunes a model to a budget, with `depth` for fewer blocks; `search` looks for the best architecture
+within it, with `widths` for all pruned versions of a model.
 """
 
 __all__ = ["budgets", "depth", "initial_student", "pipeline", "search", "settings", "widths"]

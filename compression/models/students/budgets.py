@@ -1,4 +1,4 @@
-"""The student for a budget: the teacher, pruned until it fits. It starts from the teacher's weights."""
+"""Costs of models in the units of budgets, and pruning a teacher until it fits."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from fedpress.compression.models.students.settings import UNITS, Budget
 
 
 def most(budget: Budget, teacher: nn.Module) -> float:
-    """The most that a student of this teacher may cost, in the budget's unit.
+    """Return the largest cost of a student of this teacher, in the budget's unit.
 
     Args:
-        budget: Of another kind than `removed_fraction`.
-        teacher: Whose parameters a fraction is of.
+        budget: Budget of a kind other than `removed_fraction`.
+        teacher: Teacher, of whose parameters a fraction is taken.
     """
     if isinstance(budget.parameters, float):
         return int(budget.parameters * structural.parameters_of(teacher))
@@ -27,13 +27,13 @@ def most(budget: Budget, teacher: nn.Module) -> float:
 def cost_of(
     model: nn.Module, example_input: Tensor, budget: Budget, quantization: Quantization = Quantization()
 ) -> float:
-    """What a model costs, in the budget's unit; of a bundle, the most that it can come to.
+    """Return the cost of a model in the budget's unit; of a bundle, the upper bound on its size.
 
     Args:
-        model: On the CPU.
-        example_input: A batch as the model is called with, (N, ...).
-        budget: Of another kind than `removed_fraction`.
-        quantization: For `bundle_bytes`: how the file's weights are written.
+        model: Model on the CPU.
+        example_input: Batch of inputs, (N, ...).
+        budget: Budget of a kind other than `removed_fraction`.
+        quantization: For `bundle_bytes`: quantization of the weights.
     """
     if budget.parameters is not None:
         return structural.parameters_of(model)
@@ -54,15 +54,15 @@ def student_of(
 ) -> nn.Module:
     """Return the largest pruned version of the teacher within the budget, not yet distilled.
 
-    A budget of bytes is met by the file without its entropy coding, whose length does not depend on the weights: the
-    file as it is served, after distillation, can only be shorter.
+    A budget of bytes is met by the file without entropy coding, whose length does not depend on the weights; the final
+    file can only be shorter.
 
     Args:
-        teacher: The model to prune; untouched.
-        example_input: A batch as the teacher is called with, (N, ...).
-        budget: What the student may cost.
-        criterion: What is removed first.
-        quantization: For `bundle_bytes`: how the file's weights are written.
+        teacher: Model to prune; untouched.
+        example_input: Batch of inputs, (N, ...).
+        budget: Budget of the student.
+        criterion: Order of removal.
+        quantization: For `bundle_bytes`: quantization of the weights.
 
     Raises:
         BudgetError: Even one channel in every layer is too much.

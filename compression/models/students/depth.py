@@ -1,11 +1,11 @@
-"""Fewer layers: every second block of a stack is dropped, and the student starts from those that are left.
+"""Fewer layers: a student that keeps every second block of its teacher, with its weights.
 
 V. Sanh, L. Debut, J. Chaumond, T. Wolf, "DistilBERT, a distilled version of BERT: smaller, faster, cheaper and
 lighter", EMC^2 workshop at NeurIPS 2019, section 2: the student takes one layer out of two of its teacher and is then
 distilled.
 
-What may be dropped is said by the model: the blocks of a `architecture.Stack`, each of which answers in the shape of
-its input. A receiver cuts a fresh model down from the shapes alone (`architecture.shrink`).
+A model declares its removable blocks by an `architecture.Stack`. A receiver cuts a fresh model down from the shapes
+alone (`architecture.shrink`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from fedpress.compression.models.architecture import Stack, UnsupportedLayer
 
 
 def depth_of(model: nn.Module) -> int:
-    """How many blocks the model's stacks have in all."""
+    """Return the number of blocks in all stacks of a model."""
     return sum(len(stack) for stack in _stacks(model))
 
 
@@ -33,8 +33,8 @@ def keep_every(model: nn.Module, step: int = 2) -> nn.Module:
     )
 
     Args:
-        model: Left as it is.
-        step: 2 halves the layers (rounded up); 1 keeps all.
+        model: The model; untouched.
+        step: Distance of the blocks kept: 2 halves the layers (rounded up), 1 keeps all.
 
     Raises:
         UnsupportedLayer: The model has no stack.
@@ -47,7 +47,7 @@ def keep_every(model: nn.Module, step: int = 2) -> nn.Module:
     if not stacks:
         raise UnsupportedLayer(
             f"a {type(model).__name__} has no architecture.Stack, so it is not known which of its layers may be"
-            " dropped: put blocks that answer in the shape of their input into one"
+            " dropped: put blocks whose outputs have the shape of their inputs into one"
         )
     for stack in stacks:
         stack.keep(list(stack)[::step])

@@ -1,7 +1,7 @@
-"""Where a student starts: the teacher itself, pruned, or a fresh model of another architecture; with fewer blocks.
+"""Initial students: the pruned teacher, optionally with fewer blocks, or a pruned fresh model of another architecture.
 
-A start keeps what it can of the teacher: the pruned teacher its weights, a stack with every second block dropped
-(`depth`) those of the blocks that are left, another architecture nothing.
+The pruned teacher inherits its remaining weights, also where blocks are dropped (`depth`); another architecture
+inherits nothing.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ class UnknownArchitecture(FedpressError, ValueError):
 
 @dataclass(frozen=True)
 class Start:
-    """Which model is pruned to the budget, in every layer alike.
+    """Model that is pruned to the budget, uniformly over its layers.
 
     Attributes:
-        architecture: One of the task's student architectures, made fresh; None: the teacher.
-        keep_every: Of each stack of blocks, one of so many is kept; 2 halves the layers, 1 keeps all.
+        architecture: One of the task's student architectures, with fresh weights; None: the teacher.
+        keep_every: Distance of the blocks kept in each stack; 2 halves the layers, 1 keeps all.
     """
 
     architecture: str | None = None
@@ -47,13 +47,13 @@ class Start:
 
 @dataclass(frozen=True)
 class PruneToBudget:
-    """Step: the largest version of a model that is within the budget, every layer pruned alike.
+    """Step: prune a model to its largest version within the budget.
 
     Attributes:
-        budget: What the student may cost, in another way than `removed_fraction`.
-        start: Which model is pruned.
-        pruning: What goes first: importance and ranking count.
-        quantization: For `bundle_bytes`: how the file's weights are written.
+        budget: Budget of a kind other than `removed_fraction`.
+        start: Model to prune.
+        pruning: Order of removal, of which importance and ranking are used.
+        quantization: For `bundle_bytes`: quantization of the weights.
     """
 
     budget: Budget
@@ -62,22 +62,32 @@ class PruneToBudget:
     quantization: Quantization = Quantization()
 
     def check(self, model: nn.Module, task: Task) -> None:
-        """Raise what `start_of` raises for the global model."""
+        """Check that the budget can be met, with the errors of `start_of`.
+
+        Args:
+            model: Global model with any weights; untouched.
+            task: Task of the model.
+        """
         self.pruned(model, task, seed=0)
 
     def pruned(self, model: nn.Module, task: Task, *, seed: int) -> nn.Module:
-        """Return a model within the budget, without regard to importance.
+        """Return a model within the budget, by the default order of removal.
 
         Args:
-            model: The global model.
-            task: Its task.
-            seed: Of the weights of a fresh one.
+            model: Global model; untouched.
+            task: Task of the model.
+            seed: Seed of fresh weights.
         """
         example = task.data().validation.inputs[:1]
         return start_of(task, model, example, self.budget, self.start, quantization=self.quantization, seed=seed)
 
     def __call__(self, student: Student, materials: Materials) -> Student:
-        """Return the student pruned, not yet distilled."""
+        """Return the pruned student, not yet distilled.
+
+        Args:
+            student: Student whose model is the teacher.
+            materials: Models, data and seed.
+        """
         model = start_of(
             materials.task,
             student.model,
@@ -92,12 +102,12 @@ class PruneToBudget:
 
 
 def criterion_of(pruning: Pruning, model: nn.Module, materials: Materials) -> Criterion:
-    """Return what is removed first of a model.
+    """Return the order of removal for a model.
 
     Args:
         pruning: Importance and ranking.
-        model: Whose gradients count, for `taylor`.
-        materials: What these gradients are of.
+        model: Model whose gradients are taken, for `taylor`.
+        materials: Task, data and teacher for these gradients.
     """
     gradients = None
     if pruning.importance == "taylor":
@@ -107,12 +117,12 @@ def criterion_of(pruning: Pruning, model: nn.Module, materials: Materials) -> Cr
 
 
 def smaller(pruning: Pruning, materials: Materials, parameters: int) -> nn.Module:
-    """Return the global model pruned to at most so many parameters, such as an assistant begins as.
+    """Return the global model pruned to a number of parameters, from which an assistant is trained.
 
     Args:
-        pruning: What goes first: importance and ranking.
-        materials: Whose model it is.
-        parameters: The most.
+        pruning: Order of removal, of which importance and ranking are used.
+        materials: Global model and data.
+        parameters: Largest number of parameters.
 
     Raises:
         BudgetError, PruneError: As for `structural.prune_to`.
@@ -124,8 +134,13 @@ def smaller(pruning: Pruning, materials: Materials, parameters: int) -> nn.Modul
 def fresh(task: Task, architecture: str, *, seed: int) -> nn.Module:
     """Return a fresh model of one of the task's student architectures.
 
+    Args:
+        task: Task that defines them.
+        architecture: Name of the architecture.
+        seed: Seed of its weights.
+
     Raises:
-        UnknownArchitecture: The task has no student of this name.
+        UnknownArchitecture: The task has no student architecture of this name.
     """
     known = task.students()
     if architecture not in known:
@@ -147,20 +162,20 @@ def start_of(
     *,
     seed: int,
 ) -> nn.Module:
-    """Return the largest model of the chosen kind within the budget, not yet distilled.
+    """Return the largest pruned version of a start within the budget, not yet distilled.
 
     Args:
-        task: Whose architectures there are.
-        teacher: Left as it is.
-        example_input: A batch as it is called with, (N, ...).
-        budget: What the student may cost; a fraction is of the teacher's parameters.
-        start: What is pruned.
-        criterion: What goes first, of the model that is pruned.
-        quantization: For `bundle_bytes`: how the file's weights are written.
-        seed: Of the weights of a fresh model.
+        task: Task that defines the student architectures.
+        teacher: Teacher; untouched.
+        example_input: Batch of inputs, (N, ...).
+        budget: Budget; a fraction is of the teacher's parameters.
+        start: Model to prune.
+        criterion: Maps the model to prune to its order of removal.
+        quantization: For `bundle_bytes`: quantization of the weights.
+        seed: Seed of the weights of a fresh model.
 
     Raises:
-        UnknownArchitecture: The task has no student of this name.
+        UnknownArchitecture: The task has no student architecture of this name.
         UnsupportedLayer: Blocks are to be dropped, but the model has no stack of them.
         BudgetError, PruneError: As for `budgets.student_of`.
     """

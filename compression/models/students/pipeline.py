@@ -1,10 +1,10 @@
-"""How a student is made of a model: a list of steps, each of which hands the student to the next.
+"""The pipeline that makes a student of a model: a list of steps, each of which returns the student for the next.
 
     teacher -> PruneToBudget -> Distill -> Quantize
 
 The order is that of J. Kim, S. Chang, N. Kwak, "PQK: Model Compression via Pruning, Quantization, and Knowledge
-Distillation", Interspeech 2021. A list may be any other: `standard` writes the one that settings ask for, and what it
-returns can be read, reordered and extended before it is given to `run`.
+Distillation", Interspeech 2021. Any other list will do: `standard` returns the one for given settings, which can be
+read, reordered and extended before it is passed to `run`.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ from fedpress.compression.models.task import Examples, Task
 
 
 class StudentEvaluator:
-    """Compares students with the model that they are made of, on the same examples; nothing is chosen by it.
+    """Evaluation of students against the model that they are made from, for reports; no choice depends on it.
 
     Args:
-        model: Asked once, whatever the number of students.
-        task: Whose rule says which answers are right.
-        examples: What accuracies are reported on.
+        model: Global model, evaluated once for all students.
+        task: Task whose `correct` judges answers.
+        examples: Labeled examples, (N, ...).
 
     Attributes:
-        teacher: The model itself, as the first stage.
+        teacher: Figures of the model itself, the first stage of every student.
     """
 
     def __init__(self, model: nn.Module, task: Task, examples: Examples) -> None:
@@ -59,12 +59,12 @@ class StudentEvaluator:
         self.teacher = self._stage("teacher", model, self._right, None)[0]
 
     def stage(self, name: str, student: nn.Module, mask: Masks | None = None) -> tuple[StageResult, Bias]:
-        """Return what a student is like after a step, and how it answers each class.
+        """Return the figures of a student after a step, and its accuracy by class.
 
         Args:
-            name: Of the step.
-            student: As the step left it.
-            mask: Of single weights that it has; None: all.
+            name: Name of the step.
+            student: Model that the step returned.
+            mask: Masks of its single weights, by parameter name; None: it is dense.
         """
         return self._stage(name, student, class_accuracy.judged(student, self._task, self._examples), mask)
 
@@ -81,18 +81,18 @@ class StudentEvaluator:
 
 
 def run(steps: Sequence[Step], student: Student, materials: Materials, evaluator: StudentEvaluator) -> Student:
-    """Return the student after all steps, and what each did to it; the same arguments give the same weights.
+    """Return the student after all steps, with their records; equal arguments give equal weights.
 
     Args:
-        steps: In their order.
-        student: What the first one begins with; its stages, if it has none, begin with the teacher.
-        materials: What it is made with.
-        evaluator: Judges it after each step that names itself.
+        steps: Steps in their order.
+        student: Student before the first step.
+        materials: Models, data and seed.
+        evaluator: Evaluation after each step that is recorded.
 
     Raises:
-        BudgetError: A budget cannot be met, or so much cannot be removed.
+        BudgetError: A budget cannot be met, or a fraction cannot be removed.
         PruneError: The model cannot be pruned.
-        NonFiniteError: The student diverged.
+        NonFiniteError: The training diverged.
         TeacherError, UnknownArchitecture, UnsupportedLayer, ValueError: Settings do not fit the task.
     """
     student = _recorded(student, evaluator)
@@ -110,12 +110,12 @@ def _recorded(student: Student, evaluator: StudentEvaluator) -> Student:
 
 
 def check(steps: Sequence[Step], model: nn.Module, task: Task) -> None:
-    """Find out before the first round what the steps would raise after the last.
+    """Raise before the first round the errors that the steps would raise after the last.
 
     Args:
-        steps: Those that are `CheckedStep`s are asked.
-        model: The global model, with any weights; untouched.
-        task: Its task.
+        steps: Steps, of which the `CheckedStep`s are checked.
+        model: Global model with any weights; untouched.
+        task: Task of the model.
 
     Raises:
         BudgetError, PruneError, UnknownArchitecture, UnsupportedLayer: As of `run`.
@@ -136,12 +136,12 @@ def initial(
     """Return the step that makes a model small enough for a budget.
 
     Args:
-        budget: Of `removed_fraction`: the model is pruned as `pruning` says; of another kind: until it is within it.
-        start: Which model is pruned to it.
-        search: How the best one within it is searched for; None: `start` is pruned alike in every layer.
-        pruning: What goes first, and in which steps.
-        distillation: How models learn on the way.
-        quantization: How the student's weights will be written.
+        budget: Budget; of the kind `removed_fraction`, the model is pruned on the schedule of `pruning`.
+        start: Model to prune, without a search.
+        search: Search for the best architecture; None: `start` is pruned uniformly.
+        pruning: Order of removal, and the schedule.
+        distillation: Distillation between pruning steps, and of a search's finalists.
+        quantization: Later quantization of the weights, for budgets of bytes.
     """
     if budget.removed_fraction is not None:
         return Prune(budget.removed_fraction, pruning, distillation)
@@ -153,12 +153,12 @@ def initial(
 def learning(
     distillation: Distillation = Distillation(), assistants: Assistants | None = None, pruning: Pruning = Pruning()
 ) -> Step:
-    """Return the step in which the student learns.
+    """Return the step that distills the student.
 
     Args:
-        distillation: How.
-        assistants: When there are models between teacher and student; None: never.
-        pruning: What goes first where these are pruned.
+        distillation: Loss and training.
+        assistants: Teacher assistants; None: none.
+        pruning: Order of removal where the assistants are pruned.
     """
     if assistants is None:
         return Distill(distillation)
@@ -168,11 +168,11 @@ def learning(
 def writing(
     quantization: Quantization = Quantization(), distillation: Distillation = Distillation()
 ) -> tuple[Step, ...]:
-    """Return the steps after which the student's weights are small integers.
+    """Return the steps that quantize the student.
 
     Args:
-        quantization: How they are written, and for how many epochs the student learns so before.
-        distillation: How it learns then.
+        quantization: Quantization, and the epochs of quantization-aware training before it.
+        distillation: Distillation in these epochs.
     """
     aware = (QuantizationAware(quantization, distillation),) if quantization.qat_epochs else ()
     return (*aware, Quantize(quantization))
@@ -188,14 +188,19 @@ def standard(
     assistants: Assistants | None = None,
     quantization: Quantization = Quantization(),
 ) -> tuple[Step, ...]:
-    """Return the usual steps: `initial`, `learning`, `writing`, and the layers of a sparse student timed.
+    """Return the usual steps: `initial`, `learning`, `writing`, and for a sparse student the timing of its layers.
 
     >>> [type(step).__name__ for step in standard(Budget(parameters=0.1))]
     ['PruneToBudget', 'Distill', 'Quantize']
 
     Args:
-        budget: What the student may cost.
-        start, search, pruning, distillation, assistants, quantization: As for those.
+        budget: Budget of the student.
+        start: Model to prune, without a search.
+        search: Search for the best architecture; None: `start` is pruned uniformly.
+        pruning: Order of removal, and the schedule.
+        distillation: Loss and training.
+        assistants: Teacher assistants; None: none.
+        quantization: Quantization of the weights.
     """
     single_weights = budget.removed_fraction is not None and pruning.granularity != "channels"
     return (
@@ -215,26 +220,26 @@ def inputs_for(
     trained: nn.Module | None = None,
     seed: int,
 ) -> tuple[Tensor, Tensor | None]:
-    """Return what a student learns on: inputs (N, ...), and their labels as far as it may see them.
+    """Return the inputs that a student learns on, (N, ...), and their labels as far as it may see them.
 
     Args:
-        steps: Of the student, for inputs to be made on which one of its size differs from the model.
-        model: The global model.
-        task: Whose proxy data these are.
-        data: What else, or what in their place.
-        trained: A student that has learned already, in place of one of its size.
-        seed: Of all that is drawn.
+        steps: Steps of the student, which determine its size for data-free inputs with `disagreement`.
+        model: Global model.
+        task: Task that holds out the proxy data.
+        data: Additions to the proxy data, or their replacement.
+        trained: Trained student for `disagreement`; None: an untrained one of the student's size.
+        seed: Seed of all random choices.
 
     Raises:
-        DataFreeError: No inputs can be made from the model.
+        DataFreeError: No inputs can be synthesized from the model.
         ValueError: The proxy data are no sequences that could be continued.
     """
     if data.data_free:
         shape = tuple(task.data().validation.inputs.shape[1:])
-        against = None
+        opponent = None
         if data.data_free.disagreement:
-            against = trained if trained is not None else _of_its_size(steps, model, task, seed)
-        return data_free.synthesize(model, shape, data.data_free, student=against, seed=seed), None
+            opponent = trained if trained is not None else _untrained(steps, model, task, seed)
+        return data_free.synthesize(model, shape, data.data_free, student=opponent, seed=seed), None
     proxy = task.data().proxy
     if data.continuations is None:
         return proxy.inputs, proxy.targets if data.labels else None
@@ -243,10 +248,11 @@ def inputs_for(
     return torch.cat([proxy.inputs, written.inputs]), torch.cat([visible, written.targets])
 
 
-def _of_its_size(steps: Sequence[Step], model: nn.Module, task: Task, seed: int) -> nn.Module:
+def _untrained(steps: Sequence[Step], model: nn.Module, task: Task, seed: int) -> nn.Module:
+    """Return a model of the student's size; the global model where the steps do not determine it."""
     for step in steps:
         if isinstance(step, SearchStudent):
-            return step.alike.pruned(model, task, seed=seed)
+            return step.uniform.pruned(model, task, seed=seed)
         if isinstance(step, PruneToBudget):
             return step.pruned(model, task, seed=seed)
     return model

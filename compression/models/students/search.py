@@ -1,18 +1,18 @@
-"""`student: auto`: the best student within a budget, out of many that differ in width by layer, in depth and in kind.
+"""Architecture search: the best student within a budget, among candidates of different widths, depths and kinds.
 
-1. Candidates. Each starts from one of several models (the teacher, the teacher with fewer blocks, architectures that
-   the task offers) and is pruned until it just fits, with widths drawn for each layer: the layer keeps f^e of its
-   channels, log e uniform, and f is found by bisection. The first of each start has all layers alike (e = 1).
-2. A score without training, of one batch; the best of each start are finalists, and so is the first (`SCORES`).
-3. Successive halving: all finalists are distilled for a short while, the better half for twice as long, and so on. What
-   is better is said by accuracy on validation data, and between equals by loss; the test part is not read.
+1. Candidates: each starts from one of several models (the teacher, the teacher with fewer blocks, architectures of the
+   task) and is pruned until it just fits, with random widths: a layer keeps f^e of its channels, log e uniform, and f
+   is found by bisection. The first candidate of each start is uniform (e = 1).
+2. A score without training, from one batch (`SCORES`): the best of each start are finalists, and so is the uniform one.
+3. Successive halving: all finalists are distilled for a short time, the better half for twice as long, and so on.
+   Accuracy on validation data decides, and loss breaks ties; the test part is not read.
 
-The outcome is an architecture with the weights that it starts from; its distillation is up to the caller.
+The result is an architecture with its initial weights; the caller distills it.
 
 Scores: J. Mellor, J. Turner, A. Storkey, E. Crowley, "Neural Architecture Search without Training", ICML 2021, section
 3 (`naswot`); M. Abdelfattah, A. Mehrotra, L. Dudziak, N. Lane, "Zero-Cost Proxies for Lightweight NAS", ICLR 2021,
-section 3.2 (`synflow`, `gradient_norm`). `agreement` is for students that inherit weights: what pruning has left of the
-teacher's answers. Which one says most is measured: docs/results/students.md.
+section 3.2 (`synflow`, `gradient_norm`). `agreement` is for students that inherit weights: the agreement of the pruned
+model with the teacher. Their correlations with final accuracy are measured in docs/results/students.md.
 
 Halving: K. Jamieson, A. Talwalkar, "Non-stochastic Best Arm Identification and Hyperparameter Optimization", AISTATS
 2016, section 2.
@@ -35,6 +35,7 @@ from fedpress.compression.models.distillation import distill, loss
 from fedpress.compression.models.distillation.settings import Distillation
 from fedpress.compression.models.pruning import structural
 from fedpress.compression.models.quantization.settings import Quantization
+from fedpress.compression.models.reproducible import evaluating
 from fedpress.compression.models.step import CandidateResult, Materials, SearchProgress, Student, Teacher
 from fedpress.compression.models.students import budgets, depth, widths
 from fedpress.compression.models.students.initial_student import PruneToBudget, fresh
@@ -42,20 +43,20 @@ from fedpress.compression.models.students.settings import Budget, Search
 from fedpress.compression.models.task import Task, evaluate
 
 PRUNED: Final = "pruned"
-"""The start that is the teacher itself."""
+"""Name of the start that is the teacher itself."""
 BATCH: Final = 64
-"""Proxy examples that a score sees."""
+"""Number of proxy examples of a score."""
 
 
 @dataclass(frozen=True)
 class SearchStudent:
-    """Step: the best student within the budget is searched for, and begins with the weights that it inherits.
+    """Step: search for the best student within the budget; it keeps the weights that it inherits.
 
     Attributes:
-        budget: What it may cost, in another way than `removed_fraction`.
-        settings: How long to look.
-        distillation: Of the student in the end; finalists get 1/finalists of its epochs at first.
-        quantization: For `bundle_bytes`: how the file's weights are written.
+        budget: Budget of a kind other than `removed_fraction`.
+        settings: Extent of the search.
+        distillation: Final distillation of the student; finalists first get 1/finalists of its epochs.
+        quantization: For `bundle_bytes`: quantization of the weights.
     """
 
     budget: Budget
@@ -64,16 +65,26 @@ class SearchStudent:
     quantization: Quantization = Quantization()
 
     def check(self, model: nn.Module, task: Task) -> None:
-        """Raise what pruning the global model to the budget raises."""
-        self.alike.check(model, task)
+        """Check that the budget can be met, with the errors of `PruneToBudget`.
+
+        Args:
+            model: Global model with any weights; untouched.
+            task: Task of the model.
+        """
+        self.uniform.check(model, task)
 
     @property
-    def alike(self) -> PruneToBudget:
-        """The step without a search: the model pruned alike in every layer."""
+    def uniform(self) -> PruneToBudget:
+        """The step without a search: uniform pruning of the global model."""
         return PruneToBudget(self.budget, quantization=self.quantization)
 
     def __call__(self, student: Student, materials: Materials) -> Student:
-        """Return the chosen student, not yet distilled, and the candidates."""
+        """Return the chosen student, not yet distilled, with the figures of all candidates.
+
+        Args:
+            student: Student whose model is the teacher.
+            materials: Teacher, data and seed.
+        """
         best = search(
             student.model,
             materials.task,
@@ -93,12 +104,12 @@ class SearchStudent:
 
 
 class SearchResult(NamedTuple):
-    """The student that a search chose.
+    """Result of a search.
 
     Attributes:
-        student: The chosen model, with the weights that its distillation starts from.
-        architecture: Of the task, whose it is; None: the teacher's, pruned.
-        candidates: All of them, finalists first, the chosen one at the head.
+        student: Chosen model with its initial weights.
+        architecture: Name of one of the task's student architectures; None: the pruned teacher.
+        candidates: Figures of all candidates: the chosen one, the other finalists, the rest.
     """
 
     student: nn.Module
@@ -109,17 +120,17 @@ class SearchResult(NamedTuple):
 def starts(model: nn.Module, task: Task, architectures: Sequence[str] = (), *, seed: int) -> dict[str, nn.Module]:
     """Return the models that students may be pruned from, by name.
 
-    The model itself; where it has blocks that may be dropped, the model with every second and with every third; and
-    fresh ones of the task's other architectures.
+    These are the model itself; where it has removable blocks, the model with every second and every third of them; and
+    fresh models of the task's student architectures.
 
     Args:
-        model: Untouched.
-        task: Whose architectures there are.
-        architectures: Which of them take part.
-        seed: Of their weights.
+        model: Global model; untouched.
+        task: Task that defines the student architectures.
+        architectures: Names of those that take part.
+        seed: Seed of their weights.
 
     Raises:
-        UnknownArchitecture: The task has no student of this name.
+        UnknownArchitecture: The task has no student architecture of a name.
     """
     models = {PRUNED: model}
     blocks = depth.depth_of(model)
@@ -143,38 +154,38 @@ def search(
     seed: int,
     progress: Callable[[SearchProgress], None] = lambda _: None,
 ) -> SearchResult:
-    """Look for the best student of a model within a budget; the same arguments find the same.
+    """Search for the best student of a model within a budget; equal arguments give equal results.
 
     Args:
-        model: What is pruned; untouched.
-        task: Whose validation data choose.
-        budget: What the student may cost; a fraction is of the model's parameters.
-        settings: How long to look.
-        distillation: Of the student in the end; finalists get 1/finalists of its epochs at first.
-        quantization: For `bundle_bytes`: how the file's weights are written.
-        teacher: Whose answers students learn; None: the model's.
-        inputs: What they learn on, (N, ...); None: the task's proxy data.
-        targets: Labels of that, if students may see them.
-        seed: Of widths, fresh weights and distillations.
-        progress: Is told before each piece of work.
+        model: Global model to prune; untouched.
+        task: Task whose validation data decide.
+        budget: Budget; a fraction is of the model's parameters.
+        settings: Extent of the search.
+        distillation: Final distillation of the student; finalists first get 1/finalists of its epochs.
+        quantization: For `bundle_bytes`: quantization of the weights.
+        teacher: Teacher of the finalists; None: the model.
+        inputs: Inputs that they learn on, (N, ...); None: the task's proxy data.
+        targets: Labels of these inputs, int64 (N,); None: the students see none.
+        seed: Seed of widths, fresh weights and distillations.
+        progress: Called before each unit of work.
 
     Raises:
-        BudgetError: Even the smallest version of each start is too much.
+        BudgetError: Even the smallest version of each start exceeds the budget.
         PruneError: A start cannot be pruned.
-        UnknownArchitecture: The task has no student of a name in the settings.
+        UnknownArchitecture: The task has no student architecture of a name in the settings.
     """
     splits, done = task.data(), settings.candidates
-    total = done + sum(count for count, _ in _rungs(settings.finalists, distillation.epochs))
+    total = done + sum(count for count, _ in halving_rungs(settings.finalists, distillation.epochs))
     inputs = splits.proxy.inputs if inputs is None else inputs
     pool = _pool(
         starts(model, task, settings.architectures, seed=seed), inputs[:BATCH], budget, settings, quantization, seed,
         lambda number: progress(_scoring(number, settings.candidates, total)),
     )  # fmt: skip
-    ranked = _finalists([candidate for candidate, _ in pool], settings.finalists)
+    ranked = choose_finalists([candidate for candidate, _ in pool], settings.finalists)
     finalists = [pool[index] for index in ranked]
     rest = [candidate for index, (candidate, _) in enumerate(pool) if index not in ranked]
     dropped: list[CandidateResult] = []
-    for count, length in _rungs(len(finalists), distillation.epochs):
+    for count, length in halving_rungs(len(finalists), distillation.epochs):
         judged: list[tuple[CandidateResult, nn.Module]] = []
         for number, (candidate, start) in enumerate(finalists):
             progress(SearchProgress(done, total, f"finalist {number + 1} of {count}, {length} epochs"))
@@ -186,8 +197,8 @@ def search(
                 targets=targets,
                 seed=seeds.derive("search", seed, str(candidate.widths), candidate.start, length),
             )
-            seen = evaluate(learner, task, splits.validation)
-            judged.append((replace(candidate, epochs=length, accuracy=seen.accuracy, loss=seen.loss), start))
+            figures = evaluate(learner, task, splits.validation)
+            judged.append((replace(candidate, epochs=length, accuracy=figures.accuracy, loss=figures.loss), start))
             done += 1
         judged.sort(key=lambda pair: (-(pair[0].accuracy or 0.0), pair[0].loss))
         finalists = judged[: max(1, count // 2)]
@@ -199,10 +210,15 @@ def search(
 
 
 def answers_of(model: nn.Module, batch: Tensor) -> Tensor:
-    """The model's answers in evaluation mode, without gradients."""
-    with torch.no_grad():
-        answers: Tensor = copy.deepcopy(model).eval()(batch)
-    return answers
+    """Return the outputs of a model in evaluation mode, without gradients.
+
+    Args:
+        model: The model; left as it is.
+        batch: Inputs (N, ...).
+    """
+    with evaluating(model):
+        outputs: Tensor = model(batch)
+    return outputs
 
 
 def _pool(
@@ -214,7 +230,7 @@ def _pool(
     seed: int,
     progress: Callable[[int], None],
 ) -> list[tuple[CandidateResult, nn.Module]]:
-    """Draw and score the candidates: those of one start together, the one with equal widths first; none twice."""
+    """Return the scored candidates without duplicates: those of one start together, the uniform one first."""
     pool: dict[str, tuple[CandidateResult, nn.Module]] = {}
     failure: structural.BudgetError | None = None
     whole = models[PRUNED]
@@ -231,7 +247,7 @@ def _pool(
             exponents = dict(zip(versions.layers, powers.tolist(), strict=True)) if index else None
             try:
                 kept = versions.largest(limit, exponents, quantization)
-            except structural.BudgetError as error:  # of this start, whatever the widths
+            except structural.BudgetError as error:  # at any widths of this start
                 failure = error
                 break
             if (key := f"{start} {kept}") in pool:
@@ -256,23 +272,33 @@ def _scoring(number: int, candidates: int, total: int) -> SearchProgress:
     return SearchProgress(min(number, candidates), total, f"candidate {number + 1} of {candidates}")
 
 
-def _finalists(candidates: list[CandidateResult], count: int) -> list[int]:
-    """The indices of the finalists: the starts take turns, each with its equal widths first and then by score."""
+def choose_finalists(candidates: list[CandidateResult], count: int) -> list[int]:
+    """Return the indices of the finalists: the starts take turns, each with its uniform candidate first, then by score.
+
+    Args:
+        candidates: Scored candidates.
+        count: Largest number of finalists.
+    """
     queues: dict[str, list[int]] = {}
     for index, candidate in enumerate(candidates):
         queues.setdefault(candidate.start, []).append(index)
     for queue in queues.values():
         queue.sort(key=lambda index: (not candidates[index].uniform, -candidates[index].score))
-    taken: list[int] = []
-    while len(taken) < min(count, len(candidates)):
+    chosen: list[int] = []
+    while len(chosen) < min(count, len(candidates)):
         for queue in queues.values():
-            if queue and len(taken) < count:
-                taken.append(queue.pop(0))
-    return taken
+            if queue and len(chosen) < count:
+                chosen.append(queue.pop(0))
+    return chosen
 
 
-def _rungs(count: int, epochs: int) -> list[tuple[int, int]]:
-    """How many are distilled and for how many epochs, rung by rung; the last has two, unless there is but one."""
+def halving_rungs(count: int, epochs: int) -> list[tuple[int, int]]:
+    """Return (models, epochs) of each rung of successive halving; the last rung has two models, unless `count` is 1.
+
+    Args:
+        count: Models in the first rung.
+        epochs: Of the student's final distillation; the first rung gets `epochs / count` of them.
+    """
     rungs, length = [], epochs / max(1, count)
     while count > 1:
         rungs.append((count, max(1, round(length))))
@@ -284,21 +310,32 @@ def _rungs(count: int, epochs: int) -> list[tuple[int, int]]:
 
 
 def naswot(model: nn.Module, batch: Tensor, answers: Tensor) -> float:
-    """log |det K|, K (N, N) the number of rectifiers that two examples switch alike: how well it tells them apart.
+    """Return log |det K|, K (N, N) the number of rectifiers in equal states for two examples.
 
-    A model without rectifiers gets minus infinity.
+    It is large where the examples are well separated; a model without rectifiers gets minus infinity.
+
+    Args:
+        model: Candidate; untouched.
+        batch: Inputs (N, ...).
+        answers: Logits of the teacher; not used.
     """
-    with torch.no_grad(), _Rectified() as seen:
-        copy.deepcopy(model).eval()(batch)
-    if not seen.codes:
+    with evaluating(model), _Rectified() as rectified:
+        model(batch)
+    if not rectified.codes:
         return -math.inf
-    codes = torch.cat([code.flatten(1) for code in seen.codes if len(code) == len(batch)], dim=1).double()
-    alike = codes @ codes.T + (1 - codes) @ (1 - codes).T
-    return float(torch.linalg.slogdet(alike).logabsdet)
+    codes = torch.cat([code.flatten(1) for code in rectified.codes if len(code) == len(batch)], dim=1).double()
+    kernel = codes @ codes.T + (1 - codes) @ (1 - codes).T
+    return float(torch.linalg.slogdet(kernel).logabsdet)
 
 
 def synflow(model: nn.Module, batch: Tensor, answers: Tensor) -> float:
-    """log of the sum of w * dR/dw over all weights, R the sum of the answers to ones, each weight its magnitude."""
+    """Return the log of the sum of |w| * dR/d|w| over all weights, R the summed outputs of magnitudes for ones.
+
+    Args:
+        model: Candidate; untouched.
+        batch: Inputs (N, ...), of which the shape is used, and the first where they are tokens.
+        answers: Logits of the teacher; not used.
+    """
     positive = copy.deepcopy(model).double().eval()
     for tensor in [*positive.parameters(), *(b for b in positive.buffers() if b.is_floating_point())]:
         tensor.data.abs_()
@@ -309,14 +346,26 @@ def synflow(model: nn.Module, batch: Tensor, answers: Tensor) -> float:
 
 
 def gradient_norm(model: nn.Module, batch: Tensor, answers: Tensor) -> float:
-    """L2 norm of the gradient of the distillation's loss over the batch."""
+    """Return the L2 norm of the gradient of the distillation's loss over the batch.
+
+    Args:
+        model: Candidate; untouched.
+        batch: Inputs (N, ...).
+        answers: Logits of the teacher, (N, classes).
+    """
     learner = copy.deepcopy(model).eval()
     torch.autograd.backward(loss.distillation_loss(learner(batch), answers, temperature=1.0))
     return math.sqrt(sum(float(p.grad.square().sum()) for p in learner.parameters() if p.grad is not None))
 
 
 def agreement(model: nn.Module, batch: Tensor, answers: Tensor) -> float:
-    """Minus the divergence from the teacher's answers."""
+    """Return the negative divergence from the teacher's answers.
+
+    Args:
+        model: Candidate; untouched.
+        batch: Inputs (N, ...).
+        answers: Logits of the teacher, (N, classes).
+    """
     return -float(loss.distillation_loss(answers_of(model, batch), answers, temperature=1.0))
 
 
@@ -326,11 +375,11 @@ SCORES: Final[Mapping[str, Callable[[nn.Module, Tensor, Tensor], float]]] = {
     "gradient_norm": gradient_norm,
     "agreement": agreement,
 }
-"""By name."""
+"""Scores by name."""
 
 
 class _Rectified(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notes which entries rectifiers let through, also those that are called as functions."""
+    """Record of the active entries of rectifiers, also of those called as functions."""
 
     KINDS = (
         torch.ops.aten.relu,
@@ -345,7 +394,7 @@ class _Rectified(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.codes: list[Tensor] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        answer = func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
         if func._overloadpacket in self.KINDS:
-            self.codes.append(answer > 0)
-        return answer
+            self.codes.append(result > 0)
+        return result

@@ -1,4 +1,4 @@
-"""What a student may cost, which model it begins as, and how the best one is searched for."""
+"""Settings of a student's budget, and of the search for the best student within it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ UNITS: Final = {
     "latency_ms": "ms a forward pass on the device measured",
     "removed_fraction": "of the parameters removed",
 }
-"""What a budget may be of, by its field, and the unit."""
+"""Kinds of budgets, by their fields, and their units."""
 
 
 def _count_or_fraction(given: Any) -> Any:
@@ -35,7 +35,7 @@ def _fraction_or_auto(given: Any) -> Any:
 
 @dataclass(frozen=True, config=STRICT)
 class Budget(Settings):
-    """What a student may cost, in one of six ways; a fraction is of its teacher's parameters.
+    """Budget of a student, of one of six kinds; a fraction is of its teacher's parameters.
 
     >>> Budget(parameters=0.25).kind
     'parameters'
@@ -49,26 +49,27 @@ class Budget(Settings):
     """
 
     parameters: Annotated[int | float | None, BeforeValidator(_count_or_fraction)] = Field(
-        default=None, description="Most parameters: a whole number, or a fraction of the global model's."
+        default=None, description="Largest number of parameters: a whole number, or a fraction of the global model's."
     )
-    bundle_bytes: int | None = Field(default=None, ge=1, description="Most bytes of the download file, all counted.")
-    flops: int | None = Field(default=None, ge=1, description="Most operations of one answer to one example.")
+    bundle_bytes: int | None = Field(default=None, ge=1, description="Largest size of the download file, in bytes.")
+    flops: int | None = Field(
+        default=None, ge=1, description="Most floating-point operations of a forward pass of one example."
+    )
     memory_bytes: int | None = Field(
         default=None,
         ge=1,
-        description="Most bytes that weights and activations take at run time, one example at a time.",
+        description="Most bytes of weights and activations at run time, one example at a time.",
     )
     removed_fraction: Annotated[float | Literal["auto"] | None, BeforeValidator(_fraction_or_auto)] = Field(
         default=None,
-        description="The part of the parameters that is removed, as `prune` says; auto: the largest within its"
-        " tolerance.",
+        description="Fraction of the parameters to remove, as in `prune`; auto: the largest within its tolerance.",
     )
     latency_ms: Positive | None = Field(
-        default=None, description="Most milliseconds that an answer is predicted to take on `device`."
+        default=None, description="Largest predicted latency of one example on `device`, in milliseconds."
     )
     device: Annotated[DeviceSpeed | None, BeforeValidator(measured)] = Field(
         default=None,
-        description="For latency_ms: the file that `fedpress probe SCENARIO --json FILE` wrote there, or its rates.",
+        description="For latency_ms: a file that `fedpress probe SCENARIO --json FILE` wrote on it, or its rates.",
     )
 
     def __post_init__(self) -> None:
@@ -80,40 +81,41 @@ class Budget(Settings):
 
     @property
     def kind(self) -> str:
-        """Which of `UNITS` it is of."""
+        """Kind of the budget, a key of `UNITS`."""
         return next(kind for kind in UNITS if getattr(self, kind) is not None)
 
 
 @dataclass(frozen=True, config=STRICT)
 class Search(Settings):
-    """How the best student within a budget is searched for.
+    """Search for the best student within a budget.
 
     Raises:
         ValueError: There are more finalists than candidates, or a value is out of range.
     """
 
     candidates: int = Field(
-        default=24, ge=1, description="Architectures that are scored without training, of all starts together."
+        default=24, ge=1, description="Architectures that are scored without training, over all starts."
     )
     finalists: int = Field(
         default=8,
         ge=1,
-        description="Those of them that are distilled for a while; validation data choose. It takes about"
+        description="Candidates that are distilled, by successive halving on validation data; it takes about"
         " log2(finalists) times as long as the distillation of one student.",
     )
     score: Literal["synflow", "naswot", "gradient_norm", "agreement"] = Field(
         default="synflow",
         json_schema_extra=ADVANCED,
-        description="What ranks the candidates: synflow, naswot, gradient_norm or agreement.",
+        description="Score that ranks the candidates.",
     )
     spread: float = Field(
         default=2.0,
         ge=1,
         json_schema_extra=ADVANCED,
-        description="How unlike the widths of layers may be: exponents between 1 / spread and spread; 1: all alike.",
+        description="Variation of widths between layers: exponents between 1 / spread and spread; 1: uniform.",
     )
     architectures: Annotated[tuple[str, ...], Field(strict=False)] = Field(
-        default=(), description="Of the task, such as mlp, that take part beside the global model."
+        default=(),
+        description="Student architectures of the task, such as mlp, that take part besides the global model.",
     )
 
     def __post_init__(self) -> None:

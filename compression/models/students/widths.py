@@ -1,8 +1,8 @@
-"""All the pruned versions of a model, by the width of each layer, without pruning each to see how large it is.
+"""All pruned versions of a model by the width of each layer, with their costs but without pruning each.
 
-The shapes of a pruned model are linear in the widths: each channel or head takes the same away from the shapes. So one
-pruning for each layer tells them all, and of the many widths that a search looks at, only those that it keeps are
-really pruned.
+The shapes of a pruned model are linear in the widths, because each channel or head of a layer reduces them by the same
+amount. One pruning for each layer therefore determines the shapes at all widths, and a search prunes only the versions
+that it keeps.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fedpress.compression.models.students.settings import UNITS, Budget
 
 
 class Widths:
-    """The versions of one model.
+    """The pruned versions of one model.
 
     >>> import torch
     >>> versions = Widths(nn.Sequential(nn.Linear(4, 100), nn.ReLU(), nn.Linear(100, 2)), torch.zeros(1, 4))
@@ -30,10 +30,10 @@ class Widths:
 
     Args:
         model: The model; untouched.
-        example_input: A batch as the model is called with, (N, ...).
+        example_input: Batch of inputs, (N, ...).
 
     Attributes:
-        layers: Those that can be made smaller, and how many channels or heads each has.
+        layers: Number of channels or heads of each prunable layer, by name.
 
     Raises:
         PruneError: The model cannot be pruned.
@@ -46,7 +46,7 @@ class Widths:
         self._units = {name: self._less_by_one(name) for name, most in self.layers.items() if most > 1}
 
     def _less_by_one(self, layer: str) -> dict[str, Shape]:
-        """What one channel of a layer takes away from the shapes that it is in."""
+        """Return the reduction of each affected tensor's shape by one channel of a layer."""
         most = self.layers[layer]
         smaller = architecture.shapes(structural.keep_fraction(self._model, self._example, {layer: (most - 1) / most}))
         differences = {
@@ -56,12 +56,17 @@ class Widths:
         return {name: difference for name, difference in differences.items() if any(difference)}
 
     def kept(self, fraction: float, exponents: Mapping[str, float] | None = None) -> dict[str, int]:
-        """The widths if each layer keeps the fraction to the power of its exponent, at least 1; without any, 1."""
+        """Return the widths where each layer keeps fraction^exponent of its channels, at least one.
+
+        Args:
+            fraction: In [0, 1].
+            exponents: Exponents by layer, 1 where there is none; None: 1 for all.
+        """
         powers = exponents or {}
         return {name: max(1, round(most * fraction ** powers.get(name, 1.0))) for name, most in self.layers.items()}
 
     def shapes(self, widths: Mapping[str, int]) -> dict[str, Shape]:
-        """The shape of every tensor at these widths; layers without one keep theirs."""
+        """Return the shape of every tensor at given widths; layers without one stay whole."""
         shapes = dict(self._shapes)
         for layer, width in widths.items():
             removed = self.layers[layer] - width
@@ -70,7 +75,7 @@ class Widths:
         return shapes
 
     def hollow(self, widths: Mapping[str, int]) -> nn.Module:
-        """A model of these widths whose weights are zeros: what it costs is what the pruned one costs."""
+        """Return a model of given widths with weights of zero, which has the costs of the pruned one."""
         model = copy.deepcopy(self._model).cpu()
         architecture.shrink(model, self.shapes(widths))
         for tensor in architecture.tensors(model).values():
@@ -78,7 +83,7 @@ class Widths:
         return model
 
     def pruned(self, widths: Mapping[str, int]) -> nn.Module:
-        """The model pruned to these widths, with the weights that are left."""
+        """Return the model pruned to given widths, with its remaining weights."""
         fractions = {name: width / self.layers[name] for name, width in widths.items()}
         return structural.keep_fraction(self._model, self._example, fractions)
 
@@ -88,15 +93,15 @@ class Widths:
         exponents: Mapping[str, float] | None = None,
         quantization: Quantization = Quantization(),
     ) -> dict[str, int]:
-        """The largest widths within a budget, in the proportion that the exponents give.
+        """Return the largest widths within a budget, in the proportion given by the exponents.
 
         Args:
-            budget: What the model may cost; a fraction of the parameters is of this model's own.
-            exponents: Above 0, by layer as in `layers`: those with a small one stay wide. None: all keep the same.
-            quantization: For `bundle_bytes`: how the file's weights are written.
+            budget: Budget; a fraction of the parameters is of this model's own.
+            exponents: Exponents above 0 by layer; a layer with a small one stays wide. None: 1 for all.
+            quantization: For `bundle_bytes`: quantization of the weights.
 
         Raises:
-            BudgetError: Even one channel in every layer is too much.
+            BudgetError: One channel in every layer exceeds the budget.
         """
         most = budgets.most(budget, self._model)
         known: dict[tuple[int, ...], bool] = {}

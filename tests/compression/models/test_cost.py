@@ -104,5 +104,5 @@ def test_latencies_that_say_nothing_are_refused() -> None:
         cost.fit([one, one], [1.0, 0.0])
     with pytest.raises(ValueError, match="greater than or equal to 0"):
         DeviceSpeed(-1.0, 1.0, 1.0, 1.0, 1.0)
-    with pytest.raises(ValueError, match="one of them above 0"):
+    with pytest.raises(ValueError, match="at least one above 0"):
         DeviceSpeed(0.0, 0.0, 0.0, 0.0, 0.0)

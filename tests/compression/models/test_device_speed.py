@@ -31,5 +31,5 @@ def test_what_is_no_path_is_handed_back() -> None:
 
 
 def test_a_device_that_takes_no_time_is_refused() -> None:
-    with pytest.raises(ValueError, match="one of them above 0"):
+    with pytest.raises(ValueError, match="at least one above 0"):
         DeviceSpeed(**dict.fromkeys(RATES, 0.0))

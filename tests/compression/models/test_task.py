@@ -135,8 +135,12 @@ def test_a_device_that_is_not_there_is_refused() -> None:
         evaluate(Rows().model(), Rows(), Rows().data().test, device="cuda")
 
 
-def test_good_splits_pass() -> None:
-    check_splits(Rows().data())
+def test_good_splits_pass_untouched() -> None:
+    splits, before = Rows().data(), Rows().data()
+    check_splits(splits)
+    assert all(
+        torch.equal(a, b) for part, old in zip(splits, before, strict=True) for a, b in zip(part, old, strict=True)
+    )
 
 
 @pytest.mark.parametrize(
@@ -156,8 +160,12 @@ def test_splits_that_do_not_fit_are_refused(spoil, message) -> None:
 
 
 @given(st.permutations(range(12)), st.lists(st.integers(0, 12), max_size=3))
-def test_parts_of_a_permutation_are_disjoint(order: list[int], cuts: list[int]) -> None:
-    disjoint(*np.split(np.array(order), sorted(cuts)))
+def test_parts_of_a_permutation_are_disjoint_and_no_index_can_be_added_twice(order: list[int], cuts: list[int]) -> None:
+    parts = np.split(np.array(order), sorted(cuts))
+    disjoint(*parts)
+    assert len(np.unique(np.concatenate(parts))) == sum(map(len, parts)) == 12  # what disjoint parts of a whole are
+    with pytest.raises(ValueError, match=f"share 1 example, the first is {order[0]}:"):
+        disjoint(*parts, np.array([order[0]]))
 
 
 @given(st.sets(st.integers(0, 50), min_size=1), st.data())

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fedpress.compression.encoders import encoder as encoders
 from fedpress.compression.errors import NonFiniteError
 from fedpress.compression.messages import records
-from fedpress.compression.models.bundles import writer
+from fedpress.compression.models.bundles import reader, writer
 from fedpress.compression.models.distillation import data_free
 from fedpress.compression.models.distillation.settings import RECIPES, Continuations, Distillation, LearningData
 from fedpress.compression.models.pruning import structural
@@ -86,7 +86,7 @@ def test_students_of_digits_are_small_good_and_reproducible(tmp_path: Path, teac
     float32_bytes = 4 * structural.parameters_of(teacher)
     for tier, student, most in zip(TIERS, students, (20_000, 10_000), strict=True):
         data = store.get(tier.name, 12)
-        opened = writer.open_bundle(data)
+        opened = reader.open_bundle(data)
         assert (student.tier, student.version, student.path) == (tier.name, 12, store.latest(tier.name).path)
         assert (student.bundle_bytes, student.sha256) == (len(data), hashlib.sha256(data).hexdigest())
         assert student.bundle_bytes <= min(float32_bytes / 20, most)
@@ -115,7 +115,7 @@ def test_a_student_that_is_searched_for_is_published_like_any_other(tmp_path: Pa
     chosen, *others = student.candidates
     assert chosen.chosen and chosen.parameters == student.parameters and others
     assert 0.75 * 60_000 < chosen.cost <= 60_000
-    rebuilt = writer.rebuild(writer.open_bundle(student.path.read_bytes()), Digits())
+    rebuilt = writer.rebuild(reader.open_bundle(student.path.read_bytes()), Digits())
     assert structural.flops_of(rebuilt, Digits().data().proxy.inputs) == chosen.cost
     assert {name for name, _ in told} == {"phone"} and len(told) > 3
 
@@ -175,7 +175,7 @@ def test_a_bundle_may_hold_a_file_to_run(tmp_path: Path, teacher: nn.Module) -> 
     onnx_run = pytest.importorskip("fedpress.compression.models.bundles.onnx_runtime")
     tier = tier_of("phone", Budget(parameters=0.05), onnx=True)
     (student,) = Publisher(Digits(), ModelStore(tmp_path), [tier]).publish(1, teacher)
-    opened = writer.open_bundle(student.path.read_bytes())
+    opened = reader.open_bundle(student.path.read_bytes())
     assert opened.onnx and student.bundle_bytes > len(opened.onnx)
     inputs = Digits().data().test.inputs
     run = onnx_run.runner(opened.onnx)(inputs.numpy()).argmax(axis=1)
@@ -224,7 +224,7 @@ def test_students_of_a_task_without_proxy_data(tmp_path: Path) -> None:
         publisher = Publisher(task, ModelStore(tmp_path / name), TIERS[:1], data)
         publisher.check(model)
         (student,) = publisher.publish(1, model)
-        assert writer.open_bundle(student.path.read_bytes()).manifest.parameters == student.parameters
+        assert reader.open_bundle(student.path.read_bytes()).manifest.parameters == student.parameters
 
 
 def test_inputs_that_cannot_be_made_are_found_by_the_check(tmp_path: Path, teacher: nn.Module) -> None:
@@ -241,7 +241,7 @@ def test_a_student_of_another_architecture_is_rebuilt_by_name(tmp_path: Path, te
     publisher = Publisher(Digits(), ModelStore(tmp_path), [tier])
     publisher.check(teacher)
     (student,) = publisher.publish(1, teacher)
-    opened = writer.open_bundle(student.path.read_bytes())
+    opened = reader.open_bundle(student.path.read_bytes())
     assert opened.manifest.architecture == "mlp" and student.parameters <= 0.02 * structural.parameters_of(teacher)
     rebuilt = writer.rebuild(opened, Digits())
     assert evaluate(rebuilt, Digits(), Digits().data().test).accuracy == student.quantized_accuracy
@@ -263,7 +263,7 @@ def test_a_student_with_half_the_layers_is_rebuilt_from_its_shapes(tmp_path: Pat
     model = task.model()
     tier = tier_of("watch", Budget(parameters=0.5), start=Start(keep_every=2))
     (student,) = Publisher(task, ModelStore(tmp_path), [tier]).publish(1, model)
-    rebuilt = writer.rebuild(writer.open_bundle(student.path.read_bytes()), task)
+    rebuilt = writer.rebuild(reader.open_bundle(student.path.read_bytes()), task)
     assert (depth.depth_of(rebuilt), depth.depth_of(model)) == (1, 2)
 
 
@@ -285,7 +285,7 @@ def test_students_of_a_task_of_sequences(tmp_path: Path) -> None:
         made += publisher.publish(1, model)
     assert made[0].sha256 != made[1].sha256
     for student in made:
-        rebuilt = writer.rebuild(writer.open_bundle(student.path.read_bytes()), task)
+        rebuilt = writer.rebuild(reader.open_bundle(student.path.read_bytes()), task)
         assert evaluate(rebuilt, task, task.data().test).accuracy == student.quantized_accuracy
     with pytest.raises(ValueError, match="prompt is 64, expected less than the 64 characters"):
         data = LearningData(continuations=Continuations(prompt=64))

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from fedpress.compression.ledger import Ledger
-from fedpress.compression.models.bundles import writer
+from fedpress.compression.models.bundles import reader, writer
 from fedpress.compression.models.distillation.settings import RECIPES, Continuations
 from fedpress.compression.models.students.initial_student import Start
 from fedpress.compression.wire import payloads
@@ -109,7 +109,7 @@ def test_a_run_leaves_every_figure_of_the_path_from_gradient_to_download(tmp_pat
         (received,) = folder.downloads.glob(f"client-*/{student.tier}-*.fpb")
         assert received.read_bytes() == published
         assert len(published) == student.bundle_bytes <= 4 * parameters / 20
-        rebuilt = writer.rebuild(writer.open_bundle(published), Digits())
+        rebuilt = writer.rebuild(reader.open_bundle(published), Digits())
         assert sum(p.numel() for p in rebuilt.parameters()) == student.parameters
         assert student.accuracy == student.quantized_accuracy
 
@@ -196,7 +196,7 @@ def test_a_federated_transformer_gives_students_of_half_its_layers_and_of_anothe
     assert phone.parameters <= 0.6 * 18_154 and watch.parameters <= 0.3 * 18_154
     for student in (phone, watch):  # a client has rebuilt what was published
         assert student.accuracy == student.quantized_accuracy
-    opened = writer.open_bundle(next((tmp_path / "run").rglob("bundles/phone/*.fpb")).read_bytes())
+    opened = reader.open_bundle(next((tmp_path / "run").rglob("bundles/phone/*.fpb")).read_bytes())
     assert sorted({name.split(".")[1] for name in opened.manifest.shapes if name.startswith("blocks.")}) == ["0"]
 
 

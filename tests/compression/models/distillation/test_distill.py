@@ -2,7 +2,6 @@
 
 import copy
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -35,6 +34,7 @@ def proxy() -> Tensor:
 
 
 SETTINGS = Distillation(epochs=10)
+FEW = Distillation(epochs=3)
 
 
 def states(*models: nn.Module) -> list[Tensor]:
@@ -224,11 +224,6 @@ def test_balance_brings_back_a_rare_class() -> None:
     assert min(found["reweight"], found["resample"]) > found["none"] + 0.3
 
 
-def test_exits_need_a_stage_before_the_last() -> None:
-    with pytest.raises(TeacherError, match="weights.early_exits needs a student of two stages or more, Linear has 0"):
-        distill(nn.Linear(5, 3), nn.Linear(5, 3), proxy(), Distillation(weights=LossWeights(early_exits=1.0)), seed=0)
-
-
 def test_noise_on_what_takes_none_is_refused() -> None:
     text = nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(8, 3))
     with pytest.raises(ValueError, match="noise is 0.1, but inputs of torch.int64 take none"):
@@ -245,22 +240,44 @@ def test_no_proxy_data_is_refused() -> None:
         distill(model(4, 0), model(4, 1), proxy()[:0], seed=0)
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"epochs": 0},
-        {"batch_size": 0},
-        {"learning_rate": 0.0},
-        {"temperature": -1.0},
-        {"weights": {"teacher": 0.0, "labels": 0.0}},
-        {"weights": {"features": -1.0}},
-        {"labeled": 0},
-        {"balance": "all"},
-        {"beta": 1.0},
-        {"decay": 0.0},
-        {"noise": -0.1},
-    ],
-)
-def test_settings_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=rf"^1 validation error for Distillation\n{next(iter(wrong))}"):
-        Distillation(**wrong)
+INPUTS = torch.randn(64, 5, generator=torch.Generator().manual_seed(1))
+
+
+TARGETS = torch.arange(64) % 3
+
+
+class Places(nn.Module):
+    """Answers each of `length` places of an input (N, 5) with logits, (N, length, 3)."""
+
+    def __init__(self, length: int, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.linear = nn.Linear(5, 3 * length)
+        self.length = length
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        logits: Tensor = self.linear(inputs).unflatten(1, (self.length, 3))
+        return logits
+
+
+class Flat(Places):
+    """The same without the axis of places."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        logits: Tensor = self.linear(inputs)
+        return logits
+
+
+@pytest.mark.parametrize("labels", [False, True])
+def test_sequences_of_one_place_are_the_plain_case(labels: bool) -> None:
+    targets = TARGETS if labels else None
+    plain = distill(Flat(1, 0), Flat(1, 1), INPUTS, FEW, targets=targets, seed=0)
+    places = None if targets is None else targets[:, None]
+    found = distill(Places(1, 0), Places(1, 1), INPUTS, FEW, targets=places, seed=0)
+    torch.testing.assert_close(list(found.parameters()), list(plain.parameters()))
+
+
+def test_what_is_for_one_label_an_example_is_refused() -> None:
+    for settings in (Distillation(weights=LossWeights(early_exits=1.0)), Distillation(balance="reweight")):
+        with pytest.raises(ValueError, match="the answers are sequences: both are for one label an example"):
+            distill(Places(2, 0), Places(2, 1), INPUTS, settings, seed=0)

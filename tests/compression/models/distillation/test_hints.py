@@ -144,5 +144,5 @@ def test_models_with_nothing_in_common_are_told(weights: LossWeights, message: s
 
 def test_an_ensemble_has_no_inside() -> None:
     ensemble = teachers.Ensemble(lambda: [made(4)])
-    with pytest.raises(TeacherError, match="look into one model, but the teacher is Ensemble"):
+    with pytest.raises(TeacherError, match="need the activations of one model, but the teacher is Ensemble"):
         distill(ensemble, made(2), images(), Distillation(epochs=1, weights=LossWeights(features=1.0)), seed=0)

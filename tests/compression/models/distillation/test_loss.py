@@ -7,7 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn import functional
 
+from fedpress.compression.models.distillation import teachers
 from fedpress.compression.models.distillation.loss import HIDDEN, distillation_loss, softened_divergence
 from fedpress.compression.models.distillation.settings import LossWeights
 
@@ -74,3 +76,20 @@ def test_gradients_keep_their_size_at_high_temperature(temperature: float) -> No
     centerd = (STUDENT - STUDENT.mean(1, keepdim=True)) - (TEACHER - TEACHER.mean(1, keepdim=True))
     assert student.grad is not None
     torch.testing.assert_close(student.grad, centerd.double() / 3 / 2, rtol=0.05, atol=0.01)
+
+
+def test_the_loss_is_the_mean_over_all_places() -> None:
+    student, teacher = (torch.randn(4, 6, 3, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    targets = torch.arange(24).reshape(4, 6) % 3
+    targets[0, :5] = HIDDEN
+    found = distillation_loss(
+        teachers.by_class(student),
+        teachers.by_class(teacher),
+        temperature=2.0,
+        targets=targets,
+        weights=LossWeights(1.0, 0.5),
+    )
+    rows = [part.flatten(0, 1) for part in (student, teacher)]
+    divergence = functional.kl_div(*((row / 2).log_softmax(1) for row in rows), reduction="batchmean", log_target=True)
+    expected = 4 * divergence + 0.5 * functional.cross_entropy(rows[0], targets.flatten(), ignore_index=HIDDEN)
+    torch.testing.assert_close(found, expected)

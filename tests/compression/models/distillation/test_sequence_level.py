@@ -81,20 +81,6 @@ def test_a_student_learns_the_distribution_at_every_place() -> None:
     assert 0.55 < after < 0.85 and 0.15 < later < 0.4  # 0.73 and 0.27 of the teacher
 
 
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ({"prompt": 0}, "prompt\n  Input should be greater than or equal to 1"),
-        ({"copies": 0}, "copies\n  Input should be greater than or equal to 1"),
-        ({"temperature": -1.0}, "temperature\n  Input should be greater than or equal to 0"),
-        ({"temperature": 0.0, "copies": 2}, "copies: got 2, but at temperature 0 all are the same"),
-    ],
-)
-def test_settings_out_of_range_are_refused(wrong: dict[str, float], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        Continuations(**wrong)  # type: ignore[arg-type]
-
-
 def test_what_cannot_be_continued_is_refused() -> None:
     with pytest.raises(ValueError, match=r"need labels \(N, L\), got torch.float32 \(4, 5\)"):
         continued(Counts(), torch.zeros(4, 5), Continuations(), seed=0)

@@ -2,7 +2,6 @@
 
 import math
 
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -66,9 +65,3 @@ def test_assistants_are_made_from_large_to_small_and_teach() -> None:
     chain = through(4.0, asked=asked)
     assert asked == teacher_assistants.sizes(579, 21, 4.0) and len(asked) == 2 and asked == sorted(asked, reverse=True)
     assert same(chain, through(4.0)) and not same(chain, through(4.0, dense=True)) and not same(chain, through(30.0))
-
-
-@pytest.mark.parametrize("factor", [1.0, 0.0, float("nan")])
-def test_a_factor_that_is_no_step_down_is_refused(factor: float) -> None:
-    with pytest.raises(ValueError, match="should be greater than 1|a finite number"):
-        Assistants(factor)

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from fedpress.compression.models.distillation import teachers
 from fedpress.compression.models.distillation.loss import distillation_loss
-from fedpress.compression.models.distillation.teachers import Combine, Ensemble, Single, TeacherError
+from fedpress.compression.models.distillation.settings import Combine
+from fedpress.compression.models.distillation.teachers import Ensemble, Single, TeacherError
 
 COMBINES: list[Combine] = ["logits", "probabilities", "entropy", "confidence"]
 

@@ -77,24 +77,6 @@ def test_nan_and_infinity_are_refused(bad: float, name: str) -> None:
         quantize.quantize(layer)
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"bits": 1}, "bits\n  Input should be greater than or equal to 2"),
-        ({"bits": 16}, "bits\n  Input should be less than or equal to 8"),
-        ({"group_size": -1}, "group_size\n  Input should be greater than or equal to 0"),
-        ({"rounding": "up"}, "rounding\n  Input should be 'nearest' or 'adaround'"),
-        ({"scale": "mse"}, "scale\n  Input should be 'largest' or 'least-squares'"),
-        ({"sparsity": 1.0}, "sparsity\n  Input should be less than 1"),
-        ({"qat_epochs": -1}, "qat_epochs\n  Input should be greater than or equal to 0"),
-        ({"qat_epochs": 3, "rounding": "adaround"}, "rounding to nearest"),
-    ],
-)
-def test_settings_that_cannot_be_are_refused(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        Quantization(**settings)
-
-
 def test_adaround_without_calibration_is_refused() -> None:
     for calibration in (None, torch.zeros(0, 3)):
         with pytest.raises(ValueError, match="calibration inputs"):
