@@ -24,10 +24,12 @@ class Quantization(Settings):
     )
     rounding: Literal["nearest", "adaround"] = Field(
         default="nearest",
+        json_schema_extra=ADVANCED,
         description="nearest; adaround: up or down, whichever keeps the layers' answers to the proxy data.",
     )
     scale: Literal["largest", "least-squares"] = Field(
         default="largest",
+        json_schema_extra=ADVANCED,
         description="largest: the largest weight is the largest code; least-squares: large weights are cut off where"
         " that makes the squared error smaller.",
     )
@@ -35,10 +37,14 @@ class Quantization(Settings):
         default=0.0,
         ge=0,
         lt=1,
+        json_schema_extra=ADVANCED,
         description="Part of the weights that is set to zero first: the smallest of the whole model.",
     )
     qat_epochs: int = Field(
-        default=0, ge=0, description="Quantization-aware training: epochs of distillation with the weights rounded."
+        default=0,
+        ge=0,
+        json_schema_extra=ADVANCED,
+        description="Quantization-aware training: epochs of distillation with the weights rounded.",
     )
     onnx: bool = Field(default=False, description="Put an int8 ONNX file to run into the bundle, too.")
 
