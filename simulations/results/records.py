@@ -52,7 +52,7 @@ class RoundResult(Record):
     staleness: float | None = None  # of the accepted replies, mean; None: a synchronous round, or none accepted
     max_staleness: int | None = None
     tiers: dict[str, TierRound] = {}  # those that train; bytes, replies and refusals above are of all together
-    epoch: int = 0  # of the mask after the round; 0: none
+    mask_version: int = 0  # after the round; 0: no mask
     density: float = 1.0  # the part of the weights that the model has after the round
 
 
@@ -177,8 +177,8 @@ class Results(Record):
     @property
     def new_masks(self) -> list[RoundResult]:
         """The rounds after which the model had another mask than before; round 1 where it began with one."""
-        before = [0, *(result.epoch for result in self.rounds)]
-        return [result for result, epoch in zip(self.rounds, before, strict=False) if result.epoch != epoch]
+        before = [0, *(result.mask_version for result in self.rounds)]
+        return [result for result, old in zip(self.rounds, before, strict=False) if result.mask_version != old]
 
     @property
     def split(self) -> str:

@@ -122,7 +122,7 @@ class Recorder(server.RunRecord):
             staleness=summary.staleness,
             max_staleness=summary.max_staleness,
             tiers={name: _tier_round(part) for name, part in summary.tiers.items()},
-            epoch=summary.mask_version,
+            mask_version=summary.mask_version,
             density=summary.density,
         )
         self.rounds.append(result)

@@ -95,14 +95,6 @@ def test_no_process_and_no_file_is_left_behind() -> None:
             os.kill(pid, 0)
 
 
-def test_bad_arguments() -> None:
-    with pytest.raises(ValueError, match="at least 1"):
-        InlineGrid("tests.apps.engine_client:app", clients=0)
-    with InlineGrid("tests.apps.engine_client:app", clients=2, workers=1) as grid:
-        with pytest.raises(ValueError, match="there is no node 3; this grid has nodes 1 to 2"):
-            grid.push_messages([question(3)])
-
-
 def test_the_benchmark_measures_real_messages() -> None:
     figures = measure(messages=50, workers=1, repetitions=1)
     assert figures.workers == 1 and figures.start_seconds > 0 and figures.messages_per_second > 0
