@@ -90,7 +90,7 @@ def split_indices(targets: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
 
 @cache
 def _splits() -> Splits:
-    pixels, targets = _table()
+    pixels, targets = table()
     indices = split_indices(targets)
     disjoint(*indices.values())
     everything = Examples(
@@ -99,7 +99,7 @@ def _splits() -> Splits:
     return Splits(**{part: everything.take(chosen) for part, chosen in indices.items()})
 
 
-def _table() -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def table() -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return pixels (N, 64) from 0 to 16 and labels (N,), from the file in scikit-learn's wheel.
 
     Importing scikit-learn takes a second and 75 MB in each worker, so its reader is used only if the file is not found.

@@ -45,7 +45,7 @@ def books(path: Path = DEBIAN) -> dict[str, str]:
     except OSError as error:
         raise TaskError(f"{path}: cannot be read: {error.strerror}") from None
     verses: dict[str, list[str]] = {}
-    for number, line in enumerate(_unpack(data, path).decode("latin-1").splitlines()[1:], 2):
+    for number, line in enumerate(unpack(data, path).decode("latin-1").splitlines()[1:], 2):
         verse = VERSE.fullmatch(line)
         if verse is None:
             raise TaskError(f"{path}: line {number} is {line[:40]!r}, expected a verse such as 'Ge1:1 In the'")
@@ -53,7 +53,16 @@ def books(path: Path = DEBIAN) -> dict[str, str]:
     return {book: " ".join(texts) for book, texts in verses.items()}
 
 
-def _unpack(data: bytes, path: Path) -> bytes:
+def unpack(data: bytes, path: Path) -> bytes:
+    """Return the text of a data file.
+
+    Args:
+        data: Content of the file.
+        path: Its path, for errors.
+
+    Raises:
+        TaskError: The content is damaged, or not of this format.
+    """
     if not data.startswith(MAGIC):
         raise TaskError(f"{path}: starts with {data[: len(MAGIC)]!r}, expected {MAGIC!r}; is it bible-kjv-text's file?")
     try:
@@ -65,14 +74,14 @@ def _unpack(data: bytes, path: Path) -> bytes:
         raise TaskError(f"{path}: has {len(data)} bytes, its header says {offsets[-1]}; was the file cut short?")
     windows = []
     for number in range(count):
-        window = _unpack_window(data[offsets[number] : offsets[number + 1]])
+        window = unpack_window(data[offsets[number] : offsets[number + 1]])
         if window is None or len(window) > size or (number < count - 1 and len(window) < size):
             raise TaskError(f"{path}: window {number + 1} of {count} does not unpack to {size} bytes; is it damaged?")
         windows.append(window)
     return b"".join(windows)
 
 
-def _unpack_window(packed: bytes) -> bytes | None:
+def unpack_window(packed: bytes) -> bytes | None:
     """Return an unpacked window; None if it has a code that no packer writes."""
     known = [bytes([value]) for value in range(256)] + [b""]  # a string for each code; CLEAR has none
     unpacked, previous = [], b""
