@@ -1,4 +1,4 @@
-"""Whole runs from Python and from notebooks: what `fedpress.simulate` and `fedpress.load_run` are."""
+"""Whole runs from Python and from notebooks: `fedpress.simulate` and `fedpress.load_run`."""
 
 from __future__ import annotations
 
@@ -38,17 +38,16 @@ def simulate(
         result.rounds["accuracy"].plot()
 
     Args:
-        scenario: The name of a scenario that comes with fedpress, a YAML file, or a folder with a scenario.yaml.
-        out: The run folder, new or empty; None makes one under `runs/`.
-        resume: The folder of a run that was stopped, to go on with; then no scenario, keys or `out`.
-        progress: Whether to show a progress bar, in a notebook as on a terminal, and on a terminal each round.
+        scenario: Name of a scenario that comes with fedpress, a YAML file, or a folder with a scenario.yaml.
+        out: Path of the run folder, new or empty; None: a new one under `runs/`.
+        resume: Folder of a run that was stopped, to go on with; then no scenario, keys or `out`.
+        progress: Show a progress bar, in a notebook as on a terminal, and on a terminal each round.
         engine: "inline", or "flower": Flower's own simulation engine on Ray; needs fedpress[cluster].
-        ray_address: With Flower's engine, the Ray cluster to run on; None: this machine.
-        tensorboard: Whether to write event files for TensorBoard; needs fedpress[tensorboard].
-        keep_payloads: Whether the folder gets every accepted payload as a file.
-        keep_state: Whether checkpoints and clients' states stay in the folder after the end.
-        **keys: Keys of the scenario in place of its own, as `--set` takes them: a nested key with dots, or a dict for a
-            whole section.
+        ray_address: With Flower's engine, address of the Ray cluster; None: this machine.
+        tensorboard: Write event files for TensorBoard; needs fedpress[tensorboard].
+        keep_payloads: Write every accepted payload into the folder.
+        keep_state: Keep checkpoints and clients' states in the folder after the end.
+        **keys: Keys of the scenario to change, as for `--set`: a nested key with dots, or a dict for a whole section.
 
     Raises:
         FedpressError: The scenario is invalid (all problems are listed), or what it needs is missing.
@@ -109,7 +108,7 @@ def _assignments(keys: dict[str, Any]) -> Iterator[str]:
 
 
 def _plain(value: Any) -> Any:
-    """Return what JSON can hold in place of a path or one of numpy's numbers and arrays."""
+    """Return a path, or a number or array of numpy, as a value of JSON."""
     if isinstance(value, Path):
         return str(value)
     if hasattr(value, "tolist"):

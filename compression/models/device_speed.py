@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fedpress.compression.settings import STRICT, Field, Settings, dataclass, fields
+from fedpress.compression.settings import ADVANCED, STRICT, Field, Settings, dataclass, fields
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -17,11 +17,11 @@ class DeviceSpeed(Settings):
         ValueError: A rate is below 0, or all are 0.
     """
 
-    call_ms: float = Field(ge=0, description="For each operation other than a convolution.")
-    convolution_call_ms: float = Field(ge=0, description="For each convolution.")
-    convolution_ms: float = Field(ge=0, description="For 10^6 FLOPs of convolutions.")
-    matrix_ms: float = Field(ge=0, description="For 10^6 other FLOPs.")
-    moved_ms: float = Field(ge=0, description="For 10^6 bytes read or written.")
+    call_ms: float = Field(ge=0, json_schema_extra=ADVANCED, description="For each operation other than a convolution.")
+    convolution_call_ms: float = Field(ge=0, json_schema_extra=ADVANCED, description="For each convolution.")
+    convolution_ms: float = Field(ge=0, json_schema_extra=ADVANCED, description="For 10^6 FLOPs of convolutions.")
+    matrix_ms: float = Field(ge=0, json_schema_extra=ADVANCED, description="For 10^6 other FLOPs.")
+    moved_ms: float = Field(ge=0, json_schema_extra=ADVANCED, description="For 10^6 bytes read or written.")
 
     def __post_init__(self) -> None:
         if not any(self.rates):

@@ -1,3 +1,6 @@
-"""What goes wrong and how long it takes: `network` and `bandwidth_trace` (links), `faults` (on purpose)."""
+"""Conditions of a simulation: `network` and `bandwidth_trace` (links on a virtual clock), `faults` (injected faults).
+
+`faulty_client` is the ClientApp of a simulation with faults.
+"""
 
 __all__ = ["bandwidth_trace", "faults", "faulty_client", "network"]

@@ -1,13 +1,13 @@
-"""A trace of bandwidth: a CSV file that says how fast each client's link is at each moment of the virtual clock.
+"""Bandwidth traces: a CSV file with the rates of each client's link over virtual time.
 
     client,seconds,up_mbit,down_mbit,latency
     *,0,2.0,10.0,0.05
     *,60,0.2,1.0,0.3
     7,0,0.5,0.5,0.1
 
-A row holds from its time until that of the client's next row; the last one lasts as long as the one before it, and then
-the trace begins again. Times count from a client's first row. `*` is every client that has no rows of its own.
-`latency` may be left out. `docs/concepts/network.md` says more.
+A row is valid from its time until that of the client's next row; the last row lasts as long as the one before it, and
+then the trace repeats. Times count from a client's first row. `*` is every client without rows of its own. The column
+`latency` is optional. `docs/concepts/network.md` says more.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ ANYBODY = "*"
 
 
 class TraceError(FedpressError, ValueError):
-    """A trace cannot be used; the text names the file, and the line where there is one."""
+    """Unusable trace; the text names the file, and the line if the fault is in one."""
 
 
 class Course(NamedTuple):
-    """How the link of one client changes; all arrays have shape (rows,)."""
+    """Link of one client over time; all arrays have shape (rows,)."""
 
     begins: Floats  # seconds from the first row, rising
     durations: Floats  # seconds; their sum is the period
@@ -46,19 +46,19 @@ class Course(NamedTuple):
 
     @property
     def period(self) -> float:
-        """Seconds after which it begins again."""
+        """Seconds after which the trace repeats."""
         return float(self.begins[-1] + self.durations[-1])
 
     def row(self, time: float) -> int:
-        """The row that holds at a time of the virtual clock."""
+        """Return the index of the row that is valid at a time, in seconds of the virtual clock."""
         return int(np.searchsorted(self.begins, time % self.period, side="right")) - 1
 
     def seconds(self, start: float, megabits: float, rates: Floats) -> float:
-        """Return how long a transfer takes that begins at `start`: until the integral over `rates` is `megabits`.
+        """Return the seconds of a transfer that begins at `start`: until the integral over `rates` is `megabits`.
 
         Args:
-            start: Time of the virtual clock.
-            megabits: What is sent.
+            start: Time of the virtual clock, in seconds.
+            megabits: Size of the transfer, in 10^6 bits.
             rates: Mbit/s of each row, shape (rows,); not all zero.
         """
         if megabits <= 0:
@@ -77,16 +77,16 @@ class Course(NamedTuple):
 
 
 class Trace(NamedTuple):
-    """The courses of a file, by client; `ANYBODY` is for those that have none of their own."""
+    """Trace of a file: a course for each client; `ANYBODY` stands for clients without one."""
 
     path: Path
     courses: Mapping[str, Course]
 
     def of(self, client: int) -> Course:
-        """Return the course of a client.
+        """Return the course of a client, by its index from 0.
 
         Raises:
-            TraceError: It has no rows, and there are none for `*`.
+            TraceError: The client has no rows, and there are none for `*`.
         """
         course = self.courses.get(str(client)) or self.courses.get(ANYBODY)
         if course is None:
@@ -131,14 +131,14 @@ def load(path: Path | str) -> Trace:
         earlier.append([numbers[name] for name in (*COLUMNS[1:], *OPTIONAL) if name in numbers])
     if not rows:
         raise TraceError(f"network.trace: {path} has a header and no rows")
-    return Trace(path, {client: _course(path, client, np.array(found)) for client, found in rows.items()})
+    return Trace(path, {client: _course(path, client, np.array(values)) for client, values in rows.items()})
 
 
 def _check_header(path: Path, header: list[str]) -> None:
     expected = f"expected {', '.join(COLUMNS)} and perhaps {', '.join(OPTIONAL)}"
-    found = f"found {', '.join(header)}" if any(header) else "found nothing"
+    given = f"found {', '.join(header)}" if any(header) else "found nothing"
     if absent := [name for name in COLUMNS if name not in header]:
-        raise TraceError(f"network.trace: the first line of {path} lacks {', '.join(absent)}; {expected}, {found}")
+        raise TraceError(f"network.trace: the first line of {path} lacks {', '.join(absent)}; {expected}, {given}")
     for name in header:
         if name not in COLUMNS + OPTIONAL:
             allowed = suggest.choices(COLUMNS + OPTIONAL, name)

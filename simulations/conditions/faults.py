@@ -1,8 +1,8 @@
-"""Faults that a simulation makes on purpose: lost and damaged replies, clients that crash, forget or diverge.
+"""Fault injection: lost and damaged replies, clients that crash, forget or diverge.
 
-Each fault strikes with its own chance, drawn for every client and round from the seed: the same faults whatever the
-number of workers, and again after a run was resumed. What is struck goes through the same code as in a real
-deployment: a lost reply is never pulled, a damaged payload is decoded, a client that forgets finds no state.
+Each fault has a probability of its own and is drawn from the seed for every client and round: the same faults for any
+number of workers, and again after a run was resumed. A client or reply with a fault goes through the same code as in a
+real deployment: a lost reply is never pulled, a damaged payload is decoded, a client that forgets finds no state.
 """
 
 from __future__ import annotations
@@ -40,11 +40,14 @@ class Chances(Settings):
 
 
 class Faults:
-    """Draws the faults and counts them.
+    """Injected faults of a run, drawn from a seed and counted.
 
     Args:
-        chances: of each kind.
-        seed: draws all of them.
+        chances: Probability of each kind of fault.
+        seed: Of the draws.
+
+    Attributes:
+        struck: Number of faults so far, by kind.
     """
 
     def __init__(self, chances: Chances, seed: int) -> None:
@@ -53,13 +56,26 @@ class Faults:
         self._seed = seed
 
     def of(self, client: int, round: int) -> frozenset[str]:
-        """Return the faults that strike a client in a round."""
+        """Return the kinds of faults that a client has in a round.
+
+        Args:
+            client: Index of the client, from 0.
+            round: Number of the round, from 1.
+        """
         drawn = np.random.default_rng(seeds.derive("faults", self._seed, client, round)).random(len(KINDS))
-        return frozenset(kind for kind, one in zip(KINDS, drawn, strict=True) if one < getattr(self.chances, kind))
+        return frozenset(
+            kind for kind, uniform in zip(KINDS, drawn, strict=True) if uniform < getattr(self.chances, kind)
+        )
 
     def damaged(self, reply: Message, client: int, round: int) -> Message:
-        """Flip a bit of the update in a reply; one that carries none stays as it is."""
-        from fedpress.compression.messages import orders  # with flwr, which a scenario is read without
+        """Flip a bit of the update in a reply, in place; a reply without an update stays as it is.
+
+        Args:
+            reply: A client's reply.
+            client: Index of the client, from 0.
+            round: Number of the round, from 1.
+        """
+        from fedpress.compression.messages import orders  # imports flwr, which is not needed to read a scenario
 
         answer = None if reply.has_error() else reply.content.config_records.get(orders.ANSWER)
         update = answer.get("update") if answer else None

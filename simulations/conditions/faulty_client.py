@@ -1,4 +1,4 @@
-"""The ClientApp of a simulation with faults: training diverges where the engine says so."""
+"""ClientApp of a simulation with faults: training diverges where the engine says so."""
 
 from __future__ import annotations
 
@@ -14,10 +14,16 @@ REFERENCE = "fedpress.simulations.conditions.faulty_client:app"
 
 
 def diverge(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-    """Let a client train from weights that are not numbers, where its node's configuration says that it diverges."""
+    """Replace the weights in an order by NaN where the node's configuration says that the client diverges.
+
+    Args:
+        message: An order to train.
+        context: Of the client.
+        call_next: The next mod, or the app itself.
+    """
     if context.node_config.get(DIVERGES):
         key, arrays = records.only_arrays(message.content)
-        named = records.to_numpy(arrays)  # with the sign that a learning rate of NaN would give: its bits are recorded
+        named = records.to_numpy(arrays)  # negative, as by a learning rate of NaN: payloads are compared by bits
         message.content[key] = records.from_numpy(
             {
                 name: np.full_like(array, -np.nan) if np.issubdtype(array.dtype, np.floating) else array

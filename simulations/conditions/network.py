@@ -1,7 +1,7 @@
-"""Time and energy in a simulation: each client's link and speed, on a virtual clock that deadlines follow.
+"""Network model: transfer times and energy of each client, on a virtual clock that deadlines follow.
 
-Nothing here sleeps. An engine asks how long a client would need and moves the clock; a round of slow clients takes no
-longer to simulate than one of fast clients, and takes the same (virtual) time on every machine.
+Nothing here sleeps. An engine computes how long a client would need and advances the clock; a round of slow clients
+takes no longer to simulate than one of fast clients, and the same virtual time on every machine.
 
 >>> network = Network(NetworkSettings(up_mbit=8.0, down_mbit=80.0, latency=0.0, rate_sigma=0.0), seed=1)
 >>> network.seconds(client=0, round=1, down_bytes=1_000_000, examples=50, up_bytes=100_000)
@@ -27,13 +27,17 @@ from fedpress.simulations.conditions.bandwidth_trace import Floats
 
 
 class VirtualClock:
-    """Seconds since the start of a run; only ever moved forward, and only by `advance_to`."""
+    """Virtual seconds since the start of a run; only `advance_to` moves the clock, and only forward.
+
+    Args:
+        start: Seconds at which the clock starts.
+    """
 
     def __init__(self, start: float = 0.0) -> None:
         self._now = start
 
     def now(self) -> float:
-        """Virtual seconds since the start of the run."""
+        """Return virtual seconds since the start of the run."""
         return self._now
 
     def advance_to(self, time: float) -> None:
@@ -48,7 +52,7 @@ class VirtualClock:
 
 
 class Profile(NamedTuple):
-    """A kind of link: the figures of `NetworkSettings`, none of them null. Rates are medians over the clients."""
+    """Kind of link: the figures of `NetworkSettings`, none of them null. Rates are medians over the clients."""
 
     up_mbit: float
     down_mbit: float
@@ -65,7 +69,7 @@ def _joules_per_byte(milliwatts_per_mbit: float, milliwatts: float, mbit: float)
 
 
 DEFAULT: Final = Profile(up_mbit=1.0, down_mbit=10.0, latency=0.1)
-"""Of a network without a profile: no measurement, and no energy."""
+"""Link of a network without a profile: assumed, not measured, and without energy."""
 PROFILES: Final[Mapping[str, Profile]] = {
     # Rates: assumed, an access point that is shared; what lies behind it is faster. Round trip of 20 ms: assumed.
     # Power: Huang et al. 2012, table 4, 283.17 mW per Mbit/s up, 137.01 down, 132.86 mW besides.
@@ -107,11 +111,11 @@ Huang et al., "A Close Examination of Performance and Power Characteristics of 4
 Consumption in Mobile Phones: A Measurement Study and Implications for Network Applications", IMC 2009.
 """
 SEGMENT_BYTES: Final = 1460
-"""What a TCP segment carries on Ethernet: 1500 bytes without the headers of IP and TCP."""
+"""Payload of a TCP segment on Ethernet: 1500 bytes without the headers of IP and TCP."""
 
 
 def shares(profile: Any) -> dict[str, float]:
-    """Return the share of the clients that each profile has, by name; empty for None.
+    """Return each profile's share of the clients by name, sorted; empty for None.
 
     Args:
         profile: Name of a profile, or shares by name.
@@ -211,7 +215,7 @@ class NetworkSettings(Settings):
 
 
 class Link(NamedTuple):
-    """What one client has: bits a second each way, and how fast it trains."""
+    """Link and training speed of one client."""
 
     up_mbit: float  # 10^6 bits a second
     down_mbit: float
@@ -219,7 +223,7 @@ class Link(NamedTuple):
 
 
 class _Drawn(NamedTuple):
-    """What is drawn of a client, once: its kind of link, its upload, download and speed in medians, its link."""
+    """Draws of one client: profile; factors of upload, download and speed over their medians, shape (3,); link."""
 
     profile: Profile
     factors: Floats
@@ -233,9 +237,9 @@ class Network:
     """Link and speed of every client, drawn from a seed; the figures given are medians over the clients.
 
     Args:
-        settings: A scenario's `network`. What is None there is that of the client's profile, or of `DEFAULT`.
-        seed: Draws all of it.
-        clients: How many clients a trace must have rows for.
+        settings: A scenario's `network`. A figure that is None is that of the client's profile, or of `DEFAULT`.
+        seed: Of all draws.
+        clients: Number of clients that a trace must have rows for.
 
     Raises:
         TraceError: The trace cannot be used.
@@ -254,15 +258,20 @@ class Network:
             self._course(client)
 
     def profile(self, client: int) -> Profile:
-        """The kind of link that a client has."""
+        """Return the profile of a client, by its index from 0."""
         return self._of(client).profile
 
     def link(self, client: int) -> Link:
-        """The link of a client, the same whenever it is asked for. Its rates do not count with a trace."""
+        """Return the link of a client, always the same. With a trace, its rates do not count."""
         return self._of(client).link
 
     def answers(self, client: int, round: int) -> bool:
-        """Whether the client answers in this round; False with probability `dropout`."""
+        """Whether a client answers in a round; False with probability `dropout`.
+
+        Args:
+            client: Index of the client, from 0.
+            round: Number of the round, from 1.
+        """
         if not self._settings.dropout:
             return True
         draw = np.random.default_rng(seeds.derive("network", self._seed, "dropout", client, round))
@@ -271,51 +280,56 @@ class Network:
     def seconds(
         self, *, client: int, round: int, down_bytes: int, examples: int, up_bytes: int, start: float = 0.0
     ) -> float:
-        """Virtual seconds from sending an order to having the whole reply; infinite when the client does not answer.
+        """Return virtual seconds from sending an order to the whole reply; infinite if the client does not answer.
 
         Args:
             client: Index of the client.
             round: Round of the order.
-            down_bytes: Size of the order's message.
+            down_bytes: Serialized size of the order.
             examples: Examples that the client trains on, counted as often as it sees them.
-            up_bytes: Size of the reply's message.
-            start: When the order is sent, by the virtual clock; matters to a trace only.
+            up_bytes: Serialized size of the reply.
+            start: Time of the virtual clock at which the order is sent; matters to a trace only.
         """
         if not self.answers(client, round):
             return math.inf
         jitter = self._jitter(client, round)
         train = examples / self.link(client).examples_per_second
-        there = self._latency(client, start) + jitter[0]
-        down = self._transfer(client, "down", down_bytes, start + there)
-        done = start + there + down + train
-        back = self._latency(client, done) + jitter[1]
-        up = self._transfer(client, "up", up_bytes, done + back)
-        return there + back + down + train + up
+        down_latency = self._latency(client, start) + jitter[0]
+        down = self._transfer(client, "down", down_bytes, start + down_latency)
+        done = start + down_latency + down + train
+        up_latency = self._latency(client, done) + jitter[1]
+        up = self._transfer(client, "up", up_bytes, done + up_latency)
+        return down_latency + up_latency + down + train + up
 
     def joules(self, client: int, *, up_bytes: int, down_bytes: int) -> float:
-        """Energy that a client's device spends on messages of so many bytes, those that are sent again included.
+        """Return the joules that a client's device spends on a transfer, retransmissions included.
 
-        Neither computing is in it, nor the tail: the seconds in which a radio stays awake after a transfer.
+        Excluded are computation and the tail: the seconds in which a radio stays awake after a transfer.
+
+        Args:
+            client: Index of the client, from 0.
+            up_bytes: Bytes sent by the client.
+            down_bytes: Bytes received by it.
         """
         profile = self.profile(client)
         spent = up_bytes * profile.up_joules_per_byte + down_bytes * profile.down_joules_per_byte
         return spent / (1 - profile.packet_loss)
 
     def joules_of(self, ledger: Ledger, round: int | None = None) -> float:
-        """Energy for the bytes of a ledger, all clients together; node n of it is client n - 1.
+        """Return the joules for the bytes of a ledger, all clients together; node n is client n - 1.
 
         Args:
-            ledger: Whose bytes.
-            round: Of one round; None: of all.
+            ledger: Bytes of a run.
+            round: The round that is counted; None: all of them.
         """
         columns = ledger.arrays()
         counts = np.ones(len(columns["bytes"]), bool) if round is None else columns["round"] == round
         node, up, size = (columns[name][counts] for name in ("node", "direction", "bytes"))
         up = up == DIRECTIONS.index("up")
         nodes, place = np.unique(node, return_inverse=True)
-        sent, got = (np.bincount(place, weights=size * part, minlength=len(nodes)) for part in (up, ~up))
-        found = zip(nodes.tolist(), sent.tolist(), got.tolist(), strict=True)
-        return sum(self.joules(node - 1, up_bytes=int(sent), down_bytes=int(got)) for node, sent, got in found)
+        sent, received = (np.bincount(place, weights=size * part, minlength=len(nodes)) for part in (up, ~up))
+        by_node = zip(nodes.tolist(), sent.tolist(), received.tolist(), strict=True)
+        return sum(self.joules(node - 1, up_bytes=int(ups), down_bytes=int(downs)) for node, ups, downs in by_node)
 
     def _of(self, client: int) -> _Drawn:
         if client not in self._drawn:
@@ -335,13 +349,13 @@ class Network:
         return self._trace.of(client) if self._trace else None
 
     def _jitter(self, client: int, round: int) -> tuple[float, float]:
-        """Seconds that are added to the order and to the reply."""
+        """Return the seconds that are added to the order and to the reply."""
         mean = self.profile(client).jitter
         if not mean:
             return 0.0, 0.0
         draw = np.random.default_rng(seeds.derive("network", self._seed, "jitter", client, round))
-        there, back = draw.exponential(mean, 2).tolist()
-        return there, back
+        down, up = draw.exponential(mean, 2).tolist()
+        return down, up
 
     def _latency(self, client: int, time: float) -> float:
         course = self._course(client)
@@ -350,7 +364,7 @@ class Network:
         return float(course.latency[course.row(time)])
 
     def _transfer(self, client: int, way: Literal["up", "down"], size: int, start: float) -> float:
-        """Seconds that a message's bytes take, from `start` on.
+        """Return the seconds that `size` bytes take, from `start` on.
 
         A part `packet_loss` of all packets is lost, so that 1 / (1 - packet_loss) times the bytes are sent.
         """
@@ -367,7 +381,7 @@ class Network:
 
 
 def _bound(latency: float | Floats, packet_loss: float) -> Floats:
-    """The most that TCP gets through, in 10^6 bits a second (Mathis et al. 1997); infinite without loss or latency."""
+    """Return the bound on TCP's rate, 10^6 bits a second (Mathis et al. 1997); infinite without loss or latency."""
     with np.errstate(divide="ignore"):
         return np.asarray(
             np.divide(8e-6 * SEGMENT_BYTES * math.sqrt(1.5), 2 * np.asarray(latency) * math.sqrt(packet_loss))

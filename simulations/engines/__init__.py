@@ -1,7 +1,7 @@
-"""Clients without devices: `inline` (worker processes, the default) and `flower` (Flower's engine on Ray).
+"""Simulation engines: `inline` (worker processes, the default) and `flower` (Flower's engine on Ray).
 
-`client_grid` is what the two have in common, `client_states` what clients keep; `worker_process` and `flower_app` are
-their other ends.
+Both are a `flwr.serverapp.Grid` (`client_grid`) and store what clients keep in files (`client_states`). Their clients
+run in `worker_process` (parent's end: `worker`) and `flower_app`; `shared_records` holds the model that workers share.
 """
 
 __all__ = [

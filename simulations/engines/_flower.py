@@ -1,6 +1,6 @@
-"""What the engines take from Flower that Flower does not call public; tests/test_flower_doors.py lists it.
+"""Private parts of Flower that the engines use; tests/test_flower_doors.py lists them.
 
-What needs Ray is in `_flower_on_ray`.
+Parts that need Ray are in `_flower_on_ray`.
 """
 
 from flwr.common.constant import ErrorCode as ErrorCode
@@ -9,5 +9,11 @@ from flwr.supercore.task_identity import TaskIdentity
 
 
 def identify(run: int, node: int, task: int) -> None:
-    """Say who this process is: without, no message can be made."""
+    """Set the identity of this process, without which Flower makes no message.
+
+    Args:
+        run: Id of the run.
+        node: Id of the node.
+        task: Id of the task.
+    """
     TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = run, node, task

@@ -1,4 +1,4 @@
-"""Flower's simulation engine in parts, none of which Flower calls public; tests/test_flower_doors.py lists them."""
+"""Private parts of Flower's simulation engine; tests/test_flower_doors.py lists them."""
 
 from collections.abc import Callable
 from threading import Event
@@ -21,7 +21,7 @@ from flwr.superlink.grid import InMemoryGrid
 
 
 class Backend(RayBackend):
-    """Flower's backend, but for its end: by itself it waits for all clients at work, and Ray would start them again."""
+    """Flower's backend with another end: its own waits for all clients at work, and Ray would restart killed ones."""
 
     def stop_clients(self) -> None:
         """Kill the processes that are running a client."""
@@ -29,7 +29,7 @@ class Backend(RayBackend):
             ray.kill(cast(Any, actor))  # a handle of it
 
     def terminate(self) -> None:
-        """Kill the others, and leave Ray."""
+        """Kill all other processes of clients, and disconnect from Ray."""
         for actor in self.pool.pool if self.pool else []:
             ray.kill(cast(Any, actor))
         ray.shutdown()
@@ -38,13 +38,16 @@ class Backend(RayBackend):
 class Engine:
     """Flower's link state, queue and backend for one run.
 
+    Args:
+        run: The run.
+        clients: Number of nodes to register.
+
     Attributes:
-        grid: What the server sends to and receives from.
+        grid: The server's end.
         parts: Node id -> index of the client.
     """
 
     def __init__(self, run: Run, clients: int) -> None:
-        """Make them, and register as many nodes."""
         self._links = LinkStateFactory(FLWR_IN_MEMORY_DB_NAME, NoOpFederationManager(), ObjectStoreFactory())
         self.grid = InMemoryGrid(state_factory=self._links)
         run.primary_task_id, run.federation_id = 1, NOOP_FEDERATION_ID
@@ -56,6 +59,12 @@ class Engine:
         self.parts = vce_api._register_nodes(clients, self._links)
 
     def serve(self, app: ClientApp, backend: Callable[[], Backend], stopped: Event) -> None:
-        """Hand out orders until `stopped` is set; the function that returns the app travels with each of them."""
+        """Hand out orders until `stopped` is set.
+
+        Args:
+            app: The ClientApp; a copy travels with each order.
+            backend: Makes the backend.
+            stopped: Ends the engine.
+        """
         contexts = vce_api._register_node_info_stores(self.parts, self.grid.run)
         vce_api.run_api(lambda: app, backend, self.parts, self._links, contexts, stopped, VceMetrics())

@@ -1,4 +1,4 @@
-"""What the grids of both simulation engines have in common: nodes are clients, numbered from 1 by their indices."""
+"""Base of both simulation engines' grids: nodes are clients, numbered from 1 in the order of their indices."""
 
 from __future__ import annotations
 
@@ -14,16 +14,19 @@ from fedpress.simulations.engines._flower import Run
 
 
 class EngineError(FedpressError):
-    """The engine cannot go on: the ClientApp does not load, or the workers keep dying."""
+    """The engine cannot go on: the ClientApp does not load, or workers keep dying."""
 
 
 class ClientGrid(Grid):
-    """A grid of simulated clients; use it as a context manager.
+    """Grid of simulated clients; use it as a context manager.
 
     Args:
-        clients: number of them.
-        workers: processes that run them.
-        run: that it belongs to.
+        clients: Number of clients.
+        workers: Number of processes that run them.
+        run: The run that the grid belongs to.
+
+    Raises:
+        ValueError: There are no clients or no workers.
     """
 
     def __init__(self, clients: int, workers: int, run: Run) -> None:
@@ -42,7 +45,7 @@ class ClientGrid(Grid):
 
     @abstractmethod
     def close(self) -> None:
-        """Stop the workers, and remove the clients' state unless it has a folder of its own."""
+        """Stop the workers, and remove the clients' states unless they have a folder of their own."""
 
     def set_run(self, run: Run) -> None:
         """Set the run that this grid belongs to."""
@@ -56,7 +59,15 @@ class ClientGrid(Grid):
     def create_message(
         self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
     ) -> Message:
-        """Return a new message; `Message(...)` does the same."""
+        """Return a new message, as Flower's `Grid` asks; `Message(...)` does the same.
+
+        Args:
+            content: Its records.
+            message_type: Such as "train".
+            dst_node_id: Id of the node.
+            group_id: Such as the number of the round.
+            ttl: Seconds to live; None: Flower's default.
+        """
         return Message(content, dst_node_id=dst_node_id, message_type=message_type, group_id=group_id, ttl=ttl)
 
     def get_node_ids(self) -> list[int]:
@@ -64,7 +75,11 @@ class ClientGrid(Grid):
         return list(range(1, self._clients + 1))
 
     def _client(self, message: Message) -> int:
-        """Return whom a message is for. Raises ValueError when there is no such node."""
+        """Return the index of the client that a message is for.
+
+        Raises:
+            ValueError: There is no such node.
+        """
         node = message.metadata.dst_node_id
         if not 1 <= node <= self._clients:
             raise ValueError(f"there is no node {node}; this grid has nodes 1 to {self._clients}")

@@ -1,7 +1,7 @@
-"""What each simulated client keeps between messages (Flower's `Context.state`): a file each, in one folder.
+"""States that simulated clients keep between messages (Flower's `Context.state`): a file for each, in one folder.
 
-A file is the records without the bytes of their arrays, as Flower serializes them, and then these, each after its
-length: so none of it is copied, which took ten times as long as writing it.
+A file holds the records without the bytes of their arrays, as Flower serializes them, and then these bytes, each after
+their length. So no array is copied, which took ten times as long as writing it.
 """
 
 import fcntl
@@ -21,18 +21,28 @@ from fedpress.compression.messages import records
 from fedpress.simulations.engines.client_grid import EngineError
 
 TEMPORARY = "fedpress-"
-"""Begins the name of a folder for what does not outlive an engine."""
+"""Prefix of the name of a folder that does not outlive an engine."""
 LOCK_SECONDS = 10.0
-"""How long to wait for what is left of a killed run: its workers end by themselves, at once."""
+"""Longest wait for the workers of a killed run, which end by themselves, at once."""
 
 
 def path_of(folder: Path, client: int) -> Path:
-    """Return the file of a client's state."""
+    """Return the path of a client's state.
+
+    Args:
+        folder: Folder of all states.
+        client: Index of the client, from 0.
+    """
     return folder / f"state-{client}"
 
 
 def read(folder: Path, client: int) -> RecordDict:
-    """Return a client's state, empty where it has none; a damaged file is moved aside, and the log says so."""
+    """Return a client's state, empty if it has none; a damaged file is moved aside, and logged.
+
+    Args:
+        folder: Folder of all states.
+        client: Index of the client, from 0.
+    """
     path = path_of(folder, client)
     try:
         with path.open("rb") as file:
@@ -42,20 +52,20 @@ def read(folder: Path, client: int) -> RecordDict:
         return state
     except FileNotFoundError:
         pass
-    except Exception as error:  # its own, protobuf's, or one from records that make no sense
+    except Exception as error:  # of `_parsed`, of protobuf, or of records that do not fit their arrays
         aside = files.move_aside(path)
         getLogger("flwr").log(ERROR, "the state of client %d is damaged (%s), and is now %s", client, error, aside)
     return RecordDict()
 
 
 def write(folder: Path, client: int, state: RecordDict, *, durable: bool) -> None:
-    """Replace a client's state as a whole; an empty one is not kept.
+    """Replace a client's state as a whole; an empty one is not written.
 
     Args:
-        folder: of all states.
-        client: the client's index.
-        state: what it keeps.
-        durable: whether it is on the disk when this returns.
+        folder: Folder of all states.
+        client: Index of the client, from 0.
+        state: Records to keep.
+        durable: Whether the file is on the disk when this returns (fsync).
     """
     if not state:
         return
@@ -103,7 +113,12 @@ def _with_data(record: ArrayRecord, data: Callable[[Array], bytes]) -> ArrayReco
 
 
 def digest(folder: Path, clients: int) -> str:
-    """Return the SHA-256 over the state that every client keeps."""
+    """Return the SHA-256 over all clients' states.
+
+    Args:
+        folder: Folder of all states.
+        clients: Number of clients.
+    """
     digest = sha256()
     for client in range(clients):
         path = path_of(folder, client)
@@ -113,19 +128,22 @@ def digest(folder: Path, clients: int) -> str:
 
 
 def locked(states: Path) -> connection.Connection:
-    """Make the folder of the clients' states and lock it, against other engines and what is left of killed ones.
+    """Make the folder of the clients' states and lock it against other engines and the workers of killed ones.
 
-    The lock belongs to the file's description, which the workers get too: as a connection, since that is what
-    `multiprocessing` hands on to a process. It is free once this process and all its workers have ended.
+    The lock belongs to the open file description, which workers inherit: as a connection, since that is what
+    `multiprocessing` passes to a process. It is free once this process and all its workers have ended.
+
+    Raises:
+        EngineError: Another run holds the lock.
     """
     states.mkdir(parents=True, exist_ok=True)
     lock = connection.Connection(os.open(states / "lock", os.O_RDWR | os.O_CREAT, 0o644))
-    patience = perf_counter() + LOCK_SECONDS
+    deadline = perf_counter() + LOCK_SECONDS
     while True:
         try:
             fcntl.flock(lock.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            if perf_counter() > patience:
+            if perf_counter() > deadline:
                 lock.close()
                 raise EngineError(f"another run is at work in {states}; wait for its end, or stop it") from None
             sleep(0.05)

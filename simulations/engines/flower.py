@@ -1,12 +1,13 @@
 """Flower's own simulation engine as a grid: clients run in Ray's processes, on this machine or on a cluster.
 
-The ServerApp runs here, as on the inline engine, and finds the same grid: nodes numbered from 1 in the order of the
-client indices, a clock that stands still, clients' states in files beside the server. So a scenario ends with the same
-model, to the bit, on either engine. What needs virtual time, a `network` or `faults`, only the inline engine has.
+The ServerApp runs in this process, as on the inline engine, and on the same kind of grid: nodes numbered from 1 in the
+order of the client indices, a clock that stands still, clients' states in files beside the server. So a scenario ends
+with the same model, to the bit, on either engine. Virtual time, hence `network` and `faults`, is the inline engine's
+alone.
 
-What Flower does here is what `flwr run` does: its link state, its queue, its backend on Ray (`vce_api.run_api`). It is
-started from its parts and not by `run_simulation`, which is deprecated, gives ClientApps no run configuration, and
-after Ctrl-C waits for all clients at work.
+The engine is the one of `flwr run`: Flower's link state, queue, and backend on Ray (`vce_api.run_api`). It is started
+from its parts and not by `run_simulation`, which is deprecated, gives ClientApps no run configuration, and after Ctrl-C
+waits for all clients at work.
 """
 
 import contextlib
@@ -33,50 +34,51 @@ from fedpress.simulations.results.run_folder import RunFolder
 from fedpress.simulations.scenario.scenario import Scenario
 
 POLL_SECONDS = 0.02
-"""How often the grid is asked for news. Flower itself hands out orders every 0.1 s."""
+"""Interval between two looks at the grid. Flower itself hands out orders every 0.1 s."""
 REACH_SECONDS = 10.0
-"""How long a cluster may take to accept a connection."""
+"""Timeout of a connection to a cluster."""
 LOOK_SECONDS = 5.0
-"""How often the cluster is asked whether its machines are all there."""
+"""Interval between two checks that all machines of the cluster are alive."""
 CLIENT: Any = {"num_cpus": 1, "max_restarts": -1, "max_task_retries": 1}
-"""Of each process that runs clients. One that dies is started again, and its message is tried once more: that is safe,
-since the client's state is in the message."""
+"""Ray's options for processes that run clients. A process that dies is restarted and its message retried once, which is
+safe, since the client's state is in the message."""
 ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
-"""For the processes that train, on every machine: one and two threads give different weights."""
+"""Environment of the processes that train, on every machine: one and two threads give different weights."""
 SHARED_GPUS = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
-"""All clients see the GPUs of their machine, as on the inline engine; else Ray hides them from who reserves none."""
+"""All clients see the GPUs of their machine, as on the inline engine; Ray would hide GPUs that are not reserved."""
 
 
 class StillClock:
-    """Time that stands still: no deadline passes, and a wait only gives the clients time to answer."""
+    """Clock that stands still: no deadline passes, and a wait only gives the clients time to answer."""
 
     def now(self) -> float:
         """Return 0."""
         return 0.0
 
     def wait(self, until: float) -> None:
-        """Wait for the next look at the grid."""
+        """Sleep until the next look at the grid, whatever `until` is."""
         time.sleep(POLL_SECONDS)
 
 
 class FlowerGrid(ClientGrid):
-    """A grid over Flower's simulation engine; use it as a context manager.
+    """Grid over Flower's simulation engine; use it as a context manager.
 
-    A client gets one message at a time: its state goes out with an order and comes back with the reply.
+    A client has one message at a time: its state goes out with an order and comes back with the reply.
 
     Args:
-        client_app: the ClientApp, as "module:attribute"; loaded in the processes that run it.
-        clients: number of simulated clients.
-        workers: number of processes on this machine; a cluster has one for each of its CPUs.
-        run_config: what the ClientApp finds in `context.run_config`.
-        address: of a Ray cluster to join, "HOST:PORT" or "auto"; None: Ray is started on this machine, and stopped.
-        states: folder for what clients keep, which then outlives the engine; None: a temporary one.
+        client_app: The ClientApp, as "module:attribute"; loaded in the processes that run it.
+        clients: Number of simulated clients.
+        workers: Number of processes on this machine; a cluster has one for each of its CPUs.
+        run_config: What the ClientApp finds in `context.run_config`.
+        address: Address of a Ray cluster to join, "HOST:PORT" or "auto"; None: start Ray on this machine.
+        states: Folder of the clients' states, which then outlive the engine; None: a temporary one.
 
     Attributes:
-        seconds: nothing: Flower's engine does not say what its processes do.
+        clock: Stands still.
+        seconds: Empty: Flower's engine does not measure its processes.
 
     Raises:
-        EngineError: there is no such cluster, it has no CPU, or `states` is in use by another run.
+        EngineError: There is no such cluster, it has no CPU, or `states` is in use by another run.
         EngineError: Flower's engine ended, or a machine is gone (raised later, by `pull_messages`).
     """
 
@@ -98,15 +100,15 @@ class FlowerGrid(ClientGrid):
         self._stopped = Event()
         self._failure: BaseException | None = None
         self._backend: _flower_on_ray.Backend | None = None
-        with contextlib.ExitStack() as left:  # undone where a later step fails
+        with contextlib.ExitStack() as cleanup:  # undone if a later step fails
             if states is not None:
-                left.enter_context(client_states.locked(states))
+                cleanup.enter_context(client_states.locked(states))
                 self._states = states
             else:
-                self._states = Path(left.enter_context(tempfile.TemporaryDirectory(prefix=client_states.TEMPORARY)))
-            left.callback(ray.shutdown)
+                self._states = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix=client_states.TEMPORARY)))
+            cleanup.callback(ray.shutdown)
             _start_ray(address, workers)
-            self._cpus, self._look = _cpus(), time.monotonic() + LOOK_SECONDS
+            self._cpus, self._next_check = _cpus(), time.monotonic() + LOOK_SECONDS
             if not self._cpus:
                 raise EngineError(
                     f"the cluster at {address!r} has no CPU for clients: `ray start --num-cpus=N` gives some"
@@ -118,7 +120,7 @@ class FlowerGrid(ClientGrid):
             self._nodes = {client: node for node, client in self._engine.parts.items()}
             self._numbers = {node: client + 1 for node, client in self._engine.parts.items()}
             self._thread = Thread(target=self._serve, name="flower-engine")
-            self._left = left.pop_all()
+            self._cleanup = cleanup.pop_all()
         self._thread.start()
 
     def close(self) -> None:
@@ -128,7 +130,7 @@ class FlowerGrid(ClientGrid):
             if self._backend:
                 self._backend.stop_clients()
             self._thread.join(timeout=0.5)
-        self._left.close()
+        self._cleanup.close()
 
     # ---- Flower's Grid ---------------------------------------------------------------------------------------------
 
@@ -136,7 +138,7 @@ class FlowerGrid(ClientGrid):
         """Hand the messages to Flower, each with its client's state, and return their ids.
 
         Raises:
-            ValueError: a message goes to a node that does not exist.
+            ValueError: A message goes to a node that does not exist.
         """
         ids: list[str] = []
         for message in messages:
@@ -153,54 +155,59 @@ class FlowerGrid(ClientGrid):
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        """Return the replies that are there, in the order of the nodes; what their clients keep is on the disk then.
+        """Return the replies that have arrived, in the order of the nodes; their clients' states are on the disk then.
 
         Raises:
             EngineError: Flower's engine has ended, or a machine is gone.
         """
         if not self._thread.is_alive():
             raise EngineError(f"Flower's simulation engine has ended: {self._failure or 'see the log'}")
-        found = list(self._grid.pull_messages(message_ids))
-        # An error that no client made: of a process that died, by itself or with its machine.
+        replies = list(self._grid.pull_messages(message_ids))
+        # Errors that no client made: a process died, by itself or with its machine.
         died = any(
-            reply.has_error() and reply.error.code != _flower.ErrorCode.CLIENT_APP_RAISED_EXCEPTION for reply in found
+            reply.has_error() and reply.error.code != _flower.ErrorCode.CLIENT_APP_RAISED_EXCEPTION for reply in replies
         )
-        if died or time.monotonic() > self._look:
-            self._look = time.monotonic() + LOOK_SECONDS
+        if died or time.monotonic() > self._next_check:
+            self._next_check = time.monotonic() + LOOK_SECONDS
             if (left := _cpus()) < self._cpus:  # Ray would wait for its return, and the round with it
                 raise EngineError(
                     f"the cluster had {self._cpus} CPUs when the run began, and now has {left}: a machine is gone;"
                     " a run that is resumed goes on with those that are there"
                 )
-        return sorted(map(self._taken, found), key=lambda reply: reply.metadata.src_node_id)
+        return sorted(map(self._taken, replies), key=lambda reply: reply.metadata.src_node_id)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
-        """Push the messages and return the replies, all of them or those that come within `timeout` (real) seconds."""
+        """Push the messages and return the replies.
+
+        Args:
+            messages: Orders.
+            timeout: Real seconds after which the replies so far are returned; None: wait for all.
+        """
         pending = set(self.push_messages(messages))
         until = float("inf") if timeout is None else time.monotonic() + timeout
         replies: list[Message] = []
         while pending:
-            found = self.pull_messages(pending)
-            pending -= {reply.metadata.reply_to_message_id for reply in found}
-            replies += found
+            arrived = self.pull_messages(pending)
+            pending -= {reply.metadata.reply_to_message_id for reply in arrived}
+            replies += arrived
             if time.monotonic() >= until:
                 break
             if pending:
                 self.clock.wait(until)
         return replies
 
-    # ---- what a run of a scenario asks for, as of the inline engine ------------------------------------------------
+    # ---- for checkpoints and results, as on the inline engine ------------------------------------------------------
 
     def states_digest(self) -> str:
-        """Return the SHA-256 over the state that every client keeps."""
+        """Return the SHA-256 over all clients' states."""
         return client_states.digest(self._states, self._clients)
 
     def state(self) -> GridState:
-        """Return what the inline engine saves when nothing is under way: a run may go on with either."""
+        """Return the state of an idle inline engine: a run may go on with either engine."""
         return GridState()
 
     def restore(self, state: GridState) -> None:
-        """Take up a state: nothing, since no reply outlives a round without virtual time."""
+        """Do nothing: without virtual time, no reply outlives a round."""
 
     # ---- work ------------------------------------------------------------------------------------------------------
 
@@ -217,7 +224,7 @@ class FlowerGrid(ClientGrid):
             self._failure = error.__cause__ or error
 
     def _taken(self, reply: Message) -> Message:
-        """Return a reply as the client made it; keep the state that came with it."""
+        """Return a reply as the client made it, and write the state that came with it."""
         node = self._numbers.get(reply.metadata.src_node_id, reply.metadata.src_node_id)
         records.set_source(reply, node)
         if reply.has_error():
@@ -231,10 +238,14 @@ class FlowerGrid(ClientGrid):
 
 
 def check(scenario: Scenario, address: str | None = None) -> None:
-    """Find out, before a run has a folder, whether Flower's engine can run a scenario on a cluster.
+    """Check, before a run has a folder, that Flower's engine can run a scenario on a cluster.
+
+    Args:
+        scenario: The scenario.
+        address: Address of the Ray cluster; None: this machine.
 
     Raises:
-        EngineError: it has a network or faults, or nobody listens at the address.
+        EngineError: The scenario has a network or faults, or no cluster listens at the address.
     """
     for key in ("network", "faults"):
         if getattr(scenario, key) is not None:
@@ -247,7 +258,11 @@ def check(scenario: Scenario, address: str | None = None) -> None:
 
 
 def _reach(address: str) -> None:
-    """Connect once: Ray itself tries for minutes."""
+    """Connect once, since Ray itself would retry for minutes.
+
+    Raises:
+        EngineError: The address is none, or nothing listens there.
+    """
     host, _, port = address.rpartition(":")
     if not (host and port.isdigit() and "/" not in host):
         raise EngineError(f"a Ray cluster's address is HOST:PORT or auto, such as 10.0.0.1:6379; got {address!r}")
@@ -262,10 +277,16 @@ def _reach(address: str) -> None:
 def of_run(
     scenario: Scenario, folder: RunFolder, config: Mapping[str, UserConfigValue], address: str | None = None
 ) -> FlowerGrid:
-    """Return the grid for a run. Clients are not told where the run folder is: it is on the server's machine.
+    """Return the grid of a run. Clients do not get the path of the run folder, which is on the server's machine.
+
+    Args:
+        scenario: The scenario.
+        folder: Run folder, which gets the clients' states.
+        config: Run configuration of the apps.
+        address: Address of the Ray cluster; None: this machine.
 
     Raises:
-        EngineError: the scenario or the cluster is not fit for it.
+        EngineError: The engine cannot run the scenario, or there is no such cluster.
     """
     check(scenario, address)
     return FlowerGrid(
@@ -279,13 +300,13 @@ def of_run(
 
 
 def _start_ray(address: str | None, workers: int) -> None:
-    """Join a cluster, or start Ray on this machine.
+    """Join a cluster, or start Ray on this machine with `workers` CPUs.
 
     Raises:
-        EngineError: there is no such cluster, or it has no CPU for clients.
+        EngineError: There is no such cluster, or it has no CPU for clients.
     """
     quiet: dict[str, Any] = {"include_dashboard": False} if address is None else {}
-    os.environ.update(SHARED_GPUS)  # Ray warns in this process, too
+    os.environ.update(SHARED_GPUS)  # or Ray warns in this process, too
     variables = {**ONE_THREAD, **SHARED_GPUS}
     if address is None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -308,6 +329,6 @@ def _start_ray(address: str | None, workers: int) -> None:
 
 
 def _cpus() -> int:
-    """Return the CPUs of all machines of the cluster, each of which runs a client."""
+    """Return the number of CPUs of all machines of the cluster; each CPU runs a client at a time."""
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     return sum(int(node["Resources"].get("CPU", 0)) for node in nodes if node["Alive"])

@@ -1,12 +1,12 @@
-"""The inline engine: a Flower `Grid` in this process, with warm worker processes that run the ClientApp.
+"""Inline engine: a Flower `Grid` in this process, with persistent worker processes that run the ClientApp.
 
 It runs the same ServerApp and ClientApp as Flower's own engines. Each worker loads the app once and then answers one
-message after the other, so data, models and caches stay in memory. What a client keeps (`Context.state`) lies in a
-file of its own, in a temporary folder unless another is named, so any worker can run any client, and the result
-depends neither on their number nor on who ran what. A record that goes to many clients, such as the model, is
-serialized once and read once by each worker.
+message after the other, so data, models and caches stay in memory. Each client's state (`Context.state`) is a file, in
+a temporary folder unless another is given. So any worker can run any client, and the result depends neither on their
+number nor on the assignment. A record that goes to many clients, such as the model, is serialized once and read
+once by each worker.
 
-Time is virtual: a `Network` says how long each reply takes, and deadlines follow `grid.clock`. Without one, replies
+Time is virtual: a `Network` gives the time of each reply, and deadlines follow `grid.clock`. Without a network, replies
 take no time.
 """
 
@@ -33,55 +33,61 @@ from fedpress.simulations.engines.worker import Worker
 from fedpress.simulations.engines.worker_process import RUN_ID, Task
 
 SHARED_BYTES = 1 << 16
-"""A record of at least this size is handed to the workers once, as a file, and not with every message."""
+"""Size from which a record goes to the workers once, as a file, and not with every message."""
 SHORT_TASK = 5e-3
-"""Seconds: tasks shorter than this are sent ahead, so that a worker never waits for the pipe."""
+"""Seconds below which tasks are sent ahead, so that a worker never waits for the pipe."""
 SENT_AHEAD = 16
-"""How many short tasks a worker may hold. With at most `SMALL_MESSAGE` bytes each, all fit the pipe's own buffer:
-were the parent to block on a full pipe while the worker blocks on its reply, both would wait for ever."""
+"""Most short tasks that a worker holds. With at most `SMALL_MESSAGE` bytes each, all fit the pipe's buffer: were the
+parent to block on a full pipe while the worker blocks on its reply, both would wait for ever."""
 SMALL_MESSAGE = 2048
+"""Most bytes of a task that is sent ahead."""
 MAX_DEATHS = 3
+"""Workers that may die one after the other, without a reply in between."""
 
 
 class SimulatedClock:
-    """Virtual time that jumps to the next reply, or to the end of the wait."""
+    """Virtual clock that jumps to the next reply, or to the end of a wait.
+
+    Args:
+        grid: Knows when replies arrive.
+    """
 
     def __init__(self, grid: "InlineGrid") -> None:
         self._grid = grid
         self._time = VirtualClock()
 
     def now(self) -> float:
-        """Return virtual seconds since the engine started."""
+        """Return virtual seconds since the run began."""
         return self._time.now()
 
     def go_to(self, time: float) -> None:
-        """Go forward to `time`: where a run goes on."""
+        """Advance to `time`, at which a resumed run goes on."""
         self._time.advance_to(time)
 
     def wait(self, until: float) -> None:
-        """Go to the next reply's arrival, or to `until` when that is sooner."""
+        """Advance to the arrival of the next reply, or to `until` if that is sooner."""
         arrival = self._grid.next_arrival()
         if arrival is not None:
             self._time.advance_to(max(self.now(), min(arrival, until)))
 
 
 class Arrival(NamedTuple):
-    """A reply, and when it arrives by the virtual clock."""
+    """Reply, and the virtual time of its arrival."""
 
     at: float
     reply: Message
 
 
 class GridState(NamedTuple):
-    """What an engine keeps from one round to the next.
+    """State of an engine between two rounds, for checkpoints.
 
     Attributes:
-        now: virtual time.
-        sent: number of messages.
-        ready: replies that have arrived or will, by message id.
-        struck: number of faults by kind.
-        doubled: ids of messages whose replies arrive twice.
-        seconds: of the workers, by what they went into.
+        now: Virtual time, in seconds.
+        sent: Number of messages sent.
+        ready: Replies that have arrived or will, by message id.
+        struck: Number of faults by kind.
+        doubled: Ids of messages whose replies arrive twice.
+        seconds: Seconds of the workers by phase.
     """
 
     now: float = 0.0
@@ -93,38 +99,39 @@ class GridState(NamedTuple):
 
 
 class _Order(NamedTuple):
-    """A message under way to a client."""
+    """Message under way to a client."""
 
     message: Message
     sent_at: float  # by the virtual clock
-    round: int | None  # of an order to train, where network or faults ask for it
-    struck: frozenset[str]  # faults that strike the client
+    round: int | None  # of an order to train, where network or faults need it
+    struck: frozenset[str]  # kinds of faults that the client has
 
 
 class InlineGrid(ClientGrid):
-    """An in-process grid over `workers` processes; use it as a context manager.
+    """Grid over worker processes; use it as a context manager.
 
     Nodes are numbered from 1 in the order of the client indices, whatever the number of workers.
 
     Args:
-        client_app: the ClientApp, as "module:attribute".
-        clients: number of simulated clients.
-        workers: number of processes.
-        run_config: what the apps find in `context.run_config`.
-        network: link and speed of each client; None: replies take no virtual time.
-        injected: faults that strike on purpose.
-        examples: how many examples a client trains on in a round, for `network` and to start long tasks first.
-        log_file: where the workers write Flower's log; None: their standard error.
-        states: folder for what clients keep, which then outlives the engine: another one goes on with it after a kill.
-            None: a temporary one.
+        client_app: The ClientApp, as "module:attribute".
+        clients: Number of simulated clients.
+        workers: Number of processes.
+        run_config: The apps' `context.run_config`.
+        network: Link and speed of each client; None: replies take no virtual time.
+        injected: Faults to inject; None: none.
+        examples: Maps a client to the examples it trains on in a round, for `network` and to start long tasks first.
+        log_file: File of the workers' Flower log; None: their standard error.
+        states: Folder of the clients' states, which then outlive the engine: another engine goes on with them after a
+            kill. None: a temporary one.
 
     Attributes:
-        seconds: of all workers by what they went into: `training`; `client`, what a client does beside it (its
-            data, the model, the update); `states` and `messages`, read and written; `waiting` for something to do.
+        clock: Virtual time.
+        seconds: Seconds of all workers by phase: `training`; `client`, its other work (data, model, update); `states`
+            and `messages`, reading and writing; `waiting` for a task.
 
     Raises:
         EngineError: `states` is in use by another run.
-        EngineError: the ClientApp cannot be loaded, or the workers keep dying (also raised later, by `pull_messages`).
+        EngineError: The ClientApp cannot be loaded, or the workers keep dying (also raised later, by `pull_messages`).
     """
 
     def __init__(
@@ -148,21 +155,21 @@ class InlineGrid(ClientGrid):
         self._faults = injected
         self._examples = examples
         self._lock = client_states.locked(states) if states else None
-        # Beside the states it is found and removed after a kill, too.
+        # Inside the folder of states, `client_states.locked` removes it after a kill, too.
         self._folder = tempfile.TemporaryDirectory(prefix=client_states.TEMPORARY, dir=states)
-        home = Path(self._folder.name)
+        temporary = Path(self._folder.name)
         self._start = worker_process.Start(
             client_app,
             clients,
             dict(run_config or {}),
-            home,
-            states or home,
+            temporary,
+            states or temporary,
             self._lock,
             log_file,
             tuple(sys.path),
             dict(os.environ),
         )
-        self._records = SharedRecords(home)
+        self._records = SharedRecords(temporary)
         self._queue: deque[Task] = deque()
         self._tasks: dict[str, Task] = {}  # under way or queued
         self._orders: dict[str, _Order] = {}  # by message id
@@ -174,7 +181,7 @@ class InlineGrid(ClientGrid):
         self._workers = [Worker(self._start) for _ in range(workers)]
 
     def close(self) -> None:
-        """Stop the workers and remove the clients' state, unless it has a folder of its own."""
+        """Stop the workers and remove the clients' states, unless they have a folder of their own."""
         for worker in self._workers:
             worker.stop()
         self._workers = []
@@ -188,7 +195,7 @@ class InlineGrid(ClientGrid):
         """Queue the messages for the workers and return their ids.
 
         Raises:
-            ValueError: a message goes to a node that does not exist.
+            ValueError: A message goes to a node that does not exist.
         """
         tasks, ids = [], []
         for message in messages:
@@ -212,7 +219,11 @@ class InlineGrid(ClientGrid):
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        """Return the replies that have arrived; waits (really) for work under way, never for virtual time."""
+        """Return the replies that have arrived by the virtual clock; block for work under way, never for virtual time.
+
+        Raises:
+            EngineError: The ClientApp cannot be loaded, or workers keep dying.
+        """
         wanted = set(message_ids)
         while self._tasks and (self._network or self._faults or not any(m in self._ready for m in wanted)):
             self._receive()
@@ -232,7 +243,12 @@ class InlineGrid(ClientGrid):
         return replies
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
-        """Push the messages and return all replies that arrive within `timeout` virtual seconds."""
+        """Push the messages and return the replies.
+
+        Args:
+            messages: Orders.
+            timeout: Virtual seconds after which later replies are left out; None: wait for all that will arrive.
+        """
         pending = set(self.push_messages(messages))
         until = float("inf") if timeout is None else self.clock.now() + timeout
         replies: list[Message] = []
@@ -246,18 +262,18 @@ class InlineGrid(ClientGrid):
         return replies
 
     def states_digest(self) -> str:
-        """Return the SHA-256 over the state that every client keeps."""
+        """Return the SHA-256 over all clients' states."""
         return client_states.digest(self._start.states, self._clients)
 
     def state(self) -> GridState:
-        """Return the time, and the replies that have arrived or will, for a checkpoint; waits for work under way."""
+        """Return the state for a checkpoint; wait for work under way."""
         while self._tasks:
             self._receive()
         struck = dict(self._faults.struck) if self._faults else {}
         return GridState(self.clock.now(), self._sent, self._ready, struck, sorted(self._doubled), dict(self.seconds))
 
     def restore(self, state: GridState) -> None:
-        """Take up a state."""
+        """Take over the state of an earlier engine."""
         self.clock.go_to(state.now)
         self._sent, self._ready = state.sent, state.ready
         self._doubled = set(state.doubled)
@@ -266,10 +282,10 @@ class InlineGrid(ClientGrid):
             self._faults.struck = Counter(state.struck)
 
     def next_arrival(self) -> float | None:
-        """Return when the next reply arrives, None while that is still being worked out.
+        """Return the virtual time at which the next reply arrives; None while clients are at work on it.
 
-        Infinite when no reply is on its way. Those that have arrived and were not pulled are somebody else's: another
-        tier's, whose exchange has its turn later.
+        Infinite if no reply is on its way. Replies that have arrived and were not pulled do not count: they are
+        another tier's, whose exchange comes later.
         """
         if self._tasks:
             return None
@@ -279,7 +295,7 @@ class InlineGrid(ClientGrid):
     # ---- work ------------------------------------------------------------------------------------------------------
 
     def _order(self, message: Message) -> _Order:
-        """Return an order to be sent now, and what strikes the client that gets it."""
+        """Return the record of an order that is sent now, with the faults of its client."""
         number, struck = None, frozenset[str]()
         if message.metadata.message_type == "train" and (self._network or self._faults):
             number = orders.read_order(message.content).round
@@ -299,7 +315,7 @@ class InlineGrid(ClientGrid):
         return Task(message_id, client, data, tuple(message.content), tuple(shared), order.struck)
 
     def _pump(self) -> None:
-        """Hand queued tasks to the workers: one each, more ahead when they are short and small."""
+        """Hand queued tasks to the workers: one each, and more ahead if they are short and small."""
         for level in range(1, SENT_AHEAD + 1):
             for worker in self._workers:
                 if self._queue and len(worker.under_way) < level:
@@ -309,7 +325,7 @@ class InlineGrid(ClientGrid):
                 break
 
     def _receive(self) -> None:
-        """Wait for news from any worker and take it in."""
+        """Wait for a reply of any worker, and process it."""
         ready = connection.wait([worker.pipe for worker in self._workers])
         for worker in [worker for worker in self._workers if worker.pipe in ready]:
             try:
@@ -357,7 +373,11 @@ class InlineGrid(ClientGrid):
         self._ready[message_id] = Arrival(order.sent_at + seconds, reply)
 
     def _replace(self, dead: Worker) -> None:
-        """Answer for a worker that died, with an error for each message it held, and start another."""
+        """Answer for a worker that died, with an error for each message it held, and start another.
+
+        Raises:
+            EngineError: `MAX_DEATHS` workers died without a reply in between.
+        """
         dead.stop()
         self._deaths += 1
         getLogger("flwr").log(ERROR, "a worker died (exit code %s)", dead.process.exitcode)
@@ -375,6 +395,12 @@ class InlineGrid(ClientGrid):
 
 
 def run(server_app: ServerApp, grid: Grid, run_config: Mapping[str, UserConfigValue] | None = None) -> None:
-    """Run a ServerApp on the grid, as Flower's engines do."""
+    """Run a ServerApp on a grid, as Flower's engines do.
+
+    Args:
+        server_app: The ServerApp.
+        grid: The grid.
+        run_config: Its `context.run_config`.
+    """
     context = Context(run_id=RUN_ID, node_id=1, node_config={}, state=RecordDict(), run_config=dict(run_config or {}))
     server_app(grid, context)

@@ -1,4 +1,4 @@
-"""Records that go to many clients, such as the model: each a file that workers read once."""
+"""Records that go to many clients, such as the model: files that each worker reads once."""
 
 from collections import Counter, OrderedDict
 from pathlib import Path
@@ -10,10 +10,10 @@ from fedpress.simulations.engines.worker_process import KEPT_RECORDS
 
 
 class SharedRecords:
-    """The files of the last few shared records, and of those that messages under way need.
+    """Files of the last `KEPT_RECORDS` shared records, and of those that messages under way need.
 
     Args:
-        folder: of the files.
+        folder: Folder of the files.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -23,14 +23,14 @@ class SharedRecords:
         self._written = 0
 
     def use(self, record: ArrayRecord) -> str:
-        """Return the name of a record's file for one more message; it is written at the first use."""
+        """Return the name of a record's file, written at its first use, and count one more message that needs it."""
         known = self._files.get(id(record))
         name = known[1] if known is not None else self._write(record)
         self._uses[name] += 1
         return name
 
     def release(self, name: str) -> None:
-        """Take note that a message is answered; a file that nobody needs any more is removed."""
+        """Count one message less that needs a file; remove the file if none is left and its record is not kept."""
         self._uses[name] -= 1
         self._remove_unused(name)
 

@@ -1,4 +1,4 @@
-"""The parent's end of the inline engine's worker processes, and what they start with."""
+"""Parent's end of the inline engine's worker processes, and the environment that they start in."""
 
 import contextlib
 import os
@@ -11,22 +11,22 @@ from fedpress.simulations.engines import worker_process
 from fedpress.simulations.engines.worker_process import Task
 
 IMPORTED_ONCE = ["flwr.clientapp", "torch", "fedpress.client.app", "fedpress.simulations.runs.job"]
-"""What nearly every ClientApp needs. Imported by one process that all workers are forked from, so that a worker starts
-in milliseconds and not in seconds."""
+"""Modules that nearly every ClientApp imports: preloaded by the process that workers are forked from, so that a worker
+starts in milliseconds and not in seconds."""
 TUNABLES = "GLIBC_TUNABLES"
-"""The environment variable that glibc reads at the start of a process; other systems do not."""
+"""Environment variable that glibc reads at the start of a process; other C libraries ignore it."""
 
 
 class Worker:
-    """The parent's end of a worker process.
+    """Parent's end of a worker process.
 
     Args:
-        start: what the process is told at its start.
+        start: Configuration of the process.
 
     Attributes:
-        pipe: to the process.
-        under_way: ids of the messages that it holds.
-        process: the process itself.
+        pipe: Connection to the process.
+        under_way: Ids of the messages that the worker holds.
+        process: The process.
     """
 
     def __init__(self, start: worker_process.Start) -> None:
@@ -40,13 +40,13 @@ class Worker:
         child.close()
 
     def send(self, task: Task) -> None:
-        """Hand it a task."""
+        """Send a task to the worker; one that is dead is left for the reader of the pipe to notice."""
         self.under_way.append(task.message_id)
-        with contextlib.suppress(BrokenPipeError):  # `_receive` sees the end of the pipe and answers for the worker
+        with contextlib.suppress(BrokenPipeError):  # the reader sees the end of the pipe
             self.pipe.send(task)
 
     def stop(self) -> None:
-        """End it, by force where it does not end by itself."""
+        """End the process, by force if it does not end by itself."""
         self.pipe.close()
         self.process.join(timeout=2)
         if self.process.is_alive():
@@ -58,7 +58,7 @@ class Worker:
 def worker_environment() -> Iterator[None]:
     """Let child processes start with one thread in numpy's and torch's libraries, and large pages in glibc's malloc.
 
-    A training step takes memory anew for what it computes; in pages of 4 kB that is thousands of page faults a step.
+    A training step allocates its tensors anew; in pages of 4 kB that is thousands of page faults a step.
     """
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", TUNABLES)
     before = {name: os.environ.get(name) for name in names}
@@ -75,7 +75,7 @@ def worker_environment() -> Iterator[None]:
 
 @contextlib.contextmanager
 def deaf_to_ctrl_c() -> Iterator[None]:
-    """Let child processes start with SIGINT blocked: a terminal sends it to all, and it is the parent's business."""
+    """Let child processes start with SIGINT blocked: a terminal sends it to all, and the parent alone handles it."""
     resource_tracker.ensure_running()  # its own start unblocks SIGINT, so it comes first
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:

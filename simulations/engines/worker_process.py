@@ -1,4 +1,4 @@
-"""A worker process of the inline engine: it loads a ClientApp once, and then answers one message after the other."""
+"""Worker process of the inline engine: it loads a ClientApp once, and then answers one message after the other."""
 
 import contextlib
 import os
@@ -23,45 +23,50 @@ from fedpress.simulations.engines import _flower, client_states
 
 RUN_ID = 1
 KEPT_RECORDS = 2
-"""Shared records that a worker keeps in memory: the model of this round, and of the evaluation after it."""
+"""Shared records that a worker keeps in memory: the model of a round, and that of the evaluation after it."""
 
 
 class Task(NamedTuple):
-    """One message on its way to a worker."""
+    """Message for a worker."""
 
     message_id: str
     client: int
     message: bytes  # serialized, without the shared records
     keys: tuple[str, ...]  # of all records, in their order
     shared: tuple[tuple[str, str], ...]  # key of a record, name of its file
-    faults: frozenset[str] = frozenset()  # that strike the client
+    faults: frozenset[str] = frozenset()  # kinds that the client has
 
 
 class Done(NamedTuple):
-    """A worker's reply."""
+    """Reply of a worker."""
 
     message_id: str
     reply: bytes
     seconds: float
-    seconds_by_phase: dict[str, float]  # of this worker since its last reply, see `InlineGrid.seconds`
+    seconds_by_phase: dict[str, float]  # since the worker's last reply, see `InlineGrid.seconds`
 
 
 class Start(NamedTuple):
-    """All that a worker is told at its start."""
+    """Configuration of a worker."""
 
     client_app: str
     clients: int
     run_config: UserConfig
     folder: Path  # of shared records
     states: Path
-    lock: connection.Connection | None  # held by the workers too, so that nobody writes states beside them
+    lock: connection.Connection | None  # of the states; workers hold it too, so that no other engine writes there
     log_file: Path | None
     search_path: tuple[str, ...]
-    environ: dict[str, str]  # of now; the process that workers are forked from has that of its own start
+    environ: dict[str, str]  # the parent's; the process that workers are forked from has an older one
 
 
 def work(pipe: connection.Connection, start: Start) -> None:
-    """Answer messages until the parent closes the pipe, or is killed."""
+    """Answer messages until the parent closes the pipe, or is killed.
+
+    Args:
+        pipe: Connection to the parent: a `Task` in, a `Done` out; the traceback as text if the app does not load.
+        start: Configuration.
+    """
     Thread(target=_end_with_parent, daemon=True).start()
     sys.path[:] = start.search_path
     os.environ.update(start.environ)
@@ -111,7 +116,7 @@ def _shared_record(path: Path, cache: OrderedDict[str, ArrayRecord]) -> ArrayRec
         cache[path.name] = content.array_records["record"]
         while len(cache) > KEPT_RECORDS:
             cache.popitem(last=False)
-    return ArrayRecord(dict(cache[path.name]))  # a record of the client's own: apps and mods may change it
+    return ArrayRecord(dict(cache[path.name]))  # a copy: apps and mods may change it
 
 
 def _end_with_parent() -> None:

@@ -1,3 +1,3 @@
-"""What a run leaves: `run_folder` (the files), `records` (the figures), `start` (where one begins or goes on)."""
+"""Results of a run: `run_folder` (its files), `records` (its figures), `start` (a new folder, or one to go on with)."""
 
 __all__ = ["records", "run_folder", "start"]

@@ -1,4 +1,4 @@
-"""Figures of a run, as its folder keeps them."""
+"""Figures of a run: the classes of results.json."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ MEASURED: Final[dict[str, Any]] = {
     "worker_phases": True,
     "students": {"__all__": {"timings": True, "stages": {"__all__": {"latency_ms"}}}},
 }
-"""What of `Results` is read off a clock, and never the same twice: for `model_dump(exclude=MEASURED)`."""
+"""Fields of `Results` that are measured times, hence never the same twice: for `model_dump(exclude=MEASURED)`."""
 
 
 class Record(BaseModel):
-    """A part of results.json. Keys that a later version adds are ignored."""
+    """Part of results.json. Keys that a later version adds are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
 class TierRound(Record):
-    """What one round was for a tier that trains; accuracy and loss as of the round."""
+    """One round of a tier that trains."""
 
-    accuracy: float | None
+    accuracy: float | None  # a fraction; None: not evaluated, as the next
     loss: float | None
     up_bytes: int
     down_bytes: int
-    replies: int
+    replies: int  # accepted
 
 
 class RoundResult(Record):
-    """One round. Accuracy (a fraction) and loss are those of the held model; None: not evaluated.
+    """One round. Accuracy (a fraction) and loss are of the model that clients hold; None: not evaluated.
 
-    On test data, unless the scenario's `evaluation.split` says validation.
+    They are on the split that the scenario's `evaluation.split` names.
     """
 
     round: int
@@ -47,17 +47,17 @@ class RoundResult(Record):
     replies: int  # accepted
     refused: int
     reasons: dict[str, int] = {}  # refused, by reason
-    virtual_seconds: float = 0.0  # on the scenario's own clock, from the run's start
-    joules: float = 0.0  # estimate: what the clients' devices spent on the round's bytes (`Totals`)
+    virtual_seconds: float = 0.0  # from the run's start
+    joules: float = 0.0  # estimate of what the clients' devices spent on the round's bytes (`Totals`)
     staleness: float | None = None  # of the accepted replies, mean; None: a synchronous round, or none accepted
     max_staleness: int | None = None
-    tiers: dict[str, TierRound] = {}  # those that train; bytes, replies and refusals above are of all together
-    mask_version: int = 0  # after the round; 0: there is no mask
-    density: float = 1.0  # the part of the weights that the model has after the round
+    tiers: dict[str, TierRound] = {}  # tiers that train; bytes, replies and refusals above are of all together
+    mask_version: int = 0  # after the round; 0: no mask
+    density: float = 1.0  # share of its weights that the model has after the round
 
 
 class TierResult(Record):
-    """A tier that has trained a model of its own; accuracy as of the run, a fraction."""
+    """Tier that trains its model. Accuracy is a fraction, the mean over the last rounds as in `Results`."""
 
     tier: str
     parameters: int
@@ -67,7 +67,7 @@ class TierResult(Record):
 
 
 class StudentResult(Record):
-    """One student of one published version. Accuracies are fractions on test data."""
+    """Student of one published version. Accuracies are fractions on test data."""
 
     tier: str
     version: int
@@ -78,15 +78,15 @@ class StudentResult(Record):
     student_accuracy: float  # before quantization
     quantized_accuracy: float  # after it, before it was written to a bundle
     sha256: str  # of the bundle file
-    stages: list[StageResult] = []  # what each step of its making did
-    warning: str = ""  # which class it loses too much on
-    candidates: list[CandidateResult] = []  # what was looked at for it, if it was searched for
-    curve: list[PruningStep] = []  # the way of its pruning, where a part of the parameters was to be removed
+    stages: list[StageResult] = []  # results of each step of its making
+    warning: str = ""  # the class that it loses too much on; empty: none
+    candidates: list[CandidateResult] = []  # of its search, if it was searched for
+    curve: list[PruningStep] = []  # steps of its pruning, for a budget `removed_fraction`
     timings: list[LayerTiming] = []  # of the layers, where it is sparse
 
 
 class LayerDensity(Record):
-    """How much of one tensor was sent."""
+    """Density of updates in one tensor."""
 
     name: str
     size: int  # entries of the tensor
@@ -94,15 +94,15 @@ class LayerDensity(Record):
 
     @property
     def density(self) -> float:
-        """The part of the tensor's entries that a mean update holds; 0 for an empty tensor."""
+        """Share of the tensor's entries in a mean update; 0 for an empty tensor."""
         return self.sent / self.size if self.size else 0.0
 
 
 class Totals(Record):
-    """Bytes of the whole run; `dense_*`: one really serialized dense message times the messages of this run.
+    """Bytes of the whole run; `dense_*`: size of one serialized dense message times the messages of this run.
 
-    `joules` is what the clients' devices spent on these bytes, by estimate (`Network.joules`); 0: the scenario has no
-    network, or its network no figures on energy.
+    `joules` estimates what the clients' devices spent on these bytes (`Network.joules`); 0: there is no network, or it
+    has no figures on energy.
     """
 
     up_bytes: int
@@ -114,22 +114,22 @@ class Totals(Record):
 
     @property
     def both_bytes(self) -> int:
-        """Bytes of training and evaluation in both directions, students apart."""
+        """Bytes of training and evaluation in both directions, without students."""
         return self.up_bytes + self.down_bytes - self.bundle_bytes
 
     @property
     def up_ratio(self) -> float | None:
-        """How many times fewer bytes went up than dense messages would have; None: nothing was sent."""
+        """Compression ratio of uploads: dense bytes over bytes sent; None: nothing was sent."""
         return self.dense_up_bytes / self.up_bytes if self.up_bytes else None
 
     @property
     def down_ratio(self) -> float | None:
-        """How many times fewer bytes went down than dense messages would have; None: nothing was sent."""
+        """Compression ratio of downloads: dense bytes over bytes sent; None: nothing was sent."""
         return self.dense_down_bytes / self.down_bytes if self.down_bytes else None
 
 
 class ModelInfo(Record):
-    """The global model at the end of the run."""
+    """Global model at the end of the run."""
 
     parameters: int
     sha256: str
@@ -138,10 +138,9 @@ class ModelInfo(Record):
 class Results(Record):
     """All figures of a run, as in results.json.
 
-    `faults` counts what went wrong on purpose; `lost_states` the replies of clients that had lost their state.
-
-    `phases` are the server's seconds by what they went into (`SparseFed.timer`), `worker_phases` those of the inline
-    engine's workers (`InlineGrid.seconds`).
+    `faults` counts injected faults by kind; `lost_states` the replies of clients that had lost their state. `phases`
+    are the server's seconds by phase (`SparseFed.timer`), `worker_phases` those of the inline engine's workers
+    (`InlineGrid.seconds`).
 
     `accuracy` is the mean over the last 10 evaluated rounds: one round alone swings by several points.
     """
@@ -164,25 +163,26 @@ class Results(Record):
 
     @property
     def flushes(self) -> int:
-        """How often a buffer of replies was taken in; 0: the rounds were synchronous."""
+        """Number of times that a buffer of replies was aggregated; 0: the rounds were synchronous."""
         return sum(result.staleness is not None for result in self.rounds)
 
     @property
     def staleness(self) -> tuple[float, int]:
         """Mean and largest staleness of the accepted replies of a buffered run, in steps."""
-        taken = [r for r in self.rounds if r.staleness is not None]
-        weighted = sum(r.replies * (r.staleness or 0.0) for r in taken)
-        return weighted / max(1, sum(r.replies for r in taken)), max((r.max_staleness or 0 for r in taken), default=0)
+        flushed = [r for r in self.rounds if r.staleness is not None]
+        weighted = sum(r.replies * (r.staleness or 0.0) for r in flushed)
+        largest = max((r.max_staleness or 0 for r in flushed), default=0)
+        return weighted / max(1, sum(r.replies for r in flushed)), largest
 
     @property
     def new_masks(self) -> list[RoundResult]:
-        """The rounds after which the model had another mask than before; round 1 where it began with one."""
+        """Rounds after which the model has another mask than before; round 1 if it began with one."""
         before = [0, *(result.mask_version for result in self.rounds)]
-        return [result for result, version in zip(self.rounds, before, strict=False) if result.mask_version != version]
+        return [result for result, old in zip(self.rounds, before, strict=False) if result.mask_version != old]
 
     @property
     def split(self) -> str:
-        """What the rounds were evaluated on: "test" or "validation" data."""
+        """Split that the rounds were evaluated on, such as "test" or "validation"."""
         return str(self.scenario.get("evaluation", {}).get("split", "test"))
 
     @property

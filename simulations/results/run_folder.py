@@ -1,20 +1,20 @@
-"""The folder that a run leaves behind, and the figures in it.
+"""Folder of a run: its files, and the figures in them.
 
-    scenario.yaml        what was run, complete: running it again gives the same model
+    scenario.yaml        the whole scenario: running it again gives the same model
     results.json         the figures (`Results`), written again after every round
     ledger.csv           every byte: round, node, direction, kind, bytes (`fedpress.compression.ledger`)
     model.safetensors    the global model at the end
-    mask.bin             the places of the weights of a model that is sparse from round 1 (`compression.support`)
-    partition.npz        which client has which examples: `client-0`, ... are indices into the training split
+    mask.bin             first mask of a sparse model: positions of its weights (`compression.wire.position_set`)
+    partition.npz        examples of each client: `client-0`, ... are indices into the training split
     architectures.json   shapes of the models that tiers train, by tier and name
-    tiers/               of each tier that trains its model, `phone.safetensors`, and its ledger, `phone.csv`
+    tiers/               for each tier that trains: its model, `phone.safetensors`, and its ledger, `phone.csv`
     bundles/             the students as published
     downloads/           the students as clients received them
     payloads/            every accepted payload, `round-0007/node-12.fp`, of a run that keeps them
-    run.log              what was logged
-    state/               while a run is not finished: checkpoints of the server, what clients keep
-    report.html          the page that `fedpress report` makes
-    tensorboard/         event files for TensorBoard, where they were asked for
+    run.log              Flower's log of the server and all workers
+    state/               while a run is not finished: checkpoints of the server, states of the clients
+    report.html          page that `fedpress report` makes
+    tensorboard/         event files for TensorBoard, of a run with --tensorboard
 
 A folder stays readable however the run ends: results.json is replaced as a whole, never written in place,
 and its `status` says whether the run finished.
@@ -35,15 +35,20 @@ from fedpress.compression.files import remove_leftovers, write_atomically
 from fedpress.compression.ledger import Ledger
 from fedpress.simulations.results.records import Results
 
-RUNS = Path("runs")  # where a run goes that is not told where to go; git ignores it
+RUNS = Path("runs")
+"""Parent of new run folders without a given path; git ignores it."""
 
 
 class RunFolderError(FedpressError, ValueError):
-    """A run folder cannot be made, or is missing, torn or not what was expected."""
+    """A run folder cannot be made, or is missing, torn or of another kind than expected."""
 
 
 class RunFolder:
-    """The paths of a run, and the writing and reading of its figures."""
+    """Paths of a run's files; reads and writes its figures.
+
+    Args:
+        path: The folder, which need not exist.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -64,15 +69,15 @@ class RunFolder:
         self.state = path / "state"
         self.checkpoints = self.state / "server"
         self.client_states = self.state / "clients"
-        self.begun = self.state / "scenario.json"  # as it was when the run began
+        self.begun = self.state / "scenario.json"  # as of the beginning of the run
 
     @classmethod
     def create(cls, path: Path | str | None = None, *, name: str = "run") -> RunFolder:
-        """Makes an empty run folder.
+        """Make an empty run folder and return it.
 
         Args:
-            path: where; None: a new folder under `runs/`, called by `name` and the time.
-            name: the scenario's name.
+            path: Its path; None: a new folder under `runs/`, named by `name` and the time.
+            name: Name of the scenario.
 
         Raises:
             RunFolderError: `path` is a file, or a folder that is not empty, or cannot be made.
@@ -88,16 +93,16 @@ class RunFolder:
         return cls(folder)
 
     def check_empty(self) -> None:
-        """Finds out whether a new run may begin here.
+        """Check that a new run may begin here.
 
         Raises:
-            RunFolderError: it is a file, or a folder that is not empty.
+            RunFolderError: It is a file, or a folder that is not empty.
         """
         folder = self.path
         if folder.exists() and not folder.is_dir():
             raise RunFolderError(f"{folder} is a file; a run needs a folder of its own")
         if folder.is_dir():
-            remove_leftovers(folder)  # of a run that was killed before it had anything
+            remove_leftovers(folder)  # of a run that was killed before its first file
         if folder.is_dir() and any(folder.iterdir()):
             raise RunFolderError(
                 f"{folder} is not empty, and a run never mixes with what is there; "
@@ -106,10 +111,10 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: Path | str) -> RunFolder:
-        """The run folder at `path`, which must exist and hold a results.json.
+        """Return the run folder at `path`, which must exist and hold a results.json.
 
         Raises:
-            RunFolderError: there is no such folder, or it is not a run's.
+            RunFolderError: There is no such folder, or it is not a run's.
         """
         folder = Path(path)
         if not folder.exists():
@@ -124,21 +129,27 @@ class RunFolder:
         return run
 
     def write_scenario(self, text: str) -> None:
-        """Writes scenario.yaml."""
+        """Write scenario.yaml."""
         write_atomically(self.scenario, text.encode())
 
     def save_payload(self, round: int, node: int, payload: bytes) -> None:
-        """Writes an accepted payload under `payloads/`."""
+        """Write an accepted payload under `payloads/`.
+
+        Args:
+            round: Number of the round, from 1.
+            node: Id of the node.
+            payload: The encoded update.
+        """
         path = self.payloads / f"round-{round:04}" / f"node-{node}.fp"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(payload)
 
     @classmethod
     def unfinished(cls, path: Path | str) -> RunFolder:
-        """The folder of a run that was killed or interrupted, at any moment, and can go on.
+        """Return the folder of a run that was killed or interrupted, at any moment, and can go on.
 
         Raises:
-            RunFolderError: there is no such folder, it is not a run's, or its run is finished.
+            RunFolderError: There is no such folder, it is not a run's, or its run is finished.
         """
         folder = Path(path)
         if not folder.is_dir():
@@ -159,23 +170,23 @@ class RunFolder:
         return run
 
     def remove_leftovers(self) -> None:
-        """Removes what killed writes have left anywhere in the folder; nobody may be writing there."""
-        for place in [self.path, *(path for path in self.path.rglob("*") if path.is_dir())]:
-            remove_leftovers(place)
+        """Remove the temporary files of killed writes; no process may be writing in the folder."""
+        for folder in [self.path, *(path for path in self.path.rglob("*") if path.is_dir())]:
+            remove_leftovers(folder)
 
     def clear_state(self) -> None:
-        """Removes what only a run that goes on needs."""
+        """Remove checkpoints and clients' states, which only a run that goes on needs."""
         shutil.rmtree(self.state, ignore_errors=True)
 
     def save_results(self, results: Results) -> None:
-        """Replaces results.json; a reader sees the old figures or the new ones, never a half."""
+        """Replace results.json atomically: a reader sees the old figures or the new ones."""
         write_atomically(self.results, (results.model_dump_json(indent=1) + "\n").encode())
 
     def load_results(self) -> Results:
-        """Reads results.json.
+        """Read results.json.
 
         Raises:
-            RunFolderError: it is missing, torn, or lacks keys.
+            RunFolderError: It is missing, torn, or lacks keys.
         """
         try:
             data = self.results.read_bytes()
@@ -190,7 +201,7 @@ class RunFolder:
         """Read ledger.csv; None where there is none yet.
 
         Raises:
-            RunFolderError: it is torn.
+            RunFolderError: It is torn.
         """
         try:
             return Ledger.load(self.ledger) if self.ledger.is_file() else None
@@ -199,16 +210,16 @@ class RunFolder:
 
 
 def load(path: Path | str) -> Results:
-    """The figures of the run at `path`.
+    """Return the figures of the run at `path`.
 
     Raises:
-        RunFolderError: there is no such folder, it is not a run's, or its results.json is torn or lacks keys.
+        RunFolderError: There is no such folder, it is not a run's, or its results.json is torn or lacks keys.
     """
     return RunFolder.open(path).load_results()
 
 
 def _new_folder(parent: Path, name: str) -> Path:
-    """A folder that was not there before; two runs begun in the same second get different ones."""
+    """Make a new folder; two runs begun in the same second get different ones."""
     number = 1
     while True:
         folder = parent / (name if number == 1 else f"{name}-{number}")
@@ -223,17 +234,17 @@ def _new_folder(parent: Path, name: str) -> Path:
 
 
 def _recent_runs(most: int = 3) -> str:
-    """The newest runs, to name in an error; an empty text when there are none."""
-    found = sorted(RUNS.glob("*/results.json"), key=lambda file: file.stat().st_mtime, reverse=True)
-    return "; the newest are " + ", ".join(str(file.parent) for file in found[:most]) if found else ""
+    """Return the newest runs, to name in an error; an empty text if there are none."""
+    files = sorted(RUNS.glob("*/results.json"), key=lambda file: file.stat().st_mtime, reverse=True)
+    return "; the newest are " + ", ".join(str(file.parent) for file in files[:most]) if files else ""
 
 
 def _explain(path: Path, error: ValidationError) -> str:
     problems: Sequence[Mapping[str, Any]] = error.errors(include_url=False)
     if problems[0]["type"] == "json_invalid":
         return f"{path} is torn or not JSON: {problems[0]['ctx']['error']}; was it edited or copied in part?"
-    found = "; ".join(
+    listed = "; ".join(
         f"{'.'.join(map(str, problem['loc'])) or 'the file'}: {problem['msg']}" for problem in problems[:5]
     )
     more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
-    return f"{path} is not a results.json of this version: {found}{more}"
+    return f"{path} is not a results.json of this version: {listed}{more}"

@@ -1,4 +1,4 @@
-"""Where a run begins or goes on: the folder and the scenario in it. Needs no torch, which `fedpress server` lacks."""
+"""Start of a run: a new folder with its scenario, or that of a run that goes on. Needs no torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,15 @@ from fedpress.simulations.scenario.scenario import Scenario
 
 
 def new_folder(scenario: Scenario, out: Path | str | None) -> RunFolder:
-    """Make the run folder and write the scenario into it. Raises RunFolderError when `out` is not empty."""
+    """Make the run folder and write the scenario into it.
+
+    Args:
+        scenario: The scenario.
+        out: Path of the folder, new or empty; None: a new one under `runs/`.
+
+    Raises:
+        RunFolderError: `out` is not empty, or cannot be made.
+    """
     folder = RunFolder.create(out, name=scenario.name)
     folder.write_scenario(scenario.to_yaml())
     _begin(folder, scenario)
@@ -27,12 +35,12 @@ def unfinished(path: Path | str) -> tuple[RunFolder, Scenario]:
     """Return the folder and the scenario of a run that was killed or interrupted.
 
     Raises:
-        RunFolderError: it is no such folder, its run is finished, or its scenario has been changed since.
-        ScenarioError: its scenario.yaml is no longer valid.
+        RunFolderError: It is no such folder, its run is finished, or its scenario has been changed since.
+        ScenarioError: Its scenario.yaml is no longer valid.
     """
     folder = RunFolder.unfinished(path)
     scenario = scenarios.load(folder.scenario)
-    if not folder.begun.is_file():  # killed before anything else
+    if not folder.begun.is_file():  # killed before it was written
         _begin(folder, scenario)
     if changed := _changed(folder, scenario):
         raise RunFolderError(
@@ -43,10 +51,14 @@ def unfinished(path: Path | str) -> tuple[RunFolder, Scenario]:
 
 
 def goes_on(folder: RunFolder, scenario: Scenario) -> bool:
-    """Tell whether a run of the scenario has begun in a folder and is to go on; False: a new one may begin there.
+    """Whether a run of the scenario has begun in a folder and is to go on; False: a new run may begin there.
+
+    Args:
+        folder: The folder, which need not exist.
+        scenario: The scenario.
 
     Raises:
-        RunFolderError: the folder holds something else.
+        RunFolderError: The folder holds something else.
     """
     if not folder.begun.is_file():
         folder.check_empty()
@@ -57,10 +69,14 @@ def goes_on(folder: RunFolder, scenario: Scenario) -> bool:
 
 
 def folder_of(scenario: Scenario, out: Path | str | None) -> RunFolder:
-    """Return the run folder at `out`: of a run of this scenario that is not finished, else a new one.
+    """Return the run folder at `out`: that of an unfinished run of this scenario, else a new one.
+
+    Args:
+        scenario: The scenario.
+        out: Path of the folder; None: a new one under `runs/`.
 
     Raises:
-        RunFolderError: it holds something else.
+        RunFolderError: It holds something else.
     """
     if out is None or not goes_on(RunFolder(Path(out)), scenario):
         return new_folder(scenario, out)
@@ -68,7 +84,7 @@ def folder_of(scenario: Scenario, out: Path | str | None) -> RunFolder:
 
 
 def _changed(folder: RunFolder, scenario: Scenario) -> list[str]:
-    """The keys that differ from those that the run began with; keys that are new since then have their defaults."""
+    """Return the keys that have changed since the run began; keys added to fedpress since then had their defaults."""
     begun = Scenario.from_json(folder.begun.read_text(encoding="utf-8")).model_dump(exclude={"workers"})
     now = scenario.model_dump(exclude={"workers"})
     return sorted(key for key, value in now.items() if begun[key] != value)

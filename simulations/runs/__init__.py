@@ -1,7 +1,8 @@
-"""A run of a scenario, from the plan to the last round.
+"""Runs of a scenario.
 
-`launch` starts one, `runner` carries it out, `recorder` writes it down; `workload` is what clients train on, `plan_*`
-what the server does; `replay`, `remake_students` and `probe_tiers` start from a run or a scenario that is there.
+`launch` checks and starts a run, `runner` carries it out, `recorder` keeps its figures and tells each `observer`.
+`job`, `workload` and `tier_workload` are the clients' half of a scenario, `plan` and `plan_*` the server's. `replay`
+and `remake_students` start from a finished run, `probe_tiers` measures a device.
 """
 
 __all__ = [

@@ -1,7 +1,7 @@
-"""A scenario's work by client: the global model's, or that of the tier whose model the client trains.
+"""Work of each client: on the global model, or on the model of its tier.
 
-The ClientApp finds `load` through the run's configuration (`workload`, `scenario`, `out`), so that `client/` imports
-nothing from here. The server's half is `fedpress.simulations.runs.plan:load`.
+The ClientApp calls `load` by its name in the run's configuration (`workload`, `scenario`, `out`), so that `client/`
+imports nothing from here. The server's half is `fedpress.simulations.runs.plan:load`.
 """
 
 from __future__ import annotations
@@ -20,16 +20,19 @@ if TYPE_CHECKING:
     from fedpress.simulations.runs.tier_workload import TierWorkload
 
 REFERENCE = "fedpress.simulations.runs.job:load"
-"""What `workload` names in the configuration of a run."""
+"""Value of `workload` in the configuration of a run."""
 
 
 class Job:
-    """All of a scenario's work (`fedpress.client.app.Job`).
+    """All work of a scenario (`fedpress.client.app.Job`).
 
     Args:
-        scenario: what to run.
-        out: the run folder; None: there is none.
-        own_data: whether the task's data are one client's, and all of them.
+        scenario: The scenario.
+        out: Path of the run folder; None: no folder.
+        own_data: Whether the task's data are those of this one client, and not partitioned.
+
+    Attributes:
+        whole: Work on the global model.
     """
 
     def __init__(self, scenario: Scenario, out: Path | None = None, *, own_data: bool = False) -> None:
@@ -37,7 +40,7 @@ class Job:
 
     @cached_property
     def tiers(self) -> dict[str, TierWorkload]:
-        """The work of each tier that trains, by its name."""
+        """Work of each tier that trains, by the tier's name."""
         groups = [group for group in self.whole.scenario.groups if group]
         if not groups:
             return {}
@@ -47,15 +50,15 @@ class Job:
 
     @property
     def models(self) -> dict[str, Workload]:
-        """The work on every model by the name of its tier; the global model's name is empty."""
+        """Work on every model by the name of its tier; empty for the global model."""
         return {"": self.whole, **self.tiers}
 
     def of_client(self, client: int, tier: str | None = None) -> Workload:
         """Return the work of one client.
 
         Args:
-            client: its index, by which clients belong to the models in turn.
-            tier: its own word for it, which goes first; one that does not train is of the global model.
+            client: Index of the client, from 0; clients belong to the models in turn.
+            tier: The client's own tier, which takes precedence; a tier that does not train is of the global model.
         """
         groups = self.whole.scenario.groups
         group = groups[client % len(groups)]
@@ -72,7 +75,7 @@ def load(run_config: Mapping[str, Any]) -> Job:
             `data_dir`, and not partitioned.
 
     Raises:
-        ScenarioError: the scenario is not valid.
+        ScenarioError: The scenario is not valid.
     """
     text = str(run_config.get("scenario", "digits"))
     scenario = Scenario.from_json(text) if text.lstrip().startswith("{") else scenarios.load(text)

@@ -1,4 +1,4 @@
-"""The start of a run as a user asks for one: what it needs is looked for before there is a run folder."""
+"""Start of a run by a user: its data, devices and keys are checked before there is a run folder."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ def launch(
     """Run a scenario, or go on with a run that was stopped.
 
     Args:
-        scenario: What to run.
-        *observers: Are told what happens, in turn.
-        out: The run folder of a new run, new or empty; None makes one under `runs/`.
-        resume: The folder of a run of this scenario that is to go on, instead of a new one.
+        scenario: The scenario.
+        *observers: Follow the run; called in this order.
+        out: Path of the run folder, new or empty; None: a new one under `runs/`.
+        resume: Folder of a run of this scenario to go on with, instead of a new run.
         engine: "inline", or "flower": Flower's own simulation engine on Ray.
-        ray_address: With Flower's engine, the Ray cluster; None: this machine.
-        keep_state: Whether checkpoints and clients' states stay in the folder after the end.
-        keep_payloads: Whether the folder gets every accepted payload as a file.
+        ray_address: With Flower's engine, address of the Ray cluster; None: this machine.
+        keep_state: Keep checkpoints and clients' states in the folder after the end.
+        keep_payloads: Write every accepted payload into the folder.
 
     Raises:
-        FedpressError: The data are absent or too few, a trace, a device or a key cannot be used, or the folder cannot.
+        FedpressError: The data are absent or too few, or a trace, a device, a key or the folder cannot be used.
         KeyboardInterrupt: Passed on once the folder is whole.
     """
     make_grid: runner.MakeGrid = runner.inline
@@ -48,8 +48,8 @@ def launch(
         flower.check(scenario, ray_address)
         make_grid = runner.flower(ray_address)
     workload = Workload(scenario)
-    workload.examples(0)  # absent data, or too few, are found out before there is a run folder
-    workload.network  # noqa: B018 - and so is a trace that cannot be used
+    workload.examples(0)  # raises for absent data or too few, before there is a run folder
+    workload.network  # noqa: B018 - raises for a trace that cannot be used
     usable(scenario.training.device)
     plan_students.signing_key(scenario.students)
     if resume is not None:

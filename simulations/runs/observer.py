@@ -1,4 +1,4 @@
-"""Who follows a run: a progress bar, event files, a test."""
+"""Observers of a run, such as a progress bar or event files."""
 
 from __future__ import annotations
 
@@ -12,22 +12,32 @@ if TYPE_CHECKING:
 
 
 class Observer:
-    """Follows a run; a subclass overrides what it wants to be told."""
+    """Observer of a run that ignores everything; a subclass overrides the methods that it needs."""
 
     def on_start(self, scenario: Scenario, folder: RunFolder) -> None:
-        """The run begins; nothing has been loaded yet."""
+        """A run begins; neither data nor model are loaded yet.
+
+        Args:
+            scenario: The scenario.
+            folder: Of the run.
+        """
 
     def on_resume(self, rounds: list[RoundResult]) -> None:
-        """The run goes on after these rounds; comes after `on_start`, and not at all when there were none."""
+        """A run goes on after these rounds; called after `on_start`, and not at all if there were none."""
 
     def on_round(self, result: RoundResult) -> None:
-        """A round is over."""
+        """A round has ended."""
 
     def on_search(self, tier: str, step: SearchProgress) -> None:
-        """The search for a tier's student goes on."""
+        """The search for a student has made progress.
+
+        Args:
+            tier: Name of the student's tier.
+            step: Progress of the search.
+        """
 
     def on_student(self, result: StudentResult) -> None:
         """A student was made, downloaded and evaluated."""
 
     def on_end(self, results: Results) -> None:
-        """The run is over, finished or interrupted; the folder holds these results."""
+        """The run has ended, finished or interrupted; the folder holds these results."""

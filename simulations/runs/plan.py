@@ -1,6 +1,6 @@
-"""From a scenario to the server's plan.
+"""Server's plan of a scenario.
 
-The ServerApp finds `load` through the run's configuration (`plan`, `scenario`, `out`), so that `server/` imports
+The ServerApp calls `load` by its name in the run's configuration (`plan`, `scenario`, `out`), so that `server/` imports
 nothing from here.
 """
 
@@ -23,17 +23,20 @@ from fedpress.simulations.runs.recorder import Recorder
 from fedpress.simulations.scenario.scenario import Scenario
 
 REFERENCE = "fedpress.simulations.runs.plan:load"
-"""What `plan` names in the configuration of a run."""
+"""Value of `plan` in the configuration of a run."""
 
 
 def load(run_config: Mapping[str, Any]) -> server.Plan:
-    """Return the server's plan for a run's configuration, as of `job.load`, with a run folder.
+    """Return the server's plan for a run's configuration.
 
-    The run folder is a new one, or that of a run of this scenario that was killed: it then goes on.
+    The run folder is a new one, or that of a killed run of this scenario, which then goes on.
+
+    Args:
+        run_config: Configuration, as of `job.load`.
 
     Raises:
-        ScenarioError: the scenario is not valid.
-        RunFolderError: the folder holds something else.
+        ScenarioError: The scenario is not valid.
+        RunFolderError: The folder holds anything else.
     """
     job = jobs.load(run_config)
     folder = start.folder_of(job.whole.scenario, job.whole.out)
@@ -47,10 +50,10 @@ def plan(
     """Return the server's plan, which keeps the run folder up to date.
 
     Args:
-        job: the scenario's work.
-        folder: of the run.
-        observers: are told what happens.
-        keep_payloads: whether the folder gets every accepted payload as a file.
+        job: Work of the scenario.
+        folder: Of the run.
+        observers: Follow the run.
+        keep_payloads: Write every accepted payload into the folder.
     """
     workload = job.whole
     scenario = workload.scenario
@@ -89,5 +92,5 @@ def plan(
 
 
 def client_models(scenario: Scenario) -> ClientModels | None:
-    """Return where the client models of a round are kept; None: no student learns from them."""
+    """Return the store for the client models of a round; None: no student learns from them."""
     return ClientModels() if scenario.students.teachers == "clients" and scenario.students.tiers else None

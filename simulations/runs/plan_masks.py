@@ -1,4 +1,4 @@
-"""From the sparsity of a scenario to the schedule of its masks."""
+"""Mask schedule of a scenario with `sparsity`."""
 
 from __future__ import annotations
 
@@ -13,26 +13,34 @@ from fedpress.simulations.runs.workload import Workload
 
 
 def first_mask(workload: Workload, folder: RunFolder) -> Mask | None:
-    """Return the mask that a run began with; None: it has found none, or begins with all of its weights."""
+    """Return the first mask of a run from its folder; None: not found yet, or the run begins with all weights.
+
+    Args:
+        workload: Work on the global model.
+        folder: Of the run.
+    """
     size = workload.layout.size
     return Mask.at(position_set.unpack(folder.mask.read_bytes(), size), size) if folder.mask.is_file() else None
 
 
 def schedule(workload: Workload, folder: RunFolder) -> mask_schedules.MaskSchedule | None:
-    """Return the scenario's mask schedule; None: the model has all of its weights.
+    """Return the mask schedule of a scenario; None: the model has all of its weights.
 
-    A first mask is found once and kept in the run folder, so that a run that goes on need not find it again.
+    The first mask is written into the run folder, from which a run that goes on reads it.
+
+    Args:
+        workload: Work on the global model.
+        folder: Of the run.
     """
     choice, end = workload.scenario.sparsity, workload.scenario.mask_end
     if choice is None:
         return None
     first = first_mask(workload, folder)
     if first is None and choice.initial is not None:
-        # Labels are needed: those of the part that all choices are made on.
+        # The methods need labels; validation data have some and are no client's.
         examples, seed = workload.task.data().validation, seeds.derive(workload.scenario.seed, "mask")
-        found = at_initialization.initial_mask(
+        first = at_initialization.initial_mask(
             workload.fresh_model(), workload.layout, choice.initial, workload.task.loss, examples, seed
         )
-        write_atomically(folder.mask, position_set.pack(found.positions, workload.layout.size))
-        first = found
+        write_atomically(folder.mask, position_set.pack(first.positions, workload.layout.size))
     return choice.schedule(first, end)

@@ -1,4 +1,4 @@
-"""From a scenario to the strategy of its server, with or without tiers that train."""
+"""Strategy of a scenario's server, with or without tiers that train."""
 
 from __future__ import annotations
 
@@ -21,18 +21,28 @@ from fedpress.simulations.scenario.scenario import Scenario
 
 
 def sampling(scenario: Scenario, tier: str | None) -> Sampling:
-    """Return which part of the nodes is asked in a round: of all, or of those that train a tier's model."""
+    """Return the sampling of the nodes that train one model.
+
+    Args:
+        scenario: The scenario.
+        tier: Name of the tier whose model it is; None: the global model.
+    """
     groups = [group.name if group else None for group in scenario.groups]
     if tier not in groups:
         return Sampling(fraction_train=0.0, fraction_evaluate=0.0)
     group = groups.index(tier)
     nodes = scenario.shares(scenario.clients)[group]
-    asked = scenario.shares(scenario.clients_at_work - scenario.sampling.over_selection)[group]
-    return Sampling(asked / nodes, fraction_evaluate=0.0, min_train_nodes=asked, min_available_nodes=nodes)
+    sampled = scenario.shares(scenario.clients_at_work - scenario.sampling.over_selection)[group]
+    return Sampling(sampled / nodes, fraction_evaluate=0.0, min_train_nodes=sampled, min_available_nodes=nodes)
 
 
 def rounds(scenario: Scenario, tier: str | None) -> Rounds:
-    """Return when a round begins and ends: of all clients, or of those that train a tier's model."""
+    """Return the settings of the rounds of one model.
+
+    Args:
+        scenario: The scenario.
+        tier: Name of the tier whose model it is; None: the global model.
+    """
     choice, groups = scenario.sampling, [group.name if group else None for group in scenario.groups]
     return Rounds(
         over_selection=scenario.shares(choice.over_selection)[groups.index(tier)] if tier in groups else 0,
@@ -43,7 +53,7 @@ def rounds(scenario: Scenario, tier: str | None) -> Rounds:
 
 
 def downlink(workload: Workload) -> Downlink | None:
-    """Return how a model goes down; a slice of another is not drawn by itself."""
+    """Return the downlink of a model; None: whole models. A slice of the global model is not drawn from a seed."""
     choice, teaching = workload.scenario.downlink, workload.scenario.teaching
     if choice is None:
         return None
@@ -54,7 +64,7 @@ def downlink(workload: Workload) -> Downlink | None:
 
 
 def optimizer(workload: Workload) -> ServerOptimizer:
-    """Return the rule by which the server steps a model."""
+    """Return the server optimizer of a model."""
     return optimizers.of(workload.scenario.server, workload.server_learning_rate)
 
 
@@ -62,13 +72,13 @@ def strategy(job: Job, folder: RunFolder, **options: Any) -> SparseFed:
     """Return the strategy of a scenario.
 
     Args:
-        job: the scenario's work.
-        folder: of the run; the shapes of the models of tiers that train go there.
-        options: of `SparseFed`, which do not follow from the scenario's settings of the rounds and the model.
+        job: Work of the scenario.
+        folder: Of the run; gets the shapes of the models that tiers train.
+        **options: Arguments of `SparseFed` beside those that follow from the scenario.
 
     Raises:
-        BudgetError: a tier's budget cannot be met.
-        TierError: the task has no proxy data, and tiers train.
+        BudgetError: A tier's budget cannot be met.
+        TierError: The task has no proxy data, and tiers train.
     """
     workload = job.whole
     scenario = workload.scenario
@@ -92,7 +102,7 @@ def _tiered(job: Job, folder: RunFolder, options: dict[str, Any]) -> TieredFed:
     proxy = workload.task.data().proxy.inputs
     if len(proxy) == 0:
         raise TierError(f"task {workload.task.name!r} holds out no proxy data, on which tiers teach each other")
-    if not folder.architectures.exists():  # for clients and for whoever opens the models
+    if not folder.architectures.exists():  # read by clients, and needed to load the models
         shapes = {name: work.shapes for name, work in job.tiers.items()}
         write_atomically(folder.architectures, json.dumps(shapes, indent=1).encode())
     sliced = choice.method == "heterofl"

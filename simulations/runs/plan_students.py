@@ -1,4 +1,4 @@
-"""From the students of a scenario to what makes them."""
+"""Publisher, pipelines and fusion for the students of a scenario."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ OnSearch = Callable[[str, SearchProgress], None]
 
 
 class StepError(FedpressError, ValueError):
-    """A step of one's own cannot be made: no such module or attribute, or options that it does not take."""
+    """A custom step cannot be made: no such module or attribute, or options that it does not take."""
 
 
 def fusion(workload: Workload) -> Fusion | None:
-    """Return how client models teach the global one; None: they do not.
+    """Return the fusion of client models into the global one (FedDF); None: the scenario has none.
 
     Raises:
         ValueError: The task has no proxy data.
@@ -46,16 +46,16 @@ def publisher(
     on_search: OnSearch = lambda tier, step: None,
     clients: ClientModels | None = None,
 ) -> publish.Publisher | None:
-    """Return the maker of the scenario's students; None: it has none.
+    """Return the publisher of the scenario's students; None: it has no tiers.
 
     Args:
-        workload: The scenario's work.
-        folder: Of the run; bundles go there.
-        on_search: Told the tier and how far the search for its student has come.
-        clients: The client models of the last round, if they are to teach.
+        workload: Work on the global model.
+        folder: Of the run; gets the bundles.
+        on_search: Called with a tier and the progress of the search for its student.
+        clients: The client models of the last round, if they teach.
 
     Raises:
-        StepError: A step of one's own cannot be made.
+        StepError: A custom step cannot be made.
     """
     students = workload.scenario.students
     if not students.tiers:
@@ -77,15 +77,15 @@ def publisher(
 
 
 def steps(tier: Tier, students: Students) -> tuple[Step, ...]:
-    """Return the steps in which a tier's student is made, down to its bundle.
+    """Return the steps that make a tier's student, the last of which writes its bundle.
 
     Args:
-        tier: Whose it is.
-        students: The section of the scenario.
+        tier: The tier.
+        students: Section of the scenario.
 
     Raises:
-        StepError: A step of one's own cannot be made.
-        SigningKeyError: The file of the signing key is absent, or holds no such key.
+        StepError: A custom step cannot be made.
+        SigningKeyError: The file of the signing key is absent, or holds no Ed25519 private key.
     """
     built_in: dict[str, Iterable[Step]] = {
         "prune": [
@@ -111,13 +111,10 @@ def steps(tier: Tier, students: Students) -> tuple[Step, ...]:
 
 
 def own_step(choice: OwnStep) -> Step:
-    """Return a step of one's own: an instance of a class, made with the options, or a function as it is.
-
-    Args:
-        choice: Which one, and its options.
+    """Return a custom step: an instance of a class, made with the options, or a function as it is.
 
     Raises:
-        StepError: There is none, or it does not take these options.
+        StepError: There is no such module or attribute, or it does not take these options.
     """
     name, _, attribute = choice.step.partition(":")
     place = f"students.steps: {choice.step}"
@@ -147,9 +144,9 @@ def own_step(choice: OwnStep) -> Step:
 
 
 def signing_key(students: Students) -> bytes | None:
-    """Return the key that a scenario's bundles are signed with; None: they are not.
+    """Return the private key that bundles are signed with; None: they are not signed.
 
     Raises:
-        SigningKeyError: The file is absent, or holds no such key.
+        SigningKeyError: The file is absent, or holds no Ed25519 private key.
     """
     return None if students.signing_key is None else signing.read_private(Path(students.signing_key))

@@ -1,7 +1,7 @@
-"""`fedpress probe`: what this device can do, and which of a scenario's tiers it is of.
+"""`fedpress probe`: the speed of this device, and the tier of a scenario that it belongs to.
 
-A tier is a budget that the scenario gives its student. This device is of the largest tier whose student, made here from
-the task's untrained model, runs within what the device allows: measured milliseconds of an answer, memory, download.
+A device is of the largest tier whose student, made here from the task's untrained model, is within the device's limits:
+measured milliseconds of a forward pass, memory, download.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from fedpress.simulations.scenario.scenario import Scenario
 from fedpress.simulations.scenario.students import Tier
 
 FAMILY = (1.0, 0.5, 0.25, 0.1)
-"""Fractions of channels at which the task's model is timed, so that predictions know its kind."""
+"""Fractions of channels at which the task's model is timed, so that predictions fit its architecture."""
 MOST_LAYERS = 4
-"""Of how many layers a version is timed in which only that layer stays wide."""
+"""Most layers of which a version is timed where that layer alone stays wide."""
 MODEL_COLUMNS = ("model", "parameters", "MFLOPs", "calls", "measured ms", "predicted ms", "off by")
 TIER_COLUMNS = ("tier", "parameters", "bundle", "memory", "measured ms", "predicted ms", "")
 
@@ -40,7 +40,7 @@ class NoTierFits(FedpressError, ValueError):
 
 
 class Limits(NamedTuple):
-    """What this device allows; None: whatever the model takes, of memory what is free."""
+    """Limits of this device; None: no limit, for memory what is free."""
 
     latency_ms: float | None = None
     memory_bytes: int | None = None
@@ -48,13 +48,13 @@ class Limits(NamedTuple):
 
 
 class TierHere(NamedTuple):
-    """A tier's student on this device.
+    """Student of a tier on this device.
 
     Attributes:
         name: Of the tier.
-        parameters, bundle_bytes, memory_bytes: Of its student; the most that the bundle can come to.
-        measured_ms, predicted_ms: Of one answer.
-        reasons: What is too much for this device; none: it fits.
+        parameters, bundle_bytes, memory_bytes: Costs of the student; an upper bound of the bundle.
+        measured_ms, predicted_ms: Milliseconds of a forward pass of one example.
+        reasons: Limits that the student exceeds; empty: it fits.
     """
 
     name: str
@@ -67,7 +67,12 @@ class TierHere(NamedTuple):
 
 
 def run(scenario: Scenario | None, limits: Limits, threads: int = 1) -> tuple[Probe, list[TierHere]]:
-    """Measure this device; with a scenario, on its task's model and its tiers' students too.
+    """Measure this device; with a scenario, also on its task's model and its tiers' students.
+
+    Args:
+        scenario: The scenario; None: measure the device alone.
+        limits: Limits of this device.
+        threads: Threads of torch.
 
     Returns:
         The probe, which names the tier if one fits, and the tiers, the largest student first.
@@ -112,7 +117,12 @@ def run(scenario: Scenario | None, limits: Limits, threads: int = 1) -> tuple[Pr
 
 
 def family(model: nn.Module, example: Tensor) -> Mapping[str, nn.Module]:
-    """Versions of a task's model, from whole to small and of unlike widths, by name."""
+    """Return versions of a task's model by name: from whole to small, and with layers of unequal widths.
+
+    Args:
+        model: Model of the task.
+        example: One input, shape (1, ...).
+    """
     layers = list(structural.layers_of(model, example))
     if not layers:
         return {"the task's model": model}
@@ -149,7 +159,7 @@ def _tier(tier: Tier, made: nn.Module, example: Tensor, device: Probe, limits: L
 
 
 def nothing_fits(tiers: Sequence[TierHere]) -> NoTierFits:
-    """The error that names every tier and what is too much about it."""
+    """Return the error that names every tier and the limits that it exceeds."""
     reasons = "; ".join(f"{tier.name} {' and '.join(tier.reasons)}" for tier in tiers)
     return NoTierFits(
         f"this device is of none of the scenario's tiers: {reasons or 'it has none'}. Allow more, or give the"
@@ -158,7 +168,7 @@ def nothing_fits(tiers: Sequence[TierHere]) -> NoTierFits:
 
 
 def facts(device: Probe) -> list[tuple[str, str]]:
-    """The figures of the device, one line each."""
+    """Return the figures of a device as rows of name and value."""
     speed = device.speed
     of_task = [timed for timed in device.models if timed.own] or device.models
     errors = sorted(abs(timed.error) for timed in of_task)
@@ -181,7 +191,7 @@ def facts(device: Probe) -> list[tuple[str, str]]:
 
 
 def model_rows(device: Probe) -> list[tuple[str, ...]]:
-    """The models that were timed, under `MODEL_COLUMNS`."""
+    """Return the models that were timed, as rows under `MODEL_COLUMNS`."""
     return [
         (
             timed.name, f"{timed.cost.parameters:,}", f"{timed.cost.flops / 1e6:.3f}", str(timed.cost.calls),
@@ -192,7 +202,7 @@ def model_rows(device: Probe) -> list[tuple[str, ...]]:
 
 
 def tier_rows(tiers: Sequence[TierHere]) -> list[tuple[str, ...]]:
-    """The tiers, under `TIER_COLUMNS`."""
+    """Return the tiers as rows under `TIER_COLUMNS`."""
     return [
         (
             tier.name, f"{tier.parameters:,}", size(tier.bundle_bytes), size(tier.memory_bytes),

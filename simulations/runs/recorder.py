@@ -1,4 +1,4 @@
-"""Who keeps the figures of a run: entered as rounds and students come, in the run folder and for whoever follows it."""
+"""Recorder of a run: writes its figures into the run folder after each round, and notifies the observers."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from fedpress.simulations.runs.job import Job
 from fedpress.simulations.runs.observer import Observer
 
 HOPELESS_ROUNDS = 3
-"""A run whose first rounds saw not one good reply is stopped: the scenario or the task is at fault, not a client."""
+"""First rounds of which one must bring a usable reply: else the scenario or the task is at fault, not a client."""
 
 
 class RunError(FedpressError):
@@ -47,14 +47,14 @@ class RunError(FedpressError):
 
 
 class RecorderState(NamedTuple):
-    """The figures so far.
+    """Figures so far, for checkpoints.
 
     Attributes:
-        rounds: each as JSON.
-        students: each as JSON.
-        virtual_seconds: of the rounds.
-        seconds: since the run began.
-        phases: of the server's seconds.
+        rounds: `RoundResult`s as JSON.
+        students: `StudentResult`s as JSON.
+        virtual_seconds: Of the rounds.
+        seconds: Since the run began.
+        phases: Seconds of the server by phase.
     """
 
     rounds: list[str]
@@ -66,7 +66,23 @@ class RecorderState(NamedTuple):
 
 @dataclass
 class Recorder(server.RunRecord):
-    """Keeps the run folder up to date and tells those who follow the run."""
+    """Recorder of one run.
+
+    Attributes:
+        job: Work of the scenario.
+        folder: Of the run.
+        strategy: Of the server, whose accounts and timer are read.
+        observers: Follow the run.
+        status: Of the run.
+        rounds: Results so far.
+        students: Results so far.
+        digest: SHA-256 of the final model; empty before.
+        began: Monotonic time at which the run began.
+        virtual_seconds: Of the rounds so far.
+        keep_state: Whether checkpoints and clients' states stay in the folder after the end.
+        states: Returns the digest of the clients' states, which the final digest then covers too; empty: unknown.
+        workers: Returns the seconds of the engine's workers by phase.
+    """
 
     job: Job
     folder: RunFolder
@@ -80,9 +96,7 @@ class Recorder(server.RunRecord):
     virtual_seconds: float = 0.0
     keep_state: bool = False
     states: Callable[[], str] = str
-    """Digest of the clients' states, where the engine knows it: the model's SHA-256 then covers them too."""
     workers: Callable[[], Mapping[str, float]] = dict
-    """Seconds of the engine's workers by what they went into."""
 
     def state(self) -> RecorderState:
         """Return the figures so far."""
@@ -95,7 +109,7 @@ class Recorder(server.RunRecord):
         )
 
     def restore(self, state: RecorderState) -> None:
-        """Take up the figures of the rounds before."""
+        """Take over the figures of the rounds before."""
         self.rounds = [RoundResult(**json.loads(entry)) for entry in state.rounds]
         self.students = [StudentResult(**json.loads(entry)) for entry in state.students]
         self.virtual_seconds = state.virtual_seconds
@@ -106,7 +120,15 @@ class Recorder(server.RunRecord):
                 observer.on_resume(self.rounds)
 
     def on_round(self, summary: RoundSummary, evaluation: Evaluation | None) -> None:
-        """Enter a round."""
+        """Record a round.
+
+        Args:
+            summary: Of the round.
+            evaluation: Of the model after it; None: not evaluated.
+
+        Raises:
+            RunError: The first `HOPELESS_ROUNDS` rounds brought no usable reply.
+        """
         self.virtual_seconds += summary.seconds
         result = RoundResult(
             round=summary.round,
@@ -134,7 +156,11 @@ class Recorder(server.RunRecord):
             raise RunError(f"the first {HOPELESS_ROUNDS} rounds brought no usable reply; the last one: {reason}")
 
     def on_students(self, deliveries: list[server.Delivery]) -> None:
-        """Enter the students that were downloaded; one line each, however many clients took it."""
+        """Record the students that were downloaded, each once, however many clients took it.
+
+        Raises:
+            RunError: No client could take a student.
+        """
         by_tier: dict[str, list[server.Delivery]] = {}
         for delivery in deliveries:
             by_tier.setdefault(delivery.student.tier, []).append(delivery)
@@ -156,7 +182,12 @@ class Recorder(server.RunRecord):
         self.write("running")
 
     def on_end(self, model: nn.Module, digest: str) -> None:
-        """Save the final model and the figures so far."""
+        """Save the final model and the figures so far.
+
+        Args:
+            model: The global model.
+            digest: Its SHA-256.
+        """
         self.digest = digest
         safetensors.torch.save_model(model, str(self.folder.model))
         for tier in self.tiers:
@@ -166,7 +197,7 @@ class Recorder(server.RunRecord):
         self.write("running")
 
     def on_finished(self) -> None:
-        """Complete the digest, say that the run is finished, and remove what it would need to go on."""
+        """Complete the digest, write the run as finished, and remove its state unless that is kept."""
         if states := self.states():
             self.digest = sha256(f"{self.digest} {states}".encode()).hexdigest()
         self.write("finished")
@@ -174,7 +205,7 @@ class Recorder(server.RunRecord):
             self.folder.clear_state()
 
     def write(self, status: Literal["running", "finished", "interrupted"]) -> None:
-        """Bring ledger and figures in the folder up to date."""
+        """Write ledgers and figures into the folder."""
         self.status = status
         ledgers = [accounting.ledger for accounting in self.strategy.accounts.values()]
         (Ledger.merged(ledgers) if self.tiers else ledgers[0]).save(self.folder.ledger)
@@ -226,7 +257,7 @@ class Recorder(server.RunRecord):
 
     @property
     def tiers(self) -> tuple[TrainingTier, ...]:
-        """The tiers that train."""
+        """Tiers that train."""
         return self.strategy.training_tiers if isinstance(self.strategy, TieredFed) else ()
 
     def _tier_result(self, tier: TrainingTier) -> TierResult:
@@ -243,7 +274,7 @@ class Recorder(server.RunRecord):
 
     @cached_property
     def _dense_sizes(self) -> dict[str, tuple[int, int]]:
-        """Serialized size of a dense reply and of a dense order, as plain Flower sends them, for each model by name."""
+        """Bytes of a dense reply and a dense order, as plain Flower sends them, by the name of the model's tier."""
         sizes = {}
         for name, work in self.job.models.items():
             arrays = ArrayRecord(work.fresh_model().state_dict())
@@ -255,7 +286,12 @@ class Recorder(server.RunRecord):
 
 
 def student_result(student: Published, accuracy: float) -> StudentResult:
-    """Return the figures of a student; the accuracy is that of its bundle, opened again."""
+    """Return the figures of a student.
+
+    Args:
+        student: As published.
+        accuracy: Of its bundle, opened by a client; a fraction on test data.
+    """
     figures = {key: value for key, value in student._asdict().items() if key != "path"}
     lists = {key: list(figures[key]) for key in ("stages", "candidates", "curve", "timings")}
     return StudentResult(**figures | lists, accuracy=accuracy)

@@ -1,4 +1,4 @@
-"""`fedpress students`: students made anew from the global model of a finished run, with other settings."""
+"""`fedpress students`: new students from the global model of a finished run, with other settings."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from fedpress.simulations.scenario.scenario import Scenario
 
 
 class RemakingError(FedpressError, ValueError):
-    """The run's students cannot be made anew, or not with these settings."""
+    """Students cannot be made from this run, or not with these settings."""
 
 
 def remake(
@@ -36,23 +36,23 @@ def remake(
     on_student: Callable[[StudentResult], None] = lambda _: None,
     on_search: OnSearch = lambda tier, step: None,
 ) -> RunFolder:
-    """Make the students of a finished run again and return their folder.
+    """Make the students of a finished run again and return their run folder.
 
-    It is a run folder like the first, with the same rounds and model. Nothing is sent: its bytes are those of the
-    rounds alone. Each student is opened and judged as a client would.
+    It has the rounds and the model of the first. Nothing is sent: its bytes are those of the rounds alone. Each student
+    is opened and evaluated as by a client. Law: without overrides, the bundles are those of the first, to the bit.
 
     Args:
-        path: the finished run.
-        overrides: changes of its `students`, as `scenario.load` takes them.
-        out: the new folder; None: one under `runs/`.
-        on_student: is told of each.
-        on_search: as for `plan_students.publisher`.
+        path: Folder of the finished run.
+        overrides: Changes of its `students`, as `scenario.load` takes them.
+        out: Path of the new folder; None: a new one under `runs/`.
+        on_student: Called with the result of each student.
+        on_search: As for `plan_students.publisher`.
 
     Raises:
-        RunFolderError: there is no such run, or `out` is not empty.
-        ScenarioError: an override is not valid.
-        RemakingError: the run is not finished, or more than its students is to change.
-        FedpressError: a student cannot be made; there is no new folder then, nor after a KeyboardInterrupt.
+        RunFolderError: There is no such run, or `out` is not empty.
+        ScenarioError: An override is not valid.
+        RemakingError: The run is not finished, or an override changes more than its students.
+        FedpressError: A student cannot be made; then there is no new folder, as after a KeyboardInterrupt.
     """
     first = RunFolder.open(path)
     results = first.load_results()
@@ -69,7 +69,7 @@ def remake(
     trained = {
         name: _loaded(work.fresh_model(), first.tiers / f"{name}.safetensors") for name, work in job.tiers.items()
     }
-    with tempfile.TemporaryDirectory() as trial:  # what cannot be made is found out before there is a folder
+    with tempfile.TemporaryDirectory() as trial:  # errors come before there is a folder
         publisher = plan_students.publisher(workload, RunFolder(Path(trial)), on_search)
         assert publisher is not None  # there are tiers
         publisher.check(model)
@@ -84,7 +84,7 @@ def remake(
             made.append(recorder.student_result(published, _accuracy(published, folder, workload)))
             on_student(made[-1])
         folder.save_results(_with(results, scenario, made))
-    except BaseException:  # a folder without figures is in the way of the next attempt, and of no use
+    except BaseException:  # a folder without figures would block the next attempt
         shutil.rmtree(folder.path, ignore_errors=True)
         raise
     return folder

@@ -1,4 +1,4 @@
-"""How long a finished run would have taken on another network, from its bytes alone: nothing is run again.
+"""Replay: the time that a finished run would have taken on another network, from its bytes alone.
 
 from fedpress.simulations.conditions.network import PROFILES, Network, NetworkSettings
 from fedpress.simulations.runs import replay
@@ -29,16 +29,16 @@ class ReplayError(FedpressError):
 
 
 def virtual_seconds(run: Path | str, network: Network | None = None) -> list[float]:
-    """Return the time of the virtual clock at the end of each round of a run with synchronous rounds.
+    """Return the virtual time, in seconds, at the end of each round of a run with synchronous rounds.
 
     Law: with the run's own network, where it has no over-selection, deadline, drop-out or faults, these are the
     `virtual_seconds` of its rounds, up to rounding.
 
-    A round ends with the reply of the client that is the `clients_per_round`-th to answer here: without over-selection,
-    the slowest. The time of the server is neglected, and so are deadlines; a client whose reply never came is left out.
+    A round ends with the `clients_per_round`-th reply: without over-selection, that of the slowest client. The server's
+    time and deadlines are neglected; a client whose reply never came is left out.
 
     Args:
-        run: Folder of the run.
+        run: Path of the run folder.
         network: The other network; None: the run's own.
 
     Raises:
@@ -51,7 +51,7 @@ def virtual_seconds(run: Path | str, network: Network | None = None) -> list[flo
     workload = Workload(scenario, folder.path)
     network = network or workload.network
     if network is None:
-        raise ReplayError(f"{folder.path}: its scenario has no network; say on which one it is to be replayed")
+        raise ReplayError(f"{folder.path}: its scenario has no network; give the one to replay it on")
     if scenario.sampling.schedule == "buffered":
         raise ReplayError(f"{folder.path}: its schedule is buffered; only synchronous rounds can be replayed")
     try:
@@ -83,26 +83,26 @@ def virtual_seconds(run: Path | str, network: Network | None = None) -> list[flo
 def exchanges(rows: Iterable[Entry]) -> dict[int, dict[int, list[Exchange]]]:
     """Return the orders of training that were answered, by round and node, in their order.
 
-    Rows of one direction that follow each other are one message. A node has two exchanges in a round where it could not
-    use a delta, and was sent the whole model. Downloads of students and evaluation take no virtual time: left out.
+    Consecutive rows of one direction are one message. A node has two exchanges in a round in which it could not use a
+    delta and was sent the whole model. Downloads of students and evaluation take no virtual time, and are left out.
     """
-    found: dict[int, dict[int, list[Exchange]]] = {}
+    by_round: dict[int, dict[int, list[Exchange]]] = {}
     last: dict[tuple[int, int], tuple[str, int]] = {}  # by round and node: direction of the last message, its bytes
     for entry in rows:
         place = entry.round, entry.node
         way, size = last.get(place, ("none", 0))
         if entry.kind in ("bundle", "evaluate"):
-            if way == "up":  # else its reply to the order is late, and still to come
+            if way == "up":  # else the reply to its order is late, and still to come
                 last[place] = "none", 0
         elif entry.direction == "down":
             last[place] = "down", entry.bytes + (size if way == "down" else 0)
         elif way != "none":
-            messages = found.setdefault(entry.round, {}).setdefault(entry.node, [])
+            messages = by_round.setdefault(entry.round, {}).setdefault(entry.node, [])
             if way == "down":
                 messages.append((size, 0))
             messages[-1] = messages[-1][0], messages[-1][1] + entry.bytes
             last[place] = "up", 0
     for (round, node), (way, _) in last.items():
-        if way == "down":  # asked again, and did not answer
-            found.get(round, {}).pop(node, None)
-    return found
+        if way == "down":  # ordered again, without a reply
+            by_round.get(round, {}).pop(node, None)
+    return by_round

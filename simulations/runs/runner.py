@@ -1,4 +1,4 @@
-"""A whole run of a scenario: the server's plan carried out, the engine started and stopped."""
+"""Runner of whole scenarios: starts the engine, carries out the server's plan, stops the engine."""
 
 from __future__ import annotations
 
@@ -24,11 +24,17 @@ if TYPE_CHECKING:
     from fedpress.simulations.engines.flower import FlowerGrid  # needs Ray
 
 MakeGrid = Callable[[Job, RunFolder, Mapping[str, str]], "inline_engine.InlineGrid | FlowerGrid"]
-"""Starts an engine for a run, given the configuration that the apps get."""
+"""Starts an engine for a run, given the run configuration of the apps."""
 
 
 def inline(job: Job, folder: RunFolder, config: Mapping[str, str]) -> inline_engine.InlineGrid:
-    """Start the inline engine."""
+    """Start the inline engine.
+
+    Args:
+        job: Work of the scenario.
+        folder: Of the run.
+        config: Run configuration of the apps.
+    """
     workload = job.whole
     scenario = workload.scenario
     return inline_engine.InlineGrid(
@@ -45,7 +51,7 @@ def inline(job: Job, folder: RunFolder, config: Mapping[str, str]) -> inline_eng
 
 
 def flower(address: str | None = None) -> MakeGrid:
-    """Return what starts Flower's simulation engine, on this machine or on the Ray cluster at `address`."""
+    """Return a function that starts Flower's simulation engine on the Ray cluster at `address`; None: this machine."""
     from fedpress.simulations.engines import flower as flower_engine
 
     return lambda job, folder, config: flower_engine.of_run(job.whole.scenario, folder, config, address)
@@ -63,17 +69,17 @@ def simulate(
     """Run a scenario and return its results, which the run folder holds too.
 
     Args:
-        scenario: what to run.
-        out: the run folder, new or empty; None makes a new one under `runs/`.
-        observers: are told what happens.
-        keep_payloads: whether the folder gets every accepted payload as a file.
-        keep_state: whether checkpoints and clients' states stay in the folder after the end.
-        adjust: is given the server's plan before it is carried out, to change what a scenario does not say.
-        make_grid: starts the engine, which the results do not depend on.
+        scenario: The scenario.
+        out: Path of the run folder, new or empty; None: a new one under `runs/`.
+        *observers: Follow the run; called in this order.
+        keep_state: Keep checkpoints and clients' states in the folder after the end.
+        keep_payloads: Write every accepted payload into the folder.
+        adjust: Changes the server's plan before the run, beyond the keys of a scenario.
+        make_grid: Starts the engine; the results do not depend on it.
 
     Raises:
         RunFolderError: `out` is not empty, or cannot be made.
-        KeyboardInterrupt: passed on once the folder is whole.
+        KeyboardInterrupt: Passed on once the folder is whole.
     """
     return _run(start.new_folder(scenario, out), scenario, observers, keep_state, keep_payloads, adjust, make_grid)
 
@@ -88,17 +94,17 @@ def resume(
     """Go on with a run that was killed or interrupted; its end is that of the undisturbed run, to the bit.
 
     Args:
-        path: the run folder.
-        observers: are told what happens from here on.
-        keep_state: whether checkpoints and clients' states stay in the folder after the end.
-        keep_payloads: whether the folder gets every payload accepted from here on as a file.
-        make_grid: starts the engine, which need not be the one that the run began on.
+        path: Path of the run folder.
+        *observers: Follow the run from here on.
+        keep_state: Keep checkpoints and clients' states in the folder after the end.
+        keep_payloads: Write every payload accepted from here on into the folder.
+        make_grid: Starts the engine, which may be another than before.
 
     Raises:
-        RunFolderError: it is no such folder, its run is finished, or its scenario has been changed since.
-        CheckpointError: its checkpoints cannot be used.
-        EngineError: the run is still going on in another process.
-        KeyboardInterrupt: passed on once the folder is whole.
+        RunFolderError: `path` is not a run's folder, its run is finished, or its scenario has been changed since.
+        CheckpointError: Its checkpoints cannot be used.
+        EngineError: The run is still going on in another process.
+        KeyboardInterrupt: Passed on once the folder is whole.
     """
     return _run(*start.unfinished(path), observers, keep_state, keep_payloads, make_grid=make_grid)
 
@@ -124,7 +130,7 @@ def _run(
         adjust(planned)
         try:
             with make_grid(job, folder, config) as grid:
-                folder.remove_leftovers()  # the engine's lock is held: no other run is at work here
+                folder.remove_leftovers()  # the engine holds the lock: no other run writes here
                 recorder.states, recorder.workers = grid.states_digest, lambda: grid.seconds
                 inline_engine.run(server.server_app(lambda _: planned), grid, config)
         except BaseException as error:

@@ -1,8 +1,8 @@
-"""The work of a tier that trains: the scenario's, with a smaller model of the tier's own.
+"""Work of a tier that trains: that of the scenario, on a smaller model.
 
-The model is the task's, cut to the shapes that pruning to the tier's budget gives, and its weights are drawn anew: it
-is trained from the beginning. The server finds the shapes once and puts them into the run folder, where clients read
-them; without a shared folder each side finds the same ones by itself.
+The model is the task's, cut to the shapes that pruning to the tier's budget gives, with fresh weights: it is trained
+from the beginning. The server computes the shapes once and writes them into the run folder, where clients read them;
+without a shared folder each side computes the same shapes.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from fedpress.simulations.scenario.students import Tier
 
 
 class TierWorkload(Workload):
-    """A tier's work, for its clients and for the server.
+    """Work of a tier, for its clients and for the server.
 
     Args:
-        whole: the scenario's work, whose data and settings these are.
-        tier: which tier.
+        whole: Work on the global model, whose data and settings these are.
+        tier: The tier.
     """
 
     def __init__(self, whole: Workload, tier: Tier) -> None:
@@ -42,7 +42,7 @@ class TierWorkload(Workload):
 
     @property
     def tier(self) -> str:
-        """The tier's name."""
+        """Name of the tier."""
         return self._tier.name
 
     @cached_property
@@ -57,21 +57,21 @@ class TierWorkload(Workload):
 
     @property
     def server_learning_rate(self) -> float:
-        """Of the tier's optimizer."""
+        """Learning rate of the tier's server optimizer."""
         return self._tier.server_learning_rate or self.scenario.server.learning_rate
 
     @property
     def budget(self) -> Budget:
-        """What the tier's model may cost."""
+        """Budget of the tier's model."""
         return self._tier
 
     @cached_property
     def shapes(self) -> dict[str, architecture.Shape]:
-        """The shapes of the tier's model by name; from the run folder where the server has put them.
+        """Shapes of the tier's model by the names of its tensors; from the run folder if they are there.
 
         Raises:
-            BudgetError: the budget cannot be met.
-            PruneError: the task's model cannot be pruned.
+            BudgetError: The task's model cannot be within the budget.
+            PruneError: The task's model cannot be pruned.
         """
         shared = RunFolder(self.out).architectures if self.out else None
         if shared and shared.exists():
@@ -106,7 +106,7 @@ class TierWorkload(Workload):
 
     @cached_property
     def _model(self) -> nn.Module:
-        """The initial model: drawn like the global one, or a slice of that where models are slices."""
+        """Initial model: drawn like the global one, or its leading slice with method heterofl."""
         if self.scenario.teaching is None or self.scenario.teaching.method != "heterofl":
             return super()._model
         model, whole = copy.deepcopy(self._initialized), self._whole.fresh_model().state_dict()
@@ -117,5 +117,5 @@ class TierWorkload(Workload):
 
 
 def start(tier: Tier) -> Start:
-    """Return what the student of a scenario's tier is pruned from, where it is not searched for."""
+    """Return the model that a tier's student is pruned from, unless it is searched for."""
     return Start(None if tier.student in ("pruned", "auto") else tier.student, tier.keep_every)

@@ -1,6 +1,6 @@
-"""From a scenario to the work on its global model: data, model, encoder, training, network.
+"""Work on the global model of a scenario: data, model, encoder, training, network.
 
-Server and clients build the same things from the same scenario; what is expensive is made once a process.
+Server and clients derive the same from the same scenario; expensive parts are made once in a process.
 """
 
 from __future__ import annotations
@@ -35,12 +35,15 @@ from fedpress.simulations.tasks.partition import partition
 
 
 class Workload:
-    """A scenario's work on one model (`fedpress.client.app.Work`), for its clients and for the server.
+    """Work on one model (`fedpress.client.app.Work`), for its clients and for the server.
 
     Args:
-        scenario: what to run.
-        out: the run folder; None: there is none.
-        own_data: whether the task's data are one client's, and all of them.
+        scenario: The scenario.
+        out: Path of the run folder; None: no folder.
+        own_data: Whether the task's data are those of this one client, and not partitioned.
+
+    Attributes:
+        federation: Name of the federation.
     """
 
     def __init__(self, scenario: Scenario, out: Path | None = None, *, own_data: bool = False) -> None:
@@ -57,7 +60,7 @@ class Workload:
 
     @cached_property
     def _model(self) -> nn.Module:
-        """The initial global model, drawn from the seed in a way that is the same on every device."""
+        """Initial model, drawn from the seed in fixed point, hence the same on every device."""
         model, layout = self._initialized, self.layout
         drawn = flatten.unflatten(self.draw.grid.floats(self.draw.integers(layout), layout), layout)
         model.load_state_dict({**model.state_dict(), **{name: torch.from_numpy(a) for name, a in drawn.items()}})
@@ -71,7 +74,7 @@ class Workload:
 
     @cached_property
     def draw(self) -> SeededInit:
-        """How the initial weights are drawn: like the task's own initialization, tensor by tensor."""
+        """Seeded draw of the initial weights, tensor by tensor with the spread of the task's own initialization."""
         arrays = {name: tensor.numpy() for name, tensor in self._initialized.state_dict().items()}
         seed = seeds.derive(self.federation, self.scenario.seed, "weights")
         return SeededInit.like(flatten.flatten(arrays, self.layout), self.layout, seed)
@@ -82,12 +85,12 @@ class Workload:
 
     @cached_property
     def layout(self) -> Layout:
-        """The model's layout."""
+        """Layout of the model."""
         return Layout.of(self._initialized)
 
     @cached_property
     def encoder(self) -> Encoder[Any]:
-        """The scenario's encoder, from public parts."""
+        """Encoder of the updates."""
         return self.scenario.encoder.build(self.density, self.prediction)
 
     @property
@@ -97,26 +100,26 @@ class Workload:
 
     @property
     def server_learning_rate(self) -> float:
-        """Of the server's optimizer."""
+        """Learning rate of the server's optimizer."""
         return self.scenario.server.learning_rate
 
     @property
     def prediction(self) -> float:
-        """How much of an update goes with a step of the model that clients hold; 0: nothing is predicted.
+        """Ratio of an update to a step of the model, by which CAFe predicts updates; 0: no prediction.
 
-        Updates that stay the same make steps of learning_rate / (1 - momentum) times the update.
+        Constant updates make steps of learning_rate / (1 - momentum) times the update.
         """
         server = self.scenario.server
         return (1 - server.momentum) / server.learning_rate if self.scenario.encoder.feedback == "cafe" else 0.0
 
     @property
     def training(self) -> Training:
-        """How clients train."""
+        """Settings of the clients' training."""
         return self.scenario.training
 
     @cached_property
     def faults(self) -> faults.Faults | None:
-        """What goes wrong on purpose."""
+        """Injected faults; None: none."""
         choice = self.scenario.faults
         return faults.Faults(choice, self.scenario.seed) if choice else None
 
@@ -133,7 +136,7 @@ class Workload:
         )
 
     def part(self, client: int) -> NDArray[np.int64]:
-        """Return the index array of one client, read from the run folder where the server has put it."""
+        """Return the index array of one client; from the run folder if the server has written it there."""
         return self.parts[client] if self._saved_parts is None else self._saved_parts[f"client-{client}"]
 
     @cached_property
@@ -141,12 +144,12 @@ class Workload:
         shared = RunFolder(self.out).partition if self.out else None
         if shared is None or not shared.exists():
             return None
-        # Of thousands of arrays a worker needs few, so each is unpacked when it is asked for. From memory: processes
-        # that are forked from this one would share the place in an open file.
+        # Of thousands of arrays a worker needs few, so each is unpacked on access. From memory: processes that are
+        # forked from this one would share the position in an open file.
         return cast(Mapping[str, NDArray[np.int64]], np.load(io.BytesIO(shared.read_bytes()), allow_pickle=False))
 
     def save_parts(self, folder: RunFolder) -> None:
-        """Put the partition into the run folder: workers need not draw it again, and a reader can look it up."""
+        """Write the partition into the run folder, where workers read it instead of drawing it again."""
         data = io.BytesIO()
         named: dict[str, Any] = {f"client-{client}": part for client, part in enumerate(self.parts)}
         np.savez_compressed(data, **named)
@@ -154,7 +157,7 @@ class Workload:
 
     @property
     def tier(self) -> str:
-        """The tier whose model this is; empty: the global model."""
+        """Name of the tier whose model this is; empty: the global model."""
         return ""
 
     def examples(self, client: int) -> Examples:
@@ -163,16 +166,20 @@ class Workload:
         return train if self.own_data else train.take(self.part(client))
 
     def examples_a_round(self, client: int) -> int:
-        """Return how many examples the client sees in a round, counted as often as it sees them."""
+        """Return the number of examples that a client trains on in a round, counted as often as it sees them."""
         return self.training.examples_seen(len(self.part(client)))
 
     def downloads(self, client: int) -> Path:
         """Return the folder where the client keeps downloaded students."""
-        place = RunFolder(self.out).downloads if self.out else Path(tempfile.gettempdir(), "fedpress", self.federation)
-        return place / f"client-{client}"
+        folder = RunFolder(self.out).downloads if self.out else Path(tempfile.gettempdir(), "fedpress", self.federation)
+        return folder / f"client-{client}"
 
     @cached_property
     def network(self) -> Network | None:
-        """Links and speeds of the clients. Raises TraceError where its trace cannot be used."""
+        """Links and speeds of the clients; None: time stands still.
+
+        Raises:
+            TraceError: The trace cannot be used.
+        """
         choice, scenario = self.scenario.network, self.scenario
         return Network(choice, seed=scenario.seed, clients=scenario.clients) if choice else None

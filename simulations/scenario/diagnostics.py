@@ -1,4 +1,4 @@
-"""What is wrong with a scenario, in words: the key, the value given, what is allowed, and the nearest match."""
+"""Errors of a scenario as text: the key, the value given, what is allowed, and the nearest match."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fedpress.simulations.scenario.renamed import RENAMED
 
 
 class Problems(ValueError):
-    """Several problems found at once by a check over more than one key; each text begins with its key."""
+    """Problems that a check across keys found at once; each text begins with its key."""
 
     def __init__(self, problems: Sequence[str]) -> None:
         super().__init__("; ".join(problems))
@@ -22,11 +22,11 @@ class Problems(ValueError):
 
 
 def explain(error: ValidationError, model: type) -> list[str]:
-    """One line a problem, in the order of the keys.
+    """Return one line for each problem, in the order of the keys.
 
     Args:
-        error: What pydantic found.
-        model: The whole scenario's class, to know which keys there are.
+        error: Of pydantic.
+        model: Class of the whole scenario.
     """
     lines: dict[str, None] = {}
     for item in error.errors(include_url=False):
@@ -34,7 +34,6 @@ def explain(error: ValidationError, model: type) -> list[str]:
         if isinstance(raised, Problems):
             lines.update(dict.fromkeys(raised.problems))
             continue
-        # Integers in the place name an item of a list; pydantic adds the member of a union, which is no key.
         keys = _keys(item["loc"], model)
         lines[f"{'.'.join(map(str, keys)) or 'scenario'}: {_text(item, keys, model)}"] = None
     return list(lines)
@@ -65,7 +64,7 @@ def _text(item: Any, keys: list[str | int], model: type) -> str:
 
 
 def _range(keys: list[str | int], model: type) -> str:
-    """The limits of a number, such as "0 < density <= 1"."""
+    """Return the limits of a number, such as "0 < density <= 1"."""
     while isinstance(keys[-1], int):  # an item of a list: its limits are in the list's annotation
         keys = keys[:-1]
     return limits(_field(keys, model)).format(keys[-1])
@@ -112,7 +111,7 @@ def _shown(value: object) -> str:
 
 
 def _section(keys: Sequence[str | int], model: type) -> type:
-    """The class of the section that `keys` lead to."""
+    """Return the class of the section that `keys` lead to."""
     for key in keys:
         if isinstance(key, str) and key in settings.fields(model):
             model = next(settings.sections(settings.fields(model)[key].annotation), model)
@@ -124,7 +123,7 @@ def _field(keys: Sequence[str | int], model: type) -> Any:
 
 
 def _keys(place: Sequence[str | int], model: type) -> list[str | int]:
-    """Cut pydantic's place down to the keys of the file: a plain value's members of a union are dropped."""
+    """Return the keys of the file in pydantic's location: members of a union are dropped, indices of lists stay."""
     keys: list[str | int] = []
     for key in place:
         field = _field(keys, model) if keys else None
@@ -135,18 +134,18 @@ def _keys(place: Sequence[str | int], model: type) -> list[str | int]:
 
 
 def _nearest_key(keys: Sequence[str | int], model: type) -> str:
-    """The key that was probably meant: a similar one beside it, or the same one in another section."""
-    here = list(settings.fields(_section(keys[:-1], model)))
+    """Return a hint: a similar key of the section, or the same key in another one."""
+    known = list(settings.fields(_section(keys[:-1], model)))
     wrong = str(keys[-1])
     elsewhere = [".".join(path) for path in _paths(model) if path[-1] == wrong]
     if elsewhere:
         where = "is a key of the top level" if elsewhere[0] == wrong else f"is written {' or '.join(elsewhere)}"
         return f"{wrong!r} {where}"
-    near = difflib.get_close_matches(wrong.lower().replace("-", "_"), here, 1)
+    near = difflib.get_close_matches(wrong.lower().replace("-", "_"), known, 1)
     if near:
         return f"did you mean {near[0]!r}?"
     section = ".".join(map(str, keys[:-1]))
-    return f"{section or 'a scenario'} has the keys {', '.join(here)}"
+    return f"{section or 'a scenario'} has the keys {', '.join(known)}"
 
 
 def _paths(model: type, above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:

@@ -1,4 +1,4 @@
-"""The section of a scenario on what a client sends, and the encoder that it describes."""
+"""Section `encoder` of a scenario, and the encoder that it describes."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ NAMES_OF_PARTS: Final[Mapping[str, Mapping[str, str]]] = {
     "fp16": {"kind": "dense", "values": "float16", "feedback": "none"},
     "int8": {"kind": "dense", "values": "int8", "feedback": "none"},
 }
-"""Published methods that are nothing but kind, values and feedback: their names stand for these."""
+"""Published methods that are a combination of kind, values and feedback, by name."""
 RECIPES: Final = {name: recipe for name, recipe in recipes.RECIPES.items() if name not in NAMES_OF_PARTS}
-"""Published methods that have a part of their own."""
+"""Published methods with parts of their own."""
 
 
 class EncoderSettings(Section):
-    """What a client sends of its update: its parts, or a recipe. The share of entries is the top-level `density`."""
+    """Encoder of updates: its parts, or a recipe. The share of entries sent is the top-level `density`."""
 
     recipe: str | None = Field(
         default=None,
@@ -119,11 +119,11 @@ class EncoderSettings(Section):
         return self
 
     def build(self, density: float, prediction: float = 0.0) -> Encoder[Any]:
-        """Return the encoder, from public parts.
+        """Return the encoder.
 
         Args:
             density: Share of the entries that is sent, 0 < density <= 1.
-            prediction: For feedback cafe: how much of an update goes with a step of the model that clients hold.
+            prediction: For feedback cafe: ratio of an update to a step of the model that clients hold.
         """
 
         def at(density: float) -> Encoder[Any]:

@@ -1,4 +1,4 @@
-"""Keys that had another name before the first release: whoever uses the old one is told the new one."""
+"""Keys that had another name before the first release: the error for an old key gives the new one."""
 
 from __future__ import annotations
 
@@ -25,4 +25,4 @@ RENAMED: Final = {
     "students.tiers.ratio": "students.tiers.removed_fraction",
     "training.proximal": "training.proximal_mu",
 }
-"""Path of the old key, without the places in lists -> path of the new one."""
+"""Path of the old key, without indices of lists -> path of the new key."""

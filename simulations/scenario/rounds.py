@@ -1,4 +1,4 @@
-"""The sections of a scenario on its task and rounds that are no settings of the library as they are."""
+"""Sections `task`, `sampling` and `evaluation` of a scenario."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ class TaskChoice(Section):
 
     @property
     def options(self) -> dict[str, Any]:
-        """Keyword arguments for the task's class."""
+        """Keyword arguments of the task's class."""
         return dict(self.model_extra or {})
 
 
 @dataclass(frozen=True, config=STRICT)
 class Sampling(Closing, Staleness):
-    """Who takes part in a round, and when the round closes."""
+    """Sampling of clients, and the end of a round."""
 
     schedule: Literal["synchronous", "buffered"] = Field(
         default="synchronous",
@@ -51,7 +51,7 @@ class Sampling(Closing, Staleness):
 
     @property
     def buffer(self) -> Buffered | None:
-        """When the server steps with the schedule buffered; None: rounds are synchronous."""
+        """Buffer of the schedule buffered; None: rounds are synchronous."""
         if self.schedule == "synchronous":
             return None
         return Buffered(

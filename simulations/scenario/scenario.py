@@ -37,11 +37,11 @@ from fedpress.simulations.scenario.students import Students, Tier, from_recipe
 from fedpress.simulations.tasks.partition import Partition
 
 FOLDER = Path(__file__).parents[1] / "scenarios"
-"""The scenarios that come with fedpress."""
+"""Folder of the scenarios that come with fedpress."""
 
 
 class ScenarioError(FedpressError, ValueError):
-    """A scenario cannot be read; the text lists every problem with its key, the value given and what is allowed."""
+    """Invalid scenario; the text lists every problem with its key, the value given and what is allowed."""
 
 
 class Scenario(Section):
@@ -96,7 +96,7 @@ class Scenario(Section):
 
     @model_validator(mode="after")
     def _together(self) -> Scenario:
-        """Check what goes across sections; all problems are reported at once."""
+        """Check across sections; all problems are reported at once."""
         problems = [
             *self._schedule_problems(),
             *self._round_problems(),
@@ -109,7 +109,7 @@ class Scenario(Section):
         return self
 
     def _schedule_problems(self) -> Iterator[str]:
-        """Keys of the buffered schedule: those that it lacks, and those that only it has."""
+        """Yield keys that the buffered schedule lacks, and keys of it with another schedule."""
         sampling = self.sampling
         if sampling.schedule == "buffered":
             if sampling.concurrency is None:
@@ -127,7 +127,7 @@ class Scenario(Section):
                     yield f"sampling.{key}: needs `sampling.schedule: buffered`"
 
     def _round_problems(self) -> Iterator[str]:
-        """Numbers of clients and replies in a round, and how it ends."""
+        """Yield problems of the number of clients and replies in a round, and of its end."""
         sampling = self.sampling
         if self.clients_at_work > self.clients:
             key = "concurrency" if sampling.concurrency else "clients_per_round + over_selection"
@@ -145,7 +145,7 @@ class Scenario(Section):
             yield "network.dropout: needs `sampling.deadline`; a round would wait for ever"
 
     def _encoder_problems(self) -> Iterator[str]:
-        """What clients send, against the rounds, the server's optimizer and what goes down."""
+        """Yield problems of the encoder with rounds, server optimizer and downlink."""
         encoder, optimizer = self.encoder, self.server.optimizer
         if encoder.warm_up_rounds >= self.rounds:
             yield f"encoder.warm_up_rounds: got {encoder.warm_up_rounds}, expected less than rounds, {self.rounds}"
@@ -164,7 +164,7 @@ class Scenario(Section):
             )
 
     def _tiers_that_train(self) -> Iterator[str]:
-        """What does not go together with tiers that train."""
+        """Yield settings that do not go together with tiers that train."""
         training = [tier.name for tier in self.students.tiers if tier.trains]
         teaching, sampling, models = self.teaching, self.sampling, len(self.groups)
         if teaching is None:
@@ -204,7 +204,7 @@ class Scenario(Section):
             yield f"teaching.every: got {teaching.every}, expected at most rounds, {self.rounds}; 0: never"
 
     def _slice_problems(self, teaching: Teaching) -> Iterator[str]:
-        """What does not go together with tiers whose models are slices of the global one (HeteroFL)."""
+        """Yield settings that do not go together with slices of the global model (HeteroFL)."""
         tiers = self.students.tiers
         if paced := [tier.name for tier in tiers if tier.server_learning_rate is not None]:
             yield (
@@ -221,19 +221,19 @@ class Scenario(Section):
 
     @property
     def groups(self) -> tuple[Tier | None, ...]:
-        """Whose models clients train: tiers, and None for the global model. Client i is of group i modulo their number.
+        """Models that clients train: tiers, and None for the global model. Client i is of group i modulo their number.
 
-        One group, the global model's, where no tier trains.
+        One group, the global model's, if no tier trains.
         """
         tiers = tuple(tier for tier in self.students.tiers if tier.trains)
         return tiers if tiers and self.teaching and self.teaching.global_model == "distilled" else (None, *tiers)
 
     def shares(self, count: int) -> list[int]:
-        """Divide clients of a round among the groups, as evenly as the groups divide all clients."""
+        """Return how `count` clients of a round are divided among the groups, as evenly as all clients are."""
         return [len(range(group, count, len(self.groups))) for group in range(len(self.groups))]
 
     def _sparsity_problems(self) -> Iterator[str]:
-        """What does not go together with a mask."""
+        """Yield settings that do not go together with a mask."""
         sparsity = self.sparsity
         if sparsity is None:
             return
@@ -259,27 +259,27 @@ class Scenario(Section):
 
     @property
     def mask_end(self) -> int:
-        """Round after which the mask stays."""
+        """Last round that changes the mask."""
         given = self.sparsity.end if self.sparsity else None
         return given if given is not None else max(1, self.rounds * 2 // 3)
 
     @property
     def worker_count(self) -> int:
-        """Worker processes to start: `workers`, or one for each usable core; never more than clients at work."""
+        """Number of worker processes: `workers`, or one for each usable core; at most clients at work."""
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         return min(self.workers or cores, self.clients_at_work)
 
     @property
     def clients_at_work(self) -> int:
-        """How many clients are asked at the same time."""
+        """Number of clients that train at the same time."""
         return self.sampling.concurrency or self.sampling.clients_per_round + self.sampling.over_selection
 
     @classmethod
     def from_json(cls, text: str) -> Scenario:
-        """Read what `to_json` wrote.
+        """Return the scenario that `to_json` wrote.
 
         Raises:
-            ScenarioError: It is no valid scenario.
+            ScenarioError: The text is not a valid scenario.
         """
         try:
             return cls.model_validate_json(text)
@@ -287,16 +287,16 @@ class Scenario(Section):
             raise _invalid("from JSON", error) from None
 
     def to_json(self) -> str:
-        """The whole scenario, defaults included, on one line."""
+        """Return the whole scenario as JSON, defaults included, on one line."""
         return self.model_dump_json()
 
     def to_yaml(self) -> str:
-        """The whole scenario, defaults included; `load` reads it back."""
+        """Return the whole scenario as YAML, defaults included; `load` reads it back."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
 def names() -> list[str]:
-    """The scenarios that come with fedpress."""
+    """Return the names of the scenarios that come with fedpress."""
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
@@ -308,7 +308,7 @@ def load(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Scenario:
         overrides: "key=value" each, nested keys with dots ("partition.alpha=0.1"), values in YAML; applied in order.
 
     Raises:
-        ScenarioError: No such scenario, no YAML, or invalid: all problems are listed.
+        ScenarioError: There is no such scenario, it is not YAML, or it is invalid; all problems are listed.
     """
     path = _locate(path_or_name)
     try:
@@ -322,20 +322,20 @@ def load(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Scenario:
         scenario = Scenario.model_validate(raw)
     except ValidationError as error:
         raise _invalid(repr(str(path_or_name)), error) from None
-    # Worker processes, reports and a run's own scenario.yaml find these files too, wherever they are started or lie.
+    # Absolute paths, so that worker processes, reports and the run's copy of the scenario find the same files.
     if ":" in scenario.task.name and scenario.task.folder is None:
         task = scenario.task.model_copy(update={"folder": str(path.parent.resolve())})
         scenario = scenario.model_copy(update={"task": task})
     if not all(isinstance(step, str) for step in scenario.students.steps):
-        here = str(path.parent.resolve())
+        folder = str(path.parent.resolve())
         steps = tuple(
-            step if isinstance(step, str) else step.model_copy(update={"folder": step.folder or here})
+            step if isinstance(step, str) else step.model_copy(update={"folder": step.folder or folder})
             for step in scenario.students.steps
         )
         students = scenario.students.model_copy(update={"steps": steps})
         scenario = scenario.model_copy(update={"students": students})
     if scenario.network is not None and scenario.network.trace is not None:
-        beside = Path() if path.parent == FOLDER else path.parent  # nobody keeps files where fedpress is installed
+        beside = Path() if path.parent == FOLDER else path.parent  # fedpress's own folder holds no user's files
         trace = str((beside / Path(scenario.network.trace).expanduser()).resolve())
         scenario = scenario.model_copy(update={"network": dataclasses.replace(scenario.network, trace=trace)})
     return scenario

@@ -1,4 +1,4 @@
-"""What the sections of a scenario that are no settings of the library have in common."""
+"""Base of a scenario's sections that are not settings of the library."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fedpress.compression import settings
 
 
 class Section(BaseModel):
-    """A section of a file: no unknown keys, no silent conversions, finite numbers, read-only (`settings.STRICT`)."""
+    """Section of a file: no unknown keys, no silent conversions, finite numbers, read-only (`settings.STRICT`)."""
 
     model_config = settings.STRICT | ConfigDict(frozen=True)
 
@@ -20,7 +20,7 @@ class Section(BaseModel):
 
 
 def of_name(key: str) -> Any:
-    """Return a function that makes {key: name} of a bare name: `encoder: stc` is {recipe: stc}."""
+    """Return a function that turns a bare name into {key: name}, such as `encoder: stc` into {recipe: stc}."""
 
     def named(value: Any) -> Any:
         return {key: value} if isinstance(value, str) else value

@@ -1,6 +1,6 @@
-"""The section of a scenario that is about students: whom they are for, and how they are made.
+"""Section `students` of a scenario: tiers of devices, and the steps that make their students.
 
-How a student is pruned, learns and is written are settings of the library, which stand here as they are.
+It embeds the library's settings of pruning, distillation, quantization and search.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ RECIPES: Final[Mapping[str, Mapping[str, Any]]] = {
         "prune": {"granularity": "weights", "tolerance": 0.02},
     },
 }
-"""Students by name; what they came to is measured: docs/results/students.md."""
+"""Settings of students by name; docs/results/students.md has their measured size and accuracy."""
 
 STEPS: Final = ("prune", "distill", "quantize")
-"""Steps that the section has settings for."""
+"""Built-in steps, whose settings are keys of the section."""
 
 
 @dataclass(frozen=True, config=STRICT)
 class Named(Settings):
-    """What has a name that files and folders can have."""
+    """Settings with a name that files and folders can have."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$", description="Letters, digits, - and _.")
 
 
 @dataclass(frozen=True, config=STRICT)
 class Tier(Budget, Named):
-    """A class of devices, and what its student may cost."""
+    """Tier of devices, and the budget of its student."""
 
     student: str = Field(
         default="pruned",
@@ -89,7 +89,7 @@ class Tier(Budget, Named):
 
 
 class OwnStep(Section):
-    """A step of one's own. Keys besides these two are its options."""
+    """Custom step. Keys besides these two are its options."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -108,7 +108,7 @@ class OwnStep(Section):
 
     @property
     def options(self) -> dict[str, Any]:
-        """Keyword arguments for the class."""
+        """Keyword arguments of the step's class."""
         return dict(self.model_extra or {})
 
 
@@ -124,13 +124,13 @@ def _as_step(value: Any) -> Any:
 
 
 def from_recipe(value: Any) -> Any:
-    """Complete the section of a file by what its recipe says; what the file says itself counts.
+    """Complete a section of a file by the settings of its recipe; keys in the file take precedence.
 
     >>> from_recipe({"recipe": "small", "quantize": {"bits": 3}})["quantize"]
     {'bits': 3, 'scale': 'least-squares'}
 
     Args:
-        value: A recipe's name, a section, or anything else, which is handed back.
+        value: Name of a recipe, a section, or anything else, which is returned.
     """
     section = {"recipe": value} if isinstance(value, str) else value
     if not isinstance(section, dict) or section.get("recipe") not in RECIPES:
@@ -145,7 +145,7 @@ def from_recipe(value: Any) -> Any:
 
 
 class Students(Section):
-    """The small models that are made from the global one and offered for download."""
+    """Small models that are made from the global one and offered for download."""
 
     recipe: Literal["small", "accurate", "auto"] | None = Field(
         default=None,
@@ -236,7 +236,7 @@ class Students(Section):
 
     @property
     def finishing(self) -> tuple[str | OwnStep, ...]:
-        """The steps of a student that clients have trained: those after distill, or from quantize on."""
+        """Steps of a student that clients have trained: those after distill, or from quantize on."""
         return self.steps[
             self.steps.index("distill") + 1 if "distill" in self.steps else self.steps.index("quantize") :
         ]

@@ -1,9 +1,9 @@
-"""What is written from the declarations of a scenario's keys: the files of `fedpress init`, and the reference of keys.
+"""Texts from the declarations of a scenario's keys: the files of `fedpress init`, and the reference of keys.
 
-python -m fedpress.simulations.scenario.template docs/reference/scenario.md
+    python -m fedpress.simulations.scenario.template docs/reference/scenario.md
 
-writes the reference anew, and prints how many keys there are as JSON: {"front_keys": ..., "keys": ...}. Front keys are
-those that are not declared `settings.ADVANCED`.
+writes the reference and prints the number of keys as JSON: {"front_keys": ..., "keys": ...}. Front keys are those that
+are not declared `settings.ADVANCED`.
 """
 
 from __future__ import annotations
@@ -58,14 +58,14 @@ class InitError(FedpressError, ValueError):
 
 
 def write(folder: Path, *, advanced: bool = False) -> list[Path]:
-    """Write scenario.yaml and task.py into a folder, which is made if need be.
+    """Write scenario.yaml and task.py into a folder, made if necessary, and return their paths.
 
     Args:
-        folder: Where.
-        advanced: Whether scenario.yaml has all keys, or those only that are not advanced.
+        folder: The folder.
+        advanced: Whether scenario.yaml has the advanced keys too.
 
     Raises:
-        InitError: One of them is already there, or the folder cannot be written.
+        InitError: One of the files exists, or the folder cannot be written.
     """
     paths = [folder / name for name in FILES]
     present = [str(path) for path in paths if path.exists()]
@@ -84,11 +84,11 @@ def write(folder: Path, *, advanced: bool = False) -> list[Path]:
 
 
 def commented(section: Any, *, advanced: bool = True) -> str:
-    """A scenario, or other settings, as YAML with each key's description above it; `scenario.load` reads it back.
+    """Return a scenario or other settings as YAML, with the description above each key; `scenario.load` reads it back.
 
     Args:
         section: The settings.
-        advanced: Whether advanced keys are written that have their default.
+        advanced: Whether advanced keys with their default value are written.
     """
     return "\n".join(_lines(section, "", advanced)) + "\n"
 
@@ -130,12 +130,12 @@ def _inline(value: Any) -> str:
 
 
 class Key(NamedTuple):
-    """A key of a scenario.
+    """Key of a scenario.
 
     Attributes:
         path: Keys that lead to it, itself the last.
-        field: Its declaration.
-        section: Class of the section that it is; None: it is a plain value.
+        field: Declaration.
+        section: Class of the section that it holds; None: it holds a plain value.
         advanced: Whether it, or a section above it, is declared advanced.
     """
 
@@ -151,12 +151,12 @@ def is_advanced(field: FieldInfo) -> bool:
 
 
 def keys(section: type = Scenario, above: tuple[str, ...] = (), advanced: bool = False) -> Iterator[Key]:
-    """Yield all keys, each section before its own.
+    """Yield all keys, each section before its own keys.
 
     Args:
-        section: Class whose keys these are.
-        above: Keys that lead to it.
-        advanced: Whether all of them are.
+        section: Class of the section.
+        above: Keys that lead to the section.
+        advanced: Whether all of its keys are advanced.
     """
     for name, field in settings.fields(section).items():
         below = next(settings.sections(field.annotation), None)
@@ -167,7 +167,7 @@ def keys(section: type = Scenario, above: tuple[str, ...] = (), advanced: bool =
 
 
 def counts() -> dict[str, int]:
-    """Return how many keys there are, and how many of them are not advanced."""
+    """Return the number of keys, and of those that are not advanced."""
     advanced = [key.advanced for key in keys()]
     return {"front_keys": advanced.count(False), "keys": len(advanced)}
 
@@ -230,7 +230,7 @@ _WORDS: Final = {int: "whole number", float: "number", str: "text", bool: "true 
 
 
 def _words(annotation: Any) -> Iterator[str]:
-    """Yield the kinds of values of a type, in words."""
+    """Yield the kinds of values of a type, as words of the reference."""
     if settings.is_section(annotation):
         yield "section"
     elif annotation in _WORDS:

@@ -1,4 +1,4 @@
-"""YAML as scenarios use it: 1e-3 is a number, a key given twice is an error, and `key=value` changes one value."""
+"""YAML of scenarios: 1e-3 is a number, a duplicate key is an error, and `key=value` changes one value."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class _Loader(yaml.SafeLoader):
     """Safe YAML with two corrections."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Refuse a key given twice; PyYAML would take the last one without a word."""
+        """Refuse a duplicate key; PyYAML would silently take the last one."""
         seen: set[Any] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
@@ -23,46 +23,46 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-# YAML 1.1, which PyYAML follows, asks for a dot in 1.0e-3 and reads 1e-3 as text.
+# YAML 1.1, which PyYAML follows, requires the dot of 1.0e-3 and reads 1e-3 as text.
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
 )
 
 
 def parse(text: str) -> Any:
-    """Read a YAML value.
+    """Return the value of a YAML text.
 
     Raises:
-        ValueError: No YAML, or a key is given twice; the text names the line.
+        ValueError: The text is not YAML, or a key is given twice; the error names the line.
     """
     try:
         return yaml.load(text, _Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise ValueError(f"not YAML: {place}{error.problem or error.context}") from None
+        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise ValueError(f"not YAML: {where}{error.problem or error.context}") from None
     except yaml.YAMLError as error:
         raise ValueError(f"not YAML: {error}") from None
 
 
 def read(text: str) -> dict[str, Any]:
-    """Read a scenario file into nested dictionaries.
+    """Return the text of a scenario file as nested dictionaries.
 
     Raises:
-        ValueError: As `parse`, or the file is not a list of `key: value`.
+        ValueError: As `parse`, or the file is not a mapping.
     """
-    found = parse(text)
-    if not isinstance(found, dict):
-        raise ValueError(f"expected `key: value` lines, found {'nothing' if found is None else repr(found)[:60]}")
-    return {str(key): value for key, value in found.items()}
+    content = parse(text)
+    if not isinstance(content, dict):
+        raise ValueError(f"expected `key: value` lines, found {'nothing' if content is None else repr(content)[:60]}")
+    return {str(key): value for key, value in content.items()}
 
 
 _NAMED = {"task": "name", "encoder": "recipe", "sparsity": "method", "network": "profile"}
-"""Sections that may be written as a name, and the key that it then is."""
+"""Sections that may be written as a bare name -> the key of that name."""
 
 
 def override(raw: dict[str, Any], assignment: str) -> None:
-    """Change one value in place; sections on the way are made where there are none.
+    """Change one value in place; missing sections on the path are made.
 
     >>> raw = {"task": "fashion-mnist", "students": {"tiers": [{"name": "a"}]}}
     >>> override(raw, "task.data_dir=/data")
@@ -75,7 +75,7 @@ def override(raw: dict[str, Any], assignment: str) -> None:
         assignment: "key=value"; the value is YAML.
 
     Raises:
-        ValueError: No key=value, or the key leads into a plain value.
+        ValueError: The assignment is not key=value, or its path leads into a plain value or out of a list.
     """
     path, equals, text = assignment.partition("=")
     keys = path.strip().split(".")

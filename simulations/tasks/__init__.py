@@ -1,6 +1,7 @@
-"""Tasks that come with fedpress: a model with its data each, by name in `registry`.
+"""Built-in tasks, each a model with its data, by name in `registry`: `digits`, `fashion_mnist`, `text`.
 
-`partition` deals the data out to clients, `hold_out` keeps some back; `template` is a task of your own to start from.
+`partition` deals the training data out to clients, `hold_out` draws held-out parts; `template` is the task that
+`fedpress init` writes. `architectures` and `king_james` are parts of the built-in tasks.
 """
 
 __all__ = [

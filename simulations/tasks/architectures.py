@@ -1,7 +1,7 @@
-"""What the built-in tasks share of their models: the choice by name, batch norm, other views of an image.
+"""Architectures of the built-in tasks: choice by name, batch norm, other views of an image.
 
-A view is a layer without parameters at the front of a student, so that such a student is called with the task's own
-inputs as any other is: S. Gupta, J. Hoffman, J. Malik, "Cross Modal Distillation for Supervision Transfer", CVPR 2016,
+A view is a layer without parameters at the front of a student, so that the student takes the task's own inputs as any
+other does: S. Gupta, J. Hoffman, J. Malik, "Cross Modal Distillation for Supervision Transfer", CVPR 2016,
 section 3, where teacher and student see paired images of one scene, the student's of another kind.
 """
 
@@ -20,10 +20,14 @@ Models = Mapping[str, Callable[[], nn.Module]]
 
 
 def known(models: Models, name: str) -> str:
-    """Return the name if there is an architecture of it.
+    """Return the name if it is one of an architecture.
+
+    Args:
+        models: Architectures by name.
+        name: Name to look up.
 
     Raises:
-        TaskError: There is none.
+        TaskError: There is no such architecture.
     """
     if name not in models:
         raise TaskError(f"task.model: got {name!r}, expected one of {', '.join(models)}")
@@ -31,7 +35,7 @@ def known(models: Models, name: str) -> str:
 
 
 def batch_normalized(model: nn.Sequential) -> nn.Sequential:
-    """Return the layers of `model` with a batch norm behind each convolution, whose bias it makes superfluous."""
+    """Return the layers of `model` with a batch norm behind each convolution, whose bias is removed as redundant."""
     layers: list[nn.Module] = []
     for layer in model:
         layers.append(layer)
@@ -45,7 +49,7 @@ def perceptron(inputs: int, *hidden: int, classes: int, view: nn.Module | None =
     """Return a multi-layer perceptron on the flattened input or, if there is one, on its `view`.
 
     Args:
-        inputs: Numbers in one input, as the view leaves them.
+        inputs: Number of values in one input, after the view.
         hidden: Units of each hidden layer.
         classes: Number of classes.
         view: A layer without parameters.
@@ -66,26 +70,30 @@ class LeftHalf(nn.Module):
     """
 
     def forward(self, images: Tensor) -> Tensor:
-        """(N, C, H, W) to (N, C, H, W // 2)."""
+        """Return the left halves of images, (N, C, H, W // 2)."""
         return images[..., : images.shape[-1] // 2]
 
 
 class Coarse(nn.AvgPool2d):
-    """Images (N, C, H, W) to the means of their squares of `factor` pixels, as a coarser camera takes them."""
+    """Images (N, C, H, W) to the means of squares of `factor` pixels a side, (N, C, H // factor, W // factor).
+
+    Args:
+        factor: Side of a square, in pixels.
+    """
 
     def __init__(self, factor: int) -> None:
         super().__init__(factor)
 
 
 class Edges(nn.Module):
-    """Images (N, 1, H, W) to the strength of their edges, (N, 1, H - 1, W - 1): no brightness is left.
+    """Images (N, 1, H, W) to the magnitude of their gradients, (N, 1, H - 1, W - 1).
 
     >>> Edges()(torch.tensor([[[[0.0, 0.0, 3.0], [0.0, 0.0, 3.0]]]])).tolist()
     [[[[0.0, 3.0]]]]
     """
 
     def forward(self, images: Tensor) -> Tensor:
-        """The length of the gradient, by differences of neighbors."""
+        """Return the magnitude of the gradient, by differences of neighbors."""
         down = images[..., 1:, :-1] - images[..., :-1, :-1]
         across = images[..., :-1, 1:] - images[..., :-1, :-1]
         return torch.sqrt(down.square() + across.square())

@@ -24,7 +24,7 @@ TEST, PROXY, VALIDATION = 360, 300, 100
 
 
 def cnn() -> nn.Sequential:
-    """Two 3x3 convolutions of 16 and 32 channels, 2x2 max pool, 192 hidden units."""
+    """Return two 3x3 convolutions of 16 and 32 channels, a 2x2 max pool, and 192 hidden units."""
     return nn.Sequential(
         nn.Conv2d(1, 16, 3, padding=1),
         nn.ReLU(),
@@ -44,7 +44,7 @@ MODELS: architectures.Models = {
     "mlp": lambda: architectures.perceptron(64, 64, classes=10),
     "vit": lambda: VisionTransformer(8, 2, width=32, depth=2, heads=4, hidden=64, classes=10),
 }
-"""The architectures of this task by name: as its model, or as students."""
+"""Architectures of the task by name, for its model and for students."""
 
 
 class Digits(Task):
@@ -54,7 +54,7 @@ class Digits(Task):
     in every run: seeds of runs do not change them. Central training with SGD reaches 97 to 98 % on the test part.
 
     Args:
-        model: The architecture, a name in `MODELS`.
+        model: Name of the architecture, in `MODELS`.
 
     Raises:
         TaskError: There is no such architecture.
@@ -67,20 +67,20 @@ class Digits(Task):
         self.architecture = architectures.known(MODELS, model)
 
     def model(self) -> nn.Module:
-        """The chosen architecture; by default `cnn`."""
+        """Return a fresh model of the chosen architecture."""
         return MODELS[self.architecture]()
 
     def students(self) -> architectures.Models:
-        """Every architecture of this task."""
+        """Return the architectures of the task."""
         return MODELS
 
     def data(self) -> Splits:
-        """1,037 examples to train, 300 proxy, 100 validation, 360 test."""
+        """Return the four parts: 1,037 examples to train, 300 proxy, 100 validation, 360 test."""
         return _splits()
 
 
 def split_indices(targets: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
-    """Index set of each part, by name of the part.
+    """Return the index array of each part, by its name.
 
     Args:
         targets: Labels of the whole data set, (N,).
@@ -90,7 +90,7 @@ def split_indices(targets: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
 
 @cache
 def _splits() -> Splits:
-    pixels, targets = _table()
+    pixels, targets = table()
     indices = split_indices(targets)
     disjoint(*indices.values())
     everything = Examples(
@@ -99,11 +99,10 @@ def _splits() -> Splits:
     return Splits(**{part: everything.take(chosen) for part, chosen in indices.items()})
 
 
-def _table() -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Pixels (N, 64) from 0 to 16 and labels (N,), from the file in scikit-learn's wheel.
+def table() -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return pixels (N, 64) from 0 to 16 and labels (N,), from the file in scikit-learn's wheel.
 
-    Importing scikit-learn takes a second and 75 MB in each worker, so its own reader is used only where the file is
-    not in its place.
+    Importing scikit-learn takes a second and 75 MB in each worker, so its reader is used only if the file is not found.
     """
     package = find_spec("sklearn")
     if package and package.origin:

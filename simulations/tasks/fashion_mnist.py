@@ -38,7 +38,7 @@ FILES = (
 
 
 def cnn() -> nn.Sequential:
-    """Two 5x5 convolutions of 32 and 64 channels, each with ReLU and 2x2 max pool, then 512 hidden units."""
+    """Return two 5x5 convolutions of 32 and 64 channels, each with ReLU and 2x2 max pool, then 512 hidden units."""
     return nn.Sequential(
         nn.Conv2d(1, 32, 5),
         nn.ReLU(),
@@ -54,7 +54,7 @@ def cnn() -> nn.Sequential:
 
 
 def lenet() -> nn.Sequential:
-    """The network of NIID-Bench (Li, Diao, Chen and He 2022) and of Flower's baseline of it; 44,426 parameters.
+    """Return the network of NIID-Bench (Li, Diao, Chen and He 2022) and Flower's baseline of it; 44,426 parameters.
 
     Two 5x5 convolutions of 6 and 16 channels, each with ReLU and 2x2 max pool, then 120 and 84 hidden units.
     """
@@ -75,7 +75,7 @@ def lenet() -> nn.Sequential:
 
 
 def vit() -> VisionTransformer:
-    """Six blocks of width 64, 4 heads and 128 hidden units on 16 patches of 7x7 pixels; 205,706 parameters."""
+    """Return a transformer of six blocks (width 64, 4 heads, 128 hidden units) on 16 patches; 205,706 parameters."""
     return VisionTransformer(28, 7, width=64, depth=6, heads=4, hidden=128, classes=10)
 
 
@@ -90,7 +90,7 @@ MODELS: architectures.Models = {
     "mlp-coarse": lambda: architectures.perceptron(49, 128, 64, classes=10, view=architectures.Coarse(4)),
     "mlp-edges": lambda: architectures.perceptron(729, 64, 64, classes=10, view=architectures.Edges()),
 }
-"""The architectures of this task by name: as its model, or as students."""
+"""Architectures of the task by name, for its model and for students."""
 
 
 class FashionMNIST(Task):
@@ -101,7 +101,7 @@ class FashionMNIST(Task):
 
     Args:
         data_dir: Folder with the four gzip IDX files; by default where Debian's package puts them.
-        model: The architecture, a name in `MODELS`.
+        model: Name of the architecture, in `MODELS`.
 
     Raises:
         TaskError: There is no such architecture.
@@ -115,19 +115,19 @@ class FashionMNIST(Task):
         self.architecture = architectures.known(MODELS, model)
 
     def model(self) -> nn.Module:
-        """The chosen architecture; by default `cnn`."""
-        # Convolutions and pooling are a third faster so on a CPU.
+        """Return a fresh model of the chosen architecture."""
+        # In this memory format, convolutions and pooling are a third faster on a CPU.
         return MODELS[self.architecture]().to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
     def students(self) -> architectures.Models:
-        """Every architecture of this task."""
+        """Return the architectures of the task."""
         return MODELS
 
     def data(self) -> Splits:
-        """54,000 examples to train, 5,000 proxy, 1,000 validation, 10,000 test.
+        """Return the four parts: 54,000 examples to train, 5,000 proxy, 1,000 validation, 10,000 test.
 
         Raises:
-            TaskError: The folder or a file is absent, or a file is not what its name says.
+            TaskError: The folder or a file is absent, or a file's content is not that of its name.
         """
         return _splits(self.data_dir)
 
@@ -144,14 +144,14 @@ def _splits(folder: Path) -> Splits:
             " --set task.data_dir=FOLDER"
         )
     images, labels, test_images, test_labels = (_read(folder / name) for name in FILES)
-    for name, one, other in ((FILES[0], images, labels), (FILES[2], test_images, test_labels)):
-        if one.shape[1:] != (28, 28) or other.shape != one.shape[:1]:
+    for name, inputs, classes in ((FILES[0], images, labels), (FILES[2], test_images, test_labels)):
+        if inputs.shape[1:] != (28, 28) or classes.shape != inputs.shape[:1]:
             raise TaskError(
-                f"{folder / name}: images {one.shape} with labels {other.shape}, expected (N, 28, 28) with (N,);"
+                f"{folder / name}: images {inputs.shape} with labels {classes.shape}, expected (N, 28, 28) with (N,);"
                 " do the files belong to one data set?"
             )
-        if len(other) and other.max() > 9:
-            raise TaskError(f"{folder / name}: a label is {other.max()}, expected 0 to 9; is this Fashion-MNIST?")
+        if len(classes) and classes.max() > 9:
+            raise TaskError(f"{folder / name}: a label is {classes.max()}, expected 0 to 9; is this Fashion-MNIST?")
     targets = labels.astype(np.int64)
     if len(targets) <= PROXY + VALIDATION:
         raise TaskError(
@@ -171,7 +171,7 @@ def _examples(images: NDArray[np.uint8], targets: NDArray[np.int64]) -> Examples
 
 
 def _read(path: Path) -> NDArray[np.uint8]:
-    """Read a gzip IDX file of bytes: 0, 0, type 8, number of axes, each axis' length big-endian, then the data."""
+    """Read a gzip IDX file of bytes: 0, 0, type 8, number of axes, length of each axis (big-endian), data."""
     try:
         content = gzip.decompress(path.read_bytes())
     except (OSError, EOFError, zlib.error) as error:

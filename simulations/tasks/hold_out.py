@@ -11,7 +11,7 @@ from fedpress.compression import seeds
 
 
 def stratified(targets: NDArray[np.int64], sizes: Mapping[str, int], seed: int) -> dict[str, NDArray[np.int64]]:
-    """Draw disjoint parts in which each label has its share; what is left is the part "train".
+    """Draw disjoint parts in which each label has its share; the rest is the part "train".
 
     Every label is dealt out evenly along the data (a systematic sample over the examples sorted by label, shuffled
     within a label), so a part of m examples holds each label's share of m, give or take one.
@@ -19,7 +19,7 @@ def stratified(targets: NDArray[np.int64], sizes: Mapping[str, int], seed: int) 
     Args:
         targets: Labels, (N,).
         sizes: Examples in each held-out part, by name.
-        seed: Draws which examples; the same on every machine.
+        seed: Of the draw, which is the same on every machine.
 
     Returns:
         Index sets by part, "train" among them, each sorted.

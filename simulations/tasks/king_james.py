@@ -1,4 +1,4 @@
-"""The King James Bible, book by book, from the data file of Debian's package bible-kjv-text.
+"""King James Bible, book by book, from the data file of Debian's package bible-kjv-text.
 
 The file `bible.data` is as C. Chapin's Bible Retrieval System (1989) writes it: a header with big-endian numbers, then
 the text in windows, each packed by itself with the LZW codes of Unix `compress` [1], so that a reader may begin at any.
@@ -29,7 +29,7 @@ CLEAR, FIRST_WIDTH, LAST_WIDTH = 256, 9, 16
 
 
 def books(path: Path = DEBIAN) -> dict[str, str]:
-    """Return the text of each book, verses in a row, by the abbreviation that the file has for it (Ge, Exo, 1Sm).
+    """Return the text of each book, verses in a row, by the file's abbreviation of it (Ge, Exo, 1Sm).
 
     Raises:
         TaskError: The file is absent, damaged, or not of this format.
@@ -44,16 +44,25 @@ def books(path: Path = DEBIAN) -> dict[str, str]:
         ) from None
     except OSError as error:
         raise TaskError(f"{path}: cannot be read: {error.strerror}") from None
-    found: dict[str, list[str]] = {}
-    for number, line in enumerate(_unpack(data, path).decode("latin-1").splitlines()[1:], 2):
+    verses: dict[str, list[str]] = {}
+    for number, line in enumerate(unpack(data, path).decode("latin-1").splitlines()[1:], 2):
         verse = VERSE.fullmatch(line)
         if verse is None:
             raise TaskError(f"{path}: line {number} is {line[:40]!r}, expected a verse such as 'Ge1:1 In the'")
-        found.setdefault(verse[1], []).append(verse[2])
-    return {name: " ".join(verses) for name, verses in found.items()}
+        verses.setdefault(verse[1], []).append(verse[2])
+    return {book: " ".join(texts) for book, texts in verses.items()}
 
 
-def _unpack(data: bytes, path: Path) -> bytes:
+def unpack(data: bytes, path: Path) -> bytes:
+    """Return the text of a data file.
+
+    Args:
+        data: Content of the file.
+        path: Its path, for errors.
+
+    Raises:
+        TaskError: The content is damaged, or not of this format.
+    """
     if not data.startswith(MAGIC):
         raise TaskError(f"{path}: starts with {data[: len(MAGIC)]!r}, expected {MAGIC!r}; is it bible-kjv-text's file?")
     try:
@@ -65,21 +74,21 @@ def _unpack(data: bytes, path: Path) -> bytes:
         raise TaskError(f"{path}: has {len(data)} bytes, its header says {offsets[-1]}; was the file cut short?")
     windows = []
     for number in range(count):
-        window = _unpack_window(data[offsets[number] : offsets[number + 1]])
+        window = unpack_window(data[offsets[number] : offsets[number + 1]])
         if window is None or len(window) > size or (number < count - 1 and len(window) < size):
             raise TaskError(f"{path}: window {number + 1} of {count} does not unpack to {size} bytes; is it damaged?")
         windows.append(window)
     return b"".join(windows)
 
 
-def _unpack_window(packed: bytes) -> bytes | None:
-    """Unpack one window; None where a code is one that no packer writes."""
+def unpack_window(packed: bytes) -> bytes | None:
+    """Return an unpacked window; None if it has a code that no packer writes."""
     known = [bytes([value]) for value in range(256)] + [b""]  # a string for each code; CLEAR has none
     unpacked, previous = [], b""
     width, position, began = FIRST_WIDTH, 0, 0  # the last two in bits
     while position + width <= 8 * len(packed):
-        some = int.from_bytes(packed[position >> 3 : (position >> 3) + 4], "little")
-        code = (some >> (position & 7)) & ((1 << width) - 1)
+        bits = int.from_bytes(packed[position >> 3 : (position >> 3) + 4], "little")
+        code = (bits >> (position & 7)) & ((1 << width) - 1)
         position += width
         if code == CLEAR:
             break

@@ -1,7 +1,7 @@
-"""Which client has which training examples.
+"""Partition of the training data among clients.
 
 Parts of uneven, natural sizes come from flwr-datasets' partitioners, run on an in-memory data set (nothing is
-downloaded); parts of equal size are ours, because its partitioners have none for skewed labels.
+downloaded). Parts of equal size with skewed labels, which these do not offer, are drawn here.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Sizes = Literal["natural", "equal"]
 Indices = NDArray[np.int64]
 
 ATTEMPTS = 20
-"""Draws before a partition that leaves a client empty is given up."""
+"""Draws of a partition without an empty client before the error."""
 
 
 class PartitionError(FedpressError, ValueError):
@@ -30,7 +30,7 @@ class PartitionError(FedpressError, ValueError):
 
 @dataclass(frozen=True, config=STRICT)
 class Partition(Settings):
-    """Which client has which training examples.
+    """Partition of the training data among clients.
 
     Kinds: "iid": at random. "dirichlet": label skew after Yurochkin et al. (2019) for natural sizes (each label is
     divided among the clients by Dir(alpha)) and after Hsu et al. (2019) for equal ones (each client draws its mix of
@@ -65,15 +65,15 @@ def partition(
 ) -> list[Indices]:
     """Deal out the training examples to the clients.
 
-    No client is empty and no example is given twice. With sizes "natural" every example is given to somebody; with
-    "equal" each client has exactly N // clients, and the few that are left over go to nobody.
+    No client is empty and no example is dealt twice. With sizes "natural" every example is dealt; with "equal" each
+    client has exactly N // clients examples, and the remainder is left out.
 
     Args:
         targets: Label of each training example, (N,); for "iid" and "natural" also sequences, (N, L).
-        clients: How many parts.
-        settings: The kind of partition.
-        groups: Whose each training example is, (N,), for kind "natural".
-        seed: Draws all of it.
+        clients: Number of parts.
+        settings: Kind and sizes.
+        groups: Group of each training example, (N,), for kind "natural".
+        seed: Of all draws.
 
     Returns:
         One index array for each client, in a shuffled order (a group's: ascending).
@@ -139,7 +139,7 @@ def _natural(
         made.dataset = table
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # advice that is followed here: another draw
+                warnings.simplefilter("ignore")  # they advise another draw, which follows
                 parts = [np.asarray(made.load_partition(client)["index"], np.int64) for client in range(clients)]
         except ValueError as error:
             problem = str(error)
@@ -168,7 +168,7 @@ def _equal(
         mixes = draw.dirichlet(np.full(len(values), alpha), clients)
     else:
         mixes = _label_mixes(clients, len(values), labels_per_client, draw)
-    # Clients take turns in a drawn order, so that being late, when a label may have run out, is nobody's fixed lot.
+    # Clients choose in a drawn order: the last ones may find that a label has run out.
     counts = np.zeros((clients, len(values)), dtype=np.int64)
     for client in draw.permutation(clients):
         counts[client] = _take(mixes[client], size, left, draw)
@@ -196,7 +196,7 @@ def _label_mixes(clients: int, labels: int, labels_per_client: int, draw: np.ran
 
 
 def _take(mix: NDArray[np.float64], size: int, left: Indices, draw: np.random.Generator) -> Indices:
-    """Draw `size` labels from the mix as long as there are some left; returns how many of each."""
+    """Draw `size` labels from the mix without exceeding `left`, and return the count of each label."""
     taken = np.zeros_like(left)
     while (open_ := size - taken.sum()) > 0:
         available = left - taken

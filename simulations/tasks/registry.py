@@ -1,4 +1,4 @@
-"""Which tasks exist, and how one is made from its name and options. No torch here: a name can be checked without it."""
+"""Registry of tasks: makes a task from its name and options. Names are checked without torch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BUILT_IN = {
     "fashion-mnist": "fedpress.simulations.tasks.fashion_mnist:FashionMNIST",
     "text": "fedpress.simulations.tasks.text:Text",
 }
-"""Name of a built-in task -> where its class is."""
+"""Name of a built-in task -> its class, as "module:Class"."""
 
 
 class TaskError(FedpressError, ValueError):
@@ -29,7 +29,7 @@ class TaskError(FedpressError, ValueError):
 
 
 def names() -> list[str]:
-    """The built-in tasks."""
+    """Return the names of the built-in tasks."""
     return list(BUILT_IN)
 
 
@@ -37,7 +37,7 @@ def check_name(name: str) -> None:
     """Check that `name` is a built-in task or has the form "module:Class". Imports nothing.
 
     Raises:
-        ValueError: It is neither; the text names what is allowed and the nearest built-in task.
+        ValueError: It is neither; the error gives what is allowed and the nearest built-in task.
     """
     module, colon, attribute = name.partition(":")
     if name in BUILT_IN or (colon and attribute.isidentifier() and all(map(str.isidentifier, module.split(".")))):
@@ -53,7 +53,7 @@ def create(name: str, options: Mapping[str, Any] | None = None, folder: str | Pa
     Args:
         name: A built-in task, or "module:Class" of a subclass of `fedpress.compression.models.task.Task`.
         options: Keyword arguments of the class.
-        folder: Where a module of one's own is looked for before the Python path.
+        folder: Folder that is searched for the module before the Python path.
 
     Raises:
         TaskError: No such task, module or class, or an option that the class does not take.
@@ -63,9 +63,9 @@ def create(name: str, options: Mapping[str, Any] | None = None, folder: str | Pa
         check_name(name)
     except ValueError as error:
         raise TaskError(f"task {name!r}: {error}") from None
-    found = _find(BUILT_IN.get(name, name), folder)
-    _check_options(name, found, options)
-    return found(**options)
+    task_class = _find(BUILT_IN.get(name, name), folder)
+    _check_options(name, task_class, options)
+    return task_class(**options)
 
 
 def _find(path: str, folder: str | Path | None) -> type[Task]:
@@ -81,50 +81,50 @@ def _find(path: str, folder: str | Path | None) -> type[Task]:
                 " is the scenario beside the task's file?"
             ) from None
         raise
-    found = getattr(module, attribute, None)
-    if found is None:
+    task_class = getattr(module, attribute, None)
+    if task_class is None:
         classes = [key for key, value in vars(module).items() if inspect.isclass(value) and issubclass(value, Task)]
         near = difflib.get_close_matches(attribute, classes, 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise TaskError(f"task {path!r}: {module.__file__} has no class {attribute!r}{hint}")
-    if not (inspect.isclass(found) and issubclass(found, Task)):
+    if not (inspect.isclass(task_class) and issubclass(task_class, Task)):
         raise TaskError(f"task {path!r}: {attribute} is not a subclass of fedpress.compression.models.task.Task")
-    return found
+    return task_class
 
 
 def load_module(name: str, folder: str | Path | None) -> Any:
-    """Import a module of one's own.
+    """Import a user's module.
 
     Args:
-        name: With dots, as Python has it.
-        folder: Where it is looked for before the Python path; None: there alone.
+        name: Dotted name.
+        folder: Folder that is searched before the Python path; None: the Python path alone.
 
     Raises:
-        TaskError: It has the name of a module of the standard library.
-        ModuleNotFoundError: There is none.
+        TaskError: The module in the folder has the name of one of the standard library.
+        ModuleNotFoundError: There is no such module.
     """
     if folder is None:
         return importlib.import_module(name)
-    place = str(Path(folder).resolve())
+    search_path = str(Path(folder).resolve())
     top = name.partition(".")[0]
-    beside = [Path(place, f"{top}.py"), Path(place, top, "__init__.py")]
+    beside = [Path(search_path, f"{top}.py"), Path(search_path, top, "__init__.py")]
     if any(map(Path.exists, beside)):
         if top in sys.stdlib_module_names:
             raise TaskError(f"module {top!r} has the name of a standard-library module; rename {beside[0]}")
         loaded = sys.modules.get(top)
         if loaded is not None and Path(loaded.__file__ or "").resolve() not in beside:
-            # Two scenarios in one process may each have their own task.py: the one beside this scenario is meant.
+            # Two scenarios in one process may each have a task.py of their own; drop the other one's.
             for stale in [key for key in sys.modules if key == top or key.startswith(f"{top}.")]:
                 del sys.modules[stale]
-    if place in sys.path:
-        sys.path.remove(place)
-    sys.path.insert(0, place)
+    if search_path in sys.path:
+        sys.path.remove(search_path)
+    sys.path.insert(0, search_path)
     importlib.invalidate_caches()
     return importlib.import_module(name)
 
 
-def _check_options(name: str, found: type[Task], options: Mapping[str, Any]) -> None:
-    parameters = inspect.signature(found).parameters
+def _check_options(name: str, task_class: type[Task], options: Mapping[str, Any]) -> None:
+    parameters = inspect.signature(task_class).parameters
     if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
         return
     unknown = [option for option in options if option not in parameters]

@@ -54,9 +54,19 @@ class Points(Task):
 
     # 3. The loss, and which answers are right. These two are the defaults; delete them if they suit you.
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Mean loss of a batch: cross-entropy of logits (N, classes) and labels (N,)."""
+        """Return the mean cross-entropy of a batch.
+
+        Args:
+            outputs: Logits, (N, classes).
+            targets: Labels, (N,).
+        """
         return nn.functional.cross_entropy(outputs, targets)
 
     def correct(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Which answers count as right for the accuracy, bool (N,)."""
+        """Return which answers count as right for the accuracy, bool (N,).
+
+        Args:
+            outputs: Logits, (N, classes).
+            targets: Labels, (N,).
+        """
         return outputs.argmax(dim=1) == targets

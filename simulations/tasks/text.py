@@ -1,8 +1,8 @@
-"""Task `text`: the next character, where a client is a book.
+"""Task `text`: next-character prediction, where a client is a book.
 
 After the Shakespeare task of H. B. McMahan et al., "Communication-Efficient Learning of Deep Networks from
 Decentralized Data", AISTATS 2017, where a client is a role in a play. Here it is one of the 66 books of the King James
-Bible, which Debian's package bible-kjv-text installs, or a file of one's own.
+Bible, which Debian's package bible-kjv-text installs, or a text file of the user's.
 """
 
 from __future__ import annotations
@@ -23,29 +23,29 @@ from fedpress.simulations.tasks import architectures, king_james
 from fedpress.simulations.tasks.registry import TaskError
 
 LENGTH = 64
-"""Characters that a window asks for; it takes one more from the book, to begin with."""
+"""Characters that a window predicts; it has one more, its first."""
 
 ALPHABET = " abcdefghijklmnopqrstuvwxyz0123456789.,;:!?'\"()-"
-"""Label 1 and on; label 0 is every other character. Fixed, so that a client need not know the others' texts."""
+"""Characters of labels 1, 2, ...; label 0 is every other character. Fixed: no client needs the others' texts."""
 
 HELD_OUT = {"proxy": 0.02, "validation": 0.02, "test": 0.04}
-"""Share of a book's windows in each part, at least one, in this order at its end; the rest is trained on."""
+"""Share of a book's windows in each held-out part, at least one window, in this order at the book's end."""
 
 EMBEDDING, HIDDEN = 32, 256
 
 
 class Text(Task):
-    """Windows of text with an LSTM of 311,121 parameters that says the next character at each of 64 places.
+    """Windows of text with an LSTM of 311,121 parameters that predicts the next character at each of 64 positions.
 
     Inputs and targets are int64 (N, 64), the targets one character ahead. Text is in lower case, every run of white
-    space is one space, and what is not in `ALPHABET` is one label of its own. A book is cut into windows that share no
-    character; the last of them are held out (`HELD_OUT`), each part a stretch of its own, the same in every run. The
-    partition `natural` makes every book a client, with as many examples as it is long.
+    space is one space, and all characters outside `ALPHABET` share a label. A book is cut into windows that share no
+    character; the last of them are held out (`HELD_OUT`), each part contiguous, the same in every run. The partition
+    `natural` makes every book a client, so sizes differ.
 
     Args:
         data_dir: Folder whose .txt files, in UTF-8, are the books, in the order of their names; by default the King
             James Bible as Debian's package bible-kjv-text has it.
-        model: The architecture, a name in `MODELS`.
+        model: Name of the architecture, in `MODELS`.
 
     Raises:
         TaskError: There is no such architecture.
@@ -59,18 +59,18 @@ class Text(Task):
         self.architecture = architectures.known(MODELS, model)
 
     def model(self) -> nn.Module:
-        """The chosen architecture; by default an embedding of 32, an LSTM of 256 units, a linear layer.
+        """Return a fresh model of the chosen architecture, from characters (N, 64) to logits (N, 64, 49).
 
-        Logits (N, 64, 49).
+        By default an embedding of 32, an LSTM of 256 units, a linear layer.
         """
         return MODELS[self.architecture]()
 
     def students(self) -> architectures.Models:
-        """Every architecture of this task."""
+        """Return the architectures of the task."""
         return MODELS
 
     def data(self) -> Splits:
-        """66 books: 58,529 windows to train, 1,275 proxy, 1,275 validation, 2,545 test.
+        """Return the four parts; of 66 books: 58,529 windows to train, 1,275 proxy, 1,275 validation, 2,545 test.
 
         Raises:
             TaskError: The package, the folder or its files are absent, unreadable or too short.
@@ -78,20 +78,35 @@ class Text(Task):
         return _corpus(self.data_dir).splits
 
     def groups(self) -> NDArray[np.int64]:
-        """The book of each training example, from 0, (N,)."""
+        """Return the book of each training example, from 0, (N,)."""
         return _corpus(self.data_dir).books
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross-entropy of a character, of logits (N, L, labels) and characters (N, L)."""
+        """Return the mean cross-entropy of a character.
+
+        Args:
+            outputs: Logits, (N, L, labels).
+            targets: Characters, int64 (N, L).
+        """
         return nn.functional.cross_entropy(outputs.flatten(0, 1), targets.flatten())
 
     def correct(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Which characters are right, bool (N, L)."""
+        """Return which predicted characters are right, bool (N, L).
+
+        Args:
+            outputs: Logits, (N, L, labels).
+            targets: Characters, int64 (N, L).
+        """
         return outputs.argmax(dim=-1) == targets
 
 
 class NextCharacter(nn.Module):
-    """Embedding, a recurrent layer and a linear one: characters (N, L) to logits of the next one (N, L, labels)."""
+    """Embedding, recurrent and linear layer: characters (N, L) to logits of the next one (N, L, labels).
+
+    Args:
+        recurrent: Class of the recurrent layer.
+        hidden: Its units.
+    """
 
     def __init__(self, recurrent: type[nn.LSTM] | type[nn.GRU] = nn.LSTM, hidden: int = HIDDEN) -> None:
         super().__init__()
@@ -101,7 +116,7 @@ class NextCharacter(nn.Module):
         self.output = nn.Linear(hidden, labels)
 
     def forward(self, characters: Tensor) -> Tensor:
-        """Logits at each place, from that character and those before it; every window starts from a state of zeros."""
+        """Return logits at each position, from the characters up to it; every window starts from a zero state."""
         hidden, _ = self.lstm(self.embedding(characters))
         logits: Tensor = self.output(hidden)
         return logits
@@ -113,11 +128,11 @@ MODELS: architectures.Models = {
     "gru-small": lambda: NextCharacter(nn.GRU, 64),
     "transformer": lambda: CausalTransformer(len(ALPHABET) + 1, LENGTH, width=64, depth=4, heads=4, hidden=128),
 }
-"""The architectures of this task by name: as its model, or as students."""
+"""Architectures of the task by name, for its model and for students."""
 
 
 class Corpus(NamedTuple):
-    """The four parts, and the book of each training example."""
+    """Four parts of the data, and the book of each training example, (N,)."""
 
     splits: Splits
     books: NDArray[np.int64]
@@ -136,10 +151,14 @@ def _corpus(folder: Path | None) -> Corpus:
 
 
 def windows(text: str, name: str) -> NDArray[np.int64]:
-    """Cut a text into windows of labels, (N, LENGTH + 1), that share no character; what is left at its end is dropped.
+    """Cut a text into windows of labels, (N, LENGTH + 1), that share no character; the remainder is dropped.
+
+    Args:
+        text: The text.
+        name: Its name in errors.
 
     Raises:
-        TaskError: The text, `name`, is too short to be in every part, or most of it is not in the alphabet.
+        TaskError: The text is too short to be in every part, or most of it is not in the alphabet.
     """
     labels = {character: label for label, character in enumerate(ALPHABET, 1)}
     line = " ".join(text.lower().split())
@@ -159,10 +178,10 @@ def windows(text: str, name: str) -> NDArray[np.int64]:
 
 
 def split_indices(counts: list[int]) -> dict[str, NDArray[np.int64]]:
-    """Index set of each part into the windows of all books in a row, by name of the part.
+    """Return the index array of each part into the windows of all books in a row, by name of the part.
 
     Args:
-        counts: Windows of each book.
+        counts: Number of windows of each book.
     """
     parts: Mapping[str, list[NDArray[np.int64]]] = {part: [] for part in ("train", *HELD_OUT)}
     start = 0

@@ -75,7 +75,9 @@ class Distillation(Settings):
     )
     batch_size: int = Field(default=32, ge=1, description="Examples in a step.")
     temperature: Positive = Field(default=2.0, description="Softens the answers of teacher and student; 1 leaves them.")
-    weights: LossWeights = Field(default=LossWeights(), description="Weights of the parts of the loss.")
+    weights: LossWeights = Field(
+        default=LossWeights(), json_schema_extra=ADVANCED, description="Weights of the parts of the loss."
+    )
     labeled: int | None = Field(
         default=None,
         ge=1,
@@ -232,6 +234,7 @@ class LearningData(Settings):
     labels: bool = Field(default=False, description="Let the students see the labels of the proxy data.")
     data_free: Annotated[DataFree | None, BeforeValidator(from_recipe)] = Field(
         default=None,
+        json_schema_extra=ADVANCED,
         description="Inputs made from the global model in place of proxy data: deep-inversion matches the statistics of"
         " batch norms; dafl and dfad train a generator of inputs of which the teacher is certain, or on which"
         " student and teacher differ; or {recipe, and what differs}; null: proxy data.",

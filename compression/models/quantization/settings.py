@@ -24,21 +24,27 @@ class Quantization(Settings):
     )
     rounding: Literal["nearest", "adaround"] = Field(
         default="nearest",
-        description="nearest; adaround: up or down, learned so that layers keep their outputs on proxy data.",
+        json_schema_extra=ADVANCED,
+        description="nearest; adaround: up or down, whichever keeps the layers' answers to the proxy data.",
     )
     scale: Literal["largest", "least-squares"] = Field(
         default="largest",
-        description="largest: the largest weight gets the largest code; least-squares: large weights are clipped where"
-        " that lowers the squared error.",
+        json_schema_extra=ADVANCED,
+        description="largest: the largest weight is the largest code; least-squares: large weights are cut off where"
+        " that makes the squared error smaller.",
     )
     sparsity: float = Field(
         default=0.0,
         ge=0,
         lt=1,
-        description="Fraction of the weights set to zero first: the smallest of the whole model.",
+        json_schema_extra=ADVANCED,
+        description="Part of the weights that is set to zero first: the smallest of the whole model.",
     )
     qat_epochs: int = Field(
-        default=0, ge=0, description="Epochs of quantization-aware training: distillation with rounded weights."
+        default=0,
+        ge=0,
+        json_schema_extra=ADVANCED,
+        description="Quantization-aware training: epochs of distillation with the weights rounded.",
     )
     onnx: bool = Field(default=False, description="Include an int8 ONNX model in the bundle.")
 

@@ -13,7 +13,9 @@ import pytest
 
 from fedpress.compression.ledger import Ledger
 from fedpress.simulations.deploy import flower_processes
+from fedpress.simulations.engines.client_grid import EngineError
 from fedpress.simulations.results.run_folder import RunFolder
+from fedpress.simulations.scenario import scenario
 
 ROOT = Path(__file__).parents[3]
 SCENARIO = """
@@ -73,3 +75,27 @@ def test_flwr_run_trains_and_leaves_a_run_folder(tmp_path: Path, flower_home: Pa
     assert [(r.replies, r.refused) for r in results.rounds] == [(2, 0), (2, 0)]
     assert results.totals.up_bytes == Ledger.load(run.ledger).total(direction="up") > 0
     assert len(results.model.sha256) == 64 and run.model.exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "key"), [("network=fibre", "network"), ("faults={lost: 0.1}", "faults"), ("network=wifi", "network")]
+)
+def test_what_needs_virtual_time_is_refused(override: str, key: str) -> None:
+    pytest.importorskip("ray")
+    from fedpress.simulations.engines import flower
+
+    flower.check(scenario.load("digits"))
+    with pytest.raises(EngineError, match=f"`{key}`, which needs the virtual time.*--set {key}=null"):
+        flower.check(scenario.load("digits", [override]))
+
+
+def test_a_cluster_that_is_not_there_is_named_at_once() -> None:
+    pytest.importorskip("ray")
+    from fedpress.simulations.engines import flower
+
+    digits = scenario.load("digits")
+    with pytest.raises(EngineError, match="no Ray cluster at 127.0.0.1:.*ray start --head"):
+        flower.check(digits, f"127.0.0.1:{flower_processes.free_port()}")
+    for wrong in ("10.0.0.1", "ray://10.0.0.1:10001", "10.0.0.1:port", ":6379"):
+        with pytest.raises(EngineError, match=r"HOST:PORT or auto.*got"):
+            flower.check(digits, wrong)

@@ -3,16 +3,12 @@
 import pickle
 
 import numpy as np
-import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedpress.compression.messages import records
-from fedpress.simulations.deploy import flower_processes
 from fedpress.simulations.engines import flower_app
-from fedpress.simulations.engines.client_grid import EngineError
 from fedpress.simulations.engines.flower_app import RemoteApp
-from fedpress.simulations.scenario import scenario
 
 
 def order(kind: str, state: RecordDict) -> Message:
@@ -52,27 +48,3 @@ def test_an_exception_is_the_first_line_of_the_error_and_the_traceback_follows()
     reason, _, details = str(reply.error.reason).partition("\n")
     assert reason == "ZeroDivisionError: as asked"
     assert "Traceback" in details and "engine_client.py" in details
-
-
-@pytest.mark.parametrize(
-    ("override", "key"), [("network=fibre", "network"), ("faults={lost: 0.1}", "faults"), ("network=wifi", "network")]
-)
-def test_what_needs_virtual_time_is_refused(override: str, key: str) -> None:
-    pytest.importorskip("ray")
-    from fedpress.simulations.engines import flower
-
-    flower.check(scenario.load("digits"))
-    with pytest.raises(EngineError, match=f"`{key}`, which needs the virtual time.*--set {key}=null"):
-        flower.check(scenario.load("digits", [override]))
-
-
-def test_a_cluster_that_is_not_there_is_named_at_once() -> None:
-    pytest.importorskip("ray")
-    from fedpress.simulations.engines import flower
-
-    digits = scenario.load("digits")
-    with pytest.raises(EngineError, match="no Ray cluster at 127.0.0.1:.*ray start --head"):
-        flower.check(digits, f"127.0.0.1:{flower_processes.free_port()}")
-    for wrong in ("10.0.0.1", "ray://10.0.0.1:10001", "10.0.0.1:port", ":6379"):
-        with pytest.raises(EngineError, match=r"HOST:PORT or auto.*got"):
-            flower.check(digits, wrong)

@@ -1,6 +1,8 @@
 """The inline engine: real processes, virtual time, state that lives between rounds."""
 
 import os
+import tempfile
+from multiprocessing import active_children
 from pathlib import Path
 from time import perf_counter
 
@@ -9,8 +11,8 @@ import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 
 from fedpress.compression.messages import records
-from fedpress.simulations.benchmarks.engine import run as measure
 from fedpress.simulations.engines.client_grid import EngineError
+from fedpress.simulations.engines.client_states import TEMPORARY
 from fedpress.simulations.engines.inline import InlineGrid
 
 
@@ -83,26 +85,14 @@ def test_an_app_that_does_not_load_is_named_with_its_error() -> None:
             grid.send_and_receive([question(1)])
 
 
-def test_no_process_and_no_file_is_left_behind() -> None:
+def test_no_process_and_no_file_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with InlineGrid("tests.apps.engine_client:app", clients=2, workers=2) as grid:
         grid.send_and_receive([question(1)])
-        folder, pids = Path(grid._folder.name), [worker.process.pid for worker in grid._workers]
-        assert folder.exists()
-    assert not folder.exists()
+        pids = [process.pid for process in active_children()]
+        assert len(pids) == 2 and len(list(tmp_path.glob(f"{TEMPORARY}*"))) == 1
+    assert not list(tmp_path.glob(f"{TEMPORARY}*"))
     for pid in pids:
         assert pid is not None
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
-
-
-def test_bad_arguments() -> None:
-    with pytest.raises(ValueError, match="at least 1"):
-        InlineGrid("tests.apps.engine_client:app", clients=0)
-    with InlineGrid("tests.apps.engine_client:app", clients=2, workers=1) as grid:
-        with pytest.raises(ValueError, match="there is no node 3; this grid has nodes 1 to 2"):
-            grid.push_messages([question(3)])
-
-
-def test_the_benchmark_measures_real_messages() -> None:
-    figures = measure(messages=50, workers=1, repetitions=1)
-    assert figures.workers == 1 and figures.start_seconds > 0 and figures.messages_per_second > 0

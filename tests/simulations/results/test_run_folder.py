@@ -138,17 +138,6 @@ def test_keys_of_a_later_version_are_ignored(tmp_path: Path) -> None:
     assert run.load_results() == results()
 
 
-def test_ratios_compare_with_dense_messages() -> None:
-    totals = Totals(up_bytes=10, down_bytes=0, dense_up_bytes=2500, dense_down_bytes=1000)
-    assert totals.up_ratio == 250
-    assert totals.down_ratio is None
-
-
-def test_layer_density_is_a_fraction_of_the_tensor() -> None:
-    assert LayerDensity(name="weight", size=200, sent=3).density == 0.015
-    assert LayerDensity(name="empty", size=0, sent=0).density == 0
-
-
 def test_a_run_without_a_place_goes_under_runs_and_two_in_a_second_do_not_meet(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

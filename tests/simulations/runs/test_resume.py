@@ -1,6 +1,5 @@
 """Runs that go on: after an interruption, after a crash of a worker, from an older checkpoint, on another engine."""
 
-import json
 import os
 import signal
 from multiprocessing import active_children
@@ -11,12 +10,9 @@ import pytest
 import torch
 
 from fedpress.compression.ledger import Ledger
-from fedpress.server import app as server
-from fedpress.simulations.engines.inline import InlineGrid
-from fedpress.simulations.results import start
 from fedpress.simulations.results.records import MEASURED, Results, RoundResult
 from fedpress.simulations.results.run_folder import RunFolder, RunFolderError
-from fedpress.simulations.runs import job, plan, runner
+from fedpress.simulations.runs import runner
 from fedpress.simulations.runs.observer import Observer
 from fedpress.simulations.scenario import scenario
 from fedpress.simulations.scenario.scenario import Scenario
@@ -120,56 +116,3 @@ def test_a_crash_of_the_workers_and_a_damaged_checkpoint_do_not_end_a_run(tmp_pa
     assert not list(folder.path.rglob("*.part"))
     assert "round-00000004.safetensors.damaged" in folder.log.read_text()
     assert all(one.replies == 3 for one in results.rounds[3:])
-
-
-@pytest.mark.slow
-def test_a_server_app_on_another_engine_goes_on_by_itself(tmp_path: Path) -> None:
-    """As on Flower's own engine, whose clients do not survive: they say that their state is lost, and take part."""
-    interrupted(tmp_path / "run", stop=3)
-    config = {"workload": job.REFERENCE, "scenario": chosen().to_json(), "out": str(tmp_path / "run")}
-    planned = plan.load(config)
-    with InlineGrid("fedpress.client.app:app", clients=4, workers=1, run_config=config) as grid:
-        server.serve(planned, grid)
-    results = RunFolder.open(tmp_path / "run").load_results()
-    assert (results.status, [one.replies for one in results.rounds]) == ("finished", [3] * 5)
-    assert planned.strategy.federation.accounting.lost_states == 4
-    with pytest.raises(RunFolderError, match="not empty"):
-        plan.load(config)
-
-
-def begun(out: Path) -> RunFolder:
-    """A run that was killed before its first message."""
-    return start.new_folder(chosen(), out)
-
-
-def test_a_run_that_had_only_begun_can_go_on(tmp_path: Path) -> None:
-    folder = begun(tmp_path / "run")
-    assert start.unfinished(tmp_path / "run")[1] == chosen()
-    older = json.loads(folder.begun.read_text())  # of a version that knew a key less
-    del older["students"]["signing_key"]
-    folder.begun.write_text(json.dumps(older))
-    assert start.unfinished(tmp_path / "run")[1] == chosen()
-    folder.begun.unlink()  # killed a moment earlier
-    assert start.unfinished(tmp_path / "run")[1] == chosen()
-    assert folder.begun.is_file()
-
-
-def test_what_cannot_go_on_is_refused_with_the_reason(tmp_path: Path) -> None:
-    with pytest.raises(RunFolderError, match="there is no run folder"):
-        start.unfinished(tmp_path / "nowhere")
-    with pytest.raises(RunFolderError, match="holds no scenario.yaml"):
-        start.unfinished(tmp_path)
-    folder = begun(tmp_path / "run")
-    text = folder.scenario.read_text()
-    folder.scenario.write_text(text.replace("rounds: 5", "rounds: 9").replace("workers: 1", "workers: 2"))
-    with pytest.raises(RunFolderError, match=r"has been changed since the run began \(rounds\)"):
-        start.unfinished(tmp_path / "run")
-    folder.scenario.write_text(text)
-    with pytest.raises(RunFolderError, match="unfinished run of another scenario"):
-        start.folder_of(chosen("seed=5"), tmp_path / "run")
-    assert start.folder_of(chosen("workers=2"), tmp_path / "run").path == folder.path
-    folder.checkpoints.mkdir()
-    folder.begun.unlink()
-    with pytest.raises(RunFolderError, match="was its state removed"):
-        start.unfinished(tmp_path / "run")
-    assert start.folder_of(chosen(), tmp_path / "new").path == tmp_path / "new"

@@ -2,7 +2,6 @@
 
 import json
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,28 +11,13 @@ from safetensors.torch import load_file
 
 from fedpress.compression.ledger import Ledger
 from fedpress.compression.models.bundles import reader, writer
-from fedpress.compression.models.distillation.settings import RECIPES, Continuations
-from fedpress.compression.models.students.initial_student import Start
 from fedpress.compression.wire import payloads
-from fedpress.simulations.benchmarks import paired
-from fedpress.simulations.benchmarks.paired import PairedError
 from fedpress.simulations.results.records import Results
 from fedpress.simulations.results.run_folder import RunFolder, RunFolderError
-from fedpress.simulations.runs import plan_students, runner
-from fedpress.simulations.runs.recorder import RunError
-from fedpress.simulations.runs.workload import Workload
+from fedpress.simulations.runs import runner
 from fedpress.simulations.scenario import scenario
 from fedpress.simulations.tasks.digits import Digits
 
-BROKEN_TASK = """
-from fedpress.simulations.tasks.digits import Digits
-
-class Broken(Digits):
-    def loss(self, outputs, targets):
-        if outputs.requires_grad:
-            raise RuntimeError("no such loss")
-        return super().loss(outputs, targets)
-"""
 SHORT = ["rounds=3", "training.epochs=1", "students.tiers=[]"]
 
 
@@ -114,69 +98,11 @@ def test_a_run_leaves_every_figure_of_the_path_from_gradient_to_download(tmp_pat
         assert student.accuracy == student.quantized_accuracy
 
 
-@pytest.mark.slow
-def test_clients_that_never_manage_stop_the_run_early_with_their_reason(tmp_path: Path) -> None:
-    (tmp_path / "task.py").write_text(BROKEN_TASK)
-    (tmp_path / "scenario.yaml").write_text(
-        "task: task:Broken\nclients: 2\nrounds: 30\nsampling: {clients_per_round: 2}\n"
-    )
-    with pytest.raises(RunError, match="no such loss"):
-        runner.simulate(scenario.load(tmp_path), tmp_path / "run")
-    results = RunFolder.open(tmp_path / "run").load_results()
-    assert (results.status, len(results.rounds)) == ("interrupted", 3)
-
-
 def test_a_folder_that_is_not_empty_is_refused(tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("data")
     with pytest.raises(RunFolderError, match="not empty"):
         run(tmp_path)
     assert (tmp_path / "precious").read_text() == "data"
-
-
-@pytest.mark.slow
-def test_paired_runs_share_what_the_seed_draws() -> None:
-    ours = scenario.load("digits", [*SHORT, "rounds=1"])
-    pairs: list[paired.Pair] = []
-    same = paired.run(ours, ours.model_copy(update={"name": "other"}), [3], pairs.append)
-    assert [(pair.seed, pair.difference) for pair in same.pairs] == [(3, 0.0)]
-    assert same.pairs == pairs and same.up_ratio == 1.0
-
-
-def test_what_is_no_pair_is_refused() -> None:
-    ours = scenario.load("digits", SHORT)
-    with pytest.raises(PairedError, match="at least one seed"):
-        paired.run(ours, ours, [])
-    with pytest.raises(PairedError, match="rounds differs"):
-        paired.run(ours, scenario.load("digits", ["rounds=7"]), [1])
-
-
-def test_the_interval_is_students() -> None:
-    pairs = [paired.Pair(s, 0.9 + d, 0.9, 10, 1000, 30, 3030) for s, d in enumerate((0.01, 0.02, 0.03))]
-    comparison = paired.Comparison("a", "b", pairs)
-    assert comparison.difference == pytest.approx(0.02)
-    assert comparison.half_width == pytest.approx(4.3027 * 0.01 / 3**0.5, rel=1e-3)
-    assert (comparison.up_ratio, comparison.both_ratio) == (100, 101)
-    assert paired.Comparison("a", "b", pairs[:1]).half_width == float("inf")
-
-
-def test_students_are_made_as_the_scenario_says(tmp_path):
-    tiers = "students.tiers=[{name: a, parameters: 0.5, student: mlp}, {name: b, parameters: 90, keep_every: 2}]"
-    chosen = scenario.load("digits", [tiers, "students.data={data_free: {recipe: dafl, steps: 7, high: 2.0}}"])
-    made = plan_students.publisher(Workload(chosen), RunFolder(tmp_path))
-    assert made is not None and made.data.continuations is None
-    assert [tier.steps[0].start for tier in made.tiers] == [Start("mlp"), Start(keep_every=2)]
-    assert made.data.data_free == replace(RECIPES["dafl"], steps=7, high=2.0)
-    chosen = scenario.load("text-books", ["students.data={continuations: {prompt: 8}}"])
-    made = plan_students.publisher(Workload(chosen), RunFolder(tmp_path))
-    assert made is not None and made.data.data_free is None
-    assert made.data.continuations == Continuations(prompt=8) and made.tiers[0].steps[0].start == Start("gru")
-    assert made.early is None
-    ticket = "students.prune={granularity: weights, schedule: lottery, steps: 2}"
-    workload = Workload(scenario.load("digits", [ticket, "students.tiers=[{name: a, removed_fraction: 0.8}]"]))
-    made = plan_students.publisher(workload, RunFolder(tmp_path))
-    assert made is not None and made.early is not None and made.tiers[0].steps[0].settings.schedule == "lottery"
-    first = workload.fresh_model().state_dict()
-    assert all(torch.equal(first[name], tensor) for name, tensor in made.early.state_dict().items())
 
 
 @pytest.mark.slow

@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.simulations.scenario.problems import problems
 
 from fedpress.compression import settings
-from fedpress.compression.encoders import recipes
 from fedpress.compression.errors import FedpressError
-from fedpress.compression.tensors.layout import Layout, TensorSpec
-from fedpress.compression.tensors.side_info import SideInfo
 from fedpress.compression.wire import values
-from fedpress.simulations.scenario import encoder, renamed, scenario, students, yaml_source
+from fedpress.simulations.scenario import scenario, yaml_source
 from fedpress.simulations.scenario.scenario import Scenario, ScenarioError, load
-
-
-def problems(*overrides: str, base: str = "digits") -> str:
-    """The error's lines without the first."""
-    with pytest.raises(ScenarioError) as caught:
-        load(base, overrides)
-    return str(caught.value).partition("\n")[2] or str(caught.value)
 
 
 @pytest.mark.parametrize("name", scenario.names())
@@ -233,86 +221,6 @@ def test_what_masks_do_not_go_with_is_refused():
     assert load("digits", ["sparsity={method: gradual, end: 50}", *buffered]).mask_end == 50
 
 
-@pytest.mark.parametrize("without", ["downlink=null", "server={optimizer: adam}"])
-def test_cafe_needs_what_it_predicts_from(without):
-    with pytest.raises(ScenarioError, match="encoder.feedback: cafe predicts from what goes down, in steps of sgd"):
-        load("digits", ["encoder={feedback: cafe}", without])
-
-
-@pytest.mark.parametrize("recipe", recipes.RECIPES)
-def test_a_scenario_can_name_a_recipe(recipe):
-    server = ["server={optimizer: majority_vote, learning_rate: 0.01}"] if recipe == "signsgd" else []
-    chosen = load("digits", [f"encoder={recipe}", *server])
-    assert chosen.encoder.recipe == (recipe if recipe in encoder.RECIPES else None)
-    assert chosen == load("digits", [f"encoder={{recipe: {recipe}}}", *server])
-    assert Scenario.from_json(chosen.to_json()) == chosen
-    assert Scenario.model_validate(yaml_source.read(chosen.to_yaml())) == chosen
-
-
-@pytest.mark.parametrize(("old", "new"), renamed.RENAMED.items())
-def test_an_old_key_is_answered_with_its_new_name(old, new):
-    place = old.replace("tiers.", "tiers.0.")  # of a list, the first
-    assert f"{place}: renamed to {new} (value given: 1)" in problems(f"{place}=1")
-    *above, key = new.split(".")
-    section: type = Scenario
-    for part in above:
-        section = next(settings.sections(settings.fields(section)[part].annotation))
-    assert key in settings.fields(section)
-
-
-def test_a_name_of_parts_is_these_parts_which_others_may_change():
-    assert load("digits", ["encoder=stc"]) == load("digits", ["encoder={values: ternary, feedback: residual}"])
-    changed = load("digits", ["encoder=random_k", "encoder.values=int8"]).encoder
-    assert (changed.recipe, changed.kind, changed.values, changed.feedback) == (None, "random_k", "int8", "residual")
-
-
-@pytest.mark.parametrize("name", encoder.NAMES_OF_PARTS)
-def test_parts_send_what_the_recipe_of_the_library_sends(name):
-    layout, recipe = Layout((TensorSpec("weight", (40, 5), "float32"),)), recipes.RECIPES[name]
-    update = np.random.default_rng(1).standard_normal(layout.size).astype(np.float32)
-    by_parts = encoder.EncoderSettings.model_validate({"recipe": name}).build(0.1)
-    by_recipe = recipe.make(**{"density": 0.1} if recipe.takes else {})
-    payloads = [
-        built.encode(update.copy(), built.init(layout), SideInfo(layout), 7)[0] for built in (by_parts, by_recipe)
-    ]
-    assert payloads[0] == payloads[1]
-
-
-def test_all_problems_are_listed_at_once():
-    told = problems("rounds=0", "density=2", "encoder.kind=topk")
-    assert [line.split(":")[0].strip() for line in told.splitlines()] == ["rounds", "density", "encoder.kind"]
-
-
-def test_missing_keys_are_named_with_their_meaning(tmp_path):
-    path = tmp_path / "short.yaml"
-    path.write_text("task: digits\n")
-    told = problems(base=str(path))
-    assert "clients: missing (How many clients share the training data.)" in told
-    assert "rounds: missing" in told
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("rounds: [1,\n", "not YAML: line 2"),
-        ("- a\n- b\n", "expected `key: value` lines"),
-        ("", "expected `key: value` lines, found nothing"),
-        ("task: digits\nrounds: 1\nrounds: 2\n", "rounds: given twice, the second time in line 3"),
-        ("task: !!python/object/apply:os.getcwd []\n", "not YAML"),
-    ],
-)
-def test_a_file_that_is_no_scenario(tmp_path, text, expected):
-    path = tmp_path / "broken.yaml"
-    path.write_text(text)
-    assert expected in problems(base=str(path))
-
-
-def test_a_file_that_is_not_text(tmp_path):
-    path = tmp_path / "broken.yaml"
-    path.write_bytes(b"\xff\xfe\x00")
-    assert "broken.yaml" in problems(base=str(path))
-
-
 def test_unknown_scenario_names_the_nearest():
     assert problems(base="digit").endswith("digits, fashion-mnist-100, text-books; did you mean 'digits'?")
 
@@ -331,29 +239,6 @@ def test_a_file_without_a_name_is_called_after_the_file(tmp_path):
     (tmp_path / "study").mkdir()
     (tmp_path / "study" / "scenario.yaml").write_text(text)
     assert load(tmp_path / "study").name == "study"
-
-
-def test_overrides_apply_in_order_and_reach_options_and_absent_sections():
-    changed = load(
-        "digits",
-        ["rounds=3", "rounds=4", "task=fashion-mnist", "task.data_dir=/data", "network.up_mbit=2", "seed=1"],
-    )
-    assert changed.rounds == 4
-    assert (changed.task.name, changed.task.options) == ("fashion-mnist", {"data_dir": "/data"})
-    assert changed.network is not None and changed.network.up_mbit == 2.0
-    assert load("digits", ["network.up_mbit=2", "network=null"]).network is None
-    named = load("digits", ["encoder=qsgd", "encoder.bits=2"]).encoder  # a section that was written as a name
-    assert (named.recipe, named.bits) == ("qsgd", 2)
-
-
-def test_numbers_without_a_dot_are_numbers():
-    assert load("digits", ["training.learning_rate=1e-2"]).training.learning_rate == 0.01
-
-
-def test_steps_replace_epochs():
-    training = load("digits", ["training.epochs=null", "training.steps=7"]).training
-    assert (training.epochs, training.steps) == (None, 7)
-    assert Scenario(task={"name": "digits"}, clients=10, rounds=1).training.epochs == 1
 
 
 def test_a_scenario_cannot_be_changed_after_it_was_checked():
@@ -448,118 +333,3 @@ def test_reading_scenarios_needs_no_torch():
 
 def test_folder_of_scenarios_is_packaged():
     assert Path(scenario.FOLDER, "digits.yaml").is_file()
-
-
-@pytest.mark.parametrize("recipe", students.RECIPES)
-def test_a_recipe_of_students_is_completed_by_the_keys_beside_it(recipe: str) -> None:
-    chosen = load("fashion-mnist-100", [f"students={recipe}"]).students
-    assert chosen.recipe == recipe and len(chosen.tiers) == 1
-    more = load("fashion-mnist-100", [f"students={{recipe: {recipe}, distill: {{epochs: 3}}}}"]).students
-    assert more.distill.epochs == 3 and (more.quantize, more.tiers) == (chosen.quantize, chosen.tiers)
-    again = Scenario.from_json(load("digits", [f"students={recipe}"]).to_json()).students
-    assert again.tiers == chosen.tiers
-
-
-@pytest.mark.parametrize(
-    ("steps", "expected"),
-    [
-        (
-            "[prune, distil, quantize]",
-            "students.steps.1: expected prune, distill, quantize; did you mean 'distill'?",
-        ),
-        ("[prune, distill]", "students.steps: expected quantize once"),
-        (
-            "[{step: prune, ranking: global}, quantize]",
-            "students.steps.0: step: Value error, got 'prune', expected",
-        ),
-    ],
-)
-def test_steps_that_are_none_are_named(steps: str, expected: str) -> None:
-    assert expected in problems(f"students.steps={steps}")
-
-
-AUTO = "students.tiers=[{name: phone, removed_fraction: auto}]"
-
-
-@pytest.mark.parametrize(
-    ("overrides", "expected"),
-    [
-        (["students.epochs=3"], "students.epochs: unknown key"),
-        (["students.prune={ranking: erk}"], "ranking 'erk' gives densities of single weights"),
-        (
-            ["students.quantize={rounding: adaround, qat_epochs: 2}"],
-            "aware training chooses what each weight is rounded to",
-        ),
-        (["students.quantize={bits: 1}"], "students.quantize.bits"),
-        (
-            ["students.distill={weights: {teacher: 0, labels: 0}}"],
-            "weights must be at least 0, and one of them above it",
-        ),
-        ([AUTO], "prune: tolerance: missing; removed_fraction auto is the largest that costs"),
-        (
-            ["students.tiers=[{name: phone, removed_fraction: 1.5}]"],
-            "expected a part of the parameters, 0 < removed_fraction < 1, or auto",
-        ),
-        (
-            ["students.tiers=[{name: phone, removed_fraction: 0.5, student: mlp}]"],
-            "removed_fraction is for the pruned global model alone",
-        ),
-        (["students.tiers=[{name: phone, removed_fraction: 0.5, parameters: 0.5}]"], "give one budget out of"),
-        (["students={quantize: {onnx: true}, tiers: [{name: phone, bundle_bytes: 9000}]}"], "no tier may have"),
-        (
-            ["students={prune: {penalty: l1}, tiers: [{name: phone, parameters: 0.5}]}"],
-            "is for tiers with a removed_fraction",
-        ),
-    ],
-)
-def test_what_makes_no_student_is_named(overrides: list[str], expected: str) -> None:
-    assert expected in problems(*overrides)
-
-
-def test_a_student_is_made_as_the_scenario_says() -> None:
-    chosen = load(
-        "digits",
-        [AUTO, "students.prune={granularity: weights, ranking: erk, schedule: cubic, steps: 3, tolerance: 0.01}",
-         "students.quantize={bits: 4, group_size: 32}", "students.distill={weights: {features: 0.1}}"],
-    ).students  # fmt: skip
-    assert chosen.prune.schedule == "cubic" and chosen.tiers[0].removed_fraction == "auto"
-    assert (chosen.quantize.group_size, chosen.distill.weights.features) == (32, 0.1)
-
-
-@pytest.mark.parametrize("budget", ["parameters: 0.1", "bundle_bytes: 9000", "flops: 100000", "memory_bytes: 50000"])
-def test_a_tier_has_one_of_the_budgets(budget):
-    tier = load("digits", [f"students.tiers=[{{name: phone, {budget}, student: auto}}]"]).students.tiers[0]
-    key, value = budget.split(": ")
-    assert tier.student == "auto" and getattr(tier, key) == float(value)
-
-
-def test_milliseconds_take_the_rates_from_the_file_of_a_probe(tmp_path):
-    rates = {"call_ms": 0.1, "convolution_call_ms": 0.2, "convolution_ms": 0.3, "matrix_ms": 0.4, "moved_ms": 0.5}
-    path = tmp_path / "phone.json"
-    path.write_text(json.dumps({"speed": rates, "cores": 2}))
-    loaded = load("digits", [f"students.tiers=[{{name: phone, latency_ms: 0.5, device: {path}}}]"])
-    path.unlink()  # a run does not depend on the file any more
-    assert asdict(loaded.students.tiers[0].device) == rates
-    assert Scenario.from_json(loaded.to_json()) == loaded
-
-
-@pytest.mark.parametrize(
-    ("tier", "text"),
-    [
-        (
-            "{name: phone}",
-            "parameters, bundle_bytes, flops, memory_bytes, latency_ms, removed_fraction; got none",
-        ),
-        ("{name: phone, flops: 5, bundle_bytes: 5}", "got bundle_bytes and flops"),
-        ("{name: phone, latency_ms: 0.5}", "latency_ms and device go together; `fedpress probe --json FILE`"),
-        ("{name: phone, latency_ms: 0.5, device: nowhere.json}", "expected a file that `fedpress probe --json FILE`"),
-        ("{name: phone, flops: 5, student: auto, keep_every: 2}", "keep_every has no meaning with student auto"),
-    ],
-)
-def test_a_tier_that_makes_no_sense_is_explained(tier, text):
-    assert text in problems(f"students.tiers=[{tier}]")
-
-
-def test_a_search_has_no_more_finalists_than_candidates():
-    given = "students.search={candidates: 8, finalists: 9}"
-    assert "finalists: got 9, expected at most candidates, 8" in problems(given)

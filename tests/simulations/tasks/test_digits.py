@@ -29,7 +29,7 @@ def test_parts_share_no_example_and_cover_the_data():
 def test_the_table_is_that_of_scikit_learn_with_and_without_its_help(monkeypatch: pytest.MonkeyPatch):
     expected = load_digits()
     for _ in range(2):
-        pixels, targets = digits._table()
+        pixels, targets = digits.table()
         assert np.array_equal(pixels, expected.data) and np.array_equal(targets, expected.target)
         monkeypatch.setattr(digits, "find_spec", lambda _: None)
 

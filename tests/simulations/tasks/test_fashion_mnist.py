@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fedpress.compression.models.task import check_splits
-from fedpress.simulations.tasks import fashion_mnist, registry
+from fedpress.simulations.tasks import registry
 from fedpress.simulations.tasks.fashion_mnist import DEBIAN, FILES, FashionMNIST
 from fedpress.simulations.tasks.registry import TaskError
 
@@ -115,7 +115,6 @@ def test_data_are_read_once_a_folder(small):
     first = FashionMNIST(str(small)).data()
     shutil.rmtree(small)
     assert FashionMNIST(str(small)).data().train.inputs is first.train.inputs
-    fashion_mnist._splits.cache_clear()
 
 
 @real

@@ -1,0 +1,70 @@
+"""The work of a tier that trains: a smaller model within its budget, the same for whoever makes it."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from fedpress.compression.models import architecture
+from fedpress.compression.models.students.initial_student import Start
+from fedpress.server.fusion import heterofl
+from fedpress.simulations.results.run_folder import RunFolder
+from fedpress.simulations.runs import tier_workload
+from fedpress.simulations.runs.tier_workload import TierWorkload
+from fedpress.simulations.runs.workload import Workload
+from fedpress.simulations.scenario import scenario
+from fedpress.simulations.scenario.students import Tier
+
+
+def works(
+    teaching: str = "{every: 2}", tier: str = "parameters: 0.05", out: Path | None = None
+) -> tuple[Workload, TierWorkload]:
+    """Return the work on the global model and that of the tier."""
+    tiers = f"students={{tiers: [{{name: phone, {tier}, trains: true}}]}}"
+    chosen = scenario.load("digits", [tiers, f"teaching={teaching}"])
+    whole = Workload(chosen, out)
+    return whole, TierWorkload(whole, chosen.students.tiers[0])
+
+
+def test_the_model_is_within_the_budget_and_drawn_anew_the_same_every_time() -> None:
+    (whole, tier), (_, again) = works(), works()
+    assert tier.layout.size <= 0.05 * whole.layout.size and tier.shapes == architecture.shapes(tier.fresh_model())
+    first, second = tier.fresh_model().state_dict(), again.fresh_model().state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert tier.federation != whole.federation and tier.tier == "phone"
+    assert tier.task is whole.task  # data are read once
+
+
+def test_a_tier_has_its_own_density_and_rate_or_those_of_the_scenario() -> None:
+    whole, plain = works()
+    assert (plain.density, plain.server_learning_rate) == (whole.density, whole.server_learning_rate)
+    _, own = works(tier="parameters: 0.05, density: 0.2, server_learning_rate: 0.25")
+    assert (own.density, own.server_learning_rate) == (0.2, 0.25)
+
+
+def test_shapes_are_read_from_the_folder_where_the_server_has_put_them(tmp_path: Path) -> None:
+    _, tier = works()
+    halved = {name: [max(1, size // 2) for size in shape] for name, shape in tier.shapes.items()}
+    folder = RunFolder.create(tmp_path / "run")
+    folder.architectures.write_text(json.dumps({"phone": halved}))
+    _, client = works(out=folder.path)
+    assert client.shapes == {name: tuple(shape) for name, shape in halved.items()}
+
+
+def test_a_slice_is_the_leading_part_of_the_global_model() -> None:
+    whole, tier = works("{method: heterofl}")
+    large, small = whole.fresh_model().state_dict(), tier.fresh_model().state_dict()
+    assert tier.layout.size < whole.layout.size
+    for name, tensor in small.items():
+        assert torch.equal(tensor, large[name][heterofl.leading(tensor.shape)])
+
+
+@pytest.mark.parametrize(("student", "expected"), [("pruned", None), ("auto", None), ("mlp", "mlp")])
+def test_a_student_starts_from_the_global_model_or_an_architecture_of_the_task(
+    student: str, expected: str | None
+) -> None:
+    assert tier_workload.start(Tier(name="a", parameters=5, student=student)) == Start(expected)
+    if student != "auto":
+        halved = Tier(name="a", parameters=5, student=student, keep_every=2)
+        assert tier_workload.start(halved) == Start(expected, 2)
