@@ -68,10 +68,20 @@ def is_part_of_a_file(block: str) -> bool:
     return re.match(r"# [\w/]+\.py\n", block) is not None
 
 
-def examples(document: Path) -> list[str]:
+def is_script(block: str) -> bool:
+    """Whether a block is to be run as a file, since it starts processes."""
+    return '__name__ == "__main__"' in block
+
+
+def python(document: Path) -> list[str]:
     """The Python blocks that run by themselves: neither a file of a tutorial nor a part of one of ours."""
-    python = [block for block in fenced(document) if block.language == "python"]
-    return [block.text for block in python if not block.title and not is_part_of_a_file(block.text)]
+    named = [block for block in fenced(document) if block.language == "python" and not block.title]
+    return [block.text for block in named if not is_part_of_a_file(block.text)]
+
+
+def examples(document: Path) -> list[str]:
+    """Those that need no file of their own."""
+    return [block for block in python(document) if not is_script(block)]
 
 
 def name_of(path: Path) -> str:
@@ -399,6 +409,24 @@ def test_python_examples_run(document: Path, request: pytest.FixtureRequest, mon
             namespace = test.globs
         else:
             exec(compile(block, name, "exec"), namespace)
+
+
+SCRIPTS = [path for path in DOCUMENTS if any(map(is_script, python(path)))]
+
+
+@pytest.mark.slow
+@each(SCRIPTS)
+def test_scripts_run(document: Path, tmp_path: Path) -> None:
+    """Who copies a script into a file of an empty folder sees the run's figures; two rounds will do here."""
+    for number, block in enumerate(filter(is_script, python(document))):
+        short = re.sub(r"rounds=\d+", "rounds=2", block)
+        (tmp_path / f"script_{number}.py").write_text(short, encoding="utf-8")
+        ended = subprocess.run(
+            [sys.executable, f"script_{number}.py"], cwd=tmp_path, capture_output=True, text=True, timeout=300
+        )
+        assert ended.returncode == 0, ended.stderr
+        assert re.search(r"^accuracy +\d+\.\d+ ?%", ended.stdout, re.MULTILINE)
+        assert list(tmp_path.glob("runs/*/report.html"))
 
 
 @pytest.mark.slow
