@@ -411,22 +411,18 @@ def test_python_examples_run(document: Path, request: pytest.FixtureRequest, mon
             exec(compile(block, name, "exec"), namespace)
 
 
-SCRIPTS = [path for path in DOCUMENTS if any(map(is_script, python(path)))]
+SCRIPTS = {block: name_of(document) for document in DOCUMENTS for block in python(document) if is_script(block)}
 
 
 @pytest.mark.slow
-@each(SCRIPTS)
-def test_scripts_run(document: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("script", SCRIPTS, ids=SCRIPTS.values())
+def test_scripts_run(script: str, tmp_path: Path) -> None:
     """Who copies a script into a file of an empty folder sees the run's figures; two rounds will do here."""
-    for number, block in enumerate(filter(is_script, python(document))):
-        short = re.sub(r"rounds=\d+", "rounds=2", block)
-        (tmp_path / f"script_{number}.py").write_text(short, encoding="utf-8")
-        ended = subprocess.run(
-            [sys.executable, f"script_{number}.py"], cwd=tmp_path, capture_output=True, text=True, timeout=300
-        )
-        assert ended.returncode == 0, ended.stderr
-        assert re.search(r"^accuracy +\d+\.\d+ ?%", ended.stdout, re.MULTILINE)
-        assert list(tmp_path.glob("runs/*/report.html"))
+    (tmp_path / "script.py").write_text(re.sub(r"rounds=\d+", "rounds=2", script), encoding="utf-8")
+    ended = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    assert re.search(r"^accuracy +\d+\.\d+ ?%", ended.stdout, re.MULTILINE)
+    assert list(tmp_path.glob("runs/*/report.html"))
 
 
 @pytest.mark.slow
