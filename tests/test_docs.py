@@ -3,6 +3,7 @@
 Links and anchors of the pages below docs/ are checked by `mkdocs build --strict` (`make docs`).
 """
 
+import ast
 import csv
 import datetime
 import doctest
@@ -14,6 +15,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,10 +68,20 @@ def is_part_of_a_file(block: str) -> bool:
     return re.match(r"# [\w/]+\.py\n", block) is not None
 
 
-def examples(document: Path) -> list[str]:
+def is_script(block: str) -> bool:
+    """Whether a block is to be run as a file, since it starts processes."""
+    return '__name__ == "__main__"' in block
+
+
+def python(document: Path) -> list[str]:
     """The Python blocks that run by themselves: neither a file of a tutorial nor a part of one of ours."""
-    python = [block for block in fenced(document) if block.language == "python"]
-    return [block.text for block in python if not block.title and not is_part_of_a_file(block.text)]
+    named = [block for block in fenced(document) if block.language == "python" and not block.title]
+    return [block.text for block in named if not is_part_of_a_file(block.text)]
+
+
+def examples(document: Path) -> list[str]:
+    """Those that need no file of their own."""
+    return [block for block in python(document) if not is_script(block)]
 
 
 def name_of(path: Path) -> str:
@@ -102,6 +114,213 @@ def test_named_files_exist() -> None:
     named = {(name_of(document), name) for document in DOCUMENTS for name in FILE.findall(prose(document))}
     assert len(named) > 80
     assert [place for place in sorted(named) if not (ROOT / place[1]).exists()] == []
+
+
+def test_the_house_says_where_things_are() -> None:
+    """Each of the seven questions is answered by a folder, and each file to begin with is in it."""
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    section = page.partition("## Seven questions")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| ([^|]+) \| `([\w/]+)` \| ([^|]+) \|$", section, re.MULTILINE)
+    assert len(rows) == 7
+    files = [ROOT / folder / file for _, folder, answer in rows for file in re.findall(r"`(\w+\.py)`", answer)]
+    assert len(files) > 7 and [file for file in files if not file.is_file()] == []
+
+
+# ---- names that pages use ------------------------------------------------------------------------------------------
+
+FOREIGN = set(
+    """
+    ArrayRecord BlockOpen ClientApp ConfigRecord Context Convolution FedAvg GridSearch LSTM Linear Optimizer Result
+    RuntimeWarning SGD ServerApp Strategy
+    argpartition fuzz mount niid run_simulation secaggplus_mod timeit
+    """.split()
+)
+"""Names in pages that are those of Flower, torch, Python, a page's own example, or of a shell."""
+
+SUFFIXES = {"bin", "crt", "csv", "fp", "fpb", "html", "json", "key", "log", "md", "npy", "npz", "parquet", "pem", "png"}
+SUFFIXES |= {"proto", "py", "pub", "safetensors", "svg", "toml", "txt", "yaml", "yml"}
+
+
+PARTS = ("client", "compression", "server", "simulations")
+
+
+class Tree(NamedTuple):
+    """What the sources declare, read without importing them.
+
+    Attributes:
+        modules: Names at the top of each module, by its dotted name below `fedpress`.
+        members: Attributes and methods of each class, by its name; classes of one name are taken together.
+        arguments: Arguments of each function and class, by its name; those of classes of one name together. Empty where
+            it takes any.
+        words: Every identifier of the sources, and every word of a short string, such as an option's name.
+    """
+
+    modules: dict[str, set[str]]
+    members: dict[str, set[str]]
+    arguments: dict[str, set[str]]
+    words: set[str]
+
+
+def _arguments(function: ast.FunctionDef | ast.AsyncFunctionDef) -> set[str]:
+    args = function.args
+    return {argument.arg for argument in [*args.posonlyargs, *args.args, *args.kwonlyargs]} | (
+        {"**"} if args.kwarg else set()
+    )
+
+
+@cache
+def tree() -> Tree:
+    """Read the sources once; a class has what its bases have."""
+    found = Tree({}, {}, {}, set())
+    bases: dict[str, set[str]] = {}
+    paths = [path for part in PARTS for path in ROOT.glob(f"{part}/**/*.py")]
+    for path in paths:
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        top = found.modules.setdefault(".".join(parts[:-1] if parts[-1] == "__init__" else parts), set())
+        module = ast.parse(path.read_text(encoding="utf-8"))
+        for node in module.body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                top.add(node.name)
+            elif isinstance(node, ast.Assign):
+                top |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+            elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                top.add(node.target.id)
+        if path.name == "renamed.py":
+            continue  # the words of before
+        for node in ast.walk(module):
+            if isinstance(node, ast.FunctionDef):
+                found.arguments.setdefault(node.name, set()).update(_arguments(node))
+            elif isinstance(node, ast.ClassDef):
+                bases.setdefault(node.name, set()).update(ast.unparse(base).rpartition(".")[2] for base in node.bases)
+                members = found.members.setdefault(node.name, set())
+                arguments = found.arguments.setdefault(node.name, set())
+                for inner in ast.walk(node):
+                    if isinstance(inner, ast.FunctionDef):
+                        members.add(inner.name)
+                        arguments |= _arguments(inner) if inner.name == "__init__" else set()
+                    elif isinstance(inner, ast.AnnAssign) and isinstance(inner.target, ast.Name):
+                        members.add(inner.target.id)
+                        arguments.add(inner.target.id)
+                    elif isinstance(inner, ast.Attribute) and ast.unparse(inner.value) == "self":
+                        members.add(inner.attr)
+            for attribute in ("name", "id", "attr", "arg"):
+                if isinstance(word := getattr(node, attribute, None), str):
+                    found.words.add(word)
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and len(node.value) < 200:
+                found.words.update(re.findall(r"\w+", node.value))
+        found.words.update(parts)
+    for _ in range(5):  # as deep as classes inherit
+        for name, above in bases.items():
+            for base in above & found.members.keys():
+                found.members[name] |= found.members[base]
+                found.arguments[name] |= found.arguments[base]
+    return found
+
+
+@cache
+def keys_of_a_scenario() -> set[str]:
+    """All paths of keys, such as `students.quantize.bits`, and what they end with."""
+    schema = scenario.Scenario.model_json_schema()
+
+    def paths(node: dict[str, Any], prefix: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+        node = schema["$defs"][node["$ref"].rpartition("/")[2]] if "$ref" in node else node
+        for name, below in node.get("properties", {}).items():
+            yield (*prefix, name)
+            yield from paths(below, (*prefix, name))
+        for below in [*node.get("anyOf", []), *node.get("oneOf", []), *node.get("allOf", []), node.get("items")]:
+            yield from paths(below, prefix) if below else ()
+
+    return {".".join(path[start:]) for path in paths(schema, ()) for start in range(len(path))}
+
+
+def is_known(name: str) -> bool:
+    """Whether a dotted name is of a module, a class or a scenario; names that are not ours always are."""
+    parts = name.removeprefix("fedpress.").split(".")
+    if (
+        parts[-1] in SUFFIXES
+        or parts[:2] == ["hub", "v2"]
+        or name in keys_of_a_scenario()
+        or (parts[0] == "task" and len(parts) == 2)
+    ):
+        return True
+    sections = {key.partition(".")[0] for key in keys_of_a_scenario() if "." in key}
+    ours = parts[0] in sections or (parts[0] in PARTS and len(parts) > 1)
+    for owner in (parts[0], parts[0].title().replace("_", "")):  # a class, or a variable that is named after it
+        if owner in tree().members and len(parts) > 1:
+            ours = True
+            if parts[1] in tree().members[owner]:
+                return True
+    for module, top in tree().modules.items():
+        for length in range(1, len(parts) + 1):
+            if f".{module}".endswith("." + ".".join(parts[:length])):
+                rest = parts[length:]
+                ours = True
+                if not rest or (rest[0] in top and (len(rest) == 1 or rest[1] in tree().members.get(rest[0], ()))):
+                    return True
+    return not ours
+
+
+def unknown_names(code: str) -> Iterator[str]:
+    """What a piece of code in a page names that does not exist."""
+    for name in re.findall(r"(?<![\w./-])[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+(?![\w/*-])", code):
+        if not is_known(name):
+            yield name
+    for called, given in re.findall(r"(?<![\w.])([\w.]+)\(([^()]*)", code):
+        arguments = tree().arguments.get(called.rpartition(".")[2])
+        for argument in re.findall(r"(?:^|[ ,])(\w+)=", given):
+            if arguments is not None and argument not in arguments and "**" not in arguments:
+                yield f"{called}({argument}=)"
+    single = re.fullmatch(r"(?![A-Z]+$|fedpress_hub_)([A-Za-z_]\w{2,})(?:\(.*)?", code)
+    for word in {*([single[1]] if single else []), *re.findall(r"(?<![\w.])[A-Z][a-z]+[A-Z]\w*", code)}:
+        if word not in tree().words | FOREIGN:
+            yield word
+
+
+def test_the_check_of_names_finds_what_is_gone() -> None:
+    """Names of before the rebuilding, each of another kind."""
+    gone = {
+        "server.optimize.Optimizer": "a module",
+        "versions.Shipment": "a name of a module",
+        "Encoder.follow": "a member of a class",
+        "GlobalModel.move": "a method",
+        "training.proximal": "a key",
+        "SparseFed(prediction=0.5)": "an argument",
+        "StudentChain": "a class",
+        "settle(state, accepted)": "a function",
+    }
+    assert [code for code in gone if not list(unknown_names(code))] == []
+    here = [
+        "Encoder.remap",
+        "GlobalModel.apply_update",
+        "training.proximal_mu",
+        "Downlink(prediction=0.5)",
+        "encoder.sparse",
+    ]
+    assert [code for code in here if list(unknown_names(code))] == []
+
+
+@each([path for path in DOCUMENTS if path.name not in ("scenario.md", "CHANGELOG.md")])
+def test_named_code_exists(document: Path) -> None:
+    """Modules, classes, functions, arguments and keys between backticks; the two pages left out name old keys."""
+    inline = re.findall(r"`([^`\n]+)`", prose(document))
+    assert [(name, code) for code in inline for name in unknown_names(code)] == []
+
+
+def test_named_sources_exist() -> None:
+    """A file that is named without its folder is somewhere; two are what a module must not be called."""
+    tutorials = {block.title for document in DOCUMENTS for block in fenced(document)}
+    shown = {
+        first for document in DOCUMENTS for first in re.findall(r"^# (\w+\.py)$", document.read_text(), re.MULTILINE)
+    }
+    sources = {
+        path.name
+        for part in ("client", "compression", "server", "simulations", "tests", "records")
+        for path in ROOT.glob(f"{part}/**/*.py")
+    }
+    named = {(name_of(d), name) for d in DOCUMENTS for name in re.findall(r"`(\w+\.py)`", prose(d))}
+    assert len(named) > 15
+    known = sources | tutorials | shown | {"select.py", "types.py"}
+    assert {place for place in named if place[1] not in known} == set()
 
 
 def test_pages_that_the_code_names_exist() -> None:
@@ -190,6 +409,20 @@ def test_python_examples_run(document: Path, request: pytest.FixtureRequest, mon
             namespace = test.globs
         else:
             exec(compile(block, name, "exec"), namespace)
+
+
+SCRIPTS = {block: name_of(document) for document in DOCUMENTS for block in python(document) if is_script(block)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", SCRIPTS, ids=SCRIPTS.values())
+def test_scripts_run(script: str, tmp_path: Path) -> None:
+    """Who copies a script into a file of an empty folder sees the run's figures; two rounds will do here."""
+    (tmp_path / "script.py").write_text(re.sub(r"rounds=\d+", "rounds=2", script), encoding="utf-8")
+    ended = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    assert re.search(r"^accuracy +\d+\.\d+ ?%", ended.stdout, re.MULTILINE)
+    assert list(tmp_path.glob("runs/*/report.html"))
 
 
 @pytest.mark.slow
@@ -282,12 +515,12 @@ def command_lines(shell: str) -> Iterator[list[str]]:
 def check_command(words: list[str]) -> None:
     """A call of fedpress names a command, options that it has, and keys that a scenario has."""
     command, context = typer.main.get_command(main), None
-    while isinstance(command, click.Group):
+    while isinstance(command, click.Group) and words and words[0] != "--help":
         context = click.Context(command, parent=context)
         below = command.get_command(context, words[0])
         assert below is not None, words
         command, words = below, words[1:]
-    if "--help" in words or "--example" in words:
+    if isinstance(command, click.Group) or "--help" in words or "--example" in words:
         return
     given, _, _ = command.make_parser(click.Context(command, parent=context)).parse_args(list(words))
     overrides = [*(given.get("overrides") or ()), *(given.get("baseline") or ())]
@@ -296,10 +529,16 @@ def check_command(words: list[str]) -> None:
         scenario.load(str(named), overrides)
 
 
+def inline_commands(document: Path) -> list[str]:
+    """Calls of fedpress in a sentence, but for those that leave something to the reader, in capitals or dots."""
+    named = re.findall(r"`(fedpress [a-z][^`\n]+)`", prose(document))
+    return [command for command in named if not re.search(r"\b[A-Z]{2,}\b|\.\.\.", command)]
+
+
 SHELL_COMMANDS = {
     shlex.join(words): words
     for document in DOCUMENTS
-    for block in blocks(document, "sh")
+    for block in [*blocks(document, "sh"), *inline_commands(document)]
     for words in command_lines(block)
     if words and words[0].islower()
 }

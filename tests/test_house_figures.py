@@ -23,8 +23,7 @@ def made(house: ModuleType, **files: str) -> list:
     """Modules of a tree, by their dotted names with double underscores for dots."""
     named = {name.replace("__", "."): text for name, text in files.items()}
     return [
-        house.Module(name, Path(name.replace(".", "/") + ".py"), len(text.splitlines()), ast.parse(text))
-        for name, text in named.items()
+        house.Module(name, Path(name.replace(".", "/") + ".py"), text, ast.parse(text)) for name, text in named.items()
     ]
 
 
@@ -61,6 +60,13 @@ def test_names_declared_twice(house: ModuleType) -> None:
 def test_underscored_names_of_others(house: ModuleType) -> None:
     text = "class A:\n    def _own(self): return 1\nclass B:\n    def go(self, a): return a._own(), a._replace()\n"
     assert [place.split()[-1] for place in house.underscored(made(house, server__z=text))] == ["a._own"]
+
+
+def test_lines_of_code_are_those_that_are_run(house: ModuleType) -> None:
+    text = '"""A module."""\n\nA = 1  # one\n"""What A is,\nin two lines."""\n# alone\n'
+    text += 'def f(\n    a,  # an argument\n\n):\n    """Return."""\n    return """two\nlines"""\n'
+    (module,) = made(house, server__z=text)
+    assert (module.lines, house.lines_of_code(module)) == (13, 6)
 
 
 def test_flowers_insides(house: ModuleType) -> None:

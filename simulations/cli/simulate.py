@@ -182,12 +182,13 @@ def students(
 
 def init(
     folder: Annotated[Path, typer.Argument(metavar="DIR", **common.DOCUMENTED)] = Path("."),
+    every: Annotated[bool, typer.Option("--all", help="Write the keys, too, that few runs need.")] = False,
 ) -> None:
     """Write a scenario and a task of your own to start from.
 
-    scenario.yaml has every key, each explained; task.py is a model with its data,
-    with the places to change marked. They run as they are. DIR is made if need be;
-    the default is this folder. Nothing is overwritten.
+    scenario.yaml has the keys that most runs need, each explained; task.py is a model
+    with its data, with the places to change marked. They run as they are. DIR is made
+    if need be; the default is this folder. Nothing is overwritten.
 
     \b
     Example:
@@ -197,6 +198,6 @@ def init(
     with common.clear_errors("simulation"):
         from fedpress.simulations.scenario import template
 
-        for path in template.write(folder):
+        for path in template.write(folder, advanced=every):
             typer.echo(f"wrote {path}")
         typer.echo(f"run it: fedpress simulate {folder}")

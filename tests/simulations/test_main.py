@@ -380,6 +380,13 @@ def test_init_explains_what_comes_next_and_overwrites_nothing(tmp_path, monkeypa
     assert "are left as they are" in again.stderr
 
 
+def test_init_writes_the_keys_that_few_runs_need_if_asked(tmp_path):
+    for name, options in (("front", []), ("every", ["--all"])):
+        assert CliRunner().invoke(main, ["init", str(tmp_path / name), *options]).exit_code == 0
+    front, every = ((tmp_path / name / "scenario.yaml").read_text() for name in ("front", "every"))
+    assert "staleness_exponent" in every and "staleness_exponent" not in front
+
+
 @pytest.mark.slow
 def test_ctrl_c_and_sigterm_leave_a_readable_folder_that_goes_on_and_says_so(tmp_path):
     first = interrupted(tmp_path, [*QUICK, "--set", "rounds=500", "--out", "run"], "2/500", signal.SIGINT)
