@@ -33,7 +33,7 @@ from fedpress.simulations.scenario.scenario import Scenario
 ROWS = {
     "taught": "tiers train, and teach each other",
     "apart": "the same clients, each model alone",
-    "slices": "each weight the mean of those who have it (HeteroFL)",
+    "heterofl": "each weight the mean of those who have it (HeteroFL)",
     "smallest": "the smallest model for all clients",
     "students": "all clients train the global model, students at the end",
 }
@@ -91,7 +91,7 @@ def scenario_of(base: Scenario, row: str, seed: int) -> Scenario:
     raw["students"]["tiers"] = tiers
     if row == "apart":
         raw["teaching"] = {"global_model": teaching["global_model"], "every": 0}  # the same, however others are taught
-    elif row == "slices":
+    elif row == "heterofl":
         raw["teaching"] = {"method": "heterofl"}
         raw["students"]["tiers"] = [{**tier, "server_learning_rate": None} for tier in tiers]
     elif row == "smallest":

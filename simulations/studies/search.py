@@ -117,12 +117,14 @@ def scores(task: Task, teacher: nn.Module, budget: int, count: int, epochs: int,
         rows.append([seen.accuracy, -seen.loss, parameters, *(s(made, batch, answers) for s in search.SCORES.values())])
     table = np.array(rows)
     return [
-        Score(name, _spearman(table[:, 2 + index], table[:, 0]), _spearman(table[:, 2 + index], table[:, 1]))
+        Score(
+            name, rank_correlation(table[:, 2 + index], table[:, 0]), rank_correlation(table[:, 2 + index], table[:, 1])
+        )
         for index, name in enumerate(["parameters", *search.SCORES])
     ]
 
 
-def _spearman(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
+def rank_correlation(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
     """Rank correlation; 0 where all of one are equal, which orders nothing."""
     from scipy.stats import spearmanr
 

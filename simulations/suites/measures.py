@@ -90,7 +90,7 @@ def measure(suite: Suite, cells: Sequence[Cell], store: Store) -> Tables:
         curve = _curve(results)
         rounds += [{**identity, **point} for point in curve]
         aims = suite.grids[cell.grid].targets
-        reached = {aim: _reached(curve, aim) for aim in aims}
+        reached = {aim: first_reaching(curve, aim) for aim in aims}
         targets += [{**identity, "target": aim, **found} for aim, found in reached.items()]
         ends = {aim: found["round"] for aim, found in reached.items() if found["round"] is not None}
         if ends:
@@ -134,8 +134,16 @@ def _curve(results: Results) -> list[dict[str, Any]]:
     ]
 
 
-def _reached(curve: Sequence[dict[str, Any]], aim: float) -> dict[str, Any]:
-    """The first evaluation at which the mean of the last few reaches `aim`; None where none does."""
+def first_reaching(curve: Sequence[dict[str, Any]], aim: float) -> dict[str, Any]:
+    """Return round and bytes of the first evaluation at which the mean of the last few reaches an accuracy.
+
+    Args:
+        curve: Evaluated rounds in their order: round, accuracy (a fraction), up_bytes, down_bytes, total_bytes.
+        aim: The accuracy, a fraction.
+
+    Returns:
+        The keys of the curve but for the accuracy; None for each where it is not reached.
+    """
     for end in range(SMOOTHED, len(curve) + 1):
         if fmean(point["accuracy"] for point in curve[end - SMOOTHED : end]) >= aim:
             return {key: value for key, value in curve[end - 1].items() if key != "accuracy"}
