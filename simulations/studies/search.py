@@ -117,10 +117,8 @@ def scores(task: Task, teacher: nn.Module, budget: int, count: int, epochs: int,
         rows.append([seen.accuracy, -seen.loss, parameters, *(s(made, batch, answers) for s in search.SCORES.values())])
     table = np.array(rows)
     return [
-        Score(
-            name, rank_correlation(table[:, 2 + index], table[:, 0]), rank_correlation(table[:, 2 + index], table[:, 1])
-        )
-        for index, name in enumerate(["parameters", *search.SCORES])
+        Score(name, *(rank_correlation(table[:, column], table[:, outcome]) for outcome in (0, 1)))
+        for column, name in enumerate(["parameters", *search.SCORES], start=2)
     ]
 
 

@@ -1,4 +1,4 @@
-"""Pairs of runs: what makes none, and what they say together; tests/simulations/cli/test_bench_scenarios.py runs one."""
+"""Pairs of runs: what makes none, and what they say together; test_bench_scenarios.py runs one."""
 
 import math
 
@@ -27,16 +27,11 @@ def test_runs_that_differ_in_more_than_learning_and_sending_are_no_pair(change: 
 def test_a_comparison_and_its_mirror_are_opposite(pairs: list[Pair]) -> None:
     mirrored = [
         Pair(
-            p.seed,
-            p.baseline_accuracy,
-            p.accuracy,
-            p.baseline_up_bytes,
-            p.up_bytes,
-            p.baseline_both_bytes,
-            p.both_bytes,
+            pair.seed, pair.baseline_accuracy, pair.accuracy, pair.baseline_up_bytes, pair.up_bytes,
+            pair.baseline_both_bytes, pair.both_bytes,
         )
-        for p in pairs
-    ]
+        for pair in pairs
+    ]  # fmt: skip
     one, other = Comparison("a", "b", pairs), Comparison("b", "a", mirrored)
     assert one.difference == pytest.approx(-other.difference)
     assert one.up_ratio * other.up_ratio == pytest.approx(1) and one.both_ratio * other.both_ratio == pytest.approx(1)

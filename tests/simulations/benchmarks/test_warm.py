@@ -11,7 +11,10 @@ from fedpress.simulations.benchmarks.warm import Figures, Idle, Row
 
 FIGURES = Figures(
     2, 8,
-    [Row("plain", False, 4.0, 6.0), Row("ours", False, 5.0, 8.0), Row("plain", True, 1.0, 0.6), Row("ours", True, 1.5, 1.2)],
+    [
+        Row("plain", False, 4.0, 6.0), Row("ours", False, 5.0, 8.0),
+        Row("plain", True, 1.0, 0.6), Row("ours", True, 1.5, 1.2),
+    ],
     [Idle(False, 100e6, 0.0, 3.0), Idle(True, 400e6, 300e6, 4.0)],
 )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""The store of a suite's runs, and a cell that fails; cli/test_suites.py runs, interrupts and continues a whole suite."""
+"""The store of a suite's runs, and a cell that fails; cli/test_suites.py runs a whole suite."""
 
 import os
 from pathlib import Path
