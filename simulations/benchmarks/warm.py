@@ -1,9 +1,9 @@
-"""`fedpress bench warm`: what a round costs a node where each message starts a process anew, and where one is warm.
+"""`fedpress bench warm`: cost of a round on a node, with a new process for each message and with a warm trainer.
 
 A SuperLink and SuperNodes run on this machine, once as Flower starts them and once with a warm trainer for each node
-(`daemon.warm`). On both run plain FedAvg with a model of 1 kB, the same app with fedpress's two lines, and fedpress's
-own app on a scenario. Counted are the seconds of a round, the processor time of a node (all its processes, the first
-round left out), and the memory that stays with a node while it waits. Linux only.
+(`fedpress.client.warm.trainer`). On both run plain FedAvg with a model of 1 kB, the same app with fedpress's mod and
+strategy, and fedpress's own app on a scenario. Measured are the time of a round, the processor time of a node (all its
+processes, without the first round), and the memory of a waiting node. Linux only.
 """
 
 from __future__ import annotations
@@ -31,23 +31,23 @@ from fedpress.simulations.runs import job, plan
 from fedpress.simulations.scenario.scenario import Scenario
 
 ROUND_SECONDS = 120.0
-"""How long a round may take before the run counts as stuck."""
+"""Time limit of a round, after which the run counts as stuck."""
 LOOK_SECONDS = 0.02
-"""How often the bench looks whether a round is over."""
+"""Interval of checks for the end of a round."""
 
 
 class WarmBenchError(FedpressError):
-    """A run did not do what was asked for, or this is no Linux."""
+    """A run had too few rounds, a trainer did not start, or this is not Linux."""
 
 
 class Row(NamedTuple):
-    """What a round of an app costs a node.
+    """Cost of a round of an app on a node, without the first round.
 
     Attributes:
-        app: which.
-        warm: whether a trainer was.
-        seconds: median time of a round, the first left out.
-        cpu_seconds: processor time of a round, mean over rounds and nodes, the first round left out.
+        app: Name of the app.
+        warm: Whether the nodes have a trainer.
+        seconds: Median time of a round.
+        cpu_seconds: Processor time of a round, mean over rounds and nodes.
     """
 
     app: str
