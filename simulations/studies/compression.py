@@ -1,4 +1,4 @@
-"""What each way to quantize and code a student costs: `python -m fedpress.simulations.studies.compression`.
+"""Study of the size and accuracy of quantized students: `python -m fedpress.simulations.studies.compression`.
 
 A teacher is trained centrally for a short while. Once it is pruned to a budget of parameters and distilled, and that
 student is quantized in each of several ways; once it keeps its architecture. Every size is that of a whole bundle file,

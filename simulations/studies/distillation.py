@@ -1,9 +1,9 @@
-"""How the defaults of the distillation were chosen: `python -m fedpress.simulations.studies.distillation digits`.
+"""Study behind the defaults of distillation: `python -m fedpress.simulations.studies.distillation digits`.
 
 A teacher is trained centrally for a short while, pruned to a budget, and distilled with each of several settings. Each
 is judged by its accuracy on validation data and by how often it agrees with the teacher on training inputs, which are
-many and need no labels; the test part is not read. With `--techniques`: what each technique is worth, the settings
-being chosen (`technique_study`). Figures and reading: docs/results/students.md.
+many and need no labels; the test part is not read. `--techniques` compares the techniques of `techniques` with these
+settings. Figures: docs/results/students.md.
 """
 
 from __future__ import annotations

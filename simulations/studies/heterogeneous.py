@@ -1,4 +1,4 @@
-"""Students unlike their teacher: `python -m fedpress.simulations.studies.heterogeneous pairs`.
+"""Study of students with another architecture than their teacher: `python -m fedpress.simulations.studies.heterogeneous pairs`.
 
 Each part has a teacher that was trained centrally, and students judged on test data, which no choice was made by. A
 technique stands below its baseline, which is as large. Figures and reading: docs/results/students.md.

@@ -1,4 +1,4 @@
-"""Ways of pruning against their baselines: `python -m fedpress.simulations.studies.pruning digits`.
+"""Study of pruning methods against their baselines: `python -m fedpress.simulations.studies.pruning digits`.
 
 A teacher is trained centrally for a short while and pruned in each of several ways, with the same number of passes over
 the proxy data after (or between) the steps; each row names the row that it is to be compared with, which has the same

@@ -1,4 +1,4 @@
-"""What a search for the student is worth: `python -m fedpress.simulations.studies.search digits --seeds 3`.
+"""Study of the gain of a search for the student's architecture: `python -m fedpress.simulations.studies.search digits --seeds 3`.
 
 A teacher is trained centrally for a short while. For each budget it is made a student twice: pruned alike in every
 layer, and searched for (`student: auto`); both are then distilled in the same way, quantized and bundled. Validation

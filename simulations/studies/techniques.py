@@ -1,4 +1,4 @@
-"""What each technique is worth: `python -m fedpress.simulations.studies.distillation digits --techniques`.
+"""Study of the gain of each distillation technique: `python -m fedpress.simulations.studies.distillation digits --techniques`.
 
 Every student has the same size and starts from the same pruned weights; each technique stands beside the one that it is
 compared with, which differs in that technique only. Accuracies are on test data, which no choice was made by. Figures
