@@ -96,10 +96,10 @@ def run(downloads: int, size: int, say: Callable[[str], None]) -> Figures:
 
 
 def _load(folder: Path, token: str, count: int) -> Load:
-    own = keys.Folder(folder / "keys")
+    paths = keys.Folder(folder / "keys")
     command = [
         sys.executable, "-m", "fedpress.simulations", "hub", str(folder / "store"), "--listen", "127.0.0.1:0",
-        "--certificate", str(own.server), "--key", str(own.server_key),
+        "--certificate", str(paths.server), "--key", str(paths.server_key),
         "--tokens", str(folder / "tokens"),
         *("--downloads", str(count), "--downloads-each", str(count), "--requests", str(60 * count)),
     ]  # fmt: skip
@@ -107,7 +107,7 @@ def _load(folder: Path, token: str, count: int) -> Load:
     try:
         address = _address(process)
         idle, busy = _resident(process.pid, "VmRSS"), _cpu(process.pid)
-        errors, taken, seconds = asyncio.run(_download_all(Hub(address, own.ca, token), count))
+        errors, taken, seconds = asyncio.run(_download_all(Hub(address, paths.ca, token), count))
         return Load(
             count, errors, seconds, taken / 1e6 / seconds, _cpu(process.pid) - busy,
             idle, _resident(process.pid, "VmHWM"),
@@ -126,9 +126,9 @@ def _load(folder: Path, token: str, count: int) -> Load:
 def _address(process: subprocess.Popen[bytes]) -> str:
     assert process.stdout
     if select.select([process.stdout], [], [], START_SECONDS)[0]:
-        found = re.search(rb"hub listens on (\S+)", process.stdout.readline())
-        if found:
-            return found[1].decode()
+        match = re.search(rb"hub listens on (\S+)", process.stdout.readline())
+        if match:
+            return match[1].decode()
     raise HubBenchError("the hub does not start: is its extra installed, pip install 'fedpress[hub]'?")
 
 

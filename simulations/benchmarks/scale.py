@@ -78,7 +78,12 @@ class _Watch(Observer):
         self._folder: RunFolder | None = None
 
     def on_start(self, scenario: Scenario, folder: RunFolder) -> None:
-        """Remember the run folder."""
+        """Remember the run folder.
+
+        Args:
+            scenario: Not used.
+            folder: The run folder.
+        """
         self._folder = folder
 
     def on_round(self, result: RoundResult) -> None:

@@ -275,7 +275,7 @@ COLUMNS = (
 
 def rows(figures: Figures) -> list[tuple[str, ...]]:
     """Return the table that the command prints."""
-    found = []
+    lines = []
     for app in figures.apps:
         for direction in ("up", "down"):
             payload, requests, waiting, beside, first, tls = (
@@ -283,8 +283,8 @@ def rows(figures: Figures) -> list[tuple[str, ...]]:
                 for part in (app.payload, app.requests, app.waiting, app.beside, app.first, app.tls)
             )
             cells = (payload, requests - payload, waiting, beside, first, tls)
-            found.append((f"{app.name}, {direction}", *(f"{cell:,.0f}" for cell in cells)))
-    return found
+            lines.append((f"{app.name}, {direction}", *(f"{cell:,.0f}" for cell in cells)))
+    return lines
 
 
 def facts(figures: Figures) -> list[tuple[str, str]]:

@@ -19,8 +19,6 @@ from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from fedpress.simulations.deploy import keys
 from fedpress.simulations.deploy.children import ServiceError
 
-LOG_SECONDS = 10.0
-
 
 class Unreachable(ServiceError):
     """The SuperLink does not answer; it may later."""

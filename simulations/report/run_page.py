@@ -161,13 +161,13 @@ def _accuracy_over_rounds(results: Results) -> Drawing | None:
     if not single:
         return None
     label = f"mean of {series.AVERAGED} rounds, the last {format_percent(mean[-1].accuracy)}"
-    found = series.curve("one round", [single], "round"), series.curve(label, [mean], "round", smooth=True)
-    return figures.accuracy_over_rounds([curve for curve in found if curve])
+    curves = series.curve("one round", [single], "round"), series.curve(label, [mean], "round", smooth=True)
+    return figures.accuracy_over_rounds([curve for curve in curves if curve])
 
 
 def _accuracy_over_bytes(results: Results) -> Drawing | None:
-    found = series.points(results)
-    curves = series.curve("up", [found], "up"), series.curve("up and down", [found], "both")
+    points = series.points(results)
+    curves = series.curve("up", [points], "up"), series.curve("up and down", [points], "both")
     drawn = [curve for curve in curves if curve]
     return figures.accuracy_over_bytes(drawn, results.totals.dense_up_bytes or None) if drawn else None
 

@@ -275,7 +275,12 @@ def text(size: Size) -> Iterator[Row]:
 
 
 def without_data(task: Task, size: Size) -> Iterator[Row]:
-    """Proxy data, noise, batch norm statistics and generators; the teacher has batch norm."""
+    """Proxy data, noise, batch norm statistics and generators, for a teacher with batch norm.
+
+    Args:
+        task: Task whose model has batch norm.
+        size: Size of the study.
+    """
     bench = Bench(task, size)
     start = partial(bench.start, parameters=structural.parameters_of(bench.teacher) // 12)
     shape = tuple(bench.proxy.inputs.shape[1:])

@@ -2,8 +2,8 @@
 
 A teacher is trained centrally for a short while. For each budget it is made a student twice: pruned alike in every
 layer, and searched for (`student: auto`); both are then distilled in the same way, quantized and bundled. Validation
-data choose, test data are read for the table only. Besides: how well scores without training foretell what a short
-distillation reaches (`--scores`), and how far predicted milliseconds are off on students that were not timed for the
+data choose, test data are read for the table only. Besides: how well scores without training predict the result of a
+short distillation (`--scores`), and how far predicted milliseconds are off on students that were not timed for the
 prediction (`--latency`). Figures and reading: docs/results/students.md.
 """
 
