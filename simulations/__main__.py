@@ -1,6 +1,6 @@
-"""The command line: its commands, which stand in `cli/`.
+"""Entry point of the command line `fedpress`: registers the commands of `cli/`.
 
-Light to start: each imports what it needs, so help works without torch and at once.
+Light to start: each command imports what it needs, so that help is fast and works without torch.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ def _root(
 
     \b
     Start with:
-      fedpress simulate              a whole run on real data, about two minutes
-      fedpress init study            a scenario and a task of your own to change
+      fedpress simulate      a whole run on real data, about two minutes
+      fedpress init study    a scenario and a task of your own to change
     """
 
 

@@ -1,4 +1,4 @@
-"""Measures nncodec on one vector; run by the interpreter of another environment, which need not have fedpress.
+"""Measurement of nncodec on one vector, run by the interpreter of another environment without fedpress.
 
     python _nncodec_process.py VECTOR.npy TARGET REPETITIONS
 
@@ -26,7 +26,7 @@ ROW = 512
 QP_DENSITY = 5
 STEPS_AN_OCTAVE = 2**QP_DENSITY
 SLACK = 1.02
-"""How far above the target an error may be: it moves in jumps, and nncodec should not lose by one."""
+"""Tolerance above the target error, which changes in jumps: nncodec should not lose by one."""
 MISSING = 3
 """Exit code: nncodec cannot be imported."""
 
@@ -37,9 +37,9 @@ def measure(nnc: Any, vector: Any, target: float, repetitions: int) -> dict[str,
     Args:
         nnc: The module nncodec.nnc.
         vector: float32 of shape (n,), not all zero.
-        target: Of the settings tried, the one with the fewest bytes counts whose relative error is no larger (or
-            2 % larger); if there is none, the one with the least error.
-        repetitions: Encodings timed; their median counts.
+        target: Relative error. Of the settings tried, the one with the fewest bytes and at most this error (2 % more
+            are tolerated) is reported; if there is none, the one with the least error.
+        repetitions: Number of encodings timed; the median is reported.
     """
     tensor = np.zeros((-(-len(vector) // ROW), ROW), np.float32)
     tensor.reshape(-1)[: len(vector)] = vector
@@ -67,8 +67,8 @@ def measure(nnc: Any, vector: Any, target: float, repetitions: int) -> dict[str,
     for qp in range(middle - STEPS_AN_OCTAVE, middle + STEPS_AN_OCTAVE):
         coded = encode(qp, True)
         tried.append((len(coded), error(coded), qp))
-    good = [one for one in tried if one[1] <= SLACK * target]
-    length, reached, qp = min(good) if good else min(tried, key=lambda one: one[1])
+    good = [trial for trial in tried if trial[1] <= SLACK * target]
+    length, reached, qp = min(good) if good else min(tried, key=lambda trial: trial[1])
 
     def seconds(search: bool) -> float:
         times = []
@@ -78,7 +78,7 @@ def measure(nnc: Any, vector: Any, target: float, repetitions: int) -> dict[str,
             times.append(perf_counter() - began)
         return median(times[1:])
 
-    # Bytes with the search, time with or without it: each as it suits nncodec better.
+    # Bytes with the search, time with or without it: each is the better one for nncodec.
     return {"seconds": min(seconds(True), seconds(False)), "bytes": length, "relative_error": reached}
 
 

@@ -1,4 +1,4 @@
-"""Measures OpenFL's STC pipeline on one vector; run by the interpreter of another environment, without fedpress.
+"""Measurement of OpenFL's STC pipeline on one vector, run by the interpreter of another environment without fedpress.
 
     python _openfl_process.py VECTOR.npy DENSITY REPETITIONS
 
@@ -22,13 +22,13 @@ MISSING = 3
 
 
 def measure(pipeline: Any, vector: Any, density: float, repetitions: int) -> dict[str, float]:
-    """Return seconds, bytes and relative error: of the k entries of largest magnitude.
+    """Return seconds, bytes and the relative error of the k entries of largest magnitude.
 
     Args:
         pipeline: A pipeline of OpenFL.
         vector: float32 of shape (n,), not all zero.
         density: k/n.
-        repetitions: Encodings timed; their median counts.
+        repetitions: Number of encodings timed; the median is reported.
     """
     times = []
     for _ in range(repetitions + 1):
@@ -44,7 +44,7 @@ def measure(pipeline: Any, vector: Any, density: float, repetitions: int) -> dic
 def _main() -> int:
     path, density, repetitions = sys.argv[1:]
     answer = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever it prints
+    os.dup2(2, 1)  # OpenFL prints notes
     try:
         from openfl.pipelines import STCPipeline
     except ImportError as error:

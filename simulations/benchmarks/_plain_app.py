@@ -1,4 +1,4 @@
-"""A plain Flower app whose messages carry 1 kB each way, and the same with fedpress's two lines: for the benches."""
+"""Flower app with a model of 1 kB, plain and with fedpress's mod and strategy, for `bench wire` and `bench warm`."""
 
 from collections.abc import Callable
 from functools import partial
@@ -29,7 +29,12 @@ sparse_server = ServerApp()
 @client.train()
 @sparse_client.train()
 def train(message: Message, context: Context) -> Message:
-    """Answer with weights that differ from the received ones, as trained ones do."""
+    """Reply with weights that differ from the received ones, like trained ones.
+
+    Args:
+        message: The message with the weights.
+        context: The node, which has a partition-id.
+    """
     weights = message.content.array_records["arrays"]["weight"].numpy()
     changed = weights + np.float32(1 + int(context.node_config["partition-id"]))
     metrics = MetricRecord({"num-examples": 100, "train-loss": 1.0})
@@ -39,13 +44,23 @@ def train(message: Message, context: Context) -> Message:
 
 @server.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run FedAvg over all nodes."""
+    """Run FedAvg over all nodes.
+
+    Args:
+        grid: Flower's connection to the nodes.
+        context: Configuration of the run: nodes, rounds, times (a file, optional).
+    """
     _run(FedAvg, grid, context)
 
 
 @sparse_server.main()
 def sparse_main(grid: Grid, context: Context) -> None:
-    """The same with updates that are sparse."""
+    """Run SparseFed over all nodes.
+
+    Args:
+        grid: As for `main`.
+        context: As for `main`.
+    """
     from fedpress.server.strategies.sparse_fed import SparseFed  # needs torch; nodes, which read this file too, do not
 
     _run(partial(SparseFed, layout=LAYOUT), grid, context)

@@ -1,8 +1,8 @@
-"""A TCP forwarder that counts the bytes of HTTP requests and of their responses.
+"""TCP forwarder that counts the bytes of HTTP requests and of their responses.
 
-It stands between a client and a server and passes everything on unchanged. Bytes are those of the TCP streams: with
-HTTP's request lines and headers, without the headers of TCP and IP. TLS is counted as well, but its requests cannot be
-told apart; so a counter can take TLS off, and one before it counts the same bytes with TLS.
+It forwards between a client and a server without changes. Counted are the TCP streams: with HTTP's request lines and
+headers, without the headers of TCP and IP. Requests within TLS cannot be distinguished; so a counter can terminate TLS,
+while another one before it counts the same bytes with TLS.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ class Request:
     """One request and its response.
 
     Attributes:
-        began: monotonic seconds when its first bytes came.
-        path: what it asks for, such as `/v1/fleet/pull-messages`.
-        up: bytes of the request.
-        down: bytes of the response.
+        began: Monotonic time of its first bytes, in seconds.
+        path: Path of the URL, such as `/v1/fleet/pull-messages`.
+        up: Bytes of the request.
+        down: Bytes of the response.
     """
 
     began: float
@@ -36,20 +36,20 @@ class Request:
 
 
 class ByteCounter:
-    """Forwards TCP connections to a port of 127.0.0.1 and counts; use it as a context manager.
+    """Forwarder to a port of 127.0.0.1 that counts bytes; use it as a context manager.
 
-    Law: the requests' bytes, up and down, sum to what went through the connections.
+    Law: the requests' bytes, up and down, sum to the bytes of the connections.
 
-    A request begins with the first bytes from the client after a response, or after the connection's beginning: over
-    HTTP/1.1 Flower's client sends one at a time.
+    A request begins with the client's first bytes after a response, or of the connection: over HTTP/1.1 Flower's client
+    sends one request at a time.
 
     Args:
-        target: the port to forward to.
-        tls: of a server; what comes is TLS then, and goes on without. None: all goes on as it comes.
+        target: Port to forward to.
+        tls: Server context that terminates TLS; None: bytes are forwarded as they are.
 
     Attributes:
-        port: where it listens.
-        connections: how many there were.
+        port: Port on which it listens.
+        connections: Number of connections so far.
     """
 
     def __init__(self, target: int, tls: ssl.SSLContext | None = None) -> None:
@@ -88,32 +88,32 @@ class ByteCounter:
         self.connections += 1
         try:
             server, to_server = await asyncio.open_connection("127.0.0.1", self._target)
-        except OSError:  # nobody listens: the client sees its connection closed
+        except OSError:  # no server: the client's connection is closed, too
             to_client.close()
             return
-        own: list[Request] = []  # of this connection
+        requests: list[Request] = []  # of this connection
 
         async def up() -> None:
             while data := await client.read(CHUNK):
-                if not own or own[-1].down:
-                    own.append(Request(time.monotonic(), _path(data)))
-                    self._requests.append(own[-1])
-                own[-1].up += len(data)
+                if not requests or requests[-1].down:
+                    requests.append(Request(time.monotonic(), _path(data)))
+                    self._requests.append(requests[-1])
+                requests[-1].up += len(data)
                 to_server.write(data)
                 await to_server.drain()
             to_server.write_eof()
 
         async def down() -> None:
             while data := await server.read(CHUNK):
-                own[-1].down += len(data)
+                requests[-1].down += len(data)
                 to_client.write(data)
                 await to_client.drain()
-            if self._tls:  # which knows no half-closed connections
+            if self._tls:  # TLS has no half-closed connections
                 to_client.close()
             else:
                 to_client.write_eof()
 
-        # One side has gone, or the counter is closed: what came until then is counted.
+        # Where one side is gone, or the counter is closed, the bytes so far are counted.
         with suppress(OSError, asyncio.CancelledError):
             await asyncio.gather(up(), down())
         to_client.close()

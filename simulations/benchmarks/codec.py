@@ -1,7 +1,7 @@
-"""`fedpress bench codec`: time and bytes of the codec, as ratios to other things in the same run.
+"""`fedpress bench codec`: time and bytes of the codec, as ratios to references in the same run.
 
-A ratio to `np.copyto` of the same vector says how far the codec is from the speed of memory, and holds on other
-machines better than seconds do. All figures are medians.
+A ratio to `np.copyto` of the same vector compares the codec with the speed of memory, and carries over to other
+machines better than seconds. All times are medians.
 """
 
 from __future__ import annotations
@@ -33,37 +33,36 @@ ENTROPY_BLOCK = 1 << 16
 
 
 class BenchError(FedpressError, ValueError):
-    """What is to be measured cannot be."""
+    """The data, the density or the format cannot be used."""
 
 
 class CodecFigures(NamedTuple):
-    """What the codec costs; None where a figure has no meaning or could not be measured.
+    """Costs of the codec; None where a figure has no meaning or was not measured.
 
     Attributes:
         size: n, entries of the vector.
-        density: k/n that was asked for.
-        data: name of the data, or the path of a file.
-        values: the value format.
-        sent: entries sent; fewer than asked if fewer are not zero.
-        encode_over_copy: residual added, selected, written, residual settled: seconds over those of `np.copyto`.
-        encode_ms: the same in milliseconds.
-        encode_memory_over_vector: most memory that it takes beside update and residual, over the vector's own.
-        naive_over_encode: the same step with `torch.topk`, int32 and float32; one thread.
-        flower_over_encode: Flower's serialization of the dense vector (ArrayRecord to protobuf).
-        nncodec_over_encode: nncodec's quantizing and coding of the same entries, over our whole step; None: no
-            interpreter for it was given.
-        nncodec_bits_per_nonzero: the same for its bytes.
-        nncodec_relative_error: the same for its error.
-        openfl_over_encode: OpenFL's STC, selection and coding, over our whole step; None: not measured.
-        openfl_bits_per_nonzero: the same for its bytes.
-        openfl_relative_error: the same for its error.
-        payload_bytes: length of the payload.
+        density: k/n as given.
+        data: Name of the data, or the path of a file.
+        values: The value format.
+        sent: Entries sent; fewer than k if fewer are nonzero.
+        encode_over_copy: Client step (add residual, select, encode, keep residual): seconds over those of `np.copyto`.
+        encode_ms: The same in milliseconds.
+        encode_memory_over_vector: Peak memory of the step beside update and residual, over the vector's.
+        naive_over_encode: The same step with `torch.topk`, int32 and float32 on one thread, over the client step.
+        flower_over_encode: Flower's serialization of the dense vector (ArrayRecord to protobuf), over the client step.
+        nncodec_over_encode: nncodec's quantization and coding of the same entries, over the client step.
+        nncodec_bits_per_nonzero: Bits of nncodec for each entry sent.
+        nncodec_relative_error: Relative error of nncodec.
+        openfl_over_encode: OpenFL's STC, selection and coding, over the client step.
+        openfl_bits_per_nonzero: Bits of OpenFL for each entry sent.
+        openfl_relative_error: Relative error of OpenFL.
+        payload_bytes: Length of the payload.
         bits_per_nonzero: 8 payload_bytes / sent.
         relative_error: norm(decoded - kept) / norm(kept), over the entries sent.
-        index_bits_over_entropy: bits of the positions over their entropy: n H(k/n) for uniform data, else the sum of
+        index_bits_over_entropy: Bits of the positions over their entropy: n H(k/n) for uniform data, else the sum of
             that over blocks of 64Ki.
-        decode_accumulate_mnnz_per_s: millions of entries a second, bytes to float64 sum, over several payloads.
-        accumulate_over_dense_add: seconds of that for one payload over those of a dense float64 += float32.
+        decode_accumulate_mnnz_per_s: Millions of entries a second from bytes to float64 sum, over several payloads.
+        accumulate_over_dense_add: Seconds of that for one payload over those of a dense float64 += float32.
     """
 
     size: int
@@ -103,15 +102,15 @@ def run(
     """Measure one vector.
 
     Args:
-        size: n, 1,000,000 unless it is given; of a file or a real update the first n entries, or all.
+        size: n, by default 1,000,000; of a file or a real update the first n entries, by default all.
         density: k/n, 0 < density <= 1.
         data: A name of `codec_data.KINDS`; or a .npy file with a vector; or a scenario, for the update that its first
             client makes in the first round.
         format: Name of a value format; the encoder is `recipes.default`.
-        payloads: Different ones to decode and add, one after the other.
-        repetitions: Of each measurement; the median counts.
-        nncodec_python: Interpreter of an environment with nncodec, which is then measured too.
-        openfl_python: the same for OpenFL.
+        payloads: Number of different payloads to decode and add.
+        repetitions: Number of timings of each measurement; the median is reported.
+        nncodec_python: Interpreter of an environment with nncodec, to measure it, too.
+        openfl_python: Interpreter of an environment with OpenFL, likewise.
 
     Raises:
         BenchError: The data, the density or the format cannot be used.
@@ -127,7 +126,7 @@ def run(
     n = len(update)
     shared = SideInfo(layout.Layout((layout.TensorSpec("update", (n,), "float32"),)))
 
-    # Into the same arrays each time: pages that the system has yet to hand over are no work of the codec.
+    # The same arrays each time: page faults are not the codec's work.
     donated, target = update.copy(), np.empty_like(update)
     payload, _, first = codec.encode(donated, codec.init(shared.layout), shared, 0)
     residual, donated = first.residual, update.copy()
@@ -149,21 +148,21 @@ def run(
     memory = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
 
-    said = wire_payloads.decode(payload, shared).sparse()
-    kept = update[said.positions].astype(np.float64)
+    decoded = wire_payloads.decode(payload, shared).sparse()
+    kept = update[decoded.positions].astype(np.float64)
     norm = float(np.linalg.norm(kept))
-    relative_error = float(np.linalg.norm(said.values - kept)) / norm if norm else None
-    beside = None
+    relative_error = float(np.linalg.norm(decoded.values - kept)) / norm if norm else None
+    nncodec = None
     if nncodec_python is not None and relative_error is not None:
         sparse = np.zeros_like(update)
-        sparse[said.positions] = update[said.positions]
-        beside = outside.measure(outside.NNCODEC, nncodec_python, sparse, relative_error, repetitions)
+        sparse[decoded.positions] = update[decoded.positions]
+        nncodec = outside.measure(outside.NNCODEC, nncodec_python, sparse, relative_error, repetitions)
     openfl = None
     if openfl_python is not None:
         openfl = outside.measure(outside.OPENFL, openfl_python, update, density, repetitions)
-    entropy = _entropy(said, n if data == "uniform" else ENTROPY_BLOCK)
+    entropy = _entropy(decoded, n if data == "uniform" else ENTROPY_BLOCK)
 
-    # The same update, turned: what it costs to read depends on nothing else, and each touches other memory.
+    # Rotations of the update: they cost the same to decode, and touch different memory.
     received = [payload]
     for turn in range(1, payloads):
         turned = np.roll(update, turn * n // payloads)
@@ -171,8 +170,8 @@ def run(
     total = np.zeros(n)
 
     def accumulate() -> None:
-        for one in received:
-            wire_payloads.decode(one, shared).add_to(total)
+        for each in received:
+            wire_payloads.decode(each, shared).add_to(total)
 
     accumulated = _seconds(accumulate, repetitions)
     added = _seconds(lambda: np.add(total, update, out=total), repetitions)
@@ -181,29 +180,29 @@ def run(
         density=density,
         data=data,
         values=format,
-        sent=said.count,
+        sent=decoded.count,
         encode_over_copy=encoded / copied,
         encode_ms=1e3 * encoded,
         encode_memory_over_vector=memory / update.nbytes,
         naive_over_encode=None if naive is None else naive / encoded,
         flower_over_encode=None if flower is None else flower / encoded,
-        nncodec_over_encode=beside.seconds / encoded if beside else None,
-        nncodec_bits_per_nonzero=8 * beside.bytes / said.count if beside else None,
-        nncodec_relative_error=beside.relative_error if beside else None,
+        nncodec_over_encode=nncodec.seconds / encoded if nncodec else None,
+        nncodec_bits_per_nonzero=8 * nncodec.bytes / decoded.count if nncodec else None,
+        nncodec_relative_error=nncodec.relative_error if nncodec else None,
         openfl_over_encode=openfl.seconds / encoded if openfl else None,
-        openfl_bits_per_nonzero=8 * openfl.bytes / said.count if openfl and said.count else None,
+        openfl_bits_per_nonzero=8 * openfl.bytes / decoded.count if openfl and decoded.count else None,
         openfl_relative_error=openfl.relative_error if openfl else None,
         payload_bytes=len(payload),
-        bits_per_nonzero=8 * len(payload) / said.count if said.count else None,
+        bits_per_nonzero=8 * len(payload) / decoded.count if decoded.count else None,
         relative_error=relative_error,
         index_bits_over_entropy=8 * wire_payloads.inspect(payload)["position_bytes"] / entropy if entropy else None,
-        decode_accumulate_mnnz_per_s=said.count * payloads / accumulated / 1e6 if said.count else None,
+        decode_accumulate_mnnz_per_s=decoded.count * payloads / accumulated / 1e6 if decoded.count else None,
         accumulate_over_dense_add=accumulated / payloads / added,
     )
 
 
 def facts(figures: CodecFigures) -> list[tuple[str, str]]:
-    """Return the figures, one line each, for people."""
+    """Return name and value of the figures, as text."""
 
     def ratio(value: float | None, unit: str = "x") -> str:
         return "not measured" if value is None else f"{value:,.2f}{unit}"
@@ -253,12 +252,12 @@ def _load(data: str, size: int | None) -> Vector:
             f"{data} holds {loaded.dtype} of shape {loaded.shape}, expected float32 of one dimension and at least"
             f" {size or 1} entries; flatten the update, or give a smaller --size"
         )
-    found: Vector = np.array(loaded[:size])
-    return found
+    vector: Vector = np.array(loaded[:size])
+    return vector
 
 
 def _seconds(work: Callable[[], object], repetitions: int, prepare: Callable[[], None] | None = None) -> float:
-    """Return the median time of `work`, after one run that does not count; `prepare` is not timed."""
+    """Return the median time of `work`, after a warm-up; `prepare` is not timed."""
     times = []
     for _ in range(repetitions + 1):
         if prepare is not None:
@@ -272,7 +271,7 @@ def _seconds(work: Callable[[], object], repetitions: int, prepare: Callable[[],
 def _naive(
     donated: Vector, residual: Vector, density: float, repetitions: int, restore: Callable[[], None]
 ) -> float | None:
-    """Return the seconds of what one would write first, or None without torch."""
+    """Return the seconds of the straightforward client step, or None without torch."""
     try:
         import torch
     except ModuleNotFoundError:
@@ -281,10 +280,10 @@ def _naive(
     update, before = torch.from_numpy(donated), torch.from_numpy(residual)
 
     def work() -> bytes:
-        asked = update.add_(before)
-        places = torch.topk(asked.abs(), k).indices
-        chosen = asked[places]
-        asked[places] = 0
+        corrected = update.add_(before)
+        places = torch.topk(corrected.abs(), k).indices
+        chosen = corrected[places]
+        corrected[places] = 0
         return places.to(torch.int32).numpy().tobytes() + chosen.numpy().tobytes()
 
     threads = torch.get_num_threads()
@@ -296,7 +295,7 @@ def _naive(
 
 
 def _flower(update: Vector, repetitions: int) -> float | None:
-    """Return the seconds of Flower's own way, or None without it."""
+    """Return the seconds of Flower's serialization, or None without Flower."""
     try:
         from flwr.app import ArrayRecord, RecordDict
 
@@ -311,11 +310,11 @@ def _flower(update: Vector, repetitions: int) -> float | None:
     return _seconds(work, repetitions)
 
 
-def _entropy(said: Sparse, block: int) -> float:
-    """Return the sum of the entropies of the blocks' positions in bits, each block by its own density."""
-    starts = np.arange(0, said.size, block)
-    sizes = np.diff(starts, append=said.size)
-    parts = np.bincount(said.positions // block, minlength=len(sizes)) / sizes
-    inside = (parts > 0) & (parts < 1)
-    p, counts = parts[inside], sizes[inside]
+def _entropy(update: Sparse, block: int) -> float:
+    """Return the entropy of the positions in bits: the sum over blocks, each with its own density."""
+    starts = np.arange(0, update.size, block)
+    sizes = np.diff(starts, append=update.size)
+    densities = np.bincount(update.positions // block, minlength=len(sizes)) / sizes
+    inside = (densities > 0) & (densities < 1)
+    p, counts = densities[inside], sizes[inside]
     return float(-(counts * (p * np.log2(p) + (1 - p) * np.log2(1 - p))).sum())

@@ -1,4 +1,4 @@
-"""Vectors to measure the codec on: updates, what is like them, and nasty ones."""
+"""Vectors to measure the codec on: real updates, synthetic ones, and hard cases."""
 
 from __future__ import annotations
 
@@ -17,17 +17,20 @@ def clustered(n: int, seed: int = 0) -> Vector:
     """Return an update-like vector of shape (n,) whose large entries cluster by layer.
 
     n positions are cut into about 2 log2(n) layers (the same cuts for every seed); each layer has a log-normal scale
-    (sigma 0.8) and is 70 % Laplace and 30 % narrow Gaussian. The function is that of the project's own notes on what
-    is physically possible, value for value, so that figures can be compared with those.
+    (sigma 0.8) and is 70 % Laplace and 30 % narrow Gaussian.
 
     >>> clustered(1000).shape
     (1000,)
+
+    Args:
+        n: Number of entries.
+        seed: Seed of the values.
     """
     values = np.random.default_rng(seed)
     layers = np.random.default_rng(12345)
     count = max(4, int(np.log2(n) * 2))
     edges = np.concatenate([[0], np.sort(layers.integers(0, n, count - 1)), [n]])
-    made = np.empty(n, np.float32)
+    vector = np.empty(n, np.float32)
     for start, stop in zip(edges[:-1], edges[1:], strict=True):
         scale = np.float32(1e-3 * np.exp(layers.normal(0, 0.8)))
         size = stop - start
@@ -36,12 +39,17 @@ def clustered(n: int, seed: int = 0) -> Vector:
         gaussian = values.standard_normal(size, dtype=np.float32)
         laplace = gaussian * np.sqrt(values.standard_exponential(size, dtype=np.float32))
         narrow = values.random(size, dtype=np.float32) < 0.3
-        made[start:stop] = np.where(narrow, gaussian * np.float32(0.3), laplace) * scale
-    return made
+        vector[start:stop] = np.where(narrow, gaussian * np.float32(0.3), laplace) * scale
+    return vector
 
 
 def uniform(n: int, seed: int = 0) -> Vector:
-    """Return independent normal values, shape (n,): their largest stand at uniform positions."""
+    """Return independent normal values of shape (n,), whose largest entries have uniform positions.
+
+    Args:
+        n: Number of entries.
+        seed: Seed of the values.
+    """
     return np.random.default_rng(seed).standard_normal(n, dtype=np.float32)
 
 
@@ -49,7 +57,7 @@ def trained(scenario: Scenario) -> Vector:
     """Return the update of the scenario's first client in round 0, as in a run: trained minus initial weights.
 
     Raises:
-        TaskError: Its data are missing.
+        TaskError: The task's data are missing.
     """
     from fedpress.client import train as local
     from fedpress.compression import seeds
@@ -82,4 +90,4 @@ KINDS: dict[str, Callable[[int, int], Vector]] = {
     "few-values": lambda n, seed: np.random.default_rng(seed).integers(-3, 4, n).astype(np.float32) * np.float32(0.5),
     "subnormal": lambda n, seed: (np.random.default_rng(seed).integers(-99, 100, n) * 2.0**-149).astype(np.float32),
 }
-"""Name -> (n, seed) -> vector. From "equal" on they are the nasty ones: ties, zeros, subnormals."""
+"""Functions (n, seed) -> vector by name. From "equal" on they are hard cases: ties, zeros, subnormals."""

@@ -1,4 +1,4 @@
-"""`fedpress bench engine`: what an engine costs beside the clients' own work."""
+"""`fedpress bench engine`: overhead of an engine beside the clients' own work."""
 
 from time import perf_counter
 from typing import TYPE_CHECKING, NamedTuple
@@ -18,17 +18,22 @@ app = ClientApp()
 
 @app.query("echo")
 def echo(message: Message, context: Context) -> Message:
-    """The least that a client can do: answer with one number."""
+    """Reply with one number.
+
+    Args:
+        message: The query.
+        context: The node, whose id is the reply.
+    """
     return Message(RecordDict({"metrics": MetricRecord({"client": context.node_id})}), reply_to=message)
 
 
 class EngineFigures(NamedTuple):
-    """What an engine costs.
+    """Overhead of an engine.
 
     Attributes:
-        workers: number of processes.
-        start_seconds: from the call to the first replies, four for each worker.
-        messages_per_second: trivial messages, there and back, median over the repetitions.
+        workers: Number of processes.
+        start_seconds: Time from the call to the first replies, four for each worker.
+        messages_per_second: Round trips of trivial messages, median over the repetitions.
     """
 
     workers: int
@@ -37,7 +42,14 @@ class EngineFigures(NamedTuple):
 
 
 def run(messages: int = 2000, workers: int = 2, repetitions: int = 5, *, flower: bool = False) -> EngineFigures:
-    """Measure the start and the rate of trivial messages, on the inline engine or on Flower's."""
+    """Measure the start of an engine, and its rate of trivial messages.
+
+    Args:
+        messages: Messages of each repetition.
+        workers: Number of processes.
+        repetitions: Number of timings; the median is reported.
+        flower: Whether to use Flower's engine, on Ray, in place of the inline engine.
+    """
     began = perf_counter()
     with _grid(workers, flower) as grid:
         grid.send_and_receive(_messages(4 * workers))

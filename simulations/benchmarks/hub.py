@@ -1,4 +1,4 @@
-"""How many downloads a hub serves at once, and what they cost it: real files over TLS, all on this machine."""
+"""`fedpress bench hub`: concurrent downloads from a hub on this machine, over TLS, with its time and memory."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ class HubBenchError(FedpressError):
 
 
 class Load(NamedTuple):
-    """What a number of downloads did.
+    """Figures of a number of concurrent downloads.
 
     Attributes:
-        downloads: At once: each was open before any went on.
-        errors: Of them that failed, or came with other bytes than announced.
-        seconds: From the first request to the last byte.
-        megabytes_per_second: Over all, as the clients got them; they and the hub share this machine.
-        cpu_seconds: Of the hub.
-        idle_bytes, peak_bytes: Resident memory of the hub before, and its peak.
+        downloads: Their number; all are open before any continues.
+        errors: Downloads that failed, or whose bytes do not match their hash.
+        seconds: Time from the first request to the last byte.
+        megabytes_per_second: Rate of all together; clients and hub share this machine.
+        cpu_seconds: Processor time of the hub.
+        idle_bytes, peak_bytes: Resident memory of the hub before the downloads, and its peak.
     """
 
     downloads: int
@@ -56,12 +56,12 @@ class Load(NamedTuple):
 
 
 class Figures(NamedTuple):
-    """Of one run.
+    """Figures of the benchmark.
 
     Attributes:
-        size: Of the file, bytes.
-        loads: With few downloads, and with many.
-        read_megabytes_per_second: The same file read as often as it was downloaded, one after the other.
+        size: Bytes of the file.
+        loads: Figures with few downloads, and with many.
+        read_megabytes_per_second: Rate of reading the file from disk as often as it was downloaded.
     """
 
     size: int
@@ -70,12 +70,12 @@ class Figures(NamedTuple):
 
 
 def run(downloads: int, size: int, say: Callable[[str], None]) -> Figures:
-    """Measure.
+    """Measure few downloads, then many.
 
     Args:
-        downloads: At once.
-        size: Of the file, in bytes.
-        say: Told what is being done.
+        downloads: Number of concurrent downloads.
+        size: Bytes of the file.
+        say: Called with each step's name.
 
     Raises:
         HubBenchError: The hub does not start, or this is not Linux.
@@ -96,10 +96,10 @@ def run(downloads: int, size: int, say: Callable[[str], None]) -> Figures:
 
 
 def _load(folder: Path, token: str, count: int) -> Load:
-    own = keys.Folder(folder / "keys")
+    paths = keys.Folder(folder / "keys")
     command = [
         sys.executable, "-m", "fedpress.simulations", "hub", str(folder / "store"), "--listen", "127.0.0.1:0",
-        "--certificate", str(own.server), "--key", str(own.server_key),
+        "--certificate", str(paths.server), "--key", str(paths.server_key),
         "--tokens", str(folder / "tokens"),
         *("--downloads", str(count), "--downloads-each", str(count), "--requests", str(60 * count)),
     ]  # fmt: skip
@@ -107,7 +107,7 @@ def _load(folder: Path, token: str, count: int) -> Load:
     try:
         address = _address(process)
         idle, busy = _resident(process.pid, "VmRSS"), _cpu(process.pid)
-        errors, taken, seconds = asyncio.run(_download_all(Hub(address, own.ca, token), count))
+        errors, taken, seconds = asyncio.run(_download_all(Hub(address, paths.ca, token), count))
         return Load(
             count, errors, seconds, taken / 1e6 / seconds, _cpu(process.pid) - busy,
             idle, _resident(process.pid, "VmHWM"),
@@ -126,14 +126,14 @@ def _load(folder: Path, token: str, count: int) -> Load:
 def _address(process: subprocess.Popen[bytes]) -> str:
     assert process.stdout
     if select.select([process.stdout], [], [], START_SECONDS)[0]:
-        found = re.search(rb"hub listens on (\S+)", process.stdout.readline())
-        if found:
-            return found[1].decode()
+        match = re.search(rb"hub listens on (\S+)", process.stdout.readline())
+        if match:
+            return match[1].decode()
     raise HubBenchError("the hub does not start: is its extra installed, pip install 'fedpress[hub]'?")
 
 
 async def _download_all(hub: Hub, count: int) -> tuple[int, int, float]:
-    """Errors, bytes, seconds."""
+    """Return the number of errors, the bytes received, and the seconds."""
     began = time.monotonic()
     opened = 0
     all_open = asyncio.Event()
@@ -164,7 +164,7 @@ async def _download_all(hub: Hub, count: int) -> tuple[int, int, float]:
 
 
 def _read(path: Path, times: int) -> float:
-    """Megabytes a second."""
+    """Return the rate of reading a file, in megabytes a second."""
     began, total = time.monotonic(), 0
     for _ in range(times):
         with path.open("rb", buffering=0) as file:
@@ -187,7 +187,7 @@ COLUMNS = ("downloads at once", "errors", "seconds", "MB/s", "hub's CPU s", "hub
 
 
 def rows(figures: Figures) -> list[tuple[str, ...]]:
-    """A row for each load, under `COLUMNS`."""
+    """Return a row for each load, under `COLUMNS`."""
     return [
         (
             str(load.downloads),
@@ -203,7 +203,7 @@ def rows(figures: Figures) -> list[tuple[str, ...]]:
 
 
 def facts(figures: Figures) -> list[tuple[str, str]]:
-    """What can be compared between machines."""
+    """Return name and value of the ratios, which can be compared between machines."""
     few, many = figures.loads
     return [
         ("peak memory, many against few", f"{many.peak_bytes / few.peak_bytes:.2f}x"),
@@ -223,5 +223,5 @@ def _each(figures: Figures) -> float:
 
 
 def as_json(figures: Figures) -> dict[str, Any]:
-    """All figures as plain data."""
+    """Return all figures as plain data."""
     return {**figures._asdict(), "loads": [load._asdict() for load in figures.loads]}

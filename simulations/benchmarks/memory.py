@@ -1,10 +1,10 @@
 """`fedpress bench memory`: resident memory of a run's processes, round by round, and whether it grows.
 
-After each round the kernel is asked how much memory of the server's process and of each worker is resident. After a
-warm-up, in which caches fill and allocators settle, a line is fitted to each third of the rounds, and the median of
-their slopes counts: what grows, grows in all of them, while an allocator that takes another arena makes a step in one.
-A run keeps its books (the ledger, each round's figures), so a slope of zero is not the mark; memory grows when it rises
-by more than `BOOKS` a round, and by more than the scatter around the line explains.
+The resident memory of the server's process and of each worker is read after each round. After a warm-up, in which
+caches fill and allocators settle, a line is fitted to each third of the rounds, and the median of the slopes is used: a
+leak shows in all thirds, while a new arena of the allocator is a step in one. A run records each round (ledger,
+figures), so some growth is expected: memory is reported as growing when it rises by more than `BOOKS` a round, and by
+more than the scatter around the line explains.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from fedpress.simulations.runs.observer import Observer
 from fedpress.simulations.scenario.scenario import Scenario
 
 WARM_UP = 0.2
-"""The part of the rounds that is left out of the fit."""
+"""Fraction of the rounds that is left out of the fit."""
 BOOKS = 8192
-"""Bytes a round that a process may grow by. What the server of `digits` keeps of a round is 3 kB: 0.9 kB of ledger,
-1.3 kB of figures, 0.8 kB in Flower's `Result`. Writing results.json and the checkpoint needs room for them once more.
+"""Bytes a round by which a process may grow. The server of `digits` keeps 3 kB of a round: 0.9 kB of ledger, 1.3 kB of
+figures, 0.8 kB in Flower's `Result`; writing results.json and the checkpoint needs as much again.
 """
 PARTS = 3
-"""Into how many parts the rounds after the warm-up are cut; a line is fitted to each."""
+"""Number of parts of the rounds after the warm-up; a line is fitted to each."""
 LEAST_ROUNDS = 10
-"""With fewer, a line says nothing."""
+"""Least number of rounds for a fit."""
 
 
 class MemoryBenchError(FedpressError):
@@ -44,10 +44,14 @@ class MemoryBenchError(FedpressError):
 
 
 def resident(process: int, kind: Literal["VmRSS", "VmHWM"] = "VmRSS") -> int:
-    """Return the resident memory of a process, in bytes: as of now, or with `VmHWM` the most that it ever was.
+    """Return the resident memory of a process in bytes.
+
+    Args:
+        process: Process id.
+        kind: "VmRSS", the present memory, or "VmHWM", its peak.
 
     Raises:
-        MemoryBenchError: there is no /proc (it is Linux's), or no such process.
+        MemoryBenchError: There is no /proc (only Linux has it), or no such process.
     """
     try:
         status = Path(f"/proc/{process}/status").read_text(encoding="ascii")
@@ -58,13 +62,13 @@ def resident(process: int, kind: Literal["VmRSS", "VmHWM"] = "VmRSS") -> int:
 
 
 class Line(NamedTuple):
-    """How the resident memory of one process goes on after the warm-up.
+    """Line fitted to the resident memory of a process after the warm-up.
 
     Attributes:
-        start: bytes at the first of its rounds.
-        slope: bytes a round, the median of the slopes of its parts, each fitted by least squares.
-        scatter: standard deviation around it, bytes.
-        rounds: how many rounds it was fitted to.
+        start: Bytes at the first of its rounds.
+        slope: Bytes a round: median of the slopes of the parts, each fitted by least squares.
+        scatter: Standard deviation around the line, in bytes.
+        rounds: Number of rounds that it was fitted to.
     """
 
     start: float
@@ -74,24 +78,24 @@ class Line(NamedTuple):
 
     @property
     def grows(self) -> bool:
-        """Tell whether it rises by more than the books do, and by more than chance."""
+        """Return whether memory rises by more than `BOOKS` a round, and by more than chance."""
         return self.slope > BOOKS and self.slope * self.rounds > 2 * self.scatter
 
 
 def warm_up(rounds: int) -> int:
-    """Return how many of the rounds are left out of the fit."""
+    """Return the number of rounds of the warm-up."""
     return math.ceil(WARM_UP * rounds)
 
 
 def fit(rounds: list[int], memory: list[int]) -> Line:
-    """Fit a line to what follows the warm-up.
+    """Fit a line to the rounds after the warm-up.
 
     Args:
-        rounds: numbers of the rounds, rising.
-        memory: bytes after each of them.
+        rounds: Numbers of the rounds, rising.
+        memory: Bytes after each of them.
 
     Raises:
-        MemoryBenchError: fewer than `LEAST_ROUNDS` rounds are left.
+        MemoryBenchError: Fewer than `LEAST_ROUNDS` rounds remain.
     """
     begin = warm_up(len(rounds))
     x, y = np.array(rounds[begin:], np.float64), np.array(memory[begin:], np.float64)
@@ -110,9 +114,9 @@ class Process(NamedTuple):
 
     Attributes:
         name: `server` or `worker N`.
-        rounds: rounds after which it was looked at.
-        memory: its resident bytes then.
-        line: the fitted line.
+        rounds: Rounds after which the memory was read.
+        memory: Resident bytes after these rounds.
+        line: The fitted line.
     """
 
     name: str
@@ -122,13 +126,13 @@ class Process(NamedTuple):
 
 
 class Sampler(Observer):
-    """Follows a run, and notes the resident memory of its processes after each round."""
+    """Observer that records the resident memory of a run's processes after each round."""
 
     def __init__(self) -> None:
         self._samples: dict[int, tuple[array[int], array[int]]] = {}  # process -> rounds, bytes
 
     def on_round(self, result: RoundResult) -> None:
-        """Look at this process, the server's, and at its workers."""
+        """Read the memory of this process, the server's, and of its workers."""
         workers = (child.pid for child in multiprocessing.active_children())
         for process in (os.getpid(), *sorted(pid for pid in workers if pid is not None)):
             rounds, memory = self._samples.setdefault(process, (array("q"), array("q")))
@@ -136,21 +140,25 @@ class Sampler(Observer):
             memory.append(resident(process))
 
     def processes(self) -> list[Process]:
-        """Return what was seen: the server first, then each worker."""
-        found = []
+        """Return the records of the server, then of each worker."""
+        processes = []
         for number, (rounds, memory) in enumerate(self._samples.values()):
             name = f"worker {number}" if number else "server"
-            found.append(Process(name, rounds.tolist(), memory.tolist(), fit(rounds.tolist(), memory.tolist())))
-        return found
+            processes.append(Process(name, rounds.tolist(), memory.tolist(), fit(rounds.tolist(), memory.tolist())))
+        return processes
 
 
 def run(scenario: Scenario, *observers: Observer) -> list[Process]:
-    """Run a scenario in a temporary run folder and return the memory of its processes.
+    """Run a scenario in a temporary folder and return the memory of its processes.
+
+    Args:
+        scenario: The scenario.
+        *observers: Further observers of the run.
 
     Raises:
-        MemoryBenchError: there is no /proc, or the run is too short.
+        MemoryBenchError: There is no /proc, or the run is too short.
     """
-    fit(list(range(scenario.rounds)), [0] * scenario.rounds)  # too few rounds are found out before they are run
+    fit(list(range(scenario.rounds)), [0] * scenario.rounds)  # raises for too few rounds, before the run
     resident(os.getpid())
     sampler = Sampler()
     with tempfile.TemporaryDirectory(prefix="fedpress-memory-") as folder:
@@ -176,13 +184,18 @@ def rows(processes: list[Process]) -> list[tuple[str, ...]]:
 
 
 def plot(processes: list[Process]) -> str:
-    """Return the memory over the rounds as an SVG file's text."""
+    """Return a plot of the memory over the rounds, as the text of an SVG file."""
     curves = [Curve(f"{one.name}: {one.line.slope:+,.0f} B a round", one.rounds, one.memory) for one in processes]
     return figures.memory_over_rounds(curves, 1 + warm_up(len(processes[0].rounds))).svg()
 
 
 def as_json(scenario: Scenario, processes: list[Process]) -> dict[str, Any]:
-    """Return the figures as JSON has them."""
+    """Return the figures as plain data.
+
+    Args:
+        scenario: The scenario that ran.
+        processes: What `run` returned.
+    """
     return {
         "scenario": scenario.model_dump(mode="json"),
         "warm_up": WARM_UP,

@@ -1,7 +1,7 @@
-"""Other codecs beside ours, each in an environment of its own: nncodec (ISO/IEC 15938-17) and OpenFL's STC.
+"""Measurements of other codecs, each in an environment of its own: nncodec (ISO/IEC 15938-17) and OpenFL's STC.
 
-They need libraries in versions that fedpress does not. So a script is started with another interpreter and given a
-vector; it imports nothing of fedpress.
+They need versions of libraries that conflict with fedpress's. So a script, which imports nothing of fedpress, runs with
+another interpreter on a vector in a file.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ class OutsideError(FedpressError, ValueError):
 
 
 class Codec(NamedTuple):
-    """A codec that is not ours.
+    """Another codec.
 
     Attributes:
-        name: its option is `--NAME-python`.
-        script: measures it.
-        missing: the script's exit code where it cannot be imported.
-        install: what pip is told.
+        name: Name, also of the option `--NAME-python`.
+        script: Script that measures it.
+        missing: Exit code of the script where the codec cannot be imported.
+        install: Arguments of `pip install`.
     """
 
     name: str
@@ -43,18 +43,18 @@ class Codec(NamedTuple):
 NNCODEC = Codec(
     "nncodec", Path(_nncodec_process.__file__), _nncodec_process.MISSING, "nncodec==2.1.3 'numpy<2' 'pandas<3'"
 )
-"""Codes the entries that our payload holds, with at most our relative error: `_nncodec_process.measure`."""
+"""nncodec, on the entries of our payload with at most our relative error: `_nncodec_process.measure`."""
 OPENFL = Codec("openfl", Path(_openfl_process.__file__), _openfl_process.MISSING, "openfl==1.9")
-"""Selects and codes from the whole vector, at our density: `_openfl_process.measure`."""
+"""OpenFL's STC, which selects from the whole vector at our density: `_openfl_process.measure`."""
 
 
 class Measured(NamedTuple):
-    """What another codec made of a vector.
+    """Figures of another codec on a vector.
 
     Attributes:
-        seconds: median.
-        bytes: that it would send.
-        relative_error: norm(decoded - kept) / norm(kept), of the entries sent.
+        seconds: Median time to encode.
+        bytes: Length of the encoded vector.
+        relative_error: norm(decoded - kept) / norm(kept), over the entries sent.
     """
 
     seconds: float
@@ -63,14 +63,14 @@ class Measured(NamedTuple):
 
 
 def measure(codec: Codec, python: Path | str, vector: Vector, setting: float, repetitions: int) -> Measured:
-    """Let a codec work in its own environment.
+    """Measure a codec in its own environment.
 
     Args:
-        codec: Which.
-        python: The interpreter of an environment with it.
-        vector: What it codes; shape (n,), not all zero.
-        setting: Its script's second argument: nncodec's largest relative error, OpenFL's density.
-        repetitions: Encodings timed.
+        codec: The codec.
+        python: Interpreter of an environment with it.
+        vector: Shape (n,), not all zero.
+        setting: Second argument of its script: nncodec's largest relative error, OpenFL's density.
+        repetitions: Number of encodings timed.
 
     Raises:
         OutsideError: No such interpreter, no such codec in it, or it failed.

@@ -1,7 +1,7 @@
-"""`fedpress bench paired`: one scenario against another, on the same seeds.
+"""`fedpress bench paired`: comparison of two scenarios on the same seeds.
 
-Both share each seed's data split, initial weights and sampling, so the difference by seed varies far less than
-either accuracy; its mean is given with Student's 95 % interval.
+Both runs of a seed share data split, initial weights and sampling, so that their difference varies far less than either
+accuracy; its mean is reported with Student's 95 % interval.
 """
 
 from __future__ import annotations
@@ -24,24 +24,31 @@ class PairedError(FedpressError, ValueError):
 
 
 class Pair(NamedTuple):
-    """One seed's two runs. Accuracies are fractions: the mean of the last ten rounds' held models."""
+    """The two runs of a seed.
+
+    Attributes:
+        seed: The seed.
+        accuracy, baseline_accuracy: Fractions, means over the last ten rounds.
+        up_bytes, baseline_up_bytes: Bytes of all messages up.
+        both_bytes, baseline_both_bytes: Bytes of all messages up and down.
+    """
 
     seed: int
     accuracy: float
     baseline_accuracy: float
     up_bytes: int
     baseline_up_bytes: int
-    both_bytes: int  # up and down
+    both_bytes: int
     baseline_both_bytes: int
 
     @property
     def difference(self) -> float:
-        """Return the accuracy above the baseline's."""
+        """Return the accuracy minus the baseline's."""
         return self.accuracy - self.baseline_accuracy
 
 
 class Comparison(NamedTuple):
-    """All pairs, and what they say together."""
+    """All pairs of two scenarios, and their means."""
 
     scenario: str
     baseline: str
@@ -49,7 +56,7 @@ class Comparison(NamedTuple):
 
     @property
     def difference(self) -> float:
-        """Return the mean accuracy above the baseline's."""
+        """Return the mean difference of accuracy."""
         return mean(pair.difference for pair in self.pairs)
 
     @property
@@ -59,12 +66,12 @@ class Comparison(NamedTuple):
 
     @property
     def up_ratio(self) -> float:
-        """Return how many times fewer bytes went up, over all seeds."""
+        """Return the baseline's bytes up over the scenario's, over all seeds."""
         return sum(pair.baseline_up_bytes for pair in self.pairs) / sum(pair.up_bytes for pair in self.pairs)
 
     @property
     def both_ratio(self) -> float:
-        """Return the same for both directions together."""
+        """Return the same for bytes up and down together."""
         return sum(pair.baseline_both_bytes for pair in self.pairs) / sum(pair.both_bytes for pair in self.pairs)
 
 
@@ -74,16 +81,16 @@ def run(
     seeds: Sequence[int],
     on_pair: Callable[[Pair], None] | None = None,
 ) -> Comparison:
-    """Run both scenarios with every seed, under one name (it goes into what is drawn); students are left out.
+    """Run both scenarios with every seed, under one name (random numbers depend on it), without students.
 
     Args:
-        scenario: the one to judge.
-        baseline: what it is held against.
-        seeds: given to both.
-        on_pair: told of each pair when it is there.
+        scenario: The scenario to judge.
+        baseline: The scenario to compare it with.
+        seeds: Seeds of the runs.
+        on_pair: Called with each pair when it is complete.
 
     Raises:
-        PairedError: no seeds, or the two differ in task, clients, partition or rounds, so that they are no pair.
+        PairedError: There are no seeds, or the two differ in task, clients, rounds, partition or sampling.
     """
     if not seeds:
         raise PairedError("expected at least one seed, and got none")
@@ -111,7 +118,12 @@ def run(
 
 
 def results(scenario: Scenario, seed: int) -> Results:
-    """Run a scenario with a seed, without students and with the last ten rounds evaluated; its folder is not kept."""
+    """Run a scenario in a temporary folder, without students; only the last ten rounds are evaluated.
+
+    Args:
+        scenario: The scenario.
+        seed: Seed of the run.
+    """
     alone = scenario.model_copy(
         update={
             "seed": seed,

@@ -1,17 +1,17 @@
-"""`fedpress bench reuse`: what positions of a real run would cost, coded against supports that both sides hold.
+"""`fedpress bench reuse`: size of a real run's positions, encoded relative to positions that both sides hold.
 
-Nothing is run again: the payloads that `fedpress simulate --keep-payloads` kept are read, and their positions are
-written once more, with each reference. Three references are tried:
+Nothing is run again: the payloads of `fedpress simulate --keep-payloads` are read, and their positions are encoded
+again with each reference. Three references are tried:
 
 * own: the positions of this client's last accepted payload;
-* union: all positions that the payloads of the round before touched;
-* top: as many of them as this payload has, those where the sum of those payloads is largest.
+* union: all positions of the previous round's payloads;
+* top: as many of these as the payload has entries, where the sum of those payloads is largest.
 
-A reference is used where it is shorter, as by `positions.pack`. Besides:
+A reference is used only where it makes the payload shorter, as by `positions.pack`. Besides:
 
-* correlated: not the payload's own positions, but as many as `selection.correlated` with 10 % fresh ones would send
-  against `own`. A payload does not say which those are, so they are made up: those of `own` that the payload has, then
-  others of `own` at random, and for the fresh ones places that only the payload has. Bytes hardly depend on which.
+* correlated: as many positions as `selection.correlated` with 10 % fresh ones would send relative to `own`. A payload
+  does not determine them, so they are synthesized: the positions of `own` that the payload has, then others of `own` at
+  random, and as fresh ones positions that only the payload has. The bytes hardly depend on the choice.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ class Coded(NamedTuple):
     """One payload's positions against one reference.
 
     Attributes:
-        round: of training, from 1.
-        node: who sent it.
-        reference: one of `REFERENCES`.
+        round: Round, from 1.
+        node: Node that sent the payload.
+        reference: One of `REFERENCES`.
         entries: k, positions of the payload.
         held: m, positions of the reference.
-        known: how many of the k are in the reference (for correlated: of the positions made up).
-        plain_bytes: what the positions take without a reference.
-        bytes: what they take with it.
+        known: Number of the k positions that are in the reference (for correlated: of the synthesized ones).
+        plain_bytes: Bytes of the positions without a reference.
+        bytes: Bytes with it.
     """
 
     round: int
@@ -67,19 +67,29 @@ class Coded(NamedTuple):
 
 
 class Summary(NamedTuple):
-    """All payloads that a reference of this kind exists for; bits are means for each entry."""
+    """Means over all payloads with a reference of one kind.
+
+    Attributes:
+        reference: One of `REFERENCES`.
+        payloads: Number of payloads.
+        known: Fraction of the entries that are in the reference.
+        held: Size of the reference over the number of entries.
+        shorter: Fraction of the payloads that the reference makes shorter.
+        plain_bits: Bits of an entry's position without the reference.
+        bits: Bits with it.
+    """
 
     reference: str
     payloads: int
-    known: float  # part of the entries that are in the reference
-    held: float  # size of the reference over the number of entries
-    shorter: float  # part of the payloads for which it is used
+    known: float
+    held: float
+    shorter: float
     plain_bits: float
     bits: float
 
     @property
     def gain(self) -> float:
-        """Return the part of the positions' bytes that the reference saves."""
+        """Return the fraction of the positions' bytes that the reference saves."""
         return 1 - self.bits / self.plain_bits
 
 
@@ -122,39 +132,39 @@ def _coded(found: list[tuple[int, int, Path]], layout: Layout) -> Iterator[Coded
             now, before, touched = round, total, reached
             total, reached = np.zeros(n), np.zeros(n, np.bool_)
         try:
-            said = payloads.decode(path.read_bytes(), SideInfo(layout))
+            decoded = payloads.decode(path.read_bytes(), SideInfo(layout))
         except ReferenceMismatch:
             raise ReuseError(
                 f"the positions of {path} were coded against the client's last download already; "
                 "keep the payloads of a run with --set downlink=null"
             ) from None
-        if not isinstance(said, Sparse) or not said.count:
+        if not isinstance(decoded, Sparse) or not decoded.count:
             continue
-        said.add_to(total)
-        reached[said.positions] = True
+        decoded.add_to(total)
+        reached[decoded.positions] = True
         references: dict[str, Positions] = {}
         if node in own:
             references["own"] = own[node]
         if touched.any():
             references["union"] = np.flatnonzero(touched)
-            references["top"] = largest(before.astype(np.float32), said.count)
-        plain = len(positions.pack(said.positions, n)[1])
+            references["top"] = largest(before.astype(np.float32), decoded.count)
+        plain = len(positions.pack(decoded.positions, n)[1])
         for name, reference in references.items():
             yield Coded(
-                round, node, name, said.count, len(reference), _common(reference, said.positions), plain,
-                len(positions.pack(said.positions, n, reference)[1]),
+                round, node, name, decoded.count, len(reference), _common(reference, decoded.positions), plain,
+                len(positions.pack(decoded.positions, n, reference)[1]),
             )  # fmt: skip
         if node in own:
-            made = _correlated(said.positions, own[node], np.random.default_rng((round, node)))
+            drawn = _correlated(decoded.positions, own[node], np.random.default_rng((round, node)))
             yield Coded(
-                round, node, "correlated", len(made), len(own[node]), _common(own[node], made), plain,
-                len(positions.pack(made, n, own[node])[1]),
+                round, node, "correlated", len(drawn), len(own[node]), _common(own[node], drawn), plain,
+                len(positions.pack(drawn, n, own[node])[1]),
             )  # fmt: skip
-        own[node] = said.positions
+        own[node] = decoded.positions
 
 
 def _correlated(support: Positions, own: Positions, random: np.random.Generator) -> Positions:
-    """Return a support of the same size, or smaller where there are too few places, mostly within `own`."""
+    """Return positions mostly within `own`, as many as `support` has, or fewer where there are not enough."""
     stays = np.isin(own, support, assume_unique=True)
     ranked = np.concatenate([own[stays], random.permutation(own[~stays])])
     inside = ranked[: len(support) - round(FRESH * len(support))]
@@ -168,40 +178,40 @@ def _common(one: NDArray[np.int64], other: NDArray[np.int64]) -> int:
 
 def summaries(coded: list[Coded]) -> list[Summary]:
     """Return a summary for each reference that occurs."""
-    made = []
+    summaries = []
     for name in REFERENCES:
-        of = [one for one in coded if one.reference == name]
-        entries = sum(one.entries for one in of)
-        if of:
-            made.append(
+        group = [each for each in coded if each.reference == name]
+        entries = sum(each.entries for each in group)
+        if group:
+            summaries.append(
                 Summary(
                     reference=name,
-                    payloads=len(of),
-                    known=sum(one.known for one in of) / entries,
-                    held=sum(one.held for one in of) / entries,
-                    shorter=sum(one.bytes < one.plain_bytes for one in of) / len(of),
-                    plain_bits=8 * sum(one.plain_bytes for one in of) / entries,
-                    bits=8 * sum(one.bytes for one in of) / entries,
+                    payloads=len(group),
+                    known=sum(each.known for each in group) / entries,
+                    held=sum(each.held for each in group) / entries,
+                    shorter=sum(each.bytes < each.plain_bytes for each in group) / len(group),
+                    plain_bits=8 * sum(each.plain_bytes for each in group) / entries,
+                    bits=8 * sum(each.bytes for each in group) / entries,
                 )
             )
-    return made
+    return summaries
 
 
 COLUMNS = ("reference", "payloads", "entries in it", "its size", "shorter in", "bits an entry now", "with it", "gain")
 
 
-def rows(made: list[Summary]) -> list[tuple[str, ...]]:
+def rows(summaries: list[Summary]) -> list[tuple[str, ...]]:
     """Return the table, one row for each summary under `COLUMNS`."""
     return [
         (
-            one.reference,
-            f"{one.payloads:,}",
-            f"{one.known:.1%}",
-            f"{one.held:.2f} k",
-            f"{one.shorter:.1%}",
-            f"{one.plain_bits:.3f}",
-            f"{one.bits:.3f}",
-            f"{one.gain:.1%}",
+            summary.reference,
+            f"{summary.payloads:,}",
+            f"{summary.known:.1%}",
+            f"{summary.held:.2f} k",
+            f"{summary.shorter:.1%}",
+            f"{summary.plain_bits:.3f}",
+            f"{summary.bits:.3f}",
+            f"{summary.gain:.1%}",
         )
-        for one in made
+        for summary in summaries
     ]

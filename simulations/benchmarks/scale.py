@@ -1,8 +1,8 @@
-"""`fedpress bench scale`: what the number of clients costs, with the same work in each round.
+"""`fedpress bench scale`: cost of the number of clients, with the same work in each round.
 
-Each number of clients gets a run of its own, in a process of its own. A client takes one step on one example, so that
-what is seen is what stands around the training. What grows with the clients shows in the seconds of a round, in the
-start, or in memory; what they keep grows on the disk, a file for each client that was asked once.
+Each number of clients has its own run, in a process of its own. A client takes one step on one example, so that the
+overhead around the training is measured. Costs that grow with the clients show in the time of a round, in the start,
+or in memory; on disk there is a state file for each client that was sampled once.
 """
 
 from __future__ import annotations
@@ -31,26 +31,25 @@ SAME_WORK = (
     "partition={kind: iid, sizes: equal}",
     "training={epochs: null, steps: 1, batch_size: 1}",
 )
-"""What makes the work of a round the same with any number of clients."""
+"""Overrides that make the work of a round independent of the number of clients."""
 LEAST_ROUNDS = 3
 
 
 class Scale(NamedTuple):
-    """One run.
+    """Figures of one run.
 
     Attributes:
-        clients: how many there were.
-        per_round: how many of them a round asks.
-        start: seconds from the start of its process to the end of the first round, less those of a round.
-        start_processor: the processor time of that, of the server and the workers together: on a busy machine it says
-            more than the clock.
-        seconds: a round, median over all but the first.
-        processor: the processor time of a round, mean over the same.
-        server: the largest resident memory of the server's process, bytes.
-        worker: that of the largest worker.
-        states: bytes of a client's file on the disk, mean over the clients that have one.
-        asked: how many have.
-        checkpoint: bytes of the server's last checkpoint.
+        clients: Number of clients.
+        per_round: Clients sampled in a round.
+        start: Seconds from the start of the process to the end of the first round, minus those of a round.
+        start_processor: Processor time of the same, of server and workers; steadier than the clock on a busy machine.
+        seconds: Time of a round, median over all but the first.
+        processor: Processor time of a round, mean over the same.
+        server: Peak resident memory of the server's process, in bytes.
+        worker: Peak resident memory of the largest worker, in bytes.
+        states: Bytes of a client's state file, mean over the clients that have one.
+        asked: Number of clients that have a state file.
+        checkpoint: Bytes of the server's last checkpoint.
     """
 
     clients: int
@@ -67,7 +66,7 @@ class Scale(NamedTuple):
 
 
 class _Watch(Observer):
-    """Follows a run from inside its process, and looks at the processes after each round."""
+    """Observer inside a run's process that measures the processes after each round."""
 
     def __init__(self, began: float) -> None:
         self._began = began
@@ -79,11 +78,16 @@ class _Watch(Observer):
         self._folder: RunFolder | None = None
 
     def on_start(self, scenario: Scenario, folder: RunFolder) -> None:
-        """Remember where it runs."""
+        """Remember the run folder.
+
+        Args:
+            scenario: Not used.
+            folder: The run folder.
+        """
         self._folder = folder
 
     def on_round(self, result: RoundResult) -> None:
-        """Look at time, memory and disk."""
+        """Measure time, memory and files."""
         assert self._folder is not None
         self.ends.append(perf_counter() - self._began)
         workers = [child.pid for child in multiprocessing.active_children() if child.pid is not None]
@@ -96,29 +100,29 @@ class _Watch(Observer):
 
 
 def run(scenario: Scenario, numbers: Sequence[int], say: Callable[[str], None] = lambda line: None) -> list[Scale]:
-    """Run a scenario with so many clients each time, and return what each run took.
+    """Run a scenario with each number of clients.
 
     Args:
-        scenario: with `SAME_WORK`; its number of clients is replaced.
-        numbers: of clients.
-        say: is told what begins.
+        scenario: Scenario with `SAME_WORK`; its number of clients is replaced.
+        numbers: Numbers of clients.
+        say: Called with each step's name.
 
     Raises:
-        MemoryBenchError: there is no /proc, or the run is too short.
-        PartitionError: more clients than examples.
-        pydantic.ValidationError: fewer clients than a round asks.
+        MemoryBenchError: There is no /proc, or the run is too short.
+        PartitionError: There are more clients than examples.
+        pydantic.ValidationError: There are fewer clients than a round samples.
     """
     if scenario.rounds < LEAST_ROUNDS:
         raise memory.MemoryBenchError(f"got {scenario.rounds} rounds, expected at least {LEAST_ROUNDS}")
     memory.resident(os.getpid())
     scenarios = [Scenario(**{**scenario.model_dump(), "clients": number}) for number in numbers]
-    found = []
-    for one in scenarios:
-        say(f"{one.clients:,} clients")
-        # A process each: nothing is loaded yet, and the largest memory is that of this run.
+    figures = []
+    for chosen in scenarios:
+        say(f"{chosen.clients:,} clients")
+        # A new process each time, so that imports count in the start, and the peak memory is that of this run.
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-            found.append(process.submit(_measured, one.to_json(), perf_counter()).result())
-    return found
+            figures.append(process.submit(_measured, chosen.to_json(), perf_counter()).result())
+    return figures
 
 
 def _measured(scenario: str, began: float) -> Scale:
@@ -137,13 +141,13 @@ def _measured(scenario: str, began: float) -> Scale:
 
 
 def _processor_seconds(process: int) -> float:
-    """Return the processor time that a process has taken so far."""
+    """Return the processor time of a process so far, in seconds."""
     user, system = _stat(process)[11:13]
     return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
 def _stat(process: int) -> list[str]:
-    """Return what /proc/PID/stat says after the name: state, parent, ..."""
+    """Return the fields of /proc/PID/stat after the name: state, parent, ..."""
     return Path(f"/proc/{process}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
 
 
@@ -153,34 +157,34 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def rows(found: Sequence[Scale]) -> list[tuple[str, ...]]:
-    """Return the table that the command prints."""
+def rows(runs: Sequence[Scale]) -> list[tuple[str, ...]]:
+    """Return a row for each run, under `COLUMNS`."""
     return [
         (
-            f"{one.clients:,}",
-            f"{one.start:.1f} s",
-            f"{one.start_processor:.1f} s",
-            f"{one.seconds:.2f} s",
-            f"{one.seconds / found[0].seconds:.2f}x",
-            f"{one.processor:.2f} s",
-            size(one.server),
-            size(one.worker),
-            size(round(one.states)),
-            size(one.checkpoint),
+            f"{run.clients:,}",
+            f"{run.start:.1f} s",
+            f"{run.start_processor:.1f} s",
+            f"{run.seconds:.2f} s",
+            f"{run.seconds / runs[0].seconds:.2f}x",
+            f"{run.processor:.2f} s",
+            size(run.server),
+            size(run.worker),
+            size(round(run.states)),
+            size(run.checkpoint),
         )
-        for one in found
+        for run in runs
     ]
 
 
-def facts(found: Sequence[Scale]) -> list[tuple[str, str]]:
-    """Return the lines under the table."""
-    most = max(found, key=lambda one: one.clients)
+def facts(runs: Sequence[Scale]) -> list[tuple[str, str]]:
+    """Return the lines below the table, of the run with most clients."""
+    most = max(runs, key=lambda run: run.clients)
     return [
         ("clients a round", f"{most.per_round}"),
         ("disk, once all were asked", f"{size(round(most.states * most.clients))} for {most.clients:,} clients"),
     ]
 
 
-def as_json(found: Sequence[Scale]) -> list[dict[str, float]]:
-    """Return the figures as JSON has them."""
-    return [one._asdict() for one in found]
+def as_json(runs: Sequence[Scale]) -> list[dict[str, float]]:
+    """Return the figures as plain data."""
+    return [run._asdict() for run in runs]

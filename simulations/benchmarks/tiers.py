@@ -1,8 +1,8 @@
-"""`fedpress bench tiers`: tiers that train and teach each other, against other ways to serve small devices.
+"""`fedpress bench tiers`: tiers that train and teach each other, compared with other ways to serve small devices.
 
-Every row is a run of the same scenario, with the same data, clients and seed, but for who trains what; a row that is
-there already is not run again, and one that was interrupted goes on. The controls are made from these runs' models:
-they are shown the labels of the proxy data, which the tiers never see.
+Every row is a run of the same scenario, with the same data, clients and seed; only the models that clients train
+differ. A finished row is not run again, and an interrupted one continues. The controls are made from the models of
+these runs, with the labels of the proxy data, which the tiers never see.
 """
 
 from __future__ import annotations
@@ -33,34 +33,34 @@ from fedpress.simulations.scenario.scenario import Scenario
 ROWS = {
     "taught": "tiers train, and teach each other",
     "apart": "the same clients, each model alone",
-    "slices": "each weight the mean of those who have it (HeteroFL)",
+    "heterofl": "each weight the mean of those who have it (HeteroFL)",
     "smallest": "the smallest model for all clients",
     "students": "all clients train the global model, students at the end",
 }
-"""The runs, and what each is."""
+"""Descriptions of the rows that are runs, by name."""
 CONTROLS = {
     "proxy": "small model trained on the labeled proxy data alone",
     "tuned": "apart, then trained on the labeled proxy data",
     "late": "apart, students of that global model at the end",
 }
-"""What is made from the models of `apart`."""
+"""Descriptions of the rows that are made from the models of `apart`, by name."""
 ON_LABELS = Distillation(weights=LossWeights(teacher=0.0, labels=1.0))
 """Training on labels with the optimizer and the passes that students have."""
 
 
 class TiersBenchError(FedpressError, ValueError):
-    """The rows cannot be made as asked."""
+    """The scenario has no tiers that train, a row is unknown, or a folder holds another run."""
 
 
 class Row(NamedTuple):
     """One way to serve the tiers, with one seed.
 
     Attributes:
-        name: of `ROWS` or `CONTROLS`.
-        seed: of the run.
-        accuracy: fractions on the scenario's evaluation split, by tier; "" is the global model. Of runs the mean of the
-            last ten rounds, of controls and students that of one model.
-        up_bytes, down_bytes: of training, by tier; empty for controls.
+        name: Name in `ROWS` or `CONTROLS`.
+        seed: Seed of the run.
+        accuracy: Fractions on the scenario's evaluation split, by tier; "" is the global model. Mean of the last ten
+            rounds for runs, accuracy of one model for controls and students.
+        up_bytes, down_bytes: Bytes of training by tier; empty for controls.
     """
 
     name: str
@@ -74,12 +74,12 @@ def scenario_of(base: Scenario, row: str, seed: int) -> Scenario:
     """Return the scenario of a row.
 
     Args:
-        base: that of the row `taught`.
-        row: a name of `ROWS`.
-        seed: of the run.
+        base: Scenario of the row `taught`.
+        row: Name in `ROWS`.
+        seed: Seed of the run.
 
     Raises:
-        TiersBenchError: no tier of `base` trains, or there is no such row.
+        TiersBenchError: No tier of `base` trains, or there is no such row.
     """
     raw: dict[str, Any] = {**base.model_dump(mode="json"), "seed": seed}
     teaching, tiers = raw["teaching"], [tier for tier in raw["students"]["tiers"] if tier["trains"]]
@@ -91,7 +91,7 @@ def scenario_of(base: Scenario, row: str, seed: int) -> Scenario:
     raw["students"]["tiers"] = tiers
     if row == "apart":
         raw["teaching"] = {"global_model": teaching["global_model"], "every": 0}  # the same, however others are taught
-    elif row == "slices":
+    elif row == "heterofl":
         raw["teaching"] = {"method": "heterofl"}
         raw["students"]["tiers"] = [{**tier, "server_learning_rate": None} for tier in tiers]
     elif row == "smallest":
@@ -109,20 +109,20 @@ def scenario_of(base: Scenario, row: str, seed: int) -> Scenario:
 
 
 def run(base: Scenario, rows: Sequence[str], seed: int, out: Path) -> Iterator[Row]:
-    """Yield rows as they come, in the order of `ROWS` and `CONTROLS`.
+    """Yield each row when it is complete, in the order of `ROWS` and `CONTROLS`.
 
     Args:
-        base: the scenario of the row `taught`.
-        rows: names of `ROWS` and `CONTROLS`; the controls need `apart`, which is run for them.
-        seed: of all runs.
-        out: folder with one folder for each run, and `controls.json`.
+        base: Scenario of the row `taught`.
+        rows: Names in `ROWS` and `CONTROLS`; the controls need `apart`, which is run for them.
+        seed: Seed of all runs.
+        out: Folder with one folder for each run, and `controls.json`.
 
     Raises:
-        TiersBenchError: an unknown row, no tiers that train, or a folder there holds the run of another scenario.
+        TiersBenchError: A row is unknown, no tiers train, or a folder holds the run of another scenario.
     """
     for row in rows:
         if row not in CONTROLS:
-            scenario_of(base, row, seed)  # finds out what is wrong before the first run
+            scenario_of(base, row, seed)  # raises before the first run
     for row in ROWS:
         if row in rows or (row == "apart" and any(name in rows for name in CONTROLS)):
             chosen = scenario_of(base, row, seed)
@@ -133,18 +133,18 @@ def run(base: Scenario, rows: Sequence[str], seed: int, out: Path) -> Iterator[R
     if not wanted:
         return
     kept = out / "controls.json"
-    found: dict[str, dict[str, float]] = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
+    controls: dict[str, dict[str, float]] = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
     for name in wanted:
-        if name not in found:
-            found[name] = dict(_control(name, Job(scenario_of(base, "apart", seed), out / "apart")))
-            write_atomically(kept, json.dumps(found, indent=1).encode())
-        yield Row(name, seed, found[name], {}, {})
+        if name not in controls:
+            controls[name] = dict(_control(name, Job(scenario_of(base, "apart", seed), out / "apart")))
+            write_atomically(kept, json.dumps(controls, indent=1).encode())
+        yield Row(name, seed, controls[name], {}, {})
 
 
 def _results(scenario: Scenario, folder: Path) -> Results:
-    """Return the results of a run: from its folder, or once it is finished or made."""
-    there = RunFolder(folder)
-    if there.results.is_file() and (results := there.load_results()).status == "finished":
+    """Return the results of a run; it is read from its folder, continued, or run."""
+    run_folder = RunFolder(folder)
+    if run_folder.results.is_file() and (results := run_folder.load_results()).status == "finished":
         wanted = json.loads(scenario.to_json())
         differs = sorted(key for key in wanted.keys() - {"workers"} if results.scenario.get(key) != wanted[key])
         if differs:
@@ -152,8 +152,8 @@ def _results(scenario: Scenario, folder: Path) -> Results:
                 f"{folder} holds a run of another scenario ({', '.join(differs)}); give another --out"
             )
         return results
-    if there.begun.is_file():
-        start.folder_of(scenario, folder)  # the same scenario?
+    if run_folder.begun.is_file():
+        start.folder_of(scenario, folder)  # raises for another scenario
         return runner.resume(folder)
     return runner.simulate(scenario, folder)
 
@@ -213,12 +213,12 @@ def table(rows: Sequence[Row]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
 
 
 def closed(rows: Sequence[Row]) -> dict[str, tuple[float, float]]:
-    """Return for each tier the gap to the global model when each learns alone, and how much of it teaching closes.
+    """Return the gap of each tier to the global model without teaching, and the part of it that teaching closes.
 
-    Both as fractions of all answers, means over the seeds that have both rows. The gap is from the tier's model of
-    `apart` to the better global model of `taught` and `students`.
+    Both are differences of accuracy (fractions), means over the seeds that have both rows. The gap is from the tier's
+    model of `apart` to the better global model of `taught` and `students`.
     """
-    found: dict[str, list[tuple[float, float]]] = {}
+    gaps: dict[str, list[tuple[float, float]]] = {}
     by_name = {(row.name, row.seed): row for row in rows}
     for (name, seed), taught in by_name.items():
         apart = by_name.get(("apart", seed))
@@ -228,5 +228,5 @@ def closed(rows: Sequence[Row]) -> dict[str, tuple[float, float]]:
         best = max(row.accuracy[""] for row in (taught, students) if row is not None)
         for tier in taught.accuracy.keys() - {""}:
             alone = apart.accuracy[tier]
-            found.setdefault(tier, []).append((best - alone, taught.accuracy[tier] - alone))
-    return {tier: (fmean(gap for gap, _ in each), fmean(gain for _, gain in each)) for tier, each in found.items()}
+            gaps.setdefault(tier, []).append((best - alone, taught.accuracy[tier] - alone))
+    return {tier: (fmean(gap for gap, _ in each), fmean(gain for _, gain in each)) for tier, each in gaps.items()}

@@ -1,9 +1,9 @@
-"""`fedpress bench warm`: what a round costs a node where each message starts a process anew, and where one is warm.
+"""`fedpress bench warm`: cost of a round on a node, with a new process for each message and with a warm trainer.
 
 A SuperLink and SuperNodes run on this machine, once as Flower starts them and once with a warm trainer for each node
-(`daemon.warm`). On both run plain FedAvg with a model of 1 kB, the same app with fedpress's two lines, and fedpress's
-own app on a scenario. Counted are the seconds of a round, the processor time of a node (all its processes, the first
-round left out), and the memory that stays with a node while it waits. Linux only.
+(`fedpress.client.warm.trainer`). On both run plain FedAvg with a model of 1 kB, the same app with fedpress's mod and
+strategy, and fedpress's own app on a scenario. Measured are the time of a round, the processor time of a node (all its
+processes, without the first round), and the memory of a waiting node. Linux only.
 """
 
 from __future__ import annotations
@@ -31,23 +31,23 @@ from fedpress.simulations.runs import job, plan
 from fedpress.simulations.scenario.scenario import Scenario
 
 ROUND_SECONDS = 120.0
-"""How long a round may take before the run counts as stuck."""
+"""Time limit of a round, after which the run counts as stuck."""
 LOOK_SECONDS = 0.02
-"""How often the bench looks whether a round is over."""
+"""Interval of checks for the end of a round."""
 
 
 class WarmBenchError(FedpressError):
-    """A run did not do what was asked for, or this is no Linux."""
+    """A run had too few rounds, a trainer did not start, or this is not Linux."""
 
 
 class Row(NamedTuple):
-    """What a round of an app costs a node.
+    """Cost of a round of an app on a node, without the first round.
 
     Attributes:
-        app: which.
-        warm: whether a trainer was.
-        seconds: median time of a round, the first left out.
-        cpu_seconds: processor time of a round, mean over rounds and nodes, the first round left out.
+        app: Name of the app.
+        warm: Whether the nodes have a trainer.
+        seconds: Median time of a round.
+        cpu_seconds: Processor time of a round, mean over rounds and nodes.
     """
 
     app: str
@@ -57,13 +57,13 @@ class Row(NamedTuple):
 
 
 class Idle(NamedTuple):
-    """A node that waits, mean over the nodes.
+    """A waiting node, mean over the nodes.
 
     Attributes:
-        warm: whether it has a trainer.
-        memory_bytes: of all its processes, pages that several share divided among them (PSS).
-        trainer_bytes: the trainer's part of it.
-        cpu_ms: processor time, milliseconds a second.
+        warm: Whether it has a trainer.
+        memory_bytes: Memory of all its processes, with shared pages divided among them (PSS).
+        trainer_bytes: The trainer's part of it.
+        cpu_ms: Processor time, milliseconds a second.
     """
 
     warm: bool
@@ -73,7 +73,7 @@ class Idle(NamedTuple):
 
 
 class Figures(NamedTuple):
-    """What was measured."""
+    """Figures of the benchmark."""
 
     nodes: int
     rounds: int
@@ -85,13 +85,13 @@ def run(scenario: Scenario, idle_seconds: float, tell: Callable[[str], None] = l
     """Run the apps on nodes as Flower starts them, then on warm ones.
 
     Args:
-        scenario: what fedpress's own app runs; each of its clients is a node.
-        idle_seconds: how long waiting nodes are watched.
-        tell: is told what goes on.
+        scenario: Scenario of fedpress's own app; each of its clients is a node.
+        idle_seconds: Duration of the measurement of waiting nodes.
+        tell: Called with each step's name.
 
     Raises:
         DeploymentError: Flower's processes do not start, or one of them ends.
-        WarmBenchError: a run had fewer rounds than asked for.
+        WarmBenchError: A run had too few rounds, a trainer did not start, or this is not Linux.
     """
     if not Path("/proc/self/smaps_rollup").exists():
         raise WarmBenchError("bench warm reads processor time and memory from /proc, which only Linux has")
@@ -117,20 +117,20 @@ def run(scenario: Scenario, idle_seconds: float, tell: Callable[[str], None] = l
 
 
 class _Group(NamedTuple):
-    """The processes of a node: those of the SuperNode's session, and the trainer's."""
+    """Processes of a node: the SuperNode's session, and the trainer's."""
 
     node: int
     trainer: int | None
 
     def processes(self) -> Iterator[Path]:
-        """Folders in /proc; those of children that ended and were not waited for are among them."""
+        """Yield the processes' folders in /proc, zombies included."""
         for process in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):
                 if os.getsid(int(process.name)) in (self.node, self.trainer):
                     yield process
 
     def cpu(self) -> float:
-        """Processor time so far, seconds, with that of children that were waited for."""
+        """Return the processor time so far in seconds, with that of ended children."""
         total = 0
         for process in self.processes():
             with suppress(OSError):
@@ -139,7 +139,7 @@ class _Group(NamedTuple):
         return total / os.sysconf("SC_CLK_TCK")
 
     def memory(self, session: int | None = None) -> int:
-        """Bytes (PSS) of the processes, or of those of one session."""
+        """Return the memory (PSS, bytes) of the processes, or of those of one session."""
         total = 0
         for process in self.processes():
             with suppress(OSError):
@@ -151,7 +151,7 @@ class _Group(NamedTuple):
 
 @contextmanager
 def _trainer(folder: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """Start a trainer; yield its process id and what its node needs in its environment."""
+    """Start a trainer; yield its process id and the environment variables for its node."""
     folder.mkdir()
     address = folder / "socket"
     path = flower_processes.environment(folder)["PATH"]
@@ -178,7 +178,7 @@ def _trainer(folder: Path) -> Iterator[tuple[int, dict[str, str]]]:
 
 
 class _App(NamedTuple):
-    """An app: its name, its folder, and how many rounds of it are over."""
+    """An app: its name, its folder, and a function that returns the number of its complete rounds."""
 
     name: str
     folder: Path
@@ -209,7 +209,7 @@ def _apps(folder: Path, scenario: Scenario) -> Iterator[_App]:
 
 
 def _measured(app: _App, with_trainer: bool, running: Deployment, rounds: int, groups: list[_Group]) -> Row:
-    """Run an app, and note time and processor time at the end of each round."""
+    """Run an app, with time and processor time taken at the end of each round."""
     ends: list[tuple[float, float]] = []
     over = threading.Event()
 

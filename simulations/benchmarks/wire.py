@@ -1,14 +1,14 @@
-"""`fedpress bench wire`: bytes on the real wire, between Flower's own processes.
+"""`fedpress bench wire`: bytes between Flower's own processes.
 
 A SuperLink and SuperNodes run on this machine; between each node and the SuperLink a forwarder counts the bytes of
 every request (`byte_counter`). On the same processes run fedpress's app, on a scenario, and a plain Flower app with
-FedAvg and 1 kB each way. Counted are the bytes of the TCP streams: with HTTP's headers, without those of TCP and IP.
+FedAvg and a model of 1 kB. Counted are the TCP streams: with HTTP headers, without those of TCP and IP.
 
-Nodes speak TLS, as in a real deployment. One forwarder counts that; the next takes it off and counts the same requests
-by their kinds. So what TLS adds is a difference of two counts of the same run.
+Nodes use TLS, as in a real deployment. One forwarder counts the TLS stream; the next terminates TLS and counts the same
+requests by kind. The overhead of TLS is the difference of the two counts.
 
-A node asks for messages every 3 s while it has none to work on. How many of these polls fall into a round depends on
-how long the other nodes and the server take, so they stand apart from the requests that a round needs.
+An idle node polls for messages every 3 s. The number of polls in a round depends on the speed of the other nodes and
+the server, so they are counted separately from the requests that a round needs.
 """
 
 from __future__ import annotations
@@ -35,34 +35,34 @@ from fedpress.simulations.scenario.scenario import Scenario
 PULL, CONFIRM, HEARTBEAT = "pull-messages", "confirm-message-received", "send-node-heartbeat"
 PUSHES = ("push-messages", "push-object")
 PAYLOADS = ("update", "model", "buffers")
-"""Kinds of the ledger that count as payload; the rest of a message counts as beside it."""
+"""Kinds of the ledger that count as payload; the rest of a message is overhead."""
 ROUND_SECONDS = 120.0
-"""How long a round may take before the run counts as stuck."""
+"""Time limit of a round, after which the run counts as stuck."""
 
 
 class WireBenchError(FedpressError):
-    """A run did not do what was asked for, so its bytes mean nothing."""
+    """A node did not take part in every round, or did not poll."""
 
 
 class Bytes(NamedTuple):
-    """Bytes to the server and from it; of one client and round where a `Wire` holds them."""
+    """Bytes to the server and from it; for one client and round in a `Wire`."""
 
     up: float = 0.0
     down: float = 0.0
 
 
 class Wire(NamedTuple):
-    """What an app sends: means over nodes and rounds, the first round left out.
+    """Traffic of an app: means over nodes and rounds, without the first round.
 
     Attributes:
-        name: the app.
-        payload: the encoded update, or the model's bytes.
-        requests: everything but the polls that brought nothing, and heartbeats.
-        waiting: those.
-        first: all bytes of the first round, with what a node asks for once in a run.
-        counts: requests of a round by what they ask for.
-        tls: what TLS adds to all of these; mean over all rounds, the first included.
-        connections: of a node and round; each begins with a TLS handshake.
+        name: Name of the app.
+        payload: Bytes of the encoded update, or of the model.
+        requests: Bytes of all requests but polls without a result, and heartbeats.
+        waiting: Bytes of these.
+        first: Bytes of the first round, with the requests that a node makes once in a run.
+        counts: Number of requests of a round by kind.
+        tls: Overhead of TLS on all of these; mean over all rounds, the first included.
+        connections: Connections of a node and round; each begins with a TLS handshake.
     """
 
     name: str
@@ -76,19 +76,19 @@ class Wire(NamedTuple):
 
     @property
     def beside(self) -> Bytes:
-        """All that a round sends beside the payload."""
+        """Bytes of a round besides the payload."""
         return Bytes(*(r + w - p for p, r, w in zip(self.payload, self.requests, self.waiting, strict=True)))
 
 
 class Figures(NamedTuple):
-    """What was measured.
+    """Figures of the benchmark.
 
     Attributes:
-        nodes: SuperNodes.
-        rounds: of each run.
-        apps: fedpress, then the plain app.
-        idle: bytes a second of a node that waits.
-        poll: bytes of one poll that brings nothing.
+        nodes: Number of SuperNodes.
+        rounds: Rounds of each run.
+        apps: Traffic of fedpress, then of the plain app.
+        idle: Bytes a second of a waiting node.
+        poll: Bytes of one poll without a result.
     """
 
     nodes: int
@@ -99,19 +99,19 @@ class Figures(NamedTuple):
 
 
 class Round(NamedTuple):
-    """The requests of one node from the end of its last answer to the end of this one."""
+    """Requests of one node from the end of its previous reply to the end of this one."""
 
     requests: list[Request]
     waiting: list[Request]
 
 
 def rounds_of(requests: Iterable[Request]) -> list[Round]:
-    """Cut a node's requests into rounds; what follows its last answer is left out.
+    """Return a node's requests by round, without those after its last reply.
 
-    A round ends with the last of the requests that push the answer. A poll has brought nothing unless the next request
-    that is no heartbeat is something else than a poll.
+    A round ends with the last request that pushes the reply. A poll had a result if the next request, heartbeats not
+    counted, is not a poll.
     """
-    found: list[Round] = []
+    rounds: list[Round] = []
     own, waiting, poll, pushing = list[Request](), list[Request](), None, False
     for request in requests:
         kind = _kind(request)
@@ -119,7 +119,7 @@ def rounds_of(requests: Iterable[Request]) -> list[Round]:
             waiting.append(request)
             continue
         if pushing and kind not in PUSHES:
-            found.append(Round(own, waiting))
+            rounds.append(Round(own, waiting))
             own, waiting, pushing = [], [], False
         if poll is not None:
             (waiting if kind == PULL else own).append(poll)
@@ -130,21 +130,21 @@ def rounds_of(requests: Iterable[Request]) -> list[Round]:
         own.append(request)
         pushing = kind in PUSHES
     if pushing:
-        found.append(Round(own, waiting))
-    return found
+        rounds.append(Round(own, waiting))
+    return rounds
 
 
 def run(scenario: Scenario, idle_seconds: float, tell: Callable[[str], None] = lambda _: None) -> Figures:
-    """Run both apps and count.
+    """Run both apps and count their bytes.
 
     Args:
-        scenario: what fedpress runs; each of its clients is a node.
-        idle_seconds: how long the nodes are watched before the first run.
-        tell: is told what goes on.
+        scenario: Scenario of fedpress's app; each of its clients is a node.
+        idle_seconds: Duration of the measurement of waiting nodes, before the first run.
+        tell: Called with each step's name.
 
     Raises:
         DeploymentError: Flower's processes do not start, or one of them ends.
-        WireBenchError: a node did not take part in every round.
+        WireBenchError: A node did not take part in every round, or did not poll.
     """
     nodes, rounds = scenario.clients, scenario.rounds
     with tempfile.TemporaryDirectory(prefix="fedpress-wire-") as name, ExitStack() as stack:
@@ -212,7 +212,7 @@ def _wait_for_polls(counters: list[ByteCounter]) -> None:
 
 
 def _watch_idle(counters: list[ByteCounter], seconds: float) -> tuple[Bytes, Bytes]:
-    """Return bytes a second of a waiting node, heartbeats included, and those of one poll."""
+    """Return the bytes a second of a waiting node, heartbeats included, and the bytes of one poll."""
     before = [len(counter.requests()) for counter in counters]
     time.sleep(seconds)
     seen = [request for counter, b in zip(counters, before, strict=True) for request in counter.requests()[b:]]
@@ -275,7 +275,7 @@ COLUMNS = (
 
 def rows(figures: Figures) -> list[tuple[str, ...]]:
     """Return the table that the command prints."""
-    found = []
+    lines = []
     for app in figures.apps:
         for direction in ("up", "down"):
             payload, requests, waiting, beside, first, tls = (
@@ -283,8 +283,8 @@ def rows(figures: Figures) -> list[tuple[str, ...]]:
                 for part in (app.payload, app.requests, app.waiting, app.beside, app.first, app.tls)
             )
             cells = (payload, requests - payload, waiting, beside, first, tls)
-            found.append((f"{app.name}, {direction}", *(f"{cell:,.0f}" for cell in cells)))
-    return found
+            lines.append((f"{app.name}, {direction}", *(f"{cell:,.0f}" for cell in cells)))
+    return lines
 
 
 def facts(figures: Figures) -> list[tuple[str, str]]:

@@ -1,7 +1,9 @@
-"""The commands of fedpress, a file for each subject; `common` is what they share.
+"""Command line: one module for each group of commands, registered in `simulations/__main__.py`.
 
-`bench` registers those of `bench_machine`, `bench_processes`, `bench_scenarios` and `suites`. `inspection`,
-`progress` and `pull_display` are what commands show.
+`simulate` holds `simulate`, `students` and `init`; `report` holds `report` and `inspect`; `pull` holds `pull` and
+`run`; `service` holds `server` and `client`. `bench` registers the commands of `bench_machine`, `bench_processes`,
+`bench_scenarios` and `suites`. `common` has shared options and error handling; `inspection`, `progress` and
+`pull_display` produce the output.
 """
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""`fedpress bench`: its commands, which stand in the files that are imported here."""
+"""`fedpress bench`: the group of benchmark commands, each defined in one of the modules imported here."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import typer
 
 from fedpress.simulations.cli import bench_machine, bench_processes, bench_scenarios, common, suites
 
-bench = typer.Typer(no_args_is_help=True, help="Measure this build on this machine.", **common.PLAIN)
+bench = typer.Typer(no_args_is_help=True, help="Run a benchmark on this machine.", **common.PLAIN)
 for command in (
     bench_machine.engine,
     bench_machine.codec,

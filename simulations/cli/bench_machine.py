@@ -1,4 +1,4 @@
-"""`fedpress bench` engine, codec, reuse, memory, scale, hub: what this build costs on this machine."""
+"""`fedpress bench engine`, `codec`, `reuse`, `memory`, `scale` and `hub`: costs in time, bytes and memory."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def engine(
     ] = False,
     json_file: common.JsonOption = None,
 ) -> None:
-    """Measure what the engine costs beside the clients' work.
+    """Measure the engine's overhead: start-up and messages.
 
-    Prints the time from the start to the first replies of the workers, and how many
-    trivial messages a second go to clients and back.
+    Prints the time from the start to the workers' first replies, and the number of
+    trivial messages a second that make the round trip to a client.
 
     \b
     Examples:
@@ -32,15 +32,15 @@ def engine(
     with common.clear_errors("cluster" if flower else "simulation", json_file):
         from fedpress.simulations.benchmarks import engine as benchmark
 
-        found = {"inline": benchmark.run(messages, workers, repetitions)}
+        by_engine = {"inline": benchmark.run(messages, workers, repetitions)}
         if flower:
-            found["flower"] = benchmark.run(messages, workers, repetitions, flower=True)
+            by_engine["flower"] = benchmark.run(messages, workers, repetitions, flower=True)
         rows = [
             (name, str(figures.workers), f"{figures.start_seconds:.2f} s", f"{figures.messages_per_second:,.0f}")
-            for name, figures in found.items()
+            for name, figures in by_engine.items()
         ]
         common.show_rows(("engine", "workers", "start", "messages a second"), rows)
-        common.write_json(json_file, {name: figures._asdict() for name, figures in found.items()})
+        common.write_json(json_file, {name: figures._asdict() for name, figures in by_engine.items()})
 
 
 def codec(
@@ -48,10 +48,10 @@ def codec(
         int | None, typer.Option(help="Entries of the vector (1000000, or all that DATA has).", **common.COUNT)
     ] = None,
     density: Annotated[
-        float, typer.Option(metavar="P", show_default=False, help="Part of the entries that is sent (0.01).")
+        float, typer.Option(metavar="P", show_default=False, help="Fraction of the entries that is sent (0.01).")
     ] = 0.01,
     data: Annotated[
-        str, typer.Option(metavar="DATA", show_default=False, help="What the vector is like (clustered).")
+        str, typer.Option(metavar="DATA", show_default=False, help="Kind of vector, see above (clustered).")
     ] = "clustered",
     number_format: Annotated[
         str, typer.Option("--values", metavar="FORMAT", show_default=False, help="Number format (step).")
@@ -69,17 +69,17 @@ def codec(
 ) -> None:
     """Measure time and bytes of the codec on one vector.
 
-    Compares the client's whole step (residual, exact top-k, payload, residual: what
-    recipes.default does) with a
-    copy of the vector, with the naive form of the same step and with Flower's dense
-    serialization, all in one run; and the positions with their entropy.
+    Compares the client's whole step (add the residual, exact top-k, encode, keep the
+    new residual: recipes.default) with a copy of the vector, with a naive version of
+    the same step and with Flower's dense serialization, all in one run; and the size
+    of the positions with their entropy.
 
     \b
     DATA is one of
       clustered            like an update: large entries cluster by layer
       uniform              independent normal values
       equal, zeros, one-value, few-values, subnormal
-                           nasty: ties, 99.9 % zero, 99.9 % one value
+                           hard cases: ties, 99.9 % zeros, 99.9 % one value
       FILE.npy             a float32 vector, such as an update of your own
       SCENARIO             the update of its first client in the first round, trained here
     \b
@@ -100,15 +100,14 @@ def reuse(
     run: Annotated[Path, typer.Argument(metavar="RUN", **common.DOCUMENTED)],
     json_file: common.JsonOption = None,
 ) -> None:
-    """Measure what positions would cost, coded against earlier supports.
+    """Measure positions coded against earlier positions.
 
     RUN is the folder of a run that kept its payloads (fedpress simulate digits
-    --keep-payloads). Their positions are written again against the client's own last
-    accepted support (own), against all places that the round before touched (union),
-    and against the places where its sum is largest (top). A reference is used where
-    it is shorter. The row correlated is about the positions that a selection with
-    10 % of its entries from outside the own last support would send. The JSON has
-    every payload.
+    --keep-payloads). Their positions are encoded again relative to the client's own
+    last accepted positions (own), to all positions of the previous round (union), and
+    to those where the sum of that round is largest (top). A reference counts only where
+    it makes the payload shorter. The row "correlated" estimates a selection that takes
+    90 % of its entries from the client's last positions. --json has every payload.
 
     \b
     Example:
@@ -118,13 +117,13 @@ def reuse(
         from fedpress.simulations.benchmarks import reuse as benchmark
 
         coded = benchmark.run(run)
-        made = benchmark.summaries(coded)
-        common.show_rows(benchmark.COLUMNS, benchmark.rows(made))
+        summaries = benchmark.summaries(coded)
+        common.show_rows(benchmark.COLUMNS, benchmark.rows(summaries))
         common.write_json(
             json_file,
             {
-                "references": [{**one._asdict(), "gain": one.gain} for one in made],
-                "payloads": [one._asdict() for one in coded],
+                "references": [{**summary._asdict(), "gain": summary.gain} for summary in summaries],
+                "payloads": [payload._asdict() for payload in coded],
             },
         )
 
@@ -141,9 +140,9 @@ def memory(
     """Measure whether a long run's memory grows.
 
     SCENARIO is as for `fedpress simulate`; it runs without students, with checkpoints,
-    in a folder that is removed at the end. After each round the resident memory of the
-    server's process and of each worker is read, and after a fifth of the rounds a line
-    is fitted to each third of the rest; the median slope counts. Linux only.
+    in a temporary folder. The resident memory of the server's process and of each worker
+    is read after every round. The first fifth of the rounds is a warm-up; a line is
+    fitted to each third of the rest, and the median slope is reported. Linux only.
 
     \b
     Examples:
@@ -159,37 +158,40 @@ def memory(
 
         chosen = scenarios.load(scenario, ["students.tiers=[]", f"rounds={rounds}", *(overrides or ())])
         with progress.Display(Console(), chosen.rounds) as display:
-            found = benchmark.run(chosen, display)
+            processes = benchmark.run(chosen, display)
         typer.echo()
-        common.show_rows(benchmark.COLUMNS, benchmark.rows(found))
+        common.show_rows(benchmark.COLUMNS, benchmark.rows(processes))
         if plot is not None:
-            plot.write_text(benchmark.plot(found), encoding="utf-8")
+            plot.write_text(benchmark.plot(processes), encoding="utf-8")
             typer.echo(f"plot: {plot}")
-        common.write_json(json_file, benchmark.as_json(chosen, found))
+        common.write_json(json_file, benchmark.as_json(chosen, processes))
 
 
 def scale(
     scenario: Annotated[str, typer.Argument(**common.DOCUMENTED)] = "digits",
     overrides: common.SetOption = None,
     clients: Annotated[
-        str, typer.Option(metavar="NUMBERS", show_default=False, help="How many, such as 100,1000. Default: 20,200.")
+        str,
+        typer.Option(
+            metavar="NUMBERS", show_default=False, help="Numbers of clients, such as 100,1000. Default: 20,200."
+        ),
     ] = "20,200",
     rounds: Annotated[int, typer.Option(help="Rounds of each run, at least 3 (10).", **common.COUNT)] = 10,
     json_file: common.JsonOption = None,
 ) -> None:
-    """Measure what the number of clients costs.
+    """Measure how time and memory grow with the clients.
 
     Runs SCENARIO (as for `fedpress simulate`) once for each number of clients, each
-    time in new processes and a folder that is removed. The work of a round is the
-    same: as many clients of it, equal parts of the data, one local step on one example,
-    no students. Prints the time to start and that of a round, each with its processor
-    time (of server and workers), the largest memory of the server's process and of a
-    worker, the file that a client keeps, and the server's checkpoint. Linux only.
+    time in new processes and a temporary folder. The work of a round is always the
+    same: the same number of clients a round, equal parts of the data, one local step on
+    one example, no students. Prints start-up time and time of a round, each with its
+    processor time (server and workers), peak memory of the server's process and of a
+    worker, and the sizes of a client's state file and of the checkpoint. Linux only.
 
     \b
     Example:
       fedpress bench scale fashion-mnist-100 --clients 100,1000,10000 \\
-          --set sampling.per_round=100 --set 'task={name: fashion-mnist, model: mlp}'
+          --set sampling.clients_per_round=100 --set 'task={name: fashion-mnist, model: mlp}'
     """
     with common.clear_errors("simulation", json_file):
         numbers = _parse_clients(clients)
@@ -198,22 +200,22 @@ def scale(
 
         size = [f"rounds={rounds}", f"clients={min(numbers)}", *benchmark.SAME_WORK]
         chosen = scenarios.load(scenario, [*size, *(overrides or ())])
-        found = benchmark.run(chosen, numbers, lambda line: typer.echo(f"{line} ...", err=True))
-        common.show_figures(benchmark, found, json_file)
+        runs = benchmark.run(chosen, numbers, lambda line: typer.echo(f"{line} ...", err=True))
+        common.show_figures(benchmark, runs, json_file)
 
 
 def hub(
-    downloads: Annotated[int, typer.Option(help="Downloads at once (200).", **common.COUNT)] = 200,
+    downloads: Annotated[int, typer.Option(help="Concurrent downloads (200).", **common.COUNT)] = 200,
     size: Annotated[int, typer.Option(help="Bytes of the file (4000000).", **common.COUNT)] = 4_000_000,
     json_file: common.JsonOption = None,
 ) -> None:
     """Measure the model hub under load.
 
-    Starts `fedpress hub` on this machine with TLS and a token, and downloads one file 10
-    and then so many times at once, each over a connection of its own, every byte
-    checked. Prints errors, the rate against reading the file from the disk, and the
-    hub's peak memory, which hardly grows with the downloads. The clients take their
-    share of the processor: the rate is that of both.
+    Starts `fedpress hub` on this machine with TLS and a token, and downloads one file
+    with 10 and then with --downloads concurrent clients, each over its own connection,
+    every byte checked. Prints errors, the rate compared with reading the file from disk,
+    and the hub's peak memory. The clients run on the same processor as the hub, so the
+    rate is a lower bound.
 
     \b
     Example:
@@ -232,7 +234,7 @@ def hub(
 
 
 def _parse_clients(text: str) -> list[int]:
-    """Read "100,1000"."""
+    """Return the numbers of a list such as "100,1000"."""
     numbers = [int(part) if part.strip().isdigit() else 0 for part in text.split(",")]
     if min(numbers) < 1:
         common.leave(f"error: --clients {text}: expected numbers from 1 on, such as 100,1000", 2)

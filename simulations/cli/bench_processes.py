@@ -1,4 +1,4 @@
-"""`fedpress bench` wire and warm: Flower's own processes, started and measured."""
+"""`fedpress bench wire` and `warm`: measurements of Flower's own processes."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from fedpress.simulations.scenario.scenario import Scenario
 
 
-Nodes = Annotated[int, typer.Option(help="SuperNodes, all in each round (2).", **common.COUNT)]
+Nodes = Annotated[int, typer.Option(help="SuperNodes, all of them in every round (2).", **common.COUNT)]
 IdleSeconds = Annotated[
-    float, typer.Option(metavar="SECONDS", show_default=False, help="How long to watch waiting nodes (15).")
+    float, typer.Option(metavar="SECONDS", show_default=False, help="How long idle nodes are measured (15).")
 ]
 
 
@@ -29,12 +29,11 @@ def wire(
     """Measure the bytes on the wire of Flower's own processes.
 
     Starts a SuperLink and SuperNodes on this machine, on free ports and with a Flower
-    home of their own, and stops them at the end. Runs fedpress on SCENARIO
-    (as for `fedpress simulate`, without students) and then plain FedAvg with 1 kB each
-    way. Prints what goes up and down for each client and round: the payload, the
-    requests beside it, polls while a node waits for work, and what TLS adds to all of
-    these. Bytes are those of the TCP streams, with HTTP's headers, without those of TCP
-    and IP.
+    home of their own, and stops them at the end. Runs fedpress on SCENARIO (as for
+    `fedpress simulate`, without students), then plain FedAvg with a model of 1 kB.
+    Prints the bytes up and down for each client and round: payload, requests besides
+    it, polls while a node waits for work, and the overhead of TLS. Counted are the TCP
+    streams, with HTTP headers, without those of TCP and IP.
 
     \b
     Example:
@@ -56,13 +55,14 @@ def warm(
     idle: IdleSeconds = 15.0,
     json_file: common.JsonOption = None,
 ) -> None:
-    """Measure what a warm trainer saves a node.
+    """Measure the time that a warm trainer saves a node.
 
-    Starts a SuperLink and SuperNodes on this machine, insecure, on free ports and with
-    a Flower home of their own, and stops them at the end; once as Flower starts them,
-    once each with a warm trainer. Runs plain FedAvg with 1 kB each way, the same with
-    fedpress, and SCENARIO (as for `fedpress simulate`, without students). Prints the
-    time of a round and a node's processor time for it. Linux only.
+    Starts a SuperLink and SuperNodes on this machine, without TLS, on free ports and
+    with a Flower home of their own, and stops them at the end: once as Flower starts
+    them, once with a warm trainer each (`warm: true` of `fedpress client`). Runs plain
+    FedAvg with a model of 1 kB, the same with fedpress, and SCENARIO (as for `fedpress
+    simulate`, without students). Prints the time of a round and a node's processor
+    time for it. Linux only.
 
     \b
     Example:
@@ -77,10 +77,10 @@ def warm(
 
 
 def _deployed(scenario: str, overrides: list[str] | None, nodes: int, rounds: int) -> Scenario:
-    """Return a scenario for so many nodes of Flower's own processes, all in each round."""
+    """Return the scenario with `nodes` clients, all of them in every round, and without students."""
     if rounds < 2:
         common.leave(f"error: --rounds {rounds}: expected at least 2, since the first is left out", 2)
     from fedpress.simulations.scenario import scenario as scenarios
 
-    size = [f"clients={nodes}", f"sampling.per_round={nodes}", f"rounds={rounds}", "students.tiers=[]"]
+    size = [f"clients={nodes}", f"sampling.clients_per_round={nodes}", f"rounds={rounds}", "students.tiers=[]"]
     return scenarios.load(scenario, [*size, *(overrides or ())])

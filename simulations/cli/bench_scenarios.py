@@ -1,4 +1,4 @@
-"""`fedpress bench` paired and tiers: a scenario against others like it, seed by seed."""
+"""`fedpress bench paired` and `tiers`: comparisons of a scenario with variants of it, seed by seed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FEDAVG = (
     "server={optimizer: sgd, learning_rate: 1.0}",
     "downlink=null",
 )
-"""What makes a scenario dense FedAvg."""
+"""Overrides that turn a scenario into dense FedAvg."""
 
 
 def paired(
@@ -33,9 +33,10 @@ def paired(
     """Compare a scenario with dense FedAvg, seed by seed.
 
     SCENARIO is as for `fedpress simulate`. Both runs of a pair share data, clients,
-    initial weights and sampling; the baseline sends and gets whole float32 models, and
-    its server takes the mean (optimizer sgd, rate 1) unless --baseline says otherwise.
-    Prints the difference in accuracy with its 95 % interval, and the bytes saved.
+    initial weights and sampling. The baseline exchanges whole float32 models, and its
+    server applies their mean (server.optimizer sgd, learning rate 1) unless --baseline
+    changes that. Prints the difference in accuracy with its 95 % confidence interval,
+    and the bytes saved.
 
     \b
     Examples:
@@ -58,13 +59,13 @@ def paired(
                 f"  {100 * pair.difference:>+10.2f}"
             )
 
-        found = benchmark.run(ours, theirs, chosen, show)
-        certain = math.isfinite(found.half_width)
-        interval = f" +- {100 * found.half_width:.2f} (95 % interval)" if certain else " (one seed: no interval)"
+        comparison = benchmark.run(ours, theirs, chosen, show)
+        width = comparison.half_width
+        interval = f" +- {100 * width:.2f} (95 % interval)" if math.isfinite(width) else " (one seed: no interval)"
         facts = [
-            ("accuracy against the baseline", f"{100 * found.difference:+.2f} points{interval}"),
-            ("bytes up", f"{found.up_ratio:,.1f}x less"),
-            ("bytes up and down", f"{found.both_ratio:,.1f}x less"),
+            ("accuracy against the baseline", f"{100 * comparison.difference:+.2f} points{interval}"),
+            ("bytes up", f"{comparison.up_ratio:,.1f}x less"),
+            ("bytes up and down", f"{comparison.both_ratio:,.1f}x less"),
         ]
         typer.echo()
         common.show_facts(facts)
@@ -73,11 +74,11 @@ def paired(
             {
                 "scenario": ours.model_dump(mode="json"),
                 "baseline": theirs.model_dump(mode="json"),
-                "pairs": [{**pair._asdict(), "difference": pair.difference} for pair in found.pairs],
-                "difference": found.difference,
-                "half_width": found.half_width if certain else None,
-                "up_ratio": found.up_ratio,
-                "both_ratio": found.both_ratio,
+                "pairs": [{**pair._asdict(), "difference": pair.difference} for pair in comparison.pairs],
+                "difference": comparison.difference,
+                "half_width": width if math.isfinite(width) else None,
+                "up_ratio": comparison.up_ratio,
+                "both_ratio": comparison.both_ratio,
             },
         )
 
@@ -92,17 +93,29 @@ def tiers(
         str, typer.Option(metavar="SEEDS", show_default=False, help="Such as 1-3 or 3,5,8. Default: 1.")
     ] = "1",
     out: Annotated[
-        Path, typer.Option(metavar="DIR", help="Where the runs are kept; those that are there are not run again.")
+        Path,
+        typer.Option(
+            metavar="DIR", show_default=False, help="Folder for the runs (runs/tiers); finished ones are not run again."
+        ),
     ] = Path("runs/tiers"),
     json_file: common.JsonOption = None,
 ) -> None:
-    """Compare tiers that train and teach each other with other ways.
+    """Compare ways to serve tiers of small devices.
 
-    SCENARIO is as for `fedpress simulate`, with tiers that train. The rows: taught
-    (that scenario), apart (each model by itself), slices (HeteroFL), smallest (the
-    smallest model for all), students (made at the end from a global model that all
-    clients train); and controls: proxy, tuned, late. One row takes as long as a run;
-    an interrupted command goes on where it was.
+    SCENARIO is as for `fedpress simulate`, with tiers that train. Each row of the table
+    is one run, or made from the models of one:
+
+    \b
+      taught    that scenario: tiers train, and teach each other by distillation
+      apart     each tier's model is trained separately
+      heterofl  HeteroFL: each weight is the mean over the models that have it
+      smallest  all clients train the smallest tier's model
+      students  all clients train the global model; students are made at the end
+      proxy     control: the tiers' models, trained on the labeled proxy data alone
+      tuned     control: the models of "apart", then trained on the labeled proxy data
+      late      control: students made at the end from the global model of "apart"
+
+    An interrupted command continues where it stopped.
 
     \b
     Example:
@@ -120,8 +133,8 @@ def tiers(
         for seed in numbers:
             for row in benchmark.run(base, names, seed, out / f"seed-{seed}"):
                 rows.append(row)
-                found = ", ".join(f"{tier or 'global'} {value:.2%}" for tier, value in row.accuracy.items())
-                typer.echo(f"seed {seed}, {row.name}: {found}")
+                accuracies = ", ".join(f"{tier or 'global'} {value:.2%}" for tier, value in row.accuracy.items())
+                typer.echo(f"seed {seed}, {row.name}: {accuracies}")
         typer.echo()
         common.show_rows(*benchmark.table(rows))
         gaps = benchmark.closed(rows)

@@ -1,6 +1,6 @@
-"""What every command of the command line shares: options, clear errors, JSON.
+"""Shared parts of all commands: options, error handling, tables, JSON.
 
-Light to import: whatever a command needs beyond this, it imports itself.
+Light to import, so that help is fast: a command imports what else it needs inside its function.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it; 2 stands for input that cannot be used."""
 
 DOCUMENTED: dict[str, Any] = {"hidden": True}
-"""Arguments are explained in the text of their command: typer 0.20 on click 8.5 loses an argument's own help."""
+"""Settings of positional arguments, which the command's text explains: typer 0.20 on click 8.5 loses their own help."""
 
 PLAIN: dict[str, Any] = {"add_completion": False, "rich_markup_mode": None, "pretty_exceptions_enable": False}
 
@@ -28,10 +28,10 @@ EXTRA_MODULES = frozenset(
     "flwr flwr_datasets datasets torch torch_pruning safetensors sklearn pandas matplotlib jinja2 markupsafe"
     " cryptography google grpc grpc_health grpc_reflection onnx onnxruntime prometheus_client tensorboard ray".split()
 )
-"""What the extras bring, by import name."""
+"""Import names of the packages that the extras install."""
 
 SILENT = ("GRPC_VERBOSITY", "NONE")
-"""gRPC's own lines on standard error, one for each failed handshake; a variable that is set already stays."""
+"""Environment variable against gRPC's own lines on standard error, one for each failed handshake."""
 
 JsonOption = Annotated[
     Path | None, typer.Option("--json", metavar="FILE", help="Also write the figures as JSON to FILE.")
@@ -61,7 +61,11 @@ def _at_least_one(value: float | None) -> float | None:
 
 
 def not_negative(value: float) -> float:
-    """Return an option's number. Raises BadParameter below 0."""
+    """Return an option's number.
+
+    Raises:
+        typer.BadParameter: It is below 0.
+    """
     if value < 0:
         raise typer.BadParameter(f"got {value:g}, expected 0 or more")
     return value
@@ -72,20 +76,29 @@ SECONDS: dict[str, Any] = {"metavar": "S", "show_default": False, "callback": _a
 
 
 def file_option(help_text: str, *names: str, metavar: str = "FILE") -> Any:
-    """Return an option that names a file."""
+    """Return an option that takes a path.
+
+    Args:
+        help_text: Help of the option.
+        *names: Option names, such as "--ca".
+        metavar: Placeholder of the value in the help.
+    """
     return typer.Option(*names, metavar=metavar, help=help_text)
 
 
 @contextmanager
 def clear_errors(extra: str, json_file: Path | None = None, plot: Path | None = None) -> Iterator[None]:
-    """Turn what a user can mend into one message and its exit code: bad input, or an extra that is not installed.
+    """End the command with one message and an exit code on bad input, a missing extra or an interrupt.
 
-    SIGTERM is as Ctrl-C: batch systems send it, and a shell's background ignores SIGINT. Services handle it themselves.
+    SIGTERM is handled like Ctrl-C: batch systems send it, and background jobs of a shell ignore SIGINT.
 
     Args:
-        extra: what the command needs; the message names it where a module is missing.
-        json_file: where the command will write its figures; that it can is found out before a long run, not after it.
-        plot: where it will draw them.
+        extra: Extra that the command needs; named in the message where one of its modules is missing.
+        json_file: Target of `--json`, checked before the command's work rather than after a long run.
+        plot: Target of `--plot`, checked likewise.
+
+    Raises:
+        typer.Exit: The work ended with a FedpressError, an interrupt, or a missing module of an extra.
     """
     check_target("--json", json_file)
     check_target("--plot", plot)
@@ -106,7 +119,15 @@ def clear_errors(extra: str, json_file: Path | None = None, plot: Path | None = 
 
 
 def check_target(option: str, path: Path | None) -> None:
-    """End the command if the file that an option names cannot be written: before a long run, not after it."""
+    """End the command if a file cannot be written.
+
+    Args:
+        option: Name of the option, for the message.
+        path: Its value; None: the option was not given.
+
+    Raises:
+        typer.Exit: The folder does not exist, or the path is a folder.
+    """
     if path is None:
         return
     if not path.parent.is_dir():
@@ -116,33 +137,52 @@ def check_target(option: str, path: Path | None) -> None:
 
 
 def leave(message: str, code: int) -> NoReturn:
-    """End the command with a message on standard error."""
+    """End the command.
+
+    Args:
+        message: Text for standard error.
+        code: Exit code.
+
+    Raises:
+        typer.Exit: Always.
+    """
     typer.echo(message, err=True)
     raise typer.Exit(code)
 
 
 def show_facts(facts: Iterable[tuple[str, str]]) -> None:
-    """Print one line for each name and value."""
+    """Print one line for each pair of name and value, the values aligned."""
     from fedpress.simulations.report import tables
 
     show_lines(tables.fact_lines(facts))
 
 
 def show_rows(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print a table."""
+    """Print a table.
+
+    Args:
+        columns: Heads of the columns.
+        rows: Cells of each row, as many as columns.
+    """
     from fedpress.simulations.report import tables
 
     show_lines(tables.table_lines(columns, rows))
 
 
 def show_lines(lines: Iterable[str]) -> None:
-    """Print lines as they are, however wide the screen is."""
+    """Print lines, never wrapped to the width of the terminal."""
     for line in lines:
         typer.echo(line)
 
 
 def show_figures(benchmark: Any, figures: Any, json_file: Path | None) -> None:
-    """Print the table and the lines of a benchmark with `COLUMNS`, `rows`, `facts` and `as_json`."""
+    """Print the figures of a benchmark, and write them as JSON.
+
+    Args:
+        benchmark: Module with `COLUMNS`, `rows`, `facts` and `as_json`.
+        figures: What the module's `run` returned.
+        json_file: Target of `--json`, if any.
+    """
     show_rows(benchmark.COLUMNS, benchmark.rows(figures))
     typer.echo()
     show_facts(benchmark.facts(figures))
@@ -150,7 +190,11 @@ def show_figures(benchmark: Any, figures: Any, json_file: Path | None) -> None:
 
 
 def parse_seeds(text: str) -> list[int]:
-    """Read the seeds that an option gives; "1-10" or "3,5,8"."""
+    """Return the seeds of an option such as "1-10" or "3,5,8".
+
+    Raises:
+        typer.Exit: It is neither.
+    """
     from fedpress.simulations.suites import suite
 
     try:
@@ -160,7 +204,12 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def write_json(path: Path | None, data: Any) -> None:
-    """Write the figures where `--json` says."""
+    """Write figures as JSON, if asked for, and print the path.
+
+    Args:
+        path: Target of `--json`; None: nothing is written.
+        data: What `json.dumps` takes.
+    """
     if path is not None:
         path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
         typer.echo(f"JSON: {path}")

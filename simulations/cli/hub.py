@@ -22,20 +22,22 @@ def hub(
     ] = None,
     key: Annotated[Path | None, common.file_option("Its private key, PEM.", "--key")] = None,
     client_ca: Annotated[
-        Path | None, common.file_option("Only clients with a certificate of this CA, PEM.", "--client-ca")
+        Path | None, common.file_option("Admit only clients with a certificate of this CA, PEM.", "--client-ca")
     ] = None,
-    tokens: Annotated[Path | None, common.file_option("Only clients with one of these tokens.", "--tokens")] = None,
-    public: Annotated[bool, typer.Option("--public", help="Everybody who reaches the hub may download.")] = False,
-    insecure: Annotated[bool, typer.Option("--insecure", help="Without TLS.")] = False,
-    downloads: Annotated[int, typer.Option(help="Downloads at once (256).", **common.COUNT)] = 256,
-    downloads_each: Annotated[int, typer.Option(help="Of one client (4).", **common.COUNT)] = 4,
+    tokens: Annotated[
+        Path | None, common.file_option("Admit only clients with one of these tokens.", "--tokens")
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="Admit every client that can connect.")] = False,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Serve without TLS.")] = False,
+    downloads: Annotated[int, typer.Option(help="Concurrent downloads (256).", **common.COUNT)] = 256,
+    downloads_each: Annotated[int, typer.Option(help="Concurrent downloads of one client (4).", **common.COUNT)] = 4,
     requests: Annotated[int, typer.Option(help="Requests a minute of one client (60).", **common.COUNT)] = 60,
     rate: Annotated[
         int | None, typer.Option(help="Bytes a second of one client. Default: no limit.", **common.COUNT)
     ] = None,
     stall: Annotated[
         float,
-        typer.Option(**common.SECONDS, help="A client must take 64 KiB in so many seconds (120)."),
+        typer.Option(**common.SECONDS, help="Seconds within which a client must take 64 KiB (120)."),
     ] = 120.0,
     grace: Annotated[
         float,
@@ -43,23 +45,23 @@ def hub(
             metavar="S",
             show_default=False,
             callback=common.not_negative,
-            help="What downloads under way get at the end (10).",
+            help="Seconds that running downloads get at shutdown (10).",
         ),
     ] = 10.0,
     metrics: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT", help="Figures for Prometheus, by HTTP, for whoever reaches that.")
+        str | None, typer.Option(metavar="HOST:PORT", help="Serve metrics for Prometheus there, over plain HTTP.")
     ] = None,
 ) -> None:
     """Serve students' bundles to devices that only download them.
 
-    STORE is a folder of published bundles, such as RUN/bundles; a student that is
-    published while the hub runs is served from the next second on.
+    STORE is a folder of published bundles, such as RUN/bundles. A student that is
+    published while the hub runs is served within a second.
 
-    Who may download: those with a token (--tokens; fedpress hub-token makes them), with
-    a certificate of a CA (--client-ca), with both where both are given, or everybody
-    (--public). Tokens are read again when their file changes, and so are the
-    certificate and its key. A client is a token, or the name in a certificate, or
-    else an address; limits count for each. SIGTERM and Ctrl-C stop the hub.
+    Clients are admitted with a token (--tokens; `fedpress hub-token` makes them), with a
+    certificate (--client-ca), with both where both options are given, or without either
+    (--public). The files of tokens, certificate and key are read again when they change.
+    Limits apply to each client: a client is a token, else the name in a certificate,
+    else an address. SIGTERM and Ctrl-C stop the hub.
 
     \b
     Examples:
@@ -99,16 +101,14 @@ def hub_token(
     name: Annotated[str, typer.Argument(metavar="NAME", **common.DOCUMENTED)],
     tokens: Annotated[
         Path,
-        typer.Option(
-            metavar="FILE", show_default=False, help="The hub's file of tokens; made if it is absent (tokens)."
-        ),
+        typer.Option(metavar="FILE", show_default=False, help="The hub's file of tokens, created if absent (tokens)."),
     ] = Path("tokens"),
 ) -> None:
     """Make a token for `fedpress hub --tokens`, and print it once.
 
-    NAME says whose it is, in the log. The file gets the name and the token's SHA-256,
-    so that nobody can read a token out of it; a hub that runs knows it at once. To
-    revoke one, delete its line.
+    NAME identifies the client in the hub's log. The file stores the name and the
+    token's SHA-256, never the token. A running hub reads the file again at once. To
+    revoke a token, delete its line.
 
     \b
     Example:

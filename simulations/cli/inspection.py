@@ -19,25 +19,33 @@ if TYPE_CHECKING:
 
 
 class InspectionError(FedpressError, ValueError):
-    """It is none of the things that can be inspected."""
+    """The path is missing, or neither a payload nor a bundle nor a run folder."""
 
 
-class Found(NamedTuple):
-    """What was found: its kind, one line for each fact, and the same as plain data for JSON."""
+class Inspection(NamedTuple):
+    """Contents of a payload, a bundle or a run folder.
 
-    kind: str  # "payload", "bundle" or "run"
+    Attributes:
+        kind: "payload", "bundle" or "run".
+        facts: Name and value of each line of text.
+        data: The same as plain data, for JSON.
+        columns: Heads of the table of students or tensors; empty: there is no table.
+        rows: Cells of the table.
+    """
+
+    kind: str
     facts: list[tuple[str, str]]
     data: dict[str, Any]
-    columns: tuple[str, ...] = ()  # of a table, if there is one
+    columns: tuple[str, ...] = ()
     rows: Sequence[tuple[str, ...]] = ()
 
 
-def inspect(path: Path, key: Path | None = None) -> Found:
-    """Read and check a payload, a bundle or a run folder.
+def inspect(path: Path, key: Path | None = None) -> Inspection:
+    """Read and verify a payload, a bundle or a run folder.
 
     Args:
-        path: a file, or a folder.
-        key: an Ed25519 public key in PEM, of who must have signed the bundle.
+        path: File or folder.
+        key: Ed25519 public key in PEM that must verify the bundle's signature.
 
     Raises:
         InspectionError: There is no such file, or it is something else.
@@ -65,37 +73,39 @@ def inspect(path: Path, key: Path | None = None) -> Found:
 
     if data.startswith(container.MAGIC):
         public = signing.read_public(key) if key else None
-        return _bundle(reader.open_bundle(data, public), f"by {key}" if key else "present; whose it is was not checked")
+        return _bundle(
+            reader.open_bundle(data, public), f"by {key}" if key else "present, not verified; --key verifies it"
+        )
     raise InspectionError(
         f"{path} is neither a payload nor a bundle nor a run folder: it begins with {data[:8]!r}, a payload with"
         f" {payloads.MAGIC!r}, a bundle with {container.MAGIC!r}"
     )
 
 
-def _payload(data: bytes) -> Found:
-    held = payloads.inspect(data)
-    entries, count = held["size"], held["count"]
+def _payload(data: bytes) -> Inspection:
+    header = payloads.inspect(data)
+    entries, count = header["size"], header["count"]
     facts = [
-        ("wire version", str(held["version"])),
+        ("wire version", str(header["version"])),
         ("entries sent", f"{count:,} of {entries:,} ({count / entries if entries else 0:.3%})"),
-        ("values", held["values"]),
-        ("positions", held["positions"]),
-        ("layout", held["fingerprint"]),
-        ("header", size(held["header_bytes"])),
-        ("positions", _each(held["position_bytes"], count)),
-        ("values", _each(held["value_bytes"], count)),
+        ("values", header["values"]),
+        ("positions", header["positions"]),
+        ("layout", header["fingerprint"]),
+        ("header", size(header["header_bytes"])),
+        ("positions", _each(header["position_bytes"], count)),
+        ("values", _each(header["value_bytes"], count)),
         ("in all", f"{size(len(data))}, {4 * entries / len(data):.1f}x less than float32"),
     ]
-    return Found("payload", facts, held)
+    return Inspection("payload", facts, header)
 
 
 def _each(length: int, count: int) -> str:
     return size(length) + (f" ({8 * length / count:.2f} bits an entry)" if count else "")
 
 
-def _run(path: Path) -> Found:
+def _run(path: Path) -> Inspection:
     results = RunFolder.open(path).load_results()
-    return Found(
+    return Inspection(
         "run",
         tables.run_facts(results),
         results.model_dump(mode="json"),
@@ -104,7 +114,7 @@ def _run(path: Path) -> Found:
     )
 
 
-def _bundle(opened: Bundle, signature: str) -> Found:
+def _bundle(opened: Bundle, signature: str) -> Inspection:
     manifest = opened.manifest
     facts = [
         ("task", manifest.task),
@@ -135,7 +145,7 @@ def _bundle(opened: Bundle, signature: str) -> Found:
         "forms": opened.forms,
         **manifest.model_dump(mode="json"),
     }
-    return Found("bundle", facts, data, ("tensor", "shape", "numbers", "form"), rows)
+    return Inspection("bundle", facts, data, ("tensor", "shape", "numbers", "form"), rows)
 
 
 def _weights(opened: Bundle) -> str:

@@ -1,4 +1,4 @@
-"""`fedpress keys`: certificates and node keys."""
+"""`fedpress keys`: commands for certificates and node keys."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _keys() -> None:
       fedpress keys init keys --host fed.example.org    once
       fedpress keys node keys phone-1                   a node's key; or make it on the device,
                                                         and copy its .pub into keys/nodes
-    The server lets in every node whose public key is in keys/nodes.
+    The server admits every node whose public key is in keys/nodes.
     """
 
 
@@ -43,8 +43,9 @@ def keys_init(
 ) -> None:
     """Make an authority and the server's certificate.
 
-    All goes into DIR, which gets mode 700, private keys 600. Nothing is overwritten. localhost is always
-    among the names. The authority is valid for ten years.
+    DIR gets the files, and mode 700; private keys get mode 600. Nothing is overwritten.
+    The certificate is always valid for localhost, too. The authority is valid for ten
+    years.
 
     \b
     Example:
@@ -60,12 +61,14 @@ def keys_init(
 @keys.command("renew")
 def keys_renew(
     folder: Folder,
-    host: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Other names than before; repeatable.")] = None,
+    host: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Names in place of the present ones; repeatable.")
+    ] = None,
     days: Days = 365,
 ) -> None:
     """Replace the server's certificate and key.
 
-    Clients need nothing new. Restart the server, which then takes it.
+    The authority stays, so clients need no change. Restart the server afterwards.
 
     \b
     Example:
@@ -82,8 +85,9 @@ def keys_renew(
 def keys_node(folder: Folder, name: Name) -> None:
     """Make the key pair of a node.
 
-    It is DIR/nodes/NAME and NAME.pub. Best made on the device itself, in any folder:
-    then only NAME.pub travels. Made on the server, NAME has to be moved to the device.
+    Writes DIR/nodes/NAME, the private key, and NAME.pub. Best made on the device
+    itself, in any folder: then only NAME.pub is copied to the server. If made on the
+    server, NAME has to be moved to the device.
 
     \b
     Example:
@@ -98,9 +102,9 @@ def keys_node(folder: Folder, name: Name) -> None:
 
 @keys.command("certificate")
 def keys_certificate(folder: Folder, name: Name, days: Days = 365) -> None:
-    """Make a client's certificate, for a hub that asks.
+    """Make a certificate for a client of a hub.
 
-    It is DIR/clients/NAME.crt, and its key NAME.key.
+    Writes DIR/clients/NAME.crt and its key NAME.key, for a hub with --client-ca.
 
     \b
     Example:
@@ -115,10 +119,10 @@ def keys_certificate(folder: Folder, name: Name, days: Days = 365) -> None:
 
 @keys.command("register")
 def keys_register(folder: Folder, superlink: SuperLink = "127.0.0.1:9092") -> None:
-    """Let in every node of DIR/nodes.
+    """Register every node of DIR/nodes with a SuperLink.
 
-    `fedpress server` does so by itself, also while it runs; this is for a SuperLink
-    that was started otherwise.
+    `fedpress server` does so by itself, also for keys that are added while it runs. The
+    command is for a SuperLink that was started without it.
 
     \b
     Example:
@@ -128,18 +132,18 @@ def keys_register(folder: Folder, superlink: SuperLink = "127.0.0.1:9092") -> No
         from fedpress.simulations.deploy import control
         from fedpress.simulations.deploy import keys as service
 
-        found = service.Folder(folder)
-        added, problems = control.register_all(control.Control(superlink, found.ca), found)
-        typer.echo(f"registered {', '.join(added)}" if added else "nobody new is registered")
+        paths = service.Folder(folder)
+        added, problems = control.register_all(control.Control(superlink, paths.ca), paths)
+        typer.echo(f"registered {', '.join(added)}" if added else "no new node to register")
         if problems:
             common.leave("\n".join(f"error: {problem}" for problem in problems), 2)
 
 
 @keys.command("revoke")
 def keys_revoke(folder: Folder, name: Name, superlink: SuperLink = "127.0.0.1:9092") -> None:
-    """Shut a node out, for ever.
+    """Revoke a node's key, for good.
 
-    NAME.pub becomes NAME.revoked, and the SuperLink forgets the node.
+    NAME.pub is renamed to NAME.revoked, and the node is unregistered from the SuperLink.
 
     \b
     Example:
@@ -149,11 +153,10 @@ def keys_revoke(folder: Folder, name: Name, superlink: SuperLink = "127.0.0.1:90
         from fedpress.simulations.deploy import control
         from fedpress.simulations.deploy import keys as service
 
-        found = service.Folder(folder)
-        link = control.Control(superlink, found.ca)
+        link = control.Control(superlink, service.Folder(folder).ca)
         known = {node.public_key: node for node in link.nodes() if node.status != "unregistered"}
-        aside = service.revoke(folder, name)  # first: a server that runs would register it again
-        node = known.get(service.public_bytes(aside))
+        revoked = service.revoke(folder, name)  # first: a running server would register it again
+        node = known.get(service.public_bytes(revoked))
         if node is not None:
             link.unregister(node.id)
         typer.echo(f"revoked {name}" + (f", node {node.id}" if node else ", which was not registered"))
@@ -163,7 +166,7 @@ def keys_revoke(folder: Folder, name: Name, superlink: SuperLink = "127.0.0.1:90
 def keys_list(folder: Folder, superlink: SuperLink = "127.0.0.1:9092", json_file: common.JsonOption = None) -> None:
     """Show the nodes of a running SuperLink.
 
-    Their names are those of their keys in DIR.
+    Names are those of the key files in DIR; a node without one is shown as "?".
 
     \b
     Example:
@@ -173,10 +176,10 @@ def keys_list(folder: Folder, superlink: SuperLink = "127.0.0.1:9092", json_file
         from fedpress.simulations.deploy import control
         from fedpress.simulations.deploy import keys as service
 
-        found = service.Folder(folder)
-        nodes = control.Control(superlink, found.ca).nodes()
+        paths = service.Folder(folder)
+        nodes = control.Control(superlink, paths.ca).nodes()
         names, rows = {}, []
-        for path in [*found.public_keys().values(), *found.nodes.glob(f"*{service.REVOKED}")]:
+        for path in [*paths.public_keys().values(), *paths.nodes.glob(f"*{service.REVOKED}")]:
             try:
                 names[service.public_bytes(path)] = path.stem
             except service.KeysError:

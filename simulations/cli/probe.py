@@ -1,4 +1,4 @@
-"""`fedpress probe`: this device measured."""
+"""`fedpress probe`: measurement of this device, and its tier."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ def probe(
     scenario: Annotated[str | None, typer.Argument(**common.DOCUMENTED)] = None,
     overrides: common.SetOption = None,
     latency: Annotated[
-        float | None, typer.Option(metavar="MS", help="An answer may take this many milliseconds here.")
+        float | None, typer.Option(metavar="MS", help="Most milliseconds that one inference may take here.")
     ] = None,
     memory: Annotated[
-        int | None, typer.Option(metavar="BYTES", help="Memory that a model may take here; default: what is free.")
+        int | None, typer.Option(metavar="BYTES", help="Most memory that a model may take here. Default: free memory.")
     ] = None,
-    download: Annotated[int | None, typer.Option(metavar="BYTES", help="The largest download that is welcome.")] = None,
+    download: Annotated[int | None, typer.Option(metavar="BYTES", help="Largest bundle to download.")] = None,
     threads: Annotated[int, typer.Option(help="Threads to measure on (1).", **common.COUNT)] = 1,
     json_file: common.JsonOption = None,
 ) -> None:
     """Measure this device in a few seconds, and name its tier.
 
-    Times reference models, a matrix product and a convolution, and fits a formula by
-    which a server can tell how long a model takes here that was never seen here.
+    Times reference models, a matrix product and a convolution, and fits a formula that
+    predicts the latency of other models on this device.
 
-    With SCENARIO, its task's model is timed too, and so are the students of its tiers:
-    this device is of the largest tier that fits. The file that --json writes says so
-    to a node (node configuration: probe="FILE"), and to a scenario as the `device`
-    of a tier with a budget of latency_ms.
+    With SCENARIO, the task's model and the students of the scenario's tiers are timed,
+    too: the device belongs to the largest tier that fits the limits. The file that
+    --json writes tells a node its tier (`probe` in the settings of `fedpress client`),
+    and is the `device` of a tier with a budget of latency_ms in a scenario.
 
     \b
     Examples:
@@ -42,15 +42,15 @@ def probe(
         from fedpress.simulations.scenario import scenario as scenarios
 
         chosen = scenarios.load(scenario, overrides or ()) if scenario else None
-        found, tiers = probe_tiers.run(chosen, probe_tiers.Limits(latency, memory, download), threads)
-        common.show_facts(probe_tiers.facts(found))
+        device, tiers = probe_tiers.run(chosen, probe_tiers.Limits(latency, memory, download), threads)
+        common.show_facts(probe_tiers.facts(device))
         typer.echo()
-        common.show_rows(probe_tiers.MODEL_COLUMNS, probe_tiers.model_rows(found))
+        common.show_rows(probe_tiers.MODEL_COLUMNS, probe_tiers.model_rows(device))
         if tiers:
             typer.echo()
             common.show_rows(probe_tiers.TIER_COLUMNS, probe_tiers.tier_rows(tiers))
-        common.write_json(json_file, found.to_json())
-        if chosen and not found.tier:
+        common.write_json(json_file, device.to_json())
+        if chosen and not device.tier:
             raise probe_tiers.nothing_fits(tiers)
-        if found.tier:
-            typer.echo(f"\ntier: {found.tier}")
+        if device.tier:
+            typer.echo(f"\ntier: {device.tier}")

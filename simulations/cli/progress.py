@@ -1,4 +1,4 @@
-"""What a run shows while it goes on: lines and a bar on a terminal, a bar in a notebook."""
+"""Progress of a run: lines and a bar on a terminal, a bar in a notebook."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.filesize import decimal as size
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from fedpress.simulations.results.records import Results, RoundResult, StudentResult
+from fedpress.simulations.results.records import RoundResult, StudentResult
 from fedpress.simulations.results.run_folder import RunFolder
 from fedpress.simulations.runs.observer import Observer
 from fedpress.simulations.scenario.scenario import Scenario
@@ -19,16 +19,22 @@ if TYPE_CHECKING:
 
 
 class Display(Observer):
-    """Follows a run: a line for each round with accuracy and bytes, and on a terminal a bar below them.
+    """Observer that prints a line for each round with accuracy and bytes, and on a terminal a bar below them.
 
-    A notebook shows the bar alone, and the result the rest. The bar is one output that is replaced, as rich's own would
-    be only with ipywidgets.
+    A notebook shows the bar alone, since the run's result shows the rest. The bar is one output that is replaced, as
+    rich's own would be only with ipywidgets.
 
     Use as a context manager around the run; on a terminal it restores the cursor however the run ends.
+
+    Args:
+        console: Where to print.
+        rounds: Number that the bar counts up to.
+
+    Attributes:
+        folder: The run folder; None until the run has started.
     """
 
     def __init__(self, console: Console, rounds: int) -> None:
-        """Make the display; `rounds` is what the bar counts up to."""
         self._rounds = rounds
         self._bar = Progress(
             TextColumn("{task.description}"),
@@ -42,9 +48,9 @@ class Display(Observer):
             transient=True,
         )
         self._task = self._bar.add_task("starting", total=rounds)
-        self._output: Any = None  # of a notebook, that shows the bar
+        self._output: Any = None  # a notebook's handle of the bar's output
         self._up = self._down = 0
-        self.folder: RunFolder | None = None  # known once the run has begun
+        self.folder: RunFolder | None = None
 
     def __enter__(self) -> Display:
         if self._bar.console.is_jupyter:
@@ -60,7 +66,7 @@ class Display(Observer):
         self._bar.stop()
 
     def on_start(self, scenario: Scenario, folder: RunFolder) -> None:
-        """Say what runs and where its files go."""
+        """Print the scenario, the run folder and the head of the rounds' table."""
         self.folder = folder
         self._print(
             f"{scenario.name}: task {scenario.task.name}, {scenario.clients} clients,"
@@ -70,13 +76,13 @@ class Display(Observer):
         self._print(f"{'round':>9}  {'accuracy':>8}  {'loss':>7}  {'bytes up':>9}  {'bytes down':>10}")
 
     def on_resume(self, rounds: list[RoundResult]) -> None:
-        """Say where the run goes on; the bar and its sums take in the rounds before."""
+        """Print where the run continues; the bar and its sums include the earlier rounds."""
         self._up, self._down = sum(done.up_bytes for done in rounds), sum(done.down_bytes for done in rounds)
         self._print(f"goes on after round {rounds[-1].round} of {self._rounds}")
         self._show("resuming", rounds[-1].round)
 
     def on_round(self, result: RoundResult) -> None:
-        """Add the round's line; bytes are those of the round."""
+        """Print the round's line, with the bytes of this round; the bar has those of the run."""
         self._up += result.up_bytes
         self._down += result.down_bytes
         accuracy = "-" if result.accuracy is None else f"{result.accuracy:.2%}"
@@ -95,21 +101,17 @@ class Display(Observer):
         self._show(f"{last}{size(self._up)} up, {size(self._down)} down", result.round)
 
     def on_search(self, tier: str, step: SearchProgress) -> None:
-        """Say that a search begins; on a terminal, how far it has come."""
+        """Print that a search begins; on a terminal, show its progress."""
         if not step.done:
-            self._print(f"student {tier}: the best within its budget is looked for")
-        part = f"{step.done / step.total:.0%}"
-        self._show(f"student {tier}, {part}: {step.text}")
+            self._print(f"student {tier}: searching for the best architecture within its budget")
+        self._show(f"student {tier}, {step.done / step.total:.0%}: {step.text}")
 
     def on_student(self, result: StudentResult) -> None:
-        """Say that a student was downloaded and what it is worth."""
+        """Print a downloaded student's size and accuracy."""
         self._print(
             f"student {result.tier}: {result.parameters:,} parameters, {size(result.bundle_bytes)},"
             f" opened and checked: accuracy {result.accuracy:.2%} (teacher {result.teacher_accuracy:.2%})"
         )
-
-    def on_end(self, results: Results) -> None:
-        """Nothing more to show; the tables follow when the display is closed."""
 
     def _show(self, description: str, completed: int | None = None) -> None:
         """Bring the bar up to date."""

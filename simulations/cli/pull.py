@@ -1,4 +1,4 @@
-"""`fedpress pull` and `run`: a device that downloads students, and runs them."""
+"""`fedpress pull` and `run`: download of students to a device, and inference with them."""
 
 from __future__ import annotations
 
@@ -13,30 +13,33 @@ from fedpress.simulations.cli import common
 
 def _given(value: Any) -> Any:
     if value in ("", Path()):
-        raise typer.BadParameter("it is needed, and was not given")
+        raise typer.BadParameter("this option is required")
     return value
 
 
 NEEDED: dict[str, Any] = {"show_default": False, "callback": _given}
 VerifyKey = Annotated[
-    Path | None, common.file_option("Ed25519 public key of who must have signed the bundle.", "--verify-key")
+    Path | None, common.file_option("Ed25519 public key that must verify the bundle's signature, PEM.", "--verify-key")
 ]
 
 
 def pull(
     hub_address: Annotated[
-        str, typer.Option("--hub", metavar="HOST:PORT", help="Where the hub listens.", **NEEDED)
+        str, typer.Option("--hub", metavar="HOST:PORT", help="Address of the hub (required).", **NEEDED)
     ] = "",
-    tier: Annotated[str, typer.Option(metavar="TIER", help="The class of devices that this one is of.", **NEEDED)] = "",
+    tier: Annotated[
+        str, typer.Option(metavar="TIER", help="Tier of this device, such as phone (required).", **NEEDED)
+    ] = "",
     out: Annotated[
-        Path, typer.Option(metavar="DIR", show_default=False, help="Where TIER.fpb goes. Default: here.")
+        Path, typer.Option(metavar="DIR", show_default=False, help="Folder for TIER.fpb. Default: the current one.")
     ] = Path("."),
     ca: Annotated[
         Path | None,
-        common.file_option("Who signed the hub's certificate, PEM. Default: the public authorities.", "--ca"),
+        common.file_option("Authority of the hub's certificate, PEM. Default: the system's.", "--ca"),
     ] = None,
     token_file: Annotated[
-        Path | None, common.file_option("Holds this device's token. Or FEDPRESS_TOKEN is it.", "--token-file")
+        Path | None,
+        common.file_option("File with this device's token. Default: variable FEDPRESS_TOKEN.", "--token-file"),
     ] = None,
     client_certificate: Annotated[
         Path | None, common.file_option("This device's certificate, PEM.", "--client-certificate")
@@ -44,10 +47,10 @@ def pull(
     client_key: Annotated[Path | None, common.file_option("Its private key, PEM.", "--client-key")] = None,
     verify_key: VerifyKey = None,
     allow_older: Annotated[
-        bool, typer.Option("--allow-older", help="A version below the one that is here may replace it.")
+        bool, typer.Option("--allow-older", help="Accept a version older than the present one.")
     ] = False,
     watch: Annotated[
-        float | None, typer.Option(**common.SECONDS, help="Go on, and look again every so many seconds.")
+        float | None, typer.Option(**common.SECONDS, help="Keep running, and check for a new version every S seconds.")
     ] = None,
     retries: Annotated[
         int,
@@ -55,27 +58,27 @@ def pull(
             metavar="N",
             show_default=False,
             callback=common.not_negative,
-            help="Attempts in a row without a byte, after the first (8).",
+            help="Failed attempts in a row, without a byte, before giving up (8).",
         ),
     ] = 8,
     stall: Annotated[
         float,
-        typer.Option(**common.SECONDS, help="Seconds without a byte that end an attempt (120)."),
+        typer.Option(**common.SECONDS, help="Seconds without a byte after which an attempt ends (120)."),
     ] = 120.0,
-    insecure: Annotated[bool, typer.Option("--insecure", help="Without TLS.")] = False,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Connect without TLS.")] = False,
 ) -> None:
-    """Download a tier's newest student, or say that it is here.
+    """Download a tier's newest student, unless it is there already.
 
-    It replaces DIR/TIER.fpb once it is verified; until then the old one stays. A download
-    that breaks off goes on where it was, in the next attempt or the next pull.
-    Needs neither torch nor Flower: pip install 'fedpress[download]'.
+    The file replaces DIR/TIER.fpb once it is verified; until then the old one stays. An
+    interrupted download continues where it stopped, in the next attempt or the next
+    pull. Needs neither torch nor Flower: pip install 'fedpress[download]'.
 
     \b
     Exit codes:
-      3  no hub there, or the link keeps breaking   7  damaged, or not signed by the key
-      4  a certificate is not trusted               8  the disk is full, or not writable
-      5  no token, or not a known one               9  older than what is here
-      6  no such tier; those that exist are named   2  anything else
+      3  hub unreachable, or the link keeps breaking   7  damaged, or not signed by the key
+      4  a certificate is not trusted                  8  the disk is full, or not writable
+      5  no token, or an unknown one                   9  older than the present version
+      6  no such tier; the existing ones are named     2  any other error
     \b
     Examples:
       fedpress pull --hub 127.0.0.1:9443 --tier phone --insecure
@@ -94,14 +97,14 @@ def pull(
         from fedpress.simulations.cli import pull_display
 
         token = pulls.read_token(token_file) if token_file else os.environ.get("FEDPRESS_TOKEN") or None
-        there = pulls.Hub(hub_address, ca, token, client_certificate, client_key, insecure, stall)
+        hub = pulls.Hub(hub_address, ca, token, client_certificate, client_key, insecure, stall)
         public_key = signing.read_public(verify_key) if verify_key else None
         console = Console(stderr=True)
         while True:
             try:
                 with pull_display.Display(console) as display:
-                    found = pulls.pull(
-                        there,
+                    pulled = pulls.pull(
+                        hub,
                         tier,
                         out,
                         public_key=public_key,
@@ -110,7 +113,7 @@ def pull(
                         on_progress=display.on_progress,
                         on_wait=display.on_wait,
                     )
-                typer.echo(pull_display.summary(found))
+                typer.echo(pull_display.summary(pulled))
             except pulls.PullError as error:
                 if watch is None:
                     raise
@@ -122,20 +125,22 @@ def pull(
 
 def run(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", **common.DOCUMENTED)],
-    inputs: Annotated[Path, typer.Option("--input", metavar="FILE", help="Inputs, .npy or .npz.", **NEEDED)] = Path(),
-    out: Annotated[Path | None, common.file_option("Write the student's outputs there, .npy.", "--out")] = None,
+    inputs: Annotated[
+        Path, typer.Option("--input", metavar="FILE", help="Inputs, .npy or .npz (required).", **NEEDED)
+    ] = Path(),
+    out: Annotated[Path | None, common.file_option("Also write the outputs to FILE, .npy.", "--out")] = None,
     verify_key: VerifyKey = None,
     json_file: common.JsonOption = None,
 ) -> None:
     """Run a downloaded student on a file of inputs.
 
-    BUNDLE is what fedpress pull leaves, of a scenario with students.quantize.onnx: true.
-    The inputs are an .npy file of shape (N, ...) or (...), prepared as the training data
-    were, or an .npz file with one array, or with one called "input". ONNX Runtime
-    answers. Prints the class of each input; --out keeps the numbers behind it, float32 (N, ...).
+    BUNDLE is a file from `fedpress pull`, of a scenario with students.quantize.onnx: true.
+    The inputs are an .npy file of shape (N, ...) or (...), preprocessed like the training
+    data, or an .npz file with one array, or with one called "input". The model runs in
+    ONNX Runtime. Prints the class of each input; --out keeps the outputs, float32 (N, ...).
 
-    Needs neither torch nor Flower: pip install 'fedpress[download,onnx]'. Of the bundle
-    nothing is executed but the ONNX graph.
+    Needs neither torch nor Flower: pip install 'fedpress[download,onnx]'. Nothing of the
+    bundle is executed but the ONNX graph.
 
     \b
     Example:
@@ -149,13 +154,13 @@ def run(
 
         if out is not None and (out.suffix != ".npy" or not out.absolute().parent.is_dir()):
             common.leave(f"error: --out {out}: expected a file .npy in a folder that exists", 2)
-        found = infer.answer(bundle, inputs, signing.read_public(verify_key) if verify_key else None)
-        if found.classes is None and out is None:
+        answer = infer.answer(bundle, inputs, signing.read_public(verify_key) if verify_key else None)
+        if answer.classes is None and out is None:
             common.leave(
-                f"error: answers of shape {found.outputs.shape[1:]} are no classes: keep them with --out FILE.npy", 2
+                f"error: outputs of shape {answer.outputs.shape[1:]} are no classes: keep them with --out FILE.npy", 2
             )
-        if found.classes is not None:
-            for number, row in enumerate(found.classes):
+        if answer.classes is not None:
+            for number, row in enumerate(answer.classes):
                 typer.echo(f"{number}\t{' '.join(map(str, np.atleast_1d(row)))}")
         if out is not None:
             import io
@@ -163,10 +168,10 @@ def run(
             from fedpress.compression import files
 
             file = io.BytesIO()
-            np.save(file, found.outputs)
+            np.save(file, answer.outputs)
             files.write_atomically(out, file.getvalue())
-            typer.echo(f"outputs {found.outputs.shape}: {out}", err=True)
-        classes = None if found.classes is None else found.classes.tolist()
+            typer.echo(f"outputs {answer.outputs.shape}: {out}", err=True)
+        classes = None if answer.classes is None else answer.classes.tolist()
         common.write_json(
-            json_file, {"tier": found.manifest.tier, "version": found.manifest.version, "classes": classes}
+            json_file, {"tier": answer.manifest.tier, "version": answer.manifest.version, "classes": classes}
         )

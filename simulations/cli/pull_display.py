@@ -1,4 +1,4 @@
-"""What `fedpress pull` shows: a bar on a terminal, a line for each attempt that failed."""
+"""Output of `fedpress pull`: a bar on a terminal, a line for each failed attempt, and a summary."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Display:
-    """Follows one pull; use it as a context manager.
+    """Display of one pull; use it as a context manager.
 
     Args:
         console: Standard error, so that standard output has the result alone.
@@ -43,16 +43,26 @@ class Display:
         self._bar.stop()
 
     def on_progress(self, done: int, total: int) -> None:
-        """So much of the file is here."""
+        """Show how much of the file has arrived.
+
+        Args:
+            done: Bytes on this device.
+            total: Bytes of the file.
+        """
         self._bar.update(self._task, completed=done, total=total, description="downloading")
 
     def on_wait(self, reason: str, seconds: float) -> None:
-        """An attempt failed."""
+        """Print that an attempt failed.
+
+        Args:
+            reason: What went wrong.
+            seconds: Wait before the next attempt.
+        """
         self._bar.console.print(f"{reason}; again in {seconds:.1f} s", highlight=False, markup=False, soft_wrap=True)
 
 
 def summary(pulled: Pulled) -> str:
-    """The line at the end."""
+    """Return the last line: the version, and what was downloaded for it."""
     if not pulled.changed:
         return f"{pulled.path}: version {pulled.version} is the newest, and it is here already"
     part = "" if pulled.received == pulled.size else f" of {size(pulled.size)}, the rest was here"

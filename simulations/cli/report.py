@@ -1,4 +1,4 @@
-"""`fedpress report` and `inspect`: what a run has left, and any file of it."""
+"""`fedpress report` and `inspect`: pages and figures of runs, and the contents of files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN [RUN ...]", **common.DOCUMENTED)],
     out: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Where the page goes. Default: RUN/report.html, of several comparison.html."),
+        typer.Option(metavar="FILE", help="Path of the page. Default: RUN/report.html; comparison.html for several."),
     ] = None,
     figures: Annotated[
         Path | None,
@@ -24,15 +24,15 @@ def report(
 ) -> None:
     """Write a run's report, or one page that compares several runs.
 
-    RUN is a run folder. A page is one file that needs nothing else, readable in light
-    and dark. `fedpress simulate` writes report.html at its end; this command makes it
+    RUN is a run folder. A page is one self-contained HTML file for light and dark
+    screens. `fedpress simulate` writes report.html at its end; this command writes it
     again, also for a run that was stopped half-way.
 
-    Of several runs: their curves together, a table, and the keys in which their
-    scenarios differ. Runs of one scenario with different seeds become one curve with a
-    band, and one row. A run that is not finished is shown as far as it got.
+    The page of several runs has their curves, a table, and the keys in which their
+    scenarios differ. Runs of one scenario with different seeds are one curve with a
+    band, and one row. An unfinished run is shown up to its last round.
 
-    --tensorboard writes what `fedpress simulate --tensorboard` would have written.
+    --tensorboard writes the same event files as `fedpress simulate --tensorboard`.
 
     \b
     Examples:
@@ -64,15 +64,15 @@ def report(
 def inspect(
     path: Annotated[Path, typer.Argument(metavar="FILE|DIR", **common.DOCUMENTED)],
     key: Annotated[
-        Path | None, typer.Option(metavar="PEM", help="Ed25519 public key of who must have signed the bundle.")
+        Path | None, typer.Option(metavar="PEM", help="Ed25519 public key that must verify the bundle's signature.")
     ] = None,
     json_file: common.JsonOption = None,
 ) -> None:
-    """Check a payload, bundle or run and say what it holds.
+    """Verify a payload, bundle or run and show its contents.
 
-    FILE is an encoded update or a student's download file; DIR is a run folder.
-    A damaged file is an error that names the fault (exit code 2), and so is a
-    bundle that was not signed with --key.
+    FILE is an encoded update or a student's bundle; DIR is a run folder. A damaged file
+    is an error that names the fault (exit code 2), and so is a bundle whose signature
+    --key does not verify.
 
     \b
     Examples:
@@ -82,10 +82,10 @@ def inspect(
     with common.clear_errors("server", json_file):
         from fedpress.simulations.cli import inspection
 
-        found = inspection.inspect(path, key)
-        typer.echo(f"{path}: a {found.kind}")
-        common.show_facts(found.facts)
-        if found.rows:
+        inspected = inspection.inspect(path, key)
+        typer.echo(f"{path}: a {inspected.kind}")
+        common.show_facts(inspected.facts)
+        if inspected.rows:
             typer.echo()
-            common.show_rows(found.columns, found.rows)
-        common.write_json(json_file, found.data)
+            common.show_rows(inspected.columns, inspected.rows)
+        common.write_json(json_file, inspected.data)

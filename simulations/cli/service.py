@@ -1,4 +1,4 @@
-"""`fedpress server` and `fedpress client`: fedpress as a service."""
+"""`fedpress server` and `fedpress client`: federated training as services on several machines."""
 
 from __future__ import annotations
 
@@ -19,19 +19,20 @@ TERMINATED = 143
 """Exit code after SIGTERM, as shells have it."""
 
 Settings = Annotated[Path | None, typer.Argument(metavar="FILE", **common.DOCUMENTED)]
-Example = Annotated[bool, typer.Option("--example", help="Print a settings file to start from, every key explained.")]
+Example = Annotated[bool, typer.Option("--example", help="Print a settings file with every key explained.")]
 Install = Annotated[
-    bool, typer.Option("--install", help="Write a systemd user unit for FILE, and say how to start it.")
+    bool, typer.Option("--install", help="Write a systemd user unit for FILE, and print how to start it.")
 ]
 
 
 def server(file: Settings = None, example: Example = False, install: Install = False) -> None:
     """Run a federation over TLS, to the end of one run.
 
-    FILE is YAML; --example prints one. The run trains a scenario, with the nodes whose
-    public keys are in the keys folder, and goes on by itself after a crash of the app,
-    of Flower or of this machine. It ends with exit code 0 when the run is finished,
-    and stops in order on Ctrl-C (130) and SIGTERM (143); the same command then goes on.
+    FILE is a YAML file of settings; --example prints one. The run trains a scenario with
+    the nodes whose public keys are in the keys folder, and continues by itself after a
+    crash of the app, of Flower or of this machine. The exit code is 0 once the run is
+    finished, 130 after Ctrl-C and 143 after SIGTERM; the same command then continues
+    the run.
 
     \b
     Examples:
@@ -45,7 +46,8 @@ def server(file: Settings = None, example: Example = False, install: Install = F
             typer.echo(_example("server"))
             return
         if install:
-            _install("server", _given(file), settings.load(_given(file), settings.Server))
+            settings.load(_given(file), settings.Server)  # a unit with invalid settings could never start
+            _install("server", _given(file))
             return
         chosen = settings.load(_given(file), settings.Server)
         from fedpress.simulations.deploy.service import Server
@@ -62,7 +64,7 @@ def server(file: Settings = None, example: Example = False, install: Install = F
         elif ended.signal:
             rounds = len(ended.results.rounds) if ended.results else 0
             code = common.INTERRUPTED if ended.signal == signal.SIGINT else TERMINATED
-            common.leave(f"stopped after round {rounds}; to go on: fedpress server {file}", code)
+            common.leave(f"stopped after round {rounds}; to continue: fedpress server {file}", code)
         else:
             typer.echo("the run is finished")
 
@@ -70,10 +72,11 @@ def server(file: Settings = None, example: Example = False, install: Install = F
 def client(file: Settings = None, example: Example = False, install: Install = False) -> None:
     """Take part in a federation with this device.
 
-    FILE is YAML; --example prints one. The daemon keeps a Flower SuperNode running, waits for the server, comes back
-    after every trouble, trains only in the hours and under the conditions of FILE, and
-    leaves no process behind when it ends. Runs as an ordinary user; SIGTERM or Ctrl-C
-    stop it. What it keeps between rounds survives everything but the disk.
+    FILE is a YAML file of settings; --example prints one. The daemon keeps a Flower
+    SuperNode running, reconnects after every failure, trains only during the hours and
+    under the conditions of FILE, and leaves no process behind when it ends. It needs no
+    privileges; SIGTERM and Ctrl-C stop it. The state that a client keeps between rounds
+    is on disk, and survives restarts.
 
     \b
     Examples:
@@ -89,7 +92,7 @@ def client(file: Settings = None, example: Example = False, install: Install = F
             return
         chosen = settings.load(_given(file), settings.Client)
         if install:
-            _install("client", _given(file), chosen)
+            _install("client", _given(file))
             return
         from fedpress.simulations.deploy.daemon import Client
 
@@ -105,12 +108,12 @@ def client(file: Settings = None, example: Example = False, install: Install = F
 
 def _given(file: Path | None) -> Path:
     if file is None:
-        common.leave("error: which settings? Give a FILE; --example prints one to start from", 2)
+        common.leave("error: no FILE of settings was given; --example prints one to start from", 2)
     return file
 
 
 def _say(text: str) -> None:
-    """Print a line at once; with the time, unless systemd's journal has it already."""
+    """Print a line without delay; with the time, unless systemd's journal adds it."""
     stamp = "" if "JOURNAL_STREAM" in os.environ else f"{datetime.now():%H:%M:%S} "
     typer.echo(f"{stamp}{text}")
     sys.stdout.flush()
@@ -120,10 +123,10 @@ def _example(kind: str) -> str:
     from fedpress.simulations.deploy import settings
     from fedpress.simulations.scenario import template
 
-    found = settings.SERVER_EXAMPLE if kind == "server" else settings.CLIENT_EXAMPLE
+    example = settings.SERVER_EXAMPLE if kind == "server" else settings.CLIENT_EXAMPLE
     head = f"# For: fedpress {kind} {kind}.yaml\n# Paths are relative to this file's folder. Keys with"
     head += " defaults may be left out.\n\n"
-    return head + template.commented(found).rstrip("\n")
+    return head + template.commented(example).rstrip("\n")
 
 
 UNIT = """\
@@ -134,7 +137,7 @@ Description=fedpress {kind}, {described}
 ExecStart={python} -m fedpress.simulations {kind} {file}
 Restart=on-failure
 RestartSec=10
-# 2: the settings are wrong, and trying again would not help.
+# 2: the settings are invalid, so a restart would not help.
 RestartPreventExitStatus=2
 SuccessExitStatus=130 143
 KillMode=mixed
@@ -145,7 +148,7 @@ WantedBy=default.target
 """
 
 
-def _install(kind: str, file: Path, _checked: object) -> None:
+def _install(kind: str, file: Path) -> None:
     config = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
     name = re.sub(r"[^A-Za-z0-9:_.-]", "-", file.stem)  # systemd takes no others
     unit = config / "systemd" / "user" / f"fedpress-{name}.service"
@@ -160,7 +163,7 @@ def _install(kind: str, file: Path, _checked: object) -> None:
 
 
 def _word(text: str) -> str:
-    """Return one word of a unit's command line; `%` and `$` would stand for something else there."""
+    """Return one word of a unit's command line, quoted; systemd expands `%` and `$` there."""
     for special, written in (("\\", "\\\\"), ('"', '\\"'), ("%", "%%"), ("$", "$$")):
         text = text.replace(special, written)
     return f'"{text}"'

@@ -1,4 +1,4 @@
-"""`fedpress simulate`, `students`, `init`: runs, and what they begin with."""
+"""`fedpress simulate`, `students` and `init`: runs of scenarios, students of a finished run, files to start from."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def simulate(
         bool, typer.Option("--keep-payloads", help="Keep every accepted payload as a file of the run folder.")
     ] = False,
     resume: Annotated[
-        Path | None, typer.Option(metavar="RUN", help="Go on with the run in folder RUN, killed or interrupted.")
+        Path | None, typer.Option(metavar="RUN", help="Continue the interrupted or killed run in folder RUN.")
     ] = None,
     keep_state: Annotated[
-        bool, typer.Option("--keep-state", help="Keep RUN/state after the end: checkpoints, clients' states.")
+        bool, typer.Option("--keep-state", help="Keep RUN/state (checkpoints, clients' states) after the end.")
     ] = False,
     engine: Annotated[
         str, typer.Option(metavar="NAME", show_default=False, help="inline (default), or flower: Flower's own, on Ray.")
@@ -43,21 +43,21 @@ def simulate(
     SCENARIO is one that comes with fedpress (default: digits), a YAML file, or a
     folder with a scenario.yaml.
 
-    Shows accuracy and bytes of each round and ends with a table. The run folder
+    Prints accuracy and bytes of each round, and a table at the end. The run folder
     holds the scenario, results.json, ledger.csv, the model, the students' bundles
-    and report.html. Ctrl-C or SIGTERM stops a run; what there is stays readable.
+    and report.html. Ctrl-C or SIGTERM stops a run and leaves a readable folder.
 
-    A run that was stopped, killed or cut off by a power cut goes on with --resume,
-    and ends with the same model as if nothing had been.
+    --resume continues a run that was stopped or killed, also by a power failure. It
+    ends with the same model as an uninterrupted run.
 
     With --engine flower, clients run on Flower's own simulation engine: slower, and
     with --ray-address on all machines of a Ray cluster. The result is the same, to the
-    bit; scenarios with a `network` or `faults` need the inline engine. It needs the
-    extra fedpress[cluster]; docs/concepts/engines.md says what the machines must share.
+    bit. Scenarios with `network` or `faults` need the inline engine. Needs the extra
+    fedpress[cluster]; docs/concepts/engines.md says what the machines must share.
 
     With --tensorboard, `tensorboard --logdir runs` shows runs side by side while they
-    go on: accuracy, loss, bytes and replies by round, and accuracy over bytes (there
-    the step is the bytes so far). It needs the extra fedpress[tensorboard].
+    are running: accuracy, loss, bytes and replies by round, and accuracy over bytes
+    (with the bytes so far as the step). Needs the extra fedpress[tensorboard].
 
     \b
     Scenarios that come with fedpress:
@@ -74,7 +74,8 @@ def simulate(
       fedpress simulate --resume runs/fashion
       fedpress simulate fashion-mnist-100 --engine flower --ray-address 10.0.0.1:6379
     \b
-    Every key of a scenario is explained in the file that `fedpress init` writes.
+    The file that `fedpress init` writes explains the keys that most scenarios need;
+    docs/reference/scenario.md has all of them.
     """
     with common.clear_errors("simulation", json_file):
         from rich.console import Console
@@ -107,7 +108,7 @@ def simulate(
             followers.append(event_files.EventFiles())
         if engine == "flower":
             with common.clear_errors("cluster"):
-                from fedpress.simulations.engines import flower as flower  # its extra is named where it is missing
+                from fedpress.simulations.engines import flower as flower  # so that a missing extra is named
         interrupted = False
         with progress.Display(Console(), chosen.rounds) as display:
             try:
@@ -135,7 +136,8 @@ def simulate(
         if interrupted:
             common.leave(
                 f"interrupted after round {len(results.rounds)} of {chosen.rounds}; the figures so far are in"
-                f" {folder.path}, and {folder.report} shows them. To go on: fedpress simulate --resume {folder.path}",
+                f" {folder.path}, and {folder.report} shows them. To continue: fedpress simulate --resume"
+                f" {folder.path}",
                 common.INTERRUPTED,
             )
         typer.echo(f"\nreport: {folder.report}")
@@ -146,15 +148,15 @@ def students(
     overrides: common.SetOption = None,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Folder for the new figures; must be new or empty. Default: under runs/."),
+        typer.Option(metavar="DIR", help="Folder for the new run; must be new or empty. Default: under runs/."),
     ] = None,
     json_file: common.JsonOption = None,
 ) -> None:
-    """Make the students of a finished run anew, with other settings.
+    """Make new students of a finished run, with other settings.
 
     RUN is a run folder; its global model is the teacher, and no round is run again.
     --set changes keys under `students`. The new folder is a run folder, too: with
-    the same model and rounds, other students, and a report of them.
+    the same model and rounds, the new students, and their report.
 
     \b
     Examples:
@@ -186,9 +188,10 @@ def init(
 ) -> None:
     """Write a scenario and a task of your own to start from.
 
-    scenario.yaml has the keys that most runs need, each explained; task.py is a model
-    with its data, with the places to change marked. They run as they are. DIR is made
-    if need be; the default is this folder. Nothing is overwritten.
+    scenario.yaml has the keys that most scenarios need, each explained (all others:
+    docs/reference/scenario.md); task.py is a model with its data, with the places to
+    change marked. They run as they are. DIR is created if needed; the default is the
+    current folder. Nothing is overwritten.
 
     \b
     Example:

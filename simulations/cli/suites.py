@@ -1,4 +1,4 @@
-"""`fedpress bench communication`: the command."""
+"""`fedpress bench communication`: methods x scenarios x seeds, run and reported."""
 
 from __future__ import annotations
 
@@ -35,37 +35,40 @@ def communication(
         str | None, typer.Option(metavar="SEEDS", help="Such as 1-3 or 3,5,8, in place of the suite's.")
     ] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help=f"A minute's look: the first grid, its first seed, {QUICK_ROUNDS} rounds.")
+        bool,
+        typer.Option(
+            "--quick", help=f"Run only the first grid with its first seed, {QUICK_ROUNDS} rounds: about a minute."
+        ),
     ] = False,
     jobs: Annotated[
-        int | None, typer.Option(help="Runs at the same time, a process each (one for each core).", **common.COUNT)
+        int | None, typer.Option(help="Concurrent runs, a process each (one for each core).", **common.COUNT)
     ] = None,
     any_code: Annotated[
-        bool, typer.Option("--any-code", help="Take finished runs of other versions of the code, too.")
+        bool, typer.Option("--any-code", help="Also use finished runs of other versions of the code.")
     ] = False,
     run: Annotated[
         bool,
         typer.Option(
             "--run/--no-run",
             show_default=False,
-            help="Run what is missing, or only write the figures of what is there.",
+            help="Run what is missing (default), or only report the finished runs.",
         ),
     ] = True,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where runs and figures are kept. Default: runs/bench-SUITE.")
+        Path | None, typer.Option(metavar="DIR", help="Folder for runs and figures. Default: runs/bench-SUITE.")
     ] = None,
 ) -> None:
     """Compare ways to send updates: accuracy against bytes.
 
     SUITE is one that comes with fedpress (digits, fashion-mnist, text, niid-bench) or a
     YAML file: methods x scenarios x partitions x seeds. Every cell is a whole run in a
-    process of its own and is kept under DIR/cells; one that is there, with the same
-    scenario and code, is not run again, and one that was cut off goes on where it was.
-    Ctrl-C stops; the same command goes on.
+    process of its own, kept under DIR/cells. A finished cell with the same scenario and
+    code is not run again, and an interrupted one continues where it stopped. Ctrl-C
+    stops; the same command continues.
 
-    Writes tables as CSV and Parquet (runs, rounds, targets, times, coding) and all of them
-    as results.json, figures as SVG and PNG, results.md, and report.html, one file that
-    needs nothing else.
+    Writes tables as CSV and Parquet (runs, rounds, targets, times, coding), all of them
+    in results.json, too, figures as SVG and PNG, results.md, and report.html, one
+    self-contained file.
 
     \b
     Examples:
@@ -96,8 +99,8 @@ def communication(
             changes += [f"rounds={QUICK_ROUNDS}"]
         folder = Path(suite).parent if suite not in suites.names() else Path()
         wanted = chosen.cells(only=only or (), seeds=numbers, overrides=changes, folder=folder)
-        place = out or Path("runs", f"bench-{chosen.name}{'-quick' if quick else ''}")
-        store = running.Store(place, any_code=any_code)
+        target = out or Path("runs", f"bench-{chosen.name}{'-quick' if quick else ''}")
+        store = running.Store(target, any_code=any_code)
         console = Console()
         failures = []
         if run:
@@ -107,13 +110,13 @@ def communication(
         tables = measures.measure(chosen, wanted, store)
         if tables.runs.empty:
             common.leave("error: no run is finished, so there are no figures", 1)
-        tables.save(place)
-        found = page.parts(chosen, wanted, store, tables)
+        tables.save(target)
+        parts = page.parts(chosen, wanted, store, tables)
         facts = _facts(tables.runs, quick)
-        there = {(part.task, part.partition) for part in found}
-        if absent := [place for place in dict.fromkeys((c.task, c.partition) for c in wanted) if place not in there]:
-            facts.append(("not run at all", "; ".join(", ".join(place) for place in absent)))
-        report = page.write(chosen, found, place, facts)
+        shown = {(part.task, part.partition) for part in parts}
+        if absent := [pair for pair in dict.fromkeys((c.task, c.partition) for c in wanted) if pair not in shown]:
+            facts.append(("not run at all", "; ".join(", ".join(pair) for pair in absent)))
+        report = page.write(chosen, parts, target, facts)
         missing = len(wanted) - len(tables.runs)
         console.print(f"\n{len(tables.runs)} of {len(wanted)} runs; report: {report}", highlight=False, markup=False)
         if missing:
@@ -121,7 +124,7 @@ def communication(
 
 
 def _facts(runs: DataFrame, quick: bool) -> list[tuple[str, str]]:
-    """What the figures depend on."""
+    """Return name and value of what the figures depend on: command, date, machine, versions."""
     codes = sorted(set(runs["code"]))
     facts = [
         ("command", " ".join(["fedpress", *sys.argv[1:]])),
@@ -158,7 +161,7 @@ def _show(console: Console, status: Status, event: Event, store: Store) -> None:
 
 
 def _duration(seconds: float) -> str:
-    """Return a time for people: `40 s`, `12 min`, `2.5 h`."""
+    """Return a duration such as `40 s`, `12 min` or `2.5 h`."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"

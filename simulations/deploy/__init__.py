@@ -1,9 +1,9 @@
 """A federation of real processes on real machines: `fedpress server`, `fedpress client`, `fedpress keys`.
 
-`service` is the server, `daemon` the client, `settings` what they are told, `keys` who may come. `superlink` and
-`supernode` are Flower's processes with what is changed in them, `children` and `guard` look after processes,
-`control` speaks to a SuperLink, `monitor` and `run_figures` to Prometheus; `flower_processes` is a whole deployment
-for tests and benchmarks.
+`service` is the server, `daemon` the client; `settings` are their YAML files, `keys` the certificates and node keys.
+`superlink` and `supernode` run Flower's processes with fedpress's guards and repairs, `children` and `guard` supervise
+processes, `control` is a client of a SuperLink's Control API, `monitor` and `run_figures` serve metrics to Prometheus.
+`flower_processes` is a whole deployment on one machine, for tests and benchmarks.
 """
 
 __all__ = [

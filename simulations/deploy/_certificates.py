@@ -1,4 +1,4 @@
-"""X.509 certificates and ECDSA keys on P-384; `keys` says which files they are in."""
+"""X.509 certificates and ECDSA keys on P-384, in memory; `keys` reads and writes their files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from fedpress.compression.errors import FedpressError
 
 LOCAL = ("localhost", "127.0.0.1", "::1")
-"""Names that every server's certificate is also for: its own processes reach it so."""
+"""Names in every server's certificate, under which the server's own processes connect."""
 CA_DAYS = 3650
 
 
@@ -37,24 +37,24 @@ def pem(key: ec.EllipticCurvePrivateKey) -> bytes:
 
 
 def names(hosts: Iterable[str]) -> list[x509.GeneralName]:
-    """Return what a server's certificate is for: hosts, and `LOCAL`.
+    """Return the subject alternative names of a server's certificate: the hosts, and `LOCAL`.
 
     Raises:
-        KeysError: One is no name or address.
+        KeysError: A host is neither a name nor an address.
     """
-    found: list[x509.GeneralName] = []
+    alternatives: list[x509.GeneralName] = []
     for host in dict.fromkeys([*hosts, *LOCAL]):
         try:
-            found.append(x509.IPAddress(ipaddress.ip_address(host)))
+            alternatives.append(x509.IPAddress(ipaddress.ip_address(host)))
         except ValueError:
             if not re.fullmatch(r"(\*\.)?([A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?\.?)+", host):
                 raise KeysError(f"got the host {host!r}; expected a name or an address, without a port") from None
-            found.append(x509.DNSName(host))
-    return found
+            alternatives.append(x509.DNSName(host))
+    return alternatives
 
 
 def alternatives(certificate: x509.Certificate) -> list[x509.GeneralName]:
-    """Return what a certificate is for."""
+    """Return the subject alternative names of a certificate."""
     return list(certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
 
 
@@ -108,14 +108,14 @@ def issued(
     days: int,
     alternatives: list[x509.GeneralName] | None,
 ) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
-    """Return a new certificate and its key: a server's for these names, or with None a client's.
+    """Return a new certificate and its key, for a server or a client.
 
     Args:
-        signed_by: The authority's certificate.
-        signer: Its key.
-        name: Whom the certificate is of.
-        days: How long it is valid.
-        alternatives: Names and addresses of a server.
+        signed_by: Certificate of the authority.
+        signer: Private key of the authority.
+        name: Common name of the certificate's owner.
+        days: Validity, 1 to `CA_DAYS`.
+        alternatives: Names and addresses of a server; None: a client's certificate.
 
     Raises:
         KeysError: The days are out of range.

@@ -1,6 +1,6 @@
-"""Flower's own processes, started with what fedpress changes in them; tests/test_flower_doors.py lists what it touches.
+"""Flower's own processes with fedpress's changes; tests/test_flower_doors.py lists the internals that are touched.
 
-What an operator asks of a SuperLink is in `control`. Each function imports what its process needs, and no more.
+The client of a SuperLink's Control API is in `control`. Each function imports only what its process needs.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ from typing import Any
 
 
 def run_superlink(guards: tuple[Any, ...]) -> None:
-    """Be `flower-superlink`, with Starlette middleware in front of its routes; its arguments are this process's."""
+    """Run `flower-superlink` with this process's arguments, and Starlette middleware in front of its routes."""
     from flwr.superlink import extensions
     from flwr.superlink.cli.flower_superlink import flower_superlink
 
     extensions.get_middleware = lambda: guards
-    sys.argv[0] = "flower-superlink"  # the name that Flower looks for
+    sys.argv[0] = "flower-superlink"  # Flower finds its processes by this name
     flower_superlink()
 
 
 def run_supernode(repair: Callable[[Callable[..., int | None]], Callable[..., int | None]]) -> None:
-    """Be `flower-supernode`, with another way to fetch an order; its arguments are this process's."""
+    """Run `flower-supernode` with this process's arguments; `repair` wraps its function that fetches a message."""
     from flwr.supernode import start_client_internal
     from flwr.supernode.cli import flower_supernode
 
@@ -31,7 +31,7 @@ def run_supernode(repair: Callable[[Callable[..., int | None]], Callable[..., in
 
 
 def run_ended() -> type[BaseException]:
-    """Return what Flower raises where a run has ended meanwhile."""
+    """Return the exception that Flower raises where the run of a message has ended."""
     from flwr.supercore.run import RunNotRunningException
 
     return RunNotRunningException

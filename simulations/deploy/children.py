@@ -1,7 +1,7 @@
-"""Long-running commands as children: logged, ended with their parent, and found again after a crash.
+"""Supervision of long-running child processes: logged, ended with their parent, and found again after a crash.
 
-What a child starts has the child's environment, and there `FLWR_HOME` is the service's own folder. So everything that
-belongs to a service can be told from all else on the machine, also what a killed one has left behind.
+All descendants of a child inherit its environment, in which `FLWR_HOME` is the service's own folder. This identifies
+the processes of a service, also those that a killed service has left behind.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from pathlib import Path
 from fedpress.compression.errors import FedpressError
 
 GRACE = 8.0
-"""Seconds from a polite request to end to the end by force; Flower's processes take up to 5."""
+"""Seconds from SIGTERM to SIGKILL; Flower's processes take up to 5 to end."""
 FORCE = 3.0
-"""Seconds from the second request to the end by force."""
+"""Seconds after `GRACE` in which the guard itself must end."""
 LOG_BYTES = 5_000_000
 LOOK_SECONDS = 0.2
 _GUARD = Path(__file__).with_name("guard.py")
@@ -35,14 +35,18 @@ class ServiceError(FedpressError):
 
 
 class Child:
-    """A command that runs until it ends or is stopped; it is told to end when this process does, however that ends.
+    """Child process that ends by itself, by `stop`, or when this process ends, even if that is killed.
 
     Args:
-        command: the first is a path.
-        environment: of the command; its FLWR_HOME marks what belongs to this service.
-        log: gets what the command prints; at 5 MB it begins anew, and the one before is kept.
-        memory: bytes of address space for it and each of its children; 0: no limit.
-        on_line: called with every line that it prints, from another thread.
+        command: Path of the program, and its arguments.
+        environment: Environment of the command; its FLWR_HOME identifies the service.
+        log: File for the command's output; rotated at 5 MB, with one older file kept.
+        memory: Limit of the address space in bytes, for the command and each of its children; 0: none.
+        on_line: Called with every line of output, from another thread.
+
+    Attributes:
+        tail: The last 200 lines of output.
+        began: Monotonic time of the start.
     """
 
     def __init__(
@@ -58,16 +62,16 @@ class Child:
         self._on_line = on_line
         self._log = log
         self.began = time.monotonic()
-        # A file and no pipe: a pipe breaks with this process, and Flower's then fail to sign off.
+        # A file, not a pipe: a pipe would break with this process, and Flower's processes then fail to sign off.
         with log.open("ab") as output:
             self._from = output.tell()
             self._process = subprocess.Popen(
                 [sys.executable, "-IS", str(_GUARD), environment["FLWR_HOME"], str(memory), str(GRACE), *command],
                 env={name: value for name, value in environment.items() if name != "FLWR_HOME"},
-                stdin=subprocess.PIPE,  # it breaks with this process
+                stdin=subprocess.PIPE,  # breaks when this process ends, which the guard sees
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # a Ctrl-C in the terminal is for the service, which stops them in order
+                start_new_session=True,  # Ctrl-C in the terminal reaches only the service, which stops its children
             )
         self._reader = threading.Thread(target=self._follow, daemon=True)
         self._reader.start()
@@ -87,19 +91,19 @@ class Child:
                     return
                 if log.tell() > LOG_BYTES:
                     shutil.copyfile(self._log, self._log.with_name(self._log.name + ".1"))
-                    os.truncate(self._log, 0)  # the command goes on: it appends
+                    os.truncate(self._log, 0)  # the command appends to it
                     log.seek(0)
                 time.sleep(LOOK_SECONDS)
 
     def ended(self) -> int | None:
-        """Return its exit code, or None while it runs. What it printed is in `tail` by then."""
+        """Return the exit code, or None while the command runs. With a code, `tail` is complete."""
         code = self._process.poll()
         if code is not None:
             self._close()
         return code
 
     def stop(self) -> None:
-        """Ask it to end, and make it end if it takes too long; return when it has."""
+        """Send SIGTERM, after a while SIGKILL to the whole process group; return once the command has ended."""
         self._process.terminate()
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=GRACE + FORCE)
@@ -115,25 +119,28 @@ class Child:
 
 
 def belonging_to(home: Path) -> dict[int, str]:
-    """Return the processes with this FLWR_HOME, but this one: their commands by process id. Empty but on Linux."""
-    mark, found = f"FLWR_HOME={home}".encode(), {}
+    """Return the command of every other process with this FLWR_HOME, by process id; only on Linux, else nothing."""
+    mark, commands = f"FLWR_HOME={home}".encode(), {}
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             if mark in (process / "environ").read_bytes().split(b"\0") and int(process.name) != os.getpid():
                 command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                if command:  # none: it has ended, and waits to be taken note of
-                    found[int(process.name)] = command
-    return found
+                if command:  # a zombie has none
+                    commands[int(process.name)] = command
+    return commands
 
 
 def end_all(home: Path, *, name: str = "", wait: float = 2.0) -> int:
-    """End what belongs to a home and has `name` in its command; return how many there were.
+    """End the processes of a service.
 
     Args:
-        home: the FLWR_HOME of the service.
-        name: part of the command; empty: all.
-        wait: seconds to leave to those that have been told to end already, or whose parents have: Flower's processes
-            take a second signal for a reason to end at once, and a SuperNode then does not sign off.
+        home: FLWR_HOME of the service.
+        name: Part of the command of the processes to end; empty: all.
+        wait: Seconds before the first signal, for processes that are ending already: on a second signal Flower's
+            processes end at once, and a SuperNode then does not sign off.
+
+    Returns:
+        Number of processes at the beginning.
     """
     began, told, first = time.monotonic(), set(), -1
     while left := [pid for pid, command in belonging_to(home).items() if name in command]:
@@ -151,7 +158,7 @@ def end_all(home: Path, *, name: str = "", wait: float = 2.0) -> int:
 
 
 def memory_of(pid: int) -> int:
-    """Return a process's resident memory in bytes; 0 where that cannot be told."""
+    """Return a process's resident memory in bytes; 0 where it is not known."""
     with suppress(OSError, ValueError, IndexError):
         pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE")
@@ -160,10 +167,14 @@ def memory_of(pid: int) -> int:
 
 @contextmanager
 def locked(folder: Path, what: str) -> Iterator[None]:
-    """Hold a folder's lock, which ends with the process, however it ends.
+    """Hold a folder's lock, which the system releases when the process ends.
+
+    Args:
+        folder: Folder of the lock file.
+        what: Kind of service, for the error: "a client".
 
     Raises:
-        ServiceError: another process holds it.
+        ServiceError: Another process holds it.
     """
     path = folder / "lock"
     with path.open("a+", encoding="utf-8") as file:
@@ -183,11 +194,11 @@ def locked(folder: Path, what: str) -> Iterator[None]:
 
 
 class Failures:
-    """Tells a loop of crashes: attempts in a row that fail soon, and for the same reason.
+    """Detector of crash loops: consecutive attempts that fail early, and for the same reason.
 
     Args:
-        most: so many are a loop.
-        soon: seconds; an attempt that lasts longer begins the count anew.
+        most: Number of failures that are a loop.
+        soon: Seconds; an attempt that lasts longer resets the count.
     """
 
     def __init__(self, most: int, soon: float) -> None:
@@ -195,7 +206,7 @@ class Failures:
         self._seen: list[str] = []
 
     def hopeless(self, reason: str, lasted: float, *, got_on: bool = False) -> bool:
-        """Enter a failure; return whether it closes a loop.
+        """Record a failure; return whether it completes a loop.
 
         >>> failures = Failures(3, 60)
         >>> [failures.hopeless("no such file", lasted) for lasted in (10, 20, 15)]
@@ -204,9 +215,9 @@ class Failures:
         (False, False)
 
         Args:
-            reason: in words.
-            lasted: seconds that the attempt took.
-            got_on: whether the attempt achieved something; it then begins the count anew, too.
+            reason: Error text, compared with that of the failure before.
+            lasted: Duration of the attempt in seconds.
+            got_on: Whether the attempt made progress, which resets the count, too.
         """
         if got_on or lasted > self._soon or (self._seen and self._seen[-1] != reason):
             self._seen = []

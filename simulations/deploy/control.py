@@ -1,4 +1,4 @@
-"""What an operator asks of a SuperLink: which nodes, which runs, start one, stop one. All of the service's flwr."""
+"""Client of a SuperLink's Control API: list and register nodes; list, start and stop runs."""
 
 from __future__ import annotations
 
@@ -19,44 +19,56 @@ from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from fedpress.simulations.deploy import keys
 from fedpress.simulations.deploy.children import ServiceError
 
-LOG_SECONDS = 10.0
-
 
 class Unreachable(ServiceError):
-    """The SuperLink does not answer, at the moment."""
+    """The SuperLink does not answer; it may later."""
 
 
 class Refused(ServiceError):
-    """The SuperLink answers, and says no."""
+    """The SuperLink answers with an error."""
 
 
 class Node(NamedTuple):
-    """A node as the SuperLink knows it."""
+    """A node as the SuperLink knows it.
+
+    Attributes:
+        id: Flower's node id.
+        status: "registered" (never seen), "online", "offline" or "unregistered".
+        public_key: PEM.
+    """
 
     id: int
-    status: str  # registered (never seen), online, offline, unregistered
-    public_key: bytes  # PEM
+    status: str
+    public_key: bytes
 
 
 class Run(NamedTuple):
-    """A run as the SuperLink knows it."""
+    """A run as the SuperLink knows it.
+
+    Attributes:
+        id: Flower's run id.
+        status: "pending", "starting", "running" or "finished".
+        sub_status: "completed", "failed" or "stopped"; empty unless finished.
+        details: Reason of the status, if any.
+    """
 
     id: int
-    status: str  # pending, starting, running, finished
-    sub_status: str  # completed, failed, stopped; empty unless finished
+    status: str
+    sub_status: str
     details: str
 
 
 class Control:
-    """A connection to a SuperLink's Control API.
+    """Connection to a SuperLink's Control API, over TLS.
+
+    Each method raises `Unreachable` where the SuperLink does not answer, and `Refused` where it answers with an error.
 
     Args:
         address: HOST:PORT.
-        ca: certificate of the authority that signed the SuperLink's.
+        ca: Certificate of the authority that signed the SuperLink's, PEM.
 
-    Raises (each method):
-        Unreachable: it does not answer.
-        Refused: it answers with an error.
+    Raises:
+        KeysError: The certificate cannot be read.
     """
 
     def __init__(self, address: str, ca: Path) -> None:
@@ -73,28 +85,36 @@ class Control:
         self._client.close()
 
     def nodes(self) -> list[Node]:
-        """Return all nodes that were ever registered."""
+        """Return all nodes that were ever registered, unregistered ones included."""
         response = self._ask(self._client.ListNodes, proto.ListNodesRequest())
         return [Node(node.node_id, node.status, bytes(node.public_key)) for node in response.nodes_info]
 
     def register(self, public_key: bytes) -> int:
-        """Let a node in, and return its id."""
+        """Register a node by its public key (PEM), and return its id."""
         return int(self._ask(self._client.RegisterNode, proto.RegisterNodeRequest(public_key=public_key)).node_id)
 
     def unregister(self, node: int) -> None:
-        """Let a node in no more; if it is connected, it is sent away."""
+        """Unregister a node, by its id; if it is connected, it is disconnected."""
         self._ask(self._client.UnregisterNode, proto.UnregisterNodeRequest(node_id=node))
 
     def runs(self) -> dict[int, Run]:
         """Return all runs by their ids."""
-        found = self._ask(self._client.ListRuns, proto.ListRunsRequest()).run_dict
-        return {id: Run(id, run.status.status, run.status.sub_status, run.status.details) for id, run in found.items()}
+        runs = self._ask(self._client.ListRuns, proto.ListRunsRequest()).run_dict
+        return {id: Run(id, run.status.status, run.status.sub_status, run.status.details) for id, run in runs.items()}
 
     def start(self, app: Path, config: Mapping[str, Any]) -> int:
-        """Submit an app as a run, with values that go over its own configuration, and return its id."""
+        """Submit a run, and return its id.
+
+        Args:
+            app: Folder of the Flower app.
+            config: Values that override the app's own configuration.
+
+        Raises:
+            ServiceError: The app cannot be packed.
+        """
         try:
             data = build_fab_from_disk(app)
-        except Exception as error:  # Flower's own classes differ from fault to fault
+        except Exception as error:  # Flower raises a different class for each fault
             raise ServiceError(f"cannot pack the Flower app {app}: {error}") from error
         request = proto.StartRunRequest(
             fab=fab_to_proto(Fab(hashlib.sha256(data).hexdigest(), data, {})),
@@ -107,7 +127,7 @@ class Control:
         self._ask(self._client.StopRun, proto.StopRunRequest(run_id=run))
 
     def log(self, run: int) -> str:
-        """Return what a finished run's ServerApp has logged."""
+        """Return the log of a finished run's ServerApp."""
 
         def read(request: proto.StreamLogsRequest) -> str:
             return "".join(part.log_output for part in self._client.StreamLogs(request))
@@ -121,8 +141,8 @@ class Control:
         except httpx.HTTPStatusError as error:
             response = error.response
             response.read()
-            found = FlowerError.from_json(response.text)
-            text = f"{found.message} {found.public_details or ''}".strip() if found else response.text.strip()
+            cause = FlowerError.from_json(response.text)
+            text = f"{cause.message} {cause.public_details or ''}".strip() if cause else response.text.strip()
             kind = Unreachable if response.status_code in (502, 503, 504) else Refused
             raise kind(f"the SuperLink at {self._address} refuses: {text or error}") from None
         except httpx.TransportError as error:
@@ -130,10 +150,17 @@ class Control:
 
 
 def register_all(control: Control, folder: keys.Folder) -> tuple[list[str], list[str]]:
-    """Register each public key of a folder that is not; return the new ones' names, and what is wrong with others.
+    """Register the public keys of a folder that the SuperLink does not know.
+
+    Args:
+        control: Connection to the SuperLink.
+        folder: Keys of the fleet.
+
+    Returns:
+        Names of the nodes that were registered, and a text for each key that could not be.
 
     Raises:
-        Unreachable: the SuperLink does not answer.
+        Unreachable: The SuperLink does not answer.
     """
     known = {node.public_key for node in control.nodes() if node.status != "unregistered"}
     added, problems = [], []
@@ -143,5 +170,5 @@ def register_all(control: Control, folder: keys.Folder) -> tuple[list[str], list
                 control.register(key)
                 added.append(name)
         except (Refused, keys.KeysError) as error:  # one bad file must not keep the others out
-            problems.append(f"{name} is not let in: {error}")
+            problems.append(f"{name} is not registered: {error}")
     return added, problems

@@ -1,6 +1,6 @@
-"""`fedpress client`: keeps a Flower SuperNode running on a device, for as long and whenever it may.
+"""`fedpress client`: daemon that keeps a Flower SuperNode running on a device, within the hours and conditions set.
 
-The daemon itself is light and has neither torch nor Flower: those come with the SuperNode and end with it.
+The daemon itself is light and imports neither torch nor Flower: those come with the SuperNode and end with it.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ from fedpress.simulations.deploy import children, flower_processes, keys, monito
 from fedpress.simulations.deploy.children import Child
 
 FIRST_WAIT, LONGEST_WAIT = 2.0, 60.0
-"""Seconds from one attempt to the next, at most; the first, and after many."""
+"""Back-off between attempts, in seconds: the first wait, and the longest."""
 CHECK_SECONDS, CHECK_LIMIT = 30.0, 20.0
-"""How often the command of `only_if` runs, and how long it may take."""
+"""Interval and time limit of the command of `only_if`, in seconds."""
 FORGOTTEN_SECONDS = 70.0
-"""After this time without heartbeats a SuperLink takes a node for gone."""
+"""Seconds without heartbeats after which a SuperLink considers a node gone."""
 RELOAD_SECONDS = 6 * 3600.0
-"""After this time a warm trainer reads the data again."""
+"""Seconds after which a warm trainer reads the data again."""
 LONGEST_SOCKET = 100
-"""Bytes of a Unix socket's path; the kernel's limit is 108."""
+"""Most bytes of the path of a Unix socket; the kernel's limit is 108."""
 AHEAD_SECONDS, BEHIND_SECONDS = 5.0, 305.0
-"""How far a node's clock may be from the SuperLink's: each request is signed with the time."""
+"""Tolerance of a SuperLink for a node's clock: each request is signed with the time."""
 ROUGH_SECONDS = 3.0
-"""A server says what time it is to a second or two."""
+"""Error of the measured clock difference: the Date header has whole seconds."""
 SOUND_SECONDS = 30.0
-"""A SuperNode that was connected for so long counts as a success: the next attempt comes soon."""
+"""Seconds of connection after which an attempt counts as a success, which resets the back-off."""
 
 _PROCESSES = {
     supernode.__name__: "supernode",
@@ -58,8 +58,8 @@ class Client:
     """The daemon.
 
     Args:
-        chosen: its settings.
-        say: tells the user something.
+        chosen: Its settings.
+        say: Called with each line for the user.
     """
 
     def __init__(self, chosen: settings.Client, say: Callable[[str], None]) -> None:
@@ -76,22 +76,23 @@ class Client:
         self._round: int | None = None
         self._starts = self._answers = 0
         self._next_try = self._next_check = 0.0
-        self._hook_says_no = ""
+        self._hook_reason = ""  # why `only_if` forbids to take part; empty: it does not
         self._refused_since: float | None = None
-        self._ahead: float | None = None  # seconds that the clock was found to be wrong by
-        self._transfer = ""  # what was said of the last message, if it did not get through
+        self._ahead: float | None = None  # seconds by which the clock was last reported to be wrong
+        self._transfer = ""  # warning about the last message, if it did not get through
         self._status, self._reason = "starting", ""
 
     def stop(self) -> None:
-        """Let `run` come to its end; safe in a signal handler."""
+        """Make `run` return soon; safe in a signal handler."""
         self._stopping.set()
 
     def run(self) -> None:
         """Keep a SuperNode running until `stop`.
 
         Raises:
-            ServiceError: another daemon has this state folder, or the metrics' port is taken.
-            KeysError: the node's key is missing or not what Flower takes.
+            ServiceError: Another daemon uses this state folder, or the metrics' port is taken.
+            KeysError: The node's key is missing, or not of the kind that Flower needs.
+            SettingsError: The folder of the device's own data does not exist.
         """
         chosen = self._chosen
         for warning in keys.node_key(Path(chosen.key)):
@@ -100,7 +101,7 @@ class Client:
             raise settings.SettingsError(f"data: there is no folder {chosen.data}")
         for folder in (self._state, self._home):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        flower_processes.command("flower-supernode")  # is Flower there? `supernode` runs what this command does
+        flower_processes.command("flower-supernode")  # raises where Flower is missing; `supernode` replaces the command
         with ExitStack() as stack:
             stack.enter_context(children.locked(self._state, "a client"))
             stack.enter_context(monitor.served(chosen.metrics, self.figures, self.health))
@@ -127,18 +128,18 @@ class Client:
         elif self._child.ended() is not None:
             self._ended(self._child)
         elif self._trainer is not None and self._trainer.ended() is not None:
-            self._say("the warm trainer has ended; it starts again")  # messages are worked on without it until then
+            self._say("the warm trainer has ended; it starts again")  # until then each message starts a process
             self._trainer = self._new_trainer()
 
     def _closed(self) -> str:
-        """Why the client does not take part now; empty: it does."""
+        """Return why the client does not take part now; empty: it does."""
         chosen, now = self._chosen, time.monotonic()
         if chosen.hours and not settings.open_at(chosen.hours, datetime.now().time()):
             return f"outside of {chosen.hours}"
         if chosen.only_if and now >= self._next_check:
             self._next_check = now + CHECK_SECONDS
-            self._hook_says_no = _hook(chosen.only_if)
-        return self._hook_says_no
+            self._hook_reason = _hook(chosen.only_if)
+        return self._hook_reason
 
     def _start(self) -> None:
         chosen = self._chosen
@@ -151,11 +152,11 @@ class Client:
         if self._status in ("starting", "paused"):
             self._set("connecting", "")
         self._starts += 1
-        own = environment(chosen, self._home)
+        variables = environment(chosen, self._home)
         if chosen.warm and len(os.fsencode(self._socket)) <= LONGEST_SOCKET:
             self._trainer = self._new_trainer()
             clientapp = flower_processes.command("flwr-clientapp")
-            own |= hand_over.write_command(self._state / "bin", self._socket, clientapp, own["PATH"])
+            variables |= hand_over.write_command(self._state / "bin", self._socket, clientapp, variables["PATH"])
         self._node = self._connected_at = None
         self._child = Child(
             [
@@ -164,22 +165,22 @@ class Client:
                 *("--auth-supernode-private-key", chosen.key, "--port", str(flower_processes.free_port())),
                 *("--node-config", node_config(chosen)),
             ],
-            own,
+            variables,
             self._state / "supernode.log",
             memory=int((chosen.memory_gib or 0) * 2**30),
             on_line=self._read,
         )
 
     def _clock(self) -> str:
-        """Why the server would refuse what is signed by this device's clock; empty: it would not.
+        """Return why the server would refuse requests signed with this device's clock; empty: it would not.
 
-        A SuperNode is refused without a reason, and ends as if it had been told to.
+        The check is made here because a SuperNode that is refused for its clock ends without naming the reason.
         """
         ahead = clock_ahead(self._chosen.superlink, Path(self._chosen.ca))
         if ahead is None or -BEHIND_SECONDS - ROUGH_SECONDS < ahead < AHEAD_SECONDS + ROUGH_SECONDS:
             self._ahead = None
             return ""
-        if self._ahead is None or abs(ahead - self._ahead) > 2 * ROUGH_SECONDS:  # else it is no news
+        if self._ahead is None or abs(ahead - self._ahead) > 2 * ROUGH_SECONDS:  # else the same text is kept
             self._ahead = ahead
         return (
             f"the clock of this device is {abs(self._ahead):,.0f} s {'ahead of' if self._ahead > 0 else 'behind'} the"
@@ -206,7 +207,7 @@ class Client:
         )
 
     def _read(self, line: str) -> None:
-        """Take from the SuperNode's log what there is to know; from another thread."""
+        """Read status, round and failures from a line of the SuperNode's log; called from another thread."""
         if match := re.search(r"SuperNode ID: (\d+)", line):
             self._node, self._connected_at = int(match[1]), time.monotonic()
             self._refused_since = None
@@ -226,7 +227,7 @@ class Client:
                 self._say(f"warning: {self._transfer}")
 
     def _ended(self, child: Child) -> None:
-        """The SuperNode has ended by itself: say why, and when the next attempt is."""
+        """Report why the SuperNode has ended by itself, and schedule the next attempt."""
         children.end_all(self._home)
         self._child = self._trainer = None
         if self._connected_at is not None and time.monotonic() - self._connected_at > SOUND_SECONDS:
@@ -259,13 +260,13 @@ class Client:
         self._set(status, reason, "; it goes on trying")
 
     def _set(self, status: str, reason: str, more: str = "") -> None:
-        """Change the status, and say so where it is news."""
+        """Change the status, and report it if it differs."""
         if (status, reason) != (self._status, self._reason):
             self._status, self._reason = status, reason
             self._say(status + (f": {reason}{more}" if reason else ""))
 
     def _end_child(self) -> None:
-        self._node = None  # what its children say from here on is no news
+        self._node = None  # so that the log of the shutdown is not reported
         for child in (self._child, self._trainer):
             if child is not None:
                 child.stop()
@@ -273,7 +274,7 @@ class Client:
         children.end_all(self._home)
 
     def figures(self) -> Iterator[monitor.Figure]:
-        """What Prometheus is told."""
+        """Yield the metrics for Prometheus."""
         well, _ = self.health()
         states = ("starting", "connecting", "connected", "waiting", "refused", "paused")
         yield monitor.Figure(
@@ -286,13 +287,13 @@ class Client:
         yield memory(self._home)
 
     def health(self) -> tuple[bool, Mapping[str, Any]]:
-        """Whether all is well, and the state in words."""
+        """Return whether all is well, and state, reason, node and round."""
         facts = {"state": self._status, "reason": self._reason, "node": self._node, "round": self._round}
         return self._status in ("connected", "paused", "starting", "connecting"), facts
 
 
 def memory(home: Path) -> monitor.Figure:
-    """The memory of a service's processes, by command."""
+    """Return the metric of the resident memory of a service's processes, by command."""
     used: dict[tuple[str, ...], float] = {("daemon",): children.memory_of(os.getpid())}
     for pid, command in children.belonging_to(home).items():
         name = next((name for mark, name in _PROCESSES.items() if mark in command), "other")
@@ -301,15 +302,20 @@ def memory(home: Path) -> monitor.Figure:
 
 
 def environment(chosen: settings.Client, home: Path) -> dict[str, str]:
-    """The SuperNode's environment."""
-    found = flower_processes.environment(home)
+    """Return the environment of a SuperNode.
+
+    Args:
+        chosen: Settings of the client.
+        home: FLWR_HOME.
+    """
+    variables = flower_processes.environment(home)
     if chosen.threads is not None:
-        found |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(chosen.threads))
-    return found
+        variables |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(chosen.threads))
+    return variables
 
 
 def node_config(chosen: settings.Client) -> str:
-    """The node's configuration, as the apps see it: `client/state/stores.py` and `client/app.py` say what keys mean."""
+    """Return the node's configuration for Flower; `client/state/stores.py` and `client/app.py` document the keys."""
     folder = Path(chosen.state)
     values = {
         "state-folder": folder / "rounds",
@@ -318,14 +324,19 @@ def node_config(chosen: settings.Client) -> str:
         "tier": chosen.tier,
         "probe": chosen.probe,
     }
-    found = [f"{key}='{value}'" for key, value in values.items() if value is not None]
-    return " ".join(found if chosen.partition is None else [*found, f"partition-id={chosen.partition}"])
+    pairs = [f"{key}='{value}'" for key, value in values.items() if value is not None]
+    return " ".join(pairs if chosen.partition is None else [*pairs, f"partition-id={chosen.partition}"])
 
 
 def handshake(address: str, ca: Path) -> str:
-    """Try to reach a server over TLS; return what is in the way, in words, or nothing.
+    """Try a TLS handshake with a server, since Flower's own process retries without naming a reason.
 
-    Flower's own process would keep trying without a reason in its log.
+    Args:
+        address: HOST:PORT.
+        ca: Certificate of the server's authority, PEM.
+
+    Returns:
+        Reason of the failure; empty: the handshake succeeded.
     """
     host, port = settings.host_and_port(address)
     try:
@@ -347,26 +358,34 @@ def handshake(address: str, ca: Path) -> str:
 
 
 def clock_ahead(address: str, ca: Path) -> float | None:
-    """Return how many seconds this device's clock is ahead of a server's, to a second or two; None: it does not say."""
+    """Return the seconds by which this device's clock is ahead of a server's, to a second or two.
+
+    Args:
+        address: HOST:PORT.
+        ca: Certificate of the server's authority, PEM.
+
+    Returns:
+        Seconds, negative where it is behind; None: the server did not answer with a date.
+    """
     host, port = settings.host_and_port(address)
     with suppress(OSError, http.client.HTTPException, ValueError, TypeError):
         context = ssl.create_default_context(cafile=str(ca))
-        with closing(http.client.HTTPSConnection(host, port, timeout=10, context=context)) as asked:
-            asked.request("HEAD", "/")
-            date = asked.getresponse().headers["Date"]
+        with closing(http.client.HTTPSConnection(host, port, timeout=10, context=context)) as connection:
+            connection.request("HEAD", "/")
+            date = connection.getresponse().headers["Date"]
         return time.time() - parsedate_to_datetime(date).timestamp()
     return None
 
 
 def _transfer(way: str, error: str) -> str:
-    """What it means that a message did not get through, by what Flower logs of it."""
+    """Return the warning for a message that did not get through, from the error in Flower's log."""
     if "413 Request" in error:
         return "the server refuses an answer of this device: it is larger than `message_mib` in the server's settings"
     return f"could not {way} a message: {error}"
 
 
 def _hook(command: str) -> str:
-    """Run the user's command; return why the client is not to take part, or nothing."""
+    """Run the command of `only_if`; return why the client must not take part, or an empty text."""
     with suppress(subprocess.TimeoutExpired):
         ended = subprocess.run(
             ["/bin/sh", "-c", command],

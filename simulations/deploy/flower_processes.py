@@ -1,7 +1,7 @@
-"""Flower's own processes on this machine: a SuperLink, SuperNodes, and `flwr run`.
+"""Deployment of Flower's own processes on this machine: a SuperLink, SuperNodes, and `flwr run`.
 
-Insecure, on 127.0.0.1 and on free ports, with Flower's home in a folder of its own: nothing of a real deployment is
-touched, and nothing stays behind.
+Without TLS, on free ports of 127.0.0.1, with Flower's home in a separate folder: a real deployment on the machine is
+not touched, and nothing is left behind.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from types import MappingProxyType, TracebackType
 from fedpress.compression.errors import FedpressError
 
 START_SECONDS = 60.0
-"""How long the SuperLink may take to listen."""
+"""Time limit for the SuperLink to listen."""
 CONNECTION = "local"
 
 
@@ -32,7 +32,7 @@ def command(name: str) -> str:
     """Return the path of one of Flower's commands, beside this Python.
 
     Raises:
-        DeploymentError: there is none.
+        DeploymentError: There is none.
     """
     path = Path(sys.executable).with_name(name)
     if not path.exists():
@@ -41,9 +41,9 @@ def command(name: str) -> str:
 
 
 def environment(home: Path) -> dict[str, str]:
-    """Return the environment for Flower's processes, with its home in a folder of their own.
+    """Return the environment for Flower's processes, with `home` as FLWR_HOME.
 
-    No telemetry, and no installation of an app's dependencies: the apps run on what is installed here.
+    Telemetry is off, and so is the installation of an app's dependencies: apps use the packages installed here.
     """
     beside = Path(sys.executable).parent
     return {
@@ -57,20 +57,20 @@ def environment(home: Path) -> dict[str, str]:
 
 def free_port() -> int:
     """Return a port of 127.0.0.1 that nobody listens on."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
 
 
 def write_app(folder: Path, name: str, server: str, client: str, config: dict[str, str | int]) -> Path:
-    """Write a Flower app that consists of references to installed apps, and return its folder.
+    """Write a Flower app that only refers to installed apps, and return its folder.
 
     Args:
-        folder: where to make the app's folder.
-        name: the app's name.
-        server: the ServerApp, as "module:attribute".
-        client: the ClientApp, likewise.
-        config: the run's configuration.
+        folder: Parent of the app's folder.
+        name: Name of the app and its folder.
+        server: Reference to the ServerApp, "module:attribute".
+        client: Reference to the ClientApp, likewise.
+        config: Configuration of the run.
     """
     app = folder / name
     app.mkdir(parents=True)
@@ -93,7 +93,10 @@ class Deployment:
     """A SuperLink and SuperNodes as processes; use it as a context manager.
 
     Args:
-        folder: for Flower's home and the processes' logs.
+        folder: Folder for Flower's home and the processes' logs.
+
+    Attributes:
+        port: Port of the SuperLink.
 
     Raises:
         DeploymentError: Flower's commands are missing, or the SuperLink does not start.
@@ -137,14 +140,14 @@ class Deployment:
         changes: Mapping[str, str] = MappingProxyType({}),
         ca: Path | None = None,
     ) -> int:
-        """Start a SuperNode and return its process id, which is that of its session, too.
+        """Start a SuperNode and return its process id, which is its session id, too.
 
         Args:
-            number: its partition, from 0.
-            nodes: how many there will be.
-            port: where it finds the SuperLink, on 127.0.0.1.
-            changes: in its environment.
-            ca: certificate of the authority that signed what it meets there; None: it does without TLS.
+            number: Partition of the node, from 0.
+            nodes: Number of partitions.
+            port: Port of the SuperLink, or of a proxy before it, on 127.0.0.1.
+            changes: Additional environment variables.
+            ca: Certificate of the authority for TLS, PEM; None: without TLS.
         """
         security = ("--insecure",) if ca is None else ("--root-certificates", str(ca))
         return self._start(
@@ -157,8 +160,12 @@ class Deployment:
     def run(self, app: Path, timeout: float) -> str:
         """Run an app to its end and return the log of its ServerApp.
 
+        Args:
+            app: Folder of the Flower app.
+            timeout: Time limit in seconds.
+
         Raises:
-            DeploymentError: it does not start or does not end, or a process has ended.
+            DeploymentError: The run fails or exceeds the limit, or one of the processes has ended.
         """
         try:
             done = subprocess.run(
@@ -178,7 +185,7 @@ class Deployment:
         return done.stdout
 
     def close(self) -> None:
-        """Stop all processes, and those that they have started."""
+        """Stop all processes and their descendants."""
         for process in reversed(self._processes):
             process.terminate()
         for process in reversed(self._processes):

@@ -1,10 +1,9 @@
-"""Runs a command that ends when whoever started it does: `python guard.py HOME MEMORY GRACE COMMAND ...`.
+"""Guard process that ends a command together with its service: `python guard.py HOME MEMORY GRACE COMMAND ...`.
 
-Its standard input is a pipe from the service, which breaks when the service ends, however that ends. The command is
-then asked to end, once: Flower's processes take a second request for a reason to end at once, and a SuperNode that
-does so has not signed off, and is refused for a minute. (The kernel's own signal on a parent's death comes once for
-each of the parent's threads.) A script of its own that imports little: it takes 10 MB, and the command's place in the
-list of processes is its own.
+Standard input is a pipe from the service, which breaks when the service ends, even if it is killed. The command then
+gets SIGTERM once: on a second signal Flower's processes end at once, and a SuperNode that does so has not signed off
+and is refused for a minute. (The kernel's signal on a parent's death is sent once for each of the parent's threads.)
+The script imports little, so that a guard takes 10 MB.
 """
 
 import ctypes
@@ -21,13 +20,13 @@ LOOK_SECONDS = 0.2
 
 
 def main(home: str, memory: int, grace: float, command: list[str]) -> int:
-    """Run the command to its end, and return its exit code; as shells have it where a signal has ended it.
+    """Run a command and return its exit code; 128 + N where signal N has ended it, as in shells.
 
     Args:
-        home: FLWR_HOME of the command, which marks what belongs to the service.
-        memory: bytes of address space for it and each of its children; 0: no limit.
-        grace: seconds from the request to end to the end by force, of all its process group.
-        command: the first is a path.
+        home: FLWR_HOME of the command, which identifies the service's processes.
+        memory: Limit of the address space in bytes, for the command and each of its children; 0: none.
+        grace: Seconds from SIGTERM to SIGKILL of the whole process group.
+        command: Path of the program, and its arguments.
     """
     guard = os.getpid()
 

@@ -1,13 +1,13 @@
-"""Keys and certificates of a fleet: a certificate authority of one's own, the server's certificate, and a key a node.
+"""Keys and certificates of a fleet: a private certificate authority, the server's certificate, and a key a node.
 
     DIR/                    0700
         ca.crt, ca.key      the authority: clients get ca.crt; ca.key stays here
         server.crt, .key    the server's certificate
-        nodes/NAME.pub      a node that is let in; `NAME` beside it is its private key, if it was made here
-        nodes/NAME.revoked  one that is not any more
-        clients/NAME.crt    certificates that show a hub who its client is, and their keys
+        nodes/NAME.pub      public key of an admitted node; `NAME` beside it is the private one, if it was made here
+        nodes/NAME.revoked  public key of a revoked node
+        clients/NAME.crt    certificates of a hub's clients, and their keys
 
-All are ECDSA on P-384, as Flower wants node keys. Private keys are 0600. Only `renew` overwrites anything.
+All are ECDSA on P-384, as Flower requires for node keys. Private keys are 0600. Only `renew` overwrites anything.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Folder:
         self.clients = path / "clients"
 
     def public_keys(self) -> dict[str, Path]:
-        """The nodes that are let in, by name."""
+        """Return the public key files of the admitted nodes, by name."""
         return {path.stem: path for path in sorted(self.nodes.glob("*.pub"))}
 
 
@@ -51,12 +51,12 @@ def init(path: Path, hosts: Iterable[str], days: int) -> Folder:
     """Make a certificate authority, and the server's certificate.
 
     Args:
-        path: a folder, made if need be.
-        hosts: names and addresses under which clients reach the server.
-        days: how long the server's certificate is valid; the authority is for ten years.
+        path: Folder, created if needed.
+        hosts: Names and addresses under which clients reach the server.
+        days: Validity of the server's certificate; that of the authority is ten years.
 
     Raises:
-        KeysError: there are keys already, a host is no name or address, or the folder cannot be written.
+        KeysError: There are keys already, a host is neither a name nor an address, or the folder cannot be written.
     """
     folder = Folder(path)
     names = _certificates.names(hosts)
@@ -71,10 +71,15 @@ def init(path: Path, hosts: Iterable[str], days: int) -> Folder:
 
 
 def renew(path: Path, days: int, hosts: Iterable[str] = ()) -> Folder:
-    """Replace the server's certificate and key; the names stay, unless others are given.
+    """Replace the server's certificate and key.
+
+    Args:
+        path: Folder of the keys.
+        days: Validity of the new certificate.
+        hosts: Names and addresses; none: those of the old certificate.
 
     Raises:
-        KeysError: the authority or the old certificate is missing or damaged.
+        KeysError: The authority or the old certificate is missing or damaged.
     """
     folder = Folder(path)
     names = (
@@ -87,10 +92,17 @@ def renew(path: Path, days: int, hosts: Iterable[str] = ()) -> Folder:
 
 
 def node(path: Path, name: str) -> tuple[Path, Path]:
-    """Make a node's key pair, as Flower wants it: ECDSA in OpenSSH's format. Return the private and the public file.
+    """Make a node's key pair: ECDSA in OpenSSH's format, as Flower requires.
+
+    Args:
+        path: Folder of the keys, created if needed.
+        name: Name of the node.
+
+    Returns:
+        Paths of the private and the public key.
 
     Raises:
-        KeysError: there is one of this name, or the name cannot be a file's.
+        KeysError: The name is taken, or is no file name.
     """
     folder = Folder(path)
     private, public = folder.nodes / check_name(name), folder.nodes / f"{name}.pub"
@@ -106,10 +118,18 @@ def node(path: Path, name: str) -> tuple[Path, Path]:
 
 
 def client(path: Path, name: str, days: int) -> tuple[Path, Path]:
-    """Make a certificate that tells a hub who its client is. Return the certificate and its key.
+    """Make a certificate for a client of a hub.
+
+    Args:
+        path: Folder of the keys.
+        name: Name of the client.
+        days: Validity.
+
+    Returns:
+        Paths of the certificate and its key.
 
     Raises:
-        KeysError: there is one of this name, or no authority.
+        KeysError: The name is taken, or there is no authority.
     """
     folder = Folder(path)
     certificate, key = folder.clients / f"{check_name(name)}.crt", folder.clients / f"{name}.key"
@@ -121,27 +141,31 @@ def client(path: Path, name: str, days: int) -> tuple[Path, Path]:
 
 
 def revoke(path: Path, name: str) -> Path:
-    """Take a node's public key out of those that are let in, and return its new path.
+    """Revoke a node's public key, and return its new path.
+
+    Args:
+        path: Folder of the keys.
+        name: Name of the node.
 
     Raises:
-        KeysError: there is no such key.
+        KeysError: There is no such key.
     """
     public = Folder(path).nodes / f"{check_name(name)}.pub"
-    aside = public.with_suffix(REVOKED)
+    revoked = public.with_suffix(REVOKED)
     try:
-        os.replace(public, aside)
+        os.replace(public, revoked)
     except OSError as error:
         known = ", ".join(Folder(path).public_keys()) or "none"
         raise KeysError(f"cannot revoke {name}: {public}: {error.strerror}; nodes there are {known}") from None
     sync_folder(public.parent)
-    return aside
+    return revoked
 
 
 def check(folder: Folder) -> list[str]:
-    """Return warnings on files that a server is about to use.
+    """Check the files that a server needs, and return warnings.
 
     Raises:
-        KeysError: one is missing or damaged, or the server's certificate has run out or is not of this authority.
+        KeysError: One is missing or damaged, or the server's certificate has expired or is not of this authority.
     """
     authority, server = _certificates.read_certificate(folder.ca), _certificates.read_certificate(folder.server)
     _certificates.read_private_key(folder.server_key)
@@ -152,29 +176,29 @@ def check(folder: Folder) -> list[str]:
     left = server.not_valid_after_utc - datetime.datetime.now(datetime.UTC)
     how = f"`fedpress keys renew {folder.path}` makes a new one, and a restart of the server takes it"
     if left.total_seconds() <= 0:
-        raise KeysError(f"{folder.server} has run out on {server.not_valid_after_utc:%Y-%m-%d}; {how}")
+        raise KeysError(f"{folder.server} has expired on {server.not_valid_after_utc:%Y-%m-%d}; {how}")
     warnings = loose([folder.path, folder.ca_key, folder.server_key])
     if left.days < 30:
-        warnings.append(f"{folder.server} runs out in {left.days} days; {how}")
+        warnings.append(f"{folder.server} expires in {left.days} days; {how}")
     return warnings
 
 
 def loose(paths: Iterable[Path]) -> list[str]:
-    """Return a warning for each of these that others than its owner can read or write."""
-    found = []
+    """Return a warning for each path that others than its owner can access."""
+    warnings = []
     for path in paths:
         mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else 0
         if mode & 0o077:
             wanted = "700" if path.is_dir() else "600"
-            found.append(f"{path} is open to others (mode {mode:o}); close it: chmod {wanted} {path}")
-    return found
+            warnings.append(f"{path} is open to others (mode {mode:o}); close it: chmod {wanted} {path}")
+    return warnings
 
 
 def node_key(path: Path) -> list[str]:
     """Check a node's private key, and return warnings.
 
     Raises:
-        KeysError: it is missing, or not what Flower takes.
+        KeysError: It is missing, or not of the kind that Flower needs.
     """
     try:
         data = path.read_bytes()
@@ -195,10 +219,10 @@ def node_key(path: Path) -> list[str]:
 
 
 def public_bytes(path: Path) -> bytes:
-    """Return a public key of OpenSSH's format as Flower sends it, in PEM.
+    """Return a public key, read in OpenSSH's format, in PEM as Flower sends it.
 
     Raises:
-        KeysError: it is missing, or no such key.
+        KeysError: It is missing, or not an ECDSA key.
     """
     try:
         key = serialization.load_ssh_public_key(path.read_bytes())
@@ -210,10 +234,10 @@ def public_bytes(path: Path) -> bytes:
 
 
 def check_name(name: str) -> str:
-    """Return a name that can be a file's.
+    """Return a node's or client's name if it is valid as a file name.
 
     Raises:
-        KeysError: it cannot.
+        KeysError: It is not.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}", name) or name.endswith(REVOKED):
         raise KeysError(f"got the name {name!r}; expected letters, digits, - _ and ., the first a letter or digit")
@@ -221,10 +245,14 @@ def check_name(name: str) -> str:
 
 
 def write_private(path: Path, data: bytes) -> None:
-    """Write a file that only its owner can read, at no time anybody else; a file of before is replaced.
+    """Write a file with mode 600 from its creation on; an existing file is replaced atomically.
+
+    Args:
+        path: The file.
+        data: Its contents.
 
     Raises:
-        KeysError: it cannot be written.
+        KeysError: It cannot be written.
     """
     part = path.with_name(f".{path.name}.new")
     try:
@@ -242,7 +270,7 @@ def write_private(path: Path, data: bytes) -> None:
 
 
 def _issue(folder: Folder, to: Path, to_key: Path, name: str, days: int, names: list[x509.GeneralName] | None) -> None:
-    """Write a new key and its certificate: a server's for these names, or a client's."""
+    """Write a new key and its certificate: a server's for `names`, with None a client's."""
     signed_by, signer = _certificates.read_certificate(folder.ca), _certificates.read_private_key(folder.ca_key)
     certificate, key = _certificates.issued(signed_by, signer, name, days, names)
     write_private(to_key, _certificates.pem(key))

@@ -1,4 +1,4 @@
-"""One port for whoever watches a service: /metrics for Prometheus, /health for people and load balancers."""
+"""HTTP endpoints of a service: /metrics for Prometheus, /health for people and load balancers."""
 
 from __future__ import annotations
 
@@ -19,32 +19,47 @@ from fedpress.simulations.deploy.children import ServiceError
 
 
 class Figure(NamedTuple):
-    """A metric, with a value for each set of labels."""
+    """A metric, with a value for each combination of labels.
+
+    Attributes:
+        name: Without the prefix `fedpress_`.
+        help: Description for Prometheus.
+        values: Values by their labels' values.
+        labels: Names of the labels.
+        total: Whether it is a counter, which never falls; else a gauge.
+    """
 
     name: str
     help: str
     values: Mapping[tuple[str, ...], float]
     labels: tuple[str, ...] = ()
-    total: bool = False  # only ever rises: a counter
+    total: bool = False
 
 
 def figure(name: str, help: str, value: float | None, *, total: bool = False) -> Figure:
-    """Return a metric without labels; None: there is no value yet."""
+    """Return a metric without labels.
+
+    Args:
+        name: Without the prefix `fedpress_`.
+        help: Description for Prometheus.
+        value: None: there is none yet.
+        total: Whether it is a counter.
+    """
     return Figure(name, help, {} if value is None else {(): value}, (), total)
 
 
 class _Collector:
-    """Asks for the figures when Prometheus does."""
+    """Prometheus collector that calls for the figures at every scrape."""
 
     def __init__(self, figures: Callable[[], Iterable[Figure]]) -> None:
         self._figures = figures
 
     def collect(self) -> Iterator[Metric]:
-        """Return the figures as Prometheus has them."""
-        for found in self._figures():
-            kind = CounterMetricFamily if found.total else GaugeMetricFamily
-            family = kind(f"fedpress_{found.name}", found.help, labels=found.labels)
-            for labels, value in found.values.items():
+        """Yield the figures as metrics of Prometheus."""
+        for figure in self._figures():
+            kind = CounterMetricFamily if figure.total else GaugeMetricFamily
+            family = kind(f"fedpress_{figure.name}", figure.help, labels=figure.labels)
+            for labels, value in figure.values.items():
                 family.add_metric(labels, value)
             yield family
 
@@ -53,15 +68,15 @@ class _Collector:
 def served(
     address: str | None, figures: Callable[[], Iterable[Figure]], health: Callable[[], tuple[bool, Mapping[str, Any]]]
 ) -> Iterator[None]:
-    """Serve both while the context lasts.
+    """Serve both endpoints while the context lasts.
 
     Args:
-        address: HOST:PORT; None: they are not served.
-        figures: called for the metrics.
-        health: called for whether all is well, and what is to be said of it; 503 is answered where it is not.
+        address: HOST:PORT; None: nothing is served.
+        figures: Returns the metrics.
+        health: Returns whether all is well (else the status is 503), and the facts to answer as JSON.
 
     Raises:
-        ServiceError: the port is taken.
+        ServiceError: The port is taken.
     """
     if address is None:
         yield
@@ -87,7 +102,7 @@ def served(
             self.wfile.write(body)
 
         def log_message(self, *_: Any) -> None:
-            """Say nothing: a scrape every few seconds is no news."""
+            """Log nothing: there is a scrape every few seconds."""
 
     class Server(ThreadingHTTPServer):
         daemon_threads = True

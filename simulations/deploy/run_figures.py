@@ -1,4 +1,4 @@
-"""The figures of a run as Prometheus is told them by `fedpress server`."""
+"""Metrics of a run for Prometheus, as `fedpress server` serves them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ def run_figures(results: Results, rounds: int) -> Iterator[monitor.Figure]:
     """Yield accuracy, bytes, replies and times of a run so far.
 
     Args:
-        results: Its figures.
-        rounds: How many it will have; 0: not known.
+        results: Figures of the run.
+        rounds: Number of rounds planned; 0: not known.
     """
     last = next((r for r in reversed(results.rounds) if r.accuracy is not None), None)
     yield monitor.figure("round", "The last complete round.", len(results.rounds))

@@ -1,8 +1,8 @@
-"""`fedpress server`: a SuperLink, the nodes that may come, and one run that is brought to its end.
+"""`fedpress server`: runs a SuperLink, registers the fleet's nodes, and brings one run to its end.
 
-What happens is read from three places: the SuperLink (which nodes are connected, what became of the run), the run
-folder (rounds and figures, which the ServerApp's process keeps up to date), and the processes themselves. The run's
-own checkpoints make a new attempt go on where the last one was, so that every trouble has the same cure: a new run.
+The state is read from three places: the SuperLink (nodes that are connected, status of the run), the run folder
+(rounds and figures, which the ServerApp's process keeps up to date), and the processes themselves. A new attempt
+continues from the run's checkpoints, so that the answer to every failure is the same: start the run again.
 """
 
 from __future__ import annotations
@@ -29,25 +29,29 @@ from fedpress.simulations.results.run_folder import RunFolder, RunFolderError
 from fedpress.simulations.scenario import scenario as scenarios
 
 APPS = {"workload": "fedpress.simulations.runs.job:load", "plan": "fedpress.simulations.runs.plan:load"}
-"""Where client and server find what to do."""
-"""By name: importing it would import torch."""
+"""Configuration of fedpress's apps: references to the clients' and the server's work, which import torch."""
 START_SECONDS = 120.0
-"""How long a SuperLink may take to listen."""
+"""Time limit for a SuperLink to listen."""
 FIRST_WAIT, LONGEST_WAIT = 2.0, 60.0
-"""Seconds before a new attempt, at most; the first, and after many."""
+"""Back-off between attempts, in seconds: the first wait, and the longest."""
 SAME_FAILURES, SOON_SECONDS = 3, 60.0
-"""So many attempts in a row that fail within this time, for one reason, end it: trying again would not help."""
+"""Number of consecutive attempts, each shorter than this and with the same error, after which the service gives up."""
 POLL_SECONDS = 2.0
 GONE_SECONDS = 6.0
-"""A run that goes on without a ServerApp's process for so long has lost it; a SuperLink takes a minute to notice."""
+"""Seconds without a ServerApp's process after which a run is restarted; a SuperLink takes a minute to notice."""
 LEAVING_SECONDS = 15.0
-"""How long the ServerApp's process may take to end once its run is finished."""
+"""Time limit for the ServerApp's process to end once its run is finished."""
 
 
 class Stopped(NamedTuple):
-    """How `run` ended."""
+    """Outcome of `Server.run`.
 
-    signal: int  # 0: by itself
+    Attributes:
+        signal: Signal that stopped it; 0: it ended by itself.
+        results: Figures of the run, if there are any.
+    """
+
+    signal: int
     results: Results | None
 
 
@@ -55,8 +59,8 @@ class Server:
     """The service.
 
     Args:
-        chosen: its settings.
-        say: tells the user something.
+        chosen: Its settings.
+        say: Called with each line for the user.
     """
 
     def __init__(self, chosen: settings.Server, say: Callable[[str], None]) -> None:
@@ -74,9 +78,9 @@ class Server:
         self._run: int | None = None
         self._app: Path | None = None
         self._needed = 0  # nodes that the run waits for; 0: not known
-        self._nodes: dict[str, int] = {}
+        self._nodes: dict[str, int] = {}  # number of nodes by status
         self._results: Results | None = None
-        self._rounds_before = 0  # the last failure
+        self._rounds_before = 0  # rounds done at the last failure
         self._app_completed = False
         self._server_app_seen = 0.0
         self._failures = Failures(SAME_FAILURES, SOON_SECONDS)
@@ -86,11 +90,11 @@ class Server:
         self._next_run = self._next_link = self._next_hub = 0.0
         self._counts = {"superlink": 0, "run": 0, "hub": 0}
         self._status, self._finished_at = "starting", 0.0
-        self._said: dict[str, str] = {}
+        self._last_news: dict[str, str] = {}  # by subject
 
     @property
     def address(self) -> str:
-        """Where this machine finds the SuperLink."""
+        """Address of the SuperLink for this machine's own processes."""
         if self._chosen.superlink is not None:
             return self._chosen.superlink
         host, port = settings.host_and_port(self._chosen.listen)
@@ -98,7 +102,7 @@ class Server:
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     def stop(self, signum: int = signal.SIGTERM) -> None:
-        """Let `run` come to its end; safe in a signal handler."""
+        """Make `run` return soon; safe in a signal handler."""
         self._signal = signum
         self._wake.set()
 
@@ -106,7 +110,7 @@ class Server:
         """Serve until the run is finished, or until `stop`.
 
         Raises:
-            FedpressError: it cannot start, or the run fails again and again for the same reason.
+            FedpressError: The service cannot start, or the run fails repeatedly for the same reason.
         """
         for warning in self._check():
             self._say(f"warning: {warning}")
@@ -129,7 +133,7 @@ class Server:
         return Stopped(self._signal, self._results)
 
     def _check(self) -> list[str]:
-        """Find out before anything starts what cannot work; return warnings."""
+        """Check commands and keys before anything starts; return warnings."""
         chosen = self._chosen
         flower_processes.command("flower-superlink")
         if chosen.superlink is not None:
@@ -140,18 +144,19 @@ class Server:
         return keys.check(self._keys)
 
     def _finished(self) -> bool:
-        """Whether the run has come to its end; an app of one's own says so to the SuperLink alone."""
+        """Return whether the run is complete; of a user's own app only the SuperLink knows."""
         if self._chosen.app is not None:
             return self._app_completed
         self._look_at_results()
         return self._results is not None and self._results.status == "finished"
 
     def _write_app(self) -> Path:
-        """Return the folder of the Flower app to run, and make it where a scenario is to run.
+        """Return the folder of the Flower app to run; for a scenario the app is written first.
 
         Raises:
-            ScenarioError: the scenario is not valid.
-            RunFolderError: the run folder holds something else.
+            ScenarioError: The scenario is not valid.
+            RunFolderError: The run folder holds something else.
+            SettingsError: The app's folder is no Flower app, or a value holds a quotation mark.
         """
         chosen = self._chosen
         if chosen.app is not None:
@@ -160,7 +165,7 @@ class Server:
             return Path(chosen.app)
         assert chosen.scenario is not None  # the settings' own check
         scenario = scenarios.load(chosen.scenario, chosen.overrides)
-        start.goes_on(self._folder, scenario)  # what is refused here would be refused by the app, again and again
+        start.goes_on(self._folder, scenario)  # the app would refuse the same, in every attempt
         self._needed = scenario.clients
         text = scenario.to_json()
         if "'" in text + chosen.out:
@@ -174,7 +179,7 @@ class Server:
             {**APPS, "scenario": text, "out": str(self._folder.path)},
         )
 
-    # ---- one step after the other ----------------------------------------------------------------------------------
+    # ---- steps -----------------------------------------------------------------------------------------------------
 
     def _step(self) -> None:
         self._keep_hub()
@@ -197,7 +202,7 @@ class Server:
         self._look_at_results()
 
     def _keep_link(self) -> bool:
-        """Have a SuperLink running; return whether it listens."""
+        """Keep a SuperLink running; return whether it listens."""
         if self._chosen.superlink is not None:
             return True
         now = time.monotonic()
@@ -249,7 +254,7 @@ class Server:
         )  # fmt: skip
 
     def _read(self, line: str) -> None:
-        """Pass on what the guards of the SuperLink have to say; from another thread."""
+        """Report the messages of the SuperLink's guards; called from another thread."""
         if line.startswith(superlink.SAYS):
             self._say(f"warning: {line.removeprefix(superlink.SAYS)}")
 
@@ -257,13 +262,13 @@ class Server:
         self._control = Control(self.address, self._keys.ca)
         runs = self._control.runs()
         self._link_wait.reset()
-        self._said.pop("control", None)
+        self._last_news.pop("control", None)
         if self._chosen.superlink is None:
             self._say(f"listening at {self._chosen.listen}")
         else:
             self._say(f"using the SuperLink at {self._chosen.superlink}")
         if self._chosen.superlink is None:
-            for run in runs.values():  # ours, of before; the ServerApp is gone
+            for run in runs.values():  # left over from an earlier server; their ServerApps are gone
                 if run.status != "finished":
                     self._stop_run(run.id)
 
@@ -289,11 +294,11 @@ class Server:
         online = counts.get("online", 0)
         if self._needed and online < self._needed and not self._finished():
             self._news("nodes", f"waiting for nodes: {online} of {self._needed}")
-        elif self._said.pop("nodes", None) is not None:
+        elif self._last_news.pop("nodes", None) is not None:
             self._say(f"all {self._needed} nodes are here" if online == self._needed else f"{online} nodes are here")
 
     def _keep_run(self) -> None:
-        """Have a run going on; enter what became of the last one."""
+        """Keep a run going: start it, and record how the last one ended."""
         assert self._control is not None and self._app is not None
         now = time.monotonic()
         if self._run is None:
@@ -310,7 +315,7 @@ class Server:
             else:
                 self._failed(self._why(run))
         elif self._finished() and now - self._finished_at > LEAVING_SECONDS:
-            self._stop_run(self._run)  # nothing is left to do, but its process does not end
+            self._stop_run(self._run)  # all rounds are done, but its process does not end
             self._run = None
         elif run.status == "running" and self._chosen.superlink is None and sys.platform == "linux":
             if any("flwr-serverapp" in command for command in children.belonging_to(self._home).values()):
@@ -321,7 +326,7 @@ class Server:
 
     def _start_run(self) -> None:
         assert self._control is not None and self._app is not None
-        children.end_all(self._home, name="flwr-serverapp", wait=0.0)  # two would write into one run folder
+        children.end_all(self._home, name="flwr-serverapp", wait=0.0)  # two must not write into one run folder
         rounds = len(self._results.rounds) if self._results else 0
         config = self._chosen.run_config if self._chosen.app is not None else {}
         self._run = self._control.start(self._app, config)
@@ -332,17 +337,17 @@ class Server:
         self._say(f"run {self._run} is submitted" + (f"; it goes on after round {rounds}" if rounds else ""))
 
     def _why(self, run: Run) -> str:
-        """The reason why a run has failed: the last words of its ServerApp."""
+        """Return why a run has failed: the last error in the log of its ServerApp."""
         assert self._control is not None
         if run.sub_status == "stopped":
-            return "somebody has stopped the run"
+            return "the run was stopped by an operator"
         with suppress(FedpressError):
             lines = [line.strip() for line in self._control.log(run.id).splitlines() if line.strip()]
             (self._state / "serverapp.log").write_text("\n".join(lines) + "\n", encoding="utf-8")
             errors = [line for line in lines if "Error" in line and "Exit Code" not in line and "http" not in line]
             if errors:
                 return errors[-1][-500:]
-        return run.details or "it ended without a word"
+        return run.details or "it ended without an error in its log"
 
     def _failed(self, reason: str) -> None:
         now = time.monotonic()
@@ -368,7 +373,7 @@ class Server:
 
     def _keep_hub(self) -> None:
         now = time.monotonic()
-        if not self._chosen.hub or not self._folder.bundles.is_dir():  # the run makes the folder that a hub serves
+        if not self._chosen.hub or not self._folder.bundles.is_dir():  # the run creates the folder that a hub serves
             return
         if self._hub is not None and (code := self._hub.ended()) is not None:
             last = next((line for line in reversed(self._hub.tail) if line.strip()), "it printed nothing")
@@ -381,7 +386,7 @@ class Server:
             self._counts["hub"] += 1
 
     def _end(self) -> None:
-        """Stop everything, the run first: it must not go on without anybody to look after it."""
+        """Stop everything, the run first: it must not continue unsupervised."""
         if self._control is not None and self._run is not None and not self._finished():
             self._stop_run(self._run)
         self._close_control()
@@ -390,45 +395,45 @@ class Server:
             if child is not None:
                 child.stop()
         children.end_all(self._home)
-        if self._results is not None and self._results.status == "running":  # nobody is at it any more
+        if self._results is not None and self._results.status == "running":  # no process works on it any more
             with suppress(OSError):
                 self._folder.save_results(self._results.model_copy(update={"status": "interrupted"}))
 
-    # ---- what is known ---------------------------------------------------------------------------------------------
+    # ---- status ----------------------------------------------------------------------------------------------------
 
     def _news(self, about: str, text: str) -> None:
-        """Say something unless it was the last that was said about it."""
-        if self._said.get(about) != text:
-            self._said[about] = text
+        """Report a text unless it is the last one that was reported about the subject."""
+        if self._last_news.get(about) != text:
+            self._last_news[about] = text
             self._say(text)
 
     def _look_at_results(self) -> None:
-        """Read the figures of the run, and say what is new in them."""
+        """Read the figures of the run, and report new rounds."""
         try:
-            found = self._folder.load_results()
+            results = self._folder.load_results()
         except RunFolderError:
             return
         before = len(self._results.rounds) if self._results else None
-        self._results = found
-        for result in found.rounds[before:] if before is not None or self._run is not None else ():
+        self._results = results
+        for result in results.rounds[before:] if before is not None or self._run is not None else ():
             accuracy = f"accuracy {100 * result.accuracy:.1f} %, " if result.accuracy is not None else ""
             refused = f", {result.refused} refused ({', '.join(result.reasons)})" if result.refused else ""
             self._say(
                 f"round {result.round} of {self.rounds}: {accuracy}{result.replies} replies{refused},"
                 f" {result.up_bytes:,} bytes up, {result.down_bytes:,} down"
             )
-        if found.status == "finished" and self._status != "finished":
+        if results.status == "finished" and self._status != "finished":
             self._status, self._finished_at = "finished", time.monotonic()
             if self._chosen.stay:
                 self._say("the run is finished; the server goes on until it is stopped")
 
     @property
     def rounds(self) -> int:
-        """How many rounds the run will have; 0: not known."""
+        """Number of rounds that the run will have; 0: not known."""
         return int(self._results.scenario.get("rounds", 0)) if self._results else 0
 
     def figures(self) -> Iterator[monitor.Figure]:
-        """What Prometheus is told."""
+        """Yield the metrics for Prometheus."""
         states = ("starting", "running", "restarting", "finished")
         yield monitor.Figure(
             "run_state", "1 for the state that it is in.", {(s,): s == self._status for s in states}, ("state",)
@@ -443,7 +448,7 @@ class Server:
             yield from run_figures(self._results, self.rounds)
 
     def health(self) -> tuple[bool, Mapping[str, Any]]:
-        """Whether all is well, and the state in words."""
+        """Return whether all is well, and state, rounds, nodes and run folder."""
         facts = {
             "state": self._status,
             "round": len(self._results.rounds) if self._results else 0,

@@ -1,4 +1,4 @@
-"""What `fedpress server` and `fedpress client` are told: a YAML file each, checked key by key."""
+"""Settings of `fedpress server` and `fedpress client`: a YAML file each, validated key by key."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ class SettingsError(FedpressError, ValueError):
 
 
 def host_and_port(text: str) -> tuple[str, int]:
-    """Take an address apart.
+    """Return host and port of an address.
 
     >>> host_and_port("fed.example.org:9092"), host_and_port("[::1]:80")
     (('fed.example.org', 9092), ('::1', 80))
 
     Raises:
-        ValueError: it is none.
+        ValueError: The text is not HOST:PORT.
     """
     match = re.fullmatch(r"(?:\[([0-9a-fA-F:.]+)\]|([^\s:/\[\]]+)):(\d{1,5})", text)
     if match is None or not 0 < int(match[3]) < 65536:
@@ -36,13 +36,13 @@ def host_and_port(text: str) -> tuple[str, int]:
 
 
 def opening_hours(text: str) -> tuple[time, time]:
-    """Take a span of the day apart; it may go past midnight.
+    """Return begin and end of a span of the day, which may include midnight.
 
     >>> opening_hours("22:00-06:30")
     (datetime.time(22, 0), datetime.time(6, 30))
 
     Raises:
-        ValueError: it is none.
+        ValueError: The text is not HH:MM-HH:MM, or the span is empty.
     """
     match = re.fullmatch(r"(\d\d):(\d\d)-(\d\d):(\d\d)", text.replace(" ", ""))
     try:
@@ -57,7 +57,11 @@ def opening_hours(text: str) -> tuple[time, time]:
 
 
 def open_at(hours: str, now: time) -> bool:
-    """Say whether a time of the day is within a span.
+    """Return whether a time of the day is within a span.
+
+    Args:
+        hours: HH:MM-HH:MM, as `opening_hours` reads it.
+        now: The time.
 
     >>> open_at("22:00-06:00", time(23, 30)), open_at("22:00-06:00", time(6, 0)), open_at("09:00-17:00", time(12, 0))
     (True, False, True)
@@ -92,7 +96,7 @@ Plain = Annotated[str, AfterValidator(_no_quotes)]
 
 
 class Server(Section):
-    """What `fedpress server` does."""
+    """Settings of `fedpress server`."""
 
     scenario: str | None = Field(
         default=None, description="What to train: a scenario's name or file, as for `fedpress simulate`. Or give `app`."
@@ -109,7 +113,7 @@ class Server(Section):
     )
     keys: str = Field(
         default="keys",
-        description="The folder that `fedpress keys init` made. Each public key in its `nodes` is let in.",
+        description="The folder that `fedpress keys init` made. Nodes with a public key in its `nodes` are admitted.",
     )
     listen: Address = Field(default="0.0.0.0:9092", description="Where clients connect. Only over TLS.")
     superlink: Address | None = Field(
@@ -118,8 +122,8 @@ class Server(Section):
     operators: tuple[Annotated[str, AfterValidator(_network)], ...] = Field(
         default=("127.0.0.0/8", "::1/128"),
         strict=False,
-        description="Networks whose machines may start and stop runs and register keys. Flower asks nobody for a"
-        " password there, so keep it short. Clients need not be in it.",
+        description="Networks whose machines may start and stop runs and register keys. Flower requires no password"
+        " for that, so keep the list short. Clients need not be in it.",
     )
     message_mib: Positive = Field(
         default=256,
@@ -131,7 +135,9 @@ class Server(Section):
     )
     stay: bool = Field(default=False, description="Go on serving once the run is finished, until stopped.")
     hub: tuple[str, ...] = Field(
-        default=(), strict=False, description="A command, as a list of words, that runs beside as long as the server."
+        default=(),
+        strict=False,
+        description="A command, as a list of words, that runs beside the server, such as `fedpress hub`.",
     )
 
     @model_validator(mode="after")
@@ -149,7 +155,7 @@ class Server(Section):
 
 
 class Client(Section):
-    """What `fedpress client` does."""
+    """Settings of `fedpress client`."""
 
     superlink: Address = Field(description="The server's address.")
     ca: str = Field(default="ca.crt", description="The certificate authority's certificate, from the server's keys.")
@@ -164,7 +170,7 @@ class Client(Section):
         default=None,
         description="A folder with this device's own examples, in place of the task's `data_dir`; it trains on all.",
     )
-    tier: Plain | None = Field(default=None, description="The tier of devices that this is of.")
+    tier: Plain | None = Field(default=None, description="The tier of this device.")
     probe: Plain | None = Field(default=None, description="A file of `fedpress probe --json`, which names the tier.")
     threads: int | None = Field(default=None, ge=1, description="Threads to train on; null: as many as PyTorch takes.")
     warm: bool = Field(
@@ -193,10 +199,14 @@ S = TypeVar("S", bound=Section)
 
 
 def load(path: Path, kind: type[S]) -> S:
-    """Read a settings file; paths in it are relative to its folder, and absolute in what is returned.
+    """Read a settings file. Relative paths in it are taken from its folder, and returned absolute.
+
+    Args:
+        path: The YAML file.
+        kind: `Server` or `Client`.
 
     Raises:
-        SettingsError: it cannot be read or is not valid: all problems are listed.
+        SettingsError: The file cannot be read or is not valid: all problems are listed.
     """
     try:
         raw = yaml_source.read(path.read_text(encoding="utf-8"))
@@ -208,16 +218,16 @@ def load(path: Path, kind: type[S]) -> S:
     except ValueError as error:
         raise SettingsError(f"{path}: {error}") from None
     try:
-        found = kind.model_validate(raw)
+        settings = kind.model_validate(raw)
     except ValidationError as error:
         lines = diagnostics.explain(error, kind)
         count = f"{len(lines)} problem{'s' if len(lines) > 1 else ''}"
         raise SettingsError("\n  ".join([f"{path}: {count}", *lines])) from None
-    return found.model_copy(update=_absolute(found, path.parent.resolve()))
+    return settings.model_copy(update=_absolute(settings, path.parent.resolve()))
 
 
 def _absolute(settings: Section, folder: Path) -> dict[str, str]:
-    """The keys that name files, as absolute paths."""
+    """Return the values of keys that name files, as absolute paths."""
     changed = {}
     for key in ("out", "keys", "state", "app", "ca", "key", "data", "probe"):
         if isinstance(given := getattr(settings, key, None), str):

@@ -1,11 +1,11 @@
-"""Flower's SuperLink, with two guards: whoever may reach its port may neither start runs nor send what he likes.
+"""Flower's SuperLink behind two guards: control only from the operators' networks, and a limit on request sizes.
 
 Flower serves nodes (`/v1/fleet`), operators (`/v1/control`) and its own child processes (`/v1/runtime`) on one port,
-and asks only the nodes for a key. Whoever reaches the port could let in keys of his own, and run code on the server
-and on all nodes. Here the last two are for the networks in FEDPRESS_OPERATORS, and for this machine itself.
+and authenticates only the nodes. Anyone who can connect could register keys, and run code on the server and on all
+nodes. Here control and runtime are limited to the networks in FEDPRESS_OPERATORS, and to this machine itself.
 
-It also reads each request into memory before it looks who sends it, and sets no limit to its size. Here nodes' requests
-have one, FEDPRESS_MESSAGE_BYTES; what this machine and the operators send has none.
+Flower also reads each request into memory before it authenticates the sender, without a limit of its size. Here nodes'
+requests are limited to FEDPRESS_MESSAGE_BYTES; those of this machine and of operators are not.
 """
 
 from __future__ import annotations
@@ -22,18 +22,24 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from fedpress.simulations.deploy import _flower
 
 OPERATORS = "FEDPRESS_OPERATORS"
-"""Environment variable: networks, separated by spaces."""
+"""Environment variable with the operators' networks, separated by spaces."""
 MESSAGE_BYTES = "FEDPRESS_MESSAGE_BYTES"
-"""Environment variable: the largest request of a node."""
+"""Environment variable with the largest size of a node's request."""
 OPEN = ("/v1/fleet/",)
-MOST_TOLD = 1000
-"""Addresses that are named in the log when they are refused: a stranger with many must not fill memory or disk."""
+"""Paths that every machine may reach."""
+MOST_LOGGED = 1000
+"""Number of refused addresses that are logged: an attacker with many must not fill memory or disk."""
 SAYS = "fedpress: "
-"""Lines of the log that begin so are for the operator."""
+"""Prefix of log lines for the operator, which the service reports."""
 
 
 class OperatorsOnly:
-    """Middleware that answers 403 to all but nodes' requests from outside the operators' networks."""
+    """Middleware that answers 403 to requests from outside the operators' networks, except those of nodes.
+
+    Args:
+        app: The application behind it.
+        networks: Networks of operators, such as "192.0.2.0/24".
+    """
 
     def __init__(self, app: ASGIApp, networks: Sequence[str]) -> None:
         self._app = app
@@ -41,13 +47,13 @@ class OperatorsOnly:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""
-        if scope["type"] == "http" and not scope["path"].startswith(OPEN) and not self._may(scope):
+        if scope["type"] == "http" and not scope["path"].startswith(OPEN) and not self._is_operator(scope):
             text = f"{SAYS}{scope['path']} is for operators; see `operators` in the server's settings\n"
             await PlainTextResponse(text, 403)(scope, receive, send)
         else:
             await self._app(scope, receive, send)
 
-    def _may(self, scope: Scope) -> bool:
+    def _is_operator(self, scope: Scope) -> bool:
         client, server = scope.get("client"), scope.get("server")
         if client is None:
             return False
@@ -59,16 +65,20 @@ class OperatorsOnly:
 
 
 class LimitedRequests:
-    """Middleware that refuses nodes' requests of more than so many bytes (413), or of nobody knows how many (411).
+    """Middleware that refuses nodes' requests above a size (413), or without a declared size (411).
 
-    What is refused is read to its end, and thrown away piece by piece: a client that is still sending when the
-    connection closes does not see the answer. It is said once for each address.
+    A refused request is read to its end and discarded piece by piece, since a client that is still sending when the
+    connection closes does not see the answer. Each address is logged once.
+
+    Args:
+        app: The application behind it.
+        most: Largest size in bytes.
     """
 
     def __init__(self, app: ASGIApp, most: int) -> None:
         self._app = app
         self._most = most
-        self._told: set[str] = set()
+        self._logged: set[str] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""
@@ -81,8 +91,8 @@ class LimitedRequests:
             pass
         sent = f"is {int(length):,} bytes long" if length else "does not say how long it is"
         text = f"a request {sent}, and at most {self._most:,} are taken; see `message_mib` in the server's settings"
-        if (peer := (scope.get("client") or ("?",))[0]) not in self._told and len(self._told) < MOST_TOLD:
-            self._told.add(peer)
+        if (peer := (scope.get("client") or ("?",))[0]) not in self._logged and len(self._logged) < MOST_LOGGED:
+            self._logged.add(peer)
             print(f"{SAYS}{peer} is refused at {scope['path']}: {text}", flush=True)
         await PlainTextResponse(f"{SAYS}{text}\n", 413 if length else 411)(scope, receive, send)
 

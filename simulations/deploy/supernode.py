@@ -1,8 +1,8 @@
-"""Flower's SuperNode, with a repair: an order whose run ends while it is fetched leaves nothing behind.
+"""Flower's SuperNode, with a repair: a message whose run ends while it is fetched leaves nothing behind.
 
 Flower 1.41 cleans up after a fetch that fails with an Exception, but RunNotRunningException is a BaseException: the
-order stays, and so does its task. The task's ClientApp fails on it, that failure is taken for the answer to the next
-order, and from then on every answer waits until one more order has come. A run that waits for them waits for ever.
+message stays, and so does its task. The task's ClientApp fails on it, that failure is taken for the reply to the next
+message, and from then on every reply is one message late. A run that waits for the replies never ends.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Any
 from fedpress.simulations.deploy import _flower
 
 RUN_ENDED = "its run has ended"
-"""What the log says of such an order."""
+"""Text in the log for such a message."""
 
 
 def repaired(pull_and_store_message: Callable[..., int | None]) -> Callable[..., int | None]:
-    """Return Flower's function, whose clean-up now sees the end of a run while it fetches an order."""
+    """Return Flower's function with a clean-up that also works where the run ends during the fetch."""
     run_ended = _flower.run_ended()
 
     def failing(call: Callable[..., Any]) -> Callable[..., Any]:

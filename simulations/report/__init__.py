@@ -1,8 +1,8 @@
-"""Pages, figures and tables of runs.
+"""Reports of runs: HTML pages, figures, tables and TensorBoard files.
 
-`run_result` is a run in a notebook, `run_page` its report, `comparison_page` that of several; `figures` and
-`drawings` are drawn, `tables` and `units` written; `series` and `confidence` are what is shown; `event_files` is
-TensorBoard's.
+`run_page` is the report of one run, `comparison_page` that of several, `run_result` the object for Python and
+notebooks. They use `figures` (the plots) on `drawings` (SVG and PNG), `tables` and `units` (text), `series` (curves
+of accuracy) and `confidence` (intervals). `event_files` writes for TensorBoard.
 """
 
 __all__ = [

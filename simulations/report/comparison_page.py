@@ -1,4 +1,4 @@
-"""Several runs on one page: their curves together, their figures as a table, and in what their scenarios differ."""
+"""Comparison of several runs on one page: their curves, a table of figures, and the keys that differ."""
 
 from __future__ import annotations
 
@@ -39,25 +39,31 @@ class Run(NamedTuple):
 
 
 class Group(NamedTuple):
-    """What is one curve: a run, or finished runs of one scenario with different seeds."""
+    """Runs that are one curve: a single run, or finished runs of one scenario with different seeds.
+
+    Attributes:
+        label: Text in legends and tables.
+        runs: At least one.
+        settings: Values of the scenario by dotted key, without the seed.
+    """
 
     label: str
     runs: list[Run]
-    settings: Mapping[str, Any]  # the scenario's, by dotted key; without the seed
+    settings: Mapping[str, Any]
 
 
 class Value(NamedTuple):
-    """The mean over a group's runs, and half the width of Student's 95 % interval: of two runs it says nothing."""
+    """Mean over a group's runs, and half the width of Student's 95 % interval, from three runs on."""
 
     mean: float
     half_width: float | None = None
 
 
 def load(paths: Sequence[Path]) -> list[Run]:
-    """Reads the figures of runs.
+    """Read the figures of runs.
 
     Raises:
-        RunFolderError: a folder is given twice, is not a run's, or its results.json is torn.
+        RunFolderError: A folder is given twice, is not a run's, or its results.json is damaged.
     """
     seen: dict[Path, Path] = {}
     for path in paths:
@@ -70,26 +76,34 @@ def load(paths: Sequence[Path]) -> list[Run]:
 
 
 def write(paths: Sequence[Path], out: Path) -> Path:
-    """Writes the page of several runs and returns its path.
+    """Write the page of several runs and return its path.
+
+    Args:
+        paths: The run folders.
+        out: Path of the page.
 
     Raises:
-        RunFolderError: as `load`.
+        RunFolderError: As `load`.
     """
     write_atomically(out, render(load(paths)).encode())
     return out
 
 
 def write_figures(paths: Sequence[Path], folder: Path) -> list[Path]:
-    """Writes the page's figures as files, an SVG and a PNG each, and returns their paths.
+    """Write the page's figures, each as SVG and PNG, and return the paths.
+
+    Args:
+        paths: The run folders.
+        folder: Folder for the files, created if needed.
 
     Raises:
-        RunFolderError: as `load`.
+        RunFolderError: As `load`.
     """
     return report_drawings.save(drawings(grouped(load(paths))), folder)
 
 
 def render(runs: Sequence[Run]) -> str:
-    """The page as text."""
+    """Return the page as HTML."""
     groups = grouped(runs)
     differing = differences(groups)
     return (
@@ -115,60 +129,60 @@ def render(runs: Sequence[Run]) -> str:
 
 
 def grouped(runs: Sequence[Run]) -> list[Group]:
-    """Puts finished runs of one scenario with different seeds together, in the order in which they were given.
+    """Return the runs in groups of one scenario with different seeds, in the order given.
 
-    A run that is not finished stays alone: a mean over it would end where it does. Where a seed comes again, its second
-    run goes to a second group, and so on: two versions of a code that were run on the same seeds stay apart.
+    An unfinished run stays alone, since a mean over it would end where it does. The second run of a seed goes to a
+    second group, and so on, so that two versions of the code on the same seeds stay apart.
     """
     members: dict[object, list[Run]] = {}
     settings: dict[object, dict[str, Any]] = {}
     again = Counter[tuple[str, int]]()
     for run in runs:
-        found = dict(_flattened(_scenario(run.results)))
-        key = json.dumps(found, sort_keys=True)
+        flat = dict(_flattened(_scenario(run.results)))
+        key = json.dumps(flat, sort_keys=True)
         again[key, run.results.seed] += run.whole
         place = (key, again[key, run.results.seed]) if run.whole else run.path
         members.setdefault(place, []).append(run)
-        settings[place] = found
+        settings[place] = flat
     return _labeled([Group("", members[place], settings[place]) for place in members])
 
 
 def differences(groups: Sequence[Group]) -> list[tuple[str, list[Any]]]:
-    """The keys of the scenarios that differ, each with its value in every group; ABSENT where there is no such key."""
+    """Return the scenario keys that differ, each with its value in every group; ABSENT where there is no such key."""
     keys = dict.fromkeys(key for group in groups for key in group.settings)
-    found = []
+    differing = []
     for key in keys:
         values = [_look_up(group.settings, key) for group in groups]
-        inner = any(other.startswith(f"{key}.") for other in keys)  # null here, a section there: its keys say it
+        inner = any(other.startswith(f"{key}.") for other in keys)  # null in one, a section in another: its keys differ
         if not inner and any(value != values[0] for value in values):
-            found.append((key, values))
-    return found
+            differing.append((key, values))
+    return differing
 
 
 def drawings(groups: Sequence[Group]) -> list[Drawing]:
-    """The figures of the page, as far as something was evaluated."""
-    found = []
+    """Return the figures of the page; none where no round was evaluated."""
+    drawn = []
     if curves := _curves(groups, "round"):
-        found.append(figures.accuracy_over_rounds(curves))
+        drawn.append(figures.accuracy_over_rounds(curves))
     if curves := _curves(groups, "both"):
         dense, xlabel = _dense(groups, "both"), "bytes up and down so far"
-        found.append(figures.accuracy_over_bytes(curves, dense, dense_label="dense", xlabel=xlabel))
+        drawn.append(figures.accuracy_over_bytes(curves, dense, dense_label="dense", xlabel=xlabel))
     if curves := _curves(groups, "up"):
         dense, xlabel, name = _dense(groups, "up"), "bytes up so far", "accuracy-over-bytes-up"
-        found.append(figures.accuracy_over_bytes(curves, dense, name, dense_label="dense", xlabel=xlabel))
-    return found
+        drawn.append(figures.accuracy_over_bytes(curves, dense, name, dense_label="dense", xlabel=xlabel))
+    return drawn
 
 
 def over(group: Group, figure: str) -> Value | None:
-    """A figure of a group; None if one of its runs does not have it.
+    """Return the mean of a figure over a group; None if one of its runs does not have it.
 
     Args:
-        group: the runs.
-        figure: rounds, accuracy, seconds, up_bytes, down_bytes, up_ratio, down_ratio or both_ratio.
+        group: The runs.
+        figure: "rounds", "accuracy", "seconds", "up_bytes", "down_bytes", "up_ratio", "down_ratio" or "both_ratio".
     """
-    found = [_figure(run.results, figure) for run in group.runs]
-    values = [value for value in found if value is not None]
-    return _mean(values) if len(values) == len(found) else None
+    figures_of_runs = [_figure(run.results, figure) for run in group.runs]
+    values = [value for value in figures_of_runs if value is not None]
+    return _mean(values) if len(values) == len(figures_of_runs) else None
 
 
 def _figure(results: Results, figure: str) -> float | None:
@@ -187,7 +201,7 @@ def _mean(values: Sequence[float]) -> Value:
 
 
 def _span(group: Group) -> str:
-    """The group's seeds: `1-3, 7`."""
+    """Return the group's seeds as text: `1-3, 7`."""
     parts: list[list[int]] = []
     for seed in sorted(run.results.seed for run in group.runs):
         if parts and seed == parts[-1][-1] + 1:
@@ -198,16 +212,16 @@ def _span(group: Group) -> str:
 
 
 def _curves(groups: Sequence[Group], axis: series.Axis) -> list[Curve]:
-    found = []
+    curves = []
     for group in groups:
         label = group.label if group.runs[0].whole else f"{group.label} (unfinished)"
         runs = [series.running(series.points(run.results)) for run in group.runs]
-        found.append(series.curve(label, runs, axis, smooth=True))
-    return [curve for curve in found if curve]
+        curves.append(series.curve(label, runs, axis, smooth=True))
+    return [curve for curve in curves if curve]
 
 
 def _dense(groups: Sequence[Group], axis: str) -> float | None:
-    """What dense messages would have cost each of the finished runs, if that is about the same for all."""
+    """Return the bytes of dense messages in each finished run, if they are about the same for all."""
     costs = []
     for run in (run for group in groups for run in group.runs if run.whole):
         totals = run.results.totals
@@ -216,10 +230,10 @@ def _dense(groups: Sequence[Group], axis: str) -> float | None:
 
 
 def _students(group: Group) -> Iterator[tuple[str, Value, Value, Value, Value]]:
-    """Of each tier of a group: parameters, bytes of the bundle, accuracy and the teacher's, of the last version."""
+    """Yield tier, parameters, bytes of the bundle, accuracy and teacher's accuracy of the last version's students."""
     newest = [{student.tier: student for student in run_page.newest(run.results)} for run in group.runs]
-    for tier in dict.fromkeys(tier for found in newest for tier in found):
-        students = [found[tier] for found in newest if tier in found]
+    for tier in dict.fromkeys(tier for by_tier in newest for tier in by_tier):
+        students = [by_tier[tier] for by_tier in newest if tier in by_tier]
         yield (
             tier,
             _mean([student.parameters for student in students]),
@@ -230,10 +244,10 @@ def _students(group: Group) -> Iterator[tuple[str, Value, Value, Value, Value]]:
 
 
 def _scenario(results: Results) -> dict[str, Any]:
-    """A run's scenario without its seed, and without what does not change the model; new keys have their defaults."""
+    """Return a run's scenario without seed and workers; keys that are newer than the run have their defaults."""
     try:
         scenario = Scenario.model_validate(results.scenario).model_dump(mode="json")
-    except ValidationError:  # of a version whose keys were others: what was written is compared
+    except ValidationError:  # of a version with other keys: they are compared as they were written
         scenario = results.scenario
     return {key: value for key, value in scenario.items() if key not in ("seed", "workers")}
 
@@ -247,7 +261,7 @@ def _flattened(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[s
 
 
 def _look_up(settings: Mapping[str, Any], key: str) -> Any:
-    """The value of a key; of one in a section that is null here, null."""
+    """Return the value of a key; None where its section is null, ABSENT where there is no such key."""
     while key not in settings:
         key, _, last = key.rpartition(".")
         if not last or not key:
@@ -267,10 +281,10 @@ def _text(value: Any) -> str:
 
 
 def _labeled(groups: Sequence[Group]) -> list[Group]:
-    """Gives each group the shortest label that tells it apart.
+    """Return the groups with the shortest labels that are distinct.
 
-    A run alone is called by its folder, with as many of the folders above as it takes; runs together by their scenario,
-    or by the keys in which that differs from the others.
+    A single run is labeled by its folder, with as many parent folders as needed; several runs by their scenario's name,
+    or by the keys in which it differs from the others.
     """
     alone = [group for group in groups if len(group.runs) == 1]
     together = [group for group in groups if len(group.runs) > 1]
@@ -299,7 +313,7 @@ def _folders(paths: Sequence[Path]) -> list[str]:
 
 
 def _keys(groups: Sequence[Group]) -> list[str]:
-    """Labels by the fewest keys that differ; of as few, by those that make the shortest labels."""
+    """Return labels made of the fewest differing keys; among those, the shortest labels."""
     if len(groups) <= 1:
         return [group.runs[0].results.name for group in groups]
     differing = [(key, [_text(value) for value in values]) for key, values in differences(groups)]

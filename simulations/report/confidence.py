@@ -1,4 +1,4 @@
-"""How sure a mean over seeds is."""
+"""Confidence interval of a mean over seeds."""
 
 from __future__ import annotations
 

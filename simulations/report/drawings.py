@@ -1,7 +1,7 @@
-"""A figure that can be drawn in any colors: for a page on a light or dark screen, or as a file of its own for print.
+"""Figures that can be drawn in any colors: for pages on light or dark screens, or as files for print.
 
-A figure is a `Drawing`: told which colors its roles have, it draws. For a page these are stand-ins, one for each
-role, and the finished SVG names the page's CSS variables in their place: one drawing reads well on light and on dark.
+A `Drawing` draws with a color for each role. For a page the colors are placeholders, which are replaced by the page's
+CSS variables in the finished SVG, so that one drawing serves light and dark screens.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ LIGHT: Final[Colors] = {
     INK: "#1b1d21", MUTED: "#5d636d", GRID: "#e4e6ea", "first": "#1f63c7", "second": "#b8500b", "third": "#00664a",
     "fourth": "#d4568f", "fifth": "#3a2f4f", "sixth": "#1b97c4",
 }  # fmt: skip
-"""Of a light page, and of figures that are files of their own."""
+"""Colors of light pages, and of figures as files."""
 DARK: Final[Colors] = {
     INK: "#e8eaee", MUTED: "#a3a9b5", GRID: "#333842", "first": "#74a9ff", "second": "#f0a060", "third": "#1fa27c",
     "fourth": "#e07ac0", "fifth": "#efe9c0", "sixth": "#7fe0f5",
 }  # fmt: skip
 STAND_INS: Final[Colors] = {role: f"#0102{number:02x}" for number, role in enumerate(LIGHT, start=3)}
-"""They occur nowhere else in what Matplotlib writes."""
+"""Placeholders of the roles' colors, which occur nowhere else in Matplotlib's SVG."""
 
 
 def _style(colors: Colors) -> dict[RcKeyType, Any]:
@@ -71,34 +71,39 @@ def _style(colors: Colors) -> dict[RcKeyType, Any]:
 
 
 class Drawing(NamedTuple):
-    """A figure that can be drawn in any colors; `name` is that of its files, and keeps its ids apart on a page."""
+    """A figure that can be drawn in any colors.
+
+    Attributes:
+        name: Name of its files, and prefix of its ids on a page.
+        height: Inches.
+        draw: Draws on axes, with a color for each role.
+    """
 
     name: str
-    height: float  # inches
+    height: float
     draw: Callable[[Axes, Colors], None]
 
     def on_page(self) -> str:
-        """The figure as an SVG element for a page that defines the colors (`css_variables`)."""
+        """Return the figure as an SVG element for a page that defines the colors (`css_variables`)."""
         text = StringIO()
         self._save(text, "svg", STAND_INS, transparent=True)
         svg = text.getvalue()
         svg = svg[svg.index("<svg") :]  # an HTML page takes no XML declaration and no doctype
-        svg = re.sub(
-            r"<defs>\s*<style.*?</defs>", "", svg, count=1, flags=re.DOTALL
-        )  # its rule would hold for the whole page
+        # Matplotlib's style rule would apply to the whole page.
+        svg = re.sub(r"<defs>\s*<style.*?</defs>", "", svg, count=1, flags=re.DOTALL)
         svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{self.name}-", svg)
         for role, color in STAND_INS.items():
             svg = svg.replace(color, f"var(--{role})")
         return svg
 
     def svg(self) -> str:
-        """The figure as an SVG file: on white, with real text."""
+        """Return the figure as an SVG file: on white, with real text."""
         text = StringIO()
         self._save(text, "svg", LIGHT)
         return text.getvalue()
 
     def png(self) -> bytes:
-        """The figure as a PNG file, on white."""
+        """Return the figure as a PNG file, on white."""
         data = BytesIO()
         self._save(data, "png", LIGHT)
         return data.getvalue()
@@ -115,10 +120,14 @@ class Drawing(NamedTuple):
 
 
 def save(drawings: Iterable[Drawing], folder: Path) -> list[Path]:
-    """Writes each figure as an SVG and a PNG file into a folder, made if need be, and returns their paths.
+    """Write each figure as SVG and PNG, and return the paths.
+
+    Args:
+        drawings: The figures.
+        folder: Folder for the files, created if needed.
 
     Raises:
-        OSError: the folder cannot be made or written into.
+        OSError: The folder cannot be created or written into.
     """
     folder.mkdir(parents=True, exist_ok=True)
     written = []
@@ -130,5 +139,5 @@ def save(drawings: Iterable[Drawing], folder: Path) -> list[Path]:
 
 
 def css_variables(colors: Colors) -> str:
-    """The colors as CSS declarations, which a page needs that holds figures."""
+    """Return the colors as CSS declarations for a page with figures."""
     return " ".join(f"--{role}: {color};" for role, color in colors.items())

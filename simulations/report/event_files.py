@@ -1,4 +1,4 @@
-"""A run's figures as TensorBoard event files: written while it goes on, or of one that is over."""
+"""TensorBoard event files of a run, written during the run or afterwards."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 
 class EventFiles(Observer):
-    """Follows a run and writes its scalars into the run folder's `tensorboard/`.
+    """Observer that writes a run's scalars into the run folder's `tensorboard/`.
 
     By round: accuracy, loss, bytes/up and bytes/down (so far), replies/accepted, replies/refused, and the accuracy
-    of each tier that trains. Over bytes so far, which are then the step: accuracy_over_bytes/up and .../up_and_down.
+    of each tier that trains. With the bytes so far as the step: accuracy_over_bytes/up and .../up_and_down.
 
-    What is there of an earlier attempt is replaced, with the rounds before it.
+    The files of an earlier attempt are replaced; a resumed run writes its earlier rounds again.
     """
 
     def __init__(self) -> None:
@@ -33,16 +33,21 @@ class EventFiles(Observer):
         self._up = self._down = 0
 
     def on_start(self, scenario: Scenario | None, folder: RunFolder) -> None:
-        """Know the folder; the file is made with the first round."""
+        """Remember the folder; the file is created at the first round.
+
+        Args:
+            scenario: Not used.
+            folder: The run folder.
+        """
         self._folder = folder.tensorboard
 
     def on_resume(self, rounds: list[RoundResult]) -> None:
-        """Write the rounds before."""
+        """Write the earlier rounds."""
         for result in rounds:
             self._add(result)
 
     def on_round(self, result: RoundResult) -> None:
-        """Write a round, to be seen at once."""
+        """Write a round, and flush the file."""
         self._add(result)
         assert self._writer is not None
         self._writer.flush()
@@ -78,17 +83,17 @@ class EventFiles(Observer):
 
 
 def write(path: Path | str) -> Path:
-    """Writes the event files of a run that is over, and returns their folder.
+    """Write the event files of a run that has ended, and return their folder.
 
     Raises:
-        RunFolderError: there is no such run, its results.json is torn, or the run is still going on.
+        RunFolderError: There is no such run, its results.json is damaged, or the run has not ended.
     """
     folder = RunFolder.open(path)
     results = folder.load_results()
     if results.status == "running":
         raise RunFolderError(
-            f"the run in {path} is not finished: it is still going on, or it was killed, and then it writes its event"
-            f" files as it goes on: fedpress simulate --resume {path} --tensorboard"
+            f"the run in {path} is not finished: it is still going on, or it was killed; a resumed run writes its event"
+            f" files itself: fedpress simulate --resume {path} --tensorboard"
         )
     events = EventFiles()
     events.on_start(None, folder)

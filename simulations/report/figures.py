@@ -1,4 +1,4 @@
-"""The figures of reports, each a `Drawing`: curves, bars, dots, fronts."""
+"""Figures of reports, each a `Drawing`: curves, bars, dots, Pareto fronts."""
 
 from __future__ import annotations
 
@@ -21,23 +21,30 @@ SAMPLE_LETTERS: Final = 7  # what the sample of a line beside its label takes
 DASHES: Final[tuple[Any, ...]] = (
     "-", (0, (5, 1.6)), (0, (1.3, 1.3)), (0, (6, 1.6, 1.2, 1.6)), (0, (9, 2.4)), (0, (4, 1.4, 1.2, 1.4, 1.2, 1.4)),
 )  # fmt: skip
-"""Curves differ by these too, for print without colors. A seventh curve has the first color and another dash."""
+"""Dashes of curves, which distinguish them in print without colors; the seventh curve has the first color again."""
 MARKERS: Final = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*", "h")
 
 
 class Curve(NamedTuple):
-    """One line of a figure, and around it a band if there is one."""
+    """One line of a figure, with an optional band.
+
+    Attributes:
+        label: Text in the legend.
+        x, y: Points of the line.
+        low, high: Edges of the band; empty: there is none.
+        smooth: Whether it is a running mean, drawn without marks.
+    """
 
     label: str
     x: Sequence[float]
     y: Sequence[float]
     low: Sequence[float] = ()
     high: Sequence[float] = ()
-    smooth: bool = False  # a running mean: drawn as a line without points
+    smooth: bool = False
 
 
 class Bar(NamedTuple):
-    """One bar: its name, its length, the text at its end, and whether it stands for all others together."""
+    """One bar: its name, its length, the text at its end, and whether it is the total of the others."""
 
     label: str
     length: float
@@ -46,11 +53,11 @@ class Bar(NamedTuple):
 
 
 def accuracy_over_rounds(curves: Sequence[Curve], name: str = "accuracy-over-rounds") -> Drawing:
-    """Accuracy (fractions) over rounds; where curves are many, they differ in their dashes, too.
+    """Return a plot of accuracy over rounds; more than two curves differ in their dashes, too.
 
     Args:
-        curves: each with at least one point.
-        name: of the figure's files.
+        curves: Each with at least one point; y is a fraction.
+        name: Name of the figure's files.
     """
     labels = [_shortened(curve.label, LEGEND_LETTERS - SAMPLE_LETTERS) for curve in curves]
 
@@ -71,14 +78,14 @@ def accuracy_over_bytes(
     dense_label: str = "dense, up",
     xlabel: str = "bytes so far",
 ) -> Drawing:
-    """Accuracy (fractions) over bytes (log scale), and what dense messages would have cost as a vertical line.
+    """Return a plot of accuracy over bytes (log scale), with the cost of dense messages as a vertical line.
 
     Args:
-        curves: each with at least one point; x above 0.
-        dense: bytes; None: no line.
-        name: of the figure's files.
-        dense_label: of the line, before its bytes.
-        xlabel: what the bytes are.
+        curves: Each with at least one point; x above 0, y a fraction.
+        dense: Bytes of dense messages; None: no line.
+        name: Name of the figure's files.
+        dense_label: Label of the line, before its bytes.
+        xlabel: Label of the axis of bytes.
     """
     labels = [_shortened(curve.label, LEGEND_LETTERS - SAMPLE_LETTERS) for curve in curves]
     line = [f"{dense_label}: {units.format_bytes(dense)}"] if dense is not None else []
@@ -100,7 +107,7 @@ def accuracy_over_bytes(
 
 
 class Stack(NamedTuple):
-    """A bar of several parts, one after the other, and the text at its end."""
+    """A bar of several parts in a row, and the text at its end."""
 
     label: str
     parts: Sequence[float]
@@ -108,7 +115,13 @@ class Stack(NamedTuple):
 
 
 def stacked(name: str, parts: Sequence[str], items: Sequence[Stack]) -> Drawing:
-    """Horizontal bars in the given order, each of the named parts."""
+    """Return horizontal bars, each divided into parts.
+
+    Args:
+        name: Name of the figure's files.
+        parts: Names of the parts, at most six.
+        items: The bars, from top to bottom.
+    """
     labels = [_shortened(item.label, MOST_LETTERS) for item in items]
 
     def draw(axes: Axes, colors: Colors) -> None:
@@ -124,7 +137,7 @@ def stacked(name: str, parts: Sequence[str], items: Sequence[Stack]) -> Drawing:
 
 
 class Row(NamedTuple):
-    """A line of `dots`: a value for each series; None: there is none."""
+    """A row of `dots`: a value for each series; None: there is none."""
 
     label: str
     values: Sequence[float | None]
@@ -138,22 +151,22 @@ def dots(
     form: Callable[[float], str],
     ticks: Sequence[float],
 ) -> Drawing:
-    """A line for each row with a mark for each series, over a logarithmic axis.
+    """Return a dot plot: a row for each item with a mark for each series, over a logarithmic axis.
 
     Args:
-        name: of the figure's files.
-        series: their names, at most six.
-        rows: from top to bottom; at least one value above 0.
-        xlabel: what the values are.
-        form: writes one for people.
-        ticks: where the axis may have one.
+        name: Name of the figure's files.
+        series: Names of the series, at most six.
+        rows: The rows from top to bottom; at least one value above 0.
+        xlabel: Label of the axis.
+        form: Formats a value for the axis.
+        ticks: Candidates for the ticks; those within the range are shown.
     """
     labels = [_shortened(row.label, MOST_LETTERS) for row in rows]
 
     def draw(axes: Axes, colors: Colors) -> None:
         for number, one in enumerate(series):
-            found = [(row.values[number], place) for place, row in enumerate(rows)]
-            known = [(value, place) for value, place in found if value is not None]
+            marks = [(row.values[number], place) for place, row in enumerate(rows)]
+            known = [(value, place) for value, place in marks if value is not None]
             axes.plot(
                 [value for value, _ in known], [place for _, place in known], linestyle="", marker=MARKERS[number],
                 markersize=6, color=colors[SERIES[number]], label=one,
@@ -175,7 +188,7 @@ def dots(
 
 
 class Mark(NamedTuple):
-    """A point of `tradeoff`; low and high: from the least to the greatest accuracy."""
+    """A point of `tradeoff`; `low` and `high` are the least and the greatest accuracy over the seeds."""
 
     label: str
     size: float
@@ -185,12 +198,12 @@ class Mark(NamedTuple):
 
 
 def tradeoff(name: str, marks: Sequence[Mark], xlabel: str) -> Drawing:
-    """Accuracy (fractions) over bytes (log scale), and the Pareto front: nothing smaller is better.
+    """Return a plot of accuracy (fractions) over bytes (log scale), with the Pareto front.
 
     Args:
-        name: of the figure's files.
-        marks: at least one.
-        xlabel: what the bytes are.
+        name: Name of the figure's files.
+        marks: At least one.
+        xlabel: Label of the axis of bytes.
     """
     labels = [_shortened(mark.label, LEGEND_LETTERS) for mark in marks]
     best = front(marks)
@@ -218,11 +231,11 @@ def tradeoff(name: str, marks: Sequence[Mark], xlabel: str) -> Drawing:
 
 
 class Sized(Protocol):
-    """What a front is drawn through."""
+    """A point with a size and an accuracy, as `front` needs it."""
 
     @property
     def size(self) -> float:
-        """What it costs."""
+        """Cost: bytes or parameters."""
 
     @property
     def accuracy(self) -> float:
@@ -232,22 +245,27 @@ class Sized(Protocol):
 S = TypeVar("S", bound=Sized)
 
 
-def front(found: Sequence[S]) -> list[S]:
-    """Return what nothing smaller beats, from the smallest on (the Pareto front).
+def front(points: Sequence[S]) -> list[S]:
+    """Return the Pareto front, from the smallest point on: no smaller point is as accurate.
 
     >>> marks = [Mark("a", 1, 0.8, 0.8, 0.8), Mark("b", 2, 0.7, 0.7, 0.7), Mark("c", 3, 0.9, 0.9, 0.9)]
     >>> [mark.label for mark in front(marks)]
     ['a', 'c']
     """
     best: list[S] = []
-    for one in sorted(found, key=lambda one: (one.size, -one.accuracy)):
-        if not best or one.accuracy > best[-1].accuracy:
-            best.append(one)
+    for point in sorted(points, key=lambda point: (point.size, -point.accuracy)):
+        if not best or point.accuracy > best[-1].accuracy:
+            best.append(point)
     return best
 
 
 def bars(name: str, items: Sequence[Bar]) -> Drawing:
-    """Horizontal bars in the given order, each with its text at its end."""
+    """Return horizontal bars, each with a text at its end.
+
+    Args:
+        name: Name of the figure's files.
+        items: The bars, from top to bottom.
+    """
     labels = [_shortened(item.label, MOST_LETTERS) for item in items]
 
     def draw(axes: Axes, colors: Colors) -> None:
@@ -260,7 +278,7 @@ def bars(name: str, items: Sequence[Bar]) -> Drawing:
 
 
 class Tried(NamedTuple):
-    """An architecture that was looked at; `uniform`: all its layers are made smaller alike."""
+    """A candidate of a search for an architecture; `uniform`: all its layers are narrowed by the same factor."""
 
     size: float
     accuracy: float
@@ -269,12 +287,12 @@ class Tried(NamedTuple):
 
 
 def pareto(tried: Sequence[Tried], xlabel: str, name: str = "architectures") -> Drawing:
-    """Accuracy (fractions) over size of what a search has distilled, and the front: no smaller one is better.
+    """Return a plot of accuracy (fractions) over size of the candidates that a search distilled, with the Pareto front.
 
     Args:
-        tried: at least one.
-        xlabel: what a size is of.
-        name: of the figure's files.
+        tried: At least one.
+        xlabel: Label of the axis of sizes.
+        name: Name of the figure's files.
     """
     best = front(tried)
 
@@ -320,7 +338,7 @@ def pareto(tried: Sequence[Tried], xlabel: str, name: str = "architectures") -> 
 
 
 class Cut(NamedTuple):
-    """A step of a pruning: what part of the parameters was removed, and whether that was kept or undone."""
+    """A step of pruning: the fraction of parameters removed, and whether the step was taken or undone."""
 
     removed: float
     accuracy: float
@@ -328,11 +346,11 @@ class Cut(NamedTuple):
 
 
 def cliff(cuts: Sequence[Cut], name: str) -> Drawing:
-    """Accuracy (fractions) over the part that was removed: the way that was taken, where it stopped, what was undone.
+    """Return a plot of accuracy over the fraction of parameters removed: steps taken, the end, steps undone.
 
     Args:
-        cuts: in their order, at least one of them taken.
-        name: of the figure's files.
+        cuts: Steps in their order, at least one of them taken.
+        name: Name of the figure's files.
     """
     taken, undone = [cut for cut in cuts if cut.taken], [cut for cut in cuts if not cut.taken]
 
@@ -359,11 +377,11 @@ def cliff(cuts: Sequence[Cut], name: str) -> Drawing:
 
 
 def memory_over_rounds(curves: Sequence[Curve], begin: int) -> Drawing:
-    """Resident bytes of a server (first curve) and its workers over the rounds.
+    """Return a plot of the resident memory of a server (first curve) and its workers over rounds.
 
     Args:
-        curves: one for each process.
-        begin: the round where the warm-up ends; a vertical line marks it.
+        curves: One for each process; y in bytes.
+        begin: Round where the warm-up ends, marked by a vertical line.
     """
 
     def draw(axes: Axes, colors: Colors) -> None:
@@ -387,7 +405,7 @@ def memory_over_rounds(curves: Sequence[Curve], begin: int) -> Drawing:
 def _label_bars(
     axes: Axes, labels: Sequence[str], lengths: Sequence[float], texts: Sequence[str], colors: Colors
 ) -> None:
-    """A name before each horizontal bar and a text at its end, in place of an axis."""
+    """Write a name before each horizontal bar and a text at its end, in place of an axis."""
     longest = max(lengths, default=0.0) or 1.0
     for place, (length, text) in enumerate(zip(lengths, texts, strict=True)):
         axes.text(length + 0.01 * longest, place, text, va="center")
@@ -409,7 +427,7 @@ def _plot_all(axes: Axes, curves: Sequence[Curve], labels: Sequence[str], colors
         dash = DASHES[(number + number // len(SERIES)) % len(DASHES)] if many else "-"
         if curve.low:
             axes.fill_between(curve.x, curve.low, curve.high, color=color, alpha=0.18, linewidth=0)
-        few = len(curve.x) <= 60 and not curve.smooth  # few points are seen as points, and many do not become a band
+        few = len(curve.x) <= 60 and not curve.smooth  # marks of many points would merge into a band
         width = 1.8 if curve.smooth else 1.5 if few else 0.7
         axes.plot(
             curve.x, curve.y, color=color, linewidth=width, linestyle=dash, label=label,
@@ -418,7 +436,7 @@ def _plot_all(axes: Axes, curves: Sequence[Curve], labels: Sequence[str], colors
 
 
 def _shortened(label: str, most: int) -> str:
-    """The end of a long label: names of layers, and folders, differ there."""
+    """Return the end of a long label, where names of layers and folders differ."""
     return label if len(label) <= most else "…" + label[1 - most :]
 
 
@@ -434,7 +452,7 @@ def _accuracy_axis(axes: Axes, columns: int = 3) -> None:
 
 
 def _columns(labels: Sequence[str]) -> int:
-    """The columns of a legend that make it low and fit the figure; the first columns are filled first."""
+    """Return the number of columns that makes a legend lowest within the figure's width."""
 
     def letters(columns: int) -> int:
         rows, more = divmod(len(labels), columns)
@@ -446,14 +464,14 @@ def _columns(labels: Sequence[str]) -> int:
 
 
 def _height(labels: Sequence[str]) -> float:
-    """Of a figure with a legend of these labels, in inches: the more rows that has, the higher the figure."""
+    """Return the height in inches of a figure with a legend of these labels."""
     return 3.2 + 0.19 * (math.ceil(len(labels) / _columns(labels)) - 1)
 
 
 def _legend(axes: Axes, columns: int) -> None:
-    """A legend above the axes, where no curve can run through it, and lines to read heights by."""
+    """Draw a legend above the axes, where no curve can cross it, and horizontal grid lines."""
     axes.grid(axis="y")
-    length = 2.6 if len(axes.get_lines()) > 3 else None  # the dashes are to be told apart
+    length = 2.6 if len(axes.get_lines()) > 3 else None  # long enough to distinguish dashes
     axes.legend(
         loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, borderaxespad=0, borderpad=0.3, handlelength=length
     )

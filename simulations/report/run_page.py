@@ -1,4 +1,4 @@
-"""The report of a run: one HTML file that needs nothing else, readable on light and dark screens."""
+"""Report of a run: one self-contained HTML file for light and dark screens."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from fedpress.simulations.report.units import format_bytes
 from fedpress.simulations.results.records import Results, StudentResult
 from fedpress.simulations.results.run_folder import RunFolder
 
-MOST_LAYERS = 40  # a figure of more cannot be read; the rest is said in words
+MOST_LAYERS = 40  # in the figure; the page says how many there are
 
 
 def write(path: Path | str, out: Path | None = None) -> Path:
-    """Makes the page from a run folder's results.json and ledger.csv, and returns its path.
+    """Write the page from a run folder's results.json and ledger.csv, and return its path.
 
     Args:
-        path: the run folder.
-        out: where the page goes; None: report.html in the folder.
+        path: The run folder.
+        out: Path of the page; None: report.html in the folder.
 
     Raises:
-        RunFolderError: there is no such folder, it is not a run's, or its results.json or ledger.csv is torn.
+        RunFolderError: There is no such folder, it is not a run's, or its results.json or ledger.csv is damaged.
     """
     run = RunFolder.open(path)
     target = out or run.report
@@ -39,17 +39,21 @@ def write(path: Path | str, out: Path | None = None) -> Path:
 
 
 def write_figures(path: Path | str, folder: Path) -> list[Path]:
-    """Writes the page's figures as files, an SVG and a PNG each, and returns their paths.
+    """Write the page's figures, each as SVG and PNG, and return the paths.
+
+    Args:
+        path: The run folder.
+        folder: Folder for the files, created if needed.
 
     Raises:
-        RunFolderError: as `write`.
+        RunFolderError: As `write`.
     """
     run = RunFolder.open(path)
     return report_drawings.save(drawings(run.load_results(), run.load_ledger()), folder)
 
 
 def environment() -> jinja2.Environment:
-    """What the pages have in common: their frame and colors, and how numbers are written."""
+    """Return the Jinja environment of all pages, with their colors and number formats."""
     shared = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
@@ -69,7 +73,12 @@ def environment() -> jinja2.Environment:
 
 
 def render(results: Results, ledger: Ledger | None) -> str:
-    """The page as text. Without a ledger, the bytes by kind are left out and the page says so."""
+    """Return the page as HTML.
+
+    Args:
+        results: Figures of the run.
+        ledger: Bytes of every message; None: the bytes by kind are left out, and the page says so.
+    """
     refusals = Counter[str]()
     for result in results.rounds:
         refusals.update(result.reasons)
@@ -94,8 +103,13 @@ def render(results: Results, ledger: Ledger | None) -> str:
 
 
 def drawings(results: Results, ledger: Ledger | None) -> list[Drawing]:
-    """The figures of a run that there is something to draw for."""
-    found = [
+    """Return the figures of a run for which there are data.
+
+    Args:
+        results: Figures of the run.
+        ledger: Bytes of every message; None: not known.
+    """
+    drawn = [
         _accuracy_over_rounds(results),
         _accuracy_over_bytes(results),
         _bytes_by_kind(ledger) if ledger else None,
@@ -103,21 +117,26 @@ def drawings(results: Results, ledger: Ledger | None) -> list[Drawing]:
         _architectures(results),
         *map(_cliff, _watched(results)),
     ]
-    return [drawing for drawing in found if drawing is not None]
+    return [drawing for drawing in drawn if drawing is not None]
 
 
 def format_percent(fraction: float | None, digits: int = 1) -> str:
-    """A fraction as `84.1 %`; a dash for what was not measured."""
+    """Return a percentage such as `84.1 %`.
+
+    Args:
+        fraction: None: not measured, shown as a dash.
+        digits: Digits after the point.
+    """
     return "–" if fraction is None else f"{100 * fraction:.{digits}f} %"
 
 
 def format_ratio(ratio: float | None) -> str:
-    """A factor as `8.4x` or `265x`; a dash for what was not measured."""
+    """Return a factor such as `8.4x` or `265x`; a dash for None."""
     return "–" if ratio is None else f"{ratio:.{1 if ratio < 20 else 0}f}x"
 
 
 def format_points(difference: float) -> str:
-    """A difference of two fractions in points: `−1.2`.
+    """Return a difference of two fractions in percentage points: `−1.2`.
 
     >>> format_points(-0.012), format_points(-0.0001)
     ('−1.2', '0.0')
@@ -127,13 +146,13 @@ def format_points(difference: float) -> str:
 
 
 def newest(results: Results) -> list[StudentResult]:
-    """The students of the last version that was published."""
+    """Return the students of the last published version."""
     last = max((student.version for student in results.students), default=0)
     return [student for student in results.students if student.version == last]
 
 
 def _watched(results: Results) -> list[StudentResult]:
-    """Those of them whose pruning was watched."""
+    """Return the newest students whose accuracy was measured during pruning."""
     return [student for student in newest(results) if student.stages and len(student.curve) > 1]
 
 
@@ -142,13 +161,13 @@ def _accuracy_over_rounds(results: Results) -> Drawing | None:
     if not single:
         return None
     label = f"mean of {series.AVERAGED} rounds, the last {format_percent(mean[-1].accuracy)}"
-    found = series.curve("one round", [single], "round"), series.curve(label, [mean], "round", smooth=True)
-    return figures.accuracy_over_rounds([curve for curve in found if curve])
+    curves = series.curve("one round", [single], "round"), series.curve(label, [mean], "round", smooth=True)
+    return figures.accuracy_over_rounds([curve for curve in curves if curve])
 
 
 def _accuracy_over_bytes(results: Results) -> Drawing | None:
-    found = series.points(results)
-    curves = series.curve("up", [found], "up"), series.curve("up and down", [found], "both")
+    points = series.points(results)
+    curves = series.curve("up", [points], "up"), series.curve("up and down", [points], "both")
     drawn = [curve for curve in curves if curve]
     return figures.accuracy_over_bytes(drawn, results.totals.dense_up_bytes or None) if drawn else None
 
@@ -172,7 +191,7 @@ def _share(fraction: float) -> str:
 
 
 def _architectures(results: Results) -> Drawing | None:
-    """What the searches of the last version have distilled, of all tiers."""
+    """Return the plot of the candidates that searches of the last version distilled, of all tiers."""
     tried = [
         figures.Tried(one.parameters, one.accuracy, one.uniform, one.chosen)
         for student in newest(results)

@@ -1,4 +1,4 @@
-"""A run as Python, a notebook and a terminal show it: figures as pandas frames, curves, the model."""
+"""Result of a run for Python, notebooks and terminals: figures as pandas frames, curves, the model."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from fedpress.simulations.report.drawings import Drawing
 
 CURVES = ("accuracy-over-rounds", "accuracy-over-bytes")
-"""The figures that a notebook shows of a run; its report has them all."""
+"""Names of the figures that a notebook shows; the report has more."""
 
 _outputs = count(1)
 
@@ -42,7 +42,7 @@ class RunResult:
         """Read the run at `path`.
 
         Raises:
-            RunFolderError: There is no such folder, or it is not a run's, or its results.json is torn.
+            RunFolderError: There is no such folder, or it is not a run's, or its results.json is damaged.
         """
         self._run = RunFolder.open(path)
         self.folder: Path = self._run.path
@@ -102,7 +102,7 @@ class RunResult:
         return load_file(self._run.model)
 
     def drawings(self) -> list[Drawing]:
-        """Return the figures of the report; each can say itself as `svg()` and `png()`."""
+        """Return the figures of the report; each has the methods `svg()` and `png()`."""
         return run_page.drawings(self.results, self._run.load_ledger())
 
     def report(self, out: Path | None = None) -> Path:
@@ -117,7 +117,7 @@ class RunResult:
         """Return what a notebook shows."""
         facts = [*tables.run_facts(self.results), ("folder", str(self.folder))]
         students = tables.student_rows(self.results)
-        number = next(_outputs)  # ids are of the whole notebook, and a run may be shown twice
+        number = next(_outputs)  # ids must be unique in the notebook, which may show a run twice
         curves = [
             drawing._replace(name=f"fedpress-{number}-{drawing.name}").on_page()
             for drawing in run_page.drawings(self.results, None)
@@ -139,11 +139,11 @@ _STYLE = (
     f"[data-jp-theme-light='false'] .fedpress-run, .vscode-dark .fedpress-run {{ "
     f"{drawings.css_variables(drawings.DARK)} }} .fedpress-run svg {{ max-width: 100%; height: auto; display: block }}"
 )
-"""The colors of light and dark notebooks (JupyterLab's and VS Code's own marks; the screen's would not say)."""
+"""Style with the colors of light and dark notebooks, by the marks of JupyterLab and VS Code."""
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return an HTML table; no columns: the first cell of each row is its head."""
+    """Return an HTML table; without columns, the first cell of each row is its head."""
     head = "".join(f"<th>{escape(column)}</th>" for column in columns)
     first, last = ("<td>", "</td>") if columns else ("<th style='text-align: left'>", "</th>")
     cell = "<td>" if columns else "<td style='text-align: left'>"
@@ -155,7 +155,7 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _frame(kind: type[BaseModel], records: Sequence[BaseModel], exclude: set[str] | None = None) -> DataFrame:
-    """Return one row for each record; the columns are there without one, too."""
+    """Return a frame with a row for each record, and the columns of its class even where there is none."""
     from pandas import DataFrame
 
     columns = [name for name in kind.model_fields if name not in (exclude or ())]

@@ -1,4 +1,4 @@
-"""The curves of runs: the accuracy that was measured and the bytes it had cost, of one run or of several alike."""
+"""Curves of accuracy over rounds and bytes, of one run or as means over several."""
 
 from __future__ import annotations
 
@@ -16,16 +16,23 @@ Axis = Literal["round", "up", "both"]
 
 
 class Point(NamedTuple):
-    """A round that was evaluated; bytes are those of the run by its end, all clients together."""
+    """An evaluated round.
+
+    Attributes:
+        round: Its number, from 1.
+        up: Bytes that all clients have sent by its end.
+        both: Bytes up and down by its end.
+        accuracy: A fraction.
+    """
 
     round: int
     up: int
-    both: int  # up and down
-    accuracy: float  # a fraction
+    both: int
+    accuracy: float
 
 
 def points(results: Results) -> list[Point]:
-    """The rounds that were evaluated, in their order."""
+    """Return the evaluated rounds in their order."""
     up = accumulate(result.up_bytes for result in results.rounds)
     both = accumulate(result.up_bytes + result.down_bytes for result in results.rounds)
     return [
@@ -35,29 +42,29 @@ def points(results: Results) -> list[Point]:
     ]
 
 
-def running(found: Sequence[Point]) -> list[Point]:
-    """The same rounds, each with the mean accuracy of the last ten rounds."""
+def running(points: Sequence[Point]) -> list[Point]:
+    """Return the same rounds, each with the mean accuracy of the last ten rounds."""
     return [
         last._replace(
-            accuracy=fmean(point.accuracy for point in found if last.round - AVERAGED < point.round <= last.round)
+            accuracy=fmean(point.accuracy for point in points if last.round - AVERAGED < point.round <= last.round)
         )
-        for last in found
+        for last in points
     ]
 
 
 def curve(label: str, runs: Sequence[Sequence[Point]], axis: Axis, *, smooth: bool = False) -> Curve | None:
-    """One run as a line, or several as their mean with a band from the least to the greatest.
+    """Return one run as a line, or several as their mean with a band from the least to the greatest.
 
-    Of several, the rounds count that all have evaluated; bytes are their mean.
+    Of several runs only the rounds that all have evaluated are used, with the mean of their bytes.
 
     Args:
-        label: of the line.
-        runs: the points of each; at least one run.
-        axis: what x is. Rounds before any byte are left out where it is bytes: its axis is logarithmic.
-        smooth: whether the points are running means.
+        label: Label of the line.
+        runs: Points of each run; at least one run.
+        axis: Quantity on the x axis. Points with x = 0 are left out, since axes of bytes are logarithmic.
+        smooth: Whether the points are running means.
 
     Returns:
-        None if there is no point.
+        The curve; None if it has no point.
     """
     shared = set.intersection(*({point.round for point in run} for run in runs))
     rows = [[point for point in run if point.round in shared] for run in runs]

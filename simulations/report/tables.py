@@ -1,7 +1,7 @@
-"""Figures as text: one line a fact, and tables, none of them cut to the width of a screen.
+"""Figures as text: lines of name and value, and tables, neither cut to the width of a terminal.
 
-rich's tables fold or cut their cells where a terminal is narrow or the output is a pipe, which spoils numbers for
-`grep` and `awk`; what is needed of a table here is `table_lines`.
+rich's tables fold or cut cells where a terminal is narrow or the output is a pipe, which spoils numbers for `grep` and
+`awk`; hence `table_lines`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from fedpress.simulations.results.records import Results, TierResult
 
 
 def fact_lines(facts: Iterable[tuple[str, str]]) -> list[str]:
-    """Return one line for each name and value.
+    """Return one line for each pair of name and value, the values aligned.
 
     >>> fact_lines([("status", "finished"), ("up", "3 kB")])
     ['status  finished', 'up      3 kB']
@@ -26,7 +26,11 @@ def fact_lines(facts: Iterable[tuple[str, str]]) -> list[str]:
 
 
 def table_lines(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Return a table, its head first; all columns but the first hold numbers and are set to the right.
+    """Return the lines of a table, its head first; all columns but the first are aligned right.
+
+    Args:
+        columns: Heads of the columns.
+        rows: Cells of each row, as many as columns.
 
     >>> table_lines(("tier", "bytes"), [("phone", "900")])
     ['tier   bytes', 'phone    900']
@@ -46,7 +50,7 @@ def run_lines(results: Results) -> list[str]:
 
 
 def run_facts(results: Results) -> list[tuple[str, str]]:
-    """The figures of a run, one line each."""
+    """Return name and value of a run's figures."""
     totals, planned = results.totals, results.scenario.get("rounds")
     refused = sum(one.refused for one in results.rounds)
     last = "last 10 rounds" if len(results.rounds) >= 10 else "rounds so far"
@@ -72,15 +76,15 @@ def run_facts(results: Results) -> list[tuple[str, str]]:
 
 
 def _shares(phases: Mapping[str, float]) -> list[str]:
-    """Return a text with the larger phases and their parts of the whole, or nothing where none was measured."""
+    """Return a text with the shares of the larger phases, in a list; empty where none was measured."""
     whole = sum(phases.values())
-    found = sorted(phases.items(), key=lambda phase: -phase[1])
-    named = [f"{name} {seconds / whole:.0%}" for name, seconds in found if seconds >= 0.02 * whole > 0]
+    longest_first = sorted(phases.items(), key=lambda phase: -phase[1])
+    named = [f"{name} {seconds / whole:.0%}" for name, seconds in longest_first if seconds >= 0.02 * whole > 0]
     return [", ".join(named)] if named else []
 
 
 def _network(results: Results) -> list[tuple[str, str]]:
-    """Nothing without a network."""
+    """Return virtual time and energy; nothing for a run without a network."""
     if not results.scenario.get("network"):
         return []
     seconds, joules = results.rounds[-1].virtual_seconds if results.rounds else 0.0, results.totals.joules
@@ -114,7 +118,7 @@ STUDENT_COLUMNS = ("student", "parameters", "bundle", "teacher", "student", "qua
 
 
 def student_rows(results: Results) -> list[tuple[str, ...]]:
-    """The students of the last version, one row each under `STUDENT_COLUMNS`; accuracies on test data."""
+    """Return a row under `STUDENT_COLUMNS` for each student of the last version; accuracies are on test data."""
     last = max((student.version for student in results.students), default=0)
     return [
         (

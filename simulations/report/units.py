@@ -1,8 +1,8 @@
-"""Numbers with their units, as tables and figures show them."""
+"""Numbers with units, as tables and figures show them."""
 
 
 def format_bytes(size: float) -> str:
-    """A size in decimal units, three figures: `1.23 MB`."""
+    """Return a size in decimal units with three significant digits: `1.23 MB`."""
     for unit in ("B", "kB", "MB", "GB"):
         if size < 999.5 or unit == "GB":
             break
@@ -12,7 +12,7 @@ def format_bytes(size: float) -> str:
 
 
 def format_joules(joules: float) -> str:
-    """An energy with three figures: `1.23 kJ`.
+    """Return an energy with three significant digits: `1.23 kJ`.
 
     >>> format_joules(1234.5), format_joules(0.0042), format_joules(99.96)
     ('1.23 kJ', '4.2 mJ', '100 J')

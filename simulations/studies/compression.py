@@ -1,4 +1,4 @@
-"""What each way to quantize and code a student costs: `python -m fedpress.simulations.studies.compression`.
+"""Study of the size and accuracy of quantized students: `python -m fedpress.simulations.studies.compression`.
 
 A teacher is trained centrally for a short while. Once it is pruned to a budget of parameters and distilled, and that
 student is quantized in each of several ways; once it keeps its architecture. Every size is that of a whole bundle file,
@@ -62,7 +62,7 @@ class Setup(NamedTuple):
 
 
 def named(*settings: Quantization) -> dict[str, Quantization]:
-    """Settings by what they differ in from the default ones."""
+    """Return settings by a name that lists how they differ from the defaults."""
 
     def name(way: Quantization) -> str:
         parts = [f"int{way.bits}", way.rounding, f"by {way.group_size}" if way.group_size else ""]
@@ -77,7 +77,13 @@ def named(*settings: Quantization) -> dict[str, Quantization]:
 
 
 def setup(teacher_epochs: int, parameters: int, epochs: int) -> Setup:
-    """The comparison that both tasks get."""
+    """Return the comparison for a task.
+
+    Args:
+        teacher_epochs: Epochs of the teacher's central training.
+        parameters: Budget of the pruned student.
+        epochs: Epochs of its distillation.
+    """
     base = Quantization(scale="least-squares")
     trained = [replace(base, bits=bits, qat_epochs=epochs // 2) for bits in (4, 3, 2)]
     nearest = [replace(base, bits=bits) for bits in (4, 3)]
@@ -97,7 +103,7 @@ SETUPS = {"digits": setup(20, 8_000, 60), "fashion-mnist": setup(5, 50_000, 20)}
 
 
 class Row(NamedTuple):
-    """What one way reached.
+    """Result of one setting.
 
     Attributes:
         student: Pruned ("pruned") or of the teacher's architecture ("whole").
@@ -124,7 +130,14 @@ class Row(NamedTuple):
 
 
 def study(task: Task, chosen: Setup, seed: int = 0, teacher: nn.Module | None = None) -> Iterator[Row]:
-    """Yield the teacher's row, then one for each way as it is done."""
+    """Yield the teacher's row, then one for each setting when it is complete.
+
+    Args:
+        task: The task.
+        chosen: What is compared.
+        seed: Seed of distillation and rounding.
+        teacher: A trained teacher; None: one is trained.
+    """
     splits = task.data()
     began = perf_counter()
     teacher = teacher or train(task, splits.train, chosen.teacher_epochs)
@@ -150,7 +163,16 @@ def study(task: Task, chosen: Setup, seed: int = 0, teacher: nn.Module | None = 
 def made(
     task: Task, teacher: nn.Module, start: nn.Module, way: Quantization, settings: Distillation, seed: int
 ) -> Tensors:
-    """The tensors of a student that is quantized in this way."""
+    """Return the quantized tensors of a student.
+
+    Args:
+        task: The task.
+        teacher: Teacher for quantization-aware training.
+        start: The float32 student.
+        way: How to quantize.
+        settings: Distillation for quantization-aware training.
+        seed: Seed of training and rounding.
+    """
     inputs = task.data().proxy.inputs
     learner = start
     if way.qat_epochs:
@@ -160,7 +182,7 @@ def made(
 
 
 def coded(tensors: Tensors) -> tuple[float, int]:
-    """Entropy of the codes, tensor by tensor, and their length with zlib; in bytes."""
+    """Return the entropy of the codes, tensor by tensor, and their length with zlib, both in bytes."""
     entropy, deflated = 0.0, 0
     for codes in (tensor.codes for tensor in tensors.values() if isinstance(tensor, Quantized)):
         _, counts = np.unique(codes, return_counts=True)
@@ -172,7 +194,7 @@ def coded(tensors: Tensors) -> tuple[float, int]:
 
 
 class Speed(NamedTuple):
-    """How a model runs, on one thread.
+    """Speed of a model on one thread.
 
     Attributes:
         runtime: "torch", "ONNX float32" or "ONNX int8".
@@ -188,7 +210,12 @@ class Speed(NamedTuple):
 
 
 def speeds(task: Task, model: nn.Module) -> list[Speed]:
-    """The model in torch, in ONNX Runtime, and there in int8; measured in turns, so that all meet the same machine."""
+    """Return the speed of a model in torch, and in ONNX Runtime as float32 and int8, measured in turns.
+
+    Args:
+        task: The task.
+        model: A trained model.
+    """
     splits = task.data()
     exported = onnx_export.export(model, splits.proxy.inputs)
     files = {"ONNX float32": exported}

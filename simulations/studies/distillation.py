@@ -1,9 +1,9 @@
-"""How the defaults of the distillation were chosen: `python -m fedpress.simulations.studies.distillation digits`.
+"""Study behind the defaults of distillation: `python -m fedpress.simulations.studies.distillation digits`.
 
 A teacher is trained centrally for a short while, pruned to a budget, and distilled with each of several settings. Each
 is judged by its accuracy on validation data and by how often it agrees with the teacher on training inputs, which are
-many and need no labels; the test part is not read. With `--techniques`: what each technique is worth, the settings
-being chosen (`technique_study`). Figures and reading: docs/results/students.md.
+many and need no labels; the test part is not read. `--techniques` compares the techniques of `techniques` with these
+settings. Figures: docs/results/students.md.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Setup(NamedTuple):
 
 
 def variants(default: Distillation) -> dict[str, Distillation]:
-    """The default, and settings that differ from it in one respect."""
+    """Return the default, and settings that differ from it in one respect."""
     changes: list[dict[str, Any]] = [
         {"epochs": default.epochs // 2},
         {"epochs": default.epochs * 2},
@@ -89,7 +89,7 @@ SETUPS = {
 
 
 class Row(NamedTuple):
-    """What one setting reached, the mean over the seeds.
+    """Result of one setting, the mean over the seeds.
 
     Attributes:
         setting: Its name; of the first row "teacher".
@@ -105,7 +105,13 @@ class Row(NamedTuple):
 
 
 def study(task: Task, setup: Setup, seeds: int = 3) -> Iterator[Row]:
-    """Yield the teacher's row, then one for each setting as it is done."""
+    """Yield the teacher's row, then one for each setting when it is complete.
+
+    Args:
+        task: The task.
+        setup: What is compared.
+        seeds: Number of students of each setting.
+    """
     splits = task.data()
     many = splits.train.take(np.arange(min(10_000, len(splits.train.targets))))
     began = perf_counter()
@@ -123,7 +129,14 @@ def study(task: Task, setup: Setup, seeds: int = 3) -> Iterator[Row]:
 
 
 def train(task: Task, examples: Examples, epochs: int, seed: int = 0) -> nn.Module:
-    """Return the task's model, trained centrally."""
+    """Return the task's model, trained centrally with SGD.
+
+    Args:
+        task: The task.
+        examples: Training data.
+        epochs: Passes over them.
+        seed: Seed of initial weights and order.
+    """
     with reproducible(seed) as generator:
         model = task.model()
         optimizer = torch.optim.SGD(model.parameters(), 0.1)
@@ -136,7 +149,12 @@ def train(task: Task, examples: Examples, epochs: int, seed: int = 0) -> nn.Modu
 
 
 def answers(model: nn.Module, examples: Examples) -> Tensor:
-    """The class that the model gives each example, (N,)."""
+    """Return the predicted class of each example, shape (N,).
+
+    Args:
+        model: A classifier.
+        examples: N examples.
+    """
     model.eval()
     with torch.no_grad():
         return torch.cat([model(batch).argmax(dim=1) for batch in torch.split(examples.inputs, 512)])

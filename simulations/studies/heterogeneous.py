@@ -1,4 +1,4 @@
-"""Students unlike their teacher: `python -m fedpress.simulations.studies.heterogeneous pairs`.
+"""Study of students of other architectures: `python -m fedpress.simulations.studies.heterogeneous pairs`.
 
 Each part has a teacher that was trained centrally, and students judged on test data, which no choice was made by. A
 technique stands below its baseline, which is as large. Figures and reading: docs/results/students.md.
@@ -36,12 +36,12 @@ LABELS_ALONE = LossWeights(teacher=0.0, labels=1.0)
 
 
 class Size(NamedTuple):
-    """How much is spent.
+    """Size of a study.
 
     Attributes:
         train: Training examples that the teacher sees.
         teacher_epochs: Passes over them.
-        proxy: Proxy examples that students see, or as many made-up ones.
+        proxy: Proxy examples that students see, or as many synthetic ones.
         epochs: Passes over these.
         seeds: Students of each row.
         test: Test examples.
@@ -56,7 +56,7 @@ class Size(NamedTuple):
 
 
 class Row(NamedTuple):
-    """What one way of making a student reached, the mean over the seeds.
+    """Result of one technique, the mean over the seeds.
 
     Attributes:
         teacher: Architecture of the teacher.
@@ -84,7 +84,13 @@ Make = Callable[[int], nn.Module]
 
 
 class Bench:
-    """A task with its teacher, and students beside each other."""
+    """A task with its teacher, and the means to make students.
+
+    Args:
+        task: The task.
+        size: Size of the study.
+        learning_rate: Of the teacher's training.
+    """
 
     def __init__(self, task: Task, size: Size, learning_rate: float = 2e-3) -> None:
         self.task, self.size = task, size
@@ -102,7 +108,14 @@ class Bench:
     def start(
         self, seed: int, *, architecture: str | None = None, parameters: int | None = None, keep_every: int = 1
     ) -> nn.Module:
-        """Where a student starts, with at most so many parameters; by default with as many as the teacher has."""
+        """Return an initial student.
+
+        Args:
+            seed: Seed of its weights.
+            architecture: Name of another architecture; None: the teacher's.
+            parameters: Most parameters; None: as many as the teacher has.
+            keep_every: Keep every n-th layer of the teacher.
+        """
         most = structural.parameters_of(self.teacher) if parameters is None else parameters
         chosen = Start(architecture, keep_every)
         return start_of(self.task, self.teacher, self.proxy.inputs[:1], Budget(most), chosen, seed=seed)
@@ -116,25 +129,33 @@ class Bench:
         targets: Tensor | None = None,
         settings: Distillation | None = None,
     ) -> nn.Module:
-        """A distilled student; by default on the proxy data without its labels."""
+        """Return a distilled student.
+
+        Args:
+            start: Makes the initial student.
+            seed: Seed of the distillation.
+            inputs: Inputs to distill on; None: the proxy data.
+            targets: Their labels; None: none.
+            settings: Distillation; None: the study's.
+        """
         views = self.proxy.inputs if inputs is None else inputs
         return distill(self.teacher, start(seed), views, settings or self.settings, targets=targets, seed=seed)
 
     def taught(self, start: Make) -> Make:
-        """The teacher's answers alone."""
+        """Return a distillation from the teacher's outputs alone."""
         return partial(self.student, start)
 
     def untaught(self, start: Make) -> Make:
-        """No teacher: the labels of the proxy data, which the others do not see."""
+        """Return a training without the teacher, on the labels of the proxy data."""
         settings = replace(self.settings, weights=LABELS_ALONE)
         return partial(self.student, start, targets=self.proxy.targets, settings=settings)
 
     def with_labels(self, start: Make) -> Make:
-        """The teacher's answers and the labels."""
+        """Return a distillation from the teacher's outputs and the labels."""
         return partial(self.student, start, targets=self.proxy.targets)
 
     def rows(self, techniques: Mapping[str, Make]) -> Iterator[Row]:
-        """Yield the teacher's row, then one for each technique as it is done."""
+        """Yield the teacher's row, then one for each technique when it is complete."""
         name = str(getattr(self.task, "architecture", self.task.name))
         accuracy = evaluate(self.teacher, self.task, self.test).accuracy
         yield Row(name, "the teacher", structural.parameters_of(self.teacher), accuracy, 0.0, 1.0, 1.0, self.seconds)
@@ -157,7 +178,14 @@ class Bench:
 
 
 def trained(task: Task, examples: Examples, epochs: int, learning_rate: float) -> nn.Module:
-    """Return the task's model, trained centrally with AdamW and a cosine, batches of 32."""
+    """Return the task's model, trained centrally with AdamW and a cosine schedule, batches of 32.
+
+    Args:
+        task: The task.
+        examples: Training data.
+        epochs: Passes over them.
+        learning_rate: Initial learning rate.
+    """
     settings = Distillation(epochs=epochs, learning_rate=learning_rate)
     count = len(examples.targets)
     with reproducible(0) as generator:
@@ -173,14 +201,26 @@ def trained(task: Task, examples: Examples, epochs: int, learning_rate: float) -
 
 
 def answers(model: nn.Module, inputs: Tensor) -> Tensor:
-    """The label that the model gives each example, (N,), or each place of it, (N, L)."""
+    """Return the predicted label of each example, shape (N,), or of each position, (N, L).
+
+    Args:
+        model: A classifier.
+        inputs: N inputs.
+    """
     model.eval()
     with torch.no_grad():
         return torch.cat([model(batch).argmax(dim=-1) for batch in torch.split(inputs, 512)])
 
 
 def speed(teacher: nn.Module, student: nn.Module, inputs: Tensor, repeats: int = 15) -> float:
-    """How many times as fast the student answers, one thread: by the least processor time of each, asked in turn."""
+    """Return the student's speed over the teacher's, by the least processor time of each, measured in turns.
+
+    Args:
+        teacher: The teacher.
+        student: The student.
+        inputs: One batch.
+        repeats: Number of timings.
+    """
     least = [float("inf")] * 2
     with reproducible(0), torch.no_grad():
         for _ in range(repeats):
@@ -235,7 +275,12 @@ def text(size: Size) -> Iterator[Row]:
 
 
 def without_data(task: Task, size: Size) -> Iterator[Row]:
-    """Proxy data, noise, batch norm statistics and generators; the teacher has batch norm."""
+    """Proxy data, noise, batch norm statistics and generators, for a teacher with batch norm.
+
+    Args:
+        task: Task whose model has batch norm.
+        size: Size of the study.
+    """
     bench = Bench(task, size)
     start = partial(bench.start, parameters=structural.parameters_of(bench.teacher) // 12)
     shape = tuple(bench.proxy.inputs.shape[1:])

@@ -1,4 +1,4 @@
-"""Ways of pruning against their baselines: `python -m fedpress.simulations.studies.pruning digits`.
+"""Study of pruning methods against their baselines: `python -m fedpress.simulations.studies.pruning digits`.
 
 A teacher is trained centrally for a short while and pruned in each of several ways, with the same number of passes over
 the proxy data after (or between) the steps; each row names the row that it is to be compared with, which has the same
@@ -35,12 +35,12 @@ from fedpress.simulations.tasks import registry
 
 
 class Variant(NamedTuple):
-    """A way of pruning.
+    """A method of pruning.
 
     Attributes:
-        removed_fraction: How much, as of `schedule.prune`.
-        settings: How.
-        baseline: The row of the same size that it is compared with.
+        removed_fraction: Fraction to remove, as of `schedule.prune`.
+        settings: The method's settings.
+        baseline: Name of the row of the same size that it is compared with.
         trained_on: What trains between the steps: "teacher", distillation; "answers", the teacher's classes as labels,
             which a penalty needs; "labels", the training data, as a lottery ticket needs them; "fresh", the same, but
             in the end the ticket's mask is trained from other weights: its control.
@@ -60,7 +60,14 @@ class Setup(NamedTuple):
 
 
 def variants(channels: float, weights: float, epochs: int, teacher_epochs: int) -> dict[str, Variant]:
-    """The rows of a task: channels and single weights removed in the parts given, `epochs` of training each."""
+    """Return the rows of a task.
+
+    Args:
+        channels: Fraction of parameters removed as channels.
+        weights: Fraction of parameters removed as single weights.
+        epochs: Epochs of training of each row.
+        teacher_epochs: Epochs of the teacher, and of each lottery ticket.
+    """
     each: dict[str, Any] = {"fine_tune_epochs": epochs // 3, "steps": 3}
 
     def structural(baseline: str, trained_on: str = "teacher", **changes: Any) -> Variant:
@@ -114,7 +121,7 @@ SETUPS = {
 
 
 class Row(NamedTuple):
-    """What one way of pruning reached, means over the seeds.
+    """Result of one method of pruning, means over the seeds.
 
     Attributes:
         name, baseline: Of the variant; of the first row "teacher".
@@ -137,7 +144,15 @@ class Row(NamedTuple):
 
 
 def study(task: Task, setup: Setup, seeds: int, only: str, kept: Path | None = None) -> Iterator[Row]:
-    """Yield the teacher's row, then one for each variant whose name begins with `only`, as it is done."""
+    """Yield the teacher's row, then one for each variant when it is complete.
+
+    Args:
+        task: The task.
+        setup: What is compared.
+        seeds: Number of runs of each variant.
+        only: Beginning of the names of variants to run; empty: all.
+        kept: File of the teacher's weights, as for `trained_teacher`.
+    """
     splits = task.data()
     example = splits.proxy.inputs[:1]
     began = perf_counter()
@@ -164,7 +179,15 @@ def study(task: Task, setup: Setup, seeds: int, only: str, kept: Path | None = N
 
 
 def carry_out(task: Task, fresh: nn.Module, teacher: nn.Module, variant: Variant, seed: int) -> PruningResult:
-    """Prune the teacher in one of the ways; of the lottery's control, the mask is the ticket's and the weights new."""
+    """Prune the teacher; the lottery's control has the ticket's mask and new weights.
+
+    Args:
+        task: The task.
+        fresh: The teacher before its training, for lottery tickets.
+        teacher: The trained teacher.
+        variant: The method.
+        seed: Seed of the training.
+    """
     splits = task.data()
     answers = fine_tuning.answered(teacher, splits.proxy.inputs)
     trainers: dict[str, FineTune] = {
@@ -196,7 +219,13 @@ def carry_out(task: Task, fresh: nn.Module, teacher: nn.Module, variant: Variant
 
 
 def trained_teacher(task: Task, epochs: int, kept: Path | None) -> tuple[nn.Module, nn.Module]:
-    """The task's model before and after central training; read from the file `kept` if it is there, else put there."""
+    """Return the task's model before and after central training.
+
+    Args:
+        task: The task.
+        epochs: Epochs of the training.
+        kept: File of the trained weights: read if it exists, else written; None: no file.
+    """
     with reproducible(0):
         fresh = task.model()
     if kept is not None and kept.is_file():
@@ -210,7 +239,7 @@ def trained_teacher(task: Task, epochs: int, kept: Path | None) -> tuple[nn.Modu
 
 
 class Execution(NamedTuple):
-    """What one layer, or the whole model, took for a batch: dense, sparse, and which is kept."""
+    """Time of one layer, or of the whole model, for a batch: dense, sparse, and which is kept."""
 
     density: float
     batch: int
@@ -218,7 +247,12 @@ class Execution(NamedTuple):
 
 
 def execution(task: Task, teacher: nn.Module) -> Iterator[Execution]:
-    """Time the teacher's layers with the smallest weights gone, across layers; what is left of them does not matter."""
+    """Time the teacher's layers without their smallest weights, dense and sparse.
+
+    Args:
+        task: The task.
+        teacher: The teacher; its accuracy does not matter.
+    """
     inputs = task.data().proxy.inputs
     for density in (0.1, 0.02, 0.005):
         model = copy.deepcopy(teacher).eval()
@@ -232,7 +266,13 @@ def execution(task: Task, teacher: nn.Module) -> Iterator[Execution]:
 
 
 def print_execution(task: Task, teacher: nn.Module, path: Path | None) -> None:
-    """Print the table of execution, and write it."""
+    """Print the table of execution times.
+
+    Args:
+        task: The task.
+        teacher: The teacher.
+        path: Also write the rows there, as JSON; None: no file.
+    """
     print(f"{'left':>5} {'batch':>5}  {'layer':10} {'density':>8} {'dense ms':>9} {'sparse ms':>9}  kept")
     rows = []
     for row in execution(task, teacher):

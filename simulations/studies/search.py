@@ -1,9 +1,9 @@
-"""What a search for the student is worth: `python -m fedpress.simulations.studies.search digits --seeds 3`.
+"""Study of the search for architectures: `python -m fedpress.simulations.studies.search digits --seeds 3`.
 
 A teacher is trained centrally for a short while. For each budget it is made a student twice: pruned alike in every
 layer, and searched for (`student: auto`); both are then distilled in the same way, quantized and bundled. Validation
-data choose, test data are read for the table only. Besides: how well scores without training foretell what a short
-distillation reaches (`--scores`), and how far predicted milliseconds are off on students that were not timed for the
+data choose, test data are read for the table only. Besides: how well scores without training predict the result of a
+short distillation (`--scores`), and how far predicted milliseconds are off on students that were not timed for the
 prediction (`--latency`). Figures and reading: docs/results/students.md.
 """
 
@@ -68,7 +68,15 @@ class Row:
 
 
 def study(task: Task, teacher: nn.Module, setup: Setup, settings: Search, seed: int) -> Iterator[Row]:
-    """Yield for each budget the row of the pruned student and that of the searched one."""
+    """Yield for each budget the row of the pruned student and that of the searched one.
+
+    Args:
+        task: The task.
+        teacher: The trained teacher.
+        setup: Budgets and epochs.
+        settings: Settings of the search.
+        seed: Seed of search and distillation.
+    """
     splits = task.data()
     proxy, example = splits.proxy.inputs, splits.proxy.inputs[:1]
     distillation = Distillation(epochs=setup.epochs)
@@ -103,7 +111,16 @@ class Score:
 
 
 def scores(task: Task, teacher: nn.Module, budget: int, count: int, epochs: int, seed: int) -> list[Score]:
-    """Distill `count` students of one budget for a while, and see which score would have known."""
+    """Return how well scores without training predict the results of short distillations.
+
+    Args:
+        task: The task.
+        teacher: The trained teacher.
+        budget: Bundle bytes of the students.
+        count: Number of students.
+        epochs: Epochs of each distillation.
+        seed: Seed of widths and distillation.
+    """
     batch = task.data().proxy.inputs[: search.BATCH]
     versions, draw = Widths(teacher, batch[:1]), np.random.default_rng(seed)
     answers = search.answers_of(teacher, batch)
@@ -117,13 +134,18 @@ def scores(task: Task, teacher: nn.Module, budget: int, count: int, epochs: int,
         rows.append([seen.accuracy, -seen.loss, parameters, *(s(made, batch, answers) for s in search.SCORES.values())])
     table = np.array(rows)
     return [
-        Score(name, _spearman(table[:, 2 + index], table[:, 0]), _spearman(table[:, 2 + index], table[:, 1]))
-        for index, name in enumerate(["parameters", *search.SCORES])
+        Score(name, *(rank_correlation(table[:, column], table[:, outcome]) for outcome in (0, 1)))
+        for column, name in enumerate(["parameters", *search.SCORES], start=2)
     ]
 
 
-def _spearman(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
-    """Rank correlation; 0 where all of one are equal, which orders nothing."""
+def rank_correlation(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
+    """Return Spearman's rank correlation; 0 where all values of one are equal.
+
+    Args:
+        one: Shape (N,).
+        other: Shape (N,).
+    """
     from scipy.stats import spearmanr
 
     if np.ptp(one) == 0 or np.ptp(other) == 0:
@@ -133,7 +155,7 @@ def _spearman(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
 
 @dataclass(frozen=True)
 class Latency:
-    """A student that the prediction has not seen."""
+    """Latency of a student that was not used to fit the prediction."""
 
     student: str
     measured_ms: float
@@ -142,7 +164,13 @@ class Latency:
 
 
 def latencies(task: Task, count: int = 6, seed: int = 1) -> list[Latency]:
-    """Time students of drawn widths here, beside what a probe with the task's family of models says."""
+    """Return measured and predicted latencies of students with random widths.
+
+    Args:
+        task: The task.
+        count: Number of students.
+        seed: Seed of the widths.
+    """
     model, example = task.model(), task.data().proxy.inputs[:1]
     device = probe.measure({name: (version, example) for name, version in probe_tiers.family(model, example).items()})
     versions, draw, rows = Widths(model, example), np.random.default_rng(seed), []

@@ -1,4 +1,4 @@
-"""What each technique is worth: `python -m fedpress.simulations.studies.distillation digits --techniques`.
+"""Study of distillation techniques: `python -m fedpress.simulations.studies.distillation digits --techniques`.
 
 Every student has the same size and starts from the same pruned weights; each technique stands beside the one that it is
 compared with, which differs in that technique only. Accuracies are on test data, which no choice was made by. Figures
@@ -37,7 +37,7 @@ IMBALANCE = 20
 
 
 class Outcome(NamedTuple):
-    """What one technique reached, the mean over the seeds.
+    """Result of one technique, the mean over the seeds.
 
     Attributes:
         part: Of the study: techniques of a part are compared with its first.
@@ -64,10 +64,13 @@ Make = Callable[[int], nn.Module]
 
 @dataclass(frozen=True)
 class Lab:
-    """A teacher and where its students start from.
+    """A teacher and the means to make students.
 
     Attributes:
-        settings: Of the plain student, which learns the teacher's answers alone.
+        task: The task.
+        teacher: The trained teacher.
+        parameters: Budget of the students.
+        settings: Distillation of the plain student, from the teacher's outputs alone.
     """
 
     task: Task
@@ -77,11 +80,11 @@ class Lab:
 
     @cached_property
     def pruned(self) -> nn.Module:
-        """What every student starts from."""
+        """The initial student."""
         return self.smaller(self.parameters)
 
     def smaller(self, parameters: int) -> nn.Module:
-        """The teacher, pruned to so many parameters."""
+        """Return the teacher, pruned to a number of parameters."""
         return structural.prune_to(self.teacher, self.task.data().proxy.inputs[:1], parameters)
 
     def student(
@@ -93,7 +96,15 @@ class Lab:
         labels: bool = False,
         **changes: Any,
     ) -> nn.Module:
-        """A student that differs in `changes` of the settings, and in what else is given."""
+        """Return a distilled student.
+
+        Args:
+            seed: Seed of the distillation.
+            proxy: Examples to distill on; None: the task's proxy data.
+            teacher: Another teacher; None: the lab's.
+            labels: Whether the labels of the examples are used.
+            **changes: Changes of the settings.
+        """
         examples = proxy or self.task.data().proxy
         return distill(
             teacher or self.teacher,
@@ -105,7 +116,12 @@ class Lab:
         )
 
     def through(self, seed: int, dense: bool) -> nn.Module:
-        """A student by way of assistants."""
+        """Return a student distilled by way of teacher assistants.
+
+        Args:
+            seed: Seed of the distillation.
+            dense: Whether each assistant learns from all larger models.
+        """
         return teacher_assistants.distill_through(
             self.teacher,
             self.pruned,
@@ -120,7 +136,14 @@ class Lab:
     def judged(
         self, part: str, techniques: dict[str, Make], seeds: int, reference: Make | None = None
     ) -> Iterator[Outcome]:
-        """Make the students of each technique and judge them; `reference` makes the teacher of a seed, if not ours."""
+        """Yield the outcome of each technique.
+
+        Args:
+            part: Name of the part of the study.
+            techniques: Functions that make a student from a seed, by name.
+            seeds: Number of students of each technique.
+            reference: Makes the teacher to compare with from a seed; None: the lab's teacher.
+        """
         splits = self.task.data()
         many = splits.train.inputs[:10_000]
         of = [reference(seed) if reference else self.teacher for seed in range(seeds)]
@@ -144,13 +167,13 @@ class Lab:
 
 
 def study(lab: Lab, seeds: int, federations: Mapping[str, Scenario], parts: Collection[str] = ()) -> Iterator[Outcome]:
-    """Yield the outcome of each technique as it is done.
+    """Yield the outcome of each technique when it is complete.
 
     Args:
-        lab: Where the students come from.
-        seeds: Students of each technique.
-        federations: Whose client models teach, by name of the part.
-        parts: Which of the study; empty: all.
+        lab: Teacher and students.
+        seeds: Number of students of each technique.
+        federations: Scenarios whose client models teach, by name of the part.
+        parts: Parts of the study; empty: all.
     """
     yield from lab.judged("teacher", {"teacher": lambda _: lab.teacher}, 1)
     for part, techniques in central(lab).items():
@@ -162,7 +185,7 @@ def study(lab: Lab, seeds: int, federations: Mapping[str, Scenario], parts: Coll
 
 
 def central(lab: Lab) -> dict[str, dict[str, Make]]:
-    """What is compared, part by part, with a teacher that was trained centrally; the first of each is the baseline."""
+    """Return the techniques of each part with a centrally trained teacher; the first of each is the baseline."""
     make = partial(partial, lab.student)
     alone = LossWeights(teacher=0.0, labels=1.0)
     own_past = replace(alone, mean_teacher=1.0)
@@ -196,7 +219,12 @@ def central(lab: Lab) -> dict[str, dict[str, Make]]:
 
 
 def long_tailed(examples: Examples, imbalance: float = IMBALANCE) -> Examples:
-    """The examples with fewer and fewer of each class: class c keeps imbalance^(-c / (classes - 1)) of its own."""
+    """Return long-tailed examples: class c keeps imbalance^(-c / (classes - 1)) of its own.
+
+    Args:
+        examples: Balanced examples.
+        imbalance: Size of the largest class over that of the smallest.
+    """
     classes, counts = torch.unique(examples.targets, return_counts=True)
     keep = [
         torch.nonzero(examples.targets == label)[: max(1, int(count * imbalance ** (-index / (len(classes) - 1))))]
@@ -206,7 +234,7 @@ def long_tailed(examples: Examples, imbalance: float = IMBALANCE) -> Examples:
 
 
 class Federated(NamedTuple):
-    """What a run left: its global model, its last round's client models, its accuracy (mean of the last 10 rounds)."""
+    """A run's global model, its last round's client models, and its accuracy (mean of the last 10 rounds)."""
 
     model: nn.Module
     clients: ClientModels
@@ -214,7 +242,14 @@ class Federated(NamedTuple):
 
 
 def with_clients(lab: Lab, part: str, scenario: Scenario, seeds: int) -> Iterator[Outcome]:
-    """FedDF: students of the ensemble of the last round's client models, and a global model that is refined by it."""
+    """Yield outcomes of FedDF: students of the ensemble of client models, and a global model refined by it.
+
+    Args:
+        lab: Task and initial student.
+        part: Name of the part of the study.
+        scenario: The federation.
+        seeds: Number of runs.
+    """
     proxy = lab.task.data().proxy.inputs
     fusion = Fusion(lab.task.model(), proxy, FedDF(epochs=5, learning_rate=1e-3, temperature=1.0))
     runs = []
@@ -251,7 +286,12 @@ def with_clients(lab: Lab, part: str, scenario: Scenario, seeds: int) -> Iterato
 
 
 def federated(scenario: Scenario, fusion: Fusion | None) -> Federated:
-    """Run a scenario, with or without a distillation of the global model in each round."""
+    """Run a scenario.
+
+    Args:
+        scenario: The scenario.
+        fusion: Distillation of the global model in each round; None: none.
+    """
     clients, plans = ClientModels(), []
 
     def adjust(plan: Plan) -> None:
@@ -265,5 +305,10 @@ def federated(scenario: Scenario, fusion: Fusion | None) -> Federated:
 
 
 def answered(model: nn.Module, inputs: Tensor) -> Tensor:
-    """The class that the model gives each input, (N,)."""
+    """Return the predicted class of each input, shape (N,).
+
+    Args:
+        model: A classifier.
+        inputs: N inputs.
+    """
     return teachers.logits(model, inputs).argmax(dim=1)

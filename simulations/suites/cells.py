@@ -1,6 +1,6 @@
-"""The cells of a suite: run in parallel, kept by the hash of their configuration and of the code, never run twice.
+"""Execution of a suite's cells: in parallel, stored by a hash of configuration and code, so that none runs twice.
 
-Each is `fedpress simulate` in a process of its own and leaves a run folder; one that was cut off goes on from its
+Each cell is `fedpress simulate` in a process of its own and leaves a run folder; an interrupted one continues from its
 checkpoint.
 """
 
@@ -27,26 +27,26 @@ from fedpress.simulations.suites.suite import Cell
 
 POLL_SECONDS = 0.5
 LEAVING_SECONDS = 30.0
-"""How long an interrupted cell may take to leave its folder whole."""
+"""Time limit for an interrupted cell to end."""
 
 
 class Failure(NamedTuple):
-    """A cell that did not end well, and the last words of its process."""
+    """A cell that failed, and the last line of its process's output."""
 
     cell: Cell
     text: str
 
 
 class Event(NamedTuple):
-    """What a display is told.
+    """Progress of a suite, for a display.
 
     Attributes:
-        done: cells that have their figures, those of before included.
-        total: cells of the suite.
-        running: name and rounds done of each cell at work.
-        seconds_left: an estimate; None: nothing to go by yet.
-        finished: the cell that has just ended.
-        failure: of that cell.
+        done: Number of finished cells, earlier ones included.
+        total: Number of cells.
+        running: Each running cell, and its complete rounds.
+        seconds_left: Estimate of the time left; None: not known yet.
+        finished: Cell that has just ended, if any.
+        failure: Failure of that cell, if it failed.
     """
 
     done: int
@@ -58,21 +58,26 @@ class Event(NamedTuple):
 
 
 class Store:
-    """The folder of a suite: `cells/NAME-CODE` is the run folder of a cell, made by a version of the code."""
+    """Folder of a suite's runs: `cells/NAME-CODE` is the run folder of a cell, made by a version of the code.
+
+    Args:
+        path: The folder.
+        any_code: Whether finished runs of other versions count, too.
+    """
 
     def __init__(self, path: Path, *, any_code: bool = False) -> None:
         self.path = path
         self._any_code = any_code
 
     def folder(self, cell: Cell) -> RunFolder:
-        """Return where the cell's run is or will be: one of other code only if asked for and none of this is there."""
+        """Return the run folder of a cell; with `any_code`, that of another version if this one has no finished run."""
         here = RunFolder(self.path / "cells" / f"{cell.name}-{code_version()}")
         if self._any_code and not _finished(here):
             for other in sorted(
                 self.path.glob(f"cells/{cell.name}-*/results.json"), key=os.path.getmtime, reverse=True
             ):
-                if _finished(found := RunFolder(other.parent)):
-                    return found
+                if _finished(older := RunFolder(other.parent)):
+                    return older
         return here
 
     def code(self, cell: Cell) -> str:
@@ -80,7 +85,7 @@ class Store:
         return self.folder(cell).path.name.rpartition("-")[2]
 
     def results(self, cell: Cell) -> Results | None:
-        """Return the figures of a finished cell; None: it is not finished."""
+        """Return the figures of a cell; None: it is not finished."""
         folder = self.folder(cell)
         return folder.load_results() if _finished(folder) else None
 
@@ -99,7 +104,7 @@ class _Running:
         self.folder = folder
         self.began = time.monotonic()
         folder.path.parent.mkdir(parents=True, exist_ok=True)
-        self._said, self._scenario = Path(f"{folder.path}.log"), Path(f"{folder.path}.yaml")
+        self._log, self._scenario = Path(f"{folder.path}.log"), Path(f"{folder.path}.yaml")
         if _can_go_on(folder):
             what = ["--resume", str(folder.path)]
         else:
@@ -109,39 +114,39 @@ class _Running:
             what = [str(scenario), "--out", str(folder.path)]
         self.rounds_before = self.rounds
         environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
-        with self._said.open("wb") as said:
+        with self._log.open("wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "fedpress.simulations", "simulate", *what],
                 stdin=subprocess.DEVNULL,
-                stdout=said,
+                stdout=log,
                 stderr=subprocess.STDOUT,
                 env=environment,
-                start_new_session=True,  # Ctrl-C comes from us, once
+                start_new_session=True,  # Ctrl-C reaches this process alone, which interrupts the cells once
             )
 
     @property
     def rounds(self) -> int:
-        """Rounds that the run has behind it."""
+        """Number of complete rounds."""
         with suppress(OSError, ValueError):
             return len(json.loads(self.folder.results.read_text())["rounds"])
         return 0
 
     def ended(self) -> Failure | None:
-        """Keep what is of use of a run whose process has ended."""
+        """Remove the files of a finished run that the suite does not need; return the failure of any other."""
         if self.process.returncode == 0 and _finished(self.folder):
-            for path in (self.folder.model, self.folder.report, self._said, self._scenario):
+            for path in (self.folder.model, self.folder.report, self._log, self._scenario):
                 path.unlink(missing_ok=True)
             return None
-        lines = [line for line in self._said.read_text(errors="replace").splitlines() if line.strip()]
+        lines = [line for line in self._log.read_text(errors="replace").splitlines() if line.strip()]
         return Failure(self.cell, lines[-1] if lines else f"ended with code {self.process.returncode}")
 
     def interrupt(self) -> None:
-        """Ask the run to leave its folder whole."""
+        """Ask the run to stop, with a readable folder."""
         with suppress(ProcessLookupError):
-            self.process.send_signal(signal.SIGTERM)  # SIGINT is ignored by what a shell's background started
+            self.process.send_signal(signal.SIGTERM)  # background jobs of a shell ignore SIGINT
 
     def wait(self) -> None:
-        """Wait for its end, and make it if it does not come."""
+        """Wait for the end; kill the process group after a while."""
         try:
             self.process.wait(LEAVING_SECONDS)
         except subprocess.TimeoutExpired:
@@ -158,13 +163,19 @@ def _can_go_on(folder: RunFolder) -> bool:
 def run(
     cells: Sequence[Cell], store: Store, jobs: int, observer: Callable[[Event], None] = lambda event: None
 ) -> list[Failure]:
-    """Run the cells that have no figures yet, `jobs` at a time; a cell that fails does not stop the others.
+    """Run the cells that are not finished; a cell that fails does not stop the others.
+
+    Args:
+        cells: Cells of a suite.
+        store: Where their runs are stored.
+        jobs: Number of concurrent runs.
+        observer: Called with the progress.
 
     Returns:
         The cells that failed.
 
     Raises:
-        KeyboardInterrupt: passed on once the cells at work have left their folders whole; the next call goes on.
+        KeyboardInterrupt: Passed on once the running cells have stopped; the next call continues them.
     """
     waiting = [cell for cell in cells if store.results(cell) is None]
     done = len(cells) - len(waiting)
@@ -204,7 +215,7 @@ def run(
 def _seconds_left(
     running: Iterable[_Running], waiting: Iterable[Cell], pace: dict[int, list[float]], jobs: int
 ) -> float | None:
-    """Rounds left of each cell at the pace of its grid; of a grid without one, at that of the cells at work."""
+    """Return the time for all remaining rounds, each at the mean pace of its grid, or of all grids."""
     now = time.monotonic()
     seen = {grid: mean(paces) for grid, paces in pace.items()}
     left: list[tuple[int, int]] = [(cell.grid, cell.scenario.rounds) for cell in waiting]

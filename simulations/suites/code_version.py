@@ -1,8 +1,7 @@
-"""Which code a run's figures come from: a hash of every file of fedpress that a run can reach, and of the libraries.
+"""Version of the code behind a run's figures: a hash of every module that a run can reach, and of the libraries.
 
-The standard library's `modulefinder` would follow the libraries, too, does not know packages without `__init__.py`, and
-does not see a module that is named in a text (`"module:object"`); grimp, which checks our layers, is no dependency of a
-run.
+The standard library's `modulefinder` would follow the libraries, too, does not support packages without `__init__.py`,
+and misses modules named in a text (`"module:object"`); grimp, which checks our layers, is no dependency of a run.
 """
 
 from __future__ import annotations
@@ -20,12 +19,16 @@ ROOTS = (
     "fedpress.client.app",
     "fedpress.server.app",
 )
-"""What `fedpress simulate` runs; the rest follows from their imports."""
+"""Entry points of `fedpress simulate`; the other modules follow from their imports."""
 LIBRARIES = ("flwr", "numpy", "torch")
 
 
 def imported(module: str, text: str) -> set[str]:
-    """Return the modules of fedpress that a module's text imports or names as `module:object`, anywhere in it.
+    """Return the modules of fedpress that a module imports, or names as `module:object`.
+
+    Args:
+        module: Name of the module, for errors.
+        text: Its source.
 
     >>> sorted(imported("m", "import numpy\\ndef f():\\n    from fedpress.client.state import stores"))
     ['fedpress.client.state', 'fedpress.client.state.stores']
@@ -43,7 +46,7 @@ def imported(module: str, text: str) -> set[str]:
 
 
 def sources() -> dict[str, Path]:
-    """Return the files that a run can reach, by module."""
+    """Return the files of the modules that a run can reach, by module name."""
     found: dict[str, Path] = {}
     waiting = [*ROOTS]
     while waiting:
@@ -63,7 +66,7 @@ def sources() -> dict[str, Path]:
 
 @functools.cache
 def code_version() -> str:
-    """Return the hash; tasks are part of it, comments too."""
+    """Return the hash, 10 hexadecimal digits; it covers tasks and comments, too."""
     digest = hashlib.sha256()
     for name, path in sorted(sources().items()):
         digest.update(name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())

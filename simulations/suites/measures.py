@@ -1,4 +1,4 @@
-"""What a suite measures, as tidy tables: a row for each run, for each evaluated round, for each accuracy aimed at."""
+"""Figures of a suite as tidy tables: a row for each run, for each evaluated round, for each target accuracy."""
 
 from __future__ import annotations
 
@@ -29,27 +29,24 @@ from fedpress.simulations.suites.cells import Store
 from fedpress.simulations.suites.suite import Cell, Suite
 
 SMOOTHED = 3
-"""Evaluations whose mean must reach an accuracy that is aimed at: one alone swings by points."""
+"""Number of evaluations whose mean must reach a target accuracy, since a single one varies by points."""
 REPETITIONS = 7
 RATE_SIGMA, EXAMPLES_PER_SECOND = 0.5, 100.0
-"""Of the networks that runs are replayed on: clients are uneven, and train as fast as a slow phone."""
-IDENTITY = ("task", "partition", "method", "seed")
-"""The columns that name a cell, in every table."""
+"""Settings of the networks that runs are replayed on: uneven clients that train at the speed of a slow phone."""
 
 
 class Tables(NamedTuple):
-    """The figures of a suite.
+    """Figures of a suite. Each table has the columns task, partition, method, seed, but `coding` only task and method.
 
     Attributes:
-        runs: a row for each finished cell: accuracy (a fraction: mean of the last ten evaluations), bytes of its
-            messages up and down, of the same messages dense, bits that an update's message takes for each parameter,
-            seconds, the code that made it.
-        rounds: a row for each evaluated round of each cell: accuracy, and bytes since the start.
-        targets: a row for each cell and accuracy aimed at: the first round whose smoothed accuracy reaches it, and
-            bytes until then; empty where it was not reached.
-        times: a row for each cell, accuracy aimed at and network: virtual seconds until then, and what the clients'
-            devices had spent on messages by estimate, in joules (docs/concepts/network.md); only where it was reached.
-        coding: a row for each task and method: milliseconds on one thread to encode and to decode and add the update
+        runs: A row for each finished cell: accuracy (a fraction, mean of the last ten evaluations), bytes up and down,
+            bytes of the same messages dense, bits of an update's message for each parameter, seconds, code version.
+        rounds: A row for each evaluated round of each cell: accuracy, and bytes since the start.
+        targets: A row for each cell and target accuracy: first round whose smoothed accuracy reaches it, and bytes
+            until then; empty where it is not reached.
+        times: A row for each cell, target accuracy and network: virtual seconds until then, and an estimate of the
+            clients' energy for messages in joules (docs/concepts/network.md); only where it is reached.
+        coding: A row for each task and method: milliseconds on one thread to encode, and to decode and add, the update
             of a real client.
     """
 
@@ -75,7 +72,13 @@ class Tables(NamedTuple):
 
 
 def measure(suite: Suite, cells: Sequence[Cell], store: Store) -> Tables:
-    """Return the figures of all cells that are finished; the others have no rows."""
+    """Return the figures of all finished cells.
+
+    Args:
+        suite: The suite, for its targets and networks.
+        cells: Its cells.
+        store: Where their runs are stored.
+    """
     runs: list[dict[str, Any]] = []
     rounds: list[dict[str, Any]] = []
     targets: list[dict[str, Any]] = []
@@ -90,9 +93,9 @@ def measure(suite: Suite, cells: Sequence[Cell], store: Store) -> Tables:
         curve = _curve(results)
         rounds += [{**identity, **point} for point in curve]
         aims = suite.grids[cell.grid].targets
-        reached = {aim: _reached(curve, aim) for aim in aims}
-        targets += [{**identity, "target": aim, **found} for aim, found in reached.items()]
-        ends = {aim: found["round"] for aim, found in reached.items() if found["round"] is not None}
+        reached = {aim: first_reaching(curve, aim) for aim in aims}
+        targets += [{**identity, "target": aim, **first} for aim, first in reached.items()]
+        ends = {aim: first["round"] for aim, first in reached.items() if first["round"] is not None}
         if ends:
             times += [{**identity, **row} for row in _times(store.folder(cell), cell, suite.networks, ends)]
         timed.setdefault((cell.task, cell.method), cell)
@@ -121,7 +124,7 @@ def _run(results: Results) -> dict[str, Any]:
 
 
 def _curve(results: Results) -> list[dict[str, Any]]:
-    """The evaluated rounds, with the bytes that the run had cost by their end."""
+    """Return the evaluated rounds, with the run's bytes by their end."""
     return [
         {
             "round": point.round,
@@ -134,8 +137,16 @@ def _curve(results: Results) -> list[dict[str, Any]]:
     ]
 
 
-def _reached(curve: Sequence[dict[str, Any]], aim: float) -> dict[str, Any]:
-    """The first evaluation at which the mean of the last few reaches `aim`; None where none does."""
+def first_reaching(curve: Sequence[dict[str, Any]], aim: float) -> dict[str, Any]:
+    """Return round and bytes of the first evaluation at which the mean of the last few reaches an accuracy.
+
+    Args:
+        curve: Evaluated rounds in their order: round, accuracy (a fraction), up_bytes, down_bytes, total_bytes.
+        aim: The accuracy, a fraction.
+
+    Returns:
+        The keys of the curve but for the accuracy; None for each where it is not reached.
+    """
     for end in range(SMOOTHED, len(curve) + 1):
         if fmean(point["accuracy"] for point in curve[end - SMOOTHED : end]) >= aim:
             return {key: value for key, value in curve[end - 1].items() if key != "accuracy"}
@@ -143,7 +154,7 @@ def _reached(curve: Sequence[dict[str, Any]], aim: float) -> dict[str, Any]:
 
 
 def _times(folder: RunFolder, cell: Cell, names: Sequence[str], ends: Mapping[float, int]) -> Iterator[dict[str, Any]]:
-    """Replay the run's messages on other networks."""
+    """Replay the run's messages on other networks; yield time and energy to each target."""
     columns = Ledger.load(folder.ledger).arrays()
     for name in names:
         settings = NetworkSettings(profile=name, rate_sigma=RATE_SIGMA, examples_per_second=EXAMPLES_PER_SECOND)
@@ -157,11 +168,11 @@ def _times(folder: RunFolder, cell: Cell, names: Sequence[str], ends: Mapping[fl
 
 
 def coding(cell: Cell, folder: RunFolder) -> dict[str, float]:
-    """Time the cell's encoder on the update that its first client makes, alone on one thread.
+    """Time the cell's encoder on the update of its first client, on one thread.
 
     Args:
-        cell: of the method.
-        folder: of its run, which has the mask that it began with, if any.
+        cell: A cell of the method.
+        folder: Run folder of the cell, which has the initial mask, if any.
     """
     workload = Workload(cell.scenario)
     layout, update = workload.layout, codec_data.trained(cell.scenario)
@@ -177,7 +188,7 @@ def coding(cell: Cell, folder: RunFolder) -> dict[str, float]:
         encoded = time.perf_counter()
         payloads.decode(payload, shared).add_to(total)
         decoded = time.perf_counter()
-        if number:  # the first meets empty caches
+        if number:  # the first is a warm-up
             encoding.append(encoded - began)
             decoding.append(decoded - encoded)
     return {

@@ -1,4 +1,4 @@
-"""The report of a suite: one HTML file, its figures as files of their own, and its tables as Markdown."""
+"""Report of a suite: an HTML page, figures as files, and tables as Markdown."""
 
 from __future__ import annotations
 
@@ -22,11 +22,9 @@ from fedpress.simulations.suites.measures import SMOOTHED, Tables
 from fedpress.simulations.suites.suite import Cell, Suite
 
 ROUNDS = 5
-"""How many rounds the table of accuracy by round shows."""
-
-
+"""Number of rounds in the table of accuracy by round."""
 TICKS = (1.0, 10.0, 60.0, 600.0, 3600.0, 6 * 3600.0, 86400.0, 10 * 86400.0, 100 * 86400.0)
-"""Of an axis of seconds."""
+"""Ticks of an axis of seconds."""
 
 
 class Estimate(NamedTuple):
@@ -37,7 +35,7 @@ class Estimate(NamedTuple):
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Estimate | None:
-        """Return the mean; None of nothing, or where a seed has no value: then it was not reached by all."""
+        """Return the mean; None without values, or where one is missing, since not all seeds have reached it."""
         known = [float(value) for value in values if not pd.isna(value)]
         if not known or len(known) < len(values):
             return None
@@ -46,7 +44,7 @@ class Estimate(NamedTuple):
 
 
 class Line(NamedTuple):
-    """A method's figures on one task and partition."""
+    """Figures of a method on one task and partition, means over its seeds."""
 
     method: str
     title: str
@@ -59,16 +57,16 @@ class Line(NamedTuple):
     down_bits: float
     up_ratio: float
     both_ratio: float
-    reached: dict[float, dict[str, Estimate | None]]  # by accuracy aimed at: round, total_bytes
+    reached: dict[float, dict[str, Estimate | None]]  # by target accuracy: round, total_bytes, up_bytes
     at_rounds: dict[int, Estimate | None]
     at_bytes: dict[float, Estimate | None]
-    times: dict[float, dict[str, tuple[Estimate, Estimate] | None]]  # by accuracy aimed at and network: seconds, joules
+    times: dict[float, dict[str, tuple[Estimate, Estimate] | None]]  # by target and network: s, J
     encode_ms: float | None
     decode_ms: float | None
 
 
 class Figure(NamedTuple):
-    """A drawing with what is said above and below it."""
+    """A drawing with its title and caption."""
 
     title: str
     caption: str
@@ -76,14 +74,14 @@ class Figure(NamedTuple):
 
 
 class Part(NamedTuple):
-    """One task with one partition: a section of the page."""
+    """Section of the page: one task with one partition."""
 
     task: str
     partition: str
     rounds: int
     targets: list[float]
     lines: list[Line]
-    missing: list[str]  # methods with cells that were not run
+    missing: list[str]  # methods with unfinished cells
     figures: list[Figure]
 
     @property
@@ -92,18 +90,25 @@ class Part(NamedTuple):
         return f"{self.task}-{self.partition}"
 
     def timed(self, aim: float) -> list[Line]:
-        """Return the lines with a time to an accuracy."""
+        """Return the lines that have a time to a target accuracy."""
         return [line for line in self.lines if any(line.times[aim].values())]
 
 
 def parts(suite: Suite, cells: Sequence[Cell], store: Store, tables: Tables) -> list[Part]:
-    """Return the sections of the page, in the order of the suite; where nothing is finished there is none."""
-    found = []
+    """Return the sections of the page in the order of the suite, without those that have no finished cell.
+
+    Args:
+        suite: The suite.
+        cells: Its cells.
+        store: Where their runs are stored.
+        tables: Figures of the finished cells.
+    """
+    sections = []
     for task, partition in dict.fromkeys((cell.task, cell.partition) for cell in cells):
         here = [cell for cell in cells if (cell.task, cell.partition) == (task, partition)]
         if part := _part(suite, task, partition, here, store, tables):
-            found.append(part)
-    return found
+            sections.append(part)
+    return sections
 
 
 def _part(suite: Suite, task: str, partition: str, cells: Sequence[Cell], store: Store, tables: Tables) -> Part | None:
@@ -166,7 +171,7 @@ def _part(suite: Suite, task: str, partition: str, cells: Sequence[Cell], store:
 
 
 def _time(times: pd.DataFrame, method: str, aim: float, link: str, seeds: int) -> tuple[Estimate, Estimate] | None:
-    """Seconds and joules to an accuracy on a network; None where not all seeds reached it."""
+    """Return seconds and joules to a target accuracy on a network; None where not all seeds reached it."""
     if times.empty:
         return None
     own = times[(times["method"] == method) & (times["target"] == aim) & (times["network"] == link)]
@@ -180,13 +185,13 @@ def _only(table: pd.DataFrame, key: str) -> float | None:
 
 
 def _at(curve: pd.DataFrame, key: str, most: float) -> float:
-    """The mean of the last few accuracies before `key` is above `most`; NaN: there is none."""
+    """Return the mean of the last few accuracies while `key` is at most `most`; NaN without one."""
     seen = curve[curve[key] <= most]
     return float(seen["accuracy"].tail(SMOOTHED).mean()) if len(seen) else math.nan
 
 
 def _budgets(runs: pd.DataFrame) -> list[float]:
-    """Powers of ten from the cheapest run's bytes to the dearest's."""
+    """Return the powers of ten between the fewest and the most bytes of a run."""
     least, most = runs["total_bytes"].min(), runs["total_bytes"].max()
     return [10.0**power for power in range(math.ceil(math.log10(least)), math.floor(math.log10(most)) + 1)]
 
@@ -234,7 +239,7 @@ def _finished(cells: Sequence[Cell], method: str, store: Store) -> list[Results]
 
 
 def _to_target(part: Part, aim: float, named: Callable[[str], str]) -> list[Figure]:
-    """Bytes to an accuracy as bars, and the time to it on several links."""
+    """Return the figures of bytes and of time to a target accuracy."""
     drawn, percent = [], f"{100 * aim:g} %"
     known = [(line.title, line.reached[aim]["total_bytes"]) for line in part.lines]
     sizes = [estimate.mean for _, estimate in known if estimate is not None]
@@ -256,7 +261,7 @@ def _bytes(estimate: Estimate | None) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """A time in the unit that suits it.
+    """Return a duration in a suitable unit.
 
     >>> format_seconds(42.0), format_seconds(600.0), format_seconds(9000.0), format_seconds(86400.0)
     ('42 s', '10 min', '2.5 h', '1 d')
@@ -268,14 +273,14 @@ def format_seconds(seconds: float) -> str:
     return f"{seconds / 86400:.1f} d".replace(".0 ", " ")
 
 
-def write(suite: Suite, found: Sequence[Part], folder: Path, facts: Sequence[tuple[str, str]]) -> Path:
-    """Write report.html, results.md and the figures into a folder, and return the page's path.
+def write(suite: Suite, sections: Sequence[Part], folder: Path, facts: Sequence[tuple[str, str]]) -> Path:
+    """Write report.html, results.md and the figures, and return the path of the page.
 
     Args:
-        suite: what was run.
-        found: the sections.
-        folder: where to.
-        facts: name and value of what the figures depend on: command, machine, date.
+        suite: The suite.
+        sections: What `parts` returned.
+        folder: Folder for the files.
+        facts: Name and value of what the figures depend on: command, machine, date.
     """
     environment = run_page.environment()
     environment.filters |= {
@@ -284,12 +289,12 @@ def write(suite: Suite, found: Sequence[Part], folder: Path, facts: Sequence[tup
         "seconds": format_seconds,
         "milliseconds": milliseconds,
     }
-    values: dict[str, Any] = {"suite": suite, "parts": found, "facts": facts, "smoothed": SMOOTHED}
+    values: dict[str, Any] = {"suite": suite, "parts": sections, "facts": facts, "smoothed": SMOOTHED}
     html = environment.get_template("benchmark.html").render(**values, markup=_markup)
     target = folder / "report.html"
     write_atomically(target, html.encode())
-    write_atomically(folder / "results.md", markdown(found, facts).encode())
-    drawings.save([one.drawing for part in found for one in part.figures], folder / "figures")
+    write_atomically(folder / "results.md", markdown(sections, facts).encode())
+    drawings.save([figure.drawing for part in sections for figure in part.figures], folder / "figures")
     return target
 
 
@@ -298,7 +303,12 @@ def _markup(drawing: Drawing) -> Markup:
 
 
 def estimate(value: Estimate | None, form: Callable[[float], str] = run_page.format_percent) -> str:
-    """Return a mean with its interval for people: `97.1 ± 0.4 %`, in points for a fraction."""
+    """Return a mean as text, for a percentage with its interval: `97.1 ± 0.4 %`.
+
+    Args:
+        value: None: not known, shown as a dash.
+        form: Formats the mean.
+    """
     if value is None:
         return "–"
     text = form(value.mean)
@@ -312,10 +322,15 @@ def milliseconds(value: float | None) -> str:
     return "–" if value is None else f"{value:.2g}" if value < 10 else f"{value:.0f}"
 
 
-def markdown(found: Sequence[Part], facts: Sequence[tuple[str, str]]) -> str:
-    """Return the tables as Markdown."""
+def markdown(sections: Sequence[Part], facts: Sequence[tuple[str, str]]) -> str:
+    """Return the tables as Markdown.
+
+    Args:
+        sections: What `parts` returned.
+        facts: Name and value of what the figures depend on.
+    """
     lines = ["# Accuracy against bytes", "", *(f"* {name}: {value}" for name, value in facts), ""]
-    for part in found:
+    for part in sections:
         lines += [f"## {part.task}, {part.partition}", ""]
         heads = ["method", "seeds", "accuracy", "up", "down", "bits a parameter up", "fewer up", "fewer in all"]
         heads += [f"{what} to {100 * aim:g} %" for aim in part.targets for what in ("rounds", "bytes")]
@@ -354,9 +369,9 @@ def markdown(found: Sequence[Part], facts: Sequence[tuple[str, str]]) -> str:
     return "\n".join(lines)
 
 
-def spent(found: tuple[Estimate, Estimate] | None) -> str:
-    """Return time and energy for people."""
-    return "–" if found is None else f"{format_seconds(found[0].mean)}, {units.format_joules(found[1].mean)}"
+def spent(cost: tuple[Estimate, Estimate] | None) -> str:
+    """Return seconds and joules as text; a dash for None."""
+    return "–" if cost is None else f"{format_seconds(cost[0].mean)}, {units.format_joules(cost[1].mean)}"
 
 
 def _row(cells: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""Suites: methods x scenarios x partitions x seeds in one YAML file. A cell of it is an ordinary run of a scenario.
+"""Suites: methods x scenarios x partitions x seeds in one YAML file. Each cell is an ordinary run of a scenario.
 
 >>> suite = load("digits")
 >>> cells = suite.cells(only=["fedpress"], seeds=[1])
@@ -37,7 +37,7 @@ class SuiteError(FedpressError, ValueError):
 
 
 class Method(Section):
-    """A way to send updates, as changes of a scenario (`KEY=VALUE`, as `--set` takes them)."""
+    """A method of sending updates, as changes of a scenario (`KEY=VALUE`, as `--set` takes them)."""
 
     title: str = Field(default="", description="Its name in tables and figures; empty: its key.")
     source: str = Field(default="", description="Where it was published.")
@@ -55,17 +55,17 @@ def _seeds(given: Any) -> Any:
 
 
 def _some(given: Any) -> Any:
-    """Refuse an empty list: as a rule of the field it would be broken, too, where an item is invalid."""
+    """Refuse an empty list; a constraint of the field would be reported for invalid items, too."""
     if given in ([], ()):
         raise ValueError("expected at least one")
     return given
 
 
 def parse_seeds(text: str) -> list[int]:
-    """Read "1-10" and "3,5,8".
+    """Return the seeds of a text such as "1-10" or "3,5,8".
 
     Raises:
-        ValueError: It is neither, names no seed, or one twice.
+        ValueError: The text is neither, names no seed, or one twice.
     """
     chosen: list[int] = []
     for part in text.split(","):
@@ -82,7 +82,7 @@ Seeds = Annotated[tuple[int, ...], BeforeValidator(_seeds), Field(strict=False)]
 
 
 class Grid(Section):
-    """One scenario, and what is crossed on it."""
+    """A scenario with the partitions, methods and seeds that are crossed."""
 
     scenario: str = Field(description="One that comes with fedpress, or a YAML file (from the suite's folder).")
     set: tuple[str, ...] = Field(default=(), strict=False, description="Changes for all methods, KEY=VALUE each.")
@@ -100,9 +100,12 @@ class Cell(NamedTuple):
     """One run of a suite.
 
     Attributes:
-        grid: its place in the suite, from 0.
-        task: the scenario's name.
-        scenario: the whole of it, with the seed.
+        grid: Index of its grid in the suite.
+        task: Name of the scenario.
+        partition: Name of the partition, as `partition_changes` reads it.
+        method: Name of the method.
+        seed: Seed of the run.
+        scenario: The complete scenario, with the seed.
     """
 
     grid: int
@@ -114,9 +117,9 @@ class Cell(NamedTuple):
 
     @property
     def configuration(self) -> str:
-        """Return a hash of all that the result depends on besides the code; workers are no part of it.
+        """Return a hash of the scenario without the number of workers, which does not affect the result.
 
-        Only what is not a default counts, so that a key which a later version adds leaves it as it is.
+        Only values that differ from their defaults are hashed, so that keys added in later versions keep the hash.
         """
         text = json.dumps(
             self.scenario.model_dump(mode="json", exclude={"workers"}, exclude_defaults=True), sort_keys=True
@@ -167,13 +170,13 @@ class Suite(Section):
         """Return the cells, each once, in the order of the suite.
 
         Args:
-            only: methods to take of each grid; empty: all that it names.
-            seeds: in place of each grid's; empty: those.
-            overrides: of every scenario, after all others.
-            folder: where scenario files are looked for.
+            only: Methods to use of each grid; empty: all of the grid's.
+            seeds: Seeds in place of each grid's; empty: the grid's.
+            overrides: Changes of every scenario, after all others.
+            folder: Folder of scenario files.
 
         Raises:
-            SuiteError: a name is unknown, or a scenario not valid with what a method or partition changes.
+            SuiteError: A name is unknown, or a scenario is not valid with the changes of a method or partition.
         """
         problems: dict[str, None] = {}
         known = self.known
@@ -222,7 +225,7 @@ def partition_changes(name: str) -> list[str]:
     ['partition.kind=dirichlet', 'partition.alpha=0.3']
 
     Raises:
-        ValueError: there is none of this name.
+        ValueError: There is no partition of this name.
     """
     if not name:
         return []
@@ -260,10 +263,10 @@ def load(path_or_name: str | Path) -> Suite:
     """Read a suite.
 
     Args:
-        path_or_name: name of a suite that comes with fedpress, or a YAML file.
+        path_or_name: Name of a suite that comes with fedpress, or a YAML file.
 
     Raises:
-        SuiteError: there is no such suite, no YAML, or invalid: all problems are listed.
+        SuiteError: There is no such suite, or it is not valid: all problems are listed.
     """
     path = SUITES / f"{path_or_name}.yaml" if str(path_or_name) in names() else Path(path_or_name)
     if not path.is_file():

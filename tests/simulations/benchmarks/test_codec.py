@@ -1,7 +1,6 @@
 """The benchmark of the codec: its figures are those of payloads that were really made."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ from fedpress.compression.tensors.layout import Layout, TensorSpec
 from fedpress.compression.tensors.side_info import SideInfo
 from fedpress.compression.wire import values
 from fedpress.simulations.__main__ import main
-from fedpress.simulations.benchmarks import codec, codec_data, outside
+from fedpress.simulations.benchmarks import codec, codec_data
 from fedpress.simulations.scenario import scenario
 
 KEYS = (
@@ -78,16 +77,3 @@ def test_the_update_of_a_real_client_is_measured() -> None:
     np.testing.assert_array_equal(*(codec_data.trained(scenario.load("digits")) for _ in range(2)))
     with pytest.raises(codec.BenchError, match="did you mean 'digits'"):
         codec.run(None, 0.01, "digts", repetitions=1)
-
-
-@pytest.mark.parametrize(
-    "option, python, message",
-    [
-        ("nncodec", sys.executable, r"nncodec cannot be imported there \(No module named 'nncodec'\).*'numpy<2'"),
-        ("nncodec", "none/python", "--nncodec-python none/python: cannot be started: No such file"),
-        ("openfl", sys.executable, r"openfl cannot be imported there \(No module named 'openfl'\).*openfl==1.9"),
-    ],
-)
-def test_an_interpreter_without_the_codec_is_named(option: str, python: str, message: str) -> None:
-    with pytest.raises(outside.OutsideError, match=message):
-        codec.run(1000, 0.01, repetitions=1, **{f"{option}_python": Path(python)})  # type: ignore[arg-type]

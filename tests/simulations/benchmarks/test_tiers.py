@@ -39,11 +39,11 @@ def test_rows_differ_in_who_trains_what() -> None:
     assert made["taught"] == base.model_copy(update={"seed": 3})
     groups = {row: [group and group.name for group in one.groups] for row, one in made.items()}
     every = [None, "phone", "sensor"]
-    assert groups == {"taught": every, "apart": every, "slices": every, "smallest": ["sensor"], "students": [None]}
+    assert groups == {"taught": every, "apart": every, "heterofl": every, "smallest": ["sensor"], "students": [None]}
     assert made["apart"].teaching is not None and made["apart"].teaching.every == 0
     assert [tier.name for tier in made["students"].students.tiers] == ["phone", "sensor"]
     rates = {row: one.students.tiers[-1].server_learning_rate for row, one in made.items()}
-    assert rates == {"taught": 0.5, "apart": 0.5, "slices": None, "smallest": 0.5, "students": None}
+    assert rates == {"taught": 0.5, "apart": 0.5, "heterofl": None, "smallest": 0.5, "students": None}
 
 
 def test_a_tier_may_send_more_and_step_less() -> None:

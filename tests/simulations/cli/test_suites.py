@@ -12,11 +12,8 @@ import pandas as pd
 import pytest
 
 from fedpress.simulations.results.run_folder import RunFolder
-from fedpress.simulations.runs import plan_masks
-from fedpress.simulations.runs.workload import Workload
-from fedpress.simulations.suites import measures, page, suite
+from fedpress.simulations.suites import measures, suite
 from fedpress.simulations.suites.cells import Store
-from fedpress.simulations.suites.page import Estimate
 
 COMMAND = [sys.executable, "-m", "fedpress.simulations", "bench", "communication"]
 BROKEN = """
@@ -124,16 +121,6 @@ def test_a_suite_is_interrupted_goes_on_and_is_not_run_twice(tmp_path: Path) -> 
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "cells").rglob("results.json")}
 
 
-def test_the_model_of_a_mask_is_coded_within_it(tmp_path: Path) -> None:
-    (tmp_path / "suite.yaml").write_text("grids: [{scenario: digits, methods: [feddst], seeds: 1}]")
-    (cell,) = suite.load(tmp_path / "suite.yaml").cells(folder=tmp_path)
-    folder = RunFolder(tmp_path)
-    plan_masks.schedule(Workload(cell.scenario), folder)  # finds the mask of the run and keeps it there
-    found = measures.coding(cell, folder)
-    assert found["payload_bytes"] == pytest.approx(0.2 * 4 * 105_226, rel=0.05)
-    assert found["encode_ms"] > 0 and found["decode_ms"] > 0
-
-
 def test_what_is_wrong_is_said_before_anything_runs(tmp_path: Path) -> None:
     write(tmp_path)
     for arguments, said in (
@@ -145,22 +132,3 @@ def test_what_is_wrong_is_said_before_anything_runs(tmp_path: Path) -> None:
         output, error = done.communicate(timeout=60)
         assert done.returncode == 2 and said in error and not output
     assert not (tmp_path / "runs").exists()
-
-
-def test_an_accuracy_is_reached_when_the_mean_of_a_few_evaluations_is() -> None:
-    curve = [
-        {"round": 2 * number, "accuracy": accuracy, "up_bytes": number, "down_bytes": number, "total_bytes": 2 * number}
-        for number, accuracy in enumerate([0.1, 0.9, 0.2, 0.7, 0.7, 0.7], 1)
-    ]
-    assert measures._reached(curve, 0.699) == {"round": 12, "up_bytes": 6, "down_bytes": 6, "total_bytes": 12}
-    assert measures._reached(curve, 0.59)["round"] == 8  # 0.9, 0.2, 0.7
-    assert measures._reached(curve, 0.71)["round"] is None
-
-
-def test_a_mean_needs_all_seeds() -> None:
-    assert Estimate.of([0.5]) == Estimate(0.5, None)
-    found = Estimate.of([0.4, 0.5, 0.6])
-    assert found is not None and found.mean == pytest.approx(0.5)
-    assert found.half_width == pytest.approx(4.3027 * 0.1 / 3**0.5, rel=1e-4)  # Student's t, two degrees of freedom
-    assert Estimate.of([0.4, float("nan")]) is None and Estimate.of([]) is None
-    assert page.estimate(found) == "50.0 ± 24.8 %" and page.estimate(None) == "–"

@@ -71,7 +71,7 @@ def test_a_key_in_pem_is_refused_with_the_reason(folder: keys.Folder) -> None:
 
 
 def test_loose_permissions_are_a_warning(folder: keys.Folder) -> None:
-    assert keys.check(folder) == [f"{folder.server} runs out in 29 days; {renewal(folder)}"]
+    assert keys.check(folder) == [f"{folder.server} expires in 29 days; {renewal(folder)}"]
     folder.server_key.chmod(0o640)
     folder.path.chmod(0o755)
     warnings = keys.check(folder)

@@ -297,7 +297,7 @@ def test_a_killed_client_costs_its_reply_and_comes_back(story: Story) -> None:
 def test_the_server_says_what_happened(story: Story) -> None:
     for text in (
         "registered node-0, node-1",
-        "warning: damaged is not let in: ",
+        "warning: damaged is not registered: ",
         "waiting for nodes: ",
         "the ServerApp's process is gone",
         "it goes on after round 1",

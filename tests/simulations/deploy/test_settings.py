@@ -1,18 +1,12 @@
 """Settings files: what is wrong is named with its key, and paths do not depend on where the command runs."""
 
-import shlex
-import shutil
-import subprocess
-import sys
 from datetime import time
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from typer.testing import CliRunner
 
-from fedpress.simulations.__main__ import main
 from fedpress.simulations.deploy import settings
 from fedpress.simulations.scenario import template
 
@@ -85,39 +79,6 @@ def test_the_examples_are_read_back(
     found = settings.load(tmp_path / "file.yaml", kind)
     assert type(found) is type(example)
     assert found.state == str(tmp_path / example.state)
-
-
-def test_install_writes_a_unit_for_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
-    (tmp_path / "phone.yaml").write_text(CLIENT)
-    done = CliRunner().invoke(main, ["client", str(tmp_path / "phone.yaml"), "--install"])
-    assert done.exit_code == 0 and "systemctl --user enable --now fedpress-phone" in done.stdout
-    unit = (tmp_path / "config" / "systemd" / "user" / "fedpress-phone.service").read_text()
-    assert f'ExecStart="{sys.executable}" -m fedpress.simulations client "{tmp_path / "phone.yaml"}"' in unit
-    assert "KillMode=mixed" in unit  # the guard ends the children in order
-    (tmp_path / "phone.yaml").write_text(CLIENT + "hour: 3\n")
-    assert CliRunner().invoke(main, ["client", str(tmp_path / "phone.yaml"), "--install"]).exit_code == 2
-
-
-@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd-analyze")
-@pytest.mark.parametrize("kind", ["client", "server"])
-@pytest.mark.parametrize("name", ["phone", "my phone", 'of 100%h $HOME "x" \\x'])
-def test_systemd_takes_the_unit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, name: str) -> None:
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))  # without one it knows of no user
-    (tmp_path / name).mkdir()
-    file = tmp_path / name / f"{name}.yaml"
-    file.write_text(CLIENT if kind == "client" else "scenario: digits\n")
-    done = CliRunner().invoke(main, [kind, str(file), "--install"])
-    assert done.exit_code == 0, done.output
-    (unit,) = (tmp_path / "config" / "systemd" / "user").glob("*.service")
-    verified = subprocess.run(
-        ["systemd-analyze", "verify", "--user", str(unit)], capture_output=True, text=True, timeout=60
-    )
-    assert (verified.returncode, verified.stdout + verified.stderr) == (0, "")
-    (command,) = (line for line in unit.read_text().splitlines() if line.startswith("ExecStart="))
-    undone = command.replace("%%", "%").replace("$$", "$")
-    assert shlex.split(undone.removeprefix("ExecStart="))[-1] == str(file)
 
 
 TIMES = st.times(min_value=time(0, 0), max_value=time(23, 59)).map(lambda found: found.replace(second=0, microsecond=0))

@@ -3,7 +3,6 @@
 import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from scipy import stats
 from typer.testing import CliRunner
 
 from fedpress.simulations.__main__ import main
-from fedpress.simulations.report import comparison_page, drawings, run_page, series
+from fedpress.simulations.report import comparison_page, drawings
 from fedpress.simulations.results.records import ModelInfo, Results, RoundResult, StudentResult, Totals
 from fedpress.simulations.results.run_folder import RunFolder
 from fedpress.simulations.scenario import scenario
@@ -282,12 +281,3 @@ def test_what_cannot_be_compared_is_said(
     done = CliRunner().invoke(main, ["report", *arguments])
     assert done.exit_code == 2 and text in " ".join(done.stderr.split())
     assert not (folder / "comparison.html").exists()
-
-
-def test_running_means_and_bytes_are_those_of_the_rounds(make: Make) -> None:
-    found = series.points(RunFolder(make("long", rounds=30, accuracy=0.9)).load_results())
-    assert [point.both - point.up for point in found] == [3_000 * number for number in range(1, 31)]
-    mean = series.running(found)
-    assert mean[-1].accuracy == pytest.approx(sum(point.accuracy for point in found[-10:]) / 10)
-    assert all(after.accuracy > before.accuracy for before, after in pairwise(mean))
-    assert run_page.format_percent(mean[0].accuracy) == "3.0 %"

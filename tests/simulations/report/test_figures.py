@@ -48,22 +48,9 @@ def test_series_stand_out_from_the_page(page: str) -> None:
             assert (light + 0.05) / (dark + 0.05) >= 3, role  # WCAG 2.2, graphical objects
 
 
-def test_pages_and_files_define_the_same_roles() -> None:
-    assert drawings.LIGHT.keys() == drawings.DARK.keys() == drawings.STAND_INS.keys()
-    assert len(set(drawings.STAND_INS.values())) == len(drawings.STAND_INS)
-
-
 def test_thirty_curves_look_different_and_all_have_their_label() -> None:
     looks = {(SERIES[n % len(SERIES)], str(DASHES[(n + n // len(SERIES)) % len(DASHES)])) for n in range(30)}
     assert len(looks) == 30
     curves = [Curve(f"run {number}", [1, 10], [0.1, 0.01 * number]) for number in range(30)]
     svg = figures.accuracy_over_bytes(curves, 1e6).on_page()
     assert all(f"run {number}<" in svg for number in range(30))
-
-
-def test_a_page_that_a_figure_stands_on_gives_it_its_colors() -> None:
-    curves = [Curve("one", [1, 2], [0.1, 0.2], low=[0.05, 0.1], high=[0.2, 0.3])]
-    drawing = figures.accuracy_over_rounds(curves)
-    assert "#0102" not in drawing.on_page() and "var(--first)" in drawing.on_page()
-    assert "var(" not in drawing.svg() and drawings.LIGHT["first"] in drawing.svg()
-    assert drawing.png() == drawing.png() and drawing.svg() == drawing.svg()

@@ -10,7 +10,7 @@ import pytest
 
 from fedpress.compression.ledger import Ledger
 from fedpress.compression.models.step import CandidateResult
-from fedpress.simulations.report import figures, run_page, tables, units
+from fedpress.simulations.report import figures, run_page, tables
 from fedpress.simulations.results.records import (
     LayerDensity,
     ModelInfo,
@@ -315,25 +315,6 @@ def test_a_torn_ledger_is_refused_and_the_old_page_stays(tmp_path: Path) -> None
     with pytest.raises(RunFolderError, match=r"ledger\.csv, line 38"):
         run_page.write(run.path)
     assert run.report.read_bytes() == before
-
-
-@pytest.mark.parametrize(
-    ("size", "text"),
-    [
-        (0, "0 B"),
-        (999, "999 B"),
-        (1000, "1.00 kB"),
-        (9_994, "9.99 kB"),
-        (9_996, "10.0 kB"),
-        (99_960, "100 kB"),
-        (999_600, "1.00 MB"),
-        (2_330_000, "2.33 MB"),
-        (5e9, "5.00 GB"),
-        (1.5e13, "15000 GB"),
-    ],
-)
-def test_sizes_have_three_figures(size: float, text: str) -> None:
-    assert units.format_bytes(size) == text
 
 
 def test_numbers_are_written_as_people_read_them() -> None:

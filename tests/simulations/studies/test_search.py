@@ -28,8 +28,8 @@ def test_scores_are_set_beside_the_number_of_parameters() -> None:
     assert [row.score for row in found] == ["parameters", "naswot", "synflow", "gradient_norm", "agreement"]
     assert all(-1 <= row.loss <= 1 for row in found)
     # After so little training all students may guess the same class: their accuracies have no order.
-    assert search._spearman(np.array([1.0, 2.0, 3.0]), np.array([0.1, 0.1, 0.1])) == 0
-    assert search._spearman(np.array([1.0, 2.0, 3.0]), np.array([0.1, 0.3, 0.2])) == pytest.approx(0.5)
+    assert search.rank_correlation(np.array([1.0, 2.0, 3.0]), np.array([0.1, 0.1, 0.1])) == 0
+    assert search.rank_correlation(np.array([1.0, 2.0, 3.0]), np.array([0.1, 0.3, 0.2])) == pytest.approx(0.5)
 
 
 def test_the_command_writes_figures_and_a_picture(

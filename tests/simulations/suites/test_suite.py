@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedpress.simulations.scenario import encoder, scenario
-from fedpress.simulations.suites import code_version, suite
+from fedpress.simulations.suites import suite
 from fedpress.simulations.suites.suite import SuiteError
 
 
@@ -130,13 +130,3 @@ def test_a_cell_is_known_by_what_its_result_depends_on() -> None:
     same = cell._replace(scenario=cell.scenario.model_copy(update={"workers": 5}))
     other = cell._replace(scenario=cell.scenario.model_copy(update={"rounds": 5}))
     assert same.configuration == cell.configuration != other.configuration
-
-
-def test_the_code_of_a_run_is_what_it_can_reach() -> None:
-    reached = set(code_version.sources())
-    assert {
-        "fedpress.client.train", "fedpress.compression.wire.payloads", "fedpress.server.strategies.sparse_fed",
-        "fedpress.simulations.engines.inline",
-        "fedpress.simulations.tasks.digits",
-    } <= reached  # fmt: skip
-    assert not any("bench" in name or "report" in name or name.endswith("cli") for name in reached)
