@@ -262,5 +262,5 @@ def test_no_proxy_data_is_refused() -> None:
     ],
 )
 def test_settings_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=rf"^1 validation error for Distillation\n{next(iter(wrong))}"):
+    with pytest.raises(ValueError, match=rf"^Distillation: {next(iter(wrong))}[:.]"):
         Distillation(**wrong)
