@@ -19,5 +19,6 @@ def load(reference: str) -> Any:
         raise ValueError(f"expected 'module:attribute', for example 'fedpress.client.app:app', and got {reference!r}")
     imported = import_module(module)
     if not hasattr(imported, attribute):
-        raise ValueError(f"module {module!r} ({imported.__file__}) has no attribute {attribute!r}")
+        place = getattr(imported, "__file__", None) or "built in"
+        raise ValueError(f"module {module!r} ({place}) has no attribute {attribute!r}")
     return getattr(imported, attribute)

@@ -63,6 +63,7 @@ def test_the_check_sees_an_underscored_name_of_another(text: str) -> None:
 
 
 REASONS = {
+    "compression/tensors/side_info.py": "a record without behavior; test_payloads.py and every encoder's test use it",
     "simulations/tasks/template.py": "what `fedpress init` copies; tests/simulations/scenario/test_template.py runs it",
 }
 """Source modules without a test of their name, and why, by path."""
