@@ -1,4 +1,4 @@
-"""Objects named in configuration, as "module:attribute"."""
+"""Entry points: objects that a configuration names as "module:attribute"."""
 
 from importlib import import_module
 from typing import Any
@@ -11,8 +11,8 @@ def load(reference: str) -> Any:
     3.141592653589793
 
     Raises:
-        ValueError: The reference is not of that form, or the module has no such attribute.
-        ImportError: There is no such module, or it does not import.
+        ValueError: The reference has another form, or the module has no such attribute.
+        ImportError: The module does not exist or fails to import.
     """
     module, _, attribute = reference.partition(":")
     if not module or not attribute:
