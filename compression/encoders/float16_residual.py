@@ -1,7 +1,8 @@
 """Residuals as float16: half the disk, and half the memory between rounds; what rounding drops is counted.
 
-Updates lie near the smallest numbers of float16, so that every block has a unit of its own, a power of two: it brings the block's largest entry to 2^14 to 2^15. An entry is then right to 2^-11 of itself, and one that is below
-2^-28 of the block's largest is right to 2^-39 of that.
+Updates lie near the smallest numbers of float16, so that every block has a unit of its own, a power of two, which
+brings the block's largest entry to 2^14 to 2^15. An entry then has an error of at most 2^-11 of itself, and one below
+2^-28 of the block's largest at most 2^-39 of that.
 """
 
 from typing import Generic, NamedTuple, TypeVar
