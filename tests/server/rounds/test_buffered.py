@@ -31,7 +31,7 @@ def test_the_discount_is_the_plain_formula(staleness: int, exponent: float) -> N
     ("key", "bad"), [("size", 0), ("staleness_exponent", -0.5), ("staleness_exponent", math.nan), ("max_staleness", -1)]
 )
 def test_numbers_out_of_range_are_refused(key: str, bad: float) -> None:
-    with pytest.raises(ValueError, match=rf"for Buffered\n{key}\n"):
+    with pytest.raises(ValueError, match=rf"^Buffered: {key}: got "):
         Buffered(**{"size": 1, key: bad})  # type: ignore[arg-type]
 
 

@@ -113,12 +113,12 @@ def test_what_cannot_be_made_is_refused(teacher: nn.Module) -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"optimize": "pixels"}, "optimize\n  Input should be 'inputs' or 'generator'"),
-        ({"batch_size": 1}, "batch_size\n  Input should be greater than or equal to 2"),
-        ({"steps": 0}, "steps\n  Input should be greater than or equal to 1"),
-        ({"learning_rate": 0.0}, "learning_rate\n  Input should be greater than 0"),
+        ({"optimize": "pixels"}, "optimize: got .*, expected 'inputs' or 'generator'"),
+        ({"batch_size": 1}, "batch_size: got .*, expected greater than or equal to 2"),
+        ({"steps": 0}, "steps: got .*, expected greater than or equal to 1"),
+        ({"learning_rate": 0.0}, "learning_rate: got .*, expected greater than 0"),
         ({"low": 1.0}, "low must be below high, got 1.0 and 1.0"),
-        ({"balance": -1.0}, "balance\n  Input should be greater than or equal to 0"),
+        ({"balance": -1.0}, "balance: got .*, expected greater than or equal to 0"),
         ({"certainty": 0.0, "statistics": 0.0, "variation": 0.0}, "must be above 0, got 0 for all"),
     ],
 )

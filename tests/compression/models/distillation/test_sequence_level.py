@@ -84,9 +84,9 @@ def test_a_student_learns_the_distribution_at_every_place() -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"prompt": 0}, "prompt\n  Input should be greater than or equal to 1"),
-        ({"copies": 0}, "copies\n  Input should be greater than or equal to 1"),
-        ({"temperature": -1.0}, "temperature\n  Input should be greater than or equal to 0"),
+        ({"prompt": 0}, "prompt: got .*, expected greater than or equal to 1"),
+        ({"copies": 0}, "copies: got .*, expected greater than or equal to 1"),
+        ({"temperature": -1.0}, "temperature: got .*, expected greater than or equal to 0"),
         ({"temperature": 0.0, "copies": 2}, "copies: got 2, but at temperature 0 all are the same"),
     ],
 )

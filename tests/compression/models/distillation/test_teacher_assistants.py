@@ -70,5 +70,5 @@ def test_assistants_are_made_from_large_to_small_and_teach() -> None:
 
 @pytest.mark.parametrize("factor", [1.0, 0.0, float("nan")])
 def test_a_factor_that_is_no_step_down_is_refused(factor: float) -> None:
-    with pytest.raises(ValueError, match="should be greater than 1|a finite number"):
+    with pytest.raises(ValueError, match="expected greater than 1|a finite number"):
         Assistants(factor)

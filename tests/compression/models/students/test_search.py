@@ -129,10 +129,10 @@ def test_scores_say_what_their_papers_say() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"finalists": 0}, "finalists\n  Input should be greater than or equal to 1"),
+        ({"finalists": 0}, "finalists: got .*, expected greater than or equal to 1"),
         ({"candidates": 4, "finalists": 5}, "got 5, expected at most candidates, 4"),
-        ({"score": "guess"}, "score\n  Input should be 'synflow', 'naswot', 'gradient_norm' or 'agreement'"),
-        ({"spread": 0.5}, "spread\n  Input should be greater than or equal to 1"),
+        ({"score": "guess"}, "score: got .*, expected 'synflow', 'naswot', 'gradient_norm' or 'agreement'"),
+        ({"spread": 0.5}, "spread: got .*, expected greater than or equal to 1"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(given: dict[str, Any], message: str) -> None:
