@@ -1,6 +1,7 @@
-"""One update as bytes and back, without state: the codec in two calls.
+"""The codec in two calls: one update as a payload and back, without state.
 
-Error feedback, momentum and other methods that remember are `encoders`; what a payload holds is `wire.payloads`.
+Error feedback, momentum and other methods with a state are in `encoders`; the format of a payload is in
+`wire.payloads`.
 """
 
 from __future__ import annotations
@@ -32,19 +33,20 @@ def encode(
 ) -> bytes:
     """Return the payload of the largest entries of an update.
 
-    What is not sent is lost; a sender that sends again keeps it, which `encoders.error_feedback` does.
+    What is not sent is lost. A sender of several updates keeps it for the next one: `encoders.error_feedback`.
 
     Args:
         update: An array of any shape, or arrays by name, taken as float32. Integers among named arrays, and running
             means and variances, are buffers and stay out.
-        density: The part of the entries that is sent, 0 < density <= 1: max(1, round(density * n)) of n, or all that
-            are not zero, if those are fewer.
-        values: How they are written, a name in `wire.values.names()`: "float32" is exact, "step" right to 8 %.
+        density: Fraction of the entries that is sent, 0 < density <= 1: max(1, round(density * n)) of n, or all
+            non-zeros if those are fewer.
+        values: Format of the values, a name in `wire.values.names()`: "float32" is exact, "step" has a relative error
+            of 8 %.
         scope: "global" ranks all entries together; "layer" within each array.
 
     Raises:
         NonFiniteError: The update holds NaN or infinity.
-        ValueError: The density is out of range, or there is no such format of values.
+        ValueError: The density is out of range, or the format of values is unknown.
 
     >>> update = np.array([[0.0, -8.0], [0.5, 4.0]], np.float32)
     >>> payload = encode(update, density=0.5, values="float32")
@@ -65,19 +67,19 @@ def decode(payload: bytes, like: ArrayLike | Arrays) -> NDArray[Any] | dict[str,
     """Return the update that a payload holds, zeros where nothing was sent.
 
     Args:
-        payload: Bytes from anywhere: they are checked before anything is allocated.
+        payload: Bytes of any origin; they are checked before anything is allocated.
         like: An array, or arrays by name, of the shapes and dtypes of what was encoded, such as the model's weights.
 
     Returns:
         A float32 array of the shape of `like`; or arrays by name in their shapes and dtypes, without buffers.
 
     Raises:
-        PayloadError: The bytes are no payload, damaged, or of arrays of other names or shapes; a class for each fault
-            (`errors`).
+        PayloadError: The bytes are no payload, are damaged, or belong to arrays of other names or shapes; a subclass
+            for each fault (`errors`).
     """
     arrays, layout = _named(like)
-    found = unflatten(payloads.decode(payload, SideInfo(layout)).dense(), layout)
-    return found if isinstance(like, Mapping) else found[_ONLY]
+    decoded = unflatten(payloads.decode(payload, SideInfo(layout)).dense(), layout)
+    return decoded if isinstance(like, Mapping) else decoded[_ONLY]
 
 
 _ONLY = "update"

@@ -1,4 +1,4 @@
-"""Objects named in configuration, as "module:attribute"."""
+"""Entry points: objects that a configuration names as "module:attribute"."""
 
 from importlib import import_module
 from typing import Any
@@ -11,13 +11,14 @@ def load(reference: str) -> Any:
     3.141592653589793
 
     Raises:
-        ValueError: The reference is not of that form, or the module has no such attribute.
-        ImportError: There is no such module, or it does not import.
+        ValueError: The reference has another form, or the module has no such attribute.
+        ImportError: The module does not exist or fails to import.
     """
     module, _, attribute = reference.partition(":")
     if not module or not attribute:
         raise ValueError(f"expected 'module:attribute', for example 'fedpress.client.app:app', and got {reference!r}")
     imported = import_module(module)
     if not hasattr(imported, attribute):
-        raise ValueError(f"module {module!r} ({imported.__file__}) has no attribute {attribute!r}")
+        place = getattr(imported, "__file__", None) or "built in"
+        raise ValueError(f"module {module!r} ({place}) has no attribute {attribute!r}")
     return getattr(imported, attribute)

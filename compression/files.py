@@ -1,4 +1,4 @@
-"""Files that are there as a whole or not at all, also after a crash: written beside the place, flushed, renamed."""
+"""Atomic writes: a file is complete or absent, also after a crash (written beside its place, flushed, renamed)."""
 
 import contextlib
 import os
@@ -7,15 +7,19 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 DAMAGED = ".damaged"
-"""Ends the name of a file that was moved aside."""
+"""Suffix of a file that was moved aside."""
 _PART = ".part"
 
 
 def write_atomically(path: Path, data: bytes | Iterable[bytes]) -> None:
-    """Write or replace a file, from pieces or one; a reader, a crash or a full disk never sees or leaves half of it.
+    """Write or replace a file, so that neither a reader nor a crash nor a full disk meets half of it.
+
+    Args:
+        path: File in an existing folder.
+        data: The content, or its pieces in order.
 
     Raises:
-        OSError: It cannot be written; what was there before is untouched.
+        OSError: The file cannot be written; the one before is untouched.
     """
     with flushed(data, path.parent) as temporary:
         os.replace(temporary, path)
@@ -24,10 +28,14 @@ def write_atomically(path: Path, data: bytes | Iterable[bytes]) -> None:
 
 @contextlib.contextmanager
 def flushed(data: bytes | Iterable[bytes], folder: Path) -> Iterator[Path]:
-    """Write `data` to a temporary file in `folder` and flush it to the disk; it is removed unless it was renamed.
+    """Write a temporary file, flush it to the disk and yield its path; it is removed at the end unless it was renamed.
+
+    Args:
+        data: The content, or its pieces in order.
+        folder: Where the file will be renamed: renaming is atomic within one file system only.
 
     Raises:
-        OSError: It cannot be written; nothing is left behind.
+        OSError: The file cannot be written; nothing is left behind.
     """
     handle, name = tempfile.mkstemp(dir=folder, prefix=".", suffix=_PART)
     temporary = Path(name)
@@ -43,7 +51,7 @@ def flushed(data: bytes | Iterable[bytes], folder: Path) -> Iterator[Path]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make a new name in a folder survive a power cut."""
+    """Flush a folder to the disk, so that a new name in it survives a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -52,10 +60,10 @@ def sync_folder(folder: Path) -> None:
 
 
 def move_aside(path: Path) -> Path:
-    """Rename a damaged file, so that nobody reads it by mistake and whoever wants to can look; return its new path.
+    """Rename a damaged file, which keeps it for inspection and out of the way of readers; return its new path.
 
     Raises:
-        OSError: It cannot be renamed.
+        OSError: The file cannot be renamed.
     """
     number = 1
     while True:
@@ -68,10 +76,10 @@ def move_aside(path: Path) -> Path:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what writes that were killed have left in a folder; nobody may be writing there.
+    """Remove the temporary files of writes that were killed; no other process may be writing to the folder.
 
     Raises:
-        OSError: One cannot be removed.
+        OSError: A file cannot be removed.
     """
     for path in folder.glob(f".*{_PART}"):
         path.unlink(missing_ok=True)

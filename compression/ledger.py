@@ -1,7 +1,7 @@
-"""Bytes by round, node, direction and kind, counted from the messages themselves.
+"""Ledger of communication: bytes by round, node, direction and kind, counted from the messages themselves.
 
-Law: what the ledger counts == the serialized size of what was put into the messages. Whoever sends or receives
-records `len(serialized)`, never a formula.
+Law: the ledger's total == the serialized size of all messages. Senders and receivers record `len(serialized)`, never a
+formula.
 """
 
 import csv
@@ -20,8 +20,8 @@ Direction = Literal["up", "down"]
 DIRECTIONS: tuple[str, ...] = get_args(Direction)
 
 KINDS = ("model", "update", "buffers", "metrics", "control", "evaluate", "bundle", "mask", "vote")
-"""What bytes are for: a whole model; a payload; buffers; metrics; tickets, versions and the frame of a message;
-evaluation on clients; the download of a student; the mask of a sparse model; what a client would have in its place."""
+"""Purposes of bytes: a whole model; a payload; buffers; metrics; tickets, versions and the frame of a message;
+evaluation on clients; the download of a student; the mask of a sparse model; a client's vote on that mask."""
 
 
 class Entry(NamedTuple):
@@ -35,7 +35,7 @@ class Entry(NamedTuple):
 
 
 TYPES = "IQBBQ"
-"""Of the columns, as `array` names them: unsigned, of 4, 8, 1, 1 and 8 bytes."""
+"""Type codes of the columns, as in `array`: unsigned, of 4, 8, 1, 1 and 8 bytes."""
 
 
 class Ledger:
@@ -54,14 +54,21 @@ class Ledger:
 
     @property
     def rows(self) -> list[Entry]:
-        """Return the rows, made anew from the columns."""
+        """The rows, built from the columns at each access."""
         return [
             Entry(round, node, DIRECTIONS[direction], KINDS[kind], size)
             for round, node, direction, kind, size in zip(*self._columns, strict=True)
         ]
 
     def record(self, round: int, node: int, direction: Direction, kind: str, size: int) -> None:
-        """Add `size` bytes.
+        """Append a row.
+
+        Args:
+            round: Round of the message, below 2^32.
+            node: Id of the client's node, below 2^64.
+            direction: "up" or "down".
+            kind: Purpose of the bytes, one of `KINDS`.
+            size: Serialized size in bytes.
 
         Raises:
             ValueError: An unknown direction or kind, a negative size, or a number that its column cannot hold.
@@ -79,7 +86,13 @@ class Ledger:
             column.append(value)
 
     def total(self, direction: Direction | None = None, kind: str | None = None, round: int | None = None) -> int:
-        """Return the bytes of one direction, kind and round; None stands for all."""
+        """Return the sum of the bytes of some rows.
+
+        Args:
+            direction: Rows of this direction only; None for both.
+            kind: Rows of this kind only; None for all.
+            round: Rows of this round only; None for all.
+        """
         columns = self._views()
         counts = np.ones(len(columns["bytes"]), bool)
         if direction is not None:
@@ -91,11 +104,11 @@ class Ledger:
         return int(columns["bytes"][counts].sum())
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """Return the rows as arrays, one for each column; directions and kinds by their number."""
+        """Return the columns as arrays, shape (rows,); directions and kinds as indices of `DIRECTIONS` and `KINDS`."""
         return {name: view.copy() for name, view in self._views().items()}
 
     def replace(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Take the rows that `arrays` returned, in place of those here."""
+        """Replace all rows by those that `arrays` returned."""
         self._columns = tuple(array(code) for code in TYPES)
         columns = (arrays[name].tolist() for name in Entry._fields)
         for round, node, direction, kind, size in zip(*columns, strict=True):
@@ -103,7 +116,7 @@ class Ledger:
 
     @classmethod
     def merged(cls, ledgers: Iterable["Ledger"]) -> "Ledger":
-        """Return the rows of several ledgers as one, by round; those of a round in the order of the ledgers."""
+        """Return one ledger of the rows of several, sorted by round, then by the order of the ledgers."""
         ledger = cls()
         for entry in sorted((entry for part in ledgers for entry in part.rows), key=lambda entry: entry.round):
             ledger.record(*entry)

@@ -1,4 +1,4 @@
-"""Seeds, and numbers from a seed, that are the same in every process, on every machine and in every language."""
+"""Seeds and pseudorandom numbers that are the same in every process, on every machine and in every language."""
 
 import hashlib
 import operator
@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 
 
 def derive(*parts: str | int) -> int:
-    """Return a seed of 63 bits for what `parts` name, such as `derive(federation, seed, round, client, "batches")`.
+    """Return a seed of 63 bits for one purpose, such as `derive(federation, seed, round, client, "batches")`.
 
-    From SHA-256, never from `hash()`, which differs between processes. Each part goes in with its type and its
+    It comes from SHA-256, not from `hash()`, which differs between processes. Each part is hashed with its type and its
     length, so that no two lists of parts are joined to the same text.
 
     Raises:
@@ -30,14 +30,15 @@ def derive(*parts: str | int) -> int:
 
 
 def split_mix(seed: int, first: int, count: int) -> NDArray[np.uint64]:
-    """Return numbers `first` to `first + count - 1` of SplitMix64, uint64; docs/reference/wire.md has the arithmetic.
+    """Return numbers `first` to `first + count - 1` of SplitMix64, uint64, shape (count,).
 
-    Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators".
+    Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators"; docs/reference/wire.md has the
+    arithmetic.
 
     Args:
         seed: 0 to 2^64 - 1.
-        first: Of the numbers, counted from 0.
-        count: How many.
+        first: Index of the first number, from 0.
+        count: Length of the result.
 
     >>> [f"{number:016x}" for number in split_mix(1234567, 0, 2)]
     ['599ed017fb08fc85', '2c73f08458540fa5']

@@ -1,15 +1,15 @@
-"""Suggestions for what was probably meant: the allowed names in a row, and the nearest to the one that was given."""
+"""Suggestions in error texts: the allowed names, and the one nearest to what was given."""
 
 import difflib
 from collections.abc import Iterable
 
 
 def choices(allowed: Iterable[str], given: object) -> str:
-    """Return the allowed values as a list, and the nearest to what was given.
+    """Return the allowed names separated by commas, with the nearest match of what was given, if any.
 
     Args:
-        allowed: Names that would do.
-        given: What stood in their place.
+        allowed: Valid names.
+        given: The invalid value.
 
     >>> choices(["top_k", "random_k"], "topk")
     "top_k, random_k; did you mean 'top_k'?"

@@ -1,4 +1,4 @@
-"""Where the time of a run goes: seconds by phase, each second in one of them."""
+"""Wall-clock time of a run by phase; each second counts for one phase."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 class Timer:
-    """A stopwatch with several hands, of which one moves: while a phase is inside another, the outer one stands still.
+    """Stopwatch for nested phases: while an inner phase runs, the outer one is paused.
 
     Law: the seconds of all phases sum to the time spent in any of them.
 
@@ -28,14 +28,14 @@ class Timer:
         self._since = 0.0
 
     def taken(self) -> dict[str, float]:
-        """Return the seconds so far, and count from zero."""
+        """Return the seconds by phase so far, and start again from zero."""
         self._pass()
         seconds, self.seconds = self.seconds, {}
         return seconds
 
     @contextmanager
     def of(self, name: str) -> Iterator[None]:
-        """Count the time of the context as this phase's."""
+        """Count the time of the context as that of phase `name`."""
         self._pass()
         self._within.append(name)
         try:
@@ -45,7 +45,12 @@ class Timer:
             self._within.pop()
 
     def each(self, name: str, items: Iterable[T]) -> Iterator[T]:
-        """Yield the items; the time that it takes to get each is this phase's."""
+        """Yield the items, and count the time of obtaining each as that of a phase.
+
+        Args:
+            name: Name of the phase.
+            items: Source of the items; the time between them is not counted.
+        """
         iterator = iter(items)
         while True:
             with self.of(name):

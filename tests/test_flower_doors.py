@@ -5,16 +5,11 @@ Public is what Flower's own `__init__` files call so: `flwr.app`, `flwr.clientap
 """
 
 import ast
-import warnings
 from collections import defaultdict
 from importlib import import_module
 from pathlib import Path
 
-import flwr
 import pytest
-from packaging.requirements import Requirement
-
-from fedpress.compression.messages import flower_version
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("client", "compression", "server", "simulations")
@@ -141,28 +136,3 @@ def test_private_names_are_used_where_they_are_listed() -> None:
         )
     ]
     assert dictionaries == ["compression/messages/records.py"]
-
-
-def test_a_newer_flower_warns_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    flower_version.warn_if_untested.cache_clear()
-    monkeypatch.setattr(flwr, "__version__", "1.1000.0")
-    with pytest.warns(flower_version.UntestedFlowerWarning, match=rf"Flower 1\.1000\.0.*{flower_version.TESTED}"):
-        flower_version.warn_if_untested()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        flower_version.warn_if_untested()
-    flower_version.warn_if_untested.cache_clear()
-
-
-@pytest.mark.parametrize("version", [flower_version.TESTED, "1.41.0"])
-def test_a_tested_flower_does_not(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    flower_version.warn_if_untested.cache_clear()
-    monkeypatch.setattr(flwr, "__version__", version)
-    flower_version.warn_if_untested()
-    flower_version.warn_if_untested.cache_clear()
-
-
-def test_what_was_tested_is_what_is_pinned() -> None:
-    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    (pin,) = (requirement for line in lines if line.startswith("flwr==") and (requirement := Requirement(line)))
-    assert str(pin.specifier) == f"=={flower_version.TESTED}"

@@ -1,4 +1,4 @@
-"""Codes of a few bits each <-> bytes, without gaps."""
+"""Integers of 1 to 8 bits <-> one bit string without gaps."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -7,7 +7,11 @@ from fedpress.compression.tensors.layout import BLOCK
 
 
 def pack_codes(codes: NDArray[np.uint8], bits: int) -> bytes:
-    """Return `bits` bits (1 to 8) of each code as one bit string, least significant first, filled up with zeros.
+    """Return the lowest bits of each code as one bit string, least significant first, padded with zeros.
+
+    Args:
+        codes: uint8, shape (count,).
+        bits: Bits of each code, 1 to 8.
 
     >>> pack_codes(np.array([1, 2, 3], np.uint8), 3).hex()
     'd100'
@@ -23,7 +27,12 @@ def pack_codes(codes: NDArray[np.uint8], bits: int) -> bytes:
 
 
 def unpack_codes(data: memoryview, count: int, bits: int) -> NDArray[np.uint8]:
-    """Return what `pack_codes` wrote, uint8 of shape (count,).
+    """Return the codes that `pack_codes` wrote, uint8, shape (count,).
+
+    Args:
+        data: At least `codes_length(count, bits)` bytes.
+        count: Number of codes.
+        bits: Bits of each code, 1 to 8.
 
     >>> unpack_codes(memoryview(bytes.fromhex("d100")), 3, 3).tolist()
     [1, 2, 3]
@@ -42,5 +51,10 @@ def unpack_codes(data: memoryview, count: int, bits: int) -> NDArray[np.uint8]:
 
 
 def codes_length(count: int, bits: int) -> int:
-    """Return how many bytes `count` codes of `bits` bits take."""
+    """Return the length in bytes of a bit string.
+
+    Args:
+        count: Number of codes.
+        bits: Bits of each code.
+    """
     return -(-count * bits // 8)

@@ -1,4 +1,4 @@
-"""How often each code of a quantized tensor comes, in a few bytes: the model that `rans` needs on both sides.
+"""Frequency tables: the distribution of a quantized tensor's codes in a few bytes, for `rans` on both sides.
 
 Codes of trained weights are spread smoothly around zero, so their distribution need not be written code by code (256
 numbers would be 5 % of ten thousand int8 weights): the logarithm of the density at some magnitudes is enough, and a
@@ -32,11 +32,11 @@ _STEPS = (4, 1)
 
 
 class Table(NamedTuple):
-    """A table and what comes of it.
+    """A table and the frequencies that follow from it.
 
     Attributes:
-        data: As it is written.
-        frequencies: Of the codes -top, ..., 0, ..., top.
+        data: The bytes of the table.
+        frequencies: Frequencies of the codes -top, ..., 0, ..., top.
         top: The largest magnitude.
     """
 
@@ -46,7 +46,7 @@ class Table(NamedTuple):
 
 
 def fit(codes: NDArray[np.int64]) -> Table:
-    """Return the table with which `codes` take the fewest bytes, its own included, as far as it was found.
+    """Return the table with which `codes` take the fewest bytes, its own included, as a local search finds it.
 
     Args:
         codes: -127 to 127, shape (n,).
@@ -68,7 +68,7 @@ def fit(codes: NDArray[np.int64]) -> Table:
 
 
 def read(data: bytes | memoryview) -> tuple[Table, int]:
-    """Return the table at the beginning of `data` and how many bytes it takes.
+    """Return the table at the beginning of `data` and its length in bytes.
 
     Raises:
         CodeError: The bytes end within the table, or it has no code at all.
@@ -119,12 +119,12 @@ class _Shape:
 
 
 def _knots(top: int) -> NDArray[np.int64]:
-    """Magnitudes whose density is written: those of `_KNOTS` below the largest, and the largest."""
+    """Return the magnitudes whose density is written: those of `_KNOTS` below the largest, and the largest."""
     return np.append(_KNOTS[_KNOTS < top], top)
 
 
 def _levels(counts: NDArray[np.int64], sides: int) -> NDArray[np.int64]:
-    """A first guess for one side: the density around each knot, `sides` codes to a magnitude but for 0."""
+    """Return a first guess for one side: the density around each knot, with `sides` codes a magnitude but one for 0."""
     knots = _knots(len(counts) - 1)
     edges = np.concatenate([[0], (knots[:-1] + knots[1:] + 1) // 2, [len(counts)]])
     sums = np.concatenate([[0], np.cumsum(counts)])
@@ -137,7 +137,7 @@ def _levels(counts: NDArray[np.int64], sides: int) -> NDArray[np.int64]:
 
 
 def _settled(shape: _Shape, levels: NDArray[np.int64], histogram: NDArray[np.int64]) -> Table:
-    """Move each level up and down as long as that saves bits."""
+    """Return the table after moving each level up and down as long as that saves bits."""
     least = rans.cost(histogram, shape.frequencies(levels))
     for step in _STEPS:
         for place in np.flatnonzero(levels != ABSENT):

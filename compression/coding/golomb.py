@@ -1,4 +1,4 @@
-"""Numbers by groups: integers of at least 0 <-> a bit string, each group in the Golomb code that fits it.
+"""Golomb codes by groups: non-negative integers <-> a bit string, each group with the modulus that fits it.
 
 A Golomb code of modulus m writes x div m in unary and x mod m in binary; it is the best prefix code of a geometric
 distribution (Golomb 1966, "Run-length encodings"; Gallager and van Voorhis 1975, "Optimal source codes for
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from fedpress.compression.tensors.layout import BLOCK
 
 Numbers: TypeAlias = NDArray[np.uint32]
-"""What is coded: shape (k,)."""
+"""The integers that are coded: shape (k,)."""
 
 _Rows: TypeAlias = NDArray[np.uint32]
 """The same by groups, shape (groups, GROUP); the last row is filled up with zeros that are not coded."""
@@ -41,7 +41,7 @@ class BitsError(ValueError):
 
 
 class Plan(NamedTuple):
-    """How numbers will be written, and what that costs; nothing is packed yet."""
+    """Codes of all groups and their cost, chosen before anything is packed."""
 
     rows: _Rows
     k: int
@@ -91,7 +91,7 @@ def least(k: int) -> int:
 
 
 def pack(plan: Plan) -> bytes:
-    """Return the bytes of what was planned.
+    """Return the bytes of planned numbers.
 
     >>> pack(plan(np.array([0, 9, 5], np.uint32))).hex()
     '02001c05'
@@ -140,8 +140,8 @@ def unpack(data: bytes | memoryview, k: int) -> Numbers:
     """Return the k numbers that `pack` wrote.
 
     Args:
-        data: The bytes. That they are at least `least(k)` is checked first: k is bounded by what was received.
-        k: At least 1.
+        data: The bytes; k is bounded by their number (`least`), which is checked first.
+        k: Count of the numbers, at least 1.
 
     Raises:
         BitsError: The bits are not those of k numbers below 2^32, or bytes are left over.

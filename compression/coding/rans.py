@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 Symbols = NDArray[np.int64]
 Frequencies = NDArray[np.int64]
-"""Of each symbol 0, 1, ... of a distribution, shape (K,); they add up to `TOTAL`; one of frequency 0 never comes."""
+"""Frequencies of the symbols 0, 1, ..., K - 1, shape (K,), adding up to `TOTAL`; one of frequency 0 never occurs."""
 
 PRECISION = 14
 TOTAL = 1 << PRECISION
@@ -75,7 +75,11 @@ def encode(symbols: Symbols, counts: Sequence[int], models: Sequence[Frequencies
 def decode(data: bytes | memoryview, counts: Sequence[int], models: Sequence[Frequencies]) -> Symbols:
     """Return the symbols that `encode` wrote with the same counts and models, int64 (n,).
 
-    A distribution with one symbol takes no bytes at all, so it is for the caller to bound the counts.
+    Args:
+        data: Bytes of any origin.
+        counts: Number of symbols of each model. The caller bounds them: symbols of a distribution with a single symbol
+            take no bytes.
+        models: The distribution of each run.
 
     Raises:
         CodeError: The bytes are not those of such symbols.
@@ -124,7 +128,11 @@ def decode(data: bytes | memoryview, counts: Sequence[int], models: Sequence[Fre
 
 
 def cost(histogram: NDArray[np.int64], model: Frequencies) -> float:
-    """Return the bits that symbols take which occur so often; infinite if one of them has frequency 0.
+    """Return the length in bits of symbols that occur so often; infinite if one of them has frequency 0.
+
+    Args:
+        histogram: Number of occurrences of each symbol, shape (K,).
+        model: The distribution, shape (K,).
 
     >>> cost(np.array([6, 2]), np.array([TOTAL // 2, TOTAL // 2]))
     8.0
@@ -140,7 +148,7 @@ def _lanes(n: int) -> int:
 
 
 def _joined(models: Sequence[Frequencies]) -> tuple[NDArray[np.int64], Frequencies, NDArray[np.int64]]:
-    """Return where each model's symbols begin in one row of all, and the frequency and first slot of each there."""
+    """Return the start of each model's symbols in one row of all, and the frequency and first slot of each symbol."""
     if any(model.sum() != TOTAL or (model < 0).any() for model in models):
         raise ValueError(f"the frequencies of a distribution must add up to {TOTAL}")
     firsts = np.cumsum([0, *(len(model) for model in models)])[:-1]

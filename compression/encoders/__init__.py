@@ -1,8 +1,8 @@
-"""Encoders: an update becomes the bytes of a payload, and what is not sent is kept.
+"""Encoders: an update -> the bytes of a payload, with the unsent rest in a state that is handed back.
 
-`encoder` is the interface with the plain ones; `selection` says which entries (`top_k`: the exact largest);
-`error_feedback`, `momentum`, `decay`, `ef21`, `cafe`, `float16_residual` and `wrappers` take an encoder and return
-one; `sign_sgd` and `powersgd` are methods of their own; `recipes` are published methods as chains of these.
+`encoder` has the interface and the stateless encoders, `selection` the choice of the entries to send (`top_k`: the
+exact largest). `error_feedback`, `momentum`, `decay`, `ef21`, `cafe`, `float16_residual` and `wrappers` take an encoder
+and return one. `sign_sgd` and `powersgd` are methods of their own; `recipes` composes published methods of these parts.
 """
 
 __all__ = [

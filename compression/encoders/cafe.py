@@ -28,7 +28,7 @@ def aggregate_feedback(inner: Encoder[None], scale: float = 1.0) -> Encoder[None
     Args:
         inner: An encoder without a state. A residual inside would lose the predictor's part of a refused payload, and
             one outside would take the prediction for something that is still to be sent.
-        scale: From the units of the predictor to those of an update; the server must use the same.
+        scale: Factor from the predictor's units to those of an update; the server must use the same.
 
     Raises:
         TypeError: From `init`: the inner encoder has a state.
@@ -73,12 +73,12 @@ def aggregate_feedback(inner: Encoder[None], scale: float = 1.0) -> Encoder[None
 
 
 def predictor(delta: Update, base: int, version: int) -> Update | None:
-    """Return how far a version has moved the model that clients hold, on the mean over those that a delta merges.
+    """Return the mean change of the held model over the versions that a delta merges; None for no prediction.
 
     Args:
-        delta: What was added to the model of version `base`; a server knows which of its deltas it has sent to whom.
-        base: The version that it starts from; below 0, from nothing, it predicts nothing.
-        version: The version that it leads to.
+        delta: The sum of the changes from version `base` to `version`.
+        base: The version before; below 0, for a model sent from nothing, there is no prediction.
+        version: The version after.
 
     >>> predictor(Sparse(np.array([1]), np.array([6], np.float32), 3), 4, 7).dense().tolist()
     [0.0, 2.0, 0.0]

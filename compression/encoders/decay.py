@@ -1,7 +1,7 @@
 """Residuals that fade: old mass is dropped on purpose, and what is dropped is counted.
 
-A client that is asked rarely sends a residual that was measured on models long gone; with m of n clients a round this
-slows error feedback by up to n / m.
+A client that takes part rarely sends a residual that was measured on much older models; with m of n clients a round
+this slows error feedback by up to n / m.
 
 Wu, Huang, Huang and Zhang 2018, "Error Compensated Quantized SGD and its Applications to Large-scale Distributed
 Optimization", International Conference on Machine Learning (ICML), section 3: the accumulated error decays. Li and Li
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedpress.compression.encoders.encoder import Encoded, Encoder, summed
-from fedpress.compression.encoders.error_feedback import Residual
+from fedpress.compression.encoders.error_feedback import Residual, first_residual
 from fedpress.compression.tensors.layout import Layout, Vector
 from fedpress.compression.tensors.mask import MaskChange
 from fedpress.compression.tensors.side_info import SideInfo
@@ -35,7 +35,7 @@ class Decayed(NamedTuple, Generic[S]):
 def decayed(inner: Encoder[Residual[S]], factor: float = 1.0, *, max_age: int | None = None) -> Encoder[Decayed[S]]:
     """Multiply the residual by `factor` for each round that has passed, and drop what has waited too long.
 
-    Both are by `SideInfo.round`, the rounds of the whole federation, not by how often this client was asked. The age of
+    Both count `SideInfo.round`, the rounds of the whole federation, not the participations of this client. The age of
     an entry counts from the round in which its residual began to grow, or from when it was last sent.
 
     Law: accepted + residual + discarded == sum of the updates, entry by entry, up to the float32 roundings of
@@ -68,12 +68,7 @@ def decayed(inner: Encoder[Residual[S]], factor: float = 1.0, *, max_age: int | 
         raise ValueError("factor is 1 and max_age is None, so nothing would ever be dropped; give one of them")
 
     def init(layout: Layout) -> Decayed[S]:
-        state = inner.init(layout)
-        if not isinstance(state, Residual):
-            raise TypeError(
-                f"decayed needs an encoder that keeps a residual, this one's state is {type(state).__name__}; "
-                "did you mean decayed(error_feedback(...))?"
-            )
+        state = first_residual(inner, layout, "decayed")
         waited = np.zeros(0 if max_age is None else layout.size, np.int64)
         return Decayed(state, np.zeros(layout.size, np.float32), waited, np.full(1, -1))
 
@@ -108,7 +103,6 @@ def decayed(inner: Encoder[Residual[S]], factor: float = 1.0, *, max_age: int | 
     def remap(state: Decayed[S], change: MaskChange) -> tuple[Decayed[S], Vector]:
         inner_state, dropped = inner.remap(state.inner, change)
         since = change.apply(state.since, state.round[0]) if len(state.since) else state.since
-        # What had been dropped there has no place in the new vector.
         dropped = dropped + state.discarded[change.removed]
         return Decayed(inner_state, change.apply(state.discarded), since, state.round), dropped
 
@@ -116,7 +110,7 @@ def decayed(inner: Encoder[Residual[S]], factor: float = 1.0, *, max_age: int | 
 
 
 def _sent(state: Decayed[S]) -> NDArray[np.int64]:
-    """Return since when each entry waits, if the last payload was accepted: a new array."""
+    """Return the round since which each entry waits, if the last payload was accepted: a new array."""
     since = state.since.copy()
     if len(since) and len(state.inner.sent_values) == len(since):
         since[:] = state.round[0]

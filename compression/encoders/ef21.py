@@ -1,4 +1,4 @@
-"""EF21: send the change of an estimate that client and server both keep.
+"""EF21: the change of an estimate that client and server both keep is sent.
 
 Richtárik, Sokolov and Fatkhullin 2021, "EF21: A New, Simpler, Theoretically Better, and Practically Faster Error
 Feedback", Advances in Neural Information Processing Systems (NeurIPS), algorithm 2.
@@ -36,8 +36,8 @@ def ef21(inner: Encoder[S]) -> Encoder[Estimate[S]]:
     """Encode update - estimate, and add what is decoded to the estimate.
 
     A payload holds how the estimate of this client's update changes, not a step. So the server keeps the sum of all
-    payloads and steps along that sum in every round (`server.optimize.ef21`), with all clients in each round. Adding
-    each payload once, as after `error_feedback`, would be wrong.
+    payloads and steps along that sum in every round (`server.model.optimizers.ef21`), with all clients in each round.
+    Adding each payload once, as after `error_feedback`, would be wrong.
 
     Laws: the estimate is the sum of what accepted payloads decode to, up to a float32 rounding each. With an inner
     encoder that contracts, |decoded - encoded|^2 <= (1 - a) |encoded|^2 (top-k: a = k / n), so does the estimate:

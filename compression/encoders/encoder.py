@@ -27,9 +27,9 @@ S = TypeVar("S")
 
 
 class Encoded(NamedTuple, Generic[S]):
-    """What `encode` returns.
+    """The result of `encode`.
 
-    Law: `payloads.decode(payload, side_info)` == `decoded`, bit for bit, so that nobody on the sender's side decodes.
+    Law: `payloads.decode(payload, side_info)` == `decoded`, bit for bit, so that a sender never needs to decode.
 
     Attributes:
         payload: The bytes to send.
@@ -62,7 +62,7 @@ class Encode(Protocol[S]):
         Args:
             update: float32, shape (n,), contiguous.
             state: From `init` or the call before.
-            side_info: What sender and receiver both know.
+            side_info: Knowledge that sender and receiver share.
             seed: The only source of randomness.
             addend: float32, shape (n,), read only; `update` must then be writeable. None for nothing.
 
@@ -74,12 +74,12 @@ class Encode(Protocol[S]):
 
 
 def summed(update: Vector, addend: Vector | None, layout: Layout) -> Vector:
-    """Check an update and add the addend to it, in place: how an encoder begins that does not add as it reads.
+    """Check an update and add the addend to it in place: the first line of an encoder that does not add as it reads.
 
     Args:
         update: As for `Encode`.
         addend: As for `Encode`.
-        layout: Of the vector.
+        layout: The layout of the vector.
 
     Returns:
         The update; with an addend a read-only view of the sum, which is the caller's.
@@ -112,9 +112,9 @@ def _not_remapped(state: S, change: MaskChange) -> tuple[S, Vector]:
 
 
 class Encoder(NamedTuple, Generic[S]):
-    """How an update becomes a payload.
+    """The functions that make a payload of an update.
 
-    Law: what `decode` reads from the payload is what `encode` put into it, and the state accounts for the rest.
+    Law: `decode` reads from the payload what `encode` put into it, and the state accounts for the rest.
 
     A state is None or a NamedTuple whose leaves are numpy arrays, None or such NamedTuples, so that any store can keep
     it. A store that brings a state back gives writeable arrays.
@@ -122,7 +122,7 @@ class Encoder(NamedTuple, Generic[S]):
     Attributes:
         init: layout -> the first state.
         encode: update (n,), state, side_info, seed, addend (n,) or None -> `Encoded`; see `Encode`.
-        offset: state -> what is added to the held model before training, (n,), or None for nothing.
+        offset: state -> vector (n,) that is added to the held model before training, or None for nothing.
         acknowledge: state, whether the server accepted the last payload -> state. A second time changes nothing.
         remap: state, how the mask of the model changes -> the state for the new mask, and what of it was kept back for
             entries that the new mask lacks: (removed,), discarded from here on. Comes after `acknowledge`. Raises
@@ -145,6 +145,10 @@ def sparse(select: selection.Selector, values: ValueFormat) -> Encoder[None]:
 
     Where there are `SideInfo.shared_positions`, positions are coded against them if that is shorter; the receiver needs
     them.
+
+    Args:
+        select: The choice of the entries.
+        values: Format of their values.
 
     >>> from fedpress.compression.tensors.layout import TensorSpec
     >>> import numpy as np
@@ -174,8 +178,8 @@ def seeded(density: float, values: ValueFormat) -> Encoder[None]:
     costs its value and nothing else (`positions.drawn`).
 
     Args:
-        density: The part to draw, 0 < density <= 1.
-        values: How they are written.
+        density: Fraction of the entries, 0 < density <= 1.
+        values: Format of their values.
 
     Raises:
         ValueError: The density is out of range.
@@ -194,8 +198,7 @@ def seeded(density: float, values: ValueFormat) -> Encoder[None]:
         update: Vector, state: None, side_info: SideInfo, seed: int, addend: Vector | None = None
     ) -> Encoded[None]:
         update = summed(update, addend, side_info.layout)
-        if not np.isfinite(update).all():
-            raise errors.NonFiniteError("the update holds NaN or infinity; did training diverge?")
+        layouts.check_finite(update)
         n = len(update)
         k = min(n, max(1, round(density * n)))
         if k == n:  # nothing to draw
@@ -241,8 +244,7 @@ def quantized(scheme: Scheme) -> Encoder[None]:
         update: Vector, state: None, side_info: SideInfo, seed: int, addend: Vector | None = None
     ) -> Encoded[None]:
         update = summed(update, addend, side_info.layout)
-        if not np.isfinite(update).all():
-            raise errors.NonFiniteError("the update holds NaN or infinity; did training diverge?")
+        layouts.check_finite(update)
         body, decoded = scheme.pack(update, side_info.layout, seed)
         return Encoded(payloads.pack_whole(scheme.form, scheme.parameter, body, side_info.layout), decoded, None)
 

@@ -86,6 +86,26 @@ def error_feedback(inner: Encoder[S]) -> Encoder[Residual[S]]:
     return Encoder(init, encode, offset, acknowledge, remap)
 
 
+def first_residual(inner: Encoder[Residual[S]], layout: Layout, wrapper: str) -> Residual[S]:
+    """Return the first state of an encoder that a wrapper takes for one with a residual.
+
+    Args:
+        inner: The encoder.
+        layout: The tensors of the vector.
+        wrapper: Name of the wrapper, for the error.
+
+    Raises:
+        TypeError: The encoder's state is not a `Residual`.
+    """
+    state = inner.init(layout)
+    if not isinstance(state, Residual):
+        raise TypeError(
+            f"{wrapper} needs an encoder that keeps a residual, this one's state is {type(state).__name__}; "
+            f"did you mean {wrapper}(error_feedback(...))?"
+        )
+    return state
+
+
 def step_ahead(inner: Encoder[Residual[S]], factor: float = 1.0) -> Encoder[Residual[S]]:
     """Train from the held model + `factor` times the residual; what is encoded stays the same.
 
@@ -120,13 +140,7 @@ def step_ahead(inner: Encoder[Residual[S]], factor: float = 1.0) -> Encoder[Resi
         raise ValueError(f"factor is {factor}, expected 0 to 1: the part of the residual that training starts ahead by")
 
     def init(layout: Layout) -> Residual[S]:
-        state = inner.init(layout)
-        if not isinstance(state, Residual):
-            raise TypeError(
-                f"step_ahead needs an encoder that keeps a residual, this one's state is {type(state).__name__}; "
-                "did you mean step_ahead(error_feedback(...))?"
-            )
-        return state
+        return first_residual(inner, layout, "step_ahead")
 
     def offset(state: Residual[S]) -> Vector | None:
         return np.float32(factor) * state.residual if factor and state.residual.any() else None

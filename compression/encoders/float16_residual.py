@@ -1,8 +1,8 @@
-"""Residuals that are kept as float16: half the disk, and half the memory between rounds. What that drops is counted.
+"""Residuals as float16: half the disk, and half the memory between rounds; what rounding drops is counted.
 
-Updates lie near the smallest numbers that float16 has, so that every block has a unit of its own, a power of two: it
-brings the block's largest entry to 2^14 to 2^15. An entry is then right to 2^-11 of itself, and one that is below
-2^-28 of the block's largest is right to 2^-39 of that.
+Updates lie near the smallest numbers of float16, so that every block has a unit of its own, a power of two, which
+brings the block's largest entry to 2^14 to 2^15. An entry then has an error of at most 2^-11 of itself, and one below
+2^-28 of the block's largest at most 2^-39 of that.
 """
 
 from typing import Generic, NamedTuple, TypeVar
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedpress.compression.encoders.encoder import Encoded, Encoder
-from fedpress.compression.encoders.error_feedback import Residual
+from fedpress.compression.encoders.error_feedback import Residual, first_residual
 from fedpress.compression.tensors import layout as layouts
 from fedpress.compression.tensors.layout import Layout, Vector
 from fedpress.compression.tensors.mask import MaskChange
@@ -20,7 +20,7 @@ from fedpress.compression.tensors.side_info import SideInfo
 S = TypeVar("S")
 
 SIZE = 1024
-"""Entries in a block; the last one may be shorter."""
+"""Entries of a block; the last one may be shorter."""
 _PEAK = 15  # a block's largest entry is brought to at most 2^15, float16 ends at 65504
 _LEAST = -126  # of the units' exponents: below it float32 has no finer numbers to lose
 
@@ -62,13 +62,7 @@ def half_precision(inner: Encoder[Residual[S]]) -> Encoder[Halved[S]]:
     """
 
     def init(layout: Layout) -> Halved[S]:
-        state = inner.init(layout)
-        if not isinstance(state, Residual):
-            raise TypeError(
-                f"half_precision needs an encoder that keeps a residual, this one's state is {type(state).__name__}; "
-                "did you mean half_precision(error_feedback(...))?"
-            )
-        return _rounded(state, np.zeros(-(-layout.size // SIZE)))
+        return _rounded(first_residual(inner, layout, "half_precision"), np.zeros(-(-layout.size // SIZE)))
 
     def whole(state: Halved[S]) -> Residual[S]:
         return state.inner._replace(residual=widened(state))

@@ -1,4 +1,4 @@
-"""Momentum correction with factor masking: velocities are what is accumulated and sent, not plain updates.
+"""Momentum correction with factor masking: velocities are accumulated and sent in place of plain updates.
 
 Lin, Han, Mao, Wang and Dally 2018, "Deep Gradient Compression: Reducing the Communication Bandwidth for Distributed
 Training", International Conference on Learning Representations (ICLR), sections 3.1 (momentum correction) and 3.2

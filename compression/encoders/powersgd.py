@@ -8,10 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fedpress.compression import errors
 from fedpress.compression.encoders.encoder import Encoded, Encoder, summed
 from fedpress.compression.quantizers import lowrank
-from fedpress.compression.tensors.layout import Layout, Vector
+from fedpress.compression.tensors.layout import Layout, Vector, check_finite
 from fedpress.compression.tensors.side_info import SideInfo
 from fedpress.compression.tensors.update import Factors, LowRank
 from fedpress.compression.wire import payloads
@@ -56,8 +55,7 @@ def powersgd(rank: int) -> Encoder[Factored]:
         update: Vector, state: Factored, side_info: SideInfo, seed: int, addend: Vector | None = None
     ) -> Encoded[Factored]:
         update = summed(update, addend, side_info.layout)
-        if not np.isfinite(update).all():
-            raise errors.NonFiniteError("the update holds NaN or infinity; did training diverge?")
+        check_finite(update)
         random = np.random.default_rng(seed)
         blocks: list[Vector | Factors] = []
         rights: list[Vector] = [np.empty(0, np.float32)]

@@ -1,4 +1,4 @@
-"""Recipes: published methods as chains of public parts. Whoever wants another chain writes it in the same way.
+"""Recipes: published methods as chains of public parts; a chain of your own is written in the same way.
 
 >>> sorted(RECIPES)
 ['dgc', 'eden', 'fedpress', 'fp16', 'int8', 'powersgd', 'qsgd', 'random_k', 'signsgd', 'stc', 'terngrad']
@@ -24,9 +24,9 @@ def default(density: float = 0.01, format: ValueFormat = values.STEP) -> Encoder
     """The default: top-k with error feedback, and training starts ahead by the whole residual.
 
     Args:
-        density: The part of the entries that is sent.
-        format: How they are written. `values.STEP` is right to 8 %; `values.TERNARY` takes fewer bytes and wants a
-            higher server rate (docs/decisions/0006-default-values.md).
+        density: Fraction of the entries that is sent, 0 < density <= 1.
+        format: Format of the values. `values.STEP` has a relative error of 8 %; `values.TERNARY` takes fewer bytes and
+            needs a higher server learning rate (docs/decisions/0006-default-values.md).
     """
     return error_feedback.step_ahead(error_feedback.error_feedback(encoder.sparse(selection.top_k(density), format)))
 
@@ -50,7 +50,7 @@ def dgc(
     update is clipped, which is what a client has.
 
     Args:
-        density: The part of each layer that is sent after the warm-up.
+        density: Fraction of each layer that is sent after the warm-up.
         momentum: 0 to below 1.
         max_norm: Largest L2 norm of an update, before it is added to the velocity; None for no limit.
         warm_up_rounds: Rounds in which the density falls from 25 % to its value.
@@ -65,7 +65,7 @@ def dgc(
 
 
 def random_k(density: float) -> Encoder[Residual[None]]:
-    """Entries at random as float32, with error feedback; places travel as a seed.
+    """Random entries as float32, with error feedback; a seed travels in place of the positions.
 
     Stich, Cordonnier and Jaggi 2018, "Sparsified SGD with Memory", NeurIPS.
     """
@@ -88,7 +88,7 @@ def eden(bits: int = 4) -> Encoder[None]:
 
 
 def signsgd() -> Encoder[None]:
-    """One bit an entry; the server takes the majority (`server.optimize.majority_vote`). See `sign_sgd.signs`."""
+    """One bit an entry, for a majority vote on the server (`server.model.optimizers`); see `sign_sgd.signs`."""
     return sign_sgd.signs()
 
 
@@ -108,11 +108,11 @@ def int8() -> Encoder[None]:
 
 
 class Recipe(NamedTuple):
-    """A recipe as scenarios find it.
+    """A recipe as scenarios look it up.
 
     Attributes:
-        make: Takes the arguments named in `takes`, all but the density optional, and returns the encoder.
-        takes: Of density, bits, rank.
+        make: Function of the arguments in `takes`, all but the density optional, that returns the encoder.
+        takes: Names of the arguments, out of density, bits and rank.
     """
 
     make: Callable[..., Encoder[Any]]

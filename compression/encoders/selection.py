@@ -1,4 +1,4 @@
-"""Selectors: which entries of an update are sent.
+"""Selectors: the choice of the entries of an update that are sent.
 
 Law: positions are strictly increasing, and no selected entry is zero. A vector that holds NaN or infinity is refused.
 """
@@ -7,15 +7,14 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from fedpress.compression import errors
 from fedpress.compression.encoders.top_k import add, at_least, largest
-from fedpress.compression.tensors.layout import Vector
+from fedpress.compression.tensors.layout import Vector, check_finite
 from fedpress.compression.tensors.mask import Positions
 from fedpress.compression.tensors.side_info import SideInfo
 
 
 class Selector(Protocol):
-    """Chooses the entries to send."""
+    """A function that chooses the entries to send."""
 
     def __call__(self, vector: Vector, side_info: SideInfo, seed: int, addend: Vector | None = None) -> Positions:
         """Return the positions of the entries to send: int64, strictly increasing, none of a zero.
@@ -25,7 +24,7 @@ class Selector(Protocol):
 
         Args:
             vector: float32, shape (n,); read, never written but for the addend.
-            side_info: What both sides know.
+            side_info: Knowledge that sender and receiver share.
             seed: The only source of randomness.
             addend: float32, shape (n,), added to `vector` in place; None for nothing.
 
@@ -40,7 +39,7 @@ def top_k(
     """Select the k entries of largest magnitude: exactly min(k, non-zeros) of them, ties by lowest position.
 
     Args:
-        density: The part to send, 0 < density <= 1; k = max(1, round(density * n)).
+        density: Fraction to send, 0 < density <= 1; k = max(1, round(density * n)).
         k: The number to send, instead of a density.
         scope: "global" ranks the whole vector; "layer" ranks within each tensor, density or k being per tensor.
 
@@ -92,9 +91,9 @@ def correlated(density: float, fresh: float = 0.1) -> Selector:
     are fewer; ties by lowest position. Without shared positions, or with none among them, it is `top_k`.
 
     Args:
-        density: The part to send, 0 < density <= 1.
-        fresh: The part of the k entries that are kept for other positions, 0 to 1. With 0 what is selected hardly ever
-            changes.
+        density: Fraction to send, 0 < density <= 1.
+        fresh: Fraction of the k entries that is reserved for other positions, 0 to 1. With 0 the selection hardly
+            ever changes.
 
     Raises:
         ValueError: The density or `fresh` is out of range.
@@ -128,8 +127,7 @@ def _largest(vector: Vector, k: int) -> Positions:
     """Return the k largest, as `largest` does, for k = 0 as well."""
     if k:
         return largest(vector, k)
-    if not np.isfinite(vector).all():
-        raise errors.NonFiniteError("the update holds NaN or infinity; did training diverge?")
+    check_finite(vector)
     return np.empty(0, np.int64)
 
 

@@ -1,14 +1,14 @@
 """signSGD: one bit an entry.
 
 Bernstein, Wang, Azizzadenesheli and Anandkumar 2018, "signSGD: Compressed Optimization for Non-Convex Problems",
-International Conference on Machine Learning (ICML), algorithm 1. The majority vote is `server.optimize.majority_vote`.
+International Conference on Machine Learning (ICML), algorithm 1. The majority vote is
+`server.model.optimizers.majority_vote`.
 """
 
 import numpy as np
 
-from fedpress.compression import errors
 from fedpress.compression.encoders.encoder import Encoded, Encoder, summed
-from fedpress.compression.tensors.layout import Layout, Vector
+from fedpress.compression.tensors.layout import Layout, Vector, check_finite
 from fedpress.compression.tensors.side_info import SideInfo
 from fedpress.compression.tensors.update import Dense
 from fedpress.compression.wire import payloads
@@ -34,8 +34,7 @@ def signs() -> Encoder[None]:
         update: Vector, state: None, side_info: SideInfo, seed: int, addend: Vector | None = None
     ) -> Encoded[None]:
         update = summed(update, addend, side_info.layout)
-        if not np.isfinite(update).all():
-            raise errors.NonFiniteError("the update holds NaN or infinity; did training diverge?")
+        check_finite(update)
         votes = np.sign(update)
         zeros = np.flatnonzero(votes == 0)
         votes[zeros] = np.random.default_rng(seed).integers(0, 2, len(zeros)) * 2 - 1

@@ -24,7 +24,7 @@ Magnitudes: TypeAlias = NDArray[np.uint32]
 """Bit patterns of float32 magnitudes: as integers 0 < subnormal < normal < infinity < NaN."""
 
 Part: TypeAlias = tuple[NDArray[np.int64], Magnitudes]
-"""Places, rising, and the magnitudes that stand there."""
+"""Positions, strictly increasing, and the magnitudes of their entries."""
 
 SAMPLE = 1 << 14
 _MAGNITUDE = np.uint32(0x7FFFFFFF)
@@ -85,7 +85,12 @@ def at_least(vector: Vector, bound: np.float32, addend: Vector | None = None) ->
 
 
 def add(vector: Vector, addend: Vector) -> None:
-    """Add in place; a sum that overflows becomes infinite, and selection refuses it."""
+    """Add in place; a sum that overflows becomes infinite, which selection refuses.
+
+    Args:
+        vector: float32, shape (n,), overwritten by the sum.
+        addend: float32, shape (n,).
+    """
     with np.errstate(over="ignore", invalid="ignore"):
         np.add(vector, addend, out=vector)
 

@@ -1,4 +1,4 @@
-"""The version of Flower: a newer one than was tested works or not, and says so."""
+"""Check of Flower's version: a warning if it is newer than the newest one tested."""
 
 import functools
 import re
@@ -7,7 +7,7 @@ import warnings
 import flwr
 
 TESTED = "1.42.0"
-"""The newest that all tests have passed on (constraints.txt)."""
+"""The newest version on which all tests have passed (constraints.txt)."""
 
 
 class UntestedFlowerWarning(UserWarning):
@@ -19,8 +19,8 @@ def warn_if_untested() -> None:
     """Warn, once in a process, if Flower is newer than `TESTED`."""
     if _numbers(flwr.__version__) > _numbers(TESTED):
         warnings.warn(
-            f"this is Flower {flwr.__version__}, and fedpress was tested with {TESTED}: it may work, or fail in odd"
-            f" ways; to be sure: pip install 'flwr=={TESTED}'",
+            f"this is Flower {flwr.__version__}, and fedpress was tested up to {TESTED}: it may work or fail; "
+            f"for the tested version: pip install 'flwr=={TESTED}'",
             UntestedFlowerWarning,
             stacklevel=2,
         )

@@ -1,4 +1,4 @@
-"""Orders and answers: what server and client exchange beside the model, as Flower records."""
+"""Orders and answers: the messages between server and client beside the model, as Flower records."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeVar
@@ -12,22 +12,22 @@ ANSWER = "fedpress"
 VOTE = "fedpress.vote"
 """Key of the ConfigRecord in which an application hands its vote on the mask to the mod: `mask`, a bitmap."""
 MAX_TICKET = 2**62
-"""What a client may claim to have answered; the server counts on from there, in 63 bits."""
+"""Greatest ticket that a client may claim to have answered; the server counts on from there, in 63 bits."""
 
 PREFIX = "fedpress."
 _MASK_VERSION = f"{PREFIX}epoch"
-"""Of the wire: shorter than the name of the field, and so are its bytes in each order."""
+"""Key of the mask's version on the wire, kept short: it travels in each order."""
 _METRIC = "metric."
 
 T = TypeVar("T")
 
 
 class MessageError(FedpressError, ValueError):
-    """A message lacks what the protocol asks for, or holds it in the wrong form."""
+    """A message lacks a part that the protocol requires, or holds one of the wrong type or range."""
 
 
 class Download(NamedTuple):
-    """What brings a client to the version that its order names (docs/concepts/what-clients-hold.md)."""
+    """The part of an order that brings a client to the order's version (docs/concepts/what-clients-hold.md)."""
 
     tag: bytes  # proves that the client has got there
     base: int | None  # version that the delta is added to; None: the model is there as an ArrayRecord
@@ -37,7 +37,7 @@ class Download(NamedTuple):
 
 
 class Order(NamedTuple):
-    """What the server tells a client besides the model (docs/concepts/rounds.md, "Messages")."""
+    """A server's message to a client beside the model (docs/concepts/rounds.md, "Messages")."""
 
     federation: str  # names the federation; client state belongs to it
     ticket: int  # one open ticket per node; the answer repeats it
@@ -52,7 +52,7 @@ class Order(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What a client sends up: an encoded update, or the reason why there is none."""
+    """A client's reply: an encoded update, or the reason why there is none."""
 
     ticket: int
     version: int
@@ -61,12 +61,10 @@ class Answer(NamedTuple):
     error: str = ""  # empty when `payload` counts
     tag: bytes = b""  # of the model that it holds, where clients hold one
     needs_model: bool = False  # the delta did not fit: the client asks for the model from its beginning
-    lost_state: bool = False  # what it kept back of earlier updates is gone
+    lost_state: bool = False  # the residual of earlier updates is lost
     answered: int = 0  # beside the error of an order that is older: the ticket that it has answered last
     tier: str = ""  # the class of devices that this node says it belongs to
-    vote: bytes = (
-        b""  # the mask that it would have, coded against the order's (`position_set.pack`); where one is asked for
-    )
+    vote: bytes = b""  # the mask that it proposes, coded against the order's (`position_set.pack`), if asked for
 
 
 def write_order(order: Order) -> dict[str, Any]:
@@ -89,7 +87,12 @@ def write_order(order: Order) -> dict[str, Any]:
 
 
 def rewrite_mask(content: RecordDict, mask: bytes) -> None:
-    """Put another form of the mask into the order in a message's records."""
+    """Replace the mask of the order in a message's records by another encoding of it.
+
+    Args:
+        content: Records of a message with an order; changed in place.
+        mask: The mask, as `position_set.pack` writes it.
+    """
     for record in content.config_records.values():
         if f"{PREFIX}ticket" in record:
             record[f"{PREFIX}mask"] = mask
@@ -143,7 +146,7 @@ def _part(record: ConfigRecord, key: str) -> float:
         return 0.0
     part = _typed(record, key, float)
     if not 0 <= part <= 1:
-        raise MessageError(f"entry {key!r} must be a part, 0 to 1, and is {part}")
+        raise MessageError(f"entry {key!r} is {part}, expected a fraction, 0 to 1")
     return part
 
 
@@ -213,5 +216,5 @@ def _typed(record: Mapping[str, Any], key: str, kind: type[T]) -> T:
     value = record.get(key)
     if type(value) is not kind:
         held = "nothing" if value is None else f"a {type(value).__name__}"
-        raise MessageError(f"entry {key!r} must be a {kind.__name__}, and holds {held}")
+        raise MessageError(f"entry {key!r} holds {held}, expected {kind.__name__}")
     return value

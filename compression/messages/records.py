@@ -1,4 +1,4 @@
-"""Flower's records and messages: as bytes, as arrays, their sizes by kind, folded.
+"""Conversions and sizes of Flower's records and messages.
 
 Down, beside the application's own records, the server's order stands in the ConfigRecord that Flower's strategies
 send anyway (one object less on the wire than a record of its own). Up, the client's answer is one ConfigRecord: a
@@ -42,12 +42,12 @@ def unfolded(content: RecordDict) -> RecordDict:
 
 
 def content_to_bytes(content: RecordDict) -> bytes:
-    """Return a message's records as bytes, to be kept."""
+    """Return a message's records as bytes, for storage."""
     return bytes(serde.recorddict_to_proto(content).SerializeToString())
 
 
 def content_from_bytes(data: bytes) -> RecordDict:
-    """Return what `content_to_bytes` has kept."""
+    """Return the records that `content_to_bytes` wrote."""
     return serde.recorddict_from_proto(ProtoRecordDict.FromString(data))
 
 
@@ -57,22 +57,32 @@ def content_size(content: RecordDict) -> int:
 
 
 def message_to_bytes(message: Message) -> bytes:
-    """Return a message as bytes, to be kept or handed to another process."""
+    """Return a message as bytes, for storage or another process."""
     return bytes(serde.message_to_proto(message).SerializeToString())
 
 
 def message_from_bytes(data: bytes) -> Message:
-    """Return the message of `message_to_bytes`."""
+    """Return the message that `message_to_bytes` wrote."""
     return serde.message_from_proto(ProtoMessage.FromString(data))
 
 
 def set_source(message: Message, node: int) -> None:
-    """Say which node a message is from: what it says itself is the sender's own word."""
+    """Set the node that a message is from, since its own claim is the sender's alone.
+
+    Args:
+        message: Changed in place.
+        node: Id of the node from which the message was received.
+    """
     message.metadata.__dict__["_src_node_id"] = node
 
 
 def set_id(message: Message, message_id: str) -> None:
-    """Give a message its id, as a queue does."""
+    """Set the id of a message, as a queue does.
+
+    Args:
+        message: Changed in place.
+        message_id: The new id.
+    """
     message.metadata.__dict__["_message_id"] = message_id
 
 
@@ -101,7 +111,12 @@ def from_numpy(arrays: Mapping[str, NDArray[Any]]) -> ArrayRecord:
 
 
 def item_size(key: str, record: ArrayRecord | ConfigRecord | MetricRecord) -> int:
-    """Return how many bytes the record adds to its message's serialized content."""
+    """Return the bytes that a record adds to its message's serialized content.
+
+    Args:
+        key: Key of the record in the message.
+        record: The record.
+    """
     return content_size(RecordDict({key: record}))
 
 

@@ -29,12 +29,16 @@ class Part(NamedTuple):
 
     @property
     def numbers(self) -> int:
-        """How many numbers are written for it."""
+        """Count of the numbers that are written for the tensor."""
         return self.rank * (self.rows + self.columns) if self.rank else self.rows * self.columns
 
 
 def parts(layout: Layout, rank: int) -> list[Part]:
     """Return how each tensor is written: as factors where these are fewer numbers.
+
+    Args:
+        layout: The tensors.
+        rank: Rank of the factors, at least 1.
 
     Raises:
         LayoutError: The layout has a mask.

@@ -1,8 +1,8 @@
-"""Named arrays as one vector, and what is known about it.
+"""Models and updates as one flat vector of float32.
 
-`layout` is the order of the tensors, `flatten` the way there and back, `buffer_codec` what travels beside; `mask` the
-entries of a sparse model; `update` what a payload says; `side_info` what both sides know; `replica` a model held
-apart.
+`layout` is the order of the tensors in the vector and `flatten` the conversion; `buffer_codec` writes the buffers that
+travel beside it. `mask` has the entries of a sparse model, `update` the content of a payload, `side_info` the knowledge
+that sender and receiver share, `replica` the model that a client holds.
 """
 
 __all__ = ["buffer_codec", "flatten", "layout", "mask", "replica", "side_info", "update"]

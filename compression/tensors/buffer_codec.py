@@ -13,6 +13,10 @@ from fedpress.compression.tensors.layout import Layout, checked
 def pack(arrays: Mapping[str, NDArray[Any]], layout: Layout) -> bytes:
     """Return the buffers among `arrays` as little-endian bytes, one after the other in the order of the layout.
 
+    Args:
+        arrays: Named arrays of a model; parameters among them are ignored.
+        layout: The layout whose buffers are written.
+
     Raises:
         LayoutError: A buffer is missing, or its shape or dtype differs.
         NonFiniteError: A buffer holds NaN or infinity.
@@ -34,12 +38,20 @@ def pack(arrays: Mapping[str, NDArray[Any]], layout: Layout) -> bytes:
 
 
 def unpack(data: bytes, layout: Layout) -> dict[str, NDArray[Any]]:
-    """Return the buffers that `pack` wrote, in the layout's shapes and dtypes (bfloat16 as uint16 patterns).
+    """Return the buffers that `pack` wrote.
 
     Law: unpack(pack(arrays, layout), layout) == the buffers among arrays, bit for bit.
 
+    Args:
+        data: Bytes of any origin.
+        layout: The sender's layout.
+
+    Returns:
+        Arrays by name, in the layout's shapes and dtypes (bfloat16 as uint16 patterns).
+
     Raises:
-        Truncated, LengthMismatch: `data` is shorter or longer than the layout's buffers.
+        Truncated: `data` is shorter than the layout's buffers.
+        LengthMismatch: `data` is longer than the layout's buffers.
         NonFiniteValues: A buffer holds NaN or infinity.
         NegativeVariance: An entry of a `running_var` is below zero.
     """

@@ -13,9 +13,12 @@ from fedpress.compression.tensors.layout import Layout, Vector, check, checked
 def flatten(arrays: Mapping[str, NDArray[Any]], layout: Layout) -> Vector:
     """Return the parameters among `arrays` as one float32 vector of shape (n,).
 
-    Entries outside the layout's mask are left out, whatever they are. Buffers and aliases of the layout may be there
-    and are passed over. float64 is rounded to the nearest float32 (beyond its range: infinity, which encoders refuse).
-    bfloat16 comes as an array of that dtype or as its uint16 bit patterns.
+    float64 is rounded to the nearest float32 (beyond its range: infinity, which encoders refuse).
+
+    Args:
+        arrays: Named arrays; bfloat16 as an array of that dtype or as its uint16 bit patterns. Buffers and aliases of
+            the layout are ignored.
+        layout: Order, shapes and dtypes; entries outside its mask are left out, whatever their values.
 
     Raises:
         LayoutError: A parameter is missing, a name is unknown, or a shape or dtype differs.
@@ -44,6 +47,10 @@ def unflatten(vector: Vector, layout: Layout) -> dict[str, NDArray[Any]]:
     Entries outside the layout's mask are zeros. Values are rounded to the nearest, ties to even. bfloat16 is returned
     as uint16 bit patterns, since numpy has no such dtype.
 
+    Args:
+        vector: float32, shape (n,), contiguous.
+        layout: The layout of the vector.
+
     Raises:
         LayoutError: The vector is not float32 of shape (n,).
 
@@ -70,7 +77,7 @@ def unflatten(vector: Vector, layout: Layout) -> dict[str, NDArray[Any]]:
 
 
 def flags(layout: Layout) -> dict[str, NDArray[np.bool_]]:
-    """Return for each parameter which of its entries the layout's mask has, in its shape; nothing without a mask.
+    """Return the layout's mask as a boolean array for each parameter, in its shape; an empty dict without a mask.
 
     >>> from fedpress.compression.tensors.mask import Mask
     >>> from fedpress.compression.tensors.layout import TensorSpec

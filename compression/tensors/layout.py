@@ -27,7 +27,7 @@ Vector: TypeAlias = NDArray[np.float32]
 """A flat update or model, shape (n,), C-contiguous."""
 
 BLOCK = 1 << 16
-"""Elements of a vector that are worked on at a time: with what is derived from them they stay in the L2 cache."""
+"""Elements of a vector that are processed at a time: with all arrays derived from them they fit the L2 cache."""
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 """Dtypes of tensors that may enter the vector."""
@@ -36,10 +36,10 @@ INTEGERS = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint3
 """Dtypes of tensors that are always buffers."""
 
 BUFFER_NAMES = ("running_mean", "running_var", "num_batches_tracked")
-"""The usual last names of buffers: what `Layout.of_arrays` goes by, having no model to ask."""
+"""The usual last names of buffers, by which `Layout.of_arrays` tells them from parameters."""
 
 _MASK_MARK = b"\xff\xff\xff\xff"
-"""Before the bitmap in what a fingerprint covers, where a further tensor would have the length of its name."""
+"""Separator before the mask's bitmap in the fingerprint's input, where a tensor would have the length of its name."""
 
 
 class TensorSpec(NamedTuple):
@@ -100,7 +100,7 @@ class Layout:
                 raise errors.LayoutError(f"{alias!r} is tied to {canonical!r}, which is no parameter of the layout")
         if self.mask is not None and self.mask.size != (size := sum(spec.size for spec in self.parameters)):
             raise errors.LayoutError(
-                f"the mask is one of {self.mask.size} entries, the layout has {size}; another model's?"
+                f"the mask has {self.mask.size} entries, the layout has {size}; is it another model's mask?"
             )
 
     @functools.cached_property
@@ -112,26 +112,33 @@ class Layout:
         """Return the layout of the same tensors whose vector holds the entries of `mask` only; None: all.
 
         Raises:
-            LayoutError: The mask is one of another number of entries.
+            LayoutError: The mask has another number of entries.
         """
         return dataclasses.replace(self, mask=mask)
 
     def change_to(self, after: "Layout") -> MaskChange:
-        """Return how a vector of this layout becomes one of `after`, which differs in its mask only.
+        """Return the change from vectors of this layout to those of `after`, which differs in its mask only.
 
         Raises:
-            LayoutError: The two are of other tensors.
+            LayoutError: The two layouts have different tensors.
         """
         if self.full.fingerprint != after.full.fingerprint:
-            raise errors.LayoutError("the two layouts differ in more than their masks; another model's?")
+            raise errors.LayoutError("the two layouts differ in more than their masks; is one of another model?")
         return MaskChange.between(self.mask, after.mask, self.full.size)
 
     def whole(self, positions: Positions) -> Positions:
-        """Return where entries of the vector stand in the vector without a mask: int64, shape (k,)."""
+        """Return the positions of entries of this vector in the vector without a mask: int64, shape (k,)."""
         return positions if self.mask is None else self.mask.positions[positions]
 
     def present(self, positions: NDArray[np.integer[Any]]) -> tuple[NDArray[np.bool_], Positions]:
-        """Return which positions of the vector without a mask there are, and where these stand: bool (k,), int64."""
+        """Translate positions in the vector without a mask into positions in this vector.
+
+        Args:
+            positions: Positions in the vector without a mask, shape (k,).
+
+        Returns:
+            Whether the mask has each of them, bool (k,), and the positions in this vector of those that it has, int64.
+        """
         if self.mask is None:
             return np.ones(len(positions), np.bool_), positions.astype(np.int64)
         inside = self.mask.flags[positions]
@@ -192,7 +199,7 @@ class Layout:
 
     @classmethod
     def of_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> "Layout":
-        """Return the layout of named arrays, when there is no model to ask.
+        """Return the layout of named arrays, where the model itself is not available.
 
         The rule: an array is a buffer if its dtype is integer or boolean, or if the last part of its dotted name is
         `running_mean`, `running_var` or `num_batches_tracked`. Anything else is a parameter. Ties cannot be seen.
@@ -211,7 +218,15 @@ class Layout:
 
 
 def check(vector: NDArray[Any], layout: Layout) -> None:
-    """Raise LayoutError unless `vector` is a C-contiguous float32 vector of the layout's size."""
+    """Check the dtype, shape and contiguity of a vector.
+
+    Args:
+        vector: The array to check.
+        layout: Layout that the vector should have.
+
+    Raises:
+        LayoutError: It is not a C-contiguous float32 array of shape (n,), n = layout.size.
+    """
     if vector.dtype != np.float32 or vector.shape != (layout.size,) or not vector.flags.c_contiguous:
         raise errors.LayoutError(
             f"expected a contiguous float32 vector of shape ({layout.size},), got {vector.dtype} of shape "
@@ -219,15 +234,21 @@ def check(vector: NDArray[Any], layout: Layout) -> None:
         )
 
 
+def check_finite(update: Vector) -> None:
+    """Raise NonFiniteError if an update holds NaN or infinity."""
+    if not np.isfinite(update).all():
+        raise errors.NonFiniteError("the update holds NaN or infinity; did training diverge?")
+
+
 def read_only(vector: Vector) -> Vector:
-    """Return a view that cannot be written: for a wrapper that still needs what it hands on."""
+    """Return a read-only view, for a wrapper that still needs the vector that it passes on."""
     view = vector.view()
     view.flags.writeable = False
     return view
 
 
 def writable(vector: Vector) -> Vector:
-    """Return the vector, or a copy of it if it cannot be written: for a wrapper that changes what it is given."""
+    """Return the vector, or a copy of it if it is read-only, for a wrapper that modifies its input."""
     return vector if vector.flags.writeable else vector.copy()
 
 

@@ -33,7 +33,7 @@ TAG_BYTES = 8
 
 
 class ReplicaError(FedpressError, ValueError):
-    """A held model and what is to be done with it do not fit."""
+    """A replica and the bytes or the delta that should change it do not fit each other."""
 
 
 class FixedPoint(NamedTuple):
@@ -50,12 +50,22 @@ class FixedPoint(NamedTuple):
 
     @classmethod
     def of(cls, vector: Vector, layout: Layout) -> "FixedPoint":
-        """Return a grid on which every tensor of `vector` has 20 bits and room to grow to 8 times its size."""
+        """Return the grid on which the largest magnitude of each tensor takes 20 bits, with room to grow 8 times.
+
+        Args:
+            vector: Weights, float32, shape (n,).
+            layout: The layout of the vector.
+        """
         peaks = [float(np.abs(vector[part]).max(initial=0)) or 0.5 for part in _parts(layout)]
         return cls(tuple(max(-120, int(np.frexp(peak)[1]) - _BITS) for peak in peaks))
 
     def integers(self, vector: Vector, layout: Layout) -> Integers:
-        """Return the nearest point of the grid, shape (n,), limited to what it holds."""
+        """Return the nearest points of the grid as integers, shape (n,), clipped to its range.
+
+        Args:
+            vector: Weights, float32, shape (n,).
+            layout: The layout of the vector.
+        """
         integers = np.empty(layout.size, np.int32)
         for part, exponent in zip(_parts(layout), self.exponents, strict=True):
             scaled = np.rint(np.ldexp(vector[part].astype(np.float64), -exponent))
@@ -63,14 +73,24 @@ class FixedPoint(NamedTuple):
         return integers
 
     def floats(self, integers: Integers, layout: Layout) -> Vector:
-        """Return the weights that integers stand for, float32, shape (n,): exact."""
+        """Return the weights that integers stand for, float32, shape (n,), without rounding.
+
+        Args:
+            integers: Points of the grid, shape (n,).
+            layout: The layout of the vector.
+        """
         weights = np.empty(layout.size, np.float32)
         for part, exponent in zip(_parts(layout), self.exponents, strict=True):
             np.multiply(integers[part], np.float32(2.0**exponent), out=weights[part], casting="unsafe")
         return weights
 
     def spacing(self, positions: NDArray[np.int64], layout: Layout) -> NDArray[np.int64]:
-        """Return the exponents at `positions`, shape (k,)."""
+        """Return the exponents of the spacing at some positions, shape (k,).
+
+        Args:
+            positions: Positions in the vector, shape (k,).
+            layout: The layout of the vector.
+        """
         tensors = np.searchsorted(layout.offsets[1:], positions, side="right")
         return np.array(self.exponents, np.int64)[tensors]
 
@@ -80,14 +100,22 @@ class FixedPoint(NamedTuple):
 
     @classmethod
     def unpack(cls, data: bytes, layout: Layout) -> "FixedPoint":
-        """Read what `pack` wrote. Raises ReplicaError when it is not for as many tensors."""
+        """Read the grid that `pack` wrote.
+
+        Args:
+            data: Bytes of any origin.
+            layout: The layout of the vector.
+
+        Raises:
+            ReplicaError: The grid is not one of as many tensors.
+        """
         if len(data) != _SPACING.size * len(layout.parameters):
             raise ReplicaError(f"a grid of {len(data)} bytes does not fit {len(layout.parameters)} tensors")
         return cls(tuple(exponent for (exponent,) in _SPACING.iter_unpack(data)))
 
 
 class SeededInit(NamedTuple):
-    """How version 0 is drawn: uniform integers from center - spread to center + spread, for each tensor.
+    """A random initial model: for each tensor uniform integers from center - spread to center + spread.
 
     >>> from fedpress.compression.tensors.layout import TensorSpec
     >>> layout = Layout((TensorSpec("weight", (3,), "float32"), TensorSpec("bias", (1,), "float32")))
@@ -102,7 +130,13 @@ class SeededInit(NamedTuple):
 
     @classmethod
     def like(cls, vector: Vector, layout: Layout, seed: int) -> "SeededInit":
-        """Return a draw with the mean and the standard deviation of each tensor of an initial model."""
+        """Return a draw with the standard deviation of each tensor of an initial model; constant tensors stay constant.
+
+        Args:
+            vector: Weights of the initial model, float32, shape (n,).
+            layout: The layout of the vector.
+            seed: Taken modulo 2^64.
+        """
         grid = FixedPoint.of(vector, layout)
         centers, spreads = [], []
         for part, exponent in zip(_parts(layout), grid.exponents, strict=True):
@@ -113,9 +147,9 @@ class SeededInit(NamedTuple):
         return cls(seed % 2**64, grid, tuple(centers), tuple(spreads))
 
     def integers(self, layout: Layout) -> Integers:
-        """Return version 0, shape (n,). From the raw words of PCG64, which numpy keeps the same for ever.
+        """Return version 0, shape (n,), from the raw words of PCG64, which numpy keeps the same in every release.
 
-        A masked layout gets the entries that it has of what is drawn for all, whatever the mask.
+        A masked layout gets its entries of the draw of the whole vector, so that a change of mask draws nothing anew.
         """
         if layout.mask is not None:
             return self.integers(layout.full)[layout.mask.positions]
@@ -138,7 +172,15 @@ class SeededInit(NamedTuple):
 
     @classmethod
     def unpack(cls, data: bytes, layout: Layout) -> "SeededInit":
-        """Read what `pack` wrote. Raises ReplicaError when it is not for as many tensors, or leaves the grid."""
+        """Read the draw that `pack` wrote.
+
+        Args:
+            data: Bytes of any origin.
+            layout: The layout of the vector.
+
+        Raises:
+            ReplicaError: The draw is not one of as many tensors, or leaves the grid.
+        """
         if len(data) != _DRAW.size + _TENSOR.size * len(layout.parameters):
             raise ReplicaError(f"a draw of {len(data)} bytes does not fit {len(layout.parameters)} tensors")
         tensors = list(_TENSOR.iter_unpack(data[_DRAW.size :]))
@@ -149,13 +191,13 @@ class SeededInit(NamedTuple):
 
 
 class Replica(NamedTuple):
-    """What a client of one version has.
+    """The model of one version as a client holds it.
 
     Attributes:
-        version: Counted from 0 by the server's steps.
-        grid: Of the weights.
-        integers: Shape (n,); not to be written to.
-        buffers: As `buffer_codec.pack` writes them.
+        version: Number of the server's steps since version 0.
+        grid: Spacing of the weights.
+        integers: Weights in units of the grid, shape (n,); read only.
+        buffers: Buffers as `buffer_codec.pack` writes them.
     """
 
     version: int
@@ -168,16 +210,16 @@ class Replica(NamedTuple):
         return self.grid.floats(self.integers, layout)
 
     def changed(self, delta: Update, version: int, buffers: bytes, layout: Layout) -> "Replica":
-        """Return the model of another version: `delta` added.
+        """Return the replica of another version: the weights plus a delta.
 
         Args:
             delta: Changes of the weights, whole multiples of the grid's spacing.
-            version: Whose model it becomes.
-            buffers: Of that version.
-            layout: Of the vector.
+            version: The new version.
+            buffers: Buffers of the new version.
+            layout: The layout of the vector.
 
         Raises:
-            ReplicaError: A change is no multiple of the spacing, or leaves the grid.
+            ReplicaError: A change is no multiple of the spacing, or the result leaves the grid.
         """
         entries = delta.sparse()
         steps = np.ldexp(entries.values.astype(np.float64), -self.grid.spacing(entries.positions, layout))
@@ -189,17 +231,22 @@ class Replica(NamedTuple):
         return Replica(version, self.grid, integers, buffers)
 
     def delta_to(self, integers: Integers, layout: Layout) -> Sparse:
-        """Return what `changed` needs to get from here to `integers`."""
+        """Return the delta with which `changed` leads from this replica to other weights.
+
+        Args:
+            integers: The other weights in units of the grid, shape (n,).
+            layout: The layout of the vector.
+        """
         positions = np.flatnonzero(integers != self.integers)
         steps = (integers[positions] - self.integers[positions]).astype(np.float64)
         return Sparse(positions, np.ldexp(steps, self.grid.spacing(positions, layout)).astype(np.float32), layout.size)
 
     def remapped(self, change: MaskChange) -> "Replica":
-        """Return the same model within another mask: what survives stays as it is, what is new is zero."""
+        """Return the same model within another mask: surviving weights stay as they are, new ones are zero."""
         return self._replace(integers=change.apply(self.integers))
 
     def tag(self, mask_version: int) -> bytes:
-        """Return 8 bytes that prove which model this is."""
+        """Return 8 bytes of a hash over version, grid, weights, buffers and the mask's version: proof of equality."""
         digest = sha256(f"{mask_version} {self.version} {self.grid.exponents}".encode())
         digest.update(np.ascontiguousarray(self.integers, "<i4").tobytes())
         digest.update(self.buffers)

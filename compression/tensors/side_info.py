@@ -1,4 +1,4 @@
-"""What both sides know when a payload is made and read."""
+"""Side information: knowledge that sender and receiver of a payload share without sending it."""
 
 from typing import NamedTuple
 
@@ -8,15 +8,15 @@ from fedpress.compression.tensors.update import Update
 
 
 class SideInfo(NamedTuple):
-    """What sender and receiver agree on without sending it.
+    """The side information of one payload.
 
     Attributes:
         layout: The tensors of the vector.
         round: The round of training, from 0.
-        shared_positions: Positions that both sides hold, to code positions against: those of the last version's change,
-            or of a mask. None for none.
-        predictor: What both sides expect of the update, n entries, up to a factor: how the model that clients hold has
-            moved; or None.
+        shared_positions: Positions that both sides hold and that others are coded against: those of the last change of
+            the model, or of a mask. None for none.
+        predictor: Prediction of the update up to a factor, n entries: the last move of the model that clients hold.
+            None for none.
     """
 
     layout: Layout

@@ -1,4 +1,4 @@
-"""Updates: what is decoded from a payload, in a form that adds itself in place.
+"""Updates: the content of a payload, in forms that add themselves to an accumulator in place.
 
 Law of the accumulator: adding decoded payloads == adding their dense forms.
 """
@@ -14,7 +14,7 @@ from fedpress.compression.tensors.mask import Positions
 
 
 class Sparse(NamedTuple):
-    """Some entries of a vector; an entry that is not there means "no change".
+    """Some entries of a vector; the others are zero.
 
     >>> update = Sparse(np.array([1, 3]), np.array([5, -1], np.float32), 4)
     >>> accumulator = np.zeros(4)
@@ -28,12 +28,20 @@ class Sparse(NamedTuple):
     size: int  # n
 
     @property
-    def count(self) -> int:  # type: ignore[override]  # k, as on the wire; nobody needs tuple.count here
+    def count(self) -> int:  # type: ignore[override]  # k, as on the wire; tuple.count has no use here
         """k, the number of entries."""
         return len(self.values)
 
     def add_to(self, accumulator: NDArray[Any], weight: float = 1.0) -> None:
-        """Add `weight` times this update to `accumulator` (float32 or float64, (n,)), in place, in O(k)."""
+        """Add `weight` times this update in place, in O(k).
+
+        Args:
+            accumulator: float32 or float64, shape (n,).
+            weight: Factor of every entry.
+
+        Raises:
+            ValueError: The accumulator has another shape or dtype.
+        """
         _check(accumulator, self.size)
         # Cast first: np.add.at is ten times slower on mixed dtypes.
         scaled = self.values.astype(accumulator.dtype)
@@ -72,7 +80,15 @@ class Dense(NamedTuple):
         return len(self.values)
 
     def add_to(self, accumulator: NDArray[Any], weight: float = 1.0) -> None:
-        """Add `weight` times this update to `accumulator` (float32 or float64, (n,)), in place."""
+        """Add `weight` times this update in place.
+
+        Args:
+            accumulator: float32 or float64, shape (n,).
+            weight: Factor of every entry.
+
+        Raises:
+            ValueError: The accumulator has another shape or dtype.
+        """
         _check(accumulator, self.size)
         for start in range(0, self.size, BLOCK):
             scaled = self.values[start : start + BLOCK].astype(accumulator.dtype)
@@ -97,7 +113,7 @@ class Factors(NamedTuple):
 
 
 class LowRank(NamedTuple):
-    """All entries of a vector whose tensors are matrices of low rank, or small enough to be there as they are.
+    """All entries of a vector, each tensor as a matrix of low rank or, where that is shorter, as its values.
 
     >>> outer = Factors(np.array([[1], [2]], np.float32), np.array([[3], [0], [1]], np.float32))
     >>> update = LowRank((outer, np.array([9], np.float32)))
@@ -125,7 +141,15 @@ class LowRank(NamedTuple):
         return self.dense()
 
     def add_to(self, accumulator: NDArray[Any], weight: float = 1.0) -> None:
-        """Add `weight` times this update to `accumulator` (float32 or float64, (n,)), in place, by blocks of rows."""
+        """Add `weight` times this update in place, multiplied out by blocks of rows.
+
+        Args:
+            accumulator: float32 or float64, shape (n,).
+            weight: Factor of every entry.
+
+        Raises:
+            ValueError: The accumulator has another shape or dtype.
+        """
         _check(accumulator, self.size)
         start = 0
         for part in self._pieces():
@@ -155,12 +179,12 @@ Update: TypeAlias = Sparse | Dense | LowRank
 
 
 def no_arrays() -> tuple[Positions, Vector]:
-    """Return the positions and values of no update; new arrays, since a state owns its leaves."""
+    """Return positions and values of length 0; new arrays, since a state owns its leaves."""
     return np.empty(0, np.int64), np.empty(0, np.float32)
 
 
 def to_arrays(update: Update) -> tuple[Positions, Vector]:
-    """Return the positions and values by which a state remembers an update; one of all entries has no positions.
+    """Return positions and values of an update, as a state stores it; positions are empty for an update of all entries.
 
     Law: `from_arrays(*to_arrays(update), update.size)` adds the same to every entry as `update`.
     """

@@ -1,7 +1,7 @@
 """The wire format, byte for byte as in docs/reference/wire.md.
 
-`payloads` packs and decodes; `positions` and `values` are its halves, `position_set` a set both sides hold; `dyadic`,
-`log_levels` and `uniform_steps` are formats of values.
+`payloads` packs and decodes a payload: a header, `positions` (with `rice`) and `values` (with the formats `dyadic`,
+`log_levels` and `uniform_steps`). `position_set` writes positions without values, such as a mask.
 """
 
 __all__ = ["dyadic", "log_levels", "payloads", "position_set", "positions", "rice", "uniform_steps", "values"]

@@ -1,4 +1,4 @@
-"""Exact values that are whole multiples of one power of two: changes of a model on a grid (`held`).
+"""Exact values that are whole multiples of one power of two: changes of a model on a grid (`replica`).
 
 The largest power of two that divides all of them is taken out; what is left is a sign and an integer, and the integers
 are written as numbers by groups (`golomb`) above the least of them. Where all magnitudes are equal, as in one ternary

@@ -26,7 +26,7 @@ def pack(values: Vector, bits: int) -> bytes:
 
     Args:
         values: Finite, shape (k,).
-        bits: Of a code, its sign included: 4, 6 or 8.
+        bits: Bits of a code, its sign included: 4, 6 or 8.
 
     >>> unpack(pack(np.array([1, -3, 0.26], np.float32), 4), 3, 4)
     array([ 1.  , -3.  ,  0.25], dtype=float32)
@@ -61,13 +61,19 @@ def pack(values: Vector, bits: int) -> bytes:
 
 
 def unpack(data: bytes | memoryview, k: int, bits: int) -> Vector:
-    """Return the k values that `pack` wrote; those of foreign bytes may be infinite or NaN."""
+    """Return the k values that `pack` wrote; those of foreign bytes may be infinite.
+
+    Args:
+        data: `length(k, bits)` bytes.
+        k: Number of values.
+        bits: Bits of a code: 4, 6 or 8.
+    """
     groups, half = -(-k // GROUP), 1 << bits - 1
     heads = np.frombuffer(data, "<u2", groups).astype(np.uint64)
     codes = unpack_codes(memoryview(data)[2 * groups :], k, bits)
     shifts, zeros = _finest(bits) + (heads >> 11 & 3), heads >> 13 & 1
     low = (heads & 0x7FF) << np.maximum(shifts, _COARSE)
-    # A group says 2^bits values at most: a table, and one look-up for each value.
+    # A group has at most 2^bits different values: a table, and one look-up for each value.
     table = np.minimum(low[:, None] + (np.arange(half, dtype=np.uint64) << shifts[:, None]), _INFINITY)
     table[:, 0] *= 1 - zeros
     magnitudes = table.astype(np.uint32).view(np.float32)
@@ -78,6 +84,10 @@ def unpack(data: bytes | memoryview, k: int, bits: int) -> Vector:
 
 def length(k: int, bits: int) -> int:
     """Return the bytes that k values take.
+
+    Args:
+        k: Number of values.
+        bits: Bits of a code.
 
     >>> length(257, 4), length(257, 6)
     (133, 197)
@@ -100,14 +110,14 @@ def _quantize(
     """Return the bit pattern of each group's lowest level, and the level of each value, 0 to count - 1."""
     # To the nearest level; the highest is finite.
     nearest = np.minimum((rows + np.uint32(1 << shift >> 1)) >> np.uint32(shift), np.uint32((_INFINITY - 1) >> shift))
-    coarser = _unit(shift) - shift  # so many bits of a level's number are zero in the lowest
+    coarser = _unit(shift) - shift  # number of low bits that are zero in the lowest level's number
     below = np.maximum(nearest.max(axis=1), count - 1) - np.uint32(count - 1)
     first = (below + np.uint32((1 << coarser) - 1)) >> np.uint32(coarser) << np.uint32(coarser)
     floor = first[:, None]
     levels = np.maximum(nearest, floor) - floor
     low = first << np.uint32(shift)
     if zero:
-        # Level 0 says zero, so what lies below level 1 goes to the nearer of the two.
+        # Level 0 stands for zero, so a value below level 1 goes to the nearer of the two.
         lowest = (low[:, None] + np.uint32(1 << shift)).view(np.float32)
         levels = np.where(levels > 0, levels, rows.view(np.float32) > lowest / 2)
     return low, levels.astype(np.uint8)

@@ -12,7 +12,7 @@ import numpy as np
 from fedpress.compression import errors
 from fedpress.compression.quantizers import eden, lowrank, qsgd, terngrad
 from fedpress.compression.quantizers.form import Form
-from fedpress.compression.tensors.layout import Layout, Vector
+from fedpress.compression.tensors.layout import Layout, Vector, check_finite
 from fedpress.compression.tensors.mask import Positions
 from fedpress.compression.tensors.side_info import SideInfo
 from fedpress.compression.tensors.update import Dense, Sparse, Update
@@ -51,13 +51,13 @@ class Packed(NamedTuple):
 
 
 def pack(update: Update, layout: Layout, format: ValueFormat, shared_positions: Positions | None = None) -> Packed:
-    """Write `update` as a payload. Faster than to `decode` it: positions are at hand, and values often.
+    """Write `update` as a payload, and return with it what `decode` would read, at no cost of decoding.
 
     Args:
         update: Finite values; positions strictly increasing and below n.
         layout: The tensors of the vector, n = layout.size.
-        format: How values are written.
-        shared_positions: What the receiver holds as well (`SideInfo.shared_positions`); used where that is shorter.
+        format: Format of the values.
+        shared_positions: Positions that the receiver holds (`SideInfo.shared_positions`); used where that is shorter.
 
     Raises:
         LayoutError: The update is not of the layout's size, or too large for the header; or the shared positions do not
@@ -79,7 +79,7 @@ def pack(update: Update, layout: Layout, format: ValueFormat, shared_positions: 
 
 
 def pack_drawn(update: Vector, k: int, seed: int, layout: Layout, format: ValueFormat) -> Packed:
-    """Write k entries as a payload, at places that are drawn from the seed: no positions are written, the seed is.
+    """Write k entries at random positions as a payload, with the seed in place of the positions.
 
     Args:
         update: float32, shape (n,); the entries that are drawn are finite.
@@ -104,8 +104,7 @@ def _check_update(update: Update, layout: Layout) -> None:
         raise errors.LayoutError(
             f"the update has {update.size} entries, the layout {layout.size}; a payload holds at most {MAX_SIZE}"
         )
-    if not np.isfinite(update.values).all():
-        raise errors.NonFiniteError("the update holds NaN or infinity; did training diverge?")
+    check_finite(update.values)
 
 
 def _assemble(update: Update, layout: Layout, format: ValueFormat, tag: int, places: bytes) -> Packed:
@@ -122,11 +121,11 @@ def _assemble(update: Update, layout: Layout, format: ValueFormat, tag: int, pla
 
 
 def decode(payload: bytes | memoryview, side_info: SideInfo) -> Update:
-    """Return the update of a payload; this is all that a server needs.
+    """Return the update that a payload holds.
 
     Args:
-        payload: Bytes from anywhere.
-        side_info: What both sides know; the layout must be the sender's, and so must the shared positions if they were
+        payload: Bytes of any origin.
+        side_info: Shared knowledge; the layout must be the sender's, and so must the shared positions if they were
             used.
 
     Raises:
@@ -163,7 +162,7 @@ def decode(payload: bytes | memoryview, side_info: SideInfo) -> Update:
 
 
 def inspect(payload: bytes | memoryview) -> dict[str, Any]:
-    """Return what the header says and how the bytes are divided; no layout is needed.
+    """Return the fields of the header and the sizes of a payload's parts; no layout is needed.
 
     Raises:
         PayloadError: One subclass for each fault that can be seen without a layout.
@@ -186,7 +185,13 @@ def inspect(payload: bytes | memoryview) -> dict[str, Any]:
 
 
 def pack_whole(form: Form, parameter: int, body: bytes, layout: Layout) -> bytes:
-    """Return the payload of a whole update that `form` has written as `body`.
+    """Return the payload of a whole update.
+
+    Args:
+        form: Form of the body.
+        parameter: Parameter of the form, 0 to 255.
+        body: The update, written in that form.
+        layout: The tensors of the vector.
 
     Raises:
         LayoutError: The layout is too large for the header.
@@ -236,7 +241,7 @@ def _trailer(length: int, body: int) -> bytes:
 
 
 def _values_span(data: memoryview, header: _Header, format: ValueFormat) -> tuple[int, int]:
-    """Return where the values begin and end; they begin too early in a payload that is too short for them."""
+    """Return start and end of the values; the start lies within the header if the payload is too short for them."""
     least = format.length(header.k)
     if not format.varies or not header.k:
         return len(data) - least, len(data)
@@ -250,7 +255,7 @@ def _values_span(data: memoryview, header: _Header, format: ValueFormat) -> tupl
 
 
 def _check_body(data: memoryview, header: _Header, format: ValueFormat) -> tuple[int, int]:
-    """Check length and checksum; return where the values begin and end."""
+    """Check length and checksum; return start and end of the values."""
     least, most = positions.length(header.index_tag, header.n, header.k)
     split, end = _values_span(data, header, format)
     rest = HEADER_BYTES + len(data) - split

@@ -1,4 +1,4 @@
-"""A set of positions by itself as bytes: the mask of a sparse model, or what a client would have in its place.
+"""A set of positions as bytes, without values: the mask of a sparse model, or a client's vote on it.
 
     0    1   index tag (`positions`)
     1    4   n, u32
@@ -55,9 +55,13 @@ def unpack(data: bytes, n: int, shared: Positions | None = None) -> Positions:
         shared: As for `pack`; may be given where none were used.
 
     Raises:
-        Truncated, LengthMismatch: It is too short, or longer than its header announces.
+        Truncated: It is shorter than its header announces.
+        LengthMismatch: It is longer than its header announces.
         SizeMismatch: It is of a vector of another size.
-        CountTooLarge, UnknownFormat, ChecksumMismatch, InvalidPositions: As in a payload (`errors`).
+        CountTooLarge: It claims more positions than the vector has entries.
+        UnknownFormat: Its index tag is not known.
+        ChecksumMismatch: It was damaged on the way.
+        InvalidPositions: Positions repeat, fall, or lie outside the vector.
         ReferenceMismatch: It is coded against other positions than the shared ones.
     """
     if len(data) < HEADER_BYTES:
@@ -68,7 +72,9 @@ def unpack(data: bytes, n: int, shared: Positions | None = None) -> Positions:
     if not positions.known(tag) or tag == positions.SEEDED:
         raise errors.UnknownFormat(f"the set has the index tag {tag}; is the sender newer?")
     if size != n:
-        raise errors.SizeMismatch(f"the set is one of {size} entries, the vector here has {n}; another model's?")
+        raise errors.SizeMismatch(
+            f"the set is for a vector of {size} entries, the vector here has {n}; is it another model's?"
+        )
     if k > n:
         raise errors.CountTooLarge(f"the set claims {k} of {n} entries")
     if tag == positions.ALL and k != n:

@@ -119,7 +119,12 @@ def name(tag: int) -> str:
 
 
 def length(tag: int, n: int, k: int) -> tuple[int, int]:
-    """Return the least and the greatest number of bytes that k positions below n take in this form.
+    """Return the least and the greatest number of bytes that k positions below n take.
+
+    Args:
+        tag: A known index tag.
+        n: Size of the vector.
+        k: Number of positions.
 
     >>> length(BITMAP, 100, 5), length(RICE + 3, 100, 5)
     ((13, 13), (3, 4))
@@ -252,7 +257,7 @@ def _pack_reference(positions: Positions, n: int, shared: Positions) -> bytes:
 
 
 def _without(ranks: Positions, m: int) -> Positions:
-    """Return the ranks below m that are not among these."""
+    """Return the ranks below m that are not among the given ones."""
     missing = np.ones(m, np.bool_)
     missing[ranks] = False
     return np.flatnonzero(missing)
@@ -263,7 +268,7 @@ def _unpack_reference(data: bytes | memoryview, n: int, k: int, shared: Position
     if shared is None:
         raise errors.ReferenceMismatch(
             f"the positions are coded against the shared positions {mark:08x}, and there are none here; "
-            "does the sender take this receiver for one that has them?"
+            "has this receiver lost them, or was the payload meant for another one?"
         )
     held = fingerprint(shared, n)
     if held != mark:

@@ -16,7 +16,7 @@ MAX_LOW_BITS = 31
 
 
 def best(gaps: golomb.Numbers) -> tuple[int, int]:
-    """Return the number of low bits that costs least, and that cost in bits; (0, 0) for no gaps.
+    """Return the number of low bits with the least cost, and that cost in bits; (0, 0) for no gaps.
 
     cost(b) = k (b + 1) + sum(gap >> b). It is convex in b: cost(b + 1) - cost(b) = k - sum(ceil((gap >> b) / 2)), and
     that sum falls with b. Once 2^b is above the mean gap it is less than k, so the best b lies below: walk down.
@@ -64,7 +64,7 @@ def pack(gaps: golomb.Numbers, b: int, bits: int) -> bytes:
     """Return the gaps as bytes.
 
     Args:
-        gaps: uint32, shape (k,): how many places lie between a position and the one before.
+        gaps: uint32, shape (k,): number of places between a position and the one before.
         b: Low bits of a gap, from `best`.
         bits: Their cost, from `best`.
 

@@ -22,11 +22,11 @@ _MOST_STEPS = 2**32 - 1
 
 
 def encode(values: Vector, relative_error: float) -> tuple[bytes, Vector]:
-    """Return base and step, the signs, how many steps each magnitude lies above the base; and what a decoder reads.
+    """Return the bytes of values (base, step, signs, steps above the base), and the values that a decoder reads.
 
     Args:
         values: Finite float32, shape (k,).
-        relative_error: About what norm(decoded - values) / norm(values) becomes, 0 < relative_error < 1.
+        relative_error: Target of norm(decoded - values) / norm(values), 0 < relative_error < 1.
 
     >>> encode(np.array([1, -5, 3], np.float32), 0.2)[1]
     array([ 2.2111893, -4.5776215,  2.2111893], dtype=float32)

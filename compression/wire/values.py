@@ -1,7 +1,7 @@
 """Value formats: float32 values <-> bytes.
 
-A format is one entry in `_FORMATS`: a name for scenarios, a tag for the wire, and three functions. The wire, the
-scenario files and the tests find it there. Every format
+A format is one entry in `_FORMATS`: a name for scenarios, a tag for the wire, and three functions. Payloads, scenarios
+and tests look it up there. Every format
 
 * takes finite values only (encoders have checked) and gives finite values back: it saturates instead of overflowing;
 * has a length that follows from k alone, so that a decoder can check it before it reads; or says that its length
@@ -23,20 +23,20 @@ from fedpress.compression.wire import dyadic, log_levels, uniform_steps
 
 
 class ValueFormat(NamedTuple):
-    """How values are written.
+    """Reader and writer of values.
 
     Law: `len(pack(v)) == length(len(v))`, or at least that if it varies; `unpack(pack(v), len(v))` is finite, flips no
     sign, and is no further from v than zeros would be (so that error feedback converges).
 
     Attributes:
-        name: For scenarios and tables.
-        tag: For the wire; never used again for another format.
+        name: Name in scenarios and tables.
+        tag: Value tag on the wire; never used again for another format.
         pack: Finite float32 values, shape (k,) -> bytes.
         unpack: Bytes of the right length, k -> float32, shape (k,); those of foreign bytes may be non-finite.
         length: k -> bytes that k values take, or the least that they can take. `length(0) == 0`.
         varies: Whether the length depends on the values.
-        encode_fast: values -> bytes, and what `unpack` reads from them: for a format that knows it without reading
-            the bytes. None: they are read.
+        encode_fast: values -> bytes, and the values that `unpack` reads from them, for a format that knows these
+            without decoding. None: the bytes are decoded.
 
     >>> TERNARY.unpack(TERNARY.pack(np.array([1, -3, 2], np.float32)), 3)
     array([ 2., -2.,  2.], dtype=float32)
@@ -51,7 +51,7 @@ class ValueFormat(NamedTuple):
     encode_fast: Callable[[Vector], tuple[bytes, Vector]] | None = None
 
     def encode(self, values: Vector) -> tuple[bytes, Vector]:
-        """Return the bytes of `values`, and what `unpack` reads from them, a new array."""
+        """Return the bytes of `values`, and the values that `unpack` reads from them, a new array."""
         if self.encode_fast is not None:
             return self.encode_fast(values)
         packed = self.pack(values)
@@ -215,7 +215,7 @@ SIGN = ValueFormat("sign", 7, _pack_sign, _unpack_sign, _length_sign)
 def stepped_to(relative_error: float) -> ValueFormat:
     """Return the format `step` with steps for this relative error of the values sent.
 
-    A decoder reads every one of them: the step is in the payload.
+    A decoder needs no setting for it: the step is in the payload.
 
     Raises:
         ValueError: The error is out of range.

@@ -41,8 +41,7 @@ class Budget(Settings):
     'parameters'
     >>> Budget(parameters=0.25, flops=20_000)  # doctest: +ELLIPSIS
     Traceback (most recent call last):
-    pydantic_core._pydantic_core.ValidationError: 1 validation error for Budget
-      Value error, give one budget out of parameters, ...; got parameters and flops ...
+    ValueError: Budget: give one budget out of parameters, ...; got parameters and flops
 
     Raises:
         ValueError: None is given, or more than one, or one is out of range.

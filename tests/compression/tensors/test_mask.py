@@ -84,7 +84,7 @@ def test_the_fingerprint_covers_the_mask(one: Mask, other: Mask) -> None:
 
 
 def test_a_mask_of_another_model_is_refused() -> None:
-    with pytest.raises(errors.LayoutError, match="the mask is one of 22 entries, the layout has 21"):
+    with pytest.raises(errors.LayoutError, match="the mask has 22 entries, the layout has 21"):
         LAYOUT.within(Mask.at(np.array([1]), 22))
     for bitmap in (b"\1", b"\1\0\0\0", b"\1\0\x20"):
         with pytest.raises(errors.LayoutError, match="no mask of 21 entries"):

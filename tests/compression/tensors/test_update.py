@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.compression.samples import normal
 
 from fedpress.compression.tensors.layout import BLOCK
-from fedpress.compression.tensors.update import Dense, Sparse, Update
+from fedpress.compression.tensors.update import Dense, Factors, LowRank, Sparse, Update
 
 
 @st.composite
@@ -48,3 +49,18 @@ def test_a_dense_update_of_many_blocks() -> None:
 def test_an_accumulator_that_does_not_fit_is_refused(update: Update, accumulator: np.ndarray) -> None:
     with pytest.raises(ValueError, match=r"expected an accumulator of float32 or float64 and shape \(4,\)"):
         update.add_to(accumulator)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_adding_factors_is_adding_the_matrix(dtype: type[np.float32] | type[np.float64]) -> None:
+    random = np.random.default_rng(1)
+    left, right = (random.standard_normal((size, 2)).astype(np.float32) for size in (300, 700))
+    one = LowRank((Factors(left, right), normal(5)))
+    accumulator, dense = np.ones(one.size, dtype), np.ones(one.size, dtype)
+    one.add_to(accumulator, 0.3)
+    Dense(one.dense()).add_to(dense, 0.3)
+    np.testing.assert_array_equal(accumulator, dense)
+    np.testing.assert_allclose(one.dense()[:-5], (left @ right.T).ravel(), rtol=1e-5, atol=1e-6)
+    assert one.size == one.count == len(one.values) == one.sparse().count == 210_005
+    with pytest.raises(ValueError, match=r"shape \(210005,\)"):
+        one.add_to(np.zeros(3))

@@ -153,43 +153,6 @@ def test_every_place_is_drawn_equally_often(n: int, k: int) -> None:
     assert np.abs(counts - seeds * p).max() < 5 * (seeds * p * (1 - p)) ** 0.5
 
 
-@st.composite
-def numbers(draw: st.DrawFn) -> NDArray[np.uint32]:
-    """Numbers whose scale changes along the way, from none to large."""
-    random = np.random.default_rng(draw(st.integers(0, 2**32)))
-    scales = draw(st.lists(st.sampled_from([0.0, 0.4, 1.5, 7.0, 300.0, 5e4, 2e8]), min_size=1, max_size=5))
-    parts = [random.exponential(scale, draw(st.integers(1, 400))) for scale in scales]
-    return np.minimum(np.concatenate(parts), 2**32 - 1).astype(np.uint32)
-
-
-def group_bits(chosen: NDArray[np.uint32], codes: list[int]) -> str:
-    """The string of numbers by groups as docs/reference/wire.md words it, number by number."""
-    width = (max(codes) - min(codes)).bit_length()
-    moduli = [1] + [m for s in range(31) for m in (2 << s, 3 << s)]
-    bits = "".join(str(code - min(codes) >> j & 1) for j in range(width) for code in codes)
-    each = [(x, moduli[codes[i // 256]]) for i, x in enumerate(chosen.tolist())]
-    shifts = [(m // 3 if m % 3 == 0 else m).bit_length() - 1 for _, m in each]
-    for j in range(max(shifts)):
-        bits += "".join(str(x >> j & 1) for (x, _), s in zip(each, shifts, strict=True) if s > j)
-    thirds = [(x >> s) % 3 for (x, m), s in zip(each, shifts, strict=True) if m % 3 == 0]
-    bits += "".join("1" if third else "0" for third in thirds)
-    bits += "".join("1" if third == 2 else "0" for third in thirds if third)
-    return bits + "".join("0" * (x // m) + "1" for x, m in each)
-
-
-@given(numbers())
-def test_groups_are_what_the_specification_says(chosen: NDArray[np.uint32]) -> None:
-    planned = golomb.plan(chosen)
-    data = golomb.pack(planned)
-    codes = planned.codes.tolist()
-    bits = group_bits(chosen, codes)
-    assert data == bytes([min(codes), (max(codes) - min(codes)).bit_length()]) + to_bytes(bits)
-    assert len(data) == golomb.length(planned) >= golomb.least(len(chosen)) and planned.bits == len(bits)
-    again = golomb.unpack(data, len(chosen))
-    assert again.dtype == np.uint32
-    np.testing.assert_array_equal(again, chosen)
-
-
 @given(supports(), st.integers(0, 31))
 def test_rice_is_read_with_any_parameter_and_is_what_the_specification_says(
     given_: tuple[Positions, int], b: int

@@ -6,11 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from fedpress.compression.encoders.top_k import largest
 from fedpress.compression.tensors.layout import Vector
 from fedpress.compression.wire import values
 from fedpress.compression.wire.values import ValueFormat
-from fedpress.simulations.benchmarks.codec_data import clustered
 
 FORMATS = [values.by_name(name) for name in values.names()]
 LARGEST = float(np.finfo(np.float32).max)
@@ -150,61 +148,6 @@ def test_sign_sends_the_mean_magnitude_of_each_group(vector: Vector) -> None:
         group = np.abs(vector[start : start + 256].astype(np.float64))
         np.testing.assert_allclose(np.abs(again[start : start + 256]), group.mean(), rtol=1e-6, atol=2.0**-149)
     np.testing.assert_array_equal(np.signbit(again), np.signbit(vector))
-
-
-@pytest.mark.parametrize(("name", "bound"), [("log4", 0.2), ("log6", 0.06), ("log8", 0.015)])
-@given(st.integers(0, 2**32), st.floats(-30, 30), st.floats(0.1, 3))
-def test_logarithmic_values_are_off_by_half_a_level_within_three_octaves(
-    name: str, bound: float, seed: int, scale: float, octaves: float
-) -> None:
-    """With 4 bits and four octaves 1.25 is the farthest from its neighbors 1 and 1.5, in proportion: a fifth.
-
-    Two bits more divide the distance of the levels by four; the lowest level may lie an eighth of an octave higher.
-    """
-    random = np.random.default_rng(seed)
-    magnitudes = 2 ** random.uniform(scale, scale + octaves, 700)
-    vector = (magnitudes * random.choice([-1, 1], 700)).astype(np.float32)
-    format = values.by_name(name)
-    missed = format.unpack(format.pack(vector), 700) - vector
-    for start in range(0, 700, 256):
-        part = slice(start, start + 256)
-        assert np.linalg.norm(missed[part]) <= bound * np.linalg.norm(vector[part])
-
-
-@pytest.mark.parametrize("bits", [4, 6, 8])
-@given(vector=VECTORS)
-def test_logarithmic_values_are_read_as_the_specification_says(bits: int, vector: Vector) -> None:
-    format, k = values.by_name(f"log{bits}"), len(vector)
-    data = format.pack(vector)
-    heads = np.frombuffer(data, "<u2", -(-k // 256)).tolist()
-    string = int.from_bytes(data[2 * len(heads) :], "little")
-    expected = []
-    for i in range(k):
-        code, head = string >> bits * i & (1 << bits) - 1, heads[i // 256]
-        level, shift = code % (1 << bits - 1), 24 - bits + head // 2**11 % 4
-        pattern = head % 2**11 * 2 ** max(shift, 20) + level * 2**shift
-        pattern *= not (level == 0 and head // 2**13 % 2)
-        expected.append(pattern | (code >> bits - 1) << 31)
-    np.testing.assert_array_equal(format.unpack(data, k).view(np.uint32), np.array(expected, np.uint32))
-
-
-@given(st.integers(0, 2**32), st.floats(-30, 30), st.sampled_from([0.02, 0.08, 0.2]))
-def test_step_keeps_the_error_that_is_asked_for(seed: int, scale: float, wanted: float) -> None:
-    vector = np.random.default_rng(seed).laplace(scale=2.0**scale, size=2000).astype(np.float32)
-    vector = vector[np.abs(vector) > 2.0**scale]
-    format = values.stepped_to(wanted)
-    again = format.unpack(format.pack(vector), len(vector))
-    assert np.linalg.norm(again - vector) <= 1.05 * wanted * np.linalg.norm(vector)
-    # A decoder needs the tag alone, not the error that the encoder was told.
-    np.testing.assert_array_equal(values.STEP.unpack(format.pack(vector), len(vector)), again)
-
-
-def test_step_and_groups_take_few_bits_on_an_update() -> None:
-    vector = clustered(2_000_000)
-    update = vector[largest(vector, 20_000)]
-    data = values.STEP.pack(update)
-    assert 8 * len(data) / len(update) < 3.0
-    assert np.linalg.norm(values.STEP.unpack(data, len(update)) - update) <= 0.08 * np.linalg.norm(update)
 
 
 @pytest.mark.parametrize("wanted", [0, -1, 0.6, float("nan")])

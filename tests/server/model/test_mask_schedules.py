@@ -116,5 +116,5 @@ def test_a_vote_for_more_than_was_asked_is_refused() -> None:
     ],
 )
 def test_settings_out_of_range_are_refused(bad: dict[str, Any], why: str) -> None:
-    with pytest.raises(ValueError, match=rf"for Sparsity\n.*{why}"):
+    with pytest.raises(ValueError, match=rf"^Sparsity: .*{why}"):
         Sparsity(**bad)

@@ -242,5 +242,5 @@ def test_a_damaged_model_is_found_and_replaced() -> None:
 
 @pytest.mark.parametrize(("key", "bad"), [("density", 0), ("density", 1.1), ("levels", 0), ("levels", 256)])
 def test_a_downlink_out_of_range_is_refused(key: str, bad: float) -> None:
-    with pytest.raises(ValueError, match=rf"for Downlink\n{key}\n"):
+    with pytest.raises(ValueError, match=rf"^Downlink: {key}: got "):
         Downlink(**{key: bad})

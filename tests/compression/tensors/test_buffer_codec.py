@@ -1,0 +1,78 @@
+"""Buffers as bytes: in their own dtypes, bit for bit, and one error for each fault."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from fedpress.compression import errors
+from fedpress.compression.tensors import buffer_codec
+from fedpress.compression.tensors.layout import Layout, TensorSpec
+
+BUFFERS = Layout(
+    (),
+    (
+        TensorSpec("bn.running_mean", (2,), "float32"),
+        TensorSpec("bn.running_var", (2,), "bfloat16"),
+        TensorSpec("bn.num_batches_tracked", (), "int64"),
+        TensorSpec("seen", (3,), "bool"),
+        TensorSpec("none", (0,), "float64"),
+    ),
+)
+
+
+def buffers() -> dict[str, NDArray[Any]]:
+    return {
+        "bn.running_mean": np.array([1, -2], np.float32),
+        "bn.running_var": np.array([0x8000, 0x3F80], np.uint16),  # -0 and 1
+        "bn.num_batches_tracked": np.array(2**40 + 1),
+        "seen": np.array([True, False, True]),
+        "none": np.empty(0),
+    }
+
+
+def test_buffers_travel_in_their_own_dtypes() -> None:
+    data = buffer_codec.pack(buffers(), BUFFERS)
+    assert data.hex(" ") == "00 00 80 3f 00 00 00 c0 00 80 80 3f 01 00 00 00 00 01 00 00 01 00 01"
+    again = buffer_codec.unpack(data, BUFFERS)
+    for name, array in buffers().items():
+        assert again[name].dtype == array.dtype
+        np.testing.assert_array_equal(again[name], array)
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (lambda data: data[:-1], errors.Truncated),
+        (lambda data: data + b"\0", errors.LengthMismatch),
+        (lambda data: b"\x00\x00\xc0\x7f" + data[4:], errors.NonFiniteValues),  # a mean of NaN
+        (lambda data: data[:8] + b"\x80\x7f" + data[10:], errors.NonFiniteValues),  # a variance of infinity
+        (lambda data: data[:8] + b"\x01\x80" + data[10:], errors.NegativeVariance),
+    ],
+)
+def test_each_fault_of_buffers_is_found(change: Any, fault: type[errors.PayloadError]) -> None:
+    with pytest.raises(fault):
+        buffer_codec.unpack(change(buffer_codec.pack(buffers(), BUFFERS)), BUFFERS)
+
+
+def test_any_byte_is_a_valid_boolean() -> None:
+    data = buffer_codec.pack(buffers(), BUFFERS)
+    assert buffer_codec.unpack(data[:-1] + b"\xff", BUFFERS)["seen"].view(np.uint8).tolist() == [1, 0, 1]
+
+
+def test_buffers_that_are_not_finite_are_not_packed() -> None:
+    with pytest.raises(errors.NonFiniteError, match="bn.running_mean"):
+        buffer_codec.pack(buffers() | {"bn.running_mean": np.array([np.nan, 0], np.float32)}, BUFFERS)
+
+
+@given(st.binary(min_size=23, max_size=23))
+def test_any_bytes_of_the_right_length_are_read_or_refused(data: bytes) -> None:
+    try:
+        arrays = buffer_codec.unpack(data, BUFFERS)
+    except (errors.NonFiniteValues, errors.NegativeVariance):
+        return
+    assert buffer_codec.unpack(buffer_codec.pack(arrays, BUFFERS), BUFFERS).keys() == arrays.keys()
+    assert buffer_codec.pack(arrays, BUFFERS)[:20] == data[:20]  # of the last three any byte but 0 is true
