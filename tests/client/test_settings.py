@@ -33,5 +33,5 @@ def test_without_either_there_is_one_pass_and_both_are_refused() -> None:
     [("batch_size", 0), ("learning_rate", 0.0), ("momentum", 1.0), ("proximal_mu", -1.0), ("device", "tpu")],
 )
 def test_values_out_of_range_name_their_key(key: str, bad: object) -> None:
-    with pytest.raises(ValueError, match=rf"for Training\n{key}\n"):
+    with pytest.raises(ValueError, match=rf"Training: {key}: got"):
         Training(**{key: bad})  # type: ignore[arg-type]

@@ -31,5 +31,5 @@ def test_each_optimizer_takes_its_own_values_only(optimizer: str) -> None:
     ],
 )  # fmt: skip
 def test_values_out_of_range_name_their_key(settings: type, key: str, bad: float) -> None:
-    with pytest.raises(ValueError, match=rf"for {settings.__name__}\n{key}\n"):
+    with pytest.raises(ValueError, match=rf"{settings.__name__}: {key}: got"):
         settings(**{key: bad})

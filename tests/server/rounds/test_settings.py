@@ -15,9 +15,9 @@ from fedpress.server.strategies.sparse_fed import SparseFed
     [
         (SparseFed, {"fraction_train": 1.5}, "fraction_train must be between 0 and 1, and is 1.5"),
         (SparseFed, {"averaging": 1.0}, "averaging must be in"),
-        (Rounds, {"over_selection": -1}, r"over_selection\n.*greater than or equal to 0"),
-        (Rounds, {"min_replies": 0}, r"min_replies\n.*greater than or equal to 1"),
-        (Rounds, {"deadline": 0.0}, r"deadline\n.*greater than 0"),
+        (Rounds, {"over_selection": -1}, r"over_selection: got .*, expected greater than or equal to 0"),
+        (Rounds, {"min_replies": 0}, r"min_replies: got .*, expected greater than or equal to 1"),
+        (Rounds, {"deadline": 0.0}, r"deadline: got .*, expected greater than 0"),
     ],
 )
 def test_arguments_out_of_range_are_refused(settings: Any, arguments: dict[str, Any], words: str) -> None:

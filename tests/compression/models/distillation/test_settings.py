@@ -33,19 +33,19 @@ from fedpress.compression.models.distillation.settings import (
     ],
 )
 def test_a_distillation_out_of_range_is_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=rf"^1 validation error for Distillation\n{next(iter(wrong))}"):
+    with pytest.raises(ValueError, match=rf"^Distillation: {next(iter(wrong))}[:.]"):
         Distillation(**wrong)
 
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"optimize": "pixels"}, "optimize\n  Input should be 'inputs' or 'generator'"),
-        ({"batch_size": 1}, "batch_size\n  Input should be greater than or equal to 2"),
-        ({"steps": 0}, "steps\n  Input should be greater than or equal to 1"),
-        ({"learning_rate": 0.0}, "learning_rate\n  Input should be greater than 0"),
+        ({"optimize": "pixels"}, "optimize: got .*, expected 'inputs' or 'generator'"),
+        ({"batch_size": 1}, "batch_size: got .*, expected greater than or equal to 2"),
+        ({"steps": 0}, "steps: got .*, expected greater than or equal to 1"),
+        ({"learning_rate": 0.0}, "learning_rate: got .*, expected greater than 0"),
         ({"low": 1.0}, "low must be below high, got 1.0 and 1.0"),
-        ({"balance": -1.0}, "balance\n  Input should be greater than or equal to 0"),
+        ({"balance": -1.0}, "balance: got .*, expected greater than or equal to 0"),
         ({"certainty": 0.0, "statistics": 0.0, "variation": 0.0}, "must be above 0, got 0 for all"),
     ],
 )
@@ -73,9 +73,9 @@ def test_recipes_are_those_of_the_papers() -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"prompt": 0}, "prompt\n  Input should be greater than or equal to 1"),
-        ({"copies": 0}, "copies\n  Input should be greater than or equal to 1"),
-        ({"temperature": -1.0}, "temperature\n  Input should be greater than or equal to 0"),
+        ({"prompt": 0}, "prompt: got .*, expected greater than or equal to 1"),
+        ({"copies": 0}, "copies: got .*, expected greater than or equal to 1"),
+        ({"temperature": -1.0}, "temperature: got .*, expected greater than or equal to 0"),
         ({"temperature": 0.0, "copies": 2}, "copies: got 2, but at temperature 0 all are the same"),
     ],
 )

@@ -106,13 +106,13 @@ def test_drop_and_grow_is_rigl_by_hand(density: float, part: float, seed: int) -
 @pytest.mark.parametrize(
     ("bad", "why"),
     [
-        ({"method": "luck"}, "method\: got .*, expected 'snip'"),
-        ({"density": 0.0}, "density\\n  Input should be"),
-        ({"density": 1.5}, "density\\n  Input should be"),
-        ({"scope": "galaxy"}, "scope\: got .*, expected 'global'"),
+        ({"method": "luck"}, "method: got .*, expected 'snip'"),
+        ({"density": 0.0}, "density: got .*, expected"),
+        ({"density": 1.5}, "density: got .*, expected"),
+        ({"scope": "galaxy"}, "scope: got .*, expected 'global'"),
         ({"method": "erk", "scope": "global"}, "densities are by layer"),
-        ({"steps": 0}, "steps\: got .*, expected greater"),
-        ({"temperature": 0.0}, "temperature\: got .*, expected greater"),
+        ({"steps": 0}, "steps: got .*, expected greater"),
+        ({"temperature": 0.0}, "temperature: got .*, expected greater"),
     ],
 )
 def test_settings_out_of_range_are_refused(bad: dict[str, Any], why: str) -> None:
