@@ -38,18 +38,22 @@ def main(home: str, memory: int, grace: float, command: list[str]) -> int:
         if memory:
             resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
 
-    child = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, env={**os.environ, "FLWR_HOME": home}, preexec_fn=in_the_child
-    )
-    told = 0.0
+    child: subprocess.Popen[bytes] | None = None
+    asked, told = False, 0.0
 
     def tell() -> None:
-        nonlocal told
-        if not told:
+        nonlocal asked, told
+        asked = True
+        if child is not None and not told:
             told = time.monotonic()
             child.terminate()
 
-    signal.signal(signal.SIGTERM, lambda *_: tell())
+    signal.signal(signal.SIGTERM, lambda *_: tell())  # before there is a child: a signal may come at once
+    child = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, env={**os.environ, "FLWR_HOME": home}, preexec_fn=in_the_child
+    )
+    if asked:
+        tell()
     watched = [sys.stdin.fileno()]
     while (code := child.poll()) is None:
         ready, _, _ = select.select(watched, [], [], LOOK_SECONDS)

@@ -255,7 +255,7 @@ def test_what_cannot_work_is_refused(whole: Whole) -> None:
             made(*bad)
     with pytest.raises(tiered_fed.TierError, match="synchronous rounds only"):
         made(one, rounds=Rounds(schedule=Buffered(2)))
-    with pytest.raises(tiered_fed.TierError, match="slices of one another, nobody teaches"):
+    with pytest.raises(tiered_fed.TierError, match="slices of one another are not taught"):
         made(one, sliced=True, teaching=Teaching())
     with pytest.raises(tiered_fed.TierError, match="got 0 inputs: does the task hold out a proxy part"):
         made(one, proxy=0, teaching=Teaching())

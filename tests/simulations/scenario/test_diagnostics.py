@@ -72,7 +72,7 @@ def test_missing_keys_are_named_with_their_meaning(tmp_path):
         (
             "students.tiers=[{name: a, latency_ms: 1, device: {call_ms: 0, convolution_call_ms: 0, convolution_ms: 0,"
             " matrix_ms: 0, moved_ms: 0}}]",
-            "students.tiers.0.device: the speed of a device is five numbers >= 0, one of them above 0",
+            "students.tiers.0.device: the speed of a device is five rates >= 0, at least one above 0",
         ),
         (
             "students.tiers=[{name: a, latency_ms: 1, device: {call_ms: 1}}]",

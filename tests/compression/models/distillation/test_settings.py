@@ -86,7 +86,7 @@ def test_continuations_out_of_range_are_refused(wrong: dict[str, float], message
 
 @pytest.mark.parametrize("factor", [1.0, 0.0, float("nan")])
 def test_a_factor_that_is_no_step_down_is_refused(factor: float) -> None:
-    with pytest.raises(ValueError, match="should be greater than 1|a finite number"):
+    with pytest.raises(ValueError, match="expected greater than 1|a finite number"):
         Assistants(factor)
 
 
