@@ -475,7 +475,7 @@ def test_yaml_examples_are_valid(document: Path, text: str, tmp_path: Path) -> N
     file = tmp_path / "example.yaml"
     if document.name == "deploy.md":
         file.write_text(f"scenario: digits\n{text}", encoding="utf-8")
-        assert settings.load(file, settings.Server).model_fields_set >= set(block)
+        assert settings.load(file, settings.ServerSettings).model_fields_set >= set(block)
     else:
         whole = {"task": "digits", "clients": 20, "rounds": 20, "density": 0.01, **block}
         file.write_text(yaml.safe_dump(whole), encoding="utf-8")

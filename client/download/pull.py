@@ -52,7 +52,7 @@ class PullError(FedpressError):
     """The student cannot be downloaded. Each kind has an exit code of its own."""
 
 
-class Unreachable(PullError):
+class HubUnreachable(PullError):
     """No hub answers at the address, or the link to it keeps breaking."""
 
     exit_code = 3
@@ -76,7 +76,7 @@ class NoSuchTier(PullError):
     exit_code = 6
 
 
-class Damaged(PullError):
+class DamagedDownload(PullError):
     """The bytes are not the announced bundle, or not a trustworthy one."""
 
     exit_code = 7
@@ -108,7 +108,7 @@ class _Again(Exception):
 
 
 @dataclass(frozen=True)
-class Hub:
+class HubConnection:
     """Address of a hub, and the credentials for it.
 
     Attributes:
@@ -178,7 +178,7 @@ class Pulled(NamedTuple):
 
 
 def pull(
-    hub: Hub,
+    hub: HubConnection,
     tier: str,
     folder: Path,
     *,
@@ -217,7 +217,13 @@ class _Pull:
     """One pull; `received` counts its bytes, so that attempts with progress reset the back-off."""
 
     def __init__(
-        self, hub: Hub, tier: str, folder: Path, public_key: bytes | None, allow_older: bool, on_progress: Progress
+        self,
+        hub: HubConnection,
+        tier: str,
+        folder: Path,
+        public_key: bytes | None,
+        allow_older: bool,
+        on_progress: Progress,
     ) -> None:
         self.hub, self.tier, self.folder = hub, tier, folder
         self.public_key, self.allow_older, self.on_progress = public_key, allow_older, on_progress
@@ -256,7 +262,7 @@ class _Pull:
             resumed = await self._download(stub, newest, part)
         try:
             self._verify(part, newest)
-        except Damaged as error:
+        except DamagedDownload as error:
             part.unlink()
             if resumed:  # the earlier part may have been damaged on the disk, as by a power cut
                 raise _Again(error) from None
@@ -278,7 +284,7 @@ class _Pull:
             raise NoSuchTier(f"the hub {self.hub.address} has no tier {self.tier!r}; it has: {tiers}")
         newest: hub_pb2.Bundle = by_tier[self.tier]
         if len(newest.sha256) != hashlib.sha256().digest_size or newest.size > MAX_BYTES:
-            raise Damaged(
+            raise DamagedDownload(
                 f"the hub announces a file of {newest.size:,} bytes with a digest of {len(newest.sha256)}: a bundle has"
                 f" at most {MAX_BYTES:,}, and 32"
             )
@@ -323,7 +329,7 @@ class _Pull:
             except grpc.aio.AioRpcError as error:
                 raise await self._explained(error) from None
             except TimeoutError:
-                raise _Again(Unreachable(f"no byte from {self.hub.address} for {self.hub.stall:g} s")) from None
+                raise _Again(HubUnreachable(f"no byte from {self.hub.address} for {self.hub.stall:g} s")) from None
             finally:
                 call.cancel()
             os.fsync(file.fileno())
@@ -337,10 +343,10 @@ class _Pull:
             if message is grpc.aio.EOF:
                 break
             if first and (message.bundle.sha256, message.bundle.size) != (newest.sha256, newest.size):
-                raise _Again(Damaged(f"version {newest.version} changed while it was asked for"))
+                raise _Again(DamagedDownload(f"version {newest.version} changed while it was asked for"))
             first = False
             if have + len(message.data) > newest.size:
-                raise Damaged(f"the hub sends more than the {newest.size:,} bytes that it announced")
+                raise DamagedDownload(f"the hub sends more than the {newest.size:,} bytes that it announced")
             data = memoryview(message.data)
             while data:  # a disk that is nearly full writes a part of it
                 data = data[file.write(data) :]
@@ -349,13 +355,13 @@ class _Pull:
             self.on_progress(have, newest.size)
         status = await call.code()
         if status != CODE.OK or have < newest.size:
-            raise _Again(Unreachable(f"{self.hub.address} stopped after {have:,} of {newest.size:,} bytes"))
+            raise _Again(HubUnreachable(f"{self.hub.address} stopped after {have:,} of {newest.size:,} bytes"))
 
     def _verify(self, part: Path, newest: hub_pb2.Bundle) -> None:
         data = part.read_bytes()
         digest = hashlib.sha256(data).hexdigest()
         if digest != newest.sha256.hex():
-            raise Damaged(
+            raise DamagedDownload(
                 f"the {len(data):,} bytes have SHA-256 {digest}, the hub announced {newest.sha256.hex()}: damaged"
                 " on the way or on a disk; pull again"
             )
@@ -366,9 +372,11 @@ class _Pull:
         try:
             manifest = reader.open_bundle(data, self.public_key).manifest
         except BundleError as error:
-            raise Damaged(f"version {newest.version} of {self.tier} from {self.hub.address}: {error}") from error
+            raise DamagedDownload(
+                f"version {newest.version} of {self.tier} from {self.hub.address}: {error}"
+            ) from error
         if (manifest.tier, manifest.version) != (self.tier, newest.version):
-            raise Damaged(
+            raise DamagedDownload(
                 f"the hub gave version {manifest.version} of tier {manifest.tier!r} as version {newest.version} of"
                 f" {self.tier!r}: a file in the wrong place, or an attack"
             )
@@ -382,17 +390,17 @@ class _Pull:
         if code == CODE.INVALID_ARGUMENT:
             return PullError(f"{self.hub.address}: {details}")
         if code == CODE.UNIMPLEMENTED:
-            return Unreachable(f"{self.hub.address} answers, but is no hub of fedpress: {details}")
+            return HubUnreachable(f"{self.hub.address} answers, but is no hub of fedpress: {details}")
         if code == CODE.RESOURCE_EXHAUSTED:
             wait = dict(error.trailing_metadata() or ()).get("retry-after-ms", "0")
             seconds = min(int(wait) / 1000, 10 * LONGEST_WAIT) if str(wait).isdecimal() else 0.0
-            return _Again(Unreachable(f"{self.hub.address} is busy: {details}"), seconds)
+            return _Again(HubUnreachable(f"{self.hub.address} is busy: {details}"), seconds)
         if code == CODE.UNAVAILABLE and not self.received:
             why = await asyncio.to_thread(self._why_unavailable)
             if isinstance(why, NotTrusted):
                 return why
             return _Again(why)
-        return _Again(Unreachable(f"{self.hub.address}: {details or code.name}"))
+        return _Again(HubUnreachable(f"{self.hub.address}: {details or code.name}"))
 
     def _why_unavailable(self) -> PullError:
         """Return the cause of `UNAVAILABLE`, by a connection without gRPC, which has one status for all of them."""
@@ -402,10 +410,12 @@ class _Pull:
         try:
             plain = socket.create_connection((host, int(port)), timeout=min(self.hub.stall, 20))
         except OSError as error:
-            return Unreachable(f"no hub at {address}: {error.strerror or error}; is it running, and the address right?")
+            return HubUnreachable(
+                f"no hub at {address}: {error.strerror or error}; is it running, and the address right?"
+            )
         with plain:
             if self.hub.insecure:
-                return Unreachable(f"{address} accepts connections and does not answer: does it want TLS?")
+                return HubUnreachable(f"{address} accepts connections and does not answer: does it want TLS?")
             try:
                 context = ssl.create_default_context(cafile=self.hub.ca)
                 context.set_alpn_protocols(["h2"])
@@ -423,13 +433,13 @@ class _Pull:
                     f"the certificate of {address} is not trusted: {certificates.reason(error, host, self.hub.ca)}"
                 )
             except ssl.SSLError as error:
-                return Unreachable(
+                return HubUnreachable(
                     f"{address} does not speak TLS as expected ({error.reason or error}): is it a hub without TLS"
                     " (--insecure)?"
                 )
             except OSError as error:
-                return Unreachable(f"{address} closes the connection: {error.strerror or error}")
-        return Unreachable(f"{address} can be reached, and the link broke: try again")
+                return HubUnreachable(f"{address} closes the connection: {error.strerror or error}")
+        return HubUnreachable(f"{address} can be reached, and the link broke: try again")
 
 
 def _greeted(secured: ssl.SSLSocket) -> bool:

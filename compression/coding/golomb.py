@@ -40,7 +40,7 @@ class BitsError(ValueError):
     """Bits that no encoder writes. Callers turn it into the `PayloadError` of what they were reading."""
 
 
-class Plan(NamedTuple):
+class GroupPlan(NamedTuple):
     """Codes of all groups and their cost, chosen before anything is packed."""
 
     rows: _Rows
@@ -49,7 +49,7 @@ class Plan(NamedTuple):
     bits: int  # of the whole string, without HEAD_BYTES
 
 
-def plan(numbers: Numbers) -> Plan:
+def plan(numbers: Numbers) -> GroupPlan:
     """Choose a code for each group, or one for all where that is shorter.
 
     Args:
@@ -68,11 +68,11 @@ def plan(numbers: Numbers) -> Plan:
     if 0 < _width(codes) <= 2:
         single, cost = _best_single(wide, sizes, int(np.median(codes)))
         if cost <= bits:
-            return Plan(rows, len(numbers), np.full_like(codes, single), cost)
-    return Plan(rows, len(numbers), codes, bits)
+            return GroupPlan(rows, len(numbers), np.full_like(codes, single), cost)
+    return GroupPlan(rows, len(numbers), codes, bits)
 
 
-def length(plan: Plan) -> int:
+def length(plan: GroupPlan) -> int:
     """Return the bytes that `pack` will write.
 
     >>> length(plan(np.array([0, 9, 5], np.uint32)))
@@ -90,7 +90,7 @@ def least(k: int) -> int:
     return HEAD_BYTES + -(-k // 8)
 
 
-def pack(plan: Plan) -> bytes:
+def pack(plan: GroupPlan) -> bytes:
     """Return the bytes of planned numbers.
 
     >>> pack(plan(np.array([0, 9, 5], np.uint32))).hex()

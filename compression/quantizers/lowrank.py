@@ -20,7 +20,7 @@ LIMIT = 3.4e38
 3.4e38 is further than that below infinity."""
 
 
-class Part(NamedTuple):
+class FactoredPart(NamedTuple):
     """One tensor as a matrix: the first dimension by all others. `rank` is 0 where it is written as it is."""
 
     rows: int
@@ -33,7 +33,7 @@ class Part(NamedTuple):
         return self.rank * (self.rows + self.columns) if self.rank else self.rows * self.columns
 
 
-def parts(layout: Layout, rank: int) -> list[Part]:
+def parts(layout: Layout, rank: int) -> list[FactoredPart]:
     """Return how each tensor is written: as factors where these are fewer numbers.
 
     Args:
@@ -55,7 +55,7 @@ def parts(layout: Layout, rank: int) -> list[Part]:
     for spec in layout.parameters:
         rows = spec.shape[0] if len(spec.shape) > 1 and spec.size else 1
         columns = spec.size // rows
-        matrices.append(Part(rows, columns, rank if rank * (rows + columns) < spec.size else 0))
+        matrices.append(FactoredPart(rows, columns, rank if rank * (rows + columns) < spec.size else 0))
     return matrices
 
 

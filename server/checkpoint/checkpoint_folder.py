@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from flwr.supercore import log
 
 from fedpress.compression import files
-from fedpress.server.checkpoint.state import CheckpointError, Damaged, Saved, pack, unpack
+from fedpress.server.checkpoint.state import CheckpointError, DamagedCheckpoint, Saved, pack, unpack
 
 KEEP = 3
 _NAME = re.compile(r"round-(\d{8})\.safetensors")
@@ -95,7 +95,7 @@ class CheckpointFolder:
             path = self._path(round)
             try:
                 return Checkpoint(round, unpack(path.read_bytes()), skipped)
-            except Damaged as error:
+            except DamagedCheckpoint as error:
                 aside = files.move_aside(path)
                 log(ERROR, "the checkpoint %s cannot be used: %s. It is now %s", path, error, aside.name)
                 skipped += 1

@@ -35,7 +35,7 @@ class CheckpointError(FedpressError, ValueError):
     """A checkpoint cannot be written or used."""
 
 
-class Damaged(CheckpointError):
+class DamagedCheckpoint(CheckpointError):
     """The bytes are not those of a whole checkpoint."""
 
 
@@ -174,16 +174,18 @@ def unpack(data: bytes) -> Saved:
         form, text, checksum = header["format"], header["state"], header["checksum"]
         version = int(header["version"])
     except (SafetensorError, KeyError, ValueError, TypeError) as error:
-        raise Damaged(f"it is torn, or no checkpoint of fedpress ({type(error).__name__}: {error})") from error
+        raise DamagedCheckpoint(
+            f"it is torn, or no checkpoint of fedpress ({type(error).__name__}: {error})"
+        ) from error
     if form != FORMAT:
-        raise Damaged(f"it is no checkpoint of fedpress, but {form!r}")
+        raise DamagedCheckpoint(f"it is no checkpoint of fedpress, but {form!r}")
     if version != VERSION:
         way = (
             "update fedpress" if version > VERSION else "finish that run with the fedpress that began it, or begin anew"
         )
         raise CheckpointError(f"it has format version {version}, this fedpress reads {VERSION}; {way}")
     if checksum != _checksum(arrays, text):
-        raise Damaged("its checksum does not fit its content")
+        raise DamagedCheckpoint("its checksum does not fit its content")
     content = json.loads(text)
     return Saved(arrays, content["values"], content["lengths"])
 

@@ -18,7 +18,7 @@ from fedpress.compression.errors import LayoutError
 from fedpress.compression.tensors.layout import Layout, Vector
 
 
-class Part(NamedTuple):
+class ModelSlice(NamedTuple):
     """A sliced model after its clients' round.
 
     Attributes:
@@ -67,7 +67,7 @@ def positions(part: Layout, whole: Layout) -> NDArray[np.int64]:
     return np.concatenate([np.empty(0, np.int64), *positions])
 
 
-def mean(whole: Vector, parts: Sequence[Part]) -> Vector:
+def mean(whole: Vector, parts: Sequence[ModelSlice]) -> Vector:
     """Return the mean of each weight over the parts that have it, float32 (n,); weights of no part stay.
 
     Law: with parts that each are the whole model, this is their weighted mean.

@@ -198,7 +198,7 @@ def add_token(path: Path, name: str) -> str:
     return token
 
 
-class Client:
+class Caller:
     """Downloads and limits of one client.
 
     Args:
@@ -229,10 +229,10 @@ class Clients:
     def __init__(self, most: int, each: int, requests: int, rate: int | None) -> None:
         self.most, self.each = most, each
         self._limits = requests, rate
-        self._known: dict[str, Client] = {}
+        self._known: dict[str, Caller] = {}
         self.streams = 0
 
-    def get(self, name: str) -> Client:
+    def get(self, name: str) -> Caller:
         """Return a client by its name; a new one starts with full buckets."""
         client = self._known.get(name)
         now = time.monotonic()
@@ -242,11 +242,11 @@ class Clients:
                 idle = [other for other in known if not other.streams and now - other.last > BURST_SECONDS]
                 for other in idle or [min(known, key=lambda other: (other.streams > 0, other.last))]:
                     del self._known[other.name]
-            client = self._known[name] = Client(name, *self._limits)
+            client = self._known[name] = Caller(name, *self._limits)
         client.last = now
         return client
 
-    def why_not(self, client: Client) -> str | None:
+    def why_not(self, client: Caller) -> str | None:
         """Return the reason to refuse the client one more download; None: it may have it."""
         if client.streams >= self.each:
             return f"{client.name} has {client.streams} downloads under way, and {self.each} are allowed"
@@ -255,7 +255,7 @@ class Clients:
         return None
 
     @contextmanager
-    def download(self, client: Client) -> Iterator[None]:
+    def download(self, client: Caller) -> Iterator[None]:
         """Count one more download of the client for as long as the context lasts."""
         client.streams += 1
         self.streams += 1

@@ -67,7 +67,7 @@ class HubError(FedpressError):
 
 
 @dataclass(frozen=True)
-class Settings:
+class HubSettings:
     """Settings of a hub.
 
     Attributes:
@@ -132,13 +132,13 @@ class Door:
         metrics: Counts refusals.
     """
 
-    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+    def __init__(self, settings: HubSettings, metrics: Metrics) -> None:
         self.tokens = admission.Tokens(settings.tokens) if settings.tokens else None
         self.clients = admission.Clients(settings.downloads, settings.downloads_each, settings.requests, settings.rate)
         self._refusals = admission.Refusals()
         self._metrics = metrics
 
-    async def admit(self, context: Any) -> admission.Client:
+    async def admit(self, context: Any) -> admission.Caller:
         """Return the client of a request, which is refused where the client is unknown or asks too often."""
         peer = admission.address(context.peer())
         name = f"address {peer}"
@@ -257,7 +257,7 @@ class Hub(hub_pb2_grpc.HubServicer):
         if outcome == "damaged":
             await context.abort(grpc.StatusCode.DATA_LOSS, "the file is shorter than it was; ask again")
 
-    async def _send(self, context: Any, client: admission.Client, offered: Offered, offset: int) -> str:
+    async def _send(self, context: Any, client: admission.Caller, offered: Offered, offset: int) -> str:
         """Send the file from an offset on, and return how it ended."""
         sent = self._metrics.bytes.labels(offered.tier)
         with offered.path.open("rb") as file:
@@ -325,7 +325,7 @@ class _Health(health.aio.HealthServicer):  # type: ignore[misc]
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, "ask with Check, again and again")
 
 
-async def serve(settings: Settings, say: Callable[[str], None]) -> None:
+async def serve(settings: HubSettings, say: Callable[[str], None]) -> None:
     """Serve until SIGTERM or SIGINT; downloads under way then get `grace` seconds, a second signal ends them at once.
 
     Args:
@@ -386,7 +386,7 @@ async def serve(settings: Settings, say: Callable[[str], None]) -> None:
         closing()
 
 
-def _check(settings: Settings) -> None:
+def _check(settings: HubSettings) -> None:
     if not settings.store.is_dir():
         raise HubError(f"there is no folder {settings.store}: a run has its students in RUN/bundles; is it mistyped?")
     host, local = _host(settings.listen)
@@ -427,7 +427,7 @@ def _host(listen: str) -> tuple[str, bool]:
         return plain, plain == "localhost"
 
 
-def _guards(settings: Settings, door: Door) -> str:
+def _guards(settings: HubSettings, door: Door) -> str:
     guards = ["no TLS" if settings.insecure else "TLS"]
     if settings.client_ca:
         guards.append("clients' certificates")
@@ -436,7 +436,7 @@ def _guards(settings: Settings, door: Door) -> str:
     return ", ".join(guards) if len(guards) > 1 else f"{guards[0]}, open to all who reach it"
 
 
-def _credentials(settings: Settings) -> grpc.ServerCredentials:
+def _credentials(settings: HubSettings) -> grpc.ServerCredentials:
     """Return the hub's credentials, which take up a renewed certificate without a restart."""
     certificate, key, ca = settings.certificate, settings.key, settings.client_ca
     assert certificate and key
@@ -498,7 +498,7 @@ def _allow_files(count: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
 
 
-def _serve_metrics(settings: Settings, metrics: Metrics) -> Callable[[], None]:
+def _serve_metrics(settings: HubSettings, metrics: Metrics) -> Callable[[], None]:
     if settings.metrics is None:
         return lambda: None
     host, _, port = settings.metrics.rpartition(":")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
 from fedpress.compression.models.bundles.manifest import TIER_NAME
-from fedpress.server.publishing.store import ModelStore, NotPublished, Stored, StoreError
+from fedpress.server.publishing.store import ModelStore, NotPublished, StoredBundle, StoreError
 
 _T = TypeVar("_T")
 FRESH_SECONDS: Final = 1.0
@@ -54,7 +54,7 @@ class Catalog:
         self._store = store
         self._thread = ThreadPoolExecutor(1, "catalog")  # one: no file is hashed twice at the same time
         self._digests: dict[tuple[Path, int, int], bytes] = {}
-        self._listed: list[Stored] = []
+        self._listed: list[StoredBundle] = []
         self._listed_at = float("-inf")
 
     async def offered(self, tier: str = "", newest_only: bool = False) -> list[Offered]:
@@ -105,14 +105,14 @@ class Catalog:
             )
         return offered
 
-    def _scan(self) -> list[Stored]:
+    def _scan(self) -> list[StoredBundle]:
         if time.monotonic() > self._listed_at + FRESH_SECONDS:
             self._listed, self._listed_at = self._store.list(), time.monotonic()
             paths = {bundle.path for bundle in self._listed}
             self._digests = {key: digest for key, digest in self._digests.items() if key[0] in paths}
         return self._listed
 
-    def _offered(self, stored: Stored) -> Offered | None:
+    def _offered(self, stored: StoredBundle) -> Offered | None:
         """Return the bundle with size and digest; None where the file cannot be read any more."""
         try:
             with stored.path.open("rb") as file:

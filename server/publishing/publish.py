@@ -49,7 +49,7 @@ class NoProxyData(PublishError, ValueError):
 
 
 @dataclass(frozen=True)
-class Tier:
+class PublishedTier:
     """A class of client devices, and the steps that make its student.
 
     Attributes:
@@ -121,7 +121,7 @@ class Publisher:
         self,
         task: Task,
         store: ModelStore,
-        tiers: Sequence[Tier],
+        tiers: Sequence[PublishedTier],
         data: LearningData = LearningData(),
         *,
         early: nn.Module | None = None,
@@ -191,7 +191,12 @@ class Publisher:
         return [self._publish_one(tier, version, student) for tier, student in zip(self.tiers, students, strict=True)]
 
     def _make(
-        self, tier: Tier, version: int, model: nn.Module, trained: nn.Module | None, evaluator: StudentEvaluator
+        self,
+        tier: PublishedTier,
+        version: int,
+        model: nn.Module,
+        trained: nn.Module | None,
+        evaluator: StudentEvaluator,
     ) -> Student:
         seed = seeds.derive("distill", self.seed, version, tier.name)
         inputs, targets = pipeline.inputs_for(tier.steps, model, self.task, self.data, trained=trained, seed=seed)
@@ -211,7 +216,7 @@ class Publisher:
         student = Student(model) if trained is None else Student(trained, tier.architecture, step="trained")
         return pipeline.run(tier.steps, student, materials, evaluator)
 
-    def _publish_one(self, tier: Tier, version: int, student: Student) -> Published:
+    def _publish_one(self, tier: PublishedTier, version: int, student: Student) -> Published:
         if student.bundle is None or student.bias is None:
             raise PublishError(
                 f"the steps of tier {tier.name!r} write no bundle: put writer.WriteBundle after quantize.Quantize"
@@ -235,7 +240,7 @@ class Publisher:
             warning=student.bias.warning(WARN_OVER, least=20) or "",
         )
 
-    def _check(self, tier: Tier, data: bytes, quantized: nn.Module) -> None:
+    def _check(self, tier: PublishedTier, data: bytes, quantized: nn.Module) -> None:
         """Check that the bundle, opened as a client will, gives the student evaluated, and is within the budget."""
         if tier.most_bytes is not None and len(data) > tier.most_bytes:
             raise PublishError(

@@ -28,7 +28,7 @@ class NotPublished(StoreError):
     """The store has no such bundle."""
 
 
-class Stored(NamedTuple):
+class StoredBundle(NamedTuple):
     """A bundle in the store: its tier, the version of the global model, and the path of the file."""
 
     tier: str
@@ -97,7 +97,7 @@ class ModelStore:
                 f"no version {version} of tier {tier!r}: the store has {versions or 'none of it'}"
             ) from None
 
-    def latest(self, tier: str) -> Stored:
+    def latest(self, tier: str) -> StoredBundle:
         """Return the newest bundle of a tier.
 
         Raises:
@@ -109,10 +109,10 @@ class ModelStore:
             raise NotPublished(f"no bundle of tier {tier!r}: the store has {tiers or 'none'}")
         return versions[-1]
 
-    def list(self) -> list[Stored]:
+    def list(self) -> list[StoredBundle]:
         """Return all bundles, by tier and version."""
         bundles = [
-            Stored(path.parent.name, int(path.stem), path)
+            StoredBundle(path.parent.name, int(path.stem), path)
             for path in self.folder.glob(f"*/*{SUFFIX}")
             if re.fullmatch("[0-9]{10,}", path.stem) and re.fullmatch(TIER_NAME, path.parent.name) and path.is_file()
         ]

@@ -12,7 +12,7 @@ from fedpress.server.checkpoint.state import CheckpointError, Resumable, restore
 _METRICS = ("train_metrics_clientapp", "evaluate_metrics_clientapp", "evaluate_metrics_serverapp")
 
 
-class Step(NamedTuple):
+class TakenStep(NamedTuple):
     """A step and its duration."""
 
     round: int
@@ -28,13 +28,13 @@ class Progress(NamedTuple):
         models: names of the models that are trained; the global model's is empty.
     """
 
-    step: Step
+    step: TakenStep
     metrics: dict[str, dict[int, dict[str, Any]]]
     models: list[str]
 
 
 def save(
-    folder: CheckpointFolder, step: Step, result: Result, models: list[str], parts: Mapping[str, Resumable]
+    folder: CheckpointFolder, step: TakenStep, result: Result, models: list[str], parts: Mapping[str, Resumable]
 ) -> None:
     """Write the checkpoint of a step; it is on the disk when this returns.
 
@@ -53,7 +53,7 @@ def save(
     folder.save(step.round, {"progress": progress, **{name: part.state() for name, part in parts.items()}})
 
 
-def go_on(checkpoint: Checkpoint, result: Result, models: list[str], parts: Mapping[str, Resumable]) -> Step:
+def go_on(checkpoint: Checkpoint, result: Result, models: list[str], parts: Mapping[str, Resumable]) -> TakenStep:
     """Restore the parts of a run from a checkpoint, and return its step.
 
     Args:

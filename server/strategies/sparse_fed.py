@@ -307,7 +307,7 @@ class SparseFed(Strategy):
 
     # ---- a round ---------------------------------------------------------------------------------------------------
 
-    def _take_step(self, current: Round, arrays: ArrayRecord, result: Result) -> resume.Step:
+    def _take_step(self, current: Round, arrays: ArrayRecord, result: Result) -> resume.TakenStep:
         """Send the orders, take the step with the replies, and write the checkpoint."""
         start = current.clock.now()
         with self.timer.of("orders"):
@@ -318,7 +318,7 @@ class SparseFed(Strategy):
             result.arrays = stepped
         if train_metrics is not None:
             result.train_metrics_clientapp[current.number] = train_metrics
-        step = resume.Step(current.number, current.clock.now() - start)
+        step = resume.TakenStep(current.number, current.clock.now() - start)
         # Durable before any message carries a verdict of this round.
         if self.checkpoints:
             with self.timer.of("checkpoint"):
@@ -357,7 +357,7 @@ class SparseFed(Strategy):
         """Give every federation its model."""
         self.federation.adopt(arrays)
 
-    def _resume(self, grid: Grid, result: Result) -> resume.Step | None:
+    def _resume(self, grid: Grid, result: Result) -> resume.TakenStep | None:
         """Go back to the newest checkpoint; without one, take the result's arrays as the model."""
         if self.checkpoints and self.federation.started:
             raise CheckpointError(

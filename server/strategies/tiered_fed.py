@@ -221,7 +221,7 @@ class TieredFed(SparseFed):
             before: the global model's master before the step, float32 (n,).
         """
         parts = [
-            heterofl.Part(
+            heterofl.ModelSlice(
                 heterofl.positions(federation.model.layout, self.model.layout),
                 federation.model.master,
                 federation.taken_weight,

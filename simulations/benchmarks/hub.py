@@ -18,7 +18,7 @@ from typing import Any, Final, NamedTuple
 
 import grpc
 
-from fedpress.client.download.pull import Hub
+from fedpress.client.download.pull import HubConnection
 from fedpress.compression.errors import FedpressError
 from fedpress.compression.messages import hub_pb2, hub_pb2_grpc
 from fedpress.server.hub import admission
@@ -55,7 +55,7 @@ class Load(NamedTuple):
     peak_bytes: int
 
 
-class Figures(NamedTuple):
+class HubFigures(NamedTuple):
     """Figures of the benchmark.
 
     Attributes:
@@ -69,7 +69,7 @@ class Figures(NamedTuple):
     read_megabytes_per_second: float
 
 
-def run(downloads: int, size: int, say: Callable[[str], None]) -> Figures:
+def run(downloads: int, size: int, say: Callable[[str], None]) -> HubFigures:
     """Measure few downloads, then many.
 
     Args:
@@ -92,7 +92,7 @@ def run(downloads: int, size: int, say: Callable[[str], None]) -> Figures:
             say(f"{count} downloads of {size / 1e6:.1f} MB at once")
             loads.append(_load(folder, token, count))
         say("the same bytes from the disk")
-        return Figures(size, loads, _read(path, downloads))
+        return HubFigures(size, loads, _read(path, downloads))
 
 
 def _load(folder: Path, token: str, count: int) -> Load:
@@ -107,7 +107,7 @@ def _load(folder: Path, token: str, count: int) -> Load:
     try:
         address = _address(process)
         idle, busy = _resident(process.pid, "VmRSS"), _cpu(process.pid)
-        errors, taken, seconds = asyncio.run(_download_all(Hub(address, paths.ca, token), count))
+        errors, taken, seconds = asyncio.run(_download_all(HubConnection(address, paths.ca, token), count))
         return Load(
             count, errors, seconds, taken / 1e6 / seconds, _cpu(process.pid) - busy,
             idle, _resident(process.pid, "VmHWM"),
@@ -132,7 +132,7 @@ def _address(process: subprocess.Popen[bytes]) -> str:
     raise HubBenchError("the hub does not start: is its extra installed, pip install 'fedpress[hub]'?")
 
 
-async def _download_all(hub: Hub, count: int) -> tuple[int, int, float]:
+async def _download_all(hub: HubConnection, count: int) -> tuple[int, int, float]:
     """Return the number of errors, the bytes received, and the seconds."""
     began = time.monotonic()
     opened = 0
@@ -186,7 +186,7 @@ def _cpu(process: int) -> float:
 COLUMNS = ("downloads at once", "errors", "seconds", "MB/s", "hub's CPU s", "hub idle", "hub's peak")
 
 
-def rows(figures: Figures) -> list[tuple[str, ...]]:
+def rows(figures: HubFigures) -> list[tuple[str, ...]]:
     """Return a row for each load, under `COLUMNS`."""
     return [
         (
@@ -202,7 +202,7 @@ def rows(figures: Figures) -> list[tuple[str, ...]]:
     ]
 
 
-def facts(figures: Figures) -> list[tuple[str, str]]:
+def facts(figures: HubFigures) -> list[tuple[str, str]]:
     """Return name and value of the ratios, which can be compared between machines."""
     few, many = figures.loads
     return [
@@ -217,11 +217,11 @@ def facts(figures: Figures) -> list[tuple[str, str]]:
     ]
 
 
-def _each(figures: Figures) -> float:
+def _each(figures: HubFigures) -> float:
     few, many = figures.loads
     return (many.peak_bytes - few.peak_bytes) / max(1, many.downloads - few.downloads)
 
 
-def as_json(figures: Figures) -> dict[str, Any]:
+def as_json(figures: HubFigures) -> dict[str, Any]:
     """Return all figures as plain data."""
     return {**figures._asdict(), "loads": [load._asdict() for load in figures.loads]}

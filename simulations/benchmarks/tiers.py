@@ -52,7 +52,7 @@ class TiersBenchError(FedpressError, ValueError):
     """The scenario has no tiers that train, a row is unknown, or a folder holds another run."""
 
 
-class Row(NamedTuple):
+class TierRow(NamedTuple):
     """One way to serve the tiers, with one seed.
 
     Attributes:
@@ -108,7 +108,7 @@ def scenario_of(base: Scenario, row: str, seed: int) -> Scenario:
     return Scenario.model_validate_json(json.dumps(raw))
 
 
-def run(base: Scenario, rows: Sequence[str], seed: int, out: Path) -> Iterator[Row]:
+def run(base: Scenario, rows: Sequence[str], seed: int, out: Path) -> Iterator[TierRow]:
     """Yield each row when it is complete, in the order of `ROWS` and `CONTROLS`.
 
     Args:
@@ -138,7 +138,7 @@ def run(base: Scenario, rows: Sequence[str], seed: int, out: Path) -> Iterator[R
         if name not in controls:
             controls[name] = dict(_control(name, Job(scenario_of(base, "apart", seed), out / "apart")))
             write_atomically(kept, json.dumps(controls, indent=1).encode())
-        yield Row(name, seed, controls[name], {}, {})
+        yield TierRow(name, seed, controls[name], {}, {})
 
 
 def _results(scenario: Scenario, folder: Path) -> Results:
@@ -158,7 +158,7 @@ def _results(scenario: Scenario, folder: Path) -> Results:
     return runner.simulate(scenario, folder)
 
 
-def _of_run(row: str, seed: int, results: Results) -> Row:
+def _of_run(row: str, seed: int, results: Results) -> TierRow:
     accuracy = {"": results.accuracy} if row != "smallest" else {}
     accuracy |= {tier.tier: tier.accuracy for tier in results.tiers}
     if row == "students":
@@ -167,7 +167,7 @@ def _of_run(row: str, seed: int, results: Results) -> Row:
     own = [getattr(results.totals, name) - sum(each[way] for each in rest.values())
            for way, name in enumerate(("up_bytes", "down_bytes"))]  # fmt: skip
     by_tier = {"": tuple(own), **rest}
-    return Row(
+    return TierRow(
         row, seed, {tier: value for tier, value in accuracy.items() if value is not None},
         {tier: up for tier, (up, _) in by_tier.items()}, {tier: down for tier, (_, down) in by_tier.items()},
     )  # fmt: skip
@@ -199,7 +199,7 @@ def _loaded(model: nn.Module, path: Path) -> nn.Module:
     return model
 
 
-def table(rows: Sequence[Row]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+def table(rows: Sequence[TierRow]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Return the columns and the lines of a table: the mean accuracy over the seeds, for each row and model."""
     tiers = list(dict.fromkeys(tier for row in rows for tier in row.accuracy))
     lines = []
@@ -212,7 +212,7 @@ def table(rows: Sequence[Row]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     return ("row", *(tier or "global" for tier in tiers), "what it is"), lines
 
 
-def closed(rows: Sequence[Row]) -> dict[str, tuple[float, float]]:
+def closed(rows: Sequence[TierRow]) -> dict[str, tuple[float, float]]:
     """Return the gap of each tier to the global model without teaching, and the part of it that teaching closes.
 
     Both are differences of accuracy (fractions), means over the seeds that have both rows. The gap is from the tier's

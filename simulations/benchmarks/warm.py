@@ -40,7 +40,7 @@ class WarmBenchError(FedpressError):
     """A run had too few rounds, a trainer did not start, or this is not Linux."""
 
 
-class Row(NamedTuple):
+class WarmRow(NamedTuple):
     """Cost of a round of an app on a node, without the first round.
 
     Attributes:
@@ -72,16 +72,16 @@ class Idle(NamedTuple):
     cpu_ms: float
 
 
-class Figures(NamedTuple):
+class WarmFigures(NamedTuple):
     """Figures of the benchmark."""
 
     nodes: int
     rounds: int
-    rows: list[Row]
+    rows: list[WarmRow]
     idle: list[Idle]
 
 
-def run(scenario: Scenario, idle_seconds: float, tell: Callable[[str], None] = lambda _: None) -> Figures:
+def run(scenario: Scenario, idle_seconds: float, tell: Callable[[str], None] = lambda _: None) -> WarmFigures:
     """Run the apps on nodes as Flower starts them, then on warm ones.
 
     Args:
@@ -95,7 +95,7 @@ def run(scenario: Scenario, idle_seconds: float, tell: Callable[[str], None] = l
     """
     if not Path("/proc/self/smaps_rollup").exists():
         raise WarmBenchError("bench warm reads processor time and memory from /proc, which only Linux has")
-    rows, idle = list[Row](), list[Idle]()
+    rows, idle = list[WarmRow](), list[Idle]()
     for with_trainer in (False, True):
         with tempfile.TemporaryDirectory(prefix="fedpress-warm-") as name, ExitStack() as stack:
             folder = Path(name)
@@ -113,7 +113,7 @@ def run(scenario: Scenario, idle_seconds: float, tell: Callable[[str], None] = l
                 rows.append(_measured(app, with_trainer, running, scenario.rounds, groups))
             tell(f"watching waiting nodes for {idle_seconds:.0f} s")
             idle.append(_idle(with_trainer, groups, idle_seconds))
-    return Figures(scenario.clients, scenario.rounds, rows, idle)
+    return WarmFigures(scenario.clients, scenario.rounds, rows, idle)
 
 
 class _Group(NamedTuple):
@@ -208,7 +208,7 @@ def _apps(folder: Path, scenario: Scenario) -> Iterator[_App]:
     )
 
 
-def _measured(app: _App, with_trainer: bool, running: Deployment, rounds: int, groups: list[_Group]) -> Row:
+def _measured(app: _App, with_trainer: bool, running: Deployment, rounds: int, groups: list[_Group]) -> WarmRow:
     """Run an app, with time and processor time taken at the end of each round."""
     ends: list[tuple[float, float]] = []
     over = threading.Event()
@@ -229,7 +229,7 @@ def _measured(app: _App, with_trainer: bool, running: Deployment, rounds: int, g
         raise WarmBenchError(f"{app.name}: {len(ends)} rounds were seen, expected {rounds}:\n{log[-3000:]}")
     seconds = [later - earlier for (earlier, _), (later, _) in pairwise(ends)]
     spent = (ends[-1][1] - ends[0][1]) / (rounds - 1) / len(groups)
-    return Row(app.name, with_trainer, statistics.median(seconds), spent)
+    return WarmRow(app.name, with_trainer, statistics.median(seconds), spent)
 
 
 def _idle(with_trainer: bool, groups: list[_Group], seconds: float) -> Idle:
@@ -248,7 +248,7 @@ def _idle(with_trainer: bool, groups: list[_Group], seconds: float) -> Idle:
 COLUMNS = ("app", "a round", "warm", "processor time of a node", "warm", "of plain Flower's")
 
 
-def rows(figures: Figures) -> list[tuple[str, ...]]:
+def rows(figures: WarmFigures) -> list[tuple[str, ...]]:
     """Return the table that the command prints."""
     cold = {row.app: row for row in figures.rows if not row.warm}
     plain = figures.rows[0].cpu_seconds
@@ -266,7 +266,7 @@ def rows(figures: Figures) -> list[tuple[str, ...]]:
     ]
 
 
-def facts(figures: Figures) -> list[tuple[str, str]]:
+def facts(figures: WarmFigures) -> list[tuple[str, str]]:
     """Return the lines that the command prints below the table."""
     return [
         (
@@ -279,7 +279,7 @@ def facts(figures: Figures) -> list[tuple[str, str]]:
     ]
 
 
-def as_json(figures: Figures) -> dict[str, Any]:
+def as_json(figures: WarmFigures) -> dict[str, Any]:
     """Return the figures as JSON has them."""
     return {
         **figures._asdict(),

@@ -80,7 +80,7 @@ class Wire(NamedTuple):
         return Bytes(*(r + w - p for p, r, w in zip(self.payload, self.requests, self.waiting, strict=True)))
 
 
-class Figures(NamedTuple):
+class WireFigures(NamedTuple):
     """Figures of the benchmark.
 
     Attributes:
@@ -98,20 +98,20 @@ class Figures(NamedTuple):
     poll: Bytes
 
 
-class Round(NamedTuple):
+class WireRound(NamedTuple):
     """Requests of one node from the end of its previous reply to the end of this one."""
 
     requests: list[Request]
     waiting: list[Request]
 
 
-def rounds_of(requests: Iterable[Request]) -> list[Round]:
+def rounds_of(requests: Iterable[Request]) -> list[WireRound]:
     """Return a node's requests by round, without those after its last reply.
 
     A round ends with the last request that pushes the reply. A poll had a result if the next request, heartbeats not
     counted, is not a poll.
     """
-    rounds: list[Round] = []
+    rounds: list[WireRound] = []
     own, waiting, poll, pushing = list[Request](), list[Request](), None, False
     for request in requests:
         kind = _kind(request)
@@ -119,7 +119,7 @@ def rounds_of(requests: Iterable[Request]) -> list[Round]:
             waiting.append(request)
             continue
         if pushing and kind not in PUSHES:
-            rounds.append(Round(own, waiting))
+            rounds.append(WireRound(own, waiting))
             own, waiting, pushing = [], [], False
         if poll is not None:
             (waiting if kind == PULL else own).append(poll)
@@ -130,11 +130,11 @@ def rounds_of(requests: Iterable[Request]) -> list[Round]:
         own.append(request)
         pushing = kind in PUSHES
     if pushing:
-        rounds.append(Round(own, waiting))
+        rounds.append(WireRound(own, waiting))
     return rounds
 
 
-def run(scenario: Scenario, idle_seconds: float, tell: Callable[[str], None] = lambda _: None) -> Figures:
+def run(scenario: Scenario, idle_seconds: float, tell: Callable[[str], None] = lambda _: None) -> WireFigures:
     """Run both apps and count their bytes.
 
     Args:
@@ -195,7 +195,7 @@ def run(scenario: Scenario, idle_seconds: float, tell: Callable[[str], None] = l
                 connections=(sum(one.connections for one in outer) - connections) / parts,
             )
             apps.append(wire)
-    return Figures(nodes, rounds, apps, idle, poll)
+    return WireFigures(nodes, rounds, apps, idle, poll)
 
 
 def _kind(request: Request) -> str:
@@ -233,7 +233,7 @@ def _payload(folder: RunFolder, nodes: int, rounds: int) -> Bytes:
     return Bytes(mean("up"), mean("down"))
 
 
-def _wire(name: str, payload: Bytes, by_node: list[list[Round]]) -> Wire:
+def _wire(name: str, payload: Bytes, by_node: list[list[WireRound]]) -> Wire:
     later = [one for found in by_node for one in found[1:]]
     requests = [request for one in later for request in one.requests]
     waiting = [request for one in later for request in one.waiting]
@@ -273,7 +273,7 @@ COLUMNS = (
 )
 
 
-def rows(figures: Figures) -> list[tuple[str, ...]]:
+def rows(figures: WireFigures) -> list[tuple[str, ...]]:
     """Return the table that the command prints."""
     lines = []
     for app in figures.apps:
@@ -287,7 +287,7 @@ def rows(figures: Figures) -> list[tuple[str, ...]]:
     return lines
 
 
-def facts(figures: Figures) -> list[tuple[str, str]]:
+def facts(figures: WireFigures) -> list[tuple[str, str]]:
     """Return the lines that the command prints below the table."""
     poll, idle = figures.poll, figures.idle
     lines = [
@@ -302,7 +302,7 @@ def facts(figures: Figures) -> list[tuple[str, str]]:
     ]
 
 
-def as_json(figures: Figures) -> dict[str, Any]:
+def as_json(figures: WireFigures) -> dict[str, Any]:
     """Return the figures as JSON has them."""
     apps = [
         {

@@ -77,7 +77,7 @@ def hub(
         from fedpress.server.hub import service as hubs
 
         logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO, stream=sys.stderr)
-        settings = hubs.Settings(
+        settings = hubs.HubSettings(
             store=store,
             listen=listen,
             certificate=certificate,

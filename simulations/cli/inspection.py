@@ -65,11 +65,7 @@ def inspect(path: Path, key: Path | None = None) -> Inspection:
         if key:
             raise InspectionError(f"{path} is a payload, which carries no signature; leave out --key")
         return _payload(data)
-    from fedpress.compression.models.bundles import (  # of an extra; a payload does not need them
-        container,
-        reader,
-        signing,
-    )
+    from fedpress.compression.models.bundles import container, reader, signing
 
     if data.startswith(container.MAGIC):
         public = signing.read_public(key) if key else None

@@ -97,12 +97,12 @@ def pull(
         from fedpress.simulations.cli import pull_display
 
         token = pulls.read_token(token_file) if token_file else os.environ.get("FEDPRESS_TOKEN") or None
-        hub = pulls.Hub(hub_address, ca, token, client_certificate, client_key, insecure, stall)
+        hub = pulls.HubConnection(hub_address, ca, token, client_certificate, client_key, insecure, stall)
         public_key = signing.read_public(verify_key) if verify_key else None
         console = Console(stderr=True)
         while True:
             try:
-                with pull_display.Display(console) as display:
+                with pull_display.PullDisplay(console) as display:
                     pulled = pulls.pull(
                         hub,
                         tier,

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from fedpress.client.download.pull import Pulled
 
 
-class Display:
+class PullDisplay:
     """Display of one pull; use it as a context manager.
 
     Args:
@@ -33,7 +33,7 @@ class Display:
         )
         self._task = self._bar.add_task("asking", total=None)
 
-    def __enter__(self) -> Display:
+    def __enter__(self) -> PullDisplay:
         self._bar.start()
         return self
 

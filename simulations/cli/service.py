@@ -46,13 +46,13 @@ def server(file: Settings = None, example: Example = False, install: Install = F
             typer.echo(_example("server"))
             return
         if install:
-            settings.load(_given(file), settings.Server)  # a unit with invalid settings could never start
+            settings.load(_given(file), settings.ServerSettings)  # a unit with invalid settings could never start
             _install("server", _given(file))
             return
-        chosen = settings.load(_given(file), settings.Server)
-        from fedpress.simulations.deploy.service import Server
+        chosen = settings.load(_given(file), settings.ServerSettings)
+        from fedpress.simulations.deploy.service import Service
 
-        service = Server(chosen, _say)
+        service = Service(chosen, _say)
         for signum in (signal.SIGINT, signal.SIGTERM):
             signal.signal(signum, lambda number, _frame: service.stop(number))
         ended = service.run()
@@ -90,13 +90,13 @@ def client(file: Settings = None, example: Example = False, install: Install = F
         if example:
             typer.echo(_example("client"))
             return
-        chosen = settings.load(_given(file), settings.Client)
+        chosen = settings.load(_given(file), settings.ClientSettings)
         if install:
             _install("client", _given(file))
             return
-        from fedpress.simulations.deploy.daemon import Client
+        from fedpress.simulations.deploy.daemon import EdgeDaemon
 
-        service = Client(chosen, _say)
+        service = EdgeDaemon(chosen, _say)
 
         def stop(_signal: int, _frame: FrameType | None) -> None:
             service.stop()

@@ -108,7 +108,7 @@ def simulate(
             followers.append(event_files.EventFiles())
         if engine == "flower":
             with common.clear_errors("cluster"):
-                from fedpress.simulations.engines import flower as flower  # so that a missing extra is named
+                pass  # so that a missing extra is named
         interrupted = False
         with progress.Display(Console(), chosen.rounds) as display:
             try:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.status import Status
 
-    from fedpress.simulations.suites.cells import Event, Failure, Store
+    from fedpress.simulations.suites.cells import CellStore, Event, Failure
     from fedpress.simulations.suites.suite import Cell
 
 QUICK_ROUNDS = 6
@@ -100,7 +100,7 @@ def communication(
         folder = Path(suite).parent if suite not in suites.names() else Path()
         wanted = chosen.cells(only=only or (), seeds=numbers, overrides=changes, folder=folder)
         target = out or Path("runs", f"bench-{chosen.name}{'-quick' if quick else ''}")
-        store = running.Store(target, any_code=any_code)
+        store = running.CellStore(target, any_code=any_code)
         console = Console()
         failures = []
         if run:
@@ -136,14 +136,14 @@ def _facts(runs: DataFrame, quick: bool) -> list[tuple[str, str]]:
     return [("a quick look", f"{QUICK_ROUNDS} rounds, no figures to cite"), *facts] if quick else facts
 
 
-def _run(console: Console, wanted: list[Cell], store: Store, jobs: int) -> list[Failure]:
+def _run(console: Console, wanted: list[Cell], store: CellStore, jobs: int) -> list[Failure]:
     from fedpress.simulations.suites import cells as running
 
     with console.status("") as status:
         return running.run(wanted, store, jobs, lambda event: _show(console, status, event, store))
 
 
-def _show(console: Console, status: Status, event: Event, store: Store) -> None:
+def _show(console: Console, status: Status, event: Event, store: CellStore) -> None:
     left = "" if event.seconds_left is None else f"about {_duration(event.seconds_left)} left"
     if event.finished is None:
         at_work = ", ".join(f"{cell.method} seed {cell.seed}, round {rounds}" for cell, rounds in event.running)

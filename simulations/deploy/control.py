@@ -20,7 +20,7 @@ from fedpress.simulations.deploy import keys
 from fedpress.simulations.deploy.children import ServiceError
 
 
-class Unreachable(ServiceError):
+class ControlUnreachable(ServiceError):
     """The SuperLink does not answer; it may later."""
 
 
@@ -42,7 +42,7 @@ class Node(NamedTuple):
     public_key: bytes
 
 
-class Run(NamedTuple):
+class DeployedRun(NamedTuple):
     """A run as the SuperLink knows it.
 
     Attributes:
@@ -97,10 +97,13 @@ class Control:
         """Unregister a node, by its id; if it is connected, it is disconnected."""
         self._ask(self._client.UnregisterNode, proto.UnregisterNodeRequest(node_id=node))
 
-    def runs(self) -> dict[int, Run]:
+    def runs(self) -> dict[int, DeployedRun]:
         """Return all runs by their ids."""
         runs = self._ask(self._client.ListRuns, proto.ListRunsRequest()).run_dict
-        return {id: Run(id, run.status.status, run.status.sub_status, run.status.details) for id, run in runs.items()}
+        return {
+            id: DeployedRun(id, run.status.status, run.status.sub_status, run.status.details)
+            for id, run in runs.items()
+        }
 
     def start(self, app: Path, config: Mapping[str, Any]) -> int:
         """Submit a run, and return its id.
@@ -143,10 +146,10 @@ class Control:
             response.read()
             cause = FlowerError.from_json(response.text)
             text = f"{cause.message} {cause.public_details or ''}".strip() if cause else response.text.strip()
-            kind = Unreachable if response.status_code in (502, 503, 504) else Refused
+            kind = ControlUnreachable if response.status_code in (502, 503, 504) else Refused
             raise kind(f"the SuperLink at {self._address} refuses: {text or error}") from None
         except httpx.TransportError as error:
-            raise Unreachable(f"the SuperLink at {self._address} does not answer: {error}") from None
+            raise ControlUnreachable(f"the SuperLink at {self._address} does not answer: {error}") from None
 
 
 def register_all(control: Control, folder: keys.Folder) -> tuple[list[str], list[str]]:

@@ -54,7 +54,7 @@ _PROCESSES = {
 }
 
 
-class Client:
+class EdgeDaemon:
     """The daemon.
 
     Args:
@@ -62,7 +62,7 @@ class Client:
         say: Called with each line for the user.
     """
 
-    def __init__(self, chosen: settings.Client, say: Callable[[str], None]) -> None:
+    def __init__(self, chosen: settings.ClientSettings, say: Callable[[str], None]) -> None:
         self._chosen = chosen
         self._say = say
         self._state = Path(chosen.state)
@@ -273,11 +273,11 @@ class Client:
         self._child = self._trainer = None
         children.end_all(self._home)
 
-    def figures(self) -> Iterator[monitor.Figure]:
+    def figures(self) -> Iterator[monitor.ServiceFigure]:
         """Yield the metrics for Prometheus."""
         well, _ = self.health()
         states = ("starting", "connecting", "connected", "waiting", "refused", "paused")
-        yield monitor.Figure(
+        yield monitor.ServiceFigure(
             "client_state", "1 for the state that it is in.", {(s,): s == self._status for s in states}, ("state",)
         )
         yield monitor.figure("client_healthy", "1 while connected, or not to take part.", well)
@@ -292,16 +292,16 @@ class Client:
         return self._status in ("connected", "paused", "starting", "connecting"), facts
 
 
-def memory(home: Path) -> monitor.Figure:
+def memory(home: Path) -> monitor.ServiceFigure:
     """Return the metric of the resident memory of a service's processes, by command."""
     used: dict[tuple[str, ...], float] = {("daemon",): children.memory_of(os.getpid())}
     for pid, command in children.belonging_to(home).items():
         name = next((name for mark, name in _PROCESSES.items() if mark in command), "other")
         used[(name,)] = used.get((name,), 0.0) + children.memory_of(pid)
-    return monitor.Figure("memory_bytes", "Resident memory, by process.", used, ("process",))
+    return monitor.ServiceFigure("memory_bytes", "Resident memory, by process.", used, ("process",))
 
 
-def environment(chosen: settings.Client, home: Path) -> dict[str, str]:
+def environment(chosen: settings.ClientSettings, home: Path) -> dict[str, str]:
     """Return the environment of a SuperNode.
 
     Args:
@@ -314,7 +314,7 @@ def environment(chosen: settings.Client, home: Path) -> dict[str, str]:
     return variables
 
 
-def node_config(chosen: settings.Client) -> str:
+def node_config(chosen: settings.ClientSettings) -> str:
     """Return the node's configuration for Flower; `client/state/stores.py` and `client/app.py` document the keys."""
     folder = Path(chosen.state)
     values = {

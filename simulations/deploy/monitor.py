@@ -18,7 +18,7 @@ from fedpress.simulations.deploy import settings
 from fedpress.simulations.deploy.children import ServiceError
 
 
-class Figure(NamedTuple):
+class ServiceFigure(NamedTuple):
     """A metric, with a value for each combination of labels.
 
     Attributes:
@@ -36,7 +36,7 @@ class Figure(NamedTuple):
     total: bool = False
 
 
-def figure(name: str, help: str, value: float | None, *, total: bool = False) -> Figure:
+def figure(name: str, help: str, value: float | None, *, total: bool = False) -> ServiceFigure:
     """Return a metric without labels.
 
     Args:
@@ -45,13 +45,13 @@ def figure(name: str, help: str, value: float | None, *, total: bool = False) ->
         value: None: there is none yet.
         total: Whether it is a counter.
     """
-    return Figure(name, help, {} if value is None else {(): value}, (), total)
+    return ServiceFigure(name, help, {} if value is None else {(): value}, (), total)
 
 
 class _Collector:
     """Prometheus collector that calls for the figures at every scrape."""
 
-    def __init__(self, figures: Callable[[], Iterable[Figure]]) -> None:
+    def __init__(self, figures: Callable[[], Iterable[ServiceFigure]]) -> None:
         self._figures = figures
 
     def collect(self) -> Iterator[Metric]:
@@ -66,7 +66,9 @@ class _Collector:
 
 @contextmanager
 def served(
-    address: str | None, figures: Callable[[], Iterable[Figure]], health: Callable[[], tuple[bool, Mapping[str, Any]]]
+    address: str | None,
+    figures: Callable[[], Iterable[ServiceFigure]],
+    health: Callable[[], tuple[bool, Mapping[str, Any]]],
 ) -> Iterator[None]:
     """Serve both endpoints while the context lasts.
 

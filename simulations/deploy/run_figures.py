@@ -8,7 +8,7 @@ from fedpress.simulations.deploy import monitor
 from fedpress.simulations.results.records import Results
 
 
-def run_figures(results: Results, rounds: int) -> Iterator[monitor.Figure]:
+def run_figures(results: Results, rounds: int) -> Iterator[monitor.ServiceFigure]:
     """Yield accuracy, bytes, replies and times of a run so far.
 
     Args:
@@ -22,7 +22,7 @@ def run_figures(results: Results, rounds: int) -> Iterator[monitor.Figure]:
     yield monitor.figure("loss", "Of the model that clients hold.", last.loss if last else None)
     yield monitor.figure("run_seconds", "Seconds that the run has taken.", results.seconds)
     phases: dict[tuple[str, ...], float] = {(name,): seconds for name, seconds in results.phases.items()}
-    yield monitor.Figure(
+    yield monitor.ServiceFigure(
         "phase_seconds", "Seconds of the rounds, by what they went into.", phases, ("phase",), total=True
     )
     yield monitor.figure("replies", "Accepted replies.", sum(r.replies for r in results.rounds), total=True)
@@ -30,10 +30,10 @@ def run_figures(results: Results, rounds: int) -> Iterator[monitor.Figure]:
     for result in results.rounds:
         for reason, count in result.reasons.items():
             reasons[(reason,)] = reasons.get((reason,), 0.0) + count
-    yield monitor.Figure("refused", "Refused replies, by reason.", reasons, ("reason",), total=True)
+    yield monitor.ServiceFigure("refused", "Refused replies, by reason.", reasons, ("reason",), total=True)
     sent: dict[tuple[str, ...], float] = {
         ("up",): sum(r.up_bytes for r in results.rounds),
         ("down",): sum(r.down_bytes for r in results.rounds),
     }
-    yield monitor.Figure("bytes", "Bytes of messages in rounds.", sent, ("direction",), total=True)
+    yield monitor.ServiceFigure("bytes", "Bytes of messages in rounds.", sent, ("direction",), total=True)
     yield monitor.figure("lost_states", "Replies that came without a state.", results.lost_states, total=True)

@@ -21,7 +21,13 @@ from fedpress.client.backoff import Backoff
 from fedpress.compression.errors import FedpressError
 from fedpress.simulations.deploy import children, daemon, flower_processes, keys, monitor, settings, superlink
 from fedpress.simulations.deploy.children import Child, Failures, ServiceError
-from fedpress.simulations.deploy.control import Control, Refused, Run, Unreachable, register_all
+from fedpress.simulations.deploy.control import (
+    Control,
+    ControlUnreachable,
+    DeployedRun,
+    Refused,
+    register_all,
+)
 from fedpress.simulations.deploy.run_figures import run_figures
 from fedpress.simulations.results import start
 from fedpress.simulations.results.records import Results
@@ -55,7 +61,7 @@ class Stopped(NamedTuple):
     results: Results | None
 
 
-class Server:
+class Service:
     """The service.
 
     Args:
@@ -63,7 +69,7 @@ class Server:
         say: Called with each line for the user.
     """
 
-    def __init__(self, chosen: settings.Server, say: Callable[[str], None]) -> None:
+    def __init__(self, chosen: settings.ServerSettings, say: Callable[[str], None]) -> None:
         self._chosen = chosen
         self._say = say
         self._state = Path(chosen.state)
@@ -192,7 +198,7 @@ class Server:
             self._count_nodes()
             if self._run is not None or not self._finished():
                 self._keep_run()
-        except Unreachable as error:
+        except ControlUnreachable as error:
             if self._chosen.superlink is not None or (self._link and self._link.ended() is None):
                 self._news("control", f"{error}; it goes on trying")
         except Refused as error:
@@ -336,7 +342,7 @@ class Server:
         self._status = "running"
         self._say(f"run {self._run} is submitted" + (f"; it goes on after round {rounds}" if rounds else ""))
 
-    def _why(self, run: Run) -> str:
+    def _why(self, run: DeployedRun) -> str:
         """Return why a run has failed: the last error in the log of its ServerApp."""
         assert self._control is not None
         if run.sub_status == "stopped":
@@ -432,16 +438,16 @@ class Server:
         """Number of rounds that the run will have; 0: not known."""
         return int(self._results.scenario.get("rounds", 0)) if self._results else 0
 
-    def figures(self) -> Iterator[monitor.Figure]:
+    def figures(self) -> Iterator[monitor.ServiceFigure]:
         """Yield the metrics for Prometheus."""
         states = ("starting", "running", "restarting", "finished")
-        yield monitor.Figure(
+        yield monitor.ServiceFigure(
             "run_state", "1 for the state that it is in.", {(s,): s == self._status for s in states}, ("state",)
         )
         starts: dict[tuple[str, ...], float] = {(name,): count for name, count in self._counts.items()}
-        yield monitor.Figure("starts", "How often it was started, by part.", starts, ("part",), total=True)
+        yield monitor.ServiceFigure("starts", "How often it was started, by part.", starts, ("part",), total=True)
         nodes: dict[tuple[str, ...], float] = {(status,): count for status, count in self._nodes.items()}
-        yield monitor.Figure("nodes", "Nodes, by what the SuperLink says of them.", nodes, ("status",))
+        yield monitor.ServiceFigure("nodes", "Nodes, by what the SuperLink says of them.", nodes, ("status",))
         yield monitor.figure("nodes_needed", "Nodes that the run waits for.", self._needed)
         yield daemon.memory(self._home)
         if self._results is not None:

@@ -95,7 +95,7 @@ Address = Annotated[str, AfterValidator(_address)]
 Plain = Annotated[str, AfterValidator(_no_quotes)]
 
 
-class Server(Section):
+class ServerSettings(Section):
     """Settings of `fedpress server`."""
 
     scenario: str | None = Field(
@@ -141,7 +141,7 @@ class Server(Section):
     )
 
     @model_validator(mode="after")
-    def _one_thing_to_run(self) -> Server:
+    def _one_thing_to_run(self) -> ServerSettings:
         problems: list[str] = []
         if (self.scenario is None) == (self.app is None):
             problems.append("scenario: give either a scenario or an app" + (", not both" if self.app else ""))
@@ -154,7 +154,7 @@ class Server(Section):
         return self
 
 
-class Client(Section):
+class ClientSettings(Section):
     """Settings of `fedpress client`."""
 
     superlink: Address = Field(description="The server's address.")
@@ -192,8 +192,8 @@ class Client(Section):
     )
 
 
-SERVER_EXAMPLE = Server(scenario="digits", overrides=("clients=2", "sampling.clients_per_round=2", "rounds=5"))
-CLIENT_EXAMPLE = Client(superlink="127.0.0.1:9092", ca="keys/ca.crt", key="keys/nodes/node-0")
+SERVER_EXAMPLE = ServerSettings(scenario="digits", overrides=("clients=2", "sampling.clients_per_round=2", "rounds=5"))
+CLIENT_EXAMPLE = ClientSettings(superlink="127.0.0.1:9092", ca="keys/ca.crt", key="keys/nodes/node-0")
 
 S = TypeVar("S", bound=Section)
 

@@ -30,7 +30,7 @@ from fedpress.simulations.engines import _flower, client_states, worker_process
 from fedpress.simulations.engines.client_grid import ClientGrid, EngineError
 from fedpress.simulations.engines.shared_records import SharedRecords
 from fedpress.simulations.engines.worker import Worker
-from fedpress.simulations.engines.worker_process import RUN_ID, Task
+from fedpress.simulations.engines.worker_process import RUN_ID, WorkerTask
 
 SHARED_BYTES = 1 << 16
 """Size from which a record goes to the workers once, as a file, and not with every message."""
@@ -158,7 +158,7 @@ class InlineGrid(ClientGrid):
         # Inside the folder of states, `client_states.locked` removes it after a kill, too.
         self._folder = tempfile.TemporaryDirectory(prefix=client_states.TEMPORARY, dir=states)
         temporary = Path(self._folder.name)
-        self._start = worker_process.Start(
+        self._start = worker_process.WorkerStart(
             client_app,
             clients,
             dict(run_config or {}),
@@ -170,8 +170,8 @@ class InlineGrid(ClientGrid):
             dict(os.environ),
         )
         self._records = SharedRecords(temporary)
-        self._queue: deque[Task] = deque()
-        self._tasks: dict[str, Task] = {}  # under way or queued
+        self._queue: deque[WorkerTask] = deque()
+        self._tasks: dict[str, WorkerTask] = {}  # under way or queued
         self._orders: dict[str, _Order] = {}  # by message id
         self._ready: dict[str, Arrival] = {}  # by message id
         self._doubled: set[str] = set()  # ids of messages whose replies arrive twice
@@ -303,7 +303,7 @@ class InlineGrid(ClientGrid):
                 struck = self._faults.of(message.metadata.dst_node_id - 1, number)
         return _Order(message, self.clock.now(), number, struck)
 
-    def _task(self, message_id: str, client: int, order: _Order) -> Task:
+    def _task(self, message_id: str, client: int, order: _Order) -> WorkerTask:
         small, shared, message = RecordDict(), [], order.message
         for key, record in message.content.items():
             if isinstance(record, ArrayRecord) and record.count_bytes() >= SHARED_BYTES:
@@ -312,7 +312,7 @@ class InlineGrid(ClientGrid):
                 small[key] = record
         slim = Message(small, metadata=message.metadata)  # type: ignore[call-overload]
         data = records.message_to_bytes(slim)
-        return Task(message_id, client, data, tuple(message.content), tuple(shared), order.struck)
+        return WorkerTask(message_id, client, data, tuple(message.content), tuple(shared), order.struck)
 
     def _pump(self) -> None:
         """Hand queued tasks to the workers: one each, and more ahead if they are short and small."""

@@ -8,7 +8,7 @@ from multiprocessing import get_context, resource_tracker
 from multiprocessing.process import BaseProcess
 
 from fedpress.simulations.engines import worker_process
-from fedpress.simulations.engines.worker_process import Task
+from fedpress.simulations.engines.worker_process import WorkerTask
 
 IMPORTED_ONCE = ["flwr.clientapp", "torch", "fedpress.client.app", "fedpress.simulations.runs.job"]
 """Modules that nearly every ClientApp imports: preloaded by the process that workers are forked from, so that a worker
@@ -29,7 +29,7 @@ class Worker:
         process: The process.
     """
 
-    def __init__(self, start: worker_process.Start) -> None:
+    def __init__(self, start: worker_process.WorkerStart) -> None:
         context = get_context("forkserver")
         context.set_forkserver_preload(IMPORTED_ONCE)
         self.pipe, child = context.Pipe()
@@ -39,7 +39,7 @@ class Worker:
             self.process.start()
         child.close()
 
-    def send(self, task: Task) -> None:
+    def send(self, task: WorkerTask) -> None:
         """Send a task to the worker; one that is dead is left for the reader of the pipe to notice."""
         self.under_way.append(task.message_id)
         with contextlib.suppress(BrokenPipeError):  # the reader sees the end of the pipe

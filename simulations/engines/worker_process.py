@@ -26,7 +26,7 @@ KEPT_RECORDS = 2
 """Shared records that a worker keeps in memory: the model of a round, and that of the evaluation after it."""
 
 
-class Task(NamedTuple):
+class WorkerTask(NamedTuple):
     """Message for a worker."""
 
     message_id: str
@@ -46,7 +46,7 @@ class Done(NamedTuple):
     seconds_by_phase: dict[str, float]  # since the worker's last reply, see `InlineGrid.seconds`
 
 
-class Start(NamedTuple):
+class WorkerStart(NamedTuple):
     """Configuration of a worker."""
 
     client_app: str
@@ -60,7 +60,7 @@ class Start(NamedTuple):
     environ: dict[str, str]  # the parent's; the process that workers are forked from has an older one
 
 
-def work(pipe: connection.Connection, start: Start) -> None:
+def work(pipe: connection.Connection, start: WorkerStart) -> None:
     """Answer messages until the parent closes the pipe, or is killed.
 
     Args:
@@ -80,7 +80,7 @@ def work(pipe: connection.Connection, start: Start) -> None:
     with log_to_file(start.log_file) as logger, contextlib.suppress(EOFError, ConnectionError):
         while True:
             with timer.of("waiting"):
-                task: Task = pipe.recv()
+                task: WorkerTask = pipe.recv()
             began = perf_counter()
             with timer.of("messages"):
                 message = records.message_from_bytes(task.message)
@@ -145,7 +145,7 @@ def log_to_file(path: Path | None) -> Iterator[Logger]:
         handler.close()
 
 
-def _context(start: Start, task: Task) -> Context:
+def _context(start: WorkerStart, task: WorkerTask) -> Context:
     return Context(
         run_id=RUN_ID,
         node_id=task.client + 1,

@@ -26,7 +26,7 @@ MOST_LETTERS = 80  # of a value in the table of what differs
 ABSENT: Final = object()  # a key that a scenario does not have, which is something else than null
 
 
-class Run(NamedTuple):
+class ComparedRun(NamedTuple):
     """A run that is compared."""
 
     path: Path
@@ -38,7 +38,7 @@ class Run(NamedTuple):
         return self.results.status == "finished"
 
 
-class Group(NamedTuple):
+class RunGroup(NamedTuple):
     """Runs that are one curve: a single run, or finished runs of one scenario with different seeds.
 
     Attributes:
@@ -48,7 +48,7 @@ class Group(NamedTuple):
     """
 
     label: str
-    runs: list[Run]
+    runs: list[ComparedRun]
     settings: Mapping[str, Any]
 
 
@@ -59,7 +59,7 @@ class Value(NamedTuple):
     half_width: float | None = None
 
 
-def load(paths: Sequence[Path]) -> list[Run]:
+def load(paths: Sequence[Path]) -> list[ComparedRun]:
     """Read the figures of runs.
 
     Raises:
@@ -72,7 +72,7 @@ def load(paths: Sequence[Path]) -> list[Run]:
             other = "" if seen[place] == path else f" (as {seen[place]}, too)"
             raise RunFolderError(f"the run {path} is given twice{other}; a comparison takes each once")
         seen[place] = path
-    return [Run(path, RunFolder.open(path).load_results()) for path in paths]
+    return [ComparedRun(path, RunFolder.open(path).load_results()) for path in paths]
 
 
 def write(paths: Sequence[Path], out: Path) -> Path:
@@ -102,7 +102,7 @@ def write_figures(paths: Sequence[Path], folder: Path) -> list[Path]:
     return report_drawings.save(drawings(grouped(load(paths))), folder)
 
 
-def render(runs: Sequence[Run]) -> str:
+def render(runs: Sequence[ComparedRun]) -> str:
     """Return the page as HTML."""
     groups = grouped(runs)
     differing = differences(groups)
@@ -128,13 +128,13 @@ def render(runs: Sequence[Run]) -> str:
     )
 
 
-def grouped(runs: Sequence[Run]) -> list[Group]:
+def grouped(runs: Sequence[ComparedRun]) -> list[RunGroup]:
     """Return the runs in groups of one scenario with different seeds, in the order given.
 
     An unfinished run stays alone, since a mean over it would end where it does. The second run of a seed goes to a
     second group, and so on, so that two versions of the code on the same seeds stay apart.
     """
-    members: dict[object, list[Run]] = {}
+    members: dict[object, list[ComparedRun]] = {}
     settings: dict[object, dict[str, Any]] = {}
     again = Counter[tuple[str, int]]()
     for run in runs:
@@ -144,10 +144,10 @@ def grouped(runs: Sequence[Run]) -> list[Group]:
         place = (key, again[key, run.results.seed]) if run.whole else run.path
         members.setdefault(place, []).append(run)
         settings[place] = flat
-    return _labeled([Group("", members[place], settings[place]) for place in members])
+    return _labeled([RunGroup("", members[place], settings[place]) for place in members])
 
 
-def differences(groups: Sequence[Group]) -> list[tuple[str, list[Any]]]:
+def differences(groups: Sequence[RunGroup]) -> list[tuple[str, list[Any]]]:
     """Return the scenario keys that differ, each with its value in every group; ABSENT where there is no such key."""
     keys = dict.fromkeys(key for group in groups for key in group.settings)
     differing = []
@@ -159,7 +159,7 @@ def differences(groups: Sequence[Group]) -> list[tuple[str, list[Any]]]:
     return differing
 
 
-def drawings(groups: Sequence[Group]) -> list[Drawing]:
+def drawings(groups: Sequence[RunGroup]) -> list[Drawing]:
     """Return the figures of the page; none where no round was evaluated."""
     drawn = []
     if curves := _curves(groups, "round"):
@@ -173,7 +173,7 @@ def drawings(groups: Sequence[Group]) -> list[Drawing]:
     return drawn
 
 
-def over(group: Group, figure: str) -> Value | None:
+def over(group: RunGroup, figure: str) -> Value | None:
     """Return the mean of a figure over a group; None if one of its runs does not have it.
 
     Args:
@@ -200,7 +200,7 @@ def _mean(values: Sequence[float]) -> Value:
     return Value(fmean(values), confidence.half_width(values) if len(values) > 2 else None)
 
 
-def _span(group: Group) -> str:
+def _span(group: RunGroup) -> str:
     """Return the group's seeds as text: `1-3, 7`."""
     parts: list[list[int]] = []
     for seed in sorted(run.results.seed for run in group.runs):
@@ -211,7 +211,7 @@ def _span(group: Group) -> str:
     return ", ".join(f"{part[0]}-{part[-1]}" if len(part) > 1 else str(part[0]) for part in parts)
 
 
-def _curves(groups: Sequence[Group], axis: series.Axis) -> list[Curve]:
+def _curves(groups: Sequence[RunGroup], axis: series.Axis) -> list[Curve]:
     curves = []
     for group in groups:
         label = group.label if group.runs[0].whole else f"{group.label} (unfinished)"
@@ -220,7 +220,7 @@ def _curves(groups: Sequence[Group], axis: series.Axis) -> list[Curve]:
     return [curve for curve in curves if curve]
 
 
-def _dense(groups: Sequence[Group], axis: str) -> float | None:
+def _dense(groups: Sequence[RunGroup], axis: str) -> float | None:
     """Return the bytes of dense messages in each finished run, if they are about the same for all."""
     costs = []
     for run in (run for group in groups for run in group.runs if run.whole):
@@ -229,7 +229,7 @@ def _dense(groups: Sequence[Group], axis: str) -> float | None:
     return fmean(costs) if costs and 0 < max(costs) < 1.05 * min(costs) else None
 
 
-def _students(group: Group) -> Iterator[tuple[str, Value, Value, Value, Value]]:
+def _students(group: RunGroup) -> Iterator[tuple[str, Value, Value, Value, Value]]:
     """Yield tier, parameters, bytes of the bundle, accuracy and teacher's accuracy of the last version's students."""
     newest = [{student.tier: student for student in run_page.newest(run.results)} for run in group.runs]
     for tier in dict.fromkeys(tier for by_tier in newest for tier in by_tier):
@@ -280,7 +280,7 @@ def _text(value: Any) -> str:
     return text if len(text) <= MOST_LETTERS else text[: MOST_LETTERS - 1] + "…"
 
 
-def _labeled(groups: Sequence[Group]) -> list[Group]:
+def _labeled(groups: Sequence[RunGroup]) -> list[RunGroup]:
     """Return the groups with the shortest labels that are distinct.
 
     A single run is labeled by its folder, with as many parent folders as needed; several runs by their scenario's name,
@@ -312,7 +312,7 @@ def _folders(paths: Sequence[Path]) -> list[str]:
     return [str(path) for path in paths]
 
 
-def _keys(groups: Sequence[Group]) -> list[str]:
+def _keys(groups: Sequence[RunGroup]) -> list[str]:
     """Return labels made of the fewest differing keys; among those, the shortest labels."""
     if len(groups) <= 1:
         return [group.runs[0].results.name for group in groups]

@@ -106,7 +106,7 @@ def accuracy_over_bytes(
     return Drawing(name, _height([*labels, *line]), draw)
 
 
-class Stack(NamedTuple):
+class StackedBar(NamedTuple):
     """A bar of several parts in a row, and the text at its end."""
 
     label: str
@@ -114,7 +114,7 @@ class Stack(NamedTuple):
     text: str
 
 
-def stacked(name: str, parts: Sequence[str], items: Sequence[Stack]) -> Drawing:
+def stacked(name: str, parts: Sequence[str], items: Sequence[StackedBar]) -> Drawing:
     """Return horizontal bars, each divided into parts.
 
     Args:
@@ -136,7 +136,7 @@ def stacked(name: str, parts: Sequence[str], items: Sequence[Stack]) -> Drawing:
     return Drawing(name, 0.5 + 0.26 * len(items), draw)
 
 
-class Row(NamedTuple):
+class DotRow(NamedTuple):
     """A row of `dots`: a value for each series; None: there is none."""
 
     label: str
@@ -146,7 +146,7 @@ class Row(NamedTuple):
 def dots(
     name: str,
     series: Sequence[str],
-    rows: Sequence[Row],
+    rows: Sequence[DotRow],
     xlabel: str,
     form: Callable[[float], str],
     ticks: Sequence[float],

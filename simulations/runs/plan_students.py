@@ -64,7 +64,9 @@ def publisher(
         workload.task,
         ModelStore(folder.bundles),
         [
-            publish.Tier(tier.name, steps(tier, students), tier.bundle_bytes, tier_workload.start(tier).architecture)
+            publish.PublishedTier(
+                tier.name, steps(tier, students), tier.bundle_bytes, tier_workload.start(tier).architecture
+            )
             for tier in students.tiers
         ],
         students.data,

@@ -8,7 +8,15 @@ from typing import Any, Final, Literal
 from pydantic import field_validator, model_validator
 
 from fedpress.compression import suggest
-from fedpress.compression.encoders import cafe, encoder, error_feedback, float16_residual, recipes, selection, wrappers
+from fedpress.compression.encoders import (
+    cafe,
+    encoder,
+    error_feedback,
+    float16_residual,
+    recipes,
+    selection,
+    wrappers,
+)
 from fedpress.compression.encoders.encoder import Encoder
 from fedpress.compression.settings import ADVANCED, Field, Fraction, Positive
 from fedpress.compression.wire import values

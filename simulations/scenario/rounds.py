@@ -38,7 +38,7 @@ class TaskChoice(Section):
 
 
 @dataclass(frozen=True, config=STRICT)
-class Sampling(Closing, Staleness):
+class SamplingSettings(Closing, Staleness):
     """Sampling of clients, and the end of a round."""
 
     schedule: Literal["synchronous", "buffered"] = Field(
@@ -59,7 +59,7 @@ class Sampling(Closing, Staleness):
         )
 
 
-class Evaluation(Section):
+class EvaluationSettings(Section):
     """When and on what the server evaluates the model that clients hold. Round 1 and the last 10 always are."""
 
     every: int = Field(default=1, ge=1, description="Rounds from one evaluation to the next.")

@@ -31,7 +31,7 @@ from fedpress.simulations.conditions.faults import Chances
 from fedpress.simulations.conditions.network import NetworkSettings
 from fedpress.simulations.scenario import diagnostics, yaml_source
 from fedpress.simulations.scenario.encoder import EncoderSettings
-from fedpress.simulations.scenario.rounds import Evaluation, Sampling, TaskChoice
+from fedpress.simulations.scenario.rounds import EvaluationSettings, SamplingSettings, TaskChoice
 from fedpress.simulations.scenario.section import Section, of_name
 from fedpress.simulations.scenario.students import Students, Tier, from_recipe
 from fedpress.simulations.tasks.partition import Partition
@@ -63,7 +63,7 @@ class Scenario(Section):
         default=0, ge=0, description="Processes that train; 0: one for each core. The result does not depend on it."
     )
     partition: Partition = Field(default=Partition(), description="Which client has which examples.")
-    sampling: Sampling = Field(default=Sampling(), description="Who takes part in a round.")
+    sampling: SamplingSettings = Field(default=SamplingSettings(), description="Who takes part in a round.")
     training: Training = Field(default=Training(), description="What a client does.")
     encoder: Annotated[EncoderSettings, BeforeValidator(of_name("recipe"))] = Field(
         default=EncoderSettings(), description="What a client sends: a recipe's name, or its parts."
@@ -75,7 +75,7 @@ class Scenario(Section):
     downlink: DownlinkSettings | None = Field(
         default=DownlinkSettings(), description="How the model goes down; null: whole, in every round."
     )
-    evaluation: Evaluation = Field(default=Evaluation(), description="When the model is evaluated.")
+    evaluation: EvaluationSettings = Field(default=EvaluationSettings(), description="When the model is evaluated.")
     fusion: FedDF | None = Field(
         default=None, description="Let the client models of a round teach the global one (FedDF); null: no."
     )

@@ -43,7 +43,7 @@ HEAD = "{:34} {:>10} {:>10} {:>9} {:>11} {:>8} {:>8}".format(
 )
 
 
-class Setup(NamedTuple):
+class CompressionSetup(NamedTuple):
     """How a task is studied.
 
     Attributes:
@@ -76,7 +76,7 @@ def named(*settings: Quantization) -> dict[str, Quantization]:
     return {name(way): way for way in settings}
 
 
-def setup(teacher_epochs: int, parameters: int, epochs: int) -> Setup:
+def setup(teacher_epochs: int, parameters: int, epochs: int) -> CompressionSetup:
     """Return the comparison for a task.
 
     Args:
@@ -90,7 +90,7 @@ def setup(teacher_epochs: int, parameters: int, epochs: int) -> Setup:
     rounded = [way for plain in nearest for way in (plain, replace(plain, rounding="adaround"))]
     groups = [Quantization(bits=4), Quantization(bits=4, group_size=64)]
     sparse = replace(base, bits=4, sparsity=0.92, qat_epochs=epochs)
-    return Setup(
+    return CompressionSetup(
         teacher_epochs,
         parameters,
         epochs,
@@ -102,7 +102,7 @@ def setup(teacher_epochs: int, parameters: int, epochs: int) -> Setup:
 SETUPS = {"digits": setup(20, 8_000, 60), "fashion-mnist": setup(5, 50_000, 20)}
 
 
-class Row(NamedTuple):
+class CompressionRow(NamedTuple):
     """Result of one setting.
 
     Attributes:
@@ -129,7 +129,9 @@ class Row(NamedTuple):
     seconds: float
 
 
-def study(task: Task, chosen: Setup, seed: int = 0, teacher: nn.Module | None = None) -> Iterator[Row]:
+def study(
+    task: Task, chosen: CompressionSetup, seed: int = 0, teacher: nn.Module | None = None
+) -> Iterator[CompressionRow]:
     """Yield the teacher's row, then one for each setting when it is complete.
 
     Args:
@@ -143,7 +145,7 @@ def study(task: Task, chosen: Setup, seed: int = 0, teacher: nn.Module | None = 
     teacher = teacher or train(task, splits.train, chosen.teacher_epochs)
     dense = 4 * structural.parameters_of(teacher)
     validation, test = (evaluate(teacher, task, part).accuracy for part in (splits.validation, splits.test))
-    yield Row("whole", "float32", dense // 4, dense, 1.0, validation, test, 0.0, 0, perf_counter() - began)
+    yield CompressionRow("whole", "float32", dense // 4, dense, 1.0, validation, test, 0.0, 0, perf_counter() - began)
     settings = Distillation(epochs=chosen.epochs)
     pruned = structural.prune_to(teacher, splits.proxy.inputs[:1], chosen.parameters)
     student = distill.distill(teacher, pruned, splits.proxy.inputs, settings, seed=seed)
@@ -157,7 +159,7 @@ def study(task: Task, chosen: Setup, seed: int = 0, teacher: nn.Module | None = 
             opened = writer.rebuild(reader.open_bundle(data), task)
             validation, test = (evaluate(opened, task, part).accuracy for part in (splits.validation, splits.test))
             size, count = len(data), structural.parameters_of(start)
-            yield Row(kind, name, count, size, dense / size, validation, test, *coded(tensors), seconds)
+            yield CompressionRow(kind, name, count, size, dense / size, validation, test, *coded(tensors), seconds)
 
 
 def made(

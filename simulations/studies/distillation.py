@@ -30,7 +30,7 @@ from fedpress.simulations.studies.techniques import Lab
 from fedpress.simulations.tasks import registry
 
 
-class Setup(NamedTuple):
+class DistillationSetup(NamedTuple):
     """How a task is studied.
 
     Attributes:
@@ -67,7 +67,7 @@ def variants(default: Distillation) -> dict[str, Distillation]:
 _SKEWED = ("digits", "students={tiers: []}", "partition.alpha=0.1", "rounds=40", "evaluation.every=100")
 
 SETUPS = {
-    "digits": Setup(
+    "digits": DistillationSetup(
         teacher_epochs=20,
         parameters=8_000,
         settings=variants(Distillation(epochs=60)),
@@ -82,13 +82,13 @@ SETUPS = {
             ),
         },
     ),
-    "fashion-mnist": Setup(
+    "fashion-mnist": DistillationSetup(
         teacher_epochs=2, parameters=50_000, settings=variants(Distillation(epochs=20)), small=5_000
     ),
 }
 
 
-class Row(NamedTuple):
+class DistillationRow(NamedTuple):
     """Result of one setting, the mean over the seeds.
 
     Attributes:
@@ -104,7 +104,7 @@ class Row(NamedTuple):
     seconds: float
 
 
-def study(task: Task, setup: Setup, seeds: int = 3) -> Iterator[Row]:
+def study(task: Task, setup: DistillationSetup, seeds: int = 3) -> Iterator[DistillationRow]:
     """Yield the teacher's row, then one for each setting when it is complete.
 
     Args:
@@ -116,7 +116,7 @@ def study(task: Task, setup: Setup, seeds: int = 3) -> Iterator[Row]:
     many = splits.train.take(np.arange(min(10_000, len(splits.train.targets))))
     began = perf_counter()
     teacher = train(task, splits.train, setup.teacher_epochs)
-    yield Row("teacher", evaluate(teacher, task, splits.validation).accuracy, 1.0, perf_counter() - began)
+    yield DistillationRow("teacher", evaluate(teacher, task, splits.validation).accuracy, 1.0, perf_counter() - began)
     expected = answers(teacher, many)
     pruned = prune_to(teacher, splits.proxy.inputs[:1], setup.parameters)
     for name, settings in setup.settings.items():
@@ -125,7 +125,7 @@ def study(task: Task, setup: Setup, seeds: int = 3) -> Iterator[Row]:
         seconds = (perf_counter() - began) / seeds
         accuracy = np.mean([evaluate(student, task, splits.validation).accuracy for student in students])
         agreement = np.mean([(answers(student, many) == expected).float().mean() for student in students])
-        yield Row(name, float(accuracy), float(agreement), seconds)
+        yield DistillationRow(name, float(accuracy), float(agreement), seconds)
 
 
 def train(task: Task, examples: Examples, epochs: int, seed: int = 0) -> nn.Module:

@@ -22,7 +22,12 @@ from torch import Tensor, nn
 from fedpress.compression.models.distillation import data_free, settings
 from fedpress.compression.models.distillation.distill import distill, fit
 from fedpress.compression.models.distillation.sequence_level import continued
-from fedpress.compression.models.distillation.settings import Continuations, DataFree, Distillation, LossWeights
+from fedpress.compression.models.distillation.settings import (
+    Continuations,
+    DataFree,
+    Distillation,
+    LossWeights,
+)
 from fedpress.compression.models.pruning import structural
 from fedpress.compression.models.reproducible import reproducible
 from fedpress.compression.models.students.initial_student import Start, start_of
@@ -55,7 +60,7 @@ class Size(NamedTuple):
     test: int
 
 
-class Row(NamedTuple):
+class HeterogeneousRow(NamedTuple):
     """Result of one technique, the mean over the seeds.
 
     Attributes:
@@ -154,18 +159,20 @@ class Bench:
         """Return a distillation from the teacher's outputs and the labels."""
         return partial(self.student, start, targets=self.proxy.targets)
 
-    def rows(self, techniques: Mapping[str, Make]) -> Iterator[Row]:
+    def rows(self, techniques: Mapping[str, Make]) -> Iterator[HeterogeneousRow]:
         """Yield the teacher's row, then one for each technique when it is complete."""
         name = str(getattr(self.task, "architecture", self.task.name))
         accuracy = evaluate(self.teacher, self.task, self.test).accuracy
-        yield Row(name, "the teacher", structural.parameters_of(self.teacher), accuracy, 0.0, 1.0, 1.0, self.seconds)
+        yield HeterogeneousRow(
+            name, "the teacher", structural.parameters_of(self.teacher), accuracy, 0.0, 1.0, 1.0, self.seconds
+        )
         for technique, make in techniques.items():
             began = process_time()
             students = [make(seed) for seed in range(self.size.seeds)]
             seconds = (process_time() - began) / len(students)
             accuracies = [evaluate(student, self.task, self.test).accuracy for student in students]
             agreements = [answers(student, self.test.inputs) == self.expected for student in students]
-            yield Row(
+            yield HeterogeneousRow(
                 name,
                 technique,
                 structural.parameters_of(students[0]),
@@ -231,7 +238,7 @@ def speed(teacher: nn.Module, student: nn.Module, inputs: Tensor, repeats: int =
     return least[0] / least[1]
 
 
-def pairs(size: Size) -> Iterator[Row]:
+def pairs(size: Size) -> Iterator[HeterogeneousRow]:
     """CNN to MLP and to a small transformer, on Fashion-MNIST."""
     bench = Bench(FashionMNIST(), size)
     techniques: dict[str, Make] = {}
@@ -247,7 +254,7 @@ def pairs(size: Size) -> Iterator[Row]:
     yield from bench.rows(techniques)
 
 
-def text(size: Size) -> Iterator[Row]:
+def text(size: Size) -> Iterator[HeterogeneousRow]:
     """Transformer to recurrent network, and what the teacher writes as material, on text."""
     bench = Bench(Text(model="transformer"), size)
     # Softened distributions of the next character drown what is likely: 48.7 % of it is learned at 2, 53.1 % at 1.
@@ -274,7 +281,7 @@ def text(size: Size) -> Iterator[Row]:
     )
 
 
-def without_data(task: Task, size: Size) -> Iterator[Row]:
+def without_data(task: Task, size: Size) -> Iterator[HeterogeneousRow]:
     """Proxy data, noise, batch norm statistics and generators, for a teacher with batch norm.
 
     Args:
@@ -300,7 +307,7 @@ def without_data(task: Task, size: Size) -> Iterator[Row]:
     )
 
 
-def views(size: Size) -> Iterator[Row]:
+def views(size: Size) -> Iterator[HeterogeneousRow]:
     """A teacher that sees the whole image, and students that see a part, a coarse picture or edges of it."""
     bench = Bench(FashionMNIST(), size)
     techniques: dict[str, Make] = {}
@@ -314,7 +321,7 @@ def views(size: Size) -> Iterator[Row]:
     yield from bench.rows(techniques)
 
 
-def transformer(size: Size) -> Iterator[Row]:
+def transformer(size: Size) -> Iterator[HeterogeneousRow]:
     """A vision transformer: every second layer dropped, heads and feed-forward columns removed, distilled."""
     bench = Bench(FashionMNIST(model="vit"), size)
     half = partial(bench.start, keep_every=2)
@@ -332,7 +339,7 @@ def transformer(size: Size) -> Iterator[Row]:
     )
 
 
-PARTS: Mapping[str, tuple[Callable[[Size], Iterator[Row]], Size]] = {
+PARTS: Mapping[str, tuple[Callable[[Size], Iterator[HeterogeneousRow]], Size]] = {
     "pairs": (pairs, Size(54_000, 1, 5_000, 20, 3, 10_000)),
     "text": (text, Size(58_529, 1, 1_275, 20, 2, 2_545)),
     "data-free": (partial(without_data, Digits(model="cnn-bn")), Size(1_037, 20, 300, 60, 3, 360)),

@@ -52,7 +52,7 @@ class Variant(NamedTuple):
     trained_on: str = "teacher"
 
 
-class Setup(NamedTuple):
+class PruningSetup(NamedTuple):
     """How a task is studied: epochs of the teacher (SGD, rate 0.1, batches of 50), and what is compared, by name."""
 
     teacher_epochs: int
@@ -115,12 +115,12 @@ def variants(channels: float, weights: float, epochs: int, teacher_epochs: int) 
 
 
 SETUPS = {
-    "digits": Setup(20, variants(channels=0.95, weights=0.98, epochs=30, teacher_epochs=20)),
-    "fashion-mnist": Setup(2, variants(channels=0.95, weights=0.98, epochs=6, teacher_epochs=2)),
+    "digits": PruningSetup(20, variants(channels=0.95, weights=0.98, epochs=30, teacher_epochs=20)),
+    "fashion-mnist": PruningSetup(2, variants(channels=0.95, weights=0.98, epochs=6, teacher_epochs=2)),
 }
 
 
-class Row(NamedTuple):
+class PruningRow(NamedTuple):
     """Result of one method of pruning, means over the seeds.
 
     Attributes:
@@ -143,7 +143,7 @@ class Row(NamedTuple):
     steps: tuple[PruningStep, ...]
 
 
-def study(task: Task, setup: Setup, seeds: int, only: str, kept: Path | None = None) -> Iterator[Row]:
+def study(task: Task, setup: PruningSetup, seeds: int, only: str, kept: Path | None = None) -> Iterator[PruningRow]:
     """Yield the teacher's row, then one for each variant when it is complete.
 
     Args:
@@ -158,7 +158,9 @@ def study(task: Task, setup: Setup, seeds: int, only: str, kept: Path | None = N
     began = perf_counter()
     fresh, teacher = trained_teacher(task, setup.teacher_epochs, kept)
     accuracy, size = evaluate(teacher, task, splits.test).accuracy, structural.parameters_of(teacher)
-    yield Row("teacher", "", size, structural.flops_of(teacher, example), accuracy, 0.0, perf_counter() - began, ())
+    yield PruningRow(
+        "teacher", "", size, structural.flops_of(teacher, example), accuracy, 0.0, perf_counter() - began, ()
+    )
     for name, variant in setup.variants.items():
         if not name.startswith(only):
             continue
@@ -166,7 +168,7 @@ def study(task: Task, setup: Setup, seeds: int, only: str, kept: Path | None = N
         results = [carry_out(task, fresh, teacher, variant, seed) for seed in range(seeds)]
         seconds = (perf_counter() - began) / seeds
         accuracies = [evaluate(each.model, task, splits.test).accuracy for each in results]
-        yield Row(
+        yield PruningRow(
             name,
             variant.baseline,
             float(np.mean([[step.parameters for step in each.steps if step.taken][-1] for each in results])),

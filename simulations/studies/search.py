@@ -39,7 +39,7 @@ from fedpress.simulations.studies.distillation import train
 from fedpress.simulations.tasks import registry
 
 
-class Setup(NamedTuple):
+class SearchSetup(NamedTuple):
     """How a task is studied: central epochs of its teacher, budgets in bundle bytes, epochs of the distillation."""
 
     teacher_epochs: int
@@ -47,11 +47,11 @@ class Setup(NamedTuple):
     epochs: int
 
 
-SETUPS = {"digits": Setup(20, (10_000, 5_000), 60), "fashion-mnist": Setup(5, (55_000, 28_000), 20)}
+SETUPS = {"digits": SearchSetup(20, (10_000, 5_000), 60), "fashion-mnist": SearchSetup(5, (55_000, 28_000), 20)}
 
 
 @dataclass(frozen=True)
-class Row:
+class SearchRow:
     """One student. Accuracies are those of the quantized student, fractions; seconds are of the processor."""
 
     task: str
@@ -67,7 +67,7 @@ class Row:
     candidates: tuple[CandidateResult, ...] = ()
 
 
-def study(task: Task, teacher: nn.Module, setup: Setup, settings: Search, seed: int) -> Iterator[Row]:
+def study(task: Task, teacher: nn.Module, setup: SearchSetup, settings: Search, seed: int) -> Iterator[SearchRow]:
     """Yield for each budget the row of the pruned student and that of the searched one.
 
     Args:
@@ -94,7 +94,7 @@ def study(task: Task, teacher: nn.Module, setup: Setup, settings: Search, seed: 
             seconds = process_time() - began
             small, weights = quantize.quantized_copy(learner), quantize.quantize(learner)
             data = writer.save(learner, weights, example, task=task.name, tier="x", version=1, metrics={})
-            yield Row(
+            yield SearchRow(
                 task.name, seed, most, how, sum(p.numel() for p in learner.parameters()), len(data), best,
                 evaluate(small, task, splits.validation).accuracy, evaluate(small, task, splits.test).accuracy,
                 seconds, tried,
@@ -224,7 +224,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         given.plot.write_text(figures.pareto(points, "bytes of the bundle").svg(), encoding="utf-8")
 
 
-def _teacher(task: Task, setup: Setup, weights: Path | None, seed: int) -> nn.Module:
+def _teacher(task: Task, setup: SearchSetup, weights: Path | None, seed: int) -> nn.Module:
     if weights is None:
         return train(task, task.data().train, setup.teacher_epochs, seed)
     model = task.model()

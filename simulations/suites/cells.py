@@ -57,7 +57,7 @@ class Event(NamedTuple):
     failure: Failure | None = None
 
 
-class Store:
+class CellStore:
     """Folder of a suite's runs: `cells/NAME-CODE` is the run folder of a cell, made by a version of the code.
 
     Args:
@@ -161,7 +161,7 @@ def _can_go_on(folder: RunFolder) -> bool:
 
 
 def run(
-    cells: Sequence[Cell], store: Store, jobs: int, observer: Callable[[Event], None] = lambda event: None
+    cells: Sequence[Cell], store: CellStore, jobs: int, observer: Callable[[Event], None] = lambda event: None
 ) -> list[Failure]:
     """Run the cells that are not finished; a cell that fails does not stop the others.
 

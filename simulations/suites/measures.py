@@ -25,7 +25,7 @@ from fedpress.simulations.results.run_folder import RunFolder
 from fedpress.simulations.runs import replay
 from fedpress.simulations.runs.plan_masks import first_mask
 from fedpress.simulations.runs.workload import Workload
-from fedpress.simulations.suites.cells import Store
+from fedpress.simulations.suites.cells import CellStore
 from fedpress.simulations.suites.suite import Cell, Suite
 
 SMOOTHED = 3
@@ -71,7 +71,7 @@ class Tables(NamedTuple):
         return paths
 
 
-def measure(suite: Suite, cells: Sequence[Cell], store: Store) -> Tables:
+def measure(suite: Suite, cells: Sequence[Cell], store: CellStore) -> Tables:
     """Return the figures of all finished cells.
 
     Args:

@@ -14,10 +14,10 @@ from markupsafe import Markup
 from fedpress.compression.files import write_atomically
 from fedpress.simulations.report import confidence, drawings, figures, run_page, series, units
 from fedpress.simulations.report.drawings import Drawing
-from fedpress.simulations.report.figures import Bar, Mark, Row, Stack
+from fedpress.simulations.report.figures import Bar, DotRow, Mark, StackedBar
 from fedpress.simulations.report.units import format_bytes
 from fedpress.simulations.results.records import Results
-from fedpress.simulations.suites.cells import Store
+from fedpress.simulations.suites.cells import CellStore
 from fedpress.simulations.suites.measures import SMOOTHED, Tables
 from fedpress.simulations.suites.suite import Cell, Suite
 
@@ -27,14 +27,14 @@ TICKS = (1.0, 10.0, 60.0, 600.0, 3600.0, 6 * 3600.0, 86400.0, 10 * 86400.0, 100 
 """Ticks of an axis of seconds."""
 
 
-class Estimate(NamedTuple):
+class MeanEstimate(NamedTuple):
     """A mean over seeds; `half_width`: of its 95 % interval, None for one seed."""
 
     mean: float
     half_width: float | None
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> Estimate | None:
+    def of(cls, values: Sequence[float]) -> MeanEstimate | None:
         """Return the mean; None without values, or where one is missing, since not all seeds have reached it."""
         known = [float(value) for value in values if not pd.isna(value)]
         if not known or len(known) < len(values):
@@ -43,29 +43,29 @@ class Estimate(NamedTuple):
         return cls(fmean(known), width if math.isfinite(width) else None)
 
 
-class Line(NamedTuple):
+class SuiteLine(NamedTuple):
     """Figures of a method on one task and partition, means over its seeds."""
 
     method: str
     title: str
     source: str
     seeds: int
-    accuracy: Estimate
+    accuracy: MeanEstimate
     up: float
     down: float
     up_bits: float
     down_bits: float
     up_ratio: float
     both_ratio: float
-    reached: dict[float, dict[str, Estimate | None]]  # by target accuracy: round, total_bytes, up_bytes
-    at_rounds: dict[int, Estimate | None]
-    at_bytes: dict[float, Estimate | None]
-    times: dict[float, dict[str, tuple[Estimate, Estimate] | None]]  # by target and network: s, J
+    reached: dict[float, dict[str, MeanEstimate | None]]  # by target accuracy: round, total_bytes, up_bytes
+    at_rounds: dict[int, MeanEstimate | None]
+    at_bytes: dict[float, MeanEstimate | None]
+    times: dict[float, dict[str, tuple[MeanEstimate, MeanEstimate] | None]]  # by target and network: s, J
     encode_ms: float | None
     decode_ms: float | None
 
 
-class Figure(NamedTuple):
+class SuiteFigure(NamedTuple):
     """A drawing with its title and caption."""
 
     title: str
@@ -73,28 +73,28 @@ class Figure(NamedTuple):
     drawing: Drawing
 
 
-class Part(NamedTuple):
+class PagePart(NamedTuple):
     """Section of the page: one task with one partition."""
 
     task: str
     partition: str
     rounds: int
     targets: list[float]
-    lines: list[Line]
+    lines: list[SuiteLine]
     missing: list[str]  # methods with unfinished cells
-    figures: list[Figure]
+    figures: list[SuiteFigure]
 
     @property
     def name(self) -> str:
         """Return a name for files and links."""
         return f"{self.task}-{self.partition}"
 
-    def timed(self, aim: float) -> list[Line]:
+    def timed(self, aim: float) -> list[SuiteLine]:
         """Return the lines that have a time to a target accuracy."""
         return [line for line in self.lines if any(line.times[aim].values())]
 
 
-def parts(suite: Suite, cells: Sequence[Cell], store: Store, tables: Tables) -> list[Part]:
+def parts(suite: Suite, cells: Sequence[Cell], store: CellStore, tables: Tables) -> list[PagePart]:
     """Return the sections of the page in the order of the suite, without those that have no finished cell.
 
     Args:
@@ -111,7 +111,9 @@ def parts(suite: Suite, cells: Sequence[Cell], store: Store, tables: Tables) -> 
     return sections
 
 
-def _part(suite: Suite, task: str, partition: str, cells: Sequence[Cell], store: Store, tables: Tables) -> Part | None:
+def _part(
+    suite: Suite, task: str, partition: str, cells: Sequence[Cell], store: CellStore, tables: Tables
+) -> PagePart | None:
     def within(table: pd.DataFrame) -> pd.DataFrame:
         return table[(table["task"] == task) & (table["partition"] == partition)] if len(table) else table
 
@@ -131,12 +133,12 @@ def _part(suite: Suite, task: str, partition: str, cells: Sequence[Cell], store:
         by_seed = [curve[curve["seed"] == seed] for seed in own["seed"]]
         reached = targets[targets["method"] == name] if len(targets) else targets
         coding = tables.coding[(tables.coding["task"] == task) & (tables.coding["method"] == name)]
-        accuracy = Estimate.of(list(own["accuracy"]))
+        accuracy = MeanEstimate.of(list(own["accuracy"]))
         assert accuracy is not None
         up, down = own["up_bytes"].sum(), own["down_bytes"].sum()
         dense = own["dense_up_bytes"].sum() + own["dense_down_bytes"].sum()
         lines.append(
-            Line(
+            SuiteLine(
                 method=name,
                 title=suite.known[name].title or name,
                 source=suite.known[name].source,
@@ -150,13 +152,15 @@ def _part(suite: Suite, task: str, partition: str, cells: Sequence[Cell], store:
                 both_ratio=dense / (up + down),
                 reached={
                     aim: {
-                        key: Estimate.of(list(reached[reached["target"] == aim][key]))
+                        key: MeanEstimate.of(list(reached[reached["target"] == aim][key]))
                         for key in ("round", "total_bytes", "up_bytes")
                     }
                     for aim in aims
                 },
-                at_rounds={mark: Estimate.of([_at(one, "round", mark) for one in by_seed]) for mark in marks},
-                at_bytes={size: Estimate.of([_at(one, "total_bytes", size) for one in by_seed]) for size in budgets},
+                at_rounds={mark: MeanEstimate.of([_at(one, "round", mark) for one in by_seed]) for mark in marks},
+                at_bytes={
+                    size: MeanEstimate.of([_at(one, "total_bytes", size) for one in by_seed]) for size in budgets
+                },
                 times={
                     aim: {link: _time(within(tables.times), name, aim, link, len(own)) for link in suite.networks}
                     for aim in aims
@@ -166,16 +170,18 @@ def _part(suite: Suite, task: str, partition: str, cells: Sequence[Cell], store:
             )
         )
     missing = [name for name in dict.fromkeys(cell.method for cell in cells if store.results(cell) is None)]
-    part = Part(task, partition, last, aims, lines, missing, [])
+    part = PagePart(task, partition, last, aims, lines, missing, [])
     return part._replace(figures=_figures(part, cells, store))
 
 
-def _time(times: pd.DataFrame, method: str, aim: float, link: str, seeds: int) -> tuple[Estimate, Estimate] | None:
+def _time(
+    times: pd.DataFrame, method: str, aim: float, link: str, seeds: int
+) -> tuple[MeanEstimate, MeanEstimate] | None:
     """Return seconds and joules to a target accuracy on a network; None where not all seeds reached it."""
     if times.empty:
         return None
     own = times[(times["method"] == method) & (times["target"] == aim) & (times["network"] == link)]
-    seconds, joules = Estimate.of(list(own["seconds"])), Estimate.of(list(own["joules"]))
+    seconds, joules = MeanEstimate.of(list(own["seconds"])), MeanEstimate.of(list(own["joules"]))
     return (seconds, joules) if seconds and joules and len(own) == seeds else None
 
 
@@ -196,7 +202,7 @@ def _budgets(runs: pd.DataFrame) -> list[float]:
     return [10.0**power for power in range(math.ceil(math.log10(least)), math.floor(math.log10(most)) + 1)]
 
 
-def _figures(part: Part, cells: Sequence[Cell], store: Store) -> list[Figure]:
+def _figures(part: PagePart, cells: Sequence[Cell], store: CellStore) -> list[SuiteFigure]:
     def named(what: str) -> str:
         return f"{part.name}-{what}".replace(".", "_")
 
@@ -213,32 +219,32 @@ def _figures(part: Part, cells: Sequence[Cell], store: Store) -> list[Figure]:
                 curves.append(curve)
         name = named(f"accuracy-over-bytes-{axis}")
         drawing = figures.accuracy_over_bytes(curves, name=name, xlabel=f"{words} so far")
-        drawn.append(Figure(f"Accuracy over {words}", running, drawing))
+        drawn.append(SuiteFigure(f"Accuracy over {words}", running, drawing))
     marks = []
     for line in part.lines:
         ends = [one.accuracy or 0.0 for one in _finished(cells, line.method, store)]
         marks.append(Mark(line.title, line.up + line.down, line.accuracy.mean, min(ends), max(ends)))
     spread = " Lines: from the least to the greatest of the seeds." if several else ""
     drawn.append(
-        Figure(
+        SuiteFigure(
             "Accuracy at the end and bytes of the run",
             f"The step is the Pareto front, full marks are on it: nothing cheaper is better.{spread}",
             figures.tradeoff(named("pareto"), marks, "bytes up and down of a run"),
         )
     )
-    stacks = [Stack(line.title, (line.up, line.down), format_bytes(line.up + line.down)) for line in part.lines]
+    stacks = [StackedBar(line.title, (line.up, line.down), format_bytes(line.up + line.down)) for line in part.lines]
     drawing = figures.stacked(named("up-and-down"), ("up", "down"), stacks)
-    drawn.append(Figure("Bytes up and down", "Whole messages of all clients in a run.", drawing))
+    drawn.append(SuiteFigure("Bytes up and down", "Whole messages of all clients in a run.", drawing))
     for aim in part.targets:
         drawn += _to_target(part, aim, named)
     return drawn
 
 
-def _finished(cells: Sequence[Cell], method: str, store: Store) -> list[Results]:
+def _finished(cells: Sequence[Cell], method: str, store: CellStore) -> list[Results]:
     return [found for cell in cells if cell.method == method and (found := store.results(cell))]
 
 
-def _to_target(part: Part, aim: float, named: Callable[[str], str]) -> list[Figure]:
+def _to_target(part: PagePart, aim: float, named: Callable[[str], str]) -> list[SuiteFigure]:
     """Return the figures of bytes and of time to a target accuracy."""
     drawn, percent = [], f"{100 * aim:g} %"
     known = [(line.title, line.reached[aim]["total_bytes"]) for line in part.lines]
@@ -247,16 +253,16 @@ def _to_target(part: Part, aim: float, named: Callable[[str], str]) -> list[Figu
         zero = math.log10(min(sizes)) - 0.5
         bars = [Bar(title, 0.0 if one is None else math.log10(one.mean) - zero, _bytes(one)) for title, one in known]
         drawing = figures.bars(named(f"bytes-to-{100 * aim:g}"), bars)
-        drawn.append(Figure(f"Bytes to {percent}", "Up and down; the bars are logarithmic.", drawing))
+        drawn.append(SuiteFigure(f"Bytes to {percent}", "Up and down; the bars are logarithmic.", drawing))
     if timed := part.timed(aim):
-        rows = [Row(line.title, [one and one[0].mean for one in line.times[aim].values()]) for line in timed]
+        rows = [DotRow(line.title, [one and one[0].mean for one in line.times[aim].values()]) for line in timed]
         name = named(f"time-to-{100 * aim:g}")
         drawing = figures.dots(name, list(timed[0].times[aim]), rows, f"time to {percent}", format_seconds, TICKS)
-        drawn.append(Figure(f"Time to {percent}", "Runs replayed on these networks; logarithmic.", drawing))
+        drawn.append(SuiteFigure(f"Time to {percent}", "Runs replayed on these networks; logarithmic.", drawing))
     return drawn
 
 
-def _bytes(estimate: Estimate | None) -> str:
+def _bytes(estimate: MeanEstimate | None) -> str:
     return "not reached" if estimate is None else format_bytes(estimate.mean)
 
 
@@ -273,7 +279,7 @@ def format_seconds(seconds: float) -> str:
     return f"{seconds / 86400:.1f} d".replace(".0 ", " ")
 
 
-def write(suite: Suite, sections: Sequence[Part], folder: Path, facts: Sequence[tuple[str, str]]) -> Path:
+def write(suite: Suite, sections: Sequence[PagePart], folder: Path, facts: Sequence[tuple[str, str]]) -> Path:
     """Write report.html, results.md and the figures, and return the path of the page.
 
     Args:
@@ -302,7 +308,7 @@ def _markup(drawing: Drawing) -> Markup:
     return Markup(drawing.on_page())
 
 
-def estimate(value: Estimate | None, form: Callable[[float], str] = run_page.format_percent) -> str:
+def estimate(value: MeanEstimate | None, form: Callable[[float], str] = run_page.format_percent) -> str:
     """Return a mean as text, for a percentage with its interval: `97.1 ± 0.4 %`.
 
     Args:
@@ -322,7 +328,7 @@ def milliseconds(value: float | None) -> str:
     return "–" if value is None else f"{value:.2g}" if value < 10 else f"{value:.0f}"
 
 
-def markdown(sections: Sequence[Part], facts: Sequence[tuple[str, str]]) -> str:
+def markdown(sections: Sequence[PagePart], facts: Sequence[tuple[str, str]]) -> str:
     """Return the tables as Markdown.
 
     Args:
@@ -369,7 +375,7 @@ def markdown(sections: Sequence[Part], facts: Sequence[tuple[str, str]]) -> str:
     return "\n".join(lines)
 
 
-def spent(cost: tuple[Estimate, Estimate] | None) -> str:
+def spent(cost: tuple[MeanEstimate, MeanEstimate] | None) -> str:
     """Return seconds and joules as text; a dash for None."""
     return "–" if cost is None else f"{format_seconds(cost[0].mean)}, {units.format_joules(cost[1].mean)}"
 

@@ -9,7 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedpress.compression.settings import STRICT, Field, Fraction, Settings, dataclass, fields, is_section, sections
+from fedpress.compression.settings import (
+    STRICT,
+    Field,
+    Fraction,
+    Settings,
+    dataclass,
+    fields,
+    is_section,
+    sections,
+)
 
 
 @dataclass(frozen=True, config=STRICT)

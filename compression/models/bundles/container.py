@@ -32,15 +32,15 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from fedpress.compression.models.bundles.errors import (
-    BadMagic,
-    ChecksumMismatch,
+    BadBundleMagic,
+    BundleChecksumMismatch,
     InvalidManifest,
     InvalidOnnx,
     NotSigned,
     TooLarge,
     TrailingBytes,
-    Truncated,
-    UnsupportedVersion,
+    TruncatedBundle,
+    UnsupportedBundleVersion,
     WrongSignature,
 )
 
@@ -110,18 +110,20 @@ def unpack(data: bytes, public_key: bytes | None = None) -> Parts:
         BundleError: The file is faulty; a subclass for each fault.
     """
     if not MAGIC.startswith(data[: len(MAGIC)]):
-        raise BadMagic(
+        raise BadBundleMagic(
             f"the file begins with {data[: len(MAGIC)]!r}, a bundle with {MAGIC!r}: is this another kind of file?"
         )
     version = data[len(MAGIC)] if len(data) > len(MAGIC) else VERSION
     if version != VERSION:
-        raise UnsupportedVersion(f"format version {version}, expected {VERSION}: made by another version of fedpress?")
+        raise UnsupportedBundleVersion(
+            f"format version {version}, expected {VERSION}: made by another version of fedpress?"
+        )
     start = HEADER.size + DIGEST_BYTES
     if len(data) < start:
-        raise Truncated(f"{len(data)} bytes, but the header alone has {start}: was the download cut off?")
+        raise TruncatedBundle(f"{len(data)} bytes, but the header alone has {start}: was the download cut off?")
     _, _, packed_bytes, coded_bytes, deflated_bytes, onnx_bytes, signed = HEADER.unpack_from(data)
     if signed > 1:
-        raise UnsupportedVersion(f"flag {signed}, expected 0 or 1: made by a newer version of fedpress?")
+        raise UnsupportedBundleVersion(f"flag {signed}, expected 0 or 1: made by a newer version of fedpress?")
     if (
         packed_bytes > MAX_MANIFEST_BYTES
         or coded_bytes > MAX_WEIGHTS_BYTES
@@ -135,13 +137,15 @@ def unpack(data: bytes, public_key: bytes | None = None) -> Parts:
     content = start + packed_bytes + coded_bytes + deflated_bytes
     end = content + (SIGNATURE_BYTES if signed else 0)
     if len(data) < end:
-        raise Truncated(f"{len(data):,} bytes, but the header announces {end:,}: was the download cut off?")
+        raise TruncatedBundle(f"{len(data):,} bytes, but the header announces {end:,}: was the download cut off?")
     if len(data) > end:
         raise TrailingBytes(f"{len(data):,} bytes, but the header announces {end:,}: were two files joined?")
     digest = hashlib.sha256(data[: HEADER.size])
     digest.update(data[start:])
     if digest.digest() != data[HEADER.size : start]:
-        raise ChecksumMismatch("the file's SHA-256 is not the one in its header: damaged on the way; download it again")
+        raise BundleChecksumMismatch(
+            "the file's SHA-256 is not the one in its header: damaged on the way; download it again"
+        )
     if public_key is not None:
         if not signed:
             raise NotSigned("the bundle carries no signature, but a public key was given: is it from somebody else?")

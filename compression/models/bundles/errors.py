@@ -24,15 +24,15 @@ class BundleError(FedpressError, ValueError):
     """The bytes are not a student that this receiver can use."""
 
 
-class Truncated(BundleError):
+class TruncatedBundle(BundleError):
     """The file ends before its header, or before the body that its header announces."""
 
 
-class BadMagic(BundleError):
+class BadBundleMagic(BundleError):
     """The first four bytes are not those of a bundle."""
 
 
-class UnsupportedVersion(BundleError):
+class UnsupportedBundleVersion(BundleError):
     """The bundle is of a format version that this build does not read."""
 
 
@@ -44,7 +44,7 @@ class TrailingBytes(BundleError):
     """The file continues after the end that its header announces."""
 
 
-class ChecksumMismatch(BundleError):
+class BundleChecksumMismatch(BundleError):
     """The SHA-256 does not match the bytes: the file was damaged in transit."""
 
 

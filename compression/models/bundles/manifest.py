@@ -9,7 +9,7 @@ import pydantic
 
 from fedpress.compression.models.bundles import weight_coding
 from fedpress.compression.models.bundles.errors import InvalidManifest
-from fedpress.compression.models.bundles.weight_coding import Scheme
+from fedpress.compression.models.bundles.weight_coding import TensorScheme
 
 Shape = tuple[int, ...]
 TIER_NAME: Final = "[A-Za-z0-9][A-Za-z0-9_-]{0,63}"
@@ -58,12 +58,12 @@ class Manifest(pydantic.BaseModel):
             scheme_of(shape, self.schemes[name])
         return self
 
-    def tensor_schemes(self) -> dict[str, Scheme]:
+    def tensor_schemes(self) -> dict[str, TensorScheme]:
         """Return the scheme of each tensor by name, in the order of writing."""
         return {name: scheme_of(self.shapes[name], text) for name, text in self.schemes.items()}
 
 
-def text_of(scheme: Scheme) -> str:
+def text_of(scheme: TensorScheme) -> str:
     """Return the words for a scheme, which leave out its shape.
 
     >>> text_of(Scheme((8, 3), bits=4)), text_of(Scheme((8, 300), bits=4, group=64)), text_of(Scheme((8,), "float32"))
@@ -72,7 +72,7 @@ def text_of(scheme: Scheme) -> str:
     return scheme.dtype or f"int{scheme.bits} by {scheme.group or 'channel'}"
 
 
-def scheme_of(shape: Shape, text: str) -> Scheme:
+def scheme_of(shape: Shape, text: str) -> TensorScheme:
     """Return the scheme of a tensor; the inverse of `text_of`.
 
     Args:
@@ -85,11 +85,11 @@ def scheme_of(shape: Shape, text: str) -> Scheme:
     if min(shape, default=0) < 0:
         raise ValueError(f"a shape of {shape}, expected sizes of at least 0")
     if text in weight_coding.DTYPES:
-        return Scheme(shape, text)
+        return TensorScheme(shape, text)
     match = _QUANTIZED.fullmatch(text)
     if not match or len(shape) < 2:
         raise ValueError(f"{text!r} is no scheme for a tensor of shape {shape}, expected one such as 'int4 by 64'")
-    return Scheme(shape, "", int(match[1] or match[2]), int(match[3] or 0))
+    return TensorScheme(shape, "", int(match[1] or match[2]), int(match[3] or 0))
 
 
 def parse(text: bytes) -> Manifest:

@@ -57,7 +57,7 @@ DTYPES: Final = {
 _SPARSE = struct.Struct("<IBI")  # number of codes, index tag, length of the positions
 
 
-class Scheme(NamedTuple):
+class TensorScheme(NamedTuple):
     """Shape and encoding of a tensor.
 
     Attributes:
@@ -80,11 +80,11 @@ class _Run(NamedTuple):
     table: Table
 
 
-def scheme_of(tensor: Quantized | NDArray[Any]) -> Scheme:
+def scheme_of(tensor: Quantized | NDArray[Any]) -> TensorScheme:
     """Return the scheme of a tensor, as `pack` writes it."""
     if isinstance(tensor, Quantized):
-        return Scheme(tuple(tensor.codes.shape), "", tensor.bits, tensor.group)
-    return Scheme(tuple(tensor.shape), str(tensor.dtype))
+        return TensorScheme(tuple(tensor.codes.shape), "", tensor.bits, tensor.group)
+    return TensorScheme(tuple(tensor.shape), str(tensor.dtype))
 
 
 def pack(tensors: Tensors, entropy_coded: bool = True) -> tuple[bytes, dict[str, str]]:
@@ -111,7 +111,7 @@ def pack(tensors: Tensors, entropy_coded: bool = True) -> tuple[bytes, dict[str,
     return b"".join(heads) + string, forms
 
 
-def unpack(data: bytes, schemes: Mapping[str, Scheme]) -> tuple[Tensors, dict[str, str]]:
+def unpack(data: bytes, schemes: Mapping[str, TensorScheme]) -> tuple[Tensors, dict[str, str]]:
     """Return the tensors that `pack` wrote, and the form of each by name.
 
     Args:
@@ -129,7 +129,7 @@ def unpack(data: bytes, schemes: Mapping[str, Scheme]) -> tuple[Tensors, dict[st
             f" {MAX_EXPANSION:,} a byte are allowed"
         )
     reader = _Reader(data)
-    parts: list[tuple[str, Scheme, _Head | NDArray[Any]]] = []
+    parts: list[tuple[str, TensorScheme, _Head | NDArray[Any]]] = []
     forms = {}
     for name, scheme in schemes.items():
         try:
@@ -234,7 +234,7 @@ def _pack_plain(array: NDArray[Any]) -> bytes:
     return min(forms, key=len)
 
 
-def _read_plain(reader: _Reader, scheme: Scheme, form: int) -> NDArray[Any]:
+def _read_plain(reader: _Reader, scheme: TensorScheme, form: int) -> NDArray[Any]:
     dtype = DTYPES[scheme.dtype]
     size = math.prod(scheme.shape)
     length = size * dtype.itemsize
@@ -312,7 +312,7 @@ def _pack_scales(scales: NDArray[np.float32]) -> tuple[bytes, list[_Run]]:
     return (floats, []) if 8 * len(floats) < 8 * len(head) + _bits([run]) else (head, [run])
 
 
-def _read_head(reader: _Reader, scheme: Scheme, form: int) -> _Head:
+def _read_head(reader: _Reader, scheme: TensorScheme, form: int) -> _Head:
     size = math.prod(scheme.shape)
     where, runs = None, []
     if form not in (DENSE, SPARSE, SPARSE_COLUMNS, PACKED):
@@ -349,12 +349,12 @@ def _read_head(reader: _Reader, scheme: Scheme, form: int) -> _Head:
     return _Head(form, codes, where, None, middle, runs)
 
 
-def _scales_shape(scheme: Scheme) -> tuple[int, int]:
+def _scales_shape(scheme: TensorScheme) -> tuple[int, int]:
     """Return the shape of a quantized tensor's scales, (channels, groups)."""
     return scheme.shape[0], quantized_tensor.groups_of(scheme.shape, scheme.group)
 
 
-def _restored(name: str, scheme: Scheme, head: _Head, runs: list[NDArray[np.int64]]) -> Quantized:
+def _restored(name: str, scheme: TensorScheme, head: _Head, runs: list[NDArray[np.int64]]) -> Quantized:
     codes = np.zeros(math.prod(scheme.shape), np.int8) if head.codes is None else head.codes
     has_codes = len(runs) > (head.scales is None)
     if has_codes:

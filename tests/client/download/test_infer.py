@@ -119,7 +119,7 @@ def test_bundles_that_cannot_be_run(tmp_path: Path, path: Path, model: nn.Module
     for data, fault, said in (
         (made(model, inputs), infer.InferenceError, "students: {quantize: {onnx: true}}"),
         (made(model, inputs, b"no model"), onnx_runtime.OnnxError, "no ONNX model"),
-        (path.read_bytes()[:-1], errors.Truncated, "cut off"),
+        (path.read_bytes()[:-1], errors.TruncatedBundle, "cut off"),
         (made(model, inputs, onnx_export.export(nn.Flatten(), inputs)), infer.InferenceError, "of another student"),
     ):
         file.write_bytes(data)

@@ -46,9 +46,9 @@ class World(NamedTuple):
     token: str
     hub: HubProcess
 
-    def at(self, **changes: object) -> pull.Hub:
+    def at(self, **changes: object) -> pull.HubConnection:
         given = {"address": self.hub.address, "ca": self.keys.ca, "token": self.token, "stall": 20.0}
-        return pull.Hub(**{**given, **changes})  # type: ignore[arg-type]
+        return pull.HubConnection(**{**given, **changes})  # type: ignore[arg-type]
 
     @property
     def tls(self) -> list[object]:
@@ -136,7 +136,7 @@ def test_an_unknown_tier_names_those_that_exist(world: World, tmp_path: Path) ->
 
 def test_no_hub_there(world: World, tmp_path: Path) -> None:
     waits: list[tuple[str, float]] = []
-    with pytest.raises(pull.Unreachable, match="Connection refused; is it running"):
+    with pytest.raises(pull.HubUnreachable, match="Connection refused; is it running"):
         pull.pull(world.at(address="127.0.0.1:1"), "phone", tmp_path, retries=1, on_wait=lambda *at: waits.append(at))
     ((_, seconds),) = waits
     assert 0.5 <= seconds <= 1
@@ -159,10 +159,10 @@ def test_a_certificate_for_another_name(world: World, tmp_path: Path) -> None:
 
 
 def test_a_hub_with_tls_asked_without_and_the_other_way(world: World, tmp_path: Path) -> None:
-    with pytest.raises(pull.Unreachable, match="does it want TLS"):
+    with pytest.raises(pull.HubUnreachable, match="does it want TLS"):
         pull.pull(world.at(ca=None, insecure=True), "phone", tmp_path, retries=0)
     with HubProcess(world.store.folder, "--insecure") as plain:
-        with pytest.raises(pull.Unreachable, match="does not speak TLS as expected"):
+        with pytest.raises(pull.HubUnreachable, match="does not speak TLS as expected"):
             pull.pull(world.at(address=plain.address), "phone", tmp_path, retries=0)
 
 
@@ -216,10 +216,12 @@ def test_signatures(world: World, tmp_path: Path) -> None:
     assert pull.pull(world.at(), "watch", tmp_path, public_key=PUBLIC).changed
     for tier, key, said in (("phone", PUBLIC, "no signature"), ("watch", b"x" * 32, "not one by the key")):
         out = tmp_path / tier / key.hex()[:4]
-        with pytest.raises(pull.Damaged, match=said):
+        with pytest.raises(pull.DamagedDownload, match=said):
             pull.pull(world.at(), tier, out, public_key=key)
         assert names(out) == {f".{tier}.lock"}
-    with pytest.raises(pull.Damaged, match="not one by the key"):  # what is here already is held to the key, too
+    with pytest.raises(
+        pull.DamagedDownload, match="not one by the key"
+    ):  # what is here already is held to the key, too
         pull.pull(world.at(), "watch", tmp_path, public_key=b"x" * 32)
 
 
@@ -236,11 +238,11 @@ def test_a_file_in_the_wrong_place_is_refused_and_the_old_one_stays(tmp_path: Pa
     store = ModelStore(tmp_path / "store")
     store.put(made(3), tier="phone", version=3)
     with HubProcess(store.folder, "--insecure") as hub:
-        at = pull.Hub(hub.address, insecure=True)
+        at = pull.HubConnection(hub.address, insecure=True)
         path = pull.pull(at, "phone", tmp_path / "out").path
         store.put(data, tier="phone", version=5)
         time.sleep(1.1)
-        with pytest.raises(pull.Damaged, match=said):
+        with pytest.raises(pull.DamagedDownload, match=said):
             pull.pull(at, "phone", tmp_path / "out")
     assert path.read_bytes() == made(3) and names(path.parent) == {"phone.fpb", ".phone.lock"}
 
@@ -294,7 +296,7 @@ def start_slow(tmp_path: Path, hub: HubProcess, **more: object) -> Slow:
         try:
             result.append(
                 pull.pull(
-                    pull.Hub(hub.address, insecure=True, stall=10),
+                    pull.HubConnection(hub.address, insecure=True, stall=10),
                     "phone", tmp_path / "out",
                     on_progress=lambda done, _: progress.append(done),
                     on_wait=lambda reason, _: waits.append(reason), **more,  # type: ignore[arg-type]

@@ -72,7 +72,7 @@ def test_a_flipped_bit_on_the_way_is_found_and_nothing_is_written(
 
 def test_a_server_that_offers_a_broken_bundle_is_refused(tmp_path: Path) -> None:
     broken = DATA[:-1]
-    with pytest.raises(errors.Truncated):
+    with pytest.raises(errors.TruncatedBundle):
         receive.receive(broken, hashlib.sha256(broken).hexdigest(), tmp_path)
     assert list(tmp_path.iterdir()) == []
 
@@ -82,7 +82,7 @@ def test_a_bit_that_flips_on_the_disk_is_found(tmp_path: Path) -> None:
     damaged = bytearray(DATA)
     damaged[-20] ^= 4
     path.write_bytes(damaged)
-    with pytest.raises(errors.ChecksumMismatch):
+    with pytest.raises(errors.BundleChecksumMismatch):
         receive.load(path, Line())
 
 

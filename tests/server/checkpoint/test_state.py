@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tests.server.comparable import comparable
 
 from fedpress.server.checkpoint import state as states
-from fedpress.server.checkpoint.state import CheckpointError, Damaged
+from fedpress.server.checkpoint.state import CheckpointError, DamagedCheckpoint
 
 
 class Leaf(NamedTuple):
@@ -80,5 +80,5 @@ def test_any_damage_is_found() -> None:
         for bad in (good[:position], good[:position] + bytes([good[position] ^ 16]) + good[position + 1 :]):
             with pytest.raises(CheckpointError):
                 states.unpack(bad)
-    with pytest.raises(Damaged):
+    with pytest.raises(DamagedCheckpoint):
         states.unpack(good + b"\0")

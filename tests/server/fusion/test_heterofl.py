@@ -11,7 +11,7 @@ from fedpress.compression.errors import LayoutError
 from fedpress.compression.tensors import flatten
 from fedpress.compression.tensors.layout import Layout
 from fedpress.server.fusion import heterofl
-from fedpress.server.fusion.heterofl import Part
+from fedpress.server.fusion.heterofl import ModelSlice
 
 
 def network(channels: int, hidden: int) -> nn.Module:
@@ -50,7 +50,7 @@ def test_a_slice_is_where_its_positions_are(channels: int, hidden: int) -> None:
 def test_the_mean_of_whole_models_is_their_weighted_mean(weights: list[float], size: int, seed: int) -> None:
     draw = np.random.default_rng(seed)
     masters = draw.normal(size=(len(weights), size)).astype(np.float32)
-    parts = [Part(np.arange(size), master, weight) for master, weight in zip(masters, weights, strict=True)]
+    parts = [ModelSlice(np.arange(size), master, weight) for master, weight in zip(masters, weights, strict=True)]
     found = heterofl.mean(np.zeros(size, np.float32), parts)
     np.testing.assert_allclose(found, np.average(masters.astype(np.float64), axis=0, weights=weights), atol=1e-6)
 
@@ -58,9 +58,9 @@ def test_the_mean_of_whole_models_is_their_weighted_mean(weights: list[float], s
 def test_who_has_a_weight_decides_and_nobody_leaves_it() -> None:
     whole = np.float32([1, 2, 3, 4])
     parts = [
-        Part(np.array([0, 1, 2]), np.float32([10, 20, 30]), 1.0),
-        Part(np.array([0]), np.float32([50]), 3.0),
-        Part(np.array([0, 3]), np.float32([99, 99]), 0.0),  # its clients all failed
+        ModelSlice(np.array([0, 1, 2]), np.float32([10, 20, 30]), 1.0),
+        ModelSlice(np.array([0]), np.float32([50]), 3.0),
+        ModelSlice(np.array([0, 3]), np.float32([99, 99]), 0.0),  # its clients all failed
     ]
     assert heterofl.mean(whole, parts).tolist() == [40, 20, 30, 4]
 

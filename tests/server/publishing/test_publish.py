@@ -16,7 +16,12 @@ from fedpress.compression.errors import NonFiniteError
 from fedpress.compression.messages import records
 from fedpress.compression.models.bundles import reader, writer
 from fedpress.compression.models.distillation import data_free
-from fedpress.compression.models.distillation.settings import RECIPES, Continuations, Distillation, LearningData
+from fedpress.compression.models.distillation.settings import (
+    RECIPES,
+    Continuations,
+    Distillation,
+    LearningData,
+)
 from fedpress.compression.models.pruning import structural
 from fedpress.compression.models.step import SearchProgress
 from fedpress.compression.models.students import depth, pipeline
@@ -28,7 +33,7 @@ from fedpress.compression.wire import values
 from fedpress.server.fusion.client_ensemble import ClientModels, SentUpdate
 from fedpress.server.model import optimizers
 from fedpress.server.model.global_model import GlobalModel
-from fedpress.server.publishing.publish import NoProxyData, Publisher, PublishError, Tier
+from fedpress.server.publishing.publish import NoProxyData, PublishedTier, Publisher, PublishError
 from fedpress.server.publishing.store import ModelStore
 from fedpress.simulations.tasks.digits import Digits
 from fedpress.simulations.tasks.fashion_mnist import DEBIAN, FashionMNIST
@@ -37,12 +42,14 @@ from fedpress.simulations.tasks.text import Text
 FEW = Distillation(epochs=1)
 
 
-def tier_of(name: str, budget: Budget, distillation: Distillation = FEW, onnx: bool = False, **settings: Any) -> Tier:
+def tier_of(
+    name: str, budget: Budget, distillation: Distillation = FEW, onnx: bool = False, **settings: Any
+) -> PublishedTier:
     steps = pipeline.standard(budget, distillation=distillation, **settings)
-    return Tier(name, (*steps, writer.WriteBundle(onnx)), budget.bundle_bytes)
+    return PublishedTier(name, (*steps, writer.WriteBundle(onnx)), budget.bundle_bytes)
 
 
-def two_tiers(distillation: Distillation = FEW) -> list[Tier]:
+def two_tiers(distillation: Distillation = FEW) -> list[PublishedTier]:
     return [
         tier_of("phone", Budget(bundle_bytes=20_000), distillation),
         tier_of("sensor", Budget(bundle_bytes=10_000), distillation),
@@ -331,9 +338,9 @@ class Wordy(Digits):
 def test_steps_that_write_no_bundle_are_refused(tmp_path: Path, teacher: nn.Module) -> None:
     steps = pipeline.standard(Budget(parameters=0.05), distillation=FEW)
     with pytest.raises(PublishError, match="steps of tier 'phone' write no bundle: put writer.WriteBundle"):
-        Publisher(Digits(), ModelStore(tmp_path), [Tier("phone", steps)]).publish(1, teacher)
+        Publisher(Digits(), ModelStore(tmp_path), [PublishedTier("phone", steps)]).publish(1, teacher)
     with pytest.raises(ValueError, match="put quantize.Quantize before writer.WriteBundle"):
-        Publisher(Digits(), ModelStore(tmp_path), [Tier("phone", (writer.WriteBundle(),))]).publish(1, teacher)
+        Publisher(Digits(), ModelStore(tmp_path), [PublishedTier("phone", (writer.WriteBundle(),))]).publish(1, teacher)
 
 
 def test_a_bundle_beyond_its_budget_is_not_published(tmp_path: Path, teacher: nn.Module) -> None:

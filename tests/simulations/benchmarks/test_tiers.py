@@ -12,7 +12,7 @@ from fedpress.compression.tensors.side_info import SideInfo
 from fedpress.compression.wire import payloads
 from fedpress.simulations.__main__ import main
 from fedpress.simulations.benchmarks import tiers
-from fedpress.simulations.benchmarks.tiers import Row, TiersBenchError
+from fedpress.simulations.benchmarks.tiers import TierRow, TiersBenchError
 from fedpress.simulations.report import tables
 from fedpress.simulations.results.run_folder import RunFolder
 from fedpress.simulations.runs import plan_strategy, runner
@@ -67,11 +67,11 @@ def test_what_cannot_be_compared_is_refused() -> None:
 
 def test_the_table_has_means_and_the_gap_is_from_the_model_alone_to_the_best_global_one() -> None:
     rows = [
-        Row("taught", 1, {"": 0.80, "phone": 0.78}, {}, {}),
-        Row("apart", 1, {"": 0.75, "phone": 0.70}, {}, {}),
-        Row("students", 1, {"": 0.86, "phone": 0.85}, {}, {}),
-        Row("taught", 2, {"": 0.82, "phone": 0.80}, {}, {}),
-        Row("apart", 2, {"": 0.77, "phone": 0.74}, {}, {}),
+        TierRow("taught", 1, {"": 0.80, "phone": 0.78}, {}, {}),
+        TierRow("apart", 1, {"": 0.75, "phone": 0.70}, {}, {}),
+        TierRow("students", 1, {"": 0.86, "phone": 0.85}, {}, {}),
+        TierRow("taught", 2, {"": 0.82, "phone": 0.80}, {}, {}),
+        TierRow("apart", 2, {"": 0.77, "phone": 0.74}, {}, {}),
     ]
     columns, lines = tiers.table(rows)
     assert columns == ("row", "global", "phone", "what it is")

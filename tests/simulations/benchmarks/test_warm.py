@@ -7,13 +7,13 @@ import pytest
 from tests.apps.command_line import invoke
 
 from fedpress.simulations.benchmarks import warm
-from fedpress.simulations.benchmarks.warm import Figures, Idle, Row
+from fedpress.simulations.benchmarks.warm import Idle, WarmFigures, WarmRow
 
-FIGURES = Figures(
+FIGURES = WarmFigures(
     2, 8,
     [
-        Row("plain", False, 4.0, 6.0), Row("ours", False, 5.0, 8.0),
-        Row("plain", True, 1.0, 0.6), Row("ours", True, 1.5, 1.2),
+        WarmRow("plain", False, 4.0, 6.0), WarmRow("ours", False, 5.0, 8.0),
+        WarmRow("plain", True, 1.0, 0.6), WarmRow("ours", True, 1.5, 1.2),
     ],
     [Idle(False, 100e6, 0.0, 3.0), Idle(True, 400e6, 300e6, 4.0)],
 )  # fmt: skip

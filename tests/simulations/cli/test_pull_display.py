@@ -15,7 +15,7 @@ from fedpress.simulations.cli import pull_display  # noqa: E402
 def shown(*, terminal: bool) -> str:
     """A download that fails once and then arrives."""
     text = StringIO()
-    with pull_display.Display(Console(file=text, force_terminal=terminal, width=100)) as display:
+    with pull_display.PullDisplay(Console(file=text, force_terminal=terminal, width=100)) as display:
         display.on_progress(400, 1000)
         display.on_wait("the link broke [x]", 1.25)
         display.on_progress(1000, 1000)

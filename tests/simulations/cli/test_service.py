@@ -29,9 +29,11 @@ def test_bad_input_is_explained_without_a_traceback(arguments: list[str], text: 
     assert text in refused(arguments)
 
 
-@pytest.mark.parametrize(("kind", "section"), [("server", settings.Server), ("client", settings.Client)])
+@pytest.mark.parametrize(
+    ("kind", "section"), [("server", settings.ServerSettings), ("client", settings.ClientSettings)]
+)
 def test_the_example_is_a_settings_file(
-    kind: str, section: type[settings.Server] | type[settings.Client], tmp_path: Path
+    kind: str, section: type[settings.ServerSettings] | type[settings.ClientSettings], tmp_path: Path
 ) -> None:
     printed = invoke(kind, "--example")
     assert printed.exit_code == 0 and f"# For: fedpress {kind} {kind}.yaml" in printed.stdout

@@ -13,7 +13,7 @@ import pytest
 
 from fedpress.simulations.results.run_folder import RunFolder
 from fedpress.simulations.suites import measures, suite
-from fedpress.simulations.suites.cells import Store
+from fedpress.simulations.suites.cells import CellStore
 
 COMMAND = [sys.executable, "-m", "fedpress.simulations", "bench", "communication"]
 BROKEN = """
@@ -61,7 +61,7 @@ def figures(folder: RunFolder) -> object:
 def test_a_suite_is_interrupted_goes_on_and_is_not_run_twice(tmp_path: Path) -> None:
     write(tmp_path)
     cells = suite.load(tmp_path / "suite.yaml").cells(folder=tmp_path)
-    store = Store(tmp_path / "out")
+    store = CellStore(tmp_path / "out")
     first = store.folder(cells[0])
 
     begun = run(tmp_path, "suite.yaml", "--out", "out", "--jobs", "1")

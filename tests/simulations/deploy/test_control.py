@@ -46,13 +46,13 @@ def answers(fleet: keys.Folder) -> Iterator[tuple[str, list[tuple[int, str]]]]:
 def test_nobody_there_is_unreachable(fleet: keys.Folder) -> None:
     address = f"127.0.0.1:{flower_processes.free_port()}"
     link = control.Control(address, fleet.ca)
-    with pytest.raises(control.Unreachable, match=f"the SuperLink at {address} does not answer"):
+    with pytest.raises(control.ControlUnreachable, match=f"the SuperLink at {address} does not answer"):
         link.nodes()
     link.close()
 
 
 @pytest.mark.parametrize(
-    ("status", "kind"), [(403, control.Refused), (400, control.Refused), (503, control.Unreachable)]
+    ("status", "kind"), [(403, control.Refused), (400, control.Refused), (503, control.ControlUnreachable)]
 )
 def test_an_error_is_refused_or_unreachable_with_its_text(
     status: int, kind: type[Exception], answers: tuple[str, list[tuple[int, str]]], fleet: keys.Folder

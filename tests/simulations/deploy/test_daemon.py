@@ -12,14 +12,14 @@ from fedpress.simulations.deploy import children, daemon, flower_processes, keys
 
 
 @pytest.fixture
-def client(tmp_path: Path) -> settings.Client:
+def client(tmp_path: Path) -> settings.ClientSettings:
     """Settings with a node's key, for a server that nobody runs."""
     private, _ = keys.node(tmp_path / "keys", "node-0")
     address = f"127.0.0.1:{flower_processes.free_port()}"
-    return settings.Client(superlink=address, key=str(private), state=str(tmp_path / "state"))
+    return settings.ClientSettings(superlink=address, key=str(private), state=str(tmp_path / "state"))
 
 
-def run_until(service: daemon.Client, true: Callable[[], bool]) -> None:
+def run_until(service: daemon.EdgeDaemon, true: Callable[[], bool]) -> None:
     """Run a daemon until something is true, and stop it."""
     thread = threading.Thread(target=service.run)
     thread.start()
@@ -34,17 +34,17 @@ def run_until(service: daemon.Client, true: Callable[[], bool]) -> None:
     assert not thread.is_alive()
 
 
-def test_a_client_waits_where_a_condition_is_not_met(client: settings.Client) -> None:
+def test_a_client_waits_where_a_condition_is_not_met(client: settings.ClientSettings) -> None:
     said: list[str] = []
-    service = daemon.Client(client.model_copy(update={"only_if": "exit 4"}), said.append)
+    service = daemon.EdgeDaemon(client.model_copy(update={"only_if": "exit 4"}), said.append)
     run_until(service, lambda: len(said) > 1)
     assert said[1:] == ["paused: `exit 4` exits with 4", "stopped"] and service.health()[0]
 
 
-def test_a_server_that_is_away_is_named_and_no_process_starts(client: settings.Client, tmp_path: Path) -> None:
+def test_a_server_that_is_away_is_named_and_no_process_starts(client: settings.ClientSettings, tmp_path: Path) -> None:
     ca = keys.init(tmp_path / "authority", (), 1).ca
     said: list[str] = []
-    service = daemon.Client(client.model_copy(update={"ca": str(ca)}), said.append)
+    service = daemon.EdgeDaemon(client.model_copy(update={"ca": str(ca)}), said.append)
     run_until(service, lambda: len(said) > 1)
     assert said[1].startswith(f"waiting: cannot reach the server at {client.superlink}: ")
     assert not service.health()[0] and not (tmp_path / "state" / "supernode.log").exists()
@@ -53,15 +53,15 @@ def test_a_server_that_is_away_is_named_and_no_process_starts(client: settings.C
     assert figures["client_starts"].values == {(): 0} and figures["memory_bytes"].values[("daemon",)] > 1_000_000
 
 
-def test_two_daemons_do_not_share_a_state(client: settings.Client) -> None:
+def test_two_daemons_do_not_share_a_state(client: settings.ClientSettings) -> None:
     Path(client.state).mkdir()
     with children.locked(Path(client.state), "a client"), pytest.raises(children.ServiceError, match="running already"):
-        daemon.Client(client, lambda line: None).run()
+        daemon.EdgeDaemon(client, lambda line: None).run()
 
 
-def test_a_folder_of_data_that_is_missing_is_named(client: settings.Client) -> None:
+def test_a_folder_of_data_that_is_missing_is_named(client: settings.ClientSettings) -> None:
     with pytest.raises(settings.SettingsError, match="data: there is no folder /none"):
-        daemon.Client(client.model_copy(update={"data": "/none"}), lambda line: None).run()
+        daemon.EdgeDaemon(client.model_copy(update={"data": "/none"}), lambda line: None).run()
 
 
 def test_a_server_without_tls_and_one_without_a_certificate_to_trust(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_a_server_without_tls_and_one_without_a_certificate_to_trust(tmp_path: P
 def test_nodes_are_told_their_folders(tmp_path: Path) -> None:
     from flwr.common.config import parse_config_args
 
-    chosen = settings.Client(
+    chosen = settings.ClientSettings(
         superlink="a:1", key="k", state=str(tmp_path / "a folder"), partition=3, data="/my data", tier="phone"
     )
     assert parse_config_args([daemon.node_config(chosen)]) == {

@@ -14,7 +14,7 @@ def test_the_metrics_port_answers(tmp_path: Path) -> None:
     port, well = flower_processes.free_port(), True
     figures = [
         monitor.figure("round", "Round.", 3.0),
-        monitor.Figure("bytes", "Bytes.", {("up",): 5.0, ("down",): 7.0}, ("direction",), total=True),
+        monitor.ServiceFigure("bytes", "Bytes.", {("up",): 5.0, ("down",): 7.0}, ("direction",), total=True),
         monitor.figure("accuracy", "Not known yet.", None),
     ]
 
@@ -39,7 +39,7 @@ def test_the_metrics_port_answers(tmp_path: Path) -> None:
 
 
 def test_without_an_address_nothing_is_served() -> None:
-    def never() -> list[monitor.Figure]:
+    def never() -> list[monitor.ServiceFigure]:
         pytest.fail("asked for figures")
 
     with monitor.served(None, never, lambda: (True, {})):

@@ -7,7 +7,7 @@ from fedpress.simulations.results.records import ModelInfo, Results, RoundResult
 NOTHING = Totals(up_bytes=0, down_bytes=0, dense_up_bytes=0, dense_down_bytes=0)
 
 
-def metrics(*rounds: RoundResult, planned: int = 5) -> dict[str, monitor.Figure]:
+def metrics(*rounds: RoundResult, planned: int = 5) -> dict[str, monitor.ServiceFigure]:
     results = Results(
         scenario={}, seed=1, status="running", rounds=list(rounds), totals=NOTHING, seconds=12.5,
         model=ModelInfo(parameters=1, sha256=""), accuracy=None, phases={"train": 3.0, "send": 1.0},

@@ -13,9 +13,9 @@ from fedpress.simulations.scenario import template
 CLIENT = "superlink: localhost:9092\nkey: key\n"
 
 
-def load_client(folder: Path, text: str) -> settings.Client:
+def load_client(folder: Path, text: str) -> settings.ClientSettings:
     (folder / "client.yaml").write_text(text)
-    return settings.load(folder / "client.yaml", settings.Client)
+    return settings.load(folder / "client.yaml", settings.ClientSettings)
 
 
 @pytest.mark.parametrize(
@@ -54,13 +54,13 @@ def test_a_wrong_client_file_is_explained(tmp_path: Path, text: str, problem: st
 def test_a_wrong_server_file_is_explained(tmp_path: Path, text: str, problem: str) -> None:
     (tmp_path / "server.yaml").write_text(text)
     with pytest.raises(settings.SettingsError) as found:
-        settings.load(tmp_path / "server.yaml", settings.Server)
+        settings.load(tmp_path / "server.yaml", settings.ServerSettings)
     assert problem in str(found.value)
 
 
 def test_a_missing_file_says_how_to_get_one(tmp_path: Path) -> None:
     with pytest.raises(settings.SettingsError, match="`fedpress server --example` prints one"):
-        settings.load(tmp_path / "server.yaml", settings.Server)
+        settings.load(tmp_path / "server.yaml", settings.ServerSettings)
 
 
 def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
@@ -70,10 +70,13 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("example", "kind"), [(settings.SERVER_EXAMPLE, settings.Server), (settings.CLIENT_EXAMPLE, settings.Client)]
+    ("example", "kind"),
+    [(settings.SERVER_EXAMPLE, settings.ServerSettings), (settings.CLIENT_EXAMPLE, settings.ClientSettings)],
 )
 def test_the_examples_are_read_back(
-    example: settings.Server | settings.Client, kind: type[settings.Server] | type[settings.Client], tmp_path: Path
+    example: settings.ServerSettings | settings.ClientSettings,
+    kind: type[settings.ServerSettings] | type[settings.ClientSettings],
+    tmp_path: Path,
 ) -> None:
     (tmp_path / "file.yaml").write_text(template.commented(example))
     found = settings.load(tmp_path / "file.yaml", kind)

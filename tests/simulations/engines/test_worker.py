@@ -12,21 +12,21 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from fedpress.compression.messages import records
 from fedpress.simulations.engines import _flower, worker
 from fedpress.simulations.engines.worker import Worker
-from fedpress.simulations.engines.worker_process import RUN_ID, Done, Start, Task
+from fedpress.simulations.engines.worker_process import RUN_ID, Done, WorkerStart, WorkerTask
 
 APP = "tests.apps.engine_client:app"
 
 
 def started(folder: Path, app: str = APP) -> Worker:
     """Start a worker for three clients; `folder` gets their states."""
-    return Worker(Start(app, 3, {}, folder, folder, None, None, tuple(sys.path), dict(os.environ)))
+    return Worker(WorkerStart(app, 3, {}, folder, folder, None, None, tuple(sys.path), dict(os.environ)))
 
 
-def task(number: int, client: int = 0, kind: str = "query.count") -> Task:
+def task(number: int, client: int = 0, kind: str = "query.count") -> WorkerTask:
     _flower.identify(RUN_ID, 1, 0)
     message = Message(RecordDict({"config": ConfigRecord()}), dst_node_id=client + 1, message_type=kind)
     records.set_id(message, f"message-{number}")
-    return Task(f"message-{number}", client, records.message_to_bytes(message), ("config",), ())
+    return WorkerTask(f"message-{number}", client, records.message_to_bytes(message), ("config",), ())
 
 
 def answer(running: Worker) -> tuple[Done, Message]:

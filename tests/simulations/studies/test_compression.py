@@ -8,7 +8,7 @@ import torch
 
 from fedpress.compression.models.quantization.settings import Quantization
 from fedpress.simulations.studies import compression
-from fedpress.simulations.studies.compression import SETUPS, Setup, named
+from fedpress.simulations.studies.compression import SETUPS, CompressionSetup, named
 from fedpress.simulations.tasks.digits import Digits
 
 
@@ -18,7 +18,7 @@ def test_each_way_on_digits(
 ) -> None:
     ways = named(Quantization(), Quantization(bits=4), Quantization(bits=3, scale="least-squares", qat_epochs=10))
     whole = named(Quantization(bits=4, scale="least-squares", sparsity=0.9, qat_epochs=15))
-    monkeypatch.setitem(SETUPS, "digits", Setup(10, 8_000, 20, ways, whole))
+    monkeypatch.setitem(SETUPS, "digits", CompressionSetup(10, 8_000, 20, ways, whole))
     monkeypatch.setattr("sys.argv", ["study", "digits", "--json", str(tmp_path / "rows.json")])
     threads = torch.get_num_threads()
     compression.main()

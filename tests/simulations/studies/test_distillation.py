@@ -4,13 +4,15 @@ import pytest
 
 from fedpress.compression.models.distillation.settings import Distillation
 from fedpress.simulations.studies import distillation
-from fedpress.simulations.studies.distillation import SETUPS, Setup, variants
+from fedpress.simulations.studies.distillation import SETUPS, DistillationSetup, variants
 from fedpress.simulations.tasks.digits import Digits
 
 
 def test_more_training_brings_the_student_nearer_to_its_teacher() -> None:
     settings = {"none to speak of": Distillation(epochs=1, learning_rate=1e-9), "some": Distillation(epochs=20)}
-    teacher, untaught, taught = rows = list(distillation.study(Digits(), Setup(20, 8_000, settings), seeds=1))
+    teacher, untaught, taught = rows = list(
+        distillation.study(Digits(), DistillationSetup(20, 8_000, settings), seeds=1)
+    )
     assert [row.setting for row in rows] == ["teacher", *settings]
     assert teacher.accuracy > 0.85 and taught.agreement > 0.9 > untaught.agreement
     assert taught.accuracy > untaught.accuracy and all(row.seconds > 0 for row in rows)

@@ -7,7 +7,7 @@ import pytest
 
 from fedpress.compression.models.pruning.settings import Pruning
 from fedpress.simulations.studies import pruning
-from fedpress.simulations.studies.pruning import SETUPS, Setup, Variant
+from fedpress.simulations.studies.pruning import SETUPS, PruningSetup, Variant
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def test_the_command_prints_and_writes_the_rows(
         "lottery": Variant(0.9, ticket, "lottery, fresh", "labels"),
         "another": Variant(0.5, Pruning()),
     }
-    monkeypatch.setitem(SETUPS, "digits", Setup(3, few))
+    monkeypatch.setitem(SETUPS, "digits", PruningSetup(3, few))
     written = tmp_path / "rows.json"
     for only in ("one", "lottery"):
         monkeypatch.setattr(
@@ -55,7 +55,7 @@ def test_the_command_prints_and_writes_the_rows(
 def test_the_command_times_layers_dense_and_sparse(
     kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(SETUPS, "digits", Setup(1, {}))
+    monkeypatch.setitem(SETUPS, "digits", PruningSetup(1, {}))
     written = tmp_path / "times.json"
     monkeypatch.setattr("sys.argv", ["study", "digits", "--execution", "--teacher", str(kept), "--json", str(written)])
     pruning.main()

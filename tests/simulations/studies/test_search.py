@@ -9,14 +9,14 @@ import pytest
 from fedpress.compression.models.students.settings import Search
 from fedpress.simulations.studies import search
 from fedpress.simulations.studies.distillation import train
-from fedpress.simulations.studies.search import SETUPS, Setup
+from fedpress.simulations.studies.search import SETUPS, SearchSetup
 from fedpress.simulations.tasks.digits import Digits
 
 
 def test_each_budget_has_a_pruned_and_a_searched_student() -> None:
     task = Digits()
     teacher = train(task, task.data().train, 2)
-    rows = list(search.study(task, teacher, Setup(2, (10_000,), 2), Search(candidates=3, finalists=2), seed=1))
+    rows = list(search.study(task, teacher, SearchSetup(2, (10_000,), 2), Search(candidates=3, finalists=2), seed=1))
     assert [row.how for row in rows] == ["pruned", "auto"]
     assert all(0 < row.bundle_bytes <= 10_000 and row.seconds > 0 for row in rows)
     assert not rows[0].candidates and sum(one.chosen for one in rows[1].candidates) == 1
@@ -35,7 +35,7 @@ def test_scores_are_set_beside_the_number_of_parameters() -> None:
 def test_the_command_writes_figures_and_a_picture(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(SETUPS, "digits", Setup(1, (10_000,), 1))
+    monkeypatch.setitem(SETUPS, "digits", SearchSetup(1, (10_000,), 1))
     monkeypatch.setattr(search, "Search", lambda: Search(candidates=3, finalists=2))
     search.main(["digits", "--json", str(tmp_path / "a.json"), "--plot", str(tmp_path / "a.svg")])
     assert [row["how"] for row in json.loads((tmp_path / "a.json").read_text())] == ["pruned", "auto"]

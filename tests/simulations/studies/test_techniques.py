@@ -9,12 +9,12 @@ import torch
 from fedpress.compression.models.distillation.settings import Distillation
 from fedpress.simulations.scenario import scenario
 from fedpress.simulations.studies import distillation, techniques
-from fedpress.simulations.studies.distillation import SETUPS, Setup
+from fedpress.simulations.studies.distillation import SETUPS, DistillationSetup
 from fedpress.simulations.tasks.digits import Digits
 
 
 def test_techniques_are_compared_on_one_student(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    quick = Setup(2, 8_000, {"default": Distillation(epochs=1)}, small=4_000)
+    quick = DistillationSetup(2, 8_000, {"default": Distillation(epochs=1)}, small=4_000)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(SETUPS, "digits", quick)
         file = tmp_path / "rows.json"

@@ -8,7 +8,7 @@ import pytest
 from fedpress.simulations.results.records import ModelInfo, Results, Totals
 from fedpress.simulations.results.run_folder import RunFolder
 from fedpress.simulations.suites import cells, suite
-from fedpress.simulations.suites.cells import Event, Store
+from fedpress.simulations.suites.cells import CellStore, Event
 from fedpress.simulations.suites.code_version import code_version
 
 
@@ -29,7 +29,7 @@ def finished(path: Path, accuracy: float, status: str = "finished") -> None:
 
 
 def test_a_run_of_other_code_counts_only_if_asked_for_and_the_newest_first(tmp_path: Path, cell: suite.Cell) -> None:
-    strict, lenient = Store(tmp_path), Store(tmp_path, any_code=True)
+    strict, lenient = CellStore(tmp_path), CellStore(tmp_path, any_code=True)
     assert lenient.results(cell) is None and lenient.code(cell) == code_version()
     for age, (code, accuracy, status) in enumerate(
         [("bbbb", 0.2, "interrupted"), ("cccc", 0.4, "finished"), ("dddd", 0.3, "finished")]
@@ -47,7 +47,7 @@ def test_a_run_of_other_code_counts_only_if_asked_for_and_the_newest_first(tmp_p
 
 @pytest.mark.slow
 def test_what_is_finished_is_not_run_and_a_cell_that_fails_stops_no_other(tmp_path: Path, cell: suite.Cell) -> None:
-    store = Store(tmp_path)
+    store = CellStore(tmp_path)
     finished(store.folder(cell).path, 0.1)
     task = cell.scenario.task.model_copy(update={"name": "nowhere:Task"})
     broken = cell._replace(task="broken", scenario=cell.scenario.model_copy(update={"task": task}))

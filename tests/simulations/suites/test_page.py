@@ -3,15 +3,15 @@
 import pytest
 
 from fedpress.simulations.suites import page
-from fedpress.simulations.suites.page import Estimate
+from fedpress.simulations.suites.page import MeanEstimate
 
 
 def test_a_mean_needs_all_seeds() -> None:
-    assert Estimate.of([0.5]) == Estimate(0.5, None)
-    found = Estimate.of([0.4, 0.5, 0.6])
+    assert MeanEstimate.of([0.5]) == MeanEstimate(0.5, None)
+    found = MeanEstimate.of([0.4, 0.5, 0.6])
     assert found is not None and found.mean == pytest.approx(0.5)
     assert found.half_width == pytest.approx(4.3027 * 0.1 / 3**0.5, rel=1e-4)  # Student's t, two degrees of freedom
-    assert Estimate.of([0.4, float("nan")]) is None and Estimate.of([]) is None
+    assert MeanEstimate.of([0.4, float("nan")]) is None and MeanEstimate.of([]) is None
     assert page.estimate(found) == "50.0 ± 24.8 %" and page.estimate(None) == "–"
 
 
@@ -23,5 +23,5 @@ def test_durations_have_two_digits(value: float | None, text: str) -> None:
 
 
 def test_time_and_energy_stand_together() -> None:
-    assert page.spent((Estimate(90.0, None), Estimate(1234.5, None))) == "1.5 min, 1.23 kJ"
+    assert page.spent((MeanEstimate(90.0, None), MeanEstimate(1234.5, None))) == "1.5 min, 1.23 kJ"
     assert page.spent(None) == "–"

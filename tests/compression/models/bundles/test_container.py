@@ -38,7 +38,7 @@ def test_every_flipped_bit_is_found() -> None:
 
 @given(st.integers(0, len(DATA) - 1))
 def test_every_cut_is_found(length: int) -> None:
-    with pytest.raises(errors.Truncated):
+    with pytest.raises(errors.TruncatedBundle):
         container.unpack(DATA[:length])
 
 
@@ -51,21 +51,21 @@ def test_any_bytes_are_refused_by_a_bundle_error(noise: bytes, with_header: bool
 @pytest.mark.parametrize(
     ("damaged", "error", "message"),
     [
-        (b"", errors.Truncated, "0 bytes"),
-        (DATA[:20], errors.Truncated, "header alone has 54"),
-        (DATA[:-1], errors.Truncated, "cut off"),
-        (b"PK\x03\x04" + DATA[4:], errors.BadMagic, "another kind of file"),
-        (header(version=1), errors.UnsupportedVersion, "version 1, expected 2"),
-        (header(version=3), errors.UnsupportedVersion, "version 3, expected 2"),
-        (header(flag=2), errors.UnsupportedVersion, "flag 2"),
+        (b"", errors.TruncatedBundle, "0 bytes"),
+        (DATA[:20], errors.TruncatedBundle, "header alone has 54"),
+        (DATA[:-1], errors.TruncatedBundle, "cut off"),
+        (b"PK\x03\x04" + DATA[4:], errors.BadBundleMagic, "another kind of file"),
+        (header(version=1), errors.UnsupportedBundleVersion, "version 1, expected 2"),
+        (header(version=3), errors.UnsupportedBundleVersion, "version 3, expected 2"),
+        (header(flag=2), errors.UnsupportedBundleVersion, "flag 2"),
         (header(manifest=container.MAX_MANIFEST_BYTES + 1), errors.TooLarge, "1,048,577"),
         (header(coded=2**32 - 1), errors.TooLarge, "4,294,967,295"),
         (header(onnx=2**32 - 1), errors.TooLarge, "4,294,967,295"),
         (header(plain=2**32 - 1), errors.TooLarge, "decoded"),
         (DATA + b"\0", errors.TrailingBytes, "joined"),
         (header(flag=0), errors.TrailingBytes, "joined"),
-        (DATA[:-1] + bytes([DATA[-1] ^ 1]), errors.ChecksumMismatch, "download it again"),
-        (header(plain=7), errors.ChecksumMismatch, "damaged"),
+        (DATA[:-1] + bytes([DATA[-1] ^ 1]), errors.BundleChecksumMismatch, "download it again"),
+        (header(plain=7), errors.BundleChecksumMismatch, "damaged"),
         (assembled(b"no zlib", b""), errors.InvalidManifest, "not a zlib stream"),
         (assembled(zlib.compress(b"{}") + b"more", b""), errors.InvalidManifest, "does not end"),
         (assembled(zlib.compress(b"{}")[:-1], b""), errors.InvalidManifest, "does not end"),
@@ -99,7 +99,7 @@ def test_nothing_that_is_signed_can_be_changed_and_the_checksum_mended() -> None
         with pytest.raises(errors.BundleError) as caught:
             container.unpack(bytes(damaged), PUBLIC)
         assert isinstance(
-            caught.value, errors.WrongSignature | errors.Truncated | errors.TrailingBytes | errors.TooLarge
+            caught.value, errors.WrongSignature | errors.TruncatedBundle | errors.TrailingBytes | errors.TooLarge
         )
 
 

@@ -7,7 +7,7 @@ from tests.compression.models.bundles.samples import MANIFEST, SCHEMES, SHAPES, 
 
 from fedpress.compression.models.bundles import errors, weight_coding
 from fedpress.compression.models.bundles import manifest as manifests
-from fedpress.compression.models.bundles.weight_coding import Scheme
+from fedpress.compression.models.bundles.weight_coding import TensorScheme
 
 
 @given(st.binary(max_size=300))
@@ -57,16 +57,16 @@ sizes = st.integers(0, 9)
 
 @given(
     st.builds(
-        lambda shape, dtype: Scheme(shape, dtype),
+        lambda shape, dtype: TensorScheme(shape, dtype),
         st.lists(sizes, max_size=3).map(tuple),
         st.sampled_from(sorted(weight_coding.DTYPES)),
     )
     | st.builds(
-        lambda shape, bits, group: Scheme(shape, "", bits, group),
+        lambda shape, bits, group: TensorScheme(shape, "", bits, group),
         st.lists(sizes, min_size=2, max_size=4).map(tuple),
         st.integers(2, 8),
         st.integers(0, 999_999_999),
     )
 )
-def test_a_scheme_is_read_from_its_words(scheme: Scheme) -> None:
+def test_a_scheme_is_read_from_its_words(scheme: TensorScheme) -> None:
     assert manifests.scheme_of(scheme.shape, manifests.text_of(scheme)) == scheme

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fedpress.compression.models.bundles import weight_coding
 from fedpress.compression.models.bundles.errors import InvalidWeights, TooLarge
-from fedpress.compression.models.bundles.weight_coding import Scheme
+from fedpress.compression.models.bundles.weight_coding import TensorScheme
 from fedpress.compression.models.quantization import quantized_tensor
 from fedpress.compression.models.quantization.quantized_tensor import Quantized, Tensors
 
@@ -106,7 +106,7 @@ def test_scales_on_the_grid_take_less_than_a_byte_each() -> None:
 SPARSE = drawn((30, 100), 4, 0, 0.3, 3)
 SPARSE.codes[5:] = 0  # whole neurons are gone
 DATA = weight_coding.pack({"w": SPARSE})[0]
-SCHEME = Scheme((30, 100), bits=4)
+SCHEME = TensorScheme((30, 100), bits=4)
 
 
 def test_without_entropy_coding_the_length_does_not_depend_on_the_numbers() -> None:
@@ -131,7 +131,7 @@ def changed(place: int, value: bytes) -> bytes:
         (b"", SCHEME, "are expected"),
         (changed(0, b"\7"), SCHEME, "form 7"),
         (changed(0, b"\0"), SCHEME, "form 0 is no form of a quantized"),
-        (DATA, Scheme((30, 100), "float32"), "form . is no form of a float32"),
+        (DATA, TensorScheme((30, 100), "float32"), "form . is no form of a float32"),
         (changed(1, struct.pack("<I", 3001)), SCHEME, "3,001 of 3,000"),
         (changed(5, b"\4"), SCHEME, "positions of form 4"),
         (changed(5, b"\5"), SCHEME, "positions of form 5"),
@@ -140,21 +140,21 @@ def changed(place: int, value: bytes) -> bytes:
         (DATA[:20], SCHEME, "are expected|table|positions"),
         (DATA[:-2], SCHEME, "end before|entropy-coded"),
         (DATA + bytes(2), SCHEME, "left over"),
-        (DATA, Scheme((30, 100), bits=3), "exceeds? 3 bits"),
-        (b"\0\0\0\xc0\x7f", Scheme((1,), "float32"), "NaN"),
-        (b"\0\2", Scheme((1,), "bool"), "a bool is"),
-        (b"\2\2\0\0\0xx", Scheme((1,), "int64"), "not a zlib stream"),
-        (b"\6\x0f\1\0\0" + bytes(6), Scheme((1, 1), bits=4), "exceeds? 4 bits"),
-        (b"\3\x80\0\0\0\0\x80\xff" + bytes(5), Scheme((1, 1), bits=4), "below zero"),
-        (b"\3\x80\0\2", Scheme((1, 1), bits=4), "scales of kind 2"),
-        (b"\3\x80\0\1\0\x7f\x80\0" + bytes(5), Scheme((1, 1), bits=4), "normal numbers"),
+        (DATA, TensorScheme((30, 100), bits=3), "exceeds? 3 bits"),
+        (b"\0\0\0\xc0\x7f", TensorScheme((1,), "float32"), "NaN"),
+        (b"\0\2", TensorScheme((1,), "bool"), "a bool is"),
+        (b"\2\2\0\0\0xx", TensorScheme((1,), "int64"), "not a zlib stream"),
+        (b"\6\x0f\1\0\0" + bytes(6), TensorScheme((1, 1), bits=4), "exceeds? 4 bits"),
+        (b"\3\x80\0\0\0\0\x80\xff" + bytes(5), TensorScheme((1, 1), bits=4), "below zero"),
+        (b"\3\x80\0\2", TensorScheme((1, 1), bits=4), "scales of kind 2"),
+        (b"\3\x80\0\1\0\x7f\x80\0" + bytes(5), TensorScheme((1, 1), bits=4), "normal numbers"),
     ],
 )
-def test_each_fault_is_refused(data: bytes, scheme: Scheme, message: str) -> None:
+def test_each_fault_is_refused(data: bytes, scheme: TensorScheme, message: str) -> None:
     with pytest.raises(InvalidWeights, match=message):
         weight_coding.unpack(data, {"w": scheme})
 
 
 def test_more_entries_than_the_bytes_warrant_are_refused() -> None:
     with pytest.raises(TooLarge, match="1,024 a byte"):
-        weight_coding.unpack(DATA, {"w": Scheme((2000, 2000), bits=4)})
+        weight_coding.unpack(DATA, {"w": TensorScheme((2000, 2000), bits=4)})
