@@ -26,10 +26,10 @@ simulate: $(VENV)/simulation.stamp ## Train on real data with sparse updates, de
 	$(BIN)/fedpress simulate $(ARGS)
 
 test: $(VENV)/dev.stamp ## Run the tests, in a few processes
-	$(BIN)/python -m pytest -q $(PROCESSES) -m "not deployment" $(ARGS)
+	$(BIN)/python -m pytest -q $(PROCESSES) -m "not deployment and not long" $(ARGS)
 
-test-all: $(VENV)/dev.stamp ## Run those that start whole deployments, clusters or Ray, too long for each change
-	$(BIN)/python -m pytest -q $(PROCESSES) -m deployment $(ARGS)
+test-all: $(VENV)/dev.stamp ## Run what is too long for each change: whole deployments, clusters, Ray, runs of half a minute
+	$(BIN)/python -m pytest -q $(PROCESSES) -m "deployment or long" $(ARGS)
 
 test-flwr: $(VENV)/flwr-$(FLWR)/flwr ## Run what touches Flower with its oldest version, or FLWR=1.43.0
 	PYTHONPATH=$(CURDIR)/$(VENV)/flwr-$(FLWR) $(BIN)/python -c 'import flwr; assert flwr.__version__ == "$(FLWR)"'

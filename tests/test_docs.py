@@ -414,6 +414,7 @@ def test_python_examples_run(document: Path, request: pytest.FixtureRequest, mon
 SCRIPTS = {block: name_of(document) for document in DOCUMENTS for block in python(document) if is_script(block)}
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("script", SCRIPTS, ids=SCRIPTS.values())
 def test_scripts_run(script: str, tmp_path: Path) -> None:
@@ -425,6 +426,7 @@ def test_scripts_run(script: str, tmp_path: Path) -> None:
     assert list(tmp_path.glob("runs/*/report.html"))
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @each(TUTORIALS)
 def test_tutorials_lead_where_they_say(document: Path, tmp_path: Path) -> None:

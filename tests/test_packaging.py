@@ -188,9 +188,9 @@ def test_studies_run_from_an_editable_installation(tmp_path: Path) -> None:
     """They are in no wheel, but a checkout that is installed editable has them: python -m runs them from anywhere."""
     copy = tmp_path / "source"
     copy.mkdir()
-    for name in (*FOLDERS, "pyproject.toml", "README.md", "LICENSE"):
+    for name in (*FOLDERS, ".pkg", "pyproject.toml", "README.md", "LICENSE"):
         if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(ROOT / name, copy / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy(ROOT / name, copy / name)
     venv.create(tmp_path / "venv")
@@ -199,7 +199,7 @@ def test_studies_run_from_an_editable_installation(tmp_path: Path) -> None:
     run(*pip, "install", "-q", "--no-deps", "-e", copy, cwd=tmp_path)
     find = "import importlib.util as u; print(u.find_spec('fedpress.simulations.studies.pruning').origin)"
     found = run(python, "-c", find, cwd=tmp_path).stdout.strip()
-    assert Path(found) == copy / STUDIES / "pruning.py"
+    assert Path(found).resolve() == (copy / STUDIES / "pruning.py").resolve()
 
 
 @pytest.mark.slow
@@ -227,6 +227,7 @@ def test_a_command_that_misses_an_extra_names_it(bare: Path, tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_device_that_only_downloads_needs_its_extra_and_nothing_more(bare: Path, wheel: Path, tmp_path: Path) -> None:
     pull = ("pull", "--hub", "127.0.0.1:1", "--tier", "phone", "--retries", "0")

@@ -3,9 +3,11 @@
 import contextlib
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from multiprocessing import get_context, resource_tracker
 from multiprocessing.process import BaseProcess
+from typing import Any
 
 from fedpress.simulations.engines import worker_process
 from fedpress.simulations.engines.worker_process import WorkerTask
@@ -35,7 +37,7 @@ class Worker:
         self.pipe, child = context.Pipe()
         self.under_way: list[str] = []
         self.process: BaseProcess = context.Process(target=worker_process.work, args=(child, start), daemon=True)
-        with worker_environment(), deaf_to_ctrl_c():
+        with worker_environment(), deaf_to_ctrl_c(), main_left_alone():
             self.process.start()
         child.close()
 
@@ -71,6 +73,22 @@ def worker_environment() -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+@contextlib.contextmanager
+def main_left_alone() -> Iterator[None]:
+    """Let child processes start without importing the script that runs: a worker needs nothing of it.
+
+    `multiprocessing` would import it in each, and one that simulates without `if __name__ == "__main__"` would begin
+    again there, and fail.
+    """
+    main = vars(sys.modules["__main__"])
+    before: dict[str, Any] = {name: main[name] for name in ("__file__", "__spec__") if name in main}
+    main.update(dict.fromkeys(before))
+    try:
+        yield
+    finally:
+        main.update(before)
 
 
 @contextlib.contextmanager

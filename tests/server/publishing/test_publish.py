@@ -352,6 +352,7 @@ def test_a_bundle_beyond_its_budget_is_not_published(tmp_path: Path, teacher: nn
     assert store.list() == []
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.skipif(not DEBIAN.is_dir(), reason="needs Fashion-MNIST: apt-get install dataset-fashion-mnist")
 def test_students_of_fashion_mnist_lose_at_most_two_points(tmp_path: Path) -> None:

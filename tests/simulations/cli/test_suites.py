@@ -57,6 +57,7 @@ def figures(folder: RunFolder) -> object:
     return results.model.sha256, [(one.accuracy, one.up_bytes, one.down_bytes) for one in results.rounds]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_suite_is_interrupted_goes_on_and_is_not_run_twice(tmp_path: Path) -> None:
     write(tmp_path)

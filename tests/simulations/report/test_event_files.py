@@ -57,6 +57,7 @@ def check(run: Path) -> Results:
     return results
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_run_that_is_interrupted_and_goes_on_has_each_round_once(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "fedpress.simulations", "simulate"]

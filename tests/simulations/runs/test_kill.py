@@ -103,6 +103,7 @@ def figures(run: Path) -> dict[str, Any]:
     return {**kept, "ledger": sorted(Ledger.load(folder.ledger).rows), "model file": folder.model.read_bytes()}
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_run_that_is_killed_again_and_again_ends_as_the_undisturbed_one(tmp_path: Path) -> None:
     draw = random.Random(SEED)
