@@ -45,7 +45,7 @@ def parts(layout: Layout, rank: int) -> list[FactoredPart]:
 
     >>> from fedpress.compression.tensors.layout import TensorSpec
     >>> parts(Layout((TensorSpec("weight", (10, 4, 5), "float32"), TensorSpec("bias", (10,), "float32"))), 2)
-    [Part(rows=10, columns=20, rank=2), Part(rows=1, columns=10, rank=0)]
+    [FactoredPart(rows=10, columns=20, rank=2), FactoredPart(rows=1, columns=10, rank=0)]
     """
     if layout.mask is not None:
         raise errors.LayoutError(

@@ -73,7 +73,8 @@ def mean(whole: Vector, parts: Sequence[ModelSlice]) -> Vector:
     Law: with parts that each are the whole model, this is their weighted mean.
 
     >>> whole = np.float32([1, 1, 1])
-    >>> first, second = Part(np.array([0, 1]), np.float32([3, 5]), 1.0), Part(np.array([0]), np.float32([7]), 3.0)
+    >>> first = ModelSlice(np.array([0, 1]), np.float32([3, 5]), 1.0)
+    >>> second = ModelSlice(np.array([0]), np.float32([7]), 3.0)
     >>> mean(whole, [first, second]).tolist()
     [6.0, 5.0, 1.0]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import Annotated
 
@@ -108,7 +109,7 @@ def simulate(
             followers.append(event_files.EventFiles())
         if engine == "flower":
             with common.clear_errors("cluster"):
-                pass  # so that a missing extra is named
+                importlib.import_module("fedpress.simulations.engines.flower")  # so that a missing extra is named
         interrupted = False
         with progress.Display(Console(), chosen.rounds) as display:
             try:

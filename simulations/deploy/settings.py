@@ -203,7 +203,7 @@ def load(path: Path, kind: type[S]) -> S:
 
     Args:
         path: The YAML file.
-        kind: `Server` or `Client`.
+        kind: `ServerSettings` or `ClientSettings`.
 
     Raises:
         SettingsError: The file cannot be read or is not valid: all problems are listed.
@@ -211,7 +211,7 @@ def load(path: Path, kind: type[S]) -> S:
     try:
         raw = yaml_source.read(path.read_text(encoding="utf-8"))
     except OSError as error:
-        command = f"fedpress {kind.__name__.lower()}"
+        command = f"fedpress {kind.__name__.removesuffix('Settings').lower()}"
         raise SettingsError(
             f"cannot read {path}: {error.strerror or error}; `{command} --example` prints one to start from"
         ) from None

@@ -1,12 +1,12 @@
 """Faults of a bundle, one class for each.
 
 BundleError(FedpressError, ValueError)
-├── Truncated              ends before its header or its body does
-├── BadMagic               not a bundle
-├── UnsupportedVersion     a version of the format that this build does not read
+├── TruncatedBundle        ends before its header or its body does
+├── BadBundleMagic         not a bundle
+├── UnsupportedBundleVersion  a version of the format that this build does not read
 ├── TooLarge               announces more than the limits allow
 ├── TrailingBytes          continues after its end
-├── ChecksumMismatch       damaged in transit
+├── BundleChecksumMismatch damaged in transit
 ├── InvalidManifest        the manifest does not parse
 ├── InvalidWeights         the weights do not decode, or contradict the manifest
 ├── InvalidOnnx            the ONNX part does not decode

@@ -66,8 +66,8 @@ class Manifest(pydantic.BaseModel):
 def text_of(scheme: TensorScheme) -> str:
     """Return the words for a scheme, which leave out its shape.
 
-    >>> text_of(Scheme((8, 3), bits=4)), text_of(Scheme((8, 300), bits=4, group=64)), text_of(Scheme((8,), "float32"))
-    ('int4 by channel', 'int4 by 64', 'float32')
+    >>> text_of(TensorScheme((8, 3), bits=4)), text_of(TensorScheme((8, 300), bits=4, group=64))
+    ('int4 by channel', 'int4 by 64')
     """
     return scheme.dtype or f"int{scheme.bits} by {scheme.group or 'channel'}"
 

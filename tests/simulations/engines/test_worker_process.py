@@ -14,11 +14,12 @@ PARENT = """
 import os, sys, time
 from pathlib import Path
 from fedpress.simulations.engines.worker import Worker
-from fedpress.simulations.engines.worker_process import Start
+from fedpress.simulations.engines.worker_process import WorkerStart
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
-    start = Start("tests.apps.engine_client:app", 1, {}, folder, folder, None, None, tuple(sys.path), dict(os.environ))
+    app, paths = "tests.apps.engine_client:app", tuple(sys.path)
+    start = WorkerStart(app, 1, {}, folder, folder, None, None, paths, dict(os.environ))
     print(Worker(start).process.pid, flush=True)
     time.sleep(60)
 """
