@@ -24,7 +24,8 @@ def of_training(
     """Return the running statistics of the batches of a training alone, by the names of the buffers.
 
     A layer's statistics are left out where there is nothing to take out, or it cannot be known: without batches,
-    without a counter of batches, or where the result would hold a variance below zero (they did not start from what came).
+    without a counter of batches, or where the result would hold a variance below zero (they did not start from what
+    came).
 
     Args:
         received: Arrays of the model that training started from.
@@ -39,7 +40,8 @@ def of_training(
     >>> of_training(received, trained, layout)["running_mean"].round(5).tolist()
     [3.0]
     """
-    momenta, result = dict(layout.norm_momenta), {}
+    momenta = dict(layout.norm_momenta)
+    result: dict[str, NDArray[Any]] = {}
     for counter in layout.buffers:
         prefix, _, last = counter.name.rpartition(".")
         if last != _COUNTER:

@@ -1,8 +1,8 @@
 """Running statistics of batch normalization, measured for given weights.
 
 A running mean or variance is true of the weights that it was measured with. Local training moves all weights, and
-leaves statistics of where it went; what a sparse update brings to the global model is a small part of that way. So clients
-measure the statistics of the model that they received, by a forward pass over their examples, and send those
+leaves statistics of where it went; what a sparse update brings to the global model is a small part of that way. So
+clients measure the statistics of the model that they received, by a forward pass over their examples, and send those
 (docs/decisions/0023-running-statistics.md).
 """
 
