@@ -127,7 +127,8 @@ class FixedPoint(NamedTuple):
         """
         weights = np.empty(layout.size, np.float32)
         for part, exponent in zip(_parts(layout), self.exponents, strict=True):
-            np.multiply(integers[part], np.float32(2.0**exponent), out=weights[part], casting="unsafe")
+            spacing = np.float32(2.0**exponent)
+            np.multiply(integers[part], spacing, out=weights[part], dtype=np.float32, casting="unsafe")
         return weights
 
     def changes_to(self, grid: "FixedPoint", version: int) -> list[Regrid]:

@@ -1,5 +1,7 @@
 """Versions and their deltas: whatever is lost, a client that gets a download holds the server's model, bit for bit."""
 
+import itertools
+
 import numpy as np
 import pytest
 from flwr.app import RecordDict
@@ -20,6 +22,8 @@ from fedpress.server.checkpoint import state
 from fedpress.server.model.versions import FROM_NOTHING, Downlink, Versions, VersionsState
 
 LAYOUT = Layout((TensorSpec("a", (40, 30), "float32"), TensorSpec("b", (80,), "float32")))
+seeds = st.integers(0, 2**32 - 1)
+MOST = float(np.finfo(np.float32).max)
 DRAW = SeededInit.like(np.random.default_rng(5).normal(0, 0.05, LAYOUT.size).astype(np.float32), LAYOUT, 3)
 
 
@@ -34,6 +38,29 @@ def walk(master: Vector, random: np.random.Generator) -> Vector:
     return master + step
 
 
+def jump(layout: Layout, random: np.random.Generator) -> Vector:
+    """Return weights anywhere in float32: each tensor has a scale of its own, a tail, one large entry, or is zero."""
+    parts = []
+    for start, stop in itertools.pairwise(layout.offsets.tolist()):
+        values = random.standard_normal(stop - start)
+        kind = random.integers(4)
+        if kind == 1:
+            values *= np.exp(random.normal(0, 8, stop - start))
+        elif kind == 2:
+            values[1:] *= 1e-5
+        parts.append(values * (kind < 3) * 10.0 ** random.uniform(-44, 38.5))
+    return np.clip(np.concatenate(parts), -MOST, MOST).astype(np.float32)
+
+
+def off(versions: Versions, master: Vector, layout: Layout) -> float:
+    """Return how far held is from master, as a fraction of the tensor's largest magnitude, in the worst tensor."""
+    held = versions.held.floats(layout).astype(np.float64)
+    parts = [slice(*bounds) for bounds in itertools.pairwise(layout.offsets.tolist())]
+    distances = [np.abs(held[part] - master[part]).max() for part in parts]
+    peaks = [max(float(np.abs(master[part]).max()), 2.0**-149) for part in parts]
+    return max(distance / peak for distance, peak in zip(distances, peaks, strict=True))
+
+
 class Pair:
     """A server's versions and one client that may not get what it is sent, nor be heard."""
 
@@ -43,6 +70,7 @@ class Pair:
         self.kept: ReplicaWithUndo | None = None
         self.confirmed: int | None = None
         self.forms: list[int | None] = []
+        self.asked = 0  # how often a download was of no use, and the client asked for the whole model
 
     def contact(self, heard: bool) -> None:
         """One message down; `heard`: the reply comes through."""
@@ -58,6 +86,7 @@ class Pair:
             if after is not None:
                 break
             self.confirmed = None  # it asks for the whole model
+            self.asked += 1
         assert after is not None and after.replica.tag(0) == self.versions.tag
         np.testing.assert_array_equal(after.replica.integers, self.versions.held.integers)
         self.kept = after
@@ -65,21 +94,25 @@ class Pair:
             self.confirmed = self.versions.held.version
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(
-    st.lists(st.sampled_from("heard lost away forgets taught".split()), max_size=40),
+    st.lists(st.sampled_from("heard lost away forgets taught jump".split()), max_size=40),
     st.booleans(),
     st.sampled_from([1, 7]),
+    seeds,
 )
-def test_a_client_holds_what_the_server_holds_whatever_was_lost(fates: list[str], draw: bool, levels: int) -> None:
-    pair, random = Pair(draw, levels), np.random.default_rng(len(fates))
+def test_a_client_holds_what_the_server_holds_whatever_was_lost(
+    fates: list[str], draw: bool, levels: int, seed: int
+) -> None:
+    pair, random = Pair(draw, levels), np.random.default_rng(seed)
     for fate in fates:
-        pair.master = walk(pair.master, random)
+        pair.master = jump(LAYOUT, random) if fate == "jump" else walk(pair.master, random)
         pair.versions.advance(pair.master, b"", Downlink(0.7, levels=15) if fate == "taught" else None)
         if fate == "forgets":
             pair.kept = None
-        elif fate != "away":
+        elif fate not in ("away", "jump"):
             pair.contact(heard=fate == "heard")
+    assert pair.asked <= fates.count("forgets")  # a grid that changes costs nobody the whole model
 
 
 class MaskedPair(Pair):
@@ -109,8 +142,8 @@ class MaskedPair(Pair):
         self.layout, self.mask_version = after, self.mask_version + 1
         self.versions.change_mask(after, self.mask_version)
 
-    def step(self, random: np.random.Generator) -> None:
-        self.master = self.master + (random.standard_normal(self.layout.size) ** 3 * 1e-3).astype(np.float32)
+    def step(self, random: np.random.Generator, jumps: bool = False) -> None:
+        self.master = jump(self.layout, random) if jumps else self.master + (random.standard_normal(self.layout.size) ** 3 * 1e-3).astype(np.float32)
         self.versions.advance(self.master, b"")
 
     def meet(self, heard: bool) -> None:
@@ -130,6 +163,7 @@ class MaskedPair(Pair):
             if after is not None:
                 break
             self.confirmed = None
+            self.asked += 1
         assert after is not None and after.replica.tag(self.mask_version) == self.versions.tag
         np.testing.assert_array_equal(after.replica.integers, self.versions.held.integers)
         support = self.versions.side_info(download, self.versions.held.version).shared_positions
@@ -144,16 +178,19 @@ class MaskedPair(Pair):
 
 @settings(max_examples=40, deadline=None)
 @given(
-    st.lists(st.sampled_from("heard heard lost away forgets change".split()), max_size=40), st.booleans(), st.booleans()
+    st.lists(st.sampled_from("heard heard lost away forgets change jump".split()), max_size=40),
+    st.booleans(),
+    st.booleans(),
+    seeds,
 )
 def test_a_client_holds_what_the_server_holds_whatever_became_of_the_mask(
-    fates: list[str], draw: bool, masked: bool
+    fates: list[str], draw: bool, masked: bool, seed: int
 ) -> None:
-    pair, random = MaskedPair(draw, masked), np.random.default_rng(len(fates))
+    pair, random = MaskedPair(draw, masked), np.random.default_rng(seed)
     for fate in fates:
         if fate == "change":
             pair.change(random)
-        pair.step(random)
+        pair.step(random, jumps=fate == "jump")
         if fate == "forgets":
             pair.kept = None
         elif fate in ("heard", "lost"):
