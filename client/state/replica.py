@@ -94,6 +94,18 @@ class ReplicaWithUndo(NamedTuple):
     previous_version: int | None = None
     undo: Sparse | None = None
 
+    @classmethod
+    def between(cls, replica: Replica, previous: Replica, layout: Layout) -> "ReplicaWithUndo":
+        """Return a model with the step back to another one, if float32 holds it.
+
+        Args:
+            replica: The model.
+            previous: The other one, on the same grid.
+            layout: Layout of both.
+        """
+        undo = replica.delta_to(previous.integers, layout)
+        return cls(replica, previous.version, undo) if np.isfinite(undo.values).all() else cls(replica)
+
     def remapped(self, change: MaskChange) -> "ReplicaWithUndo":
         """Return the model within another mask, from which there is no step back."""
         return ReplicaWithUndo(self.replica.remapped(change))
@@ -111,8 +123,7 @@ class ReplicaWithUndo(NamedTuple):
         replica = self.replica.regridded(regrids, layout)
         if self.previous_version is None or (previous := self.at(self.previous_version, layout)) is None:
             return ReplicaWithUndo(replica)
-        undo = replica.delta_to(previous.regridded(regrids, layout).integers, layout)
-        return ReplicaWithUndo(replica, self.previous_version, undo)
+        return ReplicaWithUndo.between(replica, previous.regridded(regrids, layout), layout)
 
     def at(self, version: int, layout: Layout) -> Replica | None:
         """Return the model of a version, on the grid of the newest; None where the client can no longer make it.
@@ -142,7 +153,7 @@ def receive(
     """
     try:
         regrids = unpack_regrids(download.grid, layout)
-        held = held and held.regridded(regrids, layout)
+        held = held.regridded(regrids, layout) if held is not None else None
         before = _base(order, download, held, regrids, content, layout)
         if before is None:
             return None
@@ -164,8 +175,7 @@ def receive(
     if before is held.replica and not download.delta:
         return held._replace(replica=after)
     previous = None if download.base is None else held.at(download.base, layout)
-    previous = previous or held.replica
-    return ReplicaWithUndo(after, previous.version, after.delta_to(previous.integers, layout))
+    return ReplicaWithUndo.between(after, previous or held.replica, layout)
 
 
 def _base(

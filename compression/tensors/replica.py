@@ -5,8 +5,8 @@ below 2^23 in magnitude, so that float32 holds it exactly, and the difference of
 integers. Merging deltas and undoing them is integer addition: one merged delta and a chain of single ones give the same
 bits, which sums of floats do not.
 
-The power of a tensor is not for ever. A tensor that outgrows it gets a coarser one in a new version, one that has shrunk
-a finer one (`Regrid`), and all that hold the model bring their integers to it by one rule of integers (`rescaled`).
+The power of a tensor is not for ever. A tensor that outgrows it gets a coarser one in a new version, one that has
+shrunk a finer one (`Regrid`), and all that hold the model bring their integers to it by the same rule (`rescaled`).
 
 Version 0 can be drawn from a seed, by integers only: a new client then needs no first copy of the model. (torch's own
 initialization differs between processors.)
@@ -346,7 +346,7 @@ class Replica(NamedTuple):
         return Sparse(positions, values, layout.size)
 
     def regridded(self, regrids: Iterable[Regrid], layout: Layout) -> "Replica":
-        """Return the same version on the grid of a later one: its nearest points (`rescaled`), one change after another.
+        """Return the same version on the grid of a later one: its nearest points, change after change (`rescaled`).
 
         Args:
             regrids: Changes of the grid since this replica's, in their order.

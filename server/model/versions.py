@@ -2,13 +2,13 @@
 
 From one version to the next only the largest entries of master - held change, all by the same magnitude: this is top-k
 and ternary quantization of the download, and master - held is its residual. Magnitudes are 2^j or 1.5 * 2^j, so that
-the sum of several versions is made of few, small multiples of one unit (`dyadic`). Entries that differ from that unit by
-orders of magnitude move by one of their own, and what the grid cannot express takes no place.
+the sum of several versions is made of few, small multiples of one unit (`dyadic`). An entry that this would bring no
+nearer to master, or hardly, moves by a magnitude of its own, and one that the grid can bring no nearer takes no place.
 
 Where master leaves the grid of a tensor, or has shrunk far below it, the next version has another spacing there
-(`Regrid`). Held moves to the new grid first and changes then, and the changes that are kept are brought to it as well.
-So a client of any version that is kept gets to the newest one by the same two steps: its own integers to the new grid,
-by the same rule, and a delta in the new units.
+(`Regrid`): held moves to the new grid first, and changes then. The changes that are kept are brought to the new grid,
+too. So a client of any of their versions gets to the newest one by the same two steps: its own integers to the new
+grid, by the same rule, and one delta.
 
 A version belongs to one mask. Changes are kept by their positions in the vector without a mask, and an entry that a new
 mask drops counts as a change to zero. So a delta from a version of an older mask is the difference from its surviving
@@ -52,7 +52,7 @@ _DRAWN = -2
 _HISTORY = 0.5
 """Limit of the changes that are kept, in entries, as a fraction of the model's."""
 _OUTLIER = 8
-"""Multiple of the common step from which on an entry moves by a step of its own."""
+"""Multiple of the common magnitude from which on an entry moves by one of its own."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -77,8 +77,8 @@ class Delta(NamedTuple):
     grid: bytes = b""  # changes of the grid since `base`
 
     @property
-    def bytes(self) -> int:
-        """Length of the delta, with the changes of the grid."""
+    def length(self) -> int:
+        """Length of payload and changes of the grid in bytes."""
         return len(self.payload) + len(self.grid)
 
 
@@ -107,6 +107,10 @@ class VersionsState(NamedTuple):
 
 class Versions:
     """The held model, with the changes that made it.
+
+    Law: a client that applies a download holds `held`, bit for bit, whatever version it comes from. And held follows:
+    while master stays what it is, it arrives there, up to the rounding of grids on which the largest magnitude of a
+    tensor takes at least 17 bits. No finite master is out of reach.
 
     Args:
         master: parameters of the initial model, float32 (n,).
@@ -170,26 +174,27 @@ class Versions:
         Raises:
             NonFiniteError: master holds NaN or infinity; the newest version stays what it is.
         """
-        density, levels = (downlink or self._downlink).density, (downlink or self._downlink).levels
+        settings, layout = downlink or self._downlink, self._layout
+        count = max(1, round(settings.density * layout.size))
         missing = self._missing(master)
-        positions = largest(missing, max(1, round(density * len(missing))))
-        if not self._fits(master, positions):
-            self._move_to_grid(self.held.grid.fitted(master, self.held.integers, self._layout))
+        positions = largest(missing, count)
+        if not self._brings_nearer(master, positions):
+            self._move_to_grid(self.held.grid.fitted(master, self.held.integers, layout))
             missing = self._missing(master)
-            missing[self.held.grid.integers(master, self._layout) == self.held.integers] = 0
-            positions = largest(missing, max(1, round(density * len(missing))))
+            missing[self.held.grid.integers(master, layout) == self.held.integers] = 0
+            positions = largest(missing, count)
         held = self.held
         integers = held.integers.copy()
-        moved = integers[positions] + self._steps(missing[positions], positions, levels)
+        moved = integers[positions] + self._steps(missing[positions], positions, settings.levels)
         integers[positions] = np.clip(moved, -LIMIT, LIMIT)
         steps = integers[positions] - held.integers[positions]
         self._take(Replica(held.version + 1, held.grid, integers, buffers))
-        places = self._layout.whole(positions).astype(np.uint32)
+        places = layout.whole(positions).astype(np.uint32)
         self._changes[self.held.version] = Change(
             np.concatenate([places, self._fallen.positions]), np.concatenate([steps, self._fallen.steps])
         )
         self._fallen = Change(self._fallen.positions[:0], self._fallen.steps[:0])
-        while sum(len(change.steps) for change in self._changes.values()) > _HISTORY * self._layout.size:
+        while sum(len(change.steps) for change in self._changes.values()) > _HISTORY * layout.size:
             del self._changes[min(self._changes)]
 
     def delta(self, base: int | None) -> Delta | None:
@@ -210,7 +215,7 @@ class Versions:
             candidates.append(known or self._encoded(FROM_NOTHING))
         if self._downlink.draw:
             candidates.append(self._encoded(self._drawn))
-        return min(filter(None, candidates), key=lambda delta: delta.bytes, default=None)
+        return min(filter(None, candidates), key=lambda delta: delta.length, default=None)
 
     def download(self, base: int | None, whole: bool = False) -> Download:
         """Return the newest version as an order brings it.
@@ -240,7 +245,7 @@ class Versions:
             The positions that the delta changed, against which those of the update are coded; with `prediction`, also
             the update that the delta predicts (`cafe.predictor`).
         """
-        if download is None or download.base is None or not download.delta:
+        if download is None or download.base in (None, FROM_NOTHING) or not download.delta:
             return SideInfo(self._layout)
         key = download.base, download.delta, version
         if key not in self._side_info:
@@ -277,26 +282,28 @@ class Versions:
         self._deltas, self._side_info = {}, {}
 
     def _missing(self, master: Vector) -> Vector:
-        """Return master - held; what lies beyond float32 is as large as float32 gets."""
+        """Return master - held, float32 (n,); a difference beyond float32 is the largest number that it has."""
         missing = self.held.floats(self._layout)
         with np.errstate(over="ignore", invalid="ignore"):
             np.subtract(master, missing, out=missing)
         if not np.isfinite(missing).all():
             if not np.isfinite(master).all():
-                raise NonFiniteError("master holds NaN or infinity, which clients cannot be given; did training diverge?")
+                raise NonFiniteError(
+                    "master holds NaN or infinity, which clients cannot be given; did training diverge?"
+                )
             np.nan_to_num(missing, copy=False)
         return missing
 
-    def _fits(self, master: Vector, positions: NDArray[np.int64]) -> bool:
-        """Whether the grid reaches master at some positions, and can bring held nearer to it."""
+    def _brings_nearer(self, master: Vector, positions: NDArray[np.int64]) -> bool:
+        """Return whether the grid reaches master at all of some positions, and has a point nearer to it than held."""
         spacing = self.held.grid.spacing(positions, self._layout)
         units = np.rint(np.ldexp(master[positions].astype(np.float64), -spacing))
         return bool(((np.abs(units) <= LIMIT) & (units != self.held.integers[positions])).all())
 
     def _move_to_grid(self, grid: FixedPoint) -> None:
-        """Bring the held model to another grid, and with it the changes that led there, from the newest to the oldest.
+        """Bring the held model to another grid, and with it the changes that are kept, from the newest to the oldest.
 
-        Law: where replica + change == newer replica, so it is for both replicas and the change on the new grid.
+        Law: where replica + change is the next replica, so it is once all three are on the new grid.
         """
         before, layout = self.held, self._layout
         regrids = before.grid.changes_to(grid, before.version + 1)
@@ -338,14 +345,14 @@ class Versions:
         return 0 if self._mask_version == self._first_mask_version else _DRAWN
 
     def _encoded(self, base: int) -> Delta | None:
-        """Return the delta from a base; None where a difference is beyond float32, as from -3e38 to 3e38."""
+        """Return the delta from a base; None where a difference is beyond float32."""
         if base not in self._deltas:
             difference = self._difference(base)
             if not np.isfinite(difference.values).all():
                 return None
             payload, decoded = payloads.pack(difference, self._layout, DYADIC)
             if not np.array_equal(decoded.values, difference.values):  # they lie too far apart for one unit
-                payload, _ = payloads.pack(difference, self._layout, FLOAT32)
+                payload = payloads.pack(difference, self._layout, FLOAT32).payload
             support = difference.positions if isinstance(difference, Sparse) else None
             drawn = self._downlink.draw is not None and base == self._drawn
             start = 0 if drawn else self.held.version if base == FROM_NOTHING else base

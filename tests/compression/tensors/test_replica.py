@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedpress.compression.errors import NonFiniteError
-from fedpress.compression.tensors.layout import Layout, TensorSpec, Vector
 from fedpress.compression.tensors import replica
+from fedpress.compression.tensors.layout import Layout, TensorSpec, Vector
 from fedpress.compression.tensors.replica import LIMIT, FixedPoint, Regrid, Replica, ReplicaError, SeededInit, rescaled
 from fedpress.compression.tensors.update import Sparse
 
@@ -99,9 +99,7 @@ def test_a_grid_that_does_not_fit_is_changed_and_the_new_one_fits(
 
 
 @given(st.lists(st.integers(-LIMIT, LIMIT), min_size=1), exponents, exponents)
-def test_integers_in_units_of_another_spacing_are_the_nearest_ones(
-    values: list[int], before: int, after: int
-) -> None:
+def test_integers_in_units_of_another_spacing_are_the_nearest_ones(values: list[int], before: int, after: int) -> None:
     found = rescaled(np.array(values, np.int32), before, after).tolist()
     for value, moved in zip(values, found, strict=True):
         exact = Fraction(value) * Fraction(2) ** (before - after)
