@@ -51,6 +51,14 @@ class RunRecord:
             evaluation: evaluation of the held model; None: none was due.
         """
 
+    def on_silence(self, server_round: int, attempts: int) -> None:
+        """Record that no node has answered a round, which is asked again.
+
+        Args:
+            server_round: number of the round.
+            attempts: number of times that it was asked without an answer.
+        """
+
     def on_students(self, deliveries: list[Delivery]) -> None:
         """Record students that were published and delivered."""
 
@@ -82,6 +90,8 @@ class Plan:
         downloads_per_tier: number of clients of each tier that get its student.
         record: observer of the run.
         device: device of the evaluation: cpu or cuda.
+        patient: whether a round that no node has answered is asked again, as devices may be offline; else it counts as
+            a round without a reply, three of which in a row end the run.
     """
 
     task: Task
@@ -95,6 +105,7 @@ class Plan:
     publish_every: int = 0
     downloads_per_tier: int = 1
     device: str = "cpu"
+    patient: bool = False
 
 
 def serve(plan: Plan, grid: Grid) -> None:
@@ -152,10 +163,14 @@ def serve(plan: Plan, grid: Grid) -> None:
 
     if plan.publisher:
         plan.publisher.check(plan.model)
-    outcome = Outcome(plan.rounds, plan.strategy.federations, patient=False)
+    outcome = Outcome(plan.rounds, plan.strategy.federations)
+    plan.strategy.companions["outcome"] = outcome
     result = Result(arrays=ArrayRecord(plan.model.state_dict()))
+    on_silence = plan.record.on_silence if plan.patient else None
     try:
-        for summary in plan.strategy.run(grid, result, plan.rounds, evaluate_fn=evaluate_held):
+        for summary in plan.strategy.run(
+            grid, result, plan.rounds, evaluate_fn=evaluate_held, on_silence=on_silence
+        ):
             with plan.strategy.timer.of("report"):
                 after_round(summary)
     except FloatingPointError as error:  # the step of a model: the checkpoint before it stays the newest

@@ -152,6 +152,7 @@ class Results(Record):
     seed: int
     status: Status
     reason: str = ""  # why it failed; empty: it did not
+    waiting: str = ""  # what a deployment waits for; empty: it does not wait
     rounds: list[RoundResult]
     totals: Totals
     model: ModelInfo

@@ -6,6 +6,7 @@ nothing from here.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from logging import INFO, getLogger
 from typing import Any
@@ -41,7 +42,7 @@ def load(run_config: Mapping[str, Any]) -> server.Plan:
     job = jobs.load(run_config)
     folder = start.folder_of(job.whole.scenario, job.whole.out)
     getLogger("flwr").log(INFO, "run folder: %s", folder.path.resolve())
-    return plan(job, folder)
+    return dataclasses.replace(plan(job, folder), patient=True)  # a deployment waits for its devices
 
 
 def plan(

@@ -68,6 +68,7 @@ class Recorder(server.RunRecord):
         observers: Follow the run.
         status: Of the run.
         reason: Why it failed; empty: it did not.
+        waiting: What a deployment waits for; empty: it does not wait.
         rounds: Results so far.
         students: Results so far.
         digest: SHA-256 of the final model; empty before.
@@ -84,6 +85,7 @@ class Recorder(server.RunRecord):
     observers: Sequence[Observer] = ()
     status: Status = "running"
     reason: str = ""
+    waiting: str = ""
     rounds: list[RoundResult] = field(default_factory=list)
     students: list[StudentResult] = field(default_factory=list)
     digest: str = ""
@@ -140,9 +142,21 @@ class Recorder(server.RunRecord):
             density=summary.density,
         )
         self.rounds.append(result)
+        self.waiting = ""
         self.folder.save_results(self.results())
         for observer in self.observers:
             observer.on_round(result)
+
+    def on_silence(self, server_round: int, attempts: int) -> None:
+        """Record that no node has answered a round.
+
+        Args:
+            server_round: Number of the round.
+            attempts: Number of times that it was asked without an answer.
+        """
+        self.waiting = f"no reply yet in round {server_round}, which was asked {attempts} time(s); it is asked again"
+        getLogger("flwr").log(WARNING, "%s", self.waiting)
+        self.folder.save_results(self.results())
 
     def on_students(self, deliveries: list[server.Delivery]) -> None:
         """Record the students that were downloaded, each once, however many clients took it.
@@ -221,6 +235,7 @@ class Recorder(server.RunRecord):
             seed=workload.scenario.seed,
             status=self.status,
             reason=self.reason,
+            waiting=self.waiting,
             rounds=self.rounds,
             totals=Totals(
                 up_bytes=sum(each.ledger.total(direction="up") for each in accounts.values()),
