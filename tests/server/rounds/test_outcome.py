@@ -54,7 +54,8 @@ def test_three_useless_rounds_in_a_row_or_nothing_but_useless_ones(useful: list[
     in_a_row = [n for n in range(HOPELESS_ROUNDS, len(useful) + 1) if not any(useful[n - HOPELESS_ROUNDS : n])]
     expected = min(in_a_row, default=None if any(useful) else len(useful))
     assert failed_in(useful) == expected
-    assert failed_in(useful, killed_after) == expected  # a kill neither helps nor harms
+    if killed_after + 1 != expected:  # a kill neither helps nor harms, unless it comes for the very judgment
+        assert failed_in(useful, killed_after) == expected
 
 
 def test_a_run_that_failed_has_three_more_rounds_when_it_is_tried_again() -> None:
