@@ -168,9 +168,7 @@ def serve(plan: Plan, grid: Grid) -> None:
     result = Result(arrays=ArrayRecord(plan.model.state_dict()))
     on_silence = plan.record.on_silence if plan.patient else None
     try:
-        for summary in plan.strategy.run(
-            grid, result, plan.rounds, evaluate_fn=evaluate_held, on_silence=on_silence
-        ):
+        for summary in plan.strategy.run(grid, result, plan.rounds, evaluate_fn=evaluate_held, on_silence=on_silence):
             with plan.strategy.timer.of("report"):
                 after_round(summary)
     except FloatingPointError as error:  # the step of a model: the checkpoint before it stays the newest

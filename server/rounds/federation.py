@@ -276,7 +276,7 @@ class Federation:
             weight = upload.weight * (schedule.discount(upload.staleness) if schedule else 1.0)
             try:
                 vote = ballot.read(upload.vote) if ballot and upload.vote else None
-                update = self._mean.add(upload.payload, upload.buffers, weight, side_info)
+                update = self._mean.add(upload.payload, upload.buffers, weight, side_info, self.model.buffers)
             except PayloadError as error:
                 detail = f"{type(error).__name__}: {error}"
                 self.accounting.refuse(server_round, upload.node, "undecodable", detail)

@@ -32,7 +32,6 @@ from fedpress.server.rounds.settings import MessageFormat, ModelSettings, Rounds
 from fedpress.server.rounds.threaded_grid import PatientGrid
 from fedpress.server.strategies import resume
 
-
 LONGEST_PAUSE = 300.0
 """Longest pause, in seconds, before a round that nobody has answered is asked again; the first is 2 seconds."""
 

@@ -147,7 +147,7 @@ def simulate(
         if failure is not None:
             common.leave(
                 f"error: the run has failed: {failure}\nThe figures so far are in {folder.path}, {folder.report} shows"
-                f" them, and {folder.log} is its log. To try again from there: fedpress simulate --resume {folder.path}",
+                f" them, {folder.log} is its log. To try again from there: fedpress simulate --resume {folder.path}",
                 failure.exit_code,
             )
         typer.echo(f"\nreport: {folder.report}")
