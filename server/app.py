@@ -92,6 +92,7 @@ class Plan:
         device: device of the evaluation: cpu or cuda.
         patient: whether a round that no node has answered is asked again, as devices may be offline; else it counts as
             a round without a reply, three of which in a row end the run.
+        checked: whether the publisher has been asked already if all students can be made.
     """
 
     task: Task
@@ -106,6 +107,7 @@ class Plan:
     downloads_per_tier: int = 1
     device: str = "cpu"
     patient: bool = False
+    checked: bool = False
 
 
 def serve(plan: Plan, grid: Grid) -> None:
@@ -161,7 +163,7 @@ def serve(plan: Plan, grid: Grid) -> None:
             except FedpressError as error:  # the run goes on without this set of students; the last one must succeed
                 log(WARNING, "no students of version %d: %s", summary.round, error)
 
-    if plan.publisher:
+    if plan.publisher and not plan.checked:
         plan.publisher.check(plan.model)
     outcome = Outcome(plan.rounds, plan.strategy.federations)
     plan.strategy.companions["outcome"] = outcome

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -64,6 +65,11 @@ class Display(Observer):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._bar.stop()
+
+    def on_notes(self, notes: Sequence[str]) -> None:
+        """Print what is unusual about data, model or rounds."""
+        for note in notes:
+            self._print(f"note: {note}")
 
     def on_start(self, scenario: Scenario, folder: RunFolder) -> None:
         """Print the scenario, the run folder and the head of the rounds' table; of a run that failed, why it did."""

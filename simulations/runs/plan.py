@@ -16,8 +16,8 @@ from fedpress.server import app as server
 from fedpress.server.fusion.client_ensemble import ClientModels
 from fedpress.simulations.results import start
 from fedpress.simulations.results.run_folder import RunFolder
+from fedpress.simulations.runs import checks, plan_masks, plan_strategy, plan_students
 from fedpress.simulations.runs import job as jobs
-from fedpress.simulations.runs import plan_masks, plan_strategy, plan_students
 from fedpress.simulations.runs.job import Job
 from fedpress.simulations.runs.observer import Observer
 from fedpress.simulations.runs.recorder import Recorder
@@ -37,12 +37,17 @@ def load(run_config: Mapping[str, Any]) -> server.Plan:
 
     Raises:
         ScenarioError: The scenario is not valid.
+        FedpressError: The run would fail (`checks.check`).
         RunFolderError: The folder holds anything else.
     """
     job = jobs.load(run_config)
+    begins = job.whole.out is None or not start.goes_on(RunFolder(job.whole.out), job.whole.scenario)
+    if begins:
+        for note in checks.check(job, plan).notes:
+            getLogger("flwr").warning("%s", note)
     folder = start.folder_of(job.whole.scenario, job.whole.out)
     getLogger("flwr").log(INFO, "run folder: %s", folder.path.resolve())
-    return dataclasses.replace(plan(job, folder), patient=True)  # a deployment waits for its devices
+    return dataclasses.replace(plan(job, folder), patient=True, checked=begins)  # a deployment waits for its devices
 
 
 def plan(

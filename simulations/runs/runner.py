@@ -67,6 +67,7 @@ def simulate(
     keep_payloads: bool = False,
     adjust: Callable[[server.Plan], None] = lambda _: None,
     make_grid: MakeGrid = inline,
+    job: Job | None = None,
 ) -> Results:
     """Run a scenario and return its results, which the run folder holds too.
 
@@ -78,13 +79,15 @@ def simulate(
         keep_payloads: Write every accepted payload into the folder.
         adjust: Changes the server's plan before the run, beyond the keys of a scenario.
         make_grid: Starts the engine; the results do not depend on it.
+        job: Work of the scenario without a folder, with what the checks have loaded; None: it is made.
 
     Raises:
         RunFolderError: `out` is not empty, or cannot be made.
         RunFailed: No reply could be used, or the model is not finite; as any error, in the folder as the reason.
         KeyboardInterrupt: Passed on once the folder is whole.
     """
-    return _run(start.new_folder(scenario, out), scenario, observers, keep_state, keep_payloads, adjust, make_grid)
+    folder = start.new_folder(scenario, out)
+    return _run(folder, scenario, observers, keep_state, keep_payloads, adjust, make_grid, job)
 
 
 def resume(
@@ -120,13 +123,15 @@ def _run(
     keep_payloads: bool,
     adjust: Callable[[server.Plan], None] = lambda _: None,
     make_grid: MakeGrid = inline,
+    job: Job | None = None,
 ) -> Results:
     for observer in observers:
         observer.on_start(scenario, folder)
     with worker_process.log_to_file(folder.log) as logger:
         config = {"workload": jobs.REFERENCE, "scenario": scenario.to_json(), "out": str(folder.path.resolve())}
-        job = Job(scenario, folder.path)
+        checked, job = job is not None, (job or Job(scenario)).at(folder.path)
         planned = plan.plan(job, folder, observers, keep_payloads=keep_payloads)
+        planned.checked = checked
         recorder = planned.record
         assert isinstance(recorder, Recorder)
         recorder.keep_state = keep_state
