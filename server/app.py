@@ -73,6 +73,9 @@ class RunRecord:
     def on_finished(self) -> None:
         """Close the record: the run is over."""
 
+    def on_failed(self, reason: str) -> None:
+        """Close the record: the run has failed (`rounds.outcome`), for this reason."""
+
 
 @dataclass
 class Plan:
@@ -111,7 +114,7 @@ class Plan:
 
 
 def serve(plan: Plan, grid: Grid) -> None:
-    """Carry out the plan on a grid; a strategy that finds a checkpoint resumes from it.
+    """Carry out the plan on a grid, and record if the run fails.
 
     Args:
         plan: parts of the run.
@@ -121,6 +124,15 @@ def serve(plan: Plan, grid: Grid) -> None:
         RunFailed: no reply could be used, or the model is not finite (`rounds.outcome`).
         FedpressError: what the plan asks for cannot be done.
     """
+    try:
+        _serve(plan, grid)
+    except RunFailed as failure:
+        plan.record.on_failed(str(failure))
+        raise
+
+
+def _serve(plan: Plan, grid: Grid) -> None:
+    """Carry out the plan; a strategy that finds a checkpoint resumes from it."""
     latest: Evaluation | None = None
     tiers = plan.strategy.training_tiers if isinstance(plan.strategy, TieredFed) else ()
 

@@ -25,6 +25,8 @@ from fedpress.simulations.scenario.scenario import Scenario
 
 REFERENCE = "fedpress.simulations.runs.plan:load"
 """Value of `plan` in the configuration of a run."""
+CHECKED = "checked"
+"""Key of a run's configuration: whether `checks` were made before it was submitted."""
 
 
 def load(run_config: Mapping[str, Any]) -> server.Plan:
@@ -33,7 +35,7 @@ def load(run_config: Mapping[str, Any]) -> server.Plan:
     The run folder is a new one, or that of a killed run of this scenario, which then goes on.
 
     Args:
-        run_config: Configuration, as of `job.load`.
+        run_config: Configuration, as of `job.load`; `CHECKED` is set where the scenario has been checked already.
 
     Raises:
         ScenarioError: The scenario is not valid.
@@ -42,7 +44,7 @@ def load(run_config: Mapping[str, Any]) -> server.Plan:
     """
     job = jobs.load(run_config)
     begins = job.whole.out is None or not start.goes_on(RunFolder(job.whole.out), job.whole.scenario)
-    if begins:
+    if begins and not run_config.get(CHECKED):
         for note in checks.check(job, plan).notes:
             getLogger("flwr").warning("%s", note)
     folder = start.folder_of(job.whole.scenario, job.whole.out)

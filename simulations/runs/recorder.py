@@ -208,6 +208,14 @@ class Recorder(server.RunRecord):
         if not self.keep_state:
             self.folder.clear_state()
 
+    def on_failed(self, reason: str) -> None:
+        """Write the run as failed; its state stays.
+
+        Args:
+            reason: Why it failed.
+        """
+        self.write("failed", reason)
+
     def write(self, status: Status, reason: str = "") -> None:
         """Write ledgers and figures into the folder.
 

@@ -44,9 +44,10 @@ def test_every_model_and_student_is_in_the_tables() -> None:
     )
     assert [row[0] for row in forecast.model_rows(predicted)] == ["global", "phone"]
     assert [row[0] for row in forecast.bytes_rows(predicted)] == ["global", "phone"]
+    bundle = "a bundle of 8 bits a weight"
     assert list(forecast.student_rows(predicted)) == [
-        ("phone", "0.5 of the parameters", "the global model, pruned, trained by its clients, as a bundle of 8 bits a weight"),
-        ("watch", "9,000 bundle bytes", "the global model, pruned, as a bundle of 8 bits a weight"),
+        ("phone", "0.5 of the parameters", f"the global model, pruned, trained by its clients, as {bundle}"),
+        ("watch", "9,000 bundle bytes", f"the global model, pruned, as {bundle}"),
     ]  # fmt: skip
     assert sum(model.clients for model in predicted.models) == 2
 
@@ -60,7 +61,9 @@ def test_frozen_parameters_and_buffers_are_told_apart(tmp_path: Path) -> None:
         "        model[1].requires_grad_(False)\n"
         "        return model\n"
     )
-    (tmp_path / "scenario.yaml").write_text("task: task:Frozen\nclients: 4\nrounds: 1\nsampling: {clients_per_round: 2}\n")
+    (tmp_path / "scenario.yaml").write_text(
+        "task: task:Frozen\nclients: 4\nrounds: 1\nsampling: {clients_per_round: 2}\n"
+    )
     (model,) = launch.only_check(scenario.load(tmp_path)).models
     assert (model.trained, model.frozen, model.buffers) == (16 + 90, 520, 17)
 
