@@ -19,10 +19,12 @@ from torch import Tensor, nn
 
 from fedpress.compression import seeds
 from fedpress.compression.errors import FedpressError
+from fedpress.compression.messages import records
 from fedpress.compression.tensors.layout import Vector
 from fedpress.server.fusion import heterofl
 from fedpress.server.fusion.mutual_distillation import teach
 from fedpress.server.fusion.settings import Teaching
+from fedpress.server.rounds import exchange
 from fedpress.server.rounds.accounting import RoundSummary
 from fedpress.server.rounds.federation import Federation, Round
 from fedpress.server.rounds.sampling import PartOfGrid
@@ -141,22 +143,22 @@ class TieredFed(SparseFed):
             node: Message(RecordDict({"tier": ConfigRecord()}), dst_node_id=node, message_type="query.tier")
             for node in nodes
         }
-        replies = grid.send_and_receive(list(messages.values()), timeout=ANSWER_SECONDS) if nodes else []
-        answers = {reply.metadata.src_node_id: reply for reply in replies}
+        answers = exchange.ask(grid, list(messages.values()), ANSWER_SECONDS)
         tiers, accounts = {}, self.accounts
         for node, message in messages.items():
-            reply = answers.get(node)
-            record = reply.content.config_records.get("tier") if reply and reply.has_content() else None
+            answer = answers[node]
+            record = answer.content.config_records.get("tier") if answer.content else None
             name = record.get("name") if record else None
             if isinstance(name, str) and name in accounts:
                 tiers[node] = name
             else:
                 self._silent.add(node)
-                log(WARNING, "node %d names no tier of this run (%r), and takes no part in the round", node, name)
+                why = answer.error or records.excerpt(repr(name))
+                log(WARNING, "node %d names no tier of this run (%s), and takes no part in the round", node, why)
             accounting = accounts[tiers.get(node, "")]
             accounting.bill(self._round, node, "down", message)
-            if reply:
-                accounting.bill(self._round, node, "up", reply)
+            if answer.reply:
+                accounting.bill(self._round, node, "up", answer.reply)
         return tiers
 
     def configure_evaluate(
