@@ -25,6 +25,7 @@ from fedpress.server.publishing.publish import Published, Publisher
 from fedpress.server.rounds import exchange, threaded_grid
 from fedpress.server.rounds.accounting import RoundSummary
 from fedpress.server.rounds.exchange import Answer
+from fedpress.server.rounds.orders import unguessable
 from fedpress.server.strategies.sparse_fed import SparseFed
 from fedpress.server.strategies.tiered_fed import TieredFed, TrainingTier
 
@@ -188,7 +189,11 @@ def deliver(plan: Plan, grid: Grid, server_round: int, students: list[Published]
         offer = ConfigRecord(
             {"bundle": published.path.read_bytes(), "sha256": published.sha256, "tier": published.tier}
         )
-        messages.append(Message(RecordDict({"student": offer}), dst_node_id=node, message_type="query.student"))
+        messages.append(
+            Message(
+                RecordDict({"student": offer}), dst_node_id=node, message_type="query.student", group_id=unguessable()
+            )
+        )
     accounts = plan.strategy.accounts
     accounting = {node: accounts.get(published.tier, accounts[""]) for node, published in offers.items()}
     for message in messages:

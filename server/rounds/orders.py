@@ -95,6 +95,15 @@ class Tickets:
         return self.versions.pop(node, None)
 
 
+def unguessable() -> str:
+    """Return a group for a message without a ticket, by which nobody else can name it.
+
+    A message's id is a hash of it, and the SuperLink takes an answer from any registered node that knows the id and
+    calls itself by the name of the node that was asked.
+    """
+    return secrets.token_hex(8)
+
+
 class Orders:
     """Writer of orders and verifier of replies: at most one ticket is open per node.
 
@@ -145,7 +154,9 @@ class Orders:
             config: the application's configuration.
             model: the model to evaluate.
         """
-        return self._message(node, self._order(node, server_round, 0, model), MessageType.EVALUATE, config, model)
+        message = self._message(node, self._order(node, server_round, 0, model), MessageType.EVALUATE, config, model)
+        message.metadata.group_id = unguessable()
+        return message
 
     def from_the_beginning(
         self, node: int, server_round: int, kind: str, config: Mapping[str, Any], model: GlobalModel

@@ -27,6 +27,7 @@ from fedpress.server.fusion.settings import Teaching
 from fedpress.server.rounds import exchange
 from fedpress.server.rounds.accounting import RoundSummary
 from fedpress.server.rounds.federation import Federation, Round
+from fedpress.server.rounds.orders import unguessable
 from fedpress.server.rounds.sampling import PartOfGrid
 from fedpress.server.strategies.sparse_fed import SparseFed
 
@@ -140,7 +141,10 @@ class TieredFed(SparseFed):
 
     def _ask_for_tiers(self, grid: Grid, nodes: list[int]) -> dict[int, str]:
         messages = {
-            node: Message(RecordDict({"tier": ConfigRecord()}), dst_node_id=node, message_type="query.tier")
+            node: Message(
+                RecordDict({"tier": ConfigRecord()}), dst_node_id=node, message_type="query.tier",
+                group_id=unguessable(),
+            )
             for node in nodes
         }
         answers = exchange.ask(grid, list(messages.values()), ANSWER_SECONDS)
