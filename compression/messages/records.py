@@ -81,6 +81,11 @@ def excerpt(text: object, most: int = 300) -> str:
     return quoted[:most] + f"... ({len(whole)} characters)" * (len(whole) > most)
 
 
+def reason_of(reply: Message) -> str:
+    """Return the reason of an error, as its sender gives it, or that it gives none."""
+    return reply.error.reason or f"an error of code {reply.error.code}, without a reason"
+
+
 def set_source(message: Message, node: int) -> None:
     """Set the node that a message is from, since its own claim is the sender's alone.
 

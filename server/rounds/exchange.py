@@ -216,7 +216,7 @@ def _answer(reply: Message, node: int) -> Answer:
     if problem:
         return Answer(reply, None, problem)
     if reply.has_error():
-        return Answer(reply, None, records.excerpt(reply.error.reason))
+        return Answer(reply, None, records.excerpt(records.reason_of(reply)))
     return Answer(reply, reply.content)
 
 

@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterable, Iterator
 from logging import ERROR
 from typing import Any, NamedTuple
 
+import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore import log
 
 from fedpress.compression import seeds
-from fedpress.compression.errors import PayloadError, ValuesTooLarge
+from fedpress.compression.errors import FedpressError, PayloadError, ValuesTooLarge
 from fedpress.compression.ledger import Direction
 from fedpress.compression.messages import records
 from fedpress.compression.models.pruning import dynamic_sparsity
@@ -252,7 +253,7 @@ class Federation:
             counted = []
         if counted:
             if self.clients is not None:
-                self.clients.take([SentUpdate(u.payload, u.buffers, u.download, u.version) for u in counted])
+                self.clients.take([SentUpdate(u.payload, u.buffers, u.download, u.version, u.node) for u in counted])
             self._step(server_round, ballot, publish)
             for upload in counted:
                 self.orders.accept(upload)
@@ -311,7 +312,19 @@ class Federation:
         fusion, clients = self.fusion, self.clients
         if fusion is None or clients is None or not fusion.due(server_round):
             return None
-        return lambda arrays: fusion.fused(arrays, clients, server_round)
+
+        def refine(arrays: client_ensemble.Arrays) -> client_ensemble.Arrays:
+            try:
+                fused = fusion.fused(arrays, clients, server_round)
+                if all(np.isfinite(array).all() for array in fused.values()):
+                    return fused
+                problem = "the distilled model is not finite"
+            except FedpressError as error:
+                problem = str(error)
+            log(ERROR, "round %d: the model is not distilled from its clients': %s", server_round, problem)
+            return arrays
+
+        return refine
 
     def _metrics(self, counted: list[Upload], refused: list[Refusal]) -> MetricRecord:
         """Return the clients' metrics, with the numbers of replies that counted and that did not."""
@@ -395,7 +408,7 @@ class Federation:
         for reply in sorted(replies, key=lambda reply: reply.metadata.src_node_id):
             node = reply.metadata.src_node_id
             if reply.has_error():
-                self.accounting.refuse(server_round, node, "evaluation", str(reply.error.reason))
+                self.accounting.refuse(server_round, node, "evaluation", records.reason_of(reply))
                 continue
             try:
                 self.orders.evaluated(reply.content, node, self.model)

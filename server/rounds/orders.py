@@ -214,7 +214,7 @@ class Orders:
         node, tickets = reply.metadata.src_node_id, self.tickets
         order = tickets.open.get(node)
         if reply.has_error():
-            raise _RefusedReply("error", str(reply.error.reason))
+            raise _RefusedReply("error", records.reason_of(reply))
         content = records.unfolded(reply.content)
         try:
             answer = orders.read_answer(content)

@@ -9,9 +9,10 @@ share in every round (`sliced`).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from logging import INFO, WARNING
+from logging import ERROR, INFO, WARNING
 from typing import Any, NamedTuple
 
+import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore import log
@@ -142,7 +143,9 @@ class TieredFed(SparseFed):
     def _ask_for_tiers(self, grid: Grid, nodes: list[int]) -> dict[int, str]:
         messages = {
             node: Message(
-                RecordDict({"tier": ConfigRecord()}), dst_node_id=node, message_type="query.tier",
+                RecordDict({"tier": ConfigRecord()}),
+                dst_node_id=node,
+                message_type="query.tier",
                 group_id=unguessable(),
             )
             for node in nodes
@@ -213,10 +216,17 @@ class TieredFed(SparseFed):
         for model, start in zip(models, starts, strict=True):
             model.load_state_dict(start.to_torch_state_dict())
         whole = self.federation
-        taught = teach(
-            models[0], models[1:], self._proxy, teaching, trained=whole.sampling.fraction_train > 0,
-            seed=seeds.derive(whole.name, whole.seed, server_round, "teach"),
-        )  # fmt: skip
+        try:
+            taught = teach(
+                models[0], models[1:], self._proxy, teaching, trained=whole.sampling.fraction_train > 0,
+                seed=seeds.derive(whole.name, whole.seed, server_round, "teach"),
+            )  # fmt: skip
+        except FedpressError as error:
+            log(ERROR, "round %d: the models are not taught: %s", server_round, error)
+            return
+        if not all(bool(torch.isfinite(value).all()) for model in taught for value in model.state_dict().values()):
+            log(ERROR, "round %d: the models are not taught: what they learn is not finite", server_round)
+            return
         for federation, start, model in zip(federations, starts, taught, strict=True):
             federation.model.apply_server_update(start, ArrayRecord(model.state_dict()), teaching.downlink)
 
