@@ -31,6 +31,7 @@ DOORS: dict[str, dict[str, set[str]]] = {
     },
     "client/_flower.py": {"flwr.supernode.cli.flwr_clientapp": {"flwr_clientapp"}},
     "server/_flower.py": {
+        "flwr.app.message": {"make_message"},
         "flwr.common.constant": {"ErrorCode"},
         "flwr.proto.message_pb2": {"ObjectTree"},
         "flwr.proto.runtime_pb2": {"PullAppMessagesRequest", "PullAppMessagesResponse"},
