@@ -22,7 +22,10 @@ from fedpress.compression.messages import records
 from fedpress.compression.models.task import Evaluation, Examples, Task, evaluate
 from fedpress.server.model.global_model import GlobalModel
 from fedpress.server.publishing.publish import Published, Publisher
+from fedpress.server.rounds import exchange, threaded_grid
 from fedpress.server.rounds.accounting import RoundSummary
+from fedpress.server.rounds.exchange import Answer
+from fedpress.server.rounds.orders import unguessable
 from fedpress.server.rounds.outcome import Outcome, RunFailed
 from fedpress.server.strategies.sparse_fed import SparseFed
 from fedpress.server.strategies.tiered_fed import TieredFed, TrainingTier
@@ -31,12 +34,16 @@ FINAL_ROUNDS = 10
 """A run's accuracy is the mean over this many last rounds: one round alone swings by several points."""
 
 
+DELIVERY_SECONDS = 3600.0
+"""Limit of the wait for real clients to take their students, in seconds."""
+
+
 class Delivery(NamedTuple):
     """Delivery of a student to one client."""
 
     student: Published
     node: int
-    accuracy: float | None  # on test data, by the client; None: the delivery failed
+    accuracy: float | None  # on test data, as the client claims; None: the delivery failed
     error: str = ""
 
 
@@ -125,7 +132,7 @@ def serve(plan: Plan, grid: Grid) -> None:
         FedpressError: what the plan asks for cannot be done.
     """
     try:
-        _serve(plan, grid)
+        _serve(plan, threaded_grid.patient(grid))
     except RunFailed as failure:
         plan.record.on_failed(str(failure))
         raise
@@ -204,6 +211,7 @@ def deliver(plan: Plan, grid: Grid, server_round: int, students: list[Published]
         server_round: round that the bytes belong to.
         students: published students, one of a tier.
     """
+    grid = threaded_grid.patient(grid)
     nodes = list(grid.get_node_ids())
     members: dict[str, list[int]] = {}
     if isinstance(plan.strategy, TieredFed):
@@ -219,24 +227,33 @@ def deliver(plan: Plan, grid: Grid, server_round: int, students: list[Published]
         offer = ConfigRecord(
             {"bundle": published.path.read_bytes(), "sha256": published.sha256, "tier": published.tier}
         )
-        messages.append(Message(RecordDict({"student": offer}), dst_node_id=node, message_type="query.student"))
+        messages.append(
+            Message(
+                RecordDict({"student": offer}), dst_node_id=node, message_type="query.student", group_id=unguessable()
+            )
+        )
     accounts = plan.strategy.accounts
     accounting = {node: accounts.get(published.tier, accounts[""]) for node, published in offers.items()}
     for message in messages:
         accounting[message.metadata.dst_node_id].bill(server_round, message.metadata.dst_node_id, "down", message)
+    timeout = DELIVERY_SECONDS if getattr(grid, "clock", None) is None else None
     deliveries = []
-    for reply in sorted(grid.send_and_receive(messages), key=lambda reply: reply.metadata.src_node_id):
-        node = reply.metadata.src_node_id
-        if node not in offers:
-            continue  # the SuperLink's error for a node that is gone, in its own name
-        accounting[node].bill(server_round, node, "up", reply)
-        if reply.has_error():
-            deliveries.append(Delivery(offers[node], node, None, str(reply.error.reason)))
-        else:
-            accuracy = next(iter(reply.content.metric_records.values()))["accuracy"]
-            deliveries.append(Delivery(offers[node], node, float(accuracy)))  # type: ignore[arg-type]
-    gone = offers.keys() - {delivery.node for delivery in deliveries}
-    return deliveries + [Delivery(offers[node], node, None, "the node is gone") for node in sorted(gone)]
+    for node, answer in exchange.ask(grid, messages, timeout).items():
+        if answer.reply:
+            accounting[node].bill(server_round, node, "up", answer.reply)
+        accuracy, error = _claimed_accuracy(answer)
+        deliveries.append(Delivery(offers[node], node, accuracy, error))
+    return deliveries
+
+
+def _claimed_accuracy(answer: Answer) -> tuple[float | None, str]:
+    """Return the accuracy that a client says its student has, or None and what is wrong with its answer."""
+    if answer.content is None:
+        return None, answer.error
+    claims = [record["accuracy"] for record in answer.content.metric_records.values() if "accuracy" in record]
+    if len(claims) == 1 and not isinstance(claims[0], list) and 0 <= claims[0] <= 1:
+        return float(claims[0]), ""
+    return None, f"its answer has no accuracy from 0 to 1, but {records.excerpt(claims, 80)}"
 
 
 def tier_members(nodes: Iterable[int], tiers: Sequence[str], reported: Mapping[int, str]) -> dict[str, list[int]]:
@@ -264,7 +281,8 @@ def tier_members(nodes: Iterable[int], tiers: Sequence[str], reported: Mapping[i
         elif reported[node] in members:
             members[reported[node]].append(node)
         else:
-            log(WARNING, "node %d says it is of tier %r and gets no student: tiers are %s", node, reported[node], known)
+            tier = records.excerpt(reported[node])
+            log(WARNING, "node %d says it is of tier %r and gets no student: tiers are %s", node, tier, known)
     for number, node in enumerate(silent):
         if tiers:
             members[tiers[number % len(tiers)]].append(node)

@@ -64,7 +64,6 @@ def test_the_check_sees_an_underscored_name_of_another(text: str) -> None:
 
 REASONS = {
     "client/_flower.py": "only a name of Flower's, which tests/test_flower_doors.py imports",
-    "server/_flower.py": "only a name of Flower's, which tests/test_flower_doors.py imports",
     "simulations/__main__.py": "tests/simulations/test_main.py",
     "simulations/benchmarks/_nncodec_process.py": "a script that only an environment with nncodec can run",
     "simulations/benchmarks/_openfl_process.py": "a script that only an environment with OpenFL can run",

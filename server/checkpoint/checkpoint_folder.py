@@ -1,6 +1,6 @@
 """Checkpoints: the state of a run, in one file for each round, written whole or not at all.
 
-    <folder>/round-00000012.safetensors     arrays, and in the header's metadata a JSON text with the rest
+    <folder>/round-00000012.safetensors     arrays, one of which is a JSON text with the rest
 
 The newest few are kept. A torn or foreign file is never used: it is moved aside (`.damaged`), and the one before it is
 read. No pickle: a checkpoint cannot run code.

@@ -38,6 +38,7 @@ class SentUpdate(NamedTuple):
     buffers: bytes  # as `buffer_codec.pack` writes them; empty where the model has none
     download: Download | None  # that the client trained from
     version: int  # of the model that it trained from
+    node: int = 0  # that sent it
 
 
 @dataclass
@@ -104,7 +105,7 @@ class ClientModels:
             for arrays in self:
                 yield filled(shell, arrays)
 
-        return teachers.Ensemble(models, combine)
+        return teachers.Ensemble(models, combine, name_of=lambda number: f"the model of node {self._nodes[number]}")
 
     def state(self) -> LastUpdates:
         """Return the held model and the updates."""
@@ -113,6 +114,10 @@ class ClientModels:
     def restore(self, state: LastUpdates) -> None:
         """Take up a state."""
         self._last = state
+
+    @property
+    def _nodes(self) -> list[int]:
+        return [sent.node for sent in self._last.sent]
 
     @property
     def _attached(self) -> GlobalModel:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from logging import getLogger
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -16,7 +17,7 @@ import torch
 from torch import nn
 
 from fedpress.compression import seeds
-from fedpress.compression.errors import FedpressError
+from fedpress.compression.errors import FedpressError, NonFiniteError
 from fedpress.compression.models.bundles import reader, writer
 from fedpress.compression.models.distillation import data_free, sequence_level, teachers
 from fedpress.compression.models.distillation.settings import Combine, LearningData
@@ -214,7 +215,17 @@ class Publisher:
             progress=lambda progress: self.on_search(tier.name, progress),
         )
         student = Student(model) if trained is None else Student(trained, tier.architecture, step="trained")
-        return pipeline.run(tier.steps, student, materials, evaluator)
+        if ensemble is None:
+            return pipeline.run(tier.steps, student, materials, evaluator)
+        try:
+            return pipeline.run(tier.steps, student, materials, evaluator)
+        except (NonFiniteError, teachers.TeacherError) as error:
+            # One client's model must not cost the students.
+            getLogger("flwr").error(
+                "student %s cannot learn from the clients' models, and learns from the global one: %s", tier.name, error
+            )
+            materials = replace(materials, teacher=teachers.of(model))
+            return pipeline.run(tier.steps, student, materials, evaluator)
 
     def _publish_one(self, tier: PublishedTier, version: int, student: Student) -> Published:
         if student.bundle is None or student.bias is None:

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass, field
-from logging import INFO, WARNING
+from logging import DEBUG, INFO, WARNING
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +14,7 @@ from fedpress.compression.ledger import Direction, Ledger
 from fedpress.compression.messages import records
 from fedpress.compression.tensors.layout import Layout
 from fedpress.compression.tensors.update import Sparse, Update
+from fedpress.server.rounds.metrics import REPLIES, STALENESS
 
 
 class Refusal(NamedTuple):
@@ -105,7 +106,7 @@ class Accounting:
             self.ledger.record(server_round, node, direction, kind, size)
 
     def refuse(self, server_round: int, node: int, reason: str, detail: str) -> None:
-        """Enter a reply that does not count, and log it.
+        """Enter a reply that does not count, and log it; of a long detail the beginning, with nothing but printables.
 
         Args:
             server_round: round of the reply.
@@ -113,8 +114,20 @@ class Accounting:
             reason: one of a few words, for counting.
             detail: the particulars, for the log.
         """
+        detail = records.excerpt(detail)
         self.refusals.append(Refusal(server_round, node, reason, detail))
         log(WARNING, "round %d: reply of node %d refused (%s): %s", server_round, node, reason, detail)
+
+    def refuse_unexpected(self, server_round: int, node: int, error: Exception) -> None:
+        """Refuse a reply whose handling raised an error that nobody expects, and log where.
+
+        Args:
+            server_round: round of the reply.
+            node: node that sent it.
+            error: what was raised.
+        """
+        log(DEBUG, "round %d: the reply of node %d raised this", server_round, node, exc_info=error)
+        self.refuse(server_round, node, "malformed", f"{type(error).__name__}: {error}")
 
     def count_entries(self, update: Update, layout: Layout) -> None:
         """Count the entries of an update in each parameter.
@@ -156,15 +169,15 @@ class Accounting:
         summary = RoundSummary(
             round=server_round,
             arrays=arrays,
-            replies=int(metrics["replies"]) if metrics else 0,  # type: ignore[arg-type]
+            replies=int(metrics[REPLIES]) if metrics else 0,  # type: ignore[arg-type]
             refusals=self.refusals[first_refusal:],
             up_bytes=self.ledger.total(direction="up", round=server_round),
             down_bytes=self.ledger.total(direction="down", round=server_round),
             seconds=seconds,
             train=metrics,
             evaluation=evaluation,
-            staleness=metrics.get("staleness-mean") if metrics else None,  # type: ignore[arg-type]
-            max_staleness=metrics.get("staleness-max") if metrics else None,  # type: ignore[arg-type]
+            staleness=metrics.get(f"{STALENESS}-mean") if metrics else None,  # type: ignore[arg-type]
+            max_staleness=metrics.get(f"{STALENESS}-max") if metrics else None,  # type: ignore[arg-type]
         )
         log(
             INFO,

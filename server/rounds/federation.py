@@ -4,15 +4,18 @@ A strategy holds one federation for each model, and decides when it sends orders
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from logging import ERROR
 from typing import Any, NamedTuple
 
+import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
+from flwr.supercore import log
 
 from fedpress.compression import seeds
-from fedpress.compression.errors import PayloadError
+from fedpress.compression.errors import FedpressError, PayloadError, ValuesTooLarge
 from fedpress.compression.ledger import Direction
-from fedpress.compression.messages import orders, records
+from fedpress.compression.messages import records
 from fedpress.compression.models.pruning import dynamic_sparsity
 from fedpress.compression.tensors.layout import Layout
 from fedpress.compression.timing import Timer
@@ -27,7 +30,7 @@ from fedpress.server.rounds.aggregate import ReplyMean
 from fedpress.server.rounds.exchange import Clock, UnderWay
 from fedpress.server.rounds.orders import Orders, Tickets, Upload
 from fedpress.server.rounds.outcome import UNANSWERED
-from fedpress.server.rounds.settings import MessageFormat, ModelSettings, Rounds, Sampling
+from fedpress.server.rounds.settings import AggregateMetrics, MessageFormat, ModelSettings, Rounds, Sampling
 
 TICKETS_APART = 1_000_000
 """Added to the tickets where the newest checkpoint was damaged. Clients have answered tickets that the older one does
@@ -131,6 +134,10 @@ class Federation:
         self._model: GlobalModel | None = None
         self._mean = ReplyMean(Layout(()))
 
+    def draw_tickets_from_seed(self) -> None:
+        """Make the tickets reproducible, for a simulation; those of other servers nobody can tell in advance."""
+        self.orders.tickets.secret = seeds.derive(self.name, self.seed, "tickets").to_bytes(8)
+
     # ---- the model -------------------------------------------------------------------------------------------------
 
     def adopt(self, arrays: ArrayRecord) -> None:
@@ -169,7 +176,7 @@ class Federation:
     @property
     def taken_weight(self) -> float:
         """Sum of the weights in the last round's step; 0: there was no step."""
-        return self._mean.weight if self.metrics and self.metrics["replies"] else 0.0
+        return self._mean.weight if self.metrics and self.metrics[metrics.REPLIES] else 0.0
 
     @property
     def answered(self) -> bool | None:
@@ -177,7 +184,7 @@ class Federation:
         if self.metrics is None:
             return None
         refused = self.accounting.refusals[self._first_refusal :]
-        return bool(self.metrics["replies"]) or any(refusal.reason not in UNANSWERED for refusal in refused)
+        return bool(self.metrics[metrics.REPLIES]) or any(refusal.reason not in UNANSWERED for refusal in refused)
 
     # ---- a round ---------------------------------------------------------------------------------------------------
 
@@ -258,7 +265,7 @@ class Federation:
             counted = []
         if counted:
             if self.clients is not None:
-                self.clients.take([SentUpdate(u.payload, u.buffers, u.download, u.version) for u in counted])
+                self.clients.take([SentUpdate(u.payload, u.buffers, u.download, u.version, u.node) for u in counted])
             self._step(server_round, ballot, publish)
             for upload in counted:
                 self.orders.accept(upload)
@@ -278,8 +285,11 @@ class Federation:
                 vote = ballot.read(upload.vote) if ballot and upload.vote else None
                 update = self._mean.add(upload.payload, upload.buffers, weight, side_info, self.model.buffers)
             except PayloadError as error:
-                detail = f"{type(error).__name__}: {error}"
-                self.accounting.refuse(server_round, upload.node, "undecodable", detail)
+                reason = "too large" if isinstance(error, ValuesTooLarge) else "undecodable"
+                self.accounting.refuse(server_round, upload.node, reason, f"{type(error).__name__}: {error}")
+                continue
+            except Exception as error:  # whatever a client has sent costs this client, and nobody else
+                self.accounting.refuse_unexpected(server_round, upload.node, error)
                 continue
             self.accounting.count_entries(update, self.model.layout)
             counted.append(upload)
@@ -314,17 +324,37 @@ class Federation:
         fusion, clients = self.fusion, self.clients
         if fusion is None or clients is None or not fusion.due(server_round):
             return None
-        return lambda arrays: fusion.fused(arrays, clients, server_round)
+
+        def refine(arrays: client_ensemble.Arrays) -> client_ensemble.Arrays:
+            try:
+                fused = fusion.fused(arrays, clients, server_round)
+                if all(np.isfinite(array).all() for array in fused.values()):
+                    return fused
+                problem = "the distilled model is not finite"
+            except FedpressError as error:
+                problem = str(error)
+            log(ERROR, "round %d: the model is not distilled from its clients': %s", server_round, problem)
+            return arrays
+
+        return refine
 
     def _metrics(self, counted: list[Upload], refused: list[Refusal]) -> MetricRecord:
         """Return the clients' metrics, with the numbers of replies that counted and that did not."""
         record = MetricRecord()
         if counted:
             contents = [upload.content for upload in counted]
-            record = self._format.train_metrics(contents, self._format.weighted_by_key)
+            record = self._averaged(self._format.train_metrics, contents)
         staleness = [upload.staleness for upload in counted] if self.rounds.schedule else []
         metrics.count_replies(record, len(counted), [refusal.reason for refusal in refused], staleness)
         return record
+
+    def _averaged(self, average: AggregateMetrics, contents: list[RecordDict]) -> MetricRecord:
+        """Return the clients' metrics, none where the application's function fails on what they have sent."""
+        try:
+            return MetricRecord(dict(average(contents, self._format.weighted_by_key)))
+        except Exception as error:
+            log(ERROR, "metrics of %d replies cannot be aggregated, and are left out", len(contents), exc_info=error)
+            return MetricRecord()
 
     def summary(self, server_round: int, evaluation: MetricRecord | None, seconds: float) -> RoundSummary:
         """Return the figures of the last round, and log them.
@@ -390,16 +420,16 @@ class Federation:
         for reply in sorted(replies, key=lambda reply: reply.metadata.src_node_id):
             node = reply.metadata.src_node_id
             if reply.has_error():
-                self.accounting.refuse(server_round, node, "evaluation", str(reply.error.reason))
+                self.accounting.refuse(server_round, node, "evaluation", records.reason_of(reply))
                 continue
             try:
                 self.orders.evaluated(reply.content, node, self.model)
                 self._examples(reply.content)
-            except orders.MessageError as error:
-                self.accounting.refuse(server_round, node, "evaluation", str(error))
+            except Exception as error:  # most likely a MessageError; whatever it is, it costs this client
+                self.accounting.refuse(server_round, node, "evaluation", str(error) or type(error).__name__)
                 continue
             contents.append(reply.content)
-        return self._format.evaluate_metrics(contents, self._format.weighted_by_key) if contents else None
+        return self._averaged(self._format.evaluate_metrics, contents) if contents else None
 
     # ---- messages --------------------------------------------------------------------------------------------------
 

@@ -24,12 +24,11 @@ from fedpress.server.model.global_model import GlobalModel
 from fedpress.server.model.mask_schedules import Fixed, MaskSchedule
 from fedpress.server.model.optimizers import ServerOptimizer
 from fedpress.server.model.versions import Downlink
-from fedpress.server.rounds import metrics
+from fedpress.server.rounds import metrics, threaded_grid
 from fedpress.server.rounds.accounting import Accounting, Refusal, RoundSummary
 from fedpress.server.rounds.exchange import Clock, WallClock
 from fedpress.server.rounds.federation import Federation, Round
 from fedpress.server.rounds.settings import MessageFormat, ModelSettings, Rounds, Sampling
-from fedpress.server.rounds.threaded_grid import PatientGrid
 from fedpress.server.strategies import resume
 
 LONGEST_PAUSE = 300.0
@@ -284,13 +283,15 @@ class SparseFed(Strategy):
         """
         log(INFO, "Starting %s: %d rounds", type(self).__name__, num_rounds)
         self.summary()
+        clock: Clock | None = getattr(grid, "clock", None)
+        if clock is not None:  # a simulation: all that is drawn comes from the seed
+            for federation in self.federations.values():
+                federation.draw_tickets_from_seed()
         resumed = self._resume(grid, result)
         arrays = result.arrays
         if resumed is None and evaluate_fn and (first := evaluate_fn(0, arrays)) is not None:
             result.evaluate_metrics_serverapp[0] = first
-        clock: Clock | None = getattr(grid, "clock", None)
-        if clock is None:
-            clock, grid = WallClock(), PatientGrid(grid)
+        clock, grid = clock or WallClock(), threaded_grid.patient(grid)
         deadline = self.federation.rounds.deadline
         limit = timeout if deadline is None else min(timeout, deadline)
         for server_round in range(resumed.round if resumed else 1, num_rounds + 1):

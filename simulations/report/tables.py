@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from rich.filesize import decimal as size
 
 from fedpress.simulations.report import units
-from fedpress.simulations.results.records import Results, TierResult
+from fedpress.simulations.results.records import Results, StudentResult, TierResult
 
 
 def fact_lines(facts: Iterable[tuple[str, str]]) -> list[str]:
@@ -114,7 +114,14 @@ def _against(sent: int, ratio: float | None) -> str:
     return f"{size(sent)}, as dense" if 0.95 < ratio < 1.05 else f"{size(sent)}, {ratio:,.1f}x less than dense"
 
 
-STUDENT_COLUMNS = ("student", "parameters", "bundle", "teacher", "student", "quantized", "downloaded")
+STUDENT_COLUMNS = ("student", "parameters", "bundle", "teacher", "student", "quantized", "clients say")
+
+
+def claimed_accuracy(student: StudentResult) -> str:
+    """Return the accuracies that clients report of a student, which are their claims; "-": none has reported any."""
+    if not (claims := student.claimed_accuracies):
+        return "-"
+    return " to ".join(dict.fromkeys(f"{claim:.2%}" for claim in (min(claims), max(claims))))
 
 
 def student_rows(results: Results) -> list[tuple[str, ...]]:
@@ -128,7 +135,7 @@ def student_rows(results: Results) -> list[tuple[str, ...]]:
             f"{student.teacher_accuracy:.2%}",
             f"{student.student_accuracy:.2%}",
             f"{student.quantized_accuracy:.2%}",
-            f"{student.accuracy:.2%}",
+            claimed_accuracy(student),
         )
         for student in results.students
         if student.version == last

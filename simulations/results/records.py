@@ -76,7 +76,8 @@ class StudentResult(Record):
     version: int
     parameters: int
     bundle_bytes: int
-    accuracy: float  # of the bundle as downloaded and rebuilt by a client
+    accuracy: float  # of the bundle, which the server has opened again, as its clients do
+    claimed_accuracies: list[float] = []  # that clients report of it: each the claim of one client
     teacher_accuracy: float  # of the global model that it was made from
     student_accuracy: float  # before quantization
     quantized_accuracy: float  # after it, before it was written to a bundle

@@ -21,7 +21,6 @@ from fedpress.compression.models.task import Evaluation
 from fedpress.server import app as server
 from fedpress.server.publishing.publish import Published
 from fedpress.server.rounds.accounting import RoundSummary
-from fedpress.server.rounds.outcome import RunFailed
 from fedpress.server.strategies.sparse_fed import SparseFed
 from fedpress.server.strategies.tiered_fed import TieredFed, TrainingTier
 from fedpress.simulations.results.records import (
@@ -38,6 +37,9 @@ from fedpress.simulations.results.records import (
 from fedpress.simulations.results.run_folder import RunFolder
 from fedpress.simulations.runs.job import Job
 from fedpress.simulations.runs.observer import Observer
+
+CLAIM_DIFFERS = 0.005
+"""Difference between a client's claim about its student and the server's figure, as fractions, that the log names."""
 
 
 class RecorderState(NamedTuple):
@@ -160,26 +162,30 @@ class Recorder(server.RunRecord):
         self.folder.save_results(self.results())
 
     def on_students(self, deliveries: list[server.Delivery]) -> None:
-        """Record the students that were downloaded, each once, however many clients took it.
+        """Record the students that were published, each once, with what its clients say of it.
 
-        Raises:
-            RunFailed: No client could take a student.
+        A client that cannot take its student, or says something else of it than the server, is named in the log.
         """
         by_tier: dict[str, list[server.Delivery]] = {}
         for delivery in deliveries:
             by_tier.setdefault(delivery.student.tier, []).append(delivery)
         for tier, received in by_tier.items():
-            good = [delivery for delivery in received if delivery.accuracy is not None]
-            for bad in received:
-                if bad.error:
-                    getLogger("flwr").log(WARNING, "node %d could not take student %s: %s", bad.node, tier, bad.error)
-            if not good:
-                raise RunFailed(f"student {tier!r} was published, but no client could take it: {received[-1].error}")
-            student, accuracy = good[0].student, good[0].accuracy
-            assert accuracy is not None
+            student = received[0].student
+            for each in received:
+                if each.accuracy is None:
+                    _warn("node %d could not take student %s: %s", each.node, tier, each.error)
+                elif abs(each.accuracy - student.quantized_accuracy) > CLAIM_DIFFERS:
+                    own = student.quantized_accuracy
+                    _warn(
+                        "node %d says that student %s has %.4f, here it has %.4f", each.node, tier, each.accuracy, own
+                    )
+            claims = [delivery.accuracy for delivery in received if delivery.accuracy is not None]
+            if not claims:
+                nobody = f"no client could take it: {received[-1].error}"
+                student = student._replace(warning="; ".join(filter(None, (student.warning, nobody))))
             if student.warning:
-                getLogger("flwr").log(WARNING, "student %s: %s", tier, student.warning)
-            result = student_result(student, accuracy)
+                _warn("student %s: %s", tier, student.warning)
+            result = student_result(student, student.quantized_accuracy, claims)
             self.students.append(result)
             for observer in self.observers:
                 observer.on_student(result)
@@ -304,16 +310,21 @@ class Recorder(server.RunRecord):
         return sizes
 
 
-def student_result(student: Published, accuracy: float) -> StudentResult:
+def student_result(student: Published, accuracy: float, claims: Sequence[float] = ()) -> StudentResult:
     """Return the figures of a student.
 
     Args:
         student: As published.
-        accuracy: Of its bundle, opened by a client; a fraction on test data.
+        accuracy: Of its bundle, opened here; a fraction on test data.
+        claims: Accuracies that clients report.
     """
     figures = {key: value for key, value in student._asdict().items() if key != "path"}
     lists = {key: list(figures[key]) for key in ("stages", "candidates", "curve", "timings")}
-    return StudentResult(**figures | lists, accuracy=accuracy)
+    return StudentResult(**figures | lists, accuracy=accuracy, claimed_accuracies=list(claims))
+
+
+def _warn(text: str, *values: object) -> None:
+    getLogger("flwr").log(WARNING, text, *values)
 
 
 def _tier_round(summary: RoundSummary) -> TierRound:

@@ -83,3 +83,13 @@ def test_the_ledger_comes_back_row_by_row() -> None:
     assert (again.total(), again.total(round=9), again.total(direction="up")) == (12, 0, 12)
     again.replace(Ledger().arrays())
     assert again.rows == [] and again.total() == 0
+
+
+def test_of_a_long_detail_the_beginning_is_kept_with_nothing_but_printables() -> None:
+    accounting = Accounting()
+    accounting.refuse(1, 7, "error", "no space\n\x1b[2Jleft\u202e " * 1_000_000)
+    accounting.refuse_unexpected(2, 8, KeyError("\n"))
+    long, short = accounting.refusals
+    assert long.detail.isprintable() and len(long.detail) < 400
+    assert long.detail.startswith("no space\\n\\x1b[2Jleft\\u202e") and long.detail.endswith("(19000000 characters)")
+    assert short[2:] == ("malformed", r"KeyError: '\n'")

@@ -1,6 +1,7 @@
 """Metrics of replies: the weight of a client is checked, the others are averaged by it."""
 
 import math
+from typing import Any
 
 import pytest
 from flwr.app import MetricRecord, RecordDict
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedpress.compression.messages import orders
-from fedpress.server.rounds.metrics import examples, weighted_metrics
+from fedpress.server.rounds.metrics import FEWEST_EXAMPLES, MOST_NAME, MOST_NUMBERS, examples, weighted_metrics
 
 
 def reply(**metrics: float) -> RecordDict:
@@ -32,7 +33,7 @@ def test_a_mean_lies_within_what_was_averaged_and_does_not_depend_on_the_unit(pa
     assert doubled == pytest.approx(mean)
 
 
-@pytest.mark.parametrize("claimed", [0, -1, 101.0, math.nan, math.inf])
+@pytest.mark.parametrize("claimed", [0, -1, 101.0, math.nan, math.inf, 5e-324, 2**64 - 1])
 def test_a_weight_out_of_range_is_refused(claimed: float) -> None:
     with pytest.raises(orders.MessageError, match="must be a number above 0 and at most 100"):
         examples(reply(n=claimed), "n", 100)
@@ -49,3 +50,22 @@ def test_the_weight_must_be_there_once() -> None:
             examples(content, "n", 100)
     with pytest.raises(orders.MessageError, match="must be a number"):
         examples(RecordDict({"a": MetricRecord({"n": [1, 2]})}), "n", 100)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "reason"),
+    [
+        ({"fedpress.replies": 1}, "a name of the server's own"),
+        ({"a" * (MOST_NAME + 1): 1}, "expected at most 200, all printable"),
+        ({"a\n\x1b[2J": 1}, "all printable"),
+        ({"list": [1.0] * (MOST_NUMBERS + 1)}, "expected at most 100000"),
+        (dict.fromkeys(map(str, range(MOST_NUMBERS + 1)), 1), "expected at most 100000"),
+    ],
+)  # fmt: skip
+def test_metrics_that_cannot_be_kept_are_refused(metrics: dict[str, Any], reason: str) -> None:
+    with pytest.raises(orders.MessageError, match=reason):
+        examples(RecordDict({"a": MetricRecord({"n": 1, **metrics})}), "n", 100)
+
+
+def test_fractions_of_an_example_are_weights_too() -> None:
+    assert examples(reply(n=FEWEST_EXAMPLES), "n", 100) == FEWEST_EXAMPLES

@@ -84,7 +84,11 @@ def test_bad_replies_cost_their_clients_the_round_and_are_counted_by_reason() ->
     assert "mods=[compress" in details[faulty_client.FAULTS.index("dense")]
     assert "this client always fails" in details[faulty_client.FAULTS.index("raises")]
     metrics = result.train_metrics_clientapp[1]
-    assert (metrics["replies"], metrics["refused"], metrics["refused-undecodable"]) == (2, 13, 3)
+    assert (metrics["fedpress.replies"], metrics["fedpress.refused"], metrics["fedpress.refused-undecodable"]) == (
+        2,
+        13,
+        3,
+    )
     # the ledger's law, refused and failed replies included
     assert strategy.ledger.total(direction="down") == passed["down"]
     assert strategy.ledger.total(direction="up") == passed["up"]
@@ -98,7 +102,11 @@ def test_a_doubled_reply_counts_once() -> None:
         replies = grid.send_and_receive(messages)
     _, metrics = strategy.aggregate_train(1, [*replies, replies[0]])
     assert metrics is not None
-    assert (metrics["replies"], metrics["refused"], metrics["refused-wrong-ticket"]) == (2, 1, 1)
+    assert (metrics["fedpress.replies"], metrics["fedpress.refused"], metrics["fedpress.refused-wrong-ticket"]) == (
+        2,
+        1,
+        1,
+    )
 
 
 def test_a_round_without_enough_replies_changes_nothing_and_returns_the_mass() -> None:
@@ -151,7 +159,7 @@ def test_over_selection_takes_the_first_replies_by_virtual_time_whatever_the_num
             examples=lambda client: 100,
         ) as grid:
             result = strategy.start(grid, initial_arrays(), num_rounds=2)
-        assert [metrics["replies"] for metrics in result.train_metrics_clientapp.values()] == [4, 4]
+        assert [metrics["fedpress.replies"] for metrics in result.train_metrics_clientapp.values()] == [4, 4]
         return [(refusal.round, refusal.node) for refusal in strategy.refusals]
 
     late = replied(1)
@@ -169,7 +177,7 @@ def test_clients_that_never_answer_do_not_hold_the_round_up() -> None:
         examples=lambda client: 100,
     ) as grid:
         result = strategy.start(grid, initial_arrays(), num_rounds=3)
-    replies = [metrics["replies"] for metrics in result.train_metrics_clientapp.values()]
+    replies = [metrics["fedpress.replies"] for metrics in result.train_metrics_clientapp.values()]
     assert sum(replies) + len(strategy.refusals) == 24
     assert {refusal.reason for refusal in strategy.refusals} == {"late"}
 

@@ -1,5 +1,6 @@
 """Figures of a run as rounds and students come in."""
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -112,17 +113,24 @@ def test_what_a_deployment_waits_for_is_in_the_folder_until_the_round_is_over(tm
     assert record.folder.load_results().waiting == ""
 
 
-def test_a_student_is_entered_once_if_one_client_could_take_it(tmp_path: Path) -> None:
+def test_a_student_is_entered_once_with_what_its_clients_say(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     told = Told()
     record = recorder(tmp_path / "run", told)
     student = published("phone", tmp_path)
+    logging.getLogger("flwr").addHandler(caplog.handler)
     record.on_students([
-        Delivery(student, 1, None, "the disk is full"), Delivery(student, 2, 0.65), Delivery(student, 3, 0.65)
+        Delivery(student, 1, None, "the disk is full"), Delivery(student, 2, 0.7), Delivery(student, 3, 1.0)
     ])  # fmt: skip
     (entered,) = record.students
-    assert told.students == [entered] and (entered.tier, entered.accuracy, entered.sha256) == ("phone", 0.65, "00")
-    with pytest.raises(RunFailed, match="'watch' was published, but no client could take it: the disk is full"):
-        record.on_students([Delivery(published("watch", tmp_path), 1, None, "the disk is full")])
+    assert told.students == [entered] and (entered.tier, entered.sha256, entered.warning) == ("phone", "00", "")
+    assert entered.accuracy == student.quantized_accuracy == 0.7  # no client's claim is a figure of the run
+    assert entered.claimed_accuracies == [0.7, 1.0]
+    assert "node 1 could not take student phone: the disk is full" in caplog.text
+    assert "node 3 says that student phone has 1.0000, here it has 0.7000" in caplog.text
+    record.on_students([Delivery(published("watch", tmp_path), 1, None, "the disk is full")])
+    logging.getLogger("flwr").removeHandler(caplog.handler)
+    assert record.students[1].warning == "no client could take it: the disk is full"
+    assert record.students[1].claimed_accuracies == []
 
 
 def test_figures_of_a_student_are_those_published_without_its_path(tmp_path: Path) -> None:
