@@ -4,15 +4,17 @@ Where the server sends deltas (`SparseFed(downlink=...)`), the mod keeps the mod
 and hands it to the application, which sees no difference.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from logging import ERROR, INFO, WARNING
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp.typing import ClientAppCallable, Mod
 from flwr.supercore import log
+from numpy.typing import NDArray
 
+from fedpress.client import running_statistics
 from fedpress.client.state import replica as replicas
 from fedpress.client.state import stores
 from fedpress.client.state.memory import Memory
@@ -26,11 +28,15 @@ from fedpress.compression.tensors.layout import Layout
 from fedpress.compression.tensors.mask import Mask
 from fedpress.compression.wire import position_set
 
+Statistics: TypeAlias = Callable[[Context, Mapping[str, NDArray[Any]]], Mapping[str, NDArray[Any]]]
+"""Function of a client's Context and a model's arrays that returns running statistics by the names of the buffers."""
+
 
 def compress(
     encoder: Encoder[Any] | Callable[[Context], Encoder[Any]],
     *,
     layout: Layout | Callable[[Context], Layout] | None = None,
+    statistics: Statistics | None = None,
 ) -> Mod:
     """Return a mod for any ClientApp that answers `train` with the trained weights in one ArrayRecord.
 
@@ -49,6 +55,10 @@ def compress(
         encoder: The encoder, or a function of Flower's Context that returns it.
         layout: Which arrays are parameters and which are buffers: `Layout.of(model)`, or a function of the Context.
             Without it the usual names decide (`Layout.of_arrays`), and the log says so.
+        statistics: A function of the Context and the received model's arrays that returns its running means and
+            variances on this client's examples, such as `batch_norm.measure` gives them: they are sent in place of the
+            trained ones, which belong to other weights. Without it, what the trained ones still hold of the received
+            ones is taken out (`running_statistics.of_training`).
     """
 
     def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
@@ -61,7 +71,7 @@ def compress(
         if order is None:
             return call_next(message, context)
         chosen = encoder if isinstance(encoder, Encoder) else encoder(context)
-        handler = _OrderHandler(message, context, order, chosen, layout)
+        handler = _OrderHandler(message, context, order, chosen, layout, statistics)
         return handler.train(call_next) if category == "train" else handler.evaluate(call_next)
 
     return mod
@@ -87,12 +97,14 @@ class _OrderHandler:
         order: Order,
         encoder: Encoder[Any],
         layout: Layout | Callable[[Context], Layout] | None,
+        statistics: Statistics | None,
     ) -> None:
         self._message = message
         self._context = context
         self._order = order
         self._encoder = encoder
         self._layout = layout
+        self._statistics = statistics
         self._store = stores.open_store(context, order.federation)
         self._lost_state = False
         try:
@@ -120,6 +132,7 @@ class _OrderHandler:
             return self._reply(Answer(order.ticket, order.version, needs_model=True))
         layout, arrays = model.layout, model.arrays
         encoder_state, lost_state = self._acknowledged(layout)
+        measured = self._statistics(self._context, arrays) if self._statistics and layout.buffers else {}
         start = flatten.flatten(arrays, layout)
         offset = self._encoder.offset(encoder_state)
         if offset is not None:
@@ -140,12 +153,13 @@ class _OrderHandler:
         seed = seeds.derive(order.federation, order.round, stores.client_index(self._context), "encode")
         answer = Answer(order.ticket, order.version, tag=model.tag, lost_state=lost_state, tier=tier)
         try:
+            own = running_statistics.of_training(model.arrays, trained, layout)
+            buffers = buffer_codec.pack({**trained, **own, **measured}, layout, model.arrays) if layout.buffers else b""
             payload, _, encoder_state = self._encoder.encode(update, encoder_state, side_info, seed)
         except NonFiniteError as error:
             log(WARNING, "round %d: no update is sent: %s", order.round, error)
             answer = answer._replace(error=str(error))
         else:
-            buffers = buffer_codec.pack(trained, layout) if layout.buffers else b""
             answer = answer._replace(payload=payload, buffers=buffers, vote=_vote(reply.content, layout))
         others = {name: record for name, record in reply.content.items() if name not in (trained_key, orders.VOTE)}
         reply.content = records.folded(RecordDict({orders.ANSWER: orders.write_answer(answer), **others}))
@@ -211,7 +225,7 @@ class _OrderHandler:
         held = replicas.receive(order, order.download, held, content, layout)
         if held is None:
             return None
-        buffers = buffer_codec.unpack(held.replica.buffers, layout) if layout.buffers else {}
+        buffers = buffer_codec.unpack(held.replica.buffers, layout, None) if layout.buffers else {}
         arrays = {**flatten.unflatten(held.replica.floats(layout), layout), **buffers}
         return _ReceivedModel(layout, record_key, arrays, held, order.download.tag)
 

@@ -64,6 +64,8 @@ class Layout:
         buffers: The tensors that travel apart, in the order of `buffer_codec`.
         tied: Pairs (alias, canonical name) of tensors that are one in memory; an alias takes no room in the vector.
         mask: Which entries of the parameters the vector holds, counted over all of them; None: all.
+        norm_momenta: Pairs (name of a layer with running statistics, its momentum: the share of one batch in them;
+            None: they are the mean over all batches). A layer that is not there has torch's default.
 
     >>> layout = Layout((TensorSpec("weight", (2, 3), "float32"), TensorSpec("bias", (2,), "float32")))
     >>> layout.size, layout.offsets.tolist(), f"{layout.fingerprint:08x}"
@@ -77,6 +79,7 @@ class Layout:
     buffers: tuple[TensorSpec, ...] = ()
     tied: tuple[tuple[str, str], ...] = ()
     mask: Mask | None = None
+    norm_momenta: tuple[tuple[str, float | None], ...] = dataclasses.field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         names = [spec.name for spec in (*self.parameters, *self.buffers)] + [alias for alias, _ in self.tied]
@@ -176,7 +179,8 @@ class Layout:
         Integer and boolean parameters count as buffers, since they cannot be averaged.
 
         Args:
-            model: An object with `named_parameters`, `named_buffers` and `state_dict`, as `torch.nn.Module` has them.
+            model: An object with `named_parameters`, `named_buffers`, `named_modules` and `state_dict`, as
+                `torch.nn.Module` has them.
         """
         in_state = set(model.state_dict().keys())
         parameters: list[TensorSpec] = []
@@ -195,7 +199,12 @@ class Layout:
         for name, tensor in model.named_buffers(remove_duplicate=False):
             if name in in_state:
                 buffers.append(TensorSpec(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch.")))
-        return cls(tuple(parameters), tuple(buffers), tuple(tied))
+        momenta = tuple(
+            (name, module.momentum)
+            for name, module in model.named_modules()
+            if hasattr(module, "running_mean") and hasattr(module, "momentum")
+        )
+        return cls(tuple(parameters), tuple(buffers), tuple(tied), norm_momenta=momenta)
 
     @classmethod
     def of_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> "Layout":
