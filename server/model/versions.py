@@ -337,7 +337,8 @@ class Versions:
         apart = (wanted > 2 * magnitudes) | (wanted * _OUTLIER < magnitudes)
         wanted[apart] = _dyadic(magnitudes[apart])
         steps = np.rint(np.ldexp(wanted, -self.held.grid.spacing(positions, self._layout)))
-        return np.copysign(np.maximum(steps, 1), missing).astype(np.int64)
+        signed: NDArray[np.int64] = np.copysign(np.maximum(steps, 1), missing).astype(np.int64)
+        return signed
 
     @property
     def _drawn(self) -> int:
