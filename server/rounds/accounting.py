@@ -15,6 +15,9 @@ from fedpress.compression.messages import records
 from fedpress.compression.tensors.layout import Layout
 from fedpress.compression.tensors.update import Sparse, Update
 
+UNANSWERED = frozenset({"late", "unreachable", "restart"})
+"""Reasons of refusals for which no client has answered."""
+
 
 class Refusal(NamedTuple):
     """A reply that did not count, and why."""
