@@ -203,7 +203,16 @@ class Service:
         self._say("checking the scenario")
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", "fedpress.simulations", "simulate", str(file), "--check"],
+                [
+                    sys.executable,
+                    "-m",
+                    "fedpress.simulations",
+                    "simulate",
+                    str(file),
+                    "--check",
+                    "--out",
+                    str(self._folder.path),
+                ],
                 env=flower_processes.environment(self._home),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
