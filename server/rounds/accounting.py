@@ -16,6 +16,9 @@ from fedpress.compression.tensors.layout import Layout
 from fedpress.compression.tensors.update import Sparse, Update
 from fedpress.server.rounds.metrics import REPLIES, STALENESS
 
+UNANSWERED = frozenset({"late", "unreachable", "restart"})
+"""Reasons of refusals for which no client has answered."""
+
 
 class Refusal(NamedTuple):
     """A reply that did not count, and why."""

@@ -25,11 +25,10 @@ from fedpress.server.fusion.client_ensemble import ClientModels, Fusion, SentUpd
 from fedpress.server.model.global_model import GlobalModel, ModelState
 from fedpress.server.model.mask_schedules import Ballot
 from fedpress.server.rounds import exchange, metrics, sampling
-from fedpress.server.rounds.accounting import Accounting, AccountingState, Refusal, RoundSummary
+from fedpress.server.rounds.accounting import UNANSWERED, Accounting, AccountingState, Refusal, RoundSummary
 from fedpress.server.rounds.aggregate import ReplyMean
 from fedpress.server.rounds.exchange import Clock, UnderWay
 from fedpress.server.rounds.orders import Orders, Tickets, Upload
-from fedpress.server.rounds.outcome import UNANSWERED
 from fedpress.server.rounds.settings import AggregateMetrics, MessageFormat, ModelSettings, Rounds, Sampling
 
 TICKETS_APART = 1_000_000

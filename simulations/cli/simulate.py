@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -152,7 +153,8 @@ def simulate(
             common.leave("interrupted before the first round", common.INTERRUPTED)
         if interrupted or failure is not None:
             results = load(folder.path)
-        run_page.write(folder.path)
+        with suppress(*((OSError,) if failure is not None else ())):  # of a full disk, which is the failure then
+            run_page.write(folder.path)
         common.show_lines(["", *tables.run_lines(results)])
         common.write_json(json_file, results.model_dump(mode="json"))
         if interrupted:

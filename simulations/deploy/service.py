@@ -198,22 +198,33 @@ class Service:
         Raises:
             ServiceError: The run would fail.
         """
-        file = self._state / "scenario.yaml"
+        file, log = self._state / "scenario.yaml", self._state / "check.log"
         write_atomically(file, scenario.to_yaml().encode())
         self._say("checking the scenario")
-        process = subprocess.Popen(
-            [sys.executable, "-m", "fedpress.simulations", "simulate", str(file), "--check"],
-            env=flower_processes.environment(self._home),
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )  # fmt: skip
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-m",
+                    "fedpress.simulations",
+                    "simulate",
+                    str(file),
+                    "--check",
+                    "--out",
+                    str(self._folder.path),
+                ],
+                env=flower_processes.environment(self._home),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
         while process.poll() is None and not self._signal:
-            with suppress(subprocess.TimeoutExpired):
-                output, _ = process.communicate(timeout=0.5)
+            self._wake.wait(0.2)
         if self._signal:
             process.kill()
-            process.communicate()
+            process.wait()
             return
-        lines = [line for line in output.splitlines() if line.strip()]
+        lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
         for line in lines:
             if line.startswith("note: "):
                 self._say(line)

@@ -17,7 +17,7 @@
     tensorboard/         event files for TensorBoard, of a run with --tensorboard
 
 A folder stays readable however the run ends: results.json is replaced as a whole, never written in place,
-and its `status` says whether the run finished.
+and its `status` says whether the run finished, was interrupted or has failed; then `reason` says why.
 """
 
 from __future__ import annotations

@@ -117,13 +117,10 @@ def test_a_run_that_fails_says_why_and_has_an_exit_code(tmp_path: Path) -> None:
     )
     done = fedpress("simulate", "scenario.yaml", "--out", "run", cwd=tmp_path)
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert (
-        "error: the run has failed: " in done.stderr
-        and "To try again from there: fedpress simulate --resume run" in done.stderr
-    )
+    assert "To try again from there: fedpress simulate --resume run" in done.stderr
     results = run_folder.load(tmp_path / "run")
     assert results.status == "failed" and f"the run has failed: {results.reason}" in done.stderr
-    assert f"status      failed: {results.reason}" in " ".join(done.stdout.splitlines()).replace("  ", "  ")
+    assert re.search(rf"^status +failed: {re.escape(results.reason)}$", done.stdout, re.M)
     assert "This run has failed:" in (tmp_path / "run" / "report.html").read_text()
     again = fedpress("simulate", "--resume", "run", cwd=tmp_path)
     assert again.returncode == 1 and "this run failed after round" in again.stdout

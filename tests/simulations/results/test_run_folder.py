@@ -51,7 +51,7 @@ RESULTS = st.builds(
     Results,
     scenario=st.dictionaries(NAMES, st.none() | st.integers() | FRACTIONS | NAMES, max_size=4),
     seed=st.integers(),
-    status=st.sampled_from(["running", "finished", "interrupted"]),
+    status=st.sampled_from(["running", "finished", "interrupted", "failed"]),
     rounds=st.lists(ROUNDS, max_size=4),
     totals=st.builds(
         Totals,
