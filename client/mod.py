@@ -153,13 +153,13 @@ class _OrderHandler:
         seed = seeds.derive(order.federation, order.round, stores.client_index(self._context), "encode")
         answer = Answer(order.ticket, order.version, tag=model.tag, lost_state=lost_state, tier=tier)
         try:
+            own = running_statistics.of_training(model.arrays, trained, layout)
+            buffers = buffer_codec.pack({**trained, **own, **measured}, layout, model.arrays) if layout.buffers else b""
             payload, _, encoder_state = self._encoder.encode(update, encoder_state, side_info, seed)
         except NonFiniteError as error:
             log(WARNING, "round %d: no update is sent: %s", order.round, error)
             answer = answer._replace(error=str(error))
         else:
-            own = running_statistics.of_training(model.arrays, trained, layout)
-            buffers = buffer_codec.pack({**trained, **own, **measured}, layout) if layout.buffers else b""
             answer = answer._replace(payload=payload, buffers=buffers, vote=_vote(reply.content, layout))
         others = {name: record for name, record in reply.content.items() if name not in (trained_key, orders.VOTE)}
         reply.content = records.folded(RecordDict({orders.ANSWER: orders.write_answer(answer), **others}))
@@ -225,7 +225,7 @@ class _OrderHandler:
         held = replicas.receive(order, order.download, held, content, layout)
         if held is None:
             return None
-        buffers = buffer_codec.unpack(held.replica.buffers, layout) if layout.buffers else {}
+        buffers = buffer_codec.unpack(held.replica.buffers, layout, None) if layout.buffers else {}
         arrays = {**flatten.unflatten(held.replica.floats(layout), layout), **buffers}
         return _ReceivedModel(layout, record_key, arrays, held, order.download.tag)
 

@@ -1,7 +1,7 @@
 """Local training with torch: SGD over a client's own examples."""
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,8 +11,11 @@ from torch import Tensor, nn
 from torch.optim.sgd import sgd
 
 from fedpress.client.settings import Training
-from fedpress.compression.models import batch_norm
+from fedpress.compression.models import batch_norm, batches
 from fedpress.compression.models.task import Examples, usable
+
+NO_TARGET = -100
+"""Target of a place that does not count, as torch's losses ignore it."""
 
 
 def deterministic(seed: int) -> None:
@@ -39,6 +42,9 @@ def train(
 
     Law: a weight that is zero and outside the mask stays zero, whatever the optimizer: its gradient is set to zero.
 
+    With batch normalization a last batch of one example joins the one before (`batches`). A batch in which no place has
+    a target, and whose mean loss is hence not a number, is left out.
+
     Args:
         model: holds the initial weights; afterwards the trained ones.
         examples: inputs (N, ...) and targets (N,) or (N, L), N >= 1.
@@ -48,7 +54,7 @@ def train(
         flags: mask of a parameter by its name, in its shape (`flatten.flags`); others are trained whole.
 
     Raises:
-        ValueError: there are no examples.
+        ValueError: there are no examples, or none has a target.
         DeviceError: a CUDA device is asked for and there is none.
     """
     count = len(examples.targets)
@@ -66,21 +72,27 @@ def train(
     ]
     order = torch.Generator().manual_seed(seed)
     total, seen = torch.zeros((), dtype=torch.float64, device=device), 0
-    for batch in _batches(count, settings, order):
-        inputs, targets = examples.inputs[batch].to(device), examples.targets[batch].to(device)
-        model.zero_grad()
-        with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
-            value = loss(model(inputs), targets)
-        objective = value
-        for parameter, start in zip(model.parameters(), anchor, strict=False):
-            objective = objective + settings.proximal_mu / 2 * (parameter - start).square().sum()
-        objective.backward()  # type: ignore[no-untyped-call]
-        for parameter, present in masked:
-            if parameter.grad is not None:
-                parameter.grad.mul_(present)
-        step()
-        total += value.detach().double() * len(batch)
-        seen += len(batch)
+    with batches.lone_examples(model):
+        for batch in _batches(count, settings, order, model):
+            inputs, given = examples.inputs[batch].to(device), examples.targets[batch]
+            targets = given.to(device)
+            model.zero_grad()
+            with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
+                value = loss(model(inputs), targets)
+            if bool((given == NO_TARGET).all()) and not torch.isfinite(value):
+                continue
+            objective = value
+            for parameter, start in zip(model.parameters(), anchor, strict=False):
+                objective = objective + settings.proximal_mu / 2 * (parameter - start).square().sum()
+            objective.backward()  # type: ignore[no-untyped-call]
+            for parameter, present in masked:
+                if parameter.grad is not None:
+                    parameter.grad.mul_(present)
+            step()
+            total += value.detach().double() * len(batch)
+            seen += len(batch)
+    if not seen:
+        raise ValueError(f"none of the {count} examples of this client has a target: all are {NO_TARGET}")
     model.to("cpu")
     return float(total) / seen
 
@@ -124,10 +136,13 @@ def gradient(
     model.to(device).train()
     model.zero_grad()
     count = len(examples.targets)
-    for first in range(0, count, settings.batch_size):
-        inputs = examples.inputs[first : first + settings.batch_size].to(device)
-        targets = examples.targets[first : first + settings.batch_size].to(device)
-        (loss(model(inputs), targets) * (len(targets) / count)).backward()  # type: ignore[no-untyped-call]
+    with batches.lone_examples(model):
+        for batch in batches.split(torch.arange(count), settings.batch_size, model):
+            inputs, given = examples.inputs[batch].to(device), examples.targets[batch]
+            value = loss(model(inputs), given.to(device))
+            if bool((given == NO_TARGET).all()) and not torch.isfinite(value):
+                continue
+            (value * (len(batch) / count)).backward()  # type: ignore[no-untyped-call]
     model.to("cpu")
     return {
         name: np.zeros(tuple(parameter.shape), np.float32) if parameter.grad is None else parameter.grad.float().numpy()
@@ -162,10 +177,15 @@ def _sgd(parameters: list[nn.Parameter], settings: Training) -> Callable[[], Non
     return step
 
 
-def _batches(count: int, settings: Training, order: torch.Generator) -> list[Tensor]:
+def _batches(count: int, settings: Training, order: torch.Generator, model: nn.Module) -> list[Tensor]:
     """Return the index batches of the whole training, shuffled anew every epoch."""
-    steps = settings.steps_of(count)
-    batches: list[Tensor] = []
-    while len(batches) < steps:
-        batches.extend(torch.split(torch.randperm(count, generator=order), settings.batch_size))
-    return batches[:steps]
+
+    def one_pass() -> Sequence[Tensor]:
+        return batches.split(torch.randperm(count, generator=order), settings.batch_size, model)
+
+    if settings.steps is None:
+        return [batch for _ in range(settings.epochs or 1) for batch in one_pass()]
+    chosen: list[Tensor] = []
+    while len(chosen) < settings.steps:
+        chosen.extend(one_pass())
+    return chosen[: settings.steps]

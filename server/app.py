@@ -26,6 +26,7 @@ from fedpress.server.rounds import exchange, threaded_grid
 from fedpress.server.rounds.accounting import RoundSummary
 from fedpress.server.rounds.exchange import Answer
 from fedpress.server.rounds.orders import unguessable
+from fedpress.server.rounds.outcome import Outcome, RunFailed
 from fedpress.server.strategies.sparse_fed import SparseFed
 from fedpress.server.strategies.tiered_fed import TieredFed, TrainingTier
 
@@ -57,6 +58,14 @@ class RunRecord:
             evaluation: evaluation of the held model; None: none was due.
         """
 
+    def on_silence(self, server_round: int, attempts: int) -> None:
+        """Record that no node has answered a round, which is asked again.
+
+        Args:
+            server_round: number of the round.
+            attempts: number of times that it was asked without an answer.
+        """
+
     def on_students(self, deliveries: list[Delivery]) -> None:
         """Record students that were published and delivered."""
 
@@ -70,6 +79,9 @@ class RunRecord:
 
     def on_finished(self) -> None:
         """Close the record: the run is over."""
+
+    def on_failed(self, reason: str) -> None:
+        """Close the record: the run has failed (`rounds.outcome`), for this reason."""
 
 
 @dataclass
@@ -88,6 +100,9 @@ class Plan:
         downloads_per_tier: number of clients of each tier that get its student.
         record: observer of the run.
         device: device of the evaluation: cpu or cuda.
+        patient: whether a round that no node has answered is asked again, as devices may be offline; else it counts as
+            a round without a reply, three of which in a row end the run.
+        checked: whether the publisher has been asked already if all students can be made.
     """
 
     task: Task
@@ -101,15 +116,30 @@ class Plan:
     publish_every: int = 0
     downloads_per_tier: int = 1
     device: str = "cpu"
+    patient: bool = False
+    checked: bool = False
 
 
 def serve(plan: Plan, grid: Grid) -> None:
-    """Carry out the plan on a grid; a strategy that finds a checkpoint resumes from it.
+    """Carry out the plan on a grid, and record if the run fails.
 
     Args:
         plan: parts of the run.
         grid: grid of the nodes.
+
+    Raises:
+        RunFailed: no reply could be used, or the model is not finite (`rounds.outcome`).
+        FedpressError: what the plan asks for cannot be done.
     """
+    try:
+        _serve(plan, grid)
+    except RunFailed as failure:
+        plan.record.on_failed(str(failure))
+        raise
+
+
+def _serve(plan: Plan, grid: Grid) -> None:
+    """Carry out the plan; a strategy that finds a checkpoint resumes from it."""
     grid = threaded_grid.patient(grid)
     latest: Evaluation | None = None
     tiers = plan.strategy.training_tiers if isinstance(plan.strategy, TieredFed) else ()
@@ -137,12 +167,15 @@ def serve(plan: Plan, grid: Grid) -> None:
         plan.record.on_students(deliver(plan, grid, version, students))
 
     def after_round(summary: RoundSummary) -> None:
+        losses = {"": latest.loss} if latest else {}
         for tier in tiers if latest else ():
             evaluation = evaluate(load_tier(tier), plan.task, plan.evaluate_on, device=plan.device)
             tier.model.to("cpu")
             metrics = MetricRecord({"accuracy": evaluation.accuracy, "loss": evaluation.loss})
             summary.tiers[tier.name].evaluation = metrics
+            losses[tier.name] = evaluation.loss
         plan.record.on_round(summary, latest)
+        outcome.after(summary, losses)
         due = plan.publish_every and summary.round % plan.publish_every == 0
         if plan.publisher and due and summary.round < plan.rounds:
             try:
@@ -150,12 +183,18 @@ def serve(plan: Plan, grid: Grid) -> None:
             except FedpressError as error:  # the run goes on without this set of students; the last one must succeed
                 log(WARNING, "no students of version %d: %s", summary.round, error)
 
-    if plan.publisher:
+    if plan.publisher and not plan.checked:
         plan.publisher.check(plan.model)
+    outcome = Outcome(plan.rounds, plan.strategy.federations)
+    plan.strategy.companions["outcome"] = outcome
     result = Result(arrays=ArrayRecord(plan.model.state_dict()))
-    for summary in plan.strategy.run(grid, result, plan.rounds, evaluate_fn=evaluate_held):
-        with plan.strategy.timer.of("report"):
-            after_round(summary)
+    on_silence = plan.record.on_silence if plan.patient else None
+    try:
+        for summary in plan.strategy.run(grid, result, plan.rounds, evaluate_fn=evaluate_held, on_silence=on_silence):
+            with plan.strategy.timer.of("report"):
+                after_round(summary)
+    except FloatingPointError as error:  # the step of a model: the checkpoint before it stays the newest
+        raise RunFailed(str(error)) from error
     plan.record.on_end(load(result.arrays), server_digest(plan.strategy, result.arrays))
     if plan.publisher:
         publish(plan.rounds, result.arrays, plan.publisher)

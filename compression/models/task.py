@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -218,11 +218,15 @@ def _answering(model: nn.Module, device: torch.device, most: int) -> Iterator[Ca
         torch.set_num_threads(before)
 
 
-def check_splits(splits: Splits) -> None:
+def check_splits(splits: Splits, may_be_empty: Collection[str] = ()) -> None:
     """Check that the four parts fit together: not empty, one target an input, equal shapes and dtypes.
 
     Overlap cannot be detected in the examples themselves, because real data holds equal images under different indices;
     a task checks the indices that it splits by with `disjoint`.
+
+    Args:
+        splits: The four parts.
+        may_be_empty: Names of parts that nothing reads.
 
     Raises:
         ValueError: A part is empty, has inputs without targets, or differs in shape or dtype from `train`.
@@ -233,6 +237,8 @@ def check_splits(splits: Splits) -> None:
                 f"split {name!r}: {len(part.inputs)} inputs but {len(part.targets)} targets, expected one target for"
                 " each input; were only the inputs shuffled or cut?"
             )
+        if len(part.targets) == 0 and name in may_be_empty:
+            continue
         if len(part.targets) == 0:
             raise ValueError(
                 f"split {name!r}: got 0 examples, expected at least 1; is the hold-out larger than the data?"

@@ -89,7 +89,7 @@ class ClientModels:
             payloads.decode(sent.payload, side_info).add_to(total, 1.0)
             if side_info.predictor is not None:
                 side_info.predictor.add_to(total, self._prediction)
-            buffers = buffer_codec.unpack(sent.buffers, layout) if layout.buffers else {}
+            buffers = buffer_codec.unpack(sent.buffers, layout, None) if layout.buffers else {}
             yield {**flatten.unflatten(total.astype(np.float32), layout), **buffers}
 
     def teacher(self, model: nn.Module, combine: Combine = "logits") -> teachers.Ensemble:

@@ -126,7 +126,14 @@ class ReplyMean:
         self._updates = Accumulator(layout.size)
         self._buffers = BufferMean(layout)
 
-    def add(self, payload: bytes, buffers: bytes, weight: float, side_info: SideInfo) -> Update:
+    def add(
+        self,
+        payload: bytes,
+        buffers: bytes,
+        weight: float,
+        side_info: SideInfo,
+        held: Mapping[str, NDArray[Any]] = buffer_codec.NONE,
+    ) -> Update:
         """Decode a reply, add it, and return its update; one that cannot be decoded adds nothing.
 
         Args:
@@ -134,6 +141,7 @@ class ReplyMean:
             buffers: buffers as `buffer_codec.pack` writes them.
             weight: weight of the reply, above 0.
             side_info: side information of the update (`GlobalModel.side_info`).
+            held: the model's own buffers, by name; entries that are not finite there may come as they are.
 
         Raises:
             PayloadError: one of the two cannot be decoded, or an entry is larger than `LARGEST`.
@@ -142,7 +150,7 @@ class ReplyMean:
         peak = update.peak()
         if not peak <= LARGEST:
             raise errors.ValuesTooLarge(f"an entry of {peak:.3g}, more than {LARGEST:.3g}; did its training diverge?")
-        values = buffer_codec.unpack(buffers, self._layout) if self._layout.buffers else {}
+        values = buffer_codec.unpack(buffers, self._layout, held) if self._layout.buffers else {}
         self._updates.add(update, weight, side_info.predictor, self._prediction)
         self._buffers.add(values, weight)
         return update

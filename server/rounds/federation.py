@@ -29,6 +29,7 @@ from fedpress.server.rounds.accounting import Accounting, AccountingState, Refus
 from fedpress.server.rounds.aggregate import ReplyMean
 from fedpress.server.rounds.exchange import Clock, UnderWay
 from fedpress.server.rounds.orders import Orders, Tickets, Upload
+from fedpress.server.rounds.outcome import UNANSWERED
 from fedpress.server.rounds.settings import AggregateMetrics, MessageFormat, ModelSettings, Rounds, Sampling
 
 TICKETS_APART = 1_000_000
@@ -129,6 +130,7 @@ class Federation:
         self._uploads: list[Upload] = []  # that the next step takes in; empty after it
         self._wanted = 0  # uploads that end the round
         self._sampled: set[int] = set()  # nodes with an order in this round: each gets one, answered or not
+        self._asked_round, self._attempts = 0, 0  # a round that nobody answered may be asked again
         self._model: GlobalModel | None = None
         self._mean = ReplyMean(Layout(()))
 
@@ -176,6 +178,14 @@ class Federation:
         """Sum of the weights in the last round's step; 0: there was no step."""
         return self._mean.weight if self.metrics and self.metrics[metrics.REPLIES] else 0.0
 
+    @property
+    def answered(self) -> bool | None:
+        """Whether a node has answered an order of the last round, if only with an error; None: there were no orders."""
+        if self.metrics is None:
+            return None
+        refused = self.accounting.refusals[self._first_refusal :]
+        return bool(self.metrics[metrics.REPLIES]) or any(refusal.reason not in UNANSWERED for refusal in refused)
+
     # ---- a round ---------------------------------------------------------------------------------------------------
 
     def ask(self, current: Round, arrays: ArrayRecord) -> Iterator[Message] | None:
@@ -210,6 +220,8 @@ class Federation:
         if schedule is None:
             tickets.open = {}
         self._sampled = set(tickets.open)
+        self._attempts = self._attempts + 1 if server_round == self._asked_round else 0
+        self._asked_round = server_round
         messages = self._refill(server_round, len(tickets.open), config, grid)
         self._wanted = schedule.size if schedule else max(1, len(messages) - self.rounds.over_selection)
         return messages
@@ -271,7 +283,7 @@ class Federation:
             weight = upload.weight * (schedule.discount(upload.staleness) if schedule else 1.0)
             try:
                 vote = ballot.read(upload.vote) if ballot and upload.vote else None
-                update = self._mean.add(upload.payload, upload.buffers, weight, side_info)
+                update = self._mean.add(upload.payload, upload.buffers, weight, side_info, self.model.buffers)
             except PayloadError as error:
                 reason = "too large" if isinstance(error, ValuesTooLarge) else "undecodable"
                 self.accounting.refuse(server_round, upload.node, reason, f"{type(error).__name__}: {error}")
@@ -424,6 +436,8 @@ class Federation:
     def _refill(self, server_round: int, at_work: int, config: ConfigRecord, grid: Grid) -> list[Message]:
         """Open tickets for nodes that had none in this round, until enough nodes are at work."""
         purpose = f"train {self.orders.tickets.issued}" if self._sampled else "train"
+        if self._attempts and not self._sampled:
+            purpose = f"train again {self._attempts}"
         fraction, least = self.sampling.fraction_train, self.sampling.min_train_nodes
         nodes = self._sample(grid, fraction, least, server_round, purpose, at_work)
         self._sampled.update(nodes)
@@ -433,7 +447,7 @@ class Federation:
     def _sample(
         self, grid: Grid, fraction: float, least: int, server_round: int, purpose: str, at_work: int = 0
     ) -> list[int]:
-        first = purpose in ("train", "evaluate")  # a refill does not wait for more nodes to connect
+        first = purpose == "evaluate" or not self._sampled  # a refill does not wait for more nodes to connect
         nodes = sampling.available(grid, max(least, self.sampling.min_available_nodes) if first else 0)
         wanted = max(int(len(nodes) * fraction), least) - at_work
         free = nodes

@@ -12,6 +12,7 @@ from flwr.supercore import log
 
 from fedpress.compression.messages import orders, records
 from fedpress.compression.messages.orders import Download, Order
+from fedpress.server._flower import ErrorCode
 from fedpress.server.model.global_model import GlobalModel
 from fedpress.server.model.mask_schedules import VoteRequest
 from fedpress.server.rounds.accounting import Accounting
@@ -22,6 +23,8 @@ MOST_BYTES = 12
 """Largest size of a payload, in bytes for each entry of the vector: positions and values of all of them take less."""
 SPARE_BYTES = 1 << 16
 """Added to that limit, for headers."""
+NO_ANSWER = (ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE, ErrorCode.NODE_UNAVAILABLE)
+"""Errors that the SuperLink gives in place of an answer, where a node is gone."""
 
 
 class Upload(NamedTuple):
@@ -214,7 +217,8 @@ class Orders:
         node, tickets = reply.metadata.src_node_id, self.tickets
         order = tickets.open.get(node)
         if reply.has_error():
-            raise _RefusedReply("error", records.reason_of(reply))
+            silent = reply.error.code in NO_ANSWER
+            raise _RefusedReply("unreachable" if silent else "error", records.reason_of(reply))
         content = records.unfolded(reply.content)
         try:
             answer = orders.read_answer(content)

@@ -31,6 +31,9 @@ from fedpress.server.rounds.federation import Federation, Round
 from fedpress.server.rounds.settings import MessageFormat, ModelSettings, Rounds, Sampling
 from fedpress.server.strategies import resume
 
+LONGEST_PAUSE = 300.0
+"""Longest pause, in seconds, before a round that nobody has answered is asked again; the first is 2 seconds."""
+
 
 class SparseFed(Strategy):
     """Federated averaging of encoded updates: a drop-in for `FedAvg` where clients use `compress(...)`.
@@ -258,6 +261,7 @@ class SparseFed(Strategy):
         train_config: ConfigRecord | None = None,
         evaluate_config: ConfigRecord | None = None,
         evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
+        on_silence: Callable[[int, int], None] | None = None,
     ) -> Iterator[RoundSummary]:
         """Run the rounds one after the other, and yield the figures of each; `start` runs this to its end.
 
@@ -270,6 +274,8 @@ class SparseFed(Strategy):
             evaluate_config: the same for evaluation on nodes.
             evaluate_fn: evaluates the model on the server, given round and arrays; round 0 is the initial model. None:
                 there is no such evaluation.
+            on_silence: called with the round and the number of attempts so far where no node has answered; the round
+                is asked again after a pause, since devices may be offline. None: it counts as any other.
 
         Raises:
             LayoutError: the initial arrays do not fit the layout.
@@ -290,9 +296,12 @@ class SparseFed(Strategy):
         limit = timeout if deadline is None else min(timeout, deadline)
         for server_round in range(resumed.round if resumed else 1, num_rounds + 1):
             current = Round(server_round, grid, clock, self.timer, train_config or ConfigRecord(), limit)
-            if resumed and server_round == resumed.round:
-                step = resumed
-            else:
+            step, attempts = resumed if resumed and server_round == resumed.round else None, 0
+            while step is None or (on_silence and not self._answered):
+                if step is not None and on_silence:
+                    attempts += 1
+                    on_silence(server_round, attempts)
+                    _pause(clock, min(2.0**attempts, LONGEST_PAUSE))
                 step = self._take_step(current, arrays, result)
                 arrays = result.arrays
             step_end = clock.now()
@@ -325,6 +334,12 @@ class SparseFed(Strategy):
             with self.timer.of("checkpoint"):
                 resume.save(self.checkpoints, step, result, list(self.federations), self._parts(current.grid))
         return step
+
+    @property
+    def _answered(self) -> bool:
+        """Whether a node has answered an order of the last round; true where there were none."""
+        answered = [federation.answered for federation in self.federations.values()]
+        return any(answered) or all(one is None for one in answered)
 
     def _ask(self, current: Round, arrays: ArrayRecord) -> Iterator[Message] | None:
         return self.federation.ask(current, arrays)
@@ -375,3 +390,9 @@ class SparseFed(Strategy):
             log(INFO, "Resumed from the checkpoint of round %d", step.round)
         result.arrays = self.model.arrays
         return step
+
+
+def _pause(clock: Clock, seconds: float) -> None:
+    until = clock.now() + seconds
+    while clock.now() < until:
+        clock.wait(until)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fedpress.simulations.cli import common
+
+if TYPE_CHECKING:
+    from fedpress.simulations.runs.forecast import Forecast
 
 
 def simulate(
@@ -37,6 +40,10 @@ def simulate(
         ),
     ] = None,
     tensorboard: common.TensorboardOption = False,
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Only check, in seconds, and print what would be trained, sent, held and stored."),
+    ] = False,
     json_file: common.JsonOption = None,
 ) -> None:
     """Run a scenario in worker processes on this machine.
@@ -47,6 +54,13 @@ def simulate(
     Prints accuracy and bytes of each round, and a table at the end. The run folder
     holds the scenario, results.json, ledger.csv, the model, the students' bundles
     and report.html. Ctrl-C or SIGTERM stops a run and leaves a readable folder.
+
+    All that can be known before the first round is checked before it: data, labels, a
+    step of training, students, room on the disk. What is wrong ends the command with
+    exit code 2, before there is a run folder. --check does no more than that.
+
+    A run has failed (exit code 1, status `failed` with the reason) where three rounds in
+    a row, or all, bring no usable reply, or where its model or loss is not finite.
 
     --resume continues a run that was stopped or killed, also by a power failure. It
     ends with the same model as an uninterrupted run.
@@ -73,6 +87,7 @@ def simulate(
       fedpress simulate fashion-mnist-100 --set task.data_dir=~/fashion --out runs/fashion
       fedpress simulate study/scenario.yaml --json figures.json
       fedpress simulate --resume runs/fashion
+      fedpress simulate study --check
       fedpress simulate fashion-mnist-100 --engine flower --ray-address 10.0.0.1:6379
     \b
     The file that `fedpress init` writes explains the keys that most scenarios need;
@@ -92,6 +107,7 @@ def simulate(
                 f"error: --ray-address {ray_address}: only Flower's engine runs on a cluster; add --engine flower", 2
             )
         chosen = scenarios.load(scenario or "digits", overrides or ()) if resume is None else None
+        from fedpress.server.rounds.outcome import RunFailed
         from fedpress.simulations.cli import progress
         from fedpress.simulations.report import run_page, tables
         from fedpress.simulations.results import start
@@ -102,6 +118,9 @@ def simulate(
         if chosen is None:
             assert resume is not None
             _, chosen = start.unfinished(resume)
+        if check:
+            _show_check(launch.only_check(chosen, out=out, resume=resume, keep_payloads=keep_payloads), json_file)
+            return
         followers: list[Observer] = []
         if tensorboard:
             with common.clear_errors("tensorboard"):
@@ -110,7 +129,7 @@ def simulate(
         if engine == "flower":
             with common.clear_errors("cluster"):
                 importlib.import_module("fedpress.simulations.engines.flower")  # so that a missing extra is named
-        interrupted = False
+        interrupted, failure = False, None
         with progress.Display(Console(), chosen.rounds) as display:
             try:
                 results = launch.launch(
@@ -126,10 +145,12 @@ def simulate(
                 )
             except KeyboardInterrupt:
                 interrupted = True
+            except RunFailed as error:
+                failure = error
         folder = display.folder
         if folder is None or not folder.results.is_file():
             common.leave("interrupted before the first round", common.INTERRUPTED)
-        if interrupted:
+        if interrupted or failure is not None:
             results = load(folder.path)
         run_page.write(folder.path)
         common.show_lines(["", *tables.run_lines(results)])
@@ -141,7 +162,31 @@ def simulate(
                 f" {folder.path}",
                 common.INTERRUPTED,
             )
+        if failure is not None:
+            common.leave(
+                f"error: the run has failed: {failure}\nThe figures so far are in {folder.path}, {folder.report} shows"
+                f" them, {folder.log} is its log. To try again from there: fedpress simulate --resume {folder.path}",
+                failure.exit_code,
+            )
         typer.echo(f"\nreport: {folder.report}")
+
+
+def _show_check(predicted: Forecast, json_file: Path | None) -> None:
+    """Print the forecast of a run, and write it as JSON."""
+    from fedpress.simulations.runs import forecast
+
+    common.show_rows(forecast.MODEL_COLUMNS, forecast.model_rows(predicted))
+    typer.echo()
+    common.show_rows(forecast.BYTES_COLUMNS, forecast.bytes_rows(predicted))
+    if predicted.students:
+        typer.echo()
+        common.show_rows(forecast.STUDENT_COLUMNS, forecast.student_rows(predicted))
+    typer.echo()
+    common.show_facts(forecast.facts(predicted))
+    for note in predicted.notes:
+        typer.echo(f"note: {note}")
+    typer.echo("nothing forbids this run")
+    common.write_json(json_file, predicted.model_dump(mode="json"))
 
 
 def students(

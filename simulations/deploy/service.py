@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -19,6 +20,7 @@ from typing import Any, NamedTuple
 
 from fedpress.client.backoff import Backoff
 from fedpress.compression.errors import FedpressError
+from fedpress.compression.files import write_atomically
 from fedpress.simulations.deploy import children, daemon, flower_processes, keys, monitor, settings, superlink
 from fedpress.simulations.deploy.children import Child, Failures, ServiceError
 from fedpress.simulations.deploy.control import (
@@ -33,6 +35,7 @@ from fedpress.simulations.results import start
 from fedpress.simulations.results.records import Results
 from fedpress.simulations.results.run_folder import RunFolder, RunFolderError
 from fedpress.simulations.scenario import scenario as scenarios
+from fedpress.simulations.scenario.scenario import Scenario
 
 APPS = {"workload": "fedpress.simulations.runs.job:load", "plan": "fedpress.simulations.runs.plan:load"}
 """Configuration of fedpress's apps: references to the clients' and the server's work, which import torch."""
@@ -47,6 +50,9 @@ GONE_SECONDS = 6.0
 """Seconds without a ServerApp's process after which a run is restarted; a SuperLink takes a minute to notice."""
 LEAVING_SECONDS = 15.0
 """Time limit for the ServerApp's process to end once its run is finished."""
+
+WAITING = ("nodes", "waiting")
+"""Subjects of news about what the run waits for: nodes to connect, replies to come."""
 
 
 class Stopped(NamedTuple):
@@ -171,7 +177,8 @@ class Service:
             return Path(chosen.app)
         assert chosen.scenario is not None  # the settings' own check
         scenario = scenarios.load(chosen.scenario, chosen.overrides)
-        start.goes_on(self._folder, scenario)  # the app would refuse the same, in every attempt
+        if not start.goes_on(self._folder, scenario):  # the app would refuse the same, in every attempt
+            self._check_scenario(scenario)
         self._needed = scenario.clients
         text = scenario.to_json()
         if "'" in text + chosen.out:
@@ -182,8 +189,38 @@ class Service:
             "fedpress-run",
             "fedpress.server.app:app",
             "fedpress.client.app:app",
-            {**APPS, "scenario": text, "out": str(self._folder.path)},
+            {**APPS, "scenario": text, "out": str(self._folder.path), "checked": 1},
         )
+
+    def _check_scenario(self, scenario: Scenario) -> None:
+        """Check data, model and settings before anything starts, in a process of its own: this one needs no torch.
+
+        Raises:
+            ServiceError: The run would fail.
+        """
+        file = self._state / "scenario.yaml"
+        write_atomically(file, scenario.to_yaml().encode())
+        self._say("checking the scenario")
+        process = subprocess.Popen(
+            [sys.executable, "-m", "fedpress.simulations", "simulate", str(file), "--check"],
+            env=flower_processes.environment(self._home),
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+        while process.poll() is None and not self._signal:
+            with suppress(subprocess.TimeoutExpired):
+                output, _ = process.communicate(timeout=0.5)
+        if self._signal:
+            process.kill()
+            process.communicate()
+            return
+        lines = [line for line in output.splitlines() if line.strip()]
+        for line in lines:
+            if line.startswith("note: "):
+                self._say(line)
+        if process.returncode:
+            first = next((number for number, line in enumerate(lines) if line.startswith("error: ")), -1)
+            text = "\n".join(lines[first:]) or f"it ended with exit code {process.returncode}"
+            raise ServiceError(f"the scenario cannot be run: {text.removeprefix('error: ')}")
 
     # ---- steps -----------------------------------------------------------------------------------------------------
 
@@ -196,7 +233,7 @@ class Service:
                 self._connect()
             self._register()
             self._count_nodes()
-            if self._run is not None or not self._finished():
+            if self._run is not None or not (self._finished() or self._status == "failed"):
                 self._keep_run()
         except ControlUnreachable as error:
             if self._chosen.superlink is not None or (self._link and self._link.ended() is None):
@@ -318,6 +355,8 @@ class Service:
             self._app_completed = self._chosen.app is not None and run.sub_status == "completed"
             if self._finished():
                 self._run, self._status = None, "finished"
+            elif self._chosen.app is None and self._results is not None and self._results.status == "failed":
+                self._gave_up(self._results)
             else:
                 self._failed(self._why(run))
         elif self._finished() and now - self._finished_at > LEAVING_SECONDS:
@@ -335,6 +374,10 @@ class Service:
         children.end_all(self._home, name="flwr-serverapp", wait=0.0)  # two must not write into one run folder
         rounds = len(self._results.rounds) if self._results else 0
         config = self._chosen.run_config if self._chosen.app is not None else {}
+        if self._results is not None and self._results.status == "failed":  # which this attempt may mend
+            self._say(f"the run has failed before, and is tried again: {self._results.reason}")
+            self._results = self._results.model_copy(update={"status": "running", "reason": ""})
+            self._folder.save_results(self._results)
         self._run = self._control.start(self._app, config)
         self._counts["run"] += 1
         self._run_began = time.monotonic()
@@ -371,6 +414,21 @@ class Service:
         self._next_run = now + wait
         self._status = "restarting"
         self._say(f"the run has ended: {reason}; it goes on in {wait:.0f} s")
+
+    def _gave_up(self, results: Results) -> None:
+        """End the service, or with `stay` only the run, which has failed by its own judgment.
+
+        Raises:
+            ServiceError: The run has failed, and the service does not stay.
+        """
+        self._run, self._status = None, "failed"
+        text = (
+            f"the run has failed after round {len(results.rounds)}: {results.reason}\nWhat there is of it is in"
+            f" {self._folder.path}; the service, started again, tries again from there"
+        )
+        if not self._chosen.stay:
+            raise ServiceError(text)
+        self._say(f"{text}; until then it serves what there is")
 
     def _stop_run(self, run: int) -> None:
         assert self._control is not None
@@ -428,6 +486,10 @@ class Service:
                 f"round {result.round} of {self.rounds}: {accuracy}{result.replies} replies{refused},"
                 f" {result.up_bytes:,} bytes up, {result.down_bytes:,} down"
             )
+        if results.waiting and results.status == "running":
+            self._news("waiting", results.waiting)
+        else:
+            self._last_news.pop("waiting", None)
         if results.status == "finished" and self._status != "finished":
             self._status, self._finished_at = "finished", time.monotonic()
             if self._chosen.stay:
@@ -438,11 +500,17 @@ class Service:
         """Number of rounds that the run will have; 0: not known."""
         return int(self._results.scenario.get("rounds", 0)) if self._results else 0
 
+    @property
+    def _state_of_run(self) -> str:
+        """State of the run: waiting is no failure, and is told from running."""
+        waits = any(about in WAITING for about in self._last_news)
+        return "waiting" if waits and self._status == "running" else self._status
+
     def figures(self) -> Iterator[monitor.ServiceFigure]:
         """Yield the metrics for Prometheus."""
-        states = ("starting", "running", "restarting", "finished")
+        states = ("starting", "running", "waiting", "restarting", "finished", "failed")
         yield monitor.ServiceFigure(
-            "run_state", "1 for the state that it is in.", {(s,): s == self._status for s in states}, ("state",)
+            "run_state", "1 for the state that it is in.", {(s,): s == self._state_of_run for s in states}, ("state",)
         )
         starts: dict[tuple[str, ...], float] = {(name,): count for name, count in self._counts.items()}
         yield monitor.ServiceFigure("starts", "How often it was started, by part.", starts, ("part",), total=True)
@@ -456,7 +524,8 @@ class Service:
     def health(self) -> tuple[bool, Mapping[str, Any]]:
         """Return whether all is well, and state, rounds, nodes and run folder."""
         facts = {
-            "state": self._status,
+            "state": self._state_of_run,
+            "waiting": "; ".join(text for about, text in self._last_news.items() if about in WAITING),
             "round": len(self._results.rounds) if self._results else 0,
             "rounds": self.rounds,
             "nodes": self._nodes.get("online", 0),

@@ -48,6 +48,12 @@ class Job:
 
         return {group.name: TierWorkload(self.whole, group) for group in groups}
 
+    def at(self, out: Path) -> Job:
+        """Give the job its run folder, once there is one, and return it."""
+        for work in self.models.values():
+            work.out = out
+        return self
+
     @property
     def models(self) -> dict[str, Workload]:
         """Work on every model by the name of its tier; empty for the global model."""

@@ -9,13 +9,12 @@ from functools import cached_property
 from hashlib import sha256
 from logging import WARNING, getLogger
 from time import monotonic
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import safetensors.torch
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import nn
 
-from fedpress.compression.errors import FedpressError
 from fedpress.compression.ledger import Ledger
 from fedpress.compression.messages import records
 from fedpress.compression.models.task import Evaluation
@@ -29,6 +28,7 @@ from fedpress.simulations.results.records import (
     ModelInfo,
     Results,
     RoundResult,
+    Status,
     StudentResult,
     TierResult,
     TierRound,
@@ -40,12 +40,6 @@ from fedpress.simulations.runs.observer import Observer
 
 CLAIM_DIFFERS = 0.005
 """Difference between a client's claim about its student and the server's figure, as fractions, that the log names."""
-HOPELESS_ROUNDS = 3
-"""First rounds of which one must bring a usable reply: else the scenario or the task is at fault, not a client."""
-
-
-class RunError(FedpressError):
-    """A run cannot go on."""
 
 
 class RecorderState(NamedTuple):
@@ -76,6 +70,8 @@ class Recorder(server.RunRecord):
         strategy: Of the server, whose accounts and timer are read.
         observers: Follow the run.
         status: Of the run.
+        reason: Why it failed; empty: it did not.
+        waiting: What a deployment waits for; empty: it does not wait.
         rounds: Results so far.
         students: Results so far.
         digest: SHA-256 of the final model; empty before.
@@ -90,7 +86,9 @@ class Recorder(server.RunRecord):
     folder: RunFolder
     strategy: SparseFed
     observers: Sequence[Observer] = ()
-    status: Literal["running", "finished", "interrupted"] = "running"
+    status: Status = "running"
+    reason: str = ""
+    waiting: str = ""
     rounds: list[RoundResult] = field(default_factory=list)
     students: list[StudentResult] = field(default_factory=list)
     digest: str = ""
@@ -127,9 +125,6 @@ class Recorder(server.RunRecord):
         Args:
             summary: Of the round.
             evaluation: Of the model after it; None: not evaluated.
-
-        Raises:
-            RunError: The first `HOPELESS_ROUNDS` rounds brought no usable reply.
         """
         self.virtual_seconds += summary.seconds
         result = RoundResult(
@@ -150,12 +145,21 @@ class Recorder(server.RunRecord):
             density=summary.density,
         )
         self.rounds.append(result)
+        self.waiting = ""
         self.folder.save_results(self.results())
         for observer in self.observers:
             observer.on_round(result)
-        if summary.round == HOPELESS_ROUNDS and not any(r.replies for r in self.rounds):
-            reason = summary.refusals[-1].detail if summary.refusals else "no reply at all"
-            raise RunError(f"the first {HOPELESS_ROUNDS} rounds brought no usable reply; the last one: {reason}")
+
+    def on_silence(self, server_round: int, attempts: int) -> None:
+        """Record that no node has answered a round.
+
+        Args:
+            server_round: Number of the round.
+            attempts: Number of times that it was asked without an answer.
+        """
+        self.waiting = f"no reply yet in round {server_round}, which was asked {attempts} time(s); it is asked again"
+        getLogger("flwr").log(WARNING, "%s", self.waiting)
+        self.folder.save_results(self.results())
 
     def on_students(self, deliveries: list[server.Delivery]) -> None:
         """Record the students that were published, each once, with what its clients say of it.
@@ -210,9 +214,22 @@ class Recorder(server.RunRecord):
         if not self.keep_state:
             self.folder.clear_state()
 
-    def write(self, status: Literal["running", "finished", "interrupted"]) -> None:
-        """Write ledgers and figures into the folder."""
-        self.status = status
+    def on_failed(self, reason: str) -> None:
+        """Write the run as failed; its state stays.
+
+        Args:
+            reason: Why it failed.
+        """
+        self.write("failed", reason)
+
+    def write(self, status: Status, reason: str = "") -> None:
+        """Write ledgers and figures into the folder.
+
+        Args:
+            status: Of the run.
+            reason: Why it failed; empty: it did not.
+        """
+        self.status, self.reason = status, reason
         ledgers = [accounting.ledger for accounting in self.strategy.accounts.values()]
         (Ledger.merged(ledgers) if self.tiers else ledgers[0]).save(self.folder.ledger)
         for tier in self.tiers:
@@ -232,6 +249,8 @@ class Recorder(server.RunRecord):
             scenario=workload.scenario.model_dump(mode="json"),
             seed=workload.scenario.seed,
             status=self.status,
+            reason=self.reason,
+            waiting=self.waiting,
             rounds=self.rounds,
             totals=Totals(
                 up_bytes=sum(each.ledger.total(direction="up") for each in accounts.values()),

@@ -317,7 +317,7 @@ def load(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Scenario:
             yaml_source.override(raw, override)
     except (OSError, ValueError) as error:
         raise ScenarioError(f"scenario {str(path_or_name)!r}: {error}") from None
-    raw.setdefault("name", path.parent.name if path.stem == "scenario" else path.stem)
+    raw.setdefault("name", path.resolve().parent.name if path.stem == "scenario" else path.stem)
     try:
         scenario = Scenario.model_validate(raw)
     except ValidationError as error:

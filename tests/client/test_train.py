@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fedpress.client.settings import Training
-from fedpress.client.train import gradient, train
+from fedpress.client.train import NO_TARGET, gradient, train
 from fedpress.compression.models.task import DeviceError, Examples
 
 
@@ -162,3 +162,53 @@ def test_the_gradient_is_that_of_the_mean_loss_whatever_the_batches() -> None:
     found = gradient(made, examples(), nn.functional.cross_entropy, Training(batch_size=7), 1)
     for name in expected:
         np.testing.assert_allclose(found[name], expected[name], atol=1e-6)
+
+
+@pytest.mark.parametrize("count", [1, 17, 33])
+@pytest.mark.parametrize("settings", [Training(epochs=2, batch_size=16), Training(steps=5, batch_size=16)])
+def test_batch_normalization_takes_any_number_of_examples(count: int, settings: Training) -> None:
+    made = model()
+    before = [p.detach().clone() for p in made.parameters()]
+    assert np.isfinite(train(made, examples(count), nn.functional.cross_entropy, settings, 5))
+    assert all(torch.isfinite(p).all() for p in made.parameters())
+    assert any(not torch.equal(p, old) for p, old in zip(made.parameters(), before, strict=True))
+    assert gradient(made, examples(count), nn.functional.cross_entropy, settings, 5)["0.weight"].any()
+
+
+def test_without_batch_normalization_a_last_batch_of_one_is_a_step_as_ever() -> None:
+    ours, data = nn.Linear(4, 2), examples(17)
+    theirs = nn.Linear(4, 2)
+    theirs.load_state_dict(ours.state_dict())
+    train(ours, data, nn.functional.cross_entropy, Training(batch_size=16, learning_rate=0.3), 5)
+    optimizer = torch.optim.SGD(theirs.parameters(), 0.3)
+    for batch in torch.split(torch.randperm(17, generator=torch.Generator().manual_seed(5)), 16):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(theirs(data.inputs[batch]), data.targets[batch]).backward()
+        optimizer.step()
+    assert torch.equal(ours.weight, theirs.weight)
+
+
+def test_a_batch_without_a_target_is_left_out_and_examples_without_any_are_an_error() -> None:
+    data = examples(40)
+    targets = data.targets.clone()
+    targets[4:] = NO_TARGET
+    made, settings = nn.Linear(4, 2), Training(batch_size=4, epochs=3)  # of ten batches most have no target
+    assert np.isfinite(train(made, Examples(data.inputs, targets), nn.functional.cross_entropy, settings, 5))
+    assert torch.isfinite(made.weight).all()
+    assert np.isfinite(
+        gradient(made, Examples(data.inputs, targets), nn.functional.cross_entropy, settings, 5)["bias"]
+    ).all()
+    with pytest.raises(ValueError, match="none of the 40 examples of this client has a target"):
+        train(
+            made, Examples(data.inputs, torch.full_like(targets, NO_TARGET)), nn.functional.cross_entropy, settings, 5
+        )
+
+
+def test_a_loss_that_makes_use_of_examples_without_a_target_gets_them() -> None:
+    def loss(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return outputs.square().mean()
+
+    made, data = nn.Linear(4, 2), examples(8)
+    before = made.weight.detach().clone()
+    train(made, Examples(data.inputs, torch.full_like(data.targets, NO_TARGET)), loss, Training(batch_size=4), 5)
+    assert not torch.equal(made.weight, before)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fedpress.compression.models import masks
+from fedpress.compression.models import batches, masks
 from fedpress.compression.models.distillation import stages, teachers
 from fedpress.compression.models.distillation.loss import HIDDEN, DistillationLoss
 from fedpress.compression.models.distillation.settings import Distillation
@@ -90,13 +90,17 @@ def distill(
             targets = few_labels(targets, settings.labeled, generator)
         loss = DistillationLoss(source, learner, inputs, views, targets, settings)
         inside = source.model if isinstance(source, teachers.Single) else nn.Identity()
-        with stages.recording(learner) as of_student, stages.recording(inside) as of_teacher:
+        with (
+            batches.lone_examples(learner),
+            stages.recording(learner) as of_student,
+            stages.recording(inside) as of_teacher,
+        ):
             fit(
                 [*learner.parameters(), *loss.parameters()],
                 lambda: loss.epoch(generator),
                 lambda batch: loss(batch, of_student, of_teacher),
                 settings,
-                steps=settings.epochs * math.ceil(len(inputs) / settings.batch_size),
+                steps=settings.epochs * batches.count(len(inputs), settings.batch_size, learner),
                 after=loss.after_step,
             )
         learned = loss.learned()

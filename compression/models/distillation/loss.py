@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel
 
+from fedpress.compression.models import batches
 from fedpress.compression.models.distillation import class_balance, stages, teachers
 from fedpress.compression.models.distillation.early_exits import Exits
 from fedpress.compression.models.distillation.hints import Hints
@@ -157,7 +158,7 @@ class DistillationLoss:
             order = torch.multinomial(self._balance, count, replacement=True, generator=generator)
         else:
             order = torch.randperm(count, generator=generator)
-        return torch.split(order, self._settings.batch_size)
+        return batches.split(order, self._settings.batch_size, self._learner)
 
     def __call__(self, batch: Tensor, student: stages.Recording, teacher: stages.Recording) -> Tensor:
         """Return the loss of a batch, a scalar.

@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fedpress.compression.models import batches
 from fedpress.compression.models.pruning import dynamic_sparsity
 from fedpress.compression.models.pruning.dynamic_sparsity import AtInitialization, Scope
 from fedpress.compression.models.reproducible import reproducible
@@ -80,7 +81,7 @@ def snip(model: nn.Module, layout: Layout, loss: Loss, examples: Examples, batch
     """
     parameters = _parameters(model, layout)
     sums = [torch.zeros_like(parameter) for parameter in parameters]
-    for inputs, targets in _batches(examples, batch_size):
+    for inputs, targets in _batches(examples, batch_size, model):
         value = loss(model(inputs), targets) * (len(targets) / len(examples.targets))
         for total, gradient in zip(sums, torch.autograd.grad(value, parameters), strict=True):
             total += gradient
@@ -108,11 +109,11 @@ def grasp(
         return loss(model(inputs) / temperature, targets) * (len(targets) / len(examples.targets))
 
     gradient = [torch.zeros_like(parameter) for parameter in parameters]
-    for batch in _batches(examples, batch_size):
+    for batch in _batches(examples, batch_size, model):
         for total, part in zip(gradient, torch.autograd.grad(value(*batch), parameters), strict=True):
             total += part
     product = [torch.zeros_like(parameter) for parameter in parameters]
-    for batch in _batches(examples, batch_size):
+    for batch in _batches(examples, batch_size, model):
         graph = torch.autograd.grad(value(*batch), parameters, create_graph=True)
         along = sum((part * fixed).sum() for part, fixed in zip(graph, gradient, strict=True))
         assert isinstance(along, Tensor)
@@ -167,5 +168,6 @@ def _vector(scores: Sequence[Tensor]) -> Scores:
     return np.concatenate([np.empty(0), *parts])
 
 
-def _batches(examples: Examples, batch_size: int) -> list[tuple[Tensor, Tensor]]:
-    return list(zip(torch.split(examples.inputs, batch_size), torch.split(examples.targets, batch_size), strict=True))
+def _batches(examples: Examples, batch_size: int, model: nn.Module) -> list[Examples]:
+    parts = batches.split(torch.arange(len(examples.targets)), batch_size, model)
+    return [examples.take(part) for part in parts]

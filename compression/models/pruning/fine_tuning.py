@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from fedpress.compression.models import batches
 from fedpress.compression.models.distillation import distill
 from fedpress.compression.models.distillation.settings import Distillation
 from fedpress.compression.models.pruning.penalties import Penalty
@@ -47,15 +48,17 @@ def training(task: Task, examples: Examples, learning_rate: float = 1e-3, batch_
         with reproducible(seed) as generator:
             learner = copy.deepcopy(model).cpu().train()
             optimizer = torch.optim.AdamW(learner.parameters(), learning_rate, weight_decay=0.0)
-            steps = epochs * -(-len(examples.targets) // batch_size)
+            count = len(examples.targets)
+            steps = epochs * batches.count(count, batch_size, learner)
             schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-            for _ in range(epochs):
-                for batch in torch.split(torch.randperm(len(examples.targets), generator=generator), batch_size):
-                    loss = task.loss(learner(examples.inputs[batch]), examples.targets[batch])
-                    optimizer.zero_grad()
-                    torch.autograd.backward(loss if penalty is None else loss + penalty(learner))
-                    optimizer.step()
-                    schedule.step()
+            with batches.lone_examples(learner):
+                for _ in range(epochs):
+                    for batch in batches.split(torch.randperm(count, generator=generator), batch_size, learner):
+                        loss = task.loss(learner(examples.inputs[batch]), examples.targets[batch])
+                        optimizer.zero_grad()
+                        torch.autograd.backward(loss if penalty is None else loss + penalty(learner))
+                        optimizer.step()
+                        schedule.step()
             optimizer.zero_grad()
         for given, trained in zip(model.modules(), learner.modules(), strict=True):
             trained.training = given.training

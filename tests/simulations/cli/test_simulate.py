@@ -53,6 +53,12 @@ QUICK = ["--set", "training.epochs=1", "--set", "partition.sizes=equal", "--set"
         (["students", "nowhere"], "there is no run folder nowhere"),
         (["init", "full/text"], "cannot write into full/text"),
         (["simulate", "--set", "students.signing_key=absent.pem"], "cannot read the key"),
+        (["simulate", "--check", "--set", "clients=2000"], "2000 clients cannot share 1037 training examples"),
+        (["simulate", "--check", "--out", "full"], "full is not empty"),
+        (
+            ["simulate", "--set", "students.tiers=[{name: a, parameters: 3}]"],
+            "a student within 3 parameters is impossible",
+        ),
     ],
 )
 def test_bad_input_is_explained_without_a_traceback(arguments: list[str], text: str, refused: Refused) -> None:
@@ -76,6 +82,51 @@ def test_the_extra_of_an_option_is_named_before_anything_begins(
     assert done.returncode == 2
     assert f"needs {module}, which is not installed: pip install 'fedpress[{extra}]'" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_check_prints_what_would_be_done_and_writes_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = invoke("simulate", "digits", "--check", *QUICK, "--json", "forecast.json")
+    assert done.exit_code == 0, done.stderr
+    for text in ("global  105,226", "first order", "phone ", "the run folder", "nothing forbids this run"):
+        assert text in done.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["forecast.json"]
+    assert json.loads((tmp_path / "forecast.json").read_text())["models"][0]["trained"] == 105_226
+
+
+DIVERGING = """
+import math
+from fedpress.simulations.tasks.digits import Digits
+
+class Diverging(Digits):
+    def loss(self, outputs, targets):
+        value = super().loss(outputs, targets)
+        # Fine for the initial model, and no number once it has learned anything.
+        return value if value > 2.0 else value * math.nan
+"""
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_says_why_and_has_an_exit_code(tmp_path: Path) -> None:
+    (tmp_path / "task.py").write_text(DIVERGING)
+    (tmp_path / "scenario.yaml").write_text(
+        "task: task:Diverging\nclients: 2\nrounds: 30\nsampling: {clients_per_round: 2}\n"
+        "training: {epochs: 5, learning_rate: 0.1}\npartition: {sizes: equal}\nworkers: 1\n"
+    )
+    done = fedpress("simulate", "scenario.yaml", "--out", "run", cwd=tmp_path)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert (
+        "error: the run has failed: " in done.stderr
+        and "To try again from there: fedpress simulate --resume run" in done.stderr
+    )
+    results = run_folder.load(tmp_path / "run")
+    assert results.status == "failed" and f"the run has failed: {results.reason}" in done.stderr
+    assert f"status      failed: {results.reason}" in " ".join(done.stdout.splitlines()).replace("  ", "  ")
+    assert "This run has failed:" in (tmp_path / "run" / "report.html").read_text()
+    again = fedpress("simulate", "--resume", "run", cwd=tmp_path)
+    assert again.returncode == 1 and "this run failed after round" in again.stdout
 
 
 @pytest.mark.slow
