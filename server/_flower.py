@@ -161,7 +161,7 @@ def error_reply(order: str, reason: str) -> Message:
         run_id=0, message_id="", src_node_id=0, dst_node_id=0, reply_to_message_id=order, group_id="", created_at=0.0,
         ttl=0.0, message_type="query",
     )  # fmt: skip
-    return make_message(metadata, error=Error(ErrorCode.MESSAGE_UNAVAILABLE, reason))
+    return make_message(metadata, error=Error(ErrorCode.UNKNOWN, reason))
 
 
 def _references(content: bytes) -> Counter[str]:

@@ -66,7 +66,7 @@ def message_from_bytes(data: bytes) -> Message:
     return serde.message_from_proto(ProtoMessage.FromString(data))
 
 
-def excerpt(text: object, most: int = 300) -> str:
+def excerpt(text: object, most: int = 400) -> str:
     r"""Return a text from elsewhere in a form that is safe to log and to keep: short, in one line, all printable.
 
     Args:

@@ -195,7 +195,7 @@ class Played:
     def check_refusals(self) -> None:
         for refusal in self.strategy.refusals:
             assert refusal.node == HOSTILE
-            assert len(refusal.detail) < 400 and refusal.detail.isprintable()
+            assert len(refusal.detail) < 500 and refusal.detail.isprintable()
 
     def check_nothing_is_lost(self) -> None:
         for node in NODES[:2]:
