@@ -19,7 +19,17 @@ from typing import Any, NamedTuple
 
 from fedpress.client.backoff import Backoff
 from fedpress.compression.errors import FedpressError
-from fedpress.simulations.deploy import children, daemon, flower_processes, keys, monitor, settings, superlink
+from fedpress.simulations.deploy import (
+    admission,
+    children,
+    daemon,
+    flower_processes,
+    keys,
+    monitor,
+    operators,
+    settings,
+    superlink,
+)
 from fedpress.simulations.deploy.children import Child, Failures, ServiceError
 from fedpress.simulations.deploy.control import (
     Control,
@@ -81,6 +91,7 @@ class Service:
         self._link: Child | None = None
         self._hub: Child | None = None
         self._control: Control | None = None
+        self._token = operators.given_token()
         self._run: int | None = None
         self._app: Path | None = None
         self._needed = 0  # nodes that the run waits for; 0: not known
@@ -241,6 +252,9 @@ class Service:
 
     def _start_link(self) -> None:
         host, port = settings.host_and_port(self._chosen.listen)
+        folder = self._state / "operator"
+        self._token = operators.prepare(folder, self.address, self._keys.ca)
+        secret = operators.superexec_secret(self._state / "superexec.secret")
         self._counts["superlink"] += 1
         environment = flower_processes.environment(self._home)
         self._link = Child(
@@ -249,10 +263,12 @@ class Service:
                 "--ssl-certfile", str(self._keys.server), "--ssl-keyfile", str(self._keys.server_key),
                 "--ssl-ca-certfile", str(self._keys.ca), "--enable-supernode-auth",
                 "--database", str(self._state / "superlink.db"), "--disable-runtime-dependency-installation",
+                "--isolation", "process", "--superexec-auth-secret-file", str(secret),
             ],
             environment
             | {
                 superlink.OPERATORS: " ".join(self._chosen.operators),
+                superlink.TOKEN_FILE: str(operators.token_file(folder)),
                 superlink.MESSAGE_BYTES: str(int(self._chosen.message_mib * 2**20)),
             },
             self._link_log,
@@ -260,12 +276,12 @@ class Service:
         )  # fmt: skip
 
     def _read(self, line: str) -> None:
-        """Report the messages of the SuperLink's guards; called from another thread."""
-        if line.startswith(superlink.SAYS):
-            self._say(f"warning: {line.removeprefix(superlink.SAYS)}")
+        """Report the messages of the SuperLink's admission; called from another thread."""
+        if line.startswith(admission.SAYS):
+            self._say(f"warning: {line.removeprefix(admission.SAYS)}")
 
     def _connect(self) -> None:
-        self._control = Control(self.address, self._keys.ca)
+        self._control = Control(self.address, self._keys.ca, self._token)
         runs = self._control.runs()
         self._link_wait.reset()
         self._last_news.pop("control", None)
