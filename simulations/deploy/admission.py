@@ -192,7 +192,7 @@ class Admission:
         scheme, _, token = headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer" and hmac.compare_digest(token.strip().encode(), self._token):
             return OPERATORS, None
-        return "", Refusal(403, f"{path} needs the operators' token, which is in the folder `operator` of the server")
+        return "", Refusal(403, f"{path} needs the operators' token: `operator.token` in the server's folder of keys")
 
     async def _node(self, scope: Scope, headers: Headers, known: str) -> tuple[str, Refusal | None]:
         key = self._authority.claimed_key(headers)

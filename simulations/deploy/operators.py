@@ -1,6 +1,8 @@
-"""Proof of who operates a SuperLink: a token in a folder of the server's own, and Flower's settings beside it.
+"""Proof of who operates a SuperLink: a token beside the server's keys.
 
-The folder is a FLWR_HOME: with it Flower's own commands are those of an operator, as in
+Flower's Control API asks for nothing, and an address proves nothing: behind a proxy on the server's own machine all
+peers have that machine's. `flower_home` writes a FLWR_HOME with the token, with which Flower's own commands are an
+operator's, as in
 
     FLWR_HOME=server-state/operator flwr ls
 """
@@ -12,71 +14,87 @@ import os
 import re
 import secrets
 from pathlib import Path
+from typing import Final
 
 import yaml
 
 from fedpress.compression import files
 from fedpress.simulations.deploy import keys
-from fedpress.simulations.deploy.keys import KeysError
 
-TOKEN = "FEDPRESS_OPERATOR_TOKEN"
-"""Environment variable with the token, in place of the one in the folder."""
-PREFIX = "fpo_"  # so that secret scanners can find one
-CONNECTION = "fedpress"
+TOKEN: Final = "FEDPRESS_OPERATOR_TOKEN"
+"""Environment variable with the token, which goes before the file."""
+PREFIX: Final = "fpo_"  # so that secret scanners can find one
+CONNECTION: Final = "fedpress"
 """Name of the server in Flower's settings."""
-LEAST_LETTERS = 32
+MOST_BYTES: Final = 1000
 
 
-def token_file(folder: Path) -> Path:
-    """Return the path of the token in an operator's folder."""
-    return folder / "token"
-
-
-def given_token() -> str:
-    """Return the token of the environment; empty: there is none."""
-    return os.environ.get(TOKEN, "").strip()
-
-
-def prepare(folder: Path, address: str, ca: Path) -> str:
-    """Make or complete an operator's folder, and return the token: a new one where there is none.
-
-    Args:
-        folder: The folder, of mode 700 after this.
-        address: HOST:PORT of the SuperLink.
-        ca: Certificate of its authority.
+def token(folder: keys.Folder) -> str:
+    """Return the operators' token, of the environment or else of the keys; empty: there is none.
 
     Raises:
-        KeysError: The folder cannot be written, or the token is not one.
+        KeysError: It cannot be read, or is no token.
     """
-    path = token_file(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        folder.chmod(0o700)
-        stored = files.read_regular(path, 1000).decode(errors="replace").strip() if path.exists() else ""
-    except OSError as error:
-        raise KeysError(f"cannot use the operator's folder {folder}: {error.strerror or error}") from None
-    token = given_token() or stored or PREFIX + secrets.token_urlsafe(32)
-    if not re.fullmatch(rf"[A-Za-z0-9._~+/=-]{{{LEAST_LETTERS},256}}", token):
-        raise KeysError(
-            f"the operators' token in {TOKEN if given_token() else path} is none: expected {LEAST_LETTERS} to 256"
-            " letters, digits and - _ . ~ + / =; without one, the server makes it"
+    given, source = os.environ.get(TOKEN, "").strip(), TOKEN
+    if not given:
+        source = str(folder.operator)
+        try:
+            given = files.read_text(folder.operator, MOST_BYTES).strip()
+        except FileNotFoundError:
+            return ""
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "it is not text"
+            raise keys.KeysError(f"cannot read the operators' token {folder.operator}: {reason}") from None
+    if not re.fullmatch(r"[A-Za-z0-9._~+/=-]{32,256}", given):
+        raise keys.KeysError(
+            f"the operators' token in {source} is none: expected 32 to 256 letters, digits and - _ . ~ + / =; remove it,"
+            " and the server makes one"
         )
-    if token != stored:
-        keys.write_private(path, f"{token}\n".encode())
-    entry = f"flower.account-auth.{address}"
-    credentials = {"authn-type": "oidc", "oidc-access-token": token, "oidc-refresh-token": token}
-    coded = {f"{entry}.{name}": base64.b64encode(text.encode()).decode() for name, text in credentials.items()}
-    keys.write_private(folder / "credentials.yaml", yaml.safe_dump(coded).encode())
-    keys.write_private(
-        folder / "config.toml",
-        f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\n'
-        f"address = \"{address}\"\nroot-certificates = '{ca}'\n".encode(),
-    )
-    return token
+    return given
 
 
-def superexec_secret(path: Path) -> Path:
-    """Write a new secret for Flower's own processes, and return its path.
+def make_token(folder: keys.Folder) -> str:
+    """Return the operators' token; where there is none, make it.
+
+    Raises:
+        KeysError: As `token`, or it cannot be written.
+    """
+    if found := token(folder):
+        return found
+    made = PREFIX + secrets.token_urlsafe(32)
+    keys.write_private(folder.operator, f"{made}\n".encode())
+    return made
+
+
+def flower_home(home: Path, address: str, ca: Path, given: str) -> None:
+    """Write settings for Flower's own commands (`flwr run`, `flwr ls`, ...).
+
+    Args:
+        home: The folder, a FLWR_HOME; of mode 700 after this.
+        address: HOST:PORT of the SuperLink.
+        ca: Certificate of its authority.
+        given: The operators' token.
+
+    Raises:
+        KeysError: The folder cannot be written.
+    """
+    try:
+        home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        home.chmod(0o700)
+    except OSError as error:
+        raise keys.KeysError(f"cannot use the folder {home}: {error.strerror}") from None
+    entries = {"authn-type": "oidc", "oidc-access-token": given, "oidc-refresh-token": given}
+    coded = {
+        f"flower.account-auth.{address}.{name}": base64.b64encode(text.encode()).decode()
+        for name, text in entries.items()
+    }
+    keys.write_private(home / "credentials.yaml", yaml.safe_dump(coded).encode())
+    connection = f"[superlink.{CONNECTION}]\naddress = \"{address}\"\nroot-certificates = '{ca}'\n"
+    keys.write_private(home / "config.toml", f'[superlink]\ndefault = "{CONNECTION}"\n\n{connection}'.encode())
+
+
+def new_secret(path: Path) -> Path:
+    """Write a new secret for Flower's own processes on this machine, and return its path.
 
     Raises:
         KeysError: It cannot be written.

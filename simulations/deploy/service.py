@@ -91,7 +91,7 @@ class Service:
         self._link: Child | None = None
         self._hub: Child | None = None
         self._control: Control | None = None
-        self._token = operators.given_token()
+        self._token = ""
         self._run: int | None = None
         self._app: Path | None = None
         self._needed = 0  # nodes that the run waits for; 0: not known
@@ -154,10 +154,12 @@ class Service:
         chosen = self._chosen
         flower_processes.command("flower-superlink")
         if chosen.superlink is not None:
+            self._token = operators.token(self._keys)
             return []
         if not self._keys.ca.exists():
             place = self._keys.path
             raise keys.KeysError(f"there are no keys in {place}; make them: fedpress keys init {place}")
+        self._token = operators.make_token(self._keys)
         return keys.check(self._keys)
 
     def _finished(self) -> bool:
@@ -252,9 +254,8 @@ class Service:
 
     def _start_link(self) -> None:
         host, port = settings.host_and_port(self._chosen.listen)
-        folder = self._state / "operator"
-        self._token = operators.prepare(folder, self.address, self._keys.ca)
-        secret = operators.superexec_secret(self._state / "superexec.secret")
+        operators.flower_home(self._state / "operator", self.address, self._keys.ca, self._token)
+        secret = operators.new_secret(self._state / "superexec.secret")
         self._counts["superlink"] += 1
         environment = flower_processes.environment(self._home)
         self._link = Child(
@@ -268,7 +269,7 @@ class Service:
             environment
             | {
                 superlink.OPERATORS: " ".join(self._chosen.operators),
-                superlink.TOKEN_FILE: str(operators.token_file(folder)),
+                operators.TOKEN: self._token,
                 superlink.MESSAGE_BYTES: str(int(self._chosen.message_mib * 2**20)),
             },
             self._link_log,

@@ -12,17 +12,14 @@ import resource
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from starlette.middleware import Middleware
 
-from fedpress.simulations.deploy import _flower, connections, flower_processes
+from fedpress.simulations.deploy import _flower, connections, flower_processes, operators
 from fedpress.simulations.deploy.admission import Admission
 
 OPERATORS = "FEDPRESS_OPERATORS"
 """Environment variable with the operators' networks, separated by spaces."""
-TOKEN_FILE = "FEDPRESS_OPERATOR_TOKEN_FILE"
-"""Environment variable with the path of the operators' token."""
 MESSAGE_BYTES = "FEDPRESS_MESSAGE_BYTES"
 """Environment variable with the largest size of a node's request."""
 CHILD_SECONDS = 2.0
@@ -35,12 +32,11 @@ def main() -> None:
     for name in ("--host", "--port", "--ssl-ca-certfile", "--superexec-auth-secret-file"):
         parser.add_argument(name, required=True)
     arguments, _ = parser.parse_known_args()
-    token = Path(os.environ[TOKEN_FILE]).read_text(encoding="ascii").strip()
     admission = Middleware(
         Admission,
         authority=_flower.Authority(),
         networks=os.environ.get(OPERATORS, "").split(),
-        token=token,
+        token=os.environ.pop(operators.TOKEN),  # its processes do not inherit it
         most=int(os.environ[MESSAGE_BYTES]),
     )
     _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
