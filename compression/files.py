@@ -21,19 +21,20 @@ DAMAGED = ".damaged"
 _PART = ".part"
 
 
-def open_regular(path: Path | str, *, follow: bool = True) -> BinaryIO:
+def open_regular(path: Path | str, *, follow: bool = True, folder: int | None = None) -> BinaryIO:
     """Open a regular file for reading; what it is, is asked of the opened file, so that nobody can swap it between.
 
     Args:
         path: The file.
         follow: Whether the last part of the path may be a symbolic link.
+        folder: Descriptor of an open folder that the path begins at; None: the current one.
 
     Raises:
         OSError: It cannot be opened, or is a device, a pipe, a socket or a folder, or a link that is not followed.
     """
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY | (0 if follow else os.O_NOFOLLOW)
     try:
-        descriptor = os.open(path, flags)
+        descriptor = os.open(path, flags, dir_fd=folder)
     except OSError as error:
         if error.errno == errno.ELOOP and not follow:
             raise OSError(errno.ELOOP, "it is a symbolic link", str(path)) from None

@@ -96,3 +96,20 @@ def run_ended() -> type[BaseException]:
     from flwr.supercore.run import RunNotRunningException
 
     return RunNotRunningException
+
+
+def is_of_client_app(run: Any) -> bool:
+    """Return whether a run has nodes run a ClientApp, and not an agent."""
+    from flwr.supercore.constant import TaskType
+
+    return bool(run.primary_task_type != TaskType.AGENT_APP)
+
+
+def answer_with_error(order: Any, reason: str, state: Any, object_store: Any) -> int:
+    """Put an error into a SuperNode's state, as the reply to an order; return the order's run id."""
+    from flwr.app import Error, Message
+    from flwr.common.constant import ErrorCode
+    from flwr.supernode.start_client_internal import _insert_message
+
+    _insert_message(Message(Error(ErrorCode.INVALID_FAB, reason), reply_to=order), state, object_store)
+    return int(order.metadata.run_id)
