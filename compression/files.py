@@ -16,6 +16,8 @@ from typing import BinaryIO
 
 MOST_TEXT = 1 << 24
 """Bytes that a file of settings, keys or other text may have."""
+MOST_DATA = 1 << 34
+"""Bytes that a file of data, of a model or of a checkpoint may have."""
 DAMAGED = ".damaged"
 """Suffix of a file that was moved aside."""
 _PART = ".part"
@@ -86,6 +88,25 @@ def read_text(path: Path | str, most: int = MOST_TEXT) -> str:
         UnicodeDecodeError: It is no UTF-8.
     """
     return read_regular(path, most).decode()
+
+
+def private_folder() -> Path:
+    """Return a folder of this user's own for what may be downloaded again, made with mode 700.
+
+    A folder below the common temporary one, with a name that others can guess, could be made by them first.
+
+    Raises:
+        OSError: It cannot be made, is no folder, or belongs to somebody else.
+    """
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    folder = Path(base, "fedpress")
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    status = folder.stat()
+    if hasattr(os, "getuid") and status.st_uid != os.getuid():
+        raise PermissionError(errno.EPERM, "it belongs to another user", str(folder))
+    if status.st_mode & 0o022:
+        folder.chmod(0o700)
+    return folder
 
 
 def write_atomically(path: Path, data: bytes | Iterable[bytes]) -> None:

@@ -145,7 +145,7 @@ class Ledger:
             ValueError: The file is not a ledger, or a line of it is not an entry.
         """
         ledger = cls()
-        with path.open(newline="", encoding="utf-8") as file:
+        with io.TextIOWrapper(files.open_regular(path), encoding="utf-8", newline="") as file:
             reader = csv.reader(file)
             header = next(reader, [])
             if tuple(header) != Entry._fields:

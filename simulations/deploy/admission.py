@@ -196,9 +196,7 @@ class Admission:
 
     async def _node(self, scope: Scope, headers: Headers, known: str) -> tuple[str, Refusal | None]:
         key = self._authority.claimed_key(headers)
-        proved = key is not None and (
-            known == key.hex() or await run_in_threadpool(self._authority.is_signed, headers)
-        )
+        proved = key is not None and (known == key.hex() or await run_in_threadpool(self._authority.is_signed, headers))
         if key is None or not proved:
             return "", Refusal(401, "Invalid SuperNode authentication")  # in Flower's words, which its nodes log
         now = time.monotonic()

@@ -187,7 +187,9 @@ class Connection(HttpToolsProtocol):
     def _refuse(self, status: int, reason: str) -> None:
         self._arrived()
         if not self.transport.is_closing():
-            self.transport.write(f"HTTP/1.1 {status} {reason}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n".encode())
+            self.transport.write(
+                f"HTTP/1.1 {status} {reason}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n".encode()
+            )
             self.leave()
 
 
@@ -286,9 +288,7 @@ def loop_factory(connections: Connections) -> Callable[[], asyncio.AbstractEvent
             ssl: ssl.SSLContext | None = None,
             backlog: int = 100,
         ) -> Listener:
-            found = await loop.getaddrinfo(
-                host, port or 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-            )
+            found = await loop.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
             sockets = []
             try:
                 for family, _, _, _, address in dict.fromkeys(found):

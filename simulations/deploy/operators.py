@@ -47,8 +47,8 @@ def token(folder: keys.Folder) -> str:
             raise keys.KeysError(f"cannot read the operators' token {folder.operator}: {reason}") from None
     if not re.fullmatch(r"[A-Za-z0-9._~+/=-]{32,256}", given):
         raise keys.KeysError(
-            f"the operators' token in {source} is none: expected 32 to 256 letters, digits and - _ . ~ + / =; remove it,"
-            " and the server makes one"
+            f"the operators' token in {source} is none: expected 32 to 256 letters, digits and - _ . ~ + / =;"
+            " remove it, and the server makes one"
         )
     return given
 

@@ -31,12 +31,14 @@ from typing import Any
 from pydantic import ValidationError
 
 from fedpress.compression.errors import FedpressError
-from fedpress.compression.files import remove_leftovers, write_atomically
+from fedpress.compression.files import read_regular, remove_leftovers, write_atomically
 from fedpress.compression.ledger import Ledger
 from fedpress.simulations.results.records import Results
 
 RUNS = Path("runs")
 """Parent of new run folders without a given path; git ignores it."""
+MOST_RESULTS = 1 << 28
+"""Largest results.json in bytes; a round takes about 300."""
 
 
 class RunFolderError(FedpressError, ValueError):
@@ -189,7 +191,7 @@ class RunFolder:
             RunFolderError: It is missing, torn, or lacks keys.
         """
         try:
-            data = self.results.read_bytes()
+            data = read_regular(self.results, MOST_RESULTS)
         except OSError as error:
             raise RunFolderError(f"cannot read {self.results}: {error.strerror or error}") from error
         try:
