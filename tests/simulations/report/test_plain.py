@@ -16,8 +16,9 @@ from fedpress.simulations.results.records import Results
 
 HOSTILE = (
     "<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "' onload='alert(1)", "</svg></div><iframe>",
-    "</style><link rel=x>", "{{ 7 * 7 }}{% raw %}", "a\\g<0>\\1\\", "$x^{2}$", "_hidden",
-    "", " ", "\x00", "\x1b[2J\x1b]0;x", "two\r\nlines", "\u202egnp", "../../etc/x", "javascript:alert(1)", "&lt;&#60;", "]]><!--", "\ufffe\uffff", "漢字🙂",
+    "</style><link rel=x>", "{{ 7 * 7 }}{% raw %}", "a\\g<0>\\1\\", "$x^{2}$", "_hidden", "", " ", "\x00",
+    "\x1b[2J\x1b]0;x", "two\r\nlines", "\u202egnp", "../../etc/x", "javascript:alert(1)", "&lt;&#60;", "]]><!--",
+    "\ufffe\uffff", "漢字🙂",
 )  # fmt: skip
 names = st.one_of(st.sampled_from(HOSTILE), st.text(st.characters(exclude_categories=["Cs"]), max_size=20))
 TEXTS = 14
@@ -42,7 +43,8 @@ def run(texts: list[str]) -> Results:
     next(text)
     student = {
         "tier": next(text), "version": 2, "parameters": 9, "bundle_bytes": 40, "accuracy": 0.5,
-        "teacher_accuracy": 0.5, "student_accuracy": 0.5, "quantized_accuracy": 0.5, "sha256": next(text), "warning": next(text),
+        "teacher_accuracy": 0.5, "student_accuracy": 0.5, "quantized_accuracy": 0.5, "sha256": next(text),
+        "warning": next(text),
         "stages": [{**stage, "name": next(text)}, {**stage, "name": next(text)}],
         "curve": [step, {**step, "kept": 0.5}], "candidates": [{**candidate, "start": next(text)}],
         "timings": [{"layer": next(text), "density": 0.5, "dense_ms": 1.0, "sparse_ms": 2.0, "chosen": next(text)}],
