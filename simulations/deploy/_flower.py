@@ -109,7 +109,8 @@ def answer_with_error(order: Any, reason: str, state: Any, object_store: Any) ->
     """Put an error into a SuperNode's state, as the reply to an order; return the order's run id."""
     from flwr.app import Error, Message
     from flwr.common.constant import ErrorCode
-    from flwr.supernode.start_client_internal import _insert_message
+    from flwr.supernode import start_client_internal
 
-    _insert_message(Message(Error(ErrorCode.INVALID_FAB, reason), reply_to=order), state, object_store)
+    reply = Message(Error(ErrorCode.INVALID_FAB, reason), reply_to=order)
+    start_client_internal._insert_message(reply, state, object_store)
     return int(order.metadata.run_id)
