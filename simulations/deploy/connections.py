@@ -18,9 +18,9 @@ from typing import Any, Final, cast
 import uvloop
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-HANDSHAKE_SECONDS: Final = 10.0
+HANDSHAKE_SECONDS: Final = 20.0
 """Time limit for the TLS handshake."""
-HEADER_SECONDS: Final = 10.0
+HEADER_SECONDS: Final = 20.0
 """Time limit for a request's headers, from the first byte of the request, or from the handshake."""
 MOST_HEADER_BYTES: Final = 1 << 15
 """Largest size of a request's headers; a node's take about 800 bytes."""

@@ -22,6 +22,8 @@ OPERATORS = "FEDPRESS_OPERATORS"
 """Environment variable with the operators' networks, separated by spaces."""
 MESSAGE_BYTES = "FEDPRESS_MESSAGE_BYTES"
 """Environment variable with the largest size of a node's request."""
+MOST_FILES = 1 << 16
+"""Files that may be open, where the system allows so many: each connection is one."""
 CHILD_SECONDS = 2.0
 """Time for SuperExec to end."""
 
@@ -39,8 +41,9 @@ def main() -> None:
         token=os.environ.pop(operators.TOKEN),  # its processes do not inherit it
         most=int(os.environ[MESSAGE_BYTES]),
     )
-    _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))  # each connection is one
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(MOST_FILES, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
     counted = connections.Connections()
     options = {
         "loop": connections.loop_factory(counted),

@@ -39,8 +39,8 @@ RUNS = Path("runs")
 """Parent of new run folders without a given path; git ignores it."""
 MOST_RESULTS = 1 << 28
 """Largest results.json in bytes; a round takes about 300."""
-MOST_NUMBER = 10**15
-"""Largest figure of a run, such as bytes of a round: a petabyte."""
+MOST_NUMBER = 1 << 53
+"""Largest figure of a run, such as bytes of a round: nine petabytes; up to here floats are exact."""
 
 
 class RunFolderError(FedpressError, ValueError):
