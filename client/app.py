@@ -3,7 +3,8 @@
 The run's configuration names the workload: `workload` is a function of it that returns a `Job`, which has the `Work` of
 each client. torch is imported only where it is needed, as Flower starts a process for every message.
 
-The node's configuration may have `data-folder`, the node's own examples, and `download-folder`, for its students.
+The node's configuration may have `data-folder`, the node's own examples, `download-folder`, for its students, and
+`workloads`, what it lets a server run (`fedpress.client.workloads`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import Mod
 from numpy.typing import NDArray
 
+from fedpress.client import workloads
 from fedpress.client.mod import compress
 from fedpress.client.state import stores
 from fedpress.compression import entry_points, seeds
@@ -93,9 +95,7 @@ class WorkKey(NamedTuple):
     def of(cls, context: Context) -> WorkKey:
         """Return the key for a message's context."""
         tier = context.node_config.get("tier")
-        config, data_folder = dict(context.run_config), context.node_config.get("data-folder")
-        if data_folder:
-            config["data-folder"] = data_folder  # the node's own examples; `workload` decides what becomes of it
+        config = workloads.run_config(context.run_config, context.node_config)
         return cls(tuple(sorted(config.items())), stores.client_index(context), None if tier is None else str(tier))
 
 
@@ -128,7 +128,9 @@ def _job(run_config: tuple[tuple[str, Any], ...]) -> Job:
             "the run's configuration has no 'workload' (\"module:function\" that returns the clients' work); "
             "add it to [tool.flwr.app.config] or to --run-config"
         )
-    job: Job = entry_points.load(str(config["workload"]))(config)
+    reference = str(config["workload"])
+    workloads.check(reference, workloads.listed(config), "workload")
+    job: Job = entry_points.load(reference)(config)
     return job
 
 

@@ -145,15 +145,18 @@ class Ledger:
             ValueError: The file is not a ledger, or a line of it is not an entry.
         """
         ledger = cls()
-        with path.open(newline="", encoding="utf-8") as file:
+        with io.TextIOWrapper(files.open_regular(path), encoding="utf-8", newline="") as file:
             reader = csv.reader(file)
-            header = next(reader, [])
+            try:
+                header = next(reader, [])
+            except csv.Error as error:
+                raise ValueError(f"{path} is not a ledger: {error}") from error
             if tuple(header) != Entry._fields:
                 raise ValueError(f"{path} does not begin with {','.join(Entry._fields)!r}, so it is not a ledger")
-            for number, row in enumerate(reader, start=2):
-                try:
-                    round, node, direction, kind, size = row
+            number = 1
+            try:
+                for number, (round, node, direction, kind, size) in enumerate(reader, start=2):  # noqa: B007
                     ledger.record(int(round), int(node), direction, kind, int(size))  # type: ignore[arg-type]
-                except ValueError as error:
-                    raise ValueError(f"{path}, line {number}: {error}") from error
+            except (ValueError, OverflowError, csv.Error) as error:
+                raise ValueError(f"{path}, line {number}: {error}") from error
         return ledger

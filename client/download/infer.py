@@ -6,14 +6,16 @@ Nothing of the bundle is executed but its ONNX graph, by ONNX Runtime; files bes
 from __future__ import annotations
 
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedpress.compression import files
 from fedpress.compression.errors import FedpressError
-from fedpress.compression.models.bundles import onnx_runtime, reader
+from fedpress.compression.models.bundles import container, onnx_runtime, reader
 from fedpress.compression.models.bundles.manifest import Manifest
 
 BATCH: Final = 64
@@ -52,7 +54,7 @@ def answer(bundle: Path, inputs: Path, public_key: bytes | None = None) -> Answe
         OnnxError: ONNX Runtime does not take the file.
     """
     try:
-        data = bundle.read_bytes()
+        data = files.read_regular(bundle, container.MAX_BYTES)
     except OSError as error:
         raise InferenceError(f"cannot read {bundle}: {error.strerror or error}") from None
     opened = reader.open_bundle(data, public_key)
@@ -78,7 +80,7 @@ def answer(bundle: Path, inputs: Path, public_key: bytes | None = None) -> Answe
 
 def _load(path: Path) -> NDArray[Any]:
     try:
-        with path.open("rb") as file:  # numpy leaves a file open that it opened itself and cannot read
+        with files.open_regular(path) as file:  # numpy leaves a file open that it opened itself and cannot read
             content = np.load(file, allow_pickle=False)
             if isinstance(content, np.ndarray):
                 return content
@@ -94,7 +96,7 @@ def _load(path: Path) -> NDArray[Any]:
         raise
     except OSError as error:
         raise InferenceError(f"cannot read {path}: {error.strerror or error}") from None
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         raise InferenceError(
             f"{path} is neither .npy nor .npz with plain numbers ({error}): save inputs with numpy.save, prepared as"
             " they were for training"

@@ -146,7 +146,9 @@ def leave(message: str, code: int) -> NoReturn:
     Raises:
         typer.Exit: Always.
     """
-    typer.echo(message, err=True)
+    from fedpress.simulations.report import plain
+
+    typer.echo(plain.printable(message, keep="\n"), err=True)
     raise typer.Exit(code)
 
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.filesize import decimal as size
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from fedpress.simulations.report import plain
 from fedpress.simulations.results.records import RoundResult, StudentResult
 from fedpress.simulations.results.run_folder import RunFolder
 from fedpress.simulations.runs.observer import Observer
@@ -38,7 +39,7 @@ class Display(Observer):
     def __init__(self, console: Console, rounds: int) -> None:
         self._rounds = rounds
         self._bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),  # a tier may be called [/b]
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -129,4 +130,4 @@ class Display(Observer):
 
     def _print(self, line: str) -> None:
         if self._output is None:
-            self._bar.console.print(line, highlight=False, markup=False, soft_wrap=True)
+            self._bar.console.print(plain.printable(line), highlight=False, markup=False, soft_wrap=True)

@@ -144,10 +144,14 @@ def _run(console: Console, wanted: list[Cell], store: CellStore, jobs: int) -> l
 
 
 def _show(console: Console, status: Status, event: Event, store: CellStore) -> None:
+    from rich.text import Text
+
+    from fedpress.simulations.report import plain
+
     left = "" if event.seconds_left is None else f"about {_duration(event.seconds_left)} left"
     if event.finished is None:
         at_work = ", ".join(f"{cell.method} seed {cell.seed}, round {rounds}" for cell, rounds in event.running)
-        status.update(f"{event.done}/{event.total}  {at_work}  {left}")
+        status.update(Text(plain.printable(f"{event.done}/{event.total}  {at_work}  {left}")))  # no markup
         return
     cell = event.finished
     if event.failure is not None:
@@ -157,7 +161,7 @@ def _show(console: Console, status: Status, event: Event, store: CellStore) -> N
         assert results is not None
         what = f"{results.accuracy or 0:.2%}, {results.totals.both_bytes / 1e6:,.2f} MB"
     line = f"{event.done}/{event.total}  {cell.task} {cell.partition}  {cell.method}  seed {cell.seed}: {what}  {left}"
-    console.print(line, highlight=False, markup=False, soft_wrap=True)
+    console.print(plain.printable(line), highlight=False, markup=False, soft_wrap=True)
 
 
 def _duration(seconds: float) -> str:

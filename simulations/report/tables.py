@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from rich.filesize import decimal as size
 
-from fedpress.simulations.report import units
+from fedpress.simulations.report import plain, units
 from fedpress.simulations.results.records import Results, StudentResult, TierResult
 
 
@@ -20,7 +20,7 @@ def fact_lines(facts: Iterable[tuple[str, str]]) -> list[str]:
     >>> fact_lines([("status", "finished"), ("up", "3 kB")])
     ['status  finished', 'up      3 kB']
     """
-    facts = list(facts)
+    facts = [(plain.printable(name), plain.printable(value)) for name, value in facts]
     width = max((len(name) for name, _ in facts), default=0)
     return [f"{name:<{width}}  {value}" for name, value in facts]
 
@@ -35,7 +35,7 @@ def table_lines(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[s
     >>> table_lines(("tier", "bytes"), [("phone", "900")])
     ['tier   bytes', 'phone    900']
     """
-    lines = [tuple(columns), *map(tuple, rows)]
+    lines = [tuple(map(plain.printable, line)) for line in (columns, *rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return [
         f"{first:<{widths[0]}}" + "".join(f"  {cell:>{width}}" for cell, width in zip(rest, widths[1:], strict=True))

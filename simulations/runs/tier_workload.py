@@ -14,7 +14,7 @@ from functools import cached_property
 import torch
 from torch import nn
 
-from fedpress.compression import seeds
+from fedpress.compression import files, seeds
 from fedpress.compression.models import architecture
 from fedpress.compression.models.students import initial_student
 from fedpress.compression.models.students.initial_student import Start
@@ -75,7 +75,7 @@ class TierWorkload(Workload):
         """
         shared = RunFolder(self.out).architectures if self.out else None
         if shared and shared.exists():
-            shapes = json.loads(shared.read_text(encoding="utf-8"))[self.tier]
+            shapes = json.loads(files.read_text(shared))[self.tier]
             return {name: tuple(shape) for name, shape in shapes.items()}
         model = initial_student.start_of(
             self.task,

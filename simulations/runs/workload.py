@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import io
-import tempfile
+import re
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +22,7 @@ from fedpress.client.settings import Training
 from fedpress.compression import seeds
 from fedpress.compression.encoders.encoder import Encoder
 from fedpress.compression.errors import FedpressError
-from fedpress.compression.files import write_atomically
+from fedpress.compression.files import private_folder, write_atomically
 from fedpress.compression.models.task import Examples, Task
 from fedpress.compression.tensors import flatten
 from fedpress.compression.tensors.layout import Layout
@@ -189,8 +189,8 @@ class Workload:
         return self.training.examples_seen(len(self.part(client)))
 
     def downloads(self, client: int) -> Path:
-        """Return the folder where the client keeps downloaded students."""
-        folder = RunFolder(self.out).downloads if self.out else Path(tempfile.gettempdir(), "fedpress", self.federation)
+        """Return the folder where the client keeps downloaded students: of the run, or else of this user alone."""
+        folder = RunFolder(self.out).downloads if self.out else private_folder() / re.sub(r"\W", "-", self.federation)
         return folder / f"client-{client}"
 
     @cached_property

@@ -12,7 +12,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from fedpress.compression.files import write_atomically
-from fedpress.simulations.report import confidence, drawings, figures, run_page, series, units
+from fedpress.simulations.report import confidence, drawings, figures, plain, run_page, series, units
 from fedpress.simulations.report.drawings import Drawing
 from fedpress.simulations.report.figures import Bar, DotRow, Mark, StackedBar
 from fedpress.simulations.report.units import format_bytes
@@ -335,9 +335,10 @@ def markdown(sections: Sequence[PagePart], facts: Sequence[tuple[str, str]]) -> 
         sections: What `parts` returned.
         facts: Name and value of what the figures depend on.
     """
-    lines = ["# Accuracy against bytes", "", *(f"* {name}: {value}" for name, value in facts), ""]
+    listed = [f"* {plain.markdown(name)}: {plain.markdown(value)}" for name, value in facts]
+    lines = ["# Accuracy against bytes", "", *listed, ""]
     for part in sections:
-        lines += [f"## {part.task}, {part.partition}", ""]
+        lines += [f"## {plain.markdown(part.task)}, {plain.markdown(part.partition)}", ""]
         heads = ["method", "seeds", "accuracy", "up", "down", "bits a parameter up", "fewer up", "fewer in all"]
         heads += [f"{what} to {100 * aim:g} %" for aim in part.targets for what in ("rounds", "bytes")]
         lines += [_row(heads), _row(["---"] * len(heads))]
@@ -370,7 +371,7 @@ def markdown(sections: Sequence[PagePart], facts: Sequence[tuple[str, str]]) -> 
         lines.append(_row(["---"] * 3))
         lines += [_row([line.title, milliseconds(line.encode_ms), milliseconds(line.decode_ms)]) for line in part.lines]
         if part.missing:
-            lines += ["", f"Not run, or not with all seeds: {', '.join(part.missing)}."]
+            lines += ["", f"Not run, or not with all seeds: {plain.markdown(', '.join(part.missing))}."]
         lines.append("")
     return "\n".join(lines)
 
@@ -381,4 +382,4 @@ def spent(cost: tuple[MeanEstimate, MeanEstimate] | None) -> str:
 
 
 def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+    return f"| {' | '.join(map(plain.markdown, cells))} |"

@@ -92,5 +92,6 @@ def test_nodes_are_told_their_folders(tmp_path: Path) -> None:
         "download-folder": str(tmp_path / "a folder" / "downloads"),
         "data-folder": "/my data",
         "tier": "phone",
+        "workloads": "fedpress.simulations.runs.job:load",
         "partition-id": 3,
     }
