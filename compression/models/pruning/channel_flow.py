@@ -50,6 +50,11 @@ class Steady(TorchDispatchMode):  # type: ignore[no-untyped-call]
         PruneError: In a pass that takes longer.
     """
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Leave torch.compile alone, whose import takes seconds: nothing is compiled here."""
+        return False
+
     def __init__(self, seconds: float) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._seconds = seconds
@@ -65,8 +70,8 @@ class Steady(TorchDispatchMode):  # type: ignore[no-untyped-call]
         name = rest.partition(".")[0] if namespace == "aten" else f"{namespace}.{rest}"
         if time.monotonic() > self._deadline:
             raise PruneError(
-                f"one forward pass takes longer than {self._seconds:g} s, it was in layer {self.place!r}: is the example"
-                " as short as it can be? Raise `trace_seconds`, or choose a smaller model"
+                f"one forward pass takes longer than {self._seconds:g} s; it was in layer {self.place!r}. Give a"
+                " shorter example or a smaller model, or raise `trace_seconds`"
             )
         result = self._executed(name, func, args, given)
         if name in _DRAWS:

@@ -17,6 +17,7 @@ import copy
 import fnmatch
 import logging
 import math
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, NamedTuple
@@ -36,6 +37,11 @@ TRACE_SECONDS: Final = 300.0
 """Longest forward pass, in seconds."""
 _LARGEST_TOLERANCE: Final = 1e-3
 """Relative difference between outputs beyond which no amount of the model's own rounding is an excuse."""
+
+HINT: Final = (
+    "The likely cause is a size written into the forward pass, such as x.view(-1, 1024): write x.flatten(1), or name"
+    " the layer in `ignored`"
+)
 
 _log = logging.getLogger(__name__)
 
@@ -105,6 +111,7 @@ class Trials:
 
     Attributes:
         groups: Groups that can be pruned.
+        failure: Why there is none, where trials failed for all; empty otherwise.
 
     Raises:
         PruneError: As for `find`.
@@ -118,20 +125,26 @@ class Trials:
         seconds: float = TRACE_SECONDS,
     ) -> None:
         check_ready(model)
+        self.failure = ""
         with _seeded():
             self._probe = Probe(model, example, ignored_paths(model, ignored), seconds)
-            groups = self._probe.groups()
-            wrong = self._probe.wrong(groups)
-            if wrong and self._probe.recut(wrong):
-                groups = self._probe.groups()
-                wrong = self._probe.wrong(groups)
+            self.groups = self._probe.groups()
+            wrong = self._probe.wrong(self.groups)
+            while self._probe.cut_otherwise(self.groups, wrong):
+                self.groups = self._probe.groups()
+                wrong = self._probe.wrong(self.groups)
+            if wrong and self._probe.cut_as_before(self.groups, wrong):
+                self.groups = self._probe.groups()
+                wrong = self._probe.wrong(self.groups)
             while wrong:
-                for group, error in wrong:
-                    _log.warning("layer %r keeps all its channels: %s", group.name, error)
+                explained = "; ".join(f"layer {group.name!r}: {error}" for group, error in wrong[:3])
+                if len(wrong) == len(self.groups):
+                    self.failure = f"nothing can be removed from the model. {explained}. {HINT}"
+                names = ", ".join(group.name for group, _ in wrong)
+                _log.warning("layers that keep all their channels: %s. %s. %s", names, explained, HINT)
                 self._probe.keep([group for group, _ in wrong])
-                groups = self._probe.groups()
-                wrong = self._probe.wrong(groups)
-        self.groups = groups
+                self.groups = self._probe.groups()
+                wrong = self._probe.wrong(self.groups)
 
     def error(self, removal: Removal) -> str:
         """Return what is wrong with the model without some units: it does not run, or answers otherwise; "": nothing.
@@ -170,8 +183,8 @@ def check_ready(model: nn.Module) -> None:
     for path, module in model.named_modules():
         if any(isinstance(tensor, UninitializedTensorMixin) for tensor in architecture.own_tensors(module).values()):
             raise PruneError(
-                f"layer {path!r} is a {type(module).__name__} without shape: run the model on a batch before, or give the"
-                " layer its sizes"
+                f"layer {path!r} is a {type(module).__name__} that gets its shape from its first batch: run the model"
+                " on one before it is pruned, or give the layer its sizes"
             )
 
 
@@ -199,8 +212,8 @@ def copied(model: nn.Module) -> nn.Module:
                 copy.deepcopy(module, without_history(module))
             except Exception as cause:
                 raise PruneError(
-                    f"layer {path!r}, a {type(module).__name__}, cannot be copied: {type(cause).__name__}: {cause}. What"
-                    " it holds besides weights must allow copy.deepcopy"
+                    f"layer {path!r}, a {type(module).__name__}, cannot be copied: {type(cause).__name__}: {cause}."
+                    " What it holds besides weights must allow copy.deepcopy"
                 ) from cause
         raise PruneError(f"the model cannot be copied: {type(error).__name__}: {error}") from error
 
@@ -254,6 +267,26 @@ def cut(model: nn.Module, removal: Removal) -> None:
     for module in model.modules():
         if changed & {id(tensor) for tensor in architecture.own_tensors(module).values()}:
             architecture.describe(module)
+
+
+@contextmanager
+def without(model: nn.Module, removal: Removal) -> Iterator[None]:
+    """Run a block in which units of a model are removed, and put them back.
+
+    Args:
+        model: The model, or another one of its architecture.
+        removal: Groups and units; all groups of one `find`.
+    """
+    tensors = [(tensor, tensor.data) for tensor in named_tensors(model).values()]
+    sizes = [(module, dict(vars(module))) for module in model.modules()]
+    try:
+        cut(model, removal)
+        yield
+    finally:
+        for tensor, data in tensors:
+            tensor.data = data
+        for module, attributes in sizes:
+            vars(module).update(attributes)
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -321,14 +354,14 @@ class Probe:
     def __init__(self, model: nn.Module, example: Any, kept: Collection[str], seconds: float) -> None:
         self._seconds, self._kept_layers = seconds, kept
         self._kept: list[Member] = []
-        self._by_stride: set[int] = set()
+        self._parts: dict[int, int] = {}
         self._model, self._example, self._tolerance = self._running(model, example)
 
     def groups(self) -> list[Group]:
         """Return the groups of the model, as far as they are known by now."""
         self._sets = LabelSets()
         self._labels = self._new_labels()
-        labels = TensorLabels(self._of(self._model), self._sets, self._by_stride)
+        labels = TensorLabels(self._of(self._model), self._sets, self._parts)
         mode = Flow(labels, self._seconds)
         with placed(self._model, mode):
             outputs = called(self._model, self._example)
@@ -337,12 +370,38 @@ class Probe:
         self._cuts = labels.cuts
         return _groups(self._model, self._labels, self._sets)
 
-    def recut(self, wrong: Sequence[tuple[Group, str]]) -> bool:
-        """Take the last part of the axes that wrong groups cut for the channel; return whether there are such axes."""
-        roots = np.concatenate([self._roots(group) for group, _ in wrong])
-        new = {number for number, labels in self._cuts.items() if np.isin(self._sets.of(labels), roots).any()}
-        self._by_stride |= new
-        return bool(new)
+    def cut_otherwise(self, groups: Sequence[Group], wrong: Sequence[tuple[Group, str]]) -> bool:
+        """Take another part for the channel where an axis is cut into parts and nothing, or nothing right, came of it.
+
+        Args:
+            groups: Groups of the last call of `groups`.
+            wrong: Those that are wrong.
+
+        Returns:
+            Whether there was another part to take.
+        """
+        parts = {number: self._parts.get(number, 0) + 1 for number in self._useless(groups, wrong)}
+        self._parts |= (left := {number: part for number, part in parts.items() if part < self._cuts[number][1]})
+        return bool(left)
+
+    def cut_as_before(self, groups: Sequence[Group], wrong: Sequence[tuple[Group, str]]) -> bool:
+        """Take the first part again where no other one was right; return whether something changed.
+
+        Args:
+            groups: Groups of the last call of `groups`.
+            wrong: Those that are wrong.
+        """
+        useless = self._useless(groups, wrong) & self._parts.keys()
+        for number in useless:
+            del self._parts[number]
+        return bool(useless)
+
+    def _useless(self, groups: Sequence[Group], wrong: Sequence[tuple[Group, str]]) -> set[int]:
+        """Return the operations that cut an axis of which no group came that is right."""
+        bad = {group.name for group, _ in wrong}
+        roots = [self._roots(group) for group in groups if group.name not in bad]
+        right = np.concatenate([*roots, np.zeros(0, np.int64)])
+        return {number for number, (labels, _) in self._cuts.items() if not np.isin(self._sets.of(labels), right).any()}
 
     def keep(self, groups: Sequence[Group]) -> None:
         """Keep all channels of groups from now on."""
@@ -360,15 +419,21 @@ class Probe:
         return self.bisected([pair for pair in removal if len(pair[1])])
 
     def bisected(self, removal: Removal) -> list[tuple[Group, str]]:
-        """Return the groups of a removal that are the cause of its error, each with its own."""
+        """Return the groups of a removal that are the cause of its error, each with its own.
+
+        Layers of the same place in different blocks are tried together first, since they are right or wrong alike.
+        """
         error = self.error(removal) if removal else ""
         if not error:
             return []
         if len(removal) == 1:
             return [(removal[0][0], error)]
-        half = len(removal) // 2
-        found = self.bisected(removal[:half]) + self.bisected(removal[half:])
-        return found or [(group, f"with other layers, {error}") for group, _ in removal[:half]]
+        kinds: dict[str, list[tuple[Group, Tensor]]] = {}
+        for group, units in removal:
+            kinds.setdefault(re.sub(r"\d+", "#", group.name), []).append((group, units))
+        parts = list(kinds.values()) if len(kinds) > 1 else [[pair] for pair in removal]
+        found = [pair for part in parts for pair in self.bisected(part)]
+        return found or [(group, f"with other layers, {error}") for group, _ in removal[: len(removal) // 2]]
 
     def error(self, removal: Removal) -> str:
         """Return what is wrong with the model without some units: it does not run, or answers otherwise; "": nothing.
@@ -376,15 +441,13 @@ class Probe:
         Args:
             removal: Groups of the last call of `groups`, and units.
         """
-        pruned = copy.deepcopy(self._model)
-        cut(pruned, removal)
         try:
-            with placed(pruned, Steady(self._seconds)):
-                got = outputs_of(called(pruned, self._example))
+            with without(self._model, removal), placed(self._model, Steady(self._seconds)):
+                got = outputs_of(called(self._model, self._example))
         except Exception as error:
             return f"the pruned model does not run: {type(error).__name__}: {error}"
         removed = np.concatenate([self._roots(group)[units.numpy()] for group, units in removal])
-        labels = TensorLabels(self._of(self._model), self._sets, self._by_stride)
+        labels = TensorLabels(self._of(self._model), self._sets, self._parts)
         with placed(self._model, Absent(labels, self._sets, removed, self._seconds)):
             expected = outputs_of(called(self._model, self._example))
         shapes = [[tuple(tensor.shape) for tensor in tensors] for tensors in (got, expected)]
@@ -394,9 +457,8 @@ class Probe:
         if difference <= self._tolerance:
             return ""
         return (
-            f"without them the model answers otherwise than with zeros in their place, by {difference:.1e} of the largest"
-            f" output, where rounding explains {self._tolerance:.1e}: is a tensor rearranged in a way that depends on its"
-            " size?"
+            f"the pruned model answers otherwise than the whole one whose channels are silenced, by {difference:.1e} of"
+            f" the largest output, where rounding explains {self._tolerance:.1e}"
         )
 
     # ---- the copy ------------------------------------------------------------------------------------------------
@@ -417,7 +479,7 @@ class Probe:
         ):
             probe = copy.deepcopy(plain)
             if exact:
-                probe = probe.double()
+                probe = nn.Module.double(probe)  # a layer may have that name
             if weights:
                 _randomize(probe)
             batch = on_cpu(example, _random_inputs(model) if inputs else lambda tensor: tensor)
@@ -438,8 +500,8 @@ class Probe:
             return probe, batch, min(_LARGEST_TOLERANCE, max(least, 1e3 * noise))
         if failure is not None:
             raise PruneError(
-                f"the model does not run on the example: {type(failure).__name__}: {failure}. Expected: a tensor, a tuple"
-                " of arguments or a dict of named ones, on which its forward pass runs in evaluation mode on a CPU"
+                f"the model does not run on the example: {type(failure).__name__}: {failure}. Expected a tensor, a"
+                " tuple of arguments or a dict of named ones that its forward pass takes, in evaluation mode on a CPU"
             ) from failure
         return probe, batch, 1e-5  # all outputs are zero, or none is finite
 
@@ -575,7 +637,7 @@ def _randomize(model: nn.Module) -> None:
 
 
 def _random_inputs(model: nn.Module) -> Callable[[Tensor], Tensor]:
-    """Return a function that draws inputs like an example: of its mean and deviation, or as many tokens as are known."""
+    """Return a function that draws inputs like an example: of its mean and deviation, or any tokens that are known."""
     tables = [module.num_embeddings for module in model.modules() if isinstance(module, nn.Embedding)]
 
     def change(tensor: Tensor) -> Tensor:
@@ -591,7 +653,7 @@ def _random_inputs(model: nn.Module) -> Callable[[Tensor], Tensor]:
 
 
 def _disturbed(model: nn.Module) -> nn.Module:
-    """Return a copy whose weights differ by a few units in the last place: its outputs show the model's own rounding."""
+    """Return a copy with weights a few units in the last place away: its outputs show the model's own rounding."""
     other = copy.deepcopy(model)
     for parameter in other.parameters():
         if parameter.is_floating_point():

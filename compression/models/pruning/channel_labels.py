@@ -14,7 +14,7 @@ JACM 22(2), 1975.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import prod
 from typing import Any, Final, TypeVar
 
@@ -173,19 +173,21 @@ class TensorLabels:
     Args:
         labels: Labels of the tensors that are known before: those of prunable layers.
         sets: Sets of labels.
-        by_stride: Numbers of the operations that cut an axis into parts, in the order of the pass, whose last part is
-            the channel; at all others it is the first, such as a head of a fixed number of entries.
+        parts: Which part is the channel where an operation cuts an axis of distinct channels into parts, by the number
+            of the operation in the pass; elsewhere it is the first, such as a head of a fixed number of entries.
 
     Attributes:
-        cuts: Labels at the operations that cut an axis into parts, by their number.
+        cuts: Labels at these operations, and the number of parts that could be the channel, by the operation's number.
     """
 
-    def __init__(self, labels: Iterable[tuple[Tensor, Axes]], sets: LabelSets, by_stride: Collection[int] = ()) -> None:
+    def __init__(
+        self, labels: Iterable[tuple[Tensor, Axes]], sets: LabelSets, parts: Mapping[int, int] | None = None
+    ) -> None:
         self._axes = {id(tensor): (tensor, axes) for tensor, axes in labels}  # holds the tensors: ids stay unique
         self._first = int(sets.new(1)[0])
-        self._sets, self._by_stride = sets, by_stride
+        self._sets, self._parts = sets, parts or {}
         self._reason, self._number = "", 0
-        self.cuts: dict[int, Labels] = {}
+        self.cuts: dict[int, tuple[Labels, int]] = {}
 
     def axes(self, tensor: Tensor) -> Axes:
         """Return the labels of a tensor, axis by axis."""
@@ -226,7 +228,7 @@ class TensorLabels:
         elif name in REDUCTIONS:
             self._reduction(name, results, args, kwargs)
         elif name in _MADE:
-            self._set(results[0], [self._sets.new(size) for size in results[0].shape])
+            self._set(results[0], [self._made(size) for size in results[0].shape])
         elif match is not None and isinstance(args[0], Tensor):
             self._windows(results, args[0], int(match[1]))
         elif pointwise or name in _ELEMENTWISE:
@@ -239,12 +241,18 @@ class TensorLabels:
 
     def _set(self, tensor: Tensor, axes: Axes) -> None:
         assert [len(labels) for labels in axes] == list(tensor.shape), (self._reason, tensor.shape)
-        self._axes[id(tensor)] = tensor, axes
+        # A single channel that was cut out of others is never removed: of an axis of size 1 it could not be told
+        # whether it is that channel, or broadcast.
+        self._axes[id(tensor)] = tensor, [self._keep(labels) if len(labels) == 1 else labels for labels in axes]
 
     def _join(self, first: Labels, second: Labels) -> None:
         """Join aligned labels; an axis of size 1 is broadcast along the other."""
         if len(first) == len(second) > 1:
             self._sets.join(first, second, self._reason)
+
+    def _made(self, size: int) -> Labels:
+        """Return labels of an axis of equal entries, of which there may be as many as are needed."""
+        return self._sets.new(size) if size > 1 else np.zeros(size, np.int64)
 
     def _keep(self, labels: Labels) -> Labels:
         self._sets.join(labels, np.zeros_like(labels), self._reason)
@@ -354,7 +362,7 @@ class TensorLabels:
                 if index != own[0]:
                     self._keep(axes[index])
             live = own[:1]
-        if not live:
+        if not live or prod(sizes) <= 1:
             return [np.zeros(size, np.int64) for size in sizes]
         shape = [len(labels) for labels in axes]
         index = live[0]
@@ -365,8 +373,8 @@ class TensorLabels:
             lines = np.moveaxis(entries, axis, 0).reshape(sizes[axis], -1)
             if (lines == lines[:, :1]).all():
                 return [lines[:, 0] if other == axis else np.zeros(size, np.int64) for other, size in enumerate(sizes)]
-        self.cuts[self._number] = entries.flatten()
-        axis = wide[-1] if self._number in self._by_stride else wide[0]
+        self.cuts[self._number] = entries.flatten(), len(wide)
+        axis = wide[self._parts.get(self._number, 0)]
         lines = np.moveaxis(entries, axis, 0).reshape(sizes[axis], -1)
         self._sets.join(np.repeat(lines[:, 0], lines.shape[1]), lines.flatten(), self._reason)
         return [lines[:, 0] if other == axis else np.zeros(size, np.int64) for other, size in enumerate(sizes)]
@@ -468,10 +476,9 @@ class TensorLabels:
     def _expand(self, results: list[Tensor], tensor: Tensor, *_: Any, **__: Any) -> None:
         axes = self.axes(tensor)
         axes = [np.zeros(1, np.int64)] * (results[0].ndim - len(axes)) + axes
-        left = [
-            labels if len(labels) == size else self._sets.new(size)  # equal entries, as many as there shall be
-            for labels, size in zip(axes, results[0].shape, strict=True)
-        ]
+        left = []
+        for labels, size in zip(axes, results[0].shape, strict=True):
+            left.append(labels if len(labels) == size else self._made(size))  # equal entries, as many as needed
         self._set(results[0], left)
 
     @_rule("repeat")

@@ -8,7 +8,8 @@
 | `lamp` | w^2 by the sum of all w^2 of the layer that are no smaller [4] | the same, of the channels' sums |
 | `random` | a random number: the baseline | the same |
 
-All that depends on a channel: its rows and columns of convolutions and linear layers and its scales of norms, but not biases and embeddings.
+All that depends on a channel: its rows and columns of convolutions and linear layers and its scales of norms, but not
+biases and embeddings.
 
 [1] S. Han, J. Pool, J. Tran, W. Dally, "Learning both Weights and Connections for Efficient Neural Networks", NIPS
     2015.
@@ -31,7 +32,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from fedpress.compression.models.pruning.channel_groups import TRACE_SECONDS, Group
-from fedpress.compression.models.pruning.settings import Importance, Ranking
+from fedpress.compression.models.pruning.settings import Importance, Pruning, Ranking
 from fedpress.compression.models.reproducible import reproducible
 from fedpress.compression.models.task import Examples, Task
 
@@ -77,6 +78,28 @@ class Criterion(NamedTuple):
 
 
 DEFAULT: Final = Criterion()
+
+
+def of_settings(settings: Pruning, gradients: Gradients | None = None, seed: int = 0) -> Criterion:
+    """Return the criterion of settings.
+
+    Args:
+        settings: Order of removal, and the layers to ignore.
+        gradients: Gradients of the model for `taylor`, as `gradients` returns them.
+        seed: Seed for `random`.
+    """
+    ignored, seconds = settings.ignored, settings.trace_seconds
+    return Criterion(settings.importance, settings.ranking, gradients, seed, ignored, seconds)
+
+
+def named(settings: Pruning) -> Criterion:
+    """Return the default order of removal for models without trained weights, with the layers that settings ignore.
+
+    Args:
+        settings: Settings that name the layers.
+    """
+    return DEFAULT._replace(ignored=settings.ignored, trace_seconds=settings.trace_seconds)
+
 
 COUNTED: Final = (_ConvNd, nn.Linear, _NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 """Layers whose weights make a channel important; embeddings, of a row a word, would outweigh all others."""
@@ -124,7 +147,7 @@ def of_units(model: nn.Module, groups: Sequence[Group], criterion: Criterion) ->
     """
     if criterion.importance == "random":
         with reproducible(criterion.seed):
-            return [torch.rand(group.members[0].positions.shape).mean(dim=1) for group in groups]
+            return [torch.rand(group.units) for group in groups]
     scores = {
         f"{path}.weight".lstrip("."): _scores(f"{path}.weight".lstrip("."), module.weight.detach(), criterion)
         for path, module in model.named_modules()

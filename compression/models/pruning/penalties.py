@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from fedpress.compression.models.pruning import channel_groups
+from fedpress.compression.models.pruning import channel_groups, importance
+from fedpress.compression.models.pruning.importance import Criterion
 
 Penalty = Callable[[nn.Module], Tensor]
 """Maps the model in training to a term of the loss, a scalar; made for models of one architecture."""
@@ -45,9 +46,10 @@ class GroupLasso:
     Args:
         model: Model to trace; the penalty applies to all models with its names and shapes.
         example_input: Batch of inputs, (N, ...).
+        criterion: Criterion that names layers whose channels stay, and so are not penalized.
     """
 
-    def __init__(self, model: nn.Module, example_input: Tensor) -> None:
+    def __init__(self, model: nn.Module, example_input: Tensor, criterion: Criterion = importance.DEFAULT) -> None:
         weights = {
             f"{path}.weight".lstrip(".")
             for path, module in model.named_modules()
@@ -55,7 +57,7 @@ class GroupLasso:
         }
         self._groups = [
             (group.units, [member for member in group.members if member.tensor in weights])
-            for group in channel_groups.find(model, example_input)
+            for group in channel_groups.find(model, example_input, criterion.ignored, criterion.trace_seconds)
         ]
 
     def __call__(self, model: nn.Module) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from fedpress.compression.settings import ADVANCED, STRICT, Field, Positive, Settings, dataclass
 
@@ -72,6 +72,17 @@ class Pruning(Settings):
     )
     penalty_epochs: int = Field(
         default=5, ge=1, json_schema_extra=ADVANCED, description="Passes over the proxy data with the penalty."
+    )
+    ignored: Annotated[tuple[str, ...], Field(strict=False)] = Field(
+        default=(),
+        description="Names of layers of the model that stay whole, with all their parts; `*` stands for any text, as in"
+        " blocks.*.attention.",
+    )
+    trace_seconds: Positive = Field(
+        default=300.0,
+        json_schema_extra=ADVANCED,
+        description="Longest forward pass of one example while channels are followed, in seconds; a model that takes"
+        " longer is refused.",
     )
 
     def __post_init__(self) -> None:

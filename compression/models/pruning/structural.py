@@ -1,16 +1,17 @@
 """Structural pruning: removal of channels, neurons and heads, which leaves an ordinary smaller model.
 
-`channel_groups` finds what must be removed together, and tries it. By default every layer keeps the same fraction of its channels,
-and attention of its heads: those with the largest L2 norm of the whole group, after H. Li, A. Kadav, I. Durdanovic,
-H. Samet, H. P. Graf, "Pruning Filters for Efficient ConvNets", ICLR 2017. Other orders are in `importance`; fractions
-may differ by layer (`layers_of`). Bisection over the fraction meets a budget.
+`channel_groups` finds what must be removed together, and tries whether it can be. By default every layer keeps the same
+fraction of its channels, and attention of its heads: those with the largest L2 norm of the whole group, after H. Li, A.
+Kadav, I. Durdanovic, H. Samet, H. P. Graf, "Pruning Filters for Efficient ConvNets", ICLR 2017. Other orders are in
+`importance`; fractions may differ by layer (`layers_of`). Bisection over the fraction meets a budget.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -124,21 +125,20 @@ def prune_while(
     if fits(model):
         return channel_groups.copied(model)
     pruner = Pruner(model, example_input, ignored, criterion)
-    smallest = pruner.keep(0.0)
-    if not fits(smallest):
-        raise BudgetError(
-            f"a student within {budget} is impossible: with one channel left in every layer that can be pruned, this"
-            f" model of {parameters_of(model):,} parameters still has {parameters_of(smallest):,}; layers kept whole:"
-            f" {_whole(model, smallest) or 'none'}. Raise the budget, or give the task a smaller model"
-        )
-    best, low, high = 0.0, 0.0, 1.0
+    with pruner.measured(0.0) as smallest:
+        if not fits(smallest):
+            raise BudgetError(
+                f"a student within {budget} is impossible: with one channel left in every layer that can be pruned,"
+                f" this model of {parameters_of(model):,} parameters still has {parameters_of(smallest):,}; layers kept"
+                f" whole: {_whole(model, smallest) or 'none'}. Raise the budget, or give the task a smaller model"
+            )
+    low, high = 0.0, 1.0
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
-        if fits(pruner.keep(middle, tried=False)):
-            best = low = middle
-        else:
-            high = middle
-    return pruner.keep(best)
+        with pruner.measured(middle) as candidate:
+            fitting = fits(candidate)
+        low, high = (middle, high) if fitting else (low, middle)
+    return pruner.keep(low)
 
 
 def layers_of(model: nn.Module, example_input: Tensor, ignored: Collection[nn.Module] = ()) -> dict[str, int]:
@@ -224,23 +224,42 @@ class Pruner:
 
     @functools.cached_property
     def _scores(self) -> list[Tensor]:
-        return importance.of_units(channel_groups.copied(self._model), self._groups, self._criterion)
+        return importance.of_units(self._measured, self._groups, self._criterion)
 
-    def keep(self, fraction: float | Mapping[str, float], tried: bool = True) -> nn.Module:
+    @functools.cached_property
+    def _measured(self) -> nn.Module:
+        return channel_groups.copied(self._model)
+
+    @contextmanager
+    def measured(self, fraction: float | Mapping[str, float]) -> Iterator[nn.Module]:
+        """Run a block with the model pruned as by `keep`, but not compared, to be measured only.
+
+        Args:
+            fraction: Fraction of the channels, or one for each layer.
+
+        Yields:
+            The pruned model, which is whole again after the block.
+
+        Raises:
+            PruneError, ValueError: As for `keep_fraction`.
+        """
+        with channel_groups.without(self._measured, self._removal(fraction)):
+            yield self._measured
+
+    def keep(self, fraction: float | Mapping[str, float]) -> nn.Module:
         """Return the model with a fraction of its channels and heads, as `keep_fraction` does.
 
         Args:
             fraction: Fraction of the channels, or one for each layer.
-            tried: Whether it is compared with the model; not needed for what is only measured.
 
         Raises:
             PruneError, ValueError: As for `keep_fraction`.
         """
         removal = self._removal(fraction)
-        if tried and (error := self._trials.error(removal)):
+        if error := self._trials.error(removal):
             raise PruneError(
-                f"{error}. The likely cause is a size written into the forward pass, such as x.view(-1, 1024): write"
-                f" x.flatten(1), or name the layer in `ignored`: {', '.join(self._trials.culprits(removal))}"
+                f"layers {', '.join(self._trials.culprits(removal))} cannot be made that small: {error}."
+                f" {channel_groups.HINT}"
             )
         pruned = channel_groups.copied(self._model)
         channel_groups.cut(pruned, removal)
@@ -250,11 +269,13 @@ class Pruner:
 
     def _removal(self, fraction: float | Mapping[str, float]) -> list[tuple[channel_groups.Group, Tensor]]:
         """Return the groups, and of each the units that go."""
+        if not self._groups and self._trials.failure and fraction != 1:
+            raise PruneError(self._trials.failure)
         scores = self._scores
         if isinstance(fraction, Mapping):
             if self._criterion.ranking != "uniform":
                 raise ValueError(
-                    f"ranking {self._criterion.ranking!r} decides itself what each layer keeps; give one fraction for all"
+                    f"ranking {self._criterion.ranking!r} decides itself what each layer keeps: give one fraction"
                 )
             if unknown := sorted(fraction.keys() - self.layers.keys()):
                 raise PruneError(
