@@ -86,7 +86,7 @@ class Steady(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Note the result of an operation."""
 
 
-class Flow(Steady):
+class Flow(Steady):  # type: ignore[no-untyped-call]
     """Mode in which the labels of channels are followed.
 
     Args:
@@ -103,7 +103,7 @@ class Flow(Steady):
         self.labels.follow(name, torch.Tag.pointwise in func.tags, args, kwargs, result, reason)
 
 
-class Absent(Flow):
+class Absent(Flow):  # type: ignore[no-untyped-call]
     """Mode in which channels are followed, and some of them count for nothing.
 
     Args:

@@ -26,7 +26,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
-from torch.nn.parameter import UninitializedTensorMixin
 
 from fedpress.compression import suggest
 from fedpress.compression.models import architecture
@@ -181,7 +180,10 @@ def check_ready(model: nn.Module) -> None:
         PruneError: A layer is initialized by its first batch, and has not seen one.
     """
     for path, module in model.named_modules():
-        if any(isinstance(tensor, UninitializedTensorMixin) for tensor in architecture.own_tensors(module).values()):
+        if any(
+            isinstance(tensor, nn.UninitializedParameter | nn.UninitializedBuffer)
+            for tensor in architecture.own_tensors(module).values()
+        ):
             raise PruneError(
                 f"layer {path!r} is a {type(module).__name__} that gets its shape from its first batch: run the model"
                 " on one before it is pruned, or give the layer its sizes"
@@ -551,30 +553,36 @@ def _groups(model: nn.Module, labels: Mapping[str, Axes], sets: LabelSets) -> li
     for name, axes in labels.items():
         for axis, positions in enumerate(axes):
             roots = sets.of(positions)
-            order = np.argsort(roots, kind="stable")
-            found, starts = np.unique(roots[order], return_index=True)
-            for root, part in zip(found.tolist(), np.split(order, starts[1:]), strict=True):
+            by_root = np.argsort(roots, kind="stable")
+            found, starts = np.unique(roots[by_root], return_index=True)
+            for root, part in zip(found.tolist(), np.split(by_root, starts[1:]), strict=True):
                 if root != KEPT:
                     places.setdefault(root, []).append((name, axis, part))
     kinds: dict[tuple[tuple[str, int, int], ...], list[list[tuple[str, int, Labels]]]] = {}
     for parts in places.values():
         kinds.setdefault(tuple((name, axis, len(part)) for name, axis, part in parts), []).append(parts)
-    layers = {name: (path, module) for path, module in model.named_modules() for name in _names(path, module)}
+    tensors, holders = named_tensors(model), _holders(model)
     order = {name: number for number, name in enumerate(labels)}
     groups = []
     for kind, units in kinds.items():
-        uses = [(*layers[name], name, axis) for name, axis, _ in kind]
-        writers = [number for number, (_, module, name, axis) in enumerate(uses) if _writes(module, name, axis)]
-        readers = [number for number, (_, module, name, axis) in enumerate(uses) if _reads(module, name, axis)]
-        if not writers or not readers:
+        written: dict[int, str] = {}  # the layers that have these channels as outputs, by number of the member
+        read = False
+        for number, (name, axis, _) in enumerate(kind):
+            for path, module in holders[id(tensors[name])]:
+                if isinstance(module, _ConvNd | nn.Linear) and tensors[name] is module.weight:
+                    outputs = axis == _own_axis(module, tensors[name])
+                    read = read or (axis < 2 and not outputs)
+                    if outputs:
+                        written.setdefault(number, path)
+        if not written or not read:
             continue
-        root = min(writers, key=lambda number: order[kind[number][0]])
+        root = min(written, key=lambda number: order[kind[number][0]])
         units.sort(key=lambda parts: int(parts[root][2][0]))
         members = [
             Member(name, axis, torch.from_numpy(np.stack([parts[number][2] for parts in units])))
             for number, (name, axis, _) in enumerate(kind)
         ]
-        groups.append(Group(uses[root][0], len(units), (members[root], *members[:root], *members[root + 1 :])))
+        groups.append(Group(written[root], len(units), (members[root], *members[:root], *members[root + 1 :])))
     groups.sort(key=lambda group: order[group.members[0].tensor])
     names = [group.name for group in groups]
     named = [
@@ -586,8 +594,13 @@ def _groups(model: nn.Module, labels: Mapping[str, Axes], sets: LabelSets) -> li
     return named[::-1]
 
 
-def _names(path: str, module: nn.Module) -> list[str]:
-    return [f"{path}.{key}" if path else key for key in architecture.own_tensors(module)]
+def _holders(model: nn.Module) -> dict[int, list[tuple[str, nn.Module]]]:
+    """Return the layers that have a tensor of their own, with their paths, by the tensor's id."""
+    holders: dict[int, list[tuple[str, nn.Module]]] = {}
+    for path, module in model.named_modules():
+        for tensor in architecture.own_tensors(module).values():
+            holders.setdefault(id(tensor), []).append((path, module))
+    return holders
 
 
 def _known(module: nn.Module, tensors: Mapping[str, Tensor]) -> bool:
@@ -602,20 +615,6 @@ def _own_axis(module: nn.Module, tensor: Tensor) -> int:
     if isinstance(module, _ConvTransposeNd) and tensor.ndim > 1:
         return 1
     return 0
-
-
-def _writes(module: nn.Module, name: str, axis: int) -> bool:
-    """Return whether these are the outputs of a convolution or a linear layer."""
-    if not isinstance(module, _ConvNd | nn.Linear) or not name.endswith("weight"):
-        return False
-    return axis == (1 if isinstance(module, _ConvTransposeNd) else 0)
-
-
-def _reads(module: nn.Module, name: str, axis: int) -> bool:
-    """Return whether these are the inputs of a convolution or a linear layer."""
-    if not isinstance(module, _ConvNd | nn.Linear) or not name.endswith("weight"):
-        return False
-    return axis == (0 if isinstance(module, _ConvTransposeNd) else 1)
 
 
 def _randomize(model: nn.Module) -> None:
