@@ -31,9 +31,8 @@ from fedpress.compression import suggest
 from fedpress.compression.models import architecture
 from fedpress.compression.models.pruning.channel_flow import Absent, Flow, PruneError, Steady, placed
 from fedpress.compression.models.pruning.channel_labels import KEPT, Axes, Labels, LabelSets, TensorLabels
+from fedpress.compression.models.pruning.settings import Tracing
 
-TRACE_SECONDS: Final = 300.0
-"""Longest forward pass, in seconds."""
 _LARGEST_TOLERANCE: Final = 1e-3
 """Relative difference between outputs beyond which no amount of the model's own rounding is an excuse."""
 
@@ -81,7 +80,7 @@ def find(
     model: nn.Module,
     example: Any,
     ignored: Collection[nn.Module | str] = (),
-    seconds: float = TRACE_SECONDS,
+    seconds: float = Tracing().trace_seconds,
 ) -> list[Group]:
     """Return the groups of a model that can be pruned, the last layers first.
 
@@ -121,7 +120,7 @@ class Trials:
         model: nn.Module,
         example: Any,
         ignored: Collection[nn.Module | str] = (),
-        seconds: float = TRACE_SECONDS,
+        seconds: float = Tracing().trace_seconds,
     ) -> None:
         check_ready(model)
         self.failure = ""

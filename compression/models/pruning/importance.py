@@ -31,8 +31,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
-from fedpress.compression.models.pruning.channel_groups import TRACE_SECONDS, Group
-from fedpress.compression.models.pruning.settings import Importance, Pruning, Ranking
+from fedpress.compression.models.pruning.channel_groups import Group
+from fedpress.compression.models.pruning.settings import Importance, Pruning, Ranking, Tracing
 from fedpress.compression.models.reproducible import reproducible
 from fedpress.compression.models.task import Examples, Task
 
@@ -52,16 +52,14 @@ class Criterion(NamedTuple):
             within each layer at its Erdős–Rényi-kernel density (single weights only, `weights.erk`).
         gradients: Gradients of this model for `taylor`, as `gradients` returns them.
         seed: Seed for `random`.
-        ignored: Patterns of names of layers whose own channels all stay, such as "blocks.0.*".
-        trace_seconds: Longest forward pass in which channels are followed.
+        tracing: Layers to ignore, and the time for following channels.
     """
 
     importance: str = "l2"
     ranking: str = "uniform"
     gradients: Gradients | None = None
     seed: int = 0
-    ignored: tuple[str, ...] = ()
-    trace_seconds: float = TRACE_SECONDS
+    tracing: Tracing = Tracing()
 
     def check(self) -> None:
         """Check that the criterion is complete.
@@ -88,8 +86,7 @@ def of_settings(settings: Pruning, gradients: Gradients | None = None, seed: int
         gradients: Gradients of the model for `taylor`, as `gradients` returns them.
         seed: Seed for `random`.
     """
-    ignored, seconds = settings.ignored, settings.trace_seconds
-    return Criterion(settings.importance, settings.ranking, gradients, seed, ignored, seconds)
+    return Criterion(settings.importance, settings.ranking, gradients, seed, settings)
 
 
 def named(settings: Pruning) -> Criterion:
@@ -98,7 +95,7 @@ def named(settings: Pruning) -> Criterion:
     Args:
         settings: Settings that name the layers.
     """
-    return DEFAULT._replace(ignored=settings.ignored, trace_seconds=settings.trace_seconds)
+    return DEFAULT._replace(tracing=settings)
 
 
 COUNTED: Final = (_ConvNd, nn.Linear, _NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)

@@ -57,7 +57,9 @@ class GroupLasso:
         }
         self._groups = [
             (group.units, [member for member in group.members if member.tensor in weights])
-            for group in channel_groups.find(model, example_input, criterion.ignored, criterion.trace_seconds)
+            for group in channel_groups.find(
+                model, example_input, criterion.tracing.ignored, criterion.tracing.trace_seconds
+            )
         ]
 
     def __call__(self, model: nn.Module) -> Tensor:

@@ -13,7 +13,28 @@ Ranking = Literal["uniform", "global", "erk"]
 
 
 @dataclass(frozen=True, config=STRICT)
-class Pruning(Settings):
+class Tracing(Settings):
+    """Following of a model's channels, before any are removed.
+
+    Raises:
+        ValueError: A value is out of range.
+    """
+
+    ignored: Annotated[tuple[str, ...], Field(strict=False)] = Field(
+        default=(),
+        description="Names of layers whose own channels, or single weights, all stay, and those of their parts; `*` stands"
+        " for any text, as in blocks.*.attention.",
+    )
+    trace_seconds: Positive = Field(
+        default=300.0,
+        json_schema_extra=ADVANCED,
+        description="Longest forward pass of one example while channels are followed, in seconds; a model that takes"
+        " longer is refused.",
+    )
+
+
+@dataclass(frozen=True, config=STRICT)
+class Pruning(Tracing):
     """Order of removal, and the schedule.
 
     >>> Pruning(granularity="weights", ranking="erk", schedule="cubic", steps=4).importance
@@ -72,17 +93,6 @@ class Pruning(Settings):
     )
     penalty_epochs: int = Field(
         default=5, ge=1, json_schema_extra=ADVANCED, description="Passes over the proxy data with the penalty."
-    )
-    ignored: Annotated[tuple[str, ...], Field(strict=False)] = Field(
-        default=(),
-        description="Names of layers of the model that stay whole, with all their parts; `*` stands for any text, as in"
-        " blocks.*.attention.",
-    )
-    trace_seconds: Positive = Field(
-        default=300.0,
-        json_schema_extra=ADVANCED,
-        description="Longest forward pass of one example while channels are followed, in seconds; a model that takes"
-        " longer is refused.",
     )
 
     def __post_init__(self) -> None:

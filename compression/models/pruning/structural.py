@@ -217,7 +217,7 @@ class Pruner:
             )
         self._model, self._example, self._criterion = model, example_input, criterion
         self._trials = channel_groups.Trials(
-            model, example_input, (*ignored, *criterion.ignored), criterion.trace_seconds
+            model, example_input, (*ignored, *criterion.tracing.ignored), criterion.tracing.trace_seconds
         )
         self._groups = self._trials.groups
         self.layers = {group.name: group.units for group in reversed(self._groups)}

@@ -111,7 +111,7 @@ def prunable(model: nn.Module, criterion: Criterion) -> list[str]:
     Raises:
         PruneError: No layer has an ignored name.
     """
-    paths = channel_groups.ignored_paths(model, criterion.ignored)
+    paths = channel_groups.ignored_paths(model, criterion.tracing.ignored)
     return [name for name in weights_of(model) if name.rpartition(".")[0] not in paths]
 
 
