@@ -22,8 +22,8 @@ class Tracing(Settings):
 
     ignored: Annotated[tuple[str, ...], Field(strict=False)] = Field(
         default=(),
-        description="Names of layers whose own channels, or single weights, all stay, and those of their parts; `*` stands"
-        " for any text, as in blocks.*.attention.",
+        description="Names of layers whose own channels, or single weights, all stay, and those of their parts; `*`"
+        " stands for any text, as in blocks.*.attention.",
     )
     trace_seconds: Positive = Field(
         default=300.0,

@@ -68,8 +68,7 @@ class Rearranged(Task):
 
 
 @pytest.mark.parametrize(
-    "network",
-    ["BesideTheInput", "Depthwise", "OldWeightNormed", "Permuted", "Transposed", "TorchEncoder", "LlamaOwnNorm"],
+    "network", "BesideTheInput Depthwise OldWeightNormed Permuted Transposed TorchEncoder LlamaOwnNorm".split()
 )
 def test_a_student_of_any_model_fits_and_comes_back_from_its_shapes(network: str) -> None:
     task = Rearranged(network)
@@ -87,7 +86,7 @@ def test_a_student_of_any_model_fits_and_comes_back_from_its_shapes(network: str
 
 
 def test_layers_that_the_settings_ignore_stay_whole() -> None:
-    task, budget = Digits(model="vit"), Budget(parameters=0.5)
+    task, budget = Digits(model="vit"), Budget(parameters=0.7)
     torch.manual_seed(0)
     teacher = task.model()
     ignoring = Pruning(ignored=("blocks.*.hidden", "patches"))
