@@ -25,7 +25,7 @@ DOCUMENTED: dict[str, Any] = {"hidden": True}
 PLAIN: dict[str, Any] = {"add_completion": False, "rich_markup_mode": None, "pretty_exceptions_enable": False}
 
 EXTRA_MODULES = frozenset(
-    "flwr flwr_datasets datasets torch torch_pruning safetensors sklearn pandas matplotlib jinja2 markupsafe"
+    "flwr flwr_datasets datasets torch safetensors sklearn pandas matplotlib jinja2 markupsafe"
     " cryptography google grpc grpc_health grpc_reflection onnx onnxruntime prometheus_client tensorboard ray".split()
 )
 """Import names of the packages that the extras install."""

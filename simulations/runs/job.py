@@ -45,7 +45,7 @@ class Job:
         groups = [group for group in self.whole.scenario.groups if group]
         if not groups:
             return {}
-        from fedpress.simulations.runs.tier_workload import TierWorkload  # needs torch-pruning, which clients may lack
+        from fedpress.simulations.runs.tier_workload import TierWorkload  # prunes, as few clients do
 
         return {group.name: TierWorkload(self.whole, group) for group in groups}
 

@@ -16,6 +16,7 @@ from torch import nn
 
 from fedpress.compression import files, seeds
 from fedpress.compression.models import architecture
+from fedpress.compression.models.pruning import importance
 from fedpress.compression.models.students import initial_student
 from fedpress.compression.models.students.initial_student import Start
 from fedpress.compression.models.students.settings import Budget
@@ -83,6 +84,7 @@ class TierWorkload(Workload):
             self.task.data().proxy.inputs[:1],
             self.budget,
             start(self._tier),
+            lambda _: importance.named(self.scenario.students.prune),
             quantization=self.scenario.students.quantize,
             seed=self._seed,
         )

@@ -146,7 +146,7 @@ def initial(
     if budget.removed_fraction is not None:
         return Prune(budget.removed_fraction, pruning, distillation)
     if search is not None:
-        return SearchStudent(budget, search, distillation, quantization)
+        return SearchStudent(budget, search, distillation, quantization, pruning)
     return PruneToBudget(budget, start, pruning, quantization)
 
 

@@ -33,7 +33,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fedpress.compression import seeds
 from fedpress.compression.models.distillation import distill, loss
 from fedpress.compression.models.distillation.settings import Distillation
-from fedpress.compression.models.pruning import structural
+from fedpress.compression.models.pruning import importance, structural
+from fedpress.compression.models.pruning.importance import Criterion
+from fedpress.compression.models.pruning.settings import Pruning
 from fedpress.compression.models.quantization.settings import Quantization
 from fedpress.compression.models.reproducible import evaluating
 from fedpress.compression.models.step import CandidateResult, Materials, SearchProgress, Student, Teacher
@@ -57,12 +59,14 @@ class SearchStudent:
         settings: Extent of the search.
         distillation: Final distillation of the student; finalists first get 1/finalists of its epochs.
         quantization: For `bundle_bytes`: quantization of the weights.
+        pruning: Settings that name layers to ignore.
     """
 
     budget: Budget
     settings: Search = Search()
     distillation: Distillation = Distillation()
     quantization: Quantization = Quantization()
+    pruning: Pruning = Pruning()
 
     def check(self, model: nn.Module, task: Task) -> None:
         """Check that the budget can be met, with the errors of `PruneToBudget`.
@@ -76,7 +80,7 @@ class SearchStudent:
     @property
     def uniform(self) -> PruneToBudget:
         """The step without a search: uniform pruning of the global model."""
-        return PruneToBudget(self.budget, quantization=self.quantization)
+        return PruneToBudget(self.budget, pruning=self.pruning, quantization=self.quantization)
 
     def __call__(self, student: Student, materials: Materials) -> Student:
         """Return the chosen student, not yet distilled, with the figures of all candidates.
@@ -92,6 +96,7 @@ class SearchStudent:
             self.settings,
             self.distillation,
             self.quantization,
+            importance.named(self.pruning),
             teacher=materials.teacher,
             inputs=materials.inputs,
             targets=materials.targets,
@@ -147,6 +152,7 @@ def search(
     settings: Search,
     distillation: Distillation = Distillation(),
     quantization: Quantization = Quantization(),
+    criterion: Criterion = importance.DEFAULT,
     *,
     teacher: nn.Module | Teacher | None = None,
     inputs: Tensor | None = None,
@@ -163,6 +169,7 @@ def search(
         settings: Extent of the search.
         distillation: Final distillation of the student; finalists first get 1/finalists of its epochs.
         quantization: For `bundle_bytes`: quantization of the weights.
+        criterion: Order of removal within a layer, and the layers to ignore.
         teacher: Teacher of the finalists; None: the model.
         inputs: Inputs that they learn on, (N, ...); None: the task's proxy data.
         targets: Labels of these inputs, int64 (N,); None: the students see none.
@@ -178,7 +185,8 @@ def search(
     total = done + sum(count for count, _ in halving_rungs(settings.finalists, distillation.epochs))
     inputs = splits.proxy.inputs if inputs is None else inputs
     pool = _pool(
-        starts(model, task, settings.architectures, seed=seed), inputs[:BATCH], budget, settings, quantization, seed,
+        starts(model, task, settings.architectures, seed=seed), inputs[:BATCH], budget, settings, quantization,
+        criterion, seed,
         lambda number: progress(_scoring(number, settings.candidates, total)),
     )  # fmt: skip
     ranked = choose_finalists([candidate for candidate, _ in pool], settings.finalists)
@@ -227,6 +235,7 @@ def _pool(
     budget: Budget,
     settings: Search,
     quantization: Quantization,
+    criterion: Criterion,
     seed: int,
     progress: Callable[[int], None],
 ) -> list[tuple[CandidateResult, nn.Module]]:
@@ -238,7 +247,7 @@ def _pool(
     limit = Budget(parameters=int(budgets.most(budget, whole))) if isinstance(budget.parameters, float) else budget
     done = 0
     for number, (start, model) in enumerate(models.items()):
-        versions = widths.Widths(model, batch[:1])
+        versions = widths.Widths(model, batch[:1], criterion)
         draw = torch.Generator().manual_seed(seeds.derive("widths", seed, start))
         for index in range(max(1, len(range(number, settings.candidates, len(models))))):
             progress(done)
