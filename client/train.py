@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim.sgd import sgd
 
 from fedpress.client.settings import Training
-from fedpress.compression.models.task import Examples, usable
+from fedpress.compression.models.task import Examples, has_target, usable
 
 
 def deterministic(seed: int) -> None:
@@ -32,8 +32,9 @@ def train(
     settings: Training,
     seed: int,
     flags: Mapping[str, NDArray[np.bool_]] | None = None,
+    scored: Callable[[Tensor], Tensor] = has_target,
 ) -> float:
-    """Train `model` in place and return the mean loss over the examples seen.
+    """Train `model` in place and return the mean loss over the answers seen, NaN if no target counts.
 
     Law: a weight that is zero and outside the mask stays zero, whatever the optimizer: its gradient is set to zero.
 
@@ -44,6 +45,7 @@ def train(
         settings: batch size, learning rate and the like.
         seed: of the order of the examples, and of all that the model draws.
         flags: mask of a parameter by its name, in its shape (`flatten.flags`); others are trained whole.
+        scored: which targets count (`Task.scored`): a batch's loss has their number as its weight in the mean.
 
     Raises:
         ValueError: there are no examples.
@@ -63,7 +65,7 @@ def train(
         if flags and name in flags
     ]
     order = torch.Generator().manual_seed(seed)
-    total, seen = torch.zeros((), dtype=torch.float64, device=device), 0
+    total, seen = (torch.zeros((), dtype=torch.float64, device=device) for _ in range(2))
     for batch in _batches(count, settings, order):
         inputs, targets = examples.inputs[batch].to(device), examples.targets[batch].to(device)
         model.zero_grad()
@@ -77,14 +79,20 @@ def train(
             if parameter.grad is not None:
                 parameter.grad.mul_(present)
         step()
-        total += value.detach().double() * len(batch)
-        seen += len(batch)
+        answers = scored(targets).sum().double()
+        total += torch.where(answers > 0, value.detach().double() * answers, 0)
+        seen += answers
     model.to("cpu")
-    return float(total) / seen
+    return float(total / seen)
 
 
 def gradient(
-    model: nn.Module, examples: Examples, loss: Callable[[Tensor, Tensor], Tensor], settings: Training, seed: int
+    model: nn.Module,
+    examples: Examples,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    settings: Training,
+    seed: int,
+    scored: Callable[[Tensor], Tensor] = has_target,
 ) -> dict[str, NDArray[np.float32]]:
     """Return the gradient of the mean loss over all examples by name of the parameter, those outside a mask too.
 
@@ -94,6 +102,7 @@ def gradient(
         loss: mean loss over a batch.
         settings: batch size and device.
         seed: of all that the model draws.
+        scored: which targets count (`Task.scored`).
 
     Raises:
         DeviceError: a CUDA device is asked for and there is none.
@@ -102,11 +111,12 @@ def gradient(
     deterministic(seed)
     model.to(device).train()
     model.zero_grad()
-    count = len(examples.targets)
-    for first in range(0, count, settings.batch_size):
+    answers = int(scored(examples.targets).sum())
+    for first in range(0, len(examples.targets), settings.batch_size):
         inputs = examples.inputs[first : first + settings.batch_size].to(device)
         targets = examples.targets[first : first + settings.batch_size].to(device)
-        (loss(model(inputs), targets) * (len(targets) / count)).backward()  # type: ignore[no-untyped-call]
+        if in_batch := int(scored(targets).sum()):
+            (loss(model(inputs), targets) * (in_batch / answers)).backward()  # type: ignore[no-untyped-call]
     model.to("cpu")
     return {
         name: np.zeros(tuple(parameter.shape), np.float32) if parameter.grad is None else parameter.grad.float().numpy()

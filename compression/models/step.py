@@ -34,7 +34,7 @@ class StageResult:
         size_bytes: Size of its weights as float32, or of its file.
         latency_ms: Measured latency of one example on one thread of this CPU, never the same twice.
         accuracy: Accuracy on the evaluator's examples, a fraction.
-        worst_class: Class with the largest loss of accuracy against the teacher.
+        worst_class: Class with the largest loss of accuracy against the teacher; -1: answers are of no class.
         worst_lost: That loss, a fraction.
     """
 
