@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fedpress.compression.models import forward
 from fedpress.compression.models.reproducible import evaluating
-from fedpress.compression.models.task import EvaluationError, Examples, Task, scores_of
+from fedpress.compression.models.task import NO_TARGETS, EvaluationError, Examples, Task, scores_of
 
 ALL: Final = -1
 """Group of answers that are of no class, such as those of a regression."""
@@ -136,7 +136,13 @@ def by_group(teacher: Judged, student: Judged) -> Bias:
     )
 
 
-def judged(model: nn.Module, task: Task, examples: Examples, groups: NDArray[np.int64] | None = None) -> Judged:
+def judged(
+    model: nn.Module,
+    task: Task,
+    examples: Examples,
+    groups: NDArray[np.int64] | None = None,
+    batch_size: int = 512,
+) -> Judged:
     """Return which of a model's answers are right, of those that count.
 
     Args:
@@ -144,12 +150,13 @@ def judged(model: nn.Module, task: Task, examples: Examples, groups: NDArray[np.
         task: Task whose `correct` and `scored` judge.
         examples: Labeled examples (N, ...).
         groups: Group of each example, int64 (N,); None: the classes, for sequences the class at each place.
+        batch_size: Largest number of examples in a forward pass.
 
     Raises:
         EvaluationError: As for `task.evaluate`.
     """
     right, of_answers = [], []
-    with evaluating(model), forward.batches(model, examples.inputs) as batches:
+    with evaluating(model), forward.batches(model, examples.inputs, batch_size) as batches:
         for rows, outputs in batches:
             targets = examples.targets[rows]
             right.append(scores_of(task, outputs, targets))
@@ -157,10 +164,7 @@ def judged(model: nn.Module, task: Task, examples: Examples, groups: NDArray[np.
             of_answers.append(_groups(task, targets, named, len(right[-1])))
     scores, numbers = torch.cat(right).numpy(), torch.cat(of_answers).numpy()
     if len(scores) == 0:
-        raise EvaluationError(
-            f"none of the targets of {len(examples.targets):,} examples counts, so there is no accuracy; are all of"
-            " them -100, the label of places without a target?"
-        )
+        raise EvaluationError(NO_TARGETS.format(len(examples.targets)))
     return Judged(scores, numbers)
 
 

@@ -78,7 +78,9 @@ def _batches(
         if start == 0:
             outputs = _checked(model, answer, moved)
             if outputs is None:
-                yield slice(0, len(inputs)), _at_once(model, inputs, device)
+                moved = inputs.to(device)
+                _require_one_batch(model, moved)
+                yield slice(0, len(inputs)), model(moved)
                 return
         else:
             outputs = answer(moved)
@@ -111,10 +113,34 @@ def require_independent(model: nn.Module, inputs: Tensor) -> None:
     """
     inputs = inputs[:PIECE] if len(inputs) > 1 else inputs.repeat(3, *[1] * (inputs.ndim - 1))
     with evaluating(model):
-        whole = model(inputs)
-        if _holds(model, inputs, whole):
-            return
-        raise BatchDependent(_explained(model, inputs))
+        if not _holds(model, inputs, _run(model, inputs)):
+            raise BatchDependent(_explained(model, inputs))
+
+
+def require_evaluable(model: nn.Module, inputs: Tensor) -> None:
+    """Check that `batches` can run a model on inputs, by running it on some of them.
+
+    Args:
+        model: The model; run in evaluation mode, left as it is.
+        inputs: All inputs that it will be run on, (N, ...), N >= 1.
+
+    Raises:
+        EvaluationError: It cannot; the error names the layer.
+    """
+    some = inputs[:PIECE]
+    with evaluating(model):
+        if not _holds(model, some, _run(model, some)):
+            _require_one_batch(model, inputs)
+
+
+def _run(model: nn.Module, inputs: Tensor) -> Outputs:
+    try:
+        return model(inputs)
+    except (RuntimeError, ValueError) as error:
+        raise EvaluationError(
+            f"the model does not run on a batch of {len(inputs)} inputs {tuple(inputs.shape[1:])} ({error}): expected"
+            " to run on any number; is the size of a batch written into it?"
+        ) from error
 
 
 def tensors(outputs: Outputs) -> list[Tensor]:
@@ -233,17 +259,10 @@ def close(left: Tensor, right: Tensor) -> bool:
     return torch.allclose(first, second, rtol=tolerance, atol=tolerance * scale, equal_nan=True)
 
 
-def _at_once(model: nn.Module, inputs: Tensor, device: torch.device) -> Outputs:
-    """Return the outputs of one forward pass over all inputs."""
-    few = inputs[: 2 * SAMPLE].to(device)
-    try:
-        repeatable = _same(tensors(model(few)), tensors(model(few)))
-    except (RuntimeError, ValueError) as error:
-        raise EvaluationError(
-            f"the model does not run on a batch of {len(few)} inputs {tuple(few.shape[1:])} ({error}): expected to run"
-            " on any number; is the size of a batch written into it?"
-        ) from error
-    if not repeatable:
+def _require_one_batch(model: nn.Module, inputs: Tensor) -> None:
+    """Check that a model is no different the second time, and that all inputs fit into one batch."""
+    few = inputs[: 2 * SAMPLE]
+    if not _same(tensors(_run(model, few)), tensors(_run(model, few))):
         raise BatchDependent(_explained(model, few))
     needed = 3 * _widest(model, few) * len(inputs) // len(few)
     if needed > WHOLE_BYTES:
@@ -251,7 +270,6 @@ def _at_once(model: nn.Module, inputs: Tensor, device: torch.device) -> Outputs:
             f"{_explained(model, few)} A batch of all {len(inputs):,} examples would take about {needed / 1e9:.1f} GB,"
             f" the limit is {WHOLE_BYTES / 1e9:.1f}: make that layer independent of the batch, or give fewer examples."
         )
-    return model(inputs.to(device))
 
 
 def _widest(model: nn.Module, inputs: Tensor) -> int:
@@ -301,20 +319,19 @@ def _copies(parts: Iterable[Any]) -> list[Tensor]:
 def _explained(model: nn.Module, inputs: Tensor) -> str:
     """Return a sentence that names the layer by which outputs depend on the batch, or on chance."""
     few = inputs[: 2 * SAMPLE]
-    count = len(few)
-    name = _culprit(_calls(model, few), _calls(model, few), lambda tensor: tensor)
-    if name is not None:
-        return (
-            f"in evaluation mode {_described(model, name)} does not answer the same inputs twice alike: does it call"
-            " functional.dropout without training=self.training, draw random numbers, or keep something from one call"
-            " to the next?"
-        )
-    rows = slice(1, None, 2)
-
+    count, rows = len(few), slice(1, None, 2)
     try:
-        name = _culprit(_calls(model, few), _calls(model, few[rows]), lambda tensor: _rows(tensor, count, rows))
+        calls = _calls(model, few)
+        name = _culprit(calls, _calls(model, few), lambda tensor: tensor)
+        if name is not None:
+            return (
+                f"in evaluation mode {_described(model, name)} does not answer the same inputs twice alike: does it"
+                " call functional.dropout without training=self.training, draw random numbers, or keep something from"
+                " one call to the next?"
+            )
+        name = _culprit(calls, _calls(model, few[rows]), lambda tensor: _rows(tensor, count, rows))
     except (RuntimeError, ValueError) as error:
-        return f"the model runs on a batch of {count} inputs, but not on {len(few[rows])} of them ({error})."
+        return f"the model runs on a batch of {len(inputs)} inputs, but not on fewer of them ({error})."
     return (
         f"in evaluation mode the outputs of {_described(model, name or '')} for an input depend on the other inputs of"
         " its batch, as with batch normalization that keeps no running statistics (track_running_stats=False)."

@@ -41,6 +41,10 @@ from fedpress.compression.models.reproducible import evaluating
 
 IGNORED: Final = -100
 """Target of a place that has none, such as padding: the index that torch's cross-entropy ignores."""
+NO_TARGETS: Final = (
+    "none of the targets of {:,} examples counts, so there is no accuracy; are all of them -100, the label of places"
+    " without a target?"
+)
 LOSS_BYTES: Final = 1 << 26
 """Outputs that are kept for one call of the loss, in bytes."""
 
@@ -238,12 +242,28 @@ def evaluate(
             answers += scores.numel()
             loss.add(outputs, targets)
         if answers == 0:
-            raise EvaluationError(
-                f"evaluate: none of the targets of {count:,} examples counts, so there is no accuracy; are all of them"
-                f" {IGNORED}, the label of places without a target?"
-            )
+            raise EvaluationError(NO_TARGETS.format(count))
         value = loss.value()
     return Evaluation(value, right / answers, count, answers, right)
+
+
+def require_evaluable(model: nn.Module, task: Task, examples: Examples) -> None:
+    """Check before the first round that a model can be evaluated after it, on a few of the examples.
+
+    Args:
+        model: Model with any weights, on the CPU; left as it is.
+        task: Task that judges.
+        examples: Labeled examples (N, ...), N >= 1.
+
+    Raises:
+        EvaluationError: It cannot: as of `evaluate`, or something that the model or the task raises.
+    """
+    scored = task.scored(examples.targets)
+    with_answer = scored.reshape(len(scored), -1).any(dim=1).nonzero()[: forward.PIECE, 0]
+    if not len(with_answer):
+        raise EvaluationError(NO_TARGETS.format(len(scored)))
+    forward.require_evaluable(model, examples.inputs)
+    evaluate(model, task, examples.take(with_answer))
 
 
 def scores_of(task: Task, outputs: Outputs, targets: Tensor) -> Tensor:
@@ -266,6 +286,33 @@ def scores_of(task: Task, outputs: Outputs, targets: Tensor) -> Tensor:
             " expected their shape, or fewer answers; was a shape broadcast, as (N,) == (N, 1) is?"
         )
     return correct.flatten()
+
+
+def class_axis(task: Task, outputs: Tensor, targets: Tensor) -> int | None:
+    """Return the axis of the outputs along which a task looks for the likeliest class; None: its outputs are no logits.
+
+    The task is asked: it must find outputs right that are 1 at the label, and 0 elsewhere.
+
+    Args:
+        task: Task that judges.
+        outputs: Outputs of its model, (N, ...).
+        targets: Their targets, (N, ...), of which shape and dtype are used.
+    """
+    if targets.is_floating_point() or outputs.ndim < 2:
+        return None
+    draw = torch.Generator().manual_seed(0)
+    for axis in dict.fromkeys((1, outputs.ndim - 1)):
+        if outputs.shape[:axis] + outputs.shape[axis + 1 :] != targets.shape:
+            continue
+        labels = torch.randint(outputs.shape[axis], targets.shape, generator=draw).to(targets.dtype)
+        certain = torch.zeros(outputs.shape).scatter_(axis, labels.long().unsqueeze(axis), 1.0)
+        try:
+            scores = scores_of(task, certain, labels)
+        except (IndexError, RuntimeError, TypeError, ValueError):  # it is for outputs of another layout
+            continue
+        if scores.numel() and bool((scores == 1).all()):
+            return axis
+    return None
 
 
 class _Loss:

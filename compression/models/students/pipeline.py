@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fedpress.compression.models import class_accuracy
+from fedpress.compression.models.bundles.writer import WriteBundle
 from fedpress.compression.models.class_accuracy import Bias, Judged
 from fedpress.compression.models.distillation import data_free, sequence_level
 from fedpress.compression.models.distillation.distill import Distill
@@ -109,16 +110,28 @@ def check(steps: Sequence[Step], model: nn.Module, task: Task) -> None:
     """Raise before the first round the errors that the steps would raise after the last.
 
     Args:
-        steps: Steps, of which the `CheckedStep`s are checked.
+        steps: Steps, of which the `CheckedStep`s are checked, each on a model of the form that it will be given.
         model: Global model with any weights; untouched.
         task: Task of the model.
 
     Raises:
         BudgetError, PruneError, UnknownArchitecture, UnsupportedLayer: As of `run`.
     """
+    exported = any(isinstance(step, WriteBundle) and step.onnx for step in steps)
     for step in steps:
         if isinstance(step, CheckedStep):
             step.check(model, task)
+        if exported:  # the only check of a later step
+            model = _after(step, model, task, seed=0)
+
+
+def makes_form(steps: Sequence[Step]) -> bool:
+    """Return whether the steps determine a student's form; otherwise it is that of the model they are given.
+
+    Args:
+        steps: Steps of a student.
+    """
+    return any(isinstance(step, SearchStudent | PruneToBudget | Prune) for step in steps)
 
 
 def initial(
@@ -247,8 +260,14 @@ def inputs_for(
 def _untrained(steps: Sequence[Step], model: nn.Module, task: Task, seed: int) -> nn.Module:
     """Return a model of the student's size; the global model where the steps do not determine it."""
     for step in steps:
-        if isinstance(step, SearchStudent):
-            return step.uniform.pruned(model, task, seed=seed)
-        if isinstance(step, PruneToBudget):
-            return step.pruned(model, task, seed=seed)
+        model = _after(step, model, task, seed)
+    return model
+
+
+def _after(step: Step, model: nn.Module, task: Task, seed: int) -> nn.Module:
+    """Return a model of the form that it has after a step, as far as that is known before its training."""
+    if isinstance(step, SearchStudent):
+        return step.uniform.pruned(model, task, seed=seed)
+    if isinstance(step, PruneToBudget):
+        return step.pruned(model, task, seed=seed)
     return model
