@@ -226,9 +226,7 @@ def _vote(model: nn.Module, examples: Examples, work: Work, layout: Layout, orde
     from fedpress.compression.models.pruning import dynamic_sparsity
 
     weights = flatten.flatten(records.to_numpy(ArrayRecord(model.state_dict())), layout)
-    by_name = local.gradient(
-        copy.deepcopy(model), examples, work.task.loss, work.training, seed, work.task.scored
-    )
+    by_name = local.gradient(copy.deepcopy(model), examples, work.task.loss, work.training, seed, work.task.scored)
     dense = Layout(tuple(spec._replace(dtype="float32") for spec in layout.parameters), tied=layout.tied)
     gradient = flatten.flatten({spec.name: by_name[spec.name] for spec in layout.parameters}, dense)
     return dynamic_sparsity.drop_and_grow(weights, gradient, layout, order.drop, order.grow)

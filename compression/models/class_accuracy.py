@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedpress.compression.models import forward
+from fedpress.compression.models.forward import EvaluationError
 from fedpress.compression.models.reproducible import evaluating
-from fedpress.compression.models.task import NO_TARGETS, EvaluationError, Examples, Task, scores_of
+from fedpress.compression.models.task import NO_TARGETS, Examples, Task, scores_of
 
 ALL: Final = -1
 """Group of answers that are of no class, such as those of a regression."""

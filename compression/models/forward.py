@@ -219,7 +219,7 @@ def _holds(model: nn.Module, batch: Tensor, outputs: Outputs) -> bool:
         alone = model(batch[rows])
     except (RuntimeError, ValueError):
         return False
-    return _same([_rows(tensor, count, rows) for tensor in tensors(outputs)], tensors(alone))
+    return _same([rows_of(tensor, count, rows) for tensor in tensors(outputs)], tensors(alone))
 
 
 def _by_example(outputs: Outputs, count: int) -> bool:
@@ -227,11 +227,17 @@ def _by_example(outputs: Outputs, count: int) -> bool:
     return all(tensor.ndim and len(tensor) and len(tensor) % count == 0 for tensor in tensors(outputs))
 
 
-def _rows(tensor: Tensor, count: int, rows: slice) -> Tensor:
-    """Return the part of a tensor that belongs to some of `count` examples; of one without examples, all."""
+def rows_of(tensor: Tensor, count: int, rows: slice | Tensor) -> Tensor:
+    """Return the part of a tensor that belongs to some of `count` examples; all of it, if it is not of examples.
+
+    Args:
+        tensor: Tensor (count, ...) or (count * L, ...).
+        count: Number of examples.
+        rows: Those wanted, as a slice or as indices.
+    """
     if not tensor.ndim or not len(tensor) or len(tensor) % count:
         return tensor
-    return tensor.unflatten(0, (count, -1))[rows].flatten(0, 1)
+    return tensor.reshape(count, -1, *tensor.shape[1:])[rows].flatten(0, 1)
 
 
 def _same(left: Sequence[Tensor], right: Sequence[Tensor]) -> bool:
@@ -329,7 +335,7 @@ def _explained(model: nn.Module, inputs: Tensor) -> str:
                 " call functional.dropout without training=self.training, draw random numbers, or keep something from"
                 " one call to the next?"
             )
-        name = _culprit(calls, _calls(model, few[rows]), lambda tensor: _rows(tensor, count, rows))
+        name = _culprit(calls, _calls(model, few[rows]), lambda tensor: rows_of(tensor, count, rows))
     except (RuntimeError, ValueError) as error:
         return f"the model runs on a batch of {len(inputs)} inputs, but not on fewer of them ({error})."
     return (

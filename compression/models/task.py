@@ -354,18 +354,15 @@ class _Loss:
         whole = float(self._task.loss(outputs, targets))
         count = len(targets)
         counting = self._task.scored(targets).reshape(count, -1).sum(dim=1)
-        order = torch.argsort(
-            targets.reshape(count, -1)[:, 0].double() + counting
-        )  # parts of unlike labels and lengths
+        # Parts of unlike labels and lengths.
+        order = torch.argsort(targets.reshape(count, -1)[:, 0].double() + counting)
+
+        def of(rows: Tensor) -> tuple[float, float, int]:
+            some = forward.mapped(outputs, lambda tensor: forward.rows_of(tensor, count, rows))
+            return float(self._task.loss(some, targets[rows])), float(counting[rows].sum()), len(rows)
+
         halves = [order[: count // 3], order[count // 3 :]] if count > 2 else []
-        parts = [
-            (
-                float(self._task.loss(_taken(outputs, rows, count), targets[rows])),
-                float(counting[rows].sum()),
-                len(rows),
-            )
-            for rows in halves
-        ]
+        parts = [of(half) for half in halves]
         for name, position in (("answers", 1), ("examples", 2)):
             if name not in sums:
                 continue
@@ -383,11 +380,6 @@ class _Loss:
                 f" of its parts. It can be computed for {LOSS_BYTES / 1e6:.0f} MB of outputs at once, and there are"
                 " more: evaluate fewer examples, or return a mean in which each has equal weight"
             )
-
-
-def _taken(outputs: Outputs, rows: Tensor, count: int) -> Outputs:
-    """Return the outputs for some of `count` examples."""
-    return forward.mapped(outputs, lambda tensor: tensor.unflatten(0, (count, -1))[rows].flatten(0, 1))
 
 
 def usable(device: str | torch.device) -> torch.device:

@@ -141,7 +141,7 @@ def _traced(model: nn.Module, example: Tensor) -> tuple[bytes, list[str]]:
     remarks = [
         f"{warning.filename}:{warning.lineno}: {str(warning.message).partition('. ')[0]}"
         for warning in caught
-        if issubclass(warning.category, torch.jit.TracerWarning)
+        if warning.category.__name__ == "TracerWarning"  # of torch.jit, which does not export it
     ]
     if failure is not None:
         text = str(failure).partition("  [Caused by")[0].partition(" Please feel free")[0].strip()[:500]
@@ -194,9 +194,7 @@ def _differing(left: Tensor, right: Tensor) -> Tensor:
     """Return for which inputs outputs (N, ...) differ beyond rounding, bool (N,)."""
     finite = right[right.isfinite()].abs()
     scale = float(finite.max()) if finite.numel() else 0.0
-    same = torch.isclose(
-        left.double(), right.double(), rtol=TOLERANCE, atol=TOLERANCE * scale + 1e-12, equal_nan=True
-    )
+    same = torch.isclose(left.double(), right.double(), rtol=TOLERANCE, atol=TOLERANCE * scale + 1e-12, equal_nan=True)
     return ~same.reshape(len(same), -1).all(dim=1)
 
 
@@ -243,8 +241,8 @@ def require_accuracy(graph: bytes, model: nn.Module, task: Task, examples: Examp
     changed = int((together.right != alone.right).sum())
     if changed > max(1, 0.01 * len(alone.right)):
         raise OnnxError(
-            f"{changed:,} of {len(alone.right):,} answers of the int8 ONNX graph are judged otherwise one by one than in"
-            f" batches (accuracy {alone.accuracy:.2%}, {together.accuracy:.2%}); {CAUSES}"
+            f"{changed:,} of {len(alone.right):,} answers of the int8 ONNX graph are judged otherwise one by one than"
+            f" in batches (accuracy {alone.accuracy:.2%}, {together.accuracy:.2%}); {CAUSES}"
         )
     lost, chance = expected.accuracy - answers.accuracy, (1 / len(answers.right)) ** 0.5  # two standard deviations
     if lost > MOST_LOST + chance:
