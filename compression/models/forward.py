@@ -106,15 +106,31 @@ def require_independent(model: nn.Module, inputs: Tensor) -> None:
 
     Args:
         model: The model; run in evaluation mode, left as it is.
-        inputs: Inputs (N, ...); with a single one, it is repeated.
+        inputs: Inputs (N, ...), N >= 1.
 
     Raises:
         BatchDependent: They are not; the error names the layer.
     """
-    inputs = inputs[:PIECE] if len(inputs) > 1 else inputs.repeat(3, *[1] * (inputs.ndim - 1))
+    some = several(inputs[:PIECE])
     with evaluating(model):
-        if not _holds(model, inputs, _run(model, inputs)):
-            raise BatchDependent(_explained(model, inputs))
+        if not _holds(model, some, _run(model, some)):
+            raise BatchDependent(_explained(model, some))
+
+
+def several(inputs: Tensor) -> Tensor:
+    """Return inputs (N, ...) as they are if there are several; a single one with three that are like it.
+
+    Args:
+        inputs: The inputs; whole numbers are kept, in another order.
+    """
+    if len(inputs) > 1:
+        return inputs
+    draw = torch.Generator().manual_seed(0)
+    if not inputs.is_floating_point():
+        orders = [torch.randperm(inputs.numel(), generator=draw) for _ in range(3)]
+        return torch.cat([inputs, *(inputs.flatten()[order].reshape(inputs.shape) for order in orders)])
+    noise = torch.randn((3, *inputs.shape[1:]), generator=draw).to(inputs)
+    return torch.cat([inputs, inputs + noise * inputs.abs().mean().clamp(min=0.1)])
 
 
 def require_evaluable(model: nn.Module, inputs: Tensor) -> None:
@@ -174,10 +190,15 @@ def joined(parts: Sequence[Outputs]) -> Outputs:
     if isinstance(first, Tensor):
         return torch.cat(list(parts))
     if isinstance(first, Mapping):
-        made: Any = type(first)
-        return made(**{key: joined([part[key] for part in parts]) for key in first})
+        return _like(first, {key: joined([part[key] for part in parts]) for key in first})
     members = [joined(members) for members in zip(*parts, strict=True)]
     return type(first)(*members) if hasattr(first, "_fields") else type(first)(members)
+
+
+def _like(outputs: Mapping[Any, Any], parts: dict[Any, Any]) -> Outputs:
+    """Return parts as a mapping of the class of some outputs, such as one whose entries are attributes, too."""
+    made: Any = type(outputs)
+    return parts if made is dict else made(**parts)
 
 
 def mapped(outputs: Outputs, function: Callable[[Tensor], Tensor]) -> Outputs:
@@ -189,11 +210,10 @@ def mapped(outputs: Outputs, function: Callable[[Tensor], Tensor]) -> Outputs:
     """
     if outputs is None or isinstance(outputs, Tensor):
         return None if outputs is None else function(outputs)
-    made: Any = type(outputs)
     if isinstance(outputs, Mapping):
-        return made(**{key: mapped(part, function) for key, part in outputs.items()})
+        return _like(outputs, {key: mapped(part, function) for key, part in outputs.items()})
     members = [mapped(part, function) for part in outputs]
-    return made(*members) if hasattr(outputs, "_fields") else made(members)
+    return type(outputs)(*members) if hasattr(outputs, "_fields") else type(outputs)(members)
 
 
 def _checked(model: nn.Module, answer: Callable[[Tensor], Outputs], batch: Tensor) -> Outputs | None:
@@ -267,7 +287,7 @@ def close(left: Tensor, right: Tensor) -> bool:
 
 def _require_one_batch(model: nn.Module, inputs: Tensor) -> None:
     """Check that a model is no different the second time, and that all inputs fit into one batch."""
-    few = inputs[: 2 * SAMPLE]
+    few = inputs[: 2 * SAMPLE] if len(inputs) > PIECE else inputs
     if not _same(tensors(_run(model, few)), tensors(_run(model, few))):
         raise BatchDependent(_explained(model, few))
     needed = 3 * _widest(model, few) * len(inputs) // len(few)

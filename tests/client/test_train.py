@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ from torch import nn
 
 from fedpress.client.settings import Training
 from fedpress.client.train import gradient, train
-from fedpress.compression.models.task import DeviceError, Examples
+from fedpress.compression.models.task import IGNORED, DeviceError, Examples
+from fedpress.simulations.tasks.digits import Digits
 
 
 @pytest.fixture(autouse=True)
@@ -162,3 +164,47 @@ def test_the_gradient_is_that_of_the_mean_loss_whatever_the_batches() -> None:
     found = gradient(made, examples(), nn.functional.cross_entropy, Training(batch_size=7), 1)
     for name in expected:
         np.testing.assert_allclose(found[name], expected[name], atol=1e-6)
+
+
+class Places(nn.Module):
+    """Logits of three classes at each of four places, from its numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.line = nn.Linear(1, 3)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.line(inputs[..., None]).transpose(1, 2)  # type: ignore[no-any-return]
+
+
+def padded() -> Examples:
+    """Sequences of unlike lengths, the second batch of four without any target."""
+    targets = torch.tensor([[0, 1, 2, 1], [1, IGNORED, IGNORED, IGNORED], [2, 0, IGNORED, IGNORED], [0, 0, 0, 0]])
+    targets = torch.cat([targets, torch.full((4, 4), IGNORED), targets.flip(0)])
+    return Examples(torch.randn(12, 4, generator=torch.Generator().manual_seed(0)), targets)
+
+
+@pytest.mark.parametrize("loss", [Digits().loss, nn.functional.cross_entropy])
+def test_the_loss_of_a_training_is_a_mean_over_the_targets_that_are_there(
+    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+) -> None:
+    examples = padded()
+    still = Training(epochs=1, batch_size=3, learning_rate=1e-12)
+    with torch.no_grad():
+        expected = float(nn.functional.cross_entropy(Places()(examples.inputs), examples.targets))
+    assert train(Places(), examples, loss, still, seed=1) == pytest.approx(expected, rel=1e-5)
+    nothing = Examples(examples.inputs[4:8], examples.targets[4:8])
+    model = Places()
+    assert np.isnan(train(model, nothing, loss, Training(epochs=2), seed=1))
+    assert all(torch.equal(value, Places().state_dict()[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 4, 12])
+def test_the_gradient_leaves_out_places_without_a_target_whatever_the_batches(batch_size: int) -> None:
+    examples, model = padded(), Places()
+    nn.functional.cross_entropy(model(examples.inputs), examples.targets).backward()
+    found = gradient(Places(), examples, nn.functional.cross_entropy, Training(batch_size=batch_size), seed=1)
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None
+        np.testing.assert_allclose(found[name], parameter.grad.numpy(), rtol=1e-4, atol=1e-6)

@@ -88,21 +88,11 @@ def export(model: nn.Module, inputs: Tensor) -> bytes:
     """
     plain, _ = quantization_aware.finish(model)
     plain.cpu().eval()
-    compared = inputs if len(inputs) > 1 else torch.cat([inputs, _variants(inputs)])
+    compared = forward.several(inputs)
     expected = _expected(plain, compared)
     graph, remarks = _traced(plain, inputs[:1])
     _compare(onnx_runtime.runner(graph), compared, expected, remarks)
     return graph
-
-
-def _variants(example: Tensor) -> Tensor:
-    """Return inputs like the only one there is, (3, ...): on itself, a graph answers as the model in any case."""
-    draw = torch.Generator().manual_seed(0)
-    if not example.is_floating_point():  # numbers that the model knows, in another order
-        orders = [torch.randperm(example.numel(), generator=draw) for _ in range(3)]
-        return torch.cat([example.flatten()[order].reshape(example.shape) for order in orders])
-    noise = torch.randn((3, *example.shape[1:]), generator=draw, dtype=example.dtype)
-    return example + noise * example.abs().mean().clamp(min=0.1)
 
 
 def _expected(model: nn.Module, inputs: Tensor) -> Tensor:

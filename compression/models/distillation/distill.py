@@ -21,6 +21,7 @@ from fedpress.compression.models.distillation.loss import HIDDEN, DistillationLo
 from fedpress.compression.models.distillation.settings import Distillation
 from fedpress.compression.models.reproducible import reproducible
 from fedpress.compression.models.step import Materials, Student, Teacher
+from fedpress.compression.models.task import has_target
 
 
 @dataclass(frozen=True)
@@ -148,12 +149,14 @@ def few_labels(targets: Tensor, count: int, generator: torch.Generator) -> Tenso
     Raises:
         ValueError: There are fewer than `count` examples.
     """
-    if count > len(targets):
-        raise ValueError(f"labeled is {count}, but there are labels of {len(targets)} examples only: lower it")
+    labeled = has_target(targets).reshape(len(targets), -1).any(dim=1)
+    if count > labeled.sum():
+        raise ValueError(f"labeled is {count}, but there are labels of {labeled.sum()} examples only: lower it")
     order = torch.randperm(len(targets), generator=generator)
+    order = order[labeled[order]]
     if targets.ndim == 1:
         order = order[torch.argsort(targets[order], stable=True)]
-    chosen = order[(torch.arange(count) * len(targets) + len(targets) // 2) // count]
+    chosen = order[(torch.arange(count) * len(order) + len(order) // 2) // count]
     visible = torch.full_like(targets, HIDDEN)
     visible[chosen] = targets[chosen]
     return visible
