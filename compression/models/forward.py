@@ -129,8 +129,8 @@ def several(inputs: Tensor) -> Tensor:
     if not inputs.is_floating_point():
         orders = [torch.randperm(inputs.numel(), generator=draw) for _ in range(3)]
         return torch.cat([inputs, *(inputs.flatten()[order].reshape(inputs.shape) for order in orders)])
-    noise = torch.randn((3, *inputs.shape[1:]), generator=draw).to(inputs)
-    return torch.cat([inputs, inputs + noise * inputs.abs().mean().clamp(min=0.1)])
+    noise = torch.randn((2, *inputs.shape[1:]), generator=draw).to(inputs)
+    return torch.cat([inputs, -inputs, inputs + noise * inputs.abs().mean().clamp(min=0.1)])
 
 
 def require_evaluable(model: nn.Module, inputs: Tensor) -> None:
