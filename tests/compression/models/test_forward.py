@@ -103,9 +103,7 @@ def test_outputs_are_those_of_one_batch(kind: str, count: int, batch_size: int, 
     model, some = net(middle), inputs(count)
     if kind == "BatchNorm1d" and count == 1:
         return  # torch itself has no statistics of one input
-    torch.testing.assert_close(
-        run(model, some, batch_size, threads), at_once(model, some), rtol=1e-4, atol=1e-4
-    )
+    torch.testing.assert_close(run(model, some, batch_size, threads), at_once(model, some), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", DEPENDENT)
@@ -206,7 +204,8 @@ def test_outputs_of_several_tensors_keep_their_structure(kind: str) -> None:
     assert type(found) is type(expected)
     assert all(map(torch.equal, forward.tensors(found), forward.tensors(expected)))
     halves = forward.mapped(found, lambda tensor: tensor / 2)
-    assert all(torch.equal(2 * half, one) for half, one in zip(forward.tensors(halves), forward.tensors(found)))
+    pairs = zip(forward.tensors(halves), forward.tensors(found), strict=True)
+    assert all(torch.equal(2 * half, one) for half, one in pairs)
 
 
 class Auxiliary(nn.Module):

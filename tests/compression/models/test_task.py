@@ -179,9 +179,7 @@ def padded(count: int, length: int | None, seed: int) -> Examples:
 
 @pytest.mark.parametrize("kind", [Judged, Weighted, BySequence, Summed, Contrastive, Torchs])
 @settings(deadline=None, max_examples=25)
-@given(
-    st.integers(1, 200), st.none() | st.integers(1, 6), st.integers(1, 150), st.integers(1, 3), st.integers(0, 99)
-)
+@given(st.integers(1, 200), st.none() | st.integers(1, 6), st.integers(1, 150), st.integers(1, 3), st.integers(0, 99))
 def test_figures_are_those_of_one_batch_whatever_the_loss(
     kind: type[Task], count: int, length: int | None, batch_size: int, threads: int, seed: int
 ) -> None:
@@ -305,9 +303,7 @@ def test_a_task_says_which_answers_count_and_how_much() -> None:
         (torch.randn(9, 5, 3), torch.randint(3, (9, 5)), r"outputs of shape \(9, 5, 3\) for targets of \(9, 5\)"),
     ],
 )
-def test_what_the_default_cannot_judge_is_refused(
-    outputs: torch.Tensor, targets: torch.Tensor, message: str
-) -> None:
+def test_what_the_default_cannot_judge_is_refused(outputs: torch.Tensor, targets: torch.Tensor, message: str) -> None:
     class Square(Judged):
         def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
             return outputs.square().mean()

@@ -198,7 +198,10 @@ SEQUENCES = INPUTS.reshape(10, 5, 8)
         (Numpy, r"inputs otherwise than the model, in batches, .*NumPy array.*numpy, int\(x.shape"),
         (Listed, r"does not run on 17 inputs at a time.*Python list"),
         (OneByOne, r"does not run on 17 inputs at a time"),
-        (Sized, r"(does not run on|answers) 17 inputs.*test_onnx_export.py:\d+: Converting a tensor to a Python integer"),
+        (
+            Sized,
+            r"(does not run on|answers) 17 inputs.*test_onnx_export.py:\d+: Converting a tensor to a Python integer",
+        ),
         (Branches, r"inputs otherwise than the model, in batches"),
         (Squeezed, r"answers 1 inputs with \(4,\), expected \(1, 4\)"),
         (Pooled, r"cannot be exported to ONNX: .*adaptive_avg_pool1d[^%]*leave students.quantize.onnx off$"),
