@@ -315,6 +315,19 @@ def class_axis(task: Task, outputs: Tensor, targets: Tensor) -> int | None:
     return None
 
 
+def class_axis_of(model: nn.Module, task: Task) -> int | None:
+    """Return the axis of a model's outputs along which its task looks for the likeliest class; None: for none.
+
+    Args:
+        model: The model; run in evaluation mode, left as it is.
+        task: Task that judges, and has validation data.
+    """
+    inputs, targets = (part[:4] for part in task.data().validation)
+    with evaluating(model):
+        outputs = model(inputs)
+    return class_axis(task, outputs, targets) if isinstance(outputs, Tensor) else None
+
+
 class _Loss:
     """Loss of all examples as one batch, from their outputs batch by batch.
 

@@ -5,6 +5,7 @@ The global model is only read, so publishing does not affect the rounds.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from fedpress.compression.models import forward
 from fedpress.compression.models.bundles import reader, writer
 from fedpress.compression.models.distillation import data_free, sequence_level, teachers
 from fedpress.compression.models.distillation.settings import Combine, LearningData
+from fedpress.compression.models.reproducible import reproducible
 from fedpress.compression.models.step import (
     CandidateResult,
     LayerTiming,
@@ -33,7 +35,7 @@ from fedpress.compression.models.step import (
 )
 from fedpress.compression.models.students import initial_student, pipeline
 from fedpress.compression.models.students.pipeline import StudentEvaluator
-from fedpress.compression.models.task import Task
+from fedpress.compression.models.task import Task, class_axis_of
 from fedpress.server.fusion.client_ensemble import ClientModels
 from fedpress.server.publishing.store import ModelStore
 
@@ -157,6 +159,7 @@ class Publisher:
             NoProxyData: The task holds out no proxy data, and the settings synthesize no inputs.
             DataFreeError: No inputs can be synthesized from this model.
             PublishError: The model's answers to an input depend on the rest of its batch.
+            TeacherError: The model returns several tensors, in training mode or always.
             OnnxError: A student cannot be exported to ONNX, or its graph answers otherwise.
             ValueError: The proxy data are no sequences that could be continued.
         """
@@ -164,6 +167,9 @@ class Publisher:
             forward.require_independent(model, self.task.data().validation.inputs)
         except forward.EvaluationError as error:
             raise PublishError(f"no student for devices, which ask for one answer at a time: {error}") from error
+        with reproducible(0):  # early exits and the like, which only training has
+            few = forward.several(self.task.data().validation.inputs[:2])
+            teachers.by_class(copy.deepcopy(model).train()(few))
         proxy = self.task.data().proxy.inputs
         if self.data.data_free:
             data_free.check(model, tuple(self.task.data().validation.inputs.shape[1:]), self.data.data_free)
@@ -215,13 +221,15 @@ class Publisher:
     ) -> Student:
         seed = seeds.derive("distill", self.seed, version, tier.name)
         inputs, targets = pipeline.inputs_for(tier.steps, model, self.task, self.data, trained=trained, seed=seed)
-        ensemble = self.clients.teacher(model, self.combine) if self.clients and trained is None else None
+        known = class_axis_of(model, self.task)
+        axis = teachers.LAST if known is None else known
+        ensemble = self.clients.teacher(model, self.combine, axis) if self.clients and trained is None else None
         materials = Materials(
             model=model,
             task=self.task,
             inputs=inputs,
             targets=targets,
-            teacher=ensemble or teachers.of(model),
+            teacher=ensemble or teachers.of(model, axis),
             seed=seed,
             tier=tier.name,
             version=version,

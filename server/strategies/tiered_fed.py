@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from fedpress.compression import seeds
 from fedpress.compression.errors import FedpressError
+from fedpress.compression.models.distillation.teachers import LAST
 from fedpress.compression.tensors.layout import Vector
 from fedpress.server.fusion import heterofl
 from fedpress.server.fusion.mutual_distillation import teach
@@ -72,6 +73,7 @@ class TieredFed(SparseFed):
         teaching: settings of the distillation between the models; None: there is none.
         sliced: whether, instead, each tier's model is the leading part of every layer of the global one, and each
             weight the mean over the models that have it (HeteroFL).
+        class_axis: axis of the models' outputs along which the classes are, for the distillation.
         options: arguments of `SparseFed`, for the global model; `fraction_train=0`: no client trains it.
 
     Raises:
@@ -86,6 +88,7 @@ class TieredFed(SparseFed):
         teaching: Teaching | None = None,
         *,
         sliced: bool = False,
+        class_axis: int = LAST,
         **options: Any,
     ) -> None:
         super().__init__(**options)
@@ -104,6 +107,7 @@ class TieredFed(SparseFed):
         self._proxy = proxy
         self._teaching = teaching if teaching and teaching.every else None
         self._sliced = sliced
+        self._class_axis = class_axis
         self._tier_of: dict[int, str] = {}  # node -> name of its tier, empty: it trains the global model
         self._silent: set[int] = set()  # nodes that named no tier in this round
         self._round = 0
@@ -209,7 +213,7 @@ class TieredFed(SparseFed):
         whole = self.federation
         taught = teach(
             models[0], models[1:], self._proxy, teaching, trained=whole.sampling.fraction_train > 0,
-            seed=seeds.derive(whole.name, whole.seed, server_round, "teach"),
+            seed=seeds.derive(whole.name, whole.seed, server_round, "teach"), class_axis=self._class_axis,
         )  # fmt: skip
         for federation, start, model in zip(federations, starts, taught, strict=True):
             federation.model.apply_server_update(start, ArrayRecord(model.state_dict()), teaching.downlink)

@@ -26,7 +26,7 @@ from fedpress.compression.models.quantization.quantized_tensor import Quantized,
 from fedpress.compression.models.quantization.settings import Quantization
 from fedpress.compression.models.reproducible import evaluating, reproducible
 from fedpress.compression.models.step import Materials, Student
-from fedpress.compression.models.task import Task, class_axis, evaluate
+from fedpress.compression.models.task import Task, class_axis_of, evaluate
 
 MAX_INPUT_ENTRIES: Final = 1 << 24
 """Largest size of an input that a received manifest may announce."""
@@ -84,7 +84,7 @@ class WriteBundle:
             architecture=student.architecture,
             onnx=graph,
             private_key=self.private_key,
-            class_axis=_class_axis(student.model, materials.task),
+            class_axis=class_axis_of(student.model, materials.task),
         )
         *before, last = student.stages
         return replace(student, bundle=data, stages=(*before, replace(last, size_bytes=len(data))))
@@ -101,12 +101,6 @@ class WriteBundle:
         """
         if self.onnx:
             _graph_of(model, task)
-
-
-def _class_axis(model: nn.Module, task: Task) -> int | None:
-    inputs, targets = task.data().validation
-    with evaluating(model):
-        return class_axis(task, model(inputs[:4]), targets[:4])
 
 
 def _graph_of(model: nn.Module, task: Task) -> tuple[bytes, float]:

@@ -43,8 +43,15 @@ class Distill:
         """
 
         def learn(model: nn.Module) -> nn.Module:
-            inputs, targets = materials.inputs, materials.targets
-            return distill(materials.teacher, model, inputs, self.settings, targets=targets, seed=materials.seed)
+            return distill(
+                materials.teacher,
+                model,
+                materials.inputs,
+                self.settings,
+                targets=materials.targets,
+                class_axis=materials.class_axis,
+                seed=materials.seed,
+            )
 
         return student.after("distilled", masks.train_within(student.model, student.masks, learn))
 
@@ -57,12 +64,13 @@ def distill(
     *,
     targets: Tensor | None = None,
     teacher_inputs: Tensor | None = None,
+    class_axis: int = teachers.LAST,
     seed: int,
 ) -> nn.Module:
     """Return the student trained on the teacher's answers to `inputs`; both given models are untouched.
 
     Runs on one thread of the CPU, so equal arguments give equal weights. Models return logits (N, classes), or
-    (N, L, classes) for sequences, whose places have equal weight.
+    (N, L, classes) for sequences, whose places have equal weight; with `class_axis` 1, (N, classes, L).
 
     Args:
         teacher: Teacher, which answers in evaluation mode, once for each input.
@@ -70,6 +78,7 @@ def distill(
         inputs: Proxy data (N, ...).
         settings: Loss and training.
         targets: Labels of the proxy data, int64 (N,) or (N, L); None: the student sees none.
+        class_axis: Axis of the models' outputs along which the classes are.
         teacher_inputs: Inputs of the teacher where they differ, (N, ...): another view of the same examples.
         seed: Seed of the order of the examples and of all random choices: dropout, noise, projections, few labels.
 
@@ -85,11 +94,11 @@ def distill(
         if part is not None and len(part) != len(inputs):
             raise ValueError(f"got {len(part)} {name} for {len(inputs)} inputs, expected one for each")
     with reproducible(seed) as generator:
-        source = teachers.of(teacher)
+        source = teachers.of(teacher, class_axis)
         learner = copy.deepcopy(student).cpu().train()
         if targets is not None and settings.labeled is not None:
             targets = few_labels(targets, settings.labeled, generator)
-        loss = DistillationLoss(source, learner, inputs, views, targets, settings)
+        loss = DistillationLoss(source, learner, inputs, views, targets, settings, class_axis)
         inside = source.model if isinstance(source, teachers.Single) else nn.Identity()
         with stages.recording(learner) as of_student, stages.recording(inside) as of_teacher:
             fit(

@@ -59,6 +59,7 @@ class QuantizationAware:
             materials.inputs,
             replace(self.distillation, epochs=self.settings.qat_epochs),
             targets=materials.targets,
+            class_axis=materials.class_axis,
             seed=seeds.derive("aware", materials.seed),
         )
         return student.after("", learned)

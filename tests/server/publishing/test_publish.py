@@ -22,6 +22,7 @@ from fedpress.compression.models.distillation.settings import (
     Distillation,
     LearningData,
 )
+from fedpress.compression.models.distillation.teachers import TeacherError
 from fedpress.compression.models.pruning import structural
 from fedpress.compression.models.pruning.settings import Pruning
 from fedpress.compression.models.quantization.quantize import Quantize
@@ -263,6 +264,26 @@ def test_a_student_that_answers_one_input_otherwise_than_many_is_refused(tmp_pat
         publisher.check(ByBatch().model())
 
 
+class WithExit(nn.Module):
+    """Returns a second output in training mode alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Any:
+        answers = self.layer(x.flatten(1))
+        return (answers, answers) if self.training else answers
+
+
+def test_a_model_that_returns_several_tensors_in_training_is_found_before_the_first_round(tmp_path: Path) -> None:
+    model = WithExit()
+    generator = torch.random.get_rng_state()
+    with pytest.raises(TeacherError, match="returns a tuple"):
+        Publisher(Digits(), ModelStore(tmp_path), TIERS).check(model)
+    assert torch.equal(generator, torch.random.get_rng_state())
+
+
 class Padded(Digits):
     """Digits of which half of the labels are missing, in each part."""
 
@@ -397,6 +418,40 @@ def test_students_of_a_task_of_sequences(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="prompt is 64, expected less than the 64 characters"):
         data = LearningData(continuations=Continuations(prompt=64))
         Publisher(task, ModelStore(tmp_path), [tier], data).check(model)
+
+
+class Echo(Task):
+    """The label of each place is its word, two of five have none; logits are (N, classes, L)."""
+
+    name = "echo"
+
+    def model(self) -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Embedding(6, 32), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 6), Second())
+
+    def students(self) -> dict[str, Callable[[], nn.Module]]:
+        return {"plain": lambda: nn.Sequential(nn.Embedding(6, 8), nn.Linear(8, 6), Second())}
+
+    def data(self) -> Splits:
+        words = torch.randint(6, (400, 5), generator=torch.Generator().manual_seed(0))
+        targets = torch.where(torch.arange(5) < 3, words, IGNORED)
+        return Splits(*(Examples(*part) for part in zip(words.split(100), targets.split(100), strict=True)))
+
+
+class Second(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.transpose(1, 2)
+
+
+def test_students_of_sequences_whose_classes_are_second_learn_classes(tmp_path: Path) -> None:
+    """A fresh student has all that it knows from the teacher's answers."""
+    task = Echo()
+    teacher = trained(task, task.data().train, epochs=60, learning_rate=0.5, batch_size=20)
+    assert evaluate(teacher, task, task.data().test).accuracy == 1.0
+    distillation = Distillation(epochs=40, learning_rate=0.03)
+    tier = tier_of("watch", Budget(parameters=150), distillation, start=Start("plain"))
+    (student,) = Publisher(task, ModelStore(tmp_path), [tier]).publish(1, teacher)
+    assert student.quantized_accuracy > 0.9
 
 
 def test_a_student_that_diverges_is_not_published(tmp_path: Path, teacher: nn.Module) -> None:
