@@ -157,7 +157,9 @@ def train(message: Message, context: Context, timer: Timer) -> Message:
     if order.mask is not None:
         layout = layout.within(Mask(layout.size, order.mask))
     with timer.of("training"):
-        loss = local.train(model, examples, work.task.loss, work.training, seed, flatten.flags(layout))
+        loss = local.train(
+            model, examples, work.task.loss, work.training, seed, flatten.flags(layout), work.task.scored
+        )
     metrics = MetricRecord({"num-examples": len(examples.targets), "train-loss": loss})
     content = RecordDict({"arrays": ArrayRecord(model.state_dict()), "metrics": metrics})
     if order.drop or order.grow:
@@ -237,7 +239,9 @@ def student(message: Message, context: Context) -> Message:
 
 
 def _metrics_reply(evaluation: Evaluation, message: Message) -> Message:
-    metrics = MetricRecord({"num-examples": evaluation.count, "loss": evaluation.loss, "accuracy": evaluation.accuracy})
+    # The weight of both figures in the mean over clients: all answers count alike, whoever has them.
+    weight = evaluation.answers
+    metrics = MetricRecord({"num-examples": weight, "loss": evaluation.loss, "accuracy": evaluation.accuracy})
     return Message(RecordDict({"metrics": metrics}), reply_to=message)
 
 
@@ -247,7 +251,7 @@ def _vote(model: nn.Module, examples: Examples, work: Work, layout: Layout, orde
     from fedpress.compression.models.pruning import dynamic_sparsity
 
     weights = flatten.flatten(records.to_numpy(ArrayRecord(model.state_dict())), layout)
-    by_name = local.gradient(copy.deepcopy(model), examples, work.task.loss, work.training, seed)
+    by_name = local.gradient(copy.deepcopy(model), examples, work.task.loss, work.training, seed, work.task.scored)
     dense = Layout(tuple(spec._replace(dtype="float32") for spec in layout.parameters), tied=layout.tied)
     gradient = flatten.flatten({spec.name: by_name[spec.name] for spec in layout.parameters}, dense)
     return dynamic_sparsity.drop_and_grow(weights, gradient, layout, order.drop, order.grow)

@@ -19,7 +19,7 @@ from torch import nn
 from fedpress.compression import entry_points
 from fedpress.compression.errors import FedpressError
 from fedpress.compression.messages import records
-from fedpress.compression.models.task import Evaluation, Examples, Task, evaluate
+from fedpress.compression.models.task import Evaluation, Examples, Task, evaluate, require_evaluable
 from fedpress.server.model.global_model import GlobalModel
 from fedpress.server.publishing.publish import Published, Publisher
 from fedpress.server.rounds import exchange, threaded_grid
@@ -182,6 +182,7 @@ def _serve(plan: Plan, grid: Grid) -> None:
             except FedpressError as error:  # the run goes on without this set of students; the last one must succeed
                 log(WARNING, "no students of version %d: %s", summary.round, error)
 
+    require_evaluable(plan.model, plan.task, plan.evaluate_on)
     if plan.publisher and not plan.checked:
         plan.publisher.check(plan.model)
     outcome = Outcome(plan.rounds, plan.strategy.federations)

@@ -32,7 +32,8 @@ class Answers(NamedTuple):
     Attributes:
         manifest: Manifest of the student.
         outputs: Outputs, float32 (N, ...).
-        classes: Index of the largest output along axis 1, (N,) or, for sequences, (N, L); None: there is no such axis.
+        classes: Index of the largest output along the manifest's axis of classes, (N,) or, for sequences, (N, L); None:
+            there is no such axis.
     """
 
     manifest: Manifest
@@ -68,14 +69,15 @@ def answer(bundle: Path, inputs: Path, public_key: bytes | None = None) -> Answe
     run = onnx_runtime.runner(opened.onnx)
     try:
         outputs = np.concatenate([run(batch[at : at + BATCH]) for at in range(0, len(batch), BATCH)])
-    except Exception as error:  # ONNX Runtime's classes share no base but Exception
+    except onnx_runtime.OnnxError as error:
         raise InferenceError(f"ONNX Runtime cannot run the student of {bundle} on {inputs}: {error}") from error
     if outputs.shape != (len(batch), *manifest.output_shape):
         raise InferenceError(
             f"the student answers {outputs.shape[1:]}, and its manifest says {manifest.output_shape}: is the ONNX file"
             " of another student?"
         )
-    return Answers(manifest, outputs, outputs.argmax(axis=1) if outputs.ndim in (2, 3) else None)
+    axis = 1 if manifest.class_axis is None else manifest.class_axis
+    return Answers(manifest, outputs, outputs.argmax(axis=axis) if 0 < axis < outputs.ndim <= 3 else None)
 
 
 def _load(path: Path) -> NDArray[Any]:

@@ -110,8 +110,7 @@ def _run(path: Path) -> Inspection:
         "run",
         tables.run_facts(results),
         results.model_dump(mode="json"),
-        tables.STUDENT_COLUMNS,
-        tables.student_rows(results),
+        *tables.student_table(results),
     )
 
 

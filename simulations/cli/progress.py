@@ -117,9 +117,10 @@ class Display(Observer):
 
     def on_student(self, result: StudentResult) -> None:
         """Print a downloaded student's size and accuracy."""
+        graph = "" if result.onnx_accuracy is None else f", as ONNX {result.onnx_accuracy:.2%}"
         self._print(
             f"student {result.tier}: {result.parameters:,} parameters, {size(result.bundle_bytes)},"
-            f" opened and checked: accuracy {result.accuracy:.2%} (teacher {result.teacher_accuracy:.2%})"
+            f" opened and checked: accuracy {result.accuracy:.2%}{graph} (teacher {result.teacher_accuracy:.2%})"
         )
 
     def _show(self, description: str, completed: int | None = None) -> None:

@@ -116,8 +116,11 @@ def communication(
         shown = {(part.task, part.partition) for part in parts}
         if absent := [pair for pair in dict.fromkeys((c.task, c.partition) for c in wanted) if pair not in shown]:
             facts.append(("not run at all", "; ".join(", ".join(pair) for pair in absent)))
-        report = page.write(chosen, parts, target, facts)
+        cautions = measures.cautions(wanted, tables.runs)
+        report = page.write(chosen, parts, target, facts, cautions)
         missing = len(wanted) - len(tables.runs)
+        for caution in cautions:
+            console.print(f"\n{caution}", highlight=False, markup=False, soft_wrap=True)
         console.print(f"\n{len(tables.runs)} of {len(wanted)} runs; report: {report}", highlight=False, markup=False)
         if missing:
             common.leave(f"error: {missing} run(s) have no figures, {len(failures)} of them failed", 1)

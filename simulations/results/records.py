@@ -82,6 +82,7 @@ class StudentResult(Record):
     student_accuracy: float  # before quantization
     quantized_accuracy: float  # after it, before it was written to a bundle
     sha256: str  # of the bundle file
+    onnx_accuracy: float | None = None  # of its ONNX graph in ONNX Runtime; None: it has none
     stages: list[StageResult] = []  # results of each step of its making
     warning: str = ""  # the class that it loses too much on; empty: none
     candidates: list[CandidateResult] = []  # of its search, if it was searched for

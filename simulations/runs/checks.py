@@ -23,11 +23,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from fedpress.client.train import NO_TARGET
 from fedpress.compression.errors import FedpressError
 from fedpress.compression.models import batches
 from fedpress.compression.models.reproducible import evaluating, reproducible
-from fedpress.compression.models.task import Examples, Splits, Task, evaluate, usable
+from fedpress.compression.models.task import IGNORED, Examples, Splits, Task, evaluate, usable
 from fedpress.server import app as server
 from fedpress.simulations.conditions import faults
 from fedpress.simulations.results.run_folder import RunFolder
@@ -231,9 +230,9 @@ def _labels(task: Task, model: nn.Module, name: str, part: Examples) -> None:
             )
         chosen = np.arange(min(len(targets), TRIED))
     else:
-        found = torch.unique(targets[targets != NO_TARGET])
+        found = torch.unique(targets[targets != IGNORED])
         if not len(found):
-            raise CheckError(f"part {name!r}: no example has a target, all are {NO_TARGET}")
+            raise CheckError(f"part {name!r}: no example has a target, all are {IGNORED}")
         edges = torch.cat([found[: TRIED // 2], found[-TRIED // 2 :]]) if len(found) > TRIED else found
         chosen = np.unique([int((targets == label).reshape(len(targets), -1).any(1).nonzero()[0]) for label in edges])
     rows = part.take(_two(chosen, len(targets)))
@@ -262,14 +261,14 @@ def _labels(task: Task, model: nn.Module, name: str, part: Examples) -> None:
 
 def _outside(targets: Tensor, classes: int, name: str) -> str:
     """Return what is wrong with labels that the model has no output for; empty: nothing."""
-    wrong = targets[((targets < 0) & (targets != NO_TARGET)) | (targets >= classes)]
+    wrong = targets[((targets < 0) & (targets != IGNORED)) | (targets >= classes)]
     if not wrong.numel():
         return ""
-    found = torch.unique(targets[targets != NO_TARGET])
+    found = torch.unique(targets[targets != IGNORED])
     likely = "; do labels begin at 1? Subtract 1" if int(found[0]) == 1 and int(found[-1]) == classes else ""
     return (
         f"part {name!r}: {_some([str(int(label)) for label in torch.unique(wrong)], 'label')} outside the model's"
-        f" {classes} outputs, {wrong.numel():,} target(s) in all; expected 0 to {classes - 1}, or {NO_TARGET} where"
+        f" {classes} outputs, {wrong.numel():,} target(s) in all; expected 0 to {classes - 1}, or {IGNORED} where"
         f" there is none{likely}"
     )
 
@@ -338,9 +337,7 @@ def _clients(workload: Workload, model: nn.Module) -> Iterator[str]:
     sizes = [len(part) for part in workload.parts]
     targets = workload.task.data().train.targets
     if not targets.is_floating_point():
-        idle = [
-            c for c, part in enumerate(workload.parts) if bool((targets[torch.from_numpy(part)] == NO_TARGET).all())
-        ]
+        idle = [c for c, part in enumerate(workload.parts) if bool((targets[torch.from_numpy(part)] == IGNORED).all())]
         if idle:
             yield f"{_some(idle, 'client')} with no target in any example: nothing is learned there"
     if not norms:
@@ -405,7 +402,7 @@ def _step(workload: Workload, model: nn.Module) -> Iterator[str]:
         finally:
             torch.set_deterministic_debug_mode(debug)
     if not bool(torch.isfinite(value)):
-        if not rows.targets.is_floating_point() and bool((rows.targets == NO_TARGET).all()):
+        if not rows.targets.is_floating_point() and bool((rows.targets == IGNORED).all()):
             return
         raise CheckError(
             f"task {task.name!r}: the loss of the initial model on a batch of part 'train' is {float(value)} in"

@@ -39,6 +39,8 @@ class Manifest(pydantic.BaseModel):
         input_shape: Shape of one input, without the batch.
         input_dtype: Dtype of the inputs in torch's words ("float32").
         output_shape: Shape of one output, without the batch.
+        class_axis: Axis of the outputs (N, ...) along which the largest is that of the class: 2 for sequences
+            (N, L, classes); 0: outputs are no logits of classes; None: 1.
         architecture: One of the task's student architectures; None: the task's own model, cut down to `shapes`.
         schemes: Encoding of each tensor, in the order of writing: "int4 by channel", "int4 by 64" where 64 weights
             share a scale, or the dtype ("float32", "int64") where the tensor is not quantized.
@@ -55,6 +57,7 @@ class Manifest(pydantic.BaseModel):
     input_shape: Shape
     input_dtype: str
     output_shape: Shape
+    class_axis: int | None = pydantic.Field(default=None, ge=0, le=16)
     architecture: str | None = None
     schemes: dict[str, str]
 

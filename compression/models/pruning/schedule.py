@@ -83,9 +83,9 @@ class Prune:
             student: Student to prune.
             materials: Models, data and seed.
         """
-        teacher, inputs, targets = materials.model, materials.inputs, materials.targets
-        proxy = Examples(inputs, targets) if targets is not None else fine_tuning.answered(teacher, inputs)
-        train = fine_tuning.distilling(teacher, inputs, self.distillation, targets)
+        teacher, inputs, targets, axis = materials.model, materials.inputs, materials.targets, materials.class_axis
+        proxy = Examples(inputs, targets) if targets is not None else fine_tuning.answered(teacher, inputs, axis)
+        train = fine_tuning.distilling(teacher, inputs, self.distillation, targets, axis)
         if self.settings.penalty != "none":
             train = fine_tuning.training(materials.task, proxy)
         result = prune(

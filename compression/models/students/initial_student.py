@@ -120,7 +120,7 @@ def criterion_of(pruning: Pruning, model: nn.Module, materials: Materials) -> Cr
     """
     gradients = None
     if pruning.importance == "taylor":
-        proxy = fine_tuning.answered(materials.model, materials.inputs)
+        proxy = fine_tuning.answered(materials.model, materials.inputs, materials.class_axis)
         gradients = importance.gradients(model, materials.task, proxy)
     return importance.of_settings(pruning, gradients, seeds.derive("random", materials.seed))
 
