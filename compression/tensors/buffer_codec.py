@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedpress.compression import errors
-from fedpress.compression.tensors.layout import Layout, checked
+from fedpress.compression.tensors.layout import Layout, checked, names_a_variance
 
 
 def pack(arrays: Mapping[str, NDArray[Any]], layout: Layout) -> bytes:
@@ -53,7 +53,7 @@ def unpack(data: bytes, layout: Layout) -> dict[str, NDArray[Any]]:
         Truncated: `data` is shorter than the layout's buffers.
         LengthMismatch: `data` is longer than the layout's buffers.
         NonFiniteValues: A buffer holds NaN or infinity.
-        NegativeVariance: An entry of a `running_var` is below zero.
+        NegativeVariance: An entry of a running variance is below zero.
     """
     expected = sum(spec.size * _dtype(spec.dtype).itemsize for spec in layout.buffers)
     if len(data) != expected:
@@ -71,7 +71,7 @@ def unpack(data: bytes, layout: Layout) -> dict[str, NDArray[Any]]:
         array = array.reshape(spec.shape)
         if not _finite(array, spec.dtype):
             raise errors.NonFiniteValues(f"buffer {spec.name!r} holds NaN or infinity")
-        if spec.name.rpartition(".")[2] == "running_var" and _negative(array, spec.dtype):
+        if names_a_variance(spec.name) and _negative(array, spec.dtype):
             raise errors.NegativeVariance(f"buffer {spec.name!r} is a variance and holds a value below zero")
         arrays[spec.name] = array
         start = stop
