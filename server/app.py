@@ -23,6 +23,7 @@ from fedpress.compression.models.task import Evaluation, Examples, Task, evaluat
 from fedpress.server.model.global_model import GlobalModel
 from fedpress.server.publishing.publish import Published, Publisher
 from fedpress.server.rounds.accounting import RoundSummary
+from fedpress.server.rounds.outcome import Outcome, RunFailed
 from fedpress.server.strategies.sparse_fed import SparseFed
 from fedpress.server.strategies.tiered_fed import TieredFed, TrainingTier
 
@@ -102,6 +103,10 @@ def serve(plan: Plan, grid: Grid) -> None:
     Args:
         plan: parts of the run.
         grid: grid of the nodes.
+
+    Raises:
+        RunFailed: no reply could be used, or the model is not finite (`rounds.outcome`).
+        FedpressError: what the plan asks for cannot be done.
     """
     latest: Evaluation | None = None
     tiers = plan.strategy.training_tiers if isinstance(plan.strategy, TieredFed) else ()
@@ -129,12 +134,15 @@ def serve(plan: Plan, grid: Grid) -> None:
         plan.record.on_students(deliver(plan, grid, version, students))
 
     def after_round(summary: RoundSummary) -> None:
+        losses = {"": latest.loss} if latest else {}
         for tier in tiers if latest else ():
             evaluation = evaluate(load_tier(tier), plan.task, plan.evaluate_on, device=plan.device)
             tier.model.to("cpu")
             metrics = MetricRecord({"accuracy": evaluation.accuracy, "loss": evaluation.loss})
             summary.tiers[tier.name].evaluation = metrics
+            losses[tier.name] = evaluation.loss
         plan.record.on_round(summary, latest)
+        outcome.after(summary, losses)
         due = plan.publish_every and summary.round % plan.publish_every == 0
         if plan.publisher and due and summary.round < plan.rounds:
             try:
@@ -144,10 +152,14 @@ def serve(plan: Plan, grid: Grid) -> None:
 
     if plan.publisher:
         plan.publisher.check(plan.model)
+    outcome = Outcome(plan.rounds, plan.strategy.federations, patient=False)
     result = Result(arrays=ArrayRecord(plan.model.state_dict()))
-    for summary in plan.strategy.run(grid, result, plan.rounds, evaluate_fn=evaluate_held):
-        with plan.strategy.timer.of("report"):
-            after_round(summary)
+    try:
+        for summary in plan.strategy.run(grid, result, plan.rounds, evaluate_fn=evaluate_held):
+            with plan.strategy.timer.of("report"):
+                after_round(summary)
+    except FloatingPointError as error:  # the step of a model: the checkpoint before it stays the newest
+        raise RunFailed(str(error)) from error
     plan.record.on_end(load(result.arrays), server_digest(plan.strategy, result.arrays))
     if plan.publisher:
         publish(plan.rounds, result.arrays, plan.publisher)

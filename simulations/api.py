@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
+from fedpress.server.rounds.outcome import RunFailed
 from fedpress.simulations.cli.progress import Display
 from fedpress.simulations.report.run_result import RunResult
 from fedpress.simulations.results import start
@@ -50,7 +51,10 @@ def simulate(
         **keys: Keys of the scenario to change, as for `--set`: a nested key with dots, or a dict for a whole section.
 
     Raises:
-        FedpressError: The scenario is invalid (all problems are listed), or what it needs is missing.
+        FedpressError: The scenario is invalid (all problems are listed), or the data or the model do not fit it; raised
+            before there is a run folder (`fedpress.simulations.runs.checks`).
+        RunFailed: No reply could be used, or the model is not finite. The folder has the figures so far, with status
+            `failed` and the reason, and a note says where.
         KeyboardInterrupt: The run was stopped. Its folder is whole, and a note says how to go on with it.
     """
     if resume is not None and (keys or out is not None):
@@ -82,6 +86,11 @@ def simulate(
         except KeyboardInterrupt as stop:
             if display.folder is not None:
                 stop.add_note(f"to go on: fedpress.simulate(resume={str(display.folder.path)!r})")
+            raise
+        except RunFailed as failure:
+            if display.folder is not None and display.folder.results.is_file():
+                RunResult(display.folder.path).report()
+                failure.add_note(f"its figures so far: fedpress.load_run({str(display.folder.path)!r})")
             raise
     assert display.folder is not None
     result = RunResult(display.folder.path)

@@ -30,7 +30,7 @@ DOORS: dict[str, dict[str, set[str]]] = {
         "flwr.proto.recorddict_pb2": {"RecordDict"},
     },
     "client/_flower.py": {"flwr.supernode.cli.flwr_clientapp": {"flwr_clientapp"}},
-    "server/_flower.py": {"flwr.supercore.run": {"Run"}},
+    "server/_flower.py": {"flwr.common.constant": {"ErrorCode"}, "flwr.supercore.run": {"Run"}},
     "simulations/engines/_flower.py": {
         "flwr.common.constant": {"ErrorCode"},
         "flwr.supercore.run": {"Run"},

@@ -10,9 +10,13 @@ from flwr.supercore import log
 
 from fedpress.compression.messages import orders, records
 from fedpress.compression.messages.orders import Download, Order
+from fedpress.server._flower import ErrorCode
 from fedpress.server.model.global_model import GlobalModel
 from fedpress.server.model.mask_schedules import VoteRequest
 from fedpress.server.rounds.accounting import Accounting
+
+NO_ANSWER = (ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE, ErrorCode.NODE_UNAVAILABLE)
+"""Errors that the SuperLink gives in place of an answer, where a node is gone."""
 
 
 class Upload(NamedTuple):
@@ -164,7 +168,8 @@ class Orders:
         node, tickets = reply.metadata.src_node_id, self.tickets
         order = tickets.open.get(node)
         if reply.has_error():
-            raise _RefusedReply("error", str(reply.error.reason))
+            silent = reply.error.code in NO_ANSWER
+            raise _RefusedReply("unreachable" if silent else "error", str(reply.error.reason))
         content = records.unfolded(reply.content)
         try:
             answer = orders.read_answer(content)

@@ -66,8 +66,10 @@ class Display(Observer):
         self._bar.stop()
 
     def on_start(self, scenario: Scenario, folder: RunFolder) -> None:
-        """Print the scenario, the run folder and the head of the rounds' table."""
+        """Print the scenario, the run folder and the head of the rounds' table; of a run that failed, why it did."""
         self.folder = folder
+        if folder.results.is_file() and (before := folder.load_results()).status == "failed":
+            self._print(f"this run failed after round {len(before.rounds)}, and is tried again: {before.reason}")
         self._print(
             f"{scenario.name}: task {scenario.task.name}, {scenario.clients} clients,"
             f" {scenario.sampling.clients_per_round} a round, density {scenario.density:.3g}, seed {scenario.seed};"

@@ -92,6 +92,7 @@ def simulate(
                 f"error: --ray-address {ray_address}: only Flower's engine runs on a cluster; add --engine flower", 2
             )
         chosen = scenarios.load(scenario or "digits", overrides or ()) if resume is None else None
+        from fedpress.server.rounds.outcome import RunFailed
         from fedpress.simulations.cli import progress
         from fedpress.simulations.report import run_page, tables
         from fedpress.simulations.results import start
@@ -110,7 +111,7 @@ def simulate(
         if engine == "flower":
             with common.clear_errors("cluster"):
                 importlib.import_module("fedpress.simulations.engines.flower")  # so that a missing extra is named
-        interrupted = False
+        interrupted, failure = False, None
         with progress.Display(Console(), chosen.rounds) as display:
             try:
                 results = launch.launch(
@@ -126,10 +127,12 @@ def simulate(
                 )
             except KeyboardInterrupt:
                 interrupted = True
+            except RunFailed as error:
+                failure = error
         folder = display.folder
         if folder is None or not folder.results.is_file():
             common.leave("interrupted before the first round", common.INTERRUPTED)
-        if interrupted:
+        if interrupted or failure is not None:
             results = load(folder.path)
         run_page.write(folder.path)
         common.show_lines(["", *tables.run_lines(results)])
@@ -140,6 +143,12 @@ def simulate(
                 f" {folder.path}, and {folder.report} shows them. To continue: fedpress simulate --resume"
                 f" {folder.path}",
                 common.INTERRUPTED,
+            )
+        if failure is not None:
+            common.leave(
+                f"error: the run has failed: {failure}\nThe figures so far are in {folder.path}, {folder.report} shows"
+                f" them, and {folder.log} is its log. To try again from there: fedpress simulate --resume {folder.path}",
+                failure.exit_code,
             )
         typer.echo(f"\nreport: {folder.report}")
 

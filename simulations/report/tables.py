@@ -60,7 +60,7 @@ def run_facts(results: Results) -> list[tuple[str, str]]:
     ]
     return [
         ("scenario", f"{results.name}, seed {results.seed}"),
-        ("status", results.status),
+        ("status", results.status + (f": {results.reason}" if results.reason else "")),
         ("rounds", f"{len(results.rounds)} of {planned}" + (f", {refused} replies refused" if refused else "")),
         *(stale if results.flushes else []),
         *([_mask(results)] if results.new_masks else []),

@@ -8,6 +8,9 @@ from pydantic import BaseModel, ConfigDict
 
 from fedpress.compression.models.step import CandidateResult, LayerTiming, PruningStep, StageResult
 
+Status = Literal["running", "finished", "interrupted", "failed"]
+"""How a run ended: `interrupted` by its user, `failed` by an error or because nothing usable came of it (`reason`)."""
+
 MEASURED: Final[dict[str, Any]] = {
     "seconds": True,
     "phases": True,
@@ -147,7 +150,8 @@ class Results(Record):
 
     scenario: dict[str, Any]
     seed: int
-    status: Literal["running", "finished", "interrupted"]
+    status: Status
+    reason: str = ""  # why it failed; empty: it did not
     rounds: list[RoundResult]
     totals: Totals
     model: ModelInfo

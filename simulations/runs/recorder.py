@@ -9,19 +9,19 @@ from functools import cached_property
 from hashlib import sha256
 from logging import WARNING, getLogger
 from time import monotonic
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import safetensors.torch
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import nn
 
-from fedpress.compression.errors import FedpressError
 from fedpress.compression.ledger import Ledger
 from fedpress.compression.messages import records
 from fedpress.compression.models.task import Evaluation
 from fedpress.server import app as server
 from fedpress.server.publishing.publish import Published
 from fedpress.server.rounds.accounting import RoundSummary
+from fedpress.server.rounds.outcome import RunFailed
 from fedpress.server.strategies.sparse_fed import SparseFed
 from fedpress.server.strategies.tiered_fed import TieredFed, TrainingTier
 from fedpress.simulations.results.records import (
@@ -29,6 +29,7 @@ from fedpress.simulations.results.records import (
     ModelInfo,
     Results,
     RoundResult,
+    Status,
     StudentResult,
     TierResult,
     TierRound,
@@ -37,14 +38,6 @@ from fedpress.simulations.results.records import (
 from fedpress.simulations.results.run_folder import RunFolder
 from fedpress.simulations.runs.job import Job
 from fedpress.simulations.runs.observer import Observer
-
-HOPELESS_ROUNDS = 3
-"""First rounds of which one must bring a usable reply: else the scenario or the task is at fault, not a client."""
-
-
-class RunError(FedpressError):
-    """A run cannot go on."""
-
 
 class RecorderState(NamedTuple):
     """Figures so far, for checkpoints.
@@ -74,6 +67,7 @@ class Recorder(server.RunRecord):
         strategy: Of the server, whose accounts and timer are read.
         observers: Follow the run.
         status: Of the run.
+        reason: Why it failed; empty: it did not.
         rounds: Results so far.
         students: Results so far.
         digest: SHA-256 of the final model; empty before.
@@ -88,7 +82,8 @@ class Recorder(server.RunRecord):
     folder: RunFolder
     strategy: SparseFed
     observers: Sequence[Observer] = ()
-    status: Literal["running", "finished", "interrupted"] = "running"
+    status: Status = "running"
+    reason: str = ""
     rounds: list[RoundResult] = field(default_factory=list)
     students: list[StudentResult] = field(default_factory=list)
     digest: str = ""
@@ -125,9 +120,6 @@ class Recorder(server.RunRecord):
         Args:
             summary: Of the round.
             evaluation: Of the model after it; None: not evaluated.
-
-        Raises:
-            RunError: The first `HOPELESS_ROUNDS` rounds brought no usable reply.
         """
         self.virtual_seconds += summary.seconds
         result = RoundResult(
@@ -151,15 +143,12 @@ class Recorder(server.RunRecord):
         self.folder.save_results(self.results())
         for observer in self.observers:
             observer.on_round(result)
-        if summary.round == HOPELESS_ROUNDS and not any(r.replies for r in self.rounds):
-            reason = summary.refusals[-1].detail if summary.refusals else "no reply at all"
-            raise RunError(f"the first {HOPELESS_ROUNDS} rounds brought no usable reply; the last one: {reason}")
 
     def on_students(self, deliveries: list[server.Delivery]) -> None:
         """Record the students that were downloaded, each once, however many clients took it.
 
         Raises:
-            RunError: No client could take a student.
+            RunFailed: No client could take a student.
         """
         by_tier: dict[str, list[server.Delivery]] = {}
         for delivery in deliveries:
@@ -170,7 +159,7 @@ class Recorder(server.RunRecord):
                 if bad.error:
                     getLogger("flwr").log(WARNING, "node %d could not take student %s: %s", bad.node, tier, bad.error)
             if not good:
-                raise RunError(f"student {tier!r} was published, but no client could take it: {received[-1].error}")
+                raise RunFailed(f"student {tier!r} was published, but no client could take it: {received[-1].error}")
             student, accuracy = good[0].student, good[0].accuracy
             assert accuracy is not None
             if student.warning:
@@ -204,9 +193,14 @@ class Recorder(server.RunRecord):
         if not self.keep_state:
             self.folder.clear_state()
 
-    def write(self, status: Literal["running", "finished", "interrupted"]) -> None:
-        """Write ledgers and figures into the folder."""
-        self.status = status
+    def write(self, status: Status, reason: str = "") -> None:
+        """Write ledgers and figures into the folder.
+
+        Args:
+            status: Of the run.
+            reason: Why it failed; empty: it did not.
+        """
+        self.status, self.reason = status, reason
         ledgers = [accounting.ledger for accounting in self.strategy.accounts.values()]
         (Ledger.merged(ledgers) if self.tiers else ledgers[0]).save(self.folder.ledger)
         for tier in self.tiers:
@@ -226,6 +220,7 @@ class Recorder(server.RunRecord):
             scenario=workload.scenario.model_dump(mode="json"),
             seed=workload.scenario.seed,
             status=self.status,
+            reason=self.reason,
             rounds=self.rounds,
             totals=Totals(
                 up_bytes=sum(each.ledger.total(direction="up") for each in accounts.values()),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fedpress.compression.errors import FedpressError
 from fedpress.server import app as server
 from fedpress.simulations.conditions import faulty_client
 from fedpress.simulations.engines import inline as inline_engine
@@ -79,6 +81,7 @@ def simulate(
 
     Raises:
         RunFolderError: `out` is not empty, or cannot be made.
+        RunFailed: No reply could be used, or the model is not finite; as any error, in the folder as the reason.
         KeyboardInterrupt: Passed on once the folder is whole.
     """
     return _run(start.new_folder(scenario, out), scenario, observers, keep_state, keep_payloads, adjust, make_grid)
@@ -135,11 +138,19 @@ def _run(
                 inline_engine.run(server.server_app(lambda _: planned), grid, config)
         except BaseException as error:
             logger.exception("the run stopped: %s", type(error).__name__)
-            if recorder.rounds or not folder.results.exists():
-                recorder.write("interrupted")
+            failed = isinstance(error, Exception)
+            if failed or recorder.rounds or not folder.results.exists():
+                with suppress(OSError):  # of a full disk, which is the error then: what was written before is whole
+                    recorder.write("failed" if failed else "interrupted", _reason(error) if failed else "")
             raise
         finally:
-            results = folder.load_results()
-            for observer in observers:
-                observer.on_end(results)
+            if folder.results.is_file():
+                results = folder.load_results()
+                for observer in observers:
+                    observer.on_end(results)
         return folder.load_results()
+
+
+def _reason(error: BaseException) -> str:
+    """Return the text of an error, with its class where that is not fedpress's own."""
+    return str(error) if isinstance(error, FedpressError) else f"{type(error).__name__}: {error}"
