@@ -69,8 +69,6 @@ class Layout:
         buffers: The tensors that travel apart, in the order of `buffer_codec`.
         tied: Pairs (alias, canonical name) of tensors that are one in memory; an alias takes no room in the vector.
         mask: Which entries of the parameters the vector holds, counted over all of them; None: all.
-        frozen: Names of parameters that are not trained, where that is known: they stand in the vector and never change,
-            so a dense method would not send them. No part of the fingerprint.
 
     >>> layout = Layout((TensorSpec("weight", (2, 3), "float32"), TensorSpec("bias", (2,), "float32")))
     >>> layout.size, layout.offsets.tolist(), f"{layout.fingerprint:08x}"
@@ -84,7 +82,6 @@ class Layout:
     buffers: tuple[TensorSpec, ...] = ()
     tied: tuple[tuple[str, str], ...] = ()
     mask: Mask | None = None
-    frozen: frozenset[str] = dataclasses.field(default=frozenset(), compare=False)
 
     def __post_init__(self) -> None:
         names = [spec.name for spec in (*self.parameters, *self.buffers)] + [alias for alias, _ in self.tied]
@@ -163,11 +160,6 @@ class Layout:
         """n, the length of the vector."""
         return int(self.offsets[-1])
 
-    @property
-    def trained(self) -> tuple[TensorSpec, ...]:
-        """The parameters that are trained, as far as that is known: what a dense method sends, with the buffers."""
-        return tuple(spec for spec in self.parameters if spec.name not in self.frozen)
-
     @functools.cached_property
     def fingerprint(self) -> int:
         """32 bits of the parameters' names, shapes and dtypes and of the mask, as docs/reference/wire.md has them."""
@@ -186,8 +178,7 @@ class Layout:
         """Return the layout of a torch module (known by its methods; torch itself is not needed here).
 
         Tied parameters count once, under their first name. A buffer that is not part of `state_dict()` stays out.
-        Integer and boolean parameters count as buffers, since they cannot be averaged. Parameters that need no gradient
-        are `frozen`, unless none needs one, as in a model that only evaluates.
+        Integer and boolean parameters count as buffers, since they cannot be averaged.
 
         Args:
             model: An object with `named_parameters`, `named_buffers` and `state_dict`, as `torch.nn.Module` has them.
@@ -197,7 +188,6 @@ class Layout:
         buffers: list[TensorSpec] = []
         tied: list[tuple[str, str]] = []
         first: dict[int, str] = {}  # id of the tensor -> its first name; the model keeps the tensors alive
-        frozen: set[str] = set()
         for name, tensor in model.named_parameters(remove_duplicate=False):
             spec = TensorSpec(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
             if spec.dtype in INTEGERS:
@@ -207,13 +197,10 @@ class Layout:
             else:
                 first[id(tensor)] = name
                 parameters.append(spec)
-                if not tensor.requires_grad:
-                    frozen.add(name)
         for name, tensor in model.named_buffers(remove_duplicate=False):
             if name in in_state:
                 buffers.append(TensorSpec(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch.")))
-        still = frozenset(frozen) if len(frozen) < len(parameters) else frozenset()
-        return cls(tuple(parameters), tuple(buffers), tuple(tied), frozen=still)
+        return cls(tuple(parameters), tuple(buffers), tuple(tied))
 
     @classmethod
     def of_arrays(

@@ -152,19 +152,6 @@ def test_names_that_are_only_like_them_are_parameters(name: str) -> None:
     assert [spec.name for spec in Layout.of_arrays({name: np.ones(2, np.float32)}).parameters] == [name]
 
 
-def test_a_frozen_base_is_no_part_of_what_is_trained() -> None:
-    torch = pytest.importorskip("torch")
-    model = torch.nn.Sequential(torch.nn.Linear(30, 30), torch.nn.Linear(30, 2))
-    whole = Layout.of(model)
-    assert whole.trained == whole.parameters
-    model[0].requires_grad_(False)
-    layout = Layout.of(model)
-    assert [spec.name for spec in layout.trained] == ["1.weight", "1.bias"]
-    assert layout.fingerprint == whole.fingerprint and layout.within(None).frozen == layout.frozen
-    model.requires_grad_(False)  # a copy that only evaluates says nothing about training
-    assert Layout.of(model).trained == whole.parameters
-
-
 def test_names_that_no_array_has_are_refused() -> None:
     with pytest.raises(errors.LayoutError, match="no array has the name 'b'"):
         Layout.of_arrays({"a": np.ones(2, np.float32)}, buffers=["b"])
