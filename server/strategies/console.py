@@ -100,7 +100,7 @@ def finished(
     if untrained:
         log(
             INFO,
-            "\t%d arrays that no client has changed are not counted as dense, such as %r",
+            "\t%d arrays that no update has changed (not trained, or never chosen) are not counted as dense, such as %r",
             len(untrained), untrained[0],
         )  # fmt: skip
     log(INFO, "")
