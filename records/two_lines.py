@@ -60,7 +60,7 @@ def train(message: Message, context: Context) -> Message:
             loss = nn.functional.cross_entropy(model(images[batch]), labels[batch])
             loss.backward()
             optimizer.step()
-    metrics = MetricRecord({"train_loss": float(loss), "num-examples": len(labels)})
+    metrics = MetricRecord({"train_loss": loss.item(), "num-examples": len(labels)})
     return Message(RecordDict({"arrays": ArrayRecord(model.state_dict()), "metrics": metrics}), reply_to=message)
 
 
