@@ -192,7 +192,8 @@ class _OrderHandler:
             kept = {name: record for name, record in reply.content.items() if name not in returned}
             if returned:
                 _say_once(
-                    f"compress: the app's answer to `evaluate` returns the model ({', '.join(returned)}), which the server"
+                    f"compress: the app's answer to `evaluate` returns the model ({', '.join(returned)}), which"
+                    " the server"
                     " does not read: it is left out"
                 )
             answer = Answer(order.ticket, order.version, tag=model.tag)

@@ -1,7 +1,7 @@
 """What stands inside `compress(...)` in a ClientApp: other mods, and the way in which the app itself is written.
 
-A mod gets the next one as a function, `call_next`, which holds the rest of the chain in its closure. From there the mods
-can be read that would make a promise which compression does not keep:
+A mod gets the next one as a function, `call_next`, which holds the rest of the chain in its closure. From there the
+mods can be read that would make a promise which compression does not keep:
 
 * Clipping inside `compress` bounds what training adds; what is sent has the residual of earlier rounds added to it.
 * Secure aggregation sums dense vectors, and masks them; neither fits an update whose entries are each client's own.
@@ -17,11 +17,14 @@ from fedpress.compression.errors import FedpressError
 
 _CLIPPING = (
     "it bounds what one round of training adds, not what is sent: error feedback adds what earlier rounds kept back."
-    " Use wrappers.clipped (fedpress.compression.encoders) in its place: inside error_feedback it bounds what is sent, around"
-    " it what training adds. That is a bound and not privacy: Flower's differential privacy does not work with SparseFed"
+    " Use wrappers.clipped (fedpress.compression.encoders) in its place: inside error_feedback it bounds what"
+    " is sent, around"
+    " it what training adds. That is a bound and not privacy: Flower's differential privacy does not work with"
+    " SparseFed"
 )
 _SECURE_AGGREGATION = (
-    "secure aggregation adds up dense vectors of masked integers, and an update of fedpress holds other entries for each"
+    "secure aggregation adds up dense vectors of masked integers, and an update of fedpress holds other"
+    " entries for each"
     " client: use Flower's FedAvg and its SecAgg+ workflow without compress(...), or compress(...) without it"
 )
 REFUSED = {
@@ -54,7 +57,8 @@ def check(call_next: Callable[..., Any]) -> None:
             raise ModError(f"{name} stands inside compress(...) among the mods: {REFUSED[name]}")
         if name == "ffn" and "client_fn" in getattr(getattr(function, "__code__", None), "co_freevars", ()):
             raise ModError(
-                "the ClientApp is made from a client_fn (a NumPyClient or Client), and compress(...) works with Flower's"
+                "the ClientApp is made from a client_fn (a NumPyClient or Client), and compress(...) works"
+                " with Flower's"
                 " Message API: write app = ClientApp(mods=[compress(...)]) and a function under @app.train() that takes"
                 " message.content['arrays'] and answers with an ArrayRecord and a MetricRecord with 'num-examples'"
                 " (docs/how-to/flower-app.md)"

@@ -1,7 +1,7 @@
 """How to install a part of fedpress that is missing, from where the rest came from.
 
-fedpress is on no package index yet: `pip install 'fedpress[client]'` finds nothing, or somebody else's package. So every
-remedy names the folder, wheel or URL that this installation was made from, as pip has recorded it (PEP 610).
+fedpress is on no package index yet: `pip install 'fedpress[client]'` finds nothing, or somebody else's package. So
+every remedy names the folder, wheel or URL that this installation was made from, as pip has recorded it (PEP 610).
 """
 
 import json

@@ -39,7 +39,8 @@ VARIANCE_NAMES = ("running_var", "moving_variance", "moving_var", "_variance", "
 """The usual ends of the names of running variances: PyTorch, Keras, MXNet, Paddle, Flax, Haiku."""
 
 BUFFER_NAMES = (
-    *VARIANCE_NAMES, "running_mean", "moving_mean", "_mean", "batch_stats/mean", "mean_ema/average", "num_batches_tracked",
+    *VARIANCE_NAMES, "running_mean", "moving_mean", "_mean", "batch_stats/mean", "mean_ema/average",
+    "num_batches_tracked",
 )  # fmt: skip
 """The usual ends of the names of buffers, by which `Layout.of_arrays` tells them from parameters."""
 

@@ -2,8 +2,8 @@
 
 Names decide which arrays are averaged as values (running statistics) and which are trained; equal names in memory are
 not visible at all. Where a model has no names, or others than the usual ones, a guess can be wrong without any error: a
-running variance that is taken for a weight gets sparse changes, and can fall below zero; tied weights drift apart. Nothing
-is decided here: each doubt is a sentence for the log, with the line that settles it.
+running variance that is taken for a weight gets sparse changes, and can fall below zero; tied weights drift apart.
+Nothing is decided here: each doubt is a sentence for the log, with the line that settles it.
 """
 
 import hashlib
@@ -52,7 +52,8 @@ def _unnamed(arrays: Mapping[str, NDArray[Any]], layout: Layout) -> str:
     if not suspects:
         return ""
     return (
-        f"the arrays have numbers for names, so all {len(layout.parameters)} floating ones count as trained weights; but"
+        f"the arrays have numbers for names, so all {len(layout.parameters)} floating ones count as trained"
+        " weights; but"
         f" {_listed(suspects)} look like running means and variances (batch normalization), and as weights they get"
         f" sparse steps, a variance even below zero. Say so on both sides:"
         f" layout=Layout.of_arrays(arrays, buffers={suspects[:_SHOWN]}{' + ...' if len(suspects) > _SHOWN else ''})"
@@ -62,8 +63,8 @@ def _unnamed(arrays: Mapping[str, NDArray[Any]], layout: Layout) -> str:
 def _statistics_in(names: list[str], arrays: Mapping[str, NDArray[Any]]) -> list[str]:
     """Return which of successive vectors of one length look like running means and variances.
 
-    A new layer of batch normalization is (ones, zeros,) zeros, ones; one that was trained is recognized by a run of four
-    or more vectors of one length, which no other usual layer has, and whose last is never negative.
+    A new layer of batch normalization is (ones, zeros,) zeros, ones; one that was trained is recognized by a run of
+    four or more vectors of one length, which no other usual layer has, and whose last is never negative.
     """
     fresh = [
         name
@@ -87,8 +88,10 @@ def _other_names(layout: Layout) -> str:
     if not suspects:
         return ""
     return (
-        f"{_listed(suspects)} count as trained weights, though their names speak of statistics; if they are not trained,"
-        f" say so on both sides: layout=Layout.of(model), or layout=Layout.of_arrays(arrays, buffers={suspects[:_SHOWN]})"
+        f"{_listed(suspects)} count as trained weights, though their names speak of statistics; if they are not"
+        " trained,"
+        " say so on both sides: layout=Layout.of(model), or layout=Layout.of_arrays(arrays,"
+        f" buffers={suspects[:_SHOWN]})"
     )
 
 
@@ -123,7 +126,8 @@ def _too_small(layout: Layout) -> str:
     if layout.size >= SMALL:
         return ""
     return (
-        f"the model has {layout.size} weights, {4 * layout.size} bytes, which is less than what a message has around it:"
+        f"the model has {layout.size} weights, {4 * layout.size} bytes, which is less than what a message has"
+        " around it:"
         " compression cannot pay here, and sending a part of the weights costs rounds; Flower's FedAvg does as well, or"
         " compress(encoder.dense())"
     )

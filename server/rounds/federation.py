@@ -540,11 +540,15 @@ def _check_guess(arrays: ArrayRecord) -> None:
     layout = Layout.of_arrays(named)
     if not layout.parameters:
         held = (
-            f"only integer or boolean arrays and running statistics ({', '.join(list(named)[:6])})" if named else "no arrays"
+            f"only integer or boolean arrays and running statistics ({', '.join(list(named)[:6])})"
+            if named
+            else "no arrays"
         )
         raise LayoutError(
-            f"the initial model has {held}, so there is nothing to train by updates. Give initial_arrays=ArrayRecord(...)"
-            " with its floating arrays; models that are bytes or whole numbers, such as trees of XGBoost, need a strategy"
+            f"the initial model has {held}, so there is nothing to train by updates. Give"
+            " initial_arrays=ArrayRecord(...)"
+            " with its floating arrays; models that are bytes or whole numbers, such as trees of XGBoost, need"
+            " a strategy"
             " of Flower's own, such as FedXgbBagging, and no compress(...)"
         )
     for doubt in layout_doubts.doubts(named, layout):

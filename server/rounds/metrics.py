@@ -34,11 +34,12 @@ def examples(content: RecordDict, key: str, most: float) -> float:
 def weighted_metrics(contents: list[RecordDict], weighted_by_key: str) -> MetricRecord:
     """Return the weighted mean of every metric, over the replies that have it; lists entry by entry.
 
-    Unlike in Flower's own, replies need not hold the same metrics, and one with a value that is not finite does not have
-    it. Where replies disagree whether a metric is a number or a list, or on its length, the kind with the greatest weight
-    counts, and the log says so.
+    Unlike in Flower's own, replies need not hold the same metrics, and one with a value that is not finite does not
+    have it. Where replies disagree whether a metric is a number or a list, or on its length, the kind with the greatest
+    weight counts, and the log says so.
 
-    >>> replies = [RecordDict({"m": MetricRecord({"n": n, "loss": loss})}) for n, loss in ((1, [0.0, 4.0]), (3, [4.0, 8.0]))]
+    >>> pairs = ((1, [0.0, 4.0]), (3, [4.0, 8.0]))
+    >>> replies = [RecordDict({"m": MetricRecord({"n": n, "loss": loss})}) for n, loss in pairs]
     >>> weighted_metrics(replies, "n")["loss"]
     [3.0, 7.0]
 
@@ -79,7 +80,9 @@ class _Mean:
 
     def add(self, value: float | Sequence[float], weight: float) -> None:
         values = value if isinstance(value, Sequence) else [value]
-        self._sums = [total + weight * each for total, each in zip(self._sums or [0.0] * len(values), values, strict=True)]
+        self._sums = [
+            total + weight * each for total, each in zip(self._sums or [0.0] * len(values), values, strict=True)
+        ]
         self.weight += weight
 
     def result(self) -> list[float]:

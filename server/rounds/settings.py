@@ -98,7 +98,8 @@ class MessageFormat:
         for name in ("weighted_by_key", "arrayrecord_key", "configrecord_key"):
             if not isinstance(getattr(self, name), str):
                 raise TypeError(
-                    f"{name} must be a text, and is {getattr(self, name)!r}; were arguments of another strategy given by"
+                    f"{name} must be a text, and is {getattr(self, name)!r}; were arguments of another strategy"
+                    " given by"
                     " position? Krum and Bulyan have num_malicious_nodes in this place"
                 )
 

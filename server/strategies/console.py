@@ -1,4 +1,4 @@
-"""What a run in an app's own ServerApp says in the log: what Flower's strategies say, and the bytes beside a dense method's.
+"""What a run in an app's own ServerApp says in the log: what Flower's strategies say, and its bytes beside dense ones.
 
 Flower's lines keep their words, so that who reads or searches a log finds them again.
 """
@@ -100,7 +100,8 @@ def finished(
     if untrained:
         log(
             INFO,
-            "\t%d arrays that no update has changed (not trained, or never chosen) are not counted as dense, such as %r",
+            "\t%d arrays that no update has changed (not trained, or never chosen) are not counted as dense,"
+            " such as %r",
             len(untrained), untrained[0],
         )  # fmt: skip
     log(INFO, "")
@@ -108,7 +109,8 @@ def finished(
     if ratio is not None and ratio < PAYS:
         log(
             WARNING,
-            "compression does not pay in this run: %s in both directions, a dense method sends %s. The model is small, the"
+            "compression does not pay in this run: %s in both directions, a dense method sends %s. The model"
+            " is small, the"
             " density high, the run short, or the way down is whole (downlink=)",
             format_bytes(traffic.up + traffic.down), format_bytes(traffic.dense_up + traffic.dense_down),
         )  # fmt: skip

@@ -7,24 +7,30 @@ whoever wraps it for differential privacy gets none: Flower's wrappers clip and 
 """
 
 import difflib
+import functools
 import inspect
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from types import FrameType
+from typing import ParamSpec
 
 from flwr.serverapp.strategy import Strategy
 
 from fedpress.compression.errors import FedpressError
 
+P = ParamSpec("P")
+
 _OPTIMIZER = "from fedpress.server.model import optimizers, and SparseFed(optimizer={})"
 _ADAPTIVE = _OPTIMIZER.format("optimizers.adam(eta, beta_1, beta_2, tau)") + "; yogi takes the same, adagrad(eta, tau)"
 _ROBUST = (
-    "it is of {}, which compares or sorts whole updates entry by entry: with sparse ones most entries come from a single"
+    "it is of {}, which compares or sorts whole updates entry by entry: with sparse ones most entries come"
+    " from a single"
     " client, so there is nothing to compare. A bound on each update is there: wrappers.clipped on the clients"
 )
 _LEGACY = "{}: it is of Flower's API before messages; here it is {}"
 
 INSTEAD = {
-    "proximal_mu": "of FedProx. The term is the client's: strategy.start(train_config=ConfigRecord({'proximal-mu': mu})), and"
+    "proximal_mu": "of FedProx. The term is the client's:"
+    " strategy.start(train_config=ConfigRecord({'proximal-mu': mu})), and"
     " the app's train function reads message.content['config']['proximal-mu'] as with FedProx",
     "eta": f"of FedAdam, FedYogi and FedAdagrad: {_ADAPTIVE}",
     "eta_l": "of FedAdam, FedYogi and FedAdagrad, which do not use it: the clients' learning rate is in the app itself",
@@ -37,12 +43,14 @@ INSTEAD = {
     "num_malicious_nodes": _ROBUST.format("Krum, MultiKrum and Bulyan"),
     "num_nodes_to_select": _ROBUST.format("MultiKrum"),
     "selection_rule": _ROBUST.format("Bulyan"),
-    "client_learning_rate": "of QFedAvg, which weights clients by their loss: let the app answer with that weight, and name it"
+    "client_learning_rate": "of QFedAvg, which weights clients by their loss: let the app answer with that"
+    " weight, and name it"
     " in weighted_by_key",
     "q": "of QFedAvg: let the app answer with loss ** q times its examples, and name that metric in weighted_by_key",
     "train_loss_key": "of QFedAvg: let the app answer with the weight itself, and name it in weighted_by_key",
     "noise_multiplier": "of Flower's wrappers for differential privacy, which do not work with SparseFed",
-    "clipping_norm": "of Flower's wrappers for differential privacy, which do not work with SparseFed; a bound on updates is"
+    "clipping_norm": "of Flower's wrappers for differential privacy, which do not work with SparseFed; a bound"
+    " on updates is"
     " wrappers.clipped on the clients",
     "fraction_fit": _LEGACY.format("fraction_fit", "fraction_train"),
     "min_fit_clients": _LEGACY.format("min_fit_clients", "min_train_nodes"),
@@ -68,8 +76,8 @@ _WRAPPERS = "DifferentialPrivacy"
 """How the names of Flower's wrappers begin; their own subclasses, too, are found by it."""
 
 _HINTS = {
-    "expects exactly one ArrayRecord": "a mod stands before compress(...) in the ClientApp's list, where it finds no weights"
-    " any more: compress(...) must be the first",
+    "expects exactly one ArrayRecord": "a mod stands before compress(...) in the ClientApp's list, where it finds no"
+    " weights any more: compress(...) must be the first",
     "fitins.": "a mod of flwr.client.mod stands in the ClientApp's list; those are for NumPyClient apps",
     "secaggplus": "SecAgg+ stands in the ClientApp's list, and does not work with SparseFed",
     "SizeMismatch": "the two sides have other layouts: give compress(...) and SparseFed(...) the same layout=",
@@ -91,6 +99,24 @@ class WrapperError(FedpressError):
     """A strategy around `SparseFed` cannot keep its promise."""
 
 
+def explain_unknown(init: Callable[P, None]) -> Callable[P, None]:
+    """Return an `__init__` that refuses arguments it does not have by name, with what to write instead.
+
+    Args:
+        init: The `__init__` of a strategy.
+    """
+    known = list(inspect.signature(init).parameters)[1:]
+
+    @functools.wraps(init)
+    def explaining(*args: P.args, **options: P.kwargs) -> None:
+        unknown = [name for name in options if name not in known]
+        if unknown:
+            raise unknown_arguments(unknown, known)
+        init(*args, **options)
+
+    return explaining
+
+
 def unknown_arguments(names: Collection[str], known: Collection[str]) -> ArgumentError:
     """Return the error for arguments that `SparseFed` does not have.
 
@@ -107,7 +133,9 @@ def unknown_arguments(names: Collection[str], known: Collection[str]) -> Argumen
     for name in names:
         close = difflib.get_close_matches(name, known, 1)
         instead = INSTEAD[name].removeprefix(f"{name}: ") if name in INSTEAD else ""
-        remark = f": {instead}" if instead else f"; did you mean {close[0]!r}?" if close else ", nor do Flower's strategies"
+        remark = (
+            f": {instead}" if instead else f"; did you mean {close[0]!r}?" if close else ", nor do Flower's strategies"
+        )
         lines.append(f"SparseFed takes no {name!r}{remark}")
     return ArgumentError("\n".join(lines))
 
@@ -120,7 +148,8 @@ def legacy(name: str) -> LegacyError:
     """
     return LegacyError(
         f"SparseFed has no {name!r}: that is a method of Flower's API before messages (server_fn, ServerAppComponents,"
-        " start_server, workflows such as SecAgg+). Write app = ServerApp(), and under @app.main() a function that calls"
+        " start_server, workflows such as SecAgg+). Write app = ServerApp(), and under @app.main() a function"
+        " that calls"
         " strategy.start(grid=grid, initial_arrays=ArrayRecord(...), num_rounds=...) (docs/how-to/flower-app.md)"
     )
 
@@ -128,8 +157,8 @@ def legacy(name: str) -> LegacyError:
 def refuse_wrappers(strategy: Strategy, frame: FrameType | None) -> str:
     """Refuse to work inside one of Flower's wrappers for differential privacy.
 
-    Such a wrapper is a strategy itself, and calls the hooks of the one inside. Nothing in the call tells who calls, so the
-    callers are looked at.
+    Such a wrapper is a strategy itself, and calls the hooks of the one inside. Nothing in the call tells who calls, so
+    the callers are looked at.
 
     Args:
         strategy: The strategy inside.
@@ -149,7 +178,8 @@ def refuse_wrappers(strategy: Strategy, frame: FrameType | None) -> str:
             wrapper = next((c.__name__ for c in type(caller).__mro__ if c.__name__.startswith(_WRAPPERS)), None)
             if wrapper:
                 raise WrapperError(
-                    f"{wrapper} does not work around {type(strategy).__name__}: it clips and reads the weights in replies,"
+                    f"{wrapper} does not work around {type(strategy).__name__}: it clips and reads the weights"
+                    " in replies,"
                     " which hold encoded updates, so nothing would be clipped, and noise would be added for nothing."
                     " fedpress has no differential privacy yet; use Flower's FedAvg inside the wrapper, without"
                     " compress(...). A bound on what a client sends, without privacy, is wrappers.clipped"

@@ -4,7 +4,6 @@ Unlike in Flower's own, an invalid reply costs one client the round and no other
 and `start` pushes and pulls, so that a round can end at a deadline or once enough replies are in.
 """
 
-import inspect
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -63,7 +62,6 @@ class SparseFed(Strategy):
             (`client_ensemble.Fusion`).
         on_round: called by `start` with each round's summary.
         on_accepted: called with round, node and payload of each reply that counted, in the order of the nodes.
-        unknown: none; arguments of Flower's other strategies are refused with what to write instead.
 
     Attributes:
         federation: the global model and the nodes that train it.
@@ -77,6 +75,7 @@ class SparseFed(Strategy):
         ArgumentError: an argument is one of another strategy, or of none (a TypeError).
     """
 
+    @drop_in.explain_unknown
     def __init__(
         self,
         fraction_train: float = 1.0,
@@ -103,11 +102,7 @@ class SparseFed(Strategy):
         fusion: Fusion | None = None,
         on_round: Callable[[RoundSummary], None] | None = None,
         on_accepted: Callable[[int, int, bytes], None] | None = None,
-        **unknown: Any,
     ) -> None:
-        if unknown:
-            known = [name for name in inspect.signature(SparseFed.__init__).parameters if name not in ("self", "unknown")]
-            raise drop_in.unknown_arguments(list(unknown), known)
         self.federation = Federation(
             name,
             seed,
@@ -349,9 +344,7 @@ class SparseFed(Strategy):
                 step = self._take_step(current, arrays, result)
                 arrays = result.arrays
             step_end = clock.now()
-            self._evaluate_on_nodes(
-                current._replace(config=evaluate_config, limit=timeout), arrays, result
-            )
+            self._evaluate_on_nodes(current._replace(config=evaluate_config, limit=timeout), arrays, result)
             with self.timer.of("evaluation"):
                 evaluation = evaluate_fn(server_round, self.model.published) if evaluate_fn else None
             if evaluation is not None:
@@ -403,7 +396,8 @@ class SparseFed(Strategy):
             self._warned_of = outer
             log(
                 WARNING,
-                "%s works inside %s: replies hold encoded updates and no weights, so whatever that one does with weights in"
+                "%s works inside %s: replies hold encoded updates and no weights, so whatever that one does"
+                " with weights in"
                 " replies does nothing",
                 type(self).__name__, outer,
             )  # fmt: skip

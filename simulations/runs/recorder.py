@@ -38,6 +38,7 @@ from fedpress.simulations.results.run_folder import RunFolder
 from fedpress.simulations.runs.job import Job
 from fedpress.simulations.runs.observer import Observer
 
+
 class RecorderState(NamedTuple):
     """Figures so far, for checkpoints.
 

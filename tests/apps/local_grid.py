@@ -42,7 +42,9 @@ class LocalGrid(Grid):
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 0
         self._app = app
         self._contexts = {
-            node: Context(1, node, {"partition-id": node - 1, "num-partitions": clients}, RecordDict(), run_config or {})
+            node: Context(
+                1, node, {"partition-id": node - 1, "num-partitions": clients}, RecordDict(), run_config or {}
+            )
             for node in range(1, clients + 1)
         }
         self._replies: dict[str, Message] = {}

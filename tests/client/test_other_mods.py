@@ -63,7 +63,12 @@ def test_what_is_void_inside_is_refused_however_it_got_there(mod: Mod, of_functi
 
 def test_what_keeps_its_promise_is_let_be() -> None:
     local = flower.LocalDpMod(1.0, 1.0, 1.0, 0.1)
-    for inside in ([], [local], [flower.message_size_mod, flower.arrays_size_mod], [legacy.LocalDpMod(1.0, 1.0, 1.0, 0.1)]):
+    for inside in (
+        [],
+        [local],
+        [flower.message_size_mod, flower.arrays_size_mod],
+        [legacy.LocalDpMod(1.0, 1.0, 1.0, 0.1)],
+    ):
         assert verdict([], inside) == ""
     assert verdict([flower.message_size_mod], []) == ""
 

@@ -31,7 +31,11 @@ class Recorded(metadata.Distribution):
         ({"dir_info": {"editable": True}}, "pip install -e '{folder}[client]'"),
         ({"dir_info": {}}, "pip install '{folder}[client]'"),
         ({"archive_info": {}}, "pip install 'fedpress[client] @ {folder.as_uri()}'"),
-        (None, "pip install 'fedpress[client]' --find-links FOLDER, with the folder that holds its wheel: fedpress is not on PyPI"),
+        (
+            None,
+            "pip install 'fedpress[client]' --find-links FOLDER, with the folder that holds its wheel: fedpress is"
+            " not on PyPI",
+        ),
     ],
 )  # fmt: skip
 def test_the_origin_that_pip_has_recorded_is_named(

@@ -76,12 +76,16 @@ def test_unusual_names_of_statistics_are_found(name: str) -> None:
     assert doubts(arrays, Layout.of_arrays(arrays, buffers=[name])) == []
 
 
-@pytest.mark.parametrize("name", ["fc_mean.weight", "log_std", "logvar", "mean_head.bias", "variation", "meander", "scale"])
+@pytest.mark.parametrize(
+    "name", ["fc_mean.weight", "log_std", "logvar", "mean_head.bias", "variation", "meander", "scale"]
+)
 def test_names_of_weights_raise_no_doubt(name: str) -> None:
     assert of({"weight": np.ones((20, 20), np.float32), name: np.zeros(3, np.float32)}) == []
 
 
-@given(seed=st.integers(0, 2**32), dtype=st.sampled_from(["float16", "float32"]), shape=st.sampled_from([(2,), (9, 30)]))
+@given(
+    seed=st.integers(0, 2**32), dtype=st.sampled_from(["float16", "float32"]), shape=st.sampled_from([(2,), (9, 30)])
+)
 def test_equal_arrays_are_found_and_equal_constants_are_not(seed: int, dtype: str, shape: tuple[int, ...]) -> None:
     values = np.random.default_rng(seed).normal(size=shape).astype(dtype)
     arrays = {

@@ -47,9 +47,11 @@ def test_what_fedavg_logs_is_logged_and_a_closing_table(caplog: pytest.LogCaptur
     strategy.start(grid, arrays(), 2, evaluate_fn=on_server)
     ours = [line.strip(" \t├─└>│") for line in caplog.messages]
     for line in (
-        "Number of rounds: 2", "ArrayRecord (0.23 MB)", "[ROUND 1/2]", "[ROUND 2/2]", "Global evaluation", "Final results:",
+        "Number of rounds: 2", "ArrayRecord (0.23 MB)", "[ROUND 1/2]", "[ROUND 2/2]", "Global evaluation",
+        "Final results:",
         "MetricRecord: {'accuracy': 0.5, 'loss': 1.5}", "Aggregated MetricRecord: {'eval_acc': 0.75}",
-        "configure_train: Sampled 3 nodes (out of 3)", "Initial global evaluation results: {'accuracy': 0.5, 'loss': 1.5}",
+        "configure_train: Sampled 3 nodes (out of 3)",
+        "Initial global evaluation results: {'accuracy': 0.5, 'loss': 1.5}",
     ):  # fmt: skip
         assert line in flower and line in ours, line
     assert any(line.startswith("Aggregated MetricRecord: {'train_loss': 0.25") for line in ours)

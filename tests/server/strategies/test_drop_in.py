@@ -155,7 +155,8 @@ def test_methods_of_the_api_before_messages_name_the_way(name: str) -> None:
 def test_wrappers_of_the_api_before_messages_name_the_way(name: str) -> None:
     wrapper = getattr(legacy_strategies, name)
     known = {
-        "noise_multiplier": 0.1, "clipping_norm": 1.0, "num_sampled_clients": 3, "clip_norm": 1.0, "init_clip_norm": 1.0,
+        "noise_multiplier": 0.1, "clipping_norm": 1.0, "num_sampled_clients": 3, "clip_norm": 1.0,
+        "init_clip_norm": 1.0,
     }  # fmt: skip
     options = {name: value for name, value in known.items() if name in inspect.signature(wrapper.__init__).parameters}
     with pytest.raises(LegacyError, match=re.escape("under @app.main()")):

@@ -15,8 +15,8 @@ from fedpress.compression.tensors.side_info import SideInfo
 from fedpress.compression.wire import payloads
 from fedpress.server.model import optimizers
 from fedpress.server.rounds.accounting import RoundSummary
-from fedpress.server.rounds.settings import Rounds
 from fedpress.server.rounds.outcome import RunFailed
+from fedpress.server.rounds.settings import Rounds
 from fedpress.server.strategies.sparse_fed import SparseFed
 from fedpress.simulations.conditions.network import Network, NetworkSettings
 from fedpress.simulations.engines.inline import InlineGrid
