@@ -5,6 +5,7 @@ and hands it to the application, which sees no difference.
 """
 
 import functools
+import inspect
 from collections.abc import Callable, Mapping
 from logging import ERROR, INFO, WARNING
 from typing import Any, NamedTuple
@@ -66,6 +67,7 @@ def compress(
             order = orders.find_order(message.content)
         if order is None:
             return call_next(message, context)
+        other_mods.check_outside(inspect.currentframe())
         chosen = encoder if isinstance(encoder, Encoder) else encoder(context)
         handler = _OrderHandler(message, context, order, chosen, layout)
         return handler.train(call_next) if category == "train" else handler.evaluate(call_next)

@@ -7,10 +7,12 @@ mods can be read that would make a promise which compression does not keep:
 * Secure aggregation sums dense vectors, and masks them; neither fits an update whose entries are each client's own.
 
 `LocalDpMod` inside keeps its promise: what is sent is made of nothing but what it has clipped and noised. Outside of
-`compress` every mod that reads or changes the weights finds none, and says so itself in an error.
+`compress` a mod that reads or changes the weights finds none. Flower's then answer with an error that the server cannot
+match to its order, so that it waits for the whole of its timeout; they are looked for among the callers.
 """
 
 from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any
 
 from fedpress.compression.errors import FedpressError
@@ -34,6 +36,9 @@ REFUSED = {
     "secaggplus_mod": _SECURE_AGGREGATION,
 }
 """Flower's mods that do not keep their promise inside `compress`, and why."""
+
+_OUTSIDE = {*REFUSED, "LocalDpMod"}
+"""Flower's mods that find no weights outside of `compress`."""
 
 _DEPTH = 64
 
@@ -63,6 +68,32 @@ def check(call_next: Callable[..., Any]) -> None:
                 " message.content['arrays'] and answers with an ArrayRecord and a MetricRecord with 'num-examples'"
                 " (docs/how-to/flower-app.md)"
             )
+
+
+def check_outside(frame: FrameType | None) -> None:
+    """Refuse mods of Flower's outside of `compress` that read the weights of an answer.
+
+    Args:
+        frame: Frame of the function that they call.
+
+    Raises:
+        ModError: There is such a mod. It must not be caught on the way out: no answer gets through that mod.
+    """
+    while frame is not None:
+        if str(frame.f_globals.get("__name__")).startswith("flwr."):
+            name = frame.f_code.co_name
+            if name == "__call__":
+                name = type(frame.f_locals.get("self")).__name__
+            if name in _OUTSIDE:
+                raise ModError(
+                    f"{name} stands before compress(...) among the mods, where it finds no weights in the answer, but an"
+                    f" encoded update: compress(...) must be the first. {_inside(name)}"
+                )
+        frame = frame.f_back
+
+
+def _inside(name: str) -> str:
+    return f"Nor would it do behind it: {REFUSED[name]}" if name in REFUSED else "Behind it, it keeps its promise"
 
 
 def _chain(first: Callable[..., Any]) -> Iterator[Callable[..., Any]]:

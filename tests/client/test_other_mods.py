@@ -1,11 +1,13 @@
 """What stands inside `compress`: mods are found wherever they are in the chain, and nothing else is taken for one."""
 
+import contextlib
 import functools
+import inspect
 from typing import Any
 
 import flwr.client.mod as legacy
 import pytest
-from flwr.app import Context, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.clientapp import mod as flower
 from flwr.clientapp.typing import ClientAppCallable, Mod
@@ -15,16 +17,20 @@ from fedpress.client import other_mods
 from fedpress.client.other_mods import ModError
 
 
-def verdict(before: list[Mod], after: list[Mod], *, of_function: bool = False, client_fn: Any = None) -> str:
+def verdict(
+    before: list[Mod], after: list[Mod], *, of_function: bool = False, client_fn: Any = None, arrays: bool = False
+) -> str:
     """Return what a mod with `after` inside and `before` outside says of them; empty: nothing."""
     said: list[str] = []
 
     def looking(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
         try:
+            other_mods.check_outside(inspect.currentframe())
             other_mods.check(call_next)
             said.append("")
         except ModError as error:
             said.append(str(error))
+            raise
         return message
 
     mods = [*before, looking]
@@ -32,8 +38,10 @@ def verdict(before: list[Mod], after: list[Mod], *, of_function: bool = False, c
     if client_fn is None:
         app.train(mods=after if of_function else None)(lambda message, context: message)
     TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 0
-    message = Message(RecordDict(), dst_node_id=1, message_type="train")
-    app(message, Context(1, 1, {}, RecordDict(), {}))
+    content = {"a": ArrayRecord(), "c": ConfigRecord({"clipping_norm": 1.0})} if arrays else {}
+    message = Message(RecordDict(content), dst_node_id=1, message_type="train")
+    with contextlib.suppress(ModError):
+        app(message, Context(1, 1, {}, RecordDict(), {}))
     return said[0]
 
 
@@ -61,8 +69,18 @@ def test_what_is_void_inside_is_refused_however_it_got_there(mod: Mod, of_functi
         assert ("wrappers.clipped" if "clipping" in name else "secure aggregation") in text
 
 
+LOCAL_DP = flower.LocalDpMod(1.0, 1.0, 1.0, 0.1)
+
+
+@pytest.mark.parametrize("mod", [flower.fixedclipping_mod, flower.adaptiveclipping_mod, LOCAL_DP])
+def test_what_finds_no_weights_outside_is_refused(mod: Any) -> None:
+    name = getattr(mod, "__name__", "LocalDpMod")
+    for outside in ([mod], [flower.message_size_mod, mod], [mod, flower.message_size_mod], [wrapped(mod)]):
+        text = verdict(outside, [], arrays=True)
+        assert text.startswith(f"{name} stands before compress(...)") and "must be the first" in text
+
+
 def test_what_keeps_its_promise_is_let_be() -> None:
-    local = flower.LocalDpMod(1.0, 1.0, 1.0, 0.1)
     for inside in (
         [],
         [local],
