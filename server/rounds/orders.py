@@ -35,7 +35,7 @@ class Upload(NamedTuple):
     weight: float
     payload: bytes
     buffers: bytes
-    content: RecordDict  # metrics of the reply
+    content: RecordDict  # of the reply, beside the answer: metrics, and what else the app sends
     download: Download | None  # that the client trained from
     version: int  # of the model that it trained from
     staleness: int  # steps since that version
@@ -258,9 +258,9 @@ class Orders:
         if answer.tier:
             tickets.tiers[node] = answer.tier
         del tickets.open[node]  # so that a repeated answer is refused
-        metrics = RecordDict(dict(content.metric_records))
+        others = RecordDict({name: record for name, record in content.items() if name != orders.ANSWER})
         return Upload(
-            node, answer.ticket, weight, answer.payload, answer.buffers, metrics, order.download, order.version,
+            node, answer.ticket, weight, answer.payload, answer.buffers, others, order.download, order.version,
             model.version - order.version, answer.lost_state, answer.vote,
         )  # fmt: skip
 

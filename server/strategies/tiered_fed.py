@@ -193,7 +193,8 @@ class TieredFed(SparseFed):
         replies = super()._ask(current._replace(grid=self._part(grid, "")), arrays)
         for name, federation, _ in self.training_tiers:
             part = current._replace(grid=self._part(grid, name))
-            self._replies[name] = federation.ask(part, federation.model.arrays)
+            orders = federation.open_orders(part.number, federation.model.arrays, part.config, part.grid)
+            self._replies[name] = federation.ask(part, orders)
         return replies
 
     def _take(

@@ -14,6 +14,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from fedpress.compression import install
 from fedpress.compression.errors import FedpressError
 
 INTERRUPTED = 130
@@ -113,7 +114,7 @@ def clear_errors(extra: str, json_file: Path | None = None, plot: Path | None = 
         name = (error.name or "").partition(".")[0]
         if name not in EXTRA_MODULES:
             raise
-        leave(f"error: this command needs {name}, which is not installed: pip install 'fedpress[{extra}]'", 2)
+        leave(f"error: {install.missing('this command', name, extra)}", 2)
     finally:
         signal.signal(signal.SIGTERM, before)
 

@@ -69,11 +69,11 @@ def simulate(
     With --engine flower, clients run on Flower's own simulation engine: slower, and
     with --ray-address on all machines of a Ray cluster. The result is the same, to the
     bit. Scenarios with `network` or `faults` need the inline engine. Needs the extra
-    fedpress[cluster]; docs/concepts/engines.md says what the machines must share.
+    cluster; docs/concepts/engines.md says what the machines must share.
 
     With --tensorboard, `tensorboard --logdir runs` shows runs side by side while they
     are running: accuracy, loss, bytes and replies by round, and accuracy over bytes
-    (with the bytes so far as the step). Needs the extra fedpress[tensorboard].
+    (with the bytes so far as the step). Needs the extra tensorboard.
 
     \b
     Scenarios that come with fedpress:

@@ -8,7 +8,7 @@ Static quantization with ONNX Runtime's own tool: weights int8 per channel, acti
 calibration inputs, written as pairs of QuantizeLinear and DequantizeLinear (B. Jacob et al., "Quantization and Training
 of Neural Networks for Efficient Integer-Arithmetic-Only Inference", CVPR 2018, section 2; S. R. Jain et al., 2020).
 
-Needs the packages onnx and onnxruntime: `pip install 'fedpress[onnx]'`.
+Needs the packages onnx and onnxruntime: the extra `onnx`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Execution of a student's ONNX model in ONNX Runtime, without torch and from untrusted bytes.
 
-Needs the packages onnx and onnxruntime: `pip install 'fedpress[onnx]'`.
+Needs the packages onnx and onnxruntime: the extra `onnx`.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from fedpress.simulations.results.run_folder import RunFolder
 from fedpress.simulations.runs import runner
 from fedpress.simulations.scenario import scenario
 
-pytest.importorskip("ray", reason="Flower's simulation engine needs Ray: pip install 'fedpress[cluster]'")
+pytest.importorskip("ray", reason="Flower's simulation engine needs Ray: the extra `cluster`")
 
 APPS = Path(__file__).parents[2] / "apps"
 SCENARIO = """
