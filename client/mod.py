@@ -26,7 +26,7 @@ from fedpress.compression.errors import LayoutError, NonFiniteError
 from fedpress.compression.messages import orders, records
 from fedpress.compression.messages.orders import Answer, Order
 from fedpress.compression.tensors import buffer_codec, flatten
-from fedpress.compression.tensors.layout import Layout
+from fedpress.compression.tensors.layout import Layout, checked
 from fedpress.compression.tensors.mask import Mask
 from fedpress.compression.wire import position_set
 
@@ -160,7 +160,8 @@ class _OrderHandler:
             trained_key, trained_record = records.only_arrays(reply.content)
             trained = _in_dtypes_of(layout, records.to_numpy(trained_record))
             update = flatten.flatten(trained, layout)
-            buffers = buffer_codec.pack(trained, layout) if layout.buffers else b""
+            for spec in layout.buffers:
+                checked(trained, spec)
         except (orders.MessageError, LayoutError) as error:
             return self._refused(f"the app's answer to `train` is not the model that it was sent, trained: {error}")
         update -= start
