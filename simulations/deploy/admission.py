@@ -192,7 +192,8 @@ class Admission:
         scheme, _, token = headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer" and hmac.compare_digest(token.strip().encode(), self._token):
             return OPERATORS, None
-        return "", Refusal(403, f"{path} needs the operators' token: `operator.token` in the server's folder of keys")
+        text = f"{path} needs the operators' token: `operator.token` in the server's folder of keys"
+        return "", Refusal(403, text, logged=path.startswith(CONTROL))  # devices ask for "/" to compare their clocks
 
     async def _node(self, scope: Scope, headers: Headers, known: str) -> tuple[str, Refusal | None]:
         key = self._authority.claimed_key(headers)
