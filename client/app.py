@@ -3,7 +3,8 @@
 The run's configuration names the workload: `workload` is a function of it that returns a `Job`, which has the `Work` of
 each client. torch is imported only where it is needed, as Flower starts a process for every message.
 
-The node's configuration may have `data-folder`, the node's own examples, and `download-folder`, for its students.
+The node's configuration may have `data-folder`, the node's own examples, `initial-weights`, its copy of the file that
+the run begins with, and `download-folder`, for its students.
 """
 
 from __future__ import annotations
@@ -29,10 +30,17 @@ from fedpress.compression.tensors.mask import Mask
 from fedpress.compression.timing import Timer
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
     from torch import nn
 
     from fedpress.client.settings import Training
     from fedpress.compression.models.task import Evaluation, Examples, Task
+
+
+OWN_FILES = ("data-folder", "initial-weights")
+"""Keys of the node's configuration that name files of its own, and go over the run's configuration."""
 
 
 class Work(Protocol):
@@ -58,8 +66,11 @@ class Work(Protocol):
     def tier(self) -> str:
         """Tier of devices that train this model; empty: the global model."""
 
-    def fresh_model(self) -> nn.Module:
+    def blank_model(self) -> nn.Module:
         """Return a new instance of the model, with any weights."""
+
+    def initial(self) -> Mapping[str, NDArray[Any]] | None:
+        """Return the arrays of the initial model, as this client has it by itself; None: it has none."""
 
     def examples(self, client: int) -> Examples:
         """Return the client's training examples."""
@@ -91,9 +102,10 @@ class WorkKey(NamedTuple):
     def of(cls, context: Context) -> WorkKey:
         """Return the key for a message's context."""
         tier = context.node_config.get("tier")
-        config, data_folder = dict(context.run_config), context.node_config.get("data-folder")
-        if data_folder:
-            config["data-folder"] = data_folder  # the node's own examples; `workload` decides what becomes of it
+        config = dict(context.run_config)
+        for name in OWN_FILES:
+            if given := context.node_config.get(name):
+                config[name] = given  # the node's own; `workload` decides what becomes of it
         return cls(tuple(sorted(config.items())), stores.client_index(context), None if tier is None else str(tier))
 
 
@@ -109,7 +121,7 @@ def preload(key: WorkKey) -> None:
     """Load examples, model and encoder of a key, for processes that are forked from this one."""
     work = _work_of(key)
     work.examples(key.client)
-    work.fresh_model()
+    work.blank_model()
     _ = work.encoder, work.layout
 
 
@@ -229,7 +241,7 @@ def _vote(model: nn.Module, examples: Examples, work: Work, layout: Layout, orde
 
 
 def _loaded(work: Work, message: Message) -> nn.Module:
-    model = work.fresh_model()
+    model = work.blank_model()
     _, arrays = records.only_arrays(message.content)
     model.load_state_dict(arrays.to_torch_state_dict())
     return model
@@ -248,7 +260,14 @@ class TrainingApp(ClientApp):
 
     def __init__(self, *mods: Mod) -> None:
         super().__init__(
-            mods=[compress(lambda context: _work(context).encoder, layout=lambda context: _work(context).layout), *mods]
+            mods=[
+                compress(
+                    lambda context: _work(context).encoder,
+                    layout=lambda context: _work(context).layout,
+                    initial=lambda context: _work(context).initial(),
+                ),
+                *mods,
+            ]
         )
         self.latest: WorkKey | None = None
         self.timer = Timer()

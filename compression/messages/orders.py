@@ -31,8 +31,10 @@ class Download(NamedTuple):
 
     tag: bytes  # proves that the client has got there
     base: int | None  # version that the delta is added to; None: the model is there as an ArrayRecord
-    delta: bytes = b""  # a payload; empty where base is the order's version already, or None
-    origin: bytes = b""  # how a client that has nothing begins: packed `SeededInit`, or `FixedPoint` with the arrays
+    delta: bytes = b""  # a payload; empty where base is the order's version already, or the arrays are exact
+    origin: bytes = (
+        b""  # how a client that has nothing begins: tag of version 0, or with the arrays a packed `FixedPoint`
+    )
     buffers: bytes = b""  # of the order's version
 
 

@@ -4,6 +4,9 @@ A model travels as one vector: its parameters in the order of its `Layout`, each
 float32 (`flatten`). Buffers (running means and variances, counters) are not parameters: they stay out of the vector,
 out of selection, residuals and server rates, and travel apart in their own dtypes (`buffer_codec`).
 
+Parameters that are not trained (`requires_grad=False`, such as a backbone's) are frozen: they are part of the model
+that clients hold, and never of an update.
+
 The vector of a sparse model holds only the entries of its mask, in the same order: `Layout.within`. Names and shapes of
 the tensors stay, the entries outside are left out by `flatten`, and are zeros again after `unflatten`.
 """
@@ -64,6 +67,7 @@ class Layout:
         buffers: The tensors that travel apart, in the order of `buffer_codec`.
         tied: Pairs (alias, canonical name) of tensors that are one in memory; an alias takes no room in the vector.
         mask: Which entries of the parameters the vector holds, counted over all of them; None: all.
+        frozen: Parameters that are not trained, the same bytes at every client from the first round to the last.
 
     >>> layout = Layout((TensorSpec("weight", (2, 3), "float32"), TensorSpec("bias", (2,), "float32")))
     >>> layout.size, layout.offsets.tolist(), f"{layout.fingerprint:08x}"
@@ -77,9 +81,12 @@ class Layout:
     buffers: tuple[TensorSpec, ...] = ()
     tied: tuple[tuple[str, str], ...] = ()
     mask: Mask | None = None
+    frozen: tuple[TensorSpec, ...] = ()
 
     def __post_init__(self) -> None:
-        names = [spec.name for spec in (*self.parameters, *self.buffers)] + [alias for alias, _ in self.tied]
+        names = [spec.name for spec in (*self.parameters, *self.buffers, *self.frozen)] + [
+            alias for alias, _ in self.tied
+        ]
         if len(set(names)) != len(names):
             twice = sorted({name for name in names if names.count(name) > 1})
             raise errors.LayoutError(f"these names stand more than once in the layout: {', '.join(twice)}")
@@ -173,7 +180,8 @@ class Layout:
         """Return the layout of a torch module (known by its methods; torch itself is not needed here).
 
         Tied parameters count once, under their first name. A buffer that is not part of `state_dict()` stays out.
-        Integer and boolean parameters count as buffers, since they cannot be averaged.
+        Integer and boolean parameters count as buffers, since they cannot be averaged. Parameters with
+        `requires_grad=False` are frozen.
 
         Args:
             model: An object with `named_parameters`, `named_buffers` and `state_dict`, as `torch.nn.Module` has them.
@@ -182,11 +190,14 @@ class Layout:
         parameters: list[TensorSpec] = []
         buffers: list[TensorSpec] = []
         tied: list[tuple[str, str]] = []
+        frozen: list[TensorSpec] = []
         first: dict[int, str] = {}  # id of the tensor -> its first name; the model keeps the tensors alive
         for name, tensor in model.named_parameters(remove_duplicate=False):
             spec = TensorSpec(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
             if spec.dtype in INTEGERS:
                 buffers.append(spec)
+            elif not tensor.requires_grad:
+                frozen.append(spec)
             elif id(tensor) in first:
                 tied.append((name, first[id(tensor)]))
             else:
@@ -195,14 +206,15 @@ class Layout:
         for name, tensor in model.named_buffers(remove_duplicate=False):
             if name in in_state:
                 buffers.append(TensorSpec(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch.")))
-        return cls(tuple(parameters), tuple(buffers), tuple(tied))
+        return cls(tuple(parameters), tuple(buffers), tuple(tied), frozen=tuple(frozen))
 
     @classmethod
     def of_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> "Layout":
         """Return the layout of named arrays, where the model itself is not available.
 
         The rule: an array is a buffer if its dtype is integer or boolean, or if the last part of its dotted name is
-        `running_mean`, `running_var` or `num_batches_tracked`. Anything else is a parameter. Ties cannot be seen.
+        `running_mean`, `running_var` or `num_batches_tracked`. Anything else is a parameter. Ties cannot be seen, nor
+        which parameters are frozen.
 
         >>> arrays = {"0.weight": np.zeros((2, 2), np.float32), "1.running_mean": np.zeros(2, np.float32)}
         >>> [spec.name for spec in Layout.of_arrays(arrays).buffers]

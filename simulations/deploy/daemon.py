@@ -321,6 +321,7 @@ def node_config(chosen: settings.ClientSettings) -> str:
         "state-folder": folder / "rounds",
         "download-folder": folder / "downloads",
         "data-folder": chosen.data,
+        "initial-weights": chosen.init,
         "tier": chosen.tier,
         "probe": chosen.probe,
     }

@@ -170,6 +170,11 @@ class ClientSettings(Section):
         default=None,
         description="A folder with this device's own examples, in place of the task's `data_dir`; it trains on all.",
     )
+    init: Plain | None = Field(
+        default=None,
+        description="This device's copy of the scenario's `init` file: where it holds the same weights, the model is"
+        " not sent; null: the path in the scenario, if there is such a file here.",
+    )
     tier: Plain | None = Field(default=None, description="The tier of this device.")
     probe: Plain | None = Field(default=None, description="A file of `fedpress probe --json`, which names the tier.")
     threads: int | None = Field(default=None, ge=1, description="Threads to train on; null: as many as PyTorch takes.")
@@ -229,7 +234,7 @@ def load(path: Path, kind: type[S]) -> S:
 def _absolute(settings: Section, folder: Path) -> dict[str, str]:
     """Return the values of keys that name files, as absolute paths."""
     changed = {}
-    for key in ("out", "keys", "state", "app", "ca", "key", "data", "probe"):
+    for key in ("out", "keys", "state", "app", "ca", "key", "data", "init", "probe"):
         if isinstance(given := getattr(settings, key, None), str):
             changed[key] = str(folder / Path(given).expanduser())
     scenario = getattr(settings, "scenario", None)

@@ -1,11 +1,13 @@
 """Runs of a scenario.
 
 `launch` checks and starts a run, `runner` carries it out, `recorder` keeps its figures and tells each `observer`.
-`job`, `workload` and `tier_workload` are the clients' half of a scenario, `plan` and `plan_*` the server's. `replay`
-and `remake_students` start from a finished run, `probe_tiers` measures a device.
+`job`, `workload` and `tier_workload` are the clients' half of a scenario, `plan` and `plan_*` the server's.
+`initial_weights` reads the file that a run begins with. `replay` and `remake_students` start from a finished run,
+`probe_tiers` measures a device.
 """
 
 __all__ = [
+    "initial_weights",
     "job",
     "launch",
     "observer",

@@ -1,8 +1,8 @@
 """Work of a tier that trains: that of the scenario, on a smaller model.
 
-The model is the task's, cut to the shapes that pruning to the tier's budget gives, with fresh weights: it is trained
-from the beginning. The server computes the shapes once and writes them into the run folder, where clients read them;
-without a shared folder each side computes the same shapes.
+The model is the task's, pruned to the tier's budget, with the weights that this leaves of the initial ones. The server
+computes the shapes once and writes them into the run folder, where clients read them; without a shared folder each side
+computes the same.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ import copy
 import json
 from functools import cached_property
 
-import torch
 from torch import nn
 
-from fedpress.compression import seeds
 from fedpress.compression.models import architecture
+from fedpress.compression.models.reproducible import reproducible
 from fedpress.compression.models.students import initial_student
 from fedpress.compression.models.students.initial_student import Start
 from fedpress.compression.models.students.settings import Budget
 from fedpress.compression.models.task import Task
 from fedpress.server.fusion import heterofl
 from fedpress.simulations.results.run_folder import RunFolder
+from fedpress.simulations.runs.initial_weights import InitialWeightsError
 from fedpress.simulations.runs.workload import Workload
 from fedpress.simulations.scenario.students import Tier
 
@@ -77,42 +77,54 @@ class TierWorkload(Workload):
         if shared and shared.exists():
             shapes = json.loads(shared.read_text(encoding="utf-8"))[self.tier]
             return {name: tuple(shape) for name, shape in shapes.items()}
-        model = initial_student.start_of(
-            self.task,
-            self._whole.fresh_model(),
-            self.task.data().proxy.inputs[:1],
-            self.budget,
-            start(self._tier),
-            quantization=self.scenario.students.quantize,
-            seed=self._seed,
-        )
-        return architecture.shapes(model)
-
-    @property
-    def _seed(self) -> int:
-        return seeds.derive(self.federation, self.scenario.seed, "model")
+        try:
+            return architecture.shapes(self._pruned)
+        except InitialWeightsError:  # a client without the file of `init`; the budget gives the shapes all the same
+            return architecture.shapes(self._pruned_from(self._whole.blank_model()))
 
     @cached_property
-    def _initialized(self) -> nn.Module:
+    def _pruned(self) -> nn.Module:
+        """The global model, or an architecture of the task, pruned to the budget; with its remaining weights."""
+        return self._pruned_from(self._whole.fresh_model())
+
+    def _pruned_from(self, whole: nn.Module) -> nn.Module:
+        with reproducible(self._seed):
+            return initial_student.start_of(
+                self.task,
+                whole,
+                self.task.data().proxy.inputs[:1],
+                self.budget,
+                start(self._tier),
+                quantization=self.scenario.students.quantize,
+                seed=self._seed,
+            )
+
+    @cached_property
+    def _made(self) -> nn.Module:
+        """An instance of the tier's model; its weights are those of no version."""
         name = start(self._tier).architecture
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self._seed)
-            model = self.task.model() if name is None else initial_student.fresh(self.task, name, seed=self._seed)
-            architecture.shrink(model, self.shapes)
-            for module in model.modules():
-                if isinstance(module, architecture.RESIZABLE):
-                    module.reset_parameters()  # type: ignore[operator]
+        if name is None:
+            model = self._whole.blank_model()
+        else:
+            model = initial_student.fresh(self.task, name, seed=self._seed)
+        architecture.shrink(model, self.shapes)
         return model
 
     @cached_property
     def _model(self) -> nn.Module:
-        """Initial model: drawn like the global one, or its leading slice with method heterofl."""
-        if self.scenario.teaching is None or self.scenario.teaching.method != "heterofl":
-            return super()._model
-        model, whole = copy.deepcopy(self._initialized), self._whole.fresh_model().state_dict()
-        model.load_state_dict(
-            {name: whole[name][heterofl.leading(tensor.shape)] for name, tensor in model.state_dict().items()}
-        )
+        """Version 0: what pruning leaves of the user's weights; with method heterofl, their leading slice."""
+        model = copy.deepcopy(self._made)
+        if self.scenario.teaching is not None and self.scenario.teaching.method == "heterofl":
+            whole = self._whole.fresh_model().state_dict()
+            weights = {name: whole[name][heterofl.leading(tensor.shape)] for name, tensor in model.state_dict().items()}
+        else:
+            weights = self._pruned.state_dict()
+            if architecture.shapes(self._pruned) != self.shapes:
+                raise InitialWeightsError(
+                    f"tier {self.tier!r}: the model pruned here has other shapes than the server's; is it another"
+                    " release of torch-pruning, or another `init` file?"
+                )
+        model.load_state_dict(weights)
         return model
 
 
