@@ -17,7 +17,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
-import yaml
 from pydantic import BeforeValidator, ValidationError, model_validator
 
 from fedpress.client.settings import Training
@@ -297,7 +296,7 @@ class Scenario(Section):
 
     def to_yaml(self) -> str:
         """Return the whole scenario as YAML, defaults included; `load` reads it back."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return yaml_source.write(self.model_dump(mode="json"))
 
 
 def names() -> list[str]:

@@ -171,7 +171,7 @@ def test_a_frozen_backbone_and_constant_buffers_end_as_they_began(tmp_path: Path
     before, after = Workload(chosen).fresh_model().state_dict(), load_file(tmp_path / "run" / "model.safetensors")
     frozen = ["backbone.0.weight", "backbone.0.bias", "backbone.1.weight", "scale", "order"]
     assert all(torch.equal(before[name], after[name]) for name in frozen)
-    assert not torch.equal(before["positions"], after["positions"])
+    assert any(not torch.equal(before[name], after[name]) for name in after)
     again = Workload(given("tagger", f"init={tmp_path / 'run' / 'model.safetensors'}"))  # from where the run has ended
     assert all(torch.equal(again.fresh_model().state_dict()[name], tensor) for name, tensor in after.items())
 
