@@ -113,6 +113,8 @@ def write(value: Any, **options: Any) -> str:
         **options: Of `yaml.dump`.
     """
     text: str = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, **options)
+    if parse(text) != value:  # PyYAML leaves some letters as they are that it then reads as another line
+        text = yaml.dump(value, Dumper=_Dumper, sort_keys=False, **options)
     return text
 
 
