@@ -1,8 +1,9 @@
 """Work of a tier that trains: that of the scenario, on a smaller model.
 
-The model is the task's, pruned to the tier's budget, with the weights that this leaves of the initial ones. The server
-computes the shapes once and writes them into the run folder, where clients read them; without a shared folder each side
-computes the same.
+The model is the task's, pruned to the tier's budget, with the weights that this leaves of the initial ones. Those that
+are a draw, other ones under another seed, are scaled to the narrower layers, as if they had been drawn for them; those
+that are not stay as they are. The server computes the shapes once and writes them into the run folder, where clients
+read them; without a shared folder each side computes the same.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ import copy
 import json
 from functools import cached_property
 
+import torch
 from torch import nn
 
+from fedpress.compression import seeds
 from fedpress.compression.models import architecture
 from fedpress.compression.models.reproducible import reproducible
-from fedpress.compression.models.students import initial_student
+from fedpress.compression.models.students import depth, initial_student
 from fedpress.compression.models.students.initial_student import Start
 from fedpress.compression.models.students.settings import Budget
 from fedpress.compression.models.task import Task
@@ -114,7 +117,7 @@ class TierWorkload(Workload):
     def _model(self) -> nn.Module:
         """Version 0: what pruning leaves of the user's weights; with method heterofl, their leading slice."""
         model = copy.deepcopy(self._made)
-        if self.scenario.teaching is not None and self.scenario.teaching.method == "heterofl":
+        if self._sliced:
             whole = self._whole.fresh_model().state_dict()
             weights = {name: whole[name][heterofl.leading(tensor.shape)] for name, tensor in model.state_dict().items()}
         else:
@@ -125,7 +128,53 @@ class TierWorkload(Workload):
                     " release of torch-pruning, or another `init` file?"
                 )
         model.load_state_dict(weights)
+        if not self._sliced:
+            self._scale_drawn(model)
         return model
+
+    @property
+    def _sliced(self) -> bool:
+        return self.scenario.teaching is not None and self.scenario.teaching.method == "heterofl"
+
+    def _scale_drawn(self, model: nn.Module) -> None:
+        """Scale the drawn weights of linear and convolutional layers with fewer inputs than before, in place.
+
+        By the root of the quotient of their numbers of inputs, so that their outputs keep their variance, as by the
+        usual initializations: without it a network that is pruned before training hardly learns.
+        """
+        drawn, whole = self._drawn, dict(self._unpruned.named_parameters(remove_duplicate=False))
+        tables = {id(layer.weight) for layer in model.modules() if isinstance(layer, nn.Embedding)}
+        scaled: set[int] = set()
+        for path, layer in model.named_modules():
+            if not isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d) or id(layer.weight) in tables:
+                continue
+            inputs = whole[f"{path}.weight"][0].numel() / layer.weight[0].numel()
+            for name, parameter in layer.named_parameters(prefix=path, recurse=False):
+                if name in drawn and id(parameter) not in scaled:
+                    parameter.data *= inputs**0.5
+                    scaled.add(id(parameter))
+
+    @cached_property
+    def _unpruned(self) -> nn.Module:
+        return self._unpruned_under("model")
+
+    @cached_property
+    def _drawn(self) -> set[str]:
+        """Names of the parameters that are others under another seed; none of those from the file of `init`."""
+        if start(self._tier).architecture is None and self.scenario.init is not None:
+            return set()
+        other = dict(self._unpruned_under("another model").named_parameters())
+        return {name for name, one in self._unpruned.named_parameters() if not torch.equal(one, other[name])}
+
+    def _unpruned_under(self, purpose: str) -> nn.Module:
+        """Return the model before it is pruned, its weights made under the seed of a purpose."""
+        begin = start(self._tier)
+        if begin.architecture is None:
+            model = self._whole.made_under(purpose)
+        else:
+            seed = seeds.derive(self.federation, self.scenario.seed, purpose)
+            model = initial_student.fresh(self.task, begin.architecture, seed=seed)
+        return depth.keep_every(model, begin.keep_every) if begin.keep_every > 1 else model
 
 
 def start(tier: Tier) -> Start:

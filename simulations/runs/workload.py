@@ -72,7 +72,11 @@ class Workload:
     @cached_property
     def _made(self) -> nn.Module:
         """The task's model, on the server and on clients under the same seed."""
-        with reproducible(self._seed):
+        return self.made_under("model")
+
+    def made_under(self, purpose: str) -> nn.Module:
+        """Return the task's model, its weights made under the seed of a purpose."""
+        with reproducible(seeds.derive(self.federation, self.scenario.seed, purpose)):
             return self.task.model()
 
     @property
