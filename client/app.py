@@ -10,6 +10,7 @@ the run begins with, and `download-folder`, for its students.
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import Mod
+from numpy.typing import NDArray
 
 from fedpress.client.mod import compress
 from fedpress.client.state import stores
@@ -174,6 +176,27 @@ def train(message: Message, context: Context, timer: Timer) -> Message:
     return Message(content, reply_to=message)
 
 
+def running_statistics(
+    context: Context, arrays: Mapping[str, NDArray[Any]], timer: Timer
+) -> Mapping[str, NDArray[Any]]:
+    """Return the running statistics of a received model on the client's examples; none where it has no such layer.
+
+    Args:
+        context: Flower's context of the client.
+        arrays: Arrays of the model, as it came.
+        timer: Counts the seconds as training.
+    """
+    work = _work(context)
+    if not work.layout.norm_momenta:
+        return {}
+    from fedpress.client import train as local
+
+    model = work.blank_model()
+    model.load_state_dict(records.from_numpy(dict(arrays)).to_torch_state_dict())
+    with timer.of("training"):
+        return local.running_statistics(model, work.examples(stores.client_index(context)), work.training)
+
+
 def evaluate(message: Message, context: Context) -> Message:
     """Evaluate the received model on the client's own examples.
 
@@ -265,6 +288,7 @@ class TrainingApp(ClientApp):
                     lambda context: _work(context).encoder,
                     layout=lambda context: _work(context).layout,
                     initial=lambda context: _work(context).initial(),
+                    statistics=lambda context, arrays: running_statistics(context, arrays, self.timer),
                 ),
                 *mods,
             ]

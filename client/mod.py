@@ -15,6 +15,7 @@ from flwr.clientapp.typing import ClientAppCallable, Mod
 from flwr.supercore import log
 from numpy.typing import NDArray
 
+from fedpress.client import running_statistics
 from fedpress.client.state import replica as replicas
 from fedpress.client.state import stores
 from fedpress.client.state.memory import Memory
@@ -31,6 +32,8 @@ from fedpress.compression.wire import position_set
 
 Initial: TypeAlias = Callable[[Context], Mapping[str, NDArray[Any]] | None]
 """Returns the arrays of the initial model by name, as the client has them by itself; None: it has none."""
+Statistics: TypeAlias = Callable[[Context, Mapping[str, NDArray[Any]]], Mapping[str, NDArray[Any]]]
+"""Function of a client's Context and a model's arrays that returns running statistics by the names of the buffers."""
 
 
 def compress(
@@ -38,6 +41,7 @@ def compress(
     *,
     layout: Layout | Callable[[Context], Layout] | None = None,
     initial: Initial | None = None,
+    statistics: Statistics | None = None,
 ) -> Mod:
     """Return a mod for any ClientApp that answers `train` with the trained weights in one ArrayRecord.
 
@@ -60,6 +64,10 @@ def compress(
             by itself: from a file, or from the server's seed. Where their tag is the one that the server offers
             (`Downlink(agreed_initial=True)`), the first copy of the model is not sent. It returns None where the client
             has none; without the function, every new client is sent the model.
+        statistics: A function of the Context and the received model's arrays that returns its running means and
+            variances on this client's examples, such as `batch_norm.measure` gives them: they are sent in place of the
+            trained ones, which belong to other weights. Without it, what the trained ones still hold of the received
+            ones is taken out (`running_statistics.of_training`).
     """
 
     def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
@@ -72,7 +80,7 @@ def compress(
         if order is None:
             return call_next(message, context)
         chosen = encoder if isinstance(encoder, Encoder) else encoder(context)
-        handler = _OrderHandler(message, context, order, chosen, layout, initial)
+        handler = _OrderHandler(message, context, order, chosen, layout, initial, statistics)
         return handler.train(call_next) if category == "train" else handler.evaluate(call_next)
 
     return mod
@@ -125,6 +133,7 @@ class _OrderHandler:
         encoder: Encoder[Any],
         layout: Layout | Callable[[Context], Layout] | None,
         initial: Initial | None,
+        statistics: Statistics | None,
     ) -> None:
         self._message = message
         self._context = context
@@ -132,6 +141,7 @@ class _OrderHandler:
         self._encoder = encoder
         self._layout = layout
         self._initial = initial
+        self._statistics = statistics
         self._store = stores.open_store(context, order.federation)
         self._lost_state = False
         try:
@@ -159,6 +169,7 @@ class _OrderHandler:
             return self._reply(Answer(order.ticket, order.version, needs_model=True))
         layout, arrays = model.layout, model.arrays
         encoder_state, lost_state = self._acknowledged(layout)
+        measured = self._statistics(self._context, arrays) if self._statistics and layout.buffers else {}
         start = flatten.flatten(arrays, layout)
         offset = self._encoder.offset(encoder_state)
         if offset is not None:
@@ -185,7 +196,8 @@ class _OrderHandler:
             log(WARNING, "round %d: no update is sent: %s", order.round, error)
             answer = answer._replace(error=str(error))
         else:
-            buffers = buffer_codec.pack(trained, layout) if layout.buffers else b""
+            own = running_statistics.of_training(model.arrays, trained, layout)
+            buffers = buffer_codec.pack({**trained, **own, **measured}, layout) if layout.buffers else b""
             answer = answer._replace(payload=payload, buffers=buffers, vote=_vote(reply.content, layout))
         others = {name: record for name, record in reply.content.items() if name not in (trained_key, orders.VOTE)}
         reply.content = records.folded(RecordDict({orders.ANSWER: orders.write_answer(answer), **others}))

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim.sgd import sgd
 
 from fedpress.client.settings import Training
+from fedpress.compression.models import batch_norm
 from fedpress.compression.models.task import Examples, usable
 
 
@@ -81,6 +83,25 @@ def train(
         seen += len(batch)
     model.to("cpu")
     return float(total) / seen
+
+
+def running_statistics(model: nn.Module, examples: Examples, settings: Training) -> dict[str, NDArray[Any]]:
+    """Return the running means and variances of a model on a client's examples, by name (`batch_norm.measure`).
+
+    Args:
+        model: The model, moved to the settings' device and back.
+        examples: As for `train`.
+        settings: Device.
+
+    Raises:
+        DeviceError: A CUDA device is asked for and there is none.
+    """
+    device = usable(settings.device)
+    torch.set_num_threads(1)
+    torch.set_deterministic_debug_mode("error")
+    measured = batch_norm.measure(model.to(device), examples.inputs.to(device))
+    model.to("cpu")
+    return measured
 
 
 def gradient(

@@ -14,7 +14,7 @@ from fedpress.compression.messages.orders import Download, Order
 from fedpress.compression.tensors import flatten
 from fedpress.compression.tensors.layout import Layout
 from fedpress.compression.tensors.mask import Mask, MaskChange
-from fedpress.compression.tensors.replica import FixedPoint, Replica, ReplicaError
+from fedpress.compression.tensors.replica import FixedPoint, Regrid, Replica, ReplicaError, unpack_regrids
 from fedpress.compression.tensors.side_info import SideInfo
 from fedpress.compression.tensors.update import Sparse
 from fedpress.compression.wire import payloads, position_set
@@ -87,12 +87,39 @@ class ReplicaWithUndo(NamedTuple):
     previous_version: int | None = None
     undo: Sparse | None = None
 
+    @classmethod
+    def between(cls, replica: Replica, previous: Replica, layout: Layout) -> "ReplicaWithUndo":
+        """Return a model with the step back to another one, if float32 holds it.
+
+        Args:
+            replica: The model.
+            previous: The other one, on the same grid.
+            layout: Layout of both.
+        """
+        undo = replica.delta_to(previous.integers, layout)
+        return cls(replica, previous.version, undo) if np.isfinite(undo.values).all() else cls(replica)
+
     def remapped(self, change: MaskChange) -> "ReplicaWithUndo":
         """Return the model within another mask, from which there is no step back."""
         return ReplicaWithUndo(self.replica.remapped(change))
 
+    def regridded(self, regrids: list[Regrid], layout: Layout) -> "ReplicaWithUndo":
+        """Return the model on the grid of a later version, and with it the step back.
+
+        Args:
+            regrids: Changes of the grid; those that this model has had already are left out.
+            layout: Layout of the model.
+        """
+        regrids = [regrid for regrid in regrids if regrid.version > self.replica.version]
+        if not regrids:
+            return self
+        replica = self.replica.regridded(regrids, layout)
+        if self.previous_version is None or (previous := self.at(self.previous_version, layout)) is None:
+            return ReplicaWithUndo(replica)
+        return ReplicaWithUndo.between(replica, previous.regridded(regrids, layout), layout)
+
     def at(self, version: int, layout: Layout) -> Replica | None:
-        """Return the model of a version, None where the client can no longer make it.
+        """Return the model of a version, on the grid of the newest; None where the client can no longer make it.
 
         Args:
             version: Number of the version.
@@ -128,7 +155,9 @@ def receive(
         frozen: Digest of the parameters that are not trained (`flatten.digest`).
     """
     try:
-        before = _base(order, download, held, content, layout, initial)
+        regrids = unpack_regrids(download.grid, layout)
+        held = held.regridded(regrids, layout) if held is not None else None
+        before = _base(order, download, held, regrids, content, layout, initial)
         if before is None:
             return None
         if not download.delta:
@@ -136,6 +165,8 @@ def receive(
         else:
             delta = payloads.decode(download.delta, SideInfo(layout))
             after = before.changed(delta, order.version, download.buffers, layout)
+            if download.base is not None and download.base < 0:
+                after = after._replace(grid=FixedPoint.unpack(download.origin, layout))
     except (PayloadError, ReplicaError) as error:
         log(WARNING, "round %d: the model's delta cannot be used, the whole model is asked for: %s", order.round, error)
         return None
@@ -147,28 +178,26 @@ def receive(
     if before is held.replica and not download.delta:
         return held._replace(replica=after)
     previous = None if download.base is None else held.at(download.base, layout)
-    previous = previous or held.replica
-    return ReplicaWithUndo(after, previous.version, after.delta_to(previous.integers, layout))
+    return ReplicaWithUndo.between(after, previous or held.replica, layout)
 
 
 def _base(
     order: Order,
     download: Download,
     held: ReplicaWithUndo | None,
+    regrids: list[Regrid],
     content: RecordDict,
     layout: Layout,
     initial: Replica | None,
 ) -> Replica | None:
-    """Return the model that the delta is added to."""
+    """Return the model that the delta is added to, on the delta's grid."""
     if download.base is None:
         grid = FixedPoint.unpack(download.origin, layout)
         _, arrays = records.only_arrays(content)
         weights = flatten.flatten(records.to_numpy(arrays), layout)
         return Replica(order.version, grid, grid.integers(weights, layout))
     if download.base == 0 and download.origin:
-        return initial
-    if held is None:
-        return None
-    if download.base < 0:
-        return Replica(download.base, held.replica.grid, np.zeros(layout.size, np.int32))
-    return held.at(download.base, layout)
+        return None if initial is None else initial.regridded(regrids, layout)
+    if download.base < 0:  # a snapshot is in units of its grid
+        return Replica(download.base, FixedPoint((0,) * len(layout.parameters)), np.zeros(layout.size, np.int32))
+    return None if held is None else held.at(download.base, layout)

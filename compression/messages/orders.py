@@ -32,10 +32,9 @@ class Download(NamedTuple):
     tag: bytes  # proves that the client has got there
     base: int | None  # version that the delta is added to; None: the model is there as an ArrayRecord
     delta: bytes = b""  # a payload; empty where base is the order's version already, or the arrays are exact
-    origin: bytes = (
-        b""  # how a client that has nothing begins: tag of version 0, or with the arrays a packed `FixedPoint`
-    )
+    origin: bytes = b""  # of a model anew: the tag of version 0, or the `FixedPoint` of a snapshot or of the arrays
     buffers: bytes = b""  # of the order's version
+    grid: bytes = b""  # changes of the grid since the base (`pack_regrids`); empty for none
 
 
 class Order(NamedTuple):
@@ -157,7 +156,7 @@ def _download(record: ConfigRecord) -> Download:
         return _typed(record, f"{PREFIX}{name}", bytes) if f"{PREFIX}{name}" in record else b""
 
     base = _typed(record, f"{PREFIX}base", int) if f"{PREFIX}base" in record else None
-    return Download(part("tag"), base, part("delta"), part("origin"), part("buffers"))
+    return Download(part("tag"), base, part("delta"), part("origin"), part("buffers"), part("grid"))
 
 
 def write_answer(answer: Answer) -> ConfigRecord:

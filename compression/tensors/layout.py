@@ -68,6 +68,8 @@ class Layout:
         tied: Pairs (alias, canonical name) of tensors that are one in memory; an alias takes no room in the vector.
         mask: Which entries of the parameters the vector holds, counted over all of them; None: all.
         frozen: Parameters that are not trained, the same bytes at every client from the first round to the last.
+        norm_momenta: Pairs (name of a layer with running statistics, its momentum: the share of one batch in them;
+            None: they are the mean over all batches). A layer that is not there has torch's default.
 
     >>> layout = Layout((TensorSpec("weight", (2, 3), "float32"), TensorSpec("bias", (2,), "float32")))
     >>> layout.size, layout.offsets.tolist(), f"{layout.fingerprint:08x}"
@@ -82,6 +84,7 @@ class Layout:
     tied: tuple[tuple[str, str], ...] = ()
     mask: Mask | None = None
     frozen: tuple[TensorSpec, ...] = ()
+    norm_momenta: tuple[tuple[str, float | None], ...] = dataclasses.field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         names = [spec.name for spec in (*self.parameters, *self.buffers, *self.frozen)] + [
@@ -184,7 +187,8 @@ class Layout:
         `requires_grad=False` are frozen.
 
         Args:
-            model: An object with `named_parameters`, `named_buffers` and `state_dict`, as `torch.nn.Module` has them.
+            model: An object with `named_parameters`, `named_buffers`, `named_modules` and `state_dict`, as
+                `torch.nn.Module` has them.
         """
         in_state = set(model.state_dict().keys())
         parameters: list[TensorSpec] = []
@@ -206,7 +210,12 @@ class Layout:
         for name, tensor in model.named_buffers(remove_duplicate=False):
             if name in in_state:
                 buffers.append(TensorSpec(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch.")))
-        return cls(tuple(parameters), tuple(buffers), tuple(tied), frozen=tuple(frozen))
+        momenta = tuple(
+            (name, module.momentum)
+            for name, module in model.named_modules()
+            if hasattr(module, "running_mean") and hasattr(module, "momentum")
+        )
+        return cls(tuple(parameters), tuple(buffers), tuple(tied), None, tuple(frozen), momenta)
 
     @classmethod
     def of_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> "Layout":

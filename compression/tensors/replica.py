@@ -5,20 +5,23 @@ below 2^23 in magnitude, so that float32 holds it exactly, and the difference of
 integers. Merging deltas and undoing them is integer addition: one merged delta and a chain of single ones give the same
 bits, which sums of floats do not.
 
+The power of a tensor is not for ever. A tensor that outgrows it gets a coarser one in a new version, one that has
+shrunk a finer one (`Regrid`), and all that hold the model bring their integers to it by the same rule (`rescaled`).
+
 Version 0 is the model that the user gives. A client that can make the same one by itself (the same weights file, the
 same initialization under the same seed) needs no first copy of it; the tag proves that it is the same, since torch's
 initialization differs between processors and releases.
 """
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from hashlib import sha256
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpress.compression.errors import FedpressError
+from fedpress.compression.errors import FedpressError, NonFiniteError
 from fedpress.compression.tensors.layout import Layout, Vector
 from fedpress.compression.tensors.mask import Mask, MaskChange
 from fedpress.compression.tensors.update import Sparse, Update
@@ -26,13 +29,30 @@ from fedpress.compression.tensors.update import Sparse, Update
 Integers: TypeAlias = NDArray[np.int32]
 
 LIMIT = 2**23 - 1
-_BITS = 20  # that a tensor's largest magnitude takes at first: it can grow to 8 times that
+_BITS = 20  # that a tensor's largest magnitude takes on a new grid: it can grow to 8 times that
+_FEWEST_BITS = 17  # with fewer it should have a finer grid: it has shrunk to an eighth, or began at zero
+_FINEST, _COARSEST = -149, 105  # the spacing of float32 itself near zero; with LIMIT nearly its largest number
 _SPACING = struct.Struct("<h")
+_REGRID = struct.Struct("<IIh")  # version, tensor, exponent
 TAG_BYTES = 8
 
 
 class ReplicaError(FedpressError, ValueError):
     """A replica and the bytes or the delta that should change it do not fit each other."""
+
+
+class Regrid(NamedTuple):
+    """Another spacing of one tensor, from one version on.
+
+    Attributes:
+        version: The first version on the new grid.
+        tensor: Number of the tensor in the layout.
+        exponent: The new spacing is 2^exponent.
+    """
+
+    version: int
+    tensor: int
+    exponent: int
 
 
 class FixedPoint(NamedTuple):
@@ -54,9 +74,35 @@ class FixedPoint(NamedTuple):
         Args:
             vector: Weights, float32, shape (n,).
             layout: The layout of the vector.
+
+        Raises:
+            NonFiniteError: A weight is NaN or infinite.
         """
-        peaks = [float(np.abs(vector[part]).max(initial=0)) or 0.5 for part in _parts(layout)]
-        return cls(tuple(max(-120, int(np.frexp(peak)[1]) - _BITS) for peak in peaks))
+        peaks = [_peak(vector[part]) or 0.5 for part in _parts(layout)]
+        return cls(tuple(_exponent(peak) for peak in peaks))
+
+    def fitted(self, vector: Vector, integers: Integers, layout: Layout) -> "FixedPoint":
+        """Return the grid to go on with from a model on this one towards other weights.
+
+        A tensor that reaches beyond the grid gets a coarser spacing, one whose largest magnitude takes less than 17
+        bits a finer one: its largest magnitude takes 20 bits then. All others, most of the time, keep theirs.
+
+        Args:
+            vector: The other weights, float32, shape (n,).
+            integers: The model in units of this grid, shape (n,).
+            layout: The layout of both.
+
+        Raises:
+            NonFiniteError: A weight is NaN or infinite.
+        """
+        exponents = list(self.exponents)
+        for tensor, (part, exponent) in enumerate(zip(_parts(layout), self.exponents, strict=True)):
+            peak = _peak(vector[part])
+            largest = max(peak, float(np.ldexp(_peak(integers[part]), exponent)))
+            outgrown = np.rint(np.ldexp(peak, -exponent)) > LIMIT
+            if outgrown or 0 < largest < np.ldexp(1.0, exponent + _FEWEST_BITS - 1):
+                exponents[tensor] = _exponent(largest)
+        return FixedPoint(tuple(exponents))
 
     def integers(self, vector: Vector, layout: Layout) -> Integers:
         """Return the nearest points of the grid as integers, shape (n,), clipped to its range.
@@ -80,8 +126,14 @@ class FixedPoint(NamedTuple):
         """
         weights = np.empty(layout.size, np.float32)
         for part, exponent in zip(_parts(layout), self.exponents, strict=True):
-            np.multiply(integers[part], np.float32(2.0**exponent), out=weights[part], casting="unsafe")
+            spacing = np.float32(2.0**exponent)
+            np.multiply(integers[part], spacing, out=weights[part], dtype=np.float32, casting="unsafe")
         return weights
+
+    def changes_to(self, grid: "FixedPoint", version: int) -> list[Regrid]:
+        """Return the changes with which another grid follows this one in a version."""
+        pairs = enumerate(zip(self.exponents, grid.exponents, strict=True))
+        return [Regrid(version, tensor, after) for tensor, (before, after) in pairs if before != after]
 
     def spacing(self, positions: NDArray[np.int64], layout: Layout) -> NDArray[np.int64]:
         """Return the exponents of the spacing at some positions, shape (k,).
@@ -106,11 +158,59 @@ class FixedPoint(NamedTuple):
             layout: The layout of the vector.
 
         Raises:
-            ReplicaError: The grid is not one of as many tensors.
+            ReplicaError: The grid is not one of as many tensors, or a spacing none of float32.
         """
         if len(data) != _SPACING.size * len(layout.parameters):
             raise ReplicaError(f"a grid of {len(data)} bytes does not fit {len(layout.parameters)} tensors")
-        return cls(tuple(exponent for (exponent,) in _SPACING.iter_unpack(data)))
+        return cls(_checked(exponent for (exponent,) in _SPACING.iter_unpack(data)))
+
+
+def pack_regrids(regrids: Iterable[Regrid]) -> bytes:
+    """Return changes of the grid as bytes: u32 version, u32 tensor, i16 exponent for each."""
+    return b"".join(_REGRID.pack(*regrid) for regrid in regrids)
+
+
+def unpack_regrids(data: bytes, layout: Layout) -> list[Regrid]:
+    """Read the changes that `pack_regrids` wrote.
+
+    Args:
+        data: Bytes of any origin.
+        layout: The layout of the model.
+
+    Raises:
+        ReplicaError: They are cut off, or of another model.
+    """
+    if len(data) % _REGRID.size:
+        raise ReplicaError(f"changes of the grid take {_REGRID.size} bytes each, these are {len(data)} in all")
+    regrids = [Regrid(*fields) for fields in _REGRID.iter_unpack(data)]
+    if any(regrid.tensor >= len(layout.parameters) for regrid in regrids):
+        raise ReplicaError(f"a change of the grid is of a tensor beyond the {len(layout.parameters)} of the model")
+    _checked(regrid.exponent for regrid in regrids)
+    return regrids
+
+
+def rescaled(integers: Integers, before: int | NDArray[np.int64], after: int | NDArray[np.int64]) -> Integers:
+    """Return integers in units of another spacing: the nearest ones, halves upwards, clipped to the range of a grid.
+
+    Integers only, hence the same on every device.
+
+    Args:
+        integers: In units of 2^before, shape (n,), at most `LIMIT` in magnitude.
+        before: The exponent of their spacing, one for all or one for each, shape (n,).
+        after: The exponent of the new spacing, likewise.
+
+    >>> integers = np.array([5, 6, 7, -6, LIMIT], np.int32)
+    >>> rescaled(integers, 0, 2).tolist(), rescaled(integers, 0, -1).tolist()
+    ([1, 2, 2, -1, 2097152], [10, 12, 14, -12, 8388607])
+    """
+    shift = np.clip(np.subtract(after, before), -24, 24)  # further shifts give no other results
+    right, left = np.maximum(shift, 0), np.maximum(-shift, 0)
+    half = np.left_shift(1, right) >> 1
+    moved = integers.astype(np.int64)
+    moved += half
+    moved >>= right
+    moved <<= left
+    return np.clip(moved, -LIMIT, LIMIT, out=moved).astype(np.int32)
 
 
 class Replica(NamedTuple):
@@ -172,13 +272,31 @@ class Replica(NamedTuple):
     def delta_to(self, integers: Integers, layout: Layout) -> Sparse:
         """Return the delta with which `changed` leads from this replica to other weights.
 
+        A difference beyond float32 is infinite in it, and `changed` refuses that.
+
         Args:
             integers: The other weights in units of the grid, shape (n,).
             layout: The layout of the vector.
         """
         positions = np.flatnonzero(integers != self.integers)
         steps = (integers[positions] - self.integers[positions]).astype(np.float64)
-        return Sparse(positions, np.ldexp(steps, self.grid.spacing(positions, layout)).astype(np.float32), layout.size)
+        with np.errstate(over="ignore"):
+            values = np.ldexp(steps, self.grid.spacing(positions, layout)).astype(np.float32)
+        return Sparse(positions, values, layout.size)
+
+    def regridded(self, regrids: Iterable[Regrid], layout: Layout) -> "Replica":
+        """Return the same version on the grid of a later one: its nearest points, change after change (`rescaled`).
+
+        Args:
+            regrids: Changes of the grid since this replica's, in their order.
+            layout: The layout of the vector.
+        """
+        exponents, integers, parts = list(self.grid.exponents), self.integers.copy(), list(_parts(layout))
+        for regrid in regrids:
+            part = parts[regrid.tensor]
+            integers[part] = rescaled(integers[part], exponents[regrid.tensor], regrid.exponent)
+            exponents[regrid.tensor] = regrid.exponent
+        return self._replace(grid=FixedPoint(tuple(exponents)), integers=integers)
 
     def remapped(self, change: MaskChange) -> "Replica":
         """Return the same model within another mask: surviving weights stay as they are, new ones are zero."""
@@ -201,3 +319,24 @@ class Replica(NamedTuple):
 def _parts(layout: Layout) -> Iterator[slice]:
     offsets = layout.offsets.tolist()
     return (slice(start, stop) for start, stop in zip(offsets[:-1], offsets[1:], strict=True))
+
+
+def _peak(values: NDArray[Any]) -> float:
+    """Return the largest magnitude, 0 for none; a NonFiniteError if it is none of float32."""
+    peak = max(float(values.max(initial=0)), -float(values.min(initial=0)))
+    if not np.isfinite(peak):
+        raise NonFiniteError("the model holds NaN or infinity, which clients cannot be given; did training diverge?")
+    return peak
+
+
+def _exponent(peak: float) -> int:
+    """Return the exponent of the spacing in which a magnitude takes 20 bits."""
+    return int(np.clip(np.frexp(peak)[1] - _BITS, _FINEST, _COARSEST))
+
+
+def _checked(exponents: Iterable[int]) -> tuple[int, ...]:
+    """Return the exponents of a grid; a ReplicaError where float32 has no such spacing."""
+    exponents = tuple(exponents)
+    if any(not _FINEST <= exponent <= _COARSEST for exponent in exponents):
+        raise ReplicaError(f"a grid has spacings of 2^{_FINEST} to 2^{_COARSEST}, this one {sorted(set(exponents))}")
+    return exponents

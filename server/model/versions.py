@@ -2,7 +2,13 @@
 
 From one version to the next only the largest entries of master - held change, all by the same magnitude: this is top-k
 and ternary quantization of the download, and master - held is its residual. Magnitudes are 2^j or 1.5 * 2^j, so that
-the sum of several versions is made of few, small multiples of one unit (`dyadic`).
+the sum of several versions is made of few, small multiples of one unit (`dyadic`). An entry that this would bring no
+nearer to master, or hardly, moves by a magnitude of its own, and one that the grid can bring no nearer takes no place.
+
+Where master leaves the grid of a tensor, or has shrunk far below it, the next version has another spacing there
+(`Regrid`): held moves to the new grid first, and changes then. The changes that are kept are brought to the new grid,
+too. So a client of any of their versions gets to the newest one by the same two steps: its own integers to the new
+grid, by the same rule, and one delta.
 
 A version belongs to one mask. Changes are kept by their positions in the vector without a mask, and an entry that a new
 mask drops counts as a change to zero. So a delta from a version of an older mask is the difference from its surviving
@@ -10,7 +16,7 @@ entries, whatever the masks between were.
 """
 
 from logging import WARNING
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from flwr.supercore import log
@@ -18,24 +24,27 @@ from numpy.typing import NDArray
 
 from fedpress.compression.encoders import cafe
 from fedpress.compression.encoders.top_k import largest
+from fedpress.compression.errors import NonFiniteError
 from fedpress.compression.messages.orders import Download
 from fedpress.compression.settings import STRICT, Field, dataclass
 from fedpress.compression.tensors import flatten
 from fedpress.compression.tensors.layout import Layout, Vector
 from fedpress.compression.tensors.mask import Positions
-from fedpress.compression.tensors.replica import LIMIT, Integers, Replica
+from fedpress.compression.tensors.replica import LIMIT, FixedPoint, Integers, Regrid, Replica, pack_regrids, rescaled
 from fedpress.compression.tensors.side_info import SideInfo
 from fedpress.compression.tensors.update import Dense, Sparse, Update
 from fedpress.compression.wire import payloads
-from fedpress.compression.wire.values import DYADIC
+from fedpress.compression.wire.values import DYADIC, FLOAT32
 from fedpress.server.model.settings import DownlinkSettings
 
 FROM_NOTHING = -1
-"""The version before the first: every weight is zero. A delta from it is a snapshot."""
+"""The version before the first: every weight is zero. A delta from it is a snapshot, in units of the newest grid."""
 _INITIAL = -2
 """In place of a version: version 0 as a client makes it within the newest mask. Its delta names version 0."""
 _HISTORY = 0.5
 """Limit of the changes that are kept, in entries, as a fraction of the model's."""
+_OUTLIER = 8
+"""Multiple of the common magnitude from which on an entry moves by one of its own."""
 _TOO_FINE = 0.001
 """Fraction of a tensor's weights that may be too small for its grid before the log says so."""
 
@@ -63,13 +72,19 @@ class Delta(NamedTuple):
     payload: bytes  # empty: the client has the newest version
     support: Positions | None = None  # positions that it changes; None: all, or the payload is empty
     initial: bool = False  # `base` is version 0 as a client makes it within the newest mask
+    grid: bytes = b""  # changes of the grid since `base`
+
+    @property
+    def length(self) -> int:
+        """Length of payload and changes of the grid in bytes."""
+        return len(self.payload) + len(self.grid)
 
 
 class Change(NamedTuple):
     """Difference of a version from the one before."""
 
     positions: NDArray[np.uint32]  # in the vector without a mask
-    steps: NDArray[np.int32]
+    steps: NDArray[np.int32]  # in units of the newest grid
 
 
 class VersionsState(NamedTuple):
@@ -79,15 +94,21 @@ class VersionsState(NamedTuple):
         held: the newest version.
         origin: tag of version 0; empty: it is sent to everybody.
         changes: changes by the version that they led to.
+        regrids: changes of the grid since version 0, in their order.
     """
 
     held: Replica
     origin: bytes
     changes: dict[int, Change]
+    regrids: list[Regrid]
 
 
 class Versions:
     """The held model, with the changes that made it.
+
+    Law: a client that applies a download holds `held`, bit for bit, whatever version it comes from. And held follows:
+    while master stays what it is, it arrives there, up to the rounding of grids on which the largest magnitude of a
+    tensor takes at least 17 bits. No finite master is out of reach.
 
     Args:
         initial: parameters of the initial model, those outside the mask too, float32 (n,).
@@ -103,6 +124,7 @@ class Versions:
 
     Raises:
         ValueError: the downlink is out of range.
+        NonFiniteError: a parameter is NaN or infinite.
     """
 
     def __init__(
@@ -124,6 +146,7 @@ class Versions:
         self._downlink = downlink
         self._changes: dict[int, Change] = {}  # version -> change from the one before
         self._fallen = Change(np.empty(0, np.uint32), np.empty(0, np.int32))  # entries that the next version drops
+        self._regrids: list[Regrid] = []
         self._deltas: dict[int, Delta] = {}  # base -> the delta from there to the newest version
         self._side_info: dict[tuple[int, bytes, int], SideInfo] = {}  # base, delta and version of a download
         self._frozen = frozen
@@ -155,23 +178,31 @@ class Versions:
             master: parameters, float32 (n,).
             buffers: buffers of the next version.
             downlink: density and levels of this one version; None: those of all versions.
+
+        Raises:
+            NonFiniteError: master holds NaN or infinity; the newest version stays what it is.
         """
-        held, settings = self.held, downlink or self._downlink
-        missing = held.floats(self._layout)
-        np.subtract(master, missing, out=missing)
-        positions = largest(missing, max(1, round(settings.density * len(missing))))
-        steps = self._steps(missing[positions], positions, settings.levels)
+        settings, layout = downlink or self._downlink, self._layout
+        count = max(1, round(settings.density * layout.size))
+        missing = self._missing(master)
+        positions = largest(missing, count)
+        if not self._brings_nearer(master, positions):
+            self._move_to_grid(self.held.grid.fitted(master, self.held.integers, layout))
+            missing = self._missing(master)
+            missing[self.held.grid.integers(master, layout) == self.held.integers] = 0
+            positions = largest(missing, count)
+        held = self.held
         integers = held.integers.copy()
-        moved = integers[positions] + steps
-        kept = np.flatnonzero((steps != 0) & (np.abs(moved) <= LIMIT))
-        integers[positions[kept]] = moved[kept]
+        moved = integers[positions] + self._steps(missing[positions], positions, settings.levels)
+        integers[positions] = np.clip(moved, -LIMIT, LIMIT)
+        steps = integers[positions] - held.integers[positions]
         self._take(Replica(held.version + 1, held.grid, integers, buffers))
-        places = self._layout.whole(positions[kept]).astype(np.uint32)
+        places = layout.whole(positions).astype(np.uint32)
         self._changes[self.held.version] = Change(
-            np.concatenate([places, self._fallen.positions]), np.concatenate([steps[kept], self._fallen.steps])
+            np.concatenate([places, self._fallen.positions]), np.concatenate([steps, self._fallen.steps])
         )
         self._fallen = Change(self._fallen.positions[:0], self._fallen.steps[:0])
-        while sum(len(change.steps) for change in self._changes.values()) > _HISTORY * self._layout.size:
+        while sum(len(change.steps) for change in self._changes.values()) > _HISTORY * layout.size:
             del self._changes[min(self._changes)]
 
     def delta(self, base: int | None, agreed: bool = True) -> Delta | None:
@@ -189,10 +220,11 @@ class Versions:
             return Delta(base, b"")
         candidates = []
         if base is not None:
-            candidates.append(self._encoded(base if base + 1 in self._changes else FROM_NOTHING))
+            known = self._encoded(base) if base + 1 in self._changes else None
+            candidates.append(known or self._encoded(FROM_NOTHING))
         if self._initial is not None and agreed:
             candidates.append(self._encoded(self._first))
-        return min(candidates, key=lambda delta: len(delta.payload), default=None)
+        return min(filter(None, candidates), key=lambda delta: delta.length, default=None)
 
     def download(self, base: int | None, whole: bool = False, agreed: bool = True) -> Download:
         """Return the newest version as an order brings it.
@@ -207,7 +239,9 @@ class Versions:
             return Download(self.tag, None, self._rounding(), self.held.grid.pack(), self.held.buffers)
         at_hand = base == 0 and self._first == 0
         origin = self._origin if delta.initial and not at_hand else b""
-        return Download(self.tag, delta.base, delta.payload, origin, self.held.buffers)
+        if delta.base == FROM_NOTHING:
+            origin = self.held.grid.pack()
+        return Download(self.tag, delta.base, delta.payload, origin, self.held.buffers, delta.grid)
 
     def side_info(self, download: Download | None, version: int) -> SideInfo:
         """Return the side information of an update, the same that its client had.
@@ -220,7 +254,7 @@ class Versions:
             The positions that the delta changed, against which those of the update are coded; with `prediction`, also
             the update that the delta predicts (`cafe.predictor`).
         """
-        if download is None or download.base is None or not download.delta:
+        if download is None or download.base in (None, FROM_NOTHING) or not download.delta:
             return SideInfo(self._layout)
         key = download.base, download.delta, version
         if key not in self._side_info:
@@ -240,8 +274,8 @@ class Versions:
         return self._initial is not None
 
     def state(self) -> VersionsState:
-        """Return the newest version, and the changes that are kept."""
-        return VersionsState(self.held, self._origin, self._changes)
+        """Return the newest version, the changes that are kept, and those of the grid."""
+        return VersionsState(self.held, self._origin, self._changes, self._regrids)
 
     def restore(self, state: VersionsState, layout: Layout, mask_version: int) -> None:
         """Take up a state.
@@ -267,7 +301,7 @@ class Versions:
                 )
             self._initial, self._origin = None, state.origin
         self._take(state.held)
-        self._changes = state.changes
+        self._changes, self._regrids = state.changes, state.regrids
 
     def _rounding(self) -> bytes:
         """Return the delta from the arrays, as a message brings them, to the newest version; empty: they are the same.
@@ -286,37 +320,92 @@ class Versions:
         self.tag = held.tag(self._mask_version, self._frozen)
         self._deltas, self._side_info = {}, {}
 
-    def _steps(self, missing: Vector, positions: NDArray[np.int64], most: int) -> NDArray[np.int32]:
-        """Return the move of each entry, in spacings of the grid."""
+    def _missing(self, master: Vector) -> Vector:
+        """Return master - held, float32 (n,); a difference beyond float32 is the largest number that it has."""
+        missing = self.held.floats(self._layout)
+        with np.errstate(over="ignore", invalid="ignore"):
+            np.subtract(master, missing, out=missing)
+        if not np.isfinite(missing).all():
+            if not np.isfinite(master).all():
+                raise NonFiniteError(
+                    "master holds NaN or infinity, which clients cannot be given; did training diverge?"
+                )
+            np.nan_to_num(missing, copy=False)
+        return missing
+
+    def _brings_nearer(self, master: Vector, positions: NDArray[np.int64]) -> bool:
+        """Return whether the grid reaches master at all of some positions, and has a point nearer to it than held."""
+        spacing = self.held.grid.spacing(positions, self._layout)
+        units = np.rint(np.ldexp(master[positions].astype(np.float64), -spacing))
+        return bool(((np.abs(units) <= LIMIT) & (units != self.held.integers[positions])).all())
+
+    def _move_to_grid(self, grid: FixedPoint) -> None:
+        """Bring the held model to another grid, and with it the changes that are kept, from the newest to the oldest.
+
+        Law: where replica + change is the next replica, so it is once all three are on the new grid.
+        """
+        before, layout = self.held, self._layout
+        regrids = before.grid.changes_to(grid, before.version + 1)
+        if not regrids:
+            return
+        whole = np.zeros(layout.full.size, np.int32)  # entries outside the mask are zero since they were dropped
+        whole[layout.whole(np.arange(layout.size))] = before.integers
+
+        def moved(change: Change) -> Change:
+            positions = change.positions.astype(np.int64)
+            spacings = before.grid.spacing(positions, layout.full), grid.spacing(positions, layout.full)
+            newer = whole[positions]
+            whole[positions] -= change.steps
+            steps = rescaled(newer, *spacings) - rescaled(whole[positions], *spacings)
+            kept = np.flatnonzero(steps)
+            return Change(change.positions[kept], steps[kept])
+
+        self._fallen = moved(self._fallen)
+        for version in sorted(self._changes, reverse=True):
+            self._changes[version] = moved(self._changes[version])
+        self._regrids = self._regrids + regrids
+        self.held = before.regridded(regrids, layout)
+
+    def _steps(self, missing: Vector, positions: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+        """Return the move of each entry, in spacings of the grid: at least one, and towards master."""
         magnitudes = np.abs(missing).astype(np.float64)
         if not len(magnitudes):
-            return np.empty(0, np.int32)
-        unit = _dyadic(float(magnitudes.mean()))
-        levels = np.clip(np.rint(magnitudes / unit), 1, most)
-        wanted = np.copysign(levels * unit, missing)
+            return np.empty(0, np.int64)
+        unit = _dyadic(magnitudes.mean())
+        wanted = unit * np.clip(np.rint(magnitudes / unit), 1, most)
+        apart = (wanted > 2 * magnitudes) | (wanted * _OUTLIER < magnitudes)
+        wanted[apart] = _dyadic(magnitudes[apart])
         steps = np.rint(np.ldexp(wanted, -self.held.grid.spacing(positions, self._layout)))
-        return np.clip(steps, -LIMIT, LIMIT).astype(np.int32)
+        return np.copysign(np.maximum(steps, 1), missing).astype(np.int64)
 
     @property
     def _first(self) -> int:
         """Base for a client that makes version 0: 0, or `_INITIAL` where version 0 had another mask."""
         return 0 if self._mask_version == self._first_mask_version else _INITIAL
 
-    def _encoded(self, base: int) -> Delta:
+    def _encoded(self, base: int) -> Delta | None:
+        """Return the delta from a base; None where a difference is beyond float32."""
         if base not in self._deltas:
             difference = self._difference(base)
-            payload = payloads.pack(difference, self._layout, DYADIC).payload
+            if not np.isfinite(difference.values).all():
+                return None
+            payload, decoded = payloads.pack(difference, self._layout, DYADIC)
+            if not np.array_equal(decoded.values, difference.values):  # they lie too far apart for one unit
+                payload = payloads.pack(difference, self._layout, FLOAT32).payload
             support = difference.positions if isinstance(difference, Sparse) else None
             initial = self._initial is not None and base == self._first
-            self._deltas[base] = Delta(0 if initial else base, payload, support, initial)
+            start = 0 if initial else self.held.version if base == FROM_NOTHING else base
+            grid = pack_regrids(regrid for regrid in self._regrids if regrid.version > start)
+            self._deltas[base] = Delta(0 if initial else base, payload, support, initial, grid)
         return self._deltas[base]
 
     def _difference(self, base: int) -> Update:
         held, layout = self.held, self._layout
         if base == FROM_NOTHING:
-            return Dense(held.floats(layout))
+            return Dense(held.integers.astype(np.float32))  # in units of the grid
         if base == self._first and self._initial is not None:
-            return self._initial.within(layout.mask).delta_to(held.integers, layout)
+            initial = self._initial.within(layout.mask).regridded(self._regrids, layout)
+            return initial.delta_to(held.integers, layout)
         before: Integers = held.integers.copy()
         for version in range(held.version, base, -1):
             change = self._changes[version]
@@ -325,15 +414,15 @@ class Versions:
         return Replica(base, held.grid, before).delta_to(held.integers, layout)
 
 
-def _dyadic(magnitude: float) -> float:
-    """Return the nearest of 2^j and 1.5 * 2^j, by ratio.
+def _dyadic(magnitudes: Any) -> Any:
+    """Return the nearest of 2^j and 1.5 * 2^j to a magnitude, or to each of an array of them, by ratio.
 
-    >>> _dyadic(0.9), _dyadic(1.3), _dyadic(100.0)
-    (1.0, 1.5, 96.0)
+    >>> _dyadic(np.array([0.9, 1.3, 100.0])).tolist()
+    [1.0, 1.5, 96.0]
     """
-    mantissa, exponent = np.frexp(magnitude)  # 0.5 to below 1
-    nearest = min((0.5, 0.75, 1.0), key=lambda candidate: abs(np.log(mantissa / candidate)))
-    return float(np.ldexp(nearest, exponent))
+    mantissas, exponents = np.frexp(magnitudes)  # 0.5 to below 1
+    bounds = np.sqrt([0.5 * 0.75, 0.75 * 1.0])
+    return np.ldexp(np.array([0.5, 0.75, 1.0])[np.searchsorted(bounds, mantissas)], exponents)
 
 
 def _warn_of_too_fine(weights: Vector, initial: Replica, layout: Layout) -> None:

@@ -81,6 +81,54 @@ def test_the_server_that_does_not_know_of_the_last_step_sends_a_delta_from_the_v
     np.testing.assert_array_equal(held.replica.integers, versions.held.integers)
 
 
+def grown(versions: Versions, factor: float) -> None:
+    """Make a version on another grid: master is held times a factor."""
+    grid = versions.held.grid
+    versions.advance(versions.held.floats(LAYOUT) * np.float32(factor), b"")
+    assert versions.held.grid != grid
+
+
+@pytest.mark.parametrize("factor", [1e3, 1e9])
+def test_a_grid_that_changes_is_followed_from_every_version_and_by_the_step_back(factor: float) -> None:
+    versions = Versions(START, b"", LAYOUT, Downlink(0.1))
+    held = first(versions)
+    moved(versions, 1)
+    behind = received(versions, versions.download(0), held)
+    grown(versions, factor)
+    for base, replica in ((0, held), (1, behind)):  # two versions behind, and one
+        after = received(versions, versions.download(base), replica)
+        assert after is not None and after.replica.grid == versions.held.grid
+        np.testing.assert_array_equal(after.replica.integers, versions.held.integers)
+        # The reply is lost: the server goes on from the version before, on the new grid and on another one.
+        for change in (lambda: moved(versions, 2), lambda: grown(versions, factor)):
+            change()
+            again = received(versions, versions.download(base), after)
+            assert again is not None
+            np.testing.assert_array_equal(again.replica.integers, versions.held.integers)
+            assert len(versions.download(base).delta) < 100 and len(versions.download(base).grid) in (10, 20, 30)
+
+
+def test_a_grid_that_comes_twice_is_taken_once() -> None:
+    """The order of the same version again: the client has the new grid, and steps back on it."""
+    versions = Versions(START, b"", LAYOUT, Downlink(0.1))
+    held = first(versions)
+    grown(versions, 1e3)
+    download = versions.download(0)
+    once = received(versions, download, held)
+    twice = received(versions, download, once)
+    assert once is not None and twice is not None
+    np.testing.assert_array_equal(twice.replica.integers, once.replica.integers)
+
+
+def test_changes_of_the_grid_that_cannot_be_read_are_not_used() -> None:
+    versions = Versions(START, b"", LAYOUT, Downlink(0.1))
+    held = first(versions)
+    grown(versions, 1e3)
+    download = versions.download(0)
+    for bad in (download.grid[:-1], b"", b"\xff" * 10):
+        assert received(versions, download._replace(grid=bad), held) is None
+
+
 def test_a_client_with_the_servers_version_0_needs_no_arrays() -> None:
     versions = Versions(START, b"", LAYOUT, Downlink(0.1, agreed_initial=True))
     moved(versions, 1)

@@ -23,6 +23,7 @@ DOWNLOADS = st.builds(
     delta=st.binary(),
     origin=st.binary(),
     buffers=st.binary(),
+    grid=st.binary(),
 )
 
 

@@ -1,19 +1,27 @@
 """Held models: whole multiples of the grid, the same bits by every road."""
 
+import math
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedpress.compression.errors import NonFiniteError
+from fedpress.compression.tensors import replica
 from fedpress.compression.tensors.layout import Layout, TensorSpec, Vector
-from fedpress.compression.tensors.replica import LIMIT, FixedPoint, Replica, ReplicaError
+from fedpress.compression.tensors.replica import LIMIT, FixedPoint, Regrid, Replica, ReplicaError, rescaled
 from fedpress.compression.tensors.update import Sparse
 
 LAYOUT = Layout(
     (TensorSpec("a", (3, 5), "float32"), TensorSpec("b", (4,), "float32"), TensorSpec("c", (1,), "float32"))
 )
 N = LAYOUT.size
+MOST = float(np.finfo(np.float32).max)
 seeds = st.integers(0, 2**32 - 1)
+scales = st.floats(-46, 39)  # as powers of ten: from nothing to beyond float32
+exponents = st.integers(-149, 105)
 
 
 def weights(seed: int, scale: float = 0.1) -> Vector:
@@ -51,6 +59,84 @@ def test_one_merged_delta_is_the_chain_and_both_can_be_undone(steps: list[int]) 
     for found, expected in ((chained, last), (merged, last), (back, first)):
         np.testing.assert_array_equal(found.integers, expected.integers)
         assert found.tag(0) == expected.tag(0)
+
+
+def anywhere(seed: int, powers: tuple[float, float, float]) -> Vector:
+    """Return finite weights, each tensor at a scale of its own."""
+    parts = np.split(np.random.default_rng(seed).standard_normal(N), LAYOUT.offsets[1:-1])
+    scaled = [np.clip(part * 10.0**power, -MOST, MOST) for part, power in zip(parts, powers, strict=True)]
+    return np.concatenate(scaled).astype(np.float32)
+
+
+@given(seeds, st.tuples(scales, scales, scales))
+def test_a_grid_reaches_all_of_float32(seed: int, powers: tuple[float, float, float]) -> None:
+    vector = anywhere(seed, powers)
+    grid = FixedPoint.of(vector, LAYOUT)
+    integers = grid.integers(vector, LAYOUT)
+    floats = grid.floats(integers, LAYOUT)
+    assert np.isfinite(floats).all()
+    peaks = np.repeat([np.abs(part).max() for part in np.split(vector, LAYOUT.offsets[1:-1])], np.diff(LAYOUT.offsets))
+    assert (np.abs(floats.astype(np.float64) - vector) <= peaks * 2.0**-20).all()  # 0 where float32 itself is as coarse
+    np.testing.assert_array_equal(grid.integers(floats, LAYOUT), integers)
+
+
+@given(seeds, st.tuples(scales, scales, scales), st.tuples(scales, scales, scales))
+def test_a_grid_that_does_not_fit_is_changed_and_the_new_one_fits(
+    seed: int, powers: tuple[float, float, float], others: tuple[float, float, float]
+) -> None:
+    before, wanted = anywhere(seed, powers), anywhere(seed + 1, others)
+    grid = FixedPoint.of(before, LAYOUT)
+    held = Replica(3, grid, grid.integers(before, LAYOUT))
+    fitted = grid.fitted(wanted, held.integers, LAYOUT)
+    after = held.regridded(grid.changes_to(fitted, 4), LAYOUT)
+    assert after.grid == fitted == fitted.fitted(wanted, after.integers, LAYOUT)  # once is enough
+    bounds = LAYOUT.offsets.tolist()
+    for start, stop, exponent in zip(bounds[:-1], bounds[1:], fitted.exponents, strict=True):
+        peak = float(np.abs(wanted[start:stop]).max())
+        largest = max(peak, float(np.abs(after.floats(LAYOUT)[start:stop]).max()))
+        assert peak <= (LIMIT + 0.5) * 2.0**exponent or exponent == 105
+        assert largest == 0 or largest >= 2.0 ** (exponent + 16) or exponent == -149
+
+
+@given(st.lists(st.integers(-LIMIT, LIMIT), min_size=1), exponents, exponents)
+def test_integers_in_units_of_another_spacing_are_the_nearest_ones(values: list[int], before: int, after: int) -> None:
+    found = rescaled(np.array(values, np.int32), before, after).tolist()
+    for value, moved in zip(values, found, strict=True):
+        exact = Fraction(value) * Fraction(2) ** (before - after)
+        assert moved == min(max(math.floor(exact + Fraction(1, 2)), -LIMIT), LIMIT)
+    every = np.full(len(values), before), np.full(len(values), after)
+    assert rescaled(np.array(values, np.int32), *every).tolist() == found
+
+
+def test_a_finer_grid_loses_nothing_and_back_nothing_either() -> None:
+    integers = np.array([3, -5, 2**17 - 1, -(2**17)], np.int32)
+    finer = rescaled(integers, -3, -9)
+    assert finer.tolist() == [192, -320, 64 * (2**17 - 1), -LIMIT]  # what does not fit ends at the limit
+    assert rescaled(finer[:3], -9, -3).tolist() == integers[:3].tolist()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_has_no_grid(bad: float) -> None:
+    vector = np.zeros(N, np.float32)
+    vector[4] = bad
+    with pytest.raises(NonFiniteError, match="clients cannot be given"):
+        FixedPoint.of(vector, LAYOUT)
+    with pytest.raises(NonFiniteError, match="clients cannot be given"):
+        FixedPoint.of(np.ones(N, np.float32), LAYOUT).fitted(vector, np.zeros(N, np.int32), LAYOUT)
+
+
+def test_changes_of_the_grid_arrive_as_they_were_sent_or_are_refused() -> None:
+    regrids = [Regrid(2**32 - 1, 2, -149), Regrid(7, 0, 105)]
+    packed = replica.pack_regrids(regrids)
+    assert replica.unpack_regrids(packed, LAYOUT) == regrids and len(packed) == 20
+    for bad, match in (
+        (packed[:-1], "10 bytes each, these are 19"),
+        (replica.pack_regrids([Regrid(1, 3, 0)]), "beyond the 3"),
+        (replica.pack_regrids([Regrid(1, 0, -150)]), "-149 to 2"),
+        (replica.pack_regrids([Regrid(1, 0, 106)]), "-149 to 2"),
+    ):
+        with pytest.raises(ReplicaError, match=match):
+            replica.unpack_regrids(bad, LAYOUT)
 
 
 def test_the_tag_knows_every_part() -> None:
@@ -93,3 +179,5 @@ def test_version_0_is_the_given_model_to_a_step_of_the_grid(seed: int) -> None:
 def test_a_grid_of_another_model_is_refused(length: int) -> None:
     with pytest.raises(ReplicaError, match="does not fit 3 tensors"):
         FixedPoint.unpack(bytes(length), LAYOUT)
+    with pytest.raises(ReplicaError, match="-149 to 2"):
+        FixedPoint.unpack(FixedPoint((0, 106, 0)).pack(), LAYOUT)

@@ -32,6 +32,16 @@ def weights_of(record: ArrayRecord) -> Vector:
     return found
 
 
+def test_what_clients_hold_shows_a_divergence() -> None:
+    """A learning rate of 1e30: a model that clients hold as if nothing had happened would hide it."""
+    first, update = draws(2)
+    model = GlobalModel(arrays(first), None, optimizers.sgd(1e30), Downlink(0.02))
+    model.step(update, dict(model.buffers))
+    assert np.abs(weights_of(model.arrays)).max() > 1e28
+    with pytest.raises(FloatingPointError, match="no longer finite"):
+        model.step(np.full(SIZE, 1e10, np.float32), dict(model.buffers))
+
+
 @pytest.mark.parametrize("averaging", [0.0, 0.9])
 @pytest.mark.parametrize("downlink", [None, Downlink(0.02)])
 def test_a_shift_moves_master_mean_and_held_and_is_one_version(averaging: float, downlink: Downlink | None) -> None:

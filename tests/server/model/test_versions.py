@@ -1,5 +1,7 @@
 """Versions and their deltas: whatever is lost, a client that gets a download holds the server's model, bit for bit."""
 
+import itertools
+
 import numpy as np
 import pytest
 from flwr.app import RecordDict
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 
 from fedpress.client.state import replica
 from fedpress.client.state.replica import ReplicaWithUndo
+from fedpress.compression.errors import NonFiniteError
 from fedpress.compression.messages import orders, records
 from fedpress.compression.tensors import flatten
 from fedpress.compression.tensors.layout import Layout, TensorSpec, Vector
@@ -20,13 +23,37 @@ from fedpress.server.checkpoint import state
 from fedpress.server.model.versions import FROM_NOTHING, Downlink, Versions, VersionsState
 
 LAYOUT = Layout((TensorSpec("a", (40, 30), "float32"), TensorSpec("b", (80,), "float32")))
+seeds = st.integers(0, 2**32 - 1)
+MOST = float(np.finfo(np.float32).max)
 INITIAL = np.random.default_rng(5).normal(0, 0.05, LAYOUT.size).astype(np.float32)
-VERSION_0 = Replica.initial(INITIAL, LAYOUT)
 
 
 def walk(master: Vector, random: np.random.Generator) -> Vector:
     step: Vector = (random.standard_normal(LAYOUT.size) ** 3 * 1e-3).astype(np.float32)
     return master + step
+
+
+def jump(layout: Layout, random: np.random.Generator) -> Vector:
+    """Return weights anywhere in float32: each tensor has a scale of its own, a tail, one large entry, or is zero."""
+    parts = []
+    for start, stop in itertools.pairwise(layout.offsets.tolist()):
+        values = random.standard_normal(stop - start)
+        kind = random.integers(4)
+        if kind == 1:
+            values *= np.exp(random.normal(0, 8, stop - start))
+        elif kind == 2:
+            values[1:] *= 1e-5
+        parts.append(values * (kind < 3) * 10.0 ** random.uniform(-44, 38.5))
+    return np.clip(np.concatenate(parts), -MOST, MOST).astype(np.float32)
+
+
+def off(versions: Versions, master: Vector, layout: Layout) -> float:
+    """Return how far held is from master, as a fraction of the tensor's largest magnitude, in the worst tensor."""
+    held = versions.held.floats(layout).astype(np.float64)
+    parts = [slice(*bounds) for bounds in itertools.pairwise(layout.offsets.tolist())]
+    distances = [np.abs(held[part] - master[part]).max() for part in parts]
+    peaks = [max(float(np.abs(master[part]).max()), 2.0**-149) for part in parts]
+    return max(distance / peak for distance, peak in zip(distances, peaks, strict=True))
 
 
 class Pair:
@@ -47,6 +74,7 @@ class Pair:
         self.confirmed: int | None = None
         self.makes_initial = True
         self.forms: list[int | None] = []
+        self.asked = 0  # how often a download was of no use, and the client asked for the whole model
 
     def first(self, download: orders.Download, mask: Mask | None = None) -> Replica | None:
         """The client's version 0, where it is the one that is offered."""
@@ -68,6 +96,7 @@ class Pair:
                 break
             self.makes_initial = self.makes_initial and self.confirmed is not None
             self.confirmed = None  # it asks for the whole model
+            self.asked += 1
         assert after is not None and after.replica.tag(0) == self.versions.tag
         np.testing.assert_array_equal(after.replica.integers, self.versions.held.integers)
         self.kept = after
@@ -78,23 +107,25 @@ class Pair:
 OWN = st.sampled_from([None, INITIAL, INITIAL[::-1].copy()])
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(
-    st.lists(st.sampled_from("heard lost away forgets taught".split()), max_size=40),
+    st.lists(st.sampled_from("heard lost away forgets taught jump".split()), max_size=40),
     OWN,
     st.sampled_from([1, 7]),
+    seeds,
 )
 def test_a_client_holds_what_the_server_holds_whatever_was_lost(
-    fates: list[str], own: Vector | None, levels: int
+    fates: list[str], own: Vector | None, levels: int, seed: int
 ) -> None:
-    pair, random = Pair(own, levels), np.random.default_rng(len(fates))
+    pair, random = Pair(own, levels), np.random.default_rng(seed)
     for fate in fates:
-        pair.master = walk(pair.master, random)
+        pair.master = jump(LAYOUT, random) if fate == "jump" else walk(pair.master, random)
         pair.versions.advance(pair.master, b"", Downlink(0.7, levels=15) if fate == "taught" else None)
         if fate == "forgets":
             pair.kept = None
-        elif fate != "away":
+        elif fate not in ("away", "jump"):
             pair.contact(heard=fate == "heard")
+    assert pair.asked <= fates.count("forgets")  # a grid that changes costs nobody the whole model
 
 
 class MaskedPair(Pair):
@@ -118,8 +149,12 @@ class MaskedPair(Pair):
         self.layout, self.mask_version = after, self.mask_version + 1
         self.versions.change_mask(after, self.mask_version)
 
-    def step(self, random: np.random.Generator) -> None:
-        self.master = self.master + (random.standard_normal(self.layout.size) ** 3 * 1e-3).astype(np.float32)
+    def step(self, random: np.random.Generator, jumps: bool = False) -> None:
+        self.master = (
+            jump(self.layout, random)
+            if jumps
+            else self.master + (random.standard_normal(self.layout.size) ** 3 * 1e-3).astype(np.float32)
+        )
         self.versions.advance(self.master, b"")
 
     def meet(self, heard: bool) -> None:
@@ -140,6 +175,7 @@ class MaskedPair(Pair):
                 break
             self.makes_initial = self.makes_initial and self.confirmed is not None
             self.confirmed = None
+            self.asked += 1
         assert after is not None and after.replica.tag(self.mask_version) == self.versions.tag
         np.testing.assert_array_equal(after.replica.integers, self.versions.held.integers)
         support = self.versions.side_info(download, self.versions.held.version).shared_positions
@@ -153,15 +189,20 @@ class MaskedPair(Pair):
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(st.sampled_from("heard heard lost away forgets change".split()), max_size=40), OWN, st.booleans())
+@given(
+    st.lists(st.sampled_from("heard heard lost away forgets change jump".split()), max_size=40),
+    OWN,
+    st.booleans(),
+    seeds,
+)
 def test_a_client_holds_what_the_server_holds_whatever_became_of_the_mask(
-    fates: list[str], own: Vector | None, masked: bool
+    fates: list[str], own: Vector | None, masked: bool, seed: int
 ) -> None:
-    pair, random = MaskedPair(own, masked), np.random.default_rng(len(fates))
+    pair, random = MaskedPair(own, masked), np.random.default_rng(seed)
     for fate in fates:
         if fate == "change":
             pair.change(random)
-        pair.step(random)
+        pair.step(random, jumps=fate == "jump")
         if fate == "forgets":
             pair.kept = None
         elif fate in ("heard", "lost"):
@@ -233,6 +274,137 @@ def test_versions_move_towards_the_master() -> None:
         missing.append(float(np.linalg.norm(target - pair.versions.held.floats(LAYOUT))))
     assert all(after <= before for before, after in zip(missing, missing[1:], strict=False))
     assert missing[-1] < 0.02 * missing[0]
+
+
+def advanced(versions: Versions, master: Vector, times: int) -> None:
+    for _ in range(times):
+        versions.advance(master, b"")
+
+
+@settings(max_examples=25, deadline=None)
+@given(seeds, st.sampled_from([1, 7]))
+def test_held_arrives_wherever_in_float32_master_goes(seed: int, levels: int) -> None:
+    random = np.random.default_rng(seed)
+    versions = Versions(jump(LAYOUT, random), b"", LAYOUT, Downlink(0.1, levels))
+    for _ in range(2):
+        master = jump(LAYOUT, random)
+        for _ in range(20):
+            advanced(versions, master, 50)
+            if off(versions, master, LAYOUT) <= 2.0**-17:
+                break
+        assert off(versions, master, LAYOUT) <= 2.0**-17
+
+
+@pytest.mark.parametrize("first", [0.0, 1e-30, 1e-5, 1e-2, 1.0, 1e4])
+def test_a_tensor_at_another_scale_arrives_and_starves_no_other(first: float) -> None:
+    """LayerScale, norm shifts, LoRA's B, small heads begin at zero or near it, and must grow; one shrinks."""
+    random = np.random.default_rng(0)
+    layout = Layout((TensorSpec("scale", (64,), "float32"), TensorSpec("weight", (10_000,), "float32")))
+    begin = np.concatenate([np.full(64, first), random.normal(0, 0.05, 10_000)]).astype(np.float32)
+    goal = begin + random.normal(0, 0.02, 10_064).astype(np.float32)
+    goal[:64] = random.uniform(0.5, 1.5, 64)
+    versions = Versions(begin, b"", layout, Downlink(0.005))
+    advanced(versions, goal, 100)
+    np.testing.assert_allclose(versions.held.floats(layout)[:64], goal[:64], rtol=0.1)
+    advanced(versions, goal, 1500)
+    assert off(versions, goal, layout) <= 2.0**-17
+
+
+def test_a_tensor_that_grows_and_grows_costs_clients_no_snapshot() -> None:
+    """As with Adam on clients: the head grows on and on. Clients that are far behind get a delta, too."""
+    random = np.random.default_rng(1)
+    layout = Layout((TensorSpec("body", (2000,), "float32"), TensorSpec("head", (400,), "float32")))
+    master = random.normal(0, 1e-3, layout.size).astype(np.float32)
+    versions = Versions(master, b"", layout, Downlink(0.05))
+    steady = random.standard_normal(layout.size).astype(np.float32)
+    for version in range(1, 10):
+        master = master + 1e-3 * steady * np.where(np.arange(layout.size) < 2000, 0.1, 4.0**version).astype(np.float32)
+        versions.advance(master, b"")
+    assert [len(versions.download(base).grid) // 10 for base in (8, 0)] == [0, 4]  # a change of the grid is 10 bytes
+    for base in range(9):
+        download = versions.download(base)
+        assert download.base == base and len(download.delta) < 1200
+    assert len(versions.download(-5).delta) > 5000  # a snapshot, for comparison
+
+
+def test_a_tensor_that_shrinks_gets_a_finer_grid_without_loss() -> None:
+    pair, random = Pair(None), np.random.default_rng(2)
+    pair.contact(heard=True)
+    coarse = pair.versions.held.grid
+    pair.master = (pair.master * np.float32(1e-6)).astype(np.float32)
+    for _ in range(300):
+        pair.versions.advance(pair.master, b"")
+        if random.random() < 0.2:
+            pair.contact(heard=True)
+    assert all(
+        after < before for after, before in zip(pair.versions.held.grid.exponents, coarse.exponents, strict=True)
+    )
+    assert off(pair.versions, pair.master, LAYOUT) <= 2.0**-17 and pair.asked == 0
+
+
+def test_entries_that_the_grid_cannot_bring_nearer_take_no_places() -> None:
+    """A tensor of 1e4 is off by less than half its spacing, which is more than all that another tensor lacks."""
+    layout = Layout((TensorSpec("large", (1000,), "float32"), TensorSpec("small", (100,), "float32")))
+    random = np.random.default_rng(3)
+    begin = np.concatenate([random.uniform(-1e4, 1e4, 1000), np.zeros(100)]).astype(np.float32)
+    goal = np.concatenate([begin[:1000], random.uniform(-1e-4, 1e-4, 100)]).astype(np.float32)
+    versions = Versions(begin, b"", layout, Downlink(0.01))
+    assert np.abs(begin - versions.held.floats(layout)).max() > 1e-3
+    advanced(versions, goal, 150)
+    assert off(versions, goal, layout) <= 2.0**-17
+
+
+def test_an_entry_moves_by_a_magnitude_of_its_own_where_the_common_one_is_of_no_use() -> None:
+    """A few entries of 100 among many of 0.001: none gets farther from master, and the large ones are there soon."""
+    goal = np.full(LAYOUT.size, 1e-3, np.float32)
+    goal[:4] = 100
+    versions = Versions(np.zeros(LAYOUT.size, np.float32), b"", LAYOUT, Downlink(0.05))
+    before = goal
+    for _ in range(4):
+        versions.advance(goal, b"")
+        after = np.abs(goal - versions.held.floats(LAYOUT))
+        assert (after <= before).all()
+        before = after
+    assert before[:4].max() < 1
+
+
+def test_what_no_common_unit_can_hold_goes_down_exactly() -> None:
+    """Changes of 1e-12 and of 1 in one delta, and weights of 1e-12 and of 1 in one snapshot."""
+    layout = Layout((TensorSpec("large", (50,), "float32"), TensorSpec("small", (50,), "float32")))
+    random = np.random.default_rng(4)
+    scales = np.repeat([1.0, 1e-12], 50)
+    begin, goal = (random.standard_normal(100) * scales for _ in range(2))
+    versions = Versions(begin.astype(np.float32), b"", layout, Downlink(1.0, levels=255))
+    client = ReplicaWithUndo(versions.held)
+    advanced(versions, goal.astype(np.float32), 2)
+    for base in (0, -5):  # the version of the client, and one that is kept no longer
+        download = versions.download(base)
+        order = orders.Order("test", 1, 1, 0, versions.held.version, 0, download)
+        after = replica.receive(order, download, client, RecordDict(), layout)
+        assert after is not None and after.replica.tag(0) == versions.tag
+
+
+def test_a_change_beyond_float32_takes_a_snapshot() -> None:
+    pair = Pair(None)
+    pair.master = np.full(LAYOUT.size, MOST, np.float32)
+    advanced(pair.versions, pair.master, 80)
+    pair.contact(heard=True)
+    advanced(pair.versions, -pair.master, 80)
+    assert off(pair.versions, -pair.master, LAYOUT) < 2.0**-17
+    pair.contact(heard=True)
+    assert pair.forms == [None, FROM_NOTHING] and pair.asked == 0
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_master_that_is_not_finite_is_refused_and_changes_nothing(bad: float) -> None:
+    versions = Versions(INITIAL.copy(), b"", LAYOUT, Downlink(0.05))
+    tag, master = versions.tag, INITIAL.copy()
+    master[[3, 700]] = bad, MOST
+    with pytest.raises(NonFiniteError, match="clients cannot be given"):
+        versions.advance(master, b"")
+    assert versions.tag == tag == versions.held.tag(0)
+    with pytest.raises(NonFiniteError, match="clients cannot be given"):
+        Versions(master, b"", LAYOUT, Downlink(0.05))
 
 
 def test_a_damaged_model_is_found_and_replaced() -> None:
