@@ -260,11 +260,9 @@ class _OrderHandler:
         held = memory.replica if memory and _same_tensors(memory.layout, layout) else None
         if held and known and known.fingerprint != layout.fingerprint:
             held = held.remapped(known.change_to(layout))
-        download = order.download
+        download, sent = order.download, memory.frozen if memory and memory.layout.frozen == layout.frozen else {}
         if download.base is None:
             sent = flatten.frozen(arrays, layout)
-        else:
-            sent = memory.frozen if memory and memory.layout.frozen == layout.frozen else {}
         offered = download.base == 0 and bool(download.origin)
         own = self._own_initial(layout) if offered or (layout.frozen and not sent) else None
         frozen = sent or (own.frozen if own else {})

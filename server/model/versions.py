@@ -376,7 +376,8 @@ class Versions:
         apart = (wanted > 2 * magnitudes) | (wanted * _OUTLIER < magnitudes)
         wanted[apart] = _dyadic(magnitudes[apart])
         steps = np.rint(np.ldexp(wanted, -self.held.grid.spacing(positions, self._layout)))
-        return np.copysign(np.maximum(steps, 1), missing).astype(np.int64)
+        moves: NDArray[np.int64] = np.copysign(np.maximum(steps, 1), missing).astype(np.int64)
+        return moves
 
     @property
     def _first(self) -> int:
