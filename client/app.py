@@ -3,8 +3,9 @@
 The run's configuration names the workload: `workload` is a function of it that returns a `Job`, which has the `Work` of
 each client. torch is imported only where it is needed, as Flower starts a process for every message.
 
-The node's configuration may have `data-folder`, the node's own examples, `download-folder`, for its students, and
-`workloads`, what it lets a server run (`fedpress.client.workloads`).
+The node's configuration may have `data-folder`, the node's own examples, `initial-weights`, its copy of the file that
+the run begins with, `download-folder`, for its students, and `workloads`, what it lets a server run
+(`fedpress.client.workloads`).
 """
 
 from __future__ import annotations
@@ -33,6 +34,9 @@ from fedpress.compression.tensors.mask import Mask
 from fedpress.compression.timing import Timer
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
     from torch import nn
 
     from fedpress.client.settings import Training
@@ -62,8 +66,11 @@ class Work(Protocol):
     def tier(self) -> str:
         """Tier of devices that train this model; empty: the global model."""
 
-    def fresh_model(self) -> nn.Module:
+    def blank_model(self) -> nn.Module:
         """Return a new instance of the model, with any weights."""
+
+    def initial(self) -> Mapping[str, NDArray[Any]] | None:
+        """Return the arrays of the initial model, as this client has it by itself; None: it has none."""
 
     def examples(self, client: int) -> Examples:
         """Return the client's training examples."""
@@ -111,7 +118,7 @@ def preload(key: WorkKey) -> None:
     """Load examples, model and encoder of a key, for processes that are forked from this one."""
     work = _work_of(key)
     work.examples(key.client)
-    work.fresh_model()
+    work.blank_model()
     _ = work.encoder, work.layout
 
 
@@ -183,7 +190,7 @@ def running_statistics(
         return {}
     from fedpress.client import train as local
 
-    model = work.fresh_model()
+    model = work.blank_model()
     model.load_state_dict(records.from_numpy(dict(arrays)).to_torch_state_dict())
     with timer.of("training"):
         return local.running_statistics(model, work.examples(stores.client_index(context)), work.training)
@@ -258,7 +265,7 @@ def _vote(model: nn.Module, examples: Examples, work: Work, layout: Layout, orde
 
 
 def _loaded(work: Work, message: Message) -> nn.Module:
-    model = work.fresh_model()
+    model = work.blank_model()
     _, arrays = records.only_arrays(message.content)
     model.load_state_dict(arrays.to_torch_state_dict())
     return model
@@ -281,6 +288,7 @@ class TrainingApp(ClientApp):
                 compress(
                     lambda context: _work(context).encoder,
                     layout=lambda context: _work(context).layout,
+                    initial=lambda context: _work(context).initial(),
                     statistics=lambda context, arrays: running_statistics(context, arrays, self.timer),
                 ),
                 *mods,

@@ -8,6 +8,7 @@ import functools
 import inspect
 from collections.abc import Callable, Mapping
 from logging import ERROR, INFO, WARNING
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -28,8 +29,11 @@ from fedpress.compression.messages.orders import Answer, Order
 from fedpress.compression.tensors import buffer_codec, flatten
 from fedpress.compression.tensors.layout import Layout, checked
 from fedpress.compression.tensors.mask import Mask
+from fedpress.compression.tensors.replica import Replica
 from fedpress.compression.wire import position_set
 
+Initial: TypeAlias = Callable[[Context], Mapping[str, NDArray[Any]] | None]
+"""Returns the arrays of the initial model by name, as the client has them by itself; None: it has none."""
 Statistics: TypeAlias = Callable[[Context, Mapping[str, NDArray[Any]]], Mapping[str, NDArray[Any]]]
 """Function of a client's Context and a model's arrays that returns running statistics by the names of the buffers."""
 
@@ -38,6 +42,7 @@ def compress(
     encoder: Encoder[Any] | Callable[[Context], Encoder[Any]],
     *,
     layout: Layout | Callable[[Context], Layout] | None = None,
+    initial: Initial | None = None,
     statistics: Statistics | None = None,
 ) -> Mod:
     """Return a mod for any ClientApp that answers `train` with the trained weights in one ArrayRecord.
@@ -61,6 +66,10 @@ def compress(
         encoder: The encoder, or a function of Flower's Context that returns it.
         layout: Which arrays are parameters and which are buffers: `Layout.of(model)`, or a function of the Context.
             Without it the usual names decide (`Layout.of_arrays`), and the log says so.
+        initial: A function of the Context that returns the arrays of the initial model by name, as this client has them
+            by itself: from a file, or from the server's seed. Where their tag is the one that the server offers
+            (`Downlink(agreed_initial=True)`), the first copy of the model is not sent. It returns None where the client
+            has none; without the function, every new client is sent the model.
         statistics: A function of the Context and the received model's arrays that returns its running means and
             variances on this client's examples, such as `batch_norm.measure` gives them: they are sent in place of the
             trained ones, which belong to other weights. Without it, what the trained ones still hold of the received
@@ -78,7 +87,7 @@ def compress(
             return call_next(message, context)
         other_mods.check_outside(inspect.currentframe())
         chosen = encoder if isinstance(encoder, Encoder) else encoder(context)
-        handler = _OrderHandler(message, context, order, chosen, layout, statistics)
+        handler = _OrderHandler(message, context, order, chosen, layout, initial, statistics)
         return handler.train(call_next) if category == "train" else handler.evaluate(call_next)
 
     return mod
@@ -92,6 +101,32 @@ class _ReceivedModel(NamedTuple):
     arrays: dict[str, Any]
     replica: replicas.ReplicaWithUndo | None = None  # the same model, where clients hold one
     tag: bytes = b""  # of the replica
+    frozen: Mapping[str, NDArray[Any]] = MappingProxyType({})  # to be kept: this client cannot make them by itself
+
+
+class _OwnInitial(NamedTuple):
+    """The initial model as a client has it by itself."""
+
+    version_0: Replica  # without a mask
+    frozen: Mapping[str, NDArray[Any]]
+
+    def is_that_of(self, origin: bytes, frozen: bytes) -> bool:
+        """Tell whether this is the server's version 0; the log says where it is not.
+
+        Args:
+            origin: Tag of the server's.
+            frozen: Digest of the frozen parameters here.
+        """
+        tag = self.version_0.tag(0, frozen)
+        if tag != origin:
+            log(
+                WARNING,
+                "the initial weights that this client has by itself are not the server's (tag %s, the server's is %s)"
+                " and are not used: the whole model is asked for. Is it another weights file, another release of"
+                " PyTorch, another processor, or a model() that differs from call to call?",
+                tag.hex(), origin.hex(),
+            )  # fmt: skip
+        return tag == origin
 
 
 class _OrderHandler:
@@ -104,6 +139,7 @@ class _OrderHandler:
         order: Order,
         encoder: Encoder[Any],
         layout: Layout | Callable[[Context], Layout] | None,
+        initial: Initial | None,
         statistics: Statistics | None,
     ) -> None:
         self._message = message
@@ -111,6 +147,7 @@ class _OrderHandler:
         self._order = order
         self._encoder = encoder
         self._layout = layout
+        self._initial = initial
         self._statistics = statistics
         self._store = stores.open_store(context, order.federation)
         self._lost_state = False
@@ -159,6 +196,7 @@ class _OrderHandler:
         try:
             trained_key, trained_record = records.only_arrays(reply.content)
             trained = _in_dtypes_of(layout, records.to_numpy(trained_record))
+            _check_frozen(trained, arrays, layout)
             update = flatten.flatten(trained, layout)
             for spec in layout.buffers:
                 checked(trained, spec)
@@ -247,12 +285,37 @@ class _OrderHandler:
         held = memory.replica if memory and _same_tensors(memory.layout, layout) else None
         if held and known and known.fingerprint != layout.fingerprint:
             held = held.remapped(known.change_to(layout))
-        held = replicas.receive(order, order.download, held, content, layout)
+        download, sent = order.download, memory.frozen if memory and memory.layout.frozen == layout.frozen else {}
+        if download.base is None:
+            sent = flatten.frozen(arrays, layout)
+        offered = download.base == 0 and bool(download.origin)
+        own = self._own_initial(layout) if offered or (layout.frozen and not sent) else None
+        frozen = sent or (own.frozen if own else {})
+        if layout.frozen and not frozen:
+            return None
+        digest = flatten.digest(frozen, layout)
+        first = (
+            own.version_0.within(layout.mask) if own and offered and own.is_that_of(download.origin, digest) else None
+        )
+        held = replicas.receive(order, download, held, content, layout, first, digest)
         if held is None:
             return None
         buffers = buffer_codec.unpack(held.replica.buffers, layout, None) if layout.buffers else {}
-        arrays = {**flatten.unflatten(held.replica.floats(layout), layout), **buffers}
-        return _ReceivedModel(layout, record_key, arrays, held, order.download.tag)
+        arrays = {**flatten.unflatten(held.replica.floats(layout), layout), **buffers, **frozen}
+        return _ReceivedModel(layout, record_key, arrays, held, download.tag, sent)
+
+    def _own_initial(self, layout: Layout) -> "_OwnInitial | None":
+        """Return the initial model as this client has it by itself; None: it has none that fits the layout."""
+        arrays = self._initial(self._context) if self._initial else None
+        if arrays is None:
+            return None
+        try:
+            weights, frozen = flatten.flatten(arrays, layout.full), flatten.frozen(arrays, layout)
+            buffers = buffer_codec.pack(arrays, layout) if layout.buffers else b""
+        except (LayoutError, NonFiniteError) as error:
+            log(WARNING, "the initial weights that this client has by itself are of another model: %s", error)
+            return None
+        return _OwnInitial(Replica.initial(weights, layout.full, buffers), frozen)
 
     def _refused(self, reason: object) -> Message:
         """Return an answer without an update, for the server to count and name; nothing changes here."""
@@ -317,6 +380,7 @@ class _OrderHandler:
             lost_state=lost_state,
             mask_version=self._order.mask_version,
             discarded=self._discarded,
+            frozen=model.frozen,
         )
         self._store.save(memory.stored())
 
@@ -351,6 +415,25 @@ def _in_dtypes_of(layout: Layout, arrays: dict[str, Any]) -> dict[str, Any]:
 def _same_tensors(known: Layout, layout: Layout) -> bool:
     """Tell whether two layouts are of the same model, whatever their masks."""
     return known.full.fingerprint == layout.full.fingerprint
+
+
+def _check_frozen(trained: Mapping[str, NDArray[Any]], start: Mapping[str, NDArray[Any]], layout: Layout) -> None:
+    """Check that training has left alone what the layout says is not trained.
+
+    Args:
+        trained: Arrays of the application's answer.
+        start: Arrays that it was given.
+        layout: Layout of the model.
+
+    Raises:
+        LayoutError: A frozen parameter has changed; it would be lost without a word.
+    """
+    for spec in layout.frozen:
+        if spec.name in trained and trained[spec.name].tobytes() != start[spec.name].tobytes():
+            raise LayoutError(
+                f"training has changed {spec.name!r}, which has requires_grad=False in the model that `layout` was made"
+                " of, and is never sent; set requires_grad before `Layout.of(model)`, the same on both sides"
+            )
 
 
 def _vote(content: RecordDict, layout: Layout) -> bytes:

@@ -27,7 +27,9 @@ ANY: Final = "*"
 """Entry of a list: whatever the server names or sends."""
 KEY: Final = "workloads"
 """Key of the node's configuration."""
-OF_THE_NODE: Final = (KEY, "data-folder")
+OWN_FILES: Final = ("data-folder", "initial-weights")
+"""Keys of the node's configuration that name files of its own, and go over the run's configuration."""
+OF_THE_NODE: Final = (KEY, *OWN_FILES)
 """Keys of a run's configuration that the node alone sets."""
 REFERENCE: Final = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
 """Form of an entry but `ANY`: "module:attribute"."""
@@ -56,12 +58,11 @@ def run_config(given: Mapping[str, Any], node_config: Mapping[str, Any]) -> dict
         node_config: Configuration of the node.
 
     Returns:
-        The same with the node's own `data-folder` and list, which a server cannot give. On a node with a list, `out`,
+        The same with the node's own files and list, which a server cannot give. On a node with a list, `out`,
         a folder of the server's machine, is left out.
     """
     config = {key: value for key, value in given.items() if key not in OF_THE_NODE}
-    if data_folder := node_config.get("data-folder"):
-        config["data-folder"] = data_folder
+    config |= {key: path for key in OWN_FILES if (path := node_config.get(key))}
     if (entries := listed(node_config)) is not None:
         config[KEY] = " ".join(entries)
         config.pop("out", None)

@@ -92,7 +92,13 @@ class Task(ABC):
 
     @abstractmethod
     def model(self) -> nn.Module:
-        """Return a fresh model with weights drawn from torch's generator, which the caller seeds."""
+        """Return a fresh model with its initial weights and buffers.
+
+        What it returns is where training begins, tensor by tensor: weights that are brought along, such as a pretrained
+        backbone's, or drawn from the generators of torch, numpy or Python, which the caller seeds. Clients make the
+        same model under the same seed, and are sent it where theirs differs. Parameters with `requires_grad=False` are
+        not trained and end as they began.
+        """
 
     @abstractmethod
     def data(self) -> Splits:

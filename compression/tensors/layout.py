@@ -4,6 +4,9 @@ A model travels as one vector: its parameters in the order of its `Layout`, each
 float32 (`flatten`). Buffers (running means and variances, counters) are not parameters: they stay out of the vector,
 out of selection, residuals and server rates, and travel apart in their own dtypes (`buffer_codec`).
 
+Parameters that are not trained (`requires_grad=False`, such as a backbone's) are frozen: they are part of the model
+that clients hold, and never of an update.
+
 The vector of a sparse model holds only the entries of its mask, in the same order: `Layout.within`. Names and shapes of
 the tensors stay, the entries outside are left out by `flatten`, and are zeros again after `unflatten`.
 """
@@ -70,6 +73,7 @@ class Layout:
         buffers: The tensors that travel apart, in the order of `buffer_codec`.
         tied: Pairs (alias, canonical name) of tensors that are one in memory; an alias takes no room in the vector.
         mask: Which entries of the parameters the vector holds, counted over all of them; None: all.
+        frozen: Parameters that are not trained, the same bytes at every client from the first round to the last.
         norm_momenta: Pairs (name of a layer with running statistics, its momentum: the share of one batch in them;
             None: they are the mean over all batches). A layer that is not there has torch's default.
 
@@ -85,10 +89,13 @@ class Layout:
     buffers: tuple[TensorSpec, ...] = ()
     tied: tuple[tuple[str, str], ...] = ()
     mask: Mask | None = None
+    frozen: tuple[TensorSpec, ...] = ()
     norm_momenta: tuple[tuple[str, float | None], ...] = dataclasses.field(default=(), compare=False)
 
     def __post_init__(self) -> None:
-        names = [spec.name for spec in (*self.parameters, *self.buffers)] + [alias for alias, _ in self.tied]
+        names = [spec.name for spec in (*self.parameters, *self.buffers, *self.frozen)] + [
+            alias for alias, _ in self.tied
+        ]
         if len(set(names)) != len(names):
             twice = sorted({name for name in names if names.count(name) > 1})
             raise errors.LayoutError(f"these names stand more than once in the layout: {', '.join(twice)}")
@@ -182,7 +189,8 @@ class Layout:
         """Return the layout of a torch module (known by its methods; torch itself is not needed here).
 
         Tied parameters count once, under their first name. A buffer that is not part of `state_dict()` stays out.
-        Integer and boolean parameters count as buffers, since they cannot be averaged.
+        Integer and boolean parameters count as buffers, since they cannot be averaged. Parameters with
+        `requires_grad=False` are frozen.
 
         Args:
             model: An object with `named_parameters`, `named_buffers`, `named_modules` and `state_dict`, as
@@ -192,11 +200,14 @@ class Layout:
         parameters: list[TensorSpec] = []
         buffers: list[TensorSpec] = []
         tied: list[tuple[str, str]] = []
+        frozen: list[TensorSpec] = []
         first: dict[int, str] = {}  # id of the tensor -> its first name; the model keeps the tensors alive
         for name, tensor in model.named_parameters(remove_duplicate=False):
             spec = TensorSpec(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
             if spec.dtype in INTEGERS:
                 buffers.append(spec)
+            elif not tensor.requires_grad:
+                frozen.append(spec)
             elif id(tensor) in first:
                 tied.append((name, first[id(tensor)]))
             else:
@@ -210,7 +221,7 @@ class Layout:
             for name, module in model.named_modules()
             if hasattr(module, "running_mean") and hasattr(module, "momentum")
         )
-        return cls(tuple(parameters), tuple(buffers), tuple(tied), norm_momenta=momenta)
+        return cls(tuple(parameters), tuple(buffers), tuple(tied), None, tuple(frozen), momenta)
 
     @classmethod
     def of_arrays(
@@ -224,7 +235,8 @@ class Layout:
 
         The rule: an array is a buffer if its dtype is integer or boolean, or if its name ends as those of running means
         and variances do in PyTorch, Keras, Paddle, MXNet, Flax and Haiku (`BUFFER_NAMES`). Anything else is a
-        parameter. What names do not tell can be said: `layout_doubts` finds what is worth a look.
+        parameter. What names do not tell can be said: `layout_doubts` finds what is worth a look. Which parameters are
+        frozen cannot be seen.
 
         Args:
             arrays: The arrays by name.

@@ -90,7 +90,7 @@ class ClientModels:
             if side_info.predictor is not None:
                 side_info.predictor.add_to(total, self._prediction)
             buffers = buffer_codec.unpack(sent.buffers, layout, None) if layout.buffers else {}
-            yield {**flatten.unflatten(total.astype(np.float32), layout), **buffers}
+            yield {**flatten.unflatten(total.astype(np.float32), layout), **buffers, **model.frozen}
 
     def teacher(
         self, model: nn.Module, combine: Combine = "logits", class_axis: int = teachers.LAST

@@ -12,8 +12,9 @@ import re
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from io import BufferedReader
 from pathlib import Path
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, NamedTuple, TypeVar, cast
 
 from fedpress.compression.models.bundles import container
 from fedpress.compression.models.bundles.manifest import TIER_NAME
@@ -123,7 +124,7 @@ class Catalog:
                     return None
                 key = (stored.path, status.st_size, status.st_mtime_ns)
                 if key not in self._digests:
-                    self._digests[key] = hashlib.file_digest(file, "sha256").digest()
+                    self._digests[key] = hashlib.file_digest(cast(BufferedReader, file), "sha256").digest()
         except OSError:
             return None
         return Offered(*stored, status.st_size, self._digests[key], int(status.st_mtime))

@@ -4,7 +4,7 @@ import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
-from logging import WARNING
+from logging import INFO, WARNING
 from typing import Any, NamedTuple
 
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
@@ -59,6 +59,8 @@ class Tickets:
         versions: version of the model that a node has proved to hold.
         masks: version of the mask that a node has proved to have.
         tiers: tier of devices that a node has reported.
+        makes_initial: whether a node has shown that it can make version 0 by itself, or that it cannot; until then, it
+            is taken to, where clients of the downlink can.
     """
 
     issued: int = 0
@@ -69,6 +71,7 @@ class Tickets:
     versions: dict[int, int] = field(default_factory=dict)
     masks: dict[int, int] = field(default_factory=dict)
     tiers: dict[int, str] = field(default_factory=dict)
+    makes_initial: dict[int, bool] = field(default_factory=dict)
 
     def issue(self, node: int) -> int:
         """Return a new ticket, greater than all that this node has answered, by its own claim too."""
@@ -174,9 +177,14 @@ class Orders:
             model: the model of the order.
         """
         held = self.tickets.forget_model(node)
-        log(WARNING, "node %d cannot get from version %s to %d by a delta", node, held, model.version)
-        # A client believed to hold nothing was sent all it needs but names and shapes: those it lacks.
+        # A client believed to hold nothing was offered version 0, and has another one or none; or it lacks names and
+        # shapes, and was sent all else.
         whole = held is None
+        if not whole:
+            log(WARNING, "node %d cannot get from version %s to %d by a delta", node, held, model.version)
+        elif model.versions and model.versions.offers_initial and self.tickets.makes_initial.get(node, True):
+            self._log_other_initial(node)
+            self.tickets.makes_initial[node] = False
         if kind == MessageType.EVALUATE:
             order = self._order(node, server_round, 0, model, whole)
         else:
@@ -300,11 +308,27 @@ class Orders:
     ) -> Order:
         """Return an order with the download to the newest version; `whole`: with all arrays."""
         tickets, vote = self.tickets, vote or VoteRequest()
-        download = None if model.versions is None else model.versions.download(tickets.versions.get(node), whole)
+        download = None
+        if model.versions is not None:
+            agreed = tickets.makes_initial.get(node, True)
+            download = model.versions.download(tickets.versions.get(node), whole, agreed)
         return Order(
             self._federation, ticket, server_round, model.masks.version, model.version, tickets.accepted.get(node, 0),
             download, model.masks.coded(tickets.masks.get(node)), vote.drop, vote.grow,
         )  # fmt: skip
+
+    def _log_other_initial(self, node: int) -> None:
+        """Log that a node has no version 0 of its own like the server's: at length for the first such node."""
+        if False not in self.tickets.makes_initial.values():
+            log(
+                WARNING,
+                "node %d has other initial weights than the server, or none, and is sent the whole model; the ledger"
+                " counts it. Weights that are the same everywhere come from a file (`init` in the scenario and in the"
+                " node's settings), or from the same PyTorch on the same kind of processor",
+                node,
+            )
+        else:
+            log(INFO, "node %d has other initial weights than the server, too, and is sent the whole model", node)
 
     def _message(self, node: int, order: Order, kind: str, config: Mapping[str, Any], model: GlobalModel) -> Message:
         entries = ConfigRecord({**config, "server-round": order.round, **orders.write_order(order)})

@@ -87,7 +87,9 @@ class Control:
 
     def __init__(self, address: str, ca: Path, token: str = "") -> None:
         self._address = address
-        interceptors = [RuntimeVersionHttpInterceptor(component_name="fedpress"), *([_Token(token)] if token else [])]
+        interceptors: list[Any] = [RuntimeVersionHttpInterceptor(component_name="fedpress")]
+        if token:
+            interceptors.append(_Token(token))
         try:
             certificate = files.read_regular(ca, files.MOST_TEXT)
             self._client = ControlHttpClient.from_server_address(address, False, certificate, interceptors)

@@ -101,6 +101,8 @@ class EdgeDaemon:
             self._say(f"warning: {warning}")
         if chosen.data is not None and not Path(chosen.data).is_dir():
             raise settings.SettingsError(f"data: there is no folder {chosen.data}")
+        if chosen.init is not None and not Path(chosen.init).is_file():
+            raise settings.SettingsError(f"init: there is no file {chosen.init}")
         for folder in (self._state, self._home):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         flower_processes.command("flower-supernode")  # raises where Flower is missing; `supernode` replaces the command
@@ -327,6 +329,7 @@ def node_config(chosen: settings.ClientSettings) -> str:
         "state-folder": folder / "rounds",
         "download-folder": folder / "downloads",
         "data-folder": chosen.data,
+        "initial-weights": chosen.init,
         "tier": chosen.tier,
         "probe": chosen.probe,
         workloads.KEY: " ".join(chosen.workloads),

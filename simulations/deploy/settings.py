@@ -178,6 +178,11 @@ class ClientSettings(Section):
         default=None,
         description="A folder with this device's own examples, in place of the task's `data_dir`; it trains on all.",
     )
+    init: Plain | None = Field(
+        default=None,
+        description="This device's copy of the scenario's `init` file: where it holds the same weights, the model is"
+        " not sent; null: the path in the scenario, if there is such a file here.",
+    )
     workloads: tuple[Annotated[str, AfterValidator(_reference)], ...] = Field(
         default=(workloads.OWN,),
         strict=False,
@@ -243,7 +248,7 @@ def load(path: Path, kind: type[S]) -> S:
 def _absolute(settings: Section, folder: Path) -> dict[str, str]:
     """Return the values of keys that name files, as absolute paths."""
     changed = {}
-    for key in ("out", "keys", "state", "app", "ca", "key", "data", "probe"):
+    for key in ("out", "keys", "state", "app", "ca", "key", "data", "init", "probe"):
         if isinstance(given := getattr(settings, key, None), str):
             changed[key] = str(folder / Path(given).expanduser())
     scenario = getattr(settings, "scenario", None)

@@ -78,8 +78,9 @@ def load(run_config: Mapping[str, Any]) -> Job:
 
     Args:
         run_config: `scenario` is a whole scenario as JSON, the name of one, or the path of a YAML file; `out` the run
-            folder (absent or empty: a new one under `runs/`); `data-folder` one node's own data, in place of the task's
-            `data_dir`, and not partitioned; `workloads` the list of a node that restricts what a server may name.
+            folder (absent or empty: a new one under `runs/`); `data-folder` one node's own data, in place of the
+            task's `data_dir`, and not partitioned; `initial-weights` the node's own copy of the file of `init`; `workloads` the
+            list of a node that restricts what a server may name.
 
     Raises:
         ScenarioError: The scenario is not valid.
@@ -93,6 +94,8 @@ def load(run_config: Mapping[str, Any]) -> Job:
     if data_folder:
         task = TaskChoice(**{**scenario.task.model_dump(), "data_dir": str(data_folder)})
         scenario = scenario.model_copy(update={"task": task})
+    if initial := run_config.get("initial-weights"):
+        scenario = scenario.model_copy(update={"init": str(initial)})
     return Job(scenario, Path(str(out)) if out else None, own_data=bool(data_folder))
 
 

@@ -54,14 +54,12 @@ def rounds(scenario: Scenario, tier: str | None) -> Rounds:
 
 
 def downlink(workload: Workload) -> Downlink | None:
-    """Return the downlink of a model; None: whole models. A slice of the global model is not drawn from a seed."""
-    choice, teaching = workload.scenario.downlink, workload.scenario.teaching
+    """Return the downlink of a model, whose version 0 clients make by themselves; None: whole models."""
+    choice = workload.scenario.downlink
     if choice is None:
         return None
-    drawn = not (workload.tier and teaching and teaching.method == "heterofl")
     density = min(1.0, choice.density * workload.density / workload.scenario.density)
-    draw = workload.draw if drawn else None
-    return Downlink(density, choice.levels, draw=draw, prediction=workload.prediction)
+    return Downlink(density, choice.levels, agreed_initial=True, prediction=workload.prediction)
 
 
 def optimizer(workload: Workload) -> ServerOptimizer:

@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-import yaml
 from pydantic import BeforeValidator, Field, ValidationError, field_validator
 
 from fedpress.compression import files, suggest
@@ -250,7 +249,7 @@ def partition_name(scenario: Scenario) -> str:
 @functools.cache
 def published() -> dict[str, Method]:
     """Return the methods that come with fedpress, by name."""
-    raw = yaml.safe_load((FOLDER / "methods.yaml").read_text(encoding="utf-8"))
+    raw = yaml_source.read((FOLDER / "methods.yaml").read_text(encoding="utf-8"))
     return {name: Method.model_validate(given or {}) for name, given in raw.items()}
 
 

@@ -57,8 +57,11 @@ class Work:
     def of_client(self, client: int, tier: str | None = None) -> "Work":
         return Work(self.config, tier or "")
 
-    def fresh_model(self) -> nn.Module:
+    def blank_model(self) -> nn.Module:
         return Signs().model()
+
+    def initial(self) -> None:
+        return None
 
     def examples(self, client: int) -> Examples:
         return examples(40)

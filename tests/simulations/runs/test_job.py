@@ -40,7 +40,7 @@ def test_a_client_of_the_global_model_needs_nothing_that_prunes() -> None:
     code = (
         "import sys\n"
         "from fedpress.simulations.runs import job\n"
-        "job.load({'scenario': 'digits'}).of_client(0).fresh_model()\n"
+        "job.load({'scenario': 'digits'}).of_client(0).blank_model()\n"
         "assert 'fedpress.compression.models.pruning.structural' not in sys.modules\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)

@@ -12,12 +12,14 @@ from safetensors.torch import load_file, load_model
 from fedpress.compression.errors import FedpressError
 from fedpress.compression.ledger import Ledger
 from fedpress.compression.models.bundles import reader, writer
-from fedpress.compression.models.task import IGNORED, Task
+from fedpress.compression.models.task import IGNORED, Task, evaluate
 from fedpress.compression.wire import payloads
 from fedpress.simulations.results.records import Results
 from fedpress.simulations.results.run_folder import RunFolder, RunFolderError
 from fedpress.simulations.runs import runner
+from fedpress.simulations.runs.workload import Workload
 from fedpress.simulations.scenario import scenario
+from fedpress.simulations.scenario.scenario import Scenario
 from fedpress.simulations.tasks import registry
 from fedpress.simulations.tasks.digits import Digits
 
@@ -218,3 +220,60 @@ def test_client_models_teach_the_global_model_and_its_students(tmp_path: Path) -
     fused = run(tmp_path / "fused", *few, "fusion={every: 2}")
     assert fused.rounds[0].up_bytes == plain.rounds[0].up_bytes  # the first step is refined after what clients sent
     assert fused.model.sha256 != plain.model.sha256
+
+
+GIVEN = [
+    "students.tiers=[]", "clients=4", "sampling.clients_per_round=4", "rounds=2", "workers=2", "partition.kind=iid",
+    "training={learning_rate: 0.01, epochs: 1}",
+]  # fmt: skip
+
+
+def given(kind: str, *overrides: str) -> Scenario:
+    """A scenario whose model brings weights of its own."""
+    task = f"task={{name: 'tests.apps.given_models:Given', kind: {kind}}}"
+    return scenario.load("digits", [task, *GIVEN, *overrides])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "method",
+    [
+        ["encoder=eden"],
+        ["encoder=signsgd", "server={optimizer: majority_vote, learning_rate: 0.01}"],
+        ["downlink=null"],
+    ],
+    ids=["eden", "signsgd", "no downlink"],
+)
+def test_a_frozen_backbone_and_constant_buffers_end_as_they_began(tmp_path: Path, method: list[str]) -> None:
+    """Also with encoders whose rounding moves every entry of an update."""
+    chosen = given("tagger", *method)
+    runner.simulate(chosen, tmp_path / "run")
+    before, after = Workload(chosen).fresh_model().state_dict(), load_file(tmp_path / "run" / "model.safetensors")
+    frozen = ["backbone.0.weight", "backbone.0.bias", "backbone.1.weight", "scale", "order"]
+    assert all(torch.equal(before[name], after[name]) for name in frozen)
+    assert any(not torch.equal(before[name], after[name]) for name in after)
+    again = Workload(given("tagger", f"init={tmp_path / 'run' / 'model.safetensors'}"))  # from where the run has ended
+    assert all(torch.equal(again.fresh_model().state_dict()[name], tensor) for name, tensor in after.items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("downlink", ["{density: 0.01}", "null"])
+def test_a_model_that_was_trained_before_begins_as_good_as_it_is(tmp_path: Path, downlink: str) -> None:
+    chosen = given("fitted", f"downlink={downlink}", "training.learning_rate=0.00001")
+    results = runner.simulate(chosen, tmp_path / "run")
+    work = Workload(chosen)
+    alone = evaluate(work.fresh_model(), work.task, work.task.data().test).accuracy
+    assert alone > 0.85 and results.rounds[0].accuracy == pytest.approx(alone, abs=0.01)
+
+
+@pytest.mark.slow
+def test_where_every_process_draws_other_weights_all_train_those_of_the_server(tmp_path: Path) -> None:
+    """Each of the workers has another version 0: it asks for the model once, which is billed, and the log says it."""
+    results = runner.simulate(given("elsewhere"), tmp_path / "run")
+    whole = sum(tensor.nbytes for tensor in load_file(tmp_path / "run" / "model.safetensors").values())
+    first, second = results.rounds
+    assert first.refused == second.refused == 0
+    assert 4 * whole < first.down_bytes < 5 * whole and second.down_bytes < whole
+    log = (tmp_path / "run" / "run.log").read_text()
+    assert log.count("has other initial weights than the server, or none") == 1
+    assert log.count("has other initial weights than the server, too") == 3
