@@ -79,8 +79,8 @@ def load(run_config: Mapping[str, Any]) -> Job:
     Args:
         run_config: `scenario` is a whole scenario as JSON, the name of one, or the path of a YAML file; `out` the run
             folder (absent or empty: a new one under `runs/`); `data-folder` one node's own data, in place of the
-            task's `data_dir`, and not partitioned; `initial-weights` the node's own copy of the file of `init`; `workloads` the
-            list of a node that restricts what a server may name.
+            task's `data_dir`, and not partitioned; `initial-weights` the node's own copy of the file of `init`;
+            `workloads` the list of a node that restricts what a server may name.
 
     Raises:
         ScenarioError: The scenario is not valid.
