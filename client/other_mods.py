@@ -86,7 +86,7 @@ def check_outside(frame: FrameType | None) -> None:
                 name = type(frame.f_locals.get("self")).__name__
             if name in _OUTSIDE:
                 raise ModError(
-                    f"{name} stands before compress(...) among the mods, where it finds no weights in the answer, but"
+                    f"{name} stands before compress(...) among the mods, where it finds no weights in the answer but"
                     f" an encoded update: compress(...) must be the first. {_inside(name)}"
                 )
         frame = frame.f_back

@@ -88,7 +88,7 @@ def arrays_of(kind: str, model: nn.Module) -> dict[str, NDArray[Any]]:
 
 
 def record(arrays: Mapping[str, NDArray[Any]]) -> ArrayRecord:
-    return ArrayRecord({name: Array(array) for name, array in arrays.items()})
+    return ArrayRecord({name: Array(np.asarray(array)) for name, array in arrays.items()})
 
 
 def load(kind: str, arrays: ArrayRecord) -> nn.Module:

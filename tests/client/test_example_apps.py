@@ -190,9 +190,8 @@ def app_with(mods: list[Mod], answer: Any = None) -> ClientApp:
     @app.train()
     def train(message: Message, context: Context) -> Message:
         arrays = {name: array.numpy() + np.float32(0.5) for name, array in message.content["arrays"].items()}
-        content = (
-            answer(arrays) if answer else {"arrays": apps.record(arrays), "metrics": MetricRecord({"num-examples": 3})}
-        )
+        answered = answer(arrays) if answer else {"arrays": arrays, "metrics": MetricRecord({"num-examples": 3})}
+        content = {key: apps.record(part) if type(part) is dict else part for key, part in answered.items()}
         return Message(RecordDict(content), reply_to=message)
 
     return app

@@ -83,6 +83,7 @@ def test_what_finds_no_weights_outside_is_refused(mod: Any) -> None:
 def test_what_keeps_its_promise_is_let_be() -> None:
     for inside in (
         [],
+        [LOCAL_DP],
         [flower.message_size_mod, flower.arrays_size_mod],
         [legacy.LocalDpMod(1.0, 1.0, 1.0, 0.1)],
     ):
