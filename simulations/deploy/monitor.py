@@ -17,7 +17,6 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from fedpress.simulations.deploy import settings
 from fedpress.simulations.deploy.children import ServiceError
 
-
 IDLE_SECONDS = 10.0
 """Time limit without a byte of a request."""
 

@@ -26,7 +26,8 @@ class _Loader(yaml.SafeLoader):
         """Count the values of each node; refuse too many, or too deep ones, or an alias within what it stands for."""
         if len(self._open) > MOST_DEPTH:
             raise ValueError(f"not YAML that is read here: more than {MOST_DEPTH} lists or mappings within each other")
-        is_alias, line = self.check_event(yaml.AliasEvent), self.peek_event().start_mark.line + 1
+        is_alias = self.check_event(yaml.AliasEvent)
+        line = self.peek_event().start_mark.line + 1  # type: ignore[no-untyped-call]
         self._open.append(0)
         node = super().compose_node(parent, index)
         inner = self._open.pop()
