@@ -100,18 +100,15 @@ class Untouched:
         return {"type": "http.request", "body": b"x", "more_body": True}
 
 
-def answer_without_a_body(
-    link: Link, path: str, headers: dict[str, str], body: Untouched
-) -> tuple[int, dict[str, str]]:
+def answer_without_a_body(link: Link, headers: dict[str, str], body: Untouched) -> tuple[int, dict[str, str]]:
     """Status and headers of the answer to a request, whose body is counted if it is read."""
     sent: list[Any] = []
 
     async def send(message: Any) -> None:
         sent.append(message)
 
-    raw = [
-        (name.encode(), value.encode()) for name, value in {**headers, "content-length": str(body.announced)}.items()
-    ]
+    headers = {**headers, "content-length": str(body.announced)}
+    raw = [(name.encode(), value.encode()) for name, value in headers.items()]
     scope = {
         "type": "http", "method": "POST", "path": PUSH, "raw_path": PUSH.encode(), "query_string": b"", "headers": raw,
         "client": ("198.51.100.1", 1), "server": ("192.0.2.1", 9092), "scheme": "https", "http_version": "1.1",
