@@ -3,7 +3,9 @@
 The run's configuration names the workload: `workload` is a function of it that returns a `Job`, which has the `Work` of
 each client. torch is imported only where it is needed, as Flower starts a process for every message.
 
-The node's configuration may have `data-folder`, the node's own examples, and `download-folder`, for its students.
+The node's configuration may have `data-folder`, the node's own examples, `initial-weights`, its copy of the file that
+the run begins with, `download-folder`, for its students, and `workloads`, what it lets a server run
+(`fedpress.client.workloads`).
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import Mod
 from numpy.typing import NDArray
 
+from fedpress.client import workloads
 from fedpress.client.mod import compress
 from fedpress.client.state import stores
 from fedpress.compression import entry_points, seeds
@@ -31,6 +34,9 @@ from fedpress.compression.tensors.mask import Mask
 from fedpress.compression.timing import Timer
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
     from torch import nn
 
     from fedpress.client.settings import Training
@@ -60,8 +66,11 @@ class Work(Protocol):
     def tier(self) -> str:
         """Tier of devices that train this model; empty: the global model."""
 
-    def fresh_model(self) -> nn.Module:
+    def blank_model(self) -> nn.Module:
         """Return a new instance of the model, with any weights."""
+
+    def initial(self) -> Mapping[str, NDArray[Any]] | None:
+        """Return the arrays of the initial model, as this client has it by itself; None: it has none."""
 
     def examples(self, client: int) -> Examples:
         """Return the client's training examples."""
@@ -93,9 +102,7 @@ class WorkKey(NamedTuple):
     def of(cls, context: Context) -> WorkKey:
         """Return the key for a message's context."""
         tier = context.node_config.get("tier")
-        config, data_folder = dict(context.run_config), context.node_config.get("data-folder")
-        if data_folder:
-            config["data-folder"] = data_folder  # the node's own examples; `workload` decides what becomes of it
+        config = workloads.run_config(context.run_config, context.node_config)
         return cls(tuple(sorted(config.items())), stores.client_index(context), None if tier is None else str(tier))
 
 
@@ -111,7 +118,7 @@ def preload(key: WorkKey) -> None:
     """Load examples, model and encoder of a key, for processes that are forked from this one."""
     work = _work_of(key)
     work.examples(key.client)
-    work.fresh_model()
+    work.blank_model()
     _ = work.encoder, work.layout
 
 
@@ -128,7 +135,9 @@ def _job(run_config: tuple[tuple[str, Any], ...]) -> Job:
             "the run's configuration has no 'workload' (\"module:function\" that returns the clients' work); "
             "add it to [tool.flwr.app.config] or to --run-config"
         )
-    job: Job = entry_points.load(str(config["workload"]))(config)
+    reference = str(config["workload"])
+    workloads.check(reference, workloads.listed(config), "workload")
+    job: Job = entry_points.load(reference)(config)
     return job
 
 
@@ -155,7 +164,9 @@ def train(message: Message, context: Context, timer: Timer) -> Message:
     if order.mask is not None:
         layout = layout.within(Mask(layout.size, order.mask))
     with timer.of("training"):
-        loss = local.train(model, examples, work.task.loss, work.training, seed, flatten.flags(layout))
+        loss = local.train(
+            model, examples, work.task.loss, work.training, seed, flatten.flags(layout), work.task.scored
+        )
     metrics = MetricRecord({"num-examples": len(examples.targets), "train-loss": loss})
     content = RecordDict({"arrays": ArrayRecord(model.state_dict()), "metrics": metrics})
     if order.drop or order.grow:
@@ -179,7 +190,7 @@ def running_statistics(
         return {}
     from fedpress.client import train as local
 
-    model = work.fresh_model()
+    model = work.blank_model()
     model.load_state_dict(records.from_numpy(dict(arrays)).to_torch_state_dict())
     with timer.of("training"):
         return local.running_statistics(model, work.examples(stores.client_index(context)), work.training)
@@ -235,7 +246,9 @@ def student(message: Message, context: Context) -> Message:
 
 
 def _metrics_reply(evaluation: Evaluation, message: Message) -> Message:
-    metrics = MetricRecord({"num-examples": evaluation.count, "loss": evaluation.loss, "accuracy": evaluation.accuracy})
+    # The weight of both figures in the mean over clients: all answers count alike, whoever has them.
+    weight = evaluation.answers
+    metrics = MetricRecord({"num-examples": weight, "loss": evaluation.loss, "accuracy": evaluation.accuracy})
     return Message(RecordDict({"metrics": metrics}), reply_to=message)
 
 
@@ -245,14 +258,14 @@ def _vote(model: nn.Module, examples: Examples, work: Work, layout: Layout, orde
     from fedpress.compression.models.pruning import dynamic_sparsity
 
     weights = flatten.flatten(records.to_numpy(ArrayRecord(model.state_dict())), layout)
-    by_name = local.gradient(copy.deepcopy(model), examples, work.task.loss, work.training, seed)
+    by_name = local.gradient(copy.deepcopy(model), examples, work.task.loss, work.training, seed, work.task.scored)
     dense = Layout(tuple(spec._replace(dtype="float32") for spec in layout.parameters), tied=layout.tied)
     gradient = flatten.flatten({spec.name: by_name[spec.name] for spec in layout.parameters}, dense)
     return dynamic_sparsity.drop_and_grow(weights, gradient, layout, order.drop, order.grow)
 
 
 def _loaded(work: Work, message: Message) -> nn.Module:
-    model = work.fresh_model()
+    model = work.blank_model()
     _, arrays = records.only_arrays(message.content)
     model.load_state_dict(arrays.to_torch_state_dict())
     return model
@@ -275,6 +288,7 @@ class TrainingApp(ClientApp):
                 compress(
                     lambda context: _work(context).encoder,
                     layout=lambda context: _work(context).layout,
+                    initial=lambda context: _work(context).initial(),
                     statistics=lambda context, arrays: running_statistics(context, arrays, self.timer),
                 ),
                 *mods,

@@ -4,30 +4,36 @@ Where the server sends deltas (`SparseFed(downlink=...)`), the mod keeps the mod
 and hands it to the application, which sees no difference.
 """
 
+import functools
+import inspect
 from collections.abc import Callable, Mapping
 from logging import ERROR, INFO, WARNING
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
-from flwr.app import Context, Message, RecordDict
+from flwr.app import ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp.typing import ClientAppCallable, Mod
 from flwr.supercore import log
 from numpy.typing import NDArray
 
-from fedpress.client import running_statistics
+from fedpress.client import other_mods, running_statistics
 from fedpress.client.state import replica as replicas
 from fedpress.client.state import stores
 from fedpress.client.state.memory import Memory
 from fedpress.compression import seeds
 from fedpress.compression.encoders.encoder import Encoder
-from fedpress.compression.errors import NonFiniteError
+from fedpress.compression.errors import LayoutError, NonFiniteError
 from fedpress.compression.messages import orders, records
 from fedpress.compression.messages.orders import Answer, Order
 from fedpress.compression.tensors import buffer_codec, flatten
-from fedpress.compression.tensors.layout import Layout
+from fedpress.compression.tensors.layout import Layout, checked
 from fedpress.compression.tensors.mask import Mask
+from fedpress.compression.tensors.replica import Replica
 from fedpress.compression.wire import position_set
 
+Initial: TypeAlias = Callable[[Context], Mapping[str, NDArray[Any]] | None]
+"""Returns the arrays of the initial model by name, as the client has them by itself; None: it has none."""
 Statistics: TypeAlias = Callable[[Context, Mapping[str, NDArray[Any]]], Mapping[str, NDArray[Any]]]
 """Function of a client's Context and a model's arrays that returns running statistics by the names of the buffers."""
 
@@ -36,13 +42,18 @@ def compress(
     encoder: Encoder[Any] | Callable[[Context], Encoder[Any]],
     *,
     layout: Layout | Callable[[Context], Layout] | None = None,
+    initial: Initial | None = None,
     statistics: Statistics | None = None,
 ) -> Mod:
     """Return a mod for any ClientApp that answers `train` with the trained weights in one ArrayRecord.
 
     The application sees the model as usual (plus what the encoder's `offset` adds) and answers as usual; on the wire
     its ArrayRecord is replaced by the encoded update (trained - start). Messages to `evaluate` get the model in the
-    same way, others pass untouched. The server needs the strategy `SparseFed`.
+    same way; if the answer returns it, it is left out, since the server would not read it. Other messages pass
+    untouched. The server needs the strategy `SparseFed`.
+
+    What cannot work inside is refused, with the reason: clipping and secure aggregation of Flower's (`other_mods`), and
+    apps made from a `client_fn`. An answer that does not fit the model costs this client the round.
 
     A sparse model has a mask: weights outside are zero when the application gets them, and what it makes of them does
     not count. The order that the application sees holds the mask as a bitmap (`orders.read_order(...).mask`), so that
@@ -55,6 +66,10 @@ def compress(
         encoder: The encoder, or a function of Flower's Context that returns it.
         layout: Which arrays are parameters and which are buffers: `Layout.of(model)`, or a function of the Context.
             Without it the usual names decide (`Layout.of_arrays`), and the log says so.
+        initial: A function of the Context that returns the arrays of the initial model by name, as this client has them
+            by itself: from a file, or from the server's seed. Where their tag is the one that the server offers
+            (`Downlink(agreed_initial=True)`), the first copy of the model is not sent. It returns None where the client
+            has none; without the function, every new client is sent the model.
         statistics: A function of the Context and the received model's arrays that returns its running means and
             variances on this client's examples, such as `batch_norm.measure` gives them: they are sent in place of the
             trained ones, which belong to other weights. Without it, what the trained ones still hold of the received
@@ -70,8 +85,9 @@ def compress(
             order = orders.find_order(message.content)
         if order is None:
             return call_next(message, context)
+        other_mods.check_outside(inspect.currentframe())
         chosen = encoder if isinstance(encoder, Encoder) else encoder(context)
-        handler = _OrderHandler(message, context, order, chosen, layout, statistics)
+        handler = _OrderHandler(message, context, order, chosen, layout, initial, statistics)
         return handler.train(call_next) if category == "train" else handler.evaluate(call_next)
 
     return mod
@@ -85,6 +101,32 @@ class _ReceivedModel(NamedTuple):
     arrays: dict[str, Any]
     replica: replicas.ReplicaWithUndo | None = None  # the same model, where clients hold one
     tag: bytes = b""  # of the replica
+    frozen: Mapping[str, NDArray[Any]] = MappingProxyType({})  # to be kept: this client cannot make them by itself
+
+
+class _OwnInitial(NamedTuple):
+    """The initial model as a client has it by itself."""
+
+    version_0: Replica  # without a mask
+    frozen: Mapping[str, NDArray[Any]]
+
+    def is_that_of(self, origin: bytes, frozen: bytes) -> bool:
+        """Tell whether this is the server's version 0; the log says where it is not.
+
+        Args:
+            origin: Tag of the server's.
+            frozen: Digest of the frozen parameters here.
+        """
+        tag = self.version_0.tag(0, frozen)
+        if tag != origin:
+            log(
+                WARNING,
+                "the initial weights that this client has by itself are not the server's (tag %s, the server's is %s)"
+                " and are not used: the whole model is asked for. Is it another weights file, another release of"
+                " PyTorch, another processor, or a model() that differs from call to call?",
+                tag.hex(), origin.hex(),
+            )  # fmt: skip
+        return tag == origin
 
 
 class _OrderHandler:
@@ -97,6 +139,7 @@ class _OrderHandler:
         order: Order,
         encoder: Encoder[Any],
         layout: Layout | Callable[[Context], Layout] | None,
+        initial: Initial | None,
         statistics: Statistics | None,
     ) -> None:
         self._message = message
@@ -104,6 +147,7 @@ class _OrderHandler:
         self._order = order
         self._encoder = encoder
         self._layout = layout
+        self._initial = initial
         self._statistics = statistics
         self._store = stores.open_store(context, order.federation)
         self._lost_state = False
@@ -127,7 +171,11 @@ class _OrderHandler:
             log(WARNING, "%s: nothing is done", error)
             return self._reply(Answer(order.ticket, order.version, error=error, answered=memory.ticket))
         tier = stores.tier(self._context)
-        model = self._received_model()
+        try:
+            other_mods.check(call_next)
+            model = self._received_model()
+        except (other_mods.ModError, LayoutError) as error:
+            return self._refused(error)
         if model is None:
             return self._reply(Answer(order.ticket, order.version, needs_model=True))
         layout, arrays = model.layout, model.arrays
@@ -145,9 +193,15 @@ class _OrderHandler:
         reply = call_next(self._message, self._context)
         if reply.has_error():
             return reply
-        trained_key, trained_record = records.only_arrays(reply.content)
-        trained = records.to_numpy(trained_record)
-        update = flatten.flatten(trained, layout)
+        try:
+            trained_key, trained_record = records.only_arrays(reply.content)
+            trained = _in_dtypes_of(layout, records.to_numpy(trained_record))
+            _check_frozen(trained, arrays, layout)
+            update = flatten.flatten(trained, layout)
+            for spec in layout.buffers:
+                checked(trained, spec)
+        except (orders.MessageError, LayoutError) as error:
+            return self._refused(f"the app's answer to `train` is not the model that it was sent, trained: {error}")
         update -= start
         side_info = replicas.side_info(order, layout)
         seed = seeds.derive(order.federation, order.round, stores.client_index(self._context), "encode")
@@ -186,10 +240,19 @@ class _OrderHandler:
                 self._save(model, encoder_state, memory.ticket, memory.reply, memory.lost_state)
             else:
                 self._save(model, self._encoder.init(model.layout), 0, b"", self._lost_state)
+        other_mods.check(call_next)
         reply = call_next(self._message, self._context)
         if not reply.has_error():
+            returned = [name for name, record in reply.content.array_records.items() if _is_model(record, model.arrays)]
+            kept = {name: record for name, record in reply.content.items() if name not in returned}
+            if returned:
+                _say_once(
+                    f"compress: the app's answer to `evaluate` returns the model ({', '.join(returned)}), which"
+                    " the server"
+                    " does not read: it is left out"
+                )
             answer = Answer(order.ticket, order.version, tag=model.tag)
-            reply.content[orders.ANSWER] = orders.write_answer(answer)
+            reply.content = RecordDict({**kept, orders.ANSWER: orders.write_answer(answer)})
         return reply
 
     def _received_model(self) -> _ReceivedModel | None:
@@ -222,12 +285,42 @@ class _OrderHandler:
         held = memory.replica if memory and _same_tensors(memory.layout, layout) else None
         if held and known and known.fingerprint != layout.fingerprint:
             held = held.remapped(known.change_to(layout))
-        held = replicas.receive(order, order.download, held, content, layout)
+        download, sent = order.download, memory.frozen if memory and memory.layout.frozen == layout.frozen else {}
+        if download.base is None:
+            sent = flatten.frozen(arrays, layout)
+        offered = download.base == 0 and bool(download.origin)
+        own = self._own_initial(layout) if offered or (layout.frozen and not sent) else None
+        frozen = sent or (own.frozen if own else {})
+        if layout.frozen and not frozen:
+            return None
+        digest = flatten.digest(frozen, layout)
+        first = (
+            own.version_0.within(layout.mask) if own and offered and own.is_that_of(download.origin, digest) else None
+        )
+        held = replicas.receive(order, download, held, content, layout, first, digest)
         if held is None:
             return None
         buffers = buffer_codec.unpack(held.replica.buffers, layout, None) if layout.buffers else {}
-        arrays = {**flatten.unflatten(held.replica.floats(layout), layout), **buffers}
-        return _ReceivedModel(layout, record_key, arrays, held, order.download.tag)
+        arrays = {**flatten.unflatten(held.replica.floats(layout), layout), **buffers, **frozen}
+        return _ReceivedModel(layout, record_key, arrays, held, download.tag, sent)
+
+    def _own_initial(self, layout: Layout) -> "_OwnInitial | None":
+        """Return the initial model as this client has it by itself; None: it has none that fits the layout."""
+        arrays = self._initial(self._context) if self._initial else None
+        if arrays is None:
+            return None
+        try:
+            weights, frozen = flatten.flatten(arrays, layout.full), flatten.frozen(arrays, layout)
+            buffers = buffer_codec.pack(arrays, layout) if layout.buffers else b""
+        except (LayoutError, NonFiniteError) as error:
+            log(WARNING, "the initial weights that this client has by itself are of another model: %s", error)
+            return None
+        return _OwnInitial(Replica.initial(weights, layout.full, buffers), frozen)
+
+    def _refused(self, reason: object) -> Message:
+        """Return an answer without an update, for the server to count and name; nothing changes here."""
+        log(WARNING, "round %d: no update is sent: %s", self._order.round, reason)
+        return self._reply(Answer(self._order.ticket, self._order.version, error=str(reason)))
 
     def _reply(self, answer: Answer) -> Message:
         return Message(RecordDict({orders.ANSWER: orders.write_answer(answer)}), reply_to=self._message)
@@ -287,13 +380,60 @@ class _OrderHandler:
             lost_state=lost_state,
             mask_version=self._order.mask_version,
             discarded=self._discarded,
+            frozen=model.frozen,
         )
         self._store.save(memory.stored())
+
+
+@functools.cache
+def _say_once(text: str) -> None:
+    log(WARNING, "%s", text)
+
+
+def _is_model(record: ArrayRecord, arrays: Mapping[str, Any]) -> bool:
+    """Tell whether a record holds arrays of the model and nothing else, whole or in part, whatever their values."""
+    return bool(record) and all(
+        name in arrays and tuple(array.shape) == np.shape(arrays[name]) for name, array in record.items()
+    )
+
+
+def _in_dtypes_of(layout: Layout, arrays: dict[str, Any]) -> dict[str, Any]:
+    """Return floating arrays in the layout's dtypes: libraries train in another precision than they begin with."""
+    dtypes = {spec.name: spec.dtype for spec in (*layout.parameters, *layout.buffers)}
+    floats = ("float16", "float32", "float64")
+
+    def cast(name: str, array: Any) -> Any:
+        wanted = dtypes.get(name)
+        if wanted not in floats or array.dtype.name not in floats:
+            return array
+        with np.errstate(over="ignore"):  # infinity is refused by the encoder, with a better message
+            return array.astype(wanted, copy=False)
+
+    return {name: cast(name, array) for name, array in arrays.items()}
 
 
 def _same_tensors(known: Layout, layout: Layout) -> bool:
     """Tell whether two layouts are of the same model, whatever their masks."""
     return known.full.fingerprint == layout.full.fingerprint
+
+
+def _check_frozen(trained: Mapping[str, NDArray[Any]], start: Mapping[str, NDArray[Any]], layout: Layout) -> None:
+    """Check that training has left alone what the layout says is not trained.
+
+    Args:
+        trained: Arrays of the application's answer.
+        start: Arrays that it was given.
+        layout: Layout of the model.
+
+    Raises:
+        LayoutError: A frozen parameter has changed; it would be lost without a word.
+    """
+    for spec in layout.frozen:
+        if spec.name in trained and trained[spec.name].tobytes() != start[spec.name].tobytes():
+            raise LayoutError(
+                f"training has changed {spec.name!r}, which has requires_grad=False in the model that `layout` was made"
+                " of, and is never sent; set requires_grad before `Layout.of(model)`, the same on both sides"
+            )
 
 
 def _vote(content: RecordDict, layout: Layout) -> bytes:

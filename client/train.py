@@ -12,10 +12,7 @@ from torch.optim.sgd import sgd
 
 from fedpress.client.settings import Training
 from fedpress.compression.models import batch_norm, batches
-from fedpress.compression.models.task import Examples, usable
-
-NO_TARGET = -100
-"""Target of a place that does not count, as torch's losses ignore it."""
+from fedpress.compression.models.task import IGNORED, Examples, has_target, usable
 
 
 def deterministic(seed: int) -> None:
@@ -37,8 +34,9 @@ def train(
     settings: Training,
     seed: int,
     flags: Mapping[str, NDArray[np.bool_]] | None = None,
+    scored: Callable[[Tensor], Tensor] = has_target,
 ) -> float:
-    """Train `model` in place and return the mean loss over the examples seen.
+    """Train `model` in place and return the mean loss over the answers seen, NaN if no target counts.
 
     Law: a weight that is zero and outside the mask stays zero, whatever the optimizer: its gradient is set to zero.
 
@@ -52,6 +50,7 @@ def train(
         settings: batch size, learning rate and the like.
         seed: of the order of the examples, and of all that the model draws.
         flags: mask of a parameter by its name, in its shape (`flatten.flags`); others are trained whole.
+        scored: which targets count (`Task.scored`): a batch's loss has their number as its weight in the mean.
 
     Raises:
         ValueError: there are no examples, or none has a target.
@@ -71,16 +70,16 @@ def train(
         if flags and name in flags
     ]
     order = torch.Generator().manual_seed(seed)
-    total, seen = torch.zeros((), dtype=torch.float64, device=device), 0
+    total, seen, spare, unscored = (torch.zeros((), dtype=torch.float64, device=device) for _ in range(4))
     with batches.lone_examples(model):
         for batch in _batches(count, settings, order, model):
-            inputs, given = examples.inputs[batch].to(device), examples.targets[batch]
-            targets = given.to(device)
+            inputs, targets = examples.inputs[batch].to(device), examples.targets[batch].to(device)
             model.zero_grad()
             with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
                 value = loss(model(inputs), targets)
-            if bool((given == NO_TARGET).all()) and not torch.isfinite(value):
-                continue
+            answers = int(scored(examples.targets[batch]).sum())
+            if not answers and not torch.isfinite(value):
+                continue  # the mean over no place at all
             objective = value
             for parameter, start in zip(model.parameters(), anchor, strict=False):
                 objective = objective + settings.proximal_mu / 2 * (parameter - start).square().sum()
@@ -89,12 +88,18 @@ def train(
                 if parameter.grad is not None:
                     parameter.grad.mul_(present)
             step()
-            total += value.detach().double() * len(batch)
-            seen += len(batch)
+            if answers:
+                total += value.detach().double() * answers
+                seen += answers
+            else:
+                spare += value.detach().double() * len(batch)
+                unscored += len(batch)
     if not seen:
-        raise ValueError(f"none of the {count} examples of this client has a target: all are {NO_TARGET}")
+        total, seen = spare, unscored
+    if not seen:
+        raise ValueError(f"none of the {count} examples of this client has a target: all are {IGNORED}")
     model.to("cpu")
-    return float(total) / seen
+    return float(total / seen)
 
 
 def running_statistics(model: nn.Module, examples: Examples, settings: Training) -> dict[str, NDArray[Any]]:
@@ -117,7 +122,12 @@ def running_statistics(model: nn.Module, examples: Examples, settings: Training)
 
 
 def gradient(
-    model: nn.Module, examples: Examples, loss: Callable[[Tensor, Tensor], Tensor], settings: Training, seed: int
+    model: nn.Module,
+    examples: Examples,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    settings: Training,
+    seed: int,
+    scored: Callable[[Tensor], Tensor] = has_target,
 ) -> dict[str, NDArray[np.float32]]:
     """Return the gradient of the mean loss over all examples by name of the parameter, those outside a mask too.
 
@@ -127,6 +137,7 @@ def gradient(
         loss: mean loss over a batch.
         settings: batch size and device.
         seed: of all that the model draws.
+        scored: which targets count (`Task.scored`).
 
     Raises:
         DeviceError: a CUDA device is asked for and there is none.
@@ -135,14 +146,12 @@ def gradient(
     deterministic(seed)
     model.to(device).train()
     model.zero_grad()
-    count = len(examples.targets)
+    answers = int(scored(examples.targets).sum())
     with batches.lone_examples(model):
-        for batch in batches.split(torch.arange(count), settings.batch_size, model):
-            inputs, given = examples.inputs[batch].to(device), examples.targets[batch]
-            value = loss(model(inputs), given.to(device))
-            if bool((given == NO_TARGET).all()) and not torch.isfinite(value):
-                continue
-            (value * (len(batch) / count)).backward()  # type: ignore[no-untyped-call]
+        for batch in batches.split(torch.arange(len(examples.targets)), settings.batch_size, model):
+            inputs, targets = examples.inputs[batch].to(device), examples.targets[batch].to(device)
+            if in_batch := int(scored(examples.targets[batch]).sum()):
+                (loss(model(inputs), targets) * (in_batch / answers)).backward()  # type: ignore[no-untyped-call]
     model.to("cpu")
     return {
         name: np.zeros(tuple(parameter.shape), np.float32) if parameter.grad is None else parameter.grad.float().numpy()

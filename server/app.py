@@ -19,7 +19,7 @@ from torch import nn
 from fedpress.compression import entry_points
 from fedpress.compression.errors import FedpressError
 from fedpress.compression.messages import records
-from fedpress.compression.models.task import Evaluation, Examples, Task, evaluate
+from fedpress.compression.models.task import Evaluation, Examples, Task, evaluate, require_evaluable
 from fedpress.server.model.global_model import GlobalModel
 from fedpress.server.publishing.publish import Published, Publisher
 from fedpress.server.rounds import exchange, threaded_grid
@@ -132,7 +132,7 @@ def serve(plan: Plan, grid: Grid) -> None:
         FedpressError: what the plan asks for cannot be done.
     """
     try:
-        _serve(plan, grid)
+        _serve(plan, threaded_grid.patient(grid))
     except RunFailed as failure:
         plan.record.on_failed(str(failure))
         raise
@@ -140,7 +140,6 @@ def serve(plan: Plan, grid: Grid) -> None:
 
 def _serve(plan: Plan, grid: Grid) -> None:
     """Carry out the plan; a strategy that finds a checkpoint resumes from it."""
-    grid = threaded_grid.patient(grid)
     latest: Evaluation | None = None
     tiers = plan.strategy.training_tiers if isinstance(plan.strategy, TieredFed) else ()
 
@@ -183,6 +182,7 @@ def _serve(plan: Plan, grid: Grid) -> None:
             except FedpressError as error:  # the run goes on without this set of students; the last one must succeed
                 log(WARNING, "no students of version %d: %s", summary.round, error)
 
+    require_evaluable(plan.model, plan.task, plan.evaluate_on)
     if plan.publisher and not plan.checked:
         plan.publisher.check(plan.model)
     outcome = Outcome(plan.rounds, plan.strategy.federations)

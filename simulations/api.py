@@ -43,9 +43,9 @@ def simulate(
         out: Path of the run folder, new or empty; None: a new one under `runs/`.
         resume: Folder of a run that was stopped, to go on with; then no scenario, keys or `out`.
         progress: Show a progress bar, in a notebook as on a terminal, and on a terminal each round.
-        engine: "inline", or "flower": Flower's own simulation engine on Ray; needs fedpress[cluster].
+        engine: "inline", or "flower": Flower's own simulation engine on Ray; needs the extra `cluster`.
         ray_address: With Flower's engine, address of the Ray cluster; None: this machine.
-        tensorboard: Write event files for TensorBoard; needs fedpress[tensorboard].
+        tensorboard: Write event files for TensorBoard; needs the extra `tensorboard`.
         keep_payloads: Write every accepted payload into the folder.
         keep_state: Keep checkpoints and clients' states in the folder after the end.
         **keys: Keys of the scenario to change, as for `--set`: a nested key with dots, or a dict for a whole section.

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ from fedpress.compression.tensors.update import Sparse
 
 FORMAT = "1"
 _ENCODER = "encoder/"
+_FROZEN = "frozen/"
 
 
 class Memory(NamedTuple):
@@ -30,6 +32,8 @@ class Memory(NamedTuple):
         lost_state: Whether earlier state was lost, and no answer that reports it has been accepted yet.
         mask_version: Version of the mask in the last order answered.
         discarded: Sum of the residual of entries that new masks lacked: it was trained, and is never sent.
+        frozen: Parameters that are not trained, by name, where the server has sent them; empty where the client makes
+            them by itself.
     """
 
     encoder: Mapping[str, NDArray[Any]]
@@ -40,13 +44,15 @@ class Memory(NamedTuple):
     lost_state: bool = False
     mask_version: int = 0
     discarded: float = 0.0
+    frozen: Mapping[str, NDArray[Any]] = MappingProxyType({})
 
     def stored(self) -> Stored:
         """Return this in the form that a store takes."""
         arrays: dict[str, NDArray[Any]] = {_ENCODER + name: array for name, array in self.encoder.items()}
         layout = self.layout
         meta = {"memory": FORMAT, "ticket": str(self.ticket), "mask_version": str(self.mask_version)}
-        meta["tensors"] = json.dumps([layout.parameters, layout.buffers, layout.tied])
+        meta["tensors"] = json.dumps([layout.parameters, layout.buffers, layout.tied, layout.frozen])
+        arrays |= {_FROZEN + name: array for name, array in self.frozen.items()}
         if self.lost_state:
             meta["lost_state"] = "yes"
         if layout.mask:
@@ -88,6 +94,7 @@ class Memory(NamedTuple):
                 lost_state="lost_state" in meta,
                 mask_version=int(meta["mask_version"]),
                 discarded=float(meta.get("discarded", "0")),
+                frozen={name.removeprefix(_FROZEN): a for name, a in arrays.items() if name.startswith(_FROZEN)},
             )
         except (KeyError, ValueError, TypeError) as error:
             raise StateError(f"the client's state cannot be read: {error!r}; remove it to start anew") from error
@@ -105,12 +112,13 @@ def _replica(arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, str]) -> Rep
 
 
 def _layout(text: str) -> Layout:
-    parameters, buffers, tied = json.loads(text)
+    parameters, buffers, tied, frozen = json.loads(text)
 
     def specs(entries: list[Any]) -> tuple[TensorSpec, ...]:
         return tuple(TensorSpec(name, tuple(shape), dtype) for name, shape, dtype in entries)
 
-    return Layout(specs(parameters), specs(buffers), tuple((alias, name) for alias, name in tied))
+    pairs = tuple((alias, name) for alias, name in tied)
+    return Layout(specs(parameters), specs(buffers), pairs, frozen=specs(frozen))
 
 
 def _array(data: bytes) -> NDArray[np.uint8]:

@@ -14,14 +14,7 @@ from fedpress.compression.messages.orders import Download, Order
 from fedpress.compression.tensors import flatten
 from fedpress.compression.tensors.layout import Layout
 from fedpress.compression.tensors.mask import Mask, MaskChange
-from fedpress.compression.tensors.replica import (
-    FixedPoint,
-    Regrid,
-    Replica,
-    ReplicaError,
-    SeededInit,
-    unpack_regrids,
-)
+from fedpress.compression.tensors.replica import FixedPoint, Regrid, Replica, ReplicaError, unpack_regrids
 from fedpress.compression.tensors.side_info import SideInfo
 from fedpress.compression.tensors.update import Sparse
 from fedpress.compression.wire import payloads, position_set
@@ -140,9 +133,17 @@ class ReplicaWithUndo(NamedTuple):
 
 
 def receive(
-    order: Order, download: Download, held: ReplicaWithUndo | None, content: RecordDict, layout: Layout
+    order: Order,
+    download: Download,
+    held: ReplicaWithUndo | None,
+    content: RecordDict,
+    layout: Layout,
+    initial: Replica | None = None,
+    frozen: bytes = b"",
 ) -> ReplicaWithUndo | None:
     """Return the client's model at the order's version; None when the delta does not fit the held model.
+
+    Law: what is returned has the tag of the order, so that it is the server's model, bit for bit.
 
     Args:
         order: The server's order.
@@ -150,11 +151,13 @@ def receive(
         held: The model that the client holds, None for a new client.
         content: Records of the message: they hold the model where it comes whole.
         layout: Layout of the model.
+        initial: Version 0 as the client makes it by itself, within the mask; None: it cannot.
+        frozen: Digest of the parameters that are not trained (`flatten.digest`).
     """
     try:
         regrids = unpack_regrids(download.grid, layout)
         held = held.regridded(regrids, layout) if held is not None else None
-        before = _base(order, download, held, regrids, content, layout)
+        before = _base(order, download, held, regrids, content, layout, initial)
         if before is None:
             return None
         if not download.delta:
@@ -167,7 +170,7 @@ def receive(
     except (PayloadError, ReplicaError) as error:
         log(WARNING, "round %d: the model's delta cannot be used, the whole model is asked for: %s", order.round, error)
         return None
-    if after.tag(order.mask_version) != download.tag:
+    if after.tag(order.mask_version, frozen) != download.tag:
         log(WARNING, "round %d: the model held differs from the server's, the whole one is asked for", order.round)
         return None
     if held is None or held.replica.grid != after.grid:
@@ -185,6 +188,7 @@ def _base(
     regrids: list[Regrid],
     content: RecordDict,
     layout: Layout,
+    initial: Replica | None,
 ) -> Replica | None:
     """Return the model that the delta is added to, on the delta's grid."""
     if download.base is None:
@@ -193,8 +197,7 @@ def _base(
         weights = flatten.flatten(records.to_numpy(arrays), layout)
         return Replica(order.version, grid, grid.integers(weights, layout))
     if download.base == 0 and download.origin:
-        seeded = SeededInit.unpack(download.origin, layout)
-        return Replica(0, seeded.grid, seeded.integers(layout)).regridded(regrids, layout)
+        return None if initial is None else initial.regridded(regrids, layout)
     if download.base < 0:  # a snapshot is in units of its grid
         return Replica(download.base, FixedPoint((0,) * len(layout.parameters)), np.zeros(layout.size, np.int32))
     return None if held is None else held.at(download.base, layout)

@@ -33,8 +33,8 @@ class Download(NamedTuple):
 
     tag: bytes  # proves that the client has got there
     base: int | None  # version that the delta is added to; None: the model is there as an ArrayRecord
-    delta: bytes = b""  # a payload; empty where base is the order's version already, or None
-    origin: bytes = b""  # of a model anew: packed `SeededInit`, or the `FixedPoint` of a snapshot or of the arrays
+    delta: bytes = b""  # a payload; empty where base is the order's version already, or the arrays are exact
+    origin: bytes = b""  # of a model anew: the tag of version 0, or the `FixedPoint` of a snapshot or of the arrays
     buffers: bytes = b""  # of the order's version
     grid: bytes = b""  # changes of the grid since the base (`pack_regrids`); empty for none
 

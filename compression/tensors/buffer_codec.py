@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedpress.compression import errors
-from fedpress.compression.tensors.layout import Layout, checked
+from fedpress.compression.tensors.layout import Layout, checked, names_a_variance
 
 NONE: Mapping[str, NDArray[Any]] = MappingProxyType({})
 
@@ -63,7 +63,7 @@ def unpack(data: bytes, layout: Layout, before: Mapping[str, NDArray[Any]] | Non
         Truncated: `data` is shorter than the layout's buffers.
         LengthMismatch: `data` is longer than the layout's buffers.
         NonFiniteValues: A buffer holds NaN or infinity where `before` does not.
-        NegativeVariance: An entry of a `running_var` is below zero.
+        NegativeVariance: An entry of a running variance is below zero.
     """
     expected = sum(spec.size * _dtype(spec.dtype).itemsize for spec in layout.buffers)
     if len(data) != expected:
@@ -81,7 +81,7 @@ def unpack(data: bytes, layout: Layout, before: Mapping[str, NDArray[Any]] | Non
         array = array.reshape(spec.shape)
         if before is not None and not _finite(array, spec.dtype, before.get(spec.name)):
             raise errors.NonFiniteValues(f"buffer {spec.name!r} holds NaN or infinity")
-        if spec.name.rpartition(".")[2] == "running_var" and _negative(array, spec.dtype):
+        if names_a_variance(spec.name) and _negative(array, spec.dtype):
             raise errors.NegativeVariance(f"buffer {spec.name!r} is a variance and holds a value below zero")
         arrays[spec.name] = array
         start = stop

@@ -1,6 +1,7 @@
 """Named arrays <-> one flat float32 vector of shape (n,)."""
 
 from collections.abc import Mapping
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -92,8 +93,41 @@ def flags(layout: Layout) -> dict[str, NDArray[np.bool_]]:
     return shaped | {alias: shaped[canonical] for alias, canonical in layout.tied}
 
 
+def frozen(arrays: Mapping[str, NDArray[Any]], layout: Layout) -> dict[str, NDArray[Any]]:
+    """Return the frozen parameters among `arrays`, as they are.
+
+    Args:
+        arrays: Named arrays of a model.
+        layout: The layout of the model.
+
+    Raises:
+        LayoutError: One is missing, or its shape or dtype differs.
+    """
+    return {spec.name: checked(arrays, spec) for spec in layout.frozen}
+
+
+def digest(arrays: Mapping[str, NDArray[Any]], layout: Layout) -> bytes:
+    """Return the SHA-256 of the frozen parameters among `arrays`, bit for bit; empty where the layout has none.
+
+    Args:
+        arrays: Named arrays of a model.
+        layout: The layout of the model.
+
+    Raises:
+        LayoutError: One is missing, or its shape or dtype differs.
+    """
+    if not layout.frozen:
+        return b""
+    total = sha256()
+    for name, array in frozen(arrays, layout).items():
+        total.update(f"{name} {array.dtype.name} {array.shape} ".encode())
+        total.update(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes())
+    return total.digest()
+
+
 def _check_names(arrays: Mapping[str, NDArray[Any]], layout: Layout) -> None:
-    known = {spec.name for spec in (*layout.parameters, *layout.buffers)} | {alias for alias, _ in layout.tied}
+    known = {spec.name for spec in (*layout.parameters, *layout.buffers, *layout.frozen)}
+    known |= {alias for alias, _ in layout.tied}
     unknown = [name for name in arrays if name not in known]
     if unknown:
         raise errors.LayoutError(

@@ -4,6 +4,9 @@ A model travels as one vector: its parameters in the order of its `Layout`, each
 float32 (`flatten`). Buffers (running means and variances, counters) are not parameters: they stay out of the vector,
 out of selection, residuals and server rates, and travel apart in their own dtypes (`buffer_codec`).
 
+Parameters that are not trained (`requires_grad=False`, such as a backbone's) are frozen: they are part of the model
+that clients hold, and never of an update.
+
 The vector of a sparse model holds only the entries of its mask, in the same order: `Layout.within`. Names and shapes of
 the tensors stay, the entries outside are left out by `flatten`, and are zeros again after `unflatten`.
 """
@@ -13,7 +16,7 @@ import functools
 import hashlib
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
@@ -35,8 +38,14 @@ FLOATS = ("float16", "bfloat16", "float32", "float64")
 INTEGERS = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 """Dtypes of tensors that are always buffers."""
 
-BUFFER_NAMES = ("running_mean", "running_var", "num_batches_tracked")
-"""The usual last names of buffers, by which `Layout.of_arrays` tells them from parameters."""
+VARIANCE_NAMES = ("running_var", "moving_variance", "moving_var", "_variance", "batch_stats/var", "var_ema/average")
+"""The usual ends of the names of running variances: PyTorch, Keras, MXNet, Paddle, Flax, Haiku."""
+
+BUFFER_NAMES = (
+    *VARIANCE_NAMES, "running_mean", "moving_mean", "_mean", "batch_stats/mean", "mean_ema/average",
+    "num_batches_tracked",
+)  # fmt: skip
+"""The usual ends of the names of buffers, by which `Layout.of_arrays` tells them from parameters."""
 
 _MASK_MARK = b"\xff\xff\xff\xff"
 """Separator before the mask's bitmap in the fingerprint's input, where a tensor would have the length of its name."""
@@ -64,6 +73,7 @@ class Layout:
         buffers: The tensors that travel apart, in the order of `buffer_codec`.
         tied: Pairs (alias, canonical name) of tensors that are one in memory; an alias takes no room in the vector.
         mask: Which entries of the parameters the vector holds, counted over all of them; None: all.
+        frozen: Parameters that are not trained, the same bytes at every client from the first round to the last.
         norm_momenta: Pairs (name of a layer with running statistics, its momentum: the share of one batch in them;
             None: they are the mean over all batches). A layer that is not there has torch's default.
 
@@ -79,10 +89,13 @@ class Layout:
     buffers: tuple[TensorSpec, ...] = ()
     tied: tuple[tuple[str, str], ...] = ()
     mask: Mask | None = None
+    frozen: tuple[TensorSpec, ...] = ()
     norm_momenta: tuple[tuple[str, float | None], ...] = dataclasses.field(default=(), compare=False)
 
     def __post_init__(self) -> None:
-        names = [spec.name for spec in (*self.parameters, *self.buffers)] + [alias for alias, _ in self.tied]
+        names = [spec.name for spec in (*self.parameters, *self.buffers, *self.frozen)] + [
+            alias for alias, _ in self.tied
+        ]
         if len(set(names)) != len(names):
             twice = sorted({name for name in names if names.count(name) > 1})
             raise errors.LayoutError(f"these names stand more than once in the layout: {', '.join(twice)}")
@@ -176,7 +189,8 @@ class Layout:
         """Return the layout of a torch module (known by its methods; torch itself is not needed here).
 
         Tied parameters count once, under their first name. A buffer that is not part of `state_dict()` stays out.
-        Integer and boolean parameters count as buffers, since they cannot be averaged.
+        Integer and boolean parameters count as buffers, since they cannot be averaged. Parameters with
+        `requires_grad=False` are frozen.
 
         Args:
             model: An object with `named_parameters`, `named_buffers`, `named_modules` and `state_dict`, as
@@ -186,11 +200,14 @@ class Layout:
         parameters: list[TensorSpec] = []
         buffers: list[TensorSpec] = []
         tied: list[tuple[str, str]] = []
+        frozen: list[TensorSpec] = []
         first: dict[int, str] = {}  # id of the tensor -> its first name; the model keeps the tensors alive
         for name, tensor in model.named_parameters(remove_duplicate=False):
             spec = TensorSpec(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
             if spec.dtype in INTEGERS:
                 buffers.append(spec)
+            elif not tensor.requires_grad:
+                frozen.append(spec)
             elif id(tensor) in first:
                 tied.append((name, first[id(tensor)]))
             else:
@@ -204,26 +221,77 @@ class Layout:
             for name, module in model.named_modules()
             if hasattr(module, "running_mean") and hasattr(module, "momentum")
         )
-        return cls(tuple(parameters), tuple(buffers), tuple(tied), norm_momenta=momenta)
+        return cls(tuple(parameters), tuple(buffers), tuple(tied), None, tuple(frozen), momenta)
 
     @classmethod
-    def of_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> "Layout":
+    def of_arrays(
+        cls,
+        arrays: Mapping[str, NDArray[Any]],
+        *,
+        buffers: Collection[str] = (),
+        tied: Collection[tuple[str, str]] = (),
+    ) -> "Layout":
         """Return the layout of named arrays, where the model itself is not available.
 
-        The rule: an array is a buffer if its dtype is integer or boolean, or if the last part of its dotted name is
-        `running_mean`, `running_var` or `num_batches_tracked`. Anything else is a parameter. Ties cannot be seen.
+        The rule: an array is a buffer if its dtype is integer or boolean, or if its name ends as those of running means
+        and variances do in PyTorch, Keras, Paddle, MXNet, Flax and Haiku (`BUFFER_NAMES`). Anything else is a
+        parameter. What names do not tell can be said: `layout_doubts` finds what is worth a look. Which parameters are
+        frozen cannot be seen.
+
+        Args:
+            arrays: The arrays by name.
+            buffers: Names of other arrays that are buffers.
+            tied: Pairs (alias, canonical name) of arrays that are one tensor in the model.
+
+        Raises:
+            LayoutError: A name is not among the arrays, or an array has a dtype that cannot be sent.
 
         >>> arrays = {"0.weight": np.zeros((2, 2), np.float32), "1.running_mean": np.zeros(2, np.float32)}
         >>> [spec.name for spec in Layout.of_arrays(arrays).buffers]
         ['1.running_mean']
+        >>> unnamed = {"0": np.zeros((2, 2), np.float32), "1": np.zeros(2, np.float32), "2": np.ones(2, np.float32)}
+        >>> [spec.name for spec in Layout.of_arrays(unnamed, buffers=["1", "2"]).buffers]
+        ['1', '2']
         """
+        aliases = {alias for alias, _ in tied}
+        unknown = [name for name in (*buffers, *(name for pair in tied for name in pair)) if name not in arrays]
+        if unknown:
+            raise errors.LayoutError(f"no array has the name {unknown[0]!r}; there are {', '.join(list(arrays)[:20])}")
         parameters: list[TensorSpec] = []
-        buffers: list[TensorSpec] = []
+        apart: list[TensorSpec] = []
         for name, array in arrays.items():
             spec = TensorSpec(name, tuple(array.shape), array.dtype.name)
-            apart = spec.dtype in INTEGERS or name.rpartition(".")[2] in BUFFER_NAMES
-            (buffers if apart else parameters).append(spec)
-        return cls(tuple(parameters), tuple(buffers))
+            if spec.dtype in INTEGERS or name in buffers or names_a_buffer(name):
+                apart.append(spec)
+            elif name not in aliases:
+                parameters.append(spec)
+        return cls(tuple(parameters), tuple(apart), tuple(tied))
+
+
+def names_a_buffer(name: str) -> bool:
+    """Tell whether a name is that of a running mean or variance, or of its counter, in the usual frameworks.
+
+    >>> [names_a_buffer(name) for name in ("bn.running_mean", "bn/moving_variance:0", "batch_stats.BatchNorm_0.var")]
+    [True, True, True]
+    >>> [names_a_buffer(name) for name in ("fc_mean.weight", "log_var", "weight")]
+    [False, False, False]
+    """
+    return _ends(name, BUFFER_NAMES)
+
+
+def names_a_variance(name: str) -> bool:
+    """Tell whether a name is that of a running variance, which cannot be negative, in the usual frameworks."""
+    return _ends(name, VARIANCE_NAMES)
+
+
+def _ends(name: str, ends: tuple[str, ...]) -> bool:
+    """Tell whether the last part of a name is one of `ends`; "a/b": the last part is b, below a part that is a."""
+    parts = name.removesuffix(":0").replace("/", ".").split(".")
+    for end in ends:
+        above, _, last = end.rpartition("/")
+        if parts[-1] == last and (not above or above in parts[:-1]):
+            return True
+    return False
 
 
 def check(vector: NDArray[Any], layout: Layout) -> None:

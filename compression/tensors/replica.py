@@ -8,8 +8,9 @@ bits, which sums of floats do not.
 The power of a tensor is not for ever. A tensor that outgrows it gets a coarser one in a new version, one that has
 shrunk a finer one (`Regrid`), and all that hold the model bring their integers to it by the same rule (`rescaled`).
 
-Version 0 can be drawn from a seed, by integers only: a new client then needs no first copy of the model. (torch's own
-initialization differs between processors.)
+Version 0 is the model that the user gives. A client that can make the same one by itself (the same weights file, the
+same initialization under the same seed) needs no first copy of it; the tag proves that it is the same, since torch's
+initialization differs between processors and releases.
 """
 
 import struct
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 
 from fedpress.compression.errors import FedpressError, NonFiniteError
 from fedpress.compression.tensors.layout import Layout, Vector
-from fedpress.compression.tensors.mask import MaskChange
+from fedpress.compression.tensors.mask import Mask, MaskChange
 from fedpress.compression.tensors.update import Sparse, Update
 
 Integers: TypeAlias = NDArray[np.int32]
@@ -33,8 +34,6 @@ _FEWEST_BITS = 17  # with fewer it should have a finer grid: it has shrunk to an
 _FINEST, _COARSEST = -149, 105  # the spacing of float32 itself near zero; with LIMIT nearly its largest number
 _SPACING = struct.Struct("<h")
 _REGRID = struct.Struct("<IIh")  # version, tensor, exponent
-_DRAW = struct.Struct("<Q")
-_TENSOR = struct.Struct("<hiI")  # exponent, center, spread
 TAG_BYTES = 8
 
 
@@ -214,82 +213,6 @@ def rescaled(integers: Integers, before: int | NDArray[np.int64], after: int | N
     return np.clip(moved, -LIMIT, LIMIT, out=moved).astype(np.int32)
 
 
-class SeededInit(NamedTuple):
-    """A random initial model: for each tensor uniform integers from center - spread to center + spread.
-
-    >>> from fedpress.compression.tensors.layout import TensorSpec
-    >>> layout = Layout((TensorSpec("weight", (3,), "float32"), TensorSpec("bias", (1,), "float32")))
-    >>> SeededInit(7, FixedPoint((-20, -19)), (0, 5), (1000, 0)).integers(layout).tolist()
-    [250, 795, 552, 5]
-    """
-
-    seed: int  # below 2^64
-    grid: FixedPoint
-    centers: tuple[int, ...]
-    spreads: tuple[int, ...]
-
-    @classmethod
-    def like(cls, vector: Vector, layout: Layout, seed: int) -> "SeededInit":
-        """Return a draw with the standard deviation of each tensor of an initial model; constant tensors stay constant.
-
-        Args:
-            vector: Weights of the initial model, float32, shape (n,).
-            layout: The layout of the vector.
-            seed: Taken modulo 2^64.
-        """
-        grid = FixedPoint.of(vector, layout)
-        centers, spreads = [], []
-        for part, exponent in zip(_parts(layout), grid.exponents, strict=True):
-            values = np.ldexp(vector[part].astype(np.float64), -exponent)
-            constant = len(values) == 0 or bool((values == values[0]).all())
-            centers.append(round(float(values[0])) if constant and len(values) else 0)
-            spreads.append(0 if constant else min(LIMIT, round(float(np.sqrt(3 * np.mean(values**2))))))
-        return cls(seed % 2**64, grid, tuple(centers), tuple(spreads))
-
-    def integers(self, layout: Layout) -> Integers:
-        """Return version 0, shape (n,), from the raw words of PCG64, which numpy keeps the same in every release.
-
-        A masked layout gets its entries of the draw of the whole vector, so that a change of mask draws nothing anew.
-        """
-        if layout.mask is not None:
-            return self.integers(layout.full)[layout.mask.positions]
-        words = np.random.PCG64(self.seed)
-        integers = np.empty(layout.size, np.int32)
-        for part, center, spread in zip(_parts(layout), self.centers, self.spreads, strict=True):
-            if not spread:
-                integers[part] = center
-                continue
-            drawn = words.random_raw(part.stop - part.start) >> np.uint64(32)
-            drawn *= np.uint64(2 * spread + 1)  # below 2^32 times 2^25
-            drawn >>= np.uint64(32)
-            integers[part] = drawn.astype(np.int64) + (center - spread)
-        return integers
-
-    def pack(self) -> bytes:
-        """Return the draw as bytes."""
-        tensors = zip(self.grid.exponents, self.centers, self.spreads, strict=True)
-        return _DRAW.pack(self.seed) + b"".join(_TENSOR.pack(*tensor) for tensor in tensors)
-
-    @classmethod
-    def unpack(cls, data: bytes, layout: Layout) -> "SeededInit":
-        """Read the draw that `pack` wrote.
-
-        Args:
-            data: Bytes of any origin.
-            layout: The layout of the vector.
-
-        Raises:
-            ReplicaError: The draw is not one of as many tensors, or leaves the grid.
-        """
-        if len(data) != _DRAW.size + _TENSOR.size * len(layout.parameters):
-            raise ReplicaError(f"a draw of {len(data)} bytes does not fit {len(layout.parameters)} tensors")
-        tensors = list(_TENSOR.iter_unpack(data[_DRAW.size :]))
-        if any(abs(center) + spread > LIMIT for _, center, spread in tensors):
-            raise ReplicaError("a draw reaches 2^23 units")
-        exponents, centers, spreads = (tuple(column) for column in zip(*tensors, strict=True)) if tensors else ((),) * 3
-        return cls(_DRAW.unpack_from(data)[0], FixedPoint(_checked(exponents)), centers, spreads)
-
-
 class Replica(NamedTuple):
     """The model of one version as a client holds it.
 
@@ -304,6 +227,22 @@ class Replica(NamedTuple):
     grid: FixedPoint
     integers: Integers
     buffers: bytes = b""
+
+    @classmethod
+    def initial(cls, vector: Vector, layout: Layout, buffers: bytes = b"") -> "Replica":
+        """Return version 0 of a model, the same from the same weights wherever it is made.
+
+        Args:
+            vector: Weights, float32, shape (n,).
+            layout: The layout of the vector. Without a mask, so that the grid is the same whatever the mask.
+            buffers: The buffers, as `buffer_codec.pack` writes them.
+        """
+        grid = FixedPoint.of(vector, layout)
+        return cls(0, grid, grid.integers(vector, layout), buffers)
+
+    def within(self, mask: Mask | None) -> "Replica":
+        """Return the part of a model without a mask that is within one."""
+        return self if mask is None else self._replace(integers=self.integers[mask.positions])
 
     def floats(self, layout: Layout) -> Vector:
         """Return the weights, float32, shape (n,)."""
@@ -363,11 +302,17 @@ class Replica(NamedTuple):
         """Return the same model within another mask: surviving weights stay as they are, new ones are zero."""
         return self._replace(integers=change.apply(self.integers))
 
-    def tag(self, mask_version: int) -> bytes:
-        """Return 8 bytes of a hash over version, grid, weights, buffers and the mask's version: proof of equality."""
+    def tag(self, mask_version: int, frozen: bytes = b"") -> bytes:
+        """Return 8 bytes of a hash over version, grid, weights, buffers and the mask's version: proof of equality.
+
+        Args:
+            mask_version: Version of the mask.
+            frozen: Digest of the parameters that are not trained (`flatten.digest`); empty: there are none.
+        """
         digest = sha256(f"{mask_version} {self.version} {self.grid.exponents}".encode())
         digest.update(np.ascontiguousarray(self.integers, "<i4").tobytes())
         digest.update(self.buffers)
+        digest.update(frozen)
         return digest.digest()[:TAG_BYTES]
 
 

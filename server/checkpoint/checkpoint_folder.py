@@ -94,7 +94,7 @@ class CheckpointFolder:
         for round in reversed(self.rounds()):
             path = self._path(round)
             try:
-                return Checkpoint(round, unpack(path.read_bytes()), skipped)
+                return Checkpoint(round, unpack(files.read_regular(path, files.MOST_DATA)), skipped)
             except DamagedCheckpoint as error:
                 aside = files.move_aside(path)
                 log(ERROR, "the checkpoint %s cannot be used: %s. It is now %s", path, error, aside.name)

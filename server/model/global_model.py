@@ -8,6 +8,7 @@ from flwr.app import ArrayRecord
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedpress.compression.errors import LayoutError
 from fedpress.compression.messages import records
 from fedpress.compression.messages.orders import Download
 from fedpress.compression.tensors import buffer_codec, flatten
@@ -39,6 +40,7 @@ class ModelState(NamedTuple):
         masks: the last masks.
         versions: versions of the held model; None: there is no downlink.
         average: mean of the models so far; None: the newest model is published.
+        frozen: digest of the parameters that are not trained (`flatten.digest`).
     """
 
     layout: int
@@ -49,6 +51,7 @@ class ModelState(NamedTuple):
     masks: MaskHistoryState
     versions: VersionsState | None
     average: RunningMean | None
+    frozen: bytes
 
 
 class GlobalModel:
@@ -93,10 +96,12 @@ class GlobalModel:
         self._steps = 0
         self._average = Average(averaging) if averaging else None
         self._buffers = self._buffers_of(named)
+        self._frozen = flatten.frozen(named, self.layout)
         self.versions: Versions | None = None
         if downlink:
-            buffers = self._packed_buffers()
-            self.versions = Versions(self.master, buffers, self.layout, downlink, self.masks.version)
+            whole, buffers = flatten.flatten(named, self.layout.full), self._packed_buffers()
+            frozen = flatten.digest(named, self.layout)
+            self.versions = Versions(whole, buffers, self.layout, downlink, self.masks.version, frozen)
         if downlink or mask is not None:
             self.arrays = self._held_arrays()
 
@@ -113,11 +118,25 @@ class GlobalModel:
         return records.from_numpy({name: self._average.arrays[name] for name in self.arrays})
 
     def replace(self, arrays: ArrayRecord) -> None:
-        """Take over another model's values; the optimizer keeps its state."""
+        """Take over another model's values; the optimizer keeps its state.
+
+        Raises:
+            LayoutError: the arrays do not fit the layout, or a frozen parameter has another value.
+        """
         named = records.to_numpy(arrays)
+        if flatten.digest(named, self.layout) != flatten.digest(self._frozen, self.layout):
+            raise LayoutError(
+                "the new model's frozen parameters differ from those that clients have; a parameter that changes must"
+                " be trained: requires_grad=True, on both sides"
+            )
         self.master[:] = flatten.flatten(named, self.layout)
         self._buffers = self._buffers_of(named)
         self.arrays = arrays
+
+    @property
+    def frozen(self) -> Mapping[str, NDArray[Any]]:
+        """The parameters that are not trained, by name."""
+        return self._frozen
 
     @property
     def buffers(self) -> Mapping[str, NDArray[Any]]:
@@ -185,7 +204,7 @@ class GlobalModel:
         Args:
             start: the model before the training; `published`, most likely.
             arrays: the model after it, whose buffers are taken over.
-            downlink: density and levels of the new version; its `draw` is ignored.
+            downlink: density and levels of the new version, of which the rest is ignored.
 
         Raises:
             FloatingPointError: the master is no longer finite.
@@ -241,6 +260,7 @@ class GlobalModel:
             self.masks.state(),
             self.versions.state() if self.versions else None,
             self._average.running if self._average else None,
+            flatten.digest(self._frozen, self.layout),
         )
 
     def restore(self, state: ModelState) -> None:
@@ -263,6 +283,11 @@ class GlobalModel:
         ):  # fmt: skip
             if (stored is None) != (part is None):
                 raise CheckpointError(f"the checkpoint was made with another `{name}`; keep it, or take a new folder")
+        if state.frozen != flatten.digest(self._frozen, self.layout):
+            raise CheckpointError(
+                "the checkpoint was made with other frozen parameters than model() or `init` gives now; bring back the"
+                " weights that the run began with, or give the federation a folder of its own"
+            )
         self.masks = masks
         self._take_master(state.master.copy(), layout)
         self._buffers, self._steps = state.buffers, state.steps
@@ -279,7 +304,7 @@ class GlobalModel:
 
     def _held(self) -> dict[str, NDArray[Any]]:
         held = self.versions.held.floats(self.layout) if self.versions else self.master
-        return {**flatten.unflatten(held, self.layout), **self._buffers}
+        return {**flatten.unflatten(held, self.layout), **self._buffers, **self._frozen}
 
     def _packed_buffers(self) -> bytes:
         # Of the user's own model, or of replies that were checked.

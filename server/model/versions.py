@@ -15,30 +15,22 @@ mask drops counts as a change to zero. So a delta from a version of an older mas
 entries, whatever the masks between were.
 """
 
-import dataclasses
+from logging import WARNING
 from typing import Any, NamedTuple
 
 import numpy as np
+from flwr.supercore import log
 from numpy.typing import NDArray
-from pydantic import InstanceOf
 
 from fedpress.compression.encoders import cafe
 from fedpress.compression.encoders.top_k import largest
 from fedpress.compression.errors import NonFiniteError
 from fedpress.compression.messages.orders import Download
 from fedpress.compression.settings import STRICT, Field, dataclass
+from fedpress.compression.tensors import flatten
 from fedpress.compression.tensors.layout import Layout, Vector
 from fedpress.compression.tensors.mask import Positions
-from fedpress.compression.tensors.replica import (
-    LIMIT,
-    FixedPoint,
-    Integers,
-    Regrid,
-    Replica,
-    SeededInit,
-    pack_regrids,
-    rescaled,
-)
+from fedpress.compression.tensors.replica import LIMIT, FixedPoint, Integers, Regrid, Replica, pack_regrids, rescaled
 from fedpress.compression.tensors.side_info import SideInfo
 from fedpress.compression.tensors.update import Dense, Sparse, Update
 from fedpress.compression.wire import payloads
@@ -47,19 +39,25 @@ from fedpress.server.model.settings import DownlinkSettings
 
 FROM_NOTHING = -1
 """The version before the first: every weight is zero. A delta from it is a snapshot, in units of the newest grid."""
-_DRAWN = -2
-"""In place of a version: version 0 as a client draws it within the newest mask. Its delta names version 0."""
+_INITIAL = -2
+"""In place of a version: version 0 as a client makes it within the newest mask. Its delta names version 0."""
 _HISTORY = 0.5
 """Limit of the changes that are kept, in entries, as a fraction of the model's."""
 _OUTLIER = 8
 """Multiple of the common magnitude from which on an entry moves by one of its own."""
+_TOO_FINE = 0.001
+"""Fraction of a tensor's weights that may be too small for its grid before the log says so."""
 
 
 @dataclass(frozen=True, config=STRICT)
 class Downlink(DownlinkSettings):
-    """Compression of the download; `draw` makes version 0 from a seed, and without it version 0 is sent."""
+    """Compression of the download."""
 
-    draw: InstanceOf[SeededInit] | None = None
+    agreed_initial: bool = Field(
+        default=False,
+        description="Whether clients can make version 0 by themselves (`compress(initial=...)`): it is offered by its"
+        " tag, and sent to those only that have another one or none. False: it is sent to everybody.",
+    )
     prediction: float = Field(
         default=0.0,
         description="Factor of what the download predicts of an update; 0: nothing. Other than 0 exactly where clients"
@@ -73,7 +71,7 @@ class Delta(NamedTuple):
     base: int  # version that it is added to; `FROM_NOTHING` for a snapshot
     payload: bytes  # empty: the client has the newest version
     support: Positions | None = None  # positions that it changes; None: all, or the payload is empty
-    drawn: bool = False  # `base` is version 0 as it is drawn within the newest mask
+    initial: bool = False  # `base` is version 0 as a client makes it within the newest mask
     grid: bytes = b""  # changes of the grid since `base`
 
     @property
@@ -89,18 +87,26 @@ class Change(NamedTuple):
     steps: NDArray[np.int32]  # in units of the newest grid
 
 
+class _Moves(NamedTuple):
+    """What a version changes."""
+
+    positions: Positions
+    steps: NDArray[np.int32]
+    all_nearer: bool  # whether the grid reaches master at all of them, and has a point nearer to it than held
+
+
 class VersionsState(NamedTuple):
     """State of `Versions`.
 
     Attributes:
         held: the newest version.
-        draw: seeded draw of version 0; None: it was sent.
+        origin: tag of version 0; empty: it is sent to everybody.
         changes: changes by the version that they led to.
         regrids: changes of the grid since version 0, in their order.
     """
 
     held: Replica
-    draw: SeededInit | None
+    origin: bytes
     changes: dict[int, Change]
     regrids: list[Regrid]
 
@@ -113,11 +119,12 @@ class Versions:
     tensor takes at least 17 bits. No finite master is out of reach.
 
     Args:
-        master: parameters of the initial model, float32 (n,).
+        initial: parameters of the initial model, those outside the mask too, float32 (n,).
         buffers: the initial buffers, as `buffer_codec.pack` writes them.
-        layout: layout of both.
-        downlink: density and levels of a version, and the draw of version 0.
+        layout: layout of both, within the first mask.
+        downlink: density and levels of a version, and whether clients can make version 0.
         mask_version: version of the mask of version 0.
+        frozen: digest of the parameters that are not trained (`flatten.digest`).
 
     Attributes:
         held: the newest version.
@@ -129,7 +136,13 @@ class Versions:
     """
 
     def __init__(
-        self, master: Vector, buffers: bytes, layout: Layout, downlink: Downlink, mask_version: int = 0
+        self,
+        initial: Vector,
+        buffers: bytes,
+        layout: Layout,
+        downlink: Downlink,
+        mask_version: int = 0,
+        frozen: bytes = b"",
     ) -> None:
         if not 0 < downlink.density <= 1 or downlink.levels < 1:
             raise ValueError(
@@ -144,10 +157,13 @@ class Versions:
         self._regrids: list[Regrid] = []
         self._deltas: dict[int, Delta] = {}  # base -> the delta from there to the newest version
         self._side_info: dict[tuple[int, bytes, int], SideInfo] = {}  # base, delta and version of a download
-        grid = downlink.draw.grid if downlink.draw else FixedPoint.of(master, layout)
-        integers = downlink.draw.integers(layout) if downlink.draw else grid.integers(master, layout)
-        self.held = Replica(0, grid, integers, buffers)
-        self.tag = self.held.tag(mask_version)
+        self._frozen = frozen
+        first = Replica.initial(initial, layout.full, buffers)
+        _warn_of_too_fine(initial, first, layout.full)
+        self._initial = first if downlink.agreed_initial else None
+        self._origin = first.tag(0, frozen) if downlink.agreed_initial else b""
+        self.held = first.within(layout.mask)
+        self.tag = self.held.tag(mask_version, frozen)
 
     def change_mask(self, layout: Layout, mask_version: int) -> None:
         """Move to another mask; the next version is its first, and must follow before any download.
@@ -175,37 +191,35 @@ class Versions:
             NonFiniteError: master holds NaN or infinity; the newest version stays what it is.
         """
         settings, layout = downlink or self._downlink, self._layout
-        count = max(1, round(settings.density * layout.size))
         missing = self._missing(master)
-        positions = largest(missing, count)
-        if not self._brings_nearer(master, positions):
+        moves = self._moves(missing, settings)
+        if not moves.all_nearer:
             self._move_to_grid(self.held.grid.fitted(master, self.held.integers, layout))
             missing = self._missing(master)
             missing[self.held.grid.integers(master, layout) == self.held.integers] = 0
-            positions = largest(missing, count)
+            moves = self._moves(missing, settings)
         held = self.held
         integers = held.integers.copy()
-        moved = integers[positions] + self._steps(missing[positions], positions, settings.levels)
-        integers[positions] = np.clip(moved, -LIMIT, LIMIT)
-        steps = integers[positions] - held.integers[positions]
+        integers[moves.positions] += moves.steps
         self._take(Replica(held.version + 1, held.grid, integers, buffers))
-        places = layout.whole(positions).astype(np.uint32)
+        places = layout.whole(moves.positions).astype(np.uint32)
         self._changes[self.held.version] = Change(
-            np.concatenate([places, self._fallen.positions]), np.concatenate([steps, self._fallen.steps])
+            np.concatenate([places, self._fallen.positions]), np.concatenate([moves.steps, self._fallen.steps])
         )
         self._fallen = Change(self._fallen.positions[:0], self._fallen.steps[:0])
         while sum(len(change.steps) for change in self._changes.values()) > _HISTORY * layout.size:
             del self._changes[min(self._changes)]
 
-    def delta(self, base: int | None) -> Delta | None:
+    def delta(self, base: int | None, agreed: bool = True) -> Delta | None:
         """Return the smallest delta to the newest version.
 
         Args:
             base: version that the client has, None if it has none.
+            agreed: whether to take it that the client can make version 0, where clients of this downlink can.
 
         Returns:
-            The delta. It may start from version 0, where that is drawn, or from zeros. None for a client without a
-            version, where version 0 is not drawn: it needs the arrays, names and shapes included.
+            The delta. It may start from version 0, where the client can make that, or from zeros. None for a client
+            without a version that cannot: it needs the arrays, names and shapes included.
         """
         if base == self.held.version:
             return Delta(base, b"")
@@ -213,23 +227,23 @@ class Versions:
         if base is not None:
             known = self._encoded(base) if base + 1 in self._changes else None
             candidates.append(known or self._encoded(FROM_NOTHING))
-        if self._downlink.draw:
-            candidates.append(self._encoded(self._drawn))
+        if self._initial is not None and agreed:
+            candidates.append(self._encoded(self._first))
         return min(filter(None, candidates), key=lambda delta: delta.length, default=None)
 
-    def download(self, base: int | None, whole: bool = False) -> Download:
+    def download(self, base: int | None, whole: bool = False, agreed: bool = True) -> Download:
         """Return the newest version as an order brings it.
 
         Args:
             base: version that the client has, None if it has none.
             whole: whether the arrays go with the order, as the client lacks their names and shapes.
+            agreed: as for `delta`.
         """
-        delta = None if whole else self.delta(base)
+        delta = None if whole else self.delta(base, agreed)
         if delta is None:
-            return Download(self.tag, None, origin=self.held.grid.pack(), buffers=self.held.buffers)
-        draw = self._downlink.draw
-        at_hand = base == 0 and self._drawn == 0
-        origin = draw.pack() if draw and delta.drawn and not at_hand else b""
+            return Download(self.tag, None, self._rounding(), self.held.grid.pack(), self.held.buffers)
+        at_hand = base == 0 and self._first == 0
+        origin = self._origin if delta.initial and not at_hand else b""
         if delta.base == FROM_NOTHING:
             origin = self.held.grid.pack()
         return Download(self.tag, delta.base, delta.payload, origin, self.held.buffers, delta.grid)
@@ -249,7 +263,7 @@ class Versions:
             return SideInfo(self._layout)
         key = download.base, download.delta, version
         if key not in self._side_info:
-            newest = self._deltas.get(self._drawn if download.origin else download.base)
+            newest = self._deltas.get(self._first if download.origin else download.base)
             known = newest is not None and newest.payload == download.delta
             predicts = self._downlink.prediction != 0
             if predicts or not known:
@@ -259,12 +273,20 @@ class Versions:
             self._side_info[key] = SideInfo(self._layout, shared_positions=reference, predictor=predictor)
         return self._side_info[key]
 
+    @property
+    def offers_initial(self) -> bool:
+        """Whether version 0 is offered by its tag to clients that hold nothing."""
+        return self._initial is not None
+
     def state(self) -> VersionsState:
         """Return the newest version, the changes that are kept, and those of the grid."""
-        return VersionsState(self.held, self._downlink.draw, self._changes, self._regrids)
+        return VersionsState(self.held, self._origin, self._changes, self._regrids)
 
     def restore(self, state: VersionsState, layout: Layout, mask_version: int) -> None:
-        """Take up a state; its draw of version 0 replaces that of the downlink.
+        """Take up a state.
+
+        Where these versions began with another version 0 than those of the state, it is no longer offered: clients
+        that hold nothing are sent the whole model.
 
         Args:
             state: state of the versions of this model.
@@ -272,13 +294,35 @@ class Versions:
             mask_version: version of that mask.
         """
         self._layout, self._mask_version = layout, mask_version
-        self._downlink = dataclasses.replace(self._downlink, draw=state.draw)
+        if self._origin != state.origin:
+            if self._origin and state.origin:
+                log(
+                    WARNING,
+                    "version 0 as it is made here, %s, is not that of the checkpoint, %s (another PyTorch or processor,"
+                    " or a model() that differs from call to call): it is no longer offered to new clients, which are"
+                    " sent the whole model",
+                    self._origin.hex(),
+                    state.origin.hex(),
+                )
+            self._initial, self._origin = None, state.origin
         self._take(state.held)
         self._changes, self._regrids = state.changes, state.regrids
 
+    def _rounding(self) -> bytes:
+        """Return the delta from the arrays, as a message brings them, to the newest version; empty: they are the same.
+
+        Weights of another dtype than float32, such as float16, are rounded in the arrays.
+        """
+        layout, held = self._layout, self.held
+        if all(spec.dtype == "float32" for spec in layout.parameters):
+            return b""
+        sent = flatten.flatten(flatten.unflatten(held.floats(layout), layout), layout)
+        difference = held._replace(integers=held.grid.integers(sent, layout)).delta_to(held.integers, layout)
+        return payloads.pack(difference, layout, DYADIC).payload if len(difference.positions) else b""
+
     def _take(self, held: Replica) -> None:
         self.held = held
-        self.tag = held.tag(self._mask_version)
+        self.tag = held.tag(self._mask_version, self._frozen)
         self._deltas, self._side_info = {}, {}
 
     def _missing(self, master: Vector) -> Vector:
@@ -293,12 +337,6 @@ class Versions:
                 )
             np.nan_to_num(missing, copy=False)
         return missing
-
-    def _brings_nearer(self, master: Vector, positions: NDArray[np.int64]) -> bool:
-        """Return whether the grid reaches master at all of some positions, and has a point nearer to it than held."""
-        spacing = self.held.grid.spacing(positions, self._layout)
-        units = np.rint(np.ldexp(master[positions].astype(np.float64), -spacing))
-        return bool(((np.abs(units) <= LIMIT) & (units != self.held.integers[positions])).all())
 
     def _move_to_grid(self, grid: FixedPoint) -> None:
         """Bring the held model to another grid, and with it the changes that are kept, from the newest to the oldest.
@@ -327,22 +365,28 @@ class Versions:
         self._regrids = self._regrids + regrids
         self.held = before.regridded(regrids, layout)
 
-    def _steps(self, missing: Vector, positions: NDArray[np.int64], most: int) -> NDArray[np.int64]:
-        """Return the move of each entry, in spacings of the grid: at least one, and towards master."""
-        magnitudes = np.abs(missing).astype(np.float64)
-        if not len(magnitudes):
-            return np.empty(0, np.int64)
+    def _moves(self, missing: Vector, settings: DownlinkSettings) -> _Moves:
+        """Return the entries that lack most, and the move of each: one spacing at least, within the grid."""
+        positions = largest(missing, max(1, round(settings.density * len(missing))))
+        if not len(positions):
+            return _Moves(positions, np.empty(0, np.int32), all_nearer=True)
+        lacking, integers = missing[positions].astype(np.float64), self.held.integers[positions]
+        magnitudes = np.abs(lacking)
         unit = _dyadic(magnitudes.mean())
-        wanted = unit * np.clip(np.rint(magnitudes / unit), 1, most)
+        wanted = unit * np.clip(np.rint(magnitudes / unit), 1, settings.levels)
         apart = (wanted > 2 * magnitudes) | (wanted * _OUTLIER < magnitudes)
         wanted[apart] = _dyadic(magnitudes[apart])
-        steps = np.rint(np.ldexp(wanted, -self.held.grid.spacing(positions, self._layout)))
-        return np.copysign(np.maximum(steps, 1), missing).astype(np.int64)
+        spacing = self.held.grid.spacing(positions, self._layout)
+        steps = np.copysign(np.maximum(np.rint(np.ldexp(wanted, -spacing)), 1), lacking)
+        goal = np.rint(np.ldexp(lacking, -spacing) + integers)
+        all_nearer = bool(((np.abs(goal) <= LIMIT) & (goal != integers)).all())
+        moved = np.clip(integers + steps, -LIMIT, LIMIT).astype(np.int32)
+        return _Moves(positions, moved - integers, all_nearer)
 
     @property
-    def _drawn(self) -> int:
-        """Base for a client that draws: version 0, or `_DRAWN` where version 0 had another mask."""
-        return 0 if self._mask_version == self._first_mask_version else _DRAWN
+    def _first(self) -> int:
+        """Base for a client that makes version 0: 0, or `_INITIAL` where version 0 had another mask."""
+        return 0 if self._mask_version == self._first_mask_version else _INITIAL
 
     def _encoded(self, base: int) -> Delta | None:
         """Return the delta from a base; None where a difference is beyond float32."""
@@ -354,19 +398,19 @@ class Versions:
             if not np.array_equal(decoded.values, difference.values):  # they lie too far apart for one unit
                 payload = payloads.pack(difference, self._layout, FLOAT32).payload
             support = difference.positions if isinstance(difference, Sparse) else None
-            drawn = self._downlink.draw is not None and base == self._drawn
-            start = 0 if drawn else self.held.version if base == FROM_NOTHING else base
+            initial = self._initial is not None and base == self._first
+            start = 0 if initial else self.held.version if base == FROM_NOTHING else base
             grid = pack_regrids(regrid for regrid in self._regrids if regrid.version > start)
-            self._deltas[base] = Delta(0 if drawn else base, payload, support, drawn, grid)
+            self._deltas[base] = Delta(0 if initial else base, payload, support, initial, grid)
         return self._deltas[base]
 
     def _difference(self, base: int) -> Update:
         held, layout = self.held, self._layout
         if base == FROM_NOTHING:
             return Dense(held.integers.astype(np.float32))  # in units of the grid
-        if base == self._drawn and self._downlink.draw:
-            drawn = Replica(0, self._downlink.draw.grid, self._downlink.draw.integers(layout))
-            return drawn.regridded(self._regrids, layout).delta_to(held.integers, layout)
+        if base == self._first and self._initial is not None:
+            initial = self._initial.within(layout.mask).regridded(self._regrids, layout)
+            return initial.delta_to(held.integers, layout)
         before: Integers = held.integers.copy()
         for version in range(held.version, base, -1):
             change = self._changes[version]
@@ -384,3 +428,17 @@ def _dyadic(magnitudes: Any) -> Any:
     mantissas, exponents = np.frexp(magnitudes)  # 0.5 to below 1
     bounds = np.sqrt([0.5 * 0.75, 0.75 * 1.0])
     return np.ldexp(np.array([0.5, 0.75, 1.0])[np.searchsorted(bounds, mantissas)], exponents)
+
+
+def _warn_of_too_fine(weights: Vector, initial: Replica, layout: Layout) -> None:
+    """Log tensors that lose weights: these are far smaller than the tensor's largest one, and become zero."""
+    lost = (weights != 0) & (initial.integers == 0)
+    for spec, start, exponent in zip(layout.parameters, layout.offsets, initial.grid.exponents, strict=False):
+        count = int(lost[start : start + spec.size].sum())
+        if count > _TOO_FINE * spec.size:
+            log(
+                WARNING,
+                "%d of %d weights of %r are below 2^%d, half the step of its grid, and begin as zero where clients"
+                " hold the model: its largest weight is 2^20 times as large; `downlink: null` sends them as they are",
+                count, spec.size, spec.name, exponent - 1,
+            )  # fmt: skip

@@ -4,7 +4,7 @@ A strategy holds one federation for each model, and decides when it sends orders
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from logging import ERROR
+from logging import ERROR, INFO, WARNING
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,10 +13,11 @@ from flwr.serverapp import Grid
 from flwr.supercore import log
 
 from fedpress.compression import seeds
-from fedpress.compression.errors import FedpressError, PayloadError, ValuesTooLarge
+from fedpress.compression.errors import FedpressError, LayoutError, PayloadError, ValuesTooLarge
 from fedpress.compression.ledger import Direction
 from fedpress.compression.messages import records
 from fedpress.compression.models.pruning import dynamic_sparsity
+from fedpress.compression.tensors import layout_doubts
 from fedpress.compression.tensors.layout import Layout
 from fedpress.compression.timing import Timer
 from fedpress.server.checkpoint.state import CheckpointError
@@ -25,11 +26,10 @@ from fedpress.server.fusion.client_ensemble import ClientModels, Fusion, SentUpd
 from fedpress.server.model.global_model import GlobalModel, ModelState
 from fedpress.server.model.mask_schedules import Ballot
 from fedpress.server.rounds import exchange, metrics, sampling
-from fedpress.server.rounds.accounting import Accounting, AccountingState, Refusal, RoundSummary
+from fedpress.server.rounds.accounting import UNANSWERED, Accounting, AccountingState, Refusal, RoundSummary
 from fedpress.server.rounds.aggregate import ReplyMean
 from fedpress.server.rounds.exchange import Clock, UnderWay
 from fedpress.server.rounds.orders import Orders, Tickets, Upload
-from fedpress.server.rounds.outcome import UNANSWERED
 from fedpress.server.rounds.settings import AggregateMetrics, MessageFormat, ModelSettings, Rounds, Sampling
 
 TICKETS_APART = 1_000_000
@@ -133,6 +133,8 @@ class Federation:
         self._asked_round, self._attempts = 0, 0  # a round that nobody answered may be asked again
         self._model: GlobalModel | None = None
         self._mean = ReplyMean(Layout(()))
+        self._config = ConfigRecord()  # of this round's orders
+        self._unbilled: list[tuple[int, Message]] = []  # messages for an exchange of the caller's own
 
     def draw_tickets_from_seed(self) -> None:
         """Make the tickets reproducible, for a simulation; those of other servers nobody can tell in advance."""
@@ -144,10 +146,12 @@ class Federation:
         """Take over a model, at the start or where it is not the one that the last step made.
 
         Raises:
-            LayoutError: the arrays do not fit the layout.
+            LayoutError: the arrays do not fit the layout, or none of them can be trained.
         """
         if self._model is None:
             settings = self._settings
+            if settings.layout is None:
+                _check_guess(arrays)
             self._model = GlobalModel(
                 arrays, settings.layout, settings.optimizer, settings.downlink, settings.averaging, settings.masks.first
             )
@@ -188,19 +192,20 @@ class Federation:
 
     # ---- a round ---------------------------------------------------------------------------------------------------
 
-    def ask(self, current: Round, arrays: ArrayRecord) -> Iterator[Message] | None:
+    def ask(self, current: Round, messages: list[Message]) -> Iterator[Message] | None:
         """Send a round's orders, and return an iterator over the replies; None: there are no orders.
 
         Args:
             current: the round.
-            arrays: the model of the orders.
+            messages: its orders, those of `open_orders`.
         """
-        messages = self.open_orders(current.number, arrays, current.config, current.grid)
         replies = self._exchange(current, messages, MessageType.TRAIN, self.under_way)
         replies = current.timer.each("replies", replies)
         return replies if messages or self.orders.tickets.open else None
 
-    def open_orders(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> list[Message]:
+    def open_orders(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid, *, own_exchange: bool = False
+    ) -> list[Message]:
         """Sample nodes and open a ticket for each; with a buffer, until enough nodes are at work.
 
         Args:
@@ -208,11 +213,14 @@ class Federation:
             arrays: the model of the orders.
             config: the application's configuration for the nodes.
             grid: grid of the nodes.
+            own_exchange: whether the caller sends the messages by itself, and `take` gets all replies at once: they are
+                billed then.
 
         Returns:
             The orders as messages; empty where no client trains.
         """
         self._first_refusal = len(self.accounting.refusals)
+        self._config = config
         if self.sampling.fraction_train == 0.0:
             return []
         self.adopt(arrays)
@@ -224,7 +232,27 @@ class Federation:
         self._asked_round = server_round
         messages = self._refill(server_round, len(tickets.open), config, grid)
         self._wanted = schedule.size if schedule else max(1, len(messages) - self.rounds.over_selection)
+        if own_exchange:
+            self._unbilled += [(server_round, message) for message in messages]
         return messages
+
+    def bill_own_exchange(self, server_round: int, replies: Iterable[Message]) -> list[Message]:
+        """Bill an exchange that the caller has made by itself, and return its replies.
+
+        Orders that a grid has sent have an id; those that the caller left out have none, and cost nothing.
+
+        Args:
+            server_round: number of the round.
+            replies: the replies.
+        """
+        for number, message in self._unbilled:
+            if message.metadata.message_id:
+                self.accounting.bill(number, message.metadata.dst_node_id, "down", message)
+        self._unbilled = []
+        replies = list(replies)
+        for reply in replies:
+            self.accounting.bill(server_round, reply.metadata.src_node_id, "up", reply)
+        return replies
 
     def take(
         self, server_round: int, replies: Iterable[Message] | None, *, publish: bool = True
@@ -391,7 +419,7 @@ class Federation:
         return self._exchange(current, messages, MessageType.EVALUATE, UnderWay(late=self.under_way.late))
 
     def open_evaluation(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid, *, own_exchange: bool = False
     ) -> list[Message]:
         """Sample nodes that evaluate the model on their own data, and return the messages to them.
 
@@ -400,6 +428,7 @@ class Federation:
             arrays: the model.
             config: the application's configuration for the nodes.
             grid: grid of the nodes.
+            own_exchange: whether the caller sends the messages by itself (`open_orders`).
         """
         if self.sampling.fraction_evaluate == 0.0:
             return []
@@ -407,7 +436,10 @@ class Federation:
         nodes = self._sample(
             grid, self.sampling.fraction_evaluate, self.sampling.min_evaluate_nodes, server_round, "evaluate"
         )
-        return [self.orders.evaluate(node, server_round, config, self.model) for node in nodes]
+        messages = [self.orders.evaluate(node, server_round, config, self.model) for node in nodes]
+        if own_exchange:
+            self._unbilled += [(server_round, message) for message in messages]
+        return messages
 
     def take_evaluation(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Average the metrics of the valid replies; None where there are none.
@@ -454,10 +486,14 @@ class Federation:
         if purpose != "evaluate":
             wanted += self.rounds.over_selection
             free = [node for node in nodes if node not in self._sampled]
-        return sampling.draw(free, wanted, seeds.derive(self.name, self.seed, server_round, purpose))
+        chosen = sampling.draw(free, wanted, seeds.derive(self.name, self.seed, server_round, purpose))
+        if first:
+            log(INFO, "configure_%s: Sampled %d nodes (out of %d)", purpose, len(chosen), len(nodes))
+        return chosen
 
     def _exchange(self, current: Round, messages: list[Message], kind: str, under_way: UnderWay) -> Iterator[Message]:
-        training, server_round, config = kind == MessageType.TRAIN, current.number, current.config
+        training, server_round = kind == MessageType.TRAIN, current.number
+        config = self._config if training else current.config  # a hook may have changed it
         key, arrays = self._format.arrayrecord_key, self.model.arrays
         known = {id(arrays): records.item_size(key, arrays)} if any(key in m.content for m in messages) else {}
 
@@ -533,3 +569,28 @@ class Federation:
         for node in sorted(lost):
             self.accounting.refuse(server_round, node, "restart", "the server was started again before the reply came")
             self.orders.tickets.open.pop(node, None)
+
+
+def _check_guess(arrays: ArrayRecord) -> None:
+    """Check arrays that come without a layout, and log what speaks against the guess by their names.
+
+    Raises:
+        LayoutError: no array can be trained.
+    """
+    named = records.to_numpy(arrays)
+    layout = Layout.of_arrays(named)
+    if not layout.parameters:
+        held = (
+            f"only integer or boolean arrays and running statistics ({', '.join(list(named)[:6])})"
+            if named
+            else "no arrays"
+        )
+        raise LayoutError(
+            f"the initial model has {held}, so there is nothing to train by updates. Give"
+            " initial_arrays=ArrayRecord(...)"
+            " with its floating arrays; models that are bytes or whole numbers, such as trees of XGBoost, need"
+            " a strategy"
+            " of Flower's own, such as FedXgbBagging, and no compress(...)"
+        )
+    for doubt in layout_doubts.doubts(named, layout):
+        log(WARNING, "SparseFed: %s", doubt)

@@ -7,8 +7,10 @@ begin with `orders.PREFIX`; no client's metric may have such a name.
 import math
 from collections import Counter
 from collections.abc import Sequence
+from logging import WARNING
 
 from flwr.app import MetricRecord, RecordDict
+from flwr.supercore import log
 
 from fedpress.compression.messages import orders
 
@@ -81,28 +83,61 @@ def examples(content: RecordDict, key: str, most: float) -> float:
 
 
 def weighted_metrics(contents: list[RecordDict], weighted_by_key: str) -> MetricRecord:
-    """Return the weighted mean of every scalar metric, over the replies that have it.
+    """Return the weighted mean of every metric, over the replies that have it; lists entry by entry.
 
-    Unlike in Flower's own, replies need not hold the same metrics.
+    Unlike in Flower's own, replies need not hold the same metrics, and one with a value that is not finite does not
+    have it. Where replies disagree whether a metric is a number or a list, or on its length, the kind with the greatest
+    weight counts, and the log says so.
+
+    >>> pairs = ((1, [0.0, 4.0]), (3, [4.0, 8.0]))
+    >>> replies = [RecordDict({"m": MetricRecord({"n": n, "loss": loss})}) for n, loss in pairs]
+    >>> weighted_metrics(replies, "n")["loss"]
+    [3.0, 7.0]
 
     Args:
         contents: records of replies, each with one MetricRecord that holds `weighted_by_key`.
         weighted_by_key: name of the weight, which the result lacks.
     """
-    sums: dict[str, float] = {}
-    weights: dict[str, float] = {}
+    means: dict[str, dict[int | None, _Mean]] = {}  # by name, and by the length of a list; None: a number
     for content in contents:
-        scalars = {
-            name: float(value)
+        values = {
+            name: value
             for record in content.metric_records.values()
             for name, value in record.items()
-            if not isinstance(value, list) and math.isfinite(value)
+            if all(math.isfinite(each) for each in (value if isinstance(value, list) else [value]))
         }
-        weight = scalars.pop(weighted_by_key)
-        for name, value in scalars.items():
-            sums[name] = sums.get(name, 0.0) + weight * value
-            weights[name] = weights.get(name, 0.0) + weight
-    return MetricRecord({name: value / weights[name] for name, value in sums.items()})
+        weight = float(values.pop(weighted_by_key))  # type: ignore[arg-type]
+        for name, value in values.items():
+            length = len(value) if isinstance(value, list) else None
+            means.setdefault(name, {}).setdefault(length, _Mean()).add(value, weight)
+    result = MetricRecord()
+    for name, kinds in means.items():
+        length = max(kinds, key=lambda kind: kinds[kind].weight)
+        if len(kinds) > 1:
+            shown = ", ".join("a number" if kind is None else f"a list of {kind}" for kind in kinds)
+            log(WARNING, "the metric %r is %s: the mean is over those of one kind", name, shown)
+        mean = kinds[length].result()
+        if all(map(math.isfinite, mean)):  # a sum may be beyond the range
+            result[name] = mean[0] if length is None else mean
+    return result
+
+
+class _Mean:
+    """Weighted mean of lists of one length; a number is a list of one."""
+
+    def __init__(self) -> None:
+        self.weight = 0.0
+        self._sums: list[float] = []
+
+    def add(self, value: float | Sequence[float], weight: float) -> None:
+        values = value if isinstance(value, Sequence) else [value]
+        self._sums = [
+            total + weight * each for total, each in zip(self._sums or [0.0] * len(values), values, strict=True)
+        ]
+        self.weight += weight
+
+    def result(self) -> list[float]:
+        return [total / self.weight for total in self._sums]
 
 
 def count_replies(record: MetricRecord, counted: int, reasons: Sequence[str], staleness: Sequence[int]) -> None:

@@ -4,7 +4,7 @@ import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
-from logging import WARNING
+from logging import INFO, WARNING
 from typing import Any, NamedTuple
 
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
@@ -17,14 +17,14 @@ from fedpress.server.model.global_model import GlobalModel
 from fedpress.server.model.mask_schedules import VoteRequest
 from fedpress.server.rounds.accounting import Accounting
 
+NO_ANSWER = (ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE, ErrorCode.NODE_UNAVAILABLE)
+"""Errors that the SuperLink gives in place of an answer, where a node is gone."""
 GUESS_BITS = 32
 """Last bits of a ticket, which nobody else can know before it is sent; those before them are a number that rises."""
 MOST_BYTES = 12
 """Largest size of a payload, in bytes for each entry of the vector: positions and values of all of them take less."""
 SPARE_BYTES = 1 << 16
 """Added to that limit, for headers."""
-NO_ANSWER = (ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE, ErrorCode.NODE_UNAVAILABLE)
-"""Errors that the SuperLink gives in place of an answer, where a node is gone."""
 
 
 class Upload(NamedTuple):
@@ -35,7 +35,7 @@ class Upload(NamedTuple):
     weight: float
     payload: bytes
     buffers: bytes
-    content: RecordDict  # metrics of the reply
+    content: RecordDict  # of the reply, beside the answer: metrics, and what else the app sends
     download: Download | None  # that the client trained from
     version: int  # of the model that it trained from
     staleness: int  # steps since that version
@@ -59,6 +59,8 @@ class Tickets:
         versions: version of the model that a node has proved to hold.
         masks: version of the mask that a node has proved to have.
         tiers: tier of devices that a node has reported.
+        makes_initial: whether a node has shown that it can make version 0 by itself, or that it cannot; until then, it
+            is taken to, where clients of the downlink can.
     """
 
     issued: int = 0
@@ -69,6 +71,7 @@ class Tickets:
     versions: dict[int, int] = field(default_factory=dict)
     masks: dict[int, int] = field(default_factory=dict)
     tiers: dict[int, str] = field(default_factory=dict)
+    makes_initial: dict[int, bool] = field(default_factory=dict)
 
     def issue(self, node: int) -> int:
         """Return a new ticket, greater than all that this node has answered, by its own claim too."""
@@ -174,9 +177,14 @@ class Orders:
             model: the model of the order.
         """
         held = self.tickets.forget_model(node)
-        log(WARNING, "node %d cannot get from version %s to %d by a delta", node, held, model.version)
-        # A client believed to hold nothing was sent all it needs but names and shapes: those it lacks.
+        # A client believed to hold nothing was offered version 0, and has another one or none; or it lacks names and
+        # shapes, and was sent all else.
         whole = held is None
+        if not whole:
+            log(WARNING, "node %d cannot get from version %s to %d by a delta", node, held, model.version)
+        elif model.versions and model.versions.offers_initial and self.tickets.makes_initial.get(node, True):
+            self._log_other_initial(node)
+            self.tickets.makes_initial[node] = False
         if kind == MessageType.EVALUATE:
             order = self._order(node, server_round, 0, model, whole)
         else:
@@ -258,9 +266,9 @@ class Orders:
         if answer.tier:
             tickets.tiers[node] = answer.tier
         del tickets.open[node]  # so that a repeated answer is refused
-        metrics = RecordDict(dict(content.metric_records))
+        others = RecordDict({name: record for name, record in content.items() if name != orders.ANSWER})
         return Upload(
-            node, answer.ticket, weight, answer.payload, answer.buffers, metrics, order.download, order.version,
+            node, answer.ticket, weight, answer.payload, answer.buffers, others, order.download, order.version,
             model.version - order.version, answer.lost_state, answer.vote,
         )  # fmt: skip
 
@@ -300,11 +308,27 @@ class Orders:
     ) -> Order:
         """Return an order with the download to the newest version; `whole`: with all arrays."""
         tickets, vote = self.tickets, vote or VoteRequest()
-        download = None if model.versions is None else model.versions.download(tickets.versions.get(node), whole)
+        download = None
+        if model.versions is not None:
+            agreed = tickets.makes_initial.get(node, True)
+            download = model.versions.download(tickets.versions.get(node), whole, agreed)
         return Order(
             self._federation, ticket, server_round, model.masks.version, model.version, tickets.accepted.get(node, 0),
             download, model.masks.coded(tickets.masks.get(node)), vote.drop, vote.grow,
         )  # fmt: skip
+
+    def _log_other_initial(self, node: int) -> None:
+        """Log that a node has no version 0 of its own like the server's: at length for the first such node."""
+        if False not in self.tickets.makes_initial.values():
+            log(
+                WARNING,
+                "node %d has other initial weights than the server, or none, and is sent the whole model; the ledger"
+                " counts it. Weights that are the same everywhere come from a file (`init` in the scenario and in the"
+                " node's settings), or from the same PyTorch on the same kind of processor",
+                node,
+            )
+        else:
+            log(INFO, "node %d has other initial weights than the server, too, and is sent the whole model", node)
 
     def _message(self, node: int, order: Order, kind: str, config: Mapping[str, Any], model: GlobalModel) -> Message:
         entries = ConfigRecord({**config, "server-round": order.round, **orders.write_order(order)})

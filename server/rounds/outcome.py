@@ -17,15 +17,13 @@ import numpy as np
 
 from fedpress.compression.errors import FedpressError
 from fedpress.compression.messages import records
-from fedpress.server.rounds.accounting import Refusal, RoundSummary
+from fedpress.server.rounds.accounting import UNANSWERED, Refusal, RoundSummary
 
 if TYPE_CHECKING:
     from fedpress.server.rounds.federation import Federation
 
 HOPELESS_ROUNDS = 3
 """Rounds in a row without a usable reply after which a run has failed."""
-UNANSWERED = frozenset({"late", "unreachable", "restart"})
-"""Reasons of refusals for which no client has answered."""
 
 
 class RunFailed(FedpressError):

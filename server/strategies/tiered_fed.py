@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from fedpress.compression import seeds
 from fedpress.compression.errors import FedpressError
 from fedpress.compression.messages import records
+from fedpress.compression.models.distillation.teachers import LAST
 from fedpress.compression.tensors.layout import Vector
 from fedpress.server.fusion import heterofl
 from fedpress.server.fusion.mutual_distillation import teach
@@ -76,6 +77,7 @@ class TieredFed(SparseFed):
         teaching: settings of the distillation between the models; None: there is none.
         sliced: whether, instead, each tier's model is the leading part of every layer of the global one, and each
             weight the mean over the models that have it (HeteroFL).
+        class_axis: axis of the models' outputs along which the classes are, for the distillation.
         options: arguments of `SparseFed`, for the global model; `fraction_train=0`: no client trains it.
 
     Raises:
@@ -90,6 +92,7 @@ class TieredFed(SparseFed):
         teaching: Teaching | None = None,
         *,
         sliced: bool = False,
+        class_axis: int = LAST,
         **options: Any,
     ) -> None:
         super().__init__(**options)
@@ -108,6 +111,7 @@ class TieredFed(SparseFed):
         self._proxy = proxy
         self._teaching = teaching if teaching and teaching.every else None
         self._sliced = sliced
+        self._class_axis = class_axis
         self._tier_of: dict[int, str] = {}  # node -> name of its tier, empty: it trains the global model
         self._silent: set[int] = set()  # nodes that named no tier in this round
         self._round = 0
@@ -189,7 +193,8 @@ class TieredFed(SparseFed):
         replies = super()._ask(current._replace(grid=self._part(grid, "")), arrays)
         for name, federation, _ in self.training_tiers:
             part = current._replace(grid=self._part(grid, name))
-            self._replies[name] = federation.ask(part, federation.model.arrays)
+            orders = federation.open_orders(part.number, federation.model.arrays, part.config, part.grid)
+            self._replies[name] = federation.ask(part, orders)
         return replies
 
     def _take(
@@ -219,7 +224,7 @@ class TieredFed(SparseFed):
         try:
             taught = teach(
                 models[0], models[1:], self._proxy, teaching, trained=whole.sampling.fraction_train > 0,
-                seed=seeds.derive(whole.name, whole.seed, server_round, "teach"),
+                seed=seeds.derive(whole.name, whole.seed, server_round, "teach"), class_axis=self._class_axis,
             )  # fmt: skip
         except FedpressError as error:
             log(ERROR, "round %d: the models are not taught: %s", server_round, error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -68,11 +69,11 @@ def simulate(
     With --engine flower, clients run on Flower's own simulation engine: slower, and
     with --ray-address on all machines of a Ray cluster. The result is the same, to the
     bit. Scenarios with `network` or `faults` need the inline engine. Needs the extra
-    fedpress[cluster]; docs/concepts/engines.md says what the machines must share.
+    cluster; docs/concepts/engines.md says what the machines must share.
 
     With --tensorboard, `tensorboard --logdir runs` shows runs side by side while they
     are running: accuracy, loss, bytes and replies by round, and accuracy over bytes
-    (with the bytes so far as the step). Needs the extra fedpress[tensorboard].
+    (with the bytes so far as the step). Needs the extra tensorboard.
 
     \b
     Scenarios that come with fedpress:
@@ -152,7 +153,8 @@ def simulate(
             common.leave("interrupted before the first round", common.INTERRUPTED)
         if interrupted or failure is not None:
             results = load(folder.path)
-        run_page.write(folder.path)
+        with suppress(*((OSError,) if failure is not None else ())):  # of a full disk, which is the failure then
+            run_page.write(folder.path)
         common.show_lines(["", *tables.run_lines(results)])
         common.write_json(json_file, results.model_dump(mode="json"))
         if interrupted:

@@ -21,7 +21,17 @@ from typing import Any, NamedTuple
 from fedpress.client.backoff import Backoff
 from fedpress.compression.errors import FedpressError
 from fedpress.compression.files import write_atomically
-from fedpress.simulations.deploy import children, daemon, flower_processes, keys, monitor, settings, superlink
+from fedpress.simulations.deploy import (
+    admission,
+    children,
+    daemon,
+    flower_processes,
+    keys,
+    monitor,
+    operators,
+    settings,
+    superlink,
+)
 from fedpress.simulations.deploy.children import Child, Failures, ServiceError
 from fedpress.simulations.deploy.control import (
     Control,
@@ -87,6 +97,7 @@ class Service:
         self._link: Child | None = None
         self._hub: Child | None = None
         self._control: Control | None = None
+        self._token = ""
         self._run: int | None = None
         self._app: Path | None = None
         self._needed = 0  # nodes that the run waits for; 0: not known
@@ -149,10 +160,12 @@ class Service:
         chosen = self._chosen
         flower_processes.command("flower-superlink")
         if chosen.superlink is not None:
+            self._token = operators.token(self._keys)
             return []
         if not self._keys.ca.exists():
             place = self._keys.path
             raise keys.KeysError(f"there are no keys in {place}; make them: fedpress keys init {place}")
+        self._token = operators.make_token(self._keys)
         return keys.check(self._keys)
 
     def _finished(self) -> bool:
@@ -198,22 +211,33 @@ class Service:
         Raises:
             ServiceError: The run would fail.
         """
-        file = self._state / "scenario.yaml"
+        file, log = self._state / "scenario.yaml", self._state / "check.log"
         write_atomically(file, scenario.to_yaml().encode())
         self._say("checking the scenario")
-        process = subprocess.Popen(
-            [sys.executable, "-m", "fedpress.simulations", "simulate", str(file), "--check"],
-            env=flower_processes.environment(self._home),
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )  # fmt: skip
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-m",
+                    "fedpress.simulations",
+                    "simulate",
+                    str(file),
+                    "--check",
+                    "--out",
+                    str(self._folder.path),
+                ],
+                env=flower_processes.environment(self._home),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
         while process.poll() is None and not self._signal:
-            with suppress(subprocess.TimeoutExpired):
-                output, _ = process.communicate(timeout=0.5)
+            self._wake.wait(0.2)
         if self._signal:
             process.kill()
-            process.communicate()
+            process.wait()
             return
-        lines = [line for line in output.splitlines() if line.strip()]
+        lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
         for line in lines:
             if line.startswith("note: "):
                 self._say(line)
@@ -278,6 +302,8 @@ class Service:
 
     def _start_link(self) -> None:
         host, port = settings.host_and_port(self._chosen.listen)
+        operators.flower_home(self._state / "operator", self.address, self._keys.ca, self._token)
+        secret = operators.new_secret(self._state / "superexec.secret")
         self._counts["superlink"] += 1
         environment = flower_processes.environment(self._home)
         self._link = Child(
@@ -286,10 +312,12 @@ class Service:
                 "--ssl-certfile", str(self._keys.server), "--ssl-keyfile", str(self._keys.server_key),
                 "--ssl-ca-certfile", str(self._keys.ca), "--enable-supernode-auth",
                 "--database", str(self._state / "superlink.db"), "--disable-runtime-dependency-installation",
+                "--isolation", "process", "--superexec-auth-secret-file", str(secret),
             ],
             environment
             | {
                 superlink.OPERATORS: " ".join(self._chosen.operators),
+                operators.TOKEN: self._token,
                 superlink.MESSAGE_BYTES: str(int(self._chosen.message_mib * 2**20)),
             },
             self._link_log,
@@ -297,12 +325,12 @@ class Service:
         )  # fmt: skip
 
     def _read(self, line: str) -> None:
-        """Report the messages of the SuperLink's guards; called from another thread."""
-        if line.startswith(superlink.SAYS):
-            self._say(f"warning: {line.removeprefix(superlink.SAYS)}")
+        """Report the messages of the SuperLink's admission; called from another thread."""
+        if line.startswith(admission.SAYS):
+            self._say(f"warning: {line.removeprefix(admission.SAYS)}")
 
     def _connect(self) -> None:
-        self._control = Control(self.address, self._keys.ca)
+        self._control = Control(self.address, self._keys.ca, self._token)
         runs = self._control.runs()
         self._link_wait.reset()
         self._last_news.pop("control", None)

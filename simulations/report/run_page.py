@@ -6,7 +6,6 @@ from collections import Counter
 from pathlib import Path
 
 import jinja2
-import yaml
 from markupsafe import Markup
 
 from fedpress.compression.files import write_atomically
@@ -18,6 +17,7 @@ from fedpress.simulations.report.figures import Bar
 from fedpress.simulations.report.units import format_bytes
 from fedpress.simulations.results.records import Results, StudentResult
 from fedpress.simulations.results.run_folder import RunFolder
+from fedpress.simulations.scenario import yaml_source
 
 MOST_LAYERS = 40  # in the figure; the page says how many there are
 
@@ -97,7 +97,7 @@ def render(results: Results, ledger: Ledger | None) -> str:
             timings=[(student.tier, timing) for student in made for timing in student.timings],
             averaged=min(series.AVERAGED, len(results.rounds)),
             most_layers=MOST_LAYERS,
-            scenario=yaml.safe_dump(results.scenario, sort_keys=False, allow_unicode=True),
+            scenario=yaml_source.write(results.scenario),
         )
     )
 

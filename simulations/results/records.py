@@ -82,6 +82,7 @@ class StudentResult(Record):
     student_accuracy: float  # before quantization
     quantized_accuracy: float  # after it, before it was written to a bundle
     sha256: str  # of the bundle file
+    onnx_accuracy: float | None = None  # of its ONNX graph in ONNX Runtime; None: it has none
     stages: list[StageResult] = []  # results of each step of its making
     warning: str = ""  # the class that it loses too much on; empty: none
     candidates: list[CandidateResult] = []  # of its search, if it was searched for
@@ -186,10 +187,15 @@ class Results(Record):
         before = [0, *(result.mask_version for result in self.rounds)]
         return [result for result, old in zip(self.rounds, before, strict=False) if result.mask_version != old]
 
+    def section(self, name: str) -> dict[str, Any]:
+        """Return a section of the scenario; empty where it is null, or something else than a section."""
+        found = self.scenario.get(name)
+        return found if isinstance(found, dict) else {}
+
     @property
     def split(self) -> str:
         """Split that the rounds were evaluated on, such as "test" or "validation"."""
-        return str(self.scenario.get("evaluation", {}).get("split", "test"))
+        return str(self.section("evaluation").get("split", "test"))
 
     @property
     def name(self) -> str:

@@ -19,14 +19,14 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 
-from fedpress.client.train import NO_TARGET
 from fedpress.compression.errors import FedpressError
 from fedpress.compression.models import batches
 from fedpress.compression.models.reproducible import evaluating, reproducible
-from fedpress.compression.models.task import Examples, Splits, Task, check_splits, evaluate, usable
+from fedpress.compression.models.task import IGNORED, Examples, Splits, Task, evaluate, usable
 from fedpress.server import app as server
 from fedpress.simulations.conditions import faults
 from fedpress.simulations.results.run_folder import RunFolder
@@ -38,8 +38,10 @@ from fedpress.simulations.tasks import fingerprint
 
 ROWS = 4096
 """Examples that are looked at together for NaN."""
-TRIED = 256
+TRIED = 64
 """Most examples of a part that are put through the model."""
+PIECE = 16
+"""Of these at a time."""
 NAMED = 5
 """Most clients, labels or parameters that a text names."""
 
@@ -130,10 +132,17 @@ def _data(workload: Workload) -> Splits:
             raise CheckError(
                 f"task {task.name!r}: part {name!r} is {given}, expected Examples(inputs, targets) of torch tensors"
             )
-    try:
-        check_splits(splits, may_be_empty=set(Splits._fields) - set(_used_parts(workload.scenario)))
-    except ValueError as error:
-        raise CheckError(f"task {task.name!r}: {error}") from error
+    for name in _used_parts(workload.scenario):
+        inputs, targets = getattr(splits, name)
+        if len(inputs) != len(targets):
+            raise CheckError(
+                f"part {name!r}: {len(inputs):,} inputs but {len(targets):,} targets, expected one target for each"
+                " input; were only the inputs shuffled or cut?"
+            )
+        if not len(targets) and name != "proxy":  # of which students say better what they could do without
+            raise CheckError(
+                f"part {name!r}: got 0 examples, expected at least 1; is the hold-out larger than the data?"
+            )
     expected = fingerprint.of(splits)
     with _drawing(2), _by_task(task, "data(), called again,"):
         again = fingerprint.of(task.data())
@@ -190,7 +199,7 @@ def _part(task: Task, model: nn.Module, name: str, part: Examples, judged: bool)
     _ = outputs_of(task, model, name, part.take(np.arange(min(2, len(part.targets)))))
     spoiled = _not_finite(part.inputs)
     if len(spoiled):
-        rows = part.take(spoiled[:TRIED])
+        rows = part.take(_two(spoiled[:TRIED].numpy(), len(part.targets)))
         outputs = outputs_of(task, model, name, rows)
         with torch.no_grad(), _by_task(task, f"the loss of part {name!r}"):
             value = task.loss(outputs, rows.targets) if judged else outputs.sum()
@@ -221,12 +230,12 @@ def _labels(task: Task, model: nn.Module, name: str, part: Examples) -> None:
             )
         chosen = np.arange(min(len(targets), TRIED))
     else:
-        found = torch.unique(targets[targets != NO_TARGET])
+        found = torch.unique(targets[targets != IGNORED])
         if not len(found):
-            raise CheckError(f"part {name!r}: no example has a target, all are {NO_TARGET}")
+            raise CheckError(f"part {name!r}: no example has a target, all are {IGNORED}")
         edges = torch.cat([found[: TRIED // 2], found[-TRIED // 2 :]]) if len(found) > TRIED else found
         chosen = np.unique([int((targets == label).reshape(len(targets), -1).any(1).nonzero()[0]) for label in edges])
-    rows = part.take(chosen)
+    rows = part.take(_two(chosen, len(targets)))
     outputs = outputs_of(task, model, name, rows)
     classes = outputs.shape[1] if isinstance(outputs, Tensor) and outputs.ndim > 1 else 0
     outside = "" if targets.is_floating_point() or not classes else _outside(targets, classes, name)
@@ -252,14 +261,14 @@ def _labels(task: Task, model: nn.Module, name: str, part: Examples) -> None:
 
 def _outside(targets: Tensor, classes: int, name: str) -> str:
     """Return what is wrong with labels that the model has no output for; empty: nothing."""
-    wrong = targets[((targets < 0) & (targets != NO_TARGET)) | (targets >= classes)]
+    wrong = targets[((targets < 0) & (targets != IGNORED)) | (targets >= classes)]
     if not wrong.numel():
         return ""
-    found = torch.unique(targets[targets != NO_TARGET])
+    found = torch.unique(targets[targets != IGNORED])
     likely = "; do labels begin at 1? Subtract 1" if int(found[0]) == 1 and int(found[-1]) == classes else ""
     return (
         f"part {name!r}: {_some([str(int(label)) for label in torch.unique(wrong)], 'label')} outside the model's"
-        f" {classes} outputs, {wrong.numel():,} target(s) in all; expected 0 to {classes - 1}, or {NO_TARGET} where"
+        f" {classes} outputs, {wrong.numel():,} target(s) in all; expected 0 to {classes - 1}, or {IGNORED} where"
         f" there is none{likely}"
     )
 
@@ -278,7 +287,8 @@ def outputs_of(task: Task, model: nn.Module, name: str, rows: Examples) -> Tenso
     """
     try:
         with evaluating(model):
-            outputs: Tensor = model(rows.inputs)
+            pieces = [model(piece) for piece in torch.split(rows.inputs, PIECE) if len(piece)]
+            outputs: Tensor = torch.cat(pieces) if len(pieces) > 1 else pieces[0]
     except Exception as error:
         kinds = {str(p.dtype).removeprefix("torch.") for p in model.parameters()}
         raise CheckError(
@@ -300,7 +310,7 @@ def _model(workload: Workload) -> nn.Module:
     if not isinstance(made, nn.Module):
         raise CheckError(f"task {task.name!r}: model() returned a {type(made).__name__}, expected a torch.nn.Module")
     for name, tensor in [*made.named_parameters(), *made.named_buffers()]:
-        if isinstance(tensor, UninitializedTensorMixin):
+        if is_lazy(tensor):
             raise CheckError(
                 f"task {task.name!r}: parameter {name!r} has no shape yet, as of a lazy layer; call the model once on"
                 " an example in model()"
@@ -327,9 +337,7 @@ def _clients(workload: Workload, model: nn.Module) -> Iterator[str]:
     sizes = [len(part) for part in workload.parts]
     targets = workload.task.data().train.targets
     if not targets.is_floating_point():
-        idle = [
-            c for c, part in enumerate(workload.parts) if bool((targets[torch.from_numpy(part)] == NO_TARGET).all())
-        ]
+        idle = [c for c, part in enumerate(workload.parts) if bool((targets[torch.from_numpy(part)] == IGNORED).all())]
         if idle:
             yield f"{_some(idle, 'client')} with no target in any example: nothing is learned there"
     if not norms:
@@ -389,12 +397,12 @@ def _step(workload: Workload, model: nn.Module) -> Iterator[str]:
                         f"task {task.name!r}: the loss does not depend on any parameter that is trained; are all frozen"
                         " (requires_grad), or does forward leave torch (numpy, .detach(), .item())?"
                     )
-                value.backward()
+                torch.autograd.backward(value)
                 value = value.detach()
         finally:
             torch.set_deterministic_debug_mode(debug)
     if not bool(torch.isfinite(value)):
-        if not rows.targets.is_floating_point() and bool((rows.targets == NO_TARGET).all()):
+        if not rows.targets.is_floating_point() and bool((rows.targets == IGNORED).all()):
             return
         raise CheckError(
             f"task {task.name!r}: the loss of the initial model on a batch of part 'train' is {float(value)} in"
@@ -423,9 +431,14 @@ def _randomness(scenario: Scenario, model: nn.Module, inputs: Tensor) -> Iterato
             "the model answers the same inputs differently each time in evaluation mode; is there a functional dropout"
             " without training=self.training?"
         )
-        if scenario.students.tiers:
+        if _from_the_model(scenario):
             raise CheckError(f"{text} A student's bundle could not be checked against it")
         yield f"{text} Every accuracy and loss of the run is random to that extent"
+
+
+def _from_the_model(scenario: Scenario) -> bool:
+    """Return whether a student is the model itself, made smaller, and not an architecture of its own."""
+    return any(tier.student in ("pruned", "auto") for tier in scenario.students.tiers)
 
 
 # ---- students and rounds ---------------------------------------------------------------------------------------------
@@ -435,13 +448,14 @@ def _plan(job: Job, make_plan: MakePlan, splits: Splits, model: nn.Module) -> se
     """Return the server's plan after its publisher has been asked whether all students can be made."""
     scenario = job.whole.scenario
     students, proxy = scenario.students, splits.proxy
-    if students.tiers:
+    if _from_the_model(scenario):
         for name, buffer in model.named_buffers():
             if name in model.state_dict() and buffer.is_floating_point() and not bool(torch.isfinite(buffer).all()):
                 raise CheckError(
                     f"the model comes with infinity in buffer {name!r}, which no student's bundle can hold; register it"
                     " with persistent=False, as a constant that every instance makes for itself"
                 )
+    if students.tiers:
         labeled = students.distill.labeled
         if students.data.labels and labeled is not None and labeled > len(proxy.targets):
             raise CheckError(
@@ -516,6 +530,13 @@ def _drawing(seed: int) -> Iterator[None]:
     finally:
         random.setstate(python)
         np.random.set_state(numpy)
+
+
+def _two(rows: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """Return the rows, and another one where there is only one: batch normalization may not take one example."""
+    if len(rows) != 1 or count == 1:
+        return rows
+    return np.array([rows[0], (rows[0] + 1) % count])
 
 
 def _not_finite(values: Tensor) -> Tensor:

@@ -151,7 +151,7 @@ def _model(name: str, work: Workload, federation: Federation, clients: int) -> M
     buffers = buffer_codec.pack(named, layout, None) if layout.buffers else b""
     answer = Answer(1, 0, payload=payload, buffers=buffers, tag=b"12345678", tier=name)
     metrics = MetricRecord({"num-examples": 100, "train-loss": 1.0})
-    reply = RecordDict({orders.ANSWER: ConfigRecord(orders.write_answer(answer)), "metrics": metrics})
+    reply = RecordDict({orders.ANSWER: orders.write_answer(answer), "metrics": metrics})
     up = records.content_size(records.folded(reply))
     model.step(generator.normal(0, 1e-3, layout.size).astype(np.float32), dict(model.buffers))
     writer.tickets.versions[1] = model.version - 1

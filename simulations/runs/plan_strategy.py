@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from fedpress.compression.files import write_atomically
+from fedpress.compression.models.task import class_axis_of
 from fedpress.server.model import optimizers
 from fedpress.server.model.optimizers import ServerOptimizer
 from fedpress.server.model.versions import Downlink
@@ -53,14 +54,12 @@ def rounds(scenario: Scenario, tier: str | None) -> Rounds:
 
 
 def downlink(workload: Workload) -> Downlink | None:
-    """Return the downlink of a model; None: whole models. A slice of the global model is not drawn from a seed."""
-    choice, teaching = workload.scenario.downlink, workload.scenario.teaching
+    """Return the downlink of a model, whose version 0 clients make by themselves; None: whole models."""
+    choice = workload.scenario.downlink
     if choice is None:
         return None
-    drawn = not (workload.tier and teaching and teaching.method == "heterofl")
     density = min(1.0, choice.density * workload.density / workload.scenario.density)
-    draw = workload.draw if drawn else None
-    return Downlink(density, choice.levels, draw=draw, prediction=workload.prediction)
+    return Downlink(density, choice.levels, agreed_initial=True, prediction=workload.prediction)
 
 
 def optimizer(workload: Workload) -> ServerOptimizer:
@@ -107,7 +106,10 @@ def _tiered(job: Job, folder: RunFolder, options: dict[str, Any]) -> TieredFed:
         write_atomically(folder.architectures, json.dumps(shapes, indent=1).encode())
     sliced = choice.method == "heterofl"
     tiers = [TrainingTier(name, _federation(name, work), work.fresh_model()) for name, work in job.tiers.items()]
-    return TieredFed(tiers, workload.fresh_model(), proxy, None if sliced else choice, sliced=sliced, **options)
+    model = workload.fresh_model()
+    axis = class_axis_of(model, workload.task)
+    options |= {} if axis is None else {"class_axis": axis}
+    return TieredFed(tiers, model, proxy, None if sliced else choice, sliced=sliced, **options)
 
 
 def _federation(tier: str, workload: Workload) -> Federation:

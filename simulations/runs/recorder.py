@@ -12,15 +12,14 @@ from time import monotonic
 from typing import NamedTuple
 
 import safetensors.torch
-from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, MetricRecord
 from torch import nn
 
 from fedpress.compression.ledger import Ledger
-from fedpress.compression.messages import records
 from fedpress.compression.models.task import Evaluation
 from fedpress.server import app as server
 from fedpress.server.publishing.publish import Published
-from fedpress.server.rounds.accounting import RoundSummary
+from fedpress.server.rounds.accounting import RoundSummary, dense_sizes
 from fedpress.server.strategies.sparse_fed import SparseFed
 from fedpress.server.strategies.tiered_fed import TieredFed, TrainingTier
 from fedpress.simulations.results.records import (
@@ -299,14 +298,14 @@ class Recorder(server.RunRecord):
 
     @cached_property
     def _dense_sizes(self) -> dict[str, tuple[int, int]]:
-        """Bytes of a dense reply and a dense order, as plain Flower sends them, by the name of the model's tier."""
+        """Bytes of a dense reply and a dense order, as plain Flower sends them, by the name of the model's tier.
+
+        They hold what is trained, and the buffers: a frozen base would not travel.
+        """
         sizes = {}
         for name, work in self.job.models.items():
-            arrays = ArrayRecord(work.fresh_model().state_dict())
-            metrics = MetricRecord({"num-examples": 100, "train-loss": 1.0})
-            reply = RecordDict({"arrays": arrays, "metrics": metrics})
-            order = RecordDict({"arrays": arrays, "config": ConfigRecord({"server-round": 1})})
-            sizes[name] = records.content_size(reply), records.content_size(order)
+            names = [spec.name for spec in (*work.layout.parameters, *work.layout.buffers)]
+            sizes[name] = dense_sizes(ArrayRecord(work.fresh_model().state_dict()), names)
         return sizes
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from fedpress.compression.errors import FedpressError
 from fedpress.server import app as server
+from fedpress.server.rounds.outcome import RunFailed
 from fedpress.simulations.conditions import faulty_client
 from fedpress.simulations.engines import inline as inline_engine
 from fedpress.simulations.engines import worker_process
@@ -24,6 +26,9 @@ from fedpress.simulations.scenario.scenario import Scenario
 
 if TYPE_CHECKING:
     from fedpress.simulations.engines.flower import FlowerGrid  # needs Ray
+
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+"""Error numbers of a disk that takes no more."""
 
 MakeGrid = Callable[[Job, RunFolder, Mapping[str, str]], "inline_engine.InlineGrid | FlowerGrid"]
 """Starts an engine for a run, given the run configuration of the apps."""
@@ -147,6 +152,8 @@ def _run(
             if failed or recorder.rounds or not folder.results.exists():
                 with suppress(OSError):  # of a full disk, which is the error then: what was written before is whole
                     recorder.write("failed" if failed else "interrupted", _reason(error) if failed else "")
+            if isinstance(error, OSError):
+                raise RunFailed(_reason(error)) from error
             raise
         finally:
             if folder.results.is_file():
@@ -158,4 +165,6 @@ def _run(
 
 def _reason(error: BaseException) -> str:
     """Return the text of an error, with its class where that is not fedpress's own."""
+    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+        return f"the run folder cannot be written any more: {error}; what was written before is whole: make room"
     return str(error) if isinstance(error, FedpressError) else f"{type(error).__name__}: {error}"

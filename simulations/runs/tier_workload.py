@@ -1,8 +1,9 @@
 """Work of a tier that trains: that of the scenario, on a smaller model.
 
-The model is the task's, cut to the shapes that pruning to the tier's budget gives, with fresh weights: it is trained
-from the beginning. The server computes the shapes once and writes them into the run folder, where clients read them;
-without a shared folder each side computes the same shapes.
+The model is the task's, pruned to the tier's budget, with the weights that this leaves of the initial ones. Those that
+are a draw, other ones under another seed, are scaled to the narrower layers, as if they had been drawn for them; those
+that are not stay as they are. The server computes the shapes once and writes them into the run folder, where clients
+read them; without a shared folder each side computes the same.
 """
 
 from __future__ import annotations
@@ -14,14 +15,17 @@ from functools import cached_property
 import torch
 from torch import nn
 
-from fedpress.compression import seeds
+from fedpress.compression import files, seeds
 from fedpress.compression.models import architecture
-from fedpress.compression.models.students import initial_student
+from fedpress.compression.models.pruning import importance
+from fedpress.compression.models.reproducible import reproducible
+from fedpress.compression.models.students import depth, initial_student
 from fedpress.compression.models.students.initial_student import Start
 from fedpress.compression.models.students.settings import Budget
 from fedpress.compression.models.task import Task
 from fedpress.server.fusion import heterofl
 from fedpress.simulations.results.run_folder import RunFolder
+from fedpress.simulations.runs.initial_weights import InitialWeightsError
 from fedpress.simulations.runs.workload import Workload
 from fedpress.simulations.scenario.students import Tier
 
@@ -75,45 +79,108 @@ class TierWorkload(Workload):
         """
         shared = RunFolder(self.out).architectures if self.out else None
         if shared and shared.exists():
-            shapes = json.loads(shared.read_text(encoding="utf-8"))[self.tier]
+            shapes = json.loads(files.read_text(shared))[self.tier]
             return {name: tuple(shape) for name, shape in shapes.items()}
-        model = initial_student.start_of(
-            self.task,
-            self._whole.fresh_model(),
-            self.task.data().proxy.inputs[:1],
-            self.budget,
-            start(self._tier),
-            quantization=self.scenario.students.quantize,
-            seed=self._seed,
-        )
-        return architecture.shapes(model)
+        try:
+            return architecture.shapes(self._pruned)
+        except InitialWeightsError:  # a client without the file of `init`; the budget gives the shapes all the same
+            return architecture.shapes(self._pruned_from(self._whole.blank_model()))
 
     @property
     def _seed(self) -> int:
         return seeds.derive(self.federation, self.scenario.seed, "model")
 
     @cached_property
-    def _initialized(self) -> nn.Module:
+    def _pruned(self) -> nn.Module:
+        """The global model, or an architecture of the task, pruned to the budget; with its remaining weights."""
+        return self._pruned_from(self._whole.fresh_model())
+
+    def _pruned_from(self, whole: nn.Module) -> nn.Module:
+        with reproducible(self._seed):
+            return initial_student.start_of(
+                self.task,
+                whole,
+                self.task.data().proxy.inputs[:1],
+                self.budget,
+                start(self._tier),
+                lambda _: importance.named(self.scenario.students.prune),
+                quantization=self.scenario.students.quantize,
+                seed=self._seed,
+            )
+
+    @cached_property
+    def _made(self) -> nn.Module:
+        """An instance of the tier's model; its weights are those of no version."""
         name = start(self._tier).architecture
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self._seed)
-            model = self.task.model() if name is None else initial_student.fresh(self.task, name, seed=self._seed)
-            architecture.shrink(model, self.shapes)
-            for module in model.modules():
-                if isinstance(module, architecture.RESIZABLE):
-                    module.reset_parameters()  # type: ignore[operator]
+        if name is None:
+            model = self._whole.blank_model()
+        else:
+            model = initial_student.fresh(self.task, name, seed=self._seed)
+        architecture.shrink(model, self.shapes)
         return model
 
     @cached_property
     def _model(self) -> nn.Module:
-        """Initial model: drawn like the global one, or its leading slice with method heterofl."""
-        if self.scenario.teaching is None or self.scenario.teaching.method != "heterofl":
-            return super()._model
-        model, whole = copy.deepcopy(self._initialized), self._whole.fresh_model().state_dict()
-        model.load_state_dict(
-            {name: whole[name][heterofl.leading(tensor.shape)] for name, tensor in model.state_dict().items()}
-        )
+        """Version 0: what pruning leaves of the user's weights; with method heterofl, their leading slice."""
+        model = copy.deepcopy(self._made)
+        if self._sliced:
+            whole = self._whole.fresh_model().state_dict()
+            weights = {name: whole[name][heterofl.leading(tensor.shape)] for name, tensor in model.state_dict().items()}
+        else:
+            weights = self._pruned.state_dict()
+            if architecture.shapes(self._pruned) != self.shapes:
+                raise InitialWeightsError(
+                    f"tier {self.tier!r}: the model pruned here has other shapes than the server's; is it another"
+                    " release of torch-pruning, or another `init` file?"
+                )
+        model.load_state_dict(weights)
+        if not self._sliced:
+            self._scale_drawn(model)
         return model
+
+    @property
+    def _sliced(self) -> bool:
+        return self.scenario.teaching is not None and self.scenario.teaching.method == "heterofl"
+
+    def _scale_drawn(self, model: nn.Module) -> None:
+        """Scale the drawn weights of linear and convolutional layers with fewer inputs than before, in place.
+
+        By the root of the quotient of their numbers of inputs, so that their outputs keep their variance, as by the
+        usual initializations: without it a network that is pruned before training hardly learns.
+        """
+        drawn, whole = self._drawn, dict(self._unpruned.named_parameters(remove_duplicate=False))
+        tables = {id(layer.weight) for layer in model.modules() if isinstance(layer, nn.Embedding)}
+        scaled: set[int] = set()
+        for path, layer in model.named_modules():
+            if not isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d) or id(layer.weight) in tables:
+                continue
+            inputs = whole[f"{path}.weight"][0].numel() / layer.weight[0].numel()
+            for name, parameter in layer.named_parameters(prefix=path, recurse=False):
+                if name in drawn and id(parameter) not in scaled:
+                    parameter.data *= inputs**0.5
+                    scaled.add(id(parameter))
+
+    @cached_property
+    def _unpruned(self) -> nn.Module:
+        return self._unpruned_under("model")
+
+    @cached_property
+    def _drawn(self) -> set[str]:
+        """Names of the parameters that are others under another seed; none of those from the file of `init`."""
+        if start(self._tier).architecture is None and self.scenario.init is not None:
+            return set()
+        other = dict(self._unpruned_under("another model").named_parameters())
+        return {name for name, one in self._unpruned.named_parameters() if not torch.equal(one, other[name])}
+
+    def _unpruned_under(self, purpose: str) -> nn.Module:
+        """Return the model before it is pruned, its weights made under the seed of a purpose."""
+        begin = start(self._tier)
+        if begin.architecture is None:
+            model = self._whole.made_under(purpose)
+        else:
+            seed = seeds.derive(self.federation, self.scenario.seed, purpose)
+            model = initial_student.fresh(self.task, begin.architecture, seed=seed)
+        return depth.keep_every(model, begin.keep_every) if begin.keep_every > 1 else model
 
 
 def start(tier: Tier) -> Start:

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import copy
 import io
-import tempfile
+import re
 from collections.abc import Mapping
 from functools import cached_property
+from logging import getLogger
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -22,14 +22,14 @@ from fedpress.client.settings import Training
 from fedpress.compression import seeds
 from fedpress.compression.encoders.encoder import Encoder
 from fedpress.compression.errors import FedpressError
-from fedpress.compression.files import write_atomically
+from fedpress.compression.files import private_folder, write_atomically
+from fedpress.compression.models.reproducible import reproducible
 from fedpress.compression.models.task import Examples, Task
-from fedpress.compression.tensors import flatten
 from fedpress.compression.tensors.layout import Layout
-from fedpress.compression.tensors.replica import SeededInit
 from fedpress.simulations.conditions import faults
 from fedpress.simulations.conditions.network import Network
 from fedpress.simulations.results.run_folder import RunFolder
+from fedpress.simulations.runs import initial_weights
 from fedpress.simulations.scenario.scenario import Scenario
 from fedpress.simulations.tasks import fingerprint, registry
 from fedpress.simulations.tasks.partition import partition
@@ -72,33 +72,52 @@ class Workload:
 
     @cached_property
     def _model(self) -> nn.Module:
-        """Initial model, drawn from the seed in fixed point, hence the same on every device."""
-        model, layout = self._initialized, self.layout
-        drawn = flatten.unflatten(self.draw.grid.floats(self.draw.integers(layout), layout), layout)
-        model.load_state_dict({**model.state_dict(), **{name: torch.from_numpy(a) for name, a in drawn.items()}})
+        """Version 0: the task's model as it is made under the scenario's seed, or with the weights of `init`."""
+        model, file = self._made, self.scenario.init
+        if file is not None:
+            model = copy.deepcopy(model)
+            initial_weights.load(model, Path(file))
+        initial_weights.check(model, self.task.name)
         return model
 
     @cached_property
-    def _initialized(self) -> nn.Module:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seeds.derive(self.federation, self.scenario.seed, "model"))
+    def _made(self) -> nn.Module:
+        """The task's model, on the server and on clients under the same seed."""
+        return self.made_under("model")
+
+    def made_under(self, purpose: str) -> nn.Module:
+        """Return the task's model, its weights made under the seed of a purpose."""
+        with reproducible(seeds.derive(self.federation, self.scenario.seed, purpose)):
             return self.task.model()
 
-    @cached_property
-    def draw(self) -> SeededInit:
-        """Seeded draw of the initial weights, tensor by tensor with the spread of the task's own initialization."""
-        arrays = {name: tensor.numpy() for name, tensor in self._initialized.state_dict().items()}
-        seed = seeds.derive(self.federation, self.scenario.seed, "weights")
-        return SeededInit.like(flatten.flatten(arrays, self.layout), self.layout, seed)
+    @property
+    def _seed(self) -> int:
+        return seeds.derive(self.federation, self.scenario.seed, "model")
 
     def fresh_model(self) -> nn.Module:
-        """Return a copy of the initial model."""
+        """Return a copy of the initial model.
+
+        Raises:
+            InitialWeightsError: The file of `init` does not fit the model, or the model cannot be trained as it is.
+        """
         return copy.deepcopy(self._model)
+
+    def blank_model(self) -> nn.Module:
+        """Return a new instance of the model, with any weights."""
+        return copy.deepcopy(self._made)
+
+    def initial(self) -> dict[str, NDArray[Any]] | None:
+        """Return the arrays of the initial model by name, as a client makes it; None: it cannot, the log says why."""
+        try:
+            return {name: tensor.numpy() for name, tensor in self._model.state_dict().items()}
+        except (FedpressError, ImportError) as error:
+            getLogger("flwr").warning("this client has no initial weights by itself, and asks for the model: %s", error)
+            return None
 
     @cached_property
     def layout(self) -> Layout:
         """Layout of the model."""
-        return Layout.of(self._initialized)
+        return Layout.of(self._made)
 
     @cached_property
     def encoder(self) -> Encoder[Any]:
@@ -189,8 +208,8 @@ class Workload:
         return self.training.examples_seen(len(self.part(client)))
 
     def downloads(self, client: int) -> Path:
-        """Return the folder where the client keeps downloaded students."""
-        folder = RunFolder(self.out).downloads if self.out else Path(tempfile.gettempdir(), "fedpress", self.federation)
+        """Return the folder where the client keeps downloaded students: of the run, or else of this user alone."""
+        folder = RunFolder(self.out).downloads if self.out else private_folder() / re.sub(r"\W", "-", self.federation)
         return folder / f"client-{client}"
 
     @cached_property

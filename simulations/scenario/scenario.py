@@ -17,11 +17,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
-import yaml
 from pydantic import BeforeValidator, ValidationError, model_validator
 
 from fedpress.client.settings import Training
-from fedpress.compression import suggest
+from fedpress.compression import files, suggest
 from fedpress.compression.errors import FedpressError
 from fedpress.compression.settings import ADVANCED, Field, Fraction
 from fedpress.server.fusion.settings import FedDF, Teaching
@@ -52,6 +51,11 @@ class Scenario(Section):
     )
     task: Annotated[TaskChoice, BeforeValidator(of_name("name"))] = Field(
         description="A name, or {name, and the task's options}."
+    )
+    init: str | None = Field(
+        default=None,
+        description="A safetensors file with all initial weights and buffers; null: what the task's model() returns"
+        " under the seed.",
     )
     clients: int = Field(ge=1, description="How many clients share the training data.")
     rounds: int = Field(ge=1, description="How many rounds.")
@@ -292,7 +296,7 @@ class Scenario(Section):
 
     def to_yaml(self) -> str:
         """Return the whole scenario as YAML, defaults included; `load` reads it back."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return yaml_source.write(self.model_dump(mode="json"))
 
 
 def names() -> list[str]:
@@ -312,7 +316,7 @@ def load(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Scenario:
     """
     path = _locate(path_or_name)
     try:
-        raw = yaml_source.read(path.read_text(encoding="utf-8"))
+        raw = yaml_source.read(files.read_text(path))
         for override in overrides:
             yaml_source.override(raw, override)
     except (OSError, ValueError) as error:
@@ -334,8 +338,11 @@ def load(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Scenario:
         )
         students = scenario.students.model_copy(update={"steps": steps})
         scenario = scenario.model_copy(update={"students": students})
+    beside = Path() if path.parent == FOLDER else path.parent  # fedpress's own folder holds no user's files
+    if scenario.init is not None:
+        file = str((beside / Path(scenario.init).expanduser()).resolve())
+        scenario = scenario.model_copy(update={"init": file})
     if scenario.network is not None and scenario.network.trace is not None:
-        beside = Path() if path.parent == FOLDER else path.parent  # fedpress's own folder holds no user's files
         trace = str((beside / Path(scenario.network.trace).expanduser()).resolve())
         scenario = scenario.model_copy(update={"network": dataclasses.replace(scenario.network, trace=trace)})
     return scenario

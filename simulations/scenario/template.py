@@ -16,13 +16,12 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, Final, Literal, NamedTuple, get_args, get_origin
 
-import yaml
 from pydantic import TypeAdapter
 from pydantic.fields import FieldInfo
 
 from fedpress.compression import settings
 from fedpress.compression.errors import FedpressError
-from fedpress.simulations.scenario import diagnostics
+from fedpress.simulations.scenario import diagnostics, yaml_source
 from fedpress.simulations.scenario.renamed import RENAMED
 from fedpress.simulations.scenario.scenario import Scenario
 
@@ -125,8 +124,7 @@ def _flow(item: Any) -> str:
 
 
 def _inline(value: Any) -> str:
-    text: str = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=1000)
-    return text.removesuffix("...\n").strip()
+    return yaml_source.write(value, default_flow_style=True, width=1000).removesuffix("...\n").strip()
 
 
 class Key(NamedTuple):

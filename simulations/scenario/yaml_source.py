@@ -1,40 +1,160 @@
-"""YAML of scenarios: 1e-3 is a number, a duplicate key is an error, and `key=value` changes one value."""
+"""YAML of scenarios, suites and services, and `key=value` that changes one value.
+
+Numbers are decimal, as in YAML 1.2: 010 is 10 and 1e-3 a number; a duplicate key is an error. All files are read here.
+
+>>> parse("[010, 1e-3, 0x10, 1:30, 2026-01-01, null, true]")
+[10, 0.001, 16, '1:30', '2026-01-01', None, True]
+"""
 
 from __future__ import annotations
 
+import math
 import re
-from typing import Any
+from typing import Any, Final
 
 import yaml
 
+MOST_LETTERS: Final = 1 << 17
+"""Longest text; a scenario with all keys has 20,000 letters."""
+MOST_VALUES: Final = 20_000
+"""Most values of a text, those of an alias counted wherever it stands."""
+MOST_DEPTH: Final = 50
+
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML with two corrections."""
+    """Safe YAML with two corrections, and bounds: a few lines of aliases can stand for more than memory holds."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Refuse a duplicate key; PyYAML would silently take the last one."""
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, str) and key in seen:
-                raise ValueError(f"{key}: given twice, the second time in line {key_node.start_mark.line + 1}")
-            if isinstance(key, str):
-                seen.add(key)
-        return super().construct_mapping(node, deep)
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._sizes: dict[int, int] = {}  # number of values of each node, by its id
+        self._open = [0]  # number of values so far, of the nodes around the present one
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Count the values of each node; refuse too many, or too deep ones, or an alias within what it stands for."""
+        if len(self._open) > MOST_DEPTH:
+            raise ValueError(f"not YAML that is read here: more than {MOST_DEPTH} lists or mappings within each other")
+        is_alias = self.check_event(yaml.AliasEvent)
+        line = self.peek_event().start_mark.line + 1  # type: ignore[no-untyped-call]
+        self._open.append(0)
+        node = super().compose_node(parent, index)
+        inner = self._open.pop()
+        if is_alias and id(node) not in self._sizes:
+            raise ValueError(f"not YAML that is read here: the alias in line {line} stands within its own value")
+        size = self._sizes[id(node)] if is_alias else self._sizes.setdefault(id(node), inner + 1)
+        self._open[-1] += size
+        if self._open[-1] > MOST_VALUES:
+            raise ValueError(f"not YAML that is read here: more than {MOST_VALUES:,} values, up to line {line}")
+        return node
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """Take keys as text, and refuse a duplicate one; PyYAML would silently take the last."""
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise ValueError(f"line {_line(key)}: a key is a list or a mapping, expected text")
+            if key.value in seen:
+                raise ValueError(f"{key.value}: given twice, the second time in line {_line(key)}")
+            seen.add(key.value)
+            if key.tag != _MERGE:
+                key.tag = _TEXT
+        return node
 
 
-# YAML 1.1, which PyYAML follows, requires the dot of 1.0e-3 and reads 1e-3 as text.
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
+_TEXT, _MERGE, _AMBIGUOUS = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge", "fedpress:ambiguous"
+_INTEGER = r"[-+]?(0x[0-9a-fA-F]+|0o[0-7]+|0b[01]+|[0-9]+(_[0-9]+)*)"
+_DIGITS = r"[0-9]+(_[0-9]+)*"
+_FLOAT = rf"[-+]?({_DIGITS}(\.({_DIGITS})?)?|\.{_DIGITS})([eE][-+]?[0-9]+)?"
+_PLAIN = {
+    "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    "int": (_INTEGER, list("-+0123456789")),
+    "float": (rf"{_FLOAT}|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", list("-+.0123456789")),
+    "merge": (r"<<", ["<"]),
+}
+"""What a value without quotes may be besides text, nearly as in YAML 1.2: pattern, and first letters.
+
+PyYAML follows YAML 1.1, where 010 is 8, 1:30 is 90, 1e-3 is text, 2026-01-01 a date, and no is false.
+"""
+
+_Loader.yaml_implicit_resolvers = {}
+for _name, (_pattern, _first) in _PLAIN.items():
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(rf"^(?:{_pattern})$"), _first)
+_Loader.add_implicit_resolver(_AMBIGUOUS, re.compile(r"^(?:yes|no|on|off)$", re.IGNORECASE), list("yYnNoO"))
+
+
+def _line(node: yaml.Node) -> int:
+    return int(node.start_mark.line) + 1
+
+
+def _integer(loader: _Loader, node: yaml.ScalarNode) -> int:
+    """Return a whole number: decimal, also with zeros in front, unless 0x, 0o or 0b say otherwise."""
+    sign, digits = (-1 if node.value[:1] == "-" else 1), node.value.lstrip("+-")
+    try:
+        return sign * int(digits, 0 if digits[:2].lower() in ("0x", "0o", "0b") else 10)
+    except ValueError:
+        raise ValueError(f"line {_line(node)}: {node.value!r} is no whole number") from None
+
+
+def _float(loader: _Loader, node: yaml.ScalarNode) -> float:
+    """Return a number; one that is too large for a float is refused, and would be infinity."""
+    text = node.value.lower()
+    infinite = text.lstrip("+-") in (".inf", ".nan")
+    try:
+        number = float(text.replace(".inf", "inf").replace(".nan", "nan"))
+    except ValueError:
+        raise ValueError(f"line {_line(node)}: {node.value!r} is no number") from None
+    if math.isinf(number) and not infinite:
+        raise ValueError(f"line {_line(node)}: {node.value} is beyond the range of a float; write .inf for infinity")
+    return number
+
+
+def _ambiguous(loader: _Loader, node: yaml.ScalarNode) -> None:
+    truth = "true" if node.value.lower() in ("yes", "on") else "false"
+    raise ValueError(
+        f"line {_line(node)}: {node.value} is {truth} to some readers of YAML and text to others; write {truth}, or"
+        f' "{node.value}" in quotes'
+    )
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _integer)
+_Loader.add_constructor("tag:yaml.org,2002:float", _float)
+_Loader.add_constructor(_AMBIGUOUS, _ambiguous)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Safe YAML in which what only looks like a number, to this reader or to one of YAML 1.1, is in quotes."""
+
+
+_Dumper.yaml_implicit_resolvers = {
+    first: list(known) for first, known in yaml.SafeDumper.yaml_implicit_resolvers.items()
+}
+for _name, (_pattern, _first) in _PLAIN.items():
+    _Dumper.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(rf"^(?:{_pattern})$"), _first)
+
+
+def write(value: Any, **options: Any) -> str:
+    """Return a value as YAML that `parse` and readers of YAML 1.1 read as it is.
+
+    Args:
+        value: Plain data: mappings, lists, texts, numbers, truth values, None.
+        **options: Of `yaml.dump`.
+    """
+    text: str = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, **options)
+    if parse(text) != value:  # PyYAML leaves some letters as they are that it then reads as another line
+        text = yaml.dump(value, Dumper=_Dumper, sort_keys=False, **options)
+    return text
 
 
 def parse(text: str) -> Any:
     """Return the value of a YAML text.
 
     Raises:
-        ValueError: The text is not YAML, or a key is given twice; the error names the line.
+        ValueError: The text is not YAML, a key is given twice, a value is ambiguous, or there are more values than a
+            scenario can have; the error names the line.
     """
+    if len(text) > MOST_LETTERS:
+        raise ValueError(f"not YAML that is read here: {len(text):,} letters, and at most {MOST_LETTERS:,} are allowed")
     try:
         return yaml.load(text, _Loader)
     except yaml.MarkedYAMLError as error:
@@ -43,6 +163,8 @@ def parse(text: str) -> Any:
         raise ValueError(f"not YAML: {where}{error.problem or error.context}") from None
     except yaml.YAMLError as error:
         raise ValueError(f"not YAML: {error}") from None
+    except (ArithmeticError, AttributeError, LookupError, TypeError) as error:  # of an explicit tag, such as !!int ''
+        raise ValueError(f"not YAML: a value does not fit its tag ({error!r})") from None
 
 
 def read(text: str) -> dict[str, Any]:
@@ -81,6 +203,8 @@ def override(raw: dict[str, Any], assignment: str) -> None:
     keys = path.strip().split(".")
     if not equals or not all(keys):
         raise ValueError(f"override {assignment!r}: expected key=value, such as training.learning_rate=0.05")
+    if not text.strip():
+        raise ValueError(f"override {assignment!r}: there is no value; write null for none, or was a variable empty?")
     try:
         value = parse(text)
     except ValueError as error:

@@ -16,10 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-import yaml
 from pydantic import BeforeValidator, Field, ValidationError, field_validator
 
-from fedpress.compression import suggest
+from fedpress.compression import files, suggest
 from fedpress.compression.errors import FedpressError
 from fedpress.simulations.conditions import network
 from fedpress.simulations.scenario import diagnostics, yaml_source
@@ -250,7 +249,7 @@ def partition_name(scenario: Scenario) -> str:
 @functools.cache
 def published() -> dict[str, Method]:
     """Return the methods that come with fedpress, by name."""
-    raw = yaml.safe_load((FOLDER / "methods.yaml").read_text(encoding="utf-8"))
+    raw = yaml_source.read((FOLDER / "methods.yaml").read_text(encoding="utf-8"))
     return {name: Method.model_validate(given or {}) for name, given in raw.items()}
 
 
@@ -275,7 +274,7 @@ def load(path_or_name: str | Path) -> Suite:
             f" {suggest.choices(names(), path.stem)}"
         )
     try:
-        raw = yaml_source.read(path.read_text(encoding="utf-8"))
+        raw = yaml_source.read(files.read_text(path))
     except (OSError, ValueError) as error:
         raise SuiteError(f"suite {path}: {error}") from None
     raw.setdefault("name", path.stem)

@@ -6,6 +6,7 @@ from hashlib import sha256
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from fedpress.compression.models.task import Splits
 
@@ -25,7 +26,9 @@ def of(splits: Splits) -> str:
     digest = sha256()
     for name, (inputs, targets) in splits._asdict().items():
         digest.update(f"{name} {inputs.dtype} {tuple(inputs.shape)} {targets.dtype} {tuple(targets.shape)}".encode())
-        rows = np.unique(np.linspace(0, len(inputs) - 1, SAMPLED).astype(np.int64)) if len(inputs) else []
+        rows: NDArray[np.int64] = np.unique(np.linspace(0, max(0, len(inputs) - 1), SAMPLED).astype(np.int64))[
+            : len(inputs)
+        ]
         for tensor in (inputs[rows], targets):
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -26,7 +26,8 @@ class Points(Task):
     def __init__(self, noise: float = 0.8) -> None:
         self.noise = noise
 
-    # 1. The model. Draw the weights in the usual way: fedpress sets the seed before it calls this.
+    # 1. The model. Its weights are where training begins: drawn in the usual way, as fedpress seeds torch, numpy and
+    # Python before it calls this, or brought along, such as a pretrained backbone. What has requires_grad=False stays.
     def model(self) -> nn.Module:
         """Two hidden layers of 64 units; 4,996 parameters."""
         return nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 4))

@@ -24,6 +24,8 @@ from fedpress.compression.models.distillation.settings import Combine
 from fedpress.compression.models.reproducible import evaluating
 from fedpress.compression.models.step import Teacher
 
+LAST = -1
+"""Axis of the classes where nothing else is said: (N, L, classes)."""
 BATCH = 512
 """Inputs in a forward pass."""
 
@@ -37,17 +39,19 @@ class Single:
 
     Args:
         model: The model; untouched.
+        class_axis: Axis of its outputs along which the classes are.
 
     Attributes:
         model: The copy, whose activations can be recorded.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, class_axis: int = LAST) -> None:
+        self._class_axis = class_axis
         self.model = copy.deepcopy(model).cpu().eval().requires_grad_(False)
 
     def answers(self, inputs: Tensor) -> Tensor:
         """Return the logits of inputs (N, ...), with the classes second, as `Teacher` defines."""
-        return logits(self.model, inputs)
+        return logits(self.model, inputs, self._class_axis)
 
 
 class Ensemble:
@@ -69,6 +73,7 @@ class Ensemble:
         temperature: Temperature at which probabilities are averaged; with that of the distillation, its loss is the
             mean of the losses to each model, up to a constant.
         name_of: Returns the name of a model for the log, by its number.
+        class_axis: Axis of the models' outputs along which the classes are.
 
     Raises:
         ValueError: `combine` is unknown.
@@ -80,6 +85,7 @@ class Ensemble:
         combine: Combine = "logits",
         temperature: float = 1.0,
         name_of: Callable[[int], str] = "model {}".format,
+        class_axis: int = LAST,
     ) -> None:
         if combine not in get_args(Combine):
             raise ValueError(f"combine is {combine!r}, expected one of {', '.join(get_args(Combine))}")
@@ -88,6 +94,7 @@ class Ensemble:
         self._temperature = temperature
         self._name_of = name_of
         self._named: set[int] = set()  # models that the log has named
+        self._class_axis = class_axis
 
     def answers(self, inputs: Tensor) -> Tensor:
         """Return the combined logits of inputs (N, ...), with the classes second, as `Teacher` defines.
@@ -100,7 +107,10 @@ class Ensemble:
         """
         total, weight = None, torch.zeros((), dtype=torch.float64)
         for number, model in enumerate(self._models()):
-            answer = (logits(model, inputs) if isinstance(model, nn.Module) else model.answers(inputs)).double()
+            if isinstance(model, nn.Module):
+                answer = logits(model, inputs, self._class_axis).double()
+            else:
+                answer = model.answers(inputs).double()
             if total is not None and answer.shape != total.shape:
                 raise TeacherError(
                     f"the outputs of an ensemble's models must have one shape: number {number} gives"
@@ -144,26 +154,44 @@ class Ensemble:
         return (1 - entropy / math.log(logarithms.shape[1])).clamp(min=1e-6)
 
 
-def logits(model: nn.Module, inputs: Tensor) -> Tensor:
+def logits(model: nn.Module, inputs: Tensor, class_axis: int = LAST) -> Tensor:
     """Return a model's logits with the classes second (`by_class`), without gradients.
 
     Args:
         model: The model; run in evaluation mode, left as it is.
         inputs: Inputs (N, ...).
+        class_axis: Axis of its outputs along which the classes are.
     """
     with evaluating(model):
-        return torch.cat([by_class(model(batch)) for batch in torch.split(inputs, BATCH)])
+        return torch.cat([by_class(model(batch), class_axis) for batch in torch.split(inputs, BATCH)])
 
 
-def by_class(answers: Tensor) -> Tensor:
-    """Return outputs (N, classes) or (N, L, classes) with the classes second, as torch's losses expect them.
+def by_class(answers: Tensor, class_axis: int = LAST) -> Tensor:
+    """Return outputs with the classes second, as torch's losses expect them.
 
     >>> by_class(torch.zeros(5, 64, 49)).shape, by_class(torch.zeros(5, 49)).shape
     (torch.Size([5, 49, 64]), torch.Size([5, 49]))
+
+    Args:
+        answers: Outputs (N, classes), (N, L, classes) or (N, classes, L).
+        class_axis: Axis along which the classes are.
+
+    Raises:
+        TeacherError: The outputs are no tensor.
     """
-    return answers.movedim(-1, 1)
+    if not isinstance(answers, Tensor):
+        raise TeacherError(
+            f"the model returns a {type(answers).__name__}: distillation takes the logits of one tensor, also in"
+            " training mode"
+        )
+    return answers.movedim(class_axis, 1)
 
 
-def of(teacher: nn.Module | Teacher) -> Teacher:
-    """Return a model as a teacher, and a teacher as it is."""
-    return Single(teacher) if isinstance(teacher, nn.Module) else teacher
+def of(teacher: nn.Module | Teacher, class_axis: int = LAST) -> Teacher:
+    """Return a model as a teacher, and a teacher as it is.
+
+    Args:
+        teacher: The model or teacher.
+        class_axis: Axis of the model's outputs along which the classes are.
+    """
+    return Single(teacher, class_axis) if isinstance(teacher, nn.Module) else teacher

@@ -25,7 +25,7 @@ from fedpress.compression.models import batches
 from fedpress.compression.models.pruning import dynamic_sparsity
 from fedpress.compression.models.pruning.dynamic_sparsity import AtInitialization, Scope
 from fedpress.compression.models.reproducible import reproducible
-from fedpress.compression.models.task import Examples
+from fedpress.compression.models.task import Examples, has_target
 from fedpress.compression.tensors.layout import Layout
 from fedpress.compression.tensors.mask import Mask
 
@@ -82,7 +82,7 @@ def snip(model: nn.Module, layout: Layout, loss: Loss, examples: Examples, batch
     parameters = _parameters(model, layout)
     sums = [torch.zeros_like(parameter) for parameter in parameters]
     for inputs, targets in _batches(examples, batch_size, model):
-        value = loss(model(inputs), targets) * (len(targets) / len(examples.targets))
+        value = loss(model(inputs), targets) * _share(targets, examples)
         for total, gradient in zip(sums, torch.autograd.grad(value, parameters), strict=True):
             total += gradient
     return [(parameter * total).detach().abs() for parameter, total in zip(parameters, sums, strict=True)]
@@ -106,7 +106,7 @@ def grasp(
     parameters = _parameters(model, layout)
 
     def value(inputs: Tensor, targets: Tensor) -> Tensor:
-        return loss(model(inputs) / temperature, targets) * (len(targets) / len(examples.targets))
+        return loss(model(inputs) / temperature, targets) * _share(targets, examples)
 
     gradient = [torch.zeros_like(parameter) for parameter in parameters]
     for batch in _batches(examples, batch_size, model):
@@ -121,6 +121,11 @@ def grasp(
             if part is not None:
                 total += part
     return [(parameter * total).detach() for parameter, total in zip(parameters, product, strict=True)]
+
+
+def _share(targets: Tensor, examples: Examples) -> float:
+    """Return the weight of a batch's mean loss in that of all examples: its share of the targets that are there."""
+    return int(has_target(targets).sum()) / max(1, int(has_target(examples.targets).sum()))
 
 
 def synflow(model: nn.Module, layout: Layout, inputs: Tensor) -> list[Tensor]:

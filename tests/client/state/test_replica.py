@@ -15,7 +15,7 @@ from fedpress.compression.messages.orders import Download, Order
 from fedpress.compression.tensors import flatten
 from fedpress.compression.tensors.layout import Layout, TensorSpec
 from fedpress.compression.tensors.mask import Mask
-from fedpress.compression.tensors.replica import SeededInit
+from fedpress.compression.tensors.replica import Replica
 from fedpress.compression.wire import position_set
 from fedpress.server.model.versions import Downlink, Versions
 
@@ -38,9 +38,13 @@ def moved(versions: Versions, seed: int) -> None:
 
 
 def received(
-    versions: Versions, download: Download, held: ReplicaWithUndo | None, content: RecordDict = NO_CONTENT
+    versions: Versions,
+    download: Download,
+    held: ReplicaWithUndo | None,
+    content: RecordDict = NO_CONTENT,
+    **more: Any,
 ) -> ReplicaWithUndo | None:
-    return replicas.receive(order(versions.held.version), download, held, content, LAYOUT)
+    return replicas.receive(order(versions.held.version), download, held, content, LAYOUT, **more)
 
 
 def first(versions: Versions) -> ReplicaWithUndo:
@@ -125,13 +129,23 @@ def test_changes_of_the_grid_that_cannot_be_read_are_not_used() -> None:
         assert received(versions, download._replace(grid=bad), held) is None
 
 
-def test_a_model_that_is_drawn_needs_no_arrays() -> None:
-    seeded = SeededInit.like(START, LAYOUT, 7)
-    versions = Versions(START, b"", LAYOUT, Downlink(0.1, draw=seeded))
+def test_a_client_with_the_servers_version_0_needs_no_arrays() -> None:
+    versions = Versions(START, b"", LAYOUT, Downlink(0.1, agreed_initial=True))
     moved(versions, 1)
-    held = received(versions, versions.download(None), None)
+    download = versions.download(None)
+    assert received(versions, download, None) is None  # without a version 0 of its own
+    ours, other = (Replica.initial(weights, LAYOUT) for weights in (START, np.roll(START, 1)))
+    held = received(versions, download, None, initial=ours)
     assert held is not None
     np.testing.assert_array_equal(held.replica.integers, versions.held.integers)
+    assert received(versions, download, None, initial=other) is None  # whatever a client begins with, the tag decides
+
+
+def test_frozen_parameters_are_part_of_the_proof() -> None:
+    versions = Versions(START, b"", LAYOUT, Downlink(0.1, agreed_initial=True), frozen=b"a backbone")
+    download, ours = versions.download(None), Replica.initial(START, LAYOUT)
+    assert received(versions, download, None, initial=ours, frozen=b"another one") is None
+    assert received(versions, download, None, initial=ours, frozen=b"a backbone") is not None
 
 
 def test_a_delta_that_does_not_fit_is_not_used() -> None:

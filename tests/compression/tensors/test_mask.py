@@ -25,7 +25,7 @@ from fedpress.compression.encoders.encoder import Encoder, SideInfo
 from fedpress.compression.tensors import flatten
 from fedpress.compression.tensors.layout import Layout, TensorSpec
 from fedpress.compression.tensors.mask import Mask, MaskChange
-from fedpress.compression.tensors.replica import FixedPoint, SeededInit
+from fedpress.compression.tensors.replica import Replica
 from fedpress.compression.tensors.update import Dense
 from fedpress.compression.wire import payloads, values
 
@@ -95,13 +95,11 @@ def test_a_mask_of_another_model_is_refused() -> None:
 
 
 @given(masks)
-def test_version_0_is_drawn_for_all_and_cut_to_the_mask(mask: Mask) -> None:
-    draw, layout = SeededInit(3, FixedPoint((-20, -21, -22)), (0, 5, -3), (1000, 7, 99)), LAYOUT.within(mask)
-    np.testing.assert_array_equal(draw.integers(layout), draw.integers(LAYOUT)[mask.flags])
-    grid = draw.grid
-    np.testing.assert_array_equal(
-        grid.floats(draw.integers(layout), layout), grid.floats(draw.integers(LAYOUT), LAYOUT)[mask.flags]
-    )
+def test_version_0_is_made_whole_and_cut_to_the_mask(mask: Mask) -> None:
+    whole, layout = Replica.initial(np.linspace(-3, 0.1, N, dtype=np.float32), LAYOUT), LAYOUT.within(mask)
+    part, grid = whole.within(mask), whole.grid
+    np.testing.assert_array_equal(part.integers, whole.integers[mask.flags])
+    np.testing.assert_array_equal(part.floats(layout), whole.floats(LAYOUT)[mask.flags])
     np.testing.assert_array_equal(
         grid.spacing(np.arange(layout.size), layout), grid.spacing(np.flatnonzero(mask.flags), LAYOUT)
     )

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from fedpress.compression.errors import NonFiniteError
 from fedpress.compression.tensors import replica
 from fedpress.compression.tensors.layout import Layout, TensorSpec, Vector
-from fedpress.compression.tensors.replica import LIMIT, FixedPoint, Regrid, Replica, ReplicaError, SeededInit, rescaled
+from fedpress.compression.tensors.replica import LIMIT, FixedPoint, Regrid, Replica, ReplicaError, rescaled
 from fedpress.compression.tensors.update import Sparse
 
 LAYOUT = Layout(
@@ -160,31 +160,24 @@ def test_a_delta_that_leaves_the_grid_is_refused() -> None:
             held.changed(Sparse(np.array([2]), np.array([value], np.float32), N), 1, b"", LAYOUT)
 
 
-def test_version_0_is_drawn_alike_for_ever() -> None:
-    draw = SeededInit(2**64 - 1, FixedPoint((-20, -21, -22)), (0, 5, -3), (1000, 0, LIMIT - 3))
-    expected = [360, 691, -986, 790, -742, -363, 179, -635, 822, 23, 385, -465, 999, 156, 591, 5, 5, 5, 5, -2394484]
-    assert draw.integers(LAYOUT).tolist() == expected
-    assert SeededInit.unpack(draw.pack(), LAYOUT) == draw
-
-
-def test_a_draw_is_like_the_model_that_it_was_made_from() -> None:
-    layout = Layout((TensorSpec("w", (400, 500), "float32"), TensorSpec("norm", (500,), "float32")))
-    vector = np.concatenate([np.random.default_rng(1).uniform(-0.3, 0.3, 200_000), np.ones(500)]).astype(np.float32)
-    draw = SeededInit.like(vector, layout, 9)
-    drawn = draw.grid.floats(draw.integers(layout), layout)
-    np.testing.assert_array_equal(drawn[-500:], 1)
-    inner = drawn[:-500]
-    assert abs(inner.mean()) < 2e-3 and inner.std() == pytest.approx(vector[:-500].std(), rel=0.01)
-    assert np.abs(inner).max() == pytest.approx(0.3, rel=0.01)
+@given(seeds)
+def test_version_0_is_the_given_model_to_a_step_of_the_grid(seed: int) -> None:
+    vector = weights(seed)
+    made = Replica.initial(vector, LAYOUT, b"buffers")
+    spacing = np.ldexp(1.0, made.grid.spacing(np.arange(N), LAYOUT))
+    assert made.version == 0 and made.buffers == b"buffers"
+    assert (np.abs(made.floats(LAYOUT).astype(np.float64) - vector) <= spacing / 2).all()
+    again = Replica.initial(vector.copy(), LAYOUT, b"buffers")
+    assert again.tag(0) == made.tag(0) != Replica.initial(vector, LAYOUT, b"others").tag(0)
+    assert made.tag(0, b"frozen") != made.tag(0)
+    other = vector.copy()
+    other[seed % N] += np.float32(1)
+    assert Replica.initial(other, LAYOUT, b"buffers").tag(0) != made.tag(0)
 
 
 @pytest.mark.parametrize("length", [0, 7, 38, 200])
-def test_a_draw_or_grid_of_another_model_is_refused(length: int) -> None:
-    with pytest.raises(ReplicaError, match="does not fit 3 tensors"):
-        SeededInit.unpack(bytes(length), LAYOUT) if length != 38 else SeededInit.unpack(bytes(39), LAYOUT)
+def test_a_grid_of_another_model_is_refused(length: int) -> None:
     with pytest.raises(ReplicaError, match="does not fit 3 tensors"):
         FixedPoint.unpack(bytes(length), LAYOUT)
     with pytest.raises(ReplicaError, match="-149 to 2"):
         FixedPoint.unpack(FixedPoint((0, 106, 0)).pack(), LAYOUT)
-    with pytest.raises(ReplicaError, match="reaches"):
-        SeededInit.unpack(SeededInit(1, FixedPoint((0, 0, 0)), (LIMIT, 0, 0), (1, 0, 0)).pack(), LAYOUT)

@@ -14,7 +14,7 @@ def test_a_distillation_has_the_values_of_its_settings(settings: type[FedDF | Te
 
 def test_the_version_after_a_teaching_step_has_a_density_of_its_own() -> None:
     downlink = Teaching(density=0.25, levels=3).downlink
-    assert (downlink.density, downlink.levels, downlink.draw) == (0.25, 3, None)
+    assert (downlink.density, downlink.levels, downlink.agreed_initial) == (0.25, 3, False)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from fedpress.compression.messages import orders, records
 from fedpress.compression.tensors import flatten
 from fedpress.compression.tensors.layout import Layout, TensorSpec, Vector
 from fedpress.compression.tensors.mask import Mask
-from fedpress.compression.tensors.replica import SeededInit
+from fedpress.compression.tensors.replica import Replica
 from fedpress.compression.tensors.side_info import SideInfo
 from fedpress.compression.tensors.update import Sparse
 from fedpress.compression.wire import payloads
@@ -25,13 +25,7 @@ from fedpress.server.model.versions import FROM_NOTHING, Downlink, Versions, Ver
 LAYOUT = Layout((TensorSpec("a", (40, 30), "float32"), TensorSpec("b", (80,), "float32")))
 seeds = st.integers(0, 2**32 - 1)
 MOST = float(np.finfo(np.float32).max)
-DRAW = SeededInit.like(np.random.default_rng(5).normal(0, 0.05, LAYOUT.size).astype(np.float32), LAYOUT, 3)
-
-
-def start(draw: bool) -> Vector:
-    return (
-        DRAW.grid.floats(DRAW.integers(LAYOUT), LAYOUT) if draw else np.linspace(-1, 1, LAYOUT.size, dtype=np.float32)
-    )
+INITIAL = np.random.default_rng(5).normal(0, 0.05, LAYOUT.size).astype(np.float32)
 
 
 def walk(master: Vector, random: np.random.Generator) -> Vector:
@@ -50,7 +44,8 @@ def jump(layout: Layout, random: np.random.Generator) -> Vector:
         elif kind == 2:
             values[1:] *= 1e-5
         parts.append(values * (kind < 3) * 10.0 ** random.uniform(-44, 38.5))
-    return np.clip(np.concatenate(parts), -MOST, MOST).astype(np.float32)
+    weights: Vector = np.clip(np.concatenate(parts), -MOST, MOST).astype(np.float32)
+    return weights
 
 
 def off(versions: Versions, master: Vector, layout: Layout) -> float:
@@ -59,33 +54,49 @@ def off(versions: Versions, master: Vector, layout: Layout) -> float:
     parts = [slice(*bounds) for bounds in itertools.pairwise(layout.offsets.tolist())]
     distances = [np.abs(held[part] - master[part]).max() for part in parts]
     peaks = [max(float(np.abs(master[part]).max()), 2.0**-149) for part in parts]
-    return max(distance / peak for distance, peak in zip(distances, peaks, strict=True))
+    return max(float(distance) / peak for distance, peak in zip(distances, peaks, strict=True))
 
 
 class Pair:
-    """A server's versions and one client that may not get what it is sent, nor be heard."""
+    """A server's versions and one client that may not get what it is sent, nor be heard.
 
-    def __init__(self, draw: bool, levels: int = 1) -> None:
-        self.master = start(draw)
-        self.versions = Versions(self.master, b"", LAYOUT, Downlink(0.05, levels, draw=DRAW if draw else None))
+    Args:
+        own: The client's own initial model: that of the server, another one, or None where it has none and the server
+            does not take it to have one.
+        levels: Of the downlink.
+    """
+
+    def __init__(self, own: Vector | None, levels: int = 1) -> None:
+        self.master = INITIAL.copy()
+        self.own = None if own is None else Replica.initial(own, LAYOUT)
+        self.downlink = Downlink(0.05, levels, agreed_initial=own is not None)
+        self.versions = Versions(INITIAL, b"", LAYOUT, self.downlink)
         self.kept: ReplicaWithUndo | None = None
         self.confirmed: int | None = None
+        self.makes_initial = True
+        self.has_another = own is not None and not np.array_equal(own, INITIAL)  # so that it asks once
         self.forms: list[int | None] = []
         self.asked = 0  # how often a download was of no use, and the client asked for the whole model
+
+    def first(self, download: orders.Download, mask: Mask | None = None) -> Replica | None:
+        """The client's version 0, where it is the one that is offered."""
+        same = self.own is not None and self.own.tag(0) == download.origin
+        return self.own.within(mask) if self.own and same else None
 
     def contact(self, heard: bool) -> None:
         """One message down; `heard`: the reply comes through."""
         for whole in (False, self.confirmed is None):
-            download = self.versions.download(self.confirmed, whole)
+            download = self.versions.download(self.confirmed, whole, self.makes_initial)
             self.forms.append(download.base)
             content = RecordDict()
             if download.base is None:
                 held = self.versions.held.floats(LAYOUT)
                 content["arrays"] = records.from_numpy(flatten.unflatten(held, LAYOUT))
             order = orders.Order("test", 1, 1, 0, self.versions.held.version, 0, download)
-            after = replica.receive(order, download, self.kept, content, LAYOUT)
+            after = replica.receive(order, download, self.kept, content, LAYOUT, self.first(download))
             if after is not None:
                 break
+            self.makes_initial = self.makes_initial and self.confirmed is not None
             self.confirmed = None  # it asks for the whole model
             self.asked += 1
         assert after is not None and after.replica.tag(0) == self.versions.tag
@@ -95,17 +106,20 @@ class Pair:
             self.confirmed = self.versions.held.version
 
 
+OWN = st.sampled_from([None, INITIAL, INITIAL[::-1].copy()])
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     st.lists(st.sampled_from("heard lost away forgets taught jump".split()), max_size=40),
-    st.booleans(),
+    OWN,
     st.sampled_from([1, 7]),
     seeds,
 )
 def test_a_client_holds_what_the_server_holds_whatever_was_lost(
-    fates: list[str], draw: bool, levels: int, seed: int
+    fates: list[str], own: Vector | None, levels: int, seed: int
 ) -> None:
-    pair, random = Pair(draw, levels), np.random.default_rng(seed)
+    pair, random = Pair(own, levels), np.random.default_rng(seed)
     for fate in fates:
         pair.master = jump(LAYOUT, random) if fate == "jump" else walk(pair.master, random)
         pair.versions.advance(pair.master, b"", Downlink(0.7, levels=15) if fate == "taught" else None)
@@ -113,26 +127,20 @@ def test_a_client_holds_what_the_server_holds_whatever_was_lost(
             pair.kept = None
         elif fate not in ("away", "jump"):
             pair.contact(heard=fate == "heard")
-    assert pair.asked <= fates.count("forgets")  # a grid that changes costs nobody the whole model
+    assert pair.asked <= fates.count("forgets") + pair.has_another  # a grid that changes costs nobody the whole model
 
 
 class MaskedPair(Pair):
     """The same, with a mask that changes now and then."""
 
-    def __init__(self, draw: bool, masked: bool) -> None:
-        super().__init__(draw)
+    def __init__(self, own: Vector | None, masked: bool) -> None:
+        super().__init__(own)
         self.layout, self.mask_version = LAYOUT, int(masked)
         self.before: Layout | None = None  # the client's
         if masked:
             self.layout = LAYOUT.within(Mask.of(np.random.default_rng(8).random(LAYOUT.size) < 0.5))
             self.master = self.master[self.layout.mask.flags]  # type: ignore[union-attr]
-            self.versions = Versions(
-                self.master,
-                b"",
-                self.layout,
-                Downlink(0.05, draw=DRAW if draw else None),
-                mask_version=self.mask_version,
-            )
+            self.versions = Versions(INITIAL, b"", self.layout, self.downlink, mask_version=self.mask_version)
 
     def change(self, random: np.random.Generator) -> None:
         old = self.layout.mask.flags if self.layout.mask else np.ones(LAYOUT.size, np.bool_)
@@ -157,16 +165,17 @@ class MaskedPair(Pair):
         if kept is not None and self.before is not None and self.before != self.layout:
             kept = kept.remapped(self.before.change_to(self.layout))
         for whole in (False, self.confirmed is None):
-            download = self.versions.download(self.confirmed, whole)
+            download = self.versions.download(self.confirmed, whole, self.makes_initial)
             self.forms.append(download.base)
             content = RecordDict()
             if download.base is None:
                 held = self.versions.held.floats(self.layout)
                 content["arrays"] = records.from_numpy(flatten.unflatten(held, self.layout))
             order = orders.Order("test", 1, 1, self.mask_version, self.versions.held.version, 0, download)
-            after = replica.receive(order, download, kept, content, self.layout)
+            after = replica.receive(order, download, kept, content, self.layout, self.first(download, self.layout.mask))
             if after is not None:
                 break
+            self.makes_initial = self.makes_initial and self.confirmed is not None
             self.confirmed = None
             self.asked += 1
         assert after is not None and after.replica.tag(self.mask_version) == self.versions.tag
@@ -184,14 +193,14 @@ class MaskedPair(Pair):
 @settings(max_examples=40, deadline=None)
 @given(
     st.lists(st.sampled_from("heard heard lost away forgets change jump".split()), max_size=40),
-    st.booleans(),
+    OWN,
     st.booleans(),
     seeds,
 )
 def test_a_client_holds_what_the_server_holds_whatever_became_of_the_mask(
-    fates: list[str], draw: bool, masked: bool, seed: int
+    fates: list[str], own: Vector | None, masked: bool, seed: int
 ) -> None:
-    pair, random = MaskedPair(draw, masked), np.random.default_rng(seed)
+    pair, random = MaskedPair(own, masked), np.random.default_rng(seed)
     for fate in fates:
         if fate == "change":
             pair.change(random)
@@ -201,7 +210,7 @@ def test_a_client_holds_what_the_server_holds_whatever_became_of_the_mask(
         elif fate in ("heard", "lost"):
             pair.meet(heard=fate == "heard")
     saved = state.unpack(state.pack({"versions": pair.versions.state()})).part("versions", VersionsState)
-    again = Versions(start(False), b"", LAYOUT, Downlink(0.05, draw=DRAW if draw else None), mask_version=int(masked))
+    again = Versions(INITIAL, b"", LAYOUT, pair.downlink, mask_version=int(masked))
     again.restore(saved, pair.layout, pair.mask_version)
     for one in (pair.versions, again):
         one.advance(pair.master, b"")
@@ -212,7 +221,7 @@ def test_a_client_holds_what_the_server_holds_whatever_became_of_the_mask(
 
 def test_a_new_mask_costs_no_whole_model() -> None:
     """A weight that was dropped and is back has its old value at the client, and begins at zero at the server."""
-    pair, random = MaskedPair(draw=True, masked=True), np.random.default_rng(1)
+    pair, random = MaskedPair(INITIAL, masked=True), np.random.default_rng(1)
     pair.meet(heard=True)
     first = pair.layout
     pair.step(random)
@@ -230,7 +239,7 @@ def test_a_new_mask_costs_no_whole_model() -> None:
 
 
 def test_a_lost_reply_costs_no_whole_model() -> None:
-    pair, random = Pair(draw=False), np.random.default_rng(1)
+    pair, random = Pair(None), np.random.default_rng(1)
     pair.contact(heard=True)
     for heard in (False, False, True, False, True):
         pair.master = walk(pair.master, random)
@@ -239,16 +248,16 @@ def test_a_lost_reply_costs_no_whole_model() -> None:
     assert pair.forms == [None, 0, 0, 0, 3, 3]  # the arrays once; then deltas from the last version that was confirmed
 
 
-def test_with_a_draw_nobody_needs_the_arrays() -> None:
-    pair = Pair(draw=True)
+def test_a_client_with_the_same_version_0_needs_no_arrays() -> None:
+    pair = Pair(INITIAL)
     pair.contact(heard=True)
     assert pair.forms == [0] and pair.versions.download(None).delta != b"" or pair.versions.delta(0) is not None
     assert pair.versions.download(0).delta == b"" == pair.versions.download(0).origin
 
 
-def test_a_client_that_was_long_away_gets_a_snapshot_or_starts_from_the_draw() -> None:
-    for draw, base in ((False, FROM_NOTHING), (True, 0)):
-        pair, random = Pair(draw), np.random.default_rng(2)
+def test_a_client_that_was_long_away_gets_a_snapshot_or_starts_from_version_0() -> None:
+    for own, base in ((None, FROM_NOTHING), (INITIAL, 0), (INITIAL + 1, FROM_NOTHING)):
+        pair, random = Pair(own), np.random.default_rng(2)
         pair.contact(heard=True)
         for _ in range(200):
             pair.master = walk(pair.master, random)
@@ -259,7 +268,7 @@ def test_a_client_that_was_long_away_gets_a_snapshot_or_starts_from_the_draw() -
 
 
 def test_versions_move_towards_the_master() -> None:
-    pair, random = Pair(draw=True), np.random.default_rng(3)
+    pair, random = Pair(INITIAL), np.random.default_rng(3)
     target = walk(pair.master, random)
     missing = [float(np.linalg.norm(target - pair.versions.held.floats(LAYOUT)))]
     for _ in range(100):
@@ -321,7 +330,7 @@ def test_a_tensor_that_grows_and_grows_costs_clients_no_snapshot() -> None:
 
 
 def test_a_tensor_that_shrinks_gets_a_finer_grid_without_loss() -> None:
-    pair, random = Pair(draw=False), np.random.default_rng(2)
+    pair, random = Pair(None), np.random.default_rng(2)
     pair.contact(heard=True)
     coarse = pair.versions.held.grid
     pair.master = (pair.master * np.float32(1e-6)).astype(np.float32)
@@ -378,7 +387,7 @@ def test_what_no_common_unit_can_hold_goes_down_exactly() -> None:
 
 
 def test_a_change_beyond_float32_takes_a_snapshot() -> None:
-    pair = Pair(draw=False)
+    pair = Pair(None)
     pair.master = np.full(LAYOUT.size, MOST, np.float32)
     advanced(pair.versions, pair.master, 80)
     pair.contact(heard=True)
@@ -390,8 +399,8 @@ def test_a_change_beyond_float32_takes_a_snapshot() -> None:
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_a_master_that_is_not_finite_is_refused_and_changes_nothing(bad: float) -> None:
-    versions = Versions(start(False), b"", LAYOUT, Downlink(0.05))
-    tag, master = versions.tag, start(False)
+    versions = Versions(INITIAL.copy(), b"", LAYOUT, Downlink(0.05))
+    tag, master = versions.tag, INITIAL.copy()
     master[[3, 700]] = bad, MOST
     with pytest.raises(NonFiniteError, match="clients cannot be given"):
         versions.advance(master, b"")
@@ -401,7 +410,7 @@ def test_a_master_that_is_not_finite_is_refused_and_changes_nothing(bad: float) 
 
 
 def test_a_damaged_model_is_found_and_replaced() -> None:
-    pair, random = Pair(draw=True), np.random.default_rng(4)
+    pair, random = Pair(INITIAL), np.random.default_rng(4)
     pair.contact(heard=True)
     assert pair.kept is not None
     integers = pair.kept.replica.integers.copy()
@@ -410,7 +419,7 @@ def test_a_damaged_model_is_found_and_replaced() -> None:
     pair.master = walk(pair.master, random)
     pair.versions.advance(pair.master, b"")
     pair.contact(heard=True)  # checks that it holds the right one
-    assert pair.forms[-2:] == [0, 0]  # the delta did not fit; the second one came with the draw
+    assert pair.forms[-2:] == [0, 0]  # the delta did not fit; the second one starts from version 0
 
 
 @pytest.mark.parametrize(("key", "bad"), [("density", 0), ("density", 1.1), ("levels", 0), ("levels", 256)])

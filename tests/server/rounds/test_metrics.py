@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from flwr.app import MetricRecord, RecordDict
+from flwr.serverapp.strategy import FedAvg
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,7 +22,52 @@ def test_metrics_are_averaged_by_weight_over_the_replies_that_hold_them() -> Non
         RecordDict({"m": MetricRecord({"n": 1, "loss": 2.0, "extra": 7.0})}),
         RecordDict({"m": MetricRecord({"n": 3, "loss": 6.0, "list": [1.0, 2.0]})}),
     ]
-    assert dict(weighted_metrics(contents, "n")) == {"loss": 5.0, "extra": 7.0}
+    assert dict(weighted_metrics(contents, "n")) == {"loss": 5.0, "extra": 7.0, "list": [1.0, 2.0]}
+
+
+NUMBERS = st.one_of(st.integers(-(2**31), 2**31), st.floats(-1e6, 1e6))
+
+
+@given(
+    weights=st.lists(st.one_of(st.integers(1, 10**6), st.floats(0.5, 1e6)), min_size=1, max_size=5),
+    lengths=st.dictionaries(st.text(min_size=1, max_size=5), st.integers(0, 4), max_size=4),
+    data=st.data(),
+)
+def test_replies_that_all_hold_the_same_metrics_give_what_fedavg_gives(
+    weights: list[float], lengths: dict[str, int], data: st.DataObject
+) -> None:
+    """Numbers (length 0 here), and lists of one length for each name, of integers or of floats."""
+    lengths.pop("n", None)
+    contents = []
+    for weight in weights:
+        values: dict[str, Any] = {"n": weight}
+        for name, length in lengths.items():
+            kind = data.draw(st.sampled_from([st.integers(-(2**31), 2**31), st.floats(-1e6, 1e6)]))
+            values[name] = data.draw(st.lists(kind, min_size=length, max_size=length)) if length else data.draw(NUMBERS)
+        contents.append(RecordDict({"m": MetricRecord(values)}))
+    flower, ours = FedAvg().train_metrics_aggr_fn(contents, "n"), weighted_metrics(contents, "n")
+    assert ours.keys() == flower.keys()
+    for name in flower:
+        assert ours[name] == pytest.approx(flower[name], rel=1e-6, abs=1e-3)
+
+
+def test_lists_of_other_lengths_and_with_other_values_cost_their_reply_the_metric_and_are_said(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    contents = [
+        RecordDict({"m": MetricRecord({"n": 1, "per class": [1.0, 3.0], "loss": [1.0]})}),
+        RecordDict({"m": MetricRecord({"n": 3, "per class": [5.0, 7.0], "loss": 3.0})}),
+        RecordDict({"m": MetricRecord({"n": 2, "per class": [1.0, 2.0, 3.0], "loss": 1.0})}),
+        RecordDict({"m": MetricRecord({"n": 9, "per class": [math.nan, 2.0], "loss": math.inf})}),
+        RecordDict({"m": MetricRecord({"n": 9, "empty": []})}),
+    ]
+    assert dict(weighted_metrics(contents, "n")) == {"per class": [4.0, 6.0], "loss": 2.2, "empty": []}
+    assert "'per class' is a list of 2, a list of 3" in caplog.text
+    assert "'loss' is a list of 1, a number" in caplog.text
+
+
+def test_a_mean_beyond_the_range_is_left_out() -> None:
+    assert dict(weighted_metrics([reply(n=1000.0, loss=1e308)], "n")) == {}
 
 
 @given(st.lists(st.tuples(st.floats(0.5, 1e6), st.floats(-1e6, 1e6)), min_size=1, max_size=8))

@@ -14,7 +14,6 @@ from fedpress.client import mod
 from fedpress.compression.encoders import cafe, encoder
 from fedpress.compression.messages import orders, records
 from fedpress.compression.tensors.layout import Layout, TensorSpec
-from fedpress.compression.tensors.replica import SeededInit
 from fedpress.server.model.versions import Downlink
 from fedpress.server.strategies.sparse_fed import SparseFed
 
@@ -37,12 +36,14 @@ class Nodes(Grid):
     set_run = create_message = push_messages = pull_messages = send_and_receive = run = None  # type: ignore[assignment]
 
 
-@pytest.mark.parametrize("drawn", [False, True], ids=["sent", "drawn"])
-def test_a_lossless_codec_gives_the_mean_of_the_updates(drawn: bool) -> None:
+@pytest.mark.parametrize("agreed", [False, True], ids=["sent", "agreed"])
+def test_a_lossless_codec_gives_the_mean_of_the_updates(agreed: bool) -> None:
     """What was said + what was predicted == what was asked, client by client, or the master would go astray."""
     initial = np.linspace(-1, 1, SIZE).astype(np.float32)
-    applied = mod.compress(cafe.aggregate_feedback(encoder.dense(), SCALE), layout=LAYOUT)
-    downlink = Downlink(0.1, draw=SeededInit.like(initial, LAYOUT, 7) if drawn else None, prediction=SCALE)
+    applied = mod.compress(
+        cafe.aggregate_feedback(encoder.dense(), SCALE), layout=LAYOUT, initial=lambda context: {"weight": initial}
+    )
+    downlink = Downlink(0.1, agreed_initial=agreed, prediction=SCALE)
     strategy = SparseFed(fraction_train=0.5, downlink=downlink, layout=LAYOUT)
     contexts = {
         node: Context(run_id=1, node_id=node, node_config={}, state=RecordDict(), run_config={})

@@ -9,9 +9,6 @@ from flwr.app import ArrayRecord, MetricRecord
 from tests.server.comparable import comparable
 
 from fedpress.compression.messages import records
-from fedpress.compression.tensors.flatten import flatten
-from fedpress.compression.tensors.layout import Layout
-from fedpress.compression.tensors.replica import SeededInit
 from fedpress.server.checkpoint import state as states
 from fedpress.server.checkpoint.checkpoint_folder import CheckpointFolder
 from fedpress.server.checkpoint.state import CheckpointError
@@ -153,24 +150,24 @@ def test_with_a_buffer_what_is_under_way_and_open_comes_back_too(tmp_path: Path,
     assert resumed.federation.orders.tickets.open
 
 
-def test_versions_come_back_with_every_delta(tmp_path: Path) -> None:
-    arrays = initial_arrays()
-    layout = Layout.of_arrays(records.to_numpy(arrays))
-    draw = SeededInit.like(flatten(records.to_numpy(arrays), layout), layout, 7)
-    other = SeededInit.like(flatten(records.to_numpy(initial_arrays(2)), layout), layout, 8)
-    before, _ = run(tmp_path / "a", 5, [], downlink=Downlink(0.05, draw=draw))
-    after = SparseFed(fraction_evaluate=0.0, downlink=Downlink(0.05, draw=other))
-    after.federation.adopt(initial_arrays(3))
+@pytest.mark.parametrize("same", [True, False], ids=["the same", "another"])
+def test_versions_come_back_with_every_delta(tmp_path: Path, same: bool) -> None:
+    """A server that makes another version 0 than before no longer offers it, and else goes on as it was."""
+    downlink = Downlink(0.05, agreed_initial=True)
+    before, _ = run(tmp_path / "a", 5, [], downlink=downlink)
+    after = SparseFed(fraction_evaluate=0.0, downlink=downlink)
+    after.federation.adopt(initial_arrays() if same else initial_arrays(3))
     packed = states.pack({"federation": before.federation.state()})
     states.restore(after.federation, states.unpack(packed), "federation")
     first, second = before.model.versions, after.model.versions
     assert first is not None and second is not None
     assert (first.held.version, first.tag) == (second.held.version, second.tag) == (5, first.tag)
+    assert first.offers_initial and second.offers_initial is same
     for base in (None, -1, 0, 1, 2, 3, 4, 5):
-        one, other = first.delta(base), second.delta(base)
+        one, other = first.delta(base, agreed=same), second.delta(base)
         assert (one and one[:2]) == (other and other[:2])
         np.testing.assert_array_equal(one and one.support, other and other.support)
-        assert first.download(base) == second.download(base)
+        assert first.download(base, agreed=same) == second.download(base)
 
 
 def test_evaluation_on_clients_is_repeated_and_counts_once(tmp_path: Path) -> None:

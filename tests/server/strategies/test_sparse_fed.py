@@ -15,6 +15,7 @@ from fedpress.compression.tensors.side_info import SideInfo
 from fedpress.compression.wire import payloads
 from fedpress.server.model import optimizers
 from fedpress.server.rounds.accounting import RoundSummary
+from fedpress.server.rounds.outcome import RunFailed
 from fedpress.server.rounds.settings import Rounds
 from fedpress.server.strategies.sparse_fed import SparseFed
 from fedpress.simulations.conditions.network import Network, NetworkSettings
@@ -115,12 +116,13 @@ def test_a_round_without_enough_replies_changes_nothing_and_returns_the_mass() -
         fraction_evaluate=0.0, rounds=Rounds(min_replies=3), on_accepted=lambda *reply: accepted.append(reply[:2])
     )
     with InlineGrid("tests.apps.faulty_client:app", clients=2, workers=1) as grid:
-        result = strategy.start(grid, initial_arrays(), num_rounds=1)
+        with pytest.raises(RunFailed, match="2 replies, 3 are needed for a step"):
+            strategy.start(grid, initial_arrays(), num_rounds=1)
         assert {refusal.reason for refusal in strategy.refusals} == {"too few"}
-        np.testing.assert_array_equal(records.to_numpy(result.arrays)["weight"], np.zeros(SIZE))
+        np.testing.assert_array_equal(records.to_numpy(strategy.model.arrays)["weight"], np.zeros(SIZE))
         assert accepted == []
         strategy.federation.rounds = Rounds()
-        result = strategy.start(grid, result.arrays, num_rounds=1)
+        result = strategy.start(grid, strategy.model.arrays, num_rounds=1)
     # this round's step and the refused one's, from the residuals
     np.testing.assert_array_equal(records.to_numpy(result.arrays)["weight"], np.full(SIZE, 2 * faulty_client.STEP))
 

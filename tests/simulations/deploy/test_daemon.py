@@ -64,6 +64,11 @@ def test_a_folder_of_data_that_is_missing_is_named(client: settings.ClientSettin
         daemon.EdgeDaemon(client.model_copy(update={"data": "/none"}), lambda line: None).run()
 
 
+def test_a_file_of_initial_weights_that_is_missing_is_named(client: settings.ClientSettings) -> None:
+    with pytest.raises(settings.SettingsError, match="init: there is no file /none"):
+        daemon.EdgeDaemon(client.model_copy(update={"init": "/none"}), lambda line: None).run()
+
+
 def test_a_server_without_tls_and_one_without_a_certificate_to_trust(tmp_path: Path) -> None:
     ca = keys.init(tmp_path / "keys", (), 1).ca
     with socket.create_server(("127.0.0.1", 0)) as plain:
@@ -85,12 +90,20 @@ def test_nodes_are_told_their_folders(tmp_path: Path) -> None:
     from flwr.common.config import parse_config_args
 
     chosen = settings.ClientSettings(
-        superlink="a:1", key="k", state=str(tmp_path / "a folder"), partition=3, data="/my data", tier="phone"
+        superlink="a:1",
+        key="k",
+        state=str(tmp_path / "a folder"),
+        partition=3,
+        data="/my data",
+        init="/my init",
+        tier="phone",
     )
     assert parse_config_args([daemon.node_config(chosen)]) == {
         "state-folder": str(tmp_path / "a folder" / "rounds"),
         "download-folder": str(tmp_path / "a folder" / "downloads"),
         "data-folder": "/my data",
+        "initial-weights": "/my init",
         "tier": "phone",
+        "workloads": "fedpress.simulations.runs.job:load",
         "partition-id": 3,
     }

@@ -94,3 +94,13 @@ def test_hours_and_their_complement_are_the_day(begin: time, end: time, now: tim
     there, back = f"{begin:%H:%M}-{end:%H:%M}", f"{end:%H:%M}-{begin:%H:%M}"
     assert settings.open_at(there, now) != settings.open_at(back, now)
     assert settings.open_at(there, begin) and not settings.open_at(there, end)
+
+
+def test_a_partition_is_decimal(tmp_path: Path) -> None:
+    path = tmp_path / "client.yaml"
+    for text, expected in (("010", 10), ("008", 8), ("7", 7)):
+        path.write_text(f"superlink: localhost:9092\nkey: k\npartition: {text}\n")
+        assert settings.load(path, settings.ClientSettings).partition == expected
+    path.write_text("superlink: localhost:9092\nkey: k\npartition: 1:30\n")
+    with pytest.raises(settings.SettingsError, match="partition: got '1:30', expected a whole number"):
+        settings.load(path, settings.ClientSettings)

@@ -64,12 +64,13 @@ def test_a_tier_sends_and_steps_as_it_says_itself() -> None:
     assert plan_strategy.downlink(job("downlink=null").whole) is None
 
 
-def test_slices_are_not_drawn_by_themselves() -> None:
+@pytest.mark.parametrize("teaching", ["{every: 2}", "{method: heterofl}"])
+def test_every_model_of_a_scenario_begins_at_the_clients_without_being_sent(teaching: str) -> None:
     slices = "students={tiers: [{name: phone, parameters: 0.05, trains: true}]}"
-    made = job(slices, "teaching={method: heterofl}")
-    whole, part = plan_strategy.downlink(made.whole), plan_strategy.downlink(made.tiers["phone"])
-    assert whole is not None and whole.draw is not None
-    assert part is not None and part.draw is None
+    made = job(slices, f"teaching={teaching}")
+    for work in made.models.values():
+        chosen = plan_strategy.downlink(work)
+        assert chosen is not None and chosen.agreed_initial
 
 
 def test_tiers_that_train_have_a_strategy_with_them_and_their_shapes_in_the_folder(tmp_path: Path) -> None:

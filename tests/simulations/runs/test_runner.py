@@ -7,15 +7,20 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, load_model
 
+from fedpress.compression.errors import FedpressError
 from fedpress.compression.ledger import Ledger
 from fedpress.compression.models.bundles import reader, writer
+from fedpress.compression.models.task import IGNORED, Task, evaluate
 from fedpress.compression.wire import payloads
 from fedpress.simulations.results.records import Results
 from fedpress.simulations.results.run_folder import RunFolder, RunFolderError
 from fedpress.simulations.runs import runner
+from fedpress.simulations.runs.workload import Workload
 from fedpress.simulations.scenario import scenario
+from fedpress.simulations.scenario.scenario import Scenario
+from fedpress.simulations.tasks import registry
 from fedpress.simulations.tasks.digits import Digits
 
 SHORT = ["rounds=3", "training.epochs=1", "students.tiers=[]"]
@@ -98,6 +103,84 @@ def test_a_run_leaves_every_figure_of_the_path_from_gradient_to_download(tmp_pat
         assert student.accuracy == student.quantized_accuracy
 
 
+OWN_TASKS = """
+import torch
+from torch import nn
+from fedpress.compression.models.task import Examples, Splits, Task
+
+class Numbers(Task):
+    name = "numbers"
+
+    def __init__(self, kind):
+        self.kind = kind
+
+    def model(self):
+        norm = nn.BatchNorm1d(16, track_running_stats=False) if self.kind == "by-batch" else nn.ReLU()
+        last = Dropped() if self.kind == "dropped" else nn.Identity()
+        return nn.Sequential(nn.Linear(4, 16), norm, nn.Linear(16, 3), last)
+
+    def data(self):
+        inputs = torch.randn(1200, 4, generator=torch.Generator().manual_seed(0))
+        targets = inputs[:, :3].argmax(dim=1)
+        if self.kind == "regression":
+            targets = targets.float()
+        if self.kind == "padded":
+            targets[::2] = -100
+        sizes = [600, 37, 50, 513]
+        return Splits(*map(Examples, inputs.split(sizes), targets.split(sizes)))
+
+    def loss(self, outputs, targets):
+        return outputs.square().mean() if self.kind == "regression" else super().loss(outputs, targets)
+
+class Dropped(nn.Module):
+    def forward(self, x):
+        return nn.functional.dropout(x)
+"""
+
+
+def own_run(folder: Path, kind: str, *overrides: str) -> Results:
+    (folder / "task.py").write_text(OWN_TASKS)
+    (folder / "own.yaml").write_text(
+        f"task: {{name: 'task:Numbers', kind: {kind}}}\nclients: 4\nrounds: 2\nworkers: 1\ndensity: 0.2\n"
+        "sampling: {clients_per_round: 2}\ntraining: {epochs: 1, batch_size: 20, learning_rate: 0.1}\n"
+        "partition: {kind: iid, sizes: equal}\n"
+    )
+    return runner.simulate(scenario.load(str(folder / "own.yaml"), overrides), folder / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["by-batch", "padded"])
+def test_the_accuracy_of_a_run_is_that_of_one_batch_where_there_are_targets(tmp_path: Path, kind: str) -> None:
+    """513 test examples: no whole number of pieces."""
+    results = own_run(tmp_path, kind)
+    assert results.status == "finished"
+    task: Task = registry.create("task:Numbers", {"kind": kind}, tmp_path)
+    model = task.model()
+    load_model(model, str(tmp_path / "run" / "model.safetensors"))
+    inputs, targets = task.data().test
+    there = targets != IGNORED
+    with torch.no_grad():
+        right = (model.eval()(inputs).argmax(dim=1) == targets)[there]
+    assert results.rounds[-1].accuracy == pytest.approx(float(right.float().mean()), abs=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "message", "overrides"),
+    [
+        ("dropped", r"'3' \(Dropped\) does not answer the same inputs twice alike", []),
+        ("regression", "override it to say which answers count as right", []),
+        ("by-batch", r"no student.*'1' \(BatchNorm1d\)", ["students={tiers: [{name: phone, parameters: 0.5}]}"]),
+    ],
+)
+def test_what_cannot_be_evaluated_is_an_error_before_the_first_round(
+    tmp_path: Path, kind: str, message: str, overrides: list[str]
+) -> None:
+    with pytest.raises(FedpressError, match=message):
+        own_run(tmp_path, kind, *overrides)
+    assert RunFolder(tmp_path / "run").load_results().rounds == []
+
+
 def test_a_folder_that_is_not_empty_is_refused(tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("data")
     with pytest.raises(RunFolderError, match="not empty"):
@@ -137,3 +220,60 @@ def test_client_models_teach_the_global_model_and_its_students(tmp_path: Path) -
     fused = run(tmp_path / "fused", *few, "fusion={every: 2}")
     assert fused.rounds[0].up_bytes == plain.rounds[0].up_bytes  # the first step is refined after what clients sent
     assert fused.model.sha256 != plain.model.sha256
+
+
+GIVEN = [
+    "students.tiers=[]", "clients=4", "sampling.clients_per_round=4", "rounds=2", "workers=2", "partition.kind=iid",
+    "training={learning_rate: 0.01, epochs: 1}",
+]  # fmt: skip
+
+
+def given(kind: str, *overrides: str) -> Scenario:
+    """A scenario whose model brings weights of its own."""
+    task = f"task={{name: 'tests.apps.given_models:Given', kind: {kind}}}"
+    return scenario.load("digits", [task, *GIVEN, *overrides])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "method",
+    [
+        ["encoder=eden"],
+        ["encoder=signsgd", "server={optimizer: majority_vote, learning_rate: 0.01}"],
+        ["downlink=null"],
+    ],
+    ids=["eden", "signsgd", "no downlink"],
+)
+def test_a_frozen_backbone_and_constant_buffers_end_as_they_began(tmp_path: Path, method: list[str]) -> None:
+    """Also with encoders whose rounding moves every entry of an update."""
+    chosen = given("tagger", *method)
+    runner.simulate(chosen, tmp_path / "run")
+    before, after = Workload(chosen).fresh_model().state_dict(), load_file(tmp_path / "run" / "model.safetensors")
+    frozen = ["backbone.0.weight", "backbone.0.bias", "backbone.1.weight", "scale", "order"]
+    assert all(torch.equal(before[name], after[name]) for name in frozen)
+    assert any(not torch.equal(before[name], after[name]) for name in after)
+    again = Workload(given("tagger", f"init={tmp_path / 'run' / 'model.safetensors'}"))  # from where the run has ended
+    assert all(torch.equal(again.fresh_model().state_dict()[name], tensor) for name, tensor in after.items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("downlink", ["{density: 0.01}", "null"])
+def test_a_model_that_was_trained_before_begins_as_good_as_it_is(tmp_path: Path, downlink: str) -> None:
+    chosen = given("fitted", f"downlink={downlink}", "training.learning_rate=0.00001")
+    results = runner.simulate(chosen, tmp_path / "run")
+    work = Workload(chosen)
+    alone = evaluate(work.fresh_model(), work.task, work.task.data().test).accuracy
+    assert alone > 0.85 and results.rounds[0].accuracy == pytest.approx(alone, abs=0.01)
+
+
+@pytest.mark.slow
+def test_where_every_process_draws_other_weights_all_train_those_of_the_server(tmp_path: Path) -> None:
+    """Each of the workers has another version 0: it asks for the model once, which is billed, and the log says it."""
+    results = runner.simulate(given("elsewhere"), tmp_path / "run")
+    whole = sum(tensor.nbytes for tensor in load_file(tmp_path / "run" / "model.safetensors").values())
+    first, second = results.rounds
+    assert first.refused == second.refused == 0
+    assert 4 * whole < first.down_bytes < 5 * whole and second.down_bytes < whole
+    log = (tmp_path / "run" / "run.log").read_text()
+    assert log.count("has other initial weights than the server, or none") == 1
+    assert log.count("has other initial weights than the server, too") == 3
