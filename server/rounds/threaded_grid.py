@@ -6,7 +6,7 @@ Neither an upload that breaks off delays the others, nor does a reply that canno
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from logging import WARNING
 from typing import NamedTuple
 
@@ -23,6 +23,8 @@ MOST = 16
 """Limit of simultaneous pulls; those that have broken off do not count."""
 AT_ONCE = 20
 """Limit of orders that are asked for in one call, where each takes a request of its own."""
+IN_A_ROW = 64
+"""Limit of orders that one thread asks for one after the other, where that takes no request: of a grid in memory."""
 POLL_SECONDS = 0.5
 """Interval between two looks for replies in `send_and_receive`."""
 
@@ -64,8 +66,8 @@ class PatientGrid(PartOfGrid):
             BaseException: the grid itself has failed, not one reply.
         """
         wanted = list(message_ids)
-        for order, pull in self._offered(wanted):
-            self._start(order, pull)
+        for group in self._offered(wanted):
+            self._start(group)
         for thread, began in self._pulls:
             thread.join(max(0.0, began + self._patience - time.monotonic()))
         while not self._pulled.empty():
@@ -98,25 +100,31 @@ class PatientGrid(PartOfGrid):
                 time.sleep(max(0.0, min(POLL_SECONDS, until - time.monotonic())))
         return replies
 
-    def _offered(self, wanted: list[str]) -> list[Offered]:
-        """Return the replies that are there, or may be."""
+    def _offered(self, wanted: list[str]) -> list[list[Offered]]:
+        """Return the replies that are there, or may be, in groups for a thread each."""
+
+        def alone(order: str) -> Offered:
+            return Offered(order, lambda: self._grid.pull_messages([order]))
+
         if not self._in_turn:
             try:
                 replies = _flower.offered(self._grid, wanted)
             except Exception as error:
                 list(self._grid.get_node_ids())  # raises where it is not the replies that are wrong
                 log(WARNING, "replies cannot be listed, and are asked for one by one: %s", records.excerpt(error))
-                replies = None
-            if replies is not None:
-                return replies
-            self._in_turn = True
+                self._in_turn = True
+            else:
+                if replies is not None:
+                    return [[reply] for reply in replies]
+                each = [alone(order) for order in wanted]
+                return [each[start : start + IN_A_ROW] for start in range(0, len(each), IN_A_ROW)]
         first = wanted.index(self._last) + 1 if self._last in wanted else 0
         chosen = (wanted[first:] + wanted[:first])[:AT_ONCE]
         self._last = chosen[-1] if chosen else ""
-        return [Offered(order, lambda order=order: self._grid.pull_messages([order])) for order in chosen]  # type: ignore[misc]
+        return [[alone(order)] for order in chosen]
 
-    def _start(self, order: str, pull: Callable[[], Iterable[Message]]) -> None:
-        """Pull a reply in a thread, once there is room for another one."""
+    def _start(self, group: list[Offered]) -> None:
+        """Pull replies in a thread, once there is room for another one."""
         while True:
             self._pulls = [each for each in self._pulls if each.thread.is_alive()]
             young = [each for each in self._pulls if each.began + self._patience > time.monotonic()]
@@ -124,18 +132,19 @@ class PatientGrid(PartOfGrid):
                 break
             young[0].thread.join(0.01)
         # As a daemon: the end of the process does not wait for it.
-        thread = threading.Thread(target=self._pull, args=(order, pull), daemon=True)
+        thread = threading.Thread(target=self._pull, args=(group,), daemon=True)
         self._pulls.append(_Pull(thread, time.monotonic()))
         thread.start()
 
-    def _pull(self, order: str, pull: Callable[[], Iterable[Message]]) -> None:
-        try:
-            for reply in pull():
-                if reply.metadata.reply_to_message_id != order:
-                    reply = _flower.error_reply(order, "the reply says that it answers another message than it does")
-                self._pulled.put((order, reply))
-        except BaseException as error:
-            self._pulled.put((order, error))
+    def _pull(self, group: list[Offered]) -> None:
+        for order, pull in group:
+            try:
+                for reply in pull():
+                    if reply.metadata.reply_to_message_id != order:
+                        reply = _flower.error_reply(order, "the reply says that it answers another message")
+                    self._pulled.put((order, reply))
+            except BaseException as error:
+                self._pulled.put((order, error))
 
     def _error(self, order: str, error: BaseException) -> Message:
         """Return an error in place of a reply that could not be pulled.
