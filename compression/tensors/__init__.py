@@ -5,4 +5,4 @@ travel beside it. `mask` has the entries of a sparse model, `update` the content
 that sender and receiver share, `replica` the model that a client holds.
 """
 
-__all__ = ["buffer_codec", "flatten", "layout", "mask", "replica", "side_info", "update"]
+__all__ = ["buffer_codec", "flatten", "layout", "layout_doubts", "mask", "replica", "side_info", "update"]
