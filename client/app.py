@@ -4,7 +4,8 @@ The run's configuration names the workload: `workload` is a function of it that 
 each client. torch is imported only where it is needed, as Flower starts a process for every message.
 
 The node's configuration may have `data-folder`, the node's own examples, `initial-weights`, its copy of the file that
-the run begins with, and `download-folder`, for its students.
+the run begins with, `download-folder`, for its students, and `workloads`, what it lets a server run
+(`fedpress.client.workloads`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import Mod
 from numpy.typing import NDArray
 
+from fedpress.client import workloads
 from fedpress.client.mod import compress
 from fedpress.client.state import stores
 from fedpress.compression import entry_points, seeds
@@ -39,10 +41,6 @@ if TYPE_CHECKING:
 
     from fedpress.client.settings import Training
     from fedpress.compression.models.task import Evaluation, Examples, Task
-
-
-OWN_FILES = ("data-folder", "initial-weights")
-"""Keys of the node's configuration that name files of its own, and go over the run's configuration."""
 
 
 class Work(Protocol):
@@ -104,10 +102,7 @@ class WorkKey(NamedTuple):
     def of(cls, context: Context) -> WorkKey:
         """Return the key for a message's context."""
         tier = context.node_config.get("tier")
-        config = dict(context.run_config)
-        for name in OWN_FILES:
-            if given := context.node_config.get(name):
-                config[name] = given  # the node's own; `workload` decides what becomes of it
+        config = workloads.run_config(context.run_config, context.node_config)
         return cls(tuple(sorted(config.items())), stores.client_index(context), None if tier is None else str(tier))
 
 
@@ -140,7 +135,9 @@ def _job(run_config: tuple[tuple[str, Any], ...]) -> Job:
             "the run's configuration has no 'workload' (\"module:function\" that returns the clients' work); "
             "add it to [tool.flwr.app.config] or to --run-config"
         )
-    job: Job = entry_points.load(str(config["workload"]))(config)
+    reference = str(config["workload"])
+    workloads.check(reference, workloads.listed(config), "workload")
+    job: Job = entry_points.load(reference)(config)
     return job
 
 
@@ -167,7 +164,9 @@ def train(message: Message, context: Context, timer: Timer) -> Message:
     if order.mask is not None:
         layout = layout.within(Mask(layout.size, order.mask))
     with timer.of("training"):
-        loss = local.train(model, examples, work.task.loss, work.training, seed, flatten.flags(layout))
+        loss = local.train(
+            model, examples, work.task.loss, work.training, seed, flatten.flags(layout), work.task.scored
+        )
     metrics = MetricRecord({"num-examples": len(examples.targets), "train-loss": loss})
     content = RecordDict({"arrays": ArrayRecord(model.state_dict()), "metrics": metrics})
     if order.drop or order.grow:
@@ -247,7 +246,9 @@ def student(message: Message, context: Context) -> Message:
 
 
 def _metrics_reply(evaluation: Evaluation, message: Message) -> Message:
-    metrics = MetricRecord({"num-examples": evaluation.count, "loss": evaluation.loss, "accuracy": evaluation.accuracy})
+    # The weight of both figures in the mean over clients: all answers count alike, whoever has them.
+    weight = evaluation.answers
+    metrics = MetricRecord({"num-examples": weight, "loss": evaluation.loss, "accuracy": evaluation.accuracy})
     return Message(RecordDict({"metrics": metrics}), reply_to=message)
 
 
@@ -257,7 +258,7 @@ def _vote(model: nn.Module, examples: Examples, work: Work, layout: Layout, orde
     from fedpress.compression.models.pruning import dynamic_sparsity
 
     weights = flatten.flatten(records.to_numpy(ArrayRecord(model.state_dict())), layout)
-    by_name = local.gradient(copy.deepcopy(model), examples, work.task.loss, work.training, seed)
+    by_name = local.gradient(copy.deepcopy(model), examples, work.task.loss, work.training, seed, work.task.scored)
     dense = Layout(tuple(spec._replace(dtype="float32") for spec in layout.parameters), tied=layout.tied)
     gradient = flatten.flatten({spec.name: by_name[spec.name] for spec in layout.parameters}, dense)
     return dynamic_sparsity.drop_and_grow(weights, gradient, layout, order.drop, order.grow)

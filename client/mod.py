@@ -4,18 +4,20 @@ Where the server sends deltas (`SparseFed(downlink=...)`), the mod keeps the mod
 and hands it to the application, which sees no difference.
 """
 
+import functools
+import inspect
 from collections.abc import Callable, Mapping
 from logging import ERROR, INFO, WARNING
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
-from flwr.app import Context, Message, RecordDict
+from flwr.app import ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp.typing import ClientAppCallable, Mod
 from flwr.supercore import log
 from numpy.typing import NDArray
 
-from fedpress.client import running_statistics
+from fedpress.client import other_mods, running_statistics
 from fedpress.client.state import replica as replicas
 from fedpress.client.state import stores
 from fedpress.client.state.memory import Memory
@@ -25,7 +27,7 @@ from fedpress.compression.errors import LayoutError, NonFiniteError
 from fedpress.compression.messages import orders, records
 from fedpress.compression.messages.orders import Answer, Order
 from fedpress.compression.tensors import buffer_codec, flatten
-from fedpress.compression.tensors.layout import Layout
+from fedpress.compression.tensors.layout import Layout, checked
 from fedpress.compression.tensors.mask import Mask
 from fedpress.compression.tensors.replica import Replica
 from fedpress.compression.wire import position_set
@@ -47,7 +49,11 @@ def compress(
 
     The application sees the model as usual (plus what the encoder's `offset` adds) and answers as usual; on the wire
     its ArrayRecord is replaced by the encoded update (trained - start). Messages to `evaluate` get the model in the
-    same way, others pass untouched. The server needs the strategy `SparseFed`.
+    same way; if the answer returns it, it is left out, since the server would not read it. Other messages pass
+    untouched. The server needs the strategy `SparseFed`.
+
+    What cannot work inside is refused, with the reason: clipping and secure aggregation of Flower's (`other_mods`), and
+    apps made from a `client_fn`. An answer that does not fit the model costs this client the round.
 
     A sparse model has a mask: weights outside are zero when the application gets them, and what it makes of them does
     not count. The order that the application sees holds the mask as a bitmap (`orders.read_order(...).mask`), so that
@@ -79,6 +85,7 @@ def compress(
             order = orders.find_order(message.content)
         if order is None:
             return call_next(message, context)
+        other_mods.check_outside(inspect.currentframe())
         chosen = encoder if isinstance(encoder, Encoder) else encoder(context)
         handler = _OrderHandler(message, context, order, chosen, layout, initial, statistics)
         return handler.train(call_next) if category == "train" else handler.evaluate(call_next)
@@ -164,7 +171,11 @@ class _OrderHandler:
             log(WARNING, "%s: nothing is done", error)
             return self._reply(Answer(order.ticket, order.version, error=error, answered=memory.ticket))
         tier = stores.tier(self._context)
-        model = self._received_model()
+        try:
+            other_mods.check(call_next)
+            model = self._received_model()
+        except (other_mods.ModError, LayoutError) as error:
+            return self._refused(error)
         if model is None:
             return self._reply(Answer(order.ticket, order.version, needs_model=True))
         layout, arrays = model.layout, model.arrays
@@ -182,22 +193,27 @@ class _OrderHandler:
         reply = call_next(self._message, self._context)
         if reply.has_error():
             return reply
-        trained_key, trained_record = records.only_arrays(reply.content)
-        trained = records.to_numpy(trained_record)
-        _check_frozen(trained, arrays, layout)
-        update = flatten.flatten(trained, layout)
+        try:
+            trained_key, trained_record = records.only_arrays(reply.content)
+            trained = _in_dtypes_of(layout, records.to_numpy(trained_record))
+            _check_frozen(trained, arrays, layout)
+            update = flatten.flatten(trained, layout)
+            for spec in layout.buffers:
+                checked(trained, spec)
+        except (orders.MessageError, LayoutError) as error:
+            return self._refused(f"the app's answer to `train` is not the model that it was sent, trained: {error}")
         update -= start
         side_info = replicas.side_info(order, layout)
         seed = seeds.derive(order.federation, order.round, stores.client_index(self._context), "encode")
         answer = Answer(order.ticket, order.version, tag=model.tag, lost_state=lost_state, tier=tier)
         try:
+            own = running_statistics.of_training(model.arrays, trained, layout)
+            buffers = buffer_codec.pack({**trained, **own, **measured}, layout, model.arrays) if layout.buffers else b""
             payload, _, encoder_state = self._encoder.encode(update, encoder_state, side_info, seed)
         except NonFiniteError as error:
             log(WARNING, "round %d: no update is sent: %s", order.round, error)
             answer = answer._replace(error=str(error))
         else:
-            own = running_statistics.of_training(model.arrays, trained, layout)
-            buffers = buffer_codec.pack({**trained, **own, **measured}, layout) if layout.buffers else b""
             answer = answer._replace(payload=payload, buffers=buffers, vote=_vote(reply.content, layout))
         others = {name: record for name, record in reply.content.items() if name not in (trained_key, orders.VOTE)}
         reply.content = records.folded(RecordDict({orders.ANSWER: orders.write_answer(answer), **others}))
@@ -224,10 +240,19 @@ class _OrderHandler:
                 self._save(model, encoder_state, memory.ticket, memory.reply, memory.lost_state)
             else:
                 self._save(model, self._encoder.init(model.layout), 0, b"", self._lost_state)
+        other_mods.check(call_next)
         reply = call_next(self._message, self._context)
         if not reply.has_error():
+            returned = [name for name, record in reply.content.array_records.items() if _is_model(record, model.arrays)]
+            kept = {name: record for name, record in reply.content.items() if name not in returned}
+            if returned:
+                _say_once(
+                    f"compress: the app's answer to `evaluate` returns the model ({', '.join(returned)}), which"
+                    " the server"
+                    " does not read: it is left out"
+                )
             answer = Answer(order.ticket, order.version, tag=model.tag)
-            reply.content[orders.ANSWER] = orders.write_answer(answer)
+            reply.content = RecordDict({**kept, orders.ANSWER: orders.write_answer(answer)})
         return reply
 
     def _received_model(self) -> _ReceivedModel | None:
@@ -275,7 +300,7 @@ class _OrderHandler:
         held = replicas.receive(order, download, held, content, layout, first, digest)
         if held is None:
             return None
-        buffers = buffer_codec.unpack(held.replica.buffers, layout) if layout.buffers else {}
+        buffers = buffer_codec.unpack(held.replica.buffers, layout, None) if layout.buffers else {}
         arrays = {**flatten.unflatten(held.replica.floats(layout), layout), **buffers, **frozen}
         return _ReceivedModel(layout, record_key, arrays, held, download.tag, sent)
 
@@ -291,6 +316,11 @@ class _OrderHandler:
             log(WARNING, "the initial weights that this client has by itself are of another model: %s", error)
             return None
         return _OwnInitial(Replica.initial(weights, layout.full, buffers), frozen)
+
+    def _refused(self, reason: object) -> Message:
+        """Return an answer without an update, for the server to count and name; nothing changes here."""
+        log(WARNING, "round %d: no update is sent: %s", self._order.round, reason)
+        return self._reply(Answer(self._order.ticket, self._order.version, error=str(reason)))
 
     def _reply(self, answer: Answer) -> Message:
         return Message(RecordDict({orders.ANSWER: orders.write_answer(answer)}), reply_to=self._message)
@@ -353,6 +383,33 @@ class _OrderHandler:
             frozen=model.frozen,
         )
         self._store.save(memory.stored())
+
+
+@functools.cache
+def _say_once(text: str) -> None:
+    log(WARNING, "%s", text)
+
+
+def _is_model(record: ArrayRecord, arrays: Mapping[str, Any]) -> bool:
+    """Tell whether a record holds arrays of the model and nothing else, whole or in part, whatever their values."""
+    return bool(record) and all(
+        name in arrays and tuple(array.shape) == np.shape(arrays[name]) for name, array in record.items()
+    )
+
+
+def _in_dtypes_of(layout: Layout, arrays: dict[str, Any]) -> dict[str, Any]:
+    """Return floating arrays in the layout's dtypes: libraries train in another precision than they begin with."""
+    dtypes = {spec.name: spec.dtype for spec in (*layout.parameters, *layout.buffers)}
+    floats = ("float16", "float32", "float64")
+
+    def cast(name: str, array: Any) -> Any:
+        wanted = dtypes.get(name)
+        if wanted not in floats or array.dtype.name not in floats:
+            return array
+        with np.errstate(over="ignore"):  # infinity is refused by the encoder, with a better message
+            return array.astype(wanted, copy=False)
+
+    return {name: cast(name, array) for name, array in arrays.items()}
 
 
 def _same_tensors(known: Layout, layout: Layout) -> bool:

@@ -22,6 +22,7 @@ import pydantic
 import torch
 from torch import Tensor, nn
 
+from fedpress.compression import files
 from fedpress.compression.errors import FedpressError
 from fedpress.compression.models import cost
 from fedpress.compression.models.cost import Cost
@@ -204,7 +205,7 @@ def read(path: Path | str) -> Probe:
         ProbeError: There is no such file, or it holds something else.
     """
     try:
-        return pydantic.TypeAdapter(Probe).validate_json(Path(path).expanduser().read_bytes())
+        return pydantic.TypeAdapter(Probe).validate_json(files.read_regular(Path(path).expanduser(), files.MOST_TEXT))
     except OSError as error:
         raise ProbeError(f"cannot read {path}: {error.strerror}; `fedpress probe --json {path}` writes it") from None
     except ValueError as error:

@@ -23,7 +23,10 @@ class Training(Settings):
     )
     steps: int | None = Field(default=None, ge=1, description="Local steps, in place of epochs.")
     batch_size: int = Field(
-        default=32, ge=1, description="Examples in a step; the last batch of an epoch may have fewer."
+        default=32,
+        ge=1,
+        description="Examples in a step; the last batch of an epoch may have fewer. With batch normalization a last one"
+        " of a single example joins the one before.",
     )
     learning_rate: Positive = Field(default=0.1, description="Local learning rate.")
     momentum: float = Field(default=0.0, ge=0, lt=1, description="Local momentum; starts from zero in every round.")
@@ -46,10 +49,6 @@ class Training(Settings):
             raise ValueError("epochs and steps: give one and set the other to null")
         if self.epochs is None and self.steps is None:
             object.__setattr__(self, "epochs", 1)
-
-    def steps_of(self, count: int) -> int:
-        """Return the number of local steps of a client with `count` examples."""
-        return self.steps if self.steps is not None else (self.epochs or 1) * -(-count // self.batch_size)
 
     def examples_seen(self, count: int) -> int:
         """Return how many examples a client with `count` of them trains on, each counted as often as it is seen."""

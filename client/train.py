@@ -1,7 +1,7 @@
 """Local training with torch: SGD over a client's own examples."""
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.optim.sgd import sgd
 
 from fedpress.client.settings import Training
-from fedpress.compression.models import batch_norm
-from fedpress.compression.models.task import Examples, usable
+from fedpress.compression.models import batch_norm, batches
+from fedpress.compression.models.task import IGNORED, Examples, has_target, usable
 
 
 def deterministic(seed: int) -> None:
@@ -34,10 +34,14 @@ def train(
     settings: Training,
     seed: int,
     flags: Mapping[str, NDArray[np.bool_]] | None = None,
+    scored: Callable[[Tensor], Tensor] = has_target,
 ) -> float:
-    """Train `model` in place and return the mean loss over the examples seen.
+    """Train `model` in place and return the mean loss over the answers seen, NaN if no target counts.
 
     Law: a weight that is zero and outside the mask stays zero, whatever the optimizer: its gradient is set to zero.
+
+    With batch normalization a last batch of one example joins the one before (`batches`). A batch in which no place has
+    a target, and whose mean loss is hence not a number, is left out.
 
     Args:
         model: holds the initial weights; afterwards the trained ones.
@@ -46,9 +50,10 @@ def train(
         settings: batch size, learning rate and the like.
         seed: of the order of the examples, and of all that the model draws.
         flags: mask of a parameter by its name, in its shape (`flatten.flags`); others are trained whole.
+        scored: which targets count (`Task.scored`): a batch's loss has their number as its weight in the mean.
 
     Raises:
-        ValueError: there are no examples.
+        ValueError: there are no examples, or none has a target.
         DeviceError: a CUDA device is asked for and there is none.
     """
     count = len(examples.targets)
@@ -65,24 +70,36 @@ def train(
         if flags and name in flags
     ]
     order = torch.Generator().manual_seed(seed)
-    total, seen = torch.zeros((), dtype=torch.float64, device=device), 0
-    for batch in _batches(count, settings, order):
-        inputs, targets = examples.inputs[batch].to(device), examples.targets[batch].to(device)
-        model.zero_grad()
-        with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
-            value = loss(model(inputs), targets)
-        objective = value
-        for parameter, start in zip(model.parameters(), anchor, strict=False):
-            objective = objective + settings.proximal_mu / 2 * (parameter - start).square().sum()
-        objective.backward()  # type: ignore[no-untyped-call]
-        for parameter, present in masked:
-            if parameter.grad is not None:
-                parameter.grad.mul_(present)
-        step()
-        total += value.detach().double() * len(batch)
-        seen += len(batch)
+    total, seen, spare, unscored = (torch.zeros((), dtype=torch.float64, device=device) for _ in range(4))
+    with batches.lone_examples(model):
+        for batch in _batches(count, settings, order, model):
+            inputs, targets = examples.inputs[batch].to(device), examples.targets[batch].to(device)
+            model.zero_grad()
+            with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
+                value = loss(model(inputs), targets)
+            answers = int(scored(examples.targets[batch]).sum())
+            if not answers and not torch.isfinite(value):
+                continue  # the mean over no place at all
+            objective = value
+            for parameter, start in zip(model.parameters(), anchor, strict=False):
+                objective = objective + settings.proximal_mu / 2 * (parameter - start).square().sum()
+            objective.backward()  # type: ignore[no-untyped-call]
+            for parameter, present in masked:
+                if parameter.grad is not None:
+                    parameter.grad.mul_(present)
+            step()
+            if answers:
+                total += value.detach().double() * answers
+                seen += answers
+            else:
+                spare += value.detach().double() * len(batch)
+                unscored += len(batch)
+    if not seen:
+        total, seen = spare, unscored
+    if not seen:
+        raise ValueError(f"none of the {count} examples of this client has a target: all are {IGNORED}")
     model.to("cpu")
-    return float(total) / seen
+    return float(total / seen)
 
 
 def running_statistics(model: nn.Module, examples: Examples, settings: Training) -> dict[str, NDArray[Any]]:
@@ -105,7 +122,12 @@ def running_statistics(model: nn.Module, examples: Examples, settings: Training)
 
 
 def gradient(
-    model: nn.Module, examples: Examples, loss: Callable[[Tensor, Tensor], Tensor], settings: Training, seed: int
+    model: nn.Module,
+    examples: Examples,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    settings: Training,
+    seed: int,
+    scored: Callable[[Tensor], Tensor] = has_target,
 ) -> dict[str, NDArray[np.float32]]:
     """Return the gradient of the mean loss over all examples by name of the parameter, those outside a mask too.
 
@@ -115,6 +137,7 @@ def gradient(
         loss: mean loss over a batch.
         settings: batch size and device.
         seed: of all that the model draws.
+        scored: which targets count (`Task.scored`).
 
     Raises:
         DeviceError: a CUDA device is asked for and there is none.
@@ -123,11 +146,12 @@ def gradient(
     deterministic(seed)
     model.to(device).train()
     model.zero_grad()
-    count = len(examples.targets)
-    for first in range(0, count, settings.batch_size):
-        inputs = examples.inputs[first : first + settings.batch_size].to(device)
-        targets = examples.targets[first : first + settings.batch_size].to(device)
-        (loss(model(inputs), targets) * (len(targets) / count)).backward()  # type: ignore[no-untyped-call]
+    answers = int(scored(examples.targets).sum())
+    with batches.lone_examples(model):
+        for batch in batches.split(torch.arange(len(examples.targets)), settings.batch_size, model):
+            inputs, targets = examples.inputs[batch].to(device), examples.targets[batch].to(device)
+            if in_batch := int(scored(examples.targets[batch]).sum()):
+                (loss(model(inputs), targets) * (in_batch / answers)).backward()  # type: ignore[no-untyped-call]
     model.to("cpu")
     return {
         name: np.zeros(tuple(parameter.shape), np.float32) if parameter.grad is None else parameter.grad.float().numpy()
@@ -162,10 +186,15 @@ def _sgd(parameters: list[nn.Parameter], settings: Training) -> Callable[[], Non
     return step
 
 
-def _batches(count: int, settings: Training, order: torch.Generator) -> list[Tensor]:
+def _batches(count: int, settings: Training, order: torch.Generator, model: nn.Module) -> list[Tensor]:
     """Return the index batches of the whole training, shuffled anew every epoch."""
-    steps = settings.steps_of(count)
-    batches: list[Tensor] = []
-    while len(batches) < steps:
-        batches.extend(torch.split(torch.randperm(count, generator=order), settings.batch_size))
-    return batches[:steps]
+
+    def one_pass() -> Sequence[Tensor]:
+        return batches.split(torch.randperm(count, generator=order), settings.batch_size, model)
+
+    if settings.steps is None:
+        return [batch for _ in range(settings.epochs or 1) for batch in one_pass()]
+    chosen: list[Tensor] = []
+    while len(chosen) < settings.steps:
+        chosen.extend(one_pass())
+    return chosen[: settings.steps]

@@ -17,6 +17,7 @@
         ├── InvalidPositions                positions that repeat, fall, or lie outside the vector
         ├── InvalidValues                   values whose bits no encoder writes
         ├── NonFiniteValues                 values that are NaN or infinite
+        ├── ValuesTooLarge                  finite values that are beyond any training, and overflow sums and squares
         └── NegativeVariance                a running variance below zero (buffers only)
 
 A server that meets a `PayloadError` refuses that one reply, counts it under the name of its class, and goes on.
@@ -95,6 +96,10 @@ class InvalidValues(PayloadError):
 
 class NonFiniteValues(PayloadError):
     """A decoded value is NaN or infinite."""
+
+
+class ValuesTooLarge(PayloadError):
+    """A decoded value is finite, and so large that sums or squares of such values overflow."""
 
 
 class NegativeVariance(PayloadError):

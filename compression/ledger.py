@@ -145,15 +145,28 @@ class Ledger:
             ValueError: The file is not a ledger, or a line of it is not an entry.
         """
         ledger = cls()
-        with path.open(newline="", encoding="utf-8") as file:
+        with io.TextIOWrapper(files.open_regular(path), encoding="utf-8", newline="") as file:
             reader = csv.reader(file)
-            header = next(reader, [])
+            try:
+                header = next(reader, [])
+            except csv.Error as error:
+                raise ValueError(f"{path} is not a ledger: {error}") from error
             if tuple(header) != Entry._fields:
                 raise ValueError(f"{path} does not begin with {','.join(Entry._fields)!r}, so it is not a ledger")
-            for number, row in enumerate(reader, start=2):
-                try:
-                    round, node, direction, kind, size = row
+            number = 1
+            try:
+                for number, (round, node, direction, kind, size) in enumerate(reader, start=2):  # noqa: B007
                     ledger.record(int(round), int(node), direction, kind, int(size))  # type: ignore[arg-type]
-                except ValueError as error:
-                    raise ValueError(f"{path}, line {number}: {error}") from error
+            except (ValueError, OverflowError, csv.Error) as error:
+                raise ValueError(f"{path}, line {number}: {error}") from error
         return ledger
+
+
+def format_bytes(size: float) -> str:
+    """Return a size in decimal units with three significant digits: `1.23 MB`."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 999.5 or unit == "GB":
+            break
+        size /= 1000
+    digits = 0 if unit == "B" or size >= 99.95 else 1 if size >= 9.995 else 2
+    return f"{size:.{digits}f} {unit}"

@@ -19,10 +19,14 @@ from torch import nn
 from fedpress.compression import entry_points
 from fedpress.compression.errors import FedpressError
 from fedpress.compression.messages import records
-from fedpress.compression.models.task import Evaluation, Examples, Task, evaluate
+from fedpress.compression.models.task import Evaluation, Examples, Task, evaluate, require_evaluable
 from fedpress.server.model.global_model import GlobalModel
 from fedpress.server.publishing.publish import Published, Publisher
+from fedpress.server.rounds import exchange, threaded_grid
 from fedpress.server.rounds.accounting import RoundSummary
+from fedpress.server.rounds.exchange import Answer
+from fedpress.server.rounds.orders import unguessable
+from fedpress.server.rounds.outcome import Outcome, RunFailed
 from fedpress.server.strategies.sparse_fed import SparseFed
 from fedpress.server.strategies.tiered_fed import TieredFed, TrainingTier
 
@@ -30,12 +34,16 @@ FINAL_ROUNDS = 10
 """A run's accuracy is the mean over this many last rounds: one round alone swings by several points."""
 
 
+DELIVERY_SECONDS = 3600.0
+"""Limit of the wait for real clients to take their students, in seconds."""
+
+
 class Delivery(NamedTuple):
     """Delivery of a student to one client."""
 
     student: Published
     node: int
-    accuracy: float | None  # on test data, by the client; None: the delivery failed
+    accuracy: float | None  # on test data, as the client claims; None: the delivery failed
     error: str = ""
 
 
@@ -48,6 +56,14 @@ class RunRecord:
         Args:
             summary: figures of the round.
             evaluation: evaluation of the held model; None: none was due.
+        """
+
+    def on_silence(self, server_round: int, attempts: int) -> None:
+        """Record that no node has answered a round, which is asked again.
+
+        Args:
+            server_round: number of the round.
+            attempts: number of times that it was asked without an answer.
         """
 
     def on_students(self, deliveries: list[Delivery]) -> None:
@@ -63,6 +79,9 @@ class RunRecord:
 
     def on_finished(self) -> None:
         """Close the record: the run is over."""
+
+    def on_failed(self, reason: str) -> None:
+        """Close the record: the run has failed (`rounds.outcome`), for this reason."""
 
 
 @dataclass
@@ -81,6 +100,9 @@ class Plan:
         downloads_per_tier: number of clients of each tier that get its student.
         record: observer of the run.
         device: device of the evaluation: cpu or cuda.
+        patient: whether a round that no node has answered is asked again, as devices may be offline; else it counts as
+            a round without a reply, three of which in a row end the run.
+        checked: whether the publisher has been asked already if all students can be made.
     """
 
     task: Task
@@ -94,15 +116,30 @@ class Plan:
     publish_every: int = 0
     downloads_per_tier: int = 1
     device: str = "cpu"
+    patient: bool = False
+    checked: bool = False
 
 
 def serve(plan: Plan, grid: Grid) -> None:
-    """Carry out the plan on a grid; a strategy that finds a checkpoint resumes from it.
+    """Carry out the plan on a grid, and record if the run fails.
 
     Args:
         plan: parts of the run.
         grid: grid of the nodes.
+
+    Raises:
+        RunFailed: no reply could be used, or the model is not finite (`rounds.outcome`).
+        FedpressError: what the plan asks for cannot be done.
     """
+    try:
+        _serve(plan, threaded_grid.patient(grid))
+    except RunFailed as failure:
+        plan.record.on_failed(str(failure))
+        raise
+
+
+def _serve(plan: Plan, grid: Grid) -> None:
+    """Carry out the plan; a strategy that finds a checkpoint resumes from it."""
     latest: Evaluation | None = None
     tiers = plan.strategy.training_tiers if isinstance(plan.strategy, TieredFed) else ()
 
@@ -129,12 +166,15 @@ def serve(plan: Plan, grid: Grid) -> None:
         plan.record.on_students(deliver(plan, grid, version, students))
 
     def after_round(summary: RoundSummary) -> None:
+        losses = {"": latest.loss} if latest else {}
         for tier in tiers if latest else ():
             evaluation = evaluate(load_tier(tier), plan.task, plan.evaluate_on, device=plan.device)
             tier.model.to("cpu")
             metrics = MetricRecord({"accuracy": evaluation.accuracy, "loss": evaluation.loss})
             summary.tiers[tier.name].evaluation = metrics
+            losses[tier.name] = evaluation.loss
         plan.record.on_round(summary, latest)
+        outcome.after(summary, losses)
         due = plan.publish_every and summary.round % plan.publish_every == 0
         if plan.publisher and due and summary.round < plan.rounds:
             try:
@@ -142,12 +182,19 @@ def serve(plan: Plan, grid: Grid) -> None:
             except FedpressError as error:  # the run goes on without this set of students; the last one must succeed
                 log(WARNING, "no students of version %d: %s", summary.round, error)
 
-    if plan.publisher:
+    require_evaluable(plan.model, plan.task, plan.evaluate_on)
+    if plan.publisher and not plan.checked:
         plan.publisher.check(plan.model)
+    outcome = Outcome(plan.rounds, plan.strategy.federations)
+    plan.strategy.companions["outcome"] = outcome
     result = Result(arrays=ArrayRecord(plan.model.state_dict()))
-    for summary in plan.strategy.run(grid, result, plan.rounds, evaluate_fn=evaluate_held):
-        with plan.strategy.timer.of("report"):
-            after_round(summary)
+    on_silence = plan.record.on_silence if plan.patient else None
+    try:
+        for summary in plan.strategy.run(grid, result, plan.rounds, evaluate_fn=evaluate_held, on_silence=on_silence):
+            with plan.strategy.timer.of("report"):
+                after_round(summary)
+    except FloatingPointError as error:  # the step of a model: the checkpoint before it stays the newest
+        raise RunFailed(str(error)) from error
     plan.record.on_end(load(result.arrays), server_digest(plan.strategy, result.arrays))
     if plan.publisher:
         publish(plan.rounds, result.arrays, plan.publisher)
@@ -165,6 +212,7 @@ def deliver(plan: Plan, grid: Grid, server_round: int, students: list[Published]
         server_round: round that the bytes belong to.
         students: published students, one of a tier.
     """
+    grid = threaded_grid.patient(grid)
     nodes = list(grid.get_node_ids())
     members: dict[str, list[int]] = {}
     if isinstance(plan.strategy, TieredFed):
@@ -180,24 +228,33 @@ def deliver(plan: Plan, grid: Grid, server_round: int, students: list[Published]
         offer = ConfigRecord(
             {"bundle": published.path.read_bytes(), "sha256": published.sha256, "tier": published.tier}
         )
-        messages.append(Message(RecordDict({"student": offer}), dst_node_id=node, message_type="query.student"))
+        messages.append(
+            Message(
+                RecordDict({"student": offer}), dst_node_id=node, message_type="query.student", group_id=unguessable()
+            )
+        )
     accounts = plan.strategy.accounts
     accounting = {node: accounts.get(published.tier, accounts[""]) for node, published in offers.items()}
     for message in messages:
         accounting[message.metadata.dst_node_id].bill(server_round, message.metadata.dst_node_id, "down", message)
+    timeout = DELIVERY_SECONDS if getattr(grid, "clock", None) is None else None
     deliveries = []
-    for reply in sorted(grid.send_and_receive(messages), key=lambda reply: reply.metadata.src_node_id):
-        node = reply.metadata.src_node_id
-        if node not in offers:
-            continue  # the SuperLink's error for a node that is gone, in its own name
-        accounting[node].bill(server_round, node, "up", reply)
-        if reply.has_error():
-            deliveries.append(Delivery(offers[node], node, None, str(reply.error.reason)))
-        else:
-            accuracy = next(iter(reply.content.metric_records.values()))["accuracy"]
-            deliveries.append(Delivery(offers[node], node, float(accuracy)))  # type: ignore[arg-type]
-    gone = offers.keys() - {delivery.node for delivery in deliveries}
-    return deliveries + [Delivery(offers[node], node, None, "the node is gone") for node in sorted(gone)]
+    for node, answer in exchange.ask(grid, messages, timeout).items():
+        if answer.reply:
+            accounting[node].bill(server_round, node, "up", answer.reply)
+        accuracy, error = _claimed_accuracy(answer)
+        deliveries.append(Delivery(offers[node], node, accuracy, error))
+    return deliveries
+
+
+def _claimed_accuracy(answer: Answer) -> tuple[float | None, str]:
+    """Return the accuracy that a client says its student has, or None and what is wrong with its answer."""
+    if answer.content is None:
+        return None, answer.error
+    claims = [record["accuracy"] for record in answer.content.metric_records.values() if "accuracy" in record]
+    if len(claims) == 1 and not isinstance(claims[0], list) and 0 <= claims[0] <= 1:
+        return float(claims[0]), ""
+    return None, f"its answer has no accuracy from 0 to 1, but {records.excerpt(claims, 80)}"
 
 
 def tier_members(nodes: Iterable[int], tiers: Sequence[str], reported: Mapping[int, str]) -> dict[str, list[int]]:
@@ -225,7 +282,8 @@ def tier_members(nodes: Iterable[int], tiers: Sequence[str], reported: Mapping[i
         elif reported[node] in members:
             members[reported[node]].append(node)
         else:
-            log(WARNING, "node %d says it is of tier %r and gets no student: tiers are %s", node, reported[node], known)
+            tier = records.excerpt(reported[node])
+            log(WARNING, "node %d says it is of tier %r and gets no student: tiers are %s", node, tier, known)
     for number, node in enumerate(silent):
         if tiers:
             members[tiers[number % len(tiers)]].append(node)

@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
+from fedpress.server.rounds.outcome import RunFailed
 from fedpress.simulations.cli.progress import Display
 from fedpress.simulations.report.run_result import RunResult
 from fedpress.simulations.results import start
@@ -42,15 +43,18 @@ def simulate(
         out: Path of the run folder, new or empty; None: a new one under `runs/`.
         resume: Folder of a run that was stopped, to go on with; then no scenario, keys or `out`.
         progress: Show a progress bar, in a notebook as on a terminal, and on a terminal each round.
-        engine: "inline", or "flower": Flower's own simulation engine on Ray; needs fedpress[cluster].
+        engine: "inline", or "flower": Flower's own simulation engine on Ray; needs the extra `cluster`.
         ray_address: With Flower's engine, address of the Ray cluster; None: this machine.
-        tensorboard: Write event files for TensorBoard; needs fedpress[tensorboard].
+        tensorboard: Write event files for TensorBoard; needs the extra `tensorboard`.
         keep_payloads: Write every accepted payload into the folder.
         keep_state: Keep checkpoints and clients' states in the folder after the end.
         **keys: Keys of the scenario to change, as for `--set`: a nested key with dots, or a dict for a whole section.
 
     Raises:
-        FedpressError: The scenario is invalid (all problems are listed), or what it needs is missing.
+        FedpressError: The scenario is invalid (all problems are listed), or the data or the model do not fit it; raised
+            before there is a run folder (`fedpress.simulations.runs.checks`).
+        RunFailed: No reply could be used, or the model is not finite. The folder has the figures so far, with status
+            `failed` and the reason, and a note says where.
         KeyboardInterrupt: The run was stopped. Its folder is whole, and a note says how to go on with it.
     """
     if resume is not None and (keys or out is not None):
@@ -82,6 +86,11 @@ def simulate(
         except KeyboardInterrupt as stop:
             if display.folder is not None:
                 stop.add_note(f"to go on: fedpress.simulate(resume={str(display.folder.path)!r})")
+            raise
+        except RunFailed as failure:
+            if display.folder is not None and display.folder.results.is_file():
+                RunResult(display.folder.path).report()
+                failure.add_note(f"its figures so far: fedpress.load_run({str(display.folder.path)!r})")
             raise
     assert display.folder is not None
     result = RunResult(display.folder.path)

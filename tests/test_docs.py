@@ -131,7 +131,8 @@ def test_the_house_says_where_things_are() -> None:
 FOREIGN = set(
     """
     ArrayRecord BlockOpen ClientApp ConfigRecord Context Convolution FedAvg GridSearch LSTM Linear Optimizer Result
-    RuntimeWarning SGD ServerApp Strategy
+    FedMedian FedXgbBagging FedXgbCyclic LocalDpMod RuntimeWarning SGD SecAggPlusWorkflow ServerApp Strategy
+    app arrays_size_mod main message_size_mod server_fn
     argpartition fuzz mount niid run_simulation secaggplus_mod timeit
     """.split()
 )

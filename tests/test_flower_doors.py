@@ -30,7 +30,18 @@ DOORS: dict[str, dict[str, set[str]]] = {
         "flwr.proto.recorddict_pb2": {"RecordDict"},
     },
     "client/_flower.py": {"flwr.supernode.cli.flwr_clientapp": {"flwr_clientapp"}},
-    "server/_flower.py": {"flwr.supercore.run": {"Run"}},
+    "server/_flower.py": {
+        "flwr.app.message": {"make_message"},
+        "flwr.common.constant": {"ErrorCode"},
+        "flwr.proto.message_pb2": {"ObjectTree"},
+        "flwr.proto.runtime_pb2": {"PullAppMessagesRequest", "PullAppMessagesResponse"},
+        "flwr.supercore.inflatable.inflatable_object": {
+            "get_object_body",
+            "get_object_head_values_from_object_content",
+        },
+        "flwr.supercore.inflatable.inflatable_utils": {"inflatable_class_registry"},
+        "flwr.supercore.run": {"Run"},
+    },
     "simulations/engines/_flower.py": {
         "flwr.common.constant": {"ErrorCode"},
         "flwr.supercore.run": {"Run"},
@@ -51,6 +62,15 @@ DOORS: dict[str, dict[str, set[str]]] = {
         "flwr.superlink.grid": {"InMemoryGrid"},
     },
     "simulations/deploy/_flower.py": {
+        "flwr.common.constant": {"SYSTEM_TIME_TOLERANCE", "TIMESTAMP_HEADER", "TIMESTAMP_TOLERANCE", "ErrorCode"},
+        "flwr.supercore.constant": {
+            "FLEET_HTTP_PUBLIC_KEY_HEADER",
+            "FLEET_HTTP_SIGNATURE_HEADER",
+            "TASK_TOKEN_HEADER",
+            "TaskType",
+        },
+        "flwr.supercore.date": {"now"},
+        "flwr.supercore.primitives.asymmetric": {"bytes_to_public_key", "verify_signature"},
         "flwr.supercore.run": {"RunNotRunningException"},
         "flwr.superlink": {"extensions"},
         "flwr.superlink.cli.flower_superlink": {"flower_superlink"},
@@ -69,9 +89,10 @@ DOORS: dict[str, dict[str, set[str]]] = {
 }
 
 PRIVATE: dict[str, set[str]] = {
+    "server/_flower.py": {"_client", "_runtime_client"},  # of an HttpGrid: Flower's client of the SuperLink
     "compression/messages/records.py": {"_message_id", "_src_node_id"},  # keys of a Metadata's __dict__
     "simulations/engines/_flower_on_ray.py": {"_future_to_actor", "_register_node_info_stores", "_register_nodes"},
-    "simulations/deploy/_flower.py": {"_pull_and_store_message"},
+    "simulations/deploy/_flower.py": {"_insert_message", "_pull_and_store_message"},
 }
 """Names with an underscore that the doors use of Flower's objects and modules."""
 

@@ -64,12 +64,12 @@ def test_the_check_sees_an_underscored_name_of_another(text: str) -> None:
 
 REASONS = {
     "client/_flower.py": "only a name of Flower's, which tests/test_flower_doors.py imports",
-    "server/_flower.py": "only a name of Flower's, which tests/test_flower_doors.py imports",
     "simulations/__main__.py": "tests/simulations/test_main.py",
     "simulations/benchmarks/_nncodec_process.py": "a script that only an environment with nncodec can run",
     "simulations/benchmarks/_openfl_process.py": "a script that only an environment with OpenFL can run",
     "simulations/benchmarks/_plain_app.py": "an app that test_wire.py and test_warm.py deploy",
-    "simulations/deploy/_flower.py": "Flower's insides: tests/test_flower_doors.py, test_service.py",
+    "simulations/deploy/_flower.py": "Flower's insides: tests/test_flower_doors.py, test_service.py, test_admission.py",
+    "simulations/deploy/connections.py": "a part of the SuperLink's process, which test_superlink.py strikes",
     "compression/tensors/side_info.py": "a record without behavior; test_payloads.py and every encoder's test use it",
     "simulations/tasks/template.py": "what `fedpress init` copies; tests/simulations/scenario/test_template.py runs it",
 }

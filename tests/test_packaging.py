@@ -222,7 +222,7 @@ def test_the_command_says_its_version_and_helps(bare: Path) -> None:
 def test_a_command_that_misses_an_extra_names_it(bare: Path, tmp_path: Path) -> None:
     result = run(bare / "fedpress", "simulate", cwd=tmp_path, check=False)
     assert result.returncode != 0
-    assert "pip install 'fedpress[simulation]'" in result.stdout + result.stderr
+    assert "pip install 'fedpress[simulation] @ file://" in result.stdout + result.stderr
     assert "Traceback" not in result.stderr
     assert list(tmp_path.iterdir()) == []
 
@@ -232,12 +232,12 @@ def test_a_command_that_misses_an_extra_names_it(bare: Path, tmp_path: Path) -> 
 def test_a_device_that_only_downloads_needs_its_extra_and_nothing_more(bare: Path, wheel: Path, tmp_path: Path) -> None:
     pull = ("pull", "--hub", "127.0.0.1:1", "--tier", "phone", "--retries", "0")
     result = run(bare / "fedpress", *pull, cwd=tmp_path, check=False)
-    assert result.returncode == 2 and "pip install 'fedpress[download]'" in result.stderr
+    assert result.returncode == 2 and "pip install 'fedpress[download] @ file://" in result.stderr
     commands = installed(tmp_path, f"{wheel}[download]")
     result = run(commands / "fedpress", *pull, cwd=tmp_path, check=False)
     assert result.returncode == 3 and "no hub at 127.0.0.1:1" in result.stderr and "Traceback" not in result.stderr
     result = run(commands / "fedpress", "hub", ".", "--insecure", cwd=tmp_path, check=False)
-    assert result.returncode == 2 and "pip install 'fedpress[hub]'" in result.stderr
+    assert result.returncode == 2 and "pip install 'fedpress[hub] @ file://" in result.stderr
     assert run(commands / "python", "-c", "import torch", cwd=tmp_path, check=False).returncode != 0
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import fedpress
+from fedpress.compression import install
 
 
 def imported(code: str) -> set[str]:
@@ -41,7 +42,7 @@ def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
 def test_a_missing_extra_is_named(name: str, module: str, extra: str) -> None:
     code = f"import sys; sys.modules[{module!r}] = None; import fedpress; fedpress.{name}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert f"fedpress.{name} needs {module}, which is not installed: pip install 'fedpress[{extra}]'" in done.stderr
+    assert f"fedpress.{name} needs {module}, which is not installed: {install.command(extra)}" in done.stderr
 
 
 def test_encode_and_decode_named_arrays() -> None:

@@ -74,8 +74,9 @@ def __getattr__(name: str) -> Any:
             missing = (error.name or "").partition(".")[0]
             if not extra or missing == "fedpress":
                 raise
-            remedy = f"fedpress.{name} needs {missing}, which is not installed: pip install 'fedpress[{extra}]'"
-            raise ModuleNotFoundError(remedy, name=error.name) from error
+            from fedpress.compression import install
+
+            raise ModuleNotFoundError(install.missing(f"fedpress.{name}", missing, extra), name=error.name) from error
     else:
         raise AttributeError(f"module 'fedpress' has no attribute {name!r}")
     globals()[name] = found

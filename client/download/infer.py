@@ -6,14 +6,16 @@ Nothing of the bundle is executed but its ONNX graph, by ONNX Runtime; files bes
 from __future__ import annotations
 
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedpress.compression import files
 from fedpress.compression.errors import FedpressError
-from fedpress.compression.models.bundles import onnx_runtime, reader
+from fedpress.compression.models.bundles import container, onnx_runtime, reader
 from fedpress.compression.models.bundles.manifest import Manifest
 
 BATCH: Final = 64
@@ -30,7 +32,8 @@ class Answers(NamedTuple):
     Attributes:
         manifest: Manifest of the student.
         outputs: Outputs, float32 (N, ...).
-        classes: Index of the largest output along axis 1, (N,) or, for sequences, (N, L); None: there is no such axis.
+        classes: Index of the largest output along the manifest's axis of classes, (N,) or, for sequences, (N, L); None:
+            there is no such axis.
     """
 
     manifest: Manifest
@@ -52,7 +55,7 @@ def answer(bundle: Path, inputs: Path, public_key: bytes | None = None) -> Answe
         OnnxError: ONNX Runtime does not take the file.
     """
     try:
-        data = bundle.read_bytes()
+        data = files.read_regular(bundle, container.MAX_BYTES)
     except OSError as error:
         raise InferenceError(f"cannot read {bundle}: {error.strerror or error}") from None
     opened = reader.open_bundle(data, public_key)
@@ -66,19 +69,20 @@ def answer(bundle: Path, inputs: Path, public_key: bytes | None = None) -> Answe
     run = onnx_runtime.runner(opened.onnx)
     try:
         outputs = np.concatenate([run(batch[at : at + BATCH]) for at in range(0, len(batch), BATCH)])
-    except Exception as error:  # ONNX Runtime's classes share no base but Exception
+    except onnx_runtime.OnnxError as error:
         raise InferenceError(f"ONNX Runtime cannot run the student of {bundle} on {inputs}: {error}") from error
     if outputs.shape != (len(batch), *manifest.output_shape):
         raise InferenceError(
             f"the student answers {outputs.shape[1:]}, and its manifest says {manifest.output_shape}: is the ONNX file"
             " of another student?"
         )
-    return Answers(manifest, outputs, outputs.argmax(axis=1) if outputs.ndim in (2, 3) else None)
+    axis = 1 if manifest.class_axis is None else manifest.class_axis
+    return Answers(manifest, outputs, outputs.argmax(axis=axis) if 0 < axis < outputs.ndim <= 3 else None)
 
 
 def _load(path: Path) -> NDArray[Any]:
     try:
-        with path.open("rb") as file:  # numpy leaves a file open that it opened itself and cannot read
+        with files.open_regular(path) as file:  # numpy leaves a file open that it opened itself and cannot read
             content = np.load(file, allow_pickle=False)
             if isinstance(content, np.ndarray):
                 return content
@@ -94,7 +98,7 @@ def _load(path: Path) -> NDArray[Any]:
         raise
     except OSError as error:
         raise InferenceError(f"cannot read {path}: {error.strerror or error}") from None
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         raise InferenceError(
             f"{path} is neither .npy nor .npz with plain numbers ({error}): save inputs with numpy.save, prepared as"
             " they were for training"

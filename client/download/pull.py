@@ -293,7 +293,7 @@ class _Pull:
     def _present(self, newest: hub_pb2.Bundle) -> Pulled | None:
         """Return the folder's bundle where that is the newest; None: there is something to download."""
         try:
-            data = self.path.read_bytes()
+            data = files.read_regular(self.path, MAX_BYTES)
             manifest = reader.open_bundle(data).manifest
         except (FileNotFoundError, BundleError):
             return None  # absent, or damaged since: the new one replaces it
@@ -358,7 +358,7 @@ class _Pull:
             raise _Again(HubUnreachable(f"{self.hub.address} stopped after {have:,} of {newest.size:,} bytes"))
 
     def _verify(self, part: Path, newest: hub_pb2.Bundle) -> None:
-        data = part.read_bytes()
+        data = files.read_regular(part, MAX_BYTES)
         digest = hashlib.sha256(data).hexdigest()
         if digest != newest.sha256.hex():
             raise DamagedDownload(
@@ -466,7 +466,7 @@ def read_token(path: Path) -> str:
 
 def _read(path: Path | None) -> bytes | None:
     try:
-        return path.read_bytes() if path else None
+        return files.read_regular(path, files.MOST_TEXT) if path else None
     except OSError as error:
         raise PullError(f"cannot read {path}: {error.strerror or error}") from None
 

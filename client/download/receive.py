@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from fedpress.compression import files
-from fedpress.compression.models.bundles import errors, reader, writer
+from fedpress.compression.models.bundles import container, errors, reader, writer
 from fedpress.compression.models.task import Task
 
 
@@ -53,4 +53,4 @@ def load(path: Path, task: Task) -> nn.Module:
     Raises:
         BundleError: The file was damaged since, or is not for this task.
     """
-    return writer.rebuild(reader.open_bundle(path.read_bytes()), task)
+    return writer.rebuild(reader.open_bundle(files.read_regular(path, container.MAX_BYTES)), task)

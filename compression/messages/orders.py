@@ -13,6 +13,8 @@ VOTE = "fedpress.vote"
 """Key of the ConfigRecord in which an application hands its vote on the mask to the mod: `mask`, a bitmap."""
 MAX_TICKET = 2**62
 """Greatest ticket that a client may claim to have answered; the server counts on from there, in 63 bits."""
+MOST_TIER = 100
+"""Largest length of a tier's name in an answer, in characters."""
 
 PREFIX = "fedpress."
 _MASK_VERSION = f"{PREFIX}epoch"
@@ -192,10 +194,16 @@ def read_answer(content: RecordDict) -> Answer:
     record = content.config_records.get(ANSWER)
     if record is None:
         hint = "; is `mods=[compress(...)]` missing from the ClientApp?" if content.array_records else ""
-        raise MessageError(f"the reply has no ConfigRecord {ANSWER!r}, but {sorted(content)}{hint}")
+        raise MessageError(f"the reply has no ConfigRecord {ANSWER!r}, but {sorted(content)[:10]}{hint}")
     error = _typed(record, "error", str) if "error" in record else ""
     needs_model = "needs-model" in record
     answered = _typed(record, "answered", int) if "answered" in record else 0
+    tier = _typed(record, "tier", str) if "tier" in record else ""
+    if len(tier) > MOST_TIER or not tier.isprintable():
+        raise MessageError(
+            f"entry 'tier' has {len(tier)} characters, expected at most {MOST_TIER}, all printable; it names the class"
+            " of the device in the node's configuration"
+        )
     if not 0 <= answered <= MAX_TICKET:
         raise MessageError(f"entry 'answered' is {answered}, expected a ticket, 0 to {MAX_TICKET}")
     return Answer(
@@ -208,7 +216,7 @@ def read_answer(content: RecordDict) -> Answer:
         needs_model=needs_model,
         lost_state="lost-state" in record,
         answered=answered,
-        tier=_typed(record, "tier", str) if "tier" in record else "",
+        tier=tier,
         vote=_typed(record, "vote", bytes) if "vote" in record else b"",
     )
 

@@ -66,6 +66,26 @@ def message_from_bytes(data: bytes) -> Message:
     return serde.message_from_proto(ProtoMessage.FromString(data))
 
 
+def excerpt(text: object, most: int = 400) -> str:
+    r"""Return a text from elsewhere in a form that is safe to log and to keep: short, in one line, all printable.
+
+    Args:
+        text: Anything; `str` of it counts.
+        most: Most characters of it that are kept.
+
+    >>> excerpt("no space\n\x1b[2Jleft"), excerpt("a" * 20_000_000, 3)
+    ('no space\\n\\x1b[2Jleft', 'aaa... (20000000 characters)')
+    """
+    whole = str(text)
+    quoted = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in whole[:most])
+    return quoted[:most] + f"... ({len(whole)} characters)" * (len(whole) > most)
+
+
+def reason_of(reply: Message) -> str:
+    """Return the reason of an error, as its sender gives it, or that it gives none."""
+    return reply.error.reason or f"an error of code {reply.error.code}, without a reason"
+
+
 def set_source(message: Message, node: int) -> None:
     """Set the node that a message is from, since its own claim is the sender's alone.
 

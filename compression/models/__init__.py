@@ -4,19 +4,22 @@ Begin with `task`, the interface of a model with its data, and `students.pipelin
 budget by a list of steps (`step`): `pruning`, `distillation`, `quantization`, and at the end `bundles`, the download
 file. Beside them: `architecture` (a model's shape as data), `masks` (weights held at zero), `attention` and
 `transformer` (layers for text models), `cost` and `device_speed` (bytes, FLOPs and milliseconds of a forward pass),
-`class_accuracy` (accuracy lost by class), `batch_norm` (running statistics of given weights), `reproducible` (the same
-bits on every machine).
+`forward` (outputs for many inputs as of one batch), `class_accuracy` (accuracy lost by class), `batch_norm` (running
+statistics of given weights), `batches` (of one example, with batch normalization), `reproducible` (the same bits on
+every machine).
 """
 
 __all__ = [
     "architecture",
     "attention",
     "batch_norm",
+    "batches",
     "bundles",
     "class_accuracy",
     "cost",
     "device_speed",
     "distillation",
+    "forward",
     "masks",
     "pruning",
     "quantization",

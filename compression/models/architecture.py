@@ -42,6 +42,7 @@ RESIZABLE: tuple[type[nn.Module], ...] = (
     _NormBase,
     nn.GroupNorm,
     nn.LayerNorm,
+    nn.RMSNorm,
     nn.Embedding,
     nn.PReLU,
 )
@@ -115,10 +116,10 @@ def shrink(model: nn.Module, wanted: Mapping[str, Shape]) -> None:
             stack.keep(blocks)
         raise
     for module, new in changed:
-        for key, tensor in _own_tensors(module).items():
+        for key, tensor in own_tensors(module).items():
             if key in new and tuple(tensor.shape) != new[key]:
                 tensor.data = torch.empty(new[key], dtype=tensor.dtype)  # in place, so that a tied tensor stays one
-        _describe(module)
+        describe(module)
 
 
 def _drop_blocks(model: nn.Module, wanted: Mapping[str, Shape]) -> None:
@@ -152,9 +153,9 @@ def _checked(model: nn.Module, wanted: Mapping[str, Shape]) -> list[tuple[nn.Mod
     canonical = {id(tensor): name for name, tensor in model.state_dict(keep_vars=True).items() if name in present}
     changed: list[tuple[nn.Module, dict[str, Shape]]] = []
     for path, module in model.named_modules():
-        local = {key: canonical.get(id(tensor)) for key, tensor in _own_tensors(module).items()}
+        local = {key: canonical.get(id(tensor)) for key, tensor in own_tensors(module).items()}
         new = {key: tuple(wanted[name]) for key, name in local.items() if name is not None}
-        if any(new[key] != tuple(tensor.shape) for key, tensor in _own_tensors(module).items() if key in new):
+        if any(new[key] != tuple(tensor.shape) for key, tensor in own_tensors(module).items() if key in new):
             if not isinstance(module, RESIZABLE):
                 raise UnsupportedLayer(f"layer {path!r} is a {type(module).__name__}, which cannot change its shape")
             _check(path, module, new)
@@ -164,7 +165,8 @@ def _checked(model: nn.Module, wanted: Mapping[str, Shape]) -> list[tuple[nn.Mod
     return changed
 
 
-def _own_tensors(module: nn.Module) -> dict[str, Tensor]:
+def own_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Return the parameters and buffers of a layer itself, by their names in it, without those of its parts."""
     parameters = dict(module.named_parameters(recurse=False, remove_duplicate=False))
     return {**parameters, **dict(module.named_buffers(recurse=False, remove_duplicate=False))}
 
@@ -172,13 +174,20 @@ def _own_tensors(module: nn.Module) -> dict[str, Tensor]:
 def _check(path: str, module: nn.Module, new: Mapping[str, Shape]) -> None:
     """Check that the tensors of one layer agree with each other and with its fixed sizes, such as the kernel's."""
     weight = new["weight"] if "weight" in new else next(shape for shape in new.values() if shape)
-    channels = weight[1] * module.groups if isinstance(module, _ConvTransposeNd) else weight[0]
+    transposed = isinstance(module, _ConvTransposeNd)
+    channels = weight[0]
+    if isinstance(module, _ConvTransposeNd):
+        channels = weight[1] * (weight[0] if _depthwise(module) else module.groups)
+    expected = weight if isinstance(module, nn.LayerNorm | nn.RMSNorm) else (channels,)
     for key, shape in new.items():
-        if key != "weight" and shape not in ((), weight if isinstance(module, nn.LayerNorm) else (channels,)):
+        if key != "weight" and shape not in ((), expected):
             raise ArchitectureError(f"layer {path!r}: {key} {shape} does not fit weight {weight}")
     if isinstance(module, _ConvNd):
         if weight[2:] != tuple(module.kernel_size):
             raise ArchitectureError(f"layer {path!r}: kernel {weight[2:]}, expected {tuple(module.kernel_size)}")
+        multiple = 1 if transposed else module.out_channels // module.groups
+        if _depthwise(module) and weight[0] % multiple:
+            raise ArchitectureError(f"layer {path!r}: {weight[0]} channels, expected a multiple of {multiple}")
         if not _depthwise(module) and weight[0] % module.groups:
             raise ArchitectureError(f"layer {path!r}: {weight[0]} channels cannot be cut into {module.groups} groups")
     if isinstance(module, nn.GroupNorm) and channels % module.num_groups:
@@ -195,15 +204,22 @@ def _check_heads(path: str, module: SelfAttention, qkv: Shape, out: Shape) -> No
 
 
 def _depthwise(module: _ConvNd) -> bool:
-    return module.groups > 1 and module.groups == module.in_channels == module.out_channels
+    """Return whether each input channel is a group of its own, so that groups go with channels."""
+    return 1 < module.groups == module.in_channels
 
 
-def _describe(module: nn.Module) -> None:
-    """Update the size attributes that a layer keeps beside its tensors, such as `in_features`."""
+def describe(module: nn.Module) -> None:
+    """Update the sizes that a layer of a kind in `RESIZABLE` keeps beside its tensors, such as `in_features`.
+
+    Args:
+        module: Layer whose tensors have changed their shapes.
+    """
     if isinstance(module, _ConvNd):
         first, second = module.weight.shape[:2]
         if _depthwise(module):
-            module.groups = module.in_channels = module.out_channels = first
+            multiple = 1 if isinstance(module, _ConvTransposeNd) else module.out_channels // module.groups
+            module.groups = module.in_channels = first // multiple
+            module.out_channels = module.groups * second if isinstance(module, _ConvTransposeNd) else first
         elif isinstance(module, _ConvTransposeNd):
             module.in_channels, module.out_channels = first, second * module.groups
         else:
@@ -214,7 +230,7 @@ def _describe(module: nn.Module) -> None:
         module.num_features = next(len(t) for t in (module.weight, module.running_mean) if t is not None)
     elif isinstance(module, nn.GroupNorm):
         module.num_channels = len(module.weight)
-    elif isinstance(module, nn.LayerNorm):
+    elif isinstance(module, nn.LayerNorm | nn.RMSNorm):
         module.normalized_shape = tuple(module.weight.shape)
     elif isinstance(module, nn.Embedding):
         module.num_embeddings, module.embedding_dim = module.weight.shape

@@ -1,8 +1,8 @@
 """Multi-head self-attention whose heads can be removed.
 
 A. Vaswani, N. Shazeer, N. Parmar et al., "Attention Is All You Need", NeurIPS 2017, section 3.2.2. The three
-projections are one linear layer, so that Torch-Pruning can follow a head from there to the output projection (it cannot
-in `nn.MultiheadAttention`, which keeps them as bare parameters).
+projections are one linear layer, so that a head can be followed from there to the output projection and removed (it
+cannot in `nn.MultiheadAttention`, which keeps them as bare parameters and checks their size).
 
 The size of a head is fixed and the number of heads follows from the weights: a layer with fewer rows has fewer heads,
 also where a receiver cuts a fresh layer down to the pruned shapes (`architecture.shrink`).

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from fedpress.compression import files
 from fedpress.compression.settings import ADVANCED, STRICT, Field, Settings, dataclass, fields
 
 
@@ -48,6 +49,6 @@ def measured(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(Path(value).expanduser().read_text(encoding="utf-8"))["speed"]
+        return json.loads(files.read_text(Path(value).expanduser()))["speed"]
     except (OSError, ValueError, LookupError, TypeError):
         raise ValueError("expected a file that `fedpress probe --json FILE` wrote, or its five rates") from None

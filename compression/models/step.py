@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import pydantic.dataclasses
@@ -34,7 +35,7 @@ class StageResult:
         size_bytes: Size of its weights as float32, or of its file.
         latency_ms: Measured latency of one example on one thread of this CPU, never the same twice.
         accuracy: Accuracy on the evaluator's examples, a fraction.
-        worst_class: Class with the largest loss of accuracy against the teacher.
+        worst_class: Class with the largest loss of accuracy against the teacher; -1: answers are of no class.
         worst_lost: That loss, a fraction.
     """
 
@@ -203,6 +204,14 @@ class Materials:
     def example(self) -> Tensor:
         """Batch of one input, from validation data because a task may hold out no proxy data."""
         return self.task.data().validation.inputs[:1]
+
+    @cached_property
+    def class_axis(self) -> int:
+        """Axis of the models' outputs along which the task looks for the class; the last where it looks for none."""
+        from fedpress.compression.models.task import class_axis_of  # imports torch, as this module does not
+
+        axis = class_axis_of(self.model, self.task)
+        return -1 if axis is None else axis
 
 
 class Step(Protocol):

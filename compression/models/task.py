@@ -22,14 +22,12 @@ budget) is made on `validation`; `test` is read for reporting only. `disjoint` c
 
 from __future__ import annotations
 
-import copy
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
@@ -37,7 +35,18 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedpress.compression.errors import FedpressError
+from fedpress.compression.models import forward
+from fedpress.compression.models.forward import EvaluationError, Outputs
 from fedpress.compression.models.reproducible import evaluating
+
+IGNORED: Final = -100
+"""Target of a place that has none, such as padding: the index that torch's cross-entropy ignores."""
+NO_TARGETS: Final = (
+    "none of the targets of {:,} examples counts, so there is no accuracy; are all of them -100, the label of places"
+    " without a target?"
+)
+LOSS_BYTES: Final = 1 << 26
+"""Outputs that are kept for one call of the loss, in bytes."""
 
 
 class DeviceError(FedpressError, ValueError):
@@ -49,7 +58,8 @@ class Examples(NamedTuple):
 
     Attributes:
         inputs: Inputs of the model, (N, ...): float32, or int64 where it looks up embeddings.
-        targets: Labels, int64: one for each example, (N,), or a sequence of L, (N, L).
+        targets: Labels, int64: one for each example, (N,), or a sequence of L, (N, L), `IGNORED` where there is none;
+            or what the task's own `loss` and `correct` take.
     """
 
     inputs: Tensor
@@ -74,7 +84,7 @@ class Task(ABC):
     """A model, its data and its loss.
 
     A subclass defines `name`, `model` and `data`. It may override `loss` and `correct`, which by default are those of
-    classification with one label an example, `groups` and `students`. Every worker process makes an instance, so
+    classification, `scored`, `groups` and `students`. Every worker process makes an instance, so
     constructors should be cheap and `data` should load on its first call.
     """
 
@@ -110,70 +120,285 @@ class Task(ABC):
         return {}
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the mean loss of a batch, a scalar; by default the cross-entropy.
+        """Return the mean loss of a batch, a scalar; by default the cross-entropy, without targets that are `IGNORED`.
 
         Args:
-            outputs: Outputs of the model, by default logits (N, classes).
-            targets: Labels, by default int64 (N,).
+            outputs: Outputs of the model, by default logits (N, classes), or (N, classes, L) for sequences.
+            targets: Labels, by default int64 (N,) or (N, L).
         """
-        return nn.functional.cross_entropy(outputs, targets)
+        if targets.is_floating_point():
+            return nn.functional.cross_entropy(outputs, targets)
+        total = nn.functional.cross_entropy(outputs, targets, ignore_index=IGNORED, reduction="sum")
+        return total / (targets != IGNORED).sum().clamp(min=1)  # a batch without any target has a loss of 0, not NaN
 
     def correct(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return whether each answer is right, bool, of the targets' shape; by default by the largest logit.
 
+        Where the shape is that of the targets, `scored` says which answers count; a task may also return only those
+        that do, or one an example.
+
         Args:
-            outputs: Outputs of the model, by default logits (N, classes).
-            targets: Labels, by default int64 (N,).
+            outputs: Outputs of the model, by default logits (N, classes), or (N, classes, L) for sequences.
+            targets: Labels, by default int64 (N,) or (N, L), or the probabilities of the classes.
+
+        Raises:
+            EvaluationError: The default does not fit the outputs or targets.
         """
-        return outputs.argmax(dim=1) == targets
+        return _likeliest(outputs, targets)
+
+    def scored(self, targets: Tensor) -> Tensor:
+        """Return which targets count in accuracies and means, bool, of their shape; by default all but `IGNORED`.
+
+        Args:
+            targets: Targets of a batch.
+        """
+        return has_target(targets)
 
 
-PIECE = 64
-"""Examples in a forward pass on a CPU."""
+def has_target(targets: Tensor) -> Tensor:
+    """Return which targets are there, bool, of their shape: whole numbers other than `IGNORED`, and all fractions.
+
+    >>> has_target(torch.tensor([[3, -100]]))
+    tensor([[ True, False]])
+    """
+    return torch.ones_like(targets, dtype=torch.bool) if targets.is_floating_point() else targets != IGNORED
+
+
+def _likeliest(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return whether the largest logit is that of the label."""
+    if not isinstance(outputs, Tensor):
+        raise EvaluationError(
+            f"the model returns a {type(outputs).__name__}, and the task has the default `correct`, which takes logits:"
+            " override `loss` and `correct`"
+        )
+    labels = targets
+    if targets.is_floating_point():
+        if targets.shape != outputs.shape or targets.ndim < 2 or not _probabilities(targets):
+            raise EvaluationError(
+                f"targets are {targets.dtype} {tuple(targets.shape)}, and the task has the default `correct`, which"
+                " compares the largest logit with a label: override it to say which answers count as right, such as"
+                " (outputs - targets).abs() < 0.1"
+            )
+        labels = targets.argmax(dim=1)
+    answers = outputs.argmax(dim=1) if outputs.ndim > 1 else outputs
+    if answers.shape != labels.shape:
+        raise EvaluationError(
+            f"outputs of shape {tuple(outputs.shape)} for targets of {tuple(targets.shape)}: the default `correct`"
+            " expects logits (N, classes) for targets (N,), and (N, classes, L) for (N, L); override it for others"
+        )
+    return answers == labels
+
+
+def _probabilities(targets: Tensor) -> bool:
+    sums = targets.sum(dim=1)
+    return bool((targets >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-3)
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Mean loss, accuracy as a fraction of all answers, and the number of examples."""
+    """Figures of a model on some examples; `right` and `answers` of disjoint sets of examples add up.
+
+    Attributes:
+        loss: Loss of all examples as one batch.
+        accuracy: `right` as a fraction of `answers`.
+        count: Number of examples.
+        answers: Number of answers that count: one an example, or one for each place of a sequence that has a target.
+        right: Number of those that are right.
+    """
 
     loss: float
     accuracy: float
     count: int
+    answers: int = 0
+    right: float = 0.0
 
 
 def evaluate(
     model: nn.Module, task: Task, examples: Examples, batch_size: int = 512, device: str | torch.device = "cpu"
 ) -> Evaluation:
-    """Return mean loss and accuracy of a model, in evaluation mode and without gradients.
+    """Return loss and accuracy of a model, in evaluation mode and without gradients.
 
-    All answers that `task.correct` judges have equal weight: one an example, or one for each place of a sequence. Each
-    module's training mode is restored; the model stays on `device`.
+    Law: the figures are those of one batch of all examples, up to rounding, whatever `batch_size` and the number of
+    threads, or an error says why they are not. All answers that count have equal weight (`Task.scored`). Each module's
+    training mode is restored; the model stays on `device`.
 
     Args:
         model: Model to evaluate.
-        task: Task whose `loss` and `correct` are applied.
+        task: Task whose `loss`, `correct` and `scored` are applied.
         examples: Labeled examples (N, ...).
-        batch_size: Examples in a batch; the result depends on it by rounding only.
+        batch_size: Largest number of examples in a forward pass.
         device: "cpu" or "cuda".
 
     Raises:
         ValueError: There are no examples.
+        EvaluationError: The model's outputs are not defined example by example (`forward.BatchDependent`), no answer
+            counts, or the loss is no mean and the outputs are too many for one call.
         DeviceError: The machine lacks the device.
     """
     count = len(examples.targets)
     if count == 0:
         raise ValueError("evaluate: got 0 examples, expected at least 1; is this split of the task empty?")
-    loss, right, answers, device = 0.0, 0, 0, usable(device)
-    with evaluating(model.to(device)), _answering(model, device, min(batch_size, count)) as answer:
-        for start in range(0, count, batch_size):
-            inputs = examples.inputs[start : start + batch_size].to(device)
-            targets = examples.targets[start : start + batch_size].to(device)
-            outputs = answer(inputs)
-            loss += float(task.loss(outputs, targets)) * len(targets)
-            correct = task.correct(outputs, targets)
-            right += int(correct.sum())
-            answers += correct.numel()
-    return Evaluation(loss / count, right / answers, count)
+    device = usable(device)
+    right, answers, loss = 0.0, 0, _Loss(task)
+    with evaluating(model.to(device)), forward.batches(model, examples.inputs, batch_size, device) as batches:
+        for rows, outputs in batches:
+            targets = examples.targets[rows].to(device)
+            scores = scores_of(task, outputs, targets)
+            right += float(scores.double().sum())
+            answers += scores.numel()
+            loss.add(outputs, targets)
+        if answers == 0:
+            raise EvaluationError(NO_TARGETS.format(count))
+        value = loss.value()
+    return Evaluation(value, right / answers, count, answers, right)
+
+
+def require_evaluable(model: nn.Module, task: Task, examples: Examples) -> None:
+    """Check before the first round that a model can be evaluated after it, on a few of the examples.
+
+    Args:
+        model: Model with any weights, on the CPU; left as it is.
+        task: Task that judges.
+        examples: Labeled examples (N, ...), N >= 1.
+
+    Raises:
+        EvaluationError: It cannot: as of `evaluate`, or something that the model or the task raises.
+    """
+    scored = task.scored(examples.targets)
+    with_answer = scored.reshape(len(scored), -1).any(dim=1).nonzero()[: forward.PIECE, 0]
+    if not len(with_answer):
+        raise EvaluationError(NO_TARGETS.format(len(scored)))
+    forward.require_evaluable(model, examples.inputs)
+    evaluate(model, task, examples.take(with_answer))
+
+
+def scores_of(task: Task, outputs: Outputs, targets: Tensor) -> Tensor:
+    """Return whether each answer that counts is right, as `Task.correct` says, flattened to (A,).
+
+    Args:
+        task: Task that judges.
+        outputs: Outputs for a batch of N examples.
+        targets: Their targets, (N, ...).
+
+    Raises:
+        EvaluationError: There are more judgments than targets.
+    """
+    correct = task.correct(outputs, targets)
+    if correct.shape == targets.shape:
+        return correct[task.scored(targets)]
+    if correct.numel() > targets.numel():
+        raise EvaluationError(
+            f"{type(task).__name__}.correct returns {tuple(correct.shape)} for targets of {tuple(targets.shape)}:"
+            " expected their shape, or fewer answers; was a shape broadcast, as (N,) == (N, 1) is?"
+        )
+    return correct.flatten()
+
+
+def class_axis(task: Task, outputs: Tensor, targets: Tensor) -> int | None:
+    """Return the axis of the outputs along which a task looks for the likeliest class; None: its outputs are no logits.
+
+    The task is asked: it must find outputs right that are 1 at the label, and 0 elsewhere.
+
+    Args:
+        task: Task that judges.
+        outputs: Outputs of its model, (N, ...).
+        targets: Their targets, (N, ...), of which shape and dtype are used.
+    """
+    if targets.is_floating_point() or outputs.ndim < 2:
+        return None
+    draw = torch.Generator().manual_seed(0)
+    for axis in dict.fromkeys((1, outputs.ndim - 1)):
+        if outputs.shape[:axis] + outputs.shape[axis + 1 :] != targets.shape:
+            continue
+        labels = torch.randint(outputs.shape[axis], targets.shape, generator=draw).to(targets.dtype)
+        certain = torch.zeros(outputs.shape).scatter_(axis, labels.long().unsqueeze(axis), 1.0)
+        try:
+            scores = scores_of(task, certain, labels)
+        except (IndexError, RuntimeError, TypeError, ValueError):  # it is for outputs of another layout
+            continue
+        if scores.numel() and bool((scores == 1).all()):
+            return axis
+    return None
+
+
+def class_axis_of(model: nn.Module, task: Task) -> int | None:
+    """Return the axis of a model's outputs along which its task looks for the likeliest class; None: for none.
+
+    Args:
+        model: The model; run in evaluation mode, left as it is.
+        task: Task that judges, and has validation data.
+    """
+    inputs, targets = (part[:4] for part in task.data().validation)
+    with evaluating(model):
+        outputs = model(inputs)
+    return class_axis(task, outputs, targets) if isinstance(outputs, Tensor) else None
+
+
+class _Loss:
+    """Loss of all examples as one batch, from their outputs batch by batch.
+
+    It is computed by one call, which is right for any loss. Outputs beyond `LOSS_BYTES` are not kept: from there on
+    the loss must be a mean over examples or over answers, which each batch is tested for.
+    """
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+        self._kept: list[tuple[Outputs, Tensor]] = []
+        self._bytes = 0
+        self._sums: dict[str, list[float]] | None = None  # weighted sum and weight, by what may be averaged over
+
+    def add(self, outputs: Outputs, targets: Tensor) -> None:
+        """Take in a batch."""
+        self._kept.append((outputs, targets))
+        self._bytes += sum(tensor.nbytes for tensor in forward.tensors(outputs))
+        if len(self._kept) > 1 and self._bytes > LOSS_BYTES:
+            if self._sums is None:
+                self._sums = {"answers": [0.0, 0.0], "examples": [0.0, 0.0]}
+            for batch in self._kept:
+                self._average(self._sums, *batch)
+            self._kept.clear()
+
+    def value(self) -> float:
+        """Return the loss of all batches."""
+        if self._sums is None:
+            outputs = forward.joined([outputs for outputs, _ in self._kept])
+            return float(self._task.loss(outputs, torch.cat([targets for _, targets in self._kept])))
+        for batch in self._kept:
+            self._average(self._sums, *batch)
+        total, weight = next(iter(self._sums.values()))
+        return total / weight if weight else float("nan")
+
+    def _average(self, sums: dict[str, list[float]], outputs: Outputs, targets: Tensor) -> None:
+        """Add a batch, and drop the means that the loss is not."""
+        whole = float(self._task.loss(outputs, targets))
+        count = len(targets)
+        counting = self._task.scored(targets).reshape(count, -1).sum(dim=1)
+        # Parts of unlike labels and lengths.
+        order = torch.argsort(targets.reshape(count, -1)[:, 0].double() + counting)
+
+        def of(rows: Tensor) -> tuple[float, float, int]:
+            some = forward.mapped(outputs, lambda tensor: forward.rows_of(tensor, count, rows))
+            return float(self._task.loss(some, targets[rows])), float(counting[rows].sum()), len(rows)
+
+        halves = [order[: count // 3], order[count // 3 :]] if count > 2 else []
+        parts = [of(half) for half in halves]
+        for name, position in (("answers", 1), ("examples", 2)):
+            if name not in sums:
+                continue
+            weighted = [(part[0], part[position]) for part in parts if part[position]]
+            mean = sum(value * weight for value, weight in weighted) / max(1, sum(weight for _, weight in weighted))
+            if parts and math.isfinite(whole) and not math.isclose(mean, whole, rel_tol=1e-4, abs_tol=1e-6):
+                del sums[name]
+                continue
+            weight = float(counting.sum()) if name == "answers" else float(count)
+            sums[name][0] += whole * weight if weight else 0.0
+            sums[name][1] += weight
+        if not sums:
+            raise EvaluationError(
+                f"{type(self._task).__name__}.loss is no mean over examples or answers: that of a batch is not the mean"
+                f" of its parts. It can be computed for {LOSS_BYTES / 1e6:.0f} MB of outputs at once, and there are"
+                " more: evaluate fewer examples, or return a mean in which each has equal weight"
+            )
 
 
 def usable(device: str | torch.device) -> torch.device:
@@ -188,47 +413,15 @@ def usable(device: str | torch.device) -> torch.device:
     return checked
 
 
-@contextmanager
-def _answering(model: nn.Module, device: torch.device, most: int) -> Iterator[Callable[[Tensor], Tensor]]:
-    """Yield a function from a batch of inputs to outputs; on a CPU it splits the batch among threads.
-
-    Small pieces stay in the processor's cache, and threads that share nothing do not wait for each other: evaluation of
-    the CNN of Fashion-MNIST takes half the time. Each thread has a copy of the model, which may write into itself.
-
-    Args:
-        model: Model in evaluation mode, on `device`.
-        device: Device of the inputs.
-        most: Largest number of inputs in a batch.
-    """
-    if device.type != "cpu":
-        yield model
-        return
-    before = torch.get_num_threads()
-    threads = min(before, -(-most // PIECE))
-    models = [model, *(copy.deepcopy(model) for _ in range(threads - 1))]
-
-    def part(number: int, pieces: list[Tensor]) -> list[Tensor]:
-        with torch.no_grad():  # the mode is local to a thread
-            return [models[number](piece) for piece in pieces[number::threads]]
-
-    def answer(inputs: Tensor) -> Tensor:
-        pieces = list(torch.split(inputs, PIECE))
-        parts = list(pool.map(part, range(threads), [pieces] * threads))
-        return torch.cat([parts[number % threads][number // threads] for number in range(len(pieces))])
-
-    torch.set_num_threads(1)
-    try:
-        with ThreadPoolExecutor(threads) as pool:
-            yield answer
-    finally:
-        torch.set_num_threads(before)
-
-
-def check_splits(splits: Splits) -> None:
+def check_splits(splits: Splits, may_be_empty: Collection[str] = ()) -> None:
     """Check that the four parts fit together: not empty, one target an input, equal shapes and dtypes.
 
     Overlap cannot be detected in the examples themselves, because real data holds equal images under different indices;
     a task checks the indices that it splits by with `disjoint`.
+
+    Args:
+        splits: The four parts.
+        may_be_empty: Names of parts that nothing reads.
 
     Raises:
         ValueError: A part is empty, has inputs without targets, or differs in shape or dtype from `train`.
@@ -239,6 +432,8 @@ def check_splits(splits: Splits) -> None:
                 f"split {name!r}: {len(part.inputs)} inputs but {len(part.targets)} targets, expected one target for"
                 " each input; were only the inputs shuffled or cut?"
             )
+        if len(part.targets) == 0 and name in may_be_empty:
+            continue
         if len(part.targets) == 0:
             raise ValueError(
                 f"split {name!r}: got 0 examples, expected at least 1; is the hold-out larger than the data?"

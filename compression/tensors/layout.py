@@ -16,7 +16,7 @@ import functools
 import hashlib
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
@@ -38,8 +38,14 @@ FLOATS = ("float16", "bfloat16", "float32", "float64")
 INTEGERS = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 """Dtypes of tensors that are always buffers."""
 
-BUFFER_NAMES = ("running_mean", "running_var", "num_batches_tracked")
-"""The usual last names of buffers, by which `Layout.of_arrays` tells them from parameters."""
+VARIANCE_NAMES = ("running_var", "moving_variance", "moving_var", "_variance", "batch_stats/var", "var_ema/average")
+"""The usual ends of the names of running variances: PyTorch, Keras, MXNet, Paddle, Flax, Haiku."""
+
+BUFFER_NAMES = (
+    *VARIANCE_NAMES, "running_mean", "moving_mean", "_mean", "batch_stats/mean", "mean_ema/average",
+    "num_batches_tracked",
+)  # fmt: skip
+"""The usual ends of the names of buffers, by which `Layout.of_arrays` tells them from parameters."""
 
 _MASK_MARK = b"\xff\xff\xff\xff"
 """Separator before the mask's bitmap in the fingerprint's input, where a tensor would have the length of its name."""
@@ -218,24 +224,74 @@ class Layout:
         return cls(tuple(parameters), tuple(buffers), tuple(tied), None, tuple(frozen), momenta)
 
     @classmethod
-    def of_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> "Layout":
+    def of_arrays(
+        cls,
+        arrays: Mapping[str, NDArray[Any]],
+        *,
+        buffers: Collection[str] = (),
+        tied: Collection[tuple[str, str]] = (),
+    ) -> "Layout":
         """Return the layout of named arrays, where the model itself is not available.
 
-        The rule: an array is a buffer if its dtype is integer or boolean, or if the last part of its dotted name is
-        `running_mean`, `running_var` or `num_batches_tracked`. Anything else is a parameter. Ties cannot be seen, nor
-        which parameters are frozen.
+        The rule: an array is a buffer if its dtype is integer or boolean, or if its name ends as those of running means
+        and variances do in PyTorch, Keras, Paddle, MXNet, Flax and Haiku (`BUFFER_NAMES`). Anything else is a
+        parameter. Frozen ones cannot be seen. What names do not tell can be said: `layout_doubts` finds what is worth a
+        look.
+
+        Args:
+            arrays: The arrays by name.
+            buffers: Names of other arrays that are buffers.
+            tied: Pairs (alias, canonical name) of arrays that are one tensor in the model.
+
+        Raises:
+            LayoutError: A name is not among the arrays, or an array has a dtype that cannot be sent.
 
         >>> arrays = {"0.weight": np.zeros((2, 2), np.float32), "1.running_mean": np.zeros(2, np.float32)}
         >>> [spec.name for spec in Layout.of_arrays(arrays).buffers]
         ['1.running_mean']
+        >>> unnamed = {"0": np.zeros((2, 2), np.float32), "1": np.zeros(2, np.float32), "2": np.ones(2, np.float32)}
+        >>> [spec.name for spec in Layout.of_arrays(unnamed, buffers=["1", "2"]).buffers]
+        ['1', '2']
         """
+        aliases = {alias for alias, _ in tied}
+        unknown = [name for name in (*buffers, *(name for pair in tied for name in pair)) if name not in arrays]
+        if unknown:
+            raise errors.LayoutError(f"no array has the name {unknown[0]!r}; there are {', '.join(list(arrays)[:20])}")
         parameters: list[TensorSpec] = []
-        buffers: list[TensorSpec] = []
+        apart: list[TensorSpec] = []
         for name, array in arrays.items():
             spec = TensorSpec(name, tuple(array.shape), array.dtype.name)
-            apart = spec.dtype in INTEGERS or name.rpartition(".")[2] in BUFFER_NAMES
-            (buffers if apart else parameters).append(spec)
-        return cls(tuple(parameters), tuple(buffers))
+            if spec.dtype in INTEGERS or name in buffers or names_a_buffer(name):
+                apart.append(spec)
+            elif name not in aliases:
+                parameters.append(spec)
+        return cls(tuple(parameters), tuple(apart), tuple(tied))
+
+
+def names_a_buffer(name: str) -> bool:
+    """Tell whether a name is that of a running mean or variance, or of its counter, in the usual frameworks.
+
+    >>> [names_a_buffer(name) for name in ("bn.running_mean", "bn/moving_variance:0", "batch_stats.BatchNorm_0.var")]
+    [True, True, True]
+    >>> [names_a_buffer(name) for name in ("fc_mean.weight", "log_var", "weight")]
+    [False, False, False]
+    """
+    return _ends(name, BUFFER_NAMES)
+
+
+def names_a_variance(name: str) -> bool:
+    """Tell whether a name is that of a running variance, which cannot be negative, in the usual frameworks."""
+    return _ends(name, VARIANCE_NAMES)
+
+
+def _ends(name: str, ends: tuple[str, ...]) -> bool:
+    """Tell whether the last part of a name is one of `ends`; "a/b": the last part is b, below a part that is a."""
+    parts = name.removesuffix(":0").replace("/", ".").split(".")
+    for end in ends:
+        above, _, last = end.rpartition("/")
+        if parts[-1] == last and (not above or above in parts[:-1]):
+            return True
+    return False
 
 
 def check(vector: NDArray[Any], layout: Layout) -> None:

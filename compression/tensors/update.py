@@ -49,6 +49,10 @@ class Sparse(NamedTuple):
             scaled *= weight
         np.add.at(accumulator, self.positions, scaled)
 
+    def peak(self) -> float:
+        """Return the largest magnitude of an entry; NaN where one is."""
+        return _peak(self.values)
+
     def sparse(self) -> "Sparse":
         """Return this update."""
         return self
@@ -95,6 +99,11 @@ class Dense(NamedTuple):
             if weight != 1.0:
                 scaled *= weight
             accumulator[start : start + BLOCK] += scaled
+
+    def peak(self) -> float:
+        """Return the largest magnitude of an entry; NaN where one is."""
+        peaks = [_peak(self.values[start : start + BLOCK]) for start in range(0, self.size, BLOCK)]
+        return float(np.max(peaks, initial=0.0))  # NaN if one is, which `max` would pass over
 
     def sparse(self) -> Sparse:
         """Return the same entries with their positions, all n of them."""
@@ -156,6 +165,12 @@ class LowRank(NamedTuple):
             Dense(part).add_to(accumulator[start : start + len(part)], weight)
             start += len(part)
 
+    def peak(self) -> float:
+        """Return the largest magnitude of an entry; NaN or infinity where the product of the factors is."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            peaks = [_peak(part) for part in self._pieces()]
+        return float(np.max(peaks, initial=0.0))  # NaN if one is, which `max` would pass over
+
     def sparse(self) -> Sparse:
         """Return the same entries with their positions, all n of them."""
         return Dense(self.dense()).sparse()
@@ -200,6 +215,10 @@ def from_arrays(positions: Positions, values: Vector, size: int) -> Update:
         size: n, the length of the vector.
     """
     return Dense(values) if len(values) == size else Sparse(positions, values, size)
+
+
+def _peak(values: NDArray[Any]) -> float:
+    return float(np.abs(values).max(initial=0.0))
 
 
 def _check(accumulator: NDArray[Any], size: int) -> None:

@@ -1,6 +1,6 @@
 """Checkpoints: the state of a run, in one file for each round, written whole or not at all.
 
-    <folder>/round-00000012.safetensors     arrays, and in the header's metadata a JSON text with the rest
+    <folder>/round-00000012.safetensors     arrays, one of which is a JSON text with the rest
 
 The newest few are kept. A torn or foreign file is never used: it is moved aside (`.damaged`), and the one before it is
 read. No pickle: a checkpoint cannot run code.
@@ -94,7 +94,7 @@ class CheckpointFolder:
         for round in reversed(self.rounds()):
             path = self._path(round)
             try:
-                return Checkpoint(round, unpack(path.read_bytes()), skipped)
+                return Checkpoint(round, unpack(files.read_regular(path, files.MOST_DATA)), skipped)
             except DamagedCheckpoint as error:
                 aside = files.move_aside(path)
                 log(ERROR, "the checkpoint %s cannot be used: %s. It is now %s", path, error, aside.name)

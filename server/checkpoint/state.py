@@ -24,9 +24,12 @@ from fedpress.compression.errors import FedpressError
 from fedpress.compression.messages import records
 
 FORMAT = "fedpress.checkpoint"
-VERSION = 1
+VERSION = 2
 _BYTES = "bytes"
 """Name of the array with all distinct bytes values, one after the other."""
+_TEXT = "json"
+"""Name of the array with the other values as JSON. In the file's header they could have 100 MB and no more: safetensors
+writes a longer header, and does not read it."""
 
 S = TypeVar("S")
 
@@ -152,9 +155,13 @@ def pack(state: Mapping[str, Any]) -> bytes:
 
     writer = _Writer()
     values = {name: writer.plain(part, name) for name, part in state.items()}
-    text = json.dumps({"values": values, "lengths": [len(value) for value in writer.bytes]})
-    arrays = {**writer.arrays, _BYTES: np.frombuffer(b"".join(writer.bytes), np.uint8)}
-    header = {"format": FORMAT, "version": str(VERSION), "state": text, "checksum": _checksum(arrays, text)}
+    text = json.dumps({"values": values, "lengths": [len(value) for value in writer.bytes]}).encode()
+    arrays = {
+        **writer.arrays,
+        _BYTES: np.frombuffer(b"".join(writer.bytes), np.uint8),
+        _TEXT: np.frombuffer(text, np.uint8),
+    }
+    header = {"format": FORMAT, "version": str(VERSION), "checksum": _checksum(arrays)}
     return bytes(safetensors.numpy.save(arrays, metadata=header))
 
 
@@ -171,8 +178,7 @@ def unpack(data: bytes) -> Saved:
     try:
         arrays = {name: array.copy() for name, array in safetensors.numpy.load(data).items()}
         header: Mapping[str, str] = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
-        form, text, checksum = header["format"], header["state"], header["checksum"]
-        version = int(header["version"])
+        form, checksum, version = header["format"], header["checksum"], int(header["version"])
     except (SafetensorError, KeyError, ValueError, TypeError) as error:
         raise DamagedCheckpoint(
             f"it is torn, or no checkpoint of fedpress ({type(error).__name__}: {error})"
@@ -184,9 +190,9 @@ def unpack(data: bytes) -> Saved:
             "update fedpress" if version > VERSION else "finish that run with the fedpress that began it, or begin anew"
         )
         raise CheckpointError(f"it has format version {version}, this fedpress reads {VERSION}; {way}")
-    if checksum != _checksum(arrays, text):
+    if checksum != _checksum(arrays) or _TEXT not in arrays:
         raise DamagedCheckpoint("its checksum does not fit its content")
-    content = json.loads(text)
+    content = json.loads(arrays[_TEXT].tobytes())
     return Saved(arrays, content["values"], content["lengths"])
 
 
@@ -217,8 +223,8 @@ def _hints(described: Any) -> dict[str, Any]:
     return get_type_hints(described)
 
 
-def _checksum(arrays: Mapping[str, NDArray[Any]], text: str) -> str:
-    digest = sha256(text.encode())
+def _checksum(arrays: Mapping[str, NDArray[Any]]) -> str:
+    digest = sha256()
     for name in sorted(arrays):
         digest.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode())
         digest.update(np.ascontiguousarray(arrays[name]).tobytes())

@@ -38,6 +38,7 @@ class SentUpdate(NamedTuple):
     buffers: bytes  # as `buffer_codec.pack` writes them; empty where the model has none
     download: Download | None  # that the client trained from
     version: int  # of the model that it trained from
+    node: int = 0  # that sent it
 
 
 @dataclass
@@ -88,15 +89,18 @@ class ClientModels:
             payloads.decode(sent.payload, side_info).add_to(total, 1.0)
             if side_info.predictor is not None:
                 side_info.predictor.add_to(total, self._prediction)
-            buffers = buffer_codec.unpack(sent.buffers, layout) if layout.buffers else {}
+            buffers = buffer_codec.unpack(sent.buffers, layout, None) if layout.buffers else {}
             yield {**flatten.unflatten(total.astype(np.float32), layout), **buffers, **model.frozen}
 
-    def teacher(self, model: nn.Module, combine: Combine = "logits") -> teachers.Ensemble:
+    def teacher(
+        self, model: nn.Module, combine: Combine = "logits", class_axis: int = teachers.LAST
+    ) -> teachers.Ensemble:
         """Return the client models as a teacher.
 
         Args:
             model: Instance of their architecture, which is copied.
             combine: Rule by which their answers become one.
+            class_axis: Axis of their outputs along which the classes are.
         """
         shell = copy.deepcopy(model).cpu()
 
@@ -104,7 +108,12 @@ class ClientModels:
             for arrays in self:
                 yield filled(shell, arrays)
 
-        return teachers.Ensemble(models, combine)
+        return teachers.Ensemble(
+            models,
+            combine,
+            name_of=lambda number: f"the model of node {self._nodes[number]}",
+            class_axis=class_axis,
+        )
 
     def state(self) -> LastUpdates:
         """Return the held model and the updates."""
@@ -113,6 +122,10 @@ class ClientModels:
     def restore(self, state: LastUpdates) -> None:
         """Take up a state."""
         self._last = state
+
+    @property
+    def _nodes(self) -> list[int]:
+        return [sent.node for sent in self._last.sent]
 
     @property
     def _attached(self) -> GlobalModel:
@@ -130,6 +143,7 @@ class Fusion:
         inputs: Proxy data (N, ...).
         settings: Rounds and settings of the distillation.
         seed: Seed of the order of the inputs, which is drawn anew for each round.
+        class_axis: Axis of the models' outputs along which the classes are.
 
     Raises:
         ValueError: There are no inputs.
@@ -139,6 +153,7 @@ class Fusion:
     inputs: Tensor
     settings: FedDF = FedDF()
     seed: int = 0
+    class_axis: int = teachers.LAST
 
     def __post_init__(self) -> None:
         if len(self.inputs) == 0:
@@ -157,10 +172,11 @@ class Fusion:
             server_round: Number of the round.
         """
         learned = distill.distill(
-            clients.teacher(self.model, self.settings.combine),
+            clients.teacher(self.model, self.settings.combine, self.class_axis),
             filled(copy.deepcopy(self.model), arrays),
             self.inputs,
             self.settings.distillation,
+            class_axis=self.class_axis,
             seed=seeds.derive("fusion", self.seed, server_round),
         )
         return {name: tensor.numpy() for name, tensor in learned.state_dict().items()}

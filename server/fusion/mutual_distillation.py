@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from fedpress.compression import seeds
 from fedpress.compression.models.distillation.distill import distill
-from fedpress.compression.models.distillation.teachers import Ensemble
+from fedpress.compression.models.distillation.teachers import LAST, Ensemble
+from fedpress.compression.models.step import Teacher
 from fedpress.server.fusion.settings import Teaching
 
 
@@ -27,6 +28,7 @@ def teach(
     *,
     trained: bool,
     seed: int,
+    class_axis: int = LAST,
 ) -> list[nn.Module]:
     """Return the global model and those of the tiers after the distillation; the given ones are untouched.
 
@@ -37,15 +39,18 @@ def teach(
         settings: Settings of the distillation.
         trained: Whether clients train the global model, which is then one of the ensemble.
         seed: Seed of the order of the examples.
+        class_axis: Axis of the models' outputs along which the classes are.
 
     Raises:
         ValueError: There are no inputs.
         TeacherError: The models answer in different forms.
     """
     models = [whole, *tiers] if trained else list(tiers)
-    ensemble = Ensemble(lambda: models, settings.combine)
-    taught = distill(ensemble, whole, inputs, settings.distillation, seed=seeds.derive("teach", seed, 0))
-    return [taught] + [
-        distill(taught, tier, inputs, settings.distillation, seed=seeds.derive("teach", seed, number))
-        for number, tier in enumerate(tiers, start=1)
-    ]
+    ensemble = Ensemble(lambda: models, settings.combine, class_axis=class_axis)
+
+    def learn(teacher: nn.Module | Teacher, model: nn.Module, number: int) -> nn.Module:
+        chosen = seeds.derive("teach", seed, number)
+        return distill(teacher, model, inputs, settings.distillation, class_axis=class_axis, seed=chosen)
+
+    taught = learn(ensemble, whole, 0)
+    return [taught] + [learn(taught, tier, number) for number, tier in enumerate(tiers, start=1)]

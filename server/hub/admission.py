@@ -146,7 +146,7 @@ class Tokens:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return files.read_text(path)
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not text"
         raise TokenError(f"cannot read the tokens in {path}: {reason}; `fedpress hub-token` makes the file") from None

@@ -31,6 +31,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from fedpress.compression.errors import FedpressError
 from fedpress.compression.messages import hub_pb2, hub_pb2_grpc
 from fedpress.server.hub import admission
+from fedpress.server.publishing import store
 from fedpress.server.publishing.catalog import Catalog, Offered
 from fedpress.server.publishing.store import ModelStore, NotPublished, StoreError
 
@@ -255,12 +256,16 @@ class Hub(hub_pb2_grpc.HubServicer):
         if outcome == "stalled":
             await self._hang_up(context)
         if outcome == "damaged":
-            await context.abort(grpc.StatusCode.DATA_LOSS, "the file is shorter than it was; ask again")
+            await context.abort(grpc.StatusCode.DATA_LOSS, "the file is gone, or shorter than it was; ask again")
 
     async def _send(self, context: Any, client: admission.Caller, offered: Offered, offset: int) -> str:
         """Send the file from an offset on, and return how it ended."""
         sent = self._metrics.bytes.labels(offered.tier)
-        with offered.path.open("rb") as file:
+        try:
+            bundle = store.open_bundle(offered.path)
+        except OSError:  # it was removed, or swapped for a link, since it was offered
+            return "damaged"
+        with bundle as file:
             part = hub_pb2.Part(bundle=_about(offered))
             while True:
                 try:

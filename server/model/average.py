@@ -61,8 +61,10 @@ class Average:
         self.running.weight = 1 + self._decay * self.running.weight
         for name, array in arrays.items():
             if name in self.arrays and np.issubdtype(array.dtype, np.floating):
-                mean = self.arrays[name]
-                mean += ((array - mean) / self.running.weight).astype(mean.dtype)
+                mean, constant = self.arrays[name], ~np.isfinite(array)
+                with np.errstate(invalid="ignore"):
+                    mean += ((array - mean) / self.running.weight).astype(mean.dtype)
+                mean[constant] = array[constant]  # such as a causal mask of -inf, a buffer
             else:
                 self.arrays[name] = array.copy()
 

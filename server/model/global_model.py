@@ -307,7 +307,8 @@ class GlobalModel:
         return {**flatten.unflatten(held, self.layout), **self._buffers, **self._frozen}
 
     def _packed_buffers(self) -> bytes:
-        return buffer_codec.pack(self._buffers, self.layout) if self.layout.buffers else b""
+        # Of the user's own model, or of replies that were checked.
+        return buffer_codec.pack(self._buffers, self.layout, None) if self.layout.buffers else b""
 
     def _buffers_of(self, named: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         return {spec.name: named[spec.name] for spec in self.layout.buffers}

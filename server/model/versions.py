@@ -87,6 +87,14 @@ class Change(NamedTuple):
     steps: NDArray[np.int32]  # in units of the newest grid
 
 
+class _Moves(NamedTuple):
+    """What a version changes."""
+
+    positions: Positions
+    steps: NDArray[np.int32]
+    all_nearer: bool  # whether the grid reaches master at all of them, and has a point nearer to it than held
+
+
 class VersionsState(NamedTuple):
     """State of `Versions`.
 
@@ -183,23 +191,20 @@ class Versions:
             NonFiniteError: master holds NaN or infinity; the newest version stays what it is.
         """
         settings, layout = downlink or self._downlink, self._layout
-        count = max(1, round(settings.density * layout.size))
         missing = self._missing(master)
-        positions = largest(missing, count)
-        if not self._brings_nearer(master, positions):
+        moves = self._moves(missing, settings)
+        if not moves.all_nearer:
             self._move_to_grid(self.held.grid.fitted(master, self.held.integers, layout))
             missing = self._missing(master)
             missing[self.held.grid.integers(master, layout) == self.held.integers] = 0
-            positions = largest(missing, count)
+            moves = self._moves(missing, settings)
         held = self.held
         integers = held.integers.copy()
-        moved = integers[positions] + self._steps(missing[positions], positions, settings.levels)
-        integers[positions] = np.clip(moved, -LIMIT, LIMIT)
-        steps = integers[positions] - held.integers[positions]
+        integers[moves.positions] += moves.steps
         self._take(Replica(held.version + 1, held.grid, integers, buffers))
-        places = layout.whole(positions).astype(np.uint32)
+        places = layout.whole(moves.positions).astype(np.uint32)
         self._changes[self.held.version] = Change(
-            np.concatenate([places, self._fallen.positions]), np.concatenate([steps, self._fallen.steps])
+            np.concatenate([places, self._fallen.positions]), np.concatenate([moves.steps, self._fallen.steps])
         )
         self._fallen = Change(self._fallen.positions[:0], self._fallen.steps[:0])
         while sum(len(change.steps) for change in self._changes.values()) > _HISTORY * layout.size:
@@ -333,12 +338,6 @@ class Versions:
             np.nan_to_num(missing, copy=False)
         return missing
 
-    def _brings_nearer(self, master: Vector, positions: NDArray[np.int64]) -> bool:
-        """Return whether the grid reaches master at all of some positions, and has a point nearer to it than held."""
-        spacing = self.held.grid.spacing(positions, self._layout)
-        units = np.rint(np.ldexp(master[positions].astype(np.float64), -spacing))
-        return bool(((np.abs(units) <= LIMIT) & (units != self.held.integers[positions])).all())
-
     def _move_to_grid(self, grid: FixedPoint) -> None:
         """Bring the held model to another grid, and with it the changes that are kept, from the newest to the oldest.
 
@@ -366,18 +365,23 @@ class Versions:
         self._regrids = self._regrids + regrids
         self.held = before.regridded(regrids, layout)
 
-    def _steps(self, missing: Vector, positions: NDArray[np.int64], most: int) -> NDArray[np.int64]:
-        """Return the move of each entry, in spacings of the grid: at least one, and towards master."""
-        magnitudes = np.abs(missing).astype(np.float64)
-        if not len(magnitudes):
-            return np.empty(0, np.int64)
+    def _moves(self, missing: Vector, settings: DownlinkSettings) -> _Moves:
+        """Return the entries that lack most, and the move of each: one spacing at least, within the grid."""
+        positions = largest(missing, max(1, round(settings.density * len(missing))))
+        if not len(positions):
+            return _Moves(positions, np.empty(0, np.int32), all_nearer=True)
+        lacking, integers = missing[positions].astype(np.float64), self.held.integers[positions]
+        magnitudes = np.abs(lacking)
         unit = _dyadic(magnitudes.mean())
-        wanted = unit * np.clip(np.rint(magnitudes / unit), 1, most)
+        wanted = unit * np.clip(np.rint(magnitudes / unit), 1, settings.levels)
         apart = (wanted > 2 * magnitudes) | (wanted * _OUTLIER < magnitudes)
         wanted[apart] = _dyadic(magnitudes[apart])
-        steps = np.rint(np.ldexp(wanted, -self.held.grid.spacing(positions, self._layout)))
-        moves: NDArray[np.int64] = np.copysign(np.maximum(steps, 1), missing).astype(np.int64)
-        return moves
+        spacing = self.held.grid.spacing(positions, self._layout)
+        steps = np.copysign(np.maximum(np.rint(np.ldexp(wanted, -spacing)), 1), lacking)
+        goal = np.rint(np.ldexp(lacking, -spacing) + integers)
+        all_nearer = bool(((np.abs(goal) <= LIMIT) & (goal != integers)).all())
+        moved = np.clip(integers + steps, -LIMIT, LIMIT).astype(np.int32)
+        return _Moves(positions, moved - integers, all_nearer)
 
     @property
     def _first(self) -> int:

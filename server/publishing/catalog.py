@@ -15,7 +15,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
+from fedpress.compression.models.bundles import container
 from fedpress.compression.models.bundles.manifest import TIER_NAME
+from fedpress.server.publishing import store
 from fedpress.server.publishing.store import ModelStore, NotPublished, StoredBundle, StoreError
 
 _T = TypeVar("_T")
@@ -47,11 +49,11 @@ class Catalog:
     """Published bundles of a store; a thread of the catalog's own does all disk access.
 
     Args:
-        store: Store of the bundles.
+        bundles: Store of the bundles.
     """
 
-    def __init__(self, store: ModelStore) -> None:
-        self._store = store
+    def __init__(self, bundles: ModelStore) -> None:
+        self._store = bundles
         self._thread = ThreadPoolExecutor(1, "catalog")  # one: no file is hashed twice at the same time
         self._digests: dict[tuple[Path, int, int], bytes] = {}
         self._listed: list[StoredBundle] = []
@@ -113,10 +115,12 @@ class Catalog:
         return self._listed
 
     def _offered(self, stored: StoredBundle) -> Offered | None:
-        """Return the bundle with size and digest; None where the file cannot be read any more."""
+        """Return the bundle with size and digest; None where the file cannot be read, or is too large for one."""
         try:
-            with stored.path.open("rb") as file:
+            with store.open_bundle(stored.path) as file:
                 status = os.fstat(file.fileno())
+                if status.st_size > container.MAX_BYTES:
+                    return None
                 key = (stored.path, status.st_size, status.st_mtime_ns)
                 if key not in self._digests:
                     self._digests[key] = hashlib.file_digest(file, "sha256").digest()

@@ -5,9 +5,11 @@ The global model is only read, so publishing does not affect the rounds.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from logging import getLogger
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -16,10 +18,12 @@ import torch
 from torch import nn
 
 from fedpress.compression import seeds
-from fedpress.compression.errors import FedpressError
+from fedpress.compression.errors import FedpressError, NonFiniteError
+from fedpress.compression.models import forward
 from fedpress.compression.models.bundles import reader, writer
 from fedpress.compression.models.distillation import data_free, sequence_level, teachers
 from fedpress.compression.models.distillation.settings import Combine, LearningData
+from fedpress.compression.models.reproducible import reproducible
 from fedpress.compression.models.step import (
     CandidateResult,
     LayerTiming,
@@ -30,9 +34,9 @@ from fedpress.compression.models.step import (
     Step,
     Student,
 )
-from fedpress.compression.models.students import pipeline
+from fedpress.compression.models.students import initial_student, pipeline
 from fedpress.compression.models.students.pipeline import StudentEvaluator
-from fedpress.compression.models.task import Task
+from fedpress.compression.models.task import Task, class_axis_of
 from fedpress.server.fusion.client_ensemble import ClientModels
 from fedpress.server.publishing.store import ModelStore
 
@@ -77,6 +81,7 @@ class Published(NamedTuple):
         teacher_accuracy: Accuracy of the global model on test data, a fraction.
         student_accuracy: Accuracy of the student before quantization, a fraction.
         quantized_accuracy: Accuracy after quantization, a fraction.
+        onnx_accuracy: Accuracy of the bundle's ONNX graph in ONNX Runtime, a fraction; None: it has none.
         path: Path of the file in the store.
         stages: Figures after each step.
         candidates: Architectures that a search evaluated, the chosen one first.
@@ -99,6 +104,7 @@ class Published(NamedTuple):
     curve: tuple[PruningStep, ...] = ()
     timings: tuple[LayerTiming, ...] = ()
     warning: str = ""
+    onnx_accuracy: float | None = None
 
 
 class Publisher:
@@ -153,8 +159,18 @@ class Publisher:
                 blocks.
             NoProxyData: The task holds out no proxy data, and the settings synthesize no inputs.
             DataFreeError: No inputs can be synthesized from this model.
+            PublishError: The model's answers to an input depend on the rest of its batch.
+            TeacherError: The model returns several tensors, in training mode or always.
+            OnnxError: A student cannot be exported to ONNX, or its graph answers otherwise.
             ValueError: The proxy data are no sequences that could be continued.
         """
+        try:
+            forward.require_independent(model, self.task.data().validation.inputs)
+        except forward.EvaluationError as error:
+            raise PublishError(f"no student for devices, which ask for one answer at a time: {error}") from error
+        with reproducible(0):  # early exits and the like, which only training has
+            few = forward.several(self.task.data().validation.inputs[:2])
+            teachers.by_class(copy.deepcopy(model).train()(few))
         proxy = self.task.data().proxy.inputs
         if self.data.data_free:
             data_free.check(model, tuple(self.task.data().validation.inputs.shape[1:]), self.data.data_free)
@@ -167,7 +183,10 @@ class Publisher:
         if self.data.continuations:
             sequence_level.continued(model, proxy[:1], self.data.continuations, seed=0)
         for tier in self.tiers:
-            pipeline.check(tier.steps, model, self.task)
+            given = model
+            if tier.architecture is not None and not pipeline.makes_form(tier.steps):  # the one that clients train
+                given = initial_student.fresh(self.task, tier.architecture, seed=0)
+            pipeline.check(tier.steps, given, self.task)
 
     def publish(
         self, version: int, model: nn.Module, trained: Mapping[str, nn.Module] = MappingProxyType({})
@@ -188,7 +207,10 @@ class Publisher:
         """
         evaluator = StudentEvaluator(model, self.task, self.task.data().test)
         students = [self._make(tier, version, model, trained.get(tier.name), evaluator) for tier in self.tiers]
-        return [self._publish_one(tier, version, student) for tier, student in zip(self.tiers, students, strict=True)]
+        return [
+            self._publish_one(tier, version, student, evaluator)
+            for tier, student in zip(self.tiers, students, strict=True)
+        ]
 
     def _make(
         self,
@@ -200,13 +222,15 @@ class Publisher:
     ) -> Student:
         seed = seeds.derive("distill", self.seed, version, tier.name)
         inputs, targets = pipeline.inputs_for(tier.steps, model, self.task, self.data, trained=trained, seed=seed)
-        ensemble = self.clients.teacher(model, self.combine) if self.clients and trained is None else None
+        known = class_axis_of(model, self.task)
+        axis = teachers.LAST if known is None else known
+        ensemble = self.clients.teacher(model, self.combine, axis) if self.clients and trained is None else None
         materials = Materials(
             model=model,
             task=self.task,
             inputs=inputs,
             targets=targets,
-            teacher=ensemble or teachers.of(model),
+            teacher=ensemble or teachers.of(model, axis),
             seed=seed,
             tier=tier.name,
             version=version,
@@ -214,14 +238,27 @@ class Publisher:
             progress=lambda progress: self.on_search(tier.name, progress),
         )
         student = Student(model) if trained is None else Student(trained, tier.architecture, step="trained")
-        return pipeline.run(tier.steps, student, materials, evaluator)
+        if ensemble is None:
+            return pipeline.run(tier.steps, student, materials, evaluator)
+        try:
+            return pipeline.run(tier.steps, student, materials, evaluator)
+        except (NonFiniteError, teachers.TeacherError) as error:
+            # One client's model must not cost the students.
+            getLogger("flwr").error(
+                "student %s cannot learn from the clients' models, and learns from the global one: %s", tier.name, error
+            )
+            materials = replace(materials, teacher=teachers.of(model))
+            return pipeline.run(tier.steps, student, materials, evaluator)
 
-    def _publish_one(self, tier: PublishedTier, version: int, student: Student) -> Published:
+    def _publish_one(
+        self, tier: PublishedTier, version: int, student: Student, evaluator: StudentEvaluator
+    ) -> Published:
         if student.bundle is None or student.bias is None:
             raise PublishError(
                 f"the steps of tier {tier.name!r} write no bundle: put writer.WriteBundle after quantize.Quantize"
             )
-        self._check(tier, student.bundle, student.model)
+        graph = self._check(tier, student.bundle, student.model)
+        as_onnx = None if graph is None else _stage_of(graph, student.stages[-1], evaluator)
         teacher, learned, last = student.stages[0], student.stages[-2], student.stages[-1]
         return Published(
             tier=tier.name,
@@ -233,20 +270,25 @@ class Publisher:
             student_accuracy=learned.accuracy,
             quantized_accuracy=last.accuracy,
             path=self.store.put(student.bundle, tier=tier.name, version=version),
-            stages=student.stages,
+            stages=student.stages if as_onnx is None else (*student.stages, as_onnx),
             candidates=student.candidates,
             curve=student.curve,
             timings=student.timings,
             warning=student.bias.warning(WARN_OVER, least=20) or "",
+            onnx_accuracy=None if as_onnx is None else as_onnx.accuracy,
         )
 
-    def _check(self, tier: PublishedTier, data: bytes, quantized: nn.Module) -> None:
-        """Check that the bundle, opened as a client will, gives the student evaluated, and is within the budget."""
+    def _check(self, tier: PublishedTier, data: bytes, quantized: nn.Module) -> bytes | None:
+        """Return the bundle's ONNX model, after checking that the bundle, opened as a client will, holds the student.
+
+        It must give the student that was evaluated, and be within the budget.
+        """
         if tier.most_bytes is not None and len(data) > tier.most_bytes:
             raise PublishError(
                 f"the bundle of tier {tier.name!r} has {len(data):,} bytes, its budget is {tier.most_bytes:,}"
             )
-        rebuilt = writer.rebuild(reader.open_bundle(data), self.task)
+        opened = reader.open_bundle(data)
+        rebuilt = writer.rebuild(opened, self.task)
         inputs = self.task.data().validation.inputs[:16]
         with torch.no_grad():
             same = torch.equal(rebuilt(inputs), quantized.eval()(inputs))
@@ -255,3 +297,18 @@ class Publisher:
                 f"the student of tier {tier.name!r} answers otherwise once its bundle is opened again: does the model"
                 f" of task {self.task.name!r} compute with something random that is not in its state dict?"
             )
+        return opened.onnx
+
+
+def _stage_of(graph: bytes, student: StageResult, evaluator: StudentEvaluator) -> StageResult:
+    """Return the figures of an ONNX model, in ONNX Runtime as on a device.
+
+    Args:
+        graph: Bytes of the model.
+        student: Figures of the student that it was made from.
+        evaluator: Evaluation on test data.
+    """
+    from fedpress.compression.models.bundles import onnx_export  # needs an optional package
+
+    stage, _ = evaluator.stage("onnx", onnx_export.Graph(graph))
+    return replace(stage, parameters=student.parameters, size_bytes=len(graph))

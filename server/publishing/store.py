@@ -3,18 +3,21 @@
     <folder>/<tier>/<version>.fpb        version in ten digits, so that names sort as numbers do
 
 A bundle appears atomically: it is written to a temporary file, flushed to disk and linked under its name. A published
-version never changes.
+version never changes. Only regular files of regular folders are bundles: a symbolic link could lead out of the store,
+and a hub would serve what is there.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import stat
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from fedpress.compression import files
 from fedpress.compression.errors import FedpressError
+from fedpress.compression.models.bundles.container import MAX_BYTES
 from fedpress.compression.models.bundles.manifest import TIER_NAME
 
 SUFFIX = ".fpb"
@@ -66,11 +69,13 @@ class ModelStore:
         """
         path = self._path(tier, version)
         path.parent.mkdir(exist_ok=True)
+        if path.parent.is_symlink():
+            raise StoreError(f"{path.parent} is a symbolic link; the store needs folders of its own")
         with files.flushed(bundle, path.parent) as temporary:
             try:
                 os.link(temporary, path)  # unlike a rename, fails where the version exists
             except FileExistsError:
-                if path.read_bytes() != bundle:
+                if _read(path) != bundle:
                     raise StoreError(
                         f"version {version} of tier {tier!r} is published already, with other bytes: a version never"
                         " changes; publish a new one, or use another folder"
@@ -87,10 +92,11 @@ class ModelStore:
 
         Raises:
             NotPublished: The tier has no such version.
+            StoreError: What has its name is a link, no regular file, or too large for a bundle.
         """
         path = self._path(tier, version)
         try:
-            return path.read_bytes()
+            return _read(path)
         except FileNotFoundError:
             versions = [stored.version for stored in self.list() if stored.tier == tier]
             raise NotPublished(
@@ -114,7 +120,9 @@ class ModelStore:
         bundles = [
             StoredBundle(path.parent.name, int(path.stem), path)
             for path in self.folder.glob(f"*/*{SUFFIX}")
-            if re.fullmatch("[0-9]{10,}", path.stem) and re.fullmatch(TIER_NAME, path.parent.name) and path.is_file()
+            if re.fullmatch("[0-9]{10,19}", path.stem, re.ASCII)
+            and re.fullmatch(TIER_NAME, path.parent.name)
+            and _is_regular(path)
         ]
         return sorted(bundles)
 
@@ -124,3 +132,37 @@ class ModelStore:
         if version < 0:
             raise StoreError(f"version {version}: expected 0 or more")
         return self.folder / tier / f"{version:010d}{SUFFIX}"
+
+
+def _is_regular(path: Path) -> bool:
+    """Return whether a path of the store is a regular file in a regular folder, without following a link."""
+    try:
+        return stat.S_ISREG(path.lstat().st_mode) and stat.S_ISDIR(path.parent.lstat().st_mode)
+    except OSError:
+        return False
+
+
+def open_bundle(path: Path) -> BinaryIO:
+    """Open a bundle of a store; neither the file nor its folder may be a symbolic link, also if swapped just now.
+
+    Raises:
+        OSError: It is no regular file of a regular folder.
+    """
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        return files.open_regular(path.name, follow=False, folder=folder)
+    finally:
+        os.close(folder)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with open_bundle(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > MAX_BYTES:
+                raise StoreError(f"{path} has {size:,} bytes, and a bundle at most {MAX_BYTES:,}")
+            return file.read(size + 1)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise StoreError(f"cannot read {path}: {error.strerror or error}") from None

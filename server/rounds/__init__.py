@@ -2,7 +2,8 @@
 
 Start with `federation`, which holds the parts together. `sampling` draws nodes, `orders` writes orders and verifies
 replies, `exchange` and `threaded_grid` send and wait, `aggregate` sums updates, `metrics` averages metrics,
-`accounting` counts every byte. Settings stand in `settings`, `closing` and `buffered`.
+`accounting` counts every byte, `outcome` says when a run has failed. Settings stand in `settings`, `closing` and
+`buffered`.
 """
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "federation",
     "metrics",
     "orders",
+    "outcome",
     "sampling",
     "settings",
     "threaded_grid",

@@ -6,11 +6,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedpress.compression import errors
 from fedpress.compression.tensors import buffer_codec
 from fedpress.compression.tensors.layout import Layout, Vector
 from fedpress.compression.tensors.side_info import SideInfo
 from fedpress.compression.tensors.update import Update
 from fedpress.compression.wire import payloads
+
+LARGEST = 2.0**50
+"""Largest magnitude of an entry of an update that is accepted, about 1e15: far beyond any training, and so small that
+neither a sum over all clients and rounds overflows float32, nor the squares that adaptive optimizers add up."""
+_SCALE = -64
+"""Exponent of the factor on sums of buffers: one of float64 may hold the largest number there is. The factor is a power
+of two, so it changes no bit of the mean."""
 
 
 class Accumulator:
@@ -87,15 +95,20 @@ class BufferMean:
                 held = self._sums.get(name)
                 self._sums[name] = value.copy() if held is None else np.maximum(held, value)
             elif name in self._sums:
-                self._sums[name] += weight * value.astype(np.float64)
+                self._sums[name] += weight * np.ldexp(value.astype(np.float64), _SCALE)
             else:
-                self._sums[name] = weight * value.astype(np.float64)
+                self._sums[name] = weight * np.ldexp(value.astype(np.float64), _SCALE)
 
     def result(self, held: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Return the buffers after the round: the mean, or those of `held` that no client sent."""
         mean: dict[str, NDArray[Any]] = dict(held)
         for name, value in self._sums.items():
-            mean[name] = (value / self._weight if value.dtype == np.float64 else value).astype(held[name].dtype)
+            dtype = held[name].dtype
+            if np.issubdtype(dtype, np.floating):
+                scaled = value / self._weight
+                limit = np.ldexp(float(np.finfo(dtype).max), _SCALE)  # rounding may take a mean beyond it
+                value = np.ldexp(np.where(np.isfinite(scaled), np.clip(scaled, -limit, limit), scaled), -_SCALE)
+            mean[name] = value.astype(dtype)
         return mean
 
 
@@ -113,7 +126,14 @@ class ReplyMean:
         self._updates = Accumulator(layout.size)
         self._buffers = BufferMean(layout)
 
-    def add(self, payload: bytes, buffers: bytes, weight: float, side_info: SideInfo) -> Update:
+    def add(
+        self,
+        payload: bytes,
+        buffers: bytes,
+        weight: float,
+        side_info: SideInfo,
+        held: Mapping[str, NDArray[Any]] = buffer_codec.NONE,
+    ) -> Update:
         """Decode a reply, add it, and return its update; one that cannot be decoded adds nothing.
 
         Args:
@@ -121,12 +141,16 @@ class ReplyMean:
             buffers: buffers as `buffer_codec.pack` writes them.
             weight: weight of the reply, above 0.
             side_info: side information of the update (`GlobalModel.side_info`).
+            held: the model's own buffers, by name; entries that are not finite there may come as they are.
 
         Raises:
-            PayloadError: one of the two cannot be decoded.
+            PayloadError: one of the two cannot be decoded, or an entry is larger than `LARGEST`.
         """
         update = payloads.decode(payload, side_info)
-        values = buffer_codec.unpack(buffers, self._layout) if self._layout.buffers else {}
+        peak = update.peak()
+        if not peak <= LARGEST:
+            raise errors.ValuesTooLarge(f"an entry of {peak:.3g}, more than {LARGEST:.3g}; did its training diverge?")
+        values = buffer_codec.unpack(buffers, self._layout, held) if self._layout.buffers else {}
         self._updates.add(update, weight, side_info.predictor, self._prediction)
         self._buffers.add(values, weight)
         return update

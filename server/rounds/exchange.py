@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
-from flwr.app import Message
+from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedpress.compression.ledger import Direction
@@ -96,7 +96,8 @@ def exchange(
 ) -> Iterator[Message]:
     """Send `messages` at once, and return an iterator over the replies as they come, until there are enough.
 
-    Every message is billed, also those that come late and do not count.
+    Every message is billed, also those that come late and do not count. A reply belongs to the node that its order went
+    to, whatever it says about its sender.
 
     Args:
         grid: grid of the nodes.
@@ -107,12 +108,14 @@ def exchange(
         enough: called after each reply; returns whether it ends the exchange.
         limit: seconds after which the reply to an order no longer counts.
         bill: called with round, node, direction and message, for every message.
-        refuse: called with round, node, reason and detail of an order that cannot be delivered.
+        refuse: called with round, node, reason and detail of an order that cannot be delivered, or a reply that is
+            not from its node.
         from_the_beginning: called with a node that could not use its delta; returns the order in place of that one.
         refill: called with the number of pending messages; returns orders in place of those answered. Orders then stay
             open from one exchange to the next. None: no order outlives the exchange.
     """
     pending, arrived, late = under_way.pending, under_way.arrived, under_way.late
+    answered: dict[str, int] = {}  # nodes of the orders that are answered already, by message id
 
     def push(messages: list[Message], until: float) -> None:
         for message in messages:
@@ -126,17 +129,24 @@ def exchange(
 
     def pull() -> None:
         for reply in grid.pull_messages([*pending, *late]):
-            message_id = reply.metadata.reply_to_message_id
-            if (closed := late.pop(message_id, None)) is not None:
-                bill(closed.round, closed.node, "up", reply)
-                continue
+            message_id, sender = reply.metadata.reply_to_message_id, reply.metadata.src_node_id
+            closed = late.pop(message_id, None)
             order = pending.pop(message_id, None)
-            if order is not None and reply.has_error():
-                # The SuperLink answers for a node that is gone, in its own name.
-                records.set_source(reply, order.node)
-            bill(server_round, reply.metadata.src_node_id, "up", reply)
-            if order is not None:  # else the same reply again
-                arrived.append((order, reply))
+            now_answered = closed or order
+            node = now_answered.node if now_answered else answered.get(message_id, sender)
+            answered[message_id] = node
+            try:
+                bill(closed.round if closed else server_round, node, "up", reply)
+            except Exception as error:  # its texts are no texts, or the like: it cannot be kept either
+                refuse(server_round, node, "malformed", f"{type(error).__name__}: {error}")
+                continue
+            if order is None:  # it is late, or the same reply again
+                continue
+            if problem := _foreign(reply, order.node):
+                refuse(server_round, order.node, "another sender", problem)
+                continue
+            records.set_source(reply, order.node)  # of an error, too, which the SuperLink signs for a node that is gone
+            arrived.append((order, reply))
 
     def replies() -> Iterator[Message]:
         resent: Counter[int] = Counter()  # orders from the beginning, by node
@@ -167,6 +177,57 @@ def exchange(
     return replies()
 
 
+class Answer(NamedTuple):
+    """What has become of a question to a node."""
+
+    reply: Message | None  # to be billed; None: it did not answer, or what came cannot be serialized
+    content: RecordDict | None  # of the reply; None: there is an error
+    error: str = ""  # why there is no content, safe to be logged
+
+
+def ask(grid: Grid, messages: list[Message], timeout: float | None) -> dict[int, Answer]:
+    """Send a message to each of some nodes, and wait for the answers.
+
+    Args:
+        grid: grid of the nodes.
+        messages: the messages, each to another node.
+        timeout: seconds to wait; None: until all have answered.
+
+    Returns:
+        The answer of each node, in the order of the nodes.
+    """
+    replies = list(grid.send_and_receive(messages, timeout=timeout)) if messages else []
+    nodes = {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
+    answers: dict[int, Answer] = {}
+    for reply in replies:
+        node = nodes.get(reply.metadata.reply_to_message_id)
+        if node is not None and node not in answers:
+            answers[node] = _answer(reply, node)
+    return {node: answers.get(node, Answer(None, None, "the node did not answer")) for node in sorted(nodes.values())}
+
+
+def _answer(reply: Message, node: int) -> Answer:
+    problem = _foreign(reply, node)
+    records.set_source(reply, node)
+    try:
+        records.serialized_size(reply)
+    except Exception as error:  # its texts are no texts, or the like
+        return Answer(None, None, f"the reply cannot be read: {records.excerpt(error)}")
+    if problem:
+        return Answer(reply, None, problem)
+    if reply.has_error():
+        return Answer(reply, None, records.excerpt(records.reason_of(reply)))
+    return Answer(reply, reply.content)
+
+
+def _foreign(reply: Message, node: int) -> str:
+    """Return why a reply is not from the node that the order went to; empty: it is, or an error."""
+    sender = reply.metadata.src_node_id
+    if sender == node or reply.has_error():
+        return ""
+    return f"the reply says that it is from node {sender}, and the order went to node {node}"
+
+
 def _needs_model(reply: Message) -> bool:
-    answer = None if reply.has_error() else reply.content.config_records.get(orders.ANSWER)
-    return answer is not None and "needs-model" in answer
+    answer = None if reply.has_error() else reply.content.get(orders.ANSWER)
+    return isinstance(answer, ConfigRecord) and "needs-model" in answer

@@ -4,16 +4,20 @@ A strategy holds one federation for each model, and decides when it sends orders
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from logging import ERROR, INFO, WARNING
 from typing import Any, NamedTuple
 
+import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
+from flwr.supercore import log
 
 from fedpress.compression import seeds
-from fedpress.compression.errors import PayloadError
+from fedpress.compression.errors import FedpressError, LayoutError, PayloadError, ValuesTooLarge
 from fedpress.compression.ledger import Direction
-from fedpress.compression.messages import orders, records
+from fedpress.compression.messages import records
 from fedpress.compression.models.pruning import dynamic_sparsity
+from fedpress.compression.tensors import layout_doubts
 from fedpress.compression.tensors.layout import Layout
 from fedpress.compression.timing import Timer
 from fedpress.server.checkpoint.state import CheckpointError
@@ -22,11 +26,11 @@ from fedpress.server.fusion.client_ensemble import ClientModels, Fusion, SentUpd
 from fedpress.server.model.global_model import GlobalModel, ModelState
 from fedpress.server.model.mask_schedules import Ballot
 from fedpress.server.rounds import exchange, metrics, sampling
-from fedpress.server.rounds.accounting import Accounting, AccountingState, Refusal, RoundSummary
+from fedpress.server.rounds.accounting import UNANSWERED, Accounting, AccountingState, Refusal, RoundSummary
 from fedpress.server.rounds.aggregate import ReplyMean
 from fedpress.server.rounds.exchange import Clock, UnderWay
 from fedpress.server.rounds.orders import Orders, Tickets, Upload
-from fedpress.server.rounds.settings import MessageFormat, ModelSettings, Rounds, Sampling
+from fedpress.server.rounds.settings import AggregateMetrics, MessageFormat, ModelSettings, Rounds, Sampling
 
 TICKETS_APART = 1_000_000
 """Added to the tickets where the newest checkpoint was damaged. Clients have answered tickets that the older one does
@@ -126,8 +130,15 @@ class Federation:
         self._uploads: list[Upload] = []  # that the next step takes in; empty after it
         self._wanted = 0  # uploads that end the round
         self._sampled: set[int] = set()  # nodes with an order in this round: each gets one, answered or not
+        self._asked_round, self._attempts = 0, 0  # a round that nobody answered may be asked again
         self._model: GlobalModel | None = None
         self._mean = ReplyMean(Layout(()))
+        self._config = ConfigRecord()  # of this round's orders
+        self._unbilled: list[tuple[int, Message]] = []  # messages for an exchange of the caller's own
+
+    def draw_tickets_from_seed(self) -> None:
+        """Make the tickets reproducible, for a simulation; those of other servers nobody can tell in advance."""
+        self.orders.tickets.secret = seeds.derive(self.name, self.seed, "tickets").to_bytes(8)
 
     # ---- the model -------------------------------------------------------------------------------------------------
 
@@ -135,10 +146,12 @@ class Federation:
         """Take over a model, at the start or where it is not the one that the last step made.
 
         Raises:
-            LayoutError: the arrays do not fit the layout.
+            LayoutError: the arrays do not fit the layout, or none of them can be trained.
         """
         if self._model is None:
             settings = self._settings
+            if settings.layout is None:
+                _check_guess(arrays)
             self._model = GlobalModel(
                 arrays, settings.layout, settings.optimizer, settings.downlink, settings.averaging, settings.masks.first
             )
@@ -167,23 +180,32 @@ class Federation:
     @property
     def taken_weight(self) -> float:
         """Sum of the weights in the last round's step; 0: there was no step."""
-        return self._mean.weight if self.metrics and self.metrics["replies"] else 0.0
+        return self._mean.weight if self.metrics and self.metrics[metrics.REPLIES] else 0.0
+
+    @property
+    def answered(self) -> bool | None:
+        """Whether a node has answered an order of the last round, if only with an error; None: there were no orders."""
+        if self.metrics is None:
+            return None
+        refused = self.accounting.refusals[self._first_refusal :]
+        return bool(self.metrics[metrics.REPLIES]) or any(refusal.reason not in UNANSWERED for refusal in refused)
 
     # ---- a round ---------------------------------------------------------------------------------------------------
 
-    def ask(self, current: Round, arrays: ArrayRecord) -> Iterator[Message] | None:
+    def ask(self, current: Round, messages: list[Message]) -> Iterator[Message] | None:
         """Send a round's orders, and return an iterator over the replies; None: there are no orders.
 
         Args:
             current: the round.
-            arrays: the model of the orders.
+            messages: its orders, those of `open_orders`.
         """
-        messages = self.open_orders(current.number, arrays, current.config, current.grid)
         replies = self._exchange(current, messages, MessageType.TRAIN, self.under_way)
         replies = current.timer.each("replies", replies)
         return replies if messages or self.orders.tickets.open else None
 
-    def open_orders(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> list[Message]:
+    def open_orders(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid, *, own_exchange: bool = False
+    ) -> list[Message]:
         """Sample nodes and open a ticket for each; with a buffer, until enough nodes are at work.
 
         Args:
@@ -191,11 +213,14 @@ class Federation:
             arrays: the model of the orders.
             config: the application's configuration for the nodes.
             grid: grid of the nodes.
+            own_exchange: whether the caller sends the messages by itself, and `take` gets all replies at once: they are
+                billed then.
 
         Returns:
             The orders as messages; empty where no client trains.
         """
         self._first_refusal = len(self.accounting.refusals)
+        self._config = config
         if self.sampling.fraction_train == 0.0:
             return []
         self.adopt(arrays)
@@ -203,9 +228,31 @@ class Federation:
         if schedule is None:
             tickets.open = {}
         self._sampled = set(tickets.open)
+        self._attempts = self._attempts + 1 if server_round == self._asked_round else 0
+        self._asked_round = server_round
         messages = self._refill(server_round, len(tickets.open), config, grid)
         self._wanted = schedule.size if schedule else max(1, len(messages) - self.rounds.over_selection)
+        if own_exchange:
+            self._unbilled += [(server_round, message) for message in messages]
         return messages
+
+    def bill_own_exchange(self, server_round: int, replies: Iterable[Message]) -> list[Message]:
+        """Bill an exchange that the caller has made by itself, and return its replies.
+
+        Orders that a grid has sent have an id; those that the caller left out have none, and cost nothing.
+
+        Args:
+            server_round: number of the round.
+            replies: the replies.
+        """
+        for number, message in self._unbilled:
+            if message.metadata.message_id:
+                self.accounting.bill(number, message.metadata.dst_node_id, "down", message)
+        self._unbilled = []
+        replies = list(replies)
+        for reply in replies:
+            self.accounting.bill(server_round, reply.metadata.src_node_id, "up", reply)
+        return replies
 
     def take(
         self, server_round: int, replies: Iterable[Message] | None, *, publish: bool = True
@@ -246,7 +293,7 @@ class Federation:
             counted = []
         if counted:
             if self.clients is not None:
-                self.clients.take([SentUpdate(u.payload, u.buffers, u.download, u.version) for u in counted])
+                self.clients.take([SentUpdate(u.payload, u.buffers, u.download, u.version, u.node) for u in counted])
             self._step(server_round, ballot, publish)
             for upload in counted:
                 self.orders.accept(upload)
@@ -264,10 +311,13 @@ class Federation:
             weight = upload.weight * (schedule.discount(upload.staleness) if schedule else 1.0)
             try:
                 vote = ballot.read(upload.vote) if ballot and upload.vote else None
-                update = self._mean.add(upload.payload, upload.buffers, weight, side_info)
+                update = self._mean.add(upload.payload, upload.buffers, weight, side_info, self.model.buffers)
             except PayloadError as error:
-                detail = f"{type(error).__name__}: {error}"
-                self.accounting.refuse(server_round, upload.node, "undecodable", detail)
+                reason = "too large" if isinstance(error, ValuesTooLarge) else "undecodable"
+                self.accounting.refuse(server_round, upload.node, reason, f"{type(error).__name__}: {error}")
+                continue
+            except Exception as error:  # whatever a client has sent costs this client, and nobody else
+                self.accounting.refuse_unexpected(server_round, upload.node, error)
                 continue
             self.accounting.count_entries(update, self.model.layout)
             counted.append(upload)
@@ -302,17 +352,37 @@ class Federation:
         fusion, clients = self.fusion, self.clients
         if fusion is None or clients is None or not fusion.due(server_round):
             return None
-        return lambda arrays: fusion.fused(arrays, clients, server_round)
+
+        def refine(arrays: client_ensemble.Arrays) -> client_ensemble.Arrays:
+            try:
+                fused = fusion.fused(arrays, clients, server_round)
+                if all(np.isfinite(array).all() for array in fused.values()):
+                    return fused
+                problem = "the distilled model is not finite"
+            except FedpressError as error:
+                problem = str(error)
+            log(ERROR, "round %d: the model is not distilled from its clients': %s", server_round, problem)
+            return arrays
+
+        return refine
 
     def _metrics(self, counted: list[Upload], refused: list[Refusal]) -> MetricRecord:
         """Return the clients' metrics, with the numbers of replies that counted and that did not."""
         record = MetricRecord()
         if counted:
             contents = [upload.content for upload in counted]
-            record = self._format.train_metrics(contents, self._format.weighted_by_key)
+            record = self._averaged(self._format.train_metrics, contents)
         staleness = [upload.staleness for upload in counted] if self.rounds.schedule else []
         metrics.count_replies(record, len(counted), [refusal.reason for refusal in refused], staleness)
         return record
+
+    def _averaged(self, average: AggregateMetrics, contents: list[RecordDict]) -> MetricRecord:
+        """Return the clients' metrics, none where the application's function fails on what they have sent."""
+        try:
+            return MetricRecord(dict(average(contents, self._format.weighted_by_key)))
+        except Exception as error:
+            log(ERROR, "metrics of %d replies cannot be aggregated, and are left out", len(contents), exc_info=error)
+            return MetricRecord()
 
     def summary(self, server_round: int, evaluation: MetricRecord | None, seconds: float) -> RoundSummary:
         """Return the figures of the last round, and log them.
@@ -349,7 +419,7 @@ class Federation:
         return self._exchange(current, messages, MessageType.EVALUATE, UnderWay(late=self.under_way.late))
 
     def open_evaluation(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid, *, own_exchange: bool = False
     ) -> list[Message]:
         """Sample nodes that evaluate the model on their own data, and return the messages to them.
 
@@ -358,6 +428,7 @@ class Federation:
             arrays: the model.
             config: the application's configuration for the nodes.
             grid: grid of the nodes.
+            own_exchange: whether the caller sends the messages by itself (`open_orders`).
         """
         if self.sampling.fraction_evaluate == 0.0:
             return []
@@ -365,7 +436,10 @@ class Federation:
         nodes = self._sample(
             grid, self.sampling.fraction_evaluate, self.sampling.min_evaluate_nodes, server_round, "evaluate"
         )
-        return [self.orders.evaluate(node, server_round, config, self.model) for node in nodes]
+        messages = [self.orders.evaluate(node, server_round, config, self.model) for node in nodes]
+        if own_exchange:
+            self._unbilled += [(server_round, message) for message in messages]
+        return messages
 
     def take_evaluation(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Average the metrics of the valid replies; None where there are none.
@@ -378,22 +452,24 @@ class Federation:
         for reply in sorted(replies, key=lambda reply: reply.metadata.src_node_id):
             node = reply.metadata.src_node_id
             if reply.has_error():
-                self.accounting.refuse(server_round, node, "evaluation", str(reply.error.reason))
+                self.accounting.refuse(server_round, node, "evaluation", records.reason_of(reply))
                 continue
             try:
                 self.orders.evaluated(reply.content, node, self.model)
                 self._examples(reply.content)
-            except orders.MessageError as error:
-                self.accounting.refuse(server_round, node, "evaluation", str(error))
+            except Exception as error:  # most likely a MessageError; whatever it is, it costs this client
+                self.accounting.refuse(server_round, node, "evaluation", str(error) or type(error).__name__)
                 continue
             contents.append(reply.content)
-        return self._format.evaluate_metrics(contents, self._format.weighted_by_key) if contents else None
+        return self._averaged(self._format.evaluate_metrics, contents) if contents else None
 
     # ---- messages --------------------------------------------------------------------------------------------------
 
     def _refill(self, server_round: int, at_work: int, config: ConfigRecord, grid: Grid) -> list[Message]:
         """Open tickets for nodes that had none in this round, until enough nodes are at work."""
         purpose = f"train {self.orders.tickets.issued}" if self._sampled else "train"
+        if self._attempts and not self._sampled:
+            purpose = f"train again {self._attempts}"
         fraction, least = self.sampling.fraction_train, self.sampling.min_train_nodes
         nodes = self._sample(grid, fraction, least, server_round, purpose, at_work)
         self._sampled.update(nodes)
@@ -403,17 +479,21 @@ class Federation:
     def _sample(
         self, grid: Grid, fraction: float, least: int, server_round: int, purpose: str, at_work: int = 0
     ) -> list[int]:
-        first = purpose in ("train", "evaluate")  # a refill does not wait for more nodes to connect
+        first = purpose == "evaluate" or not self._sampled  # a refill does not wait for more nodes to connect
         nodes = sampling.available(grid, max(least, self.sampling.min_available_nodes) if first else 0)
         wanted = max(int(len(nodes) * fraction), least) - at_work
         free = nodes
         if purpose != "evaluate":
             wanted += self.rounds.over_selection
             free = [node for node in nodes if node not in self._sampled]
-        return sampling.draw(free, wanted, seeds.derive(self.name, self.seed, server_round, purpose))
+        chosen = sampling.draw(free, wanted, seeds.derive(self.name, self.seed, server_round, purpose))
+        if first:
+            log(INFO, "configure_%s: Sampled %d nodes (out of %d)", purpose, len(chosen), len(nodes))
+        return chosen
 
     def _exchange(self, current: Round, messages: list[Message], kind: str, under_way: UnderWay) -> Iterator[Message]:
-        training, server_round, config = kind == MessageType.TRAIN, current.number, current.config
+        training, server_round = kind == MessageType.TRAIN, current.number
+        config = self._config if training else current.config  # a hook may have changed it
         key, arrays = self._format.arrayrecord_key, self.model.arrays
         known = {id(arrays): records.item_size(key, arrays)} if any(key in m.content for m in messages) else {}
 
@@ -489,3 +569,28 @@ class Federation:
         for node in sorted(lost):
             self.accounting.refuse(server_round, node, "restart", "the server was started again before the reply came")
             self.orders.tickets.open.pop(node, None)
+
+
+def _check_guess(arrays: ArrayRecord) -> None:
+    """Check arrays that come without a layout, and log what speaks against the guess by their names.
+
+    Raises:
+        LayoutError: no array can be trained.
+    """
+    named = records.to_numpy(arrays)
+    layout = Layout.of_arrays(named)
+    if not layout.parameters:
+        held = (
+            f"only integer or boolean arrays and running statistics ({', '.join(list(named)[:6])})"
+            if named
+            else "no arrays"
+        )
+        raise LayoutError(
+            f"the initial model has {held}, so there is nothing to train by updates. Give"
+            " initial_arrays=ArrayRecord(...)"
+            " with its floating arrays; models that are bytes or whole numbers, such as trees of XGBoost, need"
+            " a strategy"
+            " of Flower's own, such as FedXgbBagging, and no compress(...)"
+        )
+    for doubt in layout_doubts.doubts(named, layout):
+        log(WARNING, "SparseFed: %s", doubt)

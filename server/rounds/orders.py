@@ -1,7 +1,9 @@
 """Orders and verdicts: one open ticket a node, the check of its reply, and the verdict on its last upload."""
 
+import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from hashlib import sha256
 from logging import INFO, WARNING
 from typing import Any, NamedTuple
 
@@ -10,9 +12,19 @@ from flwr.supercore import log
 
 from fedpress.compression.messages import orders, records
 from fedpress.compression.messages.orders import Download, Order
+from fedpress.server._flower import ErrorCode
 from fedpress.server.model.global_model import GlobalModel
 from fedpress.server.model.mask_schedules import VoteRequest
 from fedpress.server.rounds.accounting import Accounting
+
+NO_ANSWER = (ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE, ErrorCode.NODE_UNAVAILABLE)
+"""Errors that the SuperLink gives in place of an answer, where a node is gone."""
+GUESS_BITS = 32
+"""Last bits of a ticket, which nobody else can know before it is sent; those before them are a number that rises."""
+MOST_BYTES = 12
+"""Largest size of a payload, in bytes for each entry of the vector: positions and values of all of them take less."""
+SPARE_BYTES = 1 << 16
+"""Added to that limit, for headers."""
 
 
 class Upload(NamedTuple):
@@ -23,7 +35,7 @@ class Upload(NamedTuple):
     weight: float
     payload: bytes
     buffers: bytes
-    content: RecordDict  # metrics of the reply
+    content: RecordDict  # of the reply, beside the answer: metrics, and what else the app sends
     download: Download | None  # that the client trained from
     version: int  # of the model that it trained from
     staleness: int  # steps since that version
@@ -35,8 +47,13 @@ class Upload(NamedTuple):
 class Tickets:
     """Tickets, and the server's knowledge of each node.
 
+    A ticket is a number that rises with each one, and 32 bits that are a hash of it and a secret: no node can name
+    another one's ticket.
+
     Attributes:
-        issued: number of tickets so far.
+        issued: number of tickets so far, or more: a server that begins anew counts on from what its nodes claim.
+        secret: secret of this server; simulations derive it from the seed.
+        claims: number of the last ticket that a node claims to have answered, where that is from an earlier server.
         open: open order of each node.
         accepted: ticket of each node's last accepted upload.
         versions: version of the model that a node has proved to hold.
@@ -47,6 +64,8 @@ class Tickets:
     """
 
     issued: int = 0
+    secret: bytes = field(default_factory=lambda: secrets.token_bytes(16))
+    claims: dict[int, int] = field(default_factory=dict)
     open: dict[int, Order] = field(default_factory=dict)
     accepted: dict[int, int] = field(default_factory=dict)
     versions: dict[int, int] = field(default_factory=dict)
@@ -54,10 +73,41 @@ class Tickets:
     tiers: dict[int, str] = field(default_factory=dict)
     makes_initial: dict[int, bool] = field(default_factory=dict)
 
+    def issue(self, node: int) -> int:
+        """Return a new ticket, greater than all that this node has answered, by its own claim too."""
+        self.issued += 1
+        if self.claims.get(node, 0) >= self.issued:
+            self.claims[node] += 1
+        number = max(self.issued, self.claims.get(node, 0))
+        guess = sha256(b"%b %d %d" % (self.secret, node, number)).digest()[: GUESS_BITS // 8]
+        return number << GUESS_BITS | int.from_bytes(guess)
+
+    def follow(self, node: int, answered: int) -> None:
+        """Count on from what a node has answered: this server began anew, and its tickets are old for its nodes.
+
+        A claim moves the tickets of the node that makes it; those of all nodes move as far as two nodes agree on.
+
+        Args:
+            node: id of the node.
+            answered: ticket that it claims to have answered last.
+        """
+        self.claims[node] = max(self.claims.get(node, 0), answered >> GUESS_BITS)
+        if len(self.claims) > 1:
+            self.issued = max(self.issued, sorted(self.claims.values())[-2])
+
     def forget_model(self, node: int) -> int | None:
         """Assume that a node holds neither model nor mask, and return the version that it was believed to hold."""
         self.masks.pop(node, None)
         return self.versions.pop(node, None)
+
+
+def unguessable() -> str:
+    """Return a group for a message without a ticket, by which nobody else can name it.
+
+    A message's id is a hash of it, and the SuperLink takes an answer from any registered node that knows the id and
+    calls itself by the name of the node that was asked.
+    """
+    return secrets.token_hex(8)
 
 
 class Orders:
@@ -98,8 +148,7 @@ class Orders:
             vote: vote on the mask to ask for; None: none is due.
         """
         tickets = self.tickets
-        tickets.issued += 1
-        tickets.open[node] = order = self._order(node, server_round, tickets.issued, model, vote=vote)
+        tickets.open[node] = order = self._order(node, server_round, tickets.issue(node), model, vote=vote)
         return self._message(node, order, MessageType.TRAIN, config, model)
 
     def evaluate(self, node: int, server_round: int, config: Mapping[str, Any], model: GlobalModel) -> Message:
@@ -111,7 +160,9 @@ class Orders:
             config: the application's configuration.
             model: the model to evaluate.
         """
-        return self._message(node, self._order(node, server_round, 0, model), MessageType.EVALUATE, config, model)
+        message = self._message(node, self._order(node, server_round, 0, model), MessageType.EVALUATE, config, model)
+        message.metadata.group_id = unguessable()
+        return message
 
     def from_the_beginning(
         self, node: int, server_round: int, kind: str, config: Mapping[str, Any], model: GlobalModel
@@ -166,13 +217,16 @@ class Orders:
             return upload
         except _RefusedReply as refused:
             self._accounting.refuse(server_round, reply.metadata.src_node_id, refused.reason, refused.detail)
-            return None
+        except Exception as error:  # whatever a client has sent costs this client, and nobody else
+            self._accounting.refuse_unexpected(server_round, reply.metadata.src_node_id, error)
+        return None
 
     def _upload(self, reply: Message, examples: Callable[[RecordDict], float], model: GlobalModel) -> Upload:
         node, tickets = reply.metadata.src_node_id, self.tickets
         order = tickets.open.get(node)
         if reply.has_error():
-            raise _RefusedReply("error", str(reply.error.reason))
+            silent = reply.error.code in NO_ANSWER
+            raise _RefusedReply("unreachable" if silent else "error", records.reason_of(reply))
         content = records.unfolded(reply.content)
         try:
             answer = orders.read_answer(content)
@@ -183,14 +237,15 @@ class Orders:
             tickets.forget_model(node)
             raise _RefusedReply("no model", "the client could not use the model that it was sent")
         if answer.error:
-            tickets.issued = max(tickets.issued, answer.answered)  # this server began anew, and its tickets are old
+            if answer.answered:
+                tickets.follow(node, answer.answered)
             raise _RefusedReply("client error", answer.error)
         if order is None or answer.ticket != order.ticket:
             raise _RefusedReply("wrong ticket", f"ticket {answer.ticket}, open: {order and order.ticket}")
         if answer.version != order.version:
             raise _RefusedReply("wrong version", f"version {answer.version}, sent: {order.version}")
         if order.download and answer.tag != order.download.tag:
-            raise _RefusedReply("wrong model", f"tag {answer.tag.hex()} for version {answer.version}")
+            raise _RefusedReply("wrong model", f"tag {answer.tag[:8].hex()} for version {answer.version}")
         if order.download:
             tickets.versions[node] = answer.version
         if order.mask is not None:
@@ -199,14 +254,21 @@ class Orders:
             raise _RefusedReply(
                 "other mask", f"trained within the mask of version {order.mask_version}, now {model.masks.version}"
             )
+        for name, data, entries in (
+            ("update", answer.payload, model.layout.full.size),
+            ("vote", answer.vote, model.layout.full.size),
+            ("buffers", answer.buffers, sum(spec.size for spec in model.layout.buffers)),
+        ):
+            if len(data) > MOST_BYTES * entries + SPARE_BYTES:
+                raise _RefusedReply("undecodable", f"{name} of {len(data)} bytes, for {entries} entries")
         if answer.lost_state:
             log(WARNING, "node %d has lost its residual of earlier updates", node)
         if answer.tier:
             tickets.tiers[node] = answer.tier
         del tickets.open[node]  # so that a repeated answer is refused
-        metrics = RecordDict(dict(content.metric_records))
+        others = RecordDict({name: record for name, record in content.items() if name != orders.ANSWER})
         return Upload(
-            node, answer.ticket, weight, answer.payload, answer.buffers, metrics, order.download, order.version,
+            node, answer.ticket, weight, answer.payload, answer.buffers, others, order.download, order.version,
             model.version - order.version, answer.lost_state, answer.vote,
         )  # fmt: skip
 
@@ -230,8 +292,8 @@ class Orders:
             return
         answer = orders.read_answer(content)
         if answer.tag != model.versions.tag:
-            raise orders.MessageError(f"the client holds another model, tag {answer.tag.hex()}")
-        self.tickets.versions[node] = answer.version
+            raise orders.MessageError(f"the client holds another model, tag {answer.tag[:8].hex()}")
+        self.tickets.versions[node] = model.version
         if model.masks.mask is not None:
             self.tickets.masks[node] = model.masks.version
 

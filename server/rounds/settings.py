@@ -83,6 +83,9 @@ class MessageFormat:
         configrecord_key: key of the record with the application's configuration, and the order.
         train_metrics: aggregates metrics of training.
         evaluate_metrics: aggregates metrics of evaluation.
+
+    Raises:
+        TypeError: a key is not a text.
     """
 
     weighted_by_key: str = "num-examples"
@@ -90,6 +93,15 @@ class MessageFormat:
     configrecord_key: str = "config"
     train_metrics: AggregateMetrics = metrics.weighted_metrics
     evaluate_metrics: AggregateMetrics = metrics.weighted_metrics
+
+    def __post_init__(self) -> None:
+        for name in ("weighted_by_key", "arrayrecord_key", "configrecord_key"):
+            if not isinstance(getattr(self, name), str):
+                raise TypeError(
+                    f"{name} must be a text, and is {getattr(self, name)!r}; were arguments of another strategy"
+                    " given by"
+                    " position? Krum and Bulyan have num_malicious_nodes in this place"
+                )
 
 
 @dataclass(frozen=True)

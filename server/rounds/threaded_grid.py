@@ -1,24 +1,47 @@
-"""Replies pulled in threads, so that an upload that breaks off delays neither the others nor the end of a round."""
+"""Replies pulled one by one, in threads: what is wrong with one concerns the node that its order went to, and no other.
+
+Neither an upload that breaks off delays the others, nor does a reply that cannot be read lose them.
+"""
 
 import queue
 import threading
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
+from logging import WARNING
+from typing import NamedTuple
 
 from flwr.app import Message
 from flwr.serverapp import Grid
+from flwr.supercore import log
 
+from fedpress.compression.messages import records
+from fedpress.server import _flower
+from fedpress.server._flower import Offered
 from fedpress.server.rounds.sampling import PartOfGrid
 
 MOST = 16
-"""Limit of simultaneous pulls."""
+"""Limit of simultaneous pulls; those that have broken off do not count."""
+AT_ONCE = 20
+"""Limit of orders that are asked for in one call, where each takes a request of its own."""
+POLL_SECONDS = 0.5
+"""Interval between two looks for replies in `send_and_receive`."""
+
+
+class _Pull(NamedTuple):
+    """A reply that is being pulled."""
+
+    thread: threading.Thread
+    began: float  # by the monotonic clock
 
 
 class PatientGrid(PartOfGrid):
-    """A grid of real nodes, some of which break off while they answer.
+    """A grid of real nodes, some of which break off while they answer, or answer nonsense.
 
-    Flower pulls the available replies one after the other, and where the upload of one broke off half-way it asks for
-    the rest for three minutes. Here that pull continues beside the next ones, and its replies are kept for the exchange
-    that they belong to: orders to train and to evaluate, and those of several tiers, are pulled in turn.
+    Flower pulls the available replies one after the other, waits for three minutes where the upload of one broke off
+    half-way, and raises where one is no message, with which all others are lost. Here each is pulled by itself: one
+    that takes long continues beside the next ones, and one that raises becomes an error, in place of the reply. Replies
+    are kept for the exchange that they belong to: orders to train and to evaluate, and those of several tiers, are
+    pulled in turn. The order that a reply was pulled for is the one that it answers, whatever it says.
 
     Args:
         grid: the grid to pull from.
@@ -28,36 +51,107 @@ class PatientGrid(PartOfGrid):
     def __init__(self, grid: Grid, patience: float = 3.0) -> None:
         super().__init__(grid, lambda: list(grid.get_node_ids()))
         self._patience = patience
-        self._pulled: queue.SimpleQueue[Message | BaseException] = queue.SimpleQueue()
-        self._unclaimed: list[Message] = []  # replies of an exchange that has not pulled since
-        self._threads: list[threading.Thread] = []
+        self._pulled: queue.SimpleQueue[tuple[str, Message | BaseException]] = queue.SimpleQueue()
+        self._unclaimed: list[tuple[str, Message]] = []  # replies of an exchange that has not pulled since
+        self._pulls: list[_Pull] = []
+        self._in_turn = False  # whether the replies that are there cannot be listed: each order takes a request
+        self._last = ""  # order that was asked for last, in turn
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         """Return the replies to these messages that have come, with this pull or an earlier one.
 
         Raises:
-            BaseException: the error of a pull, once.
+            BaseException: the grid itself has failed, not one reply.
         """
-        wanted, replies = list(message_ids), list[Message]()
-        self._threads = [thread for thread in self._threads if thread.is_alive()]
-        if len(self._threads) < MOST:
-            # As a daemon: the end of the process does not wait for it.
-            self._threads.append(threading.Thread(target=self._pull, args=(wanted,), daemon=True))
-            self._threads[-1].start()
-        self._threads[-1].join(self._patience)
+        wanted = list(message_ids)
+        for order, pull in self._offered(wanted):
+            self._start(order, pull)
+        for thread, began in self._pulls:
+            thread.join(max(0.0, began + self._patience - time.monotonic()))
         while not self._pulled.empty():
-            pulled = self._pulled.get()
-            if isinstance(pulled, BaseException):
-                raise pulled
-            self._unclaimed.append(pulled)
+            order, pulled = self._pulled.get()
+            self._unclaimed.append((order, pulled if isinstance(pulled, Message) else self._error(order, pulled)))
         candidates, self._unclaimed = self._unclaimed, []
-        for reply in candidates:
-            (replies if reply.metadata.reply_to_message_id in wanted else self._unclaimed).append(reply)
+        replies = []
+        for order, reply in candidates:
+            if order in wanted:
+                replies.append(reply)
+            else:
+                self._unclaimed.append((order, reply))
         return replies
 
-    def _pull(self, message_ids: list[str]) -> None:
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        """Push the messages and return the replies.
+
+        Args:
+            messages: the messages.
+            timeout: seconds to wait for replies; None: until all are in.
+        """
+        pending = {message_id for message_id in self.push_messages(list(messages)) if message_id}
+        until = float("inf") if timeout is None else time.monotonic() + timeout
+        replies: list[Message] = []
+        while pending and time.monotonic() < until:
+            arrived = self.pull_messages(pending)
+            pending -= {reply.metadata.reply_to_message_id for reply in arrived}
+            replies += arrived
+            if pending:
+                time.sleep(max(0.0, min(POLL_SECONDS, until - time.monotonic())))
+        return replies
+
+    def _offered(self, wanted: list[str]) -> list[Offered]:
+        """Return the replies that are there, or may be."""
+        if not self._in_turn:
+            try:
+                replies = _flower.offered(self._grid, wanted)
+            except Exception as error:
+                list(self._grid.get_node_ids())  # raises where it is not the replies that are wrong
+                log(WARNING, "replies cannot be listed, and are asked for one by one: %s", records.excerpt(error))
+                replies = None
+            if replies is not None:
+                return replies
+            self._in_turn = True
+        first = wanted.index(self._last) + 1 if self._last in wanted else 0
+        chosen = (wanted[first:] + wanted[:first])[:AT_ONCE]
+        self._last = chosen[-1] if chosen else ""
+        return [Offered(order, lambda order=order: self._grid.pull_messages([order])) for order in chosen]  # type: ignore[misc]
+
+    def _start(self, order: str, pull: Callable[[], Iterable[Message]]) -> None:
+        """Pull a reply in a thread, once there is room for another one."""
+        while True:
+            self._pulls = [each for each in self._pulls if each.thread.is_alive()]
+            young = [each for each in self._pulls if each.began + self._patience > time.monotonic()]
+            if len(young) < MOST:
+                break
+            young[0].thread.join(0.01)
+        # As a daemon: the end of the process does not wait for it.
+        thread = threading.Thread(target=self._pull, args=(order, pull), daemon=True)
+        self._pulls.append(_Pull(thread, time.monotonic()))
+        thread.start()
+
+    def _pull(self, order: str, pull: Callable[[], Iterable[Message]]) -> None:
         try:
-            for reply in self._grid.pull_messages(message_ids):
-                self._pulled.put(reply)
+            for reply in pull():
+                if reply.metadata.reply_to_message_id != order:
+                    reply = _flower.error_reply(order, "the reply says that it answers another message than it does")
+                self._pulled.put((order, reply))
         except BaseException as error:
-            self._pulled.put(error)
+            self._pulled.put((order, error))
+
+    def _error(self, order: str, error: BaseException) -> Message:
+        """Return an error in place of a reply that could not be pulled.
+
+        Raises:
+            BaseException: `error`, where the grid does not answer either.
+        """
+        if not isinstance(error, Exception):
+            raise error
+        try:
+            list(self._grid.get_node_ids())
+        except Exception:
+            raise error from None
+        return _flower.error_reply(order, f"the reply cannot be read: {type(error).__name__}: {records.excerpt(error)}")
+
+
+def patient(grid: Grid) -> Grid:
+    """Return a grid of real nodes as a `PatientGrid`; a simulation's, which has a clock of its own, as it is."""
+    return grid if isinstance(grid, PatientGrid) or getattr(grid, "clock", None) is not None else PatientGrid(grid)

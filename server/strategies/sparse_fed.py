@@ -4,9 +4,12 @@ Unlike in Flower's own, an invalid reply costs one client the round and no other
 and `start` pushes and pulls, so that a round can end at a deadline or once enough replies are in.
 """
 
+import time
 from collections.abc import Callable, Iterable, Iterator
-from logging import INFO
+from contextlib import contextmanager
+from logging import INFO, WARNING
 from pathlib import Path
+from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
@@ -24,13 +27,17 @@ from fedpress.server.model.global_model import GlobalModel
 from fedpress.server.model.mask_schedules import Fixed, MaskSchedule
 from fedpress.server.model.optimizers import ServerOptimizer
 from fedpress.server.model.versions import Downlink
-from fedpress.server.rounds import metrics
+from fedpress.server.rounds import metrics, threaded_grid
 from fedpress.server.rounds.accounting import Accounting, Refusal, RoundSummary
 from fedpress.server.rounds.exchange import Clock, WallClock
 from fedpress.server.rounds.federation import Federation, Round
+from fedpress.server.rounds.outcome import Outcome, RunFailed
 from fedpress.server.rounds.settings import MessageFormat, ModelSettings, Rounds, Sampling
-from fedpress.server.rounds.threaded_grid import PatientGrid
-from fedpress.server.strategies import resume
+from fedpress.server.strategies import console, drop_in, resume
+from fedpress.server.strategies.console import Traffic
+
+LONGEST_PAUSE = 300.0
+"""Longest pause, in seconds, before a round that nobody has answered is asked again; the first is 2 seconds."""
 
 
 class SparseFed(Strategy):
@@ -67,8 +74,10 @@ class SparseFed(Strategy):
 
     Raises:
         ValueError: an argument is out of range.
+        ArgumentError: an argument is one of another strategy, or of none (a TypeError).
     """
 
+    @drop_in.explain_unknown
     def __init__(
         self,
         fraction_train: float = 1.0,
@@ -119,6 +128,19 @@ class SparseFed(Strategy):
         self.companions: dict[str, Resumable] = {}
         self.on_round = on_round
         self.timer = Timer()
+        self._exchanges = False  # whether `run` is sending the messages of the hooks, and bills them
+        self._warned_of = ""
+
+    def __getattr__(self, name: str) -> Any:
+        """Refuse methods of Flower's API before messages by name.
+
+        Raises:
+            LegacyError: it is one of those (an AttributeError).
+            AttributeError: there is no such attribute.
+        """
+        if name in drop_in.LEGACY:
+            raise drop_in.legacy(name)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     # ---- results ---------------------------------------------------------------------------------------------------
 
@@ -175,8 +197,12 @@ class SparseFed(Strategy):
             arrays: the model of the orders.
             config: the application's configuration for the nodes.
             grid: grid of the nodes.
+
+        Raises:
+            WrapperError: the caller is one of Flower's wrappers for differential privacy.
         """
-        return self.federation.open_orders(server_round, arrays, config, grid)
+        self._look_for_wrappers()
+        return self.federation.open_orders(server_round, arrays, config, grid, own_exchange=not self._exchanges)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -190,6 +216,8 @@ class SparseFed(Strategy):
         Returns:
             The model after the step, None where there was none; and the round's metrics.
         """
+        if not self._exchanges:
+            replies = self.federation.bill_own_exchange(server_round, replies)
         return self.federation.take(server_round, replies)
 
     def configure_evaluate(
@@ -203,7 +231,7 @@ class SparseFed(Strategy):
             config: the application's configuration for the nodes.
             grid: grid of the nodes.
         """
-        return self.federation.open_evaluation(server_round, arrays, config, grid)
+        return self.federation.open_evaluation(server_round, arrays, config, grid, own_exchange=not self._exchanges)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Average the metrics of the valid replies; None where there are none.
@@ -212,6 +240,8 @@ class SparseFed(Strategy):
             server_round: number of the round.
             replies: replies to the messages of `configure_evaluate`.
         """
+        if not self._exchanges:
+            replies = self.federation.bill_own_exchange(server_round, replies)
         return self.federation.take_evaluation(server_round, replies)
 
     def start(
@@ -240,14 +270,31 @@ class SparseFed(Strategy):
                 there is no such evaluation.
 
         Raises:
-            LayoutError: the initial arrays do not fit the layout.
+            LayoutError: the initial arrays do not fit the layout, or none of them can be trained.
             CheckpointError: the checkpoints are of another federation or model, or one cannot be written.
+            RunFailed: no reply could be used, or the model is not finite (`rounds.outcome`).
         """
+        start = time.monotonic()
+        self._look_for_wrappers()
+        console.starting(type(self).__name__, num_rounds, initial_arrays, train_config, evaluate_config)
         result = Result(arrays=initial_arrays)
+        outcome = Outcome(num_rounds, self.federations)
+        replies = refused = 0
         for summary in self.run(grid, result, num_rounds, timeout, train_config, evaluate_config, evaluate_fn):
             if self.on_round:
                 with self.timer.of("report"):
                     self.on_round(summary)
+            console.round_over(Traffic.of(list(self.federations.values())))
+            replies, refused = replies + summary.replies, refused + len(summary.refusals)
+            try:
+                outcome.after(summary)
+            except RunFailed as error:
+                likely = next((text for refusal in summary.refusals if (text := drop_in.hint(refusal.detail))), "")
+                raise RunFailed(f"{error}\nMost likely {likely}" if likely else str(error)) from None
+        trained = self.federation.accounting.trained(self.model.layout)
+        untrained = [spec.name for spec in self.model.layout.parameters if spec.name not in trained]
+        traffic = Traffic.of(list(self.federations.values()))
+        console.finished(result, traffic, time.monotonic() - start, replies, refused, untrained)
         return result
 
     def run(
@@ -259,6 +306,7 @@ class SparseFed(Strategy):
         train_config: ConfigRecord | None = None,
         evaluate_config: ConfigRecord | None = None,
         evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
+        on_silence: Callable[[int, int], None] | None = None,
     ) -> Iterator[RoundSummary]:
         """Run the rounds one after the other, and yield the figures of each; `start` runs this to its end.
 
@@ -271,37 +319,48 @@ class SparseFed(Strategy):
             evaluate_config: the same for evaluation on nodes.
             evaluate_fn: evaluates the model on the server, given round and arrays; round 0 is the initial model. None:
                 there is no such evaluation.
+            on_silence: called with the round and the number of attempts so far where no node has answered; the round
+                is asked again after a pause, since devices may be offline. None: it counts as any other.
 
         Raises:
             LayoutError: the initial arrays do not fit the layout.
             CheckpointError: the checkpoints are of another federation or model, or one cannot be written.
         """
-        log(INFO, "Starting %s: %d rounds", type(self).__name__, num_rounds)
         self.summary()
+        clock: Clock | None = getattr(grid, "clock", None)
+        if clock is not None:  # a simulation: all that is drawn comes from the seed
+            for federation in self.federations.values():
+                federation.draw_tickets_from_seed()
         resumed = self._resume(grid, result)
         arrays = result.arrays
         if resumed is None and evaluate_fn and (first := evaluate_fn(0, arrays)) is not None:
             result.evaluate_metrics_serverapp[0] = first
-        clock: Clock | None = getattr(grid, "clock", None)
-        if clock is None:
-            clock, grid = WallClock(), PatientGrid(grid)
+            log(INFO, "Initial global evaluation results: %s", first)
+        clock, grid = clock or WallClock(), threaded_grid.patient(grid)
+        train_config = ConfigRecord() if train_config is None else train_config  # hooks of a subclass may change them
+        evaluate_config = ConfigRecord() if evaluate_config is None else evaluate_config
         deadline = self.federation.rounds.deadline
         limit = timeout if deadline is None else min(timeout, deadline)
         for server_round in range(resumed.round if resumed else 1, num_rounds + 1):
-            current = Round(server_round, grid, clock, self.timer, train_config or ConfigRecord(), limit)
-            if resumed and server_round == resumed.round:
-                step = resumed
-            else:
+            log(INFO, "")
+            log(INFO, "[ROUND %d/%d]", server_round, num_rounds)
+            current = Round(server_round, grid, clock, self.timer, train_config, limit)
+            step, attempts = resumed if resumed and server_round == resumed.round else None, 0
+            while step is None or (on_silence and not self._answered):
+                if step is not None and on_silence:
+                    attempts += 1
+                    on_silence(server_round, attempts)
+                    _pause(clock, min(2.0**attempts, LONGEST_PAUSE))
                 step = self._take_step(current, arrays, result)
                 arrays = result.arrays
             step_end = clock.now()
-            self._evaluate_on_nodes(
-                current._replace(config=evaluate_config or ConfigRecord(), limit=timeout), arrays, result
-            )
+            self._evaluate_on_nodes(current._replace(config=evaluate_config, limit=timeout), arrays, result)
             with self.timer.of("evaluation"):
                 evaluation = evaluate_fn(server_round, self.model.published) if evaluate_fn else None
             if evaluation is not None:
                 result.evaluate_metrics_serverapp[server_round] = evaluation
+                log(INFO, "Global evaluation")
+                log(INFO, "\t└──> MetricRecord: %s", evaluation)
             yield self._summary(server_round, evaluation, step.seconds + (clock.now() - step_end))
         result.arrays = self.model.published
 
@@ -318,6 +377,7 @@ class SparseFed(Strategy):
             result.arrays = stepped
         if train_metrics is not None:
             result.train_metrics_clientapp[current.number] = train_metrics
+            log(INFO, "\t└──> Aggregated MetricRecord: %s", train_metrics)
         step = resume.TakenStep(current.number, current.clock.now() - start)
         # Durable before any message carries a verdict of this round.
         if self.checkpoints:
@@ -325,21 +385,55 @@ class SparseFed(Strategy):
                 resume.save(self.checkpoints, step, result, list(self.federations), self._parts(current.grid))
         return step
 
+    @property
+    def _answered(self) -> bool:
+        """Whether a node has answered an order of the last round; true where there were none."""
+        answered = [federation.answered for federation in self.federations.values()]
+        return any(answered) or all(one is None for one in answered)
+
     def _ask(self, current: Round, arrays: ArrayRecord) -> Iterator[Message] | None:
-        return self.federation.ask(current, arrays)
+        # Through Flower's hook, which a subclass may replace.
+        with self._exchange():
+            messages = list(self.configure_train(current.number, arrays, current.config, current.grid))
+        return self.federation.ask(current, messages)
+
+    @contextmanager
+    def _exchange(self) -> Iterator[None]:
+        """Let hooks know that this strategy sends and bills the messages itself."""
+        before, self._exchanges = self._exchanges, True
+        try:
+            yield
+        finally:
+            self._exchanges = before
+
+    def _look_for_wrappers(self) -> None:
+        outer = drop_in.refuse_wrappers(self, drop_in.calling_frame())
+        if outer != self._warned_of:
+            self._warned_of = outer
+            log(
+                WARNING,
+                "%s works inside %s: replies hold encoded updates and no weights, so whatever that one does"
+                " with weights in"
+                " replies does nothing",
+                type(self).__name__, outer,
+            )  # fmt: skip
 
     def _take(
         self, server_round: int, replies: Iterator[Message] | None
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         # Through Flower's hook, which a subclass may replace.
-        return (None, None) if replies is None else self.aggregate_train(server_round, replies)
+        with self._exchange():
+            return (None, None) if replies is None else self.aggregate_train(server_round, replies)
 
     def _evaluate_on_nodes(self, current: Round, arrays: ArrayRecord, result: Result) -> None:
-        messages = self.configure_evaluate(current.number, arrays, current.config, current.grid)
-        if messages:
+        with self._exchange():
+            messages = list(self.configure_evaluate(current.number, arrays, current.config, current.grid))
+            if not messages:
+                return
             evaluated = self.aggregate_evaluate(current.number, self.federation.evaluate(current, messages))
-            if evaluated is not None:
-                result.evaluate_metrics_clientapp[current.number] = evaluated
+        if evaluated is not None:
+            result.evaluate_metrics_clientapp[current.number] = evaluated
+            log(INFO, "\t└──> Aggregated MetricRecord: %s", evaluated)
 
     def _summary(self, server_round: int, evaluation: MetricRecord | None, seconds: float) -> RoundSummary:
         return self.federation.summary(server_round, evaluation, seconds)
@@ -374,3 +468,9 @@ class SparseFed(Strategy):
             log(INFO, "Resumed from the checkpoint of round %d", step.round)
         result.arrays = self.model.arrays
         return step
+
+
+def _pause(clock: Clock, seconds: float) -> None:
+    until = clock.now() + seconds
+    while clock.now() < until:
+        clock.wait(until)

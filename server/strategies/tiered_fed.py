@@ -9,9 +9,10 @@ share in every round (`sliced`).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from logging import INFO, WARNING
+from logging import ERROR, INFO, WARNING
 from typing import Any, NamedTuple
 
+import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore import log
@@ -19,12 +20,16 @@ from torch import Tensor, nn
 
 from fedpress.compression import seeds
 from fedpress.compression.errors import FedpressError
+from fedpress.compression.messages import records
+from fedpress.compression.models.distillation.teachers import LAST
 from fedpress.compression.tensors.layout import Vector
 from fedpress.server.fusion import heterofl
 from fedpress.server.fusion.mutual_distillation import teach
 from fedpress.server.fusion.settings import Teaching
+from fedpress.server.rounds import exchange
 from fedpress.server.rounds.accounting import RoundSummary
 from fedpress.server.rounds.federation import Federation, Round
+from fedpress.server.rounds.orders import unguessable
 from fedpress.server.rounds.sampling import PartOfGrid
 from fedpress.server.strategies.sparse_fed import SparseFed
 
@@ -72,6 +77,7 @@ class TieredFed(SparseFed):
         teaching: settings of the distillation between the models; None: there is none.
         sliced: whether, instead, each tier's model is the leading part of every layer of the global one, and each
             weight the mean over the models that have it (HeteroFL).
+        class_axis: axis of the models' outputs along which the classes are, for the distillation.
         options: arguments of `SparseFed`, for the global model; `fraction_train=0`: no client trains it.
 
     Raises:
@@ -86,6 +92,7 @@ class TieredFed(SparseFed):
         teaching: Teaching | None = None,
         *,
         sliced: bool = False,
+        class_axis: int = LAST,
         **options: Any,
     ) -> None:
         super().__init__(**options)
@@ -104,6 +111,7 @@ class TieredFed(SparseFed):
         self._proxy = proxy
         self._teaching = teaching if teaching and teaching.every else None
         self._sliced = sliced
+        self._class_axis = class_axis
         self._tier_of: dict[int, str] = {}  # node -> name of its tier, empty: it trains the global model
         self._silent: set[int] = set()  # nodes that named no tier in this round
         self._round = 0
@@ -138,25 +146,30 @@ class TieredFed(SparseFed):
 
     def _ask_for_tiers(self, grid: Grid, nodes: list[int]) -> dict[int, str]:
         messages = {
-            node: Message(RecordDict({"tier": ConfigRecord()}), dst_node_id=node, message_type="query.tier")
+            node: Message(
+                RecordDict({"tier": ConfigRecord()}),
+                dst_node_id=node,
+                message_type="query.tier",
+                group_id=unguessable(),
+            )
             for node in nodes
         }
-        replies = grid.send_and_receive(list(messages.values()), timeout=ANSWER_SECONDS) if nodes else []
-        answers = {reply.metadata.src_node_id: reply for reply in replies}
+        answers = exchange.ask(grid, list(messages.values()), ANSWER_SECONDS)
         tiers, accounts = {}, self.accounts
         for node, message in messages.items():
-            reply = answers.get(node)
-            record = reply.content.config_records.get("tier") if reply and reply.has_content() else None
+            answer = answers[node]
+            record = answer.content.config_records.get("tier") if answer.content else None
             name = record.get("name") if record else None
             if isinstance(name, str) and name in accounts:
                 tiers[node] = name
             else:
                 self._silent.add(node)
-                log(WARNING, "node %d names no tier of this run (%r), and takes no part in the round", node, name)
+                why = answer.error or records.excerpt(repr(name))
+                log(WARNING, "node %d names no tier of this run (%s), and takes no part in the round", node, why)
             accounting = accounts[tiers.get(node, "")]
             accounting.bill(self._round, node, "down", message)
-            if reply:
-                accounting.bill(self._round, node, "up", reply)
+            if answer.reply:
+                accounting.bill(self._round, node, "up", answer.reply)
         return tiers
 
     def configure_evaluate(
@@ -180,7 +193,8 @@ class TieredFed(SparseFed):
         replies = super()._ask(current._replace(grid=self._part(grid, "")), arrays)
         for name, federation, _ in self.training_tiers:
             part = current._replace(grid=self._part(grid, name))
-            self._replies[name] = federation.ask(part, federation.model.arrays)
+            orders = federation.open_orders(part.number, federation.model.arrays, part.config, part.grid)
+            self._replies[name] = federation.ask(part, orders)
         return replies
 
     def _take(
@@ -207,10 +221,17 @@ class TieredFed(SparseFed):
         for model, start in zip(models, starts, strict=True):
             model.load_state_dict(start.to_torch_state_dict())
         whole = self.federation
-        taught = teach(
-            models[0], models[1:], self._proxy, teaching, trained=whole.sampling.fraction_train > 0,
-            seed=seeds.derive(whole.name, whole.seed, server_round, "teach"),
-        )  # fmt: skip
+        try:
+            taught = teach(
+                models[0], models[1:], self._proxy, teaching, trained=whole.sampling.fraction_train > 0,
+                seed=seeds.derive(whole.name, whole.seed, server_round, "teach"), class_axis=self._class_axis,
+            )  # fmt: skip
+        except FedpressError as error:
+            log(ERROR, "round %d: the models are not taught: %s", server_round, error)
+            return
+        if not all(bool(torch.isfinite(value).all()) for model in taught for value in model.state_dict().values()):
+            log(ERROR, "round %d: the models are not taught: what they learn is not finite", server_round)
+            return
         for federation, start, model in zip(federations, starts, taught, strict=True):
             federation.model.apply_server_update(start, ArrayRecord(model.state_dict()), teaching.downlink)
 

@@ -19,6 +19,7 @@ from typing import Any, Final, NamedTuple
 import grpc
 
 from fedpress.client.download.pull import HubConnection
+from fedpress.compression import install
 from fedpress.compression.errors import FedpressError
 from fedpress.compression.messages import hub_pb2, hub_pb2_grpc
 from fedpress.server.hub import admission
@@ -129,7 +130,7 @@ def _address(process: subprocess.Popen[bytes]) -> str:
         match = re.search(rb"hub listens on (\S+)", process.stdout.readline())
         if match:
             return match[1].decode()
-    raise HubBenchError("the hub does not start: is its extra installed, pip install 'fedpress[hub]'?")
+    raise HubBenchError(f"the hub does not start: is its extra installed, {install.command('hub')}?")
 
 
 async def _download_all(hub: HubConnection, count: int) -> tuple[int, int, float]:

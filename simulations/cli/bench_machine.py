@@ -15,7 +15,7 @@ def engine(
     workers: Annotated[int, typer.Option(help="Worker processes (2).", **common.COUNT)] = 2,
     repetitions: Annotated[int, typer.Option(help="Repetitions; the median counts (5).", **common.COUNT)] = 5,
     flower: Annotated[
-        bool, typer.Option("--flower", help="Also measure Flower's own engine, on Ray; needs fedpress[cluster].")
+        bool, typer.Option("--flower", help="Also measure Flower's own engine, on Ray; needs the extra cluster.")
     ] = False,
     json_file: common.JsonOption = None,
 ) -> None:

@@ -14,6 +14,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from fedpress.compression import install
 from fedpress.compression.errors import FedpressError
 
 INTERRUPTED = 130
@@ -25,7 +26,7 @@ DOCUMENTED: dict[str, Any] = {"hidden": True}
 PLAIN: dict[str, Any] = {"add_completion": False, "rich_markup_mode": None, "pretty_exceptions_enable": False}
 
 EXTRA_MODULES = frozenset(
-    "flwr flwr_datasets datasets torch torch_pruning safetensors sklearn pandas matplotlib jinja2 markupsafe"
+    "flwr flwr_datasets datasets torch safetensors sklearn pandas matplotlib jinja2 markupsafe"
     " cryptography google grpc grpc_health grpc_reflection onnx onnxruntime prometheus_client tensorboard ray".split()
 )
 """Import names of the packages that the extras install."""
@@ -113,7 +114,7 @@ def clear_errors(extra: str, json_file: Path | None = None, plot: Path | None = 
         name = (error.name or "").partition(".")[0]
         if name not in EXTRA_MODULES:
             raise
-        leave(f"error: this command needs {name}, which is not installed: pip install 'fedpress[{extra}]'", 2)
+        leave(f"error: {install.missing('this command', name, extra)}", 2)
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -146,7 +147,9 @@ def leave(message: str, code: int) -> NoReturn:
     Raises:
         typer.Exit: Always.
     """
-    typer.echo(message, err=True)
+    from fedpress.simulations.report import plain
+
+    typer.echo(plain.printable(message, keep="\n"), err=True)
     raise typer.Exit(code)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich.filesize import decimal as size
 
+from fedpress.compression import files
 from fedpress.compression.errors import FedpressError
 from fedpress.compression.wire import payloads
 from fedpress.simulations.report import tables
@@ -16,6 +17,10 @@ from fedpress.simulations.results.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from fedpress.compression.models.bundles.reader import Bundle
+
+
+MOST_BYTES = 1 << 30
+"""Largest file that is inspected: more than a bundle may have, or an update of 2^28 entries."""
 
 
 class InspectionError(FedpressError, ValueError):
@@ -56,7 +61,7 @@ def inspect(path: Path, key: Path | None = None) -> Inspection:
             raise InspectionError(f"{path} is a run; --key is for one of the bundles in it")
         return _run(path if path.is_dir() else path.parent)
     try:
-        data = path.read_bytes()
+        data = files.read_regular(path, MOST_BYTES)
     except FileNotFoundError:
         raise InspectionError(f"there is no file or folder {path}") from None
     except OSError as error:
@@ -105,8 +110,7 @@ def _run(path: Path) -> Inspection:
         "run",
         tables.run_facts(results),
         results.model_dump(mode="json"),
-        tables.STUDENT_COLUMNS,
-        tables.student_rows(results),
+        *tables.student_table(results),
     )
 
 

@@ -129,11 +129,11 @@ def keys_register(folder: Folder, superlink: SuperLink = "127.0.0.1:9092") -> No
       fedpress keys register keys --superlink fed.example.org:9092
     """
     with common.clear_errors("server"):
-        from fedpress.simulations.deploy import control
+        from fedpress.simulations.deploy import control, operators
         from fedpress.simulations.deploy import keys as service
 
         paths = service.Folder(folder)
-        added, problems = control.register_all(control.Control(superlink, paths.ca), paths)
+        added, problems = control.register_all(control.Control(superlink, paths.ca, operators.token(paths)), paths)
         typer.echo(f"registered {', '.join(added)}" if added else "no new node to register")
         if problems:
             common.leave("\n".join(f"error: {problem}" for problem in problems), 2)
@@ -150,10 +150,11 @@ def keys_revoke(folder: Folder, name: Name, superlink: SuperLink = "127.0.0.1:90
       fedpress keys revoke keys phone-1
     """
     with common.clear_errors("server"):
-        from fedpress.simulations.deploy import control
+        from fedpress.simulations.deploy import control, operators
         from fedpress.simulations.deploy import keys as service
 
-        link = control.Control(superlink, service.Folder(folder).ca)
+        paths = service.Folder(folder)
+        link = control.Control(superlink, paths.ca, operators.token(paths))
         known = {node.public_key: node for node in link.nodes() if node.status != "unregistered"}
         revoked = service.revoke(folder, name)  # first: a running server would register it again
         node = known.get(service.public_bytes(revoked))
@@ -173,11 +174,11 @@ def keys_list(folder: Folder, superlink: SuperLink = "127.0.0.1:9092", json_file
       fedpress keys list keys
     """
     with common.clear_errors("server", json_file):
-        from fedpress.simulations.deploy import control
+        from fedpress.simulations.deploy import control, operators
         from fedpress.simulations.deploy import keys as service
 
         paths = service.Folder(folder)
-        nodes = control.Control(superlink, paths.ca).nodes()
+        nodes = control.Control(superlink, paths.ca, operators.token(paths)).nodes()
         names, rows = {}, []
         for path in [*paths.public_keys().values(), *paths.nodes.glob(f"*{service.REVOKED}")]:
             try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ from rich.console import Console
 from rich.filesize import decimal as size
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from fedpress.simulations.report import plain
 from fedpress.simulations.results.records import RoundResult, StudentResult
 from fedpress.simulations.results.run_folder import RunFolder
 from fedpress.simulations.runs.observer import Observer
@@ -37,7 +39,7 @@ class Display(Observer):
     def __init__(self, console: Console, rounds: int) -> None:
         self._rounds = rounds
         self._bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),  # a tier may be called [/b]
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -65,9 +67,16 @@ class Display(Observer):
     ) -> None:
         self._bar.stop()
 
+    def on_notes(self, notes: Sequence[str]) -> None:
+        """Print what is unusual about data, model or rounds."""
+        for note in notes:
+            self._print(f"note: {note}")
+
     def on_start(self, scenario: Scenario, folder: RunFolder) -> None:
-        """Print the scenario, the run folder and the head of the rounds' table."""
+        """Print the scenario, the run folder and the head of the rounds' table; of a run that failed, why it did."""
         self.folder = folder
+        if folder.results.is_file() and (before := folder.load_results()).status == "failed":
+            self._print(f"this run failed after round {len(before.rounds)}, and is tried again: {before.reason}")
         self._print(
             f"{scenario.name}: task {scenario.task.name}, {scenario.clients} clients,"
             f" {scenario.sampling.clients_per_round} a round, density {scenario.density:.3g}, seed {scenario.seed};"
@@ -108,9 +117,10 @@ class Display(Observer):
 
     def on_student(self, result: StudentResult) -> None:
         """Print a downloaded student's size and accuracy."""
+        graph = "" if result.onnx_accuracy is None else f", as ONNX {result.onnx_accuracy:.2%}"
         self._print(
             f"student {result.tier}: {result.parameters:,} parameters, {size(result.bundle_bytes)},"
-            f" opened and checked: accuracy {result.accuracy:.2%} (teacher {result.teacher_accuracy:.2%})"
+            f" opened and checked: accuracy {result.accuracy:.2%}{graph} (teacher {result.teacher_accuracy:.2%})"
         )
 
     def _show(self, description: str, completed: int | None = None) -> None:
@@ -121,4 +131,4 @@ class Display(Observer):
 
     def _print(self, line: str) -> None:
         if self._output is None:
-            self._bar.console.print(line, highlight=False, markup=False, soft_wrap=True)
+            self._bar.console.print(plain.printable(line), highlight=False, markup=False, soft_wrap=True)

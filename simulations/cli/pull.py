@@ -71,7 +71,7 @@ def pull(
 
     The file replaces DIR/TIER.fpb once it is verified; until then the old one stays. An
     interrupted download continues where it stopped, in the next attempt or the next
-    pull. Needs neither torch nor Flower: pip install 'fedpress[download]'.
+    pull. Needs neither torch nor Flower: the extra `download` is enough.
 
     \b
     Exit codes:
@@ -139,7 +139,7 @@ def run(
     data, or an .npz file with one array, or with one called "input". The model runs in
     ONNX Runtime. Prints the class of each input; --out keeps the outputs, float32 (N, ...).
 
-    Needs neither torch nor Flower: pip install 'fedpress[download,onnx]'. Nothing of the
+    Needs neither torch nor Flower: the extras `download` and `onnx` are enough. Nothing of the
     bundle is executed but the ONNX graph.
 
     \b

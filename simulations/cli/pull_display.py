@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.filesize import decimal as size
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
+from fedpress.simulations.report import plain
+
 if TYPE_CHECKING:
     from fedpress.client.download.pull import Pulled
 
@@ -58,7 +60,8 @@ class PullDisplay:
             reason: What went wrong.
             seconds: Wait before the next attempt.
         """
-        self._bar.console.print(f"{reason}; again in {seconds:.1f} s", highlight=False, markup=False, soft_wrap=True)
+        line = plain.printable(f"{reason}; again in {seconds:.1f} s")
+        self._bar.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def summary(pulled: Pulled) -> str:

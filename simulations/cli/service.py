@@ -115,7 +115,9 @@ def _given(file: Path | None) -> Path:
 def _say(text: str) -> None:
     """Print a line without delay; with the time, unless systemd's journal adds it."""
     stamp = "" if "JOURNAL_STREAM" in os.environ else f"{datetime.now():%H:%M:%S} "
-    typer.echo(f"{stamp}{text}")
+    from fedpress.simulations.report import plain
+
+    typer.echo(f"{stamp}{plain.printable(text, keep=chr(10))}")
     sys.stdout.flush()
 
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import importlib
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fedpress.simulations.cli import common
+
+if TYPE_CHECKING:
+    from fedpress.simulations.runs.forecast import Forecast
 
 
 def simulate(
@@ -37,6 +41,10 @@ def simulate(
         ),
     ] = None,
     tensorboard: common.TensorboardOption = False,
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Only check, in seconds, and print what would be trained, sent, held and stored."),
+    ] = False,
     json_file: common.JsonOption = None,
 ) -> None:
     """Run a scenario in worker processes on this machine.
@@ -48,17 +56,24 @@ def simulate(
     holds the scenario, results.json, ledger.csv, the model, the students' bundles
     and report.html. Ctrl-C or SIGTERM stops a run and leaves a readable folder.
 
+    All that can be known before the first round is checked before it: data, labels, a
+    step of training, students, room on the disk. What is wrong ends the command with
+    exit code 2, before there is a run folder. --check does no more than that.
+
+    A run has failed (exit code 1, status `failed` with the reason) where three rounds in
+    a row, or all, bring no usable reply, or where its model or loss is not finite.
+
     --resume continues a run that was stopped or killed, also by a power failure. It
     ends with the same model as an uninterrupted run.
 
     With --engine flower, clients run on Flower's own simulation engine: slower, and
     with --ray-address on all machines of a Ray cluster. The result is the same, to the
     bit. Scenarios with `network` or `faults` need the inline engine. Needs the extra
-    fedpress[cluster]; docs/concepts/engines.md says what the machines must share.
+    cluster; docs/concepts/engines.md says what the machines must share.
 
     With --tensorboard, `tensorboard --logdir runs` shows runs side by side while they
     are running: accuracy, loss, bytes and replies by round, and accuracy over bytes
-    (with the bytes so far as the step). Needs the extra fedpress[tensorboard].
+    (with the bytes so far as the step). Needs the extra tensorboard.
 
     \b
     Scenarios that come with fedpress:
@@ -73,6 +88,7 @@ def simulate(
       fedpress simulate fashion-mnist-100 --set task.data_dir=~/fashion --out runs/fashion
       fedpress simulate study/scenario.yaml --json figures.json
       fedpress simulate --resume runs/fashion
+      fedpress simulate study --check
       fedpress simulate fashion-mnist-100 --engine flower --ray-address 10.0.0.1:6379
     \b
     The file that `fedpress init` writes explains the keys that most scenarios need;
@@ -92,6 +108,7 @@ def simulate(
                 f"error: --ray-address {ray_address}: only Flower's engine runs on a cluster; add --engine flower", 2
             )
         chosen = scenarios.load(scenario or "digits", overrides or ()) if resume is None else None
+        from fedpress.server.rounds.outcome import RunFailed
         from fedpress.simulations.cli import progress
         from fedpress.simulations.report import run_page, tables
         from fedpress.simulations.results import start
@@ -102,6 +119,9 @@ def simulate(
         if chosen is None:
             assert resume is not None
             _, chosen = start.unfinished(resume)
+        if check:
+            _show_check(launch.only_check(chosen, out=out, resume=resume, keep_payloads=keep_payloads), json_file)
+            return
         followers: list[Observer] = []
         if tensorboard:
             with common.clear_errors("tensorboard"):
@@ -110,7 +130,7 @@ def simulate(
         if engine == "flower":
             with common.clear_errors("cluster"):
                 importlib.import_module("fedpress.simulations.engines.flower")  # so that a missing extra is named
-        interrupted = False
+        interrupted, failure = False, None
         with progress.Display(Console(), chosen.rounds) as display:
             try:
                 results = launch.launch(
@@ -126,12 +146,15 @@ def simulate(
                 )
             except KeyboardInterrupt:
                 interrupted = True
+            except RunFailed as error:
+                failure = error
         folder = display.folder
         if folder is None or not folder.results.is_file():
             common.leave("interrupted before the first round", common.INTERRUPTED)
-        if interrupted:
+        if interrupted or failure is not None:
             results = load(folder.path)
-        run_page.write(folder.path)
+        with suppress(*((OSError,) if failure is not None else ())):  # of a full disk, which is the failure then
+            run_page.write(folder.path)
         common.show_lines(["", *tables.run_lines(results)])
         common.write_json(json_file, results.model_dump(mode="json"))
         if interrupted:
@@ -141,7 +164,31 @@ def simulate(
                 f" {folder.path}",
                 common.INTERRUPTED,
             )
+        if failure is not None:
+            common.leave(
+                f"error: the run has failed: {failure}\nThe figures so far are in {folder.path}, {folder.report} shows"
+                f" them, {folder.log} is its log. To try again from there: fedpress simulate --resume {folder.path}",
+                failure.exit_code,
+            )
         typer.echo(f"\nreport: {folder.report}")
+
+
+def _show_check(predicted: Forecast, json_file: Path | None) -> None:
+    """Print the forecast of a run, and write it as JSON."""
+    from fedpress.simulations.runs import forecast
+
+    common.show_rows(forecast.MODEL_COLUMNS, forecast.model_rows(predicted))
+    typer.echo()
+    common.show_rows(forecast.BYTES_COLUMNS, forecast.bytes_rows(predicted))
+    if predicted.students:
+        typer.echo()
+        common.show_rows(forecast.STUDENT_COLUMNS, forecast.student_rows(predicted))
+    typer.echo()
+    common.show_facts(forecast.facts(predicted))
+    for note in predicted.notes:
+        typer.echo(f"note: {note}")
+    typer.echo("nothing forbids this run")
+    common.write_json(json_file, predicted.model_dump(mode="json"))
 
 
 def students(

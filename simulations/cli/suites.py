@@ -116,8 +116,11 @@ def communication(
         shown = {(part.task, part.partition) for part in parts}
         if absent := [pair for pair in dict.fromkeys((c.task, c.partition) for c in wanted) if pair not in shown]:
             facts.append(("not run at all", "; ".join(", ".join(pair) for pair in absent)))
-        report = page.write(chosen, parts, target, facts)
+        cautions = measures.cautions(wanted, tables.runs)
+        report = page.write(chosen, parts, target, facts, cautions)
         missing = len(wanted) - len(tables.runs)
+        for caution in cautions:
+            console.print(f"\n{caution}", highlight=False, markup=False, soft_wrap=True)
         console.print(f"\n{len(tables.runs)} of {len(wanted)} runs; report: {report}", highlight=False, markup=False)
         if missing:
             common.leave(f"error: {missing} run(s) have no figures, {len(failures)} of them failed", 1)
@@ -144,10 +147,14 @@ def _run(console: Console, wanted: list[Cell], store: CellStore, jobs: int) -> l
 
 
 def _show(console: Console, status: Status, event: Event, store: CellStore) -> None:
+    from rich.text import Text
+
+    from fedpress.simulations.report import plain
+
     left = "" if event.seconds_left is None else f"about {_duration(event.seconds_left)} left"
     if event.finished is None:
         at_work = ", ".join(f"{cell.method} seed {cell.seed}, round {rounds}" for cell, rounds in event.running)
-        status.update(f"{event.done}/{event.total}  {at_work}  {left}")
+        status.update(Text(plain.printable(f"{event.done}/{event.total}  {at_work}  {left}")))  # no markup
         return
     cell = event.finished
     if event.failure is not None:
@@ -157,7 +164,7 @@ def _show(console: Console, status: Status, event: Event, store: CellStore) -> N
         assert results is not None
         what = f"{results.accuracy or 0:.2%}, {results.totals.both_bytes / 1e6:,.2f} MB"
     line = f"{event.done}/{event.total}  {cell.task} {cell.partition}  {cell.method}  seed {cell.seed}: {what}  {left}"
-    console.print(line, highlight=False, markup=False, soft_wrap=True)
+    console.print(plain.printable(line), highlight=False, markup=False, soft_wrap=True)
 
 
 def _duration(seconds: float) -> str:

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpress.compression import suggest
+from fedpress.compression import files, suggest
 from fedpress.compression.errors import FedpressError
 
 Floats = NDArray[np.float64]
@@ -105,7 +105,7 @@ def load(path: Path | str) -> Trace:
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = files.read_regular(path, files.MOST_DATA).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text in UTF-8"
         raise TraceError(f"network.trace: cannot read {path}: {reason}") from None

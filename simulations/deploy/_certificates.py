@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fedpress.compression.errors import FedpressError
+from fedpress.compression.files import MOST_TEXT, read_regular
 
 LOCAL = ("localhost", "127.0.0.1", "::1")
 """Names in every server's certificate, under which the server's own processes connect."""
@@ -65,7 +66,7 @@ def read_certificate(path: Path) -> x509.Certificate:
         KeysError: It is missing or damaged.
     """
     try:
-        return x509.load_pem_x509_certificate(path.read_bytes())
+        return x509.load_pem_x509_certificate(read_regular(path, MOST_TEXT))
     except OSError as error:
         raise KeysError(f"cannot read {path}: {error.strerror}; `fedpress keys init` makes it") from None
     except ValueError as error:
@@ -79,7 +80,7 @@ def read_private_key(path: Path) -> ec.EllipticCurvePrivateKey:
         KeysError: It is missing, damaged, or of another kind.
     """
     try:
-        key = serialization.load_pem_private_key(path.read_bytes(), None)
+        key = serialization.load_pem_private_key(read_regular(path, MOST_TEXT), None)
     except OSError as error:
         raise KeysError(f"cannot read {path}: {error.strerror}; `fedpress keys init` makes it") from None
     except (ValueError, TypeError) as error:

@@ -16,6 +16,7 @@ from flwr.supercore.error import FlowerError
 from flwr.supercore.fab import Fab
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 
+from fedpress.compression import files
 from fedpress.simulations.deploy import keys
 from fedpress.simulations.deploy.children import ServiceError
 
@@ -58,6 +59,18 @@ class DeployedRun(NamedTuple):
     details: str
 
 
+class _Token:
+    """Interceptor that adds the operators' token to each request."""
+
+    def __init__(self, token: str) -> None:
+        self._token = token
+
+    def intercept(self, context: Any, call_next: Any) -> Any:
+        """Add the header and go on."""
+        context.request.headers["authorization"] = f"Bearer {self._token}"
+        return call_next(context)
+
+
 class Control:
     """Connection to a SuperLink's Control API, over TLS.
 
@@ -66,17 +79,18 @@ class Control:
     Args:
         address: HOST:PORT.
         ca: Certificate of the authority that signed the SuperLink's, PEM.
+        token: The operators' token (`operators`); empty: a SuperLink that asks for none.
 
     Raises:
         KeysError: The certificate cannot be read.
     """
 
-    def __init__(self, address: str, ca: Path) -> None:
+    def __init__(self, address: str, ca: Path, token: str = "") -> None:
         self._address = address
+        interceptors = [RuntimeVersionHttpInterceptor(component_name="fedpress"), *([_Token(token)] if token else [])]
         try:
-            self._client = ControlHttpClient.from_server_address(
-                address, False, ca.read_bytes(), [RuntimeVersionHttpInterceptor(component_name="fedpress")]
-            )
+            certificate = files.read_regular(ca, files.MOST_TEXT)
+            self._client = ControlHttpClient.from_server_address(address, False, certificate, interceptors)
         except OSError as error:
             raise keys.KeysError(f"cannot read {ca}: {error.strerror}") from None
 

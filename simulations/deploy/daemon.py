@@ -21,6 +21,7 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
+from fedpress.client import workloads
 from fedpress.client.backoff import Backoff
 from fedpress.client.download import certificates
 from fedpress.client.warm import hand_over
@@ -79,6 +80,7 @@ class EdgeDaemon:
         self._hook_reason = ""  # why `only_if` forbids to take part; empty: it does not
         self._refused_since: float | None = None
         self._ahead: float | None = None  # seconds by which the clock was last reported to be wrong
+        self._refused_work = ""  # reason of the last refusal of what the server wants run
         self._transfer = ""  # warning about the last message, if it did not get through
         self._status, self._reason = "starting", ""
 
@@ -223,6 +225,10 @@ class EdgeDaemon:
         elif "Sent successfully" in line:
             self._answers += 1
             self._transfer = ""
+        elif match := re.search(rf"(?:{workloads.WorkloadRefused.__name__}|{supernode.REFUSED}): (.*)", line):
+            before, self._refused_work = self._refused_work, match[1]
+            if self._refused_work != before:
+                self._say(f"warning: refused to work: {match[1]}")
         elif match := re.search(rf"Failed to (send|receive) message \S+: (?!{supernode.RUN_ENDED})(.*)", line):
             before, self._transfer = self._transfer, _transfer(match[1], match[2])
             if self._transfer != before:
@@ -326,6 +332,7 @@ def node_config(chosen: settings.ClientSettings) -> str:
         "initial-weights": chosen.init,
         "tier": chosen.tier,
         "probe": chosen.probe,
+        workloads.KEY: " ".join(chosen.workloads),
     }
     pairs = [f"{key}='{value}'" for key, value in values.items() if value is not None]
     return " ".join(pairs if chosen.partition is None else [*pairs, f"partition-id={chosen.partition}"])

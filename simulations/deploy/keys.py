@@ -23,7 +23,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from fedpress.compression.files import sync_folder
+from fedpress.compression.files import MOST_TEXT, read_regular, sync_folder
 from fedpress.simulations.deploy import _certificates
 from fedpress.simulations.deploy._certificates import KeysError as KeysError
 
@@ -41,6 +41,7 @@ class Folder:
         self.server_key = path / "server.key"
         self.nodes = path / "nodes"
         self.clients = path / "clients"
+        self.operator = path / "operator.token"
 
     def public_keys(self) -> dict[str, Path]:
         """Return the public key files of the admitted nodes, by name."""
@@ -177,7 +178,7 @@ def check(folder: Folder) -> list[str]:
     how = f"`fedpress keys renew {folder.path}` makes a new one, and a restart of the server takes it"
     if left.total_seconds() <= 0:
         raise KeysError(f"{folder.server} has expired on {server.not_valid_after_utc:%Y-%m-%d}; {how}")
-    warnings = loose([folder.path, folder.ca_key, folder.server_key])
+    warnings = loose([folder.path, folder.ca_key, folder.server_key, folder.operator])
     if left.days < 30:
         warnings.append(f"{folder.server} expires in {left.days} days; {how}")
     return warnings
@@ -201,7 +202,7 @@ def node_key(path: Path) -> list[str]:
         KeysError: It is missing, or not of the kind that Flower needs.
     """
     try:
-        data = path.read_bytes()
+        data = read_regular(path, MOST_TEXT)
     except OSError as error:
         raise KeysError(
             f"cannot read the node's key {path}: {error.strerror}; `fedpress keys node` makes one"
@@ -225,7 +226,7 @@ def public_bytes(path: Path) -> bytes:
         KeysError: It is missing, or not an ECDSA key.
     """
     try:
-        key = serialization.load_ssh_public_key(path.read_bytes())
+        key = serialization.load_ssh_public_key(read_regular(path, MOST_TEXT))
         if not isinstance(key, ec.EllipticCurvePublicKey):
             raise ValueError("it is not an ECDSA key")
     except Exception as error:

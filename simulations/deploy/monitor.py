@@ -17,6 +17,9 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from fedpress.simulations.deploy import settings
 from fedpress.simulations.deploy.children import ServiceError
 
+IDLE_SECONDS = 10.0
+"""Time limit without a byte of a request."""
+
 
 class ServiceFigure(NamedTuple):
     """A metric, with a value for each combination of labels.
@@ -87,6 +90,8 @@ def served(
     registry.register(_Collector(figures))
 
     class Handler(BaseHTTPRequestHandler):
+        timeout = IDLE_SECONDS  # a thread for each connection: one that says nothing must not keep it
+
         def do_GET(self) -> None:
             if self.path == "/metrics":
                 self._answer(200, CONTENT_TYPE_LATEST, generate_latest(registry))

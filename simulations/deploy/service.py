@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -19,7 +20,18 @@ from typing import Any, NamedTuple
 
 from fedpress.client.backoff import Backoff
 from fedpress.compression.errors import FedpressError
-from fedpress.simulations.deploy import children, daemon, flower_processes, keys, monitor, settings, superlink
+from fedpress.compression.files import write_atomically
+from fedpress.simulations.deploy import (
+    admission,
+    children,
+    daemon,
+    flower_processes,
+    keys,
+    monitor,
+    operators,
+    settings,
+    superlink,
+)
 from fedpress.simulations.deploy.children import Child, Failures, ServiceError
 from fedpress.simulations.deploy.control import (
     Control,
@@ -33,6 +45,7 @@ from fedpress.simulations.results import start
 from fedpress.simulations.results.records import Results
 from fedpress.simulations.results.run_folder import RunFolder, RunFolderError
 from fedpress.simulations.scenario import scenario as scenarios
+from fedpress.simulations.scenario.scenario import Scenario
 
 APPS = {"workload": "fedpress.simulations.runs.job:load", "plan": "fedpress.simulations.runs.plan:load"}
 """Configuration of fedpress's apps: references to the clients' and the server's work, which import torch."""
@@ -47,6 +60,9 @@ GONE_SECONDS = 6.0
 """Seconds without a ServerApp's process after which a run is restarted; a SuperLink takes a minute to notice."""
 LEAVING_SECONDS = 15.0
 """Time limit for the ServerApp's process to end once its run is finished."""
+
+WAITING = ("nodes", "waiting")
+"""Subjects of news about what the run waits for: nodes to connect, replies to come."""
 
 
 class Stopped(NamedTuple):
@@ -81,6 +97,7 @@ class Service:
         self._link: Child | None = None
         self._hub: Child | None = None
         self._control: Control | None = None
+        self._token = ""
         self._run: int | None = None
         self._app: Path | None = None
         self._needed = 0  # nodes that the run waits for; 0: not known
@@ -143,10 +160,12 @@ class Service:
         chosen = self._chosen
         flower_processes.command("flower-superlink")
         if chosen.superlink is not None:
+            self._token = operators.token(self._keys)
             return []
         if not self._keys.ca.exists():
             place = self._keys.path
             raise keys.KeysError(f"there are no keys in {place}; make them: fedpress keys init {place}")
+        self._token = operators.make_token(self._keys)
         return keys.check(self._keys)
 
     def _finished(self) -> bool:
@@ -171,7 +190,8 @@ class Service:
             return Path(chosen.app)
         assert chosen.scenario is not None  # the settings' own check
         scenario = scenarios.load(chosen.scenario, chosen.overrides)
-        start.goes_on(self._folder, scenario)  # the app would refuse the same, in every attempt
+        if not start.goes_on(self._folder, scenario):  # the app would refuse the same, in every attempt
+            self._check_scenario(scenario)
         self._needed = scenario.clients
         text = scenario.to_json()
         if "'" in text + chosen.out:
@@ -182,8 +202,49 @@ class Service:
             "fedpress-run",
             "fedpress.server.app:app",
             "fedpress.client.app:app",
-            {**APPS, "scenario": text, "out": str(self._folder.path)},
+            {**APPS, "scenario": text, "out": str(self._folder.path), "checked": 1},
         )
+
+    def _check_scenario(self, scenario: Scenario) -> None:
+        """Check data, model and settings before anything starts, in a process of its own: this one needs no torch.
+
+        Raises:
+            ServiceError: The run would fail.
+        """
+        file, log = self._state / "scenario.yaml", self._state / "check.log"
+        write_atomically(file, scenario.to_yaml().encode())
+        self._say("checking the scenario")
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-m",
+                    "fedpress.simulations",
+                    "simulate",
+                    str(file),
+                    "--check",
+                    "--out",
+                    str(self._folder.path),
+                ],
+                env=flower_processes.environment(self._home),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+        while process.poll() is None and not self._signal:
+            self._wake.wait(0.2)
+        if self._signal:
+            process.kill()
+            process.wait()
+            return
+        lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+        for line in lines:
+            if line.startswith("note: "):
+                self._say(line)
+        if process.returncode:
+            first = next((number for number, line in enumerate(lines) if line.startswith("error: ")), -1)
+            text = "\n".join(lines[first:]) or f"it ended with exit code {process.returncode}"
+            raise ServiceError(f"the scenario cannot be run: {text.removeprefix('error: ')}")
 
     # ---- steps -----------------------------------------------------------------------------------------------------
 
@@ -196,7 +257,7 @@ class Service:
                 self._connect()
             self._register()
             self._count_nodes()
-            if self._run is not None or not self._finished():
+            if self._run is not None or not (self._finished() or self._status == "failed"):
                 self._keep_run()
         except ControlUnreachable as error:
             if self._chosen.superlink is not None or (self._link and self._link.ended() is None):
@@ -241,6 +302,8 @@ class Service:
 
     def _start_link(self) -> None:
         host, port = settings.host_and_port(self._chosen.listen)
+        operators.flower_home(self._state / "operator", self.address, self._keys.ca, self._token)
+        secret = operators.new_secret(self._state / "superexec.secret")
         self._counts["superlink"] += 1
         environment = flower_processes.environment(self._home)
         self._link = Child(
@@ -249,10 +312,12 @@ class Service:
                 "--ssl-certfile", str(self._keys.server), "--ssl-keyfile", str(self._keys.server_key),
                 "--ssl-ca-certfile", str(self._keys.ca), "--enable-supernode-auth",
                 "--database", str(self._state / "superlink.db"), "--disable-runtime-dependency-installation",
+                "--isolation", "process", "--superexec-auth-secret-file", str(secret),
             ],
             environment
             | {
                 superlink.OPERATORS: " ".join(self._chosen.operators),
+                operators.TOKEN: self._token,
                 superlink.MESSAGE_BYTES: str(int(self._chosen.message_mib * 2**20)),
             },
             self._link_log,
@@ -260,12 +325,12 @@ class Service:
         )  # fmt: skip
 
     def _read(self, line: str) -> None:
-        """Report the messages of the SuperLink's guards; called from another thread."""
-        if line.startswith(superlink.SAYS):
-            self._say(f"warning: {line.removeprefix(superlink.SAYS)}")
+        """Report the messages of the SuperLink's admission; called from another thread."""
+        if line.startswith(admission.SAYS):
+            self._say(f"warning: {line.removeprefix(admission.SAYS)}")
 
     def _connect(self) -> None:
-        self._control = Control(self.address, self._keys.ca)
+        self._control = Control(self.address, self._keys.ca, self._token)
         runs = self._control.runs()
         self._link_wait.reset()
         self._last_news.pop("control", None)
@@ -318,6 +383,8 @@ class Service:
             self._app_completed = self._chosen.app is not None and run.sub_status == "completed"
             if self._finished():
                 self._run, self._status = None, "finished"
+            elif self._chosen.app is None and self._results is not None and self._results.status == "failed":
+                self._gave_up(self._results)
             else:
                 self._failed(self._why(run))
         elif self._finished() and now - self._finished_at > LEAVING_SECONDS:
@@ -335,6 +402,10 @@ class Service:
         children.end_all(self._home, name="flwr-serverapp", wait=0.0)  # two must not write into one run folder
         rounds = len(self._results.rounds) if self._results else 0
         config = self._chosen.run_config if self._chosen.app is not None else {}
+        if self._results is not None and self._results.status == "failed":  # which this attempt may mend
+            self._say(f"the run has failed before, and is tried again: {self._results.reason}")
+            self._results = self._results.model_copy(update={"status": "running", "reason": ""})
+            self._folder.save_results(self._results)
         self._run = self._control.start(self._app, config)
         self._counts["run"] += 1
         self._run_began = time.monotonic()
@@ -371,6 +442,21 @@ class Service:
         self._next_run = now + wait
         self._status = "restarting"
         self._say(f"the run has ended: {reason}; it goes on in {wait:.0f} s")
+
+    def _gave_up(self, results: Results) -> None:
+        """End the service, or with `stay` only the run, which has failed by its own judgment.
+
+        Raises:
+            ServiceError: The run has failed, and the service does not stay.
+        """
+        self._run, self._status = None, "failed"
+        text = (
+            f"the run has failed after round {len(results.rounds)}: {results.reason}\nWhat there is of it is in"
+            f" {self._folder.path}; the service, started again, tries again from there"
+        )
+        if not self._chosen.stay:
+            raise ServiceError(text)
+        self._say(f"{text}; until then it serves what there is")
 
     def _stop_run(self, run: int) -> None:
         assert self._control is not None
@@ -428,6 +514,10 @@ class Service:
                 f"round {result.round} of {self.rounds}: {accuracy}{result.replies} replies{refused},"
                 f" {result.up_bytes:,} bytes up, {result.down_bytes:,} down"
             )
+        if results.waiting and results.status == "running":
+            self._news("waiting", results.waiting)
+        else:
+            self._last_news.pop("waiting", None)
         if results.status == "finished" and self._status != "finished":
             self._status, self._finished_at = "finished", time.monotonic()
             if self._chosen.stay:
@@ -438,11 +528,17 @@ class Service:
         """Number of rounds that the run will have; 0: not known."""
         return int(self._results.scenario.get("rounds", 0)) if self._results else 0
 
+    @property
+    def _state_of_run(self) -> str:
+        """State of the run: waiting is no failure, and is told from running."""
+        waits = any(about in WAITING for about in self._last_news)
+        return "waiting" if waits and self._status == "running" else self._status
+
     def figures(self) -> Iterator[monitor.ServiceFigure]:
         """Yield the metrics for Prometheus."""
-        states = ("starting", "running", "restarting", "finished")
+        states = ("starting", "running", "waiting", "restarting", "finished", "failed")
         yield monitor.ServiceFigure(
-            "run_state", "1 for the state that it is in.", {(s,): s == self._status for s in states}, ("state",)
+            "run_state", "1 for the state that it is in.", {(s,): s == self._state_of_run for s in states}, ("state",)
         )
         starts: dict[tuple[str, ...], float] = {(name,): count for name, count in self._counts.items()}
         yield monitor.ServiceFigure("starts", "How often it was started, by part.", starts, ("part",), total=True)
@@ -456,7 +552,8 @@ class Service:
     def health(self) -> tuple[bool, Mapping[str, Any]]:
         """Return whether all is well, and state, rounds, nodes and run folder."""
         facts = {
-            "state": self._status,
+            "state": self._state_of_run,
+            "waiting": "; ".join(text for about, text in self._last_news.items() if about in WAITING),
             "round": len(self._results.rounds) if self._results else 0,
             "rounds": self.rounds,
             "nodes": self._nodes.get("online", 0),

@@ -10,6 +10,8 @@ from typing import Annotated, TypeVar
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
+from fedpress.client import workloads
+from fedpress.compression import files
 from fedpress.compression.errors import FedpressError
 from fedpress.compression.settings import Positive
 from fedpress.simulations.scenario import diagnostics, yaml_source
@@ -91,6 +93,12 @@ def _no_quotes(text: str) -> str:
     return text
 
 
+def _reference(text: str) -> str:
+    if text != workloads.ANY and not workloads.REFERENCE.fullmatch(text):
+        raise ValueError(f"expected 'module:attribute', such as {workloads.OWN}, or {workloads.ANY!r}")
+    return text
+
+
 Address = Annotated[str, AfterValidator(_address)]
 Plain = Annotated[str, AfterValidator(_no_quotes)]
 
@@ -122,8 +130,8 @@ class ServerSettings(Section):
     operators: tuple[Annotated[str, AfterValidator(_network)], ...] = Field(
         default=("127.0.0.0/8", "::1/128"),
         strict=False,
-        description="Networks whose machines may start and stop runs and register keys. Flower requires no password"
-        " for that, so keep the list short. Clients need not be in it.",
+        description="Networks whose machines may start and stop runs and register keys, with the token that is in"
+        " `keys/operator.token`. Clients need not be in it.",
     )
     message_mib: Positive = Field(
         default=256,
@@ -175,6 +183,12 @@ class ClientSettings(Section):
         description="This device's copy of the scenario's `init` file: where it holds the same weights, the model is"
         " not sent; null: the path in the scenario, if there is such a file here.",
     )
+    workloads: tuple[Annotated[str, AfterValidator(_reference)], ...] = Field(
+        default=(workloads.OWN,),
+        strict=False,
+        description="What the server may have this device run: functions and classes that are installed here, as"
+        " 'module:attribute'. By default fedpress's own, on its own tasks. ['*']: whatever the server names or sends.",
+    )
     tier: Plain | None = Field(default=None, description="The tier of this device.")
     probe: Plain | None = Field(default=None, description="A file of `fedpress probe --json`, which names the tier.")
     threads: int | None = Field(default=None, ge=1, description="Threads to train on; null: as many as PyTorch takes.")
@@ -214,7 +228,7 @@ def load(path: Path, kind: type[S]) -> S:
         SettingsError: The file cannot be read or is not valid: all problems are listed.
     """
     try:
-        raw = yaml_source.read(path.read_text(encoding="utf-8"))
+        raw = yaml_source.read(files.read_text(path))
     except OSError as error:
         command = f"fedpress {kind.__name__.removesuffix('Settings').lower()}"
         raise SettingsError(

@@ -1,4 +1,9 @@
-"""Flower's SuperNode, with a repair: a message whose run ends while it is fetched leaves nothing behind.
+"""Flower's SuperNode, with a repair and a restriction.
+
+An app that the node does not allow (`fedpress.client.workloads`) is not installed: the server gets an error for the
+order, with the reason.
+
+The repair: a message whose run ends while it is fetched leaves nothing behind.
 
 Flower 1.41 cleans up after a fetch that fails with an Exception, but RunNotRunningException is a BaseException: the
 message stays, and so does its task. The task's ClientApp fails on it, that failure is taken for the reply to the next
@@ -7,13 +12,19 @@ message, and from then on every reply is one message late. A run that waits for 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
+from flwr.supercore import log
+
+from fedpress.client import workloads
 from fedpress.simulations.deploy import _flower
 
 RUN_ENDED = "its run has ended"
 """Text in the log for such a message."""
+REFUSED = "the server's app is refused"
+"""Text in the log for an app that this node does not run."""
 
 
 def repaired(pull_and_store_message: Callable[..., int | None]) -> Callable[..., int | None]:
@@ -37,9 +48,43 @@ def repaired(pull_and_store_message: Callable[..., int | None]) -> Callable[...,
     return pulls
 
 
+def restricted(pull_and_store_message: Callable[..., int | None]) -> Callable[..., int | None]:
+    """Return Flower's function with a check of the app of each new run, before anything of it is used."""
+
+    def pulls(**given: Any) -> int | None:
+        allowed, orders = workloads.listed(given["node_config"]), []
+        receive, get_run, get_fab = given["receive"], given["get_run"], given["get_fab"]
+
+        def receive_order() -> Any:
+            received = receive()
+            if received is not None:
+                orders.append(received[0])
+            return received
+
+        def get_checked_run(*asked: Any) -> Any:
+            run = get_run(*asked)
+            if allowed is not None and not _flower.is_of_client_app(run):
+                raise workloads.WorkloadRefused("the server's run is none of a ClientApp, which this node does not run")
+            return run
+
+        def get_checked_fab(*asked: Any) -> Any:
+            fab = get_fab(*asked)
+            workloads.check_app(fab.content, allowed)
+            return fab
+
+        given |= {"receive": receive_order, "get_run": get_checked_run, "get_fab": get_checked_fab}
+        try:
+            return pull_and_store_message(**given)
+        except workloads.WorkloadRefused as error:
+            log(logging.ERROR, "%s: %s", REFUSED, error)
+            return _flower.answer_with_error(orders[0], str(error), given["state"], given["object_store"])
+
+    return pulls
+
+
 def main() -> None:
     """Run `flower-supernode`; its arguments are this command's."""
-    _flower.run_supernode(repaired)
+    _flower.run_supernode(lambda original: restricted(repaired(original)))
 
 
 if __name__ == "__main__":

@@ -10,11 +10,17 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedpress.compression.errors import FedpressError
+from fedpress.simulations.engines import _flower
 from fedpress.simulations.engines._flower import Run
 
 
 class EngineError(FedpressError):
     """The engine cannot go on: the ClientApp does not load, or workers keep dying."""
+
+
+def act_as_server(run: int = 1) -> None:
+    """Let this process make messages as the server of a run, without an engine."""
+    _flower.identify(run, 1, 0)
 
 
 class ClientGrid(Grid):

@@ -151,7 +151,9 @@ class FlowerGrid(ClientGrid):
                 group_id=metadata.group_id,
                 ttl=metadata.ttl,
             )
-            ids += self._grid.push_messages([sent])
+            for message_id in self._grid.push_messages([sent]):
+                records.set_id(message, message_id)
+                ids.append(message_id)
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:

@@ -6,7 +6,7 @@ import sys
 import traceback
 from collections import OrderedDict
 from collections.abc import Iterator
-from logging import DEBUG, ERROR, FileHandler, Formatter, Logger, getLogger
+from logging import DEBUG, ERROR, FileHandler, Formatter, Logger, LogRecord, getLogger
 from multiprocessing import connection, parent_process
 from pathlib import Path
 from threading import Thread
@@ -127,6 +127,20 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
+class _RunLog(FileHandler):
+    """Log file that a full disk leaves short: it neither ends the run nor fills the terminal with tracebacks."""
+
+    def handleError(self, record: LogRecord) -> None:
+        """Drop a line that cannot be written."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+    def close(self) -> None:
+        """Close the file, with whatever could be written."""
+        with contextlib.suppress(OSError):
+            super().close()
+
+
 @contextlib.contextmanager
 def log_to_file(path: Path | None) -> Iterator[Logger]:
     """Send Flower's log to the end of a file instead of the terminal; with None, leave it where it goes."""
@@ -135,7 +149,7 @@ def log_to_file(path: Path | None) -> Iterator[Logger]:
         yield logger
         return
     before = list(logger.handlers)
-    handler = FileHandler(path)
+    handler = _RunLog(path)
     handler.setFormatter(Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger.handlers[:] = [handler]
     try:

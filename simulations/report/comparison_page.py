@@ -37,6 +37,11 @@ class ComparedRun(NamedTuple):
         """Whether it finished."""
         return self.results.status == "finished"
 
+    @property
+    def mark(self) -> str:
+        """Mark of a run that did not finish."""
+        return "failed" if self.results.status == "failed" else "unfinished"
+
 
 class RunGroup(NamedTuple):
     """Runs that are one curve: a single run, or finished runs of one scenario with different seeds.
@@ -214,7 +219,7 @@ def _span(group: RunGroup) -> str:
 def _curves(groups: Sequence[RunGroup], axis: series.Axis) -> list[Curve]:
     curves = []
     for group in groups:
-        label = group.label if group.runs[0].whole else f"{group.label} (unfinished)"
+        label = group.label if group.runs[0].whole else f"{group.label} ({group.runs[0].mark})"
         runs = [series.running(series.points(run.results)) for run in group.runs]
         curves.append(series.curve(label, runs, axis, smooth=True))
     return [curve for curve in curves if curve]

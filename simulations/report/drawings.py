@@ -6,7 +6,9 @@ CSS variables in the finished SVG, so that one drawing serves light and dark scr
 
 from __future__ import annotations
 
+import hashlib
 import re
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from io import BytesIO, StringIO
 from pathlib import Path
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 WIDTH: Final = 5.6  # inches; 10-point text is then 1/40 of the figure's width
 DOTS_PER_INCH: Final = 200  # of a PNG
+MOST_ID: Final = 100  # letters
 
 Colors = Mapping[str, str]  # role -> color
 INK: Final = "ink"  # text
@@ -74,7 +77,7 @@ class Drawing(NamedTuple):
     """A figure that can be drawn in any colors.
 
     Attributes:
-        name: Name of its files, and prefix of its ids on a page.
+        name: What it is known by; `id` names its files, and its parts on a page.
         height: Inches.
         draw: Draws on axes, with a color for each role.
     """
@@ -82,6 +85,15 @@ class Drawing(NamedTuple):
     name: str
     height: float
     draw: Callable[[Axes, Colors], None]
+
+    @property
+    def id(self) -> str:
+        """The name with nothing but letters, digits, - and _: a file's name, and a part of ids on a page.
+
+        A tier may have any name, also one with a slash or a quotation mark. Different names differ here, too.
+        """
+        plain = re.sub(r"[^A-Za-z0-9_-]", "-", self.name)[:MOST_ID]
+        return plain if plain == self.name else f"{plain}-{hashlib.sha256(self.name.encode()).hexdigest()[:8]}"
 
     def on_page(self) -> str:
         """Return the figure as an SVG element for a page that defines the colors (`css_variables`)."""
@@ -91,7 +103,7 @@ class Drawing(NamedTuple):
         svg = svg[svg.index("<svg") :]  # an HTML page takes no XML declaration and no doctype
         # Matplotlib's style rule would apply to the whole page.
         svg = re.sub(r"<defs>\s*<style.*?</defs>", "", svg, count=1, flags=re.DOTALL)
-        svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{self.name}-", svg)
+        svg = re.sub(r'(\bid="|href="#|url\(#)', lambda found: f"{found[1]}{self.id}-", svg)
         for role, color in STAND_INS.items():
             svg = svg.replace(color, f"var(--{role})")
         return svg
@@ -110,7 +122,10 @@ class Drawing(NamedTuple):
 
     def _save(self, to: IO[Any], kind: str, colors: Colors, transparent: bool = False) -> None:
         keys = ("Creator", "Date", "Format", "Type") if kind == "svg" else ("Software",)
-        with matplotlib.rc_context(_style(colors)):
+        with matplotlib.rc_context(_style(colors)), warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", "Glyph .* missing from font"
+            )  # a name in any script; SVG takes the page's
             figure = Figure(figsize=(WIDTH, self.height), layout="constrained")
             self.draw(figure.add_subplot(), colors)
             figure.savefig(
@@ -133,7 +148,7 @@ def save(drawings: Iterable[Drawing], folder: Path) -> list[Path]:
     written = []
     for drawing in drawings:
         for ending, data in ((".svg", drawing.svg().encode()), (".png", drawing.png())):
-            written.append(folder / (drawing.name + ending))
+            written.append(folder / (drawing.id + ending))
             write_atomically(written[-1], data)
     return written
 

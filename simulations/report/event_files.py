@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from fedpress.simulations.scenario.scenario import Scenario
 
 
+MOST_STEP = (1 << 63) - 1  # of an event
+
+
 class EventFiles(Observer):
     """Observer that writes a run's scalars into the run folder's `tensorboard/`.
 
@@ -79,7 +82,9 @@ class EventFiles(Observer):
     def _write(self, step: int, scalars: dict[str, float | None]) -> None:
         values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items() if value is not None]
         if values and self._writer is not None:
-            self._writer.add_event(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
+            self._writer.add_event(
+                Event(wall_time=time.time(), step=min(step, MOST_STEP), summary=Summary(value=values))
+            )
 
 
 def write(path: Path | str) -> Path:

@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple, Protocol, TypeVar
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator, PercentFormatter
 
-from fedpress.simulations.report import units
+from fedpress.simulations.report import plain, units
 from fedpress.simulations.report.drawings import FIRST, INK, MUTED, SECOND, SERIES, WIDTH, Colors, Drawing
 
 LETTER: Final = 6.3  # points that a letter of 10-point text takes, rather too many than too few
@@ -272,7 +272,8 @@ def bars(name: str, items: Sequence[Bar]) -> Drawing:
         places = range(len(items))
         shades = [colors[SECOND if item.whole else FIRST] for item in items]
         axes.barh(places, [item.length for item in items], height=0.62, color=shades)
-        _label_bars(axes, labels, [item.length for item in items], [item.text for item in items], colors)
+        texts = [plain.printable(item.text) for item in items]
+        _label_bars(axes, labels, [item.length for item in items], texts, colors)
 
     return Drawing(name, 0.2 + 0.26 * len(items), draw)
 
@@ -436,8 +437,13 @@ def _plot_all(axes: Axes, curves: Sequence[Curve], labels: Sequence[str], colors
 
 
 def _shortened(label: str, most: int) -> str:
-    """Return the end of a long label, where names of layers and folders differ."""
-    return label if len(label) <= most else "…" + label[1 - most :]
+    """Return the end of a long label, where names of layers and folders differ.
+
+    Matplotlib leaves a label out of the legend that is empty or begins with an underscore, hence the space.
+    """
+    label = plain.printable(label)
+    label = label if len(label) <= most else "…" + label[1 - most :]
+    return f" {label}" if not label or label.startswith("_") else label
 
 
 def _round_bytes(size: float, _: object) -> str:

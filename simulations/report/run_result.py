@@ -116,7 +116,7 @@ class RunResult:
     def _repr_html_(self) -> str:
         """Return what a notebook shows."""
         facts = [*tables.run_facts(self.results), ("folder", str(self.folder))]
-        students = tables.student_rows(self.results)
+        columns, students = tables.student_table(self.results)
         number = next(_outputs)  # ids must be unique in the notebook, which may show a run twice
         curves = [
             drawing._replace(name=f"fedpress-{number}-{drawing.name}").on_page()
@@ -127,7 +127,7 @@ class RunResult:
             [
                 f"<style>{_STYLE}</style><div class='fedpress-run'>",
                 _table((), facts),
-                _table(tables.STUDENT_COLUMNS, students) if students else "",
+                _table(columns, students) if students else "",
                 *curves,
                 "</div>",
             ]

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from rich.filesize import decimal as size
 
-from fedpress.simulations.report import units
-from fedpress.simulations.results.records import Results, TierResult
+from fedpress.simulations.report import plain, units
+from fedpress.simulations.results.records import Results, StudentResult, TierResult
 
 
 def fact_lines(facts: Iterable[tuple[str, str]]) -> list[str]:
@@ -20,7 +20,7 @@ def fact_lines(facts: Iterable[tuple[str, str]]) -> list[str]:
     >>> fact_lines([("status", "finished"), ("up", "3 kB")])
     ['status  finished', 'up      3 kB']
     """
-    facts = list(facts)
+    facts = [(plain.printable(name), plain.printable(value)) for name, value in facts]
     width = max((len(name) for name, _ in facts), default=0)
     return [f"{name:<{width}}  {value}" for name, value in facts]
 
@@ -35,7 +35,7 @@ def table_lines(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[s
     >>> table_lines(("tier", "bytes"), [("phone", "900")])
     ['tier   bytes', 'phone    900']
     """
-    lines = [tuple(columns), *map(tuple, rows)]
+    lines = [tuple(map(plain.printable, line)) for line in (columns, *rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return [
         f"{first:<{widths[0]}}" + "".join(f"  {cell:>{width}}" for cell, width in zip(rest, widths[1:], strict=True))
@@ -45,8 +45,8 @@ def table_lines(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[s
 
 def run_lines(results: Results) -> list[str]:
     """Return a run's figures and, below an empty line, the table of its students if it made any."""
-    rows = student_rows(results)
-    return [*fact_lines(run_facts(results)), *(["", *table_lines(STUDENT_COLUMNS, rows)] if rows else [])]
+    columns, rows = student_table(results)
+    return [*fact_lines(run_facts(results)), *(["", *table_lines(columns, rows)] if rows else [])]
 
 
 def run_facts(results: Results) -> list[tuple[str, str]]:
@@ -60,7 +60,7 @@ def run_facts(results: Results) -> list[tuple[str, str]]:
     ]
     return [
         ("scenario", f"{results.name}, seed {results.seed}"),
-        ("status", results.status),
+        ("status", results.status + (f": {results.reason}" if results.reason else "")),
         ("rounds", f"{len(results.rounds)} of {planned}" + (f", {refused} replies refused" if refused else "")),
         *(stale if results.flushes else []),
         *([_mask(results)] if results.new_masks else []),
@@ -114,13 +114,22 @@ def _against(sent: int, ratio: float | None) -> str:
     return f"{size(sent)}, as dense" if 0.95 < ratio < 1.05 else f"{size(sent)}, {ratio:,.1f}x less than dense"
 
 
-STUDENT_COLUMNS = ("student", "parameters", "bundle", "teacher", "student", "quantized", "downloaded")
+def claimed_accuracy(student: StudentResult) -> str:
+    """Return the accuracies that clients report of a student, which are their claims; "-": none has reported any."""
+    if not (claims := student.claimed_accuracies):
+        return "-"
+    return " to ".join(dict.fromkeys(f"{claim:.2%}" for claim in (min(claims), max(claims))))
 
 
-def student_rows(results: Results) -> list[tuple[str, ...]]:
-    """Return a row under `STUDENT_COLUMNS` for each student of the last version; accuracies are on test data."""
+def student_table(results: Results) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Return columns and rows of the students of the last version; accuracies are on test data.
+
+    The last column, of the ONNX graphs, is there where a student has one.
+    """
     last = max((student.version for student in results.students), default=0)
-    return [
+    students = [student for student in results.students if student.version == last]
+    columns: tuple[str, ...] = ("student", "parameters", "bundle", "teacher", "student", "quantized", "clients say")
+    rows: list[tuple[str, ...]] = [
         (
             student.tier,
             f"{student.parameters:,}",
@@ -128,8 +137,12 @@ def student_rows(results: Results) -> list[tuple[str, ...]]:
             f"{student.teacher_accuracy:.2%}",
             f"{student.student_accuracy:.2%}",
             f"{student.quantized_accuracy:.2%}",
-            f"{student.accuracy:.2%}",
+            claimed_accuracy(student),
         )
-        for student in results.students
-        if student.version == last
+        for student in students
     ]
+    if any(student.onnx_accuracy is not None for student in students):
+        columns += ("as ONNX",)
+        graphs = ("-" if one.onnx_accuracy is None else f"{one.onnx_accuracy:.2%}" for one in students)
+        rows = [(*row, graph) for row, graph in zip(rows, graphs, strict=True)]
+    return columns, rows

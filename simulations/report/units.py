@@ -1,14 +1,6 @@
 """Numbers with units, as tables and figures show them."""
 
-
-def format_bytes(size: float) -> str:
-    """Return a size in decimal units with three significant digits: `1.23 MB`."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 999.5 or unit == "GB":
-            break
-        size /= 1000
-    digits = 0 if unit == "B" or size >= 99.95 else 1 if size >= 9.995 else 2
-    return f"{size:.{digits}f} {unit}"
+from fedpress.compression.ledger import format_bytes as format_bytes
 
 
 def format_joules(joules: float) -> str:

@@ -8,6 +8,9 @@ from pydantic import BaseModel, ConfigDict
 
 from fedpress.compression.models.step import CandidateResult, LayerTiming, PruningStep, StageResult
 
+Status = Literal["running", "finished", "interrupted", "failed"]
+"""How a run ended: `interrupted` by its user, `failed` by an error or because nothing usable came of it (`reason`)."""
+
 MEASURED: Final[dict[str, Any]] = {
     "seconds": True,
     "phases": True,
@@ -73,11 +76,13 @@ class StudentResult(Record):
     version: int
     parameters: int
     bundle_bytes: int
-    accuracy: float  # of the bundle as downloaded and rebuilt by a client
+    accuracy: float  # of the bundle, which the server has opened again, as its clients do
+    claimed_accuracies: list[float] = []  # that clients report of it: each the claim of one client
     teacher_accuracy: float  # of the global model that it was made from
     student_accuracy: float  # before quantization
     quantized_accuracy: float  # after it, before it was written to a bundle
     sha256: str  # of the bundle file
+    onnx_accuracy: float | None = None  # of its ONNX graph in ONNX Runtime; None: it has none
     stages: list[StageResult] = []  # results of each step of its making
     warning: str = ""  # the class that it loses too much on; empty: none
     candidates: list[CandidateResult] = []  # of its search, if it was searched for
@@ -147,7 +152,9 @@ class Results(Record):
 
     scenario: dict[str, Any]
     seed: int
-    status: Literal["running", "finished", "interrupted"]
+    status: Status
+    reason: str = ""  # why it failed; empty: it did not
+    waiting: str = ""  # what a deployment waits for; empty: it does not wait
     rounds: list[RoundResult]
     totals: Totals
     model: ModelInfo
@@ -180,10 +187,15 @@ class Results(Record):
         before = [0, *(result.mask_version for result in self.rounds)]
         return [result for result, old in zip(self.rounds, before, strict=False) if result.mask_version != old]
 
+    def section(self, name: str) -> dict[str, Any]:
+        """Return a section of the scenario; empty where it is null, or something else than a section."""
+        found = self.scenario.get(name)
+        return found if isinstance(found, dict) else {}
+
     @property
     def split(self) -> str:
         """Split that the rounds were evaluated on, such as "test" or "validation"."""
-        return str(self.scenario.get("evaluation", {}).get("split", "test"))
+        return str(self.section("evaluation").get("split", "test"))
 
     @property
     def name(self) -> str:

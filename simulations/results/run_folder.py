@@ -17,13 +17,13 @@
     tensorboard/         event files for TensorBoard, of a run with --tensorboard
 
 A folder stays readable however the run ends: results.json is replaced as a whole, never written in place,
-and its `status` says whether the run finished.
+and its `status` says whether the run finished, was interrupted or has failed; then `reason` says why.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -31,12 +31,16 @@ from typing import Any
 from pydantic import ValidationError
 
 from fedpress.compression.errors import FedpressError
-from fedpress.compression.files import remove_leftovers, write_atomically
+from fedpress.compression.files import read_regular, remove_leftovers, write_atomically
 from fedpress.compression.ledger import Ledger
 from fedpress.simulations.results.records import Results
 
 RUNS = Path("runs")
 """Parent of new run folders without a given path; git ignores it."""
+MOST_RESULTS = 1 << 28
+"""Largest results.json in bytes; a round takes about 300."""
+MOST_NUMBER = 1 << 53
+"""Largest figure of a run, such as bytes of a round: nine petabytes; up to here floats are exact."""
 
 
 class RunFolderError(FedpressError, ValueError):
@@ -186,16 +190,23 @@ class RunFolder:
         """Read results.json.
 
         Raises:
-            RunFolderError: It is missing, torn, or lacks keys.
+            RunFolderError: It is missing, torn, lacks keys, or has figures that no run can have.
         """
         try:
-            data = self.results.read_bytes()
+            data = read_regular(self.results, MOST_RESULTS)
         except OSError as error:
             raise RunFolderError(f"cannot read {self.results}: {error.strerror or error}") from error
         try:
-            return Results.model_validate_json(data)
+            results = Results.model_validate_json(data)
         except ValidationError as error:
             raise RunFolderError(_explain(self.results, error)) from error
+        for place, number in _numbers(results.model_dump(exclude={"scenario", "seed"})):
+            if not _is_possible(place[-1], number):
+                raise RunFolderError(
+                    f"{self.results} is not a run's: {'.'.join(map(str, place))} is {str(number)[:40]}, which no run"
+                    " can have; was it edited or damaged?"
+                )
+        return results
 
     def load_ledger(self) -> Ledger | None:
         """Read ledger.csv; None where there is none yet.
@@ -205,7 +216,7 @@ class RunFolder:
         """
         try:
             return Ledger.load(self.ledger) if self.ledger.is_file() else None
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             raise RunFolderError(str(error)) from error
 
 
@@ -216,6 +227,21 @@ def load(path: Path | str) -> Results:
         RunFolderError: There is no such folder, it is not a run's, or its results.json is torn or lacks keys.
     """
     return RunFolder.open(path).load_results()
+
+
+def _numbers(value: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], float]]:
+    """Yield each number of nested lists and dictionaries, with the keys that lead to it."""
+    if isinstance(value, Mapping | list | tuple):
+        items = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for key, inner in items:
+            yield from _numbers(inner, (*place, key))
+    elif isinstance(value, int | float):
+        yield place, value
+
+
+def _is_possible(name: Any, number: float) -> bool:
+    """Return whether a figure can be of a run; a loss may be anything, since training may diverge."""
+    return name == "loss" or (abs(number) <= MOST_NUMBER and (number >= 0 or name in ("worst_lost", "score", "cost")))
 
 
 def _new_folder(parent: Path, name: str) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fedpress.compression import files
 from fedpress.compression.files import write_atomically
 from fedpress.simulations.results.run_folder import RunFolder, RunFolderError
 from fedpress.simulations.scenario import scenario as scenarios
@@ -85,6 +86,6 @@ def folder_of(scenario: Scenario, out: Path | str | None) -> RunFolder:
 
 def _changed(folder: RunFolder, scenario: Scenario) -> list[str]:
     """Return the keys that have changed since the run began; keys added to fedpress since then had their defaults."""
-    begun = Scenario.from_json(folder.begun.read_text(encoding="utf-8")).model_dump(exclude={"workers"})
+    begun = Scenario.from_json(files.read_text(folder.begun)).model_dump(exclude={"workers"})
     now = scenario.model_dump(exclude={"workers"})
     return sorted(key for key, value in now.items() if begun[key] != value)

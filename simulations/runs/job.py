@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedpress.client import workloads
 from fedpress.simulations.runs.workload import Workload
 from fedpress.simulations.scenario import scenario as scenarios
 from fedpress.simulations.scenario.rounds import TaskChoice
@@ -44,9 +45,15 @@ class Job:
         groups = [group for group in self.whole.scenario.groups if group]
         if not groups:
             return {}
-        from fedpress.simulations.runs.tier_workload import TierWorkload  # needs torch-pruning, which clients may lack
+        from fedpress.simulations.runs.tier_workload import TierWorkload  # prunes, as few clients do
 
         return {group.name: TierWorkload(self.whole, group) for group in groups}
+
+    def at(self, out: Path) -> Job:
+        """Give the job its run folder, once there is one, and return it."""
+        for work in self.models.values():
+            work.out = out
+        return self
 
     @property
     def models(self) -> dict[str, Workload]:
@@ -72,17 +79,34 @@ def load(run_config: Mapping[str, Any]) -> Job:
     Args:
         run_config: `scenario` is a whole scenario as JSON, the name of one, or the path of a YAML file; `out` the run
             folder (absent or empty: a new one under `runs/`); `data-folder` one node's own data, in place of the task's
-            `data_dir`, and not partitioned; `initial-weights` the node's own copy of the file of `init`.
+            `data_dir`, and not partitioned; `initial-weights` the node's own copy of the file of `init`; `workloads`
+            the list of a node that restricts what a server may name, and which then reads no other file of `init`.
 
     Raises:
         ScenarioError: The scenario is not valid.
+        WorkloadRefused: It names a class or a folder that the node does not allow.
     """
     text = str(run_config.get("scenario", "digits"))
     scenario = Scenario.from_json(text) if text.lstrip().startswith("{") else scenarios.load(text)
     out, data_folder = run_config.get("out"), run_config.get("data-folder")
+    if (allowed := workloads.listed(run_config)) is not None:
+        scenario = _within(allowed, scenario, own_data=bool(data_folder))
     if data_folder:
         task = TaskChoice(**{**scenario.task.model_dump(), "data_dir": str(data_folder)})
         scenario = scenario.model_copy(update={"task": task})
     if initial := run_config.get("initial-weights"):
         scenario = scenario.model_copy(update={"init": str(initial)})
     return Job(scenario, Path(str(out)) if out else None, own_data=bool(data_folder))
+
+
+def _within(allowed: tuple[str, ...], scenario: Scenario, *, own_data: bool) -> Scenario:
+    """Return the scenario as a node with a list takes it: without folders that the server would choose on it."""
+    task = scenario.task
+    if ":" in task.name:
+        workloads.check(task.name, allowed, "task")
+    elif "data_dir" in task.options and not own_data:
+        raise workloads.WorkloadRefused(
+            f"the server's scenario wants the files in {str(task.options['data_dir'])[:200]!r} of this device; name the"
+            " folder by `data` in the settings of `fedpress client`, if they are to be trained on"
+        )
+    return scenario.model_copy(update={"task": task.model_copy(update={"folder": None}), "init": None})

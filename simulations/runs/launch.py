@@ -1,15 +1,16 @@
-"""Start of a run by a user: its data, devices and keys are checked before there is a run folder."""
+"""Start of a run by a user: what can be known before its first round is checked before there is a run folder."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Literal
 
-from fedpress.compression.models.task import usable
 from fedpress.simulations.results.records import Results
-from fedpress.simulations.runs import plan_students, runner
+from fedpress.simulations.results.run_folder import RUNS, RunFolder
+from fedpress.simulations.runs import checks, forecast, plan, runner
+from fedpress.simulations.runs.forecast import Forecast
+from fedpress.simulations.runs.job import Job
 from fedpress.simulations.runs.observer import Observer
-from fedpress.simulations.runs.workload import Workload
 from fedpress.simulations.scenario.scenario import Scenario
 
 Engine = Literal["inline", "flower"]
@@ -38,7 +39,8 @@ def launch(
         keep_payloads: Write every accepted payload into the folder.
 
     Raises:
-        FedpressError: The data are absent or too few, or a trace, a device, a key or the folder cannot be used.
+        FedpressError: The run would fail (`checks.check`), has no room (`forecast.check_machine`), or cannot start.
+        RunFailed: No reply could be used, or the model is not finite.
         KeyboardInterrupt: Passed on once the folder is whole.
     """
     make_grid: runner.MakeGrid = runner.inline
@@ -47,15 +49,49 @@ def launch(
 
         flower.check(scenario, ray_address)
         make_grid = runner.flower(ray_address)
-    workload = Workload(scenario)
-    workload.examples(0)  # raises for absent data or too few, before there is a run folder
-    workload.network  # noqa: B018 - raises for a trace that cannot be used
-    usable(scenario.training.device)
-    plan_students.signing_key(scenario.students)
+    job = Job(scenario)
+    if resume is None and out is not None:
+        RunFolder(Path(out)).check_empty()  # at once, and not after the checks
+    checked = checks.check(job, plan.plan)
+    predicted = forecast.of(job, checked, keep_payloads=keep_payloads)
+    notes = [*checked.notes, *forecast.check_machine(predicted, place_of(out, resume))]
+    for observer in observers:
+        observer.on_notes(notes)
     if resume is not None:
         return runner.resume(
             resume, *observers, keep_state=keep_state, keep_payloads=keep_payloads, make_grid=make_grid
         )
     return runner.simulate(
-        scenario, out, *observers, keep_state=keep_state, keep_payloads=keep_payloads, make_grid=make_grid
+        scenario, out, *observers, keep_state=keep_state, keep_payloads=keep_payloads, make_grid=make_grid, job=job
     )
+
+
+def only_check(
+    scenario: Scenario,
+    *,
+    out: Path | str | None = None,
+    resume: Path | None = None,
+    keep_payloads: bool = False,
+) -> Forecast:
+    """Check a scenario as before a run, and return what it would train, send, hold and store; nothing is written.
+
+    Args:
+        scenario: The scenario.
+        out: Path of the run folder, new or empty; None: a new one under `runs/`.
+        resume: Folder of a run of this scenario to go on with, instead of a new run.
+        keep_payloads: Whether every accepted payload is to be kept.
+
+    Raises:
+        FedpressError: The run would fail, or has no room.
+    """
+    if resume is None and out is not None:
+        RunFolder(Path(out)).check_empty()
+    job = Job(scenario)
+    predicted = forecast.of(job, checks.check(job, plan.plan), keep_payloads=keep_payloads)
+    predicted.notes.extend(forecast.check_machine(predicted, place_of(out, resume)))
+    return predicted
+
+
+def place_of(out: Path | str | None, resume: Path | None) -> Path:
+    """Return the path of the folder that a run writes into, or of its parent."""
+    return resume if resume is not None else Path(out) if out is not None else RUNS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
 
 class Observer:
     """Observer of a run that ignores everything; a subclass overrides the methods that it needs."""
+
+    def on_notes(self, notes: Sequence[str]) -> None:
+        """The checks before the run have found nothing that forbids it, and this that is unusual."""
 
     def on_start(self, scenario: Scenario, folder: RunFolder) -> None:
         """A run begins; neither data nor model are loaded yet.

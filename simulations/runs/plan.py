@@ -6,6 +6,7 @@ nothing from here.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from logging import INFO, getLogger
 from typing import Any
@@ -15,8 +16,8 @@ from fedpress.server import app as server
 from fedpress.server.fusion.client_ensemble import ClientModels
 from fedpress.simulations.results import start
 from fedpress.simulations.results.run_folder import RunFolder
+from fedpress.simulations.runs import checks, plan_masks, plan_strategy, plan_students
 from fedpress.simulations.runs import job as jobs
-from fedpress.simulations.runs import plan_masks, plan_strategy, plan_students
 from fedpress.simulations.runs.job import Job
 from fedpress.simulations.runs.observer import Observer
 from fedpress.simulations.runs.recorder import Recorder
@@ -24,6 +25,8 @@ from fedpress.simulations.scenario.scenario import Scenario
 
 REFERENCE = "fedpress.simulations.runs.plan:load"
 """Value of `plan` in the configuration of a run."""
+CHECKED = "checked"
+"""Key of a run's configuration: whether `checks` were made before it was submitted."""
 
 
 def load(run_config: Mapping[str, Any]) -> server.Plan:
@@ -32,16 +35,21 @@ def load(run_config: Mapping[str, Any]) -> server.Plan:
     The run folder is a new one, or that of a killed run of this scenario, which then goes on.
 
     Args:
-        run_config: Configuration, as of `job.load`.
+        run_config: Configuration, as of `job.load`; `CHECKED` is set where the scenario has been checked already.
 
     Raises:
         ScenarioError: The scenario is not valid.
+        FedpressError: The run would fail (`checks.check`).
         RunFolderError: The folder holds anything else.
     """
     job = jobs.load(run_config)
+    begins = job.whole.out is None or not start.goes_on(RunFolder(job.whole.out), job.whole.scenario)
+    if begins and not run_config.get(CHECKED):
+        for note in checks.check(job, plan).notes:
+            getLogger("flwr").warning("%s", note)
     folder = start.folder_of(job.whole.scenario, job.whole.out)
     getLogger("flwr").log(INFO, "run folder: %s", folder.path.resolve())
-    return plan(job, folder)
+    return dataclasses.replace(plan(job, folder), patient=True, checked=begins)  # a deployment waits for its devices
 
 
 def plan(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fedpress.compression import seeds
+from fedpress.compression import files, seeds
 from fedpress.compression.files import write_atomically
 from fedpress.compression.models.pruning import at_initialization
 from fedpress.compression.tensors.mask import Mask
@@ -20,7 +20,11 @@ def first_mask(workload: Workload, folder: RunFolder) -> Mask | None:
         folder: Of the run.
     """
     size = workload.layout.size
-    return Mask.at(position_set.unpack(folder.mask.read_bytes(), size), size) if folder.mask.is_file() else None
+    return (
+        Mask.at(position_set.unpack(files.read_regular(folder.mask, files.MOST_DATA), size), size)
+        if folder.mask.is_file()
+        else None
+    )
 
 
 def schedule(workload: Workload, folder: RunFolder) -> mask_schedules.MaskSchedule | None:

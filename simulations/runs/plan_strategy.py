@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from fedpress.compression.files import write_atomically
+from fedpress.compression.models.task import class_axis_of
 from fedpress.server.model import optimizers
 from fedpress.server.model.optimizers import ServerOptimizer
 from fedpress.server.model.versions import Downlink
@@ -105,7 +106,10 @@ def _tiered(job: Job, folder: RunFolder, options: dict[str, Any]) -> TieredFed:
         write_atomically(folder.architectures, json.dumps(shapes, indent=1).encode())
     sliced = choice.method == "heterofl"
     tiers = [TrainingTier(name, _federation(name, work), work.fresh_model()) for name, work in job.tiers.items()]
-    return TieredFed(tiers, workload.fresh_model(), proxy, None if sliced else choice, sliced=sliced, **options)
+    model = workload.fresh_model()
+    axis = class_axis_of(model, workload.task)
+    options |= {} if axis is None else {"class_axis": axis}
+    return TieredFed(tiers, model, proxy, None if sliced else choice, sliced=sliced, **options)
 
 
 def _federation(tier: str, workload: Workload) -> Federation:

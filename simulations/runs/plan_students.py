@@ -9,9 +9,11 @@ from pathlib import Path
 from fedpress.compression.errors import FedpressError
 from fedpress.compression.models.bundles import signing
 from fedpress.compression.models.bundles.writer import WriteBundle
+from fedpress.compression.models.distillation import teachers
 from fedpress.compression.models.pruning import sparse_kernels
 from fedpress.compression.models.step import SearchProgress, Step
 from fedpress.compression.models.students import pipeline
+from fedpress.compression.models.task import class_axis_of
 from fedpress.server.fusion.client_ensemble import ClientModels, Fusion
 from fedpress.server.publishing import publish
 from fedpress.server.publishing.store import ModelStore
@@ -37,7 +39,9 @@ def fusion(workload: Workload) -> Fusion | None:
     settings = workload.scenario.fusion
     if settings is None:
         return None
-    return Fusion(workload.fresh_model(), workload.task.data().proxy.inputs, settings, workload.scenario.seed)
+    model, inputs = workload.fresh_model(), workload.task.data().proxy.inputs
+    axis = class_axis_of(model, workload.task)
+    return Fusion(model, inputs, settings, workload.scenario.seed, teachers.LAST if axis is None else axis)
 
 
 def publisher(

@@ -19,7 +19,7 @@ from fedpress.client.probe import Probe
 from fedpress.compression.errors import FedpressError
 from fedpress.compression.models import cost
 from fedpress.compression.models.bundles import writer
-from fedpress.compression.models.pruning import structural
+from fedpress.compression.models.pruning import importance, structural
 from fedpress.compression.models.reproducible import reproducible
 from fedpress.compression.models.students.initial_student import start_of
 from fedpress.simulations.runs import tier_workload
@@ -95,6 +95,7 @@ def run(scenario: Scenario | None, limits: Limits, threads: int = 1) -> tuple[Pr
             example,
             tier,
             tier_workload.start(tier),
+            lambda _: importance.named(scenario.students.prune),
             quantization=scenario.students.quantize,
             seed=scenario.seed,
         )
@@ -123,15 +124,14 @@ def family(model: nn.Module, example: Tensor) -> Mapping[str, nn.Module]:
         model: Model of the task.
         example: One input, shape (1, ...).
     """
-    layers = list(structural.layers_of(model, example))
+    pruner = structural.Pruner(model, example)
+    layers = list(pruner.layers)
     if not layers:
         return {"the task's model": model}
-    versions = {
-        f"the task's, {part:.0%} of channels": structural.keep_fraction(model, example, part) for part in FAMILY
-    }
+    versions = {f"the task's, {part:.0%} of channels": pruner.keep(part) for part in FAMILY}
     for layer in layers[:MOST_LAYERS]:
         fractions = {name: 0.5 if name == layer else 0.12 for name in layers}
-        versions[f"the task's, layer {layer} wide"] = structural.keep_fraction(model, example, fractions)
+        versions[f"the task's, layer {layer} wide"] = pruner.keep(fractions)
     return versions
 
 

@@ -9,19 +9,17 @@ from functools import cached_property
 from hashlib import sha256
 from logging import WARNING, getLogger
 from time import monotonic
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import safetensors.torch
-from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, MetricRecord
 from torch import nn
 
-from fedpress.compression.errors import FedpressError
 from fedpress.compression.ledger import Ledger
-from fedpress.compression.messages import records
 from fedpress.compression.models.task import Evaluation
 from fedpress.server import app as server
 from fedpress.server.publishing.publish import Published
-from fedpress.server.rounds.accounting import RoundSummary
+from fedpress.server.rounds.accounting import RoundSummary, dense_sizes
 from fedpress.server.strategies.sparse_fed import SparseFed
 from fedpress.server.strategies.tiered_fed import TieredFed, TrainingTier
 from fedpress.simulations.results.records import (
@@ -29,6 +27,7 @@ from fedpress.simulations.results.records import (
     ModelInfo,
     Results,
     RoundResult,
+    Status,
     StudentResult,
     TierResult,
     TierRound,
@@ -38,12 +37,8 @@ from fedpress.simulations.results.run_folder import RunFolder
 from fedpress.simulations.runs.job import Job
 from fedpress.simulations.runs.observer import Observer
 
-HOPELESS_ROUNDS = 3
-"""First rounds of which one must bring a usable reply: else the scenario or the task is at fault, not a client."""
-
-
-class RunError(FedpressError):
-    """A run cannot go on."""
+CLAIM_DIFFERS = 0.005
+"""Difference between a client's claim about its student and the server's figure, as fractions, that the log names."""
 
 
 class RecorderState(NamedTuple):
@@ -74,6 +69,8 @@ class Recorder(server.RunRecord):
         strategy: Of the server, whose accounts and timer are read.
         observers: Follow the run.
         status: Of the run.
+        reason: Why it failed; empty: it did not.
+        waiting: What a deployment waits for; empty: it does not wait.
         rounds: Results so far.
         students: Results so far.
         digest: SHA-256 of the final model; empty before.
@@ -88,7 +85,9 @@ class Recorder(server.RunRecord):
     folder: RunFolder
     strategy: SparseFed
     observers: Sequence[Observer] = ()
-    status: Literal["running", "finished", "interrupted"] = "running"
+    status: Status = "running"
+    reason: str = ""
+    waiting: str = ""
     rounds: list[RoundResult] = field(default_factory=list)
     students: list[StudentResult] = field(default_factory=list)
     digest: str = ""
@@ -125,9 +124,6 @@ class Recorder(server.RunRecord):
         Args:
             summary: Of the round.
             evaluation: Of the model after it; None: not evaluated.
-
-        Raises:
-            RunError: The first `HOPELESS_ROUNDS` rounds brought no usable reply.
         """
         self.virtual_seconds += summary.seconds
         result = RoundResult(
@@ -148,34 +144,47 @@ class Recorder(server.RunRecord):
             density=summary.density,
         )
         self.rounds.append(result)
+        self.waiting = ""
         self.folder.save_results(self.results())
         for observer in self.observers:
             observer.on_round(result)
-        if summary.round == HOPELESS_ROUNDS and not any(r.replies for r in self.rounds):
-            reason = summary.refusals[-1].detail if summary.refusals else "no reply at all"
-            raise RunError(f"the first {HOPELESS_ROUNDS} rounds brought no usable reply; the last one: {reason}")
+
+    def on_silence(self, server_round: int, attempts: int) -> None:
+        """Record that no node has answered a round.
+
+        Args:
+            server_round: Number of the round.
+            attempts: Number of times that it was asked without an answer.
+        """
+        self.waiting = f"no reply yet in round {server_round}, which was asked {attempts} time(s); it is asked again"
+        getLogger("flwr").log(WARNING, "%s", self.waiting)
+        self.folder.save_results(self.results())
 
     def on_students(self, deliveries: list[server.Delivery]) -> None:
-        """Record the students that were downloaded, each once, however many clients took it.
+        """Record the students that were published, each once, with what its clients say of it.
 
-        Raises:
-            RunError: No client could take a student.
+        A client that cannot take its student, or says something else of it than the server, is named in the log.
         """
         by_tier: dict[str, list[server.Delivery]] = {}
         for delivery in deliveries:
             by_tier.setdefault(delivery.student.tier, []).append(delivery)
         for tier, received in by_tier.items():
-            good = [delivery for delivery in received if delivery.accuracy is not None]
-            for bad in received:
-                if bad.error:
-                    getLogger("flwr").log(WARNING, "node %d could not take student %s: %s", bad.node, tier, bad.error)
-            if not good:
-                raise RunError(f"student {tier!r} was published, but no client could take it: {received[-1].error}")
-            student, accuracy = good[0].student, good[0].accuracy
-            assert accuracy is not None
+            student = received[0].student
+            for each in received:
+                if each.accuracy is None:
+                    _warn("node %d could not take student %s: %s", each.node, tier, each.error)
+                elif abs(each.accuracy - student.quantized_accuracy) > CLAIM_DIFFERS:
+                    own = student.quantized_accuracy
+                    _warn(
+                        "node %d says that student %s has %.4f, here it has %.4f", each.node, tier, each.accuracy, own
+                    )
+            claims = [delivery.accuracy for delivery in received if delivery.accuracy is not None]
+            if not claims:
+                nobody = f"no client could take it: {received[-1].error}"
+                student = student._replace(warning="; ".join(filter(None, (student.warning, nobody))))
             if student.warning:
-                getLogger("flwr").log(WARNING, "student %s: %s", tier, student.warning)
-            result = student_result(student, accuracy)
+                _warn("student %s: %s", tier, student.warning)
+            result = student_result(student, student.quantized_accuracy, claims)
             self.students.append(result)
             for observer in self.observers:
                 observer.on_student(result)
@@ -204,9 +213,22 @@ class Recorder(server.RunRecord):
         if not self.keep_state:
             self.folder.clear_state()
 
-    def write(self, status: Literal["running", "finished", "interrupted"]) -> None:
-        """Write ledgers and figures into the folder."""
-        self.status = status
+    def on_failed(self, reason: str) -> None:
+        """Write the run as failed; its state stays.
+
+        Args:
+            reason: Why it failed.
+        """
+        self.write("failed", reason)
+
+    def write(self, status: Status, reason: str = "") -> None:
+        """Write ledgers and figures into the folder.
+
+        Args:
+            status: Of the run.
+            reason: Why it failed; empty: it did not.
+        """
+        self.status, self.reason = status, reason
         ledgers = [accounting.ledger for accounting in self.strategy.accounts.values()]
         (Ledger.merged(ledgers) if self.tiers else ledgers[0]).save(self.folder.ledger)
         for tier in self.tiers:
@@ -226,6 +248,8 @@ class Recorder(server.RunRecord):
             scenario=workload.scenario.model_dump(mode="json"),
             seed=workload.scenario.seed,
             status=self.status,
+            reason=self.reason,
+            waiting=self.waiting,
             rounds=self.rounds,
             totals=Totals(
                 up_bytes=sum(each.ledger.total(direction="up") for each in accounts.values()),
@@ -274,27 +298,32 @@ class Recorder(server.RunRecord):
 
     @cached_property
     def _dense_sizes(self) -> dict[str, tuple[int, int]]:
-        """Bytes of a dense reply and a dense order, as plain Flower sends them, by the name of the model's tier."""
+        """Bytes of a dense reply and a dense order, as plain Flower sends them, by the name of the model's tier.
+
+        They hold what is trained, and the buffers: a frozen base would not travel.
+        """
         sizes = {}
         for name, work in self.job.models.items():
-            arrays = ArrayRecord(work.fresh_model().state_dict())
-            metrics = MetricRecord({"num-examples": 100, "train-loss": 1.0})
-            reply = RecordDict({"arrays": arrays, "metrics": metrics})
-            order = RecordDict({"arrays": arrays, "config": ConfigRecord({"server-round": 1})})
-            sizes[name] = records.content_size(reply), records.content_size(order)
+            names = [spec.name for spec in (*work.layout.parameters, *work.layout.buffers)]
+            sizes[name] = dense_sizes(ArrayRecord(work.fresh_model().state_dict()), names)
         return sizes
 
 
-def student_result(student: Published, accuracy: float) -> StudentResult:
+def student_result(student: Published, accuracy: float, claims: Sequence[float] = ()) -> StudentResult:
     """Return the figures of a student.
 
     Args:
         student: As published.
-        accuracy: Of its bundle, opened by a client; a fraction on test data.
+        accuracy: Of its bundle, opened here; a fraction on test data.
+        claims: Accuracies that clients report.
     """
     figures = {key: value for key, value in student._asdict().items() if key != "path"}
     lists = {key: list(figures[key]) for key in ("stages", "candidates", "curve", "timings")}
-    return StudentResult(**figures | lists, accuracy=accuracy)
+    return StudentResult(**figures | lists, accuracy=accuracy, claimed_accuracies=list(claims))
+
+
+def _warn(text: str, *values: object) -> None:
+    getLogger("flwr").log(WARNING, text, *values)
 
 
 def _tier_round(summary: RoundSummary) -> TierRound:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fedpress.compression.errors import FedpressError
 from fedpress.server import app as server
+from fedpress.server.rounds.outcome import RunFailed
 from fedpress.simulations.conditions import faulty_client
 from fedpress.simulations.engines import inline as inline_engine
 from fedpress.simulations.engines import worker_process
@@ -22,6 +26,9 @@ from fedpress.simulations.scenario.scenario import Scenario
 
 if TYPE_CHECKING:
     from fedpress.simulations.engines.flower import FlowerGrid  # needs Ray
+
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+"""Error numbers of a disk that takes no more."""
 
 MakeGrid = Callable[[Job, RunFolder, Mapping[str, str]], "inline_engine.InlineGrid | FlowerGrid"]
 """Starts an engine for a run, given the run configuration of the apps."""
@@ -65,6 +72,7 @@ def simulate(
     keep_payloads: bool = False,
     adjust: Callable[[server.Plan], None] = lambda _: None,
     make_grid: MakeGrid = inline,
+    job: Job | None = None,
 ) -> Results:
     """Run a scenario and return its results, which the run folder holds too.
 
@@ -76,12 +84,15 @@ def simulate(
         keep_payloads: Write every accepted payload into the folder.
         adjust: Changes the server's plan before the run, beyond the keys of a scenario.
         make_grid: Starts the engine; the results do not depend on it.
+        job: Work of the scenario without a folder, with what the checks have loaded; None: it is made.
 
     Raises:
         RunFolderError: `out` is not empty, or cannot be made.
+        RunFailed: No reply could be used, or the model is not finite; as any error, in the folder as the reason.
         KeyboardInterrupt: Passed on once the folder is whole.
     """
-    return _run(start.new_folder(scenario, out), scenario, observers, keep_state, keep_payloads, adjust, make_grid)
+    folder = start.new_folder(scenario, out)
+    return _run(folder, scenario, observers, keep_state, keep_payloads, adjust, make_grid, job)
 
 
 def resume(
@@ -117,13 +128,15 @@ def _run(
     keep_payloads: bool,
     adjust: Callable[[server.Plan], None] = lambda _: None,
     make_grid: MakeGrid = inline,
+    job: Job | None = None,
 ) -> Results:
     for observer in observers:
         observer.on_start(scenario, folder)
     with worker_process.log_to_file(folder.log) as logger:
         config = {"workload": jobs.REFERENCE, "scenario": scenario.to_json(), "out": str(folder.path.resolve())}
-        job = Job(scenario, folder.path)
+        checked, job = job is not None, (job or Job(scenario)).at(folder.path)
         planned = plan.plan(job, folder, observers, keep_payloads=keep_payloads)
+        planned.checked = checked
         recorder = planned.record
         assert isinstance(recorder, Recorder)
         recorder.keep_state = keep_state
@@ -135,11 +148,23 @@ def _run(
                 inline_engine.run(server.server_app(lambda _: planned), grid, config)
         except BaseException as error:
             logger.exception("the run stopped: %s", type(error).__name__)
-            if recorder.rounds or not folder.results.exists():
-                recorder.write("interrupted")
+            failed = isinstance(error, Exception)
+            if failed or recorder.rounds or not folder.results.exists():
+                with suppress(OSError):  # of a full disk, which is the error then: what was written before is whole
+                    recorder.write("failed" if failed else "interrupted", _reason(error) if failed else "")
+            if isinstance(error, OSError):
+                raise RunFailed(_reason(error)) from error
             raise
         finally:
-            results = folder.load_results()
-            for observer in observers:
-                observer.on_end(results)
+            if folder.results.is_file():
+                results = folder.load_results()
+                for observer in observers:
+                    observer.on_end(results)
         return folder.load_results()
+
+
+def _reason(error: BaseException) -> str:
+    """Return the text of an error, with its class where that is not fedpress's own."""
+    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+        return f"the run folder cannot be written any more: {error}; what was written before is whole: make room"
+    return str(error) if isinstance(error, FedpressError) else f"{type(error).__name__}: {error}"

@@ -15,8 +15,9 @@ from functools import cached_property
 import torch
 from torch import nn
 
-from fedpress.compression import seeds
+from fedpress.compression import files, seeds
 from fedpress.compression.models import architecture
+from fedpress.compression.models.pruning import importance
 from fedpress.compression.models.reproducible import reproducible
 from fedpress.compression.models.students import depth, initial_student
 from fedpress.compression.models.students.initial_student import Start
@@ -78,7 +79,7 @@ class TierWorkload(Workload):
         """
         shared = RunFolder(self.out).architectures if self.out else None
         if shared and shared.exists():
-            shapes = json.loads(shared.read_text(encoding="utf-8"))[self.tier]
+            shapes = json.loads(files.read_text(shared))[self.tier]
             return {name: tuple(shape) for name, shape in shapes.items()}
         try:
             return architecture.shapes(self._pruned)
@@ -98,6 +99,7 @@ class TierWorkload(Workload):
                 self.task.data().proxy.inputs[:1],
                 self.budget,
                 start(self._tier),
+                lambda _: importance.named(self.scenario.students.prune),
                 quantization=self.scenario.students.quantize,
                 seed=self._seed,
             )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import io
-import tempfile
+import re
 from collections.abc import Mapping
 from functools import cached_property
 from logging import getLogger
@@ -22,7 +22,7 @@ from fedpress.client.settings import Training
 from fedpress.compression import seeds
 from fedpress.compression.encoders.encoder import Encoder
 from fedpress.compression.errors import FedpressError
-from fedpress.compression.files import write_atomically
+from fedpress.compression.files import private_folder, write_atomically
 from fedpress.compression.models.reproducible import reproducible
 from fedpress.compression.models.task import Examples, Task
 from fedpress.compression.tensors.layout import Layout
@@ -31,8 +31,15 @@ from fedpress.simulations.conditions.network import Network
 from fedpress.simulations.results.run_folder import RunFolder
 from fedpress.simulations.runs import initial_weights
 from fedpress.simulations.scenario.scenario import Scenario
-from fedpress.simulations.tasks import registry
+from fedpress.simulations.tasks import fingerprint, registry
 from fedpress.simulations.tasks.partition import partition
+
+FINGERPRINT = "data"
+"""Entry of the file with the partition: the fingerprint of the data that its indices are of."""
+
+
+class OtherData(FedpressError):
+    """This process has other examples than the server."""
 
 
 class Workload:
@@ -56,6 +63,10 @@ class Workload:
     @cached_property
     def task(self) -> Task:
         """Model, loss and data."""
+        return self.another_task()
+
+    def another_task(self) -> Task:
+        """Return another instance of the task, as each worker process makes one."""
         choice = self.scenario.task
         return registry.create(choice.name, choice.options, choice.folder)
 
@@ -166,12 +177,19 @@ class Workload:
             return None
         # Of thousands of arrays a worker needs few, so each is unpacked on access. From memory: processes that are
         # forked from this one would share the position in an open file.
-        return cast(Mapping[str, NDArray[np.int64]], np.load(io.BytesIO(shared.read_bytes()), allow_pickle=False))
+        parts = cast(Mapping[str, NDArray[np.int64]], np.load(io.BytesIO(shared.read_bytes()), allow_pickle=False))
+        if str(parts[FINGERPRINT]) != fingerprint.of(self.task.data()):
+            raise OtherData(
+                f"the examples of task {self.task.name!r} are not those that the server has: data() must return the"
+                " same in every process; seed what it draws, and go by no hash() or set, whose order differs"
+            )
+        return parts
 
     def save_parts(self, folder: RunFolder) -> None:
         """Write the partition into the run folder, where workers read it instead of drawing it again."""
         data = io.BytesIO()
-        named: dict[str, Any] = {f"client-{client}": part for client, part in enumerate(self.parts)}
+        named: dict[str, Any] = {FINGERPRINT: np.array(fingerprint.of(self.task.data()))}
+        named |= {f"client-{client}": part for client, part in enumerate(self.parts)}
         np.savez_compressed(data, **named)
         write_atomically(folder.partition, data.getvalue())
 
@@ -190,8 +208,8 @@ class Workload:
         return self.training.examples_seen(len(self.part(client)))
 
     def downloads(self, client: int) -> Path:
-        """Return the folder where the client keeps downloaded students."""
-        folder = RunFolder(self.out).downloads if self.out else Path(tempfile.gettempdir(), "fedpress", self.federation)
+        """Return the folder where the client keeps downloaded students: of the run, or else of this user alone."""
+        folder = RunFolder(self.out).downloads if self.out else private_folder() / re.sub(r"\W", "-", self.federation)
         return folder / f"client-{client}"
 
     @cached_property

@@ -20,7 +20,7 @@ from typing import Annotated
 from pydantic import BeforeValidator, ValidationError, model_validator
 
 from fedpress.client.settings import Training
-from fedpress.compression import suggest
+from fedpress.compression import files, suggest
 from fedpress.compression.errors import FedpressError
 from fedpress.compression.settings import ADVANCED, Field, Fraction
 from fedpress.server.fusion.settings import FedDF, Teaching
@@ -316,12 +316,12 @@ def load(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Scenario:
     """
     path = _locate(path_or_name)
     try:
-        raw = yaml_source.read(path.read_text(encoding="utf-8"))
+        raw = yaml_source.read(files.read_text(path))
         for override in overrides:
             yaml_source.override(raw, override)
     except (OSError, ValueError) as error:
         raise ScenarioError(f"scenario {str(path_or_name)!r}: {error}") from None
-    raw.setdefault("name", path.parent.name if path.stem == "scenario" else path.stem)
+    raw.setdefault("name", path.resolve().parent.name if path.stem == "scenario" else path.stem)
     try:
         scenario = Scenario.model_validate(raw)
     except ValidationError as error:

@@ -10,13 +10,40 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any
+from typing import Any, Final
 
 import yaml
 
+MOST_LETTERS: Final = 1 << 17
+"""Longest text; a scenario with all keys has 20,000 letters."""
+MOST_VALUES: Final = 20_000
+"""Most values of a text, those of an alias counted wherever it stands."""
+MOST_DEPTH: Final = 50
+
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML with two corrections."""
+    """Safe YAML with two corrections, and bounds: a few lines of aliases can stand for more than memory holds."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._sizes: dict[int, int] = {}  # number of values of each node, by its id
+        self._open = [0]  # number of values so far, of the nodes around the present one
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Count the values of each node; refuse too many, or too deep ones, or an alias within what it stands for."""
+        if len(self._open) > MOST_DEPTH:
+            raise ValueError(f"not YAML that is read here: more than {MOST_DEPTH} lists or mappings within each other")
+        is_alias, line = self.check_event(yaml.AliasEvent), self.peek_event().start_mark.line + 1
+        self._open.append(0)
+        node = super().compose_node(parent, index)
+        inner = self._open.pop()
+        if is_alias and id(node) not in self._sizes:
+            raise ValueError(f"not YAML that is read here: the alias in line {line} stands within its own value")
+        size = self._sizes[id(node)] if is_alias else self._sizes.setdefault(id(node), inner + 1)
+        self._open[-1] += size
+        if self._open[-1] > MOST_VALUES:
+            raise ValueError(f"not YAML that is read here: more than {MOST_VALUES:,} values, up to line {line}")
+        return node
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         """Take keys as text, and refuse a duplicate one; PyYAML would silently take the last."""
@@ -122,8 +149,11 @@ def parse(text: str) -> Any:
     """Return the value of a YAML text.
 
     Raises:
-        ValueError: The text is not YAML, a key is given twice, or a value is ambiguous; the error names the line.
+        ValueError: The text is not YAML, a key is given twice, a value is ambiguous, or there are more values than a
+            scenario can have; the error names the line.
     """
+    if len(text) > MOST_LETTERS:
+        raise ValueError(f"not YAML that is read here: {len(text):,} letters, and at most {MOST_LETTERS:,} are allowed")
     try:
         return yaml.load(text, _Loader)
     except yaml.MarkedYAMLError as error:
@@ -132,6 +162,8 @@ def parse(text: str) -> Any:
         raise ValueError(f"not YAML: {where}{error.problem or error.context}") from None
     except yaml.YAMLError as error:
         raise ValueError(f"not YAML: {error}") from None
+    except (ArithmeticError, AttributeError, LookupError, TypeError) as error:  # of an explicit tag, such as !!int ''
+        raise ValueError(f"not YAML: a value does not fit its tag ({error!r})") from None
 
 
 def read(text: str) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from torch import nn
 from fedpress.client import probe
 from fedpress.compression.models import cost
 from fedpress.compression.models.bundles import writer
+from fedpress.compression.models.distillation import teachers
 from fedpress.compression.models.distillation.distill import distill
 from fedpress.compression.models.distillation.settings import Distillation
 from fedpress.compression.models.quantization import quantize
@@ -123,7 +124,7 @@ def scores(task: Task, teacher: nn.Module, budget: int, count: int, epochs: int,
     """
     batch = task.data().proxy.inputs[: search.BATCH]
     versions, draw = Widths(teacher, batch[:1]), np.random.default_rng(seed)
-    answers = search.answers_of(teacher, batch)
+    answers = teachers.logits(teacher, batch)
     rows = []
     for _ in range(count):
         exponents = {name: float(3 ** draw.uniform(-1, 1)) for name in versions.layers}

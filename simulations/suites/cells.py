@@ -31,7 +31,7 @@ LEAVING_SECONDS = 30.0
 
 
 class Failure(NamedTuple):
-    """A cell that failed, and the last line of its process's output."""
+    """A cell that failed, and its run's reason, or else the last line of its process's output."""
 
     cell: Cell
     text: str
@@ -137,6 +137,9 @@ class _Running:
             for path in (self.folder.model, self.folder.report, self._log, self._scenario):
                 path.unlink(missing_ok=True)
             return None
+        with suppress(OSError, RunFolderError):
+            if (results := self.folder.load_results()).status == "failed":
+                return Failure(self.cell, results.reason)
         lines = [line for line in self._log.read_text(errors="replace").splitlines() if line.strip()]
         return Failure(self.cell, lines[-1] if lines else f"ended with code {self.process.returncode}")
 

@@ -11,10 +11,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from torch import Tensor
 
 from fedpress.compression import seeds
 from fedpress.compression.files import write_atomically
 from fedpress.compression.ledger import Ledger
+from fedpress.compression.models.task import Task
 from fedpress.compression.tensors.side_info import SideInfo
 from fedpress.compression.wire import payloads
 from fedpress.simulations.benchmarks import codec_data
@@ -30,6 +32,8 @@ from fedpress.simulations.suites.suite import Cell, Suite
 
 SMOOTHED = 3
 """Number of evaluations whose mean must reach a target accuracy, since a single one varies by points."""
+NEAR_CHANCE = 0.25
+"""Way from guessing to no error at all up to which a model has learned too little to be compared."""
 REPETITIONS = 7
 RATE_SIGMA, EXAMPLES_PER_SECOND = 0.5, 100.0
 """Settings of the networks that runs are replayed on: uneven clients that train at the speed of a slow phone."""
@@ -103,6 +107,45 @@ def measure(suite: Suite, cells: Sequence[Cell], store: CellStore) -> Tables:
         {"task": task, "method": method, **coding(cell, store.folder(cell))} for (task, method), cell in timed.items()
     ]
     return Tables(*(pd.DataFrame(rows) for rows in (runs, rounds, targets, times, coded)))
+
+
+def chance(task: Task, split: str) -> float | None:
+    """Return the accuracy of naming the most frequent label, a fraction; None: targets are no labels.
+
+    Args:
+        task: Task with its data.
+        split: Name of the part that models were evaluated on.
+    """
+    targets: Tensor = getattr(task.data(), split).targets
+    labels = targets[task.scored(targets)]
+    if targets.is_floating_point() or not len(labels):
+        return None
+    return float(np.unique(labels.numpy(), return_counts=True)[1].max()) / len(labels)
+
+
+def cautions(cells: Sequence[Cell], runs: pd.DataFrame) -> list[str]:
+    """Return a sentence on each task and partition where models have hardly learned.
+
+    Args:
+        cells: Cells of the suite.
+        runs: Table of the finished ones.
+    """
+    sentences = []
+    for task, partition in dict.fromkeys((cell.task, cell.partition) for cell in cells):
+        scenario = next(cell.scenario for cell in cells if cell.task == task)
+        finished = runs[(runs["task"] == task) & (runs["partition"] == partition)]
+        guessed = chance(Workload(scenario).task, scenario.evaluation.split) if len(finished) else None
+        if guessed is None:
+            continue
+        accuracies = finished.groupby("method")["accuracy"].mean()
+        poor = accuracies[accuracies < guessed + NEAR_CHANCE * (1 - guessed)]
+        if len(poor):
+            sentences.append(
+                f"{task}, {partition}, after {int(finished['rounds'].max())} rounds: models of {len(poor)} of"
+                f" {len(accuracies)} methods are near chance ({poor.min():.1%} to {poor.max():.1%}, guessing gives"
+                f" {guessed:.1%}): their bytes can be compared, their accuracies cannot"
+            )
+    return sentences
 
 
 def _run(results: Results) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from fedpress.compression.files import write_atomically
-from fedpress.simulations.report import confidence, drawings, figures, run_page, series, units
+from fedpress.simulations.report import confidence, drawings, figures, plain, run_page, series, units
 from fedpress.simulations.report.drawings import Drawing
 from fedpress.simulations.report.figures import Bar, DotRow, Mark, StackedBar
 from fedpress.simulations.report.units import format_bytes
@@ -279,7 +279,13 @@ def format_seconds(seconds: float) -> str:
     return f"{seconds / 86400:.1f} d".replace(".0 ", " ")
 
 
-def write(suite: Suite, sections: Sequence[PagePart], folder: Path, facts: Sequence[tuple[str, str]]) -> Path:
+def write(
+    suite: Suite,
+    sections: Sequence[PagePart],
+    folder: Path,
+    facts: Sequence[tuple[str, str]],
+    cautions: Sequence[str] = (),
+) -> Path:
     """Write report.html, results.md and the figures, and return the path of the page.
 
     Args:
@@ -287,6 +293,7 @@ def write(suite: Suite, sections: Sequence[PagePart], folder: Path, facts: Seque
         sections: What `parts` returned.
         folder: Folder for the files.
         facts: Name and value of what the figures depend on: command, machine, date.
+        cautions: Sentences at the head of the page on what the figures do not say.
     """
     environment = run_page.environment()
     environment.filters |= {
@@ -295,11 +302,12 @@ def write(suite: Suite, sections: Sequence[PagePart], folder: Path, facts: Seque
         "seconds": format_seconds,
         "milliseconds": milliseconds,
     }
-    values: dict[str, Any] = {"suite": suite, "parts": sections, "facts": facts, "smoothed": SMOOTHED}
+    values: dict[str, Any] = {"suite": suite, "parts": sections, "facts": facts, "cautions": cautions}
+    values["smoothed"] = SMOOTHED
     html = environment.get_template("benchmark.html").render(**values, markup=_markup)
     target = folder / "report.html"
     write_atomically(target, html.encode())
-    write_atomically(folder / "results.md", markdown(sections, facts).encode())
+    write_atomically(folder / "results.md", markdown(sections, facts, cautions).encode())
     drawings.save([figure.drawing for part in sections for figure in part.figures], folder / "figures")
     return target
 
@@ -328,16 +336,23 @@ def milliseconds(value: float | None) -> str:
     return "–" if value is None else f"{value:.2g}" if value < 10 else f"{value:.0f}"
 
 
-def markdown(sections: Sequence[PagePart], facts: Sequence[tuple[str, str]]) -> str:
+def markdown(sections: Sequence[PagePart], facts: Sequence[tuple[str, str]], cautions: Sequence[str] = ()) -> str:
     """Return the tables as Markdown.
 
     Args:
         sections: What `parts` returned.
         facts: Name and value of what the figures depend on.
+        cautions: Sentences at the head.
     """
-    lines = ["# Accuracy against bytes", "", *(f"* {name}: {value}" for name, value in facts), ""]
+    lines = [
+        "# Accuracy against bytes",
+        "",
+        *(line for text in cautions for line in (f"**{plain.markdown(text)}.**", "")),
+        *(f"* {plain.markdown(name)}: {plain.markdown(value)}" for name, value in facts),
+        "",
+    ]
     for part in sections:
-        lines += [f"## {part.task}, {part.partition}", ""]
+        lines += [f"## {plain.markdown(part.task)}, {plain.markdown(part.partition)}", ""]
         heads = ["method", "seeds", "accuracy", "up", "down", "bits a parameter up", "fewer up", "fewer in all"]
         heads += [f"{what} to {100 * aim:g} %" for aim in part.targets for what in ("rounds", "bytes")]
         lines += [_row(heads), _row(["---"] * len(heads))]
@@ -370,7 +385,7 @@ def markdown(sections: Sequence[PagePart], facts: Sequence[tuple[str, str]]) -> 
         lines.append(_row(["---"] * 3))
         lines += [_row([line.title, milliseconds(line.encode_ms), milliseconds(line.decode_ms)]) for line in part.lines]
         if part.missing:
-            lines += ["", f"Not run, or not with all seeds: {', '.join(part.missing)}."]
+            lines += ["", f"Not run, or not with all seeds: {plain.markdown(', '.join(part.missing))}."]
         lines.append("")
     return "\n".join(lines)
 
@@ -381,4 +396,4 @@ def spent(cost: tuple[MeanEstimate, MeanEstimate] | None) -> str:
 
 
 def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+    return f"| {' | '.join(map(plain.markdown, cells))} |"

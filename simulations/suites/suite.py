@@ -18,7 +18,7 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import BeforeValidator, Field, ValidationError, field_validator
 
-from fedpress.compression import suggest
+from fedpress.compression import files, suggest
 from fedpress.compression.errors import FedpressError
 from fedpress.simulations.conditions import network
 from fedpress.simulations.scenario import diagnostics, yaml_source
@@ -274,7 +274,7 @@ def load(path_or_name: str | Path) -> Suite:
             f" {suggest.choices(names(), path.stem)}"
         )
     try:
-        raw = yaml_source.read(path.read_text(encoding="utf-8"))
+        raw = yaml_source.read(files.read_text(path))
     except (OSError, ValueError) as error:
         raise SuiteError(f"suite {path}: {error}") from None
     raw.setdefault("name", path.stem)

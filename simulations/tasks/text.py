@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fedpress.compression import files
 from fedpress.compression.models.task import Examples, Splits, Task, disjoint
 from fedpress.compression.models.transformer import CausalTransformer
 from fedpress.simulations.tasks import architectures, king_james
@@ -203,7 +204,7 @@ def _read(folder: Path) -> dict[str, str]:
     texts = {}
     for path in paths:
         try:
-            texts[str(path)] = path.read_text(encoding="utf-8")
+            texts[str(path)] = files.read_text(path, files.MOST_DATA)
         except UnicodeDecodeError as error:
             raise TaskError(f"{path}: byte {error.start} is not UTF-8; save it as UTF-8") from None
         except OSError as error:

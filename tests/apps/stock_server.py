@@ -32,6 +32,6 @@ def main(grid: Grid, context: Context) -> None:
         "up": ledger.total(direction="up", kind="update") + ledger.total(direction="up", kind="buffers")
         if ledger
         else None,
-        "replies": sum(m["replies"] for m in result.train_metrics_clientapp.values()) if ledger else None,
+        "replies": sum(m["fedpress.replies"] for m in result.train_metrics_clientapp.values()) if ledger else None,
     }
     Path(context.run_config["report-path"]).write_text(json.dumps(report))

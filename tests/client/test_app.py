@@ -18,7 +18,7 @@ from fedpress.compression.encoders import encoder
 from fedpress.compression.messages import orders
 from fedpress.compression.models.bundles import errors, writer
 from fedpress.compression.models.quantization import quantize
-from fedpress.compression.models.task import Examples, Splits, Task
+from fedpress.compression.models.task import IGNORED, Examples, Splits, Task
 from fedpress.compression.tensors import flatten
 from fedpress.compression.tensors.layout import Layout
 from fedpress.compression.tensors.mask import Mask
@@ -108,6 +108,23 @@ def test_a_client_trains_and_says_on_how_many_examples() -> None:
     trained = Message(RecordDict({"arrays": reply.content["arrays"]}), dst_node_id=3, message_type="evaluate")
     evaluated = app.evaluate(trained, context()).content.metric_records["metrics"]
     assert evaluated["accuracy"] > 0.9 and evaluated["num-examples"] == 40  # type: ignore[operator]
+
+
+class SevenLabeled(Work):
+    """A client of whose examples seven have a target."""
+
+    def of_client(self, client: int, tier: str | None = None) -> "Work":
+        return self
+
+    def examples(self, client: int) -> Examples:
+        part = examples(40)
+        return Examples(part.inputs, torch.where(torch.arange(40) < 7, part.targets, IGNORED))
+
+
+def test_a_clients_figures_have_the_weight_of_the_answers_that_count() -> None:
+    asked = Message(RecordDict({"arrays": zeros()}), dst_node_id=3, message_type="evaluate")
+    reply = app.evaluate(asked, context({"workload": "tests.client.test_app:SevenLabeled"}))
+    assert reply.content.metric_records["metrics"]["num-examples"] == 7
 
 
 def test_a_client_trains_within_the_mask_and_votes_for_as_many_weights() -> None:

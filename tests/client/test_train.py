@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ from torch import nn
 
 from fedpress.client.settings import Training
 from fedpress.client.train import gradient, train
-from fedpress.compression.models.task import DeviceError, Examples
+from fedpress.compression.models.task import IGNORED, DeviceError, Examples
+from fedpress.simulations.tasks.digits import Digits
 
 
 @pytest.fixture(autouse=True)
@@ -162,3 +164,98 @@ def test_the_gradient_is_that_of_the_mean_loss_whatever_the_batches() -> None:
     found = gradient(made, examples(), nn.functional.cross_entropy, Training(batch_size=7), 1)
     for name in expected:
         np.testing.assert_allclose(found[name], expected[name], atol=1e-6)
+
+
+@pytest.mark.parametrize("count", [1, 17, 33])
+@pytest.mark.parametrize("settings", [Training(epochs=2, batch_size=16), Training(steps=5, batch_size=16)])
+def test_batch_normalization_takes_any_number_of_examples(count: int, settings: Training) -> None:
+    made = model()
+    before = [p.detach().clone() for p in made.parameters()]
+    assert np.isfinite(train(made, examples(count), nn.functional.cross_entropy, settings, 5))
+    assert all(torch.isfinite(p).all() for p in made.parameters())
+    assert any(not torch.equal(p, old) for p, old in zip(made.parameters(), before, strict=True))
+    assert gradient(made, examples(count), nn.functional.cross_entropy, settings, 5)["0.weight"].any()
+
+
+def test_without_batch_normalization_a_last_batch_of_one_is_a_step_as_ever() -> None:
+    ours, data = nn.Linear(4, 2), examples(17)
+    theirs = nn.Linear(4, 2)
+    theirs.load_state_dict(ours.state_dict())
+    train(ours, data, nn.functional.cross_entropy, Training(batch_size=16, learning_rate=0.3), 5)
+    optimizer = torch.optim.SGD(theirs.parameters(), 0.3)
+    for batch in torch.split(torch.randperm(17, generator=torch.Generator().manual_seed(5)), 16):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(theirs(data.inputs[batch]), data.targets[batch]).backward()
+        optimizer.step()
+    assert torch.equal(ours.weight, theirs.weight)
+
+
+def test_a_batch_without_a_target_is_left_out_and_examples_without_any_are_an_error() -> None:
+    data = examples(40)
+    targets = data.targets.clone()
+    targets[4:] = IGNORED
+    made, settings = nn.Linear(4, 2), Training(batch_size=4, epochs=3)  # of ten batches most have no target
+    assert np.isfinite(train(made, Examples(data.inputs, targets), nn.functional.cross_entropy, settings, 5))
+    assert torch.isfinite(made.weight).all()
+    assert np.isfinite(
+        gradient(made, Examples(data.inputs, targets), nn.functional.cross_entropy, settings, 5)["bias"]
+    ).all()
+    with pytest.raises(ValueError, match="none of the 40 examples of this client has a target"):
+        train(made, Examples(data.inputs, torch.full_like(targets, IGNORED)), nn.functional.cross_entropy, settings, 5)
+
+
+def test_a_loss_that_makes_use_of_examples_without_a_target_gets_them() -> None:
+    def loss(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return outputs.square().mean()
+
+    made, data = nn.Linear(4, 2), examples(8)
+    before = made.weight.detach().clone()
+    train(made, Examples(data.inputs, torch.full_like(data.targets, IGNORED)), loss, Training(batch_size=4), 5)
+    assert not torch.equal(made.weight, before)
+
+
+class Places(nn.Module):
+    """Logits of three classes at each of four places, from its numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.line = nn.Linear(1, 3)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.line(inputs[..., None]).transpose(1, 2)  # type: ignore[no-any-return]
+
+
+def padded() -> Examples:
+    """Sequences of unlike lengths, the second batch of four without any target."""
+    targets = torch.tensor([[0, 1, 2, 1], [1, IGNORED, IGNORED, IGNORED], [2, 0, IGNORED, IGNORED], [0, 0, 0, 0]])
+    targets = torch.cat([targets, torch.full((4, 4), IGNORED), targets.flip(0)])
+    return Examples(torch.randn(12, 4, generator=torch.Generator().manual_seed(0)), targets)
+
+
+@pytest.mark.parametrize("loss", [Digits().loss, nn.functional.cross_entropy])
+def test_the_loss_of_a_training_is_a_mean_over_the_targets_that_are_there(
+    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+) -> None:
+    examples = padded()
+    still = Training(epochs=1, batch_size=3, learning_rate=1e-12)
+    with torch.no_grad():
+        expected = float(nn.functional.cross_entropy(Places()(examples.inputs), examples.targets))
+    assert train(Places(), examples, loss, still, seed=1) == pytest.approx(expected, rel=1e-5)
+    nothing, model = Examples(examples.inputs[4:8], examples.targets[4:8]), Places()
+    if loss is nn.functional.cross_entropy:  # NaN
+        with pytest.raises(ValueError, match="none of the 4 examples"):
+            train(model, nothing, loss, Training(epochs=2), seed=1)
+    else:
+        assert train(model, nothing, loss, Training(epochs=2), seed=1) == 0
+    assert all(torch.equal(value, Places().state_dict()[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 4, 12])
+def test_the_gradient_leaves_out_places_without_a_target_whatever_the_batches(batch_size: int) -> None:
+    examples, model = padded(), Places()
+    nn.functional.cross_entropy(model(examples.inputs), examples.targets).backward()
+    found = gradient(Places(), examples, nn.functional.cross_entropy, Training(batch_size=batch_size), seed=1)
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None
+        np.testing.assert_allclose(found[name], parameter.grad.numpy(), rtol=1e-4, atol=1e-6)

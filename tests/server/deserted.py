@@ -1,9 +1,10 @@
-"""A grid whose nodes are all gone."""
+"""A grid whose nodes are all gone, and one whose node answers nonsense."""
 
 import time
 from collections.abc import Iterable
+from typing import Any
 
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.server.superlink.linkstate.utils import create_message_error_unavailable_res_message
 from flwr.serverapp import Grid
 
@@ -34,6 +35,25 @@ class Deserted(Grid):
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
         return self.pull_messages(self.push_messages(messages))
+
+
+class Answering(Deserted):
+    """A grid whose node answers with the same records whatever it is sent."""
+
+    def __init__(self, content: RecordDict | Error, node: int = NODE, **says: Any) -> None:
+        self.content, self.node, self.says = content, node, says
+
+    def get_node_ids(self) -> list[int]:
+        return [self.node]
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        replies = []
+        for message in self._sent:
+            if message.metadata.message_id in message_ids:
+                reply = Message(self.content, reply_to=message)
+                vars(reply.metadata).update({f"_{name}": value for name, value in self.says.items()})
+                replies.append(reply)
+        return replies
 
 
 def order() -> Message:

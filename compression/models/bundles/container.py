@@ -52,6 +52,10 @@ MAX_ONNX_BYTES: Final = 1 << 28
 HEADER: Final = struct.Struct("<4sBIIIIB")
 DIGEST_BYTES: Final = 32
 SIGNATURE_BYTES: Final = 64
+MAX_BYTES: Final = (
+    HEADER.size + DIGEST_BYTES + MAX_MANIFEST_BYTES + MAX_WEIGHTS_BYTES + MAX_ONNX_BYTES + SIGNATURE_BYTES
+)
+"""Most bytes of a file."""
 
 
 class Parts(NamedTuple):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
-from typing import Final
+from typing import Annotated, Final
 
 import pydantic
 
@@ -11,7 +12,15 @@ from fedpress.compression.models.bundles import weight_coding
 from fedpress.compression.models.bundles.errors import InvalidManifest
 from fedpress.compression.models.bundles.weight_coding import TensorScheme
 
-Shape = tuple[int, ...]
+MAX_DIMENSIONS: Final = 32
+"""Most dimensions of a tensor, as many as every NumPy can have."""
+MAX_SIZE: Final = (1 << 31) - 1
+"""Most entries along a dimension."""
+MAX_ENTRIES: Final = 1 << 40
+"""Most entries of a tensor; how many a file of its size may hold, `weight_coding` says."""
+MAX_NUMBER: Final = (1 << 63) - 1
+Size = Annotated[int, pydantic.Field(ge=0, le=MAX_SIZE)]
+Shape = Annotated[tuple[Size, ...], pydantic.Field(max_length=MAX_DIMENSIONS)]
 TIER_NAME: Final = "[A-Za-z0-9][A-Za-z0-9_-]{0,63}"
 """Pattern of a tier's name, which names files and folders."""
 _QUANTIZED = re.compile(r"int([2-8]) by channel|int([2-8]) by ([1-9][0-9]{0,8})")
@@ -30,6 +39,8 @@ class Manifest(pydantic.BaseModel):
         input_shape: Shape of one input, without the batch.
         input_dtype: Dtype of the inputs in torch's words ("float32").
         output_shape: Shape of one output, without the batch.
+        class_axis: Axis of the outputs (N, ...) along which the largest is that of the class: 2 for sequences
+            (N, L, classes); 0: outputs are no logits of classes; None: 1.
         architecture: One of the task's student architectures; None: the task's own model, cut down to `shapes`.
         schemes: Encoding of each tensor, in the order of writing: "int4 by channel", "int4 by 64" where 64 weights
             share a scale, or the dtype ("float32", "int64") where the tensor is not quantized.
@@ -39,13 +50,14 @@ class Manifest(pydantic.BaseModel):
 
     task: str
     tier: str = pydantic.Field(pattern=f"^{TIER_NAME}$")
-    version: int = pydantic.Field(ge=0)
-    parameters: int = pydantic.Field(ge=0)
+    version: int = pydantic.Field(ge=0, le=MAX_NUMBER)
+    parameters: int = pydantic.Field(ge=0, le=MAX_NUMBER)
     metrics: dict[str, float] = {}
     shapes: dict[str, Shape]
     input_shape: Shape
     input_dtype: str
     output_shape: Shape
+    class_axis: int | None = pydantic.Field(default=None, ge=0, le=16)
     architecture: str | None = None
     schemes: dict[str, str]
 
@@ -84,6 +96,8 @@ def scheme_of(shape: Shape, text: str) -> TensorScheme:
     """
     if min(shape, default=0) < 0:
         raise ValueError(f"a shape of {shape}, expected sizes of at least 0")
+    if math.prod(max(1, size) for size in shape) > MAX_ENTRIES:  # NumPy refuses these also where a size is 0
+        raise ValueError(f"a shape of {shape}, expected at most {MAX_ENTRIES:,} entries")
     if text in weight_coding.DTYPES:
         return TensorScheme(shape, text)
     match = _QUANTIZED.fullmatch(text)

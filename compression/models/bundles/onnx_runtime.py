@@ -1,6 +1,6 @@
 """Execution of a student's ONNX model in ONNX Runtime, without torch and from untrusted bytes.
 
-Needs the packages onnx and onnxruntime: `pip install 'fedpress[onnx]'`.
+Needs the packages onnx and onnxruntime: the extra `onnx`.
 """
 
 from __future__ import annotations
@@ -33,8 +33,15 @@ class Runner(NamedTuple):
     session: onnxruntime.InferenceSession
 
     def __call__(self, inputs: NDArray[Any]) -> NDArray[np.float32]:
-        """Return the outputs for a batch of inputs (N, ...)."""
-        outputs: NDArray[np.float32] = self.session.run(None, {INPUT: inputs})[0]
+        """Return the outputs for a batch of inputs (N, ...).
+
+        Raises:
+            OnnxError: ONNX Runtime cannot run the model on them.
+        """
+        try:
+            outputs: NDArray[np.float32] = self.session.run(None, {INPUT: inputs})[0]
+        except Exception as error:  # ONNX Runtime's exceptions share no other base
+            raise OnnxError(f"ONNX Runtime: {error}") from error
         return outputs
 
 
@@ -56,7 +63,7 @@ def runner(model: bytes) -> Runner:
         raise ExternalData("the model keeps weights in other files: a bundle's model must be whole")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what fails is an OnnxError
     try:
         session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's exceptions share no other base

@@ -12,6 +12,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
+from fedpress.compression import files
 from fedpress.compression.errors import FedpressError
 
 MAKE_PRIVATE = "openssl genpkey -algorithm ed25519 -out signing.pem"
@@ -64,6 +65,6 @@ def read_public(path: Path) -> bytes:
 
 def _read(path: Path, make: str) -> bytes:
     try:
-        return path.expanduser().read_bytes()
+        return files.read_regular(path.expanduser(), files.MOST_TEXT)
     except OSError as error:
         raise SigningKeyError(f"cannot read the key {path}: {error.strerror}; make one: {make}") from error

@@ -26,12 +26,17 @@ from fedpress.compression.models.quantization.quantized_tensor import Quantized,
 from fedpress.compression.models.quantization.settings import Quantization
 from fedpress.compression.models.reproducible import evaluating, reproducible
 from fedpress.compression.models.step import Materials, Student
-from fedpress.compression.models.task import Task, evaluate
+from fedpress.compression.models.task import Task, class_axis_of, evaluate
 
 MAX_INPUT_ENTRIES: Final = 1 << 24
 """Largest size of an input that a received manifest may announce."""
 ROOM_BYTES: Final = 256
 """Allowance of `largest_bytes` for a signature, and for names and metrics in the manifest."""
+
+CALIBRATION: Final = 512
+"""Inputs from which the ranges of an ONNX model's activations are taken."""
+COMPARED: Final = 2048
+"""Validation inputs on which an ONNX model is compared with its student."""
 
 INPUT_DTYPES: Final = {
     str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, torch.float64, torch.int64, torch.int32)
@@ -59,11 +64,15 @@ class WriteBundle:
 
         Raises:
             ValueError: The student is not quantized.
+            OnnxError: It cannot be exported, or its graph answers otherwise.
         """
         if student.tensors is None:
             raise ValueError("a bundle holds quantized weights: put quantize.Quantize before writer.WriteBundle")
-        splits = materials.task.data()
-        accuracy = evaluate(student.model, materials.task, splits.validation).accuracy
+        validation = materials.task.data().validation
+        metrics = {"validation_accuracy": evaluate(student.model, materials.task, validation).accuracy}
+        graph = None
+        if self.onnx:
+            graph, metrics["onnx_validation_accuracy"] = _graph_of(student.model, materials.task)
         data = save(
             student.model,
             student.tensors,
@@ -71,20 +80,38 @@ class WriteBundle:
             task=materials.task.name,
             tier=materials.tier,
             version=materials.version,
-            metrics={"validation_accuracy": round(accuracy, 4)},
+            metrics={name: round(figure, 4) for name, figure in metrics.items()},
             architecture=student.architecture,
-            onnx=self._runnable(student, materials) if self.onnx else None,
+            onnx=graph,
             private_key=self.private_key,
+            class_axis=class_axis_of(student.model, materials.task),
         )
         *before, last = student.stages
         return replace(student, bundle=data, stages=(*before, replace(last, size_bytes=len(data))))
 
-    def _runnable(self, student: Student, materials: Materials) -> bytes:
-        from fedpress.compression.models.bundles import onnx_export  # needs an optional package
+    def check(self, model: nn.Module, task: Task) -> None:
+        """Check that a student can be written: if it is to have an ONNX model, by making that of a student.
 
-        splits = materials.task.data()
-        calibration = splits.proxy.inputs if len(splits.proxy.inputs) else splits.validation.inputs
-        return onnx_export.quantize_static(onnx_export.export(student.model, materials.example), calibration[:512])
+        Args:
+            model: Model of the student's form, with any weights; untouched.
+            task: Task of the model.
+
+        Raises:
+            OnnxError: It cannot be exported, or its graph answers otherwise.
+        """
+        if self.onnx:
+            _graph_of(model, task)
+
+
+def _graph_of(model: nn.Module, task: Task) -> tuple[bytes, float]:
+    """Return an int8 ONNX model and its accuracy on validation data."""
+    from fedpress.compression.models.bundles import onnx_export  # needs an optional package
+
+    splits = task.data()
+    calibration = splits.proxy.inputs if len(splits.proxy.inputs) else splits.validation.inputs
+    exported = onnx_export.export(model, splits.validation.inputs[:COMPARED])
+    graph = onnx_export.quantize_static(exported, calibration[:CALIBRATION])
+    return graph, onnx_export.require_accuracy(graph, model, task, splits.validation)
 
 
 def save(
@@ -99,6 +126,7 @@ def save(
     architecture: str | None = None,
     onnx: bytes | None = None,
     private_key: bytes | None = None,
+    class_axis: int | None = 1,
     entropy_coded: bool = True,
 ) -> bytes:
     """Return the bytes of a student's download file; equal arguments give equal bytes.
@@ -114,6 +142,7 @@ def save(
         architecture: Name of one of the task's student architectures; None: the task's own model.
         onnx: Model for ONNX Runtime, as `onnx_export` returns it; None: none.
         private_key: Ed25519 key to sign with, 32 bytes; None: no signature.
+        class_axis: Axis of the outputs along which the classes are; None: they are no logits of classes.
         entropy_coded: False: use the longest forms, whose lengths do not depend on the weights.
 
     Raises:
@@ -130,6 +159,7 @@ def save(
         input_shape=tuple(example_input.shape[1:]),
         input_dtype=str(example_input.dtype).removeprefix("torch."),
         output_shape=_output_shape(student, example_input[:1]),
+        class_axis=None if class_axis == 1 else class_axis or 0,
         architecture=architecture,
         schemes={name: manifests.text_of(weight_coding.scheme_of(tensor)) for name, tensor in tensors.items()},
     )

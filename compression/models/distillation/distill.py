@@ -15,12 +15,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fedpress.compression.models import masks
+from fedpress.compression.models import batches, masks
 from fedpress.compression.models.distillation import stages, teachers
 from fedpress.compression.models.distillation.loss import HIDDEN, DistillationLoss
 from fedpress.compression.models.distillation.settings import Distillation
 from fedpress.compression.models.reproducible import reproducible
 from fedpress.compression.models.step import Materials, Student, Teacher
+from fedpress.compression.models.task import has_target
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,15 @@ class Distill:
         """
 
         def learn(model: nn.Module) -> nn.Module:
-            inputs, targets = materials.inputs, materials.targets
-            return distill(materials.teacher, model, inputs, self.settings, targets=targets, seed=materials.seed)
+            return distill(
+                materials.teacher,
+                model,
+                materials.inputs,
+                self.settings,
+                targets=materials.targets,
+                class_axis=materials.class_axis,
+                seed=materials.seed,
+            )
 
         return student.after("distilled", masks.train_within(student.model, student.masks, learn))
 
@@ -56,12 +64,13 @@ def distill(
     *,
     targets: Tensor | None = None,
     teacher_inputs: Tensor | None = None,
+    class_axis: int = teachers.LAST,
     seed: int,
 ) -> nn.Module:
     """Return the student trained on the teacher's answers to `inputs`; both given models are untouched.
 
     Runs on one thread of the CPU, so equal arguments give equal weights. Models return logits (N, classes), or
-    (N, L, classes) for sequences, whose places have equal weight.
+    (N, L, classes) for sequences, whose places have equal weight; with `class_axis` 1, (N, classes, L).
 
     Args:
         teacher: Teacher, which answers in evaluation mode, once for each input.
@@ -69,6 +78,7 @@ def distill(
         inputs: Proxy data (N, ...).
         settings: Loss and training.
         targets: Labels of the proxy data, int64 (N,) or (N, L); None: the student sees none.
+        class_axis: Axis of the models' outputs along which the classes are.
         teacher_inputs: Inputs of the teacher where they differ, (N, ...): another view of the same examples.
         seed: Seed of the order of the examples and of all random choices: dropout, noise, projections, few labels.
 
@@ -84,19 +94,23 @@ def distill(
         if part is not None and len(part) != len(inputs):
             raise ValueError(f"got {len(part)} {name} for {len(inputs)} inputs, expected one for each")
     with reproducible(seed) as generator:
-        source = teachers.of(teacher)
+        source = teachers.of(teacher, class_axis)
         learner = copy.deepcopy(student).cpu().train()
         if targets is not None and settings.labeled is not None:
             targets = few_labels(targets, settings.labeled, generator)
-        loss = DistillationLoss(source, learner, inputs, views, targets, settings)
+        loss = DistillationLoss(source, learner, inputs, views, targets, settings, class_axis)
         inside = source.model if isinstance(source, teachers.Single) else nn.Identity()
-        with stages.recording(learner) as of_student, stages.recording(inside) as of_teacher:
+        with (
+            batches.lone_examples(learner),
+            stages.recording(learner) as of_student,
+            stages.recording(inside) as of_teacher,
+        ):
             fit(
                 [*learner.parameters(), *loss.parameters()],
                 lambda: loss.epoch(generator),
                 lambda batch: loss(batch, of_student, of_teacher),
                 settings,
-                steps=settings.epochs * math.ceil(len(inputs) / settings.batch_size),
+                steps=settings.epochs * batches.count(len(inputs), settings.batch_size, learner),
                 after=loss.after_step,
             )
         learned = loss.learned()
@@ -148,12 +162,14 @@ def few_labels(targets: Tensor, count: int, generator: torch.Generator) -> Tenso
     Raises:
         ValueError: There are fewer than `count` examples.
     """
-    if count > len(targets):
-        raise ValueError(f"labeled is {count}, but there are labels of {len(targets)} examples only: lower it")
+    labeled = has_target(targets).reshape(len(targets), -1).any(dim=1)
+    if count > labeled.sum():
+        raise ValueError(f"labeled is {count}, but there are labels of {labeled.sum()} examples only: lower it")
     order = torch.randperm(len(targets), generator=generator)
+    order = order[labeled[order]]
     if targets.ndim == 1:
         order = order[torch.argsort(targets[order], stable=True)]
-    chosen = order[(torch.arange(count) * len(targets) + len(targets) // 2) // count]
+    chosen = order[(torch.arange(count) * len(order) + len(order) // 2) // count]
     visible = torch.full_like(targets, HIDDEN)
     visible[chosen] = targets[chosen]
     return visible

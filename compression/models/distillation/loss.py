@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel
 
+from fedpress.compression.models import batches
 from fedpress.compression.models.distillation import class_balance, stages, teachers
 from fedpress.compression.models.distillation.early_exits import Exits
 from fedpress.compression.models.distillation.hints import Hints
@@ -89,6 +90,7 @@ class DistillationLoss:
         views: Inputs of the teacher, (N, ...), in the same order.
         targets: Labels, int64 (N,) or (N, L); None: no labels are visible.
         settings: Settings of the distillation.
+        class_axis: Axis of the student's outputs along which the classes are.
 
     Raises:
         TeacherError: As for `distill.distill`.
@@ -103,12 +105,14 @@ class DistillationLoss:
         views: Tensor,
         targets: Tensor | None,
         settings: Distillation,
+        class_axis: int = teachers.LAST,
     ) -> None:
+        self._class_axis = class_axis
         weights = settings.weights
         self._learner, self._teacher, self._settings = learner, teacher, settings
         self._inputs, self._views, self._targets = inputs, views, targets
         self._answers = teacher.answers(views)
-        answers = teachers.logits(learner, inputs[:2])
+        answers = teachers.logits(learner, inputs[:2], class_axis)
         if answers.shape[1:] != self._answers.shape[1:]:
             raise TeacherError(
                 f"the teacher answers each example with {tuple(self._answers.shape[1:])} logits, the student with"
@@ -157,7 +161,7 @@ class DistillationLoss:
             order = torch.multinomial(self._balance, count, replacement=True, generator=generator)
         else:
             order = torch.randperm(count, generator=generator)
-        return torch.split(order, self._settings.batch_size)
+        return batches.split(order, self._settings.batch_size, self._learner)
 
     def __call__(self, batch: Tensor, student: stages.Recording, teacher: stages.Recording) -> Tensor:
         """Return the loss of a batch, a scalar.
@@ -183,7 +187,7 @@ class DistillationLoss:
                 importance=importance,
             )
 
-        logits = teachers.by_class(self._learner(self._noisy(batch)))
+        logits = teachers.by_class(self._learner(self._noisy(batch)), self._class_axis)
         loss = supervised(logits)
         softness = settings.temperature**2
         if self._hints is not None:
@@ -201,7 +205,7 @@ class DistillationLoss:
             loss = loss + weights.early_exits * torch.stack(exit_losses).mean()
         if self._mean_teacher is not None:
             with torch.no_grad():
-                mean_logits = teachers.by_class(self._mean_teacher(self._noisy(batch)))
+                mean_logits = teachers.by_class(self._mean_teacher(self._noisy(batch)), self._class_axis)
             divergence = softened_divergence(logits, mean_logits, settings.temperature).mean()
             loss = loss + weights.mean_teacher * softness * divergence
         return loss

@@ -50,6 +50,7 @@ class DistillThroughAssistants:
             return distill_through(
                 materials.teacher, model, materials.inputs, self.settings, self.assistants, parameters=whole,
                 make=lambda most: self.smaller(materials, most), targets=materials.targets, seed=materials.seed,
+                class_axis=materials.class_axis,
             )  # fmt: skip
 
         return student.after("distilled", masks.train_within(student.model, student.masks, learn))
@@ -81,6 +82,7 @@ def distill_through(
     make: Callable[[int], nn.Module],
     targets: Tensor | None = None,
     seed: int,
+    class_axis: int = teachers.LAST,
 ) -> nn.Module:
     """Return the student distilled through assistants where it is too small to learn from the teacher directly.
 
@@ -94,12 +96,16 @@ def distill_through(
         make: Maps a number of parameters to an untrained assistant of at most that size, such as the pruned teacher.
         targets: Labels of the proxy data, int64 (N,) or (N, L); None: the students see none.
         seed: Seed of all random choices.
+        class_axis: Axis of the models' outputs along which the classes are.
 
     Raises:
         BudgetError, PruneError: Raised by `make`.
         TeacherError, ValueError: As of `distill.distill`.
     """
-    larger = [teachers.of(teacher)]
+    larger = [teachers.of(teacher, class_axis)]
+
+    def learn(model: nn.Module, seed: int) -> nn.Module:
+        return distill.distill(guide(), model, inputs, settings, targets=targets, class_axis=class_axis, seed=seed)
 
     def guide() -> Teacher:
         if not assistants.dense or len(larger) == 1:
@@ -109,6 +115,5 @@ def distill_through(
     smallest = sum(parameter.numel() for parameter in student.parameters())
     for size in sizes(parameters, smallest, assistants.factor):
         assistant_seed = seeds.derive("assistant", seed, size)
-        trained = distill.distill(guide(), make(size), inputs, settings, targets=targets, seed=assistant_seed)
-        larger.append(teachers.Single(trained))
-    return distill.distill(guide(), student, inputs, settings, targets=targets, seed=seed)
+        larger.append(teachers.Single(learn(make(size), assistant_seed), class_axis))
+    return learn(student, seed)

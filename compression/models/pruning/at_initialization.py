@@ -21,10 +21,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fedpress.compression.models import batches
 from fedpress.compression.models.pruning import dynamic_sparsity
 from fedpress.compression.models.pruning.dynamic_sparsity import AtInitialization, Scope
 from fedpress.compression.models.reproducible import reproducible
-from fedpress.compression.models.task import Examples
+from fedpress.compression.models.task import Examples, has_target
 from fedpress.compression.tensors.layout import Layout
 from fedpress.compression.tensors.mask import Mask
 
@@ -80,8 +81,8 @@ def snip(model: nn.Module, layout: Layout, loss: Loss, examples: Examples, batch
     """
     parameters = _parameters(model, layout)
     sums = [torch.zeros_like(parameter) for parameter in parameters]
-    for inputs, targets in _batches(examples, batch_size):
-        value = loss(model(inputs), targets) * (len(targets) / len(examples.targets))
+    for inputs, targets in _batches(examples, batch_size, model):
+        value = loss(model(inputs), targets) * _share(targets, examples)
         for total, gradient in zip(sums, torch.autograd.grad(value, parameters), strict=True):
             total += gradient
     return [(parameter * total).detach().abs() for parameter, total in zip(parameters, sums, strict=True)]
@@ -105,14 +106,14 @@ def grasp(
     parameters = _parameters(model, layout)
 
     def value(inputs: Tensor, targets: Tensor) -> Tensor:
-        return loss(model(inputs) / temperature, targets) * (len(targets) / len(examples.targets))
+        return loss(model(inputs) / temperature, targets) * _share(targets, examples)
 
     gradient = [torch.zeros_like(parameter) for parameter in parameters]
-    for batch in _batches(examples, batch_size):
+    for batch in _batches(examples, batch_size, model):
         for total, part in zip(gradient, torch.autograd.grad(value(*batch), parameters), strict=True):
             total += part
     product = [torch.zeros_like(parameter) for parameter in parameters]
-    for batch in _batches(examples, batch_size):
+    for batch in _batches(examples, batch_size, model):
         graph = torch.autograd.grad(value(*batch), parameters, create_graph=True)
         along = sum((part * fixed).sum() for part, fixed in zip(graph, gradient, strict=True))
         assert isinstance(along, Tensor)
@@ -120,6 +121,11 @@ def grasp(
             if part is not None:
                 total += part
     return [(parameter * total).detach() for parameter, total in zip(parameters, product, strict=True)]
+
+
+def _share(targets: Tensor, examples: Examples) -> float:
+    """Return the weight of a batch's mean loss in that of all examples: its share of the targets that are there."""
+    return int(has_target(targets).sum()) / max(1, int(has_target(examples.targets).sum()))
 
 
 def synflow(model: nn.Module, layout: Layout, inputs: Tensor) -> list[Tensor]:
@@ -167,5 +173,6 @@ def _vector(scores: Sequence[Tensor]) -> Scores:
     return np.concatenate([np.empty(0), *parts])
 
 
-def _batches(examples: Examples, batch_size: int) -> list[tuple[Tensor, Tensor]]:
-    return list(zip(torch.split(examples.inputs, batch_size), torch.split(examples.targets, batch_size), strict=True))
+def _batches(examples: Examples, batch_size: int, model: nn.Module) -> list[Examples]:
+    parts = batches.split(torch.arange(len(examples.targets)), batch_size, model)
+    return [examples.take(part) for part in parts]

@@ -9,7 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from fedpress.compression.models.distillation import distill
+from fedpress.compression.models import batches
+from fedpress.compression.models.distillation import distill, teachers
 from fedpress.compression.models.distillation.settings import Distillation
 from fedpress.compression.models.pruning.penalties import Penalty
 from fedpress.compression.models.reproducible import reproducible
@@ -47,15 +48,17 @@ def training(task: Task, examples: Examples, learning_rate: float = 1e-3, batch_
         with reproducible(seed) as generator:
             learner = copy.deepcopy(model).cpu().train()
             optimizer = torch.optim.AdamW(learner.parameters(), learning_rate, weight_decay=0.0)
-            steps = epochs * -(-len(examples.targets) // batch_size)
+            count = len(examples.targets)
+            steps = epochs * batches.count(count, batch_size, learner)
             schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-            for _ in range(epochs):
-                for batch in torch.split(torch.randperm(len(examples.targets), generator=generator), batch_size):
-                    loss = task.loss(learner(examples.inputs[batch]), examples.targets[batch])
-                    optimizer.zero_grad()
-                    torch.autograd.backward(loss if penalty is None else loss + penalty(learner))
-                    optimizer.step()
-                    schedule.step()
+            with batches.lone_examples(learner):
+                for _ in range(epochs):
+                    for batch in batches.split(torch.randperm(count, generator=generator), batch_size, learner):
+                        loss = task.loss(learner(examples.inputs[batch]), examples.targets[batch])
+                        optimizer.zero_grad()
+                        torch.autograd.backward(loss if penalty is None else loss + penalty(learner))
+                        optimizer.step()
+                        schedule.step()
             optimizer.zero_grad()
         for given, trained in zip(model.modules(), learner.modules(), strict=True):
             trained.training = given.training
@@ -65,7 +68,11 @@ def training(task: Task, examples: Examples, learning_rate: float = 1e-3, batch_
 
 
 def distilling(
-    teacher: nn.Module, inputs: Tensor, settings: Distillation = Distillation(), targets: Tensor | None = None
+    teacher: nn.Module,
+    inputs: Tensor,
+    settings: Distillation = Distillation(),
+    targets: Tensor | None = None,
+    class_axis: int = teachers.LAST,
 ) -> FineTune:
     """Return fine-tuning by distillation, which takes no penalty.
 
@@ -74,6 +81,7 @@ def distilling(
         inputs: Proxy data (N, ...).
         settings: Distillation, whose epochs are ignored.
         targets: Labels of the proxy data, int64 (N,); None: no labels are visible.
+        class_axis: Axis of the models' outputs along which the classes are.
     """
 
     def train(model: nn.Module, *, epochs: int, seed: int, penalty: Penalty | None = None) -> nn.Module:
@@ -81,18 +89,18 @@ def distilling(
             raise ValueError(
                 "distillation takes no penalty: train with `training`, on the teacher's answers as targets"
             )
-        return distill.distill(teacher, model, inputs, replace(settings, epochs=epochs), targets=targets, seed=seed)
+        chosen = replace(settings, epochs=epochs)
+        return distill.distill(teacher, model, inputs, chosen, targets=targets, class_axis=class_axis, seed=seed)
 
     return train
 
 
-def answered(teacher: nn.Module, inputs: Tensor) -> Examples:
+def answered(teacher: nn.Module, inputs: Tensor, class_axis: int = teachers.LAST) -> Examples:
     """Return inputs with the teacher's predictions as targets, for data whose labels are hidden.
 
     Args:
         teacher: Teacher; asked in evaluation mode, left as it is.
         inputs: Inputs (N, ...).
+        class_axis: Axis of its outputs along which the classes are.
     """
-    model = copy.deepcopy(teacher).cpu().eval()
-    with torch.no_grad():
-        return Examples(inputs, torch.cat([model(batch).argmax(dim=1) for batch in torch.split(inputs, 512)]))
+    return Examples(inputs, teachers.Single(teacher, class_axis).answers(inputs).argmax(dim=1))

@@ -1,12 +1,15 @@
 """Importance of single weights, and of channels with everything that depends on them; the least important go first.
 
-| importance | of a weight | of a channel, neuron, head (Torch-Pruning) |
+| importance | of a weight | of a channel, neuron, head |
 |---|---|---|
-| `l1` | abs(w) [1] | sum of abs(w) over its group [2] |
-| `l2` | w^2, the same order | sum of w^2 over its group [2] |
-| `taylor` | abs(w * gradient) [3] | sum of it over its group |
-| `lamp` | w^2 by the sum of all w^2 of the layer that are no smaller [4] | the same, of the groups' sums |
+| `l1` | abs(w) [1] | sum of abs(w) over all that depends on it [2] |
+| `l2` | w^2, the same order | sum of w^2 over all that depends on it [2] |
+| `taylor` | abs(w * gradient) [3] | sum of it over all that depends on it |
+| `lamp` | w^2 by the sum of all w^2 of the layer that are no smaller [4] | the same, of the channels' sums |
 | `random` | a random number: the baseline | the same |
+
+All that depends on a channel: its rows and columns of convolutions and linear layers and its scales of norms, but not
+biases and embeddings.
 
 [1] S. Han, J. Pool, J. Tran, W. Dally, "Learning both Weights and Connections for Efficient Neural Networks", NIPS
     2015.
@@ -20,15 +23,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from typing import Any, Final, NamedTuple, get_args
+from collections.abc import Mapping, Sequence
+from typing import Final, NamedTuple, get_args
 
 import torch
-import torch_pruning
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
 
 from fedpress.compression.models.pruning.channel_groups import Group
-from fedpress.compression.models.pruning.settings import Importance, Ranking
+from fedpress.compression.models.pruning.settings import Importance, Pruning, Ranking, Tracing
 from fedpress.compression.models.reproducible import reproducible
 from fedpress.compression.models.task import Examples, Task
 
@@ -40,7 +44,7 @@ Gradients = Mapping[str, Tensor]
 
 
 class Criterion(NamedTuple):
-    """Order of removal.
+    """What is removed, in which order.
 
     Attributes:
         importance: One of `IMPORTANCES`.
@@ -48,12 +52,14 @@ class Criterion(NamedTuple):
             within each layer at its Erdős–Rényi-kernel density (single weights only, `weights.erk`).
         gradients: Gradients of this model for `taylor`, as `gradients` returns them.
         seed: Seed for `random`.
+        tracing: Layers to ignore, and the time for following channels.
     """
 
     importance: str = "l2"
     ranking: str = "uniform"
     gradients: Gradients | None = None
     seed: int = 0
+    tracing: Tracing = Tracing()
 
     def check(self) -> None:
         """Check that the criterion is complete.
@@ -70,6 +76,30 @@ class Criterion(NamedTuple):
 
 
 DEFAULT: Final = Criterion()
+
+
+def of_settings(settings: Pruning, gradients: Gradients | None = None, seed: int = 0) -> Criterion:
+    """Return the criterion of settings.
+
+    Args:
+        settings: Order of removal, and the layers to ignore.
+        gradients: Gradients of the model for `taylor`, as `gradients` returns them.
+        seed: Seed for `random`.
+    """
+    return Criterion(settings.importance, settings.ranking, gradients, seed, settings)
+
+
+def named(settings: Pruning) -> Criterion:
+    """Return the default order of removal for models without trained weights, with the layers that settings ignore.
+
+    Args:
+        settings: Settings that name the layers.
+    """
+    return DEFAULT._replace(tracing=settings)
+
+
+COUNTED: Final = (_ConvNd, nn.Linear, _NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+"""Layers whose weights make a channel important; embeddings, of a row a word, would outweigh all others."""
 
 
 def gradients(model: nn.Module, task: Task, examples: Examples, batch_size: int = 64) -> dict[str, Tensor]:
@@ -102,18 +132,28 @@ def gradients(model: nn.Module, task: Task, examples: Examples, batch_size: int 
         return {name: total / len(starts) for name, total in sums.items()}
 
 
-def of_units(groups: list[Group], criterion: Criterion) -> list[Tensor]:
-    """Return the importance of each unit of each group, float32 (units,); normalized to mean 1 by Torch-Pruning.
+def of_units(model: nn.Module, groups: Sequence[Group], criterion: Criterion) -> list[Tensor]:
+    """Return the importance of each unit of each group, float32 (units,), normalized to mean 1.
 
     With `lamp` and `random` the scores are not normalized.
 
     Args:
-        groups: Groups of a model, as `channel_groups.find` returns them.
-        criterion: Importance; for `taylor`, gradients are read from the parameters' `grad`.
+        model: The model.
+        groups: Groups of the model, as `channel_groups.find` returns them.
+        criterion: Importance, and for `taylor` the gradients.
     """
-    scorer = _scorer(criterion.importance)
-    with reproducible(criterion.seed):
-        return [scorer(group.members)[group.units].mean(dim=1) for group in groups]
+    if criterion.importance == "random":
+        with reproducible(criterion.seed):
+            return [torch.rand(group.units) for group in groups]
+    scores = {
+        f"{path}.weight".lstrip("."): _scores(f"{path}.weight".lstrip("."), module.weight.detach(), criterion)
+        for path, module in model.named_modules()
+        if isinstance(module, COUNTED) and isinstance(module.weight, Tensor)
+    }
+    totals = [_total(group, scores) for group in groups]
+    if criterion.importance == "lamp":
+        return [_lamp(total) for total in totals]
+    return [total / mean if (mean := total.mean()) > 0 else total for total in totals]
 
 
 def of_weights(weights: Mapping[str, Tensor], criterion: Criterion) -> dict[str, Tensor]:
@@ -130,34 +170,38 @@ def of_weights(weights: Mapping[str, Tensor], criterion: Criterion) -> dict[str,
     with reproducible(criterion.seed) as generator:
         scores = {}
         for name, weight in weights.items():
-            if criterion.importance == "taylor":
-                assert criterion.gradients is not None  # by the check
-                scores[name] = (weight * criterion.gradients[name]).abs()
-            elif criterion.importance == "lamp":
-                scores[name] = _lamp(weight)
+            if criterion.importance == "lamp":
+                scores[name] = _lamp(weight.square())
             elif criterion.importance == "random":
                 scores[name] = torch.rand(weight.shape, generator=generator)
             else:
-                scores[name] = weight.abs() if criterion.importance == "l1" else weight.square()
+                scores[name] = _scores(name, weight, criterion)
         return scores
 
 
-def _lamp(weight: Tensor) -> Tensor:
+def _scores(name: str, weight: Tensor, criterion: Criterion) -> Tensor:
+    """Return what each weight counts on its own, in the weight's shape."""
+    if criterion.importance == "taylor":
+        assert criterion.gradients is not None  # by the check
+        return (weight * criterion.gradients[name]).abs()
+    return weight.abs() if criterion.importance == "l1" else weight.square()
+
+
+def _total(group: Group, scores: Mapping[str, Tensor]) -> Tensor:
+    """Return the sum over all that depends on each unit, (units,)."""
+    total = torch.zeros(group.units)
+    for member in group.members:
+        if member.tensor in scores:
+            slices = scores[member.tensor].movedim(member.axis, 0)
+            slices = slices.reshape(len(slices), -1).sum(1)
+            total += slices[member.positions].sum(1)
+    return total
+
+
+def _lamp(squares: Tensor) -> Tensor:
     """Return equation 2 of [4]: each square divided by the sum of all squares that are no smaller."""
-    squares, order = weight.double().flatten().square().sort(stable=True)
-    rest = squares.flip(0).cumsum(0).flip(0)
-    scores = torch.empty_like(squares)
-    scores[order] = torch.where(rest > 0, squares / rest, 0)
-    return scores.to(weight.dtype).reshape(weight.shape)
-
-
-def _scorer(importance: str) -> Any:
-    """Return Torch-Pruning's implementation; `taylor` reads the parameters' `grad`."""
-    library = torch_pruning.importance
-    if importance == "taylor":
-        return library.GroupTaylorImportance()
-    if importance == "lamp":
-        return library.LAMPImportance()
-    if importance == "random":
-        return library.RandomImportance()
-    return library.GroupMagnitudeImportance(p=1 if importance == "l1" else 2)
+    ascending, order = squares.double().flatten().sort(stable=True)
+    rest = ascending.flip(0).cumsum(0).flip(0)
+    scores = torch.empty_like(ascending)
+    scores[order] = torch.where(rest > 0, ascending / rest, 0)
+    return scores.to(squares.dtype).reshape(squares.shape)

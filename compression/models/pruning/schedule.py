@@ -68,9 +68,13 @@ class Prune:
             task: Task of the model.
 
         Raises:
-            PruneError: The model cannot be traced.
+            PruneError: Nothing can be removed, or no layer has an ignored name.
         """
-        structural.keep_fraction(model, task.data().validation.inputs[:1], 1.0)
+        criterion = importance.named(self.settings)
+        if self.settings.granularity == "channels":
+            structural.keep_fraction(model, task.data().validation.inputs[:1], 0.5, criterion=criterion)
+        else:
+            weights.prunable(model, criterion)
 
     def __call__(self, student: Student, materials: Materials) -> Student:
         """Return the pruned student, with masks if single weights are removed, and the curve of its accuracy.
@@ -79,9 +83,9 @@ class Prune:
             student: Student to prune.
             materials: Models, data and seed.
         """
-        teacher, inputs, targets = materials.model, materials.inputs, materials.targets
-        proxy = Examples(inputs, targets) if targets is not None else fine_tuning.answered(teacher, inputs)
-        train = fine_tuning.distilling(teacher, inputs, self.distillation, targets)
+        teacher, inputs, targets, axis = materials.model, materials.inputs, materials.targets, materials.class_axis
+        proxy = Examples(inputs, targets) if targets is not None else fine_tuning.answered(teacher, inputs, axis)
+        train = fine_tuning.distilling(teacher, inputs, self.distillation, targets, axis)
         if self.settings.penalty != "none":
             train = fine_tuning.training(materials.task, proxy)
         result = prune(
@@ -215,7 +219,7 @@ class _Run(NamedTuple):
             return copy.deepcopy(teacher)
         term: Penalty = penalties.l1
         if self.settings.penalty == "group_lasso":
-            term = penalties.GroupLasso(teacher, self.examples.inputs[:1])
+            term = penalties.GroupLasso(teacher, self.examples.inputs[:1], importance.named(self.settings))
         weighted: Callable[[nn.Module], Tensor] = lambda model: self.settings.penalty_weight * term(model)  # noqa: E731
         seed = seeds.derive("penalty", self.seed)
         return self.fine_tune(teacher, epochs=self.settings.penalty_epochs, seed=seed, penalty=weighted)
@@ -228,7 +232,7 @@ class _Run(NamedTuple):
         gradients = None
         if settings.importance == "taylor":
             gradients = importance.gradients(model, self.task, self.examples)
-        criterion = Criterion(settings.importance, settings.ranking, gradients, seeds.derive("random", self.seed))
+        criterion = importance.of_settings(settings, gradients, seeds.derive("random", self.seed))
         count = round(fraction * self.parameters)
         if settings.granularity == "channels":
             smaller = structural.prune_to(model, self.examples.inputs[:1], count, criterion=criterion)
@@ -240,12 +244,13 @@ class _Run(NamedTuple):
     def _mask(self, model: nn.Module, within: Masks | None, count: int, criterion: Criterion) -> Masks:
         if self.settings.granularity == "2:4":
             return weights.semi_structured(model, criterion)
-        covered = sum(weight.numel() for weight in masks.weights_of(model).values())
+        every = masks.weights_of(model)
+        covered = sum(every[name].numel() for name in weights.prunable(model, criterion))
         left = count - (self.parameters - covered)
         if left < 1:
             raise structural.BudgetError(
-                f"a sparse model of {count:,} parameters is impossible: the {self.parameters - covered:,} of biases and"
-                " norms are not pruned; lower removed_fraction"
+                f"a sparse model of {count:,} parameters is impossible: the {self.parameters - covered:,} of biases,"
+                " norms and ignored layers are not pruned; lower removed_fraction"
             )
         return weights.by_importance(model, left / covered, criterion, within)
 

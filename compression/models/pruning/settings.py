@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from fedpress.compression.settings import ADVANCED, STRICT, Field, Positive, Settings, dataclass
 
@@ -13,7 +13,28 @@ Ranking = Literal["uniform", "global", "erk"]
 
 
 @dataclass(frozen=True, config=STRICT)
-class Pruning(Settings):
+class Tracing(Settings):
+    """Following of a model's channels, before any are removed.
+
+    Raises:
+        ValueError: A value is out of range.
+    """
+
+    ignored: Annotated[tuple[str, ...], Field(strict=False)] = Field(
+        default=(),
+        description="Names of layers whose own channels, or single weights, all stay, and those of their parts; `*`"
+        " stands for any text, as in blocks.*.attention.",
+    )
+    trace_seconds: Positive = Field(
+        default=300.0,
+        json_schema_extra=ADVANCED,
+        description="Longest forward pass of one example while channels are followed, in seconds; a model that takes"
+        " longer is refused.",
+    )
+
+
+@dataclass(frozen=True, config=STRICT)
+class Pruning(Tracing):
     """Order of removal, and the schedule.
 
     >>> Pruning(granularity="weights", ranking="erk", schedule="cubic", steps=4).importance

@@ -1,16 +1,17 @@
 """Structural pruning: removal of channels, neurons and heads, which leaves an ordinary smaller model.
 
-`channel_groups` finds what must be removed together. By default every layer keeps the same fraction of its channels,
-and attention of its heads: those with the largest L2 norm of the whole group, after H. Li, A. Kadav, I. Durdanovic,
-H. Samet, H. P. Graf, "Pruning Filters for Efficient ConvNets", ICLR 2017. Other orders are in `importance`; fractions
-may differ by layer (`layers_of`). Bisection over the fraction meets a budget.
+`channel_groups` finds what must be removed together, and tries whether it can be. By default every layer keeps the same
+fraction of its channels, and attention of its heads: those with the largest L2 norm of the whole group, after H. Li, A.
+Kadav, I. Durdanovic, H. Samet, H. P. Graf, "Pruning Filters for Efficient ConvNets", ICLR 2017. Other orders are in
+`importance`; fractions may differ by layer (`layers_of`). Bisection over the fraction meets a budget.
 """
 
 from __future__ import annotations
 
-import copy
+import functools
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -21,15 +22,12 @@ from torch.utils import flop_counter
 from fedpress.compression.errors import FedpressError
 from fedpress.compression.models import architecture
 from fedpress.compression.models.pruning import channel_groups, importance
+from fedpress.compression.models.pruning.channel_flow import PruneError as PruneError
 from fedpress.compression.models.pruning.importance import Criterion
 from fedpress.compression.models.reproducible import evaluating
 
 BISECTIONS = 12
 """Halvings of the interval of kept fractions, to one channel of 4,096."""
-
-
-class PruneError(FedpressError, ValueError):
-    """The model cannot be pruned."""
 
 
 class BudgetError(FedpressError, ValueError):
@@ -125,23 +123,22 @@ def prune_while(
         BudgetError, PruneError: As for `prune_to`.
     """
     if fits(model):
-        return copy.deepcopy(model)
-    smallest = keep_fraction(model, example_input, 0.0, ignored, criterion)
-    if not fits(smallest):
-        raise BudgetError(
-            f"a student within {budget} is impossible: with one channel left in every layer that can be pruned, this"
-            f" model of {parameters_of(model):,} parameters still has {parameters_of(smallest):,}; layers kept whole:"
-            f" {_whole(model, smallest) or 'none'}. Raise the budget, or give the task a smaller model"
-        )
-    best, low, high = smallest, 0.0, 1.0
+        return channel_groups.copied(model)
+    pruner = Pruner(model, example_input, ignored, criterion)
+    with pruner.measured(0.0) as smallest:
+        if not fits(smallest):
+            raise BudgetError(
+                f"a student within {budget} is impossible: with one channel left in every layer that can be pruned,"
+                f" this model of {parameters_of(model):,} parameters still has {parameters_of(smallest):,}; layers kept"
+                f" whole: {_whole(model, smallest) or 'none'}. Raise the budget, or give the task a smaller model"
+            )
+    low, high = 0.0, 1.0
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
-        candidate = keep_fraction(model, example_input, middle, ignored, criterion)
-        if fits(candidate):
-            best, low = candidate, middle
-        else:
-            high = middle
-    return best
+        with pruner.measured(middle) as candidate:
+            fitting = fits(candidate)
+        low, high = (middle, high) if fitting else (low, middle)
+    return pruner.keep(low)
 
 
 def layers_of(model: nn.Module, example_input: Tensor, ignored: Collection[nn.Module] = ()) -> dict[str, int]:
@@ -156,13 +153,11 @@ def layers_of(model: nn.Module, example_input: Tensor, ignored: Collection[nn.Mo
         model: The model; untouched.
         example_input: Batch of inputs, (N, ...).
         ignored: Layers of `model` whose own channels are kept.
+
+    Raises:
+        PruneError: The model cannot be pruned.
     """
-    paths = _paths(model, ignored)
-    copied = copy.deepcopy(model).cpu().eval()
-    kept_whole = [module for path, module in copied.named_modules() if path in paths]
-    _, groups = channel_groups.find(copied, example_input.detach().cpu(), kept_whole)
-    units = {name: len(group.units) for name, group in zip(_names(copied, groups), groups, strict=True)}
-    return {path: units[path] for path, _ in model.named_modules() if path in units}
+    return Pruner(model, example_input, ignored).layers
 
 
 def keep_fraction(
@@ -188,87 +183,119 @@ def keep_fraction(
         PruneError: As for `prune_to`, or a fraction is given for a layer that cannot be pruned.
         ValueError: The criterion is not defined for channels, or ranks across layers with a fraction each.
     """
-    criterion.check()
-    if criterion.ranking == "erk":
-        raise ValueError(
-            "ranking 'erk' gives densities of single weights, it is not defined for channels; see `weights`"
+    return Pruner(model, example_input, ignored, criterion).keep(fraction)
+
+
+class Pruner:
+    """All pruned versions of a model, by one order of removal; its channels are followed once.
+
+    Args:
+        model: Model whose output layers keep their size; untouched, and not to be changed while this is used.
+        example_input: Batch of inputs, (N, ...); a tuple of arguments, or a dict of named ones.
+        ignored: Layers of `model` whose own channels are kept, besides those that the criterion names.
+        criterion: Order of removal.
+
+    Attributes:
+        layers: Prunable layers by name, in the model's order, with their numbers of channels or heads.
+
+    Raises:
+        PruneError: The model cannot be pruned.
+        ValueError: The criterion is not defined for channels.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example_input: Any,
+        ignored: Collection[nn.Module] = (),
+        criterion: Criterion = importance.DEFAULT,
+    ) -> None:
+        criterion.check()
+        if criterion.ranking == "erk":
+            raise ValueError(
+                "ranking 'erk' gives densities of single weights, it is not defined for channels; see `weights`"
+            )
+        self._model, self._example, self._criterion = model, example_input, criterion
+        self._trials = channel_groups.Trials(
+            model, example_input, (*ignored, *criterion.tracing.ignored), criterion.tracing.trace_seconds
         )
-    if isinstance(fraction, Mapping) and criterion.ranking != "uniform":
-        raise ValueError(
-            f"ranking {criterion.ranking!r} decides itself what each layer keeps; give one fraction for all"
-        )
-    paths = _paths(model, ignored)
-    pruned = copy.deepcopy(model).cpu()
-    modes = {module: module.training for module in pruned.modules()}
-    example = example_input.detach().cpu()
-    pruned.eval()  # the traced pass must not update batch norms or draw dropout
-    try:
-        before = _output_shapes(pruned(example))
-        gradients = criterion.gradients or {}
-        for name, parameter in pruned.named_parameters():
-            parameter.grad = gradients[name].clone() if name in gradients else None
-        kept_whole = [module for path, module in pruned.named_modules() if path in paths]
-        _remove(pruned, example, fraction, kept_whole, criterion)
-        after = _output_shapes(pruned(example))
-    except (RuntimeError, TypeError) as error:
-        raise PruneError(
-            f"the pruned model does not run: {error}. The likely cause is a size written into its forward pass, such as"
-            " x.view(-1, 1024): write x.flatten(1), or name the layer in `ignored`"
-        ) from error
-    if before != after:
-        raise PruneError(
-            f"pruning changed the model's output from {before} to {after}: name its last layer in `ignored`"
-        )
-    for module, training in modes.items():
-        module.training = training
-    for parameter in pruned.parameters():
-        parameter.grad = None
-    return pruned
+        self._groups = self._trials.groups
+        self.layers = {group.name: group.units for group in reversed(self._groups)}
 
+    @functools.cached_property
+    def _scores(self) -> list[Tensor]:
+        return importance.of_units(self._measured, self._groups, self._criterion)
 
-def _paths(model: nn.Module, layers: Collection[nn.Module]) -> set[str]:
-    return {path for path, module in model.named_modules() if any(module is layer for layer in layers)}
+    @functools.cached_property
+    def _measured(self) -> nn.Module:
+        return channel_groups.copied(self._model)
 
+    @contextmanager
+    def measured(self, fraction: float | Mapping[str, float]) -> Iterator[nn.Module]:
+        """Run a block with the model pruned as by `keep`, but not compared, to be measured only.
 
-def _names(model: nn.Module, groups: list[channel_groups.Group]) -> list[str]:
-    """Return the name of the root layer of each group."""
-    paths = {module: path for path, module in model.named_modules()}
-    return [paths[group.members[0].dep.target.module] for group in groups]
+        Args:
+            fraction: Fraction of the channels, or one for each layer.
 
+        Yields:
+            The pruned model, which is whole again after the block.
 
-def _remove(
-    model: nn.Module,
-    example: Tensor,
-    fraction: float | Mapping[str, float],
-    kept_whole: list[nn.Module],
-    criterion: Criterion,
-) -> None:
-    graph, groups = channel_groups.find(model, example, kept_whole)
-    names = _names(model, groups)
-    if isinstance(fraction, Mapping):
-        if unknown := sorted(fraction.keys() - set(names)):
-            raise PruneError(f"nothing can be removed from {unknown}; layers that can be made smaller: {sorted(names)}")
-        fractions = [fraction.get(name, 1.0) for name in names]
-    else:
-        fractions = [fraction] * len(groups)
-    scores = importance.of_units(groups, criterion)
-    if criterion.ranking == "global":
-        assert not isinstance(fraction, Mapping)  # by the check
-        ranked = torch.cat(scores).argsort(stable=True)
-        dropped = torch.zeros(len(ranked), dtype=torch.bool)
-        dropped[ranked[: len(ranked) - round(fraction * len(ranked))]] = True
-        counts = [int(part.sum()) for part in torch.split(dropped, [len(score) for score in scores])]
-    else:
-        counts = [len(score) - round(kept * len(score)) for kept, score in zip(fractions, scores, strict=True)]
-    for group, score, count in zip(groups, scores, counts, strict=True):
-        channel_groups.remove(graph, group, score.argsort(stable=True)[: min(count, len(score) - 1)])
+        Raises:
+            PruneError, ValueError: As for `keep_fraction`.
+        """
+        with channel_groups.without(self._measured, self._removal(fraction)):
+            yield self._measured
 
+    def keep(self, fraction: float | Mapping[str, float]) -> nn.Module:
+        """Return the model with a fraction of its channels and heads, as `keep_fraction` does.
 
-def _output_shapes(outputs: Any) -> list[tuple[int, ...]]:
-    if isinstance(outputs, Tensor):
-        return [tuple(outputs.shape)]
-    values = outputs.values() if isinstance(outputs, dict) else outputs
-    return [shape for value in values for shape in _output_shapes(value)]
+        Args:
+            fraction: Fraction of the channels, or one for each layer.
+
+        Raises:
+            PruneError, ValueError: As for `keep_fraction`.
+        """
+        removal = self._removal(fraction)
+        if error := self._trials.error(removal):
+            raise PruneError(
+                f"layers {', '.join(self._trials.culprits(removal))} cannot be made that small: {error}."
+                f" {channel_groups.HINT}"
+            )
+        pruned = channel_groups.copied(self._model)
+        channel_groups.cut(pruned, removal)
+        for parameter in pruned.parameters():
+            parameter.grad = None
+        return pruned
+
+    def _removal(self, fraction: float | Mapping[str, float]) -> list[tuple[channel_groups.Group, Tensor]]:
+        """Return the groups, and of each the units that go."""
+        if not self._groups and self._trials.failure and fraction != 1:
+            raise PruneError(self._trials.failure)
+        scores = self._scores
+        if isinstance(fraction, Mapping):
+            if self._criterion.ranking != "uniform":
+                raise ValueError(
+                    f"ranking {self._criterion.ranking!r} decides itself what each layer keeps: give one fraction"
+                )
+            if unknown := sorted(fraction.keys() - self.layers.keys()):
+                raise PruneError(
+                    f"nothing can be removed from {unknown}; layers that can be made smaller: {sorted(self.layers)}"
+                )
+        if self._criterion.ranking == "global":
+            assert not isinstance(fraction, Mapping)  # by the check
+            ranked = torch.cat([*scores, torch.empty(0)]).argsort(stable=True)
+            dropped = torch.zeros(len(ranked), dtype=torch.bool)
+            dropped[ranked[: len(ranked) - round(fraction * len(ranked))]] = True
+            counts = [int(part.sum()) for part in torch.split(dropped, [len(score) for score in scores])]
+        else:
+            kept = [
+                fraction.get(group.name, 1.0) if isinstance(fraction, Mapping) else fraction for group in self._groups
+            ]
+            counts = [len(score) - round(part * len(score)) for part, score in zip(kept, scores, strict=True)]
+        return [
+            (group, score.argsort(stable=True)[: min(count, len(score) - 1)])
+            for group, score, count in zip(self._groups, scores, counts, strict=True)
+        ]
 
 
 def _whole(model: nn.Module, smallest: nn.Module) -> list[str]:

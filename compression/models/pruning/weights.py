@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fedpress.compression.models.masks import Masks, check_fit, weights_of
-from fedpress.compression.models.pruning import dynamic_sparsity, importance
+from fedpress.compression.models.pruning import channel_groups, dynamic_sparsity, importance
 from fedpress.compression.models.pruning.importance import Criterion
 
 
@@ -71,30 +71,48 @@ def by_importance(
 
     Args:
         model: Model whose weights are ranked; untouched.
-        density: Density of all covered weights together, in (0, 1].
+        density: Density of all covered weights together, in (0, 1], but for those of ignored layers, which all stay.
         criterion: Importance and ranking: within each layer, over all, or within each layer at its ERK density.
         within: Masks to choose from; None: all weights.
 
     Raises:
         MaskError: `within` does not fit the model.
+        PruneError: No layer has an ignored name.
         ValueError: The density is out of range, or the criterion is incomplete.
     """
     if not 0 < density <= 1:
         raise ValueError(f"density must be in (0, 1], got {density}; is it the part removed instead of kept?")
-    weights = weights_of(model)
+    every = weights_of(model)
+    weights = {name: every[name] for name in prunable(model, criterion)}
     scores = importance.of_weights(weights, criterion)
     if within is not None:
-        check_fit(weights, within)
+        check_fit(every, within)
         scores = {name: score.masked_fill(~within[name], -math.inf) for name, score in scores.items()}
     if criterion.ranking == "global":
-        every = torch.cat([score.flatten() for score in scores.values()])
-        flags = _largest(every, round(density * len(every)))
+        together = torch.cat([score.flatten() for score in scores.values()])
+        flags = _largest(together, round(density * len(together)))
         parts = torch.split(flags, [score.numel() for score in scores.values()])
         masks = {name: part.reshape(scores[name].shape) for name, part in zip(scores, parts, strict=True)}
-        return {name: mask | _largest(scores[name], 1) for name, mask in masks.items()}
+        return dense(model) | {name: mask | _largest(scores[name], 1) for name, mask in masks.items()}
     shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
     by_layer = erk(shapes, density) if criterion.ranking == "erk" else dict.fromkeys(shapes, density)
-    return {name: _largest(score, max(1, round(by_layer[name] * score.numel()))) for name, score in scores.items()}
+    return dense(model) | {
+        name: _largest(score, max(1, round(by_layer[name] * score.numel()))) for name, score in scores.items()
+    }
+
+
+def prunable(model: nn.Module, criterion: Criterion) -> list[str]:
+    """Return the names of the covered weights that do not belong to ignored layers.
+
+    Args:
+        model: The model.
+        criterion: Criterion that names layers to ignore.
+
+    Raises:
+        PruneError: No layer has an ignored name.
+    """
+    paths = channel_groups.ignored_paths(model, criterion.tracing.ignored)
+    return [name for name in weights_of(model) if name.rpartition(".")[0] not in paths]
 
 
 def semi_structured(model: nn.Module, criterion: Criterion = importance.DEFAULT) -> Masks:
@@ -105,10 +123,13 @@ def semi_structured(model: nn.Module, criterion: Criterion = importance.DEFAULT)
 
     Args:
         model: Model whose weights are ranked; untouched.
-        criterion: Importance.
+        criterion: Importance, and layers to ignore, which stay dense.
     """
-    masks = {}
-    for name, score in importance.of_weights(weights_of(model), criterion).items():
+    masks = dense(model)
+    weights = weights_of(model)
+    for name, score in importance.of_weights(
+        {name: weights[name] for name in prunable(model, criterion)}, criterion
+    ).items():
         rows = score.flatten(1)
         padded = nn.functional.pad(rows, (0, -rows.shape[1] % 4), value=-math.inf).reshape(len(rows), -1, 4)
         best = padded.topk(2, dim=2).indices

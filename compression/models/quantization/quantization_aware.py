@@ -59,6 +59,7 @@ class QuantizationAware:
             materials.inputs,
             replace(self.distillation, epochs=self.settings.qat_epochs),
             targets=materials.targets,
+            class_axis=materials.class_axis,
             seed=seeds.derive("aware", materials.seed),
         )
         return student.after("", learned)
@@ -151,10 +152,12 @@ def finish(model: nn.Module) -> tuple[nn.Module, dict[str, Scales]]:
             continue
         chains = module.parametrizations
         assert isinstance(chains, nn.ModuleDict)
+        if not all(isinstance(chain[0], FakeQuantization) for chain in chains.values()):  # type: ignore[index]
+            continue  # a parametrization of the model's own, such as weight_norm
         plain = {}
         for name, chain in chains.items():
             rounding = chain[0]  # type: ignore[index]
-            assert isinstance(rounding, FakeQuantization), "only `prepare` parametrizes students"
+            assert isinstance(rounding, FakeQuantization)
             weight = nn.Parameter(getattr(module, name).detach().clone())
             plain[name] = shared.setdefault(id(chain), weight)
             scales[f"{path}.{name}" if path else name] = rounding.scales().detach().cpu().numpy()

@@ -52,7 +52,7 @@ class PruneToBudget:
     Attributes:
         budget: Budget of a kind other than `removed_fraction`.
         start: Model to prune.
-        pruning: Order of removal, of which importance and ranking are used.
+        pruning: Order of removal, of which importance, ranking and ignored layers are used.
         quantization: For `bundle_bytes`: quantization of the weights.
     """
 
@@ -79,7 +79,16 @@ class PruneToBudget:
             seed: Seed of fresh weights.
         """
         example = task.data().validation.inputs[:1]
-        return start_of(task, model, example, self.budget, self.start, quantization=self.quantization, seed=seed)
+        return start_of(
+            task,
+            model,
+            example,
+            self.budget,
+            self.start,
+            lambda _: importance.named(self.pruning),
+            self.quantization,
+            seed=seed,
+        )
 
     def __call__(self, student: Student, materials: Materials) -> Student:
         """Return the pruned student, not yet distilled.
@@ -105,15 +114,15 @@ def criterion_of(pruning: Pruning, model: nn.Module, materials: Materials) -> Cr
     """Return the order of removal for a model.
 
     Args:
-        pruning: Importance and ranking.
+        pruning: Importance, ranking and ignored layers.
         model: Model whose gradients are taken, for `taylor`.
         materials: Task, data and teacher for these gradients.
     """
     gradients = None
     if pruning.importance == "taylor":
-        proxy = fine_tuning.answered(materials.model, materials.inputs)
+        proxy = fine_tuning.answered(materials.model, materials.inputs, materials.class_axis)
         gradients = importance.gradients(model, materials.task, proxy)
-    return Criterion(pruning.importance, pruning.ranking, gradients, seeds.derive("random", materials.seed))
+    return importance.of_settings(pruning, gradients, seeds.derive("random", materials.seed))
 
 
 def smaller(pruning: Pruning, materials: Materials, parameters: int) -> nn.Module:

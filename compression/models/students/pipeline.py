@@ -13,13 +13,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedpress.compression.models import class_accuracy
-from fedpress.compression.models.class_accuracy import Bias
+from fedpress.compression.models.bundles.writer import WriteBundle
+from fedpress.compression.models.class_accuracy import Bias, Judged
 from fedpress.compression.models.distillation import data_free, sequence_level
 from fedpress.compression.models.distillation.distill import Distill
 from fedpress.compression.models.distillation.loss import HIDDEN
@@ -55,8 +54,8 @@ class StudentEvaluator:
 
     def __init__(self, model: nn.Module, task: Task, examples: Examples) -> None:
         self._task, self._examples = task, examples
-        self._right = class_accuracy.judged(model, task, examples)
-        self.teacher = self._stage("teacher", model, self._right, None)[0]
+        self._answers = class_accuracy.judged(model, task, examples)
+        self.teacher = self._stage("teacher", model, self._answers, None)[0]
 
     def stage(self, name: str, student: nn.Module, mask: Masks | None = None) -> tuple[StageResult, Bias]:
         """Return the figures of a student after a step, and its accuracy by class.
@@ -68,16 +67,14 @@ class StudentEvaluator:
         """
         return self._stage(name, student, class_accuracy.judged(student, self._task, self._examples), mask)
 
-    def _stage(
-        self, name: str, student: nn.Module, right: NDArray[np.bool_], mask: Masks | None
-    ) -> tuple[StageResult, Bias]:
-        bias = class_accuracy.by_group(self._right, right, self._examples.targets.numpy())
+    def _stage(self, name: str, student: nn.Module, answers: Judged, mask: Masks | None) -> tuple[StageResult, Bias]:
+        bias = class_accuracy.by_group(self._answers, answers)
         whole = structural.parameters_of(student)
         left = weights.parameters_left(student, mask) if mask else whole
         with evaluating(student):
             latency = sparse_kernels.milliseconds(student, self._examples.inputs[:1], sparse_kernels.TIMED_SECONDS)
         worst = bias.worst
-        return StageResult(name, left, 4 * whole, latency, float(right.mean()), worst.group, worst.lost), bias
+        return StageResult(name, left, 4 * whole, latency, answers.accuracy, worst.group, worst.lost), bias
 
 
 def run(steps: Sequence[Step], student: Student, materials: Materials, evaluator: StudentEvaluator) -> Student:
@@ -113,16 +110,28 @@ def check(steps: Sequence[Step], model: nn.Module, task: Task) -> None:
     """Raise before the first round the errors that the steps would raise after the last.
 
     Args:
-        steps: Steps, of which the `CheckedStep`s are checked.
+        steps: Steps, of which the `CheckedStep`s are checked, each on a model of the form that it will be given.
         model: Global model with any weights; untouched.
         task: Task of the model.
 
     Raises:
         BudgetError, PruneError, UnknownArchitecture, UnsupportedLayer: As of `run`.
     """
+    exported = any(isinstance(step, WriteBundle) and step.onnx for step in steps)
     for step in steps:
         if isinstance(step, CheckedStep):
             step.check(model, task)
+        if exported:  # the only check of a later step
+            model = _after(step, model, task, seed=0)
+
+
+def makes_form(steps: Sequence[Step]) -> bool:
+    """Return whether the steps determine a student's form; otherwise it is that of the model they are given.
+
+    Args:
+        steps: Steps of a student.
+    """
+    return any(isinstance(step, SearchStudent | PruneToBudget | Prune) for step in steps)
 
 
 def initial(
@@ -146,7 +155,7 @@ def initial(
     if budget.removed_fraction is not None:
         return Prune(budget.removed_fraction, pruning, distillation)
     if search is not None:
-        return SearchStudent(budget, search, distillation, quantization)
+        return SearchStudent(budget, search, distillation, quantization, pruning)
     return PruneToBudget(budget, start, pruning, quantization)
 
 
@@ -251,8 +260,14 @@ def inputs_for(
 def _untrained(steps: Sequence[Step], model: nn.Module, task: Task, seed: int) -> nn.Module:
     """Return a model of the student's size; the global model where the steps do not determine it."""
     for step in steps:
-        if isinstance(step, SearchStudent):
-            return step.uniform.pruned(model, task, seed=seed)
-        if isinstance(step, PruneToBudget):
-            return step.pruned(model, task, seed=seed)
+        model = _after(step, model, task, seed)
+    return model
+
+
+def _after(step: Step, model: nn.Module, task: Task, seed: int) -> nn.Module:
+    """Return a model of the form that it has after a step, as far as that is known before its training."""
+    if isinstance(step, SearchStudent):
+        return step.uniform.pruned(model, task, seed=seed)
+    if isinstance(step, PruneToBudget):
+        return step.pruned(model, task, seed=seed)
     return model

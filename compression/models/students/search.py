@@ -31,16 +31,19 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fedpress.compression import seeds
-from fedpress.compression.models.distillation import distill, loss
+from fedpress.compression.models.distillation import distill, loss, teachers
 from fedpress.compression.models.distillation.settings import Distillation
-from fedpress.compression.models.pruning import structural
+from fedpress.compression.models.distillation.teachers import LAST
+from fedpress.compression.models.pruning import importance, structural
+from fedpress.compression.models.pruning.importance import Criterion
+from fedpress.compression.models.pruning.settings import Pruning
 from fedpress.compression.models.quantization.settings import Quantization
 from fedpress.compression.models.reproducible import evaluating
 from fedpress.compression.models.step import CandidateResult, Materials, SearchProgress, Student, Teacher
 from fedpress.compression.models.students import budgets, depth, widths
 from fedpress.compression.models.students.initial_student import PruneToBudget, fresh
 from fedpress.compression.models.students.settings import Budget, Search
-from fedpress.compression.models.task import Task, evaluate
+from fedpress.compression.models.task import Task, class_axis_of, evaluate
 
 PRUNED: Final = "pruned"
 """Name of the start that is the teacher itself."""
@@ -57,12 +60,14 @@ class SearchStudent:
         settings: Extent of the search.
         distillation: Final distillation of the student; finalists first get 1/finalists of its epochs.
         quantization: For `bundle_bytes`: quantization of the weights.
+        pruning: Settings that name layers to ignore.
     """
 
     budget: Budget
     settings: Search = Search()
     distillation: Distillation = Distillation()
     quantization: Quantization = Quantization()
+    pruning: Pruning = Pruning()
 
     def check(self, model: nn.Module, task: Task) -> None:
         """Check that the budget can be met, with the errors of `PruneToBudget`.
@@ -76,7 +81,7 @@ class SearchStudent:
     @property
     def uniform(self) -> PruneToBudget:
         """The step without a search: uniform pruning of the global model."""
-        return PruneToBudget(self.budget, quantization=self.quantization)
+        return PruneToBudget(self.budget, pruning=self.pruning, quantization=self.quantization)
 
     def __call__(self, student: Student, materials: Materials) -> Student:
         """Return the chosen student, not yet distilled, with the figures of all candidates.
@@ -92,6 +97,7 @@ class SearchStudent:
             self.settings,
             self.distillation,
             self.quantization,
+            importance.named(self.pruning),
             teacher=materials.teacher,
             inputs=materials.inputs,
             targets=materials.targets,
@@ -147,6 +153,7 @@ def search(
     settings: Search,
     distillation: Distillation = Distillation(),
     quantization: Quantization = Quantization(),
+    criterion: Criterion = importance.DEFAULT,
     *,
     teacher: nn.Module | Teacher | None = None,
     inputs: Tensor | None = None,
@@ -163,6 +170,7 @@ def search(
         settings: Extent of the search.
         distillation: Final distillation of the student; finalists first get 1/finalists of its epochs.
         quantization: For `bundle_bytes`: quantization of the weights.
+        criterion: Order of removal within a layer, and the layers to ignore.
         teacher: Teacher of the finalists; None: the model.
         inputs: Inputs that they learn on, (N, ...); None: the task's proxy data.
         targets: Labels of these inputs, int64 (N,); None: the students see none.
@@ -175,11 +183,14 @@ def search(
         UnknownArchitecture: The task has no student architecture of a name in the settings.
     """
     splits, done = task.data(), settings.candidates
+    known = class_axis_of(model, task)
+    axis = -1 if known is None else known
     total = done + sum(count for count, _ in halving_rungs(settings.finalists, distillation.epochs))
     inputs = splits.proxy.inputs if inputs is None else inputs
     pool = _pool(
-        starts(model, task, settings.architectures, seed=seed), inputs[:BATCH], budget, settings, quantization, seed,
-        lambda number: progress(_scoring(number, settings.candidates, total)),
+        starts(model, task, settings.architectures, seed=seed), inputs[:BATCH], budget, settings, quantization,
+        criterion, seed,
+        lambda number: progress(_scoring(number, settings.candidates, total)), axis,
     )  # fmt: skip
     ranked = choose_finalists([candidate for candidate, _ in pool], settings.finalists)
     finalists = [pool[index] for index in ranked]
@@ -195,6 +206,7 @@ def search(
                 inputs,
                 replace(distillation, epochs=length),
                 targets=targets,
+                class_axis=axis,
                 seed=seeds.derive("search", seed, str(candidate.widths), candidate.start, length),
             )
             figures = evaluate(learner, task, splits.validation)
@@ -209,36 +221,26 @@ def search(
     return SearchResult(student, architecture, (chosen, *dropped, *rest))
 
 
-def answers_of(model: nn.Module, batch: Tensor) -> Tensor:
-    """Return the outputs of a model in evaluation mode, without gradients.
-
-    Args:
-        model: The model; left as it is.
-        batch: Inputs (N, ...).
-    """
-    with evaluating(model):
-        outputs: Tensor = model(batch)
-    return outputs
-
-
 def _pool(
     models: Mapping[str, nn.Module],
     batch: Tensor,
     budget: Budget,
     settings: Search,
     quantization: Quantization,
+    criterion: Criterion,
     seed: int,
     progress: Callable[[int], None],
+    class_axis: int,
 ) -> list[tuple[CandidateResult, nn.Module]]:
     """Return the scored candidates without duplicates: those of one start together, the uniform one first."""
     pool: dict[str, tuple[CandidateResult, nn.Module]] = {}
     failure: structural.BudgetError | None = None
     whole = models[PRUNED]
-    answers = answers_of(whole, batch)
+    answers = teachers.logits(whole, batch, class_axis)
     limit = Budget(parameters=int(budgets.most(budget, whole))) if isinstance(budget.parameters, float) else budget
     done = 0
     for number, (start, model) in enumerate(models.items()):
-        versions = widths.Widths(model, batch[:1])
+        versions = widths.Widths(model, batch[:1], criterion)
         draw = torch.Generator().manual_seed(seeds.derive("widths", seed, start))
         for index in range(max(1, len(range(number, settings.candidates, len(models))))):
             progress(done)
@@ -258,7 +260,7 @@ def _pool(
                 widths=kept,
                 parameters=structural.parameters_of(student),
                 cost=budgets.cost_of(student, batch[:1], limit, quantization),
-                score=SCORES[settings.score](student, batch, answers),
+                score=SCORES[settings.score](student, batch, answers, class_axis),
                 uniform=index == 0,
             )
             pool[key] = candidate, student
@@ -309,7 +311,7 @@ def halving_rungs(count: int, epochs: int) -> list[tuple[int, int]]:
 # ---- scores: of a candidate, a batch (N, ...) and the teacher's answers to it; the higher, the better ---------------
 
 
-def naswot(model: nn.Module, batch: Tensor, answers: Tensor) -> float:
+def naswot(model: nn.Module, batch: Tensor, answers: Tensor, class_axis: int = LAST) -> float:
     """Return log |det K|, K (N, N) the number of rectifiers in equal states for two examples.
 
     It is large where the examples are well separated; a model without rectifiers gets minus infinity.
@@ -318,6 +320,7 @@ def naswot(model: nn.Module, batch: Tensor, answers: Tensor) -> float:
         model: Candidate; untouched.
         batch: Inputs (N, ...).
         answers: Logits of the teacher; not used.
+        class_axis: Not used.
     """
     with evaluating(model), _Rectified() as rectified:
         model(batch)
@@ -328,13 +331,14 @@ def naswot(model: nn.Module, batch: Tensor, answers: Tensor) -> float:
     return float(torch.linalg.slogdet(kernel).logabsdet)
 
 
-def synflow(model: nn.Module, batch: Tensor, answers: Tensor) -> float:
+def synflow(model: nn.Module, batch: Tensor, answers: Tensor, class_axis: int = LAST) -> float:
     """Return the log of the sum of |w| * dR/d|w| over all weights, R the summed outputs of magnitudes for ones.
 
     Args:
         model: Candidate; untouched.
         batch: Inputs (N, ...), of which the shape is used, and the first where they are tokens.
         answers: Logits of the teacher; not used.
+        class_axis: Not used.
     """
     positive = copy.deepcopy(model).double().eval()
     for tensor in [*positive.parameters(), *(b for b in positive.buffers() if b.is_floating_point())]:
@@ -345,31 +349,35 @@ def synflow(model: nn.Module, batch: Tensor, answers: Tensor) -> float:
     return math.log(flow) if flow > 0 else -math.inf
 
 
-def gradient_norm(model: nn.Module, batch: Tensor, answers: Tensor) -> float:
+def gradient_norm(model: nn.Module, batch: Tensor, answers: Tensor, class_axis: int = LAST) -> float:
     """Return the L2 norm of the gradient of the distillation's loss over the batch.
 
     Args:
         model: Candidate; untouched.
         batch: Inputs (N, ...).
-        answers: Logits of the teacher, (N, classes).
+        answers: Logits of the teacher, (N, classes) or (N, classes, L).
+        class_axis: Axis of the candidate's outputs along which the classes are.
     """
     learner = copy.deepcopy(model).eval()
-    torch.autograd.backward(loss.distillation_loss(learner(batch), answers, temperature=1.0))
+    torch.autograd.backward(
+        loss.distillation_loss(teachers.by_class(learner(batch), class_axis), answers, temperature=1.0)
+    )
     return math.sqrt(sum(float(p.grad.square().sum()) for p in learner.parameters() if p.grad is not None))
 
 
-def agreement(model: nn.Module, batch: Tensor, answers: Tensor) -> float:
+def agreement(model: nn.Module, batch: Tensor, answers: Tensor, class_axis: int = LAST) -> float:
     """Return the negative divergence from the teacher's answers.
 
     Args:
         model: Candidate; untouched.
         batch: Inputs (N, ...).
-        answers: Logits of the teacher, (N, classes).
+        answers: Logits of the teacher, (N, classes) or (N, classes, L).
+        class_axis: Axis of the candidate's outputs along which the classes are.
     """
-    return -float(loss.distillation_loss(answers_of(model, batch), answers, temperature=1.0))
+    return -float(loss.distillation_loss(teachers.logits(model, batch, class_axis), answers, temperature=1.0))
 
 
-SCORES: Final[Mapping[str, Callable[[nn.Module, Tensor, Tensor], float]]] = {
+SCORES: Final[Mapping[str, Callable[..., float]]] = {
     "naswot": naswot,
     "synflow": synflow,
     "gradient_norm": gradient_norm,

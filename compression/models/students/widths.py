@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from fedpress.compression.models import architecture
 from fedpress.compression.models.architecture import Shape
-from fedpress.compression.models.pruning import structural
+from fedpress.compression.models.pruning import importance, structural
+from fedpress.compression.models.pruning.importance import Criterion
 from fedpress.compression.models.quantization.settings import Quantization
 from fedpress.compression.models.students import budgets
 from fedpress.compression.models.students.settings import UNITS, Budget
@@ -31,6 +32,7 @@ class Widths:
     Args:
         model: The model; untouched.
         example_input: Batch of inputs, (N, ...).
+        criterion: Order of removal within a layer, and the layers to ignore.
 
     Attributes:
         layers: Number of channels or heads of each prunable layer, by name.
@@ -39,16 +41,18 @@ class Widths:
         PruneError: The model cannot be pruned.
     """
 
-    def __init__(self, model: nn.Module, example_input: Tensor) -> None:
+    def __init__(self, model: nn.Module, example_input: Tensor, criterion: Criterion = importance.DEFAULT) -> None:
         self._model, self._example = model, example_input
+        self._pruner = structural.Pruner(model, example_input, criterion=criterion)
         self._shapes = architecture.shapes(model)
-        self.layers = structural.layers_of(model, example_input)
+        self.layers = self._pruner.layers
         self._units = {name: self._less_by_one(name) for name, most in self.layers.items() if most > 1}
 
     def _less_by_one(self, layer: str) -> dict[str, Shape]:
         """Return the reduction of each affected tensor's shape by one channel of a layer."""
         most = self.layers[layer]
-        smaller = architecture.shapes(structural.keep_fraction(self._model, self._example, {layer: (most - 1) / most}))
+        with self._pruner.measured({layer: (most - 1) / most}) as model:
+            smaller = architecture.shapes(model)
         differences = {
             name: tuple(a - b for a, b in zip(shape, smaller[name], strict=True))
             for name, shape in self._shapes.items()
@@ -85,7 +89,7 @@ class Widths:
     def pruned(self, widths: Mapping[str, int]) -> nn.Module:
         """Return the model pruned to given widths, with its remaining weights."""
         fractions = {name: width / self.layers[name] for name, width in widths.items()}
-        return structural.keep_fraction(self._model, self._example, fractions)
+        return self._pruner.keep(fractions)
 
     def largest(
         self,

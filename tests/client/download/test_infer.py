@@ -17,7 +17,10 @@ pytest.importorskip("onnxruntime")
 
 from fedpress.client.download import infer  # noqa: E402
 from fedpress.compression.models.bundles import errors, onnx_export, onnx_runtime, writer
+from fedpress.compression.models.distillation import teachers  # noqa: E402
 from fedpress.compression.models.quantization import quantize  # noqa: E402
+from fedpress.compression.models.step import Materials, StageResult, Student  # noqa: E402
+from fedpress.compression.models.task import Examples, Splits, Task  # noqa: E402
 from fedpress.simulations.__main__ import main  # noqa: E402
 
 
@@ -111,6 +114,72 @@ def test_whole_numbers_are_converted_only_where_they_fit(tmp_path: Path) -> None
     np.save(file, np.full((1, 2), 99))  # in range for int64, and not for the model
     with pytest.raises(infer.InferenceError, match="ONNX Runtime cannot run"):
         infer.answer(bundle_path, file)
+
+
+class Words(Task):
+    """Sequences of four places and five words, whose logits are last."""
+
+    name = "words"
+
+    def model(self) -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Embedding(5, 8), nn.Linear(8, 5))
+
+    def data(self) -> Splits:
+        words = torch.arange(80).reshape(20, 4) % 5
+        return Splits(*[Examples(words, words)] * 4)
+
+    def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return nn.functional.cross_entropy(outputs.flatten(0, 1), targets.flatten())
+
+    def correct(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return outputs.argmax(dim=-1) == targets
+
+
+class Second(Words):
+    """The same with the words second, as torch's losses have them."""
+
+    def model(self) -> nn.Module:
+        return nn.Sequential(super().model(), Swapped())
+
+    def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return nn.functional.cross_entropy(outputs, targets)
+
+    def correct(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return outputs.argmax(dim=1) == targets
+
+
+class Swapped(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.transpose(1, 2)
+
+
+class Near(Words):
+    """A regression: no classes."""
+
+    def correct(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return (outputs[..., 0] - targets).abs() < 0.5
+
+
+@pytest.mark.parametrize(("kind", "axis"), [(Words, 2), (Second, 1), (Near, None)])
+def test_the_class_at_each_place_is_along_the_axis_that_the_task_judges(
+    kind: type[Words], axis: int | None, tmp_path: Path
+) -> None:
+    task = kind()
+    model, inputs = task.model(), task.data().test.inputs
+    student = Student(model, tensors=quantize.quantize(model), stages=(StageResult("quantized", 1, 1, 0, 0, 0, 0),))
+    materials = Materials(model, task, inputs, None, teachers.of(model), seed=0)
+    written = writer.WriteBundle(onnx=True)(student, materials)
+    assert written.bundle is not None
+    bundle, file = tmp_path / "b.fpb", tmp_path / "x.npy"
+    bundle.write_bytes(written.bundle)
+    np.save(file, inputs.numpy())
+    classes = infer.answer(bundle, file).classes
+    if axis is None:
+        assert classes is None
+    else:
+        assert classes is not None and np.array_equal(classes, model(inputs).argmax(dim=axis).numpy())
+        assert classes.shape == (20, 4)
 
 
 def test_bundles_that_cannot_be_run(tmp_path: Path, path: Path, model: nn.Module, inputs: torch.Tensor) -> None:

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from fedpress.compression.models import class_accuracy
-from fedpress.compression.models.task import Examples, evaluate
+from fedpress.compression.models.forward import EvaluationError
+from fedpress.compression.models.task import IGNORED, Examples, evaluate
 from fedpress.simulations.tasks.digits import Digits
 
 
@@ -60,6 +61,55 @@ def test_places_of_sequences_count_as_answers() -> None:
     assert [(row.group, row.answers, row.student) for row in by_class.rows] == [(0, 1, 1.0), (1, 1, 0.0), (2, 2, 0.5)]
     by_owner = class_accuracy.compare(Sequence(), Sequence(), Digits(), examples, np.array([7, 3]))
     assert [(row.group, row.answers, row.student) for row in by_owner.rows] == [(3, 2, 0.5), (7, 2, 0.5)]
+
+
+class Sequences(nn.Module):
+    """Answers each place with the class that its number is."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.one_hot(x.long(), 3).float().transpose(1, 2)
+
+
+def test_places_without_a_target_are_of_no_group() -> None:
+    examples = Examples(torch.tensor([[0, 1, 1], [2, 0, 0]]), torch.tensor([[0, 2, IGNORED], [2, IGNORED, IGNORED]]))
+    bias = class_accuracy.compare(Sequences(), Sequences(), Digits(), examples)
+    assert [(row.group, row.answers, row.student) for row in bias.rows] == [(0, 1, 1.0), (2, 2, 0.5)]
+    by_owner = class_accuracy.compare(Sequences(), Sequences(), Digits(), examples, np.array([7, 3]))
+    assert [(row.group, row.answers, row.student) for row in by_owner.rows] == [(3, 1, 1.0), (7, 2, 0.5)]
+    answers = class_accuracy.judged(Sequences(), Digits(), examples)
+    assert answers.accuracy == evaluate(Sequences(), Digits(), examples).accuracy == pytest.approx(2 / 3)
+    nothing = Examples(examples.inputs, torch.full((2, 3), IGNORED))
+    with pytest.raises(EvaluationError, match="none of the targets of 2 examples counts"):
+        class_accuracy.judged(Sequences(), Digits(), nothing)
+
+
+class WholeSequences(Digits):
+    def correct(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return super().correct(outputs, targets).all(dim=1)
+
+
+class Near(Digits):
+    def correct(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return (outputs[:, 0] - targets).abs() < 0.1
+
+
+def test_answers_of_no_class_are_one_group() -> None:
+    """One judgment for a whole sequence, and those of a regression."""
+    examples = Examples(torch.tensor([[0, 1], [2, 0]]), torch.tensor([[0, 1], [2, 2]]))
+    bias = class_accuracy.compare(Sequences(), Sequences(), WholeSequences(), examples)
+    assert bias.rows == (class_accuracy.GroupAccuracy(class_accuracy.ALL, 2, 0.5, 0.5),)
+    by_owner = class_accuracy.compare(Sequences(), Sequences(), WholeSequences(), examples, np.array([7, 3]))
+    assert [(row.group, row.student) for row in by_owner.rows] == [(3, 0.0), (7, 1.0)]
+    numbers = Examples(torch.tensor([[0.5], [1.5]]), torch.tensor([0.5, 9.0]))
+    regression = class_accuracy.compare(nn.Identity(), Doubled(), Near(), numbers)
+    assert regression.worst == class_accuracy.GroupAccuracy(class_accuracy.ALL, 2, 0.5, 0.0)
+    said = regression.warning(0.1)
+    assert said and said.startswith("the student loses 50.0 points")
+
+
+class Doubled(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * x
 
 
 def test_what_does_not_fit_is_refused() -> None:

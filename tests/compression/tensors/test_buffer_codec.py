@@ -68,6 +68,24 @@ def test_buffers_that_are_not_finite_are_not_packed() -> None:
         buffer_codec.pack(buffers() | {"bn.running_mean": np.array([np.nan, 0], np.float32)}, BUFFERS)
 
 
+@given(st.lists(st.sampled_from([0.0, 1.0, np.inf, -np.inf, np.nan]), min_size=1, max_size=4), st.data())
+def test_entries_that_are_not_finite_may_stay_and_not_come(before: list[float], data: st.DataObject) -> None:
+    layout = Layout((), (TensorSpec("mask", (len(before),), "float32"),))
+    held = {"mask": np.array(before, np.float32)}
+    sent = {"mask": np.array([data.draw(st.sampled_from([old, 2.0, np.inf, np.nan])) for old in before], np.float32)}
+    same = (sent["mask"] == held["mask"]) | (np.isnan(sent["mask"]) & np.isnan(held["mask"]))
+    allowed = bool((np.isfinite(sent["mask"]) | same).all())
+    forced = buffer_codec.pack(sent, layout, None)
+    if allowed:
+        assert buffer_codec.pack(sent, layout, held) == forced
+        np.testing.assert_array_equal(buffer_codec.unpack(forced, layout, held)["mask"], sent["mask"])
+    else:
+        with pytest.raises(errors.NonFiniteError, match="'mask' has come to hold NaN or infinity"):
+            buffer_codec.pack(sent, layout, held)
+        with pytest.raises(errors.NonFiniteValues):
+            buffer_codec.unpack(forced, layout, held)
+
+
 @given(st.binary(min_size=23, max_size=23))
 def test_any_bytes_of_the_right_length_are_read_or_refused(data: bytes) -> None:
     try:

@@ -118,3 +118,42 @@ def test_both_ways_to_a_layout_agree_on_a_usual_model() -> None:
     model = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Linear(4, 2))
     arrays = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
     assert Layout.of_arrays(arrays) == Layout.of(model)
+
+
+@pytest.mark.parametrize(
+    ("mean", "variance"),
+    [
+        ("norm.running_mean", "norm.running_var"),
+        ("sequential/batch_normalization/moving_mean:0", "sequential/batch_normalization/moving_variance:0"),
+        ("batch_normalization_1/moving_mean", "batch_normalization_1/moving_variance"),
+        ("batch_stats/BatchNorm_0/mean", "batch_stats/BatchNorm_0/var"),
+        ("batch_stats.BatchNorm_0.mean", "batch_stats.BatchNorm_0.var"),
+        ("net/batch_norm/~/mean_ema/average", "net/batch_norm/~/var_ema/average"),
+        ("norm._mean", "norm._variance"),
+        ("norm.moving_mean", "norm.moving_var"),
+    ],
+    ids=["PyTorch", "Keras 2", "Keras 3", "Flax", "Flax, dotted", "Haiku", "Paddle", "MXNet"],
+)
+def test_running_statistics_of_the_usual_frameworks_are_buffers_and_their_variances_are_not_negative(
+    mean: str, variance: str
+) -> None:
+    arrays = {"kernel": np.ones((3, 2), np.float32), mean: -np.ones(2, np.float32), variance: np.ones(2, np.float32)}
+    layout = Layout.of_arrays(arrays)
+    assert [spec.name for spec in layout.parameters] == ["kernel"]
+    assert buffer_codec.unpack(buffer_codec.pack(arrays, layout), layout).keys() == {mean, variance}
+    with pytest.raises(errors.NegativeVariance):
+        buffer_codec.unpack(buffer_codec.pack({**arrays, variance: -arrays[variance]}, layout), layout)
+
+
+@pytest.mark.parametrize(
+    "name", ["fc_mean.weight", "params/BatchNorm_0/mean_head/kernel", "mean", "var", "log_variance", "removing_mean"]
+)
+def test_names_that_are_only_like_them_are_parameters(name: str) -> None:
+    assert [spec.name for spec in Layout.of_arrays({name: np.ones(2, np.float32)}).parameters] == [name]
+
+
+def test_names_that_no_array_has_are_refused() -> None:
+    with pytest.raises(errors.LayoutError, match="no array has the name 'b'"):
+        Layout.of_arrays({"a": np.ones(2, np.float32)}, buffers=["b"])
+    with pytest.raises(errors.LayoutError, match="no array has the name 'head'"):
+        Layout.of_arrays({"a": np.ones(2, np.float32)}, tied=[("head", "a")])

@@ -37,6 +37,24 @@ def test_the_forms_agree(update: Update) -> None:
     assert update.sparse().count == update.count
 
 
+@given(updates(), st.sampled_from([0.0, -2e38, np.nan, np.inf]))
+def test_the_peak_is_the_largest_magnitude_or_what_is_no_number(update: Update, odd: float) -> None:
+    assert update.peak() == np.abs(update.dense()).max()
+    values = np.append(update.values, np.float32(odd))
+    many = np.zeros(2 * BLOCK, np.float32)
+    many[:1] = odd
+    for form in (Dense(values), Dense(many), Sparse(np.arange(len(values)), values, 99)):
+        np.testing.assert_equal(form.peak(), float(np.abs(form.values).max()))
+
+
+def test_the_peak_of_factors_is_that_of_their_product() -> None:
+    left, right = np.array([[1e30], [0]], np.float32), np.array([[2e-30], [-1e30]], np.float32)
+    assert LowRank((Factors(left, right),)).peak() == np.inf
+    assert LowRank((Factors(left, right[:1]), np.array([1.5], np.float32))).peak() == pytest.approx(2)
+    assert not np.isfinite(LowRank((Factors(np.hstack([left, -left]), np.hstack([right, right])),)).peak())
+    assert LowRank(()).peak() == Dense(np.empty(0, np.float32)).peak() == 0
+
+
 def test_a_dense_update_of_many_blocks() -> None:
     values = np.arange(2 * BLOCK + 5, dtype=np.float32)
     accumulator = np.ones(len(values))

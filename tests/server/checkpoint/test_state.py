@@ -82,3 +82,11 @@ def test_any_damage_is_found() -> None:
                 states.unpack(bad)
     with pytest.raises(DamagedCheckpoint):
         states.unpack(good + b"\0")
+
+
+@pytest.mark.slow
+def test_a_state_of_any_size_can_be_read_again() -> None:
+    """A safetensors header has 100 MB at most, and is written beyond that."""
+    data = states.pack({"part": Leaf(np.zeros(1), "ü" * 20_000_000, b"")})
+    assert len(data) > 110_000_000
+    assert len(states.unpack(data).part("part", Leaf).text) == 20_000_000

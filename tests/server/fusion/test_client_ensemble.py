@@ -1,6 +1,8 @@
 """Client models are what the mean was taken of; they teach; a global model refined by them is a step like others."""
 
 import copy
+import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +25,12 @@ from fedpress.compression.tensors import buffer_codec, flatten
 from fedpress.compression.tensors.side_info import SideInfo
 from fedpress.compression.wire import values
 from fedpress.server.checkpoint import state
-from fedpress.server.fusion.client_ensemble import ClientModels, Fusion, SentUpdate, filled
+from fedpress.server.fusion.client_ensemble import ClientModels, Fusion, LastUpdates, SentUpdate, filled
 from fedpress.server.fusion.settings import FedDF
 from fedpress.server.model import optimizers
 from fedpress.server.model.global_model import GlobalModel
 from fedpress.server.model.versions import Downlink
-from fedpress.server.rounds.aggregate import ReplyMean
+from fedpress.server.rounds.aggregate import LARGEST, ReplyMean
 from fedpress.server.strategies.sparse_fed import SparseFed
 from fedpress.simulations.engines.inline import InlineGrid
 from fedpress.simulations.tasks.digits import Digits
@@ -144,6 +146,31 @@ def test_a_fused_model_answers_more_like_its_clients(
     assert evaluate(refined, task, test).accuracy > 0.5
 
 
+def hostile_update(model: GlobalModel) -> SentUpdate:
+    """Return an update within all bounds: next to nothing in the mean, if it claims few examples."""
+    update = np.full(model.layout.size, LARGEST, np.float32)
+    update[::2] = -LARGEST
+    payload, *_ = encoder.dense(values.FLOAT32).encode(update, None, SideInfo(model.layout), 0)
+    return SentUpdate(payload, b"", None, model.version, node=666)
+
+
+def test_a_client_whose_model_gives_no_finite_answers_does_not_teach(
+    digits_round: tuple[GlobalModel, ClientModels, nn.Module], caplog: pytest.LogCaptureFixture
+) -> None:
+    model, clients, mean = digits_round
+    inputs = 1e10 * Digits().data().proxy.inputs[:50]  # as if there were more layers, each with such weights
+    alone = clients.teacher(mean).answers(inputs)
+    joined = ClientModels()
+    joined.attach(model)
+    joined.restore(LastUpdates(clients.state().held, [*clients.state().sent, hostile_update(model)]))
+    useless = ~torch.isfinite(teachers.logits(filled(copy.deepcopy(mean), list(joined)[-1]), inputs)).all(dim=1)
+    assert useless.any()
+    logging.getLogger("flwr").addHandler(caplog.handler)
+    torch.testing.assert_close(joined.teacher(mean).answers(inputs)[useless], alone[useless])
+    logging.getLogger("flwr").removeHandler(caplog.handler)
+    assert "the model of node 666 of an ensemble" in caplog.text
+
+
 # ---- in the loop -----------------------------------------------------------------------------------------------------
 
 
@@ -164,8 +191,10 @@ class Killed(BaseException):
     """In place of SIGKILL: nobody catches it."""
 
 
-def run(states: Path, kill: int = 0, fusion: bool = True, **more: Any) -> tuple[SparseFed, ArrayRecord]:
-    inputs = torch.randn(8, 16, generator=torch.Generator().manual_seed(1))
+def run(
+    states: Path, kill: int = 0, fusion: bool = True, scale: float = 1.0, **more: Any
+) -> tuple[SparseFed, ArrayRecord]:
+    inputs = scale * torch.randn(8, 16, generator=torch.Generator().manual_seed(1))
     weight = np.random.default_rng(1).normal(0, 0.1, 64).astype(np.float32)
     initial = {
         "weight": weight, "norm.running_mean": np.zeros(4, np.float32), "norm.num_batches_tracked": np.array(5),
@@ -205,3 +234,11 @@ def test_a_run_that_fuses_goes_on_to_the_same_end_and_nobody_loses_the_model(tmp
     assert undisturbed.refusals == [] and undisturbed.model.version == 4
     plain, _ = run(tmp_path / "c", fusion=False)
     assert not np.array_equal(plain.model.master, undisturbed.model.master)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scale", [math.nan, 1e38])
+def test_a_distillation_that_fails_leaves_the_mean_as_it_is(tmp_path: Path, scale: float) -> None:
+    failed, _ = run(tmp_path / "a", scale=scale)
+    plain, _ = run(tmp_path / "b", fusion=False)
+    np.testing.assert_array_equal(failed.model.master, plain.model.master)

@@ -44,7 +44,8 @@ def jump(layout: Layout, random: np.random.Generator) -> Vector:
         elif kind == 2:
             values[1:] *= 1e-5
         parts.append(values * (kind < 3) * 10.0 ** random.uniform(-44, 38.5))
-    return np.clip(np.concatenate(parts), -MOST, MOST).astype(np.float32)
+    weights: Vector = np.clip(np.concatenate(parts), -MOST, MOST).astype(np.float32)
+    return weights
 
 
 def off(versions: Versions, master: Vector, layout: Layout) -> float:
@@ -53,7 +54,7 @@ def off(versions: Versions, master: Vector, layout: Layout) -> float:
     parts = [slice(*bounds) for bounds in itertools.pairwise(layout.offsets.tolist())]
     distances = [np.abs(held[part] - master[part]).max() for part in parts]
     peaks = [max(float(np.abs(master[part]).max()), 2.0**-149) for part in parts]
-    return max(distance / peak for distance, peak in zip(distances, peaks, strict=True))
+    return max(float(distance) / peak for distance, peak in zip(distances, peaks, strict=True))
 
 
 class Pair:

@@ -22,12 +22,15 @@ from fedpress.compression.models.distillation.settings import (
     Distillation,
     LearningData,
 )
+from fedpress.compression.models.distillation.teachers import TeacherError
 from fedpress.compression.models.pruning import structural
+from fedpress.compression.models.pruning.settings import Pruning
+from fedpress.compression.models.quantization.quantize import Quantize
 from fedpress.compression.models.step import SearchProgress
 from fedpress.compression.models.students import depth, pipeline
 from fedpress.compression.models.students.initial_student import Start, UnknownArchitecture
 from fedpress.compression.models.students.settings import Budget, Search
-from fedpress.compression.models.task import Examples, Splits, Task, evaluate
+from fedpress.compression.models.task import IGNORED, Examples, Splits, Task, evaluate
 from fedpress.compression.tensors.side_info import SideInfo
 from fedpress.compression.wire import values
 from fedpress.server.fusion.client_ensemble import ClientModels, SentUpdate
@@ -189,6 +192,124 @@ def test_a_bundle_may_hold_a_file_to_run(tmp_path: Path, teacher: nn.Module) -> 
     rebuilt = writer.rebuild(opened, Digits())(inputs).argmax(dim=1).numpy()
     assert (run == rebuilt).mean() > 0.9  # its activations are int8, too
 
+    stage = student.stages[-1]
+    assert student.onnx_accuracy == stage.accuracy == (run == Digits().data().test.targets.numpy()).mean()
+    assert (stage.name, stage.parameters, stage.size_bytes) == ("onnx", student.parameters, len(opened.onnx))
+    assert student.stages[-2].name == "quantized" and student.stages[-2].size_bytes == student.bundle_bytes
+    validation = Digits().data().validation
+    accuracy = (
+        onnx_run.runner(opened.onnx)(validation.inputs.numpy()).argmax(axis=1) == validation.targets.numpy()
+    ).mean()
+    assert opened.manifest.metrics["onnx_validation_accuracy"] == pytest.approx(accuracy, abs=1e-4)
+
+
+class Measured(Digits):
+    """Digits whose model leaves torch's operations after its pruned layers."""
+
+    def model(self) -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10), Scaled())
+
+
+class Scaled(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x - torch.from_numpy(x.detach().numpy() ** 2)
+
+
+def test_a_graph_that_would_answer_otherwise_is_found_before_the_first_round(tmp_path: Path) -> None:
+    onnx_run = pytest.importorskip("fedpress.compression.models.bundles.onnx_runtime")
+    torch.manual_seed(0)
+    task, store = Measured(), ModelStore(tmp_path)
+    model = task.model()
+    Publisher(task, store, [tier_of("phone", Budget(parameters=0.5))]).check(model)  # there is no graph
+    publisher = Publisher(task, store, [tier_of("phone", Budget(parameters=0.5), onnx=True)])
+    for make in (lambda: publisher.check(model), lambda: publisher.publish(1, model)):
+        with pytest.raises(onnx_run.OnnxError, match=r"of 100 inputs otherwise than the model.*NumPy array"):
+            make()
+    assert store.list() == []
+
+
+class Chosen(Digits):
+    """Digits with a student that ONNX has no operation for."""
+
+    def students(self) -> dict[str, Callable[[], nn.Module]]:
+        return {"odd": lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 16), Odd(), nn.Linear(16, 10))}
+
+
+class Odd(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.special.bessel_j0(x)
+
+
+def test_the_form_that_is_exported_is_that_of_the_student(tmp_path: Path, teacher: nn.Module) -> None:
+    onnx_run = pytest.importorskip("fedpress.compression.models.bundles.onnx_runtime")
+    started = tier_of("watch", Budget(parameters=0.02), onnx=True, start=Start("odd"))
+    trained_by_clients = PublishedTier("watch", (Quantize(), writer.WriteBundle(onnx=True)), architecture="odd")
+    for tier in (started, trained_by_clients):
+        with pytest.raises(onnx_run.OnnxError, match="bessel"):
+            Publisher(Chosen(), ModelStore(tmp_path), [tier]).check(teacher)
+
+
+class ByBatch(Digits):
+    """Digits with normalization by the batch."""
+
+    def model(self) -> nn.Module:
+        norm = nn.BatchNorm1d(32, track_running_stats=False)
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), norm, nn.ReLU(), nn.Linear(32, 10))
+
+
+@pytest.mark.parametrize("onnx", [False, True])
+def test_a_student_that_answers_one_input_otherwise_than_many_is_refused(tmp_path: Path, onnx: bool) -> None:
+    publisher = Publisher(ByBatch(), ModelStore(tmp_path), [tier_of("phone", Budget(parameters=0.5), onnx=onnx)])
+    with pytest.raises(PublishError, match=r"one answer at a time: .*'2' \(BatchNorm1d\).*track_running_stats=False"):
+        publisher.check(ByBatch().model())
+
+
+class WithExit(nn.Module):
+    """Returns a second output in training mode alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Any:
+        answers = self.layer(x.flatten(1))
+        return (answers, answers) if self.training else answers
+
+
+def test_a_model_that_returns_several_tensors_in_training_is_found_before_the_first_round(tmp_path: Path) -> None:
+    model = WithExit()
+    generator = torch.random.get_rng_state()
+    with pytest.raises(TeacherError, match="returns a tuple"):
+        Publisher(Digits(), ModelStore(tmp_path), TIERS).check(model)
+    assert torch.equal(generator, torch.random.get_rng_state())
+
+
+class Padded(Digits):
+    """Digits of which half of the labels are missing, in each part."""
+
+    def data(self) -> Splits:
+        def without(part: Examples) -> Examples:
+            return part._replace(targets=torch.where(torch.arange(len(part.targets)) % 2 == 0, part.targets, IGNORED))
+
+        return Splits(*map(without, super().data()))
+
+
+def test_students_are_judged_where_there_is_a_target(tmp_path: Path, teacher: nn.Module) -> None:
+    """By every figure: in the table, by class, and for what a tolerance is measured by."""
+    every_second = Splits(*(part.take(np.arange(0, len(part.targets), 2)) for part in Digits().data()))
+    expected = evaluate(teacher, Digits(), every_second.test).accuracy
+    pruning = Pruning(schedule="iterative", steps=2, tolerance=0.5, granularity="weights", fine_tune_epochs=0)
+    tiers = [
+        tier_of("phone", Budget(parameters=0.3)),
+        tier_of("watch", Budget(removed_fraction="auto"), pruning=pruning),
+    ]
+    for student in Publisher(Padded(), ModelStore(tmp_path), tiers).publish(1, teacher):
+        assert student.teacher_accuracy == student.stages[0].accuracy == pytest.approx(expected) and expected > 0.9
+        rebuilt = writer.rebuild(reader.open_bundle(student.path.read_bytes()), Padded())
+        assert student.quantized_accuracy == evaluate(rebuilt, Digits(), every_second.test).accuracy
+        assert 0 <= student.stages[-1].worst_class < 10
+    assert student.curve[0].accuracy == evaluate(teacher, Digits(), every_second.validation).accuracy
+
 
 def test_a_budget_that_cannot_be_met_publishes_nothing(tmp_path: Path, teacher: nn.Module) -> None:
     store = ModelStore(tmp_path)
@@ -297,6 +418,40 @@ def test_students_of_a_task_of_sequences(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="prompt is 64, expected less than the 64 characters"):
         data = LearningData(continuations=Continuations(prompt=64))
         Publisher(task, ModelStore(tmp_path), [tier], data).check(model)
+
+
+class Echo(Task):
+    """The label of each place is its word, two of five have none; logits are (N, classes, L)."""
+
+    name = "echo"
+
+    def model(self) -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Embedding(6, 32), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 6), Second())
+
+    def students(self) -> dict[str, Callable[[], nn.Module]]:
+        return {"plain": lambda: nn.Sequential(nn.Embedding(6, 8), nn.Linear(8, 6), Second())}
+
+    def data(self) -> Splits:
+        words = torch.randint(6, (400, 5), generator=torch.Generator().manual_seed(0))
+        targets = torch.where(torch.arange(5) < 3, words, IGNORED)
+        return Splits(*(Examples(*part) for part in zip(words.split(100), targets.split(100), strict=True)))
+
+
+class Second(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.transpose(1, 2)
+
+
+def test_students_of_sequences_whose_classes_are_second_learn_classes(tmp_path: Path) -> None:
+    """A fresh student has all that it knows from the teacher's answers."""
+    task = Echo()
+    teacher = trained(task, task.data().train, epochs=60, learning_rate=0.5, batch_size=20)
+    assert evaluate(teacher, task, task.data().test).accuracy == 1.0
+    distillation = Distillation(epochs=40, learning_rate=0.03)
+    tier = tier_of("watch", Budget(parameters=150), distillation, start=Start("plain"))
+    (student,) = Publisher(task, ModelStore(tmp_path), [tier]).publish(1, teacher)
+    assert student.quantized_accuracy > 0.9
 
 
 def test_a_student_that_diverges_is_not_published(tmp_path: Path, teacher: nn.Module) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedpress.server.publishing.store import ModelStore, NotPublished, StoreError
+from fedpress.server.publishing.store import ModelStore, NotPublished, StoreError, open_bundle
 
 
 def test_what_is_put_can_be_got(tmp_path: Path) -> None:
@@ -102,3 +102,35 @@ def test_readers_never_see_half_a_file_and_writers_do_not_meet(tmp_path: Path) -
                 seen += 1
     assert [writer.result() for writer in writing] == [None, None] and seen > 0
     assert len(store.list()) == 30 == len(list((tmp_path / "phone").iterdir()))
+
+
+@pytest.mark.parametrize("what", ["file", "folder", "pipe"])
+def test_a_link_or_a_pipe_in_the_store_is_no_bundle(what: str, tmp_path: Path) -> None:
+    secret, tier = tmp_path / "secret", tmp_path / "store" / "phone"
+    (secret / "inner").mkdir(parents=True)
+    (secret / "0000000001.fpb").write_bytes(b"secret")
+    store = ModelStore(tmp_path / "store")
+    if what == "folder":
+        tier.symlink_to(secret)
+    else:
+        tier.mkdir()
+        path = tier / "0000000001.fpb"
+        path.symlink_to(secret / "0000000001.fpb") if what == "file" else os.mkfifo(path)
+    assert store.list() == []
+    with pytest.raises(StoreError):
+        store.get("phone", 1)
+    with pytest.raises(OSError):
+        open_bundle(tier / "0000000001.fpb")
+    with pytest.raises(StoreError):
+        store.put(b"one", tier="phone", version=1)
+    assert (secret / "0000000001.fpb").read_bytes() == b"secret"
+
+
+def test_a_bundle_that_is_swapped_for_a_link_is_not_opened(tmp_path: Path) -> None:
+    store = ModelStore(tmp_path)
+    store.put(b"one", tier="phone", version=1)
+    (stored,) = store.list()
+    stored.path.unlink()
+    stored.path.symlink_to("/etc/passwd")
+    with pytest.raises(OSError, match="it is a symbolic link"):
+        open_bundle(stored.path)

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from tests.server.comparable import comparable
 
 from fedpress.compression.ledger import Ledger
-from fedpress.compression.messages import records
+from fedpress.compression.messages import orders, records
 from fedpress.compression.tensors.layout import Layout, TensorSpec
 from fedpress.compression.tensors.update import Dense, Sparse, Update
 from fedpress.server.checkpoint import state
-from fedpress.server.rounds.accounting import Accounting
+from fedpress.server.rounds.accounting import Accounting, dense_sizes
 
 LAYOUT = Layout((TensorSpec("a", (4,), "float32"), TensorSpec("b", (2, 3), "float32")))
 
@@ -56,6 +56,47 @@ def test_entries_are_counted_in_the_parameter_that_they_are_in(supports: list[se
     ]  # fmt: skip
 
 
+def test_an_order_that_has_to_come_again_counts_once_and_evaluations_apart(message: Message) -> None:
+    accounting = Accounting()
+    asking = orders.write_answer(orders.Answer(1, 0, needs_model=True))
+    refused = Message(RecordDict({orders.ANSWER: asking}), dst_node_id=1, message_type="train")
+    evaluation = Message(message.content, dst_node_id=7, message_type="evaluate")
+    for direction, sent in (
+        ("down", message),
+        ("up", refused),
+        ("down", message),
+        ("up", message),
+        ("down", evaluation),
+    ):
+        accounting.bill(1, 7, direction, sent)  # type: ignore[arg-type]
+    assert accounting.messages == {"up": 1, "down": 1}
+    assert accounting.evaluations == {"up": 0, "down": 1}
+
+
+def test_what_no_update_changes_is_not_trained_and_no_part_of_a_dense_message() -> None:
+    accounting = Accounting()
+    arrays = {
+        "a": np.ones(4, np.float32),
+        "b": np.ones((2, 3), np.float32),
+        "norm.running_mean": np.ones(5, np.float32),
+    }
+    layout = Layout.of_arrays(arrays)
+    assert accounting.trained(layout) == ["a", "b"]
+    changes = np.zeros(10, np.float32)
+    accounting.count_entries(Dense(changes), layout)
+    assert accounting.trained(layout) == []
+    changes[7] = 1
+    accounting.count_entries(Dense(changes), layout)
+    assert accounting.trained(layout) == ["b"]
+    without = {name: array for name, array in arrays.items() if name != "a"}
+    sizes = dense_sizes(records.from_numpy(arrays), ["b", "norm.running_mean"])
+    assert sizes == dense_sizes(records.from_numpy(without), list(without))
+    accounting.messages, accounting.evaluations = {"up": 3, "down": 4}, {"up": 0, "down": 5}
+    assert accounting.dense_bytes(records.from_numpy(arrays), layout) == (3 * sizes[0], 9 * sizes[1])
+    accounting.count_entries(Sparse(np.array([3]), np.ones(1, np.float32), 10), layout)
+    assert accounting.trained(layout) == ["a", "b"]
+
+
 def test_a_restored_accounting_counts_on(message: Message) -> None:
     accounting, again = Accounting(), Accounting()
     accounting.bill(1, 7, "down", message)
@@ -83,3 +124,13 @@ def test_the_ledger_comes_back_row_by_row() -> None:
     assert (again.total(), again.total(round=9), again.total(direction="up")) == (12, 0, 12)
     again.replace(Ledger().arrays())
     assert again.rows == [] and again.total() == 0
+
+
+def test_of_a_long_detail_the_beginning_is_kept_with_nothing_but_printables() -> None:
+    accounting = Accounting()
+    accounting.refuse(1, 7, "error", "no space\n\x1b[2Jleft\u202e " * 1_000_000)
+    accounting.refuse_unexpected(2, 8, KeyError("\n"))
+    long, short = accounting.refusals
+    assert long.detail.isprintable() and len(long.detail) < 500
+    assert long.detail.startswith("no space\\n\\x1b[2Jleft\\u202e") and long.detail.endswith("(19000000 characters)")
+    assert short[2:] == ("malformed", r"KeyError: '\n'")

@@ -6,9 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from fedpress.compression import errors
 from fedpress.compression.tensors.layout import Layout, TensorSpec
+from fedpress.compression.tensors.side_info import SideInfo
 from fedpress.compression.tensors.update import Dense, Sparse
-from fedpress.server.rounds.aggregate import Accumulator, BufferMean
+from fedpress.compression.wire import payloads, values
+from fedpress.server.rounds.aggregate import LARGEST, Accumulator, BufferMean, ReplyMean
 
 VECTORS = st.lists(arrays(np.float32, 20, elements=st.floats(-1e3, 1e3, width=32)), min_size=1, max_size=6)
 
@@ -32,6 +35,38 @@ def test_the_mean_of_nothing_is_an_error_also_after_a_reset() -> None:
     total.reset()
     with pytest.raises(ValueError, match="no updates"):
         total.mean()
+
+
+@pytest.mark.parametrize("value", [2 * LARGEST, 3.4e38, -3.4e38])
+def test_an_entry_beyond_any_training_is_refused_and_nothing_of_it_is_added(value: float) -> None:
+    layout = Layout((TensorSpec("w", (3,), "float32"),))
+    mean, info = ReplyMean(layout), SideInfo(layout)
+    good, bad = (
+        payloads.pack(Dense(np.array([1, entry, 1], np.float32)), layout, values.FLOAT32).payload
+        for entry in (LARGEST, value)
+    )
+    mean.add(good, b"", 2.0, info)
+    with pytest.raises(errors.ValuesTooLarge, match="an entry of .*e.*, more than 1.13e"):
+        mean.add(bad, b"", 1.0, info)
+    np.testing.assert_array_equal(mean.result({})[0], np.array([1, LARGEST, 1], np.float32))
+
+
+FLOATS = arrays(np.float64, 3, elements=st.floats(allow_nan=False, allow_infinity=False))
+
+
+@given(st.lists(st.tuples(FLOATS, st.floats(1e-9, 1e9)), min_size=1, max_size=5), st.sampled_from([16, 32, 64]))
+def test_the_mean_of_any_buffers_is_between_them(weighted: list[tuple[np.ndarray, float]], bits: int) -> None:
+    dtype = np.dtype(f"float{bits}")
+    limit = np.finfo(dtype).max
+    layout = Layout((), (TensorSpec("mean", (3,), str(dtype)),))
+    total, buffers = BufferMean(layout), []
+    for value, weight in weighted:
+        buffers.append(np.clip(value, -limit, limit).astype(dtype))
+        total.add({"mean": buffers[-1]}, weight)
+    result = total.result({"mean": np.zeros(3, dtype)})["mean"].astype(np.float64)
+    low, high = np.min(buffers, axis=0).astype(np.float64), np.max(buffers, axis=0).astype(np.float64)
+    room = 1e-3 * np.maximum(np.abs(low), np.abs(high)) / 2 + 1e-7  # half of each: their sum stays in range
+    assert (low / 2 - room <= result / 2).all() and (result / 2 <= high / 2 + room).all()
 
 
 def test_buffers_keep_their_kinds() -> None:

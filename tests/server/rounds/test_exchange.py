@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.server.deserted import NODE, Deserted, order
 
-from fedpress.compression.messages import orders
+from fedpress.compression.messages import orders, records
 from fedpress.server.rounds import exchange
 
 
@@ -95,8 +95,9 @@ def to(node: int) -> Message:
 class Exchanges:
     """Exchanges on one grid, with their bills."""
 
-    def __init__(self, grid: Delayed) -> None:
+    def __init__(self, grid: Delayed, refused: list[tuple[int, str]] | None = None) -> None:
         self.grid, self.under_way = grid, exchange.UnderWay()
+        self.refused = [] if refused is None else refused
         self.bills: list[tuple[int, int, str]] = []
         self.resent: list[int] = []
 
@@ -110,8 +111,9 @@ class Exchanges:
 
         for reply in exchange.exchange(
             self.grid, self.grid.clock, server_round, [to(node) for node in nodes], self.under_way,
-            enough=lambda: len(counted) >= enough, limit=5.0, refuse=lambda *_: None, from_the_beginning=again,
-            bill=lambda number, node, direction, _: self.bills.append((number, node, direction)), **more,
+            enough=lambda: len(counted) >= enough, limit=5.0, from_the_beginning=again,
+            refuse=lambda _, node, reason, detail: self.refused.append((node, reason)),
+            **{"bill": lambda number, node, direction, _: self.bills.append((number, node, direction)), **more},
         ):  # fmt: skip
             counted.append(reply.metadata.src_node_id)
         return counted
@@ -159,3 +161,46 @@ def test_with_a_buffer_orders_stay_open_from_one_exchange_to_the_next() -> None:
     assert exchanges.nodes(1, [0, 1], enough=1, refill=refill) == [0]
     assert exchanges.under_way.nodes() == {1}
     assert sorted(exchanges.nodes(2, [], enough=3, refill=refill)) == [1, 2, 3]
+
+
+class Saying(Delayed):
+    """A grid whose replies say what they like."""
+
+    def __init__(self, clock: Ticking, delays: list[int | None], says: dict[int, dict[str, Any]]) -> None:
+        super().__init__(clock, delays)
+        self.says = says
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        replies = super().pull_messages(message_ids)
+        for reply in replies:
+            says = self.says.get(reply.metadata.src_node_id, {})
+            vars(reply.metadata).update({f"_{name}": value for name, value in says.items()})
+        return replies
+
+
+@given(DELAYS, st.integers(0, 9), st.integers(0, 2**64 - 1))
+def test_a_reply_in_another_nodes_name_is_billed_to_its_own_and_counts_for_nobody(
+    delays: list[int | None], impostor: int, claimed: int
+) -> None:
+    impostor %= len(delays)
+    refused: list[tuple[int, str]] = []
+    exchanges = Exchanges(Saying(Ticking(), delays, {impostor: {"src_node_id": claimed}}), refused)
+    nodes = list(range(len(delays)))
+    in_time = [node for node in nodes if (delay := delays[node]) is not None and delay <= 5]
+    counted = exchanges.nodes(1, nodes)
+    assert sorted(counted) == [node for node in in_time if node != impostor or claimed == impostor]
+    is_refused = impostor in in_time and claimed != impostor
+    assert refused == [(impostor, "another sender")] * is_refused
+    assert sorted(node for _, node, direction in exchanges.bills if direction == "up") == in_time
+
+
+def test_a_reply_that_cannot_be_measured_is_refused() -> None:
+    refused: list[tuple[int, str]] = []
+    exchanges = Exchanges(Delayed(Ticking(), [0, 0]), refused)
+
+    def bill(number: int, node: int, direction: str, message: Message) -> None:
+        if direction == "up" and node == 0:
+            records.serialized_size(Message(RecordDict({"\ud800": ConfigRecord()}), reply_to=message))
+
+    assert exchanges.nodes(1, [0, 1], bill=bill) == [1]
+    assert refused == [(0, "malformed")]

@@ -42,7 +42,7 @@ def test_a_step_that_is_completed_by_others_is_a_step() -> None:
 
 def test_a_round_in_which_nobody_was_asked_has_no_weight_and_no_metrics() -> None:
     federation = stepped(publish=True)
-    assert federation.metrics is not None and federation.metrics["replies"] == 2
+    assert federation.metrics is not None and federation.metrics["fedpress.replies"] == 2
     assert federation.taken_weight > 0 and federation.summary(1, None, 1.0).replies == 2
     assert federation.take(2, None) == (None, None)
     assert federation.metrics is None and federation.taken_weight == 0

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fedpress.compression.messages import orders as wire
 from fedpress.compression.messages import records
@@ -16,7 +18,7 @@ from fedpress.server.model.global_model import GlobalModel
 from fedpress.server.model.mask_schedules import VoteRequest
 from fedpress.server.model.versions import Downlink
 from fedpress.server.rounds.accounting import Accounting
-from fedpress.server.rounds.orders import Orders, Upload
+from fedpress.server.rounds.orders import GUESS_BITS, Orders, Tickets, Upload
 
 NODE = 7
 
@@ -61,13 +63,49 @@ def test_an_order_names_the_last_upload_that_was_accepted() -> None:
     orders, made = fresh(), model()
     first = orders.train(NODE, 1, {"lr": 0.1}, made)
     assert first.metadata.dst_node_id == NODE and first.content.config_records["config"]["lr"] == 0.1
-    assert (order_of(first).ticket, order_of(first).accepted) == (1, 0)
+    ticket = order_of(first).ticket
+    assert ticket > 0 and order_of(first).accepted == 0
     upload = verified(orders, reply_to(first, lost_state=True, tier="phone"), made)
     assert upload is not None and (upload.payload, upload.weight, upload.staleness) == (b"update", 3.0, 0)
     orders.accept(upload)
     assert (orders.tickets.tiers, orders.tickets.open) == ({NODE: "phone"}, {})
-    assert order_of(orders.train(NODE, 2, {}, made)).accepted == 1
+    assert order_of(orders.train(NODE, 2, {}, made)).accepted == ticket
     assert order_of(orders.train(8, 2, {}, made)).accepted == 0
+
+
+@given(st.lists(st.tuples(st.integers(1, 4), st.none() | st.integers(0, wire.MAX_TICKET))))
+def test_the_tickets_of_each_node_rise_whatever_is_claimed_and_one_node_moves_only_its_own(
+    steps: list[tuple[int, int | None]],
+) -> None:
+    tickets, claimed = Tickets(), dict[int, int]()
+    last: dict[int, int] = {}
+    for node, answered in steps:
+        if answered is not None:
+            tickets.follow(node, answered)
+            claimed[node] = max(claimed.get(node, 0), answered)
+        ticket = tickets.issue(node)
+        assert max(last.get(node, 0), claimed.get(node, 0)) < ticket < 2**63
+        last[node] = ticket
+    if len(claimed) < 2:
+        others = [ticket for node, ticket in last.items() if node not in claimed]
+        assert all(ticket >> GUESS_BITS <= len(steps) for ticket in others)
+
+
+def test_a_ticket_cannot_be_told_from_those_before_and_a_seed_gives_the_same_ones() -> None:
+    first, second = Tickets(), Tickets()
+    assert [first.issue(1) for _ in range(9)] != [second.issue(1) for _ in range(9)]
+    same = [Tickets(secret=b"seed"), Tickets(secret=b"seed")]
+    assert same[0].issue(1) == same[1].issue(1)
+    assert len({Tickets(secret=b"seed").issue(node) for node in range(99)}) == 99
+
+
+def test_an_upload_that_no_model_can_need_is_refused_before_it_is_kept() -> None:
+    accounting = Accounting()
+    orders, made = Orders("fed", "arrays", "config", accounting), model()
+    message = orders.train(NODE, 1, {}, made)
+    for changes in ({"payload": bytes(100_000)}, {"buffers": bytes(100_000)}, {"vote": bytes(100_000)}):
+        assert verified(orders, reply_to(message, **changes), made) is None
+        assert "of 100000 bytes" in accounting.refusals[-1].detail
 
 
 @pytest.mark.parametrize(

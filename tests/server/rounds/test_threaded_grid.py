@@ -75,8 +75,11 @@ def until_something(pull: Callable[[], list[Message]]) -> list[Message]:
     return found
 
 
-def test_what_a_pull_raises_is_raised_once() -> None:
+def test_where_the_grid_itself_fails_it_says_so() -> None:
     class Fails(Deserted):
+        def get_node_ids(self) -> list[int]:
+            raise ConnectionError("no SuperLink")
+
         def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
             raise ConnectionError("no SuperLink")
 

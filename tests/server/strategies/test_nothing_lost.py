@@ -172,10 +172,10 @@ def test_nothing_is_lost_over_a_thousand_orders(tmp_path: Path, name: str, downl
         before = strategy.model.master.astype(np.float64)
         stepped, metrics = strategy.aggregate_train(number, link.exchange(number, orders, perfect=last))
         assert metrics is not None
-        taken += metrics["replies"] * (strategy.model.master - before)  # type: ignore[operator]
+        taken += metrics["fedpress.replies"] * (strategy.model.master - before)  # type: ignore[operator]
         arrays = stepped if stepped is not None else arrays
         saved = state.pack({"federation": strategy.federation.state()})
-    assert metrics["replies"] == NODES  # nothing is under way any more
+    assert metrics["fedpress.replies"] == NODES  # nothing is under way any more
     assert link.trained > 600 and kills > 10 and min(link.seen.values()) > 100
     assert strategy.federation.accounting.lost_states == 0
     np.testing.assert_allclose(taken + link.residuals(), link.asked, atol=2e-4)
@@ -288,10 +288,10 @@ def test_nothing_is_lost_but_what_is_counted_while_the_mask_changes(
         added[:] = 0
         stepped, metrics = strategy.aggregate_train(number, link.exchange(number, orders, perfect=last))
         assert metrics is not None
-        taken += added if metrics["replies"] else 0
+        taken += added if metrics["fedpress.replies"] else 0
         arrays = stepped if stepped is not None else arrays
         saved = state.pack({"federation": strategy.federation.state()})
-    assert metrics["replies"] == NODES
+    assert metrics["fedpress.replies"] == NODES
     assert link.trained > 250 and kills > 5 and strategy.model.masks.version > 8
     assert min(link.seen.values()) > 50 and strategy.federation.accounting.lost_states == 0
     assert np.abs(link.discarded).sum() > 0.1
@@ -309,16 +309,21 @@ def test_an_order_that_comes_after_a_newer_one_changes_nothing(tmp_path: Path) -
     strategy.aggregate_train(1, [])
     new = strategy.configure_train(2, strategy.model.arrays, ConfigRecord(), link)
     _, metrics = strategy.aggregate_train(2, link.exchange(2, new, perfect=True))
-    assert metrics is not None and metrics["replies"] == NODES
+    assert metrics is not None and metrics["fedpress.replies"] == NODES
     before = link.residuals()
     replies = link.exchange(2, old, perfect=True)  # too late for everybody
+    tickets = [{orders.read_order(message.content).ticket for message in messages} for messages in (old, new)]
+    assert max(tickets[0]) < min(tickets[1])
     assert {orders.read_answer(reply.content).error for reply in replies} == {
-        f"ticket {n} is older than {n + NODES}, the last one answered here" for n in range(1, NODES + 1)
+        f"ticket {before} is older than {after}, the last one answered here"
+        for before, after in zip(*map(sorted, tickets), strict=True)
     }
     np.testing.assert_array_equal(link.residuals(), before)
     third = strategy.configure_train(3, strategy.model.arrays, ConfigRecord(), link)
     _, metrics = strategy.aggregate_train(3, link.exchange(3, third, perfect=True))
-    assert metrics is not None and metrics["replies"] == NODES and strategy.federation.accounting.lost_states == 0
+    assert (
+        metrics is not None and metrics["fedpress.replies"] == NODES and strategy.federation.accounting.lost_states == 0
+    )
 
 
 def test_a_server_that_begins_anew_passes_the_tickets_that_clients_have_answered(tmp_path: Path) -> None:
@@ -331,7 +336,7 @@ def test_a_server_that_begins_anew_passes_the_tickets_that_clients_have_answered
             orders = strategy.configure_train(number, arrays, ConfigRecord(), link)
             stepped, metrics = strategy.aggregate_train(number, link.exchange(number, orders, perfect=True))
             assert metrics is not None
-            counts.append(metrics["replies"])
+            counts.append(metrics["fedpress.replies"])
             arrays = stepped if stepped is not None else arrays
     assert counts == [NODES, NODES, NODES, 0, NODES, NODES]
     assert strategy.federation.accounting.lost_states == 0
@@ -414,7 +419,7 @@ def test_clients_that_lose_their_state_count_nothing_twice_and_lose_nothing_else
         orders = strategy.configure_train(number, arrays, ConfigRecord(), link)
         stepped, metrics = strategy.aggregate_train(number, link.exchange(number, orders, perfect=last))
         arrays = stepped if stepped is not None else arrays
-    assert metrics is not None and metrics["replies"] == NODES
+    assert metrics is not None and metrics["fedpress.replies"] == NODES
     assert link.trained > 500 and min(link.accidents.values()) > 10 and min(link.seen.values()) > 50
     assert 0 < strategy.federation.accounting.lost_states <= sum(link.accidents.values())
     total = (counted + link.residuals()).round(4)  # trained - start is not exactly 1
@@ -517,7 +522,7 @@ def test_nothing_is_lost_with_a_buffer(
     strategy.federation.sampling, strategy.federation.rounds, link.kills = Sampling(1.0), Rounds(), 0.0
     orders = strategy.configure_train(BUFFERED_ROUNDS + 1, strategy.model.arrays, ConfigRecord(), link)
     _, metrics = strategy.aggregate_train(BUFFERED_ROUNDS + 1, link.exchange(BUFFERED_ROUNDS + 1, orders, perfect=True))
-    assert metrics is not None and metrics["replies"] == NODES
+    assert metrics is not None and metrics["fedpress.replies"] == NODES
     reasons = {refusal.reason for refusal in strategy.refusals}
     assert {"late", "stale", "undecodable", "restart"} <= reasons
     del link.seen["too old"]  # every order came at once

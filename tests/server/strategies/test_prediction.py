@@ -70,7 +70,7 @@ def test_a_lossless_codec_gives_the_mean_of_the_updates(agreed: bool) -> None:
             replies.append(applied(own, contexts[message.metadata.dst_node_id], application))
         before = strategy.model.master.copy()
         stepped, metrics = strategy.aggregate_train(number, replies)
-        assert stepped is not None and metrics is not None and metrics["replies"] == NODES // 2
+        assert stepped is not None and metrics is not None and metrics["fedpress.replies"] == NODES // 2
         arrays = stepped
         np.testing.assert_allclose(strategy.model.master - before, np.mean(updates, axis=0), atol=2e-5)
     assert {1, 2, 3} <= merged

@@ -15,6 +15,7 @@ from fedpress.compression.tensors.side_info import SideInfo
 from fedpress.compression.wire import payloads
 from fedpress.server.model import optimizers
 from fedpress.server.rounds.accounting import RoundSummary
+from fedpress.server.rounds.outcome import RunFailed
 from fedpress.server.rounds.settings import Rounds
 from fedpress.server.strategies.sparse_fed import SparseFed
 from fedpress.simulations.conditions.network import Network, NetworkSettings
@@ -84,7 +85,11 @@ def test_bad_replies_cost_their_clients_the_round_and_are_counted_by_reason() ->
     assert "mods=[compress" in details[faulty_client.FAULTS.index("dense")]
     assert "this client always fails" in details[faulty_client.FAULTS.index("raises")]
     metrics = result.train_metrics_clientapp[1]
-    assert (metrics["replies"], metrics["refused"], metrics["refused-undecodable"]) == (2, 13, 3)
+    assert (metrics["fedpress.replies"], metrics["fedpress.refused"], metrics["fedpress.refused-undecodable"]) == (
+        2,
+        13,
+        3,
+    )
     # the ledger's law, refused and failed replies included
     assert strategy.ledger.total(direction="down") == passed["down"]
     assert strategy.ledger.total(direction="up") == passed["up"]
@@ -98,7 +103,11 @@ def test_a_doubled_reply_counts_once() -> None:
         replies = grid.send_and_receive(messages)
     _, metrics = strategy.aggregate_train(1, [*replies, replies[0]])
     assert metrics is not None
-    assert (metrics["replies"], metrics["refused"], metrics["refused-wrong-ticket"]) == (2, 1, 1)
+    assert (metrics["fedpress.replies"], metrics["fedpress.refused"], metrics["fedpress.refused-wrong-ticket"]) == (
+        2,
+        1,
+        1,
+    )
 
 
 def test_a_round_without_enough_replies_changes_nothing_and_returns_the_mass() -> None:
@@ -107,12 +116,13 @@ def test_a_round_without_enough_replies_changes_nothing_and_returns_the_mass() -
         fraction_evaluate=0.0, rounds=Rounds(min_replies=3), on_accepted=lambda *reply: accepted.append(reply[:2])
     )
     with InlineGrid("tests.apps.faulty_client:app", clients=2, workers=1) as grid:
-        result = strategy.start(grid, initial_arrays(), num_rounds=1)
+        with pytest.raises(RunFailed, match="2 replies, 3 are needed for a step"):
+            strategy.start(grid, initial_arrays(), num_rounds=1)
         assert {refusal.reason for refusal in strategy.refusals} == {"too few"}
-        np.testing.assert_array_equal(records.to_numpy(result.arrays)["weight"], np.zeros(SIZE))
+        np.testing.assert_array_equal(records.to_numpy(strategy.model.arrays)["weight"], np.zeros(SIZE))
         assert accepted == []
         strategy.federation.rounds = Rounds()
-        result = strategy.start(grid, result.arrays, num_rounds=1)
+        result = strategy.start(grid, strategy.model.arrays, num_rounds=1)
     # this round's step and the refused one's, from the residuals
     np.testing.assert_array_equal(records.to_numpy(result.arrays)["weight"], np.full(SIZE, 2 * faulty_client.STEP))
 
@@ -151,7 +161,7 @@ def test_over_selection_takes_the_first_replies_by_virtual_time_whatever_the_num
             examples=lambda client: 100,
         ) as grid:
             result = strategy.start(grid, initial_arrays(), num_rounds=2)
-        assert [metrics["replies"] for metrics in result.train_metrics_clientapp.values()] == [4, 4]
+        assert [metrics["fedpress.replies"] for metrics in result.train_metrics_clientapp.values()] == [4, 4]
         return [(refusal.round, refusal.node) for refusal in strategy.refusals]
 
     late = replied(1)
@@ -169,7 +179,7 @@ def test_clients_that_never_answer_do_not_hold_the_round_up() -> None:
         examples=lambda client: 100,
     ) as grid:
         result = strategy.start(grid, initial_arrays(), num_rounds=3)
-    replies = [metrics["replies"] for metrics in result.train_metrics_clientapp.values()]
+    replies = [metrics["fedpress.replies"] for metrics in result.train_metrics_clientapp.values()]
     assert sum(replies) + len(strategy.refusals) == 24
     assert {refusal.reason for refusal in strategy.refusals} == {"late"}
 

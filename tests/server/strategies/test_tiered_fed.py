@@ -1,6 +1,7 @@
 """Tiers that train, on real data and with the real client: whose bytes, whose nodes, and what a kill costs."""
 
 import copy
+import itertools
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -9,10 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from flwr.app import Context, Message, RecordDict
+from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.common import serde
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tests.server.deserted import Answering
+from tests.server.hostile import CONTENTS, ENTRIES, SAYS
 
 from fedpress.client import app as client
 from fedpress.compression.ledger import Ledger
@@ -26,6 +31,7 @@ from fedpress.server.fusion.settings import Teaching
 from fedpress.server.rounds.buffered import Buffered
 from fedpress.server.rounds.federation import Federation
 from fedpress.server.rounds.settings import Rounds
+from fedpress.server.rounds.threaded_grid import PatientGrid
 from fedpress.server.strategies import tiered_fed
 from fedpress.simulations.conditions.network import VirtualClock
 from fedpress.simulations.results import start
@@ -224,6 +230,23 @@ def test_nodes_say_their_tier_and_those_of_none_take_no_part(tmp_path: Path) -> 
     assert [torch.nn.Conv2d in kind for kind in kinds] == [False, True]
     sizes = {student.tier: student.parameters for student in results.students}  # whose bundles could be rebuilt
     assert sizes == {tier.tier: tier.parameters for tier in results.tiers}
+
+
+NUMBERS = itertools.count(1000)
+
+
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(CONTENTS | st.builds(lambda name: RecordDict({"tier": ConfigRecord({"name": name})}), ENTRIES), SAYS)
+def test_whatever_a_node_answers_when_it_is_asked_for_its_tier(
+    whole: Whole, content: RecordDict, says: dict[str, Any]
+) -> None:
+    node = next(NUMBERS)
+    grid = PatientGrid(Answering(content, node, **says))
+    members = {name: whole.strategy.nodes(grid, name) for name in ("", "phone", "sensor")}
+    found = [name for name, nodes in members.items() if nodes == [node]]
+    record = content.get("tier")
+    named = record.get("name") if isinstance(record, ConfigRecord) else None
+    assert found in ([], [named])
 
 
 def test_slices_stay_slices_of_the_global_model(tmp_path: Path) -> None:

@@ -28,6 +28,9 @@ Refused = Callable[[list[str]], str]
         (["inspect", "full"], "holds no results.json"),
         (["inspect", "full/text"], "neither a payload nor a bundle nor a run folder"),
         (["inspect", "full", "--key", "key.pem"], "full is a run; --key is for one of the bundles in it"),
+        (["inspect", "/dev/zero"], "cannot read /dev/zero: it is no regular file"),
+        (["run", "/dev/zero", "--input", "/dev/zero"], "cannot read /dev/zero: it is no regular file"),
+        (["inspect", "full/text", "--key", "/dev/zero"], "neither a payload nor a bundle"),
     ],
 )
 def test_bad_input_is_explained_without_a_traceback(arguments: list[str], text: str, refused: Refused) -> None:

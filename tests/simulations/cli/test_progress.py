@@ -60,3 +60,10 @@ def test_a_terminal_has_a_bar_with_the_sums_of_all_rounds_too(tmp_path: Path) ->
     text = shown(tmp_path, terminal=True, students=False)
     assert "6.0 kB up, 90.0 kB down" in text and "3/3" in text
     assert "student phone, 50%: distilling" in shown(tmp_path, terminal=True)
+
+
+def test_the_accuracy_of_an_onnx_graph_is_shown_beside_that_of_its_student() -> None:
+    text = StringIO()
+    with progress.Display(Console(file=text, width=160), 1) as display:
+        display.on_student(STUDENT.model_copy(update={"onnx_accuracy": 0.4321}))
+    assert "accuracy 50.00%, as ONNX 43.21% (teacher 75.00%)" in text.getvalue()

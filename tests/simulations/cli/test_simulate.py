@@ -17,6 +17,7 @@ import torch
 import yaml
 from tests.apps.command_line import COMMAND, ShortRun, fedpress, invoke, without
 
+from fedpress.compression import install
 from fedpress.simulations.results import run_folder
 from fedpress.simulations.runs import remake_students
 
@@ -53,6 +54,12 @@ QUICK = ["--set", "training.epochs=1", "--set", "partition.sizes=equal", "--set"
         (["students", "nowhere"], "there is no run folder nowhere"),
         (["init", "full/text"], "cannot write into full/text"),
         (["simulate", "--set", "students.signing_key=absent.pem"], "cannot read the key"),
+        (["simulate", "--check", "--set", "clients=2000"], "2000 clients cannot share 1037 training examples"),
+        (["simulate", "--check", "--out", "full"], "full is not empty"),
+        (
+            ["simulate", "--set", "students.tiers=[{name: a, parameters: 3}]"],
+            "a student within 3 parameters is impossible",
+        ),
     ],
 )
 def test_bad_input_is_explained_without_a_traceback(arguments: list[str], text: str, refused: Refused) -> None:
@@ -74,8 +81,54 @@ def test_the_extra_of_an_option_is_named_before_anything_begins(
 ) -> None:
     done = without(module, "simulate", *option, cwd=tmp_path)
     assert done.returncode == 2
-    assert f"needs {module}, which is not installed: pip install 'fedpress[{extra}]'" in done.stderr
+    assert f"needs {module}, which is not installed: {install.command(extra)}" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_check_prints_what_would_be_done_and_writes_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = invoke("simulate", "digits", "--check", *QUICK, "--json", "forecast.json")
+    assert done.exit_code == 0, done.stderr
+    for text in ("global  105,226", "first order", "phone ", "the run folder", "nothing forbids this run"):
+        assert text in done.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["forecast.json"]
+    assert json.loads((tmp_path / "forecast.json").read_text())["models"][0]["trained"] == 105_226
+
+
+IN_WORKERS_ONLY = """
+from multiprocessing import parent_process
+from fedpress.simulations.tasks.digits import Digits
+
+class Elsewhere(Digits):
+    def loss(self, outputs, targets):
+        if parent_process() is not None:
+            raise RuntimeError("not in this process")
+        return super().loss(outputs, targets)
+"""
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_says_why_and_has_an_exit_code(tmp_path: Path) -> None:
+    (tmp_path / "task.py").write_text(IN_WORKERS_ONLY)
+    (tmp_path / "scenario.yaml").write_text(
+        "task: task:Elsewhere\nclients: 2\nrounds: 9\nsampling: {clients_per_round: 2}\n"
+        "partition: {sizes: equal}\nworkers: 1\n"
+    )
+    done = fedpress("simulate", "scenario.yaml", "--out", "run", cwd=tmp_path)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert (
+        "error: the run has failed: 3 rounds in a row, 1 to 3, brought no usable reply: 6 refused (6 error); the first"
+        " error, of node 1 in round 1: RuntimeError: not in this process" in done.stderr
+    )
+    assert "To try again from there: fedpress simulate --resume run" in done.stderr
+    results = run_folder.load(tmp_path / "run")
+    assert results.status == "failed" and f"the run has failed: {results.reason}" in done.stderr
+    assert re.search(rf"^status +failed: {re.escape(results.reason)}$", done.stdout, re.M)
+    assert "This run has failed:" in (tmp_path / "run" / "report.html").read_text()
+    again = fedpress("simulate", "--resume", "run", cwd=tmp_path)
+    assert again.returncode == 1 and "this run failed after round" in again.stdout
 
 
 @pytest.mark.slow

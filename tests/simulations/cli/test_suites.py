@@ -119,6 +119,8 @@ def test_a_suite_is_interrupted_goes_on_and_is_not_run_twice(tmp_path: Path) -> 
     done = run(tmp_path, "suite.yaml", "--out", "out", "--only", "fp16")
     output, said = done.communicate(timeout=120)
     assert done.returncode == 0 and "1 of 1 runs" in output, output + said
+    caution = "after 4 rounds: models of 1 of 1 methods are near chance"
+    assert caution in output and caution in (tmp_path / "out" / "report.html").read_text()
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "cells").rglob("results.json")}
 
 

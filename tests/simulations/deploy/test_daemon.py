@@ -104,5 +104,6 @@ def test_nodes_are_told_their_folders(tmp_path: Path) -> None:
         "data-folder": "/my data",
         "initial-weights": "/my init",
         "tier": "phone",
+        "workloads": "fedpress.simulations.runs.job:load",
         "partition-id": 3,
     }

@@ -8,6 +8,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from fedpress.simulations.engines import worker_process
 
 PARENT = """
@@ -57,6 +59,13 @@ def test_the_log_goes_to_the_end_of_a_file_and_then_where_it_went(tmp_path: Path
     assert logger.handlers == before
     first, second = path.read_text().splitlines()
     assert first == "the first run" and second.endswith("ERROR the second")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
+def test_a_log_on_a_full_disk_is_short_and_no_error(capfd: pytest.CaptureFixture[str]) -> None:
+    with worker_process.log_to_file(Path("/dev/full")) as log:
+        log.error("this does not fit")
+    assert capfd.readouterr().err == ""
 
 
 def test_without_a_file_the_log_stays_where_it_goes() -> None:

@@ -14,7 +14,7 @@ from fedpress.simulations.__main__ import main
 from fedpress.simulations.results.records import Results
 from fedpress.simulations.results.run_folder import RunFolder
 
-pytest.importorskip("tensorboard", reason="TensorBoard is not installed: pip install 'fedpress[tensorboard]'")
+pytest.importorskip("tensorboard", reason="TensorBoard is not installed: the extra `tensorboard`")
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -271,6 +271,12 @@ def test_the_page_says_when_a_run_did_not_finish(status: str, expected: str | No
     assert expected is None or expected in text
 
 
+def test_the_page_says_why_a_run_has_failed() -> None:
+    page = run_page.render(some_results(status="failed", reason="no reply <at all>"), some_ledger())
+    assert "<strong>This run has failed:</strong> no reply &lt;at all&gt;." in page
+    assert "is not finished" not in page
+
+
 def test_a_run_that_did_nothing_has_a_page() -> None:
     nothing = Totals(up_bytes=0, down_bytes=0, dense_up_bytes=0, dense_down_bytes=0)
     empty = some_results(rounds=[], students=[], layers=[], totals=nothing, accuracy=None, status="interrupted")

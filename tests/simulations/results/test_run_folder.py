@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.simulations.report.test_plain import TEXTS, run
 
 from fedpress.compression.errors import FedpressError
 from fedpress.simulations.results import run_folder
@@ -51,7 +52,7 @@ RESULTS = st.builds(
     Results,
     scenario=st.dictionaries(NAMES, st.none() | st.integers() | FRACTIONS | NAMES, max_size=4),
     seed=st.integers(),
-    status=st.sampled_from(["running", "finished", "interrupted"]),
+    status=st.sampled_from(["running", "finished", "interrupted", "failed"]),
     rounds=st.lists(ROUNDS, max_size=4),
     totals=st.builds(
         Totals,
@@ -220,3 +221,44 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_litter(tmp_path: Path) ->
 
 def test_the_error_is_one_of_fedpress() -> None:
     assert issubclass(RunFolderError, FedpressError)
+
+
+@pytest.mark.parametrize(
+    ("place", "number", "named"),
+    [
+        (("rounds", 0, "up_bytes"), 10**308, "rounds.0.up_bytes is 1000"),
+        (("rounds", 0, "up_bytes"), -1, "rounds.0.up_bytes is -1"),
+        (("seconds",), 1e308, "seconds is 1e.308"),
+        (("accuracy",), -0.5, "accuracy is -0.5"),
+        (("students", 0, "parameters"), -3, "students.0.parameters is -3"),
+        (("phases", "training"), 1e300, "phases.training is 1e.300"),
+    ],
+)
+def test_figures_that_no_run_can_have_are_named(
+    place: tuple[str | int, ...], number: float, named: str, tmp_path: Path
+) -> None:
+    content = json.loads(run([f"name{count}" for count in range(TEXTS)]).model_dump_json())
+    content["phases"] = {"training": 1.0}
+    inner = content
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = number
+    (tmp_path / "results.json").write_text(json.dumps(content))
+    with pytest.raises(RunFolderError, match=named):
+        RunFolder.open(tmp_path).load_results()
+
+
+@pytest.mark.parametrize("data", [b"", b"\0", b"{" * 5000, b"[]", b"\xff", b'{"seed": NaN}', b"1e308"])
+def test_a_file_that_is_no_run_is_named(data: bytes, tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_bytes(data)
+    with pytest.raises(RunFolderError, match="results.json"):
+        RunFolder.open(tmp_path).load_results()
+
+
+@pytest.mark.parametrize(
+    "data", [b"\0", b"round,node,direction,kind,bytes\n\0,1,up,update,3\n", b"\xff", b"a" * 200_000]
+)
+def test_a_damaged_ledger_is_named(data: bytes, tmp_path: Path) -> None:
+    (tmp_path / "ledger.csv").write_bytes(data)
+    with pytest.raises(RunFolderError):
+        RunFolder(tmp_path).load_ledger()

@@ -1,5 +1,6 @@
 """Figures of a run as rounds and students come in."""
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -10,13 +11,14 @@ from fedpress.compression.models.task import Evaluation
 from fedpress.server.app import Delivery
 from fedpress.server.publishing.publish import Published
 from fedpress.server.rounds.accounting import RoundSummary
+from fedpress.server.rounds.outcome import RunFailed
 from fedpress.simulations.results.records import RoundResult, StudentResult
 from fedpress.simulations.results.run_folder import RunFolder
 from fedpress.simulations.runs import plan, runner
 from fedpress.simulations.runs import recorder as recording
 from fedpress.simulations.runs.job import Job
 from fedpress.simulations.runs.observer import Observer
-from fedpress.simulations.runs.recorder import Recorder, RunError
+from fedpress.simulations.runs.recorder import Recorder
 from fedpress.simulations.scenario import scenario
 
 BROKEN_TASK = """
@@ -41,10 +43,10 @@ def test_clients_that_never_manage_stop_the_run_early_with_their_reason(tmp_path
     (tmp_path / "scenario.yaml").write_text(
         "task: task:Broken\nclients: 2\nrounds: 30\nsampling: {clients_per_round: 2}\n"
     )
-    with pytest.raises(RunError, match="no such loss"):
+    with pytest.raises(RunFailed, match="no such loss"):
         runner.simulate(scenario.load(tmp_path), tmp_path / "run")
     results = RunFolder.open(tmp_path / "run").load_results()
-    assert (results.status, len(results.rounds)) == ("interrupted", 3)
+    assert (results.status, len(results.rounds)) == ("failed", 3) and "no such loss" in results.reason
 
 
 def recorder(folder: Path, *observers: Observer) -> Recorder:
@@ -103,29 +105,32 @@ def test_a_recorder_that_goes_on_has_the_figures_of_the_one_before(tmp_path: Pat
     assert after.results().seconds >= saved.seconds
 
 
-def test_three_rounds_without_a_usable_reply_end_a_run(tmp_path: Path) -> None:
+def test_what_a_deployment_waits_for_is_in_the_folder_until_the_round_is_over(tmp_path: Path) -> None:
     record = recorder(tmp_path / "run")
-    record.on_round(summary(1, replies=0), None)
-    record.on_round(summary(2, replies=0), None)
-    with pytest.raises(RunError, match="the first 3 rounds brought no usable reply; the last one: no reply at all"):
-        record.on_round(summary(3, replies=0), None)
-    fine = recorder(tmp_path / "fine")
-    for number, replies in enumerate((0, 1, 0, 0), 1):
-        fine.on_round(summary(number, replies), None)
-    assert len(fine.rounds) == 4
+    record.on_silence(1, 2)
+    assert "no reply yet in round 1, which was asked 2 time(s)" in record.folder.load_results().waiting
+    record.on_round(summary(1), None)
+    assert record.folder.load_results().waiting == ""
 
 
-def test_a_student_is_entered_once_if_one_client_could_take_it(tmp_path: Path) -> None:
+def test_a_student_is_entered_once_with_what_its_clients_say(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     told = Told()
     record = recorder(tmp_path / "run", told)
     student = published("phone", tmp_path)
+    logging.getLogger("flwr").addHandler(caplog.handler)
     record.on_students([
-        Delivery(student, 1, None, "the disk is full"), Delivery(student, 2, 0.65), Delivery(student, 3, 0.65)
+        Delivery(student, 1, None, "the disk is full"), Delivery(student, 2, 0.7), Delivery(student, 3, 1.0)
     ])  # fmt: skip
     (entered,) = record.students
-    assert told.students == [entered] and (entered.tier, entered.accuracy, entered.sha256) == ("phone", 0.65, "00")
-    with pytest.raises(RunError, match="'watch' was published, but no client could take it: the disk is full"):
-        record.on_students([Delivery(published("watch", tmp_path), 1, None, "the disk is full")])
+    assert told.students == [entered] and (entered.tier, entered.sha256, entered.warning) == ("phone", "00", "")
+    assert entered.accuracy == student.quantized_accuracy == 0.7  # no client's claim is a figure of the run
+    assert entered.claimed_accuracies == [0.7, 1.0]
+    assert "node 1 could not take student phone: the disk is full" in caplog.text
+    assert "node 3 says that student phone has 1.0000, here it has 0.7000" in caplog.text
+    record.on_students([Delivery(published("watch", tmp_path), 1, None, "the disk is full")])
+    logging.getLogger("flwr").removeHandler(caplog.handler)
+    assert record.students[1].warning == "no client could take it: the disk is full"
+    assert record.students[1].claimed_accuracies == []
 
 
 def test_figures_of_a_student_are_those_published_without_its_path(tmp_path: Path) -> None:

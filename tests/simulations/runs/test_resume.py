@@ -1,6 +1,7 @@
 """Runs that go on: after an interruption, after a crash of a worker, from an older checkpoint, on another engine."""
 
 import os
+import resource
 import signal
 from multiprocessing import active_children
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from fedpress.compression.errors import FedpressError
 from fedpress.compression.ledger import Ledger
 from fedpress.simulations.results.records import MEASURED, Results, RoundResult
 from fedpress.simulations.results.run_folder import RunFolder, RunFolderError
@@ -116,3 +118,24 @@ def test_a_crash_of_the_workers_and_a_damaged_checkpoint_do_not_end_a_run(tmp_pa
     assert not list(folder.path.rglob("*.part"))
     assert "round-00000004.safetensors.damaged" in folder.log.read_text()
     assert all(one.replies == 3 for one in results.rounds[3:])
+
+
+class FullDisk(Observer):
+    """Lets this process write no file of more than a few bytes after a round, as if the disk were full."""
+
+    def on_round(self, result: RoundResult) -> None:
+        if result.round == 2:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+
+@pytest.mark.slow
+def test_a_disk_that_gets_full_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
+    expected = runner.simulate(chosen(), tmp_path / "undisturbed")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        with pytest.raises(FedpressError, match="cannot write the checkpoint .*Make room on the disk"):
+            runner.simulate(chosen(), tmp_path / "run", FullDisk())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert len(RunFolder.open(tmp_path / "run").load_results().rounds) == 2
+    assert figures(runner.resume(tmp_path / "run")) == figures(expected)

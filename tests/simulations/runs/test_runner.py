@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, load_model
 
+from fedpress.compression.errors import FedpressError
 from fedpress.compression.ledger import Ledger
 from fedpress.compression.models.bundles import reader, writer
-from fedpress.compression.models.task import evaluate
+from fedpress.compression.models.task import IGNORED, Task, evaluate
 from fedpress.compression.wire import payloads
 from fedpress.simulations.results.records import Results
 from fedpress.simulations.results.run_folder import RunFolder, RunFolderError
@@ -19,6 +20,7 @@ from fedpress.simulations.runs import runner
 from fedpress.simulations.runs.workload import Workload
 from fedpress.simulations.scenario import scenario
 from fedpress.simulations.scenario.scenario import Scenario
+from fedpress.simulations.tasks import registry
 from fedpress.simulations.tasks.digits import Digits
 
 SHORT = ["rounds=3", "training.epochs=1", "students.tiers=[]"]
@@ -99,6 +101,84 @@ def test_a_run_leaves_every_figure_of_the_path_from_gradient_to_download(tmp_pat
         rebuilt = writer.rebuild(reader.open_bundle(published), Digits())
         assert sum(p.numel() for p in rebuilt.parameters()) == student.parameters
         assert student.accuracy == student.quantized_accuracy
+
+
+OWN_TASKS = """
+import torch
+from torch import nn
+from fedpress.compression.models.task import Examples, Splits, Task
+
+class Numbers(Task):
+    name = "numbers"
+
+    def __init__(self, kind):
+        self.kind = kind
+
+    def model(self):
+        norm = nn.BatchNorm1d(16, track_running_stats=False) if self.kind == "by-batch" else nn.ReLU()
+        last = Dropped() if self.kind == "dropped" else nn.Identity()
+        return nn.Sequential(nn.Linear(4, 16), norm, nn.Linear(16, 3), last)
+
+    def data(self):
+        inputs = torch.randn(1200, 4, generator=torch.Generator().manual_seed(0))
+        targets = inputs[:, :3].argmax(dim=1)
+        if self.kind == "regression":
+            targets = targets.float()
+        if self.kind == "padded":
+            targets[::2] = -100
+        sizes = [600, 37, 50, 513]
+        return Splits(*map(Examples, inputs.split(sizes), targets.split(sizes)))
+
+    def loss(self, outputs, targets):
+        return outputs.square().mean() if self.kind == "regression" else super().loss(outputs, targets)
+
+class Dropped(nn.Module):
+    def forward(self, x):
+        return nn.functional.dropout(x)
+"""
+
+
+def own_run(folder: Path, kind: str, *overrides: str) -> Results:
+    (folder / "task.py").write_text(OWN_TASKS)
+    (folder / "own.yaml").write_text(
+        f"task: {{name: 'task:Numbers', kind: {kind}}}\nclients: 4\nrounds: 2\nworkers: 1\ndensity: 0.2\n"
+        "sampling: {clients_per_round: 2}\ntraining: {epochs: 1, batch_size: 20, learning_rate: 0.1}\n"
+        "partition: {kind: iid, sizes: equal}\n"
+    )
+    return runner.simulate(scenario.load(str(folder / "own.yaml"), overrides), folder / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["by-batch", "padded"])
+def test_the_accuracy_of_a_run_is_that_of_one_batch_where_there_are_targets(tmp_path: Path, kind: str) -> None:
+    """513 test examples: no whole number of pieces."""
+    results = own_run(tmp_path, kind)
+    assert results.status == "finished"
+    task: Task = registry.create("task:Numbers", {"kind": kind}, tmp_path)
+    model = task.model()
+    load_model(model, str(tmp_path / "run" / "model.safetensors"))
+    inputs, targets = task.data().test
+    there = targets != IGNORED
+    with torch.no_grad():
+        right = (model.eval()(inputs).argmax(dim=1) == targets)[there]
+    assert results.rounds[-1].accuracy == pytest.approx(float(right.float().mean()), abs=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "message", "overrides"),
+    [
+        ("dropped", r"'3' \(Dropped\) does not answer the same inputs twice alike", []),
+        ("regression", "override it to say which answers count as right", []),
+        ("by-batch", r"no student.*'1' \(BatchNorm1d\)", ["students={tiers: [{name: phone, parameters: 0.5}]}"]),
+    ],
+)
+def test_what_cannot_be_evaluated_is_an_error_before_the_first_round(
+    tmp_path: Path, kind: str, message: str, overrides: list[str]
+) -> None:
+    with pytest.raises(FedpressError, match=message):
+        own_run(tmp_path, kind, *overrides)
+    assert RunFolder(tmp_path / "run").load_results().rounds == []
 
 
 def test_a_folder_that_is_not_empty_is_refused(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -195,3 +197,42 @@ def test_an_override_that_leads_nowhere_is_named(assignment: str, expected: str)
 def test_a_key_given_twice_below_another_is_named_with_its_line() -> None:
     with pytest.raises(ValueError, match="b: given twice, the second time in line 3"):
         yaml_source.parse("a:\n  b: 1\n  b: 2\n")
+
+
+def bomb(levels: int) -> str:
+    """A text of a few lines that stands for 9^levels values."""
+    names = [f"a{number}" for number in range(levels + 1)]
+    lines = [f"{names[0]}: &{names[0]} [{', '.join('123456789')}]"]
+    lines += [f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]" for old, new in pairwise(names)]
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (bomb(30), "more than 20,000 values"),
+        ("a: &a [*a]", "the alias in line 1 stands within its own value"),
+        ("&a {b: {c: *a}}", "the alias in line 1 stands within its own value"),
+        ("[" * 100_000, "more than 50 lists or mappings within each other"),
+        ("\n".join(f"{' ' * depth}a:" for depth in range(400)), "more than 50 lists or mappings within each other"),
+        ("a: " + "x" * yaml_source.MOST_LETTERS, "131,075 letters, and at most 131,072"),
+        ("a: !!int ''", "line 1: '' is no whole number"),
+        ("a: !!bool x", "a value does not fit its tag"),
+        ("a: !!timestamp x", "a value does not fit its tag"),
+    ],
+    ids=lambda value: value[:20],
+)
+def test_a_text_that_stands_for_more_than_a_scenario_is_refused(text: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        yaml_source.parse(text)
+
+
+def test_aliases_are_allowed() -> None:
+    assert yaml_source.parse("a: &a [1, 2]\nb: *a\nc: [*a, *a]") == {"a": [1, 2], "b": [1, 2], "c": [[1, 2], [1, 2]]}
+    assert len(yaml_source.parse(bomb(3))) == 4
+
+
+@given(st.text(max_size=40))
+def test_any_text_is_a_value_or_a_value_error(text: str) -> None:
+    with suppress(ValueError):
+        yaml_source.parse(text)

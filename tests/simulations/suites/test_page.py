@@ -1,8 +1,10 @@
 """The report of a suite: means over seeds; cli/test_suites.py has whole pages."""
 
+from pathlib import Path
+
 import pytest
 
-from fedpress.simulations.suites import page
+from fedpress.simulations.suites import page, suite
 from fedpress.simulations.suites.page import MeanEstimate
 
 
@@ -25,3 +27,16 @@ def test_durations_have_two_digits(value: float | None, text: str) -> None:
 def test_time_and_energy_stand_together() -> None:
     assert page.spent((MeanEstimate(90.0, None), MeanEstimate(1234.5, None))) == "1.5 min, 1.23 kJ"
     assert page.spent(None) == "–"
+
+
+def test_what_figures_do_not_say_stands_at_the_head_of_the_page_and_of_the_tables(tmp_path: Path) -> None:
+    chosen = suite.load("digits")
+    written = page.write(chosen, [], tmp_path, [("date", "today")], ["digits: models are <near> chance"])
+    banner = '<p class="status">digits: models are &lt;near&gt; chance.</p>'
+    assert (
+        banner in written.read_text()
+        and "status" not in page.write(chosen, [], tmp_path, []).read_text().split("</style>")[-1]
+    )
+    page.write(chosen, [], tmp_path, [("date", "today")], ["digits: models are near chance"])
+    lines = (tmp_path / "results.md").read_text().splitlines()
+    assert lines[2:5] == ["**digits: models are near chance.**", "", "* date: today"]

@@ -1,5 +1,7 @@
 """ONNX: the same answers without torch, nearly the same in int8, and nothing read but the bytes."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ pytest.importorskip("onnxruntime")
 from fedpress.compression.models.bundles import onnx_export, onnx_runtime, reader, writer  # noqa: E402
 from fedpress.compression.models.quantization import quantization_aware, quantize  # noqa: E402
 from fedpress.compression.models.reproducible import reproducible  # noqa: E402
+from fedpress.compression.models.task import Examples, Splits, Task  # noqa: E402
 from fedpress.simulations.tasks.digits import Digits  # noqa: E402
 
 DATA = Digits().data()
@@ -104,3 +107,197 @@ class Strange(nn.Module):
 def test_a_layer_without_a_counterpart_is_named() -> None:
     with pytest.raises(onnx_runtime.OnnxError, match="bessel"):
         onnx_export.export(Strange(), torch.zeros(1, 3))
+
+
+class Net(nn.Module):
+    """Two layers, and between them what a subclass does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Linear(8, 16), nn.Linear(16, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.first(x).relu())  # type: ignore[no-any-return]
+
+
+class Numpy(Net):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x - torch.from_numpy(x.numpy().mean(axis=1, keepdims=True)))
+
+
+class Listed(Net):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(torch.tensor(x.tolist()))
+
+
+class OneByOne(Net):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.stack([super(OneByOne, self).forward(row) for row in x])
+
+
+class Sized(Net):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x).reshape(int(x.shape[0]), -1)
+
+
+class Branches(Net):
+    """Each input takes one of two ways, in a loop that tracing unrolls for the first."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        signs = [1.0 if float(row[0]) > 0 else -1.0 for row in x]
+        return super().forward(x * torch.tensor(signs)[:, None])
+
+
+class Squeezed(Net):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x)[..., None].squeeze()
+
+
+class Pooled(Net):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) + nn.functional.adaptive_avg_pool1d(x[:, None], 3).mean(dim=-1)
+
+
+class Twice(Net):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:  # type: ignore[override]
+        return super().forward(x), x
+
+
+class Dropped(Net):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(nn.functional.dropout(x))
+
+
+class Centered(Net):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x - x.mean(dim=0))
+
+
+class Written(Net):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x).reshape(50, -1)
+
+
+class Raising(Net):
+    """What only tracing runs into."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if torch.jit.is_tracing():
+            raise KeyError("first")
+        return super().forward(x)
+
+
+INPUTS = torch.randn(50, 8, generator=torch.Generator().manual_seed(1))
+SEQUENCES = INPUTS.reshape(10, 5, 8)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (Numpy, r"inputs otherwise than the model, in batches, .*NumPy array.*numpy, int\(x.shape"),
+        (Listed, r"does not run on 17 inputs at a time.*Python list"),
+        (OneByOne, r"does not run on 17 inputs at a time"),
+        (
+            Sized,
+            r"(does not run on|answers) 17 inputs.*test_onnx_export.py:\d+: Converting a tensor to a Python integer",
+        ),
+        (Branches, r"inputs otherwise than the model, in batches"),
+        (Squeezed, r"answers 1 inputs with \(4,\), expected \(1, 4\)"),
+        (Pooled, r"cannot be exported to ONNX: .*adaptive_avg_pool1d[^%]*leave students.quantize.onnx off$"),
+        (Twice, r"returns a tuple, expected one tensor"),
+        (Dropped, r"the model itself \(Dropped\) does not answer the same inputs twice alike"),
+        (Centered, r"the model itself \(Centered\) .*depend on the other inputs of its batch"),
+        (Written, r"runs on a batch of 50 inputs, but not on fewer"),
+        (Raising, r"cannot be exported to ONNX: 'first'"),
+    ],
+)
+def test_a_graph_that_answers_otherwise_is_refused(
+    model: type[nn.Module], message: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(onnx_runtime.OnnxError, match=message):
+        onnx_export.export(model(), INPUTS)
+    assert capfd.readouterr() == ("", "")  # no dump of torch's graph, and no lines of ONNX Runtime
+
+
+def test_a_single_input_is_enough_to_see_it() -> None:
+    for model in (Numpy(), Branches()):
+        with pytest.raises(onnx_runtime.OnnxError, match="of 4 inputs otherwise"):
+            onnx_export.export(model, INPUTS[:1])
+
+
+class Tokens(nn.Module):
+    """Embeddings and a recurrent layer that is given its first state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding, self.recurrent = nn.Embedding(10, 8), nn.GRU(8, 12, batch_first=True)
+        self.last = nn.Linear(12, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden, _ = self.recurrent(self.embedding(x), torch.zeros(1, x.size(0), 12))
+        return self.last(hidden)  # type: ignore[no-any-return]
+
+
+def weight_normed() -> nn.Module:
+    model = Net()
+    nn.utils.parametrizations.weight_norm(model.first)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make", "inputs"),
+    [
+        (Net, INPUTS),
+        (lambda: Net().double(), INPUTS.double()),
+        (lambda: Net().half(), INPUTS.half()),
+        (weight_normed, INPUTS),
+        (lambda: nn.Sequential(Net(), nn.BatchNorm1d(4)), INPUTS),
+        (Tokens, torch.arange(300).reshape(50, 6) % 10),
+        (lambda: nn.Sequential(nn.Linear(8, 8), nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)), SEQUENCES),
+    ],
+)
+def test_what_can_be_exported_still_is(make: Callable[[], nn.Module], inputs: torch.Tensor) -> None:
+    model = make().eval()
+    graph = onnx_export.Graph(onnx_export.export(model, inputs))
+    with torch.no_grad():
+        torch.testing.assert_close(graph(inputs[:3]), model(inputs[:3]), rtol=1e-2, atol=1e-3)
+    onnx_export.Graph(onnx_export.quantize_static(onnx_export.export(model, inputs), inputs))(inputs[:3])
+
+
+class Signs(Task):
+    """Whether a number is positive, from inputs of which some tests make one far larger than the others."""
+
+    name = "signs"
+
+    def model(self) -> nn.Module:
+        return nn.Linear(8, 2)
+
+    def data(self) -> Splits:
+        raise NotImplementedError
+
+
+def test_the_accuracy_is_that_of_the_graph_in_onnx_runtime(model: nn.Module, quantized: bytes) -> None:
+    accuracy = onnx_export.require_accuracy(quantized, model, Digits(), DATA.validation)
+    answers = onnx_runtime.runner(quantized)(DATA.validation.inputs.numpy()).argmax(axis=1)
+    assert accuracy == (answers == DATA.validation.targets.numpy()).mean() > 0.8
+    assert model.training  # as it was
+
+
+def test_activations_that_do_not_fit_8_bits_are_refused() -> None:
+    """One input of the model is a thousand times larger than that which decides."""
+    model = Signs().model()
+    with torch.no_grad():
+        model.weight.zero_()  # type: ignore[union-attr]
+        model.weight[1, 0], model.bias[:] = 1.0, 0.0  # type: ignore[index, union-attr]
+    inputs = torch.randn(400, 8, generator=torch.Generator().manual_seed(0))
+    inputs[:, 1] *= 1_000
+    graph = onnx_export.quantize_static(onnx_export.export(model, inputs), inputs)
+    with pytest.raises(onnx_runtime.OnnxError, match=r"int8 ONNX graph has an accuracy of .* the student of 100.00%"):
+        onnx_export.require_accuracy(graph, model, Signs(), Examples(inputs, (inputs[:, 0] > 0).long()))
+
+
+def test_what_onnx_runtime_cannot_quantize_is_an_error_of_ours(exported: bytes) -> None:
+    with pytest.raises(onnx_runtime.OnnxError, match="ONNX Runtime cannot quantize"):
+        onnx_export.quantize_static(exported, torch.zeros(3, 5))

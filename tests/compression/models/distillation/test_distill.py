@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -246,6 +247,14 @@ INPUTS = torch.randn(64, 5, generator=torch.Generator().manual_seed(1))
 TARGETS = torch.arange(64) % 3
 
 
+def test_few_labels_are_chosen_among_those_that_there_are() -> None:
+    targets = torch.tensor([0, HIDDEN, 1, HIDDEN, 1, HIDDEN, 0, HIDDEN])
+    found = few_labels(targets, 4, torch.Generator().manual_seed(0))
+    assert torch.equal(found, targets)
+    with pytest.raises(ValueError, match="labeled is 5, but there are labels of 4 examples only"):
+        few_labels(targets, 5, torch.Generator().manual_seed(0))
+
+
 class Places(nn.Module):
     """Answers each of `length` places of an input (N, 5) with logits, (N, length, 3)."""
 
@@ -281,3 +290,50 @@ def test_what_is_for_one_label_an_example_is_refused() -> None:
     for settings in (Distillation(weights=LossWeights(early_exits=1.0)), Distillation(balance="reweight")):
         with pytest.raises(ValueError, match="the answers are sequences: both are for one label an example"):
             distill(Places(2, 0), Places(2, 1), INPUTS, settings, seed=0)
+
+
+class FivePlaces(nn.Module):
+    """Logits of three classes at each of five places, last or second."""
+
+    def __init__(self, width: int, class_axis: int) -> None:
+        super().__init__()
+        torch.manual_seed(width)
+        self.class_axis = class_axis
+        self.layers = nn.Sequential(nn.Linear(1, width), nn.ReLU(), nn.Linear(width, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers(x[..., None]).movedim(-1, self.class_axis)  # type: ignore[no-any-return]
+
+
+SEQUENCES = torch.randn(20, 5, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("labels", [False, True])
+def test_classes_may_be_second_or_last(labels: bool) -> None:
+    """The same weights are learned; along the wrong axis, places would compete in place of classes."""
+    targets = torch.randint(3, (20, 5), generator=torch.Generator().manual_seed(0)) if labels else None
+    chosen = Distillation(epochs=2, batch_size=6, weights=LossWeights(mean_teacher=0.1, labels=float(labels)))
+
+    def learned(axis: int, told: int) -> torch.Tensor:
+        student = distill(
+            FivePlaces(8, axis), FivePlaces(2, axis), SEQUENCES, chosen, targets=targets, class_axis=told, seed=1
+        )
+        return torch.cat([parameter.detach().flatten() for parameter in student.parameters()])
+
+    torch.testing.assert_close(learned(1, 1), learned(-1, -1))
+    if not labels:
+        assert not torch.allclose(learned(1, -1), learned(-1, -1), rtol=1e-3)
+
+
+def test_a_model_of_several_outputs_is_refused_also_where_it_has_them_in_training_only() -> None:
+    class Early(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(5, 3)
+
+        def forward(self, x: torch.Tensor) -> Any:
+            answer = self.layer(x)
+            return (answer, answer) if self.training else answer
+
+    with pytest.raises(TeacherError, match="returns a tuple: distillation takes the logits of one tensor"):
+        distill(nn.Linear(5, 3), Early(), SEQUENCES, Distillation(epochs=1), seed=0)

@@ -1,5 +1,6 @@
 """A teacher answers each input by itself and is left as it is; an ensemble adds up, one model at a time."""
 
+import math
 from collections.abc import Iterator
 
 import pytest
@@ -54,6 +55,26 @@ def test_an_ensemble_of_one_model_or_of_equal_ones_answers_as_that_model(combine
     for count in (1, 3):
         found = Ensemble(lambda count=count: [one] * count, combine).answers(inputs())
         torch.testing.assert_close(found.softmax(1), alone)
+
+
+@pytest.mark.parametrize("combine", COMBINES)
+@pytest.mark.parametrize("useless", [math.nan, math.inf, 3e38])
+def test_answers_that_are_not_finite_are_left_out(combine: Combine, useless: float) -> None:
+    """Of a model that a hostile client has made, which is finite itself, most likely."""
+    broken = nn.Sequential(constant([useless, 1.0, 2.0]), nn.Linear(3, 3))
+    nn.init.constant_(broken[1].weight, 3e38)  # type: ignore[arg-type]
+    alone = Ensemble(lambda: [model(0), model(1)], combine).answers(inputs())
+    for models in ([broken, model(0), model(1)], [model(0), broken, model(1)], [model(0), model(1), broken]):
+        torch.testing.assert_close(Ensemble(lambda models=models: models, combine).answers(inputs()), alone)
+    with pytest.raises(TeacherError, match="no model of an ensemble gives finite answers"):
+        Ensemble(lambda: [broken], combine).answers(inputs())
+
+
+@pytest.mark.parametrize("combine", COMBINES)
+def test_a_class_that_cannot_be_is_an_answer(combine: Combine) -> None:
+    impossible = constant([-math.inf, 1.0, 2.0])
+    found = Ensemble(lambda: [impossible, impossible], combine).answers(inputs(1)).softmax(1)
+    torch.testing.assert_close(found, Single(impossible).answers(inputs(1)).softmax(1))
 
 
 def test_models_are_made_one_at_a_time() -> None:

@@ -77,3 +77,7 @@ def test_a_teacher_s_first_choices_are_the_targets() -> None:
         answered.targets, EXAMPLES.targets.repeat(3)
     )
     assert model.training
+    places, inputs = nn.Unflatten(1, (2, 3)), torch.cat([INPUTS, INPUTS.flip(0)], dim=1)
+    for axis in (1, 2):  # two classes at three places, or three at two
+        expected = places(inputs).argmax(dim=axis)
+        assert torch.equal(fine_tuning.answered(places, inputs, axis).targets, expected)

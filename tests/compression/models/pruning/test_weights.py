@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fedpress.compression.models import masks
 from fedpress.compression.models.pruning import importance, weights
 from fedpress.compression.models.pruning.importance import Criterion
+from fedpress.compression.models.pruning.settings import Tracing
 
 
 def model(seed: int = 0) -> nn.Module:
@@ -22,6 +23,18 @@ def model(seed: int = 0) -> nn.Module:
 
 def felt(network: nn.Module) -> dict[str, Tensor]:
     return {name: torch.rand(parameter.shape) for name, parameter in network.named_parameters()}
+
+
+@pytest.mark.parametrize("ranking", importance.RANKINGS)
+def test_ignored_layers_stay_dense(ranking: str) -> None:
+    network, criterion = model(), Criterion(ranking=ranking, tracing=Tracing(ignored=("0", "6")))
+    assert weights.prunable(network, criterion) == ["4.weight"]
+    found = weights.by_importance(network, 0.25, criterion)
+    assert found["0.weight"].all() and found["6.weight"].all()
+    assert int(found["4.weight"].sum()) == 288 * 20 // 4
+    assert list(found) == list(weights.dense(network))
+    halved = weights.semi_structured(network, criterion)
+    assert halved["0.weight"].all() and int(halved["4.weight"].sum()) == 288 * 20 // 2
 
 
 @settings(max_examples=40, deadline=None)

@@ -2,16 +2,20 @@
 
 import pytest
 import torch
+from tests.apps.networks import NETWORKS
 from torch import nn
 
 from fedpress.compression.models import architecture
 from fedpress.compression.models.distillation.distill import distill
 from fedpress.compression.models.distillation.settings import Distillation
 from fedpress.compression.models.pruning import structural
+from fedpress.compression.models.pruning.schedule import Prune
+from fedpress.compression.models.pruning.settings import Pruning
 from fedpress.compression.models.students import depth
-from fedpress.compression.models.students.initial_student import Start, UnknownArchitecture, start_of
+from fedpress.compression.models.students.initial_student import PruneToBudget, Start, UnknownArchitecture, start_of
+from fedpress.compression.models.students.search import SearchStudent
 from fedpress.compression.models.students.settings import Budget
-from fedpress.compression.models.task import evaluate
+from fedpress.compression.models.task import Examples, Splits, Task, evaluate
 from fedpress.simulations.tasks.digits import MODELS, Digits
 
 EXAMPLE = torch.rand(1, 1, 8, 8)
@@ -44,6 +48,62 @@ def test_layers_are_dropped_before_the_rest_is_pruned() -> None:
     task = Digits(model="vit")
     found = made(Budget(parameters=0.5), Start(keep_every=2), task)
     assert depth.depth_of(found) == 1 and structural.parameters_of(found) <= structural.parameters_of(task.model()) / 2
+
+
+class Rearranged(Task):
+    """A task whose model is one of the networks that rearrange channels."""
+
+    name = "rearranged"
+
+    def __init__(self, network: str) -> None:
+        self._make, self._batch = NETWORKS[network]
+
+    def model(self) -> nn.Module:
+        return self._make()
+
+    def data(self) -> Splits:
+        inputs = self._batch()
+        part = Examples(inputs, torch.zeros(len(inputs), dtype=torch.int64))
+        return Splits(part, part, part, part)
+
+
+@pytest.mark.parametrize(
+    "network", "BesideTheInput Depthwise OldWeightNormed Permuted Transposed TorchEncoder LlamaOwnNorm".split()
+)
+def test_a_student_of_any_model_fits_and_comes_back_from_its_shapes(network: str) -> None:
+    task = Rearranged(network)
+    torch.manual_seed(0)
+    teacher, inputs = task.model(), task.data().test.inputs
+    budget = Budget(parameters=0.9)
+    PruneToBudget(budget).check(teacher, task)
+    student = start_of(task, teacher, inputs[:1], budget, seed=0).eval()
+    whole = structural.parameters_of(teacher)
+    assert 0.5 * whole < structural.parameters_of(student) <= 0.9 * whole
+    again = task.model().eval()
+    architecture.shrink(again, architecture.shapes(student))
+    again.load_state_dict(student.state_dict())
+    assert torch.equal(again(inputs), student(inputs))
+
+
+def test_layers_that_the_settings_ignore_stay_whole() -> None:
+    task, budget = Digits(model="vit"), Budget(parameters=0.7)
+    torch.manual_seed(0)
+    teacher = task.model()
+    ignoring = Pruning(ignored=("blocks.*.hidden", "patches"))
+    student = PruneToBudget(budget, pruning=ignoring).pruned(teacher, task, seed=0)
+    before, after = architecture.shapes(teacher), architecture.shapes(student)
+    assert {name for name in before if before[name] != after[name]} and structural.parameters_of(student) < sum(
+        parameter.numel() for parameter in teacher.parameters()
+    )
+    assert all(before[name] == after[name] for name in before if "hidden" in name or "patches" in name)
+    for step in (
+        PruneToBudget(budget, pruning=Pruning(ignored=("block.*",))),
+        SearchStudent(budget, pruning=Pruning(ignored=("block.*",))),
+        Prune(0.5, Pruning(ignored=("block.*",))),
+        Prune(0.5, Pruning(granularity="weights", ignored=("block.*",))),
+    ):
+        with pytest.raises(structural.PruneError, match=r"no layer is called 'block\.\*'"):
+            step.check(teacher, task)
 
 
 def test_what_the_task_does_not_have_is_refused() -> None:

@@ -9,6 +9,7 @@ from torch import nn
 
 from fedpress.compression.models import architecture
 from fedpress.compression.models.architecture import Stack
+from fedpress.compression.models.distillation import teachers
 from fedpress.compression.models.distillation.settings import Distillation
 from fedpress.compression.models.pruning import structural
 from fedpress.compression.models.step import CandidateResult, SearchProgress
@@ -116,7 +117,7 @@ def test_scores_say_what_their_papers_say() -> None:
     with torch.no_grad():
         model[0].weight.copy_(torch.tensor([[1.0, 0.0], [0.0, -2.0]]))
         model[2].weight.copy_(torch.tensor([[3.0, 1.0]]))
-    answers = search.answers_of(model, batch)
+    answers = teachers.logits(model, batch)
     # Each path's product of magnitudes, 1 * 3 and 2 * 1, counts once for each of the two layers.
     assert search.synflow(model, batch, answers) == pytest.approx(math.log(2 * (3 + 2)))
     assert search.agreement(model, batch, answers) == search.gradient_norm(model, batch, answers) == 0

@@ -1,0 +1,266 @@
+"""Outputs are those of one batch, whatever the pieces and threads; a model for which they are not is named."""
+
+import copy
+from collections import OrderedDict
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from fedpress.compression.models import forward
+from fedpress.compression.models.forward import BatchDependent, EvaluationError
+from fedpress.compression.models.reproducible import evaluating
+
+
+class Pair(NamedTuple):
+    scores: Tensor
+    features: Tensor
+
+
+class Named(OrderedDict[str, Tensor]):
+    """Outputs whose entries are attributes, as large libraries of models return them."""
+
+    def __getattr__(self, name: str) -> Tensor:
+        return self[name]
+
+
+def net(*layers: nn.Module) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 8), *layers, nn.Linear(8, 3))
+
+
+def inputs(count: int) -> Tensor:
+    """Inputs of unlike sizes, so that statistics of a batch depend on who is in it."""
+    draw = torch.Generator().manual_seed(count)
+    return torch.randn(count, 5, generator=draw) * torch.linspace(0.1, 3, count)[:, None]
+
+
+def run(model: nn.Module, given_inputs: Tensor, batch_size: int = 512, threads: int = 1) -> Any:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with evaluating(model), forward.batches(model, given_inputs, batch_size) as batches:
+            parts = list(batches)
+            assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    stops = [rows.stop for rows, _ in parts]
+    assert [rows.start for rows, _ in parts] == [0, *stops[:-1]] and stops[-1] == len(given_inputs)
+    return forward.joined([outputs for _, outputs in parts])
+
+
+def at_once(model: nn.Module, given_inputs: Tensor) -> Any:
+    with evaluating(model):
+        return model(given_inputs)
+
+
+class Quantiles(nn.Module):
+    """Ranks within the batch, one of many ways to depend on the other inputs."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.argsort(dim=0).argsort(dim=0) / len(x)
+
+
+class Centered(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x - x.mean(dim=0)
+
+
+class Between(nn.Module):
+    """Attention between the inputs of a batch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x @ x.T).softmax(dim=1) @ x
+
+
+class Numbered(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.arange(len(x))[:, None]
+
+
+DEPENDENT = {
+    "BatchNorm1d": lambda: nn.BatchNorm1d(8, track_running_stats=False),
+    "Quantiles": Quantiles,
+    "Centered": Centered,
+    "Between": Between,
+    "Numbered": Numbered,
+}
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.sampled_from(["plain", "BatchNorm", *DEPENDENT]),
+    st.integers(1, 200),
+    st.integers(2, 150),
+    st.integers(1, 3),
+)
+def test_outputs_are_those_of_one_batch(kind: str, count: int, batch_size: int, threads: int) -> None:
+    middle = {"plain": nn.ReLU, "BatchNorm": lambda: nn.BatchNorm1d(8), **DEPENDENT}[kind]()
+    model, some = net(middle), inputs(count)
+    if kind == "BatchNorm1d" and count == 1:
+        return  # torch itself has no statistics of one input
+    torch.testing.assert_close(run(model, some, batch_size, threads), at_once(model, some), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", DEPENDENT)
+def test_the_layer_that_depends_on_the_batch_is_named(kind: str) -> None:
+    model = nn.Sequential(OrderedDict(first=net(), norm=net(DEPENDENT[kind]()), last=nn.Linear(3, 3)))
+    model.first[1] = nn.Linear(8, 5)
+    with pytest.raises(BatchDependent, match=rf"'norm\.1' \({kind}\).* other inputs of its batch"):
+        forward.require_independent(model, inputs(100))
+
+
+@pytest.mark.parametrize("count", [1, 2, 7])
+def test_few_inputs_are_enough_to_see_it(count: int) -> None:
+    with pytest.raises(BatchDependent, match="'1' \\(Centered\\)"):
+        forward.require_independent(net(Centered()), inputs(count) + 1)
+    forward.require_independent(net(nn.BatchNorm1d(8), nn.Dropout(0.5)).train(), inputs(count))
+
+
+def test_a_batch_that_takes_too_much_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = net(nn.BatchNorm1d(8, track_running_stats=False))
+    monkeypatch.setattr(forward, "WHOLE_BYTES", 3 * 8 * 4 * 100)  # an output of the widest layer, three times
+    run(model, inputs(100))
+    for check in (run, forward.require_evaluable):
+        with pytest.raises(BatchDependent, match=r"'1' \(BatchNorm1d\).*track_running_stats.*all 101 examples"):
+            check(model, inputs(101))
+    run(net(nn.ReLU()), inputs(5_000))  # in pieces
+
+
+class Dropped(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.dropout(x, 0.5)  # also in evaluation mode
+
+
+class Counting(nn.Module):
+    """Another answer each time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return x * self.calls
+
+
+@pytest.mark.parametrize("layer", [Dropped, Counting])
+def test_answers_that_are_never_the_same_are_refused(layer: type[nn.Module]) -> None:
+    for check in (run, forward.require_evaluable, forward.require_independent):
+        with pytest.raises(BatchDependent, match=rf"'1' \({layer.__name__}\) does not answer the same inputs twice"):
+            check(net(layer()), inputs(100))
+
+
+class Written(nn.Module):
+    """A size of the batch in the code."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.reshape(64, -1)
+
+
+def test_a_size_of_the_batch_in_the_code_is_an_error_unless_it_is_that_of_all() -> None:
+    assert len(run(Written(), torch.ones(64, 5))) == 64
+    for count in (65, 130):
+        with pytest.raises(EvaluationError, match="does not run on a batch of 12 inputs"):
+            run(Written(), torch.ones(count, 5))
+    with pytest.raises(BatchDependent, match="runs on a batch of 64 inputs, but not on fewer"):
+        forward.require_independent(Written(), torch.ones(64, 5))
+
+
+class Squeezing(nn.Module):
+    """A single input loses its axis."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.unsqueeze(-1).squeeze()
+
+
+@pytest.mark.parametrize("count", [65, 129, 513])
+def test_no_piece_is_of_a_single_input(count: int) -> None:
+    assert torch.equal(run(Squeezing(), inputs(count)), inputs(count))
+
+
+class Several(nn.Module):
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, x: Tensor) -> Any:
+        parts = {"scores": 2 * x, "features": x.repeat_interleave(3, dim=0)}  # of each input three rows
+        if self.kind == "dict":
+            return {"parts": parts, 1: x}
+        if self.kind == "named":
+            return Named(**parts)
+        return {"pair": Pair(**parts), "tuple": (2 * x, None, x), "list": [x, x]}[self.kind]
+
+
+@pytest.mark.parametrize("kind", ["dict", "named", "pair", "tuple", "list"])
+def test_outputs_of_several_tensors_keep_their_structure(kind: str) -> None:
+    some, model = inputs(150), Several(kind)
+    found, expected = run(model, some), model(some)
+    assert type(found) is type(expected)
+    assert all(map(torch.equal, forward.tensors(found), forward.tensors(expected)))
+    halves = forward.mapped(found, lambda tensor: tensor / 2)
+    pairs = zip(forward.tensors(halves), forward.tensors(found), strict=True)
+    assert all(torch.equal(2 * half, one) for half, one in pairs)
+
+
+class Auxiliary(nn.Module):
+    """A figure of the whole batch beside the answers."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x, x.square().mean()
+
+
+def test_a_figure_of_the_batch_beside_the_answers_is_that_of_all() -> None:
+    some = inputs(150)
+    answers, mean = run(Auxiliary(), some)
+    assert torch.equal(answers, some) and torch.equal(mean, some.square().mean())
+
+
+def test_what_is_no_tensor_is_refused() -> None:
+    class Text(nn.Module):
+        def forward(self, x: Tensor) -> str:
+            return "yes"
+
+    with pytest.raises(EvaluationError, match="returns a str, expected a tensor"):
+        run(Text(), inputs(3))
+
+
+def test_an_error_of_the_model_is_an_error_that_names_it() -> None:
+    with pytest.raises(EvaluationError, match="mat1 and mat2"):
+        run(net(), torch.ones(100, 6))
+
+
+@settings(deadline=None)
+@given(st.integers(1, 300), st.integers(1, 70))
+def test_pieces_are_of_nearly_equal_size(count: int, most: int) -> None:
+    pieces = forward.even(torch.arange(count), most)
+    sizes = [len(piece) for piece in pieces]
+    assert torch.equal(torch.cat(pieces), torch.arange(count))
+    assert max(sizes) <= most and max(sizes) - min(sizes) <= 1 and len(sizes) == -(-count // most)
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    model = net(nn.BatchNorm1d(8, track_running_stats=False)).train()
+    model[0].eval()
+    before = copy.deepcopy(model.state_dict())
+    run(model, inputs(70))
+    with pytest.raises(BatchDependent):
+        forward.require_independent(model, inputs(70))
+    assert [module.training for module in model] == [False, True, True]
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("spoil", [float("nan"), float("inf"), -float("inf")])
+def test_rounding_is_no_difference_and_neither_are_infinities_in_the_same_places(spoil: float) -> None:
+    one = torch.randn(50)
+    assert forward.close(one, one + 1e-6) and not forward.close(one, one + 0.01)
+    other = one.clone()
+    other[3] = spoil
+    assert forward.close(other, other.clone()) and not forward.close(one, other)
+    assert not forward.close(one, one[:49]) and not forward.close(one > 0, one < 0)
