@@ -62,7 +62,7 @@ def run_config(given: Mapping[str, Any], node_config: Mapping[str, Any]) -> dict
         a folder of the server's machine, is left out.
     """
     config = {key: value for key, value in given.items() if key not in OF_THE_NODE}
-    config |= {key: path for key in OWN_FILES if (path := node_config.get(key))}
+    config |= {key: node_config[key] for key in OWN_FILES if node_config.get(key)}
     if (entries := listed(node_config)) is not None:
         config[KEY] = " ".join(entries)
         config.pop("out", None)

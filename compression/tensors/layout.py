@@ -235,8 +235,8 @@ class Layout:
 
         The rule: an array is a buffer if its dtype is integer or boolean, or if its name ends as those of running means
         and variances do in PyTorch, Keras, Paddle, MXNet, Flax and Haiku (`BUFFER_NAMES`). Anything else is a
-        parameter. What names do not tell can be said: `layout_doubts` finds what is worth a look. Which parameters are
-        frozen cannot be seen.
+        parameter. Frozen ones cannot be seen. What names do not tell can be said: `layout_doubts` finds what is worth a
+        look.
 
         Args:
             arrays: The arrays by name.

@@ -2,9 +2,8 @@
 
 `launch` starts a run after the `checks`; `forecast` tells what will be trained, sent, held and stored. `runner` carries
 it out, `recorder` keeps its figures and tells each `observer`. `job`, `workload` and `tier_workload` are the clients'
-half of a scenario, `plan` and `plan_*` the server's. `initial_weights` reads the file that a run begins with. `replay`
-and `remake_students` start from a finished run,
-`probe_tiers` measures a device.
+half of a scenario, `plan` and `plan_*` the server's; `initial_weights` reads the file that a run begins with. `replay`
+and `remake_students` start from a finished run, `probe_tiers` measures a device.
 """
 
 __all__ = [

@@ -78,9 +78,9 @@ def load(run_config: Mapping[str, Any]) -> Job:
 
     Args:
         run_config: `scenario` is a whole scenario as JSON, the name of one, or the path of a YAML file; `out` the run
-            folder (absent or empty: a new one under `runs/`); `data-folder` one node's own data, in place of the
-            task's `data_dir`, and not partitioned; `initial-weights` the node's own copy of the file of `init`;
-            `workloads` the list of a node that restricts what a server may name.
+            folder (absent or empty: a new one under `runs/`); `data-folder` one node's own data, in place of the task's
+            `data_dir`, and not partitioned; `initial-weights` the node's own copy of the file of `init`; `workloads`
+            the list of a node that restricts what a server may name, and which then reads no other file of `init`.
 
     Raises:
         ScenarioError: The scenario is not valid.
@@ -109,4 +109,4 @@ def _within(allowed: tuple[str, ...], scenario: Scenario, *, own_data: bool) -> 
             f"the server's scenario wants the files in {str(task.options['data_dir'])[:200]!r} of this device; name the"
             " folder by `data` in the settings of `fedpress client`, if they are to be trained on"
         )
-    return scenario.model_copy(update={"task": task.model_copy(update={"folder": None})})
+    return scenario.model_copy(update={"task": task.model_copy(update={"folder": None}), "init": None})

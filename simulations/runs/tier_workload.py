@@ -86,10 +86,6 @@ class TierWorkload(Workload):
         except InitialWeightsError:  # a client without the file of `init`; the budget gives the shapes all the same
             return architecture.shapes(self._pruned_from(self._whole.blank_model()))
 
-    @property
-    def _seed(self) -> int:
-        return seeds.derive(self.federation, self.scenario.seed, "model")
-
     @cached_property
     def _pruned(self) -> nn.Module:
         """The global model, or an architecture of the task, pruned to the budget; with its remaining weights."""

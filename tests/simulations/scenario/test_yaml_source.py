@@ -216,7 +216,7 @@ def bomb(levels: int) -> str:
         ("[" * 100_000, "more than 50 lists or mappings within each other"),
         ("\n".join(f"{' ' * depth}a:" for depth in range(400)), "more than 50 lists or mappings within each other"),
         ("a: " + "x" * yaml_source.MOST_LETTERS, "131,075 letters, and at most 131,072"),
-        ("a: !!int ''", "a value does not fit its tag"),
+        ("a: !!int ''", "line 1: '' is no whole number"),
         ("a: !!bool x", "a value does not fit its tag"),
         ("a: !!timestamp x", "a value does not fit its tag"),
     ],
