@@ -73,7 +73,7 @@ def compress(
         statistics: A function of the Context and the received model's arrays that returns its running means and
             variances on this client's examples, such as `batch_norm.measure` gives them: they are sent in place of the
             trained ones, which belong to other weights. Without it, what the trained ones still hold of the received
-            ones is taken out (`running_statistics.of_training`).
+            ones is taken out, if `layout` is that of a model (`running_statistics.of_training`).
     """
 
     def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from fedpress.compression.tensors.layout import Layout
 
-_MOMENTUM = 0.1  # torch's default
 _COUNTER = "num_batches_tracked"
 
 
@@ -23,18 +22,18 @@ def of_training(
 ) -> dict[str, NDArray[Any]]:
     """Return the running statistics of the batches of a training alone, by the names of the buffers.
 
-    A layer's statistics are left out where there is nothing to take out, or it cannot be known: without batches,
-    without a counter of batches, or where the result would hold a variance below zero (they did not start from what
-    came).
+    A layer's statistics are left out where there is nothing to take out, or it cannot be known: without its momentum in
+    the layout, without batches or a counter of them, or where the result would hold a variance below zero (they did not
+    start from what came).
 
     Args:
         received: Arrays of the model that training started from.
         trained: Arrays after training.
-        layout: Layout of the model; with `norm_momenta` where they differ from torch's default.
+        layout: Layout of the model, with `norm_momenta`.
 
     >>> from fedpress.compression.tensors.layout import TensorSpec
     >>> mean, counter = TensorSpec("running_mean", (1,), "float32"), TensorSpec("num_batches_tracked", (), "int64")
-    >>> layout = Layout((), (mean, counter))
+    >>> layout = Layout((), (mean, counter), norm_momenta=(("", 0.1),))
     >>> received = {"running_mean": np.float32([8]), "num_batches_tracked": np.array(7)}
     >>> trained = {"running_mean": np.float32([0.9 * 8 + 0.1 * 3]), "num_batches_tracked": np.array(8)}
     >>> of_training(received, trained, layout)["running_mean"].round(5).tolist()
@@ -44,10 +43,10 @@ def of_training(
     result: dict[str, NDArray[Any]] = {}
     for counter in layout.buffers:
         prefix, _, last = counter.name.rpartition(".")
-        if last != _COUNTER:
+        if last != _COUNTER or prefix not in momenta:
             continue
         before, after = int(received.get(counter.name, 0)), int(trained.get(counter.name, 0))
-        momentum = momenta.get(prefix, _MOMENTUM)
+        momentum = momenta[prefix]
         kept = before / after if momentum is None and after else (1 - (momentum or 0.0)) ** max(0, after - before)
         if after <= before or not 0 < kept < 1:
             continue

@@ -20,7 +20,7 @@ OTHERS_INSIDES = {
     "simulations/deploy/guard.py": {"_exit"},
     "simulations/engines/worker_process.py": {"_exit"},
     # Flower
-    "simulations/deploy/_flower.py": {"_pull_and_store_message"},
+    "simulations/deploy/_flower.py": {"_insert_message", "_pull_and_store_message"},
     "simulations/engines/_flower_on_ray.py": {"_register_nodes", "_register_node_info_stores", "_future_to_actor"},
 }
 """Where an underscored name of something else is used nevertheless, by file."""

@@ -75,7 +75,7 @@ class Layout:
         mask: Which entries of the parameters the vector holds, counted over all of them; None: all.
         frozen: Parameters that are not trained, the same bytes at every client from the first round to the last.
         norm_momenta: Pairs (name of a layer with running statistics, its momentum: the share of one batch in them;
-            None: they are the mean over all batches). A layer that is not there has torch's default.
+            None: they are the mean over all batches). Arrays do not tell: `of` knows it, `of_arrays` does not.
 
     >>> layout = Layout((TensorSpec("weight", (2, 3), "float32"), TensorSpec("bias", (2,), "float32")))
     >>> layout.size, layout.offsets.tolist(), f"{layout.fingerprint:08x}"

@@ -1,8 +1,8 @@
 """Reports of runs: HTML pages, figures, tables and TensorBoard files.
 
 `run_page` is the report of one run, `comparison_page` that of several, `run_result` the object for Python and
-notebooks. They use `figures` (the plots) on `drawings` (SVG and PNG), `tables` and `units` (text), `series` (curves
-of accuracy) and `confidence` (intervals). `event_files` writes for TensorBoard.
+notebooks. They use `figures` (the plots) on `drawings` (SVG and PNG), `tables`, `units` and `plain` (text), `series`
+(curves of accuracy) and `confidence` (intervals). `event_files` writes for TensorBoard.
 """
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "drawings",
     "event_files",
     "figures",
+    "plain",
     "run_page",
     "run_result",
     "series",

@@ -102,7 +102,6 @@ def _check(job: Job, make_plan: MakePlan) -> Checked:
         notes += _part(workload.task, model, name, getattr(splits, name), judged)
     notes += _clients(workload, model)
     notes += _step(workload, model)
-    notes += _randomness(scenario, model, splits.train.inputs[:2])
     part = getattr(splits, scenario.evaluation.split)
     with _by_task(workload.task, f"evaluating the model on part {scenario.evaluation.split!r}"):
         evaluate(workload.fresh_model(), workload.task, part.take(np.arange(min(len(part.targets), TRIED + 1))))
@@ -418,22 +417,6 @@ def _step(workload: Workload, model: nn.Module) -> Iterator[str]:
     idle = [name for name, parameter in named.items() if parameter.requires_grad and parameter.grad is None]
     if idle:
         yield f"{_some(idle, 'parameter')} without a gradient: the loss does not depend on it, and it never changes"
-
-
-def _randomness(scenario: Scenario, model: nn.Module, inputs: Tensor) -> Iterator[str]:
-    """Yield a note where a model answers at random in evaluation mode, which no student can be checked against."""
-    answers = []
-    for seed in (1, 2):
-        with _drawing(seed), reproducible(seed), evaluating(model):
-            answers.append(model(inputs))
-    if all(isinstance(one, Tensor) for one in answers) and not torch.equal(*answers):
-        text = (
-            "the model answers the same inputs differently each time in evaluation mode; is there a functional dropout"
-            " without training=self.training?"
-        )
-        if _from_the_model(scenario):
-            raise CheckError(f"{text} A student's bundle could not be checked against it")
-        yield f"{text} Every accuracy and loss of the run is random to that extent"
 
 
 def _from_the_model(scenario: Scenario) -> bool:

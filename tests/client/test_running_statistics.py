@@ -71,6 +71,8 @@ def test_what_did_not_start_from_the_received_stays_as_it_is() -> None:
     assert running_statistics.of_training(received, received, layout) == {}  # no batch
     trained = {**received, "0.running_var": np.float32([0.01]), "0.num_batches_tracked": np.array(1)}
     assert running_statistics.of_training(received, trained, layout) == {}  # one batch cannot take 1 to 0.01
+    guessed = Layout.of_arrays(received)  # the momentum is not known
+    assert running_statistics.of_training(received, {**trained, "0.running_var": np.float32([0.95])}, guessed) == {}
     keras = Layout.of_arrays({"moving_mean": np.zeros(3, np.float32)})
     assert running_statistics.of_training({}, {}, keras) == {}
 

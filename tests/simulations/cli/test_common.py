@@ -12,7 +12,6 @@ import pytest
 import typer
 from tests.apps.command_line import without
 
-from fedpress.compression import install
 from fedpress.compression.errors import FedpressError
 from fedpress.simulations.cli import common
 
@@ -48,7 +47,7 @@ def test_an_error_of_programming_keeps_its_traceback() -> None:
 def test_a_missing_extra_is_named(tmp_path: Path) -> None:
     done = without("torch", "simulate", cwd=tmp_path)
     assert done.returncode == 2
-    assert f"needs torch, which is not installed: {install.command('simulation')}" in done.stderr
+    assert "needs torch, which is not installed: pip install " in done.stderr and "[simulation]'" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -104,8 +104,7 @@ class Other(Images):
         (DATA, Line(), "of task 'images', expected 'line'"),
         (DATA, Other(), "no shape for|no tensor"),
         (forged(manifest(input_dtype="complex64")), Images(), "expected float32, float64, int64, int32"),
-        (forged(manifest(input_shape=[1, -8, 8])), Images(), "expected float32, float64, int64, int32"),
-        (forged(manifest(input_shape=[1, 8, 2**40])), Images(), "16,777,216"),
+        (forged(manifest(input_shape=[1, 8, 2**30])), Images(), "16,777,216"),
         (forged(manifest(input_shape=[3, 8, 8])), Images(), "does not fit the model"),
         (forged(manifest(output_shape=[11])), Images(), r"answers \(10,\), the manifest says \(11,\)"),
         (reshaped("7.weight", 10, 11), Images(), "does not fit the model"),  # the layer before has 10 neurons
