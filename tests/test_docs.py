@@ -478,7 +478,7 @@ def test_yaml_examples_are_valid(document: Path, text: str, tmp_path: Path) -> N
     file = tmp_path / "example.yaml"
     if document.name == "deploy.md":
         of_client = set(block) <= settings.ClientSettings.model_fields.keys()
-        needed = "server: 'localhost:9092'\nca: ca.crt\nkey: node.pem" if of_client else "scenario: digits"
+        needed = "superlink: 'localhost:9092'\nca: ca.crt\nkey: node.pem" if of_client else "scenario: digits"
         file.write_text(f"{needed}\n{text}", encoding="utf-8")
         kind = settings.ClientSettings if of_client else settings.ServerSettings
         assert settings.load(file, kind).model_fields_set >= set(block)
