@@ -11,7 +11,7 @@ from markupsafe import Markup
 from fedpress.compression.files import write_atomically
 from fedpress.compression.ledger import Ledger
 from fedpress.simulations.report import drawings as report_drawings
-from fedpress.simulations.report import figures, series, units
+from fedpress.simulations.report import figures, series, tables, units
 from fedpress.simulations.report.drawings import Drawing
 from fedpress.simulations.report.figures import Bar
 from fedpress.simulations.report.units import format_bytes
@@ -64,6 +64,7 @@ def environment() -> jinja2.Environment:
         "ratio": format_ratio,
         "points": format_points,
         "joules": units.format_joules,
+        "claimed": tables.claimed_accuracy,
     }
     shared.globals |= {
         "light": Markup(report_drawings.css_variables(report_drawings.LIGHT)),
