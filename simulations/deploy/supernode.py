@@ -16,8 +16,6 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from flwr.supercore import log
-
 from fedpress.client import workloads
 from fedpress.simulations.deploy import _flower
 
@@ -76,6 +74,8 @@ def restricted(pull_and_store_message: Callable[..., int | None]) -> Callable[..
         try:
             return pull_and_store_message(**given)
         except workloads.WorkloadRefused as error:
+            from flwr.supercore import log  # the daemon, which imports this module, does without Flower
+
             log(logging.ERROR, "%s: %s", REFUSED, error)
             return _flower.answer_with_error(orders[0], str(error), given["state"], given["object_store"])
 

@@ -223,7 +223,7 @@ def test_the_command_prints_classes_and_writes_outputs(
 @pytest.mark.slow
 def test_without_torch_and_without_onnx_runtime(path: Path, inputs: torch.Tensor, tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", inputs[:2].numpy())
-    for missing, code, said in ((["torch", "flwr", "grpc"], 0, ""), (["onnxruntime"], 2, "fedpress[download,onnx]")):
+    for missing, code, said in ((["torch", "flwr", "grpc"], 0, ""), (["onnxruntime"], 2, "[download,onnx]'")):
         script = (
             f"import sys; sys.modules.update(dict.fromkeys({missing}))\n"  # importing them is an error now
             "from fedpress.simulations.__main__ import main; main()"
