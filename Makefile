@@ -28,7 +28,7 @@ simulate: $(VENV)/simulation.stamp ## Train on real data with sparse updates, de
 test: $(VENV)/dev.stamp ## Run the tests, in a few processes
 	$(BIN)/python -m pytest -q $(PROCESSES) -m "not deployment and not long" $(ARGS)
 
-test-all: $(VENV)/dev.stamp ## Run what is too long for each change: whole deployments, clusters, Ray, runs of half a minute
+test-all: $(VENV)/dev.stamp ## Run what is too long for each change: whole deployments, clusters, Ray, runs of ten seconds
 	$(BIN)/python -m pytest -q $(PROCESSES) -m "deployment or long" $(ARGS)
 
 test-flwr: $(VENV)/flwr-$(FLWR)/flwr ## Run what touches Flower with its oldest version, or FLWR=1.43.0

@@ -55,7 +55,7 @@ def adopt(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(folder))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_changed_lines_keep_the_accuracy_and_shrink_the_upload(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -114,10 +114,11 @@ def re_estimated(model: nn.Module, inputs: torch.Tensor) -> nn.Module:
     return model
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("feedback", ["residual", "step_ahead"])
 def test_in_round_8_statistics_are_within_3_points_of_re_estimated_ones(feedback: str, tmp_path: Path) -> None:
-    keys = {"task.model": "cnn-bn", "students": {"tiers": []}, "training": {"batch_size": 64, "learning_rate": 0.1, "epochs": 2}}
+    training = {"batch_size": 64, "learning_rate": 0.1, "epochs": 2}
+    keys = {"task.model": "cnn-bn", "students": {"tiers": []}, "training": training}
     encoder = {"kind": "top_k", "values": "step", "feedback": feedback}
     server = {"learning_rate": 1.0, "momentum": 0.0}
     result = fedpress.simulate(

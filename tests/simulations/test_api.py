@@ -90,7 +90,7 @@ def test_resume_takes_nothing_else(result: RunResult) -> None:
         fedpress.simulate(resume=result.folder)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_that_is_stopped_goes_on_to_the_same_end(result: RunResult, tmp_path: Path) -> None:
     folder = tmp_path / "run"
 
@@ -113,7 +113,7 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_end(result: RunResult, tmp_pa
     assert ended.rounds["accuracy"][:3].equals(result.rounds["accuracy"])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_script_needs_no_main_guard(tmp_path: Path) -> None:
     """Workers would import the script, and start anew."""
     script = tmp_path / "five.py"
@@ -130,7 +130,7 @@ def test_a_script_needs_no_main_guard(tmp_path: Path) -> None:
     assert "<svg" in (tmp_path / "curve.svg").read_text(encoding="utf-8")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.filterwarnings("default")  # those of Jupyter's own packages
 def test_a_notebook_shows_table_and_curve(tmp_path: Path) -> None:
     cells = [

@@ -80,6 +80,7 @@ def teacher() -> nn.Module:
     return trained(Digits(), Digits().data().train, epochs=8, learning_rate=0.1, batch_size=20)
 
 
+@pytest.mark.long
 def test_students_of_digits_are_small_good_and_reproducible(tmp_path: Path, teacher: nn.Module) -> None:
     task, store = Digits(), ModelStore(tmp_path / "one")
     tiers = two_tiers(Distillation(epochs=30))

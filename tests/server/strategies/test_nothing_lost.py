@@ -144,7 +144,7 @@ ENCODERS = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("downlink", [None, Downlink(0.2)], ids=["whole", "deltas"])
 @pytest.mark.parametrize("name", ENCODERS)
 def test_nothing_is_lost_over_a_thousand_orders(tmp_path: Path, name: str, downlink: Downlink | None) -> None:

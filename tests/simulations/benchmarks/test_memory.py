@@ -84,7 +84,7 @@ def test_the_sampler_sees_what_a_process_keeps() -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_command_measures_server_and_workers_and_draws_them(tmp_path: Path) -> None:
     plot, file = tmp_path / "memory.svg", tmp_path / "figures.json"
     small = [

@@ -14,7 +14,7 @@ from fedpress.simulations.scenario import scenario as scenarios
 from fedpress.simulations.tasks.partition import PartitionError
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_each_number_of_clients_is_measured_with_the_same_work(tmp_path: Path) -> None:
     chosen = ["bench", "scale", "--clients", "4,60", "--rounds", "3", "--json", str(tmp_path / "scale.json")]
     done = CliRunner().invoke(main, [*chosen, "--set", "sampling.clients_per_round=4", "--set", "workers=1"])
@@ -31,7 +31,7 @@ def test_each_number_of_clients_is_measured_with_the_same_work(tmp_path: Path) -
     assert "60 clients" in done.output and "1.00x" in done.output
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_more_clients_than_examples_are_refused_by_name() -> None:
     chosen = scenarios.load("digits", [*scale.SAME_WORK, "rounds=3"])
     with pytest.raises(PartitionError, match="5000 clients cannot share"):

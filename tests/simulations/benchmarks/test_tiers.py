@@ -81,7 +81,7 @@ def test_the_table_has_means_and_the_gap_is_from_the_model_alone_to_the_best_glo
     assert tiers.closed(rows) == {"phone": pytest.approx(((0.16 + 0.08) / 2, (0.08 + 0.06) / 2))}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_command_makes_what_is_missing_and_nothing_twice(tmp_path: Path) -> None:
     options = [part for value in SHORT for part in ("--set", value)]
     command = [
@@ -112,7 +112,7 @@ def test_the_command_makes_what_is_missing_and_nothing_twice(tmp_path: Path) -> 
     assert facts["tier sensor"].startswith("accuracy ") and "parameters" in facts["tier sensor"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_one_and_two_workers_end_with_the_same_models(tmp_path: Path) -> None:
     base = scenario.load("digits", SHORT)
     one = runner.simulate(base, tmp_path / "one")

@@ -37,7 +37,7 @@ def test_the_baseline_is_dense_fedavg(name: str) -> None:
     assert (dense.server.optimizer, dense.server.learning_rate) == ("sgd", 1.0)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_pair_is_shown_and_written(tmp_path: Path) -> None:
     small = ["rounds=2", "clients=4", "sampling.clients_per_round=2", "training.epochs=1", "partition.sizes=equal"]
     options = [part for change in (*small, "workers=1") for part in ("--set", change)]

@@ -108,7 +108,7 @@ class Elsewhere(Digits):
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_that_fails_says_why_and_has_an_exit_code(tmp_path: Path) -> None:
     (tmp_path / "task.py").write_text(IN_WORKERS_ONLY)
     (tmp_path / "scenario.yaml").write_text(
@@ -155,7 +155,7 @@ def test_a_run_leaves_a_whole_folder(short_run: ShortRun) -> None:
     assert (out / "run.log").is_file() and (out / "model.safetensors").is_file()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_running_the_saved_scenario_gives_the_same_model(short_run: ShortRun, tmp_path: Path) -> None:
     options = ["--set", "workers=2", "--set", "students.tiers=[]", "--out", tmp_path / "again"]
     done = fedpress("simulate", short_run.run, *options, cwd=tmp_path)
@@ -163,7 +163,7 @@ def test_running_the_saved_scenario_gives_the_same_model(short_run: ShortRun, tm
     assert run_folder.load(tmp_path / "again").model.sha256 == run_folder.load(short_run.run).model.sha256
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_students_are_made_anew_from_a_finished_run(short_run: ShortRun, tmp_path: Path) -> None:
     first, out = run_folder.load(short_run.run), tmp_path / "students"
     smaller = "students={tiers: [{name: watch, parameters: 0.05}], distill: {epochs: 1}, quantize: {bits: 4}}"
@@ -212,7 +212,7 @@ def test_init_writes_the_keys_that_few_runs_need_if_asked(tmp_path: Path) -> Non
     assert "staleness_exponent" in every and "staleness_exponent" not in front
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_ctrl_c_and_sigterm_leave_a_readable_folder_that_goes_on_and_says_so(tmp_path: Path) -> None:
     first = interrupted(tmp_path, [*QUICK, "--set", "rounds=500", "--out", "run"], "2/500", signal.SIGINT)
     done = len(run_folder.load(tmp_path / "run").rounds)

@@ -106,7 +106,7 @@ def test_a_page_has_the_tags_and_attributes_of_its_template_and_no_others(first:
     assert [Structure(page).found for page in pages(texts, f"{texts[0]}!")] == HARMLESS
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.too_slow], phases=[Phase.generate])
 @given(st.lists(names, min_size=TEXTS, max_size=TEXTS))
 def test_whatever_the_names_are(texts: list[str]) -> None:

@@ -25,7 +25,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     return RunFolder.open(path)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_with_the_same_settings_the_students_are_the_same_to_the_bit(finished: RunFolder, tmp_path: Path) -> None:
     told: list[str] = []
     made = remake_students.remake(finished.path, out=tmp_path / "again", on_student=lambda s: told.append(s.tier))

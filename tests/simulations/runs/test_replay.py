@@ -35,7 +35,7 @@ def times(results: Results) -> list[float]:
     return [result.virtual_seconds for result in results.rounds]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_on_its_own_network_a_run_takes_as_long_as_it_did(tmp_path: Path) -> None:
     """With students, which are downloaded, and clients that need the whole model: on a trace, with jitter and loss."""
     (tmp_path / "trace.csv").write_text(TRACE)
@@ -112,7 +112,7 @@ def test_tiers_that_train_wait_for_their_own_replies_alone(tmp_path: Path) -> No
     assert 0 < times(results)[0] < times(results)[1] < times(results)[2]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_late_replies_do_not_hold_up_the_download_of_students(tmp_path: Path) -> None:
     """They are under way when the students are sent, and the clock stays where the last download left it."""
     (tmp_path / "trace.csv").write_text(TRACE)

@@ -87,7 +87,7 @@ def test_an_interrupted_run_goes_on_to_the_same_end(tmp_path: Path) -> None:
         runner.resume(tmp_path / "run")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     "sparsity",
     ["{method: feddst, density: 0.2, every: 2, end: 5}", "{method: gradual, density: 0.2, every: 1, end: 4}"],

@@ -35,7 +35,7 @@ def run(out: Path, *overrides: str) -> Results:
     return runner.simulate(scenario.load("digits", [*SHORT, *overrides]), out)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_same_seed_gives_the_same_model_with_one_and_two_workers(tmp_path: Path) -> None:
     first = run(tmp_path / "a", "workers=1")
     again = run(tmp_path / "b", "workers=1")
@@ -59,7 +59,7 @@ def test_a_recipe_runs_from_end_to_end(tmp_path: Path, recipe: str) -> None:
     assert [one.refused for one in results.rounds] == [0, 0] and results.model.sha256
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_leaves_every_figure_of_the_path_from_gradient_to_download(tmp_path: Path) -> None:
     chosen = scenario.load("digits", ["rounds=4", "students.distill.epochs=2"])
     results = runner.simulate(chosen, tmp_path / "run", keep_payloads=True)

@@ -12,7 +12,7 @@ from fedpress.simulations.studies.compression import SETUPS, CompressionSetup, n
 from fedpress.simulations.tasks.digits import Digits
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_each_way_on_digits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -31,7 +31,7 @@ def test_a_long_tail_has_fewer_and_fewer() -> None:
     assert counts == sorted(counts, reverse=True) and counts[0] == 10 * counts[-1]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_client_models_of_a_real_run_teach() -> None:
     lab = techniques.Lab(Digits(), Digits().model(), 4_000, Distillation(epochs=2))
     changes = ("students={tiers: []}", "rounds=2", "clients=4", "sampling.clients_per_round=2", "workers=1")

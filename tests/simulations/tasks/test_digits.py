@@ -60,6 +60,7 @@ def test_the_model_has_the_promised_size():
     assert 60_000 <= count <= 200_000
 
 
+@pytest.mark.long
 def test_central_training_passes_96_percent():
     torch.manual_seed(0)
     task = Digits()
