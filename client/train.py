@@ -116,7 +116,7 @@ def running_statistics(model: nn.Module, examples: Examples, settings: Training)
     device = usable(settings.device)
     torch.set_num_threads(1)
     torch.set_deterministic_debug_mode("error")
-    measured = batch_norm.measure(model.to(device), examples.inputs.to(device))
+    measured = batch_norm.measure(model.to(device), examples.inputs)
     model.to("cpu")
     return measured
 

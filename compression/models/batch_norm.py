@@ -26,7 +26,7 @@ def measure(model: nn.Module, inputs: Tensor, batch_size: int = 256, most: int =
 
     Args:
         model: Model whose weights count, of any mode; restored afterwards.
-        inputs: Inputs (N, ...), on the model's device.
+        inputs: Inputs (N, ...), on any device.
         batch_size: Inputs in a batch; all batches have nearly equal size, so that none is of one input.
         most: Largest number of inputs, taken at equal distances.
 
@@ -57,9 +57,9 @@ def measure(model: nn.Module, inputs: Tensor, batch_size: int = 256, most: int =
                 module.reset_running_stats()
                 module.momentum = None  # the mean over all batches
             chosen = inputs[torch.linspace(0, len(inputs) - 1, count, device=inputs.device).round().long()]
-            with torch.no_grad():
-                for batch in torch.tensor_split(chosen, max(1, count // batch_size)):
-                    model(batch)
+            device = next(model.parameters(), inputs).device
+            for batch in torch.tensor_split(chosen, max(1, count // batch_size)):
+                model(batch.to(device))
             return {
                 f"{name}.{part}" if name else part: _array(getattr(module, part))
                 for name, module in norms.items()

@@ -26,8 +26,6 @@ from typing import Any, Final
 import onnx
 import torch
 from numpy.typing import NDArray
-from onnxruntime import quantization
-from onnxruntime.quantization import shape_inference
 from torch import Tensor, nn
 
 from fedpress.compression.models import forward
@@ -244,7 +242,7 @@ def require_accuracy(graph: bytes, model: nn.Module, task: Task, examples: Examp
     return answers.accuracy
 
 
-class _Batches(quantization.CalibrationDataReader):  # type: ignore[misc]
+class _Batches:
     """Batches of calibration inputs."""
 
     def __init__(self, inputs: Tensor) -> None:
@@ -282,6 +280,9 @@ def _first_line(error: Exception) -> str:
 def _quantized(model: bytes, calibration: Tensor) -> bytes:
     # From a file: ONNX Runtime 1.30 loses the weights of a model in memory.
     with _quiet(), tempfile.NamedTemporaryFile(suffix=".onnx") as file:
+        from onnxruntime import quantization
+        from onnxruntime.quantization import shape_inference
+
         file.write(model)
         file.flush()
         prepared = io.BytesIO()
@@ -301,9 +302,13 @@ def _quantized(model: bytes, calibration: Tensor) -> bytes:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence the quantizer's advice on the root logger and its warnings about its own code."""
+    """Silence the quantizer's advice on the root logger and its warnings about its own code.
+
+    The root logger stays as it is: a module of the quantizer gives it a handler when it is imported, and from then on
+    every line of a run's log would be on the terminal, too.
+    """
     root = logging.getLogger()
-    level = root.level
+    level, handlers = root.level, [*root.handlers]
     root.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
@@ -311,3 +316,4 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         root.setLevel(level)
+        root.handlers[:] = handlers

@@ -1,5 +1,7 @@
 """ONNX: the same answers without torch, nearly the same in int8, and nothing read but the bytes."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -301,3 +303,17 @@ def test_activations_that_do_not_fit_8_bits_are_refused() -> None:
 def test_what_onnx_runtime_cannot_quantize_is_an_error_of_ours(exported: bytes) -> None:
     with pytest.raises(onnx_runtime.OnnxError, match="ONNX Runtime cannot quantize"):
         onnx_export.quantize_static(exported, torch.zeros(3, 5))
+
+
+def test_the_root_logger_stays_as_it_is() -> None:
+    """A module of ONNX Runtime's quantizer configures it: each line of a run's log would be on the terminal, too."""
+    code = (
+        "import logging, torch\n"
+        "from fedpress.compression.models.bundles import onnx_export\n"
+        "inputs = torch.randn(8, 3)\n"
+        "onnx_export.quantize_static(onnx_export.export(torch.nn.Linear(3, 2), inputs), inputs)\n"
+        "root = logging.getLogger()\n"
+        "assert root.handlers == [] and root.level == logging.WARNING, (root.handlers, root.level)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
