@@ -4,9 +4,9 @@ Begin with `task`, the interface of a model with its data, and `students.pipelin
 budget by a list of steps (`step`): `pruning`, `distillation`, `quantization`, and at the end `bundles`, the download
 file. Beside them: `architecture` (a model's shape as data), `masks` (weights held at zero), `attention` and
 `transformer` (layers for text models), `cost` and `device_speed` (bytes, FLOPs and milliseconds of a forward pass),
-`forward` (outputs for many inputs as of one batch), `class_accuracy` (accuracy lost by class), `batch_norm` (running
-statistics of given weights), `batches` (of one example, with batch normalization), `reproducible` (the same bits on
-every machine).
+`inputs` (one tensor, tensors by name, or read from a disk), `forward` (outputs for many inputs as of one batch),
+`class_accuracy` (accuracy lost by class), `batch_norm` (running statistics of given weights), `batches` (of one
+example, with batch normalization), `reproducible` (the same bits on every machine).
 """
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "device_speed",
     "distillation",
     "forward",
+    "inputs",
     "masks",
     "pruning",
     "quantization",
