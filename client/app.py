@@ -4,7 +4,7 @@ The run's configuration names the workload: `workload` is a function of it that 
 each client. torch is imported only where it is needed, as Flower starts a process for every message.
 
 The node's configuration may have `data-folder`, the node's own examples, `initial-weights`, its copy of the file that
-the run begins with, `download-folder`, for its students, and `workloads`, what it lets a server run
+the run begins with, `base-weights`, its copy of the pretrained weights that are never sent, `download-folder`, for its students, and `workloads`, what it lets a server run
 (`fedpress.client.workloads`).
 """
 
@@ -70,7 +70,11 @@ class Work(Protocol):
         """Return a new instance of the model, with any weights."""
 
     def initial(self) -> Mapping[str, NDArray[Any]] | None:
-        """Return the arrays of the initial model, as this client has it by itself; None: it has none."""
+        """Return the arrays of the initial model, as this client has it by itself; None: it has none.
+
+        Raises:
+            BaseError: It has other pretrained weights than the federation.
+        """
 
     def examples(self, client: int) -> Examples:
         """Return the client's training examples."""

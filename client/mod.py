@@ -23,11 +23,11 @@ from fedpress.client.state import stores
 from fedpress.client.state.memory import Memory
 from fedpress.compression import seeds
 from fedpress.compression.encoders.encoder import Encoder
-from fedpress.compression.errors import LayoutError, NonFiniteError
+from fedpress.compression.errors import BaseError, LayoutError, NonFiniteError
 from fedpress.compression.messages import orders, records
 from fedpress.compression.messages.orders import Answer, Order
 from fedpress.compression.tensors import buffer_codec, flatten
-from fedpress.compression.tensors.layout import Layout, checked
+from fedpress.compression.tensors.layout import Layout, TensorSpec, checked
 from fedpress.compression.tensors.mask import Mask
 from fedpress.compression.tensors.replica import Replica
 from fedpress.compression.wire import position_set
@@ -67,9 +67,10 @@ def compress(
         layout: Which arrays are parameters and which are buffers: `Layout.of(model)`, or a function of the Context.
             Without it the usual names decide (`Layout.of_arrays`), and the log says so.
         initial: A function of the Context that returns the arrays of the initial model by name, as this client has them
-            by itself: from a file, or from the server's seed. Where their tag is the one that the server offers
-            (`Downlink(agreed_initial=True)`), the first copy of the model is not sent. It returns None where the client
-            has none; without the function, every new client is sent the model.
+            by itself: from a file, or from the server's seed; the same mapping as long as nothing in it changes. Where their tag is the one that the server offers
+            (`Downlink(agreed_initial=True)`), the first copy of the model is not sent. It raises `BaseError` where the
+            client has other pretrained weights than the federation: the client answers with the text, and does
+            nothing. It returns None where the client has none; without the function, every new client is sent the model.
         statistics: A function of the Context and the received model's arrays that returns its running means and
             variances on this client's examples, such as `batch_norm.measure` gives them: they are sent in place of the
             trained ones, which belong to other weights. Without it, what the trained ones still hold of the received
@@ -109,6 +110,7 @@ class _OwnInitial(NamedTuple):
 
     version_0: Replica  # without a mask
     frozen: Mapping[str, NDArray[Any]]
+    digest: bytes  # of the frozen parameters
 
     def is_that_of(self, origin: bytes, frozen: bytes) -> bool:
         """Tell whether this is the server's version 0; the log says where it is not.
@@ -127,6 +129,21 @@ class _OwnInitial(NamedTuple):
                 tag.hex(), origin.hex(),
             )  # fmt: skip
         return tag == origin
+
+
+_LATEST_DIGEST: list[tuple[Mapping[str, NDArray[Any]], tuple[TensorSpec, ...], bytes]] = []
+
+
+def _digest_of_own(arrays: Mapping[str, NDArray[Any]], layout: Layout) -> bytes:
+    """Return the digest of the frozen arrays that `initial` returned: they are hashed once, and not for every message.
+
+    Args:
+        arrays: The arrays of the initial model; the same mapping has the same values.
+        layout: Layout of the model.
+    """
+    if not any(arrays is known and layout.frozen == specs for known, specs, _ in _LATEST_DIGEST):
+        _LATEST_DIGEST[:] = [(arrays, layout.frozen, flatten.digest(arrays, layout))]
+    return _LATEST_DIGEST[0][2]
 
 
 class _OrderHandler:
@@ -174,7 +191,7 @@ class _OrderHandler:
         try:
             other_mods.check(call_next)
             model = self._received_model()
-        except (other_mods.ModError, LayoutError) as error:
+        except (other_mods.ModError, LayoutError, BaseError) as error:
             return self._refused(error)
         if model is None:
             return self._reply(Answer(order.ticket, order.version, needs_model=True))
@@ -293,7 +310,7 @@ class _OrderHandler:
         frozen = sent or (own.frozen if own else {})
         if layout.frozen and not frozen:
             return None
-        digest = flatten.digest(frozen, layout)
+        digest = own.digest if own and frozen is own.frozen else flatten.digest(frozen, layout)
         first = (
             own.version_0.within(layout.mask) if own and offered and own.is_that_of(download.origin, digest) else None
         )
@@ -305,7 +322,11 @@ class _OrderHandler:
         return _ReceivedModel(layout, record_key, arrays, held, download.tag, sent)
 
     def _own_initial(self, layout: Layout) -> "_OwnInitial | None":
-        """Return the initial model as this client has it by itself; None: it has none that fits the layout."""
+        """Return the initial model as this client has it by itself; None: it has none that fits the layout.
+
+        Raises:
+            BaseError: It has other pretrained weights than the federation.
+        """
         arrays = self._initial(self._context) if self._initial else None
         if arrays is None:
             return None
@@ -315,7 +336,7 @@ class _OrderHandler:
         except (LayoutError, NonFiniteError) as error:
             log(WARNING, "the initial weights that this client has by itself are of another model: %s", error)
             return None
-        return _OwnInitial(Replica.initial(weights, layout.full, buffers), frozen)
+        return _OwnInitial(Replica.initial(weights, layout.full, buffers), frozen, _digest_of_own(arrays, layout))
 
     def _refused(self, reason: object) -> Message:
         """Return an answer without an update, for the server to count and name; nothing changes here."""

@@ -97,11 +97,13 @@ class GlobalModel:
         self._average = Average(averaging) if averaging else None
         self._buffers = self._buffers_of(named)
         self._frozen = flatten.frozen(named, self.layout)
+        self._frozen_digest = flatten.digest(self._frozen, self.layout)  # of what never changes
         self.versions: Versions | None = None
         if downlink:
             whole, buffers = flatten.flatten(named, self.layout.full), self._packed_buffers()
-            frozen = flatten.digest(named, self.layout)
-            self.versions = Versions(whole, buffers, self.layout, downlink, self.masks.version, frozen)
+            self.versions = Versions(
+                whole, buffers, self.layout, downlink, self.masks.version, self._frozen_digest
+            )
         if downlink or mask is not None:
             self.arrays = self._held_arrays()
 
@@ -124,7 +126,7 @@ class GlobalModel:
             LayoutError: the arrays do not fit the layout, or a frozen parameter has another value.
         """
         named = records.to_numpy(arrays)
-        if flatten.digest(named, self.layout) != flatten.digest(self._frozen, self.layout):
+        if flatten.digest(named, self.layout) != self._frozen_digest:
             raise LayoutError(
                 "the new model's frozen parameters differ from those that clients have; a parameter that changes must"
                 " be trained: requires_grad=True, on both sides"
@@ -260,7 +262,7 @@ class GlobalModel:
             self.masks.state(),
             self.versions.state() if self.versions else None,
             self._average.running if self._average else None,
-            flatten.digest(self._frozen, self.layout),
+            self._frozen_digest,
         )
 
     def restore(self, state: ModelState) -> None:
@@ -283,7 +285,7 @@ class GlobalModel:
         ):  # fmt: skip
             if (stored is None) != (part is None):
                 raise CheckpointError(f"the checkpoint was made with another `{name}`; keep it, or take a new folder")
-        if state.frozen != flatten.digest(self._frozen, self.layout):
+        if state.frozen != self._frozen_digest:
             raise CheckpointError(
                 "the checkpoint was made with other frozen parameters than model() or `init` gives now; bring back the"
                 " weights that the run began with, or give the federation a folder of its own"
