@@ -172,7 +172,9 @@ def train(message: Message, context: Context, timer: Timer) -> Message:
             model, examples, work.task.loss, work.training, seed, flatten.flags(layout), work.task.scored
         )
     metrics = MetricRecord({"num-examples": len(examples.targets), "train-loss": loss})
-    content = RecordDict({"arrays": ArrayRecord(model.state_dict()), "metrics": metrics})
+    given = records.only_arrays(message.content)[1]
+    trained = {name: tensor for name, tensor in model.state_dict().items() if name in given}
+    content = RecordDict({"arrays": ArrayRecord(trained), "metrics": metrics})
     if order.drop or order.grow:
         seed = seeds.derive(order.federation, order.round, client, "vote")
         content[orders.VOTE] = ConfigRecord({"mask": _vote(model, examples, work, layout, order, seed).bitmap})
@@ -271,7 +273,15 @@ def _vote(model: nn.Module, examples: Examples, work: Work, layout: Layout, orde
 def _loaded(work: Work, message: Message) -> nn.Module:
     model = work.blank_model()
     _, arrays = records.only_arrays(message.content)
-    model.load_state_dict(arrays.to_torch_state_dict())
+    state = arrays.to_torch_state_dict()
+    lacking = [spec.name for spec in work.layout.frozen if spec.name not in state]
+    if lacking:
+        import torch
+
+        own = work.initial()
+        assert own is not None  # or the mod would have handed them over
+        state |= {name: torch.from_numpy(own[name]) for name in lacking}
+    model.load_state_dict(state)
     return model
 
 
@@ -294,6 +304,7 @@ class TrainingApp(ClientApp):
                     layout=lambda context: _work(context).layout,
                     initial=lambda context: _work(context).initial(),
                     statistics=lambda context, arrays: running_statistics(context, arrays, self.timer),
+                    app_has_frozen=True,
                 ),
                 *mods,
             ]

@@ -44,6 +44,7 @@ def compress(
     layout: Layout | Callable[[Context], Layout] | None = None,
     initial: Initial | None = None,
     statistics: Statistics | None = None,
+    app_has_frozen: bool = False,
 ) -> Mod:
     """Return a mod for any ClientApp that answers `train` with the trained weights in one ArrayRecord.
 
@@ -75,6 +76,9 @@ def compress(
             variances on this client's examples, such as `batch_norm.measure` gives them: they are sent in place of the
             trained ones, which belong to other weights. Without it, what the trained ones still hold of the received
             ones is taken out, if `layout` is that of a model (`running_statistics.of_training`).
+        app_has_frozen: Whether the application takes parameters that are not trained from `initial` by itself. It is
+            then handed the others alone where the server did not send them: a pretrained base is not copied for every
+            message.
     """
 
     def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
@@ -88,7 +92,7 @@ def compress(
             return call_next(message, context)
         other_mods.check_outside(inspect.currentframe())
         chosen = encoder if isinstance(encoder, Encoder) else encoder(context)
-        handler = _OrderHandler(message, context, order, chosen, layout, initial, statistics)
+        handler = _OrderHandler(message, context, order, chosen, layout, initial, statistics, app_has_frozen)
         return handler.train(call_next) if category == "train" else handler.evaluate(call_next)
 
     return mod
@@ -158,6 +162,7 @@ class _OrderHandler:
         layout: Layout | Callable[[Context], Layout] | None,
         initial: Initial | None,
         statistics: Statistics | None,
+        app_has_frozen: bool,
     ) -> None:
         self._message = message
         self._context = context
@@ -166,6 +171,7 @@ class _OrderHandler:
         self._layout = layout
         self._initial = initial
         self._statistics = statistics
+        self._app_has_frozen = app_has_frozen
         self._store = stores.open_store(context, order.federation)
         self._lost_state = False
         try:
@@ -206,7 +212,7 @@ class _OrderHandler:
             start = flatten.flatten(shifted, layout)  # what the application really gets, in the layout's dtypes
             arrays = {**arrays, **shifted}
         if offset is not None or model.replica or layout.mask:
-            self._message.content[model.record_key] = records.from_numpy(arrays)
+            self._hand_over(model, arrays)
         reply = call_next(self._message, self._context)
         if reply.has_error():
             return reply
@@ -250,7 +256,7 @@ class _OrderHandler:
         model = self._received_model()
         if model is None:
             return self._reply(Answer(order.ticket, order.version, needs_model=True))
-        self._message.content[model.record_key] = records.from_numpy(model.arrays)
+        self._hand_over(model, model.arrays)
         if model.replica:  # the upload that is under way stays as it is
             if memory:
                 encoder_state = self._restored(memory, model.layout)
@@ -271,6 +277,13 @@ class _OrderHandler:
             answer = Answer(order.ticket, order.version, tag=model.tag)
             reply.content = RecordDict({**kept, orders.ANSWER: orders.write_answer(answer)})
         return reply
+
+    def _hand_over(self, model: _ReceivedModel, arrays: Mapping[str, Any]) -> None:
+        """Put a model into the message for the application, without what it has by itself."""
+        if self._app_has_frozen and model.replica and not model.frozen:
+            own = {spec.name for spec in model.layout.frozen}
+            arrays = {name: array for name, array in arrays.items() if name not in own}
+        self._message.content[model.record_key] = records.from_numpy(dict(arrays))
 
     def _received_model(self) -> _ReceivedModel | None:
         """Return the model at the order's version; None when the delta does not fit what this client holds."""

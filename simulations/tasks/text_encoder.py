@@ -11,6 +11,7 @@ LoRA: E. Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -158,7 +159,9 @@ def with_lora(encoder: nn.Module, rank: int, alpha: float, target_modules: Seque
         raise TaskError(f"adapters are made by the package peft, which is not installed: {INSTALL}") from None
     names = None if target_modules is None else list(target_modules)
     try:
-        adapted: nn.Module = get_peft_model(encoder, LoraConfig(r=rank, lora_alpha=alpha, target_modules=names))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # between peft and transformers, and of no use to anybody
+            adapted: nn.Module = get_peft_model(encoder, LoraConfig(r=rank, lora_alpha=alpha, target_modules=names))
     except ValueError as error:
         raise TaskError(f"no adapters for this encoder: {error}; say which layers by `target_modules`") from None
     return adapted
