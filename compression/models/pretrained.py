@@ -184,12 +184,12 @@ def fill(model: nn.Module, weights: Weights) -> Filled:
         raise WeightsError(
             f"{weights.path} has no tensor of this model: it holds {few(list(weights))}, the model {few(list(state))}"
         )
+    for name, source in names.items():
+        if problem := difference(source, weights[source], state[name]):
+            raise WeightsError(f"{weights.path} is of another model: {problem}")
     with torch.no_grad():
         for name, source in names.items():
-            given, tensor = weights[source], state[name]
-            if problem := difference(source, given, tensor):
-                raise WeightsError(f"{weights.path} is of another model: {problem}")
-            tensor.copy_(given)
+            state[name].copy_(weights[source])
     ids = {id(state[name]) for name in names}
     left = [name for name, tensor in state.items() if id(tensor) not in ids]
     used = set(names.values())

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedpress.compression.models import architecture
+from fedpress.compression.models import adapters, architecture
 from fedpress.compression.models.architecture import Shape
 from fedpress.compression.models.bundles import container, weight_coding
 from fedpress.compression.models.bundles import manifest as manifests
@@ -229,7 +229,7 @@ def rebuild(bundle: Bundle, task: Task) -> nn.Module:
             f" {', '.join(students) or 'none'}: made by a newer version of the task?"
         )
     with reproducible(0):
-        model = make().eval()
+        model = adapters.merged(make()).eval()
         try:
             architecture.shrink(model, manifest.shapes)
             architecture.fill(model, quantized_tensor.dequantize(bundle.weights))
