@@ -4,8 +4,8 @@ The run's configuration names the workload: `workload` is a function of it that 
 each client. torch is imported only where it is needed, as Flower starts a process for every message.
 
 The node's configuration may have `data-folder`, the node's own examples, `initial-weights`, its copy of the file that
-the run begins with, `base-weights`, its copy of the pretrained weights that are never sent, `download-folder`, for its students, and `workloads`, what it lets a server run
-(`fedpress.client.workloads`).
+the run begins with, `base-weights`, its copy of the pretrained weights that are never sent, `download-folder`, for its
+students, and `workloads`, what it lets a server run (`fedpress.client.workloads`).
 """
 
 from __future__ import annotations

@@ -68,10 +68,11 @@ def compress(
         layout: Which arrays are parameters and which are buffers: `Layout.of(model)`, or a function of the Context.
             Without it the usual names decide (`Layout.of_arrays`), and the log says so.
         initial: A function of the Context that returns the arrays of the initial model by name, as this client has them
-            by itself: from a file, or from the server's seed; the same mapping as long as nothing in it changes. Where their tag is the one that the server offers
-            (`Downlink(agreed_initial=True)`), the first copy of the model is not sent. It raises `BaseError` where the
-            client has other pretrained weights than the federation: the client answers with the text, and does
-            nothing. It returns None where the client has none; without the function, every new client is sent the model.
+            by itself: from a file, or from the server's seed; the same mapping as long as nothing in it changes. Where
+            their tag is the one that the server offers (`Downlink(agreed_initial=True)`), the first copy of the model
+            is not sent. It raises `BaseError` where the client has other pretrained weights than the federation, which
+            is then its answer. It returns None where the client has none; without the function, every new client is
+            sent the model.
         statistics: A function of the Context and the received model's arrays that returns its running means and
             variances on this client's examples, such as `batch_norm.measure` gives them: they are sent in place of the
             trained ones, which belong to other weights. Without it, what the trained ones still hold of the received

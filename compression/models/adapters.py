@@ -1,8 +1,8 @@
 """Adapters that are merged into the layers that they adapt, so that a model with them becomes a plain one.
 
-LoRA (E. Hu et al., ICLR 2022, section 4.1) and its relatives add a term to a layer's weight, and can be added to it once
-they are trained. The library peft knows how for each kind; what is looked for here is its interface, so that it need
-not be imported: a wrapper with `merge_and_unload`, or layers with `base_layer`, `merge` and `get_base_layer`.
+LoRA (E. Hu et al., ICLR 2022, section 4.1) and its relatives add a term to a layer's weight, and can be added to it
+once they are trained. The library peft knows how for each kind; what is looked for here is its interface, so that it
+need not be imported: a wrapper with `merge_and_unload`, or layers with `base_layer`, `merge` and `get_base_layer`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ def merged(model: nn.Module) -> nn.Module:
     Raises:
         MergeError: Its adapters are not terms of a weight, such as learned prompts.
     """
-    if prompts := [module for module in model.modules() if isinstance(getattr(module, "prompt_encoder", None), nn.Module)]:
+    if prompts := [
+        module for module in model.modules() if isinstance(getattr(module, "prompt_encoder", None), nn.Module)
+    ]:
         raise MergeError(
             f"the adapters of {type(prompts[0]).__name__} are learned prompts, which cannot be merged into weights;"
             " LoRA, DoRA, LoHa and IA3 can"

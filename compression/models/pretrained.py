@@ -2,8 +2,8 @@
 
 A tensor of a file belongs to the tensor of the model that has the same name, by one rule:
 
-1. Words that peft puts into names are left out on both sides (`plain_name`): a model with adapters has the names that it
-   had before.
+1. Words that peft puts into names are left out on both sides (`plain_name`): a model with adapters has the names that
+   it had before.
 2. The rest is equal but for one prefix, of the model's names or of the file's: that by which most names agree. So the
    file of an encoder fills a classifier that has it as its part `encoder`, and the file of a classifier its encoder.
    Where two parts of a model agree equally well, as two towers do, both are filled.
@@ -43,6 +43,7 @@ _OTHER_FORMATS = {
     b"version https://git-lfs": "the pointer of a file in Git LFS, whose content was not fetched (`git lfs pull`)",
 }
 """First bytes of a file -> what it is."""
+
 
 class Weights(Mapping[str, Tensor]):
     """Tensors of a file or folder by name, each read from the disk when it is asked for.

@@ -101,9 +101,7 @@ class GlobalModel:
         self.versions: Versions | None = None
         if downlink:
             whole, buffers = flatten.flatten(named, self.layout.full), self._packed_buffers()
-            self.versions = Versions(
-                whole, buffers, self.layout, downlink, self.masks.version, self._frozen_digest
-            )
+            self.versions = Versions(whole, buffers, self.layout, downlink, self.masks.version, self._frozen_digest)
         if downlink or mask is not None:
             self.arrays = self._held_arrays()
 

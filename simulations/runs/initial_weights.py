@@ -159,7 +159,9 @@ def _source_of_tied(weights: Mapping[str, Tensor], names: list[str], sources: di
     present = [name for name in names if name in sources]
     for name in present[1:]:
         if not torch.equal(weights[sources[name]], weights[sources[present[0]]]):
-            raise InitialWeightsError(f"init: {present[0]!r} and {name!r} differ, and are one tensor in the model (tied)")
+            raise InitialWeightsError(
+                f"init: {present[0]!r} and {name!r} differ, and are one tensor in the model (tied)"
+            )
     for name in names if present else ():
         sources.setdefault(name, sources[present[0]])
 

@@ -72,7 +72,7 @@ class Workload:
 
     @cached_property
     def _model(self) -> nn.Module:
-        """Version 0: the task's model as it is made under the scenario's seed, with the weights of `base` and `init`."""
+        """Version 0: the task's model as made under the scenario's seed, with the weights of `base` and `init`."""
         model, file, base = self._made, self.scenario.init, self.scenario.base
         if file is not None or base is not None:
             model = copy.deepcopy(model)

@@ -18,7 +18,9 @@ class TaskChoice(Section):
 
     model_config = ConfigDict(extra="allow")
 
-    name: str = Field(description="A built-in task (digits, fashion-mnist, text, verses) or your own class as 'module:Class'.")
+    name: str = Field(
+        description="A built-in task (digits, fashion-mnist, text, verses) or your own class as 'module:Class'."
+    )
     folder: str | None = Field(
         default=None,
         json_schema_extra=ADVANCED,

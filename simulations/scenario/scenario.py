@@ -358,7 +358,9 @@ def load(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Scenario:
 def _agreed(base: BaseChoice, beside: Path, origin: str) -> BaseChoice:
     """Return the base with an absolute path, and with the hash that clients compare theirs with."""
     if base.path is None:
-        raise ScenarioError(f"scenario {origin!r}: base.path: missing; expected a safetensors file, or a folder of them")
+        raise ScenarioError(
+            f"scenario {origin!r}: base.path: missing; expected a safetensors file, or a folder of them"
+        )
     path = (beside / Path(base.path).expanduser()).resolve()
     try:
         sha256 = base.sha256 or safetensors_files.sha256(path)

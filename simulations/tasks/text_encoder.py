@@ -88,7 +88,9 @@ def tokenize(folder: Path, texts: Sequence[str], length: int) -> Tensor:
     try:
         from tokenizers import Tokenizer
     except ImportError:
-        raise TaskError(f"texts are cut into tokens by the package tokenizers, which is not installed: {INSTALL}") from None
+        raise TaskError(
+            f"texts are cut into tokens by the package tokenizers, which is not installed: {INSTALL}"
+        ) from None
     config, file = config_of(folder), folder / "tokenizer.json"
     if not file.is_file():
         raise TaskError(f"{folder} has no tokenizer.json; expected that of its encoder, as Hugging Face has it")
@@ -148,7 +150,8 @@ def with_lora(encoder: nn.Module, rank: int, alpha: float, target_modules: Seque
         encoder: The encoder; becomes a part of what is returned.
         rank: Rank of the adapters.
         alpha: Scale: the product of an adapter's factors counts alpha / rank times.
-        target_modules: Ends of the names of the layers that get one; None: those that peft knows for the architecture.
+        target_modules: Ends of the names of the layers that get one; None: those that peft knows for the architecture,
+            or else all linear ones.
 
     Raises:
         TaskError: The package peft is not installed, or has no layer to adapt.
@@ -157,14 +160,16 @@ def with_lora(encoder: nn.Module, rank: int, alpha: float, target_modules: Seque
         from peft import LoraConfig, get_peft_model
     except ImportError:
         raise TaskError(f"adapters are made by the package peft, which is not installed: {INSTALL}") from None
-    names = None if target_modules is None else list(target_modules)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # between peft and transformers, and of no use to anybody
-            adapted: nn.Module = get_peft_model(encoder, LoraConfig(r=rank, lora_alpha=alpha, target_modules=names))
-    except ValueError as error:
-        raise TaskError(f"no adapters for this encoder: {error}; say which layers by `target_modules`") from None
-    return adapted
+    names: list[list[str] | str | None] = [None, "all-linear"] if target_modules is None else [list(target_modules)]
+    for tried in names:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # between peft and transformers, of no use to anybody
+                adapted: nn.Module = get_peft_model(encoder, LoraConfig(r=rank, lora_alpha=alpha, target_modules=tried))
+            return adapted
+        except ValueError as error:
+            reason = error
+    raise TaskError(f"no adapters for this encoder: {reason}; say which layers by `target_modules`")
 
 
 class TextClassifier(nn.Module):

@@ -84,7 +84,9 @@ class Verses(Task):
         if data_dir is None and labels not in (None, "groups", "books"):
             raise TaskError(f"task.labels: got {labels!r}, expected groups or books; a list is for a folder of texts")
         if data_dir is not None and isinstance(labels, str) and labels in ("groups", "books"):
-            raise TaskError(f"task.labels: got {labels!r}, which is of the Bible; expected a list of the folder's labels")
+            raise TaskError(
+                f"task.labels: got {labels!r}, which is of the Bible; expected a list of the folder's labels"
+            )
         self._source = _Source(
             None if data_dir is None else Path(data_dir).expanduser(),
             labels if labels is None or isinstance(labels, str) else tuple(labels),

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fedpress.compression.models import adapters
+
 peft = pytest.importorskip("peft", reason="needs the extra text-models")
 transformers = pytest.importorskip("transformers", reason="needs the extra text-models")
-
-from fedpress.compression.models import adapters
 
 IDS = torch.randint(1, 40, (3, 7), generator=torch.Generator().manual_seed(0))
 
