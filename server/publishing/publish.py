@@ -186,7 +186,7 @@ class Publisher:
         for tier in self.tiers:
             given = model
             if tier.architecture is not None and not pipeline.makes_form(tier.steps):  # the one that clients train
-                given = initial_student.fresh(self.task, tier.architecture, seed=0)
+                given = adapters.merged(initial_student.fresh(self.task, tier.architecture, seed=0))
             pipeline.check(tier.steps, given, self.task)
 
     def publish(

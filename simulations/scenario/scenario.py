@@ -220,8 +220,6 @@ class Scenario(Section):
                 f"students.tiers: server_learning_rate of {paced[0]} has no meaning with method heterofl, where the"
                 " step is one for all; leave it out"
             )
-        if other := [tier.name for tier in tiers if tier.trains and tier.student != "pruned"]:
-            yield f"students.tiers: {other[0]} is no slice of the global model; leave `student` out"
         if teaching.global_model == "distilled":
             yield "teaching.global_model: distilled has no meaning with method heterofl, which distills nothing"
         for key in ("every", "combine", "epochs", "learning_rate", "temperature", "density", "levels"):

@@ -6,8 +6,8 @@ label is the group of books that a verse is from; or the texts of a folder of th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
@@ -101,11 +101,24 @@ class Verses(Task):
         Raises:
             TaskError: A package is not installed, or the encoder's files cannot be used.
         """
+        return self._of_rank(self._rank)
+
+    def students(self) -> Mapping[str, Callable[[], nn.Module]]:
+        """Return the classifiers with adapters of smaller ranks, `rank-1`, `rank-2`, `rank-4` and so on, if there are.
+
+        Their adapters are the leading part of the model's, for tiers of devices that train them
+        (`teaching.method: heterofl`); the scale of an adapter is the same in all.
+        """
+        smaller = [1 << power for power in range(self._rank.bit_length()) if 1 << power < self._rank]
+        return {f"rank-{rank}": partial(self._of_rank, rank) for rank in smaller if self._adapter == "lora"}
+
+    def _of_rank(self, rank: int) -> nn.Module:
         folder = self._source.folder()
         config = text_encoder.config_of(folder)
         encoder = text_encoder.load(folder)
         if self._adapter == "lora":
-            encoder = text_encoder.with_lora(encoder, self._rank, self._alpha, self._target_modules)
+            alpha = self._alpha * rank / self._rank
+            encoder = text_encoder.with_lora(encoder, rank, alpha, self._target_modules)
         width, padding = int(config.get("hidden_size") or config["dim"]), int(config["pad_token_id"] or 0)
         return text_encoder.TextClassifier(encoder, width, len(_corpus(self._source).labels), padding)
 

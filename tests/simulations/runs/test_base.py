@@ -76,6 +76,13 @@ def test_the_model_begins_with_the_base_and_neither_sends_nor_stores_it(base: Pa
     assert len(stored) >= CLIENTS and sum(path.stat().st_size for path in stored) < CLIENTS * BASE_BYTES / 2
 
 
+def test_neither_the_mean_of_models_nor_the_state_of_the_server_holds_it(base: Path, tmp_path: Path) -> None:
+    strategy, _, arrays = run(load(base, "server.ema_decay=0.5"), tmp_path, {})
+    state = strategy.model.state()
+    assert state.average is not None and set(state.average.arrays) == {"head.weight", "head.bias"}
+    assert np.array_equal(arrays["encoder.0.weight"], frozen_base.encoder(3)["0.weight"].numpy())
+
+
 def test_a_client_with_another_base_says_so_before_it_trains_and_costs_itself_alone(base: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.safetensors"
     save_file(frozen_base.encoder(4), other)
