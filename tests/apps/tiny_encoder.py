@@ -1,4 +1,4 @@
-"""A pretrained text encoder of a few kilobytes in a folder of Hugging Face's form: configuration, tokenizer, weights."""
+"""A pretrained text encoder of a few kilobytes in a folder of Hugging Face's form: settings, tokenizer, weights."""
 
 from __future__ import annotations
 
