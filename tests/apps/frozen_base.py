@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from fedpress.compression.models.task import Examples, Splits, Task
 
-FEATURES, WIDTH, CLASSES = 8, 400, 4
+FEATURES, WIDTH, CLASSES = 64, 400, 4
 
 
 class Classifier(nn.Module):

@@ -131,7 +131,7 @@ def test_a_base_that_is_not_there_is_an_error_of_the_scenario(value: str, expect
 def test_a_base_of_another_model_is_named(tmp_path: Path, base: Path) -> None:
     wide = tmp_path / "wide.safetensors"
     save_file({"0.weight": torch.ones(30, frozen_base.FEATURES)}, wide)
-    with pytest.raises(ValueError, match=r"^base: .*'0.weight' has shape \(30, 8\), the model's has \(400, 8\)"):
+    with pytest.raises(ValueError, match=r"^base: .*'0.weight' has shape \(30, 64\), the model's has \(400, 64\)"):
         job.load({"scenario": load(wide).to_json()}).whole.fresh_model()
 
 
