@@ -88,8 +88,11 @@ def _hash_of(file: Path) -> str:
 
 @functools.lru_cache(maxsize=256)
 def _hash_once(file: Path, inode: int, size: int, modified: int) -> str:
+    digest = hashlib.sha256()
     with files.open_regular(file) as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+        while block := opened.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def few(names: list[str]) -> str:
