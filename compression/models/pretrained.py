@@ -92,7 +92,7 @@ def _open(file: Path) -> Any:
                 ' here. To convert a file that you trust: safetensors.torch.save_file(torch.load("FILE.pt",'
                 ' weights_only=True), "FILE.safetensors")'
             )
-        return safetensors.safe_open(file, "pt")  # type: ignore[no-untyped-call]
+        return safetensors.safe_open(file, "pt")
     except OSError as error:
         raise WeightsError(f"cannot read {file}: {error.strerror or error}") from None
     except (SafetensorError, KeyError) as error:
