@@ -126,11 +126,12 @@ def load(folder: Path) -> nn.Module:
     except ImportError:
         raise TaskError(f"pretrained encoders are modules of transformers, which is not installed: {INSTALL}") from None
     try:
-        encoder: nn.Module = AutoModel.from_config(AutoConfig.from_pretrained(folder, local_files_only=True))
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        encoder: nn.Module = AutoModel.from_config(config)  # type: ignore[no-untyped-call]
     except (ValueError, OSError, KeyError) as error:
         raise TaskError(f"{folder}: transformers does not know this architecture: {error}") from None
     if getattr(encoder, "pooler", None) is not None:  # of the first token alone; here the mean is taken
-        encoder.pooler = None
+        encoder.register_module("pooler", None)
     try:
         filled = pretrained.fill(encoder, pretrained.Weights(folder))
     except safetensors_files.WeightsError as error:
@@ -162,10 +163,11 @@ def with_lora(encoder: nn.Module, rank: int, alpha: float, target_modules: Seque
         raise TaskError(f"adapters are made by the package peft, which is not installed: {INSTALL}") from None
     names: list[list[str] | str | None] = [None, "all-linear"] if target_modules is None else [list(target_modules)]
     for tried in names:
+        settings = LoraConfig(r=rank, lora_alpha=alpha, target_modules=tried)  # type: ignore[arg-type]  # as fractions, too
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)  # between peft and transformers, of no use to anybody
-                adapted: nn.Module = get_peft_model(encoder, LoraConfig(r=rank, lora_alpha=alpha, target_modules=tried))
+                adapted: nn.Module = get_peft_model(encoder, settings)
             return adapted
         except ValueError as error:
             reason = error
