@@ -11,8 +11,13 @@ from tests.apps import tiny_encoder
 
 from fedpress.client.settings import Training
 from fedpress.client.train import train
+from fedpress.compression.models.bundles import reader, writer
+from fedpress.compression.models.quantization.settings import Quantization
+from fedpress.compression.models.students import pipeline
 from fedpress.compression.models.task import check_splits, evaluate
 from fedpress.compression.tensors.layout import Layout
+from fedpress.server.publishing.publish import PublishedTier, Publisher
+from fedpress.server.publishing.store import ModelStore
 from fedpress.simulations.scenario import scenario as scenarios
 from fedpress.simulations.tasks import king_james, text_encoder, verses
 from fedpress.simulations.tasks.registry import TaskError
@@ -115,3 +120,23 @@ def test_the_scenario_trains_76808_of_22_million_parameters_of_the_package() -> 
     assert sum(spec.size for spec in layout.frozen) == 22_713_216 - 384 * 385  # without the pooling layer
     ids = text_encoder.tokenize(text_encoder.minilm(), ["In the beginning God created the heaven"], 12)
     assert ids.tolist() == [[101, 1999, 1996, 2927, 2643, 2580, 1996, 6014, 102, 0, 0, 0]]
+
+
+def test_a_student_of_a_model_with_adapters_is_a_plain_one(options: dict[str, str], tmp_path: Path) -> None:
+    """Its bundle opens to the encoder's own names, with what the adapters have learned in them."""
+    task = Verses(**options, length=12)
+    model = task.model()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0, 0.3)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    tier = PublishedTier("phone", (*pipeline.writing(Quantization(bits=8)), writer.WriteBundle()))
+    publisher = Publisher(task, ModelStore(tmp_path), [tier])
+    publisher.check(model)
+    published = publisher.publish(1, model)[0]
+    student = writer.rebuild(reader.open_bundle(published.path.read_bytes()), task)
+    assert list(student.state_dict()) == list(Verses(**options, length=12, adapter="none").model().state_dict())
+    inputs = task.data().test.inputs
+    torch.testing.assert_close(student(inputs), model.eval()(inputs), rtol=0.1, atol=0.05)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
