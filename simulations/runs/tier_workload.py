@@ -194,6 +194,7 @@ class TierWorkload(Workload):
         begin = start(self._tier)
         if begin.architecture is None:
             model = self._whole.made_under(purpose)
+            self._whole.fill_from_base(model)  # pretrained weights are no draw
         else:
             seed = seeds.derive(self.federation, self.scenario.seed, purpose)
             model = initial_student.fresh(self.task, begin.architecture, seed=seed)

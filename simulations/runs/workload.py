@@ -76,17 +76,31 @@ class Workload:
         model, file, base = self._made, self.scenario.init, self.scenario.base
         if file is not None or base is not None:
             model = copy.deepcopy(model)
-        if base is not None:
-            if base.path is None:
-                raise initial_weights.InitialWeightsError(
-                    "base: this device has no copy of the federation's pretrained weights; name its place by `base` in"
-                    f" the settings of `fedpress client`{f' (SHA-256 {base.sha256})' if base.sha256 else ''}"
-                )
-            initial_weights.load_base(model, Path(base.path), base.sha256)
+        self.fill_from_base(model)
         if file is not None:
             initial_weights.load(model, Path(file))
         initial_weights.check(model, self.task.name)
         return model
+
+    def fill_from_base(self, model: nn.Module) -> None:
+        """Copy the pretrained weights of `base`, if there are any, into a model.
+
+        Args:
+            model: An instance of the task's model; changed in place.
+
+        Raises:
+            InitialWeightsError: This device has no copy of them, or they do not fit.
+            BaseError: They have another hash than the scenario says.
+        """
+        base = self.scenario.base
+        if base is None:
+            return
+        if base.path is None:
+            raise initial_weights.InitialWeightsError(
+                "base: this device has no copy of the federation's pretrained weights; name its place by `base` in the"
+                f" settings of `fedpress client`{f' (SHA-256 {base.sha256})' if base.sha256 else ''}"
+            )
+        initial_weights.load_base(model, Path(base.path), base.sha256)
 
     @cached_property
     def _made(self) -> nn.Module:
