@@ -96,9 +96,9 @@ def load_base(model: nn.Module, path: Path, sha256: str | None) -> None:
     try:
         if sha256 is not None and (own := safetensors_files.sha256(path)) != sha256.lower():
             raise errors.BaseError(
-                f"base: {path} has SHA-256 {own}, expected {sha256.lower()}, that of the federation's base. Is it"
-                " another release of the pretrained model, or was it changed? Fetch the same files, or name their"
-                " place: `base` in the settings of `fedpress client`, `base.path` in the scenario"
+                f"base: SHA-256 {own}, expected {sha256.lower()}, in {path}: another release of the pretrained model, or"
+                " changed? Fetch the federation's files, or name their place: `base` in the settings of `fedpress"
+                " client`, `base.path` in the scenario"
             )
         filled = pretrained.fill(model, pretrained.Weights(path))
     except safetensors_files.WeightsError as error:

@@ -29,6 +29,7 @@ def sparse(**options: Any) -> SparseFed:
     return SparseFed(fraction_evaluate=0.0, downlink=Downlink(density=0.2), **options)
 
 
+@pytest.mark.long
 def test_two_lines_send_a_fraction_of_the_adapters_and_none_of_the_base() -> None:
     dense = LocalGrid(peft_app.client_app(), CLIENTS)
     expected = peft_app.accuracy(run(dense, FedAvg(fraction_evaluate=0.0)))

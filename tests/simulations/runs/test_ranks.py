@@ -32,6 +32,7 @@ def overrides(folder: Path, student: str = "rank-2") -> list[str]:
         "sampling.clients_per_round=4",
         "partition.kind=iid",
         "density=0.5",
+        "downlink.density=0.5",
     ]
 
 
@@ -50,7 +51,7 @@ def test_clients_of_a_smaller_rank_train_the_first_rows_of_a_and_columns_of_b(tm
     arrays = records.to_numpy(strategy.start(grid, initial_arrays=initial, num_rounds=2).arrays)
     assert not strategy.refusals and np.any(arrays[second])
     tier = records.to_numpy(strategy.training_tiers[0].federation.model.published)
-    np.testing.assert_allclose(tier[second], arrays[second][:, :2], atol=1e-3)
+    np.testing.assert_allclose(tier[second], arrays[second][:, :2], atol=0.02)  # each held model has its own grid
     assert np.array_equal(arrays[next(iter(arrays))], whole[next(iter(arrays))].numpy())  # the encoder stays
 
 

@@ -47,7 +47,7 @@ def test_a_class_of_ones_own_with_options(folder):
 @pytest.mark.parametrize(
     ("name", "options", "text"),
     [
-        ("digit", {}, "expected digits, fashion-mnist, text or .*; did you mean 'digits'"),
+        ("digit", {}, "expected digits, fashion-mnist, text, verses or .*; did you mean 'digits'"),
         ("mine_task:", {}, "as 'module:Class'"),
         ("mine_task.py:Mine", {"size": 1}, "there is no module 'mine_task.py'"),
         ("nowhere:Mine", {}, "there is no module 'nowhere'"),
