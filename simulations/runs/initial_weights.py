@@ -96,7 +96,7 @@ def load_base(model: nn.Module, path: Path, sha256: str | None) -> None:
     try:
         if sha256 is not None and (own := safetensors_files.sha256(path)) != sha256.lower():
             raise errors.BaseError(
-                f"base: SHA-256 {own}, expected {sha256.lower()}, in {path}: another release of the pretrained model, or"
+                f"base: SHA-256 {own}, expected {sha256.lower()}, in {path}: another release of the model, or"
                 " changed? Fetch the federation's files, or name their place: `base` in the settings of `fedpress"
                 " client`, `base.path` in the scenario"
             )
