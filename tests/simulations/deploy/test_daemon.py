@@ -64,9 +64,10 @@ def test_a_folder_of_data_that_is_missing_is_named(client: settings.ClientSettin
         daemon.EdgeDaemon(client.model_copy(update={"data": "/none"}), lambda line: None).run()
 
 
-def test_a_file_of_initial_weights_that_is_missing_is_named(client: settings.ClientSettings) -> None:
-    with pytest.raises(settings.SettingsError, match="init: there is no file /none"):
-        daemon.EdgeDaemon(client.model_copy(update={"init": "/none"}), lambda line: None).run()
+@pytest.mark.parametrize("key", ["init", "base"])
+def test_a_file_of_weights_that_is_missing_is_named(key: str, client: settings.ClientSettings) -> None:
+    with pytest.raises(settings.SettingsError, match=f"{key}: there is no file or folder /none"):
+        daemon.EdgeDaemon(client.model_copy(update={key: "/none"}), lambda line: None).run()
 
 
 def test_a_server_without_tls_and_one_without_a_certificate_to_trust(tmp_path: Path) -> None:
@@ -96,6 +97,7 @@ def test_nodes_are_told_their_folders(tmp_path: Path) -> None:
         partition=3,
         data="/my data",
         init="/my init",
+        base="/my base",
         tier="phone",
     )
     assert parse_config_args([daemon.node_config(chosen)]) == {
@@ -103,6 +105,7 @@ def test_nodes_are_told_their_folders(tmp_path: Path) -> None:
         "download-folder": str(tmp_path / "a folder" / "downloads"),
         "data-folder": "/my data",
         "initial-weights": "/my init",
+        "base-weights": "/my base",
         "tier": "phone",
         "workloads": "fedpress.simulations.runs.job:load",
         "partition-id": 3,
