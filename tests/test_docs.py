@@ -132,7 +132,7 @@ FOREIGN = set(
     """
     ArrayRecord BlockOpen ClientApp ConfigRecord Context Convolution FedAvg GridSearch LSTM Linear Optimizer Result
     FedMedian FedXgbBagging FedXgbCyclic LocalDpMod RuntimeWarning SGD SecAggPlusWorkflow ServerApp Strategy
-    arrays_size_mod message_size_mod server_fn
+    arrays_size_mod get_peft_model_state_dict message_size_mod server_fn
     argpartition fuzz mount niid run_simulation secaggplus_mod timeit
     """.split()
 )
