@@ -23,6 +23,7 @@ from fedpress.compression.models.distillation import stages
 from fedpress.compression.models.distillation.settings import LossWeights
 from fedpress.compression.models.distillation.stages import Recording
 from fedpress.compression.models.distillation.teachers import TeacherError
+from fedpress.compression.models.inputs import Batch
 
 
 class Hints(nn.Module):
@@ -40,7 +41,7 @@ class Hints(nn.Module):
     """
 
     def __init__(
-        self, student: nn.Module, teacher: nn.Module, example: Tensor, teacher_example: Tensor, weights: LossWeights
+        self, student: nn.Module, teacher: nn.Module, example: Batch, teacher_example: Batch, weights: LossWeights
     ) -> None:
         super().__init__()
         self._weights = weights

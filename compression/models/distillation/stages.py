@@ -15,6 +15,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from fedpress.compression.models import inputs as model_inputs
+from fedpress.compression.models import outputs as model_outputs
+from fedpress.compression.models.inputs import Batch
 from fedpress.compression.models.reproducible import evaluating
 
 
@@ -79,7 +82,7 @@ def recording(model: nn.Module) -> Iterator[Recording]:
             handle.remove()
 
 
-def stages(model: nn.Module, example: Tensor) -> list[Stage]:
+def stages(model: nn.Module, example: Batch) -> list[Stage]:
     """Return the stages of a model, in order.
 
     >>> import torch
@@ -92,14 +95,15 @@ def stages(model: nn.Module, example: Tensor) -> list[Stage]:
         example: Batch of inputs, (N, ...).
     """
     with evaluating(model), recording(model) as record:
-        output = model(example)
+        output = model_outputs.answers(model_inputs.call(model, example))
         outputs = list(record.outputs)
     if outputs and isinstance(output, Tensor) and outputs[-1][1].numel() == output.numel():
         outputs.pop()  # the output of the model
     runs: list[Stage] = []
+    count = model_inputs.count(example)
     previous, learns = None, False
     for index, (module, tensor) in enumerate(outputs):
-        if tensor.ndim not in (2, 3, 4) or len(tensor) != len(example):
+        if tensor.ndim not in (2, 3, 4) or len(tensor) != count:
             continue
         resolution = (tensor.ndim, tensor.shape[2:] if tensor.ndim == 4 else tensor.shape[1:-1])
         if resolution != previous and previous is not None and not learns:
