@@ -12,7 +12,7 @@ from torch import nn
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-from fedpress.compression.models.bundles import onnx_export, onnx_runtime, reader, writer  # noqa: E402
+from fedpress.compression.models.bundles import onnx_export, onnx_quantization, onnx_runtime, reader, writer  # noqa: E402
 from fedpress.compression.models.quantization import quantization_aware, quantize  # noqa: E402
 from fedpress.compression.models.reproducible import reproducible  # noqa: E402
 from fedpress.compression.models.task import Examples, Splits, Task  # noqa: E402
@@ -42,7 +42,7 @@ def exported(model: nn.Module) -> bytes:
 
 @pytest.fixture(scope="module")
 def quantized(exported: bytes) -> bytes:
-    return onnx_export.quantize_static(exported, DATA.proxy.inputs)
+    return onnx_quantization.quantize_static(exported, DATA.proxy.inputs)
 
 
 def test_the_answers_are_the_models_for_any_number_of_inputs(model: nn.Module, exported: bytes) -> None:
@@ -72,7 +72,7 @@ def test_int8_is_a_quarter_and_answers_nearly_alike(model: nn.Module, exported: 
 
 def test_the_same_model_gives_the_same_bytes(model: nn.Module, exported: bytes, quantized: bytes) -> None:
     assert onnx_export.export(model, DATA.proxy.inputs) == exported
-    assert onnx_export.quantize_static(exported, DATA.proxy.inputs) == quantized
+    assert onnx_quantization.quantize_static(exported, DATA.proxy.inputs) == quantized
 
 
 def test_a_prepared_student_is_exported_with_its_rounded_weights(model: nn.Module) -> None:
@@ -96,7 +96,7 @@ def test_a_bundle_holds_both(model: nn.Module, quantized: bytes) -> None:
 
 def test_without_calibration_inputs_there_is_an_error(exported: bytes) -> None:
     with pytest.raises(ValueError, match="calibration inputs"):
-        onnx_export.quantize_static(exported, DATA.proxy.inputs[:0])
+        onnx_quantization.quantize_static(exported, DATA.proxy.inputs[:0])
 
 
 class Strange(nn.Module):
@@ -265,7 +265,7 @@ def test_what_can_be_exported_still_is(make: Callable[[], nn.Module], inputs: to
     graph = onnx_export.Graph(onnx_export.export(model, inputs))
     with torch.no_grad():
         torch.testing.assert_close(graph(inputs[:3]), model(inputs[:3]), rtol=1e-2, atol=1e-3)
-    onnx_export.Graph(onnx_export.quantize_static(onnx_export.export(model, inputs), inputs))(inputs[:3])
+    onnx_export.Graph(onnx_quantization.quantize_static(onnx_export.export(model, inputs), inputs))(inputs[:3])
 
 
 class Signs(Task):
@@ -295,23 +295,23 @@ def test_activations_that_do_not_fit_8_bits_are_refused() -> None:
         model.weight[1, 0], model.bias[:] = 1.0, 0.0  # type: ignore[index, union-attr]
     inputs = torch.randn(400, 8, generator=torch.Generator().manual_seed(0))
     inputs[:, 1] *= 1_000
-    graph = onnx_export.quantize_static(onnx_export.export(model, inputs), inputs)
+    graph = onnx_quantization.quantize_static(onnx_export.export(model, inputs), inputs)
     with pytest.raises(onnx_runtime.OnnxError, match=r"int8 ONNX graph has an accuracy of .* the student of 100.00%"):
         onnx_export.require_accuracy(graph, model, Signs(), Examples(inputs, (inputs[:, 0] > 0).long()))
 
 
 def test_what_onnx_runtime_cannot_quantize_is_an_error_of_ours(exported: bytes) -> None:
     with pytest.raises(onnx_runtime.OnnxError, match="ONNX Runtime cannot quantize"):
-        onnx_export.quantize_static(exported, torch.zeros(3, 5))
+        onnx_quantization.quantize_static(exported, torch.zeros(3, 5))
 
 
 def test_the_root_logger_stays_as_it_is() -> None:
     """A module of ONNX Runtime's quantizer configures it: each line of a run's log would be on the terminal, too."""
     code = (
         "import logging, torch\n"
-        "from fedpress.compression.models.bundles import onnx_export\n"
+        "from fedpress.compression.models.bundles import onnx_export, onnx_quantization\n"
         "inputs = torch.randn(8, 3)\n"
-        "onnx_export.quantize_static(onnx_export.export(torch.nn.Linear(3, 2), inputs), inputs)\n"
+        "onnx_quantization.quantize_static(onnx_export.export(torch.nn.Linear(3, 2), inputs), inputs)\n"
         "root = logging.getLogger()\n"
         "assert root.handlers == [] and root.level == logging.WARNING, (root.handlers, root.level)\n"
     )
