@@ -4,7 +4,8 @@ Begin with `task`, the interface of a model with its data, and `students.pipelin
 budget by a list of steps (`step`): `pruning`, `distillation`, `quantization`, and at the end `bundles`, the download
 file. Beside them: `architecture` (a model's shape as data), `masks` (weights held at zero), `attention` and
 `transformer` (layers for text models), `cost` and `device_speed` (bytes, FLOPs and milliseconds of a forward pass),
-`inputs` (one tensor, tensors by name, or read from a disk), `forward` (outputs for many inputs as of one batch),
+`inputs` (one tensor, tensors by name, or read when needed), `stored` (examples on a disk, padded by a collator),
+`outputs` (logits, alone or by name), `forward` (outputs for many inputs as of one batch),
 `class_accuracy` (accuracy lost by class), `batch_norm` (running statistics of given weights), `batches` (of one
 example, with batch normalization), `reproducible` (the same bits on every machine).
 """
@@ -22,10 +23,12 @@ __all__ = [
     "forward",
     "inputs",
     "masks",
+    "outputs",
     "pruning",
     "quantization",
     "reproducible",
     "step",
+    "stored",
     "students",
     "task",
     "transformer",

@@ -60,21 +60,25 @@ class Rows:
     """Some rows of stored inputs, which are read when they are needed as well.
 
     Args:
-        source: Stored inputs of N examples.
+        source: Stored inputs of N examples; of other rows, those of which they are.
         rows: Indices, int64 (M,).
+
+    Attributes:
+        source: What is read.
+        rows: The rows' indices in it.
     """
 
     def __init__(self, source: Stored, rows: Tensor) -> None:
-        self._source: Stored = source._source if isinstance(source, Rows) else source
-        self._rows: Tensor = source._rows[rows] if isinstance(source, Rows) else rows
+        self.source: Stored = source.source if isinstance(source, Rows) else source
+        self.rows: Tensor = source.rows[rows] if isinstance(source, Rows) else rows
 
     def __len__(self) -> int:
         """Return M, the number of rows."""
-        return len(self._rows)
+        return len(self.rows)
 
     def take(self, rows: Tensor) -> Batch:
         """Return the inputs of some of the rows, as `Stored` defines."""
-        return self._source.take(self._rows[rows])
+        return self.source.take(self.rows[rows])
 
 
 def count(inputs: Inputs) -> int:
