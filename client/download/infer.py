@@ -126,7 +126,7 @@ def _check_names(path: Path, arrays: Mapping[str, Any], forms: Mapping[str, Inpu
         if name in arrays:
             continue
         near = difflib.get_close_matches(name, unknown, 1, 0.6)
-        has = f", but {near[0]!r}: is it that?" if near else f"; it has {', '.join(arrays) or 'none'}"
+        has = f", but {near[0]!r}: is it that?" if near else f"; it has {', '.join(arrays) or 'none'}."
         raise InferenceError(f"{path} has no input {name!r}{has} The student takes {takes}")
     if unknown:
         raise InferenceError(f"{path} has {', '.join(map(repr, unknown))}, which the student does not take: {takes}")

@@ -22,6 +22,8 @@ from fedpress.compression.errors import FedpressError
 
 SINGLE: Final = "input"
 """Name of an input that is one tensor, where all inputs have names."""
+MASK: Final = "mask"
+"""Part of the name of a tensor that says where sequences have ended."""
 LABELS: Final = ("label", "labels")
 """Names by which collators return what is no input."""
 
@@ -182,6 +184,8 @@ def named(batch: Batch) -> dict[str, Tensor]:
 def length(batch: Batch) -> int | None:
     """Return L of sequences (N, L), which may differ from batch to batch; None: the inputs are no such tensors by name.
 
+    Sequences are tensors of whole numbers. Where these differ in size, it is that of the mask.
+
     >>> ids = torch.zeros(2, 7, dtype=torch.int64)
     >>> length({"ids": ids, "mask": ids, "age": torch.zeros(2)}), length(ids)
     (7, None)
@@ -191,8 +195,10 @@ def length(batch: Batch) -> int | None:
     """
     if not isinstance(batch, Mapping):
         return None
-    lengths = {tensor.shape[1] for tensor in batch.values() if tensor.ndim > 1 and not tensor.is_floating_point()}
-    return lengths.pop() if len(lengths) == 1 else None
+    sizes = {name: part.shape[1] for name, part in batch.items() if part.ndim > 1 and not part.is_floating_point()}
+    if len(set(sizes.values())) > 1:
+        sizes = {name: size for name, size in sizes.items() if MASK in name}
+    return sizes.popitem()[1] if len(set(sizes.values())) == 1 else None
 
 
 def shortened(batch: Batch, size: int) -> Batch:
@@ -218,7 +224,7 @@ def present(batch: Batch) -> Tensor | None:
     """
     size = length(batch)
     for name, part in batch.items() if size is not None else ():
-        if "mask" in name and part.shape[1:] == (size,) and bool(((part == 0) | (part == 1)).all()):
+        if MASK in name and part.shape[1:] == (size,) and bool(((part == 0) | (part == 1)).all()):
             return torch.ne(part, 0)
     return None
 

@@ -84,6 +84,8 @@ def test_sequences_are_cut_and_their_mask_is_known_by_name_and_values() -> None:
     assert {name: tuple(part.shape) for name, part in inputs.shortened(more, 2).items()} == {
         "ids": (2, 2), "mask": (2, 2), "age": (2,), "score": (2, 2)
     }  # fmt: skip
+    assert inputs.length({**WORDS, "flags": torch.ones(2, 4).long()}) == 3  # the mask's
+    assert inputs.length({"ids": WORDS["ids"], "flags": torch.ones(2, 4).long()}) is None
     present = inputs.present(more)
     assert present is not None and present.tolist() == [[True, True, True], [True, False, False]]
     assert inputs.present({"ids": WORDS["mask"]}) is None  # the name says nothing

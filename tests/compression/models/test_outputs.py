@@ -80,6 +80,12 @@ def test_targets_have_the_length_of_their_batch(length: int, most: int, classes:
     assert found.shape == (2, length) and torch.equal(found[found != IGNORED], own.flatten())
 
 
+def test_logits_by_name_say_their_length_themselves() -> None:
+    """As of a decoder, whose sequences are not as long as the encoder's."""
+    targets = torch.tensor([[4, 5, IGNORED, IGNORED]])
+    assert outputs.fitted(targets, {"logits": torch.zeros(1, 2, 9)}, ids(7, count=1)).tolist() == [[4, 5]]
+
+
 def test_other_targets_stay_as_they_are() -> None:
     one_each, fractions, wide = torch.ones(2).long(), torch.rand(2, 5), torch.ones(2, 5).long()
     assert outputs.fitted(one_each, torch.zeros(2, 3), ids(4)) is one_each
