@@ -288,7 +288,6 @@ class Drawn:
         ("spoil: short", "'mask' has 7 rows, expected as many of each"),
         ("spoil: labels", "'labels' is among the inputs; labels are no inputs, but targets"),
         ("spoil: misspelled", "'masks' is no argument of Pooled.forward, which takes ids, mask; did you mean 'mask'"),
-        ("spoil: NaN", "part 'train': 1 of 240 inputs hold NaN or infinity, the first is example 3"),
         ("spoil: cut", "part 'train': 240 inputs but 7 targets"),
         ("spoil: drawn", "returns other tensors the second time"),
     ],
@@ -304,3 +303,6 @@ def test_padding_that_is_attended_to_is_an_error_and_inputs_by_name_are_none(fol
     with pytest.raises(FedpressError, match="padding is attended to"):
         notes(folder, "task={name: 'tests.apps.texts:Texts', kind: unmasked}")
     assert notes(folder, "task={name: 'tests.apps.texts:Texts'}") == []
+    (folder / "named.py").write_text(NAMED)
+    (note,) = notes(folder, "task={name: 'named:Spoiled', spoil: NaN}")[:1]
+    assert note == "part 'train': 1 inputs hold NaN or infinity; the model takes them"
