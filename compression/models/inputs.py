@@ -114,3 +114,33 @@ def pieces(inputs: Inputs, most: int) -> Iterator[Batch]:
     number = count(inputs)
     for rows in torch.tensor_split(torch.arange(number), max(1, -(-number // most))):
         yield take(inputs, slice(int(rows[0]), int(rows[-1]) + 1)) if len(rows) else take(inputs, slice(0, 0))
+
+
+def length(batch: Batch) -> int | None:
+    """Return L of sequences (N, L), which may differ from batch to batch; None: the inputs are no such tensors by name.
+
+    >>> length({"ids": torch.zeros(2, 7), "mask": torch.zeros(2, 7), "age": torch.zeros(2)}), length(torch.zeros(2, 7))
+    (7, None)
+
+    Args:
+        batch: Inputs in memory.
+    """
+    if not isinstance(batch, Mapping):
+        return None
+    lengths = {tensor.shape[1] for tensor in batch.values() if tensor.ndim > 1 and not tensor.is_floating_point()}
+    return lengths.pop() if len(lengths) == 1 else None
+
+
+def present(batch: Batch) -> Tensor | None:
+    """Return which places of sequences hold something, bool (N, L), as their mask says; None: they have no mask.
+
+    A mask is a tensor of the sequences' shape, of zeros and ones, whose name says that it is one.
+
+    Args:
+        batch: Inputs in memory.
+    """
+    size = length(batch)
+    for name, part in batch.items() if size is not None else ():
+        if "mask" in name and part.shape[1:] == (size,) and bool(((part == 0) | (part == 1)).all()):
+            return part != 0
+    return None

@@ -46,8 +46,8 @@ def test_another_architecture_is_fresh_and_cut_to_the_budget() -> None:
 
 def test_layers_are_dropped_before_the_rest_is_pruned() -> None:
     task = Digits(model="vit")
-    found = made(Budget(parameters=0.5), Start(keep_every=2), task)
-    assert depth.depth_of(found) == 1 and structural.parameters_of(found) <= structural.parameters_of(task.model()) / 2
+    found = made(Budget(parameters=0.5), Start(layers=0.5), task)
+    assert depth.depth_of(found, EXAMPLE) == 0 and len(found.blocks) == 1 and structural.parameters_of(found) <= structural.parameters_of(task.model()) / 2
 
 
 class Rearranged(Task):
@@ -110,9 +110,9 @@ def test_what_the_task_does_not_have_is_refused() -> None:
     with pytest.raises(UnknownArchitecture, match="'digits' has no student 'gru'; it has cnn, cnn-bn, mlp, vit"):
         made(Budget(parameters=0.5), Start("gru"))
     with pytest.raises(architecture.UnsupportedLayer, match="no architecture.Stack"):
-        made(Budget(parameters=0.5), Start("mlp", keep_every=2))
-    with pytest.raises(ValueError, match="keep_every must be at least 1, got 0"):
-        Start(keep_every=0)
+        made(Budget(parameters=0.5), Start("mlp", layers=0.5))
+    with pytest.raises(ValueError, match="layers is 0, expected a number of blocks >= 1"):
+        Start(layers=0)
 
 
 def test_a_perceptron_learns_from_a_convolutional_network() -> None:

@@ -1,0 +1,471 @@
+"""Stacks: runs of blocks in a model, any of which may be dropped, found by trial rather than by the names of classes.
+
+A block can be dropped if its output can stand for its input. Blocks are looked for in every `nn.ModuleList` and
+`nn.Sequential`, and are kept by their weights: the first k blocks of the stack stay in place, with the weights of the k
+blocks kept. So numbers that belong to a place (of a cache, of a rotary embedding, T5's bias of the first block) stay
+right, and a receiver that cuts a fresh model down to its first k blocks (`architecture.shrink`) has the same model.
+
+Nothing is believed that was not tried: a copy of the model without some blocks must answer exactly as the whole one
+does where these pass their input on, or, where they add to a sum outside of them, add nothing.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Final, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fedpress.compression.errors import FedpressError
+from fedpress.compression.models import architecture, inputs
+from fedpress.compression.models.reproducible import evaluating
+
+TOLERANCE: Final = 1e-5
+"""Largest relative difference between outputs that rounding explains; the operations and their order are the same."""
+
+
+class NoStack(FedpressError, ValueError):
+    """The model has no stack of blocks that may be dropped."""
+
+
+class Stack(NamedTuple):
+    """A run of equal blocks in a list; blocks of unlike kinds that alternate are one unit of removal together.
+
+    Attributes:
+        path: Name of the list in the model.
+        first: Place of the first block in the list.
+        period: Number of blocks in a unit: 1, or 2 where, say, local and global attention alternate.
+        units: Number of units, at least 2.
+        end: Place after the run, which may end with less than a unit.
+        adds: Whether a dropped block adds nothing to a sum outside of it; otherwise it passes its input on.
+    """
+
+    path: str
+    first: int
+    period: int
+    units: int
+    end: int
+    adds: bool = False
+
+    def places(self, unit: int) -> range:
+        """Return the places of a unit's blocks in the list."""
+        return range(self.first + unit * self.period, self.first + (unit + 1) * self.period)
+
+
+class Found(NamedTuple):
+    """What `find` returns.
+
+    Attributes:
+        stacks: Stacks, in the model's order.
+        whole: Reasons why other lists of blocks stay whole, by their names.
+    """
+
+    stacks: tuple[Stack, ...]
+    whole: dict[str, str]
+
+    def explained(self) -> str:
+        """Return the reasons as a part of a sentence."""
+        return "; ".join(f"{path or 'the model'}: {reason}" for path, reason in self.whole.items())
+
+
+def find(model: nn.Module, example: inputs.Batch) -> Found:
+    """Return the stacks of a model.
+
+    >>> class Block(nn.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.layer = nn.Linear(4, 4)
+    ...     def forward(self, x):
+    ...         return x + self.layer(x).relu()
+    >>> model = nn.Sequential(nn.Sequential(*(Block() for _ in range(3))), nn.Linear(4, 2))
+    >>> find(model, torch.zeros(1, 4)).stacks
+    (Stack(path='0', first=0, period=1, units=3, end=3, adds=False),)
+
+    Args:
+        model: The model; untouched.
+        example: Batch of inputs.
+    """
+    probe = _disturbed(model)
+    probe_calls = _calls(probe, example)
+    found: list[Stack] = []
+    whole: dict[str, str] = {}
+    for path, module in architecture.block_lists(probe).items():
+        if any(path.startswith(f"{stack.path}.") for stack in found):
+            continue  # parts of blocks that go as a whole
+        runs = _runs(probe, path, module)
+        if not runs:
+            if len(module) > 1:
+                whole[path] = "no two of its blocks have weights of the same shapes and the same settings"
+            continue
+        for run in runs:
+            stack, reason = _tried(probe, run, example, probe_calls)
+            if stack is not None:
+                found.append(stack)
+            else:
+                whole[path] = reason
+    return Found(tuple(found), whole)
+
+
+def keep(model: nn.Module, kept: Mapping[Stack, Collection[int]]) -> nn.Module:
+    """Return a copy of a model that keeps some units of each stack, with their weights.
+
+    Args:
+        model: The model; untouched.
+        kept: Units to keep, at least one, by stack; stacks that are not named stay whole.
+
+    Raises:
+        ValueError: Units of a stack are not its own.
+    """
+    smaller = copy.deepcopy(model)
+    for stack, units in kept.items():
+        if not units or not set(units) <= set(range(stack.units)):
+            raise ValueError(f"{stack.path}: got units {sorted(units)}, expected at least one out of {stack.units}")
+        blocks = list(smaller.get_submodule(stack.path).children())
+        gone = {place for unit in set(range(stack.units)) - set(units) for place in stack.places(unit)}
+        left = [place for place in range(stack.first, stack.end) if place not in gone]
+        for place, source in enumerate(left, stack.first):
+            _move(blocks[source], blocks[place])
+        architecture.drop_blocks(smaller, {stack.path: range(stack.first + len(left), stack.end)})
+    return smaller
+
+
+def require_same(
+    model: nn.Module, smaller: nn.Module, kept: Mapping[Stack, Collection[int]], example: inputs.Batch
+) -> None:
+    """Check that a model without blocks answers as the whole one does without what these blocks do.
+
+    Args:
+        model: The whole model; untouched.
+        smaller: The model as `keep` returns it.
+        kept: The units kept, as for `keep`.
+        example: Batch of inputs.
+
+    Raises:
+        NoStack: It does not.
+    """
+    if reason := _difference(model, smaller, kept, example):
+        raise NoStack(f"blocks of {', '.join(stack.path for stack in kept)} cannot be dropped: {reason}")
+
+
+@contextmanager
+def silenced(model: nn.Module, gone: Mapping[Stack, Collection[int]]) -> Iterator[None]:
+    """Run a block in which units of a model's stacks pass their input on, or add nothing.
+
+    Args:
+        model: The model; as before after the block.
+        gone: Units by stack.
+    """
+    handles = []
+    for stack, units in gone.items():
+        blocks = list(model.get_submodule(stack.path).children())
+        for place in (place for unit in units for place in stack.places(unit)):
+            hook = _nothing if stack.adds else _passed_on
+            for part in _leaders(stack, blocks[place]):
+                handles.append(part.register_forward_hook(hook, with_kwargs=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def watching(model: nn.Module, stacks: Sequence[Stack]) -> Iterator[dict[Stack, list[tuple[Tensor, Tensor]]]]:
+    """Record the hidden states before and after each unit of the stacks in the last forward pass of a block.
+
+    The state after a unit that adds to a sum outside of it is that before the next; of the last one, its own sum.
+
+    Args:
+        model: The model; as before after the block.
+        stacks: Its stacks.
+
+    Yields:
+        (before, after) of each unit by stack, which each pass fills anew.
+    """
+    states: dict[Stack, list[tuple[Tensor, Tensor]]] = {stack: [] for stack in stacks}
+    handles = []
+
+    def watch(stack: Stack) -> None:
+        blocks = list(model.get_submodule(stack.path).children())
+        parts = [[part for place in stack.places(unit) for part in _leaders(stack, blocks[place])] for unit in range(stack.units)]
+        before: dict[int, Tensor] = {}
+        after: dict[int, Tensor] = {}
+
+        def hook(unit: int, module: nn.Module) -> Callable[..., None]:
+            def note(_: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
+                result = _first(output)
+                given = _alike([args, named], result) if result is not None else None
+                if given is None or result is None:
+                    return
+                if module is parts[unit][0]:
+                    before[unit], after[unit] = given.detach(), given.detach()
+                if stack.adds:
+                    after[unit] = after[unit] + result.detach()
+                else:
+                    after[unit] = result.detach()
+                if unit == stack.units - 1 and module is parts[unit][-1] and len(before) == stack.units:
+                    following = {number: before[number + 1] for number in range(stack.units - 1)}
+                    ends = {**after, **following} if stack.adds else after
+                    states[stack] = [(before[number], ends[number]) for number in range(stack.units)]
+
+            return note
+
+        for unit, modules in enumerate(parts):
+            handles.extend(module.register_forward_hook(hook(unit, module), with_kwargs=True) for module in modules)
+
+    for stack in stacks:
+        watch(stack)
+    try:
+        yield states
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _leaders(stack: Stack, block: nn.Module) -> list[nn.Module]:
+    return _parts(block) if stack.adds else [block]
+
+
+# ---- candidates --------------------------------------------------------------------------------------------------
+
+
+def _runs(model: nn.Module, path: str, module: nn.Module) -> list[Stack]:
+    """Return the runs of a list in which each unit may take the place of the one before it, as far as is seen."""
+    blocks = list(module.children())
+    forms = [_Form(block) if architecture.is_block(block) else None for block in blocks]
+    shared = _shared(model, path, module)
+    runs: list[Stack] = []
+    start = 0
+    while start < len(blocks) - 1:
+        for period in range(1, (len(blocks) - start) // 2 + 1):
+            end = start + period
+            while end < len(blocks) and end not in shared and end - period not in shared and _fits(
+                forms[end], forms[end - period], period
+            ):
+                end += 1
+            ends_list = isinstance(module, nn.ModuleList)
+            if end - start >= 2 * period and (end == len(blocks) or not ends_list):
+                runs.append(Stack(path, start, period, (end - start) // period, end))
+                start = end - 1
+                break
+        start += 1
+    return runs
+
+
+class _Form:
+    """What two blocks must have in common so that one may take the place of the other."""
+
+    def __init__(self, block: nn.Module) -> None:
+        self.classes = {name: type(module) for name, module in block.named_modules()}
+        self.tensors = {name: (tensor.shape, tensor.dtype) for name, tensor in block.state_dict(keep_vars=True).items()}
+        self.settings = {
+            (name, key): value
+            for name, module in block.named_modules()
+            for key, value in vars(module).items()
+            if key != "training" and _plain(value)
+        }
+
+
+def _plain(value: Any) -> bool:
+    """Return whether a value is a setting that a trial of one example may not show; fractions are left to the trial."""
+    if isinstance(value, list | tuple):
+        return all(_plain(part) for part in value)
+    return value is None or isinstance(value, bool | int | str)
+
+
+def _fits(block: _Form | None, place: _Form | None, distance: int) -> bool:
+    """Return whether a block may take a place: of its class, with its tensors, and with its settings but for numbers.
+
+    A whole number that grows with the place is a number of the block. A place with tensors of its own, such as the bias
+    of T5's first block, has settings that say so, which the trial judges.
+    """
+    if block is None or place is None:
+        return False
+    if any(place.classes.get(name) is not kind for name, kind in block.classes.items()):
+        return False
+    if any(place.tensors.get(name) != form for name, form in block.tensors.items()):
+        return False
+    if place.tensors.keys() != block.tensors.keys():
+        return True
+    for key, value in block.settings.items():
+        other = place.settings.get(key, value)
+        number = type(value) is int and type(other) is int and value - other == distance
+        if other != value and not number:
+            return False
+    return True
+
+
+def _shared(model: nn.Module, path: str, module: nn.Module) -> set[int]:
+    """Return the places of blocks that share a tensor with another part of the model."""
+    owners: dict[int, set[str]] = {}
+    names = [name for name, _ in module.named_children()]
+    start = f"{path}." if path else ""
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        rest = name.removeprefix(start).partition(".")[0] if name.startswith(start) else ""
+        owners.setdefault(id(tensor), set()).add(rest if rest in names else "")
+    together = [owned for owned in owners.values() if len(owned) > 1]
+    return {place for place, name in enumerate(names) if any(name in owned for owned in together)}
+
+
+# ---- trial -------------------------------------------------------------------------------------------------------
+
+
+def _tried(
+    model: nn.Module, run: Stack, example: inputs.Batch, calls: Mapping[int, int]
+) -> tuple[Stack | None, str]:
+    """Return the run as a stack, or the reason why nothing of it may be dropped."""
+    blocks = list(model.get_submodule(run.path).children())
+    parts = [part for unit in range(run.units) for place in run.places(unit) for part in _parts(blocks[place])]
+    if not any(calls.get(id(part)) for part in parts):
+        return None, "its blocks are not run"
+    if any(calls.get(id(part), 0) > 1 for part in parts):
+        return None, "its blocks are run more than once"
+    reasons = []
+    for adds in (False, True):
+        if not adds and not all(calls.get(id(blocks[place])) for unit in range(run.units) for place in run.places(unit)):
+            continue  # blocks that are never called as such pass nothing on
+        stack = run._replace(adds=adds)
+        reason = ""
+        for units in (range(0, run.units, 2), range(1, run.units, 2)):
+            reason = reason or _difference(model, None, {stack: units}, example)
+        if not reason:
+            return stack, ""
+        reasons.append(reason)
+    return None, reasons[0]
+
+
+def _difference(
+    model: nn.Module, smaller: nn.Module | None, kept: Mapping[Stack, Collection[int]], example: inputs.Batch
+) -> str:
+    """Return what is wrong with a model that keeps some units only; "": nothing."""
+    gone = {stack: sorted(set(range(stack.units)) - set(units)) for stack, units in kept.items()}
+    try:
+        smaller = keep(model, kept) if smaller is None else smaller
+        got = _outputs(smaller, example)
+    except Exception as error:  # whatever a model's own code raises
+        return f"without some of its blocks the model does not run ({type(error).__name__}: {error})"
+    with silenced(model, gone):
+        expected = _outputs(model, example)
+    shapes = [[tuple(tensor.shape) for tensor in tensors] for tensors in (got, expected)]
+    if shapes[0] != shapes[1]:
+        return f"without some of its blocks the outputs change from {shapes[1]} to {shapes[0]}"
+    for one, other in zip(got, expected, strict=True):
+        scale = float(other[other.isfinite()].abs().max()) if other.isfinite().any() else 0.0
+        if not torch.allclose(one, other, rtol=TOLERANCE, atol=TOLERANCE * scale, equal_nan=True):
+            return (
+                "without some of its blocks the model answers otherwise than where these pass their input on; what they"
+                " do depends on their place, or others use what they put out"
+            )
+    return ""
+
+
+def outputs(value: Any) -> list[Tensor]:
+    """Return the tensors in a model's outputs, in their order; objects such as caches are left out.
+
+    Args:
+        value: What the model returned.
+    """
+    return list(_tensors(value))
+
+
+def _outputs(model: nn.Module, example: inputs.Batch) -> list[Tensor]:
+    with evaluating(model):
+        return [tensor.double() for tensor in outputs(inputs.call(model, example))]
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """Yield the tensors in tensors, mappings, lists and tuples."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from (tensor for part in value.values() for tensor in _tensors(part))
+    elif isinstance(value, list | tuple):
+        yield from (tensor for part in value for tensor in _tensors(part))
+
+
+def _calls(model: nn.Module, example: inputs.Batch) -> dict[int, int]:
+    """Return how often each module is called in a forward pass, by its id."""
+    calls: dict[int, int] = {}
+
+    def count(module: nn.Module, *_: Any) -> None:
+        calls[id(module)] = calls.get(id(module), 0) + 1
+
+    handles = [module.register_forward_hook(count) for module in model.modules()]
+    try:
+        _outputs(model, example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return calls
+
+
+def _parts(block: nn.Module) -> list[nn.Module]:
+    """Return the block, or, where it is a mere container without a forward pass, what is called of it."""
+    kinds = type(block).__mro__
+    if any("forward" in vars(kind) for kind in kinds[: kinds.index(nn.Module)]):
+        return [block]
+    return [part for child in block.children() for part in _parts(child)]
+
+
+def _passed_on(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Any) -> Any:
+    """Replace the first tensor of a block's output by that of its input, a forward hook."""
+    result = _first(output)
+    given = _alike([args, named], result) if result is not None else None
+    return output if given is None else _with_first(output, given)
+
+
+def _nothing(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Any) -> Any:
+    """Replace the first tensor of a block's output by zeros, a forward hook."""
+    result = _first(output)
+    return output if result is None else _with_first(output, torch.zeros_like(result))
+
+
+def _first(value: Any) -> Tensor | None:
+    return next(_tensors(value), None)
+
+
+def _alike(given: Any, result: Tensor) -> Tensor | None:
+    """Return the first tensor of an input that has the shape and dtype of a result."""
+    return next((t for t in _tensors(given) if t.shape == result.shape and t.dtype == result.dtype), None)
+
+
+def _with_first(output: Any, tensor: Tensor) -> Any:
+    """Return an output with its first tensor replaced."""
+    if isinstance(output, Tensor):
+        return tensor
+    if isinstance(output, Mapping):
+        changed = copy.copy(output)
+        key = next(key for key, part in output.items() if _first(part) is not None)
+        changed[key] = _with_first(output[key], tensor)  # type: ignore[index]
+        return changed
+    number = next(number for number, part in enumerate(output) if _first(part) is not None)
+    members = [_with_first(part, tensor) if place == number else part for place, part in enumerate(output)]
+    return type(output)(*members) if hasattr(output, "_fields") else type(output)(members)
+
+
+def _disturbed(model: nn.Module) -> nn.Module:
+    """Return a copy on the CPU whose weights are moved a little, so that no block is silent by weights of zero."""
+    other = copy.deepcopy(model).cpu()
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        for parameter in other.parameters():
+            if parameter.is_floating_point():
+                scale = float(parameter.float().std()) if parameter.numel() > 1 else 0.0
+                size = 0.1 * scale if math.isfinite(scale) and scale > 0 else 0.02
+                parameter.add_(size * torch.randn_like(parameter))
+    return other
+
+
+def _move(source: nn.Module, place: nn.Module) -> None:
+    """Give a place the weights of a block; tensors that it alone has stay."""
+    if source is place:
+        return
+    of_place = place.state_dict(keep_vars=True)
+    for name, tensor in source.state_dict(keep_vars=True).items():
+        of_place[name].data = tensor.data
+        if isinstance(tensor, nn.Parameter):
+            of_place[name].requires_grad_(tensor.requires_grad)
