@@ -152,7 +152,7 @@ def _check(how: Mapping[str, str], own: Mapping[str, Tensor], theirs: Mapping[st
             raise InheritanceError(f"inherit: {rule!r}: {source!r}: expected as many * on both sides")
         for side, pattern, names in (("student", rule, own), ("teacher", source, theirs)):
             if not any(_pattern(pattern).match(name) for name in names):
-                parts = {name.rpartition(".")[0] or name for name in names}
+                parts = {".".join(name.split(".")[: pattern.count(".") + 1]) for name in names}
                 raise InheritanceError(
                     f"inherit: the {side} has no tensor called {pattern!r} or beginning so; expected"
                     f" {suggest.choices(sorted(parts), pattern)}"

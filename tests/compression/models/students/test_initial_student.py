@@ -11,6 +11,7 @@ from fedpress.compression.models.distillation.settings import Distillation
 from fedpress.compression.models.pruning import structural
 from fedpress.compression.models.pruning.schedule import Prune
 from fedpress.compression.models.pruning.settings import Pruning
+from fedpress.compression.models.stacks import NoStack
 from fedpress.compression.models.students import depth
 from fedpress.compression.models.students.initial_student import PruneToBudget, Start, UnknownArchitecture, start_of
 from fedpress.compression.models.students.search import SearchStudent
@@ -109,7 +110,7 @@ def test_layers_that_the_settings_ignore_stay_whole() -> None:
 def test_what_the_task_does_not_have_is_refused() -> None:
     with pytest.raises(UnknownArchitecture, match="'digits' has no student 'gru'; it has cnn, cnn-bn, mlp, vit"):
         made(Budget(parameters=0.5), Start("gru"))
-    with pytest.raises(architecture.UnsupportedLayer, match="no architecture.Stack"):
+    with pytest.raises(NoStack, match="no blocks that may be dropped"):
         made(Budget(parameters=0.5), Start("mlp", layers=0.5))
     with pytest.raises(ValueError, match="layers is 0, expected a number of blocks >= 1"):
         Start(layers=0)
