@@ -12,6 +12,8 @@ from torch.optim.sgd import sgd
 
 from fedpress.client.settings import Training
 from fedpress.compression.models import batch_norm, batches
+from fedpress.compression.models import inputs as model_inputs
+from fedpress.compression.models.outputs import Outputs, fitted
 from fedpress.compression.models.task import IGNORED, Examples, has_target, usable
 
 
@@ -30,7 +32,7 @@ def deterministic(seed: int) -> None:
 def train(
     model: nn.Module,
     examples: Examples,
-    loss: Callable[[Tensor, Tensor], Tensor],
+    loss: Callable[[Outputs, Tensor], Tensor],
     settings: Training,
     seed: int,
     flags: Mapping[str, NDArray[np.bool_]] | None = None,
@@ -73,10 +75,12 @@ def train(
     total, seen, spare, unscored = (torch.zeros((), dtype=torch.float64, device=device) for _ in range(4))
     with batches.lone_examples(model):
         for batch in _batches(count, settings, order, model):
-            inputs, targets = examples.inputs[batch].to(device), examples.targets[batch].to(device)
+            inputs, targets = examples.batch(batch)
+            inputs = model_inputs.to(inputs, device)
             model.zero_grad()
             with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
-                value = loss(model(inputs), targets)
+                outputs = model_inputs.call(model, inputs)
+                value = loss(outputs, fitted(targets.to(device), outputs, inputs))
             answers = int(scored(examples.targets[batch]).sum())
             if not answers and not torch.isfinite(value):
                 continue  # the mean over no place at all
@@ -124,7 +128,7 @@ def running_statistics(model: nn.Module, examples: Examples, settings: Training)
 def gradient(
     model: nn.Module,
     examples: Examples,
-    loss: Callable[[Tensor, Tensor], Tensor],
+    loss: Callable[[Outputs, Tensor], Tensor],
     settings: Training,
     seed: int,
     scored: Callable[[Tensor], Tensor] = has_target,
@@ -149,9 +153,12 @@ def gradient(
     answers = int(scored(examples.targets).sum())
     with batches.lone_examples(model):
         for batch in batches.split(torch.arange(len(examples.targets)), settings.batch_size, model):
-            inputs, targets = examples.inputs[batch].to(device), examples.targets[batch].to(device)
-            if in_batch := int(scored(examples.targets[batch]).sum()):
-                (loss(model(inputs), targets) * (in_batch / answers)).backward()  # type: ignore[no-untyped-call]
+            inputs, targets = examples.batch(batch)
+            inputs = model_inputs.to(inputs, device)
+            if in_batch := int(scored(targets).sum()):
+                outputs = model_inputs.call(model, inputs)
+                value = loss(outputs, fitted(targets.to(device), outputs, inputs))
+                (value * (in_batch / answers)).backward()  # type: ignore[no-untyped-call]
     model.to("cpu")
     return {
         name: np.zeros(tuple(parameter.shape), np.float32) if parameter.grad is None else parameter.grad.float().numpy()

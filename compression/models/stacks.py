@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from fedpress.compression.errors import FedpressError
-from fedpress.compression.models import architecture, inputs
+from fedpress.compression.models import architecture, inputs, outputs
 from fedpress.compression.models.reproducible import evaluating
 
 TOLERANCE: Final = 1e-5
@@ -363,18 +363,9 @@ def _difference(
     return ""
 
 
-def outputs(value: Any) -> list[Tensor]:
-    """Return the tensors in a model's outputs, in their order; objects such as caches are left out.
-
-    Args:
-        value: What the model returned.
-    """
-    return list(_tensors(value))
-
-
 def _outputs(model: nn.Module, example: inputs.Batch) -> list[Tensor]:
     with evaluating(model):
-        return [tensor.double() for tensor in outputs(inputs.call(model, example))]
+        return [tensor.double() for tensor in outputs.tensors(inputs.call(model, example))]
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

@@ -17,6 +17,7 @@ from torch import nn
 
 from fedpress.compression import files, seeds
 from fedpress.compression.models import architecture
+from fedpress.compression.models import inputs as model_inputs
 from fedpress.compression.models.pruning import importance
 from fedpress.compression.models.reproducible import reproducible
 from fedpress.compression.models.students import initial_student
@@ -96,7 +97,7 @@ class TierWorkload(Workload):
             return initial_student.start_of(
                 self.task,
                 whole,
-                self.task.data().proxy.inputs[:1],
+                model_inputs.first(self.task.data().proxy.inputs),
                 self.budget,
                 start(self._tier),
                 lambda _: importance.named(self.scenario.students.prune),

@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from fedpress.compression.models import architecture, stacks
+from fedpress.compression.models import architecture
 from fedpress.compression.models import inputs as model_inputs
+from fedpress.compression.models import outputs as model_outputs
 from fedpress.compression.models.inputs import Batch
 from fedpress.compression.models.reproducible import evaluating
 
@@ -185,7 +186,7 @@ def stages(model: nn.Module, example: Batch) -> list[Stage]:
         example: Batch of inputs, (N, ...).
     """
     with evaluating(model), recording(model) as record:
-        answers = stacks.outputs(model_inputs.call(model, example))
+        answers = model_outputs.tensors(model_inputs.call(model, example))
         outputs = list(record.outputs)
     if outputs and any(outputs[-1][1].numel() == answer.numel() for answer in answers):
         outputs.pop()  # the output of the model

@@ -31,6 +31,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
+from fedpress.compression.models import inputs as model_inputs
+from fedpress.compression.models.outputs import fitted
 from fedpress.compression.models.pruning.channel_groups import Group
 from fedpress.compression.models.pruning.settings import Importance, Pruning, Ranking, Tracing
 from fedpress.compression.models.reproducible import reproducible
@@ -122,9 +124,10 @@ def gradients(model: nn.Module, task: Task, examples: Examples, batch_size: int 
         sums = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
         starts = range(0, len(examples.targets), batch_size)
         for start in starts:
-            inputs, targets = (part[start : start + batch_size] for part in examples)
+            inputs, targets = examples.batch(slice(start, start + batch_size))
+            outputs = model_inputs.call(probe, inputs)
             slopes = torch.autograd.grad(
-                task.loss(probe(inputs), targets), list(parameters.values()), allow_unused=True
+                task.loss(outputs, fitted(targets, outputs, inputs)), list(parameters.values()), allow_unused=True
             )
             for name, gradient in zip(parameters, slopes, strict=True):
                 if gradient is not None:

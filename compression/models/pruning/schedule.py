@@ -29,6 +29,7 @@ from typing import Final, Literal, NamedTuple
 from torch import Tensor, nn
 
 from fedpress.compression import seeds
+from fedpress.compression.models import inputs as model_inputs
 from fedpress.compression.models import masks
 from fedpress.compression.models.distillation.settings import Distillation
 from fedpress.compression.models.masks import Masks
@@ -72,7 +73,7 @@ class Prune:
         """
         criterion = importance.named(self.settings)
         if self.settings.granularity == "channels":
-            structural.keep_fraction(model, task.data().validation.inputs[:1], 0.5, criterion=criterion)
+            structural.keep_fraction(model, model_inputs.first(task.data().validation.inputs), 0.5, criterion=criterion)
         else:
             weights.prunable(model, criterion)
 
@@ -219,7 +220,9 @@ class _Run(NamedTuple):
             return copy.deepcopy(teacher)
         term: Penalty = penalties.l1
         if self.settings.penalty == "group_lasso":
-            term = penalties.GroupLasso(teacher, self.examples.inputs[:1], importance.named(self.settings))
+            term = penalties.GroupLasso(
+                teacher, model_inputs.first(self.examples.inputs), importance.named(self.settings)
+            )
         weighted: Callable[[nn.Module], Tensor] = lambda model: self.settings.penalty_weight * term(model)  # noqa: E731
         seed = seeds.derive("penalty", self.seed)
         return self.fine_tune(teacher, epochs=self.settings.penalty_epochs, seed=seed, penalty=weighted)
@@ -235,7 +238,7 @@ class _Run(NamedTuple):
         criterion = importance.of_settings(settings, gradients, seeds.derive("random", self.seed))
         count = round(fraction * self.parameters)
         if settings.granularity == "channels":
-            smaller = structural.prune_to(model, self.examples.inputs[:1], count, criterion=criterion)
+            smaller = structural.prune_to(model, model_inputs.first(self.examples.inputs), count, criterion=criterion)
             return self._trained(smaller, attempt), None
         mask = self._mask(model, within, count, criterion)
         start = model if self.rewind is None else self.rewind

@@ -21,6 +21,8 @@ from torch.utils import flop_counter
 
 from fedpress.compression.errors import FedpressError
 from fedpress.compression.models import architecture
+from fedpress.compression.models import inputs as model_inputs
+from fedpress.compression.models.inputs import Batch
 from fedpress.compression.models.pruning import channel_groups, importance
 from fedpress.compression.models.pruning.channel_flow import PruneError as PruneError
 from fedpress.compression.models.pruning.importance import Criterion
@@ -39,7 +41,7 @@ def parameters_of(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def flops_of(model: nn.Module, example_input: Tensor) -> int:
+def flops_of(model: nn.Module, example_input: Batch) -> int:
     """Return the floating-point operations of one forward pass of one example; a multiply-add counts as two.
 
     Matrix products, convolutions and attention are counted, by torch's own counter; element-wise operations
@@ -55,7 +57,7 @@ def flops_of(model: nn.Module, example_input: Tensor) -> int:
     counter = flop_counter.FlopCounterMode(display=False, custom_mapping={torch.ops.aten.mkldnn_rnn_layer: _recurrent})
     # The CPU's fused attention is unknown to the counter; unfused, it is matrix products.
     with evaluating(model), sdpa_kernel(SDPBackend.MATH), counter:
-        model(example_input[:1])
+        model_inputs.call(model, model_inputs.first(example_input))
     return int(counter.get_total_flops())
 
 

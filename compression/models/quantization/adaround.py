@@ -24,6 +24,8 @@ from torch.func import functional_call
 from torch.nn.modules.conv import _ConvNd
 
 from fedpress.compression.models import architecture
+from fedpress.compression.models import inputs as model_inputs
+from fedpress.compression.models.inputs import Batch, Inputs
 from fedpress.compression.models.quantization import quantized_tensor
 from fedpress.compression.models.quantization.quantized_tensor import Quantized
 from fedpress.compression.models.reproducible import reproducible
@@ -46,7 +48,7 @@ MAX_INPUTS = 1024
 def rounded(
     model: nn.Module,
     nearest: Mapping[str, Quantized | NDArray[Any]],
-    inputs: Tensor,
+    inputs: Inputs,
     *,
     steps: int = STEPS,
     seed: int,
@@ -64,7 +66,7 @@ def rounded(
         exact = copy.deepcopy(model).cpu().eval()
         rough = copy.deepcopy(exact)
         architecture.fill(rough, quantized_tensor.dequantize(nearest))
-        batches = torch.split(inputs[:MAX_INPUTS], 256)
+        batches = list(model_inputs.pieces(model_inputs.first(inputs, MAX_INPUTS), 256))
         quantized: dict[str, Quantized] = {}
         paths = [path for path, layer in exact.named_modules() if isinstance(layer, _ConvNd | nn.Linear)]
         for path in paths:
@@ -84,14 +86,14 @@ def rounded(
     return quantized
 
 
-def _inputs(model: nn.Module, layer: nn.Module, batches: tuple[Tensor, ...]) -> Tensor:
+def _inputs(model: nn.Module, layer: nn.Module, batches: list[Batch]) -> Tensor:
     """Return the inputs of a layer while the model runs on `batches`; empty where the layer is not called."""
     recorded: list[Tensor] = []
     handle = layer.register_forward_pre_hook(lambda _, arguments: recorded.append(arguments[0].detach()))
     try:
         with torch.no_grad():
             for batch in batches:
-                model(batch)
+                model_inputs.call(model, batch)
     finally:
         handle.remove()
     return torch.cat(recorded) if recorded else torch.empty(0)

@@ -12,10 +12,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from fedpress.compression.errors import NonFiniteError
 from fedpress.compression.models import architecture
+from fedpress.compression.models import inputs as model_inputs
+from fedpress.compression.models.inputs import Inputs
 from fedpress.compression.models.quantization import adaround, quantization_aware, quantized_tensor
 from fedpress.compression.models.quantization.quantized_tensor import Tensors
 from fedpress.compression.models.quantization.settings import Quantization
@@ -44,7 +46,7 @@ class Quantize:
 
 
 def quantize(
-    model: nn.Module, settings: Quantization = Quantization(), calibration: Tensor | None = None, *, seed: int = 0
+    model: nn.Module, settings: Quantization = Quantization(), calibration: Inputs | None = None, *, seed: int = 0
 ) -> Tensors:
     """Return the model's state dict with every float tensor of two or more dimensions quantized.
 
@@ -64,7 +66,7 @@ def quantize(
         UnsupportedLayer: The state dict holds something other than tensors.
         ValueError: adaround is chosen, but there are no calibration inputs.
     """
-    if settings.rounding == "adaround" and (calibration is None or not len(calibration)):
+    if settings.rounding == "adaround" and (calibration is None or not model_inputs.count(calibration)):
         raise ValueError("adaround needs calibration inputs, got none: does the task hold out a proxy part?")
     plain, scales = quantization_aware.finish(model)
     if settings.sparsity and not scales:

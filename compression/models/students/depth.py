@@ -22,7 +22,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from fedpress.compression.models import architecture, inputs, stacks
+from fedpress.compression.models import architecture, inputs, outputs, stacks
 from fedpress.compression.models.pruning.settings import LayerOrder
 from fedpress.compression.models.reproducible import evaluating
 from fedpress.compression.models.stacks import NoStack, Stack
@@ -174,5 +174,5 @@ def _answers(model: nn.Module, calibration: inputs.Inputs) -> list[Tensor]:
     """Return the first tensor of a model's outputs for each batch."""
     with evaluating(model):
         return [
-            stacks.outputs(inputs.call(model, batch))[0].double() for batch in inputs.pieces(calibration, BATCH)
+            outputs.tensors(inputs.call(model, batch))[0].double() for batch in inputs.pieces(calibration, BATCH)
         ]

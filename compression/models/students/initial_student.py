@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from torch import Tensor, nn
+from torch import nn
 
 from fedpress.compression import seeds
 from fedpress.compression.errors import FedpressError
+from fedpress.compression.models import inputs as model_inputs
+from fedpress.compression.models.inputs import Batch
 from fedpress.compression.models.pruning import fine_tuning, importance, structural
 from fedpress.compression.models.pruning.importance import Criterion
 from fedpress.compression.models.inputs import Inputs
@@ -81,7 +83,7 @@ class PruneToBudget:
             task: Task of the model.
             seed: Seed of fresh weights.
         """
-        example = task.data().validation.inputs[:1]
+        example = model_inputs.first(task.data().validation.inputs)
         return start_of(
             task,
             model,
@@ -168,7 +170,7 @@ def fresh(task: Task, architecture: str, *, seed: int) -> nn.Module:
 def start_of(
     task: Task,
     teacher: nn.Module,
-    example_input: Tensor,
+    example_input: Batch,
     budget: Budget,
     start: Start = Start(),
     criterion: Callable[[nn.Module], Criterion] = lambda _: importance.DEFAULT,

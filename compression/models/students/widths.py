@@ -10,10 +10,11 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 
-from torch import Tensor, nn
+from torch import nn
 
 from fedpress.compression.models import architecture
 from fedpress.compression.models.architecture import Shape
+from fedpress.compression.models.inputs import Batch
 from fedpress.compression.models.pruning import importance, structural
 from fedpress.compression.models.pruning.importance import Criterion
 from fedpress.compression.models.quantization.settings import Quantization
@@ -41,7 +42,7 @@ class Widths:
         PruneError: The model cannot be pruned.
     """
 
-    def __init__(self, model: nn.Module, example_input: Tensor, criterion: Criterion = importance.DEFAULT) -> None:
+    def __init__(self, model: nn.Module, example_input: Batch, criterion: Criterion = importance.DEFAULT) -> None:
         self._model, self._example = model, example_input
         self._pruner = structural.Pruner(model, example_input, criterion=criterion)
         self._shapes = architecture.shapes(model)

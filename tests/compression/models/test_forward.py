@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from fedpress.compression.models import forward
+from fedpress.compression.models import outputs as model_outputs
 from fedpress.compression.models.forward import BatchDependent, EvaluationError
 from fedpress.compression.models.reproducible import evaluating
 
@@ -48,9 +49,9 @@ def run(model: nn.Module, given_inputs: Tensor, batch_size: int = 512, threads: 
         assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)
-    stops = [rows.stop for rows, _ in parts]
-    assert [rows.start for rows, _ in parts] == [0, *stops[:-1]] and stops[-1] == len(given_inputs)
-    return forward.joined([outputs for _, outputs in parts])
+    stops = [rows.stop for rows, _, _ in parts]
+    assert [rows.start for rows, _, _ in parts] == [0, *stops[:-1]] and stops[-1] == len(given_inputs)
+    return model_outputs.joined([outputs for _, outputs, _ in parts])
 
 
 def at_once(model: nn.Module, given_inputs: Tensor) -> Any:
@@ -202,9 +203,9 @@ def test_outputs_of_several_tensors_keep_their_structure(kind: str) -> None:
     some, model = inputs(150), Several(kind)
     found, expected = run(model, some), model(some)
     assert type(found) is type(expected)
-    assert all(map(torch.equal, forward.tensors(found), forward.tensors(expected)))
-    halves = forward.mapped(found, lambda tensor: tensor / 2)
-    pairs = zip(forward.tensors(halves), forward.tensors(found), strict=True)
+    assert all(map(torch.equal, model_outputs.tensors(found), model_outputs.tensors(expected)))
+    halves = model_outputs.mapped(found, lambda tensor: tensor / 2)
+    pairs = zip(model_outputs.tensors(halves), model_outputs.tensors(found), strict=True)
     assert all(torch.equal(2 * half, one) for half, one in pairs)
 
 
@@ -235,15 +236,6 @@ def test_an_error_of_the_model_is_an_error_that_names_it() -> None:
         run(net(), torch.ones(100, 6))
 
 
-@settings(deadline=None)
-@given(st.integers(1, 300), st.integers(1, 70))
-def test_pieces_are_of_nearly_equal_size(count: int, most: int) -> None:
-    pieces = forward.even(torch.arange(count), most)
-    sizes = [len(piece) for piece in pieces]
-    assert torch.equal(torch.cat(pieces), torch.arange(count))
-    assert max(sizes) <= most and max(sizes) - min(sizes) <= 1 and len(sizes) == -(-count // most)
-
-
 def test_the_model_is_left_as_it_was() -> None:
     model = net(nn.BatchNorm1d(8, track_running_stats=False)).train()
     model[0].eval()
@@ -259,8 +251,8 @@ def test_the_model_is_left_as_it_was() -> None:
 @pytest.mark.parametrize("spoil", [float("nan"), float("inf"), -float("inf")])
 def test_rounding_is_no_difference_and_neither_are_infinities_in_the_same_places(spoil: float) -> None:
     one = torch.randn(50)
-    assert forward.close(one, one + 1e-6) and not forward.close(one, one + 0.01)
+    assert model_outputs.close(one, one + 1e-6) and not model_outputs.close(one, one + 0.01)
     other = one.clone()
     other[3] = spoil
-    assert forward.close(other, other.clone()) and not forward.close(one, other)
-    assert not forward.close(one, one[:49]) and not forward.close(one > 0, one < 0)
+    assert model_outputs.close(other, other.clone()) and not model_outputs.close(one, other)
+    assert not model_outputs.close(one, one[:49]) and not model_outputs.close(one > 0, one < 0)

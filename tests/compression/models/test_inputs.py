@@ -42,7 +42,8 @@ def test_pieces_are_the_inputs_in_order(count: int, most: int) -> None:
         parts = list(inputs.pieces(given_inputs, most))
 
         assert torch.equal(torch.cat(parts), tensor)
-        assert max(map(len, parts)) <= most
+        sizes = [len(part) for part in parts]
+        assert max(sizes) <= most and max(sizes) - min(sizes) <= 1 and len(sizes) == max(1, -(-count // most))
 
 
 def test_tensors_by_name_are_keyword_arguments() -> None:

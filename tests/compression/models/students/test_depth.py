@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tests.apps.stacked import Looped, UNet
 from torch import Tensor, nn
 
-from fedpress.compression.models import architecture, inputs, stacks
+from fedpress.compression.models import architecture, inputs, outputs, stacks
 from fedpress.compression.models.pruning.settings import LayerOrder
 from fedpress.compression.models.reproducible import evaluating
 from fedpress.compression.models.stacks import NoStack
@@ -200,7 +200,7 @@ def test_layers_of_a_library_can_be_dropped(name: str) -> None:
         architecture.shrink(fresh, architecture.shapes(small))
         fresh.load_state_dict(small.state_dict())
         with evaluating(small), evaluating(fresh):
-            answers = [stacks.outputs(inputs.call(each, batch)) for each in (small, fresh)]
+            answers = [outputs.tensors(inputs.call(each, batch)) for each in (small, fresh)]
         assert all(map(torch.equal, *answers))
 
 
