@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from fedpress.compression.errors import FedpressError
-from fedpress.compression.models import architecture, inputs, outputs
+from fedpress.compression.models import architecture, block_forms, inputs, outputs
 from fedpress.compression.models.reproducible import evaluating
 
 TOLERANCE: Final = 1e-5
@@ -96,13 +96,13 @@ def find(model: nn.Module, example: inputs.Batch) -> Found:
     for path, module in architecture.block_lists(probe).items():
         if any(path.startswith(f"{stack.path}.") for stack in found):
             continue  # parts of blocks that go as a whole
-        runs = _runs(probe, path, module)
+        runs = block_forms.runs(probe, path)
         if not runs:
             if len(module) > 1:
                 whole[path] = "no two of its blocks have weights of the same shapes and the same settings"
             continue
         for run in runs:
-            stack, reason = _tried(probe, run, example, probe_calls)
+            stack, reason = _tried(probe, Stack(path, *run), example, probe_calls)
             if stack is not None:
                 found.append(stack)
             else:
@@ -191,7 +191,10 @@ def watching(model: nn.Module, stacks: Sequence[Stack]) -> Iterator[dict[Stack, 
 
     def watch(stack: Stack) -> None:
         blocks = list(model.get_submodule(stack.path).children())
-        parts = [[part for place in stack.places(unit) for part in _leaders(stack, blocks[place])] for unit in range(stack.units)]
+        parts = [
+            [part for place in stack.places(unit) for part in _leaders(stack, blocks[place])]
+            for unit in range(stack.units)
+        ]
         before: dict[int, Tensor] = {}
         after: dict[int, Tensor] = {}
 
@@ -230,93 +233,10 @@ def _leaders(stack: Stack, block: nn.Module) -> list[nn.Module]:
     return _parts(block) if stack.adds else [block]
 
 
-# ---- candidates --------------------------------------------------------------------------------------------------
-
-
-def _runs(model: nn.Module, path: str, module: nn.Module) -> list[Stack]:
-    """Return the runs of a list in which each unit may take the place of the one before it, as far as is seen."""
-    blocks = list(module.children())
-    forms = [_Form(block) if architecture.is_block(block) else None for block in blocks]
-    shared = _shared(model, path, module)
-    runs: list[Stack] = []
-    start = 0
-    while start < len(blocks) - 1:
-        for period in range(1, (len(blocks) - start) // 2 + 1):
-            end = start + period
-            while end < len(blocks) and end not in shared and end - period not in shared and _fits(
-                forms[end], forms[end - period], period
-            ):
-                end += 1
-            ends_list = isinstance(module, nn.ModuleList)
-            if end - start >= 2 * period and (end == len(blocks) or not ends_list):
-                runs.append(Stack(path, start, period, (end - start) // period, end))
-                start = end - 1
-                break
-        start += 1
-    return runs
-
-
-class _Form:
-    """What two blocks must have in common so that one may take the place of the other."""
-
-    def __init__(self, block: nn.Module) -> None:
-        self.classes = {name: type(module) for name, module in block.named_modules()}
-        self.tensors = {name: (tensor.shape, tensor.dtype) for name, tensor in block.state_dict(keep_vars=True).items()}
-        self.settings = {
-            (name, key): value
-            for name, module in block.named_modules()
-            for key, value in vars(module).items()
-            if key != "training" and _plain(value)
-        }
-
-
-def _plain(value: Any) -> bool:
-    """Return whether a value is a setting that a trial of one example may not show; fractions are left to the trial."""
-    if isinstance(value, list | tuple):
-        return all(_plain(part) for part in value)
-    return value is None or isinstance(value, bool | int | str)
-
-
-def _fits(block: _Form | None, place: _Form | None, distance: int) -> bool:
-    """Return whether a block may take a place: of its class, with its tensors, and with its settings but for numbers.
-
-    A whole number that grows with the place is a number of the block. A place with tensors of its own, such as the bias
-    of T5's first block, has settings that say so, which the trial judges.
-    """
-    if block is None or place is None:
-        return False
-    if any(place.classes.get(name) is not kind for name, kind in block.classes.items()):
-        return False
-    if any(place.tensors.get(name) != form for name, form in block.tensors.items()):
-        return False
-    if place.tensors.keys() != block.tensors.keys():
-        return True
-    for key, value in block.settings.items():
-        other = place.settings.get(key, value)
-        number = type(value) is int and type(other) is int and value - other == distance
-        if other != value and not number:
-            return False
-    return True
-
-
-def _shared(model: nn.Module, path: str, module: nn.Module) -> set[int]:
-    """Return the places of blocks that share a tensor with another part of the model."""
-    owners: dict[int, set[str]] = {}
-    names = [name for name, _ in module.named_children()]
-    start = f"{path}." if path else ""
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        rest = name.removeprefix(start).partition(".")[0] if name.startswith(start) else ""
-        owners.setdefault(id(tensor), set()).add(rest if rest in names else "")
-    together = [owned for owned in owners.values() if len(owned) > 1]
-    return {place for place, name in enumerate(names) if any(name in owned for owned in together)}
-
-
 # ---- trial -------------------------------------------------------------------------------------------------------
 
 
-def _tried(
-    model: nn.Module, run: Stack, example: inputs.Batch, calls: Mapping[int, int]
-) -> tuple[Stack | None, str]:
+def _tried(model: nn.Module, run: Stack, example: inputs.Batch, calls: Mapping[int, int]) -> tuple[Stack | None, str]:
     """Return the run as a stack, or the reason why nothing of it may be dropped."""
     blocks = list(model.get_submodule(run.path).children())
     parts = [part for unit in range(run.units) for place in run.places(unit) for part in _parts(blocks[place])]
@@ -326,7 +246,9 @@ def _tried(
         return None, "its blocks are run more than once"
     reasons = []
     for adds in (False, True):
-        if not adds and not all(calls.get(id(blocks[place])) for unit in range(run.units) for place in run.places(unit)):
+        if not adds and not all(
+            calls.get(id(blocks[place])) for unit in range(run.units) for place in run.places(unit)
+        ):
             continue  # blocks that are never called as such pass nothing on
         stack = run._replace(adds=adds)
         reason = ""

@@ -58,13 +58,13 @@ class Tier(Budget, Named):
     layers: Annotated[int | float | None, BeforeValidator(blocks)] = Field(
         default=None,
         description="Blocks kept of each stack of the model: a number, or a fraction of them; 0.5: half the layers of a"
-        " transformer. They go before the rest is pruned to the budget, in the order of `prune.layer_order`; null: all.",
+        " transformer. They go before the rest is pruned to the budget, as `prune.layer_order` says; null: all.",
     )
     inherit: Annotated[Inherit | None, BeforeValidator(inherits)] = Field(
         default=None,
         description="Weights that another architecture takes over from the global model: by-name: those of the same"
         " names and shapes; every-second: likewise, of longer lists of layers evenly spaced ones; or names of the"
-        " student with those of the global model, such as {layers.0: encoder.layer.0}, with * for any text; null: none.",
+        " student with the global model's, such as {layers.0: encoder.layer.0}, with * for any text; null: none.",
     )
     trains: bool = Field(
         default=False, description="Clients of the tier train its student themselves; needs `teaching`."

@@ -28,7 +28,11 @@ class LossWeights(Settings):
     teacher: float = Field(default=1.0, ge=0, description="The teacher's answers (Hinton et al.).")
     labels: float = Field(default=0.5, ge=0, description="Labels, where students may see them.")
     features: float = Field(
-        default=0.0, ge=0, json_schema_extra=ADVANCED, description="The teacher's activations, projected (FitNets); of transformers, hidden states layer by layer (TinyBERT)."
+        default=0.0,
+        ge=0,
+        json_schema_extra=ADVANCED,
+        description="The teacher's activations, projected (FitNets); of transformers, the states after each layer"
+        " (TinyBERT).",
     )
     attention_transfer: float = Field(
         default=0.0,
@@ -37,7 +41,10 @@ class LossWeights(Settings):
         description="Spatial maps of the teacher's squared activations (attention transfer).",
     )
     attention: float = Field(
-        default=0.0, ge=0, json_schema_extra=ADVANCED, description="The teacher's attention maps, for transformers of any library."
+        default=0.0,
+        ge=0,
+        json_schema_extra=ADVANCED,
+        description="The teacher's attention maps, for transformers of any library.",
     )
     mean_teacher: float = Field(
         default=0.0,
@@ -80,8 +87,8 @@ class Distillation(Settings):
     divergence: Divergence = Field(
         default="kl",
         json_schema_extra=ADVANCED,
-        description="Distance from the teacher's answers: kl: of softened probabilities; for answers that are numbers or"
-        " embeddings: mse: squared; cosine: 1 - the cosine.",
+        description="Distance from the teacher's answers: kl: of softened probabilities; for answers that are numbers"
+        " or embeddings: mse: squared; cosine: 1 - the cosine.",
     )
     weights: LossWeights = Field(
         default=LossWeights(), json_schema_extra=ADVANCED, description="Weights of the parts of the loss."

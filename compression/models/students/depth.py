@@ -19,7 +19,6 @@ import math
 from collections.abc import Collection, Mapping
 from typing import Final
 
-import torch
 from torch import Tensor, nn
 
 from fedpress.compression.models import architecture, inputs, outputs, stacks
@@ -43,9 +42,7 @@ def depth_of(model: nn.Module, example: inputs.Batch) -> int:
     return sum(stack.units for stack in stacks.find(model, example).stacks)
 
 
-def drop(
-    model: nn.Module, calibration: inputs.Inputs, layers: int | float, order: LayerOrder = "spaced"
-) -> nn.Module:
+def drop(model: nn.Module, calibration: inputs.Inputs, layers: int | float, order: LayerOrder = "spaced") -> nn.Module:
     """Return a copy of a model with fewer blocks in each stack, with their weights.
 
     Args:
@@ -77,9 +74,7 @@ def drop(
     return smaller
 
 
-def influences(
-    model: nn.Module, found: Collection[Stack], calibration: inputs.Inputs
-) -> dict[Stack, list[float]]:
+def influences(model: nn.Module, found: Collection[Stack], calibration: inputs.Inputs) -> dict[Stack, list[float]]:
     """Return the influence of each block: 1 - the mean cosine between the hidden states before and after it.
 
     Places of padding, as the inputs' mask says, do not count. States of maps (N, C, H, W) are compared whole.
@@ -143,15 +138,17 @@ def _norms(model: nn.Module, stack: Stack) -> list[float]:
     blocks = list(architecture.block_lists(model)[stack.path])
     return [
         math.sqrt(
-            sum(float(p.detach().double().square().sum()) for place in stack.places(unit) for p in blocks[place].parameters())
+            sum(
+                float(p.detach().double().square().sum())
+                for place in stack.places(unit)
+                for p in blocks[place].parameters()
+            )
         )
         for unit in range(stack.units)
     ]
 
 
-def _agreeing(
-    model: nn.Module, counts: Mapping[Stack, int], calibration: inputs.Inputs
-) -> dict[Stack, list[int]]:
+def _agreeing(model: nn.Module, counts: Mapping[Stack, int], calibration: inputs.Inputs) -> dict[Stack, list[int]]:
     """Return the units that are left when the least missed of any stack that has too many goes, one after the other."""
     kept = {stack: list(range(stack.units)) for stack in counts}
     answers = _answers(model, calibration)
@@ -173,6 +170,4 @@ def _agreeing(
 def _answers(model: nn.Module, calibration: inputs.Inputs) -> list[Tensor]:
     """Return the first tensor of a model's outputs for each batch."""
     with evaluating(model):
-        return [
-            outputs.tensors(inputs.call(model, batch))[0].double() for batch in inputs.pieces(calibration, BATCH)
-        ]
+        return [outputs.tensors(inputs.call(model, batch))[0].double() for batch in inputs.pieces(calibration, BATCH)]

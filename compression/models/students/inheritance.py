@@ -114,7 +114,9 @@ def _spaced(student: nn.Module, teacher: nn.Module) -> dict[str, str]:
     """Return the map of the blocks of lists that are shorter in the student."""
     ours, theirs = architecture.block_lists(student), architecture.block_lists(teacher)
     shorter = {
-        path: (len(ours[path]), len(theirs[path])) for path in ours if path in theirs and len(ours[path]) < len(theirs[path])
+        path: (len(ours[path]), len(theirs[path]))
+        for path in ours
+        if path in theirs and len(ours[path]) < len(theirs[path])
     }
     if not shorter:
         raise InheritanceError(
@@ -135,9 +137,11 @@ def _source(name: str, rules: Mapping[str, str]) -> str:
     """Return the name of a tensor in the teacher."""
     for rule in sorted(rules, key=len, reverse=True):
         if found := _pattern(rule).match(name):
-            texts = iter(found.groups())
-            start = re.sub(r"\*", lambda _: next(texts), rules[rule])
-            return start + name[found.end() :]
+            texts = (*found.groups(), "")
+            return (
+                "".join(part + text for part, text in zip(rules[rule].split("*"), texts, strict=True))
+                + name[found.end() :]
+            )
     return name
 
 

@@ -14,10 +14,9 @@ from torch import nn
 from fedpress.compression import seeds
 from fedpress.compression.errors import FedpressError
 from fedpress.compression.models import inputs as model_inputs
-from fedpress.compression.models.inputs import Batch
+from fedpress.compression.models.inputs import Batch, Inputs
 from fedpress.compression.models.pruning import fine_tuning, importance, structural
 from fedpress.compression.models.pruning.importance import Criterion
-from fedpress.compression.models.inputs import Inputs
 from fedpress.compression.models.pruning.settings import LayerOrder, Pruning
 from fedpress.compression.models.quantization.settings import Quantization
 from fedpress.compression.models.reproducible import reproducible
@@ -47,7 +46,9 @@ class Start:
 
     def __post_init__(self) -> None:
         if self.layers is not None and not (self.layers >= 1 if isinstance(self.layers, int) else 0 < self.layers <= 1):
-            raise ValueError(f"layers is {self.layers}, expected a number of blocks >= 1 or a fraction of them, in (0, 1]")
+            raise ValueError(
+                f"layers is {self.layers}, expected a number of blocks >= 1 or a fraction of them, in (0, 1]"
+            )
 
 
 @dataclass(frozen=True)

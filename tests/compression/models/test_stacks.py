@@ -104,9 +104,7 @@ def test_what_does_nothing_goes_without_a_trace(name: str) -> None:
         (lambda: Looped(1), "", ""),
     ],
 )
-def test_blocks_that_others_count_on_stay_with_a_reason(
-    model: Callable[[], nn.Module], path: str, reason: str
-) -> None:
+def test_blocks_that_others_count_on_stay_with_a_reason(model: Callable[[], nn.Module], path: str, reason: str) -> None:
     found = stacks.find(model().eval(), SEQUENCES)
     assert found.stacks == () and reason in found.whole.get(path, "")
     assert not reason or f"{path}: " in found.explained()

@@ -27,7 +27,7 @@ from fedpress.compression.models.pruning import structural
 from fedpress.compression.models.pruning.settings import Pruning
 from fedpress.compression.models.quantization.quantize import Quantize
 from fedpress.compression.models.step import SearchProgress
-from fedpress.compression.models.students import depth, pipeline
+from fedpress.compression.models.students import pipeline
 from fedpress.compression.models.students.initial_student import Start, UnknownArchitecture
 from fedpress.compression.models.students.settings import Budget, Search
 from fedpress.compression.models.task import IGNORED, Examples, Splits, Task, evaluate

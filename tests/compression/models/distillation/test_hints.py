@@ -160,7 +160,11 @@ class Fused(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads, self.size = heads, width // heads
-        self.query, self.key, self.value = nn.Linear(width, width), nn.Linear(width, self.size), nn.Linear(width, self.size)
+        self.query, self.key, self.value = (
+            nn.Linear(width, width),
+            nn.Linear(width, self.size),
+            nn.Linear(width, self.size),
+        )
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         query = self.query(x).unflatten(-1, (self.heads, self.size)).transpose(1, 2)
@@ -223,7 +227,9 @@ def test_a_student_of_half_the_layers_learns_its_teacher_s_inside(block: type[nn
         assert distance(learned) < 0.7 * distance(student)
     pairs = Hints(student, teacher, batch, batch, LossWeights(features=1.0)).projections
     assert [(p.in_features, p.out_features) for p in pairs] == [(8, 16)] * 2
-    assert any(not torch.equal(one, other) for one, other in zip(learned.parameters(), student.parameters(), strict=True))
+    assert any(
+        not torch.equal(one, other) for one, other in zip(learned.parameters(), student.parameters(), strict=True)
+    )
 
 
 @pytest.mark.parametrize("weights", [LossWeights(attention=1.0), LossWeights(features=1.0)])

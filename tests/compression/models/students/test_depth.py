@@ -214,7 +214,12 @@ def test_a_model_without_its_first_layer_still_writes(name: str) -> None:
     prompt = {"input_ids": WORDS["input_ids"][:1], "attention_mask": WORDS["attention_mask"][:1]}
     written = [
         small.generate(
-            **prompt, max_new_tokens=4, min_new_tokens=4, do_sample=False, use_cache=cached, pad_token_id=0,
+            **prompt,
+            max_new_tokens=4,
+            min_new_tokens=4,
+            do_sample=False,
+            use_cache=cached,
+            pad_token_id=0,
             decoder_start_token_id=0,
         )
         for cached in (True, False)

@@ -51,7 +51,9 @@ def test_by_name_takes_what_has_the_same_name_and_shape(caplog: pytest.LogCaptur
     assert torch.equal(learner.blocks[1].hidden[2].bias, teacher.blocks[1].hidden[2].bias)
     found = matches(student, teacher, "by-name")
     assert found.fresh["blocks.0.hidden.0.bias"] == "(6,), but blocks.0.hidden.0.bias of the teacher is (8,)"
-    assert f"a student inherits {len(found.copied)} of its {len(found.copied) + len(found.fresh)} tensors" in caplog.text
+    assert (
+        f"a student inherits {len(found.copied)} of its {len(found.copied) + len(found.fresh)} tensors" in caplog.text
+    )
     assert f"{100 * found.share:.1f} % of its parameters; fresh: blocks.0.hidden.0.weight" in caplog.text
     assert 0 < found.share < 1
 
@@ -64,7 +66,10 @@ class Other(nn.Module):
         parts = model(2, seed=3)
         self.words, self.place, self.head = parts.embedding, parts.positions, parts.output
         self.stack = nn.Sequential(
-            OrderedDict((f"layer_{n}", nn.ModuleDict({"a": b.attention, "n": b.hidden_norm})) for n, b in enumerate(parts.blocks))  # type: ignore[arg-type]
+            OrderedDict(
+                (f"layer_{n}", nn.ModuleDict({"a": b.attention, "n": b.hidden_norm}))
+                for n, b in enumerate(parts.blocks)
+            )  # type: ignore[arg-type]
         )
 
 
@@ -82,7 +87,9 @@ def test_a_map_leads_from_names_to_names() -> None:
     assert matches(student, teacher, names).fresh["stack.layer_0.a.qkv.weight"] == (
         "the teacher has no blocks.1.a.qkv.weight"
     )
-    learner = inherit(student, teacher, {"stack.layer_*.a": "blocks.*.attention", "stack.layer_*.n": "blocks.*.hidden_norm"})
+    learner = inherit(
+        student, teacher, {"stack.layer_*.a": "blocks.*.attention", "stack.layer_*.n": "blocks.*.hidden_norm"}
+    )
     assert equal(learner.stack.layer_1["a"], teacher.blocks[1].attention)
     assert equal(learner.stack.layer_0["n"], teacher.blocks[0].hidden_norm)
 

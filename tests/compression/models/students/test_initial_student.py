@@ -48,7 +48,11 @@ def test_another_architecture_is_fresh_and_cut_to_the_budget() -> None:
 def test_layers_are_dropped_before_the_rest_is_pruned() -> None:
     task = Digits(model="vit")
     found = made(Budget(parameters=0.5), Start(layers=0.5), task)
-    assert depth.depth_of(found, EXAMPLE) == 0 and len(found.blocks) == 1 and structural.parameters_of(found) <= structural.parameters_of(task.model()) / 2
+    assert (
+        depth.depth_of(found, EXAMPLE) == 0
+        and len(found.blocks) == 1
+        and structural.parameters_of(found) <= structural.parameters_of(task.model()) / 2
+    )
 
 
 class Rearranged(Task):
