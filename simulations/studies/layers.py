@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import resources
 from typing import Any, get_args
 
@@ -142,7 +142,9 @@ def minilm_students(parts: list[str], count: int, epochs: int) -> Iterator[str]:
         )
 
 
-def digits() -> Iterator[str]:
+def digits(
+    teacher_epochs: int = 40, epochs: int = 10, counts: Sequence[int] = (4, 3, 2), seeds: int = 3
+) -> Iterator[str]:
     """Layers of a vision transformer dropped in each order, and distilled on proxy data without labels."""
 
     class Deep(Digits):
@@ -151,17 +153,17 @@ def digits() -> Iterator[str]:
 
     task = Deep()
     splits = task.data()
-    teacher = trained(task, splits.train, 40, 2e-3)
+    teacher = trained(task, splits.train, teacher_epochs, 2e-3)
     yield f"teacher {evaluate(teacher, task, splits.test).accuracy:.2%}\n"
     yield "| order | layers | dropped | distilled |\n|---|---|---|---|"
     for order in get_args(LayerOrder):
-        for layers in (4, 3, 2):
+        for layers in counts:
             student = depth.drop(teacher, splits.proxy.inputs, layers, order)
             figures = [evaluate(student, task, splits.test).accuracy]
-            for seed in range(3):
-                learned = distill(teacher, student, splits.proxy.inputs, Distillation(epochs=10), seed=seed)
+            for seed in range(seeds):
+                learned = distill(teacher, student, splits.proxy.inputs, Distillation(epochs=epochs), seed=seed)
                 figures.append(evaluate(learned, task, splits.test).accuracy)
-            yield f"| {order} | {layers} | {figures[0]:.2%} | {sum(figures[1:]) / 3:.2%} |"
+            yield f"| {order} | {layers} | {figures[0]:.2%} | {sum(figures[1:]) / seeds:.2%} |"
 
 
 def main() -> None:
