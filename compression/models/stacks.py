@@ -19,6 +19,7 @@ from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from fedpress.compression.errors import FedpressError
 from fedpress.compression.models import architecture, block_forms, inputs, outputs
@@ -94,7 +95,7 @@ def find(model: nn.Module, example: inputs.Batch) -> Found:
     found: list[Stack] = []
     whole: dict[str, str] = {}
     for path, module in architecture.block_lists(probe).items():
-        if any(path.startswith(f"{stack.path}.") for stack in found):
+        if any(path.startswith(f"{block}.") for stack in found for block in _names(probe, stack)):
             continue  # parts of blocks that go as a whole
         runs = block_forms.runs(probe, path)
         if not runs:
@@ -108,6 +109,12 @@ def find(model: nn.Module, example: inputs.Batch) -> Found:
             else:
                 whole[path] = reason
     return Found(tuple(found), whole)
+
+
+def _names(model: nn.Module, stack: Stack) -> list[str]:
+    """Return the names of a stack's blocks in the model."""
+    names = [name for name, _ in model.get_submodule(stack.path).named_children()]
+    return [f"{stack.path}.{name}".lstrip(".") for name in names[stack.first : stack.end]]
 
 
 def keep(model: nn.Module, kept: Mapping[Stack, Collection[int]]) -> nn.Module:
@@ -159,13 +166,12 @@ def silenced(model: nn.Module, gone: Mapping[Stack, Collection[int]]) -> Iterato
         model: The model; as before after the block.
         gone: Units by stack.
     """
-    handles = []
+    handles: list[RemovableHandle] = []
     for stack, units in gone.items():
         blocks = list(model.get_submodule(stack.path).children())
         for place in (place for unit in units for place in stack.places(unit)):
-            hook = _nothing if stack.adds else _passed_on
             for part in _leaders(stack, blocks[place]):
-                handles.append(part.register_forward_hook(hook, with_kwargs=True))
+                handles += _hooks(part, _nothing if stack.adds else _passed_on)
     try:
         yield
     finally:
@@ -187,7 +193,7 @@ def watching(model: nn.Module, stacks: Sequence[Stack]) -> Iterator[dict[Stack, 
         (before, after) of each unit by stack, which each pass fills anew.
     """
     states: dict[Stack, list[tuple[Tensor, Tensor]]] = {stack: [] for stack in stacks}
-    handles = []
+    handles: list[RemovableHandle] = []
 
     def watch(stack: Stack) -> None:
         blocks = list(model.get_submodule(stack.path).children())
@@ -198,18 +204,15 @@ def watching(model: nn.Module, stacks: Sequence[Stack]) -> Iterator[dict[Stack, 
         before: dict[int, Tensor] = {}
         after: dict[int, Tensor] = {}
 
-        def hook(unit: int, module: nn.Module) -> Callable[..., None]:
-            def note(_: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
+        def noting(unit: int, module: nn.Module) -> Callable[[list[Tensor], Any], None]:
+            def note(given: list[Tensor], output: Any) -> None:
                 result = _first(output)
-                given = _alike([args, named], result) if result is not None else None
-                if given is None or result is None:
+                state = _alike(given, result)
+                if state is None or result is None:
                     return
                 if module is parts[unit][0]:
-                    before[unit], after[unit] = given.detach(), given.detach()
-                if stack.adds:
-                    after[unit] = after[unit] + result.detach()
-                else:
-                    after[unit] = result.detach()
+                    before[unit] = after[unit] = state
+                after[unit] = after[unit] + result.detach() if stack.adds else result.detach()
                 if unit == stack.units - 1 and module is parts[unit][-1] and len(before) == stack.units:
                     following = {number: before[number + 1] for number in range(stack.units - 1)}
                     ends = {**after, **following} if stack.adds else after
@@ -218,7 +221,8 @@ def watching(model: nn.Module, stacks: Sequence[Stack]) -> Iterator[dict[Stack, 
             return note
 
         for unit, modules in enumerate(parts):
-            handles.extend(module.register_forward_hook(hook(unit, module), with_kwargs=True) for module in modules)
+            for module in modules:
+                handles.extend(_hooks(module, noting(unit, module)))
 
     for stack in stacks:
         watch(stack)
@@ -324,15 +328,30 @@ def _parts(block: nn.Module) -> list[nn.Module]:
     return [part for child in block.children() for part in _parts(child)]
 
 
-def _passed_on(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Any) -> Any:
-    """Replace the first tensor of a block's output by that of its input, a forward hook."""
-    result = _first(output)
-    given = _alike([args, named], result) if result is not None else None
-    return output if given is None else _with_first(output, given)
+def _hooks(module: nn.Module, action: Callable[[list[Tensor], Any], Any]) -> tuple[RemovableHandle, RemovableHandle]:
+    """Call a function with the tensors that a module is given, as they were before, and its output, to replace it."""
+    given: list[Tensor] = []
+
+    def before(_: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        given[:] = [tensor.detach().clone() for tensor in _tensors([args, named])]  # a block may write into them
+
+    def after(_: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Any) -> Any:
+        return action(given, output)
+
+    return (
+        module.register_forward_pre_hook(before, with_kwargs=True),
+        module.register_forward_hook(after, with_kwargs=True),
+    )
 
 
-def _nothing(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Any) -> Any:
-    """Replace the first tensor of a block's output by zeros, a forward hook."""
+def _passed_on(given: list[Tensor], output: Any) -> Any:
+    """Return a block's output with the state that it was given in place of its own."""
+    state = _alike(given, _first(output))
+    return output if state is None else _with_first(output, state)
+
+
+def _nothing(given: list[Tensor], output: Any) -> Any:
+    """Return a block's output with zeros in place of its state."""
     result = _first(output)
     return output if result is None else _with_first(output, torch.zeros_like(result))
 
@@ -341,9 +360,11 @@ def _first(value: Any) -> Tensor | None:
     return next(_tensors(value), None)
 
 
-def _alike(given: Any, result: Tensor) -> Tensor | None:
+def _alike(given: list[Tensor], result: Tensor | None) -> Tensor | None:
     """Return the first tensor of an input that has the shape and dtype of a result."""
-    return next((t for t in _tensors(given) if t.shape == result.shape and t.dtype == result.dtype), None)
+    if result is None:
+        return None
+    return next((t for t in given if t.shape == result.shape and t.dtype == result.dtype), None)
 
 
 def _with_first(output: Any, tensor: Tensor) -> Any:

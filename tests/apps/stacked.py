@@ -19,6 +19,14 @@ class Residual(nn.Module):
         return x + self.layer(self.norm(x))
 
 
+class InPlace(Residual):
+    """A block that writes into its input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x += self.layer(self.norm(x))
+        return x
+
+
 class Looped(nn.Module):
     """A list of blocks, one after the other."""
 

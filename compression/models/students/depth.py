@@ -83,6 +83,9 @@ def influences(model: nn.Module, found: Collection[Stack], calibration: inputs.I
         model: The model; untouched.
         found: Its stacks.
         calibration: Inputs without labels, (N, ...).
+
+    Raises:
+        NoStack: The states of a stack cannot be told from other tensors.
     """
     sums = {stack: [0.0] * stack.units for stack in found}
     weight = 0.0
@@ -90,6 +93,11 @@ def influences(model: nn.Module, found: Collection[Stack], calibration: inputs.I
         for batch in inputs.pieces(calibration, BATCH):
             inputs.call(model, batch)
             for stack, pairs in states.items():
+                if not pairs:
+                    raise NoStack(
+                        f"{stack.path}: the influence of its blocks cannot be told, as outputs have not the shape of"
+                        " their inputs; take another order, such as agreement or spaced"
+                    )
                 for unit, (before, after) in enumerate(pairs):
                     sums[stack][unit] += _cosine(before, after, inputs.present(batch)) * inputs.count(batch)
             weight += inputs.count(batch)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.apps.stacked import Bordered, Counted, Lists, Looped, Narrowing, Parallel, Residual, Sliding, UNet
+from tests.apps.stacked import Bordered, Counted, InPlace, Lists, Looped, Narrowing, Parallel, Residual, Sliding, UNet
 from torch import Tensor, nn
 
 from fedpress.compression.models import architecture, stacks
@@ -28,6 +28,14 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], list[Stack]]] = {
     "a sequence": (lambda: nn.Sequential(*(Residual(8) for _ in range(3))), [Stack("", 0, 1, 3, 3)]),
     "an ordered dictionary": (
         lambda: nn.Sequential(OrderedDict((f"encoder_layer_{i}", Residual(8)) for i in range(3))),
+        [Stack("", 0, 1, 3, 3)],
+    ),
+    "blocks that write into their input": (
+        lambda: nn.Sequential(nn.Linear(8, 8), *(InPlace(8) for _ in range(3))),
+        [Stack("", 1, 1, 3, 4)],
+    ),
+    "blocks of blocks": (
+        lambda: nn.Sequential(*(nn.Sequential(*(Residual(8) for _ in range(2))) for _ in range(3))),
         [Stack("", 0, 1, 3, 3)],
     ),
     "a number of blocks": (lambda: Counted(4), [Stack("layers", 0, 1, 4, 4)]),
@@ -141,7 +149,7 @@ def test_a_model_that_answers_otherwise_is_refused() -> None:
 
 
 def test_states_before_and_after_each_block_are_those_that_it_saw() -> None:
-    for name in ("a list", "pairs of parts that are added outside", "tuples and keyword arguments"):
+    for name in ("a list", "blocks of blocks", "pairs of parts that are added outside", "tuples and keyword arguments"):
         model = made(name)
         found = stacks.find(model, SEQUENCES).stacks
         with stacks.watching(model, found) as states:
