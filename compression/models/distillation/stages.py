@@ -121,8 +121,8 @@ class _Attention(TorchFunctionMode):
             self.record.maps.append(attention_maps(*args, **named))
         elif func is functional.multi_head_attention_forward:
             asked = named.get("need_weights", True), named.get("average_attn_weights", True)
-            output, maps = func(*args, **named | {"need_weights": True, "average_attn_weights": False})
-            maps = maps if maps.ndim == 4 else maps.unsqueeze(0)
+            output, weights = func(*args, **named | {"need_weights": True, "average_attn_weights": False})
+            maps: Tensor = weights if weights.ndim == 4 else weights.unsqueeze(0)
             self.record.maps.append(maps)
             return output, (maps.mean(dim=1) if asked[1] else maps) if asked[0] else None
         result = func(*args, **named)

@@ -162,7 +162,7 @@ def _agreeing(model: nn.Module, counts: Mapping[Stack, int], calibration: inputs
     answers = _answers(model, calibration)
     scale = sum(float(answer.square().sum()) for answer in answers) or 1.0
     while any(len(kept[stack]) > count for stack, count in counts.items()):
-        changes = []
+        changes: list[tuple[float, int, Stack, int]] = []
         for stack, count in counts.items():
             for unit in kept[stack] if len(kept[stack]) > count else []:
                 gone = {s: set(range(s.units)) - set(kept[s]) | ({unit} if s == stack else set()) for s in counts}
