@@ -120,11 +120,9 @@ class _Attention(TorchFunctionMode):
         if func is functional.scaled_dot_product_attention:
             self.record.maps.append(attention_maps(*args, **named))
         elif func is functional.multi_head_attention_forward:
-            asked = named.get("need_weights", True), named.get("average_attn_weights", True)
-            output, weights = func(*args, **named | {"need_weights": True, "average_attn_weights": False})
-            maps: Tensor = weights if weights.ndim == 4 else weights.unsqueeze(0)
-            self.record.maps.append(maps)
-            return output, (maps.mean(dim=1) if asked[1] else maps) if asked[0] else None
+            told = {"training": False, "need_weights": True, "average_attn_weights": False}  # without dropout
+            weights: Any = func(*args, **named | told)[1]
+            self.record.maps.append(weights if weights.ndim == 4 else weights.unsqueeze(0))
         result = func(*args, **named)
         if func in self.SOFTMAX and isinstance(result, Tensor) and result.ndim == 4:
             if named.get("dim", args[1] if len(args) > 1 else None) in (-1, 3):

@@ -284,3 +284,21 @@ def test_embeddings_are_learned_by_their_distance(divergence: Divergence) -> Non
         return 1 - float(nn.functional.cosine_similarity(model(**batch), teacher(**batch)).mean().detach())
 
     assert turned(learned) < 0.7 * turned(student)
+
+
+@pytest.mark.parametrize("block", [Fused, Whole])
+def test_recording_changes_no_pass(block: type[nn.Module]) -> None:
+    model, batch = Words(block, 8, 2, 2, seed=0).train(), sentences(4)
+    for layer in model.layers:
+        if isinstance(layer, Whole):
+            layer.attention.dropout = 0.5
+    torch.manual_seed(3)
+    expected = model(**batch)
+    torch.manual_seed(3)
+    with stages.recording(model, attention=True) as record:
+        assert torch.equal(model(**batch), expected)
+    present = batch["attention_mask"].bool()
+    assert [maps.shape for maps in record.maps] == [(4, 2, 9, 9)] * 2
+    for maps in record.maps:  # distributions, without dropout, of which padding has nothing
+        torch.testing.assert_close(maps.sum(-1), torch.ones(4, 2, 9))
+        assert float((maps * ~present[:, None, None, :]).abs().max()) == 0.0
