@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import resources
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -126,11 +126,11 @@ def minilm_students(parts: list[str], count: int, epochs: int) -> Iterator[str]:
     for part in parts:
         start, _, loss = part.partition("+")
         with reproducible(0):
-            student = Embedder(3, pretrained=False).eval()
+            student: nn.Module = Embedder(3, pretrained=False).eval()
         if start == "inherit":
             student = inherit(student, teacher, "every-second")
         elif start != "fresh":
-            student = depth.drop(teacher, proxy, 3, start)  # type: ignore[arg-type]
+            student = depth.drop(teacher, proxy, 3, cast(LayerOrder, start))
         weights = LossWeights(features=0.1 * ("hidden" in loss), attention=0.1 * ("maps" in loss))
         settings = Distillation(epochs=epochs, learning_rate=3e-4, batch_size=32, divergence="cosine", weights=weights)
         began = time.process_time()
@@ -174,7 +174,7 @@ def main() -> None:
     parser.add_argument("--verses", type=int, default=1000)
     parser.add_argument("--epochs", type=int, default=3)
     given = parser.parse_args()
-    parts = {
+    parts: dict[str, Callable[[], Iterator[str]]] = {
         "minilm-orders": minilm_orders,
         "minilm-students": lambda: minilm_students(given.students, given.verses, given.epochs),
         "digits": digits,
