@@ -1,8 +1,8 @@
 """The architecture of a pruned model, as the shapes of its tensors.
 
-A structurally pruned model is the task's model with fewer channels, neurons and blocks of a `Stack`, so its shapes
-describe it completely: `shapes` reads them, and `shrink` cuts a fresh model of the task down to them. No code travels
-with the shapes.
+A structurally pruned model is the task's model with fewer channels, neurons and blocks, so its shapes describe it
+completely: `shapes` reads them, and `shrink` cuts a fresh model of the task down to them. No code travels with the
+shapes.
 
 >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
 >>> shrink(model, {"0.weight": (3, 4), "0.bias": (3,), "2.weight": (2, 3), "2.bias": (2,)})
@@ -12,7 +12,8 @@ with the shapes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import copy
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -47,17 +48,6 @@ RESIZABLE: tuple[type[nn.Module], ...] = (
     nn.PReLU,
 )
 """Kinds of layers whose channels may be removed; layers of other kinds keep their shapes."""
-
-
-class Stack(nn.Sequential):
-    """Sequence of blocks, any of which may be dropped: the output of each has the shape of its input."""
-
-    def keep(self, blocks: Iterable[nn.Module]) -> None:
-        """Replace the contents by these blocks, numbered from 0."""
-        remaining = list(blocks)
-        self._modules.clear()
-        for index, block in enumerate(remaining):
-            self.add_module(str(index), block)
 
 
 def shapes(model: nn.Module) -> dict[str, Shape]:
@@ -96,8 +86,8 @@ def fill(model: nn.Module, arrays: Mapping[str, NDArray[Any]]) -> None:
 def shrink(model: nn.Module, wanted: Mapping[str, Shape]) -> None:
     """Cut a model's tensors down to `wanted`, in place; the values of tensors that shrink are left undefined.
 
-    Everything is checked before anything is allocated or changed. Tied tensors stay tied. Blocks at the end of a
-    `Stack` of which `wanted` has no tensor are dropped.
+    Everything is checked before anything is allocated or changed. Tied tensors stay tied. Blocks of a list of which
+    `wanted` has no tensor are dropped, as by `drop_blocks`.
 
     Args:
         model: A fresh model of the task.
@@ -107,13 +97,15 @@ def shrink(model: nn.Module, wanted: Mapping[str, Shape]) -> None:
         ArchitectureError: Names are missing or unknown, a dimension grows or is empty, or a layer's tensors disagree.
         UnsupportedLayer: A layer of a kind outside `RESIZABLE` would change.
     """
-    stacks = [(module, list(module)) for module in model.modules() if isinstance(module, Stack)]
+    before = [(module, dict(vars(module)), dict(module.named_children())) for module in model.modules()]
     try:
-        _drop_blocks(model, wanted)
+        drop_blocks(model, _missing_blocks(model, wanted))
         changed = _checked(model, wanted)
     except FedpressError:
-        for stack, blocks in stacks:
-            stack.keep(blocks)
+        for module, attributes, children in before:
+            vars(module).update(attributes)
+            for name, child in children.items():
+                setattr(module, name, child)
         raise
     for module, new in changed:
         for key, tensor in own_tensors(module).items():
@@ -122,17 +114,96 @@ def shrink(model: nn.Module, wanted: Mapping[str, Shape]) -> None:
         describe(module)
 
 
-def _drop_blocks(model: nn.Module, wanted: Mapping[str, Shape]) -> None:
-    """Cut each stack after its last block that has a tensor in `wanted`, or that has no tensors at all."""
-    present = tensors(model)
-    for path, stack in [(path, module) for path, module in model.named_modules() if isinstance(module, Stack)]:
-        count = len(stack)
-        while count:
-            start = f"{path}.{count - 1}.".lstrip(".")
-            if any(name.startswith(start) for name in wanted) or not any(name.startswith(start) for name in present):
-                break
-            count -= 1
-        stack.keep(list(stack)[:count])
+def block_lists(model: nn.Module) -> dict[str, nn.ModuleList | nn.Sequential]:
+    """Return the lists of a model that hold blocks (`is_block`), each once, by name."""
+    return {
+        path: module
+        for path, module in model.named_modules()
+        if isinstance(module, nn.ModuleList | nn.Sequential)
+        and len(module) == len(set(module))
+        and any(map(is_block, module))
+    }
+
+
+def is_block(module: nn.Module) -> bool:
+    """Return whether an entry of a list may be a block: it has parts, as a single layer has not, and weights."""
+    return any(True for _ in module.children()) and any(True for _ in module.parameters())
+
+
+def drop_blocks(model: nn.Module, places: Mapping[str, Collection[int]]) -> None:
+    """Drop blocks of lists, in place, so that the names of all others stay.
+
+    Blocks at the end of a list go, and numbers that say how many it has follow (`_count_anew`). A block with others
+    behind it, which only an `nn.Sequential` can lose, becomes an `nn.Identity`.
+
+    Args:
+        model: The model.
+        places: Places of the blocks in their lists, by the name of the list.
+    """
+    for path, dropped in places.items():
+        module = model.get_submodule(path)
+        names = [name for name, _ in module.named_children()]
+        count = len(names)
+        while names and len(names) - 1 in dropped:
+            delattr(module, names.pop())
+        if len(names) < count:
+            _count_anew(model, path, count, len(names))
+        for place in dropped:
+            if place < len(names):
+                setattr(module, names[place], nn.Identity())
+
+
+def _missing_blocks(model: nn.Module, wanted: Mapping[str, Shape]) -> dict[str, list[int]]:
+    """Return the places of blocks that have tensors, of which none is wanted, by the name of their list."""
+
+    def owners(names: Collection[str]) -> set[str]:
+        parts = [name.split(".") for name in names]
+        return {".".join(part[:end]) for part in parts for end in range(1, len(part))}
+
+    present, kept = owners(tensors(model).keys()), owners(wanted.keys())
+    missing: dict[str, list[int]] = {}
+    for path, module in block_lists(model).items():
+        children = [(f"{path}.{name}".lstrip("."), child) for name, child in module.named_children()]
+        gone = [
+            place
+            for place, (name, child) in enumerate(children)
+            if is_block(child) and name in present and name not in kept
+        ]
+        if isinstance(module, nn.ModuleList):  # only its end can be missing
+            gone = [place for place in gone if set(range(place, len(children))) <= set(gone)]
+        if gone and (not path or path in kept):  # the first block of a list stays, or the list is in one that goes
+            missing[path] = gone
+    return missing
+
+
+def _count_anew(model: nn.Module, path: str, before: int, after: int) -> None:
+    """Set the numbers of blocks that the owner of a list keeps beside it, or in its configuration.
+
+    These are its whole numbers of that value that are called after layers, blocks or depth. A configuration is
+    replaced by a copy, since other models may share it: wherever this model has it, or, where several of its numbers
+    are meant, for the owner alone.
+    """
+    owner = model.get_submodule(path.rpartition(".")[0])
+    for name in _counts(vars(owner), before):
+        setattr(owner, name, after)
+    for value in list(vars(owner).values()):
+        fields = value if type(value) is dict else getattr(value, "__dict__", None)
+        if isinstance(value, nn.Module | Tensor | type) or fields is None or not (names := _counts(fields, before)):
+            continue
+        changed = copy.copy(value)
+        for name in names:
+            changed.__setitem__(name, after) if type(changed) is dict else setattr(changed, name, after)
+        for module in model.modules() if len(names) == 1 else [owner]:
+            for name in [name for name, held in vars(module).items() if held is value]:
+                setattr(module, name, changed)
+
+
+def _counts(fields: Mapping[str, Any], count: int) -> list[str]:
+    return [
+        name
+        for name, value in fields.items()
+        if type(value) is int and value == count and any(word in str(name) for word in ("layer", "block", "depth"))
+    ]
 
 
 def _checked(model: nn.Module, wanted: Mapping[str, Shape]) -> list[tuple[nn.Module, dict[str, Shape]]]:

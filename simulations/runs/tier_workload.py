@@ -20,7 +20,7 @@ from fedpress.compression.models import architecture
 from fedpress.compression.models import inputs as model_inputs
 from fedpress.compression.models.pruning import importance
 from fedpress.compression.models.reproducible import reproducible
-from fedpress.compression.models.students import depth, initial_student
+from fedpress.compression.models.students import initial_student
 from fedpress.compression.models.students.initial_student import Start
 from fedpress.compression.models.students.settings import Budget
 from fedpress.compression.models.task import Task
@@ -177,9 +177,9 @@ class TierWorkload(Workload):
         else:
             seed = seeds.derive(self.federation, self.scenario.seed, purpose)
             model = initial_student.fresh(self.task, begin.architecture, seed=seed)
-        return depth.keep_every(model, begin.keep_every) if begin.keep_every > 1 else model
+        return model
 
 
 def start(tier: Tier) -> Start:
     """Return the model that a tier's student is pruned from, unless it is searched for."""
-    return Start(None if tier.student in ("pruned", "auto") else tier.student, tier.keep_every)
+    return Start(None if tier.student in ("pruned", "auto") else tier.student, tier.layers, tier.inherit)

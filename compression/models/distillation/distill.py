@@ -105,8 +105,8 @@ def distill(
         inside = source.model if isinstance(source, teachers.Single) else nn.Identity()
         with (
             batches.lone_examples(learner),
-            stages.recording(learner) as of_student,
-            stages.recording(inside) as of_teacher,
+            stages.recording(learner, bool(settings.weights.attention)) as of_student,
+            stages.recording(inside, bool(settings.weights.attention)) as of_teacher,
         ):
             fit(
                 [*learner.parameters(), *loss.parameters()],

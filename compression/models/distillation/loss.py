@@ -21,7 +21,7 @@ from fedpress.compression.models import outputs as model_outputs
 from fedpress.compression.models.distillation import class_balance, stages, teachers
 from fedpress.compression.models.distillation.early_exits import Exits
 from fedpress.compression.models.distillation.hints import Hints
-from fedpress.compression.models.distillation.settings import Distillation, LossWeights
+from fedpress.compression.models.distillation.settings import Distillation, Divergence, LossWeights
 from fedpress.compression.models.distillation.teachers import TeacherError
 from fedpress.compression.models.inputs import Batch, Inputs
 from fedpress.compression.models.step import Teacher
@@ -39,8 +39,11 @@ def distillation_loss(
     weights: LossWeights = LossWeights(),
     importance: Tensor | None = None,
     places: Tensor | None = None,
+    divergence: Divergence = "kl",
 ) -> Tensor:
     """Return weights.teacher * T^2 * KL(teacher || student) at temperature T + weights.labels * cross-entropy.
+
+    For answers that are no logits, another divergence takes the place of the first part.
 
     >>> logits = torch.tensor([[2.0, 0.0, -1.0]])
     >>> float(distillation_loss(logits, logits + 3.0, temperature=2.0))
@@ -54,14 +57,20 @@ def distillation_loss(
         weights: Weights of the parts, of which teacher and labels are used.
         importance: Weight of each example, (N,), with a mean of about 1; None: equal weights.
         places: Places of sequences that are no padding, bool (N, L): the teacher's part is the mean of them; None: all.
+        divergence: Distance from the teacher's answers, as `Distillation` defines it.
 
     Returns:
         The mean over the batch, a scalar; the cross-entropy is the mean over visible labels.
     """
     loss = torch.zeros(())
     if weights.teacher:
-        divergence = softened_divergence(student_logits, teacher_logits, temperature)
-        loss = weights.teacher * temperature**2 * _mean(divergence, importance, places)
+        if divergence == "kl":
+            distances = temperature**2 * softened_divergence(student_logits, teacher_logits, temperature)
+        elif divergence == "mse":
+            distances = (student_logits - teacher_logits).square().mean(dim=1)
+        else:
+            distances = 1 - functional.cosine_similarity(student_logits, teacher_logits, dim=1)
+        loss = weights.teacher * _mean(distances, importance, places)
     if targets is not None and weights.labels:
         entropies = functional.cross_entropy(student_logits, targets, reduction="none", ignore_index=HIDDEN)
         visible = (targets != HIDDEN).sum().clamp(min=1)
@@ -205,6 +214,7 @@ class DistillationLoss:
                 weights=weights,
                 importance=importance,
                 places=places,
+                divergence=settings.divergence,
             )
 
         loss = supervised(logits)
@@ -213,7 +223,7 @@ class DistillationLoss:
             assert isinstance(self._teacher, teachers.Single)
             with torch.no_grad():
                 model_inputs.call(self._teacher.model, model_inputs.take(self._views, batch))
-            loss = loss + self._hints(student, teacher)
+            loss = loss + self._hints(student, teacher, model_inputs.present(inputs))
         if self._exits is not None:
             exits = self._exits(student)
             deepest = logits.detach()

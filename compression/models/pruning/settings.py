@@ -10,6 +10,8 @@ Importance = Literal["l1", "l2", "taylor", "lamp", "random"]
 """Measures of importance of a weight or a channel (`importance`)."""
 Ranking = Literal["uniform", "global", "erk"]
 """Scope within which the least important go first."""
+LayerOrder = Literal["influence", "agreement", "spaced", "last", "first", "magnitude"]
+"""Which blocks of a model go (`students.depth`)."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -43,7 +45,7 @@ class Pruning(Tracing):
     Traceback (most recent call last):
     ValueError: granularity '2:4' removes half the weights: got removed_fraction 0.9
 
-    For budgets other than `removed_fraction` only importance and ranking are used.
+    For budgets other than `removed_fraction` only importance, ranking and the order of layers are used.
 
     Raises:
         ValueError: Settings contradict each other, or one is out of range.
@@ -82,6 +84,13 @@ class Pruning(Tracing):
         lt=1,
         description="For removed_fraction: loss of accuracy on validation data beyond which a step is undone, 0.01 is a"
         " point; null: no limit.",
+    )
+    layer_order: LayerOrder = Field(
+        default="influence",
+        json_schema_extra=ADVANCED,
+        description="For tiers with `layers`, blocks that go: influence: those that change the hidden state least"
+        " (ShortGPT); agreement: those least missed in the outputs, one after the other; spaced: evenly (DistilBERT);"
+        " last, first; magnitude: those with the smallest weights.",
     )
     penalty: Literal["none", "l1", "group_lasso"] = Field(
         default="none",

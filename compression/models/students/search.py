@@ -142,10 +142,11 @@ def starts(model: nn.Module, task: Task, architectures: Sequence[str] = (), *, s
         UnknownArchitecture: The task has no student architecture of a name.
     """
     models = {PRUNED: model}
-    blocks = depth.depth_of(model)
+    example = task.data().validation.inputs[:1]
+    blocks = depth.depth_of(model, example)
     for step, name in ((2, "every second block"), (3, "every third block")):
         if blocks >= step:
-            models[name] = depth.keep_every(model, step)
+            models[name] = depth.drop(model, example, 1 / step)
     return models | {name: fresh(task, name, seed=seed) for name in architectures}
 
 

@@ -191,7 +191,7 @@ def test_a_folder_that_is_not_empty_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_federated_transformer_gives_students_of_half_its_layers_and_of_another_kind(tmp_path):
-    tiers = "[{name: phone, parameters: 0.6, keep_every: 2}, {name: watch, parameters: 0.3, student: mlp}]"
+    tiers = "[{name: phone, parameters: 0.6, layers: 0.5}, {name: watch, parameters: 0.3, student: mlp}]"
     results = run(
         tmp_path / "run",
         "task={name: digits, model: vit}",

@@ -70,7 +70,7 @@ def test_a_student_starts_from_the_global_model_or_an_architecture_of_the_task(
 ) -> None:
     assert tier_workload.start(Tier(name="a", parameters=5, student=student)) == Start(expected)
     if student != "auto":
-        halved = Tier(name="a", parameters=5, student=student, keep_every=2)
+        halved = Tier(name="a", parameters=5, student=student, layers=2)
         assert tier_workload.start(halved) == Start(expected, 2)
 
 

@@ -94,7 +94,10 @@ def test_json_and_yaml_give_the_scenario_back(rounds, density, alpha, kind, numb
         ("students.tiers.0.parameters=3", "students.tiers.0: give one budget out of parameters, bundle_bytes, flops"),
         ("students.tiers=[{name: a, parameters: 1.5}]", "expected a whole number >= 1, or a fraction of the global"),
         ("students.tiers=[{name: a, parameters: 3}, {name: a, parameters: 4}]", "two tiers have the same name"),
-        ("students.tiers=[{name: a, parameters: 3, keep_every: 0}]", "students.tiers.0.keep_every: got 0"),
+        (
+            "students.tiers=[{name: a, parameters: 3, layers: 0}]",
+            "students.tiers.0.layers: expected a number of blocks",
+        ),
         (
             "students.data={data_free: dall-e}",
             "students.data.data_free: recipe: got 'dall-e', expected deep-inversion, dafl",

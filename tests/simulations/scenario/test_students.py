@@ -115,7 +115,9 @@ def test_milliseconds_take_the_rates_from_the_file_of_a_probe(tmp_path):
         ("{name: phone, flops: 5, bundle_bytes: 5}", "got bundle_bytes and flops"),
         ("{name: phone, latency_ms: 0.5}", "latency_ms and device go together; `fedpress probe --json FILE`"),
         ("{name: phone, latency_ms: 0.5, device: nowhere.json}", "expected a file that `fedpress probe --json FILE`"),
-        ("{name: phone, flops: 5, student: auto, keep_every: 2}", "keep_every has no meaning with student auto"),
+        ("{name: phone, flops: 5, student: auto, layers: 2}", "layers has no meaning with student auto"),
+        ("{name: phone, flops: 5, inherit: by-name}", "inherit is for a student of another architecture"),
+        ("{name: phone, flops: 5, student: mlp, inherit: half}", "expected by-name, every-second, or a map"),
     ],
 )
 def test_a_tier_that_makes_no_sense_is_explained(tier, text):
