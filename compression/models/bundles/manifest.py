@@ -36,6 +36,7 @@ class Manifest(pydantic.BaseModel):
         parameters: Number of parameters.
         metrics: Figures such as accuracy on validation data, as fractions.
         shapes: Shape of every tensor, by name in the state dict.
+        sizes: Numbers that pruning changed beside the tensors, such as that of heads, by path and name of the attribute.
         input_shape: Shape of one input, without the batch.
         input_dtype: Dtype of the inputs in torch's words ("float32").
         output_shape: Shape of one output, without the batch.
@@ -54,6 +55,7 @@ class Manifest(pydantic.BaseModel):
     parameters: int = pydantic.Field(ge=0, le=MAX_NUMBER)
     metrics: dict[str, float] = {}
     shapes: dict[str, Shape]
+    sizes: dict[str, Annotated[int, pydantic.Field(ge=1, le=MAX_SIZE)]] = {}
     input_shape: Shape
     input_dtype: str
     output_shape: Shape

@@ -156,6 +156,7 @@ def save(
         parameters=sum(parameter.numel() for parameter in student.parameters()),
         metrics=metrics,
         shapes={name: quantized_tensor.shape_of(tensor) for name, tensor in tensors.items()},
+        sizes=architecture.sizes(student),
         input_shape=tuple(example_input.shape[1:]),
         input_dtype=str(example_input.dtype).removeprefix("torch."),
         output_shape=_output_shape(student, example_input[:1]),
@@ -163,7 +164,7 @@ def save(
         architecture=architecture,
         schemes={name: manifests.text_of(weight_coding.scheme_of(tensor)) for name, tensor in tensors.items()},
     )
-    text = manifest.model_dump_json(exclude_none=True).encode()
+    text = manifest.model_dump_json(exclude_none=True, exclude=None if manifest.sizes else {"sizes"}).encode()
     return container.pack(text, coded, onnx or b"", private_key)
 
 
@@ -231,7 +232,7 @@ def rebuild(bundle: Bundle, task: Task) -> nn.Module:
     with reproducible(0):
         model = make().eval()
         try:
-            architecture.shrink(model, manifest.shapes)
+            architecture.shrink(model, manifest.shapes, manifest.sizes)
             architecture.fill(model, quantized_tensor.dequantize(bundle.weights))
             example = torch.zeros((1, *manifest.input_shape), dtype=INPUT_DTYPES[manifest.input_dtype])
             output_shape = _output_shape(model, example)

@@ -13,7 +13,9 @@ them.
 
 from __future__ import annotations
 
+import bisect
 import copy
+import dataclasses
 import fnmatch
 import logging
 import math
@@ -28,8 +30,10 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from fedpress.compression import suggest
-from fedpress.compression.models import architecture
+from fedpress.compression.models import architecture, multihead_attention
+from fedpress.compression.models.pruning import code_sizes
 from fedpress.compression.models.pruning.channel_flow import Absent, Flow, PruneError, Steady, placed
+from fedpress.compression.models.pruning.code_sizes import CodeSize, Noted, tagged
 from fedpress.compression.models.pruning.channel_labels import KEPT, Axes, Labels, LabelSets, TensorLabels
 from fedpress.compression.models.pruning.settings import Tracing
 
@@ -65,13 +69,17 @@ class Group(NamedTuple):
         name: First layer of the model whose outputs they are; with a number where it has several groups.
         units: Number of units: channels, neurons or heads; for grouped convolutions one channel of each block.
         members: Parts of all tensors that go with them; those of the layer `name` first.
+        sizes: Numbers in the model's code that follow them.
     """
 
     name: str
     units: int
     members: tuple[Member, ...]
+    sizes: tuple[CodeSize, ...] = ()
 
 
+Axis = tuple[str, int]
+"""Name of a tensor, and number of an axis."""
 Removal = Sequence[tuple[Group, Tensor]]
 """Groups, and the indices of the units to remove, int64 (k,)."""
 
@@ -245,12 +253,14 @@ def ignored_paths(model: nn.Module, ignored: Collection[nn.Module | str]) -> set
     return found
 
 
-def cut(model: nn.Module, removal: Removal) -> None:
+def cut(model: nn.Module, removal: Removal, hollow: bool = False) -> None:
     """Remove units from a model with everything that depends on them, in place.
 
     Args:
         model: The model, or another one of its architecture.
         removal: Groups and units; all groups of one `find`.
+        hollow: Whether tensors that shrink become zeros of their new shape, which costs nothing, for a model that is
+            only measured.
     """
     gone: dict[tuple[str, int], list[Tensor]] = {}
     for group, units in removal:
@@ -260,33 +270,46 @@ def cut(model: nn.Module, removal: Removal) -> None:
     changed = set()
     for (name, axis), positions in gone.items():
         tensor = tensors[name]
+        changed.add(id(tensor))
+        if hollow:
+            shape = list(tensor.shape)
+            shape[axis] -= sum(len(part) for part in positions)
+            tensor.data = torch.zeros(shape, dtype=tensor.dtype)
+            continue
         left = torch.ones(tensor.shape[axis], dtype=torch.bool)
         left[torch.cat(positions)] = False
         tensor.data = tensor.data.index_select(axis, left.nonzero().flatten().to(tensor.device))
         tensor.grad = None
-        changed.add(id(tensor))
     for module in model.modules():
         if changed & {id(tensor) for tensor in architecture.own_tensors(module).values()}:
             architecture.describe(module)
+    for group, units in removal:
+        for size in group.sizes if len(units) else ():
+            path, _, attribute = size.name.rpartition(".")
+            before = getattr(model.get_submodule(path), attribute)
+            architecture.resize(model, size.name, before - len(units) * size.per_unit)
 
 
 @contextmanager
-def without(model: nn.Module, removal: Removal) -> Iterator[None]:
+def without(model: nn.Module, removal: Removal, hollow: bool = False) -> Iterator[None]:
     """Run a block in which units of a model are removed, and put them back.
 
     Args:
         model: The model, or another one of its architecture.
         removal: Groups and units; all groups of one `find`.
+        hollow: As for `cut`.
     """
     tensors = [(tensor, tensor.data) for tensor in named_tensors(model).values()]
-    sizes = [(module, dict(vars(module))) for module in model.modules()]
+    states = [(module, module.__class__, dict(vars(module))) for module in model.modules()]
     try:
-        cut(model, removal)
+        cut(model, removal, hollow)
         yield
     finally:
         for tensor, data in tensors:
             tensor.data = data
-        for module, attributes in sizes:
+        for module, kind, attributes in states:
+            module.__class__ = kind
+            vars(module).clear()
             vars(module).update(attributes)
 
 
@@ -306,7 +329,7 @@ def outputs_of(outputs: Any) -> list[Tensor]:
     """Return the tensors in the outputs of a model, in their order.
 
     Args:
-        outputs: Tensor, or tuples, lists, dicts and objects of them.
+        outputs: Tensor, or tuples, lists and dicts of them, or an object that has such.
 
     Raises:
         PruneError: There is none.
@@ -317,14 +340,15 @@ def outputs_of(outputs: Any) -> list[Tensor]:
     return tensors
 
 
-def _flat(value: Any) -> Iterator[Tensor]:
+def _flat(value: Any, inner: bool = False) -> Iterator[Tensor]:
+    """Yield the tensors of outputs, without those of an object within them, such as a cache of keys and values."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping):
-        yield from (tensor for part in value.values() for tensor in _flat(part))
+        yield from (tensor for part in value.values() for tensor in _flat(part, inner=True))
     elif isinstance(value, list | tuple):
-        yield from (tensor for part in value for tensor in _flat(part))
-    elif hasattr(value, "__dict__"):
+        yield from (tensor for part in value for tensor in _flat(part, inner=True))
+    elif dataclasses.is_dataclass(value) or (hasattr(value, "__dict__") and not inner):
         yield from _flat(vars(value))
 
 
@@ -363,13 +387,62 @@ class Probe:
         self._sets = LabelSets()
         self._labels = self._new_labels()
         labels = TensorLabels(self._of(self._model), self._sets, self._parts)
-        mode = Flow(labels, self._seconds)
-        with placed(self._model, mode):
+        mode, noted = Flow(labels, self._seconds), Noted(labels)
+        with tagged(self._model), placed(self._model, mode), noted:
             outputs = called(self._model, self._example)
         for output in _flat(outputs):
             labels.keep(output, "output of the model")
         self._cuts = labels.cuts
-        return _groups(self._model, self._labels, self._sets)
+        self._keep_within_heads(labels.attended)
+        written, read = self._roles(labels.factors)
+        self._keep_ignored(written)
+        groups = _groups(self._model, self._labels, self._sets, written, read)
+        numbers = code_sizes.per_root(noted.axes, self._sets)
+        return [group._replace(sizes=tuple(numbers(self._roots(group)))) for group in groups]
+
+    def _keep_within_heads(self, attended: Sequence[Labels]) -> None:
+        """Keep what another part of an axis than the first made of attention: entries of all heads, not heads."""
+        if not self._parts:
+            return
+        within = np.unique(self._sets.of(np.concatenate([*attended, np.zeros(0, np.int64)])))
+        for number in self._parts.keys() & self._cuts.keys():
+            labels = self._cuts[number][0]
+            self._keep(labels[np.isin(self._sets.of(labels), within)], "heads stay whole")
+
+    def _roles(self, factors: Collection[tuple[int, int]]) -> tuple[set[Axis], set[Axis]]:
+        """Return the axes of weights that are outputs of a layer, and those that are its inputs."""
+        written, read = set[Axis](), set[Axis]()
+        holders, tensors = holders_of(self._model), named_tensors(self._model)
+        starts = sorted((int(axis[0]), (name, number)) for name, axes in self._labels.items() for number, axis in enumerate(axes) if axis[0])
+        firsts = [start for start, _ in starts]
+        for summed, other in factors:
+            if not (0 < summed < self._first and 0 < other < self._first):
+                continue
+            (name, axis), (same, out) = (starts[bisect.bisect_right(firsts, label) - 1][1] for label in (summed, other))
+            if name == same and axis != out:
+                read.add((name, axis))
+                written.add((name, out))
+        for name in self._labels:
+            for _, module in holders[id(tensors[name])]:
+                if isinstance(module, _ConvNd | nn.Linear) and tensors[name] is module.weight:
+                    own = _own_axis(module, tensors[name])
+                    written.add((name, own))
+                    read.add((name, 1 - own))
+        return written, read
+
+    def _keep_ignored(self, written: Collection[Axis]) -> None:
+        """Keep the own channels of ignored layers: outputs of their weights, and all of what is no factor."""
+        for path in self._kept_layers:
+            module = self._model.get_submodule(path)
+            for key, tensor in architecture.own_tensors(module).items():
+                name = self._names.get(id(tensor), "")
+                if name not in self._labels:
+                    continue
+                outputs = [axis for axis in range(tensor.ndim) if (name, axis) in written]
+                if isinstance(module, architecture.RESIZABLE):
+                    outputs = [_own_axis(module, tensor)]
+                for axis in outputs or range(tensor.ndim):
+                    self._keep(self._labels[name][axis], f"layer {path!r} is ignored")
 
     def cut_otherwise(self, groups: Sequence[Group], wrong: Sequence[tuple[Group, str]]) -> bool:
         """Take another part for the channel where an axis is cut into parts and nothing, or nothing right, came of it.
@@ -479,6 +552,7 @@ class Probe:
             (False, False, False),
         ):
             probe = copy.deepcopy(plain)
+            multihead_attention.resizable(probe)
             if exact:
                 probe = nn.Module.double(probe)  # a layer may have that name
             if weights:
@@ -515,19 +589,21 @@ class Probe:
     def _new_labels(self) -> dict[str, Axes]:
         """Return new labels of the tensors of layers that can be rebuilt at another size, by their first names."""
         labels: dict[str, Axes] = {}
-        seen: set[int] = set()
+        self._names: dict[int, str] = {}
+        stored = {id(tensor) for tensor in self._model.state_dict(keep_vars=True).values()}
         for path, module in self._model.named_modules():
             tensors = architecture.own_tensors(module)
-            if not isinstance(module, architecture.RESIZABLE) or not _known(module, tensors):
+            if not architecture.resizable(module) or not _known(module, tensors):
                 continue
             for key, tensor in tensors.items():
                 name = f"{path}.{key}" if path else key
-                if tensor.ndim == 0 or id(tensor) in seen:
+                if tensor.ndim == 0 or id(tensor) in self._names or id(tensor) not in stored:
                     continue
-                seen.add(id(tensor))
+                if not (tensor.is_floating_point() or tensor.is_complex()):
+                    continue
+                self._names[id(tensor)] = name
                 labels[name] = [self._sets.new(size) if size > 1 else np.zeros(1, np.int64) for size in tensor.shape]
-                if path in self._kept_layers:
-                    self._keep(labels[name][_own_axis(module, tensor)], f"layer {path!r} is ignored")
+        self._first = int(self._sets.new(1)[0])
         for member in self._kept:
             positions = member.positions.flatten().numpy()
             self._keep(labels[member.tensor][member.axis][positions], "a trial failed")
@@ -546,7 +622,9 @@ class Probe:
         return self._sets.of(self._labels[member.tensor][member.axis][member.positions[:, 0].numpy()])
 
 
-def _groups(model: nn.Module, labels: Mapping[str, Axes], sets: LabelSets) -> list[Group]:
+def _groups(
+    model: nn.Module, labels: Mapping[str, Axes], sets: LabelSets, written: Collection[Axis], read: Collection[Axis]
+) -> list[Group]:
     """Return the groups: units that touch as many positions of the same tensors, among them outputs of a layer."""
     places: dict[int, list[tuple[str, int, Labels]]] = {}  # by root
     for name, axes in labels.items():
@@ -560,28 +638,24 @@ def _groups(model: nn.Module, labels: Mapping[str, Axes], sets: LabelSets) -> li
     kinds: dict[tuple[tuple[str, int, int], ...], list[list[tuple[str, int, Labels]]]] = {}
     for parts in places.values():
         kinds.setdefault(tuple((name, axis, len(part)) for name, axis, part in parts), []).append(parts)
-    tensors, holders = named_tensors(model), _holders(model)
+    tensors, holders = named_tensors(model), holders_of(model)
+    tables = {
+        (name, 1) for name in labels if any(isinstance(module, nn.Embedding) for _, module in holders[id(tensors[name])])
+    }
     order = {name: number for number, name in enumerate(labels)}
     groups = []
     for kind, units in kinds.items():
-        written: dict[int, str] = {}  # the layers that have these channels as outputs, by number of the member
-        read = False
-        for number, (name, axis, _) in enumerate(kind):
-            for path, module in holders[id(tensors[name])]:
-                if isinstance(module, _ConvNd | nn.Linear) and tensors[name] is module.weight:
-                    outputs = axis == _own_axis(module, tensors[name])
-                    read = read or (axis < 2 and not outputs)
-                    if outputs:
-                        written.setdefault(number, path)
-        if not written or not read:
+        outputs = [number for number, (name, axis, _) in enumerate(kind) if (name, axis) in written]
+        outputs = outputs or [number for number, (name, axis, _) in enumerate(kind) if (name, axis) in tables]
+        if not outputs or not any((name, axis) in read for name, axis, _ in kind):
             continue
-        root = min(written, key=lambda number: order[kind[number][0]])
+        root = min(outputs, key=lambda number: order[kind[number][0]])
         units.sort(key=lambda parts: int(parts[root][2][0]))
         members = [
             Member(name, axis, torch.from_numpy(np.stack([parts[number][2] for parts in units])))
             for number, (name, axis, _) in enumerate(kind)
         ]
-        groups.append(Group(written[root], len(units), (members[root], *members[:root], *members[root + 1 :])))
+        groups.append(Group(kind[root][0].rpartition(".")[0], len(units), (members[root], *members[:root], *members[root + 1 :])))
     groups.sort(key=lambda group: order[group.members[0].tensor])
     names = [group.name for group in groups]
     named = [
@@ -593,7 +667,7 @@ def _groups(model: nn.Module, labels: Mapping[str, Axes], sets: LabelSets) -> li
     return named[::-1]
 
 
-def _holders(model: nn.Module) -> dict[int, list[tuple[str, nn.Module]]]:
+def holders_of(model: nn.Module) -> dict[int, list[tuple[str, nn.Module]]]:
     """Return the layers that have a tensor of their own, with their paths, by the tensor's id."""
     holders: dict[int, list[tuple[str, nn.Module]]] = {}
     for path, module in model.named_modules():
@@ -630,6 +704,8 @@ def _randomize(model: nn.Module) -> None:
                 tensor.data = (
                     noise / math.sqrt(max(1, tensor[0].numel())) * (1 if isinstance(module, nn.Embedding) else 1.5)
                 )
+            elif isinstance(tensor, nn.Parameter) and tensor.ndim == 2 and min(tensor.shape) > 1:
+                tensor.data = noise * tensor.numel() ** -0.25
             elif isinstance(tensor, nn.Parameter) or key == "running_mean":
                 tensor.data = tensor.data + 0.3 * noise
 

@@ -178,6 +178,8 @@ class TensorLabels:
 
     Attributes:
         cuts: Labels at these operations, and the number of parts that could be the channel, by the operation's number.
+        factors: Operands of products: a label of the axis that is summed over, and one of the other axis.
+        attended: Labels of operands of products by batches, as of the heads of attention.
     """
 
     def __init__(
@@ -188,6 +190,8 @@ class TensorLabels:
         self._sets, self._parts = sets, parts or {}
         self._reason, self._number = "", 0
         self.cuts: dict[int, tuple[Labels, int]] = {}
+        self.factors: set[tuple[int, int]] = set()
+        self.attended: list[Labels] = []
 
     def axes(self, tensor: Tensor) -> Axes:
         """Return the labels of a tensor, axis by axis."""
@@ -279,7 +283,12 @@ class TensorLabels:
         first, second = self.axes(args[one]), self.axes(args[two])
         one_axis, two_axis = axis_of(one_axis, len(first)), axis_of(two_axis, len(second))
         self._sets.join(first[one_axis], second[two_axis], self._reason)
+        for axes, axis in ((first, one_axis), (second, two_axis)):
+            if len(axes) > 1 and len(axes[axis]) and len(axes[axis - 1]):
+                self.factors.add((int(axes[axis][0]), int(axes[axis - 1 if axis else -1][0])))
         batch = 1 if name in ("bmm", "baddbmm") else 0
+        if batch:
+            self.attended += [labels for labels in (*first, *second) if labels.any()]
         for labels, others in zip(first[:batch], second[:batch], strict=True):
             self._join(labels, others)
         rest = [labels for axis, labels in enumerate(second) if axis != two_axis and axis >= batch]
