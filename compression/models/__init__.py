@@ -22,6 +22,7 @@ __all__ = [
     "forward",
     "inputs",
     "masks",
+    "multihead_attention",
     "pruning",
     "quantization",
     "reproducible",
@@ -29,4 +30,5 @@ __all__ = [
     "students",
     "task",
     "transformer",
+    "vocabulary",
 ]

@@ -1,8 +1,8 @@
 """The architecture of a pruned model, as the shapes of its tensors.
 
 A structurally pruned model is the task's model with fewer channels, neurons and blocks of a `Stack`, so its shapes
-describe it: `shapes` reads them, and `shrink` cuts a fresh model of the task down to them. Numbers that the model's code
-keeps beside its tensors, such as that of its heads, are `sizes`. No code travels with either.
+describe it: `shapes` reads them, and `shrink` cuts a fresh model of the task down to them. Numbers that the model's
+code keeps beside its tensors, such as that of its heads, are `sizes`. No code travels with either.
 
 >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
 >>> shrink(model, {"0.weight": (3, 4), "0.bias": (3,), "2.weight": (2, 3), "2.bias": (2,)})
@@ -23,7 +23,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from fedpress.compression.errors import FedpressError
-from fedpress.compression.models import multihead_attention
+from fedpress.compression.models import multihead_attention, vocabulary
 from fedpress.compression.models.attention import SelfAttention
 
 Shape = tuple[int, ...]
@@ -152,13 +152,18 @@ def shrink(model: nn.Module, wanted: Mapping[str, Shape], numbers: Mapping[str, 
         UnsupportedLayer: A layer would change that is not `resizable`.
     """
     stacks = [(module, list(module)) for module in model.modules() if isinstance(module, Stack)]
+    tables = _tables(model, wanted)
     try:
         _drop_blocks(model, wanted)
+        for table in tables:
+            vocabulary.resizable(model, table)
         changed = _checked(model, wanted)
         _check_sizes(model, numbers or {})
     except FedpressError:
         for stack, blocks in stacks:
             stack.keep(blocks)
+        if tables:
+            vocabulary.whole(model)
         raise
     for module, new in changed:
         for key, tensor in own_tensors(module).items():
@@ -176,9 +181,18 @@ def _check_sizes(model: nn.Module, numbers: Mapping[str, int]) -> None:
         whole = vars(modules[path]).get(attribute) if path in modules else None
         if type(whole) is not int or not 1 <= value <= whole:
             raise ArchitectureError(
-                f"{name!r} should become {value}, but the model's is {whole}: expected a whole number of a layer, from 1"
-                " to what it is; were the shapes made for another model?"
+                f"{name!r} should become {value}, but the model's is {whole}: expected a whole number of a layer, from"
+                " 1 to what it is; were the shapes made for another model?"
             )
+
+
+def _tables(model: nn.Module, wanted: Mapping[str, Shape]) -> list[nn.Embedding]:
+    """Return the embeddings that have fewer rows than ids in `wanted`: there they say which ids are used."""
+    return [
+        module
+        for path, module in model.named_modules()
+        if type(module) is nn.Embedding and f"{path}.{vocabulary.BUFFER}".lstrip(".") in wanted
+    ]
 
 
 def _drop_blocks(model: nn.Module, wanted: Mapping[str, Shape]) -> None:
@@ -234,6 +248,10 @@ def _check(path: str, module: nn.Module, new: Mapping[str, Shape]) -> None:
     """Check that the tensors of one layer agree with each other and with its fixed sizes, such as the kernel's."""
     if isinstance(module, nn.MultiheadAttention):
         _check_attention(path, module, new)
+    if isinstance(module, vocabulary.Vocabulary | vocabulary.VocabularyHead):
+        new = {
+            key: shape for key, shape in new.items() if key == "weight"
+        }  # the other tensors have an entry for each id
     if not isinstance(module, RESIZABLE):  # what its tensors have to do with each other, only its code knows
         return
     weight = new["weight"] if "weight" in new else next(shape for shape in new.values() if shape)
@@ -270,8 +288,8 @@ def _check_attention(path: str, module: nn.MultiheadAttention, new: Mapping[str,
     rows = new["in_proj_weight"][0] if "in_proj_weight" in new else 3 * new["q_proj_weight"][0]
     if rows % (3 * module.head_dim) or new.get("in_proj_bias", (rows,)) != (rows,):
         raise ArchitectureError(
-            f"attention {path!r}: {rows} rows of queries, keys and values, expected whole heads of {module.head_dim} and"
-            " as many biases"
+            f"attention {path!r}: {rows} rows of queries, keys and values, expected whole heads of {module.head_dim}"
+            " and as many biases"
         )
 
 

@@ -1,7 +1,7 @@
 """Torch's multi-head attention, with heads that can be removed.
 
-`nn.MultiheadAttention` divides the width of its inputs by its number of heads to get the size of a head, so that none of
-the two can change alone. `MultiheadAttention` has the same tensors under the same names and gives the same answers,
+`nn.MultiheadAttention` divides the width of its inputs by its number of heads to get the size of a head, so that none
+of the two can change alone. `MultiheadAttention` has the same tensors under the same names and gives the same answers,
 but its heads keep their size, and their number follows from its projections. `resizable` makes the one into the other
 in place; a pruned model has it wherever something was removed.
 

@@ -36,7 +36,8 @@ class Manifest(pydantic.BaseModel):
         parameters: Number of parameters.
         metrics: Figures such as accuracy on validation data, as fractions.
         shapes: Shape of every tensor, by name in the state dict.
-        sizes: Numbers that pruning changed beside the tensors, such as that of heads, by path and name of the attribute.
+        sizes: Numbers that pruning changed beside the tensors, such as that of heads, by path and name of the
+            attribute.
         input_shape: Shape of one input, without the batch.
         input_dtype: Dtype of the inputs in torch's words ("float32").
         output_shape: Shape of one output, without the batch.

@@ -33,8 +33,8 @@ from fedpress.compression import suggest
 from fedpress.compression.models import architecture, multihead_attention
 from fedpress.compression.models.pruning import code_sizes
 from fedpress.compression.models.pruning.channel_flow import Absent, Flow, PruneError, Steady, placed
-from fedpress.compression.models.pruning.code_sizes import CodeSize, Noted, tagged
 from fedpress.compression.models.pruning.channel_labels import KEPT, Axes, Labels, LabelSets, TensorLabels
+from fedpress.compression.models.pruning.code_sizes import CodeSize, Noted, tagged
 from fedpress.compression.models.pruning.settings import Tracing
 
 _LARGEST_TOLERANCE: Final = 1e-3
@@ -136,7 +136,7 @@ class Trials:
             self._probe = Probe(model, example, ignored_paths(model, ignored), seconds)
             self.groups = self._probe.groups()
             wrong = self._probe.wrong(self.groups)
-            while self._probe.cut_otherwise(self.groups, wrong):
+            while self._probe.couple(wrong) or self._probe.cut_otherwise(self.groups, wrong):
                 self.groups = self._probe.groups()
                 wrong = self._probe.wrong(self.groups)
             if wrong and self._probe.cut_as_before(self.groups, wrong):
@@ -380,6 +380,7 @@ class Probe:
         self._seconds, self._kept_layers = seconds, kept
         self._kept: list[Member] = []
         self._parts: dict[int, int] = {}
+        self._coupled: tuple[str, ...] = ()
         self._model, self._example, self._tolerance = self._running(model, example)
 
     def groups(self) -> list[Group]:
@@ -398,7 +399,30 @@ class Probe:
         self._keep_ignored(written)
         groups = _groups(self._model, self._labels, self._sets, written, read)
         numbers = code_sizes.per_root(noted.axes, self._sets)
-        return [group._replace(sizes=tuple(numbers(self._roots(group)))) for group in groups]
+        found = [group._replace(sizes=tuple(numbers(self._roots(group)))) for group in groups]
+        parts = [group for group in found if group.name in self._coupled]
+        if len(parts) < len(self._coupled) or not parts:
+            return found
+        rest = [group for group in found if group.name not in self._coupled]
+        return [*rest, _together(parts)]
+
+    def couple(self, wrong: Sequence[tuple[Group, str]]) -> bool:
+        """Couple a width to heads where a model's code divides it by their number; return whether that is right.
+
+        `x.view(n, length, heads, width // heads)` runs with fewer heads only if the width falls by the size of each.
+
+        Args:
+            wrong: Groups that are wrong alone.
+        """
+        groups = [] if self._coupled else [group for group, _ in wrong]
+        for width in groups:
+            for units in sorted({group.units for group in groups if width.units % group.units == 0}, reverse=True):
+                heads = [group for group in groups if group.units == units < width.units]
+                together = _together([*heads, width]) if heads else None
+                if together and not self.error([(together, torch.arange(units // 2))]):
+                    self._coupled = tuple(group.name for group in [*heads, width])
+                    return True
+        return False
 
     def _keep_within_heads(self, attended: Sequence[Labels]) -> None:
         """Keep what another part of an axis than the first made of attention: entries of all heads, not heads."""
@@ -413,7 +437,12 @@ class Probe:
         """Return the axes of weights that are outputs of a layer, and those that are its inputs."""
         written, read = set[Axis](), set[Axis]()
         holders, tensors = holders_of(self._model), named_tensors(self._model)
-        starts = sorted((int(axis[0]), (name, number)) for name, axes in self._labels.items() for number, axis in enumerate(axes) if axis[0])
+        starts = sorted(
+            (int(axis[0]), (name, number))
+            for name, axes in self._labels.items()
+            for number, axis in enumerate(axes)
+            if axis[0]
+        )
         firsts = [start for start, _ in starts]
         for summed, other in factors:
             if not (0 < summed < self._first and 0 < other < self._first):
@@ -434,7 +463,7 @@ class Probe:
         """Keep the own channels of ignored layers: outputs of their weights, and all of what is no factor."""
         for path in self._kept_layers:
             module = self._model.get_submodule(path)
-            for key, tensor in architecture.own_tensors(module).items():
+            for tensor in architecture.own_tensors(module).values():
                 name = self._names.get(id(tensor), "")
                 if name not in self._labels:
                     continue
@@ -520,7 +549,7 @@ class Probe:
                 got = outputs_of(called(self._model, self._example))
         except Exception as error:
             return f"the pruned model does not run: {type(error).__name__}: {error}"
-        removed = np.concatenate([self._roots(group)[units.numpy()] for group, units in removal])
+        removed = np.concatenate([self._roots(group, units) for group, units in removal])
         labels = TensorLabels(self._of(self._model), self._sets, self._parts)
         with placed(self._model, Absent(labels, self._sets, removed, self._seconds)):
             expected = outputs_of(called(self._model, self._example))
@@ -616,10 +645,13 @@ class Probe:
         tensors = named_tensors(model)
         return ((tensors[name], axes) for name, axes in self._labels.items())
 
-    def _roots(self, group: Group) -> Labels:
-        """Return one label of each unit, (units,)."""
-        member = group.members[0]
-        return self._sets.of(self._labels[member.tensor][member.axis][member.positions[:, 0].numpy()])
+    def _roots(self, group: Group, units: Tensor | slice = slice(None)) -> Labels:
+        """Return the labels of units, one of each that is of one set."""
+        found = [
+            self._sets.of(self._labels[member.tensor][member.axis][member.positions[units].flatten().numpy()])
+            for member in group.members
+        ]
+        return np.unique(np.concatenate(found))
 
 
 def _groups(
@@ -640,7 +672,9 @@ def _groups(
         kinds.setdefault(tuple((name, axis, len(part)) for name, axis, part in parts), []).append(parts)
     tensors, holders = named_tensors(model), holders_of(model)
     tables = {
-        (name, 1) for name in labels if any(isinstance(module, nn.Embedding) for _, module in holders[id(tensors[name])])
+        (name, 1)
+        for name in labels
+        if any(isinstance(module, nn.Embedding) for _, module in holders[id(tensors[name])])
     }
     order = {name: number for number, name in enumerate(labels)}
     groups = []
@@ -655,7 +689,9 @@ def _groups(
             Member(name, axis, torch.from_numpy(np.stack([parts[number][2] for parts in units])))
             for number, (name, axis, _) in enumerate(kind)
         ]
-        groups.append(Group(kind[root][0].rpartition(".")[0], len(units), (members[root], *members[:root], *members[root + 1 :])))
+        groups.append(
+            Group(kind[root][0].rpartition(".")[0], len(units), (members[root], *members[:root], *members[root + 1 :]))
+        )
     groups.sort(key=lambda group: order[group.members[0].tensor])
     names = [group.name for group in groups]
     named = [
@@ -665,6 +701,23 @@ def _groups(
         for number, group in enumerate(groups)
     ]
     return named[::-1]
+
+
+def _together(groups: Sequence[Group]) -> Group:
+    """Return a group each of whose units has as many of the larger ones' as there are for one of the smallest.
+
+    Args:
+        groups: Groups whose numbers of units are multiples of the least.
+    """
+    units = min(group.units for group in groups)
+    sizes: dict[str, CodeSize] = {}
+    for group in groups:
+        for size in group.sizes:
+            sizes[size.name] = size._replace(per_unit=size.per_unit * (group.units // units))
+    members = [
+        member._replace(positions=member.positions.reshape(units, -1)) for group in groups for member in group.members
+    ]
+    return Group(groups[0].name, units, tuple(members), tuple(sizes.values()))
 
 
 def holders_of(model: nn.Module) -> dict[int, list[tuple[str, nn.Module]]]:

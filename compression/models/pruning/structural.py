@@ -23,10 +23,10 @@ from torch.utils import flop_counter
 
 from fedpress.compression.errors import FedpressError
 from fedpress.compression.models import architecture, inputs
+from fedpress.compression.models.inputs import Batch
 from fedpress.compression.models.pruning import channel_groups, importance
 from fedpress.compression.models.pruning.channel_flow import PruneError as PruneError
 from fedpress.compression.models.pruning.importance import Criterion
-from fedpress.compression.models.inputs import Batch
 from fedpress.compression.models.reproducible import evaluating
 
 BISECTIONS = 12
@@ -149,13 +149,7 @@ def prune_while(
                 f" this model of {parameters_of(model):,} parameters still has {parameters_of(smallest):,}; layers kept"
                 f" whole: {_whole(model, smallest) or 'none'}. Raise the budget, or give the task a smaller model"
             )
-    low, high = 0.0, 1.0
-    for _ in range(BISECTIONS):
-        middle = (low + high) / 2
-        with pruner.measured(middle) as candidate:
-            fitting = cost(candidate) <= limit
-        low, high = (middle, high) if fitting else (low, middle)
-    counts, used = pruner.filled(pruner.counts(low), cost, limit)
+    counts, used = pruner.largest(cost, limit)
     if used < COARSE * limit:
         _log.warning(
             "a student within %s uses %.1f %% of it: one more unit of any layer (channel, column or head) is too much",
@@ -318,37 +312,69 @@ class Pruner:
             parameter.grad = None
         return pruned
 
-    def filled(
+    def largest(self, cost: Callable[[nn.Module], float], limit: float) -> tuple[list[int], float]:
+        """Return how many units of each group go for the largest model within a budget, and its cost.
+
+        All groups keep the same fraction, by bisection, and what that leaves of the budget is filled. If units are too
+        coarse for it (a head that takes a part of the width with it), one of them stays, and the others make room.
+
+        Args:
+            cost: Cost of a model of the right shapes, whose weights are any.
+            limit: Largest cost, within which the smallest model is.
+        """
+        best = self._bisected(cost, limit, {})
+        for number in sorted(range(len(self._groups)), key=lambda number: self._groups[number].units):
+            if best[1] >= COARSE * limit or self._criterion.ranking == "global":
+                break
+            if count := best[0][number]:
+                best = max(best, self._bisected(cost, limit, {number: count - 1}), key=lambda found: found[1])
+        return best
+
+    def _bisected(
+        self, cost: Callable[[nn.Module], float], limit: float, fixed: Mapping[int, int]
+    ) -> tuple[list[int], float]:
+        """Return the counts of the largest model within a budget, of some groups given; a cost of -1: there is none."""
+
+        def at(fraction: float) -> list[int]:
+            return [fixed.get(number, count) for number, count in enumerate(self.counts(fraction))]
+
+        low, high = 0.0, 1.0
+        if fixed and self._cost_at(at(0.0), cost) > limit:
+            return at(0.0), -1.0
+        for _ in range(BISECTIONS):
+            middle = (low + high) / 2
+            low, high = (middle, high) if self._cost_at(at(middle), cost) <= limit else (low, middle)
+        return self._filled(at(low), cost, limit)
+
+    def _cost_at(self, counts: Sequence[int], cost: Callable[[nn.Module], float]) -> float:
+        with self._measured_at(counts) as model:
+            return cost(model)
+
+    def _filled(
         self, counts: Sequence[int], cost: Callable[[nn.Module], float], limit: float
     ) -> tuple[list[int], float]:
         """Return fewer units to remove, as many as fit into a budget, and the cost that is left.
 
         The most important of the removed units of all groups come back first; a group of which one is too much gets no
         further one.
-
-        Args:
-            counts: How many units of each group are removed, which fits.
-            cost: Cost of a model.
-            limit: Largest cost.
         """
-        left = list(counts)
-        with self._measured_at(left) as model:
-            used = cost(model)
-        open_groups = {number for number, count in enumerate(left) if count}
+        left, used = list(counts), self._cost_at(counts, cost)
+        candidates = {number for number, count in enumerate(left) if count}
         for _ in range(MOST_UNITS):
-            if not open_groups or used >= FULL * limit:
+            if not candidates or used >= FULL * limit:
                 break
-            nearest = {number: float(self._scores[number][self._orders[number][left[number] - 1]]) for number in open_groups}
-            best = max(sorted(nearest), key=nearest.__getitem__)
-            left[best] -= 1
-            with self._measured_at(left) as model:
-                more = cost(model)
+            nearest = {
+                number: float(self._scores[number][self._orders[number][left[number] - 1]]) for number in candidates
+            }
+            number = max(sorted(nearest), key=nearest.__getitem__)
+            left[number] -= 1
+            more = self._cost_at(left, cost)
             if more <= limit:
                 used = more
             else:
-                left[best] += 1
-            if more > limit or not left[best]:
-                open_groups.remove(best)
+                left[number] += 1
+            if more > limit or not left[number]:
+                candidates.remove(number)
         return left, used
 
     def counts(self, fraction: float | Mapping[str, float]) -> list[int]:
@@ -387,9 +413,7 @@ class Pruner:
 
     def _removal(self, counts: Sequence[int]) -> list[tuple[channel_groups.Group, Tensor]]:
         """Return the groups, and of each the units that go."""
-        return [
-            (group, order[:count]) for group, order, count in zip(self._groups, self._orders, counts, strict=True)
-        ]
+        return [(group, order[:count]) for group, order, count in zip(self._groups, self._orders, counts, strict=True)]
 
 
 def _whole(model: nn.Module, smallest: nn.Module) -> list[str]:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from fedpress.compression import seeds
 from fedpress.compression.errors import FedpressError
-from fedpress.compression.models.pruning import fine_tuning, importance, structural
+from fedpress.compression.models import inputs
+from fedpress.compression.models.pruning import fine_tuning, importance, structural, token_rows
 from fedpress.compression.models.pruning.importance import Criterion
 from fedpress.compression.models.pruning.settings import Pruning
 from fedpress.compression.models.quantization.settings import Quantization
@@ -78,16 +79,19 @@ class PruneToBudget:
             task: Task of the model.
             seed: Seed of fresh weights.
         """
-        example = task.data().validation.inputs[:1]
+        data = task.data()
         return start_of(
             task,
             model,
-            example,
+            inputs.first(data.validation.inputs),
             self.budget,
             self.start,
             lambda _: importance.named(self.pruning),
             self.quantization,
             seed=seed,
+            narrow=lambda start: token_rows.with_used_rows(
+                self.pruning, start, data.proxy.inputs, data.validation.inputs
+            ),
         )
 
     def __call__(self, student: Student, materials: Materials) -> Student:
@@ -106,6 +110,9 @@ class PruneToBudget:
             lambda pruned: criterion_of(self.pruning, pruned, materials),
             self.quantization,
             seed=materials.seed,
+            narrow=lambda start: token_rows.with_used_rows(
+                self.pruning, start, materials.inputs, materials.task.data().validation.inputs
+            ),
         )
         return replace(student.after("pruned", model), architecture=self.start.architecture)
 
@@ -170,6 +177,7 @@ def start_of(
     quantization: Quantization = Quantization(),
     *,
     seed: int,
+    narrow: Callable[[nn.Module], nn.Module] = lambda model: model,
 ) -> nn.Module:
     """Return the largest pruned version of a start within the budget, not yet distilled.
 
@@ -182,6 +190,7 @@ def start_of(
         criterion: Maps the model to prune to its order of removal.
         quantization: For `bundle_bytes`: quantization of the weights.
         seed: Seed of the weights of a fresh model.
+        narrow: Maps the model to the one whose channels are pruned, such as with fewer rows (`token_rows`).
 
     Raises:
         UnknownArchitecture: The task has no student architecture of this name.
@@ -191,6 +200,7 @@ def start_of(
     model = teacher if start.architecture is None else fresh(task, start.architecture, seed=seed)
     if start.keep_every > 1:
         model = depth.keep_every(model, start.keep_every)
-    if isinstance(budget.parameters, float):
+    if isinstance(budget.parameters, float):  # of the teacher, whatever the student starts from
         budget = replace(budget, parameters=int(budget.parameters * structural.parameters_of(teacher)))
+    model = narrow(model)
     return budgets.student_of(model, example_input, budget, criterion(model), quantization)
