@@ -1,10 +1,10 @@
 """Vocabulary of a student: only the tokens that occur in its data keep a row of the embedding.
 
 A pretrained model knows tokens of many languages and subjects, and half of a small one's parameters are their rows
-(MiniLM: 11.7 of 22.7 million). `pruning.token_rows` drops those of tokens that never occur. The mapping from ids to rows is a
-buffer of the model, so that the tokenizer, the ids, bundles and ONNX graphs stay as they were: on inputs of tokens that
-have a row the answers are the same to the bit. All others share one row, the last: the mean of the rows that were
-dropped, or a copy of the one of a given id, such as that of "[UNK]".
+(MiniLM: 11.7 of 22.7 million). `pruning.token_rows` drops those of tokens that never occur. The mapping from ids to
+rows is a buffer of the model, so that the tokenizer, the ids, bundles and ONNX graphs stay as they were: on inputs of
+tokens that have a row the answers are the same to the bit. All others share one row, the last: the mean of the rows
+that were dropped, or a copy of the one of a given id, such as that of "[UNK]".
 
 Where the output layer is tied to the embedding, it answers for all ids too: those without a row get `ABSENT`.
 """
