@@ -249,9 +249,11 @@ def _check(path: str, module: nn.Module, new: Mapping[str, Shape]) -> None:
     if isinstance(module, nn.MultiheadAttention):
         _check_attention(path, module, new)
     if isinstance(module, vocabulary.Vocabulary | vocabulary.VocabularyHead):
-        new = {
-            key: shape for key, shape in new.items() if key == "weight"
-        }  # the other tensors have an entry for each id
+        if new.get(vocabulary.BUFFER, module.used.shape) != module.used.shape:
+            raise ArchitectureError(
+                f"layer {path!r}: {new[vocabulary.BUFFER]} ids, expected {len(module.used)}: was the vocabulary another?"
+            )
+        new = {key: shape for key, shape in new.items() if key == "weight"}
     if not isinstance(module, RESIZABLE):  # what its tensors have to do with each other, only its code knows
         return
     weight = new["weight"] if "weight" in new else next(shape for shape in new.values() if shape)
