@@ -6,6 +6,7 @@ hidden states or whose positions are constants, so that the width of the residua
 
 from __future__ import annotations
 
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
@@ -36,9 +37,11 @@ def pretrained(model: str, config: str, inputs: Callable[[], Any] = batch, **set
     """Return a function that makes a model of transformers and a batch for it."""
 
     def make() -> tuple[nn.Module, Any]:
-        import transformers
+        with warnings.catch_warnings():  # its imports use what torch has deprecated
+            warnings.simplefilter("ignore")
+            import transformers
 
-        made = getattr(transformers, model)(getattr(transformers, config)(**settings))
+            made = getattr(transformers, model)(getattr(transformers, config)(**settings))
         return made.eval(), inputs()
 
     return make

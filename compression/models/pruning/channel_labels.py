@@ -146,9 +146,9 @@ class TensorLabels(Views):
         first, second = self.axes(args[one]), self.axes(args[two])
         one_axis, two_axis = axis_of(one_axis, len(first)), axis_of(two_axis, len(second))
         self._sets.join(first[one_axis], second[two_axis], self._reason)
-        for axes, summed in ((first, one_axis), (second, two_axis)):
-            one = [int(labels[labels > 0][0]) if labels.any() else KEPT for labels in axes]
-            self.factors.update((one[summed], label) for axis, label in enumerate(one) if axis != summed)
+        for operand, summed in ((first, one_axis), (second, two_axis)):
+            live = [int(labels[labels > 0][0]) if labels.any() else KEPT for labels in operand]
+            self.factors.update((live[summed], label) for axis, label in enumerate(live) if axis != summed)
         batch = 1 if name in ("bmm", "baddbmm") else 0
         if batch:
             self.attended += [labels for labels in (*first, *second) if labels.any()]
