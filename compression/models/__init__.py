@@ -27,6 +27,7 @@ __all__ = [
     "forward",
     "inputs",
     "masks",
+    "multihead_attention",
     "outputs",
     "pruning",
     "quantization",
@@ -37,4 +38,5 @@ __all__ = [
     "students",
     "task",
     "transformer",
+    "vocabulary",
 ]

@@ -103,8 +103,8 @@ def _tiered(job: Job, folder: RunFolder, options: dict[str, Any]) -> TieredFed:
     if model_inputs.count(proxy) == 0:
         raise TierError(f"task {workload.task.name!r} holds out no proxy data, on which tiers teach each other")
     if not folder.architectures.exists():  # read by clients, and needed to load the models
-        shapes = {name: work.shapes for name, work in job.tiers.items()}
-        write_atomically(folder.architectures, json.dumps(shapes, indent=1).encode())
+        forms = {name: work.form for name, work in job.tiers.items()}
+        write_atomically(folder.architectures, json.dumps(forms, indent=1).encode())
     sliced = choice.method == "heterofl"
     tiers = [TrainingTier(name, _federation(name, work), work.fresh_model()) for name, work in job.tiers.items()]
     model = workload.fresh_model()

@@ -71,8 +71,10 @@ class TierWorkload(Workload):
         return self._tier
 
     @cached_property
-    def shapes(self) -> dict[str, architecture.Shape]:
-        """Shapes of the tier's model by the names of its tensors; from the run folder if they are there.
+    def form(self) -> tuple[dict[str, architecture.Shape], dict[str, int]]:
+        """Shapes of the tier's model by the names of its tensors, and `architecture.sizes`.
+
+        From the run folder if they are there.
 
         Raises:
             BudgetError: The task's model cannot be within the budget.
@@ -80,12 +82,12 @@ class TierWorkload(Workload):
         """
         shared = RunFolder(self.out).architectures if self.out else None
         if shared and shared.exists():
-            shapes = json.loads(files.read_text(shared))[self.tier]
-            return {name: tuple(shape) for name, shape in shapes.items()}
+            shapes, sizes = json.loads(files.read_text(shared))[self.tier]
+            return {name: tuple(shape) for name, shape in shapes.items()}, sizes
         try:
-            return architecture.shapes(self._pruned)
+            return _form(self._pruned)
         except InitialWeightsError:  # a client without the file of `init`; the budget gives the shapes all the same
-            return architecture.shapes(self._pruned_from(self._whole.blank_model()))
+            return _form(self._pruned_from(self._whole.blank_model()))
 
     @cached_property
     def _pruned(self) -> nn.Module:
@@ -113,7 +115,7 @@ class TierWorkload(Workload):
             model = self._whole.blank_model()
         else:
             model = initial_student.fresh(self.task, name, seed=self._seed)
-        architecture.shrink(model, self.shapes)
+        architecture.shrink(model, *self.form)
         return model
 
     @cached_property
@@ -125,7 +127,7 @@ class TierWorkload(Workload):
             weights = {name: whole[name][heterofl.leading(tensor.shape)] for name, tensor in model.state_dict().items()}
         else:
             weights = self._pruned.state_dict()
-            if architecture.shapes(self._pruned) != self.shapes:
+            if _form(self._pruned) != self.form:
                 raise InitialWeightsError(
                     f"tier {self.tier!r}: the model pruned here has other shapes than the server's; is it another"
                     " release of torch-pruning, or another `init` file?"
@@ -178,6 +180,10 @@ class TierWorkload(Workload):
             seed = seeds.derive(self.federation, self.scenario.seed, purpose)
             model = initial_student.fresh(self.task, begin.architecture, seed=seed)
         return model
+
+
+def _form(model: nn.Module) -> tuple[dict[str, architecture.Shape], dict[str, int]]:
+    return architecture.shapes(model), architecture.sizes(model)
 
 
 def start(tier: Tier) -> Start:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from fedpress.compression.models import architecture, forward
 from fedpress.compression.models import inputs as model_inputs
 from fedpress.compression.models import outputs as model_outputs
-from fedpress.compression.models.architecture import Shape
+from fedpress.compression.models.architecture import Shape, sizes
 from fedpress.compression.models.bundles import container, weight_coding
 from fedpress.compression.models.bundles import manifest as manifests
 from fedpress.compression.models.bundles.errors import DoesNotFit
@@ -164,12 +164,13 @@ def save(
         parameters=sum(parameter.numel() for parameter in student.parameters()),
         metrics=metrics,
         shapes={name: quantized_tensor.shape_of(tensor) for name, tensor in tensors.items()},
+        sizes=sizes(student),
         **_forms(student, model_inputs.first(example_input)),
         class_axis=None if class_axis == 1 else class_axis or 0,
         architecture=architecture,
         schemes={name: manifests.text_of(weight_coding.scheme_of(tensor)) for name, tensor in tensors.items()},
     )
-    text = manifest.model_dump_json(exclude_none=True).encode()
+    text = manifest.model_dump_json(exclude_none=True, exclude=None if manifest.sizes else {"sizes"}).encode()
     return container.pack(text, coded, onnx or b"", private_key)
 
 
@@ -231,7 +232,7 @@ def rebuild(bundle: Bundle, task: Task) -> nn.Module:
     with reproducible(0):
         model = make().eval()
         try:
-            architecture.shrink(model, manifest.shapes)
+            architecture.shrink(model, manifest.shapes, manifest.sizes)
             architecture.fill(model, quantized_tensor.dequantize(bundle.weights))
             with evaluating(model):
                 output_shape = tuple(_answers(model, example).shape[1:])

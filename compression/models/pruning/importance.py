@@ -9,7 +9,7 @@
 | `random` | a random number: the baseline | the same |
 
 All that depends on a channel: its rows and columns of convolutions and linear layers and its scales of norms, but not
-biases and embeddings.
+biases and embeddings. Of layers of one's own kind, and of torch's multi-head attention, matrices count.
 
 [1] S. Han, J. Pool, J. Tran, W. Dally, "Learning both Weights and Connections for Efficient Neural Networks", NIPS
     2015.
@@ -23,7 +23,7 @@ biases and embeddings.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, NamedTuple, get_args
 
 import torch
@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
+from fedpress.compression.models import architecture
 from fedpress.compression.models import inputs as model_inputs
 from fedpress.compression.models.outputs import fitted
 from fedpress.compression.models.pruning.channel_groups import Group
@@ -149,14 +150,25 @@ def of_units(model: nn.Module, groups: Sequence[Group], criterion: Criterion) ->
         with reproducible(criterion.seed):
             return [torch.rand(group.units) for group in groups]
     scores = {
-        f"{path}.weight".lstrip("."): _scores(f"{path}.weight".lstrip("."), module.weight.detach(), criterion)
+        name: _scores(name, tensor.detach(), criterion)
         for path, module in model.named_modules()
-        if isinstance(module, COUNTED) and isinstance(module.weight, Tensor)
+        for name, tensor in _counted(path, module)
     }
     totals = [_total(group, scores) for group in groups]
     if criterion.importance == "lamp":
         return [_lamp(total) for total in totals]
     return [total / mean if (mean := total.mean()) > 0 else total for total in totals]
+
+
+def _counted(path: str, module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors of a layer that count: of kinds that torch does not have, and of attention, the matrices."""
+    if isinstance(module, COUNTED):
+        if isinstance(module.weight, Tensor):
+            yield f"{path}.weight".lstrip("."), module.weight
+    elif not isinstance(module, architecture.RESIZABLE):
+        for name, parameter in module.named_parameters(path, recurse=False):
+            if parameter.ndim == 2 and min(parameter.shape) > 1:
+                yield name, parameter
 
 
 def of_weights(weights: Mapping[str, Tensor], criterion: Criterion) -> dict[str, Tensor]:

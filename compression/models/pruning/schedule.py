@@ -33,7 +33,7 @@ from fedpress.compression.models import inputs as model_inputs
 from fedpress.compression.models import masks
 from fedpress.compression.models.distillation.settings import Distillation
 from fedpress.compression.models.masks import Masks
-from fedpress.compression.models.pruning import fine_tuning, importance, penalties, structural, weights
+from fedpress.compression.models.pruning import fine_tuning, importance, penalties, structural, token_rows, weights
 from fedpress.compression.models.pruning.fine_tuning import FineTune
 from fedpress.compression.models.pruning.importance import Criterion
 from fedpress.compression.models.pruning.penalties import Penalty
@@ -178,7 +178,7 @@ def prune(
     run = _Run(settings, task, examples, fine_tune, rewind, seed, whole)
     before = evaluate(copy.deepcopy(teacher), task, validation).accuracy
     steps = [PruningStep(1.0, whole, before, True)]
-    start = run.penalized(teacher)
+    start = token_rows.with_used_rows(settings, run.penalized(teacher), examples.inputs, validation.inputs)
     best: tuple[nn.Module, Masks | None] = (start, None)
     progress, stride, attempt = 0.0, 1 / settings.steps, 0
     while progress < 1 - 1e-9 and stride * settings.steps > 2.0**-HALVINGS - 1e-9:

@@ -45,7 +45,7 @@ class Pruning(Tracing):
     Traceback (most recent call last):
     ValueError: granularity '2:4' removes half the weights: got removed_fraction 0.9
 
-    For budgets other than `removed_fraction` only importance, ranking and the order of layers are used.
+    For budgets other than `removed_fraction` only importance, ranking, vocabulary and the order of layers are used.
 
     Raises:
         ValueError: Settings contradict each other, or one is out of range.
@@ -92,6 +92,18 @@ class Pruning(Tracing):
         " (ShortGPT); agreement: those least missed in the outputs, one after the other; spaced: evenly (DistilBERT);"
         " last, first; magnitude: those with the smallest weights.",
     )
+    vocabulary: Literal["all", "used"] = Field(
+        default="all",
+        description="Rows of the embedding that tokens are looked up in: all; or those of tokens that occur in the data"
+        " students learn on, while all others share one row. Ids and tokenizer stay.",
+    )
+    unknown_id: int | None = Field(
+        default=None,
+        ge=0,
+        json_schema_extra=ADVANCED,
+        description="With `vocabulary: used`: id whose row the others share, such as that of [UNK]; null: the mean of"
+        " the rows dropped.",
+    )
     penalty: Literal["none", "l1", "group_lasso"] = Field(
         default="none",
         json_schema_extra=ADVANCED,
@@ -105,6 +117,12 @@ class Pruning(Tracing):
     )
 
     def __post_init__(self) -> None:
+        if self.vocabulary == "all" and self.unknown_id is not None:
+            raise ValueError(f"unknown_id: got {self.unknown_id}, which only `vocabulary: used` has a use for")
+        if self.vocabulary == "used" and self.granularity != "channels":
+            raise ValueError(
+                f"vocabulary 'used' drops whole rows: granularity must be 'channels', got {self.granularity!r}"
+            )
         if self.schedule == "one_shot" and self.steps != 1:
             raise ValueError(f"schedule 'one_shot' has one step, got {self.steps}; 'iterative' has more")
         if self.ranking == "erk" and self.granularity != "weights":

@@ -73,7 +73,8 @@ def student_of(
     return structural.prune_while(
         teacher,
         example_input,
-        lambda student: cost_of(student, example_input, budget, quantization) <= limit,
+        lambda student: cost_of(student, example_input, budget, quantization),
+        limit,
         f"{limit:,.10g} {UNITS[budget.kind]}",
         criterion=criterion,
     )

@@ -13,9 +13,9 @@ from torch import nn
 
 from fedpress.compression import seeds
 from fedpress.compression.errors import FedpressError
-from fedpress.compression.models import inputs as model_inputs
+from fedpress.compression.models import inputs
 from fedpress.compression.models.inputs import Batch, Inputs
-from fedpress.compression.models.pruning import fine_tuning, importance, structural
+from fedpress.compression.models.pruning import fine_tuning, importance, structural, token_rows
 from fedpress.compression.models.pruning.importance import Criterion
 from fedpress.compression.models.pruning.settings import LayerOrder, Pruning
 from fedpress.compression.models.quantization.settings import Quantization
@@ -84,16 +84,19 @@ class PruneToBudget:
             task: Task of the model.
             seed: Seed of fresh weights.
         """
-        example = model_inputs.first(task.data().validation.inputs)
+        data = task.data()
         return start_of(
             task,
             model,
-            example,
+            inputs.first(data.validation.inputs),
             self.budget,
             self.start,
             lambda _: importance.named(self.pruning),
             self.quantization,
             seed=seed,
+            narrow=lambda start: token_rows.with_used_rows(
+                self.pruning, start, data.proxy.inputs, data.validation.inputs
+            ),
         )
 
     def __call__(self, student: Student, materials: Materials) -> Student:
@@ -114,6 +117,9 @@ class PruneToBudget:
             calibration=materials.inputs,
             layer_order=self.pruning.layer_order,
             seed=materials.seed,
+            narrow=lambda start: token_rows.with_used_rows(
+                self.pruning, start, materials.inputs, materials.task.data().validation.inputs
+            ),
         )
         return replace(student.after("pruned", model), architecture=self.start.architecture)
 
@@ -180,6 +186,7 @@ def start_of(
     calibration: Inputs | None = None,
     layer_order: LayerOrder = "spaced",
     seed: int,
+    narrow: Callable[[nn.Module], nn.Module] = lambda model: model,
 ) -> nn.Module:
     """Return the largest pruned version of a start within the budget, not yet distilled.
 
@@ -195,6 +202,7 @@ def start_of(
             student does not depend on them.
         layer_order: Which blocks go.
         seed: Seed of the weights of a fresh model.
+        narrow: Maps the model to the one whose channels are pruned, such as with fewer rows (`token_rows`).
 
     Raises:
         UnknownArchitecture: The task has no student architecture of this name.
@@ -207,6 +215,7 @@ def start_of(
         model = inheritance.inherit(model, teacher, start.inherit)
     if start.layers is not None:
         model = depth.drop(model, example_input if calibration is None else calibration, start.layers, layer_order)
-    if isinstance(budget.parameters, float):
+    if isinstance(budget.parameters, float):  # of the teacher, whatever the student starts from
         budget = replace(budget, parameters=int(budget.parameters * structural.parameters_of(teacher)))
+    model = narrow(model)
     return budgets.student_of(model, example_input, budget, criterion(model), quantization)

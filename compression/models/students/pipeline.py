@@ -159,6 +159,8 @@ def initial(
     if budget.removed_fraction is not None:
         return Prune(budget.removed_fraction, pruning, distillation)
     if search is not None:
+        if pruning.vocabulary != "all":
+            raise ValueError("vocabulary 'used' and a search exclude each other: a search's models keep all rows")
         return SearchStudent(budget, search, distillation, quantization, pruning)
     return PruneToBudget(budget, start, pruning, quantization)
 
