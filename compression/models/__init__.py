@@ -4,7 +4,8 @@ Begin with `task`, the interface of a model with its data, and `students.pipelin
 budget by a list of steps (`step`): `pruning`, `distillation`, `quantization`, and at the end `bundles`, the download
 file. Beside them: `architecture` (a model's shape as data), `masks` (weights held at zero), `attention` and
 `transformer` (layers for text models), `cost` and `device_speed` (bytes, FLOPs and milliseconds of a forward pass),
-`inputs` (one tensor, tensors by name, or read from a disk), `forward` (outputs for many inputs as of one batch),
+`calibration` (second moments of the layers' inputs) and `reconstruction` (weights that make up for each other's
+errors), `inputs` (one tensor, tensors by name, or read from a disk), `forward` (outputs for many inputs as of one batch),
 `class_accuracy` (accuracy lost by class), `batch_norm` (running statistics of given weights), `batches` (of one
 example, with batch normalization), `reproducible` (the same bits on every machine).
 """
@@ -15,6 +16,7 @@ __all__ = [
     "batch_norm",
     "batches",
     "bundles",
+    "calibration",
     "class_accuracy",
     "cost",
     "device_speed",
@@ -24,6 +26,7 @@ __all__ = [
     "masks",
     "pruning",
     "quantization",
+    "reconstruction",
     "reproducible",
     "step",
     "students",

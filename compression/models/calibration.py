@@ -1,10 +1,10 @@
 """Calibration: second moments of what each weight matrix of a model is multiplied by, from one forward pass.
 
 Methods that round or remove weights so that a layer's outputs change little (GPTQ, AdaRound, SparseGPT, Wanda) need
-E[x x^T] of its inputs x. `calibrate` runs the model once on a batch of calibration inputs. Just before a weight is used,
-its moments are taken and `visit` may change it, and the pass goes on with the changed one: every layer is calibrated on
-the outputs of the changed layers before it, in time linear in the number of layers, with the moments of one layer in
-memory at a time.
+E[x x^T] of its inputs x. `calibrate` runs the model once on a batch of calibration inputs. Just before a weight is
+used, its moments are taken and `visit` may change it, and the pass goes on with the changed one: every layer is
+calibrated on the outputs of the changed layers before it, in time linear in the number of layers, with the moments of
+one layer in memory at a time.
 
 Layers are found by operation, not by class: whatever multiplies a matrix that lies in a parameter (a product, one of
 a batch, a convolution as a product with its unfolded inputs) is a use of it, in the orientation in which it is used.
@@ -157,7 +157,7 @@ def calibrate(model: nn.Module, calibration: Inputs, visit: Visit, *, keep: bool
 
 @contextmanager
 def _calibrating(model: nn.Module) -> Iterator[None]:
-    """Run a block in evaluation mode, with attention and LSTMs in their parts, each of which torch has as one operation."""
+    """Run a block in evaluation mode, with attention and LSTMs in their parts instead of as one operation each."""
     fast = torch.backends.mha.get_fastpath_enabled()
     lstm = any(isinstance(part, nn.LSTM) for part in model.modules())
     torch.backends.mha.set_fastpath_enabled(False)

@@ -3,8 +3,8 @@
 M. Nagel et al., "Up or Down? Adaptive Rounding for Post-Training Quantization", ICML 2020.
 
 Rounding to nearest is not optimal for a layer, because its errors add up over the inputs. A soft choice h(V) in [0, 1]
-between the code below and the code above is trained to keep the layer's outputs, and is driven toward 0 or 1 as training
-proceeds (section 3.2, equations 21 to 24). The error of the outputs is that of equation 14, from the second moments H
+between the code below and the code above is trained to keep the layer's outputs, and driven toward 0 or 1 in the end
+(section 3.2, equations 21 to 24). The error of the outputs is that of equation 14, from the second moments H
 of the inputs: tr(D H D^T) for a change D of the weight. Its gradient, 2 D H, is exact and takes one product a step; no
 inputs are kept. Gradients are written out, because autograd records nothing within an observed forward pass.
 
@@ -16,8 +16,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-STEPS = 1000
-LEARNING_RATE = 1e-2
+STEPS, LEAST_STEPS = 1000, 200
+"""Training steps of a layer, and of a wide one."""
+WIDTH = 128
+"""Inputs above which a layer gets fewer steps: a step costs their square, so that a weight costs the same in all."""
+PATH = 10.0
+"""Learning rate times steps: how far a choice can go."""
 REGULARIZATION = 0.01
 WARM_UP = 0.2
 """Fraction of the steps before the regularization sets in."""
@@ -27,7 +31,7 @@ STRETCH = (-0.1, 1.1)
 """Range of the sigmoid before h clips it to [0, 1], so that h reaches both ends."""
 
 
-def rounded(weight: Tensor, steps: Tensor, moments: Tensor, largest: int, *, iterations: int = STEPS) -> Tensor:
+def rounded(weight: Tensor, steps: Tensor, moments: Tensor, largest: int, *, iterations: int | None = None) -> Tensor:
     """Return the codes of a weight, in its shape; weights that are zero keep code zero.
 
     Args:
@@ -35,8 +39,10 @@ def rounded(weight: Tensor, steps: Tensor, moments: Tensor, largest: int, *, ite
         steps: Scale of each entry, likewise, above 0.
         moments: Second moments of the inputs, (groups, inputs, inputs).
         largest: Largest code.
-        iterations: Training steps.
+        iterations: Training steps; None: `STEPS`, fewer above a width of `WIDTH`.
     """
+    if iterations is None:
+        iterations = max(LEAST_STEPS, STEPS * WIDTH // max(WIDTH, weight.shape[2]))
     weight, steps, moments = weight.float(), steps.float(), moments.float()
     exact = weight / steps
     inside = exact.clamp(-largest, largest)
@@ -46,7 +52,7 @@ def rounded(weight: Tensor, steps: Tensor, moments: Tensor, largest: int, *, ite
     low, high = STRETCH
     inner = (inside - below - low) / (high - low)  # in (0, 1): h starts at the float weight, cut off
     choice = torch.log(inner / (1 - inner))
-    optimizer = torch.optim.Adam([choice], LEARNING_RATE)
+    optimizer = torch.optim.Adam([choice], PATH / iterations)
     # change = start + soft * width
     start, width = (torch.where(zero, 0.0, part * steps) for part in (below - exact, above - below))
     for count in range(iterations):

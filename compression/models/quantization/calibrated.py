@@ -13,7 +13,6 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -98,6 +97,6 @@ def rounded(
     if unreached:
         _log.warning(
             "%d of %d tensors are rounded to nearest, since no product with calibration inputs reaches them: %s",
-            *(len(unreached), len(left) + len(tensors), ', '.join(unreached)),
+            *(len(unreached), len(left) + len(tensors), ", ".join(unreached)),
         )
     return Rounded(tensors, looked_up, unreached)

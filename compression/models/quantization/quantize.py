@@ -25,7 +25,6 @@ from fedpress.compression.models.quantization.quantized_tensor import Tensors
 from fedpress.compression.models.quantization.settings import Quantization
 from fedpress.compression.models.step import Materials, Student
 
-
 ROUNDINGS: Final[Mapping[str, Rounding]] = {"adaround": adaround.rounded, "gptq": gptq.rounded}
 """Roundings on calibration data, by their names in `Quantization.rounding`."""
 

@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 import tracemalloc
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from tests.compression.models.bundles.samples import (
     Images,
     Line,
     Trap,
+    assembled,
     forged,
     manifest,
     saved,
@@ -39,6 +41,31 @@ from fedpress.compression.models.quantization.quantized_tensor import Quantized
 from fedpress.compression.models.quantization.settings import Quantization
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "linear-2.hex"
+
+
+def test_sizes_go_by_the_manifest_and_by_what_the_device_takes() -> None:
+    opened = reader.open_bundle(DATA)
+    decoded = sum(
+        part.nbytes
+        for tensor in opened.weights.values()
+        for part in (tensor[:2] if isinstance(tensor, Quantized) else [tensor])
+    )
+    assert reader.open_bundle(DATA, limit=max(decoded, len(DATA))).sha256 == opened.sha256
+    with pytest.raises(errors.TooLarge, match="tensors of .* allow more"):
+        reader.open_bundle(DATA, limit=decoded - 1)
+    stuffed = forged(coded=WEIGHTS + bytes(20_000))
+    entries = sum(int(np.prod(shape)) for shape in SHAPES.values())
+    large = reader.GRAPH_BYTES + reader.ONNX_BYTES * entries + 1
+    bomb = assembled(zlib.compress(MANIFEST), WEIGHTS, zlib.compress(bytes(large)), large)
+    for data, message in (
+        (stuffed, "the tensors of the manifest take at most"),
+        (bomb, "one of the manifest's tensors"),
+    ):
+        tracemalloc.start()
+        with pytest.raises(errors.TooLarge, match=message):
+            reader.open_bundle(data)
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+        tracemalloc.stop()
 
 
 def test_golden_bytes_open() -> None:
