@@ -5,8 +5,8 @@ budget by a list of steps (`step`): `pruning`, `distillation`, `quantization`, a
 file. Beside them: `architecture` (a model's shape as data), `masks` (weights held at zero), `attention` and
 `transformer` (layers for text models), `cost` and `device_speed` (bytes, FLOPs and milliseconds of a forward pass),
 `calibration` (second moments of the layers' inputs) and `reconstruction` (weights that make up for each other's
-errors), `inputs` (one tensor, tensors by name, or read from a disk), `forward` (outputs for many inputs as of one batch),
-`class_accuracy` (accuracy lost by class), `batch_norm` (running statistics of given weights), `batches` (of one
+errors), `inputs` (one tensor, tensors by name, or read from a disk), `forward` (outputs for many inputs as of one
+batch), `class_accuracy` (accuracy lost by class), `batch_norm` (running statistics of given weights), `batches` (of one
 example, with batch normalization), `reproducible` (the same bits on every machine).
 """
 

@@ -277,7 +277,7 @@ class _Pass(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if self._last == (site, self.times[site]):
                 raise _Finished
         result = func(*args, **(kwargs or {}))
-        if isinstance(result, Tensor):
+        if isinstance(result, Tensor) and not self._name(result):
             self.on_output(result)
         return result
 

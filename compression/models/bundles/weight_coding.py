@@ -161,9 +161,9 @@ def longest_bytes(schemes: Mapping[str, TensorScheme]) -> int:
     total = SLACK_BYTES
     for scheme in schemes.values():
         size = math.prod(scheme.shape)
-        coded = size * DTYPES[scheme.dtype].itemsize
-        if not scheme.dtype:
-            # As packed codes and floats; tables and the strings' own bytes come on top of a shorter form at most.
+        if scheme.dtype:
+            coded = size * DTYPES[scheme.dtype].itemsize
+        else:  # as packed codes and floats; tables and the strings' own bytes come on top of a shorter form at most
             coded = -(-size * scheme.bits // 8) + 4 * math.prod(_scales_shape(scheme))
         total += coded + coded // 100 + 2 * (SLACK_BYTES + 2 * frequency_table.MAX_CODE)
     return total

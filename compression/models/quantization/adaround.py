@@ -55,6 +55,9 @@ def rounded(weight: Tensor, steps: Tensor, moments: Tensor, largest: int, *, ite
     optimizer = torch.optim.Adam([choice], PATH / iterations)
     # change = start + soft * width
     start, width = (torch.where(zero, 0.0, part * steps) for part in (below - exact, above - below))
+    # The error of one step, were inputs unrelated, is 1, so that the regularization fits layers of any scale.
+    unit = moments.diagonal(dim1=1, dim2=2).mean(dim=1)[:, None, None] * steps.square().mean(dim=(1, 2), keepdim=True)
+    moments = moments / unit.clamp(min=torch.finfo(torch.float32).tiny)
     for count in range(iterations):
         sigmoid = torch.sigmoid(choice)
         soft = (sigmoid * (high - low)).add_(low).clamp_(0, 1)

@@ -68,7 +68,7 @@ def test_rounding_by_columns_costs_less_than_rounding_each_alone() -> None:
     def error(change: Tensor) -> float:
         return float((change @ moments * change).sum())
 
-    assert error(settled - weight) < 0.5 * error(torch.round(weight) - weight)
+    assert error(settled - weight) < 0.6 * error(torch.round(weight) - weight)
     again = reconstruction.reconstructed(weight, moments, begin, 7)
     torch.testing.assert_close(again, settled)  # whatever the blocks are
 
