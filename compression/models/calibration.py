@@ -89,7 +89,7 @@ class Reached(NamedTuple):
     examples: int
 
 
-def calibrate(model: nn.Module, calibration: Inputs, visit: Visit, *, keep: bool = False) -> Reached:
+def calibrate(model: nn.Module, calibration: Inputs, visit: Visit) -> Reached:
     """Run the model once, and visit each of its weight matrices before it is used for the first time.
 
     A weight that is used more than once in a pass (tied layers, a recurrence) is visited once, with the moments of all
@@ -105,7 +105,6 @@ def calibrate(model: nn.Module, calibration: Inputs, visit: Visit, *, keep: bool
         model: Model in float32 on the CPU, whose weights `visit` may change; run in evaluation mode.
         calibration: Inputs of N examples, of which the first are used, as many as `MAX_EXAMPLES` and `MAX_BYTES` let.
         visit: See `Visit`.
-        keep: Whether the weights shall stay: `visit` only reads.
 
     Raises:
         ValueError: There are no calibration inputs.
@@ -115,7 +114,7 @@ def calibrate(model: nn.Module, calibration: Inputs, visit: Visit, *, keep: bool
         raise ValueError("calibration needs inputs, got none: does the task hold out a proxy part?")
     batch = inputs.first(calibration, MAX_EXAMPLES)
     with _calibrating(model):
-        parameters = _own_storage(model)
+        parameters = _recognizable(model)
         probe = _probe(model, parameters, batch)
         fitting = max(1, MAX_BYTES // max(1, probe.largest_bytes))
         batch = inputs.first(batch, fitting)
@@ -146,7 +145,8 @@ def calibrate(model: nn.Module, calibration: Inputs, visit: Visit, *, keep: bool
         final.run(model, batch)
     multiplied = {site.name for site in visited}
     looked_up = tied | final.looked_up
-    names = [name for name, parameter in parameters.items() if parameter.ndim > 1]
+    every = architecture.tensors(model).items()
+    names = [name for name, tensor in every if tensor.ndim > 1 and tensor.is_floating_point()]
     return Reached(
         tuple(name for name in names if name in multiplied),
         tuple(name for name in names if name in looked_up),
@@ -171,16 +171,16 @@ def _calibrating(model: nn.Module) -> Iterator[None]:
             torch.backends.mkldnn.set_flags(before)
 
 
-def _own_storage(model: nn.Module) -> dict[str, Tensor]:
-    """Return the float parameters by name, tied ones once, after each was given contiguous memory of its own."""
-    parameters = {}
-    for name, parameter in architecture.tensors(model).items():
-        if not parameter.is_floating_point() or not parameter.numel():
-            continue
-        if not parameter.is_contiguous() or parameter.untyped_storage().nbytes() != _bytes(parameter):
-            continue  # a view of other memory: not recognized, so unreached
-        parameters[name] = parameter
-    return parameters
+def _recognizable(model: nn.Module) -> dict[str, Tensor]:
+    """Return the float tensors by name, tied ones once, that have contiguous memory of their own to know them by."""
+    return {
+        name: tensor
+        for name, tensor in architecture.tensors(model).items()
+        if tensor.is_floating_point()
+        and tensor.numel()
+        and tensor.is_contiguous()
+        and tensor.untyped_storage().nbytes() == _bytes(tensor)
+    }
 
 
 class _Sum:

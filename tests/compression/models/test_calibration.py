@@ -223,3 +223,9 @@ def test_fewer_examples_are_used_where_activations_are_large(monkeypatch: pytest
     assert seen(model, torch.ones(30, 2))[1].examples == 30
     monkeypatch.setattr(calibration, "MAX_BYTES", 7 * 400)  # what comes after the last weight does not count
     assert seen(model, torch.ones(30, 2))[1].examples == 7
+
+
+def test_a_weight_within_other_memory_is_unreached_and_said_to_be() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    model[0].weight.data = torch.randn(4, 2)[1:3]
+    assert seen(model, torch.ones(3, 2))[1][:3] == (("1.weight",), (), ("0.weight",))
