@@ -121,9 +121,14 @@ def calibrate(model: nn.Module, calibration: Inputs, visit: Visit) -> Reached:
         padding = _Padding.of(batch, probe.by_place)
         tied = probe.looked_up
         shared = {site: _Sum() for site, times in probe.times.items() if times > 1 and site.name not in tied}
+
+        def collect(site: Site, _: Tensor, rows: Callable[[], Iterator[Tensor]]) -> None:
+            if site in shared:
+                shared[site].add(rows())
+
         if shared:  # before any of them is changed
             collector = _Pass(parameters, padding, probe.last)
-            collector.on_use = lambda site, weight, rows: shared[site].add(rows()) if site in shared else None
+            collector.on_use = collect
             collector.run(model, batch)
         visited: dict[Site, None] = {}
 
@@ -161,14 +166,14 @@ def _calibrating(model: nn.Module) -> Iterator[None]:
     fast = torch.backends.mha.get_fastpath_enabled()
     lstm = any(isinstance(part, nn.LSTM) for part in model.modules())
     torch.backends.mha.set_fastpath_enabled(False)
-    before = torch.backends.mkldnn.set_flags(False)[0] if lstm else None
+    before = torch.backends.mkldnn.set_flags(False)[0] if lstm else None  # type: ignore[no-untyped-call]
     try:
         with evaluating(model):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
         if lstm:
-            torch.backends.mkldnn.set_flags(before)
+            torch.backends.mkldnn.set_flags(before)  # type: ignore[no-untyped-call]
 
 
 def _recognizable(model: nn.Module) -> dict[str, Tensor]:
@@ -290,7 +295,7 @@ class _Pass(TorchDispatchMode):  # type: ignore[no-untyped-call]
             given, weight, groups = args[0], args[1], args[8]
             matrix = weight.reshape(groups, weight.shape[0] // groups, -1)
             if matrix.untyped_storage().data_ptr() == weight.untyped_storage().data_ptr():
-                return _site(name, matrix), matrix, lambda: _unfolded(given, weight, *args[3:6], groups)
+                return _site(name, matrix), matrix, lambda: _unfolded(given, weight, args[3], args[4], args[5], groups)
         if func is _aten._grouped_mm.default and (name := self._name(args[1])):  # experts
             matrix = args[1].transpose(1, 2)
             return _site(name, matrix), matrix, lambda: iter([_stacked(args[0], args[2])])
@@ -318,7 +323,7 @@ def _site(name: str, matrix: Tensor) -> Site:
     """Return the site of a view (groups, outputs, inputs) of a parameter."""
     groups, outputs, columns = matrix.shape
     stride = (matrix.stride(0) if groups > 1 else 0, matrix.stride(1), matrix.stride(2))
-    return Site(name, (groups, outputs, columns), stride, matrix.storage_offset())
+    return Site(name, (groups, outputs, columns), stride, int(matrix.storage_offset()))
 
 
 def _unfolded(
@@ -354,7 +359,7 @@ def _stacked(rows: Tensor, ends: Tensor) -> Tensor:
         rows: Rows of all groups.
         ends: End of each group, (groups,).
     """
-    return nn.utils.rnn.pad_sequence(torch.tensor_split(rows, ends[:-1].long().cpu()), batch_first=True)
+    return nn.utils.rnn.pad_sequence([*torch.tensor_split(rows, ends[:-1].long().cpu())], batch_first=True)
 
 
 class _Probed(NamedTuple):
@@ -400,9 +405,12 @@ def _probe(model: nn.Module, parameters: Mapping[str, Tensor], batch: Batch) -> 
     by_place: set[Site] = set()
     if masked.masks and inputs.count(pair) == 2:
         second = _Pass(parameters, _Padding({}, {}, frozenset()), None)
-        second.on_use = lambda site, weight, rows: (
-            None if site.name in first.looked_up else sums[1].append(_row_sums(rows()))
-        )
+
+        def seen_again(site: Site, _: Tensor, rows: Callable[[], Iterator[Tensor]]) -> None:
+            if site.name not in first.looked_up:
+                sums[1].append(_row_sums(rows()))
+
+        second.on_use = seen_again
         second.run(model, inputs.take(pair, torch.tensor([0, 0])))
         for site, one, other in zip(order, *sums, strict=False):
             changed = torch.nonzero(one != other).flatten() if one.shape == other.shape else torch.empty(0)

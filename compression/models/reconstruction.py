@@ -70,4 +70,5 @@ def inverse_factor(moments: Tensor, damping: float = DAMPING) -> Tensor:
     mean = diagonal.mean(dim=1, keepdim=True)
     diagonal += torch.where(mean > 0, damping * mean, 1.0)  # inputs that are always zero: every column by itself
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
-    return torch.linalg.cholesky(inverse, upper=True)
+    factor: Tensor = torch.linalg.cholesky(inverse, upper=True)
+    return factor

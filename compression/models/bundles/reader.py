@@ -55,7 +55,7 @@ def open_bundle(data: bytes, public_key: bytes | None = None, limit: int = conta
     Raises:
         BundleError: The file is faulty; `bundles.errors` lists a subclass for each fault.
     """
-    parts = container.unpack(data, public_key, limit, lambda *sizes: _check(*sizes, limit))
+    parts = container.unpack(data, public_key, limit, lambda text, weights, onnx: _check(text, weights, onnx, limit))
     manifest = manifests.parse(parts.manifest)
     tensors, forms = weight_coding.unpack(parts.weights, manifest.tensor_schemes())
     return Bundle(
