@@ -46,7 +46,7 @@ class Answers(NamedTuple):
     classes: NDArray[np.int64] | None
 
 
-def answer(bundle: Path, inputs: Path, public_key: bytes | None = None) -> Answers:
+def answer(bundle: Path, inputs: Path, public_key: bytes | None = None, limit: int = container.LIMIT) -> Answers:
     """Return the outputs of a bundle's student.
 
     Args:
@@ -54,6 +54,7 @@ def answer(bundle: Path, inputs: Path, public_key: bytes | None = None) -> Answe
         inputs: File with the inputs, (N, ...) or a single one: .npy, or .npz with one array or one named "input"; of a
             student that takes several by name, .npz with arrays of these names, or .json with lists by name.
         public_key: Ed25519 key, 32 bytes, that must have signed the bundle; None: it need not be signed.
+        limit: Most bytes that this device takes: of the file, and of what is decoded from it.
 
     Raises:
         BundleError: The bundle is damaged, or not signed by that key.
@@ -61,10 +62,10 @@ def answer(bundle: Path, inputs: Path, public_key: bytes | None = None) -> Answe
         OnnxError: ONNX Runtime does not take the file.
     """
     try:
-        data = files.read_regular(bundle, container.MAX_BYTES)
+        data = files.read_regular(bundle, limit)
     except OSError as error:
         raise InferenceError(f"cannot read {bundle}: {error.strerror or error}") from None
-    opened = reader.open_bundle(data, public_key)
+    opened = reader.open_bundle(data, public_key, limit)
     if opened.onnx is None:
         raise InferenceError(
             f"{bundle} holds weights, and no ONNX file to run; a scenario with `students: {{quantize: {{onnx: true}}}}`"

@@ -8,6 +8,8 @@ file. Beside them:
   `masks` (weights held at zero), `attention` and `transformer` (layers for text models);
 * inputs and outputs: `inputs` (one tensor, tensors by name, or read when needed), `stored` (examples on a disk, padded
   by a collator), `outputs` (logits, alone or by name), `forward` (outputs for many inputs as of one batch);
+* data: `calibration` (second moments of the layers' inputs), `reconstruction` (weights that make up for each other's
+  errors);
 * figures: `cost` and `device_speed` (bytes, FLOPs and milliseconds of a forward pass), `class_accuracy` (accuracy lost
   by class), `batch_norm` (running statistics of given weights), `batches` (of one example, with batch normalization),
   `reproducible` (the same bits on every machine).
@@ -20,6 +22,7 @@ __all__ = [
     "batches",
     "block_forms",
     "bundles",
+    "calibration",
     "class_accuracy",
     "cost",
     "device_speed",
@@ -31,6 +34,7 @@ __all__ = [
     "outputs",
     "pruning",
     "quantization",
+    "reconstruction",
     "reproducible",
     "stacks",
     "step",

@@ -22,7 +22,7 @@ from fedpress.compression.errors import FedpressError, NonFiniteError
 from fedpress.compression.models import forward
 from fedpress.compression.models import inputs as model_inputs
 from fedpress.compression.models import outputs as model_outputs
-from fedpress.compression.models.bundles import reader, writer
+from fedpress.compression.models.bundles import container, reader, writer
 from fedpress.compression.models.distillation import data_free, sequence_level, teachers
 from fedpress.compression.models.distillation.settings import Combine, LearningData
 from fedpress.compression.models.reproducible import reproducible
@@ -289,7 +289,7 @@ class Publisher:
             raise PublishError(
                 f"the bundle of tier {tier.name!r} has {len(data):,} bytes, its budget is {tier.most_bytes:,}"
             )
-        opened = reader.open_bundle(data)
+        opened = reader.open_bundle(data, limit=container.MAX_BYTES)
         rebuilt = writer.rebuild(opened, self.task)
         inputs = model_inputs.first(self.task.data().validation.inputs, 16)
         with torch.no_grad():

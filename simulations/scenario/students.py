@@ -235,6 +235,11 @@ class Students(Section):
             raise ValueError(
                 "prune.ranking: erk gives densities of single weights, so every tier must have a removed_fraction"
             )
+        if self.prune.importance == "sparsegpt" and any(tier.removed_fraction is None for tier in self.tiers):
+            raise ValueError(
+                "prune.importance: sparsegpt removes single weights, so every tier must have a removed_fraction; for"
+                " channels see wanda"
+            )
         if self.prune.penalty != "none" and not any(tier.removed_fraction for tier in self.tiers):
             raise ValueError("prune.penalty: is for tiers with a removed_fraction, and there is none")
         for tier in self.tiers:

@@ -87,7 +87,7 @@ def setup(teacher_epochs: int, parameters: int, epochs: int) -> CompressionSetup
     base = Quantization(scale="least-squares")
     trained = [replace(base, bits=bits, qat_epochs=epochs // 2) for bits in (4, 3, 2)]
     nearest = [replace(base, bits=bits) for bits in (4, 3)]
-    rounded = [way for plain in nearest for way in (plain, replace(plain, rounding="adaround"))]
+    rounded = [replace(plain, rounding=rounding) for plain in nearest for rounding in ("nearest", "adaround", "gptq")]
     groups = [Quantization(bits=4), Quantization(bits=4, group_size=64)]
     sparse = replace(base, bits=4, sparsity=0.92, qat_epochs=epochs)
     return CompressionSetup(

@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fedpress.compression.models import forward
+from fedpress.compression.models import architecture, forward
 from fedpress.compression.models import inputs as model_inputs
 from fedpress.compression.models import outputs as model_outputs
 from fedpress.compression.models.bundles import onnx_runtime
@@ -34,6 +34,8 @@ from fedpress.compression.models.quantization import quantization_aware
 from fedpress.compression.models.task import Examples, Task
 
 OPSET: Final = 17
+MAX_MESSAGE_BYTES: Final = (1 << 31) - 1
+"""Most bytes of a protobuf message."""
 BATCH: Final = 64
 """Inputs in a forward pass."""
 SINGLE: Final = 256
@@ -110,6 +112,7 @@ def export(model: nn.Module, inputs: Inputs) -> bytes:
     Raises:
         OnnxError: A layer has no counterpart in ONNX, or the graph answers otherwise than the model.
     """
+    _require_room(model)
     plain, _ = quantization_aware.finish(model)
     plain.cpu().eval()
     try:
@@ -123,6 +126,17 @@ def export(model: nn.Module, inputs: Inputs) -> bytes:
     for how, batches in _compared(plain, inputs, free=free is not None).items():
         _compare(run, plain, how, batches, remarks)
     return graph
+
+
+def _require_room(model: nn.Module) -> None:
+    """Check that the weights fit one protobuf message, before they are copied: beyond it, ONNX needs more files."""
+    size = sum(tensor.numel() * tensor.element_size() for tensor in architecture.tensors(model).values())
+    if size > MAX_MESSAGE_BYTES:
+        raise OnnxError(
+            f"the model's weights have {size:,} bytes, and an ONNX model in one piece at most {MAX_MESSAGE_BYTES:,},"
+            " the limit of protobuf; a bundle carries none in several: leave students.quantize.onnx off, or make the"
+            " student smaller"
+        )
 
 
 def _answers_of(model: nn.Module, batch: Batch) -> Tensor:

@@ -4,8 +4,8 @@
 `penalties` before; `structural` removes channels, neurons and heads, `weights` makes masks of single weights, both by
 `importance`. `channel_groups` finds what goes together: `channel_flow` runs a model, `channel_labels` knows what each
 operation does with channels, and `code_sizes` which numbers in a model's code follow them. `token_rows` drops rows of
-embeddings. `at_initialization` and `dynamic_sparsity` choose masks before and during federated
-training; `sparse_kernels` executes sparse layers.
+embeddings. `sparsegpt` removes single weights and changes the others. `at_initialization` and `dynamic_sparsity` choose
+masks before and during federated training; `sparse_kernels` executes sparse layers.
 """
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "schedule",
     "settings",
     "sparse_kernels",
+    "sparsegpt",
     "structural",
     "token_rows",
     "trial_copy",

@@ -33,7 +33,15 @@ from fedpress.compression.models import inputs as model_inputs
 from fedpress.compression.models import masks
 from fedpress.compression.models.distillation.settings import Distillation
 from fedpress.compression.models.masks import Masks
-from fedpress.compression.models.pruning import fine_tuning, importance, penalties, structural, token_rows, weights
+from fedpress.compression.models.pruning import (
+    fine_tuning,
+    importance,
+    penalties,
+    sparsegpt,
+    structural,
+    token_rows,
+    weights,
+)  # fmt: skip
 from fedpress.compression.models.pruning.fine_tuning import FineTune
 from fedpress.compression.models.pruning.importance import Criterion
 from fedpress.compression.models.pruning.penalties import Penalty
@@ -235,18 +243,26 @@ class _Run(NamedTuple):
         gradients = None
         if settings.importance == "taylor":
             gradients = importance.gradients(model, self.task, self.examples)
-        criterion = importance.of_settings(settings, gradients, seeds.derive("random", self.seed))
+        norms = importance.norms(model, self.examples.inputs) if settings.importance == "wanda" else None
+        criterion = importance.of_settings(settings, gradients, seeds.derive("random", self.seed), norms)
         count = round(fraction * self.parameters)
         if settings.granularity == "channels":
             smaller = structural.prune_to(model, model_inputs.first(self.examples.inputs), count, criterion=criterion)
             return self._trained(smaller, attempt), None
-        mask = self._mask(model, within, count, criterion)
+        density = self._density(model, count, criterion)
+        if settings.importance == "sparsegpt":
+            model, mask = sparsegpt.pruned(model, self.examples.inputs, density, settings, within, seed=self.seed)
+        elif settings.granularity == "2:4":
+            mask = weights.semi_structured(model, criterion)
+        else:
+            mask = weights.by_importance(model, density, criterion, within)
         start = model if self.rewind is None else self.rewind
         return masks.train_within(start, mask, lambda masked: self._trained(masked, attempt)), mask
 
-    def _mask(self, model: nn.Module, within: Masks | None, count: int, criterion: Criterion) -> Masks:
+    def _density(self, model: nn.Module, count: int, criterion: Criterion) -> float:
+        """Return the density of the covered weights at which `count` parameters of the teacher's are left."""
         if self.settings.granularity == "2:4":
-            return weights.semi_structured(model, criterion)
+            return 0.5
         every = masks.weights_of(model)
         covered = sum(every[name].numel() for name in weights.prunable(model, criterion))
         left = count - (self.parameters - covered)
@@ -255,7 +271,7 @@ class _Run(NamedTuple):
                 f"a sparse model of {count:,} parameters is impossible: the {self.parameters - covered:,} of biases,"
                 " norms and ignored layers are not pruned; lower removed_fraction"
             )
-        return weights.by_importance(model, left / covered, criterion, within)
+        return left / covered
 
     def _trained(self, model: nn.Module, attempt: int) -> nn.Module:
         if self.settings.fine_tune_epochs == 0:

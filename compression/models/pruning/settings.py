@@ -6,8 +6,10 @@ from typing import Annotated, Literal
 
 from fedpress.compression.settings import ADVANCED, STRICT, Field, Positive, Settings, dataclass
 
-Importance = Literal["l1", "l2", "taylor", "lamp", "random"]
+Importance = Literal["l1", "l2", "taylor", "lamp", "random", "wanda"]
 """Measures of importance of a weight or a channel (`importance`)."""
+Removal = Literal[Importance, "sparsegpt"]
+"""What decides which weights go: a measure, or `sparsegpt`, which also changes the weights that stay."""
 Ranking = Literal["uniform", "global", "erk"]
 """Scope within which the least important go first."""
 LayerOrder = Literal["influence", "agreement", "spaced", "last", "first", "magnitude"]
@@ -51,10 +53,11 @@ class Pruning(Tracing):
         ValueError: Settings contradict each other, or one is out of range.
     """
 
-    importance: Importance = Field(
+    importance: Removal = Field(
         default="l2",
-        description="l1, l2: magnitude; taylor: magnitude times gradient; lamp: magnitude within its layer; random: the"
-        " baseline.",
+        description="l1, l2: magnitude; taylor: magnitude times gradient; lamp: magnitude within its layer; wanda:"
+        " magnitude times the size of its inputs on the proxy data, within each output; sparsegpt: for single weights,"
+        " the error of the layer's outputs, which the weights that stay make up for; random: the baseline.",
     )
     ranking: Ranking = Field(
         default="uniform",
@@ -138,6 +141,13 @@ class Pruning(Tracing):
             raise ValueError(
                 "granularity '2:4' removes half the weights at once, within each block of four: expected schedule"
                 f" 'one_shot' and ranking 'uniform', got {self.schedule!r} and {self.ranking!r}"
+            )
+
+        if self.importance == "sparsegpt" and (self.granularity == "channels" or self.ranking == "global"):
+            raise ValueError(
+                "importance 'sparsegpt' removes single weights within each layer: expected granularity 'weights' or"
+                f" '2:4', and ranking 'uniform' or 'erk', got {self.granularity!r} and {self.ranking!r}; for channels"
+                " see 'wanda'"
             )
 
     def check(self, removed_fraction: float | Literal["auto"]) -> None:

@@ -136,7 +136,8 @@ def criterion_of(pruning: Pruning, model: nn.Module, materials: Materials) -> Cr
     if pruning.importance == "taylor":
         proxy = fine_tuning.answered(materials.model, materials.inputs, materials.class_axis)
         gradients = importance.gradients(model, materials.task, proxy)
-    return importance.of_settings(pruning, gradients, seeds.derive("random", materials.seed))
+    norms = importance.norms(model, materials.inputs) if pruning.importance == "wanda" else None
+    return importance.of_settings(pruning, gradients, seeds.derive("random", materials.seed), norms)
 
 
 def smaller(pruning: Pruning, materials: Materials, parameters: int) -> nn.Module:

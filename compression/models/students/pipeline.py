@@ -155,9 +155,17 @@ def initial(
         pruning: Order of removal, and the schedule.
         distillation: Distillation between pruning steps, and of a search's finalists.
         quantization: Later quantization of the weights, for budgets of bytes.
+
+    Raises:
+        ValueError: Single weights are to be removed by sparsegpt, but the budget is of channels.
     """
     if budget.removed_fraction is not None:
         return Prune(budget.removed_fraction, pruning, distillation)
+    if pruning.importance == "sparsegpt":
+        raise ValueError(
+            "importance 'sparsegpt' removes single weights, for a budget of removed_fraction; got one of"
+            f" {budget.kind}, for which channels are removed: see 'wanda'"
+        )
     if search is not None:
         if pruning.vocabulary != "all":
             raise ValueError("vocabulary 'used' and a search exclude each other: a search's models keep all rows")

@@ -48,6 +48,7 @@ AUTO = "students.tiers=[{name: phone, removed_fraction: auto}]"
     [
         (["students.epochs=3"], "students.epochs: unknown key"),
         (["students.prune={ranking: erk}"], "ranking 'erk' gives densities of single weights"),
+        (["students.prune={importance: sparsegpt}"], "importance 'sparsegpt' removes single weights"),
         (
             ["students.quantize={rounding: adaround, qat_epochs: 2}"],
             "aware training chooses what each weight is rounded to",
@@ -67,6 +68,10 @@ AUTO = "students.tiers=[{name: phone, removed_fraction: auto}]"
             "removed_fraction is for the pruned global model alone",
         ),
         (["students.tiers=[{name: phone, removed_fraction: 0.5, parameters: 0.5}]"], "give one budget out of"),
+        (
+            ["students={prune: {granularity: weights, importance: sparsegpt}, tiers: [{name: one, parameters: 0.5}]}"],
+            "sparsegpt removes single weights, so every tier must have",
+        ),
         (["students={quantize: {onnx: true}, tiers: [{name: phone, bundle_bytes: 9000}]}"], "no tier may have"),
         (
             ["students={prune: {penalty: l1}, tiers: [{name: phone, parameters: 0.5}]}"],

@@ -110,6 +110,12 @@ class Strange(nn.Module):
         return torch.special.bessel_j0(inputs)
 
 
+def test_weights_beyond_a_protobuf_message_are_refused_before_they_are_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx_export, "MAX_MESSAGE_BYTES", 100)
+    with pytest.raises(onnx_runtime.OnnxError, match="weights have 104 bytes.*at most 100, the limit of protobuf"):
+        onnx_export.export(nn.Linear(12, 2), torch.zeros(2, 12))
+
+
 def test_a_layer_without_a_counterpart_is_named() -> None:
     with pytest.raises(onnx_runtime.OnnxError, match="bessel"):
         onnx_export.export(Strange(), torch.zeros(1, 3))
