@@ -148,6 +148,11 @@ class Workload:
         """Settings of the clients' training."""
         return self.scenario.training
 
+    @property
+    def rounds(self) -> int:
+        """Number of rounds of the run."""
+        return self.scenario.rounds
+
     @cached_property
     def faults(self) -> faults.Faults | None:
         """Injected faults; None: none."""
