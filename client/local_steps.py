@@ -1,6 +1,7 @@
 """Passes over batches and steps by their gradients, as local training puts them together."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from logging import getLogger
 from typing import cast
 
@@ -13,6 +14,31 @@ from fedpress.client.settings import Training
 from fedpress.compression.errors import FedpressError
 from fedpress.compression.models import batches, inputs
 from fedpress.compression.models.task import IGNORED, Examples
+
+
+@contextmanager
+def autocast(settings: Training, device: torch.device) -> Iterator[None]:
+    """Run forward passes in the precision of the settings.
+
+    Args:
+        settings: precision.
+        device: device of the model.
+
+    Raises:
+        PrecisionError: the device lacks an operation in float16.
+    """
+    precision = settings.precision
+    dtype = torch.float16 if precision == "float16" else torch.bfloat16
+    try:
+        with torch.autocast(device.type, dtype, enabled=precision != "float32"):
+            yield
+    except RuntimeError as error:
+        if precision == "float16" and "'Half'" in str(error):
+            raise PrecisionError(
+                f"training.precision: float16 cannot be used on {device.type} with this model: {error}; use bfloat16 or"
+                " float32"
+            ) from error
+        raise
 
 
 class PrecisionError(FedpressError, ValueError):
@@ -94,18 +120,8 @@ class Passes:
         return int(self._scored(self._examples.targets[rows]).sum())
 
     def _autocast_value(self, rows: Tensor) -> Tensor:
-        precision = self._settings.precision
-        dtype = torch.float16 if precision == "float16" else torch.bfloat16
-        with torch.autocast(self._device.type, dtype, enabled=precision != "float32"):
-            try:
-                return self._value(rows)
-            except RuntimeError as error:
-                if precision == "float16" and "'Half'" in str(error):
-                    raise PrecisionError(
-                        f"training.precision: float16 cannot be used on {self._device.type} with this model: {error};"
-                        " use bfloat16 or float32"
-                    ) from error
-                raise
+        with autocast(self._settings, self._device):
+            return self._value(rows)
 
     def _value(self, rows: Tensor) -> Tensor:
         batch = inputs.to(inputs.take(self._examples.inputs, rows), self._device)

@@ -57,6 +57,14 @@ class Scenario(Section):
         description="A safetensors file with all initial weights and buffers; null: what the task's model() returns"
         " under the seed.",
     )
+    trainable: list[str] | None = Field(
+        default=None,
+        min_length=1,
+        json_schema_extra=ADVANCED,
+        description='Patterns over the names of parameters, such as ["classifier.*", "*.lora_*"]: these are trained,'
+        " sent and kept back, and all others are frozen, with the running statistics of their layers. null: those with"
+        " requires_grad in the task's model().",
+    )
     clients: int = Field(ge=1, description="How many clients share the training data.")
     rounds: int = Field(ge=1, description="How many rounds.")
     density: Fraction = Field(
@@ -103,6 +111,7 @@ class Scenario(Section):
         """Check across sections; all problems are reported at once."""
         problems = [
             *self._schedule_problems(),
+            *self._training_problems(),
             *self._round_problems(),
             *self._encoder_problems(),
             *self._tiers_that_train(),
@@ -129,6 +138,11 @@ class Scenario(Section):
             for key in ("concurrency", "staleness_exponent", "max_staleness"):
                 if sampling.changed(key):
                     yield f"sampling.{key}: needs `sampling.schedule: buffered`"
+
+    def _training_problems(self) -> Iterator[str]:
+        """Yield a warm-up that does not end."""
+        if self.training.warmup_rounds >= self.rounds:
+            yield f"training.warmup_rounds: {self.training.warmup_rounds:g} of {self.rounds} rounds, expected fewer"
 
     def _round_problems(self) -> Iterator[str]:
         """Yield problems of the number of clients and replies in a round, and of its end."""
