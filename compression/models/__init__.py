@@ -6,7 +6,8 @@ file. Beside them: `architecture` (a model's shape as data), `masks` (weights he
 `transformer` (layers for text models), `cost` and `device_speed` (bytes, FLOPs and milliseconds of a forward pass),
 `inputs` (one tensor, tensors by name, or read from a disk), `forward` (outputs for many inputs as of one batch),
 `class_accuracy` (accuracy lost by class), `batch_norm` (running statistics of given weights), `batches` (of one
-example, with batch normalization), `reproducible` (the same bits on every machine).
+example, with batch normalization), `trainable` (which parameters are trained, by patterns), `hidden_matrices` (weights
+between other weights), `checkpointing` (of gradients), `reproducible` (the same bits on every machine).
 """
 
 __all__ = [
@@ -15,11 +16,13 @@ __all__ = [
     "batch_norm",
     "batches",
     "bundles",
+    "checkpointing",
     "class_accuracy",
     "cost",
     "device_speed",
     "distillation",
     "forward",
+    "hidden_matrices",
     "inputs",
     "masks",
     "pruning",
@@ -28,5 +31,6 @@ __all__ = [
     "step",
     "students",
     "task",
+    "trainable",
     "transformer",
 ]
