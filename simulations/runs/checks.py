@@ -26,7 +26,7 @@ from torch.nn.parameter import is_lazy
 from fedpress.client import local_steps
 from fedpress.client import train as local
 from fedpress.compression.errors import FedpressError
-from fedpress.compression.models import batches, checkpointing, hidden_matrices, inputs
+from fedpress.compression.models import batches, checkpointing, hidden_matrices, inputs, trainable
 from fedpress.compression.models.reproducible import evaluating, reproducible
 from fedpress.compression.models.task import IGNORED, Examples, Splits, Task, evaluate, usable
 from fedpress.server import app as server
@@ -362,7 +362,9 @@ def _trained(workload: Workload, model: nn.Module) -> Iterator[str]:
 
 def _clients(workload: Workload, model: nn.Module) -> Iterator[str]:
     """Yield notes on clients with few examples; batch normalization needs two values a channel."""
-    training, norms = workload.training, batches.normalizing(model)
+    frozen = trainable.frozen_statistics(model)  # which normalize by their running statistics
+    training = workload.training
+    norms = {name: layer for name, layer in batches.normalizing(model).items() if name not in frozen}
     sizes = [len(part) for part in workload.parts]
     targets = workload.task.data().train.targets
     if not targets.is_floating_point():

@@ -57,14 +57,6 @@ class Scenario(Section):
         description="A safetensors file with all initial weights and buffers; null: what the task's model() returns"
         " under the seed.",
     )
-    trainable: list[str] | None = Field(
-        default=None,
-        min_length=1,
-        json_schema_extra=ADVANCED,
-        description='Patterns over the names of parameters, such as ["classifier.*", "*.lora_*"]: these are trained,'
-        " sent and kept back, and all others are frozen, with the running statistics of their layers. null: those with"
-        " requires_grad in the task's model().",
-    )
     clients: int = Field(ge=1, description="How many clients share the training data.")
     rounds: int = Field(ge=1, description="How many rounds.")
     density: Fraction = Field(
@@ -77,6 +69,14 @@ class Scenario(Section):
     partition: Partition = Field(default=Partition(), description="Which client has which examples.")
     sampling: SamplingSettings = Field(default=SamplingSettings(), description="Who takes part in a round.")
     training: Training = Field(default=Training(), description="What a client does.")
+    trainable: list[str] | None = Field(
+        default=None,
+        min_length=1,
+        json_schema_extra=ADVANCED,
+        description='Patterns over the names of parameters, such as ["classifier.*", "*.lora_*"]: these are trained,'
+        " sent and kept back, and all others are frozen, with the running statistics of their layers. null: those with"
+        " requires_grad in the task's model().",
+    )
     encoder: Annotated[EncoderSettings, BeforeValidator(of_name("recipe"))] = Field(
         default=EncoderSettings(), description="What a client sends: a recipe's name, or its parts."
     )
