@@ -208,7 +208,7 @@ def test_what_would_fail_is_an_error_that_names_the_part(folder: Path, changes: 
         (["trainable=['*']"], "the patterns match every parameter, so nothing is frozen"),
         (["task.model=norm", "training.batch_size=1", "trainable=['head.*']"], "27 of 99 numbers"),  # frozen: no batch
         (["training.optimizer=adamw"], None),
-        (["training.optimizer=adamw", "training.precision=float16", "training.learning_rate=0.5"], "0.5 is a rate for sgd"),
+        (["training={optimizer: adamw, precision: float16, learning_rate: 0.5}"], "0.5 is a rate for sgd"),
         (["training.optimizer=muon"], "Muon steps nothing, as no matrix is hidden; AdamW steps 4 other parameters"),
         (["task.model=norm", "clients=40"], "40 clients (0, 1, 2, 3, 4, ...) with one example: there layer 'norm'"),
     ],
