@@ -584,7 +584,7 @@ def test_without_a_downlink_what_is_not_trained_is_sent_once(own: str, store: st
         }
         server.step(10 + round)
     assert ["backbone" in message.content.array_records["arrays"] for message in server.sent] == [True, False, False]
-    by_itself = own in ("the same", "another draw", "a weight beside it", "other buffers")
+    by_itself = own in ("the same", "a weight beside it", "other buffers")
     assert bool(memory(here, "fed").frozen) != by_itself  # who can make it keeps no second copy
 
 
