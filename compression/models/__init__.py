@@ -10,9 +10,11 @@ file. Beside them:
   by a collator), `outputs` (logits, alone or by name), `forward` (outputs for many inputs as of one batch);
 * data: `calibration` (second moments of the layers' inputs), `reconstruction` (weights that make up for each other's
   errors);
+* training: `trainable` (which parameters are trained, by patterns), `hidden_matrices` (weights between other weights),
+  `checkpointing` (of gradients), `batch_norm` (running statistics of given weights), `batches` (of one example, with
+  batch normalization);
 * figures: `cost` and `device_speed` (bytes, FLOPs and milliseconds of a forward pass), `class_accuracy` (accuracy lost
-  by class), `batch_norm` (running statistics of given weights), `batches` (of one example, with batch normalization),
-  `reproducible` (the same bits on every machine).
+  by class), `reproducible` (the same bits on every machine).
 """
 
 __all__ = [
@@ -23,11 +25,13 @@ __all__ = [
     "block_forms",
     "bundles",
     "calibration",
+    "checkpointing",
     "class_accuracy",
     "cost",
     "device_speed",
     "distillation",
     "forward",
+    "hidden_matrices",
     "inputs",
     "masks",
     "multihead_attention",
@@ -41,6 +45,7 @@ __all__ = [
     "stored",
     "students",
     "task",
+    "trainable",
     "transformer",
     "vocabulary",
 ]

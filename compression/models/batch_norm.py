@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from fedpress.compression.models import inputs as model_inputs
+from fedpress.compression.models import trainable
 from fedpress.compression.models.inputs import Inputs
 from fedpress.compression.models.reproducible import evaluating
 
@@ -24,7 +25,8 @@ def measure(model: nn.Module, inputs: Inputs, batch_size: int = 256, most: int =
     """Return the running means and variances of a model as it is, each the mean over batches; the model stays the same.
 
     Everything but the normalization is in evaluation mode: nothing is dropped. Layers without running statistics, and
-    those that stay in evaluation mode when the model is set to train (frozen ones), are left out.
+    those that stay in evaluation mode when the model is set to train, are left out, and so are layers whose parameters
+    are frozen: they normalize by the statistics that they have.
 
     Args:
         model: Model whose weights count, of any mode; restored afterwards.
@@ -41,12 +43,16 @@ def measure(model: nn.Module, inputs: Inputs, batch_size: int = 256, most: int =
     >>> {name: array.tolist() for name, array in statistics.items()}
     {'0.running_mean': [2.0], '0.running_var': [2.0]}
     """
+    frozen = trainable.frozen_statistics(model)
     with evaluating(model):
         model.train()
         norms = {
             name: module
             for name, module in model.named_modules()
-            if isinstance(module, _NormBase) and module.training and module.running_mean is not None
+            if isinstance(module, _NormBase)
+            and module.training
+            and module.running_mean is not None
+            and name not in frozen
         }
         given = model_inputs.count(inputs)
         count = min(most, given)

@@ -109,7 +109,7 @@ class Task(ABC):
         What it returns is where training begins, tensor by tensor: weights that are brought along, such as a pretrained
         backbone's, or drawn from the generators of torch, numpy or Python, which the caller seeds. Clients make the
         same model under the same seed, and are sent it where theirs differs. Parameters with `requires_grad=False` are
-        not trained and end as they began.
+        not trained and end as they began (`trainable` in a scenario says otherwise).
         """
 
     @abstractmethod

@@ -13,7 +13,7 @@ import sysconfig
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
@@ -23,8 +23,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from fedpress.client import local_steps
+from fedpress.client import train as local
 from fedpress.compression.errors import FedpressError
-from fedpress.compression.models import batches
+from fedpress.compression.models import batches, checkpointing, hidden_matrices, trainable
 from fedpress.compression.models import inputs as model_inputs
 from fedpress.compression.models import outputs as model_outputs
 from fedpress.compression.models.inputs import Batch, Inputs, InputsError
@@ -46,6 +48,8 @@ TRIED = 64
 """Most examples of a part that are put through the model."""
 PIECE = 16
 """Of these at a time."""
+HIGH_RATE = 0.05
+"""Learning rate above which AdamW hardly ever works."""
 NAMED = 5
 """Most clients, labels or parameters that a text names."""
 
@@ -102,6 +106,7 @@ def _check(job: Job, make_plan: MakePlan) -> Checked:
     splits = _data(workload)
     notes = [*_targets_of_partition(workload, splits), *_rounds(workload)]
     model = _model(workload)
+    notes += _trained(workload, model)
     for name, judged in _used_parts(scenario).items():
         notes += _part(workload.task, model, name, getattr(splits, name), judged)
     notes += _clients(workload, model)
@@ -347,9 +352,40 @@ def _check_weights(task: Task, model: nn.Module) -> None:
             )
 
 
+def _trained(workload: Workload, model: nn.Module) -> Iterator[str]:
+    """Yield notes on what is trained, and on a rate that is another optimizer's."""
+    settings, layout = workload.training, workload.layout
+    if workload.scenario.trainable is not None:
+        names = [spec.name for spec in layout.parameters]
+        whole = sum(p.numel() for p in model.parameters())
+        yield f"trainable: {_some(names, 'parameter')}, {layout.size:,} of {whole:,} numbers"
+        if not layout.frozen:
+            yield "trainable: the patterns match every parameter, so nothing is frozen"
+    if settings.optimizer != "sgd" and settings.rate > HIGH_RATE:
+        yield (
+            f"training.learning_rate: {settings.rate:g} is a rate for sgd; {settings.optimizer} takes 0.0001 to 0.01 as"
+            " a rule"
+        )
+    if settings.optimizer == "muon":
+        rows = workload.examples(0).take(np.arange(1))
+        with reproducible(0), _by_task(workload.task, "a forward pass on an example of part 'train'"):
+            batch = model_inputs.first(rows.inputs)
+            hidden = hidden_matrices.names(model, lambda: _loss(workload.task, model, batch, rows.targets))
+        others = len(layout.parameters) - len(hidden)
+        which = _some(sorted(hidden), "hidden weight") if hidden else "nothing, as no matrix is hidden"
+        yield f"training.optimizer: Muon steps {which}; AdamW steps {others} other parameters"
+
+
+def _loss(task: Task, model: nn.Module, batch: Batch, targets: Tensor) -> Tensor:
+    outputs = model_inputs.call(model, batch)
+    return task.loss(outputs, fitted(targets, outputs, batch))
+
+
 def _clients(workload: Workload, model: nn.Module) -> Iterator[str]:
     """Yield notes on clients with few examples; batch normalization needs two values a channel."""
-    training, norms = workload.training, batches.normalizing(model)
+    frozen = trainable.frozen_statistics(model)  # which normalize by their running statistics
+    training = workload.training
+    norms = {name: layer for name, layer in batches.normalizing(model).items() if name not in frozen}
     sizes = [len(part) for part in workload.parts]
     targets = workload.task.data().train.targets
     if not targets.is_floating_point():
@@ -400,16 +436,17 @@ def _step(workload: Workload, model: nn.Module) -> Iterator[str]:
     data = workload.examples(0)
     rows = data.take(np.arange(min(settings.batch_size, len(data.targets))))
     device = usable(settings.device)
-    tried = workload.fresh_model().to(device).train()
+    tried = workload.fresh_model().to(device)
+    local.in_training_mode(tried)
+    again = checkpointing.checkpointing(tried) if settings.gradient_checkpointing else nullcontext()
     debug = torch.get_deterministic_debug_mode()
     with reproducible(0), batches.lone_examples(tried):
         torch.set_deterministic_debug_mode("error")  # as clients train
         try:
             with _by_task(task, "training on a batch of part 'train'"):
-                with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
+                with local_steps.autocast(settings, device), again:
                     batch = model_inputs.to(model_inputs.take(rows.inputs, slice(None)), device)
-                    outputs = model_inputs.call(tried, batch)
-                    value = task.loss(outputs, fitted(rows.targets.to(device), outputs, batch))
+                    value = _loss(task, tried, batch, rows.targets.to(device))
                 if not value.requires_grad:
                     raise CheckError(
                         f"task {task.name!r}: the loss does not depend on any parameter that is trained; are all frozen"

@@ -114,7 +114,7 @@ class TierWorkload(Workload):
         if name is None:
             model = self._whole.blank_model()
         else:
-            model = initial_student.fresh(self.task, name, seed=self._seed)
+            model = self.freeze(initial_student.fresh(self.task, name, seed=self._seed))
         architecture.shrink(model, *self.form)
         return model
 

@@ -179,6 +179,9 @@ def notes(folder: Path, *changes: str) -> list[str]:
         (["task.model=dropout"], "does not answer the same inputs twice alike: does it call functional.dropout"),
         (["task.model=mask", "students.tiers=[{name: phone, parameters: 0.9}]"], "infinity in buffer 'mask'"),
         (["students.tiers=[{name: phone, parameters: 1}]"], "a student within 1 parameters is impossible"),
+        (["trainable=['haed.*']"], "trainable: 'haed.*' matches no parameter of Block, which has body.weight"),
+        (["trainable=['haed.*']"], "did you mean 'head'?"),
+        (["training.gradient_checkpointing=true"], "Block has no block to compute again"),
         (["faults.lost=1.0"], "faults.lost: with a chance of 1"),
         (["network=lora-like", "sampling.deadline=0.01"], "sampling.deadline: got 0.01 s, but no client"),
     ],
@@ -201,6 +204,12 @@ def test_what_would_fail_is_an_error_that_names_the_part(folder: Path, changes: 
         (["task.model=fills in", "task.inputs=NaN"], "1 inputs hold NaN or infinity; the model takes them"),
         (["task.model=idle"], "1 parameter (idle) without a gradient"),
         (["task.model=norm", "training.batch_size=3"], "4 clients (0, 1, 2, 3) whose last batch of one example joins"),
+        (["trainable=['head.*']"], "trainable: 2 parameters (head.weight, head.bias), 27 of 83 numbers"),
+        (["trainable=['*']"], "the patterns match every parameter, so nothing is frozen"),
+        (["task.model=norm", "training.batch_size=1", "trainable=['head.*']"], "27 of 99 numbers"),  # frozen: no batch
+        (["training.optimizer=adamw"], None),
+        (["training={optimizer: adamw, precision: float16, learning_rate: 0.5}"], "0.5 is a rate for sgd"),
+        (["training.optimizer=muon"], "Muon steps nothing, as no matrix is hidden; AdamW steps 4 other parameters"),
         (["task.model=norm", "clients=40"], "40 clients (0, 1, 2, 3, 4, ...) with one example: there layer 'norm'"),
     ],
 )  # fmt: skip

@@ -258,6 +258,45 @@ def test_a_frozen_backbone_and_constant_buffers_end_as_they_began(tmp_path: Path
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("downlink", ["{density: 0.2}", "null"])
+def test_what_patterns_select_is_trained_sent_and_billed_and_nothing_else(tmp_path: Path, downlink: str) -> None:
+    dense = {}
+    for name, more in (("part", ["trainable=['head.*']"]), ("whole", [])):
+        chosen = given("tagger", f"downlink={downlink}", "rounds=3", "density=1.0", "training.optimizer=adamw", *more)
+        results = runner.simulate(chosen, tmp_path / name)
+        dense[name] = results.totals.dense_up_bytes
+        before, after = Workload(chosen).fresh_model().state_dict(), load_file(tmp_path / name / "model.safetensors")
+        moved = {key for key in after if not torch.equal(before[key], after[key])}
+        if name == "part":
+            assert moved == {"head.weight", "head.bias"}  # and no running statistics of frozen layers
+        else:
+            assert {"norm.running_mean", "rotation.weight"} < moved
+    rows = {name: Ledger.load(RunFolder(tmp_path / name).ledger) for name in dense}
+    assert dense["part"] < dense["whole"] / 4
+    assert rows["part"].total(direction="up") < rows["whole"].total(direction="up") / 2
+    later = {name: rows[name].total(direction="down", round=3) for name in rows}
+    assert later["part"] < later["whole"] / 2  # frozen arrays came in round 1 at the latest
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_kept_moments_do_not_depend_on_the_number_of_workers_and_change_the_model(
+    tmp_path: Path, optimizer: str
+) -> None:
+    hashes = {}
+    for state, workers in (("keep", 1), ("keep", 2), ("reset", 1)):
+        chosen = given(
+            "fitted",
+            "rounds=3",
+            f"workers={workers}",
+            f"training.optimizer={optimizer}",
+            f"training.optimizer_state={state}",
+        )
+        hashes[state, workers] = runner.simulate(chosen, tmp_path / f"{state}-{workers}").model.sha256
+    assert hashes["keep", 1] == hashes["keep", 2] != hashes["reset", 1]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("downlink", ["{density: 0.01}", "null"])
 def test_a_model_that_was_trained_before_begins_as_good_as_it_is(tmp_path: Path, downlink: str) -> None:
     chosen = given("fitted", f"downlink={downlink}", "training.learning_rate=0.00001")
