@@ -4,8 +4,8 @@ The run's configuration names the workload: `workload` is a function of it that 
 each client. torch is imported only where it is needed, as Flower starts a process for every message.
 
 The node's configuration may have `data-folder`, the node's own examples, `initial-weights`, its copy of the file that
-the run begins with, `download-folder`, for its students, and `workloads`, what it lets a server run
-(`fedpress.client.workloads`).
+the run begins with, `base-weights`, its copy of the pretrained weights that are never sent, `download-folder`, for its
+students, and `workloads`, what it lets a server run (`fedpress.client.workloads`).
 """
 
 from __future__ import annotations
@@ -74,7 +74,11 @@ class Work(Protocol):
         """Return a new instance of the model, with any weights."""
 
     def initial(self) -> Mapping[str, NDArray[Any]] | None:
-        """Return the arrays of the initial model, as this client has it by itself; None: it has none."""
+        """Return the arrays of the initial model, as this client has it by itself; None: it has none.
+
+        Raises:
+            BaseError: It has other pretrained weights than the federation.
+        """
 
     def examples(self, client: int) -> Examples:
         """Return the client's training examples."""
@@ -175,7 +179,9 @@ def train(message: Message, context: Context, timer: Timer) -> Message:
         )  # fmt: skip
     stores.leave_moments(context, moments or {})
     metrics = MetricRecord({"num-examples": len(examples.targets), "train-loss": loss})
-    content = RecordDict({"arrays": ArrayRecord(model.state_dict()), "metrics": metrics})
+    given = records.only_arrays(message.content)[1]
+    trained = {name: tensor for name, tensor in model.state_dict().items() if name in given}
+    content = RecordDict({"arrays": ArrayRecord(trained), "metrics": metrics})
     if order.drop or order.grow:
         seed = seeds.derive(order.federation, order.round, client, "vote")
         content[orders.VOTE] = ConfigRecord({"mask": _vote(model, examples, work, layout, order, seed).bitmap})
@@ -274,7 +280,15 @@ def _vote(model: nn.Module, examples: Examples, work: Work, layout: Layout, orde
 def _loaded(work: Work, message: Message) -> nn.Module:
     model = work.blank_model()
     _, arrays = records.only_arrays(message.content)
-    model.load_state_dict(arrays.to_torch_state_dict())
+    state = arrays.to_torch_state_dict()
+    lacking = [spec.name for spec in work.layout.frozen if spec.name not in state]
+    if lacking:
+        import torch
+
+        own = work.initial()
+        assert own is not None  # or the mod would have handed them over
+        state |= {name: torch.from_numpy(own[name]) for name in lacking}
+    model.load_state_dict(state)
     return model
 
 
@@ -297,6 +311,7 @@ class TrainingApp(ClientApp):
                     layout=lambda context: _work(context).layout,
                     initial=lambda context: _work(context).initial(),
                     statistics=lambda context, arrays: running_statistics(context, arrays, self.timer),
+                    app_has_frozen=True,
                 ),
                 *mods,
             ]

@@ -23,11 +23,11 @@ from fedpress.client.state import stores
 from fedpress.client.state.memory import Memory
 from fedpress.compression import seeds
 from fedpress.compression.encoders.encoder import Encoder
-from fedpress.compression.errors import LayoutError, NonFiniteError
+from fedpress.compression.errors import BaseError, LayoutError, NonFiniteError
 from fedpress.compression.messages import orders, records
 from fedpress.compression.messages.orders import Answer, Order
 from fedpress.compression.tensors import buffer_codec, flatten
-from fedpress.compression.tensors.layout import Layout, checked, names_a_buffer
+from fedpress.compression.tensors.layout import Layout, TensorSpec, checked, names_a_buffer
 from fedpress.compression.tensors.mask import Mask
 from fedpress.compression.tensors.replica import Replica
 from fedpress.compression.wire import position_set
@@ -44,6 +44,7 @@ def compress(
     layout: Layout | Callable[[Context], Layout] | None = None,
     initial: Initial | None = None,
     statistics: Statistics | None = None,
+    app_has_frozen: bool = False,
 ) -> Mod:
     """Return a mod for any ClientApp that answers `train` with the trained weights in one ArrayRecord.
 
@@ -67,13 +68,18 @@ def compress(
         layout: Which arrays are parameters and which are buffers: `Layout.of(model)`, or a function of the Context.
             Without it the usual names decide (`Layout.of_arrays`), and the log says so.
         initial: A function of the Context that returns the arrays of the initial model by name, as this client has them
-            by itself: from a file, or from the server's seed. Where their tag is the one that the server offers
-            (`Downlink(agreed_initial=True)`), the first copy of the model is not sent. It returns None where the client
-            has none; without the function, every new client is sent the model.
+            by itself: from a file, or from the server's seed; the same mapping as long as nothing in it changes. Where
+            their tag is the one that the server offers (`Downlink(agreed_initial=True)`), the first copy of the model
+            is not sent. It raises `BaseError` where the client has other pretrained weights than the federation, which
+            is then its answer. It returns None where the client has none; without the function, every new client is
+            sent the model.
         statistics: A function of the Context and the received model's arrays that returns its running means and
             variances on this client's examples, such as `batch_norm.measure` gives them: they are sent in place of the
             trained ones, which belong to other weights. Without it, what the trained ones still hold of the received
             ones is taken out, if `layout` is that of a model (`running_statistics.of_training`).
+        app_has_frozen: Whether the application takes parameters that are not trained from `initial` by itself. It is
+            then handed the others alone where the server did not send them: a pretrained base is not copied for every
+            message.
     """
 
     def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
@@ -87,7 +93,7 @@ def compress(
             return call_next(message, context)
         other_mods.check_outside(inspect.currentframe())
         chosen = encoder if isinstance(encoder, Encoder) else encoder(context)
-        handler = _OrderHandler(message, context, order, chosen, layout, initial, statistics)
+        handler = _OrderHandler(message, context, order, chosen, layout, initial, statistics, app_has_frozen)
         return handler.train(call_next) if category == "train" else handler.evaluate(call_next)
 
     return mod
@@ -109,6 +115,7 @@ class _OwnInitial(NamedTuple):
 
     version_0: Replica  # without a mask
     frozen: Mapping[str, NDArray[Any]]
+    digest: bytes  # of the frozen parameters
 
     def is_that_of(self, origin: bytes, frozen: bytes) -> bool:
         """Tell whether this is the server's version 0; the log says where it is not.
@@ -136,6 +143,21 @@ class _Frozen(NamedTuple):
     kept: Mapping[str, NDArray[Any]]  # of these, what the client cannot make by itself
 
 
+_LATEST_DIGEST: list[tuple[Mapping[str, NDArray[Any]], tuple[TensorSpec, ...], bytes]] = []
+
+
+def _digest_of_own(arrays: Mapping[str, NDArray[Any]], layout: Layout) -> bytes:
+    """Return the digest of the frozen arrays that `initial` returned: they are hashed once, and not for every message.
+
+    Args:
+        arrays: The arrays of the initial model; the same mapping has the same values.
+        layout: Layout of the model.
+    """
+    if not any(arrays is known and layout.frozen == specs for known, specs, _ in _LATEST_DIGEST):
+        _LATEST_DIGEST[:] = [(arrays, layout.frozen, flatten.digest(arrays, layout))]
+    return _LATEST_DIGEST[0][2]
+
+
 class _OrderHandler:
     """One order, from its arrival to the reply."""
 
@@ -148,6 +170,7 @@ class _OrderHandler:
         layout: Layout | Callable[[Context], Layout] | None,
         initial: Initial | None,
         statistics: Statistics | None,
+        app_has_frozen: bool,
     ) -> None:
         self._message = message
         self._context = context
@@ -156,6 +179,7 @@ class _OrderHandler:
         self._layout = layout
         self._initial = initial
         self._statistics = statistics
+        self._app_has_frozen = app_has_frozen
         self._store = stores.open_store(context, order.federation)
         self._lost_state = False
         try:
@@ -181,7 +205,7 @@ class _OrderHandler:
         try:
             other_mods.check(call_next)
             model = self._received_model()
-        except (other_mods.ModError, LayoutError) as error:
+        except (other_mods.ModError, LayoutError, BaseError) as error:
             return self._refused(error)
         if model is None:
             return self._reply(Answer(order.ticket, order.version, needs_model=True))
@@ -196,7 +220,7 @@ class _OrderHandler:
             start = flatten.flatten(shifted, layout)  # what the application really gets, in the layout's dtypes
             arrays = {**arrays, **shifted}
         if offset is not None or model.replica or layout.mask or order.frozen:
-            self._message.content[model.record_key] = records.from_numpy(arrays)
+            self._hand_over(model, arrays)
         stores.leave_moments(self._context, self._kept_moments(layout))
         reply = call_next(self._message, self._context)
         moments = stores.moments(self._context)
@@ -243,7 +267,7 @@ class _OrderHandler:
         model = self._received_model()
         if model is None:
             return self._reply(Answer(order.ticket, order.version, needs_model=True))
-        self._message.content[model.record_key] = records.from_numpy(model.arrays)
+        self._hand_over(model, model.arrays)
         if model.replica:  # the upload that is under way stays as it is
             if memory:
                 encoder_state = self._restored(memory, model.layout)
@@ -264,6 +288,13 @@ class _OrderHandler:
             answer = Answer(order.ticket, order.version, tag=model.tag)
             reply.content = RecordDict({**kept, orders.ANSWER: orders.write_answer(answer)})
         return reply
+
+    def _hand_over(self, model: _ReceivedModel, arrays: Mapping[str, Any]) -> None:
+        """Put a model into the message for the application, without what it has by itself."""
+        if self._app_has_frozen and (model.replica or self._order.frozen) and not model.frozen:
+            own = {spec.name for spec in model.layout.frozen}
+            arrays = {name: array for name, array in arrays.items() if name not in own}
+        self._message.content[model.record_key] = records.from_numpy(dict(arrays))
 
     def _received_model(self) -> _ReceivedModel | None:
         """Return the model at the order's version; None when the delta does not fit what this client holds."""
@@ -307,7 +338,7 @@ class _OrderHandler:
         frozen = sent or (own.frozen if own else {})
         if layout.frozen and not frozen:
             return None
-        digest = flatten.digest(frozen, layout)
+        digest = own.digest if own and frozen is own.frozen else flatten.digest(frozen, layout)
         first = (
             own.version_0.within(layout.mask) if own and offered and own.is_that_of(download.origin, digest) else None
         )
@@ -331,7 +362,7 @@ class _OrderHandler:
             return _Frozen(kept, kept)
         digest = order.frozen or flatten.digest(arrays, layout)
         own = self._own_initial(layout)
-        if own and flatten.digest(own.frozen, layout) == digest:
+        if own and own.digest == digest:
             return _Frozen(own.frozen, {})
         if order.frozen:
             log(WARNING, "round %d: this client lacks what is not trained, and asks for it", order.round)
@@ -340,7 +371,11 @@ class _OrderHandler:
         return _Frozen(received, received)
 
     def _own_initial(self, layout: Layout) -> "_OwnInitial | None":
-        """Return the initial model as this client has it by itself; None: it has none that fits the layout."""
+        """Return the initial model as this client has it by itself; None: it has none that fits the layout.
+
+        Raises:
+            BaseError: It has other pretrained weights than the federation.
+        """
         arrays = self._initial(self._context) if self._initial else None
         if arrays is None:
             return None
@@ -350,7 +385,7 @@ class _OrderHandler:
         except (LayoutError, NonFiniteError) as error:
             log(WARNING, "the initial weights that this client has by itself are of another model: %s", error)
             return None
-        return _OwnInitial(Replica.initial(weights, layout.full, buffers), frozen)
+        return _OwnInitial(Replica.initial(weights, layout.full, buffers), frozen, _digest_of_own(arrays, layout))
 
     def _refused(self, reason: object) -> Message:
         """Return an answer without an update, for the server to count and name; nothing changes here."""

@@ -1,6 +1,7 @@
 """The exceptions of fedpress.
 
     FedpressError
+    ├── BaseError(ValueError)               pretrained weights are not those that the federation has agreed on
     ├── LayoutError(ValueError)             named arrays or a vector do not fit the layout
     ├── NonFiniteError(ValueError)          an encoder was given NaN or infinity (sender's side)
     └── PayloadError(ValueError)            bytes that are not a payload for this receiver
@@ -32,6 +33,13 @@ class FedpressError(Exception):
     """
 
     exit_code = 2
+
+
+class BaseError(FedpressError, ValueError):
+    """The pretrained weights on this device are not those of the federation; the text has both hashes.
+
+    A client that meets it answers with the text, trains nothing and changes nothing; the others go on.
+    """
 
 
 class LayoutError(FedpressError, ValueError):

@@ -4,6 +4,7 @@ Begin with `task`, the interface of a model with its data, and `students.pipelin
 budget by a list of steps (`step`): `pruning`, `distillation`, `quantization`, and at the end `bundles`, the download
 file. Beside them:
 
+* weights that are brought along: `pretrained` (from safetensors files), `adapters` (merged into a model);
 * shapes and layers: `architecture` (a model's shape as data), `stacks` and `block_forms` (blocks that may be dropped),
   `masks` (weights held at zero), `attention` and `transformer` (layers for text models);
 * inputs and outputs: `inputs` (one tensor, tensors by name, or read when needed), `stored` (examples on a disk, padded
@@ -18,6 +19,7 @@ file. Beside them:
 """
 
 __all__ = [
+    "adapters",
     "architecture",
     "attention",
     "batch_norm",
@@ -36,6 +38,7 @@ __all__ = [
     "masks",
     "multihead_attention",
     "outputs",
+    "pretrained",
     "pruning",
     "quantization",
     "reconstruction",

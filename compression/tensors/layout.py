@@ -388,6 +388,25 @@ def checked(arrays: Mapping[str, NDArray[Any]], spec: TensorSpec) -> NDArray[Any
     if array.shape != spec.shape or array.dtype.name not in allowed:
         raise errors.LayoutError(
             f"array {spec.name!r} is {array.dtype.name} of shape {array.shape}, "
-            f"the layout has {spec.dtype} of shape {spec.shape}"
+            f"the layout has {spec.dtype} of shape {spec.shape}{rank_hint(spec.name, array.shape, spec.shape)}"
         )
     return array
+
+
+def rank_hint(name: str, given: tuple[int, ...], expected: tuple[int, ...]) -> str:
+    """Return a hint where two shapes are those of one low-rank adapter (LoRA) of different ranks; else nothing.
+
+    >>> rank_hint("query.lora_A.default.weight", (4, 384), (8, 384))
+    ': an adapter of rank 4, expected rank 8'
+    >>> rank_hint("query.weight", (4, 384), (8, 384))
+    ''
+
+    Args:
+        name: Name of the tensor.
+        given: Shape that was found.
+        expected: Shape that it should have.
+    """
+    differing = [(a, b) for a, b in zip(given, expected, strict=False) if a != b]
+    if "lora_" not in name or len(given) != len(expected) or len(differing) != 1:
+        return ""
+    return ": an adapter of rank {}, expected rank {}".format(*differing[0])

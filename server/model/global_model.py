@@ -115,7 +115,8 @@ class GlobalModel:
         """The model to evaluate and to publish: the mean of the held models so far, or the newest."""
         if self._average is None or not self._average.arrays:
             return self.arrays
-        return records.from_numpy({name: self._average.arrays[name] for name in self.arrays})
+        named = {**self._frozen, **self._average.arrays}
+        return records.from_numpy({name: named[name] for name in self.arrays})
 
     def replace(self, arrays: ArrayRecord) -> None:
         """Take over another model's values; the optimizer keeps its state.
@@ -198,7 +199,7 @@ class GlobalModel:
         """Make a new version of the held model, nearer to the master: the second half of `step`."""
         self._new_version()
         if self._average:
-            self._average.add(self._held())
+            self._average.add(self._without_frozen(self._held()))
 
     def apply_server_update(self, start: ArrayRecord, arrays: ArrayRecord, downlink: Downlink) -> None:
         """Apply training by the server itself, as one more step: the master moves by `arrays - start`.
@@ -221,7 +222,7 @@ class GlobalModel:
         self._buffers = self._buffers_of(named)
         self._new_version(downlink)
         if self._average:
-            self._average.replace(named)
+            self._average.replace(self._without_frozen(named))
 
     def _new_version(self, downlink: Downlink | None = None) -> None:
         self._steps += 1
@@ -310,6 +311,10 @@ class GlobalModel:
     def _held(self) -> dict[str, NDArray[Any]]:
         held = self.versions.held.floats(self.layout) if self.versions else self.master
         return {**flatten.unflatten(held, self.layout), **self._buffers, **self._frozen}
+
+    def _without_frozen(self, named: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Return arrays without those that never change, which no mean or checkpoint needs to hold."""
+        return {name: array for name, array in named.items() if name not in self._frozen}
 
     def _packed_buffers(self) -> bytes:
         # Of the user's own model, or of replies that were checked.

@@ -19,7 +19,7 @@ from torch import nn
 
 from fedpress.compression import seeds
 from fedpress.compression.errors import FedpressError, NonFiniteError
-from fedpress.compression.models import forward
+from fedpress.compression.models import adapters, forward
 from fedpress.compression.models import inputs as model_inputs
 from fedpress.compression.models import outputs as model_outputs
 from fedpress.compression.models.bundles import container, reader, writer
@@ -166,6 +166,7 @@ class Publisher:
             OnnxError: A student cannot be exported to ONNX, or its graph answers otherwise.
             ValueError: The proxy data are no sequences that could be continued.
         """
+        model = adapters.merged(model)
         try:
             forward.require_independent(model, self.task.data().validation.inputs)
         except forward.EvaluationError as error:
@@ -187,13 +188,13 @@ class Publisher:
         for tier in self.tiers:
             given = model
             if tier.architecture is not None and not pipeline.makes_form(tier.steps):  # the one that clients train
-                given = initial_student.fresh(self.task, tier.architecture, seed=0)
+                given = adapters.merged(initial_student.fresh(self.task, tier.architecture, seed=0))
             pipeline.check(tier.steps, given, self.task)
 
     def publish(
         self, version: int, model: nn.Module, trained: Mapping[str, nn.Module] = MappingProxyType({})
     ) -> list[Published]:
-        """Make and publish one student for each tier.
+        """Make and publish one student for each tier; adapters are merged into the model first (`adapters.merged`).
 
         Args:
             version: Version of the global model.
@@ -207,7 +208,7 @@ class Publisher:
             PublishError: A bundle, opened again, differs from its student, or exceeds its budget.
             StoreError: The version is published already, with other bytes.
         """
-        evaluator = StudentEvaluator(model, self.task, self.task.data().test)
+        evaluator = StudentEvaluator(adapters.merged(model), self.task, self.task.data().test)
         students = [self._make(tier, version, model, trained.get(tier.name), evaluator) for tier in self.tiers]
         return [
             self._publish_one(tier, version, student, evaluator)
@@ -223,10 +224,12 @@ class Publisher:
         evaluator: StudentEvaluator,
     ) -> Student:
         seed = seeds.derive("distill", self.seed, version, tier.name)
+        with_adapters, model = model, adapters.merged(model)
+        trained = None if trained is None else adapters.merged(trained)
         inputs, targets = pipeline.inputs_for(tier.steps, model, self.task, self.data, trained=trained, seed=seed)
         known = class_axis_of(model, self.task)
         axis = teachers.LAST if known is None else known
-        ensemble = self.clients.teacher(model, self.combine, axis) if self.clients and trained is None else None
+        ensemble = self.clients.teacher(with_adapters, self.combine, axis) if self.clients and trained is None else None
         materials = Materials(
             model=model,
             task=self.task,
@@ -236,7 +239,7 @@ class Publisher:
             seed=seed,
             tier=tier.name,
             version=version,
-            early=self.early,
+            early=None if self.early is None else adapters.merged(self.early),
             progress=lambda progress: self.on_search(tier.name, progress),
         )
         student = Student(model) if trained is None else Student(trained, tier.architecture, step="trained")

@@ -27,7 +27,8 @@ PLAIN: dict[str, Any] = {"add_completion": False, "rich_markup_mode": None, "pre
 
 EXTRA_MODULES = frozenset(
     "flwr flwr_datasets datasets torch safetensors sklearn pandas matplotlib jinja2 markupsafe"
-    " cryptography google grpc grpc_health grpc_reflection onnx onnxruntime prometheus_client tensorboard ray".split()
+    " cryptography google grpc grpc_health grpc_reflection onnx onnxruntime prometheus_client tensorboard ray"
+    " transformers peft tokenizers".split()
 )
 """Import names of the packages that the extras install."""
 

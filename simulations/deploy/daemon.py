@@ -94,15 +94,17 @@ class EdgeDaemon:
         Raises:
             ServiceError: Another daemon uses this state folder, or the metrics' port is taken.
             KeysError: The node's key is missing, or not of the kind that Flower needs.
-            SettingsError: The folder of the device's own data does not exist.
+            SettingsError: The folder of the device's own data, or its copy of `init` or `base`, does not exist.
         """
         chosen = self._chosen
         for warning in keys.node_key(Path(chosen.key)):
             self._say(f"warning: {warning}")
         if chosen.data is not None and not Path(chosen.data).is_dir():
             raise settings.SettingsError(f"data: there is no folder {chosen.data}")
-        if chosen.init is not None and not Path(chosen.init).is_file():
-            raise settings.SettingsError(f"init: there is no file {chosen.init}")
+        if chosen.init is not None and not Path(chosen.init).exists():
+            raise settings.SettingsError(f"init: there is no file or folder {chosen.init}")
+        if chosen.base is not None and not Path(chosen.base).exists():
+            raise settings.SettingsError(f"base: there is no file or folder {chosen.base}")
         for folder in (self._state, self._home):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         flower_processes.command("flower-supernode")  # raises where Flower is missing; `supernode` replaces the command
@@ -330,6 +332,7 @@ def node_config(chosen: settings.ClientSettings) -> str:
         "download-folder": folder / "downloads",
         "data-folder": chosen.data,
         "initial-weights": chosen.init,
+        "base-weights": chosen.base,
         "tier": chosen.tier,
         "probe": chosen.probe,
         workloads.KEY: " ".join(chosen.workloads),

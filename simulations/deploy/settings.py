@@ -183,6 +183,11 @@ class ClientSettings(Section):
         description="This device's copy of the scenario's `init` file: where it holds the same weights, the model is"
         " not sent; null: the path in the scenario, if there is such a file here.",
     )
+    base: Plain | None = Field(
+        default=None,
+        description="This device's copy of the scenario's `base`, a safetensors file or a folder of them: it is never"
+        " sent, and one with another hash is refused before anything is trained; null: this device has none.",
+    )
     workloads: tuple[Annotated[str, AfterValidator(_reference)], ...] = Field(
         default=(workloads.OWN,),
         strict=False,
@@ -248,7 +253,7 @@ def load(path: Path, kind: type[S]) -> S:
 def _absolute(settings: Section, folder: Path) -> dict[str, str]:
     """Return the values of keys that name files, as absolute paths."""
     changed = {}
-    for key in ("out", "keys", "state", "app", "ca", "key", "data", "init", "probe"):
+    for key in ("out", "keys", "state", "app", "ca", "key", "data", "init", "base", "probe"):
         if isinstance(given := getattr(settings, key, None), str):
             changed[key] = str(folder / Path(given).expanduser())
     scenario = getattr(settings, "scenario", None)

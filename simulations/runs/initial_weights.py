@@ -1,7 +1,8 @@
-"""Initial weights of a run: from a safetensors file (`init` in a scenario), and what can be trained at all.
+"""Initial weights of a run: `init` and `base` in a scenario, and what can be trained at all.
 
-Everything is checked before the first round. A file must hold each tensor of the model and no other: a model that is
-filled in part would be trained without a word about the rest.
+Everything is checked before the first round. The files of `init` must hold each tensor of the model that is trained,
+and no other: a model that is filled in part would be trained without a word about the rest. Those of `base` hold what
+was trained before, elsewhere: whatever the model has of it is filled, and the log says what is not.
 """
 
 from __future__ import annotations
@@ -11,27 +12,16 @@ from collections.abc import Iterable, Mapping
 from logging import INFO, WARNING, getLogger
 from pathlib import Path
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from fedpress.compression import errors
+from fedpress.compression import errors, safetensors_files
+from fedpress.compression.models import pretrained
+from fedpress.compression.safetensors_files import few
 from fedpress.compression.tensors.layout import BUFFER_NAMES, Layout
 
-_PREFIXES = {"module.": "DataParallel", "_orig_mod.": "torch.compile", "model.": "a wrapper around the model"}
-"""Prefixes of names that tools add -> the tool."""
-
-_OTHER_FORMATS = {
-    b"PK\x03\x04": "a zip file, as torch.save and numpy.savez write them",
-    b"\x80": "a pickle, as torch.save once wrote them",
-    b"\x89HDF": "an HDF5 file, as Keras writes them",
-    b"GGUF": "a GGUF file",
-}
-"""First bytes of a file -> what it is."""
-
 _SHOWN = 5
-"""Names that an error lists."""
+"""Names that an error suggests."""
 
 
 class InitialWeightsError(errors.FedpressError, ValueError):
@@ -39,40 +29,86 @@ class InitialWeightsError(errors.FedpressError, ValueError):
 
 
 def load(model: nn.Module, path: Path) -> None:
-    """Copy the weights and buffers of a safetensors file into a model.
+    """Copy the weights and buffers of `init` into a model, by the names that `pretrained.matches` finds.
 
-    Of tied tensors the file may hold one. Floats of another precision are converted, and the log says so.
+    Of tied tensors the file may hold one. Parameters that are not trained may be absent, and stay as they are. Floats
+    of another precision are converted. The log says each of these.
 
     Args:
         model: Changed in place.
-        path: Path of the file.
+        path: A safetensors file, or a folder of them.
 
     Raises:
         InitialWeightsError: The file is absent, of another format, or damaged; or it is not of this model: tensors are
             missing or left over, or differ in shape or kind.
     """
-    found = _read(path)
+    try:
+        weights = pretrained.Weights(path)
+    except safetensors_files.WeightsError as error:
+        raise InitialWeightsError(f"init: {error}") from None
     state = model.state_dict(keep_vars=True)
+    sources = pretrained.matches(state, weights)
+    renamed = [(name, source) for name, source in sources.items() if name != source]
+    left_over = [name for name in weights if name not in set(sources.values())]
     tied: dict[int, list[str]] = {}
     for name, tensor in state.items():
         tied.setdefault(id(tensor), []).append(name)
-    filled = dict(found)
     for names in tied.values():
-        _fill_tied(path, names, filled)
-    problems = [*_other_names(list(state), filled, found), *_other_shapes(state, filled)]
+        _source_of_tied(weights, names, sources)
+    missing = [name for name in state if name not in sources]
+    frozen = {name for name, p in model.named_parameters(remove_duplicate=False) if not p.requires_grad}
+    problems = [
+        *_other_names([name for name in missing if name not in frozen], left_over, len(state), len(weights)),
+        *(problem for name, source in sources.items()
+          if (problem := pretrained.difference(source, weights[source], state[name]))),
+    ]  # fmt: skip
     if problems:
         raise InitialWeightsError("\n  ".join([f"init: {path} is not of this model:", *problems]))
+    if missing:
+        _log("init: %d parameters that are not trained are not in %s, and stay: %s", len(missing), path, few(missing))
+    if renamed:
+        _log("init: the names in %s are not quite the model's: %r is filled from %r, and so on", path, *renamed[0])
     converted: dict[str, list[str]] = {}
     with torch.no_grad():
-        for name, tensor in state.items():
-            given = filled[name]
+        for name, source in sources.items():
+            given, tensor = weights[source], state[name]
             if given.dtype != tensor.dtype:
                 converted.setdefault(f"{_dtype(given)} to {_dtype(tensor)}", []).append(name)
             tensor.copy_(given)
             if not torch.equal(tensor.to(given.dtype), given) and not given.is_floating_point():
                 raise InitialWeightsError(f"init: {path}: {name!r} has values beyond the range of {_dtype(tensor)}")
     for change, names in converted.items():
-        getLogger("flwr").log(INFO, "init: %d tensors are converted from %s: %s", len(names), change, _few(names))
+        _log("init: %d tensors are converted from %s: %s", len(names), change, few(names))
+
+
+def load_base(model: nn.Module, path: Path, sha256: str | None) -> None:
+    """Copy the pretrained weights of `base` into the tensors of a model that they belong to.
+
+    Args:
+        model: Changed in place.
+        path: A safetensors file, or a folder of them.
+        sha256: What `safetensors_files.sha256` must give; None: anything.
+
+    Raises:
+        BaseError: The file has another hash.
+        InitialWeightsError: It is absent, damaged, or not of this model.
+    """
+    try:
+        if sha256 is not None and (own := safetensors_files.sha256(path)) != sha256.lower():
+            raise errors.BaseError(
+                f"base: {path} has SHA-256 {own}, expected {sha256.lower()}, that of the federation's base. Is it"
+                " another release of the pretrained model, or was it changed? Fetch the same files, or name their"
+                " place: `base` in the settings of `fedpress client`, `base.path` in the scenario"
+            )
+        filled = pretrained.fill(model, pretrained.Weights(path))
+    except safetensors_files.WeightsError as error:
+        raise InitialWeightsError(f"base: {error}") from None
+    _log(
+        "base: %d of the model's %d tensors are those of %s; the others are the task's own%s%s",
+        len(filled.filled), len(filled.filled) + len(filled.left), path,
+        f": {few(filled.left)}" if filled.left else "",
+        f"; the file's {few(filled.unused)} are not used" if filled.unused else "",
+    )  # fmt: skip
 
 
 def check(model: nn.Module, task: str) -> None:
@@ -91,7 +127,7 @@ def check(model: nn.Module, task: str) -> None:
     dtypes = {name: tensor.dtype for name, tensor in state.items() if isinstance(tensor, Tensor)}
     if unsent := [name for name, dtype in dtypes.items() if dtype == torch.bfloat16 or dtype.is_complex]:
         raise InitialWeightsError(
-            f"task {task!r}: {_few(unsent)} of its model() is {_dtype(state[unsent[0]])}, which Flower's messages do"
+            f"task {task!r}: {few(unsent)} of its model() is {_dtype(state[unsent[0]])}, which Flower's messages do"
             " not carry; return model.float(). `training.precision: bfloat16` trains in bfloat16 from float32 weights"
         )
     bad = [
@@ -101,7 +137,7 @@ def check(model: nn.Module, task: str) -> None:
     ]
     if bad:
         raise InitialWeightsError(
-            f"task {task!r}: the initial model holds NaN or infinity in {_few(bad)}; did its own training diverge, or"
+            f"task {task!r}: the initial model holds NaN or infinity in {few(bad)}; did its own training diverge, or"
             " is a tensor made by torch.empty and never filled?"
         )
     layout = Layout.of(model)
@@ -112,79 +148,37 @@ def check(model: nn.Module, task: str) -> None:
     if wide:
         with_infinity = [name for name in wide if not torch.isfinite(state[name].detach().float()).all()]
         if with_infinity:
-            raise InitialWeightsError(f"task {task!r}: {_few(with_infinity)} has values beyond the range of float32")
+            raise InitialWeightsError(f"task {task!r}: {few(with_infinity)} has values beyond the range of float32")
         getLogger("flwr").log(
-            WARNING, "%s: float64; between server and clients all weights are rounded to float32", _few(wide)
+            WARNING, "%s: float64; between server and clients all weights are rounded to float32", few(wide)
         )
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    if not path.exists():
-        raise InitialWeightsError(f"init: there is no file {path}")
-    if not path.is_file():
-        raise InitialWeightsError(f"init: {path} is no file; expected a safetensors file")
-    try:
-        with path.open("rb") as file:
-            start = file.read(9)
-        safetensors_header = start[8:] == b"{" and int.from_bytes(start[:8], "little") <= path.stat().st_size
-        other = next((what for mark, what in _OTHER_FORMATS.items() if start.startswith(mark)), None)
-        if other and not safetensors_header:
-            raise InitialWeightsError(
-                f"init: {path} is {other}; expected a safetensors file. Pickles can run any code, so none is loaded"
-                ' here. To convert a file that you trust: safetensors.torch.save_file(torch.load("FILE.pt",'
-                ' weights_only=True), "FILE.safetensors")'
-            )
-        return safetensors.torch.load_file(path)
-    except OSError as error:
-        raise InitialWeightsError(f"init: cannot read {path}: {error.strerror or error}") from None
-    except (SafetensorError, KeyError) as error:
-        raise InitialWeightsError(f"init: {path} is no safetensors file, or damaged: {error}") from None
-
-
-def _fill_tied(path: Path, names: list[str], filled: dict[str, Tensor]) -> None:
-    """Give every name of a tied tensor the values that one of them has in the file."""
-    present = [name for name in names if name in filled]
+def _source_of_tied(weights: Mapping[str, Tensor], names: list[str], sources: dict[str, str]) -> None:
+    """Give every name of a tied tensor the source of one of them, once those that there are hold the same values."""
+    present = [name for name in names if name in sources]
     for name in present[1:]:
-        if not torch.equal(filled[name], filled[present[0]]):
+        if not torch.equal(weights[sources[name]], weights[sources[present[0]]]):
             raise InitialWeightsError(
-                f"init: {path}: {present[0]!r} and {name!r} differ, and are one tensor in the model (tied weights)"
+                f"init: {present[0]!r} and {name!r} differ, and are one tensor in the model (tied)"
             )
     for name in names if present else ():
-        filled.setdefault(name, filled[present[0]])
+        sources.setdefault(name, sources[present[0]])
 
 
-def _other_names(wanted: list[str], filled: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> Iterable[str]:
-    missing = [name for name in wanted if name not in filled]
-    left_over = [name for name in found if name not in wanted]
+def _other_names(missing: list[str], left_over: list[str], wanted: int, found: int) -> Iterable[str]:
     if missing:
-        yield f"{len(missing)} of its {len(wanted)} tensors are missing: {_few(missing)}"
+        yield f"{len(missing)} of its {wanted} tensors are missing: {few(missing)}"
     if left_over:
-        yield f"{len(left_over)} of the file's {len(found)} tensors are unknown: {_few(left_over)}"
-    for prefix, tool in _PREFIXES.items():
-        if left_over and set(missing) <= {name.removeprefix(prefix) for name in left_over if name.startswith(prefix)}:
-            if missing:
-                yield f"its names begin with {prefix!r}, as {tool} writes them; remove that from the names"
-                return
+        yield f"{len(left_over)} of the file's {found} tensors are unknown: {few(left_over)}"
     pairs = [(name, near[0]) for name in left_over if (near := difflib.get_close_matches(name, missing, 1, 0.7))]
     if pairs:
         yield f"did you mean {', '.join(f'{near!r} by {name!r}' for name, near in pairs[:_SHOWN])}?"
 
 
-def _other_shapes(state: Mapping[str, Tensor], filled: Mapping[str, Tensor]) -> Iterable[str]:
-    for name, tensor in state.items():
-        given = filled.get(name)
-        if given is None:
-            continue
-        if given.shape != tensor.shape:
-            yield f"{name!r} has shape {tuple(given.shape)}, the model's has {tuple(tensor.shape)}"
-        elif given.is_floating_point() != tensor.is_floating_point():
-            yield f"{name!r} is {_dtype(given)}, the model's is {_dtype(tensor)}"
+def _log(text: str, *values: object) -> None:
+    getLogger("flwr").log(INFO, text, *values)
 
 
 def _dtype(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
-
-
-def _few(names: list[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(map(repr, names[:_SHOWN])) + more

@@ -79,8 +79,9 @@ def load(run_config: Mapping[str, Any]) -> Job:
     Args:
         run_config: `scenario` is a whole scenario as JSON, the name of one, or the path of a YAML file; `out` the run
             folder (absent or empty: a new one under `runs/`); `data-folder` one node's own data, in place of the task's
-            `data_dir`, and not partitioned; `initial-weights` the node's own copy of the file of `init`; `workloads`
-            the list of a node that restricts what a server may name, and which then reads no other file of `init`.
+            `data_dir`, and not partitioned; `initial-weights` the node's own copy of the file of `init`, `base-weights`
+            of those of `base`; `workloads` the list of a node that restricts what a server may name, and which then
+            reads no other file of `init` or `base`.
 
     Raises:
         ScenarioError: The scenario is not valid.
@@ -96,6 +97,8 @@ def load(run_config: Mapping[str, Any]) -> Job:
         scenario = scenario.model_copy(update={"task": task})
     if initial := run_config.get("initial-weights"):
         scenario = scenario.model_copy(update={"init": str(initial)})
+    if (base := run_config.get("base-weights")) and scenario.base is not None:
+        scenario = scenario.model_copy(update={"base": scenario.base.model_copy(update={"path": str(base)})})
     return Job(scenario, Path(str(out)) if out else None, own_data=bool(data_folder))
 
 
@@ -109,4 +112,5 @@ def _within(allowed: tuple[str, ...], scenario: Scenario, *, own_data: bool) -> 
             f"the server's scenario wants the files in {str(task.options['data_dir'])[:200]!r} of this device; name the"
             " folder by `data` in the settings of `fedpress client`, if they are to be trained on"
         )
-    return scenario.model_copy(update={"task": task.model_copy(update={"folder": None}), "init": None})
+    base = scenario.base and scenario.base.model_copy(update={"path": None})
+    return scenario.model_copy(update={"task": task.model_copy(update={"folder": None}), "init": None, "base": base})

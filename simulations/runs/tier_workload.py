@@ -13,7 +13,7 @@ import json
 from functools import cached_property
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fedpress.compression import files, seeds
 from fedpress.compression.models import architecture
@@ -123,8 +123,7 @@ class TierWorkload(Workload):
         """Version 0: what pruning leaves of the user's weights; with method heterofl, their leading slice."""
         model = copy.deepcopy(self._made)
         if self._sliced:
-            whole = self._whole.fresh_model().state_dict()
-            weights = {name: whole[name][heterofl.leading(tensor.shape)] for name, tensor in model.state_dict().items()}
+            weights = self._slice_for(model)
         else:
             weights = self._pruned.state_dict()
             if _form(self._pruned) != self.form:
@@ -136,6 +135,28 @@ class TierWorkload(Workload):
         if not self._sliced:
             self._scale_drawn(model)
         return model
+
+    def _slice_for(self, model: nn.Module) -> dict[str, Tensor]:
+        """Return the leading part of each of the global model's weights, of the shapes of a model.
+
+        Adapters of a smaller rank are such parts: of LoRA's A the first rows, of B the first columns (HetLoRA: Y. J.
+        Cho et al., "Heterogeneous LoRA for Federated Fine-tuning of On-Device Foundation Models", EMNLP 2024).
+
+        Raises:
+            InitialWeightsError: The model is no such slice.
+        """
+        whole, weights = self._whole.fresh_model().state_dict(), {}
+        for name, tensor in model.state_dict().items():
+            full = whole.get(name)
+            if full is None or full.ndim != tensor.ndim or any(map(int.__gt__, tensor.shape, full.shape)):
+                of_whole = "has no such tensor" if full is None else f"has {tuple(full.shape)}"
+                raise InitialWeightsError(
+                    f"tier {self.tier!r}: {name!r} of shape {tuple(tensor.shape)} is no slice of the global model's,"
+                    f" which {of_whole}; with teaching.method heterofl leave `student` out, or name a smaller one of"
+                    " the same layers"
+                )
+            weights[name] = full[heterofl.leading(tensor.shape)]
+        return weights
 
     @property
     def _sliced(self) -> bool:
@@ -176,6 +197,7 @@ class TierWorkload(Workload):
         begin = start(self._tier)
         if begin.architecture is None:
             model = self._whole.made_under(purpose)
+            self._whole.fill_from_base(model)  # pretrained weights are no draw
         else:
             seed = seeds.derive(self.federation, self.scenario.seed, purpose)
             model = initial_student.fresh(self.task, begin.architecture, seed=seed)

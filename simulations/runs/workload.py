@@ -21,7 +21,7 @@ from torch import nn
 from fedpress.client.settings import Training
 from fedpress.compression import seeds
 from fedpress.compression.encoders.encoder import Encoder
-from fedpress.compression.errors import FedpressError
+from fedpress.compression.errors import BaseError, FedpressError
 from fedpress.compression.files import private_folder, write_atomically
 from fedpress.compression.models import trainable
 from fedpress.compression.models.reproducible import reproducible
@@ -73,13 +73,35 @@ class Workload:
 
     @cached_property
     def _model(self) -> nn.Module:
-        """Version 0: the task's model as it is made under the scenario's seed, or with the weights of `init`."""
-        model, file = self._made, self.scenario.init
-        if file is not None:
+        """Version 0: the task's model as made under the scenario's seed, with the weights of `base` and `init`."""
+        model, file, base = self._made, self.scenario.init, self.scenario.base
+        if file is not None or base is not None:
             model = copy.deepcopy(model)
+        self.fill_from_base(model)
+        if file is not None:
             initial_weights.load(model, Path(file))
         initial_weights.check(model, self.task.name)
         return model
+
+    def fill_from_base(self, model: nn.Module) -> None:
+        """Copy the pretrained weights of `base`, if there are any, into a model.
+
+        Args:
+            model: An instance of the task's model; changed in place.
+
+        Raises:
+            InitialWeightsError: This device has no copy of them, or they do not fit.
+            BaseError: They have another hash than the scenario says.
+        """
+        base = self.scenario.base
+        if base is None:
+            return
+        if base.path is None:
+            raise initial_weights.InitialWeightsError(
+                "base: this device has no copy of the federation's pretrained weights; name its place by `base` in the"
+                f" settings of `fedpress client`{f' (SHA-256 {base.sha256})' if base.sha256 else ''}"
+            )
+        initial_weights.load_base(model, Path(base.path), base.sha256)
 
     @cached_property
     def _made(self) -> nn.Module:
@@ -109,7 +131,9 @@ class Workload:
         """Return a copy of the initial model.
 
         Raises:
-            InitialWeightsError: The file of `init` does not fit the model, or the model cannot be trained as it is.
+            InitialWeightsError: The file of `init` or `base` does not fit the model, or the model cannot be trained as
+                it is.
+            BaseError: `base` has another hash than the scenario says.
         """
         return copy.deepcopy(self._model)
 
@@ -118,12 +142,24 @@ class Workload:
         return copy.deepcopy(self._made)
 
     def initial(self) -> dict[str, NDArray[Any]] | None:
-        """Return the arrays of the initial model by name, as a client makes it; None: it cannot, the log says why."""
+        """Return the arrays of the initial model by name, as a client makes it; None: it cannot, the log says why.
+
+        The same mapping at every call.
+
+        Raises:
+            BaseError: This client's copy of `base` has another hash than the server's.
+        """
         try:
-            return {name: tensor.numpy() for name, tensor in self._model.state_dict().items()}
+            return self._initial
+        except BaseError:
+            raise
         except (FedpressError, ImportError) as error:
             getLogger("flwr").warning("this client has no initial weights by itself, and asks for the model: %s", error)
             return None
+
+    @cached_property
+    def _initial(self) -> dict[str, NDArray[Any]]:
+        return {name: tensor.numpy() for name, tensor in self._model.state_dict().items()}
 
     @cached_property
     def layout(self) -> Layout:

@@ -1,4 +1,4 @@
-"""Sections `task`, `sampling` and `evaluation` of a scenario."""
+"""Sections `task`, `base`, `sampling` and `evaluation` of a scenario."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ class TaskChoice(Section):
 
     model_config = ConfigDict(extra="allow")
 
-    name: str = Field(description="A built-in task (digits, fashion-mnist, text) or your own class as 'module:Class'.")
+    name: str = Field(
+        description="A built-in task (digits, fashion-mnist, text, verses) or your own class as 'module:Class'."
+    )
     folder: str | None = Field(
         default=None,
         json_schema_extra=ADVANCED,
@@ -35,6 +37,25 @@ class TaskChoice(Section):
     def options(self) -> dict[str, Any]:
         """Keyword arguments of the task's class."""
         return dict(self.model_extra or {})
+
+
+class BaseChoice(Section):
+    """Pretrained weights that every participant has, or fetches by itself: agreed by their hash, never sent.
+
+    What the task's model has of them is filled from them; parameters with requires_grad=False stay as they are there.
+    """
+
+    path: str | None = Field(
+        default=None,
+        description="A safetensors file, or a folder of them with Hugging Face's names; a device says where its own"
+        " copy is (`base` in its settings).",
+    )
+    sha256: str | None = Field(
+        default=None,
+        pattern="^[0-9a-fA-F]{64}$",
+        description="What `sha256sum` gives for the file, and `sha256sum *.safetensors | sha256sum` in a folder of"
+        " several; null: that of the server's copy.",
+    )
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -20,7 +20,7 @@ from typing import Annotated
 from pydantic import BeforeValidator, ValidationError, model_validator
 
 from fedpress.client.settings import Training
-from fedpress.compression import files, suggest
+from fedpress.compression import files, safetensors_files, suggest
 from fedpress.compression.errors import FedpressError
 from fedpress.compression.settings import ADVANCED, Field, Fraction
 from fedpress.server.fusion.settings import FedDF, Teaching
@@ -30,7 +30,7 @@ from fedpress.simulations.conditions.faults import Chances
 from fedpress.simulations.conditions.network import NetworkSettings
 from fedpress.simulations.scenario import diagnostics, yaml_source
 from fedpress.simulations.scenario.encoder import EncoderSettings
-from fedpress.simulations.scenario.rounds import EvaluationSettings, SamplingSettings, TaskChoice
+from fedpress.simulations.scenario.rounds import BaseChoice, EvaluationSettings, SamplingSettings, TaskChoice
 from fedpress.simulations.scenario.section import Section, of_name
 from fedpress.simulations.scenario.students import Students, Tier, from_recipe
 from fedpress.simulations.tasks.partition import Partition
@@ -54,8 +54,13 @@ class Scenario(Section):
     )
     init: str | None = Field(
         default=None,
-        description="A safetensors file with all initial weights and buffers; null: what the task's model() returns"
-        " under the seed.",
+        description="A safetensors file, or a folder of them, with all initial weights and buffers that are trained;"
+        " null: what the task's model() returns under the seed.",
+    )
+    base: Annotated[BaseChoice | None, BeforeValidator(of_name("path"))] = Field(
+        default=None,
+        description="Pretrained weights, agreed by their hash and never sent: a safetensors file or folder, or {path,"
+        " sha256}; null: none.",
     )
     clients: int = Field(ge=1, description="How many clients share the training data.")
     rounds: int = Field(ge=1, description="How many rounds.")
@@ -229,8 +234,6 @@ class Scenario(Section):
                 f"students.tiers: server_learning_rate of {paced[0]} has no meaning with method heterofl, where the"
                 " step is one for all; leave it out"
             )
-        if other := [tier.name for tier in tiers if tier.trains and tier.student != "pruned"]:
-            yield f"students.tiers: {other[0]} is no slice of the global model; leave `student` out"
         if teaching.global_model == "distilled":
             yield "teaching.global_model: distilled has no meaning with method heterofl, which distills nothing"
         for key in ("every", "combine", "epochs", "learning_rate", "temperature", "density", "levels"):
@@ -356,10 +359,26 @@ def load(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Scenario:
     if scenario.init is not None:
         file = str((beside / Path(scenario.init).expanduser()).resolve())
         scenario = scenario.model_copy(update={"init": file})
+    if scenario.base is not None:
+        scenario = scenario.model_copy(update={"base": _agreed(scenario.base, beside, str(path_or_name))})
     if scenario.network is not None and scenario.network.trace is not None:
         trace = str((beside / Path(scenario.network.trace).expanduser()).resolve())
         scenario = scenario.model_copy(update={"network": dataclasses.replace(scenario.network, trace=trace)})
     return scenario
+
+
+def _agreed(base: BaseChoice, beside: Path, origin: str) -> BaseChoice:
+    """Return the base with an absolute path, and with the hash that clients compare theirs with."""
+    if base.path is None:
+        raise ScenarioError(
+            f"scenario {origin!r}: base.path: missing; expected a safetensors file, or a folder of them"
+        )
+    path = (beside / Path(base.path).expanduser()).resolve()
+    try:
+        sha256 = base.sha256 or safetensors_files.sha256(path)
+    except safetensors_files.WeightsError as error:
+        raise ScenarioError(f"scenario {origin!r}: base.path: {error}") from None
+    return base.model_copy(update={"path": str(path), "sha256": sha256})
 
 
 def _locate(path_or_name: str | Path) -> Path:

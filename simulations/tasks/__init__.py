@@ -1,8 +1,9 @@
-"""Built-in tasks, each a model with its data, by name in `registry`: `digits`, `fashion_mnist`, `text`.
+"""Built-in tasks, each a model with its data, by name in `registry`: `digits`, `fashion_mnist`, `text`, `verses`.
 
 `partition` deals the training data out to clients, `hold_out` draws held-out parts, `fingerprint` tells whether two
 processes have the same examples; `template` is the task that
-`fedpress init` writes. `architectures` and `king_james` are parts of the built-in tasks.
+`fedpress init` writes. `architectures`, `king_james`, `labeled_texts` and `text_encoder` are parts of the built-in
+tasks.
 """
 
 __all__ = [
@@ -12,8 +13,11 @@ __all__ = [
     "fingerprint",
     "hold_out",
     "king_james",
+    "labeled_texts",
     "partition",
     "registry",
     "template",
     "text",
+    "text_encoder",
+    "verses",
 ]

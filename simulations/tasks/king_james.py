@@ -32,25 +32,34 @@ def books(path: Path = DEBIAN) -> dict[str, str]:
     """Return the text of each book, verses in a row, by the file's abbreviation of it (Ge, Exo, 1Sm).
 
     Raises:
+        TaskError: As `verses`.
+    """
+    return {book: " ".join(texts) for book, texts in verses(path).items()}
+
+
+def verses(path: Path = DEBIAN) -> dict[str, list[str]]:
+    """Return the verses of each book, by the file's abbreviation of it, in the order of the Bible.
+
+    Raises:
         TaskError: The file is absent, damaged, or not of this format.
     """
     try:
         data = path.read_bytes()
     except FileNotFoundError:
         raise TaskError(
-            f"task text: its default text, the King James Bible, is not there, {path} does not exist. On Debian or"
-            " Ubuntu: apt-get install bible-kjv-text. Elsewhere: name a folder of .txt files, each a client:"
+            f"the task's default text, the King James Bible, is not there, {path} does not exist. On Debian or"
+            " Ubuntu: apt-get install bible-kjv-text. Elsewhere: name a folder of your own texts:"
             " --set task.data_dir=FOLDER"
         ) from None
     except OSError as error:
         raise TaskError(f"{path}: cannot be read: {error.strerror}") from None
-    verses: dict[str, list[str]] = {}
+    found: dict[str, list[str]] = {}
     for number, line in enumerate(unpack(data, path).decode("latin-1").splitlines()[1:], 2):
         verse = VERSE.fullmatch(line)
         if verse is None:
             raise TaskError(f"{path}: line {number} is {line[:40]!r}, expected a verse such as 'Ge1:1 In the'")
-        verses.setdefault(verse[1], []).append(verse[2])
-    return {book: " ".join(texts) for book, texts in verses.items()}
+        found.setdefault(verse[1], []).append(verse[2])
+    return found
 
 
 def unpack(data: bytes, path: Path) -> bytes:

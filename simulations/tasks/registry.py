@@ -20,6 +20,7 @@ BUILT_IN = {
     "digits": "fedpress.simulations.tasks.digits:Digits",
     "fashion-mnist": "fedpress.simulations.tasks.fashion_mnist:FashionMNIST",
     "text": "fedpress.simulations.tasks.text:Text",
+    "verses": "fedpress.simulations.tasks.verses:Verses",
 }
 """Name of a built-in task -> its class, as "module:Class"."""
 

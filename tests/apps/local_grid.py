@@ -1,7 +1,8 @@
 """A grid whose nodes run a real ClientApp in this process, one message after the other; messages pass as bytes."""
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from flwr.app import Context, Error, Message, RecordDict
@@ -36,18 +37,29 @@ class LocalGrid(Grid):
         app: their app.
         clients: number of clients, with nodes from 1.
         run_config: their `context.run_config`.
+        node_configs: additions to `context.node_config` by node.
 
     Attributes:
         passed: bytes of all messages, by direction.
         sent: all messages that were pushed.
     """
 
-    def __init__(self, app: ClientApp, clients: int = 3, run_config: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        app: ClientApp,
+        clients: int = 3,
+        run_config: dict[str, Any] | None = None,
+        node_configs: Mapping[int, Mapping[str, Any]] = MappingProxyType({}),
+    ) -> None:
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 0
         self._app = app
         self._contexts = {
             node: Context(
-                1, node, {"partition-id": node - 1, "num-partitions": clients}, RecordDict(), run_config or {}
+                1,
+                node,
+                {"partition-id": node - 1, "num-partitions": clients, **node_configs.get(node, {})},
+                RecordDict(),
+                run_config or {},
             )
             for node in range(1, clients + 1)
         }

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedpress.compression.models import architecture, forward
+from fedpress.compression.models import adapters, architecture, forward
 from fedpress.compression.models import inputs as model_inputs
 from fedpress.compression.models import outputs as model_outputs
 from fedpress.compression.models.architecture import Shape, sizes
@@ -230,7 +230,7 @@ def rebuild(bundle: Bundle, task: Task) -> nn.Module:
             f" {', '.join(students) or 'none'}: made by a newer version of the task?"
         )
     with reproducible(0):
-        model = make().eval()
+        model = adapters.merged(make()).eval()
         try:
             architecture.shrink(model, manifest.shapes, manifest.sizes)
             architecture.fill(model, quantized_tensor.dequantize(bundle.weights))

@@ -44,10 +44,6 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Tensor]], object], str]] = {
     "missing": (lambda s: s.pop("2.bias"), r"1 of its 9 tensors are missing: '2.bias'"),
     "left over": (lambda s: s.update(extra=torch.ones(1)), r"1 of the file's 10 tensors are unknown: 'extra'"),
     "misspelt": (lambda s: s.update({"2.biass": s.pop("2.bias")}), r"did you mean '2.bias' by '2.biass'\?"),
-    "prefixed": (
-        lambda s: [s.update({f"module.{name}": s.pop(name)}) for name in list(s)],
-        "its names begin with 'module.', as DataParallel writes them",
-    ),
     "shape": (lambda s: s.update({"0.bias": torch.ones(5)}), r"'0.bias' has shape \(5,\), the model's has \(4,\)"),
     "kind": (
         lambda s: s.update({"0.bias": torch.ones(4, dtype=torch.int64)}),
@@ -85,7 +81,7 @@ def test_any_other_file_is_refused(data: bytes, tmp_path_factory: pytest.TempPat
 
 
 def test_a_folder_or_no_file_is_refused(tmp_path: Path) -> None:
-    for path, expected in ((tmp_path, "is no file"), (tmp_path / "absent", "there is no file")):
+    for path, expected in ((tmp_path, "holds no safetensors file"), (tmp_path / "absent", "there is no file")):
         with pytest.raises(InitialWeightsError, match=expected):
             initial_weights.load(net(), path)
 

@@ -1,0 +1,124 @@
+"""A model with adapters becomes a plain one that answers the same, whatever it is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fedpress.compression.models import adapters
+
+peft = pytest.importorskip("peft", reason="needs the extra text-models")
+transformers = pytest.importorskip("transformers", reason="needs the extra text-models")
+
+IDS = torch.randint(1, 40, (3, 7), generator=torch.Generator().manual_seed(0))
+
+
+def bert() -> nn.Module:
+    return transformers.BertForSequenceClassification(
+        transformers.BertConfig(
+            vocab_size=40, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48
+        )
+    )
+
+
+def gpt2() -> nn.Module:
+    return transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=40, n_embd=32, n_layer=2, n_head=4))
+
+
+def llama() -> nn.Module:
+    return transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
+            vocab_size=40, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+            intermediate_size=48, max_position_embeddings=32,
+        )
+    )  # fmt: skip
+
+
+class Convolutions(nn.Module):
+    """Without transformers: an embedding, a convolution and a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(40, 8)
+        self.convolution = nn.Conv1d(8, 12, 3)
+        self.out = nn.Linear(12, 4)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.out(self.convolution(self.words(ids).transpose(1, 2)).mean(dim=2))
+
+
+class Around(nn.Module):
+    """An encoder with adapters as a part of the user's model."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder, self.head = encoder, nn.Linear(32, 4)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(self.encoder(input_ids=ids).last_hidden_state.mean(dim=1))
+
+
+def lora(model: nn.Module, **options: Any) -> nn.Module:
+    return peft.get_peft_model(model, peft.LoraConfig(r=3, **options))
+
+
+CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module], nn.Module]]] = {
+    "a trained head beside": (bert, lambda m: lora(m, task_type="SEQ_CLS", target_modules=["query", "value"])),
+    "Conv1D of GPT-2": (gpt2, lambda m: lora(m, target_modules=["c_attn", "c_proj"], fan_in_fan_out=True)),
+    "all linear layers": (llama, lambda m: lora(m, target_modules="all-linear")),
+    "DoRA": (llama, lambda m: lora(m, target_modules=["q_proj", "v_proj"], use_dora=True)),
+    "no transformer": (Convolutions, lambda m: lora(m, target_modules=["words", "convolution", "out"])),
+    "a part": (lambda: Around(bert().bert), lambda m: (setattr(m, "encoder", lora(m.encoder)), m)[1]),
+    "injected": (
+        Convolutions,
+        lambda m: peft.inject_adapter_in_model(peft.LoraConfig(r=3, target_modules=["convolution", "out"]), m),
+    ),
+    "LoHa": (Convolutions, lambda m: peft.get_peft_model(m, peft.LoHaConfig(r=3, target_modules=["out"]))),
+    "IA3": (
+        llama,
+        lambda m: peft.get_peft_model(
+            m, peft.IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"])
+        ),
+    ),
+}
+
+
+def answer(model: nn.Module) -> Tensor:
+    with torch.no_grad():
+        found = model.eval()(IDS)
+    return found if isinstance(found, Tensor) else found.logits
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_merged_model_is_plain_and_answers_the_same(name: str) -> None:
+    make, adapt = CASES[name]
+    torch.manual_seed(1)
+    plain = make()
+    names = list(plain.state_dict())
+    model = adapt(plain)
+    with torch.no_grad():  # as if they were trained: B of LoRA is zero at first
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    before, trained = answer(model), {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    merged = adapters.merged(model)
+    torch.testing.assert_close(answer(merged), before, rtol=1e-3, atol=1e-4)
+    assert list(merged.state_dict()) == names
+    assert all(parameter.requires_grad for parameter in merged.parameters())
+    assert model.state_dict().keys() == trained.keys()
+    assert all(torch.equal(tensor, trained[key]) for key, tensor in model.state_dict().items())
+
+
+def test_a_model_without_adapters_is_returned_as_it_is() -> None:
+    model = Convolutions().requires_grad_(False)
+    assert adapters.merged(model) is model and not any(p.requires_grad for p in model.parameters())
+
+
+def test_learned_prompts_cannot_be_merged() -> None:
+    model = peft.get_peft_model(gpt2(), peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
+    with pytest.raises(adapters.MergeError, match="cannot be merged"):
+        adapters.merged(model)

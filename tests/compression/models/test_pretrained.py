@@ -1,0 +1,122 @@
+"""Names of pretrained files belong to those of a model by one rule, and weights are read as they are."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from fedpress.compression.models import pretrained
+from fedpress.compression.safetensors_files import INDEX, WeightsError
+
+PARTS = st.text("abcxyz_0", min_size=1, max_size=4).filter(
+    lambda part: part not in ("default", "base_layer", "original_module")
+)
+NAMES = st.lists(st.lists(PARTS, min_size=2, max_size=4).map(".".join), min_size=2, max_size=8, unique=True)
+
+
+@given(NAMES, st.sampled_from(["", "encoder.", "base_model.model.", "model.bert.", "a.base_model.model.b."]))
+def test_one_prefix_on_either_side_leaves_each_name_its_own(names: list[str], prefix: str) -> None:
+    longer = [prefix + name for name in names]
+    if set(longer) & set(names) or len({pretrained.plain_name(name) for name in longer}) < len(names):
+        return  # names within names: there is more than one reading
+    counted = [sum(other.endswith("." + name) for other in names) for name in names]
+    if any(counted):
+        return
+    assert pretrained.matches(longer, names) == dict(zip(longer, names, strict=True))
+    assert pretrained.matches(names, longer) == dict(zip(names, longer, strict=True))
+
+
+def test_adapters_their_base_and_the_file_of_adapters_alone() -> None:
+    model = [
+        "encoder.base_model.model.layer.0.query.base_layer.weight",
+        "encoder.base_model.model.layer.0.query.lora_A.default.weight",
+        "encoder.base_model.model.layer.0.output.weight",
+        "encoder.base_model.model.head.original_module.weight",
+        "encoder.base_model.model.head.modules_to_save.default.weight",
+        "out.weight",
+    ]
+    base = ["layer.0.query.weight", "layer.0.output.weight", "head.weight", "pooler.weight"]
+    assert pretrained.matches(model, base) == {
+        model[0]: "layer.0.query.weight",
+        model[2]: "layer.0.output.weight",
+        model[3]: "head.weight",
+        model[4]: "head.weight",
+    }
+    saved = ["base_model.model.layer.0.query.lora_A.weight"]
+    assert pretrained.matches(model, saved) == {model[1]: saved[0]}
+
+
+def test_two_towers_are_both_filled_from_one_encoder() -> None:
+    model = [f"{tower}.{name}" for tower in ("query", "document") for name in ("word.weight", "out.weight")]
+    found = pretrained.matches(model, ["word.weight", "out.weight"])
+    assert found == {name: name.partition(".")[2] for name in model}
+
+
+def net() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+
+
+class Whole(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.head = net(), nn.Linear(2, 5)
+
+
+def state(seed: int) -> dict[str, Tensor]:
+    torch.manual_seed(seed)
+    return net().state_dict()
+
+
+def test_a_part_is_filled_from_shards_and_the_rest_is_named(tmp_path: Path) -> None:
+    tensors = state(3)
+    names = list(tensors)
+    for number, part in enumerate((names[:4], names[4:])):
+        save_file({name: tensors[name] for name in part}, tmp_path / f"{number}.safetensors")
+    weight_map = {name: f"{0 if name in names[:4] else 1}.safetensors" for name in names}
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    model = Whole()
+    head = model.head.weight.clone()
+    filled = pretrained.fill(model, pretrained.Weights(tmp_path))
+    assert all(torch.equal(tensor, tensors[name]) for name, tensor in model.encoder.state_dict().items())
+    assert filled.left == ["head.weight", "head.bias"] and not filled.unused and torch.equal(model.head.weight, head)
+
+
+def test_what_does_not_fit_is_refused_before_anything_is_filled(tmp_path: Path) -> None:
+    save_file({"0.weight": torch.ones(4, 3), "2.weight": torch.ones(3, 4)}, tmp_path / "a.safetensors")
+    model, before = net(), state(1)
+    model.load_state_dict(before)
+    with pytest.raises(WeightsError, match=r"'2.weight' has shape \(3, 4\), the model's has \(2, 4\)"):
+        pretrained.fill(model, pretrained.Weights(tmp_path / "a.safetensors"))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    save_file({"query.kernel": torch.ones(3)}, tmp_path / "b.safetensors")
+    with pytest.raises(WeightsError, match="no tensor of this model: it holds 'query.kernel', the model '0.weight'"):
+        pretrained.fill(model, pretrained.Weights(tmp_path / "b.safetensors"))
+    with pytest.raises(WeightsError, match="two of its files hold a tensor '0.weight'"):
+        save_file({"0.weight": torch.ones(4, 3)}, tmp_path / "c.safetensors")
+        pretrained.Weights(tmp_path)
+
+
+def test_the_pointer_of_a_file_that_was_not_fetched_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 90868376\n")
+    with pytest.raises(WeightsError, match="the pointer of a file in Git LFS"):
+        pretrained.Weights(tmp_path)
+
+
+def test_adapters_of_another_rank_are_named_by_their_ranks(tmp_path: Path) -> None:
+    class Adapted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lora_A, self.lora_B = nn.Linear(6, 8, bias=False), nn.Linear(8, 6, bias=False)
+
+    path = tmp_path / "adapter_model.safetensors"
+    save_file({"lora_A.weight": torch.ones(4, 6), "lora_B.weight": torch.ones(6, 4)}, path)
+    with pytest.raises(WeightsError, match="an adapter of rank 4, expected rank 8"):
+        pretrained.fill(Adapted(), pretrained.Weights(path))
