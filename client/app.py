@@ -55,6 +55,10 @@ class Work(Protocol):
         """Settings of the local training."""
 
     @property
+    def rounds(self) -> int:
+        """Number of rounds of the run, for schedules of the learning rate."""
+
+    @property
     def encoder(self) -> Encoder[Any]:
         """Encoder of the update."""
 
@@ -167,10 +171,13 @@ def train(message: Message, context: Context, timer: Timer) -> Message:
     layout = work.layout
     if order.mask is not None:
         layout = layout.within(Mask(layout.size, order.mask))
+    moments = stores.moments(context) if work.training.optimizer_state == "keep" else None
     with timer.of("training"):
         loss = local.train(
-            model, examples, work.task.loss, work.training, seed, flatten.flags(layout), work.task.scored
-        )
+            model, examples, work.task.loss, work.training, seed, flatten.flags(layout), work.task.scored,
+            round=order.round, rounds=work.rounds, moments=moments,
+        )  # fmt: skip
+    stores.leave_moments(context, moments or {})
     metrics = MetricRecord({"num-examples": len(examples.targets), "train-loss": loss})
     given = records.only_arrays(message.content)[1]
     trained = {name: tensor for name, tensor in model.state_dict().items() if name in given}

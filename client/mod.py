@@ -27,7 +27,7 @@ from fedpress.compression.errors import BaseError, LayoutError, NonFiniteError
 from fedpress.compression.messages import orders, records
 from fedpress.compression.messages.orders import Answer, Order
 from fedpress.compression.tensors import buffer_codec, flatten
-from fedpress.compression.tensors.layout import Layout, TensorSpec, checked
+from fedpress.compression.tensors.layout import Layout, TensorSpec, checked, names_a_buffer
 from fedpress.compression.tensors.mask import Mask
 from fedpress.compression.tensors.replica import Replica
 from fedpress.compression.wire import position_set
@@ -136,6 +136,13 @@ class _OwnInitial(NamedTuple):
         return tag == origin
 
 
+class _Frozen(NamedTuple):
+    """What is not trained of a model."""
+
+    arrays: Mapping[str, NDArray[Any]]
+    kept: Mapping[str, NDArray[Any]]  # of these, what the client cannot make by itself
+
+
 _LATEST_DIGEST: list[tuple[Mapping[str, NDArray[Any]], tuple[TensorSpec, ...], bytes]] = []
 
 
@@ -212,9 +219,12 @@ class _OrderHandler:
             shifted = flatten.unflatten(start, layout)
             start = flatten.flatten(shifted, layout)  # what the application really gets, in the layout's dtypes
             arrays = {**arrays, **shifted}
-        if offset is not None or model.replica or layout.mask:
+        if offset is not None or model.replica or layout.mask or order.frozen:
             self._hand_over(model, arrays)
+        stores.leave_moments(self._context, self._kept_moments(layout))
         reply = call_next(self._message, self._context)
+        moments = stores.moments(self._context)
+        stores.leave_moments(self._context, {})  # in the memory they are durable together with the answer
         if reply.has_error():
             return reply
         try:
@@ -236,14 +246,14 @@ class _OrderHandler:
             payload, _, encoder_state = self._encoder.encode(update, encoder_state, side_info, seed)
         except NonFiniteError as error:
             log(WARNING, "round %d: no update is sent: %s", order.round, error)
-            answer = answer._replace(error=str(error))
+            answer, moments = answer._replace(error=str(error)), {}
         else:
             answer = answer._replace(payload=payload, buffers=buffers, vote=_vote(reply.content, layout))
         others = {name: record for name, record in reply.content.items() if name not in (trained_key, orders.VOTE)}
         reply.content = records.folded(RecordDict({orders.ANSWER: orders.write_answer(answer), **others}))
         # Durable before the reply leaves: a kill in between loses the reply, and the server's next order brings its
         # mass back, or asks for the same again.
-        self._save(model, encoder_state, order.ticket, records.content_to_bytes(reply.content), lost_state)
+        self._save(model, encoder_state, order.ticket, records.content_to_bytes(reply.content), lost_state, moments)
         return reply
 
     def evaluate(self, call_next: ClientAppCallable) -> Message:
@@ -261,7 +271,7 @@ class _OrderHandler:
         if model.replica:  # the upload that is under way stays as it is
             if memory:
                 encoder_state = self._restored(memory, model.layout)
-                self._save(model, encoder_state, memory.ticket, memory.reply, memory.lost_state)
+                self._save(model, encoder_state, memory.ticket, memory.reply, memory.lost_state, memory.moments)
             else:
                 self._save(model, self._encoder.init(model.layout), 0, b"", self._lost_state)
         other_mods.check(call_next)
@@ -281,7 +291,7 @@ class _OrderHandler:
 
     def _hand_over(self, model: _ReceivedModel, arrays: Mapping[str, Any]) -> None:
         """Put a model into the message for the application, without what it has by itself."""
-        if self._app_has_frozen and model.replica and not model.frozen:
+        if self._app_has_frozen and (model.replica or self._order.frozen) and not model.frozen:
             own = {spec.name for spec in model.layout.frozen}
             arrays = {name: array for name, array in arrays.items() if name not in own}
         self._message.content[model.record_key] = records.from_numpy(dict(arrays))
@@ -310,9 +320,13 @@ class _OrderHandler:
         if layout.mask:
             orders.rewrite_mask(content, layout.mask.bitmap)
         if order.download is None:
+            found = self._frozen(arrays, layout)
+            if found is None:
+                return None
+            arrays = {**arrays, **found.arrays}
             if layout.mask:
                 arrays = {**arrays, **flatten.unflatten(flatten.flatten(arrays, layout), layout)}
-            return _ReceivedModel(layout, record_key, arrays)
+            return _ReceivedModel(layout, record_key, arrays, frozen=found.kept)
         held = memory.replica if memory and _same_tensors(memory.layout, layout) else None
         if held and known and known.fingerprint != layout.fingerprint:
             held = held.remapped(known.change_to(layout))
@@ -334,6 +348,27 @@ class _OrderHandler:
         buffers = buffer_codec.unpack(held.replica.buffers, layout, None) if layout.buffers else {}
         arrays = {**flatten.unflatten(held.replica.floats(layout), layout), **buffers, **frozen}
         return _ReceivedModel(layout, record_key, arrays, held, download.tag, sent)
+
+    def _frozen(self, arrays: Mapping[str, NDArray[Any]], layout: Layout) -> "_Frozen | None":
+        """Return what is not trained, of a model that comes whole; None: the order says that it is here, and it is not.
+
+        It comes once: from then on this client keeps it, unless it can make it by itself.
+        """
+        memory, order = self._memory, self._order
+        if not layout.frozen:
+            return _Frozen({}, {})
+        kept = memory.frozen if memory and memory.layout.frozen == layout.frozen else {}
+        if order.frozen and kept and flatten.digest(kept, layout) == order.frozen:
+            return _Frozen(kept, kept)
+        digest = order.frozen or flatten.digest(arrays, layout)
+        own = self._own_initial(layout)
+        if own and own.digest == digest:
+            return _Frozen(own.frozen, {})
+        if order.frozen:
+            log(WARNING, "round %d: this client lacks what is not trained, and asks for it", order.round)
+            return None
+        received = flatten.frozen(arrays, layout)
+        return _Frozen(received, received)
 
     def _own_initial(self, layout: Layout) -> "_OwnInitial | None":
         """Return the initial model as this client has it by itself; None: it has none that fits the layout.
@@ -405,7 +440,25 @@ class _OrderHandler:
             )
         return stores.restore_state(self._encoder.init(layout), memory.encoder)
 
-    def _save(self, model: _ReceivedModel, encoder_state: Any, ticket: int, reply: bytes, lost_state: bool) -> None:
+    def _kept_moments(self, layout: Layout) -> Mapping[str, NDArray[Any]]:
+        """Return the moments of the application's optimizer; none where the residual starts anew, too."""
+        memory = self._memory
+        if memory is None or not memory.moments:
+            return {}
+        if memory.ticket < self._order.accepted or not _same_tensors(memory.layout, layout):
+            log(WARNING, "round %d: the moments of the optimizer start anew, as the residual does", self._order.round)
+            return {}
+        return memory.moments
+
+    def _save(
+        self,
+        model: _ReceivedModel,
+        encoder_state: Any,
+        ticket: int,
+        reply: bytes,
+        lost_state: bool,
+        moments: Mapping[str, NDArray[Any]] = MappingProxyType({}),
+    ) -> None:
         memory = Memory(
             encoder=stores.flatten_state(encoder_state),
             ticket=ticket,
@@ -416,6 +469,7 @@ class _OrderHandler:
             mask_version=self._order.mask_version,
             discarded=self._discarded,
             frozen=model.frozen,
+            moments=moments,
         )
         self._store.save(memory.stored())
 
@@ -455,6 +509,9 @@ def _same_tensors(known: Layout, layout: Layout) -> bool:
 def _check_frozen(trained: Mapping[str, NDArray[Any]], start: Mapping[str, NDArray[Any]], layout: Layout) -> None:
     """Check that training has left alone what the layout says is not trained.
 
+    Running statistics of a frozen layer are left out where training has moved them, and the log says so: they move in
+    each forward pass of a model that is set to train as a whole.
+
     Args:
         trained: Arrays of the application's answer.
         start: Arrays that it was given.
@@ -463,12 +520,24 @@ def _check_frozen(trained: Mapping[str, NDArray[Any]], start: Mapping[str, NDArr
     Raises:
         LayoutError: A frozen parameter has changed; it would be lost without a word.
     """
-    for spec in layout.frozen:
-        if spec.name in trained and trained[spec.name].tobytes() != start[spec.name].tobytes():
+    changed = [
+        spec
+        for spec in layout.frozen
+        if spec.name in trained and trained[spec.name].tobytes() != start[spec.name].tobytes()
+    ]
+    statistics = [spec.name for spec in changed if names_a_buffer(spec.name)]
+    for spec in changed:
+        if spec.name not in statistics:
             raise LayoutError(
                 f"training has changed {spec.name!r}, which has requires_grad=False in the model that `layout` was made"
                 " of, and is never sent; set requires_grad before `Layout.of(model)`, the same on both sides"
             )
+    if statistics:
+        _say_once(
+            f"compress: training has moved {len(statistics)} running statistics of frozen layers, such as"
+            f" {statistics[0]!r}: they are left out, and the model keeps those that it came with. Set these layers to"
+            " eval() after model.train(), or train their weights and biases, too"
+        )
 
 
 def _vote(content: RecordDict, layout: Layout) -> bytes:

@@ -20,13 +20,15 @@ from typing import Any
 
 import pydantic
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fedpress.compression import files
 from fedpress.compression.errors import FedpressError
 from fedpress.compression.models import cost
+from fedpress.compression.models import inputs as model_inputs
 from fedpress.compression.models.cost import Cost
 from fedpress.compression.models.device_speed import DeviceSpeed
+from fedpress.compression.models.inputs import Batch
 from fedpress.compression.models.reproducible import reproducible
 
 RUNS = 15
@@ -98,7 +100,7 @@ class Probe:
         return asdict(self)
 
 
-def measure(models: Mapping[str, tuple[nn.Module, Tensor]] | None = None, threads: int = 1) -> Probe:
+def measure(models: Mapping[str, tuple[nn.Module, Batch]] | None = None, threads: int = 1) -> Probe:
     """Measure this device.
 
     Args:
@@ -137,18 +139,18 @@ def measure(models: Mapping[str, tuple[nn.Module, Tensor]] | None = None, thread
     )
 
 
-def latency_ms(model: nn.Module, example_input: Tensor) -> float:
+def latency_ms(model: nn.Module, example_input: Batch) -> float:
     """Return the milliseconds of a forward pass of one example, in evaluation mode, on torch's present threads.
 
     Args:
         model: The model; its modes are restored.
         example_input: A batch (N, ...) to call the model with; its first example is used.
     """
-    example = example_input[:1].detach().clone()
+    example = model_inputs.mapped(model_inputs.first(example_input), lambda part: part.detach().clone())
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        return 1000 * seconds_of(lambda: model(example))
+        return 1000 * seconds_of(lambda: model_inputs.call(model, example))
     finally:
         for module, training in modes.items():
             module.training = training
@@ -171,9 +173,9 @@ def seconds_of(work: Callable[[], Any]) -> float:
     return least
 
 
-def references() -> dict[str, tuple[nn.Module, Tensor]]:
+def references() -> dict[str, tuple[nn.Module, Batch]]:
     """Return models of several kinds and sizes, from microseconds to some milliseconds, each with an example."""
-    models: dict[str, tuple[nn.Module, Tensor]] = {}
+    models: dict[str, tuple[nn.Module, Batch]] = {}
     for width in (16, 64, 256, 1024):
         models[f"mlp of {width}"] = _mlp(width), torch.rand(1, 256)
     for side, width, kernel in (

@@ -1,18 +1,23 @@
-"""Local training with torch: SGD over a client's own examples."""
+"""Local training with torch over a client's own examples."""
 
 import random
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from logging import getLogger
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.optim.sgd import sgd
 
+from fedpress.client import learning_rates, optimizers
+from fedpress.client.local_steps import Passes, Stepping
 from fedpress.client.settings import Training
-from fedpress.compression.models import batch_norm, batches
-from fedpress.compression.models.task import IGNORED, Examples, has_target, usable
+from fedpress.compression.models import batch_norm, batches, checkpointing, trainable
+from fedpress.compression.models import inputs as model_inputs
+from fedpress.compression.models.outputs import Outputs, fitted
+from fedpress.compression.models.task import Examples, has_target, usable
 
 
 def deterministic(seed: int) -> None:
@@ -30,15 +35,21 @@ def deterministic(seed: int) -> None:
 def train(
     model: nn.Module,
     examples: Examples,
-    loss: Callable[[Tensor, Tensor], Tensor],
+    loss: Callable[[Outputs, Tensor], Tensor],
     settings: Training,
     seed: int,
     flags: Mapping[str, NDArray[np.bool_]] | None = None,
     scored: Callable[[Tensor], Tensor] = has_target,
+    *,
+    round: int = 1,
+    rounds: int = 1,
+    moments: dict[str, NDArray[Any]] | None = None,
 ) -> float:
     """Train `model` in place and return the mean loss over the answers seen, NaN if no target counts.
 
-    Law: a weight that is zero and outside the mask stays zero, whatever the optimizer: its gradient is set to zero.
+    Law: a weight that is zero and outside the mask stays zero, whatever the optimizer. A parameter with
+    `requires_grad=False` stays as it is, and so do the running statistics of a layer that has no others: it normalizes
+    by them, as in evaluation.
 
     With batch normalization a last batch of one example joins the one before (`batches`). A batch in which no place has
     a target, and whose mean loss is hence not a number, is left out.
@@ -47,59 +58,66 @@ def train(
         model: holds the initial weights; afterwards the trained ones.
         examples: inputs (N, ...) and targets (N,) or (N, L), N >= 1.
         loss: mean loss over a batch.
-        settings: batch size, learning rate and the like.
+        settings: batch size, optimizer, learning rate and the like.
         seed: of the order of the examples, and of all that the model draws.
         flags: mask of a parameter by its name, in its shape (`flatten.flags`); others are trained whole.
         scored: which targets count (`Task.scored`): a batch's loss has their number as its weight in the mean.
+        round: number of the round, from 1, for the schedule of the learning rate.
+        rounds: number of rounds of the run.
+        moments: state of the optimizer (`optimizers.State`) after the round before, empty at first; afterwards that of
+            this round. None: it begins from zero, and is dropped.
 
     Raises:
         ValueError: there are no examples, or none has a target.
         DeviceError: a CUDA device is asked for and there is none.
+        NoBlocks: gradient checkpointing is asked for, and the model has nothing to compute again.
+        PrecisionError: the model cannot be trained in float16.
     """
     count = len(examples.targets)
     if count == 0:
         raise ValueError("a client needs at least one example to train on, and has none")
     device = usable(settings.device)
     deterministic(seed)
-    model.to(device).train()
-    anchor = [p.detach().clone() for p in model.parameters()] if settings.proximal_mu else []
-    step = _sgd(list(model.parameters()), settings)
+    in_training_mode(model.to(device))
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    anchor = [p.detach().clone() for p in trained] if settings.proximal_mu else []
     masked = [
         (parameter, torch.from_numpy(flags[name]).to(device))
         for name, parameter in model.named_parameters()
-        if flags and name in flags
+        if flags and name in flags and parameter.requires_grad
     ]
-    order = torch.Generator().manual_seed(seed)
-    total, seen, spare, unscored = (torch.zeros((), dtype=torch.float64, device=device) for _ in range(4))
-    with batches.lone_examples(model):
-        for batch in _batches(count, settings, order, model):
-            inputs, targets = examples.inputs[batch].to(device), examples.targets[batch].to(device)
+    passes = Passes(model, examples, loss, settings, scored, device)
+    optimizer = optimizers.create(model, settings, passes.sample)
+    if moments:
+        _take_up(optimizer, moments, flags or {}, device)
+    stepping = Stepping(optimizer, trained, masked, settings, device)
+    plan = _batches(count, settings, torch.Generator().manual_seed(seed), model)
+    again = checkpointing.checkpointing(model) if settings.gradient_checkpointing else nullcontext()
+    with batches.lone_examples(model), again:
+        for number, batch in enumerate(plan):
             model.zero_grad()
-            with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
-                value = loss(model(inputs), targets)
-            answers = int(scored(examples.targets[batch]).sum())
-            if not answers and not torch.isfinite(value):
+            if not passes.add_gradients(batch, stepping.scaler):
                 continue  # the mean over no place at all
-            objective = value
-            for parameter, start in zip(model.parameters(), anchor, strict=False):
-                objective = objective + settings.proximal_mu / 2 * (parameter - start).square().sum()
-            objective.backward()  # type: ignore[no-untyped-call]
-            for parameter, present in masked:
-                if parameter.grad is not None:
-                    parameter.grad.mul_(present)
-            step()
-            if answers:
-                total += value.detach().double() * answers
-                seen += answers
-            else:
-                spare += value.detach().double() * len(batch)
-                unscored += len(batch)
-    if not seen:
-        total, seen = spare, unscored
-    if not seen:
-        raise ValueError(f"none of the {count} examples of this client has a target: all are {IGNORED}")
+            if anchor:
+                penalty = torch.stack(
+                    [(p - start).square().sum() for p, start in zip(trained, anchor, strict=True)]
+                ).sum()
+                stepping.scaler.scale(settings.proximal_mu / 2 * penalty).backward()  # type: ignore[no-untyped-call]
+            stepping.take(settings.rate * learning_rates.factor(settings, number, len(plan), round, rounds))
+    stepping.say_skipped(len(plan))
+    if moments is not None:
+        moments.clear()
+        moments.update({name: tensor.detach().cpu().numpy() for name, tensor in optimizer.state().items()})
+    mean = passes.mean_loss()
     model.to("cpu")
-    return float(total / seen)
+    return mean
+
+
+def in_training_mode(model: nn.Module) -> None:
+    """Set a model to train, but for layers with running statistics that are frozen: they stay in evaluation mode."""
+    model.train()
+    for layer in trainable.frozen_statistics(model).values():
+        layer.eval()
 
 
 def running_statistics(model: nn.Module, examples: Examples, settings: Training) -> dict[str, NDArray[Any]]:
@@ -124,7 +142,7 @@ def running_statistics(model: nn.Module, examples: Examples, settings: Training)
 def gradient(
     model: nn.Module,
     examples: Examples,
-    loss: Callable[[Tensor, Tensor], Tensor],
+    loss: Callable[[Outputs, Tensor], Tensor],
     settings: Training,
     seed: int,
     scored: Callable[[Tensor], Tensor] = has_target,
@@ -144,46 +162,22 @@ def gradient(
     """
     device = usable(settings.device)
     deterministic(seed)
-    model.to(device).train()
+    in_training_mode(model.to(device))
     model.zero_grad()
     answers = int(scored(examples.targets).sum())
     with batches.lone_examples(model):
         for batch in batches.split(torch.arange(len(examples.targets)), settings.batch_size, model):
-            inputs, targets = examples.inputs[batch].to(device), examples.targets[batch].to(device)
-            if in_batch := int(scored(examples.targets[batch]).sum()):
-                (loss(model(inputs), targets) * (in_batch / answers)).backward()  # type: ignore[no-untyped-call]
+            inputs, targets = examples.batch(batch)
+            inputs = model_inputs.to(inputs, device)
+            if in_batch := int(scored(targets).sum()):
+                outputs = model_inputs.call(model, inputs)
+                value = loss(outputs, fitted(targets.to(device), outputs, inputs))
+                (value * (in_batch / answers)).backward()  # type: ignore[no-untyped-call]
     model.to("cpu")
     return {
         name: np.zeros(tuple(parameter.shape), np.float32) if parameter.grad is None else parameter.grad.float().numpy()
         for name, parameter in model.named_parameters()
     }
-
-
-def _sgd(parameters: list[nn.Parameter], settings: Training) -> Callable[[], None]:
-    """Return a function that steps the parameters by their gradients, as `torch.optim.SGD` does.
-
-    That class imports torch's compiler: a second of a processor and 70 MB in each process that trains.
-    """
-    velocities: dict[int, Tensor | None] = {}
-
-    @torch.no_grad()
-    def step() -> None:
-        gradients = {index: parameter.grad for index, parameter in enumerate(parameters) if parameter.grad is not None}
-        buffers = [velocities.get(index) for index in gradients]
-        sgd(
-            [parameters[index] for index in gradients],
-            list(gradients.values()),
-            buffers,
-            lr=settings.learning_rate,
-            momentum=settings.momentum,
-            weight_decay=settings.weight_decay,
-            dampening=0.0,
-            nesterov=False,
-            maximize=False,
-        )
-        velocities.update(zip(gradients, buffers, strict=True))
-
-    return step
 
 
 def _batches(count: int, settings: Training, order: torch.Generator, model: nn.Module) -> list[Tensor]:
@@ -198,3 +192,29 @@ def _batches(count: int, settings: Training, order: torch.Generator, model: nn.M
     while len(chosen) < settings.steps:
         chosen.extend(one_pass())
     return chosen[: settings.steps]
+
+
+def _take_up(
+    optimizer: optimizers.Optimizer,
+    moments: Mapping[str, NDArray[Any]],
+    flags: Mapping[str, NDArray[np.bool_]],
+    device: torch.device,
+) -> None:
+    """Give an optimizer the moments of the round before, but for entries that a new mask lacks; the log says so."""
+    state: optimizers.State = {}
+    cleared = 0
+    for key, moment in moments.items():
+        kept = np.array(moment)  # stepped in place
+        present = flags.get(key.partition("/")[2])
+        if present is not None and kept.shape == present.shape:
+            cleared += int(np.count_nonzero(kept[~present]))
+            kept[~present] = 0
+        state[key] = torch.from_numpy(kept).to(device)
+    if cleared:
+        getLogger("flwr").info("the mask has changed: %d moments of the optimizer begin from zero", cleared)
+    optimizer.load(state)
+    if others := moments.keys() - optimizer.state().keys():
+        getLogger("flwr").warning(
+            "%d moments in this client's state are of another optimizer, or of parameters that are not trained: they"
+            " are dropped", len(others),
+        )  # fmt: skip

@@ -15,7 +15,22 @@ def choices(allowed: Iterable[str], given: object) -> str:
     "top_k, random_k; did you mean 'top_k'?"
     """
     allowed = list(allowed)
+    near = nearest(given, allowed)
+    return ", ".join(allowed) + (f"; did you mean {near!r}?" if near else "")
+
+
+def nearest(given: object, allowed: Iterable[str]) -> str | None:
+    """Return the allowed name that is nearest to what was given; None: none is near.
+
+    Args:
+        given: The invalid value.
+        allowed: Valid names.
+
+    >>> nearest("Top-K", ["random_k", "top_k"])
+    'top_k'
+    """
+    allowed = list(allowed)
     near = difflib.get_close_matches(str(given).lower().replace("-", "_"), allowed, 1) or difflib.get_close_matches(
         str(given), allowed, 1
     )
-    return ", ".join(allowed) + (f"; did you mean {near[0]!r}?" if near else "")
+    return near[0] if near else None

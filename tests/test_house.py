@@ -70,6 +70,12 @@ REASONS = {
     "simulations/benchmarks/_plain_app.py": "an app that test_wire.py and test_warm.py deploy",
     "simulations/deploy/_flower.py": "Flower's insides: tests/test_flower_doors.py, test_service.py, test_admission.py",
     "simulations/deploy/connections.py": "a part of the SuperLink's process, which test_superlink.py strikes",
+    "compression/models/pruning/channel_probe.py": "what channel_groups.py tries; test_families.py",
+    "compression/models/pruning/channel_removal.py": "a part of channel_groups.py, whose names these are",
+    "compression/models/pruning/channel_rules.py": "a part of channel_labels.py; test_channel_labels.py",
+    "compression/models/pruning/channel_views.py": "a part of channel_labels.py; test_channel_labels.py",
+    "compression/models/pruning/label_sets.py": "a part of channel_labels.py, and its doctest",
+    "compression/models/pruning/trial_copy.py": "a part of channel_groups.py; test_channel_groups.py",
     "compression/tensors/side_info.py": "a record without behavior; test_payloads.py and every encoder's test use it",
     "simulations/tasks/template.py": "what `fedpress init` copies; tests/simulations/scenario/test_template.py runs it",
 }

@@ -37,7 +37,6 @@ from fedpress.compression.models.bundles import container, reader
 from fedpress.compression.models.bundles.errors import BundleError
 from fedpress.compression.models.bundles.manifest import TIER_NAME
 
-MAX_BYTES: Final = container.MAX_MANIFEST_BYTES + container.MAX_WEIGHTS_BYTES + container.MAX_ONNX_BYTES + 4096
 MAX_LIST_BYTES: Final = 1 << 22
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0
 """Limits of the wait before the second attempt, and before any, in seconds."""
@@ -185,6 +184,7 @@ def pull(
     public_key: bytes | None = None,
     allow_older: bool = False,
     retries: int = 8,
+    limit: int = container.LIMIT,
     on_progress: Progress = lambda done, size: None,
     on_wait: Callable[[str, float], None] = lambda reason, seconds: None,
 ) -> Pulled:
@@ -197,6 +197,7 @@ def pull(
         public_key: Ed25519 key, 32 bytes, that must have signed the bundle; None: it need not be signed.
         allow_older: Whether a lower version may replace the one in the folder.
         retries: Attempts after the first that may fail in a row without a new byte.
+        limit: Most bytes that this device takes: of the file, and of what is decoded from it.
         on_progress: Called after each part with the bytes that have arrived and those of the whole.
         on_wait: Called after a failed attempt with the reason and the seconds until the next one.
 
@@ -209,7 +210,7 @@ def pull(
     if not re.fullmatch(TIER_NAME, tier):
         raise PullError(f"tier {tier!r}: expected at most 64 letters, digits, - and _")
     with _writing(folder), _locked(folder, tier):
-        download = _Pull(hub, tier, folder, public_key, allow_older, on_progress)
+        download = _Pull(hub, tier, folder, public_key, allow_older, limit, on_progress)
         return asyncio.run(download.run(retries, on_wait))
 
 
@@ -223,10 +224,12 @@ class _Pull:
         folder: Path,
         public_key: bytes | None,
         allow_older: bool,
+        limit: int,
         on_progress: Progress,
     ) -> None:
         self.hub, self.tier, self.folder = hub, tier, folder
-        self.public_key, self.allow_older, self.on_progress = public_key, allow_older, on_progress
+        self.public_key, self.allow_older, self.limit = public_key, allow_older, limit
+        self.on_progress = on_progress
         self.path = folder / f"{tier}.fpb"
         self.received = 0
 
@@ -283,18 +286,18 @@ class _Pull:
             tiers = ", ".join(sorted(by_tier)) or "none yet"
             raise NoSuchTier(f"the hub {self.hub.address} has no tier {self.tier!r}; it has: {tiers}")
         newest: hub_pb2.Bundle = by_tier[self.tier]
-        if len(newest.sha256) != hashlib.sha256().digest_size or newest.size > MAX_BYTES:
+        if len(newest.sha256) != hashlib.sha256().digest_size or newest.size > self.limit:
             raise DamagedDownload(
-                f"the hub announces a file of {newest.size:,} bytes with a digest of {len(newest.sha256)}: a bundle has"
-                f" at most {MAX_BYTES:,}, and 32"
+                f"the hub announces a file of {newest.size:,} bytes with a digest of {len(newest.sha256)}: this device"
+                f" takes at most {self.limit:,}, and 32; if that is its student, allow more (--largest-mib)"
             )
         return newest
 
     def _present(self, newest: hub_pb2.Bundle) -> Pulled | None:
         """Return the folder's bundle where that is the newest; None: there is something to download."""
         try:
-            data = files.read_regular(self.path, MAX_BYTES)
-            manifest = reader.open_bundle(data).manifest
+            data = files.read_regular(self.path, container.MAX_BYTES)
+            manifest = reader.open_bundle(data, limit=max(self.limit, len(data))).manifest
         except (FileNotFoundError, BundleError):
             return None  # absent, or damaged since: the new one replaces it
         if hashlib.sha256(data).digest() == newest.sha256:
@@ -358,7 +361,7 @@ class _Pull:
             raise _Again(HubUnreachable(f"{self.hub.address} stopped after {have:,} of {newest.size:,} bytes"))
 
     def _verify(self, part: Path, newest: hub_pb2.Bundle) -> None:
-        data = files.read_regular(part, MAX_BYTES)
+        data = files.read_regular(part, self.limit)
         digest = hashlib.sha256(data).hexdigest()
         if digest != newest.sha256.hex():
             raise DamagedDownload(
@@ -370,7 +373,7 @@ class _Pull:
     def _check(self, data: bytes, newest: hub_pb2.Bundle) -> None:
         """Raise `Damaged` unless this is a bundle of the tier and version, signed by the key."""
         try:
-            manifest = reader.open_bundle(data, self.public_key).manifest
+            manifest = reader.open_bundle(data, self.public_key, self.limit).manifest
         except BundleError as error:
             raise DamagedDownload(
                 f"version {newest.version} of {self.tier} from {self.hub.address}: {error}"

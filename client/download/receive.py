@@ -16,7 +16,7 @@ class NotWhatWasOffered(errors.BundleError):
     """The bytes are not those whose SHA-256 the server announced."""
 
 
-def receive(data: bytes, sha256: str, folder: Path) -> Path:
+def receive(data: bytes, sha256: str, folder: Path, limit: int = container.LIMIT) -> Path:
     """Verify a downloaded bundle, write it under its tier and version, and return its path.
 
     Nothing is written if it does not verify, and the earlier file of that name stays.
@@ -25,6 +25,7 @@ def receive(data: bytes, sha256: str, folder: Path) -> Path:
         data: The bundle as it arrived.
         sha256: SHA-256 of the whole file that the server announced, in hexadecimal.
         folder: Folder for the file; made if it is absent.
+        limit: Most bytes that this device takes: of the file, and of what is decoded from it.
 
     Raises:
         NotWhatWasOffered: The bytes have another SHA-256.
@@ -36,21 +37,22 @@ def receive(data: bytes, sha256: str, folder: Path) -> Path:
             f"the {len(data):,} bytes have SHA-256 {digest}, the server announced {sha256}: damaged on the way, or"
             " another file; download it again"
         )
-    manifest = reader.open_bundle(data).manifest
+    manifest = reader.open_bundle(data, limit=limit).manifest
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{manifest.tier}-{manifest.version:010d}.fpb"
     files.write_atomically(path, data)
     return path
 
 
-def load(path: Path, task: Task) -> nn.Module:
+def load(path: Path, task: Task, limit: int = container.LIMIT) -> nn.Module:
     """Return the student of a bundle that was kept, verified once more, ready to be evaluated.
 
     Args:
         path: File with the bundle.
         task: Task of the student.
+        limit: Most bytes that this device takes: of the file, and of what is decoded from it.
 
     Raises:
         BundleError: The file was damaged since, or is not for this task.
     """
-    return writer.rebuild(reader.open_bundle(files.read_regular(path, container.MAX_BYTES)), task)
+    return writer.rebuild(reader.open_bundle(files.read_regular(path, limit), limit=limit), task)

@@ -18,6 +18,7 @@ from fedpress.compression.tensors.update import Sparse
 FORMAT = "1"
 _ENCODER = "encoder/"
 _FROZEN = "frozen/"
+_MOMENTS = "moments/"
 
 
 class Memory(NamedTuple):
@@ -34,6 +35,7 @@ class Memory(NamedTuple):
         discarded: Sum of the residual of entries that new masks lacked: it was trained, and is never sent.
         frozen: Parameters that are not trained, by name, where the server has sent them; empty where the client makes
             them by itself.
+        moments: State of the application's optimizer by name, where it keeps one (`stores.MOMENTS`).
     """
 
     encoder: Mapping[str, NDArray[Any]]
@@ -45,6 +47,7 @@ class Memory(NamedTuple):
     mask_version: int = 0
     discarded: float = 0.0
     frozen: Mapping[str, NDArray[Any]] = MappingProxyType({})
+    moments: Mapping[str, NDArray[Any]] = MappingProxyType({})
 
     def stored(self) -> Stored:
         """Return this in the form that a store takes."""
@@ -53,6 +56,7 @@ class Memory(NamedTuple):
         meta = {"memory": FORMAT, "ticket": str(self.ticket), "mask_version": str(self.mask_version)}
         meta["tensors"] = json.dumps([layout.parameters, layout.buffers, layout.tied, layout.frozen])
         arrays |= {_FROZEN + name: array for name, array in self.frozen.items()}
+        arrays |= {_MOMENTS + name: array for name, array in self.moments.items()}
         if self.lost_state:
             meta["lost_state"] = "yes"
         if layout.mask:
@@ -86,7 +90,7 @@ class Memory(NamedTuple):
             if "mask" in arrays:
                 layout = layout.within(Mask(layout.size, arrays["mask"].tobytes()))
             return cls(
-                encoder={name.removeprefix(_ENCODER): a for name, a in arrays.items() if name.startswith(_ENCODER)},
+                encoder=_below(_ENCODER, arrays),
                 ticket=int(meta["ticket"]),
                 layout=layout,
                 reply=arrays["reply"].tobytes() if "reply" in arrays else b"",
@@ -94,10 +98,15 @@ class Memory(NamedTuple):
                 lost_state="lost_state" in meta,
                 mask_version=int(meta["mask_version"]),
                 discarded=float(meta.get("discarded", "0")),
-                frozen={name.removeprefix(_FROZEN): a for name, a in arrays.items() if name.startswith(_FROZEN)},
+                frozen=_below(_FROZEN, arrays),
+                moments=_below(_MOMENTS, arrays),
             )
         except (KeyError, ValueError, TypeError) as error:
             raise StateError(f"the client's state cannot be read: {error!r}; remove it to start anew") from error
+
+
+def _below(prefix: str, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
 
 
 def _replica(arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, str]) -> ReplicaWithUndo | None:

@@ -18,6 +18,11 @@ from fedpress.compression.errors import FedpressError
 
 FORMAT = 1
 _KEY = "fedpress.state"
+MOMENTS = "fedpress.moments"
+"""Key in `Context.state` of an ArrayRecord for the application's own: the state of its optimizer, between two rounds.
+
+`compress` puts it there before the application trains, and takes what the application leaves there into the client's
+state: durable together with the answer, so that no step is taken twice, and dropped where the residual is."""
 
 
 class StateError(FedpressError):
@@ -90,6 +95,28 @@ def open_store(context: Context, federation: str) -> Store:
     if folder:
         return FolderStore(Path(str(folder)), federation, client_index(context))
     return ContextStore(context, federation)
+
+
+def moments(context: Context) -> dict[str, NDArray[Any]]:
+    """Return the optimizer's state that the last round has left (`MOMENTS`); empty: there is none.
+
+    Args:
+        context: Flower's context of the client.
+    """
+    record = context.state.array_records.get(MOMENTS)
+    return {} if record is None else {name: array.numpy() for name, array in record.items()}
+
+
+def leave_moments(context: Context, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Put the optimizer's state where the next round finds it (`MOMENTS`).
+
+    Args:
+        context: Flower's context of the client.
+        arrays: Arrays by name; empty: nothing is left.
+    """
+    context.state.pop(MOMENTS, None)
+    if arrays:
+        context.state[MOMENTS] = ArrayRecord({name: Array(np.asarray(array)) for name, array in arrays.items()})
 
 
 class ContextStore:

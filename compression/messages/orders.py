@@ -52,6 +52,7 @@ class Order(NamedTuple):
     mask: bytes | None = None  # `position_set.pack`; empty: the client has this version's; None: the model has no mask
     drop: float = 0.0  # with the update comes a vote: the mask without this part of each tensor's weights,
     grow: float = 0.0  # and with as many others as this part. 0 and 0: no vote is asked for
+    frozen: bytes = b""  # `flatten.digest` of what is not trained, where the arrays come without it; empty: it is there
 
 
 class Answer(NamedTuple):
@@ -85,7 +86,7 @@ def write_order(order: Order) -> dict[str, Any]:
         entries |= {f"{PREFIX}{name}": value for name, value in parts if value is not None and value != b""}
     if order.mask is not None:
         entries[f"{PREFIX}mask"] = order.mask
-    entries |= {f"{PREFIX}{name}": part for name in ("drop", "grow") if (part := getattr(order, name))}
+    entries |= {f"{PREFIX}{name}": part for name in ("drop", "grow", "frozen") if (part := getattr(order, name))}
     return entries
 
 
@@ -141,6 +142,7 @@ def _order(record: ConfigRecord) -> Order:
         mask=_typed(record, f"{PREFIX}mask", bytes) if f"{PREFIX}mask" in record else None,
         drop=_part(record, f"{PREFIX}drop"),
         grow=_part(record, f"{PREFIX}grow"),
+        frozen=_typed(record, f"{PREFIX}frozen", bytes) if f"{PREFIX}frozen" in record else b"",
     )
 
 

@@ -2,12 +2,20 @@
 
 Begin with `task`, the interface of a model with its data, and `students.pipeline`, which makes a student within a
 budget by a list of steps (`step`): `pruning`, `distillation`, `quantization`, and at the end `bundles`, the download
-file. Beside them: `pretrained` (weights from safetensors files), `adapters` (merged into a model), `architecture` (a
-model's shape as data), `masks` (weights held at zero), `attention` and `transformer` (layers for text models), `cost`
-and `device_speed` (bytes, FLOPs and milliseconds of a forward pass),
-`inputs` (one tensor, tensors by name, or read from a disk), `forward` (outputs for many inputs as of one batch),
-`class_accuracy` (accuracy lost by class), `batch_norm` (running statistics of given weights), `batches` (of one
-example, with batch normalization), `reproducible` (the same bits on every machine).
+file. Beside them:
+
+* weights that are brought along: `pretrained` (from safetensors files), `adapters` (merged into a model);
+* shapes and layers: `architecture` (a model's shape as data), `stacks` and `block_forms` (blocks that may be dropped),
+  `masks` (weights held at zero), `attention` and `transformer` (layers for text models);
+* inputs and outputs: `inputs` (one tensor, tensors by name, or read when needed), `stored` (examples on a disk, padded
+  by a collator), `outputs` (logits, alone or by name), `forward` (outputs for many inputs as of one batch);
+* data: `calibration` (second moments of the layers' inputs), `reconstruction` (weights that make up for each other's
+  errors);
+* training: `trainable` (which parameters are trained, by patterns), `hidden_matrices` (weights between other weights),
+  `checkpointing` (of gradients), `batch_norm` (running statistics of given weights), `batches` (of one example, with
+  batch normalization);
+* figures: `cost` and `device_speed` (bytes, FLOPs and milliseconds of a forward pass), `class_accuracy` (accuracy lost
+  by class), `reproducible` (the same bits on every machine).
 """
 
 __all__ = [
@@ -16,20 +24,31 @@ __all__ = [
     "attention",
     "batch_norm",
     "batches",
+    "block_forms",
     "bundles",
+    "calibration",
+    "checkpointing",
     "class_accuracy",
     "cost",
     "device_speed",
     "distillation",
     "forward",
+    "hidden_matrices",
     "inputs",
     "masks",
+    "multihead_attention",
+    "outputs",
     "pretrained",
     "pruning",
     "quantization",
+    "reconstruction",
     "reproducible",
+    "stacks",
     "step",
+    "stored",
     "students",
     "task",
+    "trainable",
     "transformer",
+    "vocabulary",
 ]

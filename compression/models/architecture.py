@@ -1,8 +1,8 @@
 """The architecture of a pruned model, as the shapes of its tensors.
 
-A structurally pruned model is the task's model with fewer channels, neurons and blocks of a `Stack`, so its shapes
-describe it completely: `shapes` reads them, and `shrink` cuts a fresh model of the task down to them. No code travels
-with the shapes.
+A structurally pruned model is the task's model with fewer channels, neurons and blocks, so its shapes describe it:
+`shapes` reads them, and `shrink` cuts a fresh model of the task down to them. Numbers that the model's code keeps
+beside its tensors, such as that of its heads, are `sizes`. No code travels with either.
 
 >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
 >>> shrink(model, {"0.weight": (3, 4), "0.bias": (3,), "2.weight": (2, 3), "2.bias": (2,)})
@@ -12,7 +12,8 @@ with the shapes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import copy
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from fedpress.compression.errors import FedpressError
+from fedpress.compression.models import multihead_attention, vocabulary
 from fedpress.compression.models.attention import SelfAttention
 
 Shape = tuple[int, ...]
@@ -46,18 +48,9 @@ RESIZABLE: tuple[type[nn.Module], ...] = (
     nn.Embedding,
     nn.PReLU,
 )
-"""Kinds of layers whose channels may be removed; layers of other kinds keep their shapes."""
-
-
-class Stack(nn.Sequential):
-    """Sequence of blocks, any of which may be dropped: the output of each has the shape of its input."""
-
-    def keep(self, blocks: Iterable[nn.Module]) -> None:
-        """Replace the contents by these blocks, numbered from 0."""
-        remaining = list(blocks)
-        self._modules.clear()
-        for index, block in enumerate(remaining):
-            self.add_module(str(index), block)
+"""Kinds of torch's layers whose channels may be removed, besides multi-head attention."""
+_RECORD = "resized_attributes"
+"""Attribute of a layer: names of its other attributes that `resize` changed."""
 
 
 def shapes(model: nn.Module) -> dict[str, Shape]:
@@ -93,46 +86,197 @@ def fill(model: nn.Module, arrays: Mapping[str, NDArray[Any]]) -> None:
         tensor.copy_(torch.from_numpy(np.ascontiguousarray(arrays[name]).reshape(tensor.shape)))
 
 
-def shrink(model: nn.Module, wanted: Mapping[str, Shape]) -> None:
+def resizable(module: nn.Module) -> bool:
+    """Return whether the tensors of a layer may shrink: one of a user's own, or one of torch's that can follow them.
+
+    Of torch's own, recurrent layers, bilinear ones and parametrizations cannot.
+
+    Args:
+        module: The layer.
+    """
+    if isinstance(module, (*RESIZABLE, nn.MultiheadAttention)):
+        return True
+    plain = ("torch.nn.modules.module", "torch.nn.modules.container")
+    return not any(
+        base.__module__.startswith("torch.nn.") and base.__module__ not in plain for base in type(module).__mro__
+    )
+
+
+def resize(model: nn.Module, name: str, value: int) -> None:
+    """Set a number that a layer keeps beside its tensors, and remember that it has changed.
+
+    Args:
+        model: Model that has the layer.
+        name: Path of the layer and name of the attribute, such as "blocks.0.attention.heads".
+        value: New value.
+    """
+    path, _, attribute = name.rpartition(".")
+    module = model.get_submodule(path)
+    setattr(module, attribute, value)
+    vars(module)[_RECORD] = tuple(sorted({*vars(module).get(_RECORD, ()), attribute}))
+
+
+def sizes(model: nn.Module) -> dict[str, int]:
+    """Return the numbers that pruning has changed besides shapes, by path and name of the attribute."""
+    return {
+        f"{path}.{attribute}".lstrip("."): getattr(module, attribute)
+        for path, module in model.named_modules()
+        for attribute in vars(module).get(_RECORD, ())
+    }
+
+
+def shrink(model: nn.Module, wanted: Mapping[str, Shape], numbers: Mapping[str, int] | None = None) -> None:
     """Cut a model's tensors down to `wanted`, in place; the values of tensors that shrink are left undefined.
 
-    Everything is checked before anything is allocated or changed. Tied tensors stay tied. Blocks at the end of a
-    `Stack` of which `wanted` has no tensor are dropped.
+    Everything is checked before anything is allocated or changed. Tied tensors stay tied. Blocks of a list of which
+    `wanted` has no tensor are dropped, as by `drop_blocks`.
 
     Args:
         model: A fresh model of the task.
         wanted: Shapes by name, as `shapes` returns them for the pruned model.
+        numbers: Numbers beside them, as `sizes` returns them for the pruned model; None: there are none.
 
     Raises:
-        ArchitectureError: Names are missing or unknown, a dimension grows or is empty, or a layer's tensors disagree.
-        UnsupportedLayer: A layer of a kind outside `RESIZABLE` would change.
+        ArchitectureError: Names are missing or unknown, a dimension grows or is empty, a layer's tensors disagree, or
+            a number is none that the model has, or grows.
+        UnsupportedLayer: A layer would change that is not `resizable`.
     """
-    stacks = [(module, list(module)) for module in model.modules() if isinstance(module, Stack)]
+    before = [(module, dict(vars(module)), dict(module.named_children())) for module in model.modules()]
+    tables = _tables(model, wanted)
     try:
-        _drop_blocks(model, wanted)
+        drop_blocks(model, _missing_blocks(model, wanted))
+        for table in tables:
+            vocabulary.resizable(model, table)
         changed = _checked(model, wanted)
+        _check_sizes(model, numbers or {})
     except FedpressError:
-        for stack, blocks in stacks:
-            stack.keep(blocks)
+        if tables:
+            vocabulary.whole(model)
+        for module, attributes, children in before:
+            vars(module).update(attributes)
+            for name, child in children.items():
+                setattr(module, name, child)
         raise
     for module, new in changed:
         for key, tensor in own_tensors(module).items():
             if key in new and tuple(tensor.shape) != new[key]:
                 tensor.data = torch.empty(new[key], dtype=tensor.dtype)  # in place, so that a tied tensor stays one
         describe(module)
+    for name, value in (numbers or {}).items():
+        resize(model, name, value)
 
 
-def _drop_blocks(model: nn.Module, wanted: Mapping[str, Shape]) -> None:
-    """Cut each stack after its last block that has a tensor in `wanted`, or that has no tensors at all."""
-    present = tensors(model)
-    for path, stack in [(path, module) for path, module in model.named_modules() if isinstance(module, Stack)]:
-        count = len(stack)
-        while count:
-            start = f"{path}.{count - 1}.".lstrip(".")
-            if any(name.startswith(start) for name in wanted) or not any(name.startswith(start) for name in present):
-                break
-            count -= 1
-        stack.keep(list(stack)[:count])
+def _check_sizes(model: nn.Module, numbers: Mapping[str, int]) -> None:
+    modules = dict(model.named_modules())
+    for name, value in numbers.items():
+        path, _, attribute = name.rpartition(".")
+        whole = vars(modules[path]).get(attribute) if path in modules else None
+        if type(whole) is not int or not 1 <= value <= whole:
+            raise ArchitectureError(
+                f"{name!r} should become {value}, but the model's is {whole}: expected a whole number of a layer, from"
+                " 1 to what it is; were the shapes made for another model?"
+            )
+
+
+def _tables(model: nn.Module, wanted: Mapping[str, Shape]) -> list[nn.Embedding]:
+    """Return the embeddings that have fewer rows than ids in `wanted`: there they say which ids are used."""
+    return [
+        module
+        for path, module in model.named_modules()
+        if type(module) is nn.Embedding and f"{path}.{vocabulary.BUFFER}".lstrip(".") in wanted
+    ]
+
+
+def block_lists(model: nn.Module) -> dict[str, nn.ModuleList | nn.Sequential]:
+    """Return the lists of a model that hold blocks (`is_block`), each once, by name."""
+    return {
+        path: module
+        for path, module in model.named_modules()
+        if isinstance(module, nn.ModuleList | nn.Sequential)
+        and len(module) == len(set(module))
+        and any(map(is_block, module))
+    }
+
+
+def is_block(module: nn.Module) -> bool:
+    """Return whether an entry of a list may be a block: it has parts, as a single layer has not, and weights."""
+    return any(True for _ in module.children()) and any(True for _ in module.parameters())
+
+
+def drop_blocks(model: nn.Module, places: Mapping[str, Collection[int]]) -> None:
+    """Drop blocks of lists, in place, so that the names of all others stay.
+
+    Blocks at the end of a list go, and numbers that say how many it has follow (`_count_anew`). A block with others
+    behind it, which only an `nn.Sequential` can lose, becomes an `nn.Identity`.
+
+    Args:
+        model: The model.
+        places: Places of the blocks in their lists, by the name of the list.
+    """
+    for path, dropped in places.items():
+        module = model.get_submodule(path)
+        names = [name for name, _ in module.named_children()]
+        count = len(names)
+        while names and len(names) - 1 in dropped:
+            delattr(module, names.pop())
+        if len(names) < count:
+            _count_anew(model, path, count, len(names))
+        for place in dropped:
+            if place < len(names):
+                setattr(module, names[place], nn.Identity())
+
+
+def _missing_blocks(model: nn.Module, wanted: Mapping[str, Shape]) -> dict[str, list[int]]:
+    """Return the places of blocks that have tensors, of which none is wanted, by the name of their list."""
+
+    def owners(names: Collection[str]) -> set[str]:
+        parts = [name.split(".") for name in names]
+        return {".".join(part[:end]) for part in parts for end in range(1, len(part))}
+
+    present, kept = owners(tensors(model).keys()), owners(wanted.keys())
+    missing: dict[str, list[int]] = {}
+    for path, module in block_lists(model).items():
+        children = [(f"{path}.{name}".lstrip("."), child) for name, child in module.named_children()]
+        gone = [
+            place
+            for place, (name, child) in enumerate(children)
+            if is_block(child) and name in present and name not in kept
+        ]
+        if isinstance(module, nn.ModuleList):  # only its end can be missing
+            gone = [place for place in gone if set(range(place, len(children))) <= set(gone)]
+        if gone and (not path or path in kept):  # the first block of a list stays, or the list is in one that goes
+            missing[path] = gone
+    return missing
+
+
+def _count_anew(model: nn.Module, path: str, before: int, after: int) -> None:
+    """Set the numbers of blocks that the owner of a list keeps beside it, or in its configuration.
+
+    These are its whole numbers of that value that are called after layers, blocks or depth. A configuration is
+    replaced by a copy, since other models may share it: wherever this model has it, or, where several of its numbers
+    are meant, for the owner alone.
+    """
+    owner = model.get_submodule(path.rpartition(".")[0])
+    for name in _counts(vars(owner), before):
+        setattr(owner, name, after)
+    for value in list(vars(owner).values()):
+        fields = value if type(value) is dict else getattr(value, "__dict__", None)
+        if isinstance(value, nn.Module | Tensor | type) or fields is None or not (names := _counts(fields, before)):
+            continue
+        changed = copy.copy(value)
+        for name in names:
+            changed.__setitem__(name, after) if type(changed) is dict else setattr(changed, name, after)
+        for module in model.modules() if len(names) == 1 else [owner]:
+            for name in [name for name, held in vars(module).items() if held is value]:
+                setattr(module, name, changed)
+
+
+def _counts(fields: Mapping[str, Any], count: int) -> list[str]:
+    return [
+        name
+        for name, value in fields.items()
+        if type(value) is int and value == count and any(word in str(name) for word in ("layer", "block", "depth"))
+    ]
 
 
 def _checked(model: nn.Module, wanted: Mapping[str, Shape]) -> list[tuple[nn.Module, dict[str, Shape]]]:
@@ -156,7 +300,7 @@ def _checked(model: nn.Module, wanted: Mapping[str, Shape]) -> list[tuple[nn.Mod
         local = {key: canonical.get(id(tensor)) for key, tensor in own_tensors(module).items()}
         new = {key: tuple(wanted[name]) for key, name in local.items() if name is not None}
         if any(new[key] != tuple(tensor.shape) for key, tensor in own_tensors(module).items() if key in new):
-            if not isinstance(module, RESIZABLE):
+            if not resizable(module):
                 raise UnsupportedLayer(f"layer {path!r} is a {type(module).__name__}, which cannot change its shape")
             _check(path, module, new)
             changed.append((module, new))
@@ -173,6 +317,16 @@ def own_tensors(module: nn.Module) -> dict[str, Tensor]:
 
 def _check(path: str, module: nn.Module, new: Mapping[str, Shape]) -> None:
     """Check that the tensors of one layer agree with each other and with its fixed sizes, such as the kernel's."""
+    if isinstance(module, nn.MultiheadAttention):
+        _check_attention(path, module, new)
+    if isinstance(module, vocabulary.Vocabulary | vocabulary.VocabularyHead):
+        if new.get(vocabulary.BUFFER, module.used.shape) != module.used.shape:
+            raise ArchitectureError(
+                f"layer {path!r}: {new[vocabulary.BUFFER]} ids, expected {len(module.used)}: another vocabulary?"
+            )
+        new = {key: shape for key, shape in new.items() if key == "weight"}
+    if not isinstance(module, RESIZABLE):  # what its tensors have to do with each other, only its code knows
+        return
     weight = new["weight"] if "weight" in new else next(shape for shape in new.values() if shape)
     transposed = isinstance(module, _ConvTransposeNd)
     channels = weight[0]
@@ -203,13 +357,22 @@ def _check_heads(path: str, module: SelfAttention, qkv: Shape, out: Shape) -> No
         )
 
 
+def _check_attention(path: str, module: nn.MultiheadAttention, new: Mapping[str, Shape]) -> None:
+    rows = new["in_proj_weight"][0] if "in_proj_weight" in new else 3 * new["q_proj_weight"][0]
+    if rows % (3 * module.head_dim) or new.get("in_proj_bias", (rows,)) != (rows,):
+        raise ArchitectureError(
+            f"attention {path!r}: {rows} rows of queries, keys and values, expected whole heads of {module.head_dim}"
+            " and as many biases"
+        )
+
+
 def _depthwise(module: _ConvNd) -> bool:
     """Return whether each input channel is a group of its own, so that groups go with channels."""
     return 1 < module.groups == module.in_channels
 
 
 def describe(module: nn.Module) -> None:
-    """Update the sizes that a layer of a kind in `RESIZABLE` keeps beside its tensors, such as `in_features`.
+    """Update the sizes that one of torch's layers keeps beside its tensors, such as `in_features`.
 
     Args:
         module: Layer whose tensors have changed their shapes.
@@ -236,3 +399,7 @@ def describe(module: nn.Module) -> None:
         module.num_embeddings, module.embedding_dim = module.weight.shape
     elif isinstance(module, nn.PReLU):
         module.num_parameters = len(module.weight)
+    elif isinstance(module, nn.MultiheadAttention):
+        multihead_attention.resizable(module)
+        queries = module.q_proj_weight if module.in_proj_weight is None else module.in_proj_weight.chunk(3)[0]
+        module.num_heads, module.embed_dim = len(queries) // module.head_dim, queries.shape[1]

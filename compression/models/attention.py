@@ -20,8 +20,8 @@ class SelfAttention(nn.Module):
     >>> import torch
     >>> attention = SelfAttention(width=8, heads=2)
     >>> x = torch.zeros(3, 5, 8)
-    >>> attention(x).shape, attention.maps(x).shape, attention.heads
-    (torch.Size([3, 5, 8]), torch.Size([3, 2, 5, 5]), 2)
+    >>> attention(x).shape, attention.heads
+    (torch.Size([3, 5, 8]), 2)
 
     Args:
         width: Width of inputs and outputs; a head has width / heads entries.
@@ -57,20 +57,6 @@ class SelfAttention(nn.Module):
         mixed = functional.scaled_dot_product_attention(queries, keys, values, is_causal=self.causal)
         output: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
         return output
-
-    def maps(self, x: Tensor) -> Tensor:
-        """Return the attention weights, (N, heads, L, L): of position i to position j; each row sums to 1.
-
-        Args:
-            x: The input of `forward`, (N, L, width), which a forward hook sees.
-        """
-        queries, keys, _ = self._heads(x)
-        scores = queries @ keys.transpose(-1, -2) / self.head_size**0.5
-        if self.causal:
-            length = x.shape[1]
-            scores = scores.masked_fill(scores.new_ones(length, length).triu(1).bool(), float("-inf"))
-        maps: Tensor = scores.softmax(dim=-1)
-        return maps
 
     def _heads(self, x: Tensor) -> tuple[Tensor, ...]:
         """Return queries, keys and values, each (N, heads, L, head_size)."""

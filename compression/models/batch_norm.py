@@ -15,14 +15,18 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from fedpress.compression.models import inputs as model_inputs
+from fedpress.compression.models import trainable
+from fedpress.compression.models.inputs import Inputs
 from fedpress.compression.models.reproducible import evaluating
 
 
-def measure(model: nn.Module, inputs: Tensor, batch_size: int = 256, most: int = 1024) -> dict[str, NDArray[Any]]:
+def measure(model: nn.Module, inputs: Inputs, batch_size: int = 256, most: int = 1024) -> dict[str, NDArray[Any]]:
     """Return the running means and variances of a model as it is, each the mean over batches; the model stays the same.
 
     Everything but the normalization is in evaluation mode: nothing is dropped. Layers without running statistics, and
-    those that stay in evaluation mode when the model is set to train (frozen ones), are left out.
+    those that stay in evaluation mode when the model is set to train, are left out, and so are layers whose parameters
+    are frozen: they normalize by the statistics that they have.
 
     Args:
         model: Model whose weights count, of any mode; restored afterwards.
@@ -39,14 +43,19 @@ def measure(model: nn.Module, inputs: Tensor, batch_size: int = 256, most: int =
     >>> {name: array.tolist() for name, array in statistics.items()}
     {'0.running_mean': [2.0], '0.running_var': [2.0]}
     """
+    frozen = trainable.frozen_statistics(model)
     with evaluating(model):
         model.train()
         norms = {
             name: module
             for name, module in model.named_modules()
-            if isinstance(module, _NormBase) and module.training and module.running_mean is not None
+            if isinstance(module, _NormBase)
+            and module.training
+            and module.running_mean is not None
+            and name not in frozen
         }
-        count = min(most, len(inputs))
+        given = model_inputs.count(inputs)
+        count = min(most, given)
         if not norms or count < 2:
             return {}
         kept = [(module, module.momentum, [buffer.clone() for buffer in module.buffers()]) for module in norms.values()]
@@ -56,10 +65,10 @@ def measure(model: nn.Module, inputs: Tensor, batch_size: int = 256, most: int =
                 module.train()
                 module.reset_running_stats()
                 module.momentum = None  # the mean over all batches
-            chosen = inputs[torch.linspace(0, len(inputs) - 1, count, device=inputs.device).round().long()]
-            device = next(model.parameters(), inputs).device
-            for batch in torch.tensor_split(chosen, max(1, count // batch_size)):
-                model(batch.to(device))
+            chosen = torch.linspace(0, given - 1, count).round().long()
+            device = next((tensor.device for tensor in [*model.parameters(), *model.buffers()]), "cpu")
+            for rows in torch.tensor_split(chosen, max(1, count // batch_size)):
+                model_inputs.call(model, model_inputs.to(model_inputs.take(inputs, rows), device))
             return {
                 f"{name}.{part}" if name else part: _array(getattr(module, part))
                 for name, module in norms.items()

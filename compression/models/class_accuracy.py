@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fedpress.compression.models import forward
 from fedpress.compression.models.forward import EvaluationError
+from fedpress.compression.models.outputs import fitted
 from fedpress.compression.models.reproducible import evaluating
 from fedpress.compression.models.task import NO_TARGETS, Examples, Task, scores_of
 
@@ -158,8 +159,8 @@ def judged(
     """
     right, of_answers = [], []
     with evaluating(model), forward.batches(model, examples.inputs, batch_size) as batches:
-        for rows, outputs in batches:
-            targets = examples.targets[rows]
+        for rows, outputs, batch in batches:
+            targets = fitted(examples.targets[rows], outputs, batch)
             right.append(scores_of(task, outputs, targets))
             named = None if groups is None else torch.from_numpy(groups[rows])
             of_answers.append(_groups(task, targets, named, len(right[-1])))

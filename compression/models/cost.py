@@ -30,7 +30,9 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from fedpress.compression.models import inputs as model_inputs
 from fedpress.compression.models.device_speed import DeviceSpeed
+from fedpress.compression.models.inputs import Batch
 from fedpress.compression.models.pruning import structural
 from fedpress.compression.models.reproducible import evaluating
 
@@ -76,7 +78,7 @@ class Cost:
         return float(sum(rate * units for rate, units in zip(speed.rates, self.units, strict=True)))
 
 
-def cost_of(model: nn.Module, example_input: Tensor) -> Cost:
+def cost_of(model: nn.Module, example_input: Batch) -> Cost:
     """Return the cost of one forward pass of one example, by tracing it.
 
     >>> cost_of(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.zeros(16, 4))
@@ -86,10 +88,10 @@ def cost_of(model: nn.Module, example_input: Tensor) -> Cost:
         model: Model on the CPU; run in evaluation mode, left as it is.
         example_input: Batch of inputs, (N, ...), of which the first is used.
     """
-    example = example_input[:1].detach().clone()
+    example = model_inputs.mapped(model_inputs.first(example_input), lambda part: part.detach().clone())
     trace = _Trace(example)
     with evaluating(model), trace:
-        model(example)
+        model_inputs.call(model, example)
     stored = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
     return Cost(
         parameters=structural.parameters_of(model),
@@ -132,10 +134,10 @@ def fit(costs: Sequence[Cost], latencies_ms: Sequence[float], weights: Sequence[
 class _Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Record of the operations that are dispatched: counts, bytes moved, and the peak of live bytes."""
 
-    def __init__(self, example: Tensor) -> None:
+    def __init__(self, example: Batch) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.calls = self.convolutions = self.moved = self.convolution_flops = self.peak = 0
-        self._live: dict[Any, int] = {_storage(example): _bytes(example)}
+        self._live: dict[Any, int] = {_storage(part): _bytes(part) for part in model_inputs.named(example).values()}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))

@@ -5,6 +5,9 @@ number of threads. It rests on the outputs for an input not depending on the oth
 on some inputs of each call. A model for which it does not hold, such as one with batch normalization that keeps no
 running statistics, is run on all inputs at once, or refused if these are too many; one whose outputs are never the same
 twice is refused. Both errors name the layer.
+
+Stored inputs are padded batch by batch, and for them the law is about padding as well: the outputs for an input do not
+depend on how far its batch is padded. That is checked on some of them, each padded to its own length.
 """
 
 from __future__ import annotations
@@ -13,12 +16,16 @@ import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from fedpress.compression.errors import FedpressError
+from fedpress.compression.models import inputs as model_inputs
+from fedpress.compression.models import outputs as model_outputs
+from fedpress.compression.models.inputs import Batch, Inputs
+from fedpress.compression.models.outputs import EvaluationError as EvaluationError
+from fedpress.compression.models.outputs import Outputs, rows_of, same, tensors
 from fedpress.compression.models.reproducible import evaluating
 
 PIECE: Final = 64
@@ -30,23 +37,30 @@ WHOLE_BYTES: Final = 1 << 30
 
 CPU: Final = torch.device("cpu")
 
-Outputs = Any
-"""Outputs of a model: a tensor (N, ...), or a tuple, list or mapping of such."""
-
-
-class EvaluationError(FedpressError, ValueError):
-    """A model cannot be evaluated: its outputs, or what the task makes of them, are not defined example by example."""
-
 
 class BatchDependent(EvaluationError):
     """The outputs for an input depend on the other inputs of its batch, or on nothing but chance."""
 
 
+class Answered(NamedTuple):
+    """A batch and the outputs for it.
+
+    Attributes:
+        rows: Its rows among all inputs.
+        outputs: The model's outputs.
+        batch: The inputs, on the model's device.
+    """
+
+    rows: slice
+    outputs: Outputs
+    batch: Batch
+
+
 @contextmanager
 def batches(
-    model: nn.Module, inputs: Tensor, batch_size: int = 512, device: torch.device = CPU
-) -> Iterator[Iterator[tuple[slice, Outputs]]]:
-    """Yield an iterator over the rows of each batch, in order, and the model's outputs for them.
+    model: nn.Module, inputs: Inputs, batch_size: int = 512, device: torch.device = CPU
+) -> Iterator[Iterator[Answered]]:
+    """Yield an iterator over the batches, in order, with the model's outputs for them.
 
     On a CPU, batches are run in pieces on several threads: small pieces stay in the processor's cache, and threads that
     share nothing do not wait for each other. Each thread has a copy of the model, which may write into itself. No piece
@@ -59,49 +73,38 @@ def batches(
         device: Device of the model.
 
     Raises:
-        BatchDependent: Outputs depend on the batch and the inputs are too many for one, or they are random.
+        BatchDependent: Outputs depend on the batch and the inputs are too many for one, on the padding, or they are
+            random.
     """
-    with _answering(model, device, min(batch_size, len(inputs))) as answer:
+    with _answering(model, device, min(batch_size, model_inputs.count(inputs))) as answer:
         yield _batches(model, answer, inputs, batch_size, device)
 
 
 def _batches(
     model: nn.Module,
-    answer: Callable[[Tensor], Outputs],
-    inputs: Tensor,
+    answer: Callable[[Batch], Outputs],
+    inputs: Inputs,
     batch_size: int,
     device: torch.device,
-) -> Iterator[tuple[slice, Outputs]]:
+) -> Iterator[Answered]:
     start = 0
-    for batch in even(inputs, batch_size):
-        moved, rows = batch.to(device), slice(start, start + len(batch))
+    for batch in model_inputs.pieces(inputs, batch_size):
+        moved, rows = model_inputs.to(batch, device), slice(start, start + model_inputs.count(batch))
         if start == 0:
             outputs = _checked(model, answer, moved)
             if outputs is None:
-                moved = inputs.to(device)
-                _require_one_batch(model, moved)
-                yield slice(0, len(inputs)), model(moved)
+                _require_one_batch(model, inputs, device)
+                whole = model_inputs.to(model_inputs.take(inputs, slice(None)), device)
+                yield Answered(slice(0, model_inputs.count(inputs)), model_inputs.call(model, whole), whole)
                 return
+            _require_padding_ignored(model, inputs, moved, outputs)
         else:
             outputs = answer(moved)
-        yield rows, outputs
+        yield Answered(rows, outputs, moved)
         start = rows.stop
 
 
-def even(inputs: Tensor, most: int) -> tuple[Tensor, ...]:
-    """Return inputs (N, ...) in pieces of nearly equal size.
-
-    >>> [len(piece) for piece in even(torch.zeros(65), 64)]
-    [33, 32]
-
-    Args:
-        inputs: The inputs.
-        most: Largest size of a piece.
-    """
-    return torch.tensor_split(inputs, max(1, -(-len(inputs) // most)))
-
-
-def require_independent(model: nn.Module, inputs: Tensor) -> None:
+def require_independent(model: nn.Module, inputs: Inputs) -> None:
     """Check that the outputs for each input are the same whatever the rest of its batch.
 
     Args:
@@ -111,29 +114,35 @@ def require_independent(model: nn.Module, inputs: Tensor) -> None:
     Raises:
         BatchDependent: They are not; the error names the layer.
     """
-    some = several(inputs[:PIECE])
+    some = several(model_inputs.first(inputs, PIECE))
     with evaluating(model):
-        if not _holds(model, some, _run(model, some)):
+        outputs = _run(model, some)
+        if not _holds(model, some, outputs):
             raise BatchDependent(_explained(model, some))
+        _require_padding_ignored(model, inputs, some, outputs)
 
 
-def several(inputs: Tensor) -> Tensor:
+def several(inputs: Batch) -> Batch:
     """Return inputs (N, ...) as they are if there are several; a single one with three that are like it.
 
     Args:
-        inputs: The inputs; whole numbers are kept, in another order.
+        inputs: Inputs in memory; whole numbers are kept, in another order, which is the same for all tensors.
     """
-    if len(inputs) > 1:
+    if model_inputs.count(inputs) > 1:
         return inputs
+    return model_inputs.mapped(inputs, _with_others)
+
+
+def _with_others(single: Tensor) -> Tensor:
     draw = torch.Generator().manual_seed(0)
-    if not inputs.is_floating_point():
-        orders = [torch.randperm(inputs.numel(), generator=draw) for _ in range(3)]
-        return torch.cat([inputs, *(inputs.flatten()[order].reshape(inputs.shape) for order in orders)])
-    noise = torch.randn((2, *inputs.shape[1:]), generator=draw).to(inputs)
-    return torch.cat([inputs, -inputs, inputs + noise * inputs.abs().mean().clamp(min=0.1)])
+    if not single.is_floating_point():
+        orders = [torch.randperm(single.numel(), generator=draw) for _ in range(3)]
+        return torch.cat([single, *(single.flatten()[order].reshape(single.shape) for order in orders)])
+    noise = torch.randn((2, *single.shape[1:]), generator=draw).to(single)
+    return torch.cat([single, -single, single + noise * single.abs().mean().clamp(min=0.1)])
 
 
-def require_evaluable(model: nn.Module, inputs: Tensor) -> None:
+def require_evaluable(model: nn.Module, inputs: Inputs) -> None:
     """Check that `batches` can run a model on inputs, by running it on some of them.
 
     Args:
@@ -143,103 +152,129 @@ def require_evaluable(model: nn.Module, inputs: Tensor) -> None:
     Raises:
         EvaluationError: It cannot; the error names the layer.
     """
-    some = inputs[:PIECE]
+    some = model_inputs.first(inputs, PIECE)
     with evaluating(model):
-        if not _holds(model, some, _run(model, some)):
-            _require_one_batch(model, inputs)
+        outputs = _run(model, some)
+        if not _holds(model, some, outputs):
+            _require_one_batch(model, inputs, CPU)
+        else:
+            _require_padding_ignored(model, inputs, some, outputs)
 
 
-def _run(model: nn.Module, inputs: Tensor) -> Outputs:
+def doubled(batch: Batch) -> Batch:
+    """Return sequences followed by themselves, of tensors by name.
+
+    Args:
+        batch: Inputs in memory, of which `inputs.length` is known.
+    """
+    size = model_inputs.length(batch)
+    return {
+        name: torch.cat([part, part], dim=1) if part.ndim > 1 and part.shape[1] == size else part
+        for name, part in batch.items()
+    }
+
+
+def free_axes(model: nn.Module, example: Batch) -> set[int] | None:
+    """Return the axes of the answers whose size is that of sequences, of which the model takes other lengths.
+
+    Args:
+        model: The model, in evaluation mode.
+        example: Batch of inputs, (N, ...).
+
+    Returns:
+        The axes; None: the inputs are no sequences by name, or the model takes one length only.
+    """
+    size = model_inputs.length(example)
+    if size is None:
+        return None
+    pairs = (model_inputs.shortened(example, size - 1), example) if size > 1 else (example, doubled(example))
     try:
-        return model(inputs)
+        with torch.no_grad():
+            shorter, whole = (tensors(model_outputs.answers(model_inputs.call(model, batch)))[0] for batch in pairs)
+    except (IndexError, RuntimeError, TypeError, ValueError):
+        return None
+    if whole.ndim != shorter.ndim:
+        return None
+    return {axis for axis, (one, other) in enumerate(zip(whole.shape, shorter.shape, strict=True)) if one != other}
+
+
+def _run(model: nn.Module, batch: Batch) -> Outputs:
+    try:
+        return model_inputs.call(model, batch)
     except (RuntimeError, ValueError) as error:
         raise EvaluationError(
-            f"the model does not run on a batch of {len(inputs)} inputs {tuple(inputs.shape[1:])} ({error}): expected"
-            " to run on any number; is the size of a batch written into it?"
+            f"the model does not run on a batch of {model_inputs.count(batch)} inputs {model_inputs.form(batch)}"
+            f" ({error}): expected to run on any number; is the size of a batch written into it?"
         ) from error
 
 
-def tensors(outputs: Outputs) -> list[Tensor]:
-    """Return the tensors of a model's outputs, in order.
-
-    Raises:
-        EvaluationError: The outputs hold something that is no tensor.
-    """
-    if isinstance(outputs, Tensor):
-        return [outputs]
-    if outputs is None:
-        return []
-    if isinstance(outputs, Mapping):
-        return [tensor for part in outputs.values() for tensor in tensors(part)]
-    if isinstance(outputs, Sequence) and not isinstance(outputs, str):
-        return [tensor for part in outputs for tensor in tensors(part)]
-    raise EvaluationError(
-        f"the model returns a {type(outputs).__name__}, expected a tensor, or a tuple, list or mapping of tensors"
-    )
-
-
-def joined(parts: Sequence[Outputs]) -> Outputs:
-    """Return the outputs for consecutive pieces of a batch as outputs for the batch.
-
-    Args:
-        parts: Outputs of one structure.
-    """
-    first = parts[0]
-    if len(parts) == 1 or first is None:
-        return first
-    if isinstance(first, Tensor):
-        return torch.cat(list(parts))
-    if isinstance(first, Mapping):
-        return _like(first, {key: joined([part[key] for part in parts]) for key in first})
-    members = [joined(members) for members in zip(*parts, strict=True)]
-    return type(first)(*members) if hasattr(first, "_fields") else type(first)(members)
-
-
-def _like(outputs: Mapping[Any, Any], parts: dict[Any, Any]) -> Outputs:
-    """Return parts as a mapping of the class of some outputs, such as one whose entries are attributes, too."""
-    made: Any = type(outputs)
-    return parts if made is dict else made(**parts)
-
-
-def mapped(outputs: Outputs, function: Callable[[Tensor], Tensor]) -> Outputs:
-    """Return outputs of the same structure, each tensor replaced.
-
-    Args:
-        outputs: Outputs of a model.
-        function: Maps a tensor to its replacement.
-    """
-    if outputs is None or isinstance(outputs, Tensor):
-        return None if outputs is None else function(outputs)
-    if isinstance(outputs, Mapping):
-        return _like(outputs, {key: mapped(part, function) for key, part in outputs.items()})
-    members = [mapped(part, function) for part in outputs]
-    return type(outputs)(*members) if hasattr(outputs, "_fields") else type(outputs)(members)
-
-
-def _checked(model: nn.Module, answer: Callable[[Tensor], Outputs], batch: Tensor) -> Outputs | None:
+def _checked(model: nn.Module, answer: Callable[[Batch], Outputs], batch: Batch) -> Outputs | None:
     """Return the outputs for the first batch; None: they depend on how it is cut, so it must not be."""
     try:
         outputs = answer(batch)
     except (RuntimeError, ValueError):  # of layers that need more inputs, or a certain number
-        if len(batch) <= 1:
+        if model_inputs.count(batch) <= 1:
             raise
         return None
     return outputs if _holds(model, batch, outputs) else None
 
 
-def _holds(model: nn.Module, batch: Tensor, outputs: Outputs) -> bool:
+def _holds(model: nn.Module, batch: Batch, outputs: Outputs) -> bool:
     """Return whether some inputs, as a batch of their own, have the outputs that they have in the batch."""
-    count = len(batch)
+    count = model_inputs.count(batch)
     if count == 1:
         return True
     if not _by_example(outputs, count):
         return False
     rows = slice(1, None, max(1, count // SAMPLE))  # other places in the batch, other neighbors
     try:
-        alone = model(batch[rows])
+        alone = model_inputs.call(model, model_inputs.take(batch, rows))
     except (RuntimeError, ValueError):
         return False
-    return _same([rows_of(tensor, count, rows) for tensor in tensors(outputs)], tensors(alone))
+    return same([rows_of(tensor, count, rows) for tensor in tensors(outputs)], tensors(alone))
+
+
+def _require_padding_ignored(model: nn.Module, inputs: Inputs, batch: Batch, outputs: Outputs) -> None:
+    """Check that some of the first stored inputs, each padded to its own length, have the outputs that they have.
+
+    Args:
+        model: Model in evaluation mode; one with `compared` is passed over, as its answers were compared already.
+        inputs: All inputs; what is in memory is not padded otherwise.
+        batch: The first of them, on the model's device.
+        outputs: Outputs for these.
+
+    Raises:
+        BatchDependent: They have others.
+    """
+    size, count = model_inputs.length(batch), min(model_inputs.count(batch), model_inputs.count(inputs))
+    if size is None or isinstance(inputs, Tensor | Mapping) or getattr(model, "compared", False):
+        return
+    device = next(iter(batch.values())).device
+    for row in range(0, count, max(1, count // SAMPLE)):
+        twice = model_inputs.to(model_inputs.take(inputs, torch.tensor([row, row])), device)  # some layers take no one
+        length = model_inputs.length(twice)
+        if length is None or length >= size:
+            continue
+        expected = [rows_of(part, model_inputs.count(batch), slice(row, row + 1)) for part in tensors(outputs)]
+        alone = [rows_of(part, 2, slice(0, 1)) for part in tensors(_run(model, twice))]
+        if not any(
+            same([_cut(part, to, side) for part, to in zip(expected, alone, strict=False)], alone) for side in (0, 1)
+        ):
+            raise BatchDependent(
+                f"the outputs of the model ({type(model).__name__}) for example {row}, a sequence of {length} places,"
+                f" are others where its batch is padded to {size}: padding is attended to. Does the model ignore its"
+                " mask, take a mean over padding, or count positions from padding on the left? The collator must return"
+                " the mask, such as 'attention_mask', and the model use it; or pad all sequences to one length"
+            )
+
+
+def _cut(part: Tensor, like: Tensor, side: int) -> Tensor:
+    """Return a tensor cut to the sizes of another, at the end (0) or at the beginning (1) of each axis."""
+    if part.ndim != like.ndim:
+        return part
+    for axis, size in enumerate(like.shape):
+        part = part.narrow(axis, (part.shape[axis] - size) * side, size) if part.shape[axis] > size else part
+    return part
 
 
 def _by_example(outputs: Outputs, count: int) -> bool:
@@ -247,60 +282,23 @@ def _by_example(outputs: Outputs, count: int) -> bool:
     return all(tensor.ndim and len(tensor) and len(tensor) % count == 0 for tensor in tensors(outputs))
 
 
-def rows_of(tensor: Tensor, count: int, rows: slice | Tensor) -> Tensor:
-    """Return the part of a tensor that belongs to some of `count` examples; all of it, if it is not of examples.
-
-    Args:
-        tensor: Tensor (count, ...) or (count * L, ...).
-        count: Number of examples.
-        rows: Those wanted, as a slice or as indices.
-    """
-    if not tensor.ndim or not len(tensor) or len(tensor) % count:
-        return tensor
-    return tensor.reshape(count, -1, *tensor.shape[1:])[rows].flatten(0, 1)
-
-
-def _same(left: Sequence[Tensor], right: Sequence[Tensor]) -> bool:
-    return len(left) == len(right) and all(close(*pair) for pair in zip(left, right, strict=True))
-
-
-def close(left: Tensor, right: Tensor) -> bool:
-    """Return whether two outputs differ by rounding only; infinities and NaN must be in the same places.
-
-    Sums in another order differ by some units in the last place of the largest entries, and these add up over layers:
-    the tolerance is the root of the dtype's precision.
-
-    Args:
-        left: Tensor of any shape.
-        right: Tensor to compare with it.
-    """
-    if left.shape != right.shape:
-        return False
-    if not left.is_floating_point():
-        return torch.equal(left, right)
-    tolerance = torch.finfo(left.dtype).eps ** 0.5
-    first, second = left.double(), right.double()
-    finite = first[first.isfinite()]
-    scale = float(finite.abs().max()) if finite.numel() else 0.0
-    return torch.allclose(first, second, rtol=tolerance, atol=tolerance * scale, equal_nan=True)
-
-
-def _require_one_batch(model: nn.Module, inputs: Tensor) -> None:
+def _require_one_batch(model: nn.Module, inputs: Inputs, device: torch.device) -> None:
     """Check that a model is no different the second time, and that all inputs fit into one batch."""
-    few = inputs[: 2 * SAMPLE] if len(inputs) > PIECE else inputs
-    if not _same(tensors(_run(model, few)), tensors(_run(model, few))):
+    count = model_inputs.count(inputs)
+    few = model_inputs.to(model_inputs.first(inputs, 2 * SAMPLE if count > PIECE else count), device)
+    if not same(tensors(_run(model, few)), tensors(_run(model, few))):
         raise BatchDependent(_explained(model, few))
-    needed = 3 * _widest(model, few) * len(inputs) // len(few)
+    needed = 3 * _widest(model, few) * count // model_inputs.count(few)
     if needed > WHOLE_BYTES:
         raise BatchDependent(
-            f"{_explained(model, few)} A batch of all {len(inputs):,} examples would take about {needed / 1e9:.1f} GB,"
+            f"{_explained(model, few)} A batch of all {count:,} examples would take about {needed / 1e9:.1f} GB,"
             f" the limit is {WHOLE_BYTES / 1e9:.1f}: make that layer independent of the batch, or give fewer examples."
         )
 
 
-def _widest(model: nn.Module, inputs: Tensor) -> int:
+def _widest(model: nn.Module, batch: Batch) -> int:
     """Return the size of the largest output of a layer, in bytes."""
-    return max(sum(tensor.nbytes for tensor in call.outputs) for call in _calls(model, inputs))
+    return max(sum(tensor.nbytes for tensor in call.outputs) for call in _calls(model, batch))
 
 
 class _Call:
@@ -310,7 +308,7 @@ class _Call:
         self.name, self.given, self.outputs = name, given, outputs
 
 
-def _calls(model: nn.Module, inputs: Tensor) -> list[_Call]:
+def _calls(model: nn.Module, batch: Batch) -> list[_Call]:
     """Return the calls of all layers in a forward pass, inner layers before those that hold them."""
     calls: list[_Call] = []
 
@@ -322,7 +320,7 @@ def _calls(model: nn.Module, inputs: Tensor) -> list[_Call]:
 
     handles = [module.register_forward_hook(noting(name), with_kwargs=True) for name, module in model.named_modules()]
     try:
-        model(inputs)
+        model_inputs.call(model, batch)
     finally:
         for handle in handles:
             handle.remove()
@@ -342,10 +340,10 @@ def _copies(parts: Iterable[Any]) -> list[Tensor]:
     return found
 
 
-def _explained(model: nn.Module, inputs: Tensor) -> str:
+def _explained(model: nn.Module, batch: Batch) -> str:
     """Return a sentence that names the layer by which outputs depend on the batch, or on chance."""
-    few = inputs[: 2 * SAMPLE]
-    count, rows = len(few), slice(1, None, 2)
+    few = model_inputs.first(batch, 2 * SAMPLE)
+    count, rows = model_inputs.count(few), slice(1, None, 2)
     try:
         calls = _calls(model, few)
         name = _culprit(calls, _calls(model, few), lambda tensor: tensor)
@@ -355,9 +353,9 @@ def _explained(model: nn.Module, inputs: Tensor) -> str:
                 " call functional.dropout without training=self.training, draw random numbers, or keep something from"
                 " one call to the next?"
             )
-        name = _culprit(calls, _calls(model, few[rows]), lambda tensor: rows_of(tensor, count, rows))
+        name = _culprit(calls, _calls(model, model_inputs.take(few, rows)), lambda tensor: rows_of(tensor, count, rows))
     except (RuntimeError, ValueError) as error:
-        return f"the model runs on a batch of {len(inputs)} inputs, but not on fewer of them ({error})."
+        return f"the model runs on a batch of {model_inputs.count(batch)} inputs, but not on fewer of them ({error})."
     return (
         f"in evaluation mode the outputs of {_described(model, name or '')} for an input depend on the other inputs of"
         " its batch, as with batch normalization that keeps no running statistics (track_running_stats=False)."
@@ -367,8 +365,8 @@ def _explained(model: nn.Module, inputs: Tensor) -> str:
 def _culprit(whole: list[_Call], part: list[_Call], sliced: Callable[[Tensor], Tensor]) -> str | None:
     """Return the first, innermost layer that returned something else for the same arguments; None: there is none."""
     for one, other in zip(whole, part, strict=False):
-        given = _same([sliced(tensor) for tensor in one.given], other.given)
-        if given and not _same([sliced(tensor) for tensor in one.outputs], other.outputs):
+        given = same([sliced(tensor) for tensor in one.given], other.given)
+        if given and not same([sliced(tensor) for tensor in one.outputs], other.outputs):
             return one.name
     return None
 
@@ -379,7 +377,7 @@ def _described(model: nn.Module, name: str) -> str:
 
 
 @contextmanager
-def _answering(model: nn.Module, device: torch.device, most: int) -> Iterator[Callable[[Tensor], Outputs]]:
+def _answering(model: nn.Module, device: torch.device, most: int) -> Iterator[Callable[[Batch], Outputs]]:
     """Yield a function from a batch of inputs to outputs; on a CPU it splits the batch among threads.
 
     Args:
@@ -388,23 +386,23 @@ def _answering(model: nn.Module, device: torch.device, most: int) -> Iterator[Ca
         most: Largest number of inputs in a batch.
     """
     if device.type != "cpu":
-        yield model
+        yield lambda batch: model_inputs.call(model, batch)
         return
     before = torch.get_num_threads()
     threads = min(before, -(-most // PIECE))
     models = [model, *(copy.deepcopy(model) for _ in range(threads - 1))]
 
-    def part(number: int, pieces: Sequence[Tensor]) -> list[Outputs]:
+    def part(number: int, pieces: Sequence[Batch]) -> list[Outputs]:
         with torch.no_grad():  # the mode is local to a thread
-            return [models[number](piece) for piece in pieces[number::threads]]
+            return [model_inputs.call(models[number], piece) for piece in pieces[number::threads]]
 
-    def answer(inputs: Tensor) -> Outputs:
-        pieces = even(inputs, PIECE)
+    def answer(batch: Batch) -> Outputs:
+        pieces = list(model_inputs.pieces(batch, PIECE))
         parts = list(pool.map(part, range(threads), [pieces] * threads))
         answers = [parts[number % threads][number // threads] for number in range(len(pieces))]
-        if len(pieces) > 1 and not all(map(_by_example, answers, map(len, pieces))):
+        if len(pieces) > 1 and not all(map(_by_example, answers, map(model_inputs.count, pieces))):
             raise ValueError("outputs have no axis of examples along which those of pieces could be joined")
-        return joined(answers)
+        return model_outputs.joined(answers)
 
     torch.set_num_threads(1)
     try:

@@ -10,11 +10,27 @@ goes through these functions, and need not know which of the three kinds they ar
 
 from __future__ import annotations
 
+import difflib
+import inspect
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Final, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+
+from fedpress.compression.errors import FedpressError
+
+SINGLE: Final = "input"
+"""Name of an input that is one tensor, where all inputs have names."""
+MASK: Final = "mask"
+"""Part of the name of a tensor that says where sequences have ended."""
+LABELS: Final = ("label", "labels")
+"""Names by which collators return what is no input."""
+
+
+class InputsError(FedpressError, ValueError):
+    """Inputs are not what a model can be called with."""
+
 
 Batch: TypeAlias = Any
 """Inputs in memory: a tensor (N, ...), or a mapping of tensors by the name of the model's argument, each (N, ...)."""
@@ -42,6 +58,31 @@ Inputs: TypeAlias = Any
 """What `Examples.inputs` may be: a `Batch`, or `Stored`."""
 
 
+class Rows:
+    """Some rows of stored inputs, which are read when they are needed as well.
+
+    Args:
+        source: Stored inputs of N examples; of other rows, those of which they are.
+        rows: Indices, int64 (M,).
+
+    Attributes:
+        source: What is read.
+        rows: The rows' indices in it.
+    """
+
+    def __init__(self, source: Stored, rows: Tensor) -> None:
+        self.source: Stored = source.source if isinstance(source, Rows) else source
+        self.rows: Tensor = source.rows[rows] if isinstance(source, Rows) else rows
+
+    def __len__(self) -> int:
+        """Return M, the number of rows."""
+        return len(self.rows)
+
+    def take(self, rows: Tensor) -> Batch:
+        """Return the inputs of some of the rows, as `Stored` defines."""
+        return self.source.take(self.rows[rows])
+
+
 def count(inputs: Inputs) -> int:
     """Return N, the number of examples."""
     return len(next(iter(inputs.values()))) if isinstance(inputs, Mapping) else len(inputs)
@@ -58,7 +99,22 @@ def take(inputs: Inputs, rows: Tensor | slice) -> Batch:
         return inputs[rows]
     if isinstance(inputs, Mapping):
         return {name: tensor[rows] for name, tensor in inputs.items()}
-    return inputs.take(torch.arange(len(inputs))[rows])
+    return inputs.take(_indices(inputs, rows))
+
+
+def _indices(inputs: Stored, rows: Tensor | slice) -> Tensor:
+    return torch.arange(*rows.indices(len(inputs))) if isinstance(rows, slice) else rows
+
+
+def subset(inputs: Inputs, rows: Tensor | slice) -> Inputs:
+    """Return some examples as inputs of the same kind: a copy of what is in memory, a view of what is stored.
+
+    Args:
+        inputs: Inputs of N examples.
+        rows: Indices, int64 (M,), or a slice.
+    """
+    in_memory = isinstance(inputs, Tensor | Mapping)
+    return take(inputs, rows) if in_memory else Rows(inputs, _indices(inputs, rows))
 
 
 def first(inputs: Inputs, number: int = 1) -> Batch:
@@ -114,3 +170,193 @@ def pieces(inputs: Inputs, most: int) -> Iterator[Batch]:
     number = count(inputs)
     for rows in torch.tensor_split(torch.arange(number), max(1, -(-number // most))):
         yield take(inputs, slice(int(rows[0]), int(rows[-1]) + 1)) if len(rows) else take(inputs, slice(0, 0))
+
+
+def named(batch: Batch) -> dict[str, Tensor]:
+    """Return the tensors of inputs by name; one tensor is called `SINGLE`.
+
+    Args:
+        batch: Inputs in memory.
+    """
+    return dict(batch) if isinstance(batch, Mapping) else {SINGLE: batch}
+
+
+def length(batch: Batch) -> int | None:
+    """Return L of sequences (N, L), which may differ from batch to batch; None: the inputs are no such tensors by name.
+
+    Sequences are tensors of whole numbers. Where these differ in size, it is that of the mask.
+
+    >>> ids = torch.zeros(2, 7, dtype=torch.int64)
+    >>> length({"ids": ids, "mask": ids, "age": torch.zeros(2)}), length(ids)
+    (7, None)
+
+    Args:
+        batch: Inputs in memory.
+    """
+    if not isinstance(batch, Mapping):
+        return None
+    sizes = {name: part.shape[1] for name, part in batch.items() if part.ndim > 1 and not part.is_floating_point()}
+    if len(set(sizes.values())) > 1:
+        sizes = {name: size for name, size in sizes.items() if MASK in name}
+    return sizes.popitem()[1] if len(set(sizes.values())) == 1 else None
+
+
+def shortened(batch: Batch, size: int) -> Batch:
+    """Return sequences without what is beyond a length, which all tensors (N, L) of whole numbers have.
+
+    Args:
+        batch: Inputs in memory.
+        size: New length, at most that of the sequences.
+    """
+    whole = length(batch)
+    if whole is None:
+        return batch
+    return {name: part[:, :size] if part.ndim > 1 and part.shape[1] == whole else part for name, part in batch.items()}
+
+
+def present(batch: Batch) -> Tensor | None:
+    """Return which places of sequences hold something, bool (N, L), as their mask says; None: they have no mask.
+
+    A mask is a tensor of the sequences' shape, of zeros and ones, whose name says that it is one.
+
+    Args:
+        batch: Inputs in memory.
+    """
+    size = length(batch)
+    for name, part in batch.items() if size is not None else ():
+        if MASK in name and part.shape[1:] == (size,) and bool(((part == 0) | (part == 1)).all()):
+            return torch.ne(part, 0)
+    return None
+
+
+def form(inputs: Inputs) -> str:
+    """Return dtypes and shapes of inputs, without the number of examples; of what is stored, without lengths.
+
+    >>> form(torch.zeros(5, 2)), form({"ids": torch.zeros(5, 2).long()})
+    ('float32 (2,)', 'ids int64 (2,)')
+
+    Args:
+        inputs: Inputs of N >= 1 examples, or tensors of none.
+    """
+    in_memory = isinstance(inputs, Tensor | Mapping)
+    batch = inputs if in_memory else first(inputs)
+    size = None if in_memory else length(batch)
+
+    def shape(part: Tensor) -> str:
+        sizes = ["L" if axis == 0 and each == size else str(each) for axis, each in enumerate(part.shape[1:])]
+        return f"({', '.join(sizes)}{',' if len(sizes) == 1 else ''})"
+
+    parts = [
+        ("" if name == SINGLE else f"{name} ") + f"{str(part.dtype).removeprefix('torch.')} {shape(part)}"
+        for name, part in named(batch).items()
+    ]
+    return ", ".join(parts)
+
+
+def check(inputs: Inputs, what: str = "inputs") -> None:
+    """Check that inputs are of one of the three kinds, and that stored ones answer as they must.
+
+    Args:
+        inputs: What is given as such.
+        what: Words for them in errors.
+
+    Raises:
+        InputsError: They are not: a mapping without tensors or with tensors of unlike length, labels among them, or
+            stored inputs that answer otherwise the second time.
+    """
+    if isinstance(inputs, Tensor):
+        return
+    if isinstance(inputs, Mapping):
+        _check_named(inputs, what)
+        return
+    if not isinstance(inputs, Stored):
+        raise InputsError(
+            f"{what}: got a {type(inputs).__name__}, expected a torch tensor, a mapping of tensors by the name of the"
+            " model's argument, or an object with __len__ and take(rows), such as stored.Collated"
+        )
+    number = len(inputs)
+    rows = torch.arange(number)[:: max(1, number // 3)][:3]
+    if not number:
+        return
+    batch, again, turned = (inputs.take(each) for each in (rows, rows, rows.flip(0)))
+    for part in (batch, again, turned):
+        if not isinstance(part, Tensor):
+            _check_named(part, what)
+        if count(part) != len(rows):
+            raise InputsError(f"{what}: take({rows.tolist()}) returned {count(part)} rows, expected {len(rows)}")
+    if not _equal(batch, again):
+        raise InputsError(
+            f"{what}: take({rows.tolist()}) returns other tensors the second time, so every process would train and"
+            " evaluate on its own; does it draw random numbers (augmentation, masked words)? Draw them from the row's"
+            " number, or in the model"
+        )
+    if not _equal(turned, mapped(batch, lambda part: part.flip(0))):
+        raise InputsError(
+            f"{what}: take({rows.flip(0).tolist()}) does not return the rows of take({rows.tolist()}) in the other"
+            " order; does it sort them, or go by something else than the rows it is given?"
+        )
+
+
+def _check_named(batch: Any, what: str) -> None:
+    if not isinstance(batch, Mapping):
+        raise InputsError(
+            f"{what}: got a {type(batch).__name__}, expected a tensor or a mapping of tensors by the name of the"
+            " model's argument"
+        )
+    if not batch:
+        raise InputsError(f"{what}: got an empty mapping, expected at least one tensor by the name of an argument")
+    for name, part in batch.items():
+        if name in LABELS:
+            raise InputsError(
+                f"{what}: {name!r} is among the inputs; labels are no inputs, but targets: give them as"
+                " Examples(inputs, targets), and leave them out of what the model is called with (an input that is"
+                " really called so: wrap the model)"
+            )
+        if not isinstance(part, Tensor) or part.ndim == 0:
+            given = f"a tensor of shape {tuple(part.shape)}" if isinstance(part, Tensor) else f"a {type(part).__name__}"
+            raise InputsError(f"{what}: {name!r} is {given}, expected a tensor (N, ...); torch.tensor(...) makes one")
+    lengths = {name: len(part) for name, part in batch.items()}
+    if len(set(lengths.values())) > 1:
+        numbers = ", ".join(f"{name!r} has {number:,} rows" for name, number in lengths.items())
+        raise InputsError(f"{what}: {numbers}, expected as many of each; was only one of them cut or shuffled?")
+
+
+def _equal(left: Batch, right: Batch) -> bool:
+    one, other = named(left), named(right)
+    return one.keys() == other.keys() and all(_same(one[name], other[name]) for name in one)
+
+
+def _same(left: Tensor, right: Tensor) -> bool:
+    alike = left.shape == right.shape and left.dtype == right.dtype
+    return alike and bool((left.eq(right) | left.ne(left)).all())
+
+
+def check_arguments(model: nn.Module, batch: Batch, what: str = "inputs") -> None:
+    """Check that a model takes arguments of these names.
+
+    A forward with `**kwargs` takes any name; there, one that is nearly that of an argument is taken for a mistake.
+
+    Args:
+        model: The model.
+        batch: Inputs in memory.
+        what: Words for them in errors.
+
+    Raises:
+        InputsError: It does not.
+    """
+    if not isinstance(batch, Mapping):
+        return
+    parameters = inspect.signature(model.forward).parameters
+    kinds = {name: each.kind for name, each in parameters.items()}
+    by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    named_ones = [name for name, kind in kinds.items() if kind in by_name]
+    anything = inspect.Parameter.VAR_KEYWORD in kinds.values()
+    for name in batch:
+        near = difflib.get_close_matches(name, [each for each in named_ones if each not in batch], 1, 0.8)
+        if name in named_ones or (anything and not near):
+            continue
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise InputsError(
+            f"{what}: {name!r} is no argument of {type(model).__name__}.forward, which takes"
+            f" {', '.join(named_ones) or 'none by name'}{hint}"
+        )

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from fedpress.compression.models.class_accuracy import Bias
+    from fedpress.compression.models.inputs import Batch, Inputs
     from fedpress.compression.models.masks import Masks
     from fedpress.compression.models.task import Task
 
@@ -120,7 +121,7 @@ class Teacher(Protocol):
     Law: `answers` has no side effects, and the logits of an input do not depend on the other inputs of the batch.
     """
 
-    def answers(self, inputs: Tensor) -> Tensor:
+    def answers(self, inputs: Inputs) -> Tensor:
         """Return the logits of inputs (N, ...): float32, (N, classes), or (N, classes, L) for sequences."""
 
 
@@ -191,7 +192,7 @@ class Materials:
 
     model: nn.Module
     task: Task
-    inputs: Tensor
+    inputs: Inputs
     targets: Tensor | None
     teacher: Teacher
     seed: int
@@ -201,9 +202,11 @@ class Materials:
     progress: Callable[[SearchProgress], None] = field(default=lambda _: None)
 
     @property
-    def example(self) -> Tensor:
+    def example(self) -> Batch:
         """Batch of one input, from validation data because a task may hold out no proxy data."""
-        return self.task.data().validation.inputs[:1]
+        from fedpress.compression.models import inputs as model_inputs  # imports torch, as this module does not
+
+        return model_inputs.first(self.task.data().validation.inputs)
 
     @cached_property
     def class_axis(self) -> int:

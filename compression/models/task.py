@@ -36,11 +36,14 @@ from torch import Tensor, nn
 
 from fedpress.compression.errors import FedpressError
 from fedpress.compression.models import forward
-from fedpress.compression.models.forward import EvaluationError, Outputs
+from fedpress.compression.models import inputs as model_inputs
+from fedpress.compression.models import outputs as model_outputs
+from fedpress.compression.models.forward import EvaluationError
+from fedpress.compression.models.inputs import Batch, Inputs
+from fedpress.compression.models.outputs import IGNORED as IGNORED
+from fedpress.compression.models.outputs import Outputs, class_second, fitted
 from fedpress.compression.models.reproducible import evaluating
 
-IGNORED: Final = -100
-"""Target of a place that has none, such as padding: the index that torch's cross-entropy ignores."""
 NO_TARGETS: Final = (
     "none of the targets of {:,} examples counts, so there is no accuracy; are all of them -100, the label of places"
     " without a target?"
@@ -54,21 +57,30 @@ class DeviceError(FedpressError, ValueError):
 
 
 class Examples(NamedTuple):
-    """Examples held in memory.
+    """Examples, whose targets are held in memory.
 
     Attributes:
-        inputs: Inputs of the model, (N, ...): float32, or int64 where it looks up embeddings.
+        inputs: Inputs of the model, (N, ...): a tensor, float32, or int64 where it looks up embeddings; tensors by the
+            name of the model's argument; or `inputs.Stored`, such as texts on a disk.
         targets: Labels, int64: one for each example, (N,), or a sequence of L, (N, L), `IGNORED` where there is none;
             or what the task's own `loss` and `correct` take.
     """
 
-    inputs: Tensor
+    inputs: Inputs
     targets: Tensor
 
-    def take(self, indices: NDArray[np.int64] | Tensor) -> Examples:
-        """Return a copy of the examples at `indices`, int64 (M,), in that order."""
-        rows = torch.as_tensor(indices)
-        return Examples(self.inputs[rows], self.targets[rows])
+    def take(self, indices: NDArray[np.int64] | Tensor | slice) -> Examples:
+        """Return the examples at `indices`, int64 (M,), in that order: a copy, and a view of what is stored."""
+        rows = indices if isinstance(indices, slice) else torch.as_tensor(indices)
+        return Examples(model_inputs.subset(self.inputs, rows), self.targets[rows])
+
+    def batch(self, indices: Tensor | slice) -> tuple[Batch, Tensor]:
+        """Return inputs and targets of some examples, in memory.
+
+        Args:
+            indices: Indices, int64 (M,), or a slice.
+        """
+        return model_inputs.take(self.inputs, indices), self.targets[indices]
 
 
 class Splits(NamedTuple):
@@ -97,7 +109,7 @@ class Task(ABC):
         What it returns is where training begins, tensor by tensor: weights that are brought along, such as a pretrained
         backbone's, or drawn from the generators of torch, numpy or Python, which the caller seeds. Clients make the
         same model under the same seed, and are sent it where theirs differs. Parameters with `requires_grad=False` are
-        not trained and end as they began.
+        not trained and end as they began (`trainable` in a scenario says otherwise).
         """
 
     @abstractmethod
@@ -119,26 +131,35 @@ class Task(ABC):
         """
         return {}
 
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def loss(self, outputs: Outputs, targets: Tensor) -> Tensor:
         """Return the mean loss of a batch, a scalar; by default the cross-entropy, without targets that are `IGNORED`.
 
+        Of one output an example, with targets that are fractions, it is the mean squared error.
+
         Args:
-            outputs: Outputs of the model, by default logits (N, classes), or (N, classes, L) for sequences.
-            targets: Labels, by default int64 (N,) or (N, L).
+            outputs: Outputs of the model, by default logits (N, classes), or (N, classes, L) for sequences; or a
+                mapping with the entry `logits`, (N, classes) or (N, L, classes), as Hugging Face's models return it.
+            targets: Labels, by default int64 (N,) or (N, L), or probabilities of the classes.
+
+        Raises:
+            EvaluationError: The outputs are no logits.
         """
+        logits = _logits(outputs, "loss")
+        if targets.is_floating_point() and logits.numel() == len(targets) == targets.numel():
+            return nn.functional.mse_loss(logits.reshape(targets.shape), targets)
         if targets.is_floating_point():
-            return nn.functional.cross_entropy(outputs, targets)
-        total = nn.functional.cross_entropy(outputs, targets, ignore_index=IGNORED, reduction="sum")
+            return nn.functional.cross_entropy(logits, targets)
+        total = nn.functional.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
         return total / (targets != IGNORED).sum().clamp(min=1)  # a batch without any target has a loss of 0, not NaN
 
-    def correct(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def correct(self, outputs: Outputs, targets: Tensor) -> Tensor:
         """Return whether each answer is right, bool, of the targets' shape; by default by the largest logit.
 
         Where the shape is that of the targets, `scored` says which answers count; a task may also return only those
         that do, or one an example.
 
         Args:
-            outputs: Outputs of the model, by default logits (N, classes), or (N, classes, L) for sequences.
+            outputs: Outputs of the model, as for `loss`.
             targets: Labels, by default int64 (N,) or (N, L), or the probabilities of the classes.
 
         Raises:
@@ -164,13 +185,21 @@ def has_target(targets: Tensor) -> Tensor:
     return torch.ones_like(targets, dtype=torch.bool) if targets.is_floating_point() else targets != IGNORED
 
 
-def _likeliest(outputs: Tensor, targets: Tensor) -> Tensor:
+def _logits(outputs: Outputs, method: str) -> Tensor:
+    """Return the answers with the classes second."""
+    logits = class_second(outputs)
+    if isinstance(logits, Tensor):
+        return logits
+    entries = f" of {', '.join(map(str, outputs))}" if isinstance(outputs, Mapping) else ""
+    raise EvaluationError(
+        f"the model returns a {type(outputs).__name__}{entries}, and the task has the default `{method}`, which takes"
+        " logits, or a mapping with the entry `logits`: override `loss` and `correct`"
+    )
+
+
+def _likeliest(given: Outputs, targets: Tensor) -> Tensor:
     """Return whether the largest logit is that of the label."""
-    if not isinstance(outputs, Tensor):
-        raise EvaluationError(
-            f"the model returns a {type(outputs).__name__}, and the task has the default `correct`, which takes logits:"
-            " override `loss` and `correct`"
-        )
+    outputs = _logits(given, "correct")
     labels = targets
     if targets.is_floating_point():
         if targets.shape != outputs.shape or targets.ndim < 2 or not _probabilities(targets):
@@ -184,7 +213,8 @@ def _likeliest(outputs: Tensor, targets: Tensor) -> Tensor:
     if answers.shape != labels.shape:
         raise EvaluationError(
             f"outputs of shape {tuple(outputs.shape)} for targets of {tuple(targets.shape)}: the default `correct`"
-            " expects logits (N, classes) for targets (N,), and (N, classes, L) for (N, L); override it for others"
+            " expects logits (N, classes) for targets (N,), and (N, classes, L) for (N, L), or (N, L, classes) in a"
+            " mapping {'logits': ...}; override it for others"
         )
     return answers == labels
 
@@ -241,8 +271,8 @@ def evaluate(
     device = usable(device)
     right, answers, loss = 0.0, 0, _Loss(task)
     with evaluating(model.to(device)), forward.batches(model, examples.inputs, batch_size, device) as batches:
-        for rows, outputs in batches:
-            targets = examples.targets[rows].to(device)
+        for rows, outputs, batch in batches:
+            targets = fitted(examples.targets[rows].to(device), outputs, batch)
             scores = scores_of(task, outputs, targets)
             right += float(scores.double().sum())
             answers += scores.numel()
@@ -294,26 +324,28 @@ def scores_of(task: Task, outputs: Outputs, targets: Tensor) -> Tensor:
     return correct.flatten()
 
 
-def class_axis(task: Task, outputs: Tensor, targets: Tensor) -> int | None:
+def class_axis(task: Task, outputs: Outputs, targets: Tensor) -> int | None:
     """Return the axis of the outputs along which a task looks for the likeliest class; None: its outputs are no logits.
 
     The task is asked: it must find outputs right that are 1 at the label, and 0 elsewhere.
 
     Args:
         task: Task that judges.
-        outputs: Outputs of its model, (N, ...).
+        outputs: Outputs of its model, (N, ...), or with an entry `logits`, of whose axes one is meant.
         targets: Their targets, (N, ...), of which shape and dtype are used.
     """
-    if targets.is_floating_point() or outputs.ndim < 2:
+    logits = model_outputs.answers(outputs)
+    if not isinstance(logits, Tensor) or targets.is_floating_point() or logits.ndim < 2:
         return None
+    shape = logits.shape
     draw = torch.Generator().manual_seed(0)
-    for axis in dict.fromkeys((1, outputs.ndim - 1)):
-        if outputs.shape[:axis] + outputs.shape[axis + 1 :] != targets.shape:
+    for axis in dict.fromkeys((1, len(shape) - 1)):
+        if shape[:axis] + shape[axis + 1 :] != targets.shape:
             continue
-        labels = torch.randint(outputs.shape[axis], targets.shape, generator=draw).to(targets.dtype)
-        certain = torch.zeros(outputs.shape).scatter_(axis, labels.long().unsqueeze(axis), 1.0)
+        labels = torch.randint(shape[axis], targets.shape, generator=draw).to(targets.dtype)
+        certain = torch.zeros(shape).scatter_(axis, labels.long().unsqueeze(axis), 1.0)
         try:
-            scores = scores_of(task, certain, labels)
+            scores = scores_of(task, model_outputs.with_answers(outputs, certain), labels)
         except (IndexError, RuntimeError, TypeError, ValueError):  # it is for outputs of another layout
             continue
         if scores.numel() and bool((scores == 1).all()):
@@ -328,10 +360,10 @@ def class_axis_of(model: nn.Module, task: Task) -> int | None:
         model: The model; run in evaluation mode, left as it is.
         task: Task that judges, and has validation data.
     """
-    inputs, targets = (part[:4] for part in task.data().validation)
+    batch, targets = task.data().validation.batch(slice(0, 4))
     with evaluating(model):
-        outputs = model(inputs)
-    return class_axis(task, outputs, targets) if isinstance(outputs, Tensor) else None
+        outputs = model_inputs.call(model, batch)
+    return class_axis(task, outputs, fitted(targets, outputs, batch))
 
 
 class _Loss:
@@ -350,8 +382,9 @@ class _Loss:
     def add(self, outputs: Outputs, targets: Tensor) -> None:
         """Take in a batch."""
         self._kept.append((outputs, targets))
-        self._bytes += sum(tensor.nbytes for tensor in forward.tensors(outputs))
-        if len(self._kept) > 1 and self._bytes > LOSS_BYTES:
+        self._bytes += sum(tensor.nbytes for tensor in model_outputs.tensors(outputs))
+        unlike = targets.is_floating_point() and targets.shape[1:] != self._kept[0][1].shape[1:]  # no target is none
+        if len(self._kept) > 1 and (self._bytes > LOSS_BYTES or unlike):
             if self._sums is None:
                 self._sums = {"answers": [0.0, 0.0], "examples": [0.0, 0.0]}
             for batch in self._kept:
@@ -361,8 +394,9 @@ class _Loss:
     def value(self) -> float:
         """Return the loss of all batches."""
         if self._sums is None:
-            outputs = forward.joined([outputs for outputs, _ in self._kept])
-            return float(self._task.loss(outputs, torch.cat([targets for _, targets in self._kept])))
+            outputs = model_outputs.joined([outputs for outputs, _ in self._kept])
+            targets = model_outputs.padded([targets for _, targets in self._kept], IGNORED)
+            return float(self._task.loss(outputs, targets))
         for batch in self._kept:
             self._average(self._sums, *batch)
         total, weight = next(iter(self._sums.values()))
@@ -377,7 +411,7 @@ class _Loss:
         order = torch.argsort(targets.reshape(count, -1)[:, 0].double() + counting)
 
         def of(rows: Tensor) -> tuple[float, float, int]:
-            some = forward.mapped(outputs, lambda tensor: forward.rows_of(tensor, count, rows))
+            some = model_outputs.mapped(outputs, lambda tensor: model_outputs.rows_of(tensor, count, rows))
             return float(self._task.loss(some, targets[rows])), float(counting[rows].sum()), len(rows)
 
         halves = [order[: count // 3], order[count // 3 :]] if count > 2 else []
@@ -427,9 +461,10 @@ def check_splits(splits: Splits, may_be_empty: Collection[str] = ()) -> None:
         ValueError: A part is empty, has inputs without targets, or differs in shape or dtype from `train`.
     """
     for name, part in splits._asdict().items():
-        if len(part.inputs) != len(part.targets):
+        model_inputs.check(part.inputs, f"split {name!r}")
+        if (number := model_inputs.count(part.inputs)) != len(part.targets):
             raise ValueError(
-                f"split {name!r}: {len(part.inputs)} inputs but {len(part.targets)} targets, expected one target for"
+                f"split {name!r}: {number} inputs but {len(part.targets)} targets, expected one target for"
                 " each input; were only the inputs shuffled or cut?"
             )
         if len(part.targets) == 0 and name in may_be_empty:
@@ -477,4 +512,4 @@ def disjoint(*index_sets: NDArray[np.integer[Any]]) -> None:
 
 def _form(part: Examples) -> str:
     inputs, targets = part.inputs, part.targets
-    return f"{inputs.dtype} {tuple(inputs.shape[1:])} with targets {targets.dtype} {tuple(targets.shape[1:])}"
+    return f"{model_inputs.form(inputs)} with targets {targets.dtype} {tuple(targets.shape[1:])}"

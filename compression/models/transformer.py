@@ -13,7 +13,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fedpress.compression.models.architecture import Stack
 from fedpress.compression.models.attention import SelfAttention
 
 
@@ -72,7 +71,7 @@ class VisionTransformer(nn.Module):
             raise ValueError(f"size must be a multiple of patch, got size {size} and patch {patch}")
         self.patches = nn.Conv2d(channels, width, patch, stride=patch)
         self.positions = nn.Embedding((size // patch) ** 2, width)
-        self.blocks = Stack(*(Block(width, heads, hidden) for _ in range(depth)))
+        self.blocks = nn.Sequential(*(Block(width, heads, hidden) for _ in range(depth)))
         self.norm = nn.LayerNorm(width)
         self.output = nn.Linear(width, classes)
         nn.init.normal_(self.positions.weight, std=0.02)
@@ -104,7 +103,7 @@ class CausalTransformer(nn.Module):
         super().__init__()
         self.embedding = nn.Embedding(labels, width)
         self.positions = nn.Embedding(length, width)
-        self.blocks = Stack(*(Block(width, heads, hidden, causal=True) for _ in range(depth)))
+        self.blocks = nn.Sequential(*(Block(width, heads, hidden, causal=True) for _ in range(depth)))
         self.norm = nn.LayerNorm(width)
         self.output = nn.Linear(width, labels)
         for table in (self.embedding, self.positions):

@@ -4,8 +4,8 @@ A model travels as one vector: its parameters in the order of its `Layout`, each
 float32 (`flatten`). Buffers (running means and variances, counters) are not parameters: they stay out of the vector,
 out of selection, residuals and server rates, and travel apart in their own dtypes (`buffer_codec`).
 
-Parameters that are not trained (`requires_grad=False`, such as a backbone's) are frozen: they are part of the model
-that clients hold, and never of an update.
+Parameters that are not trained (`requires_grad=False`, such as a backbone's) are frozen, and so are the buffers of
+modules that have no others: they are part of the model that clients hold, and never of an update.
 
 The vector of a sparse model holds only the entries of its mask, in the same order: `Layout.within`. Names and shapes of
 the tensors stay, the entries outside are left out by `flatten`, and are zeros again after `unflatten`.
@@ -73,7 +73,8 @@ class Layout:
         buffers: The tensors that travel apart, in the order of `buffer_codec`.
         tied: Pairs (alias, canonical name) of tensors that are one in memory; an alias takes no room in the vector.
         mask: Which entries of the parameters the vector holds, counted over all of them; None: all.
-        frozen: Parameters that are not trained, the same bytes at every client from the first round to the last.
+        frozen: Parameters that are not trained, and buffers of frozen modules: the same bytes at every client from the
+            first round to the last.
         norm_momenta: Pairs (name of a layer with running statistics, its momentum: the share of one batch in them;
             None: they are the mean over all batches). Arrays do not tell: `of` knows it, `of_arrays` does not.
 
@@ -190,12 +191,14 @@ class Layout:
 
         Tied parameters count once, under their first name. A buffer that is not part of `state_dict()` stays out.
         Integer and boolean parameters count as buffers, since they cannot be averaged. Parameters with
-        `requires_grad=False` are frozen.
+        `requires_grad=False` are frozen, and with them the buffers of a module that has no others (`frozen_modules`):
+        the running statistics of a frozen normalization are part of the base, and not measured again.
 
         Args:
             model: An object with `named_parameters`, `named_buffers`, `named_modules` and `state_dict`, as
                 `torch.nn.Module` has them.
         """
+        still = frozen_modules(model)
         in_state = set(model.state_dict().keys())
         parameters: list[TensorSpec] = []
         buffers: list[TensorSpec] = []
@@ -215,11 +218,12 @@ class Layout:
                 parameters.append(spec)
         for name, tensor in model.named_buffers(remove_duplicate=False):
             if name in in_state:
-                buffers.append(TensorSpec(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch.")))
+                spec = TensorSpec(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+                (frozen if name.rpartition(".")[0] in still else buffers).append(spec)
         momenta = tuple(
             (name, module.momentum)
             for name, module in model.named_modules()
-            if hasattr(module, "running_mean") and hasattr(module, "momentum")
+            if hasattr(module, "running_mean") and hasattr(module, "momentum") and name not in still
         )
         return cls(tuple(parameters), tuple(buffers), tuple(tied), None, tuple(frozen), momenta)
 
@@ -230,6 +234,7 @@ class Layout:
         *,
         buffers: Collection[str] = (),
         tied: Collection[tuple[str, str]] = (),
+        frozen: Collection[str] = (),
     ) -> "Layout":
         """Return the layout of named arrays, where the model itself is not available.
 
@@ -242,6 +247,7 @@ class Layout:
             arrays: The arrays by name.
             buffers: Names of other arrays that are buffers.
             tied: Pairs (alias, canonical name) of arrays that are one tensor in the model.
+            frozen: Names of arrays that training leaves as they are, such as all of a base beside its adapters.
 
         Raises:
             LayoutError: A name is not among the arrays, or an array has a dtype that cannot be sent.
@@ -254,18 +260,54 @@ class Layout:
         ['1', '2']
         """
         aliases = {alias for alias, _ in tied}
-        unknown = [name for name in (*buffers, *(name for pair in tied for name in pair)) if name not in arrays]
+        given = (*buffers, *frozen, *(name for pair in tied for name in pair))
+        unknown = [name for name in given if name not in arrays]
         if unknown:
             raise errors.LayoutError(f"no array has the name {unknown[0]!r}; there are {', '.join(list(arrays)[:20])}")
         parameters: list[TensorSpec] = []
         apart: list[TensorSpec] = []
+        still: list[TensorSpec] = []
         for name, array in arrays.items():
             spec = TensorSpec(name, tuple(array.shape), array.dtype.name)
-            if spec.dtype in INTEGERS or name in buffers or names_a_buffer(name):
+            if name in frozen:
+                still.append(spec)
+            elif spec.dtype in INTEGERS or name in buffers or names_a_buffer(name):
                 apart.append(spec)
             elif name not in aliases:
                 parameters.append(spec)
-        return cls(tuple(parameters), tuple(apart), tuple(tied))
+        return cls(tuple(parameters), tuple(apart), tuple(tied), None, tuple(still))
+
+
+def frozen_modules(model: Any) -> frozenset[str]:
+    """Return the names of a torch module's modules that are frozen: none of their own parameters is trained.
+
+    A module without any of its own is as the smallest module around it that has some, at whatever depth. Where all
+    parameters are trained, or there are none, no module is frozen.
+
+    Args:
+        model: An object with `named_parameters`, as `torch.nn.Module` has it.
+    """
+    owners: dict[str, bool] = {}  # module with parameters of its own -> whether one of them is trained
+    around: dict[str, bool] = {}  # the same of all parameters inside
+    for name, tensor in model.named_parameters(remove_duplicate=False):
+        if str(tensor.dtype).removeprefix("torch.") in INTEGERS:
+            continue
+        trained, module = bool(tensor.requires_grad), name.rpartition(".")[0]
+        owners[module] = owners.get(module, False) or trained
+        while True:
+            around[module] = around.get(module, False) or trained
+            if not module:
+                break
+            module = module.rpartition(".")[0]
+    frozen = []
+    for name, _ in model.named_modules():
+        nearest = name
+        while nearest and nearest not in around:
+            nearest = nearest.rpartition(".")[0]
+        trained = owners[name] if name in owners else around.get(nearest, True)
+        if not trained:
+            frozen.append(name)
+    return frozenset(frozen)
 
 
 def names_a_buffer(name: str) -> bool:

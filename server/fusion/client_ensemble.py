@@ -15,12 +15,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from fedpress.compression import seeds
 from fedpress.compression.messages.orders import Download
+from fedpress.compression.models import inputs as model_inputs
 from fedpress.compression.models.distillation import distill, teachers
 from fedpress.compression.models.distillation.settings import Combine
+from fedpress.compression.models.inputs import Inputs
 from fedpress.compression.tensors import buffer_codec, flatten
 from fedpress.compression.tensors.layout import Vector
 from fedpress.compression.wire import payloads
@@ -150,13 +152,13 @@ class Fusion:
     """
 
     model: nn.Module
-    inputs: Tensor
+    inputs: Inputs
     settings: FedDF = FedDF()
     seed: int = 0
     class_axis: int = teachers.LAST
 
     def __post_init__(self) -> None:
-        if len(self.inputs) == 0:
+        if model_inputs.count(self.inputs) == 0:
             raise ValueError("fusion needs proxy data, got 0 inputs: does the task hold out a proxy part?")
 
     def due(self, server_round: int) -> bool:

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor, nn
+from torch import nn
 
 from fedpress.compression import seeds
 from fedpress.compression.models.distillation.distill import distill
 from fedpress.compression.models.distillation.teachers import LAST, Ensemble
+from fedpress.compression.models.inputs import Inputs
 from fedpress.compression.models.step import Teacher
 from fedpress.server.fusion.settings import Teaching
 
@@ -23,7 +24,7 @@ from fedpress.server.fusion.settings import Teaching
 def teach(
     whole: nn.Module,
     tiers: Sequence[nn.Module],
-    inputs: Tensor,
+    inputs: Inputs,
     settings: Teaching,
     *,
     trained: bool,

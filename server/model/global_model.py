@@ -1,6 +1,7 @@
 """The global model on the server: the master vector, its optimizer, the buffers, and the held model."""
 
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -97,11 +98,10 @@ class GlobalModel:
         self._average = Average(averaging) if averaging else None
         self._buffers = self._buffers_of(named)
         self._frozen = flatten.frozen(named, self.layout)
-        self._frozen_digest = flatten.digest(self._frozen, self.layout)  # of what never changes
         self.versions: Versions | None = None
         if downlink:
             whole, buffers = flatten.flatten(named, self.layout.full), self._packed_buffers()
-            self.versions = Versions(whole, buffers, self.layout, downlink, self.masks.version, self._frozen_digest)
+            self.versions = Versions(whole, buffers, self.layout, downlink, self.masks.version, self.frozen_digest)
         if downlink or mask is not None:
             self.arrays = self._held_arrays()
 
@@ -125,7 +125,7 @@ class GlobalModel:
             LayoutError: the arrays do not fit the layout, or a frozen parameter has another value.
         """
         named = records.to_numpy(arrays)
-        if flatten.digest(named, self.layout) != self._frozen_digest:
+        if flatten.digest(named, self.layout) != self.frozen_digest:
             raise LayoutError(
                 "the new model's frozen parameters differ from those that clients have; a parameter that changes must"
                 " be trained: requires_grad=True, on both sides"
@@ -136,8 +136,13 @@ class GlobalModel:
 
     @property
     def frozen(self) -> Mapping[str, NDArray[Any]]:
-        """The parameters that are not trained, by name."""
+        """The parameters that are not trained, by name, and the buffers of frozen modules."""
         return self._frozen
+
+    @cached_property
+    def frozen_digest(self) -> bytes:
+        """Digest of what is not trained (`flatten.digest`); empty: all is."""
+        return flatten.digest(self._frozen, self.layout)
 
     @property
     def buffers(self) -> Mapping[str, NDArray[Any]]:
@@ -261,7 +266,7 @@ class GlobalModel:
             self.masks.state(),
             self.versions.state() if self.versions else None,
             self._average.running if self._average else None,
-            self._frozen_digest,
+            self.frozen_digest,
         )
 
     def restore(self, state: ModelState) -> None:
@@ -284,7 +289,7 @@ class GlobalModel:
         ):  # fmt: skip
             if (stored is None) != (part is None):
                 raise CheckpointError(f"the checkpoint was made with another `{name}`; keep it, or take a new folder")
-        if state.frozen != self._frozen_digest:
+        if state.frozen != self.frozen_digest:
             raise CheckpointError(
                 "the checkpoint was made with other frozen parameters than model() or `init` gives now; bring back the"
                 " weights that the run began with, or give the federation a folder of its own"

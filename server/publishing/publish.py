@@ -20,7 +20,9 @@ from torch import nn
 from fedpress.compression import seeds
 from fedpress.compression.errors import FedpressError, NonFiniteError
 from fedpress.compression.models import adapters, forward
-from fedpress.compression.models.bundles import reader, writer
+from fedpress.compression.models import inputs as model_inputs
+from fedpress.compression.models import outputs as model_outputs
+from fedpress.compression.models.bundles import container, reader, writer
 from fedpress.compression.models.distillation import data_free, sequence_level, teachers
 from fedpress.compression.models.distillation.settings import Combine, LearningData
 from fedpress.compression.models.reproducible import reproducible
@@ -170,19 +172,19 @@ class Publisher:
         except forward.EvaluationError as error:
             raise PublishError(f"no student for devices, which ask for one answer at a time: {error}") from error
         with reproducible(0):  # early exits and the like, which only training has
-            few = forward.several(self.task.data().validation.inputs[:2])
-            teachers.by_class(copy.deepcopy(model).train()(few))
+            few = forward.several(model_inputs.first(self.task.data().validation.inputs, 2))
+            teachers.by_class(model_inputs.call(copy.deepcopy(model).train(), few))
         proxy = self.task.data().proxy.inputs
         if self.data.data_free:
-            data_free.check(model, tuple(self.task.data().validation.inputs.shape[1:]), self.data.data_free)
-        elif len(proxy) == 0:
+            data_free.check(model, data_free.shape_of(self.task.data().validation.inputs), self.data.data_free)
+        elif model_inputs.count(proxy) == 0:
             raise NoProxyData(
                 f"task {self.task.name!r} holds out no proxy data, which its students would learn on; they can learn on"
                 " inputs made from the model: students.data={data_free: deep-inversion} if it has batch norm, else"
                 " data_free: dafl"
             )
         if self.data.continuations:
-            sequence_level.continued(model, proxy[:1], self.data.continuations, seed=0)
+            sequence_level.continued(model, model_inputs.subset(proxy, slice(0, 1)), self.data.continuations, seed=0)
         for tier in self.tiers:
             given = model
             if tier.architecture is not None and not pipeline.makes_form(tier.steps):  # the one that clients train
@@ -290,11 +292,14 @@ class Publisher:
             raise PublishError(
                 f"the bundle of tier {tier.name!r} has {len(data):,} bytes, its budget is {tier.most_bytes:,}"
             )
-        opened = reader.open_bundle(data)
+        opened = reader.open_bundle(data, limit=container.MAX_BYTES)
         rebuilt = writer.rebuild(opened, self.task)
-        inputs = self.task.data().validation.inputs[:16]
+        inputs = model_inputs.first(self.task.data().validation.inputs, 16)
         with torch.no_grad():
-            same = torch.equal(rebuilt(inputs), quantized.eval()(inputs))
+            answers, expected = (
+                model_outputs.tensors(model_inputs.call(each.eval(), inputs)) for each in (rebuilt, quantized)
+            )
+            same = len(answers) == len(expected) and all(map(torch.equal, answers, expected))
         if not same:
             raise PublishError(
                 f"the student of tier {tier.name!r} answers otherwise once its bundle is opened again: does the model"

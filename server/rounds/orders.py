@@ -7,7 +7,7 @@ from hashlib import sha256
 from logging import INFO, WARNING
 from typing import Any, NamedTuple
 
-from flwr.app import ConfigRecord, Message, MessageType, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.supercore import log
 
 from fedpress.compression.messages import orders, records
@@ -59,6 +59,7 @@ class Tickets:
         versions: version of the model that a node has proved to hold.
         masks: version of the mask that a node has proved to have.
         tiers: tier of devices that a node has reported.
+        bases: nodes that have shown to have what is not trained, where the model goes whole: they get the rest.
         makes_initial: whether a node has shown that it can make version 0 by itself, or that it cannot; until then, it
             is taken to, where clients of the downlink can.
     """
@@ -72,6 +73,7 @@ class Tickets:
     masks: dict[int, int] = field(default_factory=dict)
     tiers: dict[int, str] = field(default_factory=dict)
     makes_initial: dict[int, bool] = field(default_factory=dict)
+    bases: dict[int, bool] = field(default_factory=dict)
 
     def issue(self, node: int) -> int:
         """Return a new ticket, greater than all that this node has answered, by its own claim too."""
@@ -98,6 +100,7 @@ class Tickets:
     def forget_model(self, node: int) -> int | None:
         """Assume that a node holds neither model nor mask, and return the version that it was believed to hold."""
         self.masks.pop(node, None)
+        self.bases.pop(node, None)
         return self.versions.pop(node, None)
 
 
@@ -248,6 +251,8 @@ class Orders:
             raise _RefusedReply("wrong model", f"tag {answer.tag[:8].hex()} for version {answer.version}")
         if order.download:
             tickets.versions[node] = answer.version
+        elif model.layout.frozen:
+            tickets.bases[node] = True
         if order.mask is not None:
             tickets.masks[node] = order.mask_version
         if order.mask_version != model.masks.version:
@@ -312,9 +317,10 @@ class Orders:
         if model.versions is not None:
             agreed = tickets.makes_initial.get(node, True)
             download = model.versions.download(tickets.versions.get(node), whole, agreed)
+        frozen = model.frozen_digest if model.versions is None and node in tickets.bases else b""
         return Order(
             self._federation, ticket, server_round, model.masks.version, model.version, tickets.accepted.get(node, 0),
-            download, model.masks.coded(tickets.masks.get(node)), vote.drop, vote.grow,
+            download, model.masks.coded(tickets.masks.get(node)), vote.drop, vote.grow, frozen,
         )  # fmt: skip
 
     def _log_other_initial(self, node: int) -> None:
@@ -334,7 +340,10 @@ class Orders:
         entries = ConfigRecord({**config, "server-round": order.round, **orders.write_order(order)})
         content = RecordDict({self._configrecord_key: entries})
         if order.download is None or order.download.base is None:
-            content = RecordDict({self._arrayrecord_key: model.arrays, self._configrecord_key: entries})
+            arrays = model.arrays
+            if order.frozen:
+                arrays = ArrayRecord({name: array for name, array in arrays.items() if name not in model.frozen})
+            content = RecordDict({self._arrayrecord_key: arrays, self._configrecord_key: entries})
         return Message(content=content, message_type=kind, dst_node_id=node)
 
 

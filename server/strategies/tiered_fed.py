@@ -16,12 +16,14 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore import log
-from torch import Tensor, nn
+from torch import nn
 
 from fedpress.compression import seeds
 from fedpress.compression.errors import FedpressError
 from fedpress.compression.messages import records
+from fedpress.compression.models import inputs as model_inputs
 from fedpress.compression.models.distillation.teachers import LAST
+from fedpress.compression.models.inputs import Inputs
 from fedpress.compression.tensors.layout import Vector
 from fedpress.server.fusion import heterofl
 from fedpress.server.fusion.mutual_distillation import teach
@@ -88,7 +90,7 @@ class TieredFed(SparseFed):
         self,
         tiers: Sequence[TrainingTier],
         model: nn.Module,
-        proxy: Tensor,
+        proxy: Inputs,
         teaching: Teaching | None = None,
         *,
         sliced: bool = False,
@@ -105,7 +107,7 @@ class TieredFed(SparseFed):
             raise TierError("tiers that train have synchronous rounds only; leave `schedule` out")
         if sliced and teaching:
             raise TierError("models that are slices of one another are not taught; leave `teaching` out")
-        if teaching and len(proxy) == 0:
+        if teaching and model_inputs.count(proxy) == 0:
             raise TierError("tiers teach each other on proxy data, got 0 inputs: does the task hold out a proxy part?")
         self._global = model
         self._proxy = proxy

@@ -19,6 +19,7 @@ from torch import nn
 from fedpress.compression import seeds, suggest
 from fedpress.compression.errors import FedpressError
 from fedpress.compression.files import write_atomically
+from fedpress.compression.models import inputs as model_inputs
 from fedpress.compression.models.distillation import distill
 from fedpress.compression.models.distillation.settings import Distillation, LossWeights
 from fedpress.compression.models.students import budgets
@@ -184,7 +185,9 @@ def _control(name: str, job: Job) -> Iterator[tuple[str, float]]:
         seed = seeds.derive(work.federation, choice.seed, name)
         if name == "late":
             teacher = _loaded(workload.fresh_model(), folder.model)
-            smaller = budgets.student_of(teacher, proxy.inputs[:1], work.budget, quantization=choice.students.quantize)
+            smaller = budgets.student_of(
+                teacher, model_inputs.first(proxy.inputs), work.budget, quantization=choice.students.quantize
+            )
             made = distill.distill(teacher, smaller, proxy.inputs, seed=seed)
         else:
             start = work.fresh_model()

@@ -75,7 +75,8 @@ def inspect(path: Path, key: Path | None = None) -> Inspection:
     if data.startswith(container.MAGIC):
         public = signing.read_public(key) if key else None
         return _bundle(
-            reader.open_bundle(data, public), f"by {key}" if key else "present, not verified; --key verifies it"
+            reader.open_bundle(data, public, MOST_BYTES),
+            f"by {key}" if key else "present, not verified; --key verifies it",
         )
     raise InspectionError(
         f"{path} is neither a payload nor a bundle nor a run folder: it begins with {data[:8]!r}, a payload with"

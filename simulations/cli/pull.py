@@ -18,6 +18,16 @@ def _given(value: Any) -> Any:
 
 
 NEEDED: dict[str, Any] = {"show_default": False, "callback": _given}
+LargestMib = Annotated[
+    int,
+    typer.Option(
+        "--largest-mib",
+        metavar="N",
+        min=1,
+        show_default=False,
+        help="Largest file that this device takes, and largest model decoded from it, in MiB (1024).",
+    ),
+]
 VerifyKey = Annotated[
     Path | None, common.file_option("Ed25519 public key that must verify the bundle's signature, PEM.", "--verify-key")
 ]
@@ -65,6 +75,7 @@ def pull(
         float,
         typer.Option(**common.SECONDS, help="Seconds without a byte after which an attempt ends (120)."),
     ] = 120.0,
+    largest_mib: LargestMib = 1024,
     insecure: Annotated[bool, typer.Option("--insecure", help="Connect without TLS.")] = False,
 ) -> None:
     """Download a tier's newest student, unless it is there already.
@@ -110,6 +121,7 @@ def pull(
                         public_key=public_key,
                         allow_older=allow_older,
                         retries=retries,
+                        limit=largest_mib << 20,
                         on_progress=display.on_progress,
                         on_wait=display.on_wait,
                     )
@@ -126,18 +138,22 @@ def pull(
 def run(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", **common.DOCUMENTED)],
     inputs: Annotated[
-        Path, typer.Option("--input", metavar="FILE", help="Inputs, .npy or .npz (required).", **NEEDED)
+        Path, typer.Option("--input", metavar="FILE", help="Inputs, .npy, .npz or .json (required).", **NEEDED)
     ] = Path(),
     out: Annotated[Path | None, common.file_option("Also write the outputs to FILE, .npy.", "--out")] = None,
     verify_key: VerifyKey = None,
+    largest_mib: LargestMib = 1024,
     json_file: common.JsonOption = None,
 ) -> None:
     """Run a downloaded student on a file of inputs.
 
     BUNDLE is a file from `fedpress pull`, of a scenario with students.quantize.onnx: true.
     The inputs are an .npy file of shape (N, ...) or (...), preprocessed like the training
-    data, or an .npz file with one array, or with one called "input". The model runs in
-    ONNX Runtime. Prints the class of each input; --out keeps the outputs, float32 (N, ...).
+    data, or an .npz file with one array, or with one called "input". A student that takes
+    several inputs by name (ids, a mask) gets them from an .npz file with arrays of these
+    names, or from a .json file such as {"input_ids": [[5, 7]], "attention_mask": [[1, 1]]}.
+    The model runs in ONNX Runtime. Prints the class of each input; --out keeps the outputs,
+    float32 (N, ...).
 
     Needs neither torch nor Flower: the extras `download` and `onnx` are enough. Nothing of the
     bundle is executed but the ONNX graph.
@@ -154,7 +170,8 @@ def run(
 
         if out is not None and (out.suffix != ".npy" or not out.absolute().parent.is_dir()):
             common.leave(f"error: --out {out}: expected a file .npy in a folder that exists", 2)
-        answer = infer.answer(bundle, inputs, signing.read_public(verify_key) if verify_key else None)
+        public_key = signing.read_public(verify_key) if verify_key else None
+        answer = infer.answer(bundle, inputs, public_key, largest_mib << 20)
         if answer.classes is None and out is None:
             common.leave(
                 f"error: outputs of shape {answer.outputs.shape[1:]} are no classes: keep them with --out FILE.npy", 2

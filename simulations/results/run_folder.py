@@ -6,7 +6,7 @@
     model.safetensors    the global model at the end
     mask.bin             first mask of a sparse model: positions of its weights (`compression.wire.position_set`)
     partition.npz        examples of each client: `client-0`, ... are indices into the training split
-    architectures.json   shapes of the models that tiers train, by tier and name
+    architectures.json   shapes of the models that tiers train by tier and name, and numbers beside them
     tiers/               for each tier that trains: its model, `phone.safetensors`, and its ledger, `phone.csv`
     bundles/             the students as published
     downloads/           the students as clients received them

@@ -12,8 +12,8 @@ import random
 import sysconfig
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
@@ -23,8 +23,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from fedpress.client import local_steps
+from fedpress.client import train as local
 from fedpress.compression.errors import FedpressError
-from fedpress.compression.models import batches
+from fedpress.compression.models import batches, checkpointing, hidden_matrices, trainable
+from fedpress.compression.models import inputs as model_inputs
+from fedpress.compression.models import outputs as model_outputs
+from fedpress.compression.models.inputs import Batch, Inputs, InputsError
+from fedpress.compression.models.outputs import Outputs, fitted
 from fedpress.compression.models.reproducible import evaluating, reproducible
 from fedpress.compression.models.task import IGNORED, Examples, Splits, Task, evaluate, usable
 from fedpress.server import app as server
@@ -42,6 +48,8 @@ TRIED = 64
 """Most examples of a part that are put through the model."""
 PIECE = 16
 """Of these at a time."""
+HIGH_RATE = 0.05
+"""Learning rate above which AdamW hardly ever works."""
 NAMED = 5
 """Most clients, labels or parameters that a text names."""
 
@@ -98,6 +106,7 @@ def _check(job: Job, make_plan: MakePlan) -> Checked:
     splits = _data(workload)
     notes = [*_targets_of_partition(workload, splits), *_rounds(workload)]
     model = _model(workload)
+    notes += _trained(workload, model)
     for name, judged in _used_parts(scenario).items():
         notes += _part(workload.task, model, name, getattr(splits, name), judged)
     notes += _clients(workload, model)
@@ -124,18 +133,23 @@ def _data(workload: Workload) -> Splits:
             " test)"
         )
     for name, part in splits._asdict().items():
-        if not (isinstance(part, Examples) and all(isinstance(given, Tensor) for given in part)):
+        if not (isinstance(part, Examples) and isinstance(part.targets, Tensor)):
             given = (
                 ", ".join(type(field).__name__ for field in part) if isinstance(part, tuple) else type(part).__name__
             )
             raise CheckError(
                 f"task {task.name!r}: part {name!r} is {given}, expected Examples(inputs, targets) of torch tensors"
             )
+        try:
+            with _by_task(task, f"reading part {name!r}"):
+                model_inputs.check(part.inputs)
+        except InputsError as error:
+            raise CheckError(f"task {task.name!r}: part {name!r}: {error}") from error
     for name in _used_parts(workload.scenario):
         inputs, targets = getattr(splits, name)
-        if len(inputs) != len(targets):
+        if (number := model_inputs.count(inputs)) != len(targets):
             raise CheckError(
-                f"part {name!r}: {len(inputs):,} inputs but {len(targets):,} targets, expected one target for each"
+                f"part {name!r}: {number:,} inputs but {len(targets):,} targets, expected one target for each"
                 " input; were only the inputs shuffled or cut?"
             )
         if not len(targets) and name != "proxy":  # of which students say better what they could do without
@@ -195,13 +209,19 @@ def _part(task: Task, model: nn.Module, name: str, part: Examples, judged: bool)
     """
     if not len(part.targets):
         return  # the data say so where they are needed
-    _ = outputs_of(task, model, name, part.take(np.arange(min(2, len(part.targets)))))
-    spoiled = _not_finite(part.inputs)
+    few = part.take(np.arange(min(2, len(part.targets))))
+    try:
+        model_inputs.check_arguments(model, model_inputs.take(few.inputs, slice(None)), "inputs")
+    except InputsError as error:
+        raise CheckError(f"task {task.name!r}: part {name!r}: {error}") from error
+    _ = outputs_of(task, model, name, few)
+    spoiled = _spoiled(part.inputs)
     if len(spoiled):
         rows = part.take(_two(spoiled[:TRIED].numpy(), len(part.targets)))
-        outputs = outputs_of(task, model, name, rows)
+        outputs, targets = outputs_of(task, model, name, rows)
         with torch.no_grad(), _by_task(task, f"the loss of part {name!r}"):
-            value = task.loss(outputs, rows.targets) if judged else outputs.sum()
+            answers = torch.stack([tensor.sum() for tensor in model_outputs.tensors(outputs)])
+            value = task.loss(outputs, targets) if judged else answers
         if not bool(torch.isfinite(value).all()):
             raise CheckError(
                 f"part {name!r}: {len(spoiled):,} of {len(part.targets):,} inputs hold NaN or infinity, the first is"
@@ -235,20 +255,21 @@ def _labels(task: Task, model: nn.Module, name: str, part: Examples) -> None:
         edges = torch.cat([found[: TRIED // 2], found[-TRIED // 2 :]]) if len(found) > TRIED else found
         chosen = np.unique([int((targets == label).reshape(len(targets), -1).any(1).nonzero()[0]) for label in edges])
     rows = part.take(_two(chosen, len(targets)))
-    outputs = outputs_of(task, model, name, rows)
-    classes = outputs.shape[1] if isinstance(outputs, Tensor) and outputs.ndim > 1 else 0
+    outputs, fit = outputs_of(task, model, name, rows)
+    logits = model_outputs.class_second(outputs)
+    classes = logits.shape[1] if isinstance(logits, Tensor) and logits.ndim > 1 else 0
     outside = "" if targets.is_floating_point() or not classes else _outside(targets, classes, name)
     if outside and type(task).loss is Task.loss:
         raise CheckError(outside)
     try:
         with torch.no_grad():
-            value = task.loss(outputs, rows.targets)
+            value = task.loss(outputs, fit)
     except Exception as error:
         if outside:
             raise CheckError(outside) from error
         raise CheckError(
-            f"part {name!r}: the loss cannot take outputs {_form(outputs)} with targets {_form(targets)}:"
-            f" {_first_line(error)}{_place(error)}{_hint(targets)}"
+            f"part {name!r}: the loss cannot take outputs {_form(outputs)} with targets {_form(fit)}:"
+            f" {_first_line(error)}{_place(error)}{_hint(outputs, targets)}"
         ) from error
     if not isinstance(value, Tensor) or value.numel() != 1:
         raise CheckError(f"the loss returned {_form(value)}, expected a scalar: the mean of a batch, such as .mean()")
@@ -272,8 +293,8 @@ def _outside(targets: Tensor, classes: int, name: str) -> str:
     )
 
 
-def outputs_of(task: Task, model: nn.Module, name: str, rows: Examples) -> Tensor:
-    """Return the model's outputs for some examples, in evaluation mode.
+def outputs_of(task: Task, model: nn.Module, name: str, rows: Examples) -> tuple[Outputs, Tensor]:
+    """Return the model's outputs for some examples, in evaluation mode, and their targets, of the same length.
 
     Args:
         task: The task.
@@ -285,17 +306,18 @@ def outputs_of(task: Task, model: nn.Module, name: str, rows: Examples) -> Tenso
         CheckError: The model cannot take them.
     """
     try:
+        batch = model_inputs.take(rows.inputs, slice(None))
         with evaluating(model):
-            pieces = [model(piece) for piece in torch.split(rows.inputs, PIECE) if len(piece)]
-            outputs: Tensor = torch.cat(pieces) if len(pieces) > 1 else pieces[0]
+            outputs = [model_inputs.call(model, piece) for piece in model_inputs.pieces(batch, PIECE)]
+        whole = model_outputs.joined(outputs) if len(outputs) > 1 else outputs[0]
     except Exception as error:
         kinds = {str(p.dtype).removeprefix("torch.") for p in model.parameters()}
         raise CheckError(
-            f"task {task.name!r}: the model cannot take inputs of part {name!r}, {_form(rows.inputs)}:"
+            f"task {task.name!r}: the model cannot take inputs of part {name!r}, {_form_of(rows.inputs)}:"
             f" {_first_line(error)}{_place(error)}; its parameters are {', '.join(sorted(kinds))}"
             f"{_dtype_hint(rows.inputs, kinds)}"
         ) from error
-    return outputs
+    return whole, fitted(rows.targets, whole, batch)
 
 
 # ---- model and training ----------------------------------------------------------------------------------------------
@@ -330,9 +352,40 @@ def _check_weights(task: Task, model: nn.Module) -> None:
             )
 
 
+def _trained(workload: Workload, model: nn.Module) -> Iterator[str]:
+    """Yield notes on what is trained, and on a rate that is another optimizer's."""
+    settings, layout = workload.training, workload.layout
+    if workload.scenario.trainable is not None:
+        names = [spec.name for spec in layout.parameters]
+        whole = sum(p.numel() for p in model.parameters())
+        yield f"trainable: {_some(names, 'parameter')}, {layout.size:,} of {whole:,} numbers"
+        if not layout.frozen:
+            yield "trainable: the patterns match every parameter, so nothing is frozen"
+    if settings.optimizer != "sgd" and settings.rate > HIGH_RATE:
+        yield (
+            f"training.learning_rate: {settings.rate:g} is a rate for sgd; {settings.optimizer} takes 0.0001 to 0.01 as"
+            " a rule"
+        )
+    if settings.optimizer == "muon":
+        rows = workload.examples(0).take(np.arange(1))
+        with reproducible(0), _by_task(workload.task, "a forward pass on an example of part 'train'"):
+            batch = model_inputs.first(rows.inputs)
+            hidden = hidden_matrices.names(model, lambda: _loss(workload.task, model, batch, rows.targets))
+        others = len(layout.parameters) - len(hidden)
+        which = _some(sorted(hidden), "hidden weight") if hidden else "nothing, as no matrix is hidden"
+        yield f"training.optimizer: Muon steps {which}; AdamW steps {others} other parameters"
+
+
+def _loss(task: Task, model: nn.Module, batch: Batch, targets: Tensor) -> Tensor:
+    outputs = model_inputs.call(model, batch)
+    return task.loss(outputs, fitted(targets, outputs, batch))
+
+
 def _clients(workload: Workload, model: nn.Module) -> Iterator[str]:
     """Yield notes on clients with few examples; batch normalization needs two values a channel."""
-    training, norms = workload.training, batches.normalizing(model)
+    frozen = trainable.frozen_statistics(model)  # which normalize by their running statistics
+    training = workload.training
+    norms = {name: layer for name, layer in batches.normalizing(model).items() if name not in frozen}
     sizes = [len(part) for part in workload.parts]
     targets = workload.task.data().train.targets
     if not targets.is_floating_point():
@@ -341,7 +394,7 @@ def _clients(workload: Workload, model: nn.Module) -> Iterator[str]:
             yield f"{_some(idle, 'client')} with no target in any example: nothing is learned there"
     if not norms:
         return
-    single = workload.task.data().train.inputs[:1]
+    single = model_inputs.first(workload.task.data().train.inputs)
     alone = next((name for name, layer in norms.items() if _cannot_train_on(model, layer, single)), None)
     if alone is None:
         return
@@ -363,13 +416,13 @@ def _clients(workload: Workload, model: nn.Module) -> Iterator[str]:
         yield f"{_some(rest, 'client')} whose last batch of one example joins the one before, for {what}"
 
 
-def _cannot_train_on(model: nn.Module, layer: nn.Module, one: Tensor) -> bool:
+def _cannot_train_on(model: nn.Module, layer: nn.Module, one: Batch) -> bool:
     """Return whether a layer of batch normalization gets one value a channel from one example, or cannot take one."""
     seen: list[bool] = []
     handle = layer.register_forward_pre_hook(lambda _, given: seen.append(given[0].numel() == given[0].shape[1]))
     try:
         with evaluating(model):
-            model(one)
+            model_inputs.call(model, one)
     except ValueError:  # without running statistics, in evaluation mode as well
         return True
     finally:
@@ -383,14 +436,17 @@ def _step(workload: Workload, model: nn.Module) -> Iterator[str]:
     data = workload.examples(0)
     rows = data.take(np.arange(min(settings.batch_size, len(data.targets))))
     device = usable(settings.device)
-    tried = workload.fresh_model().to(device).train()
+    tried = workload.fresh_model().to(device)
+    local.in_training_mode(tried)
+    again = checkpointing.checkpointing(tried) if settings.gradient_checkpointing else nullcontext()
     debug = torch.get_deterministic_debug_mode()
     with reproducible(0), batches.lone_examples(tried):
         torch.set_deterministic_debug_mode("error")  # as clients train
         try:
             with _by_task(task, "training on a batch of part 'train'"):
-                with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
-                    value = task.loss(tried(rows.inputs.to(device)), rows.targets.to(device))
+                with local_steps.autocast(settings, device), again:
+                    batch = model_inputs.to(model_inputs.take(rows.inputs, slice(None)), device)
+                    value = _loss(task, tried, batch, rows.targets.to(device))
                 if not value.requires_grad:
                     raise CheckError(
                         f"task {task.name!r}: the loss does not depend on any parameter that is trained; are all frozen"
@@ -531,6 +587,15 @@ def _not_finite(values: Tensor) -> Tensor:
     return (~finite).nonzero()[:, 0]
 
 
+def _spoiled(inputs: Inputs) -> Tensor:
+    """Return the indices of inputs that hold NaN or infinity, int64 (M,); of stored ones, those that are tried."""
+    in_memory = isinstance(inputs, Tensor | Mapping)
+    batch = inputs if in_memory else model_inputs.first(inputs, TRIED)
+    found = torch.cat([_not_finite(part) for part in model_inputs.named(batch).values()])
+    rows: Tensor = torch.unique(found)
+    return rows
+
+
 def _place(error: BaseException) -> str:
     """Return where an error was raised in code that is neither fedpress's nor an installed package's."""
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
@@ -550,13 +615,25 @@ def _form(value: object) -> str:
     return f"a {type(value).__name__}"
 
 
-def _hint(targets: Tensor) -> str:
+def _hint(outputs: Outputs, targets: Tensor) -> str:
+    shape = tuple(outputs.shape[:-1]) if isinstance(outputs, Tensor) else ()
+    if len(shape) > 1 and shape[1:] == targets.shape[1:]:
+        return (
+            ". Are the classes last? torch's losses take (N, classes, L): outputs.transpose(1, 2), or {'logits': ...}"
+        )
     if targets.is_floating_point():
         return ". Are the targets labels? The cross-entropy takes whole numbers: targets.long()"
     return ""
 
 
-def _dtype_hint(inputs: Tensor, kinds: set[str]) -> str:
+def _form_of(inputs: Inputs) -> str:
+    """Return what inputs are, in words."""
+    return _form(inputs) if isinstance(inputs, Tensor) else f"({model_inputs.form(inputs)})"
+
+
+def _dtype_hint(inputs: Inputs, kinds: set[str]) -> str:
+    if not isinstance(inputs, Tensor):
+        return ""
     kind = str(inputs.dtype).removeprefix("torch.")
     if kinds == {"float32"} and kind != "float32":
         return f". Should the inputs be float32, too? They are {kind}: inputs.float()"

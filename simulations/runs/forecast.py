@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from rich.filesize import decimal as size
-from torch import nn
 
 from fedpress.client.state import stores
 from fedpress.compression import seeds
@@ -24,6 +23,7 @@ from fedpress.compression.tensors import buffer_codec
 from fedpress.compression.tensors.side_info import SideInfo
 from fedpress.server.checkpoint import checkpoint_folder
 from fedpress.server.checkpoint.state import pack
+from fedpress.server.rounds.accounting import dense_sizes
 from fedpress.server.rounds.federation import Federation
 from fedpress.simulations.engines import client_grid
 from fedpress.simulations.results.records import Record
@@ -53,7 +53,8 @@ class ModelForecast(Record):
     dense_down_bytes: int  # of FedAvg, without compression
     dense_up_bytes: int
     clients: int  # that train it in a round
-    held_bytes: int  # by a client between rounds: model, residual, last reply
+    moments_bytes: int  # of the optimizer, in the memory of a worker that trains it
+    held_bytes: int  # by a client between rounds: model, residual, last reply, and the moments if they are kept
 
 
 class StudentForecast(Record):
@@ -111,6 +112,7 @@ def of(job: Job, checked: Checked, *, keep_payloads: bool = False) -> Forecast:
     payloads = scenario.rounds * up if keep_payloads else 0
     weights = sum(4 * (model.trained + model.frozen) + 8 * model.buffers for model in models)
     ledger = 60 * 2 * scenario.rounds * scenario.clients_at_work
+    moments = max(model.moments_bytes for model in models)
     splits = job.whole.task.data()
     data = sum(part.nbytes for examples in splits for part in examples)
     return Forecast(
@@ -126,7 +128,7 @@ def of(job: Job, checked: Checked, *, keep_payloads: bool = False) -> Forecast:
         checkpoint_bytes=kept,
         states_bytes=states,
         disk_bytes=kept + checkpoint + states + payloads + weights + ledger,  # a checkpoint is written beside the old
-        memory_bytes=scenario.worker_count * (WORKER_BYTES + 2 * data + COPIES * weights),
+        memory_bytes=scenario.worker_count * (WORKER_BYTES + 2 * data + COPIES * weights + moments),
         notes=list(checked.notes),
     )
 
@@ -155,29 +157,27 @@ def _model(name: str, work: Workload, federation: Federation, clients: int) -> M
     up = records.content_size(records.folded(reply))
     model.step(generator.normal(0, 1e-3, layout.size).astype(np.float32), dict(model.buffers))
     writer.tickets.versions[1] = model.version - 1
+    writer.tickets.bases[1] = bool(layout.frozen)
     down = records.content_size(writer.train(1, 2, ConfigRecord(), model).content)
-    dense_order = RecordDict({"arrays": arrays, "config": ConfigRecord({"server-round": 1})})
+    dense_up, dense_down = dense_sizes(arrays, [spec.name for spec in (*layout.parameters, *layout.buffers)])
     replica = 4 * layout.size + len(buffers) if model.versions else 0
     residual = sum(array.nbytes for array in stores.flatten_state(state).values())
+    kept_moments = 4 * work.training.moments * layout.full.size * (work.training.optimizer_state == "keep")
     parameters = list(fresh.parameters())
     return ModelForecast(
         tier=name,
         trained=sum(p.numel() for p in parameters if p.requires_grad),
         frozen=sum(p.numel() for p in parameters if not p.requires_grad),
-        buffers=_buffers(fresh),
+        buffers=sum(spec.size for spec in layout.buffers),
         first_down_bytes=first,
         down_bytes=down,
         up_bytes=up,
-        dense_down_bytes=records.content_size(dense_order),
-        dense_up_bytes=records.content_size(RecordDict({"arrays": arrays, "metrics": metrics})),
+        dense_down_bytes=dense_down,
+        dense_up_bytes=dense_up,
         clients=clients,
-        held_bytes=replica + residual + up,
+        moments_bytes=4 * work.training.moments * layout.full.size,
+        held_bytes=replica + residual + up + kept_moments,
     )
-
-
-def _buffers(model: nn.Module) -> int:
-    stored = model.state_dict()
-    return sum(buffer.numel() for name, buffer in model.named_buffers() if name in stored)
 
 
 def _student(tier: Tier, students: Students) -> StudentForecast:

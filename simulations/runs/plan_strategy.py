@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from fedpress.compression.files import write_atomically
+from fedpress.compression.models import inputs as model_inputs
 from fedpress.compression.models.task import class_axis_of
 from fedpress.server.model import optimizers
 from fedpress.server.model.optimizers import ServerOptimizer
@@ -99,11 +100,11 @@ def _tiered(job: Job, folder: RunFolder, options: dict[str, Any]) -> TieredFed:
     workload, choice = job.whole, job.whole.scenario.teaching
     assert choice is not None  # by the scenario's own check
     proxy = workload.task.data().proxy.inputs
-    if len(proxy) == 0:
+    if model_inputs.count(proxy) == 0:
         raise TierError(f"task {workload.task.name!r} holds out no proxy data, on which tiers teach each other")
     if not folder.architectures.exists():  # read by clients, and needed to load the models
-        shapes = {name: work.shapes for name, work in job.tiers.items()}
-        write_atomically(folder.architectures, json.dumps(shapes, indent=1).encode())
+        forms = {name: work.form for name, work in job.tiers.items()}
+        write_atomically(folder.architectures, json.dumps(forms, indent=1).encode())
     sliced = choice.method == "heterofl"
     tiers = [TrainingTier(name, _federation(name, work), work.fresh_model()) for name, work in job.tiers.items()]
     model = workload.fresh_model()

@@ -18,6 +18,7 @@ from fedpress.client import probe
 from fedpress.client.probe import Probe
 from fedpress.compression.errors import FedpressError
 from fedpress.compression.models import cost
+from fedpress.compression.models import inputs as model_inputs
 from fedpress.compression.models.bundles import writer
 from fedpress.compression.models.pruning import importance, structural
 from fedpress.compression.models.reproducible import reproducible
@@ -85,7 +86,7 @@ def run(scenario: Scenario | None, limits: Limits, threads: int = 1) -> tuple[Pr
     if scenario is None:
         return probe.measure(threads=threads), []
     task = Workload(scenario).task
-    example = task.data().proxy.inputs[:1]
+    example = model_inputs.first(task.data().proxy.inputs)
     with reproducible(scenario.seed):
         model = task.model()
     made = {

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from fedpress.compression import files, seeds
 from fedpress.compression.models import architecture
+from fedpress.compression.models import inputs as model_inputs
 from fedpress.compression.models.pruning import importance
 from fedpress.compression.models.reproducible import reproducible
-from fedpress.compression.models.students import depth, initial_student
+from fedpress.compression.models.students import initial_student
 from fedpress.compression.models.students.initial_student import Start
 from fedpress.compression.models.students.settings import Budget
 from fedpress.compression.models.task import Task
@@ -70,8 +71,10 @@ class TierWorkload(Workload):
         return self._tier
 
     @cached_property
-    def shapes(self) -> dict[str, architecture.Shape]:
-        """Shapes of the tier's model by the names of its tensors; from the run folder if they are there.
+    def form(self) -> tuple[dict[str, architecture.Shape], dict[str, int]]:
+        """Shapes of the tier's model by the names of its tensors, and `architecture.sizes`.
+
+        From the run folder if they are there.
 
         Raises:
             BudgetError: The task's model cannot be within the budget.
@@ -79,12 +82,12 @@ class TierWorkload(Workload):
         """
         shared = RunFolder(self.out).architectures if self.out else None
         if shared and shared.exists():
-            shapes = json.loads(files.read_text(shared))[self.tier]
-            return {name: tuple(shape) for name, shape in shapes.items()}
+            shapes, sizes = json.loads(files.read_text(shared))[self.tier]
+            return {name: tuple(shape) for name, shape in shapes.items()}, sizes
         try:
-            return architecture.shapes(self._pruned)
+            return _form(self._pruned)
         except InitialWeightsError:  # a client without the file of `init`; the budget gives the shapes all the same
-            return architecture.shapes(self._pruned_from(self._whole.blank_model()))
+            return _form(self._pruned_from(self._whole.blank_model()))
 
     @cached_property
     def _pruned(self) -> nn.Module:
@@ -96,7 +99,7 @@ class TierWorkload(Workload):
             return initial_student.start_of(
                 self.task,
                 whole,
-                self.task.data().proxy.inputs[:1],
+                model_inputs.first(self.task.data().proxy.inputs),
                 self.budget,
                 start(self._tier),
                 lambda _: importance.named(self.scenario.students.prune),
@@ -111,8 +114,8 @@ class TierWorkload(Workload):
         if name is None:
             model = self._whole.blank_model()
         else:
-            model = initial_student.fresh(self.task, name, seed=self._seed)
-        architecture.shrink(model, self.shapes)
+            model = self.freeze(initial_student.fresh(self.task, name, seed=self._seed))
+        architecture.shrink(model, *self.form)
         return model
 
     @cached_property
@@ -123,7 +126,7 @@ class TierWorkload(Workload):
             weights = self._slice_for(model)
         else:
             weights = self._pruned.state_dict()
-            if architecture.shapes(self._pruned) != self.shapes:
+            if _form(self._pruned) != self.form:
                 raise InitialWeightsError(
                     f"tier {self.tier!r}: the model pruned here has other shapes than the server's; is it another"
                     " release of torch-pruning, or another `init` file?"
@@ -198,9 +201,13 @@ class TierWorkload(Workload):
         else:
             seed = seeds.derive(self.federation, self.scenario.seed, purpose)
             model = initial_student.fresh(self.task, begin.architecture, seed=seed)
-        return depth.keep_every(model, begin.keep_every) if begin.keep_every > 1 else model
+        return model
+
+
+def _form(model: nn.Module) -> tuple[dict[str, architecture.Shape], dict[str, int]]:
+    return architecture.shapes(model), architecture.sizes(model)
 
 
 def start(tier: Tier) -> Start:
     """Return the model that a tier's student is pruned from, unless it is searched for."""
-    return Start(None if tier.student in ("pruned", "auto") else tier.student, tier.keep_every)
+    return Start(None if tier.student in ("pruned", "auto") else tier.student, tier.layers, tier.inherit)

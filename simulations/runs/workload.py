@@ -23,6 +23,7 @@ from fedpress.compression import seeds
 from fedpress.compression.encoders.encoder import Encoder
 from fedpress.compression.errors import BaseError, FedpressError
 from fedpress.compression.files import private_folder, write_atomically
+from fedpress.compression.models import trainable
 from fedpress.compression.models.reproducible import reproducible
 from fedpress.compression.models.task import Examples, Task
 from fedpress.compression.tensors.layout import Layout
@@ -108,9 +109,19 @@ class Workload:
         return self.made_under("model")
 
     def made_under(self, purpose: str) -> nn.Module:
-        """Return the task's model, its weights made under the seed of a purpose."""
+        """Return the task's model, its weights made under the seed of a purpose, and what is not trained frozen.
+
+        Raises:
+            TrainableError: A pattern of `trainable` matches nothing.
+        """
         with reproducible(seeds.derive(self.federation, self.scenario.seed, purpose)):
-            return self.task.model()
+            return self.freeze(self.task.model())
+
+    def freeze(self, model: nn.Module) -> nn.Module:
+        """Return a model of the task after freezing what `trainable` does not name; null: as it is."""
+        if self.scenario.trainable is not None:
+            trainable.select(model, self.scenario.trainable)
+        return model
 
     @property
     def _seed(self) -> int:
@@ -183,6 +194,11 @@ class Workload:
     def training(self) -> Training:
         """Settings of the clients' training."""
         return self.scenario.training
+
+    @property
+    def rounds(self) -> int:
+        """Number of rounds of the run."""
+        return self.scenario.rounds
 
     @cached_property
     def faults(self) -> faults.Faults | None:

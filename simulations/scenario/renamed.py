@@ -22,6 +22,7 @@ RENAMED: Final = {
     "students.labels": "students.data.labels",
     "students.quantize.aware": "students.quantize.qat_epochs",
     "students.quantize.group": "students.quantize.group_size",
+    "students.tiers.keep_every": "students.tiers.layers",
     "students.tiers.ratio": "students.tiers.removed_fraction",
     "training.proximal": "training.proximal_mu",
 }

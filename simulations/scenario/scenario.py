@@ -74,6 +74,14 @@ class Scenario(Section):
     partition: Partition = Field(default=Partition(), description="Which client has which examples.")
     sampling: SamplingSettings = Field(default=SamplingSettings(), description="Who takes part in a round.")
     training: Training = Field(default=Training(), description="What a client does.")
+    trainable: list[str] | None = Field(
+        default=None,
+        min_length=1,
+        json_schema_extra=ADVANCED,
+        description='Patterns over the names of parameters, such as ["classifier.*", "*.lora_*"]: these are trained,'
+        " sent and kept back, and all others are frozen, with the running statistics of their layers. null: those with"
+        " requires_grad in the task's model().",
+    )
     encoder: Annotated[EncoderSettings, BeforeValidator(of_name("recipe"))] = Field(
         default=EncoderSettings(), description="What a client sends: a recipe's name, or its parts."
     )
@@ -108,6 +116,7 @@ class Scenario(Section):
         """Check across sections; all problems are reported at once."""
         problems = [
             *self._schedule_problems(),
+            *self._training_problems(),
             *self._round_problems(),
             *self._encoder_problems(),
             *self._tiers_that_train(),
@@ -134,6 +143,11 @@ class Scenario(Section):
             for key in ("concurrency", "staleness_exponent", "max_staleness"):
                 if sampling.changed(key):
                     yield f"sampling.{key}: needs `sampling.schedule: buffered`"
+
+    def _training_problems(self) -> Iterator[str]:
+        """Yield a warm-up that does not end."""
+        if self.training.warmup_rounds >= self.rounds:
+            yield f"training.warmup_rounds: {self.training.warmup_rounds:g} of {self.rounds} rounds, expected fewer"
 
     def _round_problems(self) -> Iterator[str]:
         """Yield problems of the number of clients and replies in a round, and of its end."""

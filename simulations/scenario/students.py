@@ -14,7 +14,7 @@ from fedpress.compression import suggest
 from fedpress.compression.models.distillation.settings import Assistants, Combine, Distillation, LearningData
 from fedpress.compression.models.pruning.settings import Pruning
 from fedpress.compression.models.quantization.settings import Quantization
-from fedpress.compression.models.students.settings import Budget, Search
+from fedpress.compression.models.students.settings import Budget, Inherit, Search, blocks, inherits
 from fedpress.compression.settings import ADVANCED, STRICT, Fraction, Positive, Settings, dataclass
 from fedpress.simulations.scenario.section import Section
 
@@ -55,10 +55,16 @@ class Tier(Budget, Named):
         description="pruned: the global model, every layer made smaller alike; auto: the best that `search` finds; else"
         " an architecture that the task has, such as mlp, made as small and fresh.",
     )
-    keep_every: int = Field(
-        default=1,
-        ge=1,
-        description="Of a model's stack of blocks, one of so many is kept; 2: every second layer of a transformer.",
+    layers: Annotated[int | float | None, BeforeValidator(blocks)] = Field(
+        default=None,
+        description="Blocks kept of each stack of the model: a number, or a fraction of them; 0.5: half the layers of a"
+        " transformer. They go before the rest is pruned to the budget, as `prune.layer_order` says; null: all.",
+    )
+    inherit: Annotated[Inherit | None, BeforeValidator(inherits)] = Field(
+        default=None,
+        description="Weights that another architecture takes over from the global model: by-name: those of the same"
+        " names and shapes; every-second: likewise, of longer lists of layers evenly spaced ones; or names of the"
+        " student with the global model's, such as {layers.0: encoder.layer.0}, with * for any text; null: none.",
     )
     trains: bool = Field(
         default=False, description="Clients of the tier train its student themselves; needs `teaching`."
@@ -74,17 +80,22 @@ class Tier(Budget, Named):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.student == "auto" and self.keep_every > 1:
-            raise ValueError("keep_every has no meaning with student auto, which looks for the depth, too")
+        if self.student == "auto" and self.layers is not None:
+            raise ValueError("layers has no meaning with student auto, which looks for the depth, too")
+        if self.inherit is not None and (self.student in ("pruned", "auto") or self.trains):
+            raise ValueError(
+                "inherit is for a student of another architecture that learns from the global model; the pruned model"
+                " has its weights anyway, and what clients train begins by itself"
+            )
         for key in ("density", "server_learning_rate"):
             if not self.trains and getattr(self, key) is not None:
                 raise ValueError(f"{key} is for tiers that train: add trains: true, or leave it out")
-        if self.trains and (self.student == "auto" or self.keep_every > 1):
+        if self.trains and (self.student == "auto" or self.layers is not None):
             raise ValueError(
-                "trains: a tier's clients train one architecture, whole in depth; student auto and keep_every"
+                "trains: a tier's clients train one architecture, whole in depth; student auto and layers"
                 " are for students of the global model"
             )
-        if self.removed_fraction is not None and (self.student != "pruned" or self.keep_every > 1 or self.trains):
+        if self.removed_fraction is not None and (self.student != "pruned" or self.layers or self.trains):
             raise ValueError("removed_fraction is for the pruned global model alone; for others give a budget")
 
 
@@ -223,6 +234,11 @@ class Students(Section):
         if self.prune.ranking == "erk" and any(tier.removed_fraction is None for tier in self.tiers):
             raise ValueError(
                 "prune.ranking: erk gives densities of single weights, so every tier must have a removed_fraction"
+            )
+        if self.prune.importance == "sparsegpt" and any(tier.removed_fraction is None for tier in self.tiers):
+            raise ValueError(
+                "prune.importance: sparsegpt removes single weights, so every tier must have a removed_fraction; for"
+                " channels see wanda"
             )
         if self.prune.penalty != "none" and not any(tier.removed_fraction for tier in self.tiers):
             raise ValueError("prune.penalty: is for tiers with a removed_fraction, and there is none")

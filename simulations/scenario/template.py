@@ -238,7 +238,7 @@ def _words(annotation: Any) -> Iterator[str]:
     elif get_origin(annotation) is tuple:
         yield "list"
     elif get_origin(annotation) is dict:
-        yield "section of numbers"
+        yield "section of names" if get_args(annotation)[1] is str else "section of numbers"
     else:
         for part in get_args(annotation):
             yield from _words(part)

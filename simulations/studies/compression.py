@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fedpress.compression.models.bundles import onnx_export, onnx_runtime, reader, writer
+from fedpress.compression.models.bundles import onnx_export, onnx_quantization, onnx_runtime, reader, writer
 from fedpress.compression.models.distillation import distill
 from fedpress.compression.models.distillation.settings import Distillation
 from fedpress.compression.models.pruning import structural
@@ -87,7 +87,7 @@ def setup(teacher_epochs: int, parameters: int, epochs: int) -> CompressionSetup
     base = Quantization(scale="least-squares")
     trained = [replace(base, bits=bits, qat_epochs=epochs // 2) for bits in (4, 3, 2)]
     nearest = [replace(base, bits=bits) for bits in (4, 3)]
-    rounded = [way for plain in nearest for way in (plain, replace(plain, rounding="adaround"))]
+    rounded = [replace(plain, rounding=rounding) for plain in nearest for rounding in ("nearest", "adaround", "gptq")]
     groups = [Quantization(bits=4), Quantization(bits=4, group_size=64)]
     sparse = replace(base, bits=4, sparsity=0.92, qat_epochs=epochs)
     return CompressionSetup(
@@ -221,7 +221,7 @@ def speeds(task: Task, model: nn.Module) -> list[Speed]:
     splits = task.data()
     exported = onnx_export.export(model, splits.proxy.inputs)
     files = {"ONNX float32": exported}
-    files["ONNX int8"] = onnx_export.quantize_static(exported, splits.proxy.inputs[:CALIBRATION])
+    files["ONNX int8"] = onnx_quantization.quantize_static(exported, splits.proxy.inputs[:CALIBRATION])
     plain, _ = quantization_aware.finish(model)
     plain.eval()
     runners: dict[str, Any] = {"torch": lambda inputs: plain(torch.from_numpy(inputs)).numpy()}

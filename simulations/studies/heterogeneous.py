@@ -111,7 +111,7 @@ class Bench:
         self.expected = answers(self.teacher, self.test.inputs)
 
     def start(
-        self, seed: int, *, architecture: str | None = None, parameters: int | None = None, keep_every: int = 1
+        self, seed: int, *, architecture: str | None = None, parameters: int | None = None, layers: float | None = None
     ) -> nn.Module:
         """Return an initial student.
 
@@ -119,10 +119,10 @@ class Bench:
             seed: Seed of its weights.
             architecture: Name of another architecture; None: the teacher's.
             parameters: Most parameters; None: as many as the teacher has.
-            keep_every: Keep every n-th layer of the teacher.
+            layers: Fraction of the teacher's layers to keep, evenly spaced; None: all.
         """
         most = structural.parameters_of(self.teacher) if parameters is None else parameters
-        chosen = Start(architecture, keep_every)
+        chosen = Start(architecture, layers)
         return start_of(self.task, self.teacher, self.proxy.inputs[:1], Budget(most), chosen, seed=seed)
 
     def student(
@@ -324,8 +324,8 @@ def views(size: Size) -> Iterator[HeterogeneousRow]:
 def transformer(size: Size) -> Iterator[HeterogeneousRow]:
     """A vision transformer: every second layer dropped, heads and feed-forward columns removed, distilled."""
     bench = Bench(FashionMNIST(model="vit"), size)
-    half = partial(bench.start, keep_every=2)
-    cut = partial(bench.start, keep_every=2, parameters=int(0.35 * structural.parameters_of(bench.teacher)))
+    half = partial(bench.start, layers=0.5)
+    cut = partial(bench.start, layers=0.5, parameters=int(0.35 * structural.parameters_of(bench.teacher)))
     yield from bench.rows(
         {
             "half the layers, labels alone": bench.untaught(half),

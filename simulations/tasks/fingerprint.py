@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fedpress.compression.models import inputs as model_inputs
 from fedpress.compression.models.task import Splits
 
 SAMPLED = 64
@@ -25,10 +26,11 @@ def of(splits: Splits) -> str:
     """
     digest = sha256()
     for name, (inputs, targets) in splits._asdict().items():
-        digest.update(f"{name} {inputs.dtype} {tuple(inputs.shape)} {targets.dtype} {tuple(targets.shape)}".encode())
-        rows: NDArray[np.int64] = np.unique(np.linspace(0, max(0, len(inputs) - 1), SAMPLED).astype(np.int64))[
-            : len(inputs)
-        ]
-        for tensor in (inputs[rows], targets):
+        count = model_inputs.count(inputs)
+        rows: NDArray[np.int64] = np.unique(np.linspace(0, max(0, count - 1), SAMPLED).astype(np.int64))[:count]
+        sampled = model_inputs.named(model_inputs.take(inputs, torch.from_numpy(rows))) if count else {}
+        forms = ", ".join(f"{each} {part.dtype} {tuple(part.shape[1:])}" for each, part in sampled.items())
+        digest.update(f"{name} {count} {forms} {targets.dtype} {tuple(targets.shape)}".encode())
+        for tensor in (*sampled.values(), targets):
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -48,6 +48,7 @@ class Work:
 
     task = Signs()
     training = Training(epochs=5, batch_size=10, learning_rate=0.5)
+    rounds = 10
     encoder = encoder.dense()
     layout = Layout.of(Signs().model())
 

@@ -206,8 +206,8 @@ def of_flags(*flags: bool) -> Mask:
     return Mask.of(np.resize(np.array(flags), 48))
 
 
-def memory(here: Context) -> Memory:
-    stored = stores.open_store(here, "test").load()
+def memory(here: Context, federation: str = "test") -> Memory:
+    stored = stores.open_store(here, federation).load()
     assert stored is not None
     return Memory.of(stored)
 
@@ -363,6 +363,50 @@ def test_a_client_that_is_killed_answers_the_same_ticket_with_the_same_bytes(
     assert trained == ([1, 2, 3] if moment.startswith("after") else [1, 2, 2, 3])
 
 
+def counting(seen: list[float], diverges: bool = False) -> ClientAppCallable:
+    """Return an application whose optimizer counts its steps, and notes how many it finds."""
+
+    def application(message: Message, here: Context) -> Message:
+        steps = stores.moments(here).get("steps/a", np.zeros(()))
+        seen.append(float(steps))
+        stores.leave_moments(here, {"steps/a": steps + 1, "mean/a": np.ones((5, 7), np.float32)})
+        return trained_reply(message, np.full(48, np.nan if diverges else 1, np.float32))
+
+    return application
+
+
+@pytest.mark.parametrize("store", ["memory", "files"])
+def test_moments_of_an_optimizer_are_kept_with_the_answer_and_are_not_stepped_twice(store: str, tmp_path: Path) -> None:
+    applied, seen = mod.compress(ENCODERS["residual"](), layout=LAYOUT), list[float]()
+    here = context()
+    for ticket, accepted in ((1, 0), (2, 1), (2, 1), (1, 0), (3, 1), (3, 1), (4, 3)):  # repeated, old, refused
+        if store == "files":
+            here = context(**{"state-folder": str(tmp_path)})  # every time as in a process of its own
+        applied(order_message(ticket, accepted, zeros()), here, counting(seen))
+        assert stores.MOMENTS not in here.state  # it is in the client's own state, once
+    assert seen == [0, 1, 2, 3]
+    assert memory(here).moments["mean/a"].shape == (5, 7)
+    applied(order_message(0, 4, zeros(), "evaluate"), here, nothing)
+    assert memory(here).moments["steps/a"] == 4
+
+
+def test_moments_start_anew_where_the_residual_does_and_after_a_divergence(caplog: pytest.LogCaptureFixture) -> None:
+    applied, seen, here = mod.compress(ENCODERS["residual"](), layout=LAYOUT), list[float](), context()
+    applied(order_message(1, 0, zeros()), here, counting(seen))
+    applied(order_message(7, 5, zeros()), here, counting(seen))  # its state comes from a backup
+    assert seen == [0, 0] and "the moments of the optimizer start anew" in caplog.text
+    answer = applied(order_message(8, 7, zeros()), here, counting(seen, diverges=True))
+    assert "NaN" in orders.read_answer(answer.content).error
+    applied(order_message(9, 7, zeros()), here, counting(seen))
+    assert seen == [0, 0, 1, 0]
+
+
+def test_an_application_without_moments_leaves_nothing() -> None:
+    applied, here = mod.compress(ENCODERS["residual"](), layout=LAYOUT), context()
+    applied(order_message(1, 0, zeros()), here, nothing)
+    assert not memory(here).moments and stores.MOMENTS not in here.state
+
+
 def test_a_node_says_its_tier_with_its_update_and_the_server_remembers_it() -> None:
     applied = mod.compress(ENCODERS["residual"](), layout=LAYOUT)
     silent = applied(order_message(1, 0, zeros()), context(), nothing)
@@ -404,9 +448,10 @@ def given(seed: int = 0) -> dict[str, Any]:
 class Server:
     """A model and the orders for one node, whose messages go through the bytes of the wire."""
 
-    def __init__(self, agreed: bool = True, seed: int = 0) -> None:
+    def __init__(self, agreed: bool = True, seed: int = 0, downlink: bool = True) -> None:
         arrays = records.from_numpy(given(seed))
-        self.model = GlobalModel(arrays, WITH_BASE, optimizers.sgd(), Downlink(0.3, agreed_initial=agreed))
+        down = Downlink(0.3, agreed_initial=agreed) if downlink else None
+        self.model = GlobalModel(arrays, WITH_BASE, optimizers.sgd(), down)
         self.orders = Orders("fed", "arrays", "config", Accounting())
         self.sent: list[Message] = []
 
@@ -524,3 +569,52 @@ def test_training_that_changes_what_is_not_sent_is_an_error() -> None:
     message = server.orders.train(1, 1, {}, server.model)
     answer = orders.read_answer(client(message, context(), recording([], "backbone")).content)
     assert "training has changed 'backbone', which has requires_grad=False" in answer.error
+
+
+@pytest.mark.parametrize("store", ["memory", "files"])
+@pytest.mark.parametrize("own", OWN)
+def test_without_a_downlink_what_is_not_trained_is_sent_once(own: str, store: str, tmp_path: Path) -> None:
+    server, seen = Server(downlink=False), []
+    here = context(**({"state-folder": str(tmp_path)} if store == "files" else {}))
+    client = mod.compress(ENCODERS["residual"](), layout=WITH_BASE, initial=lambda context: OWN[own]())
+    for round in (1, 2, 3):
+        server.contact(client, here, recording(seen), round)
+        assert {name: array.tobytes() for name, array in seen[-1].items()} == {
+            name: array.tobytes() for name, array in held_by(server).items()
+        }
+        server.step(10 + round)
+    assert ["backbone" in message.content.array_records["arrays"] for message in server.sent] == [True, False, False]
+    by_itself = own in ("the same", "a weight beside it", "other buffers")
+    assert bool(memory(here, "fed").frozen) != by_itself  # who can make it keeps no second copy
+
+
+def test_a_client_that_has_lost_what_is_not_trained_asks_for_it() -> None:
+    server, seen, here = Server(downlink=False), [], context()
+    client = mod.compress(ENCODERS["residual"](), layout=WITH_BASE)
+    server.contact(client, here, recording(seen))
+    assert "backbone" in memory(here, "fed").frozen
+    server.step(1)
+    server.contact(client, context(), recording(seen), 2)  # a new disk
+    assert ["backbone" in message.content.array_records["arrays"] for message in server.sent] == [True, False, True]
+    np.testing.assert_array_equal(seen[-1]["backbone"], given()["backbone"])
+
+
+def test_running_statistics_of_a_frozen_layer_that_training_moves_are_left_out_and_said(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    layout = Layout(
+        (TensorSpec("head", (6,), "float32"),), frozen=(TensorSpec("backbone.bn.running_mean", (3,), "float32"),)
+    )
+    arrays = {"head": np.zeros(6, np.float32), "backbone.bn.running_mean": np.zeros(3, np.float32)}
+
+    def application(message: Message, _: Context) -> Message:
+        return Message(
+            RecordDict({"w": records.from_numpy({name: array + 1 for name, array in arrays.items()})}),
+            reply_to=message,
+        )
+
+    client = mod.compress(encoder.dense(), layout=layout)
+    answer = orders.read_answer(client(order_message(1, 0, arrays), context(), application).content)
+    assert not answer.error and not answer.buffers
+    np.testing.assert_array_equal(payloads.decode(answer.payload, SideInfo(layout)).dense(), np.ones(6))
+    assert "training has moved 1 running statistics of frozen layers, such as 'backbone.bn.running_mean'" in caplog.text

@@ -34,3 +34,16 @@ def test_without_either_there_is_one_pass_and_both_are_refused() -> None:
 def test_values_out_of_range_name_their_key(key: str, bad: object) -> None:
     with pytest.raises(ValueError, match=rf"Training: {key}: got"):
         Training(**{key: bad})  # type: ignore[arg-type]
+
+
+def test_what_belongs_to_another_optimizer_is_refused_and_defaults_are_its_own() -> None:
+    assert (Training().rate, Training().velocity_decay, Training().moments) == (0.1, 0.0, 0)
+    assert (Training(momentum=0.5).velocity_decay, Training(momentum=0.5).moments) == (0.5, 1)
+    adamw, muon = Training(optimizer="adamw"), Training(optimizer="muon")
+    assert (adamw.rate, adamw.moments) == (0.001, 2)
+    assert (muon.rate, muon.velocity_decay, muon.moments) == (0.001, 0.95, 2)
+    with pytest.raises(ValueError, match="momentum: got 0.9, but adamw has beta1"):
+        Training(optimizer="adamw", momentum=0.9)
+    with pytest.raises(ValueError, match="beta1, beta2 and epsilon: belong to adamw"):
+        Training(beta2=0.95)
+    assert Training(optimizer="adamw", momentum=0.0).rate == 0.001

@@ -1,5 +1,6 @@
 """Local training: repeats itself, follows its settings, and counts what it saw."""
 
+import dataclasses
 import subprocess
 import sys
 from collections.abc import Callable
@@ -42,6 +43,21 @@ def test_the_same_seed_gives_the_same_weights_to_the_bit_and_another_seed_others
     assert not torch.equal(trained(settings), trained(settings, seed=6))
 
 
+def deep() -> nn.Module:
+    """The same with a hidden matrix."""
+    torch.manual_seed(1)
+    return nn.Sequential(
+        nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 2)
+    )
+
+
+OPTIMIZERS = [
+    Training(epochs=3, batch_size=16, momentum=0.9, weight_decay=0.1),
+    Training(epochs=3, batch_size=16, optimizer="adamw", weight_decay=0.1, learning_rate=0.01),
+    Training(epochs=3, batch_size=16, optimizer="muon", weight_decay=0.1, learning_rate=0.01),
+]
+
+
 class Partly(nn.Module):
     """A parameter that the loss never reaches, besides those that it does."""
 
@@ -77,7 +93,8 @@ def test_training_does_without_the_compiler_of_torch() -> None:
     code = (
         "import sys, torch; from torch import nn; from fedpress.client import app, settings, train\n"
         "data = train.Examples(torch.ones(4, 2), torch.zeros(4).long())\n"
-        "train.train(nn.Linear(2, 2), data, nn.functional.cross_entropy, settings.Training(momentum=0.9), 1)\n"
+        "for how in (settings.Training(momentum=0.9), settings.Training(optimizer='adamw', max_grad_norm=1.0)):\n"
+        "    train.train(nn.Linear(2, 2), data, nn.functional.cross_entropy, how, 1)\n"
         "sys.exit('torch._dynamo' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
@@ -140,10 +157,13 @@ def test_training_on_cuda_learns_and_comes_back_to_the_cpu() -> None:
     [
         Training(epochs=2, batch_size=10, momentum=0.9, weight_decay=0.1),
         Training(epochs=2, batch_size=10, proximal_mu=0.5, precision="bfloat16"),
+        Training(epochs=2, batch_size=10, optimizer="adamw", weight_decay=0.1, proximal_mu=0.5, max_grad_norm=0.5),
+        Training(epochs=2, batch_size=10, optimizer="muon", weight_decay=0.1, micro_batch_size=4),
+        Training(epochs=2, batch_size=10, optimizer="adamw", precision="float16"),
     ],
 )
 def test_a_weight_outside_the_mask_stays_zero(settings: Training) -> None:
-    made, draw = model(), np.random.default_rng(1)
+    made, draw = deep(), np.random.default_rng(1)
     flags = {name: draw.random(tuple(p.shape)) < 0.5 for name, p in made.named_parameters() if "weight" in name}
     with torch.no_grad():
         for name, parameter in made.named_parameters():
@@ -259,3 +279,103 @@ def test_the_gradient_leaves_out_places_without_a_target_whatever_the_batches(ba
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None
         np.testing.assert_allclose(found[name], parameter.grad.numpy(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("settings", OPTIMIZERS, ids=lambda settings: settings.optimizer)
+def test_every_optimizer_learns_repeats_itself_and_is_pulled_back_by_the_proximal_term(settings: Training) -> None:
+    def run(settings: Training) -> tuple[torch.Tensor, float]:
+        made = deep()
+        loss = train(made, examples(), nn.functional.cross_entropy, settings, 5)
+        return torch.cat([p.detach().flatten() for p in made.parameters()]), loss
+
+    start = torch.cat([p.detach().flatten() for p in deep().parameters()])
+    once, loss = run(settings)
+    assert torch.equal(once, run(settings)[0])
+    assert run(dataclasses.replace(settings, epochs=20))[1] < loss
+    pulled, _ = run(dataclasses.replace(settings, proximal_mu=50.0, learning_rate=0.005))
+    free, _ = run(dataclasses.replace(settings, learning_rate=0.005))
+    assert (pulled - start).norm() < 0.95 * (free - start).norm()
+
+
+@pytest.mark.parametrize("settings", OPTIMIZERS, ids=lambda settings: settings.optimizer)
+def test_what_is_frozen_stays_to_the_bit_and_with_it_its_running_statistics(settings: Training) -> None:
+    made = deep()
+    for index in (0, 1):
+        made[index].requires_grad_(False)  # type: ignore[index, operator]
+    before = {name: value.clone() for name, value in made.state_dict().items()}
+    moments: dict[str, np.ndarray] = {}  # type: ignore[type-arg]
+    train(made, examples(), nn.functional.cross_entropy, settings, 5, moments=moments)
+    for name, value in made.state_dict().items():
+        assert torch.equal(value, before[name]) == name.startswith(("0.", "1.")), name
+    assert moments and not any(name.partition("/")[2].startswith(("0.", "1.")) for name in moments)
+    assert made.training  # type: ignore[truthy-bool]
+    found = gradient(made, examples(), nn.functional.cross_entropy, settings, 5)
+    assert not found["0.weight"].any() and found["3.weight"].any()
+    assert torch.equal(made.state_dict()["1.running_mean"], before["1.running_mean"])
+
+
+@pytest.mark.parametrize("settings", OPTIMIZERS, ids=lambda settings: settings.optimizer)
+def test_kept_moments_go_on_and_those_outside_a_new_mask_begin_from_zero(
+    settings: Training, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "flwr")
+
+    def second(moments: dict[str, np.ndarray], flags: dict[str, np.ndarray] | None = None) -> torch.Tensor:  # type: ignore[type-arg]
+        made = deep()
+        if flags:
+            made[3].weight.data.mul_(torch.from_numpy(flags["3.weight"]))  # type: ignore[index, union-attr, operator]
+        train(made, examples(), nn.functional.cross_entropy, settings, 6, flags, moments=moments)
+        return made[3].weight.detach()  # type: ignore[index, union-attr, return-value]
+
+    moments: dict[str, np.ndarray] = {}  # type: ignore[type-arg]
+    train(deep(), examples(), nn.functional.cross_entropy, settings, 5, moments=moments)
+    assert all(np.isfinite(moment).all() for moment in moments.values())
+    kept = {name: moment.copy() for name, moment in moments.items()}
+    assert not torch.equal(second(moments), second({}))
+    assert any(not np.array_equal(kept[name], moments[name]) for name in kept)
+    flags = {"3.weight": np.eye(8, dtype=bool)}
+    assert not second({name: moment.copy() for name, moment in kept.items()}, flags)[
+        ~torch.eye(8, dtype=torch.bool)
+    ].any()
+    assert "the mask has changed" in caplog.text
+
+
+def test_moments_of_another_optimizer_are_dropped_and_said(caplog: pytest.LogCaptureFixture) -> None:
+    moments: dict[str, np.ndarray] = {}  # type: ignore[type-arg]
+    train(deep(), examples(), nn.functional.cross_entropy, OPTIMIZERS[1], 5, moments=moments)
+    train(deep(), examples(), nn.functional.cross_entropy, OPTIMIZERS[0], 5, moments=moments)
+    assert "are of another optimizer" in caplog.text
+    assert {name.partition("/")[0] for name in moments} == {"velocity"}
+
+
+def test_schedules_move_the_rate_over_the_rounds() -> None:
+    def moved(**where: int) -> float:
+        made = nn.Linear(4, 2)
+        nn.init.zeros_(made.weight)
+        settings = Training(epochs=1, batch_size=50, schedule="linear", learning_rate=0.1)
+        train(made, examples(), nn.functional.cross_entropy, settings, 5, **where)
+        return float(made.weight.detach().norm())
+
+    assert moved(round=3, rounds=4) == pytest.approx(moved() / 2, rel=0.05)
+
+
+def test_gradient_checkpointing_leaves_the_training_as_it_is() -> None:
+    def run(again: bool) -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        made = nn.Sequential(*(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(0.3)) for _ in range(3)))
+        train(
+            made, examples(17), nn.functional.cross_entropy,
+            Training(epochs=2, batch_size=8, gradient_checkpointing=again), 5,
+        )  # fmt: skip
+        return made.state_dict()
+
+    plain, again = run(False), run(True)
+    assert all(torch.equal(plain[name], value) for name, value in again.items())
+
+
+def test_float16_learns_about_the_same_on_the_cpu() -> None:
+    full, half = (
+        trained(Training(epochs=5, batch_size=10, precision=precision)) for precision in ("float32", "float16")
+    )
+    start = torch.cat([p.detach().flatten() for p in model().parameters()])
+    assert not torch.equal(half, full) and (half - full).norm() < 0.1 * (full - start).norm()

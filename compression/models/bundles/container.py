@@ -17,6 +17,10 @@ Layout of version 2, little-endian; lengths in bytes:
     | ... | ONNX: zlib of a model to run (`onnx_export`) |
     | 64 | signature, if there is one: Ed25519 of the 22 bytes and of manifest, weights and ONNX as in the file |
 
+Sizes are checked before anything is allocated: lengths against that of the file, the file and the ONNX model in it
+against what this device takes (`LIMIT`, its own choice), the ONNX model against what zlib can make of its stream, and
+weights and ONNX against the tensors of the manifest (`reader`).
+
 The SHA-256 detects damage. Authenticity needs a signature and a public key from a trusted source. Ed25519:
 S. Josefsson, I. Liusvaara, RFC 8032, 2017.
 """
@@ -26,6 +30,7 @@ from __future__ import annotations
 import hashlib
 import struct
 import zlib
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from cryptography.exceptions import InvalidSignature
@@ -47,15 +52,20 @@ from fedpress.compression.models.bundles.errors import (
 MAGIC: Final = b"\x89FPB"
 VERSION: Final = 2
 MAX_MANIFEST_BYTES: Final = 1 << 20
-MAX_WEIGHTS_BYTES: Final = 1 << 28
-MAX_ONNX_BYTES: Final = 1 << 28
+LIMIT: Final = 1 << 30
+"""Bytes of a file, and of what is decoded from it, that a device takes where it is not told otherwise."""
+MAX_RATIO: Final = 1032
+"""Largest compression of zlib."""
 HEADER: Final = struct.Struct("<4sBIIIIB")
 DIGEST_BYTES: Final = 32
 SIGNATURE_BYTES: Final = 64
-MAX_BYTES: Final = (
-    HEADER.size + DIGEST_BYTES + MAX_MANIFEST_BYTES + MAX_WEIGHTS_BYTES + MAX_ONNX_BYTES + SIGNATURE_BYTES
-)
-"""Most bytes of a file."""
+MAX_PART_BYTES: Final = (1 << 32) - 1
+"""Most bytes of a part: lengths are 4 bytes."""
+MAX_BYTES: Final = HEADER.size + DIGEST_BYTES + MAX_MANIFEST_BYTES + 2 * MAX_PART_BYTES + SIGNATURE_BYTES
+"""Most bytes of a file in this format."""
+
+Check = Callable[[bytes, int, int], None]
+"""Raises a `BundleError` unless a manifest allows that many bytes of weights, and of ONNX."""
 
 
 class Parts(NamedTuple):
@@ -64,14 +74,14 @@ class Parts(NamedTuple):
     Attributes:
         format: Version of the format.
         manifest: JSON, decompressed.
-        weights: Weights, as in the file.
+        weights: Weights, a view of the file.
         onnx: ONNX model, decompressed; empty if there is none.
         signed: Whether there is a signature.
     """
 
     format: int
     manifest: bytes
-    weights: bytes
+    weights: memoryview
     onnx: bytes
     signed: bool
 
@@ -88,11 +98,10 @@ def pack(manifest: bytes, weights: bytes, onnx: bytes = b"", private_key: bytes 
     Raises:
         TooLarge: A part exceeds the limits of the format.
     """
-    if len(manifest) > MAX_MANIFEST_BYTES or len(weights) > MAX_WEIGHTS_BYTES or len(onnx) > MAX_ONNX_BYTES:
+    if len(manifest) > MAX_MANIFEST_BYTES or max(len(weights), len(onnx)) > MAX_PART_BYTES:
         raise TooLarge(
             f"a manifest of {len(manifest):,}, weights of {len(weights):,} and ONNX of {len(onnx):,} bytes: at most"
-            f" {MAX_MANIFEST_BYTES:,}, {MAX_WEIGHTS_BYTES:,} and {MAX_ONNX_BYTES:,} are allowed; a bundle is for a"
-            " small model"
+            f" {MAX_MANIFEST_BYTES:,}, {MAX_PART_BYTES:,} and {MAX_PART_BYTES:,} have room in the format"
         )
     packed, deflated = zlib.compress(manifest, 9), zlib.compress(onnx, 9) if onnx else b""
     signed = private_key is not None
@@ -103,12 +112,14 @@ def pack(manifest: bytes, weights: bytes, onnx: bytes = b"", private_key: bytes 
     return head + hashlib.sha256(head + body).digest() + body
 
 
-def unpack(data: bytes, public_key: bytes | None = None) -> Parts:
+def unpack(data: bytes, public_key: bytes | None = None, limit: int = LIMIT, check: Check = lambda *_: None) -> Parts:
     """Verify the bytes of a bundle and return its parts.
 
     Args:
         data: Bytes of the file.
         public_key: Ed25519 key that must have signed it, 32 bytes; None: a signature is not verified.
+        limit: Most bytes of the file, and of the ONNX model decoded, that this device takes.
+        check: Called with the manifest and the lengths of weights and ONNX model before the latter is decoded.
 
     Raises:
         BundleError: The file is faulty; a subclass for each fault.
@@ -128,15 +139,16 @@ def unpack(data: bytes, public_key: bytes | None = None) -> Parts:
     _, _, packed_bytes, coded_bytes, deflated_bytes, onnx_bytes, signed = HEADER.unpack_from(data)
     if signed > 1:
         raise UnsupportedBundleVersion(f"flag {signed}, expected 0 or 1: made by a newer version of fedpress?")
-    if (
-        packed_bytes > MAX_MANIFEST_BYTES
-        or coded_bytes > MAX_WEIGHTS_BYTES
-        or max(deflated_bytes, onnx_bytes) > MAX_ONNX_BYTES
-    ):
+    if packed_bytes > MAX_MANIFEST_BYTES or max(packed_bytes + coded_bytes + deflated_bytes, onnx_bytes) > limit:
         raise TooLarge(
             f"the header announces a manifest of {packed_bytes:,} bytes, weights of {coded_bytes:,}, ONNX of"
-            f" {deflated_bytes:,} ({onnx_bytes:,} decoded): at most {MAX_MANIFEST_BYTES:,}, {MAX_WEIGHTS_BYTES:,} and"
-            f" {MAX_ONNX_BYTES:,} are allowed; is the header damaged?"
+            f" {deflated_bytes:,} ({onnx_bytes:,} decoded): at most {MAX_MANIFEST_BYTES:,} for the manifest and"
+            f" {limit:,} in all are taken here. Is the header damaged? If not, allow more (--largest-mib)"
+        )
+    if onnx_bytes > MAX_RATIO * deflated_bytes:
+        raise TooLarge(
+            f"the header announces ONNX of {deflated_bytes:,} bytes, {onnx_bytes:,} decoded: zlib makes at most"
+            f" {MAX_RATIO:,} of one; is the header damaged?"
         )
     content = start + packed_bytes + coded_bytes + deflated_bytes
     end = content + (SIGNATURE_BYTES if signed else 0)
@@ -144,8 +156,9 @@ def unpack(data: bytes, public_key: bytes | None = None) -> Parts:
         raise TruncatedBundle(f"{len(data):,} bytes, but the header announces {end:,}: was the download cut off?")
     if len(data) > end:
         raise TrailingBytes(f"{len(data):,} bytes, but the header announces {end:,}: were two files joined?")
-    digest = hashlib.sha256(data[: HEADER.size])
-    digest.update(data[start:])
+    view = memoryview(data)
+    digest = hashlib.sha256(view[: HEADER.size])
+    digest.update(view[start:])
     if digest.digest() != data[HEADER.size : start]:
         raise BundleChecksumMismatch(
             "the file's SHA-256 is not the one in its header: damaged on the way; download it again"
@@ -161,12 +174,13 @@ def unpack(data: bytes, public_key: bytes | None = None) -> Parts:
                 f"the signature is not by the key {public_key.hex()[:16]}...: made or changed by somebody else"
             ) from None
     middle, last = start + packed_bytes, start + packed_bytes + coded_bytes
-    manifest = inflate(data[start:middle], MAX_MANIFEST_BYTES, InvalidManifest)
-    onnx = inflate(data[last:content], onnx_bytes, InvalidOnnx) if deflated_bytes else b""
-    return Parts(version, manifest, data[middle:last], onnx, bool(signed))
+    manifest = inflate(view[start:middle], MAX_MANIFEST_BYTES, InvalidManifest)
+    check(manifest, coded_bytes, onnx_bytes)
+    onnx = inflate(view[last:content], onnx_bytes, InvalidOnnx) if deflated_bytes else b""
+    return Parts(version, manifest, view[middle:last], onnx, bool(signed))
 
 
-def inflate(coded: bytes, most: int, fault: type[Exception]) -> bytes:
+def inflate(coded: bytes | memoryview, most: int, fault: type[Exception]) -> bytes:
     """Decompress a zlib stream, of which a small one must not fill the memory.
 
     Args:

@@ -1,6 +1,7 @@
 """Encoding of a student's tensors: each in its shortest form, all codes in one entropy-coded string.
 
-Layout, little-endian. For each tensor, in the order of the manifest, a head; then one string of `rans` to the end:
+Layout, little-endian. For each tensor, in the order of the manifest, a head; then strings of `rans` to the end, each of
+2^24 symbols but for the last, which has the rest; each but the last is preceded by its length, 4 bytes:
 
     a tensor that is not quantized, of `dtype`:
     | 1 | PLAIN: unchanged; HALF: float32 as float16; DEFLATED: zlib of it |
@@ -17,7 +18,8 @@ Layout, little-endian. For each tensor, in the order of the manifest, a head; th
     | 1 | scales: FLOATS, float32 each; POWERS, of 2^(1/16) |
     | ... | FLOATS: the scales. POWERS: 2 bytes, the middle exponent; table of the exponents minus that |
 
-The string of `rans` holds, tensor by tensor, the codes and then the exponents of the scales.
+The strings of `rans` hold, tensor by tensor, the codes and then the exponents of the scales. They are coded one by one,
+so that a model of any size takes the working memory of 2^24 symbols.
 
 The shortest form is chosen by exact costs. Sparse codes are stored with their positions (S. Han, H. Mao, W. Dally,
 "Deep Compression", ICLR 2016, section 2), by columns where whole inputs of a layer were pruned.
@@ -28,7 +30,7 @@ from __future__ import annotations
 import math
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -50,6 +52,10 @@ MAX_EXPANSION: Final = 1024
 """Entries of the tensors allowed for each byte of the weights, so that a small file cannot fill the memory."""
 FREE_ENTRIES: Final = 1 << 20
 """Entries allowed besides."""
+PIECE: Final = 1 << 24
+"""Symbols of a string."""
+SLACK_BYTES: Final = 64
+"""More than a head's fields other than codes, positions and scales."""
 DTYPES: Final = {
     str(np.dtype(kind)): np.dtype(kind).newbyteorder("<")
     for kind in (np.bool_, np.uint8, np.int8, np.int16, np.int32, np.int64, np.float32)
@@ -76,7 +82,7 @@ class TensorScheme(NamedTuple):
 class _Run(NamedTuple):
     """Codes that share a frequency table."""
 
-    codes: NDArray[np.int64]
+    codes: NDArray[np.int8]
     table: Table
 
 
@@ -106,12 +112,64 @@ def pack(tensors: Tensors, entropy_coded: bool = True) -> tuple[bytes, dict[str,
         heads.append(head)
         runs += coded
         forms[name] = FORMS[head[0]]
-    symbols = np.concatenate([np.empty(0, np.int64), *(run.codes + run.table.top for run in runs)])
-    string = rans.encode(symbols, [len(run.codes) for run in runs], [run.table.frequencies for run in runs])
-    return b"".join(heads) + string, forms
+    pieces = list(_pieces([len(run.codes) for run in runs]))
+    for number, piece in enumerate(pieces):
+        string = _encoded([_Run(runs[index].codes[part], runs[index].table) for index, part in piece])
+        heads += [string] if number == len(pieces) - 1 else [struct.pack("<I", len(string)), string]
+    return b"".join(heads), forms
 
 
-def unpack(data: bytes, schemes: Mapping[str, TensorScheme]) -> tuple[Tensors, dict[str, str]]:
+def _encoded(runs: list[_Run]) -> bytes:
+    """Return a string of `rans`."""
+    symbols = np.concatenate([np.empty(0, np.int64), *(run.codes.astype(np.int64) + run.table.top for run in runs)])
+    return rans.encode(symbols, [len(run.codes) for run in runs], [run.table.frequencies for run in runs])
+
+
+def _pieces(counts: Sequence[int]) -> Iterator[list[tuple[int, slice]]]:
+    """Yield the parts of runs that share a string: index of the run, and its part; at least one string."""
+    piece: list[tuple[int, slice]] = []
+    room = PIECE
+    for index, count in enumerate(counts):
+        start = 0
+        while start < count:
+            if not room:
+                yield piece
+                piece, room = [], PIECE
+            stop = min(count, start + room)
+            piece.append((index, slice(start, stop)))
+            room -= stop - start
+            start = stop
+    yield piece
+
+
+def entries(schemes: Mapping[str, TensorScheme]) -> int:
+    """Return the number of entries of all tensors."""
+    return sum(math.prod(scheme.shape) for scheme in schemes.values())
+
+
+def decoded_bytes(schemes: Mapping[str, TensorScheme]) -> int:
+    """Return the bytes of all tensors once they are decoded, codes as one byte each and scales as four."""
+    total = 0
+    for scheme in schemes.values():
+        size = math.prod(scheme.shape)
+        total += size * DTYPES[scheme.dtype].itemsize if scheme.dtype else size + 4 * math.prod(_scales_shape(scheme))
+    return total
+
+
+def longest_bytes(schemes: Mapping[str, TensorScheme]) -> int:
+    """Return an upper bound on the length of what `pack` writes for tensors of these schemes, in bytes."""
+    total = SLACK_BYTES
+    for scheme in schemes.values():
+        size = math.prod(scheme.shape)
+        if scheme.dtype:
+            coded = size * DTYPES[scheme.dtype].itemsize
+        else:  # as packed codes and floats; tables and the strings' own bytes come on top of a shorter form at most
+            coded = -(-size * scheme.bits // 8) + 4 * math.prod(_scales_shape(scheme))
+        total += coded + coded // 100 + 2 * (SLACK_BYTES + 2 * frequency_table.MAX_CODE)
+    return total
+
+
+def unpack(data: bytes | memoryview, schemes: Mapping[str, TensorScheme]) -> tuple[Tensors, dict[str, str]]:
     """Return the tensors that `pack` wrote, and the form of each by name.
 
     Args:
@@ -122,10 +180,9 @@ def unpack(data: bytes, schemes: Mapping[str, TensorScheme]) -> tuple[Tensors, d
         InvalidWeights: The bytes do not decode to such tensors.
         TooLarge: The schemes have more entries than the bytes can justify.
     """
-    entries = sum(math.prod(scheme.shape) for scheme in schemes.values())
-    if entries > FREE_ENTRIES + MAX_EXPANSION * len(data):
+    if entries(schemes) > FREE_ENTRIES + MAX_EXPANSION * len(data):
         raise TooLarge(
-            f"{entries:,} entries from {len(data):,} bytes of weights: at most {FREE_ENTRIES:,} and"
+            f"{entries(schemes):,} entries from {len(data):,} bytes of weights: at most {FREE_ENTRIES:,} and"
             f" {MAX_EXPANSION:,} a byte are allowed"
         )
     reader = _Reader(data)
@@ -140,15 +197,10 @@ def unpack(data: bytes, schemes: Mapping[str, TensorScheme]) -> tuple[Tensors, d
         parts.append((name, scheme, part))
         forms[name] = FORMS[form]
     tables = [run for _, _, part in parts if isinstance(part, _Head) for run in part.runs]
-    counts = [count for count, _ in tables]
     try:
-        symbols = rans.decode(reader.rest(), counts, [table.frequencies for _, table in tables])
+        runs = _decoded(reader, tables)
     except rans.CodeError as error:
         raise InvalidWeights(f"the entropy-coded weights cannot be read: {error}") from error
-    runs = [
-        part - table.top
-        for part, (_, table) in zip(np.split(symbols, np.cumsum(counts)[:-1]) if counts else [], tables, strict=True)
-    ]
     tensors: Tensors = {}
     for name, scheme, part in parts:
         if not isinstance(part, _Head):
@@ -157,6 +209,22 @@ def unpack(data: bytes, schemes: Mapping[str, TensorScheme]) -> tuple[Tensors, d
         codes, runs = runs[: len(part.runs)], runs[len(part.runs) :]
         tensors[name] = _restored(name, scheme, part, codes)
     return tensors, forms
+
+
+def _decoded(reader: _Reader, tables: Sequence[tuple[int, Table]]) -> list[NDArray[np.int8]]:
+    """Return the codes of each run."""
+    runs = [np.empty(count, np.int8) for count, _ in tables]
+    pieces = list(_pieces([count for count, _ in tables]))
+    for number, piece in enumerate(pieces):
+        last = number == len(pieces) - 1
+        string = reader.rest() if last else reader.take(struct.unpack("<I", reader.take(4))[0])
+        counts = [part.stop - part.start for _, part in piece]
+        symbols = rans.decode(string, counts, [tables[index][1].frequencies for index, _ in piece])
+        start = 0
+        for (index, part), count in zip(piece, counts, strict=True):
+            runs[index][part] = symbols[start : start + count] - tables[index][1].top
+            start += count
+    return runs
 
 
 class _Head(NamedTuple):
@@ -173,7 +241,7 @@ class _Head(NamedTuple):
 class _Reader:
     """Cursor over the bytes of all tensors."""
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes | memoryview) -> None:
         self.data = memoryview(data)
         self.at = 0
 
@@ -271,7 +339,7 @@ def _dense(codes: NDArray[np.int64]) -> tuple[bytes, list[_Run]]:
     if not len(codes):
         return bytes([DENSE]), []
     table = frequency_table.fit(codes)
-    return bytes([DENSE]) + table.data, [_Run(codes, table)]
+    return bytes([DENSE]) + table.data, [_Run(codes.astype(np.int8), table)]
 
 
 def _sparse(form: int, codes: NDArray[np.int64]) -> tuple[bytes, list[_Run]]:
@@ -281,12 +349,15 @@ def _sparse(form: int, codes: NDArray[np.int64]) -> tuple[bytes, list[_Run]]:
     if not len(nonzero):
         return head, []
     table = frequency_table.fit(codes[nonzero])
-    return head + table.data, [_Run(codes[nonzero], table)]
+    return head + table.data, [_Run(codes[nonzero].astype(np.int8), table)]
 
 
 def _bits(runs: list[_Run]) -> float:
     return sum(
-        rans.cost(np.bincount(run.codes + run.table.top, minlength=2 * run.table.top + 1), run.table.frequencies)
+        rans.cost(
+            np.bincount(run.codes.astype(np.int64) + run.table.top, minlength=2 * run.table.top + 1),
+            run.table.frequencies,
+        )
         for run in runs
     )
 
@@ -297,7 +368,7 @@ def _pack_scales(scales: NDArray[np.float32]) -> tuple[bytes, list[_Run]]:
     floats = _floats(scales)
     if not used.any():
         return bytes([POWERS]) + struct.pack("<h", 0) + frequency_table.fit(np.zeros(1, np.int64)).data, [
-            _Run(np.zeros(scales.size, np.int64), frequency_table.fit(np.zeros(1, np.int64)))
+            _Run(np.zeros(scales.size, np.int8), frequency_table.fit(np.zeros(1, np.int64)))
         ]
     exponents = quantized_tensor.exponents(np.where(used, scales, 1))
     if not np.array_equal(quantized_tensor.powers(exponents)[used], scales[used]):
@@ -307,7 +378,7 @@ def _pack_scales(scales: NDArray[np.float32]) -> tuple[bytes, list[_Run]]:
     if high - middle > frequency_table.MAX_CODE:
         return floats, []
     offsets = np.where(used, exponents - middle, 0).ravel()
-    run = _Run(offsets, frequency_table.fit(offsets))
+    run = _Run(offsets.astype(np.int8), frequency_table.fit(offsets))
     head = bytes([POWERS]) + struct.pack("<h", middle) + run.table.data
     return (floats, []) if 8 * len(floats) < 8 * len(head) + _bits([run]) else (head, [run])
 
@@ -354,7 +425,7 @@ def _scales_shape(scheme: TensorScheme) -> tuple[int, int]:
     return scheme.shape[0], quantized_tensor.groups_of(scheme.shape, scheme.group)
 
 
-def _restored(name: str, scheme: TensorScheme, head: _Head, runs: list[NDArray[np.int64]]) -> Quantized:
+def _restored(name: str, scheme: TensorScheme, head: _Head, runs: list[NDArray[np.int8]]) -> Quantized:
     codes = np.zeros(math.prod(scheme.shape), np.int8) if head.codes is None else head.codes
     has_codes = len(runs) > (head.scales is None)
     if has_codes:
@@ -364,7 +435,7 @@ def _restored(name: str, scheme: TensorScheme, head: _Head, runs: list[NDArray[n
     shaped = codes.reshape(scheme.shape)
     scales = head.scales
     if scales is None:
-        scales = quantized_tensor.powers(runs[-1] + head.middle).reshape(_scales_shape(scheme))
+        scales = quantized_tensor.powers(runs[-1].astype(np.int64) + head.middle).reshape(_scales_shape(scheme))
         # A group of zeros has no scale.
         scales = np.where(quantized_tensor.grouped(shaped, scheme.group).any(axis=2), scales, np.float32(0))
     return Quantized(shaped, scales, scheme.bits, scheme.group)

@@ -28,8 +28,10 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedpress.compression.errors import FedpressError
+from fedpress.compression.models import inputs as model_inputs
 from fedpress.compression.models.distillation import teachers
 from fedpress.compression.models.distillation.settings import DataFree
+from fedpress.compression.models.inputs import Inputs
 from fedpress.compression.models.reproducible import reproducible
 
 LATENT: Final = 64
@@ -73,6 +75,23 @@ def synthesize(
         if settings.optimize == "inputs":
             return _optimized(objective, shape, classes, student)
         return _generated(objective, shape, student)
+
+
+def shape_of(inputs: Inputs) -> tuple[int, ...]:
+    """Return the shape of one input, such as is to be synthesized.
+
+    Args:
+        inputs: Inputs of the task, (N, ...).
+
+    Raises:
+        DataFreeError: They are not one tensor in memory.
+    """
+    if not isinstance(inputs, Tensor):
+        raise DataFreeError(
+            f"inputs are made for images and vectors in one tensor, the task's are {model_inputs.form(inputs)}: let"
+            " students learn on proxy data"
+        )
+    return tuple(inputs.shape[1:])
 
 
 def check(teacher: nn.Module, shape: tuple[int, ...], settings: DataFree) -> int:

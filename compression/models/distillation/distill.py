@@ -16,9 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from fedpress.compression.models import batches, masks
+from fedpress.compression.models import inputs as model_inputs
 from fedpress.compression.models.distillation import stages, teachers
 from fedpress.compression.models.distillation.loss import HIDDEN, DistillationLoss
 from fedpress.compression.models.distillation.settings import Distillation
+from fedpress.compression.models.inputs import Inputs
 from fedpress.compression.models.reproducible import reproducible
 from fedpress.compression.models.step import Materials, Student, Teacher
 from fedpress.compression.models.task import has_target
@@ -59,11 +61,11 @@ class Distill:
 def distill(
     teacher: nn.Module | Teacher,
     student: nn.Module,
-    inputs: Tensor,
+    inputs: Inputs,
     settings: Distillation = Distillation(),
     *,
     targets: Tensor | None = None,
-    teacher_inputs: Tensor | None = None,
+    teacher_inputs: Inputs | None = None,
     class_axis: int = teachers.LAST,
     seed: int,
 ) -> nn.Module:
@@ -87,12 +89,13 @@ def distill(
             stages; or the outputs of the two differ in shape.
         ValueError: There are no inputs, or the number of labels or of other views differs.
     """
-    if len(inputs) == 0:
+    if (count := model_inputs.count(inputs)) == 0:
         raise ValueError("distillation needs proxy data, got 0 inputs: does the task hold out a proxy part?")
     views = inputs if teacher_inputs is None else teacher_inputs
-    for name, part in (("targets", targets), ("teacher_inputs", views)):
-        if part is not None and len(part) != len(inputs):
-            raise ValueError(f"got {len(part)} {name} for {len(inputs)} inputs, expected one for each")
+    given = {"teacher_inputs": model_inputs.count(views)} | ({} if targets is None else {"targets": len(targets)})
+    for name, number in given.items():
+        if number != count:
+            raise ValueError(f"got {number} {name} for {count} inputs, expected one for each")
     with reproducible(seed) as generator:
         source = teachers.of(teacher, class_axis)
         learner = copy.deepcopy(student).cpu().train()
@@ -102,15 +105,15 @@ def distill(
         inside = source.model if isinstance(source, teachers.Single) else nn.Identity()
         with (
             batches.lone_examples(learner),
-            stages.recording(learner) as of_student,
-            stages.recording(inside) as of_teacher,
+            stages.recording(learner, bool(settings.weights.attention)) as of_student,
+            stages.recording(inside, bool(settings.weights.attention)) as of_teacher,
         ):
             fit(
                 [*learner.parameters(), *loss.parameters()],
                 lambda: loss.epoch(generator),
                 lambda batch: loss(batch, of_student, of_teacher),
                 settings,
-                steps=settings.epochs * batches.count(len(inputs), settings.batch_size, learner),
+                steps=settings.epochs * batches.count(count, settings.batch_size, learner),
                 after=loss.after_step,
             )
         learned = loss.learned()

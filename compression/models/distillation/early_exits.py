@@ -14,6 +14,7 @@ from torch.nn import functional
 from fedpress.compression.models.distillation import stages
 from fedpress.compression.models.distillation.stages import Recording, Stage
 from fedpress.compression.models.distillation.teachers import TeacherError
+from fedpress.compression.models.inputs import Batch
 
 POOLED = 2
 """Height and width to which maps are pooled before a classifier."""
@@ -31,7 +32,7 @@ class Exits(nn.Module):
         TeacherError: The student has fewer than two stages.
     """
 
-    def __init__(self, student: nn.Module, example: Tensor, classes: int) -> None:
+    def __init__(self, student: nn.Module, example: Batch, classes: int) -> None:
         super().__init__()
         student_stages = stages.stages(student, example)
         if len(student_stages) < 2:

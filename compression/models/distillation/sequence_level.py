@@ -14,12 +14,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from fedpress.compression.models import inputs as model_inputs
+from fedpress.compression.models import outputs as model_outputs
 from fedpress.compression.models.distillation.settings import Continuations
+from fedpress.compression.models.inputs import Inputs
 from fedpress.compression.models.reproducible import evaluating, reproducible
 from fedpress.compression.models.task import Examples
 
 
-def continued(teacher: nn.Module, windows: Tensor, settings: Continuations, *, seed: int) -> Examples:
+def continued(teacher: nn.Module, windows: Inputs, settings: Continuations, *, seed: int) -> Examples:
     """Return windows that begin with the given prompts and continue with characters of the teacher.
 
     Each character takes a forward pass over all characters before it, because a teacher keeps no state.
@@ -37,6 +40,11 @@ def continued(teacher: nn.Module, windows: Tensor, settings: Continuations, *, s
     Raises:
         ValueError: The windows are no sequences of labels, or not longer than the prompt.
     """
+    if not isinstance(windows, Tensor):
+        raise ValueError(
+            f"continuations need labels (N, L) as one tensor, got inputs {model_inputs.form(windows)}: sequences by"
+            " name or on a disk are not continued; leave students.data.continuations off"
+        )
     if windows.ndim != 2 or windows.is_floating_point():
         raise ValueError(
             f"continuations need labels (N, L), got {windows.dtype} {tuple(windows.shape)}: is it a task of sequences?"
@@ -47,7 +55,7 @@ def continued(teacher: nn.Module, windows: Tensor, settings: Continuations, *, s
     with reproducible(seed) as generator, evaluating(teacher):
         written = windows[:, : settings.prompt].repeat(settings.copies, 1)
         while written.shape[1] <= length:
-            logits = torch.cat([teacher(batch)[:, -1] for batch in torch.split(written, 512)])
+            logits = torch.cat([model_outputs.answers(teacher(batch))[:, -1] for batch in torch.split(written, 512)])
             written = torch.cat([written, _next_characters(logits, settings.temperature, generator)], dim=1)
     return Examples(written[:, :-1], written[:, 1:])
 

@@ -13,6 +13,8 @@ from fedpress.compression.settings import ADVANCED, STRICT, Field, Positive, Set
 
 Combine = Literal["logits", "probabilities", "entropy", "confidence"]
 """Combinations of the answers of an ensemble of teachers (`teachers`)."""
+Divergence = Literal["kl", "mse", "cosine"]
+"""Distances of a student's answers from its teacher's."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -26,7 +28,11 @@ class LossWeights(Settings):
     teacher: float = Field(default=1.0, ge=0, description="The teacher's answers (Hinton et al.).")
     labels: float = Field(default=0.5, ge=0, description="Labels, where students may see them.")
     features: float = Field(
-        default=0.0, ge=0, json_schema_extra=ADVANCED, description="The teacher's activations, projected (FitNets)."
+        default=0.0,
+        ge=0,
+        json_schema_extra=ADVANCED,
+        description="The teacher's activations, projected (FitNets); of transformers, the states after each layer"
+        " (TinyBERT).",
     )
     attention_transfer: float = Field(
         default=0.0,
@@ -35,7 +41,10 @@ class LossWeights(Settings):
         description="Spatial maps of the teacher's squared activations (attention transfer).",
     )
     attention: float = Field(
-        default=0.0, ge=0, json_schema_extra=ADVANCED, description="The teacher's attention maps, for transformers."
+        default=0.0,
+        ge=0,
+        json_schema_extra=ADVANCED,
+        description="The teacher's attention maps, for transformers of any library.",
     )
     mean_teacher: float = Field(
         default=0.0,
@@ -75,6 +84,12 @@ class Distillation(Settings):
     )
     batch_size: int = Field(default=32, ge=1, description="Examples in a step.")
     temperature: Positive = Field(default=2.0, description="Softens the answers of teacher and student; 1 leaves them.")
+    divergence: Divergence = Field(
+        default="kl",
+        json_schema_extra=ADVANCED,
+        description="Distance from the teacher's answers: kl: of softened probabilities; for answers that are numbers"
+        " or embeddings: mse: squared; cosine: 1 - the cosine.",
+    )
     weights: LossWeights = Field(
         default=LossWeights(), json_schema_extra=ADVANCED, description="Weights of the parts of the loss."
     )

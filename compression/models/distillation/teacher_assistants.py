@@ -19,6 +19,7 @@ from fedpress.compression import seeds
 from fedpress.compression.models import masks
 from fedpress.compression.models.distillation import distill, teachers
 from fedpress.compression.models.distillation.settings import Assistants, Distillation
+from fedpress.compression.models.inputs import Inputs
 from fedpress.compression.models.step import Materials, Student, Teacher
 
 
@@ -74,7 +75,7 @@ def sizes(teacher: int, student: int, factor: float) -> list[int]:
 def distill_through(
     teacher: nn.Module | Teacher,
     student: nn.Module,
-    inputs: Tensor,
+    inputs: Inputs,
     settings: Distillation = Distillation(),
     assistants: Assistants = Assistants(),
     *,

@@ -20,7 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from fedpress.compression.errors import FedpressError
+from fedpress.compression.models import inputs as model_inputs
+from fedpress.compression.models import outputs as model_outputs
 from fedpress.compression.models.distillation.settings import Combine
+from fedpress.compression.models.inputs import Inputs
+from fedpress.compression.models.outputs import Outputs
 from fedpress.compression.models.reproducible import evaluating
 from fedpress.compression.models.step import Teacher
 
@@ -49,7 +53,7 @@ class Single:
         self._class_axis = class_axis
         self.model = copy.deepcopy(model).cpu().eval().requires_grad_(False)
 
-    def answers(self, inputs: Tensor) -> Tensor:
+    def answers(self, inputs: Inputs) -> Tensor:
         """Return the logits of inputs (N, ...), with the classes second, as `Teacher` defines."""
         return logits(self.model, inputs, self._class_axis)
 
@@ -96,7 +100,7 @@ class Ensemble:
         self._named: set[int] = set()  # models that the log has named
         self._class_axis = class_axis
 
-    def answers(self, inputs: Tensor) -> Tensor:
+    def answers(self, inputs: Inputs) -> Tensor:
         """Return the combined logits of inputs (N, ...), with the classes second, as `Teacher` defines.
 
         Where probabilities are averaged, their logarithms are returned, which are logits of the same distribution.
@@ -154,8 +158,8 @@ class Ensemble:
         return (1 - entropy / math.log(logarithms.shape[1])).clamp(min=1e-6)
 
 
-def logits(model: nn.Module, inputs: Tensor, class_axis: int = LAST) -> Tensor:
-    """Return a model's logits with the classes second (`by_class`), without gradients.
+def logits(model: nn.Module, inputs: Inputs, class_axis: int = LAST) -> Tensor:
+    """Return a model's logits with the classes second (`by_class`), without gradients; sequences in one length.
 
     Args:
         model: The model; run in evaluation mode, left as it is.
@@ -163,25 +167,27 @@ def logits(model: nn.Module, inputs: Tensor, class_axis: int = LAST) -> Tensor:
         class_axis: Axis of its outputs along which the classes are.
     """
     with evaluating(model):
-        return torch.cat([by_class(model(batch), class_axis) for batch in torch.split(inputs, BATCH)])
+        parts = (by_class(model_inputs.call(model, batch), class_axis) for batch in model_inputs.pieces(inputs, BATCH))
+        return model_outputs.padded(list(parts))
 
 
-def by_class(answers: Tensor, class_axis: int = LAST) -> Tensor:
+def by_class(outputs: Outputs, class_axis: int = LAST) -> Tensor:
     """Return outputs with the classes second, as torch's losses expect them.
 
     >>> by_class(torch.zeros(5, 64, 49)).shape, by_class(torch.zeros(5, 49)).shape
     (torch.Size([5, 49, 64]), torch.Size([5, 49]))
 
     Args:
-        answers: Outputs (N, classes), (N, L, classes) or (N, classes, L).
+        outputs: Outputs (N, classes), (N, L, classes) or (N, classes, L), or a mapping with such an entry `logits`.
         class_axis: Axis along which the classes are.
 
     Raises:
-        TeacherError: The outputs are no tensor.
+        TeacherError: The outputs are no logits.
     """
+    answers = model_outputs.answers(outputs)
     if not isinstance(answers, Tensor):
         raise TeacherError(
-            f"the model returns a {type(answers).__name__}: distillation takes the logits of one tensor, also in"
+            f"the model returns a {type(outputs).__name__}: distillation takes the logits of one tensor, also in"
             " training mode"
         )
     return answers.movedim(class_axis, 1)

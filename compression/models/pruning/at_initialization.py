@@ -13,7 +13,7 @@ Baselines: random masks with ERK densities (`dynamic_sparsity.random_mask`), and
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedpress.compression.models import batches
+from fedpress.compression.models import inputs as model_inputs
+from fedpress.compression.models import outputs as model_outputs
+from fedpress.compression.models.inputs import Batch
+from fedpress.compression.models.outputs import fitted
 from fedpress.compression.models.pruning import dynamic_sparsity
 from fedpress.compression.models.pruning.dynamic_sparsity import AtInitialization, Scope
 from fedpress.compression.models.reproducible import reproducible
@@ -58,7 +62,7 @@ def initial_mask(
         return dynamic_sparsity.random_mask(layout, settings.density, seed, settings.scope or "erk")
     with reproducible(seed):
         if settings.method == "synflow":
-            return _pruned_by_synflow(model, layout, settings, scope, examples.inputs[:1])
+            return _pruned_by_synflow(model, layout, settings, scope, model_inputs.first(examples.inputs))
         trained = copy.deepcopy(model).train()
         if settings.method == "magnitude":
             scores = [parameter.detach().abs() for parameter in _parameters(trained, layout)]
@@ -82,7 +86,8 @@ def snip(model: nn.Module, layout: Layout, loss: Loss, examples: Examples, batch
     parameters = _parameters(model, layout)
     sums = [torch.zeros_like(parameter) for parameter in parameters]
     for inputs, targets in _batches(examples, batch_size, model):
-        value = loss(model(inputs), targets) * _share(targets, examples)
+        outputs = model_inputs.call(model, inputs)
+        value = loss(outputs, fitted(targets, outputs, inputs)) * _share(targets, examples)
         for total, gradient in zip(sums, torch.autograd.grad(value, parameters), strict=True):
             total += gradient
     return [(parameter * total).detach().abs() for parameter, total in zip(parameters, sums, strict=True)]
@@ -105,8 +110,11 @@ def grasp(
     """
     parameters = _parameters(model, layout)
 
-    def value(inputs: Tensor, targets: Tensor) -> Tensor:
-        return loss(model(inputs) / temperature, targets) * _share(targets, examples)
+    def value(inputs: Batch, targets: Tensor) -> Tensor:
+        outputs = model_inputs.call(model, inputs)
+        fit = fitted(targets, outputs, inputs)
+        softer = model_outputs.answers(outputs) / temperature
+        return loss(model_outputs.with_answers(outputs, softer), fit) * _share(targets, examples)
 
     gradient = [torch.zeros_like(parameter) for parameter in parameters]
     for batch in _batches(examples, batch_size, model):
@@ -128,7 +136,7 @@ def _share(targets: Tensor, examples: Examples) -> float:
     return int(has_target(targets).sum()) / max(1, int(has_target(examples.targets).sum()))
 
 
-def synflow(model: nn.Module, layout: Layout, inputs: Tensor) -> list[Tensor]:
+def synflow(model: nn.Module, layout: Layout, inputs: Batch) -> list[Tensor]:
     """Return |weight| times the gradient of the summed outputs, for a model of absolute values.
 
     Args:
@@ -137,7 +145,8 @@ def synflow(model: nn.Module, layout: Layout, inputs: Tensor) -> list[Tensor]:
         inputs: Input (1, ...) of ones; or of tokens, where the model looks up embeddings.
     """
     parameters = _parameters(model, layout)
-    gradients = torch.autograd.grad(model(inputs).sum(), parameters, allow_unused=True)
+    answers = model_outputs.answers(model_inputs.call(model, inputs))
+    gradients = torch.autograd.grad(answers.sum(), parameters, allow_unused=True)
     return [
         torch.zeros_like(parameter) if gradient is None else (parameter * gradient).detach()
         for parameter, gradient in zip(parameters, gradients, strict=True)
@@ -145,14 +154,16 @@ def synflow(model: nn.Module, layout: Layout, inputs: Tensor) -> list[Tensor]:
 
 
 def _pruned_by_synflow(
-    model: nn.Module, layout: Layout, settings: AtInitialization, scope: Scope, example: Tensor
+    model: nn.Module, layout: Layout, settings: AtInitialization, scope: Scope, example: Batch
 ) -> Mask:
     linear = copy.deepcopy(model).double().eval()  # float32 overflows in deep networks
     with torch.no_grad():
         for tensor in linear.state_dict().values():
             if tensor.is_floating_point():
                 tensor.abs_()
-    inputs = torch.ones_like(example, dtype=torch.float64) if example.is_floating_point() else example
+    inputs = model_inputs.mapped(
+        example, lambda part: torch.ones_like(part, dtype=torch.float64) if part.is_floating_point() else part
+    )
     parameters = _parameters(linear, layout)
     for step in range(1, settings.steps + 1):
         scores = _vector(synflow(linear, layout, inputs))
@@ -173,6 +184,6 @@ def _vector(scores: Sequence[Tensor]) -> Scores:
     return np.concatenate([np.empty(0), *parts])
 
 
-def _batches(examples: Examples, batch_size: int, model: nn.Module) -> list[Examples]:
+def _batches(examples: Examples, batch_size: int, model: nn.Module) -> Iterator[tuple[Batch, Tensor]]:
     parts = batches.split(torch.arange(len(examples.targets)), batch_size, model)
-    return [examples.take(part) for part in parts]
+    return map(examples.batch, parts)

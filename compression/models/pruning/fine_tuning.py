@@ -10,11 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from fedpress.compression.models import batches
+from fedpress.compression.models import inputs as model_inputs
+from fedpress.compression.models import outputs as model_outputs
 from fedpress.compression.models.distillation import distill, teachers
 from fedpress.compression.models.distillation.settings import Distillation
+from fedpress.compression.models.inputs import Inputs
+from fedpress.compression.models.outputs import fitted
 from fedpress.compression.models.pruning.penalties import Penalty
 from fedpress.compression.models.reproducible import reproducible
-from fedpress.compression.models.task import Examples, Task
+from fedpress.compression.models.task import IGNORED, Examples, Task
 
 
 class FineTune(Protocol):
@@ -54,7 +58,9 @@ def training(task: Task, examples: Examples, learning_rate: float = 1e-3, batch_
             with batches.lone_examples(learner):
                 for _ in range(epochs):
                     for batch in batches.split(torch.randperm(count, generator=generator), batch_size, learner):
-                        loss = task.loss(learner(examples.inputs[batch]), examples.targets[batch])
+                        inputs, targets = examples.batch(batch)
+                        outputs = model_inputs.call(learner, inputs)
+                        loss = task.loss(outputs, fitted(targets, outputs, inputs))
                         optimizer.zero_grad()
                         torch.autograd.backward(loss if penalty is None else loss + penalty(learner))
                         optimizer.step()
@@ -69,7 +75,7 @@ def training(task: Task, examples: Examples, learning_rate: float = 1e-3, batch_
 
 def distilling(
     teacher: nn.Module,
-    inputs: Tensor,
+    inputs: Inputs,
     settings: Distillation = Distillation(),
     targets: Tensor | None = None,
     class_axis: int = teachers.LAST,
@@ -95,12 +101,20 @@ def distilling(
     return train
 
 
-def answered(teacher: nn.Module, inputs: Tensor, class_axis: int = teachers.LAST) -> Examples:
-    """Return inputs with the teacher's predictions as targets, for data whose labels are hidden.
+def answered(teacher: nn.Module, inputs: Inputs, class_axis: int = teachers.LAST) -> Examples:
+    """Return inputs with the teacher's predictions as targets, for data whose labels are hidden; padding has none.
 
     Args:
         teacher: Teacher; asked in evaluation mode, left as it is.
         inputs: Inputs (N, ...).
         class_axis: Axis of its outputs along which the classes are.
     """
-    return Examples(inputs, teachers.Single(teacher, class_axis).answers(inputs).argmax(dim=1))
+    source, targets, on_the_left = teachers.Single(teacher, class_axis), [], False
+    for batch in model_inputs.pieces(inputs, teachers.BATCH):
+        labels = source.answers(batch).argmax(dim=1)
+        places = model_inputs.present(batch)
+        if places is not None and places.shape == labels.shape:
+            labels = labels.masked_fill(~places, IGNORED)
+            on_the_left |= not bool(places[:, 0].all())
+        targets.append(labels)
+    return Examples(inputs, model_outputs.padded(targets, IGNORED, before=on_the_left))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from fedpress.compression.models.inputs import Batch
 from fedpress.compression.models.pruning import channel_groups, importance
 from fedpress.compression.models.pruning.importance import Criterion
 
@@ -49,7 +50,7 @@ class GroupLasso:
         criterion: Criterion that names layers whose channels stay, and so are not penalized.
     """
 
-    def __init__(self, model: nn.Module, example_input: Tensor, criterion: Criterion = importance.DEFAULT) -> None:
+    def __init__(self, model: nn.Module, example_input: Batch, criterion: Criterion = importance.DEFAULT) -> None:
         weights = {
             f"{path}.weight".lstrip(".")
             for path, module in model.named_modules()

@@ -29,10 +29,19 @@ from typing import Final, Literal, NamedTuple
 from torch import Tensor, nn
 
 from fedpress.compression import seeds
+from fedpress.compression.models import inputs as model_inputs
 from fedpress.compression.models import masks
 from fedpress.compression.models.distillation.settings import Distillation
 from fedpress.compression.models.masks import Masks
-from fedpress.compression.models.pruning import fine_tuning, importance, penalties, structural, weights
+from fedpress.compression.models.pruning import (
+    fine_tuning,
+    importance,
+    penalties,
+    sparsegpt,
+    structural,
+    token_rows,
+    weights,
+)  # fmt: skip
 from fedpress.compression.models.pruning.fine_tuning import FineTune
 from fedpress.compression.models.pruning.importance import Criterion
 from fedpress.compression.models.pruning.penalties import Penalty
@@ -72,7 +81,7 @@ class Prune:
         """
         criterion = importance.named(self.settings)
         if self.settings.granularity == "channels":
-            structural.keep_fraction(model, task.data().validation.inputs[:1], 0.5, criterion=criterion)
+            structural.keep_fraction(model, model_inputs.first(task.data().validation.inputs), 0.5, criterion=criterion)
         else:
             weights.prunable(model, criterion)
 
@@ -177,7 +186,7 @@ def prune(
     run = _Run(settings, task, examples, fine_tune, rewind, seed, whole)
     before = evaluate(copy.deepcopy(teacher), task, validation).accuracy
     steps = [PruningStep(1.0, whole, before, True)]
-    start = run.penalized(teacher)
+    start = token_rows.with_used_rows(settings, run.penalized(teacher), examples.inputs, validation.inputs)
     best: tuple[nn.Module, Masks | None] = (start, None)
     progress, stride, attempt = 0.0, 1 / settings.steps, 0
     while progress < 1 - 1e-9 and stride * settings.steps > 2.0**-HALVINGS - 1e-9:
@@ -219,7 +228,9 @@ class _Run(NamedTuple):
             return copy.deepcopy(teacher)
         term: Penalty = penalties.l1
         if self.settings.penalty == "group_lasso":
-            term = penalties.GroupLasso(teacher, self.examples.inputs[:1], importance.named(self.settings))
+            term = penalties.GroupLasso(
+                teacher, model_inputs.first(self.examples.inputs), importance.named(self.settings)
+            )
         weighted: Callable[[nn.Module], Tensor] = lambda model: self.settings.penalty_weight * term(model)  # noqa: E731
         seed = seeds.derive("penalty", self.seed)
         return self.fine_tune(teacher, epochs=self.settings.penalty_epochs, seed=seed, penalty=weighted)
@@ -232,18 +243,26 @@ class _Run(NamedTuple):
         gradients = None
         if settings.importance == "taylor":
             gradients = importance.gradients(model, self.task, self.examples)
-        criterion = importance.of_settings(settings, gradients, seeds.derive("random", self.seed))
+        norms = importance.norms(model, self.examples.inputs) if settings.importance == "wanda" else None
+        criterion = importance.of_settings(settings, gradients, seeds.derive("random", self.seed), norms)
         count = round(fraction * self.parameters)
         if settings.granularity == "channels":
-            smaller = structural.prune_to(model, self.examples.inputs[:1], count, criterion=criterion)
+            smaller = structural.prune_to(model, model_inputs.first(self.examples.inputs), count, criterion=criterion)
             return self._trained(smaller, attempt), None
-        mask = self._mask(model, within, count, criterion)
+        density = self._density(model, count, criterion)
+        if settings.importance == "sparsegpt":
+            model, mask = sparsegpt.pruned(model, self.examples.inputs, density, settings, within, seed=self.seed)
+        elif settings.granularity == "2:4":
+            mask = weights.semi_structured(model, criterion)
+        else:
+            mask = weights.by_importance(model, density, criterion, within)
         start = model if self.rewind is None else self.rewind
         return masks.train_within(start, mask, lambda masked: self._trained(masked, attempt)), mask
 
-    def _mask(self, model: nn.Module, within: Masks | None, count: int, criterion: Criterion) -> Masks:
+    def _density(self, model: nn.Module, count: int, criterion: Criterion) -> float:
+        """Return the density of the covered weights at which `count` parameters of the teacher's are left."""
         if self.settings.granularity == "2:4":
-            return weights.semi_structured(model, criterion)
+            return 0.5
         every = masks.weights_of(model)
         covered = sum(every[name].numel() for name in weights.prunable(model, criterion))
         left = count - (self.parameters - covered)
@@ -252,7 +271,7 @@ class _Run(NamedTuple):
                 f"a sparse model of {count:,} parameters is impossible: the {self.parameters - covered:,} of biases,"
                 " norms and ignored layers are not pruned; lower removed_fraction"
             )
-        return weights.by_importance(model, left / covered, criterion, within)
+        return left / covered
 
     def _trained(self, model: nn.Module, attempt: int) -> nn.Module:
         if self.settings.fine_tune_epochs == 0:

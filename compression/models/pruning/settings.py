@@ -6,10 +6,14 @@ from typing import Annotated, Literal
 
 from fedpress.compression.settings import ADVANCED, STRICT, Field, Positive, Settings, dataclass
 
-Importance = Literal["l1", "l2", "taylor", "lamp", "random"]
+Importance = Literal["l1", "l2", "taylor", "lamp", "random", "wanda"]
 """Measures of importance of a weight or a channel (`importance`)."""
+Removal = Literal[Importance, "sparsegpt"]
+"""What decides which weights go: a measure, or `sparsegpt`, which also changes the weights that stay."""
 Ranking = Literal["uniform", "global", "erk"]
 """Scope within which the least important go first."""
+LayerOrder = Literal["influence", "agreement", "spaced", "last", "first", "magnitude"]
+"""Which blocks of a model go (`students.depth`)."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -43,16 +47,17 @@ class Pruning(Tracing):
     Traceback (most recent call last):
     ValueError: granularity '2:4' removes half the weights: got removed_fraction 0.9
 
-    For budgets other than `removed_fraction` only importance and ranking are used.
+    For budgets other than `removed_fraction` only importance, ranking, vocabulary and the order of layers are used.
 
     Raises:
         ValueError: Settings contradict each other, or one is out of range.
     """
 
-    importance: Importance = Field(
+    importance: Removal = Field(
         default="l2",
-        description="l1, l2: magnitude; taylor: magnitude times gradient; lamp: magnitude within its layer; random: the"
-        " baseline.",
+        description="l1, l2: magnitude; taylor: magnitude times gradient; lamp: magnitude within its layer; wanda:"
+        " magnitude times the size of its inputs on the proxy data, within each output; sparsegpt: for single weights,"
+        " the error of the layer's outputs, which the weights that stay make up for; random: the baseline.",
     )
     ranking: Ranking = Field(
         default="uniform",
@@ -83,6 +88,25 @@ class Pruning(Tracing):
         description="For removed_fraction: loss of accuracy on validation data beyond which a step is undone, 0.01 is a"
         " point; null: no limit.",
     )
+    layer_order: LayerOrder = Field(
+        default="influence",
+        json_schema_extra=ADVANCED,
+        description="For tiers with `layers`, blocks that go: influence: those that change the hidden state least"
+        " (ShortGPT); agreement: those least missed in the outputs, one after the other; spaced: evenly (DistilBERT);"
+        " last, first; magnitude: those with the smallest weights.",
+    )
+    vocabulary: Literal["all", "used"] = Field(
+        default="all",
+        description="Rows of the embedding that tokens are looked up in: all; or those of tokens that occur in the data"
+        " students learn on, while all others share one row. Ids and tokenizer stay.",
+    )
+    unknown_id: int | None = Field(
+        default=None,
+        ge=0,
+        json_schema_extra=ADVANCED,
+        description="With `vocabulary: used`: id whose row the others share, such as that of [UNK]; null: the mean of"
+        " the rows dropped.",
+    )
     penalty: Literal["none", "l1", "group_lasso"] = Field(
         default="none",
         json_schema_extra=ADVANCED,
@@ -96,6 +120,12 @@ class Pruning(Tracing):
     )
 
     def __post_init__(self) -> None:
+        if self.vocabulary == "all" and self.unknown_id is not None:
+            raise ValueError(f"unknown_id: got {self.unknown_id}, which only `vocabulary: used` has a use for")
+        if self.vocabulary == "used" and self.granularity != "channels":
+            raise ValueError(
+                f"vocabulary 'used' drops whole rows: granularity must be 'channels', got {self.granularity!r}"
+            )
         if self.schedule == "one_shot" and self.steps != 1:
             raise ValueError(f"schedule 'one_shot' has one step, got {self.steps}; 'iterative' has more")
         if self.ranking == "erk" and self.granularity != "weights":
@@ -111,6 +141,13 @@ class Pruning(Tracing):
             raise ValueError(
                 "granularity '2:4' removes half the weights at once, within each block of four: expected schedule"
                 f" 'one_shot' and ranking 'uniform', got {self.schedule!r} and {self.ranking!r}"
+            )
+
+        if self.importance == "sparsegpt" and (self.granularity == "channels" or self.ranking == "global"):
+            raise ValueError(
+                "importance 'sparsegpt' removes single weights within each layer: expected granularity 'weights' or"
+                f" '2:4', and ranking 'uniform' or 'erk', got {self.granularity!r} and {self.ranking!r}; for channels"
+                " see 'wanda'"
             )
 
     def check(self, removed_fraction: float | Literal["auto"]) -> None:

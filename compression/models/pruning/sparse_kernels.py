@@ -19,6 +19,8 @@ from torch.sparse import to_sparse_semi_structured
 from torch.utils import benchmark
 
 from fedpress.compression.errors import FedpressError
+from fedpress.compression.models import inputs as model_inputs
+from fedpress.compression.models.inputs import Batch
 from fedpress.compression.models.pruning import weights
 from fedpress.compression.models.step import LayerTiming, Materials, Student
 
@@ -80,7 +82,7 @@ class SparseConv2d(nn.Module):
 
 
 def faster(
-    model: nn.Module, example_input: Tensor, seconds: float = 0.2, sparse_below: float = 0.5
+    model: nn.Module, example_input: Batch, seconds: float = 0.2, sparse_below: float = 0.5
 ) -> tuple[nn.Module, list[LayerTiming]]:
     """Return the model with each layer in its faster form, and the latencies.
 
@@ -121,7 +123,7 @@ def time_layers(student: Student, materials: Materials) -> Student:
     return replace(student.after("", student.model), timings=tuple(timings))
 
 
-def milliseconds(model: nn.Module, inputs: Tensor, seconds: float) -> float:
+def milliseconds(model: nn.Module, inputs: Batch, seconds: float) -> float:
     """Return the median latency of a forward pass, without gradients and on one thread, in milliseconds.
 
     Args:
@@ -130,7 +132,8 @@ def milliseconds(model: nn.Module, inputs: Tensor, seconds: float) -> float:
         seconds: Duration of the measurement.
     """
     with torch.no_grad():
-        timer = benchmark.Timer("model(inputs)", globals={"model": model, "inputs": inputs}, num_threads=1)
+        given = {"call": model_inputs.call, "model": model, "inputs": inputs}
+        timer = benchmark.Timer("call(model, inputs)", globals=given, num_threads=1)
         return 1e3 * float(timer.blocked_autorange(min_run_time=seconds).median)
 
 
@@ -164,7 +167,7 @@ def _compressed_rows(weight: Tensor) -> Tensor:
         return weight.detach().to_sparse_csr()
 
 
-def _inputs_of_layers(model: nn.Module, example: Tensor) -> dict[str, tuple[nn.Linear | nn.Conv2d, Tensor]]:
+def _inputs_of_layers(model: nn.Module, example: Batch) -> dict[str, tuple[nn.Linear | nn.Conv2d, Tensor]]:
     """Return each linear layer and convolution with its inputs, by name, in the order of execution."""
     inputs: dict[str, tuple[nn.Linear | nn.Conv2d, Tensor]] = {}
 
@@ -182,7 +185,7 @@ def _inputs_of_layers(model: nn.Module, example: Tensor) -> dict[str, tuple[nn.L
     ]
     try:
         with torch.no_grad():
-            model(example)
+            model_inputs.call(model, example)
     finally:
         for hook in hooks:
             hook.remove()

@@ -3,16 +3,18 @@
 `channel_groups` finds what must be removed together, and tries whether it can be. By default every layer keeps the same
 fraction of its channels, and attention of its heads: those with the largest L2 norm of the whole group, after H. Li, A.
 Kadav, I. Durdanovic, H. Samet, H. P. Graf, "Pruning Filters for Efficient ConvNets", ICLR 2017. Other orders are in
-`importance`; fractions may differ by layer (`layers_of`). Bisection over the fraction meets a budget.
+`importance`; fractions may differ by layer (`layers_of`). Bisection over the fraction meets a budget; where the units
+are coarse, as are heads, the room that it leaves is filled unit by unit, the most important first.
 """
 
 from __future__ import annotations
 
 import functools
+import logging
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +23,8 @@ from torch.utils import flop_counter
 
 from fedpress.compression.errors import FedpressError
 from fedpress.compression.models import architecture
+from fedpress.compression.models import inputs as model_inputs
+from fedpress.compression.models.inputs import Batch
 from fedpress.compression.models.pruning import channel_groups, importance
 from fedpress.compression.models.pruning.channel_flow import PruneError as PruneError
 from fedpress.compression.models.pruning.importance import Criterion
@@ -28,6 +32,14 @@ from fedpress.compression.models.reproducible import evaluating
 
 BISECTIONS = 12
 """Halvings of the interval of kept fractions, to one channel of 4,096."""
+FULL: Final = 0.995
+"""Part of a budget from which on it counts as used up."""
+COARSE: Final = 0.98
+"""Part of a budget below which a warning says that units are too coarse to use it up."""
+MOST_UNITS: Final = 400
+"""Most units that are tried one by one to use a budget up."""
+
+_log = logging.getLogger(__name__)
 
 
 class BudgetError(FedpressError, ValueError):
@@ -39,7 +51,7 @@ def parameters_of(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def flops_of(model: nn.Module, example_input: Tensor) -> int:
+def flops_of(model: nn.Module, example_input: Batch) -> int:
     """Return the floating-point operations of one forward pass of one example; a multiply-add counts as two.
 
     Matrix products, convolutions and attention are counted, by torch's own counter; element-wise operations
@@ -50,12 +62,12 @@ def flops_of(model: nn.Module, example_input: Tensor) -> int:
 
     Args:
         model: The model; run once in evaluation mode, left as it is.
-        example_input: Batch of inputs, (N, ...), of which the first is used.
+        example_input: Inputs in memory, of N examples, of which the first is used.
     """
     counter = flop_counter.FlopCounterMode(display=False, custom_mapping={torch.ops.aten.mkldnn_rnn_layer: _recurrent})
     # The CPU's fused attention is unknown to the counter; unfused, it is matrix products.
     with evaluating(model), sdpa_kernel(SDPBackend.MATH), counter:
-        model(example_input[:1])
+        model_inputs.call(model, model_inputs.first(example_input))
     return int(counter.get_total_flops())
 
 
@@ -68,7 +80,7 @@ def _recurrent(
 
 def prune_to(
     model: nn.Module,
-    example_input: Tensor,
+    example_input: Batch,
     parameters: int,
     ignored: Collection[nn.Module] = (),
     criterion: Criterion = importance.DEFAULT,
@@ -82,7 +94,7 @@ def prune_to(
 
     Args:
         model: Model that autograd can trace, whose output layers keep their size; untouched.
-        example_input: Batch of inputs, (N, ...).
+        example_input: Inputs in memory, of N examples.
         parameters: Largest number of parameters.
         ignored: Layers of `model` whose own channels are kept.
         criterion: Order of removal.
@@ -94,7 +106,8 @@ def prune_to(
     return prune_while(
         model,
         example_input,
-        lambda smaller: parameters_of(smaller) <= parameters,
+        parameters_of,
+        parameters,
         f"{parameters:,} parameters",
         ignored,
         criterion,
@@ -103,18 +116,23 @@ def prune_to(
 
 def prune_while(
     model: nn.Module,
-    example_input: Tensor,
-    fits: Callable[[nn.Module], bool],
+    example_input: Batch,
+    cost: Callable[[nn.Module], float],
+    limit: float,
     budget: str,
     ignored: Collection[nn.Module] = (),
     criterion: Criterion = importance.DEFAULT,
 ) -> nn.Module:
-    """Return the largest pruned version of a model that fits, by bisection over the fraction of channels kept.
+    """Return the largest pruned version of a model within a budget, by bisection over the fraction of channels kept.
+
+    All layers keep the same fraction, up to the units that fill what bisection leaves of the budget. A warning says
+    where less than 98 % of it is used.
 
     Args:
         model: Model that autograd can trace, whose output layers keep their size; untouched.
-        example_input: Batch of inputs, (N, ...).
-        fits: Whether a model is within the budget; monotonic: true for a model implies true for smaller ones.
+        example_input: Inputs in memory, of N examples.
+        cost: Cost of a model of the right shapes, whose weights are any; monotonic: smaller models cost no more.
+        limit: Largest cost.
         budget: Description of the budget, for the error.
         ignored: Layers of `model` whose own channels are kept.
         criterion: Order of removal.
@@ -122,26 +140,27 @@ def prune_while(
     Raises:
         BudgetError, PruneError: As for `prune_to`.
     """
-    if fits(model):
+    if cost(model) <= limit:
         return channel_groups.copied(model)
     pruner = Pruner(model, example_input, ignored, criterion)
     with pruner.measured(0.0) as smallest:
-        if not fits(smallest):
+        if cost(smallest) > limit:
             raise BudgetError(
                 f"a student within {budget} is impossible: with one channel left in every layer that can be pruned,"
                 f" this model of {parameters_of(model):,} parameters still has {parameters_of(smallest):,}; layers kept"
                 f" whole: {_whole(model, smallest) or 'none'}. Raise the budget, or give the task a smaller model"
             )
-    low, high = 0.0, 1.0
-    for _ in range(BISECTIONS):
-        middle = (low + high) / 2
-        with pruner.measured(middle) as candidate:
-            fitting = fits(candidate)
-        low, high = (middle, high) if fitting else (low, middle)
-    return pruner.keep(low)
+    counts, used = pruner.largest(cost, limit)
+    if used < COARSE * limit:
+        _log.warning(
+            "a student within %s uses %.1f %% of it: one more unit of any layer (channel, column or head) is too much",
+            budget,
+            100 * used / limit,
+        )
+    return pruner.keep_counts(counts)
 
 
-def layers_of(model: nn.Module, example_input: Tensor, ignored: Collection[nn.Module] = ()) -> dict[str, int]:
+def layers_of(model: nn.Module, example_input: Batch, ignored: Collection[nn.Module] = ()) -> dict[str, int]:
     """Return the prunable layers by name, in the model's order, with their numbers of channels or heads.
 
     Layers that must keep the same channels, such as both ends of a residual connection, are represented by the first.
@@ -151,7 +170,7 @@ def layers_of(model: nn.Module, example_input: Tensor, ignored: Collection[nn.Mo
 
     Args:
         model: The model; untouched.
-        example_input: Batch of inputs, (N, ...).
+        example_input: Inputs in memory, of N examples.
         ignored: Layers of `model` whose own channels are kept.
 
     Raises:
@@ -162,7 +181,7 @@ def layers_of(model: nn.Module, example_input: Tensor, ignored: Collection[nn.Mo
 
 def keep_fraction(
     model: nn.Module,
-    example_input: Tensor,
+    example_input: Batch,
     fraction: float | Mapping[str, float],
     ignored: Collection[nn.Module] = (),
     criterion: Criterion = importance.DEFAULT,
@@ -173,7 +192,7 @@ def keep_fraction(
 
     Args:
         model: Model that autograd can trace, whose output layers keep their size; untouched.
-        example_input: Batch of inputs, (N, ...).
+        example_input: Inputs in memory, of N examples.
         fraction: Fraction of the channels in [0, 1] (parameters fall by about its square); or a fraction for each
             layer, by name as in `layers_of`, without which a layer stays whole.
         ignored: Layers of `model` whose own channels are kept.
@@ -191,7 +210,7 @@ class Pruner:
 
     Args:
         model: Model whose output layers keep their size; untouched, and not to be changed while this is used.
-        example_input: Batch of inputs, (N, ...); a tuple of arguments, or a dict of named ones.
+        example_input: Inputs in memory; or a tuple of arguments.
         ignored: Layers of `model` whose own channels are kept, besides those that the criterion names.
         criterion: Order of removal.
 
@@ -206,7 +225,7 @@ class Pruner:
     def __init__(
         self,
         model: nn.Module,
-        example_input: Any,
+        example_input: Batch,
         ignored: Collection[nn.Module] = (),
         criterion: Criterion = importance.DEFAULT,
     ) -> None:
@@ -224,26 +243,42 @@ class Pruner:
 
     @functools.cached_property
     def _scores(self) -> list[Tensor]:
-        return importance.of_units(self._measured, self._groups, self._criterion)
+        on_cpu = all(parameter.device.type == "cpu" for parameter in self._model.parameters())
+        model = self._model if on_cpu else channel_groups.copied(self._model)
+        return importance.of_units(model, self._groups, self._criterion)
+
+    @functools.cached_property
+    def _orders(self) -> list[Tensor]:
+        """Units of each group, the least important first."""
+        return [score.argsort(stable=True) for score in self._scores]
 
     @functools.cached_property
     def _measured(self) -> nn.Module:
-        return channel_groups.copied(self._model)
+        """A copy with weights of zero, which take no memory before they are used."""
+        model = channel_groups.copied(self._model)
+        for parameter in model.parameters():
+            parameter.data = torch.zeros(parameter.shape, dtype=parameter.dtype)
+        return model
 
     @contextmanager
     def measured(self, fraction: float | Mapping[str, float]) -> Iterator[nn.Module]:
-        """Run a block with the model pruned as by `keep`, but not compared, to be measured only.
+        """Run a block with a model of the shapes that `keep` returns and weights of zero, to be measured only.
 
         Args:
             fraction: Fraction of the channels, or one for each layer.
 
         Yields:
-            The pruned model, which is whole again after the block.
+            The model, which is whole again after the block.
 
         Raises:
             PruneError, ValueError: As for `keep_fraction`.
         """
-        with channel_groups.without(self._measured, self._removal(fraction)):
+        with self._measured_at(self.counts(fraction)) as model:
+            yield model
+
+    @contextmanager
+    def _measured_at(self, counts: Sequence[int]) -> Iterator[nn.Module]:
+        with channel_groups.without(self._measured, self._removal(counts), hollow=True):
             yield self._measured
 
     def keep(self, fraction: float | Mapping[str, float]) -> nn.Module:
@@ -255,7 +290,18 @@ class Pruner:
         Raises:
             PruneError, ValueError: As for `keep_fraction`.
         """
-        removal = self._removal(fraction)
+        return self.keep_counts(self.counts(fraction))
+
+    def keep_counts(self, counts: Sequence[int]) -> nn.Module:
+        """Return the model without the least important units of each group.
+
+        Args:
+            counts: How many of each group, as `counts` returns them.
+
+        Raises:
+            PruneError: The pruned model does not run, or answers otherwise.
+        """
+        removal = self._removal(counts)
         if error := self._trials.error(removal):
             raise PruneError(
                 f"layers {', '.join(self._trials.culprits(removal))} cannot be made that small: {error}."
@@ -267,8 +313,80 @@ class Pruner:
             parameter.grad = None
         return pruned
 
-    def _removal(self, fraction: float | Mapping[str, float]) -> list[tuple[channel_groups.Group, Tensor]]:
-        """Return the groups, and of each the units that go."""
+    def largest(self, cost: Callable[[nn.Module], float], limit: float) -> tuple[list[int], float]:
+        """Return how many units of each group go for the largest model within a budget, and its cost.
+
+        All groups keep the same fraction, by bisection, and what that leaves of the budget is filled. If units are too
+        coarse for it (a head that takes a part of the width with it), one of them stays, and the others make room.
+
+        Args:
+            cost: Cost of a model of the right shapes, whose weights are any.
+            limit: Largest cost, within which the smallest model is.
+        """
+        best = self._bisected(cost, limit, {})
+        for number in sorted(range(len(self._groups)), key=lambda number: self._groups[number].units):
+            if best[1] >= COARSE * limit or self._criterion.ranking == "global":
+                break
+            if count := best[0][number]:
+                best = max(best, self._bisected(cost, limit, {number: count - 1}), key=lambda found: found[1])
+        return best
+
+    def _bisected(
+        self, cost: Callable[[nn.Module], float], limit: float, fixed: Mapping[int, int]
+    ) -> tuple[list[int], float]:
+        """Return the counts of the largest model within a budget, of some groups given; a cost of -1: there is none."""
+
+        def at(fraction: float) -> list[int]:
+            return [fixed.get(number, count) for number, count in enumerate(self.counts(fraction))]
+
+        low, high = 0.0, 1.0
+        if fixed and self._cost_at(at(0.0), cost) > limit:
+            return at(0.0), -1.0
+        for _ in range(BISECTIONS):
+            middle = (low + high) / 2
+            low, high = (middle, high) if self._cost_at(at(middle), cost) <= limit else (low, middle)
+        return self._filled(at(low), cost, limit)
+
+    def _cost_at(self, counts: Sequence[int], cost: Callable[[nn.Module], float]) -> float:
+        with self._measured_at(counts) as model:
+            return cost(model)
+
+    def _filled(
+        self, counts: Sequence[int], cost: Callable[[nn.Module], float], limit: float
+    ) -> tuple[list[int], float]:
+        """Return fewer units to remove, as many as fit into a budget, and the cost that is left.
+
+        The most important of the removed units of all groups come back first; a group of which one is too much gets no
+        further one.
+        """
+        left, used = list(counts), self._cost_at(counts, cost)
+        candidates = {number for number, count in enumerate(left) if count}
+        for _ in range(MOST_UNITS):
+            if not candidates or used >= FULL * limit:
+                break
+            nearest = {
+                number: float(self._scores[number][self._orders[number][left[number] - 1]]) for number in candidates
+            }
+            number = max(sorted(nearest), key=nearest.__getitem__)
+            left[number] -= 1
+            more = self._cost_at(left, cost)
+            if more <= limit:
+                used = more
+            else:
+                left[number] += 1
+            if more > limit or not left[number]:
+                candidates.remove(number)
+        return left, used
+
+    def counts(self, fraction: float | Mapping[str, float]) -> list[int]:
+        """Return how many units of each group go where a fraction is kept, of all but one.
+
+        Args:
+            fraction: Fraction of the channels, or one for each layer.
+
+        Raises:
+            PruneError, ValueError: As for `keep_fraction`.
+        """
         if not self._groups and self._trials.failure and fraction != 1:
             raise PruneError(self._trials.failure)
         scores = self._scores
@@ -292,10 +410,11 @@ class Pruner:
                 fraction.get(group.name, 1.0) if isinstance(fraction, Mapping) else fraction for group in self._groups
             ]
             counts = [len(score) - round(part * len(score)) for part, score in zip(kept, scores, strict=True)]
-        return [
-            (group, score.argsort(stable=True)[: min(count, len(score) - 1)])
-            for group, score, count in zip(self._groups, scores, counts, strict=True)
-        ]
+        return [min(count, group.units - 1) for count, group in zip(counts, self._groups, strict=True)]
+
+    def _removal(self, counts: Sequence[int]) -> list[tuple[channel_groups.Group, Tensor]]:
+        """Return the groups, and of each the units that go."""
+        return [(group, order[:count]) for group, order, count in zip(self._groups, self._orders, counts, strict=True)]
 
 
 def _whole(model: nn.Module, smallest: nn.Module) -> list[str]:

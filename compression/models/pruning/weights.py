@@ -4,17 +4,20 @@ Law, a property test: a mask made `within` another is a subset of it.
 
 Densities by layer: U. Evci, T. Gale, J. Menick, P. S. Castro, E. Elsen, "Rigging the Lottery: Making All Tickets
 Winners", ICML 2020, section 3 (Erdős–Rényi kernels, ERK). Blocks of 2:4: A. Mishra et al., "Accelerating Sparse Deep
-Neural Networks", arXiv:2104.08378, 2021, section 3.
+Neural Networks", arXiv:2104.08378, 2021, section 3. By the importance `wanda`, which is compared within each output,
+every output of a layer keeps the same number of weights up to one, and blocks of four are of neighboring inputs in the
+orientation in which the weight is used.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from fedpress.compression.models.calibration import Site
 from fedpress.compression.models.masks import Masks, check_fit, weights_of
 from fedpress.compression.models.pruning import channel_groups, dynamic_sparsity, importance
 from fedpress.compression.models.pruning.importance import Criterion
@@ -90,15 +93,21 @@ def by_importance(
         scores = {name: score.masked_fill(~within[name], -math.inf) for name, score in scores.items()}
     if criterion.ranking == "global":
         together = torch.cat([score.flatten() for score in scores.values()])
-        flags = _largest(together, round(density * len(together)))
+        flags = largest(together, round(density * len(together)))
         parts = torch.split(flags, [score.numel() for score in scores.values()])
         masks = {name: part.reshape(scores[name].shape) for name, part in zip(scores, parts, strict=True)}
-        return dense(model) | {name: mask | _largest(scores[name], 1) for name, mask in masks.items()}
+        return dense(model) | {name: mask | largest(scores[name], 1) for name, mask in masks.items()}
     shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
     by_layer = erk(shapes, density) if criterion.ranking == "erk" else dict.fromkeys(shapes, density)
     return dense(model) | {
-        name: _largest(score, max(1, round(by_layer[name] * score.numel()))) for name, score in scores.items()
+        name: largest(score, max(1, round(by_layer[name] * score.numel())), _sites(name, criterion))
+        for name, score in scores.items()
     }
+
+
+def _sites(name: str, criterion: Criterion) -> list[Site]:
+    """Return the matrices of a parameter whose outputs are ranked each by itself."""
+    return [site for site, _ in (criterion.norms or {}).get(name, ())] if criterion.importance == "wanda" else []
 
 
 def prunable(model: nn.Module, criterion: Criterion) -> list[str]:
@@ -130,12 +139,25 @@ def semi_structured(model: nn.Module, criterion: Criterion = importance.DEFAULT)
     for name, score in importance.of_weights(
         {name: weights[name] for name in prunable(model, criterion)}, criterion
     ).items():
-        rows = score.flatten(1)
-        padded = nn.functional.pad(rows, (0, -rows.shape[1] % 4), value=-math.inf).reshape(len(rows), -1, 4)
-        best = padded.topk(2, dim=2).indices
-        flags = torch.zeros(padded.shape, dtype=torch.bool).scatter_(2, best, True)
-        masks[name] = flags.flatten(1)[:, : rows.shape[1]].reshape(score.shape).clone()
+        masks[name] = torch.zeros(score.shape, dtype=torch.bool)
+        covered = torch.zeros(score.shape, dtype=torch.bool)
+        for site in _sites(name, criterion):
+            site.matrix(masks[name]).copy_(best_of_four(site.matrix(score)))
+            site.matrix(covered).fill_(True)
+        masks[name] |= best_of_four(score.flatten(1)).reshape(score.shape) & ~covered
     return masks
+
+
+def best_of_four(scores: Tensor) -> Tensor:
+    """Return the mask of the two largest scores of every four neighbors along the last axis.
+
+    Args:
+        scores: Scores (..., inputs).
+    """
+    columns = scores.shape[-1]
+    padded = nn.functional.pad(scores, (0, -columns % 4), value=-math.inf).reshape(*scores.shape[:-1], -1, 4)
+    flags = torch.zeros(padded.shape, dtype=torch.bool).scatter_(-1, padded.topk(2, dim=-1).indices, True)
+    return flags.flatten(-2)[..., :columns] & (scores > -math.inf)
 
 
 def is_semi_structured(mask: Tensor) -> bool:
@@ -144,8 +166,26 @@ def is_semi_structured(mask: Tensor) -> bool:
     return bool((nn.functional.pad(rows, (0, -rows.shape[1] % 4)).reshape(len(rows), -1, 4).sum(2) <= 2).all())
 
 
-def _largest(scores: Tensor, count: int) -> Tensor:
-    """Return the mask of the `count` largest scores; ties by lowest position, and never scores of minus infinity."""
+def largest(scores: Tensor, count: int, sites: Sequence[Site] = ()) -> Tensor:
+    """Return the mask of the `count` largest scores; ties by lowest position, and never scores of minus infinity.
+
+    Args:
+        scores: Scores, in the shape of the weight.
+        count: Number of weights to keep.
+        sites: Matrices of which each output keeps as many as any other, up to one.
+    """
+    order = scores.flatten().argsort(descending=True, stable=True)
+    if sites:
+        ranks = _ranks(scores.flatten(1)).reshape(scores.shape)  # of what no site covers
+        for site in sites:
+            site.matrix(ranks).copy_(_ranks(site.matrix(scores)))
+        ranks[scores == -math.inf] = scores.numel()
+        order = order[ranks.flatten()[order].argsort(stable=True)]
     flags = torch.zeros(scores.numel(), dtype=torch.bool)
-    flags[scores.flatten().argsort(descending=True, stable=True)[:count]] = True
+    flags[order[:count]] = True
     return flags.reshape(scores.shape) & (scores > -math.inf)
+
+
+def _ranks(scores: Tensor) -> Tensor:
+    """Return the rank of each score along the last axis, 0 for the largest."""
+    return scores.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)

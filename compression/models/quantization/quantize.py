@@ -7,19 +7,26 @@ where no entry changes by more than a two-thousandth. Integers are unchanged.
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from fedpress.compression.errors import NonFiniteError
-from fedpress.compression.models import architecture
-from fedpress.compression.models.quantization import adaround, quantization_aware, quantized_tensor
+from fedpress.compression.models import architecture, inputs
+from fedpress.compression.models.inputs import Inputs
+from fedpress.compression.models.quantization import adaround, calibrated, gptq, quantization_aware, quantized_tensor
+from fedpress.compression.models.quantization.calibrated import Rounding
 from fedpress.compression.models.quantization.quantized_tensor import Tensors
 from fedpress.compression.models.quantization.settings import Quantization
 from fedpress.compression.models.step import Materials, Student
+
+ROUNDINGS: Final[Mapping[str, Rounding]] = {"adaround": adaround.rounded, "gptq": gptq.rounded}
+"""Roundings on calibration data, by their names in `Quantization.rounding`."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +51,7 @@ class Quantize:
 
 
 def quantize(
-    model: nn.Module, settings: Quantization = Quantization(), calibration: Tensor | None = None, *, seed: int = 0
+    model: nn.Module, settings: Quantization = Quantization(), calibration: Inputs | None = None, *, seed: int = 0
 ) -> Tensors:
     """Return the model's state dict with every float tensor of two or more dimensions quantized.
 
@@ -56,16 +63,19 @@ def quantize(
     Args:
         model: The model; untouched. One from `quantization_aware.prepare` is quantized with its learned scales.
         settings: Quantization.
-        calibration: Calibration inputs for adaround, (N, ...).
-        seed: Seed of the order in which adaround sees them.
+        calibration: Calibration inputs of N examples for adaround and gptq.
+        seed: Seed of what a forward pass may draw.
 
     Raises:
         NonFiniteError: A tensor holds NaN or infinity.
         UnsupportedLayer: The state dict holds something other than tensors.
-        ValueError: adaround is chosen, but there are no calibration inputs.
+        ValueError: adaround or gptq is chosen, but there are no calibration inputs.
     """
-    if settings.rounding == "adaround" and (calibration is None or not len(calibration)):
-        raise ValueError("adaround needs calibration inputs, got none: does the task hold out a proxy part?")
+    by_data = ROUNDINGS.get(settings.rounding)
+    if by_data and (calibration is None or not inputs.count(calibration)):
+        raise ValueError(
+            f"{settings.rounding} needs calibration inputs, got none: does the task hold out a proxy part?"
+        )
     plain, scales = quantization_aware.finish(model)
     if settings.sparsity and not scales:
         quantization_aware.sparsify(plain, settings.sparsity)
@@ -87,9 +97,8 @@ def quantize(
             search = settings.scale == "least-squares"
             scales[name] = quantized_tensor.find_scales(array, settings.bits, settings.group_size, search)
         quantized[name] = quantized_tensor.to_nearest(array, scales[name], settings.bits, settings.group_size)
-    if settings.rounding == "adaround":
-        assert calibration is not None
-        quantized |= adaround.rounded(plain, quantized, calibration, seed=seed)
+    if by_data:
+        quantized |= calibrated.rounded(plain, quantized, calibration, by_data, seed=seed).tensors
     return quantized
 
 

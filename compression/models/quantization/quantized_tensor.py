@@ -176,6 +176,13 @@ def restore(tensor: Quantized) -> NDArray[np.float32]:
     return ungrouped(rows, tensor.codes.shape)
 
 
+def scale_of_each(tensor: Quantized) -> NDArray[np.float32]:
+    """Return the scale of each entry, float32 (channels, ...); 1 in groups of zeros."""
+    rows = grouped(tensor.codes, tensor.group)
+    scales = np.where(tensor.scales > 0, tensor.scales, np.float32(1))[..., None]
+    return np.ascontiguousarray(ungrouped(np.broadcast_to(scales, rows.shape), tensor.codes.shape))
+
+
 def dequantize(tensors: Mapping[str, Quantized | NDArray[Any]]) -> dict[str, NDArray[Any]]:
     """Return the tensors by name with quantized ones restored to float32; others are passed through."""
     return {name: restore(tensor) if isinstance(tensor, Quantized) else tensor for name, tensor in tensors.items()}

@@ -22,10 +22,11 @@ class Quantization(Settings):
         json_schema_extra=ADVANCED,
         description="Weights of a channel, along its inputs, that share a scale; 0: all of them.",
     )
-    rounding: Literal["nearest", "adaround"] = Field(
+    rounding: Literal["nearest", "adaround", "gptq"] = Field(
         default="nearest",
         json_schema_extra=ADVANCED,
-        description="nearest; adaround: up or down, whichever keeps the layers' answers to the proxy data.",
+        description="nearest; adaround: up or down, whichever keeps the layers' answers to the proxy data; gptq: one"
+        " input after another, the rest of a layer making up for each error. Embeddings are rounded to nearest.",
     )
     scale: Literal["largest", "least-squares"] = Field(
         default="largest",
@@ -49,8 +50,8 @@ class Quantization(Settings):
     onnx: bool = Field(default=False, description="Include an int8 ONNX model in the bundle.")
 
     def __post_init__(self) -> None:
-        if self.qat_epochs and self.rounding == "adaround":
+        if self.qat_epochs and self.rounding != "nearest":
             raise ValueError(
-                "quantization-aware training chooses what each weight is rounded to, and so does adaround: set"
+                f"quantization-aware training chooses what each weight is rounded to, and so does {self.rounding}: set"
                 " qat_epochs to 0, or rounding to nearest"
             )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import nn
 
 from fedpress.compression.models import cost
 from fedpress.compression.models.bundles import writer
+from fedpress.compression.models.inputs import Batch
 from fedpress.compression.models.pruning import importance, structural
 from fedpress.compression.models.pruning.importance import Criterion
 from fedpress.compression.models.quantization.settings import Quantization
@@ -25,7 +26,7 @@ def most(budget: Budget, teacher: nn.Module) -> float:
 
 
 def cost_of(
-    model: nn.Module, example_input: Tensor, budget: Budget, quantization: Quantization = Quantization()
+    model: nn.Module, example_input: Batch, budget: Budget, quantization: Quantization = Quantization()
 ) -> float:
     """Return the cost of a model in the budget's unit; of a bundle, the upper bound on its size.
 
@@ -47,7 +48,7 @@ def cost_of(
 
 def student_of(
     teacher: nn.Module,
-    example_input: Tensor,
+    example_input: Batch,
     budget: Budget,
     criterion: Criterion = importance.DEFAULT,
     quantization: Quantization = Quantization(),
@@ -72,7 +73,8 @@ def student_of(
     return structural.prune_while(
         teacher,
         example_input,
-        lambda student: cost_of(student, example_input, budget, quantization) <= limit,
+        lambda student: cost_of(student, example_input, budget, quantization),
+        limit,
         f"{limit:,.10g} {UNITS[budget.kind]}",
         criterion=criterion,
     )

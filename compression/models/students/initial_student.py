@@ -1,7 +1,7 @@
-"""Initial students: the pruned teacher, optionally with fewer blocks, or a pruned fresh model of another architecture.
+"""Initial students: the pruned teacher, optionally with fewer blocks, or a pruned model of another architecture.
 
-The pruned teacher inherits its remaining weights, also where blocks are dropped (`depth`); another architecture
-inherits nothing.
+The pruned teacher keeps its remaining weights, also where blocks are dropped (`depth`); another architecture is fresh,
+but for what it inherits (`inherit`). Blocks go first, then the rest is pruned until the budget is met.
 """
 
 from __future__ import annotations
@@ -9,18 +9,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from torch import Tensor, nn
+from torch import nn
 
 from fedpress.compression import seeds
 from fedpress.compression.errors import FedpressError
-from fedpress.compression.models.pruning import fine_tuning, importance, structural
+from fedpress.compression.models import inputs
+from fedpress.compression.models.inputs import Batch, Inputs
+from fedpress.compression.models.pruning import fine_tuning, importance, structural, token_rows
 from fedpress.compression.models.pruning.importance import Criterion
-from fedpress.compression.models.pruning.settings import Pruning
+from fedpress.compression.models.pruning.settings import LayerOrder, Pruning
 from fedpress.compression.models.quantization.settings import Quantization
 from fedpress.compression.models.reproducible import reproducible
 from fedpress.compression.models.step import Materials, Student
-from fedpress.compression.models.students import budgets, depth
-from fedpress.compression.models.students.settings import Budget
+from fedpress.compression.models.students import budgets, depth, inheritance
+from fedpress.compression.models.students.settings import Budget, Inherit
 from fedpress.compression.models.task import Task
 
 
@@ -34,15 +36,19 @@ class Start:
 
     Attributes:
         architecture: One of the task's student architectures, with fresh weights; None: the teacher.
-        keep_every: Distance of the blocks kept in each stack; 2 halves the layers, 1 keeps all.
+        layers: Blocks kept of each stack, a number or a fraction, as for `depth.drop`; None: all.
+        inherit: What another architecture takes over from the teacher, as for `inheritance.inherit`; None: nothing.
     """
 
     architecture: str | None = None
-    keep_every: int = 1
+    layers: int | float | None = None
+    inherit: Inherit | None = None
 
     def __post_init__(self) -> None:
-        if self.keep_every < 1:
-            raise ValueError(f"keep_every must be at least 1, got {self.keep_every}: 2 keeps every second layer")
+        if self.layers is not None and not (self.layers >= 1 if isinstance(self.layers, int) else 0 < self.layers <= 1):
+            raise ValueError(
+                f"layers is {self.layers}, expected a number of blocks >= 1 or a fraction of them, in (0, 1]"
+            )
 
 
 @dataclass(frozen=True)
@@ -78,16 +84,19 @@ class PruneToBudget:
             task: Task of the model.
             seed: Seed of fresh weights.
         """
-        example = task.data().validation.inputs[:1]
+        data = task.data()
         return start_of(
             task,
             model,
-            example,
+            inputs.first(data.validation.inputs),
             self.budget,
             self.start,
             lambda _: importance.named(self.pruning),
             self.quantization,
             seed=seed,
+            narrow=lambda start: token_rows.with_used_rows(
+                self.pruning, start, data.proxy.inputs, data.validation.inputs
+            ),
         )
 
     def __call__(self, student: Student, materials: Materials) -> Student:
@@ -105,7 +114,12 @@ class PruneToBudget:
             self.start,
             lambda pruned: criterion_of(self.pruning, pruned, materials),
             self.quantization,
+            calibration=materials.inputs,
+            layer_order=self.pruning.layer_order,
             seed=materials.seed,
+            narrow=lambda start: token_rows.with_used_rows(
+                self.pruning, start, materials.inputs, materials.task.data().validation.inputs
+            ),
         )
         return replace(student.after("pruned", model), architecture=self.start.architecture)
 
@@ -122,7 +136,8 @@ def criterion_of(pruning: Pruning, model: nn.Module, materials: Materials) -> Cr
     if pruning.importance == "taylor":
         proxy = fine_tuning.answered(materials.model, materials.inputs, materials.class_axis)
         gradients = importance.gradients(model, materials.task, proxy)
-    return importance.of_settings(pruning, gradients, seeds.derive("random", materials.seed))
+    norms = importance.norms(model, materials.inputs) if pruning.importance == "wanda" else None
+    return importance.of_settings(pruning, gradients, seeds.derive("random", materials.seed), norms)
 
 
 def smaller(pruning: Pruning, materials: Materials, parameters: int) -> nn.Module:
@@ -163,13 +178,16 @@ def fresh(task: Task, architecture: str, *, seed: int) -> nn.Module:
 def start_of(
     task: Task,
     teacher: nn.Module,
-    example_input: Tensor,
+    example_input: Batch,
     budget: Budget,
     start: Start = Start(),
     criterion: Callable[[nn.Module], Criterion] = lambda _: importance.DEFAULT,
     quantization: Quantization = Quantization(),
     *,
+    calibration: Inputs | None = None,
+    layer_order: LayerOrder = "spaced",
     seed: int,
+    narrow: Callable[[nn.Module], nn.Module] = lambda model: model,
 ) -> nn.Module:
     """Return the largest pruned version of a start within the budget, not yet distilled.
 
@@ -181,16 +199,24 @@ def start_of(
         start: Model to prune.
         criterion: Maps the model to prune to its order of removal.
         quantization: For `bundle_bytes`: quantization of the weights.
+        calibration: Inputs without labels on which blocks are compared, (N, ...); None: the example. The form of the
+            student does not depend on them.
+        layer_order: Which blocks go.
         seed: Seed of the weights of a fresh model.
+        narrow: Maps the model to the one whose channels are pruned, such as with fewer rows (`token_rows`).
 
     Raises:
         UnknownArchitecture: The task has no student architecture of this name.
-        UnsupportedLayer: Blocks are to be dropped, but the model has no stack of them.
+        NoStack: Blocks are to be dropped, but the model has none that may be.
+        InheritanceError: The architecture inherits nothing of the teacher.
         BudgetError, PruneError: As for `budgets.student_of`.
     """
     model = teacher if start.architecture is None else fresh(task, start.architecture, seed=seed)
-    if start.keep_every > 1:
-        model = depth.keep_every(model, start.keep_every)
-    if isinstance(budget.parameters, float):
+    if start.inherit is not None:
+        model = inheritance.inherit(model, teacher, start.inherit)
+    if start.layers is not None:
+        model = depth.drop(model, example_input if calibration is None else calibration, start.layers, layer_order)
+    if isinstance(budget.parameters, float):  # of the teacher, whatever the student starts from
         budget = replace(budget, parameters=int(budget.parameters * structural.parameters_of(teacher)))
+    model = narrow(model)
     return budgets.student_of(model, example_input, budget, criterion(model), quantization)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fedpress.compression.models import class_accuracy
+from fedpress.compression.models import inputs as model_inputs
 from fedpress.compression.models.bundles.writer import WriteBundle
 from fedpress.compression.models.class_accuracy import Bias, Judged
 from fedpress.compression.models.distillation import data_free, sequence_level
@@ -24,6 +25,7 @@ from fedpress.compression.models.distillation.distill import Distill
 from fedpress.compression.models.distillation.loss import HIDDEN
 from fedpress.compression.models.distillation.settings import Assistants, Distillation, LearningData
 from fedpress.compression.models.distillation.teacher_assistants import DistillThroughAssistants
+from fedpress.compression.models.inputs import Inputs
 from fedpress.compression.models.masks import Masks
 from fedpress.compression.models.pruning import sparse_kernels, structural, weights
 from fedpress.compression.models.pruning.schedule import Prune
@@ -72,7 +74,9 @@ class StudentEvaluator:
         whole = structural.parameters_of(student)
         left = weights.parameters_left(student, mask) if mask else whole
         with evaluating(student):
-            latency = sparse_kernels.milliseconds(student, self._examples.inputs[:1], sparse_kernels.TIMED_SECONDS)
+            latency = sparse_kernels.milliseconds(
+                student, model_inputs.first(self._examples.inputs), sparse_kernels.TIMED_SECONDS
+            )
         worst = bias.worst
         return StageResult(name, left, 4 * whole, latency, answers.accuracy, worst.group, worst.lost), bias
 
@@ -151,10 +155,20 @@ def initial(
         pruning: Order of removal, and the schedule.
         distillation: Distillation between pruning steps, and of a search's finalists.
         quantization: Later quantization of the weights, for budgets of bytes.
+
+    Raises:
+        ValueError: Single weights are to be removed by sparsegpt, but the budget is of channels.
     """
     if budget.removed_fraction is not None:
         return Prune(budget.removed_fraction, pruning, distillation)
+    if pruning.importance == "sparsegpt":
+        raise ValueError(
+            "importance 'sparsegpt' removes single weights, for a budget of removed_fraction; got one of"
+            f" {budget.kind}, for which channels are removed: see 'wanda'"
+        )
     if search is not None:
+        if pruning.vocabulary != "all":
+            raise ValueError("vocabulary 'used' and a search exclude each other: a search's models keep all rows")
         return SearchStudent(budget, search, distillation, quantization, pruning)
     return PruneToBudget(budget, start, pruning, quantization)
 
@@ -228,7 +242,7 @@ def inputs_for(
     *,
     trained: nn.Module | None = None,
     seed: int,
-) -> tuple[Tensor, Tensor | None]:
+) -> tuple[Inputs, Tensor | None]:
     """Return the inputs that a student learns on, (N, ...), and their labels as far as it may see them.
 
     Args:
@@ -244,7 +258,7 @@ def inputs_for(
         ValueError: The proxy data are no sequences that could be continued.
     """
     if data.data_free:
-        shape = tuple(task.data().validation.inputs.shape[1:])
+        shape = data_free.shape_of(task.data().validation.inputs)
         opponent = None
         if data.data_free.disagreement:
             opponent = trained if trained is not None else _untrained(steps, model, task, seed)

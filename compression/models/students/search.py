@@ -31,9 +31,12 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fedpress.compression import seeds
+from fedpress.compression.models import inputs as model_inputs
+from fedpress.compression.models import outputs as model_outputs
 from fedpress.compression.models.distillation import distill, loss, teachers
 from fedpress.compression.models.distillation.settings import Distillation
 from fedpress.compression.models.distillation.teachers import LAST
+from fedpress.compression.models.inputs import Batch, Inputs
 from fedpress.compression.models.pruning import importance, structural
 from fedpress.compression.models.pruning.importance import Criterion
 from fedpress.compression.models.pruning.settings import Pruning
@@ -139,10 +142,11 @@ def starts(model: nn.Module, task: Task, architectures: Sequence[str] = (), *, s
         UnknownArchitecture: The task has no student architecture of a name.
     """
     models = {PRUNED: model}
-    blocks = depth.depth_of(model)
+    example = task.data().validation.inputs[:1]
+    blocks = depth.depth_of(model, example)
     for step, name in ((2, "every second block"), (3, "every third block")):
         if blocks >= step:
-            models[name] = depth.keep_every(model, step)
+            models[name] = depth.drop(model, example, 1 / step)
     return models | {name: fresh(task, name, seed=seed) for name in architectures}
 
 
@@ -156,7 +160,7 @@ def search(
     criterion: Criterion = importance.DEFAULT,
     *,
     teacher: nn.Module | Teacher | None = None,
-    inputs: Tensor | None = None,
+    inputs: Inputs | None = None,
     targets: Tensor | None = None,
     seed: int,
     progress: Callable[[SearchProgress], None] = lambda _: None,
@@ -188,8 +192,8 @@ def search(
     total = done + sum(count for count, _ in halving_rungs(settings.finalists, distillation.epochs))
     inputs = splits.proxy.inputs if inputs is None else inputs
     pool = _pool(
-        starts(model, task, settings.architectures, seed=seed), inputs[:BATCH], budget, settings, quantization,
-        criterion, seed,
+        starts(model, task, settings.architectures, seed=seed), model_inputs.first(inputs, BATCH), budget, settings,
+        quantization, criterion, seed,
         lambda number: progress(_scoring(number, settings.candidates, total)), axis,
     )  # fmt: skip
     ranked = choose_finalists([candidate for candidate, _ in pool], settings.finalists)
@@ -223,7 +227,7 @@ def search(
 
 def _pool(
     models: Mapping[str, nn.Module],
-    batch: Tensor,
+    batch: Batch,
     budget: Budget,
     settings: Search,
     quantization: Quantization,
@@ -240,7 +244,7 @@ def _pool(
     limit = Budget(parameters=int(budgets.most(budget, whole))) if isinstance(budget.parameters, float) else budget
     done = 0
     for number, (start, model) in enumerate(models.items()):
-        versions = widths.Widths(model, batch[:1], criterion)
+        versions = widths.Widths(model, model_inputs.first(batch), criterion)
         draw = torch.Generator().manual_seed(seeds.derive("widths", seed, start))
         for index in range(max(1, len(range(number, settings.candidates, len(models))))):
             progress(done)
@@ -259,7 +263,7 @@ def _pool(
                 start=start,
                 widths=kept,
                 parameters=structural.parameters_of(student),
-                cost=budgets.cost_of(student, batch[:1], limit, quantization),
+                cost=budgets.cost_of(student, model_inputs.first(batch), limit, quantization),
                 score=SCORES[settings.score](student, batch, answers, class_axis),
                 uniform=index == 0,
             )
@@ -311,7 +315,7 @@ def halving_rungs(count: int, epochs: int) -> list[tuple[int, int]]:
 # ---- scores: of a candidate, a batch (N, ...) and the teacher's answers to it; the higher, the better ---------------
 
 
-def naswot(model: nn.Module, batch: Tensor, answers: Tensor, class_axis: int = LAST) -> float:
+def naswot(model: nn.Module, batch: Batch, answers: Tensor, class_axis: int = LAST) -> float:
     """Return log |det K|, K (N, N) the number of rectifiers in equal states for two examples.
 
     It is large where the examples are well separated; a model without rectifiers gets minus infinity.
@@ -323,15 +327,17 @@ def naswot(model: nn.Module, batch: Tensor, answers: Tensor, class_axis: int = L
         class_axis: Not used.
     """
     with evaluating(model), _Rectified() as rectified:
-        model(batch)
+        model_inputs.call(model, batch)
     if not rectified.codes:
         return -math.inf
-    codes = torch.cat([code.flatten(1) for code in rectified.codes if len(code) == len(batch)], dim=1).double()
+    codes = torch.cat(
+        [code.flatten(1) for code in rectified.codes if len(code) == model_inputs.count(batch)], dim=1
+    ).double()
     kernel = codes @ codes.T + (1 - codes) @ (1 - codes).T
     return float(torch.linalg.slogdet(kernel).logabsdet)
 
 
-def synflow(model: nn.Module, batch: Tensor, answers: Tensor, class_axis: int = LAST) -> float:
+def synflow(model: nn.Module, batch: Batch, answers: Tensor, class_axis: int = LAST) -> float:
     """Return the log of the sum of |w| * dR/d|w| over all weights, R the summed outputs of magnitudes for ones.
 
     Args:
@@ -343,13 +349,16 @@ def synflow(model: nn.Module, batch: Tensor, answers: Tensor, class_axis: int = 
     positive = copy.deepcopy(model).double().eval()
     for tensor in [*positive.parameters(), *(b for b in positive.buffers() if b.is_floating_point())]:
         tensor.data.abs_()
-    example = torch.ones_like(batch[:1])
-    torch.autograd.backward(positive(example.double() if example.is_floating_point() else example).sum())
+    example = model_inputs.mapped(
+        model_inputs.first(batch),
+        lambda part: torch.ones_like(part, dtype=torch.float64 if part.is_floating_point() else part.dtype),
+    )
+    torch.autograd.backward(model_outputs.answers(model_inputs.call(positive, example)).sum())
     flow = sum(float((p.detach() * p.grad).abs().sum()) for p in positive.parameters() if p.grad is not None)
     return math.log(flow) if flow > 0 else -math.inf
 
 
-def gradient_norm(model: nn.Module, batch: Tensor, answers: Tensor, class_axis: int = LAST) -> float:
+def gradient_norm(model: nn.Module, batch: Batch, answers: Tensor, class_axis: int = LAST) -> float:
     """Return the L2 norm of the gradient of the distillation's loss over the batch.
 
     Args:
@@ -360,12 +369,14 @@ def gradient_norm(model: nn.Module, batch: Tensor, answers: Tensor, class_axis: 
     """
     learner = copy.deepcopy(model).eval()
     torch.autograd.backward(
-        loss.distillation_loss(teachers.by_class(learner(batch), class_axis), answers, temperature=1.0)
+        loss.distillation_loss(
+            teachers.by_class(model_inputs.call(learner, batch), class_axis), answers, temperature=1.0
+        )
     )
     return math.sqrt(sum(float(p.grad.square().sum()) for p in learner.parameters() if p.grad is not None))
 
 
-def agreement(model: nn.Module, batch: Tensor, answers: Tensor, class_axis: int = LAST) -> float:
+def agreement(model: nn.Module, batch: Batch, answers: Tensor, class_axis: int = LAST) -> float:
     """Return the negative divergence from the teacher's answers.
 
     Args:

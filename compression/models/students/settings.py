@@ -20,10 +20,37 @@ UNITS: Final = {
 """Kinds of budgets, by their fields, and their units."""
 
 
+Inherit = Literal["by-name", "every-second"] | dict[str, str]
+"""What a student of another architecture takes over from its teacher (`inheritance`)."""
+
+
 def _count_or_fraction(given: Any) -> Any:
     whole, part = type(given) is int and given >= 1, type(given) is float and 0 < given <= 1
     if given is not None and not (whole or part):
         raise ValueError("expected a whole number >= 1, or a fraction of the global model's, 0 < fraction <= 1")
+    return given
+
+
+def blocks(given: Any) -> Any:
+    """Check the blocks that a student keeps.
+
+    Raises:
+        ValueError: They are neither a number >= 1 nor a fraction in (0, 1].
+    """
+    if given is not None and not (type(given) is int and given >= 1 or type(given) is float and 0 < given <= 1):
+        raise ValueError("expected a number of blocks >= 1, or a fraction of them, 0 < fraction <= 1")
+    return given
+
+
+def inherits(given: Any) -> Any:
+    """Check what a student inherits.
+
+    Raises:
+        ValueError: It is none of the words, and no map of names.
+    """
+    named = isinstance(given, dict) and given and all(isinstance(name, str) for pair in given.items() for name in pair)
+    if given is not None and given not in ("by-name", "every-second") and not named:
+        raise ValueError("expected by-name, every-second, or a map of the student's names to the global model's")
     return given
 
 

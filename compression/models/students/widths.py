@@ -10,10 +10,11 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 
-from torch import Tensor, nn
+from torch import nn
 
 from fedpress.compression.models import architecture
 from fedpress.compression.models.architecture import Shape
+from fedpress.compression.models.inputs import Batch
 from fedpress.compression.models.pruning import importance, structural
 from fedpress.compression.models.pruning.importance import Criterion
 from fedpress.compression.models.quantization.settings import Quantization
@@ -41,23 +42,32 @@ class Widths:
         PruneError: The model cannot be pruned.
     """
 
-    def __init__(self, model: nn.Module, example_input: Tensor, criterion: Criterion = importance.DEFAULT) -> None:
+    def __init__(self, model: nn.Module, example_input: Batch, criterion: Criterion = importance.DEFAULT) -> None:
         self._model, self._example = model, example_input
         self._pruner = structural.Pruner(model, example_input, criterion=criterion)
         self._shapes = architecture.shapes(model)
         self.layers = self._pruner.layers
-        self._units = {name: self._less_by_one(name) for name, most in self.layers.items() if most > 1}
+        less = {name: self._less_by_one(name) for name, most in self.layers.items() if most > 1}
+        self._units = {name: shapes for name, (shapes, _) in less.items()}
+        self._numbers = {name: numbers for name, (_, numbers) in less.items()}
 
-    def _less_by_one(self, layer: str) -> dict[str, Shape]:
-        """Return the reduction of each affected tensor's shape by one channel of a layer."""
+    def _less_by_one(self, layer: str) -> tuple[dict[str, Shape], dict[str, int]]:
+        """Return the reductions by one channel of a layer: of each affected tensor's shape, and of numbers beside."""
         most = self.layers[layer]
         with self._pruner.measured({layer: (most - 1) / most}) as model:
-            smaller = architecture.shapes(model)
+            smaller, numbers = architecture.shapes(model), architecture.sizes(model)
         differences = {
             name: tuple(a - b for a, b in zip(shape, smaller[name], strict=True))
             for name, shape in self._shapes.items()
         }
-        return {name: difference for name, difference in differences.items() if any(difference)}
+        return (
+            {name: difference for name, difference in differences.items() if any(difference)},
+            {name: self._number(name) - number for name, number in numbers.items()},
+        )
+
+    def _number(self, name: str) -> int:
+        path, _, attribute = name.rpartition(".")
+        return int(getattr(self._model.get_submodule(path), attribute))
 
     def kept(self, fraction: float, exponents: Mapping[str, float] | None = None) -> dict[str, int]:
         """Return the widths where each layer keeps fraction^exponent of its channels, at least one.
@@ -78,10 +88,18 @@ class Widths:
                 shapes[name] = tuple(size - removed * less for size, less in zip(shapes[name], unit, strict=True))
         return shapes
 
+    def sizes(self, widths: Mapping[str, int]) -> dict[str, int]:
+        """Return the numbers beside the shapes at given widths (`architecture.sizes`)."""
+        numbers: dict[str, int] = {}
+        for layer, width in widths.items():
+            for name, unit in self._numbers.get(layer, {}).items():
+                numbers[name] = numbers.get(name, self._number(name)) - (self.layers[layer] - width) * unit
+        return numbers
+
     def hollow(self, widths: Mapping[str, int]) -> nn.Module:
         """Return a model of given widths with weights of zero, which has the costs of the pruned one."""
         model = copy.deepcopy(self._model).cpu()
-        architecture.shrink(model, self.shapes(widths))
+        architecture.shrink(model, self.shapes(widths), self.sizes(widths))
         for tensor in architecture.tensors(model).values():
             tensor.zero_()
         return model

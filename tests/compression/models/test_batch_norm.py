@@ -92,6 +92,12 @@ def test_frozen_layers_and_those_without_statistics_are_left_out() -> None:
 
     layers = nn.Sequential(Frozen(3), nn.BatchNorm1d(3, track_running_stats=False), nn.LayerNorm(3))
     assert batch_norm.measure(layers, torch.randn(8, 3)) == {}
+    part = nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm1d(3))
+    part[0].requires_grad_(False)
+    part[0].running_mean.fill_(5.0)
+    measured = batch_norm.measure(part, torch.ones(8, 3))
+    assert measured.keys() == {"1.running_mean", "1.running_var"}
+    assert measured["1.running_mean"] == pytest.approx([-4.0] * 3, abs=1e-3)  # behind what the first one makes of it
     assert batch_norm.measure(nn.Sequential(nn.BatchNorm1d(3)), torch.randn(1, 3)) == {}
 
 

@@ -8,11 +8,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.apps import texts
 from torch import Tensor, nn
 
 from fedpress.compression.models import forward
+from fedpress.compression.models import inputs as model_inputs
+from fedpress.compression.models import outputs as model_outputs
 from fedpress.compression.models.forward import BatchDependent, EvaluationError
 from fedpress.compression.models.reproducible import evaluating
+from fedpress.compression.models.stored import Collated
 
 
 class Pair(NamedTuple):
@@ -48,9 +52,9 @@ def run(model: nn.Module, given_inputs: Tensor, batch_size: int = 512, threads: 
         assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)
-    stops = [rows.stop for rows, _ in parts]
-    assert [rows.start for rows, _ in parts] == [0, *stops[:-1]] and stops[-1] == len(given_inputs)
-    return forward.joined([outputs for _, outputs in parts])
+    stops = [rows.stop for rows, _, _ in parts]
+    assert [rows.start for rows, _, _ in parts] == [0, *stops[:-1]] and stops[-1] == len(given_inputs)
+    return model_outputs.joined([outputs for _, outputs, _ in parts])
 
 
 def at_once(model: nn.Module, given_inputs: Tensor) -> Any:
@@ -202,9 +206,9 @@ def test_outputs_of_several_tensors_keep_their_structure(kind: str) -> None:
     some, model = inputs(150), Several(kind)
     found, expected = run(model, some), model(some)
     assert type(found) is type(expected)
-    assert all(map(torch.equal, forward.tensors(found), forward.tensors(expected)))
-    halves = forward.mapped(found, lambda tensor: tensor / 2)
-    pairs = zip(forward.tensors(halves), forward.tensors(found), strict=True)
+    assert all(map(torch.equal, model_outputs.tensors(found), model_outputs.tensors(expected)))
+    halves = model_outputs.mapped(found, lambda tensor: tensor / 2)
+    pairs = zip(model_outputs.tensors(halves), model_outputs.tensors(found), strict=True)
     assert all(torch.equal(2 * half, one) for half, one in pairs)
 
 
@@ -235,15 +239,6 @@ def test_an_error_of_the_model_is_an_error_that_names_it() -> None:
         run(net(), torch.ones(100, 6))
 
 
-@settings(deadline=None)
-@given(st.integers(1, 300), st.integers(1, 70))
-def test_pieces_are_of_nearly_equal_size(count: int, most: int) -> None:
-    pieces = forward.even(torch.arange(count), most)
-    sizes = [len(piece) for piece in pieces]
-    assert torch.equal(torch.cat(pieces), torch.arange(count))
-    assert max(sizes) <= most and max(sizes) - min(sizes) <= 1 and len(sizes) == -(-count // most)
-
-
 def test_the_model_is_left_as_it_was() -> None:
     model = net(nn.BatchNorm1d(8, track_running_stats=False)).train()
     model[0].eval()
@@ -259,8 +254,82 @@ def test_the_model_is_left_as_it_was() -> None:
 @pytest.mark.parametrize("spoil", [float("nan"), float("inf"), -float("inf")])
 def test_rounding_is_no_difference_and_neither_are_infinities_in_the_same_places(spoil: float) -> None:
     one = torch.randn(50)
-    assert forward.close(one, one + 1e-6) and not forward.close(one, one + 0.01)
+    assert model_outputs.close(one, one + 1e-6) and not model_outputs.close(one, one + 0.01)
     other = one.clone()
     other[3] = spoil
-    assert forward.close(other, other.clone()) and not forward.close(one, other)
-    assert not forward.close(one, one[:49]) and not forward.close(one > 0, one < 0)
+    assert model_outputs.close(other, other.clone()) and not model_outputs.close(one, other)
+    assert not model_outputs.close(one, one[:49]) and not model_outputs.close(one > 0, one < 0)
+
+
+@pytest.mark.parametrize("kind", ["plain", "places"])
+@pytest.mark.parametrize("batch_size", [7, 64, 512])
+def test_stored_sequences_have_the_outputs_that_they_have_alone(kind: str, batch_size: int) -> None:
+    """Whatever the length to which their batch is padded."""
+    task = texts.Texts(kind)
+    torch.manual_seed(0)
+    model, examples = task.model(), task.data().train
+    with evaluating(model), forward.batches(model, examples.inputs, batch_size) as batches:
+        for rows, outputs, batch in batches:
+            assert len(outputs) == model_inputs.count(batch) == rows.stop - rows.start
+            for row in range(rows.start, rows.stop, 20):
+                single = model_inputs.take(examples.inputs, torch.tensor([row]))
+                alone = model_inputs.call(model, single)[0]
+                there = outputs[row - rows.start][..., : alone.shape[-1]]
+                assert model_outputs.close(there, alone)
+
+
+@pytest.mark.parametrize("check", ["batches", "evaluable", "independent"])
+def test_a_model_that_attends_to_padding_is_refused(check: str) -> None:
+    task = texts.Texts("unmasked")
+    torch.manual_seed(0)
+    model, inputs = task.model(), task.data().train.inputs
+    with pytest.raises(BatchDependent, match=r"\(Pooled\) for example \d+, a sequence of .*padding is attended to"):
+        if check == "batches":
+            with evaluating(model), forward.batches(model, inputs) as batches:
+                list(batches)
+        elif check == "evaluable":
+            forward.require_evaluable(model, inputs)
+        else:
+            forward.require_independent(model, inputs)
+    in_memory = texts.Texts("unmasked", "memory").data().train.inputs  # all padded alike: well defined
+    forward.require_independent(model, in_memory)
+
+
+def test_padding_on_the_left_is_no_reason() -> None:
+    """Where positions do not count from the padding."""
+
+    class Last(nn.Module):
+        def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+            return torch.where(mask.bool(), ids, 0)[..., None].float().cumsum(1)
+
+    def on_the_left(rows: Any) -> dict[str, Tensor]:
+        batch = texts.collate(rows, names=("ids", "mask"))
+        return {name: part.flip(1) for name, part in batch.items()}
+
+    stored = Collated(texts.drawn(40, seed=0)[0], on_the_left)
+    forward.require_independent(Last(), stored)
+    with evaluating(Last()), forward.batches(Last(), stored, 9) as batches:
+        assert sum(len(answered.outputs) for answered in batches) == 40
+
+
+def test_a_single_sequence_gets_others_whose_tensors_belong_together() -> None:
+    batch = forward.several({"ids": torch.tensor([[5, 6, 0]]), "mask": torch.tensor([[1, 1, 0]])})
+    assert batch["ids"].shape == (4, 3)
+    assert torch.equal(batch["ids"] != 0, batch["mask"].bool())
+
+
+def test_the_length_of_sequences_is_free_where_the_model_takes_others() -> None:
+    example = texts.Texts("plain", "memory").data().train.take(slice(0, 2)).inputs
+
+    class Fixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(example["ids"].shape[1], 3)
+
+        def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+            return self.head((ids * mask).float())  # type: ignore[no-any-return]
+
+    assert forward.free_axes(texts.Pooled().eval(), example) == set()
+    assert forward.free_axes(texts.Pooled(places=True).eval(), example) == {2}
+    assert forward.free_axes(Fixed().eval(), example) is None
+    assert forward.free_axes(nn.Identity(), example["ids"]) is None

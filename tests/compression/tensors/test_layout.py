@@ -157,3 +157,12 @@ def test_names_that_no_array_has_are_refused() -> None:
         Layout.of_arrays({"a": np.ones(2, np.float32)}, buffers=["b"])
     with pytest.raises(errors.LayoutError, match="no array has the name 'head'"):
         Layout.of_arrays({"a": np.ones(2, np.float32)}, tied=[("head", "a")])
+
+
+def test_arrays_that_training_leaves_alone_can_be_named() -> None:
+    arrays = {name: np.zeros(2, np.float32) for name in ("base.weight", "base.running_mean", "adapter.a")}
+    layout = Layout.of_arrays(arrays, frozen=["base.weight", "base.running_mean"])
+    assert [spec.name for spec in layout.parameters] == ["adapter.a"] and not layout.buffers
+    assert [spec.name for spec in layout.frozen] == ["base.weight", "base.running_mean"]
+    with pytest.raises(errors.LayoutError, match="no array has the name 'bose'"):
+        Layout.of_arrays(arrays, frozen=["bose"])

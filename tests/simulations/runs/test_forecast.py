@@ -68,6 +68,21 @@ def test_frozen_parameters_and_buffers_are_told_apart(tmp_path: Path) -> None:
     assert (model.trained, model.frozen, model.buffers) == (16 + 90, 520, 17)
 
 
+@pytest.mark.parametrize("downlink", ["{density: 0.01}", "null"])
+def test_what_is_frozen_is_not_sent_again_and_moments_are_counted(tmp_path: Path, downlink: str) -> None:
+    part = ["trainable=['8.*']", f"downlink={downlink}", "training.optimizer=adamw"]
+    kept = [*part, "training.optimizer_state=keep"]
+    (whole,), (reset,), (keep,) = (
+        launch.only_check(chosen("students.tiers=[]", *more)).models for more in ([f"downlink={downlink}"], part, kept)
+    )
+    assert reset.trained == 1_930
+    assert reset.trained + reset.frozen == whole.trained
+    assert reset.dense_up_bytes < 4 * reset.trained + 1000 and reset.dense_down_bytes < 4 * reset.trained + 1000
+    assert reset.down_bytes < 4 * reset.trained + 1000
+    assert (whole.moments_bytes, reset.moments_bytes) == (0, 8 * reset.trained)
+    assert keep.held_bytes - reset.held_bytes == 8 * reset.trained
+
+
 def test_a_disk_without_room_and_a_machine_without_memory_are_noticed(tmp_path: Path) -> None:
     predicted = launch.only_check(chosen())
     assert forecast.check_machine(predicted, tmp_path / "not" / "yet") == []

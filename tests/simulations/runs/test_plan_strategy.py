@@ -80,7 +80,7 @@ def test_tiers_that_train_have_a_strategy_with_them_and_their_shapes_in_the_fold
     strategy = plan_strategy.strategy(made, folder)
     assert isinstance(strategy, TieredFed) and [tier.name for tier in strategy.training_tiers] == ["phone"]
     shapes = json.loads(folder.architectures.read_text())
-    assert {name: tuple(shape) for name, shape in shapes["phone"].items()} == made.tiers["phone"].shapes
+    assert {name: tuple(shape) for name, shape in shapes["phone"][0].items()} == made.tiers["phone"].form[0]
 
 
 def test_a_scenario_is_read_without_change() -> None:

@@ -13,11 +13,11 @@ from fedpress.simulations.scenario import scenario
 
 
 def test_students_are_made_as_the_scenario_says(tmp_path):
-    tiers = "students.tiers=[{name: a, parameters: 0.5, student: mlp}, {name: b, parameters: 90, keep_every: 2}]"
+    tiers = "students.tiers=[{name: a, parameters: 0.5, student: mlp}, {name: b, parameters: 90, layers: 0.5}]"
     chosen = scenario.load("digits", [tiers, "students.data={data_free: {recipe: dafl, steps: 7, high: 2.0}}"])
     made = plan_students.publisher(Workload(chosen), RunFolder(tmp_path))
     assert made is not None and made.data.continuations is None
-    assert [tier.steps[0].start for tier in made.tiers] == [Start("mlp"), Start(keep_every=2)]
+    assert [tier.steps[0].start for tier in made.tiers] == [Start("mlp"), Start(layers=0.5)]
     assert made.data.data_free == replace(RECIPES["dafl"], steps=7, high=2.0)
     chosen = scenario.load("text-books", ["students.data={continuations: {prompt: 8}}"])
     made = plan_students.publisher(Workload(chosen), RunFolder(tmp_path))

@@ -11,7 +11,8 @@ from safetensors.torch import load_file, load_model
 
 from fedpress.compression.errors import FedpressError
 from fedpress.compression.ledger import Ledger
-from fedpress.compression.models.bundles import reader, writer
+from fedpress.compression.models import outputs
+from fedpress.compression.models.bundles import onnx_runtime, reader, writer
 from fedpress.compression.models.task import IGNORED, Task, evaluate
 from fedpress.compression.wire import payloads
 from fedpress.simulations.results.records import Results
@@ -190,7 +191,7 @@ def test_a_folder_that_is_not_empty_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_federated_transformer_gives_students_of_half_its_layers_and_of_another_kind(tmp_path):
-    tiers = "[{name: phone, parameters: 0.6, keep_every: 2}, {name: watch, parameters: 0.3, student: mlp}]"
+    tiers = "[{name: phone, parameters: 0.6, layers: 0.5}, {name: watch, parameters: 0.3, student: mlp}]"
     results = run(
         tmp_path / "run",
         "task={name: digits, model: vit}",
@@ -257,6 +258,45 @@ def test_a_frozen_backbone_and_constant_buffers_end_as_they_began(tmp_path: Path
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("downlink", ["{density: 0.2}", "null"])
+def test_what_patterns_select_is_trained_sent_and_billed_and_nothing_else(tmp_path: Path, downlink: str) -> None:
+    dense = {}
+    for name, more in (("part", ["trainable=['head.*']"]), ("whole", [])):
+        chosen = given("tagger", f"downlink={downlink}", "rounds=3", "density=1.0", "training.optimizer=adamw", *more)
+        results = runner.simulate(chosen, tmp_path / name)
+        dense[name] = results.totals.dense_up_bytes
+        before, after = Workload(chosen).fresh_model().state_dict(), load_file(tmp_path / name / "model.safetensors")
+        moved = {key for key in after if not torch.equal(before[key], after[key])}
+        if name == "part":
+            assert moved == {"head.weight", "head.bias"}  # and no running statistics of frozen layers
+        else:
+            assert {"norm.running_mean", "rotation.weight"} < moved
+    rows = {name: Ledger.load(RunFolder(tmp_path / name).ledger) for name in dense}
+    assert dense["part"] < dense["whole"] / 4
+    assert rows["part"].total(direction="up") < rows["whole"].total(direction="up") / 2
+    later = {name: rows[name].total(direction="down", round=3) for name in rows}
+    assert later["part"] < later["whole"] / 2  # frozen arrays came in round 1 at the latest
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_kept_moments_do_not_depend_on_the_number_of_workers_and_change_the_model(
+    tmp_path: Path, optimizer: str
+) -> None:
+    hashes = {}
+    for state, workers in (("keep", 1), ("keep", 2), ("reset", 1)):
+        chosen = given(
+            "fitted",
+            "rounds=3",
+            f"workers={workers}",
+            f"training.optimizer={optimizer}",
+            f"training.optimizer_state={state}",
+        )
+        hashes[state, workers] = runner.simulate(chosen, tmp_path / f"{state}-{workers}").model.sha256
+    assert hashes["keep", 1] == hashes["keep", 2] != hashes["reset", 1]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("downlink", ["{density: 0.01}", "null"])
 def test_a_model_that_was_trained_before_begins_as_good_as_it_is(tmp_path: Path, downlink: str) -> None:
     chosen = given("fitted", f"downlink={downlink}", "training.learning_rate=0.00001")
@@ -277,3 +317,42 @@ def test_where_every_process_draws_other_weights_all_train_those_of_the_server(t
     log = (tmp_path / "run" / "run.log").read_text()
     assert log.count("has other initial weights than the server, or none") == 1
     assert log.count("has other initial weights than the server, too") == 3
+
+
+TEXTS = [
+    "clients=4", "sampling.clients_per_round=4", "rounds=3", "workers=1", "partition.kind=iid", "density=0.2",
+    "training={learning_rate: 0.1, batch_size: 16}", "encoder={values: float32}", "evaluation.split=validation",
+    "students={tiers: [{name: phone, parameters: 0.7}], distill: {epochs: 2}, quantize: {onnx: true}}",
+]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "source"), [("plain", "lines"), ("places", "lists"), ("bert", "lists")])
+def test_a_model_of_several_inputs_that_a_collator_pads(tmp_path: Path, kind: str, source: str) -> None:
+    """From the partition to a student in ONNX Runtime, which answers texts of any length."""
+    pytest.importorskip("onnxruntime", reason="the extra onnx")
+    if kind == "bert":
+        pytest.importorskip("transformers", reason="the extra text-models")
+    chosen = scenario.load(
+        "digits", [f"task={{name: 'tests.apps.texts:Texts', kind: {kind}, source: {source}}}", *TEXTS]
+    )
+    results = runner.simulate(chosen, tmp_path / "run")
+    assert [(one.replies, one.refused) for one in results.rounds] == [(4, 0)] * 3
+    accuracies = [one.accuracy for one in results.rounds]
+    assert accuracies[-1] is not None and accuracies[-1] > 0.4  # of three classes
+    (student,) = results.students
+    accuracy = {stage.name: stage.accuracy for stage in student.stages}
+    assert abs(accuracy["onnx"] - accuracy["quantized"]) < 0.1
+    opened = reader.open_bundle(next((tmp_path / "run").rglob("*.fpb")).read_bytes())
+    forms = opened.manifest.inputs
+    assert forms is not None and {form.shape for form in forms.values()} == {(None,)}
+    assert opened.manifest.output_shape == ((3, None) if kind == "places" else (3,))
+    part = Workload(chosen).task.data().test
+    run_graph = onnx_runtime.runner(opened.onnx or b"")
+    rebuilt = writer.rebuild(opened, Workload(chosen).task)
+    for rows in ([0], [1, 2, 3, 4]):
+        batch = part.inputs.take(torch.tensor(rows))
+        answers = run_graph({name: tensor.numpy() for name, tensor in batch.items()})
+        with torch.no_grad():
+            expected = outputs.answers(rebuilt(**batch))
+        assert answers.shape == expected.shape

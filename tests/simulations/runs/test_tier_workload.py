@@ -49,11 +49,11 @@ def test_a_tier_has_its_own_density_and_rate_or_those_of_the_scenario() -> None:
 
 def test_shapes_are_read_from_the_folder_where_the_server_has_put_them(tmp_path: Path) -> None:
     _, tier = works()
-    halved = {name: [max(1, size // 2) for size in shape] for name, shape in tier.shapes.items()}
+    halved = {name: [max(1, size // 2) for size in shape] for name, shape in tier.form[0].items()}
     folder = RunFolder.create(tmp_path / "run")
-    folder.architectures.write_text(json.dumps({"phone": halved}))
+    folder.architectures.write_text(json.dumps({"phone": [halved, {"blocks.0.heads": 2}]}))
     _, client = works(out=folder.path)
-    assert client.shapes == {name: tuple(shape) for name, shape in halved.items()}
+    assert client.form == ({name: tuple(shape) for name, shape in halved.items()}, {"blocks.0.heads": 2})
 
 
 def test_a_slice_is_the_leading_part_of_the_global_model() -> None:
@@ -70,7 +70,7 @@ def test_a_student_starts_from_the_global_model_or_an_architecture_of_the_task(
 ) -> None:
     assert tier_workload.start(Tier(name="a", parameters=5, student=student)) == Start(expected)
     if student != "auto":
-        halved = Tier(name="a", parameters=5, student=student, keep_every=2)
+        halved = Tier(name="a", parameters=5, student=student, layers=2)
         assert tier_workload.start(halved) == Start(expected, 2)
 
 

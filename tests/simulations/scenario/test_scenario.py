@@ -90,6 +90,9 @@ def test_json_and_yaml_give_the_scenario_back(rounds, density, alpha, kind, numb
         ("partition={kind: natural, sizes: equal}", "sizes: equal does not go with kind natural, whose groups keep"),
         ("partition=iid", "partition: got 'iid', expected a section with the keys kind, alpha"),
         ("training.steps=3", "epochs and steps: give one and set the other to null"),
+        ("training.warmup_rounds=100", "training.warmup_rounds: 100 of 100 rounds, expected fewer"),
+        ("training.beta2=0.95", "beta1, beta2 and epsilon: belong to adamw"),
+        ("trainable=[]", "trainable: got []"),
         ("server.momentum=1", "server.momentum: got 1, expected 0 <= momentum < 1"),
         ("server.beta1=0.5", "server: beta1 has no meaning for optimizer sgd"),
         ("server.epsilon=1e-8", "server.epsilon: got 1e-08, expected 0.001 <= epsilon"),
@@ -97,7 +100,10 @@ def test_json_and_yaml_give_the_scenario_back(rounds, density, alpha, kind, numb
         ("students.tiers.0.parameters=3", "students.tiers.0: give one budget out of parameters, bundle_bytes, flops"),
         ("students.tiers=[{name: a, parameters: 1.5}]", "expected a whole number >= 1, or a fraction of the global"),
         ("students.tiers=[{name: a, parameters: 3}, {name: a, parameters: 4}]", "two tiers have the same name"),
-        ("students.tiers=[{name: a, parameters: 3, keep_every: 0}]", "students.tiers.0.keep_every: got 0"),
+        (
+            "students.tiers=[{name: a, parameters: 3, layers: 0}]",
+            "students.tiers.0.layers: expected a number of blocks",
+        ),
         (
             "students.data={data_free: dall-e}",
             "students.data.data_free: recipe: got 'dall-e', expected deep-inversion, dafl",

@@ -48,6 +48,7 @@ AUTO = "students.tiers=[{name: phone, removed_fraction: auto}]"
     [
         (["students.epochs=3"], "students.epochs: unknown key"),
         (["students.prune={ranking: erk}"], "ranking 'erk' gives densities of single weights"),
+        (["students.prune={importance: sparsegpt}"], "importance 'sparsegpt' removes single weights"),
         (
             ["students.quantize={rounding: adaround, qat_epochs: 2}"],
             "aware training chooses what each weight is rounded to",
@@ -67,6 +68,10 @@ AUTO = "students.tiers=[{name: phone, removed_fraction: auto}]"
             "removed_fraction is for the pruned global model alone",
         ),
         (["students.tiers=[{name: phone, removed_fraction: 0.5, parameters: 0.5}]"], "give one budget out of"),
+        (
+            ["students={prune: {granularity: weights, importance: sparsegpt}, tiers: [{name: one, parameters: 0.5}]}"],
+            "sparsegpt removes single weights, so every tier must have",
+        ),
         (["students={quantize: {onnx: true}, tiers: [{name: phone, bundle_bytes: 9000}]}"], "no tier may have"),
         (
             ["students={prune: {penalty: l1}, tiers: [{name: phone, parameters: 0.5}]}"],
@@ -115,7 +120,9 @@ def test_milliseconds_take_the_rates_from_the_file_of_a_probe(tmp_path):
         ("{name: phone, flops: 5, bundle_bytes: 5}", "got bundle_bytes and flops"),
         ("{name: phone, latency_ms: 0.5}", "latency_ms and device go together; `fedpress probe --json FILE`"),
         ("{name: phone, latency_ms: 0.5, device: nowhere.json}", "expected a file that `fedpress probe --json FILE`"),
-        ("{name: phone, flops: 5, student: auto, keep_every: 2}", "keep_every has no meaning with student auto"),
+        ("{name: phone, flops: 5, student: auto, layers: 2}", "layers has no meaning with student auto"),
+        ("{name: phone, flops: 5, inherit: by-name}", "inherit is for a student of another architecture"),
+        ("{name: phone, flops: 5, student: mlp, inherit: half}", "expected by-name, every-second, or a map"),
     ],
 )
 def test_a_tier_that_makes_no_sense_is_explained(tier, text):

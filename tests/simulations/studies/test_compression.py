@@ -40,5 +40,5 @@ def test_each_way_on_digits(
 
 def test_the_ways_differ_and_are_named_apart() -> None:
     for setup in SETUPS.values():
-        assert len(setup.pruned) == 1 + 2 + 4 + 3 and len(setup.whole) == 4
+        assert len(setup.pruned) == 1 + 2 + 6 + 3 and len(setup.whole) == 4
     assert Digits.name in SETUPS

@@ -89,7 +89,7 @@ _, _, MANIFEST_BYTES, WEIGHTS_BYTES, ONNX_BYTES, _, _ = container.HEADER.unpack_
 def parts(data: bytes) -> tuple[bytes, bytes]:
     """Manifest, unpacked, and weights."""
     opened = container.unpack(data)
-    return opened.manifest, opened.weights
+    return opened.manifest, bytes(opened.weights)
 
 
 MANIFEST, WEIGHTS = parts(DATA)

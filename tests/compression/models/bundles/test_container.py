@@ -62,6 +62,7 @@ def test_any_bytes_are_refused_by_a_bundle_error(noise: bytes, with_header: bool
         (header(coded=2**32 - 1), errors.TooLarge, "4,294,967,295"),
         (header(onnx=2**32 - 1), errors.TooLarge, "4,294,967,295"),
         (header(plain=2**32 - 1), errors.TooLarge, "decoded"),
+        (header(plain=container.MAX_RATIO * ONNX_BYTES + 1), errors.TooLarge, "zlib makes at most 1,032 of one"),
         (DATA + b"\0", errors.TrailingBytes, "joined"),
         (header(flag=0), errors.TrailingBytes, "joined"),
         (DATA[:-1] + bytes([DATA[-1] ^ 1]), errors.BundleChecksumMismatch, "download it again"),
@@ -118,8 +119,27 @@ def test_a_small_file_cannot_fill_the_memory() -> None:
 
 
 def test_what_would_not_be_read_again_is_not_packed() -> None:
-    with pytest.raises(errors.TooLarge, match="a manifest of 1,048,577, .* a bundle is for a small model"):
+    with pytest.raises(errors.TooLarge, match="a manifest of 1,048,577, .* have room in the format"):
         container.pack(bytes(container.MAX_MANIFEST_BYTES + 1), b"")
+
+
+def test_a_device_takes_no_more_than_its_limit_and_another_device_more() -> None:
+    size = MANIFEST_BYTES + WEIGHTS_BYTES + ONNX_BYTES
+    assert container.unpack(DATA, limit=size) == container.unpack(DATA)
+    with pytest.raises(errors.TooLarge, match=f"{size - 1:,} in all are taken here.*--largest-mib"):
+        container.unpack(DATA, limit=size - 1)
+
+
+def test_the_manifest_is_asked_before_the_onnx_model_is_decoded() -> None:
+    asked = []
+
+    def check(manifest: bytes, weights: int, onnx: int) -> None:
+        asked.append((manifest, weights, onnx))
+        raise errors.TooLarge("no")
+
+    with pytest.raises(errors.TooLarge, match="no"):
+        container.unpack(assembled(zlib.compress(MANIFEST), WEIGHTS, b"no zlib", 9), check=check)
+    assert asked == [(MANIFEST, len(WEIGHTS), 9)]
 
 
 def test_the_header_is_the_documented_one() -> None:

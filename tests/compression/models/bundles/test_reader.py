@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 import tracemalloc
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from tests.compression.models.bundles.samples import (
     Images,
     Line,
     Trap,
+    assembled,
     forged,
     manifest,
     saved,
@@ -39,6 +41,32 @@ from fedpress.compression.models.quantization.quantized_tensor import Quantized
 from fedpress.compression.models.quantization.settings import Quantization
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "linear-2.hex"
+
+
+def test_sizes_go_by_the_manifest_and_by_what_the_device_takes() -> None:
+    zeros = saved(nn.Sequential(nn.Flatten(), nn.Linear(64, 100)), Quantization(sparsity=0.99))
+    opened = reader.open_bundle(zeros)
+    decoded = sum(
+        part.nbytes
+        for tensor in opened.weights.values()
+        for part in (tensor[:2] if isinstance(tensor, Quantized) else [tensor])
+    )
+    assert len(zeros) < decoded and reader.open_bundle(zeros, limit=decoded).sha256 == opened.sha256
+    with pytest.raises(errors.TooLarge, match="tensors of .* allow more"):
+        reader.open_bundle(zeros, limit=decoded - 1)
+    stuffed = forged(coded=WEIGHTS + bytes(20_000))
+    entries = sum(int(np.prod(shape)) for shape in SHAPES.values())
+    large = reader.GRAPH_BYTES + reader.ONNX_BYTES * entries + 1
+    bomb = assembled(zlib.compress(MANIFEST), WEIGHTS, zlib.compress(bytes(large)), large)
+    for data, message in (
+        (stuffed, "the tensors of the manifest take at most"),
+        (bomb, "one of the manifest's tensors"),
+    ):
+        tracemalloc.start()
+        with pytest.raises(errors.TooLarge, match=message):
+            reader.open_bundle(data)
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+        tracemalloc.stop()
 
 
 def test_golden_bytes_open() -> None:
@@ -127,7 +155,8 @@ def test_the_golden_bytes_are_written_again() -> None:
         (forged(manifest(schemes=SCHEMES | {"7.weight": "int4 by channel"})), errors.InvalidWeights, "exceeds? 4 bits"),
         (forged(manifest(schemes=SCHEMES | {"7.weight": "int8 by 2"})), errors.InvalidWeights, "weights"),
         (forged(manifest(shapes=SHAPES | {"7.bias": [9]})), errors.InvalidWeights, "form|entropy|table|expected"),
-        (forged(manifest(shapes=SHAPES | {"7.bias": [2**30]})), errors.TooLarge, "1,024 a byte"),
+        (forged(manifest(shapes=SHAPES | {"7.bias": [2**26]})), errors.TooLarge, "1,024 a byte"),
+        (forged(manifest(shapes=SHAPES | {"7.bias": [2**30]})), errors.TooLarge, "tensors of 4,294,967,893 bytes"),
         (forged(manifest(shapes=SHAPES | {"7.bias": [2**40]})), errors.InvalidManifest, "less than or equal to"),
         (forged(coded=b""), errors.InvalidWeights, "0.weight"),
         (forged(coded=WEIGHTS + bytes(2)), errors.InvalidWeights, "left over"),

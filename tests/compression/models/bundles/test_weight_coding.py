@@ -64,6 +64,44 @@ def test_what_is_written_is_read_again(tensors: list[Any]) -> None:
     read_again({f"tensor {place}": tensor for place, tensor in enumerate(tensors)})
 
 
+@settings(max_examples=40)
+@given(st.lists(QUANTIZED | PLAIN, max_size=4))
+def test_no_form_is_longer_than_the_schemes_allow(tensors: list[Any]) -> None:
+    named = {f"tensor {place}": tensor for place, tensor in enumerate(tensors)}
+    schemes = {name: weight_coding.scheme_of(tensor) for name, tensor in named.items()}
+    longest = weight_coding.longest_bytes(schemes)
+    assert all(len(weight_coding.pack(named, coded)[0]) <= longest for coded in (True, False))
+    parts = [part for tensor in tensors for part in (tensor[:2] if isinstance(tensor, Quantized) else [tensor])]
+    assert weight_coding.decoded_bytes(schemes) == sum(part.nbytes for part in parts)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_codes_without_any_pattern_take_no_more_than_the_schemes_allow(bits: int) -> None:
+    most = quantized_tensor.levels(bits)
+    codes = np.random.default_rng(0).integers(-most, most, (60, 3000), np.int8, endpoint=True)
+    tensor = Quantized(codes, np.random.default_rng(1).random((60, 1), np.float32) + 1, bits)
+    assert len(weight_coding.pack({"w": tensor})[0]) <= weight_coding.longest_bytes(
+        {"w": weight_coding.scheme_of(tensor)}
+    )
+
+
+@pytest.mark.parametrize("piece", [1, 7, 250, 10**6])
+def test_any_number_of_strings_holds_the_same_tensors(piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors: Tensors = {
+        "a": drawn((6, 50), 4, 0, 1.0, 0),
+        "b": drawn((5, 40), 8, 5, 0.2, 1),
+        "c": np.ones(3, np.float32),
+    }
+    whole = weight_coding.pack(tensors)[0]
+    monkeypatch.setattr(weight_coding, "PIECE", piece)
+    read_again(tensors)
+    data = weight_coding.pack(tensors)[0]
+    assert (data == whole) == (piece == 10**6)
+    schemes = {name: weight_coding.scheme_of(tensor) for name, tensor in tensors.items()}
+    with pytest.raises(InvalidWeights):
+        weight_coding.unpack(data[:-2], schemes)
+
+
 def test_the_shortest_form_is_taken() -> None:
     random = np.random.default_rng(0)
     dead = drawn((200, 300), 4, 0, 0.5, 0)

@@ -21,7 +21,7 @@ from tests.compression.models.bundles.samples import (
 from torch import nn
 
 from fedpress.compression.models.bundles import errors, reader, weight_coding, writer
-from fedpress.compression.models.pruning import structural
+from fedpress.compression.models.pruning import structural, token_rows
 from fedpress.compression.models.quantization import quantize
 from fedpress.compression.models.quantization.quantized_tensor import Quantized
 from fedpress.compression.models.quantization.settings import Quantization
@@ -129,3 +129,58 @@ def test_a_student_of_a_named_architecture_is_rebuilt() -> None:
     rebuilt = writer.rebuild(reader.open_bundle(data), Line())
     inputs = torch.randn(5, 2)
     assert torch.equal(rebuilt(inputs), quantize.applied(model, tensors)(inputs))
+
+
+class Texts(Line):
+    """Ids in, classes out: heads by number in the code, and an embedding."""
+
+    name = "texts"
+
+    def model(self) -> nn.Module:
+        return TextNetwork()
+
+
+class TextNetwork(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.size, self.words = 4, 4, nn.Embedding(300, 16)
+        self.qkv, self.out, self.head = nn.Linear(16, 48), nn.Linear(16, 16), nn.Linear(16, 3)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        n, length = ids.shape
+        x = self.words(ids)
+        query, key, value = self.qkv(x).view(n, length, 3, self.heads, self.size).permute(2, 0, 3, 1, 4)
+        mixed = (query @ key.transpose(-2, -1)).softmax(-1) @ value
+        x = x + self.out(mixed.transpose(1, 2).reshape(n, length, -1))
+        answer: torch.Tensor = self.head(x.mean(1))
+        return answer
+
+
+def test_numbers_and_the_vocabulary_come_with_the_bundle_and_the_graph() -> None:
+    torch.manual_seed(0)
+    ids = torch.randint(0, 40, (6, 5))
+    model = structural.keep_fraction(token_rows.narrowed(TextNetwork(), ids).model, ids[:1], 0.5).eval()
+    tensors = quantize.quantize(model)
+    data = writer.save(model, tensors, ids[:1], task="texts", tier="phone", version=0, metrics={})
+    opened = reader.open_bundle(data)
+    assert opened.manifest.sizes == {"heads": 2}
+    rebuilt, others = writer.rebuild(opened, Texts()), torch.randint(0, 300, (6, 5))
+    assert rebuilt.heads == 2 and rebuilt.words.weight.shape[0] == len(ids.unique()) + 1
+    assert torch.equal(rebuilt(others), quantize.applied(model, tensors)(others))
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    from fedpress.compression.models.bundles import onnx_export
+
+    onnx_export.export(model, others)  # compares the graph's answers with the model's
+
+
+@pytest.mark.parametrize("sizes", [{"heads": 9}, {"forward": 1}, {"qkv.in_features": 0}])
+def test_numbers_that_the_model_does_not_have_do_not_fit(sizes: dict[str, int]) -> None:
+    torch.manual_seed(0)
+    ids = torch.randint(0, 40, (6, 5))
+    model = TextNetwork().eval()
+    data = writer.save(model, quantize.quantize(model), ids[:1], task="texts", tier="phone", version=0, metrics={})
+    opened = reader.open_bundle(data)
+    changed = opened._replace(manifest=opened.manifest.model_copy(update={"sizes": sizes}))
+    with pytest.raises(errors.DoesNotFit, match="expected a whole number of a layer"):
+        writer.rebuild(changed, Texts())

@@ -137,7 +137,7 @@ def check(make: Callable[[], nn.Module], batch: Any, counted: bool) -> dict[str,
         if not counted:
             torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
     again = make().eval()
-    architecture.shrink(again, architecture.shapes(small))
+    architecture.shrink(again, architecture.shapes(small), architecture.sizes(small))
     again.load_state_dict(small.state_dict())
     for one, other in zip(answers(again, batch), answers(small, batch), strict=True):
         assert torch.equal(one, other)

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from fedpress.compression.models.calibration import Site
 from fedpress.compression.models.pruning import channel_groups, importance
 from fedpress.compression.models.pruning.importance import Criterion
 from fedpress.compression.models.task import Examples, Splits, Task
@@ -48,10 +49,15 @@ WEIGHTS = {"a": torch.tensor([[1.0, -2.0], [0.5, 3.0]]), "b": torch.tensor([[-4.
 def test_single_weights_are_ranked_as_the_papers_say() -> None:
     slopes = {name: torch.full_like(weight, 0.5) for name, weight in WEIGHTS.items()}
     slopes["a"][0, 0] = 10
-    of = {name: importance.of_weights(WEIGHTS, Criterion(name, gradients=slopes)) for name in importance.IMPORTANCES}
+    norms = {"a": [(Site("a", (1, 2, 2), (0, 2, 1), 0), torch.tensor([[10.0, 3.0]]))]}
+    of = {
+        name: importance.of_weights(WEIGHTS, Criterion(name, gradients=slopes, norms=norms))
+        for name in importance.IMPORTANCES
+    }
     for name, weight in WEIGHTS.items():
         assert torch.equal(of["l1"][name], weight.abs()) and torch.equal(of["l2"][name], weight.square())
         assert torch.equal(of["taylor"][name], (weight * slopes[name]).abs())
+    assert of["wanda"]["a"].tolist() == [[10, 6], [5, 9]] and of["wanda"]["b"].tolist() == [[4]]
     total = [0.25, 1.0, 4.0, 9.0]
     expected = [square / sum(total[place:]) for place, square in enumerate(total)]
     torch.testing.assert_close(of["lamp"]["a"], torch.tensor([[expected[1], expected[2]], [expected[0], expected[3]]]))
@@ -96,3 +102,20 @@ def test_no_examples_have_no_gradient() -> None:
 def test_a_criterion_that_does_not_exist_is_refused(criterion: Criterion, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         criterion.check()
+
+
+def test_norms_are_those_of_each_layers_inputs_and_scale_a_channels_importance() -> None:
+    model = nn.Sequential(nn.Linear(2, 3, bias=False), nn.ReLU(), nn.Linear(3, 1, bias=False)).train()
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]))
+        model[2].weight.fill_(1.0)
+    inputs = torch.tensor([[3.0, 0.0], [4.0, 0.0]])
+    norms = importance.norms(model, inputs)
+    root = 12.5**0.5
+    torch.testing.assert_close(norms["0.weight"][0][1], torch.tensor([[root, 0.0]]))
+    torch.testing.assert_close(norms["2.weight"][0][1], torch.tensor([[root, 0.0, root]]))
+    (scores,) = importance.of_units(model, channel_groups.find(model, inputs[:1]), Criterion("wanda", norms=norms))
+    torch.testing.assert_close(scores, torch.tensor([2.0, 0.0, 2.0]) * 3 / 4)  # the second answers nothing to these
+    assert model.training
+    with pytest.raises(ValueError, match=r"importance\.norms"):
+        importance.of_weights(WEIGHTS, Criterion("wanda"))

@@ -79,6 +79,13 @@ def test_a_schedule_falls_from_everything_to_what_is_wanted(
         (0.9, Pruning(granularity="weights", importance="lamp", ranking="global", penalty="l1", fine_tune_epochs=4)),
         (0.7, Pruning(granularity="weights", schedule="lottery", steps=2, fine_tune_epochs=30)),
         (0.5, Pruning(granularity="2:4", fine_tune_epochs=2)),
+        (0.5, Pruning(granularity="2:4", importance="sparsegpt", fine_tune_epochs=0)),
+        (
+            0.6,
+            Pruning(granularity="weights", importance="sparsegpt", schedule="iterative", steps=2, fine_tune_epochs=1),
+        ),
+        (0.6, Pruning(granularity="weights", importance="wanda", fine_tune_epochs=2)),
+        (0.6, Pruning(importance="wanda", fine_tune_epochs=3)),
     ],
     ids=lambda value: (
         f"{value.granularity}-{value.schedule}-{value.importance}-{value.penalty}"

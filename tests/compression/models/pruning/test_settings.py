@@ -25,6 +25,8 @@ from fedpress.compression.models.pruning.settings import Pruning
         ({"ranking": "erk"}, "granularity must be 'weights', got 'channels'"),
         ({"schedule": "lottery"}, "granularity must be 'weights', got 'channels'"),
         ({"granularity": "2:4", "schedule": "cubic", "steps": 2}, "half the weights at once"),
+        ({"importance": "sparsegpt"}, "expected granularity 'weights' or '2:4', .* got 'channels' and 'uniform'"),
+        ({"importance": "sparsegpt", "granularity": "weights", "ranking": "global"}, "got 'weights' and 'global'"),
     ],
 )
 def test_settings_that_are_none_are_refused(settings: dict[str, Any], message: str) -> None:

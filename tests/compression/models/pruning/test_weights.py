@@ -21,6 +21,9 @@ def model(seed: int = 0) -> nn.Module:
     )
 
 
+INPUTS = torch.randn(12, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
 def felt(network: nn.Module) -> dict[str, Tensor]:
     return {name: torch.rand(parameter.shape) for name, parameter in network.named_parameters()}
 
@@ -49,7 +52,7 @@ def test_a_mask_has_its_density_and_never_grows_back(
     first: float, second: float, name: str, ranking: str, seed: int
 ) -> None:
     network = model(seed)
-    criterion = Criterion(name, ranking, felt(network), seed)
+    criterion = Criterion(name, ranking, felt(network), seed, norms=importance.norms(network, INPUTS))
     before = weights.by_importance(network, first, criterion)
     assert weights.density(before) == pytest.approx(first, abs=3 / 6008)
     assert all(bool(mask.any()) for mask in before.values())
@@ -58,7 +61,9 @@ def test_a_mask_has_its_density_and_never_grows_back(
     with torch.no_grad():  # trained on, with new gradients
         for parameter in network.parameters():
             parameter.add_(torch.randn(parameter.shape))
-    criterion = criterion._replace(gradients=felt(network), seed=seed + 1)
+    criterion = criterion._replace(
+        gradients=felt(network), seed=seed + 1, norms=importance.norms(network, INPUTS.flip(0) ** 2)
+    )
     after = weights.by_importance(network, second, criterion, within=before)
 
     assert all(not bool((after[key] & ~before[key]).any()) for key in before)
@@ -113,3 +118,35 @@ def test_a_mask_within_one_of_another_model_is_refused() -> None:
 def test_a_density_that_is_none_is_refused(density: float) -> None:
     with pytest.raises(ValueError, match=r"in \(0, 1\]"):
         weights.by_importance(model(), density)
+
+
+class Transposed(nn.Module):
+    """y = x W with W (inputs, outputs), as GPT-2 stores its layers."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight.T.contiguous())
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs @ self.weight
+
+
+@settings(max_examples=20, deadline=None)
+@given(density=st.floats(0.05, 1.0), seed=st.integers(0, 99))
+def test_wanda_compares_within_each_output_whatever_the_layout(density: float, seed: int) -> None:
+    torch.manual_seed(seed)
+    weight, inputs = torch.randn(6, 10), torch.randn(40, 10) * torch.rand(10)
+    linear = nn.Linear(10, 6, bias=False)
+    linear.weight.data.copy_(weight)
+    found = []
+    for layer in (linear, Transposed(weight)):
+        criterion = Criterion("wanda", norms=importance.norms(layer, inputs))
+        found.append(weights.by_importance(layer, density, criterion)["weight"])
+        found.append(weights.semi_structured(layer, criterion)["weight"])
+    assert torch.equal(found[0], found[2].T) and torch.equal(found[1], found[3].T)
+    rows = found[0].sum(1)
+    assert int(rows.sum()) == max(1, round(60 * density)) and int(rows.max() - rows.min()) <= 1
+    scores = weight.abs() * inputs.square().mean(0).sqrt()
+    for score, kept in zip(scores, found[0], strict=True):
+        assert not kept.any() or kept.all() or score[kept].min() >= score[~kept].max()
+    assert weights.is_semi_structured(found[1])

@@ -1,6 +1,6 @@
 """The settings, and what `quantize` does to a model: what is left alone, what is refused."""
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -77,7 +77,35 @@ def test_nan_and_infinity_are_refused(bad: float, name: str) -> None:
         quantize.quantize(layer)
 
 
-def test_adaround_without_calibration_is_refused() -> None:
+@pytest.mark.parametrize("rounding", ["adaround", "gptq"])
+def test_rounding_by_data_without_calibration_is_refused(rounding: Literal["adaround", "gptq"]) -> None:
     for calibration in (None, torch.zeros(0, 3)):
-        with pytest.raises(ValueError, match="calibration inputs"):
-            quantize.quantize(nn.Linear(3, 2), Quantization(rounding="adaround"), calibration)
+        with pytest.raises(ValueError, match=f"{rounding} needs calibration inputs"):
+            quantize.quantize(nn.Linear(3, 2), Quantization(rounding=rounding), calibration)
+
+
+def test_gptq_takes_inputs_by_name_and_zeros_stay_zero() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(12, 5)
+
+        def forward(self, given: torch.Tensor) -> torch.Tensor:
+            output: torch.Tensor = self.layer(given)
+            return output
+
+    torch.manual_seed(0)
+    model, inputs = Named(), torch.randn(40, 3) @ torch.randn(3, 12)
+    wanted = model(inputs).detach()
+    for sparsity in (0.0, 0.5):
+        near, by_data = (
+            quantize.quantize(model, Quantization(bits=4, sparsity=sparsity, rounding=rounding), {"given": inputs})
+            for rounding in ("nearest", "gptq")
+        )
+        errors = [
+            float((quantize.applied(model, tensors)(inputs) - wanted).square().mean().detach())
+            for tensors in (near, by_data)
+        ]
+        assert errors[1] < errors[0]
+        codes = by_data["layer.weight"].codes
+        assert (codes == 0).sum() >= round(sparsity * codes.size)

@@ -6,12 +6,16 @@ from tests.apps.networks import NETWORKS
 from torch import nn
 
 from fedpress.compression.models import architecture
+from fedpress.compression.models.distillation import teachers
 from fedpress.compression.models.distillation.distill import distill
 from fedpress.compression.models.distillation.settings import Distillation
 from fedpress.compression.models.pruning import structural
 from fedpress.compression.models.pruning.schedule import Prune
 from fedpress.compression.models.pruning.settings import Pruning
+from fedpress.compression.models.stacks import NoStack
+from fedpress.compression.models.step import Materials, Student
 from fedpress.compression.models.students import depth
+from fedpress.compression.models.students.inheritance import InheritanceError
 from fedpress.compression.models.students.initial_student import PruneToBudget, Start, UnknownArchitecture, start_of
 from fedpress.compression.models.students.search import SearchStudent
 from fedpress.compression.models.students.settings import Budget
@@ -46,8 +50,46 @@ def test_another_architecture_is_fresh_and_cut_to_the_budget() -> None:
 
 def test_layers_are_dropped_before_the_rest_is_pruned() -> None:
     task = Digits(model="vit")
-    found = made(Budget(parameters=0.5), Start(keep_every=2), task)
-    assert depth.depth_of(found) == 1 and structural.parameters_of(found) <= structural.parameters_of(task.model()) / 2
+    found = made(Budget(parameters=0.5), Start(layers=0.5), task)
+    assert (
+        depth.depth_of(found, EXAMPLE) == 0
+        and len(found.blocks) == 1
+        and structural.parameters_of(found) <= structural.parameters_of(task.model()) / 2
+    )
+
+
+def test_layers_that_change_least_are_those_that_go() -> None:
+    """The inputs that a student learns on decide, without labels; the form does not depend on them."""
+    task = Digits(model="vit")
+    torch.manual_seed(0)
+    teacher, example = task.model(), task.data().proxy.inputs[:1]
+    for layer in (teacher.blocks[0].attention.out, teacher.blocks[0].hidden[2]):  # type: ignore[union-attr,index]
+        layer.weight.data *= 0.01
+    step = PruneToBudget(Budget(parameters=1.0), Start(layers=1))
+    step.check(teacher, task)
+    student = step(Student(teacher), materials(task, teacher))
+    assert student.step == "pruned" and structural.parameters_of(student.model) < structural.parameters_of(teacher)
+    kept = student.model.blocks[0].hidden[0].weight  # type: ignore[union-attr,index]
+    assert torch.equal(kept, teacher.blocks[1].hidden[0].weight)  # type: ignore[union-attr,index]
+    unseen = start_of(task, teacher, example, step.budget, step.start, seed=0)
+    assert architecture.shapes(unseen) == architecture.shapes(student.model)
+
+
+def test_another_architecture_inherits_before_it_is_pruned() -> None:
+    task = Digits(model="vit")
+    torch.manual_seed(0)
+    teacher = task.model()
+    heir = start_of(task, teacher, EXAMPLE, Budget(parameters=1.0), Start("vit", inherit="by-name"), seed=5)
+    assert all(map(torch.equal, heir.state_dict().values(), teacher.state_dict().values()))
+    fewer = Start("vit", layers=1, inherit="by-name")
+    assert len(start_of(task, teacher, EXAMPLE, Budget(parameters=1.0), fewer, seed=5).blocks) == 1  # type: ignore[arg-type]
+    with pytest.raises(InheritanceError, match="none of the student's 4 tensors has a counterpart"):
+        PruneToBudget(Budget(parameters=0.5), Start("mlp", inherit="by-name")).check(teacher, task)
+
+
+def materials(task: Task, teacher: nn.Module) -> Materials:
+    splits = task.data()
+    return Materials(teacher, task, splits.proxy.inputs[:64], None, teachers.of(teacher), seed=0)
 
 
 class Rearranged(Task):
@@ -109,10 +151,10 @@ def test_layers_that_the_settings_ignore_stay_whole() -> None:
 def test_what_the_task_does_not_have_is_refused() -> None:
     with pytest.raises(UnknownArchitecture, match="'digits' has no student 'gru'; it has cnn, cnn-bn, mlp, vit"):
         made(Budget(parameters=0.5), Start("gru"))
-    with pytest.raises(architecture.UnsupportedLayer, match="no architecture.Stack"):
-        made(Budget(parameters=0.5), Start("mlp", keep_every=2))
-    with pytest.raises(ValueError, match="keep_every must be at least 1, got 0"):
-        Start(keep_every=0)
+    with pytest.raises(NoStack, match="no blocks that may be dropped"):
+        made(Budget(parameters=0.5), Start("mlp", layers=0.5))
+    with pytest.raises(ValueError, match="layers is 0, expected a number of blocks >= 1"):
+        Start(layers=0)
 
 
 def test_a_perceptron_learns_from_a_convolutional_network() -> None:
