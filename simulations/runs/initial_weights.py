@@ -142,7 +142,7 @@ def check(model: nn.Module, task: str) -> None:
         )
     layout = Layout.of(model)
     if layout.size == 0:
-        frozen = f": all {len(layout.frozen)} have requires_grad=False" if layout.frozen else ""
+        frozen = f": all {len(parameters)} have requires_grad=False" if parameters else ""
         raise InitialWeightsError(f"task {task!r}: its model has no parameter that is trained{frozen}")
     wide = [spec.name for spec in layout.parameters if spec.dtype == "float64"]
     if wide:
