@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.checkpoint import checkpoint
 
 from fedpress.compression.errors import FedpressError
@@ -106,12 +107,15 @@ def _again(block: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
 def _running_statistics_as_they_are(block: nn.Module) -> Iterator[None]:
     """Let normalization by batch leave its running statistics alone, which the first pass has moved already."""
     tracking: list[Any] = [
-        module for module in block.modules() if module.training and getattr(module, "track_running_stats", False)
+        module for module in block.modules() if isinstance(module, _NormBase) and module.running_mean is not None
     ]
+    momenta = [module.momentum for module in tracking]
+    counts = [module.num_batches_tracked.clone() for module in tracking]
     for module in tracking:
-        module.track_running_stats = False
+        module.momentum = 0.0  # the share of this batch in them
     try:
         yield
     finally:
-        for module in tracking:
-            module.track_running_stats = True
+        for module, momentum, count in zip(tracking, momenta, counts, strict=True):
+            module.momentum = momentum
+            module.num_batches_tracked.copy_(count)

@@ -90,6 +90,7 @@ def test_without_blocks_there_is_an_error_that_says_what_is_needed() -> None:
             pass
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what transformers imports
 @pytest.mark.parametrize("family", ["bert", "gpt2", "llama"])
 def test_a_model_of_hugging_face_by_its_own_switch_inside_another_module_as_well(family: str) -> None:
     transformers = pytest.importorskip("transformers", reason="needs the extra text-models")
