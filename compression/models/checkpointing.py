@@ -48,7 +48,7 @@ def checkpointing(model: nn.Module) -> Iterator[None]:
             " it off, or put its blocks into such a list"
         )
     for module in switches:
-        module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        _switch(module, "enable")({"use_reentrant": False})
     for block in found:
         block.forward = _again(block, block.forward)
     try:
@@ -57,7 +57,7 @@ def checkpointing(model: nn.Module) -> Iterator[None]:
         for block in found:
             del block.forward
         for module in switches:
-            module.gradient_checkpointing_disable()
+            _switch(module, "disable")()
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:
@@ -89,6 +89,12 @@ def _switches(model: nn.Module) -> list[Any]:
     if getattr(model, "supports_gradient_checkpointing", False) and hasattr(model, "gradient_checkpointing_enable"):
         return [] if batches.normalizing(model) else [model]
     return [switch for child in model.children() for switch in _switches(child)]
+
+
+def _switch(module: nn.Module, what: str) -> Callable[..., None]:
+    """Return the method that enables or disables it, by its name since transformers 5.24, or the one before."""
+    named: Callable[..., None] | None = getattr(module, f"activation_checkpointing_{what}", None)
+    return named or getattr(module, f"gradient_checkpointing_{what}")  # type: ignore[no-any-return]
 
 
 def _again(block: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
