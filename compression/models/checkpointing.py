@@ -93,8 +93,9 @@ def _switches(model: nn.Module) -> list[Any]:
 
 def _switch(module: nn.Module, what: str) -> Callable[..., None]:
     """Return the method that enables or disables it, by its name since transformers 5.24, or the one before."""
-    named: Callable[..., None] | None = getattr(module, f"activation_checkpointing_{what}", None)
-    return named or getattr(module, f"gradient_checkpointing_{what}")  # type: ignore[no-any-return]
+    names = (f"activation_checkpointing_{what}", f"gradient_checkpointing_{what}")
+    method: Callable[..., None] = getattr(module, next(name for name in names if hasattr(module, name)))
+    return method
 
 
 def _again(block: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
