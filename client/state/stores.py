@@ -196,7 +196,8 @@ class FolderStore:
         """Replace the state atomically."""
         import safetensors.numpy
 
-        arrays = {name: np.ascontiguousarray(array) for name, array in stored.arrays.items()}
+        # numpy makes arrays of shape () contiguous with shape (1,)
+        arrays = {name: np.ascontiguousarray(array).reshape(array.shape) for name, array in stored.arrays.items()}
         meta = dict(stored.meta)
         data = safetensors.numpy.save(
             arrays, metadata={**meta, "format": str(FORMAT), "checksum": _checksum(arrays, meta)}

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.checkpoint import checkpoint
 
 from fedpress.compression.errors import FedpressError
@@ -47,7 +48,7 @@ def checkpointing(model: nn.Module) -> Iterator[None]:
             " it off, or put its blocks into such a list"
         )
     for module in switches:
-        module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        _switch(module, "enable")({"use_reentrant": False})
     for block in found:
         block.forward = _again(block, block.forward)
     try:
@@ -56,7 +57,7 @@ def checkpointing(model: nn.Module) -> Iterator[None]:
         for block in found:
             del block.forward
         for module in switches:
-            module.gradient_checkpointing_disable()
+            _switch(module, "disable")()
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:
@@ -90,6 +91,13 @@ def _switches(model: nn.Module) -> list[Any]:
     return [switch for child in model.children() for switch in _switches(child)]
 
 
+def _switch(module: nn.Module, what: str) -> Callable[..., None]:
+    """Return the method that enables or disables it, by its name since transformers 5.24, or the one before."""
+    names = (f"activation_checkpointing_{what}", f"gradient_checkpointing_{what}")
+    method: Callable[..., None] = getattr(module, next(name for name in names if hasattr(module, name)))
+    return method
+
+
 def _again(block: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         return nullcontext(), _running_statistics_as_they_are(block)
@@ -106,12 +114,15 @@ def _again(block: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
 def _running_statistics_as_they_are(block: nn.Module) -> Iterator[None]:
     """Let normalization by batch leave its running statistics alone, which the first pass has moved already."""
     tracking: list[Any] = [
-        module for module in block.modules() if module.training and getattr(module, "track_running_stats", False)
+        module for module in block.modules() if isinstance(module, _NormBase) and module.running_mean is not None
     ]
+    momenta = [module.momentum for module in tracking]
+    counts = [module.num_batches_tracked.clone() for module in tracking]
     for module in tracking:
-        module.track_running_stats = False
+        module.momentum = 0.0  # the share of this batch in them
     try:
         yield
     finally:
-        for module in tracking:
-            module.track_running_stats = True
+        for module, momentum, count in zip(tracking, momenta, counts, strict=True):
+            module.momentum = momentum
+            module.num_batches_tracked.copy_(count)

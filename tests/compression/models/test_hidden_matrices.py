@@ -32,7 +32,7 @@ def test_attention_of_torch_and_of_the_house() -> None:
     parts = ("self_attn.in_proj_weight", "self_attn.out_proj.weight", "linear1.weight", "linear2.weight")
     ids = torch.tensor([[1, 2, 3]])
     assert weights(model, ids) == {f"1.layers.0.{part}" for part in parts}
-    own = CausalTransformer(9, 8, 2, 2, 16)
+    own = CausalTransformer(9, 8, width=8, depth=2, heads=2, hidden=16)
     matrices = {name for name, p in own.named_parameters() if p.ndim == 2}
     assert weights(own, ids[:, :2]) and weights(own, ids[:, :2]) < matrices
 
@@ -71,11 +71,10 @@ def test_a_model_of_one_or_two_layers_has_none() -> None:
     assert weights(nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 1)), torch.rand(1, 2)) == set()
 
 
-transformers = pytest.importorskip("transformers", reason="needs the extra text-models")
-
-
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what transformers imports
 @pytest.mark.parametrize("family", ["bert", "gpt2", "llama", "t5", "opt"])
 def test_of_hugging_face_all_but_embeddings_and_heads(family: str) -> None:
+    transformers = pytest.importorskip("transformers", reason="needs the extra text-models")
     sizes = {
         "bert": {"num_hidden_layers": 1, "hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 16},
         "gpt2": {"n_layer": 1, "n_embd": 8, "n_head": 2},

@@ -35,7 +35,7 @@ def test_fashion_mnist_100_is_the_one_promised():
     assert (chosen.clients, chosen.rounds, chosen.density, chosen.sampling.clients_per_round) == (100, 60, 0.0125, 10)
     assert (chosen.partition.kind, chosen.partition.alpha, chosen.partition.sizes) == ("dirichlet", 0.3, "equal")
     training = chosen.training
-    assert (training.epochs, training.batch_size, training.learning_rate, training.momentum) == (1, 50, 0.1, 0)
+    assert (training.epochs, training.batch_size, training.rate, training.velocity_decay) == (1, 50, 0.1, 0)
     assert chosen.encoder.feedback == "step_ahead"
 
 
