@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import shutil
 import tempfile
 from collections.abc import Sequence
 from functools import cached_property
@@ -128,8 +130,10 @@ class Texts(Task):
         return self._splits
 
     @cached_property
-    def _folder(self) -> tempfile.TemporaryDirectory[str]:
-        return tempfile.TemporaryDirectory(prefix="fedpress-texts-")
+    def _folder(self) -> Path:
+        folder = Path(tempfile.mkdtemp(prefix="fedpress-texts-"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        return folder
 
     @cached_property
     def _splits(self) -> Splits:
@@ -146,7 +150,7 @@ class Texts(Task):
 
     def _inputs(self, name: str, texts: list[list[int]]) -> Inputs:
         if self.source == "lines":
-            path = Path(self._folder.name) / name
+            path = self._folder / name
             path.write_text("".join(f"{' '.join(map(str, text))}\n" for text in texts))
             return Collated(
                 Lines(path), lambda lines: self._collate([[int(word) for word in line.split()] for line in lines])

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from tests.apps import texts
 from torch import nn
 
 from fedpress.client.settings import Training
@@ -380,3 +381,20 @@ def test_float16_learns_about_the_same_on_the_cpu() -> None:
     )
     start = torch.cat([p.detach().flatten() for p in model().parameters()])
     assert not torch.equal(half, full) and (half - full).norm() < 0.1 * (full - start).norm()
+
+
+@pytest.mark.parametrize("kind", ["plain", "places"])
+def test_padding_changes_nothing_in_training(kind: str) -> None:
+    """Stored texts are padded to the longest of a batch, the others all to one length: the same weights and loss."""
+    trained = []
+    for source in ("lists", "lines", "memory"):
+        task = texts.Texts(kind, source)
+        torch.manual_seed(0)
+        model, part = task.model(), task.data().train.take(np.arange(50))
+        loss = train(model, part, task.loss, Training(epochs=2, batch_size=8, learning_rate=0.3), seed=5)
+        slopes = gradient(model, part, task.loss, Training(batch_size=8), seed=5)
+        trained.append((loss, [*model.parameters()], [torch.from_numpy(slope) for slope in slopes.values()]))
+    for loss, weights, slopes in trained[1:]:
+        assert loss == pytest.approx(trained[0][0], rel=1e-4)
+        for one, other in zip([*weights, *slopes], [*trained[0][1], *trained[0][2]], strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.apps import texts
 from torch import Tensor, nn
 
 from fedpress.compression.models.distillation import teachers
@@ -337,3 +338,20 @@ def test_a_model_of_several_outputs_is_refused_also_where_it_has_them_in_trainin
 
     with pytest.raises(TeacherError, match="returns a tuple: distillation takes the logits of one tensor"):
         distill(nn.Linear(5, 3), Early(), SEQUENCES, Distillation(epochs=1), seed=0)
+
+
+@pytest.mark.parametrize("kind", ["plain", "places"])
+def test_students_learn_on_inputs_by_name_and_on_stored_ones(kind: str) -> None:
+    """Stored ones are padded batch by batch: the same student, up to rounding, as of one length."""
+    torch.manual_seed(0)
+    task = texts.Texts(kind)
+    teacher, student = task.model(), task.model()
+    stored, whole = (texts.Texts(kind, source).data().proxy.inputs for source in ("lists", "memory"))
+    settings = Distillation(epochs=2, batch_size=16)
+    axis = 1
+    first, second = (distill(teacher, student, part, settings, class_axis=axis, seed=3) for part in (stored, whole))
+    for one, other in zip(first.parameters(), second.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+    before = distillation_loss(*(teachers.logits(each, whole, axis) for each in (student, teacher)), temperature=2.0)
+    after = distillation_loss(*(teachers.logits(each, whole, axis) for each in (first, teacher)), temperature=2.0)
+    assert after < before

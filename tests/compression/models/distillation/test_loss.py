@@ -93,3 +93,14 @@ def test_the_loss_is_the_mean_over_all_places() -> None:
     divergence = functional.kl_div(*((row / 2).log_softmax(1) for row in rows), reduction="batchmean", log_target=True)
     expected = 4 * divergence + 0.5 * functional.cross_entropy(rows[0], targets.flatten(), ignore_index=HIDDEN)
     torch.testing.assert_close(found, expected)
+
+
+@given(st.integers(1, 5), st.integers(0, 4), st.integers(0, 99))
+def test_places_of_padding_count_in_nothing(length: int, more: int, seed: int) -> None:
+    """However far a batch is padded, and whatever is there."""
+    draw = torch.Generator().manual_seed(seed)
+    student, teacher = (torch.randn(2, 3, length + more, generator=draw) for _ in range(2))
+    places = (torch.arange(length + more) < length).expand(2, -1)
+    alone = distillation_loss(student[..., :length], teacher[..., :length], temperature=2.0)
+    there = distillation_loss(student, teacher, temperature=2.0, places=places)
+    assert float(there) == pytest.approx(float(alone), rel=1e-5)

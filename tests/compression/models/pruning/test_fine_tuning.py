@@ -4,11 +4,14 @@ import copy
 
 import pytest
 import torch
+from tests.apps import texts
 from torch import nn
 
 from fedpress.compression.models.distillation.settings import Distillation
+from fedpress.compression.models.outputs import IGNORED, fitted
 from fedpress.compression.models.pruning import fine_tuning, penalties
 from fedpress.compression.models.pruning.fine_tuning import FineTune
+from fedpress.compression.models.stored import Collated
 from fedpress.compression.models.task import Examples, Splits, Task, evaluate
 
 
@@ -81,3 +84,26 @@ def test_a_teacher_s_first_choices_are_the_targets() -> None:
     for axis in (1, 2):  # two classes at three places, or three at two
         expected = places(inputs).argmax(dim=axis)
         assert torch.equal(fine_tuning.answered(places, inputs, axis).targets, expected)
+
+
+@pytest.mark.parametrize("left", [False, True])
+def test_of_sequences_padding_gets_no_answer(left: bool) -> None:
+    torch.manual_seed(0)
+    teacher = texts.Pooled(places=True).eval()
+
+    def collate(rows: list[list[int]]) -> dict[str, torch.Tensor]:
+        batch = texts.collate(rows, names=("ids", "mask"))
+        return {name: part.flip(1) if left else part for name, part in batch.items()}
+
+    lists, _ = texts.drawn(600, seed=0)  # more than are answered at once
+    lists[:512] = [text[:4] for text in lists[:512]]
+    stored = Collated(lists, collate)
+    found = fine_tuning.answered(teacher, stored, 1)
+    for row in (0, 3, 511, 512, 599):
+        single = stored.take(torch.tensor([row]))
+        with torch.no_grad():
+            expected = teacher(**single).argmax(1)[0]
+        answers = found.targets[row]
+        assert torch.equal(answers[answers != IGNORED], expected)
+        outputs = torch.zeros(1, 3, len(expected))
+        assert torch.equal(fitted(found.targets[row : row + 1], outputs, single)[0], expected)
