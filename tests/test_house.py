@@ -12,6 +12,7 @@ NAMED_TUPLES = {"_replace", "_asdict", "_fields", "_make"}
 """Public, for all that their names say."""
 OTHERS_INSIDES = {
     # torch
+    "compression/models/calibration.py": {"_grouped_mm"},
     "compression/models/cost.py": {"_overloadpacket", "_schema"},
     "compression/models/quantization/quantization_aware.py": {"_parameters", "_modules"},
     "compression/models/students/search.py": {"_overloadpacket"},

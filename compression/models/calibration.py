@@ -136,8 +136,8 @@ def calibrate(model: nn.Module, calibration: Inputs, visit: Visit) -> Reached:
             if site in visited or site.name in tied:
                 return
             visited[site] = None
-            total = shared.pop(site) if site in shared else _Sum().add(rows())
-            moments = total.mean()
+            total = shared.pop(site, _Sum())
+            moments = (total if total.rows else total.add(rows())).mean()
             if not moments.isfinite().all():
                 raise NonFiniteError(
                     f"the inputs of {site.name!r} hold NaN or infinity on the calibration data: did the training"

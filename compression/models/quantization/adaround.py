@@ -22,7 +22,8 @@ WIDTH = 128
 """Inputs above which a layer gets fewer steps: a step costs their square, so that a weight costs the same in all."""
 PATH = 10.0
 """Learning rate times steps: how far a choice can go."""
-REGULARIZATION = 0.01
+REGULARIZATION = 3.0
+"""Weight of the regularization, in the unit of the error below."""
 WARM_UP = 0.2
 """Fraction of the steps before the regularization sets in."""
 BETA = (20.0, 2.0)
@@ -55,7 +56,7 @@ def rounded(weight: Tensor, steps: Tensor, moments: Tensor, largest: int, *, ite
     optimizer = torch.optim.Adam([choice], PATH / iterations)
     # change = start + soft * width
     start, width = (torch.where(zero, 0.0, part * steps) for part in (below - exact, above - below))
-    # The error of one step, were inputs unrelated, is 1, so that the regularization fits layers of any scale.
+    # Unit of the error: that of one step, were inputs unrelated; so the regularization fits layers of any scale.
     unit = moments.diagonal(dim1=1, dim2=2).mean(dim=1)[:, None, None] * steps.square().mean(dim=(1, 2), keepdim=True)
     moments = moments / unit.clamp(min=torch.finfo(torch.float32).tiny)
     for count in range(iterations):
