@@ -161,6 +161,43 @@ def require_evaluable(model: nn.Module, inputs: Inputs) -> None:
             _require_padding_ignored(model, inputs, some, outputs)
 
 
+def doubled(batch: Batch) -> Batch:
+    """Return sequences followed by themselves, of tensors by name.
+
+    Args:
+        batch: Inputs in memory, of which `inputs.length` is known.
+    """
+    size = model_inputs.length(batch)
+    return {
+        name: torch.cat([part, part], dim=1) if part.ndim > 1 and part.shape[1] == size else part
+        for name, part in batch.items()
+    }
+
+
+def free_axes(model: nn.Module, example: Batch) -> set[int] | None:
+    """Return the axes of the answers whose size is that of sequences, of which the model takes other lengths.
+
+    Args:
+        model: The model, in evaluation mode.
+        example: Batch of inputs, (N, ...).
+
+    Returns:
+        The axes; None: the inputs are no sequences by name, or the model takes one length only.
+    """
+    size = model_inputs.length(example)
+    if size is None:
+        return None
+    pairs = (model_inputs.shortened(example, size - 1), example) if size > 1 else (example, doubled(example))
+    try:
+        with torch.no_grad():
+            shorter, whole = (tensors(model_outputs.answers(model_inputs.call(model, batch)))[0] for batch in pairs)
+    except (IndexError, RuntimeError, TypeError, ValueError):
+        return None
+    if whole.ndim != shorter.ndim:
+        return None
+    return {axis for axis, (one, other) in enumerate(zip(whole.shape, shorter.shape, strict=True)) if one != other}
+
+
 def _run(model: nn.Module, batch: Batch) -> Outputs:
     try:
         return model_inputs.call(model, batch)
@@ -201,7 +238,7 @@ def _require_padding_ignored(model: nn.Module, inputs: Inputs, batch: Batch, out
     """Check that some of the first stored inputs, each padded to its own length, have the outputs that they have.
 
     Args:
-        model: Model in evaluation mode.
+        model: Model in evaluation mode; one with `compared` is passed over, as its answers were compared already.
         inputs: All inputs; what is in memory is not padded otherwise.
         batch: The first of them, on the model's device.
         outputs: Outputs for these.
@@ -210,7 +247,7 @@ def _require_padding_ignored(model: nn.Module, inputs: Inputs, batch: Batch, out
         BatchDependent: They have others.
     """
     size, count = model_inputs.length(batch), min(model_inputs.count(batch), model_inputs.count(inputs))
-    if size is None or isinstance(inputs, Tensor | Mapping):
+    if size is None or isinstance(inputs, Tensor | Mapping) or getattr(model, "compared", False):
         return
     device = next(iter(batch.values())).device
     for row in range(0, count, max(1, count // SAMPLE)):

@@ -22,6 +22,8 @@ from fedpress.compression.errors import FedpressError
 
 SINGLE: Final = "input"
 """Name of an input that is one tensor, where all inputs have names."""
+MASK: Final = "mask"
+"""Part of the name of a tensor that says where sequences have ended."""
 LABELS: Final = ("label", "labels")
 """Names by which collators return what is no input."""
 
@@ -60,21 +62,25 @@ class Rows:
     """Some rows of stored inputs, which are read when they are needed as well.
 
     Args:
-        source: Stored inputs of N examples.
+        source: Stored inputs of N examples; of other rows, those of which they are.
         rows: Indices, int64 (M,).
+
+    Attributes:
+        source: What is read.
+        rows: The rows' indices in it.
     """
 
     def __init__(self, source: Stored, rows: Tensor) -> None:
-        self._source: Stored = source._source if isinstance(source, Rows) else source
-        self._rows: Tensor = source._rows[rows] if isinstance(source, Rows) else rows
+        self.source: Stored = source.source if isinstance(source, Rows) else source
+        self.rows: Tensor = source.rows[rows] if isinstance(source, Rows) else rows
 
     def __len__(self) -> int:
         """Return M, the number of rows."""
-        return len(self._rows)
+        return len(self.rows)
 
     def take(self, rows: Tensor) -> Batch:
         """Return the inputs of some of the rows, as `Stored` defines."""
-        return self._source.take(self._rows[rows])
+        return self.source.take(self.rows[rows])
 
 
 def count(inputs: Inputs) -> int:
@@ -178,6 +184,8 @@ def named(batch: Batch) -> dict[str, Tensor]:
 def length(batch: Batch) -> int | None:
     """Return L of sequences (N, L), which may differ from batch to batch; None: the inputs are no such tensors by name.
 
+    Sequences are tensors of whole numbers. Where these differ in size, it is that of the mask.
+
     >>> ids = torch.zeros(2, 7, dtype=torch.int64)
     >>> length({"ids": ids, "mask": ids, "age": torch.zeros(2)}), length(ids)
     (7, None)
@@ -187,8 +195,10 @@ def length(batch: Batch) -> int | None:
     """
     if not isinstance(batch, Mapping):
         return None
-    lengths = {tensor.shape[1] for tensor in batch.values() if tensor.ndim > 1 and not tensor.is_floating_point()}
-    return lengths.pop() if len(lengths) == 1 else None
+    sizes = {name: part.shape[1] for name, part in batch.items() if part.ndim > 1 and not part.is_floating_point()}
+    if len(set(sizes.values())) > 1:
+        sizes = {name: size for name, size in sizes.items() if MASK in name}
+    return sizes.popitem()[1] if len(set(sizes.values())) == 1 else None
 
 
 def shortened(batch: Batch, size: int) -> Batch:
@@ -214,7 +224,7 @@ def present(batch: Batch) -> Tensor | None:
     """
     size = length(batch)
     for name, part in batch.items() if size is not None else ():
-        if "mask" in name and part.shape[1:] == (size,) and bool(((part == 0) | (part == 1)).all()):
+        if MASK in name and part.shape[1:] == (size,) and bool(((part == 0) | (part == 1)).all()):
             return torch.ne(part, 0)
     return None
 

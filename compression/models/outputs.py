@@ -222,7 +222,9 @@ def fitted(targets: Tensor, outputs: Outputs, batch: Batch) -> Tensor:
         outputs: Outputs for it.
         batch: Its inputs.
     """
-    size, logits = model_inputs.length(batch), answers(outputs)
+    logits = answers(outputs)
+    by_name = isinstance(outputs, Mapping) and isinstance(logits, Tensor) and logits.ndim == 3
+    size = logits.shape[1] if by_name else model_inputs.length(batch)
     if size is None or targets.ndim < 2 or targets.is_floating_point() or targets.shape[1] == size:
         return targets
     if not isinstance(logits, Tensor) or size not in logits.shape[1:]:

@@ -126,7 +126,7 @@ def pull(
 def run(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", **common.DOCUMENTED)],
     inputs: Annotated[
-        Path, typer.Option("--input", metavar="FILE", help="Inputs, .npy or .npz (required).", **NEEDED)
+        Path, typer.Option("--input", metavar="FILE", help="Inputs, .npy, .npz or .json (required).", **NEEDED)
     ] = Path(),
     out: Annotated[Path | None, common.file_option("Also write the outputs to FILE, .npy.", "--out")] = None,
     verify_key: VerifyKey = None,
@@ -136,8 +136,11 @@ def run(
 
     BUNDLE is a file from `fedpress pull`, of a scenario with students.quantize.onnx: true.
     The inputs are an .npy file of shape (N, ...) or (...), preprocessed like the training
-    data, or an .npz file with one array, or with one called "input". The model runs in
-    ONNX Runtime. Prints the class of each input; --out keeps the outputs, float32 (N, ...).
+    data, or an .npz file with one array, or with one called "input". A student that takes
+    several inputs by name (ids, a mask) gets them from an .npz file with arrays of these
+    names, or from a .json file such as {"input_ids": [[5, 7]], "attention_mask": [[1, 1]]}.
+    The model runs in ONNX Runtime. Prints the class of each input; --out keeps the outputs,
+    float32 (N, ...).
 
     Needs neither torch nor Flower: the extras `download` and `onnx` are enough. Nothing of the
     bundle is executed but the ONNX graph.

@@ -264,7 +264,7 @@ def _labels(task: Task, model: nn.Module, name: str, part: Examples) -> None:
             raise CheckError(outside) from error
         raise CheckError(
             f"part {name!r}: the loss cannot take outputs {_form(outputs)} with targets {_form(fit)}:"
-            f" {_first_line(error)}{_place(error)}{_hint(targets)}"
+            f" {_first_line(error)}{_place(error)}{_hint(outputs, targets)}"
         ) from error
     if not isinstance(value, Tensor) or value.numel() != 1:
         raise CheckError(f"the loss returned {_form(value)}, expected a scalar: the mean of a batch, such as .mean()")
@@ -555,7 +555,8 @@ def _spoiled(inputs: Inputs) -> Tensor:
     in_memory = isinstance(inputs, Tensor | Mapping)
     batch = inputs if in_memory else model_inputs.first(inputs, TRIED)
     found = torch.cat([_not_finite(part) for part in model_inputs.named(batch).values()])
-    return torch.unique(found)
+    rows: Tensor = torch.unique(found)
+    return rows
 
 
 def _place(error: BaseException) -> str:
@@ -577,7 +578,12 @@ def _form(value: object) -> str:
     return f"a {type(value).__name__}"
 
 
-def _hint(targets: Tensor) -> str:
+def _hint(outputs: Outputs, targets: Tensor) -> str:
+    shape = tuple(outputs.shape[:-1]) if isinstance(outputs, Tensor) else ()
+    if len(shape) > 1 and shape[1:] == targets.shape[1:]:
+        return (
+            ". Are the classes last? torch's losses take (N, classes, L): outputs.transpose(1, 2), or {'logits': ...}"
+        )
     if targets.is_floating_point():
         return ". Are the targets labels? The cross-entropy takes whole numbers: targets.long()"
     return ""

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fedpress.compression.models.bundles import onnx_export, onnx_runtime, reader, writer
+from fedpress.compression.models.bundles import onnx_export, onnx_quantization, onnx_runtime, reader, writer
 from fedpress.compression.models.distillation import distill
 from fedpress.compression.models.distillation.settings import Distillation
 from fedpress.compression.models.pruning import structural
@@ -221,7 +221,7 @@ def speeds(task: Task, model: nn.Module) -> list[Speed]:
     splits = task.data()
     exported = onnx_export.export(model, splits.proxy.inputs)
     files = {"ONNX float32": exported}
-    files["ONNX int8"] = onnx_export.quantize_static(exported, splits.proxy.inputs[:CALIBRATION])
+    files["ONNX int8"] = onnx_quantization.quantize_static(exported, splits.proxy.inputs[:CALIBRATION])
     plain, _ = quantization_aware.finish(model)
     plain.eval()
     runners: dict[str, Any] = {"torch": lambda inputs: plain(torch.from_numpy(inputs)).numpy()}

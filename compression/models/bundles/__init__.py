@@ -11,6 +11,7 @@ __all__ = [
     "errors",
     "manifest",
     "onnx_export",
+    "onnx_quantization",
     "onnx_runtime",
     "reader",
     "signing",

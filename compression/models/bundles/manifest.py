@@ -20,10 +20,27 @@ MAX_ENTRIES: Final = 1 << 40
 """Most entries of a tensor; how many a file of its size may hold, `weight_coding` says."""
 MAX_NUMBER: Final = (1 << 63) - 1
 Size = Annotated[int, pydantic.Field(ge=0, le=MAX_SIZE)]
+FreeShape = Annotated[tuple[Size | None, ...], pydantic.Field(max_length=MAX_DIMENSIONS)]
 Shape = Annotated[tuple[Size, ...], pydantic.Field(max_length=MAX_DIMENSIONS)]
 TIER_NAME: Final = "[A-Za-z0-9][A-Za-z0-9_-]{0,63}"
 """Pattern of a tier's name, which names files and folders."""
 _QUANTIZED = re.compile(r"int([2-8]) by channel|int([2-8]) by ([1-9][0-9]{0,8})")
+
+
+class Input(pydantic.BaseModel):
+    """Form of an input that has a name.
+
+    Attributes:
+        shape: Shape of one, without the batch; null: any size, such as the length of a sequence.
+        dtype: Dtype in torch's words ("int64").
+        value: Value that an example may consist of, such as a token that exists, and 1 of a mask.
+    """
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    shape: FreeShape
+    dtype: str
+    value: float = 0.0
 
 
 class Manifest(pydantic.BaseModel):
@@ -36,9 +53,10 @@ class Manifest(pydantic.BaseModel):
         parameters: Number of parameters.
         metrics: Figures such as accuracy on validation data, as fractions.
         shapes: Shape of every tensor, by name in the state dict.
-        input_shape: Shape of one input, without the batch.
-        input_dtype: Dtype of the inputs in torch's words ("float32").
-        output_shape: Shape of one output, without the batch.
+        input_shape: Shape of one input, without the batch; None: inputs have names.
+        input_dtype: Dtype of the inputs in torch's words ("float32"); None: inputs have names.
+        inputs: Inputs by the name of the model's argument; None: the input is one tensor.
+        output_shape: Shape of one output, without the batch; null: as long as the input's sequences.
         class_axis: Axis of the outputs (N, ...) along which the largest is that of the class: 2 for sequences
             (N, L, classes); 0: outputs are no logits of classes; None: 1.
         architecture: One of the task's student architectures; None: the task's own model, cut down to `shapes`.
@@ -54,9 +72,10 @@ class Manifest(pydantic.BaseModel):
     parameters: int = pydantic.Field(ge=0, le=MAX_NUMBER)
     metrics: dict[str, float] = {}
     shapes: dict[str, Shape]
-    input_shape: Shape
-    input_dtype: str
-    output_shape: Shape
+    input_shape: Shape | None = None
+    input_dtype: str | None = None
+    inputs: Annotated[dict[str, Input], pydantic.Field(min_length=1, max_length=64)] | None = None
+    output_shape: FreeShape
     class_axis: int | None = pydantic.Field(default=None, ge=0, le=16)
     architecture: str | None = None
     schemes: dict[str, str]
@@ -66,6 +85,10 @@ class Manifest(pydantic.BaseModel):
         if self.schemes.keys() != self.shapes.keys():
             unmatched = sorted(self.schemes.keys() ^ self.shapes.keys())
             raise ValueError(f"shapes and schemes differ in {unmatched}, expected the same tensors in both")
+        if (self.inputs is None) != (self.input_shape is not None) or (self.inputs is None) != (
+            self.input_dtype is not None
+        ):
+            raise ValueError("expected input_shape and input_dtype, or inputs, and not both")
         for name, shape in self.shapes.items():
             scheme_of(shape, self.schemes[name])
         return self

@@ -1,37 +1,35 @@
-"""Export of a student to ONNX, which runs without torch, and its static quantization to int8.
+"""Export of a student to ONNX, which runs without torch; `onnx_quantization` makes it int8.
 
 What a graph answers is compared with the model that it was exported from, in ONNX Runtime, as devices run it: tracing
 records the operations for one input, and what a model computes outside them (numpy, numbers of Python, a branch on
 data) stays in the graph as it was for that input.
-
-Static quantization with ONNX Runtime's own tool: weights int8 per channel, activations int8 with ranges observed on the
-calibration inputs, written as pairs of QuantizeLinear and DequantizeLinear (B. Jacob et al., "Quantization and Training
-of Neural Networks for Efficient Integer-Arithmetic-Only Inference", CVPR 2018, section 2; S. R. Jain et al., 2020).
 
 Needs the packages onnx and onnxruntime: the extra `onnx`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
-import logging
 import os
 import sys
-import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
-import onnx
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedpress.compression.models import forward
+from fedpress.compression.models import inputs as model_inputs
+from fedpress.compression.models import outputs as model_outputs
 from fedpress.compression.models.bundles import onnx_runtime
 from fedpress.compression.models.bundles.onnx_runtime import INPUT, OnnxError, Runner
 from fedpress.compression.models.class_accuracy import judged
+from fedpress.compression.models.inputs import Batch, Inputs
+from fedpress.compression.models.outputs import LOGITS, Outputs
 from fedpress.compression.models.quantization import quantization_aware
 from fedpress.compression.models.task import Examples, Task
 
@@ -54,9 +52,15 @@ class Graph(nn.Module):
     Args:
         model: Bytes of the model.
 
+    Attributes:
+        compared: That it was compared with that student at several lengths of sequences: rounding to int8 may fall
+            otherwise at another length, and is not to be taken for a model that attends to padding.
+
     Raises:
         OnnxError: ONNX Runtime does not take it.
     """
+
+    compared: Final = True
 
     def __init__(self, model: bytes) -> None:
         super().__init__()
@@ -66,62 +70,152 @@ class Graph(nn.Module):
         """Return the same graph, which holds no state and may be run by several threads."""
         return self
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Return the graph's outputs for a batch of inputs (N, ...)."""
-        return torch.from_numpy(self.run(inputs.cpu().numpy()))
+    def forward(self, *inputs: Tensor, **named: Tensor) -> Outputs:
+        """Return the graph's outputs for a batch of inputs (N, ...), or by name, as the student returns them."""
+        answers = torch.from_numpy(self.run(arrays_of(named or inputs[0])))
+        return model_outputs.Logits(logits=answers) if self.run.output == LOGITS else answers
 
 
-def export(model: nn.Module, inputs: Tensor) -> bytes:
-    """Return a model as float32 ONNX with one input of any batch size.
+class _Answers(nn.Module):
+    """The answers of a model that takes tensors by name, which a trace can take by position.
 
-    Law: for the given inputs, in batches of unlike sizes and one by one, the graph's outputs are those of the model up
-    to rounding, or an error says that they are not.
+    Args:
+        model: The model.
+        names: Names of its inputs, in the order of the positions; None: it takes one tensor.
+    """
+
+    def __init__(self, model: nn.Module, names: Sequence[str] | None) -> None:
+        super().__init__()
+        self.model, self._names = model, names
+
+    def forward(self, *given: Tensor) -> Any:
+        """Return the answers."""
+        batch = given[0] if self._names is None else dict(zip(self._names, given, strict=True))
+        return model_outputs.answers(model_inputs.call(self.model, batch))
+
+
+def export(model: nn.Module, inputs: Inputs) -> bytes:
+    """Return a model as float32 ONNX of any batch size, with the inputs' names, and of any length of sequences by name.
+
+    The length is free where the model runs on shorter sequences, too. The output is called `logits` where the model
+    returns it by name, else `output`.
+
+    Law: for the given inputs, in batches of unlike sizes and lengths and one by one, the graph's outputs are those of
+    the model up to rounding, or an error says that they are not.
 
     Args:
         model: Traceable model, without branches that depend on data; untouched.
-        inputs: Inputs (N, ...), N >= 1: the first is traced, and the graph is compared on all.
+        inputs: Inputs (N, ...), N >= 1: the first are traced, and the graph is compared on all.
 
     Raises:
         OnnxError: A layer has no counterpart in ONNX, or the graph answers otherwise than the model.
     """
     plain, _ = quantization_aware.finish(model)
     plain.cpu().eval()
-    compared = forward.several(inputs)
-    expected = _expected(plain, compared)
-    graph, remarks = _traced(plain, inputs[:1])
-    _compare(onnx_runtime.runner(graph), compared, expected, remarks)
+    try:
+        forward.require_independent(plain, inputs)
+    except forward.EvaluationError as error:
+        raise OnnxError(f"{error} An ONNX model must answer one input as it answers many.") from error
+    example = forward.several(model_inputs.first(inputs, 2))
+    free = forward.free_axes(plain, example)
+    graph, remarks = _traced(plain, example if isinstance(example, Mapping) else example[:1], free)
+    run = onnx_runtime.runner(graph)
+    for how, batches in _compared(plain, inputs, free=free is not None).items():
+        _compare(run, plain, how, batches, remarks)
     return graph
 
 
-def _expected(model: nn.Module, inputs: Tensor) -> Tensor:
-    """Return the model's outputs, (N, ...)."""
-    try:
-        forward.require_independent(model, inputs)
-    except forward.EvaluationError as error:
-        raise OnnxError(f"{error} An ONNX model must answer one input as it answers many.") from error
+def _answers_of(model: nn.Module, batch: Batch) -> Tensor:
+    """Return the model's answers, (N, ...)."""
     with torch.no_grad():
-        parts = [model(part) for part in torch.split(inputs, BATCH)]
-    if not isinstance(parts[0], Tensor):
-        raise OnnxError(f"the model returns a {type(parts[0]).__name__}, expected one tensor: devices are sent one")
-    return torch.cat(parts)
+        outputs = model_inputs.call(model, batch)
+    answers = model_outputs.answers(outputs)
+    if not isinstance(answers, Tensor):
+        raise OnnxError(
+            f"the model returns a {type(outputs).__name__}, expected one tensor, or a mapping with the entry"
+            f" {LOGITS!r}: devices are sent one"
+        )
+    return answers
 
 
-def _traced(model: nn.Module, example: Tensor) -> tuple[bytes, list[str]]:
-    """Return the graph, and what tracing has remarked."""
+def _compared(model: nn.Module, inputs: Inputs, *, free: bool) -> dict[str, list[Batch]]:
+    """Return the batches on which a graph is compared with its model, by how they are made.
+
+    Args:
+        model: The model.
+        inputs: Inputs (N, ...).
+        free: Whether the length of sequences is free.
+    """
+    count = model_inputs.count(inputs)
+    if count == 1:
+        inputs = forward.several(model_inputs.first(inputs))
+        count = model_inputs.count(inputs)
+    third = -(-count // 3)  # batches of unlike sizes
+    parts = [model_inputs.subset(inputs, slice(0, third)), model_inputs.subset(inputs, slice(third, count))]
+    few = model_inputs.subset(inputs, slice(0, SINGLE))
+    batches = {
+        "in batches": [piece for part in parts for piece in model_inputs.pieces(part, BATCH)],
+        "one by one": list(model_inputs.pieces(few, 1)),
+    }
+    if free:
+        batches["without padding"] = [_unpadded(batch) for batch in batches["one by one"]]
+        batches["cut short"] = [_halved(batch) for batch in batches["in batches"]]
+        longer = forward.doubled(batches["in batches"][0])
+        with contextlib.suppress(IndexError, RuntimeError, ValueError):  # of a model that takes none as long
+            _ = _outputs_of(model, longer)
+            batches["longer than any"] = [longer]
+    return batches
+
+
+def _unpadded(batch: Batch) -> Batch:
+    """Return sequences without the padding on their right, if there is a mask that says where it is."""
+    places = model_inputs.present(batch)
+    if places is None or not bool(places.any()):
+        return batch
+    return model_inputs.shortened(batch, int(places.any(dim=0).nonzero().max()) + 1)
+
+
+def _halved(batch: Batch) -> Batch:
+    size = model_inputs.length(batch)
+    return batch if size is None else model_inputs.shortened(batch, -(-size // 2))
+
+
+def _traced(model: nn.Module, example: Batch, free: set[int] | None) -> tuple[bytes, list[str]]:
+    """Return the graph, and what tracing has remarked.
+
+    Args:
+        model: The model.
+        example: Batch to trace.
+        free: Axes of the answers as long as the sequences, whose length is free; None: it is fixed.
+    """
     file = io.BytesIO()
+    named = dict(example) if isinstance(example, Mapping) else {INPUT: example}
+    size = model_inputs.length(example)
+    by_name = isinstance(_outputs_of(model, example), Mapping)
+    output = LOGITS if by_name else "output"
+    axes = {
+        name: {0: "N", 1: "L"} if free is not None and part.ndim > 1 and part.shape[1] == size else {0: "N"}
+        for name, part in named.items()
+    }
+    axes[output] = {0: "N"} | {axis: "L" for axis in free or ()}
+    plain = (
+        model
+        if not by_name and not isinstance(example, Mapping)
+        else _Answers(model, list(example) if isinstance(example, Mapping) else None).eval()
+    )
     with warnings.catch_warnings(record=True) as caught, _no_output():
         warnings.simplefilter("always")
         # The newer exporter takes ten times as long and needs one more package; this one is deprecated.
         try:
             torch.onnx.export(
-                model,
-                (example,),
+                plain,
+                tuple(named.values()),
                 file,  # type: ignore[arg-type]  # of the other exporter
                 dynamo=False,
                 opset_version=OPSET,
-                input_names=[INPUT],
-                output_names=["output"],
-                dynamic_axes={INPUT: {0: "N"}, "output": {0: "N"}},
+                input_names=list(named),
+                output_names=[output],
+                dynamic_axes=axes,
             )
             failure = None
         except Exception as error:  # whatever a model's own code raises when it is traced
@@ -140,34 +234,63 @@ def _traced(model: nn.Module, example: Tensor) -> tuple[bytes, list[str]]:
     return file.getvalue(), remarks
 
 
-def _compare(run: Runner, inputs: Tensor, expected: Tensor, remarks: list[str]) -> None:
-    """Check that a graph answers inputs (N, ...), N >= 2, as expected."""
-    third = -(-len(inputs) // 3)  # batches of unlike sizes
-    batches = [*torch.split(inputs[:third], BATCH), *torch.split(inputs[third:], BATCH)]
-    for how, parts in (("in batches", batches), ("one by one", torch.split(inputs[:SINGLE], 1))):
-        answers = []
-        for part in parts:
-            try:
-                answers.append(torch.from_numpy(run(part.numpy())))
-            except OnnxError as error:
-                raise OnnxError(
-                    f"the ONNX graph does not run on {len(part)} input{'s' if len(part) > 1 else ''} at a time:"
-                    f" {error}{_remarked(remarks)}; {CAUSES}"
-                ) from error
-            if answers[-1].shape != (len(part), *expected.shape[1:]):
-                raise OnnxError(
-                    f"the ONNX graph answers {len(part)} inputs with {tuple(answers[-1].shape)}, expected"
-                    f" {(len(part), *expected.shape[1:])}{_remarked(remarks)}; {CAUSES}"
-                )
-        of_graph = torch.cat(answers)
-        of_model = expected[: len(of_graph)]
-        differing = _differing(of_graph, of_model)
-        if int(differing.sum()) > ROUNDED * len(of_graph):
-            apart = float((of_graph.double() - of_model.double())[differing].abs().max())
+def _outputs_of(model: nn.Module, batch: Batch) -> Outputs:
+    with torch.no_grad():
+        return model_inputs.call(model, batch)
+
+
+def _compare(run: Runner, model: nn.Module, how: str, batches: Sequence[Batch], remarks: list[str]) -> None:
+    """Check that a graph answers batches as the model does."""
+    pairs: list[tuple[Tensor, Tensor]] = []
+    for batch in batches:
+        count = model_inputs.count(batch)
+        several = batch if count > 1 else model_inputs.mapped(batch, lambda part: torch.cat([part, part]))
+        expected = _answers_of(model, several)[:count]  # in torch, some layers treat a single input otherwise
+        sizes = "" if (size := model_inputs.length(batch)) is None else f", {size} places long,"
+        try:
+            answers = torch.from_numpy(run(arrays_of(batch)))
+        except OnnxError as error:
             raise OnnxError(
-                f"the ONNX graph answers {int(differing.sum()):,} of {len(of_graph):,} inputs otherwise than the model,"
-                f" {how}, by up to {apart:.3g}{_remarked(remarks)}; {CAUSES}"
+                f"the ONNX graph does not run on {count} input{'s' if count > 1 else ''}{sizes} at a time:"
+                f" {error}{_remarked(remarks)}; {CAUSES}"
+            ) from error
+        if answers.shape != expected.shape:
+            raise OnnxError(
+                f"the ONNX graph answers {count} inputs{sizes} with {tuple(answers.shape)}, expected"
+                f" {tuple(expected.shape)}{_remarked(remarks)}; {CAUSES}"
             )
+        pairs.append((_where_present(answers, batch), _where_present(expected, batch)))
+    finite = [float(each[each.isfinite()].abs().max()) for _, each in pairs if bool(each.isfinite().any())]
+    scale = max(finite, default=0.0)
+    differing = [_differing(*pair, scale) for pair in pairs]
+    number, count = sum(int(each.sum()) for each in differing), sum(map(len, differing))
+    if number > ROUNDED * count:
+        apart = max(
+            float((of_graph.double() - of_model.double())[rows].abs().max())
+            for (of_graph, of_model), rows in zip(pairs, differing, strict=True)
+            if bool(rows.any())
+        )
+        raise OnnxError(
+            f"the ONNX graph answers {number:,} of {count:,} inputs otherwise than the model, {how}, by up to"
+            f" {apart:.3g}{_remarked(remarks)}; {CAUSES}"
+        )
+
+
+def _where_present(answers: Tensor, batch: Batch) -> Tensor:
+    """Return answers with zeros at the places of padding, about which nothing is asked."""
+    places = model_inputs.present(batch)
+    if places is None or answers.ndim != 3 or places.shape[1] not in answers.shape[1:]:
+        return answers
+    along_rows = answers.shape[1] == places.shape[1]
+    return torch.where(places[:, :, None] if along_rows else places[:, None], answers, 0.0)
+
+
+def arrays_of(batch: Batch) -> NDArray[Any] | dict[str, NDArray[Any]]:
+    """Return inputs as numpy's arrays, by name where they have names."""
+    if isinstance(batch, Mapping):
+        return {name: part.cpu().numpy() for name, part in batch.items()}
+    array: NDArray[Any] = batch.cpu().numpy()
+    return array
 
 
 CAUSES: Final = (
@@ -178,10 +301,8 @@ CAUSES: Final = (
 """Likely causes of a graph that answers otherwise."""
 
 
-def _differing(left: Tensor, right: Tensor) -> Tensor:
-    """Return for which inputs outputs (N, ...) differ beyond rounding, bool (N,)."""
-    finite = right[right.isfinite()].abs()
-    scale = float(finite.max()) if finite.numel() else 0.0
+def _differing(left: Tensor, right: Tensor, scale: float) -> Tensor:
+    """Return for which inputs outputs (N, ...) differ beyond rounding, bool (N,); `scale` is the largest of them."""
     same = torch.isclose(left.double(), right.double(), rtol=TOLERANCE, atol=TOLERANCE * scale + 1e-12, equal_nan=True)
     return ~same.reshape(len(same), -1).all(dim=1)
 
@@ -224,7 +345,7 @@ def require_accuracy(graph: bytes, model: nn.Module, task: Task, examples: Examp
     """
     quantized = Graph(graph)
     answers, expected = judged(quantized, task, examples), judged(model, task, examples)
-    few = Examples(examples.inputs[:SINGLE], examples.targets[:SINGLE])
+    few = examples.take(slice(0, SINGLE))
     together, alone = judged(quantized, task, few), judged(quantized, task, few, batch_size=1)
     changed = int((together.right != alone.right).sum())
     if changed > max(1, 0.01 * len(alone.right)):
@@ -240,80 +361,3 @@ def require_accuracy(graph: bytes, model: nn.Module, task: Task, examples: Examp
             " activations far larger than the rest, or the proxy data unlike those? Or leave students.quantize.onnx off"
         )
     return answers.accuracy
-
-
-class _Batches:
-    """Batches of calibration inputs."""
-
-    def __init__(self, inputs: Tensor) -> None:
-        self.batches: Iterator[Tensor] = iter(torch.split(inputs, BATCH))
-
-    def get_next(self) -> dict[str, NDArray[Any]] | None:
-        """Return the next batch by the name of the input; None after the last."""
-        batch = next(self.batches, None)
-        return None if batch is None else {INPUT: batch.numpy()}
-
-
-def quantize_static(model: bytes, calibration: Tensor) -> bytes:
-    """Return an ONNX model with int8 weights, one scale a channel, and int8 activations.
-
-    Args:
-        model: Float32 ONNX model, as `export` returns it.
-        calibration: Inputs (N, ...) that determine the ranges of activations.
-
-    Raises:
-        ValueError: There are no calibration inputs.
-        OnnxError: ONNX Runtime cannot run or quantize the model.
-    """
-    if not len(calibration):
-        raise ValueError("static quantization needs calibration inputs, got none: does the task hold out a proxy part?")
-    try:
-        return _quantized(model, calibration)
-    except Exception as error:  # of the tool, which has no classes of its own, or of ONNX Runtime
-        raise OnnxError(f"ONNX Runtime cannot quantize the model: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
-
-
-def _quantized(model: bytes, calibration: Tensor) -> bytes:
-    # From a file: ONNX Runtime 1.30 loses the weights of a model in memory.
-    with _quiet(), tempfile.NamedTemporaryFile(suffix=".onnx") as file:
-        from onnxruntime import quantization
-        from onnxruntime.quantization import shape_inference
-
-        file.write(model)
-        file.flush()
-        prepared = io.BytesIO()
-        shape_inference.quant_pre_process(file.name, prepared, skip_symbolic_shape=True)
-        quantized = io.BytesIO()
-        quantization.quantize_static(
-            onnx.load_from_string(prepared.getvalue()),
-            quantized,
-            _Batches(calibration),
-            quant_format=quantization.QuantFormat.QDQ,
-            per_channel=True,
-            activation_type=quantization.QuantType.QInt8,
-            weight_type=quantization.QuantType.QInt8,
-        )
-    return quantized.getvalue()
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the quantizer's advice on the root logger and its warnings about its own code.
-
-    The root logger stays as it is: a module of the quantizer gives it a handler when it is imported, and from then on
-    every line of a run's log would be on the terminal, too.
-    """
-    root = logging.getLogger()
-    level, handlers = root.level, [*root.handlers]
-    root.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        root.setLevel(level)
-        root.handlers[:] = handlers

@@ -5,7 +5,7 @@ Needs the packages onnx and onnxruntime: the extra `onnx`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,14 +32,23 @@ class Runner(NamedTuple):
 
     session: onnxruntime.InferenceSession
 
-    def __call__(self, inputs: NDArray[Any]) -> NDArray[np.float32]:
-        """Return the outputs for a batch of inputs (N, ...).
+    @property
+    def output(self) -> str:
+        """Name of the output."""
+        return str(self.session.get_outputs()[0].name)
+
+    def __call__(self, inputs: NDArray[Any] | Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+        """Return the outputs for a batch of inputs (N, ...), or for arrays by the name of the input, each (N, ...).
 
         Raises:
             OnnxError: ONNX Runtime cannot run the model on them.
         """
+        given = inputs if isinstance(inputs, Mapping) else {INPUT: inputs}
+        read = {each.name for each in self.session.get_inputs()}  # what a model does not use is no input of its graph
         try:
-            outputs: NDArray[np.float32] = self.session.run(None, {INPUT: inputs})[0]
+            outputs: NDArray[np.float32] = self.session.run(
+                None, {name: array for name, array in given.items() if name in read}
+            )[0]
         except Exception as error:  # ONNX Runtime's exceptions share no other base
             raise OnnxError(f"ONNX Runtime: {error}") from error
         return outputs

@@ -7,20 +7,24 @@ fresh model of its own. The ONNX part stays bytes until `onnx_runtime` is asked 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedpress.compression.models import architecture
+from fedpress.compression.models import architecture, forward
+from fedpress.compression.models import inputs as model_inputs
+from fedpress.compression.models import outputs as model_outputs
 from fedpress.compression.models.architecture import Shape
 from fedpress.compression.models.bundles import container, weight_coding
 from fedpress.compression.models.bundles import manifest as manifests
 from fedpress.compression.models.bundles.errors import DoesNotFit
-from fedpress.compression.models.bundles.manifest import Manifest
+from fedpress.compression.models.bundles.manifest import Input, Manifest
 from fedpress.compression.models.bundles.reader import Bundle
+from fedpress.compression.models.inputs import Batch
 from fedpress.compression.models.quantization import quantized_tensor
 from fedpress.compression.models.quantization.quantized_tensor import Quantized, Tensors
 from fedpress.compression.models.quantization.settings import Quantization
@@ -35,11 +39,14 @@ ROOM_BYTES: Final = 256
 
 CALIBRATION: Final = 512
 """Inputs from which the ranges of an ONNX model's activations are taken."""
+TRIED_LENGTH: Final = 4
+"""Length of the sequences that a rebuilt student is run on, where any will do."""
 COMPARED: Final = 2048
 """Validation inputs on which an ONNX model is compared with its student."""
 
 INPUT_DTYPES: Final = {
-    str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, torch.float64, torch.int64, torch.int32)
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (torch.float32, torch.float64, torch.int64, torch.int32, torch.bool)
 }
 
 
@@ -105,19 +112,20 @@ class WriteBundle:
 
 def _graph_of(model: nn.Module, task: Task) -> tuple[bytes, float]:
     """Return an int8 ONNX model and its accuracy on validation data."""
-    from fedpress.compression.models.bundles import onnx_export  # needs an optional package
+    from fedpress.compression.models.bundles import onnx_export, onnx_quantization  # need an optional package
 
     splits = task.data()
-    calibration = splits.proxy.inputs if len(splits.proxy.inputs) else splits.validation.inputs
-    exported = onnx_export.export(model, splits.validation.inputs[:COMPARED])
-    graph = onnx_export.quantize_static(exported, calibration[:CALIBRATION])
+    calibration = splits.proxy if len(splits.proxy.targets) else splits.validation
+    exported = onnx_export.export(model, model_inputs.subset(splits.validation.inputs, slice(0, COMPARED)))
+    few = model_inputs.subset(calibration.inputs, slice(0, CALIBRATION))
+    graph = onnx_quantization.quantize_static(exported, few)
     return graph, onnx_export.require_accuracy(graph, model, task, splits.validation)
 
 
 def save(
     student: nn.Module,
     tensors: Tensors,
-    example_input: Tensor,
+    example_input: Batch,
     *,
     task: str,
     tier: str,
@@ -156,9 +164,7 @@ def save(
         parameters=sum(parameter.numel() for parameter in student.parameters()),
         metrics=metrics,
         shapes={name: quantized_tensor.shape_of(tensor) for name, tensor in tensors.items()},
-        input_shape=tuple(example_input.shape[1:]),
-        input_dtype=str(example_input.dtype).removeprefix("torch."),
-        output_shape=_output_shape(student, example_input[:1]),
+        **_forms(student, model_inputs.first(example_input)),
         class_axis=None if class_axis == 1 else class_axis or 0,
         architecture=architecture,
         schemes={name: manifests.text_of(weight_coding.scheme_of(tensor)) for name, tensor in tensors.items()},
@@ -167,7 +173,7 @@ def save(
     return container.pack(text, coded, onnx or b"", private_key)
 
 
-def largest_bytes(student: nn.Module, example_input: Tensor, settings: Quantization = Quantization()) -> int:
+def largest_bytes(student: nn.Module, example_input: Batch, settings: Quantization = Quantization()) -> int:
     """Return an upper bound on the size of a student's file for any weights, in bytes, without ONNX.
 
     The bound is the length of a real file without entropy coding plus an allowance for names and metrics; where the
@@ -214,13 +220,7 @@ def rebuild(bundle: Bundle, task: Task) -> nn.Module:
         raise DoesNotFit(
             f"the bundle is of task {manifest.task!r}, expected {task.name!r}: was the wrong file fetched?"
         )
-    if manifest.input_dtype not in INPUT_DTYPES or min(manifest.input_shape, default=1) < 1:
-        raise DoesNotFit(
-            f"inputs of {manifest.input_dtype} {manifest.input_shape}, expected {', '.join(INPUT_DTYPES)} and sizes of"
-            " at least 1: was the bundle made by another program?"
-        )
-    if math.prod(manifest.input_shape) > MAX_INPUT_ENTRIES:
-        raise DoesNotFit(f"inputs of shape {manifest.input_shape} have more than {MAX_INPUT_ENTRIES:,} entries")
+    example = _example(manifest)
     students = task.students()
     make = task.model if manifest.architecture is None else students.get(manifest.architecture)
     if make is None:
@@ -233,18 +233,73 @@ def rebuild(bundle: Bundle, task: Task) -> nn.Module:
         try:
             architecture.shrink(model, manifest.shapes)
             architecture.fill(model, quantized_tensor.dequantize(bundle.weights))
-            example = torch.zeros((1, *manifest.input_shape), dtype=INPUT_DTYPES[manifest.input_dtype])
-            output_shape = _output_shape(model, example)
+            with evaluating(model):
+                output_shape = tuple(_answers(model, example).shape[1:])
         except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise DoesNotFit(
                 f"the student does not fit the model of task {task.name!r}: {error}; has that model changed since?"
             ) from error
-    if output_shape != manifest.output_shape:
+    if not fits(output_shape, manifest.output_shape):
         raise DoesNotFit(f"the rebuilt student answers {output_shape}, the manifest says {manifest.output_shape}")
     return model
 
 
-def _output_shape(model: nn.Module, example: Tensor) -> Shape:
-    """Return the shape of one output, without the batch, in evaluation mode."""
+def fits(shape: Shape, announced: Sequence[int | None]) -> bool:
+    """Return whether a shape is the one that a manifest announces, in which None is any size.
+
+    Args:
+        shape: The shape.
+        announced: That of the manifest.
+    """
+    return len(shape) == len(announced) and all(b in (None, a) for a, b in zip(shape, announced, strict=True))
+
+
+def _example(manifest: Manifest) -> Batch:
+    """Return an example of the form that a manifest announces."""
+    if manifest.inputs is None:
+        assert manifest.input_shape is not None and manifest.input_dtype is not None  # by the manifest's own check
+        return _constant(Input(shape=manifest.input_shape, dtype=manifest.input_dtype))
+    return {name: _constant(form) for name, form in manifest.inputs.items()}
+
+
+def _constant(form: Input) -> Tensor:
+    if form.dtype not in INPUT_DTYPES or min((size for size in form.shape if size is not None), default=1) < 1:
+        raise DoesNotFit(
+            f"inputs of {form.dtype} {form.shape}, expected {', '.join(INPUT_DTYPES)} and sizes of at least 1: was the"
+            " bundle made by another program?"
+        )
+    shape = [TRIED_LENGTH if size is None else size for size in form.shape]
+    if math.prod(shape) > MAX_INPUT_ENTRIES:
+        raise DoesNotFit(f"inputs of shape {form.shape} have more than {MAX_INPUT_ENTRIES:,} entries")
+    return torch.full((1, *shape), form.value).to(INPUT_DTYPES[form.dtype])
+
+
+def _forms(model: nn.Module, example: Batch) -> dict[str, Any]:
+    """Return the manifest's entries on inputs and outputs.
+
+    Args:
+        model: The student; run in evaluation mode, left as it is.
+        example: Batch of one input.
+    """
     with evaluating(model):
-        return tuple(model(example).shape[1:])
+        answers = _answers(model, example)
+        free = forward.free_axes(model, example)
+    output_shape = tuple(None if axis in (free or ()) else size for axis, size in enumerate(answers.shape))[1:]
+    if not isinstance(example, Mapping):
+        dtype = str(example.dtype).removeprefix("torch.")
+        return {"input_shape": tuple(example.shape[1:]), "input_dtype": dtype, "output_shape": output_shape}
+    length = None if free is None else model_inputs.length(example)
+    inputs = {
+        name: Input(
+            shape=tuple(None if axis == 0 and size == length else size for axis, size in enumerate(part.shape[1:])),
+            dtype=str(part.dtype).removeprefix("torch."),
+            value=float(part.flatten()[0].nan_to_num(0.0, 0.0, 0.0)),
+        )
+        for name, part in example.items()
+    }
+    return {"inputs": inputs, "output_shape": output_shape}
+
+
+def _answers(model: nn.Module, batch: Batch) -> Tensor:
+    """Return the model's answers; of several tensors the first."""
+    return model_outputs.tensors(model_outputs.answers(model_inputs.call(model, batch)))[0]

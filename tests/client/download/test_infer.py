@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,8 +16,10 @@ from typer.testing import CliRunner
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
+from tests.apps import texts  # noqa: E402
+
 from fedpress.client.download import infer  # noqa: E402
-from fedpress.compression.models.bundles import errors, onnx_export, onnx_runtime, writer
+from fedpress.compression.models.bundles import errors, onnx_export, onnx_runtime, reader, writer
 from fedpress.compression.models.distillation import teachers  # noqa: E402
 from fedpress.compression.models.quantization import quantize  # noqa: E402
 from fedpress.compression.models.step import Materials, StageResult, Student  # noqa: E402
@@ -24,7 +27,7 @@ from fedpress.compression.models.task import Examples, Splits, Task  # noqa: E40
 from fedpress.simulations.__main__ import main  # noqa: E402
 
 
-def made(model: nn.Module, example: torch.Tensor, onnx: bytes | None = None, private_key: bytes | None = None) -> bytes:
+def made(model: nn.Module, example: Any, onnx: bytes | None = None, private_key: bytes | None = None) -> bytes:
     return writer.save(
         model, quantize.quantize(model), example, task="t", tier="phone", version=3, metrics={}, onnx=onnx,
         private_key=private_key,
@@ -233,3 +236,83 @@ def test_without_torch_and_without_onnx_runtime(path: Path, inputs: torch.Tensor
             env={**os.environ}, capture_output=True, text=True, timeout=60,
         )  # fmt: skip
         assert done.returncode == code and said in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+@pytest.fixture(scope="module")
+def of_texts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, nn.Module, dict[str, torch.Tensor]]:
+    """A bundle whose student takes ids and a mask, the student, and a batch of 70 texts."""
+    torch.manual_seed(0)
+    model, inputs = texts.Pooled(places=True).eval(), texts.Texts("places").data().train.inputs
+    batch = inputs.take(torch.arange(70))
+    path = tmp_path_factory.mktemp("bundle") / "texts.fpb"
+    path.write_bytes(made(model, batch, onnx_export.export(model, inputs)))
+    return path, model, batch
+
+
+def test_inputs_by_name_come_from_an_archive_or_from_json(
+    of_texts: tuple[Path, nn.Module, dict[str, torch.Tensor]], tmp_path: Path
+) -> None:
+    path, model, batch = of_texts
+    with torch.no_grad():
+        expected = model(**batch).numpy()
+    np.savez(tmp_path / "x.npz", **{name: part.numpy().astype(np.int32) for name, part in batch.items()})
+    (tmp_path / "x.json").write_text(json.dumps({name: part.tolist() for name, part in batch.items()}))
+    np.savez(tmp_path / "one.npz", **{name: part[0].numpy() for name, part in batch.items()})
+    for name, many in (("x.npz", 70), ("x.json", 70), ("one.npz", 1)):
+        found = infer.answer(path, tmp_path / name)
+        np.testing.assert_allclose(found.outputs, expected[:many], rtol=1e-4, atol=1e-5)
+        assert found.classes is not None and (found.classes == expected[:many].argmax(axis=1)).all()
+    manifest = infer.answer(path, tmp_path / "x.npz").manifest
+    assert manifest.inputs is not None and manifest.input_shape is None
+    assert {name: (form.shape, form.dtype) for name, form in manifest.inputs.items()} == {
+        "ids": ((None,), "int64"), "mask": ((None,), "int64")
+    }  # fmt: skip
+    assert manifest.output_shape == (3, None)
+
+
+def test_inputs_by_name_that_do_not_fit(
+    of_texts: tuple[Path, nn.Module, dict[str, torch.Tensor]], tmp_path: Path
+) -> None:
+    path, _, batch = of_texts
+    ids, mask = (batch[name].numpy() for name in ("ids", "mask"))
+    takes = r"ids \(int64, \(N, any\)\), mask \(int64, \(N, any\)\)"
+    for arrays, said in (
+        ({"ids": ids}, rf"has no input 'mask'; it has ids. The student takes {takes}"),
+        ({"ids": ids, "masks": mask}, "has no input 'mask', but 'masks': is it that"),
+        ({"ids": ids, "mask": mask, "labels": mask}, "has 'labels', which the student does not take"),
+        ({"ids": ids.astype(np.float32), "mask": mask}, "input 'ids' holds float32, and the student takes int64"),
+        ({"ids": ids, "mask": mask[:3]}, "'ids' has 70, 'mask' has 3 examples, expected as many"),
+        ({"ids": ids, "mask": mask[:, :3]}, r"'ids' has \d+, 'mask' has 3 places"),
+        ({"ids": ids[None], "mask": mask}, r"input 'ids' is of shape \(1, 70, \d+\): the student takes \(N, any\)"),
+        ({"ids": ids[:, :0], "mask": mask[:, :0]}, "sequences of no places"),
+    ):
+        np.savez(tmp_path / "x.npz", **arrays)
+        with pytest.raises(infer.InferenceError, match=said):
+            infer.answer(path, tmp_path / "x.npz")
+    np.save(tmp_path / "x.npy", ids)
+    with pytest.raises(infer.InferenceError, match=rf"is one array, and the student takes several by name: {takes}"):
+        infer.answer(path, tmp_path / "x.npy")
+    for text, said in (
+        (
+            '{"ids": [[1, 2], [3]], "mask": [[1, 1], [1]]}',
+            "input 'ids' is no list of numbers, or of lists of one length",
+        ),
+        ('{"ids": ["a"], "mask": [[1]]}', "input 'ids' is no list of numbers"),
+        ("[[1, 2]]", "holds a list, expected lists by the name of the input"),
+        ("{", "is no JSON"),
+    ):
+        (tmp_path / "x.json").write_text(text)
+        with pytest.raises(infer.InferenceError, match=said):
+            infer.answer(path, tmp_path / "x.json")
+
+
+def test_a_student_of_texts_is_rebuilt_from_its_bundle(
+    of_texts: tuple[Path, nn.Module, dict[str, torch.Tensor]],
+) -> None:
+    class Named(texts.Texts):
+        name = "t"
+
+    path, model, batch = of_texts
+    rebuilt = writer.rebuild(reader.open_bundle(path.read_bytes()), Named("places"))
+    with torch.no_grad():
+        torch.testing.assert_close(rebuilt(**batch), model(**batch), rtol=0.05, atol=0.05)

@@ -8,12 +8,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.apps import texts
 from torch import Tensor, nn
 
 from fedpress.compression.models import forward
+from fedpress.compression.models import inputs as model_inputs
 from fedpress.compression.models import outputs as model_outputs
 from fedpress.compression.models.forward import BatchDependent, EvaluationError
 from fedpress.compression.models.reproducible import evaluating
+from fedpress.compression.models.stored import Collated
 
 
 class Pair(NamedTuple):
@@ -256,3 +259,77 @@ def test_rounding_is_no_difference_and_neither_are_infinities_in_the_same_places
     other[3] = spoil
     assert model_outputs.close(other, other.clone()) and not model_outputs.close(one, other)
     assert not model_outputs.close(one, one[:49]) and not model_outputs.close(one > 0, one < 0)
+
+
+@pytest.mark.parametrize("kind", ["plain", "places"])
+@pytest.mark.parametrize("batch_size", [7, 64, 512])
+def test_stored_sequences_have_the_outputs_that_they_have_alone(kind: str, batch_size: int) -> None:
+    """Whatever the length to which their batch is padded."""
+    task = texts.Texts(kind)
+    torch.manual_seed(0)
+    model, examples = task.model(), task.data().train
+    with evaluating(model), forward.batches(model, examples.inputs, batch_size) as batches:
+        for rows, outputs, batch in batches:
+            assert len(outputs) == model_inputs.count(batch) == rows.stop - rows.start
+            for row in range(rows.start, rows.stop, 20):
+                single = model_inputs.take(examples.inputs, torch.tensor([row]))
+                alone = model_inputs.call(model, single)[0]
+                there = outputs[row - rows.start][..., : alone.shape[-1]]
+                assert model_outputs.close(there, alone)
+
+
+@pytest.mark.parametrize("check", ["batches", "evaluable", "independent"])
+def test_a_model_that_attends_to_padding_is_refused(check: str) -> None:
+    task = texts.Texts("unmasked")
+    torch.manual_seed(0)
+    model, inputs = task.model(), task.data().train.inputs
+    with pytest.raises(BatchDependent, match=r"\(Pooled\) for example \d+, a sequence of .*padding is attended to"):
+        if check == "batches":
+            with evaluating(model), forward.batches(model, inputs) as batches:
+                list(batches)
+        elif check == "evaluable":
+            forward.require_evaluable(model, inputs)
+        else:
+            forward.require_independent(model, inputs)
+    in_memory = texts.Texts("unmasked", "memory").data().train.inputs  # all padded alike: well defined
+    forward.require_independent(model, in_memory)
+
+
+def test_padding_on_the_left_is_no_reason() -> None:
+    """Where positions do not count from the padding."""
+
+    class Last(nn.Module):
+        def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+            return torch.where(mask.bool(), ids, 0)[..., None].float().cumsum(1)
+
+    def on_the_left(rows: Any) -> dict[str, Tensor]:
+        batch = texts.collate(rows, names=("ids", "mask"))
+        return {name: part.flip(1) for name, part in batch.items()}
+
+    stored = Collated(texts.drawn(40, seed=0)[0], on_the_left)
+    forward.require_independent(Last(), stored)
+    with evaluating(Last()), forward.batches(Last(), stored, 9) as batches:
+        assert sum(len(answered.outputs) for answered in batches) == 40
+
+
+def test_a_single_sequence_gets_others_whose_tensors_belong_together() -> None:
+    batch = forward.several({"ids": torch.tensor([[5, 6, 0]]), "mask": torch.tensor([[1, 1, 0]])})
+    assert batch["ids"].shape == (4, 3)
+    assert torch.equal(batch["ids"] != 0, batch["mask"].bool())
+
+
+def test_the_length_of_sequences_is_free_where_the_model_takes_others() -> None:
+    example = texts.Texts("plain", "memory").data().train.take(slice(0, 2)).inputs
+
+    class Fixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(example["ids"].shape[1], 3)
+
+        def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+            return self.head((ids * mask).float())  # type: ignore[no-any-return]
+
+    assert forward.free_axes(texts.Pooled().eval(), example) == set()
+    assert forward.free_axes(texts.Pooled(places=True).eval(), example) == {2}
+    assert forward.free_axes(Fixed().eval(), example) is None
+    assert forward.free_axes(nn.Identity(), example["ids"]) is None

@@ -1,10 +1,14 @@
 """Evaluation is a mean over examples; splits that leak or do not fit are refused."""
 
+from collections import OrderedDict
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.apps import texts
 from torch import nn
 
 from fedpress.compression.models import task as tasks
@@ -17,6 +21,7 @@ from fedpress.compression.models.task import (
     Task,
     check_splits,
     class_axis,
+    class_axis_of,
     disjoint,
     evaluate,
     has_target,
@@ -466,3 +471,72 @@ def test_a_shared_index_is_found(indices: set[int], data: st.DataObject) -> None
 def test_an_index_twice_in_one_set_is_found() -> None:
     with pytest.raises(ValueError, match="index set 1 holds an index twice"):
         disjoint(np.array([0]), np.array([1, 1]))
+
+
+class Hugging(nn.Module):
+    """Returns logits by name, beside what is no output."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, **given: torch.Tensor) -> Any:
+        logits = self.model(**given)
+        by_place = logits.transpose(1, 2) if logits.ndim == 3 else logits
+        return OrderedDict(logits=by_place, cache=object(), loss=None)
+
+
+@pytest.mark.parametrize("kind", ["plain", "places"])
+@pytest.mark.parametrize("batch_size", [7, 100, 512])
+def test_figures_of_stored_sequences_are_those_of_one_batch(kind: str, batch_size: int) -> None:
+    """Batches are padded to unlike lengths, and places of padding count in nothing."""
+    task, whole = texts.Texts(kind), texts.Texts(kind, "memory")
+    torch.manual_seed(0)
+    model, (batch, targets) = task.model().eval(), whole.data().train
+    with torch.no_grad():
+        logits = model(**batch)
+    fit = targets[:, : logits.shape[-1]] if kind == "places" else targets
+    expected = float(nn.functional.cross_entropy(logits, fit))  # without places of -100
+    right = int((logits.argmax(1) == fit).sum())
+    for judged in (model, Hugging(model)):
+        found = evaluate(judged, task, task.data().train, batch_size=batch_size)
+        assert found.loss == pytest.approx(expected, rel=1e-5)
+        assert (found.right, found.answers) == (right, int((fit != -100).sum()))
+
+
+@pytest.mark.parametrize("length", [3, 7])
+def test_logits_by_name_have_the_classes_last(length: int) -> None:
+    """Also where there are as many classes as places, so that shapes do not tell."""
+    logits, targets = torch.randn(4, length, 3), torch.randint(3, (4, length))
+    targets[:, -1] = -100
+    found = Judged().loss({"logits": logits}, targets)
+    assert torch.equal(found, Judged().loss(logits.transpose(1, 2), targets))
+    right = Judged().correct({"logits": logits}, targets)
+    assert torch.equal(right, logits.argmax(-1) == targets)
+    assert class_axis(Judged(), {"logits": logits}, targets) == 2
+    assert class_axis(Judged(), {"logits": logits[:, 0]}, targets[:, 0]) == 1
+
+
+def test_one_output_with_fractions_is_a_regression() -> None:
+    targets, answers = torch.tensor([1.0, 2.0]), torch.tensor([[1.5], [2.0]])
+    for outputs in (answers, answers[:, 0], {"logits": answers}):
+        assert float(Judged().loss(outputs, targets)) == 0.125
+        assert float(Judged().loss(outputs, targets[:, None])) == 0.125
+        with pytest.raises(EvaluationError, match="override it to say which answers count as right"):
+            Judged().correct(outputs, targets)
+
+
+def test_outputs_by_name_without_logits_are_the_tasks_to_judge() -> None:
+    outputs = {"start": torch.zeros(2, 3), "end": torch.zeros(2, 3)}
+    for method in (Judged().loss, Judged().correct):
+        with pytest.raises(
+            EvaluationError, match="returns a dict of start, end, and the task has the default .*logits"
+        ):
+            method(outputs, torch.zeros(2).long())
+
+
+def test_the_axis_of_classes_of_a_model_of_sequences_is_known() -> None:
+    for kind, axis in (("plain", 1), ("places", 1)):
+        assert class_axis_of(texts.Texts(kind).model(), texts.Texts(kind)) == axis
+    task = texts.Texts("places")
+    assert class_axis_of(Hugging(task.model()), task) == 2

@@ -238,3 +238,71 @@ def test_a_process_with_other_data_than_the_server_says_so(folder: Path) -> None
     other = Workload(scenario.load(folder, [*SHORT, "task.data=drawn"]), run.path)
     with pytest.raises(OtherData, match="are not those that the server has"):
         other.examples(0)
+
+
+NAMED = """
+import torch
+from tests.apps.texts import Texts
+from fedpress.compression.models.task import Examples
+
+class Spoiled(Texts):
+    name = "spoiled"
+
+    def __init__(self, kind="plain", spoil="none"):
+        super().__init__(kind, "memory" if spoil != "drawn" else "lists")
+        self.spoil = spoil
+
+    def _part(self, name, count, seed):
+        inputs, targets = super()._part(name, count, seed)
+        if self.spoil == "empty":
+            inputs = {}
+        if self.spoil == "short":
+            inputs["mask"] = inputs["mask"][:7]
+        if self.spoil == "labels":
+            inputs["labels"] = targets
+        if self.spoil == "misspelled":
+            inputs["masks"] = inputs.pop("mask")
+        if self.spoil == "NaN":
+            inputs = {"ids": inputs["ids"], "mask": inputs["mask"].float()}
+            inputs["mask"][3, 1] = float("nan")
+        if self.spoil == "cut":
+            targets = targets[:7]
+        if self.spoil == "drawn":
+            inputs = Drawn(len(targets))
+        return Examples(inputs, targets)
+
+class Drawn:
+    def __init__(self, count):
+        self.count = count
+    def __len__(self):
+        return self.count
+    def take(self, rows):
+        return {"ids": torch.randint(1, 40, (len(rows), 5)), "mask": torch.ones(len(rows), 5).long()}
+"""
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ("spoil: empty", "part 'train': inputs: got an empty mapping"),
+        ("spoil: short", "'mask' has 7 rows, expected as many of each"),
+        ("spoil: labels", "'labels' is among the inputs; labels are no inputs, but targets"),
+        ("spoil: misspelled", "'masks' is no argument of Pooled.forward, which takes ids, mask; did you mean 'mask'"),
+        ("spoil: cut", "part 'train': 240 inputs but 7 targets"),
+        ("spoil: drawn", "returns other tensors the second time"),
+    ],
+)
+def test_inputs_by_name_that_would_fail_are_an_error(folder: Path, changes: str, expected: str) -> None:
+    (folder / "named.py").write_text(NAMED)
+    with pytest.raises(FedpressError) as raised:
+        notes(folder, f"task={{name: 'named:Spoiled', {changes}}}")
+    assert expected in str(raised.value) and raised.value.exit_code == 2
+
+
+def test_padding_that_is_attended_to_is_an_error_and_inputs_by_name_are_none(folder: Path) -> None:
+    with pytest.raises(FedpressError, match="padding is attended to"):
+        notes(folder, "task={name: 'tests.apps.texts:Texts', kind: unmasked}")
+    assert notes(folder, "task={name: 'tests.apps.texts:Texts'}") == []
+    (folder / "named.py").write_text(NAMED)
+    (note,) = notes(folder, "task={name: 'named:Spoiled', spoil: NaN}")[:1]
+    assert note == "part 'train': 1 inputs hold NaN or infinity; the model takes them"

@@ -11,7 +11,8 @@ from safetensors.torch import load_file, load_model
 
 from fedpress.compression.errors import FedpressError
 from fedpress.compression.ledger import Ledger
-from fedpress.compression.models.bundles import reader, writer
+from fedpress.compression.models import outputs
+from fedpress.compression.models.bundles import onnx_runtime, reader, writer
 from fedpress.compression.models.task import IGNORED, Task, evaluate
 from fedpress.compression.wire import payloads
 from fedpress.simulations.results.records import Results
@@ -277,3 +278,42 @@ def test_where_every_process_draws_other_weights_all_train_those_of_the_server(t
     log = (tmp_path / "run" / "run.log").read_text()
     assert log.count("has other initial weights than the server, or none") == 1
     assert log.count("has other initial weights than the server, too") == 3
+
+
+TEXTS = [
+    "clients=4", "sampling.clients_per_round=4", "rounds=3", "workers=1", "partition.kind=iid", "density=0.2",
+    "training={learning_rate: 0.1, batch_size: 16}", "encoder={values: float32}", "evaluation.split=validation",
+    "students={tiers: [{name: phone, parameters: 0.7}], distill: {epochs: 2}, quantize: {onnx: true}}",
+]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "source"), [("plain", "lines"), ("places", "lists"), ("bert", "lists")])
+def test_a_model_of_several_inputs_that_a_collator_pads(tmp_path: Path, kind: str, source: str) -> None:
+    """From the partition to a student in ONNX Runtime, which answers texts of any length."""
+    pytest.importorskip("onnxruntime", reason="the extra onnx")
+    if kind == "bert":
+        pytest.importorskip("transformers", reason="the extra text-models")
+    chosen = scenario.load(
+        "digits", [f"task={{name: 'tests.apps.texts:Texts', kind: {kind}, source: {source}}}", *TEXTS]
+    )
+    results = runner.simulate(chosen, tmp_path / "run")
+    assert [(one.replies, one.refused) for one in results.rounds] == [(4, 0)] * 3
+    accuracies = [one.accuracy for one in results.rounds]
+    assert accuracies[-1] is not None and accuracies[-1] > 0.4  # of three classes
+    (student,) = results.students
+    accuracy = {stage.name: stage.accuracy for stage in student.stages}
+    assert abs(accuracy["onnx"] - accuracy["quantized"]) < 0.1
+    opened = reader.open_bundle(next((tmp_path / "run").rglob("*.fpb")).read_bytes())
+    forms = opened.manifest.inputs
+    assert forms is not None and {form.shape for form in forms.values()} == {(None,)}
+    assert opened.manifest.output_shape == ((3, None) if kind == "places" else (3,))
+    part = Workload(chosen).task.data().test
+    run_graph = onnx_runtime.runner(opened.onnx or b"")
+    rebuilt = writer.rebuild(opened, Workload(chosen).task)
+    for rows in ([0], [1, 2, 3, 4]):
+        batch = part.inputs.take(torch.tensor(rows))
+        answers = run_graph({name: tensor.numpy() for name, tensor in batch.items()})
+        with torch.no_grad():
+            expected = outputs.answers(rebuilt(**batch))
+        assert answers.shape == expected.shape

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +13,12 @@ from torch import nn
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-from fedpress.compression.models.bundles import onnx_export, onnx_runtime, reader, writer  # noqa: E402
+from tests.apps import texts  # noqa: E402
+
+from fedpress.compression.models.bundles import onnx_export, onnx_quantization, onnx_runtime, reader, writer  # noqa: E402
 from fedpress.compression.models.quantization import quantization_aware, quantize  # noqa: E402
 from fedpress.compression.models.reproducible import reproducible  # noqa: E402
+from fedpress.compression.models.stored import Collated  # noqa: E402
 from fedpress.compression.models.task import Examples, Splits, Task  # noqa: E402
 from fedpress.simulations.tasks.digits import Digits  # noqa: E402
 
@@ -42,7 +46,7 @@ def exported(model: nn.Module) -> bytes:
 
 @pytest.fixture(scope="module")
 def quantized(exported: bytes) -> bytes:
-    return onnx_export.quantize_static(exported, DATA.proxy.inputs)
+    return onnx_quantization.quantize_static(exported, DATA.proxy.inputs)
 
 
 def test_the_answers_are_the_models_for_any_number_of_inputs(model: nn.Module, exported: bytes) -> None:
@@ -72,7 +76,7 @@ def test_int8_is_a_quarter_and_answers_nearly_alike(model: nn.Module, exported: 
 
 def test_the_same_model_gives_the_same_bytes(model: nn.Module, exported: bytes, quantized: bytes) -> None:
     assert onnx_export.export(model, DATA.proxy.inputs) == exported
-    assert onnx_export.quantize_static(exported, DATA.proxy.inputs) == quantized
+    assert onnx_quantization.quantize_static(exported, DATA.proxy.inputs) == quantized
 
 
 def test_a_prepared_student_is_exported_with_its_rounded_weights(model: nn.Module) -> None:
@@ -96,7 +100,7 @@ def test_a_bundle_holds_both(model: nn.Module, quantized: bytes) -> None:
 
 def test_without_calibration_inputs_there_is_an_error(exported: bytes) -> None:
     with pytest.raises(ValueError, match="calibration inputs"):
-        onnx_export.quantize_static(exported, DATA.proxy.inputs[:0])
+        onnx_quantization.quantize_static(exported, DATA.proxy.inputs[:0])
 
 
 class Strange(nn.Module):
@@ -198,7 +202,7 @@ SEQUENCES = INPUTS.reshape(10, 5, 8)
     ("model", "message"),
     [
         (Numpy, r"inputs otherwise than the model, in batches, .*NumPy array.*numpy, int\(x.shape"),
-        (Listed, r"does not run on 17 inputs at a time.*Python list"),
+        (Listed, r"answers 17 inputs with \(1, 4\), expected \(17, 4\).*Python list"),
         (OneByOne, r"does not run on 17 inputs at a time"),
         (
             Sized,
@@ -265,7 +269,7 @@ def test_what_can_be_exported_still_is(make: Callable[[], nn.Module], inputs: to
     graph = onnx_export.Graph(onnx_export.export(model, inputs))
     with torch.no_grad():
         torch.testing.assert_close(graph(inputs[:3]), model(inputs[:3]), rtol=1e-2, atol=1e-3)
-    onnx_export.Graph(onnx_export.quantize_static(onnx_export.export(model, inputs), inputs))(inputs[:3])
+    onnx_export.Graph(onnx_quantization.quantize_static(onnx_export.export(model, inputs), inputs))(inputs[:3])
 
 
 class Signs(Task):
@@ -295,25 +299,116 @@ def test_activations_that_do_not_fit_8_bits_are_refused() -> None:
         model.weight[1, 0], model.bias[:] = 1.0, 0.0  # type: ignore[index, union-attr]
     inputs = torch.randn(400, 8, generator=torch.Generator().manual_seed(0))
     inputs[:, 1] *= 1_000
-    graph = onnx_export.quantize_static(onnx_export.export(model, inputs), inputs)
+    graph = onnx_quantization.quantize_static(onnx_export.export(model, inputs), inputs)
     with pytest.raises(onnx_runtime.OnnxError, match=r"int8 ONNX graph has an accuracy of .* the student of 100.00%"):
         onnx_export.require_accuracy(graph, model, Signs(), Examples(inputs, (inputs[:, 0] > 0).long()))
 
 
 def test_what_onnx_runtime_cannot_quantize_is_an_error_of_ours(exported: bytes) -> None:
     with pytest.raises(onnx_runtime.OnnxError, match="ONNX Runtime cannot quantize"):
-        onnx_export.quantize_static(exported, torch.zeros(3, 5))
+        onnx_quantization.quantize_static(exported, torch.zeros(3, 5))
 
 
 def test_the_root_logger_stays_as_it_is() -> None:
     """A module of ONNX Runtime's quantizer configures it: each line of a run's log would be on the terminal, too."""
     code = (
         "import logging, torch\n"
-        "from fedpress.compression.models.bundles import onnx_export\n"
+        "from fedpress.compression.models.bundles import onnx_export, onnx_quantization\n"
         "inputs = torch.randn(8, 3)\n"
-        "onnx_export.quantize_static(onnx_export.export(torch.nn.Linear(3, 2), inputs), inputs)\n"
+        "onnx_quantization.quantize_static(onnx_export.export(torch.nn.Linear(3, 2), inputs), inputs)\n"
         "root = logging.getLogger()\n"
         "assert root.handlers == [] and root.level == logging.WARNING, (root.handlers, root.level)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("source", ["lists", "memory"])
+@pytest.mark.parametrize(("kind", "output"), [("plain", ["N", 3]), ("places", ["N", 3, "L"])])
+def test_tensors_by_name_are_inputs_by_name_of_any_number_and_length(
+    source: str, kind: str, output: list[str | int]
+) -> None:
+    task = texts.Texts(kind, source)
+    torch.manual_seed(0)
+    model, inputs = task.model().eval(), task.data().train.inputs
+    graph = onnx_export.Graph(onnx_export.export(model, inputs))
+    described = {each.name: each.shape for each in graph.run.session.get_inputs()}
+    assert described == {"ids": ["N", "L"], "mask": ["N", "L"]}
+    assert graph.run.session.get_outputs()[0].shape == output
+    for count, length in ((1, 1), (1, 7), (5, 3), (2, 31)):
+        draw = torch.Generator().manual_seed(count)
+        batch = {"ids": torch.randint(1, 40, (count, length), generator=draw), "mask": torch.ones(count, length).long()}
+        batch["mask"][0, length // 2 + 1 :] = 0
+        with torch.no_grad():
+            torch.testing.assert_close(graph(**batch), model(**batch), rtol=1e-4, atol=1e-5)
+
+
+def test_logits_by_name_stay_so() -> None:
+    class Named(texts.Pooled):
+        def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> dict[str, object]:  # type: ignore[override]
+            return {"loss": None, "logits": super().forward(ids, mask), "cache": object()}
+
+    inputs = texts.Texts().data().train.inputs
+    graph = onnx_export.Graph(onnx_export.export(Named(), inputs))
+    batch = inputs.take(torch.tensor([3, 4]))
+    found = graph(**batch)
+    assert found.logits is found["logits"] and found.logits.shape == (2, 3)
+
+
+class Unrolled(nn.Module):
+    """What tracing unrolls for the length that it sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = texts.Pooled()
+
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        x = self.inner.embedding(ids)
+        total = sum(x[:, at] * mask[:, at, None] for at in range(ids.shape[1]))
+        return self.inner.head(self.inner.hidden(total))  # type: ignore[no-any-return, arg-type]
+
+
+def test_a_length_that_is_written_into_the_graph_is_an_error() -> None:
+    for source in ("lists", "memory"):
+        inputs = texts.Texts("plain", source).data().train.inputs
+        with pytest.raises(onnx_runtime.OnnxError, match=r"(does not run on \d+ inputs?, \d+ places long|otherwise)"):
+            onnx_export.export(Unrolled(), inputs)
+
+
+FAMILIES: dict[str, Callable[[Any], Any]] = {
+    "bert": lambda t: t.BertForSequenceClassification(t.BertConfig(num_labels=3, **SMALL)),
+    "bert tokens": lambda t: t.BertForTokenClassification(t.BertConfig(num_labels=3, **SMALL)),
+    "distilbert": lambda t: t.DistilBertForSequenceClassification(
+        t.DistilBertConfig(vocab_size=40, n_layers=2, dim=32, n_heads=4, hidden_dim=48, num_labels=3)
+    ),
+    "gpt2": lambda t: t.GPT2ForSequenceClassification(
+        t.GPT2Config(
+            vocab_size=40, n_layer=2, n_embd=32, n_head=4, num_labels=3, pad_token_id=0, bos_token_id=1, eos_token_id=2
+        )
+    ),
+    "llama": lambda t: t.LlamaForSequenceClassification(
+        t.LlamaConfig(num_labels=3, pad_token_id=0, num_key_value_heads=2, **SMALL)
+    ),
+}
+SMALL = {
+    "vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48,
+    "max_position_embeddings": 24,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_hugging_faces_models_are_exported_and_agree(family: str) -> None:
+    transformers = pytest.importorskip("transformers", reason="the extra text-models")
+    torch.manual_seed(0)
+    model = FAMILIES[family](transformers).eval()
+    stored = Collated(texts.drawn(30, seed=0)[0], texts.collate)
+    exported = onnx_export.export(model, stored)
+    graphs = [onnx_export.Graph(exported), onnx_export.Graph(onnx_quantization.quantize_static(exported, stored))]
+    for rows in ([4], [0, 1, 2, 3, 4, 5]):
+        batch = stored.take(torch.tensor(rows))
+        places = batch["attention_mask"].bool() if "tokens" in family else slice(None)
+        with torch.no_grad():
+            expected = model(**batch).logits[places]
+        whole, rounded = (graph(**batch).logits[places] for graph in graphs)
+        torch.testing.assert_close(whole, expected, rtol=1e-4, atol=1e-5)
+        assert (rounded - expected).abs().max() < 0.2 * expected.abs().max()
