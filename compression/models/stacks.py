@@ -95,7 +95,7 @@ def find(model: nn.Module, example: inputs.Batch) -> Found:
     found: list[Stack] = []
     whole: dict[str, str] = {}
     for path, module in architecture.block_lists(probe).items():
-        if any(path.startswith(f"{block}.") for stack in found for block in _names(probe, stack)):
+        if any(f"{path}.".startswith(f"{block}.") for stack in found for block in _names(probe, stack)):
             continue  # parts of blocks that go as a whole
         runs = block_forms.runs(probe, path)
         if not runs:
