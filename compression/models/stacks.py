@@ -111,6 +111,19 @@ def find(model: nn.Module, example: inputs.Batch) -> Found:
     return Found(tuple(found), whole)
 
 
+def spaced(count: int, many: int) -> list[int]:
+    """Return evenly spaced places, of which the first and the last are two.
+
+    >>> spaced(6, 12), spaced(1, 6)  # of DistilBERT, in BERT
+    ([0, 2, 4, 7, 9, 11], [0])
+
+    Args:
+        count: Number of places to choose.
+        many: Number of places.
+    """
+    return [round(part * (many - 1) / max(1, count - 1)) for part in range(count)]
+
+
 def _names(model: nn.Module, stack: Stack) -> list[str]:
     """Return the names of a stack's blocks in the model."""
     names = [name for name, _ in model.get_submodule(stack.path).named_children()]
