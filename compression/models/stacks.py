@@ -90,6 +90,8 @@ def find(model: nn.Module, example: inputs.Batch) -> Found:
         model: The model; untouched.
         example: Batch of inputs.
     """
+    if not architecture.block_lists(model):
+        return Found((), {})
     probe = _disturbed(model)
     probe_calls = _calls(probe, example)
     found: list[Stack] = []
