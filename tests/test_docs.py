@@ -133,7 +133,7 @@ FOREIGN = set(
     ArrayRecord BlockOpen ClientApp ConfigRecord Context Convolution FedAvg GridSearch LSTM Linear Optimizer Result
     FedMedian FedXgbBagging FedXgbCyclic LocalDpMod RuntimeWarning SGD SecAggPlusWorkflow ServerApp Strategy
     arrays_size_mod get_peft_model_state_dict message_size_mod server_fn
-    argpartition attention_mask fuzz mount niid run_simulation secaggplus_mod timeit token_type_ids
+    argpartition attention_mask fuzz mount niid output_attentions run_simulation secaggplus_mod timeit token_type_ids
     """.split()
 )
 """Names in pages that are those of Flower, torch, Python, a page's own example, or of a shell."""

@@ -90,12 +90,14 @@ def find(model: nn.Module, example: inputs.Batch) -> Found:
         model: The model; untouched.
         example: Batch of inputs.
     """
+    if not architecture.block_lists(model):
+        return Found((), {})
     probe = _disturbed(model)
     probe_calls = _calls(probe, example)
     found: list[Stack] = []
     whole: dict[str, str] = {}
     for path, module in architecture.block_lists(probe).items():
-        if any(path.startswith(f"{block}.") for stack in found for block in _names(probe, stack)):
+        if any(f"{path}.".startswith(f"{block}.") for stack in found for block in _names(probe, stack)):
             continue  # parts of blocks that go as a whole
         runs = block_forms.runs(probe, path)
         if not runs:
@@ -109,6 +111,19 @@ def find(model: nn.Module, example: inputs.Batch) -> Found:
             else:
                 whole[path] = reason
     return Found(tuple(found), whole)
+
+
+def spaced(count: int, many: int) -> list[int]:
+    """Return evenly spaced places, of which the first and the last are two.
+
+    >>> spaced(6, 12), spaced(1, 6)  # of DistilBERT, in BERT
+    ([0, 2, 4, 7, 9, 11], [0])
+
+    Args:
+        count: Number of places to choose.
+        many: Number of places.
+    """
+    return [round(part * (many - 1) / max(1, count - 1)) for part in range(count)]
 
 
 def _names(model: nn.Module, stack: Stack) -> list[str]:

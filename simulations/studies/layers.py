@@ -66,7 +66,8 @@ def verses(count: int, offset: int) -> Batch:
     tokenizer: Any = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.enable_truncation(TOKENS)
     tokenizer.enable_padding(length=TOKENS)
-    lines = [line for book in king_james.books().values() for line in book.splitlines()]
+    text = king_james.unpack(king_james.DEBIAN.read_bytes(), king_james.DEBIAN).decode("ascii", "replace")
+    lines = [found[2] for line in text.splitlines() if (found := king_james.VERSE.fullmatch(line))]
     step = len(lines) // count
     encoded = tokenizer.encode_batch(lines[offset : offset + count * step : step])
     return {

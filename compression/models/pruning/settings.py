@@ -92,8 +92,8 @@ class Pruning(Tracing):
         default="influence",
         json_schema_extra=ADVANCED,
         description="For tiers with `layers`, blocks that go: influence: those that change the hidden state least"
-        " (ShortGPT); agreement: those least missed in the outputs, one after the other; spaced: evenly (DistilBERT);"
-        " last, first; magnitude: those with the smallest weights.",
+        " (ShortGPT); agreement: those least missed in the outputs, one after the other; spaced: evenly between the"
+        " first and the last (DistilBERT); last, first; magnitude: those with the smallest weights.",
     )
     vocabulary: Literal["all", "used"] = Field(
         default="all",

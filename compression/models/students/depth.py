@@ -6,8 +6,9 @@
     "ShortGPT: Layers in Large Language Models are More Redundant Than You Expect", 2024, section 3.2: 1 - the mean
     cosine between the states before and after a block, over places and examples, without labels.
 `agreement`: one after the other, the one without which the outputs change least (greedy).
-`spaced`: evenly, every second for a half, as V. Sanh, L. Debut, J. Chaumond, T. Wolf, "DistilBERT, a distilled version
-    of BERT: smaller, faster, cheaper and lighter", EMC^2 workshop at NeurIPS 2019, section 2.
+`spaced`: evenly between the first and the last, about every second for a half, as V. Sanh, L. Debut, J. Chaumond, T.
+    Wolf, "DistilBERT, a distilled version of BERT: smaller, faster, cheaper and lighter", EMC^2 workshop at NeurIPS
+    2019, section 2; the places are those of its published script.
 `last`, `first`: the last or the first: H. Sajjad, F. Dalvi, N. Durrani, P. Nakov, "On the Effect of Dropping Layers of
     Pre-trained Transformer Models", Computer Speech and Language 2023, section 3.1 (top- and bottom-layer dropping).
 `magnitude`: those whose weights have the smallest L2 norm.
@@ -127,7 +128,7 @@ def _kept(
     if order == "agreement":
         return _agreeing(model, counts, calibration)
     if order == "spaced":
-        return {stack: [part * stack.units // count for part in range(count)] for stack, count in counts.items()}
+        return {stack: stacks.spaced(count, stack.units) for stack, count in counts.items()}
     if order == "influence":
         scores = influences(model, counts.keys(), calibration)
     elif order == "magnitude":

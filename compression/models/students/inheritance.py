@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fedpress.compression import suggest
 from fedpress.compression.errors import FedpressError
-from fedpress.compression.models import architecture
+from fedpress.compression.models import architecture, stacks
 from fedpress.compression.models.students.settings import Inherit
 
 
@@ -51,7 +51,7 @@ def inherit(student: nn.Module, teacher: nn.Module, how: Inherit) -> nn.Module:
         student: The student; untouched.
         teacher: The teacher; untouched.
         how: `by-name`: tensors of the same name and shape; `every-second`: likewise, and of each list of blocks that is
-            shorter in the student evenly spaced ones: of six blocks, for three, the first, third and fifth; or names of
+            shorter in the student evenly spaced ones: of six blocks, for three, the first, third and last; or names of
             the student with those of the teacher, where `*` stands for any text, such as
             {"layers.0": "encoder.layer.0", "*.ff": "*.output"}: a name is replaced where the map has it or the
             beginning of it up to a point, by its longest entry; other names stay as they are.
@@ -129,7 +129,7 @@ def _spaced(student: nn.Module, teacher: nn.Module) -> dict[str, str]:
         of_student = [name for name, _ in ours[path].named_children()]
         of_teacher = [name for name, _ in theirs[path].named_children()]
         start = f"{path}." if path else ""
-        rules |= {f"{start}{of_student[i]}": f"{start}{of_teacher[i * many // few]}" for i in range(few)}
+        rules |= {f"{start}{of_student[i]}": f"{start}{of_teacher[j]}" for i, j in enumerate(stacks.spaced(few, many))}
     return rules
 
 

@@ -142,7 +142,7 @@ def starts(model: nn.Module, task: Task, architectures: Sequence[str] = (), *, s
         UnknownArchitecture: The task has no student architecture of a name.
     """
     models = {PRUNED: model}
-    example = task.data().validation.inputs[:1]
+    example = model_inputs.first(task.data().validation.inputs)
     blocks = depth.depth_of(model, example)
     for step, name in ((2, "every second block"), (3, "every third block")):
         if blocks >= step:

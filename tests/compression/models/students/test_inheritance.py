@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tests.apps.stacked import Looped
 from torch import nn
 
+from fedpress.compression.models import stacks
 from fedpress.compression.models.students import inheritance
 from fedpress.compression.models.students.inheritance import InheritanceError, inherit, matches
 from fedpress.compression.models.transformer import CausalTransformer
@@ -36,7 +37,7 @@ def test_every_second_takes_evenly_spaced_blocks_and_all_that_is_not_in_blocks(f
     learner = inherit(student, teacher, "every-second")
     assert equal(student, before)
     for number, block in enumerate(learner.blocks):
-        assert equal(block, teacher.blocks[number * many // few])
+        assert equal(block, teacher.blocks[stacks.spaced(few, many)[number]])
     for part in ("embedding", "positions", "norm", "output"):
         assert equal(getattr(learner, part), getattr(teacher, part))
     assert matches(student, teacher, "every-second").share == 1.0
@@ -125,4 +126,4 @@ def test_tied_tensors_stay_tied() -> None:
 
 def test_what_a_student_inherits_depends_on_names_alone() -> None:
     found = inheritance.matches(model(2, 1), model(4, 0), "every-second")
-    assert found.copied["blocks.1.hidden_norm.weight"] == "blocks.2.hidden_norm.weight"
+    assert found.copied["blocks.1.hidden_norm.weight"] == "blocks.3.hidden_norm.weight"

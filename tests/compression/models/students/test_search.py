@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 import torch
+from tests.apps.stacked import Residual
 from torch import nn
 
 from fedpress.compression.models import architecture
-from fedpress.compression.models.architecture import Stack
 from fedpress.compression.models.distillation import teachers
 from fedpress.compression.models.distillation.settings import Distillation
 from fedpress.compression.models.pruning import structural
@@ -81,7 +81,7 @@ def test_a_budget_that_cannot_be_met_is_refused(teacher: nn.Module) -> None:
 
 
 def test_models_with_blocks_may_have_fewer() -> None:
-    model = nn.Sequential(Stack(*(nn.Linear(4, 4) for _ in range(5))), nn.Linear(4, 2))
+    model = nn.Sequential(nn.Sequential(*(Residual(8) for _ in range(5))), nn.Linear(8, 2))
     found = search.starts(model, Digits(), seed=1)
     depths = {name: len(start[0]) for name, start in found.items()}  # type: ignore[index, arg-type]
     assert depths == {search.PRUNED: 5, "every second block": 3, "every third block": 2}
