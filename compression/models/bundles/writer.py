@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fedpress.compression.models import architecture
-from fedpress.compression.models.architecture import Shape
+from fedpress.compression.models.architecture import Shape, sizes
 from fedpress.compression.models.bundles import container, weight_coding
 from fedpress.compression.models.bundles import manifest as manifests
 from fedpress.compression.models.bundles.errors import DoesNotFit
@@ -156,7 +156,7 @@ def save(
         parameters=sum(parameter.numel() for parameter in student.parameters()),
         metrics=metrics,
         shapes={name: quantized_tensor.shape_of(tensor) for name, tensor in tensors.items()},
-        sizes=architecture.sizes(student),
+        sizes=sizes(student),
         input_shape=tuple(example_input.shape[1:]),
         input_dtype=str(example_input.dtype).removeprefix("torch."),
         output_shape=_output_shape(student, example_input[:1]),
