@@ -65,7 +65,7 @@ class MultiheadAttention(nn.MultiheadAttention):
         )
         biases = (None, None, None) if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
         queries, keys, values = (
-            functional.linear(part, weight, bias).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            functional.linear(part, weight, bias).view(*part.shape[:-1], -1, self.head_dim).transpose(1, 2)
             for part, weight, bias in zip(parts, weights, biases, strict=True)
         )
         mask = self._added(attn_mask, key_padding_mask, queries)
@@ -89,7 +89,7 @@ class MultiheadAttention(nn.MultiheadAttention):
         total = None
         if attn_mask is not None:
             mask = _scores(attn_mask, queries)
-            total = mask.unflatten(0, (len(queries), -1)) if mask.ndim == 3 else mask
+            total = mask.view(len(queries), -1, *mask.shape[1:]) if mask.ndim == 3 else mask
         if padding is not None:
             columns = _scores(padding, queries).view(-1, 1, 1, padding.shape[-1])
             total = columns if total is None else total + columns

@@ -67,7 +67,7 @@ def rows_of(used: Tensor, rows: int) -> Tensor:
     return torch.where(own.bool(), own.cumsum(0) - 1, rows - 1)
 
 
-def resizable(model: nn.Module, table: nn.Module) -> None:
+def resizable(model: nn.Module, table: nn.Embedding) -> None:
     """Give an embedding, and the output layers tied to it, the buffer of ids that have a row, in place.
 
     Args:
@@ -79,7 +79,7 @@ def resizable(model: nn.Module, table: nn.Module) -> None:
         if module is table or (type(module) is nn.Linear and module.weight is table.weight):
             module.__class__ = Vocabulary if module is table else VocabularyHead
             module.register_buffer(BUFFER, used)
-    table.padding_idx = None  # it would be the number of a row
+    vars(table)["padding_idx"] = None  # it would be the number of a row
 
 
 def whole(model: nn.Module) -> None:
@@ -90,5 +90,6 @@ def whole(model: nn.Module) -> None:
     """
     for module in model.modules():
         if isinstance(module, Vocabulary | VocabularyHead):
-            module.__class__ = nn.Embedding if isinstance(module, Vocabulary) else nn.Linear
+            kind: type[nn.Module] = nn.Embedding if isinstance(module, Vocabulary) else nn.Linear
+            module.__class__ = kind  # type: ignore[assignment]
             delattr(module, BUFFER)

@@ -111,7 +111,15 @@ FAMILIES |= {
     "phi": pretrained("PhiForCausalLM", "PhiConfig", **_LLAMA),
     "t5": pretrained("T5EncoderModel", "T5Config", **_T5),
     "clip_text": pretrained("CLIPTextModel", "CLIPTextConfig", **_BERT, eos_token_id=2),
-    "bart": pretrained("BartModel", "BartConfig", vocab_size=TOKENS, d_model=WIDTH, eos_token_id=2, **_SIDES),
+    "bart": pretrained(
+        "BartModel",
+        "BartConfig",
+        vocab_size=TOKENS,
+        d_model=WIDTH,
+        max_position_embeddings=40,
+        eos_token_id=2,
+        **_SIDES,
+    ),
     "vit": pretrained("ViTForImageClassification", "ViTConfig", pixels, **_VIT),
     "deit": pretrained("DeiTForImageClassification", "DeiTConfig", pixels, **_VIT),
     "swin": pretrained(

@@ -849,7 +849,7 @@ class BertOfHeadSize(Bert):
 
 @network(tokens, counted=True)
 class BertOfHeadCount(Bert):
-    """The number of heads stands in the code: heads stay, the rest can be pruned."""
+    """The number of heads stands in the code, and follows."""
 
     def __init__(self) -> None:
         super().__init__(heads_by_number=True)

@@ -102,7 +102,7 @@ class TensorLabels(Views):
     Attributes:
         cuts: Labels at these operations, and the number of parts that could be the channel, by the operation's number.
         factors: Operands of products: a label of the axis that is summed over, and one of another axis.
-        attended: Labels of operands of products by batches, as of the heads of attention.
+        attended: Labels of the matrices in products by batches: entries of the heads of attention, which are batches.
     """
 
     def follow(self, name: str, pointwise: bool, args: Sequence[Any], kwargs: Any, result: Any, reason: str) -> None:
@@ -151,7 +151,7 @@ class TensorLabels(Views):
             self.factors.update((live[summed], label) for axis, label in enumerate(live) if axis != summed)
         batch = 1 if name in ("bmm", "baddbmm") else 0
         if batch:
-            self.attended += [labels for labels in (*first, *second) if labels.any()]
+            self.attended += [labels for labels in (*first[1:], *second[1:]) if labels.any()]
         for labels, others in zip(first[:batch], second[:batch], strict=True):
             self._join(labels, others)
         rest = [labels for axis, labels in enumerate(second) if axis != two_axis and axis >= batch]

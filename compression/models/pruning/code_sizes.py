@@ -73,7 +73,7 @@ def tagged(model: nn.Module) -> Iterator[None]:
                 vars(module)[attribute] = value
 
 
-class Noted(TorchFunctionMode):  # type: ignore[no-untyped-call]
+class Noted(TorchFunctionMode):
     """Mode that notes which axes tagged numbers are the sizes of.
 
     Args:

@@ -59,6 +59,7 @@ def narrowed(model: nn.Module, data: Inputs, unknown_id: int | None = None) -> N
         return Narrowed(model, "", "", 0, 0)
     smaller = copy.deepcopy(model)
     module = smaller.get_submodule(table)
+    assert isinstance(module, nn.Embedding)  # by `_table_of`
     rows = module.weight.detach()
     if unknown_id is not None and not 0 <= unknown_id < len(rows):
         raise ValueError(f"unknown_id: got {unknown_id}, expected an id of the {len(rows):,} that {table!r} knows")
@@ -72,7 +73,7 @@ def narrowed(model: nn.Module, data: Inputs, unknown_id: int | None = None) -> N
     vocabulary.resizable(smaller, module)
     other = rows[~used].mean(0) if unknown_id is None else rows[unknown_id]
     module.weight.data = torch.cat([rows[used], other[None]])
-    module.used.copy_(used)
+    module.get_buffer(vocabulary.BUFFER).copy_(used)
     module.num_embeddings = count + 1
     return Narrowed(smaller, table, argument, len(rows), count)
 
@@ -86,7 +87,7 @@ def unknown_share(found: Narrowed, data: Inputs) -> float:
     """
     if not found.table:
         return 0.0
-    used: Tensor = found.model.get_submodule(found.table).used.bool()
+    used: Tensor = found.model.get_submodule(found.table).get_buffer(vocabulary.BUFFER).bool()
     unknown = tokens = 0
     for piece in inputs.pieces(data, _PIECE):
         ids = piece[found.argument] if found.argument else piece
@@ -102,7 +103,7 @@ def said(found: Narrowed, share: float) -> str:
         found: Model of fewer rows.
         share: Fraction of the tokens of validation data that have no row of their own.
     """
-    used = found.model.get_submodule(found.table).used.bool()
+    used = found.model.get_submodule(found.table).get_buffer(vocabulary.BUFFER).bool()
     ids = (~used).nonzero().flatten().tolist()
     return (
         f"vocabulary: {found.used:,} of the {found.ids:,} tokens of {found.table!r} occur and keep their row; the"
@@ -121,7 +122,7 @@ def _table_of(model: nn.Module, example: Batch) -> tuple[str, str]:
             for name, tensor in tensors.items():
                 ids = args[0] if args else None
                 if isinstance(ids, Tensor) and not ids.is_floating_point() and torch.equal(ids, tensor):
-                    looked_up.append((len(module.weight), path, name))
+                    looked_up.append((module.get_parameter("weight").shape[0], path, name))
 
         return noted
 

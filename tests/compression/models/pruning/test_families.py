@@ -19,6 +19,9 @@ HEADS = {4: 3, 2: 1}
 COARSE = {"NanoGpt", "TimmViTByInput"}
 """Families whose heads take a quarter of the width with them."""
 
+WITHOUT_HEADS = {"EinsumWeights"}
+"""Families whose heads stay: einsum merges them with their entries before the product."""
+
 
 def made(name: str) -> tuple[nn.Module, Any]:
     if name in HUGGING_FACE:
@@ -36,7 +39,8 @@ def answers(model: nn.Module, batch: Any) -> list[Tensor]:
 def test_silenced_heads_and_columns_may_go(name: str) -> None:
     model, batch = made(name)
     groups = [group for group in channel_groups.find(model, batch) if group.units in (4, 2, 64)]
-    assert {group.units for group in groups} & HEADS.keys() and 64 in {group.units for group in groups}
+    assert ({group.units for group in groups} & HEADS.keys()) or name in WITHOUT_HEADS
+    assert 64 in {group.units for group in groups}
     dead, draw = channel_groups.copied(model), torch.Generator().manual_seed(1)
     tensors, kept = channel_groups.named_tensors(dead), {}
     for group in groups:
@@ -63,7 +67,8 @@ def test_budgets_are_met_and_shapes_bring_the_model_back(name: str, budget: floa
         return
     whole = structural.parameters_of(model)
     small = structural.prune_to(model, batch, int(budget * whole))
-    assert 0.98 * budget * whole <= structural.parameters_of(small) <= budget * whole
+    least = 0.9 if name in COARSE and budget < 0.3 else 0.98  # one head of four takes a quarter of the width
+    assert least * budget * whole <= structural.parameters_of(small) <= budget * whole
     again, _ = made(name)
     architecture.shrink(again, architecture.shapes(small), architecture.sizes(small))
     again.load_state_dict(small.state_dict())
