@@ -435,15 +435,11 @@ def _best(rows: _Wide, sizes: _Codes) -> tuple[_Codes, _Codes]:
     return codes, costs
 
 
-def _best_single(
-    parts: Callable[[], Iterable[tuple[slice, _Rows]]], sizes: _Codes, code: int
-) -> tuple[int, int]:
+def _best_single(parts: Callable[[], Iterable[tuple[slice, _Rows]]], sizes: _Codes, code: int) -> tuple[int, int]:
     """Return the one code for all rows that costs least, and that cost: from `code` downhill, else uphill."""
 
     def cost(code: int) -> int:
-        return sum(
-            int(_costs(_wide(rows), sizes[groups], np.full(len(rows), code)).sum()) for groups, rows in parts()
-        )
+        return sum(int(_costs(_wide(rows), sizes[groups], np.full(len(rows), code)).sum()) for groups, rows in parts())
 
     least = cost(code)
     for direction in (-1, 1):

@@ -5,6 +5,7 @@ send anyway (one object less on the wire than a record of its own). Up, the clie
 payload in a ConfigRecord is one object, in an ArrayRecord three (docs/decisions/0003-payload-in-a-configrecord.md).
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -15,8 +16,11 @@ from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 from numpy.typing import NDArray
 
-from fedpress.compression.tensors.layout import Layout
 from fedpress.compression.messages.orders import _METRIC, ANSWER, PREFIX, MessageError
+from fedpress.compression.tensors.layout import Layout
+
+NUMPY = "numpy.ndarray"
+"""Form in which Flower serializes an array of numpy's."""
 
 
 class DerivedArray(Array):
@@ -28,15 +32,19 @@ class DerivedArray(Array):
         dtype: Its dtype, as numpy names it.
         shape: Its shape.
         make: Returns its values, the same at each call, as an array that the caller owns.
+        stype: Form of its bytes: `NUMPY`, as Flower serializes an array of numpy's; any other: the values alone.
     """
 
-    def __init__(self, dtype: str, shape: tuple[int, ...], make: Callable[[], NDArray[Any]]) -> None:
-        self.__dict__.update(dtype=dtype, shape=shape, stype="numpy.ndarray", _make=make)
+    def __init__(
+        self, dtype: str, shape: tuple[int, ...], make: Callable[[], NDArray[Any]], stype: str = NUMPY
+    ) -> None:
+        self.__dict__.update(dtype=dtype, shape=shape, stype=stype, _make=make)
 
     @property
     def data(self) -> bytes:  # type: ignore[override]  # of a field of a dataclass
-        """The bytes, as Flower serializes an array of numpy's."""
-        return Array(self.numpy()).data
+        """The bytes."""
+        values = self.numpy()
+        return Array(values).data if self.stype == NUMPY else values.tobytes()
 
     def numpy(self) -> NDArray[Any]:
         """Return the values, a new array."""
@@ -50,6 +58,10 @@ class DerivedArray(Array):
         return kinds[0] == kinds[1] and self.data == other.data
 
     __hash__ = None  # type: ignore[assignment]  # as of any Array
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle it as an array that holds its bytes."""
+        return Array, (self.dtype, tuple(self.shape), self.stype, self.data)
 
 
 class Arrays(Mapping[str, NDArray[Any]]):
@@ -218,6 +230,14 @@ def of_arrays(arrays: Iterable[tuple[str, Array]]) -> ArrayRecord:
     for name, array in arrays:
         record[name] = array
     return record
+
+
+def values_size(record: ArrayRecord) -> int:
+    """Return the bytes that the values of a record's arrays take in memory, without making any."""
+    return sum(
+        math.prod(array.shape) * np.dtype(array.dtype).itemsize if isinstance(array, DerivedArray) else len(array.data)
+        for array in record.values()
+    )
 
 
 def item_size(key: str, record: ArrayRecord | ConfigRecord | MetricRecord) -> int:

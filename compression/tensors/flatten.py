@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedpress.compression import errors
-from fedpress.compression.tensors.layout import Layout, Vector, check, checked
+from fedpress.compression.tensors.layout import Layout, TensorSpec, Vector, check, checked
 
 
 def flatten(arrays: Mapping[str, NDArray[Any]], layout: Layout, out: Vector | None = None) -> Vector:
@@ -35,14 +35,36 @@ def flatten(arrays: Mapping[str, NDArray[Any]], layout: Layout, out: Vector | No
     _check_names(arrays, layout)
     vector = out if out is not None and layout.mask is None else np.empty(layout.full.size, np.float32)
     for spec, start in zip(layout.parameters, layout.full.offsets[:-1], strict=True):
-        array = checked(arrays, spec)
-        part = vector[start : start + spec.size].reshape(spec.shape)
-        if spec.dtype == "bfloat16":
-            part.view(np.uint32)[...] = array.view(np.uint16).astype(np.uint32) << 16
-        else:
-            with np.errstate(over="ignore"):  # refused by the encoder, with a better message
-                part[...] = array
+        vector[start : start + spec.size] = _values(checked(arrays, spec), spec)
     return vector if layout.mask is None else np.take(vector, layout.mask.positions, out=out)
+
+
+def difference(arrays: Mapping[str, NDArray[Any]], layout: Layout, start: Vector) -> Vector:
+    """Return `flatten(arrays, layout) - start`, in the memory of `start`.
+
+    Args:
+        arrays: As for `flatten`.
+        layout: As for `flatten`.
+        start: float32, shape (n,); overwritten.
+
+    Raises:
+        LayoutError: As `flatten`; `start` may be overwritten in part.
+    """
+    if layout.mask is not None:
+        return np.subtract(flatten(arrays, layout), start, out=start)
+    _check_names(arrays, layout)
+    for spec, begin in zip(layout.parameters, layout.offsets[:-1], strict=True):
+        part = start[begin : begin + spec.size]
+        np.subtract(_values(checked(arrays, spec), spec), part, out=part)
+    return start
+
+
+def _values(array: NDArray[Any], spec: TensorSpec) -> Vector:
+    """Return the values of one parameter as float32, shape (size,)."""
+    if spec.dtype == "bfloat16":
+        return (array.view(np.uint16).astype(np.uint32) << 16).view(np.float32).reshape(-1)
+    with np.errstate(over="ignore"):  # refused by the encoder, with a better message
+        return array.astype(np.float32, copy=False).reshape(-1)
 
 
 def unflatten(vector: Vector, layout: Layout) -> dict[str, NDArray[Any]]:

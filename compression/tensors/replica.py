@@ -328,6 +328,9 @@ class Replica(NamedTuple):
             regrids: Changes of the grid since this replica's, in their order.
             layout: The layout of the vector.
         """
+        regrids = list(regrids)
+        if not regrids:
+            return self
         exponents, integers, parts = list(self.grid.exponents), self.integers.copy(), list(_parts(layout))
         for regrid in regrids:
             part = parts[regrid.tensor]

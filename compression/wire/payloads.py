@@ -137,9 +137,7 @@ def _assemble(update: Update, layout: Layout, format: ValueFormat, tag: int, pla
     return Packed(_joined(format, tag, update.size, update.count, layout, places, numbers), decoded)
 
 
-def _joined(
-    format: ValueFormat, tag: int, n: int, k: int, layout: Layout, places: bytes, numbers: bytes
-) -> bytes:
+def _joined(format: ValueFormat, tag: int, n: int, k: int, layout: Layout, places: bytes, numbers: bytes) -> bytes:
     """Return header, positions and values as one payload."""
     trailer = _trailer(len(numbers), len(places) + len(numbers)) if format.varies and k else b""
     prefix = _PREFIX.pack(MAGIC, VERSION, format.tag, tag, 0, n, k, layout.fingerprint)

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
-import numpy as np
 from flwr.app import ArrayRecord
 from numpy.typing import NDArray
 from torch import Tensor
@@ -302,7 +301,11 @@ class GlobalModel:
                 " weights that the run began with, or give the federation a folder of its own"
             )
         self.masks = masks
-        self._take_master(state.master.copy(), layout)
+        if len(state.master) == len(self.master):
+            self.master[:] = state.master
+            self._take_master(self.master, layout)
+        else:
+            self._take_master(state.master.copy(), layout)
         self._buffers, self._steps = state.buffers, state.steps
         self.optimizer.state = state.optimizer
         if self.versions and state.versions:

@@ -194,11 +194,7 @@ class Versions:
         moves = self._moves(self._missing(master), settings)
         if not moves.all_nearer:
             self._move_to_grid(self.held.grid.fitted(master, self.held.integers, layout))
-            missing = self._missing(master)
-            for block, arrived in self.held.grid.agrees(master, self.held.integers, layout):
-                missing[block][arrived] = 0
-            moves = self._moves(missing, settings)
-            del missing  # before held is copied
+            moves = self._moves(self._missing(master, unless_arrived=True), settings)
         held = self.held
         integers = held.integers.copy()
         integers[moves.positions] += moves.steps
@@ -326,8 +322,13 @@ class Versions:
         self.tag = held.tag(self._mask_version, self._frozen)
         self._deltas, self._side_info = {}, {}
 
-    def _missing(self, master: Vector) -> Vector:
-        """Return master - held, float32 (n,); a difference beyond float32 is the largest number that it has."""
+    def _missing(self, master: Vector, *, unless_arrived: bool = False) -> Vector:
+        """Return master - held, float32 (n,); a difference beyond float32 is the largest number that it has.
+
+        Args:
+            master: parameters, float32 (n,).
+            unless_arrived: whether the difference is zero where the grid has no point nearer to master than held.
+        """
         missing = self.held.floats(self._layout)
         with np.errstate(over="ignore", invalid="ignore"):
             np.subtract(master, missing, out=missing)
@@ -337,6 +338,9 @@ class Versions:
                     "master holds NaN or infinity, which clients cannot be given; did training diverge?"
                 )
             np.nan_to_num(missing, copy=False)
+        if unless_arrived:
+            for block, arrived in self.held.grid.agrees(master, self.held.integers, self._layout):
+                missing[block][arrived] = 0
         return missing
 
     def _move_to_grid(self, grid: FixedPoint) -> None:
@@ -363,7 +367,7 @@ class Versions:
         self._fallen = moved(self._fallen)
         for version in sorted(self._changes, reverse=True):
             self._changes[version] = moved(self._changes[version])
-        del whole
+        whole = np.empty(0, np.int32)  # before the held model is copied
         self._regrids = self._regrids + regrids
         self.held = before.regridded(regrids, layout)
 
@@ -373,6 +377,7 @@ class Versions:
         if not len(positions):
             return _Moves(positions, np.empty(0, np.int32), all_nearer=True)
         lacking, integers = missing[positions].astype(np.float64), self.held.integers[positions]
+        del missing  # of the size of the model; nobody else has it
         magnitudes = np.abs(lacking)
         unit = _dyadic(magnitudes.mean())
         wanted = unit * np.clip(np.rint(magnitudes / unit), 1, settings.levels)

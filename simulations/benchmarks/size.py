@@ -31,7 +31,6 @@ from fedpress.client.state.memory import Memory
 from fedpress.compression.encoders import recipes
 from fedpress.compression.messages import orders, records
 from fedpress.compression.messages.orders import Answer
-from fedpress.compression.tensors import flatten
 from fedpress.compression.tensors.layout import Layout, TensorSpec, Vector
 from fedpress.compression.tensors.side_info import SideInfo
 from fedpress.server.checkpoint import state as states
@@ -82,7 +81,7 @@ class Measured(NamedTuple):
         return amount / (4 * self.parameters)
 
 
-class _Run:
+class Party:
     """Server and client of one model, without a network between them.
 
     Args:
@@ -197,7 +196,7 @@ Work = Callable[[], int]
 """What is measured; returns the bytes that it wrote or read."""
 
 
-def _server_at_rest(run: _Run, keep: list[Any]) -> Work:
+def _server_at_rest(run: Party, keep: list[Any]) -> Work:
     def work() -> int:
         keep.append(run.federation())
         return 0
@@ -205,7 +204,7 @@ def _server_at_rest(run: _Run, keep: list[Any]) -> Work:
     return work
 
 
-def _server_round(run: _Run, keep: list[Any]) -> Work:
+def _server_round(run: Party, keep: list[Any]) -> Work:
     federation = run.federation()
     federation.take(1, run.replies(federation, 1))
     replies = run.replies(federation, 2)
@@ -218,7 +217,7 @@ def _server_round(run: _Run, keep: list[Any]) -> Work:
     return work
 
 
-def _server_snapshot(run: _Run, keep: list[Any]) -> Work:
+def _server_snapshot(run: Party, keep: list[Any]) -> Work:
     federation = run.federation()
     federation.take(1, run.replies(federation, 1))
 
@@ -233,7 +232,7 @@ def _server_snapshot(run: _Run, keep: list[Any]) -> Work:
     return work
 
 
-def _checkpoint_save(run: _Run, keep: list[Any]) -> Work:
+def _checkpoint_save(run: Party, keep: list[Any]) -> Work:
     federation = run.federation()
     federation.take(1, run.replies(federation, 1))
     keep.append(federation)
@@ -245,7 +244,7 @@ def _checkpoint_save(run: _Run, keep: list[Any]) -> Work:
     return work
 
 
-def _checkpoint_load(run: _Run, keep: list[Any]) -> Work:
+def _checkpoint_load(run: Party, keep: list[Any]) -> Work:
     _checkpoint_save(run, [])()
     federation = run.federation()
     keep.append(federation)
@@ -259,7 +258,7 @@ def _checkpoint_load(run: _Run, keep: list[Any]) -> Work:
     return work
 
 
-def _trained_once(run: _Run) -> Federation:
+def _trained_once(run: Party) -> Federation:
     """Return a server whose client has trained in its first round, and stored its state."""
     federation = run.federation()
     reply = run.mod(run.order(federation, 1), run.context, run.app)
@@ -270,7 +269,7 @@ def _trained_once(run: _Run) -> Federation:
     return federation
 
 
-def _client_training(run: _Run, keep: list[Any]) -> Work:
+def _client_training(run: Party, keep: list[Any]) -> Work:
     message = run.order(_trained_once(run), 2)
 
     def work() -> int:
@@ -281,7 +280,7 @@ def _client_training(run: _Run, keep: list[Any]) -> Work:
     return work
 
 
-def _client_snapshot(run: _Run, keep: list[Any]) -> Work:
+def _client_snapshot(run: Party, keep: list[Any]) -> Work:
     federation = run.federation()
     federation.take(1, run.replies(federation, 1))
     versions = federation.model.versions
@@ -301,7 +300,7 @@ def _client_snapshot(run: _Run, keep: list[Any]) -> Work:
     return work
 
 
-def _encode(run: _Run, keep: list[Any]) -> Work:
+def _encode(run: Party, keep: list[Any]) -> Work:
     update, state = noise(run.layout.size, 1), run.encoder.init(run.layout)
     state.residual[:] = noise(run.layout.size, 2)
     given = [update, state]
@@ -316,7 +315,7 @@ def _encode(run: _Run, keep: list[Any]) -> Work:
     return work
 
 
-def _stored(run: _Run) -> tuple[stores.FolderStore, Memory]:
+def _stored(run: Party) -> tuple[stores.FolderStore, Memory]:
     _trained_once(run)
     store = stores.open_store(run.context, "default")
     assert isinstance(store, stores.FolderStore)
@@ -325,7 +324,7 @@ def _stored(run: _Run) -> tuple[stores.FolderStore, Memory]:
     return store, Memory.of(stored)
 
 
-def _state_save(run: _Run, keep: list[Any]) -> Work:
+def _state_save(run: Party, keep: list[Any]) -> Work:
     store, known = _stored(run)
     keep.append(known)
 
@@ -336,7 +335,7 @@ def _state_save(run: _Run, keep: list[Any]) -> Work:
     return work
 
 
-def _state_load(run: _Run, keep: list[Any]) -> Work:
+def _state_load(run: Party, keep: list[Any]) -> Work:
     store, known = _stored(run)
     del known
 
@@ -349,7 +348,7 @@ def _state_load(run: _Run, keep: list[Any]) -> Work:
     return work
 
 
-STAGES: Mapping[str, Callable[[_Run, list[Any]], Work]] = {
+STAGES: Mapping[str, Callable[[Party, list[Any]], Work]] = {
     "server at rest": _server_at_rest,
     "server, a round": _server_round,
     "snapshot made": _server_snapshot,
@@ -389,12 +388,12 @@ def run(
 
 def _measured(stage: str, parameters: int) -> Measured:
     with tempfile.TemporaryDirectory(prefix="fedpress-size-") as folder:
-        STAGES[stage](_Run(TINY, Path(folder, "tiny")), [])()
+        STAGES[stage](Party(TINY, Path(folder, "tiny")), [])()
         _give_back()
         imports = memory.resident(os.getpid())
         keep: list[Any] = []
         copy = _copy_seconds(parameters)
-        measured = _Run(parameters, Path(folder, "run"))
+        measured = Party(parameters, Path(folder, "run"))
         work = STAGES[stage](measured, keep)
         _give_back()
         measured.marks.clear()
@@ -469,6 +468,4 @@ def facts(figures: Sequence[Measured]) -> list[tuple[str, str]]:
 
 def as_json(figures: Sequence[Measured]) -> list[dict[str, Any]]:
     """Return the figures as plain data."""
-    return [
-        {**one._asdict(), "peak_models": one.models(one.peak), "copies": one.seconds / one.copy} for one in figures
-    ]
+    return [{**one._asdict(), "peak_models": one.models(one.peak), "copies": one.seconds / one.copy} for one in figures]

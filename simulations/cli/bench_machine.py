@@ -207,9 +207,7 @@ def scale(
 def size(
     parameters: Annotated[
         str,
-        typer.Option(
-            metavar="NUMBERS", show_default=False, help="Sizes of models, such as 1e6,1e8. Default: 1e6,1e7."
-        ),
+        typer.Option(metavar="NUMBERS", show_default=False, help="Sizes of models, such as 1e6,1e8. Default: 1e6,1e7."),
     ] = "1e6,1e7",
     stages: Annotated[
         str | None, typer.Option(metavar="NAMES", help="Stages to measure, parted by semicolons; all by default.")
@@ -234,7 +232,9 @@ def size(
 
         chosen = [name.strip() for name in stages.split(";")] if stages else list(benchmark.STAGES)
         if unknown := [name for name in chosen if name not in benchmark.STAGES]:
-            common.leave(f"error: --stages: no stage is named {unknown[0]!r}; there are {'; '.join(benchmark.STAGES)}", 2)
+            common.leave(
+                f"error: --stages: no stage is named {unknown[0]!r}; there are {'; '.join(benchmark.STAGES)}", 2
+            )
         figures = benchmark.run(numbers, chosen, lambda line: typer.echo(f"{line} ...", err=True))
         common.show_figures(benchmark, figures, json_file)
 
