@@ -83,7 +83,9 @@ def read(file: BinaryIO) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
         arrays: dict[str, NDArray[Any]] = {}
         end = 0
         for (start, stop), name, entry in entries:
-            dtype, shape = np.dtype(_NAMES[entry["dtype"]]), tuple(int(length) for length in entry["shape"])
+            dtype, shape = np.dtype(_NAMES[entry["dtype"]]), tuple(entry["shape"])
+            if not all(type(number) is int for number in (*shape, start, stop)):
+                raise ArrayFileError(f"the array {name!r} has a shape of other things than numbers: {shape}")
             # In Python's integers, which do not overflow, and before anything is allocated.
             count = 1
             for extent in shape:
