@@ -265,7 +265,7 @@ def read(data: bytes | memoryview, k: int) -> Iterator[tuple[int, Numbers]]:
     lows = [take(int(sizes[shifts > j].sum())) for j in range(int(shifts.max()))]
     count = int(sizes[threes].sum())
     first_thirds = take(count)
-    second_thirds = take(sum(np.count_nonzero(part) for _, part in string.parts(first_thirds, at)))
+    second_thirds = take(sum(int(np.count_nonzero(part)) for _, part in string.parts(first_thirds, at)))
     # Before a word is made for each:
     ended = sum(np.count_nonzero(part) for _, part in string.parts(at, total))
     if ended != k:

@@ -58,7 +58,7 @@ def pieces(arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> I
 def view(array: NDArray[Any]) -> memoryview:
     """Return the little-endian bytes of a contiguous array, not copied where the machine is little-endian."""
     little = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
-    return memoryview(little.reshape(-1).view(np.uint8))
+    return little.reshape(-1).view(np.uint8).data
 
 
 def read(file: BinaryIO) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
@@ -107,14 +107,14 @@ def read(file: BinaryIO) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
 def _read_array(file: BinaryIO, dtype: np.dtype[Any], shape: tuple[int, ...]) -> NDArray[Any]:
     array = np.empty(shape, dtype.newbyteorder("<"))
     if array.nbytes:
-        target = memoryview(array.reshape(-1).view(np.uint8))
+        target = array.reshape(-1).view(np.uint8).data
         while len(target):  # a call reads at most 2 GiB
             got = file.readinto(target)  # type: ignore[attr-defined]
             if not got:
                 raise ArrayFileError("it ends early")
             target = target[got:]
     if dtype == np.bool_:  # any byte may come; only 0 and 1 are valid in memory
-        return array.view(np.uint8) != 0
+        return np.asarray(array.view(np.uint8) != 0)
     return array.astype(dtype, copy=False)
 
 

@@ -162,7 +162,7 @@ def digest(arrays: Mapping[str, NDArray[Any]], layout: Layout) -> bytes:
     total = sha256()
     for name, array in frozen(arrays, layout).items():
         total.update(f"{name} {array.dtype.name} {array.shape} ".encode())
-        total.update(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).reshape(-1).view(np.uint8))
+        total.update(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).reshape(-1).view(np.uint8).data)
     return total.digest()
 
 

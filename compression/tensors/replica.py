@@ -350,7 +350,7 @@ class Replica(NamedTuple):
             frozen: Digest of the parameters that are not trained (`flatten.digest`); empty: there are none.
         """
         digest = sha256(f"{mask_version} {self.version} {self.grid.exponents}".encode())
-        digest.update(np.ascontiguousarray(self.integers, "<i4"))
+        digest.update(np.ascontiguousarray(self.integers, "<i4").data)
         digest.update(self.buffers)
         digest.update(frozen)
         return digest.digest()[:TAG_BYTES]

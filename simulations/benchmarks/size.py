@@ -303,11 +303,11 @@ def _client_snapshot(run: Party, keep: list[Any]) -> Work:
 def _encode(run: Party, keep: list[Any]) -> Work:
     update, state = noise(run.layout.size, 1), run.encoder.init(run.layout)
     state.residual[:] = noise(run.layout.size, 2)
-    given = [update, state]
+    given = [(update, state)]  # handed over: the encoder may overwrite both
     del update, state
 
     def work() -> int:
-        state, update = given.pop(), given.pop()
+        update, state = given.pop()
         encoded = run.encoder.encode(update, state, SideInfo(run.layout), 0)
         keep.append(encoded)
         return len(encoded.payload)
