@@ -6,7 +6,7 @@ and hands it to the application, which sees no difference.
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from logging import ERROR, INFO, WARNING
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
@@ -27,7 +27,7 @@ from fedpress.compression.errors import BaseError, LayoutError, NonFiniteError
 from fedpress.compression.messages import orders, records
 from fedpress.compression.messages.orders import Answer, Order
 from fedpress.compression.tensors import buffer_codec, flatten
-from fedpress.compression.tensors.layout import Layout, TensorSpec, checked, names_a_buffer
+from fedpress.compression.tensors.layout import Layout, TensorSpec, Vector, checked, names_a_buffer
 from fedpress.compression.tensors.mask import Mask
 from fedpress.compression.tensors.replica import Replica
 from fedpress.compression.wire import position_set
@@ -104,10 +104,15 @@ class _ReceivedModel(NamedTuple):
 
     layout: Layout  # within the order's mask
     record_key: str  # of the ArrayRecord for the application
-    arrays: dict[str, Any]
+    record: ArrayRecord  # of a replica: made of it when it is read
     replica: replicas.ReplicaWithUndo | None = None  # the same model, where clients hold one
     tag: bytes = b""  # of the replica
     frozen: Mapping[str, NDArray[Any]] = MappingProxyType({})  # to be kept: this client cannot make them by itself
+
+    @property
+    def arrays(self) -> Mapping[str, NDArray[Any]]:
+        """The arrays by name, each read when it is asked for."""
+        return records.Arrays(self.record)
 
 
 class _OwnInitial(NamedTuple):
@@ -209,19 +214,13 @@ class _OrderHandler:
             return self._refused(error)
         if model is None:
             return self._reply(Answer(order.ticket, order.version, needs_model=True))
-        layout, arrays = model.layout, model.arrays
+        layout = model.layout
         encoder_state, lost_state = self._acknowledged(layout)
-        measured = self._statistics(self._context, arrays) if self._statistics and layout.buffers else {}
-        start = flatten.flatten(arrays, layout)
-        offset = self._encoder.offset(encoder_state)
-        if offset is not None:
-            start += offset
-            shifted = flatten.unflatten(start, layout)
-            start = flatten.flatten(shifted, layout)  # what the application really gets, in the layout's dtypes
-            arrays = {**arrays, **shifted}
-        if offset is not None or model.replica or layout.mask or order.frozen:
-            self._hand_over(model, arrays)
         stores.leave_moments(self._context, self._kept_moments(layout))
+        del memory
+        self._memory = None  # what it holds of the size of the model is in `model` and `encoder_state` now
+        measured = self._statistics(self._context, model.arrays) if self._statistics and layout.buffers else {}
+        start = self._ahead(model, encoder_state)
         reply = call_next(self._message, self._context)
         moments = stores.moments(self._context)
         stores.leave_moments(self._context, {})  # in the memory they are durable together with the answer
@@ -229,32 +228,60 @@ class _OrderHandler:
             return reply
         try:
             trained_key, trained_record = records.only_arrays(reply.content)
-            trained = _in_dtypes_of(layout, records.to_numpy(trained_record))
-            _check_frozen(trained, arrays, layout)
-            update = flatten.flatten(trained, layout)
-            for spec in layout.buffers:
-                checked(trained, spec)
+            trained = _InDtypesOf(layout, records.Arrays(trained_record))
+            _check_frozen(trained, model.arrays, layout)
+            buffers_after = {spec.name: checked(trained, spec) for spec in layout.buffers}
+            if start is not None:  # the record is made of it, and it is overwritten
+                self._message.content.pop(model.record_key, None)
+            start = flatten.flatten(model.arrays, layout) if start is None else start
+            update = flatten.difference(trained, layout, start)
+            own = running_statistics.of_training(model.arrays, trained, layout)
         except (orders.MessageError, LayoutError) as error:
             return self._refused(f"the app's answer to `train` is not the model that it was sent, trained: {error}")
-        update -= start
+        reply.content.pop(trained_key, None)
+        del start, trained, trained_record  # of the size of the model
         side_info = replicas.side_info(order, layout)
         seed = seeds.derive(order.federation, order.round, stores.client_index(self._context), "encode")
         answer = Answer(order.ticket, order.version, tag=model.tag, lost_state=lost_state, tier=tier)
         try:
-            own = running_statistics.of_training(model.arrays, trained, layout)
-            buffers = buffer_codec.pack({**trained, **own, **measured}, layout, model.arrays) if layout.buffers else b""
+            after = {**buffers_after, **own, **measured}
+            buffers = buffer_codec.pack(after, layout, model.arrays) if layout.buffers else b""
             payload, _, encoder_state = self._encoder.encode(update, encoder_state, side_info, seed)
         except NonFiniteError as error:
             log(WARNING, "round %d: no update is sent: %s", order.round, error)
             answer, moments = answer._replace(error=str(error)), {}
         else:
             answer = answer._replace(payload=payload, buffers=buffers, vote=_vote(reply.content, layout))
-        others = {name: record for name, record in reply.content.items() if name not in (trained_key, orders.VOTE)}
+        others = {name: record for name, record in reply.content.items() if name != orders.VOTE}
         reply.content = records.folded(RecordDict({orders.ANSWER: orders.write_answer(answer), **others}))
         # Durable before the reply leaves: a kill in between loses the reply, and the server's next order brings its
         # mass back, or asks for the same again.
         self._save(model, encoder_state, order.ticket, records.content_to_bytes(reply.content), lost_state, moments)
         return reply
+
+    def _ahead(self, model: _ReceivedModel, encoder_state: Any) -> Vector | None:
+        """Give the application the model, plus what the encoder adds to it.
+
+        Args:
+            model: The received model.
+            encoder_state: State of the encoder.
+
+        Returns:
+            The sum as a vector, in the layout's dtypes; None where nothing is added: it is the model.
+        """
+        layout, offset = model.layout, self._encoder.offset(encoder_state)
+        if offset is None:
+            if model.replica or layout.mask or self._order.frozen:
+                self._hand_over(model, model.record)
+            return None
+        start = flatten.flatten(model.arrays, layout)
+        start += offset
+        ahead = records.derived(flatten.readers(lambda _, part: start[part], layout), {}, layout)
+        record = records.of_arrays((name, ahead.get(name, array)) for name, array in model.record.items())
+        self._hand_over(model, record)
+        if any(spec.dtype != "float32" for spec in layout.parameters):  # what the application really gets is rounded
+            return flatten.flatten(records.Arrays(record), layout)
+        return start
 
     def evaluate(self, call_next: ClientAppCallable) -> Message:
         """Let the application evaluate the held model."""
@@ -267,7 +294,7 @@ class _OrderHandler:
         model = self._received_model()
         if model is None:
             return self._reply(Answer(order.ticket, order.version, needs_model=True))
-        self._hand_over(model, model.arrays)
+        self._hand_over(model, model.record)
         if model.replica:  # the upload that is under way stays as it is
             if memory:
                 encoder_state = self._restored(memory, model.layout)
@@ -277,7 +304,7 @@ class _OrderHandler:
         other_mods.check(call_next)
         reply = call_next(self._message, self._context)
         if not reply.has_error():
-            returned = [name for name, record in reply.content.array_records.items() if _is_model(record, model.arrays)]
+            returned = [name for name, record in reply.content.array_records.items() if _is_model(record, model.record)]
             kept = {name: record for name, record in reply.content.items() if name not in returned}
             if returned:
                 _say_once(
@@ -289,23 +316,23 @@ class _OrderHandler:
             reply.content = RecordDict({**kept, orders.ANSWER: orders.write_answer(answer)})
         return reply
 
-    def _hand_over(self, model: _ReceivedModel, arrays: Mapping[str, Any]) -> None:
+    def _hand_over(self, model: _ReceivedModel, record: ArrayRecord) -> None:
         """Put a model into the message for the application, without what it has by itself."""
         if self._app_has_frozen and (model.replica or self._order.frozen) and not model.frozen:
             own = {spec.name for spec in model.layout.frozen}
-            arrays = {name: array for name, array in arrays.items() if name not in own}
-        self._message.content[model.record_key] = records.from_numpy(dict(arrays))
+            record = records.of_arrays((name, array) for name, array in record.items() if name not in own)
+        self._message.content[model.record_key] = record
 
     def _received_model(self) -> _ReceivedModel | None:
         """Return the model at the order's version; None when the delta does not fit what this client holds."""
         content, order, memory = self._message.content, self._order, self._memory
         if content.array_records:
             record_key, record = records.only_arrays(content)
-            arrays = records.to_numpy(record)
+            arrays: Mapping[str, NDArray[Any]] = records.Arrays(record)
         elif order.download is None:
             raise orders.MessageError("the order names no delta, and the message holds no ArrayRecord with the model")
         else:
-            record_key, arrays = "arrays", {}
+            record_key, record, arrays = "arrays", ArrayRecord(), {}
         tensors = _layout(self._layout, self._context, arrays, order.round)
         if not tensors.parameters and memory:
             tensors = memory.layout.full
@@ -323,10 +350,11 @@ class _OrderHandler:
             found = self._frozen(arrays, layout)
             if found is None:
                 return None
-            arrays = {**arrays, **found.arrays}
-            if layout.mask:
-                arrays = {**arrays, **flatten.unflatten(flatten.flatten(arrays, layout), layout)}
-            return _ReceivedModel(layout, record_key, arrays, frozen=found.kept)
+            if found.arrays or layout.mask:
+                whole = {**arrays, **found.arrays}
+                within = flatten.unflatten(flatten.flatten(whole, layout), layout) if layout.mask else {}
+                record = records.from_numpy({**whole, **within})
+            return _ReceivedModel(layout, record_key, record, frozen=found.kept)
         held = memory.replica if memory and _same_tensors(memory.layout, layout) else None
         if held and known and known.fingerprint != layout.fingerprint:
             held = held.remapped(known.change_to(layout))
@@ -346,8 +374,8 @@ class _OrderHandler:
         if held is None:
             return None
         buffers = buffer_codec.unpack(held.replica.buffers, layout, None) if layout.buffers else {}
-        arrays = {**flatten.unflatten(held.replica.floats(layout), layout), **buffers, **frozen}
-        return _ReceivedModel(layout, record_key, arrays, held, download.tag, sent)
+        derived = records.derived(held.replica.readers(layout), {**buffers, **frozen}, layout)
+        return _ReceivedModel(layout, record_key, records.of_arrays(derived.items()), held, download.tag, sent)
 
     def _frozen(self, arrays: Mapping[str, NDArray[Any]], layout: Layout) -> "_Frozen | None":
         """Return what is not trained, of a model that comes whole; None: the order says that it is here, and it is not.
@@ -479,26 +507,44 @@ def _say_once(text: str) -> None:
     log(WARNING, "%s", text)
 
 
-def _is_model(record: ArrayRecord, arrays: Mapping[str, Any]) -> bool:
+def _is_model(record: ArrayRecord, model: ArrayRecord) -> bool:
     """Tell whether a record holds arrays of the model and nothing else, whole or in part, whatever their values."""
     return bool(record) and all(
-        name in arrays and tuple(array.shape) == np.shape(arrays[name]) for name, array in record.items()
+        name in model and tuple(array.shape) == tuple(model[name].shape) for name, array in record.items()
     )
 
 
-def _in_dtypes_of(layout: Layout, arrays: dict[str, Any]) -> dict[str, Any]:
-    """Return floating arrays in the layout's dtypes: libraries train in another precision than they begin with."""
-    dtypes = {spec.name: spec.dtype for spec in (*layout.parameters, *layout.buffers)}
-    floats = ("float16", "float32", "float64")
+class _InDtypesOf(Mapping[str, NDArray[Any]]):
+    """Floating arrays in the layout's dtypes: libraries train in another precision than they begin with.
 
-    def cast(name: str, array: Any) -> Any:
-        wanted = dtypes.get(name)
+    Args:
+        layout: Layout of the model.
+        arrays: The arrays by name.
+    """
+
+    def __init__(self, layout: Layout, arrays: Mapping[str, NDArray[Any]]) -> None:
+        self._dtypes = {spec.name: spec.dtype for spec in (*layout.parameters, *layout.buffers)}
+        self._arrays = arrays
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        """Return an array, read anew."""
+        array, wanted, floats = self._arrays[name], self._dtypes.get(name), ("float16", "float32", "float64")
         if wanted not in floats or array.dtype.name not in floats:
             return array
         with np.errstate(over="ignore"):  # infinity is refused by the encoder, with a better message
             return array.astype(wanted, copy=False)
 
-    return {name: cast(name, array) for name, array in arrays.items()}
+    def __iter__(self) -> Iterator[str]:
+        """Return an iterator over the names."""
+        return iter(self._arrays)
+
+    def __len__(self) -> int:
+        """Return the number of arrays."""
+        return len(self._arrays)
+
+    def __contains__(self, name: object) -> bool:
+        """Return whether there is an array of this name, without reading it."""
+        return name in self._arrays
 
 
 def _same_tensors(known: Layout, layout: Layout) -> bool:
@@ -551,7 +597,7 @@ def _vote(content: RecordDict, layout: Layout) -> bytes:
 
 
 def _layout(
-    given: Layout | Callable[[Context], Layout] | None, context: Context, arrays: dict[str, Any], round: int
+    given: Layout | Callable[[Context], Layout] | None, context: Context, arrays: Mapping[str, NDArray[Any]], round: int
 ) -> Layout:
     if isinstance(given, Layout):
         return given

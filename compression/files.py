@@ -109,7 +109,7 @@ def private_folder() -> Path:
     return folder
 
 
-def write_atomically(path: Path, data: bytes | Iterable[bytes]) -> None:
+def write_atomically(path: Path, data: bytes | Iterable[bytes | memoryview]) -> None:
     """Write or replace a file, so that neither a reader nor a crash nor a full disk meets half of it.
 
     Args:
@@ -125,7 +125,7 @@ def write_atomically(path: Path, data: bytes | Iterable[bytes]) -> None:
 
 
 @contextlib.contextmanager
-def flushed(data: bytes | Iterable[bytes], folder: Path) -> Iterator[Path]:
+def flushed(data: bytes | Iterable[bytes | memoryview], folder: Path) -> Iterator[Path]:
     """Write a temporary file, flush it to the disk and yield its path; it is removed at the end unless it was renamed.
 
     Args:

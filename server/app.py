@@ -3,11 +3,11 @@
 A `Plan` has the parts of a run; `app` takes it from the function that `plan` names in the run's configuration.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from logging import WARNING
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict, UserConfig
@@ -300,22 +300,27 @@ def server_digest(strategy: SparseFed, arrays: ArrayRecord) -> str:
         strategy: strategy after its last round.
         arrays: the held model.
     """
-    digest = sha256(b"".join(_bytes_of(strategy.model, arrays)))
+    digest = sha256()
+    _digest(strategy.model, arrays, digest.update)
     for tier in strategy.training_tiers if isinstance(strategy, TieredFed) else ():
         model = tier.federation.model
-        of_tier = sha256(b"".join(_bytes_of(model, model.published))).hexdigest()
-        digest.update(f"{tier.name} {of_tier}".encode())
+        of_tier = sha256()
+        _digest(model, model.published, of_tier.update)
+        digest.update(f"{tier.name} {of_tier.hexdigest()}".encode())
     return digest.hexdigest()
 
 
-def _bytes_of(model: GlobalModel, arrays: ArrayRecord) -> Iterator[bytes]:
-    yield model.master.tobytes()
+def _digest(model: GlobalModel, arrays: ArrayRecord, update: Callable[[Any], None]) -> None:
+    """Feed a digest with master, mask, held model and optimizer state, one array at a time."""
+    update(model.master)
     if model.masks.mask is not None:
-        yield model.masks.mask.bitmap
-    for name, array in records.to_numpy(arrays).items():
-        yield name.encode() + str(array.dtype).encode() + np.ascontiguousarray(array).tobytes()
+        update(model.masks.mask.bitmap)
+    for name, array in records.Arrays(arrays).items():
+        update(name.encode() + str(array.dtype).encode())
+        update(np.ascontiguousarray(array))
     for name, tensor in sorted(model.optimizer.state.items()):
-        yield name.encode() + tensor.numpy().tobytes()
+        update(name.encode())
+        update(np.ascontiguousarray(tensor.numpy()))
 
 
 def server_app(plan_of: Callable[[UserConfig], Plan]) -> ServerApp:

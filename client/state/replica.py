@@ -194,7 +194,7 @@ def _base(
     if download.base is None:
         grid = FixedPoint.unpack(download.origin, layout)
         _, arrays = records.only_arrays(content)
-        weights = flatten.flatten(records.to_numpy(arrays), layout)
+        weights = flatten.flatten(records.Arrays(arrays), layout)
         return Replica(order.version, grid, grid.integers(weights, layout))
     if download.base == 0 and download.origin:
         return None if initial is None else initial.regridded(regrids, layout)

@@ -10,19 +10,25 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context
+from flwr.app import Array, ConfigRecord, Context
 from numpy.typing import NDArray
 
+from fedpress.client.state import parts
 from fedpress.compression import files, seeds
 from fedpress.compression.errors import FedpressError
+from fedpress.compression.messages import records
+from fedpress.compression.tensors import array_file
 
 FORMAT = 1
+STYPE = "fedpress.state/1"
+"""Form of the arrays in Flower's context: their values alone."""
 _KEY = "fedpress.state"
 MOMENTS = "fedpress.moments"
 """Key in `Context.state` of an ArrayRecord for the application's own: the state of its optimizer, between two rounds.
 
 `compress` puts it there before the application trains, and takes what the application leaves there into the client's
 state: durable together with the answer, so that no step is taken twice, and dropped where the residual is."""
+_PART = "part/"
 
 
 class StateError(FedpressError):
@@ -138,27 +144,30 @@ class ContextStore:
         if meta is None or arrays is None or meta.get("federation") != self._federation:
             return None
         return Stored(
-            # A copy: the encoder owns and overwrites its state, a record is read-only.
-            {
-                name: np.frombuffer(array.data, array.dtype).reshape(array.shape).copy()
-                for name, array in arrays.items()
-            },
+            {name: _owned(array) for name, array in arrays.items()},
             {key: str(value) for key, value in meta.items() if key != "federation"},
         )
 
     def save(self, stored: Stored) -> None:
         """Replace the state."""
-        self._records[_KEY] = ArrayRecord(
-            {
-                name: Array(str(array.dtype), tuple(array.shape), "fedpress.state/1", array.tobytes())
-                for name, array in stored.arrays.items()
-            }
+        self._records[_KEY] = records.of_arrays(
+            (name, records.DerivedArray(str(array.dtype), tuple(array.shape), array.copy, STYPE))
+            for name, array in stored.arrays.items()
         )
         self._records[f"{_KEY}.meta"] = ConfigRecord({"federation": self._federation, **stored.meta})
 
 
+def _owned(array: Array) -> NDArray[Any]:
+    """Return the values of a stored array, not shared with the record: the encoder overwrites its state."""
+    if isinstance(array, records.DerivedArray):
+        return array.numpy()
+    return np.frombuffer(array.data, array.dtype).reshape(array.shape).copy()
+
+
 class FolderStore:
     """State in `FOLDER/FEDERATION/client-INDEX.safetensors`; written beside it, flushed to disk, then renamed.
+
+    Large arrays stand in files of their own beside it (`parts`), and are written as what has changed.
 
     Args:
         folder: Folder of all federations and clients.
@@ -170,41 +179,46 @@ class FolderStore:
         # A federation's name comes from the server: it must not lead out of the folder, nor may two share a path.
         safe = "".join(c if c.isalnum() or c in "-_" else "_" for c in federation)[:40]
         self.path = folder / f"{safe}-{seeds.derive(federation):016x}" / f"client-{index}.safetensors"
+        self._named: dict[str, str] = {}  # files of the state on the disk, by array
 
     def load(self) -> Stored | None:
         """Return the state, or None when there is no file."""
-        import safetensors.numpy
-        from safetensors import SafetensorError, safe_open
-
         if not self.path.exists():
             return None
         try:
-            arrays = safetensors.numpy.load_file(self.path)
-            with safe_open(self.path, framework="numpy") as file:
-                meta = dict(file.metadata() or {})
+            with files.open_regular(self.path) as file:
+                arrays, meta = array_file.read(file)
         except OSError as error:
             raise StateError(f"cannot read the client's state {self.path}: {error}") from error
-        except (SafetensorError, ValueError) as error:
+        except array_file.ArrayFileError as error:
             raise self._damaged(str(error)) from error
         if meta.pop("format", None) != str(FORMAT):
             raise self._damaged(f"it is not in format {FORMAT}")
         if meta.pop("checksum", None) != _checksum(arrays, meta):
             raise self._damaged("its checksum does not fit its content")
+        named = _popped(meta)
+        try:
+            arrays = parts.load(self.path, arrays, named)
+        except OSError as error:
+            raise StateError(f"cannot read the client's state {self.path}: {error}") from error
+        except parts.PartError as error:
+            raise self._damaged(str(error)) from error
+        self._named = named
         return Stored(arrays, meta)
 
     def save(self, stored: Stored) -> None:
         """Replace the state atomically."""
-        import safetensors.numpy
-
-        # numpy makes arrays of shape () contiguous with shape (1,)
-        arrays = {name: np.ascontiguousarray(array).reshape(array.shape) for name, array in stored.arrays.items()}
         meta = dict(stored.meta)
-        data = safetensors.numpy.save(
-            arrays, metadata={**meta, "format": str(FORMAT), "checksum": _checksum(arrays, meta)}
-        )
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            files.write_atomically(self.path, data)
+            arrays, named = parts.save(self.path, stored.arrays, self._named)
+            # numpy makes arrays of shape () contiguous with shape (1,)
+            arrays = {name: np.ascontiguousarray(array).reshape(array.shape) for name, array in arrays.items()}
+            meta |= {_PART + name: text for name, text in named.items()}
+            header = {**meta, "format": str(FORMAT), "checksum": _checksum(arrays, meta)}
+            files.write_atomically(self.path, array_file.pieces(arrays, header))
+            parts.remove_unnamed(self.path, named)
+            self._named = named
         except OSError as error:
             raise StateError(
                 f"cannot write the client's state to {self.path}: {error}; the last good state is untouched"
@@ -222,11 +236,18 @@ class FolderStore:
 
 def _checksum(arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, str]) -> str:
     crc = zlib.crc32(repr(sorted(meta.items())).encode())
-    for name in sorted(arrays):
-        array = np.ascontiguousarray(arrays[name])
-        crc = zlib.crc32(f"{name} {array.dtype} {array.shape}".encode(), crc)
-        crc = zlib.crc32(array.tobytes(), crc)
+
+    def update(data: Any) -> None:
+        nonlocal crc
+        crc = zlib.crc32(data, crc)
+
+    array_file.checksum(arrays, update)
     return f"{crc:08x}"
+
+
+def _popped(meta: dict[str, str]) -> dict[str, str]:
+    """Take what names the files of large arrays out of the texts of a state, and return it by array."""
+    return {name.removeprefix(_PART): meta.pop(name) for name in list(meta) if name.startswith(_PART)}
 
 
 def flatten_state(state: Any) -> dict[str, NDArray[Any]]:

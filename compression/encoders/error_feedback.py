@@ -143,6 +143,8 @@ def step_ahead(inner: Encoder[Residual[S]], factor: float = 1.0) -> Encoder[Resi
         return first_residual(inner, layout, "step_ahead")
 
     def offset(state: Residual[S]) -> Vector | None:
-        return np.float32(factor) * state.residual if factor and state.residual.any() else None
+        if not factor or not state.residual.any():
+            return None
+        return layouts.read_only(state.residual) if factor == 1 else np.float32(factor) * state.residual
 
     return inner._replace(init=init, offset=offset)

@@ -5,7 +5,8 @@ send anyway (one object less on the wire than a record of its own). Up, the clie
 payload in a ConfigRecord is one object, in an ArrayRecord three (docs/decisions/0003-payload-in-a-configrecord.md).
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,78 @@ from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 from numpy.typing import NDArray
 
 from fedpress.compression.messages.orders import _METRIC, ANSWER, PREFIX, MessageError
+from fedpress.compression.tensors.layout import Layout
+
+NUMPY = "numpy.ndarray"
+"""Form in which Flower serializes an array of numpy's."""
+
+
+class DerivedArray(Array):
+    """Array of a record that is made from something else each time it is read, so that it takes no memory itself.
+
+    It is worth an array that holds its bytes: Flower reads, sends and stores it as any other.
+
+    Args:
+        dtype: Its dtype, as numpy names it.
+        shape: Its shape.
+        make: Returns its values, the same at each call, as an array that the caller owns.
+        stype: Form of its bytes: `NUMPY`, as Flower serializes an array of numpy's; any other: the values alone.
+    """
+
+    def __init__(
+        self, dtype: str, shape: tuple[int, ...], make: Callable[[], NDArray[Any]], stype: str = NUMPY
+    ) -> None:
+        self.__dict__.update(dtype=dtype, shape=shape, stype=stype, _make=make)
+
+    @property
+    def data(self) -> bytes:  # type: ignore[override]  # of a field of a dataclass
+        """The bytes."""
+        values = self.numpy()
+        return Array(values).data if self.stype == NUMPY else values.tobytes()
+
+    def numpy(self) -> NDArray[Any]:
+        """Return the values, a new array."""
+        return np.asarray(self.__dict__["_make"]())
+
+    def __eq__(self, other: object) -> bool:
+        """Return whether another array has the same type and bytes."""
+        if not isinstance(other, Array):
+            return NotImplemented
+        kinds = [(array.dtype, tuple(array.shape), array.stype) for array in (self, other)]
+        return kinds[0] == kinds[1] and self.data == other.data
+
+    __hash__ = None  # type: ignore[assignment]  # as of any Array
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle it as an array that holds its bytes."""
+        return Array, (self.dtype, tuple(self.shape), self.stype, self.data)
+
+
+class Arrays(Mapping[str, NDArray[Any]]):
+    """The arrays of a record by name, each read when it is asked for: never all of them at once.
+
+    Args:
+        record: The record.
+    """
+
+    def __init__(self, record: ArrayRecord) -> None:
+        self._record = record
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        """Return an array, read anew."""
+        return self._record[name].numpy()
+
+    def __iter__(self) -> Iterator[str]:
+        """Return an iterator over the names."""
+        return iter(self._record)
+
+    def __len__(self) -> int:
+        """Return the number of arrays."""
+        return len(self._record)
+
+    def __contains__(self, name: object) -> bool:
+        """Return whether there is an array of this name, without reading it."""
+        return name in self._record
 
 
 def folded(content: RecordDict) -> RecordDict:
@@ -53,7 +126,7 @@ def content_from_bytes(data: bytes) -> RecordDict:
 
 def content_size(content: RecordDict) -> int:
     """Return the serialized size of a message's records, in bytes."""
-    return int(serde.recorddict_to_proto(content).ByteSize())
+    return sum(item_size(key, record) for key, record in content.items())
 
 
 def message_to_bytes(message: Message) -> bytes:
@@ -127,23 +200,72 @@ def to_numpy(arrays: ArrayRecord) -> dict[str, NDArray[Any]]:
 
 def from_numpy(arrays: Mapping[str, NDArray[Any]]) -> ArrayRecord:
     """Return an ArrayRecord of `arrays`, in their order."""
-    return ArrayRecord({name: Array(np.asarray(array)) for name, array in arrays.items()})
+    return of_arrays((name, Array(np.asarray(array))) for name, array in arrays.items())
+
+
+def derived(
+    readers: Mapping[str, Callable[[], NDArray[Any]]], kept: Mapping[str, NDArray[Any]], layout: Layout
+) -> dict[str, Array]:
+    """Return the arrays of a model by name, made when they are read.
+
+    Args:
+        readers: Functions that make the parameters, by name (`Replica.readers`).
+        kept: Buffers and frozen parameters, which nobody changes in place.
+        layout: Layout of the model.
+    """
+    specs = {spec.name: spec for spec in layout.parameters}
+    specs |= {alias: specs[canonical] for alias, canonical in layout.tied}
+    arrays: dict[str, Array] = {}
+    for name, make in readers.items():
+        dtype = "uint16" if specs[name].dtype == "bfloat16" else specs[name].dtype
+        arrays[name] = DerivedArray(dtype, specs[name].shape, make)
+    for name, array in kept.items():
+        arrays[name] = DerivedArray(str(array.dtype), array.shape, array.copy)
+    return arrays
+
+
+def of_arrays(arrays: Iterable[tuple[str, Array]]) -> ArrayRecord:
+    """Return an ArrayRecord of named arrays as they are; Flower's constructor would read each `DerivedArray`."""
+    record = ArrayRecord()
+    for name, array in arrays:
+        record[name] = array
+    return record
+
+
+def values_size(record: ArrayRecord) -> int:
+    """Return the bytes that the values of a record's arrays take in memory, without making any."""
+    return sum(
+        math.prod(array.shape) * np.dtype(array.dtype).itemsize if isinstance(array, DerivedArray) else len(array.data)
+        for array in record.values()
+    )
 
 
 def item_size(key: str, record: ArrayRecord | ConfigRecord | MetricRecord) -> int:
     """Return the bytes that a record adds to its message's serialized content.
 
+    Of a record of arrays one array is serialized at a time, so that a model needs no second place in memory.
+
     Args:
         key: Key of the record in the message.
         record: The record.
     """
-    return content_size(RecordDict({key: record}))
+    if not isinstance(record, ArrayRecord):
+        return int(serde.recorddict_to_proto(RecordDict({key: record})).ByteSize())
+    arrays = sum(serde.array_record_to_proto(of_arrays([item])).ByteSize() for item in record.items())
+    name = len(key.encode())
+    return _field((_field(name) if name else 0) + _field(arrays))
+
+
+def _field(length: int) -> int:
+    """Return the bytes that a field of such a length takes in a protobuf message, its tag and its length included."""
+    return 1 + -(-max(1, length.bit_length()) // 7) + length
 
 
 def serialized_size(message: Message) -> int:
     """Return the size of the message's serialized content, or of its error, in bytes."""
-    proto = serde.message_to_proto(message)
-    return int(proto.content.ByteSize() if message.has_content() else proto.error.ByteSize())
+    if message.has_content():
+        return content_size(message.content)
+    return int(serde.message_to_proto(message).error.ByteSize())
 
 
 def sizes(message: Message, known: Mapping[int, int] | None = None) -> dict[str, int]:

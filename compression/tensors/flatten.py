@@ -1,6 +1,7 @@
 """Named arrays <-> one flat float32 vector of shape (n,)."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from hashlib import sha256
 from typing import Any
 
@@ -8,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedpress.compression import errors
-from fedpress.compression.tensors.layout import Layout, Vector, check, checked
+from fedpress.compression.tensors.layout import Layout, TensorSpec, Vector, check, checked
 
 
-def flatten(arrays: Mapping[str, NDArray[Any]], layout: Layout) -> Vector:
+def flatten(arrays: Mapping[str, NDArray[Any]], layout: Layout, out: Vector | None = None) -> Vector:
     """Return the parameters among `arrays` as one float32 vector of shape (n,).
 
     float64 is rounded to the nearest float32 (beyond its range: infinity, which encoders refuse).
@@ -20,6 +21,8 @@ def flatten(arrays: Mapping[str, NDArray[Any]], layout: Layout) -> Vector:
         arrays: Named arrays; bfloat16 as an array of that dtype or as its uint16 bit patterns. Buffers and aliases of
             the layout are ignored.
         layout: Order, shapes and dtypes; entries outside its mask are left out, whatever their values.
+        out: Vector of the layout, float32 (n,), that is overwritten and returned; None: a new one. After an error it
+            may be overwritten in part.
 
     Raises:
         LayoutError: A parameter is missing, a name is unknown, or a shape or dtype differs.
@@ -30,16 +33,38 @@ def flatten(arrays: Mapping[str, NDArray[Any]], layout: Layout) -> Vector:
     array([1., 2., 3.], dtype=float32)
     """
     _check_names(arrays, layout)
-    vector = np.empty(layout.full.size, np.float32)
+    vector = out if out is not None and layout.mask is None else np.empty(layout.full.size, np.float32)
     for spec, start in zip(layout.parameters, layout.full.offsets[:-1], strict=True):
-        array = checked(arrays, spec)
-        part = vector[start : start + spec.size].reshape(spec.shape)
-        if spec.dtype == "bfloat16":
-            part.view(np.uint32)[...] = array.view(np.uint16).astype(np.uint32) << 16
-        else:
-            with np.errstate(over="ignore"):  # refused by the encoder, with a better message
-                part[...] = array
-    return vector if layout.mask is None else vector[layout.mask.positions]
+        vector[start : start + spec.size] = _values(checked(arrays, spec), spec)
+    return vector if layout.mask is None else np.take(vector, layout.mask.positions, out=out)
+
+
+def difference(arrays: Mapping[str, NDArray[Any]], layout: Layout, start: Vector) -> Vector:
+    """Return `flatten(arrays, layout) - start`, in the memory of `start`.
+
+    Args:
+        arrays: As for `flatten`.
+        layout: As for `flatten`.
+        start: float32, shape (n,); overwritten.
+
+    Raises:
+        LayoutError: As `flatten`; `start` may be overwritten in part.
+    """
+    if layout.mask is not None:
+        return np.subtract(flatten(arrays, layout), start, out=start)
+    _check_names(arrays, layout)
+    for spec, begin in zip(layout.parameters, layout.offsets[:-1], strict=True):
+        part = start[begin : begin + spec.size]
+        np.subtract(_values(checked(arrays, spec), spec), part, out=part)
+    return start
+
+
+def _values(array: NDArray[Any], spec: TensorSpec) -> Vector:
+    """Return the values of one parameter as float32, shape (size,)."""
+    if spec.dtype == "bfloat16":
+        return (array.view(np.uint16).astype(np.uint32) << 16).view(np.float32).reshape(-1)
+    with np.errstate(over="ignore"):  # refused by the encoder, with a better message
+        return array.astype(np.float32, copy=False).reshape(-1)
 
 
 def unflatten(vector: Vector, layout: Layout) -> dict[str, NDArray[Any]]:
@@ -61,20 +86,36 @@ def unflatten(vector: Vector, layout: Layout) -> dict[str, NDArray[Any]]:
     ['head', 'weight']
     """
     check(vector, layout)
-    if layout.mask is not None:
-        compact, vector = vector, np.zeros(layout.full.size, np.float32)
-        vector[layout.mask.positions] = compact
-    arrays: dict[str, NDArray[Any]] = {}
-    for spec, start in zip(layout.parameters, layout.full.offsets[:-1], strict=True):
-        part = vector[start : start + spec.size].reshape(spec.shape)
-        if spec.dtype == "bfloat16":
-            arrays[spec.name] = _to_bfloat16(part)
-        else:
-            with np.errstate(over="ignore"):
-                arrays[spec.name] = part.astype(spec.dtype)
+    arrays = {name: read() for name, read in readers(lambda number, part: vector[part], layout).items()}
     for alias, canonical in layout.tied:
         arrays[alias] = arrays[canonical]
     return arrays
+
+
+def readers(part: Callable[[int, slice], Vector], layout: Layout) -> dict[str, Callable[[], NDArray[Any]]]:
+    """Return for each parameter and each alias a function that makes its array, as `unflatten` does.
+
+    Args:
+        part: Called when an array is made, with the number of its tensor and its place in the vector: returns this
+            part of the vector, float32.
+        layout: The layout of the vector.
+    """
+    tensors = zip(layout.parameters, range(len(layout.parameters)), strict=True)
+    made = {spec.name: partial(_array, part, number, layout) for spec, number in tensors}
+    return made | {alias: made[canonical] for alias, canonical in layout.tied}
+
+
+def _array(part: Callable[[int, slice], Vector], number: int, layout: Layout) -> NDArray[Any]:
+    """Return the array of one parameter, a new one in its shape and dtype."""
+    spec, (start, stop) = layout.parameters[number], layout.offsets[number : number + 2].tolist()
+    values = part(number, slice(start, stop))
+    if layout.mask is not None:
+        compact, values = values, np.zeros(spec.size, np.float32)
+        values[layout.mask.positions[start:stop] - layout.full.offsets[number]] = compact
+    if spec.dtype == "bfloat16":
+        return _to_bfloat16(values.reshape(spec.shape))
+    with np.errstate(over="ignore"):
+        return values.reshape(spec.shape).astype(spec.dtype)
 
 
 def flags(layout: Layout) -> dict[str, NDArray[np.bool_]]:

@@ -353,9 +353,14 @@ def check(vector: NDArray[Any], layout: Layout) -> None:
         )
 
 
+def is_finite(vector: NDArray[Any]) -> bool:
+    """Return whether a vector holds neither NaN nor infinity, block by block."""
+    return all(np.isfinite(vector[start : start + BLOCK]).all() for start in range(0, len(vector), BLOCK))
+
+
 def check_finite(update: Vector) -> None:
     """Raise NonFiniteError if an update holds NaN or infinity."""
-    if not np.isfinite(update).all():
+    if not is_finite(update):
         raise errors.NonFiniteError("the update holds NaN or infinity; did training diverge?")
 
 

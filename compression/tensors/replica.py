@@ -14,7 +14,7 @@ initialization differs between processors and releases.
 """
 
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from hashlib import sha256
 from typing import Any, NamedTuple, TypeAlias
 
@@ -22,7 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedpress.compression.errors import FedpressError, NonFiniteError
-from fedpress.compression.tensors.layout import Layout, Vector
+from fedpress.compression.tensors import flatten
+from fedpress.compression.tensors.layout import BLOCK, Layout, Vector
 from fedpress.compression.tensors.mask import Mask, MaskChange
 from fedpress.compression.tensors.update import Sparse, Update
 
@@ -113,9 +114,27 @@ class FixedPoint(NamedTuple):
         """
         integers = np.empty(layout.size, np.int32)
         for part, exponent in zip(_parts(layout), self.exponents, strict=True):
-            scaled = np.rint(np.ldexp(vector[part].astype(np.float64), -exponent))
-            integers[part] = np.clip(scaled, -LIMIT, LIMIT)
+            for block in _blocks(part):
+                integers[block] = self._nearest(vector[block], exponent)
         return integers
+
+    def agrees(self, vector: Vector, integers: Integers, layout: Layout) -> Iterator[tuple[slice, NDArray[np.bool_]]]:
+        """Yield block after block, whether its weights are nearest to these points of the grid.
+
+        Args:
+            vector: Weights, float32, shape (n,).
+            integers: Points of the grid, shape (n,).
+            layout: The layout of both.
+        """
+        for part, exponent in zip(_parts(layout), self.exponents, strict=True):
+            for block in _blocks(part):
+                yield block, self._nearest(vector[block], exponent) == integers[block]
+
+    @staticmethod
+    def _nearest(weights: Vector, exponent: int) -> NDArray[np.float64]:
+        scaled = np.ldexp(weights.astype(np.float64), -exponent)
+        np.rint(scaled, out=scaled)
+        return np.clip(scaled, -LIMIT, LIMIT, out=scaled)
 
     def floats(self, integers: Integers, layout: Layout) -> Vector:
         """Return the weights that integers stand for, float32, shape (n,), without rounding.
@@ -125,10 +144,20 @@ class FixedPoint(NamedTuple):
             layout: The layout of the vector.
         """
         weights = np.empty(layout.size, np.float32)
-        for part, exponent in zip(_parts(layout), self.exponents, strict=True):
-            spacing = np.float32(2.0**exponent)
-            np.multiply(integers[part], spacing, out=weights[part], dtype=np.float32, casting="unsafe")
+        for tensor, part in enumerate(_parts(layout)):
+            self.floats_of(tensor, integers[part], weights[part])
         return weights
+
+    def floats_of(self, tensor: int, integers: Integers, out: Vector | None = None) -> Vector:
+        """Return the weights that integers of one tensor stand for, float32, shape (m,), without rounding.
+
+        Args:
+            tensor: Number of the tensor in the layout.
+            integers: Points of the grid, shape (m,).
+            out: Array for the result; None: a new one.
+        """
+        spacing = np.float32(2.0 ** self.exponents[tensor])
+        return np.multiply(integers, spacing, out=out, dtype=np.float32, casting="unsafe")
 
     def changes_to(self, grid: "FixedPoint", version: int) -> list[Regrid]:
         """Return the changes with which another grid follows this one in a version."""
@@ -248,6 +277,14 @@ class Replica(NamedTuple):
         """Return the weights, float32, shape (n,)."""
         return self.grid.floats(self.integers, layout)
 
+    def readers(self, layout: Layout) -> dict[str, Callable[[], NDArray[Any]]]:
+        """Return for each parameter, by name, a function that makes its array anew each time.
+
+        Args:
+            layout: The layout of the vector.
+        """
+        return flatten.readers(lambda tensor, part: self.grid.floats_of(tensor, self.integers[part]), layout)
+
     def changed(self, delta: Update, version: int, buffers: bytes, layout: Layout) -> "Replica":
         """Return the replica of another version: the weights plus a delta.
 
@@ -260,13 +297,13 @@ class Replica(NamedTuple):
         Raises:
             ReplicaError: A change is no multiple of the spacing, or the result leaves the grid.
         """
-        entries = delta.sparse()
-        steps = np.ldexp(entries.values.astype(np.float64), -self.grid.spacing(entries.positions, layout))
         integers = self.integers.copy()
-        moved = integers[entries.positions] + steps
-        if (steps != np.rint(steps)).any() or (np.abs(moved) > LIMIT).any():
-            raise ReplicaError(f"a delta to version {version} leaves the grid; it was made for another model")
-        integers[entries.positions] = moved
+        for positions, values in _entries(delta):
+            steps = np.ldexp(values.astype(np.float64), -self.grid.spacing(positions, layout))
+            moved = integers[positions] + steps
+            if (steps != np.rint(steps)).any() or (np.abs(moved) > LIMIT).any():
+                raise ReplicaError(f"a delta to version {version} leaves the grid; it was made for another model")
+            integers[positions] = moved
         return Replica(version, self.grid, integers, buffers)
 
     def delta_to(self, integers: Integers, layout: Layout) -> Sparse:
@@ -291,6 +328,9 @@ class Replica(NamedTuple):
             regrids: Changes of the grid since this replica's, in their order.
             layout: The layout of the vector.
         """
+        regrids = list(regrids)
+        if not regrids:
+            return self
         exponents, integers, parts = list(self.grid.exponents), self.integers.copy(), list(_parts(layout))
         for regrid in regrids:
             part = parts[regrid.tensor]
@@ -310,7 +350,7 @@ class Replica(NamedTuple):
             frozen: Digest of the parameters that are not trained (`flatten.digest`); empty: there are none.
         """
         digest = sha256(f"{mask_version} {self.version} {self.grid.exponents}".encode())
-        digest.update(np.ascontiguousarray(self.integers, "<i4").tobytes())
+        digest.update(np.ascontiguousarray(self.integers, "<i4").data)
         digest.update(self.buffers)
         digest.update(frozen)
         return digest.digest()[:TAG_BYTES]
@@ -319,6 +359,22 @@ class Replica(NamedTuple):
 def _parts(layout: Layout) -> Iterator[slice]:
     offsets = layout.offsets.tolist()
     return (slice(start, stop) for start, stop in zip(offsets[:-1], offsets[1:], strict=True))
+
+
+def _entries(update: Update) -> Iterator[tuple[NDArray[np.int64], Vector]]:
+    """Yield positions and values of an update, block after block."""
+    values = update.values
+    for start in range(0, len(values), BLOCK):
+        part = values[start : start + BLOCK]
+        if isinstance(update, Sparse):
+            yield update.positions[start : start + BLOCK], part
+        else:
+            yield np.arange(start, start + len(part)), part
+
+
+def _blocks(part: slice) -> Iterator[slice]:
+    """Return the blocks of a part of the vector."""
+    return (slice(start, min(start + BLOCK, part.stop)) for start in range(part.start, part.stop, BLOCK))
 
 
 def _peak(values: NDArray[Any]) -> float:

@@ -10,10 +10,11 @@ Values of another kind are rounded to multiples of 2^-31 of the power of two abo
 import struct
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedpress.compression import errors
 from fedpress.compression.coding import golomb
-from fedpress.compression.tensors.layout import Vector
+from fedpress.compression.tensors.layout import BLOCK, Vector
 
 _HEAD = struct.Struct("<hI")  # exponent of the unit, least magnitude in units
 _EQUAL = 1 << 14  # added to the exponent where all magnitudes are equal
@@ -25,7 +26,7 @@ def pack(values: Vector) -> bytes:
     """Return unit, least magnitude, signs and integers.
 
     Args:
-        values: Finite float32, shape (k,).
+        values: Finite float32, shape (k,), or integers of less than 24 bits.
 
     >>> unpack(pack(np.array([0.5, -3, 0.75], np.float32)), 3)
     array([ 0.5 , -3.  ,  0.75], dtype=float32)
@@ -34,26 +35,46 @@ def pack(values: Vector) -> bytes:
     """
     if not len(values):
         return b""
-    magnitudes = np.abs(values).astype(np.float64)
-    exponent = _unit(magnitudes)
-    units = np.rint(np.ldexp(magnitudes, -exponent)).astype(np.uint32)
-    least = int(units.min())
-    units -= np.uint32(least)
-    signs = np.packbits(np.signbit(values), bitorder="little").tobytes()
-    if not units.any():
+    blocks = [slice(start, start + BLOCK) for start in range(0, len(values), BLOCK)]
+    bounds = [bound for block in blocks if (bound := _unit(_magnitudes(values[block]))) is not None]
+    exact, largest = min((low for low, _ in bounds), default=0), max((high for _, high in bounds), default=0)
+    exponent = max(exact, largest - 31)
+
+    def units(start: int, stop: int, least: int = 0) -> golomb.Numbers:
+        scaled = np.rint(np.ldexp(_magnitudes(values[start:stop]), -exponent)).astype(np.uint32)
+        return np.subtract(scaled, np.uint32(least), out=scaled)
+
+    ends = [(int(part.min()), int(part.max())) for block in blocks for part in [units(block.start, block.stop)]]
+    least = min(low for low, _ in ends)
+    signs = b"".join(np.packbits(np.signbit(_floats(values[block])), bitorder="little").tobytes() for block in blocks)
+    if all(end == (least, least) for end in ends):
         return _HEAD.pack(exponent + _EQUAL, least) + signs
-    return _HEAD.pack(exponent, least) + signs + golomb.pack(golomb.plan(units))
+    if len(blocks) == 1:
+        groups = golomb.plan(units(0, BLOCK, least))
+    else:
+        groups = golomb.plan_of(lambda start, stop: units(start, stop, least), len(values))
+    return b"".join((_HEAD.pack(exponent, least), signs, golomb.pack(groups)))
 
 
-def _unit(magnitudes: np.ndarray) -> int:
-    """Return the exponent of the largest power of two that divides all of float64 `magnitudes`, or nearly all."""
+def _floats(values: Vector) -> Vector:
+    return values.astype(np.float32, copy=False)
+
+
+def _magnitudes(values: Vector) -> NDArray[np.float64]:
+    return np.abs(_floats(values)).astype(np.float64)
+
+
+def _unit(magnitudes: NDArray[np.float64]) -> tuple[int, int] | None:
+    """Return the exponents of the largest power of two that divides all `magnitudes`, and of one above them all.
+
+    None where all of them are zero.
+    """
     mantissas, exponents = np.frexp(magnitudes[magnitudes > 0])
     if not len(mantissas):
-        return 0
+        return None
     integers = np.ldexp(mantissas, _BITS).astype(np.int64)  # whole, for what was a float32
     lowest = np.frexp((integers & -integers).astype(np.float64))[1] - 1
-    exact = int((exponents - _BITS + lowest).min())
-    return max(exact, int(exponents.max()) - 31)
+    return int((exponents - _BITS + lowest).min()), int(exponents.max())
 
 
 def unpack(data: bytes | memoryview, k: int) -> Vector:
@@ -70,26 +91,37 @@ def unpack(data: bytes | memoryview, k: int) -> Vector:
         return np.empty(0, np.float32)
     exponent, least = _HEAD.unpack_from(data)
     split = _HEAD.size + -(-k // 8)
-    negative = np.unpackbits(np.frombuffer(data[_HEAD.size : split], np.uint8), count=k, bitorder="little")
-    patterns = negative.astype(np.uint32)
-    patterns <<= np.uint32(31)
+    signs = np.frombuffer(data[_HEAD.size : split], np.uint8)
     if exponent >= _EQUAL // 2:
         if len(data) > split:
             raise errors.InvalidValues(f"{len(data) - split} bytes are left over behind equal magnitudes")
+        patterns = _signs(signs, k)
         patterns ^= _patterns(np.full(1, least, np.uint32), exponent - _EQUAL)
         return patterns.view(np.float32)
+    patterns = np.empty(0, np.uint32)
     try:
-        units = golomb.unpack(data[split:], k)
+        for start, units in golomb.read(data[split:], k):
+            if not start:  # checked as a whole, so that k is no lie
+                patterns = np.empty(k, np.uint32)
+            if int(units.max()) + least > _MOST:
+                raise errors.InvalidValues("a magnitude reaches 2^32 units")
+            units += np.uint32(least)
+            part = patterns[start : start + len(units)]
+            part[:] = _signs(signs[start // 8 : -(-(start + len(units)) // 8)], len(units))
+            part ^= _patterns(units, exponent)
     except golomb.BitsError as error:
         raise errors.InvalidValues(f"the magnitudes cannot be read: {error}") from None
-    if int(units.max()) + least > _MOST:
-        raise errors.InvalidValues("a magnitude reaches 2^32 units")
-    units += np.uint32(least)
-    patterns ^= _patterns(units, exponent)
     return patterns.view(np.float32)
 
 
-def _patterns(units: golomb.Numbers, exponent: int) -> np.ndarray:
+def _signs(packed: NDArray[np.uint8], count: int) -> golomb.Numbers:
+    """Return the sign bits of float32 patterns, uint32 (count,)."""
+    patterns = np.unpackbits(packed, count=count, bitorder="little").astype(np.uint32)
+    patterns <<= np.uint32(31)
+    return patterns
+
+
+def _patterns(units: golomb.Numbers, exponent: int) -> golomb.Numbers:
     """Return the bits of units times 2^exponent as float32, uint32 like `units`."""
     magnitudes = units.astype(np.float64)
     with np.errstate(over="ignore"):  # the decoder refuses what is not finite

@@ -8,16 +8,17 @@ import zlib
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedpress.compression import errors
 from fedpress.compression.quantizers import eden, lowrank, qsgd, terngrad
 from fedpress.compression.quantizers.form import Form
-from fedpress.compression.tensors.layout import Layout, Vector, check_finite
+from fedpress.compression.tensors.layout import Layout, Vector, check_finite, is_finite
 from fedpress.compression.tensors.mask import Positions
 from fedpress.compression.tensors.side_info import SideInfo
 from fedpress.compression.tensors.update import Dense, Sparse, Update
 from fedpress.compression.wire import positions, values
-from fedpress.compression.wire.values import ValueFormat
+from fedpress.compression.wire.values import DYADIC, ValueFormat
 
 MAGIC = b"FP"
 VERSION = 1
@@ -78,6 +79,22 @@ def pack(update: Update, layout: Layout, format: ValueFormat, shared_positions: 
     return _assemble(update, layout, format, tag, places)
 
 
+def pack_exact(values: NDArray[np.int32], layout: Layout) -> bytes:
+    """Write integers as a payload of all entries in the format `dyadic`, which `decode` reads as they are.
+
+    Law: `pack(Dense(values.astype(float32)), layout, DYADIC).payload`, with nothing of the size of the vector made.
+
+    Args:
+        values: Integers below 2^24 in magnitude, shape (n,).
+        layout: The tensors of the vector, n = layout.size.
+
+    Raises:
+        LayoutError: As for `pack`.
+    """
+    _check_size(len(values), layout)
+    return _joined(DYADIC, positions.ALL, len(values), len(values), layout, b"", DYADIC.pack(values))  # type: ignore[arg-type]
+
+
 def pack_drawn(update: Vector, k: int, seed: int, layout: Layout, format: ValueFormat) -> Packed:
     """Write k entries at random positions as a payload, with the seed in place of the positions.
 
@@ -100,11 +117,15 @@ def pack_drawn(update: Vector, k: int, seed: int, layout: Layout, format: ValueF
 
 
 def _check_update(update: Update, layout: Layout) -> None:
-    if update.size != layout.size or update.size > MAX_SIZE:
-        raise errors.LayoutError(
-            f"the update has {update.size} entries, the layout {layout.size}; a payload holds at most {MAX_SIZE}"
-        )
+    _check_size(update.size, layout)
     check_finite(update.values)
+
+
+def _check_size(size: int, layout: Layout) -> None:
+    if size != layout.size or size > MAX_SIZE:
+        raise errors.LayoutError(
+            f"the update has {size} entries, the layout {layout.size}; a payload holds at most {MAX_SIZE}"
+        )
 
 
 def _assemble(update: Update, layout: Layout, format: ValueFormat, tag: int, places: bytes) -> Packed:
@@ -113,11 +134,17 @@ def _assemble(update: Update, layout: Layout, format: ValueFormat, tag: int, pla
         decoded: Update = Sparse(update.positions, read, update.size)
     else:
         decoded = Dense(read)
-    body = places + numbers
-    if format.varies and update.count:
-        body += _trailer(len(numbers), len(body))
-    prefix = _PREFIX.pack(MAGIC, VERSION, format.tag, tag, 0, update.size, update.count, layout.fingerprint)
-    return Packed(b"".join((prefix, _CHECKSUM.pack(zlib.crc32(body, zlib.crc32(prefix))), body)), decoded)
+    return Packed(_joined(format, tag, update.size, update.count, layout, places, numbers), decoded)
+
+
+def _joined(format: ValueFormat, tag: int, n: int, k: int, layout: Layout, places: bytes, numbers: bytes) -> bytes:
+    """Return header, positions and values as one payload."""
+    trailer = _trailer(len(numbers), len(places) + len(numbers)) if format.varies and k else b""
+    prefix = _PREFIX.pack(MAGIC, VERSION, format.tag, tag, 0, n, k, layout.fingerprint)
+    checksum = zlib.crc32(prefix)
+    for part in (places, numbers, trailer):
+        checksum = zlib.crc32(part, checksum)
+    return b"".join((prefix, _CHECKSUM.pack(checksum), places, numbers, trailer))
 
 
 def decode(payload: bytes | memoryview, side_info: SideInfo) -> Update:
@@ -273,7 +300,7 @@ def _check_body(data: memoryview, header: _Header, format: ValueFormat) -> tuple
 
 def _numbers(data: memoryview, header: _Header, format: ValueFormat) -> Vector:
     numbers = format.unpack(data, header.k)
-    if not np.isfinite(numbers).all():
+    if not is_finite(numbers):
         raise errors.NonFiniteValues("the payload holds values that are NaN or infinite")
     return numbers
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from flwr.supercore import log
 
 from fedpress.compression import files
-from fedpress.server.checkpoint.state import CheckpointError, DamagedCheckpoint, Saved, pack, unpack
+from fedpress.server.checkpoint.state import CheckpointError, DamagedCheckpoint, Saved, pieces, unpack
 
 KEEP = 3
 _NAME = re.compile(r"round-(\d{8})\.safetensors")
@@ -62,14 +62,14 @@ class CheckpointFolder:
 
         Args:
             round: number of the round whose step was taken last.
-            state: parts of the state by name, as `pack` takes them.
+            state: parts of the state by name, as `state.pieces` takes them.
 
         Raises:
             CheckpointError: it cannot be written; the earlier ones are untouched.
         """
         path = self._path(round)
         try:
-            files.write_atomically(path, pack(state))
+            files.write_atomically(path, pieces(state))
             for earlier in [number for number in self.rounds() if number < round][: -self._keep + 1 or None]:
                 self._path(earlier).unlink(missing_ok=True)
         except OSError as error:
@@ -94,7 +94,8 @@ class CheckpointFolder:
         for round in reversed(self.rounds()):
             path = self._path(round)
             try:
-                return Checkpoint(round, unpack(files.read_regular(path, files.MOST_DATA)), skipped)
+                with files.open_regular(path) as file:
+                    return Checkpoint(round, unpack(file), skipped)
             except DamagedCheckpoint as error:
                 aside = files.move_aside(path)
                 log(ERROR, "the checkpoint %s cannot be used: %s. It is now %s", path, error, aside.name)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import io
 import json
 import types
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from hashlib import sha256
-from typing import Any, Protocol, TypeVar, Union, get_args, get_origin, get_type_hints, runtime_checkable
+from typing import Any, BinaryIO, Protocol, TypeVar, Union, get_args, get_origin, get_type_hints, runtime_checkable
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 
 from fedpress.compression.errors import FedpressError
 from fedpress.compression.messages import records
+from fedpress.compression.tensors import array_file
 
 FORMAT = "fedpress.checkpoint"
 VERSION = 2
@@ -151,8 +153,11 @@ class Saved:
 
 def pack(state: Mapping[str, Any]) -> bytes:
     """Return a state, part by part, as the bytes of a safetensors file."""
-    import safetensors.numpy
+    return b"".join(pieces(state))
 
+
+def pieces(state: Mapping[str, Any]) -> Iterator[bytes | memoryview]:
+    """Yield the bytes of `pack` piece by piece; no array is copied."""
     writer = _Writer()
     values = {name: writer.plain(part, name) for name, part in state.items()}
     text = json.dumps({"values": values, "lengths": [len(value) for value in writer.bytes]}).encode()
@@ -162,24 +167,23 @@ def pack(state: Mapping[str, Any]) -> bytes:
         _TEXT: np.frombuffer(text, np.uint8),
     }
     header = {"format": FORMAT, "version": str(VERSION), "checksum": _checksum(arrays)}
-    return bytes(safetensors.numpy.save(arrays, metadata=header))
+    yield from array_file.pieces(arrays, header)
 
 
-def unpack(data: bytes) -> Saved:
+def unpack(data: bytes | BinaryIO) -> Saved:
     """Read a state that `pack` has written.
+
+    Args:
+        data: The bytes, or a file with them.
 
     Raises:
         Damaged: the bytes are torn, changed, or no checkpoint.
         CheckpointError: a newer or an older version of fedpress wrote them.
     """
-    import safetensors.numpy
-    from safetensors import SafetensorError
-
     try:
-        arrays = {name: array.copy() for name, array in safetensors.numpy.load(data).items()}
-        header: Mapping[str, str] = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+        arrays, header = array_file.read(io.BytesIO(data) if isinstance(data, bytes) else data)
         form, checksum, version = header["format"], header["checksum"], int(header["version"])
-    except (SafetensorError, KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError) as error:
         raise DamagedCheckpoint(
             f"it is torn, or no checkpoint of fedpress ({type(error).__name__}: {error})"
         ) from error
@@ -225,7 +229,5 @@ def _hints(described: Any) -> dict[str, Any]:
 
 def _checksum(arrays: Mapping[str, NDArray[Any]]) -> str:
     digest = sha256()
-    for name in sorted(arrays):
-        digest.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode())
-        digest.update(np.ascontiguousarray(arrays[name]).tobytes())
+    array_file.checksum(arrays, digest.update)
     return digest.hexdigest()

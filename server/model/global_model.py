@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any, NamedTuple, TypeAlias
 
-import numpy as np
 from flwr.app import ArrayRecord
 from numpy.typing import NDArray
 from torch import Tensor
@@ -13,7 +12,7 @@ from fedpress.compression.errors import LayoutError
 from fedpress.compression.messages import records
 from fedpress.compression.messages.orders import Download
 from fedpress.compression.tensors import buffer_codec, flatten
-from fedpress.compression.tensors.layout import Layout, Vector
+from fedpress.compression.tensors.layout import Layout, Vector, is_finite
 from fedpress.compression.tensors.mask import Mask
 from fedpress.compression.tensors.side_info import SideInfo
 from fedpress.server.checkpoint.state import CheckpointError
@@ -87,7 +86,7 @@ class GlobalModel:
         averaging: float = 0.0,
         mask: Mask | None = None,
     ) -> None:
-        named = records.to_numpy(arrays)
+        named = records.Arrays(arrays)
         self.masks = MaskHistory(mask)
         self.layout = (layout if layout is not None else Layout.of_arrays(named)).within(mask)
         self.master: Vector = flatten.flatten(named, self.layout)
@@ -95,15 +94,17 @@ class GlobalModel:
         self._make_optimizer = optimizer
         self.arrays = arrays
         self._steps = 0
+        self._names = tuple(named)
         self._average = Average(averaging) if averaging else None
         self._buffers = self._buffers_of(named)
         self._frozen = flatten.frozen(named, self.layout)
         self.versions: Versions | None = None
         if downlink:
-            whole, buffers = flatten.flatten(named, self.layout.full), self._packed_buffers()
+            whole = self.master if mask is None else flatten.flatten(named, self.layout.full)
+            buffers = self._packed_buffers()
             self.versions = Versions(whole, buffers, self.layout, downlink, self.masks.version, self.frozen_digest)
         if downlink or mask is not None:
-            self.arrays = self._held_arrays()
+            self.arrays = self._held_record()
 
     @property
     def version(self) -> int:
@@ -124,13 +125,13 @@ class GlobalModel:
         Raises:
             LayoutError: the arrays do not fit the layout, or a frozen parameter has another value.
         """
-        named = records.to_numpy(arrays)
+        named = records.Arrays(arrays)
         if flatten.digest(named, self.layout) != self.frozen_digest:
             raise LayoutError(
                 "the new model's frozen parameters differ from those that clients have; a parameter that changes must"
                 " be trained: requires_grad=True, on both sides"
             )
-        self.master[:] = flatten.flatten(named, self.layout)
+        flatten.flatten(named, self.layout, out=self.master)
         self._buffers = self._buffers_of(named)
         self.arrays = arrays
 
@@ -160,7 +161,7 @@ class GlobalModel:
         """Move the master along the mean update and take over the buffers.
 
         Args:
-            mean_update: mean of the clients' updates, float32 (n,).
+            mean_update: mean of the clients' updates, float32 (n,); it is overwritten.
             buffers: buffers after the round, by name.
             refine: change by the server itself within the same step; None: there is none.
             next_mask: returns the next mask; None: the mask stays. Weights that survive keep their value and the
@@ -170,16 +171,24 @@ class GlobalModel:
             FloatingPointError: the master is no longer finite.
         """
         self.apply_update(mean_update, buffers, refine)
+        self.change_mask(next_mask)
+        self.publish_version()
+
+    def change_mask(self, next_mask: NextMask | None) -> None:
+        """Move to the next mask, between the two halves of `step`.
+
+        Args:
+            next_mask: returns the next mask; None: the mask stays.
+        """
         mask = next_mask(self.master, self.layout) if next_mask else None
         if mask is not None and mask != self.layout.mask:
             self._change_mask(mask)
-        self.publish_version()
 
     def apply_update(self, mean_update: Vector, buffers: dict[str, NDArray[Any]], refine: Refine | None = None) -> None:
         """Move the master and leave the held model: the first half of `step`.
 
         Args:
-            mean_update: mean of the clients' updates, float32 (n,).
+            mean_update: mean of the clients' updates, float32 (n,); it is overwritten.
             buffers: buffers after the round, by name.
             refine: change by the server itself; None: there is none.
 
@@ -189,9 +198,9 @@ class GlobalModel:
         self.optimizer.step(mean_update)
         if refine:
             named = refine({**flatten.unflatten(self.master, self.layout), **buffers})
-            self.master[:] = flatten.flatten(named, self.layout)
+            flatten.flatten(named, self.layout, out=self.master)
             buffers = self._buffers_of(named)
-        if not np.isfinite(self.master).all():
+        if not is_finite(self.master):
             raise FloatingPointError("the model is no longer finite; is the server's learning rate too high?")
         self._buffers = buffers
 
@@ -199,7 +208,8 @@ class GlobalModel:
         """Make a new version of the held model, nearer to the master: the second half of `step`."""
         self._new_version()
         if self._average:
-            self._average.add(self._without_frozen(self._held()))
+            kept = records.of_arrays((name, array) for name, array in self.arrays.items() if name not in self._frozen)
+            self._average.add(records.Arrays(kept))
 
     def apply_server_update(self, start: ArrayRecord, arrays: ArrayRecord, downlink: Downlink) -> None:
         """Apply training by the server itself, as one more step: the master moves by `arrays - start`.
@@ -215,9 +225,12 @@ class GlobalModel:
         Raises:
             FloatingPointError: the master is no longer finite.
         """
-        named = records.to_numpy(arrays)
-        self.master += flatten.flatten(named, self.layout) - flatten.flatten(records.to_numpy(start), self.layout)
-        if not np.isfinite(self.master).all():
+        named = records.Arrays(arrays)
+        moved = flatten.flatten(named, self.layout)
+        moved -= flatten.flatten(records.Arrays(start), self.layout)
+        self.master += moved
+        del moved
+        if not is_finite(self.master):
             raise FloatingPointError("the model is no longer finite: its training on the server has diverged")
         self._buffers = self._buffers_of(named)
         self._new_version(downlink)
@@ -228,7 +241,7 @@ class GlobalModel:
         self._steps += 1
         if self.versions:
             self.versions.advance(self.master, self._packed_buffers(), downlink)
-        self.arrays = self._held_arrays()
+        self.arrays = self._held_record()
 
     def _change_mask(self, mask: Mask) -> None:
         layout = self.layout.within(mask)
@@ -295,22 +308,27 @@ class GlobalModel:
                 " weights that the run began with, or give the federation a folder of its own"
             )
         self.masks = masks
-        self._take_master(state.master.copy(), layout)
+        if len(state.master) == len(self.master):
+            self.master[:] = state.master
+            self._take_master(self.master, layout)
+        else:
+            self._take_master(state.master.copy(), layout)
         self._buffers, self._steps = state.buffers, state.steps
         self.optimizer.state = state.optimizer
         if self.versions and state.versions:
             self.versions.restore(state.versions, layout, masks.version)
         if self._average and state.average:
             self._average.running = state.average
-        self.arrays = self._held_arrays()
+        self.arrays = self._held_record()
 
-    def _held_arrays(self) -> ArrayRecord:
-        named = self._held()
-        return records.from_numpy({name: named[name] for name in self.arrays})
-
-    def _held(self) -> dict[str, NDArray[Any]]:
-        held = self.versions.held.floats(self.layout) if self.versions else self.master
-        return {**flatten.unflatten(held, self.layout), **self._buffers, **self._frozen}
+    def _held_record(self) -> ArrayRecord:
+        """Return the held model as a record: where clients hold one, its arrays are made when they are read."""
+        layout, kept = self.layout, {**self._buffers, **self._frozen}
+        if self.versions is None:
+            kept |= flatten.unflatten(self.master, layout)
+            return records.from_numpy({name: kept[name] for name in self._names})
+        derived = records.derived(self.versions.held.readers(layout), kept, layout)
+        return records.of_arrays((name, derived[name]) for name in self._names)
 
     def _without_frozen(self, named: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Return arrays without those that never change, which no mean or checkpoint needs to hold."""

@@ -39,9 +39,9 @@ class Optimizer(ABC):
         """Move the master by one step against the gradient (n,), which the rule may overwrite."""
 
     def step(self, mean_update: Vector) -> None:
-        """Move the master by one step along the mean update (n,)."""
+        """Move the master by one step along the mean update (n,), which is overwritten."""
         with torch.no_grad():
-            self.descend(torch.from_numpy(np.negative(mean_update)))
+            self.descend(torch.from_numpy(np.negative(mean_update, out=mean_update)))
 
     def kept(self, name: str, first: float = 0.0) -> Tensor:
         """Return a tensor (n,) of the state.

@@ -28,11 +28,11 @@ from fedpress.compression.errors import NonFiniteError
 from fedpress.compression.messages.orders import Download
 from fedpress.compression.settings import STRICT, Field, dataclass
 from fedpress.compression.tensors import flatten
-from fedpress.compression.tensors.layout import Layout, Vector
+from fedpress.compression.tensors.layout import Layout, Vector, is_finite
 from fedpress.compression.tensors.mask import Positions
 from fedpress.compression.tensors.replica import LIMIT, FixedPoint, Integers, Regrid, Replica, pack_regrids, rescaled
 from fedpress.compression.tensors.side_info import SideInfo
-from fedpress.compression.tensors.update import Dense, Sparse, Update
+from fedpress.compression.tensors.update import Sparse
 from fedpress.compression.wire import payloads
 from fedpress.compression.wire.values import DYADIC, FLOAT32
 from fedpress.server.model.settings import DownlinkSettings
@@ -191,13 +191,10 @@ class Versions:
             NonFiniteError: master holds NaN or infinity; the newest version stays what it is.
         """
         settings, layout = downlink or self._downlink, self._layout
-        missing = self._missing(master)
-        moves = self._moves(missing, settings)
+        moves = self._moves(self._missing(master), settings)
         if not moves.all_nearer:
             self._move_to_grid(self.held.grid.fitted(master, self.held.integers, layout))
-            missing = self._missing(master)
-            missing[self.held.grid.integers(master, layout) == self.held.integers] = 0
-            moves = self._moves(missing, settings)
+            moves = self._moves(self._missing(master, unless_arrived=True), settings)
         held = self.held
         integers = held.integers.copy()
         integers[moves.positions] += moves.steps
@@ -325,17 +322,25 @@ class Versions:
         self.tag = held.tag(self._mask_version, self._frozen)
         self._deltas, self._side_info = {}, {}
 
-    def _missing(self, master: Vector) -> Vector:
-        """Return master - held, float32 (n,); a difference beyond float32 is the largest number that it has."""
+    def _missing(self, master: Vector, *, unless_arrived: bool = False) -> Vector:
+        """Return master - held, float32 (n,); a difference beyond float32 is the largest number that it has.
+
+        Args:
+            master: parameters, float32 (n,).
+            unless_arrived: whether the difference is zero where the grid has no point nearer to master than held.
+        """
         missing = self.held.floats(self._layout)
         with np.errstate(over="ignore", invalid="ignore"):
             np.subtract(master, missing, out=missing)
-        if not np.isfinite(missing).all():
-            if not np.isfinite(master).all():
+        if not is_finite(missing):
+            if not is_finite(master):
                 raise NonFiniteError(
                     "master holds NaN or infinity, which clients cannot be given; did training diverge?"
                 )
             np.nan_to_num(missing, copy=False)
+        if unless_arrived:
+            for block, arrived in self.held.grid.agrees(master, self.held.integers, self._layout):
+                missing[block][arrived] = 0
         return missing
 
     def _move_to_grid(self, grid: FixedPoint) -> None:
@@ -362,6 +367,7 @@ class Versions:
         self._fallen = moved(self._fallen)
         for version in sorted(self._changes, reverse=True):
             self._changes[version] = moved(self._changes[version])
+        whole = np.empty(0, np.int32)  # before the held model is copied
         self._regrids = self._regrids + regrids
         self.held = before.regridded(regrids, layout)
 
@@ -371,6 +377,7 @@ class Versions:
         if not len(positions):
             return _Moves(positions, np.empty(0, np.int32), all_nearer=True)
         lacking, integers = missing[positions].astype(np.float64), self.held.integers[positions]
+        del missing  # of the size of the model; nobody else has it
         magnitudes = np.abs(lacking)
         unit = _dyadic(magnitudes.mean())
         wanted = unit * np.clip(np.rint(magnitudes / unit), 1, settings.levels)
@@ -391,23 +398,24 @@ class Versions:
     def _encoded(self, base: int) -> Delta | None:
         """Return the delta from a base; None where a difference is beyond float32."""
         if base not in self._deltas:
-            difference = self._difference(base)
-            if not np.isfinite(difference.values).all():
-                return None
-            payload, decoded = payloads.pack(difference, self._layout, DYADIC)
-            if not np.array_equal(decoded.values, difference.values):  # they lie too far apart for one unit
-                payload = payloads.pack(difference, self._layout, FLOAT32).payload
-            support = difference.positions if isinstance(difference, Sparse) else None
+            if base == FROM_NOTHING:  # in units of the grid
+                payload, support = payloads.pack_exact(self.held.integers, self._layout), None
+            else:
+                difference = self._difference(base)
+                if not np.isfinite(difference.values).all():
+                    return None
+                support = difference.positions
+                payload, decoded = payloads.pack(difference, self._layout, DYADIC)
+                if not np.array_equal(decoded.values, difference.values):  # they lie too far apart for one unit
+                    payload = payloads.pack(difference, self._layout, FLOAT32).payload
             initial = self._initial is not None and base == self._first
             start = 0 if initial else self.held.version if base == FROM_NOTHING else base
             grid = pack_regrids(regrid for regrid in self._regrids if regrid.version > start)
             self._deltas[base] = Delta(0 if initial else base, payload, support, initial, grid)
         return self._deltas[base]
 
-    def _difference(self, base: int) -> Update:
+    def _difference(self, base: int) -> Sparse:
         held, layout = self.held, self._layout
-        if base == FROM_NOTHING:
-            return Dense(held.integers.astype(np.float32))  # in units of the grid
         if base == self._first and self._initial is not None:
             initial = self._initial.within(layout.mask).regridded(self._regrids, layout)
             return initial.delta_to(held.integers, layout)
@@ -432,9 +440,9 @@ def _dyadic(magnitudes: Any) -> Any:
 
 def _warn_of_too_fine(weights: Vector, initial: Replica, layout: Layout) -> None:
     """Log tensors that lose weights: these are far smaller than the tensor's largest one, and become zero."""
-    lost = (weights != 0) & (initial.integers == 0)
     for spec, start, exponent in zip(layout.parameters, layout.offsets, initial.grid.exponents, strict=False):
-        count = int(lost[start : start + spec.size].sum())
+        part = slice(start, start + spec.size)
+        count = int(np.count_nonzero((weights[part] != 0) & (initial.integers[part] == 0)))
         if count > _TOO_FINE * spec.size:
             log(
                 WARNING,

@@ -270,7 +270,7 @@ def dense_sizes(arrays: ArrayRecord, names: Collection[str]) -> tuple[int, int]:
         arrays: arrays of the model.
         names: names of those that a dense method sends: what is trained, tied tensors once, and the buffers.
     """
-    sent = ArrayRecord({name: array for name, array in arrays.items() if name in names})
+    sent = records.of_arrays((name, array) for name, array in arrays.items() if name in names)
     metrics = MetricRecord({"num-examples": 100, "train-loss": 1.0})
     reply = RecordDict({"arrays": sent, "metrics": metrics})
     order = RecordDict({"arrays": sent, "config": ConfigRecord({"server-round": 1})})

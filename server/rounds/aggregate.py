@@ -1,28 +1,43 @@
 """Weighted means of updates and of buffers, payload after payload: never the updates of all clients at once."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedpress.compression import errors
 from fedpress.compression.tensors import buffer_codec
-from fedpress.compression.tensors.layout import Layout, Vector
+from fedpress.compression.tensors.layout import BLOCK, Layout, Vector
 from fedpress.compression.tensors.side_info import SideInfo
-from fedpress.compression.tensors.update import Update
+from fedpress.compression.tensors.update import Sparse, Update
 from fedpress.compression.wire import payloads
 
 LARGEST = 2.0**50
 """Largest magnitude of an entry of an update that is accepted, about 1e15: far beyond any training, and so small that
 neither a sum over all clients and rounds overflows float32, nor the squares that adaptive optimizers add up."""
+_WAITING = 1 / 8
+"""Entries that may wait to be added, as a fraction of the model's: with 8 bytes each a quarter of its memory."""
+_PART = 4 * BLOCK
+"""Entries of the sum that are added up at a time."""
 _SCALE = -64
 """Exponent of the factor on sums of buffers: one of float64 may hold the largest number there is. The factor is a power
 of two, so it changes no bit of the mean."""
 
 
+class _Addend(NamedTuple):
+    """A sparse update that waits to be added."""
+
+    positions: NDArray[np.uint32 | np.int64]
+    values: Vector
+    weight: float
+
+
 class Accumulator:
     """Weighted sum of updates in float64, shape (n,); a sparse update costs O(k).
+
+    Sparse updates wait as they are, and are added when the mean is asked for, block after block: there is no sum of
+    the size of the model, unless they hold so many entries that it is smaller, or an update is dense.
 
     Law: adding sparse updates == adding their dense forms. The caller fixes the order of the sum, which decides the
     last bits.
@@ -39,7 +54,9 @@ class Accumulator:
     """
 
     def __init__(self, size: int) -> None:
-        self._sum = np.zeros(size, np.float64)
+        self._size = size
+        self._sum: NDArray[np.float64] | None = None
+        self._waiting: list[_Addend] = []
         self.weight = 0.0
         self.count = 0
 
@@ -52,11 +69,38 @@ class Accumulator:
             predictor: the part of the update that both sides know, and the payload lacks (`cafe.aggregate_feedback`).
             scale: factor of the predictor.
         """
-        update.add_to(self._sum, weight)
+        self._add(update, weight)
         if predictor is not None:
-            predictor.add_to(self._sum, weight * scale)
+            self._add(predictor, weight * scale)
         self.weight += weight
         self.count += 1
+
+    def _add(self, update: Update, weight: float) -> None:
+        if update.size != self._size:
+            raise ValueError(f"expected an update of {self._size} entries, got one of {update.size}")
+        if self._sum is None and isinstance(update, Sparse):
+            kind = np.uint32 if self._size < 1 << 32 else np.int64
+            self._waiting.append(_Addend(update.positions.astype(kind), update.values, weight))
+            if sum(len(addend.values) for addend in self._waiting) <= _WAITING * self._size:
+                return
+        elif self._sum is not None:
+            update.add_to(self._sum, weight)
+            return
+        self._sum = np.zeros(self._size, np.float64)
+        for start in range(0, self._size, _PART):
+            self._add_waiting(self._sum[start : start + _PART], start)
+        self._waiting = []
+        if not isinstance(update, Sparse):
+            update.add_to(self._sum, weight)
+
+    def _add_waiting(self, total: NDArray[np.float64], start: int) -> None:
+        """Add what waits to a part of the sum that begins at `start`."""
+        for positions, values, weight in self._waiting:
+            first, last = np.searchsorted(positions, (start, start + len(total)))
+            scaled = values[first:last].astype(np.float64)
+            if weight != 1.0:
+                scaled *= weight
+            np.add.at(total, positions[first:last].astype(np.int64) - start, scaled)
 
     def mean(self) -> Vector:
         """Return the weighted mean, float32 (n,).
@@ -66,11 +110,25 @@ class Accumulator:
         """
         if self.weight <= 0:
             raise ValueError("there is no mean of no updates; skip the step when no reply was accepted")
-        return (self._sum / self.weight).astype(np.float32)
+        mean = np.empty(self._size, np.float32)
+        for start in range(0, self._size, _PART):
+            part = mean[start : start + _PART]
+            if self._sum is None:
+                total = np.zeros(len(part), np.float64)
+                self._add_waiting(total, start)
+            else:
+                total = self._sum[start : start + _PART]
+            with np.errstate(over="ignore"):
+                np.divide(total, self.weight, out=part, casting="unsafe")
+        return mean
+
+    def release(self) -> None:
+        """Give back the memory of the sum; the weight stays, and there is no other mean before `reset`."""
+        self._sum, self._waiting = None, []
 
     def reset(self) -> None:
-        """Empty the sum, keeping its memory."""
-        self._sum.fill(0)
+        """Empty the sum."""
+        self.release()
         self.weight, self.count = 0.0, 0
 
 
@@ -163,12 +221,16 @@ class ReplyMean:
     def result(self, held: Mapping[str, NDArray[Any]]) -> tuple[Vector, dict[str, NDArray[Any]]]:
         """Return the mean update, float32 (n,), and the buffers after it: those of `held` that no client sent.
 
+        Of the sum only the weight is left.
+
         Raises:
             ValueError: no reply was added.
         """
-        return self._updates.mean(), self._buffers.result(held)
+        mean = self._updates.mean()
+        self._updates.release()
+        return mean, self._buffers.result(held)
 
     def reset(self) -> None:
-        """Empty the sums, keeping their memory."""
+        """Empty the sums."""
         self._updates.reset()
         self._buffers = BufferMean(self._layout)

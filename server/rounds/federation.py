@@ -335,16 +335,13 @@ class Federation:
     def _step(self, server_round: int, ballot: Ballot | None, publish: bool) -> None:
         model = self.model
         mean_update, buffers = self._mean.result(model.buffers)
+        model.apply_update(mean_update, buffers, self._refine(server_round) if publish else None)
         if not publish:
-            model.apply_update(mean_update, buffers)
             return
+        del mean_update  # of the size of the model, as what the new version takes
         version = model.masks.version
-        model.step(
-            mean_update,
-            buffers,
-            refine=self._refine(server_round),
-            next_mask=lambda master, layout: self._settings.masks.after(server_round, master, layout, ballot),
-        )
+        model.change_mask(lambda master, layout: self._settings.masks.after(server_round, master, layout, ballot))
+        model.publish_version()
         if model.masks.version != version:
             self._mean = ReplyMean(model.layout, self._settings.prediction)
 
@@ -577,7 +574,7 @@ def _check_guess(arrays: ArrayRecord) -> None:
     Raises:
         LayoutError: no array can be trained.
     """
-    named = records.to_numpy(arrays)
+    named = records.Arrays(arrays)
     layout = Layout.of_arrays(named)
     if not layout.parameters:
         held = (

@@ -17,6 +17,7 @@ import numpy as np
 
 from fedpress.compression.errors import FedpressError
 from fedpress.compression.messages import records
+from fedpress.compression.tensors.layout import is_finite
 from fedpress.server.rounds.accounting import UNANSWERED, Refusal, RoundSummary
 
 if TYPE_CHECKING:
@@ -141,9 +142,9 @@ def _not_finite(federation: Federation) -> Iterable[str]:
     if not federation.started:
         return
     model = federation.model
-    if not np.isfinite(model.master).all():
+    if not is_finite(model.master):
         yield "weights of the server hold NaN or infinity"
-    held = records.to_numpy(model.published)
+    held = records.Arrays(model.published)
     for spec in model.layout.parameters:
         if spec.dtype != "bfloat16" and not np.isfinite(held[spec.name]).all():
             yield f"{spec.name!r}, as clients hold it, has NaN or infinity"

@@ -15,6 +15,7 @@ __all__ = [
     "paired",
     "reuse",
     "scale",
+    "size",
     "tiers",
     "warm",
     "wire",

@@ -18,6 +18,7 @@ for command in (
     bench_processes.warm,
     bench_machine.memory,
     bench_machine.scale,
+    bench_machine.size,
     bench_machine.hub,
 ):
     bench.command()(command)

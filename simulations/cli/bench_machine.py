@@ -1,4 +1,4 @@
-"""`fedpress bench engine`, `codec`, `reuse`, `memory`, `scale` and `hub`: costs in time, bytes and memory."""
+"""`fedpress bench engine`, `codec`, `reuse`, `memory`, `scale`, `size` and `hub`: costs in time, bytes and memory."""
 
 from __future__ import annotations
 
@@ -204,6 +204,41 @@ def scale(
         common.show_figures(benchmark, runs, json_file)
 
 
+def size(
+    parameters: Annotated[
+        str,
+        typer.Option(metavar="NUMBERS", show_default=False, help="Sizes of models, such as 1e6,1e8. Default: 1e6,1e7."),
+    ] = "1e6,1e7",
+    stages: Annotated[
+        str | None, typer.Option(metavar="NAMES", help="Stages to measure, parted by semicolons; all by default.")
+    ] = None,
+    json_file: common.JsonOption = None,
+) -> None:
+    """Measure what a large model costs at each stage of a round.
+
+    Each stage runs in a process of its own, with models of random weights: the server at
+    rest and in a round, a snapshot made and received, a checkpoint and a client's state
+    written and read, an update encoded, and a client's whole round around its training.
+    Prints memory in multiples of the float32 model, processor time in multiples of one
+    copy of its vector, and bytes. Needs up to ten times the model in memory. Linux only.
+
+    \b
+    Example:
+      fedpress bench size --parameters 1e6,1e7,1e8,3.5e8
+    """
+    with common.clear_errors("simulation", json_file):
+        numbers = _parse_sizes(parameters)
+        from fedpress.simulations.benchmarks import size as benchmark
+
+        chosen = [name.strip() for name in stages.split(";")] if stages else list(benchmark.STAGES)
+        if unknown := [name for name in chosen if name not in benchmark.STAGES]:
+            common.leave(
+                f"error: --stages: no stage is named {unknown[0]!r}; there are {'; '.join(benchmark.STAGES)}", 2
+            )
+        figures = benchmark.run(numbers, chosen, lambda line: typer.echo(f"{line} ...", err=True))
+        common.show_figures(benchmark, figures, json_file)
+
+
 def hub(
     downloads: Annotated[int, typer.Option(help="Concurrent downloads (200).", **common.COUNT)] = 200,
     size: Annotated[int, typer.Option(help="Bytes of the file (4000000).", **common.COUNT)] = 4_000_000,
@@ -231,6 +266,17 @@ def hub(
         common.write_json(json_file, benchmark.as_json(figures))
         if any(load.errors for load in figures.loads):
             common.leave("error: downloads failed", 1)
+
+
+def _parse_sizes(text: str) -> list[int]:
+    """Return the numbers of parameters in a list such as "1e6,3.5e8"."""
+    try:
+        numbers = [int(float(part)) for part in text.split(",")]
+    except (ValueError, OverflowError):
+        numbers = [0]
+    if min(numbers) < 1000 or max(numbers) > 2**32 - 1:
+        common.leave(f"error: --parameters {text}: expected numbers from 1e3 to 4e9, such as 1e6,1e8", 2)
+    return numbers
 
 
 def _parse_clients(text: str) -> list[int]:

@@ -7,6 +7,7 @@ continues from the run's checkpoints, so that the answer to every failure is the
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 import subprocess
@@ -49,6 +50,8 @@ from fedpress.simulations.scenario.scenario import Scenario
 
 APPS = {"workload": "fedpress.simulations.runs.job:load", "plan": "fedpress.simulations.runs.plan:load"}
 """Configuration of fedpress's apps: references to the clients' and the server's work, which import torch."""
+LEAST_MESSAGE = 256 << 20
+"""Bytes that a request of a client may have, unless its model or the settings say more or less."""
 START_SECONDS = 120.0
 """Time limit for a SuperLink to listen."""
 FIRST_WAIT, LONGEST_WAIT = 2.0, 60.0
@@ -223,6 +226,8 @@ class Service:
                     "simulate",
                     str(file),
                     "--check",
+                    "--json",
+                    str(self._forecast),
                     "--out",
                     str(self._folder.path),
                 ],
@@ -318,11 +323,27 @@ class Service:
             | {
                 superlink.OPERATORS: " ".join(self._chosen.operators),
                 operators.TOKEN: self._token,
-                superlink.MESSAGE_BYTES: str(int(self._chosen.message_mib * 2**20)),
+                superlink.MESSAGE_BYTES: str(self._message_bytes()),
             },
             self._link_log,
             on_line=self._read,
         )  # fmt: skip
+
+    def _message_bytes(self) -> int:
+        """Return the largest request of a client that is taken, in bytes: if not set, what the model needs."""
+        if self._chosen.message_mib is not None:
+            return int(self._chosen.message_mib * 2**20)
+        try:
+            models = json.loads(self._forecast.read_bytes())["models"]
+            dense = max(int(model["dense_up_bytes"]) for model in models)
+        except (OSError, ValueError, KeyError, TypeError):  # an app of the user's own, whose model nobody knows here
+            dense = 0
+        return max(LEAST_MESSAGE, dense + dense // 4)
+
+    @property
+    def _forecast(self) -> Path:
+        """What the check of the scenario has found, also for starts that go on with the run."""
+        return self._state / "forecast.json"
 
     def _read(self, line: str) -> None:
         """Report the messages of the SuperLink's admission; called from another thread."""

@@ -133,9 +133,10 @@ class ServerSettings(Section):
         description="Networks whose machines may start and stop runs and register keys, with the token that is in"
         " `keys/operator.token`. Clients need not be in it.",
     )
-    message_mib: Positive = Field(
-        default=256,
-        description="Largest request of a client, in MiB: room for a dense update. Flower has no limit of its own.",
+    message_mib: Positive | None = Field(
+        default=None,
+        description="Largest request of a client, in MiB; null: 256, or for a scenario with a large model room for a"
+        " dense update of it and a quarter more. Flower has no limit of its own.",
     )
     state: str = Field(default="server-state", description="Folder for the database and the logs.")
     metrics: Address | None = Field(

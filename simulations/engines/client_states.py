@@ -1,10 +1,12 @@
 """States that simulated clients keep between messages (Flower's `Context.state`): a file for each, in one folder.
 
 A file holds the records without the bytes of their arrays, as Flower serializes them, and then these bytes, each after
-their length. So no array is copied, which took ten times as long as writing it.
+their length. So no array is copied, which took ten times as long as writing it. The arrays that fedpress keeps are read
+from the file once they are asked for, so that those of a large model are not in memory twice.
 """
 
 import fcntl
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -13,9 +15,13 @@ from logging import ERROR, getLogger
 from multiprocessing import connection
 from pathlib import Path
 from time import perf_counter, sleep
+from typing import Any, BinaryIO
 
+import numpy as np
 from flwr.app import Array, ArrayRecord, RecordDict
+from numpy.typing import NDArray
 
+from fedpress.client.state import stores
 from fedpress.compression import files
 from fedpress.compression.messages import records
 from fedpress.simulations.engines.client_grid import EngineError
@@ -45,11 +51,7 @@ def read(folder: Path, client: int) -> RecordDict:
     """
     path = path_of(folder, client)
     try:
-        with path.open("rb") as file:
-            state = _parsed(file.read)
-            if file.read(1):
-                raise ValueError("it goes on after its end")
-        return state
+        return _parsed(path)
     except FileNotFoundError:
         pass
     except Exception as error:  # of `_parsed`, of protobuf, or of records that do not fit their arrays
@@ -81,35 +83,65 @@ def write(folder: Path, client: int, state: RecordDict, *, durable: bool) -> Non
 
 def _pieces(state: RecordDict) -> Iterator[bytes]:
     light = RecordDict(
-        {**state, **{key: _with_data(record, lambda _: b"") for key, record in state.array_records.items()}}
+        {
+            **state,
+            **{
+                key: _mapped(record, lambda array: Array(array.dtype, array.shape, array.stype, b""))
+                for key, record in state.array_records.items()
+            },
+        }
     )
-    for data in (
-        records.content_to_bytes(light),
-        *(array.data for record in state.array_records.values() for array in record.values()),
-    ):
-        yield len(data).to_bytes(8, "little")
-        yield data
+    text = records.content_to_bytes(light)
+    yield len(text).to_bytes(8, "little")
+    yield text
+    for record in state.array_records.values():
+        for array in record.values():
+            data = array.data
+            yield len(data).to_bytes(8, "little")
+            yield data
 
 
-def _parsed(read: Callable[[int], bytes]) -> RecordDict:
-    def piece() -> bytes:
-        length = read(8)
-        size = int.from_bytes(length, "little")
-        data = read(size)
-        if len(length) < 8 or len(data) < size:
+def _parsed(path: Path) -> RecordDict:
+    """Return the state in a file, from which arrays of fedpress's own are read later: until it is written anew."""
+    with path.open("rb") as file:
+        return _parsed_file(file, path)
+
+
+def _parsed_file(file: BinaryIO, path: Path) -> RecordDict:
+    end = file.seek(0, os.SEEK_END)
+    file.seek(0)
+
+    def length() -> int:
+        field = file.read(8)
+        size = int.from_bytes(field, "little")
+        if len(field) < 8 or file.tell() + size > end:
             raise ValueError("it ends early")
-        return data
+        return size
 
-    state = records.content_from_bytes(piece())
+    def array(light: Array) -> Array:
+        size, start = length(), file.tell()
+        if light.stype != stores.STYPE:
+            return Array(light.dtype, light.shape, light.stype, file.read(size))
+        dtype, shape = np.dtype(light.dtype), tuple(light.shape)
+        if math.prod(shape) * dtype.itemsize != size:
+            raise ValueError(f"an array of shape {shape} has {size} bytes")
+        file.seek(size, os.SEEK_CUR)
+
+        def make() -> NDArray[Any]:
+            return np.fromfile(path, dtype, math.prod(shape), offset=start).reshape(shape)
+
+        return records.DerivedArray(light.dtype, shape, make, light.stype)
+
+    state = records.content_from_bytes(file.read(length()))
     for key, record in state.array_records.items():
-        state[key] = _with_data(record, lambda _: piece())
+        state[key] = _mapped(record, array)
+    if file.tell() != end:
+        raise ValueError("it goes on after its end")
     return state
 
 
-def _with_data(record: ArrayRecord, data: Callable[[Array], bytes]) -> ArrayRecord:
-    return ArrayRecord(
-        {name: Array(array.dtype, array.shape, array.stype, data(array)) for name, array in record.items()}
-    )
+def _mapped(record: ArrayRecord, change: Callable[[Array], Array]) -> ArrayRecord:
+    return records.of_arrays((name, change(array)) for name, array in record.items())
 
 
 def digest(folder: Path, clients: int) -> str:
@@ -123,7 +155,12 @@ def digest(folder: Path, clients: int) -> str:
     for client in range(clients):
         path = path_of(folder, client)
         digest.update(str(client).encode())
-        digest.update(path.read_bytes() if path.exists() else b"none")
+        if not path.exists():
+            digest.update(b"none")
+            continue
+        with path.open("rb") as file:
+            while part := file.read(1 << 20):
+                digest.update(part)
     return digest.hexdigest()
 
 

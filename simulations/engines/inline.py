@@ -306,7 +306,7 @@ class InlineGrid(ClientGrid):
     def _task(self, message_id: str, client: int, order: _Order) -> WorkerTask:
         small, shared, message = RecordDict(), [], order.message
         for key, record in message.content.items():
-            if isinstance(record, ArrayRecord) and record.count_bytes() >= SHARED_BYTES:
+            if isinstance(record, ArrayRecord) and records.values_size(record) >= SHARED_BYTES:
                 shared.append((key, self._records.use(record)))
             else:
                 small[key] = record

@@ -51,6 +51,22 @@ def test_groups_are_what_the_specification_says(chosen: NDArray[np.uint32]) -> N
     np.testing.assert_array_equal(again, chosen)
 
 
+@pytest.mark.parametrize("scale", [0.4, 7.0, 5e4])
+def test_long_rows_of_numbers_are_written_part_by_part_as_in_one(scale: float) -> None:
+    random = np.random.default_rng(0)
+    chosen = np.concatenate([random.exponential(scale * part, 90_001) for part in (1, 0.1, 30)]).astype(np.uint32)
+    planned = golomb.plan_of(lambda start, stop: chosen[start:stop], len(chosen))
+    data, codes = golomb.pack(planned), planned.codes.tolist()
+    assert data == golomb.pack(golomb.plan(chosen))
+    assert data[2:] == to_bytes(group_bits(chosen, codes))
+    np.testing.assert_array_equal(golomb.unpack(data, len(chosen)), chosen)
+    parts = list(golomb.read(data, len(chosen)))
+    assert len(parts) > 2 and sum(len(part) for _, part in parts) == len(chosen)
+    for broken in (data[:-1], data + b"\0", data[: len(data) // 2]):
+        with pytest.raises(golomb.BitsError):
+            golomb.unpack(broken, len(chosen))
+
+
 @given(st.binary(max_size=40), st.integers(1, 300))
 def test_any_bytes_are_read_or_refused(data: bytes, k: int) -> None:
     try:

@@ -1,5 +1,6 @@
 """Flower records: metrics fold into the answer and out again, and the size of everything that is sent."""
 
+import pickle
 from collections.abc import Iterator
 
 import numpy as np
@@ -86,3 +87,35 @@ def test_sizes_are_named_by_what_the_bytes_are_for() -> None:
 def test_a_record_measured_before_is_not_measured_again() -> None:
     order = messages()[0]
     assert records.sizes(order, {id(order.content["arrays"]): 7})["model"] == 7
+
+
+NAMES = st.text(max_size=200)
+
+
+@given(st.dictionaries(NAMES, st.integers(0, 40_000), max_size=4), NAMES)
+def test_a_record_has_the_size_that_it_is_serialized_to_array_by_array(counts: dict[str, int], key: str) -> None:
+    record = records.from_numpy({name: np.zeros(count, np.float32) for name, count in counts.items()})
+    whole = serde.recorddict_to_proto(RecordDict({key: record}))
+    assert records.item_size(key, record) == whole.ByteSize() == len(whole.SerializeToString())
+
+
+def test_a_derived_array_is_worth_one_that_holds_its_bytes() -> None:
+    values, made = np.arange(6, dtype=np.float32).reshape(2, 3), []
+
+    def make() -> np.ndarray:
+        made.append(1)
+        return values.copy()
+
+    derived = records.of_arrays([("weight", records.DerivedArray("float32", (2, 3), make))])
+    assert not made  # nothing is made before it is read
+    plain = records.from_numpy({"weight": values})
+    assert derived == plain and plain == derived and derived.count_bytes() == plain.count_bytes()
+    assert records.content_to_bytes(RecordDict({"a": derived})) == records.content_to_bytes(RecordDict({"a": plain}))
+    assert derived["weight"].object_id == plain["weight"].object_id
+    mine = derived["weight"].numpy()
+    mine += 1  # the reader's own
+    np.testing.assert_array_equal(records.Arrays(derived)["weight"], values)
+    assert derived != records.from_numpy({"weight": values + 1})
+    assert pickle.loads(pickle.dumps(derived["weight"])) == plain["weight"]
+    raw = records.DerivedArray("float32", (2, 3), make, "own/1")
+    assert raw.data == values.tobytes() and raw != plain["weight"]

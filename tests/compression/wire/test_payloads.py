@@ -521,3 +521,30 @@ def test_a_short_payload_cannot_ask_for_much_memory(index_tag: int, name: str) -
 def test_nothing_is_packed_that_a_decoder_would_refuse(update: Update, fault: type[Exception]) -> None:
     with pytest.raises(fault):
         payloads.pack(update, LAYOUT, values.FLOAT32)
+
+
+@given(st.lists(st.integers(-(2**23) + 1, 2**23 - 1), max_size=300), st.sampled_from([1, 100, 70_000]))
+@settings(deadline=None, max_examples=40)
+def test_integers_are_packed_as_their_floats_without_making_these(numbers: list[int], times: int) -> None:
+    integers = np.resize(np.array(numbers, np.int32), len(numbers) * times if len(numbers) * times < 200_000 else 0)
+    dense = Dense(integers.astype(np.float32))
+    assert (
+        payloads.pack_exact(integers, layout_of(len(integers)))
+        == payloads.pack(dense, layout_of(len(integers)), values.DYADIC).payload
+    )
+
+
+def test_a_snapshot_is_made_and_read_in_little_more_memory_than_it_takes() -> None:
+    integers = np.random.default_rng(0).normal(0, 1e5, 2_000_000).astype(np.int32)
+    layout = layout_of(len(integers))
+    tracemalloc.start()
+    payload = payloads.pack_exact(integers, layout)
+    making = tracemalloc.get_traced_memory()[1] - len(payload)
+    tracemalloc.reset_peak()
+    before = tracemalloc.get_traced_memory()[0]
+    decoded = payloads.decode(payload, SideInfo(layout))
+    reading = tracemalloc.get_traced_memory()[1] - before
+    tracemalloc.stop()
+    assert making < 1.2 * len(payload) + 2**24  # a second copy of the payload, and blocks
+    assert reading < integers.nbytes + 2**24
+    np.testing.assert_array_equal(decoded.dense(), integers)

@@ -83,7 +83,7 @@ def test_the_two_halves_of_a_step_are_a_step() -> None:
     layout = Layout.of_arrays(records.to_numpy(arrays(first)))
     whole, halves = (GlobalModel(arrays(first), layout, optimizers.sgd(0.7), Downlink(0.1), 0.9) for _ in range(2))
     buffers = {"norm.running_mean": np.ones(2, np.float32)}
-    whole.step(update, buffers)
+    whole.step(update.copy(), buffers)
     halves.apply_update(update, buffers)
     assert halves.version == 0
     halves.publish_version()
@@ -129,7 +129,7 @@ def test_master_and_optimizer_follow_the_mask_and_come_back_from_a_checkpoint(
 
     model, plain = fresh(), fresh()
     update, later = drawn(FIRST.count, 3), drawn(N, 4)
-    model.step(update, {}, next_mask=lambda master, layout: second)
+    model.step(update.copy(), {}, next_mask=lambda master, layout: second)
     plain.step(update, {})
     move = LAYOUT.within(FIRST).change_to(LAYOUT.within(second))
     assert (model.masks.version, plain.masks.version, model.layout.mask) == (2, 1, second)
@@ -142,7 +142,7 @@ def test_master_and_optimizer_follow_the_mask_and_come_back_from_a_checkpoint(
     again = fresh()
     again.restore(state.unpack(state.pack({"model": model.state()})).part("model", ModelState))
     for each in (model, again):
-        each.step(later[second.flags], {}, next_mask=lambda master, layout: FIRST)
+        each.step(later[second.flags].copy(), {}, next_mask=lambda master, layout: FIRST)
         each.step(later[FIRST.flags], {})
     assert model.master.tobytes() == again.master.tobytes() and model.masks.version == again.masks.version == 3
     for first, other in zip(model.published.values(), again.published.values(), strict=True):

@@ -25,7 +25,7 @@ def run(rule: optimizers.ServerOptimizer) -> np.ndarray:
     master = np.linspace(-1, 1, 50).astype(np.float32)
     optimizer = rule(master)
     for update in UPDATES:
-        optimizer.step(update)
+        optimizer.step(update.copy())
     return master
 
 

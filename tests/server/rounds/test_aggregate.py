@@ -82,3 +82,28 @@ def test_buffers_keep_their_kinds() -> None:
     assert result["count"] == 11 and result["count"].dtype == held["count"].dtype
     assert result["seen"].tolist() == [True, False] and result["seen"].dtype == np.bool_
     assert BufferMean(layout).result(held)["count"] == 9  # nobody sent any: what was held stays
+
+
+@pytest.mark.parametrize("entries", [100, 60_000, 200_000])
+def test_what_waits_to_be_added_has_the_bits_of_one_sum_in_float64(entries: int) -> None:
+    size, random = 700_001, np.random.default_rng(entries)  # of few entries and many, within and beyond what may wait
+    total, expected, weights = Accumulator(size), np.zeros(size), random.uniform(0.1, 90, 5)
+    for number, weight in enumerate(weights):
+        if number == 3 and entries > 100:
+            dense = random.standard_normal(size).astype(np.float32)
+            update: Sparse | Dense = Dense(dense)
+        else:
+            positions = np.sort(random.choice(size, entries, replace=False))
+            update = Sparse(positions, random.standard_normal(entries).astype(np.float32), size)
+        total.add(update, weight)
+        expected += weight * update.dense().astype(np.float64)
+    assert total.mean().tobytes() == (expected / sum(weights.tolist())).astype(np.float32).tobytes()
+    assert total.mean().tobytes() == total.mean().tobytes()
+    total.reset()
+    total.add(Sparse(np.array([3]), np.array([2.0], np.float32), size), 2.0)
+    assert total.mean()[3] == 2.0
+
+
+def test_an_update_of_another_size_is_refused() -> None:
+    with pytest.raises(ValueError, match="4 entries, got one of 5"):
+        Accumulator(4).add(Dense(np.ones(5, np.float32)), 1.0)
