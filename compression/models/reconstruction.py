@@ -22,9 +22,9 @@ from torch import Tensor
 BLOCK: Final = 128
 DAMPING: Final = 0.01
 
-Settle = Callable[[int, Tensor], Tensor]
+ReplaceColumn = Callable[[int, Tensor], Tensor]
 """Maps a column's index and its values (groups, outputs) to the values that replace them."""
-Begin = Callable[[slice, Tensor, Tensor], Settle]
+Begin = Callable[[slice, Tensor, Tensor], ReplaceColumn]
 """Called before each block with its columns, their values (groups, outputs, columns) and the diagonal of the Cholesky
 factor, (groups, columns): the error of replacing w by v is ((w - v) / diagonal)^2."""
 
@@ -46,11 +46,11 @@ def reconstructed(weight: Tensor, moments: Tensor, begin: Begin, block: int = BL
         columns = slice(first, min(first + block, inputs))
         inner = factor[:, columns, columns]
         values = free[:, :, columns]
-        settle = begin(columns, values, inner.diagonal(dim1=1, dim2=2))
+        replace_column = begin(columns, values, inner.diagonal(dim1=1, dim2=2))
         errors = torch.empty_like(values)
         for index in range(values.shape[2]):
             column = values[:, :, index]
-            settled[:, :, first + index] = settle(first + index, column)
+            settled[:, :, first + index] = replace_column(first + index, column)
             error = (column - settled[:, :, first + index]) / inner[:, index, index, None]
             values[:, :, index + 1 :] -= error[:, :, None] * inner[:, None, index, index + 1 :]
             errors[:, :, index] = error

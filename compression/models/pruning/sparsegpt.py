@@ -26,7 +26,7 @@ from fedpress.compression.models.masks import Masks
 from fedpress.compression.models.pruning import weights
 from fedpress.compression.models.pruning.importance import Criterion
 from fedpress.compression.models.pruning.settings import Pruning
-from fedpress.compression.models.reconstruction import Begin, Settle
+from fedpress.compression.models.reconstruction import Begin, ReplaceColumn
 from fedpress.compression.models.reproducible import reproducible
 
 _FOUR: Final = 4
@@ -99,7 +99,7 @@ def pruned(
 def _in_blocks(flags: Tensor, allowed: Tensor, density: float) -> Begin:
     """Return how columns are settled: of each block the weights of the largest scores stay, and `flags` says which."""
 
-    def begin(columns: slice, values: Tensor, diagonal: Tensor) -> Settle:
+    def begin(columns: slice, values: Tensor, diagonal: Tensor) -> ReplaceColumn:
         scores = (values / diagonal[:, None]).square().masked_fill(~allowed[:, :, columns], -math.inf)
         count = max(1, round(density * scores.numel()))
         flags[:, :, columns] = weights.largest(scores, count)
@@ -111,8 +111,8 @@ def _in_blocks(flags: Tensor, allowed: Tensor, density: float) -> Begin:
 def _in_fours(flags: Tensor, allowed: Tensor) -> Begin:
     """Return how columns are settled: two of every four stay, chosen when the first of the four comes."""
 
-    def begin(columns: slice, values: Tensor, diagonal: Tensor) -> Settle:
-        def settle(index: int, column: Tensor) -> Tensor:
+    def begin(columns: slice, values: Tensor, diagonal: Tensor) -> ReplaceColumn:
+        def replace_column(index: int, column: Tensor) -> Tensor:
             if index % _FOUR == 0:
                 four = slice(index, min(index + _FOUR, columns.stop))
                 inner = slice(four.start - columns.start, four.stop - columns.start)
@@ -120,6 +120,6 @@ def _in_fours(flags: Tensor, allowed: Tensor) -> Begin:
                 flags[:, :, four] = weights.best_of_four(scores.masked_fill(~allowed[:, :, four], -math.inf))
             return torch.where(flags[:, :, index], column, 0.0)
 
-        return settle
+        return replace_column
 
     return begin

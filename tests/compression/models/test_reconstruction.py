@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fedpress.compression.models import reconstruction
-from fedpress.compression.models.reconstruction import Settle
+from fedpress.compression.models.reconstruction import ReplaceColumn
 
 
 def moments_of(groups: int, inputs: int, seed: int) -> Tensor:
@@ -38,10 +38,10 @@ def test_free_columns_take_the_values_of_least_squares(inputs: int, block: int, 
     moments, removed = moments_of(2, inputs, seed), min(removed, inputs - 1)
     weight = torch.randn(2, 3, inputs, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
-    def settle(index: int, column: Tensor) -> Tensor:
+    def replace_column(index: int, column: Tensor) -> Tensor:
         return torch.zeros_like(column) if index <= removed else column
 
-    settled = reconstruction.reconstructed(weight, moments, lambda *_: settle, block)
+    settled = reconstruction.reconstructed(weight, moments, lambda *_: replace_column, block)
     damped = moments + torch.diag_embed(
         0.01 * moments.diagonal(dim1=1, dim2=2).mean(1, keepdim=True).expand(-1, inputs)
     )
@@ -56,7 +56,7 @@ def test_rounding_by_columns_costs_less_than_rounding_each_alone() -> None:
     weight = 2 * torch.randn(1, 16, 40, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     seen: list[tuple[slice, torch.Size, torch.Size]] = []
 
-    def begin(columns: slice, values: Tensor, diagonal: Tensor) -> Settle:
+    def begin(columns: slice, values: Tensor, diagonal: Tensor) -> ReplaceColumn:
         seen.append((columns, values.shape, diagonal.shape))
         return whole
 
