@@ -13,6 +13,7 @@ NAMED_TUPLES = {"_replace", "_asdict", "_fields", "_make"}
 OTHERS_INSIDES = {
     # torch
     "compression/models/cost.py": {"_overloadpacket", "_schema"},
+    "compression/models/multihead_attention.py": {"_qkv_same_embed_dim"},
     "compression/models/quantization/quantization_aware.py": {"_parameters", "_modules"},
     "compression/models/students/search.py": {"_overloadpacket"},
     # the standard library's only way to end a process that was forked
