@@ -14,6 +14,7 @@ OTHERS_INSIDES = {
     # torch
     "compression/models/calibration.py": {"_grouped_mm"},
     "compression/models/cost.py": {"_overloadpacket", "_schema"},
+    "compression/models/multihead_attention.py": {"_qkv_same_embed_dim"},
     "compression/models/quantization/quantization_aware.py": {"_parameters", "_modules"},
     "compression/models/students/search.py": {"_overloadpacket"},
     # the standard library's only way to end a process that was forked

@@ -98,7 +98,7 @@ class Trials:
             while self._probe.couple(wrong) or self._probe.cut_otherwise(self.groups, wrong):
                 self.groups = self._probe.groups()
                 wrong = self._probe.wrong(self.groups)
-            if wrong and self._probe.cut_as_before(self.groups, wrong):
+            if self._probe.cut_as_before(self.groups, wrong):  # what is wrong there is said below
                 self.groups = self._probe.groups()
                 wrong = self._probe.wrong(self.groups)
             while wrong:
