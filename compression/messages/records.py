@@ -35,6 +35,8 @@ class DerivedArray(Array):
         stype: Form of its bytes: `NUMPY`, as Flower serializes an array of numpy's; any other: the values alone.
     """
 
+    __qualname__ = "Array"  # by which Flower names the object on the wire, and the receiver knows its kind
+
     def __init__(
         self, dtype: str, shape: tuple[int, ...], make: Callable[[], NDArray[Any]], stype: str = NUMPY
     ) -> None:
