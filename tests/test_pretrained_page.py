@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.apps import tiny_encoder
+from tests.apps import lazily, tiny_encoder
 from typer.testing import CliRunner
 
 from fedpress.compression import safetensors_files
@@ -18,8 +18,7 @@ from fedpress.simulations.results.run_folder import RunFolder
 from fedpress.simulations.runs import job
 from fedpress.simulations.scenario import scenario as scenarios
 
-pytest.importorskip("transformers", reason="needs the extra text-models")
-pytest.importorskip("peft", reason="needs the extra text-models")
+pytestmark = lazily.NEEDS_TEXT_MODELS
 
 PAGE = Path(__file__).parents[1] / "docs" / "how-to" / "pretrained.md"
 

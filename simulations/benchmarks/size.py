@@ -39,7 +39,7 @@ from fedpress.server.model.versions import Downlink
 from fedpress.server.rounds.federation import Federation
 from fedpress.server.rounds.settings import ModelSettings
 from fedpress.simulations.benchmarks import memory
-from fedpress.simulations.engines import _flower
+from fedpress.simulations.engines import client_grid
 
 CLIENTS = 4
 """Clients whose updates a round has."""
@@ -96,7 +96,7 @@ class Party:
         self.context = Context(1, 1, {"state-folder": str(folder / "client")}, RecordDict(), {})
         self.mod = mod.compress(self.encoder, layout=self.layout, initial=lambda _: weights(self.layout))
         self.marks: dict[str, int] = {}
-        _flower.identify(1, 1, 0)
+        client_grid.act_as_server()
 
     def federation(self) -> Federation:
         """Return a federation of the initial model."""

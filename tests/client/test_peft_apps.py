@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import FedAvg, Strategy
+from tests.apps import lazily, peft_app
 from tests.apps.local_grid import LocalGrid
 
 from fedpress import Downlink, SparseFed, compress
 from fedpress.compression.encoders import recipes
 from fedpress.compression.tensors.layout import Layout
 
-peft = pytest.importorskip("peft", reason="needs the extra text-models")
-peft_app = pytest.importorskip("tests.apps.peft_app", reason="needs the extra text-models")
+peft = lazily.loaded("peft")
+pytestmark = lazily.NEEDS_TEXT_MODELS
 
 CLIENTS, ROUNDS = 4, 12
 

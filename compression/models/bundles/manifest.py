@@ -54,7 +54,7 @@ class Manifest(pydantic.BaseModel):
         metrics: Figures such as accuracy on validation data, as fractions.
         shapes: Shape of every tensor, by name in the state dict.
         sizes: Numbers that pruning changed beside the tensors, such as that of heads, by path and name of the
-            attribute.
+            attribute; None: none.
         input_shape: Shape of one input, without the batch; None: inputs have names.
         input_dtype: Dtype of the inputs in torch's words ("float32"); None: inputs have names.
         inputs: Inputs by the name of the model's argument; None: the input is one tensor.
@@ -74,7 +74,7 @@ class Manifest(pydantic.BaseModel):
     parameters: int = pydantic.Field(ge=0, le=MAX_NUMBER)
     metrics: dict[str, float] = {}
     shapes: dict[str, Shape]
-    sizes: dict[str, Annotated[int, pydantic.Field(ge=1, le=MAX_SIZE)]] = {}
+    sizes: dict[str, Annotated[int, pydantic.Field(ge=1, le=MAX_SIZE)]] | None = None
     input_shape: Shape | None = None
     input_dtype: str | None = None
     inputs: Annotated[dict[str, Input], pydantic.Field(min_length=1, max_length=64)] | None = None

@@ -164,13 +164,13 @@ def save(
         parameters=sum(parameter.numel() for parameter in student.parameters()),
         metrics=metrics,
         shapes={name: quantized_tensor.shape_of(tensor) for name, tensor in tensors.items()},
-        sizes=sizes(student),
+        sizes=sizes(student) or None,
         **_forms(student, model_inputs.first(example_input)),
         class_axis=None if class_axis == 1 else class_axis or 0,
         architecture=architecture,
         schemes={name: manifests.text_of(weight_coding.scheme_of(tensor)) for name, tensor in tensors.items()},
     )
-    text = manifest.model_dump_json(exclude_none=True, exclude=None if manifest.sizes else {"sizes"}).encode()
+    text = manifest.model_dump_json(exclude_none=True).encode()
     return container.pack(text, coded, onnx or b"", private_key)
 
 

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from tests.apps import lazily
 from torch import Tensor, nn
 
 from fedpress.compression.models import adapters
 
-peft = pytest.importorskip("peft", reason="needs the extra text-models")
-transformers = pytest.importorskip("transformers", reason="needs the extra text-models")
+peft, transformers = lazily.loaded("peft"), lazily.loaded("transformers")
+pytestmark = lazily.NEEDS_TEXT_MODELS
 
 IDS = torch.randint(1, 40, (3, 7), generator=torch.Generator().manual_seed(0))
 

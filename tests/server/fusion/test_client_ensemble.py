@@ -68,7 +68,7 @@ def test_the_mean_of_the_client_models_is_the_step(clients: int, density: float,
     kept.take(sent)
     before = records.to_numpy(model.arrays)["weight"]
     step, buffers = mean.result(model.buffers)
-    model.step(step, buffers)  # which the client models do not follow
+    model.step(step.copy(), buffers)  # which the client models do not follow
 
     found = list(kept)
     assert len(kept) == len(found) == clients

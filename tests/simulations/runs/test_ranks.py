@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.apps import tiny_encoder
+from tests.apps import lazily, tiny_encoder
 from tests.apps.local_grid import LocalGrid
 
 from fedpress.client import app as client_app
@@ -18,8 +18,7 @@ from fedpress.simulations.runs import job, plan_strategy
 from fedpress.simulations.runs.initial_weights import InitialWeightsError
 from fedpress.simulations.scenario import scenario as scenarios
 
-pytest.importorskip("transformers", reason="needs the extra text-models")
-pytest.importorskip("peft", reason="needs the extra text-models")
+pytestmark = lazily.NEEDS_TEXT_MODELS
 
 
 def overrides(folder: Path, student: str = "rank-2") -> list[str]:

@@ -26,6 +26,9 @@ NO_TWINS = {
     frozenset({"NetworkSettings", "Link"}): "what was drawn for one client",
     frozenset({"NetworkSettings", "Course"}): "columns of a trace, arrays over time",
     frozenset({"Budget", "Limits"}): "what a device is found to bear",
+    frozenset(
+        {"OptimizerSettings", "Training"}
+    ): "the server's rule and the clients' have other names, defaults, bounds",
 }
 """Pairs that share fields, and why they are no twins all the same."""
 

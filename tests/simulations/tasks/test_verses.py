@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.apps import tiny_encoder
+from tests.apps import lazily, tiny_encoder
 
 from fedpress.client.settings import Training
 from fedpress.client.train import train
@@ -23,8 +23,7 @@ from fedpress.simulations.tasks import king_james, text_encoder, verses
 from fedpress.simulations.tasks.registry import TaskError
 from fedpress.simulations.tasks.verses import Verses
 
-pytest.importorskip("transformers", reason="needs the extra text-models")
-pytest.importorskip("peft", reason="needs the extra text-models")
+pytestmark = lazily.NEEDS_TEXT_MODELS
 
 real = pytest.mark.skipif(not king_james.DEBIAN.is_file(), reason="needs Debian's package bible-kjv-text")
 
