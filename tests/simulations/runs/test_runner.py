@@ -278,7 +278,7 @@ def test_what_patterns_select_is_trained_sent_and_billed_and_nothing_else(tmp_pa
     assert later["part"] < later["whole"] / 2  # frozen arrays came in round 1 at the latest
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_kept_moments_do_not_depend_on_the_number_of_workers_and_change_the_model(
     tmp_path: Path, optimizer: str
@@ -327,7 +327,10 @@ TEXTS = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "source"), [("plain", "lines"), ("places", "lists"), ("bert", "lists")])
+@pytest.mark.parametrize(
+    ("kind", "source"),
+    [("plain", "lines"), ("places", "lists"), pytest.param("bert", "lists", marks=pytest.mark.long)],
+)
 def test_a_model_of_several_inputs_that_a_collator_pads(tmp_path: Path, kind: str, source: str) -> None:
     """From the partition to a student in ONNX Runtime, which answers texts of any length."""
     pytest.importorskip("onnxruntime", reason="the extra onnx")
