@@ -36,15 +36,19 @@ class CodeSize(NamedTuple):
 class Tagged(int):
     """Whole number that knows which attribute it is.
 
-    Args:
-        value: The number.
+    Attributes:
         name: Path of the layer and name of its attribute.
     """
 
     name: str
 
     def __new__(cls, value: int, name: str) -> Tagged:
-        """Return the number."""
+        """Return the number.
+
+        Args:
+            value: The number.
+            name: Path of the layer and name of its attribute.
+        """
         number = super().__new__(cls, value)
         number.name = name
         return number
