@@ -181,11 +181,11 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     subject = digits() if given.subject == "digits" else minilm()
-    print(f"{'float32':60} {subject.score(subject.model):8.5f}")
+    print(f"{'float32':64} {subject.score(subject.model):8.5f}")
     for table in (quantized, sparse):
         if given.only in (None, table.__name__):
             for row in table(subject):
-                print(f"{row.name:60} {row.score:8.5f} {row.size:12,} bytes {row.seconds:7.1f} s", flush=True)
+                print(f"{row.name:64} {row.score:8.5f} {row.size:12,} bytes {row.seconds:7.1f} s", flush=True)
 
 
 if __name__ == "__main__":
