@@ -12,9 +12,9 @@ So nn.Linear, the transposed `Conv1D` of GPT-2, the packed projection of nn.Mult
 alike. A parameter in which rows are looked up is an embedding, also where it is multiplied as well (tied to the output
 layer), and is not visited. What is neither is `unreached`, and reported.
 
-Padding: of inputs by name, a tensor (N, L) of zeros and ones whose name ends in `attention_mask` tells which places
-count. Its zeros are left out where a product has N * L rows; whether these lie example by example or place by place is
-tried, by running two examples and then one of them twice. Rows in any other number all count.
+Padding: of inputs by name, a tensor (N, L) of zeros and ones whose name says that it is a mask tells which places
+count (`inputs.places`). The others are left out where a product has N * L rows; whether these lie example by example or
+place by place is tried, by running two examples and then one of them twice. Rows in any other number all count.
 """
 
 from __future__ import annotations
@@ -226,9 +226,9 @@ class _Padding(NamedTuple):
         """Return what the masks of a batch say; two masks of one size say nothing."""
         found: dict[int, list[Tensor]] = {}
         for name, tensor in batch.items() if isinstance(batch, Mapping) else ():
-            binary = tensor.ndim == 2 and bool(((tensor == 0) | (tensor == 1)).all())
-            if name.endswith("attention_mask") and binary and bool(tensor.any()):
-                found.setdefault(tensor.numel(), []).append(tensor != 0)
+            counting = inputs.places(name, tensor)
+            if counting is not None and bool(counting.any()):
+                found.setdefault(tensor.numel(), []).append(counting)
         single = {rows: masks[0] for rows, masks in found.items() if len(masks) == 1}
         sizes = {rows: (mask.shape[0], mask.shape[1]) for rows, mask in single.items()}
         return cls({rows: mask.flatten() for rows, mask in single.items()}, sizes, by_place)

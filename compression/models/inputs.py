@@ -22,8 +22,9 @@ from fedpress.compression.errors import FedpressError
 
 SINGLE: Final = "input"
 """Name of an input that is one tensor, where all inputs have names."""
-MASK: Final = "mask"
-"""Part of the name of a tensor that says where sequences have ended."""
+MASK, PADDING = "mask", "pad"
+"""Parts of the name of a tensor that says where sequences have ended; with the second, ones are padding, as in torch's
+`key_padding_mask`, and without it what counts, as in Hugging Face's `attention_mask`."""
 LABELS: Final = ("label", "labels")
 """Names by which collators return what is no input."""
 
@@ -217,16 +218,31 @@ def shortened(batch: Batch, size: int) -> Batch:
 def present(batch: Batch) -> Tensor | None:
     """Return which places of sequences hold something, bool (N, L), as their mask says; None: they have no mask.
 
-    A mask is a tensor of the sequences' shape, of zeros and ones, whose name says that it is one.
+    A mask is a tensor of the sequences' shape, of zeros and ones, whose name says that it is one (`places`).
+
+    >>> present({"ids": torch.tensor([[5, 0]]), "key_padding_mask": torch.tensor([[False, True]])}).tolist()
+    [[True, False]]
 
     Args:
         batch: Inputs in memory.
     """
     size = length(batch)
     for name, part in batch.items() if size is not None else ():
-        if MASK in name and part.shape[1:] == (size,) and bool(((part == 0) | (part == 1)).all()):
-            return torch.ne(part, 0)
+        if part.shape[1:] == (size,) and (found := places(name, part)) is not None:
+            return found
     return None
+
+
+def places(name: str, part: Tensor) -> Tensor | None:
+    """Return which places of sequences a mask says to hold something, bool (N, L); None: it is no such mask.
+
+    Args:
+        name: Name of the input.
+        part: The input.
+    """
+    if MASK not in name or part.ndim != 2 or not bool(((part == 0) | (part == 1)).all()):
+        return None
+    return torch.eq(part, 0) if PADDING in name else torch.ne(part, 0)
 
 
 def form(inputs: Inputs) -> str:

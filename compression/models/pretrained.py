@@ -6,7 +6,8 @@ A tensor of a file belongs to the tensor of the model that has the same name, by
    it had before.
 2. The rest is equal but for one prefix, of the model's names or of the file's: that by which most names agree. So the
    file of an encoder fills a classifier that has it as its part `encoder`, and the file of a classifier its encoder.
-   Where two parts of a model agree equally well, as two towers do, both are filled.
+   Where two parts of a model agree equally well, as two towers do, both are filled. Where two parts of a file do, it is
+   not known which is meant, and nothing is guessed.
 
 >>> plain_name("base_model.model.encoder.query.base_layer.weight"), plain_name("encoder.query.lora_A.default.weight")
 ('encoder.query.weight', 'encoder.query.lora_A.weight')
@@ -43,6 +44,9 @@ _OTHER_FORMATS = {
     b"version https://git-lfs": "the pointer of a file in Git LFS, whose content was not fetched (`git lfs pull`)",
 }
 """First bytes of a file -> what it is."""
+
+_SHOWN = 5
+"""Names that an error lists."""
 
 
 class Weights(Mapping[str, Tensor]):
@@ -110,12 +114,16 @@ def matches(wanted: Iterable[str], present: Iterable[str]) -> dict[str, str]:
     Args:
         wanted: Names of the model's tensors.
         present: Names of the file's tensors.
+
+    Raises:
+        WeightsError: Several of the file's tensors may be meant by one of the model's.
     """
-    exact = set(present)
-    plain = {plain_name(name): name for name in exact}
-    wanted = list(wanted)
-    if exact.issuperset(wanted):
+    wanted, present = list(wanted), list(present)
+    if set(present).issuperset(wanted):
         return {name: name for name in wanted}
+    plain: dict[str, list[str]] = {}  # of several adapters, or of a layer beside its trained copy, there are two
+    for name in present:
+        plain.setdefault(plain_name(name), []).append(name)
     of_model = {name: plain_name(name) for name in wanted}
     in_model = set(of_model.values())
     longer: Counter[str] = Counter(  # prefixes by which the model's names are longer; "": the names are equal
@@ -129,8 +137,16 @@ def matches(wanted: Iterable[str], present: Iterable[str]) -> dict[str, str]:
     for name, short in of_model.items():
         by = [plain[short.removeprefix(p)] for p, n in longer.items() if n == most and _is_cut(short, p, plain)]
         by += [plain[p + short] for p, n in shorter.items() if n == most and p + short in plain]
-        if by:
-            found[name] = by[0]
+        sources = list(dict.fromkeys(source for sources in by for source in sources))
+        if name in sources:
+            sources = [name]
+        if len(sources) > 1:
+            raise WeightsError(
+                f"{name!r} may be {' or '.join(map(repr, sources[:_SHOWN]))}: the file has several parts that fit;"
+                " save the one that is meant alone, or with the model's own names"
+            )
+        if sources:
+            found[name] = sources[0]
     return found
 
 
@@ -144,7 +160,7 @@ def _cuts(name: str) -> Iterator[tuple[str, str]]:
             return
 
 
-def _is_cut(name: str, prefix: str, plain: Mapping[str, str]) -> bool:
+def _is_cut(name: str, prefix: str, plain: Mapping[str, list[str]]) -> bool:
     return name.startswith(prefix) and name[len(prefix) :] in plain
 
 

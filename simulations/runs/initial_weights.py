@@ -42,12 +42,12 @@ def load(model: nn.Module, path: Path) -> None:
         InitialWeightsError: The file is absent, of another format, or damaged; or it is not of this model: tensors are
             missing or left over, or differ in shape or kind.
     """
+    state = model.state_dict(keep_vars=True)
     try:
         weights = pretrained.Weights(path)
+        sources = pretrained.matches(state, weights)
     except safetensors_files.WeightsError as error:
-        raise InitialWeightsError(f"init: {error}") from None
-    state = model.state_dict(keep_vars=True)
-    sources = pretrained.matches(state, weights)
+        raise InitialWeightsError(f"init: {path}: {error}") from None
     renamed = [(name, source) for name, source in sources.items() if name != source]
     left_over = [name for name in weights if name not in set(sources.values())]
     tied: dict[int, list[str]] = {}
@@ -109,6 +109,12 @@ def load_base(model: nn.Module, path: Path, sha256: str | None) -> None:
         f": {few(filled.left)}" if filled.left else "",
         f"; the file's {few(filled.unused)} are not used" if filled.unused else "",
     )  # fmt: skip
+    frozen = {name for name, p in model.named_parameters(remove_duplicate=False) if not p.requires_grad}
+    if untaught := [name for name in filled.left if name in frozen]:
+        getLogger("flwr").warning(
+            "base: %d parameters that are not trained are not in %s, and stay what model() made them: %s. Have they"
+            " other names there, or should they be trained?", len(untaught), path, few(untaught),
+        )  # fmt: skip
 
 
 def check(model: nn.Module, task: str) -> None:

@@ -113,16 +113,31 @@ def said(found: Narrowed, share: float) -> str:
 
 
 def _table_of(model: nn.Module, example: Batch) -> tuple[str, str]:
-    """Return the path of the largest embedding that looks up an input as it is, and the argument's name."""
+    """Return the path of the largest embedding that looks up an input as it is, and the argument's name.
+
+    It must do so for other ids as well: a table of positions looks up 0, 1, 2, ..., which may be those of one example.
+    """
+    looked_up = _lookups(model, example) & _lookups(model, inputs.mapped(example, _moved))
+    _, path, name = max(looked_up, default=(0, "", ""))
+    return path, name
+
+
+def _moved(tensor: Tensor) -> Tensor:
+    """Return the same ids in other places."""
+    return tensor if tensor.is_floating_point() else tensor.roll(1, -1)
+
+
+def _lookups(model: nn.Module, example: Batch) -> set[tuple[int, str, str]]:
+    """Return rows and path of each embedding that looks up an input as it is, and the argument's name."""
     tensors = dict(example) if isinstance(example, Mapping) else {"": example}
-    looked_up: list[tuple[int, str, str]] = []
+    looked_up: set[tuple[int, str, str]] = set()
 
     def hook(path: str) -> Any:
         def noted(module: nn.Module, args: tuple[Any, ...]) -> None:
             for name, tensor in tensors.items():
                 ids = args[0] if args else None
                 if isinstance(ids, Tensor) and not ids.is_floating_point() and torch.equal(ids, tensor):
-                    looked_up.append((module.get_parameter("weight").shape[0], path, name))
+                    looked_up.add((module.get_parameter("weight").shape[0], path, name))
 
         return noted
 
@@ -134,8 +149,7 @@ def _table_of(model: nn.Module, example: Batch) -> tuple[str, str]:
     finally:
         for each in hooks:
             each.remove()
-    _, path, name = max(looked_up, default=(0, "", ""))
-    return path, name
+    return looked_up
 
 
 def with_used_rows(pruning: Pruning, model: nn.Module, learned: Inputs, judged: Inputs) -> nn.Module:

@@ -138,6 +138,19 @@ def test_padded_places_are_left_out_in_either_order(by_place: bool, length: int)
     assert model.most == 0 and model.training  # the pass ends at the last visit
 
 
+def test_a_mask_of_padding_says_the_contrary() -> None:
+    class Torchs(Words):
+        def forward(self, input_ids: Tensor, padding_mask: Tensor) -> Tensor:  # type: ignore[override]
+            return super().forward(input_ids, ~padding_mask)
+
+    torch.manual_seed(0)
+    model, words = Torchs(False), torch.randint(1, 7, (3, 4))
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 0, 0, 0]]).bool()
+    ((_, moments),) = seen(model, {"input_ids": words, "padding_mask": ~mask})[0].values()
+    rows = model.embedding(words)[mask].detach().double()
+    torch.testing.assert_close(moments[0], rows.T @ rows / len(rows))
+
+
 def test_masks_that_say_nothing_are_ignored() -> None:
     model, words = Words(False), torch.randint(1, 7, (3, 4))
     every = seen(model, {"input_ids": words, "attention_mask": torch.ones(3, 4)})[0]

@@ -120,3 +120,17 @@ def test_adapters_of_another_rank_are_named_by_their_ranks(tmp_path: Path) -> No
     save_file({"lora_A.weight": torch.ones(4, 6), "lora_B.weight": torch.ones(6, 4)}, path)
     with pytest.raises(WeightsError, match="an adapter of rank 4, expected rank 8"):
         pretrained.fill(Adapted(), pretrained.Weights(path))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["text.word.weight", "image.word.weight"],  # two towers, the model is one of them
+        ["word.original_module.weight", "word.modules_to_save.default.weight"],  # a layer beside its trained copy
+    ],
+)
+def test_of_two_parts_that_fit_none_is_guessed(names: list[str]) -> None:
+    for order in (names, names[::-1]):
+        with pytest.raises(WeightsError, match=f"may be '{order[0]}' or '{order[1]}'"):
+            pretrained.matches(["word.weight"], order)
+    assert pretrained.matches(["word.weight"], [*names, "word.weight"]) == {"word.weight": "word.weight"}

@@ -74,3 +74,20 @@ def test_bad_settings_are_refused() -> None:
         Pruning(vocabulary="used", granularity="weights")
     with pytest.raises(ValueError, match="does the task hold out proxy data"):
         token_rows.with_used_rows(Pruning(vocabulary="used"), Texts(), texts(torch.zeros(0, 3, dtype=torch.long)), {})
+
+
+def test_a_table_of_positions_is_no_vocabulary_whatever_the_first_ids_are() -> None:
+    class Placed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.places, self.out = nn.Embedding(12, 4), nn.Embedding(40, 4), nn.Linear(4, 2)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            places = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+            answer: Tensor = self.out((self.words(ids) + self.places(places)).mean(1))
+            return answer
+
+    found = token_rows.narrowed(Placed(), torch.arange(10)[None])  # the ids are those of the places
+
+    assert (found.table, found.ids, found.used) == ("words", 12, 10)
+    assert found.model.get_parameter("places.weight").shape == (40, 4)
