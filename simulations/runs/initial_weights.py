@@ -42,9 +42,12 @@ def load(model: nn.Module, path: Path) -> None:
         InitialWeightsError: The file is absent, of another format, or damaged; or it is not of this model: tensors are
             missing or left over, or differ in shape or kind.
     """
-    state = model.state_dict(keep_vars=True)
     try:
         weights = pretrained.Weights(path)
+    except safetensors_files.WeightsError as error:
+        raise InitialWeightsError(f"init: {error}") from None
+    state = model.state_dict(keep_vars=True)
+    try:
         sources = pretrained.matches(state, weights)
     except safetensors_files.WeightsError as error:
         raise InitialWeightsError(f"init: {path}: {error}") from None

@@ -255,12 +255,14 @@ def changing(**entries: Any) -> Hostile:
     return hostile
 
 
+@pytest.mark.long
 @settings(max_examples=20)
 @given(st.sampled_from(list(VARIANTS)), CONTENTS, SAYS)
 def test_whatever_a_node_sends_costs_this_node_alone(variant: str, content: RecordDict, says: dict[str, Any]) -> None:
     check(answering(content, **says), variant)
 
 
+@pytest.mark.long
 @settings(max_examples=20)
 @given(st.sampled_from(list(VARIANTS)), st.dictionaries(NAMES, st.none() | ENTRIES, min_size=1, max_size=3))
 def test_whatever_a_node_changes_in_its_answer_costs_this_node_alone(variant: str, entries: dict[str, Any]) -> None:

@@ -52,6 +52,7 @@ def test_the_command_prints_and_writes_the_rows(
     assert "105,226" in out and "lottery, fresh" in out and "another" not in out
 
 
+@pytest.mark.long
 def test_the_command_times_layers_dense_and_sparse(
     kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
