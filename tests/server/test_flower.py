@@ -150,7 +150,7 @@ def test_where_a_reply_spoils_the_list_of_replies_each_order_is_asked_for_by_its
     link.answer_with(hostile, chain(200))
     link.answer(honest(victim))
     replies = pulled(grid, ids)
-    assert list(replies) == ids[:2] and all(reply.has_error() for reply in replies.values())  # lost, this once
+    assert set(replies) == set(ids[:2]) and all(reply.has_error() for reply in replies.values())  # lost, this once
     link.answer(honest(other))
     assert not pulled(grid, ids[2:])[ids[2]].has_error()
     ids, (victim, hostile, other) = asked(link, grid)
