@@ -160,7 +160,7 @@ def train(message: Message, context: Context, timer: Timer) -> Message:
     Returns:
         A reply with the trained arrays, the metrics and, where the order asks for one, a vote on the mask.
     """
-    from fedpress.client import train as local
+    from fedpress.client.training import train as local
 
     work = _work(context)
     client = stores.client_index(context)
@@ -201,7 +201,7 @@ def running_statistics(
     work = _work(context)
     if not work.layout.norm_momenta:
         return {}
-    from fedpress.client import train as local
+    from fedpress.client.training import train as local
 
     model = work.blank_model()
     model.load_state_dict(records.from_numpy(dict(arrays)).to_torch_state_dict())
@@ -267,7 +267,7 @@ def _metrics_reply(evaluation: Evaluation, message: Message) -> Message:
 
 def _vote(model: nn.Module, examples: Examples, work: Work, layout: Layout, order: Order, seed: int) -> Mask:
     """Return the mask that this client proposes in place of the layout's."""
-    from fedpress.client import train as local
+    from fedpress.client.training import train as local
     from fedpress.compression.models.pruning import dynamic_sparsity
 
     weights = flatten.flatten(records.to_numpy(ArrayRecord(model.state_dict())), layout)

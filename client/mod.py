@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from logging import ERROR, INFO, WARNING
 from types import MappingProxyType
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from flwr.app import ArrayRecord, Context, Message, RecordDict
@@ -17,23 +17,22 @@ from flwr.clientapp.typing import ClientAppCallable, Mod
 from flwr.supercore import log
 from numpy.typing import NDArray
 
-from fedpress.client import other_mods, running_statistics
+from fedpress.client import other_mods
+from fedpress.client.received_model import Initial, LayoutOf, ReceivedModel, Receiver, same_tensors
 from fedpress.client.state import replica as replicas
 from fedpress.client.state import stores
 from fedpress.client.state.memory import Memory
+from fedpress.client.training import running_statistics
 from fedpress.compression import seeds
 from fedpress.compression.encoders.encoder import Encoder
 from fedpress.compression.errors import BaseError, LayoutError, NonFiniteError
 from fedpress.compression.messages import orders, records
 from fedpress.compression.messages.orders import Answer, Order
 from fedpress.compression.tensors import buffer_codec, flatten
-from fedpress.compression.tensors.layout import Layout, TensorSpec, Vector, checked, names_a_buffer
+from fedpress.compression.tensors.layout import Layout, Vector, checked, names_a_buffer
 from fedpress.compression.tensors.mask import Mask
-from fedpress.compression.tensors.replica import Replica
 from fedpress.compression.wire import position_set
 
-Initial: TypeAlias = Callable[[Context], Mapping[str, NDArray[Any]] | None]
-"""Returns the arrays of the initial model by name, as the client has them by itself; None: it has none."""
 Statistics: TypeAlias = Callable[[Context, Mapping[str, NDArray[Any]]], Mapping[str, NDArray[Any]]]
 """Function of a client's Context and a model's arrays that returns running statistics by the names of the buffers."""
 
@@ -41,7 +40,7 @@ Statistics: TypeAlias = Callable[[Context, Mapping[str, NDArray[Any]]], Mapping[
 def compress(
     encoder: Encoder[Any] | Callable[[Context], Encoder[Any]],
     *,
-    layout: Layout | Callable[[Context], Layout] | None = None,
+    layout: LayoutOf = None,
     initial: Initial | None = None,
     statistics: Statistics | None = None,
     app_has_frozen: bool = False,
@@ -99,70 +98,6 @@ def compress(
     return mod
 
 
-class _ReceivedModel(NamedTuple):
-    """The model of an order, as the application gets it."""
-
-    layout: Layout  # within the order's mask
-    record_key: str  # of the ArrayRecord for the application
-    record: ArrayRecord  # of a replica: made of it when it is read
-    replica: replicas.ReplicaWithUndo | None = None  # the same model, where clients hold one
-    tag: bytes = b""  # of the replica
-    frozen: Mapping[str, NDArray[Any]] = MappingProxyType({})  # to be kept: this client cannot make them by itself
-
-    @property
-    def arrays(self) -> Mapping[str, NDArray[Any]]:
-        """The arrays by name, each read when it is asked for."""
-        return records.Arrays(self.record)
-
-
-class _OwnInitial(NamedTuple):
-    """The initial model as a client has it by itself."""
-
-    version_0: Replica  # without a mask
-    frozen: Mapping[str, NDArray[Any]]
-    digest: bytes  # of the frozen parameters
-
-    def is_that_of(self, origin: bytes, frozen: bytes) -> bool:
-        """Tell whether this is the server's version 0; the log says where it is not.
-
-        Args:
-            origin: Tag of the server's.
-            frozen: Digest of the frozen parameters here.
-        """
-        tag = self.version_0.tag(0, frozen)
-        if tag != origin:
-            log(
-                WARNING,
-                "the initial weights that this client has by itself are not the server's (tag %s, the server's is %s)"
-                " and are not used: the whole model is asked for. Is it another weights file, another release of"
-                " PyTorch, another processor, or a model() that differs from call to call?",
-                tag.hex(), origin.hex(),
-            )  # fmt: skip
-        return tag == origin
-
-
-class _Frozen(NamedTuple):
-    """What is not trained of a model."""
-
-    arrays: Mapping[str, NDArray[Any]]
-    kept: Mapping[str, NDArray[Any]]  # of these, what the client cannot make by itself
-
-
-_LATEST_DIGEST: list[tuple[Mapping[str, NDArray[Any]], tuple[TensorSpec, ...], bytes]] = []
-
-
-def _digest_of_own(arrays: Mapping[str, NDArray[Any]], layout: Layout) -> bytes:
-    """Return the digest of the frozen arrays that `initial` returned: they are hashed once, and not for every message.
-
-    Args:
-        arrays: The arrays of the initial model; the same mapping has the same values.
-        layout: Layout of the model.
-    """
-    if not any(arrays is known and layout.frozen == specs for known, specs, _ in _LATEST_DIGEST):
-        _LATEST_DIGEST[:] = [(arrays, layout.frozen, flatten.digest(arrays, layout))]
-    return _LATEST_DIGEST[0][2]
-
-
 class _OrderHandler:
     """One order, from its arrival to the reply."""
 
@@ -172,7 +107,7 @@ class _OrderHandler:
         context: Context,
         order: Order,
         encoder: Encoder[Any],
-        layout: Layout | Callable[[Context], Layout] | None,
+        layout: LayoutOf,
         initial: Initial | None,
         statistics: Statistics | None,
         app_has_frozen: bool,
@@ -209,7 +144,7 @@ class _OrderHandler:
         tier = stores.tier(self._context)
         try:
             other_mods.check(call_next)
-            model = self._received_model()
+            model = Receiver(order, self._context, memory, self._layout, self._initial).model(self._message.content)
         except (other_mods.ModError, LayoutError, BaseError) as error:
             return self._refused(error)
         if model is None:
@@ -259,7 +194,7 @@ class _OrderHandler:
         self._save(model, encoder_state, order.ticket, records.content_to_bytes(reply.content), lost_state, moments)
         return reply
 
-    def _ahead(self, model: _ReceivedModel, encoder_state: Any) -> Vector | None:
+    def _ahead(self, model: ReceivedModel, encoder_state: Any) -> Vector | None:
         """Give the application the model, plus what the encoder adds to it.
 
         Args:
@@ -291,7 +226,7 @@ class _OrderHandler:
                 f"the model to evaluate is within mask {order.mask_version}, this client has that of mask "
                 f"{memory.mask_version}, until an order to train brings another"
             )
-        model = self._received_model()
+        model = Receiver(order, self._context, memory, self._layout, self._initial).model(self._message.content)
         if model is None:
             return self._reply(Answer(order.ticket, order.version, needs_model=True))
         self._hand_over(model, model.record)
@@ -316,104 +251,12 @@ class _OrderHandler:
             reply.content = RecordDict({**kept, orders.ANSWER: orders.write_answer(answer)})
         return reply
 
-    def _hand_over(self, model: _ReceivedModel, record: ArrayRecord) -> None:
+    def _hand_over(self, model: ReceivedModel, record: ArrayRecord) -> None:
         """Put a model into the message for the application, without what it has by itself."""
         if self._app_has_frozen and (model.replica or self._order.frozen) and not model.frozen:
             own = {spec.name for spec in model.layout.frozen}
             record = records.of_arrays((name, array) for name, array in record.items() if name not in own)
         self._message.content[model.record_key] = record
-
-    def _received_model(self) -> _ReceivedModel | None:
-        """Return the model at the order's version; None when the delta does not fit what this client holds."""
-        content, order, memory = self._message.content, self._order, self._memory
-        if content.array_records:
-            record_key, record = records.only_arrays(content)
-            arrays: Mapping[str, NDArray[Any]] = records.Arrays(record)
-        elif order.download is None:
-            raise orders.MessageError("the order names no delta, and the message holds no ArrayRecord with the model")
-        else:
-            record_key, record, arrays = "arrays", ArrayRecord(), {}
-        tensors = _layout(self._layout, self._context, arrays, order.round)
-        if not tensors.parameters and memory:
-            tensors = memory.layout.full
-        if not tensors.parameters:
-            return None  # a new client that has neither a layout nor the arrays: it must see them once
-        known, mask_version = (memory.layout, memory.mask_version) if memory else (None, 0)
-        try:
-            layout = replicas.layout_within_mask(order, tensors, known, mask_version)
-        except replicas.NoMask as error:
-            log(WARNING, "round %d: %s; it is asked for", order.round, error)
-            return None
-        if layout.mask:
-            orders.rewrite_mask(content, layout.mask.bitmap)
-        if order.download is None:
-            found = self._frozen(arrays, layout)
-            if found is None:
-                return None
-            if found.arrays or layout.mask:
-                whole = {**arrays, **found.arrays}
-                within = flatten.unflatten(flatten.flatten(whole, layout), layout) if layout.mask else {}
-                record = records.from_numpy({**whole, **within})
-            return _ReceivedModel(layout, record_key, record, frozen=found.kept)
-        held = memory.replica if memory and _same_tensors(memory.layout, layout) else None
-        if held and known and known.fingerprint != layout.fingerprint:
-            held = held.remapped(known.change_to(layout))
-        download, sent = order.download, memory.frozen if memory and memory.layout.frozen == layout.frozen else {}
-        if download.base is None:
-            sent = flatten.frozen(arrays, layout)
-        offered = download.base == 0 and bool(download.origin)
-        own = self._own_initial(layout) if offered or (layout.frozen and not sent) else None
-        frozen = sent or (own.frozen if own else {})
-        if layout.frozen and not frozen:
-            return None
-        digest = own.digest if own and frozen is own.frozen else flatten.digest(frozen, layout)
-        first = (
-            own.version_0.within(layout.mask) if own and offered and own.is_that_of(download.origin, digest) else None
-        )
-        held = replicas.receive(order, download, held, content, layout, first, digest)
-        if held is None:
-            return None
-        buffers = buffer_codec.unpack(held.replica.buffers, layout, None) if layout.buffers else {}
-        derived = records.derived(held.replica.readers(layout), {**buffers, **frozen}, layout)
-        return _ReceivedModel(layout, record_key, records.of_arrays(derived.items()), held, download.tag, sent)
-
-    def _frozen(self, arrays: Mapping[str, NDArray[Any]], layout: Layout) -> "_Frozen | None":
-        """Return what is not trained, of a model that comes whole; None: the order says that it is here, and it is not.
-
-        It comes once: from then on this client keeps it, unless it can make it by itself.
-        """
-        memory, order = self._memory, self._order
-        if not layout.frozen:
-            return _Frozen({}, {})
-        kept = memory.frozen if memory and memory.layout.frozen == layout.frozen else {}
-        if order.frozen and kept and flatten.digest(kept, layout) == order.frozen:
-            return _Frozen(kept, kept)
-        digest = order.frozen or flatten.digest(arrays, layout)
-        own = self._own_initial(layout)
-        if own and own.digest == digest:
-            return _Frozen(own.frozen, {})
-        if order.frozen:
-            log(WARNING, "round %d: this client lacks what is not trained, and asks for it", order.round)
-            return None
-        received = flatten.frozen(arrays, layout)
-        return _Frozen(received, received)
-
-    def _own_initial(self, layout: Layout) -> "_OwnInitial | None":
-        """Return the initial model as this client has it by itself; None: it has none that fits the layout.
-
-        Raises:
-            BaseError: It has other pretrained weights than the federation.
-        """
-        arrays = self._initial(self._context) if self._initial else None
-        if arrays is None:
-            return None
-        try:
-            weights, frozen = flatten.flatten(arrays, layout.full), flatten.frozen(arrays, layout)
-            buffers = buffer_codec.pack(arrays, layout) if layout.buffers else b""
-        except (LayoutError, NonFiniteError) as error:
-            log(WARNING, "the initial weights that this client has by itself are of another model: %s", error)
-            return None
-        return _OwnInitial(Replica.initial(weights, layout.full, buffers), frozen, _digest_of_own(arrays, layout))
 
     def _refused(self, reason: object) -> Message:
         """Return an answer without an update, for the server to count and name; nothing changes here."""
@@ -435,7 +278,7 @@ class _OrderHandler:
         the previous mask comes back first. The residual of the other entries is discarded, and counted.
         """
         order, memory = self._order, self._memory
-        if memory and memory.mask_version != order.mask_version and not _same_tensors(memory.layout, layout):
+        if memory and memory.mask_version != order.mask_version and not same_tensors(memory.layout, layout):
             log(
                 WARNING,
                 "mask %d follows %d, of another model: the residual is lost",
@@ -449,7 +292,7 @@ class _OrderHandler:
             return self._encoder.init(layout), order.accepted > 0 or self._lost_state
         accepted = memory.ticket == order.accepted
         lost_state = memory.lost_state and not accepted
-        if memory.layout.fingerprint == layout.fingerprint or not _same_tensors(memory.layout, layout):
+        if memory.layout.fingerprint == layout.fingerprint or not same_tensors(memory.layout, layout):
             return self._encoder.acknowledge(self._restored(memory, layout), accepted), lost_state
         encoder_state = self._encoder.acknowledge(self._restored(memory, memory.layout), accepted)
         encoder_state, dropped = self._encoder.remap(encoder_state, memory.layout.change_to(layout))
@@ -473,14 +316,14 @@ class _OrderHandler:
         memory = self._memory
         if memory is None or not memory.moments:
             return {}
-        if memory.ticket < self._order.accepted or not _same_tensors(memory.layout, layout):
+        if memory.ticket < self._order.accepted or not same_tensors(memory.layout, layout):
             log(WARNING, "round %d: the moments of the optimizer start anew, as the residual does", self._order.round)
             return {}
         return memory.moments
 
     def _save(
         self,
-        model: _ReceivedModel,
+        model: ReceivedModel,
         encoder_state: Any,
         ticket: int,
         reply: bytes,
@@ -547,11 +390,6 @@ class _InDtypesOf(Mapping[str, NDArray[Any]]):
         return name in self._arrays
 
 
-def _same_tensors(known: Layout, layout: Layout) -> bool:
-    """Tell whether two layouts are of the same model, whatever their masks."""
-    return known.full.fingerprint == layout.full.fingerprint
-
-
 def _check_frozen(trained: Mapping[str, NDArray[Any]], start: Mapping[str, NDArray[Any]], layout: Layout) -> None:
     """Check that training has left alone what the layout says is not trained.
 
@@ -594,20 +432,3 @@ def _vote(content: RecordDict, layout: Layout) -> bytes:
         return b""
     wanted = Mask(layout.mask.size, bitmap)
     return position_set.pack(wanted.positions, wanted.size, layout.mask.positions)
-
-
-def _layout(
-    given: Layout | Callable[[Context], Layout] | None, context: Context, arrays: Mapping[str, NDArray[Any]], round: int
-) -> Layout:
-    if isinstance(given, Layout):
-        return given
-    if given is not None:
-        return given(context)
-    guessed = Layout.of_arrays(arrays)
-    if guessed.buffers and round <= 1:
-        log(
-            INFO,
-            "compress: no layout, so these are buffers by name and type: %s; layout=Layout.of(model) is exact",
-            ", ".join(spec.name for spec in guessed.buffers),
-        )
-    return guessed

@@ -31,7 +31,8 @@ from typing import IO, Any
 import torch
 from flwr.supercore import log
 
-from fedpress.client import _flower, app, train
+from fedpress.client import _flower, app
+from fedpress.client.training import train
 from fedpress.client.warm import hand_over
 
 PRELOADED = (*_flower.IMPORTED_FOR_A_MESSAGE, "safetensors.numpy", "fedpress.compression.models.task", train.__name__)

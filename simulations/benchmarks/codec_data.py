@@ -59,7 +59,7 @@ def trained(scenario: Scenario) -> Vector:
     Raises:
         TaskError: The task's data are missing.
     """
-    from fedpress.client import train as local
+    from fedpress.client.training import train as local
     from fedpress.compression import seeds
     from fedpress.compression.tensors import flatten
     from fedpress.simulations.runs.workload import Workload

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from fedpress.client import local_steps
-from fedpress.client import train as local
+from fedpress.client.training import local_steps
+from fedpress.client.training import train as local
 from fedpress.compression.errors import FedpressError
 from fedpress.compression.models import batches, checkpointing, hidden_matrices, trainable
 from fedpress.compression.models import inputs as model_inputs

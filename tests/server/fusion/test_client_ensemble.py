@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from fedpress.client import train
 from fedpress.client.settings import Training
+from fedpress.client.training import train
 from fedpress.compression.encoders import encoder, selection
 from fedpress.compression.messages import records
 from fedpress.compression.models.distillation import teachers

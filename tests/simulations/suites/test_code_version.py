@@ -6,7 +6,7 @@ from fedpress.simulations.suites import code_version
 def test_the_code_of_a_run_is_what_it_can_reach() -> None:
     reached = set(code_version.sources())
     assert {
-        "fedpress.client.train", "fedpress.compression.wire.payloads", "fedpress.server.strategies.sparse_fed",
+        "fedpress.client.training.train", "fedpress.compression.wire.payloads", "fedpress.server.strategies.sparse_fed",
         "fedpress.simulations.engines.inline",
         "fedpress.simulations.tasks.digits",
     } <= reached  # fmt: skip

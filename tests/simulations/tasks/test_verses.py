@@ -10,7 +10,7 @@ import torch
 from tests.apps import lazily, tiny_encoder
 
 from fedpress.client.settings import Training
-from fedpress.client.train import train
+from fedpress.client.training.train import train
 from fedpress.compression.models.bundles import reader, writer
 from fedpress.compression.models.quantization.settings import Quantization
 from fedpress.compression.models.students import pipeline

@@ -12,7 +12,7 @@ from tests.apps import texts
 from torch import nn
 
 from fedpress.client.settings import Training
-from fedpress.client.train import gradient, train
+from fedpress.client.training.train import gradient, train
 from fedpress.compression.models.task import IGNORED, DeviceError, Examples
 from fedpress.simulations.tasks.digits import Digits
 
@@ -92,7 +92,8 @@ def test_steps_are_those_of_torchs_sgd_to_the_bit(momentum: float, weight_decay:
 def test_training_does_without_the_compiler_of_torch() -> None:
     """Importing it costs each process a second and 70 MB."""
     code = (
-        "import sys, torch; from torch import nn; from fedpress.client import app, settings, train\n"
+        "import sys, torch; from torch import nn; from fedpress.client import settings\n"
+        "from fedpress.client.training import train\n"
         "data = train.Examples(torch.ones(4, 2), torch.zeros(4).long())\n"
         "for how in (settings.Training(momentum=0.9), settings.Training(optimizer='adamw', max_grad_norm=1.0)):\n"
         "    train.train(nn.Linear(2, 2), data, nn.functional.cross_entropy, how, 1)\n"

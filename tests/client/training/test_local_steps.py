@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from fedpress.client import optimizers
-from fedpress.client.local_steps import Passes, PrecisionError, Stepping, autocast
 from fedpress.client.settings import Training
+from fedpress.client.training import optimizers
+from fedpress.client.training.local_steps import Passes, PrecisionError, Stepping, autocast
 from fedpress.compression.models.task import IGNORED, Examples, has_target
 
 CPU = torch.device("cpu")

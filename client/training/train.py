@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fedpress.client import learning_rates, optimizers
-from fedpress.client.local_steps import Passes, Stepping
 from fedpress.client.settings import Training
+from fedpress.client.training import learning_rates, optimizers
+from fedpress.client.training.local_steps import Passes, Stepping
 from fedpress.compression.models import batch_norm, batches, checkpointing, trainable
 from fedpress.compression.models import inputs as model_inputs
 from fedpress.compression.models.outputs import Outputs, fitted

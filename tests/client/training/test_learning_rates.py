@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedpress.client.learning_rates import factor
 from fedpress.client.settings import Training
+from fedpress.client.training.learning_rates import factor
 
 SCHEDULES = st.sampled_from(["constant", "linear", "cosine"])
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.amp import GradScaler
 
-from fedpress.client import optimizers
 from fedpress.client.settings import Training
+from fedpress.client.training import optimizers
 from fedpress.compression.errors import FedpressError
 from fedpress.compression.models import batches, inputs
 from fedpress.compression.models.outputs import Outputs, fitted

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import fedpress
-from fedpress.client import mod, running_statistics
+from fedpress.client import mod
+from fedpress.client.training import running_statistics
 from fedpress.compression.encoders import encoder, error_feedback, selection
 from fedpress.compression.messages import orders, records
 from fedpress.compression.models import batch_norm
@@ -26,7 +27,7 @@ from fedpress.server.strategies.sparse_fed import SparseFed
 from fedpress.simulations.engines.inline import InlineGrid
 from fedpress.simulations.tasks.digits import Digits
 
-APPS = Path(__file__).parents[1] / "apps"
+APPS = Path(__file__).parents[2] / "apps"
 
 
 def arrays(model: nn.Module) -> dict[str, Any]:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fedpress.client import optimizers
 from fedpress.client.settings import Training
+from fedpress.client.training import optimizers
 
 
 class Small(nn.Module):
