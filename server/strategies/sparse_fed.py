@@ -17,6 +17,8 @@ from flwr.serverapp.strategy import Result, Strategy
 from flwr.supercore import log
 
 from fedpress.compression.ledger import Ledger
+from fedpress.compression.messages import pieces
+from fedpress.compression.messages.base_parts import BaseFiles
 from fedpress.compression.tensors.layout import Layout
 from fedpress.compression.timing import Timer
 from fedpress.server.checkpoint.checkpoint_folder import CheckpointFolder
@@ -54,6 +56,8 @@ class SparseFed(Strategy):
         masks: schedule of the mask over the rounds (`mask_schedules`); None: the model has all weights.
         layout: which arrays are parameters and which buffers; by default guessed by the usual names. Clients must
             use the same.
+        base: pretrained weights of the model, which clients without a copy of them are sent; None: there are none.
+        piece_bytes: bytes of the longest entry of a message, in both directions, that is not cut into pieces.
         rounds: end of a round, and the replies that count; None: it ends with the last reply.
         name: name of the federation; clients keep their state under it.
         seed: seed of the sampling of nodes.
@@ -96,6 +100,8 @@ class SparseFed(Strategy):
         averaging: float = 0.0,
         masks: MaskSchedule | None = None,
         layout: Layout | None = None,
+        base: BaseFiles | None = None,
+        piece_bytes: int = pieces.LIMIT,
         rounds: Rounds | None = None,
         name: str = "default",
         seed: int = 0,
@@ -118,8 +124,9 @@ class SparseFed(Strategy):
                 configrecord_key,
                 train_metrics_aggr_fn or metrics.weighted_metrics,
                 evaluate_metrics_aggr_fn or metrics.weighted_metrics,
+                piece_bytes,
             ),
-            model=ModelSettings(optimizer or optimizers.sgd(), downlink, averaging, masks or Fixed(None), layout),
+            model=ModelSettings(optimizer or optimizers.sgd(), downlink, averaging, masks or Fixed(None), layout, base),
             clients=clients,
             fusion=fusion,
             on_accepted=on_accepted,
