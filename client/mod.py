@@ -6,6 +6,7 @@ and hands it to the application, which sees no difference.
 
 import functools
 import inspect
+import operator
 from collections.abc import Callable, Iterator, Mapping
 from logging import ERROR, INFO, WARNING
 from types import MappingProxyType
@@ -162,7 +163,7 @@ class _OrderHandler:
         del memory
         self._memory = None  # what it holds of the size of the model is in `model` and `encoder_state` now
         measured = self._statistics(self._context, model.arrays) if self._statistics and layout.buffers else {}
-        start = self._ahead(model, encoder_state)
+        start = self._hand_over_ahead(model, encoder_state)
         reply = call_next(self._message, self._context)
         moments = stores.moments(self._context)
         stores.leave_moments(self._context, {})  # in the memory they are durable together with the answer
@@ -173,15 +174,18 @@ class _OrderHandler:
             trained = _InDtypesOf(layout, records.Arrays(trained_record))
             _check_frozen(trained, model.arrays, layout)
             buffers_after = {spec.name: checked(trained, spec) for spec in layout.buffers}
-            if start is not None:  # the record is made of it, and it is overwritten
-                self._message.content.pop(model.record_key, None)
-            start = flatten.flatten(model.arrays, layout) if start is None else start
-            update = flatten.difference(trained, layout, start)
             own = running_statistics.of_training(model.arrays, trained, layout)
+            for alias, _ in layout.tied:  # of the size of what they are an alias of, and not read
+                trained_record.pop(alias, None)
+            reply.content.pop(trained_key, None)
+            update = flatten.difference(
+                trained, layout, records.Arrays(start), functools.partial(operator.delitem, trained_record)
+            )
         except (orders.MessageError, LayoutError) as error:
             return self._refused(f"the app's answer to `train` is not the model that it was sent, trained: {error}")
-        reply.content.pop(trained_key, None)
-        del start, trained, trained_record  # of the size of the model
+        if start is not model.record:  # it is made of the encoder's state, which is overwritten
+            self._message.content.pop(model.record_key, None)
+        del start, trained, trained_record
         side_info = replicas.side_info(order, layout)
         seed = seeds.derive(order.federation, order.round, stores.client_index(self._context), "encode")
         answer = Answer(order.ticket, order.version, tag=model.tag, lost_state=lost_state, tier=tier)
@@ -201,29 +205,30 @@ class _OrderHandler:
         self._save(model, encoder_state, order.ticket, records.content_to_bytes(reply.content), lost_state, moments)
         return reply
 
-    def _ahead(self, model: ReceivedModel, encoder_state: Any) -> Vector | None:
-        """Give the application the model, plus what the encoder adds to it.
+    def _hand_over_ahead(self, model: ReceivedModel, encoder_state: Any) -> ArrayRecord:
+        """Give the application the model, plus what the encoder adds to it; return what training starts from.
 
         Args:
             model: The received model.
-            encoder_state: State of the encoder.
-
-        Returns:
-            The sum as a vector, in the layout's dtypes; None where nothing is added: it is the model.
+            encoder_state: State of the encoder; the sum is made of it when it is read.
         """
         layout, offset = model.layout, self._encoder.offset(encoder_state)
         if offset is None:
             if model.replica or layout.mask or self._order.frozen:
                 self._hand_over(model, model.record)
-            return None
-        start = flatten.flatten(model.arrays, layout)
-        start += offset
-        ahead = records.derived(flatten.readers(lambda _, part: start[part], layout), {}, layout)
+            return model.record
+        specs, inside, given = layout.parameters, layout.mask, model.arrays
+
+        def part(number: int, place: slice) -> Vector:
+            held = flatten.values(given, specs[number])
+            if inside is not None:
+                held = held[inside.positions[place] - layout.full.offsets[number]]
+            return held + offset[place]
+
+        ahead = records.derived(flatten.readers(part, layout), {}, layout)
         record = records.of_arrays((name, ahead.get(name, array)) for name, array in model.record.items())
         self._hand_over(model, record)
-        if any(spec.dtype != "float32" for spec in layout.parameters):  # what the application really gets is rounded
-            return flatten.flatten(records.Arrays(record), layout)
-        return start
+        return record
 
     def evaluate(self, call_next: ClientAppCallable) -> Message:
         """Let the application evaluate the held model."""

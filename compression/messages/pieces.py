@@ -97,9 +97,7 @@ def join(content: RecordDict) -> RecordDict:
         raise MessageError(f"{len(pieces)} pieces belong to no entry of the message, such as {min(pieces)[:200]!r}")
     if not whole:
         return content
-    return RecordDict(
-        {key: whole.get(key, record) for key, record in content.items() if not key.startswith(_PREFIX)}  # type: ignore[arg-type]
-    )
+    return RecordDict({key: whole.get(key, record) for key, record in content.items() if not key.startswith(_PREFIX)})
 
 
 def entry_of(key: str) -> str:
@@ -108,7 +106,7 @@ def entry_of(key: str) -> str:
     >>> entry_of("fedpress.piece/config/fedpress.delta/12"), entry_of("config")
     ('fedpress.delta', '')
     """
-    return key.rsplit("/", 2)[1] if _is_piece(key) else ""
+    return key.rsplit("/", 2)[1] if is_piece(key) else ""
 
 
 def record_of(key: str) -> str:
@@ -117,10 +115,11 @@ def record_of(key: str) -> str:
     >>> record_of("fedpress.piece/config/fedpress.delta/12"), record_of("config")
     ('config', '')
     """
-    return key.removeprefix(_PREFIX).rsplit("/", 2)[0] if _is_piece(key) else ""
+    return key.removeprefix(_PREFIX).rsplit("/", 2)[0] if is_piece(key) else ""
 
 
-def _is_piece(key: str) -> bool:
+def is_piece(key: str) -> bool:
+    """Return whether a record of this key is a piece."""
     return key.startswith(_PREFIX) and key.count("/") > 2
 
 

@@ -9,7 +9,7 @@ import io
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -25,6 +25,8 @@ from fedpress.compression.tensors.layout import Layout
 
 _APART = 1 << 16
 """Bytes from which a value stands apart in a stored message."""
+_HEADER = 128
+"""Bytes of numpy's header before the values of an array."""
 NUMPY = "numpy.ndarray"
 """Form in which Flower serializes an array of numpy's."""
 
@@ -151,7 +153,7 @@ def content_pieces(content: RecordDict) -> Iterator[bytes]:
         yield text
     for key, name in apart:
         value = content[key][name]
-        data = value.data if isinstance(value, Array) else value
+        data = value.data if isinstance(value, Array) else cast(bytes, value)
         yield _size(data)
         yield data
 
@@ -167,8 +169,12 @@ def content_from(file: BinaryIO) -> RecordDict:
     """
     content = serde.recorddict_from_proto(ProtoRecordDict.FromString(_next(file)))
     for key, name in json.loads(_next(file)):
-        light, data = content[key][name], _next(file)
-        content[key][name] = Array(light.dtype, light.shape, light.stype, data) if isinstance(light, Array) else data
+        record, data = content[key], _next(file)
+        if isinstance(record, ArrayRecord):
+            light = record[name]
+            record[name] = Array(light.dtype, light.shape, light.stype, data)
+        elif isinstance(record, ConfigRecord):
+            record[name] = data
     return content
 
 
@@ -189,7 +195,8 @@ def _light(array: Array) -> Array:
 def _length(value: Any) -> int:
     """Return the bytes of a value in a record that may stand apart: an array, or bytes."""
     if isinstance(value, DerivedArray):
-        return math.prod(value.shape) * np.dtype(value.dtype).itemsize
+        header = _HEADER if value.stype == NUMPY else 0
+        return header + math.prod(value.shape) * np.dtype(value.dtype).itemsize
     return len(value.data) if isinstance(value, Array) else len(value) if isinstance(value, bytes) else 0
 
 
@@ -214,8 +221,8 @@ def content_size(content: RecordDict) -> int:
 
 def message_to_bytes(message: Message) -> bytes:
     """Return a message as bytes, for storage or another process."""
-    error = serde.error_to_proto(message.error) if message.has_error() else None
-    head = ProtoMessage(metadata=serde.metadata_to_proto(message.metadata), error=error).SerializeToString()
+    light = Message(RecordDict(), metadata=message.metadata) if message.has_content() else message  # type: ignore[call-overload]
+    head = serde.message_to_proto(light).SerializeToString()
     content = content_pieces(message.content) if message.has_content() else ()
     return b"".join([_size(head), head, *content])
 
@@ -226,7 +233,6 @@ def message_from_bytes(data: bytes) -> Message:
     head = ProtoMessage.FromString(_next(file))
     if head.HasField("error"):
         return serde.message_from_proto(head)
-    head.content.SetInParent()
     message = serde.message_from_proto(head)
     message.content = content_from(file)
     return message
@@ -315,6 +321,15 @@ def derived(
     for name, array in kept.items():
         arrays[name] = DerivedArray(str(array.dtype), array.shape, array.copy)
     return arrays
+
+
+def views(arrays: Mapping[str, NDArray[Any]]) -> ArrayRecord:
+    """Return an ArrayRecord that holds arrays without a copy of them: each is copied when it is read.
+
+    Args:
+        arrays: Arrays by name, such as `tensor.numpy()` gives them; nobody changes them while the record is in use.
+    """
+    return of_arrays((name, DerivedArray(str(array.dtype), array.shape, array.copy)) for name, array in arrays.items())
 
 
 def of_arrays(arrays: Iterable[tuple[str, Array]]) -> ArrayRecord:

@@ -13,6 +13,7 @@ from flwr.supercore import log
 from fedpress.compression.messages import base_parts, orders, pieces, records
 from fedpress.compression.messages.base_parts import BaseFiles
 from fedpress.compression.messages.orders import Answer, Download, Order
+from fedpress.compression.tensors.layout import Layout
 from fedpress.server._flower import ErrorCode
 from fedpress.server.model.global_model import GlobalModel
 from fedpress.server.model.mask_schedules import VoteRequest
@@ -106,6 +107,11 @@ class Tickets:
         self.masks.pop(node, None)
         self.bases.pop(node, None)
         return self.versions.pop(node, None)
+
+
+def largest_reply(layout: Layout) -> int:
+    """Return the bytes that a reply may have at most: its update, its vote and its buffers."""
+    return MOST_BYTES * (2 * layout.full.size + sum(spec.size for spec in layout.buffers)) + 4 * SPARE_BYTES
 
 
 def unguessable() -> str:

@@ -29,7 +29,7 @@ from fedpress.server.model.global_model import GlobalModel
 from fedpress.server.model.mask_schedules import Fixed, MaskSchedule
 from fedpress.server.model.optimizers import ServerOptimizer
 from fedpress.server.model.versions import Downlink
-from fedpress.server.rounds import metrics, threaded_grid
+from fedpress.server.rounds import metrics, orders, threaded_grid
 from fedpress.server.rounds.accounting import Accounting, Refusal, RoundSummary
 from fedpress.server.rounds.exchange import Clock, WallClock
 from fedpress.server.rounds.federation import Federation, Round
@@ -343,7 +343,10 @@ class SparseFed(Strategy):
         if resumed is None and evaluate_fn and (first := evaluate_fn(0, arrays)) is not None:
             result.evaluate_metrics_serverapp[0] = first
             log(INFO, "Initial global evaluation results: %s", first)
-        clock, grid = clock or WallClock(), threaded_grid.patient(grid)
+        if self.federation.started:  # from here on the model as it is held: the caller's copy is of its size, too
+            arrays = result.arrays = self.model.arrays
+        most = orders.largest_reply(self.model.layout) if self.federation.started else 0
+        clock, grid = clock or WallClock(), threaded_grid.patient(grid, most)
         train_config = ConfigRecord() if train_config is None else train_config  # hooks of a subclass may change them
         evaluate_config = ConfigRecord() if evaluate_config is None else evaluate_config
         deadline = self.federation.rounds.deadline

@@ -184,7 +184,8 @@ class Service:
         Raises:
             ScenarioError: The scenario is not valid.
             RunFolderError: The run folder holds something else.
-            SettingsError: The app's folder is no Flower app, or a value holds a quotation mark.
+            SettingsError: The app's folder is no Flower app, a value holds a quotation mark, or `message_mib` is too
+                small.
         """
         chosen = self._chosen
         if chosen.app is not None:
@@ -195,6 +196,7 @@ class Service:
         scenario = scenarios.load(chosen.scenario, chosen.overrides)
         if not start.goes_on(self._folder, scenario):  # the app would refuse the same, in every attempt
             self._check_scenario(scenario)
+            self._message_bytes()
         self._needed = scenario.clients
         text = scenario.to_json()
         if "'" in text + chosen.out:
@@ -330,15 +332,25 @@ class Service:
         )  # fmt: skip
 
     def _message_bytes(self) -> int:
-        """Return the largest request of a client that is taken, in bytes: if not set, what the model needs."""
-        if self._chosen.message_mib is not None:
-            return int(self._chosen.message_mib * 2**20)
+        """Return the largest request of a client that is taken, in bytes.
+
+        Raises:
+            SettingsError: It is set to less than the model needs.
+        """
         try:
             models = json.loads(self._forecast.read_bytes())["models"]
-            dense = max(int(model["dense_up_bytes"]) for model in models)
+            needed = max(int(model["request_bytes"]) for model in models)
         except (OSError, ValueError, KeyError, TypeError):  # an app of the user's own, whose model nobody knows here
-            dense = 0
-        return max(LEAST_MESSAGE, dense + dense // 4)
+            needed = 0
+        if self._chosen.message_mib is None:
+            return max(LEAST_MESSAGE, needed)
+        most = int(self._chosen.message_mib * 2**20)
+        if most < needed:
+            raise settings.SettingsError(
+                f"message_mib: {self._chosen.message_mib:g}; a reply of this model's clients may take a request of"
+                f" {needed / 2**20:.3g} MiB, and would be refused; leave it out, or allow as much"
+            )
+        return most
 
     @property
     def _forecast(self) -> Path:

@@ -13,7 +13,7 @@ from threading import Thread
 from time import perf_counter
 from typing import NamedTuple
 
-from flwr.app import ArrayRecord, Context, Error, Message, RecordDict, UserConfig
+from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict, UserConfig
 
 from fedpress.compression import entry_points
 from fedpress.compression.messages import records
@@ -110,10 +110,14 @@ def work(pipe: connection.Connection, start: WorkerStart) -> None:
             pipe.send(Done(task.message_id, data, perf_counter() - began, timer.taken()))
 
 
-def _shared_record(path: Path, cache: OrderedDict[str, ArrayRecord]) -> ArrayRecord:
+def _shared_record(path: Path, cache: OrderedDict[str, ArrayRecord]) -> ArrayRecord | ConfigRecord:
     if path.name not in cache:
-        content = records.content_from_bytes(path.read_bytes())
-        cache[path.name] = content.array_records["record"]
+        with path.open("rb") as file:
+            record = records.content_from(file)["record"]
+        if isinstance(record, ConfigRecord):  # a piece, which is read once
+            return record
+        assert isinstance(record, ArrayRecord)
+        cache[path.name] = record
         while len(cache) > KEPT_RECORDS:
             cache.popitem(last=False)
     return ArrayRecord(dict(cache[path.name]))  # a copy: apps and mods may change it

@@ -52,9 +52,8 @@ def launch(
     job = Job(scenario)
     if resume is None and out is not None:
         RunFolder(Path(out)).check_empty()  # at once, and not after the checks
-    checked = checks.check(job, plan.plan)
-    predicted = forecast.of(job, checked, keep_payloads=keep_payloads)
-    notes = [*checked.notes, *forecast.check_machine(predicted, place_of(out, resume))]
+    predicted = forecast.of(job, checks.check(job, plan.plan), keep_payloads=keep_payloads)
+    notes = [*predicted.notes, *forecast.check_machine(predicted, place_of(out, resume))]
     for observer in observers:
         observer.on_notes(notes)
     if resume is not None:

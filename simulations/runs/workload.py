@@ -157,6 +157,18 @@ class Workload:
         """Return a new instance of the model, with any weights."""
         return copy.deepcopy(self._made)
 
+    def parameters(self) -> list[nn.Parameter]:
+        """Return the parameters of the initial model, which nobody changes."""
+        return list(self._model.parameters())
+
+    def initial_arrays(self) -> dict[str, NDArray[Any]]:
+        """Return the arrays of the initial model by name, which nobody changes; the same mapping at every call.
+
+        Raises:
+            InitialWeightsError, BaseError: As of `fresh_model`.
+        """
+        return self._initial
+
     def initial(self) -> dict[str, NDArray[Any]] | None:
         """Return the arrays of the initial model by name, as a client makes it; None: it cannot, the log says why.
 

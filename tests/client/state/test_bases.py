@@ -1,5 +1,6 @@
 """Bases that a device was sent: whole and of their hash, whatever happened on the way."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedpress.client.state.bases import Bases
-from fedpress.compression import files, safetensors_files
+from fedpress.compression import safetensors_files
 from fedpress.compression.errors import BaseError
 from fedpress.compression.messages.base_parts import BaseFiles
 
@@ -77,7 +78,7 @@ def test_a_kill_at_any_write_costs_one_part(tmp_path: Path, monkeypatch: pytest.
 
     store, reached = Bases(tmp_path / "store"), 0
     with monkeypatch.context() as patched:
-        for module, name in ((files.os, "fsync"), (files.os, "replace"), (shutil, "rmtree"), (Path, "mkdir")):
+        for module, name in ((os, "fsync"), (os, "replace"), (shutil, "rmtree"), (Path, "mkdir")):
             patched.setattr(module, name, killed(getattr(module, name)))
         try:
             for length in fetched(store, base):
@@ -125,7 +126,7 @@ def test_another_base_no_hash_or_no_room_is_an_error(tmp_path: Path, monkeypatch
     with pytest.raises(BaseError, match=r"'../../etc' is no SHA-256"):
         store.find("../../etc")
     with monkeypatch.context() as patched:
-        patched.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 50, 50))  # type: ignore[attr-defined]
+        patched.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 50, 50))
         with pytest.raises(BaseError, match=r"takes 200 more bytes, and .* has room for 50"):
             store.add(base.part(0), base.sha256)
     (tmp_path / "store").rename(tmp_path / "moved")

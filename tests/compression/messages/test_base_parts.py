@@ -59,7 +59,12 @@ FAULTS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("expected", FAULTS)
 def test_what_is_no_part_of_a_base_is_refused(expected: str) -> None:
-    entries = {"files": json.dumps([[NAME, 3, DIGEST]]), "offset": 0, "data": b"abc", "sha256": bytes.fromhex(DIGEST)}
+    entries: dict[str, Any] = {
+        "files": json.dumps([[NAME, 3, DIGEST]]),
+        "offset": 0,
+        "data": b"abc",
+        "sha256": bytes.fromhex(DIGEST),
+    }
     assert base_parts.find(RecordDict({orders.BASE: ConfigRecord({**entries})})) is not None
     with pytest.raises(MessageError, match=expected):
         base_parts.find(RecordDict({orders.BASE: ConfigRecord({**entries, **FAULTS[expected]})}))
