@@ -35,13 +35,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedpress.compression.errors import FedpressError
-from fedpress.compression.models import forward
+from fedpress.compression.models import batch_dependence, forward
 from fedpress.compression.models import inputs as model_inputs
 from fedpress.compression.models import outputs as model_outputs
-from fedpress.compression.models.forward import EvaluationError
 from fedpress.compression.models.inputs import Batch, Inputs
 from fedpress.compression.models.outputs import IGNORED as IGNORED
-from fedpress.compression.models.outputs import Outputs, class_second, fitted
+from fedpress.compression.models.outputs import EvaluationError, Outputs, class_second, fitted
 from fedpress.compression.models.reproducible import evaluating
 
 NO_TARGETS: Final = (
@@ -261,7 +260,7 @@ def evaluate(
 
     Raises:
         ValueError: There are no examples.
-        EvaluationError: The model's outputs are not defined example by example (`forward.BatchDependent`), no answer
+        EvaluationError: The model's outputs are not defined example by example (`BatchDependent`), no answer
             counts, or the loss is no mean and the outputs are too many for one call.
         DeviceError: The machine lacks the device.
     """
@@ -295,10 +294,10 @@ def require_evaluable(model: nn.Module, task: Task, examples: Examples) -> None:
         EvaluationError: It cannot: as of `evaluate`, or something that the model or the task raises.
     """
     scored = task.scored(examples.targets)
-    with_answer = scored.reshape(len(scored), -1).any(dim=1).nonzero()[: forward.PIECE, 0]
+    with_answer = scored.reshape(len(scored), -1).any(dim=1).nonzero()[: batch_dependence.PIECE, 0]
     if not len(with_answer):
         raise EvaluationError(NO_TARGETS.format(len(scored)))
-    forward.require_evaluable(model, examples.inputs)
+    batch_dependence.require_evaluable(model, examples.inputs)
     evaluate(model, task, examples.take(with_answer))
 
 

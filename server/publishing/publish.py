@@ -19,12 +19,13 @@ from torch import nn
 
 from fedpress.compression import seeds
 from fedpress.compression.errors import FedpressError, NonFiniteError
-from fedpress.compression.models import adapters, forward
+from fedpress.compression.models import adapters, batch_dependence
 from fedpress.compression.models import inputs as model_inputs
 from fedpress.compression.models import outputs as model_outputs
 from fedpress.compression.models.bundles import container, reader, writer
 from fedpress.compression.models.distillation import data_free, sequence_level, teachers
 from fedpress.compression.models.distillation.settings import Combine, LearningData
+from fedpress.compression.models.outputs import EvaluationError
 from fedpress.compression.models.reproducible import reproducible
 from fedpress.compression.models.step import (
     CandidateResult,
@@ -168,11 +169,11 @@ class Publisher:
         """
         model = adapters.merged(model)
         try:
-            forward.require_independent(model, self.task.data().validation.inputs)
-        except forward.EvaluationError as error:
+            batch_dependence.require_independent(model, self.task.data().validation.inputs)
+        except EvaluationError as error:
             raise PublishError(f"no student for devices, which ask for one answer at a time: {error}") from error
         with reproducible(0):  # early exits and the like, which only training has
-            few = forward.several(model_inputs.first(self.task.data().validation.inputs, 2))
+            few = batch_dependence.several(model_inputs.first(self.task.data().validation.inputs, 2))
             teachers.by_class(model_inputs.call(copy.deepcopy(model).train(), few))
         proxy = self.task.data().proxy.inputs
         if self.data.data_free:
