@@ -6,7 +6,7 @@ that take minutes each can be run one after the other:
 
 `teacher`: fine-tunes MiniLM centrally, all weights; or takes the model of a federated run (`--model FILE`).
 `shapes`: what each cut costs by itself, before any training.
-`steps`: one student, with a row after each step.
+`steps`: one student, with a row after each step; `more`: further distillation of it.
 `cliff`: heads and columns down to where accuracy breaks off, each distilled alike.
 `rounding`: bits, groups and roundings of the student.
 `latency`: PyTorch and ONNX Runtime, one text and 32, padded and of its own length, as ratios to the teacher.
@@ -70,14 +70,13 @@ class Study:
     Args:
         task: The task; its validation part decides, its proxy part is learned on, without labels.
         folder: Folder of the models.
-        examples: Validation and proxy examples that are used, at most.
+        examples: Validation examples that are used, at most.
     """
 
     def __init__(self, task: Task, folder: Path, examples: int | None = None) -> None:
         self.task, self.folder = task, folder
         data = task.data()
-        few = slice(0, examples)
-        self.validation, self.proxy = data.validation.take(few), batches.subset(data.proxy.inputs, few)
+        self.validation, self.proxy = data.validation.take(slice(0, examples)), data.proxy.inputs
         self.calibration = batches.first(self.proxy, CALIBRATION)
         self.example = batches.first(self.proxy)
 
@@ -192,7 +191,19 @@ def steps(study: Study, layers: int, share: float, settings: Distillation) -> It
     student = distill(teacher, student, study.proxy, settings, class_axis=1, seed=0)
     study.save("student", student)
     yield study.row("distilled", student, note=f"{time.monotonic() - began:.0f} s")
-    yield from rounding(study, (Quantization(bits=4, group_size=64, rounding="gptq", scale="least-squares"),))
+
+
+def more(study: Study, settings: Distillation) -> Iterator[str]:
+    """Yield the row of the student after further distillation, with a warm-up of its own; it is kept.
+
+    Args:
+        study: The study.
+        settings: Distillation.
+    """
+    began = time.monotonic()
+    student = distill(study.load("teacher"), study.load("student"), study.proxy, settings, class_axis=1, seed=1)
+    study.save("student", student)
+    yield study.row("distilled further", student, note=f"{time.monotonic() - began:.0f} s")
 
 
 def rounding(study: Study, ways: Sequence[Quantization] = ROUNDINGS) -> Iterator[str]:
@@ -344,7 +355,7 @@ def test(study: Study) -> Iterator[str]:
 def main() -> None:
     """Run a part of the study."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("teacher", "shapes", "steps", "cliff", "rounding", "latency", "test"))
+    parser.add_argument("part", choices=("teacher", "shapes", "steps", "more", "cliff", "rounding", "latency", "test"))
     parser.add_argument("folder", type=Path, help="of the models")
     parser.add_argument("--model", type=Path, help="teacher: model.safetensors of a run, in place of a training")
     parser.add_argument("--adapter", default="none", choices=("none", "lora"), help="what that run has trained")
@@ -357,7 +368,7 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=2e-4)
     parser.add_argument("--hidden", type=float, default=0.0, help="weight of hidden states")
     parser.add_argument("--maps", type=float, default=0.0, help="weight of attention maps")
-    parser.add_argument("--examples", type=int, help="validation and proxy texts, at most")
+    parser.add_argument("--examples", type=int, help="validation texts that are read, at most")
     given = parser.parse_args()
     torch.set_num_threads(1)
     study = Study(Verses(adapter=given.adapter if given.part == "teacher" else "none"), given.folder, given.examples)
@@ -379,6 +390,7 @@ def main() -> None:
         "teacher": teacher,
         "shapes": lambda: shapes(study),
         "steps": lambda: steps(study, given.layers, given.share[0], settings),
+        "more": lambda: more(study, settings),
         "cliff": lambda: cliff(study, given.layers, given.share, settings),
         "rounding": lambda: rounding(study),
         "latency": lambda: latency(study),

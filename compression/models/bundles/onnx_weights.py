@@ -148,22 +148,19 @@ def _roundings(model: onnx.ModelProto, constants: Mapping[str, onnx.TensorProto]
     for node in model.graph.node:
         if node.op_type != "DequantizeLinear" or len(node.input) != 3:
             continue
-        parts = [constants.get(name) for name in node.input]
-        if any(part is None or part.data_type == onnx.TensorProto.UNDEFINED for part in parts):
+        codes, *others = (constants.get(name) for name in node.input)
+        if codes is None or codes.data_type != onnx.TensorProto.INT8 or not codes.dims:
             continue
-        codes, scale, zero_point = parts
-        assert codes is not None and scale is not None and zero_point is not None
-        if codes.data_type != onnx.TensorProto.INT8 or onnx.TensorProto.EXTERNAL in (
-            scale.data_location,
-            zero_point.data_location,
-        ):
+        if any(part is None or part.data_location == onnx.TensorProto.EXTERNAL for part in others):
             continue
-        axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 1)
-        shape = [-1 if number == axis % max(1, len(codes.dims)) else 1 for number in range(len(codes.dims))]
-        both = [onnx.numpy_helper.to_array(part) for part in (scale, zero_point)]
-        if any(part.size not in (1, codes.dims[axis % max(1, len(codes.dims))]) for part in both):
-            continue
-        yield codes.name, _Rounding(*(part.reshape(shape if part.size > 1 else [1] * len(shape)) for part in both))
+        axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 1) % len(codes.dims)
+        shape = [-1 if number == axis else 1 for number in range(len(codes.dims))]
+        arrays = [onnx.numpy_helper.to_array(part) for part in others]
+        if all(array.size in (1, codes.dims[axis]) for array in arrays):
+            yield (
+                codes.name,
+                _Rounding(*(array.reshape(shape if array.size > 1 else [1] * len(shape)) for array in arrays)),
+            )
 
 
 def _follows(expected: NDArray[Any], weight: NDArray[np.float32], rounding: _Rounding | None) -> bool:
