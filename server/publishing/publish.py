@@ -225,8 +225,8 @@ class Publisher:
         evaluator: StudentEvaluator,
     ) -> Student:
         seed = seeds.derive("distill", self.seed, version, tier.name)
-        with_adapters, model = model, adapters.merged(model)
-        trained = None if trained is None else adapters.merged(trained)
+        with_adapters, model = model, _learning(adapters.merged(model))
+        trained = None if trained is None else _learning(adapters.merged(trained))
         inputs, targets = pipeline.inputs_for(tier.steps, model, self.task, self.data, trained=trained, seed=seed)
         known = class_axis_of(model, self.task)
         axis = teachers.LAST if known is None else known
@@ -306,7 +306,27 @@ class Publisher:
                 f"the student of tier {tier.name!r} answers otherwise once its bundle is opened again: does the model"
                 f" of task {self.task.name!r} compute with something random that is not in its state dict?"
             )
-        return opened.onnx
+        if opened.onnx is None:
+            return None
+        from fedpress.compression.models.bundles import onnx_weights  # needs an optional package
+
+        return onnx_weights.filled(opened.onnx, opened.weights)
+
+
+def _learning(model: nn.Module) -> nn.Module:
+    """Return a model all of whose weights can be trained: itself, or a copy where clients trained a part of it.
+
+    A student is another model than the one that clients left frozen in part: what is removed anywhere is made up for
+    anywhere.
+    """
+    weights = [parameter for parameter in model.parameters() if parameter.is_floating_point()]
+    if all(parameter.requires_grad for parameter in weights):
+        return model
+    whole = copy.deepcopy(model)
+    for parameter in whole.parameters():
+        if parameter.is_floating_point():
+            parameter.requires_grad_(True)
+    return whole
 
 
 def _stage_of(graph: bytes, student: StageResult, evaluator: StudentEvaluator) -> StageResult:

@@ -79,7 +79,10 @@ class WriteBundle:
         metrics = {"validation_accuracy": evaluate(student.model, materials.task, validation).accuracy}
         graph = None
         if self.onnx:
-            graph, metrics["onnx_validation_accuracy"] = _graph_of(student.model, materials.task)
+            from fedpress.compression.models.bundles import onnx_weights  # needs an optional package
+
+            whole, metrics["onnx_validation_accuracy"] = _graph_of(student.model, materials.task)
+            graph = onnx_weights.without(whole, student.tensors)
         data = save(
             student.model,
             student.tensors,
@@ -148,7 +151,7 @@ def save(
         version: Version of the global model.
         metrics: Figures for the manifest, as fractions.
         architecture: Name of one of the task's student architectures; None: the task's own model.
-        onnx: Model for ONNX Runtime, as `onnx_export` returns it; None: none.
+        onnx: Model for ONNX Runtime, whole or as `onnx_weights.without` returns it; None: none.
         private_key: Ed25519 key to sign with, 32 bytes; None: no signature.
         class_axis: Axis of the outputs along which the classes are; None: they are no logits of classes.
         entropy_coded: False: use the longest forms, whose lengths do not depend on the weights.
