@@ -16,7 +16,7 @@ file. Beside them:
   `checkpointing` (of gradients), `batch_norm` (running statistics of given weights), `batches` (of one example, with
   batch normalization);
 * figures: `cost` and `device_speed` (bytes, FLOPs and milliseconds of a forward pass), `class_accuracy` (accuracy lost
-  by class), `reproducible` (the same bits on every machine).
+  by class), `computed` (what modules keep of a pass), `reproducible` (the same bits on every machine).
 """
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "calibration",
     "checkpointing",
     "class_accuracy",
+    "computed",
     "cost",
     "device_speed",
     "distillation",

@@ -201,11 +201,12 @@ def _likeliest(given: Outputs, targets: Tensor) -> Tensor:
     outputs = _logits(given, "correct")
     labels = targets
     if targets.is_floating_point():
-        if targets.shape != outputs.shape or targets.ndim < 2 or not _probabilities(targets):
+        if targets.shape != outputs.shape or targets.ndim < 2 or not class_probabilities(targets):
             raise EvaluationError(
                 f"targets are {targets.dtype} {tuple(targets.shape)}, and the task has the default `correct`, which"
                 " compares the largest logit with a label: override it to say which answers count as right, such as"
-                " (outputs - targets).abs() < 0.1"
+                " (outputs - targets).abs() < 0.1 of numbers, (outputs > 0) == (targets > 0.5) of several labels an"
+                " example"
             )
         labels = targets.argmax(dim=1)
     answers = outputs.argmax(dim=1) if outputs.ndim > 1 else outputs
@@ -218,9 +219,17 @@ def _likeliest(given: Outputs, targets: Tensor) -> Tensor:
     return answers == labels
 
 
-def _probabilities(targets: Tensor) -> bool:
-    sums = targets.sum(dim=1)
-    return bool((targets >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-3)
+def class_probabilities(values: Tensor) -> bool:
+    """Return whether values (N, classes, ...) are probabilities of the classes: none below zero, sums of 1.
+
+    >>> class_probabilities(torch.tensor([[0.3, 0.7]])), class_probabilities(torch.tensor([[0.3, 1.0]]))
+    (True, False)
+
+    Args:
+        values: Outputs of a model, or targets.
+    """
+    sums = values.sum(dim=1)
+    return bool((values >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-3)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import inspect
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 import torch
@@ -11,10 +12,11 @@ from torch import Tensor, nn
 
 from fedpress.compression.models import inputs as model_inputs
 from fedpress.compression.models import outputs as model_outputs
+from fedpress.compression.models.batch_dependence import by_example
 from fedpress.compression.models.inputs import Inputs, InputsError
 from fedpress.compression.models.outputs import Outputs, fitted
 from fedpress.compression.models.reproducible import evaluating
-from fedpress.compression.models.task import IGNORED, Examples, Splits, Task
+from fedpress.compression.models.task import IGNORED, Examples, Splits, Task, class_probabilities
 from fedpress.simulations.runs import check_texts as texts
 from fedpress.simulations.runs.check_texts import CheckError
 from fedpress.simulations.runs.workload import Workload
@@ -27,6 +29,8 @@ TRIED = 64
 """Most examples of a part that are put through the model."""
 PIECE = 16
 """Of these at a time."""
+DECODER = "decoder_input_ids"
+"""Argument of encoder-decoders of transformers that takes the tokens so far."""
 
 
 def load(workload: Workload) -> Splits:
@@ -48,6 +52,7 @@ def load(workload: Workload) -> Splits:
             )
             raise CheckError(
                 f"task {task.name!r}: part {name!r} is {given}, expected Examples(inputs, targets) of torch tensors"
+                f"{_targets_hint(part[1]) if isinstance(part, tuple) and len(part) == 2 else ''}"
             )
         try:
             with texts.by_task(task, f"reading part {name!r}"):
@@ -140,6 +145,7 @@ def check_part(task: Task, model: nn.Module, name: str, part: Examples, judged: 
         yield f"part {name!r}: {len(spoiled):,} inputs hold NaN or infinity; the model takes them"
     if judged:
         _labels(task, model, name, part)
+        yield from _doubtful(task, model, name, part)
 
 
 def _check_targets(name: str, targets: Tensor) -> None:
@@ -176,13 +182,27 @@ def _labels(task: Task, model: nn.Module, name: str, part: Examples) -> None:
     except Exception as error:
         if outside:
             raise CheckError(outside) from error
+        if isinstance(error, KeyError) and isinstance(outputs, Mapping) and error.args[:1] == ("loss",):
+            raise CheckError(
+                f"part {name!r}: the loss reads outputs['loss'], which {texts.form(outputs)} has not"
+                f"{texts.place(error)}: a model of transformers returns it only where labels are among its inputs, and"
+                " here they are targets; make the loss of the logits and the targets"
+            ) from error
         raise CheckError(
             f"part {name!r}: the loss cannot take outputs {texts.form(outputs)} with targets {texts.form(fit)}:"
-            f" {texts.first_line(error)}{texts.place(error)}{_hint(outputs, targets)}"
+            f" {texts.reason(error)}{texts.place(error)}{_hint(outputs, targets)}"
         ) from error
     if not isinstance(value, Tensor) or value.numel() != 1:
         raise CheckError(
             f"the loss returned {texts.form(value)}, expected a scalar: the mean of a batch, such as .mean()"
+        )
+    probabilities = isinstance(logits, Tensor) and targets.is_floating_point() and logits.shape == fit.shape
+    if type(task).loss is Task.loss and probabilities and fit[0].numel() > 1 and not class_probabilities(fit):
+        raise CheckError(
+            f"part {name!r}: the default loss takes {texts.form(fit)}, as the outputs have, for probabilities of"
+            " classes, and they do not add up to 1. Several labels an example: a `loss` such as"
+            " binary_cross_entropy_with_logits, and `correct`, such as (outputs > 0) == (targets > 0.5); several"
+            " numbers: mse_loss, and (outputs - targets).abs() < 0.1"
         )
     if not bool(torch.isfinite(value)):
         raise CheckError(
@@ -219,14 +239,17 @@ def outputs_of(task: Task, model: nn.Module, name: str, rows: Examples) -> tuple
     try:
         batch = model_inputs.take(rows.inputs, slice(None))
         with evaluating(model):
-            outputs = [model_inputs.call(model, piece) for piece in model_inputs.pieces(batch, PIECE)]
+            parts = list(model_inputs.pieces(batch, PIECE))
+            outputs = [model_inputs.call(model, piece) for piece in parts]
+            if not all(map(by_example, outputs, map(model_inputs.count, parts))):  # a figure of the batch beside
+                outputs = [model_inputs.call(model, batch)]
         whole = model_outputs.joined(outputs) if len(outputs) > 1 else outputs[0]
     except Exception as error:
         kinds = {str(p.dtype).removeprefix("torch.") for p in model.parameters()}
         raise CheckError(
             f"task {task.name!r}: the model cannot take inputs of part {name!r}, {_form_of(rows.inputs)}:"
-            f" {texts.first_line(error)}{texts.place(error)}; its parameters are {', '.join(sorted(kinds))}"
-            f"{_dtype_hint(rows.inputs, kinds)}"
+            f" {texts.reason(error)}{texts.place(error)}; its parameters are {', '.join(sorted(kinds))}"
+            f"{_dtype_hint(rows.inputs, kinds)}{_decoder_hint(model, rows.inputs)}"
         ) from error
     return whole, fitted(rows.targets, whole, batch)
 
@@ -262,9 +285,62 @@ def _hint(outputs: Outputs, targets: Tensor) -> str:
         return (
             ". Are the classes last? torch's losses take (N, classes, L): outputs.transpose(1, 2), or {'logits': ...}"
         )
-    if targets.is_floating_point():
+    if targets.dtype != torch.int64:
         return ". Are the targets labels? The cross-entropy takes whole numbers: targets.long()"
+    if targets.ndim == 2 and targets.shape[1] == 1:
+        return ". Has each label an axis of its own? targets[:, 0]"
+    if isinstance(outputs, Tensor) and targets.shape[1:] == outputs.shape[1:]:
+        return (
+            ". Are the targets one-hot? targets.argmax(1); or has an example several labels? A `loss` such as"
+            " binary_cross_entropy_with_logits(outputs, targets.float()), and `correct`"
+        )
     return ""
+
+
+def _targets_hint(targets: object) -> str:
+    """Return how to make a tensor of targets that are none, as the end of a sentence."""
+    if isinstance(targets, Tensor):
+        return ""
+    if isinstance(targets, np.ndarray) and targets.dtype.kind in "biuf":
+        return ": torch.from_numpy(targets)"
+    first = next(iter(targets), None) if isinstance(targets, Iterable) else None
+    if isinstance(first, str):
+        return ": number the labels, torch.tensor([NAMES.index(label) for label in labels])"
+    return ": torch.tensor(list(targets))" if first is not None else ""
+
+
+def _doubtful(task: Task, model: nn.Module, name: str, part: Examples) -> Iterator[str]:
+    """Yield notes on what the default loss takes, though it is hardly meant."""
+    if type(task).loss is not Task.loss or part.targets.is_floating_point():
+        return
+    rows = part.take(np.arange(min(len(part.targets), PIECE)))
+    outputs, targets = outputs_of(task, model, name, rows)
+    logits = model_outputs.class_second(outputs)
+    if logits.ndim > 1 and logits.shape[1] > 1 and class_probabilities(logits):
+        yield (
+            f"part {name!r}: the model's outputs are probabilities, and the default loss, the cross-entropy, takes"
+            " logits: it applies softmax once more, and learning is slow; leave it out of the model"
+        )
+    for key, tensor in model_inputs.named(model_inputs.take(rows.inputs, slice(None))).items():
+        if targets.ndim > 1 and targets.shape == tensor.shape and not tensor.is_floating_point():
+            scored = targets != IGNORED
+            if int(scored.sum()) > len(targets) and bool((targets == tensor)[scored].all()):
+                yield (
+                    f"part {name!r}: the targets are {key!r} itself, place by place, so a model learns to copy it. Is"
+                    " the next token meant? The loss does not shift, as models of transformers do that are given"
+                    f" labels: targets[:, :-1] = {key}[:, 1:], and {IGNORED} at the last place"
+                )
+
+
+def _decoder_hint(model: nn.Module, inputs: Inputs) -> str:
+    """Return what an encoder-decoder lacks; empty: nothing, or it is none."""
+    named = model_inputs.named(model_inputs.first(inputs))
+    if DECODER not in inspect.signature(model.forward).parameters or any(name.startswith("decoder") for name in named):
+        return ""
+    return (
+        f". An encoder-decoder takes {DECODER!r} among its inputs, too: the targets shifted to the right by one"
+        " place, as model.prepare_decoder_input_ids_from_labels makes them"
+    )
 
 
 def _form_of(inputs: Inputs) -> str:

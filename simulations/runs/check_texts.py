@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import sysconfig
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -62,10 +62,17 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
+def reason(error: BaseException) -> str:
+    """Return the first line of an error's text, after its type where the text is but a key."""
+    return f"KeyError: {error}" if isinstance(error, KeyError) else first_line(error)
+
+
 def form(value: object) -> str:
-    """Return what a value is, in words: a tensor's type and shape, anything else's type."""
+    """Return what a value is, in words: a tensor's dtype and shape, a mapping's keys, anything else's type."""
     if isinstance(value, Tensor):
         return f"{str(value.dtype).removeprefix('torch.')} of shape {tuple(value.shape)}"
+    if isinstance(value, Mapping):
+        return f"a {type(value).__name__} of {', '.join(map(str, value)) or 'nothing'}"
     return f"a {type(value).__name__}"
 
 

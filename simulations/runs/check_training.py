@@ -33,13 +33,29 @@ def initial_model(workload: Workload) -> nn.Module:
         made = task.model()
     if not isinstance(made, nn.Module):
         raise CheckError(f"task {task.name!r}: model() returned a {type(made).__name__}, expected a torch.nn.Module")
+    if isinstance(made, torch.jit.ScriptModule):
+        raise CheckError(
+            f"task {task.name!r}: model() returned a {type(made).__name__}, expected the module that was compiled: what"
+            " TorchScript makes of one is trained through copies of its parameters; script what is delivered"
+        )
     for name, tensor in [*made.named_parameters(), *made.named_buffers()]:
         if is_lazy(tensor):
             raise CheckError(
                 f"task {task.name!r}: parameter {name!r} has no shape yet, as of a lazy layer; call the model once on"
                 " an example in model()"
             )
+        if tensor.device.type != "cpu":
+            likely = (
+                "it holds no numbers there: make the model without torch.device('meta') or init_empty_weights; weights"
+                " of a file are named in the scenario, `base` or `init`"
+                if tensor.is_meta
+                else "training.device moves it there"
+            )
+            raise CheckError(
+                f"task {task.name!r}: {name!r} of model() is on device {tensor.device}, expected the CPU; {likely}"
+            )
     _check_weights(task, made)
+    _check_memory(task, made)
     with texts.by_task(task, "the initial model"):
         model = workload.fresh_model()
     _check_weights(task, model)
@@ -55,9 +71,52 @@ def _check_weights(task: Task, model: nn.Module) -> None:
             )
 
 
+def _check_memory(task: Task, model: nn.Module) -> None:
+    """Check that no two trained parameters share memory, unless they are one (tied) parameter."""
+    storages: dict[int, list[tuple[str, nn.Parameter]]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and parameter.numel():
+            storages.setdefault(parameter.untyped_storage().data_ptr(), []).append((name, parameter))
+    for sharing in storages.values():
+        if len(sharing) == 1:
+            continue
+        unit = min(parameter.element_size() for _, parameter in sharing)
+        taken = torch.zeros(sharing[0][1].untyped_storage().nbytes() // unit, dtype=torch.bool)
+        for name, parameter in sharing:
+            wide = parameter.element_size() // unit
+            steps = [step * wide for step in parameter.stride()]
+            own = taken.as_strided((*parameter.shape, wide), (*steps, 1), parameter.storage_offset() * wide)
+            if bool(own.any()):
+                others = texts.some([other for other, _ in sharing if other != name], "parameter")
+                raise CheckError(
+                    f"task {task.name!r}: parameter {name!r} shares memory with {others}, without being one: a step of"
+                    " one moves the other, and both are sent. Tie them as one parameter (self.second.weight ="
+                    " self.first.weight; transposed: functional.linear(x, self.first.weight.t())), or .clone() one"
+                )
+            own.fill_(True)
+
+
+def _unregistered(model: nn.Module) -> Iterator[str]:
+    """Yield the names of layers and parameters in lists and dictionaries, which torch does not look into."""
+    known = {id(parameter) for parameter in model.parameters()}
+    for prefix, module in model.named_modules():
+        for attribute, value in vars(module).items():
+            if attribute.startswith("_") or not isinstance(value, list | tuple | dict):
+                continue
+            for key, part in value.items() if isinstance(value, dict) else enumerate(value):
+                own = list(part.parameters()) if isinstance(part, nn.Module) else [part]
+                if any(isinstance(p, nn.Parameter) and p.requires_grad and id(p) not in known for p in own):
+                    yield f"{prefix}{'.' if prefix else ''}{attribute}[{key!r}]"
+
+
 def trained(workload: Workload, model: nn.Module) -> Iterator[str]:
     """Yield notes on what is trained, and on a rate that is another optimizer's."""
     settings, layout = workload.training, workload.layout
+    if hidden_ones := list(_unregistered(model)):
+        yield (
+            f"{texts.some(hidden_ones, 'layer')} in a list or a dict, where torch does not look: not among the model's"
+            " parameters, so neither trained nor sent. nn.ModuleList, ModuleDict and ParameterList are for that"
+        )
     if workload.scenario.trainable is not None:
         names = [spec.name for spec in layout.parameters]
         whole = sum(p.numel() for p in model.parameters())
@@ -170,12 +229,20 @@ def step(workload: Workload, model: nn.Module) -> Iterator[str]:
         )
     named = dict(tried.named_parameters())
     for name, parameter in named.items():
-        if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all()):
+        if parameter.grad is None:
+            continue
+        gradient = parameter.grad.to_dense() if parameter.grad.is_sparse else parameter.grad
+        if not bool(torch.isfinite(gradient).all()):
             raise CheckError(
                 f"task {task.name!r}: the first gradient of parameter {name!r} holds NaN or infinity, though the loss"
                 f" is {float(value):g}; is there a root, a logarithm or a division by zero in the model or the loss?"
             )
     idle = [name for name, parameter in named.items() if parameter.requires_grad and parameter.grad is None]
+    if len(idle) == sum(parameter.requires_grad for parameter in named.values()):
+        raise CheckError(
+            f"task {task.name!r}: the loss has a gradient, but by none of the {len(idle)} parameters that are trained;"
+            " are other tensors trained in their place, such as copies or weights that are no parameters?"
+        )
     if idle:
         which = texts.some(idle, "parameter")
         yield f"{which} without a gradient: the loss does not depend on it, and it never changes"
