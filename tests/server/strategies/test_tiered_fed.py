@@ -176,8 +176,7 @@ def test_each_tier_has_its_own_model_versions_and_figures(whole: Whole) -> None:
         assert results.rounds[-1].tiers[tier.name].accuracy == pytest.approx(student.student_accuracy)
 
 
-@pytest.mark.parametrize("budget", [0, 1], ids=["journal", "checkpoints"])
-@pytest.mark.parametrize("method", ["distillation", "heterofl"])
+@pytest.mark.parametrize(("method", "budget"), [("distillation", 1), ("distillation", 0), ("heterofl", 0)])
 def test_a_killed_server_goes_on_to_the_same_end(whole: Whole, tmp_path: Path, method: str, budget: int) -> None:
     out = tmp_path / "run"
     more = [f"checkpoint_budget={budget}", *(["teaching={method: heterofl}"] if method == "heterofl" else [])]
@@ -206,9 +205,8 @@ def test_a_killed_server_goes_on_to_the_same_end(whole: Whole, tmp_path: Path, m
     # The server trains in rounds 2 and 4 where tiers teach each other: they need a checkpoint.
     written = RunFolder(out).checkpoints
     assert any(written.glob("*.journal")) is (budget == 0)
-    assert CheckpointFolder(written).rounds() == (
-        [2, 3, 4] if budget else [1, 2, 4] if method == "distillation" else [1]
-    )
+    alone = [1, 2, 4] if method == "distillation" else [1]
+    assert CheckpointFolder(written).rounds() == ([2, 3, 4] if budget else alone)
     for tier, other in zip(strategy.training_tiers, expected.strategy.training_tiers, strict=True):
         assert tier.federation.accounting.ledger.rows == other.federation.accounting.ledger.rows
         np.testing.assert_array_equal(tier.federation.model.master, other.federation.model.master)
