@@ -55,16 +55,16 @@ class Journal:
         """
         pieces = list(entry.pieces())
         length = _LENGTH.pack(sum(len(piece) for piece in pieces))
-        with self.path.open("ab") as file:
-            begin = file.tell()
-            try:
+        begin = self.path.stat().st_size if self.path.exists() else 0
+        try:
+            with self.path.open("ab") as file:
                 file.writelines([length, _CRC.pack(zlib.crc32(length)), *pieces])
                 file.flush()
                 os.fsync(file.fileno())
-            except BaseException:
-                os.truncate(self.path, begin)
-                raise
-            end = file.tell()
+                end = file.tell()
+        except BaseException:  # once the file is closed, which writes what is left
+            os.truncate(self.path, begin)
+            raise
         if not begin:
             files.sync_folder(self.path.parent)
         return end
