@@ -24,6 +24,10 @@ KINDS = ("model", "update", "buffers", "metrics", "control", "evaluate", "bundle
 evaluation on clients; the download of a student; the mask of a sparse model; a client's vote on that mask; a pretrained
 base that a client has no copy of."""
 
+ARRAYS = ("model", "update", "buffers", "mask", "vote")
+"""Kinds that stand for the arrays of a model in messages to train and replies; the others are frame, metrics,
+evaluation and students."""
+
 
 class Entry(NamedTuple):
     """One line of the ledger; `bytes` is a serialized size."""

@@ -19,11 +19,12 @@ from fedpress.client.state import stores
 from fedpress.compression import seeds
 from fedpress.compression.messages import orders, pieces, records
 from fedpress.compression.messages.orders import Answer
+from fedpress.compression.models import inputs as model_inputs
 from fedpress.compression.tensors import buffer_codec
 from fedpress.compression.tensors.layout import Layout, Vector
 from fedpress.compression.tensors.side_info import SideInfo
 from fedpress.server.checkpoint import checkpoint_folder
-from fedpress.server.checkpoint import state as states
+from fedpress.server.checkpoint.state import Packed
 from fedpress.server.rounds.accounting import dense_sizes
 from fedpress.server.rounds.federation import Federation
 from fedpress.server.rounds.orders import SPARE_BYTES
@@ -109,9 +110,9 @@ def of(job: Job, checked: Checked, *, keep_payloads: bool = False) -> Forecast:
         max(0, model.first_down_bytes - model.down_bytes) * min(taking_part, scenario.rounds * model.clients)
         for model in models
     )
-    saved = {name: federation.state() for name, federation in strategy.federations.items()}
-    checkpoint = sum(memoryview(piece).nbytes for piece in states.pieces(saved))
-    del saved
+    packed = Packed({name: federation.state() for name, federation in strategy.federations.items()})
+    checkpoint = sum(memoryview(piece).nbytes for piece in packed.pieces())
+    del packed
     client_states = sum(model.held_bytes for model in models) // len(models) * taking_part
     kept = checkpoint * min(checkpoint_folder.KEEP, scenario.rounds)
     payloads = scenario.rounds * up if keep_payloads else 0
@@ -119,7 +120,7 @@ def of(job: Job, checked: Checked, *, keep_payloads: bool = False) -> Forecast:
     ledger = 60 * 2 * scenario.rounds * scenario.clients_at_work
     moments = max(model.moments_bytes for model in models)
     splits = job.whole.task.data()
-    data = sum(part.nbytes for examples in splits for part in examples)
+    data = sum(model_inputs.memory_bytes(part.inputs) + part.targets.nbytes for part in splits)
     return Forecast(
         scenario=scenario.name,
         rounds=scenario.rounds,
@@ -166,7 +167,7 @@ def _model(name: str, work: Workload, federation: Federation, clients: int) -> M
     writer.tickets.versions[1] = model.version - 1
     writer.tickets.bases[1] = bool(layout.frozen)
     down = records.content_size(writer.train(1, 2, ConfigRecord(), model).content)
-    dense_up, dense_down = dense_sizes(arrays, [spec.name for spec in (*layout.parameters, *layout.buffers)])
+    dense_up, dense_down, _ = dense_sizes(arrays, [spec.name for spec in (*layout.parameters, *layout.buffers)])
     replica = 4 * layout.size + len(buffers) if model.versions else 0
     kept_moments = 4 * work.training.moments * layout.full.size * (work.training.optimizer_state == "keep")
     parameters = work.parameters()

@@ -17,7 +17,8 @@ NAMES = TEXTS | st.sampled_from(
     [
         "ticket", "version", "update", "buffers", "vote", "tag", "tier", "error", "answered", "needs-model",
         "lost-state", "metric.metrics.num-examples", "metric.metrics.staleness-max", "metric.metrics.fedpress.replies",
-        "needs-base", "base-bytes", "update/pieces", "/pieces", "piece", "metric.fedpress.a", "metric..", "num-examples", "replies", "fedpress.staleness-max", "accuracy", "mask",
+        "needs-base", "base-bytes", "update/pieces", "/pieces", "piece", "metric.fedpress.a", "metric..",
+        "num-examples", "replies", "fedpress.staleness-max", "accuracy", "mask",
     ]
 )  # fmt: skip
 CONFIGS = st.dictionaries(NAMES, ENTRIES, max_size=6).map(ConfigRecord)
