@@ -15,13 +15,15 @@ from typing import NamedTuple
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict, UserConfig
 
-from fedpress.compression import entry_points
+from fedpress.compression import entry_points, free_memory
 from fedpress.compression.messages import records
 from fedpress.compression.timing import Timer
 from fedpress.simulations.conditions.faults import CRASHES, DIVERGES, FORGETS
 from fedpress.simulations.engines import _flower, client_states
 
 RUN_ID = 1
+LONG_TASK = 10.0
+"""Seconds from which a task is long beside the time that it takes to give back memory: its model is large."""
 KEPT_RECORDS = 2
 """Shared records that a worker keeps in memory: the model of a round, and that of the evaluation after it."""
 
@@ -107,7 +109,11 @@ def work(pipe: connection.Connection, start: WorkerStart) -> None:
             with timer.of("messages"):
                 data = records.message_to_bytes(reply)
             logger.log(DEBUG, "client %d answered in %.3f s", task.client, perf_counter() - began)
-            pipe.send(Done(task.message_id, data, perf_counter() - began, timer.taken()))
+            seconds = perf_counter() - began
+            pipe.send(Done(task.message_id, data, seconds, timer.taken()))
+            if seconds > LONG_TASK:
+                del message, sent, shared, context, reply, data
+                free_memory.give_back()  # the server's step comes next, or another client, who takes as long
 
 
 def _shared_record(path: Path, cache: OrderedDict[str, ArrayRecord]) -> ArrayRecord | ConfigRecord:

@@ -110,9 +110,7 @@ def of(job: Job, checked: Checked, *, keep_payloads: bool = False) -> Forecast:
         max(0, model.first_down_bytes - model.down_bytes) * min(taking_part, scenario.rounds * model.clients)
         for model in models
     )
-    packed = Packed({name: federation.state() for name, federation in strategy.federations.items()})
-    checkpoint = sum(memoryview(piece).nbytes for piece in packed.pieces())
-    del packed
+    checkpoint = Packed({name: federation.state() for name, federation in strategy.federations.items()}).size
     client_states = sum(model.held_bytes for model in models) // len(models) * taking_part
     kept = checkpoint * min(checkpoint_folder.KEEP, scenario.rounds)
     payloads = scenario.rounds * up if keep_payloads else 0
