@@ -119,7 +119,10 @@ class Federation:
         self._format = messages or MessageFormat()
         self._settings = model or ModelSettings()
         self._stepper = Stepper(self._settings, clients, fusion)
-        self.orders = Orders(name, self._format.arrayrecord_key, self._format.configrecord_key, self.accounting)
+        self.orders = Orders(
+            name, self._format.arrayrecord_key, self._format.configrecord_key, self.accounting,
+            self._format.piece_bytes, self._settings.base,
+        )  # fmt: skip
         self.under_way = UnderWay()
         self.metrics: MetricRecord | None = None
         self._first_refusal = 0  # index of the round's first refusal
@@ -463,6 +466,7 @@ class Federation:
             from_the_beginning=lambda node: self.orders.from_the_beginning(
                 node, server_round, kind, config, self.model
             ),
+            with_base=lambda reply: self.orders.with_base(reply, server_round, kind, config, self.model),
             refill=refill if training and self.rounds.schedule else None,
         )  # fmt: skip
 
