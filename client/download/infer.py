@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from fedpress.compression import files
 from fedpress.compression.errors import FedpressError
-from fedpress.compression.models.bundles import bases, container, onnx_runtime, reader
+from fedpress.compression.models.bundles import bases, container, onnx_runtime, onnx_weights, reader
 from fedpress.compression.models.bundles.manifest import Input, Manifest
 
 BATCH: Final = 64
@@ -83,7 +83,7 @@ def answer(
     opened = bases.with_base(opened, base, bundle.parent / bases.FOLDER)
     count = len(next(iter(batch.values())))
     assert opened.onnx is not None  # as before
-    run = onnx_runtime.runner(opened.onnx)
+    run = onnx_runtime.runner(onnx_weights.filled(opened.onnx, opened.weights))
     try:
         outputs = np.concatenate(
             [run({name: part[at : at + BATCH] for name, part in batch.items()}) for at in range(0, count, BATCH)]

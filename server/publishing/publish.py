@@ -19,13 +19,14 @@ from torch import nn
 
 from fedpress.compression import seeds
 from fedpress.compression.errors import FedpressError, NonFiniteError
-from fedpress.compression.models import adapters, forward
+from fedpress.compression.models import adapters, batch_dependence
 from fedpress.compression.models import inputs as model_inputs
 from fedpress.compression.models import outputs as model_outputs
 from fedpress.compression.models.bundles import bases, container, reader, writer
 from fedpress.compression.models.bundles.bases import BaseFiles
 from fedpress.compression.models.distillation import data_free, sequence_level, teachers
 from fedpress.compression.models.distillation.settings import Combine, LearningData
+from fedpress.compression.models.outputs import EvaluationError
 from fedpress.compression.models.reproducible import reproducible
 from fedpress.compression.models.step import (
     CandidateResult,
@@ -173,11 +174,11 @@ class Publisher:
         """
         with_adapters, model = model, self._plain(model)
         try:
-            forward.require_independent(model, self.task.data().validation.inputs)
-        except forward.EvaluationError as error:
+            batch_dependence.require_independent(model, self.task.data().validation.inputs)
+        except EvaluationError as error:
             raise PublishError(f"no student for devices, which ask for one answer at a time: {error}") from error
         with reproducible(0):  # early exits and the like, which only training has
-            few = forward.several(model_inputs.first(self.task.data().validation.inputs, 2))
+            few = batch_dependence.several(model_inputs.first(self.task.data().validation.inputs, 2))
             teachers.by_class(model_inputs.call(copy.deepcopy(model).train(), few))
         proxy = self.task.data().proxy.inputs
         if self.data.data_free:
@@ -240,8 +241,8 @@ class Publisher:
         evaluator: StudentEvaluator,
     ) -> Student:
         seed = seeds.derive("distill", self.seed, version, tier.name)
-        with_adapters, model = model, self._plain(model)
-        trained = None if trained is None else adapters.merged(trained)
+        with_adapters, model = model, model if self._as_trained else _learning(adapters.merged(model))
+        trained = None if trained is None else _learning(adapters.merged(trained))
         inputs, targets = pipeline.inputs_for(tier.steps, model, self.task, self.data, trained=trained, seed=seed)
         known = class_axis_of(model, self.task)
         axis = teachers.LAST if known is None else known
@@ -325,7 +326,27 @@ class Publisher:
                 f"the student of tier {tier.name!r} answers otherwise once its bundle is opened again: does the model"
                 f" of task {self.task.name!r} compute with something random that is not in its state dict?"
             )
-        return opened.onnx
+        if opened.onnx is None:
+            return None
+        from fedpress.compression.models.bundles import onnx_weights  # needs an optional package
+
+        return onnx_weights.filled(opened.onnx, opened.weights)
+
+
+def _learning(model: nn.Module) -> nn.Module:
+    """Return a model all of whose weights can be trained: itself, or a copy where clients trained a part of it.
+
+    A student is another model than the one that clients left frozen in part: what is removed anywhere is made up for
+    anywhere.
+    """
+    weights = [parameter for parameter in model.parameters() if parameter.is_floating_point()]
+    if all(parameter.requires_grad for parameter in weights):
+        return model
+    whole = copy.deepcopy(model)
+    for parameter in whole.parameters():
+        if parameter.is_floating_point():
+            parameter.requires_grad_(True)
+    return whole
 
 
 def _stage_of(graph: bytes, student: StageResult, evaluator: StudentEvaluator) -> StageResult:

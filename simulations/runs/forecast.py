@@ -19,6 +19,7 @@ from fedpress.client.state import stores
 from fedpress.compression import seeds
 from fedpress.compression.messages import orders, records
 from fedpress.compression.messages.orders import Answer
+from fedpress.compression.models import inputs as model_inputs
 from fedpress.compression.tensors import buffer_codec
 from fedpress.compression.tensors.side_info import SideInfo
 from fedpress.server.checkpoint import checkpoint_folder
@@ -114,7 +115,7 @@ def of(job: Job, checked: Checked, *, keep_payloads: bool = False) -> Forecast:
     ledger = 60 * 2 * scenario.rounds * scenario.clients_at_work
     moments = max(model.moments_bytes for model in models)
     splits = job.whole.task.data()
-    data = sum(part.nbytes for examples in splits for part in examples)
+    data = sum(model_inputs.memory_bytes(part.inputs) + part.targets.nbytes for part in splits)
     return Forecast(
         scenario=scenario.name,
         rounds=scenario.rounds,
@@ -159,7 +160,7 @@ def _model(name: str, work: Workload, federation: Federation, clients: int) -> M
     writer.tickets.versions[1] = model.version - 1
     writer.tickets.bases[1] = bool(layout.frozen)
     down = records.content_size(writer.train(1, 2, ConfigRecord(), model).content)
-    dense_up, dense_down = dense_sizes(arrays, [spec.name for spec in (*layout.parameters, *layout.buffers)])
+    dense_up, dense_down, _ = dense_sizes(arrays, [spec.name for spec in (*layout.parameters, *layout.buffers)])
     replica = 4 * layout.size + len(buffers) if model.versions else 0
     residual = sum(array.nbytes for array in stores.flatten_state(state).values())
     kept_moments = 4 * work.training.moments * layout.full.size * (work.training.optimizer_state == "keep")

@@ -23,6 +23,7 @@ from fedpress.client.settings import Training
 from fedpress.compression import files, safetensors_files, suggest
 from fedpress.compression.errors import FedpressError
 from fedpress.compression.settings import ADVANCED, Field, Fraction
+from fedpress.server.checkpoint.settings import BUDGET
 from fedpress.server.fusion.settings import FedDF, Teaching
 from fedpress.server.model.mask_schedules import Sparsity
 from fedpress.server.model.settings import DownlinkSettings, OptimizerSettings
@@ -70,6 +71,14 @@ class Scenario(Section):
     seed: int = Field(default=1, ge=0, lt=2**63, description="Draws everything: data, sampling, initial weights.")
     workers: int = Field(
         default=0, ge=0, description="Processes that train; 0: one for each core. The result does not depend on it."
+    )
+    checkpoint_budget: float = Field(
+        default=BUDGET,
+        ge=0,
+        le=1,
+        json_schema_extra=ADVANCED,
+        description="Share of the run's time that whole checkpoints of the server may take; the rounds between them are"
+        " kept in a journal of their updates. 1: a checkpoint after each round. The result does not depend on it.",
     )
     partition: Partition = Field(default=Partition(), description="Which client has which examples.")
     sampling: SamplingSettings = Field(default=SamplingSettings(), description="Who takes part in a round.")

@@ -5,8 +5,7 @@ head. Such a bundle holds the latter alone. Its manifest names the base's files 
 taken from them, and the hash of the whole: what `assembled` returns is to the bit what the server evaluated, or there
 is an error.
 
-The ONNX graph of such a bundle, in float32, holds neither: `referring` replaces weights that are tensors of the
-student by their names, `restored` puts them back.
+The ONNX graph of such a bundle, in float32, holds neither: `onnx_weights` leaves out what is in one or the other.
 """
 
 from __future__ import annotations
@@ -21,16 +20,13 @@ import safetensors
 from numpy.typing import NDArray
 
 from fedpress.compression import files, safetensors_files
-from fedpress.compression.models.bundles.errors import DoesNotFit, InvalidOnnx, NoBase
+from fedpress.compression.models.bundles.errors import DoesNotFit, NoBase
 from fedpress.compression.models.bundles.reader import Bundle
 from fedpress.compression.models.quantization import quantized_tensor
 from fedpress.compression.safetensors_files import few
 
 FOLDER: Final = "bases"
 """Folder beside bundles with what they build on: a file or folder for each base, or a link to one, of any name."""
-MIN_ENTRIES: Final = 16
-"""Smallest weight of a graph that is replaced by a name."""
-_NAME, _TRANSPOSED = "tensor", "transposed"
 _DTYPES: Final = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "<i1", "U8": "<u1",
     "BOOL": "?", "BF16": "<u2",
@@ -166,7 +162,6 @@ def assembled(bundle: Bundle, path: Path) -> Bundle:
     Raises:
         NoBase: The files are not the base, or lack some of its tensors.
         DoesNotFit: Put together, the tensors are not those that the manifest announces.
-        InvalidOnnx: The graph refers to something else.
     """
     base = bundle.manifest.base
     if base is None:
@@ -192,79 +187,4 @@ def assembled(bundle: Bundle, path: Path) -> Bundle:
     return bundle._replace(
         manifest=manifest,
         weights={**bundle.weights, **given},
-        onnx=None if bundle.onnx is None else restored(bundle.onnx, whole),
     )
-
-
-def referring(graph: bytes, arrays: Arrays) -> bytes:
-    """Return an ONNX model without the weights that are tensors of the student, or transposed ones.
-
-    Law: restored(referring(graph, arrays), arrays) answers as the graph does, to the bit.
-
-    Args:
-        graph: The model.
-        arrays: Tensors of the student by name.
-    """
-    import onnx  # an optional package
-
-    model = onnx.load_from_string(graph)
-    known: dict[bytes, tuple[str, bool]] = {}
-    for name, array in arrays.items():
-        known.setdefault(_key(array), (name, False))
-        if array.ndim == 2:
-            known.setdefault(_key(array.T), (name, True))
-    for tensor in model.graph.initializer:
-        if np.prod(tensor.dims) < MIN_ENTRIES:
-            continue
-        source = known.get(_key(onnx.numpy_helper.to_array(tensor)))
-        if source is not None:
-            bare = onnx.TensorProto(
-                name=tensor.name, data_type=tensor.data_type, dims=tensor.dims, data_location=onnx.TensorProto.EXTERNAL
-            )
-            bare.external_data.add(key=_NAME, value=source[0])
-            if source[1]:
-                bare.external_data.add(key=_TRANSPOSED, value="1")
-            tensor.CopyFrom(bare)
-    data: bytes = model.SerializeToString()
-    return data
-
-
-def _key(array: NDArray[Any]) -> bytes:
-    return hashlib.sha256(f"{array.dtype.name} {array.shape}".encode() + np.ascontiguousarray(array).tobytes()).digest()
-
-
-def restored(graph: bytes, arrays: Arrays) -> bytes:
-    """Return the ONNX model of which `referring` was made.
-
-    Args:
-        graph: The model without these weights, of any origin.
-        arrays: Tensors of the student by name.
-
-    Raises:
-        InvalidOnnx: It is no ONNX model, or refers to something else than these tensors.
-    """
-    import onnx
-    from google.protobuf.message import DecodeError
-
-    try:
-        model = onnx.load_from_string(graph)
-    except DecodeError as error:
-        raise InvalidOnnx(f"the {len(graph):,} bytes are no ONNX model: {error}") from error
-    for tensor in model.graph.initializer:
-        if tensor.data_location != onnx.TensorProto.EXTERNAL:
-            continue
-        entries = {entry.key: entry.value for entry in tensor.external_data}
-        array = arrays.get(entries.get(_NAME, ""))
-        if array is None or not entries.keys() <= {_NAME, _TRANSPOSED}:
-            raise InvalidOnnx(
-                f"weight {tensor.name!r} of the graph refers to {entries}, which is no tensor of the student"
-            )
-        array = array.T if _TRANSPOSED in entries else array
-        if array.shape != tuple(tensor.dims) or onnx.helper.np_dtype_to_tensor_dtype(array.dtype) != tensor.data_type:
-            raise InvalidOnnx(
-                f"weight {tensor.name!r} of the graph has shape {tuple(tensor.dims)}, and {entries[_NAME]!r} of the"
-                f" student {array.shape}, or another dtype"
-            )
-        tensor.CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(array), tensor.name))
-    data: bytes = model.SerializeToString()
-    return data

@@ -57,7 +57,7 @@ class WriteBundle:
 
     Attributes:
         onnx: Whether to include an int8 ONNX model, whose activation ranges are those on proxy data; of a bundle with a
-            base in float32, without the weights (`bases.referring`).
+            base in float32, without the weights (`onnx_weights.without`).
         private_key: Ed25519 key to sign with, 32 bytes; None: no signature.
         base: Pretrained weights whose tensors are named and not written; None: all are written.
     """
@@ -82,10 +82,14 @@ class WriteBundle:
         validation = materials.task.data().validation
         metrics = {"validation_accuracy": evaluate(student.model, materials.task, validation).accuracy}
         graph = None
-        if self.onnx and self.base is None:
-            graph, metrics["onnx_validation_accuracy"] = _graph_of(student.model, materials.task)
-        elif self.onnx:
-            graph = _float_graph_of(student.model, materials.task)
+        if self.onnx:
+            from fedpress.compression.models.bundles import onnx_weights  # needs an optional package
+
+            if self.base is None:
+                whole, metrics["onnx_validation_accuracy"] = _graph_of(student.model, materials.task)
+            else:
+                whole = _float_graph_of(student.model, materials.task)
+            graph = onnx_weights.without(whole, student.tensors)
         data = save(
             student.model,
             student.tensors,
@@ -185,7 +189,7 @@ def save(
         version: Version of the global model.
         metrics: Figures for the manifest, as fractions.
         architecture: Name of one of the task's student architectures; None: the task's own model.
-        onnx: Model for ONNX Runtime, as `onnx_export` returns it; None: none.
+        onnx: Model for ONNX Runtime, whole or as `onnx_weights.without` returns it; None: none.
         private_key: Ed25519 key to sign with, 32 bytes; None: no signature.
         class_axis: Axis of the outputs along which the classes are; None: they are no logits of classes.
         base: Pretrained weights whose tensors are named and not written (`taken_from_base`); None: all are written.
@@ -200,7 +204,6 @@ def save(
         taken, whole = taken_from_base(student, base), quantized_tensor.dequantize(tensors)
         named = manifests.Base(sha256=base.sha256, tensors=taken, whole=bases.digest(whole))
         tensors = {name: tensor for name, tensor in tensors.items() if name not in taken}
-        onnx = bases.referring(onnx, whole) if onnx else None
     coded, _ = weight_coding.pack(tensors, entropy_coded)
     manifest = Manifest(
         task=task,

@@ -9,15 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from safetensors.torch import save_file
 from tests.apps import frozen_base
 from torch import nn
 
 from fedpress.compression import safetensors_files
 from fedpress.compression.models import pretrained
-from fedpress.compression.models.bundles import bases, container, errors, reader, writer
+from fedpress.compression.models.bundles import bases, errors, reader, writer
 from fedpress.compression.models.bundles.bases import BaseFiles
 from fedpress.compression.models.quantization import quantize, quantized_tensor
 from fedpress.compression.models.quantization.settings import Quantization
@@ -152,7 +150,7 @@ def test_a_bundle_without_a_base_is_returned_as_it_is(tmp_path: Path) -> None:
 @NEEDS_ONNX
 def test_a_graph_refers_to_what_base_and_bundle_hold(base: BaseFiles) -> None:
     """The file of a bundle with a graph is hardly longer, and the graph answers as the student does."""
-    from fedpress.compression.models.bundles import onnx_export, onnx_runtime
+    from fedpress.compression.models.bundles import onnx_export, onnx_runtime, onnx_weights
 
     model = trained(base)
     rows = torch.randn(9, frozen_base.FEATURES, generator=torch.Generator().manual_seed(0))
@@ -160,63 +158,12 @@ def test_a_graph_refers_to_what_base_and_bundle_hold(base: BaseFiles) -> None:
     tensors = quantize.quantize(model, kept=kept)
     student = quantize.applied(model, tensors)
     graph = onnx_export.export(student, rows)
-    data = written(model, base, onnx=graph)
+    data = written(model, base, onnx=onnx_weights.without(graph, tensors))
     opened = reader.open_bundle(data)
     assert opened.onnx is not None and len(opened.onnx) < 2_000 < len(graph)
     with pytest.raises(onnx_runtime.ExternalData):
         onnx_runtime.runner(opened.onnx)
     whole = bases.assembled(opened, base.path)
     assert whole.onnx is not None
-    np.testing.assert_allclose(onnx_runtime.runner(whole.onnx)(rows.numpy()), student(rows).detach(), rtol=1e-4)
-
-
-@NEEDS_ONNX
-@settings(max_examples=30, deadline=None)
-@given(
-    shapes=st.lists(st.lists(st.integers(1, 6), min_size=1, max_size=3), min_size=1, max_size=5),
-    transposed=st.booleans(),
-    seed=st.integers(0, 99),
-)
-def test_restored_is_the_inverse_of_referring(shapes: list[list[int]], transposed: bool, seed: int) -> None:
-    import onnx
-
-    draw = np.random.default_rng(seed)
-    arrays = {f"t{number}": draw.normal(size=shape).astype(np.float32) for number, shape in enumerate(shapes)}
-    held = {name: array.T if transposed and array.ndim == 2 else array for name, array in arrays.items()}
-    held["own"] = draw.normal(size=20).astype(np.float32)
-    graph = onnx.helper.make_graph(
-        [], "g", [], [], [onnx.numpy_helper.from_array(np.ascontiguousarray(a), name) for name, a in held.items()]
-    )
-    data = onnx.helper.make_model(graph).SerializeToString()
-    referring = bases.referring(data, arrays)
-    back = onnx.load_from_string(bases.restored(referring, arrays)).graph.initializer
-    assert {t.name: onnx.numpy_helper.to_array(t).tolist() for t in back} == {n: a.tolist() for n, a in held.items()}
-    entries = [array.size for array in arrays.values()]
-    assert len(referring) < len(data) or max(entries) < 40
-
-
-@NEEDS_ONNX
-def test_a_graph_may_refer_to_nothing_else() -> None:
-    import onnx
-
-    weight = np.arange(20, dtype=np.float32).reshape(4, 5)
-    graph = onnx.helper.make_graph([], "g", [], [], [onnx.numpy_helper.from_array(weight, "w")])
-    data = bases.referring(onnx.helper.make_model(graph).SerializeToString(), {"t": weight})
-    with pytest.raises(errors.InvalidOnnx, match="'w' of the graph refers to .*, which is no tensor of"):
-        bases.restored(data, {"other": weight})
-    with pytest.raises(errors.InvalidOnnx, match=r"has shape \(4, 5\), and 't' of the student \(2, 2\)"):
-        bases.restored(data, {"t": np.zeros((2, 2), np.float32)})
-    model = onnx.load_from_string(data)
-    model.graph.initializer[0].external_data.add(key="location", value="/etc/passwd")
-    with pytest.raises(errors.InvalidOnnx, match="passwd"):
-        bases.restored(model.SerializeToString(), {"t": weight})
-    with pytest.raises(errors.InvalidOnnx, match="no ONNX model"):
-        bases.restored(b"\xff" * 9, {})
-
-
-def test_a_manifest_has_each_tensor_once(base: BaseFiles) -> None:
-    opened = reader.open_bundle(written(trained(base), base))
-    text = opened.manifest.model_dump_json(exclude_none=True).replace('"encoder.0.bias"', '"head.bias"').encode()
-    parts = container.unpack(written(trained(base), base))
-    with pytest.raises(errors.InvalidManifest, match="in the file and in the base"):
-        reader.open_bundle(container.pack(text, bytes(parts.weights)))
+    run = onnx_runtime.runner(onnx_weights.filled(whole.onnx, whole.weights))
+    np.testing.assert_allclose(run(rows.numpy()), student(rows).detach(), rtol=1e-4)
