@@ -60,8 +60,8 @@ class Tickets:
         masks: version of the mask that a node has proved to have.
         tiers: tier of devices that a node has reported.
         bases: nodes that have shown to have what is not trained, where the model goes whole: they get the rest.
-        makes_initial: whether a node has shown that it can make version 0 by itself, or that it cannot; until then, it
-            is taken to, where clients of the downlink can.
+        makes_initial: whether a node has shown that it can make version 0 by itself, or what is not trained where the
+            model goes whole, or that it cannot; until then, it is taken to, where clients of the downlink can.
     """
 
     issued: int = 0
@@ -187,6 +187,8 @@ class Orders:
             log(WARNING, "node %d cannot get from version %s to %d by a delta", node, held, model.version)
         elif model.versions and model.versions.offers_initial and self.tickets.makes_initial.get(node, True):
             self._log_other_initial(node)
+            self.tickets.makes_initial[node] = False
+        if model.versions is None:  # it was offered what is not trained by its hash
             self.tickets.makes_initial[node] = False
         if kind == MessageType.EVALUATE:
             order = self._order(node, server_round, 0, model, whole)
@@ -317,7 +319,10 @@ class Orders:
         if model.versions is not None:
             agreed = tickets.makes_initial.get(node, True)
             download = model.versions.download(tickets.versions.get(node), whole, agreed)
-        frozen = model.frozen_digest if model.versions is None and node in tickets.bases else b""
+        frozen = b""
+        if model.versions is None and model.layout.frozen:
+            if node in tickets.bases or tickets.makes_initial.get(node, True):
+                frozen = model.frozen_digest
         return Order(
             self._federation, ticket, server_round, model.masks.version, model.version, tickets.accepted.get(node, 0),
             download, model.masks.coded(tickets.masks.get(node)), vote.drop, vote.grow, frozen,
