@@ -15,7 +15,7 @@ from torch.utils import deterministic as deterministic_settings
 from fedpress.client.settings import Training
 from fedpress.client.training import learning_rates, optimizers
 from fedpress.client.training.local_steps import Passes, Stepping
-from fedpress.compression.models import batch_norm, batches, checkpointing, trainable
+from fedpress.compression.models import batch_norm, batches, checkpointing, computed, trainable
 from fedpress.compression.models import inputs as model_inputs
 from fedpress.compression.models.outputs import Outputs, fitted
 from fedpress.compression.models.task import Examples, has_target, usable
@@ -117,6 +117,7 @@ def train(
         moments.clear()
         moments.update({name: tensor.detach().cpu().numpy() for name, tensor in optimizer.state().items()})
     mean = passes.mean_loss()
+    computed.detach(model)
     model.to("cpu")
     return mean
 

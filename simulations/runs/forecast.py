@@ -19,6 +19,7 @@ from fedpress.client.state import stores
 from fedpress.compression import seeds
 from fedpress.compression.messages import orders, records
 from fedpress.compression.messages.orders import Answer
+from fedpress.compression.models import inputs as model_inputs
 from fedpress.compression.tensors import buffer_codec
 from fedpress.compression.tensors.side_info import SideInfo
 from fedpress.server.checkpoint import checkpoint_folder
@@ -114,7 +115,7 @@ def of(job: Job, checked: Checked, *, keep_payloads: bool = False) -> Forecast:
     ledger = 60 * 2 * scenario.rounds * scenario.clients_at_work
     moments = max(model.moments_bytes for model in models)
     splits = job.whole.task.data()
-    data = sum(part.nbytes for examples in splits for part in examples)
+    data = sum(model_inputs.memory_bytes(part.inputs) + part.targets.nbytes for part in splits)
     return Forecast(
         scenario=scenario.name,
         rounds=scenario.rounds,

@@ -20,6 +20,11 @@ from fedpress.compression.models import pretrained
 from fedpress.compression.safetensors_files import few
 from fedpress.compression.tensors.layout import BUFFER_NAMES, Layout
 
+_BFLOAT16 = "return model.float(). `training.precision: bfloat16` trains in bfloat16 from float32 weights"
+_COMPLEX = (
+    "a constant is a buffer with persistent=False, which every instance makes for itself; a parameter, or what changes,"
+    " two real numbers: torch.view_as_complex(pairs)"
+)
 _SHOWN = 5
 """Names that an error suggests."""
 
@@ -134,11 +139,15 @@ def check(model: nn.Module, task: str) -> None:
     state = model.state_dict(keep_vars=True)
     parameters = dict(model.named_parameters(remove_duplicate=False))
     dtypes = {name: tensor.dtype for name, tensor in state.items() if isinstance(tensor, Tensor)}
-    if unsent := [name for name, dtype in dtypes.items() if dtype == torch.bfloat16 or dtype.is_complex]:
-        raise InitialWeightsError(
-            f"task {task!r}: {few(unsent)} of its model() is {_dtype(state[unsent[0]])}, which Flower's messages do"
-            " not carry; return model.float(). `training.precision: bfloat16` trains in bfloat16 from float32 weights"
-        )
+    for unsent, remedy in (
+        ([name for name, dtype in dtypes.items() if dtype == torch.bfloat16], _BFLOAT16),
+        ([name for name, dtype in dtypes.items() if dtype.is_complex], _COMPLEX),
+    ):
+        if unsent:
+            raise InitialWeightsError(
+                f"task {task!r}: {_dtype(state[unsent[0]])} in its model(), which Flower's messages do not carry:"
+                f" {few(unsent)}; {remedy}"
+            )
     bad = [
         name
         for name, tensor in state.items()

@@ -23,7 +23,7 @@ from fedpress.compression import seeds
 from fedpress.compression.encoders.encoder import Encoder
 from fedpress.compression.errors import BaseError, FedpressError
 from fedpress.compression.files import private_folder, write_atomically
-from fedpress.compression.models import trainable
+from fedpress.compression.models import computed, trainable
 from fedpress.compression.models.reproducible import reproducible
 from fedpress.compression.models.task import Examples, Task
 from fedpress.compression.tensors.layout import Layout
@@ -103,6 +103,12 @@ class Workload:
             )
         initial_weights.load_base(model, Path(base.path), base.sha256)
 
+    @property
+    def base(self) -> Path | None:
+        """Pretrained weights of `base` on this device; None: there are none."""
+        base = self.scenario.base
+        return None if base is None or base.path is None else Path(base.path)
+
     @cached_property
     def _made(self) -> nn.Module:
         """The task's model, on the server and on clients under the same seed."""
@@ -115,7 +121,9 @@ class Workload:
             TrainableError: A pattern of `trainable` matches nothing.
         """
         with reproducible(seeds.derive(self.federation, self.scenario.seed, purpose)):
-            return self.freeze(self.task.model())
+            model = self.task.model()
+            computed.detach(model)
+            return self.freeze(model)
 
     def freeze(self, model: nn.Module) -> nn.Module:
         """Return a model of the task after freezing what `trainable` does not name; null: as it is."""

@@ -1,5 +1,6 @@
 """Students on real data: within their budgets, near their teacher, the same twice, and the global model untouched."""
 
+import copy
 import dataclasses
 import hashlib
 from collections.abc import Callable
@@ -528,3 +529,15 @@ def test_students_of_fashion_mnist_lose_at_most_two_points(tmp_path: Path) -> No
     for student in students:
         assert student.bundle_bytes <= 4 * 582_026 / 20
         assert student.quantized_accuracy >= student.teacher_accuracy - 0.02 > 0.7
+
+
+def test_a_student_of_a_partly_trained_model_learns_with_all_its_weights(tmp_path: Path, teacher: nn.Module) -> None:
+    frozen = copy.deepcopy(teacher).requires_grad_(False)
+    list(frozen.parameters())[-1].requires_grad_(True)
+    tier = tier_of("phone", Budget(parameters=0.1))
+    both = [
+        Publisher(Digits(), ModelStore(tmp_path / name), [tier], seed=1).publish(2, model)[0]
+        for name, model in (("whole", teacher), ("part", frozen))
+    ]
+    assert both[0].sha256 == both[1].sha256
+    assert sum(parameter.requires_grad for parameter in frozen.parameters()) == 1
