@@ -197,7 +197,9 @@ def test_training_that_changes_what_is_not_sent_is_an_error() -> None:
 
 @pytest.mark.parametrize("store", ["memory", "files"])
 @pytest.mark.parametrize("own", OWN)
-def test_without_a_downlink_what_is_not_trained_is_sent_once_to_who_cannot_make_it(own: str, store: str, tmp_path: Path) -> None:
+def test_without_a_downlink_what_is_not_trained_is_sent_to_who_lacks_it_once(
+    own: str, store: str, tmp_path: Path
+) -> None:
     server, seen = Server(downlink=False), []
     here = context(**({"state-folder": str(tmp_path)} if store == "files" else {}))
     client = mod.compress(residual(), layout=WITH_BASE, initial=lambda context: OWN[own]())
