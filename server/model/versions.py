@@ -217,14 +217,14 @@ class Versions:
         if not moves.all_nearer:
             self._move_to_grid(self.held.grid.fitted(master, self.held.integers, layout))
             moves = self._moves(self._missing(master, unless_arrived=True), settings)
+        self._keep(layout.whole(moves.positions), moves.steps)  # before the held model is copied
         held = self.held
         integers = held.integers.copy()
         integers[moves.positions] += moves.steps
         self._take(Replica(held.version + 1, held.grid, integers, buffers))
-        self._keep(layout.whole(moves.positions), moves.steps)
 
     def _keep(self, positions: Positions, steps: NDArray[np.int32]) -> None:
-        """Keep the change to the newest version, with what has fallen out of the mask, and drop the oldest ones."""
+        """Keep the change to the next version, with what has fallen out of the mask, and drop the oldest ones."""
         positions = np.concatenate([positions, self._fallen.positions])
         steps = np.concatenate([steps, self._fallen.steps])
         self._fallen = Change(self._fallen.positions[:0], self._fallen.steps[:0])
@@ -234,7 +234,7 @@ class Versions:
         if room >= 0:
             order = np.argsort(positions, kind="stable")
             change = Change(positions[order], steps[order])
-            self._changes[self.held.version] = change.kept(self._layout)
+            self._changes[self.held.version + 1] = change.kept(self._layout)
 
     def delta(self, base: int | None, agreed: bool = True) -> Delta | None:
         """Return the smallest delta to the newest version.
