@@ -2,8 +2,8 @@
 
 A tensor of a file belongs to the tensor of the model that has the same name, by one rule:
 
-1. Words that peft puts into names are left out on both sides (`plain_name`): a model with adapters has the names that
-   it had before.
+1. Words that peft and torch.compile put into names are left out on both sides (`plain_name`): a model with adapters,
+   or with compiled parts, has the names that it had before.
 2. The rest is equal but for one prefix, of the model's names or of the file's: that by which most names agree. So the
    file of an encoder fills a classifier that has it as its part `encoder`, and the file of a classifier its encoder.
    Where two parts of a model agree equally well, as two towers do, both are filled. Where two parts of a file do, it is
@@ -32,8 +32,8 @@ from fedpress.compression import files
 from fedpress.compression.safetensors_files import WeightsError, few, files_of
 from fedpress.compression.tensors import layout
 
-_PEFT_WORDS = re.compile(
-    r"(?:(?<=\.)|^)(?:base_model\.model|base_layer|original_module|modules_to_save\.default|default)\."
+_WRAPPERS = re.compile(
+    r"(?:(?<=\.)|^)(?:base_model\.model|base_layer|original_module|modules_to_save\.default|default|_orig_mod)\."
 )
 
 _OTHER_FORMATS = {
@@ -104,8 +104,8 @@ def _open(file: Path) -> Any:
 
 
 def plain_name(name: str) -> str:
-    """Return the name of a tensor without the words that peft puts into it."""
-    return _PEFT_WORDS.sub("", name)
+    """Return the name of a tensor without the words that peft and torch.compile put into it."""
+    return _WRAPPERS.sub("", name)
 
 
 def matches(wanted: Iterable[str], present: Iterable[str]) -> dict[str, str]:
