@@ -23,6 +23,10 @@ KINDS = ("model", "update", "buffers", "metrics", "control", "evaluate", "bundle
 """Purposes of bytes: a whole model; a payload; buffers; metrics; tickets, versions and the frame of a message;
 evaluation on clients; the download of a student; the mask of a sparse model; a client's vote on that mask."""
 
+ARRAYS = ("model", "update", "buffers", "mask", "vote")
+"""Kinds that stand for the arrays of a model in messages to train and replies; the others are frame, metrics,
+evaluation and students."""
+
 
 class Entry(NamedTuple):
     """One line of the ledger; `bytes` is a serialized size."""

@@ -29,6 +29,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from fedpress.compression import files
+from fedpress.compression.models import architecture
 from fedpress.compression.safetensors_files import WeightsError, few, files_of
 from fedpress.compression.tensors import layout
 
@@ -211,6 +212,31 @@ def fill(model: nn.Module, weights: Weights) -> Filled:
     left = [name for name, tensor in state.items() if id(tensor) not in ids]
     used = set(names.values())
     return Filled(list(names), left, [name for name in weights if name not in used])
+
+
+def shared(model: nn.Module, weights: Weights) -> dict[str, str]:
+    """Return the name in the files of each tensor of a model that is not trained and is there, to the bit.
+
+    Law: what is returned does not depend on the values of what is trained. Of tied tensors the first name counts.
+
+    Args:
+        model: The model, with adapters as they were trained.
+        weights: The pretrained weights.
+    """
+    state = architecture.tensors(model)
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return {
+        name: source
+        for name, source in matches(state, weights).items()
+        if name not in trained and _same(state[name], weights[source])
+    }
+
+
+def _same(tensor: Tensor, given: Tensor) -> bool:
+    """Return whether a tensor is that of a file, and so is its form in a bundle, where floats are float32."""
+    exact = tensor.dtype == torch.float32 if tensor.is_floating_point() else tensor.dtype == given.dtype
+    fits = tensor.shape == given.shape and given.is_floating_point() == tensor.is_floating_point()
+    return exact and fits and torch.equal(tensor.cpu(), given.to(tensor.dtype))
 
 
 def difference(name: str, given: Tensor, expected: Tensor) -> str:

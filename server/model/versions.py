@@ -279,6 +279,11 @@ class Versions:
         """Return the newest version, the changes that are kept, and those of the grid."""
         return VersionsState(self.held, self._origin, self._changes, self._regrids)
 
+    def release(self) -> None:
+        """Give back the memory of the newest version and the changes: `restore` must follow."""
+        self.held = self.held._replace(integers=self.held.integers[:0].copy())
+        self._changes, self._deltas, self._side_info = {}, {}, {}
+
     def restore(self, state: VersionsState, layout: Layout, mask_version: int) -> None:
         """Take up a state.
 

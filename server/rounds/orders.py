@@ -151,7 +151,8 @@ class Orders:
             vote: vote on the mask to ask for; None: none is due.
         """
         tickets = self.tickets
-        tickets.open[node] = order = self._order(node, server_round, tickets.issue(node), model, vote=vote)
+        order = self._order(node, server_round, tickets.issue(node), model, vote=vote)
+        tickets.open[node] = _kept(order)
         return self._message(node, order, MessageType.TRAIN, config, model)
 
     def evaluate(self, node: int, server_round: int, config: Mapping[str, Any], model: GlobalModel) -> Message:
@@ -193,7 +194,8 @@ class Orders:
         else:
             first = self.tickets.open[node]
             vote = VoteRequest(first.drop, first.grow)
-            self.tickets.open[node] = order = self._order(node, first.round, first.ticket, model, whole, vote)
+            order = self._order(node, first.round, first.ticket, model, whole, vote)
+            self.tickets.open[node] = _kept(order)
         return self._message(node, order, kind, config, model)
 
     def verify(
@@ -345,6 +347,15 @@ class Orders:
                 arrays = ArrayRecord({name: array for name, array in arrays.items() if name not in model.frozen})
             content = RecordDict({self._arrayrecord_key: arrays, self._configrecord_key: entries})
         return Message(content=content, message_type=kind, dst_node_id=node)
+
+
+def _kept(order: Order) -> Order:
+    """Return what the answer to an order is checked and decoded by: not the model itself, which may be large."""
+    download, mask = order.download, None if order.mask is None else b""
+    if download is not None:
+        of_version = download.base is not None and download.base >= 0
+        download = download._replace(delta=download.delta if of_version else b"", buffers=b"", grid=b"")
+    return order._replace(download=download, mask=mask)
 
 
 class _RefusedReply(Exception):

@@ -5,7 +5,7 @@ and `start` pushes and pulls, so that a round can end at a deadline or once enou
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from logging import INFO, WARNING
 from pathlib import Path
@@ -33,6 +33,7 @@ from fedpress.server.rounds.exchange import Clock, WallClock
 from fedpress.server.rounds.federation import Federation, Round
 from fedpress.server.rounds.outcome import Outcome, RunFailed
 from fedpress.server.rounds.settings import MessageFormat, ModelSettings, Rounds, Sampling
+from fedpress.server.rounds.stepper import WeighedUpdate
 from fedpress.server.strategies import console, drop_in, resume
 from fedpress.server.strategies.console import Traffic
 
@@ -57,8 +58,9 @@ class SparseFed(Strategy):
         rounds: end of a round, and the replies that count; None: it ends with the last reply.
         name: name of the federation; clients keep their state under it.
         seed: seed of the sampling of nodes.
-        checkpoints: folder for a checkpoint of every round, from which `start` resumes after a kill; None: there are
-            none. Each federation needs a folder of its own.
+        checkpoints: folder in which every round is made durable, and from which `start` resumes after a kill; a
+            `CheckpointFolder` says how much time whole checkpoints may take. None: nothing is. Each federation needs
+            a folder of its own.
         clients: receives the client models of each step, and goes into checkpoints; None: they are not needed.
         fusion: distillation of the global model from the client models at the end of a step
             (`client_ensemble.Fusion`).
@@ -382,7 +384,9 @@ class SparseFed(Strategy):
         # Durable before any message carries a verdict of this round.
         if self.checkpoints:
             with self.timer.of("checkpoint"):
-                resume.save(self.checkpoints, step, result, list(self.federations), self._parts(current.grid))
+                parts = self._parts(current.grid)
+                redoable = self._redoable(current.number)
+                resume.save(self.checkpoints, step, result, self.federations, parts, redoable=redoable)
         return step
 
     @property
@@ -451,21 +455,35 @@ class SparseFed(Strategy):
         """Give every federation its model."""
         self.federation.adopt(arrays)
 
+    def _redoable(self, server_round: int) -> bool:
+        """Return whether a round's steps can be taken again from their updates alone: its model needs no checkpoint."""
+        return type(self).aggregate_train is SparseFed.aggregate_train
+
+    def _redo(self, server_round: int, updates: Mapping[str, Sequence[WeighedUpdate]]) -> None:
+        """Take a round's steps again, with the updates of each federation, by its name."""
+        for name, federation in self.federations.items():
+            federation.redo(server_round, updates[name])
+
     def _resume(self, grid: Grid, result: Result) -> resume.TakenStep | None:
         """Go back to the newest checkpoint; without one, take the result's arrays as the model."""
         if self.checkpoints and self.federation.started:
             raise CheckpointError(
                 "with checkpoints a strategy runs `start` once; make another strategy, with a folder of its own"
             )
-        checkpoint = self.checkpoints.newest() if self.checkpoints else None
         self._adopt(result.arrays)
-        step = None
-        if checkpoint is not None:
-            parts = self._parts(grid)
-            step = resume.go_on(checkpoint, result, list(self.federations), parts)
+        parts, step = self._parts(grid), None
+        for federation in self.federations.values():
+            federation.journaled = self.checkpoints is not None
+        while self.checkpoints and (checkpoint := self.checkpoints.newest()) is not None:
+            try:
+                step = resume.go_on(checkpoint, result, self.federations, parts, self._redo)
+            except resume.OtherModel as error:
+                self.checkpoints.give_up(error.start, str(error))
+                continue
             for federation in self.federations.values():
                 federation.give_up_lost(step.round, skipped=checkpoint.skipped > 0, grid_goes_on="grid" in parts)
-            log(INFO, "Resumed from the checkpoint of round %d", step.round)
+            log(INFO, "Resumed after round %d, from the checkpoint of round %d", step.round, checkpoint.round)
+            break
         result.arrays = self.model.arrays
         return step
 

@@ -160,7 +160,7 @@ def _model(name: str, work: Workload, federation: Federation, clients: int) -> M
     writer.tickets.versions[1] = model.version - 1
     writer.tickets.bases[1] = bool(layout.frozen)
     down = records.content_size(writer.train(1, 2, ConfigRecord(), model).content)
-    dense_up, dense_down = dense_sizes(arrays, [spec.name for spec in (*layout.parameters, *layout.buffers)])
+    dense_up, dense_down, _ = dense_sizes(arrays, [spec.name for spec in (*layout.parameters, *layout.buffers)])
     replica = 4 * layout.size + len(buffers) if model.versions else 0
     residual = sum(array.nbytes for array in stores.flatten_state(state).values())
     kept_moments = 4 * work.training.moments * layout.full.size * (work.training.optimizer_state == "keep")

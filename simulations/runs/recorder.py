@@ -15,11 +15,11 @@ import safetensors.torch
 from flwr.app import ArrayRecord, MetricRecord
 from torch import nn
 
-from fedpress.compression.ledger import Ledger
+from fedpress.compression.ledger import ARRAYS, Ledger
 from fedpress.compression.models.task import Evaluation
 from fedpress.server import app as server
 from fedpress.server.publishing.publish import Published
-from fedpress.server.rounds.accounting import RoundSummary, dense_sizes
+from fedpress.server.rounds.accounting import DenseSizes, RoundSummary, dense_sizes
 from fedpress.server.strategies.sparse_fed import SparseFed
 from fedpress.server.strategies.tiered_fed import TieredFed, TrainingTier
 from fedpress.simulations.results.records import (
@@ -258,6 +258,10 @@ class Recorder(server.RunRecord):
                 dense_down_bytes=dense["down"],
                 bundle_bytes=sum(each.ledger.total(kind="bundle") for each in accounts.values()),
                 joules=self._joules(),
+                array_bytes=sum(each.ledger.total(kind=kind) for each in accounts.values() for kind in ARRAYS),
+                dense_array_bytes=sum(
+                    dense.arrays * sum(accounts[name].messages.values()) for name, dense in self._dense_sizes.items()
+                ),
             ),
             model=ModelInfo(parameters=workload.layout.size, sha256=self.digest),
             students=self.students,
@@ -297,8 +301,8 @@ class Recorder(server.RunRecord):
         )
 
     @cached_property
-    def _dense_sizes(self) -> dict[str, tuple[int, int]]:
-        """Bytes of a dense reply and a dense order, as plain Flower sends them, by the name of the model's tier.
+    def _dense_sizes(self) -> dict[str, DenseSizes]:
+        """Bytes of dense messages, as plain Flower sends them, by the name of the model's tier.
 
         They hold what is trained, and the buffers: a frozen base would not travel.
         """

@@ -28,7 +28,7 @@ from fedpress.server.fusion import heterofl
 from fedpress.simulations.results.run_folder import RunFolder
 from fedpress.simulations.runs.initial_weights import InitialWeightsError
 from fedpress.simulations.runs.workload import Workload
-from fedpress.simulations.scenario.students import Tier
+from fedpress.simulations.scenario.students import ADAPTER, Tier
 
 
 class TierWorkload(Workload):
@@ -210,4 +210,4 @@ def _form(model: nn.Module) -> tuple[dict[str, architecture.Shape], dict[str, in
 
 def start(tier: Tier) -> Start:
     """Return the model that a tier's student is pruned from, unless it is searched for."""
-    return Start(None if tier.student in ("pruned", "auto") else tier.student, tier.layers, tier.inherit)
+    return Start(None if tier.student in ("pruned", "auto", ADAPTER) else tier.student, tier.layers, tier.inherit)

@@ -103,6 +103,12 @@ class Workload:
             )
         initial_weights.load_base(model, Path(base.path), base.sha256)
 
+    @property
+    def base(self) -> Path | None:
+        """Pretrained weights of `base` on this device; None: there are none."""
+        base = self.scenario.base
+        return None if base is None or base.path is None else Path(base.path)
+
     @cached_property
     def _made(self) -> nn.Module:
         """The task's model, on the server and on clients under the same seed."""

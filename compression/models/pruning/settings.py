@@ -29,6 +29,12 @@ class Tracing(Settings):
         description="Names of layers whose own channels, or single weights, all stay, and those of their parts; `*`"
         " stands for any text, as in blocks.*.attention.",
     )
+    width: Literal["narrow", "keep"] = Field(
+        default="narrow",
+        json_schema_extra=ADVANCED,
+        description="Width of the states that blocks hand on, such as the hidden size of a transformer: narrow: it is"
+        " made smaller like all layers; keep: only what lies within one block goes, heads and feed-forward columns.",
+    )
     trace_seconds: Positive = Field(
         default=300.0,
         json_schema_extra=ADVANCED,

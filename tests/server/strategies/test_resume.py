@@ -11,6 +11,7 @@ from tests.server.comparable import comparable
 from fedpress.compression.messages import records
 from fedpress.server.checkpoint import state as states
 from fedpress.server.checkpoint.checkpoint_folder import CheckpointFolder
+from fedpress.server.checkpoint.settings import BUDGET
 from fedpress.server.checkpoint.state import CheckpointError
 from fedpress.server.model import optimizers
 from fedpress.server.model.versions import Downlink
@@ -83,26 +84,34 @@ def run(
     network: Network | None = None,
     initial: ArrayRecord | None = None,
     app: str = "tests.apps.faulty_client:app",
+    budget: float = BUDGET,
     **more: Any,
 ) -> tuple[SparseFed, Any]:
+    if "checkpoints" in more:
+        more["checkpoints"] = CheckpointFolder(more["checkpoints"], budget=budget)
     made = SparseFed(on_round=killed_after(kill, seen), **{"fraction_evaluate": 0.0, **more})
     with InlineGrid(app, clients=4, workers=1, states=states, network=network, examples=lambda client: 100) as grid:
         result = made.start(grid, initial or initial_arrays(), num_rounds=count, evaluate_fn=evaluated)
     return made, result
 
 
+journaled = pytest.mark.parametrize("budget", [0.0, 1.0], ids=["journal", "checkpoints"])
+
+
+@journaled
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_a_run_that_goes_on_is_the_undisturbed_run(tmp_path: Path, optimizer: str) -> None:
+def test_a_run_that_goes_on_is_the_undisturbed_run(tmp_path: Path, optimizer: str, budget: float) -> None:
     rule, downlink = OPTIMIZERS[optimizer], None if optimizer == "sgd" else Downlink(0.05)
     expected: list[RoundSummary] = []
     averaging = 0.5 if optimizer == "momentum" else 0.0
     options: dict[str, Any] = {"optimizer": rule, "downlink": downlink, "averaging": averaging}
     undisturbed, result = run(tmp_path / "a", 6, expected, **options)
     seen: list[RoundSummary] = []
-    options["checkpoints"] = tmp_path / "checkpoints"
+    options |= {"checkpoints": tmp_path / "checkpoints", "budget": budget}
     for kill in (2, 3):
         with pytest.raises(Killed):
             run(tmp_path / "b", 6, seen, kill, **options)
+    assert any((tmp_path / "checkpoints").glob("*.journal")) is (budget == 0)
     # The model's own first values no longer matter.
     resumed, ended = run(tmp_path / "b", 6, seen, initial=initial_arrays(seed=9), **options)
     assert [figures(summary) for summary in seen] == [figures(summary) for summary in expected]
@@ -114,23 +123,26 @@ def test_a_run_that_goes_on_is_the_undisturbed_run(tmp_path: Path, optimizer: st
         assert (tmp_path / "a" / f"state-{client}").read_bytes() == (tmp_path / "b" / f"state-{client}").read_bytes()
 
 
-def test_late_replies_of_the_round_before_the_kill_are_still_billed(tmp_path: Path) -> None:
+@journaled
+def test_late_replies_of_the_round_before_the_kill_are_still_billed(tmp_path: Path, budget: float) -> None:
     network = Network(NetworkSettings(up_mbit=1.0, down_mbit=1.0, latency=0.1, rate_sigma=1.0, dropout=0.1), seed=3)
     expected: list[RoundSummary] = []
     options: dict[str, Any] = {"network": network, "rounds": Rounds(deadline=1.0), "downlink": Downlink(0.05)}
     undisturbed, _ = run(tmp_path / "a", 8, expected, **options)
     assert 0 < sum(len(summary.refusals) for summary in expected) < 8 * 4
     seen: list[RoundSummary] = []
+    options |= {"checkpoints": tmp_path / "checkpoints", "budget": budget}
     for kill in (3, 5):
         with pytest.raises(Killed):
-            run(tmp_path / "b", 8, seen, kill, checkpoints=tmp_path / "checkpoints", **options)
-    resumed, _ = run(tmp_path / "b", 8, seen, checkpoints=tmp_path / "checkpoints", **options)
+            run(tmp_path / "b", 8, seen, kill, **options)
+    resumed, _ = run(tmp_path / "b", 8, seen, **options)
     assert [figures(summary) for summary in seen] == [figures(summary) for summary in expected]
     assert whole(resumed) == whole(undisturbed)
 
 
+@journaled
 @pytest.mark.parametrize("spread", [0.0, 1.0], ids=["all at once", "one by one"])
-def test_with_a_buffer_what_is_under_way_and_open_comes_back_too(tmp_path: Path, spread: float) -> None:
+def test_with_a_buffer_what_is_under_way_and_open_comes_back_too(tmp_path: Path, spread: float, budget: float) -> None:
     """With no spread all replies come at the same moment, so that some are pulled and not in the buffer yet."""
     network = Network(NetworkSettings(up_mbit=1.0, down_mbit=1.0, latency=0.1, rate_sigma=spread, dropout=0.1), seed=3)
     expected: list[RoundSummary] = []
@@ -141,10 +153,11 @@ def test_with_a_buffer_what_is_under_way_and_open_comes_back_too(tmp_path: Path,
     undisturbed, _ = run(tmp_path / "a", 9, expected, **options)
     assert max(summary.max_staleness or 0 for summary in expected) > 0
     seen: list[RoundSummary] = []
+    options |= {"checkpoints": tmp_path / "checkpoints", "budget": budget}
     for kill in (2, 3, 6):
         with pytest.raises(Killed):
-            run(tmp_path / "b", 9, seen, kill, checkpoints=tmp_path / "checkpoints", **options)
-    resumed, _ = run(tmp_path / "b", 9, seen, checkpoints=tmp_path / "checkpoints", **options)
+            run(tmp_path / "b", 9, seen, kill, **options)
+    resumed, _ = run(tmp_path / "b", 9, seen, **options)
     assert [figures(summary) for summary in seen] == [figures(summary) for summary in expected]
     assert whole(resumed) == whole(undisturbed)
     assert resumed.federation.orders.tickets.open
