@@ -200,7 +200,8 @@ def fill(model: nn.Module, weights: Weights) -> Filled:
     names = matches(state, weights)
     if not names:
         raise WeightsError(
-            f"{weights.path} has no tensor of this model: it holds {few(list(weights))}, the model {few(list(state))}"
+            f"{weights.path} has no tensor of this model: it holds {few(list(weights)) or 'nothing'}, the model"
+            f" {few(list(state))}"
         )
     for name, source in names.items():
         if problem := difference(source, weights[source], state[name]):
