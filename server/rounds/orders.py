@@ -62,8 +62,8 @@ class Tickets:
         versions: version of the model that a node has proved to hold.
         masks: version of the mask that a node has proved to have.
         tiers: tier of devices that a node has reported.
-        bases: whether a node has shown to have what is not trained, where the model goes whole: it gets the rest. Until
-            then, it is taken to where the federation has agreed on a base.
+        bases: whether a node has shown to have what is not trained, where the model goes whole, or that it has not: it
+            gets the rest alone. Until then, it is taken to have it, and is told its hash.
         makes_initial: whether a node has shown that it can make version 0 by itself, or that it cannot; until then, it
             is taken to, where clients of the downlink can.
     """
@@ -204,8 +204,7 @@ class Orders:
             model: the model of the order.
         """
         held = self.tickets.forget_model(node)
-        if self._base.agreed:
-            self.tickets.bases[node] = False
+        self.tickets.bases[node] = False
         # A client believed to hold nothing was offered version 0, and has another one or none; or it lacks names and
         # shapes, and was sent all else.
         whole = held is None
@@ -378,7 +377,7 @@ class Orders:
         if model.versions is not None:
             agreed = tickets.makes_initial.get(node, True)
             download = model.versions.download(tickets.versions.get(node), whole, agreed)
-        known = tickets.bases.get(node, self._base.agreed and bool(model.layout.frozen))
+        known = tickets.bases.get(node, bool(model.layout.frozen))
         frozen = model.frozen_digest if model.versions is None and known else b""
         return Order(
             self._federation, ticket, server_round, model.masks.version, model.version, tickets.accepted.get(node, 0),

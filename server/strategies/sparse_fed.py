@@ -482,6 +482,8 @@ class SparseFed(Strategy):
             )
         self._adopt(result.arrays)
         parts, step = self._parts(grid), None
+        if self.checkpoints and type(self).aggregate_train is not SparseFed.aggregate_train:
+            log(INFO, "%s has an `aggregate_train` of its own: each round has a whole checkpoint", type(self).__name__)
         for federation in self.federations.values():
             federation.journaled = self.checkpoints is not None
         while self.checkpoints and (checkpoint := self.checkpoints.newest()) is not None:

@@ -237,8 +237,26 @@ def _checkpoint_save(run: Party, keep: list[Any]) -> Work:
     keep.append(federation)
 
     def work() -> int:
-        CheckpointFolder(run.folder / "server").save(1, {"federation": federation.state()})
+        CheckpointFolder(run.folder / "server", budget=1).save(1, {"federation": federation.state()})
         return sum(path.stat().st_size for path in (run.folder / "server").iterdir())
+
+    return work
+
+
+def _round_journaled(run: Party, keep: list[Any]) -> Work:
+    federation, folder = run.federation(), CheckpointFolder(run.folder / "server", budget=0)
+    federation.journaled = True
+    federation.take(1, run.replies(federation, 1))
+    federation.recorded_step(1)
+    folder.save(1, {"federation": federation.state()})
+    federation.take(2, run.replies(federation, 2))
+    keep.append(federation)
+
+    def work() -> int:
+        step = federation.recorded_step(2)
+        assert step is not None
+        folder.save(2, {"federation": federation.state()}, {"federation": federation.entry(), "step": step})
+        return sum(path.stat().st_size for path in (run.folder / "server").glob("*.journal"))
 
     return work
 
@@ -352,6 +370,7 @@ STAGES: Mapping[str, Callable[[Party, list[Any]], Work]] = {
     "server, a round": _server_round,
     "snapshot made": _server_snapshot,
     "checkpoint saved": _checkpoint_save,
+    "round journaled": _round_journaled,
     "checkpoint loaded": _checkpoint_load,
     "client, a round": _client_training,
     "snapshot received": _client_snapshot,

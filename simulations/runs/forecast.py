@@ -113,6 +113,8 @@ def of(job: Job, checked: Checked, *, keep_payloads: bool = False) -> Forecast:
     checkpoint = Packed({name: federation.state() for name, federation in strategy.federations.items()}).size
     client_states = sum(model.held_bytes for model in models) // len(models) * taking_part
     kept = checkpoint * min(checkpoint_folder.KEEP, scenario.rounds)
+    if checkpoint > checkpoint_folder.SMALL and scenario.checkpoint_budget < 1:
+        kept += min(kept, scenario.rounds * up)  # a journal is at most as large as its checkpoint
     payloads = scenario.rounds * up if keep_payloads else 0
     weights = sum(4 * (model.trained + model.frozen) + 8 * model.buffers for model in models)
     ledger = 60 * 2 * scenario.rounds * scenario.clients_at_work
