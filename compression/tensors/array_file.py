@@ -11,7 +11,7 @@ nothing of the size of a model is made but the arrays themselves.
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from fedpress.compression.errors import FedpressError
 MOST_HEADER = 100_000_000
 """Bytes of a header, as in safetensors."""
 _LENGTH = 8
+_BLOCK = 1 << 20
 _DTYPES = {
     "bool": "BOOL", "uint8": "U8", "int8": "I8", "int16": "I16", "uint16": "U16", "float16": "F16", "int32": "I32",
     "uint32": "U32", "float32": "F32", "int64": "I64", "uint64": "U64", "float64": "F64",
@@ -61,8 +62,31 @@ def view(array: NDArray[Any]) -> memoryview:
     return little.reshape(-1).view(np.uint8).data
 
 
+class Place(NamedTuple):
+    """An array in a file."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    start: int  # of its bytes in the file
+    stop: int
+
+
 def read(file: BinaryIO) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
     """Return the arrays of a file, which the caller owns, and its metadata.
+
+    Args:
+        file: Bytes of any origin, from the beginning.
+
+    Raises:
+        ArrayFileError: They are torn, or no file of arrays.
+        OSError: They cannot be read.
+    """
+    places, metadata = index(file)
+    return {name: read_array(file, place) for name, place in places.items()}, metadata
+
+
+def index(file: BinaryIO) -> tuple[dict[str, Place], dict[str, str]]:
+    """Return the places of a file's arrays, and its metadata, without reading an array.
 
     Args:
         file: Bytes of any origin, from the beginning.
@@ -76,11 +100,12 @@ def read(file: BinaryIO) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
     length = int.from_bytes(file.read(_LENGTH), "little")
     if size < _LENGTH or length > min(MOST_HEADER, size - _LENGTH):
         raise ArrayFileError(f"it has {size} bytes, and a header of {length}: torn, or no file of arrays")
+    first = _LENGTH + length
     try:
         header = json.loads(file.read(length))
         metadata = {str(name): str(text) for name, text in header.pop("__metadata__", {}).items()}
         entries = sorted((tuple(entry["data_offsets"]), name, entry) for name, entry in header.items())
-        arrays: dict[str, NDArray[Any]] = {}
+        places: dict[str, Place] = {}
         end = 0
         for (start, stop), name, entry in entries:
             dtype, shape = np.dtype(_NAMES[entry["dtype"]]), tuple(entry["shape"])
@@ -92,30 +117,66 @@ def read(file: BinaryIO) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
                 count *= extent
             if start != end or min(shape, default=0) < 0 or stop - start != count * dtype.itemsize:
                 raise ArrayFileError(f"the array {name!r} does not have the place that its shape needs")
-            if _LENGTH + length + stop > size:
+            if first + stop > size:
                 raise ArrayFileError(f"it ends within the array {name!r}")
-            arrays[name], end = _read_array(file, dtype, shape), stop
+            places[name], end = Place(dtype, shape, first + start, first + stop), stop
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         if isinstance(error, ArrayFileError):
             raise
         raise ArrayFileError(f"its header cannot be read ({type(error).__name__}: {error})") from error
-    if _LENGTH + length + end != size:
+    if first + end != size:
         raise ArrayFileError("it goes on after its last array")
-    return arrays, metadata
+    return places, metadata
 
 
-def _read_array(file: BinaryIO, dtype: np.dtype[Any], shape: tuple[int, ...]) -> NDArray[Any]:
-    array = np.empty(shape, dtype.newbyteorder("<"))
+def read_array(file: BinaryIO, place: Place) -> NDArray[Any]:
+    """Return an array of a file, which the caller owns.
+
+    Args:
+        file: The file.
+        place: The array's place in it (`index`).
+
+    Raises:
+        ArrayFileError: The file has become shorter since.
+        OSError: It cannot be read.
+    """
+    array = np.empty(place.shape, place.dtype.newbyteorder("<"))
     if array.nbytes:
+        file.seek(place.start)
         target = array.reshape(-1).view(np.uint8).data
         while len(target):  # a call reads at most 2 GiB
             got = file.readinto(target)  # type: ignore[attr-defined]
             if not got:
                 raise ArrayFileError("it ends early")
             target = target[got:]
-    if dtype == np.bool_:  # any byte may come; only 0 and 1 are valid in memory
+    if place.dtype == np.bool_:  # any byte may come; only 0 and 1 are valid in memory
         return np.asarray(array.view(np.uint8) != 0)
-    return array.astype(dtype, copy=False)
+    return array.astype(place.dtype, copy=False)
+
+
+def checksum_of_file(file: BinaryIO, places: Mapping[str, Place], update: Callable[[Any], None]) -> None:
+    """Feed a checksum as `checksum` does, from a file: no array is made.
+
+    Args:
+        file: The file.
+        places: Places of its arrays (`index`).
+        update: Takes the bytes.
+
+    Raises:
+        ArrayFileError: The file has become shorter since.
+        OSError: It cannot be read.
+    """
+    block = bytearray(_BLOCK)
+    for name in sorted(places):
+        dtype, shape, start, stop = places[name]
+        update(f"{name} {dtype} {shape}".encode())
+        file.seek(start)
+        while start < stop:
+            got = file.readinto(memoryview(block)[: stop - start])  # type: ignore[attr-defined]
+            if not got:
+                raise ArrayFileError("it ends early")
+            update(memoryview(block)[:got])
+            start += got
 
 
 def checksum(arrays: Mapping[str, NDArray[Any]], update: Callable[[Any], None]) -> None:

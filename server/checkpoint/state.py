@@ -12,8 +12,9 @@ import io
 import json
 import types
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from hashlib import sha256
+from pathlib import Path
 from typing import Any, BinaryIO, Protocol, TypeVar, Union, get_args, get_origin, get_type_hints, runtime_checkable
 
 import numpy as np
@@ -21,12 +22,13 @@ import torch
 from flwr.app import Message, RecordDict
 from numpy.typing import NDArray
 
+from fedpress.compression import files
 from fedpress.compression.errors import FedpressError
 from fedpress.compression.messages import records
 from fedpress.compression.tensors import array_file
 
 FORMAT = "fedpress.checkpoint"
-VERSION = 2
+VERSION = 3
 _BYTES = "bytes"
 """Name of the array with all distinct bytes values, one after the other."""
 _TEXT = "json"
@@ -56,6 +58,17 @@ class Resumable(Protocol):
 
     def restore(self, state: Any) -> None:
         """Take up a state."""
+
+
+@runtime_checkable
+class Redone(Resumable, Protocol):
+    """A part whose state is too large for a journal, which has `entry` and what leads to the rest instead."""
+
+    def entry(self) -> Any:
+        """Return the state, of the type of `state`, without what is done again; None: nothing is left of it."""
+
+    def release(self) -> None:
+        """Give back the memory of what `restore` brings, which must follow."""
 
 
 class _Writer:
@@ -88,20 +101,34 @@ class _Writer:
 
 
 class Saved:
-    """State read from a file, whose parts are still untyped.
+    """State in a file, whose parts are still untyped; arrays are read when a part is asked for.
 
     Args:
-        arrays: arrays by path.
-        values: other values by part.
-        lengths: lengths of the bytes values, which stand one after the other in an array of their own.
+        source: opens the file.
+        places: places of the arrays in it, by path.
+        checksum: checksum of all of it.
+        after: checksum of the state that this one follows, in a journal; empty: none.
+
+    Attributes:
+        checksum, after: as given.
     """
 
-    def __init__(self, arrays: Mapping[str, NDArray[Any]], values: Mapping[str, Any], lengths: list[int]) -> None:
-        self._arrays = arrays
-        self._values = values
-        ends = np.cumsum(lengths, dtype=np.int64).tolist()
-        whole = arrays[_BYTES].tobytes()
-        self._bytes = [whole[end - length : end] for end, length in zip(ends, lengths, strict=True)]
+    def __init__(
+        self, source: Callable[[], BinaryIO], places: Mapping[str, array_file.Place], checksum: str, after: str
+    ) -> None:
+        self.checksum, self.after = checksum, after
+        self._source = source
+        self._places = places
+        with source() as file:
+            content = json.loads(array_file.read_array(file, places[_TEXT]).tobytes())
+            whole = array_file.read_array(file, places[_BYTES]).tobytes()
+        self._values: Mapping[str, Any] = content["values"]
+        ends = np.cumsum(content["lengths"], dtype=np.int64).tolist()
+        self._bytes = [whole[end - length : end] for end, length in zip(ends, content["lengths"], strict=True)]
+
+    def __contains__(self, name: str) -> bool:
+        """Return whether there is a part of this name."""
+        return name in self._values
 
     def part(self, name: str, kind: type[S]) -> S:
         """Return a part of the state.
@@ -122,6 +149,18 @@ class Saved:
             ) from error
         return part
 
+    def part_of(self, part: Resumable, name: str) -> Any:
+        """Return the state of a part of a run, of the type that its method `state` is annotated with.
+
+        Args:
+            part: the part.
+            name: its name in the state.
+
+        Raises:
+            CheckpointError: there is no such part, or it is of another type.
+        """
+        return self.part(name, _hints(type(part).state)["return"])
+
     def _typed(self, value: Any, kind: Any) -> Any:
         origin, arguments = get_origin(kind) or kind, get_args(kind)
         if origin in (Union, types.UnionType):
@@ -130,9 +169,9 @@ class Saved:
             (kind,) = (argument for argument in arguments if argument is not types.NoneType)
             return self._typed(value, kind)
         if origin is np.ndarray:
-            return self._arrays[value]
+            return self._array(value)
         if origin is torch.Tensor:
-            return torch.from_numpy(self._arrays[value])
+            return torch.from_numpy(self._array(value))
         if origin is bytes:
             return self._bytes[value]
         if origin is Message:
@@ -150,54 +189,88 @@ class Saved:
             return origin(self._typed(entry, arguments[0]) for entry in value)
         return value
 
+    def _array(self, path: str) -> NDArray[Any]:
+        with self._source() as file:
+            return array_file.read_array(file, self._places[path])
+
+
+class Packed:
+    """A state as it is written: `b"".join(pieces())` are the bytes of a safetensors file.
+
+    Args:
+        state: parts of the state by name; arrays are not copied.
+        after: checksum of the state that this one follows, in a journal; empty: none.
+
+    Attributes:
+        checksum: checksum of all of it.
+        size: number of bytes, but for those of the header.
+    """
+
+    def __init__(self, state: Mapping[str, Any], after: str = "") -> None:
+        writer = _Writer()
+        values = {name: writer.plain(part, name) for name, part in state.items()}
+        text = json.dumps({"values": values, "lengths": [len(value) for value in writer.bytes]}).encode()
+        self._arrays = {
+            **writer.arrays,
+            _BYTES: np.frombuffer(b"".join(writer.bytes), np.uint8),
+            _TEXT: np.frombuffer(text, np.uint8),
+        }
+        digest = sha256(after.encode())
+        array_file.checksum(self._arrays, digest.update)
+        self.checksum = digest.hexdigest()
+        self.size = sum(array.nbytes for array in self._arrays.values())
+        self._after = after
+
+    def pieces(self) -> Iterator[bytes | memoryview]:
+        """Yield the bytes piece by piece; no array is copied."""
+        header = {"format": FORMAT, "version": str(VERSION), "checksum": self.checksum, "after": self._after}
+        return array_file.pieces(self._arrays, header)
+
 
 def pack(state: Mapping[str, Any]) -> bytes:
     """Return a state, part by part, as the bytes of a safetensors file."""
-    return b"".join(pieces(state))
+    return b"".join(Packed(state).pieces())
 
 
-def pieces(state: Mapping[str, Any]) -> Iterator[bytes | memoryview]:
-    """Yield the bytes of `pack` piece by piece; no array is copied."""
-    writer = _Writer()
-    values = {name: writer.plain(part, name) for name, part in state.items()}
-    text = json.dumps({"values": values, "lengths": [len(value) for value in writer.bytes]}).encode()
-    arrays = {
-        **writer.arrays,
-        _BYTES: np.frombuffer(b"".join(writer.bytes), np.uint8),
-        _TEXT: np.frombuffer(text, np.uint8),
-    }
-    header = {"format": FORMAT, "version": str(VERSION), "checksum": _checksum(arrays)}
-    yield from array_file.pieces(arrays, header)
-
-
-def unpack(data: bytes | BinaryIO) -> Saved:
-    """Read a state that `pack` has written.
+def unpack(source: bytes | Path) -> Saved:
+    """Read a state that `Packed` has written; no array of it is in memory then.
 
     Args:
-        data: The bytes, or a file with them.
+        source: the bytes, or the file with them, which must stay.
 
     Raises:
         Damaged: the bytes are torn, changed, or no checkpoint.
         CheckpointError: a newer or an older version of fedpress wrote them.
+        OSError: the file cannot be read.
     """
-    try:
-        arrays, header = array_file.read(io.BytesIO(data) if isinstance(data, bytes) else data)
-        form, checksum, version = header["format"], header["checksum"], int(header["version"])
-    except (KeyError, ValueError) as error:
-        raise DamagedCheckpoint(
-            f"it is torn, or no checkpoint of fedpress ({type(error).__name__}: {error})"
-        ) from error
-    if form != FORMAT:
-        raise DamagedCheckpoint(f"it is no checkpoint of fedpress, but {form!r}")
-    if version != VERSION:
-        way = (
-            "update fedpress" if version > VERSION else "finish that run with the fedpress that began it, or begin anew"
-        )
-        raise CheckpointError(f"it has format version {version}, this fedpress reads {VERSION}; {way}")
-    if checksum != _checksum(arrays) or _TEXT not in arrays:
+    opened = functools.partial(io.BytesIO, source) if isinstance(source, bytes) else functools.partial(_open, source)
+    with opened() as file:
+        try:
+            places, header = array_file.index(file)
+            form, checksum, version = header["format"], header["checksum"], int(header["version"])
+        except (KeyError, ValueError) as error:
+            raise DamagedCheckpoint(
+                f"it is torn, or no checkpoint of fedpress ({type(error).__name__}: {error})"
+            ) from error
+        if form != FORMAT:
+            raise DamagedCheckpoint(f"it is no checkpoint of fedpress, but {form!r}")
+        if version != VERSION:
+            way = (
+                "update fedpress"
+                if version > VERSION
+                else "finish that run with the fedpress that began it, or begin anew"
+            )
+            raise CheckpointError(f"it has format version {version}, this fedpress reads {VERSION}; {way}")
+        after = header.get("after")
+        digest = sha256((after or "").encode())
+        array_file.checksum_of_file(file, places, digest.update)
+    if after is None or checksum != digest.hexdigest() or not {_TEXT, _BYTES} <= places.keys():
         raise DamagedCheckpoint("its checksum does not fit its content")
-    content = json.loads(arrays[_TEXT].tobytes())
-    return Saved(arrays, content["values"], content["lengths"])
+    return Saved(opened, places, checksum, after)
+
+
+def _open(path: Path) -> BinaryIO:
+    return files.open_regular(path)
 
 
 def restore(part: Resumable, saved: Saved, name: str) -> None:
@@ -211,7 +284,9 @@ def restore(part: Resumable, saved: Saved, name: str) -> None:
     Raises:
         CheckpointError: there is no such part, or it is of another run.
     """
-    part.restore(saved.part(name, _hints(type(part).state)["return"]))
+    if isinstance(part, Redone):
+        part.release()
+    part.restore(saved.part_of(part, name))
 
 
 def _fields(kind: Any) -> tuple[str, ...]:
@@ -225,9 +300,3 @@ def _fields(kind: Any) -> tuple[str, ...]:
 @functools.cache
 def _hints(described: Any) -> dict[str, Any]:
     return get_type_hints(described)
-
-
-def _checksum(arrays: Mapping[str, NDArray[Any]]) -> str:
-    digest = sha256()
-    array_file.checksum(arrays, digest.update)
-    return digest.hexdigest()

@@ -121,6 +121,13 @@ class ClientModels:
         """Return the held model and the updates."""
         return self._last
 
+    def entry(self) -> None:
+        """Return nothing: the last step is taken again, and brings its client models."""
+
+    def release(self) -> None:
+        """Give back the memory of the updates."""
+        self._last = LastUpdates()
+
     def restore(self, state: LastUpdates) -> None:
         """Take up a state."""
         self._last = state

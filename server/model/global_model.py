@@ -1,9 +1,12 @@
 """The global model on the server: the master vector, its optimizer, the buffers, and the held model."""
 
+import zlib
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any, NamedTuple, TypeAlias
 
+import numpy as np
+import torch
 from flwr.app import ArrayRecord
 from numpy.typing import NDArray
 from torch import Tensor
@@ -282,6 +285,23 @@ class GlobalModel:
             self.frozen_digest,
         )
 
+    def checksum(self) -> int:
+        """Return a CRC-32 of master, buffers and held model, the same for equal models."""
+        total = zlib.crc32(self.master.data)
+        for _, array in sorted(self._buffers.items()):
+            total = zlib.crc32(np.ascontiguousarray(array).data, total)
+        return zlib.crc32(self.versions.tag, total) if self.versions else total
+
+    def release(self) -> None:
+        """Give back the memory of what `restore` brings, which must follow, and takes over its state."""
+        self.master = np.empty(0, np.float32)
+        self.optimizer.master, self.optimizer.state = torch.from_numpy(self.master), {}
+        self.arrays = ArrayRecord()
+        if self.versions:
+            self.versions.release()
+        if self._average:
+            self._average.running = RunningMean()
+
     def restore(self, state: ModelState) -> None:
         """Take up a state.
 
@@ -308,11 +328,8 @@ class GlobalModel:
                 " weights that the run began with, or give the federation a folder of its own"
             )
         self.masks = masks
-        if len(state.master) == len(self.master):
-            self.master[:] = state.master
-            self._take_master(self.master, layout)
-        else:
-            self._take_master(state.master.copy(), layout)
+        owned = not len(self.master)  # after `release` the state is of nobody else
+        self._take_master(state.master if owned else state.master.copy(), layout)
         self._buffers, self._steps = state.buffers, state.steps
         self.optimizer.state = state.optimizer
         if self.versions and state.versions:

@@ -3,34 +3,28 @@
 A strategy holds one federation for each model, and decides when it sends orders and when it takes a step.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from logging import ERROR, INFO, WARNING
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
-from flwr.supercore import log
 
 from fedpress.compression import seeds
-from fedpress.compression.errors import FedpressError, LayoutError, PayloadError, ValuesTooLarge
+from fedpress.compression.errors import PayloadError, ValuesTooLarge
 from fedpress.compression.ledger import Direction
 from fedpress.compression.messages import records
 from fedpress.compression.models.pruning import dynamic_sparsity
-from fedpress.compression.tensors import layout_doubts
-from fedpress.compression.tensors.layout import Layout
 from fedpress.compression.timing import Timer
 from fedpress.server.checkpoint.state import CheckpointError
-from fedpress.server.fusion import client_ensemble
 from fedpress.server.fusion.client_ensemble import ClientModels, Fusion, SentUpdate
 from fedpress.server.model.global_model import GlobalModel, ModelState
-from fedpress.server.model.mask_schedules import Ballot
-from fedpress.server.rounds import exchange, metrics, sampling
+from fedpress.server.rounds import exchange, metrics
 from fedpress.server.rounds.accounting import UNANSWERED, Accounting, AccountingState, Refusal, RoundSummary
-from fedpress.server.rounds.aggregate import ReplyMean
 from fedpress.server.rounds.exchange import Clock, UnderWay
 from fedpress.server.rounds.orders import Orders, Tickets, Upload
-from fedpress.server.rounds.settings import AggregateMetrics, MessageFormat, ModelSettings, Rounds, Sampling
+from fedpress.server.rounds.sampling import Sampler
+from fedpress.server.rounds.settings import MessageFormat, ModelSettings, Rounds, Sampling
+from fedpress.server.rounds.stepper import Stepper, StepRecord, WeighedUpdate
 
 TICKETS_APART = 1_000_000
 """Added to the tickets where the newest checkpoint was damaged. Clients have answered tickets that the older one does
@@ -64,7 +58,8 @@ class FederationState(NamedTuple):
         name, seed: those of the federation.
         first_refusal: index of the round's first refusal.
         metrics: metrics of the round; None: there were no orders.
-        tickets, under_way, model, accounting: states of the parts.
+        tickets, under_way, accounting: states of the parts.
+        model: state of the model; None: it is not in here, but what leads to it is in a journal.
     """
 
     name: str
@@ -73,7 +68,7 @@ class FederationState(NamedTuple):
     metrics: dict[str, Any] | None
     tickets: Tickets
     under_way: UnderWay
-    model: ModelState
+    model: ModelState | None
     accounting: AccountingState
 
 
@@ -93,7 +88,7 @@ class Federation:
 
     Attributes:
         sampling, rounds: as given; they may be replaced between two rounds.
-        clients, fusion: as given.
+        journaled: whether a journal is to hold what the steps took in.
         accounting: bytes, refusals, lost states.
         orders: tickets and verdicts.
         under_way: messages without a reply.
@@ -117,22 +112,24 @@ class Federation:
         self.seed = seed
         self.sampling = sampling or Sampling()
         self.rounds = rounds or Rounds()
-        self.clients = clients if clients is not None or fusion is None else ClientModels()
-        self.fusion = fusion
         self.on_accepted = on_accepted
+        self.journaled = False
         self.accounting = Accounting()
         self._format = messages or MessageFormat()
         self._settings = model or ModelSettings()
-        self.orders = Orders(name, self._format.arrayrecord_key, self._format.configrecord_key, self.accounting)
+        self._stepper = Stepper(self._settings, clients, fusion)
+        self.orders = Orders(
+            name, self._format.arrayrecord_key, self._format.configrecord_key, self.accounting,
+            self._format.piece_bytes, self._settings.base,
+        )  # fmt: skip
         self.under_way = UnderWay()
         self.metrics: MetricRecord | None = None
         self._first_refusal = 0  # index of the round's first refusal
         self._uploads: list[Upload] = []  # that the next step takes in; empty after it
         self._wanted = 0  # uploads that end the round
-        self._sampled: set[int] = set()  # nodes with an order in this round: each gets one, answered or not
-        self._asked_round, self._attempts = 0, 0  # a round that nobody answered may be asked again
-        self._model: GlobalModel | None = None
-        self._mean = ReplyMean(Layout(()))
+        self._sampler = Sampler(lambda *purpose: seeds.derive(self.name, self.seed, *purpose))
+        self._recorded: int | None = None  # checksum of the model as the newest checkpoint or journal has it
+        self._intact = False  # whether the round's step began with that model
         self._config = ConfigRecord()  # of this round's orders
         self._unbilled: list[tuple[int, Message]] = []  # messages for an exchange of the caller's own
 
@@ -148,23 +145,12 @@ class Federation:
         Raises:
             LayoutError: the arrays do not fit the layout, or none of them can be trained.
         """
-        if self._model is None:
-            settings = self._settings
-            if settings.layout is None:
-                _check_guess(arrays)
-            self._model = GlobalModel(
-                arrays, settings.layout, settings.optimizer, settings.downlink, settings.averaging, settings.masks.first
-            )
-            self._mean = ReplyMean(self._model.layout, settings.prediction)
-            if self.clients is not None:
-                self.clients.attach(self._model, settings.prediction)
-        elif arrays is not self._model.arrays:
-            self._model.replace(arrays)
+        self._stepper.adopt(arrays)
 
     @property
     def started(self) -> bool:
         """Whether there is a model."""
-        return self._model is not None
+        return self._stepper.started
 
     @property
     def model(self) -> GlobalModel:
@@ -173,14 +159,17 @@ class Federation:
         Raises:
             RuntimeError: there is none yet.
         """
-        if self._model is None:
-            raise RuntimeError("the federation has no model yet; it gets one from `start` or `configure_train`")
-        return self._model
+        return self._stepper.model
+
+    @property
+    def clients(self) -> ClientModels | None:
+        """The client models of the last step; None: they are not needed."""
+        return self._stepper.clients
 
     @property
     def taken_weight(self) -> float:
         """Sum of the weights in the last round's step; 0: there was no step."""
-        return self._mean.weight if self.metrics and self.metrics[metrics.REPLIES] else 0.0
+        return self._stepper.weight
 
     @property
     def answered(self) -> bool | None:
@@ -227,9 +216,7 @@ class Federation:
         schedule, tickets = self.rounds.schedule, self.orders.tickets
         if schedule is None:
             tickets.open = {}
-        self._sampled = set(tickets.open)
-        self._attempts = self._attempts + 1 if server_round == self._asked_round else 0
-        self._asked_round = server_round
+        self._sampler.begin(server_round, tickets.open)
         messages = self._refill(server_round, len(tickets.open), config, grid)
         self._wanted = schedule.size if schedule else max(1, len(messages) - self.rounds.over_selection)
         if own_exchange:
@@ -269,10 +256,13 @@ class Federation:
             The model after the step, None where there was none; and the round's metrics, None where there were no
             orders.
         """
+        stepper, refusals = self._stepper, self.accounting.refusals
+        self._intact = self.journaled and self.started and self.model.checksum() == self._recorded
         if replies is None:
             self.metrics = None
+            if self.started:
+                stepper.begin(server_round)
             return None, None
-        refusals = self.accounting.refusals
         first_refusal, schedule = len(refusals), self.rounds.schedule
         limit = schedule.max_staleness if schedule else None
         for reply in replies:
@@ -281,9 +271,7 @@ class Federation:
                 self._uploads.append(upload)
         uploads = sorted(self._uploads, key=lambda upload: upload.node)  # a fixed order of the sum; one upload a node
         self._uploads = []
-        request = self._settings.masks.vote_request(server_round)
-        ballot = Ballot(self.model.layout, request) if request else None
-        counted = self._add_up(server_round, uploads, ballot)
+        counted = self._add_up(server_round, uploads)
         answered = {upload.node for upload in uploads} | {refusal.node for refusal in refusals[first_refusal:]}
         self._close_orders(server_round, answered)
         if len(counted) < self.rounds.min_replies:
@@ -291,27 +279,27 @@ class Federation:
             for upload in counted:
                 self.accounting.refuse(server_round, upload.node, "too few", detail)
             counted = []
+            stepper.drop()
         if counted:
-            if self.clients is not None:
-                self.clients.take([SentUpdate(u.payload, u.buffers, u.download, u.version, u.node) for u in counted])
-            self._step(server_round, ballot, publish)
+            stepper.step(server_round, publish=publish)
             for upload in counted:
                 self.orders.accept(upload)
                 if self.on_accepted:
                     self.on_accepted(server_round, upload.node, upload.payload)
+        if not self.journaled:
+            stepper.updates = []  # the payloads go
         self.metrics = self._metrics(counted, refusals[first_refusal:])
         return (self.model.arrays if counted else None), self.metrics
 
-    def _add_up(self, server_round: int, uploads: list[Upload], ballot: Ballot | None) -> list[Upload]:
+    def _add_up(self, server_round: int, uploads: list[Upload]) -> list[Upload]:
         """Add the updates to the mean and the votes to the ballot; return the uploads that can be decoded."""
         schedule, counted = self.rounds.schedule, []
-        self._mean.reset()
+        self._stepper.begin(server_round)
         for upload in uploads:
-            side_info = self.model.side_info(upload.download, upload.version)
             weight = upload.weight * (schedule.discount(upload.staleness) if schedule else 1.0)
+            sent = SentUpdate(upload.payload, upload.buffers, upload.download, upload.version, upload.node)
             try:
-                vote = ballot.read(upload.vote) if ballot and upload.vote else None
-                update = self._mean.add(upload.payload, upload.buffers, weight, side_info, self.model.buffers)
+                update = self._stepper.add(WeighedUpdate(sent, weight, upload.vote))
             except PayloadError as error:
                 reason = "too large" if isinstance(error, ValuesTooLarge) else "undecodable"
                 self.accounting.refuse(server_round, upload.node, reason, f"{type(error).__name__}: {error}")
@@ -321,8 +309,6 @@ class Federation:
                 continue
             self.accounting.count_entries(update, self.model.layout)
             counted.append(upload)
-            if ballot and vote is not None:
-                ballot.add(vote, weight)
         return counted
 
     def _close_orders(self, server_round: int, answered: set[int]) -> None:
@@ -332,54 +318,15 @@ class Federation:
             self.accounting.refuse(server_round, node, "late", "no reply before the order was closed")
         tickets.open = {node: order for node, order in tickets.open.items() if node in at_work}
 
-    def _step(self, server_round: int, ballot: Ballot | None, publish: bool) -> None:
-        model = self.model
-        mean_update, buffers = self._mean.result(model.buffers)
-        model.apply_update(mean_update, buffers, self._refine(server_round) if publish else None)
-        if not publish:
-            return
-        del mean_update  # of the size of the model, as what the new version takes
-        version = model.masks.version
-        model.change_mask(lambda master, layout: self._settings.masks.after(server_round, master, layout, ballot))
-        model.publish_version()
-        if model.masks.version != version:
-            self._mean = ReplyMean(model.layout, self._settings.prediction)
-
-    def _refine(self, server_round: int) -> Callable[[client_ensemble.Arrays], client_ensemble.Arrays] | None:
-        fusion, clients = self.fusion, self.clients
-        if fusion is None or clients is None or not fusion.due(server_round):
-            return None
-
-        def refine(arrays: client_ensemble.Arrays) -> client_ensemble.Arrays:
-            try:
-                fused = fusion.fused(arrays, clients, server_round)
-                if all(np.isfinite(array).all() for array in fused.values()):
-                    return fused
-                problem = "the distilled model is not finite"
-            except FedpressError as error:
-                problem = str(error)
-            log(ERROR, "round %d: the model is not distilled from its clients': %s", server_round, problem)
-            return arrays
-
-        return refine
-
     def _metrics(self, counted: list[Upload], refused: list[Refusal]) -> MetricRecord:
         """Return the clients' metrics, with the numbers of replies that counted and that did not."""
         record = MetricRecord()
         if counted:
             contents = [upload.content for upload in counted]
-            record = self._averaged(self._format.train_metrics, contents)
+            record = metrics.averaged(self._format.train_metrics, contents, self._format.weighted_by_key)
         staleness = [upload.staleness for upload in counted] if self.rounds.schedule else []
         metrics.count_replies(record, len(counted), [refusal.reason for refusal in refused], staleness)
         return record
-
-    def _averaged(self, average: AggregateMetrics, contents: list[RecordDict]) -> MetricRecord:
-        """Return the clients' metrics, none where the application's function fails on what they have sent."""
-        try:
-            return MetricRecord(dict(average(contents, self._format.weighted_by_key)))
-        except Exception as error:
-            log(ERROR, "metrics of %d replies cannot be aggregated, and are left out", len(contents), exc_info=error)
-            return MetricRecord()
 
     def summary(self, server_round: int, evaluation: MetricRecord | None, seconds: float) -> RoundSummary:
         """Return the figures of the last round, and log them.
@@ -402,7 +349,7 @@ class Federation:
 
         Empty before the first round.
         """
-        return [] if self._model is None else self.accounting.density_by_layer(self._model.layout)
+        return self.accounting.density_by_layer(self.model.layout) if self.started else []
 
     # ---- evaluation on nodes ---------------------------------------------------------------------------------------
 
@@ -430,9 +377,7 @@ class Federation:
         if self.sampling.fraction_evaluate == 0.0:
             return []
         self.adopt(arrays)
-        nodes = self._sample(
-            grid, self.sampling.fraction_evaluate, self.sampling.min_evaluate_nodes, server_round, "evaluate"
-        )
+        nodes = self._sampler.for_evaluation(grid, self.sampling, server_round)
         messages = [self.orders.evaluate(node, server_round, config, self.model) for node in nodes]
         if own_exchange:
             self._unbilled += [(server_round, message) for message in messages]
@@ -458,35 +403,18 @@ class Federation:
                 self.accounting.refuse(server_round, node, "evaluation", str(error) or type(error).__name__)
                 continue
             contents.append(reply.content)
-        return self._averaged(self._format.evaluate_metrics, contents) if contents else None
+        average, key = self._format.evaluate_metrics, self._format.weighted_by_key
+        return metrics.averaged(average, contents, key) if contents else None
 
     # ---- messages --------------------------------------------------------------------------------------------------
 
     def _refill(self, server_round: int, at_work: int, config: ConfigRecord, grid: Grid) -> list[Message]:
         """Open tickets for nodes that had none in this round, until enough nodes are at work."""
-        purpose = f"train {self.orders.tickets.issued}" if self._sampled else "train"
-        if self._attempts and not self._sampled:
-            purpose = f"train again {self._attempts}"
-        fraction, least = self.sampling.fraction_train, self.sampling.min_train_nodes
-        nodes = self._sample(grid, fraction, least, server_round, purpose, at_work)
-        self._sampled.update(nodes)
+        nodes = self._sampler.for_training(
+            grid, self.sampling, self.orders.tickets.issued, self.rounds.over_selection - at_work
+        )
         vote = self._settings.masks.vote_request(server_round)
         return [self.orders.train(node, server_round, config, self.model, vote) for node in nodes]
-
-    def _sample(
-        self, grid: Grid, fraction: float, least: int, server_round: int, purpose: str, at_work: int = 0
-    ) -> list[int]:
-        first = purpose == "evaluate" or not self._sampled  # a refill does not wait for more nodes to connect
-        nodes = sampling.available(grid, max(least, self.sampling.min_available_nodes) if first else 0)
-        wanted = max(int(len(nodes) * fraction), least) - at_work
-        free = nodes
-        if purpose != "evaluate":
-            wanted += self.rounds.over_selection
-            free = [node for node in nodes if node not in self._sampled]
-        chosen = sampling.draw(free, wanted, seeds.derive(self.name, self.seed, server_round, purpose))
-        if first:
-            log(INFO, "configure_%s: Sampled %d nodes (out of %d)", purpose, len(chosen), len(nodes))
-        return chosen
 
     def _exchange(self, current: Round, messages: list[Message], kind: str, under_way: UnderWay) -> Iterator[Message]:
         training, server_round = kind == MessageType.TRAIN, current.number
@@ -507,6 +435,7 @@ class Federation:
             from_the_beginning=lambda node: self.orders.from_the_beginning(
                 node, server_round, kind, config, self.model
             ),
+            with_base=lambda reply: self.orders.with_base(reply, server_round, kind, config, self.model),
             refill=refill if training and self.rounds.schedule else None,
         )  # fmt: skip
 
@@ -517,6 +446,10 @@ class Federation:
 
     def state(self) -> FederationState:
         """Return the state after a round's step and before the next round's orders."""
+        return self.entry()._replace(model=self.model.state())
+
+    def entry(self) -> FederationState:
+        """Return the state without the model's."""
         metrics = None if self.metrics is None else dict(self.metrics)
         return FederationState(
             self.name,
@@ -525,9 +458,38 @@ class Federation:
             metrics,
             self.orders.tickets,
             self.under_way,
-            self.model.state(),
+            None,
             self.accounting.state(),
         )
+
+    def recorded_step(self, server_round: int) -> StepRecord | None:
+        """Return what a journal needs to take a round's step again, and forget it; what it leads to counts as recorded.
+
+        Args:
+            server_round: number of the round.
+
+        Returns:
+            The record; None: the step cannot be taken again, as the server has trained in it, or somebody has changed
+            the model since it was recorded last.
+        """
+        stepper, self._recorded = self._stepper, self.model.checksum()
+        updates, stepper.updates = stepper.updates, []
+        return StepRecord(updates, self._recorded) if self._intact and not stepper.trains(server_round) else None
+
+    def redo(self, server_round: int, updates: Sequence[WeighedUpdate], *, publish: bool = True) -> None:
+        """Take a round's step again.
+
+        Args:
+            server_round: number of the round.
+            updates: its updates, from a journal.
+            publish: as in `take`.
+        """
+        self._stepper.redo(server_round, updates, publish=publish)
+        self._stepper.updates = []
+
+    def release(self) -> None:
+        """Give back the memory of what `restore` brings."""
+        self.model.release()
 
     def restore(self, state: FederationState) -> None:
         """Take up a state; the federation has a model of the same arrays already, with any values.
@@ -541,12 +503,14 @@ class Federation:
                     f"the checkpoint has {key} {stored!r}, this run has {current!r}; give each federation a folder of"
                     " its own"
                 )
-        self.model.restore(state.model)
-        self._mean = ReplyMean(self.model.layout, self._settings.prediction)
+        if state.model is not None:
+            self.model.restore(state.model)
+            self._stepper.renew_mean()
         self._first_refusal = state.first_refusal
         self.metrics = None if state.metrics is None else MetricRecord(state.metrics)
         self.orders.tickets, self.under_way = state.tickets, state.under_way
         self.accounting.restore(state.accounting)
+        self._recorded = self.model.checksum() if self.journaled else None
 
     def give_up_lost(self, server_round: int, *, skipped: bool, grid_goes_on: bool) -> None:
         """Give up what a restart has lost: replies under way and, where checkpoints were damaged, tickets.
@@ -566,28 +530,3 @@ class Federation:
         for node in sorted(lost):
             self.accounting.refuse(server_round, node, "restart", "the server was started again before the reply came")
             self.orders.tickets.open.pop(node, None)
-
-
-def _check_guess(arrays: ArrayRecord) -> None:
-    """Check arrays that come without a layout, and log what speaks against the guess by their names.
-
-    Raises:
-        LayoutError: no array can be trained.
-    """
-    named = records.Arrays(arrays)
-    layout = Layout.of_arrays(named)
-    if not layout.parameters:
-        held = (
-            f"only integer or boolean arrays and running statistics ({', '.join(list(named)[:6])})"
-            if named
-            else "no arrays"
-        )
-        raise LayoutError(
-            f"the initial model has {held}, so there is nothing to train by updates. Give"
-            " initial_arrays=ArrayRecord(...)"
-            " with its floating arrays; models that are bytes or whole numbers, such as trees of XGBoost, need"
-            " a strategy"
-            " of Flower's own, such as FedXgbBagging, and no compress(...)"
-        )
-    for doubt in layout_doubts.doubts(named, layout):
-        log(WARNING, "SparseFed: %s", doubt)

@@ -5,7 +5,7 @@ and `start` pushes and pulls, so that a round can end at a deadline or once enou
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from logging import INFO, WARNING
 from pathlib import Path
@@ -17,6 +17,8 @@ from flwr.serverapp.strategy import Result, Strategy
 from flwr.supercore import log
 
 from fedpress.compression.ledger import Ledger
+from fedpress.compression.messages import pieces
+from fedpress.compression.messages.base_parts import BaseFiles
 from fedpress.compression.tensors.layout import Layout
 from fedpress.compression.timing import Timer
 from fedpress.server.checkpoint.checkpoint_folder import CheckpointFolder
@@ -27,12 +29,13 @@ from fedpress.server.model.global_model import GlobalModel
 from fedpress.server.model.mask_schedules import Fixed, MaskSchedule
 from fedpress.server.model.optimizers import ServerOptimizer
 from fedpress.server.model.versions import Downlink
-from fedpress.server.rounds import metrics, threaded_grid
+from fedpress.server.rounds import metrics, orders, threaded_grid
 from fedpress.server.rounds.accounting import Accounting, Refusal, RoundSummary
 from fedpress.server.rounds.exchange import Clock, WallClock
 from fedpress.server.rounds.federation import Federation, Round
 from fedpress.server.rounds.outcome import Outcome, RunFailed
 from fedpress.server.rounds.settings import MessageFormat, ModelSettings, Rounds, Sampling
+from fedpress.server.rounds.stepper import WeighedUpdate
 from fedpress.server.strategies import console, drop_in, resume
 from fedpress.server.strategies.console import Traffic
 
@@ -54,11 +57,14 @@ class SparseFed(Strategy):
         masks: schedule of the mask over the rounds (`mask_schedules`); None: the model has all weights.
         layout: which arrays are parameters and which buffers; by default guessed by the usual names. Clients must
             use the same.
+        base: pretrained weights of the model, which clients without a copy of them are sent; None: there are none.
+        piece_bytes: bytes of the longest entry of a message, in both directions, that is not cut into pieces.
         rounds: end of a round, and the replies that count; None: it ends with the last reply.
         name: name of the federation; clients keep their state under it.
         seed: seed of the sampling of nodes.
-        checkpoints: folder for a checkpoint of every round, from which `start` resumes after a kill; None: there are
-            none. Each federation needs a folder of its own.
+        checkpoints: folder in which every round is made durable, and from which `start` resumes after a kill; a
+            `CheckpointFolder` says how much time whole checkpoints may take. None: nothing is. Each federation needs
+            a folder of its own.
         clients: receives the client models of each step, and goes into checkpoints; None: they are not needed.
         fusion: distillation of the global model from the client models at the end of a step
             (`client_ensemble.Fusion`).
@@ -96,6 +102,8 @@ class SparseFed(Strategy):
         averaging: float = 0.0,
         masks: MaskSchedule | None = None,
         layout: Layout | None = None,
+        base: BaseFiles | None = None,
+        piece_bytes: int = pieces.LIMIT,
         rounds: Rounds | None = None,
         name: str = "default",
         seed: int = 0,
@@ -118,8 +126,9 @@ class SparseFed(Strategy):
                 configrecord_key,
                 train_metrics_aggr_fn or metrics.weighted_metrics,
                 evaluate_metrics_aggr_fn or metrics.weighted_metrics,
+                piece_bytes,
             ),
-            model=ModelSettings(optimizer or optimizers.sgd(), downlink, averaging, masks or Fixed(None), layout),
+            model=ModelSettings(optimizer or optimizers.sgd(), downlink, averaging, masks or Fixed(None), layout, base),
             clients=clients,
             fusion=fusion,
             on_accepted=on_accepted,
@@ -336,7 +345,10 @@ class SparseFed(Strategy):
         if resumed is None and evaluate_fn and (first := evaluate_fn(0, arrays)) is not None:
             result.evaluate_metrics_serverapp[0] = first
             log(INFO, "Initial global evaluation results: %s", first)
-        clock, grid = clock or WallClock(), threaded_grid.patient(grid)
+        if self.federation.started:  # from here on the model as it is held: the caller's copy is of its size, too
+            arrays = result.arrays = self.model.arrays
+        most = orders.largest_reply(self.model.layout) if self.federation.started else 0
+        clock, grid = clock or WallClock(), threaded_grid.patient(grid, most)
         train_config = ConfigRecord() if train_config is None else train_config  # hooks of a subclass may change them
         evaluate_config = ConfigRecord() if evaluate_config is None else evaluate_config
         deadline = self.federation.rounds.deadline
@@ -382,7 +394,9 @@ class SparseFed(Strategy):
         # Durable before any message carries a verdict of this round.
         if self.checkpoints:
             with self.timer.of("checkpoint"):
-                resume.save(self.checkpoints, step, result, list(self.federations), self._parts(current.grid))
+                parts = self._parts(current.grid)
+                redoable = self._redoable(current.number)
+                resume.save(self.checkpoints, step, result, self.federations, parts, redoable=redoable)
         return step
 
     @property
@@ -451,21 +465,37 @@ class SparseFed(Strategy):
         """Give every federation its model."""
         self.federation.adopt(arrays)
 
+    def _redoable(self, server_round: int) -> bool:
+        """Return whether a round's steps can be taken again from their updates alone: its model needs no checkpoint."""
+        return type(self).aggregate_train is SparseFed.aggregate_train
+
+    def _redo(self, server_round: int, updates: Mapping[str, Sequence[WeighedUpdate]]) -> None:
+        """Take a round's steps again, with the updates of each federation, by its name."""
+        for name, federation in self.federations.items():
+            federation.redo(server_round, updates[name])
+
     def _resume(self, grid: Grid, result: Result) -> resume.TakenStep | None:
         """Go back to the newest checkpoint; without one, take the result's arrays as the model."""
         if self.checkpoints and self.federation.started:
             raise CheckpointError(
                 "with checkpoints a strategy runs `start` once; make another strategy, with a folder of its own"
             )
-        checkpoint = self.checkpoints.newest() if self.checkpoints else None
         self._adopt(result.arrays)
-        step = None
-        if checkpoint is not None:
-            parts = self._parts(grid)
-            step = resume.go_on(checkpoint, result, list(self.federations), parts)
+        parts, step = self._parts(grid), None
+        if self.checkpoints and type(self).aggregate_train is not SparseFed.aggregate_train:
+            log(INFO, "%s has an `aggregate_train` of its own: each round has a whole checkpoint", type(self).__name__)
+        for federation in self.federations.values():
+            federation.journaled = self.checkpoints is not None
+        while self.checkpoints and (checkpoint := self.checkpoints.newest()) is not None:
+            try:
+                step = resume.go_on(checkpoint, result, self.federations, parts, self._redo)
+            except resume.OtherModel as error:
+                self.checkpoints.give_up(error.start, str(error))
+                continue
             for federation in self.federations.values():
                 federation.give_up_lost(step.round, skipped=checkpoint.skipped > 0, grid_goes_on="grid" in parts)
-            log(INFO, "Resumed from the checkpoint of round %d", step.round)
+            log(INFO, "Resumed after round %d, from the checkpoint of round %d", step.round, checkpoint.round)
+            break
         result.arrays = self.model.arrays
         return step
 

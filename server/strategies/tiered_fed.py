@@ -8,7 +8,7 @@ share in every round (`sliced`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from logging import ERROR, INFO, WARNING
 from typing import Any, NamedTuple
 
@@ -33,6 +33,7 @@ from fedpress.server.rounds.accounting import RoundSummary
 from fedpress.server.rounds.federation import Federation, Round
 from fedpress.server.rounds.orders import unguessable
 from fedpress.server.rounds.sampling import PartOfGrid
+from fedpress.server.rounds.stepper import WeighedUpdate
 from fedpress.server.strategies.sparse_fed import SparseFed
 
 ANSWER_SECONDS = 60.0
@@ -208,11 +209,14 @@ class TieredFed(SparseFed):
             federation.take(server_round, self._replies.pop(name), publish=not self._sliced)
         if before is not None:
             self._share(before)
-        elif self._teaching and server_round % self._teaching.every == 0:
+        elif self._teaching and self._teaches(server_round):
             self._teach(server_round, self._teaching)
         else:
             return stepped, metrics
         return self.model.arrays, metrics
+
+    def _teaches(self, server_round: int) -> bool:
+        return self._teaching is not None and server_round % self._teaching.every == 0
 
     def _teach(self, server_round: int, teaching: Teaching) -> None:
         """Let the models learn from each other, as one more step of each."""
@@ -276,6 +280,16 @@ class TieredFed(SparseFed):
         super()._adopt(arrays)
         for tier in self.training_tiers:
             tier.federation.adopt(ArrayRecord(tier.model.state_dict()))
+
+    def _redoable(self, server_round: int) -> bool:
+        return super()._redoable(server_round) and not self._teaches(server_round)
+
+    def _redo(self, server_round: int, updates: Mapping[str, Sequence[WeighedUpdate]]) -> None:
+        before = self.model.master.copy() if self._sliced else None
+        for name, federation in self.federations.items():
+            federation.redo(server_round, updates[name], publish=not self._sliced)
+        if before is not None:
+            self._share(before)
 
     def state(self) -> Membership:
         """Return the tier of each node; the federations are parts of their own."""

@@ -13,6 +13,7 @@ from typing import Any
 
 from fedpress.compression.models.step import SearchProgress
 from fedpress.server import app as server
+from fedpress.server.checkpoint.checkpoint_folder import CheckpointFolder
 from fedpress.server.fusion.client_ensemble import ClientModels
 from fedpress.simulations.results import start
 from fedpress.simulations.results.run_folder import RunFolder
@@ -72,7 +73,7 @@ def plan(
         job,
         folder,
         on_accepted=folder.save_payload if keep_payloads else None,
-        checkpoints=folder.checkpoints,
+        checkpoints=CheckpointFolder(folder.checkpoints, budget=scenario.checkpoint_budget),
         masks=plan_masks.schedule(workload, folder),
         clients=clients,
         fusion=plan_students.fusion(workload),

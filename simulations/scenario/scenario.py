@@ -23,6 +23,7 @@ from fedpress.client.settings import Training
 from fedpress.compression import files, safetensors_files, suggest
 from fedpress.compression.errors import FedpressError
 from fedpress.compression.settings import ADVANCED, Field, Fraction
+from fedpress.server.checkpoint.settings import BUDGET
 from fedpress.server.fusion.settings import FedDF, Teaching
 from fedpress.server.model.mask_schedules import Sparsity
 from fedpress.server.model.settings import DownlinkSettings, OptimizerSettings
@@ -32,7 +33,7 @@ from fedpress.simulations.scenario import diagnostics, yaml_source
 from fedpress.simulations.scenario.encoder import EncoderSettings
 from fedpress.simulations.scenario.rounds import BaseChoice, EvaluationSettings, SamplingSettings, TaskChoice
 from fedpress.simulations.scenario.section import Section, of_name
-from fedpress.simulations.scenario.students import Students, Tier, from_recipe
+from fedpress.simulations.scenario.students import ADAPTER, Students, Tier, from_recipe
 from fedpress.simulations.tasks.partition import Partition
 
 FOLDER = Path(__file__).parents[1] / "scenarios"
@@ -59,8 +60,8 @@ class Scenario(Section):
     )
     base: Annotated[BaseChoice | None, BeforeValidator(of_name("path"))] = Field(
         default=None,
-        description="Pretrained weights, agreed by their hash and never sent: a safetensors file or folder, or {path,"
-        " sha256}; null: none.",
+        description="Pretrained weights, agreed by their hash and sent once to a device without a copy: a safetensors"
+        " file or folder, or {path, sha256}; null: none.",
     )
     clients: int = Field(ge=1, description="How many clients share the training data.")
     rounds: int = Field(ge=1, description="How many rounds.")
@@ -70,6 +71,14 @@ class Scenario(Section):
     seed: int = Field(default=1, ge=0, lt=2**63, description="Draws everything: data, sampling, initial weights.")
     workers: int = Field(
         default=0, ge=0, description="Processes that train; 0: one for each core. The result does not depend on it."
+    )
+    checkpoint_budget: float = Field(
+        default=BUDGET,
+        ge=0,
+        le=1,
+        json_schema_extra=ADVANCED,
+        description="Share of the run's time that whole checkpoints of the server may take; the rounds between them are"
+        " kept in a journal of their updates. 1: a checkpoint after each round. The result does not depend on it.",
     )
     partition: Partition = Field(default=Partition(), description="Which client has which examples.")
     sampling: SamplingSettings = Field(default=SamplingSettings(), description="Who takes part in a round.")
@@ -119,6 +128,7 @@ class Scenario(Section):
             *self._training_problems(),
             *self._round_problems(),
             *self._encoder_problems(),
+            *self._adapter_problems(),
             *self._tiers_that_train(),
             *self._sparsity_problems(),
         ]
@@ -184,6 +194,15 @@ class Scenario(Section):
             yield (
                 "encoder.feedback: cafe predicts from what goes down, in steps of sgd; it needs `downlink` and"
                 f" server.optimizer sgd, got {optimizer!r}"
+            )
+
+    def _adapter_problems(self) -> Iterator[str]:
+        """Yield tiers whose bundles would name a base that there is not."""
+        named = [tier.name for tier in self.students.tiers if tier.student == ADAPTER]
+        if named and self.base is None:
+            yield (
+                f"students.tiers: the bundle of {named[0]} (student: adapter) names the pretrained weights that it"
+                " builds on; such as base=FOLDER"
             )
 
     def _tiers_that_train(self) -> Iterator[str]:

@@ -41,6 +41,9 @@ RECIPES: Final[Mapping[str, Mapping[str, Any]]] = {
 }
 """Settings of students by name; docs/results/students.md has their measured size and accuracy."""
 
+ADAPTER: Final = "adapter"
+"""Student of a tier whose bundle holds what was trained alone, and names the base."""
+
 STEPS: Final = ("prune", "distill", "quantize")
 """Built-in steps, whose settings are keys of the section."""
 
@@ -58,8 +61,9 @@ class Tier(Budget, Named):
 
     student: str = Field(
         default="pruned",
-        description="pruned: the global model, every layer made smaller alike; auto: the best that `search` finds; else"
-        " an architecture that the task has, such as mlp, made as small and fresh.",
+        description="pruned: the global model, every layer made smaller alike; auto: the best that `search` finds;"
+        " adapter: the part of the global model that is trained, for devices that have `base`, with parameters: 1.0;"
+        " else an architecture that the task has, such as mlp, made as small and fresh.",
     )
     layers: Annotated[int | float | None, BeforeValidator(blocks)] = Field(
         default=None,
@@ -86,9 +90,14 @@ class Tier(Budget, Named):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.student == ADAPTER and (self.parameters != 1.0 or self.layers is not None or self.trains):
+            raise ValueError(
+                "student adapter is the global model as it was trained, of which devices have the rest: parameters: 1.0"
+                " and no layers, trains or other budget; a smaller one is made of the whole model (student: pruned)"
+            )
         if self.student == "auto" and self.layers is not None:
             raise ValueError("layers has no meaning with student auto, which looks for the depth, too")
-        if self.inherit is not None and (self.student in ("pruned", "auto") or self.trains):
+        if self.inherit is not None and (self.student in ("pruned", "auto", ADAPTER) or self.trains):
             raise ValueError(
                 "inherit is for a student of another architecture that learns from the global model; the pruned model"
                 " has its weights anyway, and what clients train begins by itself"
@@ -237,6 +246,11 @@ class Students(Section):
             raise ValueError(
                 "quantize.onnx: how long an ONNX file gets is not known before, so no tier may have"
                 " bundle_bytes; give parameters or flops"
+            )
+        if any(tier.student == ADAPTER for tier in self.tiers) and (self.quantize.sparsity or self.quantize.qat_epochs):
+            raise ValueError(
+                "quantize: sparsity and qat_epochs change the weights that devices with a tier of student adapter have"
+                " already; leave them at 0"
             )
         if self.prune.ranking == "erk" and any(tier.removed_fraction is None for tier in self.tiers):
             raise ValueError(

@@ -152,7 +152,7 @@ def _roundings(model: onnx.ModelProto, constants: Mapping[str, onnx.TensorProto]
         if codes is None or codes.data_type != onnx.TensorProto.INT8 or not codes.dims:
             continue
         known = [part for part in others if part is not None and part.data_location != onnx.TensorProto.EXTERNAL]
-        if len(known) < len(others):
+        if len(known) != len(others):
             continue
         axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 1) % len(codes.dims)
         shape = [-1 if number == axis else 1 for number in range(len(codes.dims))]

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from fedpress.server.checkpoint import state as states
-from fedpress.server.checkpoint.checkpoint_folder import CheckpointFolder
+from fedpress.server.checkpoint.checkpoint_folder import SMALL, CheckpointFolder
 from fedpress.server.checkpoint.state import CheckpointError
 
 
@@ -90,3 +90,71 @@ def test_a_disk_that_is_full_leaves_the_one_before(tmp_path: Path) -> None:
     found = folder.newest()
     assert found is not None and found.round == 1
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def filled(path: Path, budget: float, size: int, rounds: int, entry: int = 10) -> CheckpointFolder:
+    """Return a folder in which some rounds were saved, of a state and entries of so many bytes."""
+    folder = CheckpointFolder(path, budget=budget)
+    for number in range(1, rounds + 1):
+        folder.save(
+            number, {"part": Leaf(np.full(size, number, np.uint8), "", b"")}, {"part": Leaf(np.zeros(entry), "", b"")}
+        )
+    return folder
+
+
+def test_a_budget_says_which_rounds_have_a_checkpoint(tmp_path: Path) -> None:
+    # Everywhere: the first; a small one costs no more than an entry; 1: all of them.
+    assert filled(tmp_path / "small", 0.05, 1000, 5).rounds() == [3, 4, 5]
+    assert filled(tmp_path / "all", 1, SMALL + 1, 3).rounds() == [1, 2, 3]
+    # A large one takes more than a millionth of the time, but is there as soon as the journal would be larger than it.
+    large = filled(tmp_path / "large", 1e-6, SMALL + 1, 4)
+    assert large.rounds() == [1] and len(list(large.newest().entries())) == 3  # type: ignore[union-attr]
+    assert filled(tmp_path / "long", 0, 10_000, 60, entry=100).rounds()[0] > 1
+    # Nothing is written twice: a round that cannot be taken again has a checkpoint, and no entry before it counts.
+    large.save(5, state(), None)
+    found = large.newest()
+    assert found is not None and found.round == 5 and not list(found.entries())
+    with pytest.raises(ValueError, match="budget is 2, expected a share of the time from 0 to 1"):
+        CheckpointFolder(tmp_path, budget=2)
+
+
+def test_a_checkpoint_of_the_same_round_replaces_the_journal_too(tmp_path: Path) -> None:
+    folder = filled(tmp_path, 0, 100_000, 3)
+    folder.save(1, state(), None)
+    found = folder.newest()
+    assert found is not None and found.round == 1 and not list(found.entries())
+
+
+def test_a_damaged_entry_is_cut_off_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    filled(tmp_path, 0, 100_000, 4)
+    (path,) = tmp_path.glob("*.journal")
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    logger = logging.getLogger("flwr")
+    logger.addHandler(caplog.handler)
+    folder = CheckpointFolder(tmp_path, budget=0)
+    try:
+        found = folder.newest()
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert found is not None and found.skipped == 1 and len(list(found.entries())) == 1
+    assert "round-00000001.journal cannot be used from byte" in caplog.text
+    assert (tmp_path / "round-00000001.journal.damaged").read_bytes() == data
+    folder.save(3, state(), {"part": state()["part"]})
+    found = folder.newest()
+    assert found is not None and len(list(found.entries())) == 2
+
+
+def test_a_journal_that_does_not_fit_the_disk_leaves_what_was_there(tmp_path: Path) -> None:
+    folder = filled(tmp_path, 0, 100_000, 3)
+    (path,) = tmp_path.glob("*.journal")
+    before = path.read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 300, hard))
+    try:
+        with pytest.raises(CheckpointError, match="the one before it is untouched"):
+            folder.save(4, state(), {"part": Leaf(np.zeros(1000), "", b"")})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_bytes() == before

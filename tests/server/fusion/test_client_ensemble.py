@@ -25,6 +25,7 @@ from fedpress.compression.tensors import buffer_codec, flatten
 from fedpress.compression.tensors.side_info import SideInfo
 from fedpress.compression.wire import values
 from fedpress.server.checkpoint import state
+from fedpress.server.checkpoint.checkpoint_folder import CheckpointFolder
 from fedpress.server.fusion.client_ensemble import ClientModels, Fusion, LastUpdates, SentUpdate, filled
 from fedpress.server.fusion.settings import FedDF
 from fedpress.server.model import optimizers
@@ -218,12 +219,15 @@ def run(
 
 
 @pytest.mark.slow
-def test_a_run_that_fuses_goes_on_to_the_same_end_and_nobody_loses_the_model(tmp_path: Path) -> None:
+@pytest.mark.parametrize("budget", [0.0, 1.0], ids=["journal", "checkpoints"])
+def test_a_run_that_fuses_goes_on_to_the_same_end_and_nobody_loses_the_model(tmp_path: Path, budget: float) -> None:
     undisturbed, arrays = run(tmp_path / "a")
     for kill in (1, 3):
         with pytest.raises(Killed):
-            run(tmp_path / "b", kill, checkpoints=tmp_path / "checkpoints")
-    resumed, ended = run(tmp_path / "b", checkpoints=tmp_path / "checkpoints")
+            run(tmp_path / "b", kill, checkpoints=CheckpointFolder(tmp_path / "checkpoints", budget=budget))
+    # The server trains in rounds 1 and 3, which a journal cannot repeat.
+    resumed, ended = run(tmp_path / "b", checkpoints=CheckpointFolder(tmp_path / "checkpoints", budget=budget))
+    assert CheckpointFolder(tmp_path / "checkpoints").rounds() == ([2, 3, 4] if budget else [1, 3])
     assert ended == arrays
     np.testing.assert_array_equal(resumed.model.master, undisturbed.model.master)
     before, after = undisturbed.federation.clients, resumed.federation.clients

@@ -25,6 +25,7 @@ from fedpress.compression.messages import records
 from fedpress.compression.models.pruning import structural
 from fedpress.server import app as server
 from fedpress.server.app import Plan
+from fedpress.server.checkpoint.checkpoint_folder import CheckpointFolder
 from fedpress.server.checkpoint.state import CheckpointError
 from fedpress.server.fusion import heterofl
 from fedpress.server.fusion.settings import Teaching
@@ -127,10 +128,10 @@ def _one_thread() -> None:
 class Whole:
     """A run from start to end."""
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, *more: str) -> None:
         self.folder = RunFolder(out)
-        self.plan, self.strategy, _ = planned(out)
-        self.grid = LocalGrid(out, chosen())
+        self.plan, self.strategy, _ = planned(out, *more)
+        self.grid = LocalGrid(out, chosen(*more))
         server.serve(self.plan, self.grid)
         self.results: Results = self.folder.load_results()
 
@@ -175,11 +176,14 @@ def test_each_tier_has_its_own_model_versions_and_figures(whole: Whole) -> None:
         assert results.rounds[-1].tiers[tier.name].accuracy == pytest.approx(student.student_accuracy)
 
 
-def test_a_killed_server_goes_on_to_the_same_end(whole: Whole, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("method", "budget"), [("distillation", 1), ("distillation", 0), ("heterofl", 0)])
+def test_a_killed_server_goes_on_to_the_same_end(whole: Whole, tmp_path: Path, method: str, budget: int) -> None:
     out = tmp_path / "run"
-    grid = LocalGrid(out, chosen())
+    more = [f"checkpoint_budget={budget}", *(["teaching={method: heterofl}"] if method == "heterofl" else [])]
+    expected = Whole(tmp_path / "whole", *more) if method == "heterofl" else whole
+    grid = LocalGrid(out, chosen(*more))
     for number in (1, 2, 3):  # after the step of round 2, its teaching is in the checkpoint
-        plan, strategy, recorder = planned(out)
+        plan, strategy, recorder = planned(out, *more)
         entered = recorder.on_round
 
         def on_round(summary: Any, evaluation: Any, entered: Any = entered, number: int = number) -> None:
@@ -190,12 +194,20 @@ def test_a_killed_server_goes_on_to_the_same_end(whole: Whole, tmp_path: Path) -
         recorder.on_round = on_round  # type: ignore[method-assign]
         with pytest.raises(Killed):
             server.serve(plan, grid)
-    plan, strategy, _ = planned(out)
+    plan, strategy, _ = planned(out, *more)
     server.serve(plan, grid)
     results = RunFolder(out).load_results()
-    assert results.model_dump(exclude=MEASURED) == whole.results.model_dump(exclude=MEASURED)
+    disturbed, undisturbed = (one.model_dump(exclude=MEASURED) for one in (results, expected.results))
+    for figures in (disturbed, undisturbed):
+        figures["scenario"].pop("checkpoint_budget")
+    assert disturbed == undisturbed
     assert len(results.model.sha256) == 64
-    for tier, other in zip(strategy.training_tiers, whole.strategy.training_tiers, strict=True):
+    # The server trains in rounds 2 and 4 where tiers teach each other: they need a checkpoint.
+    written = RunFolder(out).checkpoints
+    assert any(written.glob("*.journal")) is (budget == 0)
+    alone = [1, 2, 4] if method == "distillation" else [1]
+    assert CheckpointFolder(written).rounds() == ([2, 3, 4] if budget else alone)
+    for tier, other in zip(strategy.training_tiers, expected.strategy.training_tiers, strict=True):
         assert tier.federation.accounting.ledger.rows == other.federation.accounting.ledger.rows
         np.testing.assert_array_equal(tier.federation.model.master, other.federation.model.master)
 

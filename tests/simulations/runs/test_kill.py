@@ -49,9 +49,10 @@ class Moment(NamedTuple):
     working: bool  # counted from the first client's answer, else from the start
 
 
-def start(run: Path, workers: int) -> subprocess.Popen[bytes]:
+def start(run: Path, workers: int, budget: float) -> subprocess.Popen[bytes]:
     """Begin the run, or go on with it where it has begun."""
-    changes = [word for change in [*SCENARIO, f"workers={workers}"] for word in ("--set", change)]
+    settings = [*SCENARIO, f"workers={workers}", f"checkpoint_budget={budget}"]
+    changes = [word for change in settings for word in ("--set", change)]
     arguments = ["--resume", str(run)] if (run / "scenario.yaml").exists() else ["--out", str(run), *changes]
     with (run.parent / "output").open("wb") as output:
         return subprocess.Popen([*COMMAND, *arguments], stdout=output, stderr=output, start_new_session=True)
@@ -67,10 +68,10 @@ def answers(run: Path) -> int:
     return (run / "run.log").read_text().count(" answered in ") if (run / "run.log").exists() else 0
 
 
-def go_on(run: Path, moment: Moment | None, whole_group: bool = True, workers: int = 1) -> Ended:
+def go_on(run: Path, moment: Moment | None, whole_group: bool = True, workers: int = 1, budget: float = 1.0) -> Ended:
     """Start or resume; kill the whole group, or the parent alone, at some moment."""
     began, before = time.monotonic(), answers(run)
-    process = start(run, workers)
+    process = start(run, workers, budget)
     while moment and moment.working and answers(run) == before and process.poll() is None:
         time.sleep(0.01)
     try:
@@ -100,6 +101,7 @@ def figures(run: Path) -> dict[str, Any]:
     assert results.status == "finished"
     kept = results.model_dump(exclude=MEASURED)
     kept["scenario"].pop("workers")
+    kept["scenario"].pop("checkpoint_budget")
     return {**kept, "ledger": sorted(Ledger.load(folder.ledger).rows), "model file": folder.model.read_bytes()}
 
 
@@ -111,19 +113,22 @@ def test_a_run_that_is_killed_again_and_again_ends_as_the_undisturbed_one(tmp_pa
     expected = figures(tmp_path / "undisturbed")
     assert expected["students"] and sum(one["refused"] for one in expected["rounds"])
     assert not (tmp_path / "undisturbed" / "state").exists()
-    kills = runs = begun = 0
+    kills = runs = begun = journaled = 0
     cut = []
     while kills < KILLS:
         run = tmp_path / f"run-{runs}"
+        budget = runs % 2  # every second one without a journal
         while True:
             before = len(list(run.glob("state/server/*.safetensors")))
+            journaled += any(run.glob("state/server/*.journal"))
             # The last run is let go to its end once enough kills are done.
             working = draw.random() < 0.75
             moment = Moment(
                 draw.uniform(0, draw.choice([0.3, 2, 8])) if working else draw.uniform(0.5, undisturbed.seconds / 2),
                 working,
             )
-            ended = go_on(run, moment if kills < KILLS else None, whole_group=draw.random() < 0.5)
+            whole_group = draw.random() < 0.5
+            ended = go_on(run, moment if kills < KILLS else None, whole_group, budget=budget)
             if not ended.killed:
                 assert not list(run.rglob(".*")), "temporary files are left behind"
                 break
@@ -136,5 +141,6 @@ def test_a_run_that_is_killed_again_and_again_ends_as_the_undisturbed_one(tmp_pa
         assert figures(run) == expected
         runs += 1
     print(f"\n{kills} kills over {runs} runs of {undisturbed.seconds:.1f} s, {begun} in processes that had gone on")
+    print(f"{journaled} processes went on from a journal")
     print(f"rounds in the log at each kill: {cut}")
     print(f"every run ended with SHA-256 {expected['model']['sha256']}")
