@@ -78,7 +78,7 @@ def read(path: Path, names: Collection[str]) -> dict[str, NDArray[Any]]:
     for file in safetensors_files.files_of(path):
         try:
             with files.open_regular(file) as opened:
-                parts = safetensors.deserialize(opened.read())
+                parts = safetensors.deserialize(opened.read())  # type: ignore[no-untyped-call]
         except OSError as error:
             raise safetensors_files.WeightsError(f"cannot read {file}: {error.strerror or error}") from None
         except safetensors.SafetensorError as error:

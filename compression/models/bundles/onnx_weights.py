@@ -151,11 +151,12 @@ def _roundings(model: onnx.ModelProto, constants: Mapping[str, onnx.TensorProto]
         codes, *others = (constants.get(name) for name in node.input)
         if codes is None or codes.data_type != onnx.TensorProto.INT8 or not codes.dims:
             continue
-        if any(part is None or part.data_location == onnx.TensorProto.EXTERNAL for part in others):
+        known = [part for part in others if part is not None and part.data_location != onnx.TensorProto.EXTERNAL]
+        if len(known) != len(others):
             continue
         axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 1) % len(codes.dims)
         shape = [-1 if number == axis else 1 for number in range(len(codes.dims))]
-        arrays = [onnx.numpy_helper.to_array(part) for part in others]
+        arrays = [onnx.numpy_helper.to_array(part) for part in known]
         if all(array.size in (1, codes.dims[axis]) for array in arrays):
             yield (
                 codes.name,
