@@ -81,7 +81,7 @@ def nearest(rows: Tensor, used: Tensor) -> Tensor:
     found = torch.empty(len(rows), dtype=torch.int32, device=rows.device)
     found[used] = torch.arange(len(kept), dtype=torch.int32, device=rows.device)
     others = (~used).nonzero().flatten()
-    for piece in others.split(_PIECE):
+    for piece in torch.split(others, _PIECE):
         found[piece] = (-1 - (centered[piece] @ kept.T).argmax(1)).int()
     return found
 
