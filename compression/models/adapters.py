@@ -49,8 +49,8 @@ def merged(model: nn.Module) -> nn.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of merging into rounded or tied weights, which the law covers
         owners = _owners(plain)
-        for layer in [module for module in plain.modules() if _adapts(module)]:
-            _untie(layer.get_base_layer(), owners)  # type: ignore[operator]
+        for adapted in [module for module in plain.modules() if _adapts(module)]:
+            _untie(adapted.get_base_layer(), owners)  # type: ignore[operator]
         while wrapper := _first(plain, _wraps):
             parent, name, module = wrapper
             try:
@@ -71,7 +71,7 @@ def adapted(model: nn.Module) -> dict[str, nn.Parameter]:
     Args:
         model: The model.
     """
-    layers = {name: module.get_base_layer() for name, module in model.named_modules() if _adapts(module)}  # type: ignore[operator]
+    layers = {name: module.get_base_layer() for name, module in model.named_modules() if _adapts(module)}
     weights = {name: getattr(layer, "weight", None) for name, layer in layers.items()}
     return {name: weight for name, weight in weights.items() if isinstance(weight, nn.Parameter)}
 

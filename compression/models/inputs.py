@@ -298,7 +298,7 @@ def check(inputs: Inputs, what: str = "inputs") -> None:
     if isinstance(inputs, Mapping):
         _check_named(inputs, what)
         return
-    if not isinstance(inputs, Stored):
+    if isinstance(inputs, np.ndarray) or not isinstance(inputs, Stored):  # an array has a take(), too
         raise InputsError(
             f"{what}: got a {type(inputs).__name__}, expected a torch tensor, a mapping of tensors by the name of the"
             f" model's argument, or an object with __len__ and take(rows){_wrapped(inputs)}"

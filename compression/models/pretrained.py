@@ -2,8 +2,8 @@
 
 A tensor of a file belongs to the tensor of the model that has the same name, by one rule:
 
-1. Words that peft puts into names are left out on both sides (`plain_name`): a model with adapters has the names that
-   it had before.
+1. Words that peft and torch.compile put into names are left out on both sides (`plain_name`): a model with adapters,
+   or with compiled parts, has the names that it had before.
 2. The rest is equal but for one prefix, of the model's names or of the file's: that by which most names agree. So the
    file of an encoder fills a classifier that has it as its part `encoder`, and the file of a classifier its encoder.
    Where two parts of a model agree equally well, as two towers do, both are filled. Where two parts of a file do, it is
@@ -33,8 +33,9 @@ from fedpress.compression.models import architecture
 from fedpress.compression.safetensors_files import WeightsError, few, files_of
 from fedpress.compression.tensors import layout
 
-_PEFT_WORDS = re.compile(
-    r"(?:(?<=\.)|^)(?:base_model\.model|base_layer|original_module|token_adapter|modules_to_save\.[^.]+|default)\."
+_WRAPPERS = re.compile(
+    r"(?:(?<=\.)|^)"
+    r"(?:base_model\.model|base_layer|original_module|token_adapter|modules_to_save\.[^.]+|default|_orig_mod)\."
 )
 
 _OTHER_FORMATS = {
@@ -105,8 +106,8 @@ def _open(file: Path) -> Any:
 
 
 def plain_name(name: str) -> str:
-    """Return the name of a tensor without the words that peft puts into it."""
-    return _PEFT_WORDS.sub("", name)
+    """Return the name of a tensor without the words that peft and torch.compile put into it."""
+    return _WRAPPERS.sub("", name)
 
 
 def matches(wanted: Iterable[str], present: Iterable[str]) -> dict[str, str]:
@@ -201,7 +202,8 @@ def fill(model: nn.Module, weights: Weights) -> Filled:
     names |= _of_trained_copies(state, names)
     if not names:
         raise WeightsError(
-            f"{weights.path} has no tensor of this model: it holds {few(list(weights))}, the model {few(list(state))}"
+            f"{weights.path} has no tensor of this model: it holds {few(list(weights)) or 'nothing'}, the model"
+            f" {few(list(state))}"
         )
     for name, source in names.items():
         if problem := difference(source, weights[source], state[name]):

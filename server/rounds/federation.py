@@ -166,6 +166,15 @@ class Federation:
         """The client models of the last step; None: they are not needed."""
         return self._stepper.clients
 
+    def fuse(self, clients: ClientModels, fusion: Fusion | None) -> None:
+        """Collect the client models of each step from now on, and distill the model from them.
+
+        Args:
+            clients: receives the client models.
+            fusion: the distillation at the end of a step; None: there is none.
+        """
+        self._stepper.clients, self._stepper.fusion = clients, fusion
+
     @property
     def taken_weight(self) -> float:
         """Sum of the weights in the last round's step; 0: there was no step."""

@@ -172,8 +172,13 @@ def check(model: nn.Module, task: str) -> None:
             has a dtype that no message carries.
     """
     state = model.state_dict(keep_vars=True)
+    if others := [name for name, value in state.items() if not isinstance(value, Tensor)]:
+        raise InitialWeightsError(
+            f"task {task!r}: {few(others)} in state_dict() of its model() is no tensor (get_extra_state), which no"
+            " update and no checkpoint carries; make it a buffer, or leave it out"
+        )
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    dtypes = {name: tensor.dtype for name, tensor in state.items() if isinstance(tensor, Tensor)}
+    dtypes = {name: tensor.dtype for name, tensor in state.items()}
     for unsent, remedy in (
         ([name for name, dtype in dtypes.items() if dtype == torch.bfloat16], _BFLOAT16),
         ([name for name, dtype in dtypes.items() if dtype.is_complex], _COMPLEX),

@@ -121,9 +121,13 @@ class Workload:
 
     @property
     def base(self) -> Path | None:
-        """Pretrained weights of `base` on this device; None: there are none."""
+        """Pretrained weights of `base` on this device, its own or those that it was sent; None: there are none."""
         base = self.scenario.base
-        return None if base is None or base.path is None else Path(base.path)
+        if base is None:
+            return None
+        if base.path is not None and Path(base.path).exists():
+            return Path(base.path)
+        return self.bases.find(base.sha256) if base.sha256 else None
 
     @cached_property
     def _made(self) -> nn.Module:

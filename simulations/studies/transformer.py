@@ -58,7 +58,7 @@ from fedpress.simulations.tasks.verses import Verses
 CALIBRATION: Final = 256
 """Texts that weights are rounded on, and that layers, heads and columns are compared on."""
 ROUNDINGS: Final = tuple(
-    Quantization(bits=bits, group_size=group, rounding=rounding, scale="least-squares")  # type: ignore[arg-type]
+    Quantization(bits=bits, group_size=group, rounding=rounding, scale="least-squares")
     for bits, group in ((8, 0), (4, 0), (4, 64), (3, 0), (3, 64))
     for rounding in ("nearest", "adaround", "gptq")
     if bits < 8 or rounding != "adaround"

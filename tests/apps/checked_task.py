@@ -45,6 +45,17 @@ class Block(nn.Module):
             self.norm = nn.BatchNorm1d(8, track_running_stats=False)
         if kind == "mask":
             self.register_buffer("mask", torch.tensor([0.0, float("-inf"), 0.0]))
+        if kind == "constants":
+            self.register_buffer("projection", torch.ones(10, 10))
+        if kind == "shared":
+            self.again = nn.Parameter(self.body.weight.data.t())
+        if kind == "packed":  # columns of one matrix, none of them twice
+            whole = torch.randn(8, 12)
+            self.left, self.right = nn.Parameter(whole[:, ::2]), nn.Parameter(whole[:, 1::2])
+        if kind == "listed":
+            self.layers = [nn.Linear(8, 8)]
+        if kind == "copies":
+            self.copies = [parameter.detach().clone().requires_grad_() for parameter in self.head.parameters()]
         if kind == "idle":
             self.idle = nn.Parameter(torch.ones(2))
         if kind == "infinite":
@@ -54,6 +65,16 @@ class Block(nn.Module):
         if self.kind == "fills in":
             inputs = torch.nan_to_num(inputs)
         hidden = self.body(inputs).relu()
+        if self.kind == "shared":
+            hidden = hidden + (inputs @ self.again).relu()
+        if self.kind == "packed":
+            hidden = hidden + (inputs @ self.left.t() * (inputs @ self.right.t())).relu()
+        if self.kind == "listed":
+            hidden = self.layers[0](hidden)
+        if self.kind == "copies":
+            return nn.functional.linear(hidden.detach(), *self.copies)
+        if self.kind == "softmax":
+            return self.head(hidden).softmax(1)
         if "norm" in self.kind or self.kind == "no statistics":
             hidden = self.norm(hidden)
         if self.kind == "dropout":
@@ -64,6 +85,17 @@ class Block(nn.Module):
         if self.kind == "root":
             return self.head(hidden) * (hidden.sum(1, keepdim=True) * 0).sqrt()
         return self.head(hidden)
+
+
+class Looked(nn.Module):
+    """A table of words with sparse gradients; the words are made of the inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(5, 3, sparse=True)
+
+    def forward(self, inputs: Tensor) -> Any:
+        return self.table(inputs.abs().long().clamp(max=4)).mean(1)
 
 
 class Made(Task):
@@ -83,6 +115,13 @@ class Made(Task):
     def model(self) -> Any:
         if self.kind == "lazy":
             return nn.Sequential(nn.LazyLinear(3))
+        if self.kind == "meta":
+            with torch.device("meta"):
+                return Block("plain")
+        if self.kind == "scripted":
+            return torch.jit.script(nn.Linear(6, 3))
+        if self.kind == "sparse":
+            return Looked()
         if self.kind == "raises":
             raise KeyError("no such width")
         if self.kind == "other":
@@ -114,6 +153,16 @@ class Made(Task):
             targets[:] = -100
         if self.labels == "fractions":
             targets = inputs[:, 0].clone()
+        if self.labels == "strings":
+            return Examples(inputs, ["a", "b"] * (count // 2))  # type: ignore[arg-type]
+        if self.labels == "column":
+            targets = targets[:, None]
+        if self.labels == "one-hot":
+            targets = nn.functional.one_hot(targets, 3)
+        if self.labels == "several":
+            targets = (inputs[:, :3] > 0).float()
+        if self.labels == "narrow":
+            targets = targets.int()
         if self.labels == "floats":
             targets = targets.float()
         if self.labels == "NaN":
@@ -143,3 +192,9 @@ class Made(Task):
         if self.own == "regression":
             return (outputs[:, 0] - targets).abs() < 0.5
         return super().correct(outputs, targets - 1 if self.own == "from one" else targets)
+
+
+class Plain(Made):
+    """The same with the loss that tasks have by default."""
+
+    loss, correct = Task.loss, Task.correct

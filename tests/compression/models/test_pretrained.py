@@ -21,7 +21,10 @@ PARTS = st.text("abcxyz_0", min_size=1, max_size=4).filter(
 NAMES = st.lists(st.lists(PARTS, min_size=2, max_size=4).map(".".join), min_size=2, max_size=8, unique=True)
 
 
-@given(NAMES, st.sampled_from(["", "encoder.", "base_model.model.", "model.bert.", "a.base_model.model.b."]))
+@given(
+    NAMES,
+    st.sampled_from(["", "encoder.", "base_model.model.", "model.bert.", "a.base_model.model.b.", "module._orig_mod."]),
+)
 def test_one_prefix_on_either_side_leaves_each_name_its_own(names: list[str], prefix: str) -> None:
     longer = [prefix + name for name in names]
     if set(longer) & set(names) or len({pretrained.plain_name(name) for name in longer}) < len(names):
@@ -173,3 +176,10 @@ def test_of_two_parts_that_fit_none_is_guessed(names: list[str]) -> None:
         with pytest.raises(WeightsError, match=f"may be '{order[0]}' or '{order[1]}'"):
             pretrained.matches(["word.weight"], order)
     assert pretrained.matches(["word.weight"], [*names, "word.weight"]) == {"word.weight": "word.weight"}
+
+
+def test_compiled_parts_have_the_names_that_they_had_before() -> None:
+    wanted = ["body.weight", "body.bias", "head.weight", "head.bias"]
+    present = ["body._orig_mod.weight", "body._orig_mod.bias", "head.weight", "head.bias"]  # torch.compile(body)
+    assert pretrained.matches(wanted, present) == dict(zip(wanted, present, strict=True))
+    assert pretrained.matches(present, wanted) == dict(zip(present, wanted, strict=True))

@@ -8,6 +8,8 @@ from tests.apps import checked_task
 
 from fedpress.compression.errors import FedpressError
 
+PLAIN = "task.name=tests.apps.checked_task:Plain"
+
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
@@ -28,6 +30,12 @@ def folder(tmp_path: Path) -> Path:
         (["task.labels=all ignored"], "part 'train': no example has a target, all are -100"),
         (["task.labels=floats"], "targets float32 of shape (40,)"),
         (["task.labels=floats"], "The cross-entropy takes whole numbers: targets.long()"),
+        (["task.labels=narrow"], "The cross-entropy takes whole numbers: targets.long()"),
+        (["task.labels=column"], "Has each label an axis of its own? targets[:, 0]"),
+        (["task.labels=one-hot"], "Are the targets one-hot? targets.argmax(1)"),
+        ([PLAIN, "task.labels=several"], "Several labels an example: a `loss` such as"),
+        (["task.labels=strings"], "part 'train' is Tensor, list, expected Examples(inputs, targets) of torch tensors"),
+        (["task.labels=strings"], "number the labels, torch.tensor([NAMES.index(label) for label in labels])"),
         (
             ["task.labels=fractions", "task.loss=regression", "partition.kind=dirichlet"],
             "goes by labels, but the targets",
@@ -52,6 +60,7 @@ def test_data_that_do_not_go_with_model_and_loss_are_an_error(folder: Path, chan
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
+        ([PLAIN, "task.model=softmax"], "the model's outputs are probabilities, and the default loss"),
         (["task.labels=some ignored"], None),
         (["task.labels=from one", "task.loss=from one"], None),  # the task's own loss knows better
         (["task.labels=fractions", "task.loss=regression"], None),
@@ -132,3 +141,51 @@ def test_padding_that_is_attended_to_is_an_error_and_inputs_by_name_are_none(fol
     (folder / "named.py").write_text(NAMED)
     (note,) = checked_task.notes(folder, "task={name: 'named:Spoiled', spoil: NaN}")[:1]
     assert note == "part 'train': 1 inputs hold NaN or infinity; the model takes them"
+
+
+COPYING = """
+import torch
+from torch import nn
+from tests.apps.texts import VOCABULARY, collate, drawn
+from fedpress.compression.models.stored import Collated
+from fedpress.compression.models.task import Examples, Splits, Task
+
+class Next(nn.Module):
+    def __init__(self, decoder):
+        super().__init__()
+        self.table = nn.Embedding(VOCABULARY, VOCABULARY)
+        self.decoder = decoder
+
+    def forward(self, input_ids, attention_mask=None, decoder_input_ids=None):
+        if self.decoder and decoder_input_ids is None:
+            raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
+        return {"logits": self.table(input_ids)}
+
+class Copying(Task):
+    name = "copying"
+    def __init__(self, shifted=0, decoder=False):
+        self.shifted, self.decoder = shifted, decoder
+    def model(self):
+        return Next(self.decoder)
+    def data(self):
+        return Splits(*(self.part(seed) for seed in range(4)))
+    def part(self, seed):
+        texts, _ = drawn(40, seed)
+        targets = torch.full((40, 12), -100)
+        for row, text in enumerate(texts):
+            targets[row, : len(text) - self.shifted] = torch.tensor(text[self.shifted :])
+        return Examples(Collated(texts, collate), targets)
+"""
+
+
+def test_targets_that_are_the_inputs_themselves_are_noted(folder: Path) -> None:
+    (folder / "copying.py").write_text(COPYING)
+    found = checked_task.notes(folder, "task={name: 'copying:Copying'}")
+    assert "the targets are 'input_ids' itself" in found[0] and "targets[:, :-1] = input_ids[:, 1:]" in found[0]
+    assert checked_task.notes(folder, "task={name: 'copying:Copying', shifted: 1}") == []
+
+
+def test_what_an_encoder_decoder_lacks_is_said(folder: Path) -> None:
+    (folder / "copying.py").write_text(COPYING)
+    with pytest.raises(FedpressError, match="takes 'decoder_input_ids' among its inputs, too: the targets shifted"):
+        checked_task.notes(folder, "task={name: 'copying:Copying', decoder: true}")

@@ -24,6 +24,10 @@ def folder(tmp_path: Path) -> Path:
     [
         (["task.loss=of each"], "the loss returned float32 of shape"),
         (["task.model=lazy"], "parameter '0.weight' has no shape yet"),
+        (["task.model=meta"], "'body.weight' of model() is on device meta, expected the CPU; it holds no numbers"),
+        (["task.model=scripted"], "expected the module that was compiled"),
+        (["task.model=shared"], "parameter 'body.weight' shares memory with 1 parameter (again)"),
+        (["task.model=copies"], "a gradient, but by none of the 4 parameters that are trained"),
         (["task.model=raises"], "model() raised KeyError: 'no such width' (checked_task.py, line"),
         (["task.model=other"], "model() returned a str"),
         (["task.model=infinite"], "parameter 'body.bias' of the initial model holds NaN or infinity"),
@@ -45,6 +49,9 @@ def test_a_model_that_cannot_be_trained_is_an_error(folder: Path, changes: list[
     ("changes", "expected"),
     [
         (["task.model=mask"], None),
+        (["task.model=packed"], None),
+        (["task.model=sparse"], None),
+        (["task.model=listed"], "1 layer (layers[0]) in a list or a dict, where torch does not look"),
         (["task.model=idle"], "1 parameter (idle) without a gradient"),
         (["task.model=norm", "training.batch_size=3"], "4 clients (0, 1, 2, 3) whose last batch of one example joins"),
         (["trainable=['head.*']"], "trainable: 2 parameters (head.weight, head.bias), 27 of 83 numbers"),
@@ -53,6 +60,7 @@ def test_a_model_that_cannot_be_trained_is_an_error(folder: Path, changes: list[
         (["training.optimizer=adamw"], None),
         (["training={optimizer: adamw, precision: float16, learning_rate: 0.5}"], "0.5 is a rate for sgd"),
         (["training.optimizer=muon"], "Muon steps nothing, as no matrix is hidden; AdamW steps 4 other parameters"),
+        (["task.model=constants"], "1 buffer (projection) of 100 numbers, more than the 83 that are trained"),
         (["task.model=norm", "clients=40"], "40 clients (0, 1, 2, 3, 4, ...) with one example: there layer 'norm'"),
     ],
 )  # fmt: skip

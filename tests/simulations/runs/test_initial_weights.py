@@ -146,8 +146,12 @@ def test_a_model_of_which_nothing_is_trained_is_refused() -> None:
 def test_a_dtype_that_messages_do_not_carry_is_refused_and_one_that_is_rounded_is_said(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    with pytest.raises(InitialWeightsError, match=r"is bfloat16, .* return model.float\(\)"):
+    with pytest.raises(InitialWeightsError, match=r"bfloat16 in its model\(\), .* return model.float\(\)"):
         initial_weights.check(net().bfloat16(), "mine")
+    turning = net()
+    turning.register_buffer("phases", torch.ones(2, dtype=torch.complex64))
+    with pytest.raises(InitialWeightsError, match=r"complex64 in its model\(\), .*'phases'; a constant is"):
+        initial_weights.check(turning, "mine")
     initial_weights.check(net().half(), "mine")
     with caplog.at_level(logging.WARNING, "flwr"):
         initial_weights.check(net().double(), "mine")
@@ -191,3 +195,18 @@ def test_adapters_that_are_made_of_the_weights_need_those_of_the_base(
     noise = "init_lora_weights" in options
     assert torch.allclose(model(rows), pretrained(rows), atol=1e-6) != noise
     assert ("are not 0 at first" in caplog.text) == noise
+
+
+class Versioned(nn.Linear):
+    """Keeps something else than tensors in its state."""
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"version": 2}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        assert state == {"version": 2}
+
+
+def test_a_state_that_is_no_tensor_is_refused() -> None:
+    with pytest.raises(InitialWeightsError, match=r"'_extra_state' in state_dict\(\) .* is no tensor"):
+        initial_weights.check(Versioned(3, 2), "mine")
