@@ -83,6 +83,10 @@ class Work(Protocol):
     def examples(self, client: int) -> Examples:
         """Return the client's training examples."""
 
+    @property
+    def base(self) -> Path | None:
+        """This device's pretrained weights; None: it has none."""
+
     def downloads(self, client: int) -> Path:
         """Return the client's folder for downloaded students."""
 
@@ -180,8 +184,8 @@ def train(message: Message, context: Context, timer: Timer) -> Message:
     stores.leave_moments(context, moments or {})
     metrics = MetricRecord({"num-examples": len(examples.targets), "train-loss": loss})
     given = records.only_arrays(message.content)[1]
-    trained = {name: tensor for name, tensor in model.state_dict().items() if name in given}
-    content = RecordDict({"arrays": ArrayRecord(trained), "metrics": metrics})
+    trained = {name: tensor.cpu().numpy() for name, tensor in model.state_dict().items() if name in given}
+    content = RecordDict({"arrays": records.views(trained), "metrics": metrics})
     if order.drop or order.grow:
         seed = seeds.derive(order.federation, order.round, client, "vote")
         content[orders.VOTE] = ConfigRecord({"mask": _vote(model, examples, work, layout, order, seed).bitmap})
@@ -255,7 +259,9 @@ def student(message: Message, context: Context) -> Message:
     chosen = context.node_config.get("download-folder")
     folder = Path(str(chosen)) if chosen else work.downloads(stores.client_index(context))
     path = receive.receive(data, sha256, folder)
-    return _metrics_reply(task.evaluate(receive.load(path, work.task), work.task, work.task.data().test), message)
+    return _metrics_reply(
+        task.evaluate(receive.load(path, work.task, work.base), work.task, work.task.data().test), message
+    )
 
 
 def _metrics_reply(evaluation: Evaluation, message: Message) -> Message:

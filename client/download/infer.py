@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from fedpress.compression import files
 from fedpress.compression.errors import FedpressError
-from fedpress.compression.models.bundles import container, onnx_runtime, reader
+from fedpress.compression.models.bundles import bases, container, onnx_runtime, onnx_weights, reader
 from fedpress.compression.models.bundles.manifest import Input, Manifest
 
 BATCH: Final = 64
@@ -46,7 +46,13 @@ class Answers(NamedTuple):
     classes: NDArray[np.int64] | None
 
 
-def answer(bundle: Path, inputs: Path, public_key: bytes | None = None, limit: int = container.LIMIT) -> Answers:
+def answer(
+    bundle: Path,
+    inputs: Path,
+    public_key: bytes | None = None,
+    limit: int = container.LIMIT,
+    base: Path | None = None,
+) -> Answers:
     """Return the outputs of a bundle's student.
 
     Args:
@@ -55,9 +61,10 @@ def answer(bundle: Path, inputs: Path, public_key: bytes | None = None, limit: i
             student that takes several by name, .npz with arrays of these names, or .json with lists by name.
         public_key: Ed25519 key, 32 bytes, that must have signed the bundle; None: it need not be signed.
         limit: Most bytes that this device takes: of the file, and of what is decoded from it.
+        base: Pretrained weights, for a bundle that builds on them; None: those in `bases.FOLDER` beside the bundle.
 
     Raises:
-        BundleError: The bundle is damaged, or not signed by that key.
+        BundleError: The bundle is damaged, or not signed by that key, or its base is not here.
         InferenceError: It holds no ONNX file, or the inputs do not fit.
         OnnxError: ONNX Runtime does not take the file.
     """
@@ -73,8 +80,10 @@ def answer(bundle: Path, inputs: Path, public_key: bytes | None = None, limit: i
         )
     manifest = opened.manifest
     batch = _batch(inputs, manifest)
+    opened = bases.with_base(opened, base, bundle.parent / bases.FOLDER)
     count = len(next(iter(batch.values())))
-    run = onnx_runtime.runner(opened.onnx)
+    assert opened.onnx is not None  # as before
+    run = onnx_runtime.runner(onnx_weights.filled(opened.onnx, opened.weights))
     try:
         outputs = np.concatenate(
             [run({name: part[at : at + BATCH] for name, part in batch.items()}) for at in range(0, count, BATCH)]

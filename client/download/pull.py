@@ -3,6 +3,7 @@
     DIR/<tier>.fpb                                  the newest bundle that verified; replaced atomically
     DIR/.<tier>-<version>-<sha256>.part             the bytes so far of a bundle whose download is unfinished
     DIR/.<tier>.lock                                locked while a pull is at work, so that two do not mix
+    DIR/bases/<sha256>                              a link to pretrained weights that a bundle builds on, if one does
 
 A link that breaks costs the bytes in flight: the next attempt, or the next pull, continues after the last byte written.
 The name of the unfinished file says of which bundle it is a part, so that parts of two never mix. It becomes the
@@ -33,9 +34,10 @@ from fedpress.client.download import certificates
 from fedpress.compression import files
 from fedpress.compression.errors import FedpressError
 from fedpress.compression.messages import hub_pb2, hub_pb2_grpc
-from fedpress.compression.models.bundles import container, reader
-from fedpress.compression.models.bundles.errors import BundleError
+from fedpress.compression.models.bundles import bases, container, reader
+from fedpress.compression.models.bundles.errors import BundleError, NoBase
 from fedpress.compression.models.bundles.manifest import TIER_NAME
+from fedpress.compression.models.bundles.reader import Bundle
 
 MAX_LIST_BYTES: Final = 1 << 22
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0
@@ -91,6 +93,12 @@ class OlderVersion(PullError):
     """The hub's newest student is older than the one in the folder."""
 
     exit_code = 9
+
+
+class BaseMissing(PullError):
+    """The student builds on pretrained weights that this device has not, or has in another version."""
+
+    exit_code = 10
 
 
 class _Again(Exception):
@@ -185,6 +193,7 @@ def pull(
     allow_older: bool = False,
     retries: int = 8,
     limit: int = container.LIMIT,
+    base: Path | None = None,
     on_progress: Progress = lambda done, size: None,
     on_wait: Callable[[str, float], None] = lambda reason, seconds: None,
 ) -> Pulled:
@@ -198,6 +207,7 @@ def pull(
         allow_older: Whether a lower version may replace the one in the folder.
         retries: Attempts after the first that may fail in a row without a new byte.
         limit: Most bytes that this device takes: of the file, and of what is decoded from it.
+        base: Pretrained weights of this device, for a student that builds on them; None: those in `DIR/bases`.
         on_progress: Called after each part with the bytes that have arrived and those of the whole.
         on_wait: Called after a failed attempt with the reason and the seconds until the next one.
 
@@ -210,7 +220,7 @@ def pull(
     if not re.fullmatch(TIER_NAME, tier):
         raise PullError(f"tier {tier!r}: expected at most 64 letters, digits, - and _")
     with _writing(folder), _locked(folder, tier):
-        download = _Pull(hub, tier, folder, public_key, allow_older, limit, on_progress)
+        download = _Pull(hub, tier, folder, public_key, allow_older, limit, base, on_progress)
         return asyncio.run(download.run(retries, on_wait))
 
 
@@ -225,8 +235,10 @@ class _Pull:
         public_key: bytes | None,
         allow_older: bool,
         limit: int,
+        base: Path | None,
         on_progress: Progress,
     ) -> None:
+        self.base = base
         self.hub, self.tier, self.folder = hub, tier, folder
         self.public_key, self.allow_older, self.limit = public_key, allow_older, limit
         self.on_progress = on_progress
@@ -371,9 +383,15 @@ class _Pull:
         self._check(data, newest)
 
     def _check(self, data: bytes, newest: hub_pb2.Bundle) -> None:
-        """Raise `Damaged` unless this is a bundle of the tier and version, signed by the key."""
+        """Raise `Damaged` unless this is a bundle of the tier and version, signed by the key; and put it together.
+
+        Raises:
+            DamagedDownload: It is not.
+            BaseMissing: It builds on pretrained weights that are not here; its bytes stay.
+        """
         try:
-            manifest = reader.open_bundle(data, self.public_key, self.limit).manifest
+            opened = reader.open_bundle(data, self.public_key, self.limit)
+            manifest = opened.manifest
         except BundleError as error:
             raise DamagedDownload(
                 f"version {newest.version} of {self.tier} from {self.hub.address}: {error}"
@@ -383,6 +401,25 @@ class _Pull:
                 f"the hub gave version {manifest.version} of tier {manifest.tier!r} as version {newest.version} of"
                 f" {self.tier!r}: a file in the wrong place, or an attack"
             )
+        if manifest.base is not None:
+            self._put_together(opened, manifest.base.sha256)
+
+    def _put_together(self, opened: Bundle, sha256: str) -> None:
+        """Check that a bundle and its base make a whole, and remember where the base is."""
+        store = self.folder / bases.FOLDER
+        try:
+            path = bases.find(sha256, self.base, store)
+            bases.assembled(opened._replace(onnx=None), path)  # a graph needs the package onnx, and is run elsewhere
+        except NoBase as error:
+            raise BaseMissing(f"version {opened.manifest.version} of {self.tier}: {error}") from None
+        except BundleError as error:
+            raise DamagedDownload(f"version {opened.manifest.version} of {self.tier}: {error}") from error
+        if path.parent != store:
+            store.mkdir(exist_ok=True)
+            link = store / sha256
+            if link.is_symlink():  # to where it was
+                link.unlink()
+            link.symlink_to(path.resolve())
 
     async def _explained(self, error: grpc.aio.AioRpcError) -> Exception:
         """Return the error to raise for a gRPC status."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from fedpress.compression import files
-from fedpress.compression.models.bundles import container, errors, reader, writer
+from fedpress.compression.models.bundles import bases, container, errors, reader, writer
 from fedpress.compression.models.task import Task
 
 
@@ -44,15 +44,18 @@ def receive(data: bytes, sha256: str, folder: Path, limit: int = container.LIMIT
     return path
 
 
-def load(path: Path, task: Task, limit: int = container.LIMIT) -> nn.Module:
+def load(path: Path, task: Task, base: Path | None = None, *, limit: int = container.LIMIT) -> nn.Module:
     """Return the student of a bundle that was kept, verified once more, ready to be evaluated.
 
     Args:
         path: File with the bundle.
         task: Task of the student.
+        base: Pretrained weights of this device, for a bundle that builds on them; None: those in `bases.FOLDER` beside
+            the bundle.
         limit: Most bytes that this device takes: of the file, and of what is decoded from it.
 
     Raises:
-        BundleError: The file was damaged since, or is not for this task.
+        BundleError: The file was damaged since, or is not for this task, or its base is not here.
     """
-    return writer.rebuild(reader.open_bundle(files.read_regular(path, limit), limit=limit), task)
+    opened = reader.open_bundle(files.read_regular(path, limit), limit=limit)
+    return writer.rebuild(bases.with_base(opened, base, path.parent / bases.FOLDER), task)

@@ -171,6 +171,9 @@ class Stepping:
         """
         self._rate = rate
         self._tried += 1
+        for parameter in self._trained:
+            if parameter.grad is not None and parameter.grad.is_sparse:  # of nn.Embedding(sparse=True)
+                parameter.grad = parameter.grad.to_dense()
         as_torchs = cast(torch.optim.Optimizer, self)  # the scaler asks for no more than it has
         self.scaler.unscale_(as_torchs)
         for parameter, present in self._masked:

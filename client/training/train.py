@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils import deterministic as deterministic_settings
 
 from fedpress.client.settings import Training
 from fedpress.client.training import learning_rates, optimizers
 from fedpress.client.training.local_steps import Passes, Stepping
-from fedpress.compression.models import batch_norm, batches, checkpointing, trainable
+from fedpress.compression.models import batch_norm, batches, checkpointing, computed, trainable
 from fedpress.compression.models import inputs as model_inputs
 from fedpress.compression.models.outputs import Outputs, fitted
 from fedpress.compression.models.task import Examples, has_target, usable
@@ -25,11 +26,18 @@ def deterministic(seed: int) -> None:
 
     One thread whatever the number of workers, as sums differ between one thread and two.
     """
-    torch.set_num_threads(1)
-    torch.set_deterministic_debug_mode("error")  # use_deterministic_algorithms(True), without importing the compiler
+    deterministic_kernels()
     torch.manual_seed(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)
+
+
+def deterministic_kernels() -> None:
+    """Let torch use deterministic kernels on one thread, without filling every new tensor with NaN first."""
+    torch.set_num_threads(1)
+    torch.set_deterministic_debug_mode("error")  # use_deterministic_algorithms(True), without importing the compiler
+    # A twentieth of a transformer's step. torch makes it a property of the module, which type checkers do not see.
+    deterministic_settings.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def train(
@@ -109,6 +117,7 @@ def train(
         moments.clear()
         moments.update({name: tensor.detach().cpu().numpy() for name, tensor in optimizer.state().items()})
     mean = passes.mean_loss()
+    computed.detach(model)
     model.to("cpu")
     return mean
 
@@ -132,8 +141,7 @@ def running_statistics(model: nn.Module, examples: Examples, settings: Training)
         DeviceError: A CUDA device is asked for and there is none.
     """
     device = usable(settings.device)
-    torch.set_num_threads(1)
-    torch.set_deterministic_debug_mode("error")
+    deterministic_kernels()
     measured = batch_norm.measure(model.to(device), examples.inputs)
     model.to("cpu")
     return measured

@@ -8,20 +8,22 @@ file. Beside them:
 * shapes and layers: `architecture` (a model's shape as data), `stacks` and `block_forms` (blocks that may be dropped),
   `masks` (weights held at zero), `attention` and `transformer` (layers for text models);
 * inputs and outputs: `inputs` (one tensor, tensors by name, or read when needed), `stored` (examples on a disk, padded
-  by a collator), `outputs` (logits, alone or by name), `forward` (outputs for many inputs as of one batch);
+  by a collator), `outputs` (logits, alone or by name), `forward` (outputs for many inputs as of one batch),
+  `batch_dependence` (whether they are so);
 * data: `calibration` (second moments of the layers' inputs), `reconstruction` (weights that make up for each other's
   errors);
 * training: `trainable` (which parameters are trained, by patterns), `hidden_matrices` (weights between other weights),
   `checkpointing` (of gradients), `batch_norm` (running statistics of given weights), `batches` (of one example, with
   batch normalization);
 * figures: `cost` and `device_speed` (bytes, FLOPs and milliseconds of a forward pass), `class_accuracy` (accuracy lost
-  by class), `reproducible` (the same bits on every machine).
+  by class), `computed` (what modules keep of a pass), `reproducible` (the same bits on every machine).
 """
 
 __all__ = [
     "adapters",
     "architecture",
     "attention",
+    "batch_dependence",
     "batch_norm",
     "batches",
     "block_forms",
@@ -29,6 +31,7 @@ __all__ = [
     "calibration",
     "checkpointing",
     "class_accuracy",
+    "computed",
     "cost",
     "device_speed",
     "distillation",

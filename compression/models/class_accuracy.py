@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedpress.compression.models import forward
-from fedpress.compression.models.forward import EvaluationError
-from fedpress.compression.models.outputs import fitted
+from fedpress.compression.models.outputs import EvaluationError, fitted
 from fedpress.compression.models.reproducible import evaluating
 from fedpress.compression.models.task import NO_TARGETS, Examples, Task, scores_of
 

@@ -15,6 +15,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, Protocol, TypeAlias, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -87,6 +88,18 @@ class Rows:
 def count(inputs: Inputs) -> int:
     """Return N, the number of examples."""
     return len(next(iter(inputs.values()))) if isinstance(inputs, Mapping) else len(inputs)
+
+
+def memory_bytes(inputs: Inputs) -> int:
+    """Return the bytes that inputs take in memory; of those that are stored, none are counted.
+
+    >>> memory_bytes({"ids": torch.zeros(2, 3, dtype=torch.int64), "age": torch.zeros(2)})
+    56
+
+    Args:
+        inputs: Inputs of N examples.
+    """
+    return sum(part.nbytes for part in named(inputs).values()) if isinstance(inputs, Tensor | Mapping) else 0
 
 
 def take(inputs: Inputs, rows: Tensor | slice) -> Batch:
@@ -285,16 +298,24 @@ def check(inputs: Inputs, what: str = "inputs") -> None:
     if isinstance(inputs, Mapping):
         _check_named(inputs, what)
         return
-    if not isinstance(inputs, Stored):
+    if isinstance(inputs, np.ndarray) or not isinstance(inputs, Stored):  # an array has a take(), too
         raise InputsError(
             f"{what}: got a {type(inputs).__name__}, expected a torch tensor, a mapping of tensors by the name of the"
-            " model's argument, or an object with __len__ and take(rows), such as stored.Collated"
+            f" model's argument, or an object with __len__ and take(rows){_wrapped(inputs)}"
         )
     number = len(inputs)
     rows = torch.arange(number)[:: max(1, number // 3)][:3]
     if not number:
         return
-    batch, again, turned = (inputs.take(each) for each in (rows, rows, rows.flip(0)))
+    try:
+        batch, again, turned = (inputs.take(each) for each in (rows, rows, rows.flip(0)))
+    except (TypeError, ValueError) as error:
+        if not hasattr(inputs, "__getitem__"):
+            raise
+        raise InputsError(
+            f"{what}: got a {type(inputs).__name__}, whose take() takes no rows ({error}), expected inputs that are"
+            f" stored{_wrapped(inputs)}"
+        ) from error
     for part in (batch, again, turned):
         if not isinstance(part, Tensor):
             _check_named(part, what)
@@ -311,6 +332,15 @@ def check(inputs: Inputs, what: str = "inputs") -> None:
             f"{what}: take({rows.flip(0).tolist()}) does not return the rows of take({rows.tolist()}) in the other"
             " order; does it sort them, or go by something else than the rows it is given?"
         )
+
+
+def _wrapped(inputs: Any) -> str:
+    """Return how to make inputs of something else, as the end of a sentence."""
+    if isinstance(inputs, np.ndarray):
+        return ": torch.from_numpy(array)"
+    if hasattr(inputs, "dataset"):
+        return ": not the loader of a data set, but stored.Collated(loader.dataset, collate)"
+    return ": of a data set or a list of examples, stored.Collated(dataset, collate)"
 
 
 def _check_named(batch: Any, what: str) -> None:

@@ -2,8 +2,8 @@
 
 A tensor of a file belongs to the tensor of the model that has the same name, by one rule:
 
-1. Words that peft puts into names are left out on both sides (`plain_name`): a model with adapters has the names that
-   it had before.
+1. Words that peft and torch.compile put into names are left out on both sides (`plain_name`): a model with adapters,
+   or with compiled parts, has the names that it had before.
 2. The rest is equal but for one prefix, of the model's names or of the file's: that by which most names agree. So the
    file of an encoder fills a classifier that has it as its part `encoder`, and the file of a classifier its encoder.
    Where two parts of a model agree equally well, as two towers do, both are filled. Where two parts of a file do, it is
@@ -29,11 +29,13 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from fedpress.compression import files
+from fedpress.compression.models import architecture
 from fedpress.compression.safetensors_files import WeightsError, few, files_of
 from fedpress.compression.tensors import layout
 
-_PEFT_WORDS = re.compile(
-    r"(?:(?<=\.)|^)(?:base_model\.model|base_layer|original_module|modules_to_save\.default|default)\."
+_WRAPPERS = re.compile(
+    r"(?:(?<=\.)|^)"
+    r"(?:base_model\.model|base_layer|original_module|token_adapter|modules_to_save\.[^.]+|default|_orig_mod)\."
 )
 
 _OTHER_FORMATS = {
@@ -104,8 +106,8 @@ def _open(file: Path) -> Any:
 
 
 def plain_name(name: str) -> str:
-    """Return the name of a tensor without the words that peft puts into it."""
-    return _PEFT_WORDS.sub("", name)
+    """Return the name of a tensor without the words that peft and torch.compile put into it."""
+    return _WRAPPERS.sub("", name)
 
 
 def matches(wanted: Iterable[str], present: Iterable[str]) -> dict[str, str]:
@@ -197,9 +199,11 @@ def fill(model: nn.Module, weights: Weights) -> Filled:
         if isinstance(tensor, Tensor)  # an extra state is not
     }
     names = matches(state, weights)
+    names |= _of_trained_copies(state, names)
     if not names:
         raise WeightsError(
-            f"{weights.path} has no tensor of this model: it holds {few(list(weights))}, the model {few(list(state))}"
+            f"{weights.path} has no tensor of this model: it holds {few(list(weights)) or 'nothing'}, the model"
+            f" {few(list(state))}"
         )
     for name, source in names.items():
         if problem := difference(source, weights[source], state[name]):
@@ -211,6 +215,47 @@ def fill(model: nn.Module, weights: Weights) -> Filled:
     left = [name for name, tensor in state.items() if id(tensor) not in ids]
     used = set(names.values())
     return Filled(list(names), left, [name for name in weights if name not in used])
+
+
+def _of_trained_copies(state: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, str]:
+    """Return the sources of trained copies of a layer (peft's modules_to_save) whose original is tied to another one.
+
+    Args:
+        state: Tensors of the model.
+        names: Name in the file by name in the model.
+    """
+    by_tensor = {id(state[name]): source for name, source in names.items()}
+    of_original = {plain_name(name): by_tensor[id(tensor)] for name, tensor in state.items() if id(tensor) in by_tensor}
+    return {
+        name: of_original[plain_name(name)]
+        for name, tensor in state.items()
+        if id(tensor) not in by_tensor and plain_name(name) in of_original
+    }
+
+
+def shared(model: nn.Module, weights: Weights) -> dict[str, str]:
+    """Return the name in the files of each tensor of a model that is not trained and is there, to the bit.
+
+    Law: what is returned does not depend on the values of what is trained. Of tied tensors the first name counts.
+
+    Args:
+        model: The model, with adapters as they were trained.
+        weights: The pretrained weights.
+    """
+    state = architecture.tensors(model)
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return {
+        name: source
+        for name, source in matches(state, weights).items()
+        if name not in trained and _same(state[name], weights[source])
+    }
+
+
+def _same(tensor: Tensor, given: Tensor) -> bool:
+    """Return whether a tensor is that of a file, and so is its form in a bundle, where floats are float32."""
+    exact = tensor.dtype == torch.float32 if tensor.is_floating_point() else tensor.dtype == given.dtype
+    fits = tensor.shape == given.shape and given.is_floating_point() == tensor.is_floating_point()
+    return exact and fits and torch.equal(tensor.cpu(), given.to(tensor.dtype))
 
 
 def difference(name: str, given: Tensor, expected: Tensor) -> str:

@@ -23,6 +23,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import IterableDataset
 
 from fedpress.compression.models.inputs import Batch, InputsError
 
@@ -49,9 +50,18 @@ class Collated:
         dataset: Examples, such as lines of text or rows of tokens; one with `__getitems__` is asked for a whole batch.
         collate: Maps the examples of a batch, a list, to tensors by the name of the model's argument, each (N, ...):
             `transformers.DataCollatorWithPadding(tokenizer)`, or a function that pads.
+
+    Raises:
+        InputsError: The data set is a stream, such as `torch.utils.data.IterableDataset`.
     """
 
     def __init__(self, dataset: Dataset, collate: Callable[[list[Any]], Any]) -> None:
+        if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__") or not _by_number(dataset):
+            raise InputsError(
+                f"Collated: got a {type(dataset).__name__}, a stream, expected a data set with a length and an example"
+                " for each index: clients are given examples by their numbers. list(dataset) holds them in memory;"
+                " on a disk, datasets.Dataset.from_generator or Lines of a text file can be read at any place"
+            )
         self._dataset, self._collate = dataset, collate
 
     def __len__(self) -> int:
@@ -85,6 +95,10 @@ class Collated:
         if not isinstance(batch, Mapping):
             raise InputsError(f"the collator returned a {type(batch).__name__}, expected a mapping of tensors")
         return {str(name): _tensor(name, part) for name, part in batch.items()}
+
+
+def _by_number(dataset: object) -> bool:
+    return hasattr(dataset, "__getitem__") or hasattr(dataset, "__getitems__")
 
 
 def _tensor(name: object, part: Any) -> Tensor:

@@ -35,13 +35,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedpress.compression.errors import FedpressError
-from fedpress.compression.models import forward
+from fedpress.compression.models import batch_dependence, forward
 from fedpress.compression.models import inputs as model_inputs
 from fedpress.compression.models import outputs as model_outputs
-from fedpress.compression.models.forward import EvaluationError
 from fedpress.compression.models.inputs import Batch, Inputs
 from fedpress.compression.models.outputs import IGNORED as IGNORED
-from fedpress.compression.models.outputs import Outputs, class_second, fitted
+from fedpress.compression.models.outputs import EvaluationError, Outputs, class_second, fitted
 from fedpress.compression.models.reproducible import evaluating
 
 NO_TARGETS: Final = (
@@ -202,11 +201,12 @@ def _likeliest(given: Outputs, targets: Tensor) -> Tensor:
     outputs = _logits(given, "correct")
     labels = targets
     if targets.is_floating_point():
-        if targets.shape != outputs.shape or targets.ndim < 2 or not _probabilities(targets):
+        if targets.shape != outputs.shape or targets.ndim < 2 or not class_probabilities(targets):
             raise EvaluationError(
                 f"targets are {targets.dtype} {tuple(targets.shape)}, and the task has the default `correct`, which"
                 " compares the largest logit with a label: override it to say which answers count as right, such as"
-                " (outputs - targets).abs() < 0.1"
+                " (outputs - targets).abs() < 0.1 of numbers, (outputs > 0) == (targets > 0.5) of several labels an"
+                " example"
             )
         labels = targets.argmax(dim=1)
     answers = outputs.argmax(dim=1) if outputs.ndim > 1 else outputs
@@ -219,9 +219,17 @@ def _likeliest(given: Outputs, targets: Tensor) -> Tensor:
     return answers == labels
 
 
-def _probabilities(targets: Tensor) -> bool:
-    sums = targets.sum(dim=1)
-    return bool((targets >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-3)
+def class_probabilities(values: Tensor) -> bool:
+    """Return whether values (N, classes, ...) are probabilities of the classes: none below zero, sums of 1.
+
+    >>> class_probabilities(torch.tensor([[0.3, 0.7]])), class_probabilities(torch.tensor([[0.3, 1.0]]))
+    (True, False)
+
+    Args:
+        values: Outputs of a model, or targets.
+    """
+    sums = values.sum(dim=1)
+    return bool((values >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-3)
 
 
 @dataclass(frozen=True)
@@ -261,7 +269,7 @@ def evaluate(
 
     Raises:
         ValueError: There are no examples.
-        EvaluationError: The model's outputs are not defined example by example (`forward.BatchDependent`), no answer
+        EvaluationError: The model's outputs are not defined example by example (`BatchDependent`), no answer
             counts, or the loss is no mean and the outputs are too many for one call.
         DeviceError: The machine lacks the device.
     """
@@ -295,10 +303,10 @@ def require_evaluable(model: nn.Module, task: Task, examples: Examples) -> None:
         EvaluationError: It cannot: as of `evaluate`, or something that the model or the task raises.
     """
     scored = task.scored(examples.targets)
-    with_answer = scored.reshape(len(scored), -1).any(dim=1).nonzero()[: forward.PIECE, 0]
+    with_answer = scored.reshape(len(scored), -1).any(dim=1).nonzero()[: batch_dependence.PIECE, 0]
     if not len(with_answer):
         raise EvaluationError(NO_TARGETS.format(len(scored)))
-    forward.require_evaluable(model, examples.inputs)
+    batch_dependence.require_evaluable(model, examples.inputs)
     evaluate(model, task, examples.take(with_answer))
 
 

@@ -287,7 +287,9 @@ class Replica(NamedTuple):
         """
         return flatten.readers(lambda tensor, part: self.grid.floats_of(tensor, self.integers[part]), layout)
 
-    def changed(self, delta: Update, version: int, buffers: bytes, layout: Layout) -> "Replica":
+    def changed(
+        self, delta: Update, version: int, buffers: bytes, layout: Layout, *, in_place: bool = False
+    ) -> "Replica":
         """Return the replica of another version: the weights plus a delta.
 
         Args:
@@ -295,11 +297,12 @@ class Replica(NamedTuple):
             version: The new version.
             buffers: Buffers of the new version.
             layout: The layout of the vector.
+            in_place: Whether the integers of this replica are overwritten, in part also where that fails.
 
         Raises:
             ReplicaError: A change is no multiple of the spacing, or the result leaves the grid.
         """
-        integers = self.integers.copy()
+        integers = self.integers if in_place else self.integers.copy()
         for positions, values in _entries(delta):
             steps = np.ldexp(values.astype(np.float64), -self.grid.spacing(positions, layout))
             moved = integers[positions] + steps

@@ -19,12 +19,14 @@ from torch import nn
 
 from fedpress.compression import seeds
 from fedpress.compression.errors import FedpressError, NonFiniteError
-from fedpress.compression.models import adapters, forward
+from fedpress.compression.models import adapters, batch_dependence
 from fedpress.compression.models import inputs as model_inputs
 from fedpress.compression.models import outputs as model_outputs
-from fedpress.compression.models.bundles import container, reader, writer
+from fedpress.compression.models.bundles import bases, container, reader, writer
+from fedpress.compression.models.bundles.bases import BaseFiles
 from fedpress.compression.models.distillation import data_free, sequence_level, teachers
 from fedpress.compression.models.distillation.settings import Combine, LearningData
+from fedpress.compression.models.outputs import EvaluationError
 from fedpress.compression.models.reproducible import reproducible
 from fedpress.compression.models.step import (
     CandidateResult,
@@ -63,12 +65,15 @@ class PublishedTier:
         steps: Steps from the global model, or from the model that its clients have trained, to the bundle.
         most_bytes: Largest size of its bundle, in bytes; None: no limit.
         architecture: Student architecture of the model that its clients train; None: the task's own model.
+        base: Pretrained weights that its devices have: the student is the model with its adapters as they were
+            trained, and its bundle names the base; None: adapters are merged first, and the bundle is whole.
     """
 
     name: str
     steps: tuple[Step, ...]
     most_bytes: int | None = None
     architecture: str | None = None
+    base: BaseFiles | None = None
 
 
 class Published(NamedTuple):
@@ -164,20 +169,21 @@ class Publisher:
             PublishError: The model's answers to an input depend on the rest of its batch.
             TeacherError: The model returns several tensors, in training mode or always.
             OnnxError: A student cannot be exported to ONNX, or its graph answers otherwise.
+            NoBase: A tier's devices have pretrained weights of which the model has none.
             ValueError: The proxy data are no sequences that could be continued.
         """
-        model = adapters.merged(model)
+        with_adapters, model = model, self._plain(model)
         try:
-            forward.require_independent(model, self.task.data().validation.inputs)
-        except forward.EvaluationError as error:
+            batch_dependence.require_independent(model, self.task.data().validation.inputs)
+        except EvaluationError as error:
             raise PublishError(f"no student for devices, which ask for one answer at a time: {error}") from error
         with reproducible(0):  # early exits and the like, which only training has
-            few = forward.several(model_inputs.first(self.task.data().validation.inputs, 2))
+            few = batch_dependence.several(model_inputs.first(self.task.data().validation.inputs, 2))
             teachers.by_class(model_inputs.call(copy.deepcopy(model).train(), few))
         proxy = self.task.data().proxy.inputs
         if self.data.data_free:
             data_free.check(model, data_free.shape_of(self.task.data().validation.inputs), self.data.data_free)
-        elif model_inputs.count(proxy) == 0:
+        elif model_inputs.count(proxy) == 0 and not self._as_trained:
             raise NoProxyData(
                 f"task {self.task.name!r} holds out no proxy data, which its students would learn on; they can learn on"
                 " inputs made from the model: students.data={data_free: deep-inversion} if it has batch norm, else"
@@ -186,7 +192,7 @@ class Publisher:
         if self.data.continuations:
             sequence_level.continued(model, model_inputs.subset(proxy, slice(0, 1)), self.data.continuations, seed=0)
         for tier in self.tiers:
-            given = model
+            given = model if tier.base is None else with_adapters
             if tier.architecture is not None and not pipeline.makes_form(tier.steps):  # the one that clients train
                 given = adapters.merged(initial_student.fresh(self.task, tier.architecture, seed=0))
             pipeline.check(tier.steps, given, self.task)
@@ -194,7 +200,9 @@ class Publisher:
     def publish(
         self, version: int, model: nn.Module, trained: Mapping[str, nn.Module] = MappingProxyType({})
     ) -> list[Published]:
-        """Make and publish one student for each tier; adapters are merged into the model first (`adapters.merged`).
+        """Make and publish one student for each tier.
+
+        Adapters are merged into the model first (`adapters.merged`), unless a tier's devices have the base.
 
         Args:
             version: Version of the global model.
@@ -208,12 +216,21 @@ class Publisher:
             PublishError: A bundle, opened again, differs from its student, or exceeds its budget.
             StoreError: The version is published already, with other bytes.
         """
-        evaluator = StudentEvaluator(adapters.merged(model), self.task, self.task.data().test)
+        evaluator = StudentEvaluator(self._plain(model), self.task, self.task.data().test)
         students = [self._make(tier, version, model, trained.get(tier.name), evaluator) for tier in self.tiers]
         return [
             self._publish_one(tier, version, student, evaluator)
             for tier, student in zip(self.tiers, students, strict=True)
         ]
+
+    def _plain(self, model: nn.Module) -> nn.Module:
+        """Return the model with its adapters merged, if there are students that are made of it."""
+        return model if self._as_trained else adapters.merged(model)
+
+    @property
+    def _as_trained(self) -> bool:
+        """Whether nothing is made of the model but files of it as it is."""
+        return bool(self.tiers) and all(tier.base for tier in self.tiers)
 
     def _make(
         self,
@@ -224,8 +241,8 @@ class Publisher:
         evaluator: StudentEvaluator,
     ) -> Student:
         seed = seeds.derive("distill", self.seed, version, tier.name)
-        with_adapters, model = model, adapters.merged(model)
-        trained = None if trained is None else adapters.merged(trained)
+        with_adapters, model = model, model if self._as_trained else _learning(adapters.merged(model))
+        trained = None if trained is None else _learning(adapters.merged(trained))
         inputs, targets = pipeline.inputs_for(tier.steps, model, self.task, self.data, trained=trained, seed=seed)
         known = class_axis_of(model, self.task)
         axis = teachers.LAST if known is None else known
@@ -239,10 +256,12 @@ class Publisher:
             seed=seed,
             tier=tier.name,
             version=version,
-            early=None if self.early is None else adapters.merged(self.early),
+            early=None if self.early is None else self._plain(self.early),
             progress=lambda progress: self.on_search(tier.name, progress),
         )
-        student = Student(model) if trained is None else Student(trained, tier.architecture, step="trained")
+        student = Student(model if tier.base is None else with_adapters)
+        if trained is not None:
+            student = Student(trained, tier.architecture, step="trained")
         if ensemble is None:
             return pipeline.run(tier.steps, student, materials, evaluator)
         try:
@@ -293,6 +312,8 @@ class Publisher:
                 f"the bundle of tier {tier.name!r} has {len(data):,} bytes, its budget is {tier.most_bytes:,}"
             )
         opened = reader.open_bundle(data, limit=container.MAX_BYTES)
+        if tier.base is not None:
+            opened = bases.assembled(opened, tier.base.path)
         rebuilt = writer.rebuild(opened, self.task)
         inputs = model_inputs.first(self.task.data().validation.inputs, 16)
         with torch.no_grad():
@@ -305,7 +326,27 @@ class Publisher:
                 f"the student of tier {tier.name!r} answers otherwise once its bundle is opened again: does the model"
                 f" of task {self.task.name!r} compute with something random that is not in its state dict?"
             )
-        return opened.onnx
+        if opened.onnx is None:
+            return None
+        from fedpress.compression.models.bundles import onnx_weights  # needs an optional package
+
+        return onnx_weights.filled(opened.onnx, opened.weights)
+
+
+def _learning(model: nn.Module) -> nn.Module:
+    """Return a model all of whose weights can be trained: itself, or a copy where clients trained a part of it.
+
+    A student is another model than the one that clients left frozen in part: what is removed anywhere is made up for
+    anywhere.
+    """
+    weights = [parameter for parameter in model.parameters() if parameter.is_floating_point()]
+    if all(parameter.requires_grad for parameter in weights):
+        return model
+    whole = copy.deepcopy(model)
+    for parameter in whole.parameters():
+        if parameter.is_floating_point():
+            parameter.requires_grad_(True)
+    return whole
 
 
 def _stage_of(graph: bytes, student: StageResult, evaluator: StudentEvaluator) -> StageResult:

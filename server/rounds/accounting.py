@@ -86,6 +86,14 @@ class DenseBytes(NamedTuple):
     down: int
 
 
+class DenseSizes(NamedTuple):
+    """Bytes of one dense reply and one dense order, and of the arrays in either."""
+
+    reply: int
+    order: int
+    arrays: int
+
+
 class Accounting:
     """Counters over all rounds of one model.
 
@@ -104,7 +112,7 @@ class Accounting:
         self.messages = {"up": 0, "down": 0}
         self.evaluations = {"up": 0, "down": 0}
         self._changed: NDArray[np.bool_] = np.zeros(0, np.bool_)
-        self._dense: dict[tuple[str, ...], tuple[int, int]] = {}  # sizes of a reply and an order, by names of arrays
+        self._dense: dict[tuple[str, ...], DenseSizes] = {}  # by names of arrays
         self._entries: NDArray[np.int64] = np.zeros(0, np.int64)
         self._updates = 0
 
@@ -123,7 +131,7 @@ class Accounting:
         counts = {"train": self.messages, "evaluate": self.evaluations}
         count = counts.get(message.metadata.message_type.partition(".")[0])
         if count is not None:
-            if direction == "up" and _asks_for_the_model(message):
+            if direction == "up" and _asks_again(message):
                 count["down"] -= 1  # the order comes again, which a dense method would not send
             else:
                 count[direction] += 1
@@ -197,7 +205,7 @@ class Accounting:
         names = (*self.trained(layout), *(spec.name for spec in layout.buffers))
         if names not in self._dense:
             self._dense[names] = dense_sizes(arrays, names)
-        reply, order = self._dense[names]
+        reply, order, _ = self._dense[names]
         metrics = self.ledger.total(direction="up", kind="evaluate")
         return DenseBytes(
             reply * self.messages["up"] + metrics, order * (self.messages["down"] + self.evaluations["down"])
@@ -263,8 +271,8 @@ class Accounting:
         self.evaluations, self._changed = state.evaluations, state.changed
 
 
-def dense_sizes(arrays: ArrayRecord, names: Collection[str]) -> tuple[int, int]:
-    """Return the bytes of a dense reply and of a dense order, as plain Flower sends them.
+def dense_sizes(arrays: ArrayRecord, names: Collection[str]) -> DenseSizes:
+    """Return the bytes of a dense reply and of a dense order, as plain Flower sends them, and of their arrays.
 
     Args:
         arrays: arrays of the model.
@@ -274,9 +282,10 @@ def dense_sizes(arrays: ArrayRecord, names: Collection[str]) -> tuple[int, int]:
     metrics = MetricRecord({"num-examples": 100, "train-loss": 1.0})
     reply = RecordDict({"arrays": sent, "metrics": metrics})
     order = RecordDict({"arrays": sent, "config": ConfigRecord({"server-round": 1})})
-    return records.content_size(reply), records.content_size(order)
+    data = sum(len(array.data) for array in sent.values())
+    return DenseSizes(records.content_size(reply), records.content_size(order), data)
 
 
-def _asks_for_the_model(message: Message) -> bool:
+def _asks_again(message: Message) -> bool:
     answer = None if message.has_error() else message.content.config_records.get(orders.ANSWER)
-    return answer is not None and "needs-model" in answer
+    return answer is not None and (orders.NEEDS_MODEL in answer or orders.NEEDS_BASE in answer)

@@ -118,7 +118,10 @@ class Federation:
         self._format = messages or MessageFormat()
         self._settings = model or ModelSettings()
         self._stepper = Stepper(self._settings, clients, fusion)
-        self.orders = Orders(name, self._format.arrayrecord_key, self._format.configrecord_key, self.accounting)
+        self.orders = Orders(
+            name, self._format.arrayrecord_key, self._format.configrecord_key, self.accounting,
+            self._format.piece_bytes, self._settings.base,
+        )  # fmt: skip
         self.under_way = UnderWay()
         self.metrics: MetricRecord | None = None
         self._first_refusal = 0  # index of the round's first refusal
@@ -162,6 +165,15 @@ class Federation:
     def clients(self) -> ClientModels | None:
         """The client models of the last step; None: they are not needed."""
         return self._stepper.clients
+
+    def fuse(self, clients: ClientModels, fusion: Fusion | None) -> None:
+        """Collect the client models of each step from now on, and distill the model from them.
+
+        Args:
+            clients: receives the client models.
+            fusion: the distillation at the end of a step; None: there is none.
+        """
+        self._stepper.clients, self._stepper.fusion = clients, fusion
 
     @property
     def taken_weight(self) -> float:
@@ -432,6 +444,7 @@ class Federation:
             from_the_beginning=lambda node: self.orders.from_the_beginning(
                 node, server_round, kind, config, self.model
             ),
+            with_base=lambda reply: self.orders.with_base(reply, server_round, kind, config, self.model),
             refill=refill if training and self.rounds.schedule else None,
         )  # fmt: skip
 

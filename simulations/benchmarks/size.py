@@ -8,8 +8,6 @@ with random weights; local training is an app that adds noise, whose own trained
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import multiprocessing
 import os
 import tempfile
@@ -28,6 +26,7 @@ from fedpress.client import mod
 from fedpress.client.state import replica as replicas
 from fedpress.client.state import stores
 from fedpress.client.state.memory import Memory
+from fedpress.compression import free_memory
 from fedpress.compression.encoders import recipes
 from fedpress.compression.messages import orders, records
 from fedpress.compression.messages.orders import Answer
@@ -408,13 +407,13 @@ def run(
 def _measured(stage: str, parameters: int) -> Measured:
     with tempfile.TemporaryDirectory(prefix="fedpress-size-") as folder:
         STAGES[stage](Party(TINY, Path(folder, "tiny")), [])()
-        _give_back()
+        free_memory.give_back()
         imports = memory.resident(os.getpid())
         keep: list[Any] = []
         copy = _copy_seconds(parameters)
         measured = Party(parameters, Path(folder, "run"))
         work = STAGES[stage](measured, keep)
-        _give_back()
+        free_memory.give_back()
         measured.marks.clear()
         before = memory.resident(os.getpid())
         _reset_peak()
@@ -424,17 +423,9 @@ def _measured(stage: str, parameters: int) -> Measured:
         peak = memory.resident(os.getpid(), "VmHWM")
         if measured.marks:  # beside the app: its trained arrays are not the client's own part
             peak = max(measured.marks["training"], measured.marks["all"] - 4 * parameters)
-        _give_back()
+        free_memory.give_back()
         after = memory.resident(os.getpid())
         return Measured(stage, parameters, before - imports, peak - imports, after - imports, seconds, copy, length)
-
-
-def _give_back() -> None:
-    """Collect garbage, and let the C library return free memory to the system, so that what is left is in use."""
-    gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
-    if trim is not None:
-        trim(0)
 
 
 def _reset_peak() -> None:

@@ -16,6 +16,7 @@ from fedpress.simulations.report import tables
 from fedpress.simulations.results.run_folder import RunFolder
 
 if TYPE_CHECKING:
+    from fedpress.compression.models.bundles.manifest import Base
     from fedpress.compression.models.bundles.reader import Bundle
 
 
@@ -126,6 +127,7 @@ def _bundle(opened: Bundle, signature: str) -> Inspection:
         ("weights", _weights(opened)),
         *([("onnx", f"{size(len(opened.onnx))}, to run with ONNX Runtime")] if opened.onnx else []),
         *([("architecture", manifest.architecture)] if manifest.architecture else []),
+        *([("base", _base(manifest.base))] if manifest.base else []),
         ("sha256", opened.sha256),
         ("signature", signature if opened.signed else "none"),
         ("format", str(opened.format)),
@@ -147,6 +149,10 @@ def _bundle(opened: Bundle, signature: str) -> Inspection:
         **manifest.model_dump(mode="json"),
     }
     return Inspection("bundle", facts, data, ("tensor", "shape", "numbers", "form"), rows)
+
+
+def _base(base: Base) -> str:
+    return f"{len(base.tensors):,} tensors more, of files with SHA-256 {base.sha256}"
 
 
 def _weights(opened: Bundle) -> str:

@@ -29,6 +29,14 @@ LargestMib = Annotated[
 VerifyKey = Annotated[
     Path | None, common.file_option("Ed25519 public key that must verify the bundle's signature, PEM.", "--verify-key")
 ]
+Base = Annotated[
+    Path | None,
+    common.file_option(
+        "Pretrained weights that the student builds on: a safetensors file, or a folder of them. Default: what is in"
+        " the folder bases beside the bundle.",
+        "--base",
+    ),
+]
 
 
 def pull(
@@ -54,6 +62,7 @@ def pull(
     ] = None,
     client_key: Annotated[Path | None, common.file_option("Its private key, PEM.", "--client-key")] = None,
     verify_key: VerifyKey = None,
+    base: Base = None,
     allow_older: Annotated[
         bool, typer.Option("--allow-older", help="Accept a version older than the present one.")
     ] = False,
@@ -82,12 +91,17 @@ def pull(
     interrupted download continues where it stopped, in the next attempt or the next
     pull. Needs neither torch nor Flower: the extra `download` is enough.
 
+    A student that is an adapter names the pretrained weights that it builds on by their
+    SHA-256. Name yours with --base the first time: both are put together and compared with
+    the hash of the whole, and DIR/bases gets a link to them.
+
     \b
     Exit codes:
       3  hub unreachable, or the link keeps breaking   7  damaged, or not signed by the key
       4  a certificate is not trusted                  8  the disk is full, or not writable
       5  no token, or an unknown one                   9  older than the present version
-      6  no such tier; the existing ones are named     2  any other error
+      6  no such tier; the existing ones are named    10  the base of an adapter is not here
+      2  any other error
     \b
     Examples:
       fedpress pull --hub 127.0.0.1:9443 --tier phone --insecure
@@ -120,6 +134,7 @@ def pull(
                         allow_older=allow_older,
                         retries=retries,
                         limit=largest_mib << 20,
+                        base=base,
                         on_progress=display.on_progress,
                         on_wait=display.on_wait,
                     )
@@ -140,6 +155,7 @@ def run(
     ] = Path(),
     out: Annotated[Path | None, common.file_option("Also write the outputs to FILE, .npy.", "--out")] = None,
     verify_key: VerifyKey = None,
+    base: Base = None,
     largest_mib: LargestMib = 1024,
     json_file: common.JsonOption = None,
 ) -> None:
@@ -169,7 +185,7 @@ def run(
         if out is not None and (out.suffix != ".npy" or not out.absolute().parent.is_dir()):
             common.leave(f"error: --out {out}: expected a file .npy in a folder that exists", 2)
         public_key = signing.read_public(verify_key) if verify_key else None
-        answer = infer.answer(bundle, inputs, public_key, largest_mib << 20)
+        answer = infer.answer(bundle, inputs, public_key, largest_mib << 20, base)
         if answer.classes is None and out is None:
             common.leave(
                 f"error: outputs of shape {answer.outputs.shape[1:]} are no classes: keep them with --out FILE.npy", 2

@@ -20,6 +20,13 @@ def report(
         Path | None,
         typer.Option(metavar="DIR", help="Also write every figure as an SVG and a PNG file into DIR, for print."),
     ] = None,
+    budget: Annotated[
+        list[float] | None,
+        typer.Option(metavar="MB", min=0, help="Of several runs: accuracy by so many megabytes; may be given again."),
+    ] = None,
+    target: Annotated[
+        float | None, typer.Option(metavar="ACCURACY", min=0, max=1, help="Of several runs: cost to it, such as 0.6.")
+    ] = None,
     tensorboard: common.TensorboardOption = False,
 ) -> None:
     """Write a run's report, or one page that compares several runs.
@@ -31,6 +38,11 @@ def report(
     The page of several runs has their curves, a table, and the keys in which their
     scenarios differ. Runs of one scenario with different seeds are one curve with a
     band, and one row. An unfinished run is shown up to its last round.
+
+    It also says how accurate each was within a budget of bytes in both directions
+    (--budget; by default what each run spent), what an accuracy cost (--target; by
+    default the greatest that all reached), and what runs lost that differ in partition,
+    network or faults alone.
 
     --tensorboard writes the same event files as `fedpress simulate --tensorboard`.
 
@@ -48,10 +60,13 @@ def report(
 
         written = []
         if len(runs) == 1:
+            if budget or target is not None:
+                common.leave("error: --budget and --target compare runs; expected several, and got one", 2)
             typer.echo(run_page.write(runs[0], out))
             written = run_page.write_figures(runs[0], figures) if figures else []
         else:
-            typer.echo(comparison_page.write(runs, out or Path("comparison.html")))
+            asked = comparison_page.Asked([1e6 * size for size in budget or ()], target)
+            typer.echo(comparison_page.write(runs, out or Path("comparison.html"), asked))
             written = comparison_page.write_figures(runs, figures) if figures else []
         if tensorboard:
             with common.clear_errors("tensorboard"):

@@ -25,6 +25,10 @@ GRACE = 8.0
 """Seconds from SIGTERM to SIGKILL; Flower's processes take up to 5 to end."""
 FORCE = 3.0
 """Seconds after `GRACE` in which the guard itself must end."""
+FIRST_WAIT, LONGEST_WAIT = 2.0, 60.0
+"""Back-off between attempts, in seconds: the first wait, and the longest."""
+SAME_FAILURES, SOON_SECONDS = 3, 60.0
+"""Number of consecutive attempts, each shorter than this and with the same error, after which the service gives up."""
 LOG_BYTES = 5_000_000
 LOOK_SECONDS = 0.2
 _GUARD = Path(__file__).with_name("guard.py")

@@ -7,10 +7,7 @@ continues from the run's checkpoints, so that the answer to every failure is the
 
 from __future__ import annotations
 
-import json
-import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -21,19 +18,24 @@ from typing import Any, NamedTuple
 
 from fedpress.client.backoff import Backoff
 from fedpress.compression.errors import FedpressError
-from fedpress.compression.files import write_atomically
 from fedpress.simulations.deploy import (
-    admission,
     children,
     daemon,
     flower_processes,
     keys,
     monitor,
     operators,
+    run_app,
     settings,
-    superlink,
 )
-from fedpress.simulations.deploy.children import Child, Failures, ServiceError
+from fedpress.simulations.deploy.children import (
+    FIRST_WAIT,
+    LONGEST_WAIT,
+    SAME_FAILURES,
+    SOON_SECONDS,
+    Failures,
+    ServiceError,
+)
 from fedpress.simulations.deploy.control import (
     Control,
     ControlUnreachable,
@@ -41,23 +43,12 @@ from fedpress.simulations.deploy.control import (
     Refused,
     register_all,
 )
+from fedpress.simulations.deploy.hub_process import HubProcess
+from fedpress.simulations.deploy.link_process import LinkProcess
 from fedpress.simulations.deploy.run_figures import run_figures
-from fedpress.simulations.results import start
 from fedpress.simulations.results.records import Results
 from fedpress.simulations.results.run_folder import RunFolder, RunFolderError
-from fedpress.simulations.scenario import scenario as scenarios
-from fedpress.simulations.scenario.scenario import Scenario
 
-APPS = {"workload": "fedpress.simulations.runs.job:load", "plan": "fedpress.simulations.runs.plan:load"}
-"""Configuration of fedpress's apps: references to the clients' and the server's work, which import torch."""
-LEAST_MESSAGE = 256 << 20
-"""Bytes that a request of a client may have, unless its model or the settings say more or less."""
-START_SECONDS = 120.0
-"""Time limit for a SuperLink to listen."""
-FIRST_WAIT, LONGEST_WAIT = 2.0, 60.0
-"""Back-off between attempts, in seconds: the first wait, and the longest."""
-SAME_FAILURES, SOON_SECONDS = 3, 60.0
-"""Number of consecutive attempts, each shorter than this and with the same error, after which the service gives up."""
 POLL_SECONDS = 2.0
 GONE_SECONDS = 6.0
 """Seconds without a ServerApp's process after which a run is restarted; a SuperLink takes a minute to notice."""
@@ -97,10 +88,7 @@ class Service:
         self._folder = RunFolder(Path(chosen.out))
         self._signal = 0
         self._wake = threading.Event()
-        self._link: Child | None = None
-        self._hub: Child | None = None
         self._control: Control | None = None
-        self._token = ""
         self._run: int | None = None
         self._app: Path | None = None
         self._needed = 0  # nodes that the run waits for; 0: not known
@@ -110,22 +98,18 @@ class Service:
         self._app_completed = False
         self._server_app_seen = 0.0
         self._failures = Failures(SAME_FAILURES, SOON_SECONDS)
-        self._link_failures = Failures(SAME_FAILURES, SOON_SECONDS)
         self._run_began = 0.0
-        self._run_wait, self._link_wait = Backoff(FIRST_WAIT, LONGEST_WAIT), Backoff(FIRST_WAIT, LONGEST_WAIT)
-        self._next_run = self._next_link = self._next_hub = 0.0
-        self._counts = {"superlink": 0, "run": 0, "hub": 0}
+        self._run_wait, self._next_run, self._run_starts = Backoff(FIRST_WAIT, LONGEST_WAIT), 0.0, 0
+        self._link = LinkProcess(chosen, self._keys, self._home, say, self._lost_link)
+        self._hub = HubProcess(chosen, self._folder, self._home, say)
         self._status, self._finished_at = "starting", 0.0
         self._last_news: dict[str, str] = {}  # by subject
 
-    @property
-    def address(self) -> str:
-        """Address of the SuperLink for this machine's own processes."""
-        if self._chosen.superlink is not None:
-            return self._chosen.superlink
-        host, port = settings.host_and_port(self._chosen.listen)
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    def _interrupted(self) -> bool:
+        """Wait a moment; return whether the service is to stop."""
+        if not self._signal:
+            self._wake.wait(0.2)
+        return bool(self._signal)
 
     def stop(self, signum: int = signal.SIGTERM) -> None:
         """Make `run` return soon; safe in a signal handler."""
@@ -149,7 +133,9 @@ class Service:
                 self._say("stopped what an earlier server had left running")
             try:
                 if not self._finished():
-                    self._app = self._write_app()
+                    self._app, self._needed = run_app.write(
+                        self._chosen, self._folder, self._home, self._say, self._interrupted
+                    )
                 while not self._signal and (self._chosen.stay or not (self._finished() and self._run is None)):
                     self._step()
                     self._wake.wait(POLL_SECONDS if self._control else 0.2)
@@ -163,12 +149,12 @@ class Service:
         chosen = self._chosen
         flower_processes.command("flower-superlink")
         if chosen.superlink is not None:
-            self._token = operators.token(self._keys)
+            self._link.token = operators.token(self._keys)
             return []
         if not self._keys.ca.exists():
             place = self._keys.path
             raise keys.KeysError(f"there are no keys in {place}; make them: fedpress keys init {place}")
-        self._token = operators.make_token(self._keys)
+        self._link.token = operators.make_token(self._keys)
         return keys.check(self._keys)
 
     def _finished(self) -> bool:
@@ -178,84 +164,11 @@ class Service:
         self._look_at_results()
         return self._results is not None and self._results.status == "finished"
 
-    def _write_app(self) -> Path:
-        """Return the folder of the Flower app to run; for a scenario the app is written first.
-
-        Raises:
-            ScenarioError: The scenario is not valid.
-            RunFolderError: The run folder holds something else.
-            SettingsError: The app's folder is no Flower app, or a value holds a quotation mark.
-        """
-        chosen = self._chosen
-        if chosen.app is not None:
-            if not (Path(chosen.app) / "pyproject.toml").is_file():
-                raise settings.SettingsError(f"app: {chosen.app} holds no pyproject.toml, so it is no Flower app")
-            return Path(chosen.app)
-        assert chosen.scenario is not None  # the settings' own check
-        scenario = scenarios.load(chosen.scenario, chosen.overrides)
-        if not start.goes_on(self._folder, scenario):  # the app would refuse the same, in every attempt
-            self._check_scenario(scenario)
-        self._needed = scenario.clients
-        text = scenario.to_json()
-        if "'" in text + chosen.out:
-            raise settings.SettingsError("scenario and out: must hold no ', which Flower cannot pass on")
-        shutil.rmtree(self._state / "app", ignore_errors=True)
-        return flower_processes.write_app(
-            self._state / "app",
-            "fedpress-run",
-            "fedpress.server.app:app",
-            "fedpress.client.app:app",
-            {**APPS, "scenario": text, "out": str(self._folder.path), "checked": 1},
-        )
-
-    def _check_scenario(self, scenario: Scenario) -> None:
-        """Check data, model and settings before anything starts, in a process of its own: this one needs no torch.
-
-        Raises:
-            ServiceError: The run would fail.
-        """
-        file, log = self._state / "scenario.yaml", self._state / "check.log"
-        write_atomically(file, scenario.to_yaml().encode())
-        self._say("checking the scenario")
-        with log.open("wb") as output:
-            process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-m",
-                    "fedpress.simulations",
-                    "simulate",
-                    str(file),
-                    "--check",
-                    "--json",
-                    str(self._forecast),
-                    "--out",
-                    str(self._folder.path),
-                ],
-                env=flower_processes.environment(self._home),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-            )
-        while process.poll() is None and not self._signal:
-            self._wake.wait(0.2)
-        if self._signal:
-            process.kill()
-            process.wait()
-            return
-        lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-        for line in lines:
-            if line.startswith("note: "):
-                self._say(line)
-        if process.returncode:
-            first = next((number for number, line in enumerate(lines) if line.startswith("error: ")), -1)
-            text = "\n".join(lines[first:]) or f"it ended with exit code {process.returncode}"
-            raise ServiceError(f"the scenario cannot be run: {text.removeprefix('error: ')}")
-
     # ---- steps -----------------------------------------------------------------------------------------------------
 
     def _step(self) -> None:
-        self._keep_hub()
-        if not self._keep_link():
+        self._hub.keep()
+        if not self._link.keep(connected=self._control is not None):
             return
         try:
             if self._control is None:
@@ -265,7 +178,7 @@ class Service:
             if self._run is not None or not (self._finished() or self._status == "failed"):
                 self._keep_run()
         except ControlUnreachable as error:
-            if self._chosen.superlink is not None or (self._link and self._link.ended() is None):
+            if self._chosen.superlink is not None or self._link.runs:
                 self._news("control", f"{error}; it goes on trying")
         except Refused as error:
             if self._failures.hopeless(str(error), 0.0):
@@ -273,87 +186,14 @@ class Service:
             self._news("control", f"{error}; it tries again")
         self._look_at_results()
 
-    def _keep_link(self) -> bool:
-        """Keep a SuperLink running; return whether it listens."""
-        if self._chosen.superlink is not None:
-            return True
-        now = time.monotonic()
-        if self._link is not None and (code := self._link.ended()) is not None:
-            last = next((line for line in reversed(self._link.tail) if line.strip()), "it printed nothing")
-            children.end_all(self._home)
-            began, self._link, self._run = self._link.began, None, None
-            self._close_control()
-            wait = self._link_wait.wait()
-            self._next_link = now + wait
-            reason = f"the SuperLink has ended (exit code {code}): {last.strip()[-300:]}"
-            if self._link_failures.hopeless(reason, now - began):
-                raise ServiceError(
-                    f"{reason}\nThat was {SAME_FAILURES} times, each within a minute; its log is {self._link_log}"
-                )
-            self._say(f"{reason}; it starts again in {wait:.0f} s")
-        if self._link is None and now >= self._next_link:
-            self._start_link()
-        if self._link is None:
-            return False
-        if self._control is None and daemon.handshake(self.address, self._keys.ca):
-            if now - self._link.began > START_SECONDS:
-                self._link.stop()
-            return False
-        return True
-
-    @property
-    def _link_log(self) -> Path:
-        return self._state / "superlink.log"
-
-    def _start_link(self) -> None:
-        host, port = settings.host_and_port(self._chosen.listen)
-        operators.flower_home(self._state / "operator", self.address, self._keys.ca, self._token)
-        secret = operators.new_secret(self._state / "superexec.secret")
-        self._counts["superlink"] += 1
-        environment = flower_processes.environment(self._home)
-        self._link = Child(
-            [
-                sys.executable, "-m", superlink.__name__, "--host", host, "--port", str(port),
-                "--ssl-certfile", str(self._keys.server), "--ssl-keyfile", str(self._keys.server_key),
-                "--ssl-ca-certfile", str(self._keys.ca), "--enable-supernode-auth",
-                "--database", str(self._state / "superlink.db"), "--disable-runtime-dependency-installation",
-                "--isolation", "process", "--superexec-auth-secret-file", str(secret),
-            ],
-            environment
-            | {
-                superlink.OPERATORS: " ".join(self._chosen.operators),
-                operators.TOKEN: self._token,
-                superlink.MESSAGE_BYTES: str(self._message_bytes()),
-            },
-            self._link_log,
-            on_line=self._read,
-        )  # fmt: skip
-
-    def _message_bytes(self) -> int:
-        """Return the largest request of a client that is taken, in bytes: if not set, what the model needs."""
-        if self._chosen.message_mib is not None:
-            return int(self._chosen.message_mib * 2**20)
-        try:
-            models = json.loads(self._forecast.read_bytes())["models"]
-            dense = max(int(model["dense_up_bytes"]) for model in models)
-        except (OSError, ValueError, KeyError, TypeError):  # an app of the user's own, whose model nobody knows here
-            dense = 0
-        return max(LEAST_MESSAGE, dense + dense // 4)
-
-    @property
-    def _forecast(self) -> Path:
-        """What the check of the scenario has found, also for starts that go on with the run."""
-        return self._state / "forecast.json"
-
-    def _read(self, line: str) -> None:
-        """Report the messages of the SuperLink's admission; called from another thread."""
-        if line.startswith(admission.SAYS):
-            self._say(f"warning: {line.removeprefix(admission.SAYS)}")
+    def _lost_link(self) -> None:
+        self._run = None
+        self._close_control()
 
     def _connect(self) -> None:
-        self._control = Control(self.address, self._keys.ca, self._token)
+        self._control = Control(self._link.address, self._keys.ca, self._link.token)
         runs = self._control.runs()
-        self._link_wait.reset()
+        self._link.listens()
         self._last_news.pop("control", None)
         if self._chosen.superlink is None:
             self._say(f"listening at {self._chosen.listen}")
@@ -428,7 +268,7 @@ class Service:
             self._results = self._results.model_copy(update={"status": "running", "reason": ""})
             self._folder.save_results(self._results)
         self._run = self._control.start(self._app, config)
-        self._counts["run"] += 1
+        self._run_starts += 1
         self._run_began = time.monotonic()
         self._server_app_seen = time.monotonic() + 30.0  # it needs some seconds to start
         self._status = "running"
@@ -484,29 +324,14 @@ class Service:
         with suppress(FedpressError):
             self._control.stop(run)
 
-    def _keep_hub(self) -> None:
-        now = time.monotonic()
-        if not self._chosen.hub or not self._folder.bundles.is_dir():  # the run creates the folder that a hub serves
-            return
-        if self._hub is not None and (code := self._hub.ended()) is not None:
-            last = next((line for line in reversed(self._hub.tail) if line.strip()), "it printed nothing")
-            self._say(f"the hub has ended (exit code {code}): {last.strip()[-300:]}; it starts again")
-            self._hub, self._next_hub = None, now + 5.0
-        if self._hub is None and now >= self._next_hub:
-            program = shutil.which(self._chosen.hub[0]) or flower_processes.command(self._chosen.hub[0])
-            environment = flower_processes.environment(self._home)
-            self._hub = Child([program, *self._chosen.hub[1:]], environment, self._state / "hub.log")
-            self._counts["hub"] += 1
-
     def _end(self) -> None:
         """Stop everything, the run first: it must not continue unsupervised."""
         if self._control is not None and self._run is not None and not self._finished():
             self._stop_run(self._run)
         self._close_control()
         children.end_all(self._home, name="flwr-serverapp", wait=0.0)
-        for child in (self._hub, self._link):
-            if child is not None:
-                child.stop()
+        self._hub.stop()
+        self._link.stop()
         children.end_all(self._home)
         if self._results is not None and self._results.status == "running":  # no process works on it any more
             with suppress(OSError):
@@ -561,7 +386,8 @@ class Service:
         yield monitor.ServiceFigure(
             "run_state", "1 for the state that it is in.", {(s,): s == self._state_of_run for s in states}, ("state",)
         )
-        starts: dict[tuple[str, ...], float] = {(name,): count for name, count in self._counts.items()}
+        counts = {"superlink": self._link.starts, "run": self._run_starts, "hub": self._hub.starts}
+        starts: dict[tuple[str, ...], float] = {(name,): count for name, count in counts.items()}
         yield monitor.ServiceFigure("starts", "How often it was started, by part.", starts, ("part",), total=True)
         nodes: dict[tuple[str, ...], float] = {(status,): count for status, count in self._nodes.items()}
         yield monitor.ServiceFigure("nodes", "Nodes, by what the SuperLink says of them.", nodes, ("status",))

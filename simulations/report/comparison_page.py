@@ -14,7 +14,7 @@ from markupsafe import Markup
 from pydantic import ValidationError
 
 from fedpress.compression.files import write_atomically
-from fedpress.simulations.report import confidence, figures, run_page, series
+from fedpress.simulations.report import confidence, figures, questions, run_page, series
 from fedpress.simulations.report import drawings as report_drawings
 from fedpress.simulations.report.drawings import Drawing
 from fedpress.simulations.report.figures import Curve
@@ -64,6 +64,37 @@ class Value(NamedTuple):
     half_width: float | None = None
 
 
+class Asked(NamedTuple):
+    """What the page is asked for; empty: it chooses by itself (`questions`).
+
+    Attributes:
+        budgets: Bytes up and down, at which accuracies are compared.
+        target: Accuracy, a fraction, to which costs are counted.
+    """
+
+    budgets: Sequence[float] = ()
+    target: float | None = None
+
+
+CHOSEN: Final = Asked()
+
+
+class RobustLine(NamedTuple):
+    """A group among others of the same method under other conditions.
+
+    Attributes:
+        label: Label of the group.
+        conditions: The conditions in which it differs from the others, as text.
+        accuracy: Its accuracy.
+        lost: Accuracy minus that of the best among them.
+    """
+
+    label: str
+    conditions: str
+    accuracy: Value
+    lost: float
+
+
 def load(paths: Sequence[Path]) -> list[ComparedRun]:
     """Read the figures of runs.
 
@@ -80,17 +111,18 @@ def load(paths: Sequence[Path]) -> list[ComparedRun]:
     return [ComparedRun(path, RunFolder.open(path).load_results()) for path in paths]
 
 
-def write(paths: Sequence[Path], out: Path) -> Path:
+def write(paths: Sequence[Path], out: Path, asked: Asked = CHOSEN) -> Path:
     """Write the page of several runs and return its path.
 
     Args:
         paths: The run folders.
         out: Path of the page.
+        asked: Budgets and target.
 
     Raises:
         RunFolderError: As `load`.
     """
-    write_atomically(out, render(load(paths)).encode())
+    write_atomically(out, render(load(paths), asked).encode())
     return out
 
 
@@ -107,10 +139,17 @@ def write_figures(paths: Sequence[Path], folder: Path) -> list[Path]:
     return report_drawings.save(drawings(grouped(load(paths))), folder)
 
 
-def render(runs: Sequence[ComparedRun]) -> str:
-    """Return the page as HTML."""
+def render(runs: Sequence[ComparedRun], asked: Asked = CHOSEN) -> str:
+    """Return the page as HTML.
+
+    Args:
+        runs: The runs.
+        asked: Budgets and target.
+    """
     groups = grouped(runs)
     differing = differences(groups)
+    every = [run.results for run in runs]
+    target = questions.target(every) if asked.target is None else asked.target
     return (
         run_page.environment()
         .get_template("comparison.html")
@@ -127,6 +166,11 @@ def render(runs: Sequence[ComparedRun]) -> str:
             figures={drawing.name: Markup(drawing.on_page()) for drawing in drawings(groups)},
             differing=[(key, [_text(value) for value in values]) for key, values in differing],
             students=[(group.label, *row) for group in groups for row in _students(group)],
+            budgets=sorted(asked.budgets) or questions.budgets(every),
+            target=target,
+            costs={} if target is None else {group.label: cost_to(group, target) for group in groups},
+            robust=robustness(groups),
+            within=accuracy_within,
             over=over,
             span=_span,
         )
@@ -188,6 +232,38 @@ def over(group: RunGroup, figure: str) -> Value | None:
     figures_of_runs = [_figure(run.results, figure) for run in group.runs]
     values = [value for value in figures_of_runs if value is not None]
     return _mean(values) if len(values) == len(figures_of_runs) else None
+
+
+def accuracy_within(group: RunGroup, budget: float) -> Value | None:
+    """Return a group's mean accuracy within a budget in bytes; None if one of its runs was not evaluated by then."""
+    found = [questions.accuracy_within(run.results, budget) for run in group.runs]
+    values = [value for value in found if value is not None]
+    return _mean(values) if len(values) == len(found) else None
+
+
+def cost_to(group: RunGroup, target: float) -> questions.Cost | None:
+    """Return a group's mean cost to an accuracy; None if one of its runs did not reach it."""
+    found = [questions.cost_to(run.results, target) for run in group.runs]
+    costs = [cost for cost in found if cost is not None]
+    if len(costs) < len(found):
+        return None
+    rounds, sizes, seconds = (fmean(column) for column in zip(*costs, strict=True))
+    return questions.Cost(round(rounds), round(sizes), seconds)
+
+
+def robustness(groups: Sequence[RunGroup]) -> list[RobustLine]:
+    """Return a line for each group that differs from another one in nothing but the conditions."""
+    lines = []
+    for indices in questions.alike([group.settings for group in groups]):
+        together = [groups[index] for index in indices]
+        conditions = [(key, values) for key, values in differences(together) if questions.is_condition(key)]
+        accuracies = [over(group, "accuracy") for group in together]
+        best = max((value.mean for value in accuracies if value), default=0.0)
+        for number, (group, value) in enumerate(zip(together, accuracies, strict=True)):
+            named = ", ".join(f"{key} {_text(values[number])}" for key, values in conditions if key != "name")
+            if value is not None:
+                lines.append(RobustLine(group.label, named, value, value.mean - best))
+    return lines
 
 
 def _figure(results: Results, figure: str) -> float | None:

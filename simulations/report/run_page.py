@@ -65,6 +65,7 @@ def environment() -> jinja2.Environment:
         "points": format_points,
         "joules": units.format_joules,
         "claimed": tables.claimed_accuracy,
+        "flowertune": tables.flowertune,
     }
     shared.globals |= {
         "light": Markup(report_drawings.css_variables(report_drawings.LIGHT)),

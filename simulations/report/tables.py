@@ -11,7 +11,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from rich.filesize import decimal as size
 
 from fedpress.simulations.report import plain, units
-from fedpress.simulations.results.records import Results, StudentResult, TierResult
+from fedpress.simulations.results.records import Results, StudentResult, TierResult, Totals
+
+FLOWERTUNE_BUDGET = 200_000
+"""Communication budget of the FlowerTune LLM Leaderboard: arrays in both directions, in MB of 2^20 bytes."""
 
 
 def fact_lines(facts: Iterable[tuple[str, str]]) -> list[str]:
@@ -67,6 +70,7 @@ def run_facts(results: Results) -> list[tuple[str, str]]:
         ("accuracy", "not evaluated" if results.accuracy is None else f"{results.accuracy:.2%}, mean of the {last}"),
         ("bytes up", _against(totals.up_bytes, totals.up_ratio)),
         ("bytes down", _against(totals.down_bytes, totals.down_ratio)),
+        *_arrays(results.totals),
         *_network(results),
         ("model", f"{results.model.parameters:,} parameters, sha256 {results.model.sha256[:16] or 'not yet'}"),
         *((f"tier {tier.tier}", _tier_fact(tier)) for tier in results.tiers),
@@ -81,6 +85,20 @@ def _shares(phases: Mapping[str, float]) -> list[str]:
     longest_first = sorted(phases.items(), key=lambda phase: -phase[1])
     named = [f"{name} {seconds / whole:.0%}" for name, seconds in longest_first if seconds >= 0.02 * whole > 0]
     return [", ".join(named)] if named else []
+
+
+def _arrays(totals: Totals) -> list[tuple[str, str]]:
+    """Return FlowerTune's budget line; nothing for a run that was recorded without it."""
+    if not totals.array_bytes:
+        return []
+    dense = f", dense {flowertune(totals.dense_array_bytes)}" if totals.dense_array_bytes else ""
+    used = flowertune(totals.array_bytes)
+    return [("arrays", f"{used} both ways{dense}; the budget of FlowerTune's leaderboard is {FLOWERTUNE_BUDGET:,} MB")]
+
+
+def flowertune(size: int) -> str:
+    """Return bytes as FlowerTune writes them: its MB are 2^20 bytes."""
+    return f"{size / 2**20:,.2f} MB"
 
 
 def _network(results: Results) -> list[tuple[str, str]]:

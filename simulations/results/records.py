@@ -107,7 +107,8 @@ class Totals(Record):
     """Bytes of the whole run; `dense_*`: size of one serialized dense message times the messages of this run.
 
     `joules` estimates what the clients' devices spent on these bytes (`Network.joules`); 0: there is no network, or it
-    has no figures on energy.
+    has no figures on energy. `array_bytes` are those of the arrays alone, in both directions, in messages to train and
+    their replies, as the FlowerTune LLM Leaderboard bills them (`CommunicationTracker` in Flower's template).
     """
 
     up_bytes: int
@@ -116,6 +117,8 @@ class Totals(Record):
     dense_down_bytes: int
     bundle_bytes: int = 0
     joules: float = 0.0
+    array_bytes: int = 0
+    dense_array_bytes: int = 0
 
     @property
     def both_bytes(self) -> int:

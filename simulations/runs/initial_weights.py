@@ -16,10 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from fedpress.compression import errors, safetensors_files
-from fedpress.compression.models import pretrained
+from fedpress.compression.models import adapters, pretrained
 from fedpress.compression.safetensors_files import few
 from fedpress.compression.tensors.layout import BUFFER_NAMES, Layout
 
+_BFLOAT16 = "return model.float(). `training.precision: bfloat16` trains in bfloat16 from float32 weights"
+_COMPLEX = (
+    "a constant is a buffer with persistent=False, which every instance makes for itself; a parameter, or what changes,"
+    " two real numbers: torch.view_as_complex(pairs)"
+)
 _SHOWN = 5
 """Names that an error suggests."""
 
@@ -103,9 +108,25 @@ def load_base(model: nn.Module, path: Path, sha256: str | None) -> None:
                 " changed? Fetch the federation's files, or name their place: `base` in the settings of `fedpress"
                 " client`, `base.path` in the scenario"
             )
-        filled = pretrained.fill(model, pretrained.Weights(path))
+        weights = pretrained.Weights(path)
+        elsewhere = _adapted_elsewhere(model, weights)
+        before = adapters.altered(model, elsewhere)
+        filled = pretrained.fill(model, weights)
     except safetensors_files.WeightsError as error:
         raise InitialWeightsError(f"base: {error}") from None
+    after = adapters.altered(model, elsewhere)
+    if wrong := [layer for layer in after if layer not in before or adapters.made_of_weights(model)]:
+        raise InitialWeightsError(
+            f"base: the adapters of {few(wrong)} were made of other weights than those of {path}, and would begin with"
+            " another answer than the base's. Adapters that are made of the weights that they adapt (DoRA, tokens that"
+            " are trained) need them before: load them in the task's model(), as from_pretrained does. Where adapters"
+            " take a part out of the weights (init_lora_weights of PiSSA, OLoRA, LoftQ), leave out `base` as well, and"
+            " the model is sent whole once"
+        )
+    if after:
+        getLogger("flwr").warning(
+            "base: the adapters of %s are not 0 at first, so the model does not begin as the base", few(after)
+        )
     _log(
         "base: %d of the model's %d tensors are those of %s; the others are the task's own%s%s",
         len(filled.filled), len(filled.filled) + len(filled.left), path,
@@ -120,6 +141,25 @@ def load_base(model: nn.Module, path: Path, sha256: str | None) -> None:
         )  # fmt: skip
 
 
+def _adapted_elsewhere(model: nn.Module, weights: pretrained.Weights) -> list[str]:
+    """Return the names of layers with adapters whose weight is not that of the base.
+
+    Args:
+        model: The task's model, before it is filled.
+        weights: The base.
+    """
+    adapted = adapters.adapted(model)
+    if not adapted:
+        return []
+    state = model.state_dict(keep_vars=True)
+    sources = {id(state[name]): source for name, source in pretrained.matches(state, weights).items()}
+    return [
+        layer
+        for layer, weight in adapted.items()
+        if id(weight) in sources and not torch.equal(weights[sources[id(weight)]].to(weight.dtype), weight)
+    ]
+
+
 def check(model: nn.Module, task: str) -> None:
     """Check that a model can be held and trained as it is, and log what is rounded.
 
@@ -132,13 +172,22 @@ def check(model: nn.Module, task: str) -> None:
             has a dtype that no message carries.
     """
     state = model.state_dict(keep_vars=True)
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    dtypes = {name: tensor.dtype for name, tensor in state.items() if isinstance(tensor, Tensor)}
-    if unsent := [name for name, dtype in dtypes.items() if dtype == torch.bfloat16 or dtype.is_complex]:
+    if others := [name for name, value in state.items() if not isinstance(value, Tensor)]:
         raise InitialWeightsError(
-            f"task {task!r}: {few(unsent)} of its model() is {_dtype(state[unsent[0]])}, which Flower's messages do"
-            " not carry; return model.float(). `training.precision: bfloat16` trains in bfloat16 from float32 weights"
+            f"task {task!r}: {few(others)} in state_dict() of its model() is no tensor (get_extra_state), which no"
+            " update and no checkpoint carries; make it a buffer, or leave it out"
         )
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    dtypes = {name: tensor.dtype for name, tensor in state.items()}
+    for unsent, remedy in (
+        ([name for name, dtype in dtypes.items() if dtype == torch.bfloat16], _BFLOAT16),
+        ([name for name, dtype in dtypes.items() if dtype.is_complex], _COMPLEX),
+    ):
+        if unsent:
+            raise InitialWeightsError(
+                f"task {task!r}: {_dtype(state[unsent[0]])} in its model(), which Flower's messages do not carry:"
+                f" {few(unsent)}; {remedy}"
+            )
     bad = [
         name
         for name, tensor in state.items()

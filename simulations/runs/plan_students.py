@@ -6,11 +6,14 @@ import inspect
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from fedpress.compression import safetensors_files
 from fedpress.compression.errors import FedpressError
 from fedpress.compression.models.bundles import signing
+from fedpress.compression.models.bundles.bases import BaseFiles
 from fedpress.compression.models.bundles.writer import WriteBundle
 from fedpress.compression.models.distillation import teachers
 from fedpress.compression.models.pruning import sparse_kernels
+from fedpress.compression.models.quantization.quantize import Quantize
 from fedpress.compression.models.step import SearchProgress, Step
 from fedpress.compression.models.students import pipeline
 from fedpress.compression.models.task import class_axis_of
@@ -20,7 +23,7 @@ from fedpress.server.publishing.store import ModelStore
 from fedpress.simulations.results.run_folder import RunFolder
 from fedpress.simulations.runs import tier_workload
 from fedpress.simulations.runs.workload import Workload
-from fedpress.simulations.scenario.students import OwnStep, Students, Tier
+from fedpress.simulations.scenario.students import ADAPTER, OwnStep, Students, Tier
 from fedpress.simulations.tasks import registry
 
 OnSearch = Callable[[str, SearchProgress], None]
@@ -64,12 +67,18 @@ def publisher(
     students = workload.scenario.students
     if not students.tiers:
         return None
+    chosen, path = workload.scenario.base, workload.base
+    base = BaseFiles(path, safetensors_files.sha256(path)) if chosen and path else None
     return publish.Publisher(
         workload.task,
         ModelStore(folder.bundles),
         [
             publish.PublishedTier(
-                tier.name, steps(tier, students), tier.bundle_bytes, tier_workload.start(tier).architecture
+                tier.name,
+                steps(tier, students, base if tier.student == ADAPTER else None),
+                tier.bundle_bytes,
+                tier_workload.start(tier).architecture,
+                base if tier.student == ADAPTER else None,
             )
             for tier in students.tiers
         ],
@@ -82,17 +91,20 @@ def publisher(
     )
 
 
-def steps(tier: Tier, students: Students) -> tuple[Step, ...]:
+def steps(tier: Tier, students: Students, base: BaseFiles | None = None) -> tuple[Step, ...]:
     """Return the steps that make a tier's student, the last of which writes its bundle.
 
     Args:
         tier: The tier.
         students: Section of the scenario.
+        base: Pretrained weights that the tier's devices have: nothing is pruned or distilled; None: they have none.
 
     Raises:
         StepError: A custom step cannot be made.
         SigningKeyError: The file of the signing key is absent, or holds no Ed25519 private key.
     """
+    if base is not None:
+        return _of_adapter(students, base)
     built_in: dict[str, Iterable[Step]] = {
         "prune": [
             pipeline.initial(
@@ -114,6 +126,17 @@ def steps(tier: Tier, students: Students) -> tuple[Step, ...]:
     if not tier.trains and (single_weights or students.quantize.sparsity):
         chosen.append(sparse_kernels.time_layers)
     return (*chosen, WriteBundle(students.quantize.onnx, signing_key(students)))
+
+
+def _of_adapter(students: Students, base: BaseFiles) -> tuple[Step, ...]:
+    """Return the steps of a student that is what was trained: steps of the user's own, quantization, the bundle."""
+    chosen: list[Step] = []
+    for choice in students.steps:
+        if choice == "quantize":
+            chosen.append(Quantize(students.quantize, base.path))
+        elif not isinstance(choice, str):
+            chosen.append(own_step(choice))
+    return (*chosen, WriteBundle(students.quantize.onnx, signing_key(students), base))
 
 
 def own_step(choice: OwnStep) -> Step:

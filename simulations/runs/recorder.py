@@ -12,14 +12,15 @@ from time import monotonic
 from typing import NamedTuple
 
 import safetensors.torch
-from flwr.app import ArrayRecord, MetricRecord
+from flwr.app import MetricRecord
 from torch import nn
 
-from fedpress.compression.ledger import Ledger
+from fedpress.compression.ledger import ARRAYS, Ledger
+from fedpress.compression.messages import records
 from fedpress.compression.models.task import Evaluation
 from fedpress.server import app as server
 from fedpress.server.publishing.publish import Published
-from fedpress.server.rounds.accounting import RoundSummary, dense_sizes
+from fedpress.server.rounds.accounting import DenseSizes, RoundSummary, dense_sizes
 from fedpress.server.strategies.sparse_fed import SparseFed
 from fedpress.server.strategies.tiered_fed import TieredFed, TrainingTier
 from fedpress.simulations.results.records import (
@@ -258,6 +259,10 @@ class Recorder(server.RunRecord):
                 dense_down_bytes=dense["down"],
                 bundle_bytes=sum(each.ledger.total(kind="bundle") for each in accounts.values()),
                 joules=self._joules(),
+                array_bytes=sum(each.ledger.total(kind=kind) for each in accounts.values() for kind in ARRAYS),
+                dense_array_bytes=sum(
+                    dense.arrays * sum(accounts[name].messages.values()) for name, dense in self._dense_sizes.items()
+                ),
             ),
             model=ModelInfo(parameters=workload.layout.size, sha256=self.digest),
             students=self.students,
@@ -297,15 +302,15 @@ class Recorder(server.RunRecord):
         )
 
     @cached_property
-    def _dense_sizes(self) -> dict[str, tuple[int, int]]:
-        """Bytes of a dense reply and a dense order, as plain Flower sends them, by the name of the model's tier.
+    def _dense_sizes(self) -> dict[str, DenseSizes]:
+        """Bytes of dense messages, as plain Flower sends them, by the name of the model's tier.
 
         They hold what is trained, and the buffers: a frozen base would not travel.
         """
         sizes = {}
         for name, work in self.job.models.items():
             names = [spec.name for spec in (*work.layout.parameters, *work.layout.buffers)]
-            sizes[name] = dense_sizes(ArrayRecord(work.fresh_model().state_dict()), names)
+            sizes[name] = dense_sizes(records.views(work.initial_arrays()), names)
         return sizes
 
 

@@ -120,7 +120,7 @@ def _loaded(model: nn.Module, path: Path) -> nn.Module:
 
 def _accuracy(published: Published, folder: RunFolder, workload: Workload) -> float:
     kept = receive.receive(published.path.read_bytes(), published.sha256, folder.downloads / "local")
-    return evaluate(receive.load(kept, workload.task), workload.task, workload.task.data().test).accuracy
+    return evaluate(receive.load(kept, workload.task, workload.base), workload.task, workload.task.data().test).accuracy
 
 
 def _with(results: Results, scenario: Scenario, made: list[StudentResult]) -> Results:

@@ -28,7 +28,7 @@ from fedpress.server.fusion import heterofl
 from fedpress.simulations.results.run_folder import RunFolder
 from fedpress.simulations.runs.initial_weights import InitialWeightsError
 from fedpress.simulations.runs.workload import Workload
-from fedpress.simulations.scenario.students import Tier
+from fedpress.simulations.scenario.students import ADAPTER, Tier
 
 
 class TierWorkload(Workload):
@@ -40,7 +40,7 @@ class TierWorkload(Workload):
     """
 
     def __init__(self, whole: Workload, tier: Tier) -> None:
-        super().__init__(whole.scenario, whole.out, own_data=whole.own_data)
+        super().__init__(whole.scenario, whole.out, own_data=whole.own_data, bases=whole.bases)
         self._whole = whole
         self._tier = tier
         self.federation = f"{whole.federation}/{tier.name}"
@@ -210,4 +210,4 @@ def _form(model: nn.Module) -> tuple[dict[str, architecture.Shape], dict[str, in
 
 def start(tier: Tier) -> Start:
     """Return the model that a tier's student is pruned from, unless it is searched for."""
-    return Start(None if tier.student in ("pruned", "auto") else tier.student, tier.layers, tier.inherit)
+    return Start(None if tier.student in ("pruned", "auto", ADAPTER) else tier.student, tier.layers, tier.inherit)

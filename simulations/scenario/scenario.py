@@ -33,7 +33,7 @@ from fedpress.simulations.scenario import diagnostics, yaml_source
 from fedpress.simulations.scenario.encoder import EncoderSettings
 from fedpress.simulations.scenario.rounds import BaseChoice, EvaluationSettings, SamplingSettings, TaskChoice
 from fedpress.simulations.scenario.section import Section, of_name
-from fedpress.simulations.scenario.students import Students, Tier, from_recipe
+from fedpress.simulations.scenario.students import ADAPTER, Students, Tier, from_recipe
 from fedpress.simulations.tasks.partition import Partition
 
 FOLDER = Path(__file__).parents[1] / "scenarios"
@@ -60,8 +60,8 @@ class Scenario(Section):
     )
     base: Annotated[BaseChoice | None, BeforeValidator(of_name("path"))] = Field(
         default=None,
-        description="Pretrained weights, agreed by their hash and never sent: a safetensors file or folder, or {path,"
-        " sha256}; null: none.",
+        description="Pretrained weights, agreed by their hash and sent once to a device without a copy: a safetensors"
+        " file or folder, or {path, sha256}; null: none.",
     )
     clients: int = Field(ge=1, description="How many clients share the training data.")
     rounds: int = Field(ge=1, description="How many rounds.")
@@ -128,6 +128,7 @@ class Scenario(Section):
             *self._training_problems(),
             *self._round_problems(),
             *self._encoder_problems(),
+            *self._adapter_problems(),
             *self._tiers_that_train(),
             *self._sparsity_problems(),
         ]
@@ -193,6 +194,15 @@ class Scenario(Section):
             yield (
                 "encoder.feedback: cafe predicts from what goes down, in steps of sgd; it needs `downlink` and"
                 f" server.optimizer sgd, got {optimizer!r}"
+            )
+
+    def _adapter_problems(self) -> Iterator[str]:
+        """Yield tiers whose bundles would name a base that there is not."""
+        named = [tier.name for tier in self.students.tiers if tier.student == ADAPTER]
+        if named and self.base is None:
+            yield (
+                f"students.tiers: the bundle of {named[0]} (student: adapter) names the pretrained weights that it"
+                " builds on; such as base=FOLDER"
             )
 
     def _tiers_that_train(self) -> Iterator[str]:

@@ -32,8 +32,17 @@ RECIPES: Final[Mapping[str, Mapping[str, Any]]] = {
         "tiers": [{"name": "student", "removed_fraction": "auto"}],
         "prune": {"granularity": "weights", "tolerance": 0.02},
     },
+    "transformer": {
+        "tiers": [{"name": "student", "layers": 0.5, "parameters": 1.0}],
+        "prune": {"vocabulary": "used", "width": "keep", "importance": "wanda"},
+        "distill": {"epochs": 3, "learning_rate": 0.0002},
+        "quantize": {"bits": 4, "group_size": 64, "rounding": "gptq", "scale": "least-squares"},
+    },
 }
 """Settings of students by name; docs/results/students.md has their measured size and accuracy."""
+
+ADAPTER: Final = "adapter"
+"""Student of a tier whose bundle holds what was trained alone, and names the base."""
 
 STEPS: Final = ("prune", "distill", "quantize")
 """Built-in steps, whose settings are keys of the section."""
@@ -52,8 +61,9 @@ class Tier(Budget, Named):
 
     student: str = Field(
         default="pruned",
-        description="pruned: the global model, every layer made smaller alike; auto: the best that `search` finds; else"
-        " an architecture that the task has, such as mlp, made as small and fresh.",
+        description="pruned: the global model, every layer made smaller alike; auto: the best that `search` finds;"
+        " adapter: the part of the global model that is trained, for devices that have `base`, with parameters: 1.0;"
+        " else an architecture that the task has, such as mlp, made as small and fresh.",
     )
     layers: Annotated[int | float | None, BeforeValidator(blocks)] = Field(
         default=None,
@@ -80,9 +90,14 @@ class Tier(Budget, Named):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.student == ADAPTER and (self.parameters != 1.0 or self.layers is not None or self.trains):
+            raise ValueError(
+                "student adapter is the global model as it was trained, of which devices have the rest: parameters: 1.0"
+                " and no layers, trains or other budget; a smaller one is made of the whole model (student: pruned)"
+            )
         if self.student == "auto" and self.layers is not None:
             raise ValueError("layers has no meaning with student auto, which looks for the depth, too")
-        if self.inherit is not None and (self.student in ("pruned", "auto") or self.trains):
+        if self.inherit is not None and (self.student in ("pruned", "auto", ADAPTER) or self.trains):
             raise ValueError(
                 "inherit is for a student of another architecture that learns from the global model; the pruned model"
                 " has its weights anyway, and what clients train begins by itself"
@@ -158,11 +173,12 @@ def from_recipe(value: Any) -> Any:
 class Students(Section):
     """Small models that are made from the global one and offered for download."""
 
-    recipe: Literal["small", "accurate", "auto"] | None = Field(
+    recipe: Literal["small", "accurate", "auto", "transformer"] | None = Field(
         default=None,
         description="small: 8.3 % of the parameters, 4 bits each: a file about 100 times smaller; accurate: the whole"
         " architecture with 92 % zeros, about 45 times smaller, which loses least; auto: as few weights as cost 2"
-        " points of accuracy. Keys beside it count instead.",
+        " points of accuracy; transformer: for a pretrained one: the rows of its tokens that occur, half its layers,"
+        " distilled in a few passes, 4 bits by GPTQ. Keys beside it count instead.",
     )
     tiers: Annotated[tuple[Tier, ...], Field(strict=False)] = Field(
         default=(),
@@ -230,6 +246,11 @@ class Students(Section):
             raise ValueError(
                 "quantize.onnx: how long an ONNX file gets is not known before, so no tier may have"
                 " bundle_bytes; give parameters or flops"
+            )
+        if any(tier.student == ADAPTER for tier in self.tiers) and (self.quantize.sparsity or self.quantize.qat_epochs):
+            raise ValueError(
+                "quantize: sparsity and qat_epochs change the weights that devices with a tier of student adapter have"
+                " already; leave them at 0"
             )
         if self.prune.ranking == "erk" and any(tier.removed_fraction is None for tier in self.tiers):
             raise ValueError(

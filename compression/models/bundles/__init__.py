@@ -2,8 +2,8 @@
 
 `writer.save` writes a bundle, `reader.open_bundle` verifies it without torch, and `writer.rebuild` makes the model of
 it. `container` defines the file, `manifest` and `weight_coding` its parts, and `errors` its faults; `signing` reads
-keys; `onnx_export` and `onnx_runtime` make and run the ONNX model. Why the format is as it is:
-docs/decisions/0007-bundle-format-2.md.
+keys; `onnx_export` and `onnx_runtime` make and run the ONNX model, of which `onnx_weights` leaves out the weights.
+Why the format is as it is: docs/decisions/0007-bundle-format-2.md.
 """
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "onnx_export",
     "onnx_quantization",
     "onnx_runtime",
+    "onnx_weights",
     "reader",
     "signing",
     "weight_coding",

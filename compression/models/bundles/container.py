@@ -14,7 +14,7 @@ Layout of version 2, little-endian; lengths in bytes:
     | 32 | SHA-256 of the 22 bytes before this field and of everything after it |
     | ... | manifest: zlib of JSON, a `Manifest` |
     | ... | weights: as in `weight_coding` |
-    | ... | ONNX: zlib of a model to run (`onnx_export`) |
+    | ... | ONNX: zlib of a model to run (`onnx_export`), without weights that are in the file (`onnx_weights`) |
     | 64 | signature, if there is one: Ed25519 of the 22 bytes and of manifest, weights and ONNX as in the file |
 
 Sizes are checked before anything is allocated: lengths against that of the file, the file and the ONNX model in it

@@ -12,6 +12,7 @@ BundleError(FedpressError, ValueError)
 ├── InvalidOnnx            the ONNX part does not decode
 ├── NotSigned              carries no signature, but one is required
 ├── WrongSignature         the signature is not by the required key
+├── NoBase                 intact, but the pretrained weights that it builds on are not here, or are other ones
 └── DoesNotFit             intact, but made for another task or model
 """
 
@@ -70,3 +71,7 @@ class WrongSignature(BundleError):
 
 class DoesNotFit(BundleError):
     """The bundle is intact, but was made for another task, or for another model of it."""
+
+
+class NoBase(BundleError):
+    """The bundle holds what was trained alone, and the pretrained weights beside it are absent or other ones."""

@@ -22,6 +22,7 @@ MAX_NUMBER: Final = (1 << 63) - 1
 Size = Annotated[int, pydantic.Field(ge=0, le=MAX_SIZE)]
 FreeShape = Annotated[tuple[Size | None, ...], pydantic.Field(max_length=MAX_DIMENSIONS)]
 Shape = Annotated[tuple[Size, ...], pydantic.Field(max_length=MAX_DIMENSIONS)]
+Sha256 = Annotated[str, pydantic.Field(pattern="^[0-9a-f]{64}$")]
 TIER_NAME: Final = "[A-Za-z0-9][A-Za-z0-9_-]{0,63}"
 """Pattern of a tier's name, which names files and folders."""
 _QUANTIZED = re.compile(r"int([2-8]) by channel|int([2-8]) by ([1-9][0-9]{0,8})")
@@ -41,6 +42,22 @@ class Input(pydantic.BaseModel):
     shape: FreeShape
     dtype: str
     value: float = 0.0
+
+
+class Base(pydantic.BaseModel):
+    """Pretrained weights that a bundle needs beside it (`bases`).
+
+    Attributes:
+        sha256: SHA-256 of the files, as `safetensors_files.sha256` returns it.
+        tensors: Name in the files of each tensor of the student that is there, by its name in the state dict.
+        whole: SHA-256 of all tensors of the student, as `bases.digest` returns it.
+    """
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    sha256: Sha256
+    tensors: Annotated[dict[str, str], pydantic.Field(min_length=1)]
+    whole: Sha256
 
 
 class Manifest(pydantic.BaseModel):
@@ -64,6 +81,7 @@ class Manifest(pydantic.BaseModel):
         architecture: One of the task's student architectures; None: the task's own model, cut down to `shapes`.
         schemes: Encoding of each tensor, in the order of writing: "int4 by channel", "int4 by 64" where 64 weights
             share a scale, or the dtype ("float32", "int64") where the tensor is not quantized.
+        base: Pretrained weights with all tensors that are not in `shapes`; None: the file has all of them.
     """
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
@@ -82,6 +100,7 @@ class Manifest(pydantic.BaseModel):
     class_axis: int | None = pydantic.Field(default=None, ge=0, le=16)
     architecture: str | None = None
     schemes: dict[str, str]
+    base: Base | None = None
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> Manifest:
@@ -94,6 +113,8 @@ class Manifest(pydantic.BaseModel):
             raise ValueError("expected input_shape and input_dtype, or inputs, and not both")
         for name, shape in self.shapes.items():
             scheme_of(shape, self.schemes[name])
+        if self.base and (twice := sorted(self.base.tensors.keys() & self.shapes.keys())):
+            raise ValueError(f"{twice} are in the file and in the base, expected each tensor in one of them")
         return self
 
     def tensor_schemes(self) -> dict[str, TensorScheme]:

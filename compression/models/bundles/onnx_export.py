@@ -22,14 +22,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fedpress.compression.models import architecture, forward
+from fedpress.compression.models import architecture, batch_dependence, forward
 from fedpress.compression.models import inputs as model_inputs
 from fedpress.compression.models import outputs as model_outputs
 from fedpress.compression.models.bundles import onnx_runtime
 from fedpress.compression.models.bundles.onnx_runtime import INPUT, OnnxError, Runner
 from fedpress.compression.models.class_accuracy import judged
 from fedpress.compression.models.inputs import Batch, Inputs
-from fedpress.compression.models.outputs import LOGITS, Outputs
+from fedpress.compression.models.outputs import LOGITS, EvaluationError, Outputs
 from fedpress.compression.models.quantization import quantization_aware
 from fedpress.compression.models.task import Examples, Task
 
@@ -116,10 +116,10 @@ def export(model: nn.Module, inputs: Inputs) -> bytes:
     plain, _ = quantization_aware.finish(model)
     plain.cpu().eval()
     try:
-        forward.require_independent(plain, inputs)
-    except forward.EvaluationError as error:
+        batch_dependence.require_independent(plain, inputs)
+    except EvaluationError as error:
         raise OnnxError(f"{error} An ONNX model must answer one input as it answers many.") from error
-    example = forward.several(model_inputs.first(inputs, 2))
+    example = batch_dependence.several(model_inputs.first(inputs, 2))
     free = forward.free_axes(plain, example)
     graph, remarks = _traced(plain, example if isinstance(example, Mapping) else example[:1], free)
     run = onnx_runtime.runner(graph)
@@ -162,7 +162,7 @@ def _compared(model: nn.Module, inputs: Inputs, *, free: bool) -> dict[str, list
     """
     count = model_inputs.count(inputs)
     if count == 1:
-        inputs = forward.several(model_inputs.first(inputs))
+        inputs = batch_dependence.several(model_inputs.first(inputs))
         count = model_inputs.count(inputs)
     third = -(-count // 3)  # batches of unlike sizes
     parts = [model_inputs.subset(inputs, slice(0, third)), model_inputs.subset(inputs, slice(third, count))]

@@ -23,7 +23,7 @@ class Bundle(NamedTuple):
         weights_bytes: Size of the weights in it, in bytes.
         format: Version of the file's format.
         forms: Form of each tensor in the file, by name (`weight_coding.FORMS`).
-        onnx: Model for ONNX Runtime; None: the file has none.
+        onnx: Model for ONNX Runtime, which `onnx_weights.filled` makes whole; None: the file has none.
         signed: Whether the file carries a signature, which was verified if a key was given.
     """
 

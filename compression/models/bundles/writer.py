@@ -15,13 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedpress.compression.models import adapters, architecture, forward
+from fedpress.compression.models import adapters, architecture, forward, pretrained
 from fedpress.compression.models import inputs as model_inputs
 from fedpress.compression.models import outputs as model_outputs
 from fedpress.compression.models.architecture import Shape, sizes
-from fedpress.compression.models.bundles import container, weight_coding
+from fedpress.compression.models.bundles import bases, container, weight_coding
 from fedpress.compression.models.bundles import manifest as manifests
-from fedpress.compression.models.bundles.errors import DoesNotFit
+from fedpress.compression.models.bundles.bases import BaseFiles
+from fedpress.compression.models.bundles.errors import DoesNotFit, NoBase
 from fedpress.compression.models.bundles.manifest import Input, Manifest
 from fedpress.compression.models.bundles.reader import Bundle
 from fedpress.compression.models.inputs import Batch
@@ -55,12 +56,15 @@ class WriteBundle:
     """Step: write the download file of a student whose weights are quantized.
 
     Attributes:
-        onnx: Whether to include an int8 ONNX model, whose activation ranges are those on proxy data.
+        onnx: Whether to include an int8 ONNX model, whose activation ranges are those on proxy data; of a bundle with a
+            base in float32, without the weights (`onnx_weights.without`).
         private_key: Ed25519 key to sign with, 32 bytes; None: no signature.
+        base: Pretrained weights whose tensors are named and not written; None: all are written.
     """
 
     onnx: bool = False
     private_key: bytes | None = None
+    base: BaseFiles | None = None
 
     def __call__(self, student: Student, materials: Materials) -> Student:
         """Return the student with its bundle, whose size becomes that of its last stage.
@@ -79,7 +83,13 @@ class WriteBundle:
         metrics = {"validation_accuracy": evaluate(student.model, materials.task, validation).accuracy}
         graph = None
         if self.onnx:
-            graph, metrics["onnx_validation_accuracy"] = _graph_of(student.model, materials.task)
+            from fedpress.compression.models.bundles import onnx_weights  # needs an optional package
+
+            if self.base is None:
+                whole, metrics["onnx_validation_accuracy"] = _graph_of(student.model, materials.task)
+            else:
+                whole = _float_graph_of(student.model, materials.task)
+            graph = onnx_weights.without(whole, student.tensors)
         data = save(
             student.model,
             student.tensors,
@@ -92,6 +102,7 @@ class WriteBundle:
             onnx=graph,
             private_key=self.private_key,
             class_axis=class_axis_of(student.model, materials.task),
+            base=self.base,
         )
         *before, last = student.stages
         return replace(student, bundle=data, stages=(*before, replace(last, size_bytes=len(data))))
@@ -105,9 +116,12 @@ class WriteBundle:
 
         Raises:
             OnnxError: It cannot be exported, or its graph answers otherwise.
+            NoBase: None of its frozen tensors is the base's.
         """
+        if self.base is not None:
+            taken_from_base(model, self.base)
         if self.onnx:
-            _graph_of(model, task)
+            _graph_of(model, task) if self.base is None else _float_graph_of(model, task)
 
 
 def _graph_of(model: nn.Module, task: Task) -> tuple[bytes, float]:
@@ -120,6 +134,32 @@ def _graph_of(model: nn.Module, task: Task) -> tuple[bytes, float]:
     few = model_inputs.subset(calibration.inputs, slice(0, CALIBRATION))
     graph = onnx_quantization.quantize_static(exported, few)
     return graph, onnx_export.require_accuracy(graph, model, task, splits.validation)
+
+
+def _float_graph_of(model: nn.Module, task: Task) -> bytes:
+    from fedpress.compression.models.bundles import onnx_export  # needs an optional package
+
+    return onnx_export.export(model, model_inputs.subset(task.data().validation.inputs, slice(0, COMPARED)))
+
+
+def taken_from_base(model: nn.Module, base: BaseFiles) -> dict[str, str]:
+    """Return the name in a base's files of each frozen tensor of a model that is there, to the bit.
+
+    Args:
+        model: The model, with adapters as they were trained.
+        base: The base.
+
+    Raises:
+        WeightsError: The files are absent or damaged.
+        NoBase: There is no such tensor.
+    """
+    taken = pretrained.shared(model, pretrained.Weights(base.path))
+    if not taken:
+        raise NoBase(
+            f"none of the model's tensors that are not trained is one of {base.path}: a bundle that names its base is"
+            " for a model of which a part alone is trained (adapters, `trainable`)"
+        )
+    return taken
 
 
 def save(
@@ -135,6 +175,7 @@ def save(
     onnx: bytes | None = None,
     private_key: bytes | None = None,
     class_axis: int | None = 1,
+    base: BaseFiles | None = None,
     entropy_coded: bool = True,
 ) -> bytes:
     """Return the bytes of a student's download file; equal arguments give equal bytes.
@@ -148,14 +189,21 @@ def save(
         version: Version of the global model.
         metrics: Figures for the manifest, as fractions.
         architecture: Name of one of the task's student architectures; None: the task's own model.
-        onnx: Model for ONNX Runtime, as `onnx_export` returns it; None: none.
+        onnx: Model for ONNX Runtime, whole or as `onnx_weights.without` returns it; None: none.
         private_key: Ed25519 key to sign with, 32 bytes; None: no signature.
         class_axis: Axis of the outputs along which the classes are; None: they are no logits of classes.
+        base: Pretrained weights whose tensors are named and not written (`taken_from_base`); None: all are written.
         entropy_coded: False: use the longest forms, whose lengths do not depend on the weights.
 
     Raises:
         TooLarge: The student exceeds the limits of the format.
+        NoBase: None of the frozen tensors is the base's.
     """
+    named = None
+    if base is not None:
+        taken, whole = taken_from_base(student, base), quantized_tensor.dequantize(tensors)
+        named = manifests.Base(sha256=base.sha256, tensors=taken, whole=bases.digest(whole))
+        tensors = {name: tensor for name, tensor in tensors.items() if name not in taken}
     coded, _ = weight_coding.pack(tensors, entropy_coded)
     manifest = Manifest(
         task=task,
@@ -169,6 +217,7 @@ def save(
         class_axis=None if class_axis == 1 else class_axis or 0,
         architecture=architecture,
         schemes={name: manifests.text_of(weight_coding.scheme_of(tensor)) for name, tensor in tensors.items()},
+        base=named,
     )
     text = manifest.model_dump_json(exclude_none=True).encode()
     return container.pack(text, coded, onnx or b"", private_key)
@@ -206,17 +255,20 @@ def rebuild(bundle: Bundle, task: Task) -> nn.Module:
     """Return the student of a bundle, in evaluation mode, with its weights dequantized.
 
     A fresh model of the task is cut down to the manifest's shapes, filled, and run once on zeros. Torch's generator
-    is left as it was.
+    is left as it was. Adapters are merged first (`adapters.merged`), but for those of a bundle with a base.
 
     Args:
-        bundle: Opened bundle.
+        bundle: Opened bundle; one with a base as `bases.assembled` returns it.
         task: Task of the student.
 
     Raises:
         DoesNotFit: The bundle is of another task or of an architecture that this task lacks, or its shapes are not
             those of a pruned version of the model.
+        NoBase: The bundle is without its base.
     """
     manifest = bundle.manifest
+    if manifest.base and not manifest.base.tensors.keys() <= bundle.weights.keys():
+        bases.find(manifest.base.sha256)
     if manifest.task != task.name:
         raise DoesNotFit(
             f"the bundle is of task {manifest.task!r}, expected {task.name!r}: was the wrong file fetched?"
@@ -230,7 +282,7 @@ def rebuild(bundle: Bundle, task: Task) -> nn.Module:
             f" {', '.join(students) or 'none'}: made by a newer version of the task?"
         )
     with reproducible(0):
-        model = adapters.merged(make()).eval()
+        model = make().eval() if manifest.base else adapters.merged(make()).eval()
         try:
             architecture.shrink(model, manifest.shapes, manifest.sizes)
             architecture.fill(model, quantized_tensor.dequantize(bundle.weights))

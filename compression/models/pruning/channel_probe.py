@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -48,10 +49,18 @@ class Probe:
         self._kept: list[Member] = []
         self._parts: dict[int, int] = {}
         self._coupled: tuple[str, ...] = ()
-        self._model, self._example, self._tolerance = trial_copy.running(model, example, seconds)
+        self._whole = partial(trial_copy.running, model, example, seconds, whole=True)
+        self._model, self._example, self._tolerance, self._shortened = trial_copy.running(model, example, seconds)
 
     def groups(self) -> list[Group]:
         """Return the groups of the model, as far as they are known by now."""
+        found = self._followed()
+        if any(member.tensor in self._shortened and member.axis == 0 for group in found for member in group.members):
+            self._model, self._example, self._tolerance, self._shortened = self._whole()  # rows are channels, too
+            found = self._followed()
+        return found
+
+    def _followed(self) -> list[Group]:
         self._sets = LabelSets()
         self._labels = self._new_labels()
         labels = TensorLabels(self._of(self._model), self._sets, self._parts)

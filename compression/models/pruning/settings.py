@@ -29,6 +29,12 @@ class Tracing(Settings):
         description="Names of layers whose own channels, or single weights, all stay, and those of their parts; `*`"
         " stands for any text, as in blocks.*.attention.",
     )
+    width: Literal["narrow", "keep"] = Field(
+        default="narrow",
+        json_schema_extra=ADVANCED,
+        description="Width of the states that blocks hand on, such as the hidden size of a transformer: narrow: it is"
+        " made smaller like all layers; keep: only what lies within one block goes, heads and feed-forward columns.",
+    )
     trace_seconds: Positive = Field(
         default=300.0,
         json_schema_extra=ADVANCED,
@@ -98,14 +104,14 @@ class Pruning(Tracing):
     vocabulary: Literal["all", "used"] = Field(
         default="all",
         description="Rows of the embedding that tokens are looked up in: all; or those of tokens that occur in the data"
-        " students learn on, while all others share one row. Ids and tokenizer stay.",
+        " students learn on, while any other has the row of the one most like it. Ids and tokenizer stay.",
     )
     unknown_id: int | None = Field(
         default=None,
         ge=0,
         json_schema_extra=ADVANCED,
-        description="With `vocabulary: used`: id whose row the others share, such as that of [UNK]; null: the mean of"
-        " the rows dropped.",
+        description="With `vocabulary: used`: id whose row all others have, such as that of [UNK]; null: each that of"
+        " the token most like it.",
     )
     penalty: Literal["none", "l1", "group_lasso"] = Field(
         default="none",

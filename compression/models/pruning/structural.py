@@ -239,6 +239,9 @@ class Pruner:
             model, example_input, (*ignored, *criterion.tracing.ignored), criterion.tracing.trace_seconds
         )
         self._groups = self._trials.groups
+        if criterion.tracing.width == "keep":
+            blocks = _blocks(model)
+            self._groups = [group for group in self._groups if not _spans(group, blocks)]
         self.layers = {group.name: group.units for group in reversed(self._groups)}
 
     @functools.cached_property
@@ -415,6 +418,22 @@ class Pruner:
     def _removal(self, counts: Sequence[int]) -> list[tuple[channel_groups.Group, Tensor]]:
         """Return the groups, and of each the units that go."""
         return [(group, order[:count]) for group, order, count in zip(self._groups, self._orders, counts, strict=True)]
+
+
+def _blocks(model: nn.Module) -> list[tuple[str, str]]:
+    """Return the path of each block of a list, as a beginning of its tensors' names, and that of the list."""
+    return [
+        (f"{path}.{name}.".lstrip("."), path)
+        for path, module in architecture.block_lists(model).items()
+        for name, block in module.named_children()
+        if architecture.is_block(block)
+    ]
+
+
+def _spans(group: channel_groups.Group, blocks: Sequence[tuple[str, str]]) -> bool:
+    """Return whether a group has parts in several blocks of one list, as what a residual stream carries."""
+    found = {(path, block) for member in group.members for block, path in blocks if member.tensor.startswith(block)}
+    return len(found) > len({path for path, _ in found})
 
 
 def _whole(model: nn.Module, smallest: nn.Module) -> list[str]:

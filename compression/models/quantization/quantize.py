@@ -7,8 +7,9 @@ where no entry changes by more than a two-thousandth. Integers are unchanged.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from fedpress.compression.errors import NonFiniteError
-from fedpress.compression.models import architecture, inputs
+from fedpress.compression.models import architecture, inputs, pretrained
 from fedpress.compression.models.inputs import Inputs
 from fedpress.compression.models.quantization import adaround, calibrated, gptq, quantization_aware, quantized_tensor
 from fedpress.compression.models.quantization.calibrated import Rounding
@@ -35,9 +36,12 @@ class Quantize:
 
     Attributes:
         settings: Quantization.
+        base: Safetensors file or folder of pretrained weights: tensors of the student that are there, to the bit, and
+            are not trained, stay as they are (`pretrained.shared`); None: all are quantized.
     """
 
     settings: Quantization = Quantization()
+    base: Path | None = None
 
     def __call__(self, student: Student, materials: Materials) -> Student:
         """Return the student with its tensors quantized.
@@ -46,12 +50,18 @@ class Quantize:
             student: Student after its distillation.
             materials: Models, data and seed.
         """
-        tensors = quantize(student.model, self.settings, materials.inputs, seed=materials.seed)
+        kept = pretrained.shared(student.model, pretrained.Weights(self.base)) if self.base else ()
+        tensors = quantize(student.model, self.settings, materials.inputs, seed=materials.seed, kept=kept)
         return replace(student.after("quantized", applied(student.model, tensors)), tensors=tensors)
 
 
 def quantize(
-    model: nn.Module, settings: Quantization = Quantization(), calibration: Inputs | None = None, *, seed: int = 0
+    model: nn.Module,
+    settings: Quantization = Quantization(),
+    calibration: Inputs | None = None,
+    *,
+    seed: int = 0,
+    kept: Collection[str] = (),
 ) -> Tensors:
     """Return the model's state dict with every float tensor of two or more dimensions quantized.
 
@@ -65,12 +75,16 @@ def quantize(
         settings: Quantization.
         calibration: Calibration inputs of N examples for adaround and gptq.
         seed: Seed of what a forward pass may draw.
+        kept: Names of tensors that stay as they are, of dtypes that a bundle holds.
 
     Raises:
         NonFiniteError: A tensor holds NaN or infinity.
         UnsupportedLayer: The state dict holds something other than tensors.
-        ValueError: adaround or gptq is chosen, but there are no calibration inputs.
+        ValueError: adaround or gptq is chosen, but there are no calibration inputs; or weights are to become zeros,
+            and others to stay.
     """
+    if kept and settings.sparsity:
+        raise ValueError("sparsity sets the smallest weights of the whole model to zero, and some are to stay")
     by_data = ROUNDINGS.get(settings.rounding)
     if by_data and (calibration is None or not inputs.count(calibration)):
         raise ValueError(
@@ -81,7 +95,7 @@ def quantize(
         quantization_aware.sparsify(plain, settings.sparsity)
     quantized: Tensors = {}
     for name, tensor in architecture.tensors(plain).items():
-        if not tensor.is_floating_point():
+        if not tensor.is_floating_point() or name in kept:
             quantized[name] = tensor.cpu().numpy().copy()
             continue
         array = tensor.to("cpu", torch.float32).numpy().copy()

@@ -167,8 +167,6 @@ def initial(
             f" {budget.kind}, for which channels are removed: see 'wanda'"
         )
     if search is not None:
-        if pruning.vocabulary != "all":
-            raise ValueError("vocabulary 'used' and a search exclude each other: a search's models keep all rows")
         return SearchStudent(budget, search, distillation, quantization, pruning)
     return PruneToBudget(budget, start, pruning, quantization)
 

@@ -37,7 +37,7 @@ from fedpress.compression.models.distillation import distill, loss, teachers
 from fedpress.compression.models.distillation.settings import Distillation
 from fedpress.compression.models.distillation.teachers import LAST
 from fedpress.compression.models.inputs import Batch, Inputs
-from fedpress.compression.models.pruning import importance, structural
+from fedpress.compression.models.pruning import importance, structural, token_rows
 from fedpress.compression.models.pruning.importance import Criterion
 from fedpress.compression.models.pruning.settings import Pruning
 from fedpress.compression.models.quantization.settings import Quantization
@@ -63,7 +63,7 @@ class SearchStudent:
         settings: Extent of the search.
         distillation: Final distillation of the student; finalists first get 1/finalists of its epochs.
         quantization: For `bundle_bytes`: quantization of the weights.
-        pruning: Settings that name layers to ignore.
+        pruning: Settings that name layers to ignore, and say whether rows of tokens that do not occur go first.
     """
 
     budget: Budget
@@ -106,6 +106,9 @@ class SearchStudent:
             targets=materials.targets,
             seed=materials.seed,
             progress=materials.progress,
+            narrow=lambda start: token_rows.with_used_rows(
+                self.pruning, start, materials.inputs, materials.task.data().validation.inputs
+            ),
         )
         return replace(
             student.after("pruned", best.student), architecture=best.architecture, candidates=best.candidates
@@ -164,6 +167,7 @@ def search(
     targets: Tensor | None = None,
     seed: int,
     progress: Callable[[SearchProgress], None] = lambda _: None,
+    narrow: Callable[[nn.Module], nn.Module] = lambda model: model,
 ) -> SearchResult:
     """Search for the best student of a model within a budget; equal arguments give equal results.
 
@@ -180,6 +184,7 @@ def search(
         targets: Labels of these inputs, int64 (N,); None: the students see none.
         seed: Seed of widths, fresh weights and distillations.
         progress: Called before each unit of work.
+        narrow: Maps a start to the one whose channels are pruned, such as with fewer rows (`token_rows`).
 
     Raises:
         BudgetError: Even the smallest version of each start exceeds the budget.
@@ -192,7 +197,8 @@ def search(
     total = done + sum(count for count, _ in halving_rungs(settings.finalists, distillation.epochs))
     inputs = splits.proxy.inputs if inputs is None else inputs
     pool = _pool(
-        starts(model, task, settings.architectures, seed=seed), model_inputs.first(inputs, BATCH), budget, settings,
+        {name: narrow(start) for name, start in starts(model, task, settings.architectures, seed=seed).items()},
+        model, model_inputs.first(inputs, BATCH), budget, settings,
         quantization, criterion, seed,
         lambda number: progress(_scoring(number, settings.candidates, total)), axis,
     )  # fmt: skip
@@ -227,6 +233,7 @@ def search(
 
 def _pool(
     models: Mapping[str, nn.Module],
+    whole: nn.Module,
     batch: Batch,
     budget: Budget,
     settings: Search,
@@ -239,7 +246,6 @@ def _pool(
     """Return the scored candidates without duplicates: those of one start together, the uniform one first."""
     pool: dict[str, tuple[CandidateResult, nn.Module]] = {}
     failure: structural.BudgetError | None = None
-    whole = models[PRUNED]
     answers = teachers.logits(whole, batch, class_axis)
     limit = Budget(parameters=int(budgets.most(budget, whole))) if isinstance(budget.parameters, float) else budget
     done = 0

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from safetensors.torch import save_file
 from tests.apps.hub_process import HubProcess
 from torch import nn
 from typer.testing import CliRunner
@@ -18,7 +19,8 @@ from typer.testing import CliRunner
 pytest.importorskip("grpc_health")
 
 from fedpress.client.download import pull  # noqa: E402
-from fedpress.compression.models.bundles import writer
+from fedpress.compression import safetensors_files  # noqa: E402
+from fedpress.compression.models.bundles import bases, writer
 from fedpress.compression.models.quantization import quantize  # noqa: E402
 from fedpress.server.hub import admission  # noqa: E402
 from fedpress.server.publishing.store import ModelStore  # noqa: E402
@@ -445,3 +447,34 @@ def test_watching_takes_each_new_version(world: World, tmp_path: Path) -> None:
             process.kill()
             process.wait()
     assert (tmp_path / "out" / "phone.fpb").read_bytes() == made(2)
+
+
+def test_an_adapter_is_put_together_with_its_base_or_waits_for_it(world: World, tmp_path: Path) -> None:
+    """Another base costs no second download, and leaves the earlier student; the right one is found from then on."""
+    right, wrong = (tmp_path / name for name in ("right.safetensors", "wrong.safetensors"))
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 300), nn.Linear(300, 2))
+    model[0].requires_grad_(False)
+    save_file({name: tensor.detach() for name, tensor in model[0].named_parameters()}, right)
+    save_file({"weight": torch.ones(300, 8), "bias": torch.ones(300)}, wrong)
+    base = bases.BaseFiles(right, safetensors_files.sha256(right))
+    data = writer.save(
+        model, quantize.quantize(model, kept=["0.weight", "0.bias"]), torch.zeros(1, 8), task="t", tier="laptop",
+        version=1, metrics={}, base=base,
+    )  # fmt: skip
+    assert len(data) < right.stat().st_size / 4
+    world.store.put(data, tier="laptop", version=1)
+    time.sleep(1.1)  # a listing lives for a second
+    out = tmp_path / "out"
+    for given in ([], ["--base", wrong]):
+        code, said = command(world, "--tier", "laptop", "--out", out, *given)
+        assert code == 10 and base.sha256 in " ".join(said.split()) and not (out / "laptop.fpb").exists()
+    found = pull.pull(world.at(), "laptop", out, base=right)
+    assert found.changed and found.received == 0 and (out / "laptop.fpb").read_bytes() == data
+    assert (out / "bases" / base.sha256).resolve() == right
+    assert not pull.pull(world.at(), "laptop", out).changed
+    right.rename(tmp_path / "moved.safetensors")
+    with pytest.raises(pull.BaseMissing, match=base.sha256):
+        pull.pull(world.at(), "laptop", out)
+    assert not pull.pull(world.at(), "laptop", out, base=tmp_path / "moved.safetensors").changed
+    assert (out / "bases" / base.sha256).exists()

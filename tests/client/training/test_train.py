@@ -399,3 +399,25 @@ def test_padding_changes_nothing_in_training(kind: str) -> None:
         assert loss == pytest.approx(trained[0][0], rel=1e-4)
         for one, other in zip([*weights, *slopes], [*trained[0][1], *trained[0][2]], strict=True):
             torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+
+
+class Words(nn.Module):
+    """A table of words, and the mean of those of a text."""
+
+    def __init__(self, sparse: bool) -> None:
+        super().__init__()
+        torch.manual_seed(2)
+        self.table = nn.Embedding(9, 2, sparse=sparse)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.table(ids).mean(1)
+        return found
+
+
+@pytest.mark.parametrize("settings", [*OPTIMIZERS[:2], Training(epochs=2, batch_size=16, max_grad_norm=0.01)])
+def test_sparse_gradients_are_as_good_as_dense_ones(settings: Training) -> None:
+    ids = torch.randint(9, (40, 5), generator=torch.Generator().manual_seed(4))
+    made = [Words(sparse) for sparse in (True, False)]
+    for each in made:
+        train(each, Examples(ids, (ids[:, 0] > 4).long()), nn.functional.cross_entropy, settings, 5)
+    assert torch.equal(made[0].table.weight, made[1].table.weight)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from fedpress.compression.models import class_accuracy
-from fedpress.compression.models.forward import EvaluationError
+from fedpress.compression.models.outputs import EvaluationError
 from fedpress.compression.models.task import IGNORED, Examples, evaluate
 from fedpress.simulations.tasks.digits import Digits
 

@@ -9,12 +9,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.apps import texts
+from tests.apps.batch_layers import DEPENDENT, Counting, Dropped, Written, inputs, net
 from torch import Tensor, nn
 
-from fedpress.compression.models import forward
+from fedpress.compression.models import batch_dependence, forward
 from fedpress.compression.models import inputs as model_inputs
 from fedpress.compression.models import outputs as model_outputs
-from fedpress.compression.models.forward import BatchDependent, EvaluationError
+from fedpress.compression.models.batch_dependence import BatchDependent
+from fedpress.compression.models.outputs import EvaluationError
 from fedpress.compression.models.reproducible import evaluating
 from fedpress.compression.models.stored import Collated
 
@@ -29,17 +31,6 @@ class Named(OrderedDict[str, Tensor]):
 
     def __getattr__(self, name: str) -> Tensor:
         return self[name]
-
-
-def net(*layers: nn.Module) -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(5, 8), *layers, nn.Linear(8, 3))
-
-
-def inputs(count: int) -> Tensor:
-    """Inputs of unlike sizes, so that statistics of a batch depend on who is in it."""
-    draw = torch.Generator().manual_seed(count)
-    return torch.randn(count, 5, generator=draw) * torch.linspace(0.1, 3, count)[:, None]
 
 
 def run(model: nn.Module, given_inputs: Tensor, batch_size: int = 512, threads: int = 1) -> Any:
@@ -62,39 +53,6 @@ def at_once(model: nn.Module, given_inputs: Tensor) -> Any:
         return model(given_inputs)
 
 
-class Quantiles(nn.Module):
-    """Ranks within the batch, one of many ways to depend on the other inputs."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.argsort(dim=0).argsort(dim=0) / len(x)
-
-
-class Centered(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x - x.mean(dim=0)
-
-
-class Between(nn.Module):
-    """Attention between the inputs of a batch."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return (x @ x.T).softmax(dim=1) @ x
-
-
-class Numbered(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x * torch.arange(len(x))[:, None]
-
-
-DEPENDENT = {
-    "BatchNorm1d": lambda: nn.BatchNorm1d(8, track_running_stats=False),
-    "Quantiles": Quantiles,
-    "Centered": Centered,
-    "Between": Between,
-    "Numbered": Numbered,
-}
-
-
 @settings(deadline=None, max_examples=40)
 @given(
     st.sampled_from(["plain", "BatchNorm", *DEPENDENT]),
@@ -110,60 +68,21 @@ def test_outputs_are_those_of_one_batch(kind: str, count: int, batch_size: int, 
     torch.testing.assert_close(run(model, some, batch_size, threads), at_once(model, some), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", DEPENDENT)
-def test_the_layer_that_depends_on_the_batch_is_named(kind: str) -> None:
-    model = nn.Sequential(OrderedDict(first=net(), norm=net(DEPENDENT[kind]()), last=nn.Linear(3, 3)))
-    model.first[1] = nn.Linear(8, 5)
-    with pytest.raises(BatchDependent, match=rf"'norm\.1' \({kind}\).* other inputs of its batch"):
-        forward.require_independent(model, inputs(100))
-
-
-@pytest.mark.parametrize("count", [1, 2, 7])
-def test_few_inputs_are_enough_to_see_it(count: int) -> None:
-    with pytest.raises(BatchDependent, match="'1' \\(Centered\\)"):
-        forward.require_independent(net(Centered()), inputs(count) + 1)
-    forward.require_independent(net(nn.BatchNorm1d(8), nn.Dropout(0.5)).train(), inputs(count))
-
-
 def test_a_batch_that_takes_too_much_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model = net(nn.BatchNorm1d(8, track_running_stats=False))
-    monkeypatch.setattr(forward, "WHOLE_BYTES", 3 * 8 * 4 * 100)  # an output of the widest layer, three times
+    monkeypatch.setattr(batch_dependence, "WHOLE_BYTES", 3 * 8 * 4 * 100)  # an output of the widest layer, three times
     run(model, inputs(100))
-    for check in (run, forward.require_evaluable):
+    for check in (run, batch_dependence.require_evaluable):
         with pytest.raises(BatchDependent, match=r"'1' \(BatchNorm1d\).*track_running_stats.*all 101 examples"):
             check(model, inputs(101))
     run(net(nn.ReLU()), inputs(5_000))  # in pieces
 
 
-class Dropped(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.dropout(x, 0.5)  # also in evaluation mode
-
-
-class Counting(nn.Module):
-    """Another answer each time."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls = 0
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.calls += 1
-        return x * self.calls
-
-
 @pytest.mark.parametrize("layer", [Dropped, Counting])
 def test_answers_that_are_never_the_same_are_refused(layer: type[nn.Module]) -> None:
-    for check in (run, forward.require_evaluable, forward.require_independent):
+    for check in (run, batch_dependence.require_evaluable, batch_dependence.require_independent):
         with pytest.raises(BatchDependent, match=rf"'1' \({layer.__name__}\) does not answer the same inputs twice"):
             check(net(layer()), inputs(100))
-
-
-class Written(nn.Module):
-    """A size of the batch in the code."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.reshape(64, -1)
 
 
 def test_a_size_of_the_batch_in_the_code_is_an_error_unless_it_is_that_of_all() -> None:
@@ -172,7 +91,7 @@ def test_a_size_of_the_batch_in_the_code_is_an_error_unless_it_is_that_of_all() 
         with pytest.raises(EvaluationError, match="does not run on a batch of 12 inputs"):
             run(Written(), torch.ones(count, 5))
     with pytest.raises(BatchDependent, match="runs on a batch of 64 inputs, but not on fewer"):
-        forward.require_independent(Written(), torch.ones(64, 5))
+        batch_dependence.require_independent(Written(), torch.ones(64, 5))
 
 
 class Squeezing(nn.Module):
@@ -245,20 +164,10 @@ def test_the_model_is_left_as_it_was() -> None:
     before = copy.deepcopy(model.state_dict())
     run(model, inputs(70))
     with pytest.raises(BatchDependent):
-        forward.require_independent(model, inputs(70))
+        batch_dependence.require_independent(model, inputs(70))
     assert [module.training for module in model] == [False, True, True]
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert not any(module._forward_hooks for module in model.modules())
-
-
-@pytest.mark.parametrize("spoil", [float("nan"), float("inf"), -float("inf")])
-def test_rounding_is_no_difference_and_neither_are_infinities_in_the_same_places(spoil: float) -> None:
-    one = torch.randn(50)
-    assert model_outputs.close(one, one + 1e-6) and not model_outputs.close(one, one + 0.01)
-    other = one.clone()
-    other[3] = spoil
-    assert model_outputs.close(other, other.clone()) and not model_outputs.close(one, other)
-    assert not model_outputs.close(one, one[:49]) and not model_outputs.close(one > 0, one < 0)
 
 
 @pytest.mark.parametrize("kind", ["plain", "places"])
@@ -288,11 +197,11 @@ def test_a_model_that_attends_to_padding_is_refused(check: str) -> None:
             with evaluating(model), forward.batches(model, inputs) as batches:
                 list(batches)
         elif check == "evaluable":
-            forward.require_evaluable(model, inputs)
+            batch_dependence.require_evaluable(model, inputs)
         else:
-            forward.require_independent(model, inputs)
+            batch_dependence.require_independent(model, inputs)
     in_memory = texts.Texts("unmasked", "memory").data().train.inputs  # all padded alike: well defined
-    forward.require_independent(model, in_memory)
+    batch_dependence.require_independent(model, in_memory)
 
 
 def test_padding_on_the_left_is_no_reason() -> None:
@@ -307,15 +216,9 @@ def test_padding_on_the_left_is_no_reason() -> None:
         return {name: part.flip(1) for name, part in batch.items()}
 
     stored = Collated(texts.drawn(40, seed=0)[0], on_the_left)
-    forward.require_independent(Last(), stored)
+    batch_dependence.require_independent(Last(), stored)
     with evaluating(Last()), forward.batches(Last(), stored, 9) as batches:
         assert sum(len(answered.outputs) for answered in batches) == 40
-
-
-def test_a_single_sequence_gets_others_whose_tensors_belong_together() -> None:
-    batch = forward.several({"ids": torch.tensor([[5, 6, 0]]), "mask": torch.tensor([[1, 1, 0]])})
-    assert batch["ids"].shape == (4, 3)
-    assert torch.equal(batch["ids"] != 0, batch["mask"].bool())
 
 
 def test_the_length_of_sequences_is_free_where_the_model_takes_others() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -151,3 +153,24 @@ def test_a_name_that_the_model_does_not_take_is_an_error_that_names_the_likely_o
     with pytest.raises(inputs.InputsError, match=r"'age' is no argument of Strict.forward, which takes input_ids, att"):
         inputs.check_arguments(Strict(), {"input_ids": ids, "age": ids})
     inputs.check_arguments(Any(), {"input_ids": ids, "age": ids})
+
+
+class Taking(list[int]):
+    """A data set whose `take` means something else, as that of `datasets.Dataset`."""
+
+    def take(self, number: int) -> list[int]:
+        return self[: number.__index__()]
+
+
+@pytest.mark.parametrize(
+    ("given", "remedy"),
+    [
+        (Taking(range(9)), r"takes no rows .* stored.Collated\(dataset, collate\)"),
+        ([1, 2, 3], r"stored.Collated\(dataset, collate\)"),
+        (np.zeros((3, 2)), r"torch.from_numpy\(array\)"),
+        (torch.utils.data.DataLoader([1, 2]), r"stored.Collated\(loader.dataset, collate\)"),
+    ],
+)
+def test_what_is_no_input_is_said_to_become_one(given: Any, remedy: str) -> None:
+    with pytest.raises(inputs.InputsError, match=remedy):
+        inputs.check(given)

@@ -101,3 +101,13 @@ def test_rounding_is_no_difference() -> None:
     assert not outputs.same([one], []) and not outputs.close(one, one[:1])
     with pytest.raises(outputs.EvaluationError, match="returns a Cache, expected a tensor"):
         outputs.tensors(Cache())
+
+
+@pytest.mark.parametrize("spoil", [float("nan"), float("inf"), -float("inf")])
+def test_rounding_is_no_difference_and_neither_are_infinities_in_the_same_places(spoil: float) -> None:
+    one = torch.randn(50)
+    assert outputs.close(one, one + 1e-6) and not outputs.close(one, one + 0.01)
+    other = one.clone()
+    other[3] = spoil
+    assert outputs.close(other, other.clone()) and not outputs.close(one, other)
+    assert not outputs.close(one, one[:49]) and not outputs.close(one > 0, one < 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -114,3 +115,17 @@ def test_a_data_set_of_datasets_with_the_collator_of_transformers() -> None:
     assert batch["input_ids"].tolist() == [[2, 2], [1, 0]] and batch["attention_mask"].tolist() == [[1, 1], [1, 0]]
     with pytest.raises(InputsError, match="'labels' is among the inputs"):
         inputs.check(Collated(columns, collate))
+
+
+class Streamed(torch.utils.data.IterableDataset[int]):
+    def __len__(self) -> int:
+        return 3
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(3))
+
+
+@pytest.mark.parametrize("stream", [Streamed(), iter(range(3)), (number for number in range(3))])
+def test_a_stream_is_refused_when_it_is_given(stream: Any) -> None:
+    with pytest.raises(InputsError, match="a stream, expected a data set with a length and an example for each index"):
+        Collated(stream, lambda rows: {"ids": torch.tensor(rows)})

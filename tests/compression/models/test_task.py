@@ -12,7 +12,8 @@ from tests.apps import texts
 from torch import nn
 
 from fedpress.compression.models import task as tasks
-from fedpress.compression.models.forward import BatchDependent, EvaluationError
+from fedpress.compression.models.batch_dependence import BatchDependent
+from fedpress.compression.models.outputs import EvaluationError
 from fedpress.compression.models.task import (
     IGNORED,
     DeviceError,

@@ -1,5 +1,6 @@
 """Students on real data: within their budgets, near their teacher, the same twice, and the global model untouched."""
 
+import copy
 import dataclasses
 import hashlib
 from collections.abc import Callable
@@ -183,24 +184,24 @@ def test_students_learn_from_the_client_models_if_there_are_some(tmp_path: Path,
 
 
 def test_a_bundle_may_hold_a_file_to_run(tmp_path: Path, teacher: nn.Module) -> None:
+    onnx_weights = pytest.importorskip("fedpress.compression.models.bundles.onnx_weights")
     onnx_run = pytest.importorskip("fedpress.compression.models.bundles.onnx_runtime")
     tier = tier_of("phone", Budget(parameters=0.05), onnx=True)
     (student,) = Publisher(Digits(), ModelStore(tmp_path), [tier]).publish(1, teacher)
     opened = reader.open_bundle(student.path.read_bytes())
     assert opened.onnx and student.bundle_bytes > len(opened.onnx)
+    graph = onnx_weights.filled(opened.onnx, opened.weights)
     inputs = Digits().data().test.inputs
-    run = onnx_run.runner(opened.onnx)(inputs.numpy()).argmax(axis=1)
+    run = onnx_run.runner(graph)(inputs.numpy()).argmax(axis=1)
     rebuilt = writer.rebuild(opened, Digits())(inputs).argmax(dim=1).numpy()
     assert (run == rebuilt).mean() > 0.9  # its activations are int8, too
 
     stage = student.stages[-1]
     assert student.onnx_accuracy == stage.accuracy == (run == Digits().data().test.targets.numpy()).mean()
-    assert (stage.name, stage.parameters, stage.size_bytes) == ("onnx", student.parameters, len(opened.onnx))
+    assert (stage.name, stage.parameters, stage.size_bytes) == ("onnx", student.parameters, len(graph))
     assert student.stages[-2].name == "quantized" and student.stages[-2].size_bytes == student.bundle_bytes
     validation = Digits().data().validation
-    accuracy = (
-        onnx_run.runner(opened.onnx)(validation.inputs.numpy()).argmax(axis=1) == validation.targets.numpy()
-    ).mean()
+    accuracy = (onnx_run.runner(graph)(validation.inputs.numpy()).argmax(axis=1) == validation.targets.numpy()).mean()
     assert opened.manifest.metrics["onnx_validation_accuracy"] == pytest.approx(accuracy, abs=1e-4)
 
 
@@ -390,6 +391,7 @@ def test_a_student_with_half_the_layers_is_rebuilt_from_its_shapes(tmp_path: Pat
     task = Digits(model="vit")
     torch.manual_seed(0)
     model = task.model()
+    onnx_weights = pytest.importorskip("fedpress.compression.models.bundles.onnx_weights")
     onnx_run = pytest.importorskip("fedpress.compression.models.bundles.onnx_runtime")
     tier = tier_of("watch", Budget(parameters=0.5), onnx=True, start=Start(layers=0.5))
     (student,) = Publisher(task, ModelStore(tmp_path), [tier]).publish(1, model)
@@ -398,7 +400,7 @@ def test_a_student_with_half_the_layers_is_rebuilt_from_its_shapes(tmp_path: Pat
     assert (len(rebuilt.blocks), len(model.blocks)) == (1, 2)
     assert bundle.onnx is not None
     images = task.data().test.inputs[:64]
-    graph = torch.from_numpy(onnx_run.runner(bundle.onnx)(images.numpy()))
+    graph = torch.from_numpy(onnx_run.runner(onnx_weights.filled(bundle.onnx, bundle.weights))(images.numpy()))
     assert float((graph.argmax(1) == rebuilt(images).argmax(1)).float().mean()) > 0.8  # int8 of an untrained model
 
 
@@ -528,3 +530,15 @@ def test_students_of_fashion_mnist_lose_at_most_two_points(tmp_path: Path) -> No
     for student in students:
         assert student.bundle_bytes <= 4 * 582_026 / 20
         assert student.quantized_accuracy >= student.teacher_accuracy - 0.02 > 0.7
+
+
+def test_a_student_of_a_partly_trained_model_learns_with_all_its_weights(tmp_path: Path, teacher: nn.Module) -> None:
+    frozen = copy.deepcopy(teacher).requires_grad_(False)
+    list(frozen.parameters())[-1].requires_grad_(True)
+    tier = tier_of("phone", Budget(parameters=0.1))
+    both = [
+        Publisher(Digits(), ModelStore(tmp_path / name), [tier], seed=1).publish(2, model)[0]
+        for name, model in (("whole", teacher), ("part", frozen))
+    ]
+    assert both[0].sha256 == both[1].sha256
+    assert sum(parameter.requires_grad for parameter in frozen.parameters()) == 1

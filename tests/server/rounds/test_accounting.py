@@ -91,8 +91,9 @@ def test_what_no_update_changes_is_not_trained_and_no_part_of_a_dense_message() 
     without = {name: array for name, array in arrays.items() if name != "a"}
     sizes = dense_sizes(records.from_numpy(arrays), ["b", "norm.running_mean"])
     assert sizes == dense_sizes(records.from_numpy(without), list(without))
+    assert 4 * (6 + 5) < sizes.arrays < sizes.reply  # data with numpy's heads, without names and metrics
     accounting.messages, accounting.evaluations = {"up": 3, "down": 4}, {"up": 0, "down": 5}
-    assert accounting.dense_bytes(records.from_numpy(arrays), layout) == (3 * sizes[0], 9 * sizes[1])
+    assert accounting.dense_bytes(records.from_numpy(arrays), layout) == (3 * sizes.reply, 9 * sizes.order)
     accounting.count_entries(Sparse(np.array([3]), np.ones(1, np.float32), 10), layout)
     assert accounting.trained(layout) == ["a", "b"]
 

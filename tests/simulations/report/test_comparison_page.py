@@ -106,6 +106,39 @@ def test_seeds_of_one_scenario_are_one_curve_with_a_band_and_one_row(make: Make)
     assert "It is one scenario, with different seeds." in text_of(html)
 
 
+def test_budgets_targets_and_conditions_are_compared(make: Make) -> None:
+    paths = [make("iid", "partition.kind=iid", accuracy=0.8), make("skewed", accuracy=0.6)]
+    runs = comparison_page.load([*paths, make("dense", "density=0.5", accuracy=0.75, up=100_000)])
+    html = comparison_page.render(runs)
+    # Running means over four rounds of a quarter, a half, three quarters and all of the accuracy.
+    head, iid, skewed, dense = rows(html, "Accuracy within a budget")
+    assert head == ["Run", "16.0 kB", "1.60 MB"]
+    assert iid == ["iid", "50.0 %", "50.0 %"]
+    assert skewed == ["skewed", "37.5 %", "37.5 %"]
+    assert dense == ["dense", "–", "46.9 %"]
+    assert rows(html, "Cost to 37.0 %")[1:] == [
+        ["iid", "3", "12.0 kB", "–"], ["skewed", "4", "16.0 kB", "–"], ["dense", "3", "1.20 MB", "–"]
+    ]  # fmt: skip
+    head, best, worst = rows(html, "Robustness")
+    assert best[::2] == ["iid", "80.0 %"] and best[3] == "0.0" and best[1] == "partition.kind iid"
+    assert worst[::2] == ["skewed", "60.0 %"] and worst[3] == "−20.0"
+    asked = comparison_page.render(runs, comparison_page.Asked([900_000], 0.45))
+    assert rows(asked, "Accuracy within a budget")[3] == ["dense", "28.1 %"]
+    assert [row[1] for row in rows(asked, "Cost to 45.0 %")] == ["Rounds", "4", "–", "4"]
+
+
+def test_budgets_of_the_command_line_are_megabytes(make: Make, tmp_path: Path) -> None:
+    paths = [str(make("one")), str(make("two", "density=0.5"))]
+    out = tmp_path / "page.html"
+    options = ["--budget", "0.008", "--target", "0.2", "--out", str(out)]
+    done = CliRunner().invoke(main, ["report", *paths, *options])
+    assert done.exit_code == 0
+    assert rows(out.read_text(), "Accuracy within a budget")[0] == ["Run", "8.00 kB"]
+    assert "Cost to 20.0 %" in text_of(out.read_text())
+    alone = CliRunner().invoke(main, ["report", paths[0], *options])
+    assert alone.exit_code == 2 and "expected several, and got one" in alone.output
+
+
 def fmean4(accuracy: float) -> float:
     return accuracy * (1 + 2 + 3 + 4) / 16
 

@@ -41,6 +41,14 @@ def test_onnx_graphs_have_a_column_where_there_are_some() -> None:
     assert columns[-1] == "as ONNX" and [row[-1] for row in rows] == ["-", "43.21%"]
 
 
+def test_arrays_are_billed_as_flowertune_does() -> None:
+    assert not any(name == "arrays" for name, _ in tables.run_facts(run_results()))
+    totals = run_results().totals.model_copy(update={"array_bytes": 3 << 19, "dense_array_bytes": 400 << 20})
+    facts = dict(tables.run_facts(run_results().model_copy(update={"totals": totals})))
+    expected = "1.50 MB both ways, dense 400.00 MB; the budget of FlowerTune's leaderboard is 200,000 MB"
+    assert facts["arrays"] == expected
+
+
 def run_results() -> Results:
     return Results(
         scenario={"name": "small"},

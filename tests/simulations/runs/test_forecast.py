@@ -52,6 +52,13 @@ def test_every_model_and_student_is_in_the_tables() -> None:
     assert sum(model.clients for model in predicted.models) == 2
 
 
+@pytest.mark.parametrize("source", ["memory", "lists"])
+def test_inputs_by_name_and_stored_ones_are_foretold_as_tensors_are(source: str) -> None:
+    task = f"task={{name: 'tests.apps.texts:Texts', source: {source}}}"
+    predicted = launch.only_check(scenario.load("digits", [*SHORT, "students.tiers=[]", task]))
+    assert predicted.memory_bytes > forecast.WORKER_BYTES and predicted.run_up_bytes > 0
+
+
 def test_frozen_parameters_and_buffers_are_told_apart(tmp_path: Path) -> None:
     (tmp_path / "task.py").write_text(
         "from torch import nn\nfrom fedpress.simulations.tasks.digits import Digits\n"

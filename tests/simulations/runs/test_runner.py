@@ -12,7 +12,7 @@ from safetensors.torch import load_file, load_model
 from fedpress.compression.errors import FedpressError
 from fedpress.compression.ledger import Ledger
 from fedpress.compression.models import outputs
-from fedpress.compression.models.bundles import onnx_runtime, reader, writer
+from fedpress.compression.models.bundles import onnx_runtime, onnx_weights, reader, writer
 from fedpress.compression.models.task import IGNORED, Task, evaluate
 from fedpress.compression.wire import payloads
 from fedpress.simulations.results.records import Results
@@ -352,7 +352,7 @@ def test_a_model_of_several_inputs_that_a_collator_pads(tmp_path: Path, kind: st
     assert forms is not None and {form.shape for form in forms.values()} == {(None,)}
     assert opened.manifest.output_shape == ((3, None) if kind == "places" else (3,))
     part = Workload(chosen).task.data().test
-    run_graph = onnx_runtime.runner(opened.onnx or b"")
+    run_graph = onnx_runtime.runner(onnx_weights.filled(opened.onnx or b"", opened.weights))
     rebuilt = writer.rebuild(opened, Workload(chosen).task)
     for rows in ([0], [1, 2, 3, 4]):
         batch = part.inputs.take(torch.tensor(rows))

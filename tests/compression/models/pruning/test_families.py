@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -74,11 +72,3 @@ def test_budgets_are_met_and_shapes_bring_the_model_back(name: str, budget: floa
     again.load_state_dict(small.state_dict())
     for one, other in zip(answers(again, batch), answers(small, batch), strict=True):
         assert torch.equal(one, other)
-
-
-def test_the_page_on_transformers_says_what_is_so() -> None:
-    pytest.importorskip("transformers", reason="the extra `text-models` brings it")
-    page = Path(__file__).parents[4] / "docs" / "how-to" / "prune-transformer.md"
-    (block,) = re.findall(r"```python title=\"prune.py\"\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
-    torch.manual_seed(0)
-    exec(compile(block, str(page), "exec"), {})

@@ -12,6 +12,7 @@ from fedpress.compression.models import architecture
 from fedpress.compression.models.attention import SelfAttention
 from fedpress.compression.models.pruning import structural
 from fedpress.compression.models.pruning.importance import Criterion
+from fedpress.compression.models.pruning.settings import Tracing
 
 
 def convolutional() -> nn.Module:
@@ -346,3 +347,18 @@ def test_each_layer_keeps_its_own_fraction() -> None:
         structural.keep_fraction(model, example, {"4": 0.5})
     with pytest.raises(ValueError, match="'global' decides itself"):
         structural.keep_fraction(model, example, {"0": 0.5}, criterion=Criterion(ranking="global"))
+
+
+@pytest.mark.parametrize("budget", [0.8, 0.5])
+def test_the_width_that_blocks_hand_on_may_stay(budget: float) -> None:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(16, 4, 96, batch_first=True)
+    encoder = nn.TransformerEncoder(layer, 3, enable_nested_tensor=False)
+    model, example = nn.Sequential(nn.Linear(5, 16), encoder, nn.Linear(16, 3)).eval(), torch.randn(2, 6, 5)
+    most = int(budget * structural.parameters_of(model))
+    criterion = Criterion(tracing=Tracing(width="keep"))
+    kept = structural.prune_to(model, example, most, criterion=criterion)
+    assert 0.95 * most < structural.parameters_of(kept) <= most
+    assert kept[0].out_features == 16 and kept(example).shape == (2, 6, 3)
+    assert structural.prune_to(model, example, most)[0].out_features < 16
+    assert all("layers" in name for name in structural.Pruner(model, example, criterion=criterion).layers)

@@ -6,14 +6,16 @@ from typing import Any
 import pytest
 import torch
 from tests.apps.stacked import Residual
+from tests.apps.texts import Texts
 from torch import nn
 
 from fedpress.compression.models import architecture
 from fedpress.compression.models.distillation import teachers
 from fedpress.compression.models.distillation.settings import Distillation
 from fedpress.compression.models.pruning import structural
-from fedpress.compression.models.step import CandidateResult, SearchProgress
-from fedpress.compression.models.students import search
+from fedpress.compression.models.pruning.settings import Pruning
+from fedpress.compression.models.step import CandidateResult, Materials, SearchProgress, Student
+from fedpress.compression.models.students import pipeline, search
 from fedpress.compression.models.students.initial_student import UnknownArchitecture
 from fedpress.compression.models.students.settings import Budget, Search
 from fedpress.compression.models.task import Examples, Splits
@@ -129,3 +131,17 @@ def test_scores_say_what_their_papers_say() -> None:
 
 def test_the_parts_of_a_task_are_what_is_meant() -> None:
     assert isinstance(Digits().data().test, Examples)  # so that `Unread` stands in for something that is read
+
+
+def test_rows_of_unused_tokens_go_before_a_search() -> None:
+    task = Texts(source="memory")
+    model, inputs = task.model(), {name: part % 9 for name, part in task.data().proxy.inputs.items()}
+    step = pipeline.initial(
+        Budget(parameters=0.5), search=Search(candidates=2, finalists=1), pruning=Pruning(vocabulary="used"),
+        distillation=Distillation(epochs=1),
+    )  # fmt: skip
+    materials = Materials(model, task, inputs, None, teachers.of(model, 1), seed=0)
+    made = step(Student(model), materials)
+    most = 0.5 * structural.parameters_of(model)  # of the whole, rows included
+    assert 0.9 * most < structural.parameters_of(made.model) <= most
+    assert len(made.model.get_submodule("embedding").weight) == len(inputs["ids"].unique()) < 12
