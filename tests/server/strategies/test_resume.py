@@ -288,7 +288,7 @@ def test_steps_that_lead_to_another_model_are_given_up_and_said(
     """As on another processor: the rounds from there on are lost as with a damaged checkpoint."""
     options: dict[str, Any] = {"downlink": Downlink(0.05), "checkpoints": tmp_path / "checkpoints", "budget": 0.0}
     with pytest.raises(Killed):
-        run(tmp_path / "states", 6, [], 3, **options)
+        run(tmp_path / "states", 6, [], 2, **options)
     redo, seen = Federation.redo, list[RoundSummary]()
 
     def other(self: Federation, server_round: int, updates: Any, **more: Any) -> None:
