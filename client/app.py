@@ -184,8 +184,8 @@ def train(message: Message, context: Context, timer: Timer) -> Message:
     stores.leave_moments(context, moments or {})
     metrics = MetricRecord({"num-examples": len(examples.targets), "train-loss": loss})
     given = records.only_arrays(message.content)[1]
-    trained = {name: tensor for name, tensor in model.state_dict().items() if name in given}
-    content = RecordDict({"arrays": ArrayRecord(trained), "metrics": metrics})
+    trained = {name: tensor.cpu().numpy() for name, tensor in model.state_dict().items() if name in given}
+    content = RecordDict({"arrays": records.views(trained), "metrics": metrics})
     if order.drop or order.grow:
         seed = seeds.derive(order.federation, order.round, client, "vote")
         content[orders.VOTE] = ConfigRecord({"mask": _vote(model, examples, work, layout, order, seed).bitmap})

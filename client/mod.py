@@ -6,6 +6,7 @@ and hands it to the application, which sees no difference.
 
 import functools
 import inspect
+import operator
 from collections.abc import Callable, Iterator, Mapping
 from logging import ERROR, INFO, WARNING
 from types import MappingProxyType
@@ -19,14 +20,14 @@ from numpy.typing import NDArray
 
 from fedpress.client import other_mods
 from fedpress.client.received_model import Initial, LayoutOf, ReceivedModel, Receiver, same_tensors
+from fedpress.client.state import bases, stores
 from fedpress.client.state import replica as replicas
-from fedpress.client.state import stores
 from fedpress.client.state.memory import Memory
 from fedpress.client.training import running_statistics
 from fedpress.compression import seeds
 from fedpress.compression.encoders.encoder import Encoder
 from fedpress.compression.errors import BaseError, LayoutError, NonFiniteError
-from fedpress.compression.messages import orders, records
+from fedpress.compression.messages import base_parts, orders, pieces, records
 from fedpress.compression.messages.orders import Answer, Order
 from fedpress.compression.tensors import buffer_codec, flatten
 from fedpress.compression.tensors.layout import Layout, Vector, checked, names_a_buffer
@@ -70,8 +71,8 @@ def compress(
             by itself: from a file, or from the server's seed; the same mapping as long as nothing in it changes. Where
             their tag is the one that the server offers (`Downlink(agreed_initial=True)`), the first copy of the model
             is not sent. It raises `BaseError` where the client has other pretrained weights than the federation, which
-            is then its answer. It returns None where the client has none; without the function, every new client is
-            sent the model.
+            is then its answer; `bases.BaseMissing` where it has none, and asks for them. It returns None where the
+            client has none; without the function, every new client is sent the model.
         statistics: A function of the Context and the received model's arrays that returns its running means and
             variances on this client's examples, such as `batch_norm.measure` gives them: they are sent in place of the
             trained ones, which belong to other weights. Without it, what the trained ones still hold of the received
@@ -84,6 +85,7 @@ def compress(
     def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
         category = message.metadata.message_type.partition(".")[0]
         order = None
+        message.content = pieces.join(message.content)
         if category == "train":
             order = orders.read_order(message.content)
         elif category == "evaluate":
@@ -93,7 +95,10 @@ def compress(
         other_mods.check_outside(inspect.currentframe())
         chosen = encoder if isinstance(encoder, Encoder) else encoder(context)
         handler = _OrderHandler(message, context, order, chosen, layout, initial, statistics, app_has_frozen)
-        return handler.train(call_next) if category == "train" else handler.evaluate(call_next)
+        reply = handler.train(call_next) if category == "train" else handler.evaluate(call_next)
+        if reply.has_content():
+            reply.content = pieces.cut(reply.content, order.piece or pieces.LIMIT)
+        return reply
 
     return mod
 
@@ -144,7 +149,10 @@ class _OrderHandler:
         tier = stores.tier(self._context)
         try:
             other_mods.check(call_next)
+            self._keep_base_part()
             model = Receiver(order, self._context, memory, self._layout, self._initial).model(self._message.content)
+        except bases.BaseMissing as missing:
+            return self._asks_for_base(missing)
         except (other_mods.ModError, LayoutError, BaseError) as error:
             return self._refused(error)
         if model is None:
@@ -155,7 +163,7 @@ class _OrderHandler:
         del memory
         self._memory = None  # what it holds of the size of the model is in `model` and `encoder_state` now
         measured = self._statistics(self._context, model.arrays) if self._statistics and layout.buffers else {}
-        start = self._ahead(model, encoder_state)
+        start = self._hand_over_ahead(model, encoder_state)
         reply = call_next(self._message, self._context)
         moments = stores.moments(self._context)
         stores.leave_moments(self._context, {})  # in the memory they are durable together with the answer
@@ -166,15 +174,18 @@ class _OrderHandler:
             trained = _InDtypesOf(layout, records.Arrays(trained_record))
             _check_frozen(trained, model.arrays, layout)
             buffers_after = {spec.name: checked(trained, spec) for spec in layout.buffers}
-            if start is not None:  # the record is made of it, and it is overwritten
-                self._message.content.pop(model.record_key, None)
-            start = flatten.flatten(model.arrays, layout) if start is None else start
-            update = flatten.difference(trained, layout, start)
             own = running_statistics.of_training(model.arrays, trained, layout)
+            for alias, _ in layout.tied:  # of the size of what they are an alias of, and not read
+                trained_record.pop(alias, None)
+            reply.content.pop(trained_key, None)
+            update = flatten.difference(
+                trained, layout, records.Arrays(start), functools.partial(operator.delitem, trained_record)
+            )
         except (orders.MessageError, LayoutError) as error:
             return self._refused(f"the app's answer to `train` is not the model that it was sent, trained: {error}")
-        reply.content.pop(trained_key, None)
-        del start, trained, trained_record  # of the size of the model
+        if start is not model.record:  # it is made of the encoder's state, which is overwritten
+            self._message.content.pop(model.record_key, None)
+        del start, trained, trained_record
         side_info = replicas.side_info(order, layout)
         seed = seeds.derive(order.federation, order.round, stores.client_index(self._context), "encode")
         answer = Answer(order.ticket, order.version, tag=model.tag, lost_state=lost_state, tier=tier)
@@ -194,29 +205,30 @@ class _OrderHandler:
         self._save(model, encoder_state, order.ticket, records.content_to_bytes(reply.content), lost_state, moments)
         return reply
 
-    def _ahead(self, model: ReceivedModel, encoder_state: Any) -> Vector | None:
-        """Give the application the model, plus what the encoder adds to it.
+    def _hand_over_ahead(self, model: ReceivedModel, encoder_state: Any) -> ArrayRecord:
+        """Give the application the model, plus what the encoder adds to it; return what training starts from.
 
         Args:
             model: The received model.
-            encoder_state: State of the encoder.
-
-        Returns:
-            The sum as a vector, in the layout's dtypes; None where nothing is added: it is the model.
+            encoder_state: State of the encoder; the sum is made of it when it is read.
         """
         layout, offset = model.layout, self._encoder.offset(encoder_state)
         if offset is None:
             if model.replica or layout.mask or self._order.frozen:
                 self._hand_over(model, model.record)
-            return None
-        start = flatten.flatten(model.arrays, layout)
-        start += offset
-        ahead = records.derived(flatten.readers(lambda _, part: start[part], layout), {}, layout)
+            return model.record
+        specs, inside, given = layout.parameters, layout.mask, model.arrays
+
+        def part(number: int, place: slice) -> Vector:
+            held = flatten.values(given, specs[number])
+            if inside is not None:
+                held = held[inside.positions[place] - layout.full.offsets[number]]
+            return held + offset[place]
+
+        ahead = records.derived(flatten.readers(part, layout), {}, layout)
         record = records.of_arrays((name, ahead.get(name, array)) for name, array in model.record.items())
         self._hand_over(model, record)
-        if any(spec.dtype != "float32" for spec in layout.parameters):  # what the application really gets is rounded
-            return flatten.flatten(records.Arrays(record), layout)
-        return start
+        return record
 
     def evaluate(self, call_next: ClientAppCallable) -> Message:
         """Let the application evaluate the held model."""
@@ -226,7 +238,11 @@ class _OrderHandler:
                 f"the model to evaluate is within mask {order.mask_version}, this client has that of mask "
                 f"{memory.mask_version}, until an order to train brings another"
             )
-        model = Receiver(order, self._context, memory, self._layout, self._initial).model(self._message.content)
+        try:
+            self._keep_base_part()
+            model = Receiver(order, self._context, memory, self._layout, self._initial).model(self._message.content)
+        except bases.BaseMissing as missing:
+            return self._asks_for_base(missing)
         if model is None:
             return self._reply(Answer(order.ticket, order.version, needs_model=True))
         self._hand_over(model, model.record)
@@ -257,6 +273,31 @@ class _OrderHandler:
             own = {spec.name for spec in model.layout.frozen}
             record = records.of_arrays((name, array) for name, array in record.items() if name not in own)
         self._message.content[model.record_key] = record
+
+    def _keep_base_part(self) -> None:
+        """Keep the part of a pretrained base that the message brings, where this client lacks that base.
+
+        Raises:
+            BaseMissing: The base is not whole yet.
+            BaseError: The part is of another base, or the disk has no room.
+            MessageError: The part is damaged.
+        """
+        part = base_parts.find(self._message.content)
+        if part is None or self._initial is None:
+            return
+        self._message.content.pop(orders.BASE)
+        try:
+            self._initial(self._context)
+        except bases.BaseMissing as missing:
+            if not missing.store.add(part, missing.sha256):
+                raise
+
+    def _asks_for_base(self, missing: bases.BaseMissing) -> Message:
+        length = missing.store.length(missing.sha256)
+        log(INFO, "round %d: %s; it is asked for after %d bytes", self._order.round, missing, length)
+        return self._reply(
+            Answer(self._order.ticket, self._order.version, needs_base=missing.sha256, base_bytes=length)
+        )
 
     def _refused(self, reason: object) -> Message:
         """Return an answer without an update, for the server to count and name; nothing changes here."""

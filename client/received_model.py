@@ -87,6 +87,8 @@ def _digest_of_own(arrays: Mapping[str, NDArray[Any]], layout: Layout) -> bytes:
         arrays: The arrays of the initial model; the same mapping has the same values.
         layout: Layout of the model.
     """
+    if not layout.frozen:
+        return b""
     if not any(arrays is known and layout.frozen == specs for known, specs, _ in _LATEST_DIGEST):
         _LATEST_DIGEST[:] = [(arrays, layout.frozen, flatten.digest(arrays, layout))]
     return _LATEST_DIGEST[0][2]

@@ -27,7 +27,7 @@ ANY: Final = "*"
 """Entry of a list: whatever the server names or sends."""
 KEY: Final = "workloads"
 """Key of the node's configuration."""
-OWN_FILES: Final = ("data-folder", "initial-weights", "base-weights")
+OWN_FILES: Final = ("data-folder", "initial-weights", "base-weights", "base-folder")
 """Keys of the node's configuration that name files of its own, and go over the run's configuration."""
 OF_THE_NODE: Final = (KEY, *OWN_FILES)
 """Keys of a run's configuration that the node alone sets."""

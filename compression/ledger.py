@@ -19,9 +19,10 @@ from fedpress.compression import files
 Direction = Literal["up", "down"]
 DIRECTIONS: tuple[str, ...] = get_args(Direction)
 
-KINDS = ("model", "update", "buffers", "metrics", "control", "evaluate", "bundle", "mask", "vote")
+KINDS = ("model", "update", "buffers", "metrics", "control", "evaluate", "bundle", "mask", "vote", "base")
 """Purposes of bytes: a whole model; a payload; buffers; metrics; tickets, versions and the frame of a message;
-evaluation on clients; the download of a student; the mask of a sparse model; a client's vote on that mask."""
+evaluation on clients; the download of a student; the mask of a sparse model; a client's vote on that mask; a pretrained
+base that a client has no copy of."""
 
 ARRAYS = ("model", "update", "buffers", "mask", "vote")
 """Kinds that stand for the arrays of a model in messages to train and replies; the others are frame, metrics,

@@ -75,9 +75,18 @@ def sha256(path: Path) -> str:
         digests = [_hash_of(file) for file in found]
     except OSError as error:
         raise WeightsError(f"cannot read {path}: {error.strerror or error}") from None
-    if len(found) == 1:
-        return digests[0]
-    lines = (f"{digest}  {file.name}\n" for digest, file in zip(digests, found, strict=True))
+    return sha256_of_list([(file.name, digest) for file, digest in zip(found, digests, strict=True)])
+
+
+def sha256_of_list(named: list[tuple[str, str]]) -> str:
+    """Return the SHA-256 of a model by those of its files, as `sha256` does.
+
+    Args:
+        named: Name and SHA-256 of each file, one at least.
+    """
+    if len(named) == 1:
+        return named[0][1]
+    lines = (f"{digest}  {name}\n" for name, digest in named)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 

@@ -28,7 +28,7 @@ from fedpress.compression.messages import flower_version
 flower_version.warn_if_untested()
 
 MOST_FETCHED = 2 << 30
-"""Largest size of a reply's objects, in bytes."""
+"""Largest size of a reply's objects, in bytes; more where an update of the model may take more."""
 MOST_OBJECTS = 100_000
 """Most objects of a reply: each takes a request. A model has three for each tensor, and one for every 5 MiB of it."""
 MOST_LIST = 16 << 20
@@ -56,11 +56,13 @@ class _OneReply:
     Args:
         client: Flower's client.
         response: the description of the reply.
+        most: largest size of its objects, in bytes.
     """
 
-    def __init__(self, client: Any, response: PullAppMessagesResponse) -> None:
+    def __init__(self, client: Any, response: PullAppMessagesResponse, most: int) -> None:
         self._client = client
         self._response = response
+        self._most = most
         self._lock = threading.Lock()  # Flower fetches several objects at a time
         self._fetched = 0
         self._sizes: dict[str, int] = {}
@@ -83,8 +85,8 @@ class _OneReply:
         if content := response.object_content:
             with self._lock:
                 self._fetched += len(content)
-                if self._fetched > MOST_FETCHED:
-                    raise OversizedReply(f"the reply has more than {MOST_FETCHED} bytes")
+                if self._fetched > self._most:
+                    raise OversizedReply(f"the reply has more than {self._most} bytes")
                 self._sizes[request.object_id] = len(content)
                 self._children[request.object_id] = _references(content)
         return response
@@ -110,12 +112,13 @@ class _OneReply:
         return known[object_id]
 
 
-def offered(grid: Grid, message_ids: list[str]) -> list[Offered] | None:
+def offered(grid: Grid, message_ids: list[str], most: int = 0) -> list[Offered] | None:
     """Return the replies that the SuperLink holds, each to be pulled apart from the others.
 
     Args:
         grid: a grid of any kind.
         message_ids: ids of the orders.
+        most: largest size of a reply's objects in bytes, where that is above `MOST_FETCHED`.
 
     Returns:
         The replies; None: the grid is none of Flower's over HTTP, and does not tell which replies are there.
@@ -128,7 +131,7 @@ def offered(grid: Grid, message_ids: list[str]) -> list[Offered] | None:
     for message, tree in zip(response.messages_list, response.message_object_trees, strict=True):
         one = copy.copy(grid)
         description = PullAppMessagesResponse(messages_list=[message], message_object_trees=[tree])
-        vars(one)["_client"] = _OneReply(client, description)
+        vars(one)["_client"] = _OneReply(client, description, max(most, MOST_FETCHED))
         order = message.metadata.reply_to_message_id
         if _many(tree):
             replies.append(Offered(order, _refuse_many))

@@ -18,7 +18,7 @@ from torch import nn
 
 from fedpress.compression import entry_points
 from fedpress.compression.errors import FedpressError
-from fedpress.compression.messages import records
+from fedpress.compression.messages import pieces, records
 from fedpress.compression.models.task import Evaluation, Examples, Task, evaluate, require_evaluable
 from fedpress.server.model.global_model import GlobalModel
 from fedpress.server.publishing.publish import Published, Publisher
@@ -236,6 +236,7 @@ def deliver(plan: Plan, grid: Grid, server_round: int, students: list[Published]
     accounts = plan.strategy.accounts
     accounting = {node: accounts.get(published.tier, accounts[""]) for node, published in offers.items()}
     for message in messages:
+        message.content = pieces.cut(message.content)
         accounting[message.metadata.dst_node_id].bill(server_round, message.metadata.dst_node_id, "down", message)
     timeout = DELIVERY_SECONDS if getattr(grid, "clock", None) is None else None
     deliveries = []

@@ -78,6 +78,7 @@ REASONS = {
     "compression/models/pruning/channel_views.py": "a part of channel_labels.py; test_channel_labels.py",
     "compression/models/pruning/label_sets.py": "a part of channel_labels.py, and its doctest",
     "compression/tensors/side_info.py": "a record without behavior; test_payloads.py and every encoder's test use it",
+    "server/checkpoint/settings.py": "a constant; test_checkpoint_folder.py",
     "simulations/tasks/template.py": "what `fedpress init` copies; tests/simulations/scenario/test_template.py runs it",
 }
 """Source modules without a test of their name, and why, by path."""

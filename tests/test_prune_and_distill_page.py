@@ -6,9 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from tests.apps import lazily, tiny_encoder
+from typer.testing import CliRunner
 
 from fedpress.compression.models.bundles import onnx_runtime, onnx_weights, reader
 from fedpress.compression.models.quantization.quantized_tensor import Quantized
+from fedpress.simulations.__main__ import main
+from fedpress.simulations.results.run_folder import RunFolder
 from fedpress.simulations.scenario import scenario
 
 PAGE = Path(__file__).parents[1] / "docs" / "how-to" / "prune-and-distill.md"
@@ -75,3 +79,24 @@ def test_the_page_runs_from_the_first_block_to_the_last(
     layer = next(name for name in names["tensors"] if name.endswith("intermediate.dense.weight"))
     tensor = names["tensors"][layer]
     assert isinstance(tensor, Quantized) and not tensor.codes[~names["masks"][layer].numpy()].any()
+
+
+@lazily.NEEDS_TEXT_MODELS
+@pytest.mark.long
+def test_the_recipe_makes_a_student_of_adapters_that_clients_have_trained(tmp_path: Path) -> None:
+    encoder, texts = tiny_encoder.write(tmp_path / "encoder"), tiny_encoder.texts(tmp_path / "texts")
+    settings = [
+        f"task={{name: verses, encoder: {encoder}, data_dir: {texts}, length: 12}}",
+        *("clients=4", "sampling.clients_per_round=4", "rounds=2", "workers=1", "training.batch_size=8"),
+        "students={recipe: transformer, distill: {epochs: 20}, quantize: {onnx: true}}",
+    ]
+    options = [part for setting in settings for part in ("--set", setting)]
+    ended = CliRunner().invoke(main, ["simulate", "minilm-verses", *options, "--out", str(tmp_path / "run")])
+    assert ended.exit_code == 0, ended.output
+    run = RunFolder.open(tmp_path / "run")
+    (student,) = run.load_results().students
+    assert [stage.name for stage in student.stages] == ["teacher", "pruned", "distilled", "quantized", "onnx"]
+    opened = reader.open_bundle(next(run.bundles.rglob("*.fpb")).read_bytes())
+    assert not any("lora_" in name or "layer.1." in name for name in opened.manifest.shapes)
+    assert opened.onnx is not None
+    assert len(opened.onnx) < len(onnx_weights.filled(opened.onnx, opened.weights))

@@ -145,14 +145,14 @@ def _changed(path: Path, array: NDArray[Any]) -> NDArray[np.integer[Any]] | None
     if not path.exists() or path.stat().st_size < array.nbytes:
         return None
     places: list[NDArray[np.integer[Any]]] = [np.empty(0, np.uint32)]
-    count = 0
+    count, word = 0, np.dtype(f"<u{array.dtype.itemsize}")
     with path.open("rb") as file:
         file.seek(path.stat().st_size - array.nbytes)  # its only array ends it
         for start, block in _blocks(array):
-            stored = np.frombuffer(file.read(block.nbytes), np.uint8)
+            stored = file.read(block.nbytes)
             if len(stored) != block.nbytes:
                 return None
-            differs = (stored != array_file.view(block)).reshape(-1, array.dtype.itemsize).any(axis=1)
+            differs = np.frombuffer(stored, word) != np.frombuffer(array_file.view(block), word)
             places.append((np.flatnonzero(differs) + start).astype(np.uint32 if start < 1 << 31 else np.int64))
             count += len(places[-1])
             if count > CHANGED * len(array):

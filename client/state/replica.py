@@ -148,12 +148,13 @@ def receive(
     Args:
         order: The server's order.
         download: The download in it.
-        held: The model that the client holds, None for a new client.
+        held: The model that the client holds, None for a new client; used up, so that two are never in memory at once.
         content: Records of the message: they hold the model where it comes whole.
         layout: Layout of the model.
         initial: Version 0 as the client makes it by itself, within the mask; None: it cannot.
         frozen: Digest of the parameters that are not trained (`flatten.digest`).
     """
+    moved: Sparse | None = None  # change of the held model that was made in its place
     try:
         regrids = unpack_regrids(download.grid, layout)
         held = held.regridded(regrids, layout) if held is not None else None
@@ -164,7 +165,8 @@ def receive(
             after = before._replace(version=order.version, buffers=download.buffers)
         else:
             delta = payloads.decode(download.delta, SideInfo(layout))
-            after = before.changed(delta, order.version, download.buffers, layout)
+            moved = delta if held is not None and before is held.replica and isinstance(delta, Sparse) else None
+            after = before.changed(delta, order.version, download.buffers, layout, in_place=moved is not None)
             if download.base is not None and download.base < 0:
                 after = after._replace(grid=FixedPoint.unpack(download.origin, layout))
     except (PayloadError, ReplicaError) as error:
@@ -175,6 +177,10 @@ def receive(
         return None
     if held is None or held.replica.grid != after.grid:
         return ReplicaWithUndo(after)
+    if moved is not None:
+        back = np.flatnonzero(moved.values)
+        undo = Sparse(moved.positions[back], -moved.values[back], layout.size)
+        return ReplicaWithUndo(after, before.version, undo)
     if before is held.replica and not download.delta:
         return held._replace(replica=after)
     previous = None if download.base is None else held.at(download.base, layout)

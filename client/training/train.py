@@ -36,7 +36,8 @@ def deterministic_kernels() -> None:
     """Let torch use deterministic kernels on one thread, without filling every new tensor with NaN first."""
     torch.set_num_threads(1)
     torch.set_deterministic_debug_mode("error")  # use_deterministic_algorithms(True), without importing the compiler
-    deterministic_settings.fill_uninitialized_memory = False  # a twentieth of a transformer's step
+    # A twentieth of a transformer's step. torch makes it a property of the module, which type checkers do not see.
+    deterministic_settings.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def train(

@@ -58,6 +58,11 @@ class GroupPlan(NamedTuple):
     codes: _Codes  # (groups,)
     bits: int  # of the whole string, without HEAD_BYTES
 
+    @property
+    def long(self) -> bool:
+        """Whether the string is written with eight bits a byte from the beginning, which takes less memory."""
+        return self.bits > _WINDOW
+
 
 def plan(numbers: Numbers) -> GroupPlan:
     """Choose a code for each group, or one for all where that is shorter.
@@ -119,12 +124,30 @@ def pack(plan: GroupPlan) -> bytes:
     >>> pack(plan(np.array([0, 9, 5], np.uint32))).hex()
     '02001c05'
     """
+    if plan.long:
+        whole = np.zeros(length(plan), np.uint8)
+        write(plan, whole)
+        return whole.tobytes()
+    string = np.zeros(plan.bits, np.uint8)
+    return _write(plan, string, octets=False) + np.packbits(string, bitorder="little").tobytes()
+
+
+def write(plan: GroupPlan, target: _Bits) -> None:
+    """Write what `pack` returns into an array.
+
+    Args:
+        plan: The planned numbers.
+        target: Zeros, uint8 (length(plan),); overwritten.
+    """
+    target[:HEAD_BYTES] = np.frombuffer(_write(plan, target[HEAD_BYTES:], octets=True), np.uint8)
+
+
+def _write(plan: GroupPlan, string: _Bits, *, octets: bool) -> bytes:
+    """Write the string, with eight bits a byte or one, and return the bytes that stand before it."""
     codes, sizes = plan.codes, _sizes(plan.k)
     lowest = int(codes.min())
     width = _width(codes)
     shifts, threes = _parts(codes)
-    octets = plan.bits > _WINDOW
-    string = np.zeros(-(-plan.bits // 8) if octets else plan.bits, np.uint8)
     at = 0
 
     def plane(count: int) -> _Plane:
@@ -164,7 +187,7 @@ def pack(plan: GroupPlan) -> bytes:
         unary[stops] = 1
         ends.write(unary)
     ends.move(string, second_thirds.at)
-    return bytes((lowest, width)) + (string if octets else np.packbits(string, bitorder="little")).tobytes()
+    return bytes((lowest, width))
 
 
 class _Plane:

@@ -9,12 +9,19 @@ from fedpress.compression.errors import FedpressError
 
 ANSWER = "fedpress"
 """Key of the answer's ConfigRecord in a reply."""
+BASE = "fedpress.base"
+"""Key of the ConfigRecord with a part of the pretrained base (`base_parts`)."""
 VOTE = "fedpress.vote"
 """Key of the ConfigRecord in which an application hands its vote on the mask to the mod: `mask`, a bitmap."""
 MAX_TICKET = 2**62
 """Greatest ticket that a client may claim to have answered; the server counts on from there, in 63 bits."""
 MOST_TIER = 100
 """Largest length of a tier's name in an answer, in characters."""
+LEAST_PIECE = 64
+"""Smallest pieces that an order may ask for, in bytes (`pieces`)."""
+
+NEEDS_MODEL, NEEDS_BASE = "needs-model", "needs-base"
+"""Entries of an answer that asks for the model, or for the pretrained base."""
 
 PREFIX = "fedpress."
 _MASK_VERSION = f"{PREFIX}epoch"
@@ -53,6 +60,7 @@ class Order(NamedTuple):
     drop: float = 0.0  # with the update comes a vote: the mask without this part of each tensor's weights,
     grow: float = 0.0  # and with as many others as this part. 0 and 0: no vote is asked for
     frozen: bytes = b""  # `flatten.digest` of what is not trained, where the arrays come without it; empty: it is there
+    piece: int = 0  # bytes of the longest entry of the answer that stays whole (`pieces.cut`); 0: `pieces.LIMIT`
 
 
 class Answer(NamedTuple):
@@ -69,6 +77,8 @@ class Answer(NamedTuple):
     answered: int = 0  # beside the error of an order that is older: the ticket that it has answered last
     tier: str = ""  # the class of devices that this node says it belongs to
     vote: bytes = b""  # the mask that it proposes, coded against the order's (`position_set.pack`), if asked for
+    needs_base: str = ""  # SHA-256 of the pretrained base that it lacks, hexadecimal: it asks for the base
+    base_bytes: int = 0  # of these bytes of the base it has already
 
 
 def write_order(order: Order) -> dict[str, Any]:
@@ -86,7 +96,8 @@ def write_order(order: Order) -> dict[str, Any]:
         entries |= {f"{PREFIX}{name}": value for name, value in parts if value is not None and value != b""}
     if order.mask is not None:
         entries[f"{PREFIX}mask"] = order.mask
-    entries |= {f"{PREFIX}{name}": part for name in ("drop", "grow", "frozen") if (part := getattr(order, name))}
+    optional = {name: getattr(order, name) for name in ("drop", "grow", "frozen", "piece")}
+    entries |= {f"{PREFIX}{name}": part for name, part in optional.items() if part}
     return entries
 
 
@@ -143,7 +154,17 @@ def _order(record: ConfigRecord) -> Order:
         drop=_part(record, f"{PREFIX}drop"),
         grow=_part(record, f"{PREFIX}grow"),
         frozen=_typed(record, f"{PREFIX}frozen", bytes) if f"{PREFIX}frozen" in record else b"",
+        piece=_piece(record),
     )
+
+
+def _piece(record: ConfigRecord) -> int:
+    if (key := f"{PREFIX}piece") not in record:
+        return 0
+    piece = _typed(record, key, int)
+    if piece < LEAST_PIECE:
+        raise MessageError(f"entry {key!r} is {piece}, expected at least {LEAST_PIECE} bytes")
+    return piece
 
 
 def _part(record: ConfigRecord, key: str) -> float:
@@ -170,8 +191,10 @@ def write_answer(answer: Answer) -> ConfigRecord:
         record["tag"] = answer.tag
     if answer.lost_state:
         record["lost-state"] = True
-    if answer.needs_model:
-        record["needs-model"] = True
+    if answer.needs_base:
+        record[NEEDS_BASE], record["base-bytes"] = answer.needs_base, answer.base_bytes
+    elif answer.needs_model:
+        record[NEEDS_MODEL] = True
     elif answer.error:
         record["error"] = answer.error
         if answer.answered:
@@ -198,7 +221,11 @@ def read_answer(content: RecordDict) -> Answer:
         hint = "; is `mods=[compress(...)]` missing from the ClientApp?" if content.array_records else ""
         raise MessageError(f"the reply has no ConfigRecord {ANSWER!r}, but {sorted(content)[:10]}{hint}")
     error = _typed(record, "error", str) if "error" in record else ""
-    needs_model = "needs-model" in record
+    needs_model = NEEDS_MODEL in record
+    needs_base = _typed(record, NEEDS_BASE, str) if NEEDS_BASE in record else ""
+    base_bytes = _typed(record, "base-bytes", int) if needs_base else 0
+    if base_bytes < 0 or len(needs_base) > 64:
+        raise MessageError(f"entry 'base-bytes' is {base_bytes}, with a hash of {len(needs_base)} digits, expected 64")
     answered = _typed(record, "answered", int) if "answered" in record else 0
     tier = _typed(record, "tier", str) if "tier" in record else ""
     if len(tier) > MOST_TIER or not tier.isprintable():
@@ -211,11 +238,13 @@ def read_answer(content: RecordDict) -> Answer:
     return Answer(
         ticket=_typed(record, "ticket", int),
         version=_typed(record, "version", int),
-        payload=b"" if error or needs_model else _typed(record, "update", bytes),
+        payload=b"" if error or needs_model or needs_base else _typed(record, "update", bytes),
         buffers=_typed(record, "buffers", bytes) if "buffers" in record else b"",
         error=error,
         tag=_typed(record, "tag", bytes) if "tag" in record else b"",
         needs_model=needs_model,
+        needs_base=needs_base,
+        base_bytes=base_bytes,
         lost_state="lost-state" in record,
         answered=answered,
         tier=tier,

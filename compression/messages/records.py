@@ -5,20 +5,28 @@ send anyway (one object less on the wire than a record of its own). Up, the clie
 payload in a ConfigRecord is one object, in an ArrayRecord three (docs/decisions/0003-payload-in-a-configrecord.md).
 """
 
+import io
+import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.common import serde
 from flwr.proto.message_pb2 import Message as ProtoMessage
+from flwr.proto.recorddict_pb2 import Array as ProtoArray
 from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 from numpy.typing import NDArray
 
-from fedpress.compression.messages.orders import _METRIC, ANSWER, PREFIX, MessageError
+from fedpress.compression.messages import pieces
+from fedpress.compression.messages.orders import _METRIC, ANSWER, BASE, PREFIX, MessageError
 from fedpress.compression.tensors.layout import Layout
 
+_APART = 1 << 16
+"""Bytes from which a value stands apart in a stored message."""
+_HEADER = 128
+"""Bytes of numpy's header before the values of an array."""
 NUMPY = "numpy.ndarray"
 """Form in which Flower serializes an array of numpy's."""
 
@@ -116,14 +124,94 @@ def unfolded(content: RecordDict) -> RecordDict:
     return RecordDict({**content, **{name: MetricRecord(values) for name, values in metrics.items()}})
 
 
+def content_pieces(content: RecordDict) -> Iterator[bytes]:
+    """Yield a message's records as bytes for storage or another process, piece by piece.
+
+    Long values stand apart, whole and one after the other: protobuf holds at most 2 GiB, and needs a second copy.
+
+        8 bytes   length of what follows, little-endian
+        records   protobuf, without the long values
+        8 bytes   length of what follows
+        names     JSON: record and entry of each long value
+        values    each after its length, 8 bytes
+
+    Args:
+        content: The records; an array is read when its turn comes.
+    """
+    light, apart = RecordDict(), []
+    for key, record in content.items():
+        long = {name: True for name, value in record.items() if _length(value) >= _APART}
+        apart += [(key, name) for name in long]
+        if isinstance(record, ArrayRecord):
+            light[key] = of_arrays((name, _light(array) if name in long else array) for name, array in record.items())
+        elif long:
+            light[key] = ConfigRecord({name: b"" if name in long else value for name, value in record.items()})
+        else:
+            light[key] = record
+    for text in (serde.recorddict_to_proto(light).SerializeToString(), json.dumps(apart).encode()):
+        yield _size(text)
+        yield text
+    for key, name in apart:
+        value = content[key][name]
+        data = value.data if isinstance(value, Array) else cast(bytes, value)
+        yield _size(data)
+        yield data
+
+
+def content_from(file: BinaryIO) -> RecordDict:
+    """Return the records that `content_pieces` yielded.
+
+    Args:
+        file: Where they are next.
+
+    Raises:
+        ValueError: They are torn, or something else.
+    """
+    content = serde.recorddict_from_proto(ProtoRecordDict.FromString(_next(file)))
+    for key, name in json.loads(_next(file)):
+        record, data = content[key], _next(file)
+        if isinstance(record, ArrayRecord):
+            light = record[name]
+            record[name] = Array(light.dtype, light.shape, light.stype, data)
+        elif isinstance(record, ConfigRecord):
+            record[name] = data
+    return content
+
+
 def content_to_bytes(content: RecordDict) -> bytes:
     """Return a message's records as bytes, for storage."""
-    return bytes(serde.recorddict_to_proto(content).SerializeToString())
+    return b"".join(content_pieces(content))
 
 
 def content_from_bytes(data: bytes) -> RecordDict:
     """Return the records that `content_to_bytes` wrote."""
-    return serde.recorddict_from_proto(ProtoRecordDict.FromString(data))
+    return content_from(io.BytesIO(data))
+
+
+def _light(array: Array) -> Array:
+    return Array(array.dtype, array.shape, array.stype, b"")
+
+
+def _length(value: Any) -> int:
+    """Return the bytes of a value in a record that may stand apart: an array, or bytes."""
+    if isinstance(value, DerivedArray):
+        header = _HEADER if value.stype == NUMPY else 0
+        return header + math.prod(value.shape) * np.dtype(value.dtype).itemsize
+    return len(value.data) if isinstance(value, Array) else len(value) if isinstance(value, bytes) else 0
+
+
+def _size(data: bytes) -> bytes:
+    return len(data).to_bytes(8, "little")
+
+
+def _next(file: BinaryIO) -> bytes:
+    """Read the length of a piece, and the piece."""
+    field = file.read(8)
+    length = int.from_bytes(field, "little")
+    data = file.read(length) if len(field) == 8 else b""
+    if len(field) < 8 or len(data) < length:
+        raise ValueError("the stored message ends early")
+    return data
 
 
 def content_size(content: RecordDict) -> int:
@@ -133,12 +221,21 @@ def content_size(content: RecordDict) -> int:
 
 def message_to_bytes(message: Message) -> bytes:
     """Return a message as bytes, for storage or another process."""
-    return bytes(serde.message_to_proto(message).SerializeToString())
+    light = Message(RecordDict(), metadata=message.metadata) if message.has_content() else message  # type: ignore[call-overload]
+    head = serde.message_to_proto(light).SerializeToString()
+    content = content_pieces(message.content) if message.has_content() else ()
+    return b"".join([_size(head), head, *content])
 
 
 def message_from_bytes(data: bytes) -> Message:
     """Return the message that `message_to_bytes` wrote."""
-    return serde.message_from_proto(ProtoMessage.FromString(data))
+    file = io.BytesIO(data)
+    head = ProtoMessage.FromString(_next(file))
+    if head.HasField("error"):
+        return serde.message_from_proto(head)
+    message = serde.message_from_proto(head)
+    message.content = content_from(file)
+    return message
 
 
 def excerpt(text: object, most: int = 400) -> str:
@@ -226,6 +323,15 @@ def derived(
     return arrays
 
 
+def views(arrays: Mapping[str, NDArray[Any]]) -> ArrayRecord:
+    """Return an ArrayRecord that holds arrays without a copy of them: each is copied when it is read.
+
+    Args:
+        arrays: Arrays by name, such as `tensor.numpy()` gives them; nobody changes them while the record is in use.
+    """
+    return of_arrays((name, DerivedArray(str(array.dtype), array.shape, array.copy)) for name, array in arrays.items())
+
+
 def of_arrays(arrays: Iterable[tuple[str, Array]]) -> ArrayRecord:
     """Return an ArrayRecord of named arrays as they are; Flower's constructor would read each `DerivedArray`."""
     record = ArrayRecord()
@@ -253,9 +359,19 @@ def item_size(key: str, record: ArrayRecord | ConfigRecord | MetricRecord) -> in
     """
     if not isinstance(record, ArrayRecord):
         return int(serde.recorddict_to_proto(RecordDict({key: record})).ByteSize())
-    arrays = sum(serde.array_record_to_proto(of_arrays([item])).ByteSize() for item in record.items())
+    return _named(key, sum(_named(name, _array_size(array)) for name, array in record.items()))
+
+
+def _array_size(array: Array) -> int:
+    """Return the serialized size of an array, which may be larger than protobuf could serialize."""
+    light, length = ProtoArray(dtype=array.dtype, shape=array.shape, stype=array.stype).ByteSize(), len(array.data)
+    return int(light) + (_field(length) if length else 0)
+
+
+def _named(key: str, length: int) -> int:
+    """Return the bytes of an item of a protobuf message that has a key and a value of such a length."""
     name = len(key.encode())
-    return _field((_field(name) if name else 0) + _field(arrays))
+    return _field((_field(name) if name else 0) + _field(length))
 
 
 def _field(length: int) -> int:
@@ -289,21 +405,27 @@ def sizes(message: Message, known: Mapping[int, int] | None = None) -> dict[str,
         if category == "evaluate":
             by_kind["evaluate"] = by_kind.get("evaluate", 0) + size
             continue
-        if category == "query" and isinstance(record, ConfigRecord) and isinstance(record.get("bundle"), bytes):
-            by_kind["bundle"] = by_kind.get("bundle", 0) + size
-            continue
-        if isinstance(record, ArrayRecord):
-            kind = "model"
-        elif isinstance(record, MetricRecord):
-            kind = "metrics"
-        else:
-            kind = "control"
-            down = (f"{PREFIX}delta", f"{PREFIX}buffers", f"{PREFIX}mask")
-            for part in ("update", "buffers", "vote") if key == ANSWER else down:
-                value = record.get(part)
-                if isinstance(value, bytes):
-                    name = part.removeprefix(PREFIX).replace("delta", "model")
-                    by_kind[name] = by_kind.get(name, 0) + len(value)
-                    size -= len(value)
+        kind, parts = _kinds(key, record, category)
+        for entry, data in parts.items():
+            by_kind[entry] = by_kind.get(entry, 0) + len(data)
+            size -= len(data)
         by_kind[kind] = by_kind.get(kind, 0) + size
     return by_kind
+
+
+def _kinds(key: str, record: ArrayRecord | ConfigRecord | MetricRecord, category: str) -> tuple[str, dict[str, bytes]]:
+    """Return what a record is billed as, and its entries that are billed as something else, by kind."""
+    if isinstance(record, ArrayRecord):
+        return "model", {}
+    if isinstance(record, MetricRecord):
+        return "metrics", {}
+    piece = pieces.entry_of(key)
+    if BASE in (key, pieces.record_of(key)):
+        return "base", {}
+    if category == "query" and (piece == "bundle" or isinstance(record.get("bundle"), bytes)):
+        return "bundle", {}
+    entries = {piece: pieces.data_of(record)} if piece else record
+    down = (f"{PREFIX}delta", f"{PREFIX}buffers", f"{PREFIX}mask")
+    names = ("update", "buffers", "vote") if ANSWER in (key, pieces.record_of(key)) else down
+    found = {name.removeprefix(PREFIX).replace("delta", "model"): entries.get(name) for name in names}
+    return "control", {name: data for name, data in found.items() if isinstance(data, bytes)}

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from fedpress.compression.errors import FedpressError
 
@@ -24,7 +27,8 @@ def merged(model: nn.Module) -> nn.Module:
     """Return a plain model that answers as a model with adapters does; the model itself where it has none.
 
     Law: up to rounding, the answers are the same; the names of the weights are those from before there were adapters,
-    and all of them can be trained. A model with adapters is left as it is.
+    and all of them can be trained. A model with adapters is left as it is. A weight that was tied to another layer's,
+    as an embedding to the last layer, is one of its own afterwards if adapters change it.
 
     Args:
         model: The model.
@@ -44,6 +48,9 @@ def merged(model: nn.Module) -> nn.Module:
     plain = nn.ModuleList([copy.deepcopy(model)])  # so that the model itself has a parent, too
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of merging into rounded or tied weights, which the law covers
+        owners = _owners(plain)
+        for adapted in [module for module in plain.modules() if _adapts(module)]:
+            _untie(adapted.get_base_layer(), owners)  # type: ignore[operator]
         while wrapper := _first(plain, _wraps):
             parent, name, module = wrapper
             try:
@@ -56,6 +63,67 @@ def merged(model: nn.Module) -> nn.Module:
             setattr(parent, name, module.get_base_layer())  # type: ignore[operator]
     whole: nn.Module = plain[0]
     return whole.requires_grad_(True)
+
+
+def adapted(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the weight of each layer with adapters, by the layer's name.
+
+    Args:
+        model: The model.
+    """
+    layers = {name: module.get_base_layer() for name, module in model.named_modules() if _adapts(module)}
+    weights = {name: getattr(layer, "weight", None) for name, layer in layers.items()}
+    return {name: weight for name, weight in weights.items() if isinstance(weight, nn.Parameter)}
+
+
+def made_of_weights(model: nn.Module) -> bool:
+    """Return whether a configuration of peft says that adapters are made of the weights, as PiSSA's are.
+
+    Args:
+        model: The model.
+    """
+    configs = [config for module in model.modules() for config in dict(getattr(module, "peft_config", {})).values()]
+    return any(isinstance(getattr(config, "init_lora_weights", None), str) for config in configs)
+
+
+def altered(model: nn.Module, layers: Sequence[str]) -> list[str]:
+    """Return the names of those of some layers whose adapters change the weight.
+
+    Adapters that begin as nothing, as LoRA's do by default, change none of them before they are trained.
+
+    Args:
+        model: The model; left as it is.
+        layers: Names of layers with adapters.
+    """
+    found = []
+    for name in layers:
+        layer: Any = copy.deepcopy(model.get_submodule(name))
+        before = layer.get_base_layer().weight.detach().clone()
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                layer.merge()
+        except (NotImplementedError, ValueError):
+            continue  # such adapters are no terms of a weight
+        if not _close(layer.get_base_layer().weight.detach(), before):
+            found.append(name)
+    return found
+
+
+def _close(left: Tensor, right: Tensor) -> bool:
+    return left.shape == right.shape and torch.allclose(left, right, rtol=1e-3, atol=1e-4 * float(right.abs().max()))
+
+
+def _owners(model: nn.Module) -> Counter[int]:
+    """Return in how many modules each parameter is, by its id."""
+    return Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
+
+
+def _untie(layer: nn.Module, owners: Mapping[int, int]) -> None:
+    """Give a layer parameters of its own where others have the same: they are not to change with it."""
+    for name, parameter in list(layer.named_parameters(recurse=False)):
+        if owners[id(parameter)] > 1:
+            setattr(layer, name, nn.Parameter(parameter.detach().clone(), requires_grad=parameter.requires_grad))
 
 
 def _wraps(module: nn.Module) -> bool:

@@ -320,9 +320,9 @@ def _check(path: str, module: nn.Module, new: Mapping[str, Shape]) -> None:
     if isinstance(module, nn.MultiheadAttention):
         _check_attention(path, module, new)
     if isinstance(module, vocabulary.Vocabulary | vocabulary.VocabularyHead):
-        if new.get(vocabulary.BUFFER, module.used.shape) != module.used.shape:
+        if new.get(vocabulary.BUFFER, module.rows.shape) != module.rows.shape:
             raise ArchitectureError(
-                f"layer {path!r}: {new[vocabulary.BUFFER]} ids, expected {len(module.used)}: another vocabulary?"
+                f"layer {path!r}: {new[vocabulary.BUFFER]} ids, expected {len(module.rows)}: another vocabulary?"
             )
         new = {key: shape for key, shape in new.items() if key == "weight"}
     if not isinstance(module, RESIZABLE):  # what its tensors have to do with each other, only its code knows

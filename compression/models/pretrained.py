@@ -34,7 +34,8 @@ from fedpress.compression.safetensors_files import WeightsError, few, files_of
 from fedpress.compression.tensors import layout
 
 _WRAPPERS = re.compile(
-    r"(?:(?<=\.)|^)(?:base_model\.model|base_layer|original_module|modules_to_save\.default|default|_orig_mod)\."
+    r"(?:(?<=\.)|^)"
+    r"(?:base_model\.model|base_layer|original_module|token_adapter|modules_to_save\.[^.]+|default|_orig_mod)\."
 )
 
 _OTHER_FORMATS = {
@@ -198,6 +199,7 @@ def fill(model: nn.Module, weights: Weights) -> Filled:
         if isinstance(tensor, Tensor)  # an extra state is not
     }
     names = matches(state, weights)
+    names |= _of_trained_copies(state, names)
     if not names:
         raise WeightsError(
             f"{weights.path} has no tensor of this model: it holds {few(list(weights)) or 'nothing'}, the model"
@@ -213,6 +215,22 @@ def fill(model: nn.Module, weights: Weights) -> Filled:
     left = [name for name, tensor in state.items() if id(tensor) not in ids]
     used = set(names.values())
     return Filled(list(names), left, [name for name in weights if name not in used])
+
+
+def _of_trained_copies(state: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, str]:
+    """Return the sources of trained copies of a layer (peft's modules_to_save) whose original is tied to another one.
+
+    Args:
+        state: Tensors of the model.
+        names: Name in the file by name in the model.
+    """
+    by_tensor = {id(state[name]): source for name, source in names.items()}
+    of_original = {plain_name(name): by_tensor[id(tensor)] for name, tensor in state.items() if id(tensor) in by_tensor}
+    return {
+        name: of_original[plain_name(name)]
+        for name, tensor in state.items()
+        if id(tensor) not in by_tensor and plain_name(name) in of_original
+    }
 
 
 def shared(model: nn.Module, weights: Weights) -> dict[str, str]:

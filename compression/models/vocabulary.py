@@ -3,8 +3,7 @@
 A pretrained model knows tokens of many languages and subjects, and half of a small one's parameters are their rows
 (MiniLM: 11.7 of 22.7 million). `pruning.token_rows` drops those of tokens that never occur. The mapping from ids to
 rows is a buffer of the model, so that the tokenizer, the ids, bundles and ONNX graphs stay as they were: on inputs of
-tokens that have a row the answers are the same to the bit. All others share one row, the last: the mean of the rows
-that were dropped, or a copy of the one of a given id, such as that of "[UNK]".
+tokens that have a row the answers are the same to the bit. Any other token has the row of one that is like it.
 
 Where the output layer is tied to the embedding, it answers for all ids too: those without a row get `ABSENT`.
 """
@@ -17,68 +16,88 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-BUFFER: Final = "used"
-"""Name of the buffer that says which ids have a row."""
+BUFFER: Final = "rows"
+"""Name of the buffer that says which row an id has."""
 ABSENT: Final = -1e4
 """Logit of an id without a row: a probability of zero, and a finite loss against a teacher that gives it some."""
+_PIECE: Final = 4096
 
 
 class Vocabulary(nn.Embedding):
-    """Embedding of those ids that are used; all others have the last row.
+    """Embedding of those ids that have a row; all others have the row of one of them.
 
     Attributes:
-        used: Whether an id has a row of its own, uint8 (ids,).
+        rows: Row of each id, int32 (ids,): r where it is its own, -1 - r where it is another id's.
     """
 
-    used: Tensor
+    rows: Tensor
 
     def forward(self, ids: Tensor) -> Tensor:
         """Map ids (...) of the whole vocabulary to their rows (..., width)."""
-        return super().forward(rows_of(self.used, len(self.weight))[ids])
+        return super().forward(rows_of(self.rows, len(self.weight))[ids])
 
 
 class VocabularyHead(nn.Linear):
     """Output layer tied to a `Vocabulary`: its answers are for all ids.
 
     Attributes:
-        used: Whether an id has a row of its own, uint8 (ids,).
+        rows: Row of each id, as of `Vocabulary`.
     """
 
-    used: Tensor
+    rows: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., width) to logits (..., ids)."""
-        logits = functional.linear(x, self.weight)[..., rows_of(self.used, len(self.weight))]
+        logits = functional.linear(x, self.weight)[..., rows_of(self.rows, len(self.weight))]
         logits = logits if self.bias is None else logits + self.bias
-        return torch.where(self.used.bool(), logits, torch.full_like(logits, ABSENT))
+        return torch.where(self.rows >= 0, logits, torch.full_like(logits, ABSENT))
 
 
-def rows_of(used: Tensor, rows: int) -> Tensor:
-    """Return the row of each id, int64 (ids,).
+def rows_of(rows: Tensor, most: int) -> Tensor:
+    """Return the row of each id, int64 (ids,), its own or another's.
 
-    >>> rows_of(torch.tensor([0, 1, 0, 1], dtype=torch.uint8), 3).tolist()
-    [2, 0, 2, 1]
+    >>> rows_of(torch.tensor([0, -2, 1, -1], dtype=torch.int32), 2).tolist()
+    [0, 1, 1, 0]
 
     Args:
-        used: Whether an id has a row of its own, uint8 (ids,).
-        rows: Number of rows, of which the last is that of all other ids.
+        rows: Buffer of a `Vocabulary`.
+        most: Number of rows; a larger one is the last.
     """
-    own = used.long()
-    return torch.where(own.bool(), own.cumsum(0) - 1, rows - 1)
+    wide = rows.long()
+    return torch.where(wide < 0, -1 - wide, wide).clamp(max=most - 1)
+
+
+def nearest(rows: Tensor, used: Tensor) -> Tensor:
+    """Return the buffer of a vocabulary in which each unused id has the row of the used one that is most like it.
+
+    Rows are compared by their cosine, after the mean of all is taken away, which they have in common.
+
+    Args:
+        rows: Rows of all ids, (ids, width).
+        used: Whether an id keeps its row, bool (ids,).
+    """
+    centered = functional.normalize(rows.float() - rows.float().mean(0), dim=1)
+    kept = centered[used]
+    found = torch.empty(len(rows), dtype=torch.int32, device=rows.device)
+    found[used] = torch.arange(len(kept), dtype=torch.int32, device=rows.device)
+    others = (~used).nonzero().flatten()
+    for piece in torch.split(others, _PIECE):
+        found[piece] = (-1 - (centered[piece] @ kept.T).argmax(1)).int()
+    return found
 
 
 def resizable(model: nn.Module, table: nn.Embedding) -> None:
-    """Give an embedding, and the output layers tied to it, the buffer of ids that have a row, in place.
+    """Give an embedding, and the output layers tied to it, the buffer that says which row an id has, in place.
 
     Args:
         model: Model that has it.
         table: One of torch's embeddings.
     """
-    used = torch.ones(table.weight.shape[0], dtype=torch.uint8, device=table.weight.device)
+    rows = torch.arange(table.weight.shape[0], dtype=torch.int32, device=table.weight.device)
     for module in model.modules():
         if module is table or (type(module) is nn.Linear and module.weight is table.weight):
             module.__class__ = Vocabulary if module is table else VocabularyHead
-            module.register_buffer(BUFFER, used)
+            module.register_buffer(BUFFER, rows)
     vars(table)["padding_idx"] = None  # it would be the number of a row
 
 

@@ -35,28 +35,51 @@ def flatten(arrays: Mapping[str, NDArray[Any]], layout: Layout, out: Vector | No
     _check_names(arrays, layout)
     vector = out if out is not None and layout.mask is None else np.empty(layout.full.size, np.float32)
     for spec, start in zip(layout.parameters, layout.full.offsets[:-1], strict=True):
-        vector[start : start + spec.size] = _values(checked(arrays, spec), spec)
+        vector[start : start + spec.size] = values(arrays, spec)
     return vector if layout.mask is None else np.take(vector, layout.mask.positions, out=out)
 
 
-def difference(arrays: Mapping[str, NDArray[Any]], layout: Layout, start: Vector) -> Vector:
-    """Return `flatten(arrays, layout) - start`, in the memory of `start`.
+def difference(
+    arrays: Mapping[str, NDArray[Any]],
+    layout: Layout,
+    start: Mapping[str, NDArray[Any]],
+    done: Callable[[str], None] = lambda name: None,
+) -> Vector:
+    """Return `flatten(arrays, layout) - flatten(start, layout)`; one array of each is read at a time.
 
     Args:
         arrays: As for `flatten`.
         layout: As for `flatten`.
-        start: float32, shape (n,); overwritten.
+        start: As for `flatten`.
+        done: Called with the name of each array that is no longer needed.
 
     Raises:
-        LayoutError: As `flatten`; `start` may be overwritten in part.
+        LayoutError: As `flatten`.
     """
-    if layout.mask is not None:
-        return np.subtract(flatten(arrays, layout), start, out=start)
     _check_names(arrays, layout)
-    for spec, begin in zip(layout.parameters, layout.offsets[:-1], strict=True):
-        part = start[begin : begin + spec.size]
-        np.subtract(_values(checked(arrays, spec), spec), part, out=part)
-    return start
+    update = np.empty(layout.size, np.float32)
+    for number, spec in enumerate(layout.parameters):
+        begin, end = layout.offsets[number : number + 2].tolist()
+        after, before = values(arrays, spec), values(start, spec)
+        if layout.mask is not None:
+            inside = layout.mask.positions[begin:end] - layout.full.offsets[number]
+            after, before = after[inside], before[inside]
+        np.subtract(after, before, out=update[begin:end])
+        done(spec.name)
+    return update
+
+
+def values(arrays: Mapping[str, NDArray[Any]], spec: TensorSpec) -> Vector:
+    """Return one parameter among named arrays as float32, shape (size,); it may share memory with its array.
+
+    Args:
+        arrays: As for `flatten`.
+        spec: The parameter.
+
+    Raises:
+        LayoutError: It is missing, or its shape or dtype differs.
+    """
+    return _values(checked(arrays, spec), spec)
 
 
 def _values(array: NDArray[Any], spec: TensorSpec) -> Vector:
@@ -109,13 +132,15 @@ def _array(part: Callable[[int, slice], Vector], number: int, layout: Layout) ->
     """Return the array of one parameter, a new one in its shape and dtype."""
     spec, (start, stop) = layout.parameters[number], layout.offsets[number : number + 2].tolist()
     values = part(number, slice(start, stop))
+    owned = values.base is None
     if layout.mask is not None:
         compact, values = values, np.zeros(spec.size, np.float32)
         values[layout.mask.positions[start:stop] - layout.full.offsets[number]] = compact
+        owned = True
     if spec.dtype == "bfloat16":
         return _to_bfloat16(values.reshape(spec.shape))
     with np.errstate(over="ignore"):
-        return values.reshape(spec.shape).astype(spec.dtype)
+        return values.reshape(spec.shape).astype(spec.dtype, copy=not owned)
 
 
 def flags(layout: Layout) -> dict[str, NDArray[np.bool_]]:

@@ -8,6 +8,8 @@ Values of another kind are rounded to multiples of 2^-31 of the power of two abo
 """
 
 import struct
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,8 +35,32 @@ def pack(values: Vector) -> bytes:
     >>> len(pack(np.full(800, -0.375, np.float32)))
     106
     """
+    whole = plan(values)
+    target = np.zeros(whole.length, np.uint8)
+    whole.write(target)
+    return target.tobytes()
+
+
+class Plan(NamedTuple):
+    """Values that are ready to be written.
+
+    Attributes:
+        length: Length in bytes.
+        write: Writes them into zeros, uint8 (length,).
+    """
+
+    length: int
+    write: Callable[[NDArray[np.uint8]], None]
+
+
+def plan(values: Vector) -> Plan:
+    """Prepare what `pack` returns.
+
+    Args:
+        values: As for `pack`.
+    """
     if not len(values):
-        return b""
+        return Plan(0, lambda target: None)
     blocks = [slice(start, start + BLOCK) for start in range(0, len(values), BLOCK)]
     bounds = [bound for block in blocks if (bound := _unit(_magnitudes(values[block]))) is not None]
     exact, largest = min((low for low, _ in bounds), default=0), max((high for _, high in bounds), default=0)
@@ -46,14 +72,31 @@ def pack(values: Vector) -> bytes:
 
     ends = [(int(part.min()), int(part.max())) for block in blocks for part in [units(block.start, block.stop)]]
     least = min(low for low, _ in ends)
-    signs = b"".join(np.packbits(np.signbit(_floats(values[block])), bitorder="little").tobytes() for block in blocks)
+    split = _HEAD.size + -(-len(values) // 8)
+
+    def write_signs(target: NDArray[np.uint8], exponent: int) -> None:
+        target[: _HEAD.size] = np.frombuffer(_HEAD.pack(exponent, least), np.uint8)
+        for block in blocks:  # of whole bytes, but for the last
+            signs = np.packbits(np.signbit(_floats(values[block])), bitorder="little")
+            first = _HEAD.size + block.start // 8
+            target[first : first + len(signs)] = signs
+
     if all(end == (least, least) for end in ends):
-        return _HEAD.pack(exponent + _EQUAL, least) + signs
+        return Plan(split, lambda target: write_signs(target, exponent + _EQUAL))
     if len(blocks) == 1:
         groups = golomb.plan(units(0, BLOCK, least))
     else:
         groups = golomb.plan_of(lambda start, stop: units(start, stop, least), len(values))
-    return b"".join((_HEAD.pack(exponent, least), signs, golomb.pack(groups)))
+    length = golomb.length(groups)
+
+    def write(target: NDArray[np.uint8]) -> None:
+        write_signs(target, exponent)
+        if groups.long:
+            golomb.write(groups, target[split:])
+        else:
+            target[split:] = np.frombuffer(golomb.pack(groups), np.uint8)
+
+    return Plan(split + length, write)
 
 
 def _floats(values: Vector) -> Vector:

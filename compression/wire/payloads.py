@@ -3,6 +3,7 @@
 `decode` validates before it allocates; each fault is an exception of its own (see `errors`).
 """
 
+import io
 import struct
 import zlib
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ from fedpress.compression.tensors.layout import Layout, Vector, check_finite, is
 from fedpress.compression.tensors.mask import Positions
 from fedpress.compression.tensors.side_info import SideInfo
 from fedpress.compression.tensors.update import Dense, Sparse, Update
-from fedpress.compression.wire import positions, values
+from fedpress.compression.wire import dyadic, positions, values
 from fedpress.compression.wire.values import DYADIC, ValueFormat
 
 MAGIC = b"FP"
@@ -92,7 +93,18 @@ def pack_exact(values: NDArray[np.int32], layout: Layout) -> bytes:
         LayoutError: As for `pack`.
     """
     _check_size(len(values), layout)
-    return _joined(DYADIC, positions.ALL, len(values), len(values), layout, b"", DYADIC.pack(values))  # type: ignore[arg-type]
+    numbers = dyadic.plan(values)  # type: ignore[arg-type]
+    prefix, trailer = _frame(DYADIC, positions.ALL, len(values), len(values), layout, numbers.length, numbers.length)
+    stream = io.BytesIO()  # whose memory becomes the payload: no second one of this size
+    stream.write(prefix)
+    begin, end = HEADER_BYTES, HEADER_BYTES + numbers.length
+    stream.seek(end)
+    stream.write(trailer)
+    stream.truncate(max(end, stream.tell()))
+    with stream.getbuffer() as whole:
+        numbers.write(np.frombuffer(whole[begin:end], np.uint8))
+        whole[len(prefix) : begin] = _CHECKSUM.pack(zlib.crc32(whole[begin:], zlib.crc32(prefix)))
+    return stream.getvalue()
 
 
 def pack_drawn(update: Vector, k: int, seed: int, layout: Layout, format: ValueFormat) -> Packed:
@@ -139,12 +151,19 @@ def _assemble(update: Update, layout: Layout, format: ValueFormat, tag: int, pla
 
 def _joined(format: ValueFormat, tag: int, n: int, k: int, layout: Layout, places: bytes, numbers: bytes) -> bytes:
     """Return header, positions and values as one payload."""
-    trailer = _trailer(len(numbers), len(places) + len(numbers)) if format.varies and k else b""
-    prefix = _PREFIX.pack(MAGIC, VERSION, format.tag, tag, 0, n, k, layout.fingerprint)
+    prefix, trailer = _frame(format, tag, n, k, layout, len(numbers), len(places) + len(numbers))
     checksum = zlib.crc32(prefix)
     for part in (places, numbers, trailer):
         checksum = zlib.crc32(part, checksum)
     return b"".join((prefix, _CHECKSUM.pack(checksum), places, numbers, trailer))
+
+
+def _frame(
+    format: ValueFormat, tag: int, n: int, k: int, layout: Layout, numbers: int, body: int
+) -> tuple[bytes, bytes]:
+    """Return what stands before the checksum and behind the values, given their length and that of the body."""
+    trailer = _trailer(numbers, body) if format.varies and k else b""
+    return _PREFIX.pack(MAGIC, VERSION, format.tag, tag, 0, n, k, layout.fingerprint), trailer
 
 
 def decode(payload: bytes | memoryview, side_info: SideInfo) -> Update:

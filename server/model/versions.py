@@ -83,8 +83,31 @@ class Delta(NamedTuple):
 class Change(NamedTuple):
     """Difference of a version from the one before."""
 
-    positions: NDArray[np.uint32]  # in the vector without a mask
+    positions: NDArray[np.int64]  # in the vector without a mask, rising
     steps: NDArray[np.int32]  # in units of the newest grid
+
+    @classmethod
+    def of(cls, kept: "KeptChange", layout: Layout) -> "Change":
+        """Read a change that `kept` wrote."""
+        update = payloads.decode(kept.payload, SideInfo(layout.full))
+        positions = update.positions if isinstance(update, Sparse) else np.arange(update.size)
+        return cls(positions, update.values.astype(np.int32))
+
+    def kept(self, layout: Layout) -> "KeptChange":
+        """Return the change as the bytes of a payload: an eighth of the memory, for what is seldom needed."""
+        values = self.steps.astype(np.float32)  # below 2^24, hence exact
+        update = Sparse(self.positions, values, layout.full.size)
+        payload, decoded = payloads.pack(update, layout.full, DYADIC)
+        if not np.array_equal(decoded.values, values):  # they lie too far apart for one unit
+            payload = payloads.pack(update, layout.full, FLOAT32).payload
+        return KeptChange(len(values), payload)
+
+
+class KeptChange(NamedTuple):
+    """A change in the memory of its payload."""
+
+    entries: int
+    payload: bytes
 
 
 class _Moves(NamedTuple):
@@ -107,7 +130,7 @@ class VersionsState(NamedTuple):
 
     held: Replica
     origin: bytes
-    changes: dict[int, Change]
+    changes: dict[int, KeptChange]
     regrids: list[Regrid]
 
 
@@ -152,15 +175,15 @@ class Versions:
         self._layout = layout
         self._mask_version = self._first_mask_version = mask_version
         self._downlink = downlink
-        self._changes: dict[int, Change] = {}  # version -> change from the one before
-        self._fallen = Change(np.empty(0, np.uint32), np.empty(0, np.int32))  # entries that the next version drops
+        self._changes: dict[int, KeptChange] = {}  # version -> change from the one before
+        self._fallen = Change(np.empty(0, np.int64), np.empty(0, np.int32))  # entries that the next version drops
         self._regrids: list[Regrid] = []
         self._deltas: dict[int, Delta] = {}  # base -> the delta from there to the newest version
         self._side_info: dict[tuple[int, bytes, int], SideInfo] = {}  # base, delta and version of a download
         self._frozen = frozen
         first = Replica.initial(initial, layout.full, buffers)
         _warn_of_too_fine(initial, first, layout.full)
-        self._initial = first if downlink.agreed_initial else None
+        self._initial = first.kept() if downlink.agreed_initial else None
         self._origin = first.tag(0, frozen) if downlink.agreed_initial else b""
         self.held = first.within(layout.mask)
         self.tag = self.held.tag(mask_version, frozen)
@@ -173,8 +196,7 @@ class Versions:
             mask_version: version of the new mask.
         """
         change = self._layout.change_to(layout)
-        fallen = self._layout.whole(change.removed).astype(np.uint32)
-        self._fallen = Change(fallen, -self.held.integers[change.removed])
+        self._fallen = Change(self._layout.whole(change.removed), -self.held.integers[change.removed])
         self.held = self.held.remapped(change)
         self._layout, self._mask_version = layout, mask_version
         self._deltas, self._side_info = {}, {}
@@ -195,17 +217,24 @@ class Versions:
         if not moves.all_nearer:
             self._move_to_grid(self.held.grid.fitted(master, self.held.integers, layout))
             moves = self._moves(self._missing(master, unless_arrived=True), settings)
+        self._keep(layout.whole(moves.positions), moves.steps)  # before the held model is copied
         held = self.held
         integers = held.integers.copy()
         integers[moves.positions] += moves.steps
         self._take(Replica(held.version + 1, held.grid, integers, buffers))
-        places = layout.whole(moves.positions).astype(np.uint32)
-        self._changes[self.held.version] = Change(
-            np.concatenate([places, self._fallen.positions]), np.concatenate([moves.steps, self._fallen.steps])
-        )
+
+    def _keep(self, positions: Positions, steps: NDArray[np.int32]) -> None:
+        """Keep the change to the next version, with what has fallen out of the mask, and drop the oldest ones."""
+        positions = np.concatenate([positions, self._fallen.positions])
+        steps = np.concatenate([steps, self._fallen.steps])
         self._fallen = Change(self._fallen.positions[:0], self._fallen.steps[:0])
-        while sum(len(change.steps) for change in self._changes.values()) > _HISTORY * layout.size:
+        room = _HISTORY * self._layout.size - len(steps)
+        while self._changes and (room < 0 or sum(change.entries for change in self._changes.values()) > room):
             del self._changes[min(self._changes)]
+        if room >= 0:
+            order = np.argsort(positions, kind="stable")
+            change = Change(positions[order], steps[order])
+            self._changes[self.held.version + 1] = change.kept(self._layout)
 
     def delta(self, base: int | None, agreed: bool = True) -> Delta | None:
         """Return the smallest delta to the newest version.
@@ -361,7 +390,7 @@ class Versions:
         whole[layout.whole(np.arange(layout.size))] = before.integers
 
         def moved(change: Change) -> Change:
-            positions = change.positions.astype(np.int64)
+            positions = change.positions
             spacings = before.grid.spacing(positions, layout.full), grid.spacing(positions, layout.full)
             newer = whole[positions]
             whole[positions] -= change.steps
@@ -371,7 +400,7 @@ class Versions:
 
         self._fallen = moved(self._fallen)
         for version in sorted(self._changes, reverse=True):
-            self._changes[version] = moved(self._changes[version])
+            self._changes[version] = moved(Change.of(self._changes[version], layout)).kept(layout)
         whole = np.empty(0, np.int32)  # before the held model is copied
         self._regrids = self._regrids + regrids
         self.held = before.regridded(regrids, layout)
@@ -422,11 +451,11 @@ class Versions:
     def _difference(self, base: int) -> Sparse:
         held, layout = self.held, self._layout
         if base == self._first and self._initial is not None:
-            initial = self._initial.within(layout.mask).regridded(self._regrids, layout)
+            initial = self._initial.whole().within(layout.mask).regridded(self._regrids, layout)
             return initial.delta_to(held.integers, layout)
         before: Integers = held.integers.copy()
         for version in range(held.version, base, -1):
-            change = self._changes[version]
+            change = Change.of(self._changes[version], layout)
             present, places = layout.present(change.positions)
             before[places] -= change.steps[present]
         return Replica(base, held.grid, before).delta_to(held.integers, layout)

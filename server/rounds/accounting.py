@@ -131,7 +131,7 @@ class Accounting:
         counts = {"train": self.messages, "evaluate": self.evaluations}
         count = counts.get(message.metadata.message_type.partition(".")[0])
         if count is not None:
-            if direction == "up" and _asks_for_the_model(message):
+            if direction == "up" and _asks_again(message):
                 count["down"] -= 1  # the order comes again, which a dense method would not send
             else:
                 count[direction] += 1
@@ -286,6 +286,6 @@ def dense_sizes(arrays: ArrayRecord, names: Collection[str]) -> DenseSizes:
     return DenseSizes(records.content_size(reply), records.content_size(order), data)
 
 
-def _asks_for_the_model(message: Message) -> bool:
+def _asks_again(message: Message) -> bool:
     answer = None if message.has_error() else message.content.config_records.get(orders.ANSWER)
-    return answer is not None and "needs-model" in answer
+    return answer is not None and (orders.NEEDS_MODEL in answer or orders.NEEDS_BASE in answer)

@@ -16,7 +16,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedpress.compression.ledger import Direction
-from fedpress.compression.messages import orders, records
+from fedpress.compression.messages import orders, pieces, records
 
 MAX_RESENT = 2
 """Limit per round and node of resending the model in another form, where the node could not use a delta."""
@@ -92,6 +92,7 @@ def exchange(
     bill: Callable[[int, int, Direction, Message], None],
     refuse: Callable[[int, int, str, str], None],
     from_the_beginning: Callable[[int], Message],
+    with_base: Callable[[Message], Message | None] = lambda reply: None,
     refill: Callable[[int], list[Message]] | None = None,
 ) -> Iterator[Message]:
     """Send `messages` at once, and return an iterator over the replies as they come, until there are enough.
@@ -111,6 +112,8 @@ def exchange(
         refuse: called with round, node, reason and detail of an order that cannot be delivered, or a reply that is
             not from its node.
         from_the_beginning: called with a node that could not use its delta; returns the order in place of that one.
+        with_base: called with a reply that asks for the pretrained base; returns the order in place of that one, with a
+            part of it; None: the reply counts as it is.
         refill: called with the number of pending messages; returns orders in place of those answered. Orders then stay
             open from one exchange to the next. None: no order outlives the exchange.
     """
@@ -153,11 +156,16 @@ def exchange(
         while (pending or arrived) and not enough():
             if not arrived:
                 pull()
+            again = False
             while arrived and not enough():
                 order, reply = arrived.popleft()
-                if _needs_model(reply) and resent[order.node] < MAX_RESENT:
+                if _asks(reply, orders.NEEDS_MODEL) and resent[order.node] < MAX_RESENT:
                     resent[order.node] += 1
                     push([from_the_beginning(order.node)], order.until)
+                    again = True
+                elif _asks(reply, orders.NEEDS_BASE) and (with_part := with_base(reply)) is not None:
+                    push([with_part], order.until)
+                    again = True
                 else:
                     yield reply
             if enough():
@@ -168,7 +176,7 @@ def exchange(
                 del pending[message_id]
             if refill:
                 push(refill(len(pending)), now + limit)
-            if pending:
+            if pending and not again:
                 clock.wait(min(order.until for order in pending.values()))
         if refill is None:
             under_way.close()
@@ -217,7 +225,10 @@ def _answer(reply: Message, node: int) -> Answer:
         return Answer(reply, None, problem)
     if reply.has_error():
         return Answer(reply, None, records.excerpt(records.reason_of(reply)))
-    return Answer(reply, reply.content)
+    try:
+        return Answer(reply, pieces.join(reply.content))
+    except orders.MessageError as error:
+        return Answer(reply, None, records.excerpt(error))
 
 
 def _foreign(reply: Message, node: int) -> str:
@@ -228,6 +239,6 @@ def _foreign(reply: Message, node: int) -> str:
     return f"the reply says that it is from node {sender}, and the order went to node {node}"
 
 
-def _needs_model(reply: Message) -> bool:
+def _asks(reply: Message, entry: str) -> bool:
     answer = None if reply.has_error() else reply.content.get(orders.ANSWER)
-    return isinstance(answer, ConfigRecord) and "needs-model" in answer
+    return isinstance(answer, ConfigRecord) and entry in answer

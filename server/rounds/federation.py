@@ -4,12 +4,10 @@ A strategy holds one federation for each model, and decides when it sends orders
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from logging import ERROR, INFO
 from typing import Any, NamedTuple
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
-from flwr.supercore import log
 
 from fedpress.compression import seeds
 from fedpress.compression.errors import PayloadError, ValuesTooLarge
@@ -20,11 +18,12 @@ from fedpress.compression.timing import Timer
 from fedpress.server.checkpoint.state import CheckpointError
 from fedpress.server.fusion.client_ensemble import ClientModels, Fusion, SentUpdate
 from fedpress.server.model.global_model import GlobalModel, ModelState
-from fedpress.server.rounds import exchange, metrics, sampling
+from fedpress.server.rounds import exchange, metrics
 from fedpress.server.rounds.accounting import UNANSWERED, Accounting, AccountingState, Refusal, RoundSummary
 from fedpress.server.rounds.exchange import Clock, UnderWay
 from fedpress.server.rounds.orders import Orders, Tickets, Upload
-from fedpress.server.rounds.settings import AggregateMetrics, MessageFormat, ModelSettings, Rounds, Sampling
+from fedpress.server.rounds.sampling import Sampler
+from fedpress.server.rounds.settings import MessageFormat, ModelSettings, Rounds, Sampling
 from fedpress.server.rounds.stepper import Stepper, StepRecord, WeighedUpdate
 
 TICKETS_APART = 1_000_000
@@ -119,14 +118,16 @@ class Federation:
         self._format = messages or MessageFormat()
         self._settings = model or ModelSettings()
         self._stepper = Stepper(self._settings, clients, fusion)
-        self.orders = Orders(name, self._format.arrayrecord_key, self._format.configrecord_key, self.accounting)
+        self.orders = Orders(
+            name, self._format.arrayrecord_key, self._format.configrecord_key, self.accounting,
+            self._format.piece_bytes, self._settings.base,
+        )  # fmt: skip
         self.under_way = UnderWay()
         self.metrics: MetricRecord | None = None
         self._first_refusal = 0  # index of the round's first refusal
         self._uploads: list[Upload] = []  # that the next step takes in; empty after it
         self._wanted = 0  # uploads that end the round
-        self._sampled: set[int] = set()  # nodes with an order in this round: each gets one, answered or not
-        self._asked_round, self._attempts = 0, 0  # a round that nobody answered may be asked again
+        self._sampler = Sampler(lambda *purpose: seeds.derive(self.name, self.seed, *purpose))
         self._recorded: int | None = None  # checksum of the model as the newest checkpoint or journal has it
         self._intact = False  # whether the round's step began with that model
         self._config = ConfigRecord()  # of this round's orders
@@ -164,6 +165,15 @@ class Federation:
     def clients(self) -> ClientModels | None:
         """The client models of the last step; None: they are not needed."""
         return self._stepper.clients
+
+    def fuse(self, clients: ClientModels, fusion: Fusion | None) -> None:
+        """Collect the client models of each step from now on, and distill the model from them.
+
+        Args:
+            clients: receives the client models.
+            fusion: the distillation at the end of a step; None: there is none.
+        """
+        self._stepper.clients, self._stepper.fusion = clients, fusion
 
     @property
     def taken_weight(self) -> float:
@@ -215,9 +225,7 @@ class Federation:
         schedule, tickets = self.rounds.schedule, self.orders.tickets
         if schedule is None:
             tickets.open = {}
-        self._sampled = set(tickets.open)
-        self._attempts = self._attempts + 1 if server_round == self._asked_round else 0
-        self._asked_round = server_round
+        self._sampler.begin(server_round, tickets.open)
         messages = self._refill(server_round, len(tickets.open), config, grid)
         self._wanted = schedule.size if schedule else max(1, len(messages) - self.rounds.over_selection)
         if own_exchange:
@@ -324,18 +332,10 @@ class Federation:
         record = MetricRecord()
         if counted:
             contents = [upload.content for upload in counted]
-            record = self._averaged(self._format.train_metrics, contents)
+            record = metrics.averaged(self._format.train_metrics, contents, self._format.weighted_by_key)
         staleness = [upload.staleness for upload in counted] if self.rounds.schedule else []
         metrics.count_replies(record, len(counted), [refusal.reason for refusal in refused], staleness)
         return record
-
-    def _averaged(self, average: AggregateMetrics, contents: list[RecordDict]) -> MetricRecord:
-        """Return the clients' metrics, none where the application's function fails on what they have sent."""
-        try:
-            return MetricRecord(dict(average(contents, self._format.weighted_by_key)))
-        except Exception as error:
-            log(ERROR, "metrics of %d replies cannot be aggregated, and are left out", len(contents), exc_info=error)
-            return MetricRecord()
 
     def summary(self, server_round: int, evaluation: MetricRecord | None, seconds: float) -> RoundSummary:
         """Return the figures of the last round, and log them.
@@ -386,9 +386,7 @@ class Federation:
         if self.sampling.fraction_evaluate == 0.0:
             return []
         self.adopt(arrays)
-        nodes = self._sample(
-            grid, self.sampling.fraction_evaluate, self.sampling.min_evaluate_nodes, server_round, "evaluate"
-        )
+        nodes = self._sampler.for_evaluation(grid, self.sampling, server_round)
         messages = [self.orders.evaluate(node, server_round, config, self.model) for node in nodes]
         if own_exchange:
             self._unbilled += [(server_round, message) for message in messages]
@@ -414,35 +412,18 @@ class Federation:
                 self.accounting.refuse(server_round, node, "evaluation", str(error) or type(error).__name__)
                 continue
             contents.append(reply.content)
-        return self._averaged(self._format.evaluate_metrics, contents) if contents else None
+        average, key = self._format.evaluate_metrics, self._format.weighted_by_key
+        return metrics.averaged(average, contents, key) if contents else None
 
     # ---- messages --------------------------------------------------------------------------------------------------
 
     def _refill(self, server_round: int, at_work: int, config: ConfigRecord, grid: Grid) -> list[Message]:
         """Open tickets for nodes that had none in this round, until enough nodes are at work."""
-        purpose = f"train {self.orders.tickets.issued}" if self._sampled else "train"
-        if self._attempts and not self._sampled:
-            purpose = f"train again {self._attempts}"
-        fraction, least = self.sampling.fraction_train, self.sampling.min_train_nodes
-        nodes = self._sample(grid, fraction, least, server_round, purpose, at_work)
-        self._sampled.update(nodes)
+        nodes = self._sampler.for_training(
+            grid, self.sampling, self.orders.tickets.issued, self.rounds.over_selection - at_work
+        )
         vote = self._settings.masks.vote_request(server_round)
         return [self.orders.train(node, server_round, config, self.model, vote) for node in nodes]
-
-    def _sample(
-        self, grid: Grid, fraction: float, least: int, server_round: int, purpose: str, at_work: int = 0
-    ) -> list[int]:
-        first = purpose == "evaluate" or not self._sampled  # a refill does not wait for more nodes to connect
-        nodes = sampling.available(grid, max(least, self.sampling.min_available_nodes) if first else 0)
-        wanted = max(int(len(nodes) * fraction), least) - at_work
-        free = nodes
-        if purpose != "evaluate":
-            wanted += self.rounds.over_selection
-            free = [node for node in nodes if node not in self._sampled]
-        chosen = sampling.draw(free, wanted, seeds.derive(self.name, self.seed, server_round, purpose))
-        if first:
-            log(INFO, "configure_%s: Sampled %d nodes (out of %d)", purpose, len(chosen), len(nodes))
-        return chosen
 
     def _exchange(self, current: Round, messages: list[Message], kind: str, under_way: UnderWay) -> Iterator[Message]:
         training, server_round = kind == MessageType.TRAIN, current.number
@@ -463,6 +444,7 @@ class Federation:
             from_the_beginning=lambda node: self.orders.from_the_beginning(
                 node, server_round, kind, config, self.model
             ),
+            with_base=lambda reply: self.orders.with_base(reply, server_round, kind, config, self.model),
             refill=refill if training and self.rounds.schedule else None,
         )  # fmt: skip
 

@@ -6,8 +6,8 @@ begin with `orders.PREFIX`; no client's metric may have such a name.
 
 import math
 from collections import Counter
-from collections.abc import Sequence
-from logging import WARNING
+from collections.abc import Callable, Sequence
+from logging import ERROR, WARNING
 
 from flwr.app import MetricRecord, RecordDict
 from flwr.supercore import log
@@ -120,6 +120,23 @@ def weighted_metrics(contents: list[RecordDict], weighted_by_key: str) -> Metric
         if all(map(math.isfinite, mean)):  # a sum may be beyond the range
             result[name] = mean[0] if length is None else mean
     return result
+
+
+def averaged(
+    average: Callable[[list[RecordDict], str], MetricRecord], contents: list[RecordDict], weighted_by_key: str
+) -> MetricRecord:
+    """Return the clients' metrics, none where the application's function fails on what they have sent.
+
+    Args:
+        average: the function, such as `weighted_metrics`.
+        contents: records of replies.
+        weighted_by_key: name of the weight.
+    """
+    try:
+        return MetricRecord(dict(average(contents, weighted_by_key)))
+    except Exception as error:
+        log(ERROR, "metrics of %d replies cannot be aggregated, and are left out", len(contents), exc_info=error)
+        return MetricRecord()
 
 
 class _Mean:

@@ -10,8 +10,10 @@ from typing import Any, NamedTuple
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.supercore import log
 
-from fedpress.compression.messages import orders, records
-from fedpress.compression.messages.orders import Download, Order
+from fedpress.compression.messages import base_parts, orders, pieces, records
+from fedpress.compression.messages.base_parts import BaseFiles
+from fedpress.compression.messages.orders import Answer, Download, Order
+from fedpress.compression.tensors.layout import Layout
 from fedpress.server._flower import ErrorCode
 from fedpress.server.model.global_model import GlobalModel
 from fedpress.server.model.mask_schedules import VoteRequest
@@ -25,6 +27,8 @@ MOST_BYTES = 12
 """Largest size of a payload, in bytes for each entry of the vector: positions and values of all of them take less."""
 SPARE_BYTES = 1 << 16
 """Added to that limit, for headers."""
+SPARE_PARTS = 2
+"""Parts of a base that a node is sent for one order beyond those that the base has."""
 
 
 class Upload(NamedTuple):
@@ -59,7 +63,8 @@ class Tickets:
         versions: version of the model that a node has proved to hold.
         masks: version of the mask that a node has proved to have.
         tiers: tier of devices that a node has reported.
-        bases: nodes that have shown to have what is not trained, where the model goes whole: they get the rest.
+        bases: whether a node has shown to have what is not trained, where the model goes whole, or that it has not: it
+            gets the rest alone. Until then, it is taken to have it, and is told its hash.
         makes_initial: whether a node has shown that it can make version 0 by itself, or that it cannot; until then, it
             is taken to, where clients of the downlink can.
     """
@@ -104,6 +109,11 @@ class Tickets:
         return self.versions.pop(node, None)
 
 
+def largest_reply(layout: Layout) -> int:
+    """Return the bytes that a reply may have at most: its update, its vote and its buffers."""
+    return MOST_BYTES * (2 * layout.full.size + sum(spec.size for spec in layout.buffers)) + 4 * SPARE_BYTES
+
+
 def unguessable() -> str:
     """Return a group for a message without a ticket, by which nobody else can name it.
 
@@ -121,13 +131,29 @@ class Orders:
         arrayrecord_key: key in a message of the record with the model.
         configrecord_key: key of the record with the application's configuration, and the order.
         accounting: counts refusals and lost states.
+        piece_bytes: bytes of the longest entry of a message that is not cut into pieces.
+        base: pretrained weights that nodes without a copy are sent; None: there are none.
 
     Attributes:
         tickets: open orders, and the knowledge of each node.
     """
 
-    def __init__(self, federation: str, arrayrecord_key: str, configrecord_key: str, accounting: Accounting) -> None:
+    def __init__(
+        self,
+        federation: str,
+        arrayrecord_key: str,
+        configrecord_key: str,
+        accounting: Accounting,
+        piece_bytes: int = pieces.LIMIT,
+        base: BaseFiles | None = None,
+    ) -> None:
         self.tickets = Tickets()
+        self._piece_bytes = piece_bytes
+        self._pieces: dict[int, pieces.Pieces] = {}  # of what the orders of one version have in common
+        self._pieces_version = -1
+        self._base = base
+        self._lacks: dict[int, int] = {}  # nodes that lack the base: the bytes of it that they have
+        self._parts_sent: dict[int, tuple[int, int]] = {}  # ticket or round of the last one, and their number
         self._federation = federation
         self._arrayrecord_key = arrayrecord_key
         self._configrecord_key = configrecord_key
@@ -181,6 +207,7 @@ class Orders:
             model: the model of the order.
         """
         held = self.tickets.forget_model(node)
+        self.tickets.bases[node] = False
         # A client believed to hold nothing was offered version 0, and has another one or none; or it lacks names and
         # shapes, and was sent all else.
         whole = held is None
@@ -197,6 +224,45 @@ class Orders:
             order = self._order(node, first.round, first.ticket, model, whole, vote)
             self.tickets.open[node] = _kept(order)
         return self._message(node, order, kind, config, model)
+
+    def with_base(
+        self, reply: Message, server_round: int, kind: str, config: Mapping[str, Any], model: GlobalModel
+    ) -> Message | None:
+        """Return an order again with the part of the base that its node asks for; None: it asks for none, or in vain.
+
+        Args:
+            reply: reply of the node.
+            server_round: number of the round.
+            kind: message type: train or evaluate.
+            config: the application's configuration.
+            model: the model of the order.
+        """
+        node, tickets = reply.metadata.src_node_id, self.tickets
+        if reply.has_error() or orders.ANSWER not in reply.content:
+            return None
+        try:
+            answer = orders.read_answer(reply.content)
+        except orders.MessageError:
+            return None  # `verify` refuses it
+        if not self._note_base(node, answer):
+            return None
+        order = tickets.open.get(node) if kind == MessageType.TRAIN else self._order(node, server_round, 0, model)
+        return None if order is None else self._message(node, order, kind, config, model)
+
+    def _note_base(self, node: int, answer: Answer) -> bool:
+        """Remember what a node has of the base, and return whether the next part is to be sent in this round.
+
+        A node may claim anything: in one round it gets as many parts as the base has, and `SPARE_PARTS` more.
+        """
+        base = self._base
+        if base is None or not answer.needs_base or answer.needs_base != base.sha256:
+            self._lacks.pop(node, None)
+            return False
+        self._lacks[node] = answer.base_bytes
+        ticket, count = self._parts_sent.get(node, (answer.ticket, 0))
+        count = count + 1 if ticket == answer.ticket else 1
+        self._parts_sent[node] = answer.ticket, count
+        return count <= base.parts + SPARE_PARTS
 
     def verify(
         self,
@@ -232,12 +298,19 @@ class Orders:
         if reply.has_error():
             silent = reply.error.code in NO_ANSWER
             raise _RefusedReply("unreachable" if silent else "error", records.reason_of(reply))
-        content = records.unfolded(reply.content)
         try:
+            content = records.unfolded(pieces.join(reply.content))
             answer = orders.read_answer(content)
-            weight = 0.0 if answer.error or answer.needs_model else examples(content)
+            weight = 0.0 if answer.error or answer.needs_model or answer.needs_base else examples(content)
         except orders.MessageError as error:
             raise _RefusedReply("malformed", str(error)) from None
+        if answer.needs_base:
+            self._note_base(node, answer)
+            known = "" if self._base else "; this server knows of no `base`"
+            raise _RefusedReply(
+                "no base", f"it has {answer.base_bytes:,} bytes of the base of SHA-256 {answer.needs_base[:64]}{known}"
+            )
+        self._lacks.pop(node, None)
         if answer.needs_model:
             tickets.forget_model(node)
             raise _RefusedReply("no model", "the client could not use the model that it was sent")
@@ -295,6 +368,9 @@ class Orders:
         Raises:
             MessageError: the node has evaluated another model.
         """
+        answer = None if orders.ANSWER not in content else orders.read_answer(content)
+        if answer and answer.needs_base:
+            raise orders.MessageError("the client lacks the pretrained base")
         if model.versions is None:
             return
         answer = orders.read_answer(content)
@@ -319,7 +395,8 @@ class Orders:
         if model.versions is not None:
             agreed = tickets.makes_initial.get(node, True)
             download = model.versions.download(tickets.versions.get(node), whole, agreed)
-        frozen = model.frozen_digest if model.versions is None and node in tickets.bases else b""
+        known = tickets.bases.get(node, bool(model.layout.frozen))
+        frozen = model.frozen_digest if model.versions is None and known else b""
         return Order(
             self._federation, ticket, server_round, model.masks.version, model.version, tickets.accepted.get(node, 0),
             download, model.masks.coded(tickets.masks.get(node)), vote.drop, vote.grow, frozen,
@@ -339,13 +416,24 @@ class Orders:
             log(INFO, "node %d has other initial weights than the server, too, and is sent the whole model", node)
 
     def _message(self, node: int, order: Order, kind: str, config: Mapping[str, Any], model: GlobalModel) -> Message:
+        part = self._base.part(self._lacks[node]) if self._base and node in self._lacks else None
+        if part and not part.is_last:  # the model comes with the last part
+            order = order._replace(download=order.download and Download(order.download.tag, 0), mask=None)
+        if self._piece_bytes != pieces.LIMIT:
+            order = order._replace(piece=self._piece_bytes)
         entries = ConfigRecord({**config, "server-round": order.round, **orders.write_order(order)})
-        content = RecordDict({self._configrecord_key: entries})
-        if order.download is None or order.download.base is None:
+        content = RecordDict()
+        if (order.download is None or order.download.base is None) and (part is None or part.is_last):
             arrays = model.arrays
             if order.frozen:
                 arrays = ArrayRecord({name: array for name, array in arrays.items() if name not in model.frozen})
-            content = RecordDict({self._arrayrecord_key: arrays, self._configrecord_key: entries})
+            content[self._arrayrecord_key] = arrays
+        content[self._configrecord_key] = entries
+        if part:
+            content[orders.BASE] = base_parts.write(part)
+        if self._pieces_version != model.version or part:
+            self._pieces, self._pieces_version = {}, -1 if part else model.version
+        content = pieces.cut(content, self._piece_bytes, self._pieces)
         return Message(content=content, message_type=kind, dst_node_id=node)
 
 

@@ -10,6 +10,7 @@ from flwr.serverapp import Grid
 from flwr.supercore import log
 
 from fedpress.server._flower import Run
+from fedpress.server.rounds.settings import Sampling
 
 
 def available(grid: Grid, least: int) -> list[int]:
@@ -40,6 +41,69 @@ def draw(nodes: Sequence[int], count: int, seed: int) -> list[int]:
         return []
     chosen = np.random.default_rng(seed).choice(len(nodes), min(len(nodes), count), replace=False)
     return sorted(nodes[index] for index in chosen)
+
+
+class Sampler:
+    """Sampling of a federation's nodes, round by round.
+
+    Args:
+        seed_of: returns the seed of a draw from the round and a purpose.
+    """
+
+    def __init__(self, seed_of: Callable[[int, str], int]) -> None:
+        self._seed_of = seed_of
+        self._round = 0
+        self._attempts = 0  # a round that nobody answered may be asked again
+        self._sampled: set[int] = set()  # nodes with an order in this round: each gets one, answered or not
+
+    def begin(self, server_round: int, at_work: Iterable[int]) -> None:
+        """Begin a round.
+
+        Args:
+            server_round: number of the round.
+            at_work: nodes with an open order.
+        """
+        self._attempts = self._attempts + 1 if server_round == self._round else 0
+        self._round = server_round
+        self._sampled = set(at_work)
+
+    def for_training(self, grid: Grid, sampling: Sampling, issued: int, more: int) -> list[int]:
+        """Return nodes that had no order in this round, once enough are connected; later draws do not wait for that.
+
+        Args:
+            grid: grid of the nodes.
+            sampling: fractions and numbers of nodes.
+            issued: number of tickets so far, by which draws of one round differ.
+            more: number of nodes beyond those that `sampling` asks for; negative: fewer, as so many are at work.
+        """
+        first = not self._sampled
+        purpose = (
+            f"train again {self._attempts}" if self._attempts and first else "train" if first else f"train {issued}"
+        )
+        least = sampling.min_train_nodes
+        nodes = available(grid, max(least, sampling.min_available_nodes) if first else 0)
+        wanted = max(int(len(nodes) * sampling.fraction_train), least) + more
+        free = [node for node in nodes if node not in self._sampled]
+        chosen = draw(free, wanted, self._seed_of(self._round, purpose))
+        self._sampled.update(chosen)
+        if first:
+            log(INFO, "configure_%s: Sampled %d nodes (out of %d)", purpose, len(chosen), len(nodes))
+        return chosen
+
+    def for_evaluation(self, grid: Grid, sampling: Sampling, server_round: int) -> list[int]:
+        """Return nodes that evaluate the model, once enough are connected.
+
+        Args:
+            grid: grid of the nodes.
+            sampling: fractions and numbers of nodes.
+            server_round: number of the round.
+        """
+        least = sampling.min_evaluate_nodes
+        nodes = available(grid, max(least, sampling.min_available_nodes))
+        wanted = max(int(len(nodes) * sampling.fraction_evaluate), least)
+        chosen = draw(nodes, wanted, self._seed_of(server_round, "evaluate"))
+        log(INFO, "configure_evaluate: Sampled %d nodes (out of %d)", len(chosen), len(nodes))
+        return chosen
 
 
 class PartOfGrid(Grid):

@@ -6,6 +6,8 @@ from typing import TypeAlias
 
 from flwr.app import MetricRecord, RecordDict
 
+from fedpress.compression.messages import orders, pieces
+from fedpress.compression.messages.base_parts import BaseFiles
 from fedpress.compression.settings import STRICT, Field
 from fedpress.compression.settings import dataclass as settings_class
 from fedpress.compression.tensors.layout import Layout
@@ -83,9 +85,11 @@ class MessageFormat:
         configrecord_key: key of the record with the application's configuration, and the order.
         train_metrics: aggregates metrics of training.
         evaluate_metrics: aggregates metrics of evaluation.
+        piece_bytes: bytes of the longest entry of a message, in both directions, that is not cut into pieces.
 
     Raises:
         TypeError: a key is not a text.
+        ValueError: pieces are too small.
     """
 
     weighted_by_key: str = "num-examples"
@@ -93,6 +97,7 @@ class MessageFormat:
     configrecord_key: str = "config"
     train_metrics: AggregateMetrics = metrics.weighted_metrics
     evaluate_metrics: AggregateMetrics = metrics.weighted_metrics
+    piece_bytes: int = pieces.LIMIT
 
     def __post_init__(self) -> None:
         for name in ("weighted_by_key", "arrayrecord_key", "configrecord_key"):
@@ -102,6 +107,8 @@ class MessageFormat:
                     " given by"
                     " position? Krum and Bulyan have num_malicious_nodes in this place"
                 )
+        if self.piece_bytes < orders.LEAST_PIECE:
+            raise ValueError(f"piece_bytes must be at least {orders.LEAST_PIECE}, and is {self.piece_bytes}")
 
 
 @dataclass(frozen=True)
@@ -116,6 +123,7 @@ class ModelSettings:
         masks: schedule of the mask over the rounds (`mask_schedules`).
         layout: which arrays are parameters and which buffers; None: guessed by the usual names. Clients must use the
             same.
+        base: pretrained weights of the model that clients without a copy of them are sent; None: there are none.
 
     Raises:
         ValueError: `averaging` is out of range.
@@ -126,6 +134,7 @@ class ModelSettings:
     averaging: float = 0.0
     masks: MaskSchedule = Fixed(None)
     layout: Layout | None = None
+    base: BaseFiles | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.averaging < 1:

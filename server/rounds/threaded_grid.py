@@ -48,11 +48,15 @@ class PatientGrid(PartOfGrid):
     Args:
         grid: the grid to pull from.
         patience: seconds after which a pull continues in the background.
+
+    Attributes:
+        most: largest size of a reply in bytes, where that is above `_flower.MOST_FETCHED`.
     """
 
     def __init__(self, grid: Grid, patience: float = 3.0) -> None:
         super().__init__(grid, lambda: list(grid.get_node_ids()))
         self._patience = patience
+        self.most = 0
         self._pulled: queue.SimpleQueue[tuple[str, Message | BaseException]] = queue.SimpleQueue()
         self._unclaimed: list[tuple[str, Message]] = []  # replies of an exchange that has not pulled since
         self._pulls: list[_Pull] = []
@@ -108,7 +112,7 @@ class PatientGrid(PartOfGrid):
 
         if not self._in_turn:
             try:
-                replies = _flower.offered(self._grid, wanted)
+                replies = _flower.offered(self._grid, wanted, self.most)
             except Exception as error:
                 list(self._grid.get_node_ids())  # raises where it is not the replies that are wrong
                 log(WARNING, "replies cannot be listed, and are asked for one by one: %s", records.excerpt(error))
@@ -161,6 +165,15 @@ class PatientGrid(PartOfGrid):
         return _flower.error_reply(order, f"the reply cannot be read: {type(error).__name__}: {records.excerpt(error)}")
 
 
-def patient(grid: Grid) -> Grid:
-    """Return a grid of real nodes as a `PatientGrid`; a simulation's, which has a clock of its own, as it is."""
-    return grid if isinstance(grid, PatientGrid) or getattr(grid, "clock", None) is not None else PatientGrid(grid)
+def patient(grid: Grid, most: int = 0) -> Grid:
+    """Return a grid of real nodes as a `PatientGrid`; a simulation's, which has a clock of its own, as it is.
+
+    Args:
+        grid: the grid.
+        most: largest size of a reply in bytes, as the model needs it.
+    """
+    if getattr(grid, "clock", None) is not None:
+        return grid
+    made = grid if isinstance(grid, PatientGrid) else PatientGrid(grid)
+    made.most = max(made.most, most)
+    return made

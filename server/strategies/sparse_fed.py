@@ -17,6 +17,8 @@ from flwr.serverapp.strategy import Result, Strategy
 from flwr.supercore import log
 
 from fedpress.compression.ledger import Ledger
+from fedpress.compression.messages import pieces
+from fedpress.compression.messages.base_parts import BaseFiles
 from fedpress.compression.tensors.layout import Layout
 from fedpress.compression.timing import Timer
 from fedpress.server.checkpoint.checkpoint_folder import CheckpointFolder
@@ -27,7 +29,7 @@ from fedpress.server.model.global_model import GlobalModel
 from fedpress.server.model.mask_schedules import Fixed, MaskSchedule
 from fedpress.server.model.optimizers import ServerOptimizer
 from fedpress.server.model.versions import Downlink
-from fedpress.server.rounds import metrics, threaded_grid
+from fedpress.server.rounds import metrics, orders, threaded_grid
 from fedpress.server.rounds.accounting import Accounting, Refusal, RoundSummary
 from fedpress.server.rounds.exchange import Clock, WallClock
 from fedpress.server.rounds.federation import Federation, Round
@@ -55,6 +57,8 @@ class SparseFed(Strategy):
         masks: schedule of the mask over the rounds (`mask_schedules`); None: the model has all weights.
         layout: which arrays are parameters and which buffers; by default guessed by the usual names. Clients must
             use the same.
+        base: pretrained weights of the model, which clients without a copy of them are sent; None: there are none.
+        piece_bytes: bytes of the longest entry of a message, in both directions, that is not cut into pieces.
         rounds: end of a round, and the replies that count; None: it ends with the last reply.
         name: name of the federation; clients keep their state under it.
         seed: seed of the sampling of nodes.
@@ -98,6 +102,8 @@ class SparseFed(Strategy):
         averaging: float = 0.0,
         masks: MaskSchedule | None = None,
         layout: Layout | None = None,
+        base: BaseFiles | None = None,
+        piece_bytes: int = pieces.LIMIT,
         rounds: Rounds | None = None,
         name: str = "default",
         seed: int = 0,
@@ -120,8 +126,9 @@ class SparseFed(Strategy):
                 configrecord_key,
                 train_metrics_aggr_fn or metrics.weighted_metrics,
                 evaluate_metrics_aggr_fn or metrics.weighted_metrics,
+                piece_bytes,
             ),
-            model=ModelSettings(optimizer or optimizers.sgd(), downlink, averaging, masks or Fixed(None), layout),
+            model=ModelSettings(optimizer or optimizers.sgd(), downlink, averaging, masks or Fixed(None), layout, base),
             clients=clients,
             fusion=fusion,
             on_accepted=on_accepted,
@@ -338,7 +345,10 @@ class SparseFed(Strategy):
         if resumed is None and evaluate_fn and (first := evaluate_fn(0, arrays)) is not None:
             result.evaluate_metrics_serverapp[0] = first
             log(INFO, "Initial global evaluation results: %s", first)
-        clock, grid = clock or WallClock(), threaded_grid.patient(grid)
+        if self.federation.started:  # from here on the model as it is held: the caller's copy is of its size, too
+            arrays = result.arrays = self.model.arrays
+        most = orders.largest_reply(self.model.layout) if self.federation.started else 0
+        clock, grid = clock or WallClock(), threaded_grid.patient(grid, most)
         train_config = ConfigRecord() if train_config is None else train_config  # hooks of a subclass may change them
         evaluate_config = ConfigRecord() if evaluate_config is None else evaluate_config
         deadline = self.federation.rounds.deadline
@@ -472,6 +482,8 @@ class SparseFed(Strategy):
             )
         self._adopt(result.arrays)
         parts, step = self._parts(grid), None
+        if self.checkpoints and type(self).aggregate_train is not SparseFed.aggregate_train:
+            log(INFO, "%s has an `aggregate_train` of its own: each round has a whole checkpoint", type(self).__name__)
         for federation in self.federations.values():
             federation.journaled = self.checkpoints is not None
         while self.checkpoints and (checkpoint := self.checkpoints.newest()) is not None:

@@ -8,8 +8,6 @@ with random weights; local training is an app that adds noise, whose own trained
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import multiprocessing
 import os
 import tempfile
@@ -28,6 +26,7 @@ from fedpress.client import mod
 from fedpress.client.state import replica as replicas
 from fedpress.client.state import stores
 from fedpress.client.state.memory import Memory
+from fedpress.compression import free_memory
 from fedpress.compression.encoders import recipes
 from fedpress.compression.messages import orders, records
 from fedpress.compression.messages.orders import Answer
@@ -238,8 +237,26 @@ def _checkpoint_save(run: Party, keep: list[Any]) -> Work:
     keep.append(federation)
 
     def work() -> int:
-        CheckpointFolder(run.folder / "server").save(1, {"federation": federation.state()})
+        CheckpointFolder(run.folder / "server", budget=1).save(1, {"federation": federation.state()})
         return sum(path.stat().st_size for path in (run.folder / "server").iterdir())
+
+    return work
+
+
+def _round_journaled(run: Party, keep: list[Any]) -> Work:
+    federation, folder = run.federation(), CheckpointFolder(run.folder / "server", budget=0)
+    federation.journaled = True
+    federation.take(1, run.replies(federation, 1))
+    federation.recorded_step(1)
+    folder.save(1, {"federation": federation.state()})
+    federation.take(2, run.replies(federation, 2))
+    keep.append(federation)
+
+    def work() -> int:
+        step = federation.recorded_step(2)
+        assert step is not None
+        folder.save(2, {"federation": federation.state()}, {"federation": federation.entry(), "step": step})
+        return sum(path.stat().st_size for path in (run.folder / "server").glob("*.journal"))
 
     return work
 
@@ -353,6 +370,7 @@ STAGES: Mapping[str, Callable[[Party, list[Any]], Work]] = {
     "server, a round": _server_round,
     "snapshot made": _server_snapshot,
     "checkpoint saved": _checkpoint_save,
+    "round journaled": _round_journaled,
     "checkpoint loaded": _checkpoint_load,
     "client, a round": _client_training,
     "snapshot received": _client_snapshot,
@@ -389,13 +407,13 @@ def run(
 def _measured(stage: str, parameters: int) -> Measured:
     with tempfile.TemporaryDirectory(prefix="fedpress-size-") as folder:
         STAGES[stage](Party(TINY, Path(folder, "tiny")), [])()
-        _give_back()
+        free_memory.give_back()
         imports = memory.resident(os.getpid())
         keep: list[Any] = []
         copy = _copy_seconds(parameters)
         measured = Party(parameters, Path(folder, "run"))
         work = STAGES[stage](measured, keep)
-        _give_back()
+        free_memory.give_back()
         measured.marks.clear()
         before = memory.resident(os.getpid())
         _reset_peak()
@@ -405,17 +423,9 @@ def _measured(stage: str, parameters: int) -> Measured:
         peak = memory.resident(os.getpid(), "VmHWM")
         if measured.marks:  # beside the app: its trained arrays are not the client's own part
             peak = max(measured.marks["training"], measured.marks["all"] - 4 * parameters)
-        _give_back()
+        free_memory.give_back()
         after = memory.resident(os.getpid())
         return Measured(stage, parameters, before - imports, peak - imports, after - imports, seconds, copy, length)
-
-
-def _give_back() -> None:
-    """Collect garbage, and let the C library return free memory to the system, so that what is left is in use."""
-    gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
-    if trim is not None:
-        trim(0)
 
 
 def _reset_peak() -> None:

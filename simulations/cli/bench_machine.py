@@ -218,7 +218,8 @@ def size(
 
     Each stage runs in a process of its own, with models of random weights: the server at
     rest and in a round, a snapshot made and received, a checkpoint and a client's state
-    written and read, an update encoded, and a client's whole round around its training.
+    written and read, a round written to the journal, an update encoded, and a client's
+    whole round around its training.
     Prints memory in multiples of the float32 model, processor time in multiples of one
     copy of its vector, and bytes. Needs up to ten times the model in memory. Linux only.
 

@@ -333,6 +333,7 @@ def node_config(chosen: settings.ClientSettings) -> str:
         "data-folder": chosen.data,
         "initial-weights": chosen.init,
         "base-weights": chosen.base,
+        "base-folder": folder / "bases",
         "tier": chosen.tier,
         "probe": chosen.probe,
         workloads.KEY: " ".join(chosen.workloads),

@@ -154,15 +154,25 @@ class LinkProcess:
         )  # fmt: skip
 
     def message_bytes(self) -> int:
-        """Return the largest request of a client that is taken, in bytes: if not set, what the model needs."""
-        if self._chosen.message_mib is not None:
-            return int(self._chosen.message_mib * 2**20)
+        """Return the largest request of a client that is taken, in bytes.
+
+        Raises:
+            SettingsError: It is set to less than the model needs.
+        """
         try:
             models = json.loads((self._state / run_app.FORECAST).read_bytes())["models"]
-            dense = max(int(model["dense_up_bytes"]) for model in models)
+            needed = max(int(model["request_bytes"]) for model in models)
         except (OSError, ValueError, KeyError, TypeError):  # an app of the user's own, whose model nobody knows here
-            dense = 0
-        return max(LEAST_MESSAGE, dense + dense // 4)
+            needed = 0
+        if self._chosen.message_mib is None:
+            return max(LEAST_MESSAGE, needed)
+        most = int(self._chosen.message_mib * 2**20)
+        if most < needed:
+            raise settings.SettingsError(
+                f"message_mib: {self._chosen.message_mib:g}; a reply of this model's clients may take a request of"
+                f" {needed / 2**20:.3g} MiB, and would be refused; leave it out, or allow as much"
+            )
+        return most
 
     def _read(self, line: str) -> None:
         """Report the messages of the SuperLink's admission; called from another thread."""

@@ -135,8 +135,9 @@ class ServerSettings(Section):
     )
     message_mib: Positive | None = Field(
         default=None,
-        description="Largest request of a client, in MiB; null: 256, or for a scenario with a large model room for a"
-        " dense update of it and a quarter more. Flower has no limit of its own.",
+        description="Largest request of a client, in MiB; null: 256, or what the model needs. Less than the scenario's"
+        " model needs (`fedpress simulate SCENARIO --check`) is refused before it starts. A reply of any size goes in"
+        " requests of at most some 16 MiB for each of its parts. Flower has no limit of its own.",
     )
     state: str = Field(default="server-state", description="Folder for the database and the logs.")
     metrics: Address | None = Field(
@@ -186,8 +187,9 @@ class ClientSettings(Section):
     )
     base: Plain | None = Field(
         default=None,
-        description="This device's copy of the scenario's `base`, a safetensors file or a folder of them: it is never"
-        " sent, and one with another hash is refused before anything is trained; null: this device has none.",
+        description="This device's copy of the scenario's `base`, a safetensors file or a folder of them; one with"
+        " another hash is refused before anything is trained; null: this device has none, and is sent one, once, which"
+        " it keeps in `bases` of `state`.",
     )
     workloads: tuple[Annotated[str, AfterValidator(_reference)], ...] = Field(
         default=(workloads.OWN,),

@@ -20,10 +20,10 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flwr.app import ArrayRecord, Context, Error, Message, RecordDict, UserConfigValue
+from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict, UserConfigValue
 from flwr.serverapp import Grid, ServerApp
 
-from fedpress.compression.messages import orders, records
+from fedpress.compression.messages import orders, pieces, records
 from fedpress.simulations.conditions.faults import DAMAGED, DOUBLED, LATE, LOST, Faults
 from fedpress.simulations.conditions.network import Network, VirtualClock
 from fedpress.simulations.engines import _flower, client_states, worker_process
@@ -304,15 +304,22 @@ class InlineGrid(ClientGrid):
         return _Order(message, self.clock.now(), number, struck)
 
     def _task(self, message_id: str, client: int, order: _Order) -> WorkerTask:
-        small, shared, message = RecordDict(), [], order.message
+        small, message = RecordDict(), order.message
+        shared: list[tuple[str, str]] = []
         for key, record in message.content.items():
-            if isinstance(record, ArrayRecord) and records.values_size(record) >= SHARED_BYTES:
+            if not isinstance(record, MetricRecord) and self._goes_to_many(key, record):
                 shared.append((key, self._records.use(record)))
             else:
                 small[key] = record
         slim = Message(small, metadata=message.metadata)  # type: ignore[call-overload]
         data = records.message_to_bytes(slim)
         return WorkerTask(message_id, client, data, tuple(message.content), tuple(shared), order.struck)
+
+    @staticmethod
+    def _goes_to_many(key: str, record: ArrayRecord | ConfigRecord) -> bool:
+        if isinstance(record, ArrayRecord):
+            return records.values_size(record) >= SHARED_BYTES
+        return pieces.is_piece(key) and len(pieces.data_of(record)) >= SHARED_BYTES
 
     def _pump(self) -> None:
         """Hand queued tasks to the workers: one each, and more ahead if they are short and small."""

@@ -1,9 +1,9 @@
-"""Records that go to many clients, such as the model: files that each worker reads once."""
+"""Records that go to many clients, such as the model or pieces of a payload: files that each worker reads once."""
 
 from collections import Counter, OrderedDict
 from pathlib import Path
 
-from flwr.app import ArrayRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
 from fedpress.compression.messages import records
 from fedpress.simulations.engines.worker_process import KEPT_RECORDS
@@ -18,11 +18,13 @@ class SharedRecords:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._files: OrderedDict[int, tuple[ArrayRecord, str]] = OrderedDict()  # id -> the record itself, its file
+        self._files: OrderedDict[int, tuple[ArrayRecord | ConfigRecord, str]] = (
+            OrderedDict()
+        )  # id -> the record itself, its file
         self._uses: Counter[str] = Counter()  # file -> messages under way that need it
         self._written = 0
 
-    def use(self, record: ArrayRecord) -> str:
+    def use(self, record: ArrayRecord | ConfigRecord) -> str:
         """Return the name of a record's file, written at its first use, and count one more message that needs it."""
         known = self._files.get(id(record))
         name = known[1] if known is not None else self._write(record)
@@ -34,10 +36,11 @@ class SharedRecords:
         self._uses[name] -= 1
         self._remove_unused(name)
 
-    def _write(self, record: ArrayRecord) -> str:
+    def _write(self, record: ArrayRecord | ConfigRecord) -> str:
         self._written += 1
         name = f"record-{self._written}"
-        (self._folder / name).write_bytes(records.content_to_bytes(RecordDict({"record": record})))
+        with (self._folder / name).open("wb") as file:
+            file.writelines(records.content_pieces(RecordDict({"record": record})))
         self._files[id(record)] = (record, name)  # holding the record keeps its id from being used again
         while len(self._files) > KEPT_RECORDS:
             _, (_, oldest) = self._files.popitem(last=False)

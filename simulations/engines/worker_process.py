@@ -13,15 +13,17 @@ from threading import Thread
 from time import perf_counter
 from typing import NamedTuple
 
-from flwr.app import ArrayRecord, Context, Error, Message, RecordDict, UserConfig
+from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict, UserConfig
 
-from fedpress.compression import entry_points
+from fedpress.compression import entry_points, free_memory
 from fedpress.compression.messages import records
 from fedpress.compression.timing import Timer
 from fedpress.simulations.conditions.faults import CRASHES, DIVERGES, FORGETS
 from fedpress.simulations.engines import _flower, client_states
 
 RUN_ID = 1
+LONG_TASK = 10.0
+"""Seconds from which a task is long beside the time that it takes to give back memory: its model is large."""
 KEPT_RECORDS = 2
 """Shared records that a worker keeps in memory: the model of a round, and that of the evaluation after it."""
 
@@ -107,13 +109,21 @@ def work(pipe: connection.Connection, start: WorkerStart) -> None:
             with timer.of("messages"):
                 data = records.message_to_bytes(reply)
             logger.log(DEBUG, "client %d answered in %.3f s", task.client, perf_counter() - began)
-            pipe.send(Done(task.message_id, data, perf_counter() - began, timer.taken()))
+            seconds = perf_counter() - began
+            pipe.send(Done(task.message_id, data, seconds, timer.taken()))
+            if seconds > LONG_TASK:
+                del message, sent, shared, context, reply, data
+                free_memory.give_back()  # the server's step comes next, or another client, who takes as long
 
 
-def _shared_record(path: Path, cache: OrderedDict[str, ArrayRecord]) -> ArrayRecord:
+def _shared_record(path: Path, cache: OrderedDict[str, ArrayRecord]) -> ArrayRecord | ConfigRecord:
     if path.name not in cache:
-        content = records.content_from_bytes(path.read_bytes())
-        cache[path.name] = content.array_records["record"]
+        with path.open("rb") as file:
+            record = records.content_from(file)["record"]
+        if isinstance(record, ConfigRecord):  # a piece, which is read once
+            return record
+        assert isinstance(record, ArrayRecord)
+        cache[path.name] = record
         while len(cache) > KEPT_RECORDS:
             cache.popitem(last=False)
     return ArrayRecord(dict(cache[path.name]))  # a copy: apps and mods may change it

@@ -76,6 +76,9 @@ class Asked(NamedTuple):
     target: float | None = None
 
 
+CHOSEN: Final = Asked()
+
+
 class RobustLine(NamedTuple):
     """A group among others of the same method under other conditions.
 
@@ -108,7 +111,7 @@ def load(paths: Sequence[Path]) -> list[ComparedRun]:
     return [ComparedRun(path, RunFolder.open(path).load_results()) for path in paths]
 
 
-def write(paths: Sequence[Path], out: Path, asked: Asked = Asked()) -> Path:
+def write(paths: Sequence[Path], out: Path, asked: Asked = CHOSEN) -> Path:
     """Write the page of several runs and return its path.
 
     Args:
@@ -136,7 +139,7 @@ def write_figures(paths: Sequence[Path], folder: Path) -> list[Path]:
     return report_drawings.save(drawings(grouped(load(paths))), folder)
 
 
-def render(runs: Sequence[ComparedRun], asked: Asked = Asked()) -> str:
+def render(runs: Sequence[ComparedRun], asked: Asked = CHOSEN) -> str:
     """Return the page as HTML.
 
     Args:

@@ -12,7 +12,7 @@
     downloads/           the students as clients received them
     payloads/            every accepted payload, `round-0007/node-12.fp`, of a run that keeps them
     run.log              Flower's log of the server and all workers
-    state/               while a run is not finished: checkpoints of the server, states of the clients
+    state/               while a run is not finished: checkpoints and journal of the server, states of the clients
     report.html          page that `fedpress report` makes
     tensorboard/         event files for TensorBoard, of a run with --tensorboard
 

@@ -12,20 +12,22 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, MetricRecord, RecordDict
 from rich.filesize import decimal as size
 
 from fedpress.client.state import stores
 from fedpress.compression import seeds
-from fedpress.compression.messages import orders, records
+from fedpress.compression.messages import orders, pieces, records
 from fedpress.compression.messages.orders import Answer
 from fedpress.compression.models import inputs as model_inputs
 from fedpress.compression.tensors import buffer_codec
+from fedpress.compression.tensors.layout import Layout, Vector
 from fedpress.compression.tensors.side_info import SideInfo
 from fedpress.server.checkpoint import checkpoint_folder
-from fedpress.server.checkpoint.state import pack
+from fedpress.server.checkpoint.state import Packed
 from fedpress.server.rounds.accounting import dense_sizes
 from fedpress.server.rounds.federation import Federation
+from fedpress.server.rounds.orders import SPARE_BYTES
 from fedpress.simulations.engines import client_grid
 from fedpress.simulations.results.records import Record
 from fedpress.simulations.results.run_folder import RunFolderError
@@ -53,6 +55,7 @@ class ModelForecast(Record):
     up_bytes: int
     dense_down_bytes: int  # of FedAvg, without compression
     dense_up_bytes: int
+    request_bytes: int  # the largest request of a client: a record of its reply, long entries of which go in pieces
     clients: int  # that train it in a round
     moments_bytes: int  # of the optimizer, in the memory of a worker that trains it
     held_bytes: int  # by a client between rounds: model, residual, last reply, and the moments if they are kept
@@ -107,9 +110,11 @@ def of(job: Job, checked: Checked, *, keep_payloads: bool = False) -> Forecast:
         max(0, model.first_down_bytes - model.down_bytes) * min(taking_part, scenario.rounds * model.clients)
         for model in models
     )
-    checkpoint = len(pack({name: federation.state() for name, federation in strategy.federations.items()}))
-    states = sum(model.held_bytes for model in models) // len(models) * taking_part
+    checkpoint = Packed({name: federation.state() for name, federation in strategy.federations.items()}).size
+    client_states = sum(model.held_bytes for model in models) // len(models) * taking_part
     kept = checkpoint * min(checkpoint_folder.KEEP, scenario.rounds)
+    if checkpoint > checkpoint_folder.SMALL and scenario.checkpoint_budget < 1:
+        kept += min(kept, scenario.rounds * up)  # a journal is at most as large as its checkpoint
     payloads = scenario.rounds * up if keep_payloads else 0
     weights = sum(4 * (model.trained + model.frozen) + 8 * model.buffers for model in models)
     ledger = 60 * 2 * scenario.rounds * scenario.clients_at_work
@@ -127,8 +132,13 @@ def of(job: Job, checked: Checked, *, keep_payloads: bool = False) -> Forecast:
         run_up_bytes=scenario.rounds * up,
         run_down_bytes=scenario.rounds * down + first,
         checkpoint_bytes=kept,
-        states_bytes=states,
-        disk_bytes=kept + checkpoint + states + payloads + weights + ledger,  # a checkpoint is written beside the old
+        states_bytes=client_states,
+        disk_bytes=kept
+        + checkpoint
+        + client_states
+        + payloads
+        + weights
+        + ledger,  # a checkpoint is written beside the old
         memory_bytes=scenario.worker_count * (WORKER_BYTES + 2 * data + COPIES * weights + moments),
         notes=list(checked.notes),
     )
@@ -140,31 +150,27 @@ def _shares(scenario: Scenario) -> list[int]:
 
 def _model(name: str, work: Workload, federation: Federation, clients: int) -> ModelForecast:
     """Make the messages of a first exchange, and measure them."""
-    fresh, layout = work.fresh_model(), work.layout
-    arrays = ArrayRecord(fresh.state_dict())
+    named = work.initial_arrays()
+    arrays = records.views(named)
     federation.adopt(arrays)
     model, writer = federation.model, federation.orders
     first = records.content_size(writer.train(1, 1, ConfigRecord(), model).content)
     layout = model.layout
     generator = np.random.default_rng(seeds.derive("forecast", work.scenario.seed))
-    update = generator.normal(0, 1e-3, layout.size).astype(np.float32)
-    encoder, side_info = work.encoder, SideInfo(layout)
-    payload, _, state = encoder.encode(update, encoder.init(layout), side_info, 1)
-    named = records.to_numpy(arrays)
+    payload, residual = _encoded(work, _noise(layout.size, generator), layout)
     buffers = buffer_codec.pack(named, layout, None) if layout.buffers else b""
     answer = Answer(1, 0, payload=payload, buffers=buffers, tag=b"12345678", tier=name)
     metrics = MetricRecord({"num-examples": 100, "train-loss": 1.0})
     reply = RecordDict({orders.ANSWER: orders.write_answer(answer), "metrics": metrics})
     up = records.content_size(records.folded(reply))
-    model.step(generator.normal(0, 1e-3, layout.size).astype(np.float32), dict(model.buffers))
+    model.step(_noise(layout.size, generator), dict(model.buffers))
     writer.tickets.versions[1] = model.version - 1
     writer.tickets.bases[1] = bool(layout.frozen)
     down = records.content_size(writer.train(1, 2, ConfigRecord(), model).content)
     dense_up, dense_down, _ = dense_sizes(arrays, [spec.name for spec in (*layout.parameters, *layout.buffers)])
     replica = 4 * layout.size + len(buffers) if model.versions else 0
-    residual = sum(array.nbytes for array in stores.flatten_state(state).values())
     kept_moments = 4 * work.training.moments * layout.full.size * (work.training.optimizer_state == "keep")
-    parameters = list(fresh.parameters())
+    parameters = work.parameters()
     return ModelForecast(
         tier=name,
         trained=sum(p.numel() for p in parameters if p.requires_grad),
@@ -175,10 +181,35 @@ def _model(name: str, work: Workload, federation: Federation, clients: int) -> M
         up_bytes=up,
         dense_down_bytes=dense_down,
         dense_up_bytes=dense_up,
+        request_bytes=_largest_request(layout),
         clients=clients,
         moments_bytes=4 * work.training.moments * layout.full.size,
         held_bytes=replica + residual + up + kept_moments,
     )
+
+
+def _largest_request(layout: Layout) -> int:
+    """Return the bytes of the largest record of a reply: Flower sends each in a request of its own.
+
+    It holds an update, buffers and a vote; each is cut into pieces where it is long. An update that is no smaller than
+    a dense one has a quarter more.
+    """
+    entries = (5 * layout.full.size, 8 * sum(spec.size for spec in layout.buffers), layout.full.size // 8 + 1)
+    return sum(min(pieces.LIMIT, length) for length in entries) + SPARE_BYTES
+
+
+def _noise(count: int, generator: np.random.Generator) -> Vector:
+    """Return an update of no client, float32 (count,): normal, of deviation 1e-3."""
+    update = generator.standard_normal(count, np.float32)
+    update *= np.float32(1e-3)
+    return update
+
+
+def _encoded(work: Workload, update: Vector, layout: Layout) -> tuple[bytes, int]:
+    """Return the payload of an update, and the bytes of what a client keeps back of it."""
+    encoder = work.encoder
+    payload, _, state = encoder.encode(update, encoder.init(layout), SideInfo(layout), 1)
+    return payload, sum(array.nbytes for array in stores.flatten_state(state).values())
 
 
 def _student(tier: Tier, students: Students) -> StudentForecast:
@@ -281,6 +312,11 @@ def facts(forecast: Forecast) -> list[tuple[str, str]]:
             "the run folder",
             f"at most about {size(forecast.disk_bytes)}, of which {size(forecast.checkpoint_bytes)} are checkpoints and"
             f" {size(forecast.states_bytes)} clients' states, until the run has finished",
+        ),
+        (
+            "largest request",
+            f"at most about {size(max(model.request_bytes for model in forecast.models))}, of a client that replies"
+            " (`message_mib` of a server)",
         ),
         ("memory", f"about {size(forecast.memory_bytes)} for all worker processes"),
     ]

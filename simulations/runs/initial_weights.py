@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fedpress.compression import errors, safetensors_files
-from fedpress.compression.models import pretrained
+from fedpress.compression.models import adapters, pretrained
 from fedpress.compression.safetensors_files import few
 from fedpress.compression.tensors.layout import BUFFER_NAMES, Layout
 
@@ -108,9 +108,25 @@ def load_base(model: nn.Module, path: Path, sha256: str | None) -> None:
                 " changed? Fetch the federation's files, or name their place: `base` in the settings of `fedpress"
                 " client`, `base.path` in the scenario"
             )
-        filled = pretrained.fill(model, pretrained.Weights(path))
+        weights = pretrained.Weights(path)
+        elsewhere = _adapted_elsewhere(model, weights)
+        before = adapters.altered(model, elsewhere)
+        filled = pretrained.fill(model, weights)
     except safetensors_files.WeightsError as error:
         raise InitialWeightsError(f"base: {error}") from None
+    after = adapters.altered(model, elsewhere)
+    if wrong := [layer for layer in after if layer not in before or adapters.made_of_weights(model)]:
+        raise InitialWeightsError(
+            f"base: the adapters of {few(wrong)} were made of other weights than those of {path}, and would begin with"
+            " another answer than the base's. Adapters that are made of the weights that they adapt (DoRA, tokens that"
+            " are trained) need them before: load them in the task's model(), as from_pretrained does. Where adapters"
+            " take a part out of the weights (init_lora_weights of PiSSA, OLoRA, LoftQ), leave out `base` as well, and"
+            " the model is sent whole once"
+        )
+    if after:
+        getLogger("flwr").warning(
+            "base: the adapters of %s are not 0 at first, so the model does not begin as the base", few(after)
+        )
     _log(
         "base: %d of the model's %d tensors are those of %s; the others are the task's own%s%s",
         len(filled.filled), len(filled.filled) + len(filled.left), path,
@@ -123,6 +139,25 @@ def load_base(model: nn.Module, path: Path, sha256: str | None) -> None:
             "base: %d parameters that are not trained are not in %s, and stay what model() made them: %s. Have they"
             " other names there, or should they be trained?", len(untaught), path, few(untaught),
         )  # fmt: skip
+
+
+def _adapted_elsewhere(model: nn.Module, weights: pretrained.Weights) -> list[str]:
+    """Return the names of layers with adapters whose weight is not that of the base.
+
+    Args:
+        model: The task's model, before it is filled.
+        weights: The base.
+    """
+    adapted = adapters.adapted(model)
+    if not adapted:
+        return []
+    state = model.state_dict(keep_vars=True)
+    sources = {id(state[name]): source for name, source in pretrained.matches(state, weights).items()}
+    return [
+        layer
+        for layer, weight in adapted.items()
+        if id(weight) in sources and not torch.equal(weights[sources[id(weight)]].to(weight.dtype), weight)
+    ]
 
 
 def check(model: nn.Module, task: str) -> None:

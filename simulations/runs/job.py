@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedpress.client import workloads
+from fedpress.client.state.bases import Bases
 from fedpress.simulations.runs.workload import Workload
 from fedpress.simulations.scenario import scenario as scenarios
 from fedpress.simulations.scenario.rounds import TaskChoice
@@ -31,13 +32,16 @@ class Job:
         scenario: The scenario.
         out: Path of the run folder; None: no folder.
         own_data: Whether the task's data are those of this one client, and not partitioned.
+        bases: Pretrained bases that this device was sent; None: those of this user.
 
     Attributes:
         whole: Work on the global model.
     """
 
-    def __init__(self, scenario: Scenario, out: Path | None = None, *, own_data: bool = False) -> None:
-        self.whole = Workload(scenario, out, own_data=own_data)
+    def __init__(
+        self, scenario: Scenario, out: Path | None = None, *, own_data: bool = False, bases: Bases | None = None
+    ) -> None:
+        self.whole = Workload(scenario, out, own_data=own_data, bases=bases)
 
     @cached_property
     def tiers(self) -> dict[str, TierWorkload]:
@@ -80,8 +84,8 @@ def load(run_config: Mapping[str, Any]) -> Job:
         run_config: `scenario` is a whole scenario as JSON, the name of one, or the path of a YAML file; `out` the run
             folder (absent or empty: a new one under `runs/`); `data-folder` one node's own data, in place of the task's
             `data_dir`, and not partitioned; `initial-weights` the node's own copy of the file of `init`, `base-weights`
-            of those of `base`; `workloads` the list of a node that restricts what a server may name, and which then
-            reads no other file of `init` or `base`.
+            of those of `base`, `base-folder` its folder of bases that it was sent; `workloads` the list of a node that
+            restricts what a server may name, and which then reads no other file of `init` or `base`.
 
     Raises:
         ScenarioError: The scenario is not valid.
@@ -99,7 +103,8 @@ def load(run_config: Mapping[str, Any]) -> Job:
         scenario = scenario.model_copy(update={"init": str(initial)})
     if (base := run_config.get("base-weights")) and scenario.base is not None:
         scenario = scenario.model_copy(update={"base": scenario.base.model_copy(update={"path": str(base)})})
-    return Job(scenario, Path(str(out)) if out else None, own_data=bool(data_folder))
+    out_folder = Path(str(out)) if out else None
+    return Job(scenario, out_folder, own_data=bool(data_folder), bases=Bases.of(run_config))
 
 
 def _within(allowed: tuple[str, ...], scenario: Scenario, *, own_data: bool) -> Scenario:

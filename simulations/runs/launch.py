@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from fedpress.compression import free_memory
 from fedpress.simulations.results.records import Results
 from fedpress.simulations.results.run_folder import RUNS, RunFolder
 from fedpress.simulations.runs import checks, forecast, plan, runner
@@ -52,9 +53,9 @@ def launch(
     job = Job(scenario)
     if resume is None and out is not None:
         RunFolder(Path(out)).check_empty()  # at once, and not after the checks
-    checked = checks.check(job, plan.plan)
-    predicted = forecast.of(job, checked, keep_payloads=keep_payloads)
-    notes = [*checked.notes, *forecast.check_machine(predicted, place_of(out, resume))]
+    predicted = _predicted(job, keep_payloads)
+    free_memory.give_back()  # for the workers
+    notes = [*predicted.notes, *forecast.check_machine(predicted, place_of(out, resume))]
     for observer in observers:
         observer.on_notes(notes)
     if resume is not None:
@@ -87,9 +88,16 @@ def only_check(
     if resume is None and out is not None:
         RunFolder(Path(out)).check_empty()
     job = Job(scenario)
-    predicted = forecast.of(job, checks.check(job, plan.plan), keep_payloads=keep_payloads)
+    predicted = _predicted(job, keep_payloads)
     predicted.notes.extend(forecast.check_machine(predicted, place_of(out, resume)))
     return predicted
+
+
+def _predicted(job: Job, keep_payloads: bool) -> Forecast:
+    """Check a scenario, and return what it would train, send, hold and store."""
+    checked = checks.check(job, plan.plan)
+    free_memory.give_back()  # models that were tried
+    return forecast.of(job, checked, keep_payloads=keep_payloads)
 
 
 def place_of(out: Path | str | None, resume: Path | None) -> Path:

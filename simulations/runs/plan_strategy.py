@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from fedpress.compression.files import write_atomically
+from fedpress.compression.messages.base_parts import BaseFiles
 from fedpress.compression.models import inputs as model_inputs
 from fedpress.compression.models.task import class_axis_of
 from fedpress.server.model import optimizers
@@ -63,6 +65,12 @@ def downlink(workload: Workload) -> Downlink | None:
     return Downlink(density, choice.levels, agreed_initial=True, prediction=workload.prediction)
 
 
+def base(workload: Workload) -> BaseFiles | None:
+    """Return the pretrained weights that clients without a copy are sent; None: there are none."""
+    chosen = workload.scenario.base
+    return BaseFiles(Path(chosen.path)) if chosen and chosen.path else None
+
+
 def optimizer(workload: Workload) -> ServerOptimizer:
     """Return the server optimizer of a model."""
     return optimizers.of(workload.scenario.server, workload.server_learning_rate)
@@ -89,6 +97,7 @@ def strategy(job: Job, folder: RunFolder, **options: Any) -> SparseFed:
         "downlink": downlink(workload),
         "averaging": scenario.server.ema_decay,
         "layout": workload.layout,
+        "base": base(workload),
         "name": workload.federation,
         "seed": scenario.seed,
         **options,
@@ -120,5 +129,11 @@ def _federation(tier: str, workload: Workload) -> Federation:
         scenario.seed,
         sampling=sampling(scenario, tier),
         rounds=rounds(scenario, tier),
-        model=ModelSettings(optimizer(workload), downlink(workload), scenario.server.ema_decay, layout=workload.layout),
+        model=ModelSettings(
+            optimizer(workload),
+            downlink(workload),
+            scenario.server.ema_decay,
+            layout=workload.layout,
+            base=base(workload),
+        ),
     )

@@ -12,10 +12,11 @@ from time import monotonic
 from typing import NamedTuple
 
 import safetensors.torch
-from flwr.app import ArrayRecord, MetricRecord
+from flwr.app import MetricRecord
 from torch import nn
 
 from fedpress.compression.ledger import ARRAYS, Ledger
+from fedpress.compression.messages import records
 from fedpress.compression.models.task import Evaluation
 from fedpress.server import app as server
 from fedpress.server.publishing.publish import Published
@@ -309,7 +310,7 @@ class Recorder(server.RunRecord):
         sizes = {}
         for name, work in self.job.models.items():
             names = [spec.name for spec in (*work.layout.parameters, *work.layout.buffers)]
-            sizes[name] = dense_sizes(ArrayRecord(work.fresh_model().state_dict()), names)
+            sizes[name] = dense_sizes(records.views(work.initial_arrays()), names)
         return sizes
 
 

@@ -40,7 +40,7 @@ class TierWorkload(Workload):
     """
 
     def __init__(self, whole: Workload, tier: Tier) -> None:
-        super().__init__(whole.scenario, whole.out, own_data=whole.own_data)
+        super().__init__(whole.scenario, whole.out, own_data=whole.own_data, bases=whole.bases)
         self._whole = whole
         self._tier = tier
         self.federation = f"{whole.federation}/{tier.name}"

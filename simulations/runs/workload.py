@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from fedpress.client.settings import Training
-from fedpress.compression import seeds
+from fedpress.client.state.bases import BaseMissing, Bases
+from fedpress.compression import safetensors_files, seeds
 from fedpress.compression.encoders.encoder import Encoder
 from fedpress.compression.errors import BaseError, FedpressError
 from fedpress.compression.files import private_folder, write_atomically
@@ -50,15 +51,19 @@ class Workload:
         scenario: The scenario.
         out: Path of the run folder; None: no folder.
         own_data: Whether the task's data are those of this one client, and not partitioned.
+        bases: Pretrained bases that this device was sent; None: those of this user.
 
     Attributes:
         federation: Name of the federation.
     """
 
-    def __init__(self, scenario: Scenario, out: Path | None = None, *, own_data: bool = False) -> None:
+    def __init__(
+        self, scenario: Scenario, out: Path | None = None, *, own_data: bool = False, bases: Bases | None = None
+    ) -> None:
         self.scenario = scenario
         self.out = out
         self.own_data = own_data
+        self.bases = bases or Bases()
         self.federation = f"{scenario.name}-{scenario.seed}"
 
     @cached_property
@@ -90,24 +95,39 @@ class Workload:
             model: An instance of the task's model; changed in place.
 
         Raises:
-            InitialWeightsError: This device has no copy of them, or they do not fit.
+            InitialWeightsError: They do not fit.
+            BaseMissing: This device has no copy of them.
             BaseError: They have another hash than the scenario says.
         """
         base = self.scenario.base
         if base is None:
             return
-        if base.path is None:
-            raise initial_weights.InitialWeightsError(
-                "base: this device has no copy of the federation's pretrained weights; name its place by `base` in the"
-                f" settings of `fedpress client`{f' (SHA-256 {base.sha256})' if base.sha256 else ''}"
-            )
-        initial_weights.load_base(model, Path(base.path), base.sha256)
+        if base.path is not None and Path(base.path).exists():
+            initial_weights.load_base(model, Path(base.path), base.sha256)
+            return
+        text = (
+            "base: this device has no copy of the federation's pretrained weights; name its place by `base` in the"
+            f" settings of `fedpress client`{f' (SHA-256 {base.sha256})' if base.sha256 else ''}"
+        )
+        if base.sha256 is None:
+            raise initial_weights.InitialWeightsError(text)
+        sent = self.bases.find(base.sha256)
+        if sent is not None and safetensors_files.sha256(sent) != base.sha256:  # the disk has damaged it since
+            self.bases.discard(base.sha256)
+            sent = None
+        if sent is None:
+            raise BaseMissing(text, base.sha256, self.bases)
+        initial_weights.load_base(model, sent, base.sha256)
 
     @property
     def base(self) -> Path | None:
-        """Pretrained weights of `base` on this device; None: there are none."""
+        """Pretrained weights of `base` on this device, its own or those that it was sent; None: there are none."""
         base = self.scenario.base
-        return None if base is None or base.path is None else Path(base.path)
+        if base is None:
+            return None
+        if base.path is not None and Path(base.path).exists():
+            return Path(base.path)
+        return self.bases.find(base.sha256) if base.sha256 else None
 
     @cached_property
     def _made(self) -> nn.Module:
@@ -148,6 +168,18 @@ class Workload:
     def blank_model(self) -> nn.Module:
         """Return a new instance of the model, with any weights."""
         return copy.deepcopy(self._made)
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Return the parameters of the initial model, which nobody changes."""
+        return list(self._model.parameters())
+
+    def initial_arrays(self) -> dict[str, NDArray[Any]]:
+        """Return the arrays of the initial model by name, which nobody changes; the same mapping at every call.
+
+        Raises:
+            InitialWeightsError, BaseError: As of `fresh_model`.
+        """
+        return self._initial
 
     def initial(self) -> dict[str, NDArray[Any]] | None:
         """Return the arrays of the initial model by name, as a client makes it; None: it cannot, the log says why.

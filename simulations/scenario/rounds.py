@@ -40,7 +40,7 @@ class TaskChoice(Section):
 
 
 class BaseChoice(Section):
-    """Pretrained weights that every participant has, or fetches by itself: agreed by their hash, never sent.
+    """Pretrained weights that participants have: agreed by their hash, and sent once to a device without a copy.
 
     What the task's model has of them is filled from them; parameters with requires_grad=False stay as they are there.
     """

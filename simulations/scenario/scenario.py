@@ -60,8 +60,8 @@ class Scenario(Section):
     )
     base: Annotated[BaseChoice | None, BeforeValidator(of_name("path"))] = Field(
         default=None,
-        description="Pretrained weights, agreed by their hash and never sent: a safetensors file or folder, or {path,"
-        " sha256}; null: none.",
+        description="Pretrained weights, agreed by their hash and sent once to a device without a copy: a safetensors"
+        " file or folder, or {path, sha256}; null: none.",
     )
     clients: int = Field(ge=1, description="How many clients share the training data.")
     rounds: int = Field(ge=1, description="How many rounds.")

@@ -295,7 +295,7 @@ def federated(scenario: Scenario, fusion: Fusion | None) -> Federated:
     clients, plans = ClientModels(), []
 
     def adjust(plan: Plan) -> None:
-        plan.strategy.federation.clients, plan.strategy.federation.fusion = clients, fusion
+        plan.strategy.federation.fuse(clients, fusion)
         plans.append(plan)
 
     with tempfile.TemporaryDirectory() as folder:

@@ -18,6 +18,7 @@ All choices are made on validation data. Figures: docs/results/students.md.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import time
@@ -57,7 +58,7 @@ from fedpress.simulations.tasks.verses import Verses
 CALIBRATION: Final = 256
 """Texts that weights are rounded on, and that layers, heads and columns are compared on."""
 ROUNDINGS: Final = tuple(
-    Quantization(bits=bits, group_size=group, rounding=rounding, scale="least-squares")  # type: ignore[arg-type]
+    Quantization(bits=bits, group_size=group, rounding=rounding, scale="least-squares")
     for bits, group in ((8, 0), (4, 0), (4, 64), (3, 0), (3, 64))
     for rounding in ("nearest", "adaround", "gptq")
     if bits < 8 or rounding != "adaround"
@@ -71,10 +72,11 @@ class Study:
         task: The task; its validation part decides, its proxy part is learned on, without labels.
         folder: Folder of the models.
         examples: Validation examples that are used, at most.
+        texts: Proxy examples that one distillation uses, at most.
     """
 
-    def __init__(self, task: Task, folder: Path, examples: int | None = None) -> None:
-        self.task, self.folder = task, folder
+    def __init__(self, task: Task, folder: Path, examples: int | None = None, texts: int | None = None) -> None:
+        self.task, self.folder, self.texts = task, folder, texts
         data = task.data()
         self.validation, self.proxy = data.validation.take(slice(0, examples)), data.proxy.inputs
         self.calibration = batches.first(self.proxy, CALIBRATION)
@@ -88,6 +90,12 @@ class Study:
         (self.folder / f"{name}.json").write_text(json.dumps(form))
         return model
 
+    def made(self, name: str, make: Callable[[], nn.Module]) -> nn.Module:
+        """Return a model that was kept, or make and keep it, so that a run that was cut off goes on."""
+        if not (self.folder / f"{name}.json").is_file():
+            self.save(name, make())
+        return self.load(name)
+
     def load(self, name: str) -> nn.Module:
         """Return a model that was kept, or that a run has written under this name."""
         model = self.task.model()
@@ -100,8 +108,15 @@ class Study:
         return adapters.merged(model).eval()
 
     def accuracy(self, model: nn.Module) -> float:
-        """Return the accuracy on validation data, a fraction."""
-        return evaluate(model, self.task, self.validation).accuracy
+        """Return the accuracy on validation data, a fraction; that of a model that was judged before is kept."""
+        known = self.folder / "accuracies.json"
+        accuracies = json.loads(known.read_text()) if known.is_file() else {}
+        key = hashlib.sha256(safetensors.torch.save(architecture.tensors(model))).hexdigest()[:16]
+        key += f" on {len(self.validation.targets)}"
+        if key not in accuracies:
+            accuracies[key] = evaluate(model, self.task, self.validation).accuracy
+            known.write_text(json.dumps(accuracies))
+        return float(accuracies[key])
 
     def row(self, name: str, model: nn.Module, size: int | None = None, note: str = "") -> str:
         """Return a row of a table: parameters, bytes (float32, if none are given) and accuracy on validation data."""
@@ -180,30 +195,32 @@ def steps(study: Study, layers: int, share: float, settings: Distillation) -> It
     teacher = study.load("teacher")
     yield HEAD
     yield study.row("teacher", teacher)
-    student = token_rows.narrowed(teacher, study.proxy).model
+    student = study.made("vocabulary", lambda: token_rows.narrowed(teacher, study.proxy).model)
     yield study.row("vocabulary", student)
-    student = depth.drop(student, study.calibration, layers, "influence")
+    student = study.made(f"layers-{layers}", lambda: depth.drop(student, study.calibration, layers, "influence"))
     yield study.row(f"{layers} layers", student)
     if share < 1:
-        student = narrower(study, student, share)
+        student = study.made(f"layers-{layers}-{share}", lambda: narrower(study, student, share))
         yield study.row(f"heads and columns to {share:.0%}", student)
-    began = time.monotonic()
-    student = distill(teacher, student, study.proxy, settings, class_axis=1, seed=0)
-    study.save("student", student)
-    yield study.row("distilled", student, note=f"{time.monotonic() - began:.0f} s")
+    yield from learned(study, student, settings, seed=0)
 
 
-def more(study: Study, settings: Distillation) -> Iterator[str]:
-    """Yield the row of the student after further distillation, with a warm-up of its own; it is kept.
+def learned(study: Study, student: nn.Module, settings: Distillation, seed: int) -> Iterator[str]:
+    """Yield the row of a student after its distillation; it is kept as `student`.
 
     Args:
         study: The study.
+        student: The student.
         settings: Distillation.
+        seed: Seed of the texts and of their order.
     """
+    count = batches.count(study.proxy)
+    chosen = torch.randperm(count, generator=torch.Generator().manual_seed(seed))[: study.texts]
+    texts = batches.take(study.proxy, chosen)
     began = time.monotonic()
-    student = distill(study.load("teacher"), study.load("student"), study.proxy, settings, class_axis=1, seed=1)
+    student = distill(study.load("teacher"), student, texts, settings, class_axis=1, seed=seed)
     study.save("student", student)
-    yield study.row("distilled further", student, note=f"{time.monotonic() - began:.0f} s")
+    yield study.row("distilled", student, note=f"{time.monotonic() - began:.0f} s")
 
 
 def rounding(study: Study, ways: Sequence[Quantization] = ROUNDINGS) -> Iterator[str]:
@@ -369,9 +386,15 @@ def main() -> None:
     parser.add_argument("--hidden", type=float, default=0.0, help="weight of hidden states")
     parser.add_argument("--maps", type=float, default=0.0, help="weight of attention maps")
     parser.add_argument("--examples", type=int, help="validation texts that are read, at most")
+    parser.add_argument("--texts", type=int, help="proxy texts that are distilled on, at most")
+    parser.add_argument("--bits", type=int, nargs="+", default=[8, 4, 3], help="rounding: these alone")
+    parser.add_argument("--ways", nargs="+", default=["nearest", "adaround", "gptq"], help="rounding: these alone")
+    parser.add_argument("--seed", type=int, default=1, help="more: of the texts and their order")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    study = Study(Verses(adapter=given.adapter if given.part == "teacher" else "none"), given.folder, given.examples)
+    study = Study(
+        Verses(adapter=given.adapter if given.part == "teacher" else "none"), given.folder, given.examples, given.texts
+    )
     settings = Distillation(
         epochs=given.epochs,
         learning_rate=given.learning_rate,
@@ -390,9 +413,11 @@ def main() -> None:
         "teacher": teacher,
         "shapes": lambda: shapes(study),
         "steps": lambda: steps(study, given.layers, given.share[0], settings),
-        "more": lambda: more(study, settings),
+        "more": lambda: learned(study, study.load("student"), settings, given.seed),
         "cliff": lambda: cliff(study, given.layers, given.share, settings),
-        "rounding": lambda: rounding(study),
+        "rounding": lambda: rounding(
+            study, [way for way in ROUNDINGS if way.bits in given.bits and way.rounding in given.ways]
+        ),
         "latency": lambda: latency(study),
         "test": lambda: test(study),
     }

@@ -112,7 +112,7 @@ def tokenize(folder: Path, texts: Sequence[str], length: int) -> Tensor:
     return ids.reshape(len(texts), length)
 
 
-def load(folder: Path) -> nn.Module:
+def load(folder: Path, dropout: float | None = None) -> nn.Module:
     """Return an encoder with its pretrained weights, without a pooling layer.
 
     Its attention is computed step by step ("eager"), the same function up to rounding: for training on short texts
@@ -121,6 +121,7 @@ def load(folder: Path) -> nn.Module:
 
     Args:
         folder: Its folder.
+        dropout: Dropout of all its layers in training; None: as its configuration says.
 
     Raises:
         TaskError: The package transformers is not installed or does not know the architecture, or the weights do not
@@ -135,6 +136,9 @@ def load(folder: Path) -> nn.Module:
         ) from None
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        if dropout is not None:
+            named = [name for name, value in config.to_dict().items() if "drop" in name and isinstance(value, float)]
+            config.update(dict.fromkeys(named, dropout))
         encoder: nn.Module = AutoModel.from_config(config, attn_implementation="eager")  # type: ignore[no-untyped-call]
     except (ValueError, OSError, KeyError) as error:
         raise TaskError(f"{folder}: transformers does not know this architecture: {error}") from None

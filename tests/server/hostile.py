@@ -17,7 +17,8 @@ NAMES = TEXTS | st.sampled_from(
     [
         "ticket", "version", "update", "buffers", "vote", "tag", "tier", "error", "answered", "needs-model",
         "lost-state", "metric.metrics.num-examples", "metric.metrics.staleness-max", "metric.metrics.fedpress.replies",
-        "metric.fedpress.a", "metric..", "num-examples", "replies", "fedpress.staleness-max", "accuracy", "mask",
+        "needs-base", "base-bytes", "update/pieces", "/pieces", "piece", "metric.fedpress.a", "metric..",
+        "num-examples", "replies", "fedpress.staleness-max", "accuracy", "mask",
     ]
 )  # fmt: skip
 CONFIGS = st.dictionaries(NAMES, ENTRIES, max_size=6).map(ConfigRecord)
@@ -28,7 +29,10 @@ ARRAYS = st.builds(
     st.sampled_from(["numpy.ndarray", "other"]), st.binary(max_size=99),
 )  # fmt: skip
 CONTENTS = st.dictionaries(
-    st.sampled_from([orders.ANSWER, "metrics", "arrays", "config", orders.VOTE, "a" * 5000, "\n\x1b", "\ud800"]),
+    st.sampled_from([
+            orders.ANSWER, "metrics", "arrays", "config", orders.VOTE, orders.BASE, "fedpress.piece/fedpress/update/0",
+            "fedpress.piece/", "a" * 5000, "\n\x1b", "\ud800",
+        ]),
     CONFIGS | METRICS | ARRAYS, max_size=4,
 ).map(RecordDict)  # fmt: skip
 SAYS = st.fixed_dictionaries(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -48,7 +49,7 @@ class Probe:
         self._kept: list[Member] = []
         self._parts: dict[int, int] = {}
         self._coupled: tuple[str, ...] = ()
-        self._whole = lambda: trial_copy.running(model, example, seconds, whole=True)
+        self._whole = partial(trial_copy.running, model, example, seconds, whole=True)
         self._model, self._example, self._tolerance, self._shortened = trial_copy.running(model, example, seconds)
 
     def groups(self) -> list[Group]:

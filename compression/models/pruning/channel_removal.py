@@ -148,7 +148,7 @@ def cut(model: nn.Module, removal: Removal, hollow: bool = False) -> None:
         if hollow:
             shape = list(tensor.shape)
             shape[axis] -= sum(len(part) for part in positions)
-            tensor.data = torch.zeros(shape, dtype=tensor.dtype)
+            tensor.data = torch.zeros((), dtype=tensor.dtype).expand(shape)
             continue
         left = torch.ones(tensor.shape[axis], dtype=torch.bool)
         left[torch.cat(positions)] = False

@@ -104,14 +104,14 @@ class Pruning(Tracing):
     vocabulary: Literal["all", "used"] = Field(
         default="all",
         description="Rows of the embedding that tokens are looked up in: all; or those of tokens that occur in the data"
-        " students learn on, while all others share one row. Ids and tokenizer stay.",
+        " students learn on, while any other has the row of the one most like it. Ids and tokenizer stay.",
     )
     unknown_id: int | None = Field(
         default=None,
         ge=0,
         json_schema_extra=ADVANCED,
-        description="With `vocabulary: used`: id whose row the others share, such as that of [UNK]; null: the mean of"
-        " the rows dropped.",
+        description="With `vocabulary: used`: id whose row all others have, such as that of [UNK]; null: each that of"
+        " the token most like it.",
     )
     penalty: Literal["none", "l1", "group_lasso"] = Field(
         default="none",

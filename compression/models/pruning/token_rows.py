@@ -1,4 +1,4 @@
-"""Rows of an embedding for the tokens that occur in a student's data, and one for all others.
+"""Rows of an embedding for the tokens that occur in a student's data; the others share these.
 
 What the model does with ids afterwards is in `compression/models/vocabulary.py`. Which tokens occur is counted on the
 inputs that students learn on; how many tokens of validation data have no row of their own then, is said.
@@ -48,7 +48,7 @@ def narrowed(model: nn.Module, data: Inputs, unknown_id: int | None = None) -> N
     Args:
         model: The model; untouched.
         data: Inputs of N examples.
-        unknown_id: Id whose row all ids without one get; None: the mean of the rows that are dropped.
+        unknown_id: Id whose row all ids without one get, which it keeps; None: each that of the id most like it.
 
     Raises:
         ValueError: There is no id of that number.
@@ -67,14 +67,18 @@ def narrowed(model: nn.Module, data: Inputs, unknown_id: int | None = None) -> N
     for piece in inputs.pieces(data, _PIECE):
         used[(piece[argument] if argument else piece).unique().cpu()] = True
     count = int(used.sum())
-    if count + 1 >= len(rows):
+    if unknown_id is not None:
+        used[unknown_id] = True
+    if bool(used.all()):
         _log.warning("vocabulary: %d of the %d ids of %r occur, so all rows stay", count, len(rows), table)
         return Narrowed(smaller, "", "", len(rows), count)
     vocabulary.resizable(smaller, module)
-    other = rows[~used].mean(0) if unknown_id is None else rows[unknown_id]
-    module.weight.data = torch.cat([rows[used], other[None]])
-    module.get_buffer(vocabulary.BUFFER).copy_(used)
-    module.num_embeddings = count + 1
+    buffer = vocabulary.nearest(rows, used)
+    if unknown_id is not None:
+        buffer = torch.where(buffer < 0, -1 - buffer[unknown_id], buffer)
+    module.weight.data = rows[used].clone()
+    module.get_buffer(vocabulary.BUFFER).copy_(buffer)
+    module.num_embeddings = len(module.weight)
     return Narrowed(smaller, table, argument, len(rows), count)
 
 
@@ -87,7 +91,7 @@ def unknown_share(found: Narrowed, data: Inputs) -> float:
     """
     if not found.table:
         return 0.0
-    used: Tensor = found.model.get_submodule(found.table).get_buffer(vocabulary.BUFFER).bool()
+    used: Tensor = found.model.get_submodule(found.table).get_buffer(vocabulary.BUFFER) >= 0
     unknown = tokens = 0
     for piece in inputs.pieces(data, _PIECE):
         ids = piece[found.argument] if found.argument else piece
@@ -103,11 +107,11 @@ def said(found: Narrowed, share: float) -> str:
         found: Model of fewer rows.
         share: Fraction of the tokens of validation data that have no row of their own.
     """
-    used = found.model.get_submodule(found.table).get_buffer(vocabulary.BUFFER).bool()
+    used = found.model.get_submodule(found.table).get_buffer(vocabulary.BUFFER) >= 0
     ids = (~used).nonzero().flatten().tolist()
     return (
         f"vocabulary: {found.used:,} of the {found.ids:,} tokens of {found.table!r} occur and keep their row; the"
-        f" {len(ids):,} others (ids {', '.join(map(str, ids[:8]))}, ...) share one; of the tokens of validation data"
+        f" {len(ids):,} others (ids {', '.join(map(str, ids[:8]))}, ...) share these; of the tokens of validation data"
         f" {share:.2%} have none of their own"
     )
 

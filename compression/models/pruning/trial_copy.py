@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fedpress.compression.models import architecture, multihead_attention
+from fedpress.compression.models import architecture, multihead_attention, vocabulary
 from fedpress.compression.models.pruning.channel_flow import PruneError, Steady, placed
 from fedpress.compression.models.pruning.channel_removal import called, copied, named_tensors, on_cpu, outputs_of
 
@@ -112,6 +112,8 @@ def _shorten(model: nn.Module) -> frozenset[str]:
         bias = getattr(module, "bias", None)
         for tensor in (weight, bias) if isinstance(bias, Tensor) else (weight,):
             tensor.data = tensor.data[:ROWS].clone()
+        if isinstance(module, vocabulary.Vocabulary):
+            module.rows.copy_(vocabulary.rows_of(module.rows, len(module.rows)) % ROWS)
         if isinstance(module, nn.Embedding):
             module.num_embeddings = ROWS
             module.padding_idx = None

@@ -44,6 +44,8 @@ def received(
     content: RecordDict = NO_CONTENT,
     **more: Any,
 ) -> ReplicaWithUndo | None:
+    if held is not None:  # it is used up
+        held = held._replace(replica=held.replica._replace(integers=held.replica.integers.copy()))
     return replicas.receive(order(versions.held.version), download, held, content, LAYOUT, **more)
 
 

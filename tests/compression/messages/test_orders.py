@@ -39,6 +39,7 @@ DOWNLOADS = st.builds(
         download=st.none() | DOWNLOADS,
         drop=st.floats(0, 1),
         grow=st.floats(0, 1),
+        piece=st.just(0) | st.integers(orders.LEAST_PIECE, 2**62),
     )
 )
 def test_orders_arrive_as_they_were_sent(order: Order) -> None:
@@ -65,6 +66,7 @@ def test_a_vote_on_what_is_no_part_of_the_weights_is_not_asked_for(name: str, pa
         ),  # fmt: skip
         st.builds(lambda error, tag: Answer(2**62, 0, error=error, tag=tag), st.text(min_size=1), st.binary()),
         st.just(Answer(1, 2, needs_model=True)),
+        st.builds(lambda length: Answer(1, 2, needs_base="ab" * 32, base_bytes=length), INT),
         st.builds(lambda last: Answer(1, 2, error="too old", answered=last), INT),
     )
 )

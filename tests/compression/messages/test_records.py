@@ -2,16 +2,17 @@
 
 import pickle
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
-from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.common import serde
 from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedpress.compression.messages import orders, records
+from fedpress.compression.messages import orders, pieces, records
 from fedpress.compression.messages.orders import Answer, MessageError
 
 
@@ -119,3 +120,70 @@ def test_a_derived_array_is_worth_one_that_holds_its_bytes() -> None:
     assert pickle.loads(pickle.dumps(derived["weight"])) == plain["weight"]
     raw = records.DerivedArray("float32", (2, 3), make, "own/1")
     assert raw.data == values.tobytes() and raw != plain["weight"]
+
+
+@given(
+    st.lists(st.integers(0, 200_000), max_size=3),
+    st.lists(st.integers(0, 200_000), max_size=3),
+    st.booleans(),
+)
+def test_a_stored_message_is_the_same_again(arrays: list[int], entries: list[int], reply: bool) -> None:
+    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 0
+    content = RecordDict(
+        {
+            "arrays": records.from_numpy({str(n): np.arange(count, dtype=np.uint8) for n, count in enumerate(arrays)}),
+            "config": ConfigRecord({f"b{number}": bytes([number]) * count for number, count in enumerate(entries)}),
+            "metrics": MetricRecord({"loss": [0.5]}),
+        }
+    )
+    for name, array in content.array_records["arrays"].items():
+        content[f"derived {name}"] = records.views({name: array.numpy()})
+    message = Message(content, dst_node_id=3, message_type="train")
+    message = Message(content, reply_to=message) if reply else message
+    again = records.message_from_bytes(records.message_to_bytes(message))
+    assert again.content == message.content and again.metadata.dst_node_id == message.metadata.dst_node_id
+    assert list(again.content) == list(message.content)
+    data = records.content_to_bytes(content)
+    assert records.content_to_bytes(records.content_from_bytes(data)) == data
+    with pytest.raises(ValueError, match="ends early"):
+        records.content_from_bytes(data[:-1])
+
+
+def test_errors_and_messages_without_records_are_stored_too() -> None:
+    for message in messages():
+        again = records.message_from_bytes(records.message_to_bytes(message))
+        assert again.has_error() == message.has_error()
+        assert again.error == message.error if message.has_error() else again.content == message.content
+
+
+@pytest.mark.long  # three files' worth of 2 GiB
+def test_beyond_what_protobuf_holds(tmp_path: Path) -> None:
+    """A payload and a single tensor of more than 2 GiB pass through what stores and what sends."""
+    size = 2**31 + 12345
+    payload = bytes(size)  # untouched pages take no memory
+    whole = RecordDict({orders.ANSWER: ConfigRecord({"update": payload})})
+    with pytest.raises(Exception, match=r"2GB|[Tt]oo large|exceed|Failed to serialize|serialize"):
+        whole.config_records[orders.ANSWER].deflate()  # as Flower pushes it
+    sent = pieces.cut(whole)
+    assert records.content_size(sent) > size
+    with (tmp_path / "message").open("wb") as file:
+        for key, record in sent.items():
+            pushed = record.deflate()
+            assert len(pushed) < pieces.LIMIT + 1000
+            assert ConfigRecord.inflate(pushed) == record, key
+        file.writelines(records.content_pieces(sent))
+    del sent
+    with (tmp_path / "message").open("rb") as file:
+        received = records.content_from(file)
+    joined = pieces.join(received).config_records[orders.ANSWER]["update"]
+    del received
+    assert isinstance(joined, bytes) and len(joined) == size and joined == payload
+    del joined
+    tensor = Array("uint8", (size,), "raw", payload)
+    model = RecordDict({"arrays": records.of_arrays([("embedding.weight", tensor)])})
+    assert records.content_size(model) > size
+    with (tmp_path / "message").open("wb") as file:
+        file.writelines(records.content_pieces(model))
+    with (tmp_path / "message").open("rb") as file:
+        again = records.content_from(file).array_records["arrays"]["embedding.weight"]
+    assert again.shape == (size,) and len(again.data) == size and not any(again.data[:: 1 << 20])

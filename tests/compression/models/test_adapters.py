@@ -30,11 +30,11 @@ def gpt2() -> nn.Module:
     return transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=40, n_embd=32, n_layer=2, n_head=4))
 
 
-def llama() -> nn.Module:
+def llama(**options: Any) -> nn.Module:
     return transformers.LlamaForCausalLM(
         transformers.LlamaConfig(
             vocab_size=40, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-            intermediate_size=48, max_position_embeddings=32,
+            intermediate_size=48, max_position_embeddings=32, **options,
         )
     )  # fmt: skip
 
@@ -79,6 +79,14 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module], nn.Module]
         lambda m: peft.inject_adapter_in_model(peft.LoraConfig(r=3, target_modules=["convolution", "out"]), m),
     ),
     "LoHa": (Convolutions, lambda m: peft.get_peft_model(m, peft.LoHaConfig(r=3, target_modules=["out"]))),
+    "a tied embedding": (
+        lambda: llama(tie_word_embeddings=True),
+        lambda m: lora(m, target_modules=["embed_tokens", "q_proj"]),
+    ),
+    "layers that are there twice": (
+        llama,
+        lambda m: lora(m, target_modules=["q_proj"], layer_replication=[[0, 2], [1, 2]]),
+    ),
     "IA3": (
         llama,
         lambda m: peft.get_peft_model(
@@ -94,6 +102,7 @@ def answer(model: nn.Module) -> Tensor:
     return found if isinstance(found, Tensor) else found.logits
 
 
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
 @pytest.mark.parametrize("name", CASES)
 def test_a_merged_model_is_plain_and_answers_the_same(name: str) -> None:
     make, adapt = CASES[name]
@@ -108,7 +117,7 @@ def test_a_merged_model_is_plain_and_answers_the_same(name: str) -> None:
     before, trained = answer(model), {key: tensor.clone() for key, tensor in model.state_dict().items()}
     merged = adapters.merged(model)
     torch.testing.assert_close(answer(merged), before, rtol=1e-3, atol=1e-4)
-    assert list(merged.state_dict()) == names
+    assert list(merged.state_dict()) == names or name == "layers that are there twice"
     assert all(parameter.requires_grad for parameter in merged.parameters())
     assert model.state_dict().keys() == trained.keys()
     assert all(torch.equal(tensor, trained[key]) for key, tensor in model.state_dict().items())
@@ -123,3 +132,20 @@ def test_learned_prompts_cannot_be_merged() -> None:
     model = peft.get_peft_model(gpt2(), peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
     with pytest.raises(adapters.MergeError, match="cannot be merged"):
         adapters.merged(model)
+
+
+def test_layers_are_altered_by_adapters_that_are_not_zero_at_first() -> None:
+    """LoRA's are; those of PiSSA are a part of the weight, which they have changed; DoRA's follow the weight."""
+
+    def found(**options: Any) -> list[str]:
+        torch.manual_seed(1)
+        model = lora(Convolutions(), target_modules=["convolution", "out"], **options)
+        layers = adapters.adapted(model)
+        assert [name.rpartition(".")[2] for name in layers] == ["convolution", "out"]
+        return [name.rpartition(".")[2] for name in adapters.altered(model, list(layers))]
+
+    assert found() == [] and found(use_dora=True) == []
+    assert found(init_lora_weights=False) == ["convolution", "out"]
+    model = lora(Convolutions(), target_modules=["out"], init_lora_weights="pissa")
+    assert adapters.altered(model, list(adapters.adapted(model))) == ["base_model.model.out"]
+    assert adapters.made_of_weights(model) and not adapters.made_of_weights(lora(Convolutions(), target_modules="out"))

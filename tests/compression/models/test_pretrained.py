@@ -56,6 +56,45 @@ def test_adapters_their_base_and_the_file_of_adapters_alone() -> None:
     assert pretrained.matches(model, saved) == {model[1]: saved[0]}
 
 
+def test_words_of_peft_may_hold_an_adapters_own_name() -> None:
+    model = ["words.token_adapter.base_layer.weight", "head.modules_to_save.mine.weight", "head.original_module.weight"]
+    assert pretrained.matches(model, ["words.weight", "head.weight"]) == {
+        model[0]: "words.weight", model[1]: "head.weight", model[2]: "head.weight",
+    }  # fmt: skip
+
+
+class Copied(nn.Module):
+    """A first and a last layer that are one tensor, and a trained copy of the latter, as peft makes it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.head = nn.Embedding(3, 2), nn.Module()
+        self.head.original_module = nn.Linear(2, 3, bias=False)
+        self.head.original_module.weight = self.words.weight
+        self.head.modules_to_save = nn.ModuleDict({"default": nn.Linear(2, 3, bias=False)})
+
+
+def test_a_trained_copy_of_a_tied_layer_is_filled_with_it(tmp_path: Path) -> None:
+    """The file has one of the two names, as Hugging Face writes it, and the copy is of the other."""
+    words = torch.arange(6.0).reshape(3, 2)
+    save_file({"words.weight": words}, tmp_path / "model.safetensors")
+    model = Copied()
+    pretrained.fill(model, pretrained.Weights(tmp_path))
+    assert all(torch.equal(tensor, words) for tensor in model.state_dict().values())
+
+
+def test_what_is_shared_does_not_depend_on_what_was_trained(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+    save_file({name: tensor.clone() for name, tensor in model.state_dict().items()}, tmp_path / "model.safetensors")
+    weights = pretrained.Weights(tmp_path)
+    model[0].requires_grad_(False)
+    assert pretrained.shared(model, weights) == {"0.weight": "0.weight", "0.bias": "0.bias"}
+    with torch.no_grad():
+        model[1].weight += 1
+        model[0].bias[0] += 1
+    assert pretrained.shared(model, weights) == {"0.weight": "0.weight"}
+
+
 def test_two_towers_are_both_filled_from_one_encoder() -> None:
     model = [f"{tower}.{name}" for tower in ("query", "document") for name in ("word.weight", "out.weight")]
     found = pretrained.matches(model, ["word.weight", "out.weight"])

@@ -33,7 +33,7 @@ def test_tied_answers_are_for_all_ids() -> None:
     found = token_rows.narrowed(model, IDS)
     small = found.model
     assert (found.table, found.ids, found.used) == ("words", 30, 4)
-    assert small.words.weight is small.head.weight and small.words.weight.shape == (5, 8)
+    assert small.words.weight is small.head.weight and small.words.weight.shape == (4, 8)
     whole, answer = model(IDS), small(IDS)
     used = [0, 3, 7, 29]
     assert answer.shape == whole.shape and torch.allclose(answer[..., used], whole[..., used])
@@ -43,7 +43,7 @@ def test_tied_answers_are_for_all_ids() -> None:
 def test_shapes_alone_bring_it_back_also_pruned() -> None:
     torch.manual_seed(0)
     small = structural.keep_fraction(token_rows.narrowed(Tied(), IDS).model, IDS[:1], 0.5)
-    assert small.words.weight.shape == (5, 4)
+    assert small.words.weight.shape == (4, 4)
     again = Tied()
     architecture.shrink(again, architecture.shapes(small), architecture.sizes(small))
     again.load_state_dict(small.state_dict())
@@ -58,4 +58,4 @@ def test_other_shapes_leave_the_model_as_it_was() -> None:
     assert type(model.words) is nn.Embedding and type(model.head) is nn.Linear
     assert architecture.shapes(model) == architecture.shapes(Tied())
     with pytest.raises(ArchitectureError):
-        architecture.shrink(model, shapes | {"words.used": (29,)})
+        architecture.shrink(model, shapes | {"words.rows": (29,)})

@@ -135,15 +135,16 @@ def test_flags_are_where_a_masked_vector_is_written() -> None:
 
 @pytest.mark.parametrize("mask", [None, Mask.at(np.array([1, 4, 5]), 7)])
 @pytest.mark.parametrize("dtype", ["float32", "float16", "float64"])
-def test_a_difference_is_that_of_the_vectors_in_the_memory_of_one(dtype: str, mask: Mask | None) -> None:
+def test_a_difference_is_that_of_the_vectors_and_each_array_is_done_with_once(dtype: str, mask: Mask | None) -> None:
     layout = Layout((TensorSpec("a", (2, 2), dtype), TensorSpec("b", (3,), "float32"))).within(mask)
     random = np.random.default_rng(0)
     arrays = {"a": random.normal(size=(2, 2)).astype(dtype).T, "b": random.normal(size=3).astype(np.float32)}
-    start = random.normal(size=layout.size).astype(np.float32)
-    expected = flatten.flatten(arrays, layout) - start
-    update = flatten.difference(arrays, layout, start)
-    assert update is start and update.tobytes() == expected.tobytes()
-    again = np.empty_like(start)
+    start = {name: random.normal(size=array.shape).astype(array.dtype) for name, array in arrays.items()}
+    expected = flatten.flatten(arrays, layout) - flatten.flatten(start, layout)
+    left = dict(arrays)
+    update = flatten.difference(left, layout, start, left.pop)
+    assert not left and update.tobytes() == expected.tobytes()
+    again = np.empty_like(update)
     assert flatten.flatten(arrays, layout, out=again) is again
     assert again.tobytes() == flatten.flatten(arrays, layout).tobytes()
     for name, make in flatten.readers(lambda _, part: again[part], layout).items():

@@ -181,3 +181,12 @@ def test_a_grid_of_another_model_is_refused(length: int) -> None:
         FixedPoint.unpack(bytes(length), LAYOUT)
     with pytest.raises(ReplicaError, match="-149 to 2"):
         FixedPoint.unpack(FixedPoint((0, 106, 0)).pack(), LAYOUT)
+
+
+@given(st.lists(st.integers(-LIMIT, LIMIT)))
+def test_a_version_that_is_kept_in_less_memory_is_the_same(values: list[int]) -> None:
+    one = Replica(3, FixedPoint((-4, 2)), np.array(values, np.int32), b"buffers")
+    kept = one.kept()
+    again = kept.whole()
+    assert kept.integers.nbytes == 3 * len(values) and again.integers.dtype == np.int32
+    assert again._replace(integers=[]) == one._replace(integers=[]) and again.integers.tolist() == values

@@ -264,7 +264,7 @@ def test_a_client_that_was_long_away_gets_a_snapshot_or_starts_from_version_0() 
             pair.versions.advance(pair.master, b"")
         pair.contact(heard=True)
         assert pair.forms[-1] == base
-        assert sum(len(change.steps) for change in pair.versions.state().changes.values()) <= LAYOUT.size / 2
+        assert sum(change.entries for change in pair.versions.state().changes.values()) <= LAYOUT.size / 2
 
 
 def test_versions_move_towards_the_master() -> None:

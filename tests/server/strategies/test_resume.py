@@ -1,11 +1,13 @@
 """A strategy that resumes from a checkpoint ends as the undisturbed run, to the bit."""
 
+import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import ArrayRecord, MetricRecord
+from flwr.app import ArrayRecord, Message, MetricRecord
 from tests.server.comparable import comparable
 
 from fedpress.compression.messages import records
@@ -17,7 +19,7 @@ from fedpress.server.model import optimizers
 from fedpress.server.model.versions import Downlink
 from fedpress.server.rounds.accounting import RoundSummary
 from fedpress.server.rounds.buffered import Buffered
-from fedpress.server.rounds.federation import FederationState
+from fedpress.server.rounds.federation import Federation, FederationState
 from fedpress.server.rounds.settings import Rounds
 from fedpress.server.strategies.sparse_fed import SparseFed
 from fedpress.simulations.conditions.network import Network, NetworkSettings
@@ -242,3 +244,65 @@ def test_a_strategy_with_checkpoints_starts_once(tmp_path: Path) -> None:
     with InlineGrid("tests.apps.faulty_client:app", clients=4, workers=1) as grid:
         with pytest.raises(CheckpointError, match="runs `start` once"):
             made.start(grid, initial_arrays(), num_rounds=1)
+
+
+class Noisy(SparseFed):
+    """An app's own strategy, which adds to the model what no update holds."""
+
+    def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> Any:
+        stepped = super().aggregate_train(server_round, replies)
+        self.model.master += np.random.default_rng(server_round).normal(0, 0.01, SIZE).astype(np.float32)
+        return stepped
+
+
+@pytest.mark.parametrize("kind", [Noisy, SparseFed], ids=["in its hook", "between two rounds"])
+def test_what_somebody_else_changes_is_in_a_checkpoint_not_in_a_journal(tmp_path: Path, kind: type[SparseFed]) -> None:
+    folder = tmp_path / "checkpoints"
+
+    def ended(name: str, kill: int = 0) -> SparseFed:
+        made = kind(
+            fraction_evaluate=0.0, downlink=Downlink(0.05), checkpoints=CheckpointFolder(folder / name, budget=0)
+        )
+
+        def on_round(summary: RoundSummary) -> None:
+            if summary.round == 2 and kind is SparseFed:
+                made.model.master *= np.float32(0.9)
+            if summary.round == kill:
+                raise Killed
+
+        made.on_round = on_round
+        with InlineGrid("tests.apps.faulty_client:app", clients=4, workers=1, states=tmp_path / name) as grid:
+            made.start(grid, initial_arrays(), num_rounds=5)
+        return made
+
+    expected = ended("a")
+    assert CheckpointFolder(folder / "a").rounds() == ([1, 3] if kind is SparseFed else [3, 4, 5])
+    with pytest.raises(Killed):
+        ended("b", 4)
+    assert whole(ended("b")) == whole(expected)
+
+
+def test_steps_that_lead_to_another_model_are_given_up_and_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As on another processor: the rounds from there on are lost as with a damaged checkpoint."""
+    options: dict[str, Any] = {"downlink": Downlink(0.05), "checkpoints": tmp_path / "checkpoints", "budget": 0.0}
+    with pytest.raises(Killed):
+        run(tmp_path / "states", 6, [], 4, **options)
+    redo, seen = Federation.redo, list[RoundSummary]()
+
+    def other(self: Federation, server_round: int, updates: Any, **more: Any) -> None:
+        redo(self, server_round, updates, **more)
+        if server_round == 3:
+            self.model.master[7] += np.float32(1e-6)
+
+    logger = logging.getLogger("flwr")
+    logger.addHandler(caplog.handler)
+    with monkeypatch.context() as patch:
+        patch.setattr(Federation, "redo", other)
+        resumed, _ = run(tmp_path / "states", 6, seen, **options)
+    logger.removeHandler(caplog.handler)
+    assert [(summary.round, summary.replies) for summary in seen] == [(2, 4), (3, 4), (4, 4), (5, 4), (6, 4)]
+    assert all(ticket > 1_000_000 for ticket in resumed.federation.orders.tickets.accepted.values())
+    assert "round 3, taken again, has led to another model than before" in caplog.text
+    assert (tmp_path / "checkpoints" / "round-00000001.journal.damaged").exists()

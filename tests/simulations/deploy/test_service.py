@@ -386,3 +386,13 @@ def test_watchers_see_the_run(story: Story) -> None:
 
 def test_the_clients_daemon_is_light(story: Story) -> None:
     assert 0 < story.daemon_bytes < 80e6
+
+
+@pytest.mark.long
+def test_requests_that_are_smaller_than_the_models_replies_are_refused_before_anything_starts(tmp_path: Path) -> None:
+    assert fedpress(tmp_path, "keys", "init", "keys", "--host", "localhost").returncode == 0
+    (tmp_path / "server.yaml").write_text("scenario: digits\nlisten: 127.0.0.1:1\nmetrics: null\nmessage_mib: 0.1\n")
+    ended = fedpress(tmp_path, "server", "server.yaml")
+    assert ended.returncode == 2
+    assert "message_mib: 0.1; a reply of this model's clients may take a request of 0.577 MiB" in ended.stderr
+    assert not (tmp_path / "server-state" / "superlink.log").exists()

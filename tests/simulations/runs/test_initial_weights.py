@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,10 +13,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
+from tests.apps import lazily
 from torch import Tensor, nn
 
 from fedpress.simulations.runs import initial_weights
 from fedpress.simulations.runs.initial_weights import InitialWeightsError
+
+peft = lazily.loaded("peft")
 
 
 def net() -> nn.Sequential:
@@ -156,6 +160,41 @@ def test_a_dtype_that_messages_do_not_carry_is_refused_and_one_that_is_rounded_i
     wide[0].weight.data[0, 0] = 1e300
     with pytest.raises(InitialWeightsError, match="beyond the range of float32"):
         initial_weights.check(wide, "mine")
+
+
+@lazily.NEEDS_TEXT_MODELS
+@pytest.mark.parametrize(
+    ("options", "loaded_before", "right"),
+    [
+        ({}, False, True),
+        ({"use_dora": True}, False, False),
+        ({"use_dora": True}, True, True),
+        ({"init_lora_weights": "pissa"}, False, False),
+        ({"init_lora_weights": "pissa"}, True, False),
+        ({"init_lora_weights": False}, False, True),
+    ],
+)
+def test_adapters_that_are_made_of_the_weights_need_those_of_the_base(
+    options: dict[str, Any], loaded_before: bool, right: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Upon its base a model with new adapters answers as the base does; where it would not, that is said."""
+    path = written(tmp_path)
+    torch.manual_seed(7)
+    pretrained = net().eval()
+    torch.manual_seed(8)
+    begun = net()
+    if loaded_before:
+        begun.load_state_dict(pretrained.state_dict())
+    model = peft.get_peft_model(begun, peft.LoraConfig(r=2, target_modules=["0", "2"], **options)).eval()
+    rows = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    if not right:
+        with pytest.raises(InitialWeightsError, match=r"base: the adapters of .*\.0'.* were made of other weights"):
+            initial_weights.load_base(model, path, None)
+        return
+    initial_weights.load_base(model, path, None)
+    noise = "init_lora_weights" in options
+    assert torch.allclose(model(rows), pretrained(rows), atol=1e-6) != noise
+    assert ("are not 0 at first" in caplog.text) == noise
 
 
 class Versioned(nn.Linear):

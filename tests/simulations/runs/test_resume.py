@@ -93,7 +93,11 @@ def test_an_interrupted_run_goes_on_to_the_same_end(tmp_path: Path) -> None:
     ["{method: feddst, density: 0.2, every: 2, end: 5}", "{method: gradual, density: 0.2, every: 1, end: 4}"],
 )
 def test_a_run_with_masks_goes_on_to_the_same_end_and_makes_a_student(tmp_path: Path, sparsity: str) -> None:
-    more = f"sparsity={sparsity}", "students={tiers: [{name: phone, bundle_bytes: 20000}], distill: {epochs: 1}}"
+    more = (
+        "checkpoint_budget=0",
+        f"sparsity={sparsity}",
+        "students={tiers: [{name: phone, bundle_bytes: 20000}], distill: {epochs: 1}}",
+    )
     expected = runner.simulate(chosen(*more), tmp_path / "undisturbed")
     assert len(expected.new_masks) >= 3 and expected.rounds[-1].density == pytest.approx(0.2, abs=1e-3)
     assert [student.version for student in expected.students] == [5]

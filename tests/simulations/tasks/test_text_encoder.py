@@ -53,6 +53,22 @@ def test_encoders_of_any_family_are_loaded_frozen_and_adapted(family: str, tmp_p
     assert trained and all("lora_" in name or name.startswith("head.") for name in trained)
 
 
+@pytest.mark.parametrize("family", ["bert", "distilbert", "llama"])
+def test_without_dropout_training_draws_nothing(family: str, tmp_path: Path) -> None:
+    folder = tiny_encoder.write(tmp_path, family)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {name: 0.5 for name, value in config.items() if "dropout" in name and isinstance(value, float)}
+    (folder / "config.json").write_text(json.dumps(config))
+    ids = text_encoder.tokenize(folder, ["the sea is still", "wind"], 8)
+
+    def twice(dropout: float | None) -> list[torch.Tensor]:
+        encoder = text_encoder.load(folder, dropout).train()
+        return [encoder(input_ids=ids).last_hidden_state for _ in range(2)]
+
+    assert torch.equal(*twice(0.0))
+    assert not torch.equal(*twice(None))
+
+
 def test_padding_changes_no_answer(folder: Path) -> None:
     model = text_encoder.TextClassifier(text_encoder.load(folder), 32, 3).eval()
     short, long = (text_encoder.tokenize(folder, ["the sea is still"], length) for length in (6, 12))

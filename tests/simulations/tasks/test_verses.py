@@ -79,6 +79,7 @@ def test_labels_of_a_device_that_has_not_all_of_them(options: dict[str, str], tm
         ({"adapter": "prefix"}, "task.adapter: got 'prefix', expected one of lora, none"),
         ({"rank": 0}, "task.rank: got 0"),
         ({"length": 2}, "task.length: got 2"),
+        ({"dropout": 1.0}, "task.dropout: got 1.0"),
         ({"labels": "books"}, "task.labels: got 'books', which is of the Bible"),
         ({"data_dir": None, "labels": ["a"]}, "task.labels: got .'a'., expected groups or books"),
     ],

@@ -51,7 +51,7 @@ def graphs(tensors: Tensors) -> dict[str, bytes]:
     return {"float32": whole, "int8": onnx_quantization.quantize_static(whole, IDS)}
 
 
-def constants(graph: bytes) -> dict[str, np.ndarray]:  # type: ignore[type-arg]
+def constants(graph: bytes) -> dict[str, np.ndarray]:
     return {one.name: onnx.numpy_helper.to_array(one) for one in onnx.load_from_string(graph).graph.initializer}
 
 
