@@ -213,14 +213,16 @@ class Orders:
         elif model.versions and model.versions.offers_initial and self.tickets.makes_initial.get(node, True):
             self._log_other_initial(node)
             self.tickets.makes_initial[node] = False
+        return self._message(node, self._again(node, server_round, kind, model, whole), kind, config, model)
+
+    def _again(self, node: int, server_round: int, kind: str, model: GlobalModel, whole: bool = False) -> Order:
+        """Return the open order of a node, or an order to evaluate, once more."""
         if kind == MessageType.EVALUATE:
-            order = self._order(node, server_round, 0, model, whole)
-        else:
-            first = self.tickets.open[node]
-            vote = VoteRequest(first.drop, first.grow)
-            order = self._order(node, first.round, first.ticket, model, whole, vote)
-            self.tickets.open[node] = _kept(order)
-        return self._message(node, order, kind, config, model)
+            return self._order(node, server_round, 0, model, whole)
+        first = self.tickets.open[node]
+        order = self._order(node, first.round, first.ticket, model, whole, VoteRequest(first.drop, first.grow))
+        self.tickets.open[node] = _kept(order)
+        return order
 
     def with_base(
         self, reply: Message, server_round: int, kind: str, config: Mapping[str, Any], model: GlobalModel
@@ -243,8 +245,9 @@ class Orders:
             return None  # `verify` refuses it
         if not self._base.note(node, answer):
             return None
-        order = tickets.open.get(node) if kind == MessageType.TRAIN else self._order(node, server_round, 0, model)
-        return None if order is None else self._message(node, order, kind, config, model)
+        if kind == MessageType.TRAIN and node not in tickets.open:
+            return None
+        return self._message(node, self._again(node, server_round, kind, model), kind, config, model)
 
     def verify(
         self,
