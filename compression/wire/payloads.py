@@ -98,9 +98,8 @@ def pack_exact(values: NDArray[np.int32], layout: Layout) -> bytes:
     stream = io.BytesIO()  # whose memory becomes the payload: no second one of this size
     stream.write(prefix)
     begin, end = HEADER_BYTES, HEADER_BYTES + numbers.length
-    stream.seek(end)
-    stream.write(trailer)
-    stream.truncate(max(end, stream.tell()))
+    stream.seek(end - 1)
+    stream.write(b"\0" + trailer)  # what lies between is zeros
     with stream.getbuffer() as whole:
         numbers.write(np.frombuffer(whole[begin:end], np.uint8))
         whole[len(prefix) : begin] = _CHECKSUM.pack(zlib.crc32(whole[begin:], zlib.crc32(prefix)))

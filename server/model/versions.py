@@ -30,7 +30,16 @@ from fedpress.compression.settings import STRICT, Field, dataclass
 from fedpress.compression.tensors import flatten
 from fedpress.compression.tensors.layout import Layout, Vector, is_finite
 from fedpress.compression.tensors.mask import Positions
-from fedpress.compression.tensors.replica import LIMIT, FixedPoint, Integers, Regrid, Replica, pack_regrids, rescaled
+from fedpress.compression.tensors.replica import (
+    LIMIT,
+    FixedPoint,
+    Integers,
+    KeptReplica,
+    Regrid,
+    Replica,
+    pack_regrids,
+    rescaled,
+)
 from fedpress.compression.tensors.side_info import SideInfo
 from fedpress.compression.tensors.update import Sparse
 from fedpress.compression.wire import payloads
@@ -183,7 +192,7 @@ class Versions:
         self._frozen = frozen
         first = Replica.initial(initial, layout.full, buffers)
         _warn_of_too_fine(initial, first, layout.full)
-        self._initial = first.kept() if downlink.agreed_initial else None
+        self._initial: Replica | KeptReplica | None = first if downlink.agreed_initial else None
         self._origin = first.tag(0, frozen) if downlink.agreed_initial else b""
         self.held = first.within(layout.mask)
         self.tag = self.held.tag(mask_version, frozen)
@@ -213,6 +222,7 @@ class Versions:
             NonFiniteError: master holds NaN or infinity; the newest version stays what it is.
         """
         settings, layout = downlink or self._downlink, self._layout
+        self._put_initial_aside()
         moves = self._moves(self._missing(master), settings)
         if not moves.all_nearer:
             self._move_to_grid(self.held.grid.fitted(master, self.held.integers, layout))
@@ -310,6 +320,7 @@ class Versions:
 
     def release(self) -> None:
         """Give back the memory of the newest version and the changes: `restore` must follow."""
+        self._put_initial_aside()
         self.held = self.held._replace(integers=self.held.integers[:0].copy())
         self._changes, self._deltas, self._side_info = {}, {}, {}
 
@@ -338,6 +349,11 @@ class Versions:
             self._initial, self._origin = None, state.origin
         self._take(state.held)
         self._changes, self._regrids = state.changes, state.regrids
+
+    def _put_initial_aside(self) -> None:
+        """Keep version 0 in memory of its own, as the held model is about to differ from it."""
+        if isinstance(self._initial, Replica):
+            self._initial = self._initial.kept()
 
     def _rounding(self) -> bytes:
         """Return the delta from the arrays, as a message brings them, to the newest version; empty: they are the same.
@@ -451,7 +467,8 @@ class Versions:
     def _difference(self, base: int) -> Sparse:
         held, layout = self.held, self._layout
         if base == self._first and self._initial is not None:
-            initial = self._initial.whole().within(layout.mask).regridded(self._regrids, layout)
+            first = self._initial if isinstance(self._initial, Replica) else self._initial.whole()
+            initial = first.within(layout.mask).regridded(self._regrids, layout)
             return initial.delta_to(held.integers, layout)
         before: Integers = held.integers.copy()
         for version in range(held.version, base, -1):
