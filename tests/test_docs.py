@@ -130,6 +130,7 @@ def test_the_house_says_where_things_are() -> None:
 
 FOREIGN = set(
     """
+    CommunicationTracker
     ArrayRecord BlockOpen ClientApp ConfigRecord Context Convolution FedAvg GridSearch LSTM Linear Optimizer Result
     FedMedian FedXgbBagging FedXgbCyclic LocalDpMod RuntimeWarning SGD SecAggPlusWorkflow ServerApp Strategy
     arrays_size_mod get_peft_model_state_dict message_size_mod server_fn
