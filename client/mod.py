@@ -6,7 +6,7 @@ and hands it to the application, which sees no difference.
 
 import functools
 import inspect
-import operator
+import math
 from collections.abc import Callable, Iterator, Mapping
 from logging import ERROR, INFO, WARNING
 from types import MappingProxyType
@@ -24,7 +24,7 @@ from fedpress.client.state import bases, stores
 from fedpress.client.state import replica as replicas
 from fedpress.client.state.memory import Memory
 from fedpress.client.training import running_statistics
-from fedpress.compression import seeds
+from fedpress.compression import free_memory, seeds
 from fedpress.compression.encoders.encoder import Encoder
 from fedpress.compression.errors import BaseError, LayoutError, NonFiniteError
 from fedpress.compression.messages import base_parts, orders, pieces, records
@@ -33,6 +33,9 @@ from fedpress.compression.tensors import buffer_codec, flatten
 from fedpress.compression.tensors.layout import Layout, Vector, checked, names_a_buffer
 from fedpress.compression.tensors.mask import Mask
 from fedpress.compression.wire import position_set
+
+_TRIMMED = 1 << 24
+"""Bytes of trained arrays after which their memory goes back to the system, where the update needs it."""
 
 Statistics: TypeAlias = Callable[[Context, Mapping[str, NDArray[Any]]], Mapping[str, NDArray[Any]]]
 """Function of a client's Context and a model's arrays that returns running statistics by the names of the buffers."""
@@ -178,9 +181,7 @@ class _OrderHandler:
             for alias, _ in layout.tied:  # of the size of what they are an alias of, and not read
                 trained_record.pop(alias, None)
             reply.content.pop(trained_key, None)
-            update = flatten.difference(
-                trained, layout, records.Arrays(start), functools.partial(operator.delitem, trained_record)
-            )
+            update = flatten.difference(trained, layout, records.Arrays(start), _given_back(trained_record))
         except (orders.MessageError, LayoutError) as error:
             return self._refused(f"the app's answer to `train` is not the model that it was sent, trained: {error}")
         if start is not model.record:  # it is made of the encoder's state, which is overwritten
@@ -384,6 +385,21 @@ class _OrderHandler:
             moments=moments,
         )
         self._store.save(memory.stored())
+
+
+def _given_back(record: ArrayRecord) -> Callable[[str], None]:
+    """Return a function that removes an array from a record, and gives its memory back to the system now and then."""
+    freed = 0
+
+    def give_back(name: str) -> None:
+        nonlocal freed
+        freed += math.prod(record[name].shape) * 4
+        del record[name]
+        if freed >= _TRIMMED:
+            free_memory.trim()
+            freed = 0
+
+    return give_back
 
 
 @functools.cache

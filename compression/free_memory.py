@@ -11,6 +11,11 @@ def give_back() -> None:
     the next allocation. Before other processes need the memory, both are worth some milliseconds.
     """
     gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
-    if trim is not None:
-        trim(0)
+    trim()
+
+
+def trim() -> None:
+    """Let the C library return free memory to the system, without collecting garbage."""
+    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+    if malloc_trim is not None:
+        malloc_trim(0)

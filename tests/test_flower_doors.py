@@ -27,7 +27,7 @@ DOORS: dict[str, dict[str, set[str]]] = {
     "compression/messages/records.py": {  # both sides: messages as bytes
         "flwr.common": {"serde"},
         "flwr.proto.message_pb2": {"Message"},
-        "flwr.proto.recorddict_pb2": {"RecordDict"},
+        "flwr.proto.recorddict_pb2": {"Array", "RecordDict"},
     },
     "client/_flower.py": {"flwr.supernode.cli.flwr_clientapp": {"flwr_clientapp"}},
     "server/_flower.py": {

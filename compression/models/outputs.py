@@ -7,6 +7,7 @@ answers. What holds no tensors, such as a cache of keys and values, is no output
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import is_dataclass
 from typing import Any, Final
 
 import torch
@@ -96,6 +97,7 @@ def tensors(outputs: Outputs) -> list[Tensor]:
         return [] if outputs is None else [outputs]
     raise EvaluationError(
         f"the model returns a {type(outputs).__name__}, expected a tensor, or a tuple, list or mapping of tensors"
+        f"{': return vars(outputs), a mapping of its fields' if is_dataclass(outputs) else ''}"
     )
 
 

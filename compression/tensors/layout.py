@@ -102,9 +102,14 @@ class Layout:
             raise errors.LayoutError(f"these names stand more than once in the layout: {', '.join(twice)}")
         for spec in self.parameters:
             if spec.dtype not in FLOATS:
+                remedy = (
+                    "a complex constant is best left out of what is sent; what is trained is sent as two real numbers"
+                    " (torch.view_as_real)"
+                    if spec.dtype.startswith("complex")
+                    else "integers belong among the buffers"
+                )
                 raise errors.LayoutError(
-                    f"parameter {spec.name!r} has dtype {spec.dtype}; a vector takes {', '.join(FLOATS)} only. "
-                    "integers belong among the buffers"
+                    f"parameter {spec.name!r} has dtype {spec.dtype}; a vector takes {', '.join(FLOATS)} only. {remedy}"
                 )
         for spec in self.buffers:
             if spec.dtype not in (*FLOATS, *INTEGERS):

@@ -12,12 +12,13 @@ from flwr.supercore import log
 
 from fedpress.compression.messages import base_parts, orders, pieces, records
 from fedpress.compression.messages.base_parts import BaseFiles
-from fedpress.compression.messages.orders import Answer, Download, Order
+from fedpress.compression.messages.orders import Download, Order
 from fedpress.compression.tensors.layout import Layout
 from fedpress.server._flower import ErrorCode
 from fedpress.server.model.global_model import GlobalModel
 from fedpress.server.model.mask_schedules import VoteRequest
 from fedpress.server.rounds.accounting import Accounting
+from fedpress.server.rounds.base_transfer import BaseTransfer
 
 NO_ANSWER = (ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE, ErrorCode.NODE_UNAVAILABLE)
 """Errors that the SuperLink gives in place of an answer, where a node is gone."""
@@ -27,8 +28,6 @@ MOST_BYTES = 12
 """Largest size of a payload, in bytes for each entry of the vector: positions and values of all of them take less."""
 SPARE_BYTES = 1 << 16
 """Added to that limit, for headers."""
-SPARE_PARTS = 2
-"""Parts of a base that a node is sent for one order beyond those that the base has."""
 
 
 class Upload(NamedTuple):
@@ -151,9 +150,7 @@ class Orders:
         self._piece_bytes = piece_bytes
         self._pieces: dict[int, pieces.Pieces] = {}  # of what the orders of one version have in common
         self._pieces_version = -1
-        self._base = base
-        self._lacks: dict[int, int] = {}  # nodes that lack the base: the bytes of it that they have
-        self._parts_sent: dict[int, tuple[int, int]] = {}  # ticket or round of the last one, and their number
+        self._base = BaseTransfer(base)
         self._federation = federation
         self._arrayrecord_key = arrayrecord_key
         self._configrecord_key = configrecord_key
@@ -246,26 +243,11 @@ class Orders:
             answer = orders.read_answer(reply.content)
         except orders.MessageError:
             return None  # `verify` refuses it
-        if not self._note_base(node, answer):
+        if not self._base.note(node, answer):
             return None
         if kind == MessageType.TRAIN and node not in tickets.open:
             return None
         return self._message(node, self._again(node, server_round, kind, model), kind, config, model)
-
-    def _note_base(self, node: int, answer: Answer) -> bool:
-        """Remember what a node has of the base, and return whether the next part is to be sent in this round.
-
-        A node may claim anything: in one round it gets as many parts as the base has, and `SPARE_PARTS` more.
-        """
-        base = self._base
-        if base is None or not answer.needs_base or answer.needs_base != base.sha256:
-            self._lacks.pop(node, None)
-            return False
-        self._lacks[node] = answer.base_bytes
-        ticket, count = self._parts_sent.get(node, (answer.ticket, 0))
-        count = count + 1 if ticket == answer.ticket else 1
-        self._parts_sent[node] = answer.ticket, count
-        return count <= base.parts + SPARE_PARTS
 
     def verify(
         self,
@@ -308,12 +290,12 @@ class Orders:
         except orders.MessageError as error:
             raise _RefusedReply("malformed", str(error)) from None
         if answer.needs_base:
-            self._note_base(node, answer)
-            known = "" if self._base else "; this server knows of no `base`"
+            self._base.note(node, answer)
+            known = "" if self._base.agreed else "; this server knows of no `base`"
             raise _RefusedReply(
                 "no base", f"it has {answer.base_bytes:,} bytes of the base of SHA-256 {answer.needs_base[:64]}{known}"
             )
-        self._lacks.pop(node, None)
+        self._base.note(node, answer)
         if answer.needs_model:
             tickets.forget_model(node)
             raise _RefusedReply("no model", "the client could not use the model that it was sent")
@@ -419,7 +401,7 @@ class Orders:
             log(INFO, "node %d has other initial weights than the server, too, and is sent the whole model", node)
 
     def _message(self, node: int, order: Order, kind: str, config: Mapping[str, Any], model: GlobalModel) -> Message:
-        part = self._base.part(self._lacks[node]) if self._base and node in self._lacks else None
+        part = self._base.part(node)
         if part and not part.is_last:  # the model comes with the last part
             order = order._replace(download=order.download and Download(order.download.tag, 0), mask=None)
         if self._piece_bytes != pieces.LIMIT:

@@ -14,7 +14,7 @@ from fedpress.compression.models import inputs as model_inputs
 from fedpress.compression.models import outputs as model_outputs
 from fedpress.compression.models.batch_dependence import by_example
 from fedpress.compression.models.inputs import Inputs, InputsError
-from fedpress.compression.models.outputs import Outputs, fitted
+from fedpress.compression.models.outputs import EvaluationError, Outputs, fitted
 from fedpress.compression.models.reproducible import evaluating
 from fedpress.compression.models.task import IGNORED, Examples, Splits, Task, class_probabilities
 from fedpress.simulations.runs import check_texts as texts
@@ -244,6 +244,8 @@ def outputs_of(task: Task, model: nn.Module, name: str, rows: Examples) -> tuple
             if not all(map(by_example, outputs, map(model_inputs.count, parts))):  # a figure of the batch beside
                 outputs = [model_inputs.call(model, batch)]
         whole = model_outputs.joined(outputs) if len(outputs) > 1 else outputs[0]
+    except EvaluationError as error:
+        raise CheckError(f"task {task.name!r}: part {name!r}: {error}") from error
     except Exception as error:
         kinds = {str(p.dtype).removeprefix("torch.") for p in model.parameters()}
         raise CheckError(

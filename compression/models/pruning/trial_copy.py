@@ -109,7 +109,8 @@ def _shorten(model: nn.Module) -> frozenset[str]:
         weight = architecture.own_tensors(module).get("weight")
         if weight is None or id(weight) not in tied:
             continue
-        bias = getattr(module, "bias", None)
+        of_ids = isinstance(module, vocabulary.VocabularyHead)  # it answers for all ids, of any number of rows
+        bias = None if of_ids else getattr(module, "bias", None)
         for tensor in (weight, bias) if isinstance(bias, Tensor) else (weight,):
             tensor.data = tensor.data[:ROWS].clone()
         if isinstance(module, vocabulary.Vocabulary):

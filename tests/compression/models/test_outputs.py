@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -93,6 +94,16 @@ def test_other_targets_stay_as_they_are() -> None:
     assert outputs.fitted(wide, torch.zeros(2, 3, 5), ids(4)) is wide  # five labels of each text
     assert outputs.fitted(wide, torch.zeros(2, 4, 9), ids(4)) is wide  # targets beyond the batch: the loss says so
     assert outputs.fitted(wide, torch.zeros(2, 9, 5), torch.zeros(2, 4)) is wide
+
+
+def test_a_dataclass_is_refused_with_a_way_out() -> None:
+    @dataclass
+    class Answer:
+        logits: Tensor
+
+    with pytest.raises(outputs.EvaluationError, match=r"returns a Answer, .*: return vars\(outputs\), a mapping"):
+        outputs.tensors(Answer(torch.ones(2, 3)))
+    assert len(outputs.tensors(vars(Answer(torch.ones(2, 3))))) == 1
 
 
 def test_rounding_is_no_difference() -> None:

@@ -33,6 +33,7 @@ def named_arrays(draw: st.DrawFn) -> Arrays:
     [
         (lambda: Layout((TensorSpec("a", (), "float32"),) * 2), "more than once in the layout: a"),
         (lambda: Layout((TensorSpec("a", (), "int64"),)), "integers belong among the buffers"),
+        (lambda: Layout((TensorSpec("a", (), "complex64"),)), "a complex constant is best left out"),
         (lambda: Layout((), (TensorSpec("a", (), "complex64"),)), "'a' has dtype complex64"),
         (lambda: Layout((), tied=(("a", "b"),)), "'a' is tied to 'b'"),
     ],

@@ -30,6 +30,11 @@ def test_bytes_and_disk_are_about_those_of_the_run(tmp_path: Path, changes: list
     assert predicted.run_down_bytes == pytest.approx(results.totals.down_bytes, rel=0.5)
     (model,) = predicted.models
     assert model.dense_up_bytes * 6 == results.totals.dense_up_bytes
+    totals = results.totals  # arrays alone: less than whole messages, and of dense ones four bytes a weight and heads
+    assert 0 < totals.array_bytes < totals.both_bytes
+    heads = 200 * len(results.layers) * 12
+    assert 0 < totals.dense_array_bytes - 12 * 4 * results.model.parameters < heads
+    assert totals.dense_array_bytes < totals.dense_up_bytes + totals.dense_down_bytes
     assert (model.trained, model.frozen, model.buffers, model.clients) == (105_226, 0, 0, 2)
     used = sum(path.stat().st_size for path in (tmp_path / "run").rglob("*") if path.is_file())
     assert used / 2 < predicted.disk_bytes < 4 * used + 100_000

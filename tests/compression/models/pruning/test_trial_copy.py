@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fedpress.compression.models.pruning import channel_groups, structural, trial_copy
+from fedpress.compression.models.pruning import channel_groups, structural, token_rows, trial_copy
 from fedpress.compression.models.pruning.channel_removal import Group
 
 
@@ -55,6 +55,14 @@ def test_fewer_rows_show_the_same_groups(tied: bool, monkeypatch: pytest.MonkeyP
     assert not trial_copy.running(model, ids, 60).shortened
     assert short == members(channel_groups.find(model, ids)) and len(short) == 2
     assert model.table.weight.shape == (3000, 12)
+
+
+def test_a_vocabulary_that_was_narrowed_before_is_shortened_too() -> None:
+    ids = torch.randint(0, 3000, (40, 50), generator=torch.Generator().manual_seed(0))
+    model = token_rows.narrowed(Tagger(True).eval(), ids).model
+    assert trial_copy.ROWS < len(model.get_submodule("table").weight) < 3000
+    assert trial_copy.running(model, ids[:2], 60).shortened >= {"table.weight", "head.weight"}
+    assert [one.units for one in channel_groups.find(model, ids[:2])] == [12, 24]
 
 
 def test_rows_that_are_channels_are_all_tried() -> None:
