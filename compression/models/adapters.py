@@ -131,7 +131,8 @@ def _wraps(module: nn.Module) -> bool:
 
 
 def _adapts(module: nn.Module) -> bool:
-    return isinstance(getattr(module, "base_layer", None), nn.Module) and callable(getattr(module, "merge", None))
+    methods = (getattr(module, name, None) for name in ("merge", "get_base_layer"))
+    return isinstance(getattr(module, "base_layer", None), nn.Module) and all(map(callable, methods))
 
 
 def _first(root: nn.Module, kind: Callable[[nn.Module], bool]) -> tuple[nn.Module, str, nn.Module] | None:

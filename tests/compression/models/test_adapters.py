@@ -128,6 +128,22 @@ def test_a_model_without_adapters_is_returned_as_it_is() -> None:
     assert adapters.merged(model) is model and not any(p.requires_grad for p in model.parameters())
 
 
+class Own(nn.Module):
+    """A layer with adapters of a user's own, which shares two names with peft's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.base_layer, self.down, self.up = nn.Linear(4, 4), nn.Linear(4, 2), nn.Linear(2, 4)
+
+    def merge(self) -> Tensor:
+        return self.base_layer.weight + self.up.weight @ self.down.weight
+
+
+def test_adapters_of_another_make_are_parts_of_the_model_as_any_other() -> None:
+    model = nn.Sequential(Own())
+    assert adapters.merged(model) is model and adapters.adapted(model) == {}
+
+
 def test_learned_prompts_cannot_be_merged() -> None:
     model = peft.get_peft_model(gpt2(), peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
     with pytest.raises(adapters.MergeError, match="cannot be merged"):
