@@ -219,8 +219,13 @@ class _OrderHandler:
                 self._hand_over(model, model.record)
             return model.record
         specs, inside, given = layout.parameters, layout.mask, model.arrays
+        replica = model.replica.replica if model.replica else None
 
         def part(number: int, place: slice) -> Vector:
+            if replica is not None and specs[number].dtype == "float32":
+                start = replica.grid.floats_of(number, replica.integers[place])
+                start += offset[place]
+                return start
             held = flatten.values(given, specs[number])
             if inside is not None:
                 held = held[inside.positions[place] - layout.full.offsets[number]]

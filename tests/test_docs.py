@@ -134,6 +134,7 @@ FOREIGN = set(
     ArrayRecord BlockOpen ClientApp ConfigRecord Context Convolution FedAvg GridSearch LSTM Linear Optimizer Result
     FedMedian FedXgbBagging FedXgbCyclic LocalDpMod RuntimeWarning SGD SecAggPlusWorkflow ServerApp Strategy
     arrays_size_mod get_peft_model_state_dict message_size_mod server_fn
+    CommunicationTracker Conv1D MatMulNBits sdpa set_adapter target_parameters trainable_token_indices
     argpartition attention_mask fuzz mount niid output_attentions run_simulation secaggplus_mod timeit token_type_ids
     """.split()
 )

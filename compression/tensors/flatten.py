@@ -60,12 +60,13 @@ def difference(
     update = np.empty(layout.size, np.float32)
     for number, spec in enumerate(layout.parameters):
         begin, end = layout.offsets[number : number + 2].tolist()
-        after, before = values(arrays, spec), values(start, spec)
+        after = values(arrays, spec)
+        done(spec.name)
+        before = values(start, spec)
         if layout.mask is not None:
             inside = layout.mask.positions[begin:end] - layout.full.offsets[number]
             after, before = after[inside], before[inside]
         np.subtract(after, before, out=update[begin:end])
-        done(spec.name)
     return update
 
 

@@ -162,7 +162,7 @@ def test_beyond_what_protobuf_holds(tmp_path: Path) -> None:
     size = 2**31 + 12345
     payload = bytes(size)  # untouched pages take no memory
     whole = RecordDict({orders.ANSWER: ConfigRecord({"update": payload})})
-    with pytest.raises(Exception, match=r"2GB|[Tt]oo large|exceed|Failed to serialize|serialize"):
+    with pytest.raises(Exception, match=r"pars|seriali"):
         whole.config_records[orders.ANSWER].deflate()  # as Flower pushes it
     sent = pieces.cut(whole)
     assert records.content_size(sent) > size
