@@ -4,7 +4,7 @@
                      offset: bytes of the base before this part; the base is its files one after the other
                      data, sha256: the part, and its SHA-256
 
-The server reads a part from the files of its own base (`BaseFiles`), the client keeps it (`client.state.bases`) and
+The server reads a part from the files of its own base (`BaseSource`), the client keeps it (`client.state.bases`) and
 asks for the next one by the number of bytes that it has. So a broken link, or a process that is killed, costs one part.
 """
 
@@ -58,7 +58,7 @@ class BasePart(NamedTuple):
         return self.offset + len(self.data) == self.size
 
 
-class BaseFiles:
+class BaseSource:
     """The base on the server, read part by part.
 
     Args:

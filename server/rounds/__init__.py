@@ -1,7 +1,8 @@
 """Rounds of one model: sampling of nodes, orders, exchange of messages, aggregation, accounting.
 
 Start with `federation`, which holds the parts together. `sampling` draws nodes, `orders` writes orders and verifies
-replies, `exchange` and `threaded_grid` send and wait, `aggregate` sums updates, `metrics` averages metrics,
+replies, `base_transfer` brings pretrained weights to nodes without a copy, `exchange` and `threaded_grid` send and
+wait, `aggregate` sums updates, `stepper` takes the step (and once more from a journal), `metrics` averages metrics,
 `accounting` counts every byte, `outcome` says when a run has failed. Settings stand in `settings`, `closing` and
 `buffered`.
 """
@@ -9,6 +10,7 @@ replies, `exchange` and `threaded_grid` send and wait, `aggregate` sums updates,
 __all__ = [
     "accounting",
     "aggregate",
+    "base_transfer",
     "buffered",
     "closing",
     "exchange",
@@ -18,5 +20,6 @@ __all__ = [
     "outcome",
     "sampling",
     "settings",
+    "stepper",
     "threaded_grid",
 ]

@@ -1,6 +1,6 @@
 """Transfer of a pretrained base to the nodes that have none: which node lacks how much of it, and what it is sent."""
 
-from fedpress.compression.messages.base_parts import BaseFiles, BasePart
+from fedpress.compression.messages.base_parts import BasePart, BaseSource
 from fedpress.compression.messages.orders import Answer
 
 SPARE_PARTS = 2
@@ -14,7 +14,7 @@ class BaseTransfer:
         base: The base; None: there is none, and no node is sent anything.
     """
 
-    def __init__(self, base: BaseFiles | None) -> None:
+    def __init__(self, base: BaseSource | None) -> None:
         self._base = base
         self._lacks: dict[int, int] = {}  # nodes that lack the base: the bytes of it that they have
         self._sent: dict[int, tuple[int, int]] = {}  # by node: ticket of the last part, and number of parts for it

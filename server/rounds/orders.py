@@ -11,7 +11,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.supercore import log
 
 from fedpress.compression.messages import base_parts, orders, pieces, records
-from fedpress.compression.messages.base_parts import BaseFiles
+from fedpress.compression.messages.base_parts import BaseSource
 from fedpress.compression.messages.orders import Download, Order
 from fedpress.compression.tensors.layout import Layout
 from fedpress.server._flower import ErrorCode
@@ -144,7 +144,7 @@ class Orders:
         configrecord_key: str,
         accounting: Accounting,
         piece_bytes: int = pieces.LIMIT,
-        base: BaseFiles | None = None,
+        base: BaseSource | None = None,
     ) -> None:
         self.tickets = Tickets()
         self._piece_bytes = piece_bytes

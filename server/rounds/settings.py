@@ -7,7 +7,7 @@ from typing import TypeAlias
 from flwr.app import MetricRecord, RecordDict
 
 from fedpress.compression.messages import orders, pieces
-from fedpress.compression.messages.base_parts import BaseFiles
+from fedpress.compression.messages.base_parts import BaseSource
 from fedpress.compression.settings import STRICT, Field
 from fedpress.compression.settings import dataclass as settings_class
 from fedpress.compression.tensors.layout import Layout
@@ -134,7 +134,7 @@ class ModelSettings:
     averaging: float = 0.0
     masks: MaskSchedule = Fixed(None)
     layout: Layout | None = None
-    base: BaseFiles | None = None
+    base: BaseSource | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.averaging < 1:

@@ -18,7 +18,7 @@ from flwr.supercore import log
 
 from fedpress.compression.ledger import Ledger
 from fedpress.compression.messages import pieces
-from fedpress.compression.messages.base_parts import BaseFiles
+from fedpress.compression.messages.base_parts import BaseSource
 from fedpress.compression.tensors.layout import Layout
 from fedpress.compression.timing import Timer
 from fedpress.server.checkpoint.checkpoint_folder import CheckpointFolder
@@ -102,7 +102,7 @@ class SparseFed(Strategy):
         averaging: float = 0.0,
         masks: MaskSchedule | None = None,
         layout: Layout | None = None,
-        base: BaseFiles | None = None,
+        base: BaseSource | None = None,
         piece_bytes: int = pieces.LIMIT,
         rounds: Rounds | None = None,
         name: str = "default",

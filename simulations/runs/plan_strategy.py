@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fedpress.compression.files import write_atomically
-from fedpress.compression.messages.base_parts import BaseFiles
+from fedpress.compression.messages.base_parts import BaseSource
 from fedpress.compression.models import inputs as model_inputs
 from fedpress.compression.models.task import class_axis_of
 from fedpress.server.model import optimizers
@@ -65,10 +65,10 @@ def downlink(workload: Workload) -> Downlink | None:
     return Downlink(density, choice.levels, agreed_initial=True, prediction=workload.prediction)
 
 
-def base(workload: Workload) -> BaseFiles | None:
+def base(workload: Workload) -> BaseSource | None:
     """Return the pretrained weights that clients without a copy are sent; None: there are none."""
     chosen = workload.scenario.base
-    return BaseFiles(Path(chosen.path)) if chosen and chosen.path else None
+    return BaseSource(Path(chosen.path)) if chosen and chosen.path else None
 
 
 def optimizer(workload: Workload) -> ServerOptimizer:

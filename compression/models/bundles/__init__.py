@@ -2,11 +2,13 @@
 
 `writer.save` writes a bundle, `reader.open_bundle` verifies it without torch, and `writer.rebuild` makes the model of
 it. `container` defines the file, `manifest` and `weight_coding` its parts, and `errors` its faults; `signing` reads
-keys; `onnx_export` and `onnx_runtime` make and run the ONNX model, of which `onnx_weights` leaves out the weights.
-Why the format is as it is: docs/decisions/0007-bundle-format-2.md.
+keys; `bases` puts a bundle that is an adapter together with its base; `onnx_export` and `onnx_runtime` make and run the
+ONNX model, of which `onnx_weights` leaves out the weights. Why the format is as it is:
+docs/decisions/0007-bundle-format-2.md.
 """
 
 __all__ = [
+    "bases",
     "container",
     "errors",
     "manifest",

@@ -13,21 +13,21 @@ from hypothesis import strategies as st
 from fedpress.client.state.bases import Bases
 from fedpress.compression import safetensors_files
 from fedpress.compression.errors import BaseError
-from fedpress.compression.messages.base_parts import BaseFiles
+from fedpress.compression.messages.base_parts import BaseSource
 
 
-def made(folder: Path, *sizes: int) -> BaseFiles:
+def made(folder: Path, *sizes: int) -> BaseSource:
     folder.mkdir()
     for number, size in enumerate(sizes):
         (folder / f"{number}.safetensors").write_bytes(bytes((7 * number + i) % 256 for i in range(size)))
-    return BaseFiles(folder, 50)
+    return BaseSource(folder, 50)
 
 
 def content(folder: Path) -> list[bytes]:
     return [path.read_bytes() for path in sorted(folder.glob("*.safetensors"))]
 
 
-def fetched(store: Bases, base: BaseFiles, limit: int = 99) -> Iterator[int]:
+def fetched(store: Bases, base: BaseSource, limit: int = 99) -> Iterator[int]:
     """Ask for part after part until the base is whole; yield the length before each."""
     for _ in range(limit):
         length = store.length(base.sha256)

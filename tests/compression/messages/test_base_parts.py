@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fedpress.compression import safetensors_files
 from fedpress.compression.messages import base_parts, orders
-from fedpress.compression.messages.base_parts import BaseFiles
+from fedpress.compression.messages.base_parts import BaseSource
 from fedpress.compression.messages.orders import MessageError
 
 
@@ -26,7 +26,7 @@ def made(folder: Path, *sizes: int) -> Path:
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=4), st.integers(1, 400))
 def test_the_parts_are_the_files(tmp_path_factory: pytest.TempPathFactory, sizes: list[int], length: int) -> None:
     folder = made(tmp_path_factory.mktemp("base") / "files", *sizes)
-    base, whole, count = BaseFiles(folder, length), b"", 0
+    base, whole, count = BaseSource(folder, length), b"", 0
     while True:
         part = base_parts.find(RecordDict({orders.BASE: base_parts.write(base.part(len(whole)))}))
         assert part is not None and part.offset == len(whole) and part.sha256 == base.sha256

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fedpress.compression.messages.base_parts import BaseFiles
+from fedpress.compression.messages.base_parts import BaseSource
 from fedpress.compression.messages.orders import Answer
 from fedpress.server.rounds.base_transfer import SPARE_PARTS, BaseTransfer
 
@@ -12,16 +12,16 @@ NODE, OTHER = 7, 8
 
 
 @pytest.fixture
-def base(tmp_path: Path) -> BaseFiles:
+def base(tmp_path: Path) -> BaseSource:
     (tmp_path / "a.safetensors").write_bytes(bytes(range(100)))
-    return BaseFiles(tmp_path, 30)
+    return BaseSource(tmp_path, 30)
 
 
-def asks(base: BaseFiles, have: int, ticket: int = 1) -> Answer:
+def asks(base: BaseSource, have: int, ticket: int = 1) -> Answer:
     return Answer(ticket, 0, needs_base=base.sha256, base_bytes=have)
 
 
-def test_a_node_gets_the_part_after_what_it_has_until_it_no_longer_asks(base: BaseFiles) -> None:
+def test_a_node_gets_the_part_after_what_it_has_until_it_no_longer_asks(base: BaseSource) -> None:
     transfer = BaseTransfer(base)
     assert transfer.agreed and transfer.part(NODE) is None
     assert transfer.note(NODE, asks(base, 30))
@@ -31,14 +31,14 @@ def test_a_node_gets_the_part_after_what_it_has_until_it_no_longer_asks(base: Ba
     assert not transfer.note(NODE, Answer(1, 0, b"update")) and transfer.part(NODE) is None
 
 
-def test_who_asks_for_ever_gets_no_more_and_begins_anew_with_another_order(base: BaseFiles) -> None:
+def test_who_asks_for_ever_gets_no_more_and_begins_anew_with_another_order(base: BaseSource) -> None:
     transfer = BaseTransfer(base)
     assert sum(transfer.note(NODE, asks(base, 0)) for _ in range(99)) == base.parts + SPARE_PARTS
     assert transfer.note(OTHER, asks(base, 0))
     assert transfer.note(NODE, asks(base, 0, ticket=2))
 
 
-def test_another_base_or_none_is_not_sent(base: BaseFiles) -> None:
+def test_another_base_or_none_is_not_sent(base: BaseSource) -> None:
     assert not BaseTransfer(base).note(NODE, Answer(1, 0, needs_base="ab" * 32))
     none = BaseTransfer(None)
     assert not none.agreed and not none.note(NODE, asks(base, 0)) and none.part(NODE) is None

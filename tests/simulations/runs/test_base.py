@@ -19,7 +19,7 @@ from fedpress.client import app as client_app
 from fedpress.compression import safetensors_files
 from fedpress.compression.errors import BaseError
 from fedpress.compression.messages import orders, pieces, records
-from fedpress.compression.messages.base_parts import BaseFiles
+from fedpress.compression.messages.base_parts import BaseSource
 from fedpress.compression.messages.orders import Answer
 from fedpress.server.model import optimizers
 from fedpress.server.model.global_model import GlobalModel
@@ -185,7 +185,7 @@ def test_a_link_that_breaks_between_two_parts_costs_one_part(
     nodes[3] |= {"base-weights": "/absent", "base-folder": str(tmp_path / "bases")}
     grid = BadLink(client_app.app, CLIENTS, config, nodes, fault=fault, faulty={1, 4})
     work = job.load(config)
-    files = BaseFiles(base, PART)
+    files = BaseSource(base, PART)
     strategy = plan_strategy.strategy(work, RunFolder(tmp_path), base=files, piece_bytes=1000)
     initial = records.from_numpy({name: t.numpy() for name, t in work.whole.fresh_model().state_dict().items()})
     strategy.start(grid, initial_arrays=initial, num_rounds=4)
@@ -211,7 +211,7 @@ def test_a_link_that_breaks_between_two_parts_costs_one_part(
 
 
 def test_whoever_asks_for_ever_is_sent_the_base_a_little_more_than_once(base: Path, tmp_path: Path) -> None:
-    files = BaseFiles(base, PART)
+    files = BaseSource(base, PART)
     writer = Orders("fed", "arrays", "config", Accounting(), base=files)
     arrays = records.from_numpy({"weight": np.linspace(-1, 1, 400).astype(np.float32)})
     model = GlobalModel(arrays, None, optimizers.sgd(), Downlink(0.1))
