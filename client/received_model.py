@@ -51,8 +51,8 @@ class _OwnInitial(NamedTuple):
     frozen: Mapping[str, NDArray[Any]]
     digest: bytes  # of the frozen parameters
 
-    def is_that_of(self, origin: bytes, frozen: bytes) -> bool:
-        """Tell whether this is the server's version 0; the log says where it is not.
+    def warn_unless(self, origin: bytes, frozen: bytes) -> None:
+        """Say in the log that this is not the server's version 0, unless it is.
 
         Args:
             origin: Tag of the server's.
@@ -67,7 +67,6 @@ class _OwnInitial(NamedTuple):
                 " PyTorch, another processor, or a model() that differs from call to call?",
                 tag.hex(), origin.hex(),
             )  # fmt: skip
-        return tag == origin
 
 
 class _Frozen(NamedTuple):
@@ -167,11 +166,11 @@ class Receiver:
         if layout.frozen and not frozen:
             return None
         digest = own.digest if own and frozen is own.frozen else flatten.digest(frozen, layout)
-        first = (
-            own.version_0.within(layout.mask) if own and offered and own.is_that_of(download.origin, digest) else None
-        )
+        first = own.version_0.within(layout.mask) if own and offered else None
         held = replicas.receive(order, download, held, content, layout, first, digest)
         if held is None:
+            if own and offered:  # what is received is proved by its own tag, so that this one is hashed only now
+                own.warn_unless(download.origin, digest)
             return None
         buffers = buffer_codec.unpack(held.replica.buffers, layout, None) if layout.buffers else {}
         derived = records.derived(held.replica.readers(layout), {**buffers, **frozen}, layout)

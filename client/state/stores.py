@@ -151,8 +151,7 @@ class ContextStore:
     def save(self, stored: Stored) -> None:
         """Replace the state."""
         self._records[_KEY] = records.of_arrays(
-            (name, records.DerivedArray(str(array.dtype), tuple(array.shape), array.copy, STYPE))
-            for name, array in stored.arrays.items()
+            (name, records.DerivedArray.of(array, STYPE)) for name, array in stored.arrays.items()
         )
         self._records[f"{_KEY}.meta"] = ConfigRecord({"federation": self._federation, **stored.meta})
 

@@ -41,24 +41,49 @@ class DerivedArray(Array):
         shape: Its shape.
         make: Returns its values, the same at each call, as an array that the caller owns.
         stype: Form of its bytes: `NUMPY`, as Flower serializes an array of numpy's; any other: the values alone.
+        held: The values, where they are in memory as an array, of which `make` returns a copy.
     """
 
     __qualname__ = "Array"  # by which Flower names the object on the wire, and the receiver knows its kind
 
     def __init__(
-        self, dtype: str, shape: tuple[int, ...], make: Callable[[], NDArray[Any]], stype: str = NUMPY
+        self,
+        dtype: str,
+        shape: tuple[int, ...],
+        make: Callable[[], NDArray[Any]],
+        stype: str = NUMPY,
+        held: NDArray[Any] | None = None,
     ) -> None:
-        self.__dict__.update(dtype=dtype, shape=shape, stype=stype, _make=make)
+        self.__dict__.update(dtype=dtype, shape=shape, stype=stype, _make=make, _held=held)
+
+    @classmethod
+    def of(cls, array: NDArray[Any], stype: str = NUMPY) -> "DerivedArray":
+        """Return the array of a record that holds an array as it is: it is copied when it is read.
+
+        Args:
+            array: Values that nobody changes while the record is in use.
+            stype: As of the class.
+        """
+        return cls(str(array.dtype), tuple(array.shape), array.copy, stype, array)
 
     @property
     def data(self) -> bytes:  # type: ignore[override]  # of a field of a dataclass
         """The bytes."""
-        values = self.numpy()
+        values = self.view()
         return Array(values).data if self.stype == NUMPY else values.tobytes()
 
     def numpy(self) -> NDArray[Any]:
         """Return the values, a new array."""
         return np.asarray(self.__dict__["_make"]())
+
+    def view(self) -> NDArray[Any]:
+        """Return the values to be read alone, without a copy where they are in memory."""
+        held = self.__dict__["_held"]
+        if held is None:
+            return self.numpy()
+        values: NDArray[Any] = held.view()
+        values.flags.writeable = False
+        return values
 
     def __eq__(self, other: object) -> bool:
         """Return whether another array has the same type and bytes."""
@@ -77,6 +102,8 @@ class DerivedArray(Array):
 class Arrays(Mapping[str, NDArray[Any]]):
     """The arrays of a record by name, each read when it is asked for: never all of them at once.
 
+    One that the record holds as it is (`DerivedArray.of`) is not copied, and read-only.
+
     Args:
         record: The record.
     """
@@ -86,7 +113,8 @@ class Arrays(Mapping[str, NDArray[Any]]):
 
     def __getitem__(self, name: str) -> NDArray[Any]:
         """Return an array, read anew."""
-        return self._record[name].numpy()
+        array = self._record[name]
+        return array.view() if isinstance(array, DerivedArray) else array.numpy()
 
     def __iter__(self) -> Iterator[str]:
         """Return an iterator over the names."""
@@ -319,7 +347,7 @@ def derived(
         dtype = "uint16" if specs[name].dtype == "bfloat16" else specs[name].dtype
         arrays[name] = DerivedArray(dtype, specs[name].shape, make)
     for name, array in kept.items():
-        arrays[name] = DerivedArray(str(array.dtype), array.shape, array.copy)
+        arrays[name] = DerivedArray.of(array)
     return arrays
 
 
@@ -329,7 +357,7 @@ def views(arrays: Mapping[str, NDArray[Any]]) -> ArrayRecord:
     Args:
         arrays: Arrays by name, such as `tensor.numpy()` gives them; nobody changes them while the record is in use.
     """
-    return of_arrays((name, DerivedArray(str(array.dtype), array.shape, array.copy)) for name, array in arrays.items())
+    return of_arrays((name, DerivedArray.of(array)) for name, array in arrays.items())
 
 
 def of_arrays(arrays: Iterable[tuple[str, Array]]) -> ArrayRecord:

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from fedpress.client.state import stores
 from fedpress.compression import files
 from fedpress.compression.messages import records
+from fedpress.compression.tensors import array_file
 from fedpress.simulations.engines.client_grid import EngineError
 
 TEMPORARY = "fedpress-"
@@ -81,7 +82,7 @@ def write(folder: Path, client: int, state: RecordDict, *, durable: bool) -> Non
     temporary.replace(path)
 
 
-def _pieces(state: RecordDict) -> Iterator[bytes]:
+def _pieces(state: RecordDict) -> Iterator[bytes | memoryview]:
     light = RecordDict(
         {
             **state,
@@ -96,7 +97,8 @@ def _pieces(state: RecordDict) -> Iterator[bytes]:
     yield text
     for record in state.array_records.values():
         for array in record.values():
-            data = array.data
+            own = isinstance(array, records.DerivedArray) and array.stype == stores.STYPE
+            data = array_file.view(array.view()) if own else array.data
             yield len(data).to_bytes(8, "little")
             yield data
 

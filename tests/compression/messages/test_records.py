@@ -122,6 +122,19 @@ def test_a_derived_array_is_worth_one_that_holds_its_bytes() -> None:
     assert raw.data == values.tobytes() and raw != plain["weight"]
 
 
+def test_a_record_that_holds_an_array_as_it_is_gives_a_copy_or_a_view_that_nobody_can_change() -> None:
+    values = np.arange(6, dtype=np.float32).reshape(2, 3)
+    held = records.views({"weight": values})
+    assert held == records.from_numpy({"weight": values})
+    mine = held["weight"].numpy()
+    mine += 1  # the reader's own
+    np.testing.assert_array_equal(values, np.arange(6).reshape(2, 3))
+    seen = records.Arrays(held)["weight"]
+    assert np.shares_memory(seen, values) and values.flags.writeable
+    with pytest.raises(ValueError, match="read-only"):
+        seen += 1
+
+
 @given(
     st.lists(st.integers(0, 200_000), max_size=3),
     st.lists(st.integers(0, 200_000), max_size=3),

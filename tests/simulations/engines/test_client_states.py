@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
+from fedpress.client.state import stores
+from fedpress.compression.messages import records
 from fedpress.simulations.engines import client_states
 from fedpress.simulations.engines.client_grid import EngineError
 from fedpress.simulations.engines.inline import InlineGrid
@@ -23,6 +25,19 @@ STATE = RecordDict(
         ),
         "metrics": MetricRecord({"loss": 0.5}),
         "second": ArrayRecord({"weights": Array(np.ones(1, np.float64))}),
+        "own": records.of_arrays(
+            (str(number), records.DerivedArray.of(array, stores.STYPE))
+            for number, array in enumerate(
+                [
+                    np.arange(6, dtype=np.int32).reshape(2, 3),
+                    np.arange(6.0).reshape(2, 3).T,
+                    np.array(2.5, np.float16),
+                    np.zeros((0, 2), np.uint8),
+                    np.array([True, False]),
+                    np.arange(8, dtype=np.float32)[::-2],
+                ]
+            )
+        ),
     }
 )
 
