@@ -97,10 +97,16 @@ def _pieces(state: RecordDict) -> Iterator[bytes | memoryview]:
     yield text
     for record in state.array_records.values():
         for array in record.values():
-            own = isinstance(array, records.DerivedArray) and array.stype == stores.STYPE
-            data = array_file.view(array.view()) if own else array.data
+            data = _data(array)
             yield len(data).to_bytes(8, "little")
             yield data
+
+
+def _data(array: Array) -> bytes | memoryview:
+    """Return the bytes of an array, of one of fedpress's own without a copy of what is in memory."""
+    if isinstance(array, records.DerivedArray) and array.stype == stores.STYPE:
+        return array_file.view(array.view())
+    return array.data
 
 
 def _parsed(path: Path) -> RecordDict:
