@@ -83,10 +83,6 @@ class Work(Protocol):
     def examples(self, client: int) -> Examples:
         """Return the client's training examples."""
 
-    @property
-    def base(self) -> Path | None:
-        """This device's pretrained weights; None: it has none."""
-
     def downloads(self, client: int) -> Path:
         """Return the client's folder for downloaded students."""
 
@@ -259,9 +255,8 @@ def student(message: Message, context: Context) -> Message:
     chosen = context.node_config.get("download-folder")
     folder = Path(str(chosen)) if chosen else work.downloads(stores.client_index(context))
     path = receive.receive(data, sha256, folder)
-    return _metrics_reply(
-        task.evaluate(receive.load(path, work.task, work.base), work.task, work.task.data().test), message
-    )
+    base: Path | None = getattr(work, "base", None)  # this device's pretrained weights; work of others may have none
+    return _metrics_reply(task.evaluate(receive.load(path, work.task, base), work.task, work.task.data().test), message)
 
 
 def _metrics_reply(evaluation: Evaluation, message: Message) -> Message:

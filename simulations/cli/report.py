@@ -22,10 +22,10 @@ def report(
     ] = None,
     budget: Annotated[
         list[float] | None,
-        typer.Option(metavar="MB", min=0, help="Of several runs: accuracy by so many megabytes; may be given again."),
+        typer.Option(metavar="MB", help="Of several runs: accuracy by so many megabytes; may be given again."),
     ] = None,
     target: Annotated[
-        float | None, typer.Option(metavar="ACCURACY", min=0, max=1, help="Of several runs: cost to it, such as 0.6.")
+        float | None, typer.Option(metavar="ACCURACY", help="Of several runs: cost to it, such as 0.6.")
     ] = None,
     tensorboard: common.TensorboardOption = False,
 ) -> None:
@@ -65,6 +65,10 @@ def report(
             typer.echo(run_page.write(runs[0], out))
             written = run_page.write_figures(runs[0], figures) if figures else []
         else:
+            if any(not size > 0 for size in budget or ()):
+                common.leave("error: --budget: expected megabytes above 0", 2)
+            if target is not None and not 0 < target <= 1:
+                common.leave(f"error: --target {target:g}: expected an accuracy above 0 and up to 1, such as 0.6", 2)
             asked = comparison_page.Asked([1e6 * size for size in budget or ()], target)
             typer.echo(comparison_page.write(runs, out or Path("comparison.html"), asked))
             written = comparison_page.write_figures(runs, figures) if figures else []

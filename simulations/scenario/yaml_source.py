@@ -179,7 +179,14 @@ def read(text: str) -> dict[str, Any]:
     return {str(key): value for key, value in content.items()}
 
 
-_NAMED = {"task": "name", "encoder": "recipe", "sparsity": "method", "network": "profile"}
+_NAMED = {
+    "task": "name",
+    "base": "path",
+    "encoder": "recipe",
+    "sparsity": "method",
+    "students": "recipe",
+    "network": "profile",
+}
 """Sections that may be written as a bare name -> the key of that name."""
 
 

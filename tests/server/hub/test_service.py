@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from tests.apps import command_line
 from tests.apps.hub_process import HubProcess
 
 grpc = pytest.importorskip("grpc")
@@ -419,13 +420,14 @@ def test_what_cannot_be_started_says_why(place: Place, tmp_path: Path) -> None:
         ([store, "--insecure", "--tokens", tmp_path / "bad"], "line 1: expected a name and the SHA-256"),
         ([store, "--insecure", "--tokens", tmp_path / "no"], "cannot read the tokens"),
         ([store, "--insecure", "--listen", "9443"], "expected HOST:PORT"),
+    ):
+        told = command_line.invoke("hub", *arguments)
+        assert told.exit_code == 2 and said in told.stderr and "Traceback" not in told.stderr, (arguments, told.stderr)
+    for arguments, said in (
         ([store, "--insecure", "--listen", place.hub.address], "is the port taken"),
         ([store, "--insecure", "--listen", "127.0.0.1:0", "--metrics", place.hub.address], "--metrics"),
     ):
-        done = subprocess.run(
-            [sys.executable, "-m", "fedpress.simulations", "hub", *map(str, arguments)],
-            capture_output=True, text=True, timeout=30,
-        )  # fmt: skip
+        done = command_line.fedpress("hub", *arguments, cwd=tmp_path)
         assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr, (arguments, done)
 
 

@@ -31,3 +31,12 @@ def test_the_page_of_a_run_is_the_same_when_made_again(short_run: ShortRun, tmp_
     done = invoke("report", run)
     assert (done.exit_code, done.stdout) == (0, f"{run}/report.html\n")
     assert (run / "report.html").read_bytes() == (short_run.run / "report.html").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [("--budget", "0", "expected megabytes above 0"), ("--budget", "nan", "above 0"), ("--target", "60", "up to 1")],
+)
+def test_a_question_that_makes_no_sense_is_refused(option: str, value: str, said: str, tmp_path: Path) -> None:
+    told = invoke("report", tmp_path / "a", tmp_path / "b", option, value)
+    assert told.exit_code == 2 and said in told.stderr

@@ -106,6 +106,7 @@ def test_nodes_are_told_their_folders(tmp_path: Path) -> None:
         "data-folder": "/my data",
         "initial-weights": "/my init",
         "base-weights": "/my base",
+        "base-folder": str(tmp_path / "a folder" / "bases"),
         "tier": "phone",
         "workloads": "fedpress.simulations.runs.job:load",
         "partition-id": 3,

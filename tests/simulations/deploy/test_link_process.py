@@ -29,10 +29,12 @@ def test_this_machine_reaches_what_listens_everywhere(tmp_path: Path, listen: st
 def test_a_message_may_be_as_large_as_the_model_needs(tmp_path: Path) -> None:
     assert link(tmp_path).message_bytes() == LEAST_MESSAGE
     dense = 4 * LEAST_MESSAGE
-    forecast = {"models": [{"dense_up_bytes": 10}, {"dense_up_bytes": dense}]}
+    forecast = {"models": [{"request_bytes": 10}, {"request_bytes": dense}]}
     (tmp_path / run_app.FORECAST).write_text(json.dumps(forecast))
-    assert link(tmp_path).message_bytes() > dense
-    assert link(tmp_path, message_mib=3).message_bytes() == 3 << 20
+    assert link(tmp_path).message_bytes() == dense
+    assert link(tmp_path, message_mib=dense / 2**20 + 1).message_bytes() == dense + 2**20
+    with pytest.raises(settings.SettingsError, match="message_mib: 3; a reply of this model's clients may take"):
+        link(tmp_path, message_mib=3).message_bytes()
 
 
 def test_a_superlink_that_runs_elsewhere_is_not_started(tmp_path: Path) -> None:

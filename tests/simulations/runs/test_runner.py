@@ -210,7 +210,7 @@ def test_a_federated_transformer_gives_students_of_half_its_layers_and_of_anothe
     assert sorted({name.split(".")[1] for name in opened.manifest.shapes if name.startswith("blocks.")}) == ["0"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_client_models_teach_the_global_model_and_its_students(tmp_path: Path) -> None:
     few = ["clients=6", "sampling.clients_per_round=3", "workers=1", "rounds=2"]
     tiers = "students.tiers=[{name: phone, parameters: 0.03}]"
@@ -257,7 +257,7 @@ def test_a_frozen_backbone_and_constant_buffers_end_as_they_began(tmp_path: Path
     assert all(torch.equal(again.fresh_model().state_dict()[name], tensor) for name, tensor in after.items())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("downlink", ["{density: 0.2}", "null"])
 def test_what_patterns_select_is_trained_sent_and_billed_and_nothing_else(tmp_path: Path, downlink: str) -> None:
     dense = {}

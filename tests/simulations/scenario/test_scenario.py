@@ -344,3 +344,16 @@ def test_reading_scenarios_needs_no_torch():
 
 def test_folder_of_scenarios_is_packaged():
     assert Path(scenario.FOLDER, "digits.yaml").is_file()
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "chosen"),
+    [("students=small", "students.quantize.bits=3", "recipe"), ("encoder=stc", "encoder.feedback=none", "recipe"),
+     ("network=lte", "network.packet_loss=0.2", "profile"), ("sparsity=erk", "sparsity.every=4", "method")],
+)  # fmt: skip
+def test_a_section_by_its_name_alone_takes_keys_beside_it(name: str, key: str, chosen: str) -> None:
+    raw: dict[str, object] = {}
+    yaml_source.override(raw, name)
+    yaml_source.override(raw, key)
+    (section, value), (_, inner) = name.split("="), key.split("=")[0].split(".", 1)
+    assert raw[section][chosen] == value and inner.split(".")[0] in raw[section]
