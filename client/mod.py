@@ -192,7 +192,10 @@ class _OrderHandler:
         answer = Answer(order.ticket, order.version, tag=model.tag, lost_state=lost_state, tier=tier)
         try:
             after = {**buffers_after, **own, **measured}
-            buffers = buffer_codec.pack(after, layout, model.arrays) if layout.buffers else b""
+            buffers = b""
+            if layout.buffers:
+                packed, given = buffer_codec.pack(after, layout, model.arrays), model.buffers
+                buffers = buffer_codec.pack_changes(packed, buffer_codec.changes(packed, given, layout), layout)
             payload, _, encoder_state = self._encoder.encode(update, encoder_state, side_info, seed)
         except NonFiniteError as error:
             log(WARNING, "round %d: no update is sent: %s", order.round, error)

@@ -43,6 +43,11 @@ class ReceivedModel(NamedTuple):
         """The arrays by name, each read when it is asked for."""
         return records.Arrays(self.record)
 
+    @property
+    def buffers(self) -> bytes:
+        """All buffers, as `buffer_codec.pack` writes them."""
+        return self.replica.replica.buffers if self.replica else buffer_codec.pack(self.arrays, self.layout, None)
+
 
 class _OwnInitial(NamedTuple):
     """The initial model as a client has it by itself."""

@@ -72,6 +72,7 @@ class Memory(NamedTuple):
             meta |= {"version": str(replica.version), "grid": json.dumps(replica.grid.exponents)}
             if undo is not None:
                 arrays["undo.positions"], arrays["undo.values"] = undo.positions, undo.values
+                arrays["undo.buffers"] = _array(self.replica.undo_buffers)
                 meta["previous_version"] = str(self.replica.previous_version)
         return Stored(arrays, meta)
 
@@ -117,7 +118,7 @@ def _replica(arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, str]) -> Rep
     if "previous_version" not in meta:
         return ReplicaWithUndo(replica)
     undo = Sparse(arrays["undo.positions"], arrays["undo.values"], len(replica.integers))
-    return ReplicaWithUndo(replica, int(meta["previous_version"]), undo)
+    return ReplicaWithUndo(replica, int(meta["previous_version"]), undo, arrays["undo.buffers"].tobytes())
 
 
 def _layout(text: str) -> Layout:

@@ -11,7 +11,7 @@ from fedpress.compression.encoders import cafe
 from fedpress.compression.errors import FedpressError, PayloadError
 from fedpress.compression.messages import records
 from fedpress.compression.messages.orders import Download, Order
-from fedpress.compression.tensors import flatten
+from fedpress.compression.tensors import buffer_codec, flatten
 from fedpress.compression.tensors.layout import Layout
 from fedpress.compression.tensors.mask import Mask, MaskChange
 from fedpress.compression.tensors.replica import FixedPoint, Regrid, Replica, ReplicaError, unpack_regrids
@@ -80,12 +80,14 @@ class ReplicaWithUndo(NamedTuple):
     Attributes:
         replica: The held model.
         previous_version: The previous version, None where there is no step back.
-        undo: The delta back to it; the buffers of an old version are never needed.
+        undo: The delta back to it.
+        undo_buffers: Its buffers, as far as they differ (`buffer_codec.pack_changes`).
     """
 
     replica: Replica
     previous_version: int | None = None
     undo: Sparse | None = None
+    undo_buffers: bytes = b""
 
     @classmethod
     def between(cls, replica: Replica, previous: Replica, layout: Layout) -> "ReplicaWithUndo":
@@ -97,7 +99,9 @@ class ReplicaWithUndo(NamedTuple):
             layout: Layout of both.
         """
         undo = replica.delta_to(previous.integers, layout)
-        return cls(replica, previous.version, undo) if np.isfinite(undo.values).all() else cls(replica)
+        if not np.isfinite(undo.values).all():
+            return cls(replica)
+        return cls(replica, previous.version, undo, _buffers_back(replica.buffers, previous.buffers, layout))
 
     def remapped(self, change: MaskChange) -> "ReplicaWithUndo":
         """Return the model within another mask, from which there is no step back."""
@@ -128,8 +132,15 @@ class ReplicaWithUndo(NamedTuple):
         if self.replica.version == version:
             return self.replica
         if self.previous_version == version and self.undo is not None:
-            return self.replica.changed(self.undo, version, b"", layout)
+            buffers = buffer_codec.unpack_changes(self.undo_buffers, self.replica.buffers, layout)
+            return self.replica.changed(self.undo, version, buffers, layout)
         return None
+
+
+def _buffers_back(buffers: bytes, previous: bytes, layout: Layout) -> bytes:
+    """Return what leads from buffers back to those of the previous version."""
+    changed = buffer_codec.changes(previous, buffers, layout)
+    return buffer_codec.pack_changes(previous, changed, layout)
 
 
 def receive(
@@ -161,12 +172,13 @@ def receive(
         before = _base(order, download, held, regrids, content, layout, initial)
         if before is None:
             return None
+        buffers = buffer_codec.unpack_changes(download.buffers, before.buffers, layout)
         if not download.delta:
-            after = before._replace(version=order.version, buffers=download.buffers)
+            after = before._replace(version=order.version, buffers=buffers)
         else:
             delta = payloads.decode(download.delta, SideInfo(layout))
             moved = delta if held is not None and before is held.replica and isinstance(delta, Sparse) else None
-            after = before.changed(delta, order.version, download.buffers, layout, in_place=moved is not None)
+            after = before.changed(delta, order.version, buffers, layout, in_place=moved is not None)
             if download.base is not None and download.base < 0:
                 after = after._replace(grid=FixedPoint.unpack(download.origin, layout))
     except (PayloadError, ReplicaError) as error:
@@ -180,7 +192,7 @@ def receive(
     if moved is not None:
         back = np.flatnonzero(moved.values)
         undo = Sparse(moved.positions[back], -moved.values[back], layout.size)
-        return ReplicaWithUndo(after, before.version, undo)
+        return ReplicaWithUndo(after, before.version, undo, _buffers_back(after.buffers, before.buffers, layout))
     if before is held.replica and not download.delta:
         return held._replace(replica=after)
     previous = None if download.base is None else held.at(download.base, layout)
@@ -200,8 +212,10 @@ def _base(
     if download.base is None:
         grid = FixedPoint.unpack(download.origin, layout)
         _, arrays = records.only_arrays(content)
-        weights = flatten.flatten(records.Arrays(arrays), layout)
-        return Replica(order.version, grid, grid.integers(weights, layout))
+        named = records.Arrays(arrays)
+        weights = flatten.flatten(named, layout)
+        buffers = buffer_codec.pack(named, layout, None) if layout.buffers else b""
+        return Replica(order.version, grid, grid.integers(weights, layout), buffers)
     if download.base == 0 and download.origin:
         return None if initial is None else initial.regridded(regrids, layout)
     if download.base < 0:  # a snapshot is in units of its grid

@@ -42,7 +42,7 @@ class Download(NamedTuple):
     base: int | None  # version that the delta is added to; None: the model is there as an ArrayRecord
     delta: bytes = b""  # a payload; empty where base is the order's version already, or the arrays are exact
     origin: bytes = b""  # of a model anew: the tag of version 0, or the `FixedPoint` of a snapshot or of the arrays
-    buffers: bytes = b""  # of the order's version
+    buffers: bytes = b""  # of the order's version, as far as they differ (`buffer_codec.pack_changes`)
     grid: bytes = b""  # changes of the grid since the base (`pack_regrids`); empty for none
 
 
@@ -69,7 +69,7 @@ class Answer(NamedTuple):
     ticket: int
     version: int
     payload: bytes = b""
-    buffers: bytes = b""
+    buffers: bytes = b""  # as far as they differ from those of the order's version (`buffer_codec.pack_changes`)
     error: str = ""  # empty when `payload` counts
     tag: bytes = b""  # of the model that it holds, where clients hold one
     needs_model: bool = False  # the delta did not fit: the client asks for the model from its beginning

@@ -1,10 +1,14 @@
-"""Buffers (running means and variances, counters) <-> bytes, dense, in their own dtypes.
+"""Buffers (running means and variances, counters, constants) <-> bytes, in their own dtypes.
+
+`pack` writes all of them. In a message travel those alone that differ from what the receiver has (`pack_changes`): the
+fixed projections of an adapter, position tables and masks never do.
 
 Buffers that change are finite. One that a model comes with may hold infinity or NaN, such as a causal mask of -inf, as
 long as nobody changes these entries.
 """
 
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -15,6 +19,7 @@ from fedpress.compression import errors
 from fedpress.compression.tensors.layout import Layout, checked, names_a_variance
 
 NONE: Mapping[str, NDArray[Any]] = MappingProxyType({})
+_CHECKSUM_BYTES = 4
 
 
 def pack(arrays: Mapping[str, NDArray[Any]], layout: Layout, before: Mapping[str, NDArray[Any]] | None = NONE) -> bytes:
@@ -86,6 +91,91 @@ def unpack(data: bytes, layout: Layout, before: Mapping[str, NDArray[Any]] | Non
         arrays[spec.name] = array
         start = stop
     return arrays
+
+
+def changes(data: bytes, before: bytes, layout: Layout) -> list[bool]:
+    """Return for each buffer whether it differs in a bit.
+
+    Args:
+        data: Buffers as `pack` writes them.
+        before: The same buffers at another time, likewise.
+        layout: The layout of both.
+    """
+    return [data[place] != before[place] for place in _places(layout)]
+
+
+def pack_changes(data: bytes, changed: Sequence[bool], layout: Layout) -> bytes:
+    """Return buffers as a message holds them: a bit for each, a checksum of all, and the changed ones.
+
+    Args:
+        data: All buffers, as `pack` writes them.
+        changed: For each buffer, whether it is written; the receiver has the others.
+        layout: The layout of the buffers.
+
+    >>> from fedpress.compression.tensors.layout import TensorSpec
+    >>> layout = Layout((), (TensorSpec("count", (), "uint8"), TensorSpec("table", (9,), "uint8")))
+    >>> len(pack_changes(bytes(10), [True, False], layout))  # 1 + 4 + 1
+    6
+    """
+    if not layout.buffers:
+        return b""
+    flags = np.packbits(np.array(changed, np.bool_), bitorder="little").tobytes()
+    parts = [data[place] for place, written in zip(_places(layout), changed, strict=True) if written]
+    return b"".join([flags, zlib.crc32(data).to_bytes(_CHECKSUM_BYTES, "little"), *parts])
+
+
+def unpack_changes(data: bytes, before: bytes, layout: Layout) -> bytes:
+    """Return all buffers, as `pack` writes them, of a message and those that are here.
+
+    Law: unpack_changes(pack_changes(data, changes(data, before, layout), layout), before, layout) == data.
+
+    Args:
+        data: Bytes of any origin.
+        before: The buffers that the sender counts on, as `pack` writes them; empty: there are none here.
+        layout: The layout of the buffers.
+
+    Raises:
+        Truncated: `data` is shorter than its flags say.
+        LengthMismatch: `data` is longer than that.
+        UnknownFormat: A flag is of a buffer beyond the layout's.
+        ReferenceMismatch: A buffer is not in `data`, and there is none here.
+        ChecksumMismatch: The result is not what the sender had: damage, or the sender had other buffers before.
+    """
+    count = len(layout.buffers)
+    start = -(-count // 8) + _CHECKSUM_BYTES if count else 0
+    if len(data) < start:
+        raise errors.Truncated(f"{count} buffers take {start} bytes at least, got {len(data)}; another model?")
+    flags = np.unpackbits(np.frombuffer(data, np.uint8, -(-count // 8)), bitorder="little").astype(bool).tolist()
+    if any(flags[count:]):
+        raise errors.UnknownFormat(f"flags of more than {count} buffers; another model?")
+    places = list(_places(layout))
+    changed = [place for place, written in zip(places, flags, strict=False) if written]
+    expected = start + sum(place.stop - place.start for place in changed)
+    if len(data) != expected:
+        fault = errors.Truncated if len(data) < expected else errors.LengthMismatch
+        raise fault(f"{len(changed)} of {count} buffers take {expected} bytes, got {len(data)}; another model?")
+    size = places[-1].stop if places else 0
+    if len(changed) < count and len(before) != size:
+        raise errors.ReferenceMismatch(f"{count - len(changed)} of {count} buffers are not sent, and not here")
+    whole = bytearray(before or size)
+    for place in changed:
+        stop = start + place.stop - place.start
+        whole[place], start = data[start:stop], stop
+    if count and zlib.crc32(whole) != int.from_bytes(data[-(-count // 8) :][:_CHECKSUM_BYTES], "little"):
+        raise errors.ChecksumMismatch(
+            "the buffers are not those that the sender had: damaged on the way, or another mod has changed those that"
+            " the sender was given"
+        )
+    return before if before == whole else bytes(whole)  # one object for all that are alike
+
+
+def _places(layout: Layout) -> Iterator[slice]:
+    """Yield the place of each buffer in the bytes of all."""
+    start = 0
+    for spec in layout.buffers:
+        stop = start + spec.size * _dtype(spec.dtype).itemsize
+        yield slice(start, stop)
+        start = stop
 
 
 def _dtype(name: str) -> np.dtype[Any]:

@@ -86,7 +86,7 @@ def values(arrays: Mapping[str, NDArray[Any]], spec: TensorSpec) -> Vector:
 def _values(array: NDArray[Any], spec: TensorSpec) -> Vector:
     """Return the values of one parameter as float32, shape (size,)."""
     if spec.dtype == "bfloat16":
-        return (array.view(np.uint16).astype(np.uint32) << 16).view(np.float32).reshape(-1)
+        return from_bfloat16(array.view(np.uint16)).reshape(-1)
     with np.errstate(over="ignore"):  # refused by the encoder, with a better message
         return array.astype(np.float32, copy=False).reshape(-1)
 
@@ -139,7 +139,7 @@ def _array(part: Callable[[int, slice], Vector], number: int, layout: Layout) ->
         values[layout.mask.positions[start:stop] - layout.full.offsets[number]] = compact
         owned = True
     if spec.dtype == "bfloat16":
-        return _to_bfloat16(values.reshape(spec.shape))
+        return to_bfloat16(values.reshape(spec.shape))
     with np.errstate(over="ignore"):
         return values.reshape(spec.shape).astype(spec.dtype, copy=not owned)
 
@@ -203,7 +203,12 @@ def _check_names(arrays: Mapping[str, NDArray[Any]], layout: Layout) -> None:
         )
 
 
-def _to_bfloat16(values: Vector) -> NDArray[np.uint16]:
+def from_bfloat16(patterns: NDArray[np.uint16]) -> NDArray[np.float32]:
+    """Return the values of bfloat16 bit patterns."""
+    return (patterns.astype(np.uint32) << 16).view(np.float32)
+
+
+def to_bfloat16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
     """Return the bit patterns of the nearest bfloat16 values, ties to even; a NaN stays one."""
     bits = values.reshape(-1).view(np.uint32)
     nan = (bits & 0x7FFFFFFF) > 0x7F800000

@@ -100,6 +100,7 @@ class GlobalModel:
         self._names = tuple(named)
         self._average = Average(averaging) if averaging else None
         self._buffers = self._buffers_of(named)
+        self._packed: tuple[dict[str, NDArray[Any]], bytes] | None = None  # buffers, and the same as bytes
         self._frozen = flatten.frozen(named, self.layout)
         self.versions: Versions | None = None
         if downlink:
@@ -152,6 +153,15 @@ class GlobalModel:
     def buffers(self) -> Mapping[str, NDArray[Any]]:
         """The buffers by name."""
         return self._buffers
+
+    @property
+    def sent_buffers(self) -> bytes:
+        """The buffers that clients get with the newest version, as `buffer_codec.pack` writes them."""
+        if self.versions:
+            return self.versions.held.buffers
+        if self._packed is None or self._packed[0] is not self._buffers:
+            self._packed = self._buffers, self._packed_buffers()
+        return self._packed[1]
 
     def step(
         self,

@@ -27,7 +27,7 @@ from fedpress.compression.encoders.top_k import largest
 from fedpress.compression.errors import NonFiniteError
 from fedpress.compression.messages.orders import Download
 from fedpress.compression.settings import STRICT, Field, dataclass
-from fedpress.compression.tensors import flatten
+from fedpress.compression.tensors import buffer_codec, flatten
 from fedpress.compression.tensors.layout import Layout, Vector, is_finite
 from fedpress.compression.tensors.mask import Positions
 from fedpress.compression.tensors.replica import (
@@ -135,12 +135,14 @@ class VersionsState(NamedTuple):
         origin: tag of version 0; empty: it is sent to everybody.
         changes: changes by the version that they led to.
         regrids: changes of the grid since version 0, in their order.
+        buffers_since: for each buffer, the version in which it last changed.
     """
 
     held: Replica
     origin: bytes
     changes: dict[int, KeptChange]
     regrids: list[Regrid]
+    buffers_since: list[int]
 
 
 class Versions:
@@ -195,6 +197,7 @@ class Versions:
         self._initial: Replica | KeptReplica | None = first if downlink.agreed_initial else None
         self._origin = first.tag(0, frozen) if downlink.agreed_initial else b""
         self.held = first.within(layout.mask)
+        self._buffers_since = [0] * len(layout.buffers)  # version in which each last changed
         self.tag = self.held.tag(mask_version, frozen)
 
     def change_mask(self, layout: Layout, mask_version: int) -> None:
@@ -229,6 +232,9 @@ class Versions:
             moves = self._moves(self._missing(master, unless_arrived=True), settings)
         self._keep(layout.whole(moves.positions), moves.steps)  # before the held model is copied
         held = self.held
+        changed = buffer_codec.changes(buffers, held.buffers, layout)
+        since = zip(self._buffers_since, changed, strict=True)
+        self._buffers_since = [held.version + 1 if new else version for version, new in since]
         integers = held.integers.copy()
         integers[moves.positions] += moves.steps
         self._take(Replica(held.version + 1, held.grid, integers, buffers))
@@ -277,12 +283,18 @@ class Versions:
         """
         delta = None if whole else self.delta(base, agreed)
         if delta is None:
-            return Download(self.tag, None, self._rounding(), self.held.grid.pack(), self.held.buffers)
+            in_arrays = self._buffers(self.held.version)
+            return Download(self.tag, None, self._rounding(), self.held.grid.pack(), in_arrays)
         at_hand = base == 0 and self._first == 0
         origin = self._origin if delta.initial and not at_hand else b""
         if delta.base == FROM_NOTHING:
             origin = self.held.grid.pack()
-        return Download(self.tag, delta.base, delta.payload, origin, self.held.buffers, delta.grid)
+        return Download(self.tag, delta.base, delta.payload, origin, self._buffers(delta.base), delta.grid)
+
+    def _buffers(self, base: int) -> bytes:
+        """Return the buffers that have changed since a version; all of them in a snapshot."""
+        changed = [since > base for since in self._buffers_since]
+        return buffer_codec.pack_changes(self.held.buffers, changed, self._layout)
 
     def side_info(self, download: Download | None, version: int) -> SideInfo:
         """Return the side information of an update, the same that its client had.
@@ -316,7 +328,7 @@ class Versions:
 
     def state(self) -> VersionsState:
         """Return the newest version, the changes that are kept, and those of the grid."""
-        return VersionsState(self.held, self._origin, self._changes, self._regrids)
+        return VersionsState(self.held, self._origin, self._changes, self._regrids, self._buffers_since)
 
     def release(self) -> None:
         """Give back the memory of the newest version and the changes: `restore` must follow."""
@@ -348,7 +360,7 @@ class Versions:
                 )
             self._initial, self._origin = None, state.origin
         self._take(state.held)
-        self._changes, self._regrids = state.changes, state.regrids
+        self._changes, self._regrids, self._buffers_since = state.changes, state.regrids, state.buffers_since
 
     def _put_initial_aside(self) -> None:
         """Keep version 0 in memory of its own, as the held model is about to differ from it."""

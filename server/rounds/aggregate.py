@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedpress.compression import errors
-from fedpress.compression.tensors import buffer_codec
+from fedpress.compression.tensors import buffer_codec, flatten
 from fedpress.compression.tensors.layout import BLOCK, Layout, Vector
 from fedpress.compression.tensors.side_info import SideInfo
 from fedpress.compression.tensors.update import Sparse, Update
@@ -23,6 +23,7 @@ _PART = 4 * BLOCK
 _SCALE = -64
 """Exponent of the factor on sums of buffers: one of float64 may hold the largest number there is. The factor is a power
 of two, so it changes no bit of the mean."""
+_LARGEST_BFLOAT16 = (2 - 2.0**-7) * 2.0**127
 
 
 class _Addend(NamedTuple):
@@ -133,41 +134,68 @@ class Accumulator:
 
 
 class BufferMean:
-    """Weighted mean of floating buffers; integer and boolean ones take the maximum. All keep their type."""
+    """Weighted mean of floating buffers; integer and boolean ones take the maximum. All keep their type.
+
+    Law: an entry that all clients sent alike stays what it is, to the bit, whatever its type: a constant is never
+    moved by a rounding of the mean.
+
+    Args:
+        layout: layout of the model.
+    """
 
     def __init__(self, layout: Layout) -> None:
-        self._layout = layout
-        self._sums: dict[str, NDArray[Any]] = {}
+        self._brain_floats = {spec.name for spec in layout.buffers if spec.dtype == "bfloat16"}
+        self._sums: dict[str, NDArray[Any]] = {}  # in float64, of floating buffers
+        self._first: dict[str, NDArray[Any]] = {}  # of floating buffers the first ones, of others the maximum
+        self._alike: dict[str, NDArray[np.bool_]] = {}  # entries that all have sent alike
         self._weight = 0.0
 
     def add(self, buffers: Mapping[str, NDArray[Any]], weight: float) -> None:
         """Add one client's buffers.
 
         Args:
-            buffers: arrays by name, shaped as in the layout.
+            buffers: arrays by name, shaped as in the layout, bfloat16 as uint16 patterns.
             weight: weight of the client.
         """
         self._weight += weight
         for name, value in buffers.items():
-            if not np.issubdtype(value.dtype, np.floating):
-                held = self._sums.get(name)
-                self._sums[name] = value.copy() if held is None else np.maximum(held, value)
-            elif name in self._sums:
-                self._sums[name] += weight * np.ldexp(value.astype(np.float64), _SCALE)
+            first = self._first.get(name)
+            if not self._is_floating(name, value):
+                self._first[name] = value.copy() if first is None else np.maximum(first, value)
+                continue
+            wide = flatten.from_bfloat16(value) if name in self._brain_floats else value
+            scaled = weight * np.ldexp(wide.astype(np.float64), _SCALE)
+            if first is None:
+                self._first[name], self._sums[name] = value, scaled
+                self._alike[name] = np.ones(value.shape, np.bool_)
             else:
-                self._sums[name] = weight * np.ldexp(value.astype(np.float64), _SCALE)
+                self._sums[name] += scaled
+                self._alike[name] &= _bits(value) == _bits(first)
 
     def result(self, held: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Return the buffers after the round: the mean, or those of `held` that no client sent."""
         mean: dict[str, NDArray[Any]] = dict(held)
-        for name, value in self._sums.items():
+        for name, first in self._first.items():
             dtype = held[name].dtype
-            if np.issubdtype(dtype, np.floating):
-                scaled = value / self._weight
-                limit = np.ldexp(float(np.finfo(dtype).max), _SCALE)  # rounding may take a mean beyond it
-                value = np.ldexp(np.where(np.isfinite(scaled), np.clip(scaled, -limit, limit), scaled), -_SCALE)
-            mean[name] = value.astype(dtype)
+            if name not in self._sums:
+                mean[name] = first.astype(dtype)
+                continue
+            brain = name in self._brain_floats
+            scaled = self._sums[name] / self._weight
+            largest = _LARGEST_BFLOAT16 if brain else float(np.finfo(dtype).max)
+            limit = np.ldexp(largest, _SCALE)  # rounding may take a mean beyond it
+            value = np.ldexp(np.where(np.isfinite(scaled), np.clip(scaled, -limit, limit), scaled), -_SCALE)
+            rounded = flatten.to_bfloat16(value.astype(np.float32)) if brain else value.astype(dtype)
+            mean[name] = np.where(self._alike[name], first.astype(dtype, copy=False), rounded)
         return mean
+
+    def _is_floating(self, name: str, value: NDArray[Any]) -> bool:
+        return name in self._brain_floats or np.issubdtype(value.dtype, np.floating)
+
+
+def _bits(array: NDArray[Any]) -> NDArray[Any]:
+    """Return the bits of each entry as an unsigned integer."""
+    return array.view(f"u{array.dtype.itemsize}")
 
 
 class ReplyMean:

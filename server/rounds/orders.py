@@ -10,9 +10,11 @@ from typing import Any, NamedTuple
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.supercore import log
 
+from fedpress.compression.errors import PayloadError
 from fedpress.compression.messages import base_parts, orders, pieces, records
 from fedpress.compression.messages.base_parts import BaseSource
 from fedpress.compression.messages.orders import Download, Order
+from fedpress.compression.tensors import buffer_codec
 from fedpress.compression.tensors.layout import Layout
 from fedpress.server._flower import ErrorCode
 from fedpress.server.model.global_model import GlobalModel
@@ -30,6 +32,13 @@ SPARE_BYTES = 1 << 16
 """Added to that limit, for headers."""
 
 
+class OpenOrder(NamedTuple):
+    """What the answer to an order is checked and decoded by: not the model itself, which may be large."""
+
+    order: Order  # without mask, snapshot and grid
+    buffers: bytes  # all of the model in it, as `buffer_codec.pack` writes them: the answer has those that changed
+
+
 class Upload(NamedTuple):
     """A reply that fits its ticket; its payload is still to be decoded."""
 
@@ -37,7 +46,7 @@ class Upload(NamedTuple):
     ticket: int
     weight: float
     payload: bytes
-    buffers: bytes
+    buffers: bytes  # all of them, as `buffer_codec.pack` writes them
     content: RecordDict  # of the reply, beside the answer: metrics, and what else the app sends
     download: Download | None  # that the client trained from
     version: int  # of the model that it trained from
@@ -71,7 +80,7 @@ class Tickets:
     issued: int = 0
     secret: bytes = field(default_factory=lambda: secrets.token_bytes(16))
     claims: dict[int, int] = field(default_factory=dict)
-    open: dict[int, Order] = field(default_factory=dict)
+    open: dict[int, OpenOrder] = field(default_factory=dict)
     accepted: dict[int, int] = field(default_factory=dict)
     versions: dict[int, int] = field(default_factory=dict)
     masks: dict[int, int] = field(default_factory=dict)
@@ -175,7 +184,7 @@ class Orders:
         """
         tickets = self.tickets
         order = self._order(node, server_round, tickets.issue(node), model, vote=vote)
-        tickets.open[node] = _kept(order)
+        tickets.open[node] = OpenOrder(_kept(order), model.sent_buffers)
         return self._message(node, order, MessageType.TRAIN, config, model)
 
     def evaluate(self, node: int, server_round: int, config: Mapping[str, Any], model: GlobalModel) -> Message:
@@ -219,9 +228,9 @@ class Orders:
         """Return the open order of a node, or an order to evaluate, once more."""
         if kind == MessageType.EVALUATE:
             return self._order(node, server_round, 0, model, whole)
-        first = self.tickets.open[node]
+        first = self.tickets.open[node].order
         order = self._order(node, first.round, first.ticket, model, whole, VoteRequest(first.drop, first.grow))
-        self.tickets.open[node] = _kept(order)
+        self.tickets.open[node] = OpenOrder(_kept(order), model.sent_buffers)
         return order
 
     def with_base(
@@ -279,7 +288,7 @@ class Orders:
 
     def _upload(self, reply: Message, examples: Callable[[RecordDict], float], model: GlobalModel) -> Upload:
         node, tickets = reply.metadata.src_node_id, self.tickets
-        order = tickets.open.get(node)
+        open_order = tickets.open.get(node)
         if reply.has_error():
             silent = reply.error.code in NO_ANSWER
             raise _RefusedReply("unreachable" if silent else "error", records.reason_of(reply))
@@ -303,8 +312,10 @@ class Orders:
             if answer.answered:
                 tickets.follow(node, answer.answered)
             raise _RefusedReply("client error", answer.error)
-        if order is None or answer.ticket != order.ticket:
-            raise _RefusedReply("wrong ticket", f"ticket {answer.ticket}, open: {order and order.ticket}")
+        if open_order is None or answer.ticket != open_order.order.ticket:
+            known_ticket = open_order and open_order.order.ticket
+            raise _RefusedReply("wrong ticket", f"ticket {answer.ticket}, open: {known_ticket}")
+        order = open_order.order
         if answer.version != order.version:
             raise _RefusedReply("wrong version", f"version {answer.version}, sent: {order.version}")
         if order.download and answer.tag != order.download.tag:
@@ -326,6 +337,10 @@ class Orders:
         ):
             if len(data) > MOST_BYTES * entries + SPARE_BYTES:
                 raise _RefusedReply("undecodable", f"{name} of {len(data)} bytes, for {entries} entries")
+        try:
+            buffers = buffer_codec.unpack_changes(answer.buffers, open_order.buffers, model.layout)
+        except PayloadError as error:
+            raise _RefusedReply("undecodable", f"{type(error).__name__}: {error}") from None
         if answer.lost_state:
             log(WARNING, "node %d has lost its residual of earlier updates", node)
         if answer.tier:
@@ -333,7 +348,7 @@ class Orders:
         del tickets.open[node]  # so that a repeated answer is refused
         others = RecordDict({name: record for name, record in content.items() if name != orders.ANSWER})
         return Upload(
-            node, answer.ticket, weight, answer.payload, answer.buffers, others, order.download, order.version,
+            node, answer.ticket, weight, answer.payload, buffers, others, order.download, order.version,
             model.version - order.version, answer.lost_state, answer.vote,
         )  # fmt: skip
 
@@ -423,7 +438,7 @@ class Orders:
 
 
 def _kept(order: Order) -> Order:
-    """Return what the answer to an order is checked and decoded by: not the model itself, which may be large."""
+    """Return an order as an `OpenOrder` holds it."""
     download, mask = order.download, None if order.mask is None else b""
     if download is not None:
         of_version = download.base is not None and download.base >= 0

@@ -18,7 +18,6 @@ from fedpress.compression.models.inputs import Batch
 from fedpress.compression.models.outputs import fitted
 from fedpress.compression.models.reproducible import evaluating, reproducible
 from fedpress.compression.models.task import IGNORED, Task, usable
-from fedpress.compression.tensors.layout import names_a_buffer
 from fedpress.simulations.runs import check_texts as texts
 from fedpress.simulations.runs.check_texts import CheckError
 from fedpress.simulations.runs.workload import Workload
@@ -124,13 +123,6 @@ def trained(workload: Workload, model: nn.Module) -> Iterator[str]:
         yield f"trainable: {texts.some(names, 'parameter')}, {layout.size:,} of {whole:,} numbers"
         if not layout.frozen:
             yield "trainable: the patterns match every parameter, so nothing is frozen"
-    constants = [spec for spec in layout.buffers if not names_a_buffer(spec.name)]
-    if (entries := sum(spec.size for spec in constants)) > layout.size:
-        yield (
-            f"{texts.some([spec.name for spec in constants], 'buffer')} of {entries:,} numbers, more than the"
-            f" {layout.size:,} that are trained, in every message whole. Constants that each instance makes for itself"
-            " are register_buffer(..., persistent=False); of peft's VeRA: save_projection=False"
-        )
     if settings.optimizer != "sgd" and settings.rate > HIGH_RATE:
         yield (
             f"training.learning_rate: {settings.rate:g} is a rate for sgd; {settings.optimizer} takes 0.0001 to 0.01 as"

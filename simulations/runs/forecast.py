@@ -21,7 +21,7 @@ from fedpress.compression.messages import orders, pieces, records
 from fedpress.compression.messages.orders import Answer
 from fedpress.compression.models import inputs as model_inputs
 from fedpress.compression.tensors import buffer_codec
-from fedpress.compression.tensors.layout import Layout, Vector
+from fedpress.compression.tensors.layout import Layout, Vector, names_a_buffer
 from fedpress.compression.tensors.side_info import SideInfo
 from fedpress.server.checkpoint import checkpoint_folder
 from fedpress.server.checkpoint.state import Packed
@@ -159,11 +159,18 @@ def _model(name: str, work: Workload, federation: Federation, clients: int) -> M
     generator = np.random.default_rng(seeds.derive("forecast", work.scenario.seed))
     payload, residual = _encoded(work, _noise(layout.size, generator), layout)
     buffers = buffer_codec.pack(named, layout, None) if layout.buffers else b""
-    answer = Answer(1, 0, payload=payload, buffers=buffers, tag=b"12345678", tier=name)
+    changing = [names_a_buffer(spec.name) for spec in layout.buffers]  # statistics and counters; others are constants
+    answer = Answer(
+        1, 0, payload=payload, buffers=buffer_codec.pack_changes(buffers, changing, layout), tag=b"12345678", tier=name
+    )
     metrics = MetricRecord({"num-examples": 100, "train-loss": 1.0})
     reply = RecordDict({orders.ANSWER: orders.write_answer(answer), "metrics": metrics})
     up = records.content_size(records.folded(reply))
-    model.step(_noise(layout.size, generator), dict(model.buffers))
+    moved = {
+        name: np.asarray(array + array.dtype.type(1)) if names_a_buffer(name) else array
+        for name, array in model.buffers.items()
+    }
+    model.step(_noise(layout.size, generator), moved)
     writer.tickets.versions[1] = model.version - 1
     writer.tickets.bases[1] = bool(layout.frozen)
     down = records.content_size(writer.train(1, 2, ConfigRecord(), model).content)

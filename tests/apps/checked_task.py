@@ -45,8 +45,6 @@ class Block(nn.Module):
             self.norm = nn.BatchNorm1d(8, track_running_stats=False)
         if kind == "mask":
             self.register_buffer("mask", torch.tensor([0.0, float("-inf"), 0.0]))
-        if kind == "constants":
-            self.register_buffer("projection", torch.ones(10, 10))
         if kind == "shared":
             self.again = nn.Parameter(self.body.weight.data.t())
         if kind == "packed":  # columns of one matrix, none of them twice

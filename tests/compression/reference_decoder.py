@@ -556,16 +556,34 @@ DTYPES = {
 }  # fmt: skip
 
 
-def decode_buffers(data: bytes, buffers: Sequence[Tensor]) -> list[list[float]]:
-    """Return the entries of each buffer, or raise `Refused`."""
+def decode_buffers(data: bytes, buffers: Sequence[Tensor], before: Sequence[bytes] | None) -> list[list[float]]:
+    """Return the entries of each buffer, or raise `Refused`; `before` has the bytes of each that is here already."""
     formats = [f"<{tensor.size}{DTYPES[tensor.dtype]}" for tensor in buffers]
-    due = sum(struct.calcsize(format) for format in formats)
+    flag_bytes = (len(buffers) + 7) // 8
+    start = flag_bytes + 4 if buffers else 0
+    check(len(data) >= start, "Truncated")
+    flags = int.from_bytes(data[:flag_bytes], "little")
+    check(flags >> len(buffers) == 0, "UnknownFormat")
+    written = [bool(flags >> number & 1) for number in range(len(buffers))]
+    due = start + sum(struct.calcsize(format) for format, sent in zip(formats, written, strict=True) if sent)
     check(len(data) >= due, "Truncated")
     check(len(data) == due, "LengthMismatch")
+    check(all(written) or before is not None, "ReferenceMismatch")
+    parts = []
+    for number, format in enumerate(formats):
+        stop = start + struct.calcsize(format)
+        if written[number]:
+            parts.append(data[start:stop])
+            start = stop
+        elif before is not None:
+            parts.append(before[number])
+    check(
+        not buffers or zlib.crc32(b"".join(parts)) == int.from_bytes(data[flag_bytes:][:4], "little"),
+        "ChecksumMismatch",
+    )
     found = []
-    for tensor, format in zip(buffers, formats, strict=True):
-        entries = list(struct.unpack_from(format, data))
-        data = data[struct.calcsize(format) :]
+    for tensor, format, part in zip(buffers, formats, parts, strict=True):
+        entries = list(struct.unpack(format, part))
         if tensor.dtype == "bfloat16":
             entries = [struct.unpack("<f", struct.pack("<I", entry << 16))[0] for entry in entries]
         check(all(math.isfinite(entry) for entry in entries), "NonFiniteValues")

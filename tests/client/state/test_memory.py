@@ -81,7 +81,7 @@ def test_a_part_that_is_malformed_is_refused(key: str) -> None:
         Memory.of(stored()._replace(meta={**stored().meta, key: "x"}))
 
 
-@pytest.mark.parametrize("name", ["undo.positions", "undo.values", "buffers"])
+@pytest.mark.parametrize("name", ["undo.positions", "undo.values", "undo.buffers", "buffers"])
 def test_an_array_that_is_missing_is_named(name: str) -> None:
     arrays = {other: array for other, array in stored().arrays.items() if other != name}
     with pytest.raises(StateError, match=name):

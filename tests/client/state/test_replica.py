@@ -83,6 +83,39 @@ def test_the_server_that_does_not_know_of_the_last_step_sends_a_delta_from_the_v
     np.testing.assert_array_equal(held.replica.integers, versions.held.integers)
 
 
+WITH_BUFFERS = Layout(
+    LAYOUT.parameters, (TensorSpec("table", (500,), "float32"), TensorSpec("n.running_mean", (2,), "float32"))
+)
+ROUNDS = st.lists(st.tuples(st.integers(0, 3), st.sampled_from(["known", "lost", "absent"])), min_size=1, max_size=8)
+
+
+@given(ROUNDS)
+def test_buffers_come_when_they_have_changed_and_go_back_with_the_step(rounds: list[tuple[int, str]]) -> None:
+    table = np.arange(500, dtype="<f4").tobytes()
+    buffers = table + bytes(8)
+    versions = Versions(START, buffers, WITH_BUFFERS, Downlink(0.1))
+    arrays = {"table": np.frombuffer(table, np.float32), "n.running_mean": np.zeros(2, np.float32)}
+    content = RecordDict({"arrays": records.from_numpy(flatten.unflatten(START, LAYOUT) | arrays)})
+    download = versions.download(None)
+    held = replicas.receive(order(0), download, None, content, WITH_BUFFERS)
+    assert held is not None and held.replica.buffers == buffers and len(download.buffers) == 5  # they are in the arrays
+    known = 0  # version that the server knows of
+    for statistic, fate in rounds:
+        buffers = table + np.array([statistic, 0], "<f4").tobytes()
+        versions.advance(versions.held.floats(WITH_BUFFERS) + np.float32(0.1), buffers)
+        if fate == "absent":
+            continue
+        before, download = held.replica, versions.download(known)
+        held = replicas.receive(order(versions.held.version), download, held, NO_CONTENT, WITH_BUFFERS)
+        assert held is not None and held.replica.buffers == buffers
+        assert download.base is None or download.base < 0 or len(download.buffers) in (5, 13)
+        back = held.at(before.version, WITH_BUFFERS)
+        assert back is None or (back.buffers, back.version) == (before.buffers, before.version)
+        known = held.replica.version if fate == "known" else known
+        if fate == "lost":  # the next one may start from the same version as this one
+            known = known if held.previous_version == known else held.replica.version
+
+
 def grown(versions: Versions, factor: float) -> None:
     """Make a version on another grid: master is held times a factor."""
     grid = versions.held.grid

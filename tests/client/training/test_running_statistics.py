@@ -104,7 +104,11 @@ def test_the_mod_sends_the_statistics_of_the_received_model(monkeypatch: pytest.
         order = orders.Order("test", ticket, round=ticket, mask_version=0, version=ticket - 1, accepted=ticket - 1)
         content = {"arrays": records.from_numpy(held), "config": ConfigRecord(dict(orders.write_order(order)))}
         reply = applied(Message(RecordDict(content), dst_node_id=1, message_type="train"), here, training)
-        sent = buffer_codec.unpack(orders.read_answer(reply.content).buffers, Layout.of(model))
+        layout = Layout.of(model)
+        given = buffer_codec.pack(held, layout)
+        sent = buffer_codec.unpack(
+            buffer_codec.unpack_changes(orders.read_answer(reply.content).buffers, given, layout), layout
+        )
         assert sent["1.running_mean"] == pytest.approx([10.0])  # the mean of 5 * 1 and 5 * 3
     assert seen == [5.0, 5.0]
 

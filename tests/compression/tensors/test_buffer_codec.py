@@ -94,3 +94,54 @@ def test_any_bytes_of_the_right_length_are_read_or_refused(data: bytes) -> None:
         return
     assert buffer_codec.unpack(buffer_codec.pack(arrays, BUFFERS), BUFFERS).keys() == arrays.keys()
     assert buffer_codec.pack(arrays, BUFFERS)[:20] == data[:20]  # of the last three any byte but 0 is true
+
+
+@st.composite
+def two_versions(draw: st.DrawFn) -> tuple[Layout, bytes, bytes]:
+    """Buffers before and after, as bytes of any kind: NaN, -0 and all."""
+    dtypes = ["bool", "int8", "int64", "float16", "bfloat16", "float32", "float64"]
+    shapes = st.sampled_from([(), (0,), (1,), (2, 3)])
+    specs = tuple(
+        TensorSpec(str(number), draw(shapes), dtype)
+        for number, dtype in enumerate(draw(st.lists(st.sampled_from(dtypes), max_size=20)))
+    )
+    before, after = [], []
+    for spec in specs:
+        size = spec.size * np.dtype(spec.dtype.replace("bfloat16", "uint16")).itemsize
+        before.append(draw(st.binary(min_size=size, max_size=size)))
+        after.append(draw(st.sampled_from([before[-1], bytes(size), b"\xff" * size])))
+    return Layout((), specs), b"".join(before), b"".join(after)
+
+
+@given(two_versions())
+def test_what_has_not_changed_costs_a_bit_and_comes_back(case: tuple[Layout, bytes, bytes]) -> None:
+    layout, before, after = case
+    changed = buffer_codec.changes(after, before, layout)
+    data = buffer_codec.pack_changes(after, changed, layout)
+    assert buffer_codec.unpack_changes(data, before, layout) == after
+    count, sent = len(layout.buffers), buffer_codec.pack_changes(after, [True] * len(changed), layout)
+    assert buffer_codec.unpack_changes(sent, b"", layout) == after  # by one that has none
+    if after == before:
+        assert len(data) == (-(-count // 8) + 4 if count else 0)
+        assert buffer_codec.unpack_changes(data, before, layout) is before
+
+
+def test_buffers_of_a_message_that_do_not_fit_are_refused() -> None:
+    before = buffer_codec.pack(buffers(), BUFFERS)
+    after = buffer_codec.pack(buffers() | {"seen": np.array([False, False, True])}, BUFFERS)
+    data = buffer_codec.pack_changes(after, buffer_codec.changes(after, before, BUFFERS), BUFFERS)
+    assert data.hex(" ", 1)[:2] == "08" and len(data) == 1 + 4 + 3
+    for damaged, held, fault in (
+        (data[:4], before, errors.Truncated),
+        (data[:-1], before, errors.Truncated),
+        (b"", before, errors.Truncated),
+        (data + b"\0", before, errors.LengthMismatch),
+        (b"\x28" + data[1:], before, errors.UnknownFormat),
+        (data[:-1] + b"\0", before, errors.ChecksumMismatch),
+        (data, after[:3] + b"\1" + after[4:], errors.ChecksumMismatch),  # of another version
+        (data, b"", errors.ReferenceMismatch),
+    ):
+        with pytest.raises(fault):
+            buffer_codec.unpack_changes(damaged, held, BUFFERS)
+    with pytest.raises(errors.LengthMismatch):
+        buffer_codec.unpack_changes(b"\0", b"", Layout(()))

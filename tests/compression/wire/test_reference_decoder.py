@@ -360,21 +360,32 @@ def test_damaged_payloads(case: tuple[bytes, SideInfo]) -> None:
     laws.held(*case)
 
 
-@given(st.binary(max_size=70), st.booleans())
-def test_buffers(data: bytes, fits: bool) -> None:
+@given(
+    st.binary(max_size=70), st.sets(st.integers(0, 13)), st.sampled_from(["any", "length", "checksum"]), st.booleans()
+)
+def test_buffers(data: bytes, written: set[int], fits: str, new: bool) -> None:
     names = ["bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"]
     names += ["float16", "bfloat16", "float32", "float64"]
     specs = [TensorSpec(f"{dtype}.running_var", (1,), dtype) for dtype in names] + [TensorSpec("x", (2, 2), "float32")]
     layout = Layout((), tuple(specs))
-    data = data.ljust(59, b"\x01")[:59] if fits else data
+    sizes = [spec.size * np.dtype(spec.dtype.replace("bfloat16", "uint16")).itemsize for spec in specs]
+    before = [b"\x01" * size for size in sizes]
+    if fits != "any":
+        due = sum(size for number, size in enumerate(sizes) if number in written)
+        data = data.ljust(due, b"\x01")[:due]
+        rest = iter(np.split(np.frombuffer(data, np.uint8), np.cumsum([sizes[number] for number in sorted(written)])))
+        whole = b"".join(next(rest).tobytes() if number in written else before[number] for number in range(len(sizes)))
+        checksum = zlib.crc32(whole) if fits == "checksum" else 0
+        data = sum(1 << number for number in written).to_bytes(2, "little") + struct.pack("<I", checksum) + data
     try:
-        expected = reference.decode_buffers(data, laws.tensors(specs))
+        expected = reference.decode_buffers(data, laws.tensors(specs), None if new else before)
     except reference.Refused as refused:
         with pytest.raises(getattr(errors, str(refused))):
-            buffer_codec.unpack(data, layout)
+            buffer_codec.unpack(buffer_codec.unpack_changes(data, b"" if new else b"".join(before), layout), layout)
         return
+    dense = buffer_codec.unpack_changes(data, b"" if new else b"".join(before), layout)
     for spec, entries in zip(specs, expected, strict=True):
-        array = buffer_codec.unpack(data, layout)[spec.name]
+        array = buffer_codec.unpack(dense, layout)[spec.name]
         if spec.dtype == "bfloat16":
             array = (array.astype(np.uint32) << 16).view(np.float32)
         assert array.ravel().tolist() == entries

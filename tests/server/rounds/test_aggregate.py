@@ -84,6 +84,30 @@ def test_buffers_keep_their_kinds() -> None:
     assert BufferMean(layout).result(held)["count"] == 9  # nobody sent any: what was held stays
 
 
+@given(
+    st.sampled_from(["float16", "bfloat16", "float32", "float64", "int64", "uint8"]),
+    st.binary(min_size=24, max_size=24),
+    st.lists(st.floats(1e-9, 1e9), min_size=1, max_size=9),
+)
+def test_what_all_clients_have_alike_stays_to_the_bit(dtype: str, data: bytes, weights: list[float]) -> None:
+    values = np.frombuffer(data, "uint16" if dtype == "bfloat16" else dtype)  # NaN, infinity, -0 and subnormal ones too
+    total = BufferMean(Layout((), (TensorSpec("constant", values.shape, dtype),)))
+    for number, weight in enumerate(weights):
+        value = values.copy()
+        if number:
+            value[0] += 1  # one entry moves at some
+        total.add({"constant": value}, weight)
+    mean = total.result({"constant": np.zeros_like(values)})["constant"]
+    assert mean.dtype == values.dtype and mean[1:].tobytes() == values[1:].tobytes()
+
+
+def test_bfloat16_buffers_are_averaged_as_numbers() -> None:
+    total = BufferMean(Layout((), (TensorSpec("mean", (2,), "bfloat16"),)))
+    total.add({"mean": np.array([0x3F80, 0xBF80], np.uint16)}, 1)  # 1, -1
+    total.add({"mean": np.array([0x4040, 0xC040], np.uint16)}, 1)  # 3, -3
+    assert total.result({"mean": np.zeros(2, np.uint16)})["mean"].tolist() == [0x4000, 0xC000]
+
+
 @pytest.mark.parametrize("entries", [100, 60_000, 200_000])
 def test_what_waits_to_be_added_has_the_bits_of_one_sum_in_float64(entries: int) -> None:
     size, random = 700_001, np.random.default_rng(entries)  # of few entries and many, within and beyond what may wait

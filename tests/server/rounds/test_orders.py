@@ -13,6 +13,8 @@ from fedpress.compression.messages import orders as wire
 from fedpress.compression.messages import records
 from fedpress.compression.messages.orders import Answer, Order
 from fedpress.compression.models.pruning import dynamic_sparsity
+from fedpress.compression.tensors import buffer_codec
+from fedpress.compression.tensors.layout import Layout
 from fedpress.server.model import optimizers
 from fedpress.server.model.global_model import GlobalModel
 from fedpress.server.model.mask_schedules import VoteRequest
@@ -57,6 +59,27 @@ def verified(orders: Orders, reply: Message, made: GlobalModel, most: int | None
 
 def order_of(message: Message) -> Order:
     return wire.read_order(message.content)
+
+
+@pytest.mark.parametrize("downlink", [None, Downlink(0.1)])
+def test_buffers_that_a_late_reply_leaves_out_are_those_it_trained_from(downlink: Downlink | None) -> None:
+    arrays = {"weight": np.linspace(-1, 1, 400), "n.running_mean": np.ones(2), "table": np.arange(9)}
+    arrays = {name: array.astype(np.float32) for name, array in arrays.items()}
+    layout = Layout.of_arrays(arrays, buffers=["table"])
+    made, orders = GlobalModel(records.from_numpy(arrays), layout, optimizers.sgd(), downlink), fresh()
+    first = orders.train(NODE, 1, {}, made)
+    made.step(np.zeros(400, np.float32), {**made.buffers, "n.running_mean": np.full(2, 5, np.float32)})
+    before = buffer_codec.pack(arrays, layout)
+    upload = verified(orders, reply_to(first, buffers=buffer_codec.pack_changes(before, [False, False], layout)), made)
+    assert upload is not None and (upload.buffers, upload.staleness) == (before, 1)
+    second, after = orders.train(NODE, 2, {}, made), buffer_codec.pack(dict(made.buffers), layout)
+    assert made.sent_buffers == after
+    if downlink:  # what has changed since, and nothing else
+        assert order_of(second).download.buffers == buffer_codec.pack_changes(  # type: ignore[union-attr]
+            after, [True, False], layout
+        )
+    bad = buffer_codec.pack_changes(before, [False, False], layout)  # of another version
+    assert verified(orders, reply_to(second, buffers=bad), made) is None
 
 
 def test_an_order_names_the_last_upload_that_was_accepted() -> None:

@@ -60,7 +60,6 @@ def test_a_model_that_cannot_be_trained_is_an_error(folder: Path, changes: list[
         (["training.optimizer=adamw"], None),
         (["training={optimizer: adamw, precision: float16, learning_rate: 0.5}"], "0.5 is a rate for sgd"),
         (["training.optimizer=muon"], "Muon steps nothing, as no matrix is hidden; AdamW steps 4 other parameters"),
-        (["task.model=constants"], "1 buffer (projection) of 100 numbers, more than the 83 that are trained"),
         (["task.model=norm", "clients=40"], "40 clients (0, 1, 2, 3, 4, ...) with one example: there layer 'norm'"),
     ],
 )  # fmt: skip
