@@ -251,7 +251,9 @@ class MaskedLink(Link):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("downlink", [None, Downlink(0.2)], ids=["whole", "deltas"])
+@pytest.mark.parametrize(
+    "downlink", [pytest.param(None, marks=pytest.mark.long, id="whole"), pytest.param(Downlink(0.2), id="deltas")]
+)
 @pytest.mark.parametrize("name", ENCODERS)
 def test_nothing_is_lost_but_what_is_counted_while_the_mask_changes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, downlink: Downlink | None
@@ -394,6 +396,7 @@ class Marked(Link):
             self.since[node] = self.TOUCHED * self.trained
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2])
 def test_clients_that_lose_their_state_count_nothing_twice_and_lose_nothing_else(tmp_path: Path, seed: int) -> None:
@@ -488,7 +491,9 @@ class TimedLink(Link):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("downlink", [None, Downlink(0.2)], ids=["whole", "deltas"])
+@pytest.mark.parametrize(
+    "downlink", [pytest.param(None, marks=pytest.mark.long, id="whole"), pytest.param(Downlink(0.2), id="deltas")]
+)
 @pytest.mark.parametrize("name", ENCODERS)
 def test_nothing_is_lost_with_a_buffer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, downlink: Downlink | None

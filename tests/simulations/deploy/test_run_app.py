@@ -25,6 +25,7 @@ def test_an_app_of_the_users_own_is_run_where_it_is(tmp_path: Path) -> None:
     assert written(tmp_path, [], app=str(tmp_path)) == (tmp_path, 0)
 
 
+@pytest.mark.long
 def test_a_scenario_that_cannot_be_run_is_an_error_before_anything_starts(tmp_path: Path) -> None:
     said: list[str] = []
     with pytest.raises(ServiceError, match="the scenario cannot be run: .*matches no parameter"):

@@ -189,6 +189,7 @@ def test_a_folder_that_is_not_empty_is_refused(tmp_path: Path) -> None:
     assert (tmp_path / "precious").read_text() == "data"
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_federated_transformer_gives_students_of_half_its_layers_and_of_another_kind(tmp_path):
     tiers = "[{name: phone, parameters: 0.6, layers: 0.5}, {name: watch, parameters: 0.3, student: mlp}]"

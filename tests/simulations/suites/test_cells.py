@@ -45,6 +45,7 @@ def test_a_run_of_other_code_counts_only_if_asked_for_and_the_newest_first(tmp_p
         assert found is not None and found.accuracy == 0.1
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_what_is_finished_is_not_run_and_a_cell_that_fails_stops_no_other(tmp_path: Path, cell: suite.Cell) -> None:
     store = CellStore(tmp_path)
