@@ -64,7 +64,8 @@ class DerivedArray(Array):
             array: Values that nobody changes while the record is in use.
             stype: As of the class.
         """
-        return cls(str(array.dtype), tuple(array.shape), array.copy, stype, array)
+        held = np.asarray(array)  # of one entry it may be a scalar, which has no flags
+        return cls(str(held.dtype), tuple(held.shape), held.copy, stype, held)
 
     @property
     def data(self) -> bytes:  # type: ignore[override]  # of a field of a dataclass

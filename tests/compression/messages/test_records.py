@@ -201,3 +201,12 @@ def test_beyond_what_protobuf_holds(tmp_path: Path) -> None:
     with (tmp_path / "message").open("rb") as file:
         again = records.content_from(file).array_records["arrays"]["embedding.weight"]
     assert again.shape == shape and len(again.data) == size and not any(again.data[:: 1 << 20])
+
+
+@pytest.mark.parametrize("value", [np.float32(1.5), np.int64(3), np.array(2.0), np.zeros((0, 3))])
+def test_an_array_as_it_is_may_have_one_entry_or_none(value: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> None:
+    """Counters of batches and learned scales are scalars of numpy in what some libraries return."""
+    held = records.DerivedArray.of(value)
+    assert not held.view().flags.writeable and held.numpy().flags.writeable
+    np.testing.assert_array_equal(held.view(), value)
+    assert held.shape == np.shape(value) and len(held.data) > 0
