@@ -164,7 +164,8 @@ class BufferMean:
                 self._first[name] = value.copy() if first is None else np.maximum(first, value)
                 continue
             wide = flatten.from_bfloat16(value) if name in self._brain_floats else value
-            scaled = weight * np.ldexp(wide.astype(np.float64), _SCALE)
+            with np.errstate(invalid="ignore"):  # of NaN, whatever its bits
+                scaled = weight * np.ldexp(wide.astype(np.float64), _SCALE)
             if first is None:
                 self._first[name], self._sums[name] = value, scaled
                 self._alike[name] = np.ones(value.shape, np.bool_)
