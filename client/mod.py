@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import numpy as np
-from flwr.app import ArrayRecord, Context, Message, RecordDict
+from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp.typing import ClientAppCallable, Mod
 from flwr.supercore import log
 from numpy.typing import NDArray
@@ -174,19 +174,21 @@ class _OrderHandler:
             return reply
         try:
             trained_key, trained_record = records.only_arrays(reply.content)
-            trained = _InDtypesOf(layout, records.Arrays(trained_record))
+            given = dict(trained_record)  # the application may keep the record, or have it from the message
+            del trained_record
+            trained = _InDtypesOf(layout, records.Arrays(given))
             _check_frozen(trained, model.arrays, layout)
             buffers_after = {spec.name: checked(trained, spec) for spec in layout.buffers}
             own = running_statistics.of_training(model.arrays, trained, layout)
             for alias, _ in layout.tied:  # of the size of what they are an alias of, and not read
-                trained_record.pop(alias, None)
+                given.pop(alias, None)
             reply.content.pop(trained_key, None)
-            update = flatten.difference(trained, layout, records.Arrays(start), _given_back(trained_record))
+            update = flatten.difference(trained, layout, records.Arrays(start), _given_back(given))
         except (orders.MessageError, LayoutError) as error:
             return self._refused(f"the app's answer to `train` is not the model that it was sent, trained: {error}")
         if start is not model.record:  # it is made of the encoder's state, which is overwritten
             self._message.content.pop(model.record_key, None)
-        del start, trained, trained_record
+        del start, trained, given
         side_info = replicas.side_info(order, layout)
         seed = seeds.derive(order.federation, order.round, stores.client_index(self._context), "encode")
         answer = Answer(order.ticket, order.version, tag=model.tag, lost_state=lost_state, tier=tier)
@@ -194,8 +196,9 @@ class _OrderHandler:
             after = {**buffers_after, **own, **measured}
             buffers = b""
             if layout.buffers:
-                packed, given = buffer_codec.pack(after, layout, model.arrays), model.buffers
-                buffers = buffer_codec.pack_changes(packed, buffer_codec.changes(packed, given, layout), layout)
+                packed = buffer_codec.pack(after, layout, model.arrays)
+                changed = buffer_codec.changes(packed, model.buffers, layout)
+                buffers = buffer_codec.pack_changes(packed, changed, layout)
             payload, _, encoder_state = self._encoder.encode(update, encoder_state, side_info, seed)
         except NonFiniteError as error:
             log(WARNING, "round %d: no update is sent: %s", order.round, error)
@@ -395,14 +398,13 @@ class _OrderHandler:
         self._store.save(memory.stored())
 
 
-def _given_back(record: ArrayRecord) -> Callable[[str], None]:
-    """Return a function that removes an array from a record, and gives its memory back to the system now and then."""
+def _given_back(arrays: dict[str, Array]) -> Callable[[str], None]:
+    """Return a function that removes one of the arrays, and gives its memory back to the system now and then."""
     freed = 0
 
     def give_back(name: str) -> None:
         nonlocal freed
-        freed += math.prod(record[name].shape) * 4
-        del record[name]
+        freed += math.prod(arrays.pop(name).shape) * 4
         if freed >= _TRIMMED:
             free_memory.trim()
             freed = 0

@@ -27,6 +27,8 @@ Initial: TypeAlias = Callable[[Context], Mapping[str, NDArray[Any]] | None]
 LayoutOf: TypeAlias = Layout | Callable[[Context], Layout] | None
 """The layout of a model, or a function of the Context that returns it; None: the names of the arrays decide."""
 
+_SAME_LAYOUT = "give compress(..., layout=Layout.of(model)) and SparseFed(layout=...) the same, or neither"
+
 
 class ReceivedModel(NamedTuple):
     """The model of an order, as the application gets it."""
@@ -174,6 +176,8 @@ class Receiver:
         first = own.version_0.within(layout.mask) if own and offered else None
         held = replicas.receive(order, download, held, content, layout, first, digest)
         if held is None:
+            if self._layout is None and download.base is None:
+                raise LayoutError(f"the model that came whole does not fit a layout guessed by names: {_SAME_LAYOUT}")
             if own and offered:  # what is received is proved by its own tag, so that this one is hashed only now
                 own.warn_unless(download.origin, digest)
             return None
@@ -188,6 +192,10 @@ class Receiver:
         """
         memory, order = self._memory, self._order
         if not layout.frozen:
+            if order.frozen:  # an application that was handed the rest alone would go on with others in their place
+                raise LayoutError(
+                    f"the server has parameters that are not trained, and this client none: {_SAME_LAYOUT}"
+                )
             return _Frozen({}, {})
         kept = memory.frozen if memory and memory.layout.frozen == layout.frozen else {}
         if order.frozen and kept and flatten.digest(kept, layout) == order.frozen:

@@ -25,7 +25,7 @@ from fedpress.compression.messages.orders import LEAST_PIECE, MessageError
 
 LIMIT = 1 << 24
 """Bytes of an entry that stays whole, and of a piece of one that does not."""
-_MARK = "/pieces"
+_MARK = "/fedpress.pieces"
 """Follows the name of an entry that is in pieces."""
 _PREFIX = "fedpress.piece/"
 _DATA = "piece"

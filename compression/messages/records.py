@@ -106,10 +106,10 @@ class Arrays(Mapping[str, NDArray[Any]]):
     One that the record holds as it is (`DerivedArray.of`) is not copied, and read-only.
 
     Args:
-        record: The record.
+        record: The record, or its arrays by name.
     """
 
-    def __init__(self, record: ArrayRecord) -> None:
+    def __init__(self, record: Mapping[str, Array]) -> None:
         self._record = record
 
     def __getitem__(self, name: str) -> NDArray[Any]:

@@ -419,3 +419,37 @@ def test_a_tier_that_cannot_be_read_is_found_out_before_training(tmp_path: Path)
 
     with pytest.raises(FedpressError, match="cannot read .*nowhere"):
         applied(order_message(1, 0, zeros()), context(probe=str(tmp_path / "nowhere")), never)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_an_application_may_keep_what_it_gets_and_what_it_gives(name: str) -> None:
+    """A stateful app puts both records into its context, or holds them in a variable: they stay what they were."""
+    here, kept = context(), []
+
+    def application(message: Message, context: Context) -> Message:
+        received = message.content["arrays"]
+        reply = trained_reply(message, np.arange(48, dtype=np.float32))
+        given = reply.content["weights"]
+        context.state["received"], context.state["given"] = received, given
+        kept.extend((record, records.to_numpy(record)) for record in (received, given))
+        return reply
+
+    client = mod.compress(ENCODERS[name]())
+    for ticket in (1, 2, 3):
+        assert not orders.read_answer(
+            client(order_message(ticket, ticket - 1, zeros()), here, application).content
+        ).error
+        for record, values_then in kept:
+            assert {key: array.tolist() for key, array in records.to_numpy(record).items()} == {
+                key: array.tolist() for key, array in values_then.items()
+            }
+        assert records.to_numpy(here.state["given"])["b"].tolist() == kept[-1][1]["b"].tolist()
+
+
+def test_an_application_may_return_the_very_record_that_it_got() -> None:
+    def application(message: Message, _: Context) -> Message:
+        metrics = MetricRecord({"num-examples": 3})
+        return Message(RecordDict({"arrays": message.content["arrays"], "metrics": metrics}), reply_to=message)
+
+    client = mod.compress(ENCODERS["residual"]())
+    assert not orders.read_answer(client(order_message(1, 0, zeros()), context(), application).content).error

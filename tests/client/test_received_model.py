@@ -246,3 +246,16 @@ def test_running_statistics_of_a_frozen_layer_that_training_moves_are_left_out_a
     assert not answer.error and not answer.buffers
     np.testing.assert_array_equal(payloads.decode(answer.payload, SideInfo(layout)).dense(), np.ones(6))
     assert "training has moved 1 running statistics of frozen layers, such as 'backbone.bn.running_mean'" in caplog.text
+
+
+@pytest.mark.parametrize("downlink", [True, False])
+def test_a_client_without_the_layout_that_the_server_has_says_so(downlink: bool) -> None:
+    """Never is an application handed the trained part alone, with whatever it has in place of the frozen one."""
+    server, seen = Server(downlink=downlink), []
+    client = mod.compress(residual())
+    order = server.orders.train(1, 1, {}, server.model)
+    if downlink:  # whole, as for who could not use the delta
+        order = server.orders.from_the_beginning(1, 1, "train", {}, server.model)
+        order = server.orders.from_the_beginning(1, 1, "train", {}, server.model)
+    answer = orders.read_answer(client(order, context(), recording(seen)).content)
+    assert "the same, or neither" in answer.error and not seen
