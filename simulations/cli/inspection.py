@@ -125,7 +125,7 @@ def _bundle(opened: Bundle, signature: str) -> Inspection:
         ("parameters", f"{manifest.parameters:,}"),
         ("size", size(opened.size)),
         ("weights", _weights(opened)),
-        *([("onnx", f"{size(len(opened.onnx))}, to run with ONNX Runtime")] if opened.onnx else []),
+        *([("onnx", f"{size(len(opened.onnx))}, `fedpress run` puts the weights in")] if opened.onnx else []),
         *([("architecture", manifest.architecture)] if manifest.architecture else []),
         *([("base", _base(manifest.base))] if manifest.base else []),
         ("sha256", opened.sha256),

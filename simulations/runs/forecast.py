@@ -133,12 +133,8 @@ def of(job: Job, checked: Checked, *, keep_payloads: bool = False) -> Forecast:
         run_down_bytes=scenario.rounds * down + first,
         checkpoint_bytes=kept,
         states_bytes=client_states,
-        disk_bytes=kept
-        + checkpoint
-        + client_states
-        + payloads
-        + weights
-        + ledger,  # a checkpoint is written beside the old
+        # A checkpoint is written beside the old one.
+        disk_bytes=kept + checkpoint + client_states + payloads + weights + ledger,
         memory_bytes=scenario.worker_count * (WORKER_BYTES + 2 * data + COPIES * weights + moments),
         notes=list(checked.notes),
     )

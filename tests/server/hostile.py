@@ -17,7 +17,8 @@ NAMES = TEXTS | st.sampled_from(
     [
         "ticket", "version", "update", "buffers", "vote", "tag", "tier", "error", "answered", "needs-model",
         "lost-state", "metric.metrics.num-examples", "metric.metrics.staleness-max", "metric.metrics.fedpress.replies",
-        "needs-base", "base-bytes", "update/pieces", "/pieces", "piece", "metric.fedpress.a", "metric..",
+        "needs-base", "base-bytes", "update/fedpress.pieces",
+        "/fedpress.pieces", "piece", "metric.fedpress.a", "metric..",
         "num-examples", "replies", "fedpress.staleness-max", "accuracy", "mask",
     ]
 )  # fmt: skip

@@ -88,16 +88,16 @@ def of_another_kind(cut: RecordDict, keys: list[str]) -> None:
 
 
 def unmarked(cut: RecordDict, keys: list[str]) -> None:
-    del cut.config_records[orders.ANSWER]["update/pieces"]
+    del cut.config_records[orders.ANSWER]["update/fedpress.pieces"]
 
 
 def marked_by_a_number(cut: RecordDict, keys: list[str]) -> None:
-    cut.config_records[orders.ANSWER]["update/pieces"] = 4
+    cut.config_records[orders.ANSWER]["update/fedpress.pieces"] = 4
 
 
 def marked_with_too_many(cut: RecordDict, keys: list[str]) -> None:
     record = cut.config_records[orders.ANSWER]
-    record["update/pieces"] = b"\xff\xff\xff\xff" + bytes(40)
+    record["update/fedpress.pieces"] = b"\xff\xff\xff\xff" + bytes(40)
 
 
 FAULTS = [
