@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Sequence
-from typing import Any, get_args
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
@@ -39,6 +39,13 @@ def explain(error: ValidationError, model: type) -> list[str]:
     return list(lines)
 
 
+def _allowed(annotation: Any) -> list[str]:
+    """Return the words that a Literal, alone or in a union, allows."""
+    if get_origin(annotation) is Literal:
+        return [str(word) for word in get_args(annotation)]
+    return [word for part in get_args(annotation) for word in _allowed(part)]
+
+
 def _text(item: Any, keys: list[str | int], model: type) -> str:
     kind, given, context = item["type"], item["input"], item.get("ctx", {})
     if kind == "missing":
@@ -50,7 +57,7 @@ def _text(item: Any, keys: list[str | int], model: type) -> str:
         return f"unknown key (value given: {_shown(given)}); {_nearest_key(keys, model)}"
     if kind == "literal_error":
         field = _field(keys, model)
-        return f"got {_shown(given)}, expected {suggest.choices(map(str, get_args(field.annotation)), given)}"
+        return f"got {_shown(given)}, expected {suggest.choices(_allowed(field.annotation), given)}"
     if kind in ("model_type", "dict_type", "model_attributes_type", "dataclass_type"):
         known = ", ".join(settings.fields(_section(keys, model)))
         return f"got {_shown(given)}, expected a section with the keys {known}"

@@ -170,6 +170,7 @@ def test_json_and_yaml_give_the_scenario_back(rounds, density, alpha, kind, numb
         ("rounds.x=3", "rounds is the value"),
         ("students.tiers.7.name=x", "students.tiers is a list of 2; expected an index from 0, got '7'"),
         ("rounds", "expected key=value"),
+        ("students=transformr", "students.recipe: got 'transformr', expected small, accurate, auto, transformer"),
         ("rounds=[1", "override 'rounds=[1': not YAML"),
     ],
 )
